@@ -1,0 +1,181 @@
+# Builds, tests and installs brant for users of its C interface. Rust users
+# need nothing but cargo. `make help` lists the targets.
+#
+# Cargo builds the crate once, in release, and every other target works with
+# that. The shared library that is shipped is not cargo's: it is linked here from
+# the static library, because only then does the linker accept a version script
+# (rustc passes one of its own), so that brant_* symbols alone leave it, each with
+# a version. What comes from C goes to target/c; the programs a user runs, to build.
+
+SHELL   := /bin/bash
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+OBJCOPY ?= objcopy
+INSTALL ?= install
+PREFIX  ?= /usr/local
+INCLUDEDIR ?= $(PREFIX)/include
+LIBDIR  ?= $(PREFIX)/lib
+DEMO_FLAGS ?=
+
+# rustup puts cargo where a fresh login shell, but not always make, finds it.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SONAME  := libbrant.so.$(firstword $(subst ., ,$(VERSION)))
+CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)/release
+C       := target/c
+MAP     := src/capi/brant.map
+# What rustc names for --print native-static-libs on Linux with glibc.
+PRIVATE := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+
+WARN    := -Wall -Wextra
+C_FLAGS  = -std=gnu11 $(WARN) -Iinclude -Iexamples/minivmm -MMD -MP $(CPPFLAGS) $(CFLAGS)
+
+MINIVMM_SOURCES := $(wildcard examples/minivmm/*.c)
+MINIVMM_OBJECTS := $(MINIVMM_SOURCES:examples/%.c=$(C)/%.o)
+ifneq ($(wildcard examples/minivmm/guest/guest.c),)
+MINIVMM_OBJECTS += $(C)/minivmm/guest/blob.o
+endif
+# The machine alone, which knows nothing of migration, as an archive: a test
+# takes from it what it uses.
+MACHINE_OBJECTS := $(filter %/machine.o %/kvm.o %/process.o %/digest.o %/blob.o,$(MINIVMM_OBJECTS))
+MACHINE := $(C)/libmachine.a
+MINIVMM := $(if $(wildcard examples/minivmm/main.c),build/minivmm)
+
+TEST_SOURCES  := $(wildcard c-tests/*.c)
+TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all lib pc examples c-tests demo test deps header map install uninstall clean help FORCE
+.DEFAULT_GOAL := all
+
+## all: the libraries, brant.pc and the examples
+all: lib pc examples
+
+## lib: libbrant.a and the shared library with versioned symbols, in target/c
+lib: $(C)/libbrant.a $(C)/libbrant.so
+
+## pc: brant.pc for PREFIX, in target/c
+pc: $(C)/brant.pc
+
+## examples: the example VMM, build/minivmm
+examples: $(MINIVMM)
+
+## demo: migrate a running guest between two example VMMs (DEMO_FLAGS go to it)
+demo: build/minivmm
+	build/minivmm demo $(DEMO_FLAGS)
+
+## test: everything that CI runs; the last line counts passed, failed, skipped
+test: | deps
+	@scripts/test
+
+## c-tests: build the C test programs, in target/c/tests
+c-tests: $(TEST_PROGRAMS)
+
+## deps: check for the tools needed (root on Debian: install the missing ones)
+deps: $(C)/deps.stamp
+
+$(C)/deps.stamp: scripts/deps Cargo.toml
+	@scripts/deps
+	@mkdir -p $(@D) && touch $@
+
+## header: regenerate include/brant.h from src/capi
+header: | deps
+	@scripts/header
+
+## map: append functions that are new in include/brant.h to the version map
+map: | deps
+	@scripts/map
+
+# --- the crate ---------------------------------------------------------------
+# Cargo decides whether there is anything to do; make looks at the time of the
+# file afterwards, so nothing is relinked when it did not change.
+$(CARGO_OUT)/libbrant.a: FORCE | deps
+	cargo build --release --locked
+
+$(C)/libbrant.a: $(CARGO_OUT)/libbrant.a
+	@mkdir -p $(@D)
+	cp -p $< $@.new && mv $@.new $@
+
+$(C)/libbrant.so.$(VERSION): $(C)/libbrant.a $(MAP)
+	$(CC) -shared -o $@ -Wl,--whole-archive $< -Wl,--no-whole-archive \
+	    -Wl,--gc-sections -Wl,--version-script=$(MAP) -Wl,--no-undefined-version \
+	    -Wl,-soname,$(SONAME) -Wl,-z,defs,-z,relro,-z,now,-z,noexecstack \
+	    $(LDFLAGS) -Wl,--as-needed $(PRIVATE)
+
+$(C)/$(SONAME): $(C)/libbrant.so.$(VERSION)
+	ln -sf $(<F) $@
+
+$(C)/libbrant.so: $(C)/$(SONAME)
+	ln -sf $(<F) $@
+
+$(C)/brant.pc: brant.pc.in FORCE
+	@mkdir -p $(@D)
+	@sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' -e 's|@PRIVATE@|$(PRIVATE)|' \
+	    -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${exec_prefix}/%,$(LIBDIR))|' \
+	    -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|' $< > $@
+
+# --- the example VMM ---------------------------------------------------------
+$(C)/minivmm/%.o: examples/minivmm/%.c | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -c $< -o $@
+
+# The guest program is freestanding; its image goes into the VMM as bytes.
+GUEST_FLAGS := -std=gnu11 -O2 $(WARN) -Werror -ffreestanding -fno-stack-protector \
+    -fcf-protection=none -mno-red-zone -mgeneral-regs-only -fno-pic \
+    -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns
+
+$(C)/minivmm/guest/guest.elf: examples/minivmm/guest/guest.c examples/minivmm/guest/guest.ld | deps
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_FLAGS) -MMD -MP -MF $(@D)/guest.d -MT $@ -nostdlib -static -no-pie \
+	    -Wl,--build-id=none -Wl,-T,examples/minivmm/guest/guest.ld -o $@ $<
+
+%/guest.bin: %/guest.elf
+	$(OBJCOPY) -O binary $< $@
+
+$(C)/minivmm/guest/blob.o: examples/minivmm/guest/blob.S $(C)/minivmm/guest/guest.bin
+	$(CC) -c -Wa,-I,$(@D) $< -o $@
+
+build/minivmm: $(MINIVMM_OBJECTS) $(C)/libbrant.so
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(MINIVMM_OBJECTS) -L$(C) -lbrant -lpthread \
+	    '-Wl,-rpath,$$ORIGIN/../$(C)'
+
+# --- the C tests -------------------------------------------------------------
+$(MACHINE): $(MACHINE_OBJECTS)
+	@mkdir -p $(@D)
+	rm -f $@ && $(AR) rcs $@ $^
+
+$(C)/tests/%: c-tests/%.c $(MACHINE) $(C)/libbrant.so | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
+	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
+
+# --- installing --------------------------------------------------------------
+## install: install to DESTDIR + PREFIX (/usr/local)
+install: lib pc
+	$(INSTALL) -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+	$(INSTALL) -m 644 include/brant.h '$(DESTDIR)$(INCLUDEDIR)/brant.h'
+	$(INSTALL) -m 644 $(C)/libbrant.a '$(DESTDIR)$(LIBDIR)/libbrant.a'
+	$(INSTALL) -m 755 $(C)/libbrant.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/libbrant.so.$(VERSION)'
+	ln -sf libbrant.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
+	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libbrant.so'
+	$(INSTALL) -m 644 $(C)/brant.pc '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc'
+
+## uninstall: remove what install put there
+uninstall:
+	rm -f '$(DESTDIR)$(INCLUDEDIR)/brant.h' '$(DESTDIR)$(LIBDIR)/libbrant.a' \
+	    '$(DESTDIR)$(LIBDIR)/libbrant.so.$(VERSION)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
+	    '$(DESTDIR)$(LIBDIR)/libbrant.so' '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc'
+
+## clean: remove everything that was built
+clean:
+	rm -rf build $(C)
+	cargo clean
+
+## help: this list
+help:
+	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 12
+
+-include $(wildcard $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)

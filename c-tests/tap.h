@@ -1,0 +1,167 @@
+/*
+ * What a C test needs to keep its promises and say so: numbered "ok" and "not
+ * ok" lines (TAP), a plan, skips with a reason, and a time limit. Included
+ * once by each program in c-tests; it knows nothing of brant.
+ *
+ *     int main(void)
+ *     {
+ *         plan(2);
+ *         ok(1 + 1 == 2, "numbers add up");
+ *         if (!machine)
+ *             skip("there is no /dev/kvm", "a guest runs");
+ *         else
+ *             ok(run(machine) == 0, "a guest runs");
+ *         return done();
+ *     }
+ *
+ * ok(condition, promise...)   one promise; the condition's value is returned
+ * equal(found, expected, promise...)   the same, with both numbers when it fails
+ * skip(reason, promise...)    the promise could not be tried here
+ * skip_all(reason)            none of them could: instead of plan(), ends the program
+ * note(...)                   a comment, shown when the program fails
+ * bail(...)                   nothing more can be tried: ends the program, failed
+ * plan(n)                     first; done() last: `return done();`
+ *
+ * A program that runs longer than 120 s is killed, with all processes it
+ * started. One that needs more says so in a comment of its source, on a line
+ * of its own, in these words and in seconds: time limit: 300 s
+ * plan() sets an alarm too, so that a program started by hand ends as well;
+ * TAP_SECONDS in the environment changes it, 0 turns it off (for a debugger).
+ *
+ * All of it may be called from any thread, but not after fork() in the child.
+ */
+#ifndef TAP_H
+#define TAP_H
+
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static struct {
+    pthread_mutex_t lock;
+    int planned, run, failed;
+} tap_state = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* One whole line, at once: a test that dies later has still said this. */
+__attribute__((format(printf, 3, 0), unused)) static void
+tap_line(const char *verdict, const char *reason, const char *format, va_list args)
+{
+    char promise[512];
+
+    vsnprintf(promise, sizeof promise, format, args);
+    printf("%s %d - %s", verdict, tap_state.run, promise);
+    if (reason)
+        printf(" # SKIP %s", reason);
+    printf("\n");
+    fflush(stdout);
+}
+
+__attribute__((unused)) static void plan(int promises)
+{
+    const char *seconds = getenv("TAP_SECONDS");
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    tap_state.planned = promises;
+    printf("1..%d\n", promises);
+    fflush(stdout);
+    alarm(seconds ? (unsigned)atoi(seconds) : 120);
+}
+
+__attribute__((format(printf, 4, 5), unused)) static bool
+tap_ok(bool condition, const char *file, int line, const char *format, ...)
+{
+    va_list args;
+
+    pthread_mutex_lock(&tap_state.lock);
+    tap_state.run++;
+    va_start(args, format);
+    tap_line(condition ? "ok" : "not ok", NULL, format, args);
+    va_end(args);
+    if (!condition) {
+        tap_state.failed++;
+        printf("# at %s:%d\n", file, line);
+        fflush(stdout);
+    }
+    pthread_mutex_unlock(&tap_state.lock);
+    return condition;
+}
+
+#define ok(condition, ...) tap_ok((condition), __FILE__, __LINE__, __VA_ARGS__)
+
+__attribute__((format(printf, 1, 2), unused)) static void note(const char *format, ...)
+{
+    va_list args;
+
+    pthread_mutex_lock(&tap_state.lock);
+    printf("# ");
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+    fflush(stdout);
+    pthread_mutex_unlock(&tap_state.lock);
+}
+
+static inline bool tap_equal(long long found, long long expected, bool promised)
+{
+    if (!promised)
+        note("found %lld (0x%llx), expected %lld (0x%llx)", found,
+             (unsigned long long)found, expected, (unsigned long long)expected);
+    return promised;
+}
+
+/* Both are evaluated once, as long long. */
+#define equal(found, expected, ...)                                                     \
+    __extension__({                                                                     \
+        long long tap_found = (long long)(found);                                       \
+        long long tap_expected = (long long)(expected);                                 \
+        tap_equal(tap_found, tap_expected, ok(tap_found == tap_expected, __VA_ARGS__)); \
+    })
+
+__attribute__((format(printf, 2, 3), unused)) static void
+skip(const char *reason, const char *format, ...)
+{
+    va_list args;
+
+    pthread_mutex_lock(&tap_state.lock);
+    tap_state.run++;
+    va_start(args, format);
+    tap_line("ok", reason, format, args);
+    va_end(args);
+    pthread_mutex_unlock(&tap_state.lock);
+}
+
+__attribute__((noreturn, unused)) static void skip_all(const char *reason)
+{
+    printf("1..0 # SKIP %s\n", reason);
+    fflush(stdout);
+    exit(0);
+}
+
+__attribute__((format(printf, 1, 2), noreturn, unused)) static void
+bail(const char *format, ...)
+{
+    va_list args;
+
+    printf("Bail out! ");
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+    fflush(stdout);
+    /* Not exit(): other threads may be anywhere. */
+    _exit(255);
+}
+
+/* 0 if every promise was kept, for main() to return. */
+__attribute__((unused)) static int done(void)
+{
+    if (tap_state.run != tap_state.planned)
+        note("%d promises planned, %d tried", tap_state.planned, tap_state.run);
+    return tap_state.failed || tap_state.run != tap_state.planned;
+}
+
+#endif

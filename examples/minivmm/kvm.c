@@ -1,0 +1,599 @@
+/*
+ * The KVM backend: VM, memory slots, vCPUs, the run loop, and the saving and loading of vCPU state. x86-64, no
+ * in-kernel interrupt controller, no interrupts at all: the guest computes and asks (guest.c).
+ *
+ * The guest starts in 64-bit mode at privilege level 3 and never executes an instruction at level 0, nor in
+ * any earlier mode: KVM_SET_SREGS puts the vCPU there, on page tables that are ready in guest memory. All segment
+ * state is what the processor itself would hold there, since VMX checks it at every entry (Intel SDM vol. 3, "Checks
+ * on Guest Segment Registers"): accessed code and data segments of level 3, a busy 64-bit TSS in TR, no LDT. The
+ * two ports are open to level 3 by the TSS's I/O bitmap and not by IOPL 3: a KVM that runs level 3 natively under a
+ * hypervisor of its own (KVM-PVM) loses IOPL at the first entry. There is no IDT: any exception is a triple fault, which KVM reports as KVM_EXIT_SHUTDOWN.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/* <linux/kvm.h> of older systems lacks these two. */
+#ifndef KVM_EXIT_DIRTY_RING_FULL
+#define KVM_EXIT_DIRTY_RING_FULL 31
+#endif
+#ifndef KVM_CAP_XSAVE2
+#define KVM_CAP_XSAVE2 208
+#define KVM_GET_XSAVE2 _IOR(KVMIO, 0xcf, struct kvm_xsave)
+#endif
+
+#define CPUID_MAX 256
+
+extern const unsigned char mv_guest_image[], mv_guest_image_end[];
+
+/* ---- VM and slots ---------------------------------------------------------------------------------------------- */
+
+static int open_kvm(char *why, size_t why_len)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC), version;
+
+	if (fd < 0) {
+		snprintf(why, why_len, "cannot open /dev/kvm: %s", strerror(errno));
+		return -1;
+	}
+	version = ioctl(fd, KVM_GET_API_VERSION, 0);
+	if (version == KVM_API_VERSION && ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) > 0)
+		return fd;
+	snprintf(why, why_len, "/dev/kvm has API version %d (12 is needed) or lacks KVM_CAP_IMMEDIATE_EXIT", version);
+	close(fd);
+	return -1;
+}
+
+int mv_kvm_available(char *why, size_t why_len)
+{
+	int fd = open_kvm(why, why_len), vm;
+
+	if (fd < 0)
+		return -1;
+	vm = ioctl(fd, KVM_CREATE_VM, 0);
+	if (vm < 0)
+		snprintf(why, why_len, "KVM_CREATE_VM: %s", strerror(errno));
+	else
+		close(vm);
+	close(fd);
+	return vm < 0 ? -1 : 0;
+}
+
+/* Everything KVM supports here. A VMM that migrates between unlike hosts offers the common part instead. */
+static int set_cpuid(struct mv_vcpu *v, struct kvm_cpuid2 *cpuid)
+{
+	return ioctl(v->fd, KVM_SET_CPUID2, cpuid) < 0 ? mvi_error(v->m, "KVM_SET_CPUID2: %s", strerror(errno)) : 0;
+}
+
+static int create_vcpu(struct mv_vcpu *v, struct kvm_cpuid2 *cpuid)
+{
+	struct mv_machine *m = v->m;
+	int bytes = ioctl(m->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	void *run;
+
+	v->fd = ioctl(m->vm_fd, KVM_CREATE_VCPU, (unsigned long)v->index);
+	if (v->fd < 0)
+		return mvi_error(m, "KVM_CREATE_VCPU %u: %s", v->index, strerror(errno));
+	if (bytes < (int)sizeof *v->run)
+		return mvi_error(m, "KVM_GET_VCPU_MMAP_SIZE: %d", bytes);
+	run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
+	if (run == MAP_FAILED)
+		return mvi_error(m, "cannot map the state of vCPU %u: %s", v->index, strerror(errno));
+	v->run = run;
+	v->run_bytes = (size_t)bytes;
+	return set_cpuid(v, cpuid);
+}
+
+static int create(struct mv_machine *m)
+{
+	const struct mv_hooks *hooks = &m->config.hooks;
+	struct kvm_cpuid2 *cpuid;
+	int status = 0;
+
+	m->kvm_fd = open_kvm(m->call_error, sizeof m->call_error);
+	if (m->kvm_fd < 0)
+		return -1;
+	m->vm_fd = ioctl(m->kvm_fd, KVM_CREATE_VM, 0);
+	if (m->vm_fd < 0)
+		return mvi_error(m, "KVM_CREATE_VM: %s", strerror(errno));
+	if (hooks->vm_created && hooks->vm_created(hooks->opaque, m->vm_fd) < 0)
+		return mvi_error(m, "the vm_created hook refused");
+	for (unsigned i = 0; i < m->nslots; i++) {
+		const struct mv_slot *s = &m->slots[i];
+		struct kvm_userspace_memory_region slot = {
+			.slot = s->id,
+			.flags = s->flags,
+			.guest_phys_addr = s->gpa,
+			.memory_size = s->bytes,
+			.userspace_addr = (uintptr_t)s->host,
+		};
+
+		if (ioctl(m->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot) < 0)
+			return mvi_error(m, "KVM_SET_USER_MEMORY_REGION, slot %u of %llu bytes at %#llx: %s", s->id,
+					 (unsigned long long)s->bytes, (unsigned long long)s->gpa, strerror(errno));
+	}
+	cpuid = calloc(1, sizeof *cpuid + CPUID_MAX * sizeof cpuid->entries[0]);
+	if (!cpuid)
+		return mvi_error(m, "out of memory");
+	cpuid->nent = CPUID_MAX;
+	if (ioctl(m->kvm_fd, KVM_GET_SUPPORTED_CPUID, cpuid) < 0)
+		status = mvi_error(m, "KVM_GET_SUPPORTED_CPUID: %s", strerror(errno));
+	for (unsigned i = 0; i < m->nvcpus && status == 0; i++)
+		status = create_vcpu(&m->vcpus[i], cpuid);
+	free(cpuid);
+	return status;
+}
+
+static void destroy(struct mv_machine *m)
+{
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		if (m->vcpus[i].run)
+			munmap(m->vcpus[i].run, m->vcpus[i].run_bytes);
+		if (m->vcpus[i].fd >= 0)
+			close(m->vcpus[i].fd);
+	}
+	if (m->vm_fd >= 0)
+		close(m->vm_fd);
+	if (m->kvm_fd >= 0)
+		close(m->kvm_fd);
+}
+
+/* ---- a fresh guest --------------------------------------------------------------------------------------------- */
+
+#define CODE_SELECTOR (1 << 3 | 3)
+#define DATA_SELECTOR (2 << 3 | 3)
+#define TSS_SELECTOR (3 << 3)
+#define TSS_GPA (GV_GDT_GPA + 0x100)
+#define TSS_BYTES 0x68
+/* The I/O permission bitmap: a clear bit allows the port. One byte of ones must follow the last. */
+#define IO_BITMAP_BYTES ((GV_PORT_PANIC + 4) / 8)
+#define TSS_LIMIT (TSS_BYTES + IO_BITMAP_BYTES)
+
+/* Present, writable, user. Accessed and dirty are set beforehand, so that nothing ever writes to the tables again. */
+#define PTE_TABLE 0x27ull
+#define PTE_PAGE_2M 0xe7ull
+
+static uint64_t *table(struct mv_machine *m, uint64_t index)
+{
+	return mv_host(m, m->tables_gpa + index * MV_PAGE, MV_PAGE);
+}
+
+/* One PML4, then the PDPTs, then the PDs: all of memory, one to one, in 2 MiB pages. */
+static void write_page_tables(struct mv_machine *m)
+{
+	uint64_t first_pd = 1 + m->ntables_pdpt;
+
+	for (uint64_t i = 0; i < m->ntables_pdpt; i++)
+		table(m, 0)[i] = (m->tables_gpa + (1 + i) * MV_PAGE) | PTE_TABLE;
+	for (uint64_t i = 0; i < m->ntables_pd; i++)
+		table(m, 1 + i / 512)[i % 512] = (m->tables_gpa + (first_pd + i) * MV_PAGE) | PTE_TABLE;
+	for (uint64_t at = 0; at < m->bytes; at += 2ull << 20)
+		table(m, first_pd + (at >> 30))[(at >> 21) % 512] = at | PTE_PAGE_2M;
+}
+
+static void write_descriptors(struct mv_machine *m)
+{
+	uint64_t *gdt = mv_host(m, GV_GDT_GPA, MV_PAGE);
+	uint8_t *tss = mv_host(m, TSS_GPA, TSS_LIMIT + 1);
+
+	gdt[1] = 0x00affb000000ffffull; /* code, level 3, 64-bit, accessed */
+	gdt[2] = 0x00cff3000000ffffull; /* data, level 3, accessed */
+	gdt[3] = 0x00008b0000000000ull | TSS_LIMIT | (uint64_t)TSS_GPA << 16; /* busy 64-bit TSS below 16 MiB */
+	gdt[4] = 0;
+	tss[0x66] = TSS_BYTES; /* where the bitmap begins */
+	memset(tss + TSS_BYTES, 0xff, IO_BITMAP_BYTES + 1);
+	for (unsigned port = GV_PORT_BURST; port < GV_PORT_PANIC + 4; port++)
+		tss[TSS_BYTES + port / 8] &= (uint8_t)~(1u << port % 8);
+}
+
+static struct kvm_segment segment(uint16_t selector, uint8_t type, bool code)
+{
+	return (struct kvm_segment){
+		.limit = 0xffffffff,
+		.selector = selector,
+		.type = type,
+		.present = 1,
+		.dpl = 3,
+		.db = !code,
+		.s = 1,
+		.l = code,
+		.g = 1,
+	};
+}
+
+static int reset_vcpu(struct mv_vcpu *v)
+{
+	struct mv_machine *m = v->m;
+	struct kvm_segment data = segment(DATA_SELECTOR, 3, false);
+	struct kvm_sregs s;
+	struct kvm_regs r = {
+		.rip = GV_CODE_GPA,
+		.rflags = 2,
+		.rdi = mvi_mailbox_gpa(v->index),
+		/* As after a call: 8 off a multiple of 16. */
+		.rsp = mvi_mailbox_gpa(v->index) + GV_VCPU_PAGES * GV_PAGE - 8,
+	};
+
+	if (ioctl(v->fd, KVM_GET_SREGS, &s) < 0)
+		return mvi_error(m, "KVM_GET_SREGS: %s", strerror(errno));
+	s.cs = segment(CODE_SELECTOR, 11, true);
+	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	s.tr = (struct kvm_segment){
+		.base = TSS_GPA,
+		.limit = TSS_LIMIT,
+		.selector = TSS_SELECTOR,
+		.type = 11,
+		.present = 1,
+	};
+	s.ldt = (struct kvm_segment){.type = 2, .unusable = 1};
+	s.gdt = (struct kvm_dtable){.base = GV_GDT_GPA, .limit = 5 * 8 - 1};
+	s.idt = (struct kvm_dtable){.base = 0, .limit = 0};
+	s.cr0 = 0x80050033; /* PG AM WP NE ET MP PE */
+	s.cr2 = 0;
+	s.cr3 = m->tables_gpa;
+	s.cr4 = 0x20;   /* PAE */
+	s.efer = 0x500; /* LMA LME */
+	if (ioctl(v->fd, KVM_SET_SREGS, &s) < 0)
+		return mvi_error(m, "KVM_SET_SREGS: %s", strerror(errno));
+	if (ioctl(v->fd, KVM_SET_REGS, &r) < 0)
+		return mvi_error(m, "KVM_SET_REGS: %s", strerror(errno));
+	return 0;
+}
+
+static int boot(struct mv_machine *m)
+{
+	size_t image = (size_t)(mv_guest_image_end - mv_guest_image);
+
+	if (image > GV_CODE_MAX || mv_write(m, GV_CODE_GPA, mv_guest_image, image) < 0)
+		return mvi_error(m, "the guest program of %zu bytes does not fit", image);
+	write_descriptors(m);
+	write_page_tables(m);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		if (reset_vcpu(&m->vcpus[i]) < 0)
+			return -1;
+	return 0;
+}
+
+/* ---- running --------------------------------------------------------------------------------------------------- */
+
+static int on_io(struct mv_vcpu *v)
+{
+	struct kvm_run *run = v->run;
+	uint32_t value;
+	unsigned char *data = (unsigned char *)run + run->io.data_offset;
+
+	if (run->io.size == 4 && run->io.count == 1) {
+		if (run->io.direction == KVM_EXIT_IO_IN && run->io.port == GV_PORT_BURST) {
+			value = mvi_next_burst(v);
+			/* It reaches the guest's register when KVM_RUN is entered again, not before. */
+			memcpy(data, &value, sizeof value);
+			return 0;
+		}
+		if (run->io.direction == KVM_EXIT_IO_OUT && run->io.port == GV_PORT_PANIC)
+			return mvi_dead(v, "the guest found no valid mailbox");
+	}
+	return mvi_dead(v, "unexpected %s of %u bytes at port %#x", run->io.direction == KVM_EXIT_IO_IN ? "in" : "out",
+			run->io.size, run->io.port);
+}
+
+static int dead_exit(struct mv_vcpu *v)
+{
+	struct kvm_run *run = v->run;
+	struct kvm_regs r = {0};
+
+	ioctl(v->fd, KVM_GET_REGS, &r);
+	switch (run->exit_reason) {
+	case KVM_EXIT_SHUTDOWN:
+		return mvi_dead(v, "triple fault at rip %#llx", r.rip);
+	case KVM_EXIT_MMIO:
+		return mvi_dead(v, "access to %#llx, where no memory is, at rip %#llx", run->mmio.phys_addr, r.rip);
+	case KVM_EXIT_FAIL_ENTRY:
+		return mvi_dead(v, "entry failed: hardware reason %#llx", run->fail_entry.hardware_entry_failure_reason);
+	case KVM_EXIT_INTERNAL_ERROR:
+		return mvi_dead(v, "KVM internal error %u at rip %#llx", run->internal.suberror, r.rip);
+	default:
+		return mvi_dead(v, "unexpected exit %u at rip %#llx", run->exit_reason, r.rip);
+	}
+}
+
+/* The only way out without an error is EINTR: see mv_pause. */
+static int run_vcpu(struct mv_vcpu *v)
+{
+	const struct mv_hooks *hooks = &v->m->config.hooks;
+
+	for (;;) {
+		int status = 0;
+
+		if (ioctl(v->fd, KVM_RUN, 0) < 0) {
+			if (errno == EAGAIN)
+				continue;
+			if (errno != EINTR)
+				return mvi_dead(v, "KVM_RUN: %s", strerror(errno));
+			if (mvi_stopping(v->m))
+				return 0;
+			mvi_kick_seen(v);
+			continue;
+		}
+		switch (v->run->exit_reason) {
+		case KVM_EXIT_IO:
+			status = on_io(v);
+			break;
+		case KVM_EXIT_DIRTY_RING_FULL:
+			if (!hooks->dirty_ring_full)
+				return mvi_dead(v, "the dirty ring is full and nobody empties it");
+			if (hooks->dirty_ring_full(hooks->opaque, v->index) < 0)
+				return mvi_dead(v, "the dirty ring is full and could not be emptied");
+			break;
+		case KVM_EXIT_INTR:
+			break;
+		default:
+			return dead_exit(v);
+		}
+		if (status < 0)
+			return -1;
+	}
+}
+
+/* Order matters: a signal that comes before KVM_RUN is entered is spent, but the flag stays. */
+static void kick(struct mv_vcpu *v)
+{
+	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	pthread_kill(v->thread, mvi_kick_signal(v->m));
+}
+
+static void unkick(struct mv_vcpu *v)
+{
+	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+}
+
+/* ---- vCPU state ------------------------------------------------------------------------------------------------ */
+
+/*
+ * A state is a header and sections, each with an identifier and a length; what this KVM does not have is left out. The
+ * order of the table is the order of loading: special registers before everything that depends on the mode, general
+ * registers before events (KVM_SET_REGS drops a pending exception), the MSRs, among them the TSC, late, mp_state last.
+ */
+#define STATE_MAGIC 0x5550436d6d76696dull
+#define STATE_VERSION 1u
+
+struct state_header {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t sections;
+};
+
+struct state_section {
+	uint32_t id;
+	uint32_t bytes; /* a multiple of 8 */
+};
+
+enum { S_SREGS = 1, S_REGS, S_XCRS, S_XSAVE, S_FPU, S_DEBUGREGS, S_MSRS, S_EVENTS, S_MP_STATE };
+
+static const struct {
+	uint32_t id;
+	const char *name;
+	int cap; /* 0 = every KVM has it */
+	unsigned long get, set;
+	uint32_t bytes;
+} parts[] = {
+	{S_SREGS, "sregs", 0, KVM_GET_SREGS, KVM_SET_SREGS, sizeof(struct kvm_sregs)},
+	{S_REGS, "regs", 0, KVM_GET_REGS, KVM_SET_REGS, sizeof(struct kvm_regs)},
+	{S_XCRS, "xcrs", KVM_CAP_XCRS, KVM_GET_XCRS, KVM_SET_XCRS, sizeof(struct kvm_xcrs)},
+	{S_XSAVE, "xsave", KVM_CAP_XSAVE, 0, KVM_SET_XSAVE, 0}, /* its size is asked for */
+	{S_FPU, "fpu", 0, KVM_GET_FPU, KVM_SET_FPU, sizeof(struct kvm_fpu)},
+	{S_DEBUGREGS, "debugregs", KVM_CAP_DEBUGREGS, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, sizeof(struct kvm_debugregs)},
+	{S_MSRS, "msrs", 0, 0, 0, 0}, /* one by one */
+	{S_EVENTS, "vcpu_events", KVM_CAP_VCPU_EVENTS, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS,
+	 sizeof(struct kvm_vcpu_events)},
+	{S_MP_STATE, "mp_state", KVM_CAP_MP_STATE, KVM_GET_MP_STATE, KVM_SET_MP_STATE, sizeof(struct kvm_mp_state)},
+};
+#define NPARTS (sizeof parts / sizeof parts[0])
+
+/* What a 64-bit guest can have changed. The TSC last: it runs on while the others are set. */
+static const uint32_t msrs[] = {
+	0x174,      /* SYSENTER_CS */
+	0x175,      /* SYSENTER_ESP */
+	0x176,      /* SYSENTER_EIP */
+	0x277,      /* PAT */
+	0xc0000081, /* STAR */
+	0xc0000082, /* LSTAR */
+	0xc0000083, /* CSTAR */
+	0xc0000084, /* SFMASK */
+	0xc0000102, /* KERNEL_GS_BASE */
+	0xc0000103, /* TSC_AUX */
+	0x10,       /* TSC */
+};
+#define NMSRS (sizeof msrs / sizeof msrs[0])
+
+struct one_msr {
+	struct kvm_msrs head;
+	struct kvm_msr_entry entry;
+};
+
+struct cursor {
+	unsigned char *buf;
+	size_t cap, at;
+};
+
+static void *take(struct cursor *c, size_t bytes)
+{
+	void *p = c->buf + c->at;
+
+	if (bytes > c->cap - c->at)
+		return NULL;
+	c->at += bytes;
+	return p;
+}
+
+static bool has_cap(struct mv_machine *m, int cap)
+{
+	return cap == 0 || ioctl(m->vm_fd, KVM_CHECK_EXTENSION, (long)cap) > 0;
+}
+
+/* Bytes of the part, or 0 if this KVM has no such thing. */
+static uint32_t part_bytes(struct mv_machine *m, unsigned i)
+{
+	int bytes;
+
+	if (!has_cap(m, parts[i].cap))
+		return 0;
+	if (parts[i].id == S_XSAVE) {
+		bytes = ioctl(m->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+		return bytes > (int)sizeof(struct kvm_xsave) ? (uint32_t)bytes : (uint32_t)sizeof(struct kvm_xsave);
+	}
+	if (parts[i].id == S_MSRS)
+		return NMSRS * sizeof(struct kvm_msr_entry);
+	/* xsave says all that fpu says. */
+	if (parts[i].id == S_FPU && has_cap(m, KVM_CAP_XSAVE))
+		return 0;
+	return parts[i].bytes;
+}
+
+/* One at a time, since KVM_GET_MSRS stops at the first that is not there. Absent ones are left with index 0. */
+static void get_msrs(struct mv_vcpu *v, struct kvm_msr_entry *out)
+{
+	for (unsigned i = 0; i < NMSRS; i++) {
+		struct one_msr one = {.head.nmsrs = 1, .entry.index = msrs[i]};
+
+		if (ioctl(v->fd, KVM_GET_MSRS, &one) == 1)
+			out[i] = one.entry;
+		else
+			out[i] = (struct kvm_msr_entry){0};
+	}
+}
+
+static int set_msrs(struct mv_vcpu *v, const struct kvm_msr_entry *in, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct one_msr one = {.head.nmsrs = 1, .entry = in[i]};
+
+		if (in[i].index != 0 && ioctl(v->fd, KVM_SET_MSRS, &one) != 1)
+			return mvi_error(v->m, "vCPU %u: cannot set MSR %#x to %#llx", v->index, in[i].index, in[i].data);
+	}
+	return 0;
+}
+
+static int get_part(struct mv_vcpu *v, unsigned i, void *data)
+{
+	unsigned long get = parts[i].get;
+
+	if (parts[i].id == S_MSRS) {
+		get_msrs(v, data);
+		return 0;
+	}
+	if (parts[i].id == S_XSAVE)
+		get = has_cap(v->m, KVM_CAP_XSAVE2) ? KVM_GET_XSAVE2 : KVM_GET_XSAVE;
+	if (ioctl(v->fd, get, data) < 0)
+		return mvi_error(v->m, "vCPU %u: cannot get %s: %s", v->index, parts[i].name, strerror(errno));
+	return 0;
+}
+
+static long save_vcpu(struct mv_vcpu *v, void *buf, size_t cap)
+{
+	struct cursor c = {.buf = buf, .cap = cap};
+	struct state_header header = {.magic = STATE_MAGIC, .version = STATE_VERSION};
+
+	if (!take(&c, sizeof header))
+		return mvi_error(v->m, "the buffer for the vCPU state is too small");
+	for (unsigned i = 0; i < NPARTS; i++) {
+		uint32_t bytes = part_bytes(v->m, i);
+		struct state_section section = {.id = parts[i].id, .bytes = (bytes + 7) / 8 * 8};
+		void *data, *at;
+		int status;
+
+		if (bytes == 0)
+			continue;
+		at = take(&c, sizeof section);
+		data = at ? take(&c, section.bytes) : NULL;
+		if (!data)
+			return mvi_error(v->m, "the buffer for the vCPU state is too small");
+		memcpy(at, &section, sizeof section);
+		/* Into memory of the right alignment, whatever the caller's buffer has. */
+		at = calloc(1, section.bytes);
+		if (!at)
+			return mvi_error(v->m, "out of memory");
+		status = get_part(v, i, at);
+		memcpy(data, at, section.bytes);
+		free(at);
+		if (status < 0)
+			return -1;
+		header.sections++;
+	}
+	memcpy(buf, &header, sizeof header);
+	return (long)c.at;
+}
+
+static int load_part(struct mv_vcpu *v, const struct state_section *section, const void *data)
+{
+	struct mv_machine *m = v->m;
+	void *aligned;
+	int status = 0;
+	unsigned i;
+
+	for (i = 0; i < NPARTS && parts[i].id != section->id; i++)
+		;
+	if (i == NPARTS)
+		return mvi_error(m, "vCPU %u: the state has an unknown section %u", v->index, section->id);
+	if (section->bytes != (part_bytes(m, i) + 7) / 8 * 8)
+		return mvi_error(m, "vCPU %u: %s has %u bytes in the state and %u here", v->index, parts[i].name,
+				 section->bytes, part_bytes(m, i));
+	aligned = malloc(section->bytes);
+	if (!aligned)
+		return mvi_error(m, "out of memory");
+	memcpy(aligned, data, section->bytes);
+	if (parts[i].id == S_MSRS)
+		status = set_msrs(v, aligned, NMSRS);
+	else if (ioctl(v->fd, parts[i].set, aligned) < 0)
+		status = mvi_error(m, "vCPU %u: cannot set %s: %s", v->index, parts[i].name, strerror(errno));
+	free(aligned);
+	return status;
+}
+
+static int load_vcpu(struct mv_vcpu *v, const void *buf, size_t len)
+{
+	/* take() hands out places; nothing is written through them here. */
+	struct cursor c = {.buf = (unsigned char *)(uintptr_t)buf, .cap = len};
+	struct state_header header;
+	const void *p = take(&c, sizeof header);
+
+	if (!p)
+		return mvi_error(v->m, "vCPU %u: the state is cut short", v->index);
+	memcpy(&header, p, sizeof header);
+	if (header.magic != STATE_MAGIC || header.version != STATE_VERSION)
+		return mvi_error(v->m, "vCPU %u: this is no KVM vCPU state of version %u", v->index, STATE_VERSION);
+	for (uint32_t i = 0; i < header.sections; i++) {
+		struct state_section section;
+		const void *data;
+
+		p = take(&c, sizeof section);
+		if (p)
+			memcpy(&section, p, sizeof section);
+		data = p ? take(&c, section.bytes) : NULL;
+		if (!data)
+			return mvi_error(v->m, "vCPU %u: the state is cut short", v->index);
+		if (load_part(v, &section, data) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+const struct mv_backend mvi_kvm_backend = {
+	.create = create,
+	.destroy = destroy,
+	.boot = boot,
+	.save_vcpu = save_vcpu,
+	.load_vcpu = load_vcpu,
+	.run = run_vcpu,
+	.kick = kick,
+	.unkick = unkick,
+};

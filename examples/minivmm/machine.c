@@ -1,0 +1,945 @@
+/*
+ * The machine (machine.h): guest memory and its layout, the vCPU threads' life (start, pause, resume, kick), the pacing
+ * of the guest, and the checks from outside. What differs between a KVM guest and a guest in plain memory is behind
+ * struct mv_backend. The part worth copying is pause: see mv_pause.
+ */
+#define _GNU_SOURCE
+#include "machine.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define HUGE (2ull << 20)
+#define FLAT_OUT_BURST 512u
+#define NS 1000000000ull
+
+/* ---- errors ---------------------------------------------------------------------------------------------------- */
+
+int mvi_error(struct mv_machine *m, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(m->call_error, sizeof m->call_error, fmt, ap);
+	va_end(ap);
+	return -1;
+}
+
+int mvi_dead(struct mv_vcpu *v, const char *fmt, ...)
+{
+	struct mv_machine *m = v->m;
+	char text[200];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	pthread_mutex_lock(&m->lock);
+	if (!atomic_load(&m->dead)) {
+		snprintf(m->dead_error, sizeof m->dead_error, "vCPU %u: %s", v->index, text);
+		atomic_store(&m->dead, true);
+	}
+	pthread_mutex_unlock(&m->lock);
+	return -1;
+}
+
+bool mv_failed(struct mv_machine *m)
+{
+	return atomic_load(&m->dead);
+}
+
+const char *mv_error(struct mv_machine *m)
+{
+	/* dead_error is written once, before dead is set. */
+	return atomic_load(&m->dead) ? m->dead_error : m->call_error;
+}
+
+/* ---- guest memory ---------------------------------------------------------------------------------------------- */
+
+void *mv_host(struct mv_machine *m, uint64_t gpa, uint64_t len)
+{
+	for (unsigned i = 0; i < m->nregions; i++) {
+		const struct mv_region *r = &m->regions[i];
+
+		if (gpa >= r->gpa && gpa - r->gpa < r->bytes)
+			return len <= r->bytes - (gpa - r->gpa) ? (char *)r->host + (gpa - r->gpa) : NULL;
+	}
+	return NULL;
+}
+
+/* Copies piece by piece: what is contiguous for the guest may cross regions. */
+static int copy_guest(struct mv_machine *m, uint64_t gpa, void *out, const void *in, uint64_t len)
+{
+	if (gpa > m->bytes || len > m->bytes - gpa)
+		return -1;
+	for (uint64_t done = 0; done < len;) {
+		uint64_t at = gpa + done, part = MV_PAGE - at % MV_PAGE;
+		char *host;
+
+		if (part > len - done)
+			part = len - done;
+		host = mv_host(m, at, part);
+		if (!host)
+			return -1;
+		if (in)
+			memcpy(host, (const char *)in + done, part);
+		else
+			memcpy((char *)out + done, host, part);
+		done += part;
+	}
+	return 0;
+}
+
+int mv_read(struct mv_machine *m, uint64_t gpa, void *buf, uint64_t len)
+{
+	return copy_guest(m, gpa, buf, NULL, len);
+}
+
+static void mark(struct mv_machine *m, uint64_t gpa, uint64_t len)
+{
+	if (m->config.hooks.mark)
+		m->config.hooks.mark(m->config.hooks.opaque, gpa, len);
+}
+
+int mv_write(struct mv_machine *m, uint64_t gpa, const void *buf, uint64_t len)
+{
+	if (copy_guest(m, gpa, NULL, buf, len) < 0)
+		return -1;
+	mark(m, gpa, len); /* write first, then mark: a mark before the write can be collected before the write lands */
+	return 0;
+}
+
+/* One aligned word that the guest reads meanwhile. */
+static void write_word(struct mv_machine *m, uint64_t gpa, uint64_t value)
+{
+	gv_put(mv_host(m, gpa, 8), value);
+	mark(m, gpa, 8);
+}
+
+uint64_t mv_memory_bytes(struct mv_machine *m)
+{
+	return m->bytes;
+}
+
+/* Reserves the region with unmapped pages around it, at the same offset from a 2 MiB boundary as in the guest, so that
+ * a huge page of the host can back a huge page of the guest. */
+static int map_region(struct mv_machine *m, unsigned index, const struct mv_region_config *rc)
+{
+	struct mv_region *r = &m->regions[index];
+	size_t reserve = r->bytes + 3 * HUGE;
+	int prot = PROT_READ | PROT_WRITE;
+	char *base = mmap(NULL, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uintptr_t host;
+	void *mapped;
+
+	if (base == MAP_FAILED)
+		return mvi_error(m, "%s: cannot reserve %zu bytes: %s", r->name, reserve, strerror(errno));
+	m->reserved[index] = base;
+	m->reserved_bytes[index] = reserve;
+	host = (((uintptr_t)base + HUGE) & ~(HUGE - 1)) + r->gpa % HUGE;
+	if (rc->memfd) {
+		r->fd = memfd_create(r->name, MFD_CLOEXEC);
+		if (r->fd < 0 || ftruncate(r->fd, (off_t)r->bytes) < 0)
+			return mvi_error(m, "%s: cannot make a memfd of %llu bytes: %s", r->name, (unsigned long long)r->bytes,
+					 strerror(errno));
+		mapped = mmap((void *)host, r->bytes, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, r->fd, 0);
+	} else {
+		mapped = mmap((void *)host, r->bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	}
+	if (mapped == MAP_FAILED)
+		return mvi_error(m, "%s: cannot map %llu bytes: %s", r->name, (unsigned long long)r->bytes,
+				 strerror(errno));
+	r->host = mapped;
+	/* Without: one touched page is one page of host memory, and holes stay where the guest left them. EINVAL means a
+	 * kernel without transparent huge pages, which is as good. */
+	madvise(mapped, r->bytes, m->config.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	return 0;
+}
+
+static int cut_slots(struct mv_machine *m, unsigned index, const struct mv_region_config *rc)
+{
+	const struct mv_region *r = &m->regions[index];
+	unsigned n = rc->nslots ? rc->nslots : 1;
+	uint64_t offset = 0;
+
+	if (n > MV_MAX_REGION_SLOTS)
+		return mvi_error(m, "%s: %u slots, at most %u", r->name, n, MV_MAX_REGION_SLOTS);
+	for (unsigned i = 0; i < n; i++) {
+		struct mv_slot *s = &m->slots[m->nslots];
+		uint64_t bytes = rc->nslots ? rc->slot_bytes[i] : 0;
+
+		if (bytes == 0 && i == n - 1)
+			bytes = r->bytes - offset;
+		if (bytes == 0 || bytes % MV_PAGE || bytes > r->bytes - offset)
+			return mvi_error(m, "%s: slot %u of %llu bytes at offset %llu does not fit a region of %llu bytes", r->name,
+					 i, (unsigned long long)bytes, (unsigned long long)offset,
+					 (unsigned long long)r->bytes);
+		s->id = m->nslots++;
+		s->region = index;
+		s->offset = offset;
+		s->bytes = bytes;
+		s->gpa = r->gpa + offset;
+		s->host = (char *)r->host + offset;
+		offset += bytes;
+	}
+	if (offset != r->bytes)
+		return mvi_error(m, "%s: the slots cover %llu of %llu bytes", r->name, (unsigned long long)offset,
+				 (unsigned long long)r->bytes);
+	return 0;
+}
+
+static int make_memory(struct mv_machine *m)
+{
+	struct mv_config *c = &m->config;
+
+	if (c->nregions > MV_MAX_REGIONS)
+		return mvi_error(m, "%u regions, at most %u", c->nregions, MV_MAX_REGIONS);
+	if (c->nregions == 0) {
+		c->nregions = 1;
+		c->regions[0] = (struct mv_region_config){
+			.bytes = c->memory_bytes ? c->memory_bytes : 64ull << 20,
+			.memfd = c->memfd,
+		};
+	}
+	for (unsigned i = 0; i < c->nregions; i++) {
+		const struct mv_region_config *rc = &c->regions[i];
+		struct mv_region *r = &m->regions[i];
+
+		r->fd = -1;
+		if (rc->name)
+			snprintf(r->name, sizeof r->name, "%s", rc->name);
+		else if (i == 0)
+			snprintf(r->name, sizeof r->name, "ram");
+		else
+			snprintf(r->name, sizeof r->name, "ram%u", i);
+		if (rc->bytes == 0 || rc->bytes % MV_PAGE || rc->bytes > 1ull << 46)
+			return mvi_error(m, "%s: %llu bytes is no positive multiple of 4096 up to 64 TiB", r->name,
+					 (unsigned long long)rc->bytes);
+		r->gpa = m->bytes;
+		r->bytes = rc->bytes;
+		m->bytes += rc->bytes;
+		m->nregions = i + 1;
+		if (map_region(m, i, rc) < 0 || cut_slots(m, i, rc) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- layout: vCPU pages, boot page tables, records, work area -------------------------------------------------- */
+
+static uint64_t partition_pages(const struct mv_machine *m, unsigned vcpu)
+{
+	return m->work_pages / m->nvcpus + (vcpu < m->work_pages % m->nvcpus);
+}
+
+static uint64_t record_pages(const struct mv_machine *m, unsigned vcpu)
+{
+	return (partition_pages(m, vcpu) * 8 + MV_PAGE - 1) / MV_PAGE;
+}
+
+static int lay_out(struct mv_machine *m)
+{
+	uint64_t records_gpa, room, used;
+
+	m->tables_gpa = GV_VCPU_GPA + (uint64_t)m->nvcpus * GV_VCPU_PAGES * GV_PAGE;
+	m->ntables_pd = (m->bytes + (1ull << 30) - 1) >> 30;
+	m->ntables_pdpt = (m->ntables_pd + 511) / 512;
+	records_gpa = m->tables_gpa + (1 + m->ntables_pdpt + m->ntables_pd) * MV_PAGE;
+	if (m->bytes < records_gpa + (uint64_t)m->nvcpus * 32 * MV_PAGE)
+		return mvi_error(m, "%llu bytes of memory are too few for %u vCPUs", (unsigned long long)m->bytes, m->nvcpus);
+	room = (m->bytes - records_gpa) / MV_PAGE;
+	m->work_pages = room - room / 512;
+	for (;; m->work_pages--) {
+		used = m->work_pages;
+		for (unsigned i = 0; i < m->nvcpus; i++)
+			used += record_pages(m, i);
+		if (used <= room)
+			break;
+	}
+	m->work_gpa = records_gpa + (used - m->work_pages) * MV_PAGE;
+	return 0;
+}
+
+/* Computed, not read from guest memory: a guest (or a peer) must not be able to send the VMM astray. */
+static void partition(const struct mv_machine *m, unsigned vcpu, uint64_t *first_gpa, uint64_t *record_gpa)
+{
+	*first_gpa = m->work_gpa;
+	*record_gpa = m->tables_gpa + (1 + m->ntables_pdpt + m->ntables_pd) * MV_PAGE;
+	for (unsigned i = 0; i < vcpu; i++) {
+		*first_gpa += partition_pages(m, i) * MV_PAGE;
+		*record_gpa += record_pages(m, i) * MV_PAGE;
+	}
+}
+
+uint64_t mvi_record_gpa(const struct mv_machine *m, unsigned vcpu)
+{
+	uint64_t first_gpa, record_gpa;
+
+	partition(m, vcpu, &first_gpa, &record_gpa);
+	return record_gpa;
+}
+
+static void write_mailboxes(struct mv_machine *m)
+{
+	unsigned permille = m->config.hot_permille ? m->config.hot_permille : 50;
+
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		struct gv_mailbox *mb = mvi_mailbox(m, i);
+
+		mb->magic = GV_MAGIC;
+		mb->vcpu = i;
+		partition(m, i, &mb->first_gpa, &mb->record_gpa);
+		mb->npages = partition_pages(m, i);
+		mb->device_gpa = mvi_mailbox_gpa(i) + GV_PAGE;
+		mb->hot_pages = mb->npages * (permille < 1000 ? permille : 1000) / 1000;
+		if (mb->hot_pages == 0)
+			mb->hot_pages = 1;
+		mb->rng = gv_mix(m->config.seed * 1000003 + i) | 1;
+		mb->workload = m->config.workload;
+	}
+}
+
+static void fill(struct mv_machine *m)
+{
+	for (uint64_t page = 0; m->config.fill_percent > 0 && page < m->work_pages; page++) {
+		uint64_t gpa = m->work_gpa + page * MV_PAGE;
+		uint64_t x = gv_mix(gpa ^ m->config.seed) | 1, *word;
+
+		if (gv_mix(page / 16 + m->config.seed) % 100 >= m->config.fill_percent)
+			continue;
+		word = mv_host(m, gpa, MV_PAGE);
+		for (unsigned i = 0; i < GV_WORDS; i++) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			word[i] = x;
+		}
+	}
+}
+
+/* ---- making and unmaking --------------------------------------------------------------------------------------- */
+
+int mvi_kick_signal(const struct mv_machine *m)
+{
+	return m->config.kick_signal ? m->config.kick_signal : SIGRTMIN + 4;
+}
+
+/* It only has to interrupt KVM_RUN. */
+static void on_kick(int signal)
+{
+	(void)signal;
+}
+
+static int set_up_threads(struct mv_machine *m)
+{
+	struct sigaction action = {.sa_handler = on_kick}; /* no SA_RESTART: KVM_RUN must return */
+	pthread_condattr_t attr;
+
+	if (sigaction(mvi_kick_signal(m), &action, NULL) < 0)
+		return mvi_error(m, "cannot set a handler for signal %d: %s", mvi_kick_signal(m), strerror(errno));
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&m->vcpu_cond, &attr);
+	pthread_cond_init(&m->ctl_cond, &attr);
+	pthread_condattr_destroy(&attr);
+	m->locks_made = true;
+	return 0;
+}
+
+static int set_up(struct mv_machine *m)
+{
+	if (m->config.kind != MV_KVM && m->config.kind != MV_PROCESS)
+		return mvi_error(m, "unknown kind of machine %d", (int)m->config.kind);
+	m->nvcpus = m->config.vcpus ? m->config.vcpus : 1;
+	if (m->nvcpus > MV_MAX_VCPUS)
+		return mvi_error(m, "%u vCPUs, at most %u", m->nvcpus, MV_MAX_VCPUS);
+	m->vcpus = calloc(m->nvcpus, sizeof *m->vcpus);
+	if (!m->vcpus)
+		return mvi_error(m, "out of memory");
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		m->vcpus[i] = (struct mv_vcpu){.m = m, .index = i, .fd = -1, .parked = true, .outside = true};
+		/* The first question is answered at once, for a mailbox that came with a request in it. */
+		m->vcpus[i].nudge_seen = (uint64_t)-1;
+	}
+	if (set_up_threads(m) < 0 || make_memory(m) < 0 || lay_out(m) < 0)
+		return -1;
+	m->backend = m->config.kind == MV_KVM ? &mvi_kvm_backend : &mvi_process_backend;
+	if (m->backend->create(m) < 0)
+		return -1;
+	if (m->config.incoming)
+		return 0;
+	write_mailboxes(m);
+	fill(m);
+	return m->backend->boot(m);
+}
+
+struct mv_machine *mv_machine_new(const struct mv_config *config, char *err, size_t err_len)
+{
+	struct mv_machine *m = calloc(1, sizeof *m);
+
+	if (!m) {
+		snprintf(err, err_len, "out of memory");
+		return NULL;
+	}
+	m->config = *config;
+	m->kvm_fd = m->vm_fd = -1;
+	m->want = MV_WANT_PAUSED;
+	m->rate = config->rate;
+	atomic_store(&m->stop, true);
+	if (set_up(m) < 0) {
+		snprintf(err, err_len, "%s", mv_error(m));
+		mv_destroy(m);
+		return NULL;
+	}
+	return m;
+}
+
+void mv_destroy(struct mv_machine *m)
+{
+	if (!m)
+		return;
+	if (m->started) {
+		pthread_mutex_lock(&m->lock);
+		m->want = MV_WANT_EXIT;
+		atomic_store(&m->stop, true);
+		for (unsigned i = 0; i < m->nvcpus; i++)
+			if (!m->vcpus[i].parked)
+				m->backend->kick(&m->vcpus[i]);
+		pthread_cond_broadcast(&m->vcpu_cond);
+		pthread_mutex_unlock(&m->lock);
+		for (unsigned i = 0; i < m->nvcpus; i++)
+			if (m->vcpus[i].thread_made)
+				pthread_join(m->vcpus[i].thread, NULL);
+	}
+	if (m->backend)
+		m->backend->destroy(m);
+	for (unsigned i = 0; i < m->nregions; i++) {
+		if (m->reserved[i])
+			munmap(m->reserved[i], m->reserved_bytes[i]);
+		if (m->regions[i].fd >= 0)
+			close(m->regions[i].fd);
+	}
+	if (m->locks_made) {
+		pthread_cond_destroy(&m->vcpu_cond);
+		pthread_cond_destroy(&m->ctl_cond);
+		pthread_mutex_destroy(&m->lock);
+	}
+	free(m->vcpus);
+	free(m);
+}
+
+/* ---- vCPU threads ---------------------------------------------------------------------------------------------- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * NS + (uint64_t)ts.tv_nsec;
+}
+
+/* False once the time has come. */
+static bool wait_until(struct mv_machine *m, pthread_cond_t *cond, uint64_t ns)
+{
+	struct timespec ts = {.tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS)};
+
+	return pthread_cond_timedwait(cond, &m->lock, &ts) != ETIMEDOUT && now_ns() < ns;
+}
+
+static void *vcpu_main(void *arg)
+{
+	struct mv_vcpu *v = arg;
+	struct mv_machine *m = v->m;
+	sigset_t kick;
+
+	sigemptyset(&kick);
+	sigaddset(&kick, mvi_kick_signal(m));
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+
+	pthread_mutex_lock(&m->lock);
+	for (;;) {
+		int status;
+
+		while (m->want == MV_WANT_PAUSED) {
+			v->parked = v->outside = true;
+			pthread_cond_broadcast(&m->ctl_cond);
+			pthread_cond_wait(&m->vcpu_cond, &m->lock);
+		}
+		if (m->want == MV_WANT_EXIT)
+			break;
+		v->parked = v->outside = false;
+		v->kicks_seen = v->kicks_asked;
+		m->backend->unkick(v);
+		pthread_mutex_unlock(&m->lock);
+		status = m->backend->run(v);
+		pthread_mutex_lock(&m->lock);
+		if (status < 0)
+			break;
+	}
+	v->parked = v->outside = true;
+	pthread_cond_broadcast(&m->ctl_cond);
+	pthread_mutex_unlock(&m->lock);
+	return NULL;
+}
+
+int mv_start(struct mv_machine *m)
+{
+	sigset_t all, old;
+	int status = 0;
+
+	if (m->started)
+		return mvi_error(m, "the machine was started before");
+	for (unsigned i = 0; m->config.incoming && i < m->nvcpus; i++)
+		if (!m->vcpus[i].loaded)
+			return mvi_error(m, "vCPU %u of an incoming machine has no state yet", i);
+	m->want = MV_WANT_RUNNING;
+	atomic_store(&m->stop, false);
+	m->started = true;
+	/* vCPU threads take no signal but the kick: the program's own handlers are none of their business. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	for (unsigned i = 0; i < m->nvcpus && status == 0; i++) {
+		m->vcpus[i].parked = m->vcpus[i].outside = false;
+		status = pthread_create(&m->vcpus[i].thread, NULL, vcpu_main, &m->vcpus[i]);
+		m->vcpus[i].thread_made = status == 0;
+		if (status)
+			m->vcpus[i].parked = m->vcpus[i].outside = true;
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return status ? mvi_error(m, "cannot create a vCPU thread: %s", strerror(status)) : 0;
+}
+
+/*
+ * A vCPU can be in four places when the pause comes:
+ *  - in the guest: the kick's signal takes it out, KVM_RUN returns EINTR;
+ *  - between the look at `stop` and the KVM_RUN call: the signal is spent before the call, but the kick has also set
+ *    immediate_exit, so KVM_RUN returns EINTR without entering;
+ *  - handling an exit: it finishes (write and mark included) and calls KVM_RUN again, which completes the instruction
+ *    (an `in` gets its value only there) and returns EINTR because of immediate_exit;
+ *  - waiting out its pace: the broadcast wakes it, and it goes on as above.
+ * So KVM_RUN's EINTR is the only way out, and a vCPU that took it has no I/O pending: its registers are the truth.
+ */
+int mv_pause(struct mv_machine *m)
+{
+	if (!m->started)
+		return 0; /* never ran */
+	pthread_mutex_lock(&m->lock);
+	m->want = MV_WANT_PAUSED;
+	atomic_store(&m->stop, true);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		if (!m->vcpus[i].parked)
+			m->backend->kick(&m->vcpus[i]);
+	pthread_cond_broadcast(&m->vcpu_cond);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		while (!m->vcpus[i].parked)
+			pthread_cond_wait(&m->ctl_cond, &m->lock);
+	pthread_mutex_unlock(&m->lock);
+	return mv_failed(m) ? -1 : 0;
+}
+
+int mv_resume(struct mv_machine *m)
+{
+	if (!m->started)
+		return mv_start(m);
+	if (mv_failed(m))
+		return -1;
+	pthread_mutex_lock(&m->lock);
+	m->want = MV_WANT_RUNNING;
+	atomic_store(&m->stop, false);
+	/* The vCPUs leave `parked` themselves, under the lock. A pause that comes before one wakes finds it still parked,
+	 * and it stays so. */
+	pthread_cond_broadcast(&m->vcpu_cond);
+	pthread_mutex_unlock(&m->lock);
+	return 0;
+}
+
+int mv_kick(struct mv_machine *m)
+{
+	if (!m->started || m->config.kind == MV_PROCESS)
+		return 0;
+	pthread_mutex_lock(&m->lock);
+	m->watchers++;
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		m->vcpus[i].kicks_asked++;
+		if (!m->vcpus[i].outside)
+			m->backend->kick(&m->vcpus[i]);
+	}
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		struct mv_vcpu *v = &m->vcpus[i];
+		uint64_t asked = v->kicks_asked;
+
+		while (!v->outside && v->kicks_seen < asked)
+			pthread_cond_wait(&m->ctl_cond, &m->lock);
+	}
+	m->watchers--;
+	pthread_mutex_unlock(&m->lock);
+	return mv_failed(m) ? -1 : 0;
+}
+
+void mvi_kick_seen(struct mv_vcpu *v)
+{
+	struct mv_machine *m = v->m;
+
+	pthread_mutex_lock(&m->lock);
+	v->kicks_seen = v->kicks_asked;
+	if (m->want == MV_WANT_RUNNING)
+		m->backend->unkick(v); /* else the exit is owed to a pause as well */
+	pthread_cond_broadcast(&m->ctl_cond);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* ---- pacing ---------------------------------------------------------------------------------------------------- */
+
+/* Waits to `ns`, unless the machine is to stop, the pace changes, or the vCPU is wanted at its mailbox. */
+static bool sleep_until(struct mv_vcpu *v, uint64_t ns)
+{
+	struct mv_machine *m = v->m;
+
+	while (!mvi_stopping(m) && v->nudge_seen == m->nudge && v->pace_seen == m->pace)
+		if (now_ns() >= ns || !wait_until(m, &m->vcpu_cond, ns))
+			return true;
+	return false;
+}
+
+/* The vCPU owes rest in proportion to the time it ran. Bursts are short and timers are not exact, so the debt is
+ * gathered and paid in pieces of 2 ms or more, by the clock and not by what was asked of it. */
+static bool throttle(struct mv_vcpu *v, uint64_t now)
+{
+	uint64_t rest, slept;
+	bool whole;
+
+	if (v->throttle == 0 || v->entered_ns == 0) {
+		v->owed_ns = 0;
+		return true;
+	}
+	v->owed_ns += (now - v->entered_ns) * v->throttle / (100 - v->throttle);
+	if (v->owed_ns < NS / 500)
+		return true;
+	rest = v->owed_ns < NS ? v->owed_ns : NS;
+	whole = sleep_until(v, now + rest);
+	slept = now_ns() - now;
+	v->owed_ns = slept < rest ? rest - slept : 0;
+	return whole;
+}
+
+static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
+{
+	struct mv_machine *m = v->m;
+	double rate = m->rate / m->nvcpus, burst = FLAT_OUT_BURST;
+	uint64_t now = now_ns();
+
+	if (workload == GV_IDLE) {
+		while (!mvi_stopping(m) && v->nudge_seen == m->nudge)
+			pthread_cond_wait(&m->vcpu_cond, &m->lock);
+		return 0;
+	}
+	if (v->pace_seen != m->pace) {
+		v->pace_seen = m->pace;
+		v->due_ns = now;
+	}
+	if (!throttle(v, now))
+		return 0;
+	if (rate <= 0)
+		return (uint32_t)burst;
+	if (!sleep_until(v, v->due_ns))
+		return 0;
+	burst = rate / 100; /* a hundred a second, within bounds */
+	burst = burst < 1 ? 1 : burst > FLAT_OUT_BURST ? FLAT_OUT_BURST : (uint32_t)burst;
+	now = now_ns();
+	/* A late vCPU may catch up, but not on more than 50 ms. */
+	if (v->due_ns + NS / 20 < now)
+		v->due_ns = now - NS / 20;
+	v->due_ns += (uint64_t)(burst / rate * (double)NS);
+	return (uint32_t)burst;
+}
+
+uint32_t mvi_next_burst(struct mv_vcpu *v)
+{
+	struct mv_machine *m = v->m;
+	uint64_t mailbox_gpa = mvi_mailbox_gpa(v->index);
+	uint64_t workload = gv_get(&mvi_mailbox(m, v->index)->workload);
+	uint32_t n;
+
+	pthread_mutex_lock(&m->lock);
+	v->outside = true;
+	v->kicks_seen = v->kicks_asked;
+	if (m->watchers > 0)
+		pthread_cond_broadcast(&m->ctl_cond);
+	n = pace(v, workload);
+	if (mvi_stopping(m) || v->nudge_seen != m->nudge)
+		n = 0;
+	v->nudge_seen = m->nudge;
+	v->entered_ns = now_ns();
+	v->outside = false;
+	pthread_mutex_unlock(&m->lock);
+
+	if (n > 0) {
+		/* The VMM's own write to guest memory. Its count lives there too, and so migrates. */
+		struct gv_device *dev = mv_host(m, mailbox_gpa + GV_PAGE, sizeof *dev);
+		uint64_t seq = gv_get(&dev->seq) + 1;
+
+		gv_put(&dev->seq, seq);
+		gv_put(&dev->stamp, gv_mix(seq));
+		mark(m, mailbox_gpa + GV_PAGE, sizeof *dev);
+	}
+	return n;
+}
+
+void mv_set_rate(struct mv_machine *m, double pages_per_second)
+{
+	pthread_mutex_lock(&m->lock);
+	m->rate = pages_per_second;
+	m->pace++;
+	pthread_cond_broadcast(&m->vcpu_cond);
+	pthread_mutex_unlock(&m->lock);
+}
+
+void mv_set_throttle(struct mv_machine *m, int vcpu, unsigned percent)
+{
+	pthread_mutex_lock(&m->lock);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		if (vcpu < 0 || (unsigned)vcpu == i)
+			m->vcpus[i].throttle = percent < 99 ? percent : 99;
+	m->pace++;
+	pthread_cond_broadcast(&m->vcpu_cond);
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void nudge_locked(struct mv_machine *m)
+{
+	m->nudge++;
+	pthread_cond_broadcast(&m->vcpu_cond);
+}
+
+int mv_set_workload(struct mv_machine *m, enum gv_workload workload)
+{
+	if (workload > GV_MIXED)
+		return mvi_error(m, "unknown workload %d", (int)workload);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		write_word(m, mvi_mailbox_gpa(i) + offsetof(struct gv_mailbox, workload), workload);
+	pthread_mutex_lock(&m->lock);
+	nudge_locked(m);
+	pthread_mutex_unlock(&m->lock);
+	return 0;
+}
+
+/* ---- looking at the guest -------------------------------------------------------------------------------------- */
+
+int mv_vm_fd(struct mv_machine *m)
+{
+	return m->vm_fd;
+}
+
+int mv_vcpu_fd(struct mv_machine *m, unsigned vcpu)
+{
+	return vcpu < m->nvcpus ? m->vcpus[vcpu].fd : -1;
+}
+
+unsigned mv_vcpu_count(struct mv_machine *m)
+{
+	return m->nvcpus;
+}
+
+const struct mv_region *mv_regions(struct mv_machine *m, unsigned *n)
+{
+	*n = m->nregions;
+	return m->regions;
+}
+
+const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n)
+{
+	*n = m->nslots;
+	return m->slots;
+}
+
+static int need_still(struct mv_machine *m, unsigned vcpu)
+{
+	bool still = true;
+
+	if (vcpu >= m->nvcpus)
+		return mvi_error(m, "there is no vCPU %u", vcpu);
+	pthread_mutex_lock(&m->lock);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		still = still && m->vcpus[i].parked;
+	still = still && m->want != MV_WANT_RUNNING;
+	pthread_mutex_unlock(&m->lock);
+	return still ? 0 : mvi_error(m, "the machine is running");
+}
+
+long mv_save_vcpu(struct mv_machine *m, unsigned vcpu, void *buf, size_t cap)
+{
+	return need_still(m, vcpu) < 0 ? -1 : m->backend->save_vcpu(&m->vcpus[vcpu], buf, cap);
+}
+
+int mv_load_vcpu(struct mv_machine *m, unsigned vcpu, const void *buf, size_t len)
+{
+	if (need_still(m, vcpu) < 0 || m->backend->load_vcpu(&m->vcpus[vcpu], buf, len) < 0)
+		return -1;
+	m->vcpus[vcpu].loaded = true;
+	return 0;
+}
+
+void mv_counters(struct mv_machine *m, int vcpu, struct mv_counters *out)
+{
+	*out = (struct mv_counters){0};
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		const struct gv_mailbox *mb = mvi_mailbox(m, i);
+
+		if (vcpu >= 0 && (unsigned)vcpu != i)
+			continue;
+		out->writes += gv_get(&mb->writes);
+		out->loops += gv_get(&mb->loops);
+		out->bursts += gv_get(&mb->bursts);
+		out->device_errors += gv_get(&mb->device_errors);
+	}
+}
+
+/* Waits, with m->lock held, until done(m, arg) or the time is up. Every burst of every vCPU is an occasion to look. */
+static int watch(struct mv_machine *m, bool (*done)(struct mv_machine *, uint64_t), uint64_t arg, unsigned timeout_ms)
+{
+	uint64_t end = now_ns() + timeout_ms * 1000000ull;
+	bool in_time = true, is_done;
+
+	m->watchers++;
+	while (!(is_done = done(m, arg)) && in_time && !mv_failed(m))
+		in_time = wait_until(m, &m->ctl_cond, end);
+	m->watchers--;
+	return is_done ? 0 : -1;
+}
+
+static bool writes_reached(struct mv_machine *m, uint64_t target)
+{
+	struct mv_counters c;
+
+	mv_counters(m, -1, &c);
+	return c.writes >= target;
+}
+
+int mv_wait_writes(struct mv_machine *m, uint64_t n, unsigned timeout_ms)
+{
+	struct mv_counters c;
+	int status;
+
+	mv_counters(m, -1, &c);
+	pthread_mutex_lock(&m->lock);
+	status = watch(m, writes_reached, c.writes + n, timeout_ms);
+	pthread_mutex_unlock(&m->lock);
+	return status == 0 ? 0 : mvi_error(m, "the guest did not make %llu writes in %u ms", (unsigned long long)n, timeout_ms);
+}
+
+static bool checks_done(struct mv_machine *m, uint64_t unused)
+{
+	(void)unused;
+	for (unsigned i = 0; i < m->nvcpus; i++) {
+		const struct gv_mailbox *mb = mvi_mailbox(m, i);
+
+		if (gv_get(&mb->check_done) != gv_get(&mb->check_request))
+			return false;
+	}
+	return true;
+}
+
+int mv_self_check(struct mv_machine *m, unsigned timeout_ms, uint64_t *bad)
+{
+	int status;
+
+	*bad = 0;
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		write_word(m, mvi_mailbox_gpa(i) + offsetof(struct gv_mailbox, check_request),
+			   gv_get(&mvi_mailbox(m, i)->check_request) + 1);
+	pthread_mutex_lock(&m->lock);
+	nudge_locked(m);
+	status = watch(m, checks_done, 0, timeout_ms);
+	pthread_mutex_unlock(&m->lock);
+	if (status < 0)
+		return mvi_error(m, "the guest's check was not done in %u ms", timeout_ms);
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		*bad += gv_get(&mvi_mailbox(m, i)->check_bad);
+	return 0;
+}
+
+uint64_t mv_record(struct mv_machine *m, unsigned vcpu, uint64_t *first_page_gpa, uint64_t *record, uint64_t n)
+{
+	uint64_t first, record_gpa, pages;
+
+	if (vcpu >= m->nvcpus)
+		return 0;
+	partition(m, vcpu, &first, &record_gpa);
+	pages = partition_pages(m, vcpu);
+	if (first_page_gpa)
+		*first_page_gpa = first;
+	if (record)
+		mv_read(m, record_gpa, record, (n < pages ? n : pages) * 8);
+	return pages;
+}
+
+/* A write in flight has stored some of its three words, in order, over what the record says. */
+static bool page_in_flight(const uint64_t *word, uint64_t gpa, uint64_t seq, uint64_t next)
+{
+	uint64_t old = gv_stamp(gpa, seq), new = gv_stamp(gpa, next);
+	unsigned old_at = gv_moving_word(old), new_at = gv_moving_word(new);
+	bool second = word[new_at] == gv_moving_stamp(new), third = word[GV_WORDS - 1] == ~new;
+
+	if (word[0] != new || (third && !second))
+		return false;
+	return (third || word[GV_WORDS - 1] == ~old) &&
+	       (word[old_at] == gv_moving_stamp(old) || (second && old_at == new_at));
+}
+
+static void verify_vcpu(struct mv_machine *m, unsigned vcpu, struct mv_verify *out)
+{
+	const struct gv_mailbox *mb = mvi_mailbox(m, vcpu);
+	const struct gv_device *dev = mv_host(m, mvi_mailbox_gpa(vcpu) + GV_PAGE, sizeof *dev);
+	uint64_t first, record_gpa, record[512], pages = partition_pages(m, vcpu), in_flight = 0;
+	uint64_t next = mb->writes + 1;
+
+	partition(m, vcpu, &first, &record_gpa);
+	for (uint64_t page = 0; page < pages; page++) {
+		uint64_t gpa = first + page * MV_PAGE, seq;
+		const uint64_t *word;
+		bool good;
+
+		if (page % 512 == 0)
+			mv_read(m, record_gpa + page * 8, record, (pages - page < 512 ? pages - page : 512) * 8);
+		seq = record[page % 512];
+		if (seq == 0)
+			continue; /* never written, or its first write is in flight: there is nothing to hold it to */
+		out->written++;
+		word = mv_host(m, gpa, MV_PAGE);
+		good = seq <= next && gv_page_holds(word, gpa, seq);
+		if (good)
+			continue;
+		if (seq < next && in_flight == 0 && page_in_flight(word, gpa, seq, next)) {
+			in_flight++;
+			continue;
+		}
+		if (out->bad++ == 0)
+			out->first_bad_gpa = gpa;
+	}
+	out->in_flight += in_flight;
+	/* Between the VMM's write and the guest's own count the device page is one ahead. */
+	if ((dev->seq != mb->bursts && dev->seq != mb->bursts + 1) || (dev->seq > 0 && dev->stamp != gv_mix(dev->seq))) {
+		if (out->bad++ == 0)
+			out->first_bad_gpa = mvi_mailbox_gpa(vcpu) + GV_PAGE;
+	}
+}
+
+int mv_verify_host(struct mv_machine *m, struct mv_verify *out)
+{
+	*out = (struct mv_verify){0};
+	if (need_still(m, 0) < 0)
+		return -1;
+	for (unsigned i = 0; i < m->nvcpus; i++)
+		verify_vcpu(m, i, out);
+	return out->bad == 0 ? 0 : mvi_error(m, "%llu pages do not hold what the guest recorded, the first at %#llx",
+					     (unsigned long long)out->bad, (unsigned long long)out->first_bad_gpa);
+}

@@ -1,0 +1,126 @@
+/*
+ * The guest that is plain process memory: the same workload (guest/workload.h) run by threads of this process on the
+ * machine's memory. For machines without /dev/kvm, and for testing an engine without a hypervisor. Nobody sees such a
+ * guest's stores but itself, so it reports each one through the mark hook, after the store, as a device model would.
+ *
+ * A vCPU here has no registers worth saving: everything is in its mailbox, and it is paused between two writes only.
+ * The state holds the write count, and the start compares it with the memory that came.
+ */
+#include <string.h>
+
+#include "internal.h"
+
+struct gv_ctx {
+	struct mv_vcpu *v;
+};
+
+static inline void *gv_at(struct gv_ctx *ctx, uint64_t gpa)
+{
+	return mv_host(ctx->v->m, gpa, 8);
+}
+
+static inline void gv_wrote(struct gv_ctx *ctx, uint64_t gpa, uint64_t len)
+{
+	const struct mv_hooks *hooks = &ctx->v->m->config.hooks;
+
+	if (hooks->mark)
+		hooks->mark(hooks->opaque, gpa, len);
+}
+
+static inline uint32_t gv_ask(struct gv_ctx *ctx)
+{
+	return mvi_next_burst(ctx->v);
+}
+
+static inline int gv_stop(struct gv_ctx *ctx)
+{
+	return mvi_stopping(ctx->v->m);
+}
+
+#include "guest/workload.h"
+
+#define STATE_MAGIC 0x434f52506d76696dull
+#define STATE_VERSION 1u
+
+struct process_state {
+	uint64_t magic;
+	uint64_t version;
+	uint64_t writes;
+};
+
+static int create(struct mv_machine *m)
+{
+	(void)m;
+	return 0;
+}
+
+static void destroy(struct mv_machine *m)
+{
+	(void)m;
+}
+
+static long save_vcpu(struct mv_vcpu *v, void *buf, size_t cap)
+{
+	struct process_state s = {STATE_MAGIC, STATE_VERSION, gv_get(&mvi_mailbox(v->m, v->index)->writes)};
+
+	if (cap < sizeof s)
+		return mvi_error(v->m, "the buffer for the vCPU state is too small");
+	memcpy(buf, &s, sizeof s);
+	return sizeof s;
+}
+
+static int load_vcpu(struct mv_vcpu *v, const void *buf, size_t len)
+{
+	struct process_state s;
+
+	if (len != sizeof s)
+		return mvi_error(v->m, "vCPU %u: the state has %zu bytes, not %zu", v->index, len, sizeof s);
+	memcpy(&s, buf, sizeof s);
+	if (s.magic != STATE_MAGIC || s.version != STATE_VERSION)
+		return mvi_error(v->m, "vCPU %u: this is no process vCPU state of version %u", v->index, STATE_VERSION);
+	v->expected_writes = s.writes;
+	v->check_expected = true;
+	return 0;
+}
+
+/* The partition is what the VMM laid out, whatever the mailbox says: nothing in guest memory may send these threads
+ * outside it (a KVM guest is held by its slots instead). */
+static int mailbox_is_sane(struct mv_vcpu *v, const struct gv_mailbox *mb)
+{
+	uint64_t first_gpa, pages = mv_record(v->m, v->index, &first_gpa, NULL, 0);
+
+	return mb->magic == GV_MAGIC && mb->first_gpa == first_gpa && mb->npages == pages && mb->hot_pages <= pages &&
+	       mb->rng != 0 && mb->device_gpa == mvi_mailbox_gpa(v->index) + GV_PAGE &&
+	       mb->record_gpa == mvi_record_gpa(v->m, v->index);
+}
+
+static int run_vcpu(struct mv_vcpu *v)
+{
+	struct gv_ctx ctx = {v};
+	const struct gv_mailbox *mb = mvi_mailbox(v->m, v->index);
+
+	if (!mailbox_is_sane(v, mb))
+		return mvi_dead(v, "no valid mailbox in guest memory");
+	if (v->check_expected && gv_get(&mb->writes) != v->expected_writes)
+		return mvi_dead(v, "the state was saved after %llu writes, the memory after %llu",
+				(unsigned long long)v->expected_writes, (unsigned long long)gv_get(&mb->writes));
+	v->check_expected = false;
+	gv_run(&ctx, mvi_mailbox_gpa(v->index));
+	return 0;
+}
+
+static void nothing(struct mv_vcpu *v)
+{
+	(void)v;
+}
+
+const struct mv_backend mvi_process_backend = {
+	.create = create,
+	.destroy = destroy,
+	.boot = create,
+	.save_vcpu = save_vcpu,
+	.load_vcpu = load_vcpu,
+	.run = run_vcpu,
+	.kick = nothing,
+	.unkick = nothing,
+};

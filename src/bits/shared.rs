@@ -1,0 +1,785 @@
+//! The bitmap that any thread marks without waiting, and one thread at a time
+//! collects.
+//!
+//! It is where the VMM's own threads report their writes to guest memory (the
+//! design's *reported* layer). It does not know about pages, and is not for the bits that a
+//! migration owns (`Bitmap` is). The tracker collects it at each sync.
+//!
+//! There are two buffers. A setter pins the epoch, loads which buffer is
+//! current, ors its bits into that one, and unpins. The collector makes the other
+//! buffer current and waits until no thread that could have seen
+//! the old choice is pinned any more: the *grace wait*. From then on the old buffer
+//! is the collector's alone. It reads it with plain (vector) loads and zeroes it with
+//! plain stores, for the next swap. So collecting needs no exchange of each word,
+//! and setters never meet a lock.
+//!
+//! Why it is right, step by step:
+//! - *No setter is overlooked.* Pinning ends with a full fence between the announcement of
+//!   the pin and the load of `current`; the collector has a full fence between its store
+//!   to `current` and its look at who is pinned. One of the two must see the
+//!   other: either the setter finds the new buffer, or the collector waits for it.
+//! - *What a setter wrote is seen.* Unpinning is a release, and the end of the
+//!   grace wait an acquire. So all that a setter did before it unpinned happens before the
+//!   collector's plain loads: its atomic stores to words, summary and `any`, in
+//!   whatever order, and, more important, the write to guest memory that
+//!   it marks. (Write first, then mark.)
+//! - *A bit that is set already needs no read-modify-write.* For the same reason: it is not the
+//!   bit that carries the order, it is the pin. A setter that finds its bit
+//!   set in the buffer that it has pinned knows that this buffer is collected
+//!   after its unpin, hence that the page is read after its write. And the bit cannot
+//!   be a stale one from the buffer's last use: the zeroing happened before the store that made the
+//!   buffer current again, and the setter acquired that store. (In a
+//!   bitmap that is harvested with exchanges, and without the wait, the same shortcut loses
+//!   pages: the load may pass the setter's own write, which is
+//!   still in its store buffer, while the harvester takes the bit and reads the old page.)
+//! - *A wait that runs out loses nothing.* The old buffer stays where it is, and
+//!   the next collect waits for it first. Until then there is no other swap, for
+//!   the other buffer is in use: setters never see more than these two.
+//!
+//! The epochs are crossbeam-epoch's, in a collector of our own to which nothing is
+//! ever handed but a number to store, so nobody else's garbage is run in a
+//! marking thread, and a pinned reader elsewhere in the process cannot hold us up.
+//! Only marks pin, and collects for an instant at a time.
+
+use self::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use super::heap::Words;
+use super::summary::{drain, for_each_group, span_of, Bitmap};
+use super::words::{self, low_mask};
+use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
+use crate::error::{Error, Kind, Result};
+use crossbeam_epoch::{Collector, Guard, LocalHandle};
+use once_cell::sync::Lazy;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// The atomics, in one place, for a model checker's to be put in theirs.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+}
+
+/// Marked in one go, under one pin: what bounds the time that a mark of any size
+/// holds up a collector. (At most 512 words and 64 summary bits.)
+const BITS_A_PIN: usize = SPAN_WORDS * WORD_BITS;
+
+static EPOCHS: Lazy<Collector> = Lazy::new(Collector::new);
+
+thread_local! {
+    static HANDLE: LocalHandle = EPOCHS.register();
+}
+
+/// Pins the calling thread. Waits for nobody.
+fn pin() -> Guard {
+    #[cfg(test)]
+    tests::perhaps_preempted();
+    HANDLE.try_with(LocalHandle::pin).unwrap_or_else(|_| {
+        // The thread is ending, and its handle is gone: some destructor still
+        // wrote to guest memory. The guard keeps a registration of its own
+        // alive until it is dropped.
+        EPOCHS.register().pin()
+    })
+}
+
+/// Keeps what is written often away from its neighbours' cache line. (Two: the
+/// adjacent-line prefetcher pairs them.)
+#[repr(align(128))]
+struct Apart<T>(T);
+
+/// One of the two bitmaps. Setters reach it by atomics; the collector, once
+/// it is alone with it, as plain memory.
+struct Buffer {
+    words: Words,
+    /// One bit a group of 8 words, as in [`Bitmap`]; a set one may be early
+    /// or late, but by the end of a grace wait it is right.
+    summary: Words,
+    /// Whether anything was marked.
+    any: Apart<AtomicBool>,
+}
+
+impl Buffer {
+    fn new(nbits: usize) -> Result<Buffer> {
+        let nwords = group_rounded_words(nbits);
+        Ok(Buffer {
+            words: Words::zeroed(nwords, "reported bitmap")?,
+            summary: Words::zeroed(nwords.div_ceil(SPAN_WORDS), "reported bitmap summary")?,
+            any: Apart(AtomicBool::new(false)),
+        })
+    }
+
+    #[inline]
+    fn word(&self, i: usize) -> &AtomicU64 {
+        atomic(&self.words, i)
+    }
+
+    #[inline]
+    fn summary(&self, i: usize) -> &AtomicU64 {
+        atomic(&self.summary, i)
+    }
+
+    /// Sets `bits`, which is not empty and inside. The caller is pinned, and
+    /// has loaded the choice of this buffer since.
+    #[inline]
+    fn set(&self, bits: std::ops::Range<usize>) {
+        let first = bits.start / WORD_BITS;
+        let last = (bits.end - 1) / WORD_BITS;
+        for i in first..=last {
+            let mut mask = u64::MAX;
+            if i == first {
+                mask <<= bits.start % WORD_BITS;
+            }
+            if i == last {
+                mask &= low_mask((bits.end - 1) % WORD_BITS + 1);
+            }
+            let word = self.word(i);
+            // Relaxed throughout: see the head of this file for what carries the order.
+            if word.load(Ordering::Relaxed) & mask != mask {
+                if mask == u64::MAX {
+                    // All ones is the same, whoever else is at this word: nobody clears one here.
+                    word.store(mask, Ordering::Relaxed);
+                } else {
+                    word.fetch_or(mask, Ordering::Relaxed);
+                }
+            }
+        }
+        let (first, last) = (bits.start / GROUP_BITS, (bits.end - 1) / GROUP_BITS);
+        for group in first..=last {
+            let summary = self.summary(group / WORD_BITS);
+            let bit = 1 << (group % WORD_BITS);
+            // `any` before the summary, and the summary's bit a release that
+            // whoever relies on it acquires: so a mark that has returned is
+            // visible in `any`, although another thread may have set it.
+            // Collecting from an untouched buffer can then be skipped.
+            if summary.load(Ordering::Acquire) & bit == 0 {
+                if !self.any.0.load(Ordering::Relaxed) {
+                    self.any.0.store(true, Ordering::Relaxed);
+                }
+                summary.fetch_or(bit, Ordering::Release);
+            }
+        }
+    }
+
+    /// The words and the summary as plain memory.
+    ///
+    /// # Safety
+    /// No setter can hold this buffer (it is not current, and a grace wait
+    /// has passed since it was), and the caller is the one collector.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn plain(&self) -> (&mut [u64], &mut [u64]) {
+        let (words, summary) = (&self.words, &self.summary);
+        // SAFETY: both are live for as long as self, and by the caller's
+        // promise nobody else reads or writes them.
+        unsafe {
+            (
+                std::slice::from_raw_parts_mut(words.as_ptr(), words.len()),
+                std::slice::from_raw_parts_mut(summary.as_ptr(), summary.len()),
+            )
+        }
+    }
+}
+
+/// Word `i` as an atomic.
+#[inline]
+fn atomic(words: &Words, i: usize) -> &AtomicU64 {
+    assert!(i < words.len());
+    // SAFETY: inside (just checked), aligned, and alive as long as `words`.
+    // While a setter can hold a buffer it is reached only in this way.
+    unsafe { AtomicU64::from_ptr(words.as_ptr().add(i)) }
+}
+
+/// What a collect found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Bits that were not set before in what was collected into.
+    pub new: u64,
+    /// Bits that had been marked.
+    pub marked: u64,
+    /// How long the grace wait took, of the whole.
+    pub waited: Duration,
+}
+
+/// What only the collecting thread uses.
+struct Collecting {
+    /// The buffer that was swapped out and is not drained yet.
+    old: Option<usize>,
+    /// Number of the last grace wait begun.
+    grace: u64,
+}
+
+/// A bitmap of fixed size that every thread may mark at any time.
+pub struct Shared {
+    nbits: usize,
+    /// Index of the buffer that setters use.
+    current: Apart<AtomicUsize>,
+    buffers: [Buffer; 2],
+    /// Number of the last grace wait known to be over. In an Arc because the
+    /// epoch's callback may outlive us.
+    grace: Arc<AtomicU64>,
+    collecting: Mutex<Collecting>,
+}
+
+impl Shared {
+    /// `nbits` clear bits, twice. [`Kind::NoMemory`] when memory cannot be had;
+    /// what is never marked is never touched.
+    pub fn new(nbits: usize) -> Result<Shared> {
+        Ok(Shared {
+            nbits,
+            current: Apart(AtomicUsize::new(0)),
+            buffers: [Buffer::new(nbits)?, Buffer::new(nbits)?],
+            grace: Arc::new(AtomicU64::new(0)),
+            collecting: Mutex::new(Collecting {
+                old: None,
+                grace: 0,
+            }),
+        })
+    }
+
+    /// How many bits there are, marked or not.
+    pub fn len(&self) -> usize {
+        self.nbits
+    }
+
+    /// Whether it has no bits at all, marked or not.
+    pub fn is_empty(&self) -> bool {
+        self.nbits == 0
+    }
+
+    /// Bytes taken from the heap (of the address space: untouched ones are not backed).
+    pub fn heap_bytes(&self) -> usize {
+        let both = self.buffers.iter();
+        both.map(|b| b.words.heap_bytes() + b.summary.heap_bytes())
+            .sum()
+    }
+
+    /// Marks the `n` bits from `start` on, cut at the end. From any thread,
+    /// also one that is just ending; not from a signal handler. Lock-free:
+    /// waits for nobody. A thread's first mark allocates its registration (2 KiB); later ones
+    /// do not, apart from what the epochs' own upkeep may allocate now and then after
+    /// many collects.
+    ///
+    /// Write to memory first, then mark: a mark before the write can be collected, and the page
+    /// sent, before the write lands.
+    pub fn mark(&self, start: usize, n: usize) {
+        let bits = cut(start, n, self.nbits);
+        let mut from = bits.start;
+        while from < bits.end {
+            let end = bits.end.min((from / BITS_A_PIN + 1) * BITS_A_PIN);
+            let guard = pin();
+            // After the pin, which is a full fence. Acquire: what the collector did to this
+            // buffer (zeroing it) before making it current.
+            let current = self.current.0.load(Ordering::Acquire);
+            #[cfg(test)]
+            tests::perhaps_preempted();
+            self.buffers[current].set(from..end);
+            drop(guard);
+            from = end;
+        }
+    }
+
+    /// Whether nothing is waiting to be collected. A hint: true can be out of date
+    /// at once when somebody marks, but a mark that returned before
+    /// the call (in the sense of happens-before) makes it false until it is collected.
+    pub fn is_clean_hint(&self) -> bool {
+        self.buffers
+            .iter()
+            .all(|b| !b.any.0.load(Ordering::Relaxed))
+    }
+
+    /// Moves all marks into `into`, a bitmap of the same length. Every mark that returned before
+    /// this call is in it (or was in an earlier collect); one that runs at the same time is
+    /// in this or in the next.
+    ///
+    /// Costs the grace wait (normally about a microsecond; a setter that was
+    /// preempted in the middle of a mark is what makes it longer) and what is marked.
+    ///
+    /// # Errors
+    /// - [`Kind::Invalid`]: the length differs; nothing was done.
+    /// - [`Kind::Timeout`]: a thread stood inside a mark for all of `wait`.
+    ///   Nothing is lost: what was swapped out stays, and the next collect
+    ///   begins with it. (`into` may have received marks
+    ///   that an earlier collect had left behind; its count tells.)
+    pub fn collect(&self, wait: Duration, into: &mut Bitmap) -> Result<Collected> {
+        into.check_len(self.nbits)?;
+        self.collect_by(wait, |words, summary| drain(words, summary, into))
+    }
+
+    /// [`Shared::collect`] for other destinations than a bitmap of the same length: calls `f` with
+    /// the index of the first bit of each group of 512 that has marks, in order, and its
+    /// 8 words. `new` in the result is 0. If `f` panics, the groups not yet
+    /// returned from are handed out again by the next collect.
+    pub fn collect_with(
+        &self,
+        wait: Duration,
+        mut f: impl FnMut(usize, &[u64; GROUP_WORDS]),
+    ) -> Result<Collected> {
+        self.collect_by(wait, |words, summary| {
+            let mut marked = 0;
+            let mut span = 0;
+            while let Some(found) = words::find_nonzero(summary, span) {
+                let part = span_of(words, found);
+                let first_bit = part.start * WORD_BITS;
+                let (groups, _) = words[part].as_chunks_mut::<GROUP_WORDS>();
+                for_each_group(summary[found], |g| {
+                    f(first_bit + g * GROUP_BITS, &groups[g]);
+                    marked += words::count(&groups[g]);
+                    groups[g] = [0; GROUP_WORDS];
+                    summary[found] &= !(1 << g);
+                });
+                span = found + 1;
+            }
+            (0, marked)
+        })
+    }
+
+    fn collect_by(
+        &self,
+        wait: Duration,
+        mut drain: impl FnMut(&mut [u64], &mut [u64]) -> (u64, u64),
+    ) -> Result<Collected> {
+        let mut state = self.lock();
+        let mut out = Collected::default();
+        // First what an earlier collect had to leave, then what is current:
+        // both, or marks that returned before this call would be missing.
+        if state.old.is_some() {
+            self.finish(&mut state, wait, &mut out, &mut drain)?;
+        }
+        if self.is_clean_hint() {
+            return Ok(out);
+        }
+        self.swap(&mut state);
+        self.finish(&mut state, wait, &mut out, &mut drain)?;
+        Ok(out)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Collecting> {
+        // A panic while collecting leaves `old` in place, which is all that
+        // is needed to go on.
+        self.collecting.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Makes the other buffer current, which is clean, and begins the grace wait for
+    /// this one.
+    fn swap(&self, state: &mut Collecting) {
+        let old = self.current.0.load(Ordering::Relaxed);
+        state.old = Some(old);
+        state.grace += 1;
+        self.current.0.swap(1 - old, Ordering::SeqCst);
+        let (grace, number) = (Arc::clone(&self.grace), state.grace);
+        let guard = pin();
+        // Run two epochs from here, by this thread or by another one: then nobody is pinned
+        // who was pinned before the swap.
+        guard.defer(move || {
+            grace.fetch_max(number, Ordering::Release);
+        });
+        guard.flush();
+    }
+
+    /// Waits out the grace wait for `state.old`, then drains it.
+    fn finish(
+        &self,
+        state: &mut Collecting,
+        wait: Duration,
+        out: &mut Collected,
+        drain: &mut impl FnMut(&mut [u64], &mut [u64]) -> (u64, u64),
+    ) -> Result<()> {
+        let Some(old) = state.old else { return Ok(()) };
+        let left = wait.saturating_sub(out.waited);
+        let waited = self.wait_for(state.grace, left);
+        out.waited += match waited {
+            Ok(waited) | Err(waited) => waited,
+        };
+        if waited.is_err() {
+            return Err(Error::new(
+                Kind::Timeout,
+                format!(
+                    "collecting reported writes: after {:?} (allowed: {wait:?}) a thread is still inside a mark \
+                     that began before; its buffer is kept for the next collect",
+                    out.waited
+                ),
+            ));
+        }
+        let buffer = &self.buffers[old];
+        // SAFETY: `old` is not current since `swap`, the grace wait that
+        // began there is over, and we hold the collectors' lock.
+        let (words, summary) = unsafe { buffer.plain() };
+        let (new, marked) = drain(words, summary);
+        out.new += new;
+        out.marked += marked;
+        buffer.any.0.store(false, Ordering::Relaxed);
+        state.old = None;
+        Ok(())
+    }
+
+    /// Waits, for `most`, until grace wait `number` is over. Returns how long that took; as an error
+    /// when it is not over.
+    fn wait_for(&self, number: u64, most: Duration) -> std::result::Result<Duration, Duration> {
+        /// Two advances of the epoch are needed; tried this often even by a
+        /// wait of zero.
+        const AT_LEAST: u32 = 4;
+        const SPINS: u32 = 64;
+        const YIELDS: u32 = 128;
+        let begin = Instant::now();
+        let mut round = 0;
+        loop {
+            // Advances the epoch if everybody pinned has seen the present one. The guard must not
+            // outlive the statement: pinned, we would hold ourselves up.
+            pin().flush();
+            if self.grace.load(Ordering::Acquire) >= number {
+                return Ok(begin.elapsed());
+            }
+            round += 1;
+            if round >= AT_LEAST {
+                let elapsed = begin.elapsed();
+                if elapsed >= most {
+                    return Err(elapsed);
+                }
+                // A setter that runs is done in well under a microsecond a word. One
+                // that does not run needs the processor, perhaps this one.
+                if round < SPINS {
+                    std::hint::spin_loop();
+                } else if round < YIELDS {
+                    std::thread::yield_now();
+                } else {
+                    let step = Duration::from_micros(20 << ((round - YIELDS) / 16).min(5));
+                    std::thread::sleep(step.min(most - elapsed));
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("nbits", &self.nbits)
+            .field("clean", &self.is_clean_hint())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU8;
+    use std::sync::{mpsc, Barrier};
+
+    thread_local! {
+        static UNLUCKY: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+    }
+
+    /// On threads that asked for it: now and then gives the processor away at the
+    /// worst places of a mark, which a scheduler does too rarely for a test.
+    pub(super) fn perhaps_preempted() {
+        UNLUCKY.with(|x| {
+            if x.get() != 0 {
+                x.set(x.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223) | 1);
+                if x.get() >> 26 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Holds the epoch back on the calling thread, as a setter that is stuck
+    /// in the middle of a mark does.
+    struct Stuck(Guard, usize);
+
+    impl Stuck {
+        fn before_its_store(shared: &Shared) -> Stuck {
+            let guard = pin();
+            Stuck(guard, shared.current.0.load(Ordering::Acquire))
+        }
+        fn finish(self, shared: &Shared, bit: usize) {
+            shared.buffers[self.1].set(bit..bit + 1);
+            drop(self.0);
+        }
+    }
+
+    /// Tests that hold the epoch back disturb those that count on it.
+    static ALONE: Mutex<()> = Mutex::new(());
+    fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_is_marked_is_collected_once(
+            nbits in prop_oneof![0usize..1200, 30_000usize..70_000],
+            rounds in prop::collection::vec(
+                prop::collection::vec((0usize..71_000, prop_oneof![0usize..3, 0usize..40_000]), 0..6),
+                1..6,
+            ),
+            with in any::<bool>(),
+        ) {
+            let _alone = alone();
+            let shared = Shared::new(nbits).unwrap();
+            let mut into = Bitmap::new(nbits).unwrap();
+            let mut all = Bitmap::new(nbits).unwrap();
+            for marks in rounds {
+                let mut this = Bitmap::new(nbits).unwrap();
+                for (start, n) in marks {
+                    shared.mark(start, n);
+                    this.set_range(start, n);
+                }
+                prop_assert_eq!(shared.is_clean_hint(), this.is_empty());
+                let new = all.merge(&this);
+                let got = if with {
+                    let mut last = None;
+                    shared.collect_with(LONG, |at, words| {
+                        assert!(at % 512 == 0 && last < Some(at), "in order");
+                        last = Some(at);
+                        assert!(!words::is_zero(words), "only groups with marks");
+                        into.merge_words(at, words, 512);
+                    }).unwrap()
+                } else {
+                    shared.collect(LONG, &mut into).unwrap()
+                };
+                prop_assert_eq!(got.marked, this.count());
+                prop_assert_eq!(got.new, if with { 0 } else { new });
+                prop_assert_eq!(into.words(), all.words());
+                prop_assert!(shared.is_clean_hint());
+            }
+            for buffer in &shared.buffers {
+                prop_assert!(words::is_zero(&buffer.words) && words::is_zero(&buffer.summary));
+            }
+        }
+    }
+
+    #[test]
+    fn a_bitmap_of_another_length_is_refused() {
+        let shared = Shared::new(100).unwrap();
+        shared.mark(99, 1);
+        let error = shared
+            .collect(LONG, &mut Bitmap::new(99).unwrap())
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(!shared.is_clean_hint());
+    }
+
+    #[test]
+    fn a_wait_that_runs_out_loses_nothing_and_the_next_collect_has_it_all() {
+        let _alone = alone();
+        let shared = &Shared::new(5000).unwrap();
+        let mut into = Bitmap::new(5000).unwrap();
+        std::thread::scope(|s| {
+            let (ready, is_ready) = mpsc::channel();
+            let (go, may_go) = mpsc::channel::<()>();
+            s.spawn(move || {
+                let stuck = Stuck::before_its_store(shared);
+                ready.send(()).unwrap();
+                may_go.recv().unwrap();
+                stuck.finish(shared, 4000);
+                ready.send(()).unwrap();
+            });
+            is_ready.recv().unwrap();
+            shared.mark(7, 1);
+            for wait in [Duration::ZERO, Duration::from_millis(3), Duration::ZERO] {
+                let error = shared.collect(wait, &mut into).unwrap_err();
+                assert_eq!(error.kind(), Kind::Timeout);
+                assert!(error.message().contains("inside a mark"), "{error}");
+                assert!(into.is_empty() && !shared.is_clean_hint());
+            }
+            shared.mark(1234, 2);
+            go.send(()).unwrap();
+            is_ready.recv().unwrap();
+        });
+        let got = shared.collect(LONG, &mut into).unwrap();
+        assert_eq!((got.new, got.marked), (4, 4));
+        let runs: Vec<_> = into.runs(0).collect();
+        assert_eq!(runs, [7..8, 1234..1236, 4000..4001]);
+        assert!(shared.is_clean_hint());
+    }
+
+    #[test]
+    fn a_callback_that_panics_gets_its_groups_again() {
+        let _alone = alone();
+        let shared = Shared::new(10_000).unwrap();
+        for at in [0, 1000, 5000] {
+            shared.mark(at, 1);
+        }
+        let mut seen = Vec::new();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            shared.collect_with(LONG, |at, _| {
+                assert!(at < 512, "planned");
+                seen.push(at);
+            })
+        }));
+        assert!(panicked.is_err());
+        let got = shared.collect_with(LONG, |at, _| seen.push(at)).unwrap();
+        assert_eq!(got.marked, 2);
+        assert_eq!(seen, [0, 512, 4608]);
+    }
+
+    #[test]
+    fn marks_from_a_thread_that_is_ending_are_collected() {
+        let _alone = alone();
+        struct AtExit(Arc<Shared>, usize);
+        impl Drop for AtExit {
+            fn drop(&mut self) {
+                self.0.mark(self.1, 1);
+            }
+        }
+        thread_local! {
+            static EARLY: std::cell::RefCell<Option<AtExit>> = const { std::cell::RefCell::new(None) };
+            static LATE: std::cell::RefCell<Option<AtExit>> = const { std::cell::RefCell::new(None) };
+        }
+        let shared = Arc::new(Shared::new(100).unwrap());
+        let theirs = Arc::clone(&shared);
+        // Registered before and after the epoch's own handle, so that one of
+        // the two destructors runs when that is gone, whatever the order.
+        std::thread::spawn(move || {
+            EARLY.with(|slot| *slot.borrow_mut() = Some(AtExit(Arc::clone(&theirs), 1)));
+            theirs.mark(0, 1);
+            LATE.with(|slot| *slot.borrow_mut() = Some(AtExit(theirs, 2)));
+        })
+        .join()
+        .unwrap();
+        let mut into = Bitmap::new(100).unwrap();
+        assert_eq!(shared.collect(LONG, &mut into).unwrap().marked, 3);
+    }
+
+    /// Each setter writes a version into its page's cell and then marks the page; the
+    /// collector, for each page it is given, reads the cell. In the end every
+    /// page must have been read at its last version: a lost mark, or one collected
+    /// before its write was visible, leaves an old one. Setters of the same page write
+    /// the same value or a greater one, so bits that are set already
+    /// are met all the time.
+    #[test]
+    fn eight_threads_mark_one_collects_and_no_mark_is_lost() {
+        let _alone = alone();
+        const SETTERS: usize = 8;
+        const BITS: usize = 3000;
+        const ROUNDS: u32 = if cfg!(debug_assertions) {
+            20_000
+        } else {
+            100_000
+        };
+        let shared = &Shared::new(BITS).unwrap();
+        // Written with relaxed atomics, as guest memory is: the order has to come from mark.
+        let cells: &Vec<AtomicU64> = &(0..BITS * SETTERS).map(|_| AtomicU64::new(0)).collect();
+        let left = &AtomicUsize::new(SETTERS);
+        let done = &[const { AtomicU64::new(0) }; SETTERS];
+        let start = &Barrier::new(SETTERS + 1);
+        let mut read = vec![0u64; BITS * SETTERS];
+        let mut collects = 0u32;
+        std::thread::scope(|s| {
+            for me in 0..SETTERS {
+                s.spawn(move || {
+                    let mut x = 0x9e37_79b9u32.wrapping_mul(me as u32 + 1);
+                    UNLUCKY.set(me as u32 + 1);
+                    start.wait();
+                    for round in 1..=ROUNDS {
+                        x ^= x << 13;
+                        x ^= x >> 17;
+                        x ^= x << 5;
+                        // Half of the marks go to eight hot pages.
+                        let page = match x % 2 {
+                            0 => (x >> 8) as usize % 8 * 300,
+                            _ => (x >> 8) as usize % BITS,
+                        };
+                        let n = (1 + (x >> 4) as usize % 3 * 40).min(BITS - page);
+                        for p in page..page + n {
+                            cells[p * SETTERS + me].store(u64::from(round), Ordering::Relaxed);
+                        }
+                        shared.mark(page, n);
+                        // This mark has returned: round and page in one word.
+                        done[me].store(u64::from(round) << 32 | page as u64, Ordering::Release);
+                    }
+                    left.fetch_sub(1, Ordering::Release);
+                });
+            }
+            start.wait();
+            let mut into = Bitmap::new(BITS).unwrap();
+            loop {
+                let last = left.load(Ordering::Acquire) == 0;
+                // Short waits too, so that leftovers are met.
+                let wait = if collects.is_multiple_of(3) && !last {
+                    Duration::ZERO
+                } else {
+                    LONG
+                };
+                collects += 1;
+                let returned: Vec<u64> = done.iter().map(|d| d.load(Ordering::Acquire)).collect();
+                let mut whole = true;
+                match shared.collect(wait, &mut into) {
+                    Ok(got) => assert!(got.new <= got.marked),
+                    Err(e) => {
+                        assert!(e.kind() == Kind::Timeout && !last);
+                        whole = false;
+                    }
+                }
+                for run in into.runs(0) {
+                    for i in run.start * SETTERS..run.end * SETTERS {
+                        read[i] = cells[i].load(Ordering::Relaxed);
+                    }
+                }
+                into.clear_all();
+                // What had returned before a collect that succeeded was in it, or before it.
+                for (me, mark) in returned.iter().enumerate().filter(|_| whole) {
+                    let page = (mark & 0xffff_ffff) as usize;
+                    let seen = read[page * SETTERS + me];
+                    assert!(
+                        seen >= mark >> 32,
+                        "page {page} setter {me}: {seen} of {}",
+                        mark >> 32
+                    );
+                }
+                if last {
+                    break;
+                }
+            }
+        });
+        for (i, cell) in cells.iter().enumerate() {
+            assert_eq!(
+                read[i],
+                cell.load(Ordering::Relaxed),
+                "page {} setter {} after {collects} collects",
+                i / SETTERS,
+                i % SETTERS
+            );
+        }
+        assert!(shared.is_clean_hint());
+    }
+
+    /// A mark that returned before collect was called is in that collect, every time.
+    #[test]
+    fn a_mark_that_has_returned_is_in_the_very_next_collect() {
+        let _alone = alone();
+        const ROUNDS: usize = 3000;
+        let shared = &Shared::new(1024).unwrap();
+        let turn = &AtomicU8::new(0);
+        std::thread::scope(|s| {
+            // Noise: marks the same group, so that the summary and `any` are often set by others.
+            s.spawn(move || {
+                while turn.load(Ordering::Relaxed) != 2 {
+                    shared.mark(1, 1);
+                    std::thread::yield_now();
+                }
+            });
+            let (to, from) = mpsc::sync_channel::<usize>(0);
+            let (back, done) = mpsc::sync_channel::<()>(0);
+            s.spawn(move || {
+                for bit in from {
+                    shared.mark(bit, 1);
+                    back.send(()).unwrap();
+                }
+            });
+            let mut into = Bitmap::new(1024).unwrap();
+            let mut missing = 0;
+            for round in 0..ROUNDS {
+                let bit = 2 + round * 7 % 1000;
+                to.send(bit).unwrap();
+                done.recv().unwrap();
+                shared.collect(LONG, &mut into).unwrap();
+                missing += usize::from(!into.test(bit));
+                into.clear_all();
+            }
+            turn.store(2, Ordering::Relaxed);
+            drop(to);
+            assert_eq!(missing, 0);
+        });
+    }
+}

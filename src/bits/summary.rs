@@ -1,0 +1,564 @@
+//! A bitmap with a summary level above its words and a count beside them, so
+//! that what is done with it costs what is set and not what it could hold.
+//!
+//! One summary bit stands for a group of 8 words: 512 pages, a 2 MiB stretch,
+//! one cache line. A bitmap of 8 TiB of guest memory is 256 MiB of words and 512 KiB of
+//! summary. Not for sharing between threads (`Shared` is), and it does not
+//! know what its bits stand for. The tracker's pending, skip and fresh sets are these.
+//!
+//! What always holds:
+//! - a summary bit is set if and only if its group has a set bit (exact: after a clear, the
+//!   groups at both ends, one line each, are looked at again);
+//! - `count` is the number of set bits;
+//! - no bit at or beyond `len` is set, whatever was asked for.
+
+use super::heap::Words;
+use super::runs::Runs;
+use super::words::{self, Kernels};
+use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
+use crate::error::{Error, Kind, Result};
+use std::ops::Range;
+
+/// A set of pages (or of whatever a bit stands for), of fixed size.
+pub struct Bitmap {
+    /// Rounded up to whole groups.
+    words: Words,
+    /// One bit a group.
+    summary: Words,
+    nbits: usize,
+    count: u64,
+}
+
+impl Bitmap {
+    /// `nbits` clear bits; 0 is allowed. Memory that no bit is set in is not
+    /// touched. [`Kind::NoMemory`] when it cannot be had.
+    pub fn new(nbits: usize) -> Result<Bitmap> {
+        let nwords = group_rounded_words(nbits);
+        Ok(Bitmap {
+            words: Words::zeroed(nwords, "bitmap")?,
+            summary: Words::zeroed(nwords.div_ceil(SPAN_WORDS), "bitmap summary")?,
+            nbits,
+            count: 0,
+        })
+    }
+
+    /// How many bits there are, set or not.
+    pub fn len(&self) -> usize {
+        self.nbits
+    }
+
+    /// How many bits are set. Costs nothing.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether no bit is set. Costs nothing.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether bit `i` is set; false beyond the end.
+    pub fn test(&self, i: usize) -> bool {
+        self.words
+            .get(i / WORD_BITS)
+            .is_some_and(|word| word >> (i % WORD_BITS) & 1 != 0)
+    }
+
+    /// The words; bits from [`Bitmap::len`] on are zero. Their number is
+    /// `len` / 64, rounded up.
+    pub fn words(&self) -> &[u64] {
+        &self.words[..self.nbits.div_ceil(WORD_BITS)]
+    }
+
+    /// Bytes taken from the heap (of the address space: untouched ones are not backed).
+    pub fn heap_bytes(&self) -> usize {
+        self.words.heap_bytes() + self.summary.heap_bytes()
+    }
+
+    /// Sets every bit; returns how many were clear.
+    pub fn set_all(&mut self) -> u64 {
+        self.set_range(0, self.nbits)
+    }
+
+    /// Clears every bit; returns how many were set. Costs what is set.
+    pub fn clear_all(&mut self) -> u64 {
+        for (span, mask) in dirty_spans(&self.summary) {
+            for_each_group(mask, |g| {
+                let at = span * SPAN_WORDS + g * GROUP_WORDS;
+                self.words[at..at + GROUP_WORDS].fill(0);
+            });
+        }
+        for word in self.summary.iter_mut().filter(|word| **word != 0) {
+            *word = 0;
+        }
+        std::mem::take(&mut self.count)
+    }
+
+    /// Sets the `n` bits from `start` on, cut at the end; returns how many
+    /// were clear.
+    pub fn set_range(&mut self, start: usize, n: usize) -> u64 {
+        let bits = cut(start, n, self.nbits);
+        if bits.is_empty() {
+            return 0;
+        }
+        let new = words::set_range(&mut self.words, bits.start, bits.len());
+        if new != 0 {
+            let groups = groups_of(&bits);
+            words::set_range(&mut self.summary, groups.start, groups.len());
+            self.count += new;
+        }
+        new
+    }
+
+    /// Clears the `n` bits from `start` on, cut at the end; returns how many
+    /// were set. Costs what is set there.
+    pub fn clear_range(&mut self, start: usize, n: usize) -> u64 {
+        let bits = cut(start, n, self.nbits);
+        if bits.is_empty() || self.count == 0 {
+            return 0;
+        }
+        let mut cleared = 0;
+        let groups = groups_of(&bits);
+        let mut from = groups.start;
+        while let Some(first) = words::next_set(&self.summary, from, groups.end) {
+            // A whole run of groups with bits at once, cut so that the count of the run and
+            // the clearing of it find it in the cache.
+            let end = groups.end.min(first + WORD_BITS);
+            let end = words::next_clear(&self.summary, first, end).unwrap_or(end);
+            let part = bits.start.max(first * GROUP_BITS)..bits.end.min(end * GROUP_BITS);
+            cleared += words::clear_range(&mut self.words, part.start, part.len());
+            // Groups wholly inside are empty now. Those at the ends may not be.
+            let keep_first = !self.group_is_zero(first);
+            let keep_last = !self.group_is_zero(end - 1);
+            words::clear_range(&mut self.summary, first, end - first);
+            if keep_first {
+                words::set_range(&mut self.summary, first, 1);
+            }
+            if keep_last {
+                words::set_range(&mut self.summary, end - 1, 1);
+            }
+            from = end;
+        }
+        self.count -= cleared;
+        cleared
+    }
+
+    fn group_is_zero(&self, group: usize) -> bool {
+        let at = group * GROUP_WORDS;
+        self.words[at..at + GROUP_WORDS]
+            .iter()
+            .fold(0, |all, w| all | w)
+            == 0
+    }
+
+    /// `self[at..at + nbits] |= words[0..nbits]`, for any alignment; returns
+    /// how many bits became set. Bits of `words` from `nbits` on are ignored,
+    /// and what would fall beyond the end of either is left out. Costs one read of `words`, and
+    /// a line of self for each group that gets bits.
+    pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> u64 {
+        self.merge_words_with(words::best(), at, words, nbits)
+    }
+
+    /// [`Bitmap::merge_words`] with a certain table of kernels, to measure or
+    /// to test one.
+    pub fn merge_words_with(
+        &mut self,
+        kernels: &Kernels,
+        at: usize,
+        words: &[u64],
+        nbits: usize,
+    ) -> u64 {
+        let bits = cut(at, nbits, self.nbits);
+        let summary = &mut self.summary;
+        let new = kernels.or_at(
+            &mut self.words,
+            bits.start,
+            words,
+            bits.len(),
+            |span, mask| summary[span] |= mask,
+        );
+        self.count += new;
+        new
+    }
+
+    /// `self |= other`; returns how many bits became set. Costs what is set in `other`. If the
+    /// lengths differ, what `other` has beyond the end of self is left out.
+    pub fn merge(&mut self, other: &Bitmap) -> u64 {
+        if other.nbits > self.nbits {
+            return self.merge_words(0, other.words(), other.nbits);
+        }
+        let kernels = words::best();
+        let mut new = 0;
+        for (span, mask) in dirty_spans(&other.summary) {
+            let dst = span_of(&self.words, span);
+            let src = span_of(&other.words, span);
+            new += kernels.or_groups(&mut self.words[dst], &other.words[src], mask);
+            self.summary[span] |= mask;
+        }
+        self.count += new;
+        new
+    }
+
+    /// Moves every set bit of self to `dst` and leaves self empty; returns how many
+    /// bits of `dst` became set. Costs what is set in self. If the lengths
+    /// differ, bits beyond the end of `dst` stay in self.
+    pub fn take_all_into(&mut self, dst: &mut Bitmap) -> u64 {
+        if self.nbits > dst.nbits {
+            let new = dst.merge(self);
+            self.clear_range(0, dst.nbits);
+            return new;
+        }
+        let (new, _) = drain(&mut self.words, &mut self.summary, dst);
+        self.count = 0;
+        new
+    }
+
+    /// The first set bit at or after `from`. Costs a read of the summary
+    /// between the two.
+    pub fn next_set(&self, from: usize) -> Option<usize> {
+        if from >= self.nbits {
+            return None;
+        }
+        // Here first: a walk mostly finds the next bit in the same group.
+        let group = from / GROUP_BITS;
+        let in_group = words::next_set(&self.words, from, (group + 1) * GROUP_BITS);
+        in_group.or_else(|| {
+            let group = words::next_set(&self.summary, group + 1, self.ngroups())?;
+            words::next_set(&self.words, group * GROUP_BITS, (group + 1) * GROUP_BITS)
+        })
+    }
+
+    /// The first clear bit at or after `from`.
+    pub fn next_clear(&self, from: usize) -> Option<usize> {
+        words::next_clear(&self.words, from, self.nbits)
+    }
+
+    /// The first run of set bits at or after `from`, cut at `max_len` bits
+    /// (0 counts as 1).
+    pub fn next_run(&self, from: usize, max_len: usize) -> Option<Range<usize>> {
+        let start = self.next_set(from)?;
+        Some(self.run_at(start, max_len.max(1)))
+    }
+
+    /// The run that begins at `start`, a set bit, cut at `max_len`.
+    pub(super) fn run_at(&self, start: usize, max_len: usize) -> Range<usize> {
+        let most = cut(start, max_len, self.nbits);
+        let end = words::next_clear(&self.words, start, most.end).unwrap_or(most.end);
+        start..end
+    }
+
+    /// The runs of set bits from `from` on, in order. A run that `from` is
+    /// inside begins at `from`.
+    pub fn runs(&self, from: usize) -> Runs<'_> {
+        Runs::new(self, from)
+    }
+
+    /// How many of the `n` bits from `start` on are set.
+    pub fn count_range(&self, start: usize, n: usize) -> u64 {
+        let bits = cut(start, n, self.nbits);
+        if bits.len() == self.nbits {
+            return self.count;
+        }
+        words::count_range(&self.words, bits.start, bits.len())
+    }
+
+    /// The same bits again. [`Kind::NoMemory`] when memory cannot be had.
+    pub fn try_clone(&self) -> Result<Bitmap> {
+        let mut copy = Bitmap::new(self.nbits)?;
+        copy.merge(self);
+        Ok(copy)
+    }
+
+    fn ngroups(&self) -> usize {
+        self.nbits.div_ceil(GROUP_BITS)
+    }
+
+    /// Refuses a bitmap of another length than `nbits`.
+    pub(super) fn check_len(&self, nbits: usize) -> Result<()> {
+        if self.nbits == nbits {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "bitmap of {nbits} bits expected, found one of {}",
+                self.nbits
+            ),
+        ))
+    }
+}
+
+impl std::fmt::Debug for Bitmap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bitmap({} of {})", self.count, self.nbits)
+    }
+}
+
+/// Moves the groups that `summary` names from `words` to `dst`, which is at
+/// least as long, and zeroes both. Returns how many bits became set in
+/// `dst`, and how many there were.
+pub(super) fn drain(words: &mut [u64], summary: &mut [u64], dst: &mut Bitmap) -> (u64, u64) {
+    let kernels = words::best();
+    let (mut new, mut all) = (0, 0);
+    let mut span = 0;
+    while let Some(found) = words::find_nonzero(summary, span) {
+        span = found;
+        let mask = summary[span];
+        let from = span_of(words, span);
+        let to = span_of(&dst.words, span);
+        let (n, a) = kernels.drain_groups(&mut dst.words[to], &mut words[from], mask);
+        new += n;
+        all += a;
+        dst.summary[span] |= mask;
+        summary[span] = 0;
+        span += 1;
+    }
+    dst.count += new;
+    (new, all)
+}
+
+/// The words that summary word `span` stands for.
+pub(super) fn span_of(words: &[u64], span: usize) -> Range<usize> {
+    cut(span * SPAN_WORDS, SPAN_WORDS, words.len())
+}
+
+/// The summary words that are not zero, each with its index.
+fn dirty_spans(summary: &[u64]) -> impl Iterator<Item = (usize, u64)> + '_ {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let span = words::find_nonzero(summary, from)?;
+        from = span + 1;
+        Some((span, summary[span]))
+    })
+}
+
+/// Calls `f` with the index of each set bit.
+pub(super) fn for_each_group(mut mask: u64, mut f: impl FnMut(usize)) {
+    while mask != 0 {
+        f(mask.trailing_zeros() as usize);
+        mask &= mask - 1;
+    }
+}
+
+/// The groups that `bits` (not empty) has a part in.
+fn groups_of(bits: &Range<usize>) -> Range<usize> {
+    bits.start / GROUP_BITS..(bits.end - 1) / GROUP_BITS + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::words::{kernels, Level};
+    use proptest::prelude::*;
+
+    /// Everything that always holds, and that the bits are those of the model.
+    fn check(map: &Bitmap, model: &[bool]) {
+        assert_eq!(map.len(), model.len());
+        assert_eq!(map.count(), model.iter().filter(|&&b| b).count() as u64);
+        assert_eq!(map.is_empty(), map.count() == 0);
+        for (i, word) in map.words.iter().enumerate() {
+            let mut expected = 0u64;
+            for (k, _) in (0..64)
+                .filter_map(|k| model.get(i * 64 + k).map(|&b| (k, b)))
+                .filter(|&(_, b)| b)
+            {
+                expected |= 1 << k;
+            }
+            assert_eq!(*word, expected, "word {i}");
+        }
+        for group in 0..map.words.len() / GROUP_WORDS {
+            let set = map.summary[group / 64] >> (group % 64) & 1 != 0;
+            assert_eq!(set, !map.group_is_zero(group), "summary of group {group}");
+        }
+        let beyond = map.words.len() / GROUP_WORDS;
+        assert_eq!(words::next_set(&map.summary, beyond, usize::MAX), None);
+    }
+
+    fn pair(model: &[bool]) -> Bitmap {
+        let mut map = Bitmap::new(model.len()).unwrap();
+        for i in (0..model.len()).filter(|&i| model[i]) {
+            assert_eq!(map.set_range(i, 1), 1);
+        }
+        map
+    }
+
+    fn or(dst: &mut [bool], at: usize, src: impl IntoIterator<Item = bool>) -> u64 {
+        let mut new = 0;
+        for (i, bit) in src.into_iter().enumerate() {
+            if let Some(d) = dst.get_mut(at.saturating_add(i)).filter(|d| bit && !**d) {
+                *d = true;
+                new += 1;
+            }
+        }
+        new
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Set(usize, usize),
+        Clear(usize, usize),
+        Merge(usize, Vec<u64>, usize),
+        MergeMap(Vec<(usize, usize)>, usize),
+        TakeInto(usize),
+        SetAll,
+        ClearAll,
+    }
+
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![4 => Just(0), 1 => Just(u64::MAX), 1 => any::<u64>()]
+    }
+
+    fn op(max: usize) -> impl Strategy<Value = Op> {
+        let len = prop_oneof![0usize..3, 0usize..600, 0..max + 10];
+        let len2 = prop_oneof![0usize..3, 0usize..600, 0..max + 10];
+        prop_oneof![
+            6 => (0..max + 10, len).prop_map(|(a, n)| Op::Set(a, n)),
+            6 => (0..max + 10, len2).prop_map(|(a, n)| Op::Clear(a, n)),
+            4 => (0..max + 10, prop::collection::vec(word(), 0..max / 50), 0..max + 100)
+                .prop_map(|(a, w, n)| Op::Merge(a, w, n)),
+            2 => (prop::collection::vec((0..max, 0usize..700), 0..4), 0..max)
+                .prop_map(|(r, n)| Op::MergeMap(r, n)),
+            1 => (0..2 * max).prop_map(Op::TakeInto),
+            1 => Just(Op::SetAll),
+            1 => Just(Op::ClearAll),
+        ]
+    }
+
+    const MAX: usize = 40_000;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_bitmap_agrees_with_a_list_of_bools_whatever_is_done_to_it(
+            nbits in prop_oneof![0usize..1200, 32_000usize..MAX],
+            ops in prop::collection::vec(op(MAX), 0..16),
+        ) {
+            let mut map = Bitmap::new(nbits).unwrap();
+            let mut model = vec![false; nbits];
+            for op in ops {
+                match op {
+                    Op::Set(a, n) => {
+                        let new = or(&mut model, a, std::iter::repeat_n(true, n));
+                        prop_assert_eq!(map.set_range(a, n), new);
+                    }
+                    Op::Clear(a, n) => {
+                        let mut gone = 0;
+                        for bit in model.iter_mut().skip(a).take(n) {
+                            gone += u64::from(std::mem::take(bit));
+                        }
+                        prop_assert_eq!(map.clear_range(a, n), gone);
+                    }
+                    Op::Merge(a, words, n) => {
+                        let all: Vec<bool> = (0..words.len() * 64)
+                            .map(|i| words[i / 64] >> (i % 64) & 1 != 0)
+                            .collect();
+                        let level = Level::ALL[n % 3];
+                        let k = kernels(level).unwrap_or(words::best());
+                        let new = or(&mut model, a, all.into_iter().take(n));
+                        prop_assert_eq!(map.merge_words_with(k, a, &words, n), new);
+                    }
+                    Op::MergeMap(ranges, len) => {
+                        // Of any length, and of the same one.
+                        for len in [len, nbits] {
+                            let mut other = vec![false; len];
+                            for &(a, n) in &ranges {
+                                or(&mut other, a, std::iter::repeat_n(true, n));
+                            }
+                            let other_map = pair(&other);
+                            let new = or(&mut model, 0, other);
+                            prop_assert_eq!(map.merge(&other_map), new);
+                        }
+                    }
+                    Op::TakeInto(len) => {
+                        for len in [len, nbits] {
+                            let mut other: Vec<bool> = (0..len).map(|i| i % 1001 == 0).collect();
+                            let mut other_map = pair(&other);
+                            let new = or(&mut other, 0, model.iter().copied());
+                            prop_assert_eq!(map.take_all_into(&mut other_map), new);
+                            let n = len.min(model.len());
+                            model[..n].fill(false);
+                            check(&other_map, &other);
+                        }
+                    }
+                    Op::SetAll => {
+                        let n = model.len();
+                        let new = or(&mut model, 0, std::iter::repeat_n(true, n));
+                        prop_assert_eq!(map.set_all(), new);
+                    }
+                    Op::ClearAll => {
+                        prop_assert_eq!(map.clear_all(), model.iter().filter(|&&b| b).count() as u64);
+                        model.fill(false);
+                    }
+                }
+                check(&map, &model);
+            }
+            let copy = map.try_clone().unwrap();
+            check(&copy, &model);
+        }
+
+        #[test]
+        fn searches_agree_with_a_list_of_bools(
+            model in super::super::runs::tests::clumps(),
+            from in 0usize..6000, n in 0usize..6000, max_len in 0usize..100,
+        ) {
+            let map = pair(&model);
+            check(&map, &model);
+            let set = (from..model.len()).find(|&i| model[i]);
+            prop_assert_eq!(map.next_set(from), set);
+            prop_assert_eq!(map.next_clear(from), (from..model.len()).find(|&i| !model[i]));
+            prop_assert_eq!(map.test(from), model.get(from).copied().unwrap_or(false));
+            let inside = model.iter().skip(from).take(n).filter(|&&b| b).count() as u64;
+            prop_assert_eq!(map.count_range(from, n), inside);
+            let run = set.map(|start| {
+                let most = (start + max_len.max(1)).min(model.len());
+                start..(start..most).find(|&i| !model[i]).unwrap_or(most)
+            });
+            prop_assert_eq!(map.next_run(from, max_len), run);
+        }
+    }
+
+    #[test]
+    fn bits_beyond_the_end_are_never_set() {
+        for nbits in [1, 63, 64, 65, 511, 512, 513, 32_767, 32_769] {
+            let mut map = Bitmap::new(nbits).unwrap();
+            let ones = vec![u64::MAX; nbits / 64 + 20];
+            assert_eq!(map.merge_words(0, &ones, usize::MAX), nbits as u64);
+            assert_eq!(map.set_range(nbits, usize::MAX), 0);
+            assert_eq!(map.set_range(0, usize::MAX), 0);
+            assert!(!map.test(nbits) && !map.test(usize::MAX));
+            check(&map, &vec![true; nbits]);
+            assert_eq!(map.clear_range(0, usize::MAX), nbits as u64);
+            check(&map, &vec![false; nbits]);
+        }
+    }
+
+    #[test]
+    fn a_bitmap_of_nothing_works() {
+        let mut map = Bitmap::new(0).unwrap();
+        assert_eq!((map.len(), map.count(), map.heap_bytes()), (0, 0, 0));
+        assert!(map.words().is_empty());
+        assert_eq!(
+            map.set_all() + map.clear_all() + map.merge_words(0, &[1], 1),
+            0
+        );
+        assert_eq!(map.next_set(0), None);
+        assert_eq!(map.next_run(0, 1), None);
+        assert_eq!(map.runs(0).count(), 0);
+        assert_eq!(Bitmap::new(usize::MAX).unwrap_err().kind(), Kind::NoMemory);
+    }
+
+    #[test]
+    fn an_empty_bitmap_of_an_8_tib_guest_costs_no_memory_and_no_time() {
+        // 2^31 pages; touched, the words would be 256 MiB.
+        let mut map = Bitmap::new(1 << 31).unwrap();
+        map.set_range((1 << 31) - 1, 1);
+        map.set_range(12_345_678, 3);
+        assert_eq!(map.next_run(0, usize::MAX), Some(12_345_678..12_345_681));
+        assert_eq!(map.runs(0).count(), 2);
+        assert_eq!(map.clear_range(0, 1 << 30), 3);
+        let mut other = Bitmap::new(1 << 31).unwrap();
+        assert_eq!(map.take_all_into(&mut other), 1);
+        assert_eq!(other.next_set(0), Some((1 << 31) - 1));
+    }
+}

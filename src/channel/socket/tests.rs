@@ -1,0 +1,582 @@
+//! Channels over real sockets: loopback TCP, unix paths and socket pairs.
+
+use super::*;
+use crate::channel::Listener;
+use proptest::prelude::*;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+
+/// Long enough never to end a test that works.
+const LONG: Duration = Duration::from_secs(20);
+
+fn soon() -> Deadline {
+    Deadline::after(LONG)
+}
+
+fn tcp_pair() -> (Channel, Channel) {
+    pair_at(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
+}
+
+fn pair_at(endpoint: &Endpoint) -> (Channel, Channel) {
+    let cancel = Cancel::new().unwrap();
+    let listener = Listener::bind(endpoint).unwrap();
+    let client = Channel::connect(listener.local_endpoint(), &cancel, soon()).unwrap();
+    (client, listener.accept(&cancel, soon()).unwrap())
+}
+
+fn socketpair() -> (Channel, Channel) {
+    let (a, b) = UnixStream::pair().unwrap();
+    (
+        Channel::from_fd(a.into()).unwrap(),
+        Channel::from_fd(b.into()).unwrap(),
+    )
+}
+
+/// So small that most calls take only some of their bytes. (The sending side:
+/// a tiny receive window makes TCP wait for its window probes.)
+fn tiny_buffers(channel: &Channel) {
+    net::set_option(channel.fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
+}
+
+/// Bytes whose order and place both matter.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+}
+
+/// Cuts `bytes` to pieces of lengths that repeat from `lengths`.
+fn cut_up<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
+    let mut pieces = Vec::new();
+    for length in lengths.iter().cycle() {
+        if bytes.is_empty() {
+            break;
+        }
+        let (piece, rest) = bytes.split_at((*length).min(bytes.len()));
+        pieces.push(piece);
+        bytes = rest;
+    }
+    pieces
+}
+
+#[test]
+fn all_bytes_arrive_in_order_through_tiny_buffers() {
+    let dir = tempfile::tempdir().unwrap();
+    let unix = Endpoint::Unix(dir.path().join("s"));
+    for (name, (mut from, mut to)) in [
+        ("tcp", tcp_pair()),
+        ("unix", pair_at(&unix)),
+        ("socketpair", socketpair()),
+    ] {
+        tiny_buffers(&from);
+        tiny_buffers(&to);
+        let data = pattern(1_500_000);
+        // Over 1,024 parts, of all sizes, empty ones among them.
+        let pieces = cut_up(&data, &[1, 0, 4096, 7, 64, 3000, 2, 0, 1, 100, 5]);
+        assert!(pieces.len() > 2 * PARTS_MAX, "{}", pieces.len());
+        let parts: Vec<Part> = pieces.iter().map(|p| Part::bytes(p)).collect();
+        let mut got = vec![0u8; data.len()];
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut room: Vec<PartMut> = Vec::new();
+                let mut rest = &mut got[..];
+                for length in [333, 0, 5000, 1, 17].iter().cycle() {
+                    if rest.is_empty() {
+                        break;
+                    }
+                    let (piece, left) = rest.split_at_mut((*length).min(rest.len()));
+                    room.push(PartMut::bytes(piece));
+                    rest = left;
+                }
+                to.recv_exact(&room, &Io::patient(LONG)).unwrap();
+            });
+            from.send(&parts, &Io::patient(LONG)).unwrap();
+        });
+        assert!(got == data, "{name}");
+        assert_eq!(from.counters().sent, Bytes(data.len() as u64));
+        assert_eq!(to.counters().received, Bytes(data.len() as u64));
+        assert!(from.counters().send_calls > 1);
+    }
+}
+
+/// Runs `blocked` until it waits, cancels, and wants it back soon.
+fn cancelled_soon<T: Send>(name: &str, blocked: impl FnOnce(&Cancel) -> Result<T> + Send) {
+    let cancel = Cancel::new().unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let error = std::thread::scope(|s| {
+        let cancel = &cancel;
+        let thread = s.spawn(move || {
+            // SAFETY: takes nothing, returns an id.
+            sender.send(unsafe { libc::gettid() }).unwrap();
+            blocked(cancel).map(|_| ())
+        });
+        wait_until_asleep(receiver.recv().unwrap());
+        let start = Instant::now();
+        assert!(cancel.cancel());
+        let result = thread.join().unwrap();
+        println!("{name}: back {:?} after cancel", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(2), "{name}");
+        result.unwrap_err()
+    });
+    assert_eq!(error.kind(), Kind::Cancelled, "{name}: {error}");
+}
+
+/// Until the kernel shows the thread in ppoll.
+fn wait_until_asleep(tid: i32) {
+    let path = format!("/proc/self/task/{tid}/syscall");
+    let poll = format!("{} ", libc::SYS_ppoll);
+    let limit = soon();
+    while !std::fs::read_to_string(&path).is_ok_and(|s| s.starts_with(&poll)) {
+        assert!(!limit.expired(), "never waited");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_blocked_send_is_back_soon_after_cancel() {
+    for (mut from, _to) in [tcp_pair(), socketpair()] {
+        let data = vec![0u8; 64 << 20];
+        cancelled_soon("send", |cancel| {
+            from.send(&[Part::bytes(&data)], &Io::until(cancel, LONG))
+        });
+    }
+}
+
+#[test]
+fn a_blocked_receive_is_back_soon_after_cancel() {
+    for (_from, mut to) in [tcp_pair(), socketpair()] {
+        let mut room = [0u8; 10];
+        cancelled_soon("receive", |cancel| {
+            to.recv_exact(&[PartMut::bytes(&mut room)], &Io::until(cancel, LONG))
+        });
+        cancelled_soon("receive some", |cancel| {
+            to.recv_some(&[PartMut::bytes(&mut room)], &Io::until(cancel, LONG))
+        });
+    }
+}
+
+#[test]
+fn a_send_to_a_fast_reader_is_back_soon_after_cancel() {
+    let (mut from, mut to) = socketpair();
+    let data = vec![0u8; 1 << 20];
+    let parts = vec![Part::bytes(&data); 1 << 20]; // a TiB
+    let cancel = Cancel::new().unwrap();
+    let io = Io::until(&cancel, LONG);
+    std::thread::scope(|s| {
+        let cancel = &cancel;
+        let reader = s.spawn(move || {
+            let mut room = vec![0u8; 1 << 20];
+            let mut started = None;
+            let patient = Io::patient(LONG);
+            while to.recv_some(&[PartMut::bytes(&mut room)], &patient).is_ok() {
+                if started.is_none() && to.counters().received > Bytes(32 << 20) {
+                    started = Some(Instant::now());
+                    cancel.cancel();
+                }
+            }
+            started.unwrap()
+        });
+        let error = from.send(&parts, &io).unwrap_err();
+        let end = Instant::now();
+        assert_eq!(error.kind(), Kind::Cancelled);
+        drop(from);
+        let late = end - reader.join().unwrap();
+        println!("send to a fast reader: back {late:?} after cancel");
+        assert!(late < Duration::from_secs(2));
+    });
+}
+
+#[test]
+fn nothing_is_moved_once_cancelled() {
+    let (mut from, to) = socketpair();
+    let cancel = Cancel::new().unwrap();
+    cancel.cancel();
+    let io = Io::until(&cancel, LONG);
+    let error = from.send(&[Part::bytes(b"x")], &io).unwrap_err();
+    assert_eq!(error.kind(), Kind::Cancelled);
+    assert_eq!(from.counters().sent, Bytes(0));
+    drop(to);
+}
+
+/// A TCP listener whose queue is full: the next connection gets no answer.
+fn deaf_tcp_listener() -> (OwnedFd, Vec<OwnedFd>, Endpoint) {
+    let any = Endpoint::parse("tcp:127.0.0.1:0").unwrap().address();
+    let listener = net::stream_socket(&any).unwrap();
+    net::bind(listener.as_fd(), &any).unwrap();
+    net::listen(listener.as_fd(), 0).unwrap();
+    let address = net::local_address(listener.as_fd()).unwrap();
+    let Address::Inet(inet) = address else {
+        panic!("not TCP");
+    };
+    // A queue of 0 holds one; the connections after it stay half open.
+    let fill = |_| {
+        let fd = net::stream_socket(&address).unwrap();
+        let _ = net::connect(fd.as_fd(), &address);
+        fd
+    };
+    let queue = (0..4).map(fill).collect();
+    (listener, queue, Endpoint::Tcp(inet))
+}
+
+fn deaf_unix_listener(path: &std::path::Path) -> (OwnedFd, Vec<OwnedFd>, Endpoint) {
+    let endpoint = Endpoint::Unix(path.to_owned());
+    let address = endpoint.address();
+    let listener = net::stream_socket(&address).unwrap();
+    net::bind(listener.as_fd(), &address).unwrap();
+    net::listen(listener.as_fd(), 0).unwrap();
+    let fill = |_| {
+        let fd = net::stream_socket(&address).unwrap();
+        let _ = net::connect(fd.as_fd(), &address);
+        fd
+    };
+    let queue = (0..4).map(fill).collect();
+    (listener, queue, endpoint)
+}
+
+#[test]
+fn a_connect_without_an_answer_ends_at_its_deadline_or_soon_after_cancel() {
+    let dir = tempfile::tempdir().unwrap();
+    for (_listener, _queue, endpoint) in [
+        deaf_tcp_listener(),
+        deaf_unix_listener(&dir.path().join("s")),
+    ] {
+        let cancel = Cancel::new().unwrap();
+        let limit = Deadline::after(Duration::from_millis(30));
+        let start = Instant::now();
+        let error = Channel::connect(&endpoint, &cancel, limit).unwrap_err();
+        assert_eq!(error.kind(), Kind::Timeout, "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(error.message().contains(&endpoint.to_string()), "{error}");
+        cancelled_soon("connect", |cancel| {
+            Channel::connect(&endpoint, cancel, Deadline::never())
+        });
+    }
+}
+
+#[test]
+fn a_refused_connection_fails_at_once_and_names_the_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let tcp = Listener::bind(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
+    let free = tcp.local_endpoint().clone();
+    drop(tcp);
+    let cancel = Cancel::new().unwrap();
+    for endpoint in [free, Endpoint::Unix(dir.path().join("none"))] {
+        let start = Instant::now();
+        let error = Channel::connect(&endpoint, &cancel, soon()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io);
+        assert!(error.message().contains(&endpoint.to_string()), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+    let zero = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
+    let error = Channel::connect(&zero, &cancel, soon()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+}
+
+#[test]
+fn the_end_of_the_stream_is_the_peer_gone_and_says_how_far_it_came() {
+    for (mut from, mut to) in [tcp_pair(), socketpair()] {
+        from.send(&[Part::bytes(b"abc")], &Io::patient(LONG))
+            .unwrap();
+        assert!(!to.peer_hung_up().unwrap());
+        from.shutdown().unwrap();
+        from.shutdown().unwrap();
+        wait_ready(to.fd(), Interest::Read, None, soon()).unwrap();
+        let mut room = [0u8; 10];
+        let error = to
+            .recv_exact(&[PartMut::bytes(&mut room)], &Io::patient(LONG))
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::PeerGone);
+        assert!(error.message().contains("3 of 10 bytes"), "{error}");
+        assert!(to.peer_hung_up().unwrap());
+        // Its position is lost: nothing that follows may be taken for more of it.
+        let error = to.try_recv(&[PartMut::bytes(&mut room)]).unwrap_err();
+        assert_eq!(error.kind(), Kind::State);
+    }
+}
+
+#[test]
+fn sending_to_a_peer_that_is_gone_is_an_error_and_no_signal() {
+    for (mut from, to) in [tcp_pair(), socketpair()] {
+        drop(to);
+        // A blocked signal becomes pending even where it is ignored, as Rust's
+        // start-up has SIGPIPE ignored: so one that was raised shows.
+        let _blocked = event::SignalsBlocked::new().unwrap();
+        let data = vec![0u8; 8 << 20];
+        let error = from
+            .send(&[Part::bytes(&data)], &Io::patient(LONG))
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::PeerGone, "{error}");
+        // SAFETY: the set is plain integers on this stack frame.
+        let raised = unsafe {
+            let mut pending: libc::sigset_t = std::mem::zeroed();
+            assert_eq!(libc::sigpending(&mut pending), 0);
+            libc::sigismember(&pending, libc::SIGPIPE)
+        };
+        assert_eq!(raised, 0, "SIGPIPE was raised");
+    }
+}
+
+#[test]
+fn a_reset_is_the_peer_gone() {
+    let (from, mut to) = tcp_pair();
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: the option's value is a linger on this stack frame.
+    let set = unsafe {
+        libc::setsockopt(
+            from.fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as u32,
+        )
+    };
+    assert_eq!(set, 0);
+    drop(from);
+    let mut room = [0u8; 1];
+    let error = to
+        .recv_some(&[PartMut::bytes(&mut room)], &Io::patient(LONG))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::PeerGone, "{error}");
+}
+
+#[test]
+fn a_peer_that_does_nothing_is_given_up_after_the_idle_time() {
+    let (mut from, mut to) = tcp_pair();
+    let io = Io::patient(Duration::from_millis(50));
+    let mut room = [0u8; 1];
+    let start = Instant::now();
+    let error = to.recv_some(&[PartMut::bytes(&mut room)], &io).unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout);
+    assert!(error.message().contains("nothing for 0.05 s"), "{error}");
+    assert!(start.elapsed() >= Duration::from_millis(50));
+    let data = vec![0u8; 64 << 20];
+    let error = from.send(&[Part::bytes(&data)], &io).unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout);
+    assert!(error.message().contains("took nothing"), "{error}");
+    assert!(from.counters().send_waited >= Duration::from_millis(50));
+    // Part of it went: what follows would be read as the rest.
+    let error = from.send(&[Part::bytes(b"x")], &io).unwrap_err();
+    assert_eq!(error.kind(), Kind::State);
+}
+
+#[test]
+fn a_deadline_ends_a_wait_before_the_idle_time_does() {
+    let (_from, mut to) = socketpair();
+    let limit = Deadline::after(Duration::from_millis(30));
+    let mut room = [0u8; 1];
+    let error = to
+        .recv_exact(
+            &[PartMut::bytes(&mut room)],
+            &Io::patient(LONG).with_deadline(limit),
+        )
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout);
+    assert!(error.message().contains("time was up"), "{error}");
+    assert!(limit.expired());
+}
+
+#[test]
+fn a_peer_that_trickles_is_ended_by_the_deadline() {
+    let (mut from, mut to) = socketpair();
+    let done = Cancel::new().unwrap();
+    std::thread::scope(|s| {
+        let done = &done;
+        s.spawn(move || {
+            while !done.wait(Duration::from_millis(2)) {
+                from.send(&[Part::bytes(b"x")], &Io::patient(LONG)).unwrap();
+            }
+        });
+        let mut room = [0u8; 1 << 16];
+        let limit = Deadline::after(Duration::from_millis(300));
+        let io = Io::patient(Duration::from_millis(200)).with_deadline(limit);
+        let start = Instant::now();
+        let error = to
+            .recv_exact(&[PartMut::bytes(&mut room)], &io)
+            .unwrap_err();
+        assert!(error.message().contains("time was up"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(to.counters().received > Bytes(0));
+        done.cancel();
+    });
+}
+
+#[test]
+fn trying_to_receive_never_waits() {
+    let (mut from, mut to) = socketpair();
+    let mut room = [0u8; 4];
+    assert_eq!(to.try_recv(&[PartMut::bytes(&mut room)]).unwrap(), 0);
+    from.send(&[Part::bytes(b"abc")], &Io::patient(LONG))
+        .unwrap();
+    assert_eq!(to.try_recv(&[PartMut::bytes(&mut room)]).unwrap(), 3);
+    assert_eq!(&room[..3], b"abc");
+    assert_eq!(to.try_recv(&[]).unwrap(), 0);
+    drop(from);
+    let error = to.try_recv(&[PartMut::bytes(&mut room)]).unwrap_err();
+    assert_eq!(error.kind(), Kind::PeerGone);
+}
+
+/// Three pages of which the middle one is not there.
+struct Holed(*mut u8);
+
+impl Holed {
+    const PAGE: usize = PAGE_SIZE as usize;
+
+    fn new() -> Self {
+        // SAFETY: a fresh mapping, whose middle page is unmapped again.
+        unsafe {
+            let base = libc::mmap(
+                std::ptr::null_mut(),
+                3 * Self::PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(base, libc::MAP_FAILED);
+            let middle = base.cast::<u8>().add(Self::PAGE);
+            assert_eq!(
+                libc::mprotect(middle.cast(), Self::PAGE, libc::PROT_NONE),
+                0
+            );
+            Holed(base.cast())
+        }
+    }
+}
+
+impl Drop for Holed {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap in new, nothing points there any more.
+        unsafe { libc::munmap(self.0.cast(), 3 * Self::PAGE) };
+    }
+}
+
+#[test]
+fn guest_memory_that_is_not_there_is_an_error_that_names_the_page() {
+    for (mut from, mut to) in [tcp_pair(), socketpair()] {
+        let memory = Holed::new();
+        let hole = memory.0 as usize + Holed::PAGE;
+        let named = format!("guest memory at {hole:#x} is not mapped");
+        // SAFETY: the mapping outlives the part; nothing refers to it.
+        let part = unsafe { Part::raw(memory.0.add(100), 3 * Holed::PAGE - 100) };
+        let io = Io::patient(LONG);
+        let error = from.send(&[Part::bytes(b"head"), part], &io).unwrap_err();
+        assert_eq!(error.kind(), Kind::Kernel);
+        assert!(error.message().contains(&named), "{error}");
+        let data = vec![1u8; 3 * Holed::PAGE];
+        to.send(&[Part::bytes(&data)], &io).unwrap();
+        // SAFETY: the mapping outlives the part; nothing refers to it.
+        let room = unsafe { PartMut::raw(memory.0, 3 * Holed::PAGE) };
+        let error = from.recv_exact(&[room], &io).unwrap_err();
+        assert_eq!(error.kind(), Kind::Kernel);
+        assert!(error.message().contains(&named), "{error}");
+    }
+}
+
+#[test]
+fn only_a_connected_stream_socket_is_taken() {
+    let refuse = |fd: OwnedFd, why: &str| {
+        let error = Channel::from_fd(fd).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.message().contains(why), "{error}");
+    };
+    let file = std::fs::File::open("/dev/null").unwrap();
+    refuse(file.into(), "not a socket");
+    let datagram = std::os::unix::net::UnixDatagram::pair().unwrap().0;
+    refuse(datagram.into(), "not a stream");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    refuse(listener.into(), "not connected");
+    let any = Endpoint::parse("tcp:127.0.0.1:1").unwrap().address();
+    refuse(net::stream_socket(&any).unwrap(), "not connected");
+}
+
+#[test]
+fn a_descriptor_handed_in_is_set_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    // SAFETY: takes and returns integers.
+    unsafe { libc::fcntl(stream.as_raw_fd(), libc::F_SETFD, 0) };
+    let channel = Channel::from_fd(stream.into()).unwrap();
+    // SAFETY: take and return integers.
+    let (status, descriptor) = unsafe {
+        (
+            libc::fcntl(channel.fd().as_raw_fd(), libc::F_GETFL),
+            libc::fcntl(channel.fd().as_raw_fd(), libc::F_GETFD),
+        )
+    };
+    assert_ne!(status & libc::O_NONBLOCK, 0);
+    assert_ne!(descriptor & libc::FD_CLOEXEC, 0);
+    for (level, name) in [
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    ] {
+        assert_ne!(net::option(channel.fd(), level, name).unwrap(), 0);
+    }
+    assert!(channel.peer().starts_with("tcp:127.0.0.1:"));
+}
+
+#[test]
+fn a_transfer_does_not_block_when_somebody_cleared_the_nonblocking_flag() {
+    let (_from, mut to) = socketpair();
+    // SAFETY: takes and returns integers.
+    unsafe { libc::fcntl(to.fd().as_raw_fd(), libc::F_SETFL, 0) };
+    let mut room = [0u8; 1];
+    assert_eq!(to.try_recv(&[PartMut::bytes(&mut room)]).unwrap(), 0);
+}
+
+proptest! {
+    #[test]
+    fn windows_cover_every_byte_once_and_in_order(
+        lengths in prop::collection::vec(
+            prop_oneof![Just(0usize), 1usize..5000, Just(CALL_BYTES), 1usize..(3 * CALL_BYTES)],
+            0..200,
+        ),
+        shares in prop::collection::vec(1usize..=1000, 1..20),
+        narrow_from in 0u64..(8 * CALL_BYTES as u64),
+    ) {
+        // Addresses only: no call is made with them.
+        let mut next = 4096usize;
+        let mut parts = Vec::new();
+        for length in &lengths {
+            // SAFETY: never given to the kernel.
+            parts.push(unsafe { Part::raw(next as *const u8, *length) });
+            next += length + 13; // apart, so that a step from one to another shows
+        }
+        let total: u64 = lengths.iter().map(|l| *l as u64).sum();
+        // Where the byte of each position is.
+        let place = |mut position: u64| {
+            let mut address = 4096u64;
+            for length in &lengths {
+                if position < *length as u64 {
+                    return address + position;
+                }
+                position -= *length as u64;
+                address += *length as u64 + 13;
+            }
+            unreachable!()
+        };
+        let mut cursor = Cursor::new(&parts);
+        for share in shares.iter().cycle() {
+            prop_assert_eq!(cursor.total(), total);
+            if cursor.is_done() {
+                break;
+            }
+            // (Not for long: narrow goes by single pages.)
+            cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
+            let mut cut = [Part::EMPTY; CUT_PARTS];
+            let window = cursor.window(&mut cut);
+            let bytes: usize = window.iter().map(|p| p.len()).sum();
+            prop_assert!((1..=CALL_BYTES).contains(&bytes), "{bytes}");
+            prop_assert!(window.len() <= PARTS_MAX);
+            let mut position = cursor.moved;
+            for part in window.iter().filter(|p| !p.is_empty()) {
+                prop_assert_eq!(part.address() as u64, place(position));
+                position += part.len() as u64;
+                prop_assert_eq!(part.address() as u64 + part.len() as u64 - 1, place(position - 1));
+            }
+            cursor.advance((bytes * share / 1000).max(1));
+        }
+        prop_assert_eq!(cursor.moved, total);
+    }
+}

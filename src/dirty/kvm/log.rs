@@ -1,0 +1,417 @@
+//! The KVM dirty bitmap of each memory slot, in the older get-and-clear mode and in
+//! manual-protect mode.
+//!
+//! **Get-and-clear.** `KVM_GET_DIRTY_LOG` takes the bits and protects the pages again
+//! before it returns; there is nothing to clear later.
+//!
+//! **Manual protect** (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`). GET only copies;
+//! `KVM_CLEAR_DIRTY_LOG` clears the bits that it is given and protects their pages. The
+//! copy that a GET made is kept for each slot, because it says which bits may be cleared:
+//! those that somebody has seen. It is *consumed*: words used in a clear are zeroed. A
+//! second clear with the same words would erase a bit that the guest has set again in
+//! between, and nobody would ever hear of that write. Rounding a range out to the 64-page
+//! alignment that CLEAR demands would do exactly that to a neighbour.
+//!
+//! With the second flag bit (initially set) logging starts with every bit set and no page
+//! protected, so that starting is cheap; protection then comes with the first clear of
+//! each range. The kernel does this at every creation of a bitmap, so the copy starts as
+//! all ones whenever logging is switched on.
+
+use crate::dirty::{DirtyLog, Exact, Harvested, Initial, Origin, Rearmed, Sink, When};
+use crate::error::{Error, Kind, Result};
+use crate::memory::{BlockId, Map, Slot};
+use crate::sys::kvm::{
+    Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
+    MEM_LOG_DIRTY_PAGES,
+};
+use crate::units::Pages;
+use crate::vmm::Vmm;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// How the bits are read and cleared. The numbers are part of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KvmMode {
+    /// The best that this kernel has: initially set, else manual protect, else get-and-clear.
+    Auto = 0,
+    /// GET clears.
+    GetAndClear = 1,
+    /// CLEAR clears; starting protects everything.
+    ManualProtect = 2,
+    /// CLEAR clears; starting protects nothing and sets every bit.
+    InitiallySet = 3,
+}
+
+/// Who switches a slot's logging on and off.
+pub enum LogSwitch {
+    /// brant, by `KVM_SET_USER_MEMORY_REGION` with the slot as it is in the map.
+    Brant,
+    /// The VMM, in its `log_on` and `log_off` operations.
+    Vmm(Arc<dyn Vmm>),
+}
+
+/// Words of zeros or ones for a slot's bitmap, or an error instead of an abort.
+fn words_for(slot: &Slot) -> Result<Vec<u64>> {
+    let len = slot.pages.0.div_ceil(64) as usize;
+    let mut words = Vec::new();
+    words.try_reserve_exact(len).map_err(|_| {
+        Error::no_memory(
+            format_args!("dirty bitmap of slot {:#x}", slot.slot),
+            len as u64 * 8,
+        )
+    })?;
+    words.resize(len, 0);
+    Ok(words)
+}
+
+/// The copy of one slot's bitmap: bits seen in a harvest and not cleared since.
+struct SlotCopy {
+    words: Vec<u64>,
+}
+
+impl SlotCopy {
+    fn fill_ones(&mut self, pages: Pages) {
+        self.words.fill(u64::MAX);
+        if pages.0 % 64 != 0 {
+            if let Some(last) = self.words.last_mut() {
+                *last = (1 << (pages.0 % 64)) - 1;
+            }
+        }
+    }
+}
+
+/// See the file's description.
+pub struct KvmLog {
+    vm: Box<dyn Vm>,
+    switch: LogSwitch,
+    asked: KvmMode,
+    /// What `asked` came to on this kernel. `Auto` until the first start.
+    mode: KvmMode,
+    clear_at_harvest: bool,
+    started: bool,
+    /// By slot number; only slots whose logging is on.
+    copies: BTreeMap<u32, SlotCopy>,
+    /// Calls to CLEAR made inside harvests, for the report.
+    clears_at_harvest: Rearmed,
+}
+
+impl std::fmt::Debug for KvmLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmLog")
+            .field("mode", &self.mode)
+            .field("clear_at_harvest", &self.clear_at_harvest)
+            .field("slots", &self.copies.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl KvmLog {
+    /// A log of the virtual machine behind `vm`.
+    pub fn new(vm: Box<dyn Vm>, mode: KvmMode, switch: LogSwitch) -> Self {
+        KvmLog {
+            vm,
+            switch,
+            asked: mode,
+            mode,
+            clear_at_harvest: false,
+            started: false,
+            copies: BTreeMap::new(),
+            clears_at_harvest: Rearmed::default(),
+        }
+    }
+
+    /// A log of the virtual machine behind a descriptor, which is brant's from here on.
+    pub fn from_fd(vm: OwnedFd, mode: KvmMode, switch: LogSwitch) -> Result<Self> {
+        Ok(KvmLog::new(Box::new(VmFd::new(vm)?), mode, switch))
+    }
+
+    /// A log of the virtual machine of a VMM that uses `kvm-ioctls`; its descriptor is duplicated.
+    pub fn from_vm(vm: &kvm_ioctls::VmFd, mode: KvmMode, switch: LogSwitch) -> Result<Self> {
+        use std::os::fd::{AsRawFd, BorrowedFd};
+        // SAFETY: the descriptor is open as long as `vm` is, which outlives this call.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+        let fd = borrowed
+            .try_clone_to_owned()
+            .map_err(|e| Error::os("duplicating the VM descriptor", e))?;
+        KvmLog::from_fd(fd, mode, switch)
+    }
+
+    /// The mode in use: never [`KvmMode::Auto`] once started.
+    pub fn mode(&self) -> KvmMode {
+        self.mode
+    }
+
+    fn choose_mode(&self) -> Result<KvmMode> {
+        let has = self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2);
+        let initially = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
+        let missing = |what: &str| {
+            Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "this KVM has no {what}: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is {has}; \
+                     use mode AUTO or get-and-clear"
+                ),
+            ))
+        };
+        match self.asked {
+            KvmMode::Auto if has & initially == initially => Ok(KvmMode::InitiallySet),
+            KvmMode::Auto if has & MANUAL_PROTECT_ENABLE != 0 => Ok(KvmMode::ManualProtect),
+            KvmMode::Auto => Ok(KvmMode::GetAndClear),
+            KvmMode::ManualProtect if has & MANUAL_PROTECT_ENABLE == 0 => {
+                missing("manual dirty-log protection")
+            }
+            KvmMode::InitiallySet if has & initially != initially => {
+                missing("initially-set dirty logs")
+            }
+            mode => Ok(mode),
+        }
+    }
+
+    /// Tells the kernel the mode. It can be switched at any time, and does nothing to
+    /// slots whose logging is on already.
+    fn apply_mode(&mut self, mode: KvmMode) -> Result<()> {
+        let arg = match mode {
+            KvmMode::Auto | KvmMode::GetAndClear => 0,
+            KvmMode::ManualProtect => MANUAL_PROTECT_ENABLE,
+            KvmMode::InitiallySet => MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET,
+        };
+        if arg == 0 && self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) == 0 {
+            return Ok(());
+        }
+        self.vm.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, arg)
+    }
+
+    fn manual(&self) -> bool {
+        matches!(self.mode, KvmMode::ManualProtect | KvmMode::InitiallySet)
+    }
+
+    fn switch_region(vm: &mut dyn Vm, slot: &Slot, on: bool) -> Result<()> {
+        vm.set_region(&Region {
+            slot: slot.slot,
+            flags: slot.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
+            guest_address: slot.guest_address.0,
+            size: slot.pages.bytes().0,
+            host_address: slot.host_address,
+        })
+    }
+
+    fn switch(&mut self, slots: &[&Slot], on: bool) -> Result<()> {
+        match &self.switch {
+            LogSwitch::Vmm(vmm) => {
+                let numbers: Vec<u32> = slots.iter().map(|s| s.slot).collect();
+                if on {
+                    vmm.log_on(&numbers)
+                } else {
+                    vmm.log_off(&numbers)
+                }
+            }
+            LogSwitch::Brant => {
+                for (done, slot) in slots.iter().enumerate() {
+                    if let Err(e) = Self::switch_region(&mut *self.vm, slot, on) {
+                        if on {
+                            for slot in &slots[..done] {
+                                // The first error is the one to tell; a slot that stays
+                                // logged only costs speed.
+                                let _ = Self::switch_region(&mut *self.vm, slot, false);
+                            }
+                        }
+                        return Err(e);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn start_slots(&mut self, slots: &[&Slot]) -> Result<()> {
+        for slot in slots {
+            let mut copy = SlotCopy {
+                words: words_for(slot)?,
+            };
+            if self.mode == KvmMode::InitiallySet {
+                copy.fill_ones(slot.pages);
+            }
+            self.copies.insert(slot.slot, copy);
+        }
+        self.switch(slots, true).inspect_err(|_| {
+            for slot in slots {
+                self.copies.remove(&slot.slot);
+            }
+        })
+    }
+
+    fn harvest_slot(&mut self, slot: &Slot, sink: &mut dyn Sink) -> Result<()> {
+        let manual = self.manual();
+        let Some(copy) = self.copies.get_mut(&slot.slot) else {
+            return Ok(());
+        };
+        let words = &mut copy.words;
+        self.vm.get_dirty_log(slot.slot, words)?;
+        let origin = Origin::Slot {
+            slot: slot.slot,
+            page: Pages(0),
+        };
+        sink.bitmap(origin, words, slot.pages);
+        if manual && self.clear_at_harvest {
+            // The bits are in the sink, so the clear comes after they were seen and
+            // before any page is read.
+            let done = clear(&mut *self.vm, slot, words, 0..slot.pages.0)?;
+            self.clears_at_harvest.calls += done.calls;
+            self.clears_at_harvest.bits += done.bits;
+        }
+        Ok(())
+    }
+}
+
+/// Clears what `words` has set for the pages `range` of a slot, rounded out to what
+/// CLEAR accepts, and consumes it.
+fn clear(vm: &mut dyn Vm, slot: &Slot, words: &mut [u64], range: Range<u64>) -> Result<Rearmed> {
+    use crate::bits::words as kernels;
+    let all = (range.start / 64) as usize..(range.end.div_ceil(64) as usize).min(words.len());
+    // Only what is set: the ends are cut to the first and last word with a bit. Most
+    // chunks of a settled guest have none, and cost no call at all.
+    let Some(first) = kernels::find_nonzero(&words[..all.end], all.start) else {
+        return Ok(Rearmed::default());
+    };
+    let end = 1 + words[first..all.end]
+        .iter()
+        .rposition(|w| *w != 0)
+        .map_or(0, |i| first + i);
+    let start_page = first as u64 * 64;
+    // A multiple of 64, unless the range ends where the slot does.
+    let end_page = (end as u64 * 64).min(slot.pages.0);
+    let used = &mut words[first..end];
+    vm.clear_dirty_log(slot.slot, start_page, (end_page - start_page) as u32, used)?;
+    let bits = kernels::count(used);
+    used.fill(0);
+    Ok(Rearmed { calls: 1, bits })
+}
+
+impl DirtyLog for KvmLog {
+    fn name(&self) -> &'static str {
+        "kvm-log"
+    }
+
+    fn exact(&self) -> Exact {
+        // With page-modification logging a GET kicks the vCPUs to empty their buffers, so a
+        // harvest is exact for what came before it; writes by vCPU ioctls end with the saving.
+        Exact::Always
+    }
+
+    fn clear_at_harvest(&mut self, whole: bool) {
+        self.clear_at_harvest = whole;
+    }
+
+    fn rearms(&self) -> bool {
+        self.manual() && !self.clear_at_harvest
+    }
+
+    fn covers(&self, slot: &Slot) -> bool {
+        slot.is_logged()
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        if self.started {
+            return Err(Error::new(Kind::State, "this dirty log is started already"));
+        }
+        self.mode = self.choose_mode()?;
+        self.apply_mode(self.mode)?;
+        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        if let Err(e) = self.start_slots(&slots) {
+            let _ = self.apply_mode(KvmMode::GetAndClear);
+            return Err(e);
+        }
+        self.started = true;
+        Ok(match self.mode {
+            KvmMode::InitiallySet => Initial::Unprotected,
+            _ => Initial::Clean,
+        })
+    }
+
+    fn stop(&mut self, map: &Map) -> Result<()> {
+        if !self.started {
+            return Ok(());
+        }
+        self.started = false;
+        let slots: Vec<&Slot> = map
+            .slots()
+            .iter()
+            .filter(|s| self.copies.contains_key(&s.slot))
+            .collect();
+        let result = self.switch(&slots, false);
+        self.copies.clear();
+        // The mode applies to bitmaps made from now on; leave the VM as it was found.
+        result.and(self.apply_mode(KvmMode::GetAndClear))
+    }
+
+    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let mut first_error = None;
+        for slot in map.slots().iter().filter(|s| s.is_logged()) {
+            if let Err(e) = self.harvest_slot(slot, sink) {
+                // One slot failed: in get-and-clear mode its bits may be gone. The others
+                // are fine and their bits are in the sink.
+                sink.everything(
+                    Origin::Slot {
+                        slot: slot.slot,
+                        page: Pages(0),
+                    },
+                    slot.pages,
+                );
+                first_error.get_or_insert(e);
+            }
+        }
+        first_error.map_or(Ok(Harvested::Complete), Err)
+    }
+
+    fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
+        let mut total = Rearmed::default();
+        if !self.rearms() {
+            return Ok(total);
+        }
+        // Every slot that shows the block: aliases and the SMM address space have bitmaps
+        // of their own for the same memory.
+        for slot in map.slots().iter().filter(|s| s.block == block) {
+            let from = pages.start.max(slot.first.0);
+            let to = pages.end.min(slot.first.0 + slot.pages.0);
+            if from >= to {
+                continue;
+            }
+            let Some(copy) = self.copies.get_mut(&slot.slot) else {
+                continue;
+            };
+            let range = from - slot.first.0..to - slot.first.0;
+            let done = clear(&mut *self.vm, slot, &mut copy.words, range)?;
+            total.calls += done.calls;
+            total.bits += done.bits;
+        }
+        Ok(total)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if !self.started {
+            return Ok(());
+        }
+        let kept = |slot: &Slot, map: &Map| map.slots().iter().any(|s| s == slot);
+        let gone: Vec<&Slot> = old
+            .slots()
+            .iter()
+            .filter(|s| self.copies.contains_key(&s.slot) && !kept(s, new))
+            .collect();
+        for slot in &gone {
+            // Deleting a slot frees its bitmap; what it holds is read before.
+            self.harvest_slot(slot, sink)?;
+        }
+        let fresh: Vec<&Slot> = new
+            .slots()
+            .iter()
+            .filter(|s| s.is_logged() && !kept(s, old))
+            .collect();
+        for slot in &gone {
+            self.copies.remove(&slot.slot);
+        }
+        self.start_slots(&fresh)
+    }
+}

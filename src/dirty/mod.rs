@@ -1,0 +1,166 @@
+//! Who wrote to guest memory: one [`DirtyLog`] for each way a page gets dirty.
+//!
+//! A log only knows its own source (a KVM bitmap, the VMM's marks). What all of them
+//! found together, and which of it is still to be sent, is the [`tracker`]'s.
+//!
+//! The trait is made for six kinds: KVM's bitmap and ring, the VMM's own marks, vhost,
+//! VFIO and userfaultfd. They differ in four ways, and each has its place here: what they
+//! give (bitmaps or lists of pages), where they say it is ([`Origin`]: a slot, a guest
+//! address, an IOVA), whether they can fail (then everything is dirty), and whether the
+//! last harvest is exact only with the vCPUs stopped.
+
+pub mod kvm;
+pub mod reported;
+pub mod tracker;
+
+use crate::bits::summary::Bitmap;
+use crate::error::{Error, Result};
+use crate::memory::{BlockId, Map, Slot};
+use crate::units::Pages;
+use std::ops::Range;
+use vm_memory::GuestAddress;
+
+/// Where the first page of what a log reports lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Page `page` of a KVM slot.
+    Slot {
+        /// KVM's number, address space included.
+        slot: u32,
+        /// Page of the slot.
+        page: Pages,
+    },
+    /// A guest physical address, page-aligned (vhost).
+    Guest(GuestAddress),
+    /// An I/O virtual address, page-aligned (VFIO, iommufd). Without a vIOMMU it is the
+    /// guest address, and it is taken as one as long as no other translation is known.
+    Iova(u64),
+    /// Page `page` of a block.
+    Block {
+        /// The block.
+        block: BlockId,
+        /// Page of the block.
+        page: Pages,
+    },
+}
+
+/// When a log may be asked for the last time before the memory counts as frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exact {
+    /// Each harvest is exact for the writes that came before it.
+    Always,
+    /// A harvest can miss what a running vCPU still holds back; exact once all are out of
+    /// `KVM_RUN` and their state is saved (page-modification logging, rings).
+    VcpusStopped,
+}
+
+/// Whether vCPUs may be running during a harvest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// The guest runs.
+    Running,
+    /// vCPUs are out of `KVM_RUN`, their state is saved, nothing writes any more.
+    Stopped,
+}
+
+/// How dirty a log is when it has just been started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Initial {
+    /// From now on every write is logged.
+    Clean,
+    /// Everything counts as dirty and nothing is protected: what a page holds is only
+    /// logged once [`DirtyLog::rearm`] has been called for it.
+    Unprotected,
+}
+
+/// Where a harvest puts what it found.
+pub trait Sink {
+    /// `pages` pages from `origin`, one bit each, bit 0 of `words[0]` first. Bits past
+    /// `pages` are ignored.
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages);
+
+    /// Single pages, counted from `origin`.
+    fn list(&mut self, origin: Origin, pages: &[u64]);
+
+    /// A log that is kept per block may merge into what is pending there itself: the
+    /// fewest copies. `merge` returns how many bits it newly set.
+    fn block(
+        &mut self,
+        block: BlockId,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> Result<()>;
+
+    /// It is not known what was written in these pages: all of them count as dirty.
+    fn everything(&mut self, origin: Origin, pages: Pages);
+}
+
+/// How a harvest went.
+#[derive(Debug)]
+pub enum Harvested {
+    /// Every write that came before it has been reported.
+    Complete,
+    /// Some of it comes with the next harvest, for this reason; nothing is lost. A last
+    /// harvest that ends like this is none.
+    Postponed(Error),
+}
+
+/// What restoring protection cost.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Rearmed {
+    /// Kernel calls made.
+    pub calls: u64,
+    /// Dirty bits they cleared.
+    pub bits: u64,
+}
+
+/// One way a page gets dirty.
+///
+/// Used by one thread at a time. All methods get the map as it was when what is to be
+/// read was logged.
+pub trait DirtyLog: Send {
+    /// A short name for reports and messages.
+    fn name(&self) -> &'static str;
+
+    /// When its last harvest is exact.
+    fn exact(&self) -> Exact {
+        Exact::Always
+    }
+
+    /// Asks a log that would leave clearing to [`DirtyLog::rearm`] to clear all that it
+    /// reports in the harvest itself, or not to. Before it is started.
+    fn clear_at_harvest(&mut self, whole: bool) {
+        let _ = whole;
+    }
+
+    /// Whether protection is restored chunk by chunk ([`DirtyLog::rearm`]) after a
+    /// harvest. If not, a harvest has restored it already.
+    fn rearms(&self) -> bool {
+        false
+    }
+
+    /// Starts logging, for every slot or block of `map` that this log covers.
+    fn start(&mut self, map: &Map) -> Result<Initial>;
+
+    /// Stops logging. What has not been harvested is lost.
+    fn stop(&mut self, map: &Map) -> Result<()>;
+
+    /// Takes what the log holds into `sink`. Each page written before the call is reported
+    /// in this harvest or was in an earlier one. After an error nothing is known: the
+    /// tracker takes everything that [`DirtyLog::covers`] as dirty.
+    fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
+
+    /// Whether a slot's pages are in this log's care.
+    fn covers(&self, slot: &Slot) -> bool;
+
+    /// Restores the protection of pages of a block, wherever they are mapped: what is
+    /// written to them after this returns is in a later harvest. Bits outside the range
+    /// may be cleared as well, if they have been harvested before.
+    fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
+        let _ = (map, block, pages);
+        Ok(Rearmed::default())
+    }
+
+    /// The map is about to change while the log is started: harvest what goes away into
+    /// `sink`, start what is new. Pages of new slots are taken as dirty by the tracker.
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
+}

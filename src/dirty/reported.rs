@@ -1,0 +1,191 @@
+//! What the VMM reports itself: writes of its device emulation, which KVM does not see.
+//!
+//! [`Reported`] is shared by any number of marking threads, which never wait, and one
+//! collector, the tracker, through [`ReportedLog`]. Marks are made after the write.
+
+use crate::bits::shared::Shared;
+use crate::dirty::{DirtyLog, Harvested, Initial, Sink, When};
+use crate::error::{Kind, Result};
+use crate::memory::{BlockId, Map, Memory, Slot};
+use crate::runtime::snapshot::Snapshot;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+use vm_memory::GuestAddress;
+
+/// How long a collection waits for threads that are in the middle of a mark. They mark for
+/// nanoseconds; one that was preempted there comes back within a few time slices.
+const GRACE: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct Table {
+    /// By block id.
+    blocks: Vec<Option<Arc<Shared>>>,
+}
+
+/// The marks of all blocks. Cheap to share; see the file's description.
+pub struct Reported {
+    memory: Arc<Memory>,
+    active: AtomicBool,
+    table: Snapshot<Table>,
+    /// Marks that named addresses where no block is.
+    strays: AtomicU64,
+}
+
+impl Reported {
+    /// Marks for `memory`. Nothing is recorded until a log of it is started.
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Reported {
+            memory,
+            active: AtomicBool::new(false),
+            table: Snapshot::default(),
+            strays: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether marks are recorded now. While not, a mark costs a load and a fence.
+    fn is_active(&self) -> bool {
+        if self.active.load(Ordering::Relaxed) {
+            return true;
+        }
+        // The write that is being reported may still sit in this processor's store buffer,
+        // and whoever starts the log right now would read the page without it: after the
+        // fence it is visible to all, so a start that this second load does not see yet
+        // reads memory that has the write in it.
+        fence(Ordering::SeqCst);
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Reports a write of `length` bytes at a guest address. Any thread; lock-free, never
+    /// waits. Addresses outside the guest's memory are counted and otherwise ignored.
+    pub fn mark_guest(&self, address: GuestAddress, length: u64) {
+        if length == 0 || !self.is_active() {
+            return;
+        }
+        let first = address.0 / PAGE_SIZE;
+        let last = address.0.saturating_add(length - 1) / PAGE_SIZE;
+        let mut found = 0;
+        self.memory.with_map(|map| {
+            let pieces = map.pieces(GuestAddress(first * PAGE_SIZE), Pages(last - first + 1));
+            self.table.with(|table| {
+                for piece in pieces {
+                    if let Some(Some(shared)) = table.blocks.get(piece.block.index()) {
+                        shared.mark(piece.first.index(), piece.pages.index());
+                        found += piece.pages.0;
+                    }
+                }
+            });
+        });
+        // An alias can find more pages than were asked about, never fewer.
+        if found < last - first + 1 {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reports a write of `length` bytes at an offset in a block. Any thread; lock-free.
+    pub fn mark_block(&self, block: BlockId, offset: Bytes, length: u64) {
+        if length == 0 || !self.is_active() {
+            return;
+        }
+        let first = offset.0 / PAGE_SIZE;
+        let last = offset.0.saturating_add(length - 1) / PAGE_SIZE;
+        let known = self.table.with(|table| match table.blocks.get(block.index()) {
+            Some(Some(shared)) => {
+                // `mark` cuts at the block's end.
+                shared.mark(first as usize, (last - first + 1) as usize);
+                true
+            }
+            _ => false,
+        });
+        if !known {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many marks named addresses where no block is.
+    pub fn strays(&self) -> u64 {
+        self.strays.load(Ordering::Relaxed)
+    }
+
+    /// Makes the table fit `map`: blocks that stay keep their marks.
+    fn fit(&self, map: &Map) -> Result<()> {
+        let old = self.table.load();
+        let len = map.blocks().last().map_or(0, |b| b.id().index() + 1);
+        let mut blocks = Vec::new();
+        blocks.resize_with(len, || None);
+        for block in map.blocks() {
+            let i = block.id().index();
+            blocks[i] = Some(match old.blocks.get(i) {
+                Some(Some(shared)) => Arc::clone(shared),
+                _ => Arc::new(Shared::new(block.pages().index())?),
+            });
+        }
+        self.table.replace(Arc::new(Table { blocks }));
+        Ok(())
+    }
+}
+
+/// The collecting side of [`Reported`].
+pub struct ReportedLog {
+    reported: Arc<Reported>,
+}
+
+impl ReportedLog {
+    /// The log of `reported`.
+    pub fn new(reported: Arc<Reported>) -> Self {
+        ReportedLog { reported }
+    }
+}
+
+impl DirtyLog for ReportedLog {
+    fn name(&self) -> &'static str {
+        "reported"
+    }
+
+    fn covers(&self, _slot: &Slot) -> bool {
+        true
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        self.reported.fit(map)?;
+        // SeqCst against the fence in `is_active`.
+        self.reported.active.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        self.reported.active.store(false, Ordering::SeqCst);
+        // Waits for marks in progress, then frees the buffers.
+        self.reported.table.replace(Arc::new(Table::default()));
+        Ok(())
+    }
+
+    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let table = self.reported.table.load();
+        let mut late = None;
+        for block in map.blocks() {
+            let Some(Some(shared)) = table.blocks.get(block.id().index()) else {
+                continue;
+            };
+            let done = sink.block(block.id(), &mut |pending| {
+                Ok(shared.collect(GRACE, pending)?.new)
+            });
+            match done {
+                // A thread was held up in the middle of a mark for longer than we wait. The
+                // buffer is kept and read next time.
+                Err(e) if e.kind() == Kind::Timeout => late = Some(e),
+                done => done?,
+            }
+        }
+        Ok(late.map_or(Harvested::Complete, Harvested::Postponed))
+    }
+
+    fn map_changes(&mut self, _old: &Map, new: &Map, _sink: &mut dyn Sink) -> Result<()> {
+        if self.reported.active.load(Ordering::SeqCst) {
+            self.reported.fit(new)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,891 @@
+//! The tracker: merges what all logs find into what is *pending*, and restores
+//! protection chunk by chunk before pages are handed out.
+//!
+//! The bitmaps that stand between the kernel and whoever reads pages, and why each exists:
+//! - the kernel's own (not ours);
+//! - *pending*, one per block: pages still to be read, plain words under the tracker's lock;
+//! - the *copy* of each slot's bitmap in manual-protect mode (see [`super::kvm::log`]): the
+//!   argument of the clear;
+//! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
+//! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
+//!   the next page of it is handed out.
+//!
+//! **Clear before copy.** [`Tracker::take`] is the only way to get at a pending page, and it
+//! restores the protection of the chunk first. So whatever the caller then decides, by
+//! reading the page or by seeing that it need not be read, a write that comes later is found
+//! by a later sync.
+//!
+//! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
+//! could not bring it where it belongs gives it back with [`Tracker::put_back`].
+
+use super::reported::{Reported, ReportedLog};
+use super::{DirtyLog, Harvested, Initial, Origin, Rearmed, Sink, When};
+use crate::bits::chunks::{Chunks, CHUNK_SHIFT_DEFAULT};
+use crate::bits::summary::Bitmap;
+use crate::error::{Error, Kind, Result};
+use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory, Slot};
+use crate::units::{Pages, STRETCH_PAGES};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
+
+/// How protection is restored where a log leaves that to its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clearing {
+    /// Chunks of 2^shift pages, each before the first of its pages is handed out.
+    Chunked {
+        /// 6 to 31; 18 is 1 GiB.
+        shift: u32,
+    },
+    /// The whole slot at each sync.
+    AtSync,
+}
+
+impl Default for Clearing {
+    fn default() -> Self {
+        Clearing::Chunked {
+            shift: CHUNK_SHIFT_DEFAULT,
+        }
+    }
+}
+
+/// What is pending when tracking starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartWith {
+    /// Every page: whoever reads them all, and then what was written since, has a copy.
+    Everything,
+    /// No page: only what is written from now on is found.
+    Nothing,
+}
+
+/// What one log did in a sync.
+#[derive(Debug, Clone)]
+pub struct LogReport {
+    /// The log's name.
+    pub name: &'static str,
+    /// How long it took, kernel calls and merging.
+    pub time: Duration,
+    /// Pages that became pending through it.
+    pub found: Pages,
+}
+
+/// What a sync found and what it cost.
+#[derive(Debug, Clone, Default)]
+pub struct SyncReport {
+    /// Pages that became pending; a page that was pending already does not count again.
+    pub found: Pages,
+    /// Pages pending afterwards.
+    pub pending: Pages,
+    /// All of it.
+    pub time: Duration,
+    /// Each log's share.
+    pub logs: Vec<LogReport>,
+    /// Logs that failed (their pages were all taken as dirty) or come later, in words.
+    pub warnings: Vec<String>,
+}
+
+/// Where a walk over pending is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    block: u32,
+    page: u64,
+}
+
+/// A run of pages taken out of pending. Their protection is restored; read them now, or put
+/// them back.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The block, held so that its memory stays.
+    pub block: BlockPin,
+    /// First page.
+    pub first: Pages,
+    /// How many; they lie in one stretch.
+    pub count: Pages,
+}
+
+/// Running totals since tracking started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TrackerStats {
+    /// Syncs made.
+    pub syncs: u64,
+    /// Pages found by them.
+    pub found: Pages,
+    /// Clear calls made for chunks.
+    pub clear_calls: u64,
+    /// Bits they cleared.
+    pub clear_bits: u64,
+    /// The longest restoring of one chunk.
+    pub longest_clear: Duration,
+    /// Pages put back.
+    pub put_back: Pages,
+}
+
+struct BlockState {
+    pin_source: Arc<crate::memory::Block>,
+    pending: Bitmap,
+    /// `None` when no log leaves clearing to us, or all is cleared at sync.
+    chunks: Option<Chunks>,
+}
+
+struct Inner {
+    clearing: Clearing,
+    logs: Vec<Box<dyn DirtyLog>>,
+    /// The map that the logs know. Follows the memory's while started.
+    map: Arc<Map>,
+    /// By block id.
+    blocks: Vec<Option<BlockState>>,
+    started: bool,
+    start_with: StartWith,
+    stats: TrackerStats,
+}
+
+/// See the file's description. Marks come from any thread and take no lock; everything else
+/// takes the tracker's lock, which is never held across anything but the kernel's log calls.
+pub struct Tracker {
+    memory: Arc<Memory>,
+    reported: Arc<Reported>,
+    leased: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("Tracker")
+            .field("started", &inner.started)
+            .field("clearing", &inner.clearing)
+            .field("pending", &inner.pending())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The right to sync and take, held by one user at a time.
+///
+/// A migration holds it for as long as it runs, so that nobody takes pages that it believes
+/// it still has to send.
+#[derive(Debug)]
+pub struct Lease(Arc<Tracker>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.leased.store(false, Ordering::Release);
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Arc<Tracker>;
+    fn deref(&self) -> &Arc<Tracker> {
+        &self.0
+    }
+}
+
+impl Tracker {
+    /// A tracker of `memory` that knows the VMM's own marks; add the other logs next.
+    pub fn new(memory: Arc<Memory>, clearing: Clearing) -> Result<Arc<Self>> {
+        if let Clearing::Chunked { shift } = clearing {
+            let (_, clamped) = crate::bits::chunks::clamp_shift(shift);
+            if clamped {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!("chunk shift {shift} is outside 6 to 31"),
+                ));
+            }
+        }
+        let reported = Arc::new(Reported::new(Arc::clone(&memory)));
+        let tracker = Arc::new(Tracker {
+            inner: Mutex::new(Inner {
+                clearing,
+                logs: vec![Box::new(ReportedLog::new(Arc::clone(&reported)))],
+                map: memory.map(),
+                blocks: Vec::new(),
+                started: false,
+                start_with: StartWith::Everything,
+                stats: TrackerStats::default(),
+            }),
+            reported,
+            leased: AtomicBool::new(false),
+            memory: Arc::clone(&memory),
+        });
+        let observer: Weak<dyn MapObserver> = {
+            let weak: Weak<Tracker> = Arc::downgrade(&tracker);
+            weak
+        };
+        memory.observe(observer);
+        Ok(tracker)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The memory it tracks.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// How protection is restored.
+    pub fn clearing(&self) -> Clearing {
+        self.lock().clearing
+    }
+
+    /// Adds a log; before tracking starts.
+    pub fn add_log(&self, mut log: Box<dyn DirtyLog>) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.started {
+            return Err(Error::new(
+                Kind::State,
+                "logs are added before tracking starts",
+            ));
+        }
+        log.clear_at_harvest(inner.clearing == Clearing::AtSync);
+        inner.logs.push(log);
+        Ok(())
+    }
+
+    /// Reports a write at a guest address: see [`Reported::mark_guest`].
+    pub fn mark_guest(&self, address: GuestAddress, length: u64) {
+        self.reported.mark_guest(address, length);
+    }
+
+    /// Reports a write in a block: see [`Reported::mark_block`].
+    pub fn mark_block(&self, block: BlockId, offset: crate::units::Bytes, length: u64) {
+        self.reported.mark_block(block, offset, length);
+    }
+
+    /// How many marks named addresses where no block is.
+    pub fn stray_marks(&self) -> u64 {
+        self.reported.strays()
+    }
+
+    /// Becomes the one user who may start, stop, sync, take and put back.
+    pub fn lease(self: &Arc<Self>) -> Result<Lease> {
+        if self
+            .leased
+            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
+            return Err(Error::new(
+                Kind::Busy,
+                "the tracker is in use by a migration, or by another call on it",
+            ));
+        }
+        Ok(Lease(Arc::clone(self)))
+    }
+
+    /// Whether tracking is on.
+    pub fn is_started(&self) -> bool {
+        self.lock().started
+    }
+
+    /// Pages pending now.
+    pub fn pending(&self) -> Pages {
+        self.lock().pending()
+    }
+
+    /// Totals since tracking started.
+    pub fn stats(&self) -> TrackerStats {
+        self.lock().stats
+    }
+
+    /// Bytes of bitmaps held for the memory tracked, the logs' own not counted.
+    pub fn heap_bytes(&self) -> u64 {
+        let inner = self.lock();
+        inner
+            .blocks
+            .iter()
+            .flatten()
+            .map(|b| {
+                b.pending.heap_bytes() as u64
+                    + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+            })
+            .sum()
+    }
+}
+
+/// Everything that needs the lease.
+impl Lease {
+    /// Starts all logs. What was pending before is forgotten.
+    pub fn start(&self, with: StartWith) -> Result<()> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if inner.started {
+            return Err(Error::new(Kind::State, "tracking is started already"));
+        }
+        inner.map = self.memory.map();
+        let map = Arc::clone(&inner.map);
+        inner.blocks.clear();
+        inner.stats = TrackerStats::default();
+        for block in map.blocks() {
+            inner.make_block(block)?;
+        }
+        let mut unprotected = Vec::new();
+        for i in 0..inner.logs.len() {
+            match inner.logs[i].start(&map) {
+                Ok(Initial::Clean) => {}
+                Ok(Initial::Unprotected) => unprotected.push(i),
+                Err(e) => {
+                    let name = inner.logs[i].name();
+                    for log in &mut inner.logs[..i] {
+                        // The first error is the one to tell.
+                        let _ = log.stop(&map);
+                    }
+                    inner.blocks.clear();
+                    return Err(e.context(format_args!("starting {name}")));
+                }
+            }
+        }
+        inner.started = true;
+        inner.start_with = with;
+        let begun = match with {
+            StartWith::Everything => {
+                for block in inner.blocks.iter_mut().flatten() {
+                    block.pending.set_all();
+                    // Nothing is handed out before its chunk is cleared. Where the log
+                    // protected all at its start, that finds nothing to do.
+                    if let Some(chunks) = &mut block.chunks {
+                        chunks.arm_all();
+                    }
+                }
+                inner.protect_now(&map, &unprotected, |log| !log.rearms())
+            }
+            StartWith::Nothing => inner.protect_now(&map, &unprotected, |_| true),
+        };
+        if let Err(e) = begun {
+            inner.stop();
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Makes every page pending, as a start with [`StartWith::Everything`] does, while
+    /// tracking goes on.
+    pub fn mark_all(&self) {
+        let mut inner = self.lock();
+        for block in inner.blocks.iter_mut().flatten() {
+            block.pending.set_all();
+            if let Some(chunks) = &mut block.chunks {
+                chunks.arm_all();
+            }
+        }
+    }
+
+    /// Stops all logs, after taking what they hold. What is pending stays.
+    pub fn stop(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if !inner.started {
+            return Ok(());
+        }
+        // What a stopped log still held is gone; so it is read first.
+        let harvested = inner.sync(When::Running);
+        inner.stop();
+        harvested.map(|_| ())
+    }
+
+    /// Harvests all logs into pending.
+    ///
+    /// With [`When::Stopped`] the harvest is the last before memory counts as frozen, and a
+    /// log that fails, or that has to postpone, is an error; otherwise what a failed log
+    /// covers is taken as dirty and the report has a warning.
+    pub fn sync(&self, when: When) -> Result<SyncReport> {
+        let mut inner = self.lock();
+        if !inner.started {
+            return Err(Error::new(Kind::State, "tracking is not started"));
+        }
+        inner.sync(when)
+    }
+
+    /// Takes runs of pending pages from `cursor` on, in order, into `runs` (which is emptied
+    /// first): at most `max_runs` of them and about `max_pages` pages. No run crosses a
+    /// stretch. Before a run is handed out, the chunks it lies in are cleared.
+    ///
+    /// Nothing in `runs` afterwards means that the walk has come to the end; the cursor is
+    /// at the beginning again.
+    pub fn take(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        runs.clear();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut left = max_pages.0;
+        while runs.len() < max_runs && left > 0 {
+            match inner.take_one(cursor, left) {
+                Ok(Some(run)) => {
+                    left -= run.count.0;
+                    runs.push(run);
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    for run in runs.drain(..) {
+                        inner.put_back(run.block.id(), run.first, run.count);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        if runs.is_empty() {
+            *cursor = Cursor::default();
+        }
+        Ok(())
+    }
+
+    /// Makes pages pending again that were taken and did not arrive. Blocks that are gone
+    /// are passed over. Works after [`Lease::stop`] too.
+    pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
+        let mut inner = self.lock();
+        let new = inner.put_back(block, first, count);
+        inner.stats.put_back += new;
+    }
+}
+
+impl Inner {
+    fn pending(&self) -> Pages {
+        Pages(
+            self.blocks
+                .iter()
+                .flatten()
+                .map(|b| b.pending.count() as u64)
+                .sum(),
+        )
+    }
+
+    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<&mut BlockState> {
+        let i = block.id().index();
+        if self.blocks.len() <= i {
+            self.blocks.resize_with(i + 1, || None);
+        }
+        let pages = block.pages().index();
+        let chunks = match self.clearing {
+            Clearing::Chunked { shift } => Some(Chunks::new(pages, shift)?),
+            Clearing::AtSync => None,
+        };
+        Ok(self.blocks[i].insert(BlockState {
+            pin_source: Arc::clone(block),
+            pending: Bitmap::new(pages)?,
+            chunks,
+        }))
+    }
+
+    /// Restores the protection of everything, right at the start, for logs that began
+    /// unprotected and that `which` selects.
+    fn protect_now(
+        &mut self,
+        map: &Map,
+        unprotected: &[usize],
+        which: impl Fn(&dyn DirtyLog) -> bool,
+    ) -> Result<()> {
+        for &i in unprotected {
+            let log = &mut self.logs[i];
+            if !which(&**log) {
+                continue;
+            }
+            if log.rearms() {
+                for block in map.blocks() {
+                    log.rearm(map, block.id(), 0..block.pages().0)?;
+                }
+            } else {
+                // It clears in its harvest; what that finds is all, and known already.
+                log.harvest(map, When::Running, &mut Nowhere)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.started = false;
+        let map = Arc::clone(&self.map);
+        for log in &mut self.logs {
+            // A log that cannot be switched off costs speed, not correctness.
+            let _ = log.stop(&map);
+        }
+    }
+
+    fn sync(&mut self, when: When) -> Result<SyncReport> {
+        let begun = Instant::now();
+        let mut report = SyncReport::default();
+        let map = Arc::clone(&self.map);
+        let Inner { logs, blocks, .. } = self;
+        for log in logs {
+            let log_begun = Instant::now();
+            let mut sink = PendingSink {
+                map: &map,
+                blocks,
+                arms: log.rearms(),
+                found: 0,
+            };
+            let outcome = log.harvest(&map, when, &mut sink);
+            match outcome {
+                Ok(Harvested::Complete) => {}
+                Ok(Harvested::Postponed(e)) => {
+                    if when == When::Stopped {
+                        return Err(e.context(format_args!("the last harvest of {}", log.name())));
+                    }
+                    report.warnings.push(format!("{}: {e}", log.name()));
+                }
+                Err(e) => {
+                    for slot in map.slots().iter().filter(|s| log.covers(s)) {
+                        sink.everything(
+                            Origin::Block {
+                                block: slot.block,
+                                page: slot.first,
+                            },
+                            slot.pages,
+                        );
+                    }
+                    if when == When::Stopped {
+                        return Err(e.context(format_args!("the last harvest of {}", log.name())));
+                    }
+                    report.warnings.push(format!(
+                        "{} failed, so all that it covers counts as dirty: {e}",
+                        log.name()
+                    ));
+                }
+            }
+            let found = Pages(sink.found);
+            report.found += found;
+            report.logs.push(LogReport {
+                name: log.name(),
+                time: log_begun.elapsed(),
+                found,
+            });
+        }
+        report.pending = self.pending();
+        report.time = begun.elapsed();
+        self.stats.syncs += 1;
+        self.stats.found += report.found;
+        Ok(report)
+    }
+
+    fn take_one(&mut self, cursor: &mut Cursor, max_pages: u64) -> Result<Option<Run>> {
+        loop {
+            let i = cursor.block as usize;
+            if i >= self.blocks.len() {
+                return Ok(None);
+            }
+            let Some(state) = &mut self.blocks[i] else {
+                *cursor = Cursor {
+                    block: cursor.block + 1,
+                    page: 0,
+                };
+                continue;
+            };
+            let Some(found) = state
+                .pending
+                .next_run(cursor.page as usize, STRETCH_PAGES as usize)
+            else {
+                *cursor = Cursor {
+                    block: cursor.block + 1,
+                    page: 0,
+                };
+                continue;
+            };
+            let first = found.start as u64;
+            let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
+            let end = (found.end as u64).min(stretch_end).min(first + max_pages);
+            // Rule: protection comes back before anybody looks at the page, be it only to
+            // decide that it need not be read. (GET, the page is a hole, the guest writes
+            // it, CLEAR with the old copy: bit and page are both gone.)
+            self.rearm(i, first..end)?;
+            let Some(state) = &mut self.blocks[i] else {
+                return Ok(None);
+            };
+            state.pending.clear_range(first as usize, (end - first) as usize);
+            cursor.page = end;
+            return Ok(Some(Run {
+                block: BlockPin::new(&state.pin_source),
+                first: Pages(first),
+                count: Pages(end - first),
+            }));
+        }
+    }
+
+    /// Clears the armed chunks that `pages` lie in.
+    fn rearm(&mut self, block: usize, pages: std::ops::Range<u64>) -> Result<()> {
+        let Inner {
+            logs,
+            blocks,
+            map,
+            stats,
+            ..
+        } = self;
+        let Some(state) = &mut blocks[block] else {
+            return Ok(());
+        };
+        let Some(chunks) = &mut state.chunks else {
+            return Ok(());
+        };
+        let id = state.pin_source.id();
+        let last = chunks.chunk_of(pages.end as usize - 1);
+        for chunk in chunks.chunk_of(pages.start as usize)..=last {
+            if !chunks.is_armed(chunk) {
+                continue;
+            }
+            let range = chunks.pages_of(chunk);
+            let begun = Instant::now();
+            let mut done = Rearmed::default();
+            for log in logs.iter_mut().filter(|log| log.rearms()) {
+                let this = log
+                    .rearm(map, id, range.start as u64..range.end as u64)
+                    .map_err(|e| {
+                        e.context(format_args!(
+                            "restoring the protection of pages {} to {} of block `{}`",
+                            range.start,
+                            range.end,
+                            state.pin_source.name()
+                        ))
+                    })?;
+                done.calls += this.calls;
+                done.bits += this.bits;
+            }
+            // Disarmed only now: after an error the chunk is still to be cleared.
+            chunks.disarm(chunk);
+            stats.clear_calls += done.calls;
+            stats.clear_bits += done.bits;
+            stats.longest_clear = stats.longest_clear.max(begun.elapsed());
+        }
+        Ok(())
+    }
+
+    fn forget_blocks_not_in(&mut self, map: &Map) {
+        for (i, state) in self.blocks.iter_mut().enumerate() {
+            if state.is_some() && map.block(BlockId(i as u32)).is_none() {
+                *state = None;
+            }
+        }
+    }
+
+    fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
+        match self.blocks.get_mut(block.index()) {
+            Some(Some(state)) => {
+                Pages(state.pending.set_range(first.index(), count.index()) as u64)
+            }
+            _ => Pages(0),
+        }
+    }
+}
+
+/// A sink for what is known already.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn bitmap(&mut self, _: Origin, _: &[u64], _: Pages) {}
+    fn list(&mut self, _: Origin, _: &[u64]) {}
+    fn block(&mut self, _: BlockId, _: &mut dyn FnMut(&mut Bitmap) -> Result<u64>) -> Result<()> {
+        Ok(())
+    }
+    fn everything(&mut self, _: Origin, _: Pages) {}
+}
+
+/// Turns positions into blocks and merges into pending.
+struct PendingSink<'a> {
+    map: &'a Map,
+    blocks: &'a mut [Option<BlockState>],
+    /// Whether what is merged must be cleared before it is handed out.
+    arms: bool,
+    found: u64,
+}
+
+impl PendingSink<'_> {
+    /// Calls `f` with each piece of a block that `pages` pages from `origin` are.
+    fn pieces(
+        &mut self,
+        origin: Origin,
+        pages: Pages,
+        mut f: impl FnMut(&mut BlockState, Piece) -> u64,
+    ) {
+        let map = self.map;
+        let mut found = 0;
+        let blocks = &mut *self.blocks;
+        let mut give = |block: BlockId, piece: Piece| {
+            if let Some(Some(state)) = blocks.get_mut(block.index()) {
+                found += f(state, piece);
+            }
+        };
+        match origin {
+            Origin::Block { block, page } => give(
+                block,
+                Piece {
+                    first: page.0,
+                    pages: pages.0,
+                    skipped: 0,
+                },
+            ),
+            Origin::Slot { slot, page } => {
+                if let Some(slot) = map.slot(slot) {
+                    let pages = pages.0.min(slot.pages.0.saturating_sub(page.0));
+                    give(
+                        slot.block,
+                        Piece {
+                            first: slot.first.0 + page.0,
+                            pages,
+                            skipped: 0,
+                        },
+                    );
+                }
+            }
+            Origin::Guest(_) | Origin::Iova(_) => {
+                let from = match origin {
+                    Origin::Guest(address) => address,
+                    Origin::Iova(iova) => GuestAddress(iova),
+                    _ => return,
+                };
+                for piece in map.pieces(from, pages) {
+                    give(
+                        piece.block,
+                        Piece {
+                            first: piece.first.0,
+                            pages: piece.pages.0,
+                            skipped: piece.skipped.0,
+                        },
+                    );
+                }
+            }
+        }
+        self.found += found;
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    first: u64,
+    pages: u64,
+    skipped: u64,
+}
+
+impl Sink for PendingSink<'_> {
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+        let arms = self.arms;
+        let pages = Pages(pages.0.min(words.len() as u64 * 64));
+        self.pieces(origin, pages, |state, piece| {
+            if arms {
+                if let Some(chunks) = &mut state.chunks {
+                    // Every chunk of the slot, dirty or not: looking is left to the walk, which
+                    // reads a chunk's words once, outside the sync.
+                    chunks.arm_range(piece.first as usize, piece.pages as usize);
+                }
+            }
+            let skip = piece.skipped as usize;
+            if skip % 64 == 0 {
+                state.pending.merge_words(
+                    piece.first as usize,
+                    &words[skip / 64..],
+                    piece.pages as usize,
+                ) as u64
+            } else {
+                // The piece begins inside a word of the log: its head is shifted down by
+                // hand, the rest goes word by word.
+                let head = (64 - skip % 64).min(piece.pages as usize);
+                let first = words[skip / 64] >> (skip % 64);
+                let mut new = state.pending.merge_words(piece.first as usize, &[first], head) as u64;
+                if head < piece.pages as usize {
+                    new += state.pending.merge_words(
+                        piece.first as usize + head,
+                        &words[skip / 64 + 1..],
+                        piece.pages as usize - head,
+                    ) as u64;
+                }
+                new
+            }
+        });
+    }
+
+    fn list(&mut self, origin: Origin, pages: &[u64]) {
+        for &page in pages {
+            let at = match origin {
+                Origin::Slot { slot, page: base } => Origin::Slot {
+                    slot,
+                    page: Pages(base.0.saturating_add(page)),
+                },
+                Origin::Block { block, page: base } => Origin::Block {
+                    block,
+                    page: Pages(base.0.saturating_add(page)),
+                },
+                Origin::Guest(base) => Origin::Guest(GuestAddress(
+                    base.0.saturating_add(Pages(page).bytes().0),
+                )),
+                Origin::Iova(base) => Origin::Iova(base.saturating_add(Pages(page).bytes().0)),
+            };
+            self.bitmap(at, &[1], Pages(1));
+        }
+    }
+
+    fn block(
+        &mut self,
+        block: BlockId,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> Result<()> {
+        if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
+            self.found += merge(&mut state.pending)?;
+        }
+        Ok(())
+    }
+
+    fn everything(&mut self, origin: Origin, pages: Pages) {
+        let arms = self.arms;
+        self.pieces(origin, pages, |state, piece| {
+            if arms {
+                if let Some(chunks) = &mut state.chunks {
+                    chunks.arm_range(piece.first as usize, piece.pages as usize);
+                }
+            }
+            state
+                .pending
+                .set_range(piece.first as usize, piece.pages as usize) as u64
+        });
+    }
+}
+
+impl MapObserver for Tracker {
+    fn map_changes(&self, old: &Map, new: &Arc<Map>) -> Result<()> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if !inner.started {
+            // Pages can be pending after tracking was stopped; not those of a block that goes.
+            inner.forget_blocks_not_in(new);
+            return Ok(());
+        }
+        let kept: Vec<BlockId> = old.blocks().iter().map(|b| b.id()).collect();
+        for block in new.blocks().iter().filter(|b| !kept.contains(&b.id())) {
+            inner.make_block(block)?;
+        }
+        {
+            let Inner { logs, blocks, .. } = &mut *inner;
+            for log in logs {
+                let mut sink = PendingSink {
+                    map: old,
+                    blocks,
+                    arms: log.rearms(),
+                    found: 0,
+                };
+                log.map_changes(old, new, &mut sink)
+                    .map_err(|e| e.context(format_args!("{}: following a change of the memory map", log.name())))?;
+            }
+        }
+        // What a new slot's pages hold was written before anybody logged it.
+        let fresh: Vec<&Slot> = new
+            .slots()
+            .iter()
+            .filter(|s| !old.slots().contains(s))
+            .collect();
+        let fresh_blocks = new.blocks().iter().filter(|b| !kept.contains(&b.id()));
+        let ranges = fresh
+            .iter()
+            .map(|s| (s.block, s.first, s.pages))
+            .chain(fresh_blocks.map(|b| (b.id(), Pages(0), b.pages())));
+        for (block, first, pages) in ranges {
+            if let Some(Some(state)) = inner.blocks.get_mut(block.index()) {
+                state.pending.set_range(first.index(), pages.index());
+                if let Some(chunks) = &mut state.chunks {
+                    chunks.arm_range(first.index(), pages.index());
+                }
+            }
+        }
+        inner.forget_blocks_not_in(new);
+        inner.map = Arc::clone(new);
+        Ok(())
+    }
+}

@@ -1,0 +1,360 @@
+//! A RAM block: a named piece of guest memory that is contiguous in this process.
+//!
+//! The VMM describes it; brant checks the description once and from then on holds it by
+//! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
+//! [`crate::memory::Memory::remove_block`] has not returned.
+
+use crate::error::{Error, Kind, Result};
+use crate::page::zero;
+use crate::sys::net::{Part, PartMut};
+use crate::sys::{mem, pagemap};
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex};
+use vm_memory::VolatileSlice;
+
+/// The longest block name, in bytes.
+pub const NAME_MAX: usize = 255;
+/// The longest block, in pages: 2^40 (4 PiB), so that sums of blocks fit with room to spare.
+pub const PAGES_MAX: u64 = 1 << 40;
+/// The most blocks in one map.
+pub const BLOCKS_MAX: usize = 4096;
+
+/// A block's number, unique in its [`crate::memory::Memory`] and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// As an index into a table by block.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What is special about a block.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct BlockFlags {
+    /// The guest cannot write it: sent once, not logged. Marks still count (flash that
+    /// the VMM rewrites).
+    pub rom: bool,
+    /// Destination: the memory is known to read as zero, so nothing has to be looked at
+    /// before a zero page is left alone.
+    pub zeroed: bool,
+}
+
+/// The file or memfd a block is a shared mapping of.
+#[derive(Debug)]
+pub struct BackingFile {
+    /// Ours from here on.
+    pub fd: OwnedFd,
+    /// Where in the file the block begins, bytes.
+    pub offset: u64,
+}
+
+/// A block as the VMM describes it.
+#[derive(Debug)]
+pub struct BlockDescription {
+    /// 1 to 255 bytes, unique in the map; the destination's block has the same name.
+    pub name: String,
+    /// Address of the first byte in this process, page-aligned.
+    pub host: *mut u8,
+    /// Length; a multiple of `page_size`.
+    pub length: Bytes,
+    /// What backs it: a power of two, 4 KiB to 1 GiB.
+    pub page_size: Bytes,
+    /// Set for a shared mapping of a file or memfd: makes its holes visible.
+    pub file: Option<BackingFile>,
+    /// See [`BlockFlags`].
+    pub flags: BlockFlags,
+}
+
+/// How never-touched pages of a block can be told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// Private anonymous memory: `PAGEMAP_SCAN` knows.
+    PrivateAnonymous,
+    /// A shared mapping of the block's file: `SEEK_HOLE` knows.
+    SharedFile,
+    /// Anything else: every page counts as touched.
+    Unknown,
+}
+
+#[derive(Debug, Default)]
+struct Pins {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+/// A block of guest memory.
+pub struct Block {
+    id: BlockId,
+    name: String,
+    host: *mut u8,
+    length: Bytes,
+    page_size: Bytes,
+    file: Option<BackingFile>,
+    flags: BlockFlags,
+    backing: Backing,
+    pins: Pins,
+}
+
+// SAFETY: the pointer is an address of guest memory, which every thread of the VMM, the
+// guest and the kernel write to at any time; brant only ever copies from and to it by raw
+// or volatile accesses. The VMM keeps it mapped until `remove_block` has returned.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("id", &self.id.0)
+            .field("name", &self.name)
+            .field("host", &self.host)
+            .field("length", &self.length.0)
+            .field("page_size", &self.page_size.0)
+            .field("flags", &self.flags)
+            .field("backing", &self.backing)
+            .finish()
+    }
+}
+
+impl Block {
+    /// Checks a description and makes a block of it.
+    pub(super) fn new(id: BlockId, description: BlockDescription) -> Result<Self> {
+        let BlockDescription {
+            name,
+            host,
+            length,
+            page_size,
+            file,
+            flags,
+        } = description;
+        let invalid = |what: String| Err(Error::new(Kind::Invalid, format!("block `{name}`: {what}")));
+        if name.is_empty() || name.len() > NAME_MAX {
+            return invalid(format!(
+                "a name has 1 to {NAME_MAX} bytes, this one has {}",
+                name.len()
+            ));
+        }
+        if !page_size.0.is_power_of_two() || !(PAGE_SIZE..=1 << 30).contains(&page_size.0) {
+            return invalid(format!(
+                "the page size is a power of two from {PAGE_SIZE} to {}, not {page_size}",
+                1u64 << 30
+            ));
+        }
+        if length.0 == 0 || length.0 % page_size.0 != 0 {
+            return invalid(format!(
+                "the length is a multiple of the page size ({page_size}) and not 0; found {length}"
+            ));
+        }
+        if length.pages_down().0 > PAGES_MAX {
+            return invalid(format!(
+                "at most {PAGES_MAX} pages of 4 KiB, found {}",
+                length.pages_down()
+            ));
+        }
+        if host.is_null() || host as u64 % PAGE_SIZE != 0 {
+            return invalid(format!(
+                "the host address is page-aligned and not NULL; found {host:p}"
+            ));
+        }
+        if (host as u64).checked_add(length.0).is_none() {
+            return invalid(format!("{length} bytes from {host:p} wrap around"));
+        }
+        let backing = match (&file, pagemap::mapping_of(host as u64, length.0)?) {
+            (None, pagemap::Mapping::PrivateAnonymous) => Backing::PrivateAnonymous,
+            (Some(file), mapping) => {
+                let (inode, regular) = mem::inode_of(file.fd.as_fd())
+                    .map_err(|e| e.context(format_args!("block `{name}`")))?;
+                if file.offset % PAGE_SIZE != 0 {
+                    return invalid(format!(
+                        "the offset in the file is page-aligned; found {}",
+                        file.offset
+                    ));
+                }
+                match mapping {
+                    pagemap::Mapping::Shared { inode: mapped } if mapped == inode && regular => {
+                        Backing::SharedFile
+                    }
+                    pagemap::Mapping::Shared { inode: mapped } if mapped != inode => {
+                        return invalid(format!(
+                            "the memory is mapped from another file (inode {mapped}) than the \
+                             descriptor given with it (inode {inode})"
+                        ));
+                    }
+                    // A private mapping of a file has copies that its holes say nothing of.
+                    _ => Backing::Unknown,
+                }
+            }
+            _ => Backing::Unknown,
+        };
+        Ok(Block {
+            id,
+            name,
+            host,
+            length,
+            page_size,
+            file,
+            flags,
+            backing,
+            pins: Pins::default(),
+        })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> BlockId {
+        self.id
+    }
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Length in bytes.
+    pub fn length(&self) -> Bytes {
+        self.length
+    }
+    /// Length in tracking pages.
+    pub fn pages(&self) -> Pages {
+        self.length.pages_down()
+    }
+    /// The page size of what backs it.
+    pub fn page_size(&self) -> Bytes {
+        self.page_size
+    }
+    /// What is special about it.
+    pub fn flags(&self) -> BlockFlags {
+        self.flags
+    }
+    /// How its never-touched pages are found.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+    /// The file behind it, if the VMM gave one.
+    pub fn file(&self) -> Option<&BackingFile> {
+        self.file.as_ref()
+    }
+    /// Address of the first byte in this process.
+    pub fn host(&self) -> *mut u8 {
+        self.host
+    }
+
+    /// Address of a page. Panics in debug builds outside the block; callers check first.
+    pub fn page_address(&self, page: Pages) -> *mut u8 {
+        debug_assert!(page < self.pages());
+        self.host.wrapping_add((page.0 * PAGE_SIZE) as usize)
+    }
+
+    /// A run of pages as a volatile slice, for whoever copies out of or into it.
+    pub fn slice(&self, first: Pages, count: Pages) -> Result<VolatileSlice<'_>> {
+        let end = first.0.checked_add(count.0);
+        if end.is_none_or(|end| end > self.pages().0) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "block `{}` has {} pages; {count} from page {first} reach past its end",
+                    self.name,
+                    self.pages()
+                ),
+            ));
+        }
+        // SAFETY: within the block, which the VMM keeps mapped while it is in the map or
+        // pinned; accesses through VolatileSlice are volatile.
+        Ok(unsafe {
+            VolatileSlice::new(
+                self.host.wrapping_add((first.0 * PAGE_SIZE) as usize),
+                count.bytes().0 as usize,
+            )
+        })
+    }
+
+    /// A run of pages to be sent as it is, straight from guest memory.
+    pub fn part(&self, first: Pages, count: Pages) -> Result<Part<'_>> {
+        let slice = self.slice(first, count)?;
+        // SAFETY: within the block, mapped while `self` is borrowed; only the kernel reads it.
+        Ok(unsafe { Part::raw(slice.ptr_guard().as_ptr(), slice.len()) })
+    }
+
+    /// A run of pages to be received into, straight into guest memory.
+    pub fn part_mut(&self, first: Pages, count: Pages) -> Result<PartMut<'_>> {
+        let slice = self.slice(first, count)?;
+        // SAFETY: within the block, mapped while `self` is borrowed; only the kernel writes it.
+        Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
+    }
+
+    /// Splits a run of pages into runs that read as zero and runs that do not, calling `each`
+    /// with a range of pages and whether it is zero. Every page is looked at once.
+    pub fn split_zeros(
+        &self,
+        range: Range<Pages>,
+        mut each: impl FnMut(Range<Pages>, bool),
+    ) -> Result<()> {
+        let count = Pages(range.end.0.saturating_sub(range.start.0));
+        let slice = self.slice(range.start, count)?;
+        // SAFETY: the pages lie in the block, page-aligned, mapped while `self` is borrowed.
+        for run in unsafe { zero::split(slice.ptr_guard().as_ptr(), count.index()) } {
+            let first = range.start + Pages(run.start as u64);
+            each(first..first + Pages(run.len as u64), run.zero);
+        }
+        Ok(())
+    }
+
+    /// Writes zeros over a run of pages.
+    pub fn write_zeros(&self, range: Range<Pages>) -> Result<()> {
+        let count = Pages(range.end.0.saturating_sub(range.start.0));
+        let slice = self.slice(range.start, count)?;
+        // SAFETY: within the block. Nothing runs on this memory yet but brant.
+        unsafe { std::ptr::write_bytes(slice.ptr_guard_mut().as_ptr(), 0, slice.len()) };
+        Ok(())
+    }
+
+    /// Waits until no [`BlockPin`] is left.
+    pub(super) fn wait_unpinned(&self) {
+        let mut count = self.pins.count.lock().unwrap_or_else(|e| e.into_inner());
+        while *count > 0 {
+            count = self
+                .pins
+                .none
+                .wait(count)
+                .unwrap_or_else(|e| e.into_inner());
+        }
+    }
+}
+
+/// A reference that keeps a block's memory from being taken away. Threads of brant's
+/// hold one across whatever blocks; nobody holds the map across it.
+#[derive(Debug)]
+pub struct BlockPin(Arc<Block>);
+
+impl BlockPin {
+    /// Pins `block`.
+    pub fn new(block: &Arc<Block>) -> Self {
+        *block.pins.count.lock().unwrap_or_else(|e| e.into_inner()) += 1;
+        BlockPin(Arc::clone(block))
+    }
+}
+
+impl Clone for BlockPin {
+    fn clone(&self) -> Self {
+        BlockPin::new(&self.0)
+    }
+}
+
+impl std::ops::Deref for BlockPin {
+    type Target = Block;
+    fn deref(&self) -> &Block {
+        &self.0
+    }
+}
+
+impl Drop for BlockPin {
+    fn drop(&mut self) {
+        let mut count = self.0.pins.count.lock().unwrap_or_else(|e| e.into_inner());
+        *count -= 1;
+        if *count == 0 {
+            self.0.pins.none.notify_all();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What the host knows about a block's pages: which were never touched, and how to
+//! give pages back or have them backed ahead of use.
+//!
+//! A page that was never touched reads as zero, and need not be read to know it (reading
+//! it would make the host back it). Callers restore the protection of a range before
+//! they ask: a page found untouched afterwards is written under the log's eyes.
+
+use super::block::{Backing, Block};
+use crate::error::{Error, Kind, Result};
+use crate::sys::mem;
+use crate::sys::pagemap::{Pagemap, Query, Region, PFNZERO, PRESENT, SWAPPED};
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+/// A way to ask which pages were never touched. One for each thread that asks.
+#[derive(Debug)]
+pub struct HostView {
+    /// `None` where the kernel has no `PAGEMAP_SCAN`: then private memory has no holes.
+    pagemap: Option<Pagemap>,
+}
+
+impl HostView {
+    /// Looks what this kernel can tell.
+    pub fn new() -> Self {
+        HostView {
+            pagemap: Pagemap::open().ok(),
+        }
+    }
+
+    /// Whether never-touched pages of `block` can be told from others here.
+    pub fn sees_holes(&self, block: &Block) -> bool {
+        match block.backing() {
+            Backing::PrivateAnonymous => self.pagemap.is_some(),
+            Backing::SharedFile => true,
+            Backing::Unknown => false,
+        }
+    }
+
+    /// Calls `touched` with each run of pages of `range` that may hold something, in
+    /// order. What it is not called with reads as zero.
+    pub fn touched(
+        &self,
+        block: &Block,
+        range: Range<Pages>,
+        mut touched: impl FnMut(Range<Pages>),
+    ) -> Result<()> {
+        if range.end > block.pages() {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("block `{}` has {} pages", block.name(), block.pages()),
+            ));
+        }
+        match (block.backing(), &self.pagemap, block.file()) {
+            (Backing::PrivateAnonymous, Some(pagemap), _) => {
+                scan_private(pagemap, block, range, touched)
+            }
+            (Backing::SharedFile, _, Some(file)) => {
+                let base = file.offset;
+                let mut at = base + range.start.bytes().0;
+                let end = base + range.end.bytes().0;
+                while at < end {
+                    let Some(data) = mem::seek_data(file.fd.as_fd(), at)? else {
+                        break;
+                    };
+                    if data >= end {
+                        break;
+                    }
+                    let hole = mem::seek_hole(file.fd.as_fd(), data)?.unwrap_or(end).min(end);
+                    touched(
+                        Bytes(data - base).pages_down()..Bytes(hole - base).pages_up(),
+                    );
+                    at = hole;
+                }
+                Ok(())
+            }
+            _ => {
+                touched(range);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Default for HostView {
+    fn default() -> Self {
+        HostView::new()
+    }
+}
+
+fn scan_private(
+    pagemap: &Pagemap,
+    block: &Block,
+    range: Range<Pages>,
+    mut touched: impl FnMut(Range<Pages>),
+) -> Result<()> {
+    let base = block.host() as u64;
+    let mut at = base + range.start.bytes().0;
+    let end = base + range.end.bytes().0;
+    let query = Query {
+        any: PRESENT | SWAPPED,
+        report: PRESENT | SWAPPED | PFNZERO,
+        ..Query::default()
+    };
+    let mut regions = [Region::default(); 64];
+    while at < end {
+        let (found, walked) = pagemap.scan(at..end, &query, &mut regions)?;
+        for region in &regions[..found] {
+            // The shared zero page was put there by a read; nobody has written.
+            if region.categories & PFNZERO == 0 {
+                touched(
+                    Pages((region.start - base) / PAGE_SIZE)..Pages((region.end - base) / PAGE_SIZE),
+                );
+            }
+        }
+        if walked <= at {
+            return Err(Error::new(
+                Kind::Kernel,
+                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
+            ));
+        }
+        at = walked;
+    }
+    Ok(())
+}
+
+/// Gives pages back to the host: they read as zero afterwards and cost no memory.
+/// [`Kind::Unsupported`] for memory whose kind brant does not know.
+pub fn discard(block: &Block, range: Range<Pages>) -> Result<()> {
+    let count = Pages(range.end.0.saturating_sub(range.start.0));
+    let slice = block.slice(range.start, count)?;
+    if count.0 == 0 {
+        return Ok(());
+    }
+    match (block.backing(), block.file()) {
+        // SAFETY: the range lies in the block, which is private anonymous memory of the guest's.
+        (Backing::PrivateAnonymous, _) => unsafe {
+            mem::discard_private(slice.ptr_guard_mut().as_ptr(), slice.len())
+        },
+        (Backing::SharedFile, Some(file)) => mem::punch_hole(
+            file.fd.as_fd(),
+            file.offset + range.start.bytes().0,
+            count.bytes().0,
+        ),
+        _ => Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "block `{}` is neither private anonymous memory nor a shared mapping whose \
+                 descriptor was given, so its pages cannot be given back",
+                block.name()
+            ),
+        )),
+    }
+}
+
+/// Has the host back pages now, contents kept, so that their first write is cheap.
+pub fn prefault(block: &Block, range: Range<Pages>) -> Result<()> {
+    let count = Pages(range.end.0.saturating_sub(range.start.0));
+    let slice = block.slice(range.start, count)?;
+    if count.0 == 0 {
+        return Ok(());
+    }
+    // SAFETY: the range lies in the block, which the VMM keeps mapped.
+    unsafe { mem::populate(slice.ptr_guard_mut().as_ptr(), slice.len()) }
+}

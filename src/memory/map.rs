@@ -1,0 +1,454 @@
+//! The map: which blocks there are, at which guest addresses and in which KVM slots
+//! they appear.
+//!
+//! A [`Map`] is immutable. [`Memory`] holds the current one and swaps it by epoch, so
+//! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
+//! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
+
+use super::block::{Block, BlockDescription, BlockFlags, BlockId, BackingFile, BLOCKS_MAX};
+use crate::error::{Error, Kind, Result};
+use crate::runtime::snapshot::Snapshot;
+use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
+use crate::sys::mem;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::sync::{Arc, Mutex, Weak};
+use vm_memory::GuestAddress;
+
+/// The slot number of a piece that maps to guest addresses without being a KVM slot.
+pub const NO_SLOT: u32 = u32::MAX;
+/// The most slots in one map; KVM's own limit is 32764 an address space.
+pub const SLOTS_MAX: usize = 65536;
+
+/// A slot as the VMM describes it: `length` bytes of a block, at a guest address.
+#[derive(Debug, Clone)]
+pub struct SlotDescription {
+    /// KVM's slot number, with the address space in the upper 16 bits; [`NO_SLOT`] if
+    /// this is no KVM slot.
+    pub slot: u32,
+    /// `KVM_MEM_*` flags as the VMM set them, without `KVM_MEM_LOG_DIRTY_PAGES`.
+    pub flags: u32,
+    /// Name of the block.
+    pub block: String,
+    /// Where in the block it begins.
+    pub offset: Bytes,
+    /// How long it is.
+    pub length: Bytes,
+    /// Guest physical address of its first byte.
+    pub guest_address: GuestAddress,
+}
+
+/// A slot in the map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// KVM's number, or [`NO_SLOT`].
+    pub slot: u32,
+    /// `KVM_MEM_*` flags, without the logging flag.
+    pub flags: u32,
+    /// The block it shows.
+    pub block: BlockId,
+    /// First page of the block that it shows.
+    pub first: Pages,
+    /// How many pages.
+    pub pages: Pages,
+    /// Guest physical address of the first byte.
+    pub guest_address: GuestAddress,
+    /// Host virtual address of the first byte.
+    pub host_address: u64,
+    /// Whether the block is one that the guest cannot write.
+    pub rom: bool,
+}
+
+impl Slot {
+    /// Whether KVM logs guest writes to it: a slot of KVM's, and writable.
+    pub fn is_logged(&self) -> bool {
+        self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
+    }
+
+    fn guest_end(&self) -> u64 {
+        self.guest_address.0 + self.pages.bytes().0
+    }
+}
+
+/// The memory of a guest at one time. Immutable.
+#[derive(Debug, Default, Clone)]
+pub struct Map {
+    generation: u64,
+    /// Sorted by id.
+    blocks: Vec<Arc<Block>>,
+    /// In the order they were added.
+    slots: Vec<Slot>,
+    /// Indexes into `slots`, by guest address.
+    by_guest: Vec<usize>,
+    /// Bytes of the longest slot: how far below an address a slot that holds it can begin.
+    longest: u64,
+}
+
+/// A piece of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The block.
+    pub block: BlockId,
+    /// Its first page.
+    pub first: Pages,
+    /// How many pages.
+    pub pages: Pages,
+    /// How many pages of the range that was asked about come before it.
+    pub skipped: Pages,
+}
+
+impl Map {
+    /// Counts the changes; two maps of one guest with the same generation are the same.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+    /// The blocks, by id.
+    pub fn blocks(&self) -> &[Arc<Block>] {
+        &self.blocks
+    }
+    /// The slots, in the order they were added.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+    /// The block with that id.
+    pub fn block(&self, id: BlockId) -> Option<&Arc<Block>> {
+        self.blocks
+            .binary_search_by_key(&id, |b| b.id())
+            .ok()
+            .map(|i| &self.blocks[i])
+    }
+    /// The block with that name.
+    pub fn block_named(&self, name: &str) -> Option<&Arc<Block>> {
+        self.blocks.iter().find(|b| b.name() == name)
+    }
+    /// The slot with that KVM number.
+    pub fn slot(&self, slot: u32) -> Option<&Slot> {
+        self.slots.iter().find(|s| s.slot == slot && slot != NO_SLOT)
+    }
+    /// All bytes of all blocks.
+    pub fn total(&self) -> Bytes {
+        Bytes(self.blocks.iter().map(|b| b.length().0).sum())
+    }
+
+    /// Which pieces of blocks `pages` pages from a guest address are. Addresses that no
+    /// slot maps are left out. Addresses are page frames: the low 12 bits count as 0.
+    pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
+        let from = from.0 & !(PAGE_SIZE - 1);
+        let end = from.saturating_add(pages.bytes().0);
+        // Slots of one address space do not overlap, but those of two (SMM) do, so the
+        // ends are not sorted and the search goes by the start alone, from the longest
+        // slot's length before it.
+        let first = self
+            .by_guest
+            .partition_point(|&i| self.slots[i].guest_address.0 < from);
+        let before = self.by_guest[..first]
+            .iter()
+            .rev()
+            .take_while(move |&&i| from - self.slots[i].guest_address.0 < self.longest)
+            .filter(move |&&i| self.slots[i].guest_end() > from);
+        let after = self.by_guest[first..]
+            .iter()
+            .take_while(move |&&i| self.slots[i].guest_address.0 < end);
+        before.chain(after).filter_map(move |&i| {
+            let slot = &self.slots[i];
+            let start = slot.guest_address.0.max(from);
+            let stop = slot.guest_end().min(end);
+            (start < stop).then(|| Piece {
+                block: slot.block,
+                first: slot.first + Pages((start - slot.guest_address.0) / PAGE_SIZE),
+                pages: Pages((stop - start) / PAGE_SIZE),
+                skipped: Pages((start - from) / PAGE_SIZE),
+            })
+        })
+    }
+
+    fn index_slots(&mut self) {
+        let mut order: Vec<usize> = (0..self.slots.len()).collect();
+        order.sort_by_key(|&i| self.slots[i].guest_address.0);
+        self.by_guest = order;
+        self.longest = self.slots.iter().map(|s| s.pages.bytes().0).max().unwrap_or(0);
+        self.generation += 1;
+    }
+}
+
+/// Somebody who must know of a change before it happens: a tracker.
+pub trait MapObserver: Send + Sync {
+    /// The map is about to change from `old` to `new`. What the old one's slots logged
+    /// is still there to be read. An error refuses the change.
+    fn map_changes(&self, old: &Map, new: &Arc<Map>) -> Result<()>;
+}
+
+/// The memory of a guest: the current [`Map`], and how it changes.
+///
+/// Reading ([`Memory::map`], [`Memory::with_map`]) is allowed on any thread at any time;
+/// changes come from any thread and wait for one another.
+#[derive(Default)]
+pub struct Memory {
+    current: Snapshot<Map>,
+    change: Mutex<Changing>,
+}
+
+#[derive(Default)]
+struct Changing {
+    next_block: u32,
+    observers: Vec<Weak<dyn MapObserver>>,
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.map().fmt(f)
+    }
+}
+
+impl Memory {
+    /// No memory yet. [`Kind::Unsupported`] where the host's base page is not 4 KiB.
+    pub fn new() -> Result<Self> {
+        let host = mem::base_page_size();
+        if host != PAGE_SIZE {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("brant tracks pages of {PAGE_SIZE} bytes; this host's have {host}"),
+            ));
+        }
+        Ok(Memory::default())
+    }
+
+    /// The map as it is now.
+    pub fn map(&self) -> Arc<Map> {
+        self.current.load()
+    }
+
+    /// Lets `look` see the map as it is now, without a lock and without counting a
+    /// reference. `look` must not block.
+    pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
+        self.current.with(look)
+    }
+
+    /// Tells `observer` of every change from now on, until it is dropped.
+    pub fn observe(&self, observer: Weak<dyn MapObserver>) {
+        let mut change = self.lock();
+        change.observers.retain(|o| o.strong_count() > 0);
+        change.observers.push(observer);
+    }
+
+    /// Adds a block. It maps to no guest address until a slot does that.
+    pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
+        let mut change = self.lock();
+        let mut map = Map::clone(&self.map());
+        if map.blocks.len() >= BLOCKS_MAX {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("at most {BLOCKS_MAX} blocks"),
+            ));
+        }
+        if map.block_named(&description.name).is_some() {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("there is a block named `{}` already", description.name),
+            ));
+        }
+        let (start, length) = (description.host as u64, description.length.0);
+        if let Some(other) = map.blocks.iter().find(|b| {
+            start < b.host() as u64 + b.length().0 && (b.host() as u64) < start.saturating_add(length)
+        }) {
+            return Err(Error::new(
+                Kind::Exists,
+                format!(
+                    "block `{}` overlaps block `{}` in host memory; map it to further guest \
+                     addresses with slots instead",
+                    description.name,
+                    other.name()
+                ),
+            ));
+        }
+        let id = BlockId(change.next_block);
+        map.blocks.push(Arc::new(Block::new(id, description)?));
+        map.index_slots();
+        self.publish(&mut change, map)?;
+        change.next_block += 1;
+        Ok(id)
+    }
+
+    /// Adds a block from a region of a `vm_memory::GuestMemoryMmap`, and a slot with KVM
+    /// number `slot` (or [`NO_SLOT`]) that maps all of it where the region lies.
+    pub fn add_region<B: vm_memory::bitmap::Bitmap>(
+        &self,
+        name: &str,
+        region: &vm_memory::GuestRegionMmap<B>,
+        slot: u32,
+        flags: u32,
+    ) -> Result<BlockId> {
+        use vm_memory::GuestMemoryRegion as _;
+        let file = match region.file_offset() {
+            Some(at) => Some(BackingFile {
+                fd: at
+                    .file()
+                    .try_clone()
+                    .map_err(|e| Error::os(format_args!("block `{name}`: duplicating its file"), e))?
+                    .into(),
+                offset: at.start(),
+            }),
+            None => None,
+        };
+        let id = self.add_block(BlockDescription {
+            name: name.to_owned(),
+            host: region.as_ptr(),
+            length: Bytes(region.len()),
+            page_size: Bytes(PAGE_SIZE),
+            file,
+            flags: BlockFlags::default(),
+        })?;
+        self.add_slot(&SlotDescription {
+            slot,
+            flags,
+            block: name.to_owned(),
+            offset: Bytes(0),
+            length: Bytes(region.len()),
+            guest_address: region.start_addr(),
+        })?;
+        Ok(id)
+    }
+
+    /// Removes a block and its slots. Returns when no thread of brant's touches its
+    /// memory any more, which waits for a send in progress at the most.
+    pub fn remove_block(&self, name: &str) -> Result<()> {
+        let block = {
+            let mut change = self.lock();
+            let mut map = Map::clone(&self.map());
+            let Some(block) = map.block_named(name).cloned() else {
+                return Err(no_block(name));
+            };
+            map.blocks.retain(|b| b.id() != block.id());
+            map.slots.retain(|s| s.block != block.id());
+            map.index_slots();
+            self.publish(&mut change, map)?;
+            block
+        };
+        block.wait_unpinned();
+        Ok(())
+    }
+
+    /// Adds a slot: maps part of a block to guest addresses and, unless its number is
+    /// [`NO_SLOT`], names the KVM slot that does so. The slot exists in KVM already.
+    pub fn add_slot(&self, description: &SlotDescription) -> Result<()> {
+        let mut change = self.lock();
+        let mut map = Map::clone(&self.map());
+        let d = description;
+        let invalid = |what: String| {
+            Err(Error::new(
+                Kind::Invalid,
+                format!("slot {:#x} of block `{}`: {what}", d.slot, d.block),
+            ))
+        };
+        let Some(block) = map.block_named(&d.block) else {
+            return Err(no_block(&d.block));
+        };
+        if map.slots.len() >= SLOTS_MAX {
+            return invalid(format!("at most {SLOTS_MAX} slots"));
+        }
+        if map.slot(d.slot).is_some() {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("there is a slot {:#x} already", d.slot),
+            ));
+        }
+        if !d.offset.is_page_aligned() || !d.length.is_page_aligned() || d.length.0 == 0 {
+            return invalid(format!(
+                "offset and length are whole pages of {PAGE_SIZE} bytes and the length is not 0; \
+                 found offset {}, length {}",
+                d.offset, d.length
+            ));
+        }
+        let end = d.offset.0.checked_add(d.length.0);
+        if end.is_none_or(|end| end > block.length().0) {
+            return invalid(format!(
+                "offset {} and length {} reach past the block's {} bytes",
+                d.offset,
+                d.length,
+                block.length()
+            ));
+        }
+        if d.guest_address.0 % PAGE_SIZE != 0 || d.guest_address.0.checked_add(d.length.0).is_none()
+        {
+            return invalid(format!(
+                "guest address {:#x} is page-aligned and does not wrap around",
+                d.guest_address.0
+            ));
+        }
+        if d.slot != NO_SLOT && d.length.pages_down().0 > MAX_SLOT_PAGES {
+            return invalid(format!(
+                "KVM's slots have at most {MAX_SLOT_PAGES} pages, this one {}",
+                d.length.pages_down()
+            ));
+        }
+        let new = Slot {
+            slot: d.slot,
+            flags: d.flags & !crate::sys::kvm::MEM_LOG_DIRTY_PAGES,
+            block: block.id(),
+            first: d.offset.pages_down(),
+            pages: d.length.pages_down(),
+            guest_address: d.guest_address,
+            host_address: block.host() as u64 + d.offset.0,
+            rom: block.flags().rom,
+        };
+        let space = |s: &Slot| if s.slot == NO_SLOT { 0 } else { s.slot >> 16 };
+        if let Some(other) = map.slots.iter().find(|s| {
+            space(s) == space(&new)
+                && s.guest_address.0 < new.guest_end()
+                && new.guest_address.0 < s.guest_end()
+        }) {
+            return Err(Error::new(
+                Kind::Exists,
+                format!(
+                    "slot {:#x} at {:#x}..{:#x} overlaps slot {:#x} at {:#x}..{:#x}",
+                    new.slot,
+                    new.guest_address.0,
+                    new.guest_end(),
+                    other.slot,
+                    other.guest_address.0,
+                    other.guest_end()
+                ),
+            ));
+        }
+        map.slots.push(new);
+        map.index_slots();
+        self.publish(&mut change, map)
+    }
+
+    /// Removes a slot by its guest address (and number). Call it before deleting the
+    /// slot from KVM: what it has logged is harvested first, and is lost otherwise.
+    pub fn remove_slot(&self, slot: u32, guest_address: GuestAddress) -> Result<()> {
+        let mut change = self.lock();
+        let mut map = Map::clone(&self.map());
+        let before = map.slots.len();
+        map.slots
+            .retain(|s| s.slot != slot || s.guest_address != guest_address);
+        if map.slots.len() == before {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("there is no slot {slot:#x} at guest address {:#x}", guest_address.0),
+            ));
+        }
+        map.index_slots();
+        self.publish(&mut change, map)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Changing> {
+        self.change.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Asks the observers, then swaps the map.
+    fn publish(&self, change: &mut Changing, map: Map) -> Result<()> {
+        let map = Arc::new(map);
+        let old = self.map();
+        change.observers.retain(|o| o.strong_count() > 0);
+        for observer in change.observers.iter().filter_map(Weak::upgrade) {
+            observer.map_changes(&old, &map)?;
+        }
+        self.current.replace(map);
+        Ok(())
+    }
+}
+
+fn no_block(name: &str) -> Error {
+    Error::new(Kind::NotFound, format!("there is no block named `{name}`"))
+}

@@ -1,0 +1,11 @@
+//! What guest memory is: blocks, how they map to guest addresses and KVM slots, and
+//! what the host knows about their pages.
+//!
+//! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
+
+pub mod block;
+pub mod host;
+pub mod map;
+
+pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
+pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};

@@ -1,0 +1,83 @@
+//! Reasons why a guest cannot move now, each given by the VMM and taken back by it.
+
+use crate::error::{Error, Kind, Result};
+use std::sync::{Arc, Mutex, Weak};
+
+#[derive(Debug, Default)]
+struct List {
+    next: u64,
+    reasons: Vec<(u64, String)>,
+}
+
+/// The reasons of one guest. Any thread.
+#[derive(Debug, Default, Clone)]
+pub struct Blockers(Arc<Mutex<List>>);
+
+/// A reason that stands until this is dropped.
+#[derive(Debug)]
+pub struct Blocker {
+    list: Weak<Mutex<List>>,
+    number: u64,
+}
+
+impl Blockers {
+    /// No reasons.
+    pub fn new() -> Self {
+        Blockers::default()
+    }
+
+    /// Adds a reason. A migration that is running fails with it before it would pause the
+    /// guest; one that has paused it goes on.
+    pub fn block(&self, reason: &str) -> Blocker {
+        let mut list = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let number = list.next;
+        list.next += 1;
+        list.reasons.push((number, reason.to_owned()));
+        Blocker {
+            list: Arc::downgrade(&self.0),
+            number,
+        }
+    }
+
+    /// [`Kind::Blocked`] with every reason, if there is any.
+    pub fn check(&self) -> Result<()> {
+        let list = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if list.reasons.is_empty() {
+            return Ok(());
+        }
+        let reasons: Vec<&str> = list.reasons.iter().map(|(_, r)| r.as_str()).collect();
+        Err(Error::new(
+            Kind::Blocked,
+            format!("migration is blocked: {}", reasons.join("; ")),
+        ))
+    }
+}
+
+impl Drop for Blocker {
+    fn drop(&mut self) {
+        if let Some(list) = self.list.upgrade() {
+            let mut list = list.lock().unwrap_or_else(|e| e.into_inner());
+            list.reasons.retain(|(n, _)| *n != self.number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_guest_is_refused_with_every_reason_until_each_is_taken_back() {
+        let blockers = Blockers::new();
+        blockers.check().unwrap();
+        let disk = blockers.block("the disk is local");
+        let gpu = blockers.block("a GPU is passed through");
+        let error = blockers.check().unwrap_err();
+        assert_eq!(error.kind(), Kind::Blocked);
+        assert!(error.message().contains("the disk is local; a GPU is passed through"));
+        drop(disk);
+        assert!(!blockers.check().unwrap_err().message().contains("disk"));
+        drop(gpu);
+        blockers.check().unwrap();
+    }
+}

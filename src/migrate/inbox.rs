@@ -1,0 +1,93 @@
+//! What the destination says to the source: small records, looked for between batches and
+//! waited for at the turning points.
+
+use super::session::refused;
+use crate::channel::socket::{Channel, Io, PartMut};
+use crate::error::{Error, Kind, Result};
+use crate::wire::{Header, Record, RecordType, HEADER_LEN};
+
+/// No record that a destination sends is longer: ABORT with its reason, or a skippable one
+/// of a later version.
+const LONGEST: usize = 128 << 10;
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    bytes: Vec<u8>,
+}
+
+impl Inbox {
+    /// The next record that is here in full, without waiting.
+    pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Option<Record>> {
+        loop {
+            if let Some(record) = self.parse()? {
+                return Ok(Some(record));
+            }
+            let mut buffer = [0u8; 4096];
+            let got = channel.try_recv(&[PartMut::bytes(&mut buffer)])?;
+            if got == 0 {
+                return Ok(None);
+            }
+            self.take(&buffer[..got])?;
+        }
+    }
+
+    /// The next record, waiting for it.
+    pub(super) fn wait(&mut self, channel: &mut Channel, io: &Io<'_>) -> Result<Record> {
+        loop {
+            if let Some(record) = self.parse()? {
+                return Ok(record);
+            }
+            let mut buffer = [0u8; 4096];
+            let got = channel.recv_some(&[PartMut::bytes(&mut buffer)], io)?;
+            self.take(&buffer[..got])?;
+        }
+    }
+
+    /// After sending failed because the peer is gone: the reason that it gave, if one is here.
+    pub(super) fn reason(&mut self, channel: &mut Channel) -> Option<Error> {
+        loop {
+            match self.poll(channel) {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(e) if e.kind() == Kind::PeerGone || e.kind() == Kind::Io => return None,
+                Err(e) => return Some(e),
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes
+            .try_reserve(bytes.len())
+            .map_err(|_| Error::no_memory("the destination's records", bytes.len() as u64))?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn parse(&mut self) -> Result<Option<Record>> {
+        while let Some(head) = self.bytes.first_chunk::<HEADER_LEN>() {
+            let header = Header::decode(head)?;
+            let kind = header.classify()?;
+            let length = HEADER_LEN + header.payload as usize;
+            if length > LONGEST {
+                return Err(Error::new(
+                    Kind::Protocol,
+                    format!("a destination's record has at most {LONGEST} bytes, found {length}"),
+                ));
+            }
+            if self.bytes.len() < length {
+                return Ok(None);
+            }
+            let record = match kind {
+                None | Some(RecordType::Keepalive) => None,
+                Some(_) => Some(Record::decode(&header, &self.bytes[HEADER_LEN..length])?),
+            };
+            self.bytes.drain(..length);
+            match record {
+                None => {}
+                Some(Record::Abort(abort)) => return Err(refused("the destination", &abort)),
+                Some(record) => return Ok(Some(record)),
+            }
+        }
+        Ok(None)
+    }
+}

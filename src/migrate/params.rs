@@ -1,0 +1,126 @@
+//! What a user can set, with its limits. Checked once, before anything starts.
+
+use crate::error::{Error, Kind, Result};
+use std::time::Duration;
+
+/// Parameters of a migration. [`Params::default`] is what ships.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. A limit for the
+    /// decision to switch over, not a promise.
+    pub downtime_limit: Duration,
+    /// Bytes a second that sending may use while the guest runs: 64 KiB/s to 1 TiB/s;
+    /// `None`, no cap. The switchover is not capped.
+    pub max_bandwidth: Option<u64>,
+    /// Bytes a second that will be there at the switchover, when the user knows better than a
+    /// measurement can; same range; `None`, as measured.
+    pub switchover_bandwidth: Option<u64>,
+    /// The longest that a migration may take up to the switchover: 1 ms to 30 days; 1 h.
+    /// `None`, no limit.
+    pub total_timeout: Option<Duration>,
+    /// For connecting, and for agreeing on the layout: 1 ms to 1 h; 10 s.
+    pub connect_timeout: Duration,
+    /// For a peer that moves not one byte: 1 ms to 1 h; 30 s.
+    pub io_timeout: Duration,
+    /// From the pause to the hand-over, past which the source takes the guest back, and on
+    /// the destination from ready to the hand-over: 1 ms to 1 h; 30 s.
+    pub switchover_timeout: Duration,
+    /// From the hand-over to the destination's word that it runs: 1 ms to 1 h; 30 s.
+    pub handover_timeout: Duration,
+    /// Connections: 1.
+    pub channels: u32,
+    /// Destination: the most bytes of state that it takes, early configuration and device
+    /// state each: 4 KiB to 1 TiB; 256 MiB.
+    pub max_state: u64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Params {
+            downtime_limit: Duration::from_millis(300),
+            max_bandwidth: None,
+            switchover_bandwidth: None,
+            total_timeout: Some(HOUR),
+            connect_timeout: Duration::from_secs(10),
+            io_timeout: Duration::from_secs(30),
+            switchover_timeout: Duration::from_secs(30),
+            handover_timeout: Duration::from_secs(30),
+            channels: 1,
+            max_state: 256 << 20,
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// The slowest link that brant serves, bytes a second. Also what a record's time limit is
+/// reckoned with.
+pub const BANDWIDTH_MIN: u64 = 64 << 10;
+const BANDWIDTH_MAX: u64 = 1 << 40;
+
+fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most: T) -> Result<()> {
+    if value < least || value > most {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{name} is {value:?}; it can be {least:?} to {most:?}"),
+        ));
+    }
+    Ok(())
+}
+
+impl Params {
+    /// Refuses what is out of range, naming the range.
+    pub fn check(&self) -> Result<()> {
+        let ms = Duration::from_millis(1);
+        within("the downtime limit", self.downtime_limit, ms, HOUR)?;
+        for (name, rate) in [
+            ("the maximum bandwidth", self.max_bandwidth),
+            ("the switchover bandwidth", self.switchover_bandwidth),
+        ] {
+            if let Some(rate) = rate {
+                within(
+                    &format!("{name} in bytes a second"),
+                    rate,
+                    BANDWIDTH_MIN,
+                    BANDWIDTH_MAX,
+                )?;
+            }
+        }
+        if let Some(total) = self.total_timeout {
+            within("the total timeout", total, ms, HOUR * 24 * 30)?;
+        }
+        within("the connect timeout", self.connect_timeout, ms, HOUR)?;
+        within("the I/O timeout", self.io_timeout, ms, HOUR)?;
+        within("the switchover timeout", self.switchover_timeout, ms, HOUR)?;
+        within("the hand-over timeout", self.handover_timeout, ms, HOUR)?;
+        within("the number of channels", self.channels, 1, 1)?;
+        within("the maximum state in bytes", self.max_state, 4096, 1 << 40)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_refused_with_the_range() {
+        let d = Params::default;
+        d().check().unwrap();
+        let wrong = [
+            (Params { downtime_limit: Duration::ZERO, ..d() }, "1ms to 3600s"),
+            (Params { max_bandwidth: Some(1), ..d() }, "65536 to 1099511627776"),
+            (Params { switchover_bandwidth: Some(u64::MAX), ..d() }, "65536 to 1099511627776"),
+            (Params { total_timeout: Some(Duration::ZERO), ..d() }, "1ms to 2592000s"),
+            (Params { connect_timeout: HOUR * 2, ..d() }, "1ms to 3600s"),
+            (Params { io_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
+            (Params { switchover_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
+            (Params { handover_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
+            (Params { channels: 2, ..d() }, "1 to 1"),
+            (Params { max_state: 0, ..d() }, "4096 to"),
+        ];
+        for (params, range) in wrong {
+            let error = params.check().unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.message().contains(range), "{range} in: {error}");
+        }
+    }
+}

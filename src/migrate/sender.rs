@@ -1,0 +1,233 @@
+//! Runs of pages into records, straight from guest memory to the socket, and an account of
+//! what the destination has not acknowledged.
+
+use super::session;
+use crate::channel::socket::{Channel, Io, Part};
+use crate::error::{Error, Kind, Result};
+use crate::dirty::tracker::{Lease, Run};
+use crate::memory::host::HostView;
+use crate::memory::BlockId;
+use crate::units::Pages;
+use crate::wire::{Header, Marker, Record, HEADER_LEN, MARKER_FLAG_FINAL};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// After so many pages a marker is due, so that the account stays short.
+const MARKER_PAGES: u64 = 16 << 10;
+/// Or after so many runs.
+const MARKER_RUNS: usize = 4096;
+
+/// What one batch was.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Batch {
+    /// Bytes given to the socket.
+    pub(super) bytes: u64,
+    pub(super) data_pages: u64,
+    /// Holes included.
+    pub(super) zero_pages: u64,
+    pub(super) hole_pages: u64,
+    /// From looking at the first page to the kernel's having taken the last byte.
+    pub(super) time: Duration,
+}
+
+impl Batch {
+    /// Whether the time says something of the link: not if most of it went into finding zeros.
+    pub(super) fn measures_the_link(&self) -> bool {
+        self.data_pages >= self.zero_pages
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    runs: Vec<(BlockId, Pages, Pages)>,
+    pages: u64,
+}
+
+/// The sending side of one channel.
+#[derive(Debug)]
+pub(super) struct Sender {
+    view: HostView,
+    marker: Marker,
+    /// Sent since the last marker.
+    current: Sent,
+    /// Sent before a marker that is not acknowledged, by the marker's number.
+    waiting: VecDeque<(u64, Sent)>,
+    waiting_pages: u64,
+}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Sender {
+            view: HostView::new(),
+            marker: Marker {
+                number: 0,
+                pass: 0,
+                flags: 0,
+                records: 0,
+                data_pages: 0,
+                zero_pages: 0,
+            },
+            current: Sent::default(),
+            waiting: VecDeque::new(),
+            waiting_pages: 0,
+        }
+    }
+
+    /// Pages sent and not acknowledged.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        self.waiting_pages + self.current.pages
+    }
+
+    /// Sends runs whose protection has been restored. With `look_for_holes`, pages that were
+    /// never touched are found without reading them.
+    pub(super) fn send(
+        &mut self,
+        channel: &mut Channel,
+        runs: &[Run],
+        look_for_holes: bool,
+        io: &Io<'_>,
+    ) -> Result<Batch> {
+        // Accounted for before anything can fail: what is not acknowledged goes back.
+        for run in runs {
+            self.current
+                .runs
+                .push((run.block.id(), run.first, run.count));
+            self.current.pages += run.count.0;
+        }
+        let begun = Instant::now();
+        let mut records = Records::default();
+        for run in runs {
+            let range = run.first..run.first + run.count;
+            if look_for_holes && self.view.sees_holes(&run.block) {
+                let mut touched = Vec::new();
+                self.view
+                    .touched(&run.block, range.clone(), |r| touched.push(r))?;
+                let mut at = range.start;
+                for part in touched {
+                    records.holes(run, at..part.start);
+                    at = part.end;
+                    records.read(run, part)?;
+                }
+                records.holes(run, at..range.end);
+            } else {
+                records.read(run, range)?;
+            }
+        }
+        let parts = records.parts()?;
+        channel.send(&parts, io)?;
+        let mut batch = records.batch;
+        batch.time = begun.elapsed();
+        self.marker.records += records.list.len() as u64;
+        self.marker.data_pages += batch.data_pages;
+        self.marker.zero_pages += batch.zero_pages;
+        Ok(batch)
+    }
+
+    /// Whether enough was sent since the last marker for another.
+    pub(super) fn marker_is_due(&self) -> bool {
+        self.current.pages >= MARKER_PAGES || self.current.runs.len() >= MARKER_RUNS
+    }
+
+    /// Sends a marker: the destination acknowledges it when all before it is in memory.
+    pub(super) fn send_marker(
+        &mut self,
+        channel: &mut Channel,
+        pass: u32,
+        last: bool,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        self.marker.number += 1;
+        self.marker.pass = pass;
+        self.marker.flags = if last { MARKER_FLAG_FINAL } else { 0 };
+        let sent = std::mem::take(&mut self.current);
+        self.waiting_pages += sent.pages;
+        self.waiting.push_back((self.marker.number, sent));
+        session::send(channel, &Record::Marker(self.marker), io)
+    }
+
+    /// The destination has acknowledged a marker, and so all before it.
+    pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
+        if number > self.marker.number {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "the destination acknowledged marker {number}; the last one sent is {}",
+                    self.marker.number
+                ),
+            ));
+        }
+        while self.waiting.front().is_some_and(|(n, _)| *n <= number) {
+            if let Some((_, sent)) = self.waiting.pop_front() {
+                self.waiting_pages -= sent.pages;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives everything that was not acknowledged back; how many pages that was.
+    pub(super) fn put_back(&mut self, lease: &Lease) -> u64 {
+        let pages = self.unacknowledged();
+        let waiting = self.waiting.drain(..).map(|(_, sent)| sent);
+        for sent in waiting.chain([std::mem::take(&mut self.current)]) {
+            for (block, first, count) in sent.runs {
+                lease.put_back(block, first, count);
+            }
+        }
+        self.waiting_pages = 0;
+        pages
+    }
+}
+
+/// A batch of records in the making.
+#[derive(Default)]
+struct Records<'a> {
+    /// Header, and for a run with contents, where they are.
+    list: Vec<([u8; HEADER_LEN], Option<Contents<'a>>)>,
+    batch: Batch,
+}
+
+type Contents<'a> = (&'a Run, Range<Pages>);
+
+impl<'a> Records<'a> {
+    fn zeros(&mut self, run: &Run, range: Range<Pages>) {
+        let count = range.end - range.start;
+        let header = Header::zeros(run.block.id().0, range.start, count.0 as u32);
+        self.list.push((header.encode(), None));
+        self.batch.zero_pages += count.0;
+        self.batch.bytes += HEADER_LEN as u64;
+    }
+
+    fn holes(&mut self, run: &Run, range: Range<Pages>) {
+        if range.start < range.end {
+            self.batch.hole_pages += range.end.0 - range.start.0;
+            self.zeros(run, range);
+        }
+    }
+
+    /// Pages that hold something, perhaps only zeros.
+    fn read(&mut self, run: &'a Run, range: Range<Pages>) -> Result<()> {
+        run.block.split_zeros(range, |range, zero| {
+            if zero {
+                return self.zeros(run, range);
+            }
+            let count = range.end - range.start;
+            let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
+            self.list.push((header.encode(), Some((run, range))));
+            self.batch.data_pages += count.0;
+            self.batch.bytes += HEADER_LEN as u64 + count.bytes().0;
+        })
+    }
+
+    /// What to give to the socket: no page is copied.
+    fn parts(&self) -> Result<Vec<Part<'_>>> {
+        let mut parts = Vec::with_capacity(self.list.len() * 2);
+        for (header, contents) in &self.list {
+            parts.push(Part::bytes(header));
+            if let Some((run, range)) = contents {
+                parts.push(run.block.part(range.start, range.end - range.start)?);
+            }
+        }
+        Ok(parts)
+    }
+}

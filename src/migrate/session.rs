@@ -1,0 +1,151 @@
+//! What both sides do with a connection: whole control records and blobs, and telling the
+//! peer that it is over.
+
+use crate::channel::socket::{Channel, Io, Part, PartMut};
+use crate::error::{Error, Kind, Result};
+use crate::runtime::Deadline;
+use crate::vmm::StateBlob;
+use crate::wire::{Abort, Blob, BlobEnd, Header, Record, RecordType, HEADER_LEN, PAYLOAD_MAX};
+use std::time::Duration;
+
+/// How this software calls itself in messages.
+pub(super) fn software() -> String {
+    format!("brant {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// How long telling the peer may take: cancelling has a tenth of a second in all.
+const TELL: Duration = Duration::from_millis(20);
+
+/// Sends one control record.
+pub(super) fn send(channel: &mut Channel, record: &Record, io: &Io<'_>) -> Result<()> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + 128);
+    record.encode(&mut bytes)?;
+    channel.send(&[Part::bytes(&bytes)], io)
+}
+
+/// A blob that waits to be sent.
+#[derive(Debug)]
+pub(super) struct StoredBlob {
+    pub(super) blob: Blob,
+    pub(super) data: Vec<u8>,
+}
+
+/// The blobs of one kind, as the VMM saved them.
+#[derive(Debug, Default)]
+pub(super) struct Blobs {
+    list: Vec<StoredBlob>,
+    bytes: u64,
+}
+
+impl Blobs {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Sends them all, and the record that ends them.
+    pub(super) fn send(&self, channel: &mut Channel, kind: RecordType, io: &Io<'_>) -> Result<()> {
+        for stored in &self.list {
+            let mut head = Vec::with_capacity(HEADER_LEN + 160);
+            stored.blob.encode(kind, &mut head)?;
+            channel.send(&[Part::bytes(&head), Part::bytes(&stored.data)], io)?;
+        }
+        let end = BlobEnd {
+            count: self.list.len() as u32,
+            bytes: self.bytes,
+        };
+        let end = match kind {
+            RecordType::Early => Record::EarlyEnd(end),
+            _ => Record::StateEnd(end),
+        };
+        send(channel, &end, io)
+    }
+}
+
+impl crate::vmm::StateSink for Blobs {
+    fn put(&mut self, blob: &StateBlob<'_>) -> Result<()> {
+        let length = blob.data.len() as u64;
+        // Room for the header's own fields, so that what is accepted here can be sent.
+        if length > u64::from(PAYLOAD_MAX) - 4096 {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "state `{}` has {length} bytes; one blob has at most {}",
+                    blob.name,
+                    u64::from(PAYLOAD_MAX) - 4096
+                ),
+            ));
+        }
+        let described = Blob {
+            name: blob.name.to_owned(),
+            instance: blob.instance,
+            version: blob.version,
+            length,
+        };
+        // Encodes it once to have name and counts checked while the VMM can still hear of it.
+        described.encode(RecordType::State, &mut Vec::new())?;
+        let mut data = Vec::new();
+        data.try_reserve_exact(blob.data.len())
+            .map_err(|_| Error::no_memory(format_args!("state `{}`", blob.name), length))?;
+        data.extend_from_slice(blob.data);
+        self.bytes += length;
+        self.list.push(StoredBlob {
+            blob: described,
+            data,
+        });
+        Ok(())
+    }
+}
+
+/// Tells the peer why it is over, if the stream is at a record's end and the peer takes it
+/// at once.
+pub(super) fn abort(channel: &mut Channel, error: &Error) {
+    let record = Record::Abort(Abort {
+        code: error.kind() as i32,
+        reason: error.message().to_owned(),
+    });
+    let io = Io::patient(TELL).with_deadline(Deadline::after(TELL));
+    // It learns it from the end of the connection otherwise.
+    let _ = send(channel, &record, &io);
+}
+
+/// What an ABORT of the peer's is as an error here.
+pub(super) fn refused(who: &str, abort: &Abort) -> Error {
+    let kind = match abort.code {
+        c if c == Kind::Layout as i32 => Kind::Layout,
+        c if c == Kind::Version as i32 => Kind::Version,
+        _ => Kind::Refused,
+    };
+    // It is the peer's text: no control characters into our messages.
+    let reason: String = abort
+        .reason
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    Error::new(kind, format!("{who} ended the migration: {reason}"))
+}
+
+/// A record in another place than its own.
+pub(super) fn unexpected(found: RecordType, expected: &str) -> Error {
+    Error::new(
+        Kind::Protocol,
+        format!("expected {expected}, found {}", found.name()),
+    )
+}
+
+/// Reads what a record's header announced, in steps, so that a peer that announces much has
+/// to send much.
+pub(super) fn read_payload(channel: &mut Channel, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {
+    const STEP: usize = 1 << 20;
+    let length = header.payload as usize;
+    let mut payload = Vec::new();
+    while payload.len() < length {
+        let step = (length - payload.len()).min(STEP);
+        let from = payload.len();
+        payload
+            .try_reserve(step)
+            .map_err(|_| Error::no_memory("a record's payload", length as u64))?;
+        payload.resize(from + step, 0);
+        channel.recv_exact(&[PartMut::bytes(&mut payload[from..])], io)?;
+    }
+    Ok(payload)
+}

@@ -1,0 +1,152 @@
+//! The destination's machine. See [`super`] for the order it keeps.
+//!
+//! Its one law: `run` is called after a hand-over was received, and never otherwise.
+
+use super::{Failure, Step};
+
+/// Where the destination is. The numbers are part of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum State {
+    /// Not started.
+    Idle = 32,
+    /// Waiting for a connection.
+    Listening = 33,
+    /// Agreeing on versions, configuration and memory layout.
+    Negotiating = 34,
+    /// Memory arrives.
+    Receiving = 35,
+    /// All of it is here; the state is being read and loaded.
+    Loading = 36,
+    /// Telling the source so.
+    Ready = 37,
+    /// Waiting for the hand-over.
+    AwaitingHandover = 38,
+    /// Racing a cancel for the gate.
+    Committing = 39,
+    /// The VMM starts the guest.
+    Starting = 40,
+    /// The guest runs here.
+    Running = 41,
+    /// It failed before the hand-over: the guest never ran here.
+    Failed = 42,
+    /// The guest was handed over and did not start. The source knows, or believes it unanswered.
+    StartFailed = 43,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The VMM asked for it.
+    Start,
+    /// There is a connection.
+    Accepted,
+    /// Both sides agreed on versions and layout.
+    Agreed,
+    /// The end marker came and its counts are right.
+    AllReceived,
+    /// Every blob of state was loaded.
+    Loaded,
+    /// Ready was sent.
+    ReadySent,
+    /// The hand-over came, with the session's token.
+    Handover,
+    /// The gate is ours: no cancel can come any more.
+    GateWon,
+    /// A cancel was first.
+    GateLost,
+    /// `run` returned well.
+    Started,
+    /// What was being done failed.
+    Failed(Failure),
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Wait for a connection.
+    Accept,
+    /// Agree on versions, configuration and layout.
+    Negotiate,
+    /// Take memory until the end marker, and check its counts.
+    Receive,
+    /// Take the state and call the VMM's `load`.
+    CallLoad,
+    /// Say that we are ready.
+    SendReady,
+    /// Wait for the hand-over.
+    AwaitHandover,
+    /// Try to take the gate.
+    TakeGate,
+    /// Call the VMM's `run`.
+    CallRun,
+    /// Say that the guest runs. Nothing depends on its arrival.
+    SendRunning,
+    /// Tell the peer that it is over, and why.
+    TellPeer,
+    /// Tell the VMM how it ended.
+    Report,
+}
+
+const END_BADLY: &[Action] = &[Action::TellPeer, Action::Report];
+
+/// The next state and what to do on entering it. Total, as the source's.
+pub fn step(state: State, event: Event) -> Step<State, Action> {
+    use Action as A;
+    use Event as E;
+    use State as S;
+    let to = |state, actions| Step { state, actions };
+    match (state, event) {
+        (S::Idle, E::Start) => to(S::Listening, &[A::Accept]),
+        (S::Listening, E::Accepted) => to(S::Negotiating, &[A::Negotiate]),
+        (S::Negotiating, E::Agreed) => to(S::Receiving, &[A::Receive]),
+        (S::Receiving, E::AllReceived) => to(S::Loading, &[A::CallLoad]),
+        (S::Loading, E::Loaded) => to(S::Ready, &[A::SendReady]),
+        (S::Ready, E::ReadySent) => to(S::AwaitingHandover, &[A::AwaitHandover]),
+        (S::AwaitingHandover, E::Handover) => to(S::Committing, &[A::TakeGate]),
+        (S::Committing, E::GateWon) => to(S::Starting, &[A::CallRun]),
+        (S::Starting, E::Started) => to(S::Running, &[A::SendRunning, A::Report]),
+
+        // The source has let go of the guest; telling it does not make it resume, but its
+        // VMM learns what to decide.
+        (S::Committing | S::Starting, _) => to(S::StartFailed, END_BADLY),
+
+        (S::Running | S::Failed | S::StartFailed, _) => to(state, &[]),
+
+        (
+            S::Idle
+            | S::Listening
+            | S::Negotiating
+            | S::Receiving
+            | S::Loading
+            | S::Ready
+            | S::AwaitingHandover,
+            _,
+        ) => to(S::Failed, END_BADLY),
+    }
+}
+
+impl State {
+    /// Whether nothing happens any more.
+    pub fn is_over(self) -> bool {
+        matches!(self, State::Running | State::Failed | State::StartFailed)
+    }
+
+    /// Its name, as in messages and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Idle => "idle",
+            State::Listening => "listening",
+            State::Negotiating => "negotiating",
+            State::Receiving => "receiving",
+            State::Loading => "loading",
+            State::Ready => "ready",
+            State::AwaitingHandover => "awaiting the hand-over",
+            State::Committing => "committing",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Failed => "failed",
+            State::StartFailed => "handed over, not started",
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Who runs the guest, decided by two pure state machines, one on each side.
+//!
+//! `step(state, event)` gives the next state and what to do on entering it. No clock, no
+//! socket, no callback in here: the drivers carry actions out, and turn what came of it into
+//! the next event. So every path, with every failure at every point, can be walked by a test.
+//!
+//! The order that the two machines keep between them:
+//! 1. the source pauses the guest;
+//! 2. saves device and vCPU state (saving writes guest memory);
+//! 3. syncs all logs a last time;
+//! 4. sends the last pages, then the end marker, then the state;
+//! 5. the destination checks the marker, then loads the state (devices read rings from
+//!    memory), and answers ready;
+//! 6. the source lets go of what only one may hold;
+//! 7. the source takes the gate, which a cancel takes too: one of them gets it;
+//! 8. the source hands over. From before the first byte of that message it never resumes by itself;
+//! 9. the destination, and only with that message, runs the guest and says so.
+
+pub mod destination;
+pub mod source;
+
+/// Why something ended, as far as the machines care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Somebody cancelled.
+    Cancelled,
+    /// A time limit passed.
+    Timeout,
+    /// The connection is gone.
+    PeerGone,
+    /// The peer said no.
+    Refused,
+    /// Anything else: the VMM, the kernel, a malformed record, a defect.
+    Other,
+}
+
+/// The next state, and what to do on entering it, in this order. The last action is the one
+/// whose outcome is the next event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step<S, A: 'static> {
+    /// The next state.
+    pub state: S,
+    /// What to do.
+    pub actions: &'static [A],
+}
+
+#[cfg(test)]
+mod model;

@@ -1,0 +1,206 @@
+//! Cancelling: one flag and one eventfd, so that both a running loop and a
+//! sleeping poll see it. Waiting that can be cancelled, because that is what
+//! the eventfd is for. Used by everything that waits or loops.
+
+use super::Deadline;
+use crate::error::{Error, Result};
+use crate::sys::event::{self, Poll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A cancellation that many threads share. Once cancelled, cancelled for ever.
+#[derive(Debug, Clone)]
+pub struct Cancel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    cancelled: AtomicBool,
+    fd: OwnedFd,
+}
+
+impl Cancel {
+    /// A new one, not cancelled.
+    ///
+    /// # Errors
+    /// `Kernel` when no descriptor can be had.
+    pub fn new() -> Result<Self> {
+        let fd = event::eventfd().map_err(|e| Error::os("eventfd for cancelling", e))?;
+        Ok(Cancel {
+            inner: Arc::new(Inner {
+                cancelled: AtomicBool::new(false),
+                fd,
+            }),
+        })
+    }
+
+    /// Cancels. True for the first caller. Any thread; also a signal handler
+    /// (an atomic and a write, both async-signal-safe).
+    pub fn cancel(&self) -> bool {
+        // The flag before the fd: whoever the fd wakes must find the flag set.
+        let first = !self.inner.cancelled.swap(true, Ordering::AcqRel);
+        if first {
+            let _ = event::eventfd_raise(self.inner.fd.as_fd());
+        }
+        first
+    }
+
+    /// Whether it was cancelled. One atomic load.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.cancelled.load(Ordering::Acquire)
+    }
+
+    /// A descriptor that becomes readable when cancelled and stays so: it is
+    /// to be polled, never read.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.inner.fd.as_fd()
+    }
+
+    /// Sleeps for `duration`, or until cancelled. True when cancelled.
+    pub fn wait(&self, duration: Duration) -> bool {
+        let until = Deadline::after(duration);
+        loop {
+            match wait_ready(self.fd(), Interest::Read, Some(self), until) {
+                Ok(Wake::Cancelled | Wake::Ready) => return true,
+                Ok(Wake::TimedOut) => return self.is_cancelled(),
+                // poll had no memory: a plain short sleep instead.
+                Err(_) => {
+                    let left = until.remaining().unwrap_or(Duration::MAX);
+                    std::thread::sleep(left.min(Duration::from_millis(1)));
+                    if self.is_cancelled() || until.expired() {
+                        return self.is_cancelled();
+                    }
+                }
+            }
+        }
+    }
+
+    /// `Err(Cancelled)` naming `what`, if cancelled.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub fn check(&self, what: &str) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(Error::new(
+                crate::error::Kind::Cancelled,
+                format!("{what}: cancelled"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What a descriptor is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Something to read, or to accept.
+    Read,
+    /// Room to write, or a connection made.
+    Write,
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// The descriptor is ready, or has failed or hung up: try, and see.
+    Ready,
+    /// Cancelled. Wins over the other two.
+    Cancelled,
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// Waits until `fd` is ready, `cancel` is cancelled or `until` has passed. A
+/// signal handler that runs meanwhile (on a thread of the VMM's) changes nothing.
+///
+/// # Errors
+/// `Kernel` or `NoMemory` when poll itself fails.
+pub fn wait_ready(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    cancel: Option<&Cancel>,
+    until: Deadline,
+) -> Result<Wake> {
+    let events = match interest {
+        Interest::Read => event::READABLE,
+        Interest::Write => event::WRITABLE,
+    };
+    let mut polls = [
+        Poll::new(fd, events),
+        cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE)),
+    ];
+    loop {
+        let found = match event::poll(&mut polls, until.remaining()) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(Error::os("poll", e)),
+        };
+        if cancel.is_some_and(Cancel::is_cancelled) {
+            return Ok(Wake::Cancelled);
+        }
+        if found > 0 {
+            return Ok(Wake::Ready);
+        }
+        if until.expired() {
+            return Ok(Wake::TimedOut);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn at_once() -> Deadline {
+        Deadline::after(Duration::ZERO)
+    }
+
+    #[test]
+    fn only_the_first_cancel_is_first_and_it_lasts_for_ever() {
+        let cancel = Cancel::new().unwrap();
+        let other = cancel.clone();
+        assert!(!other.is_cancelled());
+        assert!(cancel.check("x").is_ok());
+        let ready = |c: &Cancel| wait_ready(c.fd(), Interest::Read, None, at_once()).unwrap();
+        assert_eq!(ready(&other), Wake::TimedOut);
+        assert!(cancel.cancel());
+        assert!(!other.cancel());
+        assert!(other.is_cancelled());
+        for _ in 0..3 {
+            assert_eq!(ready(&other), Wake::Ready);
+        }
+        let error = other.check("x").unwrap_err();
+        assert_eq!(error.kind(), crate::error::Kind::Cancelled);
+    }
+
+    #[test]
+    fn a_wait_lasts_as_long_as_asked_or_until_cancelled() {
+        let cancel = Cancel::new().unwrap();
+        let start = Instant::now();
+        assert!(!cancel.wait(Duration::from_millis(5)));
+        assert!(start.elapsed() >= Duration::from_millis(5));
+        let there = cancel.clone();
+        let waiter = std::thread::spawn(move || there.wait(Duration::from_secs(60)));
+        let start = Instant::now();
+        cancel.cancel();
+        assert!(waiter.join().unwrap());
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(cancel.wait(Duration::MAX));
+    }
+
+    #[test]
+    fn cancelled_wins_over_ready_and_over_the_deadline() {
+        let (cancel, ready) = (Cancel::new().unwrap(), Cancel::new().unwrap());
+        cancel.cancel();
+        ready.cancel();
+        for fd in [ready.fd(), Cancel::new().unwrap().fd()] {
+            let wake = wait_ready(fd, Interest::Read, Some(&cancel), at_once()).unwrap();
+            assert_eq!(wake, Wake::Cancelled);
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Threads of ours: started with every signal masked, announced to the VMM
+//! before they do anything, and unable to let a panic out or write it to
+//! stderr. The same boundary, without a thread, serves the C face.
+//!
+//! Every signal: a dirty-ring reset that a signal interrupts loses pages, and
+//! handlers of the VMM's have no business on stacks they do not know. (A
+//! masked SIGSEGV or SIGBUS that the thread itself causes ends the process,
+//! whatever handler there is: the kernel forces it, signal(7).)
+
+use crate::error::{Error, Kind, Result};
+use crate::sys::event::SignalsBlocked;
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Once;
+
+/// What a thread of ours does. The numbers are part of the C ABI: they never
+/// change meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Role {
+    /// Walks, decides, and sends when there is only one channel.
+    Migration = 1,
+    /// Encodes and sends, or receives, on one channel.
+    Channel = 2,
+    /// Waits for connections.
+    Listener = 3,
+    /// Backs the destination's memory ahead of what arrives.
+    Prefault = 4,
+    /// Harvests dirty rings before they fill.
+    Reaper = 5,
+    /// Serves page faults through userfaultfd.
+    Fault = 6,
+    /// Writes a live snapshot.
+    Snapshot = 7,
+    /// Measures how fast the guest dirties.
+    DirtyRate = 8,
+}
+
+impl Role {
+    /// Every role, by number.
+    pub const ALL: [Role; 8] = [
+        Role::Migration,
+        Role::Channel,
+        Role::Listener,
+        Role::Prefault,
+        Role::Reaper,
+        Role::Fault,
+        Role::Snapshot,
+        Role::DirtyRate,
+    ];
+
+    /// The stable number.
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// The thread's name; at most 15 bytes, which is what the kernel keeps
+    /// (`TASK_COMM_LEN` is 16 with the NUL).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Migration => "brant-migration",
+            Role::Channel => "brant-channel",
+            Role::Listener => "brant-listener",
+            Role::Prefault => "brant-prefault",
+            Role::Reaper => "brant-reaper",
+            Role::Fault => "brant-fault",
+            Role::Snapshot => "brant-snapshot",
+            Role::DirtyRate => "brant-dirtyrate",
+        }
+    }
+}
+
+/// A thread of ours, to be joined. Dropped without, it runs on by itself.
+#[must_use = "a thread that nobody joins cannot report its failure"]
+#[derive(Debug)]
+pub struct Join<T> {
+    role: Role,
+    handle: std::thread::JoinHandle<Result<T>>,
+}
+
+impl<T> Join<T> {
+    /// Waits for the thread to end. Its value, or what its panic said.
+    ///
+    /// # Errors
+    /// `Internal` when it panicked; `State` when it would wait for itself.
+    pub fn join(self) -> Result<T> {
+        if self.handle.thread().id() == std::thread::current().id() {
+            return Err(Error::new(
+                Kind::State,
+                format!("thread {}: cannot wait for itself", self.role.name()),
+            ));
+        }
+        match self.handle.join() {
+            Ok(result) => result,
+            // Only a thread-local's destructor could get here.
+            Err(payload) => Err(panicked(payload)),
+        }
+        .map_err(|e| e.context(format_args!("thread {}", self.role.name())))
+    }
+
+    /// Whether it has ended, so that joining would not wait.
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Its role.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+}
+
+/// Starts a thread that calls `announce` with its role and then `body`. All
+/// signals are masked from its first instruction: the mask is set here, before
+/// it exists, and inherited; the caller's own mask is back on return.
+///
+/// # Errors
+/// `Kernel` (`EAGAIN`: limit of threads) or `NoMemory` when there is no thread
+/// to be had; neither closure has run then.
+pub fn spawn<T: Send + 'static>(
+    role: Role,
+    announce: impl FnOnce(Role) + Send + 'static,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<Join<T>> {
+    let cannot = |e| Error::os(format_args!("starting thread {}", role.name()), e);
+    let masked = SignalsBlocked::new().map_err(cannot)?;
+    let handle = std::thread::Builder::new()
+        .name(role.name().into())
+        .spawn(move || {
+            catch(move || {
+                announce(role);
+                body()
+            })
+        });
+    drop(masked);
+    Ok(Join {
+        role,
+        handle: handle.map_err(cannot)?,
+    })
+}
+
+thread_local! {
+    // Constant and without a destructor: no allocation, usable at any time of
+    // a thread's life.
+    static QUIET: Cell<u32> = const { Cell::new(0) };
+    // Where the last quiet panic was; touched only by one.
+    static PLACE: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+static HOOKED: AtomicBool = AtomicBool::new(false);
+
+/// Puts our panic hook before the one that is there, once per process. It
+/// swallows panics inside our boundaries and hands on all others. A hook that
+/// the program sets later replaces ours; that is the program's choice.
+fn hook() {
+    static ONCE: Once = Once::new();
+    // The hook cannot be changed by a thread that is panicking.
+    if HOOKED.load(Ordering::Acquire) || std::thread::panicking() {
+        return;
+    }
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if QUIET.get() == 0 {
+                before(info);
+            } else if let Some(at) = info.location() {
+                let place = format!("{}:{}", at.file(), at.line());
+                let _ = PLACE.try_with(|p| p.set(Some(place)));
+            }
+        }));
+        HOOKED.store(true, Ordering::Release);
+    });
+}
+
+/// Runs `f` with panics kept off stderr on this thread. They still unwind.
+/// Costs a thread-local counter.
+pub fn quiet_panics<T>(f: impl FnOnce() -> T) -> T {
+    struct Loud;
+    impl Drop for Loud {
+        fn drop(&mut self) {
+            QUIET.set(QUIET.get() - 1);
+        }
+    }
+    hook();
+    QUIET.set(QUIET.get() + 1);
+    let _loud = Loud;
+    f()
+}
+
+/// Runs `f` inside our boundary: a panic becomes an error and writes nothing.
+/// Allocates only when it catches one. What `f` was changing when it
+/// panicked may be half done: the caller must fail whatever owns it.
+///
+/// # Errors
+/// `Internal` with the panic's message and place.
+pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T> {
+    quiet_panics(|| panic::catch_unwind(AssertUnwindSafe(f)).map_err(panicked))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> Error {
+    let text = if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        // Its destructor is somebody's code, and could panic in its turn.
+        std::mem::forget(payload);
+        "a panic without a message".to_owned()
+    };
+    let place = PLACE.try_with(Cell::take).ok().flatten();
+    let message = match place {
+        Some(place) => format!("panicked at {place}: {text}"),
+        None => format!("panicked: {text}"),
+    };
+    Error::new(Kind::Internal, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// The blocked signals of the calling thread as the kernel prints them.
+    fn blocked() -> u64 {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
+        u64::from_str_radix(line["SigBlk:".len()..].trim(), 16).unwrap()
+    }
+
+    fn bit(signal: i32) -> u64 {
+        1 << (signal - 1)
+    }
+
+    #[test]
+    fn a_thread_starts_with_all_signals_masked_and_leaves_its_parents_mask_alone() {
+        let before = blocked();
+        let (sender, receiver) = mpsc::channel();
+        let join = spawn(
+            Role::Reaper,
+            move |_| sender.send(blocked()).unwrap(),
+            blocked,
+        )
+        .unwrap();
+        assert_eq!(blocked(), before);
+        // Kept by the kernel: KILL and STOP. Kept by the C library: 32 and 33.
+        let never = bit(libc::SIGKILL) | bit(libc::SIGSTOP) | bit(32) | bit(33);
+        assert_eq!(receiver.recv().unwrap(), !never);
+        assert_eq!(join.join().unwrap(), !never);
+        assert_eq!(before & bit(libc::SIGTERM), 0, "the test needs it unmasked");
+    }
+
+    #[test]
+    fn a_thread_announces_itself_by_role_and_name_before_it_works() {
+        for (number, role) in (1..).zip(Role::ALL) {
+            assert_eq!(role.number(), number);
+            assert!(role.name().len() <= 15);
+            let (sender, receiver) = mpsc::channel();
+            let later = sender.clone();
+            let announce = move |r| {
+                let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+                sender.send((Some(r), name)).unwrap();
+            };
+            let body = move || later.send((None, String::new())).unwrap();
+            spawn(role, announce, body).unwrap().join().unwrap();
+            let (first, name) = receiver.recv().unwrap();
+            assert_eq!((first, name.trim_end()), (Some(role), role.name()));
+            assert_eq!(receiver.recv().unwrap().0, None);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_thread_is_its_joins_error() {
+        let fail: Result<()> = spawn(Role::Channel, |_| (), || panic!("page {}", 7))
+            .unwrap()
+            .join();
+        let error = fail.unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert!(error.message().contains("brant-channel"), "{error}");
+        assert!(error.message().contains("page 7"), "{error}");
+        assert!(error.message().contains("thread.rs:"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_in_the_announcement_keeps_the_body_from_running() {
+        let (sender, receiver) = mpsc::channel();
+        let join = spawn(
+            Role::Listener,
+            |_| panic!("no seccomp"),
+            move || sender.send(()).unwrap(),
+        );
+        let error = join.unwrap().join().unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+        assert!(error.message().contains("no seccomp"), "{error}");
+        assert!(receiver.recv().is_err());
+    }
+
+    #[test]
+    fn a_panic_value_that_panics_when_dropped_is_caught_too() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("bomb");
+            }
+        }
+        let error = catch(|| panic::panic_any(Bomb)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Internal);
+    }
+
+    #[test]
+    fn boundaries_nest_and_leave_the_flag_as_it_was() {
+        let outer = catch(|| {
+            let inner = catch::<()>(|| panic!("inner"));
+            assert_eq!(QUIET.get(), 1);
+            inner
+        });
+        assert!(outer.unwrap().is_err());
+        assert_eq!(QUIET.get(), 0);
+        assert_eq!(catch(|| 5).unwrap(), 5);
+    }
+
+    /// Runs this test again in a process of its own, whose stderr is its own.
+    fn stderr_of(test: &str, case: &str) -> String {
+        let module = module_path!().split_once("::").unwrap().1;
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([&format!("{module}::{test}"), "--exact", "--nocapture"])
+            .env("BRANT_TEST_CASE", case)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{case}: {out:?}");
+        let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(stdout.contains("1 passed"), "{stdout}");
+        assert!(!stdout.contains("kept quiet"), "{stdout}");
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
+    #[test]
+    fn nothing_is_written_for_our_panics_and_others_are_as_loud_as_before() {
+        let test = "nothing_is_written_for_our_panics_and_others_are_as_loud_as_before";
+        let quiet = || {
+            assert!(catch(|| panic!("kept quiet")).is_err());
+            let join = spawn(Role::Channel, |_| (), || panic!("kept quiet"));
+            assert!(join.unwrap().join().is_err());
+        };
+        match std::env::var("BRANT_TEST_CASE").as_deref() {
+            Ok("quiet") => quiet(),
+            Ok("loud") => {
+                quiet();
+                assert!(panic::catch_unwind(|| panic!("meant to be heard")).is_err());
+                quiet();
+            }
+            _ => {
+                assert_eq!(stderr_of(test, "quiet"), "");
+                let loud = stderr_of(test, "loud");
+                assert!(loud.contains("meant to be heard"), "{loud}");
+                assert!(!loud.contains("kept quiet"), "{loud}");
+            }
+        }
+    }
+}

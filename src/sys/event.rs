@@ -1,0 +1,161 @@
+//! System calls a thread waits and is woken by: eventfds, `ppoll`, and the
+//! signal mask it waits under.
+//!
+//! Thin and safe: each function is one call, errors are `io::Error`. What a
+//! wake-up means is decided in `runtime`, the only caller.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Ready to read, or a connection to accept.
+pub const READABLE: i16 = libc::POLLIN;
+/// Ready to write, or a connection made.
+pub const WRITABLE: i16 = libc::POLLOUT;
+/// The other end has stopped writing, or is gone.
+pub const HUNG_UP: i16 = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+
+/// A new eventfd with count 0, non-blocking and closed on exec.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds 1 to an eventfd. A full counter (`EAGAIN`) is no error: whoever polls
+/// it is going to wake. Async-signal-safe.
+pub fn eventfd_raise(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let one: u64 = 1;
+    loop {
+        // SAFETY: eight readable bytes live on this stack frame.
+        let n = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+        if n == 8 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(()),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Takes the count of an eventfd and sets it to 0. 0 when nothing was raised.
+pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count: u64 = 0;
+    loop {
+        // SAFETY: eight writable bytes live on this stack frame.
+        let n = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+        if n == 8 {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(0),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// One descriptor to poll, laid out as `struct pollfd`.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Poll(libc::pollfd);
+
+impl Poll {
+    /// Ask for `events` of `fd`. Polling a closed descriptor is harmless (the
+    /// kernel answers `POLLNVAL`), so the borrow need not be kept.
+    pub fn new(fd: BorrowedFd<'_>, events: i16) -> Self {
+        Poll(libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events,
+            revents: 0,
+        })
+    }
+
+    /// An entry the kernel skips (a negative descriptor).
+    pub fn none() -> Self {
+        Poll(libc::pollfd {
+            fd: -1,
+            events: 0,
+            revents: 0,
+        })
+    }
+
+    /// What the last [`poll`] found; errors and hang-ups come unasked.
+    pub fn found(&self) -> i16 {
+        self.0.revents
+    }
+}
+
+/// Waits until something asked for is found or `timeout` (`None`: for ever)
+/// has passed. Returns how many entries found something; `EINTR` is returned,
+/// because only the caller knows how much time is left.
+pub fn poll(polls: &mut [Poll], timeout: Option<Duration>) -> io::Result<usize> {
+    let time = timeout.map(|t| libc::timespec {
+        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let time_ptr = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: Poll is repr(transparent) over pollfd, the length is the slice's;
+    // the timespec outlives the call; a null mask leaves the signal mask alone.
+    let n = unsafe {
+        libc::ppoll(
+            polls.as_mut_ptr().cast(),
+            polls.len() as libc::nfds_t,
+            time_ptr,
+            std::ptr::null(),
+        )
+    };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(n as usize)
+}
+
+/// All signals blocked on the calling thread until this is dropped, when the
+/// mask that was there before comes back. A thread started meanwhile inherits
+/// the full mask from its first instruction (pthread_create(3)).
+#[must_use]
+pub struct SignalsBlocked {
+    before: libc::sigset_t,
+    /// The mask is the thread's: this must not be dropped on another.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalsBlocked {
+    /// Blocks every signal that can be blocked. (Not SIGKILL and SIGSTOP, nor
+    /// the two which the C library keeps for setuid and thread cancellation.)
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: sigset_t is plain integers; all zero is a value of it.
+        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+        let mut before = all;
+        // SAFETY: both sets live on this stack frame.
+        let error = unsafe {
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before)
+        };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        Ok(SignalsBlocked {
+            before,
+            not_send: std::marker::PhantomData,
+        })
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: `before` was filled by pthread_sigmask on this thread.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+        }
+    }
+}

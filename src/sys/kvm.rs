@@ -1,0 +1,155 @@
+//! The KVM virtual-machine ioctls that dirty logging needs.
+//!
+//! [`Vm`] is the boundary: [`VmFd`] is the kernel, and tests put a model of the
+//! kernel behind the same trait. `kvm-ioctls` has no `KVM_CLEAR_DIRTY_LOG`, its
+//! `get_dirty_log` allocates the whole bitmap at each call (256 MiB for 8 TiB),
+//! and its `VmFd` cannot be made from a descriptor without opening `/dev/kvm`,
+//! which a confined VMM may no longer be able to; so the calls are made here,
+//! with the structures of `kvm-bindings`.
+
+use crate::error::{Error, Result};
+use kvm_bindings::{kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+const KVM_CHECK_EXTENSION: u64 = 0xae03;
+const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
+const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
+const KVM_CLEAR_DIRTY_LOG: u64 = 0xc018_aec0;
+const KVM_ENABLE_CAP: u64 = 0x4068_aea3;
+
+/// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+pub const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+/// First flag bit of that capability: GET only copies, CLEAR clears.
+pub const MANUAL_PROTECT_ENABLE: u64 = 1;
+/// Second flag bit: logging starts with every bit set and nothing protected.
+pub const MANUAL_INITIALLY_SET: u64 = 2;
+/// `KVM_MEM_LOG_DIRTY_PAGES`.
+pub const MEM_LOG_DIRTY_PAGES: u32 = 1;
+/// `KVM_MEM_READONLY`.
+pub const MEM_READONLY: u32 = 2;
+/// The most pages a slot can have: `KVM_MEM_MAX_NR_PAGES`, (1 << 31) - 1.
+pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
+
+/// A memory slot, as `KVM_SET_USER_MEMORY_REGION` takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Address space in the upper 16 bits, slot number in the lower.
+    pub slot: u32,
+    /// `KVM_MEM_*`.
+    pub flags: u32,
+    /// Guest physical address of the first byte.
+    pub guest_address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Host virtual address of the first byte.
+    pub host_address: u64,
+}
+
+/// What dirty logging asks of a virtual machine.
+pub trait Vm: Send {
+    /// `KVM_CHECK_EXTENSION` on the VM: 0 when the capability is absent.
+    fn check_extension(&self, cap: u32) -> u64;
+    /// `KVM_ENABLE_CAP` with one argument.
+    fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()>;
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    fn set_region(&mut self, region: &Region) -> Result<()>;
+    /// `KVM_GET_DIRTY_LOG`. `words` holds `ceil(pages / 64)` words; the kernel writes all of them.
+    fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()>;
+    /// `KVM_CLEAR_DIRTY_LOG` of `pages` pages from `first`; the bits in `words`
+    /// (bit 0 is page `first`) say which. `first` is a multiple of 64, `pages`
+    /// too unless the range ends where the slot does (otherwise `EINVAL`).
+    fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<()>;
+}
+
+/// The kernel's KVM, through a VM descriptor.
+#[derive(Debug)]
+pub struct VmFd(OwnedFd);
+
+impl VmFd {
+    /// Takes `fd`, which must be what `KVM_CREATE_VM` returned (or a duplicate of it).
+    pub fn new(fd: OwnedFd) -> Result<Self> {
+        let vm = VmFd(fd);
+        // Every KVM since 2007 answers KVM_CHECK_EXTENSION on /dev/kvm, and on the
+        // VM since 3.17. A descriptor of anything else fails with ENOTTY or worse.
+        // SAFETY: KVM_CHECK_EXTENSION takes an integer and touches no memory of ours.
+        let answer = unsafe { libc::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
+        if answer < 0 {
+            return Err(Error::last_os("KVM_CHECK_EXTENSION (is this a KVM VM descriptor?)"));
+        }
+        Ok(vm)
+    }
+}
+
+fn check(what: &str, slot: u32, result: libc::c_int) -> Result<()> {
+    if result < 0 {
+        Err(Error::last_os(format_args!("{what} on memory slot {slot:#x}")))
+    } else {
+        Ok(())
+    }
+}
+
+impl Vm for VmFd {
+    fn check_extension(&self, cap: u32) -> u64 {
+        // SAFETY: takes an integer, touches no memory of ours.
+        let answer = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, cap as u64) };
+        answer.max(0) as u64
+    }
+
+    fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()> {
+        let mut request = kvm_enable_cap {
+            cap,
+            ..Default::default()
+        };
+        request.args[0] = arg;
+        // SAFETY: the kernel only reads the structure, which outlives the call.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_ENABLE_CAP as _, &request) };
+        if result < 0 {
+            return Err(Error::last_os(format_args!(
+                "KVM_ENABLE_CAP of capability {cap} with argument {arg}"
+            )));
+        }
+        Ok(())
+    }
+
+    fn set_region(&mut self, region: &Region) -> Result<()> {
+        let request = kvm_userspace_memory_region {
+            slot: region.slot,
+            flags: region.flags,
+            guest_phys_addr: region.guest_address,
+            memory_size: region.size,
+            userspace_addr: region.host_address,
+        };
+        // SAFETY: the kernel only reads the structure. The memory that it names is the
+        // VMM's slot, described by the VMM and already registered there.
+        let result =
+            unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_SET_USER_MEMORY_REGION as _, &request) };
+        check("KVM_SET_USER_MEMORY_REGION", region.slot, result)
+    }
+
+    fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()> {
+        let mut request = kvm_dirty_log {
+            slot,
+            ..Default::default()
+        };
+        request.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
+        // SAFETY: the kernel writes round_up(pages, 64) / 8 bytes, which is what the
+        // caller made `words` for (the slot's size is fixed while it exists).
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_GET_DIRTY_LOG as _, &request) };
+        check("KVM_GET_DIRTY_LOG", slot, result)
+    }
+
+    fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<()> {
+        debug_assert!(words.len() as u64 >= u64::from(pages).div_ceil(64));
+        let mut request = kvm_clear_dirty_log {
+            slot,
+            num_pages: pages,
+            first_page: first,
+            ..Default::default()
+        };
+        request.__bindgen_anon_1.dirty_bitmap = words.as_ptr().cast_mut().cast();
+        // SAFETY: the kernel reads round_up(pages, 64) / 8 bytes from the bitmap, which
+        // `words` holds.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
+        check("KVM_CLEAR_DIRTY_LOG", slot, result)
+    }
+}

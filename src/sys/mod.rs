@@ -1,0 +1,11 @@
+//! Every system call and ioctl that brant makes, one file a subsystem.
+//!
+//! A wrapper here checks nothing but the kernel's own answer and turns it into
+//! an [`crate::error::Error`]; what a call is *for* is decided above. Newer
+//! kernel interfaces than the installed headers know are defined here.
+
+pub mod event;
+pub mod kvm;
+pub mod mem;
+pub mod net;
+pub mod pagemap;

@@ -1,0 +1,439 @@
+//! System calls on stream sockets: make, bind, connect, accept, and moving
+//! bytes with scatter lists.
+//!
+//! Thin and safe: each function is one call, errors are `io::Error`. Which
+//! error means what, waiting and retrying are `channel`'s, the only caller.
+
+use std::ffi::OsStr;
+use std::io;
+use std::marker::PhantomData;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// The longest path of a unix socket in bytes: `sun_path` is 108 with its
+/// closing NUL (unix(7)).
+pub const UNIX_PATH_MAX: usize = 107;
+
+/// The most parts one `sendmsg` or `recvmsg` takes (`UIO_MAXIOV`, 1024).
+pub const PARTS_MAX: usize = 1024;
+
+/// The address of a stream socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// TCP over IPv4 or IPv6.
+    Inet(SocketAddr),
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// A unix socket without a name, or a family that is not named here.
+    Unnamed,
+}
+
+/// An address in the kernel's form.
+struct RawAddress {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
+}
+
+impl RawAddress {
+    fn empty() -> Self {
+        RawAddress {
+            // SAFETY: sockaddr_storage is plain integers; all zero is AF_UNSPEC.
+            storage: unsafe { std::mem::zeroed() },
+            len: size_of::<libc::sockaddr_storage>() as libc::socklen_t,
+        }
+    }
+
+    fn encode(address: &Address) -> io::Result<Self> {
+        let mut raw = RawAddress::empty();
+        let place = &raw mut raw.storage;
+        match address {
+            Address::Inet(SocketAddr::V4(v4)) => {
+                let sin = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from(*v4.ip()).to_be(),
+                    },
+                    sin_zero: [0; 8],
+                };
+                // SAFETY: sockaddr_storage is large and aligned enough for any sockaddr.
+                unsafe { place.cast::<libc::sockaddr_in>().write(sin) };
+                raw.len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            }
+            Address::Inet(SocketAddr::V6(v6)) => {
+                let sin6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo(),
+                    sin6_addr: libc::in6_addr {
+                        s6_addr: v6.ip().octets(),
+                    },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                // SAFETY: as above.
+                unsafe { place.cast::<libc::sockaddr_in6>().write(sin6) };
+                raw.len = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+            }
+            Address::Unix(path) => {
+                let bytes = path.as_os_str().as_bytes();
+                if bytes.is_empty() || bytes.len() > UNIX_PATH_MAX || bytes.contains(&0) {
+                    return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+                }
+                let mut sun = libc::sockaddr_un {
+                    sun_family: libc::AF_UNIX as libc::sa_family_t,
+                    sun_path: [0; 108],
+                };
+                for (to, from) in sun.sun_path.iter_mut().zip(bytes) {
+                    *to = *from as libc::c_char;
+                }
+                // SAFETY: as above.
+                unsafe { place.cast::<libc::sockaddr_un>().write(sun) };
+                raw.len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+            }
+            Address::Unnamed => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+        Ok(raw)
+    }
+
+    fn decode(&self) -> Address {
+        let place = &raw const self.storage;
+        let len = self.len as usize;
+        match i32::from(self.storage.ss_family) {
+            libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
+                // SAFETY: the family says what the kernel wrote there; every bit pattern is one.
+                let sin = unsafe { place.cast::<libc::sockaddr_in>().read() };
+                Address::Inet(SocketAddr::V4(SocketAddrV4::new(
+                    Ipv4Addr::from(u32::from_be(sin.sin_addr.s_addr)),
+                    u16::from_be(sin.sin_port),
+                )))
+            }
+            libc::AF_INET6 if len >= size_of::<libc::sockaddr_in6>() => {
+                // SAFETY: as above.
+                let sin6 = unsafe { place.cast::<libc::sockaddr_in6>().read() };
+                Address::Inet(SocketAddr::V6(SocketAddrV6::new(
+                    Ipv6Addr::from(sin6.sin6_addr.s6_addr),
+                    u16::from_be(sin6.sin6_port),
+                    sin6.sin6_flowinfo,
+                    sin6.sin6_scope_id,
+                )))
+            }
+            libc::AF_UNIX => {
+                // SAFETY: as above; storage is larger than sockaddr_un and was zeroed.
+                let sun = unsafe { place.cast::<libc::sockaddr_un>().read() };
+                let bytes = sun.sun_path.map(|c| c as u8);
+                let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);
+                let given = bytes.get(..len.saturating_sub(start)).unwrap_or(&bytes);
+                let path = given.split(|b| *b == 0).next().unwrap_or(&[]);
+                if path.is_empty() {
+                    Address::Unnamed // unnamed or abstract
+                } else {
+                    Address::Unix(PathBuf::from(OsStr::from_bytes(path)))
+                }
+            }
+            _ => Address::Unnamed,
+        }
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A new stream socket of `address`'s family, non-blocking and closed on exec.
+pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
+    let family = match address {
+        Address::Inet(SocketAddr::V4(_)) => libc::AF_INET,
+        Address::Inet(SocketAddr::V6(_)) => libc::AF_INET6,
+        Address::Unix(_) | Address::Unnamed => libc::AF_UNIX,
+    };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
+    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bind(2).
+pub fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let raw = RawAddress::encode(address)?;
+    // SAFETY: storage holds an encoded address of `len` bytes.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
+    Ok(())
+}
+
+/// connect(2). On a non-blocking socket TCP answers `EINPROGRESS` (wait until
+/// it is writable, then ask [`take_error`]); a unix socket whose listener has
+/// a full queue answers `EAGAIN`, and can only be tried again.
+pub fn connect(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
+    let raw = RawAddress::encode(address)?;
+    // SAFETY: storage holds an encoded address of `len` bytes.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
+    Ok(())
+}
+
+/// listen(2).
+pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
+    Ok(())
+}
+
+/// accept4(2): the connection is non-blocking and closed on exec.
+pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: null pointers ask for no address.
+    let new = check(unsafe {
+        libc::accept4(
+            fd.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            flags,
+        )
+    })?;
+    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// The address this end is bound to.
+pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut raw = RawAddress::empty();
+    // SAFETY: storage and len are writable and len is storage's size.
+    check(unsafe {
+        libc::getsockname(
+            fd.as_raw_fd(),
+            (&raw mut raw.storage).cast(),
+            &raw mut raw.len,
+        )
+    })?;
+    Ok(raw.decode())
+}
+
+/// The address of the other end; `ENOTCONN` when there is none.
+pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
+    let mut raw = RawAddress::empty();
+    // SAFETY: storage and len are writable and len is storage's size.
+    check(unsafe {
+        libc::getpeername(
+            fd.as_raw_fd(),
+            (&raw mut raw.storage).cast(),
+            &raw mut raw.len,
+        )
+    })?;
+    Ok(raw.decode())
+}
+
+/// Sets an integer socket option.
+pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the value is four readable bytes on this stack frame.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// Reads an integer socket option.
+pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let mut value = 0i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: value is four writable bytes on this stack frame, as len says.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(value)
+}
+
+/// Takes the error a socket holds (`SO_ERROR`); reading it clears it.
+pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
+    let error = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
+    Ok((error != 0).then(|| io::Error::from_raw_os_error(error)))
+}
+
+/// Sets `O_NONBLOCK` on the open file and `FD_CLOEXEC` on the descriptor.
+pub fn set_nonblocking_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: these commands take and return integers.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
+        let flags = check(libc::fcntl(fd, libc::F_GETFD))?;
+        check(libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC))?;
+    }
+    Ok(())
+}
+
+/// shutdown(2) of both directions.
+pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) })?;
+    Ok(())
+}
+
+/// What scatter lists are cut by: a place in memory and its length.
+pub trait Piece: Copy {
+    /// A piece of no bytes.
+    const EMPTY: Self;
+    /// The address of the first byte.
+    fn address(self) -> usize;
+    /// The length in bytes.
+    fn len(self) -> usize;
+    /// Whether it has no bytes.
+    fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+    /// The piece from byte `from` on, at most `most` bytes; cut to what there is.
+    fn cut(self, from: usize, most: usize) -> Self;
+}
+
+/// Bytes to send: where they are and how many. Not a `&[u8]`, because guest
+/// memory changes while it is read; the kernel copies from it and nobody else looks.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Part<'a>(libc::iovec, PhantomData<&'a [u8]>);
+
+/// Room for bytes to receive. A copy names the same room: parts that overlap
+/// are the kernel's to write in order, no reference is made from them.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct PartMut<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
+
+impl<'a> Part<'a> {
+    /// Bytes of our own.
+    pub fn bytes(bytes: &'a [u8]) -> Self {
+        Part(
+            libc::iovec {
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
+            },
+            PhantomData,
+        )
+    }
+
+    /// `len` bytes at `ptr`, which may be written by others meanwhile.
+    ///
+    /// # Safety
+    /// For `'a`, the range belongs to nothing that its owner would not have
+    /// sent to the peer. (A range that is not mapped is an error, not
+    /// undefined: the kernel does the reading.)
+    pub unsafe fn raw(ptr: *const u8, len: usize) -> Self {
+        Part(
+            libc::iovec {
+                iov_base: ptr.cast_mut().cast(),
+                iov_len: len,
+            },
+            PhantomData,
+        )
+    }
+}
+
+impl<'a> PartMut<'a> {
+    /// A buffer of our own.
+    pub fn bytes(bytes: &'a mut [u8]) -> Self {
+        PartMut(
+            libc::iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: bytes.len(),
+            },
+            PhantomData,
+        )
+    }
+
+    /// `len` bytes at `ptr`, which others may read and write meanwhile.
+    ///
+    /// # Safety
+    /// For `'a`, no Rust reference covers the range and it is not the place of
+    /// anything but what the peer may write: guest memory. (A range that is
+    /// not mapped is an error, not undefined: the kernel does the writing.)
+    pub unsafe fn raw(ptr: *mut u8, len: usize) -> Self {
+        PartMut(
+            libc::iovec {
+                iov_base: ptr.cast(),
+                iov_len: len,
+            },
+            PhantomData,
+        )
+    }
+}
+
+fn cut_iovec(iovec: libc::iovec, from: usize, most: usize) -> libc::iovec {
+    let from = from.min(iovec.iov_len);
+    libc::iovec {
+        iov_base: iovec.iov_base.cast::<u8>().wrapping_add(from).cast(),
+        iov_len: (iovec.iov_len - from).min(most),
+    }
+}
+
+macro_rules! piece {
+    ($t:ident) => {
+        impl Piece for $t<'_> {
+            const EMPTY: Self = $t(
+                libc::iovec {
+                    iov_base: std::ptr::null_mut(),
+                    iov_len: 0,
+                },
+                PhantomData,
+            );
+            fn address(self) -> usize {
+                self.0.iov_base as usize
+            }
+            fn len(self) -> usize {
+                self.0.iov_len
+            }
+            fn cut(self, from: usize, most: usize) -> Self {
+                $t(cut_iovec(self.0, from, most), PhantomData)
+            }
+        }
+    };
+}
+piece!(Part);
+piece!(PartMut);
+
+fn message(iovecs: *const libc::iovec, count: usize) -> libc::msghdr {
+    // SAFETY: msghdr is plain integers and pointers that may be null.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iovecs.cast_mut();
+    message.msg_iovlen = count.min(PARTS_MAX) as _;
+    message
+}
+
+/// Sends what the socket takes now of the first [`PARTS_MAX`] parts; returns
+/// the bytes taken. Never waits, whatever `O_NONBLOCK` says (the flag is the
+/// open file's, and somebody else may hold it too); never raises SIGPIPE.
+pub fn send(fd: BorrowedFd<'_>, parts: &[Part<'_>]) -> io::Result<usize> {
+    let message = message(parts.as_ptr().cast(), parts.len());
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: Part is repr(transparent) over iovec, the count is the slice's
+    // or less; what each names was promised when it was made, and the kernel
+    // only reads it.
+    let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives what is there now into the first [`PARTS_MAX`] parts; returns the
+/// bytes received, 0 for the end of the stream (or for no room). Never waits.
+/// Descriptors a peer attaches are dropped by the kernel: no room is offered.
+pub fn recv(fd: BorrowedFd<'_>, parts: &[PartMut<'_>]) -> io::Result<usize> {
+    let mut message = message(parts.as_ptr().cast(), parts.len());
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: PartMut is repr(transparent) over iovec, the count is the slice's
+    // or less; what each names was promised to be writable when it was made.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}

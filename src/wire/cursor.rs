@@ -1,0 +1,107 @@
+//! A bounds-checked reader over one payload.
+//!
+//! Every step names the field it reads, so that a short payload is reported by
+//! what is missing from it. Only `records` uses it.
+
+use crate::error::{Error, Kind, Result};
+
+/// Reads fields from the front of a payload.
+pub(super) struct Reader<'a> {
+    record: &'static str,
+    rest: &'a [u8],
+    total: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Over the payload (or prefix) `bytes` of a record called `record`.
+    pub(super) fn new(record: &'static str, bytes: &'a [u8]) -> Self {
+        Reader {
+            record,
+            rest: bytes,
+            total: bytes.len(),
+        }
+    }
+
+    /// A [`Kind::Protocol`] error about this record.
+    pub(super) fn refuse(&self, message: impl std::fmt::Display) -> Error {
+        Error::new(Kind::Protocol, format!("{}: {message}", self.record))
+    }
+
+    /// Bytes read so far.
+    pub(super) fn position(&self) -> usize {
+        self.total - self.rest.len()
+    }
+
+    fn short(&self, field: &str, wanted: usize) -> Error {
+        self.refuse(format_args!(
+            "{field}: expected {wanted} bytes at offset {}, found {}",
+            self.position(),
+            self.rest.len()
+        ))
+    }
+
+    /// The next `N` bytes.
+    pub(super) fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        match self.rest.split_first_chunk::<N>() {
+            Some((head, rest)) => {
+                self.rest = rest;
+                Ok(*head)
+            }
+            None => Err(self.short(field, N)),
+        }
+    }
+
+    pub(super) fn u8(&mut self, field: &str) -> Result<u8> {
+        self.array::<1>(field).map(|[byte]| byte)
+    }
+
+    pub(super) fn u16(&mut self, field: &str) -> Result<u16> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self, field: &str) -> Result<u32> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    pub(super) fn i32(&mut self, field: &str) -> Result<i32> {
+        self.array(field).map(i32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self, field: &str) -> Result<u64> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    /// `length` bytes of UTF-8, at most `limit`. Nothing is allocated before
+    /// both the limit and the presence of the bytes are known.
+    pub(super) fn text(&mut self, field: &str, length: usize, limit: usize) -> Result<String> {
+        if length > limit {
+            return Err(self.refuse(format_args!(
+                "{field}: expected at most {limit} bytes, found {length}"
+            )));
+        }
+        let Some((head, rest)) = self.rest.split_at_checked(length) else {
+            return Err(self.short(field, length));
+        };
+        let text = std::str::from_utf8(head)
+            .map_err(|e| self.refuse(format_args!("{field}: expected UTF-8, found {e}")))?;
+        let mut owned = String::new();
+        owned.try_reserve_exact(length).map_err(|_| {
+            Error::no_memory(format_args!("{}: {field}", self.record), length as u64)
+        })?;
+        owned.push_str(text);
+        self.rest = rest;
+        Ok(owned)
+    }
+
+    /// The end of the payload: there must be nothing left.
+    pub(super) fn finish(self) -> Result<()> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(self.refuse(format_args!(
+            "expected the payload to end after {} bytes, found {} more",
+            self.position(),
+            self.rest.len()
+        )))
+    }
+}

@@ -1,0 +1,288 @@
+//! The header that every record begins with: 32 bytes with a checksum.
+//!
+//! It says what follows and how much of it, and everything that can be refused
+//! without reading on is refused here. It knows nothing of payload layouts.
+//! Senders and receivers of every channel call it.
+
+use super::kind::{RecordType, SKIPPED_PAYLOAD_MAX};
+use crate::error::{Error, Kind, Result};
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+
+/// Bytes in an encoded header.
+pub const HEADER_LEN: usize = 32;
+/// The first four bytes of every record: "BRNT".
+pub const MAGIC: u32 = u32::from_le_bytes(*b"BRNT");
+/// Flag bit 0: a receiver that does not know the type skips the record.
+pub const FLAG_SKIPPABLE: u16 = 1;
+
+/// Bytes that the checksum covers: all before itself.
+const CHECKED_LEN: usize = 28;
+
+/// A header, decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Header {
+    /// The type's number; not necessarily one that this version knows.
+    pub kind: u16,
+    /// [`FLAG_SKIPPABLE`] or nothing.
+    pub flags: u16,
+    /// The block's id, where the type is about a block; else 0.
+    pub block: u32,
+    /// Pages in the run; 0 for everything but page runs.
+    pub count: u32,
+    /// The run's first page, counted from the start of the block; 0 for
+    /// everything but page runs.
+    pub first_page: u64,
+    /// Bytes that follow the header.
+    pub payload: u32,
+}
+
+fn protocol(message: String) -> Error {
+    Error::new(Kind::Protocol, message)
+}
+
+impl Header {
+    /// The header of a control record or blob: `payload` bytes follow.
+    pub fn control(kind: RecordType, block: u32, payload: u32) -> Header {
+        Header {
+            kind: kind.number(),
+            flags: if kind.is_skippable() {
+                FLAG_SKIPPABLE
+            } else {
+                0
+            },
+            block,
+            count: 0,
+            first_page: 0,
+            payload,
+        }
+    }
+
+    /// The header of a PAGES record; `count` times 4096 raw bytes follow it.
+    ///
+    /// The caller keeps to [`Header::check_run`]'s rules. A count beyond a
+    /// stretch gives a header that every receiver refuses.
+    pub fn pages(block: u32, first_page: Pages, count: u32) -> Header {
+        Header {
+            kind: RecordType::Pages.number(),
+            flags: 0,
+            block,
+            count,
+            first_page: first_page.0,
+            payload: count.saturating_mul(PAGE_SIZE as u32),
+        }
+    }
+
+    /// The header of a ZEROS record, which is all there is of it.
+    pub fn zeros(block: u32, first_page: Pages, count: u32) -> Header {
+        Header {
+            kind: RecordType::Zeros.number(),
+            flags: 0,
+            block,
+            count,
+            first_page: first_page.0,
+            payload: 0,
+        }
+    }
+
+    /// The header as it travels, checksum included.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0u8; HEADER_LEN];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..6].copy_from_slice(&self.kind.to_le_bytes());
+        bytes[6..8].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.block.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.count.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first_page.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.payload.to_le_bytes());
+        let sum = crc32fast::hash(&bytes[..CHECKED_LEN]);
+        bytes[28..32].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header, of a known type or not.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] for a wrong magic, a wrong checksum, or a flag that
+    /// has no meaning.
+    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let magic = u32_at(0);
+        if magic != MAGIC {
+            return Err(protocol(format!(
+                "record header: expected the magic \"BRNT\" ({MAGIC:#010x}), found {magic:#010x}: \
+                 the peer does not speak this protocol, or the stream is out of step"
+            )));
+        }
+        let expected = crc32fast::hash(&bytes[..CHECKED_LEN]);
+        let found = u32_at(28);
+        if found != expected {
+            return Err(protocol(format!(
+                "record header: expected the checksum {expected:#010x}, found {found:#010x}"
+            )));
+        }
+        let header = Header {
+            kind: u16_at(4),
+            flags: u16_at(6),
+            block: u32_at(8),
+            count: u32_at(12),
+            first_page: u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32,
+            payload: u32_at(24),
+        };
+        if header.flags & !FLAG_SKIPPABLE != 0 {
+            return Err(protocol(format!(
+                "{}: expected no header flags but {FLAG_SKIPPABLE:#x} (skippable), found {:#x}",
+                header.name(),
+                header.flags
+            )));
+        }
+        Ok(header)
+    }
+
+    /// The type, or `None` for a record that is to be skipped: its payload is
+    /// read and thrown away.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] for an unknown type without the skippable flag, and
+    /// for a known one whose flag is not that of its type.
+    pub fn record_type(&self) -> Result<Option<RecordType>> {
+        let skippable = self.flags & FLAG_SKIPPABLE != 0;
+        match RecordType::from_number(self.kind) {
+            Some(kind) if kind.is_skippable() == skippable => Ok(Some(kind)),
+            Some(kind) => Err(protocol(format!(
+                "{}: expected the skippable flag to be {}, found {}",
+                kind.name(),
+                u8::from(kind.is_skippable()),
+                u8::from(skippable)
+            ))),
+            None if skippable => Ok(None),
+            None => Err(protocol(format!(
+                "expected a record type this version knows (1 to {}) or one that may be skipped, \
+                 found type {}",
+                RecordType::ALL.len(),
+                self.kind
+            ))),
+        }
+    }
+
+    /// Whether the payload announced is one that a record of this type can
+    /// have. To be asked before anything is read or allocated for it.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] with the limits and what was found; and what
+    /// [`Header::record_type`] refuses.
+    pub fn check_payload_limit(&self) -> Result<()> {
+        let kind = self.record_type()?;
+        let (least, most) = match kind {
+            // The run's own length decides; its limits come with it.
+            Some(RecordType::Pages) => {
+                if !(1..=STRETCH_PAGES).contains(&u64::from(self.count)) {
+                    return Err(protocol(format!(
+                        "PAGES: expected 1 to {STRETCH_PAGES} pages, found {}",
+                        self.count
+                    )));
+                }
+                let exact = self.count * PAGE_SIZE as u32;
+                (exact, exact)
+            }
+            Some(kind) => kind.payload_limits(),
+            None => (0, SKIPPED_PAYLOAD_MAX),
+        };
+        if self.payload < least || self.payload > most {
+            let expected = if least == most {
+                format!("{least}")
+            } else {
+                format!("{least} to {most}")
+            };
+            return Err(protocol(format!(
+                "{}: expected a payload of {expected} bytes, found {}",
+                self.name(),
+                self.payload
+            )));
+        }
+        Ok(())
+    }
+
+    /// [`Header::record_type`], after [`Header::check_payload_limit`] and the
+    /// check that fields which the type does not use are zero: all that can be
+    /// known from a header alone. `None` means skip.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`].
+    pub fn classify(&self) -> Result<Option<RecordType>> {
+        self.check_payload_limit()?;
+        let kind = self.record_type()?;
+        if let Some(kind) = kind {
+            let run_fields = kind.is_page_run() || (self.count == 0 && self.first_page == 0);
+            let block_field = kind.uses_block() || self.block == 0;
+            if !run_fields || !block_field {
+                return Err(protocol(format!(
+                    "{}: expected zero in the header fields it does not use, found block {}, \
+                     count {}, first page {}",
+                    kind.name(),
+                    self.block,
+                    self.count,
+                    self.first_page
+                )));
+            }
+        }
+        Ok(kind)
+    }
+
+    /// Whether this is a page run that lies inside a block of `block_pages`
+    /// and inside one stretch, with the payload its type has. After this, the
+    /// pages `first_page .. first_page + count` may be indexed.
+    ///
+    /// A run never crosses a stretch, because a stretch belongs to one channel
+    /// and that is what keeps older versions of a page from arriving last.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`], with the block, what was expected and what was found.
+    pub fn check_run(&self, block_pages: Pages) -> Result<()> {
+        let refuse = |expected: String| {
+            protocol(format!(
+                "{}: block {}: expected {expected}, found {} pages from page {} with a payload of {} bytes",
+                self.name(),
+                self.block,
+                self.count,
+                self.first_page,
+                self.payload
+            ))
+        };
+        let payload = match self.record_type()? {
+            Some(RecordType::Pages) => u64::from(self.count) * PAGE_SIZE,
+            Some(RecordType::Zeros) => 0,
+            _ => return Err(refuse("PAGES or ZEROS".into())),
+        };
+        if self.count == 0 {
+            return Err(refuse("at least one page".into()));
+        }
+        let end = match self.first_page.checked_add(u64::from(self.count)) {
+            Some(end) if end <= block_pages.0 => end,
+            _ => {
+                return Err(refuse(format!(
+                    "a run inside the block's {block_pages} pages"
+                )))
+            }
+        };
+        if self.first_page / STRETCH_PAGES != (end - 1) / STRETCH_PAGES {
+            return Err(refuse(format!(
+                "a run inside one aligned stretch of {STRETCH_PAGES} pages"
+            )));
+        }
+        if u64::from(self.payload) != payload {
+            return Err(refuse(format!("a payload of {payload} bytes")));
+        }
+        Ok(())
+    }
+
+    /// What to call the record in a message.
+    fn name(&self) -> String {
+        match RecordType::from_number(self.kind) {
+            Some(kind) => kind.name().into(),
+            None => format!("record of type {}", self.kind),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The record types: number, name, direction and payload limits of each.
+//!
+//! One table, so that a receiver can judge a header before it reads anything
+//! else. The layout of the payloads is in `records`. The header asks here.
+
+use crate::units::{PAGE_SIZE, STRETCH_PAGES};
+
+/// The largest payload that any record may announce: 1 GiB.
+pub const PAYLOAD_MAX: u32 = 1 << 30;
+
+/// The largest payload of a skippable record of a type that this version does
+/// not know: 64 KiB. Enough for what one can do without, too little to keep a
+/// receiver busy with.
+pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
+
+/// Who sends a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The source, to the destination.
+    ToDestination,
+    /// The destination, to the source.
+    ToSource,
+    /// Either side.
+    Either,
+}
+
+macro_rules! record_types {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $direction:ident, $min:expr, $max:expr;)*) => {
+        /// The type of a record. The numbers are on the wire and never change meaning.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u16)]
+        pub enum RecordType {
+            $($(#[$doc])* $variant = $number,)*
+        }
+
+        impl RecordType {
+            /// Every type, by ascending number.
+            pub const ALL: &'static [RecordType] = &[$(RecordType::$variant,)*];
+
+            /// The type of this number, if this version knows it.
+            pub fn from_number(number: u16) -> Option<RecordType> {
+                match number {
+                    $($number => Some(RecordType::$variant),)*
+                    _ => None,
+                }
+            }
+
+            /// The name that the specification and the error messages use.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(RecordType::$variant => $name,)*
+                }
+            }
+
+            /// Who may send it.
+            pub fn direction(self) -> Direction {
+                match self {
+                    $(RecordType::$variant => Direction::$direction,)*
+                }
+            }
+
+            /// The smallest and the largest payload of this type, in bytes.
+            pub fn payload_limits(self) -> (u32, u32) {
+                match self {
+                    $(RecordType::$variant => ($min, $max),)*
+                }
+            }
+        }
+    };
+}
+
+const PAGE: u32 = PAGE_SIZE as u32;
+const STRETCH: u32 = PAGE * STRETCH_PAGES as u32;
+
+record_types! {
+    /// Opens a connection: versions, features, token, channel.
+    Hello = 1, "HELLO", ToDestination, 42, 106;
+    /// The version and the features that both sides use from here on.
+    HelloReply = 2, "HELLO_REPLY", ToSource, 11, 75;
+    /// Announces one RAM block of the source.
+    Block = 3, "BLOCK", ToDestination, 22, 277;
+    /// Closes the list of blocks.
+    LayoutEnd = 4, "LAYOUT_END", ToDestination, 12, 12;
+    /// The destination has the same blocks.
+    LayoutOk = 5, "LAYOUT_OK", ToSource, 0, 0;
+    /// A run of pages with their bytes.
+    Pages = 6, "PAGES", ToDestination, PAGE, STRETCH;
+    /// A run of pages that are all zero.
+    Zeros = 7, "ZEROS", ToDestination, 0, 0;
+    /// A numbered point in a channel's stream of page runs.
+    Marker = 8, "MARKER", ToDestination, 40, 40;
+    /// Everything before a marker is in guest memory.
+    Ack = 9, "ACK", ToSource, 8, 8;
+    /// One blob of device or vCPU state.
+    State = 10, "STATE", ToDestination, 18, PAYLOAD_MAX;
+    /// Closes the list of state blobs.
+    StateEnd = 11, "STATE_END", ToDestination, 12, 12;
+    /// One configuration blob, before any RAM.
+    Early = 12, "EARLY", ToDestination, 18, PAYLOAD_MAX;
+    /// Closes the list of configuration blobs.
+    EarlyEnd = 13, "EARLY_END", ToDestination, 12, 12;
+    /// The destination has built itself from the configuration.
+    EarlyOk = 14, "EARLY_OK", ToSource, 0, 0;
+    /// Memory is complete and the state is loaded.
+    Ready = 15, "READY", ToSource, 8, 8;
+    /// The guest is the destination's now.
+    Handover = 16, "HANDOVER", ToDestination, 16, 16;
+    /// The guest runs on the destination.
+    Running = 17, "RUNNING", ToSource, 8, 8;
+    /// The sender gives up, and says why.
+    Abort = 18, "ABORT", Either, 6, 1030;
+    /// Nothing but a sign of life.
+    Keepalive = 19, "KEEPALIVE", Either, 0, 0;
+    /// A RAM block was plugged in during the migration.
+    BlockAdded = 20, "BLOCK_ADDED", ToDestination, 22, 277;
+    /// A RAM block was unplugged during the migration.
+    BlockRemoved = 21, "BLOCK_REMOVED", ToDestination, 0, 0;
+}
+
+impl RecordType {
+    /// The number on the wire.
+    pub fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// Whether a receiver that does not know the type may pass over it. Fixed
+    /// for each type, so that a header has one valid form.
+    pub fn is_skippable(self) -> bool {
+        self == RecordType::Keepalive
+    }
+
+    /// Whether this is a run of pages: a header, and raw bytes or nothing.
+    pub fn is_page_run(self) -> bool {
+        matches!(self, RecordType::Pages | RecordType::Zeros)
+    }
+
+    /// Whether this is a blob: a prefix ([`super::Blob`]), then data.
+    pub fn is_blob(self) -> bool {
+        matches!(self, RecordType::State | RecordType::Early)
+    }
+
+    /// Whether the header's block field is in use; elsewhere it is zero.
+    pub fn uses_block(self) -> bool {
+        self.is_page_run()
+            || matches!(
+                self,
+                RecordType::Block | RecordType::BlockAdded | RecordType::BlockRemoved
+            )
+    }
+}

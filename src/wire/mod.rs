@@ -1,0 +1,36 @@
+//! What the two sides say to each other, as bytes.
+//!
+//! Pure: bytes in, bytes out. No socket, clock or thread, and no knowledge of
+//! the order in which records may arrive (that is the state machines' in
+//! `migrate`). `docs/wire.md` is the specification this room implements; a
+//! number in there and a number in here are the same number for ever.
+//!
+//! A receiver reads [`HEADER_LEN`] bytes, calls [`Header::decode`] and then
+//! [`Header::classify`], which refuses a payload that is too large for its
+//! type before a byte of it is read or a buffer for it exists. Then, by type:
+//!
+//! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`]) are a header and
+//!   raw bytes: [`Header::check_run`], then straight into guest memory;
+//! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short
+//!   prefix, [`Blob`], so that the data can be read piecewise;
+//! - everything else is a [`Record`].
+
+mod cursor;
+mod header;
+mod kind;
+mod negotiate;
+mod records;
+#[cfg(test)]
+mod tests;
+
+pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
+pub use kind::{Direction, RecordType, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX};
+pub use negotiate::{
+    check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_ZERO_RUNS, VERSION_MAX,
+    VERSION_MIN,
+};
+pub use records::{
+    Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,
+    Record, Running, Token, BLOBS_MAX, BLOB_PREFIX_MAX, BLOCKS_MAX, BLOCK_FLAG_ROM, CHANNELS_MAX,
+    MARKER_FLAG_FINAL,
+};

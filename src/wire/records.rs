@@ -1,0 +1,793 @@
+//! The payload of every record but page runs: its fields, their order and
+//! their limits.
+//!
+//! What is valid is said once per record (`problem`) and applied both ways:
+//! breaking it when encoding is the caller's fault ([`Kind::Invalid`]), when
+//! decoding the peer's ([`Kind::Protocol`]). `migrate` builds and takes these
+//! apart; the order in which they may come is not known here.
+
+use super::cursor::Reader;
+use super::header::{Header, HEADER_LEN};
+use super::kind::{RecordType, PAYLOAD_MAX};
+use crate::error::{Error, Kind, Result};
+use crate::units::PAGE_SIZE;
+
+/// The session's token: the same on every connection, and again in HANDOVER.
+pub type Token = [u8; 16];
+
+/// The most connections that one session may have.
+pub const CHANNELS_MAX: u16 = 256;
+/// The most RAM blocks that one session may announce (KVM has 32,764 slots).
+pub const BLOCKS_MAX: u32 = 32_768;
+/// The most blobs of state, and of early configuration, in one session.
+pub const BLOBS_MAX: u32 = 65_536;
+/// The longest prefix of a blob, in bytes; the data follows it.
+pub const BLOB_PREFIX_MAX: usize = BLOB_FIXED_LEN + BLOB_NAME_MAX;
+/// Block flag bit 0: the guest cannot write to it; it is sent once.
+pub const BLOCK_FLAG_ROM: u32 = 1;
+/// Marker flag bit 0: no page run follows on this channel.
+pub const MARKER_FLAG_FINAL: u32 = 1;
+
+const SOFTWARE_MAX: usize = 64;
+const BLOCK_NAME_MAX: usize = 255;
+const BLOB_NAME_MAX: usize = 128;
+const REASON_MAX: usize = 1024;
+/// Name length, instance, version, data length.
+const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
+/// No payload of a control record is longer (ABORT is the longest).
+const CONTROL_PAYLOAD_MAX: usize = 1030;
+
+/// What is wrong with a record, or `Ok`.
+type Checked = std::result::Result<(), String>;
+
+/// A payload with a fixed order of fields.
+trait Body: Sized {
+    fn write(&self, out: &mut Vec<u8>);
+    fn read(reader: &mut Reader<'_>) -> Result<Self>;
+    fn problem(&self) -> Checked {
+        Ok(())
+    }
+}
+
+/// Names end up in C strings, logs and file names on both sides.
+fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
+    if !(least..=most).contains(&name.len()) {
+        return Err(format!(
+            "{field}: expected {least} to {most} bytes, found {}",
+            name.len()
+        ));
+    }
+    if let Some(c) = name.chars().find(|c| c.is_control()) {
+        return Err(format!(
+            "{field}: expected no control characters, found {c:?}"
+        ));
+    }
+    Ok(())
+}
+
+fn write_u8_text(text: &str, out: &mut Vec<u8>) {
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<String> {
+    let length = reader.u8(field)?;
+    reader.text(field, usize::from(length), limit)
+}
+
+/// HELLO: opens a connection. Its layout is the same in every version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The oldest version the source speaks; at least 1.
+    pub version_min: u16,
+    /// The newest version the source speaks.
+    pub version_max: u16,
+    /// Features the source can use, as bits.
+    pub features_offered: u64,
+    /// Those of them without which it refuses.
+    pub features_required: u64,
+    /// The session this connection belongs to.
+    pub token: Token,
+    /// Which of the session's connections this is, from 0.
+    pub channel: u16,
+    /// How many connections the session has, 1 to [`CHANNELS_MAX`].
+    pub channels: u16,
+    /// log2 of the source's tracking page.
+    pub page_shift: u8,
+    /// What software it is, for messages only; at most 64 bytes.
+    pub software: String,
+}
+
+impl Body for Hello {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.version_min.to_le_bytes());
+        out.extend_from_slice(&self.version_max.to_le_bytes());
+        out.extend_from_slice(&self.features_offered.to_le_bytes());
+        out.extend_from_slice(&self.features_required.to_le_bytes());
+        out.extend_from_slice(&self.token);
+        out.extend_from_slice(&self.channel.to_le_bytes());
+        out.extend_from_slice(&self.channels.to_le_bytes());
+        out.push(self.page_shift);
+        write_u8_text(&self.software, out);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Hello {
+            version_min: reader.u16("version_min")?,
+            version_max: reader.u16("version_max")?,
+            features_offered: reader.u64("features_offered")?,
+            features_required: reader.u64("features_required")?,
+            token: reader.array("token")?,
+            channel: reader.u16("channel")?,
+            channels: reader.u16("channels")?,
+            page_shift: reader.u8("page_shift")?,
+            software: read_u8_text(reader, "software", SOFTWARE_MAX)?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.version_min == 0 || self.version_min > self.version_max {
+            return Err(format!(
+                "expected a version range that begins at 1 or later, found {} to {}",
+                self.version_min, self.version_max
+            ));
+        }
+        let unoffered = self.features_required & !self.features_offered;
+        if unoffered != 0 {
+            return Err(format!(
+                "expected every required feature to be offered, found {} required only",
+                super::feature_names(unoffered)
+            ));
+        }
+        if self.channels == 0 || self.channels > CHANNELS_MAX || self.channel >= self.channels {
+            return Err(format!(
+                "expected a channel below 1 to {CHANNELS_MAX} channels, found channel {} of {}",
+                self.channel, self.channels
+            ));
+        }
+        check_name("software", &self.software, 0, SOFTWARE_MAX)
+    }
+}
+
+/// HELLO_REPLY: what both sides use on this connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelloReply {
+    /// The version chosen.
+    pub version: u16,
+    /// The features chosen, as bits.
+    pub features: u64,
+    /// What software it is, for messages only; at most 64 bytes.
+    pub software: String,
+}
+
+impl Body for HelloReply {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.version.to_le_bytes());
+        out.extend_from_slice(&self.features.to_le_bytes());
+        write_u8_text(&self.software, out);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(HelloReply {
+            version: reader.u16("version")?,
+            features: reader.u64("features")?,
+            software: read_u8_text(reader, "software", SOFTWARE_MAX)?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.version == 0 {
+            return Err("expected a version of 1 or later, found 0".into());
+        }
+        check_name("software", &self.software, 0, SOFTWARE_MAX)
+    }
+}
+
+/// BLOCK and BLOCK_ADDED: one RAM block of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// What later records call it; travels in the header.
+    pub id: u32,
+    /// Its length in bytes, a multiple of 4096 and not 0.
+    pub length: u64,
+    /// What backs it at the source: a power of two, 4096 or more, in bytes.
+    pub page_size: u64,
+    /// [`BLOCK_FLAG_ROM`] or nothing.
+    pub flags: u32,
+    /// Its name, at most 255 bytes.
+    pub name: String,
+}
+
+impl Body for Block {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.length.to_le_bytes());
+        out.extend_from_slice(&self.page_size.to_le_bytes());
+        out.extend_from_slice(&self.flags.to_le_bytes());
+        out.extend_from_slice(&(self.name.len() as u16).to_le_bytes());
+        out.extend_from_slice(self.name.as_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Block {
+            id: 0,
+            length: reader.u64("length")?,
+            page_size: reader.u64("page_size")?,
+            flags: reader.u32("flags")?,
+            name: {
+                let length = reader.u16("name")?;
+                reader.text("name", usize::from(length), BLOCK_NAME_MAX)?
+            },
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        check_name("name", &self.name, 0, BLOCK_NAME_MAX)?;
+        // Above i64::MAX no address space could hold it, and offsets in files
+        // and sums of lengths would overflow further on.
+        if self.length == 0
+            || !self.length.is_multiple_of(PAGE_SIZE)
+            || self.length > i64::MAX as u64
+        {
+            return Err(format!(
+                "block {} \"{}\": expected a length in whole pages of {PAGE_SIZE} bytes, found {}",
+                self.id, self.name, self.length
+            ));
+        }
+        if !self.page_size.is_power_of_two() || self.page_size < PAGE_SIZE {
+            return Err(format!(
+                "block {} \"{}\": expected a page size that is a power of two from {PAGE_SIZE}, found {}",
+                self.id, self.name, self.page_size
+            ));
+        }
+        if self.flags & !BLOCK_FLAG_ROM != 0 {
+            return Err(format!(
+                "block {} \"{}\": expected no flags but {BLOCK_FLAG_ROM:#x} (ROM), found {:#x}",
+                self.id, self.name, self.flags
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// LAYOUT_END: what the blocks before it add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayoutEnd {
+    /// BLOCK records sent, at most [`BLOCKS_MAX`].
+    pub blocks: u32,
+    /// The sum of their lengths in bytes.
+    pub bytes: u64,
+}
+
+impl Body for LayoutEnd {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.blocks.to_le_bytes());
+        out.extend_from_slice(&self.bytes.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(LayoutEnd {
+            blocks: reader.u32("blocks")?,
+            bytes: reader.u64("bytes")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.blocks > BLOCKS_MAX {
+            return Err(format!(
+                "expected at most {BLOCKS_MAX} blocks, found {}",
+                self.blocks
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// MARKER: a point in a channel's stream, with what was sent up to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marker {
+    /// 1, 2, 3 and so on, counted on each channel by itself.
+    pub number: u64,
+    /// The pass that the source is in.
+    pub pass: u32,
+    /// [`MARKER_FLAG_FINAL`] or nothing.
+    pub flags: u32,
+    /// PAGES and ZEROS records sent on this channel since it was opened.
+    pub records: u64,
+    /// Pages sent in PAGES records on this channel since it was opened.
+    pub data_pages: u64,
+    /// Pages sent in ZEROS records on this channel since it was opened.
+    pub zero_pages: u64,
+}
+
+impl Marker {
+    /// Whether no page run follows on this channel.
+    pub fn is_final(&self) -> bool {
+        self.flags & MARKER_FLAG_FINAL != 0
+    }
+}
+
+impl Body for Marker {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&self.pass.to_le_bytes());
+        out.extend_from_slice(&self.flags.to_le_bytes());
+        out.extend_from_slice(&self.records.to_le_bytes());
+        out.extend_from_slice(&self.data_pages.to_le_bytes());
+        out.extend_from_slice(&self.zero_pages.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Marker {
+            number: reader.u64("number")?,
+            pass: reader.u32("pass")?,
+            flags: reader.u32("flags")?,
+            records: reader.u64("records")?,
+            data_pages: reader.u64("data_pages")?,
+            zero_pages: reader.u64("zero_pages")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.number == 0 {
+            return Err("expected markers to be numbered from 1, found 0".into());
+        }
+        if self.flags & !MARKER_FLAG_FINAL != 0 {
+            return Err(format!(
+                "expected no flags but {MARKER_FLAG_FINAL:#x} (final), found {:#x}",
+                self.flags
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// ACK: everything before a marker has been written to guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack {
+    /// The marker's number on this channel.
+    pub number: u64,
+}
+
+impl Body for Ack {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.number.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Ack {
+            number: reader.u64("number")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.number == 0 {
+            return Err("expected markers to be numbered from 1, found 0".into());
+        }
+        Ok(())
+    }
+}
+
+/// STATE_END and EARLY_END: what the blobs before it add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobEnd {
+    /// Blobs sent, at most [`BLOBS_MAX`].
+    pub count: u32,
+    /// The sum of their data in bytes, prefixes not counted.
+    pub bytes: u64,
+}
+
+impl Body for BlobEnd {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.count.to_le_bytes());
+        out.extend_from_slice(&self.bytes.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(BlobEnd {
+            count: reader.u32("count")?,
+            bytes: reader.u64("bytes")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        if self.count > BLOBS_MAX {
+            return Err(format!(
+                "expected at most {BLOBS_MAX} blobs, found {}",
+                self.count
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// READY: the destination could run the guest now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// How long loading the state took, in microseconds.
+    pub load_micros: u64,
+}
+
+impl Body for Ready {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.load_micros.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Ready {
+            load_micros: reader.u64("load_micros")?,
+        })
+    }
+}
+
+/// HANDOVER: the guest is the destination's from here on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handover {
+    /// The session's token once more.
+    pub token: Token,
+}
+
+impl Body for Handover {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.token);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Handover {
+            token: reader.array("token")?,
+        })
+    }
+}
+
+/// RUNNING: the guest runs on the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// How long starting it took, in microseconds.
+    pub run_micros: u64,
+}
+
+impl Body for Running {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.run_micros.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Running {
+            run_micros: reader.u64("run_micros")?,
+        })
+    }
+}
+
+/// ABORT: the sender gives up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abort {
+    /// A `BRANT_E_*` code.
+    pub code: i32,
+    /// Why, for people. Beyond 1024 bytes it is cut when encoded, between two
+    /// characters. Free text: whoever shows it has to mind control characters.
+    pub reason: String,
+}
+
+impl Body for Abort {
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut length = self.reason.len().min(REASON_MAX);
+        while !self.reason.is_char_boundary(length) {
+            length -= 1;
+        }
+        out.extend_from_slice(&self.code.to_le_bytes());
+        out.extend_from_slice(&(length as u16).to_le_bytes());
+        out.extend_from_slice(&self.reason.as_bytes()[..length]);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(Abort {
+            code: reader.i32("code")?,
+            reason: {
+                let length = reader.u16("reason")?;
+                reader.text("reason", usize::from(length), REASON_MAX)?
+            },
+        })
+    }
+}
+
+/// A control record: everything but page runs and blobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// HELLO.
+    Hello(Hello),
+    /// HELLO_REPLY.
+    HelloReply(HelloReply),
+    /// BLOCK.
+    Block(Block),
+    /// LAYOUT_END.
+    LayoutEnd(LayoutEnd),
+    /// LAYOUT_OK.
+    LayoutOk,
+    /// MARKER.
+    Marker(Marker),
+    /// ACK.
+    Ack(Ack),
+    /// STATE_END.
+    StateEnd(BlobEnd),
+    /// EARLY_END.
+    EarlyEnd(BlobEnd),
+    /// EARLY_OK.
+    EarlyOk,
+    /// READY.
+    Ready(Ready),
+    /// HANDOVER.
+    Handover(Handover),
+    /// RUNNING.
+    Running(Running),
+    /// ABORT.
+    Abort(Abort),
+    /// KEEPALIVE.
+    Keepalive,
+    /// BLOCK_ADDED.
+    BlockAdded(Block),
+    /// BLOCK_REMOVED.
+    BlockRemoved {
+        /// The block's id; travels in the header.
+        id: u32,
+    },
+}
+
+impl Record {
+    /// Its type.
+    pub fn record_type(&self) -> RecordType {
+        match self {
+            Record::Hello(_) => RecordType::Hello,
+            Record::HelloReply(_) => RecordType::HelloReply,
+            Record::Block(_) => RecordType::Block,
+            Record::LayoutEnd(_) => RecordType::LayoutEnd,
+            Record::LayoutOk => RecordType::LayoutOk,
+            Record::Marker(_) => RecordType::Marker,
+            Record::Ack(_) => RecordType::Ack,
+            Record::StateEnd(_) => RecordType::StateEnd,
+            Record::EarlyEnd(_) => RecordType::EarlyEnd,
+            Record::EarlyOk => RecordType::EarlyOk,
+            Record::Ready(_) => RecordType::Ready,
+            Record::Handover(_) => RecordType::Handover,
+            Record::Running(_) => RecordType::Running,
+            Record::Abort(_) => RecordType::Abort,
+            Record::Keepalive => RecordType::Keepalive,
+            Record::BlockAdded(_) => RecordType::BlockAdded,
+            Record::BlockRemoved { .. } => RecordType::BlockRemoved,
+        }
+    }
+
+    /// Appends the record, header and payload, to `out`. On an error `out` is
+    /// as it was.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a field outside its limits; [`Kind::NoMemory`].
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Record::Hello(body) => self.put(body, 0, out),
+            Record::HelloReply(body) => self.put(body, 0, out),
+            Record::Block(body) | Record::BlockAdded(body) => self.put(body, body.id, out),
+            Record::LayoutEnd(body) => self.put(body, 0, out),
+            Record::Marker(body) => self.put(body, 0, out),
+            Record::Ack(body) => self.put(body, 0, out),
+            Record::StateEnd(body) | Record::EarlyEnd(body) => self.put(body, 0, out),
+            Record::Ready(body) => self.put(body, 0, out),
+            Record::Handover(body) => self.put(body, 0, out),
+            Record::Running(body) => self.put(body, 0, out),
+            Record::Abort(body) => self.put(body, 0, out),
+            Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| 0),
+            Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
+                append(out, self.record_type(), 0, |_| 0)
+            }
+        }
+    }
+
+    fn put<B: Body>(&self, body: &B, block: u32, out: &mut Vec<u8>) -> Result<()> {
+        let kind = self.record_type();
+        body.problem().map_err(|what| invalid(kind, what))?;
+        append(out, kind, block, |out| {
+            body.write(out);
+            0
+        })
+    }
+
+    /// Takes a control record apart. `payload` is all of `header.payload`
+    /// bytes. Allocates no more than `payload` is long.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] for a header or payload that is not exactly what its
+    /// type prescribes, and for page runs, blobs and types unknown here, which
+    /// are no control records; [`Kind::NoMemory`].
+    pub fn decode(header: &Header, payload: &[u8]) -> Result<Record> {
+        let Some(kind) = header.classify()? else {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!("expected a control record, found type {}", header.kind),
+            ));
+        };
+        if payload.len() != header.payload as usize {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "{}: expected the {} bytes its header announces, found {}",
+                    kind.name(),
+                    header.payload,
+                    payload.len()
+                ),
+            ));
+        }
+        let block = |payload| {
+            read::<Block>(kind, payload).map(|block| Block {
+                id: header.block,
+                ..block
+            })
+        };
+        Ok(match kind {
+            RecordType::Hello => Record::Hello(read(kind, payload)?),
+            RecordType::HelloReply => Record::HelloReply(read(kind, payload)?),
+            RecordType::Block => Record::Block(block(payload)?),
+            RecordType::LayoutEnd => Record::LayoutEnd(read(kind, payload)?),
+            RecordType::LayoutOk => Record::LayoutOk,
+            RecordType::Marker => Record::Marker(read(kind, payload)?),
+            RecordType::Ack => Record::Ack(read(kind, payload)?),
+            RecordType::StateEnd => Record::StateEnd(read(kind, payload)?),
+            RecordType::EarlyEnd => Record::EarlyEnd(read(kind, payload)?),
+            RecordType::EarlyOk => Record::EarlyOk,
+            RecordType::Ready => Record::Ready(read(kind, payload)?),
+            RecordType::Handover => Record::Handover(read(kind, payload)?),
+            RecordType::Running => Record::Running(read(kind, payload)?),
+            RecordType::Abort => Record::Abort(read(kind, payload)?),
+            RecordType::Keepalive => Record::Keepalive,
+            RecordType::BlockAdded => Record::BlockAdded(block(payload)?),
+            RecordType::BlockRemoved => Record::BlockRemoved { id: header.block },
+            RecordType::Pages | RecordType::Zeros | RecordType::State | RecordType::Early => {
+                return Err(Error::new(
+                    Kind::Protocol,
+                    format!("expected a control record, found {}", kind.name()),
+                ))
+            }
+        })
+    }
+}
+
+/// The prefix of a STATE or EARLY record; `length` bytes of data follow it in
+/// the same payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// What it is the state of, 1 to 128 bytes.
+    pub name: String,
+    /// Which of several of that name.
+    pub instance: u32,
+    /// The version of the data's own format, for the VMM.
+    pub version: u32,
+    /// Bytes of data.
+    pub length: u64,
+}
+
+impl Blob {
+    /// Bytes that the prefix takes.
+    pub fn prefix_len(&self) -> usize {
+        BLOB_FIXED_LEN + self.name.len()
+    }
+
+    /// Bytes that a prefix takes whose first byte is `first`: what a receiver
+    /// that reads piecewise has to read before [`Blob::decode`].
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] for a name outside 1 to 128 bytes.
+    pub fn prefix_len_from(first: u8) -> Result<usize> {
+        let name = usize::from(first);
+        if !(1..=BLOB_NAME_MAX).contains(&name) {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!("blob name: expected 1 to {BLOB_NAME_MAX} bytes, found {name}"),
+            ));
+        }
+        Ok(BLOB_FIXED_LEN + name)
+    }
+
+    /// Appends header and prefix to `out`; the caller sends `length` bytes of
+    /// data right after them. `kind` is [`RecordType::State`] or
+    /// [`RecordType::Early`]. On an error `out` is as it was.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for another type, for a name outside its limits, and
+    /// for data that with the prefix exceeds [`PAYLOAD_MAX`];
+    /// [`Kind::NoMemory`].
+    pub fn encode(&self, kind: RecordType, out: &mut Vec<u8>) -> Result<()> {
+        if !kind.is_blob() {
+            return Err(invalid(kind, "expected STATE or EARLY".into()));
+        }
+        check_name("name", &self.name, 1, BLOB_NAME_MAX).map_err(|what| invalid(kind, what))?;
+        let most = u64::from(PAYLOAD_MAX) - self.prefix_len() as u64;
+        if self.length > most {
+            return Err(invalid(
+                kind,
+                format!(
+                    "\"{}\": expected at most {most} bytes of data, found {}",
+                    self.name, self.length
+                ),
+            ));
+        }
+        append(out, kind, 0, |out| {
+            write_u8_text(&self.name, out);
+            out.extend_from_slice(&self.instance.to_le_bytes());
+            out.extend_from_slice(&self.version.to_le_bytes());
+            out.extend_from_slice(&self.length.to_le_bytes());
+            // At most PAYLOAD_MAX, checked above.
+            self.length as u32
+        })
+    }
+
+    /// Reads the prefix at the front of `bytes`, which is the payload or as
+    /// much of it as is there, at least the prefix. Returns it with the number
+    /// of bytes it took: the data begins there. Its length is then known to be
+    /// exactly the rest of the payload.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] for a record that is no blob, a prefix that is cut
+    /// short, a name outside its limits, or a length that is not what the
+    /// header leaves room for; [`Kind::NoMemory`].
+    pub fn decode(header: &Header, bytes: &[u8]) -> Result<(Blob, usize)> {
+        let kind = match header.classify()? {
+            Some(kind) if kind.is_blob() => kind,
+            _ => {
+                return Err(Error::new(
+                    Kind::Protocol,
+                    format!("expected STATE or EARLY, found type {}", header.kind),
+                ))
+            }
+        };
+        let payload = header.payload as usize;
+        let mut reader = Reader::new(kind.name(), &bytes[..bytes.len().min(payload)]);
+        let blob = Blob {
+            name: read_u8_text(&mut reader, "name", BLOB_NAME_MAX)?,
+            instance: reader.u32("instance")?,
+            version: reader.u32("version")?,
+            length: reader.u64("length")?,
+        };
+        check_name("name", &blob.name, 1, BLOB_NAME_MAX).map_err(|what| reader.refuse(what))?;
+        let prefix = reader.position();
+        // The reader stopped inside the payload, so this does not underflow.
+        let left = (payload - prefix) as u64;
+        if blob.length != left {
+            return Err(reader.refuse(format_args!(
+                "\"{}\": expected {left} bytes of data, which is what the header leaves room for, found {}",
+                blob.name, blob.length
+            )));
+        }
+        Ok((blob, prefix))
+    }
+}
+
+fn invalid(kind: RecordType, what: String) -> Error {
+    Error::new(Kind::Invalid, format!("{}: {what}", kind.name()))
+}
+
+fn read<B: Body>(kind: RecordType, payload: &[u8]) -> Result<B> {
+    let mut reader = Reader::new(kind.name(), payload);
+    let body = B::read(&mut reader)?;
+    body.problem().map_err(|what| reader.refuse(what))?;
+    reader.finish()?;
+    Ok(body)
+}
+
+/// Appends a header and what `write` writes. `write` returns how many bytes of
+/// payload the caller adds later.
+fn append(
+    out: &mut Vec<u8>,
+    kind: RecordType,
+    block: u32,
+    write: impl FnOnce(&mut Vec<u8>) -> u32,
+) -> Result<()> {
+    // Everything that is written here is known to be shorter than this, so
+    // that nothing below allocates.
+    let room = HEADER_LEN + CONTROL_PAYLOAD_MAX;
+    out.try_reserve(room)
+        .map_err(|_| Error::no_memory(kind.name(), room as u64))?;
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    let later = write(out);
+    let written = (out.len() - start - HEADER_LEN) as u32;
+    let header = Header::control(kind, block, written + later);
+    out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+    Ok(())
+}
