@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod bits;
+pub mod capi;
 pub mod channel;
 pub mod dirty;
 pub mod error;

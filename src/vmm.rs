@@ -91,7 +91,10 @@ pub trait Vmm: Send + Sync {
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
         Err(Error::new(
             Kind::Vmm,
-            format!("this VMM has no `load` operation and the source sent state `{}`", blob.name),
+            format!(
+                "this VMM has no `load` operation and the source sent state `{}`",
+                blob.name
+            ),
         ))
     }
 

@@ -2,12 +2,14 @@
  * The KVM backend: VM, memory slots, vCPUs, the run loop, and the saving and loading of vCPU state. x86-64, no
  * in-kernel interrupt controller, no interrupts at all: the guest computes and asks (guest.c).
  *
- * The guest starts in 64-bit mode at privilege level 3 and never executes an instruction at level 0, nor in
- * any earlier mode: KVM_SET_SREGS puts the vCPU there, on page tables that are ready in guest memory. All segment
- * state is what the processor itself would hold there, since VMX checks it at every entry (Intel SDM vol. 3, "Checks
- * on Guest Segment Registers"): accessed code and data segments of level 3, a busy 64-bit TSS in TR, no LDT. The
- * two ports are open to level 3 by the TSS's I/O bitmap and not by IOPL 3: a KVM that runs level 3 natively under a
- * hypervisor of its own (KVM-PVM) loses IOPL at the first entry. There is no IDT: any exception is a triple fault, which KVM reports as KVM_EXIT_SHUTDOWN.
+ * The guest starts in 64-bit mode at privilege level 3 and never executes an instruction at level 0, nor in any earlier
+ * mode: KVM_SET_SREGS puts the vCPU there, on page tables that are ready in guest memory. All segment state is what the
+ * processor itself would hold there, since VMX checks it at every entry (Intel SDM vol. 3, "Checks on Guest Segment
+ * Registers"): accessed code and data segments of level 3, a busy 64-bit TSS in TR, no LDT. The two ports are open to
+ * level 3 twice over. IOPL 3 is enough for a processor, but a KVM that has no hardware of its own and runs level 3
+ * natively (KVM-PVM) loses IOPL at the first entry, and goes by the TSS's I/O bitmap; QEMU's emulated SVM refuses a
+ * bitmap in a busy TSS, and goes by IOPL. There is no IDT: any exception is a triple fault, which KVM reports as
+ * KVM_EXIT_SHUTDOWN.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -218,7 +220,7 @@ static int reset_vcpu(struct mv_vcpu *v)
 	struct kvm_sregs s;
 	struct kvm_regs r = {
 		.rip = GV_CODE_GPA,
-		.rflags = 2,
+		.rflags = 0x3002, /* IOPL 3 */
 		.rdi = mvi_mailbox_gpa(v->index),
 		/* As after a call: 8 off a multiple of 16. */
 		.rsp = mvi_mailbox_gpa(v->index) + GV_VCPU_PAGES * GV_PAGE - 8,

@@ -90,14 +90,16 @@ impl Reported {
         }
         let first = offset.0 / PAGE_SIZE;
         let last = offset.0.saturating_add(length - 1) / PAGE_SIZE;
-        let known = self.table.with(|table| match table.blocks.get(block.index()) {
-            Some(Some(shared)) => {
-                // `mark` cuts at the block's end.
-                shared.mark(first as usize, (last - first + 1) as usize);
-                true
-            }
-            _ => false,
-        });
+        let known = self
+            .table
+            .with(|table| match table.blocks.get(block.index()) {
+                Some(Some(shared)) => {
+                    // `mark` cuts at the block's end.
+                    shared.mark(first as usize, (last - first + 1) as usize);
+                    true
+                }
+                _ => false,
+            });
         if !known {
             self.strays.fetch_add(1, Ordering::Relaxed);
         }

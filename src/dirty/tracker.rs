@@ -131,7 +131,7 @@ struct BlockState {
 struct Inner {
     clearing: Clearing,
     logs: Vec<Box<dyn DirtyLog>>,
-    /// The map that the logs know. Follows the memory's while started.
+    /// The map that the logs know: the memory's, with the changes announced to us.
     map: Arc<Map>,
     /// By block id.
     blocks: Vec<Option<BlockState>>,
@@ -146,6 +146,7 @@ pub struct Tracker {
     memory: Arc<Memory>,
     reported: Arc<Reported>,
     leased: AtomicBool,
+    warning: Option<String>,
     inner: Mutex<Inner>,
 }
 
@@ -181,17 +182,19 @@ impl std::ops::Deref for Lease {
 }
 
 impl Tracker {
-    /// A tracker of `memory` that knows the VMM's own marks; add the other logs next.
+    /// A tracker of `memory` that knows the VMM's own marks; add the other logs next. A chunk
+    /// shift out of range is clamped, and [`Tracker::warning`] says so.
     pub fn new(memory: Arc<Memory>, clearing: Clearing) -> Result<Arc<Self>> {
-        if let Clearing::Chunked { shift } = clearing {
-            let (_, clamped) = crate::bits::chunks::clamp_shift(shift);
-            if clamped {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    format!("chunk shift {shift} is outside 6 to 31"),
-                ));
+        let (clearing, warning) = match clearing {
+            Clearing::Chunked { shift } => {
+                let (clamped, changed) = crate::bits::chunks::clamp_shift(shift);
+                let warning = changed.then(|| {
+                    format!("chunk shift {shift} is outside 6 to 31; {clamped} is used instead")
+                });
+                (Clearing::Chunked { shift: clamped }, warning)
             }
-        }
+            Clearing::AtSync => (clearing, None),
+        };
         let reported = Arc::new(Reported::new(Arc::clone(&memory)));
         let tracker = Arc::new(Tracker {
             inner: Mutex::new(Inner {
@@ -205,13 +208,20 @@ impl Tracker {
             }),
             reported,
             leased: AtomicBool::new(false),
+            warning,
             memory: Arc::clone(&memory),
         });
         let observer: Weak<dyn MapObserver> = {
             let weak: Weak<Tracker> = Arc::downgrade(&tracker);
             weak
         };
-        memory.observe(observer);
+        let now = memory.observe(observer);
+        let mut inner = tracker.lock();
+        // We may have been told of a later one in the meantime.
+        if inner.map.generation() < now.generation() {
+            inner.map = now;
+        }
+        drop(inner);
         Ok(tracker)
     }
 
@@ -222,6 +232,11 @@ impl Tracker {
     /// The memory it tracks.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
+    }
+
+    /// What was changed of what was asked for.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// How protection is restored.
@@ -312,7 +327,8 @@ impl Lease {
         if inner.started {
             return Err(Error::new(Kind::State, "tracking is started already"));
         }
-        inner.map = self.memory.map();
+        // Not the memory's current map: a change that we were told of already may not have
+        // taken effect there yet, and nobody would tell us again.
         let map = Arc::clone(&inner.map);
         inner.blocks.clear();
         inner.stats = TrackerStats::default();
@@ -411,6 +427,7 @@ impl Lease {
         runs.clear();
         let mut guard = self.lock();
         let inner = &mut *guard;
+        let begun = *cursor;
         let mut left = max_pages.0;
         while runs.len() < max_runs && left > 0 {
             match inner.take_one(cursor, left) {
@@ -423,6 +440,7 @@ impl Lease {
                     for run in runs.drain(..) {
                         inner.put_back(run.block.id(), run.first, run.count);
                     }
+                    *cursor = begun;
                     return Err(e);
                 }
             }
@@ -448,7 +466,7 @@ impl Inner {
             self.blocks
                 .iter()
                 .flatten()
-                .map(|b| b.pending.count() as u64)
+                .map(|b| b.pending.count())
                 .sum(),
         )
     }
@@ -585,7 +603,9 @@ impl Inner {
             };
             let first = found.start as u64;
             let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let end = (found.end as u64).min(stretch_end).min(first + max_pages);
+            let end = (found.end as u64)
+                .min(stretch_end)
+                .min(first.saturating_add(max_pages));
             // Rule: protection comes back before anybody looks at the page, be it only to
             // decide that it need not be read. (GET, the page is a hole, the guest writes
             // it, CLEAR with the old copy: bit and page are both gone.)
@@ -593,7 +613,9 @@ impl Inner {
             let Some(state) = &mut self.blocks[i] else {
                 return Ok(None);
             };
-            state.pending.clear_range(first as usize, (end - first) as usize);
+            state
+                .pending
+                .clear_range(first as usize, (end - first) as usize);
             cursor.page = end;
             return Ok(Some(Run {
                 block: BlockPin::new(&state.pin_source),
@@ -650,6 +672,61 @@ impl Inner {
         Ok(())
     }
 
+    /// Makes room for the blocks that are not in `old` and has all logs follow a change;
+    /// if one refuses, those before it are led back.
+    fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
+        for block in new.blocks().iter().filter(|b| old.block(b.id()).is_none()) {
+            self.make_block(block)?;
+        }
+        let Inner { logs, blocks, .. } = self;
+        for i in 0..logs.len() {
+            let mut sink = PendingSink {
+                map: old,
+                blocks,
+                arms: logs[i].rearms(),
+                found: 0,
+            };
+            let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
+                continue;
+            };
+            for log in &mut logs[..i] {
+                let mut sink = PendingSink {
+                    map: new,
+                    blocks,
+                    arms: log.rearms(),
+                    found: 0,
+                };
+                // The first error is the one to tell.
+                let _ = log.map_changes(new, old, &mut sink);
+            }
+            return Err(e.context(format_args!(
+                "{}: following a change of the memory map",
+                logs[i].name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes everything pending that is in `new` and not in `old`.
+    fn mark_fresh(&mut self, old: &Map, new: &Map) {
+        let slots = new.slots().iter().filter(|s| !old.slots().contains(s));
+        let blocks = new
+            .blocks()
+            .iter()
+            .filter(|b| old.block(b.id()).is_none());
+        let ranges = slots
+            .map(|s| (s.block, s.first, s.pages))
+            .chain(blocks.map(|b| (b.id(), Pages(0), b.pages())));
+        for (block, first, pages) in ranges {
+            if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
+                state.pending.set_range(first.index(), pages.index());
+                if let Some(chunks) = &mut state.chunks {
+                    chunks.arm_range(first.index(), pages.index());
+                }
+            }
+        }
+    }
+
     fn forget_blocks_not_in(&mut self, map: &Map) {
         for (i, state) in self.blocks.iter_mut().enumerate() {
             if state.is_some() && map.block(BlockId(i as u32)).is_none() {
@@ -661,7 +738,7 @@ impl Inner {
     fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
         match self.blocks.get_mut(block.index()) {
             Some(Some(state)) => {
-                Pages(state.pending.set_range(first.index(), count.index()) as u64)
+                Pages(state.pending.set_range(first.index(), count.index()))
             }
             _ => Pages(0),
         }
@@ -769,24 +846,26 @@ impl Sink for PendingSink<'_> {
                 }
             }
             let skip = piece.skipped as usize;
-            if skip % 64 == 0 {
+            if skip.is_multiple_of(64) {
                 state.pending.merge_words(
                     piece.first as usize,
                     &words[skip / 64..],
                     piece.pages as usize,
-                ) as u64
+                )
             } else {
                 // The piece begins inside a word of the log: its head is shifted down by
                 // hand, the rest goes word by word.
                 let head = (64 - skip % 64).min(piece.pages as usize);
                 let first = words[skip / 64] >> (skip % 64);
-                let mut new = state.pending.merge_words(piece.first as usize, &[first], head) as u64;
+                let mut new = state
+                    .pending
+                    .merge_words(piece.first as usize, &[first], head);
                 if head < piece.pages as usize {
                     new += state.pending.merge_words(
                         piece.first as usize + head,
                         &words[skip / 64 + 1..],
                         piece.pages as usize - head,
-                    ) as u64;
+                    );
                 }
                 new
             }
@@ -804,9 +883,9 @@ impl Sink for PendingSink<'_> {
                     block,
                     page: Pages(base.0.saturating_add(page)),
                 },
-                Origin::Guest(base) => Origin::Guest(GuestAddress(
-                    base.0.saturating_add(Pages(page).bytes().0),
-                )),
+                Origin::Guest(base) => {
+                    Origin::Guest(GuestAddress(base.0.saturating_add(Pages(page).bytes().0)))
+                }
                 Origin::Iova(base) => Origin::Iova(base.saturating_add(Pages(page).bytes().0)),
             };
             self.bitmap(at, &[1], Pages(1));
@@ -819,7 +898,11 @@ impl Sink for PendingSink<'_> {
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
     ) -> Result<()> {
         if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
-            self.found += merge(&mut state.pending)?;
+            // Counted here, because an error can come after part of it was merged.
+            let before = state.pending.count();
+            let merged = merge(&mut state.pending);
+            self.found += state.pending.count() - before;
+            merged?;
         }
         Ok(())
     }
@@ -834,58 +917,35 @@ impl Sink for PendingSink<'_> {
             }
             state
                 .pending
-                .set_range(piece.first as usize, piece.pages as usize) as u64
+                .set_range(piece.first as usize, piece.pages as usize)
         });
     }
 }
 
 impl MapObserver for Tracker {
-    fn map_changes(&self, old: &Map, new: &Arc<Map>) -> Result<()> {
+    fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
         let mut guard = self.lock();
         let inner = &mut *guard;
         if !inner.started {
             // Pages can be pending after tracking was stopped; not those of a block that goes.
             inner.forget_blocks_not_in(new);
+            inner.map = Arc::clone(new);
             return Ok(());
         }
-        let kept: Vec<BlockId> = old.blocks().iter().map(|b| b.id()).collect();
-        for block in new.blocks().iter().filter(|b| !kept.contains(&b.id())) {
-            inner.make_block(block)?;
-        }
-        {
-            let Inner { logs, blocks, .. } = &mut *inner;
-            for log in logs {
-                let mut sink = PendingSink {
-                    map: old,
-                    blocks,
-                    arms: log.rearms(),
-                    found: 0,
-                };
-                log.map_changes(old, new, &mut sink)
-                    .map_err(|e| e.context(format_args!("{}: following a change of the memory map", log.name())))?;
-            }
+        if let Err(e) = inner.follow(old, new) {
+            // What a log that was led back knew of them, it may have forgotten.
+            inner.mark_fresh(new, old);
+            inner.forget_blocks_not_in(old);
+            return Err(e);
         }
         // What a new slot's pages hold was written before anybody logged it.
-        let fresh: Vec<&Slot> = new
-            .slots()
-            .iter()
-            .filter(|s| !old.slots().contains(s))
-            .collect();
-        let fresh_blocks = new.blocks().iter().filter(|b| !kept.contains(&b.id()));
-        let ranges = fresh
-            .iter()
-            .map(|s| (s.block, s.first, s.pages))
-            .chain(fresh_blocks.map(|b| (b.id(), Pages(0), b.pages())));
-        for (block, first, pages) in ranges {
-            if let Some(Some(state)) = inner.blocks.get_mut(block.index()) {
-                state.pending.set_range(first.index(), pages.index());
-                if let Some(chunks) = &mut state.chunks {
-                    chunks.arm_range(first.index(), pages.index());
-                }
-            }
-        }
+        inner.mark_fresh(old, new);
         inner.forget_blocks_not_in(new);
         inner.map = Arc::clone(new);
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "tracker_tests.rs"]
+mod tests;

@@ -132,7 +132,8 @@ impl Block {
             file,
             flags,
         } = description;
-        let invalid = |what: String| Err(Error::new(Kind::Invalid, format!("block `{name}`: {what}")));
+        let invalid =
+            |what: String| Err(Error::new(Kind::Invalid, format!("block `{name}`: {what}")));
         if name.is_empty() || name.len() > NAME_MAX {
             return invalid(format!(
                 "a name has 1 to {NAME_MAX} bytes, this one has {}",
@@ -156,7 +157,7 @@ impl Block {
                 length.pages_down()
             ));
         }
-        if host.is_null() || host as u64 % PAGE_SIZE != 0 {
+        if host.is_null() || !(host as u64).is_multiple_of(PAGE_SIZE) {
             return invalid(format!(
                 "the host address is page-aligned and not NULL; found {host:p}"
             ));

@@ -66,10 +66,10 @@ impl HostView {
                     if data >= end {
                         break;
                     }
-                    let hole = mem::seek_hole(file.fd.as_fd(), data)?.unwrap_or(end).min(end);
-                    touched(
-                        Bytes(data - base).pages_down()..Bytes(hole - base).pages_up(),
-                    );
+                    let hole = mem::seek_hole(file.fd.as_fd(), data)?
+                        .unwrap_or(end)
+                        .min(end);
+                    touched(Bytes(data - base).pages_down()..Bytes(hole - base).pages_up());
                     at = hole;
                 }
                 Ok(())
@@ -109,7 +109,8 @@ fn scan_private(
             // The shared zero page was put there by a read; nobody has written.
             if region.categories & PFNZERO == 0 {
                 touched(
-                    Pages((region.start - base) / PAGE_SIZE)..Pages((region.end - base) / PAGE_SIZE),
+                    Pages((region.start - base) / PAGE_SIZE)
+                        ..Pages((region.end - base) / PAGE_SIZE),
                 );
             }
         }

@@ -5,7 +5,7 @@
 //! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
 //! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
 
-use super::block::{Block, BlockDescription, BlockFlags, BlockId, BackingFile, BLOCKS_MAX};
+use super::block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BLOCKS_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
@@ -79,6 +79,8 @@ pub struct Map {
     slots: Vec<Slot>,
     /// Indexes into `slots`, by guest address.
     by_guest: Vec<usize>,
+    /// Indexes into `slots`, by slot number.
+    by_number: Vec<usize>,
     /// Bytes of the longest slot: how far below an address a slot that holds it can begin.
     longest: u64,
 }
@@ -122,7 +124,14 @@ impl Map {
     }
     /// The slot with that KVM number.
     pub fn slot(&self, slot: u32) -> Option<&Slot> {
-        self.slots.iter().find(|s| s.slot == slot && slot != NO_SLOT)
+        if slot == NO_SLOT {
+            return None;
+        }
+        // A search, because a sync asks for each slot, and a ring for each page.
+        let found = self
+            .by_number
+            .binary_search_by_key(&slot, |&i| self.slots[i].slot);
+        found.ok().map(|at| &self.slots[self.by_number[at]])
     }
     /// All bytes of all blocks.
     pub fn total(&self) -> Bytes {
@@ -164,8 +173,15 @@ impl Map {
     fn index_slots(&mut self) {
         let mut order: Vec<usize> = (0..self.slots.len()).collect();
         order.sort_by_key(|&i| self.slots[i].guest_address.0);
+        self.by_number = order.clone();
+        self.by_number.sort_by_key(|&i| self.slots[i].slot);
         self.by_guest = order;
-        self.longest = self.slots.iter().map(|s| s.pages.bytes().0).max().unwrap_or(0);
+        self.longest = self
+            .slots
+            .iter()
+            .map(|s| s.pages.bytes().0)
+            .max()
+            .unwrap_or(0);
         self.generation += 1;
     }
 }
@@ -173,8 +189,9 @@ impl Map {
 /// Somebody who must know of a change before it happens: a tracker.
 pub trait MapObserver: Send + Sync {
     /// The map is about to change from `old` to `new`. What the old one's slots logged
-    /// is still there to be read. An error refuses the change.
-    fn map_changes(&self, old: &Map, new: &Arc<Map>) -> Result<()>;
+    /// is still there to be read. An error refuses the change; observers that had agreed
+    /// to it before are then told of the change back.
+    fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()>;
 }
 
 /// The memory of a guest: the current [`Map`], and how it changes.
@@ -223,11 +240,13 @@ impl Memory {
         self.current.with(look)
     }
 
-    /// Tells `observer` of every change from now on, until it is dropped.
-    pub fn observe(&self, observer: Weak<dyn MapObserver>) {
+    /// Tells `observer` of every change to the returned map from now on, until it is dropped.
+    pub fn observe(&self, observer: Weak<dyn MapObserver>) -> Arc<Map> {
         let mut change = self.lock();
         change.observers.retain(|o| o.strong_count() > 0);
         change.observers.push(observer);
+        // No change can be under way while we hold the lock.
+        self.map()
     }
 
     /// Adds a block. It maps to no guest address until a slot does that.
@@ -248,7 +267,8 @@ impl Memory {
         }
         let (start, length) = (description.host as u64, description.length.0);
         if let Some(other) = map.blocks.iter().find(|b| {
-            start < b.host() as u64 + b.length().0 && (b.host() as u64) < start.saturating_add(length)
+            start < b.host() as u64 + b.length().0
+                && (b.host() as u64) < start.saturating_add(length)
         }) {
             return Err(Error::new(
                 Kind::Exists,
@@ -263,8 +283,9 @@ impl Memory {
         let id = BlockId(change.next_block);
         map.blocks.push(Arc::new(Block::new(id, description)?));
         map.index_slots();
-        self.publish(&mut change, map)?;
+        // Also when the change is refused: somebody may know the number by then.
         change.next_block += 1;
+        self.publish(&mut change, map)?;
         Ok(id)
     }
 
@@ -283,7 +304,9 @@ impl Memory {
                 fd: at
                     .file()
                     .try_clone()
-                    .map_err(|e| Error::os(format_args!("block `{name}`: duplicating its file"), e))?
+                    .map_err(|e| {
+                        Error::os(format_args!("block `{name}`: duplicating its file"), e)
+                    })?
                     .into(),
                 offset: at.start(),
             }),
@@ -297,14 +320,19 @@ impl Memory {
             file,
             flags: BlockFlags::default(),
         })?;
-        self.add_slot(&SlotDescription {
+        let added = self.add_slot(&SlotDescription {
             slot,
             flags,
             block: name.to_owned(),
             offset: Bytes(0),
             length: Bytes(region.len()),
             guest_address: region.start_addr(),
-        })?;
+        });
+        if let Err(e) = added {
+            // Both or neither. The first error is the one to tell.
+            let _ = self.remove_block(name);
+            return Err(e);
+        }
         Ok(id)
     }
 
@@ -367,7 +395,7 @@ impl Memory {
                 block.length()
             ));
         }
-        if d.guest_address.0 % PAGE_SIZE != 0 || d.guest_address.0.checked_add(d.length.0).is_none()
+        if !d.guest_address.0.is_multiple_of(PAGE_SIZE) || d.guest_address.0.checked_add(d.length.0).is_none()
         {
             return invalid(format!(
                 "guest address {:#x} is page-aligned and does not wrap around",
@@ -425,7 +453,10 @@ impl Memory {
         if map.slots.len() == before {
             return Err(Error::new(
                 Kind::NotFound,
-                format!("there is no slot {slot:#x} at guest address {:#x}", guest_address.0),
+                format!(
+                    "there is no slot {slot:#x} at guest address {:#x}",
+                    guest_address.0
+                ),
             ));
         }
         map.index_slots();
@@ -441,8 +472,15 @@ impl Memory {
         let map = Arc::new(map);
         let old = self.map();
         change.observers.retain(|o| o.strong_count() > 0);
-        for observer in change.observers.iter().filter_map(Weak::upgrade) {
-            observer.map_changes(&old, &map)?;
+        let observers: Vec<_> = change.observers.iter().filter_map(Weak::upgrade).collect();
+        for (agreed, observer) in observers.iter().enumerate() {
+            if let Err(e) = observer.map_changes(&old, &map) {
+                for observer in &observers[..agreed] {
+                    // The first error is the one to tell.
+                    let _ = observer.map_changes(&map, &old);
+                }
+                return Err(e);
+            }
         }
         self.current.replace(map);
         Ok(())

@@ -74,7 +74,9 @@ mod tests {
         let gpu = blockers.block("a GPU is passed through");
         let error = blockers.check().unwrap_err();
         assert_eq!(error.kind(), Kind::Blocked);
-        assert!(error.message().contains("the disk is local; a GPU is passed through"));
+        assert!(error
+            .message()
+            .contains("the disk is local; a GPU is passed through"));
         drop(disk);
         assert!(!blockers.check().unwrap_err().message().contains("disk"));
         drop(gpu);

@@ -74,8 +74,11 @@ impl Callbacks {
         let _ = catch(|| self.vmm.event(&Event { kind, message }));
     }
 
-    pub(super) fn thread_start(&self, role: crate::vmm::Role) {
-        let _entered = Entered::new(self.owner);
-        self.vmm.thread_start(role);
+    /// A panic in there is an error too: the thread goes on only to say so.
+    pub(super) fn thread_start(&self, role: crate::vmm::Role) -> Result<()> {
+        self.call("thread_start", |vmm| {
+            vmm.thread_start(role);
+            Ok(())
+        })
     }
 }

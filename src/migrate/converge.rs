@@ -123,16 +123,21 @@ impl FitsDowntime {
             facts.pass,
         );
         match facts.bandwidth {
-            Some(bandwidth) => message += &format!(
-                "{:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
-                mb(bandwidth * self.limit.saturating_sub(facts.sync_time).as_secs_f64()),
-                mb(bandwidth)
-            ),
+            Some(bandwidth) => {
+                message += &format!(
+                    "{:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
+                    mb(bandwidth * self.limit.saturating_sub(facts.sync_time).as_secs_f64()),
+                    mb(bandwidth)
+                )
+            }
             None => message += "too little was sent to know the bandwidth",
         }
         if let Some(rate) = facts.dirty_rate {
             let bytes = rate * Pages(1).bytes().0 as f64;
-            message += &format!("; the guest dirties {:.1} MB/s ({rate:.0} pages/s)", mb(bytes));
+            message += &format!(
+                "; the guest dirties {:.1} MB/s ({rate:.0} pages/s)",
+                mb(bytes)
+            );
             if facts.bandwidth.is_some_and(|b| b <= bytes) {
                 message += ", which is more than the link carries";
             }
@@ -195,29 +200,55 @@ mod tests {
 
     #[test]
     fn it_switches_over_exactly_when_the_rest_and_the_sync_fit_the_limit() {
-        let fits = Facts { remaining: Bytes(290_000_000), ..facts() };
-        assert!(matches!(decide(&fits), Next::SwitchOver { expected } if expected.as_millis() == 300));
-        let too_much = Facts { remaining: Bytes(291_000_000), ..facts() };
+        let fits = Facts {
+            remaining: Bytes(290_000_000),
+            ..facts()
+        };
+        assert!(
+            matches!(decide(&fits), Next::SwitchOver { expected } if expected.as_millis() == 300)
+        );
+        let too_much = Facts {
+            remaining: Bytes(291_000_000),
+            ..facts()
+        };
         assert_eq!(decide(&too_much), Next::GoOn);
-        let slow_sync = Facts { sync_time: Duration::from_millis(250), ..facts() };
+        let slow_sync = Facts {
+            sync_time: Duration::from_millis(250),
+            ..facts()
+        };
         assert_eq!(decide(&slow_sync), Next::GoOn);
-        let much_state = Facts { state: Bytes(300_000_000), ..facts() };
+        let much_state = Facts {
+            state: Bytes(300_000_000),
+            ..facts()
+        };
         assert_eq!(decide(&much_state), Next::GoOn);
     }
 
     #[test]
     fn it_never_switches_over_in_the_middle_of_a_pass() {
-        let walking = Facts { moment: Moment::Walking, ..facts() };
+        let walking = Facts {
+            moment: Moment::Walking,
+            ..facts()
+        };
         assert_eq!(decide(&walking), Next::Sync);
-        let just_synced = Facts { since_sync: Duration::from_millis(1), ..walking };
+        let just_synced = Facts {
+            since_sync: Duration::from_millis(1),
+            ..walking
+        };
         assert_eq!(decide(&just_synced), Next::GoOn);
     }
 
     #[test]
     fn without_a_known_bandwidth_only_an_empty_rest_fits() {
-        let unknown = Facts { bandwidth: None, ..facts() };
+        let unknown = Facts {
+            bandwidth: None,
+            ..facts()
+        };
         assert_eq!(decide(&unknown), Next::GoOn);
-        let empty = Facts { remaining: Bytes(0), ..unknown };
+        let empty = Facts {
+            remaining: Bytes(0),
+            ..unknown
+        };
         assert!(matches!(decide(&empty), Next::SwitchOver { .. }));
     }
 
@@ -233,11 +264,20 @@ mod tests {
             panic!("expected to give up");
         };
         assert_eq!(error.kind(), Kind::NotConverged);
-        for needed in ["1638.4 MB/s", "400000 pages/s", "1000.0 MB/s", "900.0 MB remain", "more than the link"] {
+        for needed in [
+            "1638.4 MB/s",
+            "400000 pages/s",
+            "1000.0 MB/s",
+            "900.0 MB remain",
+            "more than the link",
+        ] {
             assert!(error.message().contains(needed), "{needed} in: {error}");
         }
         // Time up and yet it fits: done is better than given up.
-        let fits = Facts { elapsed: Duration::from_secs(61), ..facts() };
+        let fits = Facts {
+            elapsed: Duration::from_secs(61),
+            ..facts()
+        };
         assert!(matches!(decide(&fits), Next::SwitchOver { .. }));
     }
 
@@ -274,7 +314,10 @@ mod tests {
             }
         };
         assert!(run(0.5e9, 32e9).unwrap() <= Duration::from_millis(300));
-        assert!(run(5e9, 0.2e9).is_ok(), "a small working set fits however fast it is dirtied");
+        assert!(
+            run(5e9, 0.2e9).is_ok(),
+            "a small working set fits however fast it is dirtied"
+        );
         assert!(run(1.5e9, 32e9).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! The destination's driver: carries out what [`super::switchover::destination`] says, on a
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
-use super::callbacks::{check_not_inside, inside, Callbacks};
+use super::callbacks::{inside, Callbacks};
+use super::handle::Handle;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
@@ -12,14 +13,13 @@ use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
-use crate::runtime::thread::{catch, spawn, Join, Role};
-use crate::runtime::{Cancel, Deadline, Notify};
+use crate::runtime::thread::{catch, spawn, Role};
+use crate::runtime::Deadline;
 use crate::sys::net::Piece as _;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where a migration comes from.
@@ -31,10 +31,6 @@ pub enum Source {
     Connected(OwnedFd),
 }
 
-const OPEN: u8 = 0;
-const CANCELLED: u8 = 1;
-const COMMITTED: u8 = 2;
-
 /// How often the figures are renewed.
 const RENEW: Duration = Duration::from_millis(50);
 /// After telling the source that it is over, what it still sends is read for so long: closing
@@ -43,39 +39,17 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The same when somebody waits for a cancel.
 const LINGER_CANCELLED: Duration = Duration::from_millis(10);
 
-struct Public {
-    state: State,
-    stats: Stats,
-    error: Option<Error>,
-    over: bool,
-}
-
 struct Shared {
     memory: Arc<Memory>,
     vmm: Arc<dyn Vmm>,
     params: Params,
-    cancel: Cancel,
-    gate: AtomicU8,
-    notify: Notify,
-    public: Mutex<Public>,
-    ended: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Public> {
-        self.public.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn owner(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self) as usize
-    }
+    handle: Handle<State>,
 }
 
 /// A migration from somewhere else to here. One object, one migration; threads as for
 /// [`super::Outgoing`].
 pub struct Incoming {
     shared: Arc<Shared>,
-    thread: Mutex<Option<Join<()>>>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -95,177 +69,65 @@ impl Incoming {
                 memory,
                 vmm,
                 params,
-                cancel: Cancel::new()?,
-                gate: AtomicU8::new(OPEN),
-                notify: Notify::new()?,
-                public: Mutex::new(Public {
-                    state: State::Idle,
-                    stats: Stats {
-                        phase: State::Idle as u32,
-                        ..Stats::default()
-                    },
-                    error: None,
-                    over: false,
-                }),
-                ended: Condvar::new(),
+                handle: Handle::new(State::Idle, State::Idle as u32)?,
             }),
-            thread: Mutex::new(None),
         })
     }
 
     /// Binds to `endpoint`, starts and returns the endpoint that it listens on (with the port
     /// that was found, if 0 was asked for).
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.check_fresh()?;
-        let listener = Listener::bind(endpoint)?;
-        let bound = listener.local_endpoint().clone();
-        self.start(Source::Listener(listener))?;
-        Ok(bound)
-    }
-
-    fn check_fresh(&self) -> Result<()> {
-        let shared = &self.shared;
-        check_not_inside(shared.owner(), "start")?;
-        let started = self
-            .thread
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .is_some();
-        if started || shared.lock().state != State::Idle {
-            return Err(Error::new(
-                Kind::State,
-                "this migration was started before; make a new one",
-            ));
-        }
-        shared.cancel.check("starting a migration")
+        let mut bound = None;
+        self.start_with(|| {
+            let listener = Listener::bind(endpoint)?;
+            bound = Some(listener.local_endpoint().clone());
+            Ok(Source::Listener(listener))
+        })?;
+        bound.ok_or_else(|| Error::new(Kind::Internal, "listening nowhere"))
     }
 
     /// Starts it and returns.
     pub fn start(&self, source: Source) -> Result<()> {
-        self.check_fresh()?;
+        self.start_with(|| Ok(source))
+    }
+
+    fn start_with(&self, source: impl FnOnce() -> Result<Source>) -> Result<()> {
         let shared = &self.shared;
-        let mut thread = self.thread.lock().unwrap_or_else(|e| e.into_inner());
-        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.owner());
-        let announce = vmm.clone();
-        let driver = Driver {
-            shared: Arc::clone(shared),
-            vmm,
-            source: Some(source),
-            channel: None,
-            ahead: [0; HEADER_LEN],
-            ahead_len: 0,
-            sink: PageSink::default(),
-            token: [0; 16],
-            last_marker: 0,
-            begun: Instant::now(),
-            meter: Meter::default(),
-            stats: Stats {
-                phase: State::Idle as u32,
-                ..Stats::default()
-            },
-            renewed: None,
-            error: None,
-        };
-        *thread = Some(spawn(
-            Role::Migration,
-            move |role| announce.thread_start(role),
-            move || driver.run(),
-        )?);
-        Ok(())
+        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
+        shared.handle.start(State::Idle, || {
+            let driver = Driver::new(Arc::clone(shared), vmm, source()?);
+            // It announces itself in `run`, where a panic of the VMM's ends the migration.
+            spawn(Role::Migration, |_| (), move || driver.run())
+        })
     }
 
     /// Ends it before the guest is taken over; then it never runs here. Returns within a tenth
     /// of a second unless a callback of the VMM's is in progress. Inside a callback it only
     /// asks for that. After the hand-over was received: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
-        let shared = &self.shared;
-        let taken = shared
-            .gate
-            .compare_exchange(OPEN, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
-        if taken == Err(COMMITTED) {
-            return Err(Error::new(
-                Kind::State,
-                "too late to cancel: the guest has been taken over",
-            ));
-        }
-        shared.cancel.cancel();
-        if !inside(shared.owner()) {
-            self.wait_ended(None);
-        }
-        Ok(())
+        self.shared.handle.cancel("the guest has been taken over")
     }
 
     /// Waits until the guest runs here, or the migration has failed, or for `limit`:
     /// [`Kind::Timeout`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        check_not_inside(self.shared.owner(), "wait")?;
-        if self
-            .thread
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .is_none()
-        {
-            return Err(Error::new(Kind::State, "this migration was not started"));
-        }
-        if !self.wait_ended(limit) {
-            return Err(Error::new(Kind::Timeout, "the migration is still going on"));
-        }
-        let public = self.shared.lock();
-        match (public.state, &public.error) {
-            (State::Running, _) => Ok(()),
-            (_, Some(error)) => Err(error.clone()),
-            (state, None) => Err(Error::new(
-                Kind::Internal,
-                format!("the migration ended in state `{}` for no reason", state.name()),
-            )),
-        }
-    }
-
-    fn wait_ended(&self, limit: Option<Duration>) -> bool {
-        if self
-            .thread
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .is_none()
-        {
-            return true;
-        }
-        let public = self.shared.lock();
-        let over = |public: &mut Public| !public.over;
-        match limit {
-            None => {
-                let _public = self
-                    .shared
-                    .ended
-                    .wait_while(public, over)
-                    .unwrap_or_else(|e| e.into_inner());
-                true
-            }
-            Some(limit) => {
-                let (_public, result) = self
-                    .shared
-                    .ended
-                    .wait_timeout_while(public, limit, over)
-                    .unwrap_or_else(|e| e.into_inner());
-                !result.timed_out()
-            }
-        }
+        self.shared.handle.wait(limit, State::Running, State::name)
     }
 
     /// Where it is.
     pub fn state(&self) -> State {
-        self.shared.lock().state
+        self.shared.handle.lock().state
     }
 
     /// The figures as they are now.
     pub fn stats(&self) -> Stats {
-        self.shared.lock().stats
+        self.shared.handle.lock().stats
     }
 
     /// The same as JSON.
     pub fn stats_json(&self) -> Result<String> {
         let (stats, state) = {
-            let public = self.shared.lock();
+            let public = self.shared.handle.lock();
             (public.stats, public.state)
         };
         stats.to_json(state.name())
@@ -274,29 +136,19 @@ impl Incoming {
     /// An eventfd that becomes readable when the figures have changed. It stays the
     /// migration's; reading it resets it.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.notify.fd()
+        self.shared.handle.notify.fd()
     }
 
     /// Whether this thread is inside one of this migration's callbacks.
     pub fn in_callback(&self) -> bool {
-        inside(self.shared.owner())
+        inside(self.shared.handle.owner())
     }
 }
 
 impl Drop for Incoming {
     /// Cancels what is going on and waits for it.
     fn drop(&mut self) {
-        let _ = self.cancel();
-        let thread = self
-            .thread
-            .get_mut()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
-        if let Some(thread) = thread {
-            if !inside(self.shared.owner()) {
-                let _ = thread.join();
-            }
-        }
+        self.shared.handle.shut_down();
     }
 }
 
@@ -319,9 +171,34 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
+        Driver {
+            shared,
+            vmm,
+            source: Some(source),
+            channel: None,
+            ahead: [0; HEADER_LEN],
+            ahead_len: 0,
+            sink: PageSink::default(),
+            token: [0; 16],
+            last_marker: 0,
+            begun: Instant::now(),
+            meter: Meter::default(),
+            stats: Stats {
+                phase: State::Idle as u32,
+                ..Stats::default()
+            },
+            renewed: None,
+            error: None,
+        }
+    }
+
     fn run(mut self) {
         let mut state = State::Idle;
-        let mut event = Event::Start;
+        let mut event = match self.vmm.thread_start(Role::Migration) {
+            Ok(()) => Event::Start,
+            Err(error) => self.failed(error),
+        };
         loop {
             let next = step(state, event);
             state = next.state;
@@ -343,9 +220,7 @@ impl Driver {
         // Before anybody who waits is told: the connection and the pins are gone by then.
         let shared = Arc::clone(&self.shared);
         drop(self);
-        shared.lock().over = true;
-        shared.ended.notify_all();
-        shared.notify.raise();
+        shared.handle.end();
     }
 
     fn failed(&mut self, error: Error) -> Event {
@@ -363,7 +238,7 @@ impl Driver {
     fn enter(&mut self, state: State) {
         self.stats.phase = state as u32;
         self.renew(true);
-        self.shared.lock().state = state;
+        self.shared.handle.lock().state = state;
         self.vmm.event(EventKind::State, state.name().to_owned());
     }
 
@@ -387,12 +262,7 @@ impl Driver {
         stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
         stats.advance();
         stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        {
-            let mut public = self.shared.lock();
-            public.stats = *stats;
-            public.error = self.error.clone();
-        }
-        self.shared.notify.raise();
+        self.shared.handle.publish(stats, &self.error);
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
@@ -401,7 +271,7 @@ impl Driver {
             Action::Accept => {
                 self.channel = Some(match self.source.take() {
                     Some(Source::Listener(listener)) => {
-                        listener.accept(&shared.cancel, Deadline::never())?
+                        listener.accept(&shared.handle.cancel, Deadline::never())?
                     }
                     Some(Source::Connected(fd)) => Channel::from_fd(fd)?,
                     None => return Err(Error::new(Kind::Internal, "accepted twice")),
@@ -433,10 +303,7 @@ impl Driver {
                 Some(Event::Handover)
             }
             Action::TakeGate => {
-                let won = shared
-                    .gate
-                    .compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire)
-                    .is_ok();
+                let won = shared.handle.commit();
                 if !won {
                     self.error
                         .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
@@ -499,7 +366,8 @@ impl Driver {
             Kind::Cancelled => LINGER_CANCELLED,
             _ => LINGER,
         };
-        let io = Io::until(&self.shared.cancel, linger).with_deadline(Deadline::after(linger));
+        let io =
+            Io::until(&self.shared.handle.cancel, linger).with_deadline(Deadline::after(linger));
         let mut buffer = vec![0u8; 64 << 10];
         // Until the source has seen it and closes.
         while channel
@@ -511,7 +379,7 @@ impl Driver {
 
     fn send(&mut self, record: &Record) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.cancel, shared.params.io_timeout)
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
             .with_deadline(Deadline::after(shared.params.io_timeout));
         session::send(self.channel()?, record, &io)
     }
@@ -526,7 +394,7 @@ impl Driver {
     /// to say; once it has begun, it has to come.
     fn header(&mut self, deadline: Deadline) -> Result<Header> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.cancel, shared.params.io_timeout)
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
             .with_deadline(deadline.earlier(Deadline::after(shared.params.io_timeout)));
         let Driver {
             channel,
@@ -549,7 +417,7 @@ impl Driver {
     fn record_io<'a>(shared: &'a Shared, payload: u32, deadline: Deadline) -> Io<'a> {
         let most = shared.params.io_timeout
             + Duration::from_secs_f64(f64::from(payload) / BANDWIDTH_MIN as f64);
-        Io::until(&shared.cancel, shared.params.io_timeout)
+        Io::until(&shared.handle.cancel, shared.params.io_timeout)
             .with_deadline(deadline.earlier(Deadline::after(most)))
     }
 
@@ -669,7 +537,9 @@ impl Driver {
                     blocks.push(block);
                 }
                 Incomer::Control(Record::LayoutEnd(end)) => {
-                    let bytes = blocks.iter().fold(0u64, |sum, b| sum.saturating_add(b.length));
+                    let bytes = blocks
+                        .iter()
+                        .fold(0u64, |sum, b| sum.saturating_add(b.length));
                     if (end.blocks as usize, end.bytes) != (blocks.len(), bytes) {
                         return Err(Error::new(
                             Kind::Protocol,
@@ -707,9 +577,14 @@ impl Driver {
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
                     self.stats.pass = marker.pass;
-                    self.send(&Record::Ack(wire::Ack {
+                    let ack = Record::Ack(wire::Ack {
                         number: marker.number,
-                    }))?;
+                    });
+                    match self.send(&ack) {
+                        // A source that has closed has said why before that: read on to it.
+                        Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => {}
+                        sent => sent?,
+                    }
                     if marker.is_final() {
                         return Ok(());
                     }
@@ -815,7 +690,7 @@ impl Driver {
         let begun = Instant::now();
         for stored in &list {
             self.vmm.call("load", |vmm| vmm.load(&stored.as_blob()))?;
-            self.shared.cancel.check("loading")?;
+            self.shared.handle.cancel.check("loading")?;
         }
         self.vmm.call("loaded", |vmm| vmm.loaded())?;
         self.stats.load_us = micros(begun.elapsed());

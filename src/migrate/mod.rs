@@ -8,6 +8,7 @@ pub mod bandwidth;
 pub mod blockers;
 mod callbacks;
 pub mod converge;
+mod handle;
 mod inbox;
 pub mod incoming;
 pub mod outgoing;

@@ -5,6 +5,7 @@ use super::bandwidth::Bandwidth;
 use super::blockers::Blockers;
 use super::callbacks::{check_not_inside, inside, Callbacks};
 use super::converge::{Decider, Facts, FitsDowntime, Moment, Next};
+use super::handle::Handle;
 use super::inbox::Inbox;
 use super::params::Params;
 use super::report::{micros, Meter, Stats};
@@ -20,16 +21,15 @@ use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::BlockId;
-use crate::runtime::thread::{catch, spawn, Join, Role};
-use crate::runtime::{Cancel, Deadline, Notify};
+use crate::runtime::thread::{catch, spawn, Role};
+use crate::runtime::Deadline;
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
 use crate::wire::{self, Hello, Ours, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where a migration goes.
@@ -41,13 +41,6 @@ pub enum Target {
     Connected(OwnedFd),
 }
 
-/// Nobody has taken the gate.
-const OPEN: u8 = 0;
-/// A cancel has it: no hand-over any more.
-const CANCELLED: u8 = 1;
-/// The hand-over has it: no cancel any more.
-const COMMITTED: u8 = 2;
-
 /// The most runs in one batch.
 const BATCH_RUNS: usize = 256;
 /// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
@@ -55,24 +48,12 @@ const BATCH_PAGES: u64 = 512;
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
-struct Public {
-    state: State,
-    stats: Stats,
-    error: Option<Error>,
-    /// The thread has done all that it will do.
-    over: bool,
-}
-
 struct Shared {
     tracker: Arc<Tracker>,
     blockers: Blockers,
     vmm: Arc<dyn Vmm>,
     params: Params,
-    cancel: Cancel,
-    gate: AtomicU8,
-    notify: Notify,
-    public: Mutex<Public>,
-    ended: Condvar,
+    handle: Handle<State>,
 }
 
 /// A migration from here to somewhere else. One object, one migration.
@@ -81,7 +62,6 @@ struct Shared {
 /// [`Outgoing::wait`] is an error and [`Outgoing::cancel`] does not wait.
 pub struct Outgoing {
     shared: Arc<Shared>,
-    thread: Mutex<Option<Join<()>>>,
 }
 
 impl std::fmt::Debug for Outgoing {
@@ -89,16 +69,6 @@ impl std::fmt::Debug for Outgoing {
         f.debug_struct("Outgoing")
             .field("state", &self.state())
             .finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Public> {
-        self.public.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn owner(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self) as usize
     }
 }
 
@@ -117,18 +87,8 @@ impl Outgoing {
                 blockers,
                 vmm,
                 params,
-                cancel: Cancel::new()?,
-                gate: AtomicU8::new(OPEN),
-                notify: Notify::new()?,
-                public: Mutex::new(Public {
-                    state: State::Idle,
-                    stats: Stats::default(),
-                    error: None,
-                    over: false,
-                }),
-                ended: Condvar::new(),
+                handle: Handle::new(State::Idle, State::Idle as u32)?,
             }),
-            thread: Mutex::new(None),
         })
     }
 
@@ -147,52 +107,14 @@ impl Outgoing {
     /// The same with a decider of the caller's.
     pub fn start_with(&self, target: Target, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
-        check_not_inside(shared.owner(), "start")?;
-        let mut thread = self.thread.lock().unwrap_or_else(|e| e.into_inner());
-        if thread.is_some() || shared.lock().state != State::Idle {
-            return Err(Error::new(
-                Kind::State,
-                "this migration was started before; make a new one",
-            ));
-        }
-        shared.cancel.check("starting a migration")?;
-        shared.blockers.check()?;
-        let lease = shared.tracker.lease()?;
-        let announce = Callbacks::new(Arc::clone(&shared.vmm), shared.owner());
-        let driver = Driver {
-            vmm: announce.clone(),
-            shared: Arc::clone(shared),
-            lease,
-            target: Some(target),
-            decider,
-            channel: None,
-            inbox: Inbox::default(),
-            sender: Sender::new(),
-            begun: Instant::now(),
-            announced: HashSet::new(),
-            token: [0; 16],
-            features: 0,
-            we_started_tracking: false,
-            cursor: Cursor::default(),
-            runs: Vec::new(),
-            bandwidth: Bandwidth::default(),
-            meter: Meter::default(),
-            dirty_rate: None,
-            last_sync: None,
-            sync_time: Duration::ZERO,
-            blobs: Blobs::default(),
-            paused_at: None,
-            switchover: Deadline::never(),
-            stats: Stats::default(),
-            renewed: None,
-            error: None,
-        };
-        *thread = Some(spawn(
-            Role::Migration,
-            move |role| announce.thread_start(role),
-            move || driver.run(),
-        )?);
-        Ok(())
+        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
+        shared.handle.start(State::Idle, || {
+            shared.blockers.check()?;
+            let lease = shared.tracker.lease()?;
+            let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider);
+            // It announces itself in `run`, where a panic of the VMM's ends the migration.
+            spawn(Role::Migration, |_| (), move || driver.run())
+        })
     }
 
     /// Ends the migration, wherever it is before the hand-over, and returns when the guest
@@ -202,91 +124,26 @@ impl Outgoing {
     ///
     /// After the hand-over it is too late: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
-        let shared = &self.shared;
-        let taken = shared
-            .gate
-            .compare_exchange(OPEN, CANCELLED, Ordering::AcqRel, Ordering::Acquire);
-        if taken == Err(COMMITTED) {
-            return Err(Error::new(
-                Kind::State,
-                "too late to cancel: the guest has been handed over",
-            ));
-        }
-        shared.cancel.cancel();
-        if inside(shared.owner()) {
-            return Ok(());
-        }
-        self.wait_ended(None);
-        Ok(())
+        self.shared.handle.cancel("the guest has been handed over")
     }
 
     /// Waits until the migration is over, or for `limit`: [`Kind::Timeout`]. An error says why
     /// it failed; [`Kind::Unanswered`], that the VMM has to [`Outgoing::resolve`] it.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        check_not_inside(self.shared.owner(), "wait")?;
-        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner());
-        if thread.is_none() {
-            return Err(Error::new(Kind::State, "this migration was not started"));
-        }
-        drop(thread);
-        if !self.wait_ended(limit) {
-            return Err(Error::new(Kind::Timeout, "the migration is still going on"));
-        }
-        let public = self.shared.lock();
-        match (public.state, &public.error) {
-            (State::Completed, _) => Ok(()),
-            (_, Some(error)) => Err(error.clone()),
-            (state, None) => Err(Error::new(
-                Kind::Internal,
-                format!("the migration ended in state `{}` for no reason", state.name()),
-            )),
-        }
-    }
-
-    /// Waits for the thread's end, if there is a thread; whether it has ended.
-    fn wait_ended(&self, limit: Option<Duration>) -> bool {
-        if self
-            .thread
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .is_none()
-        {
-            return true;
-        }
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        let mut public = self.shared.lock();
-        while !public.over {
-            public = match deadline {
-                None => self
-                    .shared
-                    .ended
-                    .wait(public)
-                    .unwrap_or_else(|e| e.into_inner()),
-                Some(at) => {
-                    let left = at.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.shared
-                        .ended
-                        .wait_timeout(public, left)
-                        .unwrap_or_else(|e| e.into_inner())
-                        .0
-                }
-            };
-        }
-        true
+        self.shared
+            .handle
+            .wait(limit, State::Completed, State::name)
     }
 
     /// The VMM's decision about a guest that was handed over without an answer. Only then;
     /// calls `resume` on this thread if that is the decision.
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
-        let shared = &self.shared;
-        check_not_inside(shared.owner(), "resolve")?;
-        let callbacks = Callbacks::new(Arc::clone(&shared.vmm), shared.owner());
+        let handle = &self.shared.handle;
+        check_not_inside(handle.owner(), "resolve")?;
+        let over = handle.is_over();
         let resume = {
-            let mut public = shared.lock();
-            if public.state != State::Unanswered || !public.over {
+            let mut public = handle.lock();
+            if public.state != State::Unanswered || !over {
                 return Err(Error::new(
                     Kind::State,
                     format!(
@@ -301,34 +158,35 @@ impl Outgoing {
             public.stats.phase = step.state as u32;
             step.actions.contains(&Action::CallResume)
         };
+        let callbacks = Callbacks::new(Arc::clone(&self.shared.vmm), handle.owner());
         let result = if resume {
             callbacks.call("resume", |vmm| vmm.resume())
         } else {
             Ok(())
         };
         if result.is_err() {
-            let mut public = shared.lock();
+            let mut public = handle.lock();
             public.state = step(public.state, Event::ResumeFailed).state;
             public.stats.phase = public.state as u32;
         }
-        shared.notify.raise();
+        handle.notify.raise();
         result
     }
 
     /// Where it is.
     pub fn state(&self) -> State {
-        self.shared.lock().state
+        self.shared.handle.lock().state
     }
 
     /// The figures as they are now.
     pub fn stats(&self) -> Stats {
-        self.shared.lock().stats
+        self.shared.handle.lock().stats
     }
 
     /// The same as JSON.
     pub fn stats_json(&self) -> Result<String> {
         let (stats, state) = {
-            let public = self.shared.lock();
+            let public = self.shared.handle.lock();
             (public.stats, public.state)
         };
         stats.to_json(state.name())
@@ -337,12 +195,12 @@ impl Outgoing {
     /// An eventfd that becomes readable when the figures have changed. It stays the
     /// migration's; reading it resets it.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.notify.fd()
+        self.shared.handle.notify.fd()
     }
 
     /// Whether this thread is inside one of this migration's callbacks.
     pub fn in_callback(&self) -> bool {
-        inside(self.shared.owner())
+        inside(self.shared.handle.owner())
     }
 }
 
@@ -350,17 +208,7 @@ impl Drop for Outgoing {
     /// Cancels what is going on and waits for it. After the hand-over it waits for the answer
     /// instead, as long as the hand-over timeout.
     fn drop(&mut self) {
-        let _ = self.cancel();
-        let thread = self
-            .thread
-            .get_mut()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
-        if let Some(thread) = thread {
-            if !inside(self.shared.owner()) {
-                let _ = thread.join();
-            }
-        }
+        self.shared.handle.shut_down();
     }
 }
 
@@ -381,6 +229,8 @@ struct Driver {
     features: u64,
     we_started_tracking: bool,
     cursor: Cursor,
+    /// Every page has been sent once; before, some may be pages that nobody ever touched.
+    walked: bool,
     runs: Vec<Run>,
     bandwidth: Bandwidth,
     meter: Meter,
@@ -397,9 +247,53 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(
+        shared: Arc<Shared>,
+        vmm: Callbacks,
+        lease: Lease,
+        target: Target,
+        decider: Box<dyn Decider>,
+    ) -> Self {
+        Driver {
+            shared,
+            vmm,
+            lease,
+            target: Some(target),
+            decider,
+            channel: None,
+            inbox: Inbox::default(),
+            sender: Sender::new(),
+            begun: Instant::now(),
+            announced: HashSet::new(),
+            token: [0; 16],
+            features: 0,
+            we_started_tracking: false,
+            cursor: Cursor::default(),
+            walked: false,
+            runs: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            meter: Meter::default(),
+            dirty_rate: None,
+            last_sync: None,
+            sync_time: Duration::ZERO,
+            blobs: Blobs::default(),
+            paused_at: None,
+            switchover: Deadline::never(),
+            stats: Stats::default(),
+            renewed: None,
+            error: None,
+        }
+    }
+
     fn run(mut self) {
         let mut state = State::Idle;
-        let mut event = Event::Start;
+        let mut event = match self.vmm.thread_start(Role::Migration) {
+            Ok(()) => Event::Start,
+            Err(error) => {
+                self.error = Some(error);
+                Event::Failed(Failure::Other)
+            }
+        };
         loop {
             let next = step(state, event);
             state = next.state;
@@ -420,9 +314,10 @@ impl Driver {
                 _ => event = Event::Failed(Failure::Other),
             }
         }
-        self.shared.lock().over = true;
-        self.shared.ended.notify_all();
-        self.shared.notify.raise();
+        // The lease and the connection are gone before anybody who waits is told.
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        shared.handle.end();
     }
 
     fn failed(&mut self, action: Action, error: Error) -> Event {
@@ -454,7 +349,7 @@ impl Driver {
             ));
         }
         self.renew(true);
-        self.shared.lock().state = state;
+        self.shared.handle.lock().state = state;
         self.vmm.event(EventKind::State, state.name().to_owned());
     }
 
@@ -500,12 +395,7 @@ impl Driver {
         }
         stats.advance();
         stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        {
-            let mut public = self.shared.lock();
-            public.stats = *stats;
-            public.error = self.error.clone();
-        }
-        self.shared.notify.raise();
+        self.shared.handle.publish(stats, &self.error);
     }
 
     fn channel(&mut self) -> Result<&mut Channel> {
@@ -573,11 +463,7 @@ impl Driver {
                 Some(Event::Released)
             }
             Action::TakeGate => {
-                let won = self
-                    .shared
-                    .gate
-                    .compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire)
-                    .is_ok();
+                let won = self.shared.handle.commit();
                 if !won {
                     self.error
                         .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
@@ -651,7 +537,7 @@ impl Driver {
 
     /// Between two steps of the switchover: has somebody cancelled, is the time up?
     fn check_gate(&self) -> Result<()> {
-        self.shared.cancel.check("the switchover")?;
+        self.shared.handle.cancel.check("the switchover")?;
         if self.switchover.expired() {
             return Err(Error::new(
                 Kind::Timeout,
@@ -669,7 +555,7 @@ impl Driver {
         mem::random(&mut self.token)?;
         self.channel = Some(match self.target.take() {
             Some(Target::Endpoint(endpoint)) => {
-                Channel::connect(&endpoint, &self.shared.cancel, deadline)?
+                Channel::connect(&endpoint, &self.shared.handle.cancel, deadline)?
             }
             Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
             None => return Err(Error::new(Kind::Internal, "connected twice")),
@@ -681,9 +567,10 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
         let mut early = Blobs::default();
-        self.vmm.call("early_save", |vmm| vmm.early_save(&mut early))?;
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut early))?;
         let deadline = Deadline::after(params.connect_timeout);
-        let io = Io::until(&shared.cancel, params.io_timeout).with_deadline(deadline);
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
         let ours = Ours::default();
         let hello = Hello {
             version_min: ours.version_min,
@@ -710,8 +597,9 @@ impl Driver {
         }
         // Building itself from the configuration may take the destination a while.
         early.send(channel, RecordType::Early, &io)?;
-        let io = Io::until(&shared.cancel, params.io_timeout)
-            .with_deadline(Deadline::after(params.connect_timeout.max(params.io_timeout)));
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(
+            Deadline::after(params.connect_timeout.max(params.io_timeout)),
+        );
         match inbox.wait(channel, &io)? {
             Record::EarlyOk => {}
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
@@ -765,6 +653,9 @@ impl Driver {
             self.lease.start(StartWith::Everything)?;
             self.we_started_tracking = true;
         }
+        if let Some(warning) = self.shared.tracker.warning() {
+            self.vmm.event(EventKind::Warning, warning.to_owned());
+        }
         let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
         self.stats.pass = 1;
         loop {
@@ -787,7 +678,7 @@ impl Driver {
                     self.stats.pass, report.found, report.pending
                 ),
             );
-            self.shared.cancel.check("the migration")?;
+            self.shared.handle.cancel.check("the migration")?;
             self.shared.blockers.check()?;
             match self.ask(Moment::Synced) {
                 Next::SwitchOver { expected } => {
@@ -835,23 +726,26 @@ impl Driver {
             Some(total) => Deadline::at(self.begun + total),
             None => Deadline::never(),
         };
-        let io = Io::until(&shared.cancel, params.io_timeout).with_deadline(deadline);
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
         // A capped stream goes out in small pieces, so that it is even.
         let batch_pages = match params.max_bandwidth {
-            Some(rate) => (rate / 20 >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
+            Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
             None => BATCH_PAGES,
         };
         loop {
-            shared.cancel.check("the migration")?;
+            shared.handle.cancel.check("the migration")?;
             self.listen()?;
             match self.ask(Moment::Walking) {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(()),
                 Next::GiveUp(error) => return Err(error),
             }
-            let batch = match self.send_batch(Pages(batch_pages), self.stats.pass == 1, &io) {
+            let batch = match self.send_batch(Pages(batch_pages), !self.walked, &io) {
                 Ok(Some(batch)) => batch,
-                Ok(None) => return self.send_marker(&io),
+                Ok(None) => {
+                    self.walked = true;
+                    return self.send_marker(&io);
+                }
                 Err(e) => {
                     let e = self.explain(e);
                     // The wait that ran out was the whole migration's.
@@ -867,7 +761,7 @@ impl Driver {
             let wait = pacer.next(self.begun.elapsed(), batch.bytes);
             let waited = Instant::now();
             if !wait.is_zero() {
-                shared.cancel.wait(wait);
+                shared.handle.cancel.wait(wait);
             }
             if batch.measures_the_link() {
                 self.bandwidth
@@ -878,12 +772,7 @@ impl Driver {
     }
 
     /// Sends some pages; `None` when the walk has come to its end.
-    fn send_batch(
-        &mut self,
-        pages: Pages,
-        first_pass: bool,
-        io: &Io<'_>,
-    ) -> Result<Option<Batch>> {
+    fn send_batch(&mut self, pages: Pages, first_pass: bool, io: &Io<'_>) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
         let taken = self
             .lease
@@ -921,8 +810,7 @@ impl Driver {
             .channel
             .as_mut()
             .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-        self.sender
-            .send_marker(channel, self.stats.pass, false, io)
+        self.sender.send_marker(channel, self.stats.pass, false, io)
     }
 
     /// Tells the destination of blocks that came since, and of those that went.
@@ -953,7 +841,7 @@ impl Driver {
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.cancel, shared.params.io_timeout)
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
             .with_deadline(self.switchover);
         let before = self.stats.data_pages + self.stats.zero_pages;
         self.cursor = Cursor::default();
@@ -961,7 +849,7 @@ impl Driver {
         loop {
             self.check_gate()?;
             self.listen()?;
-            match self.send_batch(Pages(BATCH_PAGES), false, &io) {
+            match self.send_batch(Pages(BATCH_PAGES), !self.walked, &io) {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(e) => return Err(self.explain(e)),
@@ -979,13 +867,14 @@ impl Driver {
             .channel
             .as_mut()
             .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-        self.sender.send_marker(channel, self.stats.pass, true, io)?;
+        self.sender
+            .send_marker(channel, self.stats.pass, true, io)?;
         self.blobs.send(channel, RecordType::State, io)
     }
 
     fn await_ready(&mut self) -> Result<u64> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.cancel, shared.params.switchover_timeout)
+        let io = Io::until(&shared.handle.cancel, shared.params.switchover_timeout)
             .with_deadline(self.switchover);
         loop {
             let record = {
@@ -1002,7 +891,9 @@ impl Driver {
                     if left > 0 {
                         return Err(Error::new(
                             Kind::Protocol,
-                            format!("the destination is ready and has not acknowledged {left} pages"),
+                            format!(
+                                "the destination is ready and has not acknowledged {left} pages"
+                            ),
                         ));
                     }
                     return Ok(ready.load_micros);

@@ -106,16 +106,70 @@ mod tests {
         let d = Params::default;
         d().check().unwrap();
         let wrong = [
-            (Params { downtime_limit: Duration::ZERO, ..d() }, "1ms to 3600s"),
-            (Params { max_bandwidth: Some(1), ..d() }, "65536 to 1099511627776"),
-            (Params { switchover_bandwidth: Some(u64::MAX), ..d() }, "65536 to 1099511627776"),
-            (Params { total_timeout: Some(Duration::ZERO), ..d() }, "1ms to 2592000s"),
-            (Params { connect_timeout: HOUR * 2, ..d() }, "1ms to 3600s"),
-            (Params { io_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
-            (Params { switchover_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
-            (Params { handover_timeout: Duration::ZERO, ..d() }, "1ms to 3600s"),
+            (
+                Params {
+                    downtime_limit: Duration::ZERO,
+                    ..d()
+                },
+                "1ms to 3600s",
+            ),
+            (
+                Params {
+                    max_bandwidth: Some(1),
+                    ..d()
+                },
+                "65536 to 1099511627776",
+            ),
+            (
+                Params {
+                    switchover_bandwidth: Some(u64::MAX),
+                    ..d()
+                },
+                "65536 to 1099511627776",
+            ),
+            (
+                Params {
+                    total_timeout: Some(Duration::ZERO),
+                    ..d()
+                },
+                "1ms to 2592000s",
+            ),
+            (
+                Params {
+                    connect_timeout: HOUR * 2,
+                    ..d()
+                },
+                "1ms to 3600s",
+            ),
+            (
+                Params {
+                    io_timeout: Duration::ZERO,
+                    ..d()
+                },
+                "1ms to 3600s",
+            ),
+            (
+                Params {
+                    switchover_timeout: Duration::ZERO,
+                    ..d()
+                },
+                "1ms to 3600s",
+            ),
+            (
+                Params {
+                    handover_timeout: Duration::ZERO,
+                    ..d()
+                },
+                "1ms to 3600s",
+            ),
             (Params { channels: 2, ..d() }, "1 to 1"),
-            (Params { max_state: 0, ..d() }, "4096 to"),
+            (
+                Params {
+                    max_state: 0,
+                    ..d()
+                },
+                "4096 to",
+            ),
         ];
         for (params, range) in wrong {
             let error = params.check().unwrap_err();

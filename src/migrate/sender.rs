@@ -3,8 +3,8 @@
 
 use super::session;
 use crate::channel::socket::{Channel, Io, Part};
-use crate::error::{Error, Kind, Result};
 use crate::dirty::tracker::{Lease, Run};
+use crate::error::{Error, Kind, Result};
 use crate::memory::host::HostView;
 use crate::memory::BlockId;
 use crate::units::Pages;

@@ -8,7 +8,9 @@
 //! with the structures of `kvm-bindings`.
 
 use crate::error::{Error, Result};
-use kvm_bindings::{kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{
+    kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region,
+};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const KVM_CHECK_EXTENSION: u64 = 0xae03;
@@ -74,7 +76,9 @@ impl VmFd {
         // SAFETY: KVM_CHECK_EXTENSION takes an integer and touches no memory of ours.
         let answer = unsafe { libc::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
         if answer < 0 {
-            return Err(Error::last_os("KVM_CHECK_EXTENSION (is this a KVM VM descriptor?)"));
+            return Err(Error::last_os(
+                "KVM_CHECK_EXTENSION (is this a KVM VM descriptor?)",
+            ));
         }
         Ok(vm)
     }
@@ -82,7 +86,9 @@ impl VmFd {
 
 fn check(what: &str, slot: u32, result: libc::c_int) -> Result<()> {
     if result < 0 {
-        Err(Error::last_os(format_args!("{what} on memory slot {slot:#x}")))
+        Err(Error::last_os(format_args!(
+            "{what} on memory slot {slot:#x}"
+        )))
     } else {
         Ok(())
     }
@@ -91,7 +97,8 @@ fn check(what: &str, slot: u32, result: libc::c_int) -> Result<()> {
 impl Vm for VmFd {
     fn check_extension(&self, cap: u32) -> u64 {
         // SAFETY: takes an integer, touches no memory of ours.
-        let answer = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, cap as u64) };
+        let answer =
+            unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, cap as u64) };
         answer.max(0) as u64
     }
 
@@ -121,8 +128,13 @@ impl Vm for VmFd {
         };
         // SAFETY: the kernel only reads the structure. The memory that it names is the
         // VMM's slot, described by the VMM and already registered there.
-        let result =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_SET_USER_MEMORY_REGION as _, &request) };
+        let result = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                KVM_SET_USER_MEMORY_REGION as _,
+                &request,
+            )
+        };
         check("KVM_SET_USER_MEMORY_REGION", region.slot, result)
     }
 

@@ -17,8 +17,12 @@ pub fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<Option<u64>> {
 }
 
 fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Result<Option<u64>> {
-    let at = i64::try_from(offset)
-        .map_err(|_| Error::new(Kind::Invalid, format!("{what}: offset {offset} is past 2^63")))?;
+    let at = i64::try_from(offset).map_err(|_| {
+        Error::new(
+            Kind::Invalid,
+            format!("{what}: offset {offset} is past 2^63"),
+        )
+    })?;
     // SAFETY: lseek touches no memory. It moves the file position, which nobody
     // uses: guest memory is reached through its mapping.
     let found = unsafe { libc::lseek(fd.as_raw_fd(), at, whence) };

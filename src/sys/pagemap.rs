@@ -84,7 +84,15 @@ impl Pagemap {
         let pagemap = Pagemap(file);
         // An empty range is a valid question everywhere the ioctl exists.
         let page = 4096;
-        match pagemap.scan(page..page, &Query { all: PRESENT, report: PRESENT, ..Query::default() }, &mut [Region::default()]) {
+        match pagemap.scan(
+            page..page,
+            &Query {
+                all: PRESENT,
+                report: PRESENT,
+                ..Query::default()
+            },
+            &mut [Region::default()],
+        ) {
             Ok(_) => Ok(pagemap),
             Err(e) => Err(Error::new(
                 Kind::Unsupported,

@@ -75,7 +75,7 @@ struct SlotCopy {
 impl SlotCopy {
     fn fill_ones(&mut self, pages: Pages) {
         self.words.fill(u64::MAX);
-        if pages.0 % 64 != 0 {
+        if !pages.0.is_multiple_of(64) {
             if let Some(last) = self.words.last_mut() {
                 *last = (1 << (pages.0 % 64)) - 1;
             }
@@ -199,6 +199,9 @@ impl KvmLog {
     }
 
     fn switch(&mut self, slots: &[&Slot], on: bool) -> Result<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
         match &self.switch {
             LogSwitch::Vmm(vmm) => {
                 let numbers: Vec<u32> = slots.iter().map(|s| s.slot).collect();
@@ -208,20 +211,27 @@ impl KvmLog {
                     vmm.log_off(&numbers)
                 }
             }
-            LogSwitch::Brant => {
+            LogSwitch::Brant if on => {
                 for (done, slot) in slots.iter().enumerate() {
-                    if let Err(e) = Self::switch_region(&mut *self.vm, slot, on) {
-                        if on {
-                            for slot in &slots[..done] {
-                                // The first error is the one to tell; a slot that stays
-                                // logged only costs speed.
-                                let _ = Self::switch_region(&mut *self.vm, slot, false);
-                            }
+                    if let Err(e) = Self::switch_region(&mut *self.vm, slot, true) {
+                        for slot in &slots[..done] {
+                            // The first error is the one to tell; a slot that stays
+                            // logged only costs speed.
+                            let _ = Self::switch_region(&mut *self.vm, slot, false);
                         }
                         return Err(e);
                     }
                 }
                 Ok(())
+            }
+            LogSwitch::Brant => {
+                // All of them, also after one that fails: each that stays logged costs the
+                // guest a fault a page for as long as it lives.
+                let mut result = Ok(());
+                for slot in slots {
+                    result = result.and(Self::switch_region(&mut *self.vm, slot, false));
+                }
+                result
             }
         }
     }
@@ -401,8 +411,19 @@ impl DirtyLog for KvmLog {
             .filter(|s| self.copies.contains_key(&s.slot) && !kept(s, new))
             .collect();
         for slot in &gone {
-            // Deleting a slot frees its bitmap; what it holds is read before.
-            self.harvest_slot(slot, sink)?;
+            // Deleting a slot frees its bitmap; what it holds is read before. A failed GET
+            // may have cleared what it could not deliver, so all counts as dirty then (the
+            // block can stay, and be seen through another slot). It does not refuse the
+            // change: the slot goes in any case.
+            if self.harvest_slot(slot, sink).is_err() {
+                sink.everything(
+                    Origin::Slot {
+                        slot: slot.slot,
+                        page: Pages(0),
+                    },
+                    slot.pages,
+                );
+            }
         }
         let fresh: Vec<&Slot> = new
             .slots()
@@ -412,6 +433,15 @@ impl DirtyLog for KvmLog {
         for slot in &gone {
             self.copies.remove(&slot.slot);
         }
-        self.start_slots(&fresh)
+        self.start_slots(&fresh)?;
+        if self.clear_at_harvest && self.mode == KvmMode::InitiallySet {
+            // Every page of them becomes pending now, through the tracker. Without this
+            // the next sync would find them all once more.
+            for slot in &fresh {
+                // A failure leaves the bits where they are, for the next sync.
+                let _ = self.harvest_slot(slot, sink);
+            }
+        }
+        Ok(())
     }
 }

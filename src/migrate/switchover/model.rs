@@ -151,9 +151,18 @@ impl World {
         }
         // A message is lost.
         for lost in [
-            Wire { ready: false, ..self.wire },
-            Wire { handover: false, ..self.wire },
-            Wire { running: false, ..self.wire },
+            Wire {
+                ready: false,
+                ..self.wire
+            },
+            Wire {
+                handover: false,
+                ..self.wire
+            },
+            Wire {
+                running: false,
+                ..self.wire
+            },
         ] {
             worlds.push(World { wire: lost, ..self });
         }
@@ -190,7 +199,9 @@ fn the_guest_never_runs_on_both_sides_whatever_fails_and_whenever() {
     for world in &worlds {
         assert!(!(world.runs_here && world.runs_there), "{world:?}");
     }
-    assert!(worlds.iter().any(|w| w.source == SS::Completed && w.runs_there));
+    assert!(worlds
+        .iter()
+        .any(|w| w.source == SS::Completed && w.runs_there));
 }
 
 #[test]
@@ -253,7 +264,10 @@ fn a_failure_before_the_hand_over_ends_with_the_guest_here_and_after_it_is_left_
             let step = source::step(state, SE::Failed(failure));
             assert_eq!(step.state, SS::Failed);
             assert!(step.actions.contains(&SA::PutBack));
-            assert!(!step.actions.contains(&SA::CallResume), "it was never paused");
+            assert!(
+                !step.actions.contains(&SA::CallResume),
+                "it was never paused"
+            );
         }
     }
     for state in [SS::HandingOver, SS::AwaitingRunning] {

@@ -195,12 +195,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::HandingOver | S::AwaitingRunning, _) => to(S::Unanswered, END_OPEN),
 
         (
-            S::Completed
-            | S::Failed
-            | S::ResumeFailed
-            | S::Unanswered
-            | S::TakenBack
-            | S::GivenUp,
+            S::Completed | S::Failed | S::ResumeFailed | S::Unanswered | S::TakenBack | S::GivenUp,
             _,
         ) => to(state, &[]),
     }

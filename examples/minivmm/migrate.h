@@ -1,0 +1,57 @@
+/*
+ * What migration looks like to the rest of the VMM: give it a machine, tell it where to. Everything that touches brant
+ * is behind this, in migrate.c; nothing here names it.
+ */
+#ifndef MINIVMM_MIGRATE_H
+#define MINIVMM_MIGRATE_H
+
+#include "machine.h"
+
+struct mg_options {
+	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
+	unsigned log_mode;                           /* 0 auto, 1 get-and-clear, 2 manual protect, 3 initially set */
+	unsigned chunk_shift;                        /* 0: the default */
+	bool clear_at_sync;
+};
+
+/* What the VMM does at the turning points, besides pausing and running its machine. NULL = nothing. */
+struct mg_hooks {
+	void *opaque;
+	/* Source: the guest stands still, all of its memory has arrived at the other side. */
+	void (*frozen)(void *opaque);
+	/* Destination: all memory and state is here, the guest has not run yet. */
+	void (*arrived)(void *opaque);
+	/* Source: a line for a person; called every now and then while it runs. `last`: this is the final one. */
+	void (*progress)(void *opaque, const char *line, bool last);
+	/* Something worth telling. */
+	void (*warning)(void *opaque, const char *message);
+};
+
+struct mg_result {
+	double seconds, downtime_ms, promised_ms;
+	uint64_t data_pages, zero_pages, hole_pages, wire_bytes, syncs;
+	unsigned passes;
+	char json[4096];
+};
+
+struct migration;
+
+/* Before mv_machine_new: the machine's hooks come from here. After it: mg_attach, before mv_start. */
+struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks);
+struct mv_hooks mg_machine_hooks(struct migration *g);
+int mg_attach(struct migration *g, struct mv_machine *m);
+void mg_free(struct migration *g);
+/* Why the last call failed. */
+const char *mg_error(struct migration *g);
+
+/* Migrates the running machine to an endpoint ("tcp:127.0.0.1:4444", "unix:/path"), or over a connected socket if
+ * `endpoint` is NULL. 0: the guest runs there and never again here. -1: it runs on here. */
+int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result);
+
+/* Takes a machine in. Listening writes the endpoint that was bound to `bound`. mg_receive_wait returns 0 when the guest
+ * runs here, -1 when it never did. */
+int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, size_t bound_len);
+int mg_receive_fd(struct migration *g, int fd);
+int mg_receive_wait(struct migration *g);
+
+#endif

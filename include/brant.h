@@ -1,0 +1,1571 @@
+/*
+ * brant.h: an embeddable live-migration engine for virtual machine monitors.
+ *
+ * SPDX-License-Identifier: Apache-2.0 OR MIT
+ *
+ * Generated from src/capi; do not edit: make header
+ */
+
+#ifndef BRANT_H
+#define BRANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdbool.h>
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_MAJOR 0
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_MINOR 1
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_PATCH 0
+
+/**
+ * An argument is outside its stated limits.
+ */
+#define BRANT_E_INVALID (-1)
+
+/**
+ * The call is not allowed in the state the object is in.
+ */
+#define BRANT_E_STATE (-2)
+
+/**
+ * The object is in use by something else; try again when that has ended.
+ */
+#define BRANT_E_BUSY (-3)
+
+/**
+ * No such block, slot, or file.
+ */
+#define BRANT_E_NOT_FOUND (-4)
+
+/**
+ * Something of that name or in that place is there already.
+ */
+#define BRANT_E_EXISTS (-5)
+
+/**
+ * Memory could not be had.
+ */
+#define BRANT_E_NO_MEMORY (-6)
+
+/**
+ * The kernel, the machine or the peer cannot do this.
+ */
+#define BRANT_E_UNSUPPORTED (-7)
+
+/**
+ * A system call failed for a reason that is not the caller's.
+ */
+#define BRANT_E_KERNEL (-8)
+
+/**
+ * The connection could not be made, or failed.
+ */
+#define BRANT_E_IO (-9)
+
+/**
+ * The peer closed the connection.
+ */
+#define BRANT_E_PEER_GONE (-10)
+
+/**
+ * A time limit passed.
+ */
+#define BRANT_E_TIMEOUT (-11)
+
+/**
+ * The operation was cancelled.
+ */
+#define BRANT_E_CANCELLED (-12)
+
+/**
+ * The peer sent what the protocol does not allow.
+ */
+#define BRANT_E_PROTOCOL (-13)
+
+/**
+ * The two sides' memory blocks differ.
+ */
+#define BRANT_E_LAYOUT (-14)
+
+/**
+ * No protocol version or required feature in common.
+ */
+#define BRANT_E_VERSION (-15)
+
+/**
+ * The peer refused, and said why.
+ */
+#define BRANT_E_REFUSED (-16)
+
+/**
+ * A callback of the VMM failed.
+ */
+#define BRANT_E_VMM (-17)
+
+/**
+ * The guest dirties memory faster than the link carries it away.
+ */
+#define BRANT_E_NOT_CONVERGED (-18)
+
+/**
+ * Migration is blocked by a reason the VMM gave.
+ */
+#define BRANT_E_BLOCKED (-19)
+
+/**
+ * Handed over, but the destination never said that it runs.
+ */
+#define BRANT_E_UNANSWERED (-20)
+
+/**
+ * Called from inside a callback of the same object, where it would wait for itself.
+ */
+#define BRANT_E_CALLBACK (-21)
+
+/**
+ * A defect in brant itself, caught at the boundary.
+ */
+#define BRANT_E_INTERNAL (-22)
+
+/**
+ * The most bits of one bitmap: 2^40.
+ */
+#define BRANT_BITMAP_BITS_MAX 1099511627776
+
+/**
+ * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
+ * only what is marked.
+ */
+#define BRANT_RAM_ROM 1
+
+/**
+ * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
+ * need not look. Without it nothing is assumed of what is there.
+ */
+#define BRANT_RAM_ZEROED 2
+
+/**
+ * In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
+ */
+#define BRANT_NO_SLOT 4294967295
+
+/**
+ * The migration entered another state; the message names it.
+ */
+#define BRANT_EVENT_STATE 1
+
+/**
+ * A pass over memory ended and a sync followed.
+ */
+#define BRANT_EVENT_PASS 2
+
+/**
+ * Worth telling and no error: a clamped parameter, a log that failed and was taken as all dirty.
+ */
+#define BRANT_EVENT_WARNING 3
+
+/**
+ * It is over and succeeded.
+ */
+#define BRANT_EVENT_COMPLETED 4
+
+/**
+ * It is over and failed or was cancelled. On a source the guest runs on.
+ */
+#define BRANT_EVENT_FAILED 5
+
+/**
+ * Handed over and never answered: the guest stays paused until `brant_outgoing_resolve`.
+ */
+#define BRANT_EVENT_UNANSWERED 6
+
+/**
+ * A thread that walks memory, decides, and sends or receives.
+ */
+#define BRANT_ROLE_MIGRATION 1
+
+/**
+ * In `brant_tracker_config.clearing`: chunk by chunk, each before its first page is handed out.
+ */
+#define BRANT_CLEAR_CHUNKED 0
+
+/**
+ * In `brant_tracker_config.clearing`: a whole slot at each sync.
+ */
+#define BRANT_CLEAR_AT_SYNC 1
+
+/**
+ * The best that the kernel has: initially set, else manual protect, else get-and-clear.
+ */
+#define BRANT_KVM_AUTO 0
+
+/**
+ * KVM_GET_DIRTY_LOG reads and clears.
+ */
+#define BRANT_KVM_GET_AND_CLEAR 1
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+ */
+#define BRANT_KVM_MANUAL_PROTECT 2
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+ */
+#define BRANT_KVM_INITIALLY_SET 3
+
+/**
+ * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
+ */
+#define BRANT_SWITCHED_BY_BRANT 0
+
+/**
+ * The VMM does, in its `log_on` and `log_off` operations.
+ */
+#define BRANT_SWITCHED_BY_VMM 1
+
+/**
+ * Every page is pending at the start: for whoever copies them all and then what changes.
+ */
+#define BRANT_START_ALL 0
+
+/**
+ * No page is pending at the start: only what is written from now on is found.
+ */
+#define BRANT_START_CLEAN 1
+
+/**
+ * The guest may be running.
+ */
+#define BRANT_SYNC_RUNNING 0
+
+/**
+ * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
+ * an error instead of "all dirty".
+ */
+#define BRANT_SYNC_STOPPED 1
+
+/**
+ * In a time limit: none.
+ */
+#define BRANT_NO_LIMIT 18446744073709551615ull
+
+/**
+ * In a figure of time or rate: not known yet.
+ */
+#define BRANT_UNKNOWN 18446744073709551615ull
+
+/**
+ * Source: not started.
+ */
+#define BRANT_SOURCE_IDLE 0
+
+/**
+ * Source: making the connection.
+ */
+#define BRANT_SOURCE_CONNECTING 1
+
+/**
+ * Source: agreeing on versions, configuration and memory layout.
+ */
+#define BRANT_SOURCE_NEGOTIATING 2
+
+/**
+ * Source: sending memory while the guest runs.
+ */
+#define BRANT_SOURCE_COPYING 3
+
+/**
+ * Source: waiting for the VMM to stop the guest.
+ */
+#define BRANT_SOURCE_PAUSING 4
+
+/**
+ * Source: The VMM saves its state.
+ */
+#define BRANT_SOURCE_SAVING 5
+
+/**
+ * Source: the last harvest of all logs.
+ */
+#define BRANT_SOURCE_LAST_SYNC 6
+
+/**
+ * Source: sending the last pages, the end marker and the state.
+ */
+#define BRANT_SOURCE_SENDING_LAST 7
+
+/**
+ * Source: the destination loads.
+ */
+#define BRANT_SOURCE_AWAITING_READY 8
+
+/**
+ * Source: The VMM lets go of what only one may hold.
+ */
+#define BRANT_SOURCE_RELEASING 9
+
+/**
+ * Source: racing a cancel for the gate.
+ */
+#define BRANT_SOURCE_COMMITTING 10
+
+/**
+ * Source: the hand-over is being sent: too late to cancel.
+ */
+#define BRANT_SOURCE_HANDING_OVER 11
+
+/**
+ * Source: handed over; the destination has not said yet that it runs.
+ */
+#define BRANT_SOURCE_AWAITING_RUNNING 12
+
+/**
+ * Source: It failed before the hand-over: the VMM resumes the guest.
+ */
+#define BRANT_SOURCE_RESUMING 13
+
+/**
+ * Source: the guest runs at the destination.
+ */
+#define BRANT_SOURCE_COMPLETED 14
+
+/**
+ * Source: It failed; the guest runs here, as if nothing had been.
+ */
+#define BRANT_SOURCE_FAILED 15
+
+/**
+ * Source: It failed and the VMM could not resume the guest, which stands paused here.
+ */
+#define BRANT_SOURCE_RESUME_FAILED 16
+
+/**
+ * Source: handed over and never answered: the guest stands paused here until it is resolved.
+ */
+#define BRANT_SOURCE_UNANSWERED 17
+
+/**
+ * Source: unanswered, and the VMM took the guest back.
+ */
+#define BRANT_SOURCE_TAKEN_BACK 18
+
+/**
+ * Source: unanswered, and the VMM gave the guest up here.
+ */
+#define BRANT_SOURCE_GIVEN_UP 19
+
+/**
+ * Destination: not started.
+ */
+#define BRANT_DESTINATION_IDLE 32
+
+/**
+ * Destination: waiting for a connection.
+ */
+#define BRANT_DESTINATION_LISTENING 33
+
+/**
+ * Destination: agreeing on versions, configuration and memory layout.
+ */
+#define BRANT_DESTINATION_NEGOTIATING 34
+
+/**
+ * Destination: memory arrives.
+ */
+#define BRANT_DESTINATION_RECEIVING 35
+
+/**
+ * Destination: all of it is here; the state is being read and loaded.
+ */
+#define BRANT_DESTINATION_LOADING 36
+
+/**
+ * Destination: telling the source so.
+ */
+#define BRANT_DESTINATION_READY 37
+
+/**
+ * Destination: waiting for the hand-over.
+ */
+#define BRANT_DESTINATION_AWAITING_HANDOVER 38
+
+/**
+ * Destination: racing a cancel for the gate.
+ */
+#define BRANT_DESTINATION_COMMITTING 39
+
+/**
+ * Destination: The VMM starts the guest: too late to cancel.
+ */
+#define BRANT_DESTINATION_STARTING 40
+
+/**
+ * Destination: the guest runs here.
+ */
+#define BRANT_DESTINATION_RUNNING 41
+
+/**
+ * Destination: It failed before the hand-over: the guest never ran here.
+ */
+#define BRANT_DESTINATION_FAILED 42
+
+/**
+ * Destination: the guest was handed over and did not start.
+ */
+#define BRANT_DESTINATION_START_FAILED 43
+
+/**
+ * The destination does not run the guest (the VMM knows): it runs on here.
+ */
+#define BRANT_RESOLVE_RESUME 1
+
+/**
+ * The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+ */
+#define BRANT_RESOLVE_DESTROY 2
+
+/**
+ * A bitmap with a summary level: walking and merging cost what is set, not what there is.
+ * Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs. One thread at a time.
+ */
+typedef struct brant_bitmap brant_bitmap;
+
+/**
+ * A reason why a guest cannot move, until it is taken back with `brant_unblock`.
+ */
+typedef struct brant_blocker brant_blocker;
+
+/**
+ * The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
+ * and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
+ * success, to a new object on failure, whatever it held before. That object is the caller's,
+ * usable on any thread, and ends with `brant_error_free`. brant sets no errno and keeps no
+ * last error, and it writes nothing to stdout or stderr.
+ */
+typedef struct brant_error brant_error;
+
+/**
+ * What a guest is to brant: blocks of memory, where they appear at guest physical addresses
+ * and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
+ *
+ * All functions on it may be called from any thread; changes wait for one another. Freeing it
+ * is the last call on it; trackers and migrations made from it keep what they need.
+ */
+typedef struct brant_guest brant_guest;
+
+/**
+ * A migration from somewhere else to here, into a guest whose blocks match the source's by
+ * name, length and page size. The guest runs only after the source handed it over. Threads
+ * and callbacks as for `brant_outgoing`.
+ *
+ * Who may connect is the VMM's decision: a listener takes the first one who does. Hand in a
+ * connected socket where that is not enough.
+ */
+typedef struct brant_incoming brant_incoming;
+
+/**
+ * A migration from here to somewhere else. One object, one migration; for another, make a new
+ * one: it starts from all pages.
+ *
+ * All functions may be called from any thread. Inside a callback of the same migration,
+ * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
+ */
+typedef struct brant_outgoing brant_outgoing;
+
+/**
+ * Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
+ */
+typedef struct brant_reason brant_reason;
+
+/**
+ * Where `save` and `early_save` put state: `brant_saver_put`. Valid during the callback only,
+ * on its thread.
+ */
+typedef struct brant_saver brant_saver;
+
+/**
+ * Tracks which pages of a guest are written. It merges what all logs find into what is
+ * pending, and hands pending pages out after restoring their protection.
+ *
+ * Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
+ * be called from any thread too; while a migration runs on the tracker, those that start,
+ * stop, sync, take or put back are BRANT_E_BUSY. Freeing it is the last call on it, after the
+ * last mark.
+ */
+typedef struct brant_tracker brant_tracker;
+
+/**
+ * A RAM block: guest memory that is contiguous in this process.
+ */
+typedef struct brant_ram_block {
+    /**
+     * sizeof(brant_ram_block).
+     */
+    size_t size;
+    /**
+     * 1 to 255 bytes of UTF-8, unique in the guest; the destination's block has the same.
+     */
+    const char *name;
+    /**
+     * Address of the first byte, page-aligned. The memory stays the VMM's, and mapped until
+     * `brant_guest_remove_block` has returned.
+     */
+    void *host;
+    /**
+     * Bytes; a multiple of `page_size`.
+     */
+    uint64_t length;
+    /**
+     * What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
+     */
+    uint64_t page_size;
+    /**
+     * For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
+     * whatever the call returns, so hand in a duplicate; makes its holes visible. -1 for
+     * private memory.
+     */
+    int32_t fd;
+    /**
+     * BRANT_RAM_*.
+     */
+    uint32_t flags;
+    /**
+     * Where in the file the block begins, bytes.
+     */
+    uint64_t fd_offset;
+} brant_ram_block;
+
+/**
+ * Part of a block as it appears to the guest.
+ */
+typedef struct brant_slot {
+    /**
+     * sizeof(brant_slot).
+     */
+    size_t size;
+    /**
+     * Name of the block.
+     */
+    const char *block;
+    /**
+     * Where in the block it begins, bytes, page-aligned.
+     */
+    uint64_t offset;
+    /**
+     * Bytes, page-aligned.
+     */
+    uint64_t length;
+    /**
+     * Guest physical address of its first byte, page-aligned.
+     */
+    uint64_t guest_address;
+    /**
+     * KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
+     */
+    uint32_t slot;
+    /**
+     * The KVM_MEM_* flags that the VMM set it with, without KVM_MEM_LOG_DIRTY_PAGES: brant
+     * repeats them when it switches logging on and off.
+     */
+    uint32_t kvm_flags;
+} brant_slot;
+
+/**
+ * How a tracker works. All zero but the size is what ships.
+ */
+typedef struct brant_tracker_config {
+    /**
+     * sizeof(brant_tracker_config).
+     */
+    size_t size;
+    /**
+     * BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us.
+     */
+    uint32_t clearing;
+    /**
+     * log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
+     * the next migration's events have a warning.
+     */
+    uint32_t chunk_shift;
+} brant_tracker_config;
+
+/**
+ * KVM's dirty bitmaps.
+ */
+typedef struct brant_kvm {
+    /**
+     * sizeof(brant_kvm).
+     */
+    size_t size;
+    /**
+     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
+     * returns.
+     */
+    int32_t vm_fd;
+    /**
+     * BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
+     */
+    uint32_t mode;
+    /**
+     * BRANT_SWITCHED_*.
+     */
+    uint32_t switched_by;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_kvm;
+
+/**
+ * One piece of state, as `load` and `early_load` get it. Valid during the callback only.
+ */
+typedef struct brant_state {
+    /**
+     * sizeof(brant_state) as brant knows it.
+     */
+    size_t size;
+    /**
+     * What it is the state of.
+     */
+    const char *name;
+    /**
+     * The bytes, as they were saved.
+     */
+    const void *data;
+    /**
+     * How many.
+     */
+    uint64_t length;
+    /**
+     * Which one of several of that name.
+     */
+    uint32_t instance;
+    /**
+     * Version of the format of the data, the VMM's own numbering.
+     */
+    uint32_t version;
+} brant_state;
+
+/**
+ * Something that happened. Valid during the callback only.
+ */
+typedef struct brant_event {
+    /**
+     * sizeof(brant_event) as brant knows it.
+     */
+    size_t size;
+    /**
+     * One sentence, UTF-8.
+     */
+    const char *message;
+    /**
+     * BRANT_EVENT_*.
+     */
+    uint32_t kind;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_event;
+
+/**
+ * The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
+ * given with it.
+ *
+ * The operations of a migration are called one at a time on that migration's own thread, all
+ * signals masked, unless it says otherwise below. They return 0, or anything else for a
+ * failure, whose reason they may set. Inside one, waiting for or freeing the migration that
+ * calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
+ *
+ * Two contracts on which a guest's memory depends:
+ * - Paused means: every vCPU is out of KVM_RUN with pending I/O retired (enter KVM_RUN once
+ *   more with immediate_exit after an I/O or MMIO exit), no thread stands between a write to
+ *   guest memory and its mark, and no device writes guest memory.
+ * - Write first, then mark: a mark made before its write can be collected before the write
+ *   lands, and then nobody hears of the write.
+ */
+typedef struct brant_ops {
+    /**
+     * sizeof(brant_ops).
+     */
+    size_t size;
+    /**
+     * Source, required: stop the guest; return when it is paused in the sense above.
+     */
+    int32_t (*pause)(void *opaque, struct brant_reason *reason);
+    /**
+     * Source, required: a migration that had paused the guest did not happen; let it run on.
+     * Also called when `pause` failed. Takes back what `release` let go. Called on the thread
+     * of `brant_outgoing_resolve` when that decides so.
+     */
+    int32_t (*resume)(void *opaque, struct brant_reason *reason);
+    /**
+     * Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
+     * the last harvest comes after it.
+     */
+    int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
+    /**
+     * Destination: all memory is here; take one piece of state. Once for each, in the order of
+     * saving. A failure refuses the switchover and the guest runs on at the source.
+     */
+    int32_t (*load)(void *opaque,
+                    const struct brant_state *state,
+                    struct brant_reason *reason);
+    /**
+     * Destination: every piece was loaded; the last chance to refuse.
+     */
+    int32_t (*loaded)(void *opaque, struct brant_reason *reason);
+    /**
+     * Source, guest running, before memory is sent: configuration that the destination needs
+     * in order to build itself.
+     */
+    int32_t (*early_save)(void *opaque,
+                          struct brant_saver *saver,
+                          struct brant_reason *reason);
+    /**
+     * Destination, before the layouts are compared: take one piece of configuration. Blocks and
+     * slots may be added here.
+     */
+    int32_t (*early_load)(void *opaque,
+                          const struct brant_state *state,
+                          struct brant_reason *reason);
+    /**
+     * Source, guest paused, destination ready: let go of what only one may hold, disk locks
+     * for one. After it comes the hand-over, or `resume`.
+     */
+    int32_t (*release)(void *opaque, struct brant_reason *reason);
+    /**
+     * Destination, required: the guest is yours, let it run.
+     */
+    int32_t (*run)(void *opaque, struct brant_reason *reason);
+    /**
+     * Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
+     * (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot.
+     */
+    int32_t (*log_on)(void *opaque,
+                      const uint32_t *slots,
+                      size_t count,
+                      struct brant_reason *reason);
+    /**
+     * Switch it off again. On whichever thread stops tracking or removes a slot.
+     */
+    int32_t (*log_off)(void *opaque,
+                       const uint32_t *slots,
+                       size_t count,
+                       struct brant_reason *reason);
+    /**
+     * Something happened. Must not block for long.
+     */
+    void (*event)(void *opaque, const struct brant_event *event);
+    /**
+     * First thing on each new thread of brant's, on that thread: the place for affinity and
+     * seccomp. `role` is BRANT_ROLE_*.
+     */
+    void (*thread_start)(void *opaque, uint32_t role);
+} brant_ops;
+
+/**
+ * What a sync found and what it cost.
+ */
+typedef struct brant_sync {
+    /**
+     * sizeof(brant_sync).
+     */
+    size_t size;
+    /**
+     * Pages that became pending; one that was pending already does not count again.
+     */
+    uint64_t found_pages;
+    /**
+     * Pages pending now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Nanoseconds, all of it.
+     */
+    uint64_t time_ns;
+    /**
+     * Nanoseconds for KVM's logs, kernel and merging.
+     */
+    uint64_t kvm_ns;
+    /**
+     * Pages found by KVM's logs.
+     */
+    uint64_t kvm_pages;
+    /**
+     * Nanoseconds for the VMM's own marks.
+     */
+    uint64_t reported_ns;
+    /**
+     * Pages found by the VMM's own marks and by nothing else before.
+     */
+    uint64_t reported_pages;
+    /**
+     * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
+     */
+    uint64_t warnings;
+} brant_sync;
+
+/**
+ * A run of pages that was taken: read them now, or put them back.
+ */
+typedef struct brant_run {
+    /**
+     * Address of the first page in this process.
+     */
+    void *host;
+    /**
+     * First page, in the block.
+     */
+    uint64_t first_page;
+    /**
+     * How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
+     */
+    uint64_t pages;
+    /**
+     * The block's number.
+     */
+    uint32_t block;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_run;
+
+/**
+ * Running totals since tracking started.
+ */
+typedef struct brant_tracker_stats {
+    /**
+     * sizeof(brant_tracker_stats).
+     */
+    size_t size;
+    /**
+     * Pages pending now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Syncs made.
+     */
+    uint64_t syncs;
+    /**
+     * Pages found by them.
+     */
+    uint64_t found_pages;
+    /**
+     * Calls that cleared chunks.
+     */
+    uint64_t clear_calls;
+    /**
+     * Bits they cleared.
+     */
+    uint64_t cleared_pages;
+    /**
+     * Nanoseconds: the longest restoring of one chunk.
+     */
+    uint64_t longest_clear_ns;
+    /**
+     * Pages put back.
+     */
+    uint64_t put_back_pages;
+    /**
+     * Marks at addresses where no block is; since the tracker was made.
+     */
+    uint64_t stray_marks;
+    /**
+     * Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+     */
+    uint64_t heap_bytes;
+    /**
+     * The chunk shift in use; 0 when chunks are off.
+     */
+    uint32_t chunk_shift;
+    /**
+     * Whether tracking is on: 1 or 0.
+     */
+    uint32_t started;
+} brant_tracker_stats;
+
+/**
+ * Parameters of a migration. 0 is the default everywhere; what is out of range is
+ * BRANT_E_INVALID with the range in the message.
+ */
+typedef struct brant_params {
+    /**
+     * sizeof(brant_params).
+     */
+    size_t size;
+    /**
+     * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
+     * A limit for the decision to switch over, not a promise.
+     */
+    uint64_t downtime_limit_ms;
+    /**
+     * Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
+     * no cap. The switchover is not capped.
+     */
+    uint64_t max_bandwidth;
+    /**
+     * Bytes a second that will be there at the switchover, when you know better than a
+     * measurement can; same range; default as measured.
+     */
+    uint64_t switchover_bandwidth;
+    /**
+     * The longest that a migration may take up to the switchover, milliseconds, 1 to 30 days;
+     * default one hour; BRANT_NO_LIMIT.
+     */
+    uint64_t total_timeout_ms;
+    /**
+     * For connecting, and for agreeing on the layout, milliseconds, 1 to 3600000; default 10000.
+     */
+    uint64_t connect_timeout_ms;
+    /**
+     * For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000.
+     */
+    uint64_t io_timeout_ms;
+    /**
+     * From the pause to the hand-over, past which the source takes the guest back, and at the
+     * destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
+     */
+    uint64_t switchover_timeout_ms;
+    /**
+     * From the hand-over to the destination's word that it runs, past which the migration is
+     * unanswered; milliseconds, 1 to 3600000; default 30000.
+     */
+    uint64_t handover_timeout_ms;
+    /**
+     * Destination: the most bytes of early configuration, and of device state, that it takes;
+     * 4 KiB to 1 TiB; default 256 MiB.
+     */
+    uint64_t max_state;
+    /**
+     * Connections; 1.
+     */
+    uint32_t channels;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_params;
+
+/**
+ * The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
+ * All but the rates only grow, and `progress` never goes back.
+ */
+typedef struct brant_stats {
+    /**
+     * sizeof(brant_stats).
+     */
+    size_t size;
+    /**
+     * The state: BRANT_SOURCE_* or BRANT_DESTINATION_*.
+     */
+    uint32_t phase;
+    /**
+     * The pass over memory, from 1; 0 before the first.
+     */
+    uint32_t pass;
+    /**
+     * 0, or why it failed: BRANT_E_*.
+     */
+    int32_t error;
+    /**
+     * Hundredths of a percent, 0 to 10000. 10000 only when it has completed.
+     */
+    uint32_t progress;
+    /**
+     * The guest's memory.
+     */
+    uint64_t total_bytes;
+    /**
+     * Source: pending now.
+     */
+    uint64_t remaining_bytes;
+    /**
+     * Bytes that went over the connection, headers included.
+     */
+    uint64_t wire_bytes;
+    /**
+     * Pages sent (received) with their contents; a page sent twice counts twice.
+     */
+    uint64_t data_pages;
+    /**
+     * Pages sent (received) as zero, holes included.
+     */
+    uint64_t zero_pages;
+    /**
+     * Of those, pages that were never touched and so never read. Source only.
+     */
+    uint64_t hole_pages;
+    /**
+     * Pages sent that the destination has not acknowledged. Source only.
+     */
+    uint64_t unacknowledged_pages;
+    /**
+     * Since the start.
+     */
+    uint64_t elapsed_us;
+    /**
+     * Bytes a second over the last second or so, everything included.
+     */
+    uint64_t throughput;
+    /**
+     * Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
+     */
+    uint64_t bandwidth;
+    /**
+     * Pages a second that the guest dirtied between the last two syncs; BRANT_UNKNOWN at first.
+     */
+    uint64_t dirty_pages_per_second;
+    /**
+     * Until the switchover at these rates; BRANT_UNKNOWN when they lead to none.
+     */
+    uint64_t time_left_us;
+    /**
+     * The downtime if the switchover came now; BRANT_UNKNOWN at first.
+     */
+    uint64_t expected_downtime_us;
+    /**
+     * What was expected when the guest was paused, kept to be compared. 0 before.
+     */
+    uint64_t promised_downtime_us;
+    /**
+     * From the call of `pause` to the destination's word that it runs. 0 before.
+     */
+    uint64_t downtime_us;
+    /**
+     * Of the downtime: the VMM's `pause`.
+     */
+    uint64_t pause_us;
+    /**
+     * Of the downtime: the VMM's `save`.
+     */
+    uint64_t save_us;
+    /**
+     * Of the downtime: the last harvest of all logs.
+     */
+    uint64_t last_sync_us;
+    /**
+     * Of the downtime: sending the last pages and the state.
+     */
+    uint64_t last_send_us;
+    /**
+     * Of the downtime: waiting for the destination to receive and load.
+     */
+    uint64_t ready_us;
+    /**
+     * Of the downtime: the VMM's `release`.
+     */
+    uint64_t release_us;
+    /**
+     * Of the downtime: the hand-over and the destination's `run`.
+     */
+    uint64_t handover_us;
+    /**
+     * Destination: the VMM's `load` (told to the source).
+     */
+    uint64_t load_us;
+    /**
+     * Destination: the VMM's `run` (told to the source).
+     */
+    uint64_t run_us;
+    /**
+     * Pages sent while the guest was paused.
+     */
+    uint64_t last_pages;
+    /**
+     * Bytes of device state.
+     */
+    uint64_t state_bytes;
+    /**
+     * Syncs made.
+     */
+    uint64_t syncs;
+    /**
+     * The last sync that was made with the guest running.
+     */
+    uint64_t sync_us;
+    /**
+     * Pages that syncs found.
+     */
+    uint64_t found_pages;
+    /**
+     * Calls that cleared chunks.
+     */
+    uint64_t clear_calls;
+    /**
+     * The longest restoring of one chunk.
+     */
+    uint64_t longest_clear_us;
+    /**
+     * Pages put back into the tracker after a failure.
+     */
+    uint64_t put_back_pages;
+} brant_stats;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the library that is linked, as "0.1.0". Static; any thread.
+ */
+const char *brant_version(void);
+
+/**
+ * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
+ * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
+ * dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
+ * thread; NULL is no feature.
+ */
+int32_t brant_has_feature(const char *name);
+
+/**
+ * The error's code, one of `BRANT_E_*`; 0 for NULL.
+ */
+int32_t brant_error_code(const struct brant_error *error);
+
+/**
+ * What went wrong, in one sentence: what was expected and what was found. UTF-8; lives as
+ * long as the error. "" for NULL.
+ */
+const char *brant_error_message(const struct brant_error *error);
+
+/**
+ * Frees an error; NULL is fine.
+ */
+void brant_error_free(struct brant_error *error);
+
+/**
+ * A short name for a code, as "timed out"; static. "success" for 0, "unknown error" for a
+ * code this library does not know.
+ */
+const char *brant_error_name(int32_t code);
+
+/**
+ * Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as
+ * bits are set. Free it with `brant_bitmap_free`.
+ */
+int32_t brant_bitmap_new(uint64_t bits,
+                         struct brant_bitmap **bitmap,
+                         struct brant_error **error);
+
+/**
+ * Frees a bitmap; NULL is fine.
+ */
+void brant_bitmap_free(struct brant_bitmap *bitmap);
+
+/**
+ * How many bits are set; kept, so it costs nothing. 0 for NULL.
+ */
+uint64_t brant_bitmap_count(const struct brant_bitmap *bitmap);
+
+/**
+ * Whether bit `bit` is set: 1 or 0, 0 also past the end and for NULL.
+ */
+int32_t brant_bitmap_test(const struct brant_bitmap *bitmap, uint64_t bit);
+
+/**
+ * Sets `count` bits from `first`. `*changed` (may be NULL) gets how many were clear before.
+ */
+int32_t brant_bitmap_set(struct brant_bitmap *bitmap,
+                         uint64_t first,
+                         uint64_t count,
+                         uint64_t *changed,
+                         struct brant_error **error);
+
+/**
+ * Clears `count` bits from `first`. `*changed` (may be NULL) gets how many were set before.
+ */
+int32_t brant_bitmap_clear(struct brant_bitmap *bitmap,
+                           uint64_t first,
+                           uint64_t count,
+                           uint64_t *changed,
+                           struct brant_error **error);
+
+/**
+ * Sets in `bitmap`, from bit `at` on, what is set in the first `count` bits of `words` (of
+ * which (count + 63) / 64 are read). `at` need not be a multiple of 64. `*changed` (may be
+ * NULL) gets how many bits were newly set: one pass does both.
+ */
+int32_t brant_bitmap_merge_words(struct brant_bitmap *bitmap,
+                                 uint64_t at,
+                                 const uint64_t *words,
+                                 uint64_t count,
+                                 uint64_t *changed,
+                                 struct brant_error **error);
+
+/**
+ * Sets in `bitmap` what is set in `from`; both have the same length and are not the same.
+ * Costs what is set in `from`. `*changed` (may be NULL) gets how many were newly set.
+ */
+int32_t brant_bitmap_merge(struct brant_bitmap *bitmap,
+                           const struct brant_bitmap *from,
+                           uint64_t *changed,
+                           struct brant_error **error);
+
+/**
+ * Finds the first run of set bits at or after `from`, and tells its first bit and its length,
+ * cut to `longest` (1 or more). Returns 1 if there is one, 0 if not, or a code.
+ */
+int32_t brant_bitmap_next_run(const struct brant_bitmap *bitmap,
+                              uint64_t from,
+                              uint64_t longest,
+                              uint64_t *first,
+                              uint64_t *count);
+
+/**
+ * Makes a guest without memory. BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
+ */
+int32_t brant_guest_new(struct brant_guest **guest, struct brant_error **error);
+
+/**
+ * Frees a guest; NULL is fine. Blockers of it may be taken back afterwards.
+ */
+void brant_guest_free(struct brant_guest *guest);
+
+/**
+ * Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
+ * the tracker reports. While the guest is tracked all of the new block counts as dirty; while
+ * it migrates, the destination has the block already when it is added here. At most 4096.
+ */
+int32_t brant_guest_add_block(struct brant_guest *guest,
+                              const struct brant_ram_block *block,
+                              uint32_t *id,
+                              struct brant_error **error);
+
+/**
+ * Removes a block and its slots; call it before deleting the slots from KVM, because what they
+ * logged is read first. Returns when brant does not touch the memory any more, which waits for
+ * a send in progress at the most; then it may be unmapped.
+ */
+int32_t brant_guest_remove_block(struct brant_guest *guest,
+                                 const char *name,
+                                 struct brant_error **error);
+
+/**
+ * Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
+ * guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
+ * counts as dirty. A block may have any number of slots, at any page.
+ */
+int32_t brant_guest_add_slot(struct brant_guest *guest,
+                             const struct brant_slot *slot,
+                             struct brant_error **error);
+
+/**
+ * Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. Call it before
+ * deleting or moving the slot in KVM, with the vCPUs stopped or the slot unused: what it has
+ * logged is read first, and would be lost with it.
+ */
+int32_t brant_guest_remove_slot(struct brant_guest *guest,
+                                uint32_t slot,
+                                uint64_t guest_address,
+                                struct brant_error **error);
+
+/**
+ * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
+ * is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
+ * fails with it unless the guest is paused already.
+ */
+int32_t brant_block(struct brant_guest *guest,
+                    const char *reason,
+                    struct brant_blocker **blocker,
+                    struct brant_error **error);
+
+/**
+ * Takes a reason back; NULL is fine.
+ */
+void brant_unblock(struct brant_blocker *blocker);
+
+/**
+ * Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
+ */
+void brant_reason_set(struct brant_reason *reason, const char *message);
+
+/**
+ * Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
+ * VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
+ * about 1 GiB each and 65536 pieces.
+ */
+int32_t brant_saver_put(struct brant_saver *saver,
+                        const char *name,
+                        uint32_t instance,
+                        uint32_t version,
+                        const void *data,
+                        size_t length,
+                        struct brant_error **error);
+
+/**
+ * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
+ * log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
+ */
+int32_t brant_tracker_new(struct brant_guest *guest,
+                          const struct brant_tracker_config *config,
+                          struct brant_tracker **tracker,
+                          struct brant_error **error);
+
+/**
+ * Frees a tracker; NULL is fine. Tracking stops, unless a migration is using it, which then
+ * stops it.
+ */
+void brant_tracker_free(struct brant_tracker *tracker);
+
+/**
+ * Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
+ * `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
+ * NULL otherwise.
+ */
+int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
+                              const struct brant_kvm *kvm,
+                              const struct brant_ops *ops,
+                              void *opaque,
+                              struct brant_error **error);
+
+/**
+ * Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
+ * thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
+ * are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
+ */
+void brant_tracker_mark(const struct brant_tracker *tracker,
+                        uint64_t guest_address,
+                        uint64_t length);
+
+/**
+ * The same for `length` bytes at an offset in a block.
+ */
+void brant_tracker_mark_block(const struct brant_tracker *tracker,
+                              uint32_t block,
+                              uint64_t offset,
+                              uint64_t length);
+
+/**
+ * Starts tracking, with BRANT_START_ALL or BRANT_START_CLEAN. A migration does that by itself.
+ */
+int32_t brant_tracker_start(struct brant_tracker *tracker,
+                            uint32_t with,
+                            struct brant_error **error);
+
+/**
+ * Stops tracking, after a last harvest. What is pending stays and can be taken.
+ */
+int32_t brant_tracker_stop(struct brant_tracker *tracker, struct brant_error **error);
+
+/**
+ * Harvests all logs into pending. `when` is BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`
+ * may be NULL.
+ */
+int32_t brant_tracker_sync(struct brant_tracker *tracker,
+                           uint32_t when,
+                           struct brant_sync *report,
+                           struct brant_error **error);
+
+/**
+ * Takes runs of pending pages, in the order of blocks and pages, from where the last call
+ * ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run is
+ * handed out the protection of its pages is restored, so what is written later is found by a
+ * later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
+ * the next call begins at the beginning.
+ */
+int32_t brant_tracker_take(struct brant_tracker *tracker,
+                           struct brant_run *runs,
+                           size_t capacity,
+                           size_t *count,
+                           struct brant_error **error);
+
+/**
+ * Makes pages pending again that were taken and did not get where they belong. Works after
+ * `brant_tracker_stop` too. A block that is gone is passed over.
+ */
+int32_t brant_tracker_put_back(struct brant_tracker *tracker,
+                               uint32_t block,
+                               uint64_t first_page,
+                               uint64_t pages,
+                               struct brant_error **error);
+
+/**
+ * Fills in the tracker's totals.
+ */
+int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
+                                struct brant_tracker_stats *stats,
+                                struct brant_error **error);
+
+/**
+ * Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
+ * required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
+ * happens before it is started.
+ */
+int32_t brant_outgoing_new(struct brant_guest *guest,
+                           struct brant_tracker *tracker,
+                           const struct brant_ops *ops,
+                           void *opaque,
+                           const struct brant_params *parameters,
+                           struct brant_outgoing **outgoing,
+                           struct brant_error **error);
+
+/**
+ * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
+ * the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
+ * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ */
+int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
+
+/**
+ * Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
+ * localhost) or "unix:/PATH", and returns at once; what it comes to is told by
+ * `brant_outgoing_wait`, the events and the figures.
+ */
+int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
+                             const char *endpoint,
+                             struct brant_error **error);
+
+/**
+ * Starts it over a connected stream socket, which is brant's from here on, whatever the call
+ * returns, its blocking mode too.
+ */
+int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
+                                int32_t fd,
+                                struct brant_error **error);
+
+/**
+ * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
+ * and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
+ * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
+ * One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+ */
+int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
+                              struct brant_error **error);
+
+/**
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
+ * not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
+ * on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
+ * resolve it.
+ */
+int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
+                            uint64_t timeout_ms,
+                            struct brant_error **error);
+
+/**
+ * The VMM's decision about a guest that was handed over without an answer, once: with
+ * BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
+ */
+int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
+                               uint32_t resolution,
+                               struct brant_error **error);
+
+/**
+ * Fills in the figures as they are now. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
+                                 struct brant_stats *stats,
+                                 struct brant_error **error);
+
+/**
+ * The same as one JSON object, by the same names, with null for what is unknown and "state" for
+ * the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
+ * gets how many it takes.
+ */
+int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed,
+                                  struct brant_error **error);
+
+/**
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets
+ * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
+ */
+int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
+
+/**
+ * Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
+ * saves state; `parameters` may be NULL for what ships.
+ */
+int32_t brant_incoming_new(struct brant_guest *guest,
+                           const struct brant_ops *ops,
+                           void *opaque,
+                           const struct brant_params *parameters,
+                           struct brant_incoming **incoming,
+                           struct brant_error **error);
+
+/**
+ * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
+ * that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
+ * is freed.
+ */
+int32_t brant_incoming_free(struct brant_incoming *incoming);
+
+/**
+ * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
+ * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
+ * `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
+ */
+int32_t brant_incoming_listen(struct brant_incoming *incoming,
+                              const char *endpoint,
+                              char *bound,
+                              size_t capacity,
+                              size_t *needed,
+                              struct brant_error **error);
+
+/**
+ * Starts it over a connected stream socket, which is brant's from here on, whatever the call
+ * returns.
+ */
+int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
+                                int32_t fd,
+                                struct brant_error **error);
+
+/**
+ * Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
+ * a callback is in progress. Inside one of its callbacks it only asks for that. After the
+ * hand-over was received: BRANT_E_STATE.
+ */
+int32_t brant_incoming_cancel(struct brant_incoming *incoming,
+                              struct brant_error **error);
+
+/**
+ * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+ * ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
+ */
+int32_t brant_incoming_wait(struct brant_incoming *incoming,
+                            uint64_t timeout_ms,
+                            struct brant_error **error);
+
+/**
+ * Fills in the figures as they are now. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
+                                 struct brant_stats *stats,
+                                 struct brant_error **error);
+
+/**
+ * As `brant_outgoing_stats_json`.
+ */
+int32_t brant_incoming_stats_json(const struct brant_incoming *incoming,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed,
+                                  struct brant_error **error);
+
+/**
+ * As `brant_outgoing_event_fd`.
+ */
+int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* BRANT_H */

@@ -1,0 +1,262 @@
+//! A guest: its memory blocks, where they appear, and the reasons why it cannot move.
+
+use super::error::{brant_error, invalid};
+use super::structs::{handle, put, put_optional, read, sized, text};
+use crate::memory::{
+    BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription,
+};
+use crate::migrate::{Blocker, Blockers};
+use crate::units::Bytes;
+use std::ffi::{c_char, c_void};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+
+/// What a guest is to brant: blocks of memory, where they appear at guest physical addresses
+/// and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
+///
+/// All functions on it may be called from any thread; changes wait for one another. Freeing it
+/// is the last call on it; trackers and migrations made from it keep what they need.
+pub struct brant_guest {
+    pub(super) memory: Arc<Memory>,
+    pub(super) blockers: Blockers,
+}
+
+/// A reason why a guest cannot move, until it is taken back with `brant_unblock`.
+pub struct brant_blocker {
+    _blocker: Blocker,
+}
+
+/// In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
+/// only what is marked.
+pub const BRANT_RAM_ROM: u32 = 1;
+/// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
+/// need not look. Without it nothing is assumed of what is there.
+pub const BRANT_RAM_ZEROED: u32 = 2;
+
+/// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
+pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
+
+/// A RAM block: guest memory that is contiguous in this process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_ram_block {
+    /// sizeof(brant_ram_block).
+    pub size: usize,
+    /// 1 to 255 bytes of UTF-8, unique in the guest; the destination's block has the same.
+    pub name: *const c_char,
+    /// Address of the first byte, page-aligned. The memory stays the VMM's, and mapped until
+    /// `brant_guest_remove_block` has returned.
+    pub host: *mut c_void,
+    /// Bytes; a multiple of `page_size`.
+    pub length: u64,
+    /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
+    pub page_size: u64,
+    /// For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
+    /// whatever the call returns, so hand in a duplicate; makes its holes visible. -1 for
+    /// private memory.
+    pub fd: i32,
+    /// BRANT_RAM_*.
+    pub flags: u32,
+    /// Where in the file the block begins, bytes.
+    pub fd_offset: u64,
+}
+
+/// Part of a block as it appears to the guest.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_slot {
+    /// sizeof(brant_slot).
+    pub size: usize,
+    /// Name of the block.
+    pub block: *const c_char,
+    /// Where in the block it begins, bytes, page-aligned.
+    pub offset: u64,
+    /// Bytes, page-aligned.
+    pub length: u64,
+    /// Guest physical address of its first byte, page-aligned.
+    pub guest_address: u64,
+    /// KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
+    pub slot: u32,
+    /// The KVM_MEM_* flags that the VMM set it with, without KVM_MEM_LOG_DIRTY_PAGES: brant
+    /// repeats them when it switches logging on and off.
+    pub kvm_flags: u32,
+}
+
+sized!(brant_ram_block, brant_slot);
+
+/// Makes a guest without memory. BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_new(
+    guest: *mut *mut brant_guest,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        if guest.is_null() {
+            return Err(invalid("guest is NULL"));
+        }
+        let made = Box::new(brant_guest {
+            memory: Arc::new(Memory::new()?),
+            blockers: Blockers::new(),
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(guest, "guest", Box::into_raw(made)) }
+    })
+}
+
+/// Frees a guest; NULL is fine. Blockers of it may be taken back afterwards.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
+    boundary!(or (), {
+        if !guest.is_null() {
+            // SAFETY: from Box::into_raw above, not freed before, by contract.
+            drop(unsafe { Box::from_raw(guest) });
+        }
+    })
+}
+
+/// Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
+/// the tracker reports. While the guest is tracked all of the new block counts as dirty; while
+/// it migrates, the destination has the block already when it is added here. At most 4096.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_add_block(
+    guest: *mut brant_guest,
+    block: *const brant_ram_block,
+    id: *mut u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let b = unsafe { read(block) }?;
+        // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
+        let has_fd = b.size > std::mem::offset_of!(brant_ram_block, fd) && b.fd >= 0;
+        // SAFETY: handed over by contract.
+        let fd = has_fd.then(|| unsafe { OwnedFd::from_raw_fd(b.fd) });
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        let name = unsafe { text(b.name, "brant_ram_block.name") }?;
+        if b.flags & !(BRANT_RAM_ROM | BRANT_RAM_ZEROED) != 0 {
+            return Err(invalid(format!(
+                "block `{name}`: flags are BRANT_RAM_ROM and BRANT_RAM_ZEROED; found {:#x}",
+                b.flags
+            )));
+        }
+        let made = guest.memory.add_block(BlockDescription {
+            name: name.to_owned(),
+            host: b.host.cast(),
+            length: Bytes(b.length),
+            page_size: Bytes(if b.page_size == 0 { 4096 } else { b.page_size }),
+            file: fd.map(|fd| BackingFile {
+                fd,
+                offset: b.fd_offset,
+            }),
+            flags: BlockFlags {
+                rom: b.flags & BRANT_RAM_ROM != 0,
+                zeroed: b.flags & BRANT_RAM_ZEROED != 0,
+            },
+        })?;
+        // SAFETY: null or a place by contract.
+        unsafe { put_optional(id, made.0) };
+        Ok(())
+    })
+}
+
+/// Removes a block and its slots; call it before deleting the slots from KVM, because what they
+/// logged is read first. Returns when brant does not touch the memory any more, which waits for
+/// a send in progress at the most; then it may be unmapped.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_remove_block(
+    guest: *mut brant_guest,
+    name: *const c_char,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        guest.memory.remove_block(unsafe { text(name, "name") }?)
+    })
+}
+
+/// Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
+/// guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
+/// counts as dirty. A block may have any number of slots, at any page.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_add_slot(
+    guest: *mut brant_guest,
+    slot: *const brant_slot,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a structure by contract.
+        let s = unsafe { read(slot) }?;
+        guest.memory.add_slot(&SlotDescription {
+            slot: s.slot,
+            flags: s.kvm_flags,
+            // SAFETY: null or a string by contract.
+            block: unsafe { text(s.block, "brant_slot.block") }?.to_owned(),
+            offset: Bytes(s.offset),
+            length: Bytes(s.length),
+            guest_address: GuestAddress(s.guest_address),
+        })
+    })
+}
+
+/// Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. Call it before
+/// deleting or moving the slot in KVM, with the vCPUs stopped or the slot unused: what it has
+/// logged is read first, and would be lost with it.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_remove_slot(
+    guest: *mut brant_guest,
+    slot: u32,
+    guest_address: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        guest
+            .memory
+            .remove_slot(slot, GuestAddress(guest_address))
+    })
+}
+
+/// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
+/// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
+/// fails with it unless the guest is paused already.
+#[no_mangle]
+pub unsafe extern "C" fn brant_block(
+    guest: *mut brant_guest,
+    reason: *const c_char,
+    blocker: *mut *mut brant_blocker,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        let reason = unsafe { text(reason, "reason") }?;
+        if blocker.is_null() {
+            return Err(invalid("blocker is NULL"));
+        }
+        let made = Box::new(brant_blocker {
+            _blocker: guest.blockers.block(reason),
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(blocker, "blocker", Box::into_raw(made)) }
+    })
+}
+
+/// Takes a reason back; NULL is fine.
+#[no_mangle]
+pub unsafe extern "C" fn brant_unblock(blocker: *mut brant_blocker) {
+    boundary!(or (), {
+        if !blocker.is_null() {
+            // SAFETY: from Box::into_raw above, not freed before, by contract.
+            drop(unsafe { Box::from_raw(blocker) });
+        }
+    })
+}

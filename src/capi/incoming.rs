@@ -1,0 +1,194 @@
+//! Level three, the destination: a migration from somewhere else to here.
+
+use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::guest::brant_guest;
+use super::ops::{brant_ops, Ops};
+use super::outgoing::limit;
+use super::params::{brant_params, params};
+use super::stats::brant_stats;
+use super::structs::{handle, put, put_text, text, write};
+use crate::channel::Endpoint;
+use crate::migrate::{Incoming, Source};
+use std::ffi::{c_char, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// A migration from somewhere else to here, into a guest whose blocks match the source's by
+/// name, length and page size. The guest runs only after the source handed it over. Threads
+/// and callbacks as for `brant_outgoing`.
+///
+/// Who may connect is the VMM's decision: a listener takes the first one who does. Hand in a
+/// connected socket where that is not enough.
+pub struct brant_incoming {
+    incoming: Incoming,
+}
+
+/// Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
+/// saves state; `parameters` may be NULL for what ships.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_new(
+    guest: *mut brant_guest,
+    ops: *const brant_ops,
+    opaque: *mut c_void,
+    parameters: *const brant_params,
+    incoming: *mut *mut brant_incoming,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a structure by contract.
+        let ops = unsafe { Ops::new(ops, opaque) }?;
+        ops.check_destination()?;
+        // SAFETY: null or a structure by contract.
+        let params = unsafe { params(parameters) }?;
+        if incoming.is_null() {
+            return Err(invalid("incoming is NULL"));
+        }
+        let made = Box::new(brant_incoming {
+            incoming: Incoming::new(Arc::clone(&guest.memory), Arc::new(ops), params)?,
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(incoming, "incoming", Box::into_raw(made)) }
+    })
+}
+
+/// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
+/// that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
+/// is freed.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { incoming.as_ref() } {
+            None => 0,
+            Some(i) if i.incoming.in_callback() => BRANT_E_CALLBACK,
+            Some(_) => {
+                // SAFETY: from Box::into_raw above, not freed before, by contract.
+                drop(unsafe { Box::from_raw(incoming) });
+                0
+            }
+        }
+    })
+}
+
+/// Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
+/// once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
+/// `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_listen(
+    incoming: *mut brant_incoming,
+    endpoint: *const c_char,
+    bound: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        // SAFETY: null or a string by contract.
+        let endpoint = Endpoint::parse(unsafe { text(endpoint, "endpoint") }?)?;
+        if bound.is_null() && capacity > 0 {
+            return Err(invalid("bound is NULL and its capacity is not 0"));
+        }
+        let found = incoming.incoming.listen(&endpoint)?.to_string();
+        // SAFETY: the caller's contract.
+        unsafe { put_text(&found, bound, capacity, needed) }
+    })
+}
+
+/// Starts it over a connected stream socket, which is brant's from here on, whatever the call
+/// returns.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_start_fd(
+    incoming: *mut brant_incoming,
+    fd: i32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        if fd < 0 {
+            return Err(invalid(format!("{fd} is no descriptor")));
+        }
+        // SAFETY: handed over by contract.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        incoming.incoming.start(Source::Connected(fd))
+    })
+}
+
+/// Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
+/// a callback is in progress. Inside one of its callbacks it only asks for that. After the
+/// hand-over was received: BRANT_E_STATE.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_cancel(
+    incoming: *mut brant_incoming,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        unsafe { handle(incoming, "incoming") }?.incoming.cancel()
+    })
+}
+
+/// Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+/// ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_wait(
+    incoming: *mut brant_incoming,
+    timeout_ms: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        incoming.incoming.wait(limit(timeout_ms))
+    })
+}
+
+/// Fills in the figures as they are now. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_get_stats(
+    incoming: *const brant_incoming,
+    stats: *mut brant_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let now = unsafe { handle(incoming, "incoming") }?.incoming.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// As `brant_outgoing_stats_json`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_stats_json(
+    incoming: *const brant_incoming,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let json = unsafe { handle(incoming, "incoming") }?
+            .incoming
+            .stats_json()?;
+        // SAFETY: the caller's contract.
+        unsafe { put_text(&json, buffer, capacity, needed) }
+    })
+}
+
+/// As `brant_outgoing_event_fd`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_event_fd(incoming: *const brant_incoming) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { incoming.as_ref() } {
+            Some(i) => i.incoming.notify_fd().as_raw_fd(),
+            None => BRANT_E_INVALID,
+        }
+    })
+}

@@ -1,0 +1,35 @@
+//! The C face: `extern "C"` over the crate, one file a concept. It converts, checks and calls
+//! down; there is no logic in it.
+//!
+//! Every export is written as one `boundary!`, which lets no panic out: a panic in brant comes
+//! back as `BRANT_E_INTERNAL`. `include/brant.h` is generated from here, in the order of the
+//! `mod` lines below.
+#![allow(non_camel_case_types)]
+#![allow(clippy::missing_safety_doc)]
+
+/// The boundary between C and Rust.
+///
+/// `boundary!(error, { … })` is for functions that return 0 or a code: the block gives a
+/// `Result<()>` and an error goes to `error` (a `brant_error **` that may be null).
+/// `boundary!(or value, { … })` is for the others: `value` is what they return if brant panics.
+macro_rules! boundary {
+    (or $default:expr, $body:block) => {
+        $crate::runtime::thread::catch(move || $body).unwrap_or($default)
+    };
+    ($error:expr, $body:block) => {
+        $crate::capi::error::status($error, move || $body)
+    };
+}
+
+pub mod version;
+pub mod error;
+pub mod bitmap;
+pub mod guest;
+pub mod ops;
+pub mod tracker;
+pub mod params;
+pub mod stats;
+pub mod outgoing;
+pub mod incoming;
+
+mod structs;

@@ -1,0 +1,456 @@
+//! The VMM's operations: one table of callbacks, and the trait in `vmm.rs` over it.
+
+use super::error::{brant_error, invalid};
+use super::structs::{handle, read, sized, text};
+use crate::error::{Error, Kind, Result};
+use crate::vmm::{Event, Role, StateBlob, StateSink, Vmm};
+use std::cell::RefCell;
+use std::ffi::{c_char, c_void, CString};
+
+/// Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
+pub struct brant_reason {
+    text: RefCell<String>,
+}
+
+/// Where `save` and `early_save` put state: `brant_saver_put`. Valid during the callback only,
+/// on its thread.
+pub struct brant_saver {
+    sink: *mut (dyn StateSink + 'static),
+}
+
+/// One piece of state, as `load` and `early_load` get it. Valid during the callback only.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_state {
+    /// sizeof(brant_state) as brant knows it.
+    pub size: usize,
+    /// What it is the state of.
+    pub name: *const c_char,
+    /// The bytes, as they were saved.
+    pub data: *const c_void,
+    /// How many.
+    pub length: u64,
+    /// Which one of several of that name.
+    pub instance: u32,
+    /// Version of the format of the data, the VMM's own numbering.
+    pub version: u32,
+}
+
+/// The migration entered another state; the message names it.
+pub const BRANT_EVENT_STATE: u32 = 1;
+/// A pass over memory ended and a sync followed.
+pub const BRANT_EVENT_PASS: u32 = 2;
+/// Worth telling and no error: a clamped parameter, a log that failed and was taken as all dirty.
+pub const BRANT_EVENT_WARNING: u32 = 3;
+/// It is over and succeeded.
+pub const BRANT_EVENT_COMPLETED: u32 = 4;
+/// It is over and failed or was cancelled. On a source the guest runs on.
+pub const BRANT_EVENT_FAILED: u32 = 5;
+/// Handed over and never answered: the guest stays paused until `brant_outgoing_resolve`.
+pub const BRANT_EVENT_UNANSWERED: u32 = 6;
+
+/// Something that happened. Valid during the callback only.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_event {
+    /// sizeof(brant_event) as brant knows it.
+    pub size: usize,
+    /// One sentence, UTF-8.
+    pub message: *const c_char,
+    /// BRANT_EVENT_*.
+    pub kind: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// A thread that walks memory, decides, and sends or receives.
+pub const BRANT_ROLE_MIGRATION: u32 = 1;
+
+/// The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
+/// given with it.
+///
+/// The operations of a migration are called one at a time on that migration's own thread, all
+/// signals masked, unless it says otherwise below. They return 0, or anything else for a
+/// failure, whose reason they may set. Inside one, waiting for or freeing the migration that
+/// calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
+///
+/// Two contracts on which a guest's memory depends:
+/// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired (enter KVM_RUN once
+///   more with immediate_exit after an I/O or MMIO exit), no thread stands between a write to
+///   guest memory and its mark, and no device writes guest memory.
+/// - Write first, then mark: a mark made before its write can be collected before the write
+///   lands, and then nobody hears of the write.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_ops {
+    /// sizeof(brant_ops).
+    pub size: usize,
+    /// Source, required: stop the guest; return when it is paused in the sense above.
+    pub pause: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Source, required: a migration that had paused the guest did not happen; let it run on.
+    /// Also called when `pause` failed. Takes back what `release` let go. Called on the thread
+    /// of `brant_outgoing_resolve` when that decides so.
+    pub resume: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
+    /// the last harvest comes after it.
+    pub save: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            saver: *mut brant_saver,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Destination: all memory is here; take one piece of state. Once for each, in the order of
+    /// saving. A failure refuses the switchover and the guest runs on at the source.
+    pub load: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            state: *const brant_state,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Destination: every piece was loaded; the last chance to refuse.
+    pub loaded: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Source, guest running, before memory is sent: configuration that the destination needs
+    /// in order to build itself.
+    pub early_save: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            saver: *mut brant_saver,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Destination, before the layouts are compared: take one piece of configuration. Blocks and
+    /// slots may be added here.
+    pub early_load: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            state: *const brant_state,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Source, guest paused, destination ready: let go of what only one may hold, disk locks
+    /// for one. After it comes the hand-over, or `resume`.
+    pub release: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Destination, required: the guest is yours, let it run.
+    pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    /// Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
+    /// (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot.
+    pub log_on: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            slots: *const u32,
+            count: usize,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Switch it off again. On whichever thread stops tracking or removes a slot.
+    pub log_off: Option<
+        unsafe extern "C" fn(
+            opaque: *mut c_void,
+            slots: *const u32,
+            count: usize,
+            reason: *mut brant_reason,
+        ) -> i32,
+    >,
+    /// Something happened. Must not block for long.
+    pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, event: *const brant_event)>,
+    /// First thing on each new thread of brant's, on that thread: the place for affinity and
+    /// seccomp. `role` is BRANT_ROLE_*.
+    pub thread_start: Option<unsafe extern "C" fn(opaque: *mut c_void, role: u32)>,
+}
+
+sized!(brant_ops, brant_state, brant_event);
+
+/// Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *const c_char) {
+    boundary!(or (), {
+        // SAFETY: null or ours by contract.
+        if let Some(reason) = unsafe { reason.as_ref() } {
+            // SAFETY: null or a string by contract.
+            if let Ok(message) = unsafe { text(message, "message") } {
+                *reason.text.borrow_mut() = message.to_owned();
+            }
+        }
+    })
+}
+
+/// Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
+/// VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
+/// about 1 GiB each and 65536 pieces.
+#[no_mangle]
+pub unsafe extern "C" fn brant_saver_put(
+    saver: *mut brant_saver,
+    name: *const c_char,
+    instance: u32,
+    version: u32,
+    data: *const c_void,
+    length: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let saver = unsafe { handle(saver, "saver") }?;
+        // SAFETY: null or a string by contract.
+        let name = unsafe { text(name, "name") }?;
+        if data.is_null() && length > 0 {
+            return Err(invalid(format!("state `{name}`: data is NULL")));
+        }
+        let data = if length == 0 {
+            &[][..]
+        } else {
+            // SAFETY: `length` readable bytes by contract, not written during the call.
+            unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }
+        };
+        // SAFETY: the sink outlives the callback, in which alone the saver is valid, and is
+        // used by this thread only.
+        unsafe { &mut *saver.sink }.put(&StateBlob {
+            name,
+            instance,
+            version,
+            data,
+        })
+    })
+}
+
+/// The table as the trait that the crate asks for.
+pub(super) struct Ops {
+    table: brant_ops,
+    opaque: *mut c_void,
+}
+
+// SAFETY: the VMM gave table and opaque for use on brant's threads; that is the contract of
+// `brant_ops`.
+unsafe impl Send for Ops {}
+// SAFETY: as above; each operation says on which threads it runs.
+unsafe impl Sync for Ops {}
+
+impl Ops {
+    /// Reads the table; null is a table without operations.
+    ///
+    /// # Safety
+    /// `table` is null or points to a structure as its size says.
+    pub(super) unsafe fn new(table: *const brant_ops, opaque: *mut c_void) -> Result<Self> {
+        let table = if table.is_null() {
+            // SAFETY: all zero is a table without operations.
+            unsafe { std::mem::zeroed() }
+        } else {
+            // SAFETY: the caller's contract.
+            unsafe { read(table) }?
+        };
+        Ok(Ops { table, opaque })
+    }
+
+    /// The operations that a migration cannot do without.
+    pub(super) fn require(&self, names: &[(&str, bool)]) -> Result<()> {
+        for (name, there) in names {
+            if !there {
+                return Err(invalid(format!("brant_ops.{name} is required and is NULL")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_source(&self) -> Result<()> {
+        self.require(&[
+            ("pause", self.table.pause.is_some()),
+            ("resume", self.table.resume.is_some()),
+        ])
+    }
+
+    pub(super) fn check_destination(&self) -> Result<()> {
+        self.require(&[("run", self.table.run.is_some())])
+    }
+
+    pub(super) fn check_log_switch(&self) -> Result<()> {
+        self.require(&[
+            ("log_on", self.table.log_on.is_some()),
+            ("log_off", self.table.log_off.is_some()),
+        ])
+    }
+
+    /// Calls one operation and makes its answer a result.
+    fn call(&self, call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32) -> Result<()> {
+        let mut reason = brant_reason {
+            text: RefCell::default(),
+        };
+        match call(self.opaque, &mut reason) {
+            0 => Ok(()),
+            code => {
+                let reason = reason.text.into_inner();
+                Err(Error::new(
+                    Kind::Vmm,
+                    if reason.is_empty() {
+                        format!("returned {code}")
+                    } else {
+                        reason
+                    },
+                ))
+            }
+        }
+    }
+
+    fn with_saver(
+        &self,
+        sink: &mut dyn StateSink,
+        call: unsafe extern "C" fn(*mut c_void, *mut brant_saver, *mut brant_reason) -> i32,
+    ) -> Result<()> {
+        let sink: *mut (dyn StateSink + '_) = sink;
+        let mut saver = brant_saver {
+            // SAFETY: only the lifetime changes; the saver is gone when this returns, before
+            // the sink is.
+            sink: unsafe {
+                std::mem::transmute::<*mut (dyn StateSink + '_), *mut (dyn StateSink + 'static)>(
+                    sink,
+                )
+            },
+        };
+        // SAFETY: the VMM's function, called as the table says.
+        self.call(|opaque, reason| unsafe { call(opaque, &mut saver, reason) })
+    }
+
+    fn with_state(
+        &self,
+        blob: &StateBlob<'_>,
+        call: unsafe extern "C" fn(*mut c_void, *const brant_state, *mut brant_reason) -> i32,
+    ) -> Result<()> {
+        let name = c_text(blob.name);
+        let state = brant_state {
+            size: size_of::<brant_state>(),
+            name: name.as_ptr(),
+            data: blob.data.as_ptr().cast(),
+            length: blob.data.len() as u64,
+            instance: blob.instance,
+            version: blob.version,
+        };
+        // SAFETY: the VMM's function, called as the table says; state and name outlive the call.
+        self.call(|opaque, reason| unsafe { call(opaque, &state, reason) })
+    }
+}
+
+/// Text as C takes it; a NUL in it, which only a hostile peer could have put there, is a space.
+fn c_text(text: &str) -> CString {
+    CString::new(text.replace('\0', " ")).unwrap_or_default()
+}
+
+/// Calls an operation that has no arguments of its own, or does `$otherwise` without it.
+macro_rules! plain {
+    ($self:ident, $name:ident, $otherwise:expr) => {
+        match $self.table.$name {
+            // SAFETY: the VMM's function, called as the table says.
+            Some(f) => $self.call(|opaque, reason| unsafe { f(opaque, reason) }),
+            None => $otherwise,
+        }
+    };
+}
+
+fn has_none(what: &str) -> Result<()> {
+    Err(Error::new(
+        Kind::Vmm,
+        format!("the table of operations has no `{what}`"),
+    ))
+}
+
+impl Vmm for Ops {
+    fn pause(&self) -> Result<()> {
+        plain!(self, pause, has_none("pause"))
+    }
+    fn resume(&self) -> Result<()> {
+        plain!(self, resume, has_none("resume"))
+    }
+    fn loaded(&self) -> Result<()> {
+        plain!(self, loaded, Ok(()))
+    }
+    fn release(&self) -> Result<()> {
+        plain!(self, release, Ok(()))
+    }
+    fn run(&self) -> Result<()> {
+        plain!(self, run, has_none("run"))
+    }
+    fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
+        match self.table.save {
+            Some(f) => self.with_saver(sink, f),
+            None => Ok(()),
+        }
+    }
+    fn early_save(&self, sink: &mut dyn StateSink) -> Result<()> {
+        match self.table.early_save {
+            Some(f) => self.with_saver(sink, f),
+            None => Ok(()),
+        }
+    }
+    fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        match self.table.load {
+            Some(f) => self.with_state(blob, f),
+            None => Err(Error::new(
+                Kind::Vmm,
+                format!("there is no such operation and the source sent `{}`", blob.name),
+            )),
+        }
+    }
+    fn early_load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        match self.table.early_load {
+            Some(f) => self.with_state(blob, f),
+            None => Err(Error::new(
+                Kind::Vmm,
+                format!("there is no such operation and the source sent `{}`", blob.name),
+            )),
+        }
+    }
+    fn log_on(&self, slots: &[u32]) -> Result<()> {
+        match self.table.log_on {
+            // SAFETY: the VMM's function, called as the table says.
+            Some(f) => self.call(|o, reason| unsafe { f(o, slots.as_ptr(), slots.len(), reason) }),
+            None => has_none("log_on"),
+        }
+    }
+    fn log_off(&self, slots: &[u32]) -> Result<()> {
+        match self.table.log_off {
+            // SAFETY: the VMM's function, called as the table says.
+            Some(f) => self.call(|o, reason| unsafe { f(o, slots.as_ptr(), slots.len(), reason) }),
+            None => has_none("log_off"),
+        }
+    }
+    fn event(&self, event: &Event) {
+        if let Some(f) = self.table.event {
+            let message = c_text(&event.message);
+            let event = brant_event {
+                size: size_of::<brant_event>(),
+                message: message.as_ptr(),
+                kind: event.kind as u32,
+                reserved: 0,
+            };
+            // SAFETY: the VMM's function, called as the table says; event and message outlive it.
+            unsafe { f(self.opaque, &event) };
+        }
+    }
+    fn thread_start(&self, role: Role) {
+        if let Some(f) = self.table.thread_start {
+            // SAFETY: the VMM's function, called as the table says.
+            unsafe { f(self.opaque, role.number()) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::EventKind;
+
+    #[test]
+    fn event_and_role_numbers_are_those_of_the_header() {
+        let events = [
+            (EventKind::State, BRANT_EVENT_STATE),
+            (EventKind::Pass, BRANT_EVENT_PASS),
+            (EventKind::Warning, BRANT_EVENT_WARNING),
+            (EventKind::Completed, BRANT_EVENT_COMPLETED),
+            (EventKind::Failed, BRANT_EVENT_FAILED),
+            (EventKind::Unanswered, BRANT_EVENT_UNANSWERED),
+        ];
+        for (kind, number) in events {
+            assert_eq!(kind as u32, number);
+        }
+        assert_eq!(Role::Migration.number(), BRANT_ROLE_MIGRATION);
+    }
+}

@@ -1,0 +1,239 @@
+//! Level three, the source: a migration from here to somewhere else.
+
+use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::guest::brant_guest;
+use super::ops::{brant_ops, Ops};
+use super::params::{brant_params, params, BRANT_NO_LIMIT};
+use super::stats::brant_stats;
+use super::structs::{handle, put, put_text, text, write};
+use super::tracker::brant_tracker;
+use crate::channel::Endpoint;
+use crate::migrate::{Outgoing, Resolution, Target};
+use std::ffi::{c_char, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A migration from here to somewhere else. One object, one migration; for another, make a new
+/// one: it starts from all pages.
+///
+/// All functions may be called from any thread. Inside a callback of the same migration,
+/// waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
+pub struct brant_outgoing {
+    outgoing: Outgoing,
+}
+
+/// The destination does not run the guest (the VMM knows): it runs on here.
+pub const BRANT_RESOLVE_RESUME: u32 = 1;
+/// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+pub const BRANT_RESOLVE_DESTROY: u32 = 2;
+
+/// Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
+/// required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
+/// happens before it is started.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_new(
+    guest: *mut brant_guest,
+    tracker: *mut brant_tracker,
+    ops: *const brant_ops,
+    opaque: *mut c_void,
+    parameters: *const brant_params,
+    outgoing: *mut *mut brant_outgoing,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        // SAFETY: null or a structure by contract.
+        let ops = unsafe { Ops::new(ops, opaque) }?;
+        ops.check_source()?;
+        // SAFETY: null or a structure by contract.
+        let params = unsafe { params(parameters) }?;
+        if outgoing.is_null() {
+            return Err(invalid("outgoing is NULL"));
+        }
+        if !Arc::ptr_eq(tracker.tracker.memory(), &guest.memory) {
+            return Err(invalid("the tracker is another guest's"));
+        }
+        let made = Box::new(brant_outgoing {
+            outgoing: Outgoing::new(
+                Arc::clone(&tracker.tracker),
+                guest.blockers.clone(),
+                Arc::new(ops),
+                params,
+            )?,
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(outgoing, "outgoing", Box::into_raw(made)) }
+    })
+}
+
+/// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
+/// the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
+/// BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { outgoing.as_ref() } {
+            None => 0,
+            Some(o) if o.outgoing.in_callback() => BRANT_E_CALLBACK,
+            Some(_) => {
+                // SAFETY: from Box::into_raw above, not freed before, by contract.
+                drop(unsafe { Box::from_raw(outgoing) });
+                0
+            }
+        }
+    })
+}
+
+/// Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
+/// localhost) or "unix:/PATH", and returns at once; what it comes to is told by
+/// `brant_outgoing_wait`, the events and the figures.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_start(
+    outgoing: *mut brant_outgoing,
+    endpoint: *const c_char,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        // SAFETY: null or a string by contract.
+        let endpoint = Endpoint::parse(unsafe { text(endpoint, "endpoint") }?)?;
+        outgoing.outgoing.start(Target::Endpoint(endpoint))
+    })
+}
+
+/// Starts it over a connected stream socket, which is brant's from here on, whatever the call
+/// returns, its blocking mode too.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_start_fd(
+    outgoing: *mut brant_outgoing,
+    fd: i32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        if fd < 0 {
+            return Err(invalid(format!("{fd} is no descriptor")));
+        }
+        // SAFETY: handed over by contract.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        outgoing.outgoing.start(Target::Connected(fd))
+    })
+}
+
+/// Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
+/// and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
+/// callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
+/// One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_cancel(
+    outgoing: *mut brant_outgoing,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        unsafe { handle(outgoing, "outgoing") }?.outgoing.cancel()
+    })
+}
+
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
+/// not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
+/// on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
+/// resolve it.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_wait(
+    outgoing: *mut brant_outgoing,
+    timeout_ms: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        outgoing.outgoing.wait(limit(timeout_ms))
+    })
+}
+
+/// A time limit of C's.
+pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
+    (timeout_ms != BRANT_NO_LIMIT).then(|| Duration::from_millis(timeout_ms))
+}
+
+/// The VMM's decision about a guest that was handed over without an answer, once: with
+/// BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_resolve(
+    outgoing: *mut brant_outgoing,
+    resolution: u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        let resolution = match resolution {
+            BRANT_RESOLVE_RESUME => Resolution::Resume,
+            BRANT_RESOLVE_DESTROY => Resolution::Destroy,
+            other => {
+                return Err(invalid(format!(
+                    "it is resolved with BRANT_RESOLVE_RESUME (1) or BRANT_RESOLVE_DESTROY (2), \
+                     not {other}"
+                )))
+            }
+        };
+        outgoing.outgoing.resolve(resolution)
+    })
+}
+
+/// Fills in the figures as they are now. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_get_stats(
+    outgoing: *const brant_outgoing,
+    stats: *mut brant_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let now = unsafe { handle(outgoing, "outgoing") }?.outgoing.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// The same as one JSON object, by the same names, with null for what is unknown and "state" for
+/// the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
+/// gets how many it takes.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_stats_json(
+    outgoing: *const brant_outgoing,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let json = unsafe { handle(outgoing, "outgoing") }?
+            .outgoing
+            .stats_json()?;
+        // SAFETY: the caller's contract.
+        unsafe { put_text(&json, buffer, capacity, needed) }
+    })
+}
+
+/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets
+/// it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_event_fd(outgoing: *const brant_outgoing) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { outgoing.as_ref() } {
+            Some(o) => o.outgoing.notify_fd().as_raw_fd(),
+            None => BRANT_E_INVALID,
+        }
+    })
+}

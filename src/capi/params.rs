@@ -1,0 +1,85 @@
+//! Parameters of a migration, 0 meaning what ships.
+
+use super::structs::{read, sized};
+use crate::error::Result;
+use crate::migrate::Params;
+use std::time::Duration;
+
+/// In a time limit: none.
+pub const BRANT_NO_LIMIT: u64 = 0xffff_ffff_ffff_ffff;
+
+/// Parameters of a migration. 0 is the default everywhere; what is out of range is
+/// BRANT_E_INVALID with the range in the message.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_params {
+    /// sizeof(brant_params).
+    pub size: usize,
+    /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
+    /// A limit for the decision to switch over, not a promise.
+    pub downtime_limit_ms: u64,
+    /// Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
+    /// no cap. The switchover is not capped.
+    pub max_bandwidth: u64,
+    /// Bytes a second that will be there at the switchover, when you know better than a
+    /// measurement can; same range; default as measured.
+    pub switchover_bandwidth: u64,
+    /// The longest that a migration may take up to the switchover, milliseconds, 1 to 30 days;
+    /// default one hour; BRANT_NO_LIMIT.
+    pub total_timeout_ms: u64,
+    /// For connecting, and for agreeing on the layout, milliseconds, 1 to 3600000; default 10000.
+    pub connect_timeout_ms: u64,
+    /// For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000.
+    pub io_timeout_ms: u64,
+    /// From the pause to the hand-over, past which the source takes the guest back, and at the
+    /// destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
+    pub switchover_timeout_ms: u64,
+    /// From the hand-over to the destination's word that it runs, past which the migration is
+    /// unanswered; milliseconds, 1 to 3600000; default 30000.
+    pub handover_timeout_ms: u64,
+    /// Destination: the most bytes of early configuration, and of device state, that it takes;
+    /// 4 KiB to 1 TiB; default 256 MiB.
+    pub max_state: u64,
+    /// Connections; 1.
+    pub channels: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+sized!(brant_params);
+
+/// Parameters as C gave them; null is what ships.
+///
+/// # Safety
+/// Null or a structure as its size says.
+pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
+    let d = Params::default();
+    if from.is_null() {
+        return Ok(d);
+    }
+    // SAFETY: the caller's contract.
+    let p = unsafe { read(from) }?;
+    let ms = |value: u64, default: Duration| match value {
+        0 => default,
+        ms => Duration::from_millis(ms),
+    };
+    let some = |value: u64| (value != 0).then_some(value);
+    let params = Params {
+        downtime_limit: ms(p.downtime_limit_ms, d.downtime_limit),
+        max_bandwidth: some(p.max_bandwidth),
+        switchover_bandwidth: some(p.switchover_bandwidth),
+        total_timeout: match p.total_timeout_ms {
+            0 => d.total_timeout,
+            BRANT_NO_LIMIT => None,
+            limit => Some(Duration::from_millis(limit)),
+        },
+        connect_timeout: ms(p.connect_timeout_ms, d.connect_timeout),
+        io_timeout: ms(p.io_timeout_ms, d.io_timeout),
+        switchover_timeout: ms(p.switchover_timeout_ms, d.switchover_timeout),
+        handover_timeout: ms(p.handover_timeout_ms, d.handover_timeout),
+        channels: if p.channels == 0 { d.channels } else { p.channels },
+        max_state: if p.max_state == 0 { d.max_state } else { p.max_state },
+    };
+    params.check()?;
+    Ok(params)
+}

@@ -1,0 +1,248 @@
+//! The figures of a migration as C sees them: one structure, the same on both sides.
+
+use super::structs::sized;
+use crate::migrate::Stats;
+
+/// In a figure of time or rate: not known yet.
+pub const BRANT_UNKNOWN: u64 = 0xffff_ffff_ffff_ffff;
+
+/// Source: not started.
+pub const BRANT_SOURCE_IDLE: u32 = 0;
+/// Source: making the connection.
+pub const BRANT_SOURCE_CONNECTING: u32 = 1;
+/// Source: agreeing on versions, configuration and memory layout.
+pub const BRANT_SOURCE_NEGOTIATING: u32 = 2;
+/// Source: sending memory while the guest runs.
+pub const BRANT_SOURCE_COPYING: u32 = 3;
+/// Source: waiting for the VMM to stop the guest.
+pub const BRANT_SOURCE_PAUSING: u32 = 4;
+/// Source: The VMM saves its state.
+pub const BRANT_SOURCE_SAVING: u32 = 5;
+/// Source: the last harvest of all logs.
+pub const BRANT_SOURCE_LAST_SYNC: u32 = 6;
+/// Source: sending the last pages, the end marker and the state.
+pub const BRANT_SOURCE_SENDING_LAST: u32 = 7;
+/// Source: the destination loads.
+pub const BRANT_SOURCE_AWAITING_READY: u32 = 8;
+/// Source: The VMM lets go of what only one may hold.
+pub const BRANT_SOURCE_RELEASING: u32 = 9;
+/// Source: racing a cancel for the gate.
+pub const BRANT_SOURCE_COMMITTING: u32 = 10;
+/// Source: the hand-over is being sent: too late to cancel.
+pub const BRANT_SOURCE_HANDING_OVER: u32 = 11;
+/// Source: handed over; the destination has not said yet that it runs.
+pub const BRANT_SOURCE_AWAITING_RUNNING: u32 = 12;
+/// Source: It failed before the hand-over: the VMM resumes the guest.
+pub const BRANT_SOURCE_RESUMING: u32 = 13;
+/// Source: the guest runs at the destination.
+pub const BRANT_SOURCE_COMPLETED: u32 = 14;
+/// Source: It failed; the guest runs here, as if nothing had been.
+pub const BRANT_SOURCE_FAILED: u32 = 15;
+/// Source: It failed and the VMM could not resume the guest, which stands paused here.
+pub const BRANT_SOURCE_RESUME_FAILED: u32 = 16;
+/// Source: handed over and never answered: the guest stands paused here until it is resolved.
+pub const BRANT_SOURCE_UNANSWERED: u32 = 17;
+/// Source: unanswered, and the VMM took the guest back.
+pub const BRANT_SOURCE_TAKEN_BACK: u32 = 18;
+/// Source: unanswered, and the VMM gave the guest up here.
+pub const BRANT_SOURCE_GIVEN_UP: u32 = 19;
+/// Destination: not started.
+pub const BRANT_DESTINATION_IDLE: u32 = 32;
+/// Destination: waiting for a connection.
+pub const BRANT_DESTINATION_LISTENING: u32 = 33;
+/// Destination: agreeing on versions, configuration and memory layout.
+pub const BRANT_DESTINATION_NEGOTIATING: u32 = 34;
+/// Destination: memory arrives.
+pub const BRANT_DESTINATION_RECEIVING: u32 = 35;
+/// Destination: all of it is here; the state is being read and loaded.
+pub const BRANT_DESTINATION_LOADING: u32 = 36;
+/// Destination: telling the source so.
+pub const BRANT_DESTINATION_READY: u32 = 37;
+/// Destination: waiting for the hand-over.
+pub const BRANT_DESTINATION_AWAITING_HANDOVER: u32 = 38;
+/// Destination: racing a cancel for the gate.
+pub const BRANT_DESTINATION_COMMITTING: u32 = 39;
+/// Destination: The VMM starts the guest: too late to cancel.
+pub const BRANT_DESTINATION_STARTING: u32 = 40;
+/// Destination: the guest runs here.
+pub const BRANT_DESTINATION_RUNNING: u32 = 41;
+/// Destination: It failed before the hand-over: the guest never ran here.
+pub const BRANT_DESTINATION_FAILED: u32 = 42;
+/// Destination: the guest was handed over and did not start.
+pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
+
+/// The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
+/// All but the rates only grow, and `progress` never goes back.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_stats {
+    /// sizeof(brant_stats).
+    pub size: usize,
+    /// The state: BRANT_SOURCE_* or BRANT_DESTINATION_*.
+    pub phase: u32,
+    /// The pass over memory, from 1; 0 before the first.
+    pub pass: u32,
+    /// 0, or why it failed: BRANT_E_*.
+    pub error: i32,
+    /// Hundredths of a percent, 0 to 10000. 10000 only when it has completed.
+    pub progress: u32,
+    /// The guest's memory.
+    pub total_bytes: u64,
+    /// Source: pending now.
+    pub remaining_bytes: u64,
+    /// Bytes that went over the connection, headers included.
+    pub wire_bytes: u64,
+    /// Pages sent (received) with their contents; a page sent twice counts twice.
+    pub data_pages: u64,
+    /// Pages sent (received) as zero, holes included.
+    pub zero_pages: u64,
+    /// Of those, pages that were never touched and so never read. Source only.
+    pub hole_pages: u64,
+    /// Pages sent that the destination has not acknowledged. Source only.
+    pub unacknowledged_pages: u64,
+    /// Since the start.
+    pub elapsed_us: u64,
+    /// Bytes a second over the last second or so, everything included.
+    pub throughput: u64,
+    /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
+    pub bandwidth: u64,
+    /// Pages a second that the guest dirtied between the last two syncs; BRANT_UNKNOWN at first.
+    pub dirty_pages_per_second: u64,
+    /// Until the switchover at these rates; BRANT_UNKNOWN when they lead to none.
+    pub time_left_us: u64,
+    /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
+    pub expected_downtime_us: u64,
+    /// What was expected when the guest was paused, kept to be compared. 0 before.
+    pub promised_downtime_us: u64,
+    /// From the call of `pause` to the destination's word that it runs. 0 before.
+    pub downtime_us: u64,
+    /// Of the downtime: the VMM's `pause`.
+    pub pause_us: u64,
+    /// Of the downtime: the VMM's `save`.
+    pub save_us: u64,
+    /// Of the downtime: the last harvest of all logs.
+    pub last_sync_us: u64,
+    /// Of the downtime: sending the last pages and the state.
+    pub last_send_us: u64,
+    /// Of the downtime: waiting for the destination to receive and load.
+    pub ready_us: u64,
+    /// Of the downtime: the VMM's `release`.
+    pub release_us: u64,
+    /// Of the downtime: the hand-over and the destination's `run`.
+    pub handover_us: u64,
+    /// Destination: the VMM's `load` (told to the source).
+    pub load_us: u64,
+    /// Destination: the VMM's `run` (told to the source).
+    pub run_us: u64,
+    /// Pages sent while the guest was paused.
+    pub last_pages: u64,
+    /// Bytes of device state.
+    pub state_bytes: u64,
+    /// Syncs made.
+    pub syncs: u64,
+    /// The last sync that was made with the guest running.
+    pub sync_us: u64,
+    /// Pages that syncs found.
+    pub found_pages: u64,
+    /// Calls that cleared chunks.
+    pub clear_calls: u64,
+    /// The longest restoring of one chunk.
+    pub longest_clear_us: u64,
+    /// Pages put back into the tracker after a failure.
+    pub put_back_pages: u64,
+}
+
+sized!(brant_stats);
+
+impl From<&Stats> for brant_stats {
+    fn from(s: &Stats) -> Self {
+        brant_stats {
+            size: size_of::<Self>(),
+            phase: s.phase,
+            pass: s.pass,
+            error: s.error,
+            progress: s.progress,
+            total_bytes: s.total_bytes,
+            remaining_bytes: s.remaining_bytes,
+            wire_bytes: s.wire_bytes,
+            data_pages: s.data_pages,
+            zero_pages: s.zero_pages,
+            hole_pages: s.hole_pages,
+            unacknowledged_pages: s.unacknowledged_pages,
+            elapsed_us: s.elapsed_us,
+            throughput: s.throughput,
+            bandwidth: s.bandwidth,
+            dirty_pages_per_second: s.dirty_pages_per_second,
+            time_left_us: s.time_left_us,
+            expected_downtime_us: s.expected_downtime_us,
+            promised_downtime_us: s.promised_downtime_us,
+            downtime_us: s.downtime_us,
+            pause_us: s.pause_us,
+            save_us: s.save_us,
+            last_sync_us: s.last_sync_us,
+            last_send_us: s.last_send_us,
+            ready_us: s.ready_us,
+            release_us: s.release_us,
+            handover_us: s.handover_us,
+            load_us: s.load_us,
+            run_us: s.run_us,
+            last_pages: s.last_pages,
+            state_bytes: s.state_bytes,
+            syncs: s.syncs,
+            sync_us: s.sync_us,
+            found_pages: s.found_pages,
+            clear_calls: s.clear_calls,
+            longest_clear_us: s.longest_clear_us,
+            put_back_pages: s.put_back_pages,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::switchover::{destination, source};
+
+    #[test]
+    fn state_numbers_are_those_of_the_header() {
+        use destination::State as D;
+        use source::State as S;
+        let all = [
+            (S::Idle as u32, BRANT_SOURCE_IDLE),
+            (S::Connecting as u32, BRANT_SOURCE_CONNECTING),
+            (S::Negotiating as u32, BRANT_SOURCE_NEGOTIATING),
+            (S::Copying as u32, BRANT_SOURCE_COPYING),
+            (S::Pausing as u32, BRANT_SOURCE_PAUSING),
+            (S::Saving as u32, BRANT_SOURCE_SAVING),
+            (S::LastSync as u32, BRANT_SOURCE_LAST_SYNC),
+            (S::SendingLast as u32, BRANT_SOURCE_SENDING_LAST),
+            (S::AwaitingReady as u32, BRANT_SOURCE_AWAITING_READY),
+            (S::Releasing as u32, BRANT_SOURCE_RELEASING),
+            (S::Committing as u32, BRANT_SOURCE_COMMITTING),
+            (S::HandingOver as u32, BRANT_SOURCE_HANDING_OVER),
+            (S::AwaitingRunning as u32, BRANT_SOURCE_AWAITING_RUNNING),
+            (S::Resuming as u32, BRANT_SOURCE_RESUMING),
+            (S::Completed as u32, BRANT_SOURCE_COMPLETED),
+            (S::Failed as u32, BRANT_SOURCE_FAILED),
+            (S::ResumeFailed as u32, BRANT_SOURCE_RESUME_FAILED),
+            (S::Unanswered as u32, BRANT_SOURCE_UNANSWERED),
+            (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
+            (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),
+            (D::Idle as u32, BRANT_DESTINATION_IDLE),
+            (D::Listening as u32, BRANT_DESTINATION_LISTENING),
+            (D::Negotiating as u32, BRANT_DESTINATION_NEGOTIATING),
+            (D::Receiving as u32, BRANT_DESTINATION_RECEIVING),
+            (D::Loading as u32, BRANT_DESTINATION_LOADING),
+            (D::Ready as u32, BRANT_DESTINATION_READY),
+            (D::AwaitingHandover as u32, BRANT_DESTINATION_AWAITING_HANDOVER),
+            (D::Committing as u32, BRANT_DESTINATION_COMMITTING),
+            (D::Starting as u32, BRANT_DESTINATION_STARTING),
+            (D::Running as u32, BRANT_DESTINATION_RUNNING),
+            (D::Failed as u32, BRANT_DESTINATION_FAILED),
+            (D::StartFailed as u32, BRANT_DESTINATION_START_FAILED),
+        ];
+        for (ours, header) in all {
+            assert_eq!(ours, header);
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! Level two: which pages were written, found by every log and handed out once.
+
+use super::error::{brant_error, invalid};
+use super::guest::brant_guest;
+use super::ops::{brant_ops, Ops};
+use super::structs::{handle, put, read, sized, write};
+use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
+use crate::dirty::When;
+use crate::error::Result;
+use crate::memory::BlockId;
+use crate::units::{Bytes, Pages};
+use std::ffi::c_void;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use vm_memory::GuestAddress;
+
+/// Tracks which pages of a guest are written. It merges what all logs find into what is
+/// pending, and hands pending pages out after restoring their protection.
+///
+/// Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
+/// be called from any thread too; while a migration runs on the tracker, those that start,
+/// stop, sync, take or put back are BRANT_E_BUSY. Freeing it is the last call on it, after the
+/// last mark.
+pub struct brant_tracker {
+    pub(super) tracker: Arc<Tracker>,
+    cursor: Mutex<Cursor>,
+}
+
+/// In `brant_tracker_config.clearing`: chunk by chunk, each before its first page is handed out.
+pub const BRANT_CLEAR_CHUNKED: u32 = 0;
+/// In `brant_tracker_config.clearing`: a whole slot at each sync.
+pub const BRANT_CLEAR_AT_SYNC: u32 = 1;
+
+/// How a tracker works. All zero but the size is what ships.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_tracker_config {
+    /// sizeof(brant_tracker_config).
+    pub size: usize,
+    /// BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us.
+    pub clearing: u32,
+    /// log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
+    /// the next migration's events have a warning.
+    pub chunk_shift: u32,
+}
+
+/// The best that the kernel has: initially set, else manual protect, else get-and-clear.
+pub const BRANT_KVM_AUTO: u32 = 0;
+/// KVM_GET_DIRTY_LOG reads and clears.
+pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
+/// KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
+/// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
+
+/// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
+pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
+/// The VMM does, in its `log_on` and `log_off` operations.
+pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
+
+/// KVM's dirty bitmaps.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_kvm {
+    /// sizeof(brant_kvm).
+    pub size: usize,
+    /// What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
+    /// returns.
+    pub vm_fd: i32,
+    /// BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
+    pub mode: u32,
+    /// BRANT_SWITCHED_*.
+    pub switched_by: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Every page is pending at the start: for whoever copies them all and then what changes.
+pub const BRANT_START_ALL: u32 = 0;
+/// No page is pending at the start: only what is written from now on is found.
+pub const BRANT_START_CLEAN: u32 = 1;
+
+/// The guest may be running.
+pub const BRANT_SYNC_RUNNING: u32 = 0;
+/// The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
+/// an error instead of "all dirty".
+pub const BRANT_SYNC_STOPPED: u32 = 1;
+
+/// What a sync found and what it cost.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_sync {
+    /// sizeof(brant_sync).
+    pub size: usize,
+    /// Pages that became pending; one that was pending already does not count again.
+    pub found_pages: u64,
+    /// Pages pending now.
+    pub pending_pages: u64,
+    /// Nanoseconds, all of it.
+    pub time_ns: u64,
+    /// Nanoseconds for KVM's logs, kernel and merging.
+    pub kvm_ns: u64,
+    /// Pages found by KVM's logs.
+    pub kvm_pages: u64,
+    /// Nanoseconds for the VMM's own marks.
+    pub reported_ns: u64,
+    /// Pages found by the VMM's own marks and by nothing else before.
+    pub reported_pages: u64,
+    /// Logs that failed, so that all they cover counts as dirty, or that will deliver later.
+    pub warnings: u64,
+}
+
+/// A run of pages that was taken: read them now, or put them back.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_run {
+    /// Address of the first page in this process.
+    pub host: *mut c_void,
+    /// First page, in the block.
+    pub first_page: u64,
+    /// How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
+    pub pages: u64,
+    /// The block's number.
+    pub block: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Running totals since tracking started.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_tracker_stats {
+    /// sizeof(brant_tracker_stats).
+    pub size: usize,
+    /// Pages pending now.
+    pub pending_pages: u64,
+    /// Syncs made.
+    pub syncs: u64,
+    /// Pages found by them.
+    pub found_pages: u64,
+    /// Calls that cleared chunks.
+    pub clear_calls: u64,
+    /// Bits they cleared.
+    pub cleared_pages: u64,
+    /// Nanoseconds: the longest restoring of one chunk.
+    pub longest_clear_ns: u64,
+    /// Pages put back.
+    pub put_back_pages: u64,
+    /// Marks at addresses where no block is; since the tracker was made.
+    pub stray_marks: u64,
+    /// Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+    pub heap_bytes: u64,
+    /// The chunk shift in use; 0 when chunks are off.
+    pub chunk_shift: u32,
+    /// Whether tracking is on: 1 or 0.
+    pub started: u32,
+}
+
+sized!(brant_tracker_config, brant_kvm, brant_sync, brant_tracker_stats);
+
+/// Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
+/// log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_new(
+    guest: *mut brant_guest,
+    config: *const brant_tracker_config,
+    tracker: *mut *mut brant_tracker,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        if tracker.is_null() {
+            return Err(invalid("tracker is NULL"));
+        }
+        let clearing = if config.is_null() {
+            Clearing::default()
+        } else {
+            // SAFETY: a structure by contract.
+            let config = unsafe { read(config) }?;
+            match (config.clearing, config.chunk_shift) {
+                (BRANT_CLEAR_CHUNKED, 0) => Clearing::default(),
+                (BRANT_CLEAR_CHUNKED, shift) => Clearing::Chunked { shift },
+                (BRANT_CLEAR_AT_SYNC, _) => Clearing::AtSync,
+                (other, _) => {
+                    return Err(invalid(format!(
+                        "brant_tracker_config.clearing is BRANT_CLEAR_CHUNKED (0) or \
+                         BRANT_CLEAR_AT_SYNC (1), not {other}"
+                    )))
+                }
+            }
+        };
+        let made = Box::new(brant_tracker {
+            tracker: Tracker::new(Arc::clone(&guest.memory), clearing)?,
+            cursor: Mutex::default(),
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(tracker, "tracker", Box::into_raw(made)) }
+    })
+}
+
+/// Frees a tracker; NULL is fine. Tracking stops, unless a migration is using it, which then
+/// stops it.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
+    boundary!(or (), {
+        if !tracker.is_null() {
+            // SAFETY: from Box::into_raw above, not freed before, by contract.
+            let tracker = unsafe { Box::from_raw(tracker) };
+            if let Ok(lease) = tracker.tracker.lease() {
+                // There is nobody left to tell.
+                let _ = lease.stop();
+            }
+        }
+    })
+}
+
+/// Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
+/// `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
+/// NULL otherwise.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_add_kvm(
+    tracker: *mut brant_tracker,
+    kvm: *const brant_kvm,
+    ops: *const brant_ops,
+    opaque: *mut c_void,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let kvm = unsafe { read(kvm) }?;
+        if kvm.size <= std::mem::offset_of!(brant_kvm, vm_fd) || kvm.vm_fd < 0 {
+            return Err(invalid("brant_kvm.vm_fd is no descriptor"));
+        }
+        // SAFETY: handed over by contract; ours from here on, whatever comes.
+        let fd = unsafe { OwnedFd::from_raw_fd(kvm.vm_fd) };
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let mode = match kvm.mode {
+            BRANT_KVM_AUTO => KvmMode::Auto,
+            BRANT_KVM_GET_AND_CLEAR => KvmMode::GetAndClear,
+            BRANT_KVM_MANUAL_PROTECT => KvmMode::ManualProtect,
+            BRANT_KVM_INITIALLY_SET => KvmMode::InitiallySet,
+            other => return Err(invalid(format!("brant_kvm.mode is 0 to 3, not {other}"))),
+        };
+        let switch = match kvm.switched_by {
+            BRANT_SWITCHED_BY_BRANT => LogSwitch::Brant,
+            BRANT_SWITCHED_BY_VMM => {
+                // SAFETY: null or a structure by contract.
+                let ops = unsafe { Ops::new(ops, opaque) }?;
+                ops.check_log_switch()?;
+                LogSwitch::Vmm(Arc::new(ops))
+            }
+            other => {
+                return Err(invalid(format!(
+                    "brant_kvm.switched_by is 0 or 1, not {other}"
+                )))
+            }
+        };
+        tracker
+            .tracker
+            .add_log(Box::new(KvmLog::from_fd(fd, mode, switch)?))
+    })
+}
+
+/// Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
+/// thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
+/// are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_mark(
+    tracker: *const brant_tracker,
+    guest_address: u64,
+    length: u64,
+) {
+    boundary!(or (), {
+        // SAFETY: null or ours by contract.
+        if let Some(t) = unsafe { tracker.as_ref() } {
+            t.tracker.mark_guest(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// The same for `length` bytes at an offset in a block.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_mark_block(
+    tracker: *const brant_tracker,
+    block: u32,
+    offset: u64,
+    length: u64,
+) {
+    boundary!(or (), {
+        // SAFETY: null or ours by contract.
+        if let Some(t) = unsafe { tracker.as_ref() } {
+            t.tracker.mark_block(BlockId(block), Bytes(offset), length);
+        }
+    })
+}
+
+/// Starts tracking, with BRANT_START_ALL or BRANT_START_CLEAN. A migration does that by itself.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_start(
+    tracker: *mut brant_tracker,
+    with: u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let with = match with {
+            BRANT_START_ALL => StartWith::Everything,
+            BRANT_START_CLEAN => StartWith::Nothing,
+            other => {
+                return Err(invalid(format!(
+                    "tracking starts with BRANT_START_ALL (0) or BRANT_START_CLEAN (1), not {other}"
+                )))
+            }
+        };
+        let lease = tracker.tracker.lease()?;
+        *cursor(tracker) = Cursor::default();
+        lease.start(with)
+    })
+}
+
+/// Stops tracking, after a last harvest. What is pending stays and can be taken.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_stop(
+    tracker: *mut brant_tracker,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        tracker.tracker.lease()?.stop()
+    })
+}
+
+/// Harvests all logs into pending. `when` is BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`
+/// may be NULL.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_sync(
+    tracker: *mut brant_tracker,
+    when: u32,
+    report: *mut brant_sync,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let when = match when {
+            BRANT_SYNC_RUNNING => When::Running,
+            BRANT_SYNC_STOPPED => When::Stopped,
+            other => {
+                return Err(invalid(format!(
+                    "a sync is BRANT_SYNC_RUNNING (0) or BRANT_SYNC_STOPPED (1), not {other}"
+                )))
+            }
+        };
+        let done = tracker.tracker.lease()?.sync(when)?;
+        if report.is_null() {
+            return Ok(());
+        }
+        let sum = |name: &str, of: fn(&LogReport) -> u64| {
+            done.logs.iter().filter(|l| l.name == name).map(of).sum()
+        };
+        let ns = |name| sum(name, |l| l.time.as_nanos() as u64);
+        let pages = |name| sum(name, |l| l.found.0);
+        let filled = brant_sync {
+            size: 0,
+            found_pages: done.found.0,
+            pending_pages: done.pending.0,
+            time_ns: done.time.as_nanos() as u64,
+            kvm_ns: ns("kvm-log"),
+            kvm_pages: pages("kvm-log"),
+            reported_ns: ns("reported"),
+            reported_pages: pages("reported"),
+            warnings: done.warnings.len() as u64,
+        };
+        // SAFETY: not null, a structure by contract.
+        unsafe { write(report, &filled) }
+    })
+}
+
+/// Takes runs of pending pages, in the order of blocks and pages, from where the last call
+/// ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run is
+/// handed out the protection of its pages is restored, so what is written later is found by a
+/// later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
+/// the next call begins at the beginning.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_take(
+    tracker: *mut brant_tracker,
+    runs: *mut brant_run,
+    capacity: usize,
+    count: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        if runs.is_null() || capacity == 0 || count.is_null() {
+            return Err(invalid(
+                "runs and count are not NULL and the capacity is not 0",
+            ));
+        }
+        let lease = tracker.tracker.lease()?;
+        let mut taken: Vec<Run> = Vec::new();
+        lease.take(
+            &mut cursor(tracker),
+            capacity.min(4096),
+            Pages(u64::MAX),
+            &mut taken,
+        )?;
+        for (i, run) in taken.iter().enumerate() {
+            // SAFETY: i < capacity, and there is room for that many by contract.
+            unsafe {
+                runs.add(i).write(brant_run {
+                    host: run.block.page_address(run.first).cast(),
+                    first_page: run.first.0,
+                    pages: run.count.0,
+                    block: run.block.id().0,
+                    reserved: 0,
+                });
+            }
+        }
+        // SAFETY: not null, a place by contract.
+        unsafe { put(count, "count", taken.len()) }
+    })
+}
+
+/// Makes pages pending again that were taken and did not get where they belong. Works after
+/// `brant_tracker_stop` too. A block that is gone is passed over.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_put_back(
+    tracker: *mut brant_tracker,
+    block: u32,
+    first_page: u64,
+    pages: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        check_pages(&tracker.tracker, block, first_page, pages)?;
+        tracker
+            .tracker
+            .lease()?
+            .put_back(BlockId(block), Pages(first_page), Pages(pages));
+        Ok(())
+    })
+}
+
+fn check_pages(tracker: &Tracker, block: u32, first: u64, pages: u64) -> Result<()> {
+    let length = tracker
+        .memory()
+        .with_map(|map| map.block(BlockId(block)).map(|b| b.pages().0));
+    match length {
+        Some(length) if first.checked_add(pages).is_none_or(|end| end > length) => {
+            Err(invalid(format!(
+                "block {block} has {length} pages; {pages} from page {first} reach past its end"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fills in the tracker's totals.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_get_stats(
+    tracker: *const brant_tracker,
+    stats: *mut brant_tracker_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = &unsafe { handle(tracker, "tracker") }?.tracker;
+        let now = tracker.stats();
+        let filled = brant_tracker_stats {
+            size: 0,
+            pending_pages: tracker.pending().0,
+            syncs: now.syncs,
+            found_pages: now.found.0,
+            clear_calls: now.clear_calls,
+            cleared_pages: now.clear_bits,
+            longest_clear_ns: now.longest_clear.as_nanos() as u64,
+            put_back_pages: now.put_back.0,
+            stray_marks: tracker.stray_marks(),
+            heap_bytes: tracker.heap_bytes(),
+            chunk_shift: match tracker.clearing() {
+                Clearing::Chunked { shift } => shift,
+                Clearing::AtSync => 0,
+            },
+            started: u32::from(tracker.is_started()),
+        };
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &filled) }
+    })
+}
+
+fn cursor(tracker: &brant_tracker) -> std::sync::MutexGuard<'_, Cursor> {
+    tracker.cursor.lock().unwrap_or_else(|e| e.into_inner())
+}

@@ -1,0 +1,58 @@
+//! Which brant this is, and what it can do.
+
+use std::ffi::{c_char, CStr};
+
+/// Version of this header.
+pub const BRANT_VERSION_MAJOR: u32 = 0;
+/// Version of this header.
+pub const BRANT_VERSION_MINOR: u32 = 1;
+/// Version of this header.
+pub const BRANT_VERSION_PATCH: u32 = 0;
+
+/// The version of the library that is linked, as "0.1.0". Static; any thread.
+#[no_mangle]
+pub extern "C" fn brant_version() -> *const c_char {
+    boundary!(or std::ptr::null(), {
+        const TEXT: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
+        TEXT.as_ptr().cast()
+    })
+}
+
+/// What this library was built with, for `brant_has_feature`.
+const FEATURES: &[&str] = &[
+    "bitmap",
+    "tracker",
+    "migration",
+    "kvm-log",
+    "reported",
+    "tcp",
+    "unix",
+    "fd",
+];
+
+/// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
+/// not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
+/// dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
+/// thread; NULL is no feature.
+#[no_mangle]
+pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
+    boundary!(or 0, {
+        if name.is_null() {
+            return 0;
+        }
+        // SAFETY: not null, and a NUL-terminated string by contract.
+        let name = unsafe { CStr::from_ptr(name) };
+        FEATURES.iter().any(|f| f.as_bytes() == name.to_bytes()) as i32
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_s_version_is_the_crate_s() {
+        let header = format!("{BRANT_VERSION_MAJOR}.{BRANT_VERSION_MINOR}.{BRANT_VERSION_PATCH}");
+        assert_eq!(header, env!("CARGO_PKG_VERSION"));
+    }
+}
