@@ -47,7 +47,7 @@ TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test deps header map install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -87,6 +87,10 @@ header: | deps
 ## map: append functions that are new in include/brant.h to the version map
 map: | deps
 	@scripts/map
+
+## abi: append what is new in include/brant.h to the ABI record
+abi: | deps
+	@scripts/abi-record
 
 # --- the crate ---------------------------------------------------------------
 # Cargo decides whether there is anything to do; make looks at the time of the

@@ -500,9 +500,9 @@ typedef struct brant_saver brant_saver;
  * pending, and hands pending pages out after restoring their protection.
  *
  * Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
- * be called from any thread too; while a migration runs on the tracker, those that start,
- * stop, sync, take or put back are BRANT_E_BUSY. Freeing it is the last call on it, after the
- * last mark.
+ * be called from any thread too; those that start, stop, sync, take or put back are
+ * BRANT_E_BUSY while a migration runs on the tracker or another such call is going on. Freeing
+ * it is the last call on it, after the last mark.
  */
 typedef struct brant_tracker brant_tracker;
 

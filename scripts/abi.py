@@ -72,3 +72,101 @@ def dynamic(library, tag):
     out = subprocess.run(["readelf", "-dW", library], check=True,
                          stdout=subprocess.PIPE, text=True).stdout
     return re.findall(r"\(%s\).*\[(.*?)\]" % tag, out)
+
+
+RECORD = os.path.join(ROOT, "src", "capi", "brant.abi")
+
+
+def header_structs(path=HEADER):
+    """The structures that the header defines, in its order: [(name, [field])]."""
+    text = re.sub(r"^[ \t]*#[^\n]*", " ", without_comments(read(path)), flags=re.M)
+    structs = []
+    for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", text, re.S):
+        fields = []
+        # A function pointer's parameters have commas and names of their own.
+        for member in body.split(";"):
+            pointer = re.match(r"\s*[\w\s*]+\(\*(\w+)\)", member)
+            plain = re.search(r"(\w+)\s*$", member)
+            if pointer or plain:
+                fields.append((pointer or plain)[1])
+        structs.append((name, fields))
+    return structs
+
+
+def header_prototypes(path=HEADER):
+    """The functions that the header declares, as text on one line: {name: prototype}."""
+    text = re.sub(r"^[ \t]*#[^\n]*", " ", without_comments(read(path)), flags=re.M)
+    text = text.replace('extern "C" {', " ")
+    while re.search(r"\{[^{}]*\}", text):
+        text = re.sub(r"\{[^{}]*\}", " ", text)
+    found = {}
+    for declaration in text.split(";"):
+        line = " ".join(declaration.split())
+        name = re.search(r"\b(brant_[A-Za-z0-9_]+) ?\(", line)
+        if name and not line.startswith("typedef"):
+            found[name[1]] = line
+    return found
+
+
+def measured(compiler, work):
+    """The ABI as the compiler sees it, a line each: sizes, offsets, constants, prototypes."""
+    source = os.path.join(work, "abi.c")
+    program = os.path.join(work, "abi")
+    with open(source, "w", encoding="utf-8") as file:
+        file.write('#include <stdio.h>\n#include "brant.h"\nint main(void)\n{\n')
+        for macro in header_macros():
+            if macro.startswith("BRANT_VERSION_"):  # changes with every release
+                continue
+            file.write('    printf("value %s %%lld\\n", (long long)(%s));\n' % (macro, macro))
+        for name, fields in header_structs():
+            file.write('    printf("size %s %%zu\\n", sizeof(%s));\n' % (name, name))
+            for field in fields:
+                file.write('    printf("field %s.%s %%zu %%zu\\n", offsetof(%s, %s), sizeof(((%s *)0)->%s));\n'
+                           % (name, field, name, field, name, field))
+        file.write("    return 0;\n}\n")
+    subprocess.run([compiler, "-I", os.path.dirname(HEADER), "-o", program, source], check=True)
+    out = subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout
+    prototypes = header_prototypes()
+    return out.splitlines() + ["function " + prototypes[name] for name in header_functions()]
+
+
+def record_key(line):
+    """What a line of the record is about."""
+    if line.startswith("function "):
+        return re.search(r"\b(brant_\w+) ?\(", line)[0]
+    return " ".join(line.split()[:2])
+
+
+def recorded(path=RECORD):
+    """The committed record, without its comments."""
+    return [line for line in read(path).splitlines() if line and not line.startswith("#")]
+
+
+def moved(old, new):
+    """Lines of the old record that the new one lacks or has otherwise. A structure may grow at
+    its end; nothing else may change."""
+    now = {record_key(line): line for line in new}
+    wrong = []
+    for line in old:
+        found = now.get(record_key(line))
+        grown = (found and line.startswith("size ")
+                 and int(found.split()[-1]) > int(line.split()[-1]))
+        if found != line and not grown:
+            wrong.append("recorded: %s\n   found: %s" % (line, found or "nothing"))
+    return wrong
+
+
+def padding(lines):
+    """Structures with bytes that belong to no field: they would leak and compare unequal."""
+    wrong, at, name, size = [], 0, None, 0
+    for line in lines + ["size end 0"]:
+        words = line.split()
+        if words[0] == "size":
+            if name and at != size:
+                wrong.append("%s has %d bytes after its last field" % (name, size - at))
+            name, size, at = words[1], int(words[2]), 0
+        elif words[0] == "field":
+            if int(words[2]) != at:
+                wrong.append("%s: a hole of %d bytes before it" % (words[1], int(words[2]) - at))
+            at = int(words[2]) + int(words[3])
+    return wrong

@@ -22,7 +22,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::*;
 
@@ -86,7 +86,9 @@ fn until(told: &Arc<AtomicBool>) -> Box<dyn Decider> {
 
 /// A whole migration with what must be true after each.
 fn migrates(pair: &Pair, run: impl FnOnce(&Outgoing, &Incoming)) {
-    let (out, inc) = (outgoing(pair, &quick()), incoming(pair, &quick()));
+    // The bandwidth has to be measured, so the first pass gets some way before it can end.
+    let params = Params::default();
+    let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));
     run(&out, &inc);
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
@@ -124,7 +126,11 @@ fn goes_on_at_the_destination(pair: &Pair) {
     let left_at = pair.source.counter();
     pair.destination.writers(2, Duration::ZERO);
     pair.destination.wait_goes_on(left_at);
-    assert_eq!(pair.source.counter(), left_at, "the source's guest stands still");
+    assert_eq!(
+        pair.source.counter(),
+        left_at,
+        "the source's guest stands still"
+    );
 }
 
 // --- what arrives ---------------------------------------------------------------------------
@@ -133,7 +139,9 @@ fn goes_on_at_the_destination(pair: &Pair) {
 fn a_busy_guest_moves_over_tcp_and_goes_on_where_it_was() {
     let pair = busy_pair();
     migrates(&pair, |out, inc| {
-        let at = inc.listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
+        let at = inc
+            .listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
+            .unwrap();
         out.start(Target::Endpoint(at)).unwrap();
     });
     goes_on_at_the_destination(&pair);
@@ -145,7 +153,8 @@ fn a_busy_guest_moves_over_a_unix_socket_and_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let at = Endpoint::Unix(dir.path().join("s"));
     migrates(&pair, |out, inc| {
-        inc.start(Source::Listener(Listener::bind(&at).unwrap())).unwrap();
+        inc.start(Source::Listener(Listener::bind(&at).unwrap()))
+            .unwrap();
         out.start(Target::Endpoint(at.clone())).unwrap();
     });
     goes_on_at_the_destination(&pair);
@@ -197,7 +206,10 @@ fn touched(guest: &Guest, name: &str) -> Vec<std::ops::Range<u64>> {
     let view = HostView::new();
     assert!(view.sees_holes(block));
     let mut runs = Vec::new();
-    view.touched(block, Pages(0)..block.pages(), |r| runs.push(r.start.0..r.end.0)).unwrap();
+    view.touched(block, Pages(0)..block.pages(), |r| {
+        runs.push(r.start.0..r.end.0)
+    })
+    .unwrap();
     runs
 }
 
@@ -212,7 +224,10 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
         }
         // One of them holds zeros by now.
         for word in 0..512 {
-            pair.source.ram(name).word(701 * 4096 + word * 8).store(0, Ordering::Relaxed);
+            pair.source
+                .ram(name)
+                .word(701 * 4096 + word * 8)
+                .store(0, Ordering::Relaxed);
         }
         // The destination's were full of something here.
         for page in 100..200 {
@@ -228,15 +243,12 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
         assert!(stats.hole_pages >= 2 * 1996, "{stats:?}");
         assert!(stats.data_pages < 20, "{stats:?}");
         inc.wait(Some(LONG)).unwrap();
-        // Before anybody here reads: reading a memfd's hole would fill it.
-        for name in ["ram", "shm"] {
-            let pages: u64 = touched(&pair.destination, name).iter().map(|r| r.end - r.start).sum();
-            // `save` writes to page 0; 701 is zero and was never touched there.
-            // Comparing reads every page, and only reading a memfd fills a hole.
-            if name == "ram" {
-                assert!((103..=104).contains(&pages), "{name}: {pages} pages touched");
-            }
-        }
+        // 4 pages that the source touched, of which 701 is zero and need not be written; and
+        // the 100 that were garbage. (Comparing has read every page: that fills a memfd's
+        // holes, so that block has a test of its own.)
+        let runs = touched(&pair.destination, "ram");
+        let pages: u64 = runs.iter().map(|r| r.end - r.start).sum();
+        assert!((103..=104).contains(&pages), "{pages} pages touched");
     });
     let ram = pair.destination.ram("ram");
     assert!((100..200).all(|page| ram.page(page).iter().all(|b| *b == 0)));
@@ -249,9 +261,6 @@ fn the_holes_of_a_memfd_stay_holes_at_the_destination() {
     let (source, destination) = (Guest::new(&specs), Guest::new(&specs));
     source.ram("shm").fill(9, &mut Random(1));
     source.ram("shm").fill(4000, &mut Random(2));
-    let from = Pair::of(Arc::clone(&source), Guest::new(&specs));
-    let to = Pair::of(Guest::new(&specs), Arc::clone(&destination));
-    to.source.pause();
     let (a, b) = socketpair();
     struct Quiet;
     impl brant::vmm::Vmm for Quiet {
@@ -277,7 +286,6 @@ fn the_holes_of_a_memfd_stay_holes_at_the_destination() {
     assert_eq!(touched(&destination, "shm"), [9..10, 4000..4001]);
     assert_eq!(touched(&source, "shm"), [9..10, 4000..4001]);
     assert_eq!(differences(&source, &destination), Vec::<String>::new());
-    drop((from, to));
 }
 
 #[test]
@@ -333,7 +341,11 @@ fn early_blobs_come_before_the_layout_so_that_the_destination_builds_itself() {
     pair.source.fill(6);
     *pair.from.early.lock().unwrap() = specs.iter().map(|s| blob(s.name, 1, b"x")).collect();
     for spec in &specs {
-        pair.to.builds.lock().unwrap().insert(spec.name.to_owned(), spec.clone());
+        pair.to
+            .builds
+            .lock()
+            .unwrap()
+            .insert(spec.name.to_owned(), spec.clone());
     }
     let (a, b) = socketpair();
     migrates(&pair, |out, inc| {
@@ -355,10 +367,26 @@ fn a_layout_that_differs_is_refused_by_name_at_both_ends() {
         cases.push((what, specs, words));
     };
     with("name", &|s| s[1].name = "gpu", vec!["`vga`", "`gpu`"]);
-    with("length", &|s| s[1].pages = 1024, vec!["`vga`", "2097152", "4194304"]);
-    with("page size", &|s| s[1].page_size = 2 << 20, vec!["`vga`", "4096", "2097152"]);
-    with("missing", &|s| drop(s.pop()), vec!["`vga`", "destination has none"]);
-    with("extra", &|s| s.push(ram("nvdimm", 3)), vec!["`nvdimm`", "source has none"]);
+    with(
+        "length",
+        &|s| s[1].pages = 1024,
+        vec!["`vga`", "2097152", "4194304"],
+    );
+    with(
+        "page size",
+        &|s| s[1].page_size = 2 << 20,
+        vec!["`vga`", "4096", "2097152"],
+    );
+    with(
+        "missing",
+        &|s| s.truncate(1),
+        vec!["`vga`", "destination has none"],
+    );
+    with(
+        "extra",
+        &|s| s.push(ram("nvdimm", 3)),
+        vec!["`nvdimm`", "source has none"],
+    );
     with("rom", &|s| s[1].rom = true, vec!["`vga`", "ROM"]);
     with("nothing", &|s| s.clear(), vec!["`ram`", "`vga`"]);
     for (what, theirs, words) in cases {
@@ -373,7 +401,11 @@ fn a_layout_that_differs_is_refused_by_name_at_both_ends() {
                 assert!(error.message().contains(word), "{what}: {word} in: {error}");
             }
         }
-        assert_eq!(pair.to.calls("load") + pair.from.calls("pause"), 0, "{what}");
+        assert_eq!(
+            pair.to.calls("load") + pair.from.calls("pause"),
+            0,
+            "{what}"
+        );
         pair.assert_runs_on(what);
         pair.source.wait_goes_on(pair.source.counter());
     }
@@ -426,16 +458,32 @@ fn faults() -> Vec<(Fault, Then, Vec<Kind>)> {
     let vmm = vec![Kind::Vmm];
     let mut all = Vec::new();
     for how in [Fail, Panic] {
-        all.push((Op(Side::Source, "early_save", how), Then::Untouched, vmm.clone()));
+        all.push((
+            Op(Side::Source, "early_save", how),
+            Then::Untouched,
+            vmm.clone(),
+        ));
         for op in ["pause", "save", "release"] {
             all.push((Op(Side::Source, op, how), Then::Resumed, vmm.clone()));
         }
         let refused = vec![Kind::Refused];
-        all.push((Op(Side::Destination, "early_load", how), Then::Untouched, refused.clone()));
+        all.push((
+            Op(Side::Destination, "early_load", how),
+            Then::Untouched,
+            refused.clone(),
+        ));
         for op in ["load", "loaded"] {
-            all.push((Op(Side::Destination, op, how), Then::Resumed, refused.clone()));
+            all.push((
+                Op(Side::Destination, op, how),
+                Then::Resumed,
+                refused.clone(),
+            ));
         }
-        all.push((Op(Side::Destination, "run", how), Then::Unanswered, vec![Kind::Unanswered]));
+        all.push((
+            Op(Side::Destination, "run", how),
+            Then::Unanswered,
+            vec![Kind::Unanswered],
+        ));
         all.push((NotResumed(how), Then::NotResumed, refused));
     }
     // The network, at each kind of record.
@@ -468,17 +516,47 @@ fn faults() -> Vec<(Fault, Then, Vec<Kind>)> {
         for verdict in [Verdict::Cut, Verdict::CutMid] {
             all.push((Net(point, verdict), then, kinds(gone())));
         }
-        all.push((Net(point, Verdict::Swallow), then, kinds(vec![Kind::Timeout])));
+        all.push((
+            Net(point, Verdict::Swallow),
+            then,
+            kinds(vec![Kind::Timeout]),
+        ));
     }
     let late = vec![Kind::Unanswered];
-    all.push((Net(first(R::Handover), Verdict::CutAfter), Then::UnansweredThere, late.clone()));
-    all.push((Net(first(R::Handover), Verdict::Drop), Then::Unanswered, late.clone()));
-    all.push((Net(first(R::Running), Verdict::Drop), Then::UnansweredThere, late.clone()));
-    all.push((Net(first(R::Ready), Verdict::Drop), Then::Resumed, vec![Kind::Timeout, Kind::Refused]));
-    all.push((Net(Point::FinalAck, Verdict::Drop), Then::Resumed, vec![Kind::Protocol]));
+    all.push((
+        Net(first(R::Handover), Verdict::CutAfter),
+        Then::UnansweredThere,
+        late.clone(),
+    ));
+    all.push((
+        Net(first(R::Handover), Verdict::Drop),
+        Then::Unanswered,
+        late.clone(),
+    ));
+    all.push((
+        Net(first(R::Running), Verdict::Drop),
+        Then::UnansweredThere,
+        late.clone(),
+    ));
+    all.push((
+        Net(first(R::Ready), Verdict::Drop),
+        Then::Resumed,
+        vec![Kind::Timeout, Kind::Refused],
+    ));
+    all.push((
+        Net(Point::FinalAck, Verdict::Drop),
+        Then::Resumed,
+        vec![Kind::Protocol],
+    ));
     let mut wrong = Vec::new();
-    Record::Handover(wire::Handover { token: [9; 16] }).encode(&mut wrong).unwrap();
-    all.push((Net(first(R::Handover), Verdict::Replace(wrong)), Then::Unanswered, late));
+    Record::Handover(wire::Handover { token: [9; 16] })
+        .encode(&mut wrong)
+        .unwrap();
+    all.push((
+        Net(first(R::Handover), Verdict::Replace(wrong)),
+        Then::Unanswered,
+        late,
+    ));
     // Cancels.
     let cancelled = vec![Kind::Cancelled];
     for (place, then) in [
@@ -514,7 +592,11 @@ fn faults() -> Vec<(Fault, Then, Vec<Kind>)> {
     ] {
         all.push((Cancel(Side::Destination, place), then, told.clone()));
     }
-    all.push((Cancel(Side::Destination, "committing"), Then::Unanswered, vec![Kind::Unanswered]));
+    all.push((
+        Cancel(Side::Destination, "committing"),
+        Then::Unanswered,
+        vec![Kind::Unanswered],
+    ));
     for place in ["run", "starting", "running"] {
         all.push((Cancel(Side::Destination, place), Then::Completed, vec![]));
     }
@@ -590,7 +672,11 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
     if then == Then::NotThere {
         kinds.push(Kind::Unanswered);
     }
-    assert!(kinds.contains(&error.kind()), "{what}: {:?} {error}", error.kind());
+    assert!(
+        kinds.contains(&error.kind()),
+        "{what}: {:?} {error}",
+        error.kind()
+    );
     assert_eq!(out.stats().error, error.kind() as i32, "{what}");
     let mut then = then;
     if then == Then::NotThere {
@@ -609,13 +695,24 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
                 let wanted = usize::from(then == Then::Resumed);
                 assert_eq!(pair.from.calls("resume"), wanted, "{what}");
             }
+            if matches!(fault, Fault::Cancel(Side::Source, "pausing" | "pause")) {
+                assert_eq!(pair.from.calls("save"), 0, "{what}: nothing more is done");
+            }
             assert_eq!(out.state(), State::Failed, "{what}");
             assert_eq!(pair.from.events(EventKind::Failed).len(), 1, "{what}");
             pair.source.wait_goes_on(pair.source.counter());
-            assert_eq!(out.resolve(Resolution::Resume).unwrap_err().kind(), Kind::State, "{what}");
+            assert_eq!(
+                out.resolve(Resolution::Resume).unwrap_err().kind(),
+                Kind::State,
+                "{what}"
+            );
             if states.iter().any(|s| s == "copying") {
                 pair.source.pause();
-                assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new(), "{what}");
+                assert_eq!(
+                    lost(&pair.source, &pair.destination),
+                    Vec::<String>::new(),
+                    "{what}"
+                );
             }
         }
         Then::Unanswered | Then::UnansweredThere => {
@@ -626,10 +723,18 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
             assert!(!pair.source.is_running(), "{what}");
             assert_eq!(pair.from.events(EventKind::Unanswered).len(), 1, "{what}");
             assert!(out.cancel().is_err(), "{what}: too late to cancel");
-            let resolution = if there { Resolution::Destroy } else { resolution };
+            let resolution = if there {
+                Resolution::Destroy
+            } else {
+                resolution
+            };
             out.resolve(resolution).unwrap();
             for again in [Resolution::Resume, Resolution::Destroy] {
-                assert_eq!(out.resolve(again).unwrap_err().kind(), Kind::State, "{what}: once");
+                assert_eq!(
+                    out.resolve(again).unwrap_err().kind(),
+                    Kind::State,
+                    "{what}: once"
+                );
             }
             let resumed = resolution == Resolution::Resume;
             assert_eq!(pair.from.calls("resume"), usize::from(resumed), "{what}");
@@ -642,7 +747,11 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
             assert_eq!(pair.world.who(), (false, false), "{what}");
             assert_eq!(out.state(), State::ResumeFailed, "{what}");
             assert_eq!(pair.from.calls("resume"), 1, "{what}");
-            assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new(), "{what}");
+            assert_eq!(
+                lost(&pair.source, &pair.destination),
+                Vec::<String>::new(),
+                "{what}"
+            );
         }
         Then::Completed | Then::NotThere => unreachable!(),
     }
@@ -670,7 +779,10 @@ fn at_every_fault_at_every_point_exactly_the_right_side_runs_the_guest() {
                 let begun = Instant::now();
                 let one = || one_fault(&fault, then, &kinds, resolution);
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(one)).is_err() {
-                    wrong.lock().unwrap().push(format!("{fault:?}, expected {then:?}"));
+                    wrong
+                        .lock()
+                        .unwrap()
+                        .push(format!("{fault:?}, expected {then:?}"));
                 }
                 let took = begun.elapsed();
                 if took > MS * 4000 {
@@ -680,7 +792,11 @@ fn at_every_fault_at_every_point_exactly_the_right_side_runs_the_guest() {
         }
     });
     let wrong = wrong.into_inner().unwrap();
-    assert!(wrong.is_empty(), "{} cases went wrong: {wrong:#?}", wrong.len());
+    assert!(
+        wrong.is_empty(),
+        "{} cases went wrong: {wrong:#?}",
+        wrong.len()
+    );
 }
 
 #[test]
@@ -690,7 +806,10 @@ fn a_resolution_whose_resume_fails_can_be_given_again() {
     let (out, _inc) = start(&pair, &quick());
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Unanswered);
     pair.from.at("resume", || Err(failure()));
-    assert_eq!(out.resolve(Resolution::Resume).unwrap_err().kind(), Kind::Vmm);
+    assert_eq!(
+        out.resolve(Resolution::Resume).unwrap_err().kind(),
+        Kind::Vmm
+    );
     assert_eq!(out.state(), State::Unanswered);
     pair.from.at("resume", || Ok(()));
     out.resolve(Resolution::Resume).unwrap();
@@ -715,10 +834,57 @@ fn the_switchover_timeout_gives_the_guest_back_when_an_operation_takes_too_long(
         let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &quick()));
         inc.start(Source::Connected(b)).unwrap();
         out.start(Target::Connected(a)).unwrap();
-        assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Timeout, "{op}");
+        assert_eq!(
+            out.wait(Some(LONG)).unwrap_err().kind(),
+            Kind::Timeout,
+            "{op}"
+        );
         let _ = inc.wait(Some(LONG));
         pair.assert_runs_on(op);
         assert_eq!(pair.from.calls("resume"), 1, "{op}");
+    }
+}
+
+#[test]
+fn a_destination_that_gave_up_during_release_is_not_handed_the_guest() {
+    let pair = Pair::new(&[ram("ram", 65)]);
+    let hold = pair.from.hold_at("release");
+    let (out, inc) = start(&pair, &quick());
+    hold.reached();
+    cancel_promptly("the destination during release", || inc.cancel()).unwrap();
+    hold.go();
+    let error = out.wait(Some(LONG)).unwrap_err();
+    assert!(
+        matches!(error.kind(), Kind::Refused | Kind::PeerGone | Kind::Io),
+        "{:?} {error}",
+        error.kind()
+    );
+    pair.assert_runs_on("it gave up in time");
+    assert_eq!(pair.from.calls("resume"), 1);
+}
+
+#[test]
+fn of_two_resolutions_at_once_one_is_taken() {
+    for round in 0..20 {
+        let pair = Pair::new(&[ram("ram", 1)]);
+        pair.to.at("run", || Err(failure()));
+        let (out, _inc) = start(&pair, &quick());
+        assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Unanswered);
+        let barrier = std::sync::Barrier::new(2);
+        let taken: Vec<bool> = std::thread::scope(|scope| {
+            let resolve = |resolution| {
+                let (out, barrier) = (&out, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    out.resolve(resolution).is_ok()
+                })
+            };
+            let both = [resolve(Resolution::Resume), resolve(Resolution::Destroy)];
+            both.map(|thread| thread.join().unwrap()).to_vec()
+        });
+        assert_eq!(taken.iter().filter(|t| **t).count(), 1, "round {round}");
+        assert_eq!(pair.from.calls("resume"), usize::from(taken[0]));
+        assert_eq!(pair.world.who(), (taken[0], false));
     }
 }
 
@@ -737,7 +903,10 @@ fn cancel_promptly(what: &str, cancel: impl FnOnce() -> Result<()>) -> Result<()
 #[test]
 fn a_cancel_at_any_moment_leaves_the_guest_here_and_no_page_unaccounted_for() {
     let seed = Instant::now().elapsed().subsec_nanos() as u64
-        ^ std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        ^ std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .as_nanos() as u64;
     println!("seed {seed}");
     let mut random = Random(seed);
     let mut ended = [0; 2];
@@ -748,7 +917,8 @@ fn a_cancel_at_any_moment_leaves_the_guest_here_and_no_page_unaccounted_for() {
         pair.source.track();
         let (out, inc) = start(&pair, &quick());
         // From microseconds to tens of milliseconds, each size as likely.
-        let wait = Duration::from_micros(1 << random.below(16)) + Duration::from_micros(random.next() % 99);
+        let wait = Duration::from_micros(1 << random.below(16))
+            + Duration::from_micros(random.next() % 99);
         std::thread::sleep(wait);
         let result = cancel_promptly(&format!("after {wait:?}"), || out.cancel());
         let _ = inc.wait(Some(LONG));
@@ -765,7 +935,11 @@ fn a_cancel_at_any_moment_leaves_the_guest_here_and_no_page_unaccounted_for() {
         pair.source.wait_goes_on(pair.source.counter());
         pair.source.pause();
         if pair.from.states().iter().any(|s| s == "copying") {
-            assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new(), "round {round}");
+            assert_eq!(
+                lost(&pair.source, &pair.destination),
+                Vec::<String>::new(),
+                "round {round}"
+            );
         }
         ended[1] += 1;
     }
@@ -784,7 +958,8 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     let (_proxy, a, b) = Proxy::new(Box::new(rule));
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     pair.from.wait_passes(2);
     cancel_promptly("without an acknowledgement", || out.cancel()).unwrap();
     assert_eq!(pair.source.pending().len(), 1600);
@@ -793,7 +968,10 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     assert_eq!(out.stats().unacknowledged_pages, 0);
     inc.wait(Some(LONG)).unwrap_err();
     pair.source.pause();
-    assert_eq!(differences(&pair.source, &pair.destination), Vec::<String>::new());
+    assert_eq!(
+        differences(&pair.source, &pair.destination),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -804,7 +982,8 @@ fn what_was_acknowledged_and_not_written_since_is_not_pending() {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     // Everything of the first pass is acknowledged after some more.
     let begun = Instant::now();
     while out.stats().unacknowledged_pages > 0 || out.stats().pass < 2 {
@@ -854,7 +1033,8 @@ fn a_cancel_while_connecting_is_prompt() {
     cancel_promptly("an unanswered HELLO", || out.cancel()).unwrap();
     // And at the destination: nobody comes, nobody speaks.
     let inc = incoming(&pair, &quick());
-    inc.listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
+    inc.listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
+        .unwrap();
     cancel_promptly("listening", || inc.cancel()).unwrap();
     let (b, _silent) = socketpair();
     let inc = incoming(&pair, &quick());
@@ -870,7 +1050,7 @@ fn a_cancel_while_the_peer_takes_nothing_is_prompt() {
     let pair = Pair::new(&[ram("ram", 4000)]);
     pair.source.fill(1);
     pair.source.track();
-    // The proxy stops reading at the 20th run of pages.
+    // The proxy stops reading at the third run of pages.
     let hold = Hold::new();
     let held = Arc::clone(&hold);
     let mut runs = 0;
@@ -945,7 +1125,8 @@ fn dropping_a_running_migration_cancels_it() {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     pair.from.wait_passes(1);
     let begun = Instant::now();
     drop(out);
@@ -957,7 +1138,8 @@ fn dropping_a_running_migration_cancels_it() {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     pair.from.wait_passes(2);
     drop(inc);
     out.wait(Some(LONG)).unwrap_err();
@@ -985,7 +1167,9 @@ fn waiting_inside_a_callback_is_an_error_and_cancelling_there_only_asks() {
     });
     let (weak, list) = (Arc::downgrade(&inc), Arc::clone(&heard));
     pair.to.at("receiving", move || {
-        list.lock().unwrap().push(weak.upgrade().unwrap().wait(None).unwrap_err().kind());
+        list.lock()
+            .unwrap()
+            .push(weak.upgrade().unwrap().wait(None).unwrap_err().kind());
         Ok(())
     });
     assert!(!out.in_callback());
@@ -1049,7 +1233,8 @@ fn a_blocked_guest_does_not_start_and_one_that_becomes_blocked_is_never_paused()
     let (a, b) = socketpair();
     let inc = incoming(&pair, &quick());
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     pair.from.wait_passes(2);
     let _reason = blockers.block("a GPU came");
     let error = out.wait(Some(LONG)).unwrap_err();
@@ -1066,17 +1251,32 @@ fn parameters_out_of_range_are_refused_before_anything_starts() {
     let pair = Pair::new(&[ram("ram", 1)]);
     let d = Params::default;
     for params in [
-        Params { downtime_limit: Duration::ZERO, ..d() },
-        Params { max_bandwidth: Some(1), ..d() },
-        Params { total_timeout: Some(Duration::ZERO), ..d() },
+        Params {
+            downtime_limit: Duration::ZERO,
+            ..d()
+        },
+        Params {
+            max_bandwidth: Some(1),
+            ..d()
+        },
+        Params {
+            total_timeout: Some(Duration::ZERO),
+            ..d()
+        },
         Params { channels: 0, ..d() },
-        Params { max_state: 1, ..d() },
+        Params {
+            max_state: 1,
+            ..d()
+        },
     ] {
         let (tracker, vmm) = (Arc::clone(&pair.source.tracker), Arc::clone(&pair.from));
         let error = Outgoing::new(tracker, Blockers::new(), vmm, params.clone()).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
         let (memory, vmm) = (Arc::clone(&pair.destination.memory), Arc::clone(&pair.to));
-        assert_eq!(Incoming::new(memory, vmm, params).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(
+            Incoming::new(memory, vmm, params).unwrap_err().kind(),
+            Kind::Invalid
+        );
     }
 }
 
@@ -1090,7 +1290,10 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.status.success() && text.contains("1 passed"), "{text}\n{out:?}");
+        assert!(
+            out.status.success() && text.contains("1 passed"),
+            "{text}\n{out:?}"
+        );
         assert_eq!(String::from_utf8_lossy(&out.stderr), "");
         return;
     }
@@ -1101,7 +1304,10 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
         let (out, inc) = start(&pair, &quick());
         let error = out.wait(Some(MS * 5000)).unwrap_err();
         assert_eq!(error.kind(), Kind::Vmm, "{op}: {error}");
-        assert!(error.message().contains(op) && error.message().contains("planted"), "{error}");
+        assert!(
+            error.message().contains(op) && error.message().contains("planted"),
+            "{error}"
+        );
         let _ = inc.wait(Some(LONG));
         pair.assert_runs_on(op);
         pair.source.wait_goes_on(pair.source.counter());
@@ -1115,7 +1321,11 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
         let error = inc.wait(Some(MS * 5000)).unwrap_err();
         assert_eq!(error.kind(), Kind::Vmm, "{op}: {error}");
         let error = out.wait(Some(LONG)).unwrap_err();
-        assert_eq!(error.kind() == Kind::Unanswered, op == "run", "{op}: {error}");
+        assert_eq!(
+            error.kind() == Kind::Unanswered,
+            op == "run",
+            "{op}: {error}"
+        );
         assert_eq!(pair.world.who(), (op != "run", false), "{op}");
     }
     // Events are only told; a panic there is the VMM's own.
@@ -1134,7 +1344,8 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
         Moment::Synced => panic!("planted"),
         Moment::Walking => Next::GoOn,
     });
-    out.start_with(Target::Connected(a), Box::new(decider)).unwrap();
+    out.start_with(Target::Connected(a), Box::new(decider))
+        .unwrap();
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Internal);
     let _ = inc.wait(Some(LONG));
     pair.assert_runs_on("decider");
@@ -1163,7 +1374,9 @@ fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
         garbage.fill_all(&mut Random(round));
         pair.destination.add(garbage);
         let fresh = Ram::new(&spec);
-        (0..spec.pages).step_by(3).for_each(|p| fresh.fill(p, &mut Random(p as u64)));
+        (0..spec.pages)
+            .step_by(3)
+            .for_each(|p| fresh.fill(p, &mut Random(p as u64)));
         pair.source.add(fresh);
         let passes = pair.from.events(EventKind::Pass).len();
         pair.from.wait_passes(passes + 2);
@@ -1189,10 +1402,14 @@ fn a_block_added_here_only_ends_the_migration_by_its_name() {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default())).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
     pair.from.wait_passes(1);
     pair.source.add(Ram::new(&ram("dimm7", 65)));
-    for error in [out.wait(Some(LONG)).unwrap_err(), inc.wait(Some(LONG)).unwrap_err()] {
+    for error in [
+        out.wait(Some(LONG)).unwrap_err(),
+        inc.wait(Some(LONG)).unwrap_err(),
+    ] {
         assert_eq!(error.kind(), Kind::Layout, "{error}");
         assert!(error.message().contains("`dimm7`"), "{error}");
     }
@@ -1243,8 +1460,8 @@ fn look(fd: std::os::fd::BorrowedFd<'_>) {
     // SAFETY: one pollfd, with a count of one.
     unsafe { libc::poll(&mut poll, 1, 100) };
     let mut value = [0u8; 8];
-    // SAFETY: reads 8 bytes into 8; the eventfd is non-blocking, or has just become readable.
     if poll.revents & libc::POLLIN != 0 {
+        // SAFETY: reads 8 bytes into 8.
         unsafe { libc::read(fd.as_raw_fd(), value.as_mut_ptr().cast(), 8) };
     }
 }
@@ -1259,8 +1476,15 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &capped), incoming(&pair, &capped));
     let before = out.stats();
-    assert_eq!((before.phase, before.progress, before.promised_downtime_us), (0, 0, 0));
-    for unknown in [before.bandwidth, before.time_left_us, before.expected_downtime_us] {
+    assert_eq!(
+        (before.phase, before.progress, before.promised_downtime_us),
+        (0, 0, 0)
+    );
+    for unknown in [
+        before.bandwidth,
+        before.time_left_us,
+        before.expected_downtime_us,
+    ] {
         assert_eq!(unknown, u64::MAX);
     }
     assert!(json(&out)["bandwidth"].is_null());
@@ -1268,11 +1492,18 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     out.start(Target::Connected(a)).unwrap();
     let (mut last, mut there) = (out.stats(), inc.stats());
     let mut samples = 0;
+    let begun = Instant::now();
     loop {
+        assert!(begun.elapsed() < LONG, "never at 100 %: {last:?}");
         look(out.notify_fd());
         let (now, other) = (out.stats(), inc.stats());
         samples += 1;
-        assert!(now.progress >= last.progress, "{} after {}", now.progress, last.progress);
+        assert!(
+            now.progress >= last.progress,
+            "{} after {}",
+            now.progress,
+            last.progress
+        );
         assert!(other.progress >= there.progress);
         assert!(now.phase >= last.phase && other.phase >= there.phase);
         assert!(now.pass >= last.pass && now.elapsed_us >= last.elapsed_us);
@@ -1441,17 +1672,37 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
         ("past the end", bytes(page_run(4, 599, 2)), "600"),
         ("far past the end", bytes(page_run(4, u64::MAX, 1)), "600"),
         ("across a stretch", bytes(page_run(4, 511, 2)), "512"),
-        ("too many records", record(marker(1, 0, 1, 0, 0)), "marker 1"),
-        ("data pages that never came", record(marker(1, 1, 0, 1, 0)), "marker 1"),
-        ("a marker out of order", record(marker(2, 0, 0, 0, 0)), "marker 2"),
-        ("the hand-over too early", record(Record::Handover(wire::Handover { token: [5; 16] })), "HANDOVER"),
+        (
+            "too many records",
+            record(marker(1, 0, 1, 0, 0)),
+            "marker 1",
+        ),
+        (
+            "data pages that never came",
+            record(marker(1, 1, 0, 1, 0)),
+            "marker 1",
+        ),
+        (
+            "a marker out of order",
+            record(marker(2, 0, 0, 0, 0)),
+            "marker 2",
+        ),
+        (
+            "the hand-over too early",
+            record(Record::Handover(wire::Handover { token: [5; 16] })),
+            "HANDOVER",
+        ),
         ("HELLO twice", record(hello()), "HELLO"),
         (
             "state before the end",
             record(Record::StateEnd(wire::BlobEnd { count: 0, bytes: 0 })),
             "STATE_END",
         ),
-        ("a block removed that was never there", record(Record::BlockRemoved { id: 9 }), "block 9"),
+        (
+            "a block removed that was never there",
+            record(Record::BlockRemoved { id: 9 }),
+            "block 9",
+        ),
         (
             "another token in the hand-over",
             Box::new(|raw: &mut Raw| {
@@ -1467,6 +1718,29 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
                 raw.say_bytes(&Header::zeros(4, Pages(0), 1).encode());
             }),
             "ZEROS",
+        ),
+        (
+            "two blocks of one name",
+            Box::new(|raw: &mut Raw| {
+                raw.say(&hello());
+                raw.hear_record();
+                raw.say(&Record::EarlyEnd(wire::BlobEnd { count: 0, bytes: 0 }));
+                raw.hear_record();
+                for id in [1, 2] {
+                    raw.say(&Record::Block(wire::Block {
+                        id,
+                        length: 600 * PAGE_SIZE,
+                        page_size: PAGE_SIZE,
+                        flags: 0,
+                        name: "ram".into(),
+                    }));
+                }
+                raw.say(&Record::LayoutEnd(wire::LayoutEnd {
+                    blocks: 2,
+                    bytes: 1200 * PAGE_SIZE,
+                }));
+            }),
+            "`ram`",
         ),
         (
             "an ABORT with control characters",
@@ -1486,10 +1760,16 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
         let told = raw.hear_abort();
         drop(raw);
         let error = inc.wait(Some(LONG)).unwrap_err();
-        assert!(!error.message().contains(['\u{1b}', '\n']), "{what}: {error:?}");
+        assert!(
+            !error.message().contains(['\u{1b}', '\n']),
+            "{what}: {error:?}"
+        );
         if reason != "-" {
             assert_eq!(error.kind(), Kind::Protocol, "{what}: {error}");
-            assert!(error.message().contains(reason), "{what}: {reason} in: {error}");
+            assert!(
+                error.message().contains(reason),
+                "{what}: {reason} in: {error}"
+            );
             assert_eq!(told.as_deref(), Some(error.message()), "{what}");
         }
         assert_eq!(pair.to.calls("run"), 0, "{what}");
@@ -1509,7 +1789,8 @@ fn a_source_that_trickles_or_falls_silent_is_ended_within_the_limits() {
     let mut page = Header::pages(4, Pages(0), 1).encode().to_vec();
     page.resize(page.len() + 4096, 1);
     // What is said before, then what is said a byte at a time.
-    let cases: [(&str, fn(&mut Raw), Vec<u8>); 5] = [
+    type Before = fn(&mut Raw);
+    let cases: [(&str, Before, Vec<u8>); 5] = [
         ("HELLO", |_| (), first),
         ("a header", accepted, page.clone()),
         (
@@ -1592,7 +1873,8 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
 fn pending_bytes(socket: &UnixStream) -> i32 {
     let mut bytes = 0;
     // SAFETY: SIOCOUTQ writes one int.
-    assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) }, 0);
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    assert_eq!(result, 0);
     bytes
 }
 
@@ -1619,7 +1901,12 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
     type Play = fn(&mut Raw);
     let cases: Vec<(&str, Play, Kind, &str)> = vec![
         ("garbage", |r| r.say_bytes(&[b'x'; 64]), Kind::Protocol, ""),
-        ("no reply", |r| r.say(&Record::LayoutOk), Kind::Protocol, "HELLO_REPLY"),
+        (
+            "no reply",
+            |r| r.say(&Record::LayoutOk),
+            Kind::Protocol,
+            "HELLO_REPLY",
+        ),
         (
             "another version",
             |r| {
@@ -1675,7 +1962,8 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
         pair.source.fill(1);
         let (mut raw, fd) = Raw::pair();
         let out = outgoing(&pair, &quick());
-        out.start_with(Target::Connected(fd), until(&Arc::default())).unwrap();
+        out.start_with(Target::Connected(fd), until(&Arc::default()))
+            .unwrap();
         play(&mut raw);
         if kind == Kind::PeerGone {
             drop(raw);
@@ -1685,8 +1973,15 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
         }
         let error = out.wait(Some(LONG)).unwrap_err();
         let gone = kind == Kind::PeerGone && error.kind() == Kind::Io;
-        assert!(error.kind() == kind || gone, "{what}: {:?} {error}", error.kind());
-        assert!(error.message().contains(reason), "{what}: {reason} in: {error}");
+        assert!(
+            error.kind() == kind || gone,
+            "{what}: {:?} {error}",
+            error.kind()
+        );
+        assert!(
+            error.message().contains(reason),
+            "{what}: {reason} in: {error}"
+        );
         assert_eq!(pair.from.calls("pause"), 0, "{what}");
         pair.assert_runs_on(what);
     }
@@ -1716,58 +2011,91 @@ fn a_destination_that_trickles_is_left_within_the_limits() {
     pair.assert_runs_on("a trickle");
 }
 
-#[test]
-fn a_destination_that_floods_with_signs_of_life_cannot_hold_up_a_cancel() {
-    let pair = Pair::new(&[ram("ram", 600)]);
-    pair.source.fill(1);
-    let (mut raw, fd) = Raw::pair();
-    let out = outgoing(&pair, &quick());
-    out.start_with(Target::Connected(fd), until(&Arc::default())).unwrap();
-    agree(&mut raw);
-    let mut one = Vec::new();
-    Record::Keepalive.encode(&mut one).unwrap();
-    let (stop, flooded) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut threads = Vec::new();
-    for _ in 0..3 {
-        let (stop, flooded) = (Arc::clone(&stop), Arc::clone(&flooded));
-        let (mut to, many) = (raw.0.try_clone().unwrap(), one.repeat(2000));
-        threads.push(std::thread::spawn(move || {
-            while !stop.load(Ordering::SeqCst) && to.write_all(&many).is_ok() {
-                flooded.fetch_add(1, Ordering::SeqCst);
-            }
-        }));
-    }
-    let mut from = raw.0.try_clone().unwrap();
-    threads.push(std::thread::spawn(move || {
-        let mut sink = vec![0; 1 << 20];
-        while from.read(&mut sink).is_ok_and(|n| n > 0) {}
-    }));
-    while flooded.load(Ordering::SeqCst) < 50 {
-        std::thread::yield_now();
-    }
-    // So that a failure ends, too.
-    let (done, watched) = (Arc::clone(&stop), Arc::new(OnceLock::new()));
-    let ended = Arc::clone(&watched);
-    let watch = std::thread::spawn(move || {
-        let begun = Instant::now();
-        while ended.get().is_none() && begun.elapsed() < MS * 5000 {
-            std::thread::sleep(MS * 20);
+/// Sends `records` as fast as a thread can, until told to stop, and reads all that comes.
+struct Flood {
+    socket: UnixStream,
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn new(raw: Raw, record: &Record) -> Flood {
+        let mut one = Vec::new();
+        record.encode(&mut one).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let flooded = Arc::new(AtomicU64::new(0));
+        let mut threads = Vec::new();
+        {
+            // One thread: a stream socket may mix the bytes of several.
+            let (stop, flooded) = (Arc::clone(&stop), Arc::clone(&flooded));
+            let (mut to, many) = (raw.0.try_clone().unwrap(), one.repeat(8000));
+            // A failure must end, too.
+            let begun = Instant::now();
+            threads.push(std::thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) && begun.elapsed() < MS * 5000 {
+                    // Whole records only, or the peer finds garbage.
+                    if to.write_all(&many).is_err() {
+                        break;
+                    }
+                    flooded.fetch_add(1, Ordering::SeqCst);
+                }
+            }));
         }
-        done.store(true, Ordering::SeqCst);
-    });
-    let begun = Instant::now();
-    out.cancel().unwrap();
-    let took = begun.elapsed();
-    watched.set(()).unwrap();
-    watch.join().unwrap();
-    drop(out);
-    let _ = raw.0.shutdown(std::net::Shutdown::Both);
-    for thread in threads {
-        thread.join().unwrap();
+        let mut from = raw.0.try_clone().unwrap();
+        threads.push(std::thread::spawn(move || {
+            let mut sink = vec![0; 1 << 20];
+            while from.read(&mut sink).is_ok_and(|n| n > 0) {}
+        }));
+        let begun = Instant::now();
+        while flooded.load(Ordering::SeqCst) < 10 {
+            assert!(begun.elapsed() < LONG, "nothing is read");
+            std::thread::yield_now();
+        }
+        Flood {
+            socket: raw.0,
+            stop,
+            threads,
+        }
     }
-    println!("cancelled under a flood in {took:?}");
-    assert!(took < MS * 2000, "{took:?}");
-    pair.assert_runs_on("a flood");
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_floods_cannot_hold_up_a_cancel() {
+    for record in [Record::Keepalive, Record::Ack(wire::Ack { number: 1 })] {
+        let pair = Pair::new(&[ram("ram", 600)]);
+        pair.source.fill(1);
+        let (mut raw, fd) = Raw::pair();
+        let out = outgoing(&pair, &quick());
+        out.start_with(Target::Connected(fd), until(&Arc::default()))
+            .unwrap();
+        agree(&mut raw);
+        while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
+        let flood = Flood::new(raw, &record);
+        cancel_promptly("under a destination's flood", || out.cancel()).unwrap();
+        let error = out.wait(None).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+        drop(flood);
+        pair.assert_runs_on("a flood");
+    }
+    let pair = Pair::new(&[ram("ram", 600)]);
+    let (mut raw, fd) = Raw::pair();
+    let inc = incoming(&pair, &quick());
+    inc.start(Source::Connected(fd)).unwrap();
+    accepted(&mut raw);
+    let flood = Flood::new(raw, &Record::Keepalive);
+    cancel_promptly("under a source's flood", || inc.cancel()).unwrap();
+    assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::Cancelled);
+    drop(flood);
 }
 
 #[test]

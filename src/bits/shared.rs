@@ -36,10 +36,8 @@
 //!   the next collect waits for it first. Until then there is no other swap, for
 //!   the other buffer is in use: setters never see more than these two.
 //!
-//! The epochs are crossbeam-epoch's, in a collector of our own to which nothing is
-//! ever handed but a number to store, so nobody else's garbage is run in a
-//! marking thread, and a pinned reader elsewhere in the process cannot hold us up.
-//! Only marks pin, and collects for an instant at a time.
+//! The waiting is `runtime::grace`'s: only marks, lookups in the memory map and collects
+//! pin there, each for an instant.
 
 use self::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::heap::Words;
@@ -47,9 +45,9 @@ use super::summary::{drain, for_each_group, span_of, Bitmap};
 use super::words::{self, low_mask};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
-use crossbeam_epoch::{Collector, Guard, LocalHandle};
-use once_cell::sync::Lazy;
-use std::sync::{Arc, Mutex, MutexGuard};
+use crate::runtime::grace::{self, GracePeriod};
+use crossbeam_epoch::Guard;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The atomics, in one place, for a model checker's to be put in theirs.
@@ -61,22 +59,11 @@ mod sync {
 /// holds up a collector. (At most 512 words and 64 summary bits.)
 const BITS_A_PIN: usize = SPAN_WORDS * WORD_BITS;
 
-static EPOCHS: Lazy<Collector> = Lazy::new(Collector::new);
-
-thread_local! {
-    static HANDLE: LocalHandle = EPOCHS.register();
-}
-
 /// Pins the calling thread. Waits for nobody.
 fn pin() -> Guard {
     #[cfg(test)]
     tests::perhaps_preempted();
-    HANDLE.try_with(LocalHandle::pin).unwrap_or_else(|_| {
-        // The thread is ending, and its handle is gone: some destructor still
-        // wrote to guest memory. The guard keeps a registration of its own
-        // alive until it is dropped.
-        EPOCHS.register().pin()
-    })
+    grace::pin()
 }
 
 /// Keeps what is written often away from its neighbours' cache line. (Two: the
@@ -198,10 +185,8 @@ pub struct Collected {
 
 /// What only the collecting thread uses.
 struct Collecting {
-    /// The buffer that was swapped out and is not drained yet.
-    old: Option<usize>,
-    /// Number of the last grace wait begun.
-    grace: u64,
+    /// The buffer that was swapped out and is not drained yet, and the wait for it.
+    old: Option<(usize, GracePeriod)>,
 }
 
 /// A bitmap of fixed size that every thread may mark at any time.
@@ -210,9 +195,6 @@ pub struct Shared {
     /// Index of the buffer that setters use.
     current: Apart<AtomicUsize>,
     buffers: [Buffer; 2],
-    /// Number of the last grace wait known to be over. In an Arc because the
-    /// epoch's callback may outlive us.
-    grace: Arc<AtomicU64>,
     collecting: Mutex<Collecting>,
 }
 
@@ -224,11 +206,7 @@ impl Shared {
             nbits,
             current: Apart(AtomicUsize::new(0)),
             buffers: [Buffer::new(nbits)?, Buffer::new(nbits)?],
-            grace: Arc::new(AtomicU64::new(0)),
-            collecting: Mutex::new(Collecting {
-                old: None,
-                grace: 0,
-            }),
+            collecting: Mutex::new(Collecting { old: None }),
         })
     }
 
@@ -359,17 +337,8 @@ impl Shared {
     /// this one.
     fn swap(&self, state: &mut Collecting) {
         let old = self.current.0.load(Ordering::Relaxed);
-        state.old = Some(old);
-        state.grace += 1;
         self.current.0.swap(1 - old, Ordering::SeqCst);
-        let (grace, number) = (Arc::clone(&self.grace), state.grace);
-        let guard = pin();
-        // Run two epochs from here, by this thread or by another one: then nobody is pinned
-        // who was pinned before the swap.
-        guard.defer(move || {
-            grace.fetch_max(number, Ordering::Release);
-        });
-        guard.flush();
+        state.old = Some((old, GracePeriod::begin()));
     }
 
     /// Waits out the grace wait for `state.old`, then drains it.
@@ -380,13 +349,14 @@ impl Shared {
         out: &mut Collected,
         drain: &mut impl FnMut(&mut [u64], &mut [u64]) -> (u64, u64),
     ) -> Result<()> {
-        let Some(old) = state.old else { return Ok(()) };
-        let left = wait.saturating_sub(out.waited);
-        let waited = self.wait_for(state.grace, left);
-        out.waited += match waited {
-            Ok(waited) | Err(waited) => waited,
+        let Some((old, grace)) = &state.old else {
+            return Ok(());
         };
-        if waited.is_err() {
+        let old = *old;
+        let begun = Instant::now();
+        let over = grace.wait(wait.saturating_sub(out.waited));
+        out.waited += begun.elapsed();
+        if !over {
             return Err(Error::new(
                 Kind::Timeout,
                 format!(
@@ -407,43 +377,6 @@ impl Shared {
         state.old = None;
         Ok(())
     }
-
-    /// Waits, for `most`, until grace wait `number` is over. Returns how long that took; as an error
-    /// when it is not over.
-    fn wait_for(&self, number: u64, most: Duration) -> std::result::Result<Duration, Duration> {
-        /// Two advances of the epoch are needed; tried this often even by a
-        /// wait of zero.
-        const AT_LEAST: u32 = 4;
-        const SPINS: u32 = 64;
-        const YIELDS: u32 = 128;
-        let begin = Instant::now();
-        let mut round = 0;
-        loop {
-            // Advances the epoch if everybody pinned has seen the present one. The guard must not
-            // outlive the statement: pinned, we would hold ourselves up.
-            pin().flush();
-            if self.grace.load(Ordering::Acquire) >= number {
-                return Ok(begin.elapsed());
-            }
-            round += 1;
-            if round >= AT_LEAST {
-                let elapsed = begin.elapsed();
-                if elapsed >= most {
-                    return Err(elapsed);
-                }
-                // A setter that runs is done in well under a microsecond a word. One
-                // that does not run needs the processor, perhaps this one.
-                if round < SPINS {
-                    std::hint::spin_loop();
-                } else if round < YIELDS {
-                    std::thread::yield_now();
-                } else {
-                    let step = Duration::from_micros(20 << ((round - YIELDS) / 16).min(5));
-                    std::thread::sleep(step.min(most - elapsed));
-                }
-            }
-        }
-    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -458,6 +391,7 @@ impl std::fmt::Debug for Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicU8;
     use std::sync::{mpsc, Barrier};

@@ -23,7 +23,7 @@ use super::{DirtyLog, Harvested, Initial, Origin, Rearmed, Sink, When};
 use crate::bits::chunks::{Chunks, CHUNK_SHIFT_DEFAULT};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory, Slot};
+use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory};
 use crate::units::{Pages, STRETCH_PAGES};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -710,10 +710,7 @@ impl Inner {
     /// Makes everything pending that is in `new` and not in `old`.
     fn mark_fresh(&mut self, old: &Map, new: &Map) {
         let slots = new.slots().iter().filter(|s| !old.slots().contains(s));
-        let blocks = new
-            .blocks()
-            .iter()
-            .filter(|b| old.block(b.id()).is_none());
+        let blocks = new.blocks().iter().filter(|b| old.block(b.id()).is_none());
         let ranges = slots
             .map(|s| (s.block, s.first, s.pages))
             .chain(blocks.map(|b| (b.id(), Pages(0), b.pages())));
@@ -737,9 +734,7 @@ impl Inner {
 
     fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
         match self.blocks.get_mut(block.index()) {
-            Some(Some(state)) => {
-                Pages(state.pending.set_range(first.index(), count.index()))
-            }
+            Some(Some(state)) => Pages(state.pending.set_range(first.index(), count.index())),
             _ => Pages(0),
         }
     }

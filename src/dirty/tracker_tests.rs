@@ -9,11 +9,12 @@
 use super::*;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use crate::memory::{BlockDescription, BlockFlags, SlotDescription};
+use crate::memory::{BlockDescription, BlockFlags, Slot, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
 /// What is wrong with the engine under test.
@@ -50,21 +51,39 @@ struct Setup {
 #[derive(Debug, Clone)]
 enum Op {
     /// The guest writes.
-    Guest { slot: u32, page: u32 },
+    Guest {
+        slot: u32,
+        page: u32,
+    },
     /// The VMM writes, then marks.
-    Vmm { block: u32, page: u32, pages: u32, by_guest: bool },
+    Vmm {
+        block: u32,
+        page: u32,
+        pages: u32,
+        by_guest: bool,
+    },
     /// The guest writes in the middle of a later call to the kernel.
-    Race { moment: Moment, slot: u32, page: u32 },
+    Race {
+        moment: Moment,
+        slot: u32,
+        page: u32,
+    },
     Sync,
     SyncStopped,
-    Take { runs: u32, pages: u32 },
+    Take {
+        runs: u32,
+        pages: u32,
+    },
     /// One of the runs taken and not read yet is read.
     Read(u32),
     PutBack(u32),
     /// Everything pending is taken and read.
     Drain,
     MarkAll,
-    Fail { gets: u32, clears: u32 },
+    Fail {
+        gets: u32,
+        clears: u32,
+    },
     AddSlot(SlotSpec),
     RefusedSlot(SlotSpec),
     RemoveSlot(u32),
@@ -91,7 +110,7 @@ struct SlotInfo {
 struct Flight {
     run: Run,
     /// What the engine with a mistake has made its mind up about: versions by host page.
-    early: HashMap<u64, u64>,
+    early: Rc<HashMap<u64, u64>>,
 }
 
 struct World {
@@ -317,7 +336,7 @@ impl World {
     }
 
     fn take(&mut self, max_runs: u32, max_pages: u32) -> std::result::Result<bool, String> {
-        let early = self.early();
+        let early = Rc::new(self.early());
         let before = self.lease.pending().0;
         let mut runs = Vec::new();
         let taken = self.lease.take(
@@ -348,7 +367,7 @@ impl World {
             );
             self.flight.push(Flight {
                 run,
-                early: early.clone(),
+                early: Rc::clone(&early),
             });
         }
         Ok(more)
@@ -413,7 +432,12 @@ impl World {
                     self.kvm.guest_write(slot, page);
                 }
             }
-            Op::Vmm { block, page, pages, by_guest } => {
+            Op::Vmm {
+                block,
+                page,
+                pages,
+                by_guest,
+            } => {
                 self.vmm_write(*block, *page, *pages, *by_guest);
             }
             Op::Race { moment, slot, page } => {
@@ -445,6 +469,8 @@ impl World {
             Op::AddSlot(spec) => self.add_slot(spec, false),
             Op::RefusedSlot(spec) => self.add_slot(spec, true),
             Op::RemoveSlot(which) => {
+                // The contract: nobody writes through a slot that goes.
+                self.kvm.no_races();
                 if !self.slots.is_empty() {
                     let slot = self.slots.swap_remove(*which as usize % self.slots.len());
                     self.memory
@@ -456,6 +482,7 @@ impl World {
             Op::AddBlock(pages) => self.add_block(*pages),
             Op::RemoveBlock(which) => {
                 if self.blocks.len() > 1 {
+                    self.kvm.no_races();
                     let block = self.blocks.swap_remove(*which as usize % self.blocks.len());
                     // The removal waits for whoever holds a run of it.
                     self.flight.retain(|f| f.run.block.id() != block.id);
@@ -536,7 +563,13 @@ fn block_pages() -> impl Strategy<Value = u64> {
 }
 
 fn slot_spec() -> impl Strategy<Value = SlotSpec> {
-    let parts = (any::<u32>(), any::<u32>(), any::<u32>(), prop::bool::weighted(0.25), 0..3u32);
+    let parts = (
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+        prop::bool::weighted(0.25),
+        0..3u32,
+    );
     parts.prop_map(|(block, first, pages, smm, gap)| SlotSpec {
         block,
         first,
@@ -732,7 +765,13 @@ fn a_hole_written_between_harvest_and_take_is_not_lost() {
             clearing: SMALLEST,
             start_with: StartWith::Everything,
             blocks: vec![256],
-            slots: vec![SlotSpec { block: 0, first: 3, pages: 255, smm: false, gap: 0 }],
+            slots: vec![SlotSpec {
+                block: 0,
+                first: 3,
+                pages: 255,
+                smm: false,
+                gap: 0,
+            }],
         };
         let mut world = World::new(&setup, mistake);
         world.sync(When::Running).unwrap();
@@ -762,7 +801,11 @@ fn a_chunk_rounded_out_to_64_pages_leaves_its_neighbours_new_bits_alone() {
         let clears = world.kvm.calls().clears;
         world.take(1, 1).unwrap();
         if mistake == Mistake::None {
-            assert_eq!(world.kvm.calls().clears, clears, "there was nothing left to clear");
+            assert_eq!(
+                world.kvm.calls().clears,
+                clears,
+                "there was nothing left to clear"
+            );
         } else {
             // What the second clear of an unconsumed copy does.
             world.kvm.guest_write(slot, 100);
@@ -810,7 +853,13 @@ fn a_failed_get_when_a_slot_goes_loses_no_page() {
         clearing: SMALLEST,
         start_with: StartWith::Everything,
         blocks: vec![100],
-        slots: vec![SlotSpec { block: 0, first: 3, pages: 99, smm: false, gap: 0 }],
+        slots: vec![SlotSpec {
+            block: 0,
+            first: 3,
+            pages: 99,
+            smm: false,
+            gap: 0,
+        }],
     };
     let mut world = World::new(&setup, Mistake::None);
     world.drain().unwrap();
@@ -827,7 +876,12 @@ fn a_take_of_any_number_of_pages_is_cut_at_the_stretch() {
     let mut runs = Vec::new();
     world
         .lease
-        .take(&mut Cursor::default(), usize::MAX, Pages(u64::MAX), &mut runs)
+        .take(
+            &mut Cursor::default(),
+            usize::MAX,
+            Pages(u64::MAX),
+            &mut runs,
+        )
         .unwrap();
     let found: Vec<_> = runs.iter().map(|r| (r.first.0, r.count.0)).collect();
     assert_eq!(found, [(0, 512), (512, 512), (1024, 512), (1536, 464)]);
@@ -848,14 +902,19 @@ fn a_take_whose_clear_fails_takes_nothing_and_can_be_made_again() {
         .take(&mut cursor, 1, Pages(1), &mut runs)
         .unwrap();
     let begun = cursor;
-    world.kvm.race(Moment::BeforeClear, world.slots[0].slot, 200);
+    world
+        .kvm
+        .race(Moment::BeforeClear, world.slots[0].slot, 200);
     world.kvm.fail(0, 1);
     let error = world
         .lease
         .take(&mut cursor, 9, Pages(9), &mut runs)
         .unwrap_err();
     assert!(error.message().contains("of block `b1`"), "{error}");
-    assert_eq!((runs.len(), cursor, world.lease.pending()), (0, begun, Pages(2)));
+    assert_eq!(
+        (runs.len(), cursor, world.lease.pending()),
+        (0, begun, Pages(2))
+    );
     world
         .lease
         .take(&mut cursor, 9, Pages(9), &mut runs)
@@ -878,15 +937,31 @@ impl MapObserver for Refuses {
 
 #[test]
 fn a_change_that_another_observer_refuses_loses_no_page() {
-    for mode in [KvmMode::GetAndClear, KvmMode::ManualProtect, KvmMode::InitiallySet] {
+    for mode in [
+        KvmMode::GetAndClear,
+        KvmMode::ManualProtect,
+        KvmMode::InitiallySet,
+    ] {
         let setup = Setup {
             mode,
             clearing: SMALLEST,
             start_with: StartWith::Everything,
             blocks: vec![300, 100],
             slots: vec![
-                SlotSpec { block: 0, first: 3, pages: 299, smm: false, gap: 0 },
-                SlotSpec { block: 1, first: 3, pages: 99, smm: false, gap: 0 },
+                SlotSpec {
+                    block: 0,
+                    first: 3,
+                    pages: 299,
+                    smm: false,
+                    gap: 0,
+                },
+                SlotSpec {
+                    block: 1,
+                    first: 3,
+                    pages: 99,
+                    smm: false,
+                    gap: 0,
+                },
             ],
         };
         let mut world = World::new(&setup, Mistake::None);
@@ -983,7 +1058,13 @@ fn a_start_that_fails_leaves_the_vm_as_it_was() {
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
     for n in 0..3 {
         world.add_slot(
-            &SlotSpec { block: 0, first: n * 400, pages: 30, smm: n == 1, gap: 1 },
+            &SlotSpec {
+                block: 0,
+                first: n * 400,
+                pages: 30,
+                smm: n == 1,
+                gap: 1,
+            },
             false,
         );
     }
@@ -1005,7 +1086,16 @@ fn a_start_that_fails_leaves_the_vm_as_it_was() {
 #[test]
 fn one_slot_that_cannot_be_switched_off_does_not_keep_the_others_logged() {
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
-    world.add_slot(&SlotSpec { block: 0, first: 3, pages: 30, smm: true, gap: 1 }, false);
+    world.add_slot(
+        &SlotSpec {
+            block: 0,
+            first: 3,
+            pages: 30,
+            smm: true,
+            gap: 1,
+        },
+        false,
+    );
     world.kvm.fail_regions(1);
     world.lease.stop().unwrap();
     let logged = world.slots.iter().filter(|s| world.kvm.logged(s.slot));
@@ -1078,7 +1168,10 @@ impl DirtyLog for Told {
 fn naive(world: &World, origin: Origin, page: u64) -> Vec<(BlockId, u64)> {
     let block = |id| world.blocks.iter().find(|b| b.id == id);
     match origin {
-        Origin::Block { block: id, page: base } => block(id)
+        Origin::Block {
+            block: id,
+            page: base,
+        } => block(id)
             .filter(|b| base.0 + page < b.pages)
             .map(|b| (b.id, base.0 + page))
             .into_iter()
@@ -1172,16 +1265,17 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     const THREADS: u64 = 3;
     let mut world = settled(SMALLEST, PAGES, 0, Mistake::None);
     let memory: Arc<Vec<AtomicU64>> = Arc::new((0..PAGES).map(|_| AtomicU64::new(0)).collect());
-    let running = Arc::new(AtomicU64::new(THREADS));
     let threads: Vec<_> = (0..THREADS)
         .map(|n| {
-            let (memory, running) = (Arc::clone(&memory), Arc::clone(&running));
+            let memory = Arc::clone(&memory);
             let (tracker, block) = (Arc::clone(&world.lease), world.blocks[0].id);
             std::thread::spawn(move || {
                 let mut at = n * 977;
                 for i in 0..20_000u64 {
-                    at = (at * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) >> 3;
-                    let page = at % PAGES;
+                    at = at
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    let page = (at >> 33) % PAGES;
                     // Write first, then mark.
                     memory[page as usize].fetch_add(1, Ordering::Relaxed);
                     if i % 2 == 0 {
@@ -1190,7 +1284,6 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
                         tracker.mark_guest(GuestAddress(page * PAGE_SIZE + 7), 1);
                     }
                 }
-                running.fetch_sub(1, Ordering::SeqCst);
             })
         })
         .collect();
@@ -1219,7 +1312,7 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
             break;
         }
         // One more round after all have ended.
-        last = running.load(Ordering::SeqCst) == 0;
+        last = threads.iter().all(|t| t.is_finished());
     }
     for thread in threads {
         thread.join().unwrap();

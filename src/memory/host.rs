@@ -164,3 +164,7 @@ pub fn prefault(block: &Block, range: Range<Pages>) -> Result<()> {
     // SAFETY: the range lies in the block, which the VMM keeps mapped.
     unsafe { mem::populate(slice.ptr_guard_mut().as_ptr(), slice.len()) }
 }
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

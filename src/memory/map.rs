@@ -395,7 +395,8 @@ impl Memory {
                 block.length()
             ));
         }
-        if !d.guest_address.0.is_multiple_of(PAGE_SIZE) || d.guest_address.0.checked_add(d.length.0).is_none()
+        if !d.guest_address.0.is_multiple_of(PAGE_SIZE)
+            || d.guest_address.0.checked_add(d.length.0).is_none()
         {
             return invalid(format!(
                 "guest address {:#x} is page-aligned and does not wrap around",
@@ -444,6 +445,7 @@ impl Memory {
 
     /// Removes a slot by its guest address (and number). Call it before deleting the
     /// slot from KVM: what it has logged is harvested first, and is lost otherwise.
+    /// Nothing may write through the slot from this call on.
     pub fn remove_slot(&self, slot: u32, guest_address: GuestAddress) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -490,3 +492,7 @@ impl Memory {
 fn no_block(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("there is no block named `{name}`"))
 }
+
+#[cfg(test)]
+#[path = "map_tests.rs"]
+mod tests;

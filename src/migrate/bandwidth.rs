@@ -1,4 +1,5 @@
-//! How fast the link is, from what was sent and how long the sending took. Pure.
+//! How fast the link is, from what was sent and how long the sending took; and how fast the
+//! guest dirties, from what syncs found. Pure.
 //!
 //! Only sending counts: not the time of a sync (a terabyte guest's takes as long as
 //! thousands of pages), not a scan for zero pages. Pacing does count: a link that was only
@@ -6,6 +7,7 @@
 //! the newest does not get to decide alone; but a link that has just become slow must be
 //! believed, so the estimate is the lower of the long and the short view.
 
+use crate::units::Pages;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -64,6 +66,38 @@ impl Bandwidth {
     }
 }
 
+/// A shorter time between two syncs says little of how fast a guest dirties: its writes come
+/// in bursts.
+const DIRTY_WINDOW: Duration = Duration::from_millis(100);
+
+/// Pages a second that the guest dirties, over the syncs of the last tenth of a second or more.
+#[derive(Debug, Default, Clone)]
+pub struct DirtyRate {
+    pages: u64,
+    time: Duration,
+    rate: Option<f64>,
+}
+
+impl DirtyRate {
+    /// A sync found `pages` that were written in `time`.
+    pub fn found(&mut self, pages: Pages, time: Duration) {
+        self.pages += pages.0;
+        self.time += time;
+        if self.time >= DIRTY_WINDOW || self.rate.is_none() {
+            self.rate = Some(self.pages as f64 / self.time.as_secs_f64().max(1e-6));
+        }
+        if self.time >= DIRTY_WINDOW {
+            self.pages = 0;
+            self.time = Duration::ZERO;
+        }
+    }
+
+    /// Pages a second; `None` before the first sync.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +136,16 @@ mod tests {
             b.sent(10 * MB, Duration::from_millis(100));
         }
         assert!(b.estimate().unwrap() <= 100e6 * 1.01);
+    }
+
+    #[test]
+    fn two_syncs_close_together_do_not_make_a_dirty_guest_look_idle() {
+        let mut dirtied = DirtyRate::default();
+        dirtied.found(Pages(1000), Duration::from_millis(100));
+        assert_eq!(dirtied.rate(), Some(10_000.0));
+        dirtied.found(Pages(0), Duration::from_micros(50));
+        assert_eq!(dirtied.rate(), Some(10_000.0));
+        dirtied.found(Pages(2000), Duration::from_millis(200));
+        assert!((dirtied.rate().unwrap() - 10_000.0).abs() < 10.0);
     }
 }

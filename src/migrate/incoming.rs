@@ -18,6 +18,7 @@ use crate::runtime::Deadline;
 use crate::sys::net::Piece as _;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
+use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -556,6 +557,13 @@ impl Driver {
                 other => return Err(session::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
             }
         }
+        let mut names = HashSet::new();
+        if let Some(twice) = blocks.iter().find(|b| !names.insert(b.name.as_str())) {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!("block `{}` is announced twice", twice.name),
+            ));
+        }
         let map = shared.memory.map();
         if let Some(difference) = layout_difference(&blocks, &map) {
             return Err(Error::new(Kind::Layout, difference));
@@ -586,6 +594,8 @@ impl Driver {
                         sent => sent?,
                     }
                     if marker.is_final() {
+                        // No pin is held while the VMM's operations run: they may change the map.
+                        self.sink.finish();
                         return Ok(());
                     }
                 }

@@ -1,7 +1,7 @@
 //! The source's driver: carries out what [`super::switchover::source`] says, on a thread of
 //! its own, and turns what came of it into the next event. It decides nothing.
 
-use super::bandwidth::Bandwidth;
+use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::{check_not_inside, inside, Callbacks};
 use super::converge::{Decider, Facts, FitsDowntime, Moment, Next};
@@ -234,7 +234,7 @@ struct Driver {
     runs: Vec<Run>,
     bandwidth: Bandwidth,
     meter: Meter,
-    dirty_rate: Option<f64>,
+    dirtied: DirtyRate,
     last_sync: Option<Instant>,
     sync_time: Duration,
     blobs: Blobs,
@@ -273,7 +273,7 @@ impl Driver {
             runs: Vec::new(),
             bandwidth: Bandwidth::default(),
             meter: Meter::default(),
-            dirty_rate: None,
+            dirtied: DirtyRate::default(),
             last_sync: None,
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
@@ -384,7 +384,7 @@ impl Driver {
         if let Some(bandwidth) = facts.bandwidth {
             stats.bandwidth = bandwidth as u64;
         }
-        if let Some(rate) = self.dirty_rate {
+        if let Some(rate) = self.dirtied.rate() {
             stats.dirty_pages_per_second = rate as u64;
         }
         if self.paused_at.is_none() {
@@ -460,6 +460,9 @@ impl Driver {
                 self.vmm.call("release", |vmm| vmm.release())?;
                 self.stats.release_us = micros(begun.elapsed());
                 self.check_gate()?;
+                // A destination that has given up meanwhile has said so, or is gone: the last
+                // moment to hear it and keep the guest.
+                self.listen()?;
                 Some(Event::Released)
             }
             Action::TakeGate => {
@@ -665,8 +668,8 @@ impl Driver {
                 self.vmm.event(EventKind::Warning, warning.clone());
             }
             let now = Instant::now();
-            let since = now - self.last_sync.unwrap_or(self.begun);
-            self.dirty_rate = Some(report.found.0 as f64 / since.as_secs_f64().max(1e-6));
+            self.dirtied
+                .found(report.found, now - self.last_sync.unwrap_or(self.begun));
             self.last_sync = Some(now);
             self.sync_time = report.time;
             self.stats.sync_us = micros(report.time);
@@ -712,7 +715,7 @@ impl Driver {
                 .switchover_bandwidth
                 .map(|stated| stated as f64)
                 .or_else(|| self.bandwidth.estimate()),
-            dirty_rate: self.dirty_rate,
+            dirty_rate: self.dirtied.rate(),
             sync_time: self.sync_time,
             state: Bytes(self.stats.state_bytes),
         }

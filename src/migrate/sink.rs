@@ -140,6 +140,11 @@ impl PageSink {
         Ok(())
     }
 
+    /// All has arrived: lets go of all memory, and keeps the counts.
+    pub(super) fn finish(&mut self) {
+        self.targets.clear();
+    }
+
     /// Lets go of the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
         match self.targets.remove(&id) {

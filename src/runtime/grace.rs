@@ -62,19 +62,28 @@ impl GracePeriod {
     /// Readers pin for nanoseconds, so spinning comes first; one that was preempted
     /// while pinned needs a time slice, so then the processor is given away.
     pub fn wait(&self, limit: Duration) -> bool {
+        /// The epoch has to move on twice; tried this often even with a limit of zero.
+        const AT_LEAST: u32 = 4;
+        const SPINS: u32 = 64;
+        const YIELDS: u32 = 128;
         let begun = Instant::now();
         let mut round = 0u32;
         while !self.has_passed() {
             round += 1;
-            match round {
-                0..=63 => std::hint::spin_loop(),
-                64..=127 => std::thread::yield_now(),
-                _ => {
-                    if begun.elapsed() >= limit {
-                        return self.has_passed();
-                    }
-                    std::thread::sleep(Duration::from_micros(50));
-                }
+            if round < AT_LEAST {
+                continue;
+            }
+            let elapsed = begun.elapsed();
+            if elapsed >= limit {
+                return false;
+            }
+            if round < SPINS {
+                std::hint::spin_loop();
+            } else if round < YIELDS {
+                std::thread::yield_now();
+            } else {
+                let step = Duration::from_micros(20 << ((round - YIELDS) / 16).min(5));
+                std::thread::sleep(step.min(limit - elapsed));
             }
         }
         true

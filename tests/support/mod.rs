@@ -157,7 +157,7 @@ impl Ram {
 
     /// The word at `offset` bytes.
     pub fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset + 8 <= self.spec.pages * PAGE);
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.spec.pages * PAGE);
         // SAFETY: aligned, within the mapping, which lives as long as `self`.
         unsafe { &*self.host.add(offset).cast::<AtomicU64>() }
     }
@@ -269,14 +269,22 @@ impl Guest {
         let ram = Arc::new(ram);
         self.inner.rams.lock().unwrap().push((id, Arc::clone(&ram)));
         if !ram.spec.rom {
-            self.inner.targets.lock().unwrap().push((id, Arc::clone(&ram)));
+            self.inner
+                .targets
+                .lock()
+                .unwrap()
+                .push((id, Arc::clone(&ram)));
         }
         ram
     }
 
     /// Unplugs a block: nobody writes it any more, brant lets go of it, it is unmapped.
     pub fn remove(&self, name: &str) {
-        self.inner.targets.lock().unwrap().retain(|(_, r)| r.spec.name != name);
+        self.inner
+            .targets
+            .lock()
+            .unwrap()
+            .retain(|(_, r)| r.spec.name != name);
         // A writer may still be in a burst with its copy of the list.
         drop(self.inner.gate.inside.write().unwrap());
         self.memory.remove_block(name).unwrap();
@@ -348,7 +356,11 @@ impl Guest {
 
     /// Switches tracking on, as whoever used the tracker before the migration.
     pub fn track(&self) {
-        self.tracker.lease().unwrap().start(StartWith::Nothing).unwrap();
+        self.tracker
+            .lease()
+            .unwrap()
+            .start(StartWith::Nothing)
+            .unwrap();
     }
 
     /// All pages pending, after a last sync if tracking is on. They stay pending.
@@ -361,7 +373,9 @@ impl Guest {
         let mut all: Vec<Run> = Vec::new();
         let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
         loop {
-            lease.take(&mut cursor, 256, Pages(1 << 20), &mut runs).unwrap();
+            lease
+                .take(&mut cursor, 256, Pages(1 << 20), &mut runs)
+                .unwrap();
             if runs.is_empty() {
                 break;
             }
@@ -607,7 +621,11 @@ impl TestVmm {
             .changed
             .wait_timeout_while(heard, LONG, |h| !there(h))
             .unwrap();
-        assert!(!out.timed_out(), "never came: {what}; states {:?}", heard.states);
+        assert!(
+            !out.timed_out(),
+            "never came: {what}; states {:?}",
+            heard.states
+        );
     }
     /// Waits until a state has been entered.
     pub fn wait_state(&self, name: &str) {
@@ -731,7 +749,9 @@ impl TestVmm {
     fn compare(&self, when: &str) {
         let Some(source) = &self.source else { return };
         let found = differences(source, &self.guest);
-        if !found.is_empty() {
+        // A source that has lost the connection runs on while a load is still going on here.
+        let resumed = when != "run" && self.world.who().0;
+        if !found.is_empty() && !resumed {
             let mut wrongs = self.world.wrongs.lock().unwrap();
             wrongs.push(format!("at `{when}` memory differs: {found:?}"));
         }
@@ -790,7 +810,11 @@ impl Pair {
         self.assert_sound(what);
         assert_eq!(self.world.who(), (true, false), "{what}: who runs");
         assert!(self.source.is_running(), "{what}: the source's guest runs");
-        assert_eq!(self.to.calls("run"), 0, "{what}: the destination never runs");
+        assert_eq!(
+            self.to.calls("run"),
+            0,
+            "{what}: the destination never runs"
+        );
         assert_eq!(
             self.from.calls("resume"),
             self.from.calls("pause"),
@@ -849,8 +873,8 @@ pub fn at(point: Point, verdict: Verdict) -> Box<Rule> {
     Box::new(move |header, payload| {
         let kind = header.record_type().ok().flatten();
         let number = || u64::from_le_bytes(payload[..8].try_into().unwrap());
-        let is_final = kind == Some(RecordType::Marker)
-            && payload[12] & MARKER_FLAG_FINAL as u8 != 0;
+        let is_final =
+            kind == Some(RecordType::Marker) && payload[12] & MARKER_FLAG_FINAL as u8 != 0;
         if is_final {
             last_marker = number();
         }
@@ -886,7 +910,8 @@ impl Proxy {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let swallow = Arc::new(AtomicBool::new(false));
         let way = |mut from: UnixStream, mut to: UnixStream| {
-            let (rule, seen, swallow) = (Arc::clone(&rule), Arc::clone(&seen), Arc::clone(&swallow));
+            let (rule, seen, swallow) =
+                (Arc::clone(&rule), Arc::clone(&seen), Arc::clone(&swallow));
             std::thread::spawn(move || {
                 let cut = |from: &UnixStream, to: &UnixStream| {
                     let _ = from.shutdown(Shutdown::Both);
@@ -953,7 +978,12 @@ impl Proxy {
 
     /// How many records of a type came by.
     pub fn seen(&self, kind: RecordType) -> usize {
-        self.seen.lock().unwrap().iter().filter(|k| **k == kind).count()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|k| **k == kind)
+            .count()
     }
 }
 

@@ -83,7 +83,10 @@ struct State {
 pub(crate) struct Kvm(Arc<Mutex<State>>);
 
 fn errno(call: &str, slot: u32, name: &str) -> Error {
-    Error::new(Kind::Kernel, format!("{call} on memory slot {slot:#x}: {name}"))
+    Error::new(
+        Kind::Kernel,
+        format!("{call} on memory slot {slot:#x}: {name}"),
+    )
 }
 
 impl State {
@@ -185,12 +188,20 @@ impl Kvm {
     /// What a page holds.
     pub fn version(&self, host: u64) -> u64 {
         let state = self.state();
-        state.versions.get(&(host >> PAGE_SHIFT)).copied().unwrap_or(0)
+        state
+            .versions
+            .get(&(host >> PAGE_SHIFT))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// The guest will write to that page at that moment of the next call.
     pub fn race(&self, moment: Moment, slot: u32, page: u64) {
-        self.state().races.entry(moment).or_default().push((slot, page));
+        self.state()
+            .races
+            .entry(moment)
+            .or_default()
+            .push((slot, page));
     }
 
     /// The next `gets` and `clears` fail.
@@ -218,6 +229,11 @@ impl Kvm {
         state.fail_clears = 0;
         state.fail_regions = 0;
         state.races.clear();
+    }
+
+    /// Forgets the writes that were to race with calls.
+    pub fn no_races(&self) {
+        self.state().races.clear();
     }
 
     /// Calls so far.
@@ -313,9 +329,15 @@ impl Vm for Kvm {
         let Some(bitmap) = state.slots.get_mut(&slot).filter(|s| s.bitmap.is_some()) else {
             return Err(errno(call, slot, "ENOENT"));
         };
-        let SlotState { bitmap, writable, .. } = bitmap;
+        let SlotState {
+            bitmap, writable, ..
+        } = bitmap;
         let bitmap = bitmap.as_mut().unwrap();
-        assert_eq!(words.len(), bitmap.len(), "the kernel writes the whole bitmap");
+        assert_eq!(
+            words.len(),
+            bitmap.len(),
+            "the kernel writes the whole bitmap"
+        );
         let fails = state.fail_gets > 0;
         // A copy that fails half-way has written half of it.
         let copied = if fails { words.len() / 2 } else { words.len() };
@@ -351,7 +373,10 @@ impl Vm for Kvm {
         {
             return Err(errno(call, slot, "EINVAL"));
         }
-        assert!(words.len() as u64 >= pages.div_ceil(64), "read past the buffer");
+        assert!(
+            words.len() as u64 >= pages.div_ceil(64),
+            "read past the buffer"
+        );
         if state.fail_clears > 0 {
             state.fail_clears -= 1;
             return Err(errno(call, slot, "EFAULT"));

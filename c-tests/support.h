@@ -1,0 +1,567 @@
+/*
+ * What the C tests that use a real guest share: a guest of examples/minivmm that
+ * is described to brant, its migration from one to another in this process, what
+ * was found of its memory, and numbers at random. Included once by each such
+ * program, after which tap.h need not be. Not a model of a VMM: see
+ * examples/minivmm/migrate.c for that.
+ *
+ * What cannot happen ends the program (must, bail), so that tests read straight on.
+ */
+#ifndef SUPPORT_H
+#define SUPPORT_H
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <brant.h>
+
+#include "digest.h"
+#include "machine.h"
+#include "tap.h"
+
+#define UNUSED __attribute__((unused))
+#define PAGE ((uint64_t)MV_PAGE)
+#define MIB (1ull << 20)
+
+/* ---- time and numbers at random ---- */
+
+UNUSED static uint64_t now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+UNUSED static void sleep_us(uint64_t us)
+{
+    struct timespec t = { (time_t)(us / 1000000), (long)(us % 1000000) * 1000 };
+
+    while (nanosleep(&t, &t) && errno == EINTR)
+        ;
+}
+
+static uint64_t random_state;
+
+/* From SEED in the environment, or the clock; printed, so that a failure can be
+ * tried again. */
+UNUSED static void random_begin(void)
+{
+    const char *seed = getenv("SEED");
+
+    random_state = seed ? strtoull(seed, NULL, 0) : now_us() ^ (uint64_t)getpid() << 32;
+    note("seed: SEED=%" PRIu64, random_state);
+}
+
+UNUSED static uint64_t random_below(uint64_t n)
+{
+    random_state += 0x9e3779b97f4a7c15ull;
+    return gv_mix(random_state) % n;
+}
+
+/* ---- errors ---- */
+
+/* `code` is what a call returned that has to succeed. */
+UNUSED static void must_at(int32_t code, brant_error *e, const char *what, int line)
+{
+    if (code)
+        bail("line %d: %s: %s (%d: %s)", line, what, brant_error_name(code), code,
+             brant_error_message(e));
+}
+
+#define must(call)                               \
+    do {                                         \
+        brant_error *e = NULL;                   \
+        int32_t must_code = (call);              \
+        must_at(must_code, e, #call, __LINE__);  \
+    } while (0)
+
+UNUSED static void *must_alloc(size_t count, size_t size)
+{
+    void *memory = calloc(count ? count : 1, size);
+
+    if (!memory)
+        bail("out of memory");
+    return memory;
+}
+
+/* ---- a guest ---- */
+
+enum op { OP_PAUSE, OP_RESUME, OP_SAVE, OP_LOAD, OP_RELEASE, OP_RUN, OP_COUNT };
+
+struct vm {
+    struct mv_machine *machine;
+    brant_guest *guest;
+    /* Where the machine's marks go. Exchanged while the guest stands still only. */
+    _Atomic(brant_tracker *) tracker;
+    uint64_t pages;
+    /* A digest of each page, taken when it is frozen for good (release) or has arrived
+     * (run, before it runs). */
+    uint64_t *digests;
+    struct mv_counters frozen;
+    /* Called at the beginning of each operation; anything but 0 fails it. NULL: nothing. */
+    int32_t (*at)(struct vm *vm, enum op op, brant_reason *reason);
+    void *at_arg;
+    atomic_int calls[OP_COUNT];
+};
+
+static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
+{
+    struct vm *vm = opaque;
+
+    brant_tracker_mark(atomic_load(&vm->tracker), gpa, len);
+}
+
+UNUSED static void vm_describe(struct vm *vm)
+{
+    unsigned nregions, nslots;
+    const struct mv_region *regions = mv_regions(vm->machine, &nregions);
+    const struct mv_slot *slots = mv_slots(vm->machine, &nslots);
+
+    must(brant_guest_new(&vm->guest, &e));
+    for (unsigned i = 0; i < nregions; i++) {
+        brant_ram_block block = {
+            .size = sizeof block,
+            .name = regions[i].name,
+            .host = regions[i].host,
+            .length = regions[i].bytes,
+            .fd = regions[i].fd < 0 ? -1 : dup(regions[i].fd),
+        };
+        uint32_t id = 0;
+
+        must(brant_guest_add_block(vm->guest, &block, &id, &e));
+        /* Runs are turned into guest addresses by it. */
+        if (id != i)
+            bail("block %u has the number %u", i, id);
+    }
+    for (unsigned i = 0; i < nslots; i++) {
+        brant_slot slot = {
+            .size = sizeof slot,
+            .block = regions[slots[i].region].name,
+            .offset = slots[i].offset,
+            .length = slots[i].bytes,
+            .guest_address = slots[i].gpa,
+            .slot = slots[i].id,
+            .kvm_flags = slots[i].flags,
+        };
+
+        must(brant_guest_add_slot(vm->guest, &slot, &e));
+    }
+}
+
+/* A guest that has not started yet. */
+UNUSED static struct vm *vm_new(const struct mv_config *config)
+{
+    struct vm *vm = must_alloc(1, sizeof *vm);
+    struct mv_config c = *config;
+    char why[256];
+
+    c.kind = MV_KVM;
+    c.hooks = (struct mv_hooks){ .opaque = vm, .mark = vm_mark };
+    vm->machine = mv_machine_new(&c, why, sizeof why);
+    if (!vm->machine)
+        bail("no machine: %s", why);
+    vm->pages = mv_memory_bytes(vm->machine) / PAGE;
+    vm->digests = must_alloc(vm->pages, sizeof *vm->digests);
+    vm_describe(vm);
+    return vm;
+}
+
+/* How dirty pages are found. */
+struct tracking {
+    const char *name;
+    uint32_t mode, clearing, shift;
+};
+
+/* Gives it a tracker. It stands still, or has not started. */
+UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
+{
+    brant_tracker_config config = { sizeof config, how->clearing, how->shift };
+    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = how->mode };
+    brant_tracker *tracker;
+
+    must(brant_tracker_new(vm->guest, &config, &tracker, &e));
+    must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
+    atomic_store(&vm->tracker, tracker);
+}
+
+/* It stands still. */
+UNUSED static void vm_untrack(struct vm *vm)
+{
+    brant_tracker_free(atomic_exchange(&vm->tracker, NULL));
+}
+
+UNUSED static void vm_free(struct vm *vm)
+{
+    if (!vm)
+        return;
+    mv_destroy(vm->machine);
+    brant_tracker_free(atomic_load(&vm->tracker));
+    brant_guest_free(vm->guest);
+    free(vm->digests);
+    free(vm);
+}
+
+UNUSED static void vm_start(struct vm *vm)
+{
+    if (mv_start(vm->machine))
+        bail("start: %s", mv_error(vm->machine));
+}
+
+UNUSED static void vm_pause(struct vm *vm)
+{
+    if (mv_pause(vm->machine))
+        bail("pause: %s", mv_error(vm->machine));
+}
+
+UNUSED static void vm_resume(struct vm *vm)
+{
+    if (mv_resume(vm->machine))
+        bail("resume: %s", mv_error(vm->machine));
+}
+
+/* Lets it run until it has written `n` pages more. */
+UNUSED static void vm_writes(struct vm *vm, uint64_t n)
+{
+    if (mv_wait_writes(vm->machine, n, 30000))
+        bail("the guest does not write: %s", mv_error(vm->machine));
+}
+
+UNUSED static uint64_t vm_written(struct vm *vm)
+{
+    struct mv_counters c;
+
+    mv_counters(vm->machine, -1, &c);
+    return c.writes;
+}
+
+/* The guest's own word: it goes on writing, and all that it wrote is there, and so is
+ * all that the VMM wrote for it. */
+UNUSED static bool vm_runs_clean(struct vm *vm)
+{
+    struct mv_counters c;
+    uint64_t bad = 0;
+
+    if (mv_wait_writes(vm->machine, 200, 30000) || mv_self_check(vm->machine, 60000, &bad)) {
+        note("the guest does not go on: %s", mv_error(vm->machine));
+        return false;
+    }
+    mv_counters(vm->machine, -1, &c);
+    if (bad || c.device_errors)
+        note("%" PRIu64 " bad pages, %" PRIu64 " device errors", bad, c.device_errors);
+    return bad == 0 && c.device_errors == 0;
+}
+
+UNUSED static void vm_digest(struct vm *vm, uint64_t *digests)
+{
+    if (mv_digest_pages(vm->machine, digests) < 0)
+        bail("digests: %s", mv_error(vm->machine));
+}
+
+/* ---- a copy that follows the guest's memory ---- */
+
+/* Pages are numbered by guest address: blocks follow each other without gaps. */
+struct copy {
+    struct vm *vm;
+    char *memory;
+    /* 1 for each page that was taken since it was last set to 0. */
+    uint8_t *found;
+    uint64_t taken;
+};
+
+UNUSED static struct copy copy_new(struct vm *vm)
+{
+    return (struct copy){
+        .vm = vm,
+        .memory = must_alloc(vm->pages, PAGE),
+        .found = must_alloc(vm->pages, 1),
+    };
+}
+
+UNUSED static void copy_free(struct copy *copy)
+{
+    free(copy->memory);
+    free(copy->found);
+}
+
+static uint64_t run_page(struct vm *vm, const brant_run *run)
+{
+    unsigned n;
+    const struct mv_region *regions = mv_regions(vm->machine, &n);
+
+    if (run->block >= n || (run->first_page + run->pages) * PAGE > regions[run->block].bytes ||
+        run->host != (char *)regions[run->block].host + run->first_page * PAGE)
+        bail("a run outside of guest memory: block %u, page %" PRIu64, run->block, run->first_page);
+    return regions[run->block].gpa / PAGE + run->first_page;
+}
+
+/* Copies all of memory as it is now. */
+UNUSED static void copy_all(struct copy *copy)
+{
+    if (mv_read(copy->vm->machine, 0, copy->memory, copy->vm->pages * PAGE))
+        bail("guest memory cannot be read");
+}
+
+/* A run that was handed out before this call. */
+UNUSED static void copy_run(struct copy *copy, const brant_run *run)
+{
+    uint64_t page = run_page(copy->vm, run);
+
+    memcpy(copy->memory + page * PAGE, run->host, run->pages * PAGE);
+    memset(copy->found + page, 1, run->pages);
+    copy->taken += run->pages;
+}
+
+/* Takes at most `calls` times `capacity` runs and copies them. True at the end of the walk. */
+UNUSED static bool copy_take(struct copy *copy, uint64_t calls, size_t capacity)
+{
+    brant_tracker *tracker = atomic_load(&copy->vm->tracker);
+    brant_run runs[64];
+
+    while (calls-- > 0) {
+        size_t count = 0;
+
+        must(brant_tracker_take(tracker, runs, capacity, &count, &e));
+        for (size_t i = 0; i < count; i++)
+            copy_run(copy, &runs[i]);
+        if (count == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Takes all that is pending: a walk may have begun in the middle. */
+UNUSED static void copy_drain(struct copy *copy)
+{
+    brant_tracker_stats stats = { .size = sizeof stats };
+
+    do {
+        copy_take(copy, UINT64_MAX, 64);
+        must(brant_tracker_get_stats(atomic_load(&copy->vm->tracker), &stats, &e));
+    } while (stats.pending_pages);
+}
+
+/* Pages that differ, of a guest that stands still. */
+UNUSED static uint64_t copy_differs(struct copy *copy)
+{
+    uint64_t differs = 0;
+
+    for (uint64_t page = 0; page < copy->vm->pages; page++) {
+        const char *host = mv_host(copy->vm->machine, page * PAGE, PAGE);
+
+        if (memcmp(copy->memory + page * PAGE, host, PAGE) == 0)
+            continue;
+        if (differs++ < 5)
+            note("guest page %#" PRIx64 " differs from the copy", page);
+    }
+    return differs;
+}
+
+UNUSED static brant_sync vm_sync(struct vm *vm, uint32_t when)
+{
+    brant_sync sync = { .size = sizeof sync };
+
+    must(brant_tracker_sync(atomic_load(&vm->tracker), when, &sync, &e));
+    return sync;
+}
+
+/* ---- migrating it to another one in this process ---- */
+
+static int32_t op_begins(struct vm *vm, enum op op, brant_reason *reason)
+{
+    atomic_fetch_add(&vm->calls[op], 1);
+    return vm->at ? vm->at(vm, op, reason) : 0;
+}
+
+static int32_t op_fails(struct vm *vm, brant_reason *reason)
+{
+    brant_reason_set(reason, mv_error(vm->machine));
+    return -1;
+}
+
+static int32_t op_pause(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+
+    if (mv_pause(vm->machine))
+        return op_fails(vm, reason);
+    return op_begins(vm, OP_PAUSE, reason);
+}
+
+static int32_t op_resume(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+    int32_t code = op_begins(vm, OP_RESUME, reason);
+
+    return code ? code : mv_resume(vm->machine) ? op_fails(vm, reason) : 0;
+}
+
+static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+    static __thread uint8_t state[MV_VCPU_STATE_MAX];
+
+    for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
+        long len = mv_save_vcpu(vm->machine, i, state, sizeof state);
+
+        if (len < 0)
+            return op_fails(vm, reason);
+        if (brant_saver_put(saver, "vcpu", i, 1, state, (size_t)len, NULL))
+            return -1;
+    }
+    return op_begins(vm, OP_SAVE, reason);
+}
+
+static int32_t op_load(void *opaque, const brant_state *state, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+    int32_t code = op_begins(vm, OP_LOAD, reason);
+
+    if (code)
+        return code;
+    return mv_load_vcpu(vm->machine, state->instance, state->data, state->length)
+               ? op_fails(vm, reason)
+               : 0;
+}
+
+static int32_t op_release(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+
+    mv_counters(vm->machine, -1, &vm->frozen);
+    if (mv_digest_pages(vm->machine, vm->digests) < 0)
+        return op_fails(vm, reason);
+    return op_begins(vm, OP_RELEASE, reason);
+}
+
+static int32_t op_run(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+    int32_t code = op_begins(vm, OP_RUN, reason);
+
+    if (code)
+        return code;
+    mv_counters(vm->machine, -1, &vm->frozen);
+    if (mv_digest_pages(vm->machine, vm->digests) < 0)
+        return op_fails(vm, reason);
+    return mv_start(vm->machine) ? op_fails(vm, reason) : 0;
+}
+
+UNUSED static const brant_ops vm_ops = {
+    .size = sizeof vm_ops,
+    .pause = op_pause,
+    .resume = op_resume,
+    .save = op_save,
+    .load = op_load,
+    .release = op_release,
+    .run = op_run,
+};
+
+struct side {
+    int32_t code;
+    char why[512];
+};
+
+struct journey {
+    struct vm *from, *to;
+    brant_outgoing *out;
+    brant_incoming *in;
+    struct side source, destination;
+    brant_stats stats;
+};
+
+UNUSED static void side_set(struct side *side, int32_t code, brant_error *e)
+{
+    side->code = code;
+    snprintf(side->why, sizeof side->why, "%s", brant_error_message(e));
+    brant_error_free(e);
+}
+
+UNUSED static void make_socketpair(int pair[2])
+{
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+        bail("socketpair: %s", strerror(errno));
+}
+
+/* Makes both migrations. They are started with begin_*, or as a test likes. */
+UNUSED static void journey_new(struct journey *j, struct vm *from, struct vm *to,
+                               const brant_params *params)
+{
+    *j = (struct journey){ .from = from, .to = to, .stats = { .size = sizeof j->stats } };
+    must(brant_outgoing_new(from->guest, atomic_load(&from->tracker), &vm_ops, from, params, &j->out,
+                            &e));
+    must(brant_incoming_new(to->guest, &vm_ops, to, params, &j->in, &e));
+}
+
+UNUSED static void journey_begin_fds(struct journey *j, int source, int destination)
+{
+    must(brant_incoming_start_fd(j->in, destination, &e));
+    must(brant_outgoing_start_fd(j->out, source, &e));
+}
+
+UNUSED static void journey_begin(struct journey *j, bool tcp)
+{
+    char bound[128];
+    int pair[2];
+
+    if (tcp) {
+        must(brant_incoming_listen(j->in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, &e));
+        must(brant_outgoing_start(j->out, bound, &e));
+        return;
+    }
+    make_socketpair(pair);
+    journey_begin_fds(j, pair[0], pair[1]);
+}
+
+/* Waits for the end at both sides and frees both migrations but, if `keep`, the source's. */
+UNUSED static void journey_end(struct journey *j, bool keep)
+{
+    brant_error *e = NULL;
+    int32_t code = brant_outgoing_wait(j->out, 60000, &e);
+
+    side_set(&j->source, code, e);
+    code = brant_incoming_wait(j->in, 60000, &e);
+    side_set(&j->destination, code, e);
+    brant_outgoing_get_stats(j->out, &j->stats, NULL);
+    brant_incoming_free(j->in);
+    j->in = NULL;
+    if (!keep) {
+        brant_outgoing_free(j->out);
+        j->out = NULL;
+    }
+}
+
+/* Whether every page, and the guest's counters, arrived as they were sent. */
+UNUSED static bool journey_equal(const struct journey *j)
+{
+    uint64_t differs = 0;
+
+    for (uint64_t page = 0; page < j->from->pages; page++)
+        if (j->from->digests[page] != j->to->digests[page] && differs++ < 5)
+            note("guest page %#" PRIx64 " arrived differently", page);
+    if (j->from->frozen.writes != j->to->frozen.writes)
+        note("%" PRIu64 " writes here, %" PRIu64 " there", j->from->frozen.writes,
+             j->to->frozen.writes);
+    return differs == 0 && j->from->pages == j->to->pages &&
+           j->from->frozen.writes == j->to->frozen.writes && j->from->frozen.writes > 0;
+}
+
+/* Without KVM none of the program's promises can be tried. */
+UNUSED static void need_kvm(void)
+{
+    char why[200];
+
+    if (mv_kvm_available(why, sizeof why))
+        skip_all(why);
+}
+
+#endif

@@ -1,0 +1,342 @@
+//! The map against a list of slots that is searched page by page, what is refused and how
+//! that is said, and changes while others look or hold on to a block.
+
+use super::*;
+use crate::memory::block::NAME_MAX;
+use crate::memory::BlockPin;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+
+/// An address where nothing is mapped: nobody looks at the memory here.
+const HOST: u64 = 0x2000_0000_0000;
+
+fn block(name: &str, host: u64, length: u64) -> BlockDescription {
+    BlockDescription {
+        name: name.to_owned(),
+        host: host as *mut u8,
+        length: Bytes(length),
+        page_size: Bytes(PAGE_SIZE),
+        file: None,
+        flags: BlockFlags::default(),
+    }
+}
+
+fn slot(number: u32, block: &str, offset: u64, length: u64, guest: u64) -> SlotDescription {
+    SlotDescription {
+        slot: number,
+        flags: 0,
+        block: block.to_owned(),
+        offset: Bytes(offset),
+        length: Bytes(length),
+        guest_address: GuestAddress(guest),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_look_up_finds_what_a_search_page_by_page_finds(
+        slots in prop::collection::vec((0..3u64, 0..60u64, 1..40u64, 0..150u64, any::<bool>()), 0..12),
+        removed in prop::collection::vec(any::<usize>(), 0..3),
+        looks in prop::collection::vec((0..220u64, 0..120u64, 0..4096u64), 1..8),
+    ) {
+        let memory = Memory::new().unwrap();
+        for i in 0..3u64 {
+            memory.add_block(block(&format!("b{i}"), HOST + (i << 30), 100 * PAGE_SIZE)).unwrap();
+        }
+        // Guest page, length, block, first page of the block, slot.
+        let mut known: Vec<(u64, u64, u64, u64, u32)> = Vec::new();
+        for (n, (b, first, pages, guest, smm)) in slots.into_iter().enumerate() {
+            let number = u32::from(smm) << 16 | n as u32;
+            let overlaps = known
+                .iter()
+                .any(|k| k.4 >> 16 == number >> 16 && k.0 < guest + pages && guest < k.0 + k.1);
+            let added = memory.add_slot(&slot(
+                number,
+                &format!("b{b}"),
+                first * PAGE_SIZE,
+                pages * PAGE_SIZE,
+                guest * PAGE_SIZE,
+            ));
+            prop_assert_eq!(added.is_err(), overlaps);
+            if !overlaps {
+                known.push((guest, pages, b, first, number));
+            }
+        }
+        for which in removed {
+            if !known.is_empty() {
+                let gone = known.swap_remove(which % known.len());
+                memory.remove_slot(gone.4, GuestAddress(gone.0 * PAGE_SIZE)).unwrap();
+                prop_assert!(memory.map().slot(gone.4).is_none());
+            }
+        }
+        let map = memory.map();
+        for k in &known {
+            prop_assert_eq!(map.slot(k.4).unwrap().guest_address.0, k.0 * PAGE_SIZE);
+        }
+        for (from, pages, low) in looks {
+            // Position in the range, block, page of the block.
+            let mut expected = BTreeSet::new();
+            for i in 0..pages {
+                for &(guest, length, b, first, _) in &known {
+                    if (guest..guest + length).contains(&(from + i)) {
+                        expected.insert((i, b, first + from + i - guest));
+                    }
+                }
+            }
+            let mut found = BTreeSet::new();
+            let mut total = 0;
+            for piece in map.pieces(GuestAddress(from * PAGE_SIZE + low), Pages(pages)) {
+                prop_assert!(piece.pages.0 > 0);
+                total += piece.pages.0;
+                for i in 0..piece.pages.0 {
+                    let b = u64::from(piece.block.0);
+                    found.insert((piece.skipped.0 + i, b, piece.first.0 + i));
+                }
+            }
+            // Two slots of two address spaces may show the same page at the same place.
+            prop_assert!(total >= found.len() as u64);
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_says_what_was_expected_and_what_was_found() {
+    let memory = Memory::new().unwrap();
+    memory
+        .add_block(block("ram", HOST, 100 * PAGE_SIZE))
+        .unwrap();
+    memory
+        .add_slot(&slot(7, "ram", 0, 10 * PAGE_SIZE, 0x10_0000))
+        .unwrap();
+    let far = HOST << 1;
+    let sized = |page_size| BlockDescription {
+        page_size: Bytes(page_size),
+        ..block("x", far, PAGE_SIZE)
+    };
+    let long = "n".repeat(NAME_MAX + 1);
+    let blocks = [
+        (
+            block("", far, PAGE_SIZE),
+            Kind::Invalid,
+            vec!["1 to 255 bytes", "has 0"],
+        ),
+        (
+            block(&long, far, PAGE_SIZE),
+            Kind::Invalid,
+            vec!["1 to 255 bytes", "has 256"],
+        ),
+        (block("ram", far, PAGE_SIZE), Kind::Exists, vec!["`ram`"]),
+        (
+            block("x", HOST + 99 * PAGE_SIZE, PAGE_SIZE),
+            Kind::Exists,
+            vec!["`x`", "`ram`"],
+        ),
+        (
+            block("x", far, 0),
+            Kind::Invalid,
+            vec!["`x`", "4096", "found 0"],
+        ),
+        (
+            block("x", far, 5000),
+            Kind::Invalid,
+            vec!["`x`", "4096", "found 5000"],
+        ),
+        (sized(8192), Kind::Invalid, vec!["8192", "found 4096"]),
+        (sized(2048), Kind::Invalid, vec!["power of two", "not 2048"]),
+        (
+            sized(12288),
+            Kind::Invalid,
+            vec!["power of two", "not 12288"],
+        ),
+        (
+            sized(1 << 31),
+            Kind::Invalid,
+            vec!["power of two", "not 2147483648"],
+        ),
+        (
+            block("x", 0, PAGE_SIZE),
+            Kind::Invalid,
+            vec!["not NULL", "found 0x0"],
+        ),
+        (
+            block("x", far + 1, PAGE_SIZE),
+            Kind::Invalid,
+            vec!["page-aligned", "0x400000000001"],
+        ),
+        (
+            block("x", far, 1 << 60),
+            Kind::Invalid,
+            vec!["at most", "found 281474976710656"],
+        ),
+        (
+            block("x", u64::MAX - 4095, PAGE_SIZE),
+            Kind::Invalid,
+            vec!["wrap"],
+        ),
+    ];
+    for (description, kind, words) in blocks {
+        let what = format!("{description:?}");
+        let error = memory.add_block(description).expect_err(&what);
+        assert_eq!(error.kind(), kind, "{error}");
+        for word in words {
+            assert!(
+                error.message().contains(word),
+                "`{error}` does not say {word}"
+            );
+        }
+    }
+    let p = PAGE_SIZE;
+    let slots = [
+        (slot(8, "rom", 0, p, 0), Kind::NotFound, vec!["`rom`"]),
+        (slot(7, "ram", 0, p, 0), Kind::Exists, vec!["0x7"]),
+        (
+            slot(8, "ram", 1, p, 0),
+            Kind::Invalid,
+            vec!["0x8", "offset 1"],
+        ),
+        (slot(8, "ram", 0, 0, 0), Kind::Invalid, vec!["length 0"]),
+        (slot(8, "ram", 0, 77, 0), Kind::Invalid, vec!["length 77"]),
+        (
+            slot(8, "ram", 99 * p, 2 * p, 0),
+            Kind::Invalid,
+            vec!["405504", "8192", "409600"],
+        ),
+        (
+            slot(8, "ram", u64::MAX - 4095, p, 0),
+            Kind::Invalid,
+            vec!["past the block's"],
+        ),
+        (
+            slot(8, "ram", 0, p, 9),
+            Kind::Invalid,
+            vec!["0x9", "page-aligned"],
+        ),
+        (
+            slot(8, "ram", 0, p, u64::MAX - 4095),
+            Kind::Invalid,
+            vec!["wrap"],
+        ),
+        (
+            slot(8, "ram", 0, p, 0x10_9000),
+            Kind::Exists,
+            vec!["0x8", "0x7", "0x100000..0x10a000"],
+        ),
+        (
+            slot(NO_SLOT, "ram", 0, p, 0x10_0000),
+            Kind::Exists,
+            vec!["0x7"],
+        ),
+    ];
+    for (description, kind, words) in slots {
+        let error = memory
+            .add_slot(&description)
+            .expect_err(&format!("{description:?}"));
+        assert_eq!(error.kind(), kind, "{error}");
+        for word in words {
+            assert!(
+                error.message().contains(word),
+                "`{error}` does not say {word}"
+            );
+        }
+    }
+    for (number, guest) in [(7, 0x10_1000), (8, 0x10_0000)] {
+        let error = memory.remove_slot(number, GuestAddress(guest)).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert!(error
+            .message()
+            .contains(&format!("{number:#x} at guest address {guest:#x}")));
+    }
+    assert_eq!(
+        memory.remove_block("rom").unwrap_err().kind(),
+        Kind::NotFound
+    );
+    assert_eq!(
+        (memory.map().blocks().len(), memory.map().slots().len()),
+        (1, 1)
+    );
+    // The other address space is another place.
+    memory
+        .add_slot(&slot(0x1_0008, "ram", 0, p, 0x10_0000))
+        .unwrap();
+}
+
+#[test]
+fn a_region_that_cannot_get_its_slot_leaves_no_block() {
+    let memory = Memory::new().unwrap();
+    let region =
+        |at| vm_memory::GuestRegionMmap::<()>::from_range(GuestAddress(at), 0x4000, None).unwrap();
+    let (first, second) = (region(0), region(0x2000));
+    memory.add_region("a", &first, 0, 0).unwrap();
+    assert_eq!(
+        memory.add_region("b", &second, 1, 0).unwrap_err().kind(),
+        Kind::Exists
+    );
+    assert!(memory.map().block_named("b").is_none());
+}
+
+#[test]
+fn removing_a_block_waits_for_whoever_holds_it() {
+    let memory = Arc::new(Memory::new().unwrap());
+    memory.add_block(block("ram", HOST, PAGE_SIZE)).unwrap();
+    let pin = BlockPin::new(memory.map().block_named("ram").unwrap());
+    let second = pin.clone();
+    let (done, removed) = mpsc::channel();
+    let thread = {
+        let memory = Arc::clone(&memory);
+        std::thread::spawn(move || {
+            memory.remove_block("ram").unwrap();
+            done.send(()).unwrap();
+        })
+    };
+    // Gone from the map first, so that nobody new finds it.
+    while memory.with_map(|map| map.block_named("ram").is_some()) {
+        std::thread::yield_now();
+    }
+    drop(pin);
+    assert_eq!(removed.try_recv(), Err(mpsc::TryRecvError::Empty));
+    assert_eq!(second.pages(), Pages(1));
+    drop(second);
+    removed.recv().unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
+fn whoever_looks_while_the_map_changes_sees_one_map_or_the_other() {
+    let memory = Arc::new(Memory::new().unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let lookers: Vec<_> = (0..2)
+        .map(|_| {
+            let (memory, stop) = (Arc::clone(&memory), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut last = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    memory.with_map(|map| {
+                        assert!(map.generation() >= last);
+                        last = map.generation();
+                        for piece in map.pieces(GuestAddress(0), Pages(100)) {
+                            assert!(map.block(piece.block).is_some());
+                        }
+                    });
+                }
+            })
+        })
+        .collect();
+    let mut ids = BTreeSet::new();
+    for _ in 0..100 {
+        assert!(ids.insert(memory.add_block(block("a", HOST, 10 * PAGE_SIZE)).unwrap()));
+        memory
+            .add_slot(&slot(1, "a", 0, 10 * PAGE_SIZE, 0x3000))
+            .unwrap();
+        memory.remove_block("a").unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for looker in lookers {
+        looker.join().unwrap();
+    }
+    assert!(memory.map().slots().is_empty());
+}

@@ -1,0 +1,495 @@
+//! The dirty log against the real KVM: what the kernel must do for the model in the unit
+//! tests to be right, and the tracker with a guest that really writes.
+//!
+//! The guest is a few real-mode instructions for each page that it writes, so these tests
+//! are about exactness and not about speed. Without `/dev/kvm` they say so and pass.
+
+use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
+use brant::dirty::When;
+use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
+use brant::sys::kvm as sys;
+use brant::sys::kvm::{Region, Vm};
+use brant::units::{Bytes, Pages, PAGE_SIZE};
+use brant::vmm::Vmm;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use vm_memory::GuestAddress;
+
+/// The code's page in the first slot; the guest only reads it.
+const CODE: u64 = 1;
+const LOGGED: u32 = sys::MEM_LOG_DIRTY_PAGES;
+
+fn kvm() -> Option<Kvm> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm),
+        Err(e) => {
+            eprintln!("skipped: /dev/kvm cannot be opened: {e}");
+            None
+        }
+    }
+}
+
+fn boundary(vm: &VmFd) -> sys::VmFd {
+    // SAFETY: the descriptor is open while `vm` is.
+    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    sys::VmFd::new(fd.try_clone_to_owned().unwrap()).unwrap()
+}
+
+/// Private anonymous memory, unmapped when dropped.
+struct Ram(*mut u8, usize);
+
+impl Ram {
+    fn new(pages: u64) -> Ram {
+        let length = (pages * PAGE_SIZE) as usize;
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        Ram(at.cast(), length)
+    }
+
+    fn byte(&self, page: u64) -> u8 {
+        assert!((page * PAGE_SIZE) < self.1 as u64);
+        // SAFETY: inside the mapping (just checked); the guest does not run meanwhile.
+        unsafe { self.0.add((page * PAGE_SIZE) as usize).read_volatile() }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        assert!(offset as usize + bytes.len() <= self.1);
+        // SAFETY: inside the mapping (just checked); the guest does not run meanwhile.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(offset as usize), bytes.len())
+        };
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; the VM that used it is gone or does not run.
+        unsafe { libc::munmap(self.0.cast(), self.1) };
+    }
+}
+
+fn region(vm: &VmFd, slot: u32, flags: u32, guest: u64, pages: u64, host: u64) {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: guest * PAGE_SIZE,
+        memory_size: pages * PAGE_SIZE,
+        userspace_addr: host,
+    };
+    // SAFETY: the memory outlives the VM's use of it.
+    unsafe { vm.set_user_memory_region(region) }.unwrap();
+}
+
+fn words(pages: u64) -> Vec<u64> {
+    vec![0; pages.div_ceil(64) as usize]
+}
+
+/// All ones, without bits past the end.
+fn ones(pages: u64) -> Vec<u64> {
+    let mut words = vec![u64::MAX; pages.div_ceil(64) as usize];
+    if pages % 64 != 0 {
+        *words.last_mut().unwrap() = (1 << (pages % 64)) - 1;
+    }
+    words
+}
+
+/// A VM with one slot, logging off.
+fn one_slot(kvm: &Kvm, pages: u64) -> (VmFd, sys::VmFd, Ram, Region) {
+    let vm = kvm.create_vm().unwrap();
+    let ram = Ram::new(pages);
+    region(&vm, 0, 0, 0, pages, ram.0 as u64);
+    let logged = Region {
+        slot: 0,
+        flags: LOGGED,
+        guest_address: 0,
+        size: pages * PAGE_SIZE,
+        host_address: ram.0 as u64,
+    };
+    let fd = boundary(&vm);
+    (vm, fd, ram, logged)
+}
+
+#[test]
+fn initially_set_logs_are_all_ones_each_time_logging_is_switched_on() {
+    let Some(kvm) = kvm() else { return };
+    for pages in [1, 63, 64, 65, 130, 200] {
+        let (_vm, mut fd, _ram, on) = one_slot(&kvm, pages);
+        if fd.check_extension(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2) & 3 != 3 {
+            eprintln!("skipped: this KVM has no initially-set dirty logs");
+            return;
+        }
+        fd.enable_cap(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2, 3)
+            .unwrap();
+        for _ in 0..2 {
+            fd.set_region(&on).unwrap();
+            let mut got = words(pages);
+            // GET only copies, so a second one says the same.
+            for _ in 0..2 {
+                got.fill(0);
+                fd.get_dirty_log(0, &mut got).unwrap();
+                assert_eq!(got, ones(pages), "{pages} pages");
+            }
+            fd.clear_dirty_log(0, 0, pages as u32, &got).unwrap();
+            fd.get_dirty_log(0, &mut got).unwrap();
+            assert_eq!(got, words(pages), "{pages} pages");
+            fd.set_region(&Region { flags: 0, ..on }).unwrap();
+            fd.get_dirty_log(0, &mut got).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn clear_takes_whole_words_and_the_end_of_a_slot() {
+    let Some(kvm) = kvm() else { return };
+    let (_vm, mut fd, _ram, on) = one_slot(&kvm, 130);
+    fd.enable_cap(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2, 3)
+        .unwrap();
+    fd.set_region(&on).unwrap();
+    let all = [u64::MAX; 4];
+    for (first, pages, fine) in [
+        (0, 64, true),
+        (64, 66, true),
+        (128, 2, true),
+        (0, 130, true),
+        (1, 64, false),
+        (0, 65, false),
+        (64, 128, false),
+        (128, 64, false),
+        (192, 0, false),
+    ] {
+        let done = fd.clear_dirty_log(0, first, pages, &all);
+        assert_eq!(done.is_ok(), fine, "first {first}, pages {pages}: {done:?}");
+    }
+}
+
+#[test]
+fn the_older_mode_starts_with_nothing_set() {
+    let Some(kvm) = kvm() else { return };
+    for mode in [0, 1] {
+        let (_vm, mut fd, _ram, on) = one_slot(&kvm, 130);
+        fd.enable_cap(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2, mode)
+            .unwrap();
+        fd.set_region(&on).unwrap();
+        let mut got = words(130);
+        fd.get_dirty_log(0, &mut got).unwrap();
+        assert_eq!(got, words(130));
+    }
+}
+
+/// A guest of 250 pages in three slots that are no multiples of 64 pages, with a gap, and a
+/// fourth that shows pages of the second again.
+struct Guest {
+    vm: VmFd,
+    vcpu: VcpuFd,
+    ram: Arc<Ram>,
+    memory: Arc<Memory>,
+    lease: Lease,
+    copy: Vec<u8>,
+    cursor: Cursor,
+}
+
+const PAGES: u64 = 220;
+/// Slot, first page of the block, pages, first page frame of the guest.
+const SLOTS: [(u32, u64, u64, u64); 4] = [
+    (0, 0, 70, 0),
+    (1, 70, 33, 70),
+    (2, 103, 117, 110),
+    (3, 80, 20, 230),
+];
+
+/// Switches logging as a VMM would.
+struct Switches {
+    vm: Mutex<sys::VmFd>,
+    host: u64,
+    calls: Mutex<Vec<(bool, Vec<u32>)>>,
+}
+
+impl Switches {
+    fn switch(&self, slots: &[u32], on: bool) -> brant::Result<()> {
+        self.calls.lock().unwrap().push((on, slots.to_vec()));
+        for (slot, first, pages, guest) in SLOTS {
+            if slots.contains(&slot) {
+                self.vm.lock().unwrap().set_region(&Region {
+                    slot,
+                    flags: if on { LOGGED } else { 0 },
+                    guest_address: guest * PAGE_SIZE,
+                    size: pages * PAGE_SIZE,
+                    host_address: self.host + first * PAGE_SIZE,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Vmm for Switches {
+    fn pause(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn log_on(&self, slots: &[u32]) -> brant::Result<()> {
+        self.switch(slots, true)
+    }
+    fn log_off(&self, slots: &[u32]) -> brant::Result<()> {
+        self.switch(slots, false)
+    }
+}
+
+impl Guest {
+    fn new(kvm: &Kvm, mode: KvmMode, clearing: Clearing, by_vmm: bool) -> (Guest, Arc<Switches>) {
+        let vm = kvm.create_vm().unwrap();
+        let ram = Arc::new(Ram::new(PAGES));
+        let memory = Arc::new(Memory::new().unwrap());
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: ram.0,
+                length: Bytes(PAGES * PAGE_SIZE),
+                page_size: Bytes(PAGE_SIZE),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        for (slot, first, pages, guest) in SLOTS {
+            region(&vm, slot, 0, guest, pages, ram.0 as u64 + first * PAGE_SIZE);
+            memory
+                .add_slot(&SlotDescription {
+                    slot,
+                    flags: 0,
+                    block: "ram".into(),
+                    offset: Bytes(first * PAGE_SIZE),
+                    length: Bytes(pages * PAGE_SIZE),
+                    guest_address: GuestAddress(guest * PAGE_SIZE),
+                })
+                .unwrap();
+        }
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let switches = Arc::new(Switches {
+            vm: Mutex::new(boundary(&vm)),
+            host: ram.0 as u64,
+            calls: Mutex::default(),
+        });
+        let switch = match by_vmm {
+            true => LogSwitch::Vmm(Arc::clone(&switches) as Arc<dyn Vmm>),
+            false => LogSwitch::Brant,
+        };
+        let tracker = Tracker::new(Arc::clone(&memory), clearing).unwrap();
+        tracker
+            .add_log(Box::new(KvmLog::from_vm(&vm, mode, switch).unwrap()))
+            .unwrap();
+        let guest = Guest {
+            vm,
+            vcpu,
+            ram,
+            memory,
+            lease: tracker.lease().unwrap(),
+            copy: vec![0; PAGES as usize],
+            cursor: Cursor::default(),
+        };
+        (guest, switches)
+    }
+
+    /// Has the guest increment the first byte of each of these page frames.
+    fn writes(&mut self, frames: &[u64]) {
+        let mut code = Vec::new();
+        for frame in frames {
+            let [low, high] = ((frame * PAGE_SIZE / 16) as u16).to_le_bytes();
+            // mov ax, segment; mov ds, ax; inc byte [0]
+            code.extend([0xb8, low, high, 0x8e, 0xd8, 0xfe, 0x06, 0, 0]);
+        }
+        code.push(0xf4);
+        self.ram.write(CODE * PAGE_SIZE, &code);
+        // The VMM's own write: KVM does not log it.
+        self.lease
+            .mark_guest(GuestAddress(CODE * PAGE_SIZE), code.len() as u64);
+        let mut sregs = self.vcpu.get_sregs().unwrap();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        self.vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = self.vcpu.get_regs().unwrap();
+        regs.rip = CODE * PAGE_SIZE;
+        regs.rflags = 2;
+        self.vcpu.set_regs(&regs).unwrap();
+        loop {
+            match self.vcpu.run() {
+                Ok(VcpuExit::Hlt) => break,
+                Ok(other) => panic!("the guest stopped with {other:?}"),
+                Err(e) if e.errno() == libc::EINTR => {}
+                Err(e) => panic!("KVM_RUN: {e}"),
+            }
+        }
+    }
+
+    /// Takes and reads everything pending; `between` runs after the first take.
+    fn drain(&mut self, mut between: impl FnMut(&mut Self)) -> BTreeSet<u64> {
+        let mut found = BTreeSet::new();
+        let mut runs = Vec::new();
+        loop {
+            self.lease
+                .take(&mut self.cursor, 1, Pages(8), &mut runs)
+                .unwrap();
+            if runs.is_empty() {
+                return found;
+            }
+            if found.is_empty() {
+                between(self);
+            }
+            for run in &runs {
+                for page in run.first.0..run.first.0 + run.count.0 {
+                    self.copy[page as usize] = self.ram.byte(page);
+                    found.insert(page);
+                }
+            }
+        }
+    }
+
+    fn assert_copied(&self) {
+        for page in 0..PAGES {
+            assert_eq!(self.copy[page as usize], self.ram.byte(page), "page {page}");
+        }
+    }
+
+    fn flags_are_off(&self) -> bool {
+        let mut fd = boundary(&self.vm);
+        SLOTS
+            .iter()
+            .all(|&(slot, _, pages, _)| fd.get_dirty_log(slot, &mut words(pages)).is_err())
+    }
+}
+
+#[test]
+fn every_page_the_guest_writes_is_found_and_none_twice() {
+    let Some(kvm) = kvm() else { return };
+    let modes = [
+        KvmMode::GetAndClear,
+        KvmMode::ManualProtect,
+        KvmMode::InitiallySet,
+    ];
+    let clearings = [
+        Clearing::Chunked { shift: 6 },
+        Clearing::default(),
+        Clearing::AtSync,
+    ];
+    for (mode, clearing) in modes.iter().flat_map(|m| clearings.map(|c| (*m, c))) {
+        let (mut guest, _) = Guest::new(&kvm, mode, clearing, false);
+        assert!(guest.flags_are_off());
+        // Frames that are mapped before logging begins.
+        guest.writes(&[2, 69, 70, 226]);
+        guest.lease.start(StartWith::Everything).unwrap();
+        assert_eq!(guest.lease.pending(), Pages(PAGES));
+        guest.lease.sync(When::Running).unwrap();
+        let all = guest.drain(|guest| guest.writes(&[2, 63, 64, 69, 70, 226]));
+        assert_eq!(all.len() as u64, PAGES, "{mode:?} {clearing:?}");
+
+        // Guest frames; the block's pages are 2, 63, 64, 69, 70, 102, 103, 219, and 85
+        // through the second look at it.
+        guest.writes(&[2, 63, 64, 69, 70, 102, 110, 226, 235]);
+        guest.lease.sync(When::Running).unwrap();
+        let wrote = BTreeSet::from([CODE, 2, 63, 64, 69, 70, 85, 102, 103, 219]);
+        let first = guest.drain(|_| ());
+        assert_eq!(first, wrote, "{mode:?} {clearing:?}");
+
+        // Written again between the harvest and the taking of the rest.
+        guest.writes(&[64, 226]);
+        guest.lease.sync(When::Running).unwrap();
+        guest.drain(|guest| guest.writes(&[64, 65, 226, 85, 235]));
+        let last = guest.lease.sync(When::Stopped).unwrap();
+        assert!(last.warnings.is_empty());
+        guest.drain(|_| ());
+        guest.assert_copied();
+        for _ in 0..2 {
+            let still = guest.lease.sync(When::Stopped).unwrap();
+            assert_eq!(still.found, Pages(0), "{mode:?} {clearing:?}");
+        }
+        guest.lease.stop().unwrap();
+        assert!(guest.flags_are_off(), "{mode:?} {clearing:?}");
+
+        // And again: the kernel makes new bitmaps.
+        guest.copy.fill(0xff);
+        guest.lease.start(StartWith::Nothing).unwrap();
+        assert_eq!(guest.lease.pending(), Pages(0));
+        assert_eq!(guest.lease.sync(When::Running).unwrap().found, Pages(0));
+        guest.writes(&[69, 226]);
+        guest.lease.sync(When::Running).unwrap();
+        assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 69, 219]));
+    }
+}
+
+#[test]
+fn the_vmm_can_switch_the_logging_itself() {
+    let Some(kvm) = kvm() else { return };
+    let (mut guest, switches) = Guest::new(&kvm, KvmMode::Auto, Clearing::default(), true);
+    guest.lease.start(StartWith::Nothing).unwrap();
+    guest.writes(&[5, 226]);
+    guest.lease.sync(When::Running).unwrap();
+    assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 5, 219]));
+    guest.lease.stop().unwrap();
+    assert!(guest.flags_are_off());
+    let calls = switches.calls.lock().unwrap();
+    let all = vec![0, 1, 2, 3];
+    assert_eq!(*calls, [(true, all.clone()), (false, all)]);
+}
+
+#[test]
+fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
+    let Some(kvm) = kvm() else { return };
+    for mode in [
+        KvmMode::GetAndClear,
+        KvmMode::ManualProtect,
+        KvmMode::InitiallySet,
+    ] {
+        let (mut guest, _) = Guest::new(&kvm, mode, Clearing::Chunked { shift: 6 }, false);
+        guest.lease.start(StartWith::Everything).unwrap();
+        guest.drain(|_| ());
+        guest.lease.sync(When::Running).unwrap();
+        guest.drain(|_| ());
+        // Page 85 through slot 3, which then goes.
+        guest.writes(&[235]);
+        let (slot, first, pages, frame) = SLOTS[3];
+        let at = GuestAddress(frame * PAGE_SIZE);
+        guest.memory.remove_slot(slot, at).unwrap();
+        region(&guest.vm, slot, 0, frame, 0, 0);
+        guest.lease.sync(When::Running).unwrap();
+        assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 85]), "{mode:?}");
+        // It comes back.
+        let host = guest.ram.0 as u64 + first * PAGE_SIZE;
+        region(&guest.vm, slot, 0, frame, pages, host);
+        guest
+            .memory
+            .add_slot(&SlotDescription {
+                slot,
+                flags: 0,
+                block: "ram".into(),
+                offset: Bytes(first * PAGE_SIZE),
+                length: Bytes(pages * PAGE_SIZE),
+                guest_address: at,
+            })
+            .unwrap();
+        assert_eq!(guest.drain(|_| ()), (80..100).collect(), "{mode:?}");
+        guest.writes(&[236]);
+        guest.lease.sync(When::Stopped).unwrap();
+        assert!(guest.drain(|_| ()).contains(&86), "{mode:?}");
+        guest.assert_copied();
+        assert_eq!(
+            guest.lease.sync(When::Stopped).unwrap().found,
+            Pages(0),
+            "{mode:?}"
+        );
+    }
+}
