@@ -25,7 +25,8 @@ static brant_ram_block block_of(const struct still *s)
                               .length = s->bytes, .fd = -1 };
 }
 
-static struct still still_new(char fill)
+/* The first `filled` bytes of its memory hold `fill`; the rest has never been touched. */
+static struct still still_new(char fill, uint64_t filled)
 {
     struct still s = { .bytes = 4 * MIB };
     brant_ram_block block;
@@ -33,8 +34,7 @@ static struct still still_new(char fill)
     s.memory = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (s.memory == MAP_FAILED)
         bail("mmap: %s", strerror(errno));
-    if (fill)
-        memset(s.memory, fill, s.bytes / 2);
+    memset(s.memory, fill, filled);
     block = block_of(&s);
     must(brant_guest_new(&s.guest, &e));
     must(brant_guest_add_block(s.guest, &block, NULL, &e));
@@ -134,7 +134,7 @@ static void null_is_fine(void)
 /* All that cannot be NULL. Each line gives BRANT_E_INVALID, and the error says so too. */
 static void null_is_refused(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
     brant_bitmap *bitmap;
     brant_outgoing *out;
     brant_incoming *in;
@@ -268,9 +268,12 @@ struct sized {
 
 static void fill_block(void *structure, const struct still *s)
 {
+    static char memory[4096] __attribute__((aligned(4096)));
     brant_ram_block block = block_of(s);
 
     block.name = "another";
+    block.host = memory;
+    block.length = sizeof memory;
     memcpy(structure, &block, sizeof block);
 }
 
@@ -362,7 +365,7 @@ enum { GIVEN = sizeof given / sizeof given[0] };
 
 static void structures_given(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
 
     for (int i = 0; i < GIVEN; i++) {
         const struct sized *g = &given[i];
@@ -429,7 +432,7 @@ enum { FILLED = sizeof filled / sizeof filled[0] };
 
 static void structures_filled(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
 
     must(brant_tracker_start(s.tracker, BRANT_START_ALL, &e));
     for (int i = 0; i < FILLED; i++) {
@@ -462,29 +465,51 @@ static void structures_filled(void)
 
 static void descriptors(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
+    struct {
+        brant_ram_block block;
+        uint64_t unknown;
+    } more = { .block = block_of(&s), .unknown = 1 };
     brant_ram_block block = block_of(&s);
+    struct {
+        brant_kvm kvm;
+        uint64_t unknown;
+    } more_kvm = { .unknown = 1 };
     brant_kvm kvm = { .size = sizeof kvm, .mode = 17 };
     brant_outgoing *out;
     brant_incoming *in;
-    int32_t codes[4];
-    int fds[4];
+    int fd;
 
-    for (int i = 0; i < 4; i++)
-        fds[i] = dup(0);
-    block.fd = fds[0]; /* The name is there already. */
-    codes[0] = brant_guest_add_block(s.guest, &block, NULL, NULL);
-    kvm.vm_fd = fds[1];
-    codes[1] = brant_tracker_add_kvm(s.tracker, &kvm, NULL, NULL, NULL);
+    block.fd = fd = dup(0); /* The name is there already. */
+    ok(brant_guest_add_block(s.guest, &block, NULL, NULL) != 0 && !is_open(fd),
+       "the descriptor of a block that is refused is closed");
+    more.block.size = sizeof more;
+    more.block.fd = fd = dup(0);
+    ok(brant_guest_add_block(s.guest, &more.block, NULL, NULL) == BRANT_E_INVALID && !is_open(fd),
+       "and so is that of a block with a field that is not known");
+    more_kvm.kvm.size = sizeof more_kvm;
+    more_kvm.kvm.vm_fd = fd = dup(0);
+    ok(brant_tracker_add_kvm(s.tracker, &more_kvm.kvm, NULL, NULL, NULL) == BRANT_E_INVALID &&
+           !is_open(fd),
+       "and that of a KVM with a field that is not known");
+    kvm.vm_fd = fd = dup(0);
+    ok(brant_tracker_add_kvm(s.tracker, &kvm, NULL, NULL, NULL) != 0 && !is_open(fd),
+       "and that of a KVM that is refused");
     must(brant_outgoing_new(s.guest, s.tracker, &plain, NULL, NULL, &out, &e));
     must(brant_incoming_new(s.guest, &plain, NULL, NULL, &in, &e));
     brant_outgoing_cancel(out, NULL);
     brant_incoming_cancel(in, NULL);
-    codes[2] = brant_outgoing_start_fd(out, fds[2], NULL);
-    codes[3] = brant_incoming_start_fd(in, fds[3], NULL);
-    ok(codes[0] && codes[1] && codes[2] && codes[3] && !is_open(fds[0]) && !is_open(fds[1]) &&
-           !is_open(fds[2]) && !is_open(fds[3]),
-       "a descriptor that was handed in is closed, also when the call failed");
+    fd = dup(0);
+    ok(brant_outgoing_start_fd(out, fd, NULL) == BRANT_E_CANCELLED && !is_open(fd),
+       "and that of a migration that was cancelled before it started");
+    fd = dup(0);
+    ok(brant_incoming_start_fd(in, fd, NULL) == BRANT_E_CANCELLED && !is_open(fd),
+       "at the destination too");
+    fd = dup(0);
+    ok(brant_outgoing_start_fd(NULL, fd, NULL) == BRANT_E_INVALID && !is_open(fd) &&
+           (fd = dup(0)) >= 0 && brant_incoming_start_fd(NULL, fd, NULL) == BRANT_E_INVALID &&
+           !is_open(fd),
+       "and that of no migration at all");
     brant_outgoing_free(out);
     brant_incoming_free(in);
     still_free(&s);
@@ -585,12 +610,12 @@ static void bitmaps(void)
     ok(limits, "what reaches past its end is refused and changes nothing");
     {
         brant_bitmap *huge;
-        uint64_t first = 0, length = 0, last = BRANT_BITMAP_BITS_MAX - 1;
+        uint64_t first = 0, length = 0, last = (1ull << 34) - 1;
 
-        must(brant_bitmap_new(BRANT_BITMAP_BITS_MAX, &huge, &e));
+        must(brant_bitmap_new(last + 1, &huge, &e));
         must(brant_bitmap_set(huge, last, 1, NULL, &e));
         ok(brant_bitmap_next_run(huge, 0, 1, &first, &length) == 1 && first == last && length == 1,
-           "the largest bitmap costs what is set in it");
+           "a bitmap for 64 TiB costs what is set in it");
         brant_bitmap_free(huge);
     }
 }
@@ -599,7 +624,7 @@ static void bitmaps(void)
 
 static void parameters(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
     brant_params wrong[] = {
         { .downtime_limit_ms = 3600001 },
         { .max_bandwidth = 65535 },
@@ -646,7 +671,7 @@ static void parameters(void)
 
 static void marks(void)
 {
-    struct still s = still_new(0);
+    struct still s = still_new(0, 0);
     brant_slot slot = { .size = sizeof slot, .block = "ram", .offset = PAGE, .length = s.bytes - PAGE,
                         .guest_address = 1ull << 32, .slot = BRANT_NO_SLOT };
     brant_tracker_stats stats = { .size = sizeof stats };
@@ -792,8 +817,8 @@ static struct inside *inside_new(void)
     };
     struct inside *t = must_alloc(1, sizeof *t);
 
-    t->source = still_new('s');
-    t->destination = still_new('d');
+    t->source = still_new('s', 2 * MIB);
+    t->destination = still_new('d', 4 * MIB);
     must(brant_outgoing_new(t->source.guest, t->source.tracker, &ops, t, NULL, &t->out, &e));
     must(brant_incoming_new(t->destination.guest, &ops, t, NULL, &t->in, &e));
     return t;
@@ -921,7 +946,7 @@ static void blockers(void)
 
 int main(void)
 {
-    plan(3 + 5 + 1 + 2 + GIVEN * 3 + FILLED * 2 + 1 + 3 + 2 + 7 + 15 + 3);
+    plan(3 + 5 + 1 + 2 + GIVEN * 3 + FILLED * 2 + 7 + 3 + 2 + 7 + 15 + 3);
     random_begin();
     versions();
     errors();

@@ -37,20 +37,27 @@ static const struct mv_config config = {
     .fill_percent = 30,
 };
 
-/* The guest's record of a moment: for each page of the work area the number of its last write. */
+/* The guest's record of a moment: for each page of the work area the number of its last write,
+ * and the number of the write that its vCPU may have been stopped in: the page is written
+ * first, the record after it. */
 struct record {
-    uint64_t *sequence, *work_page, pages;
+    uint64_t *sequence, *in_flight, *work_page, pages;
 };
 
 static struct record record_now(struct vm *vm)
 {
-    struct record r = { must_alloc(vm->pages, 8), must_alloc(vm->pages, 8), 0 };
+    struct record r = { must_alloc(vm->pages, 8), must_alloc(vm->pages, 8), must_alloc(vm->pages, 8),
+                        0 };
 
     for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
         uint64_t first, n = mv_record(vm->machine, i, &first, r.sequence + r.pages, vm->pages);
+        struct mv_counters c;
 
-        for (uint64_t p = 0; p < n; p++)
+        mv_counters(vm->machine, (int)i, &c);
+        for (uint64_t p = 0; p < n; p++) {
             r.work_page[r.pages + p] = first / PAGE + p;
+            r.in_flight[r.pages + p] = c.writes + 1;
+        }
         r.pages += n;
     }
     return r;
@@ -59,6 +66,7 @@ static struct record record_now(struct vm *vm)
 static void record_free(struct record *r)
 {
     free(r->sequence);
+    free(r->in_flight);
     free(r->work_page);
 }
 
@@ -134,7 +142,11 @@ static void one_case(struct vm *vm, struct copy *copy, const struct tracking *ho
     for (uint64_t i = 0; i < now.pages; i++)
         if (now.sequence[i] != then.sequence[i]) {
             recorded++;
-            lost_records += !copy->found[now.work_page[i]];
+            /* A page that was written before the reference, and recorded after it. */
+            if (now.sequence[i] == then.in_flight[i] && before[now.work_page[i]] == after[now.work_page[i]])
+                continue;
+            if (!copy->found[now.work_page[i]] && lost_records++ < 5)
+                note("guest page %#" PRIx64 " was recorded and not found", now.work_page[i]);
         }
     for (uint64_t page = 0; page < vm->pages; page++) {
         found += copy->found[page];
@@ -150,7 +162,7 @@ static void one_case(struct vm *vm, struct copy *copy, const struct tracking *ho
          how->name, recorded, changed, found);
     ok(recorded > 200 && lost_records == 0, "%s: every page that the guest recorded is found",
        how->name);
-    ok(changed > recorded && lost_digests == 0,
+    ok(changed >= recorded && lost_digests == 0,
        "%s: every page that changed is found, records and mailboxes too", how->name);
     equal(copy_differs(copy), 0, "%s: a copy of what was handed out equals the guest", how->name);
     /* KVM logs a page when the vCPU is allowed to write it; the pause can come before it does. */

@@ -392,7 +392,8 @@ static int32_t op_pause(void *opaque, brant_reason *reason)
 {
     struct vm *vm = opaque;
 
-    if (mv_pause(vm->machine))
+    /* A pause that takes its time: what the guest writes meanwhile only the last sync finds. */
+    if (mv_wait_writes(vm->machine, 100, 10000) || mv_pause(vm->machine))
         return op_fails(vm, reason);
     return op_begins(vm, OP_PAUSE, reason);
 }
@@ -409,7 +410,11 @@ static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
     struct vm *vm = opaque;
     static __thread uint8_t state[MV_VCPU_STATE_MAX];
+    uint64_t stamp = now_us();
 
+    /* Saving may write guest memory. Nobody else writes this page. */
+    if (mv_write(vm->machine, 0, &stamp, sizeof stamp))
+        return op_fails(vm, reason);
     for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
         long len = mv_save_vcpu(vm->machine, i, state, sizeof state);
 

@@ -101,7 +101,7 @@ fn words(pages: u64) -> Vec<u64> {
 /// All ones, without bits past the end.
 fn ones(pages: u64) -> Vec<u64> {
     let mut words = vec![u64::MAX; pages.div_ceil(64) as usize];
-    if pages % 64 != 0 {
+    if !pages.is_multiple_of(64) {
         *words.last_mut().unwrap() = (1 << (pages % 64)) - 1;
     }
     words
@@ -195,7 +195,7 @@ fn the_older_mode_starts_with_nothing_set() {
 struct Guest {
     vm: VmFd,
     vcpu: VcpuFd,
-    ram: Arc<Ram>,
+    ram: Ram,
     memory: Arc<Memory>,
     lease: Lease,
     copy: Vec<u8>,
@@ -254,7 +254,7 @@ impl Vmm for Switches {
 impl Guest {
     fn new(kvm: &Kvm, mode: KvmMode, clearing: Clearing, by_vmm: bool) -> (Guest, Arc<Switches>) {
         let vm = kvm.create_vm().unwrap();
-        let ram = Arc::new(Ram::new(PAGES));
+        let ram = Ram::new(PAGES);
         let memory = Arc::new(Memory::new().unwrap());
         memory
             .add_block(BlockDescription {

@@ -2071,7 +2071,7 @@ impl Drop for Flood {
 
 #[test]
 fn a_peer_that_floods_cannot_hold_up_a_cancel() {
-    for record in [Record::Keepalive, Record::Ack(wire::Ack { number: 1 })] {
+    {
         let pair = Pair::new(&[ram("ram", 600)]);
         pair.source.fill(1);
         let (mut raw, fd) = Raw::pair();
@@ -2080,7 +2080,7 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
             .unwrap();
         agree(&mut raw);
         while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
-        let flood = Flood::new(raw, &record);
+        let flood = Flood::new(raw, &Record::Keepalive);
         cancel_promptly("under a destination's flood", || out.cancel()).unwrap();
         let error = out.wait(None).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled, "{error}");
@@ -2096,6 +2096,35 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
     cancel_promptly("under a source's flood", || inc.cancel()).unwrap();
     assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::Cancelled);
     drop(flood);
+}
+
+#[test]
+fn an_acknowledgement_that_comes_twice_or_out_of_order_is_refused() {
+    for numbers in [[1, 1], [2, 1]] {
+        let pair = Pair::new(&[ram("ram", 600)]);
+        pair.source.fill(1);
+        let (mut raw, fd) = Raw::pair();
+        let out = outgoing(&pair, &quick());
+        out.start_with(Target::Connected(fd), until(&Arc::default()))
+            .unwrap();
+        agree(&mut raw);
+        while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
+        for number in numbers {
+            raw.say(&Record::Ack(wire::Ack { number }));
+        }
+        // The source hears it between two batches, so somebody has to take those.
+        let mut from = raw.0.try_clone().unwrap();
+        let taker = std::thread::spawn(move || {
+            let mut sink = vec![0; 1 << 20];
+            while from.read(&mut sink).is_ok_and(|n| n > 0) {}
+        });
+        let error = out.wait(Some(LONG)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol, "{numbers:?}: {error}");
+        assert!(error.message().contains("acknowledged marker"), "{error}");
+        pair.assert_runs_on("a wrong acknowledgement");
+        drop(out);
+        taker.join().unwrap();
+    }
 }
 
 #[test]

@@ -391,9 +391,9 @@ impl std::fmt::Debug for Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicU8;
+    use std::sync::Arc;
     use std::sync::{mpsc, Barrier};
 
     thread_local! {

@@ -15,7 +15,10 @@ pub struct brant_bitmap {
 pub const BRANT_BITMAP_BITS_MAX: u64 = 0x100_0000_0000;
 
 fn check(bits: &Bitmap, first: u64, count: u64) -> Result<()> {
-    if first.checked_add(count).is_none_or(|end| end > bits.len() as u64) {
+    if first
+        .checked_add(count)
+        .is_none_or(|end| end > bits.len() as u64)
+    {
         return Err(invalid(format!(
             "{count} bits from bit {first} reach past the bitmap's {}",
             bits.len()
@@ -62,7 +65,7 @@ pub unsafe extern "C" fn brant_bitmap_new(
 /// Frees a bitmap; NULL is fine.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_free(bitmap: *mut brant_bitmap) {
-    boundary!(or (), {
+    boundary!(or(), {
         if !bitmap.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             drop(unsafe { Box::from_raw(bitmap) });
@@ -154,8 +157,7 @@ pub unsafe extern "C" fn brant_bitmap_merge_words(
             0
         } else {
             // SAFETY: that many words are readable by contract, and nobody writes them meanwhile.
-            let words =
-                unsafe { std::slice::from_raw_parts(words, count.div_ceil(64) as usize) };
+            let words = unsafe { std::slice::from_raw_parts(words, count.div_ceil(64) as usize) };
             bits.merge_words(at as usize, words, count as usize)
         };
         // SAFETY: null or a place by contract.

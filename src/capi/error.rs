@@ -97,7 +97,7 @@ pub unsafe extern "C" fn brant_error_message(error: *const brant_error) -> *cons
 /// Frees an error; NULL is fine.
 #[no_mangle]
 pub unsafe extern "C" fn brant_error_free(error: *mut brant_error) {
-    boundary!(or (), {
+    boundary!(or(), {
         if !error.is_null() {
             // SAFETY: made by Box::into_raw below and not freed before, by contract.
             drop(unsafe { Box::from_raw(error) });

@@ -1,10 +1,8 @@
 //! A guest: its memory blocks, where they appear, and the reasons why it cannot move.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, put, put_optional, read, sized, text};
-use crate::memory::{
-    BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription,
-};
+use super::structs::{handle, put, put_optional, read, read_known, sized, text};
+use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use crate::migrate::{Blocker, Blockers};
 use crate::units::Bytes;
 use std::ffi::{c_char, c_void};
@@ -107,7 +105,7 @@ pub unsafe extern "C" fn brant_guest_new(
 /// Frees a guest; NULL is fine. Blockers of it may be taken back afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
-    boundary!(or (), {
+    boundary!(or(), {
         if !guest.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             drop(unsafe { Box::from_raw(guest) });
@@ -127,11 +125,12 @@ pub unsafe extern "C" fn brant_guest_add_block(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let b = unsafe { read(block) }?;
+        let (b, tail) = unsafe { read_known(block) }?;
         // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
         let has_fd = b.size > std::mem::offset_of!(brant_ram_block, fd) && b.fd >= 0;
         // SAFETY: handed over by contract.
         let fd = has_fd.then(|| unsafe { OwnedFd::from_raw_fd(b.fd) });
+        tail?;
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a string by contract.
@@ -218,9 +217,7 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        guest
-            .memory
-            .remove_slot(slot, GuestAddress(guest_address))
+        guest.memory.remove_slot(slot, GuestAddress(guest_address))
     })
 }
 
@@ -253,7 +250,7 @@ pub unsafe extern "C" fn brant_block(
 /// Takes a reason back; NULL is fine.
 #[no_mangle]
 pub unsafe extern "C" fn brant_unblock(blocker: *mut brant_blocker) {
-    boundary!(or (), {
+    boundary!(or(), {
         if !blocker.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             drop(unsafe { Box::from_raw(blocker) });

@@ -21,15 +21,15 @@ macro_rules! boundary {
     };
 }
 
-pub mod version;
-pub mod error;
 pub mod bitmap;
+pub mod error;
 pub mod guest;
+pub mod incoming;
 pub mod ops;
-pub mod tracker;
+pub mod outgoing;
 pub mod params;
 pub mod stats;
-pub mod outgoing;
-pub mod incoming;
+pub mod tracker;
+pub mod version;
 
 mod structs;

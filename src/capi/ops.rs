@@ -131,7 +131,8 @@ pub struct brant_ops {
     >,
     /// Source, guest paused, destination ready: let go of what only one may hold, disk locks
     /// for one. After it comes the hand-over, or `resume`.
-    pub release: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
+    pub release:
+        Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Destination, required: the guest is yours, let it run.
     pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
@@ -165,7 +166,7 @@ sized!(brant_ops, brant_state, brant_event);
 /// Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *const c_char) {
-    boundary!(or (), {
+    boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(reason) = unsafe { reason.as_ref() } {
             // SAFETY: null or a string by contract.
@@ -385,7 +386,10 @@ impl Vmm for Ops {
             Some(f) => self.with_state(blob, f),
             None => Err(Error::new(
                 Kind::Vmm,
-                format!("there is no such operation and the source sent `{}`", blob.name),
+                format!(
+                    "there is no such operation and the source sent `{}`",
+                    blob.name
+                ),
             )),
         }
     }
@@ -394,7 +398,10 @@ impl Vmm for Ops {
             Some(f) => self.with_state(blob, f),
             None => Err(Error::new(
                 Kind::Vmm,
-                format!("there is no such operation and the source sent `{}`", blob.name),
+                format!(
+                    "there is no such operation and the source sent `{}`",
+                    blob.name
+                ),
             )),
         }
     }

@@ -29,7 +29,9 @@ pub struct brant_params {
     pub total_timeout_ms: u64,
     /// For connecting, and for agreeing on the layout, milliseconds, 1 to 3600000; default 10000.
     pub connect_timeout_ms: u64,
-    /// For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000.
+    /// For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000. Between
+    /// two records a destination waits for the switchover timeout if that is longer: the
+    /// source's VMM may be saving.
     pub io_timeout_ms: u64,
     /// From the pause to the hand-over, past which the source takes the guest back, and at the
     /// destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
@@ -77,8 +79,16 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         io_timeout: ms(p.io_timeout_ms, d.io_timeout),
         switchover_timeout: ms(p.switchover_timeout_ms, d.switchover_timeout),
         handover_timeout: ms(p.handover_timeout_ms, d.handover_timeout),
-        channels: if p.channels == 0 { d.channels } else { p.channels },
-        max_state: if p.max_state == 0 { d.max_state } else { p.max_state },
+        channels: if p.channels == 0 {
+            d.channels
+        } else {
+            p.channels
+        },
+        max_state: if p.max_state == 0 {
+            d.max_state
+        } else {
+            p.max_state
+        },
     };
     params.check()?;
     Ok(params)

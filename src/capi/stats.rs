@@ -234,7 +234,10 @@ mod tests {
             (D::Receiving as u32, BRANT_DESTINATION_RECEIVING),
             (D::Loading as u32, BRANT_DESTINATION_LOADING),
             (D::Ready as u32, BRANT_DESTINATION_READY),
-            (D::AwaitingHandover as u32, BRANT_DESTINATION_AWAITING_HANDOVER),
+            (
+                D::AwaitingHandover as u32,
+                BRANT_DESTINATION_AWAITING_HANDOVER,
+            ),
             (D::Committing as u32, BRANT_DESTINATION_COMMITTING),
             (D::Starting as u32, BRANT_DESTINATION_STARTING),
             (D::Running as u32, BRANT_DESTINATION_RUNNING),

@@ -36,6 +36,18 @@ pub(super) use sized;
 /// # Safety
 /// `from` is null or points to a readable structure of as many bytes as its first field says.
 pub(super) unsafe fn read<T: Sized>(from: *const T) -> Result<T> {
+    // SAFETY: the caller's contract.
+    let (value, tail) = unsafe { read_known(from) }?;
+    tail?;
+    Ok(value)
+}
+
+/// The fields that we know, and apart from them whether there are others: for structures that
+/// hand over a descriptor, which is ours even if what came with it is refused.
+///
+/// # Safety
+/// As for [`read`].
+pub(super) unsafe fn read_known<T: Sized>(from: *const T) -> Result<(T, Result<()>)> {
     if from.is_null() {
         return Err(invalid(format!("{} is NULL", T::NAME)));
     }
@@ -54,13 +66,14 @@ pub(super) unsafe fn read<T: Sized>(from: *const T) -> Result<T> {
     for i in ours..size {
         // SAFETY: below `size`.
         if unsafe { bytes.add(i).read() } != 0 {
-            return Err(invalid(format!(
+            let tail = invalid(format!(
                 "{} sets a field that this version does not know (byte {i}; it knows {ours} bytes)",
                 T::NAME
-            )));
+            ));
+            return Ok((value, Err(tail)));
         }
     }
-    Ok(value)
+    Ok((value, Ok(())))
 }
 
 /// Fills a structure of C's: as much of it as its size says.

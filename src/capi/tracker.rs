@@ -3,7 +3,7 @@
 use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
 use super::ops::{brant_ops, Ops};
-use super::structs::{handle, put, read, sized, write};
+use super::structs::{handle, put, read, read_known, sized, write};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
 use crate::dirty::When;
@@ -157,7 +157,12 @@ pub struct brant_tracker_stats {
     pub started: u32,
 }
 
-sized!(brant_tracker_config, brant_kvm, brant_sync, brant_tracker_stats);
+sized!(
+    brant_tracker_config,
+    brant_kvm,
+    brant_sync,
+    brant_tracker_stats
+);
 
 /// Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
 /// log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
@@ -204,7 +209,7 @@ pub unsafe extern "C" fn brant_tracker_new(
 /// stops it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
-    boundary!(or (), {
+    boundary!(or(), {
         if !tracker.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             let tracker = unsafe { Box::from_raw(tracker) };
@@ -229,12 +234,13 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let kvm = unsafe { read(kvm) }?;
+        let (kvm, tail) = unsafe { read_known(kvm) }?;
         if kvm.size <= std::mem::offset_of!(brant_kvm, vm_fd) || kvm.vm_fd < 0 {
             return Err(invalid("brant_kvm.vm_fd is no descriptor"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
         let fd = unsafe { OwnedFd::from_raw_fd(kvm.vm_fd) };
+        tail?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         let mode = match kvm.mode {
@@ -273,7 +279,7 @@ pub unsafe extern "C" fn brant_tracker_mark(
     guest_address: u64,
     length: u64,
 ) {
-    boundary!(or (), {
+    boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
             t.tracker.mark_guest(GuestAddress(guest_address), length);
@@ -289,7 +295,7 @@ pub unsafe extern "C" fn brant_tracker_mark_block(
     offset: u64,
     length: u64,
 ) {
-    boundary!(or (), {
+    boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
             t.tracker.mark_block(BlockId(block), Bytes(offset), length);

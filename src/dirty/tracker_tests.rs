@@ -1001,6 +1001,44 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
 }
 
 #[test]
+fn a_change_that_a_later_log_refuses_loses_no_page() {
+    struct Refusing;
+    impl DirtyLog for Refusing {
+        fn name(&self) -> &'static str {
+            "refusing"
+        }
+        fn start(&mut self, _: &Map) -> Result<Initial> {
+            Ok(Initial::Clean)
+        }
+        fn stop(&mut self, _: &Map) -> Result<()> {
+            Ok(())
+        }
+        fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
+            Ok(Harvested::Complete)
+        }
+        fn covers(&self, _: &Slot) -> bool {
+            false
+        }
+        fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+            Err(Error::new(Kind::Busy, "not now"))
+        }
+    }
+    let mut world = settled(SMALLEST, 256, 0, Mistake::None);
+    world.lease.stop().unwrap();
+    world.lease.add_log(Box::new(Refusing)).unwrap();
+    world.start(StartWith::Nothing);
+    let (slot, guest) = (world.slots[0].slot, GuestAddress(world.slots[0].guest));
+    world.kvm.guest_write(slot, 7);
+    // After the harvest of the slot that was to go: only the kernel's bit knows, and the
+    // log, led back, has a copy of all ones.
+    world.kvm.race(Moment::AfterGet, slot, 8);
+    let error = world.memory.remove_slot(slot, guest).unwrap_err();
+    assert!(error.message().starts_with("refusing: "), "{error}");
+    world.take(1, 1).unwrap();
+    world.finish().unwrap();
+}
+
+#[test]
 fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
     /// Starts tracking in the middle of a change, after the tracker has been told of it.
     struct Starts(Mutex<Option<Lease>>, AtomicBool);

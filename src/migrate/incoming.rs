@@ -395,8 +395,14 @@ impl Driver {
     /// to say; once it has begun, it has to come.
     fn header(&mut self, deadline: Deadline) -> Result<Header> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
-            .with_deadline(deadline.earlier(Deadline::after(shared.params.io_timeout)));
+        // Between two records the source's VMM may be pausing or saving, for as long as the
+        // switchover may take.
+        let patience = shared
+            .params
+            .io_timeout
+            .max(shared.params.switchover_timeout);
+        let io = Io::until(&shared.handle.cancel, patience)
+            .with_deadline(deadline.earlier(Deadline::after(patience)));
         let Driver {
             channel,
             ahead,

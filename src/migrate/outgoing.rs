@@ -45,6 +45,8 @@ pub enum Target {
 const BATCH_RUNS: usize = 256;
 /// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
 const BATCH_PAGES: u64 = 512;
+/// The most records that are read from the destination between two batches.
+const LISTEN_RECORDS: usize = 64;
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
@@ -229,8 +231,9 @@ struct Driver {
     features: u64,
     we_started_tracking: bool,
     cursor: Cursor,
-    /// Every page has been sent once; before, some may be pages that nobody ever touched.
-    walked: bool,
+    /// Blocks of which every page has been sent once; of the others, some may be pages that
+    /// nobody ever touched.
+    walked: HashSet<BlockId>,
     runs: Vec<Run>,
     bandwidth: Bandwidth,
     meter: Meter,
@@ -269,7 +272,7 @@ impl Driver {
             features: 0,
             we_started_tracking: false,
             cursor: Cursor::default(),
-            walked: false,
+            walked: HashSet::new(),
             runs: Vec::new(),
             bandwidth: Bandwidth::default(),
             meter: Meter::default(),
@@ -508,7 +511,11 @@ impl Driver {
             }
             Action::StopTracking => {
                 if self.we_started_tracking {
-                    self.lease.stop()?;
+                    // Whatever the migration came to, this does not change it.
+                    if let Err(e) = self.lease.stop() {
+                        self.vmm
+                            .event(EventKind::Warning, format!("stopping to track: {e}"));
+                    }
                 }
                 None
             }
@@ -628,7 +635,11 @@ impl Driver {
         let Some(channel) = &mut self.channel else {
             return Ok(());
         };
-        while let Some(record) = self.inbox.poll(channel)? {
+        // Not for ever: a destination that keeps talking must not keep the walk from looking up.
+        for _ in 0..LISTEN_RECORDS {
+            let Some(record) = self.inbox.poll(channel)? else {
+                break;
+            };
             match record {
                 Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
                 other => return Err(session::unexpected(other.record_type(), "ACK")),
@@ -743,10 +754,11 @@ impl Driver {
                 Next::Sync | Next::SwitchOver { .. } => return Ok(()),
                 Next::GiveUp(error) => return Err(error),
             }
-            let batch = match self.send_batch(Pages(batch_pages), !self.walked, &io) {
+            let batch = match self.send_batch(Pages(batch_pages), &io) {
                 Ok(Some(batch)) => batch,
                 Ok(None) => {
-                    self.walked = true;
+                    let map = shared.tracker.memory().map();
+                    self.walked.extend(map.blocks().iter().map(|b| b.id()));
                     return self.send_marker(&io);
                 }
                 Err(e) => {
@@ -775,7 +787,7 @@ impl Driver {
     }
 
     /// Sends some pages; `None` when the walk has come to its end.
-    fn send_batch(&mut self, pages: Pages, first_pass: bool, io: &Io<'_>) -> Result<Option<Batch>> {
+    fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
         let taken = self
             .lease
@@ -793,7 +805,9 @@ impl Driver {
                 .channel
                 .as_mut()
                 .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-            let batch = self.sender.send(channel, &runs, first_pass, io)?;
+            let batch = self
+                .sender
+                .send(channel, &runs, &|id| !self.walked.contains(&id), io)?;
             self.stats.data_pages += batch.data_pages;
             self.stats.zero_pages += batch.zero_pages;
             self.stats.hole_pages += batch.hole_pages;
@@ -852,7 +866,7 @@ impl Driver {
         loop {
             self.check_gate()?;
             self.listen()?;
-            match self.send_batch(Pages(BATCH_PAGES), !self.walked, &io) {
+            match self.send_batch(Pages(BATCH_PAGES), &io) {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(e) => return Err(self.explain(e)),

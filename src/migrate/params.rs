@@ -20,7 +20,8 @@ pub struct Params {
     pub total_timeout: Option<Duration>,
     /// For connecting, and for agreeing on the layout: 1 ms to 1 h; 10 s.
     pub connect_timeout: Duration,
-    /// For a peer that moves not one byte: 1 ms to 1 h; 30 s.
+    /// For a peer that moves not one byte: 1 ms to 1 h; 30 s. Between two records a destination
+    /// waits for the switchover timeout if that is longer.
     pub io_timeout: Duration,
     /// From the pause to the hand-over, past which the source takes the guest back, and on
     /// the destination from ready to the hand-over: 1 ms to 1 h; 30 s.

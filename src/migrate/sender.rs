@@ -79,13 +79,13 @@ impl Sender {
         self.waiting_pages + self.current.pages
     }
 
-    /// Sends runs whose protection has been restored. With `look_for_holes`, pages that were
-    /// never touched are found without reading them.
+    /// Sends runs whose protection has been restored. In blocks for which `look_for_holes`,
+    /// pages that were never touched are found without reading them.
     pub(super) fn send(
         &mut self,
         channel: &mut Channel,
         runs: &[Run],
-        look_for_holes: bool,
+        look_for_holes: &dyn Fn(BlockId) -> bool,
         io: &Io<'_>,
     ) -> Result<Batch> {
         // Accounted for before anything can fail: what is not acknowledged goes back.
@@ -99,7 +99,7 @@ impl Sender {
         let mut records = Records::default();
         for run in runs {
             let range = run.first..run.first + run.count;
-            if look_for_holes && self.view.sees_holes(&run.block) {
+            if look_for_holes(run.block.id()) && self.view.sees_holes(&run.block) {
                 let mut touched = Vec::new();
                 self.view
                     .touched(&run.block, range.clone(), |r| touched.push(r))?;
@@ -146,23 +146,33 @@ impl Sender {
         session::send(channel, &Record::Marker(self.marker), io)
     }
 
-    /// The destination has acknowledged a marker, and so all before it.
+    /// The destination has acknowledged a marker, and so all before it. Markers are
+    /// acknowledged one by one, in their order.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
-        if number > self.marker.number {
-            return Err(Error::new(
-                Kind::Protocol,
-                format!(
-                    "the destination acknowledged marker {number}; the last one sent is {}",
-                    self.marker.number
-                ),
-            ));
-        }
-        while self.waiting.front().is_some_and(|(n, _)| *n <= number) {
-            if let Some((_, sent)) = self.waiting.pop_front() {
+        match self.waiting.pop_front() {
+            Some((expected, sent)) if expected == number => {
                 self.waiting_pages -= sent.pages;
+                Ok(())
+            }
+            other => {
+                let expected = other.as_ref().map(|(expected, _)| *expected);
+                // It is still to be put back.
+                if let Some(other) = other {
+                    self.waiting.push_front(other);
+                }
+                Err(Error::new(
+                    Kind::Protocol,
+                    match expected {
+                        Some(expected) => format!(
+                            "the destination acknowledged marker {number}; the next one is {expected}"
+                        ),
+                        None => format!(
+                            "the destination acknowledged marker {number}; none is waiting for that"
+                        ),
+                    },
+                ))
             }
         }
-        Ok(())
     }
 
     /// Gives everything that was not acknowledged back; how many pages that was.

@@ -36,7 +36,7 @@ impl SlotState {
     fn ones(&self) -> Vec<u64> {
         let pages = self.pages();
         let mut words = vec![u64::MAX; pages.div_ceil(64) as usize];
-        if pages % 64 != 0 {
+        if !pages.is_multiple_of(64) {
             *words.last_mut().unwrap() = (1 << (pages % 64)) - 1;
         }
         words
@@ -366,10 +366,10 @@ impl Vm for Kvm {
             return Err(errno(call, slot, "ENOENT"));
         };
         let (size, pages) = (found.pages(), u64::from(pages));
-        if first % 64 != 0
+        if !first.is_multiple_of(64)
             || first > size
             || pages > size - first
-            || (pages % 64 != 0 && first + pages != size)
+            || (!pages.is_multiple_of(64) && first + pages != size)
         {
             return Err(errno(call, slot, "EINVAL"));
         }
