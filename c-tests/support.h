@@ -111,6 +111,8 @@ struct vm {
     /* Called at the beginning of each operation; anything but 0 fails it. NULL: nothing. */
     int32_t (*at)(struct vm *vm, enum op op, brant_reason *reason);
     void *at_arg;
+    /* Called with each event. NULL: nothing. */
+    void (*on_event)(struct vm *vm, const brant_event *event);
     atomic_int calls[OP_COUNT];
 };
 
@@ -461,6 +463,14 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return mv_start(vm->machine) ? op_fails(vm, reason) : 0;
 }
 
+static void op_event(void *opaque, const brant_event *event)
+{
+    struct vm *vm = opaque;
+
+    if (vm->on_event)
+        vm->on_event(vm, event);
+}
+
 UNUSED static const brant_ops vm_ops = {
     .size = sizeof vm_ops,
     .pause = op_pause,
@@ -469,6 +479,7 @@ UNUSED static const brant_ops vm_ops = {
     .load = op_load,
     .release = op_release,
     .run = op_run,
+    .event = op_event,
 };
 
 struct side {

@@ -305,6 +305,32 @@ impl Channel {
         Ok(0)
     }
 
+    /// Sends what the socket takes now of `bytes`, without waiting, and returns how many; 0 when
+    /// it takes nothing. What is left has to be sent before anything else.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn try_send(&mut self, bytes: &[u8]) -> Result<usize> {
+        if self.send_broken {
+            return Err(self.broken("send"));
+        }
+        let parts = [Part::bytes(bytes)];
+        let cursor = Cursor::new(&parts);
+        loop {
+            match net::send(self.fd.as_fd(), &parts) {
+                Ok(n) => {
+                    self.count(Direction::Send, n);
+                    return Ok(n);
+                }
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(0),
+                    Some(libc::EINTR) => {}
+                    _ => return Err(self.failed(Direction::Send, &cursor, e)),
+                },
+            }
+        }
+    }
+
     /// Whether the peer has closed its end, or the connection has failed.
     /// Bytes that it sent before may still be there to receive. Does not wait.
     ///

@@ -3,6 +3,7 @@
 
 use super::callbacks::{inside, Callbacks};
 use super::handle::Handle;
+use super::outbox::Outbox;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
@@ -162,6 +163,7 @@ struct Driver {
     ahead: [u8; HEADER_LEN],
     ahead_len: usize,
     sink: PageSink,
+    outbox: Outbox,
     token: Token,
     last_marker: u64,
     begun: Instant,
@@ -181,6 +183,7 @@ impl Driver {
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
             sink: PageSink::default(),
+            outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,
             begun: Instant::now(),
@@ -325,7 +328,7 @@ impl Driver {
                     let io = Io::patient(shared.params.io_timeout)
                         .with_deadline(Deadline::after(shared.params.io_timeout));
                     // The guest runs here whether or not the source hears of it.
-                    if let Err(e) = session::send(channel, &running, &io) {
+                    if let Err(e) = self.outbox.send(channel, &running, &io) {
                         self.vmm.event(
                             EventKind::Warning,
                             format!("the guest runs, and the source could not be told: {e}"),
@@ -362,7 +365,7 @@ impl Driver {
         if error.kind() == Kind::PeerGone {
             return;
         }
-        session::abort(channel, error);
+        session::abort(channel, &mut self.outbox, error);
         let linger = match error.kind() {
             Kind::Cancelled => LINGER_CANCELLED,
             _ => LINGER,
@@ -378,11 +381,26 @@ impl Driver {
         let _ = channel.shutdown();
     }
 
+    /// Acknowledges what can be, without waiting.
+    fn flush(&mut self) -> Result<()> {
+        match &mut self.channel {
+            Some(channel) => self.outbox.flush(channel),
+            None => Ok(()),
+        }
+    }
+
+    /// Says something that the source is waiting for.
     fn send(&mut self, record: &Record) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
             .with_deadline(Deadline::after(shared.params.io_timeout));
-        session::send(self.channel()?, record, &io)
+        let Driver {
+            channel, outbox, ..
+        } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        outbox.send(channel, record, &io)
     }
 
     fn channel(&mut self) -> Result<&mut Channel> {
@@ -591,14 +609,8 @@ impl Driver {
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
                     self.stats.pass = marker.pass;
-                    let ack = Record::Ack(wire::Ack {
-                        number: marker.number,
-                    });
-                    match self.send(&ack) {
-                        // A source that has closed has said why before that: read on to it.
-                        Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => {}
-                        sent => sent?,
-                    }
+                    self.outbox.acknowledge(marker.number);
+                    self.flush()?;
                     if marker.is_final() {
                         // No pin is held while the VMM's operations run: they may change the map.
                         self.sink.finish();
@@ -641,6 +653,7 @@ impl Driver {
                     ))
                 }
             }
+            self.flush()?;
             self.renew(false);
         }
     }

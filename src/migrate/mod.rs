@@ -11,6 +11,7 @@ pub mod converge;
 mod handle;
 mod inbox;
 pub mod incoming;
+mod outbox;
 pub mod outgoing;
 pub mod params;
 pub mod report;

@@ -7,6 +7,7 @@ use super::callbacks::{check_not_inside, inside, Callbacks};
 use super::converge::{Decider, Facts, FitsDowntime, Moment, Next};
 use super::handle::Handle;
 use super::inbox::Inbox;
+use super::outbox::Outbox;
 use super::params::Params;
 use super::report::{micros, Meter, Stats};
 use super::sender::{Batch, Sender};
@@ -504,7 +505,7 @@ impl Driver {
             Action::TellPeer => {
                 let error = self.error.clone();
                 if let (Some(channel), Some(error)) = (&mut self.channel, error) {
-                    session::abort(channel, &error);
+                    session::abort(channel, &mut Outbox::default(), &error);
                     let _ = channel.shutdown();
                 }
                 None

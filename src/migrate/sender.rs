@@ -146,33 +146,28 @@ impl Sender {
         session::send(channel, &Record::Marker(self.marker), io)
     }
 
-    /// The destination has acknowledged a marker, and so all before it. Markers are
-    /// acknowledged one by one, in their order.
+    /// The destination has acknowledged a marker, and so all before it. It may leave markers
+    /// out, and never goes back.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
-        match self.waiting.pop_front() {
-            Some((expected, sent)) if expected == number => {
+        let next = self.waiting.front().map(|(number, _)| *number);
+        if number > self.marker.number || next.is_none_or(|next| number < next) {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "the destination acknowledged marker {number}; {}",
+                    match next {
+                        Some(next) => format!("waiting are {next} to {}", self.marker.number),
+                        None => "none is waiting for that".to_owned(),
+                    }
+                ),
+            ));
+        }
+        while self.waiting.front().is_some_and(|(n, _)| *n <= number) {
+            if let Some((_, sent)) = self.waiting.pop_front() {
                 self.waiting_pages -= sent.pages;
-                Ok(())
-            }
-            other => {
-                let expected = other.as_ref().map(|(expected, _)| *expected);
-                // It is still to be put back.
-                if let Some(other) = other {
-                    self.waiting.push_front(other);
-                }
-                Err(Error::new(
-                    Kind::Protocol,
-                    match expected {
-                        Some(expected) => format!(
-                            "the destination acknowledged marker {number}; the next one is {expected}"
-                        ),
-                        None => format!(
-                            "the destination acknowledged marker {number}; none is waiting for that"
-                        ),
-                    },
-                ))
             }
         }
+        Ok(())
     }
 
     /// Gives everything that was not acknowledged back; how many pages that was.

@@ -1,6 +1,7 @@
 //! What both sides do with a connection: whole control records and blobs, and telling the
 //! peer that it is over.
 
+use super::outbox::Outbox;
 use crate::channel::socket::{Channel, Io, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Deadline;
@@ -97,15 +98,15 @@ impl crate::vmm::StateSink for Blobs {
 }
 
 /// Tells the peer why it is over, if the stream is at a record's end and the peer takes it
-/// at once.
-pub(super) fn abort(channel: &mut Channel, error: &Error) {
+/// at once; first what is left to say.
+pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) {
     let record = Record::Abort(Abort {
         code: error.kind() as i32,
         reason: error.message().to_owned(),
     });
     let io = Io::patient(TELL).with_deadline(Deadline::after(TELL));
     // It learns it from the end of the connection otherwise.
-    let _ = send(channel, &record, &io);
+    let _ = outbox.send(channel, &record, &io);
 }
 
 /// What an ABORT of the peer's is as an error here.

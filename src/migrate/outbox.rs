@@ -1,0 +1,106 @@
+//! The destination's acknowledgements, which never make it wait.
+//!
+//! Both sides send on one connection. A destination that waited for room to acknowledge would
+//! not read meanwhile, and the source, waiting for room to send, would not hear it: neither
+//! would ever go on. So an acknowledgement goes out when there is room for it, and a later one
+//! takes its place if there was none: it says as much.
+
+use crate::channel::socket::{Channel, Io, Part};
+use crate::error::{Kind, Result};
+use crate::wire::{Ack, Record};
+
+/// What is to be said when there is room.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// The rest of a record of which the beginning is sent.
+    rest: Vec<u8>,
+    /// The newest marker that is not acknowledged.
+    due: Option<u64>,
+}
+
+impl Outbox {
+    /// A marker has been reached.
+    pub(super) fn acknowledge(&mut self, number: u64) {
+        self.due = Some(number);
+    }
+
+    /// Says what there is room for, without waiting.
+    pub(super) fn flush(&mut self, channel: &mut Channel) -> Result<()> {
+        loop {
+            if self.rest.is_empty() {
+                let Some(number) = self.due.take() else {
+                    return Ok(());
+                };
+                Record::Ack(Ack { number }).encode(&mut self.rest)?;
+            }
+            let sent = match channel.try_send(&self.rest) {
+                // A source that has closed has said why before that: reading on finds it.
+                Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => return Ok(()),
+                sent => sent?,
+            };
+            self.rest.drain(..sent);
+            if !self.rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Says all of it and then `record`, waiting for room: when the source is known to listen.
+    pub(super) fn send(
+        &mut self,
+        channel: &mut Channel,
+        record: &Record,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let mut bytes = std::mem::take(&mut self.rest);
+        if let Some(number) = self.due.take() {
+            Record::Ack(Ack { number }).encode(&mut bytes)?;
+        }
+        record.encode(&mut bytes)?;
+        channel.send(&[Part::bytes(&bytes)], io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Header, HEADER_LEN};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn acknowledging_never_waits_for_room_and_the_newest_is_said() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut channel = Channel::from_fd(ours.into()).unwrap();
+        let mut outbox = Outbox::default();
+        // Far more than the socket holds; nobody reads.
+        for number in 1..=100_000 {
+            outbox.acknowledge(number);
+            outbox.flush(&mut channel).unwrap();
+        }
+        let reader = std::thread::spawn(move || {
+            let (mut last, mut heard) = (0, 0);
+            loop {
+                let mut head = [0; HEADER_LEN];
+                theirs.read_exact(&mut head).unwrap();
+                let header = Header::decode(&head).unwrap();
+                let mut payload = vec![0; header.payload as usize];
+                theirs.read_exact(&mut payload).unwrap();
+                match Record::decode(&header, &payload).unwrap() {
+                    Record::Ack(ack) => {
+                        assert!(ack.number > last, "{} after {last}", ack.number);
+                        last = ack.number;
+                        heard += 1;
+                    }
+                    _ => return (last, heard),
+                }
+            }
+        });
+        let io = Io::patient(Duration::from_secs(10));
+        outbox.send(&mut channel, &Record::LayoutOk, &io).unwrap();
+        let (last, heard) = reader.join().unwrap();
+        assert_eq!(last, 100_000);
+        assert!(heard < 100_000);
+    }
+}
