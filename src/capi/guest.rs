@@ -180,7 +180,8 @@ pub unsafe extern "C" fn brant_guest_remove_block(
 
 /// Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
 /// guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
-/// counts as dirty. A block may have any number of slots, at any page.
+/// counts as dirty. A block may have any number of slots, at any page. Marks by guest address
+/// find it once this has returned.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_slot(
     guest: *mut brant_guest,

@@ -81,6 +81,8 @@ pub struct SyncReport {
     pub time: Duration,
     /// Each log's share.
     pub logs: Vec<LogReport>,
+    /// A log will deliver some of what it holds in the next sync.
+    pub postponed: bool,
     /// Logs that failed (their pages were all taken as dirty) or come later, in words.
     pub warnings: Vec<String>,
 }
@@ -392,9 +394,15 @@ impl Lease {
         if !inner.started {
             return Ok(());
         }
-        // What a stopped log still held is gone; so it is read first.
+        // What a stopped log still holds is gone afterwards, so it is read first; and where it
+        // could not be read to the end, every page may have been written.
         let harvested = inner.sync(When::Running);
         inner.stop();
+        if harvested.as_ref().map_or(true, |report| report.postponed) {
+            for block in inner.blocks.iter_mut().flatten() {
+                block.pending.set_all();
+            }
+        }
         harvested.map(|_| ())
     }
 
@@ -425,6 +433,10 @@ impl Lease {
         runs: &mut Vec<Run>,
     ) -> Result<()> {
         runs.clear();
+        if max_runs == 0 || max_pages.0 == 0 {
+            // Nothing was asked for; that says nothing of the walk.
+            return Ok(());
+        }
         let mut guard = self.lock();
         let inner = &mut *guard;
         let begun = *cursor;
@@ -542,6 +554,7 @@ impl Inner {
                     if when == When::Stopped {
                         return Err(e.context(format_args!("the last harvest of {}", log.name())));
                     }
+                    report.postponed = true;
                     report.warnings.push(format!("{}: {e}", log.name()));
                 }
                 Err(e) => {

@@ -168,24 +168,35 @@ impl Block {
         let backing = match (&file, pagemap::mapping_of(host as u64, length.0)?) {
             (None, pagemap::Mapping::PrivateAnonymous) => Backing::PrivateAnonymous,
             (Some(file), mapping) => {
-                let (inode, regular) = mem::inode_of(file.fd.as_fd())
+                let (device, inode, regular) = mem::inode_of(file.fd.as_fd())
                     .map_err(|e| e.context(format_args!("block `{name}`")))?;
-                if file.offset % PAGE_SIZE != 0 {
+                if !file.offset.is_multiple_of(PAGE_SIZE) {
                     return invalid(format!(
                         "the offset in the file is page-aligned; found {}",
                         file.offset
                     ));
                 }
                 match mapping {
-                    pagemap::Mapping::Shared { inode: mapped } if mapped == inode && regular => {
-                        Backing::SharedFile
+                    // Some file systems show another device, and another inode, in maps than
+                    // in stat: then nothing can be said.
+                    pagemap::Mapping::Shared { device: mapped, .. } if mapped != device => {
+                        Backing::Unknown
                     }
-                    pagemap::Mapping::Shared { inode: mapped } if mapped != inode => {
+                    pagemap::Mapping::Shared { inode: mapped, .. } if mapped != inode => {
                         return invalid(format!(
                             "the memory is mapped from another file (inode {mapped}) than the \
                              descriptor given with it (inode {inode})"
                         ));
                     }
+                    // Holes looked for in the wrong place would be taken for pages of zeros.
+                    pagemap::Mapping::Shared { offset: mapped, .. } if mapped != file.offset => {
+                        return invalid(format!(
+                            "the memory is mapped from offset {mapped} of its file, and the \
+                             offset given with it is {}",
+                            file.offset
+                        ));
+                    }
+                    pagemap::Mapping::Shared { .. } if regular => Backing::SharedFile,
                     // A private mapping of a file has copies that its holes say nothing of.
                     _ => Backing::Unknown,
                 }

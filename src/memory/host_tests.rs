@@ -237,3 +237,44 @@ fn a_descriptor_of_another_file_than_the_mapped_one_is_refused() {
         "{error}"
     );
 }
+
+#[test]
+fn a_block_whose_descriptor_or_offset_is_not_what_is_mapped_is_refused() {
+    let file = memfd();
+    let other = memfd();
+    // SAFETY: a new mapping where the kernel likes.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            (PAGES * PAGE_SIZE) as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            OFFSET as i64,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    // Two mappings of the same file, one behind the other, are as good as one.
+    // SAFETY: inside our own mapping.
+    unsafe { libc::mprotect(at, (100 * PAGE_SIZE) as usize, libc::PROT_READ) };
+    let add = |fd: &File, offset| {
+        Memory::new().unwrap().add_block(BlockDescription {
+            name: "ram".into(),
+            host: at.cast(),
+            length: Pages(PAGES).bytes(),
+            page_size: Bytes(PAGE_SIZE),
+            file: Some(BackingFile {
+                fd: fd.try_clone().unwrap().into(),
+                offset,
+            }),
+            flags: BlockFlags::default(),
+        })
+    };
+    add(&file, OFFSET).unwrap();
+    let error = add(&file, 0).unwrap_err();
+    assert!(error.message().contains("offset 12288"), "{error}");
+    let error = add(&other, OFFSET).unwrap_err();
+    assert!(error.message().contains("another file"), "{error}");
+    // SAFETY: our own mapping, not used any more.
+    unsafe { libc::munmap(at, (PAGES * PAGE_SIZE) as usize) };
+}

@@ -261,6 +261,6 @@ mod tests {
         assert_eq!(value["state"], "idle");
         assert!(value["bandwidth"].is_null());
         assert_eq!(value["pass"], 0);
-        assert_eq!(value.as_object().unwrap().len(), 37 + 1);
+        assert_eq!(value.as_object().unwrap().len(), 36 + 1);
     }
 }

@@ -86,15 +86,18 @@ pub unsafe fn populate(address: *mut u8, length: usize) -> Result<()> {
     Ok(())
 }
 
-/// The inode number behind a descriptor, and whether it is a regular file (a memfd is one).
-pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, bool)> {
+/// The device (as `major << 32 | minor`) and inode number behind a descriptor, and whether it is
+/// a regular file (a memfd is one).
+pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
     if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
         return Err(Error::last_os("fstat of a block's descriptor"));
     }
-    Ok((stat.st_ino, stat.st_mode & libc::S_IFMT == libc::S_IFREG))
+    let device = u64::from(libc::major(stat.st_dev)) << 32 | u64::from(libc::minor(stat.st_dev));
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok((device, stat.st_ino, regular))
 }
 
 /// The size of the kernel's base page, in bytes.

@@ -137,10 +137,14 @@ impl Pagemap {
 pub enum Mapping {
     /// Private memory with no file behind it.
     PrivateAnonymous,
-    /// Shared with a file or memfd: its inode.
+    /// Shared with one file or memfd all through, in its order.
     Shared {
+        /// Device that the file is on, as `major << 32 | minor`.
+        device: u64,
         /// Inode number of the file.
         inode: u64,
+        /// Where in the file the first byte lies.
+        offset: u64,
     },
     /// Private to a file, of several kinds, or not mapped all through.
     Other,
@@ -164,6 +168,19 @@ pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
         if from > at {
             return Ok(Mapping::Other);
         }
+        // As this piece would have it at `start`: then all pieces of one mapping are equal.
+        let this = match this {
+            Mapping::Shared {
+                device,
+                inode,
+                offset,
+            } => Mapping::Shared {
+                device,
+                inode,
+                offset: offset.wrapping_add(start).wrapping_sub(from),
+            },
+            other => other,
+        };
         match kind {
             None => kind = Some(this),
             Some(k) if k == this => {}
@@ -184,10 +201,18 @@ fn parse_line(line: &str) -> Option<(u64, u64, Mapping)> {
     let from = u64::from_str_radix(from, 16).ok()?;
     let to = u64::from_str_radix(to, 16).ok()?;
     let shared = fields.next()?.as_bytes().get(3) == Some(&b's');
-    let inode: u64 = fields.nth(2)?.parse().ok()?;
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let device =
+        u64::from_str_radix(major, 16).ok()? << 32 | u64::from_str_radix(minor, 16).ok()?;
+    let inode: u64 = fields.next()?.parse().ok()?;
     let kind = match (shared, inode) {
         (true, 0) => Mapping::Other,
-        (true, inode) => Mapping::Shared { inode },
+        (true, inode) => Mapping::Shared {
+            device,
+            inode,
+            offset,
+        },
         (false, 0) => Mapping::PrivateAnonymous,
         (false, _) => Mapping::Other,
     };
@@ -201,8 +226,16 @@ mod tests {
     #[test]
     fn a_maps_line_is_read_by_its_fields_whatever_the_path_holds() {
         assert_eq!(
-            parse_line("7f00-7f10 rw-s 00000000 00:01 1037 /memfd:a b (deleted)"),
-            Some((0x7f00, 0x7f10, Mapping::Shared { inode: 1037 }))
+            parse_line("7f00-7f10 rw-s 00002000 00:1f 1037 /memfd:a b (deleted)"),
+            Some((
+                0x7f00,
+                0x7f10,
+                Mapping::Shared {
+                    device: 0x1f,
+                    inode: 1037,
+                    offset: 0x2000
+                }
+            ))
         );
         assert_eq!(
             parse_line("7f00-7f10 rw-p 00000000 00:00 0 "),
