@@ -17,6 +17,14 @@ pub struct Runs<'a> {
     grid: usize,
 }
 
+impl Bitmap {
+    /// The runs of set bits from `from` on, in order. A run that `from` is
+    /// inside begins at `from`.
+    pub fn runs(&self, from: usize) -> Runs<'_> {
+        Runs::new(self, from)
+    }
+}
+
 impl<'a> Runs<'a> {
     pub(super) fn new(bitmap: &'a Bitmap, from: usize) -> Self {
         Runs {

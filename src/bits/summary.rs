@@ -13,7 +13,6 @@
 //! - no bit at or beyond `len` is set, whatever was asked for.
 
 use super::heap::Words;
-use super::runs::Runs;
 use super::words::{self, Kernels};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
@@ -245,12 +244,6 @@ impl Bitmap {
         let most = cut(start, max_len, self.nbits);
         let end = words::next_clear(&self.words, start, most.end).unwrap_or(most.end);
         start..end
-    }
-
-    /// The runs of set bits from `from` on, in order. A run that `from` is
-    /// inside begins at `from`.
-    pub fn runs(&self, from: usize) -> Runs<'_> {
-        Runs::new(self, from)
     }
 
     /// How many of the `n` bits from `start` on are set.

@@ -10,13 +10,13 @@
 //! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
 //!   the next page of it is handed out.
 //!
-//! **Clear before copy.** [`Tracker::take`] is the only way to get at a pending page, and it
+//! **Clear before copy.** [`Lease::take`] is the only way to get at a pending page, and it
 //! restores the protection of the chunk first. So whatever the caller then decides, by
 //! reading the page or by seeing that it need not be read, a write that comes later is found
 //! by a later sync.
 //!
 //! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
-//! could not bring it where it belongs gives it back with [`Tracker::put_back`].
+//! could not bring it where it belongs gives it back with [`Lease::put_back`].
 
 use super::reported::{Reported, ReportedLog};
 use super::{DirtyLog, Harvested, Initial, Origin, Rearmed, Sink, When};

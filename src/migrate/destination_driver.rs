@@ -1,0 +1,679 @@
+//! The destination's driver: carries out what [`super::switchover::destination`] says, on a
+//! thread of its own. It decides nothing, and believes nothing that the peer says.
+
+use super::callbacks::Callbacks;
+use super::handle::Handle;
+use super::outbox::Outbox;
+use super::params::{Params, BANDWIDTH_MIN};
+use super::report::{micros, Meter, Stats};
+use super::session;
+use super::sink::{layout_difference, PageSink};
+use super::switchover::destination::{step, Action, Event, State};
+use super::switchover::Failure;
+use crate::channel::socket::{Channel, Io, PartMut};
+use crate::channel::Listener;
+use crate::error::{Error, Kind, Result};
+use crate::memory::Memory;
+use crate::runtime::thread::{catch, Role};
+use crate::runtime::Deadline;
+use crate::sys::net::Piece as _;
+use crate::vmm::{EventKind, StateBlob, Vmm};
+use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where a migration comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// The first who connects to this listener.
+    Listener(Listener),
+    /// A connected stream socket that the VMM made; brant's from here on.
+    Connected(OwnedFd),
+}
+
+/// How often the figures are renewed.
+const RENEW: Duration = Duration::from_millis(50);
+/// After telling the source that it is over, what it still sends is read for so long: closing
+/// with unread bytes resets the connection, and the reason would be lost with it.
+const LINGER: Duration = Duration::from_secs(1);
+/// The same when somebody waits for a cancel.
+const LINGER_CANCELLED: Duration = Duration::from_millis(10);
+
+/// What the VMM's object and the thread share.
+pub(super) struct Shared {
+    pub(super) memory: Arc<Memory>,
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) params: Params,
+    pub(super) handle: Handle<State>,
+}
+
+/// What the thread owns.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    vmm: Callbacks,
+    source: Option<Source>,
+    channel: Option<Channel>,
+    /// The beginning of the next record's header, read along with the last one's payload.
+    ahead: [u8; HEADER_LEN],
+    ahead_len: usize,
+    sink: PageSink,
+    outbox: Outbox,
+    token: Token,
+    last_marker: u64,
+    begun: Instant,
+    meter: Meter,
+    stats: Stats,
+    renewed: Option<Instant>,
+    error: Option<Error>,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
+        Driver {
+            shared,
+            vmm,
+            source: Some(source),
+            channel: None,
+            ahead: [0; HEADER_LEN],
+            ahead_len: 0,
+            sink: PageSink::default(),
+            outbox: Outbox::default(),
+            token: [0; 16],
+            last_marker: 0,
+            begun: Instant::now(),
+            meter: Meter::default(),
+            stats: Stats {
+                phase: State::Idle as u32,
+                ..Stats::default()
+            },
+            renewed: None,
+            error: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut state = State::Idle;
+        let mut event = match self.vmm.thread_start(Role::Migration) {
+            Ok(()) => Event::Start,
+            Err(error) => self.failed(error),
+        };
+        loop {
+            let next = step(state, event);
+            state = next.state;
+            self.enter(state);
+            let mut outcome = None;
+            for action in next.actions {
+                let result = catch(|| self.perform(*action)).and_then(|result| result);
+                match result {
+                    Ok(event) => outcome = event.or(outcome),
+                    Err(error) => outcome = Some(self.failed(error)),
+                }
+            }
+            match outcome {
+                Some(next) if !state.is_over() => event = next,
+                _ if state.is_over() => break,
+                _ => event = Event::Failed(Failure::Other),
+            }
+        }
+        // Before anybody who waits is told: the connection and the pins are gone by then.
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        shared.handle.end();
+    }
+
+    fn failed(&mut self, error: Error) -> Event {
+        let failure = match error.kind() {
+            Kind::Cancelled => Failure::Cancelled,
+            Kind::Timeout => Failure::Timeout,
+            Kind::PeerGone | Kind::Io => Failure::PeerGone,
+            Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
+            _ => Failure::Other,
+        };
+        self.error.get_or_insert(error);
+        Event::Failed(failure)
+    }
+
+    fn enter(&mut self, state: State) {
+        self.stats.phase = state as u32;
+        self.renew(true);
+        self.shared.handle.lock().state = state;
+        self.vmm.event(EventKind::State, state.name().to_owned());
+    }
+
+    fn renew(&mut self, now: bool) {
+        let at = Instant::now();
+        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+            return;
+        }
+        self.renewed = Some(at);
+        let elapsed = at - self.begun;
+        let stats = &mut self.stats;
+        stats.elapsed_us = micros(elapsed);
+        if let Some(channel) = &self.channel {
+            stats.wire_bytes = channel.counters().received.0;
+        }
+        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
+        stats.data_pages = self.sink.data_pages;
+        stats.zero_pages = self.sink.zero_pages;
+        stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
+        let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
+        stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
+        stats.advance();
+        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
+        self.shared.handle.publish(stats, &self.error);
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Option<Event>> {
+        let shared = Arc::clone(&self.shared);
+        Ok(match action {
+            Action::Accept => {
+                self.channel = Some(match self.source.take() {
+                    Some(Source::Listener(listener)) => {
+                        listener.accept(&shared.handle.cancel, Deadline::never())?
+                    }
+                    Some(Source::Connected(fd)) => Channel::from_fd(fd)?,
+                    None => return Err(Error::new(Kind::Internal, "accepted twice")),
+                });
+                self.begun = Instant::now();
+                Some(Event::Accepted)
+            }
+            Action::Negotiate => {
+                self.negotiate()?;
+                Some(Event::Agreed)
+            }
+            Action::Receive => {
+                self.receive()?;
+                Some(Event::AllReceived)
+            }
+            Action::CallLoad => {
+                self.load()?;
+                Some(Event::Loaded)
+            }
+            Action::SendReady => {
+                let ready = Record::Ready(wire::Ready {
+                    load_micros: self.stats.load_us,
+                });
+                self.send(&ready)?;
+                Some(Event::ReadySent)
+            }
+            Action::AwaitHandover => {
+                self.await_handover()?;
+                Some(Event::Handover)
+            }
+            Action::TakeGate => {
+                let won = shared.handle.commit();
+                if !won {
+                    self.error
+                        .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
+                }
+                Some(if won { Event::GateWon } else { Event::GateLost })
+            }
+            Action::CallRun => {
+                let begun = Instant::now();
+                self.vmm.call("run", |vmm| vmm.run())?;
+                self.stats.run_us = micros(begun.elapsed());
+                Some(Event::Started)
+            }
+            Action::SendRunning => {
+                let running = Record::Running(wire::Running {
+                    run_micros: self.stats.run_us,
+                });
+                if let Some(channel) = &mut self.channel {
+                    let io = Io::patient(shared.params.io_timeout)
+                        .with_deadline(Deadline::after(shared.params.io_timeout));
+                    // The guest runs here whether or not the source hears of it.
+                    if let Err(e) = self.outbox.send(channel, &running, &io) {
+                        self.vmm.event(
+                            EventKind::Warning,
+                            format!("the guest runs, and the source could not be told: {e}"),
+                        );
+                    }
+                }
+                None
+            }
+            Action::TellPeer => {
+                self.tell_peer();
+                None
+            }
+            Action::Report => {
+                if self.stats.phase == State::Running as u32 {
+                    self.stats.progress = 10_000;
+                    self.stats.remaining_bytes = 0;
+                }
+                self.renew(true);
+                match &self.error {
+                    None => self
+                        .vmm
+                        .event(EventKind::Completed, "the guest runs here".to_owned()),
+                    Some(e) => self.vmm.event(EventKind::Failed, e.message().to_owned()),
+                }
+                None
+            }
+        })
+    }
+
+    fn tell_peer(&mut self) {
+        let (Some(channel), Some(error)) = (&mut self.channel, &self.error) else {
+            return;
+        };
+        if error.kind() == Kind::PeerGone {
+            return;
+        }
+        session::abort(channel, &mut self.outbox, error);
+        let linger = match error.kind() {
+            Kind::Cancelled => LINGER_CANCELLED,
+            _ => LINGER,
+        };
+        let io =
+            Io::until(&self.shared.handle.cancel, linger).with_deadline(Deadline::after(linger));
+        let mut buffer = vec![0u8; 64 << 10];
+        // Until the source has seen it and closes.
+        while channel
+            .recv_some(&[PartMut::bytes(&mut buffer)], &io)
+            .is_ok_and(|n| n > 0)
+        {}
+        let _ = channel.shutdown();
+    }
+
+    /// Acknowledges what can be, without waiting.
+    fn flush(&mut self) -> Result<()> {
+        match &mut self.channel {
+            Some(channel) => self.outbox.flush(channel),
+            None => Ok(()),
+        }
+    }
+
+    /// Says something that the source is waiting for.
+    fn send(&mut self, record: &Record) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
+            .with_deadline(Deadline::after(shared.params.io_timeout));
+        let Driver {
+            channel, outbox, ..
+        } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        outbox.send(channel, record, &io)
+    }
+
+    fn channel(&mut self) -> Result<&mut Channel> {
+        self.channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
+    }
+
+    /// The next header. The wait for its first byte is a wait for the source to have something
+    /// to say; once it has begun, it has to come.
+    fn header(&mut self, deadline: Deadline) -> Result<Header> {
+        let shared = Arc::clone(&self.shared);
+        // Between two records the source's VMM may be pausing or saving, for as long as the
+        // switchover may take.
+        let patience = shared
+            .params
+            .io_timeout
+            .max(shared.params.switchover_timeout);
+        let io = Io::until(&shared.handle.cancel, patience)
+            .with_deadline(deadline.earlier(Deadline::after(patience)));
+        let Driver {
+            channel,
+            ahead,
+            ahead_len,
+            ..
+        } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        if *ahead_len < HEADER_LEN {
+            channel.recv_exact(&[PartMut::bytes(&mut ahead[*ahead_len..])], &io)?;
+        }
+        *ahead_len = 0;
+        Header::decode(ahead)
+    }
+
+    /// How long a record may take: the slowest link that is served, and some patience. So a
+    /// peer that trickles is ended.
+    fn record_io<'a>(shared: &'a Shared, payload: u32, deadline: Deadline) -> Io<'a> {
+        let most = shared.params.io_timeout
+            + Duration::from_secs_f64(f64::from(payload) / BANDWIDTH_MIN as f64);
+        Io::until(&shared.handle.cancel, shared.params.io_timeout)
+            .with_deadline(deadline.earlier(Deadline::after(most)))
+    }
+
+    /// The next record that is no run of pages; what may be skipped is. A blob comes back as
+    /// its header, with its payload unread.
+    fn next(&mut self, deadline: Deadline) -> Result<Incomer> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let header = self.header(deadline)?;
+            let kind = header.classify()?;
+            let io = Self::record_io(&shared, header.payload, deadline);
+            match kind {
+                Some(kind) if kind.is_page_run() => return Ok(Incomer::Pages(kind, header)),
+                Some(kind) if kind.is_blob() => return Ok(Incomer::Blob(kind, header)),
+                _ => {}
+            }
+            let payload = session::read_payload(self.channel()?, &header, &io)?;
+            match kind {
+                None | Some(RecordType::Keepalive) => {}
+                Some(_) => {
+                    return match Record::decode(&header, &payload)? {
+                        Record::Abort(abort) => Err(session::refused("the source", &abort)),
+                        record => Ok(Incomer::Control(record)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Reads blobs until their end, within the limit for both their data and their number.
+    fn blobs(
+        &mut self,
+        kind: RecordType,
+        deadline: Deadline,
+    ) -> Result<(Vec<session::StoredBlob>, u64)> {
+        let shared = Arc::clone(&self.shared);
+        let most = shared.params.max_state;
+        let mut list: Vec<session::StoredBlob> = Vec::new();
+        let mut bytes = 0u64;
+        loop {
+            match self.next(deadline)? {
+                Incomer::Blob(found, header) if found == kind => {
+                    if u64::from(header.payload) > most.saturating_sub(bytes) {
+                        return Err(Error::new(
+                            Kind::Protocol,
+                            format!(
+                                "the source sends more {} than the {most} bytes allowed here",
+                                kind.name()
+                            ),
+                        ));
+                    }
+                    if list.len() >= wire::BLOBS_MAX as usize {
+                        return Err(Error::new(
+                            Kind::Protocol,
+                            format!("more than {} blobs", wire::BLOBS_MAX),
+                        ));
+                    }
+                    let io = Self::record_io(&shared, header.payload, deadline);
+                    let mut data = session::read_payload(self.channel()?, &header, &io)?;
+                    let (blob, prefix) = wire::Blob::decode(&header, &data)?;
+                    data.drain(..prefix);
+                    bytes += u64::from(header.payload);
+                    list.push(session::StoredBlob { blob, data });
+                }
+                Incomer::Control(Record::EarlyEnd(end)) if kind == RecordType::Early => {
+                    return check_end(&list, end).map(|sum| (list, sum));
+                }
+                Incomer::Control(Record::StateEnd(end)) if kind == RecordType::State => {
+                    return check_end(&list, end).map(|sum| (list, sum));
+                }
+                other => return Err(session::unexpected(other.kind(), kind.name())),
+            }
+        }
+    }
+
+    fn negotiate(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let deadline = || Deadline::after(shared.params.connect_timeout);
+        let hello: Hello = match self.next(deadline())? {
+            Incomer::Control(Record::Hello(hello)) => hello,
+            other => return Err(session::unexpected(other.kind(), "HELLO")),
+        };
+        let (version, features) = wire::negotiate(&hello, &Ours::default())?;
+        if (hello.channel, hello.channels) != (0, 1) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "the source wants {} channels; this version takes one",
+                    hello.channels
+                ),
+            ));
+        }
+        self.token = hello.token;
+        self.send(&Record::HelloReply(wire::HelloReply {
+            version,
+            features,
+            software: session::software(),
+        }))?;
+        let (early, _) = self.blobs(RecordType::Early, deadline())?;
+        for stored in &early {
+            self.vmm
+                .call("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
+        }
+        self.send(&Record::EarlyOk)?;
+        let mut blocks: Vec<wire::Block> = Vec::new();
+        // The source waited for `early_load`, which may have taken its time.
+        let until = deadline();
+        loop {
+            match self.next(until)? {
+                Incomer::Control(Record::Block(block)) => {
+                    if blocks.len() >= crate::memory::block::BLOCKS_MAX {
+                        return Err(Error::new(
+                            Kind::Protocol,
+                            format!("more than {} blocks", crate::memory::block::BLOCKS_MAX),
+                        ));
+                    }
+                    blocks.push(block);
+                }
+                Incomer::Control(Record::LayoutEnd(end)) => {
+                    let bytes = blocks
+                        .iter()
+                        .fold(0u64, |sum, b| sum.saturating_add(b.length));
+                    if (end.blocks as usize, end.bytes) != (blocks.len(), bytes) {
+                        return Err(Error::new(
+                            Kind::Protocol,
+                            format!(
+                                "the layout ends with {} blocks of {} bytes, and {} of {bytes} came",
+                                end.blocks,
+                                end.bytes,
+                                blocks.len()
+                            ),
+                        ));
+                    }
+                    break;
+                }
+                other => return Err(session::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
+            }
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = blocks.iter().find(|b| !names.insert(b.name.as_str())) {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!("block `{}` is announced twice", twice.name),
+            ));
+        }
+        let map = shared.memory.map();
+        if let Some(difference) = layout_difference(&blocks, &map) {
+            return Err(Error::new(Kind::Layout, difference));
+        }
+        for theirs in &blocks {
+            if let Some(ours) = map.block_named(&theirs.name) {
+                self.sink.add(theirs.id, ours)?;
+            }
+        }
+        self.send(&Record::LayoutOk)
+    }
+
+    /// Takes memory until the end marker.
+    fn receive(&mut self) -> Result<()> {
+        loop {
+            match self.next(Deadline::never())? {
+                Incomer::Pages(RecordType::Zeros, header) => self.sink.zeros(&header)?,
+                Incomer::Pages(_, header) => self.pages(&header)?,
+                Incomer::Control(Record::Marker(marker)) => {
+                    self.check_marker(&marker)?;
+                    self.stats.pass = marker.pass;
+                    self.outbox.acknowledge(marker.number);
+                    self.flush()?;
+                    if marker.is_final() {
+                        // No pin is held while the VMM's operations run: they may change the map.
+                        self.sink.finish();
+                        return Ok(());
+                    }
+                }
+                Incomer::Control(Record::BlockAdded(theirs)) => {
+                    let map = self.shared.memory.map();
+                    let Some(ours) = map.block_named(&theirs.name) else {
+                        return Err(Error::new(
+                            Kind::Layout,
+                            format!(
+                                "the source added block `{}` and the destination has none of that \
+                                 name",
+                                theirs.name
+                            ),
+                        ));
+                    };
+                    if (ours.length().0, ours.page_size().0) != (theirs.length, theirs.page_size) {
+                        return Err(Error::new(
+                            Kind::Layout,
+                            format!(
+                                "the source added block `{}` of {} bytes in pages of {}; the \
+                                 destination's has {} in pages of {}",
+                                theirs.name,
+                                theirs.length,
+                                theirs.page_size,
+                                ours.length(),
+                                ours.page_size()
+                            ),
+                        ));
+                    }
+                    self.sink.add(theirs.id, ours)?;
+                }
+                Incomer::Control(Record::BlockRemoved { id }) => self.sink.remove(id)?,
+                other => {
+                    return Err(session::unexpected(
+                        other.kind(),
+                        "pages, a marker or a change of blocks",
+                    ))
+                }
+            }
+            self.flush()?;
+            self.renew(false);
+        }
+    }
+
+    /// A run of pages, straight into guest memory, and with it what there is already of the
+    /// next header: one system call instead of two.
+    fn pages(&mut self, header: &Header) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let io = Self::record_io(&shared, header.payload, Deadline::never());
+        let Driver {
+            channel,
+            ahead,
+            ahead_len,
+            sink,
+            ..
+        } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        let room = sink.data(header)?;
+        let mut got = 0usize;
+        let want = header.payload as usize;
+        while got < want {
+            let parts = [room.cut(got, usize::MAX), PartMut::bytes(&mut ahead[..])];
+            got += channel.recv_some(&parts, &io)?;
+        }
+        *ahead_len = got - want;
+        Ok(())
+    }
+
+    /// The source's count of what it sent against ours of what came.
+    fn check_marker(&mut self, marker: &Marker) -> Result<()> {
+        let ours = (
+            self.sink.records,
+            self.sink.data_pages,
+            self.sink.zero_pages,
+        );
+        let theirs = (marker.records, marker.data_pages, marker.zero_pages);
+        if ours != theirs || marker.number != self.last_marker + 1 {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "marker {} counts {} records, {} data pages and {} zero pages; expected \
+                     marker {} and found {}, {} and {}",
+                    marker.number,
+                    theirs.0,
+                    theirs.1,
+                    theirs.2,
+                    self.last_marker + 1,
+                    ours.0,
+                    ours.1,
+                    ours.2
+                ),
+            ));
+        }
+        self.last_marker = marker.number;
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<()> {
+        let (list, bytes) = self.blobs(RecordType::State, Deadline::never())?;
+        self.stats.state_bytes = bytes;
+        let begun = Instant::now();
+        for stored in &list {
+            self.vmm.call("load", |vmm| vmm.load(&stored.as_blob()))?;
+            self.shared.handle.cancel.check("loading")?;
+        }
+        self.vmm.call("loaded", |vmm| vmm.loaded())?;
+        self.stats.load_us = micros(begun.elapsed());
+        Ok(())
+    }
+
+    fn await_handover(&mut self) -> Result<()> {
+        let deadline = Deadline::after(self.shared.params.switchover_timeout);
+        match self.next(deadline)? {
+            Incomer::Control(Record::Handover(handover)) if handover.token == self.token => Ok(()),
+            Incomer::Control(Record::Handover(_)) => Err(Error::new(
+                Kind::Protocol,
+                "the hand-over has another token than this session",
+            )),
+            other => Err(session::unexpected(other.kind(), "HANDOVER")),
+        }
+    }
+}
+
+/// A record that came.
+enum Incomer {
+    Control(Record),
+    Pages(RecordType, Header),
+    Blob(RecordType, Header),
+}
+
+impl Incomer {
+    fn kind(&self) -> RecordType {
+        match self {
+            Incomer::Control(record) => record.record_type(),
+            Incomer::Pages(kind, _) | Incomer::Blob(kind, _) => *kind,
+        }
+    }
+}
+
+impl session::StoredBlob {
+    fn as_blob(&self) -> StateBlob<'_> {
+        StateBlob {
+            name: &self.blob.name,
+            instance: self.blob.instance,
+            version: self.blob.version,
+            data: &self.data,
+        }
+    }
+}
+
+fn check_end(list: &[session::StoredBlob], end: wire::BlobEnd) -> Result<u64> {
+    let bytes: u64 = list.iter().map(|b| b.data.len() as u64).sum();
+    if (end.count as usize, end.bytes) != (list.len(), bytes) {
+        return Err(Error::new(
+            Kind::Protocol,
+            format!(
+                "the end says {} blobs of {} bytes, and {} of {bytes} came",
+                end.count,
+                end.bytes,
+                list.len()
+            ),
+        ));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,782 @@
+//! The source's driver: carries out what [`super::switchover::source`] says, on a thread of
+//! its own, and turns what came of it into the next event. It decides nothing.
+
+use super::bandwidth::{Bandwidth, DirtyRate};
+use super::blockers::Blockers;
+use super::callbacks::Callbacks;
+use super::converge::{Decider, Facts, Moment, Next};
+use super::handle::Handle;
+use super::inbox::Inbox;
+use super::outbox::Outbox;
+use super::params::Params;
+use super::report::{micros, Meter, Stats};
+use super::sender::{Batch, Sender};
+use super::session::{self, Blobs};
+use super::sink::describe;
+use super::switchover::source::{step, Action, Event, State};
+use super::switchover::Failure;
+use crate::channel::pacing::Pacer;
+use crate::channel::socket::{Channel, Io};
+use crate::channel::Endpoint;
+use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
+use crate::dirty::When;
+use crate::error::{Error, Kind, Result};
+use crate::memory::BlockId;
+use crate::runtime::thread::{catch, Role};
+use crate::runtime::Deadline;
+use crate::sys::mem;
+use crate::units::{Bytes, Pages, PAGE_SHIFT};
+use crate::vmm::{EventKind, Vmm};
+use crate::wire::{self, Hello, Ours, Record, RecordType, Token};
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where a migration goes.
+#[derive(Debug)]
+pub enum Target {
+    /// A connection that brant makes.
+    Endpoint(Endpoint),
+    /// A connected stream socket that the VMM made; brant's from here on.
+    Connected(OwnedFd),
+}
+
+/// The most runs in one batch.
+const BATCH_RUNS: usize = 256;
+/// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
+const BATCH_PAGES: u64 = 512;
+/// The most records that are read from the destination between two batches.
+const LISTEN_RECORDS: usize = 64;
+/// How often the figures are renewed and the VMM is told to look.
+const RENEW: Duration = Duration::from_millis(50);
+
+/// What the VMM's object and the thread share.
+pub(super) struct Shared {
+    pub(super) tracker: Arc<Tracker>,
+    pub(super) blockers: Blockers,
+    pub(super) vmm: Arc<dyn Vmm>,
+    pub(super) params: Params,
+    pub(super) handle: Handle<State>,
+}
+
+/// What the thread owns.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    vmm: Callbacks,
+    lease: Lease,
+    target: Option<Target>,
+    decider: Box<dyn Decider>,
+    channel: Option<Channel>,
+    inbox: Inbox,
+    sender: Sender,
+    begun: Instant,
+    /// Blocks that the destination knows.
+    announced: HashSet<BlockId>,
+    token: Token,
+    features: u64,
+    we_started_tracking: bool,
+    cursor: Cursor,
+    /// Blocks of which every page has been sent once; of the others, some may be pages that
+    /// nobody ever touched.
+    walked: HashSet<BlockId>,
+    runs: Vec<Run>,
+    bandwidth: Bandwidth,
+    meter: Meter,
+    dirtied: DirtyRate,
+    last_sync: Option<Instant>,
+    sync_time: Duration,
+    blobs: Blobs,
+    paused_at: Option<Instant>,
+    switchover: Deadline,
+    stats: Stats,
+    renewed: Option<Instant>,
+    /// The first thing that went wrong.
+    error: Option<Error>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        vmm: Callbacks,
+        lease: Lease,
+        target: Target,
+        decider: Box<dyn Decider>,
+    ) -> Self {
+        Driver {
+            shared,
+            vmm,
+            lease,
+            target: Some(target),
+            decider,
+            channel: None,
+            inbox: Inbox::default(),
+            sender: Sender::new(),
+            begun: Instant::now(),
+            announced: HashSet::new(),
+            token: [0; 16],
+            features: 0,
+            we_started_tracking: false,
+            cursor: Cursor::default(),
+            walked: HashSet::new(),
+            runs: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            meter: Meter::default(),
+            dirtied: DirtyRate::default(),
+            last_sync: None,
+            sync_time: Duration::ZERO,
+            blobs: Blobs::default(),
+            paused_at: None,
+            switchover: Deadline::never(),
+            stats: Stats::default(),
+            renewed: None,
+            error: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut state = State::Idle;
+        let mut event = match self.vmm.thread_start(Role::Migration) {
+            Ok(()) => Event::Start,
+            Err(error) => {
+                self.error = Some(error);
+                Event::Failed(Failure::Other)
+            }
+        };
+        loop {
+            let next = step(state, event);
+            state = next.state;
+            self.enter(state);
+            let mut outcome = None;
+            for action in next.actions {
+                // A defect of ours, in whatever action, is a failure like any other: the
+                // machine sees to it that the guest runs on.
+                let result = catch(|| self.perform(*action)).and_then(|result| result);
+                match result {
+                    Ok(event) => outcome = event.or(outcome),
+                    Err(error) => outcome = Some(self.failed(*action, error)),
+                }
+            }
+            match outcome {
+                Some(next) if !state.is_over() => event = next,
+                _ if state.is_over() => break,
+                _ => event = Event::Failed(Failure::Other),
+            }
+        }
+        // The lease and the connection are gone before anybody who waits is told.
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        shared.handle.end();
+    }
+
+    fn failed(&mut self, action: Action, error: Error) -> Event {
+        let failure = match error.kind() {
+            Kind::Cancelled => Failure::Cancelled,
+            Kind::Timeout | Kind::NotConverged => Failure::Timeout,
+            Kind::PeerGone | Kind::Io => Failure::PeerGone,
+            Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
+            _ => Failure::Other,
+        };
+        self.error.get_or_insert(error);
+        match action {
+            Action::CallResume => Event::ResumeFailed,
+            _ => Event::Failed(failure),
+        }
+    }
+
+    fn enter(&mut self, state: State) {
+        self.stats.phase = state as u32;
+        if let State::Unanswered = state {
+            let cause = self.error.take();
+            self.error = Some(Error::new(
+                Kind::Unanswered,
+                format!(
+                    "the guest was handed over and the destination did not say that it runs \
+                     ({}); it stays paused here until that is resolved",
+                    cause.as_ref().map_or("no reason known", Error::message)
+                ),
+            ));
+        }
+        self.renew(true);
+        self.shared.handle.lock().state = state;
+        self.vmm.event(EventKind::State, state.name().to_owned());
+    }
+
+    /// Brings the figures up to date and tells the VMM to look, not too often.
+    fn renew(&mut self, now: bool) {
+        let at = Instant::now();
+        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+            return;
+        }
+        self.renewed = Some(at);
+        let elapsed = at - self.begun;
+        let tracker = self.lease.stats();
+        let pending = self.lease.pending();
+        let stats = &mut self.stats;
+        stats.elapsed_us = micros(elapsed);
+        if let Some(channel) = &self.channel {
+            stats.wire_bytes = channel.counters().sent.0;
+        }
+        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
+        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
+        if stats.phase >= State::Copying as u32 {
+            stats.remaining_bytes = pending.bytes().0;
+        }
+        stats.unacknowledged_pages = self.sender.unacknowledged();
+        stats.syncs = tracker.syncs;
+        stats.found_pages = tracker.found.0;
+        stats.clear_calls = tracker.clear_calls;
+        stats.longest_clear_us = micros(tracker.longest_clear);
+        stats.put_back_pages = tracker.put_back.0;
+        let facts = self.facts(Moment::Walking);
+        let stats = &mut self.stats;
+        if let Some(bandwidth) = facts.bandwidth {
+            stats.bandwidth = bandwidth as u64;
+        }
+        if let Some(rate) = self.dirtied.rate() {
+            stats.dirty_pages_per_second = rate as u64;
+        }
+        if self.paused_at.is_none() {
+            if let Some(expected) = facts.expected_downtime() {
+                stats.expected_downtime_us = micros(expected);
+            }
+            stats.predict(self.shared.params.downtime_limit);
+        }
+        stats.advance();
+        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
+        self.shared.handle.publish(stats, &self.error);
+    }
+
+    fn channel(&mut self) -> Result<&mut Channel> {
+        self.channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Option<Event>> {
+        Ok(match action {
+            Action::Connect => {
+                self.connect()?;
+                Some(Event::Connected)
+            }
+            Action::Negotiate => {
+                self.negotiate()?;
+                Some(Event::Agreed)
+            }
+            Action::Copy => {
+                self.copy()?;
+                Some(Event::SwitchOver)
+            }
+            Action::CallPause => {
+                let begun = Instant::now();
+                self.paused_at = Some(begun);
+                self.switchover = Deadline::after(self.shared.params.switchover_timeout);
+                self.vmm.call("pause", |vmm| vmm.pause())?;
+                self.stats.pause_us = micros(begun.elapsed());
+                self.check_gate()?;
+                Some(Event::Paused)
+            }
+            Action::CallSave => {
+                let begun = Instant::now();
+                let mut blobs = Blobs::default();
+                self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
+                self.stats.save_us = micros(begun.elapsed());
+                self.stats.state_bytes = blobs.bytes();
+                self.blobs = blobs;
+                self.check_gate()?;
+                Some(Event::Saved)
+            }
+            Action::SyncLast => {
+                let begun = Instant::now();
+                self.lease.sync(When::Stopped)?;
+                self.stats.last_sync_us = micros(begun.elapsed());
+                self.check_gate()?;
+                Some(Event::Synced)
+            }
+            Action::SendLast => {
+                self.send_last()?;
+                Some(Event::Sent)
+            }
+            Action::AwaitReady => {
+                let begun = Instant::now();
+                let ready = self.await_ready();
+                self.stats.ready_us = micros(begun.elapsed());
+                self.stats.load_us = ready?;
+                Some(Event::PeerReady)
+            }
+            Action::CallRelease => {
+                let begun = Instant::now();
+                self.vmm.call("release", |vmm| vmm.release())?;
+                self.stats.release_us = micros(begun.elapsed());
+                self.check_gate()?;
+                // A destination that has given up meanwhile has said so, or is gone: the last
+                // moment to hear it and keep the guest.
+                self.listen()?;
+                Some(Event::Released)
+            }
+            Action::TakeGate => {
+                let won = self.shared.handle.commit();
+                if !won {
+                    self.error
+                        .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
+                }
+                Some(if won { Event::GateWon } else { Event::GateLost })
+            }
+            Action::SendHandover => {
+                let io = Io::patient(self.shared.params.handover_timeout)
+                    .with_deadline(Deadline::after(self.shared.params.handover_timeout));
+                let record = Record::Handover(wire::Handover { token: self.token });
+                session::send(self.channel()?, &record, &io)?;
+                Some(Event::HandoverSent)
+            }
+            Action::AwaitRunning => {
+                let begun = Instant::now();
+                let run = self.await_running();
+                self.stats.handover_us = micros(begun.elapsed());
+                self.stats.run_us = run?;
+                if let Some(paused) = self.paused_at {
+                    self.stats.downtime_us = micros(paused.elapsed());
+                }
+                Some(Event::PeerRunning)
+            }
+            Action::CallResume => {
+                self.vmm.call("resume", |vmm| vmm.resume())?;
+                Some(Event::Resumed)
+            }
+            Action::PutBack => {
+                self.sender.put_back(&self.lease);
+                None
+            }
+            Action::TellPeer => {
+                let error = self.error.clone();
+                if let (Some(channel), Some(error)) = (&mut self.channel, error) {
+                    session::abort(channel, &mut Outbox::default(), &error);
+                    let _ = channel.shutdown();
+                }
+                None
+            }
+            Action::StopTracking => {
+                if self.we_started_tracking {
+                    // Whatever the migration came to, this does not change it.
+                    if let Err(e) = self.lease.stop() {
+                        self.vmm
+                            .event(EventKind::Warning, format!("stopping to track: {e}"));
+                    }
+                }
+                None
+            }
+            Action::Report => {
+                self.report();
+                None
+            }
+        })
+    }
+
+    fn report(&mut self) {
+        let unanswered = self.stats.phase == State::Unanswered as u32;
+        if self.stats.phase == State::Completed as u32 {
+            self.stats.progress = 10_000;
+            self.stats.time_left_us = 0;
+            self.stats.remaining_bytes = 0;
+        }
+        self.renew(true);
+        let (kind, message) = match &self.error {
+            None => (
+                EventKind::Completed,
+                format!("downtime {:.1} ms", self.stats.downtime_us as f64 / 1e3),
+            ),
+            Some(e) if unanswered => (EventKind::Unanswered, e.message().to_owned()),
+            Some(e) => (EventKind::Failed, e.message().to_owned()),
+        };
+        self.vmm.event(kind, message);
+    }
+
+    /// Between two steps of the switchover: has somebody cancelled, is the time up?
+    fn check_gate(&self) -> Result<()> {
+        self.shared.handle.cancel.check("the switchover")?;
+        if self.switchover.expired() {
+            return Err(Error::new(
+                Kind::Timeout,
+                format!(
+                    "the guest was paused for longer than the switchover timeout of {:?}",
+                    self.shared.params.switchover_timeout
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        let deadline = Deadline::after(self.shared.params.connect_timeout);
+        mem::random(&mut self.token)?;
+        self.channel = Some(match self.target.take() {
+            Some(Target::Endpoint(endpoint)) => {
+                Channel::connect(&endpoint, &self.shared.handle.cancel, deadline)?
+            }
+            Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
+            None => return Err(Error::new(Kind::Internal, "connected twice")),
+        });
+        Ok(())
+    }
+
+    fn negotiate(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let mut early = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut early))?;
+        let deadline = Deadline::after(params.connect_timeout);
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
+        let ours = Ours::default();
+        let hello = Hello {
+            version_min: ours.version_min,
+            version_max: ours.version_max,
+            features_offered: ours.offered,
+            features_required: ours.required,
+            token: self.token,
+            channel: 0,
+            channels: 1,
+            page_shift: PAGE_SHIFT as u8,
+            software: session::software(),
+        };
+        let Driver { channel, inbox, .. } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        session::send(channel, &Record::Hello(hello), &io)?;
+        match inbox.wait(channel, &io)? {
+            Record::HelloReply(reply) => {
+                wire::check_reply(&reply, &ours)?;
+                self.features = reply.features;
+            }
+            other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
+        }
+        // Building itself from the configuration may take the destination a while.
+        early.send(channel, RecordType::Early, &io)?;
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(
+            Deadline::after(params.connect_timeout.max(params.io_timeout)),
+        );
+        match inbox.wait(channel, &io)? {
+            Record::EarlyOk => {}
+            other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
+        }
+        let map = shared.tracker.memory().map();
+        for block in map.blocks() {
+            session::send(channel, &Record::Block(describe(block)), &io)?;
+            self.announced.insert(block.id());
+        }
+        let end = wire::LayoutEnd {
+            blocks: map.blocks().len() as u32,
+            bytes: map.total().0,
+        };
+        session::send(channel, &Record::LayoutEnd(end), &io)?;
+        match inbox.wait(channel, &io)? {
+            Record::LayoutOk => Ok(()),
+            other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
+        }
+    }
+
+    /// What the destination said meanwhile: acknowledgements, or that it is over.
+    fn listen(&mut self) -> Result<()> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        // Not for ever: a destination that keeps talking must not keep the walk from looking up.
+        for _ in 0..LISTEN_RECORDS {
+            let Some(record) = self.inbox.poll(channel)? else {
+                break;
+            };
+            match record {
+                Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
+                other => return Err(session::unexpected(other.record_type(), "ACK")),
+            }
+        }
+        Ok(())
+    }
+
+    /// If sending failed because the peer went away, its own word for why is better.
+    fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
+            return error;
+        }
+        match &mut self.channel {
+            Some(channel) => self.inbox.reason(channel).unwrap_or(error),
+            None => error,
+        }
+    }
+
+    /// Sends memory until the decider says that the rest fits.
+    fn copy(&mut self) -> Result<()> {
+        if self.lease.is_started() {
+            self.lease.mark_all();
+        } else {
+            self.lease.start(StartWith::Everything)?;
+            self.we_started_tracking = true;
+        }
+        if let Some(warning) = self.shared.tracker.warning() {
+            self.vmm.event(EventKind::Warning, warning.to_owned());
+        }
+        let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
+        self.stats.pass = 1;
+        loop {
+            self.walk(&mut pacer)?;
+            let report = self.lease.sync(When::Running)?;
+            for warning in &report.warnings {
+                self.vmm.event(EventKind::Warning, warning.clone());
+            }
+            let now = Instant::now();
+            self.dirtied
+                .found(report.found, now - self.last_sync.unwrap_or(self.begun));
+            self.last_sync = Some(now);
+            self.sync_time = report.time;
+            self.stats.sync_us = micros(report.time);
+            self.renew(true);
+            self.vmm.event(
+                EventKind::Pass,
+                format!(
+                    "pass {} done: {} pages found dirty, {} to send",
+                    self.stats.pass, report.found, report.pending
+                ),
+            );
+            self.shared.handle.cancel.check("the migration")?;
+            self.shared.blockers.check()?;
+            match self.ask(Moment::Synced) {
+                Next::SwitchOver { expected } => {
+                    // What is promised is kept as it was, to be held against what happens.
+                    self.stats.promised_downtime_us = micros(expected);
+                    return Ok(());
+                }
+                Next::GiveUp(error) => return Err(error),
+                Next::GoOn | Next::Sync => self.stats.pass += 1,
+            }
+        }
+    }
+
+    fn ask(&mut self, moment: Moment) -> Next {
+        let facts = self.facts(moment);
+        self.decider.decide(&facts).next
+    }
+
+    fn facts(&self, moment: Moment) -> Facts {
+        let now = Instant::now();
+        Facts {
+            moment,
+            elapsed: now - self.begun,
+            since_sync: now - self.last_sync.unwrap_or(self.begun),
+            pass: self.stats.pass,
+            total: Bytes(self.stats.total_bytes),
+            remaining: self.lease.pending().bytes(),
+            bandwidth: self
+                .shared
+                .params
+                .switchover_bandwidth
+                .map(|stated| stated as f64)
+                .or_else(|| self.bandwidth.estimate()),
+            dirty_rate: self.dirtied.rate(),
+            sync_time: self.sync_time,
+            state: Bytes(self.stats.state_bytes),
+        }
+    }
+
+    /// One walk over pending, or less if the decider wants a sync.
+    fn walk(&mut self, pacer: &mut Pacer) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let deadline = match params.total_timeout {
+            Some(total) => Deadline::at(self.begun + total),
+            None => Deadline::never(),
+        };
+        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
+        // A capped stream goes out in small pieces, so that it is even.
+        let batch_pages = match params.max_bandwidth {
+            Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
+            None => BATCH_PAGES,
+        };
+        loop {
+            shared.handle.cancel.check("the migration")?;
+            self.listen()?;
+            match self.ask(Moment::Walking) {
+                Next::GoOn => {}
+                Next::Sync | Next::SwitchOver { .. } => return Ok(()),
+                Next::GiveUp(error) => return Err(error),
+            }
+            let batch = match self.send_batch(Pages(batch_pages), &io) {
+                Ok(Some(batch)) => batch,
+                Ok(None) => {
+                    let map = shared.tracker.memory().map();
+                    self.walked.extend(map.blocks().iter().map(|b| b.id()));
+                    return self.send_marker(&io);
+                }
+                Err(e) => {
+                    let e = self.explain(e);
+                    // The wait that ran out was the whole migration's.
+                    return match (e.kind(), deadline.expired()) {
+                        (Kind::Timeout, true) => match self.ask(Moment::Walking) {
+                            Next::GiveUp(error) => Err(error),
+                            _ => Err(e),
+                        },
+                        _ => Err(e),
+                    };
+                }
+            };
+            let wait = pacer.next(self.begun.elapsed(), batch.bytes);
+            let waited = Instant::now();
+            if !wait.is_zero() {
+                shared.handle.cancel.wait(wait);
+            }
+            if batch.measures_the_link() {
+                self.bandwidth
+                    .sent(batch.bytes, batch.time + waited.elapsed());
+            }
+            self.renew(false);
+        }
+    }
+
+    /// Sends some pages; `None` when the walk has come to its end.
+    fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
+        let mut runs = std::mem::take(&mut self.runs);
+        let taken = self
+            .lease
+            .take(&mut self.cursor, BATCH_RUNS, pages, &mut runs);
+        let result = taken.and_then(|()| {
+            if runs.is_empty() {
+                return Ok(None);
+            }
+            self.announce_new(&runs, io).inspect_err(|_| {
+                for run in &runs {
+                    self.lease.put_back(run.block.id(), run.first, run.count);
+                }
+            })?;
+            let channel = self
+                .channel
+                .as_mut()
+                .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+            let batch = self
+                .sender
+                .send(channel, &runs, &|id| !self.walked.contains(&id), io)?;
+            self.stats.data_pages += batch.data_pages;
+            self.stats.zero_pages += batch.zero_pages;
+            self.stats.hole_pages += batch.hole_pages;
+            if self.sender.marker_is_due() {
+                self.send_marker(io)?;
+            }
+            Ok(Some(batch))
+        });
+        // No pin outlives the batch.
+        runs.clear();
+        self.runs = runs;
+        result
+    }
+
+    fn send_marker(&mut self, io: &Io<'_>) -> Result<()> {
+        let channel = self
+            .channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+        self.sender.send_marker(channel, self.stats.pass, false, io)
+    }
+
+    /// Tells the destination of blocks that came since, and of those that went.
+    fn announce_new(&mut self, runs: &[Run], io: &Io<'_>) -> Result<()> {
+        for run in runs {
+            if self.announced.contains(&run.block.id()) {
+                continue;
+            }
+            let record = Record::BlockAdded(describe(&run.block));
+            session::send(self.channel()?, &record, io)?;
+            self.announced.insert(run.block.id());
+        }
+        let map = self.shared.tracker.memory().map();
+        let gone: Vec<BlockId> = self
+            .announced
+            .iter()
+            .copied()
+            .filter(|id| map.block(*id).is_none() && runs.iter().all(|r| r.block.id() != *id))
+            .collect();
+        for id in gone {
+            session::send(self.channel()?, &Record::BlockRemoved { id: id.0 }, io)?;
+            self.announced.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Everything that is left, the end marker, the state. The guest stands still.
+    fn send_last(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
+            .with_deadline(self.switchover);
+        let before = self.stats.data_pages + self.stats.zero_pages;
+        self.cursor = Cursor::default();
+        // Two walks in a row that find nothing: the first may have begun in the middle.
+        loop {
+            self.check_gate()?;
+            self.listen()?;
+            match self.send_batch(Pages(BATCH_PAGES), &io) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(e) => return Err(self.explain(e)),
+            }
+        }
+        let result = self.send_end(&io).map_err(|e| self.explain(e));
+        self.stats.last_send_us = micros(begun.elapsed());
+        self.stats.last_pages = self.stats.data_pages + self.stats.zero_pages - before;
+        result
+    }
+
+    fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
+        self.announce_new(&[], io)?;
+        let channel = self
+            .channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+        self.sender
+            .send_marker(channel, self.stats.pass, true, io)?;
+        self.blobs.send(channel, RecordType::State, io)
+    }
+
+    fn await_ready(&mut self) -> Result<u64> {
+        let shared = Arc::clone(&self.shared);
+        let io = Io::until(&shared.handle.cancel, shared.params.switchover_timeout)
+            .with_deadline(self.switchover);
+        loop {
+            let record = {
+                let Driver { channel, inbox, .. } = &mut *self;
+                let Some(channel) = channel else {
+                    return Err(Error::new(Kind::Internal, "no connection"));
+                };
+                inbox.wait(channel, &io)?
+            };
+            match record {
+                Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
+                Record::Ready(ready) => {
+                    let left = self.sender.unacknowledged();
+                    if left > 0 {
+                        return Err(Error::new(
+                            Kind::Protocol,
+                            format!(
+                                "the destination is ready and has not acknowledged {left} pages"
+                            ),
+                        ));
+                    }
+                    return Ok(ready.load_micros);
+                }
+                other => return Err(session::unexpected(other.record_type(), "READY")),
+            }
+        }
+    }
+
+    fn await_running(&mut self) -> Result<u64> {
+        // No cancel: it is too late for that.
+        let timeout = self.shared.params.handover_timeout;
+        let io = Io::patient(timeout).with_deadline(Deadline::after(timeout));
+        let Driver { channel, inbox, .. } = &mut *self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        match inbox.wait(channel, &io)? {
+            Record::Running(running) => Ok(running.run_micros),
+            other => Err(session::unexpected(other.record_type(), "RUNNING")),
+        }
+    }
+}
