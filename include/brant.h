@@ -14,19 +14,9 @@
 #include <stdbool.h>
 
 /**
- * Version of this header.
+ * The most bits of one bitmap: 2^40.
  */
-#define BRANT_VERSION_MAJOR 0
-
-/**
- * Version of this header.
- */
-#define BRANT_VERSION_MINOR 1
-
-/**
- * Version of this header.
- */
-#define BRANT_VERSION_PATCH 0
+#define BRANT_BITMAP_BITS_MAX 1099511627776
 
 /**
  * An argument is outside its stated limits.
@@ -139,11 +129,6 @@
 #define BRANT_E_INTERNAL (-22)
 
 /**
- * The most bits of one bitmap: 2^40.
- */
-#define BRANT_BITMAP_BITS_MAX 1099511627776
-
-/**
  * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
  * only what is marked.
  */
@@ -196,65 +181,14 @@
 #define BRANT_ROLE_MIGRATION 1
 
 /**
- * In `brant_tracker_config.clearing`: chunk by chunk, each before its first page is handed out.
+ * The destination does not run the guest (the VMM knows): it runs on here.
  */
-#define BRANT_CLEAR_CHUNKED 0
+#define BRANT_RESOLVE_RESUME 1
 
 /**
- * In `brant_tracker_config.clearing`: a whole slot at each sync.
+ * The destination runs it (the VMM knows), or nobody shall: it never runs here again.
  */
-#define BRANT_CLEAR_AT_SYNC 1
-
-/**
- * The best that the kernel has: initially set, else manual protect, else get-and-clear.
- */
-#define BRANT_KVM_AUTO 0
-
-/**
- * KVM_GET_DIRTY_LOG reads and clears.
- */
-#define BRANT_KVM_GET_AND_CLEAR 1
-
-/**
- * KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
- */
-#define BRANT_KVM_MANUAL_PROTECT 2
-
-/**
- * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
- */
-#define BRANT_KVM_INITIALLY_SET 3
-
-/**
- * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
- */
-#define BRANT_SWITCHED_BY_BRANT 0
-
-/**
- * The VMM does, in its `log_on` and `log_off` operations.
- */
-#define BRANT_SWITCHED_BY_VMM 1
-
-/**
- * Every page is pending at the start: for whoever copies them all and then what changes.
- */
-#define BRANT_START_ALL 0
-
-/**
- * No page is pending at the start: only what is written from now on is found.
- */
-#define BRANT_START_CLEAN 1
-
-/**
- * The guest may be running.
- */
-#define BRANT_SYNC_RUNNING 0
-
-/**
- * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
- * an error instead of "all dirty".
- */
-#define BRANT_SYNC_STOPPED 1
+#define BRANT_RESOLVE_DESTROY 2
 
 /**
  * In a time limit: none.
@@ -427,14 +361,80 @@
 #define BRANT_DESTINATION_START_FAILED 43
 
 /**
- * The destination does not run the guest (the VMM knows): it runs on here.
+ * In `brant_tracker_config.clearing`: chunk by chunk, each before its first page is handed out.
  */
-#define BRANT_RESOLVE_RESUME 1
+#define BRANT_CLEAR_CHUNKED 0
 
 /**
- * The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+ * In `brant_tracker_config.clearing`: a whole slot at each sync.
  */
-#define BRANT_RESOLVE_DESTROY 2
+#define BRANT_CLEAR_AT_SYNC 1
+
+/**
+ * The best that the kernel has: initially set, else manual protect, else get-and-clear.
+ */
+#define BRANT_KVM_AUTO 0
+
+/**
+ * KVM_GET_DIRTY_LOG reads and clears.
+ */
+#define BRANT_KVM_GET_AND_CLEAR 1
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+ */
+#define BRANT_KVM_MANUAL_PROTECT 2
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+ */
+#define BRANT_KVM_INITIALLY_SET 3
+
+/**
+ * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
+ */
+#define BRANT_SWITCHED_BY_BRANT 0
+
+/**
+ * The VMM does, in its `log_on` and `log_off` operations.
+ */
+#define BRANT_SWITCHED_BY_VMM 1
+
+/**
+ * Every page is pending at the start: for whoever copies them all and then what changes.
+ */
+#define BRANT_START_ALL 0
+
+/**
+ * No page is pending at the start: only what is written from now on is found.
+ */
+#define BRANT_START_CLEAN 1
+
+/**
+ * The guest may be running.
+ */
+#define BRANT_SYNC_RUNNING 0
+
+/**
+ * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
+ * an error instead of "all dirty".
+ */
+#define BRANT_SYNC_STOPPED 1
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_MAJOR 0
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_MINOR 1
+
+/**
+ * Version of this header.
+ */
+#define BRANT_VERSION_PATCH 0
 
 /**
  * A bitmap with a summary level: walking and merging cost what is set, not what there is.
@@ -581,52 +581,6 @@ typedef struct brant_slot {
      */
     uint32_t kvm_flags;
 } brant_slot;
-
-/**
- * How a tracker works. All zero but the size is what ships.
- */
-typedef struct brant_tracker_config {
-    /**
-     * sizeof(brant_tracker_config).
-     */
-    size_t size;
-    /**
-     * BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us.
-     */
-    uint32_t clearing;
-    /**
-     * log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
-     * the next migration's events have a warning.
-     */
-    uint32_t chunk_shift;
-} brant_tracker_config;
-
-/**
- * KVM's dirty bitmaps.
- */
-typedef struct brant_kvm {
-    /**
-     * sizeof(brant_kvm).
-     */
-    size_t size;
-    /**
-     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
-     * returns.
-     */
-    int32_t vm_fd;
-    /**
-     * BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
-     */
-    uint32_t mode;
-    /**
-     * BRANT_SWITCHED_*.
-     */
-    uint32_t switched_by;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
-} brant_kvm;
 
 /**
  * One piece of state, as `load` and `early_load` get it. Valid during the callback only.
@@ -777,128 +731,6 @@ typedef struct brant_ops {
 } brant_ops;
 
 /**
- * What a sync found and what it cost.
- */
-typedef struct brant_sync {
-    /**
-     * sizeof(brant_sync).
-     */
-    size_t size;
-    /**
-     * Pages that became pending; one that was pending already does not count again.
-     */
-    uint64_t found_pages;
-    /**
-     * Pages pending now.
-     */
-    uint64_t pending_pages;
-    /**
-     * Nanoseconds, all of it.
-     */
-    uint64_t time_ns;
-    /**
-     * Nanoseconds for KVM's logs, kernel and merging.
-     */
-    uint64_t kvm_ns;
-    /**
-     * Pages found by KVM's logs.
-     */
-    uint64_t kvm_pages;
-    /**
-     * Nanoseconds for the VMM's own marks.
-     */
-    uint64_t reported_ns;
-    /**
-     * Pages found by the VMM's own marks and by nothing else before.
-     */
-    uint64_t reported_pages;
-    /**
-     * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
-     */
-    uint64_t warnings;
-} brant_sync;
-
-/**
- * A run of pages that was taken: read them now, or put them back.
- */
-typedef struct brant_run {
-    /**
-     * Address of the first page in this process.
-     */
-    void *host;
-    /**
-     * First page, in the block.
-     */
-    uint64_t first_page;
-    /**
-     * How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
-     */
-    uint64_t pages;
-    /**
-     * The block's number.
-     */
-    uint32_t block;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
-} brant_run;
-
-/**
- * Running totals since tracking started.
- */
-typedef struct brant_tracker_stats {
-    /**
-     * sizeof(brant_tracker_stats).
-     */
-    size_t size;
-    /**
-     * Pages pending now.
-     */
-    uint64_t pending_pages;
-    /**
-     * Syncs made.
-     */
-    uint64_t syncs;
-    /**
-     * Pages found by them.
-     */
-    uint64_t found_pages;
-    /**
-     * Calls that cleared chunks.
-     */
-    uint64_t clear_calls;
-    /**
-     * Bits they cleared.
-     */
-    uint64_t cleared_pages;
-    /**
-     * Nanoseconds: the longest restoring of one chunk.
-     */
-    uint64_t longest_clear_ns;
-    /**
-     * Pages put back.
-     */
-    uint64_t put_back_pages;
-    /**
-     * Marks at addresses where no block is; since the tracker was made.
-     */
-    uint64_t stray_marks;
-    /**
-     * Bytes of bitmaps held for the guest's memory, the logs' own not counted.
-     */
-    uint64_t heap_bytes;
-    /**
-     * The chunk shift in use; 0 when chunks are off.
-     */
-    uint32_t chunk_shift;
-    /**
-     * Whether tracking is on: 1 or 0.
-     */
-    uint32_t started;
-} brant_tracker_stats;
-
-/**
  * Parameters of a migration. 0 is the default everywhere; what is out of range is
  * BRANT_E_INVALID with the range in the message.
  */
@@ -932,7 +764,9 @@ typedef struct brant_params {
      */
     uint64_t connect_timeout_ms;
     /**
-     * For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000.
+     * For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000. Between
+     * two records a destination waits for the switchover timeout if that is longer: the
+     * source's VMM may be saving.
      */
     uint64_t io_timeout_ms;
     /**
@@ -1115,44 +949,177 @@ typedef struct brant_stats {
     uint64_t put_back_pages;
 } brant_stats;
 
+/**
+ * How a tracker works. All zero but the size is what ships.
+ */
+typedef struct brant_tracker_config {
+    /**
+     * sizeof(brant_tracker_config).
+     */
+    size_t size;
+    /**
+     * BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us.
+     */
+    uint32_t clearing;
+    /**
+     * log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
+     * the next migration's events have a warning.
+     */
+    uint32_t chunk_shift;
+} brant_tracker_config;
+
+/**
+ * KVM's dirty bitmaps.
+ */
+typedef struct brant_kvm {
+    /**
+     * sizeof(brant_kvm).
+     */
+    size_t size;
+    /**
+     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
+     * returns.
+     */
+    int32_t vm_fd;
+    /**
+     * BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
+     */
+    uint32_t mode;
+    /**
+     * BRANT_SWITCHED_*.
+     */
+    uint32_t switched_by;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_kvm;
+
+/**
+ * What a sync found and what it cost.
+ */
+typedef struct brant_sync {
+    /**
+     * sizeof(brant_sync).
+     */
+    size_t size;
+    /**
+     * Pages that became pending; one that was pending already does not count again.
+     */
+    uint64_t found_pages;
+    /**
+     * Pages pending now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Nanoseconds, all of it.
+     */
+    uint64_t time_ns;
+    /**
+     * Nanoseconds for KVM's logs, kernel and merging.
+     */
+    uint64_t kvm_ns;
+    /**
+     * Pages found by KVM's logs.
+     */
+    uint64_t kvm_pages;
+    /**
+     * Nanoseconds for the VMM's own marks.
+     */
+    uint64_t reported_ns;
+    /**
+     * Pages found by the VMM's own marks and by nothing else before.
+     */
+    uint64_t reported_pages;
+    /**
+     * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
+     */
+    uint64_t warnings;
+} brant_sync;
+
+/**
+ * A run of pages that was taken: read them now, or put them back.
+ */
+typedef struct brant_run {
+    /**
+     * Address of the first page in this process.
+     */
+    void *host;
+    /**
+     * First page, in the block.
+     */
+    uint64_t first_page;
+    /**
+     * How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
+     */
+    uint64_t pages;
+    /**
+     * The block's number.
+     */
+    uint32_t block;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_run;
+
+/**
+ * Running totals since tracking started.
+ */
+typedef struct brant_tracker_stats {
+    /**
+     * sizeof(brant_tracker_stats).
+     */
+    size_t size;
+    /**
+     * Pages pending now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Syncs made.
+     */
+    uint64_t syncs;
+    /**
+     * Pages found by them.
+     */
+    uint64_t found_pages;
+    /**
+     * Calls that cleared chunks.
+     */
+    uint64_t clear_calls;
+    /**
+     * Bits they cleared.
+     */
+    uint64_t cleared_pages;
+    /**
+     * Nanoseconds: the longest restoring of one chunk.
+     */
+    uint64_t longest_clear_ns;
+    /**
+     * Pages put back.
+     */
+    uint64_t put_back_pages;
+    /**
+     * Marks at addresses where no block is; since the tracker was made.
+     */
+    uint64_t stray_marks;
+    /**
+     * Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+     */
+    uint64_t heap_bytes;
+    /**
+     * The chunk shift in use; 0 when chunks are off.
+     */
+    uint32_t chunk_shift;
+    /**
+     * Whether tracking is on: 1 or 0.
+     */
+    uint32_t started;
+} brant_tracker_stats;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
-
-/**
- * The version of the library that is linked, as "0.1.0". Static; any thread.
- */
-const char *brant_version(void);
-
-/**
- * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
- * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
- * dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
- * thread; NULL is no feature.
- */
-int32_t brant_has_feature(const char *name);
-
-/**
- * The error's code, one of `BRANT_E_*`; 0 for NULL.
- */
-int32_t brant_error_code(const struct brant_error *error);
-
-/**
- * What went wrong, in one sentence: what was expected and what was found. UTF-8; lives as
- * long as the error. "" for NULL.
- */
-const char *brant_error_message(const struct brant_error *error);
-
-/**
- * Frees an error; NULL is fine.
- */
-void brant_error_free(struct brant_error *error);
-
-/**
- * A short name for a code, as "timed out"; static. "success" for 0, "unknown error" for a
- * code this library does not know.
- */
-const char *brant_error_name(int32_t code);
 
 /**
  * Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as
@@ -1227,6 +1194,28 @@ int32_t brant_bitmap_next_run(const struct brant_bitmap *bitmap,
                               uint64_t *count);
 
 /**
+ * The error's code, one of `BRANT_E_*`; 0 for NULL.
+ */
+int32_t brant_error_code(const struct brant_error *error);
+
+/**
+ * What went wrong, in one sentence: what was expected and what was found. UTF-8; lives as
+ * long as the error. "" for NULL.
+ */
+const char *brant_error_message(const struct brant_error *error);
+
+/**
+ * Frees an error; NULL is fine.
+ */
+void brant_error_free(struct brant_error *error);
+
+/**
+ * A short name for a code, as "timed out"; static. "success" for 0, "unknown error" for a
+ * code this library does not know.
+ */
+const char *brant_error_name(int32_t code);
+
+/**
  * Makes a guest without memory. BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
  */
 int32_t brant_guest_new(struct brant_guest **guest, struct brant_error **error);
@@ -1258,7 +1247,8 @@ int32_t brant_guest_remove_block(struct brant_guest *guest,
 /**
  * Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
  * guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
- * counts as dirty. A block may have any number of slots, at any page.
+ * counts as dirty. A block may have any number of slots, at any page. Marks by guest address
+ * find it once this has returned.
  */
 int32_t brant_guest_add_slot(struct brant_guest *guest,
                              const struct brant_slot *slot,
@@ -1290,6 +1280,81 @@ int32_t brant_block(struct brant_guest *guest,
 void brant_unblock(struct brant_blocker *blocker);
 
 /**
+ * Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
+ * saves state; `parameters` may be NULL for what ships.
+ */
+int32_t brant_incoming_new(struct brant_guest *guest,
+                           const struct brant_ops *ops,
+                           void *opaque,
+                           const struct brant_params *parameters,
+                           struct brant_incoming **incoming,
+                           struct brant_error **error);
+
+/**
+ * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
+ * that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
+ * is freed.
+ */
+int32_t brant_incoming_free(struct brant_incoming *incoming);
+
+/**
+ * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
+ * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
+ * `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
+ */
+int32_t brant_incoming_listen(struct brant_incoming *incoming,
+                              const char *endpoint,
+                              char *bound,
+                              size_t capacity,
+                              size_t *needed,
+                              struct brant_error **error);
+
+/**
+ * Starts it over a connected stream socket, which is brant's from here on, whatever the call
+ * returns.
+ */
+int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
+                                int32_t fd,
+                                struct brant_error **error);
+
+/**
+ * Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
+ * a callback is in progress. Inside one of its callbacks it only asks for that. After the
+ * hand-over was received: BRANT_E_STATE.
+ */
+int32_t brant_incoming_cancel(struct brant_incoming *incoming,
+                              struct brant_error **error);
+
+/**
+ * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+ * ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
+ */
+int32_t brant_incoming_wait(struct brant_incoming *incoming,
+                            uint64_t timeout_ms,
+                            struct brant_error **error);
+
+/**
+ * Fills in the figures as they are now. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
+                                 struct brant_stats *stats,
+                                 struct brant_error **error);
+
+/**
+ * As `brant_outgoing_stats_json`.
+ */
+int32_t brant_incoming_stats_json(const struct brant_incoming *incoming,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed,
+                                  struct brant_error **error);
+
+/**
+ * As `brant_outgoing_event_fd`.
+ */
+int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
+
+/**
  * Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
  */
 void brant_reason_set(struct brant_reason *reason, const char *message);
@@ -1306,6 +1371,94 @@ int32_t brant_saver_put(struct brant_saver *saver,
                         const void *data,
                         size_t length,
                         struct brant_error **error);
+
+/**
+ * Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
+ * required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
+ * happens before it is started.
+ */
+int32_t brant_outgoing_new(struct brant_guest *guest,
+                           struct brant_tracker *tracker,
+                           const struct brant_ops *ops,
+                           void *opaque,
+                           const struct brant_params *parameters,
+                           struct brant_outgoing **outgoing,
+                           struct brant_error **error);
+
+/**
+ * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
+ * the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
+ * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ */
+int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
+
+/**
+ * Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
+ * localhost) or "unix:/PATH", and returns at once; what it comes to is told by
+ * `brant_outgoing_wait`, the events and the figures.
+ */
+int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
+                             const char *endpoint,
+                             struct brant_error **error);
+
+/**
+ * Starts it over a connected stream socket, which is brant's from here on, whatever the call
+ * returns, its blocking mode too.
+ */
+int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
+                                int32_t fd,
+                                struct brant_error **error);
+
+/**
+ * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
+ * and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
+ * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
+ * One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+ */
+int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
+                              struct brant_error **error);
+
+/**
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
+ * not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
+ * on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
+ * resolve it.
+ */
+int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
+                            uint64_t timeout_ms,
+                            struct brant_error **error);
+
+/**
+ * The VMM's decision about a guest that was handed over without an answer, once: with
+ * BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
+ */
+int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
+                               uint32_t resolution,
+                               struct brant_error **error);
+
+/**
+ * Fills in the figures as they are now. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
+                                 struct brant_stats *stats,
+                                 struct brant_error **error);
+
+/**
+ * The same as one JSON object, by the same names, with null for what is unknown and "state" for
+ * the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
+ * gets how many it takes.
+ */
+int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
+                                  char *buffer,
+                                  size_t capacity,
+                                  size_t *needed,
+                                  struct brant_error **error);
+
+/**
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets
+ * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
+ */
+int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 
 /**
  * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
@@ -1402,167 +1555,17 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
                                 struct brant_error **error);
 
 /**
- * Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
- * required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
- * happens before it is started.
+ * The version of the library that is linked, as "0.1.0". Static; any thread.
  */
-int32_t brant_outgoing_new(struct brant_guest *guest,
-                           struct brant_tracker *tracker,
-                           const struct brant_ops *ops,
-                           void *opaque,
-                           const struct brant_params *parameters,
-                           struct brant_outgoing **outgoing,
-                           struct brant_error **error);
+const char *brant_version(void);
 
 /**
- * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
- * the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
- * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
+ * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
+ * dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
+ * thread; NULL is no feature.
  */
-int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
-
-/**
- * Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
- * localhost) or "unix:/PATH", and returns at once; what it comes to is told by
- * `brant_outgoing_wait`, the events and the figures.
- */
-int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
-                             const char *endpoint,
-                             struct brant_error **error);
-
-/**
- * Starts it over a connected stream socket, which is brant's from here on, whatever the call
- * returns, its blocking mode too.
- */
-int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
-                                int32_t fd,
-                                struct brant_error **error);
-
-/**
- * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
- * and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
- * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
- * One that has ended is left alone. After the hand-over: BRANT_E_STATE.
- */
-int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
-                              struct brant_error **error);
-
-/**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
- * not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
- * on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
- * resolve it.
- */
-int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
-                            uint64_t timeout_ms,
-                            struct brant_error **error);
-
-/**
- * The VMM's decision about a guest that was handed over without an answer, once: with
- * BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
- */
-int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
-                               uint32_t resolution,
-                               struct brant_error **error);
-
-/**
- * Fills in the figures as they are now. Any thread, also inside callbacks.
- */
-int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
-                                 struct brant_stats *stats,
-                                 struct brant_error **error);
-
-/**
- * The same as one JSON object, by the same names, with null for what is unknown and "state" for
- * the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
- * gets how many it takes.
- */
-int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
-                                  char *buffer,
-                                  size_t capacity,
-                                  size_t *needed,
-                                  struct brant_error **error);
-
-/**
- * An eventfd that becomes readable when the figures have changed, for poll; reading it resets
- * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
- */
-int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
-
-/**
- * Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
- * saves state; `parameters` may be NULL for what ships.
- */
-int32_t brant_incoming_new(struct brant_guest *guest,
-                           const struct brant_ops *ops,
-                           void *opaque,
-                           const struct brant_params *parameters,
-                           struct brant_incoming **incoming,
-                           struct brant_error **error);
-
-/**
- * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
- * that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
- * is freed.
- */
-int32_t brant_incoming_free(struct brant_incoming *incoming);
-
-/**
- * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
- * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
- * `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
- */
-int32_t brant_incoming_listen(struct brant_incoming *incoming,
-                              const char *endpoint,
-                              char *bound,
-                              size_t capacity,
-                              size_t *needed,
-                              struct brant_error **error);
-
-/**
- * Starts it over a connected stream socket, which is brant's from here on, whatever the call
- * returns.
- */
-int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
-                                int32_t fd,
-                                struct brant_error **error);
-
-/**
- * Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
- * a callback is in progress. Inside one of its callbacks it only asks for that. After the
- * hand-over was received: BRANT_E_STATE.
- */
-int32_t brant_incoming_cancel(struct brant_incoming *incoming,
-                              struct brant_error **error);
-
-/**
- * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
- * ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
- */
-int32_t brant_incoming_wait(struct brant_incoming *incoming,
-                            uint64_t timeout_ms,
-                            struct brant_error **error);
-
-/**
- * Fills in the figures as they are now. Any thread, also inside callbacks.
- */
-int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
-                                 struct brant_stats *stats,
-                                 struct brant_error **error);
-
-/**
- * As `brant_outgoing_stats_json`.
- */
-int32_t brant_incoming_stats_json(const struct brant_incoming *incoming,
-                                  char *buffer,
-                                  size_t capacity,
-                                  size_t *needed,
-                                  struct brant_error **error);
-
-/**
- * As `brant_outgoing_event_fd`.
- */
-int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
+int32_t brant_has_feature(const char *name);
 
 #ifdef __cplusplus
 }  // extern "C"
