@@ -17,8 +17,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 const REMEMBERED: usize = 20;
 /// How many make the short view.
 const SHORT: usize = 3;
-/// Fewer bytes than this say nothing: they fit into socket buffers.
-const LEAST_BYTES: u64 = 4 << 20;
+/// Fewer bytes than this, sent in less than a window, say nothing: much of them went into
+/// socket buffers (10 MiB of both ends' on a usual host), at the speed of a copy.
+const LEAST_BYTES: u64 = 32 << 20;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Sample {
@@ -54,7 +55,7 @@ impl Bandwidth {
                 bytes: a.bytes + b.bytes,
                 time: a.time + b.time,
             });
-            (sum.bytes >= LEAST_BYTES && !sum.time.is_zero())
+            ((sum.bytes >= LEAST_BYTES || sum.time >= WINDOW) && !sum.time.is_zero())
                 .then(|| sum.bytes as f64 / sum.time.as_secs_f64())
         };
         let long = rate(&mut self.windows.iter().chain([&self.current]));
@@ -122,7 +123,10 @@ mod tests {
     fn nothing_is_claimed_before_enough_was_sent_to_leave_the_socket_buffers() {
         assert_eq!(Bandwidth::default().estimate(), None);
         assert_eq!(fed(&[(MB, 1)]).estimate(), None);
-        assert!(fed(&[(8 * MB, 4)]).estimate().is_some());
+        assert_eq!(fed(&[(8 * MB, 4)]).estimate(), None);
+        assert!(fed(&[(40 * MB, 20)]).estimate().is_some());
+        // A slow link shows itself by the time it takes.
+        assert_eq!(fed(&[(MB, 100)]).estimate(), Some(10e6));
     }
 
     #[test]
