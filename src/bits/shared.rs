@@ -41,12 +41,13 @@
 
 use self::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::heap::Words;
-use super::summary::{drain, for_each_group, span_of, Bitmap};
+use super::summary::{drain_or_exchange, for_each_group, span_of, Bitmap};
 use super::words::{self, low_mask};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::grace::{self, GracePeriod};
 use crossbeam_epoch::Guard;
+use std::cell::UnsafeCell;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -74,10 +75,13 @@ struct Apart<T>(T);
 /// One of the two bitmaps. Setters reach it by atomics; the collector, once
 /// it is alone with it, as plain memory.
 struct Buffer {
-    words: Words,
+    ///
+    /// In a cell, because the collector may exchange the memory for a bitmap's while it is
+    /// alone with this buffer (`drain_or_exchange`).
+    words: UnsafeCell<Words>,
     /// One bit a group of 8 words, as in [`Bitmap`]; a set one may be early
     /// or late, but by the end of a grace wait it is right.
-    summary: Words,
+    summary: UnsafeCell<Words>,
     /// Whether anything was marked.
     any: Apart<AtomicBool>,
 }
@@ -86,20 +90,31 @@ impl Buffer {
     fn new(nbits: usize) -> Result<Buffer> {
         let nwords = group_rounded_words(nbits);
         Ok(Buffer {
-            words: Words::zeroed(nwords, "reported bitmap")?,
-            summary: Words::zeroed(nwords.div_ceil(SPAN_WORDS), "reported bitmap summary")?,
+            words: UnsafeCell::new(Words::zeroed(nwords, "reported bitmap")?),
+            summary: UnsafeCell::new(Words::zeroed(
+                nwords.div_ceil(SPAN_WORDS),
+                "reported bitmap summary",
+            )?),
             any: Apart(AtomicBool::new(false)),
         })
     }
 
+    fn heap_bytes(&self) -> usize {
+        // SAFETY: called where the buffer is made, before anybody else has it.
+        unsafe { (*self.words.get()).heap_bytes() + (*self.summary.get()).heap_bytes() }
+    }
+
     #[inline]
     fn word(&self, i: usize) -> &AtomicU64 {
-        atomic(&self.words, i)
+        // SAFETY: only a setter that holds this buffer comes here, and while one can, the
+        // cell is not written.
+        atomic(unsafe { &*self.words.get() }, i)
     }
 
     #[inline]
     fn summary(&self, i: usize) -> &AtomicU64 {
-        atomic(&self.summary, i)
+        // SAFETY: as for `word`.
+        atomic(unsafe { &*self.summary.get() }, i)
     }
 
     /// Sets `bits`, which is not empty and inside. The caller is pinned, and
@@ -150,18 +165,16 @@ impl Buffer {
     /// No setter can hold this buffer (it is not current, and a grace wait
     /// has passed since it was), and the caller is the one collector.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn plain(&self) -> (&mut [u64], &mut [u64]) {
-        let (words, summary) = (&self.words, &self.summary);
-        // SAFETY: both are live for as long as self, and by the caller's
-        // promise nobody else reads or writes them.
-        unsafe {
-            (
-                std::slice::from_raw_parts_mut(words.as_ptr(), words.len()),
-                std::slice::from_raw_parts_mut(summary.as_ptr(), summary.len()),
-            )
-        }
+    unsafe fn plain(&self) -> (&mut Words, &mut Words) {
+        // SAFETY: by the caller's promise nobody else reads or writes the cells or the words.
+        unsafe { (&mut *self.words.get(), &mut *self.summary.get()) }
     }
 }
+
+// SAFETY: the cells are written by the one collector alone, and only while no setter can hold
+// the buffer; the epoch's wait, and the store that makes the buffer current again, order that
+// with what setters do. Words themselves are Sync.
+unsafe impl Sync for Buffer {}
 
 /// Word `i` as an atomic.
 #[inline]
@@ -192,6 +205,7 @@ struct Collecting {
 /// A bitmap of fixed size that every thread may mark at any time.
 pub struct Shared {
     nbits: usize,
+    heap_bytes: usize,
     /// Index of the buffer that setters use.
     current: Apart<AtomicUsize>,
     buffers: [Buffer; 2],
@@ -202,10 +216,13 @@ impl Shared {
     /// `nbits` clear bits, twice. [`Kind::NoMemory`] when memory cannot be had;
     /// what is never marked is never touched.
     pub fn new(nbits: usize) -> Result<Shared> {
+        let buffers = [Buffer::new(nbits)?, Buffer::new(nbits)?];
+        let heap_bytes = buffers.iter().map(Buffer::heap_bytes).sum();
         Ok(Shared {
             nbits,
+            heap_bytes,
             current: Apart(AtomicUsize::new(0)),
-            buffers: [Buffer::new(nbits)?, Buffer::new(nbits)?],
+            buffers,
             collecting: Mutex::new(Collecting { old: None }),
         })
     }
@@ -222,9 +239,7 @@ impl Shared {
 
     /// Bytes taken from the heap (of the address space: untouched ones are not backed).
     pub fn heap_bytes(&self) -> usize {
-        let both = self.buffers.iter();
-        both.map(|b| b.words.heap_bytes() + b.summary.heap_bytes())
-            .sum()
+        self.heap_bytes
     }
 
     /// Marks the `n` bits from `start` on, cut at the end. From any thread,
@@ -276,7 +291,9 @@ impl Shared {
     ///   that an earlier collect had left behind; its count tells.)
     pub fn collect(&self, wait: Duration, into: &mut Bitmap) -> Result<Collected> {
         into.check_len(self.nbits)?;
-        self.collect_by(wait, |words, summary| drain(words, summary, into))
+        self.collect_by(wait, |words, summary| {
+            drain_or_exchange(words, summary, into)
+        })
     }
 
     /// [`Shared::collect`] for other destinations than a bitmap of the same length: calls `f` with
@@ -310,7 +327,7 @@ impl Shared {
     fn collect_by(
         &self,
         wait: Duration,
-        mut drain: impl FnMut(&mut [u64], &mut [u64]) -> (u64, u64),
+        mut drain: impl FnMut(&mut Words, &mut Words) -> (u64, u64),
     ) -> Result<Collected> {
         let mut state = self.lock();
         let mut out = Collected::default();
@@ -347,7 +364,7 @@ impl Shared {
         state: &mut Collecting,
         wait: Duration,
         out: &mut Collected,
-        drain: &mut impl FnMut(&mut [u64], &mut [u64]) -> (u64, u64),
+        drain: &mut impl FnMut(&mut Words, &mut Words) -> (u64, u64),
     ) -> Result<()> {
         let Some((old, grace)) = &state.old else {
             return Ok(());
@@ -477,7 +494,9 @@ mod tests {
                 prop_assert!(shared.is_clean_hint());
             }
             for buffer in &shared.buffers {
-                prop_assert!(words::is_zero(&buffer.words) && words::is_zero(&buffer.summary));
+                // SAFETY: every setter of this test is done.
+                let (left, summary) = unsafe { buffer.plain() };
+                prop_assert!(words::is_zero(left) && words::is_zero(summary));
             }
         }
     }

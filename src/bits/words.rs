@@ -44,6 +44,7 @@ pub struct Kernels {
     or_span: fn(&mut [u64], &[u64], &mut u64) -> u64,
     or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
     or_groups: fn(&mut [u64], &[u64], u64) -> u64,
+    count_groups: fn(&[u64], u64) -> u64,
     drain_groups: DrainGroups,
 }
 
@@ -55,6 +56,7 @@ static PORTABLE: Kernels = Kernels {
     or_span: portable::or_span,
     or_span_shifted: portable::or_span_shifted,
     or_groups: portable::or_groups,
+    count_groups: portable::count_groups,
     drain_groups: portable::drain_groups,
 };
 
@@ -209,6 +211,11 @@ impl Kernels {
     pub(crate) fn or_groups(&self, dst: &mut [u64], src: &[u64], mask: u64) -> u64 {
         let n = dst.len().min(src.len());
         (self.or_groups)(&mut dst[..n], &src[..n], mask)
+    }
+
+    /// Number of set bits in the groups of `mask`, of a span or what is left of one.
+    pub(crate) fn count_groups(&self, words: &[u64], mask: u64) -> u64 {
+        (self.count_groups)(words, mask)
     }
 
     /// [`Kernels::or_groups`], and zeroes these groups of `src`. Returns how
@@ -535,6 +542,15 @@ mod portable {
     }
 
     #[inline(always)]
+    pub fn count_groups(words: &[u64], mask: u64) -> u64 {
+        let groups = words.chunks(GROUP_WORDS).enumerate();
+        groups
+            .filter(|(g, _)| mask >> g & 1 != 0)
+            .map(|(_, group)| count(group))
+            .sum()
+    }
+
+    #[inline(always)]
     pub fn drain_groups(dst: &mut [u64], src: &mut [u64], mut mask: u64) -> (u64, u64) {
         let (mut new, mut all) = (0, 0);
         while mask != 0 {
@@ -582,6 +598,7 @@ mod x86 {
                 or_span_shifted: door!($m::or_span_shifted,
                     (d: &mut [u64], s: &[u64], p: u64, n: u32, t: &mut u64) -> u64),
                 or_groups: door!($m::or_groups, (d: &mut [u64], s: &[u64], m: u64) -> u64),
+                count_groups: door!($m::count_groups, (w: &[u64], m: u64) -> u64),
                 drain_groups: door!($m::drain_groups,
                     (d: &mut [u64], s: &mut [u64], m: u64) -> (u64, u64)),
             }
@@ -590,6 +607,26 @@ mod x86 {
 
     pub(super) static AVX2: Kernels = table!(Level::Avx2, avx2);
     pub(super) static AVX512: Kernels = table!(Level::Avx512, avx512);
+
+    /// The numbers of a mask's set bits.
+    struct Each(u64);
+
+    impl Iterator for Each {
+        type Item = usize;
+        #[inline(always)]
+        fn next(&mut self) -> Option<usize> {
+            let bit = (self.0 != 0).then(|| self.0.trailing_zeros() as usize)?;
+            self.0 &= self.0 - 1;
+            Some(bit)
+        }
+    }
+
+    /// Says that a line will be needed.
+    #[inline(always)]
+    fn prefetch(line: &[u64; GROUP_WORDS]) {
+        // SAFETY: a hint; it cannot fault and changes nothing that a program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
 
     /// The loops over groups, which are the same at every width. `$feature` is what they
     /// need, and these must be in scope: `Line` (8 words in registers),
@@ -711,6 +748,31 @@ mod x86 {
             }
 
             #[target_feature(enable = $feature)]
+            pub(super) fn count_groups(words: &[u64], mut mask: u64) -> u64 {
+                let (lines, rest) = words.as_chunks::<GROUP_WORDS>();
+                if mask == u64::MAX {
+                    return count(words);
+                }
+                for line in Each(mask).filter_map(|g| lines.get(g)) {
+                    prefetch(line);
+                }
+                let mut sum = Sum::zero();
+                while mask != 0 {
+                    let g = mask.trailing_zeros() as usize;
+                    let Some(line) = lines.get(g) else {
+                        break;
+                    };
+                    mask &= mask - 1;
+                    sum.add(load(line));
+                }
+                let mut all = sum.total();
+                if mask != 0 && mask.trailing_zeros() as usize == lines.len() {
+                    all += portable::count(rest);
+                }
+                all
+            }
+
+            #[target_feature(enable = $feature)]
             pub(super) fn drain_groups(
                 dst: &mut [u64],
                 src: &mut [u64],
@@ -718,6 +780,14 @@ mod x86 {
             ) -> (u64, u64) {
                 let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
                 let (from, from_rest) = src.as_chunks_mut::<GROUP_WORDS>();
+                // All at once: where few groups are marked the hardware does not see which
+                // line comes next, and one miss after the other would be waited for.
+                for g in Each(mask) {
+                    if let (Some(to), Some(from)) = (to.get(g), from.get(g)) {
+                        prefetch(from);
+                        prefetch(to);
+                    }
+                }
                 let mut sum = Sum::zero();
                 let mut all = Sum::zero();
                 while mask != 0 {
@@ -1119,6 +1189,7 @@ mod tests {
                 prop_assert_eq!(k.drain_groups(&mut out, &mut from, mask), (new, all));
                 prop_assert_eq!(&out, &or);
                 prop_assert_eq!(&from, &left);
+                prop_assert_eq!(k.count_groups(&src[..n], mask), all);
             }
         }
 

@@ -70,7 +70,8 @@ pub struct brant_slot {
     pub block: *const c_char,
     /// Where in the block it begins, bytes, page-aligned.
     pub offset: u64,
-    /// Bytes, page-aligned.
+    /// Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
+    /// where brant made room for this one.
     pub length: u64,
     /// Guest physical address of its first byte, page-aligned.
     pub guest_address: u64,
@@ -161,7 +162,7 @@ pub unsafe extern "C" fn brant_guest_add_block(
     })
 }
 
-/// Removes a block and its slots; call it before deleting the slots from KVM, because what they
+/// Removes a block and its slots, while it migrates first at the source; call it before deleting the slots from KVM, because what they
 /// logged is read first. Returns when brant does not touch the memory any more, which waits for
 /// a send in progress at the most; then it may be unmapped.
 #[no_mangle]

@@ -136,7 +136,9 @@ pub struct brant_ops {
     /// Destination, required: the guest is yours, let it run.
     pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
-    /// (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot.
+    /// (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot, under brant's
+    /// own locks: in here and in `log_off` call nothing of brant's but marks, and take no lock
+    /// that another thread holds around a brant_guest_* or brant_tracker_* call.
     pub log_on: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,

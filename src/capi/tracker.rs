@@ -223,7 +223,8 @@ pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
 
 /// Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
 /// `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
-/// NULL otherwise.
+/// NULL otherwise. A virtual machine has one dirty log: only one tracker may be harvesting it at
+/// a time, or each takes what the other misses.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,

@@ -18,6 +18,9 @@ use vm_memory::GuestAddress;
 /// nanoseconds; one that was preempted there comes back within a few time slices.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// The most pages that are marked under one pin: 128 MiB, microseconds.
+const PAGES_A_PIN: u64 = 32 << 10;
+
 #[derive(Default)]
 struct Table {
     /// By block id.
@@ -66,21 +69,34 @@ impl Reported {
         let first = address.0 / PAGE_SIZE;
         let last = address.0.saturating_add(length - 1) / PAGE_SIZE;
         let mut found = 0;
+        // In pieces, so that no thread stands pinned for long: whoever collects waits for it.
+        let end = self.memory.with_map(Map::guest_end) / PAGE_SIZE;
+        let mut at = first;
+        while at <= last && at < end {
+            let pages = (last - at + 1).min(PAGES_A_PIN);
+            found += self.mark_some(GuestAddress(at * PAGE_SIZE), Pages(pages));
+            at += pages;
+        }
+        // An alias can find more pages than were asked about, never fewer.
+        if found < last - first + 1 {
+            self.strays.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Marks pages from a guest address; how many of them are some block's.
+    fn mark_some(&self, from: GuestAddress, pages: Pages) -> u64 {
         self.memory.with_map(|map| {
-            let pieces = map.pieces(GuestAddress(first * PAGE_SIZE), Pages(last - first + 1));
             self.table.with(|table| {
-                for piece in pieces {
+                let mut found = 0;
+                for piece in map.pieces(from, pages) {
                     if let Some(Some(shared)) = table.blocks.get(piece.block.index()) {
                         shared.mark(piece.first.index(), piece.pages.index());
                         found += piece.pages.0;
                     }
                 }
-            });
-        });
-        // An alias can find more pages than were asked about, never fewer.
-        if found < last - first + 1 {
-            self.strays.fetch_add(1, Ordering::Relaxed);
-        }
+                found
+            })
+        })
     }
 
     /// Reports a write of `length` bytes at an offset in a block. Any thread; lock-free.
@@ -90,17 +106,20 @@ impl Reported {
         }
         let first = offset.0 / PAGE_SIZE;
         let last = offset.0.saturating_add(length - 1) / PAGE_SIZE;
-        let known = self
-            .table
-            .with(|table| match table.blocks.get(block.index()) {
-                Some(Some(shared)) => {
-                    // `mark` cuts at the block's end.
-                    shared.mark(first as usize, (last - first + 1) as usize);
-                    true
-                }
-                _ => false,
-            });
-        if !known {
+        let shared = self.table.with(|table| {
+            let shared = table.blocks.get(block.index())?.as_ref()?;
+            if last - first < PAGES_A_PIN {
+                shared.mark(first as usize, (last - first + 1) as usize);
+                return Some(None);
+            }
+            // Too many for one pin: outside of it, where `mark` makes its own.
+            Some(Some(Arc::clone(shared)))
+        });
+        if let Some(Some(shared)) = &shared {
+            // `mark` cuts at the block's end.
+            shared.mark(first as usize, (last - first + 1) as usize);
+        }
+        if shared.is_none() {
             self.strays.fetch_add(1, Ordering::Relaxed);
         }
     }

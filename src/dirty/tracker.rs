@@ -320,6 +320,16 @@ impl Tracker {
     }
 }
 
+impl Drop for Tracker {
+    /// Nobody is left to switch logging off, and a logged guest is a slow one.
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(|e| e.into_inner());
+        if inner.started {
+            inner.stop();
+        }
+    }
+}
+
 /// Everything that needs the lease.
 impl Lease {
     /// Starts all logs. What was pending before is forgotten.

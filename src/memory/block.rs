@@ -196,7 +196,13 @@ impl Block {
                             file.offset
                         ));
                     }
-                    pagemap::Mapping::Shared { .. } if regular => Backing::SharedFile,
+                    // Other file systems may know of pages in the page cache that their answer
+                    // to SEEK_HOLE leaves out.
+                    pagemap::Mapping::Shared { .. }
+                        if regular && mem::holes_are_exact(file.fd.as_fd()) =>
+                    {
+                        Backing::SharedFile
+                    }
                     // A private mapping of a file has copies that its holes say nothing of.
                     _ => Backing::Unknown,
                 }
@@ -341,8 +347,9 @@ impl Block {
 pub struct BlockPin(Arc<Block>);
 
 impl BlockPin {
-    /// Pins `block`.
-    pub fn new(block: &Arc<Block>) -> Self {
+    /// Pins `block`, which is known to be in the map; [`crate::memory::Memory::pin`] where it
+    /// is not known.
+    pub(crate) fn new(block: &Arc<Block>) -> Self {
         *block.pins.count.lock().unwrap_or_else(|e| e.into_inner()) += 1;
         BlockPin(Arc::clone(block))
     }

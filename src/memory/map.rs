@@ -5,7 +5,9 @@
 //! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
 //! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
 
-use super::block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BLOCKS_MAX};
+use super::block::{
+    BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
+};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
@@ -83,6 +85,8 @@ pub struct Map {
     by_number: Vec<usize>,
     /// Bytes of the longest slot: how far below an address a slot that holds it can begin.
     longest: u64,
+    /// See [`Map::guest_end`].
+    end: u64,
 }
 
 /// A piece of a block.
@@ -133,6 +137,10 @@ impl Map {
             .binary_search_by_key(&slot, |&i| self.slots[i].slot);
         found.ok().map(|at| &self.slots[self.by_number[at]])
     }
+    /// One past the highest guest address that a slot maps; 0 without slots.
+    pub fn guest_end(&self) -> u64 {
+        self.end
+    }
     /// All bytes of all blocks.
     pub fn total(&self) -> Bytes {
         Bytes(self.blocks.iter().map(|b| b.length().0).sum())
@@ -176,6 +184,7 @@ impl Map {
         self.by_number = order.clone();
         self.by_number.sort_by_key(|&i| self.slots[i].slot);
         self.by_guest = order;
+        self.end = self.slots.iter().map(Slot::guest_end).max().unwrap_or(0);
         self.longest = self
             .slots
             .iter()
@@ -238,6 +247,16 @@ impl Memory {
     /// reference. `look` must not block.
     pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
         self.current.with(look)
+    }
+
+    /// Pins a block that is in the map now. `None` if it is not: then [`Memory::remove_block`]
+    /// may have returned, and the memory may be somebody else's.
+    pub fn pin(&self, block: &Arc<Block>) -> Option<BlockPin> {
+        // Pin first, then look: a removal takes the block out of the map before it waits for
+        // pins, so one that we do not see yet will see the pin.
+        let pin = BlockPin::new(block);
+        self.with_map(|map| map.block(block.id()).is_some())
+            .then_some(pin)
     }
 
     /// Tells `observer` of every change to the returned map from now on, until it is dropped.

@@ -29,7 +29,7 @@ pub(super) fn check_not_inside(owner: usize, what: &str) -> Result<()> {
     Ok(())
 }
 
-struct Entered;
+pub(super) struct Entered;
 
 impl Entered {
     fn new(owner: usize) -> Self {
@@ -54,6 +54,12 @@ pub(super) struct Callbacks {
 impl Callbacks {
     pub(super) fn new(vmm: Arc<dyn Vmm>, owner: usize) -> Self {
         Callbacks { vmm, owner }
+    }
+
+    /// Makes this thread count as inside for as long as the guard lives: the migration's own
+    /// thread, from wherever it calls out.
+    pub(super) fn enter(&self) -> Entered {
+        Entered::new(self.owner)
     }
 
     /// Calls one operation; its error is told as the VMM's, by name.

@@ -2,12 +2,12 @@
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
 use super::callbacks::Callbacks;
-use super::handle::Handle;
+use super::handle::{Ending, Handle};
 use super::outbox::Outbox;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
-use super::sink::{layout_difference, PageSink};
+use super::sink::{block_difference, layout_difference, PageSink};
 use super::switchover::destination::{step, Action, Event, State};
 use super::switchover::Failure;
 use crate::channel::socket::{Channel, Io, PartMut};
@@ -15,8 +15,9 @@ use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::runtime::thread::{catch, Role};
-use crate::runtime::Deadline;
+use crate::runtime::{wait_ready, Deadline, Interest};
 use crate::sys::net::Piece as _;
+use crate::units::Pages;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
 use std::collections::HashSet;
@@ -33,6 +34,8 @@ pub enum Source {
     Connected(OwnedFd),
 }
 
+/// Between two looks for room to acknowledge and for something to read.
+const LOOK: Duration = Duration::from_millis(10);
 /// How often the figures are renewed.
 const RENEW: Duration = Duration::from_millis(50);
 /// After telling the source that it is over, what it still sends is read for so long: closing
@@ -71,6 +74,7 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
+        let memory = Arc::clone(&shared.memory);
         Driver {
             shared,
             vmm,
@@ -78,7 +82,7 @@ impl Driver {
             channel: None,
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
-            sink: PageSink::default(),
+            sink: PageSink::new(memory),
             outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,
@@ -93,7 +97,15 @@ impl Driver {
         }
     }
 
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        // Whoever waits is told last, when connection and pins are gone, and whatever happens.
+        let _end = Ending(&shared.handle);
+        self.work();
+    }
+
+    fn work(mut self) {
+        let _inside = self.vmm.enter();
         let mut state = State::Idle;
         let mut event = match self.vmm.thread_start(Role::Migration) {
             Ok(()) => Event::Start,
@@ -102,7 +114,7 @@ impl Driver {
         loop {
             let next = step(state, event);
             state = next.state;
-            self.enter(state);
+            let _ = catch(|| self.enter(state));
             let mut outcome = None;
             for action in next.actions {
                 let result = catch(|| self.perform(*action)).and_then(|result| result);
@@ -117,10 +129,6 @@ impl Driver {
                 _ => event = Event::Failed(Failure::Other),
             }
         }
-        // Before anybody who waits is told: the connection and the pins are gone by then.
-        let shared = Arc::clone(&self.shared);
-        drop(self);
-        shared.handle.end();
     }
 
     fn failed(&mut self, error: Error) -> Event {
@@ -266,8 +274,7 @@ impl Driver {
             Kind::Cancelled => LINGER_CANCELLED,
             _ => LINGER,
         };
-        let io =
-            Io::until(&self.shared.handle.cancel, linger).with_deadline(Deadline::after(linger));
+        let io = Io::patient(linger).with_deadline(Deadline::after(linger));
         let mut buffer = vec![0u8; 64 << 10];
         // Until the source has seen it and closes.
         while channel
@@ -321,11 +328,23 @@ impl Driver {
             channel,
             ahead,
             ahead_len,
+            outbox,
             ..
         } = self;
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
+        // The source may be waiting for an acknowledgement that found no room so far.
+        while !outbox.is_empty() && *ahead_len < HEADER_LEN && !io.deadline.expired() {
+            outbox.flush(channel)?;
+            let got = channel.try_recv(&[PartMut::bytes(&mut ahead[*ahead_len..])])?;
+            *ahead_len += got;
+            if got == 0 && !outbox.is_empty() {
+                let soon = io.deadline.earlier(Deadline::after(LOOK));
+                wait_ready(channel.fd(), Interest::Write, io.cancel, soon)?;
+                shared.handle.cancel.check("the migration")?;
+            }
+        }
         if *ahead_len < HEADER_LEN {
             channel.recv_exact(&[PartMut::bytes(&mut ahead[*ahead_len..])], &io)?;
         }
@@ -509,8 +528,7 @@ impl Driver {
                     self.flush()?;
                     if marker.is_final() {
                         // No pin is held while the VMM's operations run: they may change the map.
-                        self.sink.finish();
-                        return Ok(());
+                        return self.sink.finish();
                     }
                 }
                 Incomer::Control(Record::BlockAdded(theirs)) => {
@@ -525,18 +543,10 @@ impl Driver {
                             ),
                         ));
                     };
-                    if (ours.length().0, ours.page_size().0) != (theirs.length, theirs.page_size) {
+                    if let Some(difference) = block_difference(&theirs, ours) {
                         return Err(Error::new(
                             Kind::Layout,
-                            format!(
-                                "the source added block `{}` of {} bytes in pages of {}; the \
-                                 destination's has {} in pages of {}",
-                                theirs.name,
-                                theirs.length,
-                                theirs.page_size,
-                                ours.length(),
-                                ours.page_size()
-                            ),
+                            format!("a block that the source added: {difference}"),
                         ));
                     }
                     self.sink.add(theirs.id, ours)?;
@@ -569,7 +579,10 @@ impl Driver {
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
-        let room = sink.data(header)?;
+        let Some(block) = sink.data(header)? else {
+            return session::drop_payload(channel, header, &io);
+        };
+        let room = block.part_mut(Pages(header.first_page), Pages(u64::from(header.count)))?;
         let mut got = 0usize;
         let want = header.payload as usize;
         while got < want {

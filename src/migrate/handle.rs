@@ -27,6 +27,15 @@ pub(super) struct Public<S> {
     over: bool,
 }
 
+/// Tells everybody who waits that the thread has done all, when it is dropped.
+pub(super) struct Ending<'a, S: Copy + PartialEq>(pub(super) &'a Handle<S>);
+
+impl<S: Copy + PartialEq> Drop for Ending<'_, S> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// Shared between the VMM's object and the thread.
 pub(super) struct Handle<S> {
     pub(super) cancel: Cancel,
@@ -163,8 +172,15 @@ impl<S: Copy + PartialEq> Handle<S> {
         self.lock().over
     }
 
+    /// Waits for the end of one whose state says that it comes now.
+    pub(super) fn wait_over(&self) {
+        if !inside(self.owner()) {
+            self.wait_ended(None);
+        }
+    }
+
     /// The thread's last word.
-    pub(super) fn end(&self) {
+    fn end(&self) {
         self.lock().over = true;
         self.ended.notify_all();
         self.notify.raise();

@@ -47,7 +47,8 @@ impl Inbox {
 
     /// After sending failed because the peer is gone: the reason that it gave, if one is here.
     pub(super) fn reason(&mut self, channel: &mut Channel) -> Option<Error> {
-        loop {
+        // It comes last, and a peer that goes on talking has none to give.
+        for _ in 0..4096 {
             match self.poll(channel) {
                 Ok(Some(_)) => {}
                 Ok(None) => return None,
@@ -55,6 +56,7 @@ impl Inbox {
                 Err(e) => return Some(e),
             }
         }
+        None
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {

@@ -19,6 +19,11 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// Whether there is nothing left to say.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty() && self.due.is_none()
+    }
+
     /// A marker has been reached.
     pub(super) fn acknowledge(&mut self, number: u64) {
         self.due = Some(number);

@@ -101,6 +101,11 @@ impl Outgoing {
     pub fn resolve(&self, resolution: Resolution) -> Result<()> {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
+        // The state is told a little before the thread's end, and whoever hears it may be quick.
+        let unanswered = handle.lock().state == State::Unanswered;
+        if unanswered {
+            handle.wait_over();
+        }
         let over = handle.is_over();
         let resume = {
             let mut public = handle.lock();

@@ -124,6 +124,11 @@ impl Sender {
         Ok(batch)
     }
 
+    /// Markers sent and not acknowledged.
+    pub(super) fn markers_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether enough was sent since the last marker for another.
     pub(super) fn marker_is_due(&self) -> bool {
         self.current.pages >= MARKER_PAGES || self.current.runs.len() >= MARKER_RUNS

@@ -133,6 +133,18 @@ pub(super) fn unexpected(found: RecordType, expected: &str) -> Error {
     )
 }
 
+/// Reads what a record's header announced and keeps nothing of it.
+pub(super) fn drop_payload(channel: &mut Channel, header: &Header, io: &Io<'_>) -> Result<()> {
+    let mut scratch = [0u8; 4096];
+    let mut left = header.payload as usize;
+    while left > 0 {
+        let some = left.min(scratch.len());
+        channel.recv_exact(&[PartMut::bytes(&mut scratch[..some])], io)?;
+        left -= some;
+    }
+    Ok(())
+}
+
 /// Reads what a record's header announced, in steps, so that a peer that announces much has
 /// to send much.
 pub(super) fn read_payload(channel: &mut Channel, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {

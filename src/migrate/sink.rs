@@ -6,33 +6,65 @@
 //! costs no memory); every other page is written.
 
 use crate::bits::summary::Bitmap;
-use crate::channel::socket::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::memory::host::HostView;
-use crate::memory::{Block, BlockPin, Map};
+use crate::memory::{Block, BlockId, BlockPin, Map, Memory};
 use crate::units::Pages;
 use crate::wire::{self, Header};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
 
 struct Target {
-    block: BlockPin,
+    /// Pinned for the time of a record only: between two of them the VMM may remove it.
+    block: Arc<Block>,
     /// Pages that read as zero without anybody having to look.
     zero: Bitmap,
 }
 
 /// See the file's description.
-#[derive(Default)]
 pub(super) struct PageSink {
-    /// By the source's block number.
+    memory: Arc<Memory>,
+    /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
+    /// Blocks of ours that were a target before: they are not as the VMM gave them any more.
+    used: HashSet<BlockId>,
     /// Page-run records taken.
     pub(super) records: u64,
     pub(super) data_pages: u64,
     pub(super) zero_pages: u64,
+}
+
+/// What differs between a block of the source's and ours of the same name, in words.
+pub(super) fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
+    let rom = theirs.flags & wire::BLOCK_FLAG_ROM != 0;
+    let kind = |rom| if rom { "ROM" } else { "RAM" };
+    let mut differences = Vec::new();
+    if ours.length().0 != theirs.length {
+        differences.push(format!(
+            "has {} bytes at the source and {} at the destination",
+            theirs.length,
+            ours.length()
+        ));
+    }
+    if ours.page_size().0 != theirs.page_size {
+        differences.push(format!(
+            "has pages of {} bytes at the source and of {} at the destination",
+            theirs.page_size,
+            ours.page_size()
+        ));
+    }
+    if ours.flags().rom != rom {
+        differences.push(format!(
+            "is {} at the source and {} at the destination",
+            kind(rom),
+            kind(!rom)
+        ));
+    }
+    (!differences.is_empty())
+        .then(|| format!("block `{}` {}", theirs.name, differences.join(", and ")))
 }
 
 /// What differs between the source's blocks and this side's, in words; `None` if nothing.
@@ -46,32 +78,7 @@ pub(super) fn layout_difference(source: &[wire::Block], map: &Map) -> Option<Str
             ));
             continue;
         };
-        if ours.length().0 != theirs.length {
-            differences.push(format!(
-                "block `{}` has {} bytes at the source and {} at the destination",
-                theirs.name,
-                theirs.length,
-                ours.length()
-            ));
-        }
-        if ours.page_size().0 != theirs.page_size {
-            differences.push(format!(
-                "block `{}` has pages of {} bytes at the source and of {} at the destination",
-                theirs.name,
-                theirs.page_size,
-                ours.page_size()
-            ));
-        }
-        let rom = theirs.flags & wire::BLOCK_FLAG_ROM != 0;
-        if ours.flags().rom != rom {
-            let kind = |rom| if rom { "ROM" } else { "RAM" };
-            differences.push(format!(
-                "block `{}` is {} at the source and {} at the destination",
-                theirs.name,
-                kind(rom),
-                kind(!rom)
-            ));
-        }
+        differences.extend(block_difference(theirs, ours));
     }
     for ours in map.blocks() {
         if !source.iter().any(|theirs| theirs.name == ours.name()) {
@@ -109,6 +116,17 @@ pub(super) fn describe(block: &Block) -> wire::Block {
 }
 
 impl PageSink {
+    pub(super) fn new(memory: Arc<Memory>) -> Self {
+        PageSink {
+            memory,
+            targets: HashMap::new(),
+            used: HashSet::new(),
+            records: 0,
+            data_pages: 0,
+            zero_pages: 0,
+        }
+    }
+
     /// Takes pages of the source's block `id` into `block` from now on.
     pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
         if self.targets.contains_key(&id) {
@@ -117,9 +135,20 @@ impl PageSink {
                 format!("block {id} is announced twice"),
             ));
         }
+        if self.targets.values().any(|t| t.block.id() == block.id()) {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "block `{}` is announced again, as {id}, and was not removed",
+                    block.name()
+                ),
+            ));
+        }
+        let _pin = self.memory.pin(block).ok_or_else(|| removed(block))?;
         let pages = block.pages();
         let mut zero = Bitmap::new(pages.index())?;
-        if block.flags().zeroed {
+        let fresh = self.used.insert(block.id());
+        if block.flags().zeroed && fresh {
             zero.set_all();
         } else {
             let view = HostView::new();
@@ -133,16 +162,23 @@ impl PageSink {
         self.targets.insert(
             id,
             Target {
-                block: BlockPin::new(block),
+                block: Arc::clone(block),
                 zero,
             },
         );
         Ok(())
     }
 
-    /// All has arrived: lets go of all memory, and keeps the counts.
-    pub(super) fn finish(&mut self) {
-        self.targets.clear();
+    /// All has arrived. Lets go of all memory, and keeps the counts. A block that the source
+    /// still has and that is gone here is an error now.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        let map = self.memory.map();
+        for (_, target) in self.targets.drain() {
+            if map.block(target.block.id()).is_none() {
+                return Err(removed(&target.block));
+            }
+        }
+        Ok(())
     }
 
     /// Lets go of the source's block `id`.
@@ -153,31 +189,38 @@ impl PageSink {
         }
     }
 
-    fn target(&mut self, header: &Header) -> Result<&mut Target> {
+    /// The target of a run of pages, pinned; no pin for a block that is gone here. Its pages
+    /// may still be on their way when both sides have removed it, and go nowhere.
+    fn target(&mut self, header: &Header) -> Result<(&mut Target, Option<BlockPin>)> {
         let target = self
             .targets
             .get_mut(&header.block)
             .ok_or_else(|| unknown(header.block))?;
         header.check_run(target.block.pages())?;
-        Ok(target)
+        let pin = self.memory.pin(&target.block);
+        Ok((target, pin))
     }
 
-    /// Where the contents of a run of pages go. They count as arrived.
-    pub(super) fn data(&mut self, header: &Header) -> Result<PartMut<'_>> {
+    /// The block that the contents of a run of pages go to, pinned; `None` if they go nowhere.
+    /// They count as arrived.
+    pub(super) fn data(&mut self, header: &Header) -> Result<Option<BlockPin>> {
         self.records += 1;
         self.data_pages += u64::from(header.count);
-        let target = self.target(header)?;
-        let first = Pages(header.first_page);
-        let count = Pages(u64::from(header.count));
-        target.zero.clear_range(first.index(), count.index());
-        target.block.part_mut(first, count)
+        let (target, pin) = self.target(header)?;
+        target
+            .zero
+            .clear_range(header.first_page as usize, header.count as usize);
+        Ok(pin)
     }
 
     /// Takes a run of zero pages.
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
         self.records += 1;
         self.zero_pages += u64::from(header.count);
-        let target = self.target(header)?;
+        let (target, pin) = self.target(header)?;
+        if pin.is_none() {
+            return Ok(());
+        }
         let (mut at, end) = (
             header.first_page as usize,
             header.first_page as usize + header.count as usize,
@@ -207,6 +250,16 @@ impl PageSink {
         }
         Ok(())
     }
+}
+
+fn removed(block: &Block) -> Error {
+    Error::new(
+        Kind::Layout,
+        format!(
+            "block `{}` was removed at the destination while the source still has it",
+            block.name()
+        ),
+    )
 }
 
 fn unknown(id: u32) -> Error {

@@ -5,7 +5,7 @@ use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::Callbacks;
 use super::converge::{Decider, Facts, Moment, Next};
-use super::handle::Handle;
+use super::handle::{Ending, Handle};
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::params::Params;
@@ -46,6 +46,8 @@ pub enum Target {
 const BATCH_RUNS: usize = 256;
 /// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
 const BATCH_PAGES: u64 = 512;
+/// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
+const MARKERS_WAITING: usize = 256;
 /// The most records that are read from the destination between two batches.
 const LISTEN_RECORDS: usize = 64;
 /// How often the figures are renewed and the VMM is told to look.
@@ -134,7 +136,15 @@ impl Driver {
         }
     }
 
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        // Whoever waits is told last, when lease and connection are gone, and whatever happens.
+        let _end = Ending(&shared.handle);
+        self.work();
+    }
+
+    fn work(mut self) {
+        let _inside = self.vmm.enter();
         let mut state = State::Idle;
         let mut event = match self.vmm.thread_start(Role::Migration) {
             Ok(()) => Event::Start,
@@ -146,7 +156,7 @@ impl Driver {
         loop {
             let next = step(state, event);
             state = next.state;
-            self.enter(state);
+            let _ = catch(|| self.enter(state));
             let mut outcome = None;
             for action in next.actions {
                 // A defect of ours, in whatever action, is a failure like any other: the
@@ -163,10 +173,6 @@ impl Driver {
                 _ => event = Event::Failed(Failure::Other),
             }
         }
-        // The lease and the connection are gone before anybody who waits is told.
-        let shared = Arc::clone(&self.shared);
-        drop(self);
-        shared.handle.end();
     }
 
     fn failed(&mut self, action: Action, error: Error) -> Event {
@@ -494,6 +500,27 @@ impl Driver {
         Ok(())
     }
 
+    /// A destination that takes pages and acknowledges none would have the account of them grow
+    /// without bound.
+    fn await_acknowledgements(&mut self, io: &Io<'_>) -> Result<()> {
+        while self.sender.markers_waiting() > MARKERS_WAITING {
+            let Driver {
+                channel,
+                inbox,
+                sender,
+                ..
+            } = self;
+            let Some(channel) = channel else {
+                return Ok(());
+            };
+            match inbox.wait(channel, io)? {
+                Record::Ack(ack) => sender.acknowledged(ack.number)?,
+                other => return Err(session::unexpected(other.record_type(), "ACK")),
+            }
+        }
+        Ok(())
+    }
+
     /// If sending failed because the peer went away, its own word for why is better.
     fn explain(&mut self, error: Error) -> Error {
         if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
@@ -539,8 +566,9 @@ impl Driver {
                 ),
             );
             self.shared.handle.cancel.check("the migration")?;
+            let next = self.ask(Moment::Synced);
             self.shared.blockers.check()?;
-            match self.ask(Moment::Synced) {
+            match next {
                 Next::SwitchOver { expected } => {
                     // What is promised is kept as it was, to be held against what happens.
                     self.stats.promised_downtime_us = micros(expected);
@@ -605,7 +633,8 @@ impl Driver {
                 Ok(None) => {
                     let map = shared.tracker.memory().map();
                     self.walked.extend(map.blocks().iter().map(|b| b.id()));
-                    return self.send_marker(&io);
+                    self.send_marker(&io)?;
+                    return self.await_acknowledgements(&io);
                 }
                 Err(e) => {
                     let e = self.explain(e);
@@ -659,6 +688,7 @@ impl Driver {
             self.stats.hole_pages += batch.hole_pages;
             if self.sender.marker_is_due() {
                 self.send_marker(io)?;
+                self.await_acknowledgements(io)?;
             }
             Ok(Some(batch))
         });
@@ -678,14 +708,7 @@ impl Driver {
 
     /// Tells the destination of blocks that came since, and of those that went.
     fn announce_new(&mut self, runs: &[Run], io: &Io<'_>) -> Result<()> {
-        for run in runs {
-            if self.announced.contains(&run.block.id()) {
-                continue;
-            }
-            let record = Record::BlockAdded(describe(&run.block));
-            session::send(self.channel()?, &record, io)?;
-            self.announced.insert(run.block.id());
-        }
+        // Those that went first: one that comes may have the name of one that went.
         let map = self.shared.tracker.memory().map();
         let gone: Vec<BlockId> = self
             .announced
@@ -696,6 +719,14 @@ impl Driver {
         for id in gone {
             session::send(self.channel()?, &Record::BlockRemoved { id: id.0 }, io)?;
             self.announced.remove(&id);
+        }
+        for run in runs {
+            if self.announced.contains(&run.block.id()) {
+                continue;
+            }
+            let record = Record::BlockAdded(describe(&run.block));
+            session::send(self.channel()?, &record, io)?;
+            self.announced.insert(run.block.id());
         }
         Ok(())
     }

@@ -100,6 +100,18 @@ pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
     Ok((device, stat.st_ino, regular))
 }
 
+/// Whether a file's holes are exactly the pages that were never written, through whatever
+/// mapping: true of tmpfs (memfd, /dev/shm) and hugetlbfs, whose page cache is the file.
+pub fn holes_are_exact(fd: BorrowedFd<'_>) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    // SAFETY: an all-zero statfs is a valid value of that plain structure.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut stat) };
+    result == 0 && matches!(stat.f_type as u64, TMPFS_MAGIC | HUGETLBFS_MAGIC)
+}
+
 /// The size of the kernel's base page, in bytes.
 pub fn base_page_size() -> u64 {
     // SAFETY: sysconf touches no memory of ours.

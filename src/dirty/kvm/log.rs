@@ -433,6 +433,9 @@ impl DirtyLog for KvmLog {
         for slot in &gone {
             self.copies.remove(&slot.slot);
         }
+        // A slot that stays in KVM would stay logged. One that cannot be switched off costs
+        // speed, and goes all the same.
+        let _ = self.switch(&gone, false);
         self.start_slots(&fresh)?;
         if self.clear_at_harvest && self.mode == KvmMode::InitiallySet {
             // Every page of them becomes pending now, through the tracker. Without this
