@@ -47,7 +47,7 @@ TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -72,6 +72,10 @@ test: | deps
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
+
+## bench: measure the figures (some: make bench ONLY=stream) into target/bench/results.json
+bench: | deps
+	@scripts/bench --only '$(ONLY)'
 
 ## deps: check for the tools needed (root on Debian: install the missing ones)
 deps: $(C)/deps.stamp
@@ -157,8 +161,8 @@ $(C)/tests/%: c-tests/%.c $(MACHINE) $(C)/libbrant.so | deps
 	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
 
 # --- installing --------------------------------------------------------------
-## install: install to DESTDIR + PREFIX (/usr/local)
-install: lib pc
+## install: install to DESTDIR + PREFIX (/usr/local) what make has built
+install: $(if $(wildcard $(C)/libbrant.so.$(VERSION)),,lib) pc
 	$(INSTALL) -d '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig'
 	$(INSTALL) -m 644 include/brant.h '$(DESTDIR)$(INCLUDEDIR)/brant.h'
 	$(INSTALL) -m 644 $(C)/libbrant.a '$(DESTDIR)$(LIBDIR)/libbrant.a'
@@ -166,6 +170,9 @@ install: lib pc
 	ln -sf libbrant.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/$(SONAME)'
 	ln -sf $(SONAME) '$(DESTDIR)$(LIBDIR)/libbrant.so'
 	$(INSTALL) -m 644 $(C)/brant.pc '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc'
+	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then ldconfig 2>/dev/null || true; fi
+	@case '$(PREFIX)' in /usr|/usr/local) ;; *) echo 'to use it from there:'; \
+	    echo '  export PKG_CONFIG_PATH=$(LIBDIR)/pkgconfig LD_LIBRARY_PATH=$(LIBDIR)';; esac
 
 ## uninstall: remove what install put there
 uninstall:

@@ -426,7 +426,7 @@ static void cancelled_any_time(uint64_t longest_us)
     plot->cancelled = brant_outgoing_cancel(plot->j.out, NULL);
     took = now_us() - begun;
     /* It waits for a connection for as long as it takes; there may never have been one. */
-    if (brant_incoming_wait(plot->j.in, 3000, NULL) == BRANT_E_TIMEOUT)
+    if (brant_incoming_wait(plot->j.in, 3000, NULL) == BRANT_E_PENDING)
         brant_incoming_cancel(plot->j.in, NULL);
     journey_end(&plot->j, true);
     note("cancelled after %" PRIu64 " us in state %u, took %" PRIu64 " us", delay,

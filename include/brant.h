@@ -4,6 +4,24 @@
  * SPDX-License-Identifier: Apache-2.0 OR MIT
  *
  * Generated from src/capi; do not edit: make header
+ *
+ * Three levels, each usable alone.
+ *
+ *   bitmaps     brant_bitmap_*
+ *   tracking    brant_guest_new, _add_block, _add_slot: what the guest's memory is
+ *               brant_tracker_new, _add_kvm: who tells of writes to it; brant_tracker_mark
+ *               brant_tracker_start, then _sync and _take as often as you like, _stop
+ *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
+ *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
+ *
+ * A source's ops need pause and resume, a destination's run; save and load go together, as
+ * do early_save and early_load. Who runs the guest afterwards: see brant_outgoing_wait.
+ *
+ * Functions return 0 or a negative BRANT_E_* code; the sentence is in the optional brant_error.
+ * Handles are freed by the caller with their _free, NULL is fine. Strings and structures are
+ * copied during the call. Descriptors handed in are brant's from then on, success or not.
+ * Structures that you fill begin with their size; fields left 0 have their default.
+ * Each handle says which threads may use it; unless it says otherwise, any.
  */
 
 #ifndef BRANT_H
@@ -127,6 +145,11 @@
  * A defect in brant itself, caught at the boundary.
  */
 #define BRANT_E_INTERNAL (-22)
+
+/**
+ * Not over yet: the wait ended before what was waited for. Never why something failed.
+ */
+#define BRANT_E_PENDING (-23)
 
 /**
  * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
@@ -533,7 +556,7 @@ typedef struct brant_ram_block {
     uint64_t page_size;
     /**
      * For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
-     * whatever the call returns, so hand in a duplicate; makes its holes visible. -1 for
+     * whatever the call returns, so hand in a duplicate; makes its holes visible. 0 or -1 for
      * private memory.
      */
     int32_t fd;
@@ -564,7 +587,8 @@ typedef struct brant_slot {
      */
     uint64_t offset;
     /**
-     * Bytes, page-aligned.
+     * Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
+     * where brant made room for this one.
      */
     uint64_t length;
     /**
@@ -706,7 +730,9 @@ typedef struct brant_ops {
     int32_t (*run)(void *opaque, struct brant_reason *reason);
     /**
      * Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
-     * (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot.
+     * (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot, under brant's
+     * own locks: in here and in `log_off` call nothing of brant's but marks, and take no lock
+     * that another thread holds around a brant_guest_* or brant_tracker_* call.
      */
     int32_t (*log_on)(void *opaque,
                       const uint32_t *slots,
@@ -860,7 +886,8 @@ typedef struct brant_stats {
      */
     uint64_t bandwidth;
     /**
-     * Pages a second that the guest dirtied between the last two syncs; BRANT_UNKNOWN at first.
+     * Pages a second that became pending between syncs; a page that is written again while it
+     * is pending does not count. BRANT_UNKNOWN before the first sync.
      */
     uint64_t dirty_pages_per_second;
     /**
@@ -1236,7 +1263,7 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
- * Removes a block and its slots; call it before deleting the slots from KVM, because what they
+ * Removes a block and its slots, while it migrates first at the source; call it before deleting the slots from KVM, because what they
  * logged is read first. Returns when brant does not touch the memory any more, which waits for
  * a send in progress at the most; then it may be unmapped.
  */
@@ -1300,7 +1327,8 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
 /**
  * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
  * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
- * `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
+ * `brant_outgoing_stats_json`. Takes one connection, the first that says something, and waits
+ * for it without a limit.
  */
 int32_t brant_incoming_listen(struct brant_incoming *incoming,
                               const char *endpoint,
@@ -1320,14 +1348,15 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
 /**
  * Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
  * a callback is in progress. Inside one of its callbacks it only asks for that. After the
- * hand-over was received: BRANT_E_STATE.
+ * hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
+ * has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
  */
 int32_t brant_incoming_cancel(struct brant_incoming *incoming,
                               struct brant_error **error);
 
 /**
  * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
- * ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
+ * ever; 0: not at all): 0, BRANT_E_PENDING if it is still going on, else why it failed.
  */
 int32_t brant_incoming_wait(struct brant_incoming *incoming,
                             uint64_t timeout_ms,
@@ -1374,7 +1403,7 @@ int32_t brant_saver_put(struct brant_saver *saver,
 
 /**
  * Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
- * required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
+ * required, with `pause` and `resume` in it; `parameters` may be NULL for what ships. Nothing
  * happens before it is started.
  */
 int32_t brant_outgoing_new(struct brant_guest *guest,
@@ -1420,8 +1449,9 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
 
 /**
  * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
- * not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
- * on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
+ * not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
+ * on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
+ * itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused and the VMM has to
  * resolve it.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
@@ -1478,7 +1508,8 @@ void brant_tracker_free(struct brant_tracker *tracker);
 /**
  * Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
  * `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
- * NULL otherwise.
+ * NULL otherwise. A virtual machine has one dirty log: only one tracker may be harvesting it at
+ * a time, or each takes what the other misses.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
                               const struct brant_kvm *kvm,

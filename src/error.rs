@@ -55,6 +55,8 @@ pub enum Kind {
     Callback = -21,
     /// A defect in brant itself, caught at a boundary.
     Internal = -22,
+    /// Not over yet: the wait ended before what was waited for.
+    Pending = -23,
 }
 
 impl Kind {
@@ -83,6 +85,7 @@ impl Kind {
             Kind::Unanswered => "handed over, not answered",
             Kind::Callback => "called from its own callback",
             Kind::Internal => "internal error",
+            Kind::Pending => "not over yet",
         }
     }
 }

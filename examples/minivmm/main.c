@@ -209,7 +209,10 @@ static int parse(int argc, char **argv, struct options *o)
 		default: fputs(usage, stderr); return -1;
 		}
 		if (!ok) {
-			fprintf(stderr, "minivmm: not a value for this option: %s\n%s", optarg, usage);
+			for (which = 0; long_options[which].val != c; which++)
+				;
+			fprintf(stderr, "minivmm: --%s: not a value that it takes: %s (minivmm --help has them)\n",
+				long_options[which].name, optarg);
 			return -1;
 		}
 	}
@@ -513,10 +516,24 @@ static int verify(const struct ledger *l, const struct mg_result *result)
 	}
 	printf("the guest counted %" PRIu64 " page writes when it stopped here and %" PRIu64 " a little later there\n",
 	       l->source.writes, l->writes_after);
-	printf("digesting every page took %.1f ms here and %.1f ms there, with the guest stopped; not counted below\n",
-	       (double)l->source.digest_us / 1e3, (double)l->destination.digest_us / 1e3);
+	printf("the guest stood still for %.1f ms in all, %.1f ms of it for the digests\n", result->downtime_ms, digesting);
 	printf("verified: %" PRIu64 " pages identical, guest continued, downtime %.1f ms\n", l->pages, downtime);
 	return 0;
+}
+
+/* What can be had without swapping. */
+static uint64_t available_memory(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+	uint64_t kib = UINT64_MAX >> 10;
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
+			break;
+	if (file)
+		fclose(file);
+	return kib << 10;
 }
 
 static int demo(int argc, char **argv, const struct options *o)
@@ -530,6 +547,11 @@ static int demo(int argc, char **argv, const struct options *o)
 	bool made_directory = false;
 	pid_t child = -1;
 
+	if (o->machine.memory_bytes > available_memory() / 2) {
+		fprintf(stderr, "minivmm: two guests of %" PRIu64 " MiB do not fit into the %" PRIu64 " MiB of memory that are available\n",
+			o->machine.memory_bytes >> 20, available_memory() >> 20);
+		return 1;
+	}
 	pages = (o->machine.memory_bytes ? o->machine.memory_bytes : 64u << 20) / MV_PAGE;
 	len = sizeof(struct ledger) + 2 * pages * sizeof(uint64_t);
 	ledger_fd = memfd_create("ledger", 0);
@@ -595,12 +617,13 @@ int main(int argc, char **argv)
 	struct options o;
 	const char *verb = argc > 1 ? argv[1] : "";
 
-	if (strcmp(verb, "-h") == 0 || strcmp(verb, "--help") == 0) {
+	if (strcmp(verb, "-h") == 0 || strcmp(verb, "--help") == 0 || strcmp(verb, "help") == 0) {
 		fputs(usage, stdout);
 		return 0;
 	}
 	if (strcmp(verb, "demo") && strcmp(verb, "send") && strcmp(verb, "receive")) {
-		fputs(usage, stderr);
+		fprintf(stderr, "minivmm: %s%s: demo, send or receive; minivmm --help has more\n",
+			*verb ? "no such command: " : "which command", verb);
 		return 2;
 	}
 	/* The verb stands where getopt expects the program's name. */

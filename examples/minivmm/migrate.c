@@ -1,5 +1,5 @@
 /*
- * All that a VMM needs in order to have live migration, in one file: describing its memory, eight callbacks, and the
+ * All that a VMM needs in order to have live migration, in one file: describing its memory, ten callbacks, and the
  * calls that start a migration and watch it. This is the file to copy from.
  */
 #define _GNU_SOURCE
@@ -200,23 +200,25 @@ static int32_t op_load(void *opaque, const brant_state *state, brant_reason *rea
 static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
 	struct migration *g = opaque;
-	uint32_t vcpus = mv_vcpu_count(g->machine);
+	uint32_t machine[2] = {mv_vcpu_count(g->machine), mv_vm_fd(g->machine) >= 0};
 
 	(void)reason;
-	return brant_saver_put(saver, "vcpus", 0, STATE_VERSION, &vcpus, sizeof(vcpus), NULL);
+	return brant_saver_put(saver, "machine", 0, STATE_VERSION, machine, sizeof(machine), NULL);
 }
 
 static int32_t op_early_load(void *opaque, const brant_state *state, brant_reason *reason)
 {
 	struct migration *g = opaque;
-	uint32_t vcpus = 0;
+	uint32_t machine[2] = {0, 0};
+	bool kvm = mv_vm_fd(g->machine) >= 0;
 
-	if (strcmp(state->name, "vcpus") == 0 && state->length == sizeof(vcpus))
-		memcpy(&vcpus, state->data, sizeof(vcpus));
-	if (vcpus != mv_vcpu_count(g->machine)) {
-		char text[100];
+	if (strcmp(state->name, "machine") == 0 && state->length == sizeof(machine))
+		memcpy(machine, state->data, sizeof(machine));
+	if (machine[0] != mv_vcpu_count(g->machine) || machine[1] != kvm) {
+		char text[150];
 
-		snprintf(text, sizeof(text), "the source has %" PRIu32 " vCPUs and the destination %u", vcpus,
+		snprintf(text, sizeof(text), "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %u",
+			 machine[1] ? "KVM" : "plain-memory", machine[0], kvm ? "KVM" : "plain-memory",
 			 mv_vcpu_count(g->machine));
 		brant_reason_set(reason, text);
 		return -1;
@@ -303,7 +305,7 @@ static void watch(struct migration *g, brant_outgoing *out)
 	brant_stats s = {.size = sizeof(s)};
 	uint64_t count;
 
-	while (brant_outgoing_wait(out, 0, NULL) == BRANT_E_TIMEOUT) {
+	while (brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING) {
 		poll(&look, 1, 500);
 		if (read(look.fd, &count, sizeof(count)) > 0 && !brant_outgoing_get_stats(out, &s, NULL))
 			show(g, &s, false);
@@ -371,7 +373,7 @@ int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, si
 	if (incoming_new(g))
 		return -1;
 	if (brant_incoming_listen(g->incoming, endpoint, bound, bound_len, NULL, &e))
-		return fail(g, endpoint, e);
+		return fail(g, "incoming migration", e);
 	return 0;
 }
 

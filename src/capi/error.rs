@@ -49,6 +49,8 @@ pub const BRANT_E_UNANSWERED: i32 = -20;
 pub const BRANT_E_CALLBACK: i32 = -21;
 /// A defect in brant itself, caught at the boundary.
 pub const BRANT_E_INTERNAL: i32 = -22;
+/// Not over yet: the wait ended before what was waited for. Never why something failed.
+pub const BRANT_E_PENDING: i32 = -23;
 
 /// The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
 /// and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
@@ -134,6 +136,7 @@ pub extern "C" fn brant_error_name(code: i32) -> *const c_char {
             BRANT_E_UNANSWERED => c"handed over, not answered",
             BRANT_E_CALLBACK => c"called from its own callback",
             BRANT_E_INTERNAL => c"internal error",
+            BRANT_E_PENDING => c"not over yet",
             _ => c"unknown error",
         }
         .as_ptr()
@@ -195,6 +198,7 @@ mod tests {
             (Kind::Unanswered, BRANT_E_UNANSWERED),
             (Kind::Callback, BRANT_E_CALLBACK),
             (Kind::Internal, BRANT_E_INTERNAL),
+            (Kind::Pending, BRANT_E_PENDING),
         ];
         for (i, (kind, code)) in codes.into_iter().enumerate() {
             assert_eq!(kind as i32, code);

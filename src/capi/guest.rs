@@ -51,7 +51,7 @@ pub struct brant_ram_block {
     /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
     pub page_size: u64,
     /// For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
-    /// whatever the call returns, so hand in a duplicate; makes its holes visible. -1 for
+    /// whatever the call returns, so hand in a duplicate; makes its holes visible. 0 or -1 for
     /// private memory.
     pub fd: i32,
     /// BRANT_RAM_*.
@@ -128,7 +128,7 @@ pub unsafe extern "C" fn brant_guest_add_block(
         // SAFETY: null or a structure by contract.
         let (b, tail) = unsafe { read_known(block) }?;
         // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
-        let has_fd = b.size > std::mem::offset_of!(brant_ram_block, fd) && b.fd >= 0;
+        let has_fd = b.size > std::mem::offset_of!(brant_ram_block, fd) && b.fd > 0;
         // SAFETY: handed over by contract.
         let fd = has_fd.then(|| unsafe { OwnedFd::from_raw_fd(b.fd) });
         tail?;

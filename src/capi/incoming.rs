@@ -74,7 +74,8 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 
 /// Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
 /// once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
-/// `brant_outgoing_stats_json`. Takes one connection, and waits for it without a limit.
+/// `brant_outgoing_stats_json`. Takes one connection, the first that says something, and waits
+/// for it without a limit.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_listen(
     incoming: *mut brant_incoming,
@@ -120,7 +121,8 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 
 /// Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
 /// a callback is in progress. Inside one of its callbacks it only asks for that. After the
-/// hand-over was received: BRANT_E_STATE.
+/// hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
+/// has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_cancel(
     incoming: *mut brant_incoming,
@@ -133,7 +135,7 @@ pub unsafe extern "C" fn brant_incoming_cancel(
 }
 
 /// Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
-/// ever; 0: not at all): 0, BRANT_E_TIMEOUT if it is still going on, else why it failed.
+/// ever; 0: not at all): 0, BRANT_E_PENDING if it is still going on, else why it failed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_wait(
     incoming: *mut brant_incoming,

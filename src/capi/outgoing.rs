@@ -29,7 +29,7 @@ pub const BRANT_RESOLVE_RESUME: u32 = 1;
 pub const BRANT_RESOLVE_DESTROY: u32 = 2;
 
 /// Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
-/// required, with `pause` and `resume` in it; `params` may be NULL for what ships. Nothing
+/// required, with `pause` and `resume` in it; `parameters` may be NULL for what ships. Nothing
 /// happens before it is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_new(
@@ -143,8 +143,9 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
 }
 
 /// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
-/// not at all): 0 if the guest runs at the destination, BRANT_E_TIMEOUT if it is still going
-/// on, else why it failed. After BRANT_E_UNANSWERED the guest is paused and the VMM has to
+/// not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
+/// on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
+/// itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused and the VMM has to
 /// resolve it.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(

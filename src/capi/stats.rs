@@ -106,7 +106,8 @@ pub struct brant_stats {
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
     pub bandwidth: u64,
-    /// Pages a second that the guest dirtied between the last two syncs; BRANT_UNKNOWN at first.
+    /// Pages a second that became pending between syncs; a page that is written again while it
+    /// is pending does not count. BRANT_UNKNOWN before the first sync.
     pub dirty_pages_per_second: u64,
     /// Until the switchover at these rates; BRANT_UNKNOWN when they lead to none.
     pub time_left_us: u64,

@@ -139,6 +139,11 @@ impl Driver {
             Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
             _ => Failure::Other,
         };
+        let error = match error.kind() {
+            // Where it was interrupted is nobody's business.
+            Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
+            _ => error,
+        };
         self.error.get_or_insert(error);
         Event::Failed(failure)
     }
@@ -178,9 +183,7 @@ impl Driver {
         Ok(match action {
             Action::Accept => {
                 self.channel = Some(match self.source.take() {
-                    Some(Source::Listener(listener)) => {
-                        listener.accept(&shared.handle.cancel, Deadline::never())?
-                    }
+                    Some(Source::Listener(listener)) => self.accept(&listener)?,
                     Some(Source::Connected(fd)) => Channel::from_fd(fd)?,
                     None => return Err(Error::new(Kind::Internal, "accepted twice")),
                 });
@@ -304,6 +307,25 @@ impl Driver {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
         outbox.send(channel, record, &io)
+    }
+
+    /// Takes the first connection that says something. One that closes, or keeps silent, before
+    /// its first byte was a probe or a stray, and the listening goes on.
+    fn accept(&mut self, listener: &Listener) -> Result<Channel> {
+        let shared = Arc::clone(&self.shared);
+        let limit = shared.params.connect_timeout;
+        loop {
+            let mut channel = listener.accept(&shared.handle.cancel, Deadline::never())?;
+            let io = Io::until(&shared.handle.cancel, limit).with_deadline(Deadline::after(limit));
+            match channel.recv_some(&[PartMut::bytes(&mut self.ahead)], &io) {
+                Ok(got) => {
+                    self.ahead_len = got;
+                    return Ok(channel);
+                }
+                Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io | Kind::Timeout) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     fn channel(&mut self) -> Result<&mut Channel> {

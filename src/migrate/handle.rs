@@ -131,7 +131,7 @@ impl<S: Copy + PartialEq> Handle<S> {
             return Err(Error::new(Kind::State, "this migration was not started"));
         }
         if !self.wait_ended(limit) {
-            return Err(Error::new(Kind::Timeout, "the migration is still going on"));
+            return Err(Error::new(Kind::Pending, "the migration is still going on"));
         }
         let public = self.lock();
         match &public.error {

@@ -79,7 +79,7 @@ impl Incoming {
     }
 
     /// Waits until the guest runs here, or the migration has failed, or for `limit`:
-    /// [`Kind::Timeout`].
+    /// [`Kind::Pending`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.handle.wait(limit, State::Running, State::name)
     }

@@ -88,7 +88,7 @@ impl Outgoing {
         self.shared.handle.cancel("the guest has been handed over")
     }
 
-    /// Waits until the migration is over, or for `limit`: [`Kind::Timeout`]. An error says why
+    /// Waits until the migration is over, or for `limit`: [`Kind::Pending`]. An error says why
     /// it failed; [`Kind::Unanswered`], that the VMM has to [`Outgoing::resolve`] it.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared

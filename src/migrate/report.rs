@@ -46,7 +46,8 @@ pub struct Stats {
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending; [`UNKNOWN`] at first.
     pub bandwidth: u64,
-    /// Pages a second that the guest dirtied between the last two syncs; [`UNKNOWN`] at first.
+    /// Pages a second that became pending between syncs; a page that is written again while it
+    /// is pending does not count. [`UNKNOWN`] before the first sync.
     pub dirty_pages_per_second: u64,
     /// Until the switchover at these rates; [`UNKNOWN`] when they lead to none.
     pub time_left_us: u64,
@@ -154,8 +155,8 @@ impl Stats {
 
     /// Moves the progress on, never back: pages that are done, of those and what remains.
     pub(super) fn advance(&mut self) {
-        let done = (self.data_pages + self.zero_pages).saturating_sub(self.unacknowledged_pages);
-        let left = self.remaining_bytes / PAGE_SIZE + self.unacknowledged_pages;
+        let done = self.data_pages + self.zero_pages;
+        let left = self.remaining_bytes / PAGE_SIZE;
         if done + left == 0 {
             return;
         }
@@ -203,7 +204,8 @@ impl Meter {
     /// `bytes` in all have gone at `now`; the rate, renewed every half second.
     pub(super) fn rate(&mut self, now: Duration, bytes: u64) -> u64 {
         let passed = now.saturating_sub(self.at);
-        if passed >= Duration::from_millis(500) || (self.rate == 0 && !passed.is_zero()) {
+        let first = self.at.is_zero() && !passed.is_zero();
+        if passed >= Duration::from_millis(500) || first {
             self.rate = (bytes.saturating_sub(self.bytes) as f64 / passed.as_secs_f64()) as u64;
             if passed >= Duration::from_millis(500) {
                 self.at = now;

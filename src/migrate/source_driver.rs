@@ -183,6 +183,11 @@ impl Driver {
             Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
             _ => Failure::Other,
         };
+        let error = match error.kind() {
+            // Where it was interrupted is nobody's business.
+            Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
+            _ => error,
+        };
         self.error.get_or_insert(error);
         match action {
             Action::CallResume => Event::ResumeFailed,

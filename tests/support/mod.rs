@@ -17,6 +17,7 @@ use brant::wire::{Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -322,6 +323,22 @@ impl Guest {
         }
     }
 
+    /// Starts a thread that writes while the guest runs, in these pages of one block only: for
+    /// tests in which the number of records shall stay small.
+    pub fn writer_within(&self, name: &str, pages: Range<usize>, pause: Duration) {
+        let inner = Arc::clone(&self.inner);
+        let ram = self.ram(name);
+        let id = self
+            .rams()
+            .iter()
+            .find(|(_, r)| r.spec.name == name)
+            .unwrap()
+            .0;
+        let target = (id, ram, pages);
+        let thread = std::thread::spawn(move || inner.write_within(&target, pause));
+        self.threads.lock().unwrap().push(thread);
+    }
+
     pub fn pause(&self) {
         self.inner.gate.pause();
     }
@@ -426,6 +443,31 @@ impl Inner {
             } else {
                 std::thread::sleep(pause);
             }
+        }
+    }
+
+    fn write_within(&self, target: &(BlockId, Arc<Ram>, Range<usize>), pause: Duration) {
+        let mut random = Random(1);
+        let (gate, (id, ram, pages)) = (&self.gate, target);
+        while !gate.stop.load(Ordering::SeqCst) {
+            {
+                let _inside = gate.inside.read().unwrap();
+                if gate.running.load(Ordering::SeqCst) {
+                    let page = pages.start + random.below(pages.len());
+                    let offset = page * PAGE + 2048 + random.below(256) * 8;
+                    ram.word(offset).store(random.next(), Ordering::Relaxed);
+                    self.tracker.mark_block(*id, Bytes(offset as u64), 8);
+                    let (first, counters) = self.rams.lock().unwrap()[0].clone();
+                    counters.word(0).fetch_add(1, Ordering::Relaxed);
+                    self.tracker.mark_block(first, Bytes(0), 8);
+                }
+            }
+            let mut lock = gate.lock.lock().unwrap();
+            while !gate.running.load(Ordering::SeqCst) && !gate.stop.load(Ordering::SeqCst) {
+                lock = gate.changed.wait(lock).unwrap();
+            }
+            drop(lock);
+            std::thread::sleep(pause);
         }
     }
 }

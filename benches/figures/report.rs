@@ -1,0 +1,99 @@
+//! Rows of figures: medians of alternating runs, printed as they come and written one JSON
+//! object a line. Knows nothing of what is measured; the measuring modules call it.
+
+use serde_json::{json, Value};
+use std::fs::File;
+use std::io::Write;
+
+/// Figures go here.
+pub struct Report {
+    only: String,
+    out: Option<File>,
+}
+
+impl Report {
+    /// Figures whose name begins with `only`; one JSON object a line to `out`.
+    pub fn new(only: String, out: Option<File>) -> Report {
+        Report { only, out }
+    }
+
+    /// Whether a figure is wanted.
+    pub fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.only)
+    }
+
+    /// Whether any figure whose name begins with `family` may be wanted.
+    pub fn wants_any(&self, family: &str) -> bool {
+        self.wants(family) || self.only.starts_with(family)
+    }
+
+    /// A figure and what it is held against.
+    pub fn compared(&mut self, name: &str, unit: &str, ours: &Runs, peer: &str, theirs: &Runs) {
+        let (value, peer_value) = (ours.median(), theirs.median());
+        let ratio = value / peer_value;
+        self.row(json!({
+            "name": name, "value": value, "unit": unit, "peer": peer,
+            "peer_value": peer_value, "ratio": ratio, "runs": ours.0.len(),
+        }));
+    }
+
+    /// A figure that could not be measured here.
+    pub fn skipped(&mut self, name: &str, reason: &str) {
+        if self.wants_any(name) {
+            eprintln!("  skipped {name}: {reason}");
+        }
+    }
+
+    fn row(&mut self, row: Value) {
+        let name = row["name"].as_str().unwrap_or("").to_owned();
+        if !self.wants(&name) {
+            return;
+        }
+        eprintln!(
+            "  {name:40} {:>10.4} {:8} {:>10.4} {:18} ratio {:.4}",
+            row["value"].as_f64().unwrap_or(0.0),
+            row["unit"].as_str().unwrap_or(""),
+            row["peer_value"].as_f64().unwrap_or(0.0),
+            row["peer"].as_str().unwrap_or(""),
+            row["ratio"].as_f64().unwrap_or(0.0),
+        );
+        if let Some(out) = &mut self.out {
+            writeln!(out, "{row}").expect("the results can be written");
+        }
+    }
+}
+
+/// What one contender needed, run by run.
+#[derive(Default, Debug)]
+pub struct Runs(Vec<f64>);
+
+impl Runs {
+    /// One more run.
+    pub fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        assert!(n > 0, "something was measured");
+        (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
+    }
+}
+
+/// Runs the contenders in turn, A B A B, `runs` times each after one turn that does not count
+/// (it touches the memory). What a contender returns is its figure.
+pub fn alternate<const N: usize>(runs: usize, mut run: impl FnMut(usize) -> f64) -> [Runs; N] {
+    let mut all: [Runs; N] = std::array::from_fn(|_| Runs::default());
+    for turn in 0..=runs {
+        for (contender, runs) in all.iter_mut().enumerate() {
+            let figure = run(contender);
+            if turn > 0 {
+                runs.push(figure);
+            }
+        }
+    }
+    all
+}

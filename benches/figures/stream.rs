@@ -1,0 +1,278 @@
+//! How much of what the kernel can carry brant carries: 1 GiB that does not compress, over TCP
+//! on the loopback, against plain send and receive calls of 1 MiB (`benches/bare.c`).
+//!
+//! Source and destination are two processes, the same two for both contenders, and both work
+//! from and into the same memory, which was touched before. The clock (`CLOCK_MONOTONIC`, which
+//! all processes share) starts at the source when the connection stands: for brant when copying
+//! begins, for the bare sender before its first call. It stops at the destination when the
+//! last byte of memory is in place; for brant that includes the sync and the pause of an idle
+//! guest, and the end marker.
+
+use crate::report::{alternate, Report, Runs};
+use brant::channel::Endpoint;
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::{BlockDescription, BlockFlags, Memory};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::units::Bytes;
+use brant::vmm::{Event, EventKind, Vmm};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const LENGTH: usize = 1 << 30;
+const RUNS: usize = 7;
+const LONG: Duration = Duration::from_secs(120);
+
+/// Nanoseconds of the clock that all processes share.
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes the structure, which is ours.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    assert_eq!(failed, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Private anonymous memory, like a guest's.
+struct Ram(*mut u8);
+
+impl Ram {
+    /// All of it written, with numbers that follow from `seed`: touched, and nothing that
+    /// compresses.
+    fn new(seed: u64) -> Ram {
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                LENGTH,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        let ram = Ram(at.cast());
+        ram.fill(seed);
+        ram
+    }
+
+    fn fill(&self, seed: u64) {
+        // SAFETY: the mapping, which nobody else uses now.
+        let words = unsafe { std::slice::from_raw_parts_mut(self.0.cast::<u64>(), LENGTH / 8) };
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = value(seed, i);
+        }
+    }
+
+    fn holds(&self, seed: u64) -> bool {
+        // SAFETY: the mapping, which nobody else uses now.
+        let words = unsafe { std::slice::from_raw_parts(self.0.cast::<u64>(), LENGTH / 8) };
+        words
+            .iter()
+            .enumerate()
+            .all(|(i, word)| *word == value(seed, i))
+    }
+
+    fn memory(&self) -> Arc<Memory> {
+        let memory = Memory::new().unwrap();
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: self.0,
+                length: Bytes(LENGTH as u64),
+                page_size: Bytes(4096),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        Arc::new(memory)
+    }
+}
+
+fn value(seed: u64, i: usize) -> u64 {
+    let mut z = (i as u64 ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z ^ (z >> 27)
+}
+
+/// A VMM whose guest does nothing; keeps when each state began.
+#[derive(Default)]
+struct Idle(Mutex<Vec<(String, u64)>>);
+
+impl Idle {
+    fn when(&self, state: &str) -> u64 {
+        let states = self.0.lock().unwrap();
+        let found = states.iter().find(|(name, _)| name == state);
+        found
+            .unwrap_or_else(|| panic!("no state {state} in {states:?}"))
+            .1
+    }
+}
+
+impl Vmm for Idle {
+    fn pause(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn run(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn event(&self, event: &Event) {
+        if event.kind == EventKind::State {
+            self.0.lock().unwrap().push((event.message.clone(), now()));
+        }
+    }
+}
+
+type BareSend = unsafe extern "C" fn(i32, *const u8, usize) -> i32;
+type BareReceive = unsafe extern "C" fn(i32, *mut u8, usize) -> i32;
+
+/// A function of the shared object that `benches/bare.c` was built into.
+fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
+    let path = std::env::var("BRANT_BARE").expect("BRANT_BARE, which make bench sets");
+    let path = std::ffi::CString::new(path).unwrap();
+    // SAFETY: two C strings; the object has no constructors.
+    let found = unsafe { libc::dlsym(libc::dlopen(path.as_ptr(), libc::RTLD_NOW), name.as_ptr()) };
+    assert!(!found.is_null(), "{name:?} is in {path:?}");
+    found
+}
+
+/// The other process: receives, once for each line on its standard input, in the way that the
+/// line says, and answers with the port, and at the end with the time.
+pub fn destination() {
+    // SAFETY: the function has this type in bare.c.
+    let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
+    let ram = Ram::new(1);
+    println!("touched");
+    for line in std::io::stdin().lock().lines() {
+        match line.unwrap().as_str() {
+            "brant" => {
+                let idle = Arc::new(Idle::default());
+                let incoming = Incoming::new(
+                    ram.memory(),
+                    Arc::clone(&idle) as Arc<dyn Vmm>,
+                    Params::default(),
+                )
+                .unwrap();
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                println!("{}", listener.local_addr().unwrap().port());
+                let (peer, _) = listener.accept().unwrap();
+                incoming
+                    .start(Source::Connected(OwnedFd::from(peer)))
+                    .unwrap();
+                incoming.wait(Some(LONG)).unwrap();
+                println!("{}", idle.when("loading"));
+            }
+            "bare" => {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                println!("{}", listener.local_addr().unwrap().port());
+                let (peer, _) = listener.accept().unwrap();
+                // SAFETY: the mapping, for its whole length.
+                assert_eq!(unsafe { receive(peer.as_raw_fd(), ram.0, LENGTH) }, 0);
+                println!("{}", now());
+            }
+            seed => {
+                assert!(
+                    ram.holds(seed.parse().unwrap()),
+                    "what was sent has arrived"
+                );
+                // So that what stood here before does not pass for what comes next.
+                ram.fill(1);
+                println!("right");
+            }
+        }
+    }
+}
+
+struct Destination(Child, ChildStdin, BufReader<ChildStdout>);
+
+impl Destination {
+    fn new() -> Destination {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg("--stream-destination")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut destination = Destination(child, stdin, stdout);
+        assert_eq!(destination.answer(), "touched");
+        destination
+    }
+
+    fn ask(&mut self, line: &str) {
+        writeln!(self.1, "{line}").unwrap();
+    }
+
+    fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.2.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// All figures of streaming.
+pub fn measure(report: &mut Report) {
+    if !report.wants("stream.bare_fraction") {
+        return;
+    }
+    if std::env::var_os("BRANT_BARE").is_none() {
+        return report.skipped(
+            "stream.bare_fraction",
+            "BRANT_BARE is not set; use make bench",
+        );
+    }
+    // SAFETY: the function has this type in bare.c.
+    let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
+    let mut destination = Destination::new();
+    let seed = 2;
+    let ram = Ram::new(seed);
+    let memory = ram.memory();
+    let [brant, bare]: [Runs; 2] = alternate(RUNS, |contender| {
+        let begun;
+        destination.ask(["brant", "bare"][contender]);
+        let port: u16 = destination.answer().parse().unwrap();
+        if contender == 0 {
+            let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
+            let idle = Arc::new(Idle::default());
+            let vmm = Arc::clone(&idle) as Arc<dyn Vmm>;
+            let outgoing = Outgoing::new(tracker, Blockers::new(), vmm, Params::default()).unwrap();
+            let to = Endpoint::Tcp(([127, 0, 0, 1], port).into());
+            outgoing.start(Target::Endpoint(to)).unwrap();
+            outgoing.wait(Some(LONG)).unwrap();
+            begun = idle.when("copying");
+        } else {
+            let to = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            begun = now();
+            // SAFETY: the mapping, for its whole length.
+            assert_eq!(unsafe { send(to.as_raw_fd(), ram.0, LENGTH) }, 0);
+        }
+        let end: u64 = destination.answer().parse().unwrap();
+        destination.ask(&seed.to_string());
+        assert_eq!(destination.answer(), "right");
+        LENGTH as f64 / (end - begun) as f64
+    });
+    report.compared(
+        "stream.bare_fraction",
+        "GB/s",
+        &brant,
+        "send and recv in C",
+        &bare,
+    );
+}

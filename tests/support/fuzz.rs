@@ -1,0 +1,496 @@
+//! What is fed to a fuzzer: the decoder of records, and a whole incoming migration, each given
+//! arbitrary bytes; and a mutator that knows records. The targets in `fuzz/` are nothing but
+//! calls of these; `tests/hostile.rs` runs them for a moment on the seeds, so that they go on
+//! working between two rounds of fuzzing. Anything wrong is a panic.
+#![allow(dead_code)]
+
+use brant::error::{Kind, Result};
+use brant::memory::block::{BlockDescription, BlockFlags};
+use brant::memory::Memory;
+use brant::migrate::{Incoming, Params, Source};
+use brant::units::{Bytes, Pages, PAGE_SIZE};
+use brant::vmm::{Event, EventKind, StateBlob, Vmm};
+use brant::wire::{self, Blob, Header, Ours, Record, RecordType, HEADER_LEN};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Pages of the block that is there from the beginning, and of the one that is added.
+pub const RAM_PAGES: usize = 64;
+const LATE_PAGES: usize = 8;
+/// What lies before and behind each block, and never changes.
+const CANARY: u8 = 0xc5;
+/// The most state that the destination here takes.
+pub const MAX_STATE: u64 = 64 << 10;
+
+// --- the decoder ------------------------------------------------------------------------------
+
+/// One record, as it is and with its checksum mended: nothing panics, nothing is accepted that
+/// would be written differently.
+pub fn decoder(data: &[u8]) {
+    one_record(data);
+    if data.len() >= HEADER_LEN {
+        let mut mended = data.to_vec();
+        mend(&mut mended);
+        one_record(&mended);
+    }
+}
+
+fn one_record(data: &[u8]) {
+    if let Some(first) = data.first() {
+        let _ = Blob::prefix_len_from(*first);
+    }
+    let Some(head) = data.first_chunk::<HEADER_LEN>() else {
+        return;
+    };
+    let Ok(header) = Header::decode(head) else {
+        return;
+    };
+    assert_eq!(&header.encode(), head);
+    let class = header.classify();
+    let limit = header.check_payload_limit();
+    assert!(class.is_err() || limit.is_ok(), "{header:?}");
+    let payload = &data[HEADER_LEN..];
+    let payload = &payload[..payload.len().min(header.payload as usize)];
+    for pages in [1, RAM_PAGES as u64, 1 << 40, u64::MAX] {
+        if header.check_run(Pages(pages)).is_ok() {
+            let end = header.first_page.checked_add(u64::from(header.count));
+            assert!(end.is_some_and(|end| end <= pages), "{header:?}");
+            assert!((1..=512).contains(&header.count), "{header:?}");
+            let last = header.first_page + u64::from(header.count) - 1;
+            assert_eq!(header.first_page / 512, last / 512, "{header:?}");
+        }
+    }
+    if let Ok((blob, prefix)) = Blob::decode(&header, payload) {
+        assert!(prefix <= payload.len());
+        assert_eq!(prefix as u64 + blob.length, u64::from(header.payload));
+        let mut again = Vec::new();
+        blob.encode(class.clone().unwrap().unwrap(), &mut again)
+            .unwrap();
+        assert_eq!(again, data[..HEADER_LEN + prefix]);
+    }
+    if let Ok(record) = Record::decode(&header, payload) {
+        assert_eq!(class, Ok(Some(record.record_type())));
+        let mut again = Vec::new();
+        record.encode(&mut again).unwrap();
+        assert_eq!(again, data[..HEADER_LEN + payload.len()], "{record:?}");
+        match record {
+            Record::Hello(hello) => drop(wire::negotiate(&hello, &Ours::default())),
+            Record::HelloReply(reply) => drop(wire::check_reply(&reply, &Ours::default())),
+            _ => {}
+        }
+    }
+}
+
+/// Gives the header at the front its magic and the checksum that belongs to it.
+fn mend(bytes: &mut [u8]) {
+    bytes[..4].copy_from_slice(b"BRNT");
+    let sum = crc32(&bytes[..HEADER_LEN - 4]);
+    bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// The same for every header that is found by going from one to the next.
+pub fn mend_all(stream: &mut [u8]) {
+    let mut at = 0;
+    while let Some(rest) = stream.get_mut(at..).filter(|rest| rest.len() >= HEADER_LEN) {
+        mend(rest);
+        let payload = u32::from_le_bytes(rest[24..28].try_into().unwrap());
+        at = at.saturating_add(HEADER_LEN + payload as usize);
+    }
+}
+
+/// Written anew from `docs/wire.md`, not brant's.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+// --- a whole incoming migration ---------------------------------------------------------------
+
+/// Pages between two canaries.
+struct Fenced {
+    base: *mut u8,
+    pages: usize,
+}
+
+// SAFETY: a mapping of its own; who writes it is brant, through the address.
+unsafe impl Send for Fenced {}
+// SAFETY: as above.
+unsafe impl Sync for Fenced {}
+
+impl Fenced {
+    fn new(pages: usize) -> Fenced {
+        let length = (pages + 2) * PAGE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        let fenced = Fenced {
+            base: base.cast(),
+            pages,
+        };
+        for canary in fenced.canaries() {
+            // SAFETY: one page inside the mapping, which nobody else knows yet.
+            unsafe { std::ptr::write_bytes(canary, CANARY, PAGE) };
+        }
+        fenced
+    }
+
+    fn canaries(&self) -> [*mut u8; 2] {
+        [self.base, self.base.wrapping_add((self.pages + 1) * PAGE)]
+    }
+
+    fn describe(&self, name: &str) -> BlockDescription {
+        BlockDescription {
+            name: name.to_owned(),
+            host: self.base.wrapping_add(PAGE),
+            length: Bytes((self.pages * PAGE) as u64),
+            page_size: Bytes(PAGE_SIZE),
+            file: None,
+            flags: BlockFlags::default(),
+        }
+    }
+
+    fn check(&self) {
+        for canary in self.canaries() {
+            // SAFETY: one page inside the mapping, and nobody writes any more.
+            let page = unsafe { std::slice::from_raw_parts(canary, PAGE) };
+            assert!(
+                page.iter().all(|b| *b == CANARY),
+                "written outside the block"
+            );
+        }
+    }
+}
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length; brant has let go of it.
+        unsafe { libc::munmap(self.base.cast(), (self.pages + 2) * PAGE) };
+    }
+}
+
+/// Takes all state, adds a block when it is time, and notes whether it is told to run.
+struct Taker {
+    memory: Arc<Memory>,
+    late: Fenced,
+    ran: AtomicUsize,
+    loaded: AtomicBool,
+}
+
+impl Vmm for Taker {
+    fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        assert!(blob.data.len() as u64 <= MAX_STATE);
+        Ok(())
+    }
+    fn loaded(&self) -> Result<()> {
+        self.loaded.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn early_load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        assert!(blob.data.len() as u64 <= MAX_STATE);
+        Ok(())
+    }
+    fn run(&self) -> Result<()> {
+        self.ran.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn event(&self, event: &Event) {
+        if event.kind == EventKind::State && event.message == "receiving" {
+            self.memory.add_block(self.late.describe("late")).unwrap();
+        }
+    }
+}
+
+/// What came of a stream.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the migration came to.
+    pub result: Result<()>,
+    /// How many bytes the destination answered.
+    pub answered: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// A fuzzer's bytes: if the first is odd, the headers in the rest are mended, so that the
+/// fuzzer gets past the checksum.
+pub fn incoming(data: &[u8]) -> Option<Outcome> {
+    let (first, stream) = data.split_first()?;
+    let mut stream = stream.to_vec();
+    if first & 1 == 1 {
+        mend_all(&mut stream);
+    }
+    Some(destination(&stream))
+}
+
+/// A destination of 64 pages is sent these bytes, and then the end. It comes to an end soon,
+/// writes nothing but its memory, says why, and does not run unless it was handed over to.
+pub fn destination(stream: &[u8]) -> Outcome {
+    let memory = Arc::new(Memory::new().unwrap());
+    let ram = Fenced::new(RAM_PAGES);
+    memory.add_block(ram.describe("ram")).unwrap();
+    let taker = Arc::new(Taker {
+        memory: Arc::clone(&memory),
+        late: Fenced::new(LATE_PAGES),
+        ran: AtomicUsize::new(0),
+        loaded: AtomicBool::new(false),
+    });
+    let limit = Duration::from_millis(500);
+    let params = Params {
+        connect_timeout: limit,
+        io_timeout: limit,
+        switchover_timeout: limit,
+        handover_timeout: limit,
+        max_state: MAX_STATE,
+        ..Params::default()
+    };
+    let begun = Instant::now();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let migration = Incoming::new(Arc::clone(&memory), Arc::clone(&taker) as _, params).unwrap();
+    migration.start(Source::Connected(theirs.into())).unwrap();
+    let mut to = &ours;
+    // It may have had enough before the end.
+    let _ = to.write_all(stream);
+    let _ = ours.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    ours.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let _ = to.read_to_end(&mut answer);
+    let result = migration.wait(Some(Duration::from_secs(10)));
+    let took = begun.elapsed();
+    drop(migration);
+    // The peer's end is at hand all the time, so no limit is ever waited for.
+    assert!(took < Duration::from_secs(8), "{took:?}: {result:?}");
+    let ran = taker.ran.load(Ordering::SeqCst);
+    match &result {
+        Ok(()) => {
+            assert_eq!(ran, 1);
+            assert!(taker.loaded.load(Ordering::SeqCst));
+            // Nobody can know a token that was not in HELLO.
+            let token = &stream[HEADER_LEN + 20..HEADER_LEN + 36];
+            let times = stream.windows(16).filter(|w| *w == token).count();
+            assert!(times >= 2, "ran without a hand-over");
+        }
+        Err(e) => {
+            assert_eq!(ran, 0, "failed, and runs: {e:?}");
+            let expected = [
+                Kind::Protocol,
+                Kind::PeerGone,
+                Kind::Io,
+                Kind::Refused,
+                Kind::Layout,
+                Kind::Version,
+                Kind::Unsupported,
+                Kind::Timeout,
+            ];
+            assert!(expected.contains(&e.kind()), "{:?}: {e}", e.kind());
+            assert!(!e.message().is_empty());
+            assert!(!e.message().contains(char::is_control), "{e:?}");
+        }
+    }
+    let answered = answer.len();
+    // All that it says is records; the last may be cut short by the connection's end.
+    let mut at = 0;
+    while let Some(head) = answer.get(at..at + HEADER_LEN) {
+        let header = Header::decode(head.try_into().unwrap()).unwrap();
+        header.classify().unwrap().unwrap();
+        at += HEADER_LEN + header.payload as usize;
+    }
+    let Some(taker) = Arc::into_inner(taker) else {
+        panic!("the VMM is still held");
+    };
+    drop((taker.memory, memory));
+    ram.check();
+    taker.late.check();
+    Outcome {
+        result,
+        answered,
+        took,
+    }
+}
+
+// --- seeds and mutations ----------------------------------------------------------------------
+
+/// A control record's bytes.
+pub fn bytes(record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    record.encode(&mut bytes).unwrap();
+    bytes
+}
+
+/// A blob's bytes.
+pub fn blob_bytes(kind: RecordType, name: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let blob = Blob {
+        name: name.into(),
+        instance: 1,
+        version: 2,
+        length: data.len() as u64,
+    };
+    blob.encode(kind, &mut bytes).unwrap();
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// A run of pages with contents.
+pub fn page_bytes(block: u32, first: u64, count: u32) -> Vec<u8> {
+    let mut bytes = Header::pages(block, Pages(first), count).encode().to_vec();
+    bytes.resize(HEADER_LEN + count as usize * PAGE, 0x5a);
+    bytes
+}
+
+/// A whole session as a source sends it, with a record of each type that it has.
+pub fn session() -> Vec<Vec<u8>> {
+    let token = *b"the sessions own";
+    let hello = wire::Hello {
+        version_min: 1,
+        version_max: 1,
+        features_offered: 1,
+        features_required: 1,
+        token,
+        channel: 0,
+        channels: 1,
+        page_shift: 12,
+        software: "seed".into(),
+    };
+    let marker = |number, flags, records, data_pages, zero_pages| {
+        bytes(&Record::Marker(wire::Marker {
+            number,
+            pass: number as u32,
+            flags,
+            records,
+            data_pages,
+            zero_pages,
+        }))
+    };
+    let block = |id, name: &str, pages: usize| wire::Block {
+        id,
+        length: (pages * PAGE) as u64,
+        page_size: PAGE_SIZE,
+        flags: 0,
+        name: name.into(),
+    };
+    let end = |count, bytes| wire::BlobEnd { count, bytes };
+    let layout = wire::LayoutEnd {
+        blocks: 1,
+        bytes: (RAM_PAGES * PAGE) as u64,
+    };
+    vec![
+        bytes(&Record::Hello(hello)),
+        blob_bytes(RecordType::Early, "cfg", &[3; 20]),
+        bytes(&Record::EarlyEnd(end(1, 20))),
+        bytes(&Record::Block(block(1, "ram", RAM_PAGES))),
+        bytes(&Record::LayoutEnd(layout)),
+        bytes(&Record::Keepalive),
+        marker(1, 0, 0, 0, 0),
+        bytes(&Record::BlockAdded(block(2, "late", LATE_PAGES))),
+        page_bytes(1, 7, 1),
+        page_bytes(2, 6, 2),
+        Header::zeros(1, Pages(0), 64).encode().to_vec(),
+        Header::zeros(2, Pages(1), 3).encode().to_vec(),
+        bytes(&Record::BlockRemoved { id: 2 }),
+        marker(2, wire::MARKER_FLAG_FINAL, 4, 3, 67),
+        blob_bytes(RecordType::State, "cpu", &[4; 40]),
+        blob_bytes(RecordType::State, "net", &[]),
+        bytes(&Record::StateEnd(end(2, 40))),
+        bytes(&Record::Handover(wire::Handover { token })),
+    ]
+}
+
+/// Numbers that are the end of something.
+const EDGES: [u64; 24] = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    63,
+    64,
+    65,
+    511,
+    512,
+    513,
+    4095,
+    4096,
+    4097,
+    65_535,
+    65_536,
+    65_537,
+    (1 << 30) + 1,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_ffff,
+    1 << 40,
+    1 << 63,
+    u64::MAX,
+];
+
+/// Changes a session, given as its records, in a few ways at once.
+pub fn mutate(session: &[Vec<u8>], mut next: impl FnMut() -> u64) -> Vec<u8> {
+    let mut below = move |n: usize| (next() % n.max(1) as u64) as usize;
+    let mut records: Vec<Vec<u8>> = session.to_vec();
+    for _ in 0..1 + below(3) {
+        if records.is_empty() {
+            break;
+        }
+        let at = below(records.len());
+        let other = below(records.len());
+        match below(12) {
+            0 => drop(records.remove(at)),
+            1 => records.insert(other, records[at].clone()),
+            2 => records.swap(at, other),
+            3 => records.truncate(at + 1),
+            // A field of the header, with a checksum that is right.
+            4..=6 if records[at].len() >= HEADER_LEN => {
+                let (from, length) = [(4, 2), (6, 2), (8, 4), (12, 4), (16, 8), (24, 4)][below(6)];
+                let edge = EDGES[below(EDGES.len())].to_le_bytes();
+                records[at][from..from + length].copy_from_slice(&edge[..length]);
+                mend(&mut records[at]);
+            }
+            // A number somewhere in the payload.
+            7 | 8 if records[at].len() > HEADER_LEN => {
+                let length = [1, 2, 4, 8][below(4)];
+                let edge = EDGES[below(EDGES.len())].to_le_bytes();
+                let from = HEADER_LEN + below(records[at].len() - HEADER_LEN);
+                let to = (from + length).min(records[at].len());
+                records[at][from..to].copy_from_slice(&edge[..to - from]);
+            }
+            9 if !records[at].is_empty() => {
+                let bit = below(records[at].len() * 8);
+                records[at][bit / 8] ^= 1 << (bit % 8);
+            }
+            10 => {
+                let from = below(records[at].len());
+                records[at].truncate(from);
+            }
+            _ => {
+                let from = below(records[at].len());
+                let more: Vec<u8> = (0..below(40)).map(|_| below(256) as u8).collect();
+                records[at].splice(from..from, more);
+            }
+        }
+    }
+    let mut stream = records.concat();
+    // Now and then in the middle of a record.
+    if below(8) == 0 {
+        let length = below(stream.len());
+        stream.truncate(length);
+    }
+    stream
+}
