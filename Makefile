@@ -44,10 +44,12 @@ MINIVMM := $(if $(wildcard examples/minivmm/main.c),build/minivmm)
 
 TEST_SOURCES  := $(wildcard c-tests/*.c)
 TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
+# Written from the header, so that no function goes without.
+TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -69,6 +71,10 @@ demo: build/minivmm
 ## test: everything that CI runs; the last line counts passed, failed, skipped
 test: | deps
 	@scripts/test
+
+## test-loom: the lock-free parts alone, model-checked (a part of make test)
+test-loom: | deps
+	@scripts/test --only loom
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
@@ -158,6 +164,15 @@ $(MACHINE): $(MACHINE_OBJECTS)
 $(C)/tests/%: c-tests/%.c $(MACHINE) $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
+	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
+
+$(C)/manners.c: scripts/gen-api-test scripts/abi.py include/brant.h | deps
+	@mkdir -p $(@D)
+	scripts/gen-api-test > $@
+
+$(C)/tests/manners: $(C)/manners.c $(C)/libbrant.so | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< \
 	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
 
 # --- installing --------------------------------------------------------------

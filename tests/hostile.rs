@@ -1737,7 +1737,7 @@ fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
     }
     for _ in 0..20_000 {
         let data = &decoder[random.below(decoder.len())];
-        fuzz::decoder(&fuzz::mutate(&[data.clone()], || random.next()));
+        fuzz::decoder(&fuzz::mutate(std::slice::from_ref(data), || random.next()));
     }
     let incoming = seeds("incoming");
     let mut ran = 0;

@@ -14,6 +14,7 @@
 //! | [`chunks`] | [`Chunks`]: one bit per 2^shift pages |
 //! | [`shared`] | [`Shared`]: the bitmap that any thread marks without waiting |
 
+mod cells;
 pub mod chunks;
 mod heap;
 pub mod runs;

@@ -37,24 +37,18 @@
 //!   the other buffer is in use: setters never see more than these two.
 //!
 //! The waiting is `runtime::grace`'s: only marks, lookups in the memory map and collects
-//! pin there, each for an instant.
+//! pin there, each for an instant. All of the above but the epoch itself is
+//! model-checked: `tests/loom`.
 
-use self::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use super::cells::Cells;
 use super::heap::Words;
 use super::summary::{drain_or_exchange, for_each_group, span_of, Bitmap};
 use super::words::{self, low_mask};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
-use crate::runtime::grace::{self, GracePeriod};
-use crossbeam_epoch::Guard;
-use std::cell::UnsafeCell;
-use std::sync::{Mutex, MutexGuard};
+use crate::runtime::grace::{self, GracePeriod, Guard};
+use crate::runtime::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use std::time::{Duration, Instant};
-
-/// The atomics, in one place, for a model checker's to be put in theirs.
-mod sync {
-    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-}
 
 /// Marked in one go, under one pin: what bounds the time that a mark of any size
 /// holds up a collector. (At most 512 words and 64 summary bits.)
@@ -75,13 +69,12 @@ struct Apart<T>(T);
 /// One of the two bitmaps. Setters reach it by atomics; the collector, once
 /// it is alone with it, as plain memory.
 struct Buffer {
-    ///
-    /// In a cell, because the collector may exchange the memory for a bitmap's while it is
-    /// alone with this buffer (`drain_or_exchange`).
-    words: UnsafeCell<Words>,
+    /// The collector may exchange their memory for a bitmap's while it is alone with this
+    /// buffer (`drain_or_exchange`).
+    words: Cells,
     /// One bit a group of 8 words, as in [`Bitmap`]; a set one may be early
     /// or late, but by the end of a grace wait it is right.
-    summary: UnsafeCell<Words>,
+    summary: Cells,
     /// Whether anything was marked.
     any: Apart<AtomicBool>,
 }
@@ -90,31 +83,28 @@ impl Buffer {
     fn new(nbits: usize) -> Result<Buffer> {
         let nwords = group_rounded_words(nbits);
         Ok(Buffer {
-            words: UnsafeCell::new(Words::zeroed(nwords, "reported bitmap")?),
-            summary: UnsafeCell::new(Words::zeroed(
-                nwords.div_ceil(SPAN_WORDS),
-                "reported bitmap summary",
-            )?),
+            words: Cells::zeroed(nwords, "reported bitmap")?,
+            summary: Cells::zeroed(nwords.div_ceil(SPAN_WORDS), "reported bitmap summary")?,
             any: Apart(AtomicBool::new(false)),
         })
     }
 
-    fn heap_bytes(&self) -> usize {
-        // SAFETY: called where the buffer is made, before anybody else has it.
-        unsafe { (*self.words.get()).heap_bytes() + (*self.summary.get()).heap_bytes() }
+    fn heap_bytes(&mut self) -> usize {
+        self.words.heap_bytes() + self.summary.heap_bytes()
     }
 
     #[inline]
     fn word(&self, i: usize) -> &AtomicU64 {
-        // SAFETY: only a setter that holds this buffer comes here, and while one can, the
-        // cell is not written.
-        atomic(unsafe { &*self.words.get() }, i)
+        // SAFETY: only a setter that holds this buffer comes here, and while one can, nobody
+        // is alone with it: the epoch's wait, and the store that makes the buffer current
+        // again, order the two.
+        unsafe { self.words.at(i) }
     }
 
     #[inline]
     fn summary(&self, i: usize) -> &AtomicU64 {
         // SAFETY: as for `word`.
-        atomic(unsafe { &*self.summary.get() }, i)
+        unsafe { self.summary.at(i) }
     }
 
     /// Sets `bits`, which is not empty and inside. The caller is pinned, and
@@ -159,30 +149,18 @@ impl Buffer {
         }
     }
 
-    /// The words and the summary as plain memory.
+    /// Calls `f` with the words and the summary as plain memory.
     ///
     /// # Safety
     /// No setter can hold this buffer (it is not current, and a grace wait
     /// has passed since it was), and the caller is the one collector.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn plain(&self) -> (&mut Words, &mut Words) {
-        // SAFETY: by the caller's promise nobody else reads or writes the cells or the words.
-        unsafe { (&mut *self.words.get(), &mut *self.summary.get()) }
+    unsafe fn plain<R>(&self, f: impl FnOnce(&mut Words, &mut Words) -> R) -> R {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.words
+                .alone(|words| self.summary.alone(|summary| f(words, summary)))
+        }
     }
-}
-
-// SAFETY: the cells are written by the one collector alone, and only while no setter can hold
-// the buffer; the epoch's wait, and the store that makes the buffer current again, order that
-// with what setters do. Words themselves are Sync.
-unsafe impl Sync for Buffer {}
-
-/// Word `i` as an atomic.
-#[inline]
-fn atomic(words: &Words, i: usize) -> &AtomicU64 {
-    assert!(i < words.len());
-    // SAFETY: inside (just checked), aligned, and alive as long as `words`.
-    // While a setter can hold a buffer it is reached only in this way.
-    unsafe { AtomicU64::from_ptr(words.as_ptr().add(i)) }
 }
 
 /// What a collect found.
@@ -216,8 +194,8 @@ impl Shared {
     /// `nbits` clear bits, twice. [`Kind::NoMemory`] when memory cannot be had;
     /// what is never marked is never touched.
     pub fn new(nbits: usize) -> Result<Shared> {
-        let buffers = [Buffer::new(nbits)?, Buffer::new(nbits)?];
-        let heap_bytes = buffers.iter().map(Buffer::heap_bytes).sum();
+        let mut buffers = [Buffer::new(nbits)?, Buffer::new(nbits)?];
+        let heap_bytes = buffers.iter_mut().map(Buffer::heap_bytes).sum();
         Ok(Shared {
             nbits,
             heap_bytes,
@@ -386,8 +364,7 @@ impl Shared {
         let buffer = &self.buffers[old];
         // SAFETY: `old` is not current since `swap`, the grace wait that
         // began there is over, and we hold the collectors' lock.
-        let (words, summary) = unsafe { buffer.plain() };
-        let (new, marked) = drain(words, summary);
+        let (new, marked) = unsafe { buffer.plain(drain) };
         out.new += new;
         out.marked += marked;
         buffer.any.0.store(false, Ordering::Relaxed);
@@ -495,8 +472,8 @@ mod tests {
             }
             for buffer in &shared.buffers {
                 // SAFETY: every setter of this test is done.
-                let (left, summary) = unsafe { buffer.plain() };
-                prop_assert!(words::is_zero(left) && words::is_zero(summary));
+                let clean = unsafe { buffer.plain(|w, s| words::is_zero(w) && words::is_zero(s)) };
+                prop_assert!(clean);
             }
         }
     }

@@ -329,7 +329,15 @@ pub(super) fn drain_or_exchange(
     }
     let kernels = words::best();
     let marked = dirty_spans(summary)
-        .map(|(span, mask)| kernels.count_groups(&words[span_of(words, span)], mask))
+        .map(|(span, mask)| {
+            // What is not in the mask is zero: where most is, all of it is read in order.
+            let mask = if mask.count_ones() > 32 {
+                u64::MAX
+            } else {
+                mask
+            };
+            kernels.count_groups(&words[span_of(words, span)], mask)
+        })
         .sum();
     std::mem::swap(words, &mut dst.words);
     std::mem::swap(summary, &mut dst.summary);

@@ -128,7 +128,7 @@ pub unsafe extern "C" fn brant_guest_add_block(
         // SAFETY: null or a structure by contract.
         let (b, tail) = unsafe { read_known(block) }?;
         // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
-        let has_fd = b.size > std::mem::offset_of!(brant_ram_block, fd) && b.fd > 0;
+        let has_fd = b.size >= std::mem::offset_of!(brant_ram_block, flags) && b.fd > 0;
         // SAFETY: handed over by contract.
         let fd = has_fd.then(|| unsafe { OwnedFd::from_raw_fd(b.fd) });
         tail?;

@@ -200,6 +200,12 @@ pub unsafe extern "C" fn brant_saver_put(
         if data.is_null() && length > 0 {
             return Err(invalid(format!("state `{name}`: data is NULL")));
         }
+        // More than this is no memory of anybody's: -1 in disguise.
+        if isize::try_from(length).is_err() {
+            return Err(invalid(format!(
+                "state `{name}`: it cannot have {length} bytes"
+            )));
+        }
         let data = if length == 0 {
             &[][..]
         } else {

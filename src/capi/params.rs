@@ -1,5 +1,6 @@
 //! Parameters of a migration, 0 meaning what ships.
 
+use super::error::invalid;
 use super::structs::{read, sized};
 use crate::error::Result;
 use crate::migrate::Params;
@@ -61,6 +62,9 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
+    if p.reserved != 0 {
+        return Err(invalid("brant_params.reserved is not 0"));
+    }
     let ms = |value: u64, default: Duration| match value {
         0 => default,
         ms => Duration::from_millis(ms),

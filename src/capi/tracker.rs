@@ -236,12 +236,15 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
     boundary!(error, {
         // SAFETY: null or a structure by contract.
         let (kvm, tail) = unsafe { read_known(kvm) }?;
-        if kvm.size <= std::mem::offset_of!(brant_kvm, vm_fd) || kvm.vm_fd < 0 {
+        if kvm.size < std::mem::offset_of!(brant_kvm, mode) || kvm.vm_fd < 0 {
             return Err(invalid("brant_kvm.vm_fd is no descriptor"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
         let fd = unsafe { OwnedFd::from_raw_fd(kvm.vm_fd) };
         tail?;
+        if kvm.reserved != 0 {
+            return Err(invalid("brant_kvm.reserved is not 0"));
+        }
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         let mode = match kvm.mode {

@@ -8,9 +8,8 @@ use crate::dirty::{DirtyLog, Harvested, Initial, Sink, When};
 use crate::error::{Kind, Result};
 use crate::memory::{BlockId, Map, Memory, Slot};
 use crate::runtime::snapshot::Snapshot;
+use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
-use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::GuestAddress;
 

@@ -7,6 +7,7 @@ pub mod cancel;
 pub mod deadline;
 pub mod grace;
 pub mod snapshot;
+pub(crate) mod sync;
 pub mod thread;
 
 pub use cancel::{wait_ready, Cancel, Interest, Wake};

@@ -5,9 +5,8 @@
 //! drops the old value on the replacing thread, never on a reader's.
 
 use super::grace::{pin, GracePeriod};
+use super::sync::{Arc, AtomicPtr, Mutex, Ordering};
 use std::fmt;
-use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How often a replacing thread looks up from its wait. Readers never hold a guard
@@ -81,8 +80,10 @@ impl<T: Default> Default for Snapshot<T> {
 
 impl<T> Drop for Snapshot<T> {
     fn drop(&mut self) {
-        // SAFETY: the cell's own count; `&mut self` says that nobody reads.
-        drop(unsafe { Arc::from_raw(*self.current.get_mut()) });
+        // Relaxed: `&mut self` says that nobody reads, and came after all who did.
+        let current = self.current.load(Ordering::Relaxed);
+        // SAFETY: the cell's own count.
+        drop(unsafe { Arc::from_raw(current) });
     }
 }
 

@@ -1,0 +1,69 @@
+//! brant's lock-free files, compiled a second time with loom's atomics in place of the
+//! processor's, for `tests/protocols.rs` to try them in every order that threads
+//! and memory can take.
+//!
+//! From brant, word for word: `bits/shared.rs` (the reported bitmap), `runtime/snapshot.rs`
+//! (the map's cell), `dirty/reported.rs` (when marks are recorded). Stand-ins: loom's types for
+//! `runtime/sync.rs`; words that notice races for `bits/cells.rs`; a
+//! simple epoch for `runtime/grace.rs` (so crossbeam-epoch is not what is
+//! checked, but everything that counts on its promise); the few types of `memory` and
+//! `dirty` that `reported.rs` names.
+#![allow(dead_code, missing_docs)]
+
+#[path = "../../../src/error.rs"]
+pub mod error;
+#[path = "../../../src/units.rs"]
+pub mod units;
+
+#[path = "."]
+pub mod runtime {
+    #[path = "grace.rs"]
+    pub mod grace;
+    #[path = "../../../src/runtime/snapshot.rs"]
+    pub mod snapshot;
+    #[path = "sync.rs"]
+    pub mod sync;
+}
+
+#[path = "."]
+pub mod bits {
+    #[path = "cells.rs"]
+    mod cells;
+    #[path = "../../../src/bits/heap.rs"]
+    mod heap;
+    #[path = "../../../src/bits/runs.rs"]
+    pub mod runs;
+    #[path = "../../../src/bits/shared.rs"]
+    pub mod shared;
+    #[path = "../../../src/bits/summary.rs"]
+    pub mod summary;
+    #[path = "../../../src/bits/words.rs"]
+    pub mod words;
+
+    // As in brant's bits/mod.rs.
+    pub(crate) const WORD_BITS: usize = 64;
+    pub(crate) const GROUP_WORDS: usize = 8;
+    pub(crate) const GROUP_BITS: usize = GROUP_WORDS * WORD_BITS;
+    pub(crate) const SPAN_WORDS: usize = GROUP_WORDS * WORD_BITS;
+
+    pub(crate) fn group_rounded_words(nbits: usize) -> usize {
+        nbits.div_ceil(GROUP_BITS) * GROUP_WORDS
+    }
+
+    pub(crate) fn cut(start: usize, n: usize, len: usize) -> std::ops::Range<usize> {
+        let start = start.min(len);
+        start..start.saturating_add(n).min(len)
+    }
+}
+
+pub mod memory;
+
+#[path = "."]
+pub mod dirty {
+    #[path = "../../../src/dirty/reported.rs"]
+    pub mod reported;
+
+    #[path = "log.rs"]
+    mod log;
+    pub use log::*;
+}

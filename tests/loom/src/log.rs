@@ -1,0 +1,39 @@
+//! Of brant's `dirty`, the part that `reported.rs` implements and calls.
+
+use crate::bits::summary::Bitmap;
+use crate::error::{Error, Result};
+use crate::memory::{BlockId, Map, Slot};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    Running,
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Initial {
+    Clean,
+}
+
+pub trait Sink {
+    fn block(
+        &mut self,
+        block: BlockId,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> Result<()>;
+}
+
+#[derive(Debug)]
+pub enum Harvested {
+    Complete,
+    Postponed(Error),
+}
+
+pub trait DirtyLog: Send {
+    fn name(&self) -> &'static str;
+    fn start(&mut self, map: &Map) -> Result<Initial>;
+    fn stop(&mut self, map: &Map) -> Result<()>;
+    fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
+    fn covers(&self, slot: &Slot) -> bool;
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
+}

@@ -1,0 +1,71 @@
+//! Of brant's `memory`, what `reported.rs` looks at: blocks of a few pages, each at the guest
+//! address that is its number, 1 MiB apart, in a map that is held as brant holds it.
+
+use crate::runtime::snapshot::Snapshot;
+use crate::units::Pages;
+use vm_memory::GuestAddress;
+
+const APART: u64 = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockId(pub u32);
+
+impl BlockId {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+pub struct Slot;
+
+pub struct Block(u32, u64);
+
+impl Block {
+    pub fn id(&self) -> BlockId {
+        BlockId(self.0)
+    }
+    pub fn pages(&self) -> Pages {
+        Pages(self.1)
+    }
+}
+
+pub struct Piece {
+    pub block: BlockId,
+    pub first: Pages,
+    pub pages: Pages,
+}
+
+pub struct Map(Vec<Block>);
+
+impl Map {
+    /// Blocks 0 to `n` of `pages` pages each.
+    pub fn of(n: u32, pages: u64) -> Map {
+        Map((0..n).map(|i| Block(i, pages)).collect())
+    }
+    pub fn blocks(&self) -> &[Block] {
+        &self.0
+    }
+    pub fn guest_end(&self) -> u64 {
+        self.0.len() as u64 * APART * crate::units::PAGE_SIZE
+    }
+    pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
+        let first = from.0 / crate::units::PAGE_SIZE;
+        let here = self.0.get((first / APART) as usize);
+        here.into_iter().map(move |block| Piece {
+            block: block.id(),
+            first: Pages(first % APART),
+            pages,
+        })
+    }
+}
+
+pub struct Memory(Snapshot<Map>);
+
+impl Memory {
+    pub fn new(map: Map) -> Memory {
+        Memory(Snapshot::new(map))
+    }
+    pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
+        self.0.with(look)
+    }
+}

@@ -1,0 +1,66 @@
+//! In place of brant's `runtime/sync.rs`: loom's types, each atomic with a second
+//! one that is written just before every access.
+//!
+//! The second is nothing but a mark that threads met here. Loom takes two loads for independent,
+//! remembers only the last access of a location, and so never tries the order in
+//! which another thread's load comes between a load and a store: which is
+//! what most of brant's mistakes could be (load a word, then or a bit into it). Two writes it
+//! takes for dependent, and tries both orders.
+
+use loom::sync::atomic as inner;
+pub use loom::sync::atomic::{fence, Ordering};
+pub use loom::sync::{Arc, Mutex, MutexGuard};
+
+macro_rules! atomic {
+    ($name:ident $(<$t:ident>)?, $inner:ty, $value:ty) => {
+        pub struct $name $(<$t>)? {
+            met: inner::AtomicBool,
+            value: $inner,
+        }
+
+        impl $(<$t>)? $name $(<$t>)? {
+            pub fn new(value: $value) -> Self {
+                let met = inner::AtomicBool::new(false);
+                $name { met, value: <$inner>::new(value) }
+            }
+            /// A place where threads may be switched, and nothing else.
+            pub fn meet(&self) -> &$inner {
+                self.met.store(true, Ordering::Relaxed);
+                &self.value
+            }
+            pub fn load(&self, order: Ordering) -> $value {
+                self.meet().load(order)
+            }
+            pub fn store(&self, value: $value, order: Ordering) {
+                self.meet().store(value, order)
+            }
+            pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                self.meet().swap(value, order)
+            }
+        }
+    };
+}
+
+atomic!(AtomicBool, inner::AtomicBool, bool);
+atomic!(AtomicU64, inner::AtomicU64, u64);
+atomic!(AtomicUsize, inner::AtomicUsize, usize);
+atomic!(AtomicPtr<T>, inner::AtomicPtr<T>, *mut T);
+
+impl AtomicUsize {
+    pub fn fetch_add(&self, n: usize, order: Ordering) -> usize {
+        self.meet().fetch_add(n, order)
+    }
+}
+
+impl AtomicU64 {
+    pub fn fetch_add(&self, n: u64, order: Ordering) -> u64 {
+        self.meet().fetch_add(n, order)
+    }
+    pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.meet().fetch_or(bits, order)
+    }
+    /// Claims that nobody else can be at it, which loom checks.
+    pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut u64) -> R) -> R {
+        self.value.with_mut(f)
+    }
+}
