@@ -14,10 +14,19 @@
 /// `boundary!(or value, { … })` is for the others: `value` is what they return if brant panics.
 macro_rules! boundary {
     (or $default:expr, $body:block) => {
-        $crate::runtime::thread::catch(move || $body).unwrap_or($default)
+        $crate::runtime::thread::catch(move || {
+            #[cfg(test)]
+            let _planted = $crate::migrate::planted::point("export");
+            $body
+        })
+        .unwrap_or($default)
     };
     ($error:expr, $body:block) => {
-        $crate::capi::error::status($error, move || $body)
+        $crate::capi::error::status($error, move || {
+            #[cfg(test)]
+            let _planted = $crate::migrate::planted::point("export");
+            $body
+        })
     };
 }
 
@@ -33,3 +42,6 @@ pub mod tracker;
 pub mod version;
 
 mod structs;
+
+#[cfg(test)]
+mod panics;

@@ -12,7 +12,7 @@ pub const BRANT_VERSION_PATCH: u32 = 0;
 /// The version of the library that is linked, as "0.1.0". Static; any thread.
 #[no_mangle]
 pub extern "C" fn brant_version() -> *const c_char {
-    boundary!(or std::ptr::null(), {
+    boundary!(or c"".as_ptr(), {
         const TEXT: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
         TEXT.as_ptr().cast()
     })

@@ -115,6 +115,7 @@ impl Driver {
             let next = step(state, event);
             state = next.state;
             let _ = catch(|| self.enter(state));
+            self.tell(state);
             let mut outcome = None;
             for action in next.actions {
                 let result = catch(|| self.perform(*action)).and_then(|result| result);
@@ -149,9 +150,21 @@ impl Driver {
     }
 
     fn enter(&mut self, state: State) {
+        #[cfg(test)]
+        let _planted = super::planted::point(&format!("entering {state:?}"));
         self.stats.phase = state as u32;
         self.renew(true);
-        self.shared.handle.lock().state = state;
+    }
+
+    /// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
+    /// even where bringing the figures up to date failed.
+    fn tell(&mut self, state: State) {
+        {
+            let mut public = self.shared.handle.lock();
+            public.state = state;
+            public.stats.phase = state as u32;
+            public.error.clone_from(&self.error);
+        }
         self.vmm.event(EventKind::State, state.name().to_owned());
     }
 
@@ -179,6 +192,8 @@ impl Driver {
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
+        #[cfg(test)]
+        let _planted = super::planted::point(&format!("{action:?}"));
         let shared = Arc::clone(&self.shared);
         Ok(match action {
             Action::Accept => {

@@ -15,6 +15,8 @@ pub mod incoming;
 mod outbox;
 pub mod outgoing;
 pub mod params;
+#[cfg(test)]
+pub(crate) mod planted;
 pub mod report;
 mod sender;
 mod session;
