@@ -1,0 +1,355 @@
+//! Panics planted for tests, and the promise that they are tests of: a defect of ours in
+//! whatever a migration's thread does fails the migration, the guest runs on, and never twice.
+//! Exists in builds of the crate's own unit tests only; the drivers and the C face's boundary
+//! have points where one can be planted. (Panics in the VMM's callbacks: tests/migrate.rs.)
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+/// Where on this thread to panic, once, and whether it came to that.
+#[derive(Clone)]
+struct Planted {
+    place: String,
+    fired: Arc<AtomicBool>,
+}
+
+thread_local! {
+    static PLANTED: RefCell<Option<Planted>> = const { RefCell::new(None) };
+}
+
+/// Plants a panic on this thread: "before NAME" or "after NAME" of a [`point`]. What is given
+/// back says whether it happened.
+pub(crate) fn plant(place: &str) -> Arc<AtomicBool> {
+    let fired = Arc::new(AtomicBool::new(false));
+    plant_at(place, &fired);
+    fired
+}
+
+fn plant_at(place: &str, fired: &Arc<AtomicBool>) {
+    let planted = Planted {
+        place: place.to_owned(),
+        fired: Arc::clone(fired),
+    };
+    PLANTED.set(Some(planted));
+}
+
+/// Two places to panic at: here, and where what is given back is dropped.
+#[must_use]
+pub(crate) fn point(name: &str) -> Leaving {
+    fire("before", name);
+    Leaving(name.to_owned())
+}
+
+pub(crate) struct Leaving(String);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            fire("after", &self.0);
+        }
+    }
+}
+
+fn fire(when: &str, name: &str) {
+    let here = PLANTED.with_borrow_mut(|planted| {
+        planted.take_if(|p| p.place.strip_prefix(when).map(str::trim_start) == Some(name))
+    });
+    if let Some(planted) = here {
+        planted.fired.store(true, Ordering::SeqCst);
+        panic!("planted {when} {name}");
+    }
+}
+
+mod tests {
+    use super::*;
+    use crate::dirty::tracker::{Clearing, Tracker};
+    use crate::error::{Error, Kind, Result};
+    use crate::memory::{BlockDescription, BlockFlags, Memory};
+    use crate::migrate::switchover::{destination, source};
+    use crate::migrate::{Blockers, Incoming, Outgoing, Params, Resolution, Source, Target};
+    use crate::units::Bytes;
+    use crate::vmm::{Role, StateBlob, StateSink, Vmm};
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
+    const BYTES: usize = 1 << 20;
+
+    /// A VMM whose migration's thread panics at one place.
+    #[derive(Default)]
+    struct Guest {
+        place: String,
+        fired: Arc<AtomicBool>,
+        refuses: bool,
+        pauses: AtomicU32,
+        resumes: AtomicU32,
+        runs: AtomicU32,
+    }
+
+    fn count(counter: &AtomicU32) -> u32 {
+        counter.load(Ordering::SeqCst)
+    }
+
+    impl Vmm for Guest {
+        fn thread_start(&self, _role: Role) {
+            plant_at(&self.place, &self.fired);
+        }
+        fn pause(&self) -> Result<()> {
+            self.pauses.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        fn resume(&self) -> Result<()> {
+            self.resumes.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
+            sink.put(&StateBlob {
+                name: "device",
+                instance: 0,
+                version: 1,
+                data: &[1, 2, 3],
+            })
+        }
+        fn load(&self, _blob: &StateBlob<'_>) -> Result<()> {
+            if self.refuses {
+                return Err(Error::new(Kind::Vmm, "not this device"));
+            }
+            Ok(())
+        }
+        fn run(&self) -> Result<()> {
+            self.runs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    /// Memory of the test's own, one block of it.
+    fn memory(fill: u64) -> (Vec<u64>, Arc<Memory>) {
+        let words = vec![fill; (BYTES + 4096) / 8];
+        let host = words.as_ptr().cast::<u8>();
+        let host = host.wrapping_add(host.align_offset(4096)).cast_mut();
+        let memory = Arc::new(Memory::new().unwrap());
+        memory
+            .add_block(BlockDescription {
+                name: "ram".to_owned(),
+                host: host.cast(),
+                length: Bytes(BYTES as u64),
+                page_size: Bytes(4096),
+                file: None,
+                flags: BlockFlags {
+                    rom: false,
+                    zeroed: false,
+                },
+            })
+            .unwrap();
+        (words, memory)
+    }
+
+    /// Migrates with a panic at one place of one side; `refuses`: the destination refuses the
+    /// state, so that what only failures do is done too. Whether the panic happened.
+    fn migrate(at_destination: bool, place: &str, refuses: bool) -> bool {
+        let what = format!(
+            "{place} at the {}{}",
+            if at_destination {
+                "destination"
+            } else {
+                "source"
+            },
+            if refuses { ", refused" } else { "" }
+        );
+        let guest = |here: bool| {
+            Arc::new(Guest {
+                place: if here {
+                    place.to_owned()
+                } else {
+                    String::new()
+                },
+                refuses,
+                ..Guest::default()
+            })
+        };
+        let (from, to) = (guest(!at_destination), guest(at_destination));
+        let (_from_words, from_memory) = memory(7);
+        let (_to_words, to_memory) = memory(0);
+        let tracker = Tracker::new(from_memory, Clearing::default()).unwrap();
+        let params = || Params {
+            handover_timeout: Duration::from_secs(5),
+            switchover_timeout: Duration::from_secs(5),
+            io_timeout: Duration::from_secs(5),
+            ..Params::default()
+        };
+        let outgoing = Outgoing::new(
+            Arc::clone(&tracker),
+            Blockers::new(),
+            from.clone(),
+            params(),
+        )
+        .unwrap();
+        let incoming = Incoming::new(to_memory, to.clone(), params()).unwrap();
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        incoming.start(Source::Connected(b.into())).unwrap();
+        outgoing.start(Target::Connected(a.into())).unwrap();
+        let limit = Some(Duration::from_secs(20));
+        let left = outgoing.wait(limit);
+        let arrived = incoming.wait(limit);
+        for side in [&left, &arrived] {
+            let pending = matches!(side, Err(e) if e.kind() == Kind::Pending);
+            assert!(!pending, "{what}: it hangs");
+        }
+        // A defect before `pause` was called counts as a pause that failed: resumed all the same.
+        let runs_here = || count(&from.pauses) <= count(&from.resumes);
+        let runs_there = count(&to.runs) > 0;
+        assert!(!(runs_here() && runs_there), "{what}: two guests run");
+        assert!(count(&to.runs) <= 1, "{what}: it was started twice");
+        match &left {
+            Ok(()) => assert!(runs_there && !runs_here(), "{what}: completed"),
+            Err(e) if e.kind() == Kind::Unanswered => {
+                assert!(!runs_here(), "{what}: unanswered, and it runs here");
+                outgoing.resolve(Resolution::Destroy).unwrap();
+            }
+            // The source's word that the guest runs on has to be true.
+            Err(e) => {
+                let resume_failed = place.ends_with("CallResume");
+                assert!(runs_here() || resume_failed, "{what}: {e}: paused for ever");
+                assert!(!runs_there, "{what}: {e}: it runs there");
+            }
+        }
+        let fired = from.fired.load(Ordering::SeqCst) || to.fired.load(Ordering::SeqCst);
+        // An Ok is the truth, checked above, even where telling it went wrong. What failed says why.
+        let own = if at_destination { &arrived } else { &left };
+        if let (true, Err(e), false) = (fired, own, refuses) {
+            assert!(e.message().contains("planted"), "{what}: {e}");
+        }
+        // Nothing is held any more, and the guest can be migrated again.
+        drop(outgoing);
+        drop(incoming);
+        assert!(
+            tracker.lease().is_ok(),
+            "{what}: the tracker is in use for ever"
+        );
+        fired
+    }
+
+    fn everywhere(at_destination: bool, names: &[String]) {
+        for name in names {
+            for when in ["before", "after"] {
+                let place = format!("{when} {name}");
+                let fired = migrate(at_destination, &place, false);
+                // What a success does not do a failure does.
+                let fired = migrate(at_destination, &place, true) || fired;
+                // States that neither kind of run comes to.
+                let elsewhere = [
+                    "Resuming",
+                    "ResumeFailed",
+                    "Unanswered",
+                    "TakenBack",
+                    "GivenUp",
+                ];
+                let rare = elsewhere.iter().any(|s| name.ends_with(s))
+                    || name.ends_with("StartFailed")
+                    || name.ends_with("Idle");
+                assert!(fired || rare, "{place} was never reached");
+            }
+        }
+    }
+
+    #[test]
+    fn a_defect_in_any_action_or_state_of_the_source_never_makes_two_guests_or_none() {
+        use source::Action as A;
+        let actions = [
+            A::Connect,
+            A::Negotiate,
+            A::Copy,
+            A::CallPause,
+            A::CallSave,
+            A::SyncLast,
+            A::SendLast,
+            A::AwaitReady,
+            A::CallRelease,
+            A::TakeGate,
+            A::SendHandover,
+            A::AwaitRunning,
+            A::CallResume,
+            A::PutBack,
+            A::TellPeer,
+            A::StopTracking,
+            A::Report,
+        ];
+        for action in actions {
+            // An action that is new has to be tried too: add it above as well.
+            match action {
+                A::Connect | A::Negotiate | A::Copy | A::CallPause | A::CallSave => {}
+                A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
+                A::SendHandover | A::AwaitRunning | A::CallResume | A::PutBack => {}
+                A::TellPeer | A::StopTracking | A::Report => {}
+            }
+        }
+        let mut names: Vec<String> = actions.iter().map(|a| format!("{a:?}")).collect();
+        use source::State as S;
+        let states = [
+            S::Connecting,
+            S::Negotiating,
+            S::Copying,
+            S::Pausing,
+            S::Saving,
+            S::LastSync,
+            S::SendingLast,
+            S::AwaitingReady,
+            S::Releasing,
+            S::Committing,
+            S::HandingOver,
+            S::AwaitingRunning,
+            S::Resuming,
+            S::Completed,
+            S::Failed,
+            S::ResumeFailed,
+            S::Unanswered,
+            S::TakenBack,
+            S::GivenUp,
+        ];
+        names.extend(states.iter().map(|s| format!("entering {s:?}")));
+        everywhere(false, &names);
+    }
+
+    #[test]
+    fn a_defect_in_any_action_or_state_of_the_destination_never_makes_two_guests_or_none() {
+        use destination::Action as A;
+        let actions = [
+            A::Accept,
+            A::Negotiate,
+            A::Receive,
+            A::CallLoad,
+            A::SendReady,
+            A::AwaitHandover,
+            A::TakeGate,
+            A::CallRun,
+            A::SendRunning,
+            A::TellPeer,
+            A::Report,
+        ];
+        for action in actions {
+            // As above.
+            match action {
+                A::Accept | A::Negotiate | A::Receive | A::CallLoad | A::SendReady => {}
+                A::AwaitHandover | A::TakeGate | A::CallRun | A::SendRunning => {}
+                A::TellPeer | A::Report => {}
+            }
+        }
+        let mut names: Vec<String> = actions.iter().map(|a| format!("{a:?}")).collect();
+        use destination::State as S;
+        let states = [
+            S::Listening,
+            S::Negotiating,
+            S::Receiving,
+            S::Loading,
+            S::Ready,
+            S::AwaitingHandover,
+            S::Committing,
+            S::Starting,
+            S::Running,
+            S::Failed,
+            S::StartFailed,
+        ];
+        names.extend(states.iter().map(|s| format!("entering {s:?}")));
+        everywhere(true, &names);
+    }
+}
