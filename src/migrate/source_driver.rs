@@ -76,7 +76,6 @@ pub(super) struct Driver {
     /// Blocks that the destination knows.
     announced: HashSet<BlockId>,
     token: Token,
-    features: u64,
     we_started_tracking: bool,
     cursor: Cursor,
     /// Blocks of which every page has been sent once; of the others, some may be pages that
@@ -117,7 +116,6 @@ impl Driver {
             begun: Instant::now(),
             announced: HashSet::new(),
             token: [0; 16],
-            features: 0,
             we_started_tracking: false,
             cursor: Cursor::default(),
             walked: HashSet::new(),
@@ -473,7 +471,6 @@ impl Driver {
         match inbox.wait(channel, &io)? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
-                self.features = reply.features;
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
