@@ -1043,7 +1043,7 @@ typedef struct brant_sync {
      */
     uint64_t time_ns;
     /**
-     * Nanoseconds for KVM's logs, kernel and merging.
+     * Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
      */
     uint64_t kvm_ns;
     /**
@@ -1062,6 +1062,30 @@ typedef struct brant_sync {
      * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
      */
     uint64_t warnings;
+    /**
+     * Nanoseconds for the logs of vhost and vhost-user back ends.
+     */
+    uint64_t vhost_ns;
+    /**
+     * Pages found by them.
+     */
+    uint64_t vhost_pages;
+    /**
+     * Nanoseconds for VFIO's and iommufd's logs.
+     */
+    uint64_t vfio_ns;
+    /**
+     * Pages found by them.
+     */
+    uint64_t vfio_pages;
+    /**
+     * Nanoseconds for userfaultfd's write protection.
+     */
+    uint64_t userfault_ns;
+    /**
+     * Pages found by it.
+     */
+    uint64_t userfault_pages;
 } brant_sync;
 
 /**

@@ -6,7 +6,7 @@ use super::ops::{brant_ops, Ops};
 use super::structs::{handle, put, read, read_known, sized, write};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
-use crate::dirty::When;
+use crate::dirty::{LogKind, When};
 use crate::error::Result;
 use crate::memory::BlockId;
 use crate::units::{Bytes, Pages};
@@ -99,7 +99,7 @@ pub struct brant_sync {
     pub pending_pages: u64,
     /// Nanoseconds, all of it.
     pub time_ns: u64,
-    /// Nanoseconds for KVM's logs, kernel and merging.
+    /// Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
     pub kvm_ns: u64,
     /// Pages found by KVM's logs.
     pub kvm_pages: u64,
@@ -109,6 +109,18 @@ pub struct brant_sync {
     pub reported_pages: u64,
     /// Logs that failed, so that all they cover counts as dirty, or that will deliver later.
     pub warnings: u64,
+    /// Nanoseconds for the logs of vhost and vhost-user back ends.
+    pub vhost_ns: u64,
+    /// Pages found by them.
+    pub vhost_pages: u64,
+    /// Nanoseconds for VFIO's and iommufd's logs.
+    pub vfio_ns: u64,
+    /// Pages found by them.
+    pub vfio_pages: u64,
+    /// Nanoseconds for userfaultfd's write protection.
+    pub userfault_ns: u64,
+    /// Pages found by it.
+    pub userfault_pages: u64,
 }
 
 /// A run of pages that was taken: read them now, or put them back.
@@ -370,21 +382,33 @@ pub unsafe extern "C" fn brant_tracker_sync(
         if report.is_null() {
             return Ok(());
         }
-        let sum = |name: &str, of: fn(&LogReport) -> u64| {
-            done.logs.iter().filter(|l| l.name == name).map(of).sum()
+        let sum = |kinds: &[LogKind], of: fn(&LogReport) -> u64| {
+            let those = done.logs.iter().filter(|l| kinds.contains(&l.kind));
+            those.map(of).sum::<u64>()
         };
-        let ns = |name| sum(name, |l| l.time.as_nanos() as u64);
-        let pages = |name| sum(name, |l| l.found.0);
+        let ns = |kinds| sum(kinds, |l| l.time.as_nanos() as u64);
+        let pages = |kinds| sum(kinds, |l| l.found.0);
+        let kvm = &[LogKind::KvmLog, LogKind::KvmRing];
+        let reported = &[LogKind::Reported];
+        let vhost = &[LogKind::Vhost];
+        let vfio = &[LogKind::Vfio, LogKind::Iommufd];
+        let userfault = &[LogKind::Userfault];
         let filled = brant_sync {
             size: 0,
             found_pages: done.found.0,
             pending_pages: done.pending.0,
             time_ns: done.time.as_nanos() as u64,
-            kvm_ns: ns("kvm-log"),
-            kvm_pages: pages("kvm-log"),
-            reported_ns: ns("reported"),
-            reported_pages: pages("reported"),
+            kvm_ns: ns(kvm),
+            kvm_pages: pages(kvm),
+            reported_ns: ns(reported),
+            reported_pages: pages(reported),
             warnings: done.warnings.len() as u64,
+            vhost_ns: ns(vhost),
+            vhost_pages: pages(vhost),
+            vfio_ns: ns(vfio),
+            vfio_pages: pages(vfio),
+            userfault_ns: ns(userfault),
+            userfault_pages: pages(userfault),
         };
         // SAFETY: not null, a structure by contract.
         unsafe { write(report, &filled) }

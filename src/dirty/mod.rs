@@ -10,12 +10,13 @@
 //! last harvest is exact only with the vCPUs stopped.
 
 pub mod kvm;
+mod merge;
 pub mod reported;
 pub mod tracker;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map, Slot};
+use crate::memory::{BlockId, Map};
 use crate::units::Pages;
 use std::ops::Range;
 use vm_memory::GuestAddress;
@@ -42,6 +43,49 @@ pub enum Origin {
         /// Page of the block.
         page: Pages,
     },
+}
+
+/// The kinds of logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogKind {
+    /// The VMM's own marks.
+    Reported,
+    /// KVM's bitmap of each slot.
+    KvmLog,
+    /// KVM's ring of each vCPU.
+    KvmRing,
+    /// The log that vhost and vhost-user back ends write to.
+    Vhost,
+    /// A VFIO device's or container's log.
+    Vfio,
+    /// An iommufd page table's log.
+    Iommufd,
+    /// Write protection by userfaultfd.
+    Userfault,
+}
+
+impl LogKind {
+    /// A short name for reports and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogKind::Reported => "reported",
+            LogKind::KvmLog => "kvm-log",
+            LogKind::KvmRing => "kvm-ring",
+            LogKind::Vhost => "vhost",
+            LogKind::Vfio => "vfio",
+            LogKind::Iommufd => "iommufd",
+            LogKind::Userfault => "userfault",
+        }
+    }
+}
+
+/// Pages of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// The block.
+    pub block: BlockId,
+    /// Which of its pages.
+    pub pages: Range<u64>,
 }
 
 /// When a log may be asked for the last time before the memory counts as frozen.
@@ -118,8 +162,13 @@ pub struct Rearmed {
 /// Used by one thread at a time. All methods get the map as it was when what is to be
 /// read was logged.
 pub trait DirtyLog: Send {
+    /// What it is.
+    fn kind(&self) -> LogKind;
+
     /// A short name for reports and messages.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.kind().name()
+    }
 
     /// When its last harvest is exact.
     fn exact(&self) -> Exact {
@@ -146,11 +195,11 @@ pub trait DirtyLog: Send {
 
     /// Takes what the log holds into `sink`. Each page written before the call is reported
     /// in this harvest or was in an earlier one. After an error nothing is known: the
-    /// tracker takes everything that [`DirtyLog::covers`] as dirty.
+    /// tracker takes everything of [`DirtyLog::covered`] as dirty.
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
 
-    /// Whether a slot's pages are in this log's care.
-    fn covers(&self, slot: &Slot) -> bool;
+    /// The pages that are in this log's care.
+    fn covered(&self, map: &Map) -> Vec<Extent>;
 
     /// Restores the protection of pages of a block, wherever they are mapped: what is
     /// written to them after this returns is in a later harvest. Bits outside the range

@@ -4,9 +4,9 @@
 //! collector, the tracker, through [`ReportedLog`]. Marks are made after the write.
 
 use crate::bits::shared::Shared;
-use crate::dirty::{DirtyLog, Harvested, Initial, Sink, When};
+use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Kind, Result};
-use crate::memory::{BlockId, Map, Memory, Slot};
+use crate::memory::{Block, BlockId, Map, Memory};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -159,12 +159,16 @@ impl ReportedLog {
 }
 
 impl DirtyLog for ReportedLog {
-    fn name(&self) -> &'static str {
-        "reported"
+    fn kind(&self) -> LogKind {
+        LogKind::Reported
     }
 
-    fn covers(&self, _slot: &Slot) -> bool {
-        true
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        let all = |b: &Arc<Block>| Extent {
+            block: b.id(),
+            pages: 0..b.pages().0,
+        };
+        map.blocks().iter().map(all).collect()
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {

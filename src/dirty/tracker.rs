@@ -18,8 +18,9 @@
 //! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
 //! could not bring it where it belongs gives it back with [`Lease::put_back`].
 
+use super::merge::{BlockState, Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
-use super::{DirtyLog, Harvested, Initial, Origin, Rearmed, Sink, When};
+use super::{DirtyLog, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When};
 use crate::bits::chunks::{Chunks, CHUNK_SHIFT_DEFAULT};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
@@ -62,8 +63,8 @@ pub enum StartWith {
 /// What one log did in a sync.
 #[derive(Debug, Clone)]
 pub struct LogReport {
-    /// The log's name.
-    pub name: &'static str,
+    /// The log.
+    pub kind: LogKind,
     /// How long it took, kernel calls and merging.
     pub time: Duration,
     /// Pages that became pending through it.
@@ -121,13 +122,6 @@ pub struct TrackerStats {
     pub longest_clear: Duration,
     /// Pages put back.
     pub put_back: Pages,
-}
-
-struct BlockState {
-    pin_source: Arc<crate::memory::Block>,
-    pending: Bitmap,
-    /// `None` when no log leaves clearing to us, or all is cleared at sync.
-    chunks: Option<Chunks>,
 }
 
 struct Inner {
@@ -568,13 +562,13 @@ impl Inner {
                     report.warnings.push(format!("{}: {e}", log.name()));
                 }
                 Err(e) => {
-                    for slot in map.slots().iter().filter(|s| log.covers(s)) {
+                    for extent in log.covered(&map) {
                         sink.everything(
                             Origin::Block {
-                                block: slot.block,
-                                page: slot.first,
+                                block: extent.block,
+                                page: Pages(extent.pages.start),
                             },
-                            slot.pages,
+                            Pages(extent.pages.end - extent.pages.start),
                         );
                     }
                     if when == When::Stopped {
@@ -589,7 +583,7 @@ impl Inner {
             let found = Pages(sink.found);
             report.found += found;
             report.logs.push(LogReport {
-                name: log.name(),
+                kind: log.kind(),
                 time: log_begun.elapsed(),
                 found,
             });
@@ -760,183 +754,6 @@ impl Inner {
             Some(Some(state)) => Pages(state.pending.set_range(first.index(), count.index())),
             _ => Pages(0),
         }
-    }
-}
-
-/// A sink for what is known already.
-struct Nowhere;
-
-impl Sink for Nowhere {
-    fn bitmap(&mut self, _: Origin, _: &[u64], _: Pages) {}
-    fn list(&mut self, _: Origin, _: &[u64]) {}
-    fn block(&mut self, _: BlockId, _: &mut dyn FnMut(&mut Bitmap) -> Result<u64>) -> Result<()> {
-        Ok(())
-    }
-    fn everything(&mut self, _: Origin, _: Pages) {}
-}
-
-/// Turns positions into blocks and merges into pending.
-struct PendingSink<'a> {
-    map: &'a Map,
-    blocks: &'a mut [Option<BlockState>],
-    /// Whether what is merged must be cleared before it is handed out.
-    arms: bool,
-    found: u64,
-}
-
-impl PendingSink<'_> {
-    /// Calls `f` with each piece of a block that `pages` pages from `origin` are.
-    fn pieces(
-        &mut self,
-        origin: Origin,
-        pages: Pages,
-        mut f: impl FnMut(&mut BlockState, Piece) -> u64,
-    ) {
-        let map = self.map;
-        let mut found = 0;
-        let blocks = &mut *self.blocks;
-        let mut give = |block: BlockId, piece: Piece| {
-            if let Some(Some(state)) = blocks.get_mut(block.index()) {
-                found += f(state, piece);
-            }
-        };
-        match origin {
-            Origin::Block { block, page } => give(
-                block,
-                Piece {
-                    first: page.0,
-                    pages: pages.0,
-                    skipped: 0,
-                },
-            ),
-            Origin::Slot { slot, page } => {
-                if let Some(slot) = map.slot(slot) {
-                    let pages = pages.0.min(slot.pages.0.saturating_sub(page.0));
-                    give(
-                        slot.block,
-                        Piece {
-                            first: slot.first.0 + page.0,
-                            pages,
-                            skipped: 0,
-                        },
-                    );
-                }
-            }
-            Origin::Guest(_) | Origin::Iova(_) => {
-                let from = match origin {
-                    Origin::Guest(address) => address,
-                    Origin::Iova(iova) => GuestAddress(iova),
-                    _ => return,
-                };
-                for piece in map.pieces(from, pages) {
-                    give(
-                        piece.block,
-                        Piece {
-                            first: piece.first.0,
-                            pages: piece.pages.0,
-                            skipped: piece.skipped.0,
-                        },
-                    );
-                }
-            }
-        }
-        self.found += found;
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    first: u64,
-    pages: u64,
-    skipped: u64,
-}
-
-impl Sink for PendingSink<'_> {
-    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
-        let arms = self.arms;
-        let pages = Pages(pages.0.min(words.len() as u64 * 64));
-        self.pieces(origin, pages, |state, piece| {
-            if arms {
-                if let Some(chunks) = &mut state.chunks {
-                    // Every chunk of the slot, dirty or not: looking is left to the walk, which
-                    // reads a chunk's words once, outside the sync.
-                    chunks.arm_range(piece.first as usize, piece.pages as usize);
-                }
-            }
-            let skip = piece.skipped as usize;
-            if skip.is_multiple_of(64) {
-                state.pending.merge_words(
-                    piece.first as usize,
-                    &words[skip / 64..],
-                    piece.pages as usize,
-                )
-            } else {
-                // The piece begins inside a word of the log: its head is shifted down by
-                // hand, the rest goes word by word.
-                let head = (64 - skip % 64).min(piece.pages as usize);
-                let first = words[skip / 64] >> (skip % 64);
-                let mut new = state
-                    .pending
-                    .merge_words(piece.first as usize, &[first], head);
-                if head < piece.pages as usize {
-                    new += state.pending.merge_words(
-                        piece.first as usize + head,
-                        &words[skip / 64 + 1..],
-                        piece.pages as usize - head,
-                    );
-                }
-                new
-            }
-        });
-    }
-
-    fn list(&mut self, origin: Origin, pages: &[u64]) {
-        for &page in pages {
-            let at = match origin {
-                Origin::Slot { slot, page: base } => Origin::Slot {
-                    slot,
-                    page: Pages(base.0.saturating_add(page)),
-                },
-                Origin::Block { block, page: base } => Origin::Block {
-                    block,
-                    page: Pages(base.0.saturating_add(page)),
-                },
-                Origin::Guest(base) => {
-                    Origin::Guest(GuestAddress(base.0.saturating_add(Pages(page).bytes().0)))
-                }
-                Origin::Iova(base) => Origin::Iova(base.saturating_add(Pages(page).bytes().0)),
-            };
-            self.bitmap(at, &[1], Pages(1));
-        }
-    }
-
-    fn block(
-        &mut self,
-        block: BlockId,
-        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
-    ) -> Result<()> {
-        if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
-            // Counted here, because an error can come after part of it was merged.
-            let before = state.pending.count();
-            let merged = merge(&mut state.pending);
-            self.found += state.pending.count() - before;
-            merged?;
-        }
-        Ok(())
-    }
-
-    fn everything(&mut self, origin: Origin, pages: Pages) {
-        let arms = self.arms;
-        self.pieces(origin, pages, |state, piece| {
-            if arms {
-                if let Some(chunks) = &mut state.chunks {
-                    chunks.arm_range(piece.first as usize, piece.pages as usize);
-                }
-            }
-            state
-                .pending
-                .set_range(piece.first as usize, piece.pages as usize)
-        });
     }
 }
 

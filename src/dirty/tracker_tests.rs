@@ -9,7 +9,8 @@
 use super::*;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use crate::memory::{BlockDescription, BlockFlags, Slot, SlotDescription};
+use crate::dirty::Extent;
+use crate::memory::{Block, BlockDescription, BlockFlags, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
@@ -1004,8 +1005,8 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
 fn a_change_that_a_later_log_refuses_loses_no_page() {
     struct Refusing;
     impl DirtyLog for Refusing {
-        fn name(&self) -> &'static str {
-            "refusing"
+        fn kind(&self) -> LogKind {
+            LogKind::Vhost
         }
         fn start(&mut self, _: &Map) -> Result<Initial> {
             Ok(Initial::Clean)
@@ -1016,8 +1017,8 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
         fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
             Ok(Harvested::Complete)
         }
-        fn covers(&self, _: &Slot) -> bool {
-            false
+        fn covered(&self, _: &Map) -> Vec<Extent> {
+            Vec::new()
         }
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Err(Error::new(Kind::Busy, "not now"))
@@ -1033,7 +1034,7 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
     // log, led back, has a copy of all ones.
     world.kvm.race(Moment::AfterGet, slot, 8);
     let error = world.memory.remove_slot(slot, guest).unwrap_err();
-    assert!(error.message().starts_with("refusing: "), "{error}");
+    assert!(error.message().starts_with("vhost: "), "{error}");
     world.take(1, 1).unwrap();
     world.finish().unwrap();
 }
@@ -1175,8 +1176,8 @@ enum Tell {
 }
 
 impl DirtyLog for Told {
-    fn name(&self) -> &'static str {
-        "told"
+    fn kind(&self) -> LogKind {
+        LogKind::Vhost
     }
     fn start(&mut self, _: &Map) -> Result<Initial> {
         Ok(Initial::Clean)
@@ -1194,8 +1195,12 @@ impl DirtyLog for Told {
         }
         Ok(Harvested::Complete)
     }
-    fn covers(&self, _: &Slot) -> bool {
-        true
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        let all = |b: &Arc<Block>| Extent {
+            block: b.id(),
+            pages: 0..b.pages().0,
+        };
+        map.blocks().iter().map(all).collect()
     }
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
         Ok(())

@@ -17,7 +17,9 @@
 //! each range. The kernel does this at every creation of a bitmap, so the copy starts as
 //! all ones whenever logging is switched on.
 
-use crate::dirty::{DirtyLog, Exact, Harvested, Initial, Origin, Rearmed, Sink, When};
+use crate::dirty::{
+    DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When,
+};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, Slot};
 use crate::sys::kvm::{
@@ -301,8 +303,8 @@ fn clear(vm: &mut dyn Vm, slot: &Slot, words: &mut [u64], range: Range<u64>) -> 
 }
 
 impl DirtyLog for KvmLog {
-    fn name(&self) -> &'static str {
-        "kvm-log"
+    fn kind(&self) -> LogKind {
+        LogKind::KvmLog
     }
 
     fn exact(&self) -> Exact {
@@ -319,8 +321,8 @@ impl DirtyLog for KvmLog {
         self.manual() && !self.clear_at_harvest
     }
 
-    fn covers(&self, slot: &Slot) -> bool {
-        slot.is_logged()
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        super::logged(map)
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {

@@ -5,3 +5,17 @@ pub mod log;
 pub(crate) mod model;
 
 pub use log::{KvmLog, KvmMode, LogSwitch};
+
+use super::Extent;
+use crate::memory::Map;
+
+/// What KVM logs writes to: the slots of a map that are KVM's and writable.
+fn logged(map: &Map) -> Vec<Extent> {
+    let logged = map.slots().iter().filter(|s| s.is_logged());
+    logged
+        .map(|s| Extent {
+            block: s.block,
+            pages: s.first.0..s.first.0 + s.pages.0,
+        })
+        .collect()
+}

@@ -1,0 +1,204 @@
+//! Where harvests go: positions of any kind become pages of blocks and are merged into
+//! what is pending.
+//!
+//! Slots and blocks begin at any page, so a word of a log seldom lies on a word of
+//! pending. The merge shifts ([`Bitmap::merge_words`]); nothing is done bit by bit.
+
+use super::{Origin, Sink};
+use crate::bits::chunks::Chunks;
+use crate::bits::summary::Bitmap;
+use crate::error::Result;
+use crate::memory::{Block, BlockId, Map};
+use crate::units::Pages;
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+
+/// One block as the tracker knows it.
+pub(super) struct BlockState {
+    /// What pins are made from.
+    pub pin_source: Arc<Block>,
+    /// Pages still to be handed out.
+    pub pending: Bitmap,
+    /// `None` when no log leaves clearing to us, or all is cleared at sync.
+    pub chunks: Option<Chunks>,
+}
+
+/// A sink for what is known already.
+pub(super) struct Nowhere;
+
+impl Sink for Nowhere {
+    fn bitmap(&mut self, _: Origin, _: &[u64], _: Pages) {}
+    fn list(&mut self, _: Origin, _: &[u64]) {}
+    fn block(&mut self, _: BlockId, _: &mut dyn FnMut(&mut Bitmap) -> Result<u64>) -> Result<()> {
+        Ok(())
+    }
+    fn everything(&mut self, _: Origin, _: Pages) {}
+}
+
+/// Turns positions into blocks and merges into pending.
+pub(super) struct PendingSink<'a> {
+    /// By which slots and addresses are understood.
+    pub map: &'a Map,
+    /// By block id.
+    pub blocks: &'a mut [Option<BlockState>],
+    /// Whether what is merged must be cleared before it is handed out.
+    pub arms: bool,
+    /// Pages that became pending: each counts when its bit first becomes set.
+    pub found: u64,
+}
+
+impl PendingSink<'_> {
+    /// Calls `f` with each piece of a block that `pages` pages from `origin` are.
+    fn pieces(
+        &mut self,
+        origin: Origin,
+        pages: Pages,
+        mut f: impl FnMut(&mut BlockState, Piece) -> u64,
+    ) {
+        let map = self.map;
+        let mut found = 0;
+        let blocks = &mut *self.blocks;
+        let mut give = |block: BlockId, piece: Piece| {
+            if let Some(Some(state)) = blocks.get_mut(block.index()) {
+                found += f(state, piece);
+            }
+        };
+        match origin {
+            Origin::Block { block, page } => give(
+                block,
+                Piece {
+                    first: page.0,
+                    pages: pages.0,
+                    skipped: 0,
+                },
+            ),
+            Origin::Slot { slot, page } => {
+                if let Some(slot) = map.slot(slot) {
+                    let pages = pages.0.min(slot.pages.0.saturating_sub(page.0));
+                    give(
+                        slot.block,
+                        Piece {
+                            first: slot.first.0 + page.0,
+                            pages,
+                            skipped: 0,
+                        },
+                    );
+                }
+            }
+            Origin::Guest(_) | Origin::Iova(_) => {
+                let from = match origin {
+                    Origin::Guest(address) => address,
+                    Origin::Iova(iova) => GuestAddress(iova),
+                    _ => return,
+                };
+                for piece in map.pieces(from, pages) {
+                    give(
+                        piece.block,
+                        Piece {
+                            first: piece.first.0,
+                            pages: piece.pages.0,
+                            skipped: piece.skipped.0,
+                        },
+                    );
+                }
+            }
+        }
+        self.found += found;
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    first: u64,
+    pages: u64,
+    skipped: u64,
+}
+
+impl Sink for PendingSink<'_> {
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+        let arms = self.arms;
+        let pages = Pages(pages.0.min(words.len() as u64 * 64));
+        self.pieces(origin, pages, |state, piece| {
+            if arms {
+                if let Some(chunks) = &mut state.chunks {
+                    // Every chunk of the slot, dirty or not: looking is left to the walk, which
+                    // reads a chunk's words once, outside the sync.
+                    chunks.arm_range(piece.first as usize, piece.pages as usize);
+                }
+            }
+            let skip = piece.skipped as usize;
+            if skip.is_multiple_of(64) {
+                state.pending.merge_words(
+                    piece.first as usize,
+                    &words[skip / 64..],
+                    piece.pages as usize,
+                )
+            } else {
+                // The piece begins inside a word of the log: its head is shifted down by
+                // hand, the rest goes word by word.
+                let head = (64 - skip % 64).min(piece.pages as usize);
+                let first = words[skip / 64] >> (skip % 64);
+                let mut new = state
+                    .pending
+                    .merge_words(piece.first as usize, &[first], head);
+                if head < piece.pages as usize {
+                    new += state.pending.merge_words(
+                        piece.first as usize + head,
+                        &words[skip / 64 + 1..],
+                        piece.pages as usize - head,
+                    );
+                }
+                new
+            }
+        });
+    }
+
+    fn list(&mut self, origin: Origin, pages: &[u64]) {
+        for &page in pages {
+            let at = match origin {
+                Origin::Slot { slot, page: base } => Origin::Slot {
+                    slot,
+                    page: Pages(base.0.saturating_add(page)),
+                },
+                Origin::Block { block, page: base } => Origin::Block {
+                    block,
+                    page: Pages(base.0.saturating_add(page)),
+                },
+                Origin::Guest(base) => {
+                    Origin::Guest(GuestAddress(base.0.saturating_add(Pages(page).bytes().0)))
+                }
+                Origin::Iova(base) => Origin::Iova(base.saturating_add(Pages(page).bytes().0)),
+            };
+            self.bitmap(at, &[1], Pages(1));
+        }
+    }
+
+    fn block(
+        &mut self,
+        block: BlockId,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> Result<()> {
+        if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
+            // Counted here, because an error can come after part of it was merged.
+            let before = state.pending.count();
+            let merged = merge(&mut state.pending);
+            self.found += state.pending.count() - before;
+            merged?;
+        }
+        Ok(())
+    }
+
+    fn everything(&mut self, origin: Origin, pages: Pages) {
+        let arms = self.arms;
+        self.pieces(origin, pages, |state, piece| {
+            if arms {
+                if let Some(chunks) = &mut state.chunks {
+                    chunks.arm_range(piece.first as usize, piece.pages as usize);
+                }
+            }
+            state
+                .pending
+                .set_range(piece.first as usize, piece.pages as usize)
+        });
+    }
+}
