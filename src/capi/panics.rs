@@ -7,6 +7,7 @@ use super::guest::*;
 use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
+use super::ring::*;
 use super::tracker::*;
 use super::version::*;
 use crate::migrate::planted::plant;
@@ -399,6 +400,48 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
             Answer::Code(unsafe { brant_outgoing_event_fd(null()) })
         },
         Some("-22"),
+    ),
+    (
+        "brant_kvm_enable_ring",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_kvm_enable_ring(-1, 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vcpu",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vcpu(null_mut(), 1, -1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_ring_full",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_ring_full(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_vcpu_dirty",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_vcpu_dirty(null(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_get_kvm",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_tracker_get_kvm(null(), null_mut(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
     ),
     (
         "brant_tracker_new",

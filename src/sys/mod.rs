@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod kvm;
+pub mod kvm_ring;
 pub mod mem;
 pub mod net;
 pub mod pagemap;
