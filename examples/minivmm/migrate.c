@@ -48,9 +48,30 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 	brant_tracker_mark(g->tracker, gpa, len);
 }
 
+/* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach, op_kick) ---- */
+
+/* Before there is a vCPU or a slot. */
+static int enable_ring(void *opaque, int vm_fd)
+{
+	struct migration *g = opaque;
+	brant_error *e;
+
+	if (g->options.ring && brant_kvm_enable_ring(dup(vm_fd), 0, NULL, &e))
+		return fail(g, "dirty rings", e);
+	return 0;
+}
+
+/* On the vCPU's thread, which then enters the guest again. */
+static int ring_full(void *opaque, unsigned vcpu)
+{
+	struct migration *g = opaque;
+
+	return brant_tracker_ring_full(g->tracker, vcpu, NULL);
+}
+
 struct mv_hooks mg_machine_hooks(struct migration *g)
 {
-	struct mv_hooks hooks = {.opaque = g, .mark = mark};
+	struct mv_hooks hooks = {.opaque = g, .mark = mark, .vm_created = enable_ring, .dirty_ring_full = ring_full};
 
 	return hooks;
 }
@@ -108,6 +129,8 @@ struct migration *mg_new(const struct mg_options *options, const struct mg_hooks
 	return g;
 }
 
+static const brant_ops ops;
+
 int mg_attach(struct migration *g, struct mv_machine *m)
 {
 	brant_tracker_config config = {
@@ -125,8 +148,11 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 	if (mv_vm_fd(m) >= 0) {
 		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(m)), .mode = g->options.log_mode};
 
-		if (brant_tracker_add_kvm(g->tracker, &kvm, NULL, NULL, &e))
+		if (brant_tracker_add_kvm(g->tracker, &kvm, &ops, g, &e))
 			return fail(g, "KVM dirty log", e);
+		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(m); i++)
+			if (brant_tracker_add_vcpu(g->tracker, i, dup(mv_vcpu_fd(m, i)), &e))
+				return fail(g, "dirty ring", e);
 	}
 	return 0;
 }
@@ -246,6 +272,13 @@ static int32_t op_run(void *opaque, brant_reason *reason)
 	return mv_start(g->machine) ? why(g, reason) : 0;
 }
 
+static int32_t op_kick(void *opaque, brant_reason *reason)
+{
+	struct migration *g = opaque;
+
+	return mv_kick(g->machine) ? why(g, reason) : 0;
+}
+
 static void op_event(void *opaque, const brant_event *event)
 {
 	struct migration *g = opaque;
@@ -265,6 +298,7 @@ static const brant_ops ops = {
 	.release = op_release,
 	.run = op_run,
 	.event = op_event,
+	.kick = op_kick,
 };
 
 /* ---- the source ---- */

@@ -12,6 +12,7 @@ struct mg_options {
 	unsigned log_mode;                           /* 0 auto, 1 get-and-clear, 2 manual protect, 3 initially set */
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;
+	bool ring; /* KVM's dirty rings instead of a bitmap; KVM guests only */
 };
 
 /* What the VMM does at the turning points, besides pausing and running its machine. NULL = nothing. */
