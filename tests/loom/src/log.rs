@@ -2,7 +2,18 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map, Slot};
+use crate::memory::{BlockId, Map};
+use std::ops::Range;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogKind {
+    Reported,
+}
+
+pub struct Extent {
+    pub block: BlockId,
+    pub pages: Range<u64>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -30,10 +41,10 @@ pub enum Harvested {
 }
 
 pub trait DirtyLog: Send {
-    fn name(&self) -> &'static str;
+    fn kind(&self) -> LogKind;
     fn start(&mut self, map: &Map) -> Result<Initial>;
     fn stop(&mut self, map: &Map) -> Result<()>;
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
-    fn covers(&self, slot: &Slot) -> bool;
+    fn covered(&self, map: &Map) -> Vec<Extent>;
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

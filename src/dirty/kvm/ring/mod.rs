@@ -317,7 +317,9 @@ impl DirtyLog for KvmRing {
         // Entries are of the slots as they were when they were pushed.
         let collected = self.shared.round(Look::Unknown, None);
         let bitmaps = self.get_bitmaps(&gone, sink);
-        if bitmaps.is_err() || collected.is_err() {
+        // What is reported after pages were lost is what the log covers then: no more what goes now.
+        let lost = self.shared.lock().rounds.lost;
+        if bitmaps.is_err() || collected.is_err() || lost {
             for slot in &gone {
                 let origin = Origin::Slot {
                     slot: slot.slot,

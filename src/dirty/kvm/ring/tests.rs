@@ -211,11 +211,7 @@ impl World {
                 guest_address: GuestAddress(guest),
             })
             .unwrap();
-        self.slots.push(SlotInfo {
-            slot,
-            pages,
-            guest,
-        });
+        self.slots.push(SlotInfo { slot, pages, guest });
     }
 
     fn at(&self, vcpu: u8, slot: u8, page: u16) -> Option<(usize, u32, u64)> {
@@ -603,6 +599,15 @@ fn a_gap_that_only_a_last_look_can_find_is_found_and_told() {
     assert_eq!(world.rings.figures().overruns, 1);
     assert_eq!(world.rings.figures().lost, 3);
     assert!(report.warnings[0].contains("overran"), "{report:?}");
+    world.finish().unwrap();
+}
+
+#[test]
+fn pages_that_an_overrun_lost_are_not_lost_when_their_slot_goes_before_the_next_sync() {
+    let mut world = simple(128, 1);
+    world.write(0, 1, 0, 1).unwrap();
+    world.write(0, 2, 1, 300).unwrap();
+    world.apply(&Op::RemoveSlot(0)).unwrap();
     world.finish().unwrap();
 }
 
