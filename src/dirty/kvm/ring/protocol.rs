@@ -112,6 +112,15 @@ impl Position {
         Settled::All
     }
 
+    /// Makes dirty again what was flagged and not reset: it will be harvested once more.
+    pub fn unflag(&mut self, ring: &[Entry]) {
+        for entry in ring {
+            let (done, failed) = (Ordering::AcqRel, Ordering::Acquire);
+            let _ = entry.flags.compare_exchange(RESET, DIRTY, done, failed);
+        }
+        self.head = self.reset;
+    }
+
     /// Whether more than 1/`part` of the ring is dirty. One load.
     pub fn fills(&self, ring: &[Entry], part: u64) -> bool {
         flags(ring, self.head + ring.len() as u64 / part) == DIRTY
@@ -245,18 +254,17 @@ impl Resync {
     /// where the kernel is.
     pub fn end(self, ring: &[Entry], count: u64) -> Resynced {
         let len = ring.len() as u64;
-        // Consumed are those that are free now, in one row. What the vCPU pushes into that row is
-        // pushed at its beginning, so its end is the place.
-        let mut place = if count == 0 { Some(self.barrier) } else { None };
+        // Consumed are those that are free now, up to the place; all between it and the barrier are
+        // flagged, or the barrier itself stopped the kernel.
         let all = || self.barrier + 1..self.barrier + 1 + len;
-        if count == 0 {
+        let place = if count > 0 {
+            let free = all().rev().find(|&i| flags(ring, i) == 0);
+            free.map(|free| free + 1)
+        } else {
             // Stopped at once: by the barrier, unless something was pushed meanwhile.
-            if all().filter(|&i| flags(ring, i) == DIRTY).count() > 1 {
-                place = None;
-            }
-        } else if let Some(free) = all().find(|&i| flags(ring, i) == 0) {
-            place = (free..free + len).find(|&i| flags(ring, i) != 0);
-        }
+            let dirty = all().filter(|&i| flags(ring, i) == DIRTY).count();
+            (dirty == 1).then_some(self.barrier)
+        };
         let mut left = 0;
         for index in all() {
             let entry = at(ring, index);

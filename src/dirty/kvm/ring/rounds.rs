@@ -186,7 +186,7 @@ impl Rounds {
             let n = ring
                 .at
                 .harvest(entries, keep(&mut self.found, self.tracking));
-            let full = n == entries.len() as u64;
+            let full = ring.at.flagged() == entries.len() as u64;
             ring.got(n);
             self.figures.harvested += n;
             flagged += ring.at.flagged();
@@ -249,7 +249,15 @@ impl Rounds {
                 break;
             }
             self.in_doubt();
-            if consumed >= flagged || done.count == 0 {
+            // Interrupted, it goes on where it stopped; at an entry that was pushed onto, it does not.
+            let goes_on = self.rings.values().any(|ring| {
+                let mut at = ring.at;
+                matches!(
+                    at.settle_by_flags(ring.memory.entries()),
+                    Settled::Before(_)
+                )
+            });
+            if consumed >= flagged || !goes_on {
                 break;
             }
         }
@@ -261,8 +269,10 @@ impl Rounds {
         for (&vcpu, ring) in &mut self.rings {
             match ring.at.settle_by_flags(ring.memory.entries()) {
                 Settled::All => {}
-                _ if !ring.known => {}
-                _ => {
+                // Overwritten, or the kernel does not come here at all.
+                Settled::Before(_) | Settled::Overwritten => {
+                    // Harvested once more when the kernel's place is known again.
+                    ring.at.unflag(ring.memory.entries());
                     ring.known = false;
                     overran.push(vcpu);
                 }
@@ -321,8 +331,8 @@ impl Rounds {
                     let n = ring
                         .at
                         .harvest(entries, keep(&mut self.found, self.tracking));
-                    let full = n == entries.len() as u64;
                     let flagged = ring.at.flagged();
+                    let full = flagged == entries.len() as u64;
                     ring.got(n);
                     self.figures.harvested += n;
                     seen = true;
@@ -346,7 +356,7 @@ impl Rounds {
             return Ok(());
         };
         let entries = ring.memory.entries();
-        let was_known = ring.known;
+        let (was_known, len) = (ring.known, entries.len() as u64);
         let mut n = 0;
         let mut keep = keep(&mut self.found, self.tracking);
         let resync = Resync::begin(entries, barrier, |slot, offset| {
@@ -354,9 +364,26 @@ impl Rounds {
             keep(slot, offset);
         });
         drop(keep);
-        let done = vm.reset();
-        let came_to = resync.end(entries, done.as_ref().map_or(0, |d| d.count));
-        let done = done?;
+        // Nothing says how many it should be, so an interrupted one shows by going on.
+        let (mut count, mut went_on, mut disturbed, mut outcome) = (0, 0, false, Ok(()));
+        let mut zeros = 0;
+        while zeros < 2 && went_on < RESETS {
+            match vm.reset() {
+                Ok(done) => {
+                    count += done.count;
+                    disturbed |= done.disturbed;
+                    zeros += u32::from(done.count == 0);
+                    went_on += u32::from(done.count > 0);
+                }
+                Err(e) => {
+                    outcome = Err(e);
+                    break;
+                }
+            }
+        }
+        disturbed |= went_on > 1;
+        let came_to = resync.end(entries, count);
+        outcome?;
         ring.got(n);
         self.figures.harvested += n;
         ring.known = came_to.position.is_some();
@@ -374,7 +401,10 @@ impl Rounds {
                 ring.expects_gap = false;
             }
         }
-        if done.disturbed {
+        if n + 1 == len {
+            self.overrun(vcpu, "it was full to the last entry");
+        }
+        if disturbed {
             // Which entries it was cannot be told from here.
             self.figures.interrupted += 1;
             self.lost |= self.tracking;
