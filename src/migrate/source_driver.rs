@@ -5,7 +5,7 @@ use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::Callbacks;
 use super::converge::{Decider, Facts, Moment, Next};
-use super::handle::{Ending, Handle};
+use super::handle::Handle;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::params::Params;
@@ -13,8 +13,8 @@ use super::report::{micros, Meter, Stats};
 use super::sender::{Batch, Sender};
 use super::session::{self, Blobs};
 use super::sink::describe;
-use super::switchover::source::{step, Action, Event, State};
-use super::switchover::Failure;
+use super::switchover::source::{Action, Event, State};
+use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io};
 use crate::channel::Endpoint;
@@ -22,7 +22,6 @@ use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::BlockId;
-use crate::runtime::thread::{catch, Role};
 use crate::runtime::Deadline;
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
@@ -96,107 +95,30 @@ pub(super) struct Driver {
     error: Option<Error>,
 }
 
-impl Driver {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        vmm: Callbacks,
-        lease: Lease,
-        target: Target,
-        decider: Box<dyn Decider>,
-    ) -> Self {
-        Driver {
-            shared,
-            vmm,
-            lease,
-            target: Some(target),
-            decider,
-            channel: None,
-            inbox: Inbox::default(),
-            sender: Sender::new(),
-            begun: Instant::now(),
-            announced: HashSet::new(),
-            token: [0; 16],
-            we_started_tracking: false,
-            cursor: Cursor::default(),
-            walked: HashSet::new(),
-            runs: Vec::new(),
-            bandwidth: Bandwidth::default(),
-            meter: Meter::default(),
-            dirtied: DirtyRate::default(),
-            last_sync: None,
-            sync_time: Duration::ZERO,
-            blobs: Blobs::default(),
-            paused_at: None,
-            switchover: Deadline::never(),
-            stats: Stats::default(),
-            renewed: None,
-            error: None,
-        }
+impl work::Shared for Shared {
+    type Machine = State;
+    fn handle(&self) -> &Handle<State> {
+        &self.handle
+    }
+}
+
+impl Work for Driver {
+    type Shared = Shared;
+    type Machine = State;
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    pub(super) fn run(self) {
-        let shared = Arc::clone(&self.shared);
-        // Whoever waits is told last, when lease and connection are gone, and whatever happens.
-        let _end = Ending(&shared.handle);
-        self.work();
+    fn vmm(&self) -> &Callbacks {
+        &self.vmm
     }
 
-    fn work(mut self) {
-        let _inside = self.vmm.enter();
-        let mut state = State::Idle;
-        let mut event = match self.vmm.thread_start(Role::Migration) {
-            Ok(()) => Event::Start,
-            Err(error) => {
-                self.error = Some(error);
-                Event::Failed(Failure::Other)
-            }
-        };
-        loop {
-            let next = step(state, event);
-            state = next.state;
-            let _ = catch(|| self.enter(state));
-            self.tell(state);
-            let mut outcome = None;
-            for action in next.actions {
-                // A defect of ours, in whatever action, is a failure like any other: the
-                // machine sees to it that the guest runs on.
-                let result = catch(|| self.perform(*action)).and_then(|result| result);
-                match result {
-                    Ok(event) => outcome = event.or(outcome),
-                    Err(error) => outcome = Some(self.failed(*action, error)),
-                }
-            }
-            match outcome {
-                Some(next) if !state.is_over() => event = next,
-                _ if state.is_over() => break,
-                _ => event = Event::Failed(Failure::Other),
-            }
-        }
-    }
-
-    fn failed(&mut self, action: Action, error: Error) -> Event {
-        let failure = match error.kind() {
-            Kind::Cancelled => Failure::Cancelled,
-            Kind::Timeout | Kind::NotConverged => Failure::Timeout,
-            Kind::PeerGone | Kind::Io => Failure::PeerGone,
-            Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
-            _ => Failure::Other,
-        };
-        let error = match error.kind() {
-            // Where it was interrupted is nobody's business.
-            Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
-            _ => error,
-        };
-        self.error.get_or_insert(error);
-        match action {
-            Action::CallResume => Event::ResumeFailed,
-            _ => Event::Failed(failure),
-        }
+    fn error(&mut self) -> &mut Option<Error> {
+        &mut self.error
     }
 
     fn enter(&mut self, state: State) {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("entering {state:?}"));
         self.stats.phase = state as u32;
         if let State::Unanswered = state {
             let cause = self.error.take();
@@ -212,72 +134,7 @@ impl Driver {
         self.renew(true);
     }
 
-    /// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
-    /// even where bringing the figures up to date failed.
-    fn tell(&mut self, state: State) {
-        {
-            let mut public = self.shared.handle.lock();
-            public.state = state;
-            public.stats.phase = state as u32;
-            public.error.clone_from(&self.error);
-        }
-        self.vmm.event(EventKind::State, state.name().to_owned());
-    }
-
-    /// Brings the figures up to date and tells the VMM to look, not too often.
-    fn renew(&mut self, now: bool) {
-        let at = Instant::now();
-        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
-            return;
-        }
-        self.renewed = Some(at);
-        let elapsed = at - self.begun;
-        let tracker = self.lease.stats();
-        let pending = self.lease.pending();
-        let stats = &mut self.stats;
-        stats.elapsed_us = micros(elapsed);
-        if let Some(channel) = &self.channel {
-            stats.wire_bytes = channel.counters().sent.0;
-        }
-        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
-        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
-        if stats.phase >= State::Copying as u32 {
-            stats.remaining_bytes = pending.bytes().0;
-        }
-        stats.unacknowledged_pages = self.sender.unacknowledged();
-        stats.syncs = tracker.syncs;
-        stats.found_pages = tracker.found.0;
-        stats.clear_calls = tracker.clear_calls;
-        stats.longest_clear_us = micros(tracker.longest_clear);
-        stats.put_back_pages = tracker.put_back.0;
-        let facts = self.facts(Moment::Walking);
-        let stats = &mut self.stats;
-        if let Some(bandwidth) = facts.bandwidth {
-            stats.bandwidth = bandwidth as u64;
-        }
-        if let Some(rate) = self.dirtied.rate() {
-            stats.dirty_pages_per_second = rate as u64;
-        }
-        if self.paused_at.is_none() {
-            if let Some(expected) = facts.expected_downtime() {
-                stats.expected_downtime_us = micros(expected);
-            }
-            stats.predict(self.shared.params.downtime_limit);
-        }
-        stats.advance();
-        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        self.shared.handle.publish(stats, &self.error);
-    }
-
-    fn channel(&mut self) -> Result<&mut Channel> {
-        self.channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
-    }
-
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("{action:?}"));
         Ok(match action {
             Action::Connect => {
                 self.connect()?;
@@ -394,6 +251,96 @@ impl Driver {
                 None
             }
         })
+    }
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        vmm: Callbacks,
+        lease: Lease,
+        target: Target,
+        decider: Box<dyn Decider>,
+    ) -> Self {
+        Driver {
+            shared,
+            vmm,
+            lease,
+            target: Some(target),
+            decider,
+            channel: None,
+            inbox: Inbox::default(),
+            sender: Sender::new(),
+            begun: Instant::now(),
+            announced: HashSet::new(),
+            token: [0; 16],
+            we_started_tracking: false,
+            cursor: Cursor::default(),
+            walked: HashSet::new(),
+            runs: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            meter: Meter::default(),
+            dirtied: DirtyRate::default(),
+            last_sync: None,
+            sync_time: Duration::ZERO,
+            blobs: Blobs::default(),
+            paused_at: None,
+            switchover: Deadline::never(),
+            stats: Stats::default(),
+            renewed: None,
+            error: None,
+        }
+    }
+
+    /// Brings the figures up to date and tells the VMM to look, not too often.
+    fn renew(&mut self, now: bool) {
+        let at = Instant::now();
+        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+            return;
+        }
+        self.renewed = Some(at);
+        let elapsed = at - self.begun;
+        let tracker = self.lease.stats();
+        let pending = self.lease.pending();
+        let stats = &mut self.stats;
+        stats.elapsed_us = micros(elapsed);
+        if let Some(channel) = &self.channel {
+            stats.wire_bytes = channel.counters().sent.0;
+        }
+        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
+        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
+        if stats.phase >= State::Copying as u32 {
+            stats.remaining_bytes = pending.bytes().0;
+        }
+        stats.unacknowledged_pages = self.sender.unacknowledged();
+        stats.syncs = tracker.syncs;
+        stats.found_pages = tracker.found.0;
+        stats.clear_calls = tracker.clear_calls;
+        stats.longest_clear_us = micros(tracker.longest_clear);
+        stats.put_back_pages = tracker.put_back.0;
+        let facts = self.facts(Moment::Walking);
+        let stats = &mut self.stats;
+        if let Some(bandwidth) = facts.bandwidth {
+            stats.bandwidth = bandwidth as u64;
+        }
+        if let Some(rate) = self.dirtied.rate() {
+            stats.dirty_pages_per_second = rate as u64;
+        }
+        if self.paused_at.is_none() {
+            if let Some(expected) = facts.expected_downtime() {
+                stats.expected_downtime_us = micros(expected);
+            }
+            stats.predict(self.shared.params.downtime_limit);
+        }
+        stats.advance();
+        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
+        self.shared.handle.publish(stats, &self.error);
+    }
+
+    fn channel(&mut self) -> Result<&mut Channel> {
+        self.channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
     }
 
     fn report(&mut self) {
