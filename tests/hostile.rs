@@ -16,6 +16,7 @@ use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};
 use brant::units::{Pages, PAGE_SIZE};
+use brant::vmm::EventKind;
 use brant::wire::{self, Header, Record, RecordType, HEADER_LEN};
 use fuzz::{blob_bytes, bytes, mend_all, page_bytes};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -719,6 +720,32 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             [sample(R::Early), bytes(&Record::EarlyEnd(end(1, 6)))].concat(),
             Kind::Protocol,
             "6 bytes",
+        ),
+        // The sum is right in these; only the count is not.
+        (
+            "more blobs said than came",
+            s,
+            [sample(R::State), bytes(&Record::StateEnd(end(2, 5)))].concat(),
+            Kind::Protocol,
+            "2 blobs of 5 bytes, and 1 of 5",
+        ),
+        (
+            "an empty blob that nobody counts",
+            s,
+            [
+                blob_bytes(R::State, "x", &[]),
+                bytes(&Record::StateEnd(end(0, 0))),
+            ]
+            .concat(),
+            Kind::Protocol,
+            "0 blobs of 0 bytes, and 1 of 0",
+        ),
+        (
+            "an early blob that never came",
+            Step::Early,
+            bytes(&Record::EarlyEnd(end(1, 0))),
+            Kind::Protocol,
+            "1 blobs of 0 bytes, and 0 of 0",
         ),
         (
             "blobs that overflow",
@@ -1532,6 +1559,51 @@ fn a_flipped_bit_in_an_answers_header_is_always_refused_at_the_source() {
             assert_eq!(error.kind(), expected, "{what}: {error}");
             sound(&pair, &out, &result, &what);
         }
+    }
+    bounded();
+}
+
+#[test]
+fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
+    use RecordType as R;
+    bounded();
+    for (what, says, kind) in [
+        ("it gives up", sample(R::Abort), Kind::Refused),
+        ("an unsent marker", sample(R::Ack), Kind::Protocol),
+        ("READY", sample(R::Ready), Kind::Protocol),
+    ] {
+        // At this rate a pass takes much longer than anybody waits here.
+        let pair = Pair::new(&[ram("ram", 3000)]);
+        pair.source.fill(1);
+        let params = Params {
+            max_bandwidth: Some(64 << 10),
+            ..quick()
+        };
+        let (mut raw, fd) = Raw::pair();
+        let out = outgoing(&pair, params);
+        out.start_with(Target::Connected(fd), Box::new(Never))
+            .unwrap();
+        for question in [R::Hello, R::EarlyEnd, R::LayoutEnd] {
+            while raw.hear().unwrap().0.record_type() != Ok(Some(question)) {}
+            raw.say_bytes(&answer(question, &[]).unwrap());
+        }
+        // The first page is on its way.
+        raw.0.read_exact(&mut [0; HEADER_LEN]).unwrap();
+        raw.say_bytes(&says);
+        // It goes on reading, so that nothing but its word can be what ends it.
+        let mut from = raw.0.try_clone().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut sink = vec![0; 1 << 16];
+            while from.read(&mut sink).is_ok_and(|n| n > 0) {}
+        });
+        let result = out.wait(Some(LONG));
+        let error = result.clone().unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert_eq!(pair.from.events(EventKind::Pass), Vec::<String>::new());
+        assert_eq!(pair.from.calls("pause"), 0, "{what}");
+        sound(&pair, &out, &result, what);
+        drop(out);
+        reader.join().unwrap();
     }
     bounded();
 }
