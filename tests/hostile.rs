@@ -1506,11 +1506,15 @@ fn answers_that_lie_are_refused_with_what_was_expected_at_the_source() {
 }
 
 #[test]
-fn an_answer_cut_short_at_any_byte_leaves_the_guest_where_it_belongs() {
+fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
     bounded();
-    let mut count = 0;
     for (question, kind) in ANSWERS {
-        for length in 0..sample(kind).len() {
+        // Nothing of it, some of the header, all of the header, some of the contents.
+        let whole = sample(kind).len();
+        let mut lengths = vec![0, 1, 17, 31, 32, 33, whole - 1];
+        lengths.retain(|length| *length < whole);
+        lengths.dedup();
+        for length in lengths {
             let what = format!("{} cut to {length} bytes", kind.name());
             let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
                 let here = asked == question;
@@ -1527,10 +1531,8 @@ fn an_answer_cut_short_at_any_byte_leaves_the_guest_where_it_belongs() {
             };
             assert!(expected.contains(&error.kind()), "{what}: {error}");
             sound(&pair, &out, &result, &what);
-            count += 1;
         }
     }
-    println!("{count} lengths");
     bounded();
 }
 
@@ -1538,8 +1540,9 @@ fn an_answer_cut_short_at_any_byte_leaves_the_guest_where_it_belongs() {
 fn a_flipped_bit_in_an_answers_header_is_always_refused_at_the_source() {
     bounded();
     let mut random = Random(2);
-    for (question, kind) in ANSWERS {
-        for byte in 0..HEADER_LEN {
+    for (number, (question, kind)) in ANSWERS.into_iter().enumerate() {
+        // Every byte in two of the answers.
+        for byte in (number % 3..HEADER_LEN).step_by(3) {
             let bit = 1 << random.below(8);
             let what = format!("{}, byte {byte} ^ {bit}", kind.name());
             let (pair, out, result) =
