@@ -444,7 +444,7 @@ fn a_block_added_while_the_guest_stands_still_arrives_or_the_guest_stays_here() 
         ("pause", true),
         ("save", true),
         ("last sync", true),
-        ("awaiting ready", false),
+        ("releasing", false),
         ("release", false),
     ] {
         let pair = Pair::new(&[ram("ram", 600)]);
