@@ -264,9 +264,11 @@ impl Tracker {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// How many marks named addresses where no block is.
+    /// How many marks, of the VMM's or in a log that is shared with others, named addresses
+    /// where no block is.
     pub fn stray_marks(&self) -> u64 {
-        self.reported.strays()
+        let logs = &self.lock().logs;
+        self.reported.strays() + logs.iter().map(|log| log.strays()).sum::<u64>()
     }
 
     /// Becomes the one user who may start, stop, sync, take and put back.
