@@ -9,11 +9,15 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+#[cfg(test)]
+mod dma_model;
 pub mod iommufd;
 pub mod iova;
 pub mod kvm;
 mod merge;
 pub mod reported;
+#[cfg(test)]
+mod testing;
 pub mod tracker;
 pub mod vfio;
 pub mod vhost;

@@ -2,9 +2,8 @@
 //! atomics, the log grows under them, a model says page by page what must be found.
 
 use super::*;
-use crate::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
-use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription, NO_SLOT};
-use crate::units::Bytes;
+use crate::dirty::testing::{sync_all, take_all, Guest};
+use crate::dirty::tracker::{Lease, StartWith};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -105,104 +104,9 @@ impl VhostBackEnds for Ends {
     }
 }
 
-/// Guest memory of the test's own, never touched.
-struct Guest {
-    memory: Arc<Memory>,
-    host: *mut u8,
-    bytes: usize,
-    used: AtomicUsize,
-}
-
-// SAFETY: an address range of its own.
-unsafe impl Send for Guest {}
-// SAFETY: as above.
-unsafe impl Sync for Guest {}
-
-impl Guest {
-    fn new(pages: usize) -> Guest {
-        let bytes = pages * PAGE_SIZE as usize;
-        // SAFETY: a new mapping.
-        let host = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(host, libc::MAP_FAILED);
-        Guest {
-            memory: Arc::new(Memory::new().unwrap()),
-            host: host.cast(),
-            bytes,
-            used: AtomicUsize::new(0),
-        }
-    }
-
-    fn block(&self, name: &str, pages: u64) -> BlockId {
-        let used = self.used.fetch_add(pages as usize, Ordering::Relaxed);
-        assert!((used + pages as usize) * PAGE_SIZE as usize <= self.bytes);
-        let description = BlockDescription {
-            name: name.to_owned(),
-            host: self.host.wrapping_add(used * PAGE_SIZE as usize),
-            length: Pages(pages).bytes(),
-            page_size: Bytes(PAGE_SIZE),
-            file: None,
-            flags: BlockFlags::default(),
-        };
-        self.memory.add_block(description).unwrap()
-    }
-
-    fn slot(&self, block: &str, first: u64, pages: u64, guest_page: u64) -> Result<()> {
-        self.memory.add_slot(&SlotDescription {
-            slot: NO_SLOT,
-            flags: 0,
-            block: block.to_owned(),
-            offset: Pages(first).bytes(),
-            length: Pages(pages).bytes(),
-            guest_address: GuestAddress(guest_page * PAGE_SIZE),
-        })
-    }
-
-    fn tracker(&self, ends: &Arc<Ends>, reach: u64) -> Lease {
-        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
-        let back_ends = Arc::clone(ends) as Arc<dyn VhostBackEnds>;
-        tracker
-            .add_log(Box::new(VhostLog::new(back_ends, reach).unwrap()))
-            .unwrap();
-        tracker.lease().unwrap()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, which nothing touches.
-        unsafe { libc::munmap(self.host.cast(), self.bytes) };
-    }
-}
-
-/// Everything pending, as (block, page).
-fn take_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
-    let mut found = BTreeSet::new();
-    let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
-    loop {
-        lease
-            .take(&mut cursor, 64, Pages(u64::MAX), &mut runs)
-            .unwrap();
-        if runs.is_empty() && lease.pending().0 == 0 {
-            return found;
-        }
-        for run in &runs {
-            found.extend((0..run.count.0).map(|i| (run.block.id().0, run.first.0 + i)));
-        }
-    }
-}
-
-fn sync_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
-    lease.sync(When::Running).unwrap();
-    take_all(lease)
+fn tracker(guest: &Guest, ends: &Arc<Ends>, reach: u64) -> Lease {
+    let back_ends = Arc::clone(ends) as Arc<dyn VhostBackEnds>;
+    guest.tracker(Box::new(VhostLog::new(back_ends, reach).unwrap()))
 }
 
 /// A guest of one block at guest page 0.
@@ -211,7 +115,7 @@ fn simple(pages: u64) -> (Guest, Arc<Ends>, Lease) {
     guest.block("ram", pages);
     guest.slot("ram", 0, pages, 0).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = guest.tracker(&ends, 0);
+    let lease = tracker(&guest, &ends, 0);
     (guest, ends, lease)
 }
 
@@ -249,7 +153,7 @@ fn a_log_reaches_to_the_end_of_ram_or_as_far_as_asked() {
         guest.block("ram", 1);
         guest.slot("ram", 0, 1, ram_end - 1).unwrap();
         let ends = Arc::new(Ends::default());
-        let lease = guest.tracker(&ends, reach);
+        let lease = tracker(&guest, &ends, reach);
         lease.start(StartWith::Nothing).unwrap();
         assert_eq!(ends.said(), [format!("on {expected}")]);
         ends.set(ram_end - 1);
@@ -263,7 +167,7 @@ fn memory_beyond_what_a_log_can_reach_is_an_error() {
     guest.block("ram", 1);
     guest.slot("ram", 0, 1, REACH_MAX / PAGE_SIZE).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = guest.tracker(&ends, 0);
+    let lease = tracker(&guest, &ends, 0);
     let error = lease.start(StartWith::Nothing).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(VhostLog::new(ends, u64::MAX).is_err());
@@ -276,7 +180,7 @@ fn bits_outside_of_ram_are_counted_and_harm_nothing() {
     guest.slot("ram", 0, 50, 10).unwrap();
     guest.slot("ram", 50, 50, 100).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = guest.tracker(&ends, 1 << 30);
+    let lease = tracker(&guest, &ends, 1 << 30);
     lease.start(StartWith::Nothing).unwrap();
     for page in [9, 10, 59, 60, 99, 100, 149, 150, (1 << 18) - 1] {
         ends.set(page);
@@ -408,7 +312,7 @@ fn growing_under_the_hands_of_writers_loses_nothing() {
     guest.block("ram", HAMMERED);
     guest.slot("ram", 0, HAMMERED, 3).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = guest.tracker(&ends, 0);
+    let lease = tracker(&guest, &ends, 0);
     lease.start(StartWith::Nothing).unwrap();
     let versions = Versions(Shm::new(c"versions", HAMMERED.next_multiple_of(512) * 8).unwrap());
     let stop = AtomicBool::new(false);
@@ -480,10 +384,8 @@ fn a_bit_set_in_the_old_log_while_back_ends_move_is_found() {
         ends: Ends::default(),
         first: AtomicBool::new(true),
     });
-    let tracker = Tracker::new(Arc::clone(&guest.memory), Clearing::default()).unwrap();
     let log = VhostLog::new(Arc::clone(&late) as Arc<dyn VhostBackEnds>, 0).unwrap();
-    tracker.add_log(Box::new(log)).unwrap();
-    let lease = tracker.lease().unwrap();
+    let lease = guest.tracker(Box::new(log));
     lease.start(StartWith::Nothing).unwrap();
     guest.slot("ram", 10, 10, 1 << 20).unwrap();
     // The new slot's pages count as dirty anyhow.
@@ -575,7 +477,7 @@ fn memory_that_was_never_written_to_is_not_read_and_takes_no_memory() {
     guest.slot("ram", 0, 1, 0).unwrap();
     guest.slot("ram", 1, 1, (1 << 34) - 1).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = guest.tracker(&ends, 0);
+    let lease = tracker(&guest, &ends, 0);
     lease.start(StartWith::Nothing).unwrap();
     assert_eq!(ends.said(), [format!("on {}", 2u64 << 30)]);
     for _ in 0..100 {
@@ -637,7 +539,7 @@ proptest! {
         }
         let ends = Arc::new(Ends::default());
         // Far enough for all marks.
-        let lease = guest.tracker(&ends, 8192 * PAGE_SIZE);
+        let lease = tracker(&guest, &ends, 8192 * PAGE_SIZE);
         lease.start(StartWith::Nothing).unwrap();
         let mut strays = 0;
         for marks in &layout.marks {
