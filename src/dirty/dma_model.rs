@@ -105,6 +105,11 @@ impl State {
     }
 }
 
+/// All IOVAs, for logs that have no ranges.
+fn all() -> Vec<Range<u64>> {
+    std::iter::once(0..u64::MAX).collect()
+}
+
 fn bad<T>() -> io::Result<T> {
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
@@ -214,7 +219,7 @@ impl Ioctl for Container {
             (1, 8) => {
                 state.called("start".into())?;
                 state.dirty.clear();
-                state.logging = Some(vec![0..u64::MAX]);
+                state.logging = Some(all());
                 Ok(())
             }
             (2, 8) => {
@@ -259,7 +264,7 @@ impl Ioctl for Iommufd {
                 assert_eq!((w[1] & !1, w[3]), (0, 0), "flags, reserved");
                 state.called(format!("set {} of {}", w[1], w[2]))?;
                 state.dirty.clear();
-                state.logging = (w[1] == 1).then(|| vec![0..u64::MAX]);
+                state.logging = (w[1] == 1).then(all);
                 Ok(())
             }
             (0x3b8c, 48) => {

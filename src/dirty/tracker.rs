@@ -259,6 +259,16 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
+    /// Reports writes of the pages that `word` has bits for, the first `pages` of them, counted
+    /// from a guest address: see [`Reported::mark_guest`].
+    pub fn mark_guest_word(&self, address: GuestAddress, word: u64, pages: u64) {
+        let page = |i: usize| address.0.saturating_add(Pages(i as u64).bytes().0);
+        for run in crate::bits::runs::of_words(&[word], pages.min(64) as usize) {
+            let length = Pages(run.len() as u64).bytes().0;
+            self.mark_guest(GuestAddress(page(run.start)), length);
+        }
+    }
+
     /// Reports a write in a block: see [`Reported::mark_block`].
     pub fn mark_block(&self, block: BlockId, offset: crate::units::Bytes, length: u64) {
         self.reported.mark_block(block, offset, length);

@@ -498,10 +498,13 @@ fn memory_that_was_never_written_to_is_not_read_and_takes_no_memory() {
     );
 }
 
+/// First page of the block, pages, pages of hole before it.
+type SlotOf = (u64, u64, u64);
+
 #[derive(Debug, Clone)]
 struct Layout {
-    /// Pages of each block, and its slots: first page, pages, pages of hole before it.
-    blocks: Vec<(u64, Vec<(u64, u64, u64)>)>,
+    /// Pages of each block, and its slots.
+    blocks: Vec<(u64, Vec<SlotOf>)>,
     /// Guest pages marked before each of the syncs.
     marks: Vec<Vec<u64>>,
 }
