@@ -11,6 +11,8 @@
 
 pub mod kvm;
 mod merge;
+#[cfg(test)]
+mod misaligned_tests;
 pub mod reported;
 pub mod tracker;
 
