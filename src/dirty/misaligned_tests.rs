@@ -510,6 +510,26 @@ fn clears_of_all(layout: &Layout) -> u64 {
 }
 
 #[test]
+fn what_is_held_for_a_page_is_counted_with_what_the_logs_hold() {
+    let mut layout = four_mib(Clearing::AtSync, 0, 1);
+    layout.blocks = vec![1 << 20];
+    layout.slots[0].pages = 1 << 20;
+    let words = (1u64 << 20) / 8;
+    let both = Both::new(&layout);
+    let held = both.lease.heap_bytes();
+    // Pending, the copy of the slot's bitmap, and two buffers for the VMM's marks; their
+    // summaries are a 512th.
+    assert!(
+        (4 * words..4 * words + words / 64).contains(&held),
+        "{held}"
+    );
+    both.lease.stop().unwrap();
+    // Pages may still be pending.
+    let held = both.lease.heap_bytes();
+    assert!((words..words + words / 64).contains(&held), "{held}");
+}
+
+#[test]
 fn a_misaligned_block_of_4_mib_is_cleared_by_one_call() {
     for clearing in [Clearing::default(), Clearing::AtSync] {
         for first in 0..64 {

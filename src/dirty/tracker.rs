@@ -299,18 +299,15 @@ impl Tracker {
         self.lock().stats
     }
 
-    /// Bytes of bitmaps held for the memory tracked, the logs' own not counted.
+    /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
+    /// the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
         let inner = self.lock();
-        inner
-            .blocks
-            .iter()
-            .flatten()
-            .map(|b| {
-                b.pending.heap_bytes() as u64
-                    + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-            })
-            .sum()
+        let blocks = inner.blocks.iter().flatten().map(|b| {
+            b.pending.heap_bytes() as u64 + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+        });
+        let logs = inner.logs.iter().map(|log| log.heap_bytes());
+        blocks.sum::<u64>() + logs.sum::<u64>()
     }
 }
 
