@@ -56,6 +56,8 @@ struct args {
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
+    brant_rate_params brant_rate_params;
+    brant_dirty_rate brant_dirty_rate;
     brant_run runs[RUNS];
     char buffer[64];
     uint64_t words[4];
@@ -105,6 +107,7 @@ struct side_of { struct world *w; bool destination; };
 struct world {
     brant_guest *guest, *there;
     brant_tracker *tracker;
+    brant_rate *rate;
     brant_outgoing *outgoing;
     brant_incoming *incoming;
     brant_bitmap *bitmap, *other_bitmap;
@@ -244,6 +247,8 @@ static void args_fill(struct args *a)
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
+    a->brant_rate_params.size = sizeof a->brant_rate_params;
+    a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
 }
 
 /* A structure with another size, at the very end of what may be read. */
@@ -391,6 +396,7 @@ static void world_begin(struct world *w)
 {
     brant_params params = { .size = sizeof params, .handover_timeout_ms = 30,
                             .switchover_timeout_ms = 5000 };
+    brant_rate_params rate = { .size = sizeof rate, .period_ms = 10 };
 
     descriptors_before = open_descriptors();
     threads_before = threads();
@@ -404,6 +410,7 @@ static void world_begin(struct world *w)
     guest_make(&w->guest, memory[0]);
     guest_make(&w->there, memory[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
+    MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
     MUST(brant_outgoing_new(w->guest, w->tracker, &all_operations, &w->sides[0], &params,
                             &w->outgoing, NULL));
     MUST(brant_incoming_new(w->there, &all_operations, &w->sides[1], &params, &w->incoming, NULL));
@@ -485,6 +492,7 @@ static void world_end(struct world *w)
     if (brant_outgoing_free(w->outgoing) || brant_incoming_free(w->incoming))
         wrong("a migration cannot be freed");
     brant_unblock(w->blocker);
+    brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_guest_free(w->guest);
     brant_guest_free(w->there);
