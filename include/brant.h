@@ -12,6 +12,7 @@
  *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
  *               _add_iommufd: who tells of writes to it; brant_tracker_mark
  *               brant_tracker_start, then _sync and _take as often as you like, _stop
+ *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
  *
@@ -218,6 +219,19 @@
  * In a time limit: none.
  */
 #define BRANT_NO_LIMIT 18446744073709551615ull
+
+/**
+ * By all logs of the tracker: every page that is written is counted. The guest pays a write
+ * fault for each, twice in the period. Not while the tracker is in use.
+ */
+#define BRANT_RATE_BY_LOG 0
+
+/**
+ * By the contents of some pages, read at the begin and the end of the period: an estimate, at
+ * no cost to the guest. Works with a tracker that has no log, and while it is in use. Pages
+ * written with what they held already are not seen.
+ */
+#define BRANT_RATE_BY_SAMPLING 1
 
 /**
  * In a figure of time or rate: not known yet.
@@ -512,6 +526,14 @@ typedef struct brant_incoming brant_incoming;
  * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_outgoing brant_outgoing;
+
+/**
+ * Measures the dirty rate of a tracker's guest; any number of times, one at a time.
+ *
+ * All functions may be called from any thread. It keeps what it needs of the tracker, which
+ * may be freed before it. Freeing it is the last call on it.
+ */
+typedef struct brant_rate brant_rate;
 
 /**
  * Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
@@ -983,6 +1005,83 @@ typedef struct brant_stats {
 } brant_stats;
 
 /**
+ * What is to be measured. All zero but the size is what ships.
+ */
+typedef struct brant_rate_params {
+    /**
+     * sizeof(brant_rate_params).
+     */
+    size_t size;
+    /**
+     * For how long, milliseconds, 10 to 60000; default 1000. The figure depends on it: see
+     * brant_dirty_rate.
+     */
+    uint64_t period_ms;
+    /**
+     * BRANT_RATE_BY_*.
+     */
+    uint32_t way;
+    /**
+     * By sampling: how many pages of each GiB, 1 to 262144; default 512. 16 GiB are read twice
+     * at the most.
+     */
+    uint32_t samples_per_gib;
+} brant_rate_params;
+
+/**
+ * A dirty rate: distinct pages of 4 KiB that were written in the period, by the second. A page
+ * that is written many times counts once, so over a short period the figure is near the speed
+ * at which the guest writes, and over a long one it comes to the size of what it writes to.
+ */
+typedef struct brant_dirty_rate {
+    /**
+     * sizeof(brant_dirty_rate).
+     */
+    size_t size;
+    /**
+     * Distinct pages written, by the second.
+     */
+    uint64_t pages_per_second;
+    /**
+     * The same in bytes: what a migration would have to send, were each sent whole.
+     */
+    uint64_t bytes_per_second;
+    /**
+     * How far pages_per_second may be off, up or down. By sampling: half of the interval that
+     * holds the true figure in 95 of 100 measurements. By log: the uncertainty of when the
+     * period began and ended for each page.
+     */
+    uint64_t error_pages_per_second;
+    /**
+     * Distinct pages written in the period: counted, or estimated.
+     */
+    uint64_t written_pages;
+    /**
+     * Microseconds: the period as it was.
+     */
+    uint64_t period_us;
+    /**
+     * By log: of written_pages, those written in both halves of the period. Few: the guest goes
+     * on to new pages, and a longer period would find more. Nearly all: it writes to the same
+     * pages again and again, and written_pages is how many they are. BRANT_UNKNOWN by sampling.
+     */
+    uint64_t rewritten_pages;
+    /**
+     * By sampling: pages that were read. BRANT_UNKNOWN by log.
+     */
+    uint64_t sampled_pages;
+    /**
+     * By sampling: of those, pages that had changed. BRANT_UNKNOWN by log.
+     */
+    uint64_t changed_pages;
+    /**
+     * By log: 1 when a log failed, so that all it covers was counted, or will deliver some of
+     * what it holds later; else 0.
+     */
+    uint64_t warnings;
+} brant_dirty_rate;
+
+/**
  * How a tracker works. All zero but the size is what ships.
  */
 typedef struct brant_tracker_config {
@@ -1162,7 +1261,8 @@ typedef struct brant_tracker_stats {
      */
     uint64_t stray_marks;
     /**
-     * Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+     * Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
+     * included; the kernel's own are not.
      */
     uint64_t heap_bytes;
     /**
@@ -1680,6 +1780,56 @@ int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
  * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
  */
 int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
+
+/**
+ * Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for what
+ * ships. Nothing happens before it is made. Free it with `brant_rate_free`.
+ */
+int32_t brant_rate_new(struct brant_tracker *tracker,
+                       const struct brant_rate_params *parameters,
+                       struct brant_rate **rate,
+                       struct brant_error **error);
+
+/**
+ * Frees it; NULL is fine. Not while another thread measures with it: cancel that first.
+ */
+void brant_rate_free(struct brant_rate *rate);
+
+/**
+ * Measures, and returns when the period is over: a thread of yours waits in here, the guest
+ * runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
+ * measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
+ * tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
+ * at any start, and the tracker is BRANT_E_BUSY for others until this returns.
+ */
+int32_t brant_rate_measure(struct brant_rate *rate,
+                           struct brant_dirty_rate *found,
+                           struct brant_error **error);
+
+/**
+ * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
+ * apart; in `rates`, at most `capacity` of them. How many vCPUs are known, 0 when no log can
+ * tell, is in `count`. A page that two vCPUs wrote counts for both.
+ */
+int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
+                             uint64_t *rates,
+                             size_t capacity,
+                             size_t *count,
+                             struct brant_error **error);
+
+/**
+ * How far the measurement is that is going on, in hundredths of a percent. 0 until the period
+ * has begun; from 1 on, what the guest writes is seen; 10000 when the last one succeeded.
+ * NULL: 0.
+ */
+uint64_t brant_rate_progress(const struct brant_rate *rate);
+
+/**
+ * Ends the measurement that is going on, and any later one, with BRANT_E_CANCELLED. Does not
+ * wait for it.
+ */
+int32_t brant_rate_cancel(const struct brant_rate *rate,
+                          struct brant_error **error);
 
 /**
  * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's

@@ -37,6 +37,7 @@ pub mod incoming;
 pub mod ops;
 pub mod outgoing;
 pub mod params;
+pub mod rate;
 pub mod stats;
 pub mod tracker;
 pub mod version;

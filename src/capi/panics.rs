@@ -7,6 +7,7 @@ use super::guest::*;
 use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
+use super::rate::*;
 use super::tracker::*;
 use super::version::*;
 use super::vfio::*;
@@ -401,6 +402,55 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
             Answer::Code(unsafe { brant_outgoing_event_fd(null()) })
         },
         Some("-22"),
+    ),
+    (
+        "brant_rate_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_free",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_rate_free(null_mut()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_rate_measure",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_measure(null_mut(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_get_vcpus",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_get_vcpus(null(), null_mut(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_progress",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Number(unsafe { brant_rate_progress(null()) })
+        },
+        Some("0"),
+    ),
+    (
+        "brant_rate_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_cancel(null(), e) })
+        },
+        None,
     ),
     (
         "brant_tracker_new",

@@ -162,7 +162,8 @@ pub struct brant_tracker_stats {
     /// Marks at addresses where no block is, bits of vhost logs included; since the tracker was
     /// made.
     pub stray_marks: u64,
-    /// Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+    /// Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
+    /// included; the kernel's own are not.
     pub heap_bytes: u64,
     /// The chunk shift in use; 0 when chunks are off.
     pub chunk_shift: u32,

@@ -311,18 +311,29 @@ impl Tracker {
         self.lock().stats
     }
 
-    /// Bytes of bitmaps held for the memory tracked, the logs' own not counted.
+    /// Pages that each vCPU wrote, by the harvests since the start, where a log can tell.
+    pub fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        let inner = self.lock();
+        let mut known = inner.logs.iter().filter_map(|log| log.vcpu_counts());
+        let first = known.next()?;
+        Some(known.fold(first, |mut sum, counts| {
+            sum.resize(sum.len().max(counts.len()), 0);
+            for (sum, count) in sum.iter_mut().zip(counts) {
+                *sum += count;
+            }
+            sum
+        }))
+    }
+
+    /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
+    /// the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
         let inner = self.lock();
-        inner
-            .blocks
-            .iter()
-            .flatten()
-            .map(|b| {
-                b.pending.heap_bytes() as u64
-                    + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-            })
-            .sum()
+        let blocks = inner.blocks.iter().flatten().map(|b| {
+            b.pending.heap_bytes() as u64 + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+        });
+        let logs = inner.logs.iter().map(|log| log.heap_bytes());
+        blocks.sum::<u64>() + logs.sum::<u64>()
     }
 }
 
