@@ -39,6 +39,7 @@ pub mod outgoing;
 pub mod params;
 pub mod stats;
 pub mod tracker;
+pub mod userfault;
 pub mod version;
 
 mod structs;

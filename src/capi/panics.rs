@@ -8,6 +8,7 @@ use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
 use super::tracker::*;
+use super::userfault::*;
 use super::version::*;
 use crate::migrate::planted::plant;
 use std::collections::BTreeSet;
@@ -490,6 +491,14 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_tracker_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_userfault",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_userfault(null_mut(), e) })
         },
         None,
     ),

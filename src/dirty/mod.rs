@@ -13,6 +13,7 @@ pub mod kvm;
 mod merge;
 pub mod reported;
 pub mod tracker;
+pub mod userfault;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};

@@ -9,3 +9,4 @@ pub mod kvm;
 pub mod mem;
 pub mod net;
 pub mod pagemap;
+pub mod uffd;
