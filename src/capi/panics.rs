@@ -9,6 +9,7 @@ use super::ops::*;
 use super::outgoing::*;
 use super::rate::*;
 use super::tracker::*;
+use super::userfault::*;
 use super::version::*;
 use super::vfio::*;
 use super::vhost::*;
@@ -583,6 +584,14 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_tracker_add_iommufd(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_userfault",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_userfault(null_mut(), e) })
         },
         None,
     ),

@@ -21,6 +21,7 @@ pub mod reported;
 #[cfg(test)]
 mod testing;
 pub mod tracker;
+pub mod userfault;
 pub mod vfio;
 pub mod vhost;
 
