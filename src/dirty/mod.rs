@@ -12,6 +12,7 @@
 pub mod kvm;
 mod merge;
 pub mod reported;
+mod skip;
 pub mod tracker;
 
 use crate::bits::summary::Bitmap;
