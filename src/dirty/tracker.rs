@@ -759,9 +759,7 @@ impl Inner {
                 continue;
             }
             let taken = first..first + count;
-            state
-                .pending
-                .clear_range(first as usize, count as usize);
+            state.pending.clear_range(first as usize, count as usize);
             state.beside.handed_out(taken.clone(), content);
             cursor.page = taken.end;
             let run = state.run(taken, content);

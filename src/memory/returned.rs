@@ -37,11 +37,9 @@ pub trait TakenBack: Send + Sync {
     fn taken_back(&self, block: BlockId, first: Pages, count: Pages);
 }
 
-/// Nobody has said whether the guest must tell first.
-const UNKNOWN: u8 = 0;
-/// It must.
+/// The gate, 0 as long as nobody has said anything: the guest must tell first.
 const MUST_TELL: u8 = 1;
-/// It need not.
+/// The gate: it need not.
 const NEED_NOT: u8 = 2;
 
 /// What a [`Memory`] knows beside the blocks' own [`Returned`].
@@ -209,7 +207,8 @@ impl Returned {
                 at = stop.max(start) as u64;
             }
         }
-        self.count.store(state.counting().count(), Ordering::Relaxed);
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
     }
 
     /// The guest uses pages again. Returns the range that does: larger than what was asked where
@@ -240,7 +239,8 @@ impl Returned {
             large.clear_range(from, len);
         }
         state.fresh.clear_range(from, len);
-        self.count.store(state.counting().count(), Ordering::Relaxed);
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
         used
     }
 
@@ -276,10 +276,7 @@ impl Returned {
         let Some(state) = &mut *guard else {
             return all;
         };
-        let (from, len) = (
-            range.start as usize,
-            (range.end - range.start) as usize,
-        );
+        let (from, len) = (range.start as usize, (range.end - range.start) as usize);
         let Some(run) = state.counting().next_run(from, len) else {
             return all;
         };
@@ -290,9 +287,8 @@ impl Returned {
             return Claim::Used((run.start - from) as u64);
         }
         let end = run.end.min(range.end as usize);
-        let broken = |page: usize| {
-            passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page)
-        };
+        let broken =
+            |page: usize| passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page);
         if passed.is_none_or(|passed| passed.next_set(from).is_none_or(|p| p >= end)) {
             return Claim::Returned((end - from) as u64);
         }
@@ -307,7 +303,8 @@ impl Returned {
             large.clear_range(from, len);
         }
         state.fresh.clear_range(from, len);
-        self.count.store(state.counting().count(), Ordering::Relaxed);
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
         Claim::Broken(page)
     }
 
@@ -470,11 +467,7 @@ impl Memory {
             return;
         }
         for observer in self.giving.told.load().iter().filter_map(Weak::upgrade) {
-            observer.taken_back(
-                block,
-                Pages(range.start),
-                Pages(range.end - range.start),
-            );
+            observer.taken_back(block, Pages(range.start), Pages(range.end - range.start));
         }
     }
 
