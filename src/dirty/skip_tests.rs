@@ -22,8 +22,6 @@ enum Mistake {
     None,
     /// Taking back does not mark the page.
     ForgetsToMark,
-    /// Taking back marks the page first and lets a sync and a walk come before it stops being skipped.
-    MarksFirst,
     /// A hint is used whatever its round.
     AnyRound,
     /// A round begins without restoring the protection of what waits for it.
@@ -151,10 +149,8 @@ struct World {
     listed: Vec<Listed>,
     /// Pages by the version that they had when they were free, of hints that were used.
     free: BTreeMap<u64, u64>,
-    /// Pages that are still to be taken back, with the mistake of marking first.
-    late: Vec<u64>,
-    /// What the engine with a mistake thinks of chunks.
-    moments: u64,
+    /// How often pages were given back.
+    given: u64,
 }
 
 type Verdict = std::result::Result<(), String>;
@@ -224,8 +220,7 @@ impl World {
             round: None,
             listed: Vec::new(),
             free: BTreeMap::new(),
-            late: Vec::new(),
-            moments: 0,
+            given: 0,
         };
         for page in 0..pages {
             world.write(page);
@@ -265,8 +260,8 @@ impl World {
     }
 
     fn give(&mut self, first: u64, count: u64) {
-        self.moments += 1;
-        let before = self.moments.is_multiple_of(2);
+        self.given += 1;
+        let before = self.given.is_multiple_of(2);
         for page in self.range(first, count) {
             if !self.balloon.lock().unwrap().insert(page) {
                 continue;
@@ -295,13 +290,6 @@ impl World {
                     let map = self.memory.map();
                     map.blocks()[0].returned().take_back(page..page + 1);
                 }
-                Mistake::MarksFirst => {
-                    self.lease
-                        .mark_block(self.block, Bytes(page * PAGE_SIZE), 1);
-                    // It goes on when something else has been done.
-                    self.late.push(page);
-                    continue;
-                }
                 _ => self.memory.mark_taken(address(page), PAGE_SIZE),
             }
             if !written {
@@ -328,6 +316,7 @@ impl World {
     fn walk(&mut self, runs: usize, pages: u64) -> bool {
         let mut taken = Vec::new();
         if self.mistake == Mistake::SkipsWithoutClearing {
+            self.read_all();
             let mut inner = self.lease.lock();
             for state in inner.blocks.iter_mut().flatten() {
                 while let Some(run) = state.next_returned(0) {
@@ -354,7 +343,9 @@ impl World {
             if run.content == Content::Used {
                 self.flight.push(Flight { run });
             } else {
-                // Nothing is read, so it does not matter when it is told: at once.
+                // Nothing is read. Records of one stretch go out in the order of their taking.
+                let stretch = run.first.0 / STRETCH_PAGES;
+                self.read_stretch(stretch);
                 self.read(Flight { run });
             }
         }
@@ -373,10 +364,19 @@ impl World {
         }
     }
 
-    /// Records of one stretch arrive in the order in which they were taken.
     fn one(&mut self, which: usize) -> Option<Flight> {
         let n = self.flight.len();
         (n > 0).then(|| self.flight.remove(which % n))
+    }
+
+    fn read_stretch(&mut self, stretch: u64) {
+        let (of_it, rest) = std::mem::take(&mut self.flight)
+            .into_iter()
+            .partition::<Vec<_>, _>(|f| f.run.first.0 / STRETCH_PAGES == stretch);
+        self.flight = rest;
+        for flight in of_it {
+            self.read(flight);
+        }
     }
 
     fn read_all(&mut self) {
@@ -395,24 +395,6 @@ impl World {
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
-        if !matches!(op, Op::Take(..)) {
-            // A sync or a walk may have come between.
-            if matches!(op, Op::Walk(..) | Op::Drain | Op::Sync) {
-                self.one_op(op)?;
-            }
-            for page in std::mem::take(&mut self.late) {
-                let map = self.memory.map();
-                map.blocks()[0].returned().take_back(page..page + 1);
-                self.kvm.guest_write(SLOT, page);
-            }
-            if matches!(op, Op::Walk(..) | Op::Drain | Op::Sync) {
-                return Ok(());
-            }
-        }
-        self.one_op(op)
-    }
-
-    fn one_op(&mut self, op: &Op) -> Verdict {
         match *op {
             Op::Write(page) => self.write(page),
             Op::Race(moment, page) => {
@@ -456,17 +438,10 @@ impl World {
                 self.walk(runs, pages);
             }
             Op::Read(which) => {
-                if let Some(flight) = self.one(which) {
-                    // Records of one stretch keep their order.
+                if !self.flight.is_empty() {
+                    let flight = &self.flight[which % self.flight.len()];
                     let stretch = flight.run.first.0 / STRETCH_PAGES;
-                    let (first, rest) = std::mem::take(&mut self.flight)
-                        .into_iter()
-                        .partition::<Vec<_>, _>(|f| f.run.first.0 / STRETCH_PAGES == stretch);
-                    self.flight = rest;
-                    self.read(flight);
-                    for flight in first {
-                        self.read(flight);
-                    }
+                    self.read_stretch(stretch);
                 }
             }
             Op::PutBack(which) => {
@@ -555,12 +530,6 @@ impl World {
                     .put_back(flight.run.block.id(), flight.run.first, flight.run.count);
             }
         }
-        for page in std::mem::take(&mut self.late) {
-            self.memory.map().blocks()[0]
-                .returned()
-                .take_back(page..page + 1);
-            self.kvm.guest_write(SLOT, page);
-        }
         self.sync(When::Stopped)?;
         self.drain();
         if self.lease.pending().0 != 0 {
@@ -573,15 +542,15 @@ impl World {
             let version = self.version(page);
             let has = self.copy.get(&page).copied();
             let fine = match has {
-                // Nobody wrote it: both are fine where only a part is given back.
                 Some(Has::Version(v)) if v == version => !returned,
                 Some(Has::Discarded) => returned,
                 // Free, and not written since.
                 Some(Has::Zero) => self.free.get(&page) == Some(&version),
-                // What the VMM did to a part of a host page that is still in the balloon.
-                Some(Has::Version(_)) => balloon.contains(&page) && !returned,
-                None => false,
+                _ => false,
             };
+            // Nobody cares what a part of a host page holds that is given back; the VMM may have
+            // discarded it.
+            let fine = fine || (has.is_some() && !returned && balloon.contains(&page));
             if !fine {
                 return Err(format!(
                     "page {page} is lost: the guest has version {version} (given back: {returned}), \
@@ -711,8 +680,27 @@ fn the_oracle_catches_taking_back_without_a_mark() {
 
 #[test]
 fn the_oracle_catches_a_mark_before_the_page_stops_being_skipped() {
-    let found = condemned(Mistake::MarksFirst, 400).expect("the page is lost");
-    assert!(found.contains("is lost"), "{found}");
+    for right in [true, false] {
+        let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
+        // The VMM's part, in two steps; the guest does not write to the page.
+        let clear = |world: &World| world.memory.map().blocks()[0].returned().take_back(3..4);
+        let mark = |world: &World| world.lease.mark_block(world.block, Bytes(3 * PAGE_SIZE), 1);
+        if right {
+            clear(&world);
+        } else {
+            mark(&world);
+        }
+        world.sync(When::Running).unwrap();
+        world.drain();
+        if right {
+            mark(&world);
+        } else {
+            clear(&world);
+        }
+        world.balloon.lock().unwrap().clear();
+        let found = world.finish();
+        assert_eq!(found.is_ok(), right, "{found:?}");
+    }
 }
 
 #[test]
@@ -723,14 +711,43 @@ fn the_oracle_catches_a_hint_whose_round_is_over() {
 
 #[test]
 fn the_oracle_catches_a_round_that_began_before_protection_was_restored() {
-    let found = condemned(Mistake::BeginsUnprotected, 400).expect("the page is lost");
-    assert!(found.contains("is lost"), "{found}");
+    for mode in MODES {
+        for mistake in [Mistake::None, Mistake::BeginsUnprotected] {
+            let setup = Setup {
+                mode,
+                clearing: SMALLEST,
+                pages: 256,
+                unit: 0,
+                balloon: vec![],
+            };
+            let ops = [
+                // Page 5 is dirty, and the kernel need not say so again.
+                Op::Drain,
+                Op::Write(5),
+                Op::Write(9),
+                Op::Sync,
+                Op::Begin,
+                Op::Hint(5, 1),
+                // Used again without a word, before its chunk is cleared because of page 9.
+                Op::Write(5),
+                Op::Deliver(0),
+                Op::Drain,
+            ];
+            let found = verdict(&setup, &ops, mistake);
+            // Getting has protected everything in the older mode.
+            let harmless = mistake == Mistake::None || mode == KvmMode::GetAndClear;
+            assert_eq!(found.is_ok(), harmless, "{mode:?}, {mistake:?}: {found:?}");
+        }
+    }
 }
 
 #[test]
 fn the_oracle_catches_a_skip_that_leaves_the_chunk_uncleared() {
     let found = condemned(Mistake::SkipsWithoutClearing, 400).expect("pages come again");
-    assert!(found.contains("found again"), "{found}");
+    assert!(
+        found.contains("found again") || found.contains("is lost"),
+        "{found}"
+    );
 }
 
 fn quiet(mode: KvmMode, clearing: Clearing, pages: u64, balloon: &[(u64, u64)]) -> World {
@@ -823,7 +840,7 @@ fn given_back_pages_are_not_counted_as_left_to_read() {
     assert_eq!(world.lease.to_read(), Pages(0));
     assert!(world.lease.pending() >= Pages(60));
     // Told without reading anything else, as before a switchover.
-    world.one_op(&Op::Unread).unwrap();
+    world.apply(&Op::Unread).unwrap();
     assert!(world.lease.stats().skipped >= before + Pages(60));
     assert_eq!(world.lease.pending(), Pages(0));
     world.finish().unwrap();
@@ -882,7 +899,9 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
     let events: [(&str, fn(&mut World)); 5] = [
         ("sync", |w| w.sync(When::Running).unwrap()),
         ("all marked", |w| w.lease.mark_all()),
-        ("another round", |w| drop(w.lease.hint_begin().unwrap())),
+        ("another round", |w| {
+            w.lease.hint_begin().unwrap();
+        }),
         ("a new slot", |w| {
             w.kvm.create(2, HOST, 64, 1 << 40);
             w.memory

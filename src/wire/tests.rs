@@ -760,7 +760,12 @@ mod negotiation {
     fn the_newest_common_version_and_the_common_features_are_used() {
         for (theirs, here, chosen) in [
             (hello(1, 1, 1, 1), Ours::default(), (1, 1)),
-            (hello(1, 9, 0xff, 1), Ours::default(), (1, 1)),
+            (hello(1, 9, 0xff, 1), Ours::default(), (1, 3)),
+            (
+                hello(1, 1, 3, 1),
+                Ours::default().without(FEATURE_DISCARDS),
+                (1, 1),
+            ),
             (hello(2, 5, 0b1101, 0), ours(3, 9, 0b0111, 1), (5, 0b0101)),
             (
                 hello(3, 9, 0b0111, 0b100),
@@ -843,7 +848,7 @@ mod negotiation {
             check_reply(&reply(2, 1), &Ours::default()),
             &["1 to 1", "found 2"],
         );
-        version_error(check_reply(&reply(1, 3), &Ours::default()), &["bit 1"]);
+        version_error(check_reply(&reply(1, 5), &Ours::default()), &["bit 2"]);
         version_error(check_reply(&reply(1, 0), &Ours::default()), &["zero-runs"]);
     }
 
