@@ -205,6 +205,40 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
+        "brant_guest_must_tell_host",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_must_tell_host(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_mark_discarded",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_guest_mark_discarded(null(), 1, 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_guest_mark_taken",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_guest_mark_taken(null(), 1, 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_guest_count_discarded",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_count_discarded(null(), 1, 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
         "brant_block",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
@@ -537,6 +571,31 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
             Answer::Code(unsafe { brant_tracker_put_back(null_mut(), 1, 1, 1, e) })
         },
         None,
+    ),
+    (
+        "brant_hint_begin",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_hint_begin(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_hint_free",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_hint_free(null(), 1, 1, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_hint_end",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_hint_end(null(), 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
     ),
     (
         "brant_tracker_get_stats",

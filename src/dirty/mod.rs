@@ -18,6 +18,7 @@ mod merge;
 #[cfg(test)]
 mod misaligned_tests;
 pub mod reported;
+mod skip;
 #[cfg(test)]
 mod testing;
 pub mod tracker;
