@@ -812,7 +812,7 @@ fn what_was_written_just_before_it_was_given_back_stays_given_back() {
 
 #[test]
 fn without_the_lease_skipping_given_back_pages_are_handed_out_like_others() {
-    let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
     world.lease.stop().unwrap();
     world.lease.skip_returned(false);
     world.lease.start(StartWith::Everything).unwrap();
