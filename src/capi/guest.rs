@@ -247,6 +247,89 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     })
 }
 
+/// Says whether the guest must tell before it uses a page again that its balloon gave back: whether
+/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and again
+/// after a device reset); at a destination in `load` at the latest, with what the source's guest had
+/// negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
+/// nothing; saying 0 also takes back what was given. `must` is 0 or 1.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_must_tell_host(
+    guest: *mut brant_guest,
+    must: u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        if must > 1 {
+            return Err(invalid(format!("must is 0 or 1, not {must}")));
+        }
+        guest.memory.set_must_tell_host(must != 0);
+        Ok(())
+    })
+}
+
+/// The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them back. Whole
+/// pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is skipped once all
+/// of it is given back. From then on a migration neither reads nor sends it, and it reads as zero at the
+/// destination, where it costs no memory, until it is taken back. Any thread, whether a migration
+/// runs or not; takes a lock that is held for microseconds, never waits for a migration. Discard
+/// the memory (MADV_DONTNEED) before the call or after it, as you like; do not mark it as written for that.
+/// Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor for a
+/// guest that counts on what given-back pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a value other than
+/// 0). NULL and addresses without memory are ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_mark_discarded(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(g) = unsafe { guest.as_ref() } {
+            g.memory.mark_discarded(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// The guest uses bytes again that it had given back: call it before the guest is told that it may (before the
+/// deflate request is put into the used ring). Every page with a byte in the range is skipped no
+/// more and counts as written, in every tracker of the guest. Threads as above.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_mark_taken(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(g) = unsafe { guest.as_ref() } {
+            g.memory.mark_taken(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// How many pages with a byte in a range of guest physical addresses count as given back, into
+/// `*pages`. At a destination: what the source said of them.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_count_discarded(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+    pages: *mut u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        let count = guest
+            .memory
+            .discarded_pages(GuestAddress(guest_address), length);
+        // SAFETY: null or a place by contract.
+        unsafe { put(pages, "pages", count) }
+    })
+}
+
 /// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
 /// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
 /// fails with it unless the guest is paused already.

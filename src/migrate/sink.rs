@@ -7,11 +7,12 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::memory::host::HostView;
+use crate::memory::host::{self, HostView};
 use crate::memory::{Block, BlockId, BlockPin, Map, MapObserver, Memory};
 use crate::units::{Bytes, Pages};
 use crate::wire::{self, Header};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// How many differences a message lists.
@@ -60,7 +61,9 @@ pub(super) struct PageSink {
     /// Page-run records taken.
     pub(super) records: u64,
     pub(super) data_pages: u64,
+    /// Given-back ones included.
     pub(super) zero_pages: u64,
+    pub(super) skipped_pages: u64,
 }
 
 /// What differs between a block of the source's and ours of the same name, in words.
@@ -157,6 +160,7 @@ impl PageSink {
             records: 0,
             data_pages: 0,
             zero_pages: 0,
+            skipped_pages: 0,
         }
     }
 
@@ -277,10 +281,11 @@ impl PageSink {
         self.records += 1;
         self.data_pages += u64::from(header.count);
         let (target, pin) = self.target(header)?;
-        if pin.is_some() {
+        if let Some(block) = &pin {
             target
                 .zero
                 .clear_range(header.first_page as usize, header.count as usize);
+            block.returned().arrived(pages_of(header));
         }
         Ok(pin)
     }
@@ -293,10 +298,45 @@ impl PageSink {
         let Some(block) = pin else {
             return Ok(());
         };
-        let (mut at, end) = (
-            header.first_page as usize,
-            header.first_page as usize + header.count as usize,
-        );
+        block.returned().arrived(pages_of(header));
+        target.make_zero(&block, pages_of(header))
+    }
+
+    /// Takes a run of pages that the guest has given back.
+    pub(super) fn discard(&mut self, header: &Header) -> Result<()> {
+        self.records += 1;
+        self.zero_pages += u64::from(header.count);
+        self.skipped_pages += u64::from(header.count);
+        let memory = Arc::clone(&self.memory);
+        let (target, pin) = self.target(header)?;
+        let Some(block) = pin else {
+            return Ok(());
+        };
+        let range = pages_of(header);
+        let mut whole = Vec::new();
+        memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
+        for pages in whole {
+            if host::discard(&block, Pages(pages.start)..Pages(pages.end)).is_ok() {
+                target
+                    .zero
+                    .set_range(pages.start as usize, (pages.end - pages.start) as usize);
+            }
+        }
+        // What is left: part of a larger host page, or memory that cannot be given back.
+        target.make_zero(&block, range)
+    }
+}
+
+/// The pages of a run.
+fn pages_of(header: &Header) -> Range<u64> {
+    header.first_page..header.first_page + u64::from(header.count)
+}
+
+impl Target {
+    /// Has pages of `block`, which is this target's, read as zero.
+    fn make_zero(&mut self, block: &Block, range: Range<u64>) -> Result<()> {
+        let target = self;
+        let (mut at, end) = (range.start as usize, range.end as usize);
         while at < end {
             // From here, pages known to be zero, then pages that are not known to be.
             let known = target

@@ -325,6 +325,11 @@ impl DirtyLog for KvmLog {
         super::logged(map)
     }
 
+    fn heap_bytes(&self) -> u64 {
+        let copies = self.copies.values();
+        copies.map(|copy| copy.words.capacity() as u64 * 8).sum()
+    }
+
     fn start(&mut self, map: &Map) -> Result<Initial> {
         if self.started {
             return Err(Error::new(Kind::State, "this dirty log is started already"));
