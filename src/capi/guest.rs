@@ -286,13 +286,13 @@ pub unsafe extern "C" fn brant_guest_mark_taken(
 }
 
 /// How many pages with a byte in a range of guest physical addresses count as given back, into
-/// `*pages`. At a destination: what the source said of them.
+/// `*discarded`. At a destination: what the source said of them.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_count_discarded(
     guest: *const brant_guest,
     guest_address: u64,
     length: u64,
-    pages: *mut u64,
+    discarded: *mut u64,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -302,7 +302,7 @@ pub unsafe extern "C" fn brant_guest_count_discarded(
             .memory
             .discarded_pages(GuestAddress(guest_address), length);
         // SAFETY: null or a place by contract.
-        unsafe { put(pages, "pages", count) }
+        unsafe { put(discarded, "discarded", count) }
     })
 }
 
