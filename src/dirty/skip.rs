@@ -259,10 +259,14 @@ impl Inner {
     }
 }
 
-/// Clears in `bits` what `words` has set, from bit `at` on.
+/// Clears in `bits` what `words` has set, from bit `at` on, a multiple of 64.
 fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
+    if bits.is_empty() {
+        return;
+    }
     for (i, word) in words.iter().take(pages.div_ceil(64)).enumerate() {
-        let mut left = *word;
+        // Only what is set in both costs more than a look.
+        let mut left = word & bits.words().get(at / 64 + i).copied().unwrap_or(0);
         while left != 0 {
             let from = left.trailing_zeros();
             let len = (left >> from).trailing_ones();
