@@ -789,6 +789,36 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
 }
 
 #[test]
+fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back() {
+    let mut world = World::new(
+        &Setup {
+            mode: KvmMode::Auto,
+            clearing: SMALLEST,
+            pages: 256,
+            unit: 5,
+            balloon: vec![(32, 64)],
+        },
+        Mistake::None,
+    );
+    world.drain();
+    world.sync(When::Running).unwrap();
+    world.drain();
+    world.kvm.guest_write(SLOT, 50);
+    world.balloon.lock().unwrap().remove(&50);
+    world.sync(When::Stopped).unwrap();
+    // As a source does while the guest stands still.
+    while world.walk(3, 7) {
+        world.read_all();
+    }
+    assert_eq!(world.lease.pending(), Pages(0));
+    for page in 32..64 {
+        assert_eq!(world.copy[&page], Has::Version(world.version(page)));
+    }
+    assert!((64..96).all(|page| world.copy[&page] == Has::Discarded));
+    world.lease.stop().unwrap();
+}
+
+#[test]
 fn what_was_written_just_before_it_was_given_back_stays_given_back() {
     for mode in MODES {
         let mut world = quiet(mode, SMALLEST, 256, &[]);
@@ -812,7 +842,7 @@ fn what_was_written_just_before_it_was_given_back_stays_given_back() {
 
 #[test]
 fn without_the_lease_skipping_given_back_pages_are_handed_out_like_others() {
-    let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
     world.lease.stop().unwrap();
     world.lease.skip_returned(false);
     world.lease.start(StartWith::Everything).unwrap();

@@ -315,14 +315,26 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
+    /// Reports writes of the pages that `word` has bits for, the first `pages` of them, counted
+    /// from a guest address: see [`Reported::mark_guest`].
+    pub fn mark_guest_word(&self, address: GuestAddress, word: u64, pages: u64) {
+        let page = |i: usize| address.0.saturating_add(Pages(i as u64).bytes().0);
+        for run in crate::bits::runs::of_words(&[word], pages.min(64) as usize) {
+            let length = Pages(run.len() as u64).bytes().0;
+            self.mark_guest(GuestAddress(page(run.start)), length);
+        }
+    }
+
     /// Reports a write in a block: see [`Reported::mark_block`].
     pub fn mark_block(&self, block: BlockId, offset: crate::units::Bytes, length: u64) {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// How many marks named addresses where no block is.
+    /// How many marks, of the VMM's or in a log that is shared with others, named addresses
+    /// where no block is.
     pub fn stray_marks(&self) -> u64 {
-        self.reported.strays()
+        let logs = &self.lock().logs;
+        self.reported.strays() + logs.iter().map(|log| log.strays()).sum::<u64>()
     }
 
     /// Becomes the one user who may start, stop, sync, take and put back.
@@ -355,19 +367,31 @@ impl Tracker {
         self.lock().stats
     }
 
-    /// Bytes of bitmaps held for the memory tracked, the logs' own not counted.
+    /// Pages that each vCPU wrote, by the harvests since the start, where a log can tell.
+    pub fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        let inner = self.lock();
+        let mut known = inner.logs.iter().filter_map(|log| log.vcpu_counts());
+        let first = known.next()?;
+        Some(known.fold(first, |mut sum, counts| {
+            sum.resize(sum.len().max(counts.len()), 0);
+            for (sum, count) in sum.iter_mut().zip(counts) {
+                *sum += count;
+            }
+            sum
+        }))
+    }
+
+    /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
+    /// the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
         let inner = self.lock();
-        inner
-            .blocks
-            .iter()
-            .flatten()
-            .map(|b| {
-                b.pending.heap_bytes() as u64
-                    + b.beside.heap_bytes()
-                    + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-            })
-            .sum()
+        let blocks = inner.blocks.iter().flatten().map(|b| {
+            b.pending.heap_bytes() as u64
+                + b.beside.heap_bytes()
+                + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+        });
+        let logs = inner.logs.iter().map(|log| log.heap_bytes());
+        blocks.sum::<u64>() + logs.sum::<u64>()
     }
 }
 
@@ -747,6 +771,8 @@ impl Inner {
                         // Written although it was given back: all of the host page is the
                         // guest's again. Its pages are pending now, this one among them.
                         self.stats.broken += Pages(used.end - used.start);
+                        // Some may lie before this one, and the walk is to end with none left.
+                        cursor.page = cursor.page.min(used.start);
                         continue;
                     }
                 }

@@ -7,7 +7,7 @@ use super::outbox::Outbox;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
-use super::sink::{block_difference, layout_difference, PageSink};
+use super::sink::{layout_difference, PageSink};
 use super::switchover::destination::{Action, Event, State};
 use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
@@ -530,26 +530,7 @@ impl Driver {
                         return self.sink.finish();
                     }
                 }
-                Incomer::Control(Record::BlockAdded(theirs)) => {
-                    let map = self.shared.memory.map();
-                    let Some(ours) = map.block_named(&theirs.name) else {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!(
-                                "the source added block `{}` and the destination has none of that \
-                                 name",
-                                theirs.name
-                            ),
-                        ));
-                    };
-                    if let Some(difference) = block_difference(&theirs, ours) {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!("a block that the source added: {difference}"),
-                        ));
-                    }
-                    self.sink.add(theirs.id, ours)?;
-                }
+                Incomer::Control(Record::BlockAdded(theirs)) => self.sink.added(&theirs)?,
                 Incomer::Control(Record::BlockRemoved { id }) => self.sink.remove(id)?,
                 other => {
                     return Err(session::unexpected(

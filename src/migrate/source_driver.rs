@@ -193,6 +193,7 @@ impl Work for Driver {
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
                 self.listen()?;
+                self.check_all_sent()?;
                 Some(Event::Released)
             }
             Action::TakeGate => {
@@ -372,6 +373,22 @@ impl Driver {
                 format!(
                     "the guest was paused for longer than the switchover timeout of {:?}",
                     self.shared.params.switchover_timeout
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The guest stands still, but its VMM can still have added memory after the last walk.
+    fn check_all_sent(&self) -> Result<()> {
+        let left = self.lease.pending();
+        if left.0 > 0 {
+            return Err(Error::new(
+                Kind::State,
+                format!(
+                    "memory was added after the last pages were sent: {left} pages would be \
+                     missing at the destination, so the guest stays here; add none between \
+                     `pause` and the migration's end"
                 ),
             ));
         }
