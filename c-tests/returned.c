@@ -1,8 +1,9 @@
 /*
- * A balloon and free-page hints on a guest that runs while it is migrated: under KVM, and as a
- * process. The guest works in the lower half of its memory. Of the upper half, which it has not
- * touched, the balloon holds most; in the end, or in the middle of the migration, the guest gets all of it
- * back and uses it. It records each write, so it knows what it must find.
+ * A balloon and free-page hints on a guest that runs while it is migrated: under KVM, and as
+ * a process. The guest works in the lower half of its memory. The upper half, which it has
+ * not touched, is in the balloon or free; in the end, or in the middle of the migration, the
+ * guest gets all of it back and uses it. It records each write, so it knows what it must
+ * find.
  */
 #include "support.h"
 
@@ -114,7 +115,8 @@ static void use_all(struct vm *vm)
         bail("workload: %s", mv_error(vm->machine));
 }
 
-/* What was resident of the balloon at the source in the end, and when the destination was about to run. */
+/* What was resident of the balloon at the source in the end, and at the destination when it
+ * was about to run. */
 static struct range balloon[VCPUS];
 static uint64_t looked_at, cost;
 

@@ -1,7 +1,8 @@
 //! Given-back pages and hints against a model of KVM and of a guest that uses pages again at the
-//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of reading,
-//! zeros for what is not read. A page that the guest uses must be equal in the end; one that it has
-//! given back must be told as such. That the oracle can fail is shown by engines with known mistakes.
+//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of
+//! reading, zeros for what is not read. A page that the guest uses must be equal in the end; one
+//! that it has given back must be told as such. That the oracle can fail is shown by engines with
+//! known mistakes.
 
 use super::*;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};

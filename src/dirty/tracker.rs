@@ -126,8 +126,8 @@ pub enum Content {
     Used,
     /// The guest has given it back, and must tell before it uses it again.
     Returned,
-    /// The guest hinted that it was free, and has not written it since as far as is known. Whoever has no
-    /// copy of it yet makes one of zeros.
+    /// The guest hinted that it was free, and has not written it since as far as is known.
+    /// Whoever has no copy of it yet makes one of zeros.
     Free,
 }
 
