@@ -4,11 +4,12 @@
 use super::*;
 use crate::dirty::tracker::Clearing;
 use crate::memory::host::HostView;
-use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory};
+use crate::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, Memory};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Private anonymous memory in blocks of so many pages.
+/// Memory in blocks of so many pages.
 struct Guest {
     memory: Arc<Memory>,
     tracker: Arc<Tracker>,
@@ -20,16 +21,38 @@ struct Guest {
 unsafe impl Sync for Guest {}
 
 impl Guest {
+    /// Private and anonymous.
     fn new(blocks: &[u64]) -> Guest {
+        Guest::of(blocks, None)
+    }
+
+    /// All blocks in one file of memory, which is shared.
+    fn shared(blocks: &[u64]) -> Guest {
+        // SAFETY: a new descriptor, and a string that ends.
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: just made, and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let file = std::fs::File::from(fd);
+        file.set_len(blocks.iter().sum::<u64>() * PAGE_SIZE)
+            .unwrap();
+        Guest::of(blocks, Some(file.into()))
+    }
+
+    fn of(blocks: &[u64], file: Option<OwnedFd>) -> Guest {
         let pages: u64 = blocks.iter().sum();
+        let (flags, fd) = match &file {
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
         // SAFETY: a new mapping where the kernel likes.
         let ram = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 (pages * PAGE_SIZE) as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
+                flags | libc::MAP_NORESERVE,
+                fd,
                 0,
             )
         };
@@ -43,7 +66,10 @@ impl Guest {
                     host: ram.cast::<u8>().wrapping_add((before * PAGE_SIZE) as usize),
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
-                    file: None,
+                    file: file.as_ref().map(|file| BackingFile {
+                        fd: file.try_clone().unwrap(),
+                        offset: before * PAGE_SIZE,
+                    }),
                     flags: BlockFlags::default(),
                 })
                 .unwrap();
@@ -182,27 +208,29 @@ fn by_log_an_idle_guest_dirties_nothing() {
 
 #[test]
 fn by_sample_of_every_page_what_changed_is_counted_and_holes_stay_holes() {
-    let guest = Guest::new(&[300, 211]);
-    // Half of it was never touched.
-    for page in (0..511).step_by(2) {
-        guest.write(page);
-    }
-    let touched = guest.touched();
-    let probe = guest.probe(EVERY, LONG);
-    let mut once = false;
-    let rate = during(&probe, || {
-        if !std::mem::replace(&mut once, true) {
-            // Of both halves.
-            (0..511).step_by(5).for_each(|page| guest.write(page));
-            probe.finish();
+    for make in [Guest::new, Guest::shared] {
+        let guest = make(&[300, 211]);
+        // Half of it was never touched.
+        for page in (0..511).step_by(2) {
+            guest.write(page);
         }
-    })
-    .unwrap();
-    let all = Pages(511);
-    assert_eq!(rate.sampled, Some((all, Pages(103))));
-    assert_eq!((rate.written, rate.error), (Pages(103), 0.0));
-    let more = (0..511).step_by(5).filter(|page| page % 2 == 1).count();
-    assert_eq!(guest.touched(), touched + more as u64);
+        let touched = guest.touched();
+        let probe = guest.probe(EVERY, LONG);
+        let mut once = false;
+        let rate = during(&probe, || {
+            if !std::mem::replace(&mut once, true) {
+                // Of both halves.
+                (0..511).step_by(5).for_each(|page| guest.write(page));
+                probe.finish();
+            }
+        })
+        .unwrap();
+        let all = Pages(511);
+        assert_eq!(rate.sampled, Some((all, Pages(103))));
+        assert_eq!((rate.written, rate.error), (Pages(103), 0.0));
+        let more = (0..511).step_by(5).filter(|page| page % 2 == 1).count();
+        assert_eq!(guest.touched(), touched + more as u64);
+    }
 }
 
 #[test]
