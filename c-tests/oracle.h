@@ -347,6 +347,13 @@ UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
             }
             vm_resume(vm);
             break;
+        case 4:
+            /* A walk under the guest's eyes: it writes between one run and the next. */
+            for (uint64_t steps = 5 + random_below(30); steps > 0; steps--) {
+                copy_take(&copy, 1, 1 + random_below(3));
+                vm_writes(vm, 1 + random_below(20));
+            }
+            break;
         default:
             vm_sync(vm, BRANT_SYNC_RUNNING);
         }
