@@ -265,7 +265,7 @@ static struct mv_config oracle_layout(const struct oracle_kind *kind, unsigned v
 
 static void oracle_track(struct vm *vm, const struct oracle_kind *kind)
 {
-    brant_tracker_config config = { sizeof config, kind->clearing, 6 + (uint32_t)random_below(13) };
+    brant_tracker_config config = { sizeof config, kind->clearing, 6 + (uint32_t)random_below(random_below(2) ? 1 : 13) };
     brant_tracker *tracker;
 
     must(brant_tracker_new(vm->guest, &config, &tracker, &e));
