@@ -40,7 +40,10 @@ pub mod params;
 pub mod rate;
 pub mod stats;
 pub mod tracker;
+pub mod userfault;
 pub mod version;
+pub mod vfio;
+pub mod vhost;
 
 mod structs;
 
