@@ -324,6 +324,50 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
 }
 
 #[test]
+fn each_bit_that_is_set_is_taken_exactly_once() {
+    /// Counts, and forgets.
+    struct Count(u64);
+    impl Sink for Count {
+        fn bitmap(&mut self, _: Origin, words: &[u64], _: Pages) {
+            self.0 += words::count(words);
+        }
+        fn list(&mut self, _: Origin, _: &[u64]) {}
+        fn block(
+            &mut self,
+            _: crate::memory::BlockId,
+            _: &mut dyn FnMut(&mut crate::bits::Bitmap) -> Result<u64>,
+        ) -> Result<()> {
+            Ok(())
+        }
+        fn everything(&mut self, _: Origin, _: Pages) {}
+    }
+    let memory = LogMemory::new(1).unwrap();
+    let mapped = Mapped::of(&memory);
+    let running = AtomicUsize::new(THREADS as usize);
+    let mut count = Count(0);
+    let set: u64 = std::thread::scope(|scope| {
+        let hammers: Vec<_> = (0..THREADS)
+            .map(|i| {
+                let (mapped, running) = (&mapped, &running);
+                scope.spawn(move || {
+                    // So few that a taken word is being filled again while it is taken.
+                    let pages = (0..3_000_000u64).map(|n| (n * 7 + i * 31) % 256);
+                    let new = pages.filter(|&page| mapped.set(page)).count() as u64;
+                    running.fetch_sub(1, Ordering::Relaxed);
+                    new
+                })
+            })
+            .collect();
+        while running.load(Ordering::Relaxed) > 0 {
+            drain_page(&memory.0.words()[..8], 0, &[], &mut count);
+        }
+        hammers.into_iter().map(|h| h.join().unwrap()).sum()
+    });
+    drain(&memory, &[], &mut count).unwrap();
+    assert_eq!(count.0, set);
+}
+
+#[test]
 fn growing_under_the_hands_of_writers_loses_nothing() {
     let guest = Guest::new(HAMMERED as usize + 64);
     guest.block("ram", HAMMERED);
