@@ -2,7 +2,7 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map, Slot};
+use crate::memory::{BlockId, Map};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -13,6 +13,17 @@ pub enum When {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Initial {
     Clean,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogKind {
+    Reported,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    pub block: BlockId,
+    pub pages: std::ops::Range<u64>,
 }
 
 pub trait Sink {
@@ -30,10 +41,10 @@ pub enum Harvested {
 }
 
 pub trait DirtyLog: Send {
-    fn name(&self) -> &'static str;
+    fn kind(&self) -> LogKind;
     fn start(&mut self, map: &Map) -> Result<Initial>;
     fn stop(&mut self, map: &Map) -> Result<()>;
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
-    fn covers(&self, slot: &Slot) -> bool;
+    fn covered(&self, map: &Map) -> Vec<Extent>;
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

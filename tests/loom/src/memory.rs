@@ -16,8 +16,6 @@ impl BlockId {
     }
 }
 
-pub struct Slot;
-
 pub struct Block(u32, u64);
 
 impl Block {
