@@ -641,6 +641,36 @@ static void tracker_follows(void)
     guest_free(&copy);
 }
 
+/* What a VMM has fetched itself, from a mapping for DMA that it removes or from another log. */
+static void bitmap_marked(void)
+{
+    struct guest g;
+    brant_tracker *tracker;
+    /* Page 70, pages 126 to 129, and one beyond what is said to be there. */
+    uint64_t words[3] = { 0, 3ull << 62 | 1ull << 6, 3 | 1ull << 40 };
+    uint64_t first = blocks[1].gpa - 70 * PAGE;
+    brant_tracker_stats stats = { .size = sizeof stats };
+    brant_run runs[8];
+    size_t count;
+    bool good;
+
+    guest_make(&g, 2);
+    must(brant_tracker_new(g.guest, NULL, &tracker, &e));
+    brant_tracker_mark_bitmap(tracker, first, words, 168);
+    must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
+    brant_tracker_mark_bitmap(tracker, first, words, 168);
+    /* Nowhere, and as far up as it goes. */
+    brant_tracker_mark_bitmap(tracker, 0xfffffffffffff000, words, 192);
+    must(brant_tracker_sync(tracker, BRANT_SYNC_RUNNING, NULL, &e));
+    must(brant_tracker_take(tracker, runs, 8, &count, &e));
+    good = count == 2 && runs[0].block == 1 && runs[0].first_page == 0 && runs[0].pages == 1 &&
+           runs[1].block == 1 && runs[1].first_page == 56 && runs[1].pages == 4;
+    must(brant_tracker_get_stats(tracker, &stats, &e));
+    ok(good && stats.stray_marks > 0, "a bitmap of the VMM's own is marked page by page");
+    brant_tracker_free(tracker);
+    guest_free(&g);
+}
+
 static void plug(struct vmm *v, struct guest *to)
 {
     uint64_t before = v->length;
@@ -679,11 +709,12 @@ int main(void)
     brant_stats stats;
     bool ended = true;
 
-    plan(17);
+    plan(18);
     random_begin();
     for (int i = 0; i < BACK_ENDS; i++)
         disk_start(&disks[i], i);
     tracker_follows();
+    bitmap_marked();
 
     guest_make(&from, 2);
     for (unsigned i = 0; i < 2; i++)
