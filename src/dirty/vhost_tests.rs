@@ -633,3 +633,58 @@ proptest! {
         prop_assert_eq!(lease.stray_marks(), strays);
     }
 }
+
+/// Prints; alternates what is compared.
+#[test]
+#[ignore = "measures"]
+fn a_harvest_of_a_log_that_was_written_all_over_costs_about_one_read_of_it() {
+    use std::time::{Duration, Instant};
+    let reach = 256u64 << 30;
+    let memory = LogMemory::new(reach).unwrap();
+    let whole = reach / PAGE_SIZE;
+    let plain = vec![1u64; memory.0.words().len()];
+    let mapped = Mapped::of(&memory);
+    let mut sink = Nothing;
+    let mut best = [Duration::MAX; 4];
+    for round in 0..8 {
+        // Each word has been written: no part of it is a hole. Then one in 4096 is dirty.
+        for (case, step) in [(1, 64), (2, 64 * 4096)] {
+            (0..whole).step_by(step).for_each(|page| {
+                mapped.set(page);
+            });
+            let begun = Instant::now();
+            drain(&memory, &[], &mut sink).unwrap();
+            if round > 0 {
+                best[case] = best[case].min(begun.elapsed());
+            }
+        }
+        let begun = Instant::now();
+        drain(&memory, &[], &mut sink).unwrap();
+        best[0] = best[0].min(begun.elapsed());
+        let begun = Instant::now();
+        std::hint::black_box(words::count(&plain));
+        best[3] = best[3].min(begun.elapsed());
+    }
+    println!(
+        "8 MiB of log: clean {:?}, every word dirty {:?}, one in 4096 dirty {:?}; a plain read {:?}",
+        best[0], best[1], best[2], best[3]
+    );
+}
+
+/// Takes what it is given, and forgets it.
+struct Nothing;
+
+impl Sink for Nothing {
+    fn bitmap(&mut self, _: Origin, words: &[u64], _: Pages) {
+        std::hint::black_box(words);
+    }
+    fn list(&mut self, _: Origin, _: &[u64]) {}
+    fn block(
+        &mut self,
+        _: crate::memory::BlockId,
+        _: &mut dyn FnMut(&mut crate::bits::Bitmap) -> Result<u64>,
+    ) -> Result<()> {
+        Ok(())
+    }
+    fn everything(&mut self, _: Origin, _: Pages) {}
+}
