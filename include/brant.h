@@ -1689,12 +1689,12 @@ void brant_guest_mark_taken(const struct brant_guest *guest,
 
 /**
  * How many pages with a byte in a range of guest physical addresses count as given back, into
- * `*pages`. At a destination: what the source said of them.
+ * `*discarded`. At a destination: what the source said of them.
  */
 int32_t brant_guest_count_discarded(const struct brant_guest *guest,
                                     uint64_t guest_address,
                                     uint64_t length,
-                                    uint64_t *pages,
+                                    uint64_t *discarded,
                                     struct brant_error **error);
 
 /**

@@ -9,10 +9,12 @@
 use crate::machine::{kvm, scattered, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, LogReport, StartWith};
+use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use brant::memory::Map;
 use brant::units::{Pages, PAGE_SIZE};
 use kvm_ioctls::Kvm;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::GuestAddress;
 
@@ -33,28 +35,54 @@ const SPARE: u64 = 2 * GIB;
 /// made a clear of every other page (73 ms before). Another machine: an order of magnitude.
 const ELSEWHERE_MS: f64 = 12.0;
 
-/// The logs of devices, by guest address. What they hold stays: each harvest finds it again.
-struct Devices {
-    logs: Vec<Vec<u64>>,
+/// A log by guest address, off from slots as the addresses say. What it holds stays: each
+/// harvest finds it again.
+struct ByAddress {
+    words: Vec<u64>,
 }
 
-impl Devices {
-    fn new(count: u64, pages: u64, density: f64) -> Devices {
-        let log = |seed| {
-            let mut words = vec![0u64; pages.div_ceil(64) as usize];
-            let share = density / count as f64;
-            scattered(&mut words, share, seed + 1, |word, bit| *word |= bit);
-            words
-        };
-        Devices {
-            logs: (0..count).map(log).collect(),
+impl ByAddress {
+    fn new(pages: u64, density: f64) -> ByAddress {
+        let mut words = vec![0u64; pages.div_ceil(64) as usize];
+        scattered(&mut words, density, 1, |word, bit| *word |= bit);
+        ByAddress { words }
+    }
+}
+
+/// One vhost device: where its log is.
+#[derive(Default)]
+struct Device {
+    log: Mutex<Option<(usize, usize)>>,
+}
+
+impl Device {
+    /// Logs what it wrote since the last sync.
+    fn write(&self, number: u64, density: f64) {
+        if let Some((address, length)) = *self.log.lock().unwrap() {
+            let words = std::ptr::slice_from_raw_parts_mut(address as *mut u64, length / 8);
+            // SAFETY: the mapping stays while the log is on, and nobody harvests meanwhile.
+            scattered(unsafe { &mut *words }, density, number, |word, bit| {
+                *word |= bit
+            });
         }
     }
 }
 
-impl DirtyLog for Devices {
+impl VhostBackEnds for Device {
+    fn log_on(&self, memory: &LogMemory) -> brant::Result<()> {
+        let at = (memory.address() as usize, memory.length() as usize);
+        *self.log.lock().unwrap() = Some(at);
+        Ok(())
+    }
+    fn log_off(&self) -> brant::Result<()> {
+        *self.log.lock().unwrap() = None;
+        Ok(())
+    }
+}
+
+impl DirtyLog for ByAddress {
     fn kind(&self) -> LogKind {
-        LogKind::Vhost
+        LogKind::Iommufd
     }
     fn start(&mut self, _: &Map) -> brant::Result<Initial> {
         Ok(Initial::Clean)
@@ -63,10 +91,8 @@ impl DirtyLog for Devices {
         Ok(())
     }
     fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> brant::Result<Harvested> {
-        for log in &self.logs {
-            let pages = Pages(log.len() as u64 * 64);
-            sink.bitmap(Origin::Guest(GuestAddress(0)), log, pages);
-        }
+        let pages = Pages(self.words.len() as u64 * 64);
+        sink.bitmap(Origin::Guest(GuestAddress(0)), &self.words, pages);
         Ok(Harvested::Complete)
     }
     fn covered(&self, _: &Map) -> Vec<Extent> {
@@ -140,7 +166,7 @@ fn misaligned(report: &mut Report, kvm: &Kvm) {
             odd,
             ..Shape::plain(length)
         };
-        let by_address = Devices::new(1, length / PAGE_SIZE + 2, DENSITY);
+        let by_address = ByAddress::new(length / PAGE_SIZE + 2, DENSITY);
         let machine = Machine::new(kvm, &shape, vec![Box::new(by_address)]);
         machine.start_dirty(DENSITY);
         machine
@@ -177,8 +203,12 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
         let reason = format!("needs {} GiB of free memory", needed.div_ceil(GIB));
         return report.skipped(name, &reason);
     }
-    let devices = Devices::new(DEVICES, pages, density / 10.0);
-    let machine = Machine::new(kvm, &Shape::plain(length), vec![Box::new(devices)]);
+    let devices: Vec<Arc<Device>> = (0..DEVICES).map(|_| Arc::default()).collect();
+    let log = |device: &Arc<Device>| -> Box<dyn DirtyLog> {
+        Box::new(VhostLog::new(Arc::clone(device) as _, 0).unwrap())
+    };
+    let logs = devices.iter().map(log).collect();
+    let machine = Machine::new(kvm, &Shape::plain(length), logs);
     machine.start_dirty(density);
     let block = machine.lease.memory().map().blocks()[0].id();
     // One run of 32 pages in so many.
@@ -192,6 +222,9 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
         {
             let offset = brant::units::Bytes(page * PAGE_SIZE);
             machine.lease.mark_block(block, offset, 32 * PAGE_SIZE);
+        }
+        for (number, device) in devices.iter().enumerate() {
+            device.write(number as u64 + 1, density / 10.0 / DEVICES as f64);
         }
         let (synced, get) = machine.sync();
         machine.drain();

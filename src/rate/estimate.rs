@@ -156,7 +156,7 @@ pub fn choose(total: Pages, count: u64, seed: u64) -> impl Iterator<Item = Pages
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^= x >> 31;
-        Pages(first + (u128::from(x) * u128::from(end - first) >> 64) as u64)
+        Pages(first + ((u128::from(x) * u128::from(end - first)) >> 64) as u64)
     })
 }
 
