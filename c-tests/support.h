@@ -182,17 +182,19 @@ UNUSED static void vm_describe(struct vm *vm)
     }
 }
 
-/* A guest that has not started yet, with dirty rings of so many bytes (0: none). */
+/* A guest that has not started yet, with dirty rings of so many bytes (0: none). Its hooks are given
+ * the struct vm. */
 UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
 {
     struct vm *vm = must_alloc(1, sizeof *vm);
     struct mv_config c = *config;
     char why[256];
 
-    c.kind = MV_KVM;
     vm->ring_bytes = bytes;
-    c.hooks = (struct mv_hooks){ .opaque = vm, .mark = vm_mark, .vm_created = vm_created,
-                                 .dirty_ring_full = vm_ring_full };
+    c.hooks.opaque = vm;
+    c.hooks.mark = vm_mark;
+    c.hooks.vm_created = vm_created;
+    c.hooks.dirty_ring_full = vm_ring_full;
     vm->machine = mv_machine_new(&c, why, sizeof why);
     if (!vm->machine)
         bail("no machine: %s", why);

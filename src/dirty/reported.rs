@@ -6,7 +6,7 @@
 use crate::bits::shared::Shared;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Kind, Result};
-use crate::memory::{Block, BlockId, Map, Memory};
+use crate::memory::{BlockId, Map, Memory};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -164,11 +164,18 @@ impl DirtyLog for ReportedLog {
     }
 
     fn covered(&self, map: &Map) -> Vec<Extent> {
-        let all = |b: &Arc<Block>| Extent {
-            block: b.id(),
-            pages: 0..b.pages().0,
-        };
-        map.blocks().iter().map(all).collect()
+        let all = map.blocks().iter().map(|block| Extent {
+            block: block.id(),
+            pages: 0..block.pages().0,
+        });
+        all.collect()
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        self.reported.table.with(|table| {
+            let shared = table.blocks.iter().flatten();
+            shared.map(|shared| shared.heap_bytes() as u64).sum()
+        })
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {

@@ -2,24 +2,23 @@
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
 use super::callbacks::Callbacks;
-use super::handle::{Ending, Handle};
+use super::handle::Handle;
 use super::outbox::Outbox;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
-use super::sink::{block_difference, layout_difference, PageSink};
-use super::switchover::destination::{step, Action, Event, State};
-use super::switchover::Failure;
+use super::sink::{layout_difference, PageSink};
+use super::switchover::destination::{Action, Event, State};
+use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
-use crate::runtime::thread::{catch, Role};
 use crate::runtime::{wait_ready, Deadline, Interest};
 use crate::sys::net::Piece as _;
 use crate::units::Pages;
 use crate::vmm::{EventKind, StateBlob, Vmm};
-use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
+use crate::wire::{self, Header, Hello, Marker, Record, RecordType, Token, HEADER_LEN};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -65,6 +64,8 @@ pub(super) struct Driver {
     outbox: Outbox,
     token: Token,
     last_marker: u64,
+    /// Whether DISCARD records were agreed on.
+    discards: bool,
     begun: Instant,
     meter: Meter,
     stats: Stats,
@@ -72,128 +73,35 @@ pub(super) struct Driver {
     error: Option<Error>,
 }
 
-impl Driver {
-    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
-        let memory = Arc::clone(&shared.memory);
-        Driver {
-            shared,
-            vmm,
-            source: Some(source),
-            channel: None,
-            ahead: [0; HEADER_LEN],
-            ahead_len: 0,
-            sink: PageSink::new(memory),
-            outbox: Outbox::default(),
-            token: [0; 16],
-            last_marker: 0,
-            begun: Instant::now(),
-            meter: Meter::default(),
-            stats: Stats {
-                phase: State::Idle as u32,
-                ..Stats::default()
-            },
-            renewed: None,
-            error: None,
-        }
+impl work::Shared for Shared {
+    type Machine = State;
+    fn handle(&self) -> &Handle<State> {
+        &self.handle
+    }
+}
+
+impl Work for Driver {
+    type Shared = Shared;
+    type Machine = State;
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    pub(super) fn run(self) {
-        let shared = Arc::clone(&self.shared);
-        // Whoever waits is told last, when connection and pins are gone, and whatever happens.
-        let _end = Ending(&shared.handle);
-        self.work();
+    fn vmm(&self) -> &Callbacks {
+        &self.vmm
     }
 
-    fn work(mut self) {
-        let _inside = self.vmm.enter();
-        let mut state = State::Idle;
-        let mut event = match self.vmm.thread_start(Role::Migration) {
-            Ok(()) => Event::Start,
-            Err(error) => self.failed(error),
-        };
-        loop {
-            let next = step(state, event);
-            state = next.state;
-            let _ = catch(|| self.enter(state));
-            self.tell(state);
-            let mut outcome = None;
-            for action in next.actions {
-                let result = catch(|| self.perform(*action)).and_then(|result| result);
-                match result {
-                    Ok(event) => outcome = event.or(outcome),
-                    Err(error) => outcome = Some(self.failed(error)),
-                }
-            }
-            match outcome {
-                Some(next) if !state.is_over() => event = next,
-                _ if state.is_over() => break,
-                _ => event = Event::Failed(Failure::Other),
-            }
-        }
-    }
-
-    fn failed(&mut self, error: Error) -> Event {
-        let failure = match error.kind() {
-            Kind::Cancelled => Failure::Cancelled,
-            Kind::Timeout => Failure::Timeout,
-            Kind::PeerGone | Kind::Io => Failure::PeerGone,
-            Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
-            _ => Failure::Other,
-        };
-        let error = match error.kind() {
-            // Where it was interrupted is nobody's business.
-            Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
-            _ => error,
-        };
-        self.error.get_or_insert(error);
-        Event::Failed(failure)
+    fn error(&mut self) -> &mut Option<Error> {
+        &mut self.error
     }
 
     fn enter(&mut self, state: State) {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("entering {state:?}"));
         self.stats.phase = state as u32;
         self.renew(true);
     }
 
-    /// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
-    /// even where bringing the figures up to date failed.
-    fn tell(&mut self, state: State) {
-        {
-            let mut public = self.shared.handle.lock();
-            public.state = state;
-            public.stats.phase = state as u32;
-            public.error.clone_from(&self.error);
-        }
-        self.vmm.event(EventKind::State, state.name().to_owned());
-    }
-
-    fn renew(&mut self, now: bool) {
-        let at = Instant::now();
-        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
-            return;
-        }
-        self.renewed = Some(at);
-        let elapsed = at - self.begun;
-        let stats = &mut self.stats;
-        stats.elapsed_us = micros(elapsed);
-        if let Some(channel) = &self.channel {
-            stats.wire_bytes = channel.counters().received.0;
-        }
-        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
-        stats.data_pages = self.sink.data_pages;
-        stats.zero_pages = self.sink.zero_pages;
-        stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
-        let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
-        stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
-        stats.advance();
-        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        self.shared.handle.publish(stats, &self.error);
-    }
-
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("{action:?}"));
         let shared = Arc::clone(&self.shared);
         Ok(match action {
             Action::Accept => {
@@ -238,6 +146,7 @@ impl Driver {
             }
             Action::CallRun => {
                 let begun = Instant::now();
+                shared.memory.settle_returned();
                 self.vmm.call("run", |vmm| vmm.run())?;
                 self.stats.run_us = micros(begun.elapsed());
                 Some(Event::Started)
@@ -278,6 +187,57 @@ impl Driver {
                 None
             }
         })
+    }
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
+        let memory = Arc::clone(&shared.memory);
+        Driver {
+            shared,
+            vmm,
+            source: Some(source),
+            channel: None,
+            ahead: [0; HEADER_LEN],
+            ahead_len: 0,
+            sink: PageSink::new(memory),
+            outbox: Outbox::default(),
+            token: [0; 16],
+            last_marker: 0,
+            discards: false,
+            begun: Instant::now(),
+            meter: Meter::default(),
+            stats: Stats {
+                phase: State::Idle as u32,
+                ..Stats::default()
+            },
+            renewed: None,
+            error: None,
+        }
+    }
+
+    fn renew(&mut self, now: bool) {
+        let at = Instant::now();
+        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+            return;
+        }
+        self.renewed = Some(at);
+        let elapsed = at - self.begun;
+        let stats = &mut self.stats;
+        stats.elapsed_us = micros(elapsed);
+        if let Some(channel) = &self.channel {
+            stats.wire_bytes = channel.counters().received.0;
+        }
+        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
+        stats.data_pages = self.sink.data_pages;
+        stats.zero_pages = self.sink.zero_pages;
+        stats.skipped_pages = self.sink.skipped_pages;
+        stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
+        let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
+        stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
+        stats.advance();
+        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
+        self.shared.handle.publish(stats, &self.error);
     }
 
     fn tell_peer(&mut self) {
@@ -477,7 +437,8 @@ impl Driver {
             Incomer::Control(Record::Hello(hello)) => hello,
             other => return Err(session::unexpected(other.kind(), "HELLO")),
         };
-        let (version, features) = wire::negotiate(&hello, &Ours::default())?;
+        let (version, features) = wire::negotiate(&hello, &shared.params.ours())?;
+        self.discards = features & wire::FEATURE_DISCARDS != 0;
         if (hello.channel, hello.channels) != (0, 1) {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -557,6 +518,7 @@ impl Driver {
         loop {
             match self.next(Deadline::never())? {
                 Incomer::Pages(RecordType::Zeros, header) => self.sink.zeros(&header)?,
+                Incomer::Pages(RecordType::Discard, header) => self.discard(&header)?,
                 Incomer::Pages(_, header) => self.pages(&header)?,
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
@@ -568,26 +530,7 @@ impl Driver {
                         return self.sink.finish();
                     }
                 }
-                Incomer::Control(Record::BlockAdded(theirs)) => {
-                    let map = self.shared.memory.map();
-                    let Some(ours) = map.block_named(&theirs.name) else {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!(
-                                "the source added block `{}` and the destination has none of that \
-                                 name",
-                                theirs.name
-                            ),
-                        ));
-                    };
-                    if let Some(difference) = block_difference(&theirs, ours) {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!("a block that the source added: {difference}"),
-                        ));
-                    }
-                    self.sink.add(theirs.id, ours)?;
-                }
+                Incomer::Control(Record::BlockAdded(theirs)) => self.sink.added(&theirs)?,
                 Incomer::Control(Record::BlockRemoved { id }) => self.sink.remove(id)?,
                 other => {
                     return Err(session::unexpected(
@@ -599,6 +542,17 @@ impl Driver {
             self.flush()?;
             self.renew(false);
         }
+    }
+
+    /// A run of pages that the guest has given back.
+    fn discard(&mut self, header: &Header) -> Result<()> {
+        if !self.discards {
+            return Err(Error::new(
+                Kind::Protocol,
+                "DISCARD: expected only where the feature \"discards\" was agreed on, found without",
+            ));
+        }
+        self.sink.discard(header)
     }
 
     /// A run of pages, straight into guest memory, and with it what there is already of the

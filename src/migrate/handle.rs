@@ -3,6 +3,7 @@
 
 use super::callbacks::{check_not_inside, inside};
 use super::report::Stats;
+use super::switchover::Machine;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::Join;
 use crate::runtime::{Cancel, Notify};
@@ -28,9 +29,9 @@ pub(super) struct Public<S> {
 }
 
 /// Tells everybody who waits that the thread has done all, when it is dropped.
-pub(super) struct Ending<'a, S: Copy + PartialEq>(pub(super) &'a Handle<S>);
+pub(super) struct Ending<'a, S: Machine>(pub(super) &'a Handle<S>);
 
-impl<S: Copy + PartialEq> Drop for Ending<'_, S> {
+impl<S: Machine> Drop for Ending<'_, S> {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -46,16 +47,17 @@ pub(super) struct Handle<S> {
     thread: Mutex<Option<Join<()>>>,
 }
 
-impl<S: Copy + PartialEq> Handle<S> {
-    pub(super) fn new(state: S, phase: u32) -> Result<Self> {
+impl<S: Machine> Handle<S> {
+    /// Of a migration that has not begun.
+    pub(super) fn new() -> Result<Self> {
         Ok(Handle {
             cancel: Cancel::new()?,
             notify: Notify::new()?,
             gate: AtomicU8::new(OPEN),
             public: Mutex::new(Public {
-                state,
+                state: S::IDLE,
                 stats: Stats {
-                    phase,
+                    phase: S::IDLE.number(),
                     ..Stats::default()
                 },
                 error: None,
@@ -80,10 +82,10 @@ impl<S: Copy + PartialEq> Handle<S> {
     }
 
     /// Starts the thread that `spawn` makes, if none was started before.
-    pub(super) fn start(&self, idle: S, spawn: impl FnOnce() -> Result<Join<()>>) -> Result<()> {
+    pub(super) fn start(&self, spawn: impl FnOnce() -> Result<Join<()>>) -> Result<()> {
         check_not_inside(self.owner(), "start")?;
         let mut thread = self.thread();
-        if thread.is_some() || self.lock().state != idle {
+        if thread.is_some() || self.lock().state != S::IDLE {
             return Err(Error::new(
                 Kind::State,
                 "this migration was started before; make a new one",
@@ -120,12 +122,7 @@ impl<S: Copy + PartialEq> Handle<S> {
     }
 
     /// Waits for the end, or for `limit`; an error says why it failed.
-    pub(super) fn wait(
-        &self,
-        limit: Option<Duration>,
-        success: S,
-        name: fn(S) -> &'static str,
-    ) -> Result<()> {
+    pub(super) fn wait(&self, limit: Option<Duration>) -> Result<()> {
         check_not_inside(self.owner(), "wait")?;
         if self.thread().is_none() {
             return Err(Error::new(Kind::State, "this migration was not started"));
@@ -135,13 +132,13 @@ impl<S: Copy + PartialEq> Handle<S> {
         }
         let public = self.lock();
         match &public.error {
-            _ if public.state == success => Ok(()),
+            _ if public.state == S::SUCCESS => Ok(()),
             Some(error) => Err(error.clone()),
             None => Err(Error::new(
                 Kind::Internal,
                 format!(
                     "the migration ended `{}` for no known reason",
-                    name(public.state)
+                    public.state.name()
                 ),
             )),
         }
@@ -194,6 +191,38 @@ impl<S: Copy + PartialEq> Handle<S> {
             public.error = error.clone();
         }
         self.notify.raise();
+    }
+
+    /// A state begins; `error` is the first thing that went wrong, if anything did.
+    pub(super) fn enter(&self, state: S, error: Option<Error>) {
+        let mut public = self.lock();
+        public.state = state;
+        public.stats.phase = state.number();
+        public.error = error;
+    }
+
+    /// Where it is.
+    pub(super) fn state(&self) -> S {
+        self.lock().state
+    }
+
+    /// The figures as they are now.
+    pub(super) fn stats(&self) -> Stats {
+        self.lock().stats
+    }
+
+    /// The same as JSON.
+    pub(super) fn stats_json(&self) -> Result<String> {
+        let (stats, state) = {
+            let public = self.lock();
+            (public.stats, public.state)
+        };
+        stats.to_json(state.name())
+    }
+
+    /// Whether this thread is inside one of the migration's callbacks.
+    pub(super) fn in_callback(&self) -> bool {
+        inside(self.owner())
     }
 
     /// Cancels what is going on and joins the thread: for whoever drops the VMM's object.

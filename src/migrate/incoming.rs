@@ -1,12 +1,13 @@
 //! The VMM's side of an incoming migration: start it, watch it, cancel it. The work is done by
 //! `destination_driver` on a thread of its own.
 
-use super::callbacks::{inside, Callbacks};
+use super::callbacks::Callbacks;
 use super::destination_driver::{Driver, Shared, Source};
 use super::handle::Handle;
 use super::params::Params;
 use super::report::Stats;
 use super::switchover::destination::State;
+use super::work;
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
@@ -39,7 +40,7 @@ impl Incoming {
                 memory,
                 vmm,
                 params,
-                handle: Handle::new(State::Idle, State::Idle as u32)?,
+                handle: Handle::new()?,
             }),
         })
     }
@@ -64,10 +65,10 @@ impl Incoming {
     fn start_with(&self, source: impl FnOnce() -> Result<Source>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
-        shared.handle.start(State::Idle, || {
+        shared.handle.start(|| {
             let driver = Driver::new(Arc::clone(shared), vmm, source()?);
-            // It announces itself in `run`, where a panic of the VMM's ends the migration.
-            spawn(Role::Migration, |_| (), move || driver.run())
+            // It announces itself in there, where a panic of the VMM's ends the migration.
+            spawn(Role::Migration, |_| (), move || work::run(driver))
         })
     }
 
@@ -81,26 +82,22 @@ impl Incoming {
     /// Waits until the guest runs here, or the migration has failed, or for `limit`:
     /// [`Kind::Pending`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        self.shared.handle.wait(limit, State::Running, State::name)
+        self.shared.handle.wait(limit)
     }
 
     /// Where it is.
     pub fn state(&self) -> State {
-        self.shared.handle.lock().state
+        self.shared.handle.state()
     }
 
     /// The figures as they are now.
     pub fn stats(&self) -> Stats {
-        self.shared.handle.lock().stats
+        self.shared.handle.stats()
     }
 
     /// The same as JSON.
     pub fn stats_json(&self) -> Result<String> {
-        let (stats, state) = {
-            let public = self.shared.handle.lock();
-            (public.stats, public.state)
-        };
-        stats.to_json(state.name())
+        self.shared.handle.stats_json()
     }
 
     /// An eventfd that becomes readable when the figures have changed. It stays the
@@ -111,7 +108,7 @@ impl Incoming {
 
     /// Whether this thread is inside one of this migration's callbacks.
     pub fn in_callback(&self) -> bool {
-        inside(self.shared.handle.owner())
+        self.shared.handle.in_callback()
     }
 }
 

@@ -23,6 +23,7 @@ mod session;
 mod sink;
 mod source_driver;
 pub mod switchover;
+mod work;
 
 pub use blockers::{Blocker, Blockers};
 pub use converge::{Decider, Decision, FitsDowntime};

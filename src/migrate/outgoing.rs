@@ -2,13 +2,14 @@
 //! is done by `source_driver` on a thread of its own.
 
 use super::blockers::Blockers;
-use super::callbacks::{check_not_inside, inside, Callbacks};
+use super::callbacks::{check_not_inside, Callbacks};
 use super::converge::{Decider, FitsDowntime};
 use super::handle::Handle;
 use super::params::Params;
 use super::report::Stats;
 use super::source_driver::{Driver, Shared, Target};
 use super::switchover::source::{step, Action, Event, Resolution, State};
+use super::work;
 use crate::dirty::tracker::Tracker;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{spawn, Role};
@@ -48,7 +49,7 @@ impl Outgoing {
                 blockers,
                 vmm,
                 params,
-                handle: Handle::new(State::Idle, State::Idle as u32)?,
+                handle: Handle::new()?,
             }),
         })
     }
@@ -69,12 +70,12 @@ impl Outgoing {
     pub fn start_with(&self, target: Target, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
-        shared.handle.start(State::Idle, || {
+        shared.handle.start(|| {
             shared.blockers.check()?;
             let lease = shared.tracker.lease()?;
             let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider);
-            // It announces itself in `run`, where a panic of the VMM's ends the migration.
-            spawn(Role::Migration, |_| (), move || driver.run())
+            // It announces itself in there, where a panic of the VMM's ends the migration.
+            spawn(Role::Migration, |_| (), move || work::run(driver))
         })
     }
 
@@ -91,9 +92,7 @@ impl Outgoing {
     /// Waits until the migration is over, or for `limit`: [`Kind::Pending`]. An error says why
     /// it failed; [`Kind::Unanswered`], that the VMM has to [`Outgoing::resolve`] it.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        self.shared
-            .handle
-            .wait(limit, State::Completed, State::name)
+        self.shared.handle.wait(limit)
     }
 
     /// The VMM's decision about a guest that was handed over without an answer. Only then;
@@ -141,21 +140,17 @@ impl Outgoing {
 
     /// Where it is.
     pub fn state(&self) -> State {
-        self.shared.handle.lock().state
+        self.shared.handle.state()
     }
 
     /// The figures as they are now.
     pub fn stats(&self) -> Stats {
-        self.shared.handle.lock().stats
+        self.shared.handle.stats()
     }
 
     /// The same as JSON.
     pub fn stats_json(&self) -> Result<String> {
-        let (stats, state) = {
-            let public = self.shared.handle.lock();
-            (public.stats, public.state)
-        };
-        stats.to_json(state.name())
+        self.shared.handle.stats_json()
     }
 
     /// An eventfd that becomes readable when the figures have changed. It stays the
@@ -166,7 +161,7 @@ impl Outgoing {
 
     /// Whether this thread is inside one of this migration's callbacks.
     pub fn in_callback(&self) -> bool {
-        inside(self.shared.handle.owner())
+        self.shared.handle.in_callback()
     }
 }
 

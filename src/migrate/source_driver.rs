@@ -5,7 +5,7 @@ use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::Callbacks;
 use super::converge::{Decider, Facts, Moment, Next};
-use super::handle::{Ending, Handle};
+use super::handle::Handle;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::params::Params;
@@ -13,8 +13,8 @@ use super::report::{micros, Meter, Stats};
 use super::sender::{Batch, Sender};
 use super::session::{self, Blobs};
 use super::sink::describe;
-use super::switchover::source::{step, Action, Event, State};
-use super::switchover::Failure;
+use super::switchover::source::{Action, Event, State};
+use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io};
 use crate::channel::Endpoint;
@@ -22,12 +22,11 @@ use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::BlockId;
-use crate::runtime::thread::{catch, Role};
 use crate::runtime::Deadline;
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
-use crate::wire::{self, Hello, Ours, Record, RecordType, Token};
+use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -96,107 +95,30 @@ pub(super) struct Driver {
     error: Option<Error>,
 }
 
-impl Driver {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        vmm: Callbacks,
-        lease: Lease,
-        target: Target,
-        decider: Box<dyn Decider>,
-    ) -> Self {
-        Driver {
-            shared,
-            vmm,
-            lease,
-            target: Some(target),
-            decider,
-            channel: None,
-            inbox: Inbox::default(),
-            sender: Sender::new(),
-            begun: Instant::now(),
-            announced: HashSet::new(),
-            token: [0; 16],
-            we_started_tracking: false,
-            cursor: Cursor::default(),
-            walked: HashSet::new(),
-            runs: Vec::new(),
-            bandwidth: Bandwidth::default(),
-            meter: Meter::default(),
-            dirtied: DirtyRate::default(),
-            last_sync: None,
-            sync_time: Duration::ZERO,
-            blobs: Blobs::default(),
-            paused_at: None,
-            switchover: Deadline::never(),
-            stats: Stats::default(),
-            renewed: None,
-            error: None,
-        }
+impl work::Shared for Shared {
+    type Machine = State;
+    fn handle(&self) -> &Handle<State> {
+        &self.handle
+    }
+}
+
+impl Work for Driver {
+    type Shared = Shared;
+    type Machine = State;
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    pub(super) fn run(self) {
-        let shared = Arc::clone(&self.shared);
-        // Whoever waits is told last, when lease and connection are gone, and whatever happens.
-        let _end = Ending(&shared.handle);
-        self.work();
+    fn vmm(&self) -> &Callbacks {
+        &self.vmm
     }
 
-    fn work(mut self) {
-        let _inside = self.vmm.enter();
-        let mut state = State::Idle;
-        let mut event = match self.vmm.thread_start(Role::Migration) {
-            Ok(()) => Event::Start,
-            Err(error) => {
-                self.error = Some(error);
-                Event::Failed(Failure::Other)
-            }
-        };
-        loop {
-            let next = step(state, event);
-            state = next.state;
-            let _ = catch(|| self.enter(state));
-            self.tell(state);
-            let mut outcome = None;
-            for action in next.actions {
-                // A defect of ours, in whatever action, is a failure like any other: the
-                // machine sees to it that the guest runs on.
-                let result = catch(|| self.perform(*action)).and_then(|result| result);
-                match result {
-                    Ok(event) => outcome = event.or(outcome),
-                    Err(error) => outcome = Some(self.failed(*action, error)),
-                }
-            }
-            match outcome {
-                Some(next) if !state.is_over() => event = next,
-                _ if state.is_over() => break,
-                _ => event = Event::Failed(Failure::Other),
-            }
-        }
-    }
-
-    fn failed(&mut self, action: Action, error: Error) -> Event {
-        let failure = match error.kind() {
-            Kind::Cancelled => Failure::Cancelled,
-            Kind::Timeout | Kind::NotConverged => Failure::Timeout,
-            Kind::PeerGone | Kind::Io => Failure::PeerGone,
-            Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
-            _ => Failure::Other,
-        };
-        let error = match error.kind() {
-            // Where it was interrupted is nobody's business.
-            Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
-            _ => error,
-        };
-        self.error.get_or_insert(error);
-        match action {
-            Action::CallResume => Event::ResumeFailed,
-            _ => Event::Failed(failure),
-        }
+    fn error(&mut self) -> &mut Option<Error> {
+        &mut self.error
     }
 
     fn enter(&mut self, state: State) {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("entering {state:?}"));
         self.stats.phase = state as u32;
         if let State::Unanswered = state {
             let cause = self.error.take();
@@ -212,72 +134,7 @@ impl Driver {
         self.renew(true);
     }
 
-    /// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
-    /// even where bringing the figures up to date failed.
-    fn tell(&mut self, state: State) {
-        {
-            let mut public = self.shared.handle.lock();
-            public.state = state;
-            public.stats.phase = state as u32;
-            public.error.clone_from(&self.error);
-        }
-        self.vmm.event(EventKind::State, state.name().to_owned());
-    }
-
-    /// Brings the figures up to date and tells the VMM to look, not too often.
-    fn renew(&mut self, now: bool) {
-        let at = Instant::now();
-        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
-            return;
-        }
-        self.renewed = Some(at);
-        let elapsed = at - self.begun;
-        let tracker = self.lease.stats();
-        let pending = self.lease.pending();
-        let stats = &mut self.stats;
-        stats.elapsed_us = micros(elapsed);
-        if let Some(channel) = &self.channel {
-            stats.wire_bytes = channel.counters().sent.0;
-        }
-        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
-        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
-        if stats.phase >= State::Copying as u32 {
-            stats.remaining_bytes = pending.bytes().0;
-        }
-        stats.unacknowledged_pages = self.sender.unacknowledged();
-        stats.syncs = tracker.syncs;
-        stats.found_pages = tracker.found.0;
-        stats.clear_calls = tracker.clear_calls;
-        stats.longest_clear_us = micros(tracker.longest_clear);
-        stats.put_back_pages = tracker.put_back.0;
-        let facts = self.facts(Moment::Walking);
-        let stats = &mut self.stats;
-        if let Some(bandwidth) = facts.bandwidth {
-            stats.bandwidth = bandwidth as u64;
-        }
-        if let Some(rate) = self.dirtied.rate() {
-            stats.dirty_pages_per_second = rate as u64;
-        }
-        if self.paused_at.is_none() {
-            if let Some(expected) = facts.expected_downtime() {
-                stats.expected_downtime_us = micros(expected);
-            }
-            stats.predict(self.shared.params.downtime_limit);
-        }
-        stats.advance();
-        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        self.shared.handle.publish(stats, &self.error);
-    }
-
-    fn channel(&mut self) -> Result<&mut Channel> {
-        self.channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
-    }
-
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
-        #[cfg(test)]
-        let _planted = super::planted::point(&format!("{action:?}"));
         Ok(match action {
             Action::Connect => {
                 self.connect()?;
@@ -336,6 +193,7 @@ impl Driver {
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
                 self.listen()?;
+                self.check_all_sent()?;
                 Some(Event::Released)
             }
             Action::TakeGate => {
@@ -395,6 +253,97 @@ impl Driver {
             }
         })
     }
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        vmm: Callbacks,
+        lease: Lease,
+        target: Target,
+        decider: Box<dyn Decider>,
+    ) -> Self {
+        Driver {
+            shared,
+            vmm,
+            lease,
+            target: Some(target),
+            decider,
+            channel: None,
+            inbox: Inbox::default(),
+            sender: Sender::new(),
+            begun: Instant::now(),
+            announced: HashSet::new(),
+            token: [0; 16],
+            we_started_tracking: false,
+            cursor: Cursor::default(),
+            walked: HashSet::new(),
+            runs: Vec::new(),
+            bandwidth: Bandwidth::default(),
+            meter: Meter::default(),
+            dirtied: DirtyRate::default(),
+            last_sync: None,
+            sync_time: Duration::ZERO,
+            blobs: Blobs::default(),
+            paused_at: None,
+            switchover: Deadline::never(),
+            stats: Stats::default(),
+            renewed: None,
+            error: None,
+        }
+    }
+
+    /// Brings the figures up to date and tells the VMM to look, not too often.
+    fn renew(&mut self, now: bool) {
+        let at = Instant::now();
+        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+            return;
+        }
+        self.renewed = Some(at);
+        let elapsed = at - self.begun;
+        let tracker = self.lease.stats();
+        let remaining = self.lease.to_read();
+        let stats = &mut self.stats;
+        stats.elapsed_us = micros(elapsed);
+        if let Some(channel) = &self.channel {
+            stats.wire_bytes = channel.counters().sent.0;
+        }
+        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
+        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
+        if stats.phase >= State::Copying as u32 {
+            stats.remaining_bytes = remaining.bytes().0;
+        }
+        stats.unacknowledged_pages = self.sender.unacknowledged();
+        stats.syncs = tracker.syncs;
+        stats.found_pages = tracker.found.0;
+        stats.clear_calls = tracker.clear_calls;
+        stats.longest_clear_us = micros(tracker.longest_clear);
+        stats.put_back_pages = tracker.put_back.0;
+        stats.hinted_pages = tracker.hinted.0;
+        let facts = self.facts(Moment::Walking);
+        let stats = &mut self.stats;
+        if let Some(bandwidth) = facts.bandwidth {
+            stats.bandwidth = bandwidth as u64;
+        }
+        if let Some(rate) = self.dirtied.rate() {
+            stats.dirty_pages_per_second = rate as u64;
+        }
+        if self.paused_at.is_none() {
+            if let Some(expected) = facts.expected_downtime() {
+                stats.expected_downtime_us = micros(expected);
+            }
+            stats.predict(self.shared.params.downtime_limit);
+        }
+        stats.advance();
+        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
+        self.shared.handle.publish(stats, &self.error);
+    }
+
+    fn channel(&mut self) -> Result<&mut Channel> {
+        self.channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
+    }
 
     fn report(&mut self) {
         let unanswered = self.stats.phase == State::Unanswered as u32;
@@ -430,6 +379,22 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest stands still, but its VMM can still have added memory after the last walk.
+    fn check_all_sent(&self) -> Result<()> {
+        let left = self.lease.pending();
+        if left.0 > 0 {
+            return Err(Error::new(
+                Kind::State,
+                format!(
+                    "memory was added after the last pages were sent: {left} pages would be \
+                     missing at the destination, so the guest stays here; add none between \
+                     `pause` and the migration's end"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     fn connect(&mut self) -> Result<()> {
         let deadline = Deadline::after(self.shared.params.connect_timeout);
         mem::random(&mut self.token)?;
@@ -451,7 +416,7 @@ impl Driver {
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         let deadline = Deadline::after(params.connect_timeout);
         let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
-        let ours = Ours::default();
+        let ours = params.ours();
         let hello = Hello {
             version_min: ours.version_min,
             version_max: ours.version_max,
@@ -471,6 +436,8 @@ impl Driver {
         match inbox.wait(channel, &io)? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
+                self.sender
+                    .set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
@@ -551,6 +518,7 @@ impl Driver {
 
     /// Sends memory until the decider says that the rest fits.
     fn copy(&mut self) -> Result<()> {
+        self.lease.skip_returned(self.shared.params.skip_returned);
         if self.lease.is_started() {
             self.lease.mark_all();
         } else {
@@ -579,7 +547,9 @@ impl Driver {
                 EventKind::Pass,
                 format!(
                     "pass {} done: {} pages found dirty, {} to send",
-                    self.stats.pass, report.found, report.pending
+                    self.stats.pass,
+                    report.found,
+                    report.pending - report.returned
                 ),
             );
             self.shared.handle.cancel.check("the migration")?;
@@ -589,10 +559,28 @@ impl Driver {
                 Next::SwitchOver { expected } => {
                     // What is promised is kept as it was, to be held against what happens.
                     self.stats.promised_downtime_us = micros(expected);
-                    return Ok(());
+                    return self.send_unread();
                 }
                 Next::GiveUp(error) => return Err(error),
                 Next::GoOn | Next::Sync => self.stats.pass += 1,
+            }
+        }
+    }
+
+    /// Tells the destination what the sync found to be given back or free, so that it is not told
+    /// while the guest stands still.
+    fn send_unread(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout);
+        let mut cursor = Cursor::default();
+        loop {
+            shared.handle.cancel.check("the migration")?;
+            self.listen()?;
+            let batch = self.batch(&io, |lease, runs| {
+                lease.take_unread(&mut cursor, BATCH_RUNS, runs)
+            });
+            if batch.map_err(|e| self.explain(e))?.is_none() {
+                return Ok(());
             }
         }
     }
@@ -610,7 +598,7 @@ impl Driver {
             since_sync: now - self.last_sync.unwrap_or(self.begun),
             pass: self.stats.pass,
             total: Bytes(self.stats.total_bytes),
-            remaining: self.lease.pending().bytes(),
+            remaining: self.lease.to_read().bytes(),
             bandwidth: self
                 .shared
                 .params
@@ -680,10 +668,22 @@ impl Driver {
 
     /// Sends some pages; `None` when the walk has come to its end.
     fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
+        let mut cursor = self.cursor;
+        let batch = self.batch(io, |lease, runs| {
+            lease.take(&mut cursor, BATCH_RUNS, pages, runs)
+        });
+        self.cursor = cursor;
+        batch
+    }
+
+    /// Sends what `take` takes; `None` when that is nothing.
+    fn batch(
+        &mut self,
+        io: &Io<'_>,
+        take: impl FnOnce(&Lease, &mut Vec<Run>) -> Result<()>,
+    ) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
-        let taken = self
-            .lease
-            .take(&mut self.cursor, BATCH_RUNS, pages, &mut runs);
+        let taken = take(&self.lease, &mut runs);
         let result = taken.and_then(|()| {
             if runs.is_empty() {
                 return Ok(None);
@@ -703,6 +703,7 @@ impl Driver {
             self.stats.data_pages += batch.data_pages;
             self.stats.zero_pages += batch.zero_pages;
             self.stats.hole_pages += batch.hole_pages;
+            self.stats.skipped_pages += batch.skipped_pages;
             if self.sender.marker_is_due() {
                 self.send_marker(io)?;
                 self.await_acknowledgements(io)?;

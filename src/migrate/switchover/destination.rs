@@ -150,3 +150,5 @@ impl State {
         }
     }
 }
+
+super::machine!(Running, |failure, _action| Event::Failed(failure));

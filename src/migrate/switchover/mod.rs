@@ -44,5 +44,60 @@ pub struct Step<S, A: 'static> {
     pub actions: &'static [A],
 }
 
+/// A side's machine, as whoever runs it sees it.
+pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
+    /// What happened.
+    type Event: Copy;
+    /// What to do.
+    type Action: Copy + std::fmt::Debug + 'static;
+
+    /// Not started.
+    const IDLE: Self;
+    /// The one end that is what the VMM asked for.
+    const SUCCESS: Self;
+    /// What the VMM's start is.
+    const START: Self::Event;
+
+    /// What a failure while doing `action` is (at the very start, of none).
+    fn failed(failure: Failure, action: Option<Self::Action>) -> Self::Event;
+    /// The next state and what to do on entering it.
+    fn step(self, event: Self::Event) -> Step<Self, Self::Action>;
+    /// Whether nothing happens any more without the VMM.
+    fn is_over(self) -> bool;
+    /// Its name, as in messages and JSON.
+    fn name(self) -> &'static str;
+    /// Its number in the C ABI.
+    fn number(self) -> u32;
+}
+
+macro_rules! machine {
+    ($success:ident, |$failure:ident, $action:ident| $failed:expr) => {
+        impl super::Machine for State {
+            type Event = Event;
+            type Action = Action;
+            const IDLE: Self = State::Idle;
+            const SUCCESS: Self = State::$success;
+            const START: Event = Event::Start;
+
+            fn failed($failure: Failure, $action: Option<Action>) -> Event {
+                $failed
+            }
+            fn step(self, event: Event) -> Step<State, Action> {
+                step(self, event)
+            }
+            fn is_over(self) -> bool {
+                State::is_over(self)
+            }
+            fn name(self) -> &'static str {
+                State::name(self)
+            }
+            fn number(self) -> u32 {
+                self as u32
+            }
+        }
+    };
+}
+use machine;
+
 #[cfg(test)]
 mod model;

@@ -241,3 +241,8 @@ impl State {
         }
     }
 }
+
+super::machine!(Completed, |failure, action| match action {
+    Some(Action::CallResume) => Event::ResumeFailed,
+    _ => Event::Failed(failure),
+});

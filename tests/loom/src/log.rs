@@ -3,17 +3,6 @@
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
 use crate::memory::{BlockId, Map};
-use std::ops::Range;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogKind {
-    Reported,
-}
-
-pub struct Extent {
-    pub block: BlockId,
-    pub pages: Range<u64>,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -24,6 +13,17 @@ pub enum When {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Initial {
     Clean,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogKind {
+    Reported,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    pub block: BlockId,
+    pub pages: std::ops::Range<u64>,
 }
 
 pub trait Sink {

@@ -201,6 +201,9 @@ impl KvmRing {
             rounds.figures = Figures::default();
             rounds.found = Default::default();
             rounds.found.fit(map)?;
+            for ring in rounds.rings.values_mut() {
+                ring.harvested_before = ring.harvested;
+            }
             rounds.tracking = true;
         }
         if self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) != 0 {
@@ -233,6 +236,20 @@ impl DirtyLog for KvmRing {
 
     fn covered(&self, map: &Map) -> Vec<Extent> {
         super::logged(map)
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        self.rings().heap_bytes() + self.words.capacity() as u64 * 8
+    }
+
+    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        let state = self.shared.lock();
+        let rings = state.rounds.rings.values();
+        Some(rings.map(|r| r.harvested - r.harvested_before).collect())
+    }
+
+    fn strays(&self) -> u64 {
+        self.rings().figures().strays
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
@@ -335,8 +352,13 @@ impl DirtyLog for KvmRing {
             state.rounds.found.give(sink)?;
             state.rounds.found.fit(new)?;
         }
-        // One that cannot be switched off costs speed, and goes all the same.
-        let _ = self.switch(&gone, false);
+        // Those that go are the VMM's to delete. Were one deleted already (nothing can say so here, as
+        // GET can for bitmaps), KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may
+        // be unmapped soon. A VMM that switches itself knows.
+        if matches!(self.switch, LogSwitch::Vmm(_)) {
+            // One that cannot be switched off costs speed, and goes all the same.
+            let _ = self.switch(&gone, false);
+        }
         self.switch(&fresh, true).inspect_err(|_| {
             // Blocks that the old map has are all in there still, or were given away just now; if
             // there is no room for the others, nothing of them is kept, and all counts as lost.

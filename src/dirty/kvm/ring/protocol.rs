@@ -20,10 +20,6 @@ pub const RESET: u32 = 2;
 /// Flagged while looking for the kernel's position, and dirty before.
 const FOUND: u32 = DIRTY | RESET;
 
-/// How many of the entries before the place where a RESET was interrupted may have been left
-/// unprotected: it protects in batches of as many pages as a word has bits.
-pub const BATCH: u64 = 64;
-
 fn at(ring: &[Entry], index: u64) -> &Entry {
     &ring[index as usize & (ring.len() - 1)]
 }

@@ -18,13 +18,17 @@
 //! be given. The lost pages are the log's: it switches logging off and on, which protects all
 //! pages, and reports everything (see `mod.rs`).
 //!
-//! **An interrupted RESET** consumes entries and leaves the last ones, at most [`BATCH`], unprotected.
+//! **An interrupted RESET** consumes entries and leaves the last ones, a batch of at most 64 pages,
+//! unprotected.
 //! It runs on a thread whose signals are masked; what cannot be masked (SIGSTOP, a
 //! debugger, the freezer) shows as a short count or as a sleep of that thread. The
-//! entries that it may have been are then *in doubt*: reported in every sync to the last.
+//! entries that it consumed are then *in doubt*: reported in every sync to the last. (All of them and
+//! not just the last 64: with those alone a process that is stopped and continued all the time
+//! still lost a page now and then.) What nothing shows is a stop that is taken back before this
+//! thread has heard of it, at the very end of a RESET.
 
 use super::found::Found;
-use super::protocol::{Position, Resync, Seen, Settled, BATCH, DIRTY};
+use super::protocol::{Position, Resync, Seen, Settled, DIRTY};
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm_ring::{ResetRings, RingMemory, ENTRY_BYTES};
 use std::collections::BTreeMap;
@@ -73,6 +77,8 @@ pub(super) struct Ring {
     expects_gap: bool,
     /// Entries harvested.
     pub harvested: u64,
+    /// Of those, before tracking started.
+    pub harvested_before: u64,
 }
 
 impl Ring {
@@ -96,6 +102,7 @@ impl Ring {
             gave: false,
             expects_gap: false,
             harvested: 0,
+            harvested_before: 0,
         })
     }
 
@@ -297,7 +304,7 @@ impl Rounds {
                 Settled::Before(place) => place,
                 _ => at.head(),
             };
-            let n = BATCH.min(end - (ring.at.head() - ring.at.flagged()));
+            let n = end - (ring.at.head() - ring.at.flagged());
             Position::before(entries, end, n, |slot, offset| {
                 self.found.in_doubt(slot, offset);
             });

@@ -1,0 +1,117 @@
+//! The one loop that both drivers run in: the machine says what to do, the driver does it,
+//! and what came of it is the machine's next event.
+
+use super::callbacks::Callbacks;
+use super::handle::{Ending, Handle};
+use super::switchover::{Failure, Machine};
+use crate::error::{Error, Kind, Result};
+use crate::runtime::thread::{catch, Role};
+use crate::vmm::EventKind;
+use std::sync::Arc;
+
+/// What the VMM's object and the thread share.
+pub(super) trait Shared {
+    /// The side's machine.
+    type Machine: Machine;
+    /// What the VMM holds.
+    fn handle(&self) -> &Handle<Self::Machine>;
+}
+
+/// What a driver can do.
+pub(super) trait Work {
+    /// What it shares with the VMM's object.
+    type Shared: Shared<Machine = Self::Machine>;
+    /// The side's machine.
+    type Machine: Machine;
+
+    /// What it shares with the VMM's object.
+    fn shared(&self) -> &Arc<Self::Shared>;
+    /// The VMM.
+    fn vmm(&self) -> &Callbacks;
+    /// The first thing that went wrong.
+    fn error(&mut self) -> &mut Option<Error>;
+    /// A state begins: brings the figures up to date.
+    fn enter(&mut self, state: Self::Machine);
+    /// Does what the machine said. `None`: nothing that it has to know came of it.
+    fn perform(
+        &mut self,
+        action: <Self::Machine as Machine>::Action,
+    ) -> Result<Option<<Self::Machine as Machine>::Event>>;
+}
+
+/// Does all of it, on the migration's thread.
+pub(super) fn run<W: Work>(driver: W) {
+    let shared = Arc::clone(driver.shared());
+    // Whoever waits is told last, when lease, connection and pins are gone, and whatever happens.
+    let _end = Ending(shared.handle());
+    work(driver);
+}
+
+fn work<W: Work>(mut driver: W) {
+    let _inside = driver.vmm().enter();
+    let mut state = W::Machine::IDLE;
+    let mut event = match driver.vmm().thread_start(Role::Migration) {
+        Ok(()) => W::Machine::START,
+        Err(error) => failed(&mut driver, None, error),
+    };
+    loop {
+        let next = state.step(event);
+        state = next.state;
+        let _ = catch(|| {
+            #[cfg(test)]
+            let _planted = super::planted::point(&format!("entering {state:?}"));
+            driver.enter(state);
+        });
+        tell(&mut driver, state);
+        let mut outcome = None;
+        for action in next.actions {
+            // A defect of ours, in whatever action, is a failure like any other: the
+            // machine sees to it that the guest runs on.
+            let result = catch(|| {
+                #[cfg(test)]
+                let _planted = super::planted::point(&format!("{action:?}"));
+                driver.perform(*action)
+            });
+            match result.and_then(|result| result) {
+                Ok(event) => outcome = event.or(outcome),
+                Err(error) => outcome = Some(failed(&mut driver, Some(*action), error)),
+            }
+        }
+        match outcome {
+            Some(next) if !state.is_over() => event = next,
+            _ if state.is_over() => break,
+            _ => event = W::Machine::failed(Failure::Other, None),
+        }
+    }
+}
+
+fn failed<W: Work>(
+    driver: &mut W,
+    action: Option<<W::Machine as Machine>::Action>,
+    error: Error,
+) -> <W::Machine as Machine>::Event {
+    let failure = match error.kind() {
+        Kind::Cancelled => Failure::Cancelled,
+        Kind::Timeout | Kind::NotConverged => Failure::Timeout,
+        Kind::PeerGone | Kind::Io => Failure::PeerGone,
+        Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
+        _ => Failure::Other,
+    };
+    let error = match error.kind() {
+        // Where it was interrupted is nobody's business.
+        Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
+        _ => error,
+    };
+    driver.error().get_or_insert(error);
+    W::Machine::failed(failure, action)
+}
+
+/// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
+/// even where bringing the figures up to date failed.
+fn tell<W: Work>(driver: &mut W, state: W::Machine) {
+    let error = driver.error().clone();
+    driver.shared().handle().enter(state, error);
+    driver
+        .vmm()
+        .event(EventKind::State, state.name().to_owned());
+}
