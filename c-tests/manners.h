@@ -53,6 +53,9 @@ struct args {
     brant_params brant_params;
     brant_tracker_config brant_tracker_config;
     brant_kvm brant_kvm;
+    brant_vhost brant_vhost;
+    brant_vfio brant_vfio;
+    brant_iommufd brant_iommufd;
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
@@ -220,6 +223,18 @@ static int32_t no_log(void *opaque, const uint32_t *slots, size_t count, brant_r
     return 0;
 }
 
+static int32_t no_vhost_log(void *opaque, const brant_vhost_log *log, brant_reason *reason)
+{
+    (void)opaque, (void)log, (void)reason;
+    return 0;
+}
+
+static int32_t no_vhost_off(void *opaque, brant_reason *reason)
+{
+    (void)opaque, (void)reason;
+    return 0;
+}
+
 static const brant_ops all_operations = { .size = sizeof all_operations, ALL_OPERATIONS
                                           .log_on = no_log, .log_off = no_log };
 
@@ -241,6 +256,10 @@ static void args_fill(struct args *a)
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };
     a->brant_kvm = (brant_kvm){ .size = sizeof a->brant_kvm, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };
+    a->brant_vhost = (brant_vhost){ .size = sizeof a->brant_vhost, .log_on = no_vhost_log,
+                                    .log_off = no_vhost_off };
+    a->brant_vfio = (brant_vfio){ .size = sizeof a->brant_vfio, .fd = -1 };
+    a->brant_iommufd = (brant_iommufd){ .size = sizeof a->brant_iommufd, .fd = -1 };
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;

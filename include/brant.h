@@ -9,7 +9,8 @@
  *
  *   bitmaps     brant_bitmap_*
  *   tracking    brant_guest_new, _add_block, _add_slot: what the guest's memory is
- *               brant_tracker_new, _add_kvm: who tells of writes to it; brant_tracker_mark
+ *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
+ *               _add_iommufd: who tells of writes to it; brant_tracker_mark
  *               brant_tracker_start, then _sync and _take as often as you like, _stop
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
@@ -458,6 +459,11 @@
  * Version of this header.
  */
 #define BRANT_VERSION_PATCH 0
+
+/**
+ * In `brant_dma_range.block`: `address` is a guest physical address.
+ */
+#define BRANT_NO_BLOCK 4294967295
 
 /**
  * A bitmap with a summary level: walking and merging cost what is set, not what there is.
@@ -1151,7 +1157,8 @@ typedef struct brant_tracker_stats {
      */
     uint64_t put_back_pages;
     /**
-     * Marks at addresses where no block is; since the tracker was made.
+     * Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+     * made.
      */
     uint64_t stray_marks;
     /**
@@ -1167,6 +1174,166 @@ typedef struct brant_tracker_stats {
      */
     uint32_t started;
 } brant_tracker_stats;
+
+/**
+ * What a range of I/O virtual addresses shows to a device. One mapping for DMA, page-aligned.
+ */
+typedef struct brant_dma_range {
+    /**
+     * The first I/O virtual address.
+     */
+    uint64_t iova;
+    /**
+     * Bytes; not 0.
+     */
+    uint64_t length;
+    /**
+     * Where it begins: an offset in `block`, bytes, or a guest physical address.
+     */
+    uint64_t address;
+    /**
+     * The block's number, or BRANT_NO_BLOCK.
+     */
+    uint32_t block;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_dma_range;
+
+/**
+ * A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
+ */
+typedef struct brant_vfio {
+    /**
+     * sizeof(brant_vfio).
+     */
+    size_t size;
+    /**
+     * Its descriptor, duplicated (dup): brant's from here on, whatever the call returns.
+     */
+    int32_t fd;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * For a device, in which pages it should track, bytes: a power of two from 4096 to 1 GiB; its
+     * driver may choose another. 0 means 4096. For a container, 0.
+     */
+    uint64_t page_size;
+    /**
+     * What the device may write, without overlaps; copied. NULL: each writable slot of the guest
+     * is one mapping, at an I/O virtual address that is its guest address.
+     */
+    const struct brant_dma_range *ranges;
+    /**
+     * How many; at most 65536.
+     */
+    size_t range_count;
+} brant_vfio;
+
+/**
+ * A hardware page table of iommufd.
+ */
+typedef struct brant_iommufd {
+    /**
+     * sizeof(brant_iommufd).
+     */
+    size_t size;
+    /**
+     * The iommufd, duplicated (dup): brant's from here on, whatever the call returns.
+     */
+    int32_t fd;
+    /**
+     * The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
+     */
+    uint32_t hwpt_id;
+    /**
+     * As in `brant_vfio`.
+     */
+    const struct brant_dma_range *ranges;
+    /**
+     * How many; at most 65536.
+     */
+    size_t range_count;
+} brant_iommufd;
+
+/**
+ * The memory of a vhost log: one bit for each 4 KiB of guest physical memory from address 0 on,
+ * `log[page / 8] |= 1 << page % 8`, set by an atomic or after the write. Valid during the
+ * callback only; what it names is there until all back ends have been moved to another log or
+ * switched off.
+ */
+typedef struct brant_vhost_log {
+    /**
+     * sizeof(brant_vhost_log) as brant knows it.
+     */
+    size_t size;
+    /**
+     * Where it is mapped in this process: what VHOST_SET_LOG_BASE of the kernel's vhost takes.
+     */
+    void *address;
+    /**
+     * Bytes; a multiple of 4096. The `mmap_size` of vhost-user's SET_LOG_BASE, whose
+     * `mmap_offset` is 0.
+     */
+    uint64_t length;
+    /**
+     * A memfd of that length, sealed against shrinking and growing: what goes with
+     * vhost-user's SET_LOG_BASE. It stays brant's: duplicate it to keep it longer than the
+     * callback. Sending it over a socket duplicates it.
+     */
+    int32_t fd;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_vhost_log;
+
+/**
+ * Back ends of vhost and vhost-user that share one log.
+ *
+ * The operations are called on whichever thread starts or stops tracking or changes the
+ * guest's memory, under brant's own locks: in there call nothing of brant's but marks and
+ * `brant_reason_set`, and take no lock that another thread holds around a brant_guest_* or
+ * brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
+ */
+typedef struct brant_vhost {
+    /**
+     * sizeof(brant_vhost).
+     */
+    size_t size;
+    /**
+     * Given to the operations.
+     */
+    void *opaque;
+    /**
+     * The log reaches to this guest address at least (exclusive); at most 2^48. 0: to the end of
+     * the highest slot, which is enough where used rings are in guest memory.
+     */
+    uint64_t reach;
+    /**
+     * Required. Have every back end log to this memory from now on; return when each does. For
+     * the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
+     * VHOST_SET_VRING_ADDR with VHOST_VRING_F_LOG. For vhost-user: SET_LOG_BASE and its reply,
+     * then SET_FEATURES, and SET_VRING_ADDR, acknowledged.
+     *
+     * Called when tracking starts, and again, with a longer log, when a slot is added that the
+     * one before does not reach: then the log base is all that changes, and the log before is
+     * gone after the return. So add the slot to brant first, and tell back ends of the new
+     * memory after that. A failure of the first call refuses the start, and `log_off`
+     * follows; a failure of a later one refuses the slot, and back ends may go on in either log.
+     */
+    int32_t (*log_on)(void *opaque,
+                      const struct brant_vhost_log *log,
+                      struct brant_reason *reason);
+    /**
+     * Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
+     * return when none writes to a log any more. Also called after a first `log_on` that failed.
+     */
+    int32_t (*log_off)(void *opaque, struct brant_reason *reason);
+} brant_vhost;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1551,6 +1718,17 @@ void brant_tracker_mark(const struct brant_tracker *tracker,
                         uint64_t length);
 
 /**
+ * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
+ * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
+ * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
+ * VMM's own. NULL is ignored.
+ */
+void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
+                               uint64_t guest_address,
+                               const uint64_t *words,
+                               uint64_t pages);
+
+/**
  * The same for `length` bytes at an offset in a block.
  */
 void brant_tracker_mark_block(const struct brant_tracker *tracker,
@@ -1617,10 +1795,61 @@ const char *brant_version(void);
 /**
  * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
  * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
- * dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
- * thread; NULL is no feature.
+ * dirty bitmaps), "reported" (the VMM's own marks), "vhost", "vfio", "iommufd" (what devices
+ * log), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
+
+/**
+ * Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+ * _REPORT, _STOP; Linux 6.1); before tracking starts. BRANT_E_UNSUPPORTED if it keeps none.
+ *
+ * When the guest gets memory that the log was not started for, it is started anew and all that
+ * it covers counts as dirty. Before DMA memory is unmapped or a slot removed that others still
+ * show, stop the device's DMA to it; what it logged is read when the slot is removed. Not tried
+ * on hardware yet: tested against the kernel's interface as its header has it.
+ */
+int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
+                                      const struct brant_vfio *vfio,
+                                      struct brant_error **error);
+
+/**
+ * Adds the dirty log of a VFIO container whose type 1 IOMMU is set (VFIO_IOMMU_DIRTY_PAGES; Linux
+ * 5.8); before tracking starts. BRANT_E_UNSUPPORTED if it has none.
+ *
+ * Each range is whole mappings: the kernel refuses to report part of one, and then all counts as
+ * dirty. Where a device does not tell what it pins, the kernel reports every mapped page
+ * each time. What was written disappears with a mapping: unmap memory that stays the guest's
+ * with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and give the bitmap to
+ * `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ */
+int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
+                                         const struct brant_vfio *vfio,
+                                         struct brant_error **error);
+
+/**
+ * Adds the dirty log of an iommufd page table (IOMMU_HWPT_SET_DIRTY_TRACKING and
+ * IOMMU_HWPT_GET_DIRTY_BITMAP; Linux 6.7); before tracking starts. BRANT_E_UNSUPPORTED if it
+ * has none.
+ *
+ * All of each range is mapped while it is tracked: map a new slot for DMA before it is added
+ * here, and unmap one after it was removed; a range with something unmapped in it counts as
+ * dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ */
+int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
+                                  const struct brant_iommufd *iommufd,
+                                  struct brant_error **error);
+
+/**
+ * Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes
+ * the memory when tracking starts and brings it to the back ends by `log_on`. One for all
+ * devices is the usual; several may be added. Bits beyond the guest's memory are counted
+ * (`stray_marks`) and otherwise ignored. Paused means, for these, that all rings have stopped:
+ * GET_VRING_BASE answered for each, and no write in flight.
+ */
+int32_t brant_tracker_add_vhost(struct brant_tracker *tracker,
+                                const struct brant_vhost *vhost,
+                                struct brant_error **error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -40,6 +40,8 @@ pub mod params;
 pub mod stats;
 pub mod tracker;
 pub mod version;
+pub mod vfio;
+pub mod vhost;
 
 mod structs;
 

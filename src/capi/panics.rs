@@ -9,6 +9,8 @@ use super::ops::*;
 use super::outgoing::*;
 use super::tracker::*;
 use super::version::*;
+use super::vfio::*;
+use super::vhost::*;
 use crate::migrate::planted::plant;
 use std::collections::BTreeSet;
 use std::ffi::{c_char, CStr};
@@ -490,6 +492,47 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_tracker_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_mark_bitmap",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_tracker_mark_bitmap(null(), 1, null(), 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_tracker_add_vhost",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vhost(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vfio_device",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vfio_device(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vfio_container",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vfio_container(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_iommufd",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_iommufd(null_mut(), null(), e) })
         },
         None,
     ),

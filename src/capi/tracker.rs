@@ -159,7 +159,8 @@ pub struct brant_tracker_stats {
     pub longest_clear_ns: u64,
     /// Pages put back.
     pub put_back_pages: u64,
-    /// Marks at addresses where no block is; since the tracker was made.
+    /// Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+    /// made.
     pub stray_marks: u64,
     /// Bytes of bitmaps held for the guest's memory, the logs' own not counted.
     pub heap_bytes: u64,
@@ -299,6 +300,35 @@ pub unsafe extern "C" fn brant_tracker_mark(
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
             t.tracker.mark_guest(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
+/// 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
+/// fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
+/// VMM's own. NULL is ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_mark_bitmap(
+    tracker: *const brant_tracker,
+    guest_address: u64,
+    words: *const u64,
+    pages: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        let Some(t) = (unsafe { tracker.as_ref() }) else {
+            return;
+        };
+        if words.is_null() {
+            return;
+        }
+        for i in 0..pages.div_ceil(64) {
+            // SAFETY: `pages` bits by contract; C may have aligned them less.
+            let word = unsafe { words.add(i as usize).read_unaligned() };
+            let at = guest_address.saturating_add(Pages(i * 64).bytes().0);
+            t.tracker
+                .mark_guest_word(GuestAddress(at), word, pages - i * 64);
         }
     })
 }

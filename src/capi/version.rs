@@ -25,6 +25,9 @@ const FEATURES: &[&str] = &[
     "migration",
     "kvm-log",
     "reported",
+    "vhost",
+    "vfio",
+    "iommufd",
     "tcp",
     "unix",
     "fd",
@@ -32,8 +35,8 @@ const FEATURES: &[&str] = &[
 
 /// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
 /// not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
-/// dirty bitmaps), "reported" (the VMM's own marks), "tcp", "unix", "fd" (transports). Any
-/// thread; NULL is no feature.
+/// dirty bitmaps), "reported" (the VMM's own marks), "vhost", "vfio", "iommufd" (what devices
+/// log), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {

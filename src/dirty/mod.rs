@@ -9,10 +9,18 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+#[cfg(test)]
+mod dma_model;
+pub mod iommufd;
+pub mod iova;
 pub mod kvm;
 mod merge;
 pub mod reported;
+#[cfg(test)]
+mod testing;
 pub mod tracker;
+pub mod vfio;
+pub mod vhost;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
@@ -207,6 +215,11 @@ pub trait DirtyLog: Send {
     fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
         let _ = (map, block, pages);
         Ok(Rearmed::default())
+    }
+
+    /// Pages that it was told of and that are no memory of the guest's; since it was made.
+    fn strays(&self) -> u64 {
+        0
     }
 
     /// The map is about to change while the log is started: harvest what goes away into

@@ -259,14 +259,26 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
+    /// Reports writes of the pages that `word` has bits for, the first `pages` of them, counted
+    /// from a guest address: see [`Reported::mark_guest`].
+    pub fn mark_guest_word(&self, address: GuestAddress, word: u64, pages: u64) {
+        let page = |i: usize| address.0.saturating_add(Pages(i as u64).bytes().0);
+        for run in crate::bits::runs::of_words(&[word], pages.min(64) as usize) {
+            let length = Pages(run.len() as u64).bytes().0;
+            self.mark_guest(GuestAddress(page(run.start)), length);
+        }
+    }
+
     /// Reports a write in a block: see [`Reported::mark_block`].
     pub fn mark_block(&self, block: BlockId, offset: crate::units::Bytes, length: u64) {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// How many marks named addresses where no block is.
+    /// How many marks, of the VMM's or in a log that is shared with others, named addresses
+    /// where no block is.
     pub fn stray_marks(&self) -> u64 {
-        self.reported.strays()
+        let logs = &self.lock().logs;
+        self.reported.strays() + logs.iter().map(|log| log.strays()).sum::<u64>()
     }
 
     /// Becomes the one user who may start, stop, sync, take and put back.

@@ -5,7 +5,11 @@
 //! kernel interfaces than the installed headers know are defined here.
 
 pub mod event;
+pub mod ioctl;
+pub mod iommufd;
 pub mod kvm;
 pub mod mem;
 pub mod net;
 pub mod pagemap;
+pub mod shm;
+pub mod vfio;
