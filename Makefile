@@ -49,7 +49,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -75,6 +75,10 @@ test: | deps
 ## test-loom: the lock-free parts alone, model-checked (a part of make test)
 test-loom: | deps
 	@scripts/test --only loom
+
+## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
+test-stock-kvm: | deps
+	@scripts/test-stock-kvm
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
@@ -202,6 +206,6 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 12
+	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 16
 
 -include $(wildcard $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)
