@@ -59,6 +59,8 @@ struct args {
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
+    brant_rate_params brant_rate_params;
+    brant_dirty_rate brant_dirty_rate;
     brant_run runs[RUNS];
     char buffer[64];
     uint64_t words[4];
@@ -108,6 +110,7 @@ struct side_of { struct world *w; bool destination; };
 struct world {
     brant_guest *guest, *there;
     brant_tracker *tracker;
+    brant_rate *rate;
     brant_outgoing *outgoing;
     brant_incoming *incoming;
     brant_bitmap *bitmap, *other_bitmap;
@@ -276,6 +279,8 @@ static void args_fill(struct args *a)
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
+    a->brant_rate_params.size = sizeof a->brant_rate_params;
+    a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
 }
 
 /* A structure with another size, at the very end of what may be read. */
@@ -427,6 +432,7 @@ static void world_begin(struct world *w, enum state state)
     brant_params params = { .size = sizeof params,
                             .handover_timeout_ms = state == COMPLETED ? 0 : 30,
                             .switchover_timeout_ms = patience(5000) };
+    brant_rate_params rate = { .size = sizeof rate, .period_ms = 10 };
 
     descriptors_before = open_descriptors();
     threads_before = threads();
@@ -440,6 +446,7 @@ static void world_begin(struct world *w, enum state state)
     guest_make(&w->guest, memory[0]);
     guest_make(&w->there, memory[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
+    MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
     MUST(brant_outgoing_new(w->guest, w->tracker, &all_operations, &w->sides[0], &params,
                             &w->outgoing, NULL));
     MUST(brant_incoming_new(w->there, &all_operations, &w->sides[1], &params, &w->incoming, NULL));
@@ -521,6 +528,7 @@ static void world_end(struct world *w)
     if (brant_outgoing_free(w->outgoing) || brant_incoming_free(w->incoming))
         wrong("a migration cannot be freed");
     brant_unblock(w->blocker);
+    brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_guest_free(w->guest);
     brant_guest_free(w->there);

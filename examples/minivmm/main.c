@@ -102,7 +102,7 @@ static const char usage[] =
 	"  --downtime MS            limit (300)\n"
 	"  --bandwidth BYTES        a second, at most, while the guest runs (no cap)\n"
 	"  --timeout SECONDS        of the whole migration\n"
-	"  --log MODE               auto, get-and-clear, manual, initially-set (auto)\n"
+	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set; without: marks (auto)\n"
 	"  --chunk-shift N          log2 of the pages cleared at once, 6 to 31 (18)\n"
 	"  --clear-at-sync          clear whole slots at each sync instead\n"
 	"  --after SECONDS          how long the guest runs before it migrates (1)\n"
@@ -159,7 +159,7 @@ static int parse(int argc, char **argv, struct options *o)
 	static const char *const workloads[] = {"idle", "sweep", "random", "hot", "mixed", NULL};
 	static const enum gv_workload workload_of[] = {GV_IDLE, GV_SWEEP, GV_RANDOM, GV_HOT, GV_MIXED};
 	static const char *const transports[] = {"tcp", "unix", "fd", NULL};
-	static const char *const logs[] = {"auto", "get-and-clear", "manual", "initially-set", NULL};
+	static const char *const logs[] = {"auto", "get-and-clear", "manual", "initially-set", "marks", NULL};
 	int kind = 2, c, which;
 	char why[200];
 
@@ -223,7 +223,7 @@ static int parse(int argc, char **argv, struct options *o)
 	if (kind == 2) {
 		kind = mv_kvm_available(why, sizeof(why)) ? MV_PROCESS : MV_KVM;
 		if (kind == MV_PROCESS && o->ledger_fd < 0)
-			printf("no KVM here (%s): the guest is plain process memory, whose writer reports its own writes\n", why);
+			printf("no KVM here (%s): the guest is plain process memory\n", why);
 	}
 	o->machine.kind = (enum mv_kind)kind;
 	return 0;
@@ -580,9 +580,9 @@ static int demo(int argc, char **argv, const struct options *o)
 		goto out;
 	if (o->machine.rate > 0)
 		snprintf(rate, sizeof(rate), "%.0f pages a second", o->machine.rate);
-	printf("a %s guest of %" PRIu64 " MiB with %u vCPU%s writes %s; process %d moves it to process %d over %s\n",
+	printf("a %s guest of %" PRIu64 " MiB with %u vCPU%s writes %s, found by %s; process %d moves it to process %d over %s\n",
 	       o->machine.kind == MV_KVM ? "KVM" : "plain-memory", o->machine.memory_bytes >> 20, o->machine.vcpus,
-	       o->machine.vcpus == 1 ? "" : "s", rate, (int)getpid(), (int)child,
+	       o->machine.vcpus == 1 ? "" : "s", rate, mg_tracked_by(p.migration), (int)getpid(), (int)child,
 	       o->transport == TCP ? "TCP" : o->transport == UNIX ? "a unix socket" : "a socket pair");
 	fflush(stdout);
 	if (await_receiver(p.ledger, child)) {

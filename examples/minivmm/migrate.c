@@ -23,6 +23,9 @@ struct migration {
 	brant_guest *guest;
 	brant_tracker *tracker;
 	brant_incoming *incoming;
+	const char *tracked_by;
+	/* The log sees all that is written, the VMM's own writes too. */
+	bool no_marks;
 	char error[512];
 };
 
@@ -45,7 +48,8 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 {
 	struct migration *g = opaque;
 
-	brant_tracker_mark(g->tracker, gpa, len);
+	if (!g->no_marks)
+		brant_tracker_mark(g->tracker, gpa, len);
 }
 
 struct mv_hooks mg_machine_hooks(struct migration *g)
@@ -93,6 +97,44 @@ static int describe_memory(struct migration *g)
 	return 0;
 }
 
+/* KVM knows what its guest writes. For one that is plain memory of this process userfaultfd does, where the kernel has it
+ * (Linux 6.7); elsewhere its writers mark what they write, as device models do. */
+static int add_log(struct migration *g)
+{
+	brant_error *e;
+
+	if (mv_vm_fd(g->machine) >= 0) {
+		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(g->machine)), .mode = g->options.log_mode};
+
+		g->tracked_by = "KVM's dirty log";
+		if (g->options.log_mode == MG_LOG_MARKS) {
+			close(kvm.vm_fd);
+			snprintf(g->error, sizeof(g->error), "a KVM guest marks only what the VMM writes for it");
+			return -1;
+		}
+		return brant_tracker_add_kvm(g->tracker, &kvm, NULL, NULL, &e) ? fail(g, "KVM dirty log", e) : 0;
+	}
+	g->tracked_by = "its writers' own marks";
+	if (g->options.log_mode == MG_LOG_MARKS)
+		return 0;
+	switch (brant_tracker_add_userfault(g->tracker, &e)) {
+	case 0:
+		g->tracked_by = "userfaultfd";
+		g->no_marks = true;
+		return 0;
+	case BRANT_E_UNSUPPORTED:
+		brant_error_free(e);
+		return 0;
+	default:
+		return fail(g, "userfaultfd", e);
+	}
+}
+
+const char *mg_tracked_by(struct migration *g)
+{
+	return g->tracked_by;
+}
+
 struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks)
 {
 	struct migration *g = calloc(1, sizeof(*g));
@@ -122,13 +164,7 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 		return -1;
 	if (brant_tracker_new(g->guest, &config, &g->tracker, &e))
 		return fail(g, "tracker", e);
-	if (mv_vm_fd(m) >= 0) {
-		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(m)), .mode = g->options.log_mode};
-
-		if (brant_tracker_add_kvm(g->tracker, &kvm, NULL, NULL, &e))
-			return fail(g, "KVM dirty log", e);
-	}
-	return 0;
+	return add_log(g);
 }
 
 /* After the machine is destroyed: its threads mark until then. */

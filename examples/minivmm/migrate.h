@@ -7,9 +7,13 @@
 
 #include "machine.h"
 
+#define MG_LOG_MARKS 4u
+
 struct mg_options {
 	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
-	unsigned log_mode;                           /* 0 auto, 1 get-and-clear, 2 manual protect, 3 initially set */
+	/* 0 the best there is. Of a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set. Of a process:
+	 * MG_LOG_MARKS, so that only what is marked is found. */
+	unsigned log_mode;
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;
 };
@@ -43,6 +47,9 @@ int mg_attach(struct migration *g, struct mv_machine *m);
 void mg_free(struct migration *g);
 /* Why the last call failed. */
 const char *mg_error(struct migration *g);
+
+/* How the guest's writes are found, once it is attached: "KVM's dirty log" and the like. */
+const char *mg_tracked_by(struct migration *g);
 
 /* Migrates the running machine to an endpoint ("tcp:127.0.0.1:4444", "unix:/path"), or over a connected socket if
  * `endpoint` is NULL. 0: the guest runs there and never again here. -1: it runs on here. */

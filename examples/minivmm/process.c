@@ -1,7 +1,8 @@
 /*
  * The guest that is plain process memory: the same workload (guest/workload.h) run by threads of this process on the
- * machine's memory. For machines without /dev/kvm, and for testing an engine without a hypervisor. Nobody sees such a
- * guest's stores but itself, so it reports each one through the mark hook, after the store, as a device model would.
+ * machine's memory. For machines without /dev/kvm, and for testing an engine without a hypervisor. Whoever has no
+ * userfaultfd sees such a guest's stores only if it reports them, so it reports each one through the mark hook, after
+ * the store, as a device model would.
  *
  * A vCPU here has no registers worth saving: everything is in its mailbox, and it is paused between two writes only.
  * The state holds the write count, and the start compares it with the memory that came.

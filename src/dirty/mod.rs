@@ -15,10 +15,14 @@ pub mod iommufd;
 pub mod iova;
 pub mod kvm;
 mod merge;
+#[cfg(test)]
+mod misaligned_tests;
 pub mod reported;
+mod skip;
 #[cfg(test)]
 mod testing;
 pub mod tracker;
+pub mod userfault;
 pub mod vfio;
 pub mod vhost;
 
@@ -208,6 +212,18 @@ pub trait DirtyLog: Send {
 
     /// The pages that are in this log's care.
     fn covered(&self, map: &Map) -> Vec<Extent>;
+
+    /// Bytes of bitmaps and rings that it holds for the memory tracked, the kernel's own
+    /// not counted.
+    fn heap_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Pages that each vCPU wrote, by the harvests since the start, if this log knows: a ring
+    /// does, a bitmap does not. A page counts for each harvest that reported it.
+    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        None
+    }
 
     /// Restores the protection of pages of a block, wherever they are mapped: what is
     /// written to them after this returns is in a later harvest. Bits outside the range

@@ -12,4 +12,5 @@ pub mod mem;
 pub mod net;
 pub mod pagemap;
 pub mod shm;
+pub mod uffd;
 pub mod vfio;

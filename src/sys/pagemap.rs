@@ -122,13 +122,42 @@ impl Pagemap {
             return_mask: query.report,
             ..ScanArg::default()
         };
-        // SAFETY: the kernel writes at most `vec_len` regions to `vec`, and `walk_end`
-        // into the structure; both outlive the call.
-        let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, &mut arg) };
+        // SAFETY: `vec` and `vec_len` are the slice, which is borrowed for writing.
+        let found = unsafe { self.ask(&mut arg) }?;
+        Ok((found, arg.walk_end))
+    }
+
+    /// Write-protects what matches in `range` and reports nothing ([`WP_MATCHING`] is added
+    /// to the flags): the address where the walk ended.
+    pub fn protect(&self, range: std::ops::Range<u64>, query: &Query) -> Result<u64> {
+        let mut arg = ScanArg {
+            size: std::mem::size_of::<ScanArg>() as u64,
+            flags: query.flags | WP_MATCHING,
+            start: range.start,
+            end: range.end,
+            category_inverted: query.inverted,
+            category_mask: query.all,
+            category_anyof_mask: query.any,
+            return_mask: query.report,
+            ..ScanArg::default()
+        };
+        // SAFETY: there is no vector.
+        unsafe { self.ask(&mut arg) }?;
+        Ok(arg.walk_end)
+    }
+
+    /// The call itself.
+    ///
+    /// # Safety
+    /// `vec` is the address of `vec_len` writable regions.
+    unsafe fn ask(&self, arg: &mut ScanArg) -> Result<usize> {
+        // SAFETY: the kernel writes at most `vec_len` regions to `vec`, by the caller's
+        // promise, and `walk_end` into the structure; both outlive the call.
+        let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, arg) };
         if found < 0 {
             return Err(Error::last_os("PAGEMAP_SCAN"));
         }
-        Ok((found as usize, arg.walk_end))
+        Ok(found as usize)
     }
 }
 

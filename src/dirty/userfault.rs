@@ -1,0 +1,286 @@
+//! Write protection by userfaultfd: any memory of this process is a guest, with no KVM.
+//!
+//! A block's pages are registered with a userfaultfd in asynchronous mode (Linux 6.7). The
+//! kernel write-protects them; the first write to each faults, and the kernel lifts that
+//! page's protection itself and goes on: nobody has to serve the fault. A page without
+//! protection is a page that was written. A harvest is a walk over the page tables
+//! (`PAGEMAP_SCAN` with `PM_SCAN_WP_MATCHING`) that reports those pages and protects them again
+//! in the same step, before it returns and so before anybody reads them: there is nothing
+//! to clear later.
+//!
+//! What it sees is what is written *through the block's own mapping*: by threads of this
+//! process, by the kernel for it (`read`, vhost's worker), by a KVM guest, by
+//! `process_vm_writev` from elsewhere. It does not see a write to the same shared memory
+//! through another mapping, by `pwrite`, or by another process; nor a hole punched into it;
+//! nor what a device or the kernel writes to pages that it has pinned (DMA, `O_DIRECT` and
+//! `io_uring` buffers), for no page table is asked then. Whoever does such a thing marks it, after
+//! the write.
+//!
+//! What it costs grows with the guest and not with what is dirty alone: the page tables of
+//! all of it are walked in each harvest, and never-touched memory gets page tables when it is
+//! first protected, 8 bytes a page. `docs/dirty-tracking.md` has the figures.
+
+use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
+use crate::bits::summary::Bitmap;
+use crate::error::{Error, Kind, Result};
+use crate::memory::{Block, BlockId, Map};
+use crate::sys::pagemap::{Pagemap, Query, Region, CHECK_WPASYNC, WP_MATCHING, WRITTEN};
+use crate::sys::uffd::Userfault;
+use crate::units::{Pages, PAGE_SIZE};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The regions that one call of the kernel's can report: 48 KiB.
+const REGIONS: usize = 2048;
+
+/// The bytes that one call looks at. The kernel holds the process' memory map, shared, for
+/// that long, and who wants to change the map waits: about a millisecond. Calls end at
+/// multiples of it, and so never inside a huge page.
+const STEP: u64 = 1 << 30;
+
+/// Written pages, and nothing else in any mask: only in this form does the kernel take a
+/// page whose entry is empty (given back, swapped away) for a written one. Memory that is not
+/// registered would count as written all over; `CHECK_WPASYNC` makes that an error.
+const WRITTEN_PAGES: Query = Query {
+    flags: WP_MATCHING | CHECK_WPASYNC,
+    inverted: 0,
+    all: WRITTEN,
+    any: 0,
+    report: WRITTEN,
+};
+
+/// What exists while the log is started. Both descriptors are about the memory of the process
+/// that opened them, so they are opened at the start: a VMM may fork before it.
+struct Watch {
+    userfault: Userfault,
+    pagemap: Pagemap,
+    /// Address ranges that are registered.
+    ranges: BTreeMap<BlockId, Range<u64>>,
+}
+
+/// See the file's description.
+pub struct UserfaultLog {
+    watch: Option<Watch>,
+    regions: Vec<Region>,
+}
+
+impl std::fmt::Debug for UserfaultLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserfaultLog")
+            .field("ranges", &self.watch.as_ref().map(|w| &w.ranges))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Read-only blocks are not watched, as no log does; marks of them count.
+fn watched(map: &Map) -> impl Iterator<Item = &Arc<Block>> {
+    map.blocks().iter().filter(|b| !b.flags().rom)
+}
+
+fn range_of(block: &Block) -> Range<u64> {
+    let start = block.host() as u64;
+    start..start + block.length().0
+}
+
+/// Calls `step` for each part of a range until it has got to the end.
+fn walk(range: &Range<u64>, mut step: impl FnMut(Range<u64>) -> Result<u64>) -> Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let to = range.end.min((at / STEP + 1).saturating_mul(STEP));
+        let walked = step(at..to)?;
+        if walked <= at {
+            return Err(Error::new(
+                Kind::Kernel,
+                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
+            ));
+        }
+        at = walked;
+    }
+    Ok(())
+}
+
+impl UserfaultLog {
+    /// A log of all blocks that are not read-only. [`Kind::Unsupported`] says what this kernel or this
+    /// process lacks.
+    pub fn new() -> Result<Self> {
+        // Only to see whether they can be had; see [`Watch`].
+        Userfault::write_protect_async()?;
+        Pagemap::open()?;
+        let mut regions = Vec::new();
+        regions.try_reserve_exact(REGIONS).map_err(|_| {
+            let bytes = REGIONS * std::mem::size_of::<Region>();
+            Error::no_memory("userfaultfd's list of written regions", bytes as u64)
+        })?;
+        regions.resize(REGIONS, Region::default());
+        Ok(UserfaultLog {
+            watch: None,
+            regions,
+        })
+    }
+}
+
+impl Watch {
+    /// Registers a block and protects all of it.
+    fn begin(&mut self, block: &Block) -> Result<()> {
+        let range = range_of(block);
+        let begun = self.userfault.register(range.clone()).and_then(|()| {
+            self.ranges.insert(block.id(), range.clone());
+            self.protect(&range)
+        });
+        begun.map_err(|e| {
+            self.end(block.id());
+            e.context(format_args!("watching block `{}`", block.name()))
+        })
+    }
+
+    fn protect(&self, range: &Range<u64>) -> Result<()> {
+        walk(range, |part| self.pagemap.protect(part, &WRITTEN_PAGES))
+    }
+
+    /// Takes a block back. What cannot be taken back is not there any more: the VMM has
+    /// unmapped it.
+    fn end(&mut self, block: BlockId) {
+        if let Some(range) = self.ranges.remove(&block) {
+            let _ = self.userfault.unregister(range);
+        }
+    }
+
+    fn end_all(&mut self) {
+        while let Some((id, _)) = self.ranges.first_key_value() {
+            self.end(*id);
+        }
+    }
+
+    /// Merges what was written of a range into `pending`, and protects it again.
+    fn collect(
+        &self,
+        range: &Range<u64>,
+        regions: &mut [Region],
+        pending: &mut Bitmap,
+    ) -> Result<u64> {
+        let mut new = 0;
+        walk(range, |part| {
+            // With the list full the kernel stops, and has protected just what is on it: the
+            // walk goes on where it ended.
+            let (found, walked) = self.pagemap.scan(part, &WRITTEN_PAGES, regions)?;
+            for region in &regions[..found] {
+                let first = region.start.max(range.start) - range.start;
+                let end = region.end.min(range.end).saturating_sub(range.start);
+                let pages = end.saturating_sub(first) / PAGE_SIZE;
+                new += pending.set_range((first / PAGE_SIZE) as usize, pages as usize);
+            }
+            Ok(walked)
+        })?;
+        Ok(new)
+    }
+}
+
+impl DirtyLog for UserfaultLog {
+    fn kind(&self) -> LogKind {
+        LogKind::Userfault
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        watched(map)
+            .map(|block| Extent {
+                block: block.id(),
+                pages: 0..block.pages().0,
+            })
+            .collect()
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        if self.watch.is_some() {
+            return Err(Error::new(
+                Kind::State,
+                "this userfaultfd log is started already",
+            ));
+        }
+        let mut watch = Watch {
+            userfault: Userfault::write_protect_async()?,
+            pagemap: Pagemap::open()?,
+            ranges: BTreeMap::new(),
+        };
+        for block in watched(map) {
+            if let Err(e) = watch.begin(block) {
+                watch.end_all();
+                return Err(e);
+            }
+        }
+        self.watch = Some(watch);
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        if let Some(mut watch) = self.watch.take() {
+            watch.end_all();
+        }
+        Ok(())
+    }
+
+    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let UserfaultLog { watch, regions } = self;
+        let Some(watch) = watch else {
+            return Ok(Harvested::Complete);
+        };
+        let mut first_error = None;
+        for block in watched(map) {
+            let range = range_of(block);
+            let done = sink.block(block.id(), &mut |pending| {
+                watch.collect(&range, regions, pending)
+            });
+            if let Err(e) = done {
+                // Part of the block was protected again and its pages are known to nobody:
+                // the error makes everything dirty. New memory may have been mapped there;
+                // then it is watched from now on, and the next harvest is a good one.
+                let _ = watch.begin(block);
+                let e = e.context(format_args!("block `{}`", block.name()));
+                first_error.get_or_insert(e);
+            }
+        }
+        first_error.map_or(Ok(Harvested::Complete), Err)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        let UserfaultLog { watch, regions } = self;
+        let Some(watch) = watch else {
+            return Ok(());
+        };
+        let fresh = || watched(new).filter(|b| old.block(b.id()).is_none());
+        for block in fresh() {
+            if let Err(e) = watch.begin(block) {
+                for block in fresh() {
+                    watch.end(block.id());
+                }
+                return Err(e);
+            }
+        }
+        for block in watched(old).filter(|b| new.block(b.id()).is_none()) {
+            let range = range_of(block);
+            let done = sink.block(block.id(), &mut |pending| {
+                watch.collect(&range, regions, pending)
+            });
+            if done.is_err() {
+                sink.everything(
+                    Origin::Block {
+                        block: block.id(),
+                        page: Pages(0),
+                    },
+                    block.pages(),
+                );
+            }
+            watch.end(block.id());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for UserfaultLog {
+    /// A child of fork() may hold the descriptor, and then closing ours ends nothing.
+    fn drop(&mut self) {
+        if let Some(mut watch) = self.watch.take() {
+            watch.end_all();
+        }
+    }
+}
