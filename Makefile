@@ -175,6 +175,12 @@ $(C)/tests/manners: $(C)/manners.c $(C)/libbrant.so | deps
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< \
 	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
 
+# --- what is measured --------------------------------------------------------
+target/bench/slowdown: benches/slowdown.c $(MACHINE) $(C)/libbrant.so | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -Ic-tests -MF $(C)/slowdown.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
+	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/../c'
+
 # --- installing --------------------------------------------------------------
 ## install: install to DESTDIR + PREFIX (/usr/local) what make has built
 install: $(if $(wildcard $(C)/libbrant.so.$(VERSION)),,lib) pc
@@ -204,4 +210,4 @@ clean:
 help:
 	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 12
 
--include $(wildcard $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)
+-include $(wildcard $(C)/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)

@@ -53,9 +53,14 @@ struct args {
     brant_params brant_params;
     brant_tracker_config brant_tracker_config;
     brant_kvm brant_kvm;
+    brant_vhost brant_vhost;
+    brant_vfio brant_vfio;
+    brant_iommufd brant_iommufd;
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
+    brant_rate_params brant_rate_params;
+    brant_dirty_rate brant_dirty_rate;
     brant_run runs[RUNS];
     char buffer[64];
     uint64_t words[4];
@@ -105,6 +110,7 @@ struct side_of { struct world *w; bool destination; };
 struct world {
     brant_guest *guest, *there;
     brant_tracker *tracker;
+    brant_rate *rate;
     brant_outgoing *outgoing;
     brant_incoming *incoming;
     brant_bitmap *bitmap, *other_bitmap;
@@ -220,6 +226,18 @@ static int32_t no_log(void *opaque, const uint32_t *slots, size_t count, brant_r
     return 0;
 }
 
+static int32_t no_vhost_log(void *opaque, const brant_vhost_log *log, brant_reason *reason)
+{
+    (void)opaque, (void)log, (void)reason;
+    return 0;
+}
+
+static int32_t no_vhost_off(void *opaque, brant_reason *reason)
+{
+    (void)opaque, (void)reason;
+    return 0;
+}
+
 static const brant_ops all_operations = { .size = sizeof all_operations, ALL_OPERATIONS
                                           .log_on = no_log, .log_off = no_log };
 
@@ -241,9 +259,15 @@ static void args_fill(struct args *a)
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };
     a->brant_kvm = (brant_kvm){ .size = sizeof a->brant_kvm, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };
+    a->brant_vhost = (brant_vhost){ .size = sizeof a->brant_vhost, .log_on = no_vhost_log,
+                                    .log_off = no_vhost_off };
+    a->brant_vfio = (brant_vfio){ .size = sizeof a->brant_vfio, .fd = -1 };
+    a->brant_iommufd = (brant_iommufd){ .size = sizeof a->brant_iommufd, .fd = -1 };
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
+    a->brant_rate_params.size = sizeof a->brant_rate_params;
+    a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
 }
 
 /* A structure with another size, at the very end of what may be read. */
@@ -391,6 +415,7 @@ static void world_begin(struct world *w)
 {
     brant_params params = { .size = sizeof params, .handover_timeout_ms = 30,
                             .switchover_timeout_ms = 5000 };
+    brant_rate_params rate = { .size = sizeof rate, .period_ms = 10 };
 
     descriptors_before = open_descriptors();
     threads_before = threads();
@@ -404,6 +429,7 @@ static void world_begin(struct world *w)
     guest_make(&w->guest, memory[0]);
     guest_make(&w->there, memory[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
+    MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
     MUST(brant_outgoing_new(w->guest, w->tracker, &all_operations, &w->sides[0], &params,
                             &w->outgoing, NULL));
     MUST(brant_incoming_new(w->there, &all_operations, &w->sides[1], &params, &w->incoming, NULL));
@@ -485,6 +511,7 @@ static void world_end(struct world *w)
     if (brant_outgoing_free(w->outgoing) || brant_incoming_free(w->incoming))
         wrong("a migration cannot be freed");
     brant_unblock(w->blocker);
+    brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_guest_free(w->guest);
     brant_guest_free(w->there);

@@ -9,8 +9,10 @@
  *
  *   bitmaps     brant_bitmap_*
  *   tracking    brant_guest_new, _add_block, _add_slot: what the guest's memory is
- *               brant_tracker_new, _add_kvm: who tells of writes to it; brant_tracker_mark
+ *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
+ *               _add_iommufd: who tells of writes to it; brant_tracker_mark
  *               brant_tracker_start, then _sync and _take as often as you like, _stop
+ *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
  *
@@ -217,6 +219,32 @@
  * In a time limit: none.
  */
 #define BRANT_NO_LIMIT 18446744073709551615ull
+
+/**
+ * In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
+ * destination they are given back to the host again. Only where the guest must tell first
+ * (`brant_guest_must_tell_host`).
+ */
+#define BRANT_RETURNED_SKIP 0
+
+/**
+ * In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
+ * must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+ */
+#define BRANT_RETURNED_SEND 1
+
+/**
+ * By all logs of the tracker: every page that is written is counted. The guest pays a write
+ * fault for each, twice in the period. Not while the tracker is in use.
+ */
+#define BRANT_RATE_BY_LOG 0
+
+/**
+ * By the contents of some pages, read at the begin and the end of the period: an estimate, at
+ * no cost to the guest. Works with a tracker that has no log, and while it is in use. Pages
+ * written with what they held already are not seen.
+ */
+#define BRANT_RATE_BY_SAMPLING 1
 
 /**
  * In a figure of time or rate: not known yet.
@@ -460,6 +488,11 @@
 #define BRANT_VERSION_PATCH 0
 
 /**
+ * In `brant_dma_range.block`: `address` is a guest physical address.
+ */
+#define BRANT_NO_BLOCK 4294967295
+
+/**
  * A bitmap with a summary level: walking and merging cost what is set, not what there is.
  * Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs. One thread at a time.
  */
@@ -506,6 +539,14 @@ typedef struct brant_incoming brant_incoming;
  * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_outgoing brant_outgoing;
+
+/**
+ * Measures the dirty rate of a tracker's guest; any number of times, one at a time.
+ *
+ * All functions may be called from any thread. It keeps what it needs of the tracker, which
+ * may be freed before it. Freeing it is the last call on it.
+ */
+typedef struct brant_rate brant_rate;
 
 /**
  * Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
@@ -818,6 +859,14 @@ typedef struct brant_params {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * BRANT_RETURNED_*: what becomes of pages that the guest's balloon gave back.
+     */
+    uint32_t returned;
+    /**
+     * 0.
+     */
+    uint32_t reserved2;
 } brant_params;
 
 /**
@@ -862,7 +911,7 @@ typedef struct brant_stats {
      */
     uint64_t data_pages;
     /**
-     * Pages sent (received) as zero, holes included.
+     * Pages sent (received) as zero, without contents: holes, given-back and free pages included.
      */
     uint64_t zero_pages;
     /**
@@ -974,7 +1023,93 @@ typedef struct brant_stats {
      * Pages put back into the tracker after a failure.
      */
     uint64_t put_back_pages;
+    /**
+     * Of the zero pages, those that the guest has given back, neither read nor sent (received as
+     * such); one that is told again counts again.
+     */
+    uint64_t skipped_pages;
+    /**
+     * Pages that free-page hints took out of what was to be sent. Source only.
+     */
+    uint64_t hinted_pages;
 } brant_stats;
+
+/**
+ * What is to be measured. All zero but the size is what ships.
+ */
+typedef struct brant_rate_params {
+    /**
+     * sizeof(brant_rate_params).
+     */
+    size_t size;
+    /**
+     * For how long, milliseconds, 10 to 60000; default 1000. The figure depends on it: see
+     * brant_dirty_rate.
+     */
+    uint64_t period_ms;
+    /**
+     * BRANT_RATE_BY_*.
+     */
+    uint32_t way;
+    /**
+     * By sampling: how many pages of each GiB, 1 to 262144; default 512. 16 GiB are read twice
+     * at the most.
+     */
+    uint32_t samples_per_gib;
+} brant_rate_params;
+
+/**
+ * A dirty rate: distinct pages of 4 KiB that were written in the period, by the second. A page
+ * that is written many times counts once, so over a short period the figure is near the speed
+ * at which the guest writes, and over a long one it comes to the size of what it writes to.
+ */
+typedef struct brant_dirty_rate {
+    /**
+     * sizeof(brant_dirty_rate).
+     */
+    size_t size;
+    /**
+     * Distinct pages written, by the second.
+     */
+    uint64_t pages_per_second;
+    /**
+     * The same in bytes: what a migration would have to send, were each sent whole.
+     */
+    uint64_t bytes_per_second;
+    /**
+     * How far pages_per_second may be off, up or down. By sampling: half of the interval that
+     * holds the true figure in 95 of 100 measurements. By log: the uncertainty of when the
+     * period began and ended for each page.
+     */
+    uint64_t error_pages_per_second;
+    /**
+     * Distinct pages written in the period: counted, or estimated.
+     */
+    uint64_t written_pages;
+    /**
+     * Microseconds: the period as it was.
+     */
+    uint64_t period_us;
+    /**
+     * By log: of written_pages, those written in both halves of the period. Few: the guest goes
+     * on to new pages, and a longer period would find more. Nearly all: it writes to the same
+     * pages again and again, and written_pages is how many they are. BRANT_UNKNOWN by sampling.
+     */
+    uint64_t rewritten_pages;
+    /**
+     * By sampling: pages that were read. BRANT_UNKNOWN by log.
+     */
+    uint64_t sampled_pages;
+    /**
+     * By sampling: of those, pages that had changed. BRANT_UNKNOWN by log.
+     */
+    uint64_t changed_pages;
+    /**
+     * By log: 1 when a log failed, so that all it covers was counted, or will deliver some of
+     * what it holds later; else 0.
+     */
+    uint64_t warnings;
+} brant_dirty_rate;
 
 /**
  * How a tracker works. All zero but the size is what ships.
@@ -1151,11 +1286,13 @@ typedef struct brant_tracker_stats {
      */
     uint64_t put_back_pages;
     /**
-     * Marks at addresses where no block is; since the tracker was made.
+     * Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+     * made.
      */
     uint64_t stray_marks;
     /**
-     * Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+     * Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
+     * included; the kernel's own are not.
      */
     uint64_t heap_bytes;
     /**
@@ -1166,7 +1303,183 @@ typedef struct brant_tracker_stats {
      * Whether tracking is on: 1 or 0.
      */
     uint32_t started;
+    /**
+     * Given-back pages that a migration passed over; one that is told again counts again.
+     */
+    uint64_t skipped_pages;
+    /**
+     * Given-back pages that were found written all the same: they count as taken back.
+     */
+    uint64_t broken_pages;
+    /**
+     * Pages that free-page hints took out of pending.
+     */
+    uint64_t hinted_pages;
+    /**
+     * Hints that came after their round was over, and did nothing.
+     */
+    uint64_t stale_hints;
 } brant_tracker_stats;
+
+/**
+ * What a range of I/O virtual addresses shows to a device. One mapping for DMA, page-aligned.
+ */
+typedef struct brant_dma_range {
+    /**
+     * The first I/O virtual address.
+     */
+    uint64_t iova;
+    /**
+     * Bytes; not 0.
+     */
+    uint64_t length;
+    /**
+     * Where it begins: an offset in `block`, bytes, or a guest physical address.
+     */
+    uint64_t address;
+    /**
+     * The block's number, or BRANT_NO_BLOCK.
+     */
+    uint32_t block;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_dma_range;
+
+/**
+ * A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
+ */
+typedef struct brant_vfio {
+    /**
+     * sizeof(brant_vfio).
+     */
+    size_t size;
+    /**
+     * Its descriptor, duplicated (dup): brant's from here on, whatever the call returns.
+     */
+    int32_t fd;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * For a device, in which pages it should track, bytes: a power of two from 4096 to 1 GiB; its
+     * driver may choose another. 0 means 4096. For a container, 0.
+     */
+    uint64_t page_size;
+    /**
+     * What the device may write, without overlaps; copied. NULL: each writable slot of the guest
+     * is one mapping, at an I/O virtual address that is its guest address.
+     */
+    const struct brant_dma_range *ranges;
+    /**
+     * How many; at most 65536.
+     */
+    size_t range_count;
+} brant_vfio;
+
+/**
+ * A hardware page table of iommufd.
+ */
+typedef struct brant_iommufd {
+    /**
+     * sizeof(brant_iommufd).
+     */
+    size_t size;
+    /**
+     * The iommufd, duplicated (dup): brant's from here on, whatever the call returns.
+     */
+    int32_t fd;
+    /**
+     * The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
+     */
+    uint32_t hwpt_id;
+    /**
+     * As in `brant_vfio`.
+     */
+    const struct brant_dma_range *ranges;
+    /**
+     * How many; at most 65536.
+     */
+    size_t range_count;
+} brant_iommufd;
+
+/**
+ * The memory of a vhost log: one bit for each 4 KiB of guest physical memory from address 0 on,
+ * `log[page / 8] |= 1 << page % 8`, set by an atomic or after the write. Valid during the
+ * callback only; what it names is there until all back ends have been moved to another log or
+ * switched off.
+ */
+typedef struct brant_vhost_log {
+    /**
+     * sizeof(brant_vhost_log) as brant knows it.
+     */
+    size_t size;
+    /**
+     * Where it is mapped in this process: what VHOST_SET_LOG_BASE of the kernel's vhost takes.
+     */
+    void *address;
+    /**
+     * Bytes; a multiple of 4096. The `mmap_size` of vhost-user's SET_LOG_BASE, whose
+     * `mmap_offset` is 0.
+     */
+    uint64_t length;
+    /**
+     * A memfd of that length, sealed against shrinking and growing: what goes with
+     * vhost-user's SET_LOG_BASE. It stays brant's: duplicate it to keep it longer than the
+     * callback. Sending it over a socket duplicates it.
+     */
+    int32_t fd;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_vhost_log;
+
+/**
+ * Back ends of vhost and vhost-user that share one log.
+ *
+ * The operations are called on whichever thread starts or stops tracking or changes the
+ * guest's memory, under brant's own locks: in there call nothing of brant's but marks and
+ * `brant_reason_set`, and take no lock that another thread holds around a brant_guest_* or
+ * brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
+ */
+typedef struct brant_vhost {
+    /**
+     * sizeof(brant_vhost).
+     */
+    size_t size;
+    /**
+     * Given to the operations.
+     */
+    void *opaque;
+    /**
+     * The log reaches to this guest address at least (exclusive); at most 2^48. 0: to the end of
+     * the highest slot, which is enough where used rings are in guest memory.
+     */
+    uint64_t reach;
+    /**
+     * Required. Have every back end log to this memory from now on; return when each does. For
+     * the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
+     * VHOST_SET_VRING_ADDR with VHOST_VRING_F_LOG. For vhost-user: SET_LOG_BASE and its reply,
+     * then SET_FEATURES, and SET_VRING_ADDR, acknowledged.
+     *
+     * Called when tracking starts, and again, with a longer log, when a slot is added that the
+     * one before does not reach: then the log base is all that changes, and the log before is
+     * gone after the return. So add the slot to brant first, and tell back ends of the new
+     * memory after that. A failure of the first call refuses the start, and `log_off`
+     * follows; a failure of a later one refuses the slot, and back ends may go on in either log.
+     */
+    int32_t (*log_on)(void *opaque,
+                      const struct brant_vhost_log *log,
+                      struct brant_reason *reason);
+    /**
+     * Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
+     * return when none writes to a log any more. Also called after a first `log_on` that failed.
+     */
+    int32_t (*log_off)(void *opaque, struct brant_reason *reason);
+} brant_vhost;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1278,8 +1591,13 @@ void brant_guest_free(struct brant_guest *guest);
 
 /**
  * Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
- * the tracker reports. While the guest is tracked all of the new block counts as dirty; while
- * it migrates, the destination has the block already when it is added here. At most 4096.
+ * the tracker reports. While the guest is tracked all of the new block counts as dirty. At
+ * most 4096.
+ *
+ * While it migrates: first at the destination, then at the source, and while the source is
+ * in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
+ * BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late to
+ * be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
  */
 int32_t brant_guest_add_block(struct brant_guest *guest,
                               const struct brant_ram_block *block,
@@ -1287,9 +1605,17 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
- * Removes a block and its slots, while it migrates first at the source; call it before deleting the slots from KVM, because what they
- * logged is read first. Returns when brant does not touch the memory any more, which waits for
- * a send in progress at the most; then it may be unmapped.
+ * Removes a block and its slots. In this order:
+ *
+ * 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
+ *    let go of it. Marks of it may still come; they are ignored.
+ * 2. Call this. What the slots logged is read and their logging switched off, so they must
+ *    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
+ *    memory any more, which waits for a send in progress at the most.
+ * 3. Delete the slots from KVM, and unmap the memory.
+ *
+ * While it migrates: first at the source, then at the destination, as soon as you like. What
+ * the source still has on its way for the block goes nowhere.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  const char *name,
@@ -1306,14 +1632,72 @@ int32_t brant_guest_add_slot(struct brant_guest *guest,
                              struct brant_error **error);
 
 /**
- * Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. Call it before
- * deleting or moving the slot in KVM, with the vCPUs stopped or the slot unused: what it has
- * logged is read first, and would be lost with it.
+ * Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. The block stays.
+ * To delete a slot, or to move, resize or replace it:
+ *
+ * 1. Stop the vCPUs, or know that the guest does not use the slot. No thread may be between a
+ *    write to it and the mark of that by guest address: from here on such a mark finds
+ *    nothing.
+ * 2. Call this, with KVM's slot as it was described: what it has logged is read, and its
+ *    logging switched off by setting it once more as it was.
+ * 3. Delete or move it in KVM (KVM_SET_USER_MEMORY_REGION), and make what takes its place.
+ * 4. Describe that with brant_guest_add_slot: all of it counts as dirty.
+ * 5. Let the vCPUs run.
+ *
+ * The other way round is worse: of a slot that was deleted before, the log is lost with it,
+ * and all its pages count as dirty; one that was moved before is set back to where it was.
  */
 int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 uint32_t slot,
                                 uint64_t guest_address,
                                 struct brant_error **error);
+
+/**
+ * Says whether the guest must tell before it uses a page again that its balloon gave back:
+ * whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
+ * again after a device reset); at a destination in `load` at the latest, with what the source's
+ * guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
+ * nothing; saying 0 also takes back what was given. `must` is 0 or 1.
+ */
+int32_t brant_guest_must_tell_host(struct brant_guest *guest,
+                                   uint32_t must,
+                                   struct brant_error **error);
+
+/**
+ * The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
+ * back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
+ * skipped once all of it is given back. From then on a migration neither reads nor sends it, and
+ * it reads as zero at the destination, where it costs no memory, until it is taken back. Any
+ * thread, whether a migration runs or not; takes a lock that is held for microseconds, never
+ * waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
+ * like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
+ * the guest uses again without a word, nor for a guest that counts on what given-back pages hold
+ * (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
+ * are ignored.
+ */
+void brant_guest_mark_discarded(const struct brant_guest *guest,
+                                uint64_t guest_address,
+                                uint64_t length);
+
+/**
+ * The guest uses bytes again that it had given back: call it before the guest is told that it
+ * may (before the deflate request is put into the used ring). Every page with a byte in the
+ * range is skipped no more and counts as written, in every tracker of the guest. Threads as
+ * above.
+ */
+void brant_guest_mark_taken(const struct brant_guest *guest,
+                            uint64_t guest_address,
+                            uint64_t length);
+
+/**
+ * How many pages with a byte in a range of guest physical addresses count as given back, into
+ * `*discarded`. At a destination: what the source said of them.
+ */
+int32_t brant_guest_count_discarded(const struct brant_guest *guest,
+                                    uint64_t guest_address,
+                                    uint64_t length,
+                                    uint64_t *discarded,
+                                    struct brant_error **error);
 
 /**
  * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
@@ -1515,6 +1899,64 @@ int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
 int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 
 /**
+ * Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for what
+ * ships. Nothing happens before it is made. Free it with `brant_rate_free`.
+ */
+int32_t brant_rate_new(struct brant_tracker *tracker,
+                       const struct brant_rate_params *parameters,
+                       struct brant_rate **rate,
+                       struct brant_error **error);
+
+/**
+ * Frees it; NULL is fine. Not while another thread measures with it: cancel that first.
+ */
+void brant_rate_free(struct brant_rate *rate);
+
+/**
+ * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
+ * runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
+ * measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
+ * tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
+ * at any start, and the tracker is BRANT_E_BUSY for others until this returns.
+ */
+int32_t brant_rate_measure(struct brant_rate *rate,
+                           struct brant_dirty_rate *found,
+                           struct brant_error **error);
+
+/**
+ * Ends the period of the measurement that is going on: it returns what it found until now.
+ * Does not wait for it. Nothing happens when there is none.
+ */
+int32_t brant_rate_finish(const struct brant_rate *rate,
+                          struct brant_error **error);
+
+/**
+ * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
+ * apart; in `rates`, at most `capacity` of them. How many vCPUs are known, 0 when no log can
+ * tell, is in `count`. A page that two vCPUs wrote counts for both.
+ */
+int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
+                             uint64_t *rates,
+                             size_t capacity,
+                             size_t *count,
+                             struct brant_error **error);
+
+/**
+ * How far the measurement is that is going on, in hundredths of a percent. 0 until the period
+ * has begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+ * measurement has succeeded.
+ * NULL: 0.
+ */
+uint64_t brant_rate_progress(const struct brant_rate *rate);
+
+/**
+ * Ends the measurement that is going on, and any later one, with BRANT_E_CANCELLED. Does not
+ * wait for it.
+ */
+int32_t brant_rate_cancel(const struct brant_rate *rate,
+                          struct brant_error **error);
+
+/**
  * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
  * log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
  */
@@ -1549,6 +1991,17 @@ int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
 void brant_tracker_mark(const struct brant_tracker *tracker,
                         uint64_t guest_address,
                         uint64_t length);
+
+/**
+ * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
+ * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
+ * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
+ * VMM's own. NULL is ignored.
+ */
+void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
+                               uint64_t guest_address,
+                               const uint64_t *words,
+                               uint64_t pages);
 
 /**
  * The same for `length` bytes at an offset in a block.
@@ -1610,6 +2063,39 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
                                 struct brant_error **error);
 
 /**
+ * Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
+ * `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
+ * that still wait for it: one kernel call for each chunk with dirty pages, all of which the
+ * migration would make as well, later. The round is over with the next sync (a migration syncs
+ * at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
+ * round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
+ * after a migration was started: try again.
+ */
+int32_t brant_hint_begin(const struct brant_tracker *tracker,
+                         uint64_t *round,
+                         struct brant_error **error);
+
+/**
+ * The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
+ * guest physical address are free. Whole pages of them that are pending are not sent, this once,
+ * and read as zero at the destination; what the guest writes to them later is found and sent. It
+ * need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
+ * hint is counted (`stale_hints`). Any thread; may wait for a sync.
+ */
+int32_t brant_hint_free(const struct brant_tracker *tracker,
+                        uint64_t round,
+                        uint64_t guest_address,
+                        uint64_t length,
+                        struct brant_error **error);
+
+/**
+ * Ends a round: hints of it that come later do nothing. One that is over already is fine, and
+ * so is NULL. Any thread.
+ */
+void brant_hint_end(const struct brant_tracker *tracker,
+                    uint64_t round);
+
+/**
  * Adds userfaultfd's write protection to what the tracker harvests; before tracking starts. All
  * memory of the guest's blocks is watched from then on, but that of BRANT_RAM_ROM: any memory of
  * this process can be a guest, with no KVM. Private and shared memory, files, transparent huge
@@ -1641,13 +2127,65 @@ int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
 const char *brant_version(void);
 
 /**
- * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
- * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
- * dirty bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
- * whether the kernel has it, `brant_tracker_add_userfault` says), "tcp", "unix", "fd"
- * (transports). Any thread; NULL is no feature.
+ * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
+ * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
+ * bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
+ * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
+ * (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
+ * "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
+
+/**
+ * Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+ * _REPORT, _STOP; Linux 6.1); before tracking starts. BRANT_E_UNSUPPORTED if it keeps none.
+ *
+ * When the guest gets memory that the log was not started for, it is started anew and all that
+ * it covers counts as dirty. Before DMA memory is unmapped or a slot removed that others still
+ * show, stop the device's DMA to it; what it logged is read when the slot is removed. Not tried
+ * on hardware yet: tested against the kernel's interface as its header has it.
+ */
+int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
+                                      const struct brant_vfio *vfio,
+                                      struct brant_error **error);
+
+/**
+ * Adds the dirty log of a VFIO container whose type 1 IOMMU is set (VFIO_IOMMU_DIRTY_PAGES; Linux
+ * 5.8); before tracking starts. BRANT_E_UNSUPPORTED if it has none.
+ *
+ * Each range is whole mappings: the kernel refuses to report part of one, and then all counts as
+ * dirty. Where a device does not tell what it pins, the kernel reports every mapped page
+ * each time. What was written disappears with a mapping: unmap memory that stays the guest's
+ * with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and give the bitmap to
+ * `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ */
+int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
+                                         const struct brant_vfio *vfio,
+                                         struct brant_error **error);
+
+/**
+ * Adds the dirty log of an iommufd page table (IOMMU_HWPT_SET_DIRTY_TRACKING and
+ * IOMMU_HWPT_GET_DIRTY_BITMAP; Linux 6.7); before tracking starts. BRANT_E_UNSUPPORTED if it
+ * has none.
+ *
+ * All of each range is mapped while it is tracked: map a new slot for DMA before it is added
+ * here, and unmap one after it was removed; a range with something unmapped in it counts as
+ * dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ */
+int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
+                                  const struct brant_iommufd *iommufd,
+                                  struct brant_error **error);
+
+/**
+ * Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes
+ * the memory when tracking starts and brings it to the back ends by `log_on`. One for all
+ * devices is the usual; several may be added. Bits beyond the guest's memory are counted
+ * (`stray_marks`) and otherwise ignored. Paused means, for these, that all rings have stopped:
+ * GET_VRING_BASE answered for each, and no write in flight.
+ */
+int32_t brant_tracker_add_vhost(struct brant_tracker *tracker,
+                                const struct brant_vhost *vhost,
+                                struct brant_error **error);
 
 #ifdef __cplusplus
 }  // extern "C"

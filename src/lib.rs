@@ -72,6 +72,7 @@ pub mod error;
 pub mod memory;
 pub mod migrate;
 pub mod page;
+pub mod rate;
 pub mod runtime;
 pub mod sys;
 pub mod units;

@@ -16,6 +16,7 @@ use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};
 use brant::units::{Pages, PAGE_SIZE};
+use brant::vmm::EventKind;
 use brant::wire::{self, Header, Record, RecordType, HEADER_LEN};
 use fuzz::{blob_bytes, bytes, mend_all, page_bytes};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -256,6 +257,7 @@ fn sample(kind: RecordType) -> Vec<u8> {
         R::LayoutOk => Record::LayoutOk,
         R::Pages => return page_bytes(4, 1, 1),
         R::Zeros => return Header::zeros(4, Pages(1), 1).encode().to_vec(),
+        R::Discard => return Header::discard(4, Pages(1), 1).encode().to_vec(),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
@@ -306,6 +308,7 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_destination
             Step::Passes => &[
                 R::Pages,
                 R::Zeros,
+                R::Discard,
                 R::Marker,
                 R::BlockAdded,
                 R::BlockRemoved,
@@ -477,6 +480,20 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             with(R::Zeros, |h| (h.first_page, h.count) = (510, 3)),
             Kind::Protocol,
             "512",
+        ),
+        (
+            "contents across a stretch",
+            p,
+            page_bytes(4, 511, 2),
+            Kind::Protocol,
+            "one aligned stretch of 512",
+        ),
+        (
+            "contents over the end",
+            p,
+            page_bytes(4, 599, 2),
+            Kind::Protocol,
+            "600",
         ),
         (
             "over the end",
@@ -705,6 +722,32 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             [sample(R::Early), bytes(&Record::EarlyEnd(end(1, 6)))].concat(),
             Kind::Protocol,
             "6 bytes",
+        ),
+        // The sum is right in these; only the count is not.
+        (
+            "more blobs said than came",
+            s,
+            [sample(R::State), bytes(&Record::StateEnd(end(2, 5)))].concat(),
+            Kind::Protocol,
+            "2 blobs of 5 bytes, and 1 of 5",
+        ),
+        (
+            "an empty blob that nobody counts",
+            s,
+            [
+                blob_bytes(R::State, "x", &[]),
+                bytes(&Record::StateEnd(end(0, 0))),
+            ]
+            .concat(),
+            Kind::Protocol,
+            "0 blobs of 0 bytes, and 1 of 0",
+        ),
+        (
+            "an early blob that never came",
+            Step::Early,
+            bytes(&Record::EarlyEnd(end(1, 0))),
+            Kind::Protocol,
+            "1 blobs of 0 bytes, and 0 of 0",
         ),
         (
             "blobs that overflow",
@@ -1001,6 +1044,132 @@ fn a_flipped_bit_in_a_header_is_always_refused_at_the_destination() {
                 "record {at}, byte {byte}: {error}"
             );
         }
+    }
+    bounded();
+}
+
+/// What became of a block that the source announced when it was gone here already.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Late {
+    Arrives,
+    Refused(Kind, &'static str),
+}
+
+#[test]
+fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go() {
+    use Late::{Arrives, Refused};
+    bounded();
+    let added = |id, pages| bytes(&Record::BlockAdded(block(id, "late", pages)));
+    let removed = |id| bytes(&Record::BlockRemoved { id });
+    let zeros = |first, count| Header::zeros(9, Pages(first), count).encode().to_vec();
+    let runs = || [page_bytes(9, 3, 2), zeros(0, 2)].concat();
+    let last = |records, data, zero| {
+        let last = marker(1, wire::MARKER_FLAG_FINAL, records, data, zero);
+        bytes(&Record::Marker(last))
+    };
+    let removed_here = Refused(Kind::Layout, "`late` was removed at the destination");
+    // Whether another of its name has come here since, what the source says, what comes of it.
+    let cases: Vec<(bool, Vec<Vec<u8>>, Late)> = vec![
+        (
+            false,
+            vec![added(9, 8), runs(), removed(9), last(2, 2, 2)],
+            Arrives,
+        ),
+        (
+            true,
+            vec![
+                added(9, 8),
+                runs(),
+                removed(9),
+                added(10, 16),
+                last(2, 2, 2),
+            ],
+            Arrives,
+        ),
+        (
+            false,
+            vec![added(9, 8), runs(), last(2, 2, 2)],
+            removed_here,
+        ),
+        (true, vec![added(9, 8), last(0, 0, 0)], removed_here),
+        // Nothing is believed of it that would not be of one that is here.
+        (
+            false,
+            vec![added(9, 8), zeros(7, 2)],
+            Refused(Kind::Protocol, "8 pages"),
+        ),
+        (
+            false,
+            vec![added(9, 8), added(9, 8)],
+            Refused(Kind::Protocol, "block 9 is announced twice"),
+        ),
+        (
+            false,
+            vec![added(9, 8), added(10, 8)],
+            Refused(Kind::Protocol, "`late` is announced again, as 10"),
+        ),
+        (
+            true,
+            vec![added(9, 8), added(10, 16)],
+            Refused(Kind::Protocol, "`late` is announced again, as 10"),
+        ),
+        (
+            false,
+            vec![added(9, 8), removed(9), zeros(0, 1)],
+            Refused(Kind::Protocol, "block 9"),
+        ),
+        (
+            false,
+            vec![bytes(&Record::BlockAdded(block(9, "never", 8)))],
+            Refused(Kind::Layout, "none of that name"),
+        ),
+    ];
+    for (number, (another, say, then)) in cases.into_iter().enumerate() {
+        let pair = Pair::of(Guest::new(&[]), Guest::new(&[ram("ram", PAGES as usize)]));
+        let (mut raw, fd) = Raw::pair();
+        let inc = incoming(&pair, quick());
+        inc.start(Source::Connected(fd)).unwrap();
+        reach(&mut raw, Step::Passes);
+        pair.destination.add(Ram::new(&ram("late", 8)));
+        pair.destination.remove("late");
+        if another {
+            let other = Ram::new(&ram("late", 16));
+            other.fill_all(&mut Random(5));
+            pair.destination.add(other);
+        }
+        raw.say_bytes(&say.concat());
+        match then {
+            Arrives => {
+                assert!(
+                    matches!(raw.hear_record(), Some(Record::Ack(_))),
+                    "{number}"
+                );
+                raw.say(&Record::StateEnd(end(0, 0)));
+                let ready = raw.hear_record();
+                assert!(
+                    matches!(ready, Some(Record::Ready(_))),
+                    "{number}: {ready:?}"
+                );
+                if another {
+                    let other = pair.destination.ram("late");
+                    let kept = (0..16).all(|page| other.page(page).iter().any(|b| *b != 0));
+                    assert!(kept, "{number}: pages went to another block of that name");
+                }
+                inc.cancel().unwrap();
+            }
+            Refused(kind, word) => {
+                let told = raw.hear_abort();
+                drop(raw);
+                let error = inc.wait(Some(LONG)).unwrap_err();
+                assert_eq!(error.kind(), kind, "{number}: {error}");
+                assert!(
+                    error.message().contains(word),
+                    "{number}: {word} in {error}"
+                );
+                assert_eq!(told.as_deref(), Some(error.message()), "{number}");
+            }
+        }
+        assert_eq!(pair.to.calls("run"), 0, "{number}");
     }
     bounded();
 }
@@ -1339,6 +1508,112 @@ fn answers_that_lie_are_refused_with_what_was_expected_at_the_source() {
 }
 
 #[test]
+fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
+    bounded();
+    for (question, kind) in ANSWERS {
+        // Nothing of it, some of the header, all of the header, some of the contents.
+        let whole = sample(kind).len();
+        let mut lengths = vec![0, 1, 17, 31, 32, 33, whole - 1];
+        lengths.retain(|length| *length < whole);
+        lengths.dedup();
+        for length in lengths {
+            let what = format!("{} cut to {length} bytes", kind.name());
+            let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
+                let here = asked == question;
+                raw.say_bytes(if here { &right[..length] } else { &right });
+                if here {
+                    let _ = raw.0.shutdown(Shutdown::Write);
+                }
+                (!here).then_some(())
+            });
+            let error = result.clone().unwrap_err();
+            let expected: &[Kind] = match kind {
+                RecordType::Running => &[Kind::Unanswered],
+                _ => &[Kind::PeerGone, Kind::Io],
+            };
+            assert!(expected.contains(&error.kind()), "{what}: {error}");
+            sound(&pair, &out, &result, &what);
+        }
+    }
+    bounded();
+}
+
+#[test]
+fn a_flipped_bit_in_an_answers_header_is_always_refused_at_the_source() {
+    bounded();
+    let mut random = Random(2);
+    for (number, (question, kind)) in ANSWERS.into_iter().enumerate() {
+        // Every byte in two of the answers.
+        for byte in (number % 3..HEADER_LEN).step_by(3) {
+            let bit = 1 << random.below(8);
+            let what = format!("{}, byte {byte} ^ {bit}", kind.name());
+            let (pair, out, result) =
+                source_against(quick(), false, LONG, |raw, asked, mut right| {
+                    let here = asked == question;
+                    if here {
+                        right[byte] ^= bit;
+                    }
+                    raw.say_bytes(&right);
+                    (!here).then_some(())
+                });
+            let error = result.clone().unwrap_err();
+            let expected = match kind {
+                RecordType::Running => Kind::Unanswered,
+                _ => Kind::Protocol,
+            };
+            assert_eq!(error.kind(), expected, "{what}: {error}");
+            sound(&pair, &out, &result, &what);
+        }
+    }
+    bounded();
+}
+
+#[test]
+fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
+    use RecordType as R;
+    bounded();
+    for (what, says, kind) in [
+        ("it gives up", sample(R::Abort), Kind::Refused),
+        ("an unsent marker", sample(R::Ack), Kind::Protocol),
+        ("READY", sample(R::Ready), Kind::Protocol),
+    ] {
+        // At this rate a pass takes much longer than anybody waits here.
+        let pair = Pair::new(&[ram("ram", 3000)]);
+        pair.source.fill(1);
+        let params = Params {
+            max_bandwidth: Some(64 << 10),
+            ..quick()
+        };
+        let (mut raw, fd) = Raw::pair();
+        let out = outgoing(&pair, params);
+        out.start_with(Target::Connected(fd), Box::new(Never))
+            .unwrap();
+        for question in [R::Hello, R::EarlyEnd, R::LayoutEnd] {
+            while raw.hear().unwrap().0.record_type() != Ok(Some(question)) {}
+            raw.say_bytes(&answer(question, &[]).unwrap());
+        }
+        // The first page is on its way.
+        raw.0.read_exact(&mut [0; HEADER_LEN]).unwrap();
+        raw.say_bytes(&says);
+        // It goes on reading, so that nothing but its word can be what ends it.
+        let mut from = raw.0.try_clone().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut sink = vec![0; 1 << 16];
+            while from.read(&mut sink).is_ok_and(|n| n > 0) {}
+        });
+        let result = out.wait(Some(LONG));
+        let error = result.clone().unwrap_err();
+        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert_eq!(pair.from.events(EventKind::Pass), Vec::<String>::new());
+        assert_eq!(pair.from.calls("pause"), 0, "{what}");
+        sound(&pair, &out, &result, what);
+        drop(out);
+        reader.join().unwrap();
+    }
+    bounded();
+}
+
+#[test]
 fn ready_without_an_acknowledgement_is_not_believed() {
     bounded();
     let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
@@ -1380,24 +1655,41 @@ fn a_source_that_trickles_is_ended_in_every_step() {
         (Step::Layout, sample(R::LayoutEnd)),
         (Step::Passes, sample(R::Pages)),
         (Step::Passes, sample(R::Zeros)),
+        (Step::Passes, sample(R::Discard)),
         (Step::Passes, sample(R::Marker)),
         (Step::Passes, sample(R::BlockAdded)),
         (Step::State, blob_bytes(R::State, "x", &[0; 3000])),
         (Step::State, sample(R::StateEnd)),
         (Step::Handover, sample(R::Handover)),
     ];
+    // The limit on one record, where the step has none of its own; and the step's, where
+    // much more time is allowed for a record.
+    let step_alone = || Params {
+        io_timeout: LONG,
+        ..strict()
+    };
     std::thread::scope(|scope| {
         for (step, record) in &cases {
             // All of it slowly, and the contents slowly.
-            for from in [0, HEADER_LEN] {
+            for (from, own) in [
+                (0, false),
+                (HEADER_LEN, false),
+                (0, true),
+                (HEADER_LEN, true),
+            ] {
                 scope.spawn(move || {
-                    let what = format!("{step:?}, from byte {from}");
+                    let what = format!("{step:?}, from byte {from}, its own limit: {own}");
                     if record.len() < from + 8 {
                         return;
                     }
+                    // These wait for as long as the source goes on.
+                    if own && matches!(step, Step::Passes | Step::State) {
+                        return;
+                    }
+                    let params = if own { step_alone() } else { strict() };
                     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
                     let (mut raw, fd) = Raw::pair();
-                    let inc = incoming(&pair, strict());
+                    let inc = incoming(&pair, params);
                     inc.start(Source::Connected(fd)).unwrap();
                     reach(&mut raw, *step);
                     let begun = Instant::now();

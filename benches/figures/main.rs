@@ -5,7 +5,10 @@
 //! turns in one run, over memory that was touched before.
 
 mod collect;
+mod machine;
+mod parts;
 mod report;
+mod slowdown;
 mod stream;
 mod sync;
 
@@ -35,4 +38,7 @@ fn main() {
     stream::measure(&mut report);
     collect::measure(&mut report);
     sync::measure(&mut report);
+    parts::measure(&mut report);
+    parts::layers(&mut report);
+    slowdown::measure(&mut report);
 }

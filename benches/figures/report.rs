@@ -68,6 +68,11 @@ impl Report {
 pub struct Runs(Vec<f64>);
 
 impl Runs {
+    /// A figure that is known, or that does not vary.
+    pub fn of(value: f64) -> Runs {
+        Runs(vec![value])
+    }
+
     /// One more run.
     pub fn push(&mut self, value: f64) {
         self.0.push(value);

@@ -1,230 +1,14 @@
 //! What a sync costs beside the kernel's own work, and how long clearing a chunk takes, on slots
 //! of 256 GiB and 1 TiB of the real KVM.
-//!
-//! The memory is reserved and never touched, and no vCPU runs. Logging starts with every bit
-//! set, so a density is made by clearing all but the wanted share; from then on the kernel
-//! answers each GET with the same bits, because the clears of the walks between the syncs are
-//! kept from it.
 
+use crate::machine::{kvm, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
-use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
-use brant::dirty::When;
-use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::sys::kvm::{Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
-use brant::units::{Bytes, Pages, PAGE_SIZE};
-use kvm_bindings::kvm_userspace_memory_region;
+use brant::dirty::tracker::StartWith;
+use brant::units::PAGE_SIZE;
 use kvm_ioctls::Kvm;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use vm_memory::GuestAddress;
+use std::time::Instant;
 
 const RUNS: usize = 5;
-const GIB: u64 = 1 << 30;
-
-/// What happens to a clear.
-enum Clear {
-    /// It reaches the kernel.
-    Pass,
-    /// It reaches the kernel without the pages wanted: one in `1 / density`, scattered.
-    Leave { density: f64 },
-    /// It does not.
-    Drop,
-}
-
-struct Control {
-    clear: Clear,
-    /// Time in GET, and in CLEAR.
-    get: Duration,
-    clearing: Duration,
-}
-
-/// The kernel with a clock, and with a hand on its clears.
-struct Timed(VmFd, Arc<Mutex<Control>>);
-
-impl Vm for Timed {
-    fn check_extension(&self, cap: u32) -> u64 {
-        self.0.check_extension(cap)
-    }
-    fn enable_cap(&mut self, cap: u32, arg: u64) -> brant::Result<()> {
-        self.0.enable_cap(cap, arg)
-    }
-    fn set_region(&mut self, region: &Region) -> brant::Result<()> {
-        self.0.set_region(region)
-    }
-    fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> brant::Result<()> {
-        let begun = Instant::now();
-        let result = self.0.get_dirty_log(slot, words);
-        self.1.lock().unwrap().get += begun.elapsed();
-        result
-    }
-    fn clear_dirty_log(
-        &mut self,
-        slot: u32,
-        first: u64,
-        pages: u32,
-        words: &[u64],
-    ) -> brant::Result<()> {
-        let mut control = self.1.lock().unwrap();
-        let begun = Instant::now();
-        let result = match control.clear {
-            Clear::Pass => self.0.clear_dirty_log(slot, first, pages, words),
-            Clear::Drop => Ok(()),
-            Clear::Leave { density } => {
-                let left = without(words, density);
-                self.0.clear_dirty_log(slot, first, pages, &left)
-            }
-        };
-        control.clearing += begun.elapsed();
-        result
-    }
-}
-
-/// `words` without a scattered share of its bits.
-fn without(words: &[u64], density: f64) -> Vec<u64> {
-    let mut words = words.to_vec();
-    if density > 0.0 {
-        let mut state = 0x1234_5678_9abc_def1u64;
-        let mut at = 0;
-        loop {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let gap = (state >> 32) as f64 / (1u64 << 32) as f64 * 2.0 * (1.0 / density - 0.5);
-            at += gap as usize;
-            match words.get_mut(at / 64) {
-                Some(word) => *word &= !(1 << (at % 64)),
-                None => break,
-            }
-            at += 1;
-        }
-    }
-    words
-}
-
-/// Address space for a slot.
-struct Reserved(*mut u8, usize);
-
-impl Reserved {
-    fn new(length: u64) -> Reserved {
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED, "{length} bytes of address space");
-        Reserved(at.cast(), length as usize)
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping; the VM is dropped before it.
-        unsafe { libc::munmap(self.0.cast(), self.1) };
-    }
-}
-
-/// A tracked VM of one slot.
-struct Machine {
-    lease: Lease,
-    control: Arc<Mutex<Control>>,
-    vm: kvm_ioctls::VmFd,
-    _ram: Reserved,
-}
-
-impl Machine {
-    fn new(kvm: &Kvm, length: u64) -> Machine {
-        let vm = kvm.create_vm().unwrap();
-        let ram = Reserved::new(length);
-        let memory = Arc::new(Memory::new().unwrap());
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: length,
-            userspace_addr: ram.0 as u64,
-        };
-        // SAFETY: the memory outlives the VM.
-        unsafe { vm.set_user_memory_region(region) }.unwrap();
-        memory
-            .add_block(BlockDescription {
-                name: "ram".into(),
-                host: ram.0,
-                length: Bytes(length),
-                page_size: Bytes(PAGE_SIZE),
-                file: None,
-                flags: BlockFlags::default(),
-            })
-            .unwrap();
-        memory
-            .add_slot(&SlotDescription {
-                slot: 0,
-                flags: 0,
-                block: "ram".into(),
-                offset: Bytes(0),
-                length: Bytes(length),
-                guest_address: GuestAddress(0),
-            })
-            .unwrap();
-        let control = Arc::new(Mutex::new(Control {
-            clear: Clear::Pass,
-            get: Duration::ZERO,
-            clearing: Duration::ZERO,
-        }));
-        let timed = Timed(boundary(&vm), Arc::clone(&control));
-        let tracker = Tracker::new(memory, Clearing::default()).unwrap();
-        let log = KvmLog::new(Box::new(timed), KvmMode::InitiallySet, LogSwitch::Brant);
-        tracker.add_log(Box::new(log)).unwrap();
-        let lease = tracker.lease().unwrap();
-        Machine {
-            lease,
-            control,
-            vm,
-            _ram: ram,
-        }
-    }
-
-    fn clears(&self, clear: Clear) {
-        let mut control = self.control.lock().unwrap();
-        control.clear = clear;
-        control.clearing = Duration::ZERO;
-    }
-
-    /// Takes everything that is pending.
-    fn drain(&self) {
-        let mut cursor = Cursor::default();
-        let mut runs = Vec::new();
-        loop {
-            self.lease
-                .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
-                break;
-            }
-        }
-    }
-
-    /// A sync's time outside the kernel.
-    fn sync(&self) -> Duration {
-        self.control.lock().unwrap().get = Duration::ZERO;
-        let report = self.lease.sync(When::Running).unwrap();
-        report.time - self.control.lock().unwrap().get
-    }
-}
-
-fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
-    // SAFETY: the descriptor is open while `vm` is.
-    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-    VmFd::new(fd.try_clone_to_owned().unwrap()).unwrap()
-}
-
 const SIZES: [(&str, u64); 2] = [("256GiB", 256 * GIB), ("1TiB", 1024 * GIB)];
 const DENSITIES: [(&str, f64); 4] = [("0%", 0.0), ("0.1%", 0.001), ("1%", 0.01), ("10%", 0.1)];
 
@@ -233,17 +17,9 @@ pub fn measure(report: &mut Report) {
     if !report.wants_any("sync.over_kernel/") && !report.wants("clear.longest_ms") {
         return;
     }
-    let kvm = match Kvm::new() {
-        Ok(kvm) if kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG_PROTECT2.into()) & 3 == 3 => kvm,
-        Ok(_) => {
-            report.skipped(
-                "sync.over_kernel/",
-                "this KVM has no initially-set dirty logs",
-            );
-            return report.skipped("clear.longest_ms", "the same");
-        }
-        Err(e) => {
-            let reason = format!("/dev/kvm cannot be opened: {e}");
+    let kvm = match kvm() {
+        Ok(kvm) => kvm,
+        Err(reason) => {
             report.skipped("sync.over_kernel/", &reason);
             return report.skipped("clear.longest_ms", &reason);
         }
@@ -262,17 +38,14 @@ pub fn measure(report: &mut Report) {
 }
 
 fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) {
-    let machine = Machine::new(kvm, length);
+    let machine = Machine::new(kvm, &Shape::plain(length), Vec::new());
     let words = (length / PAGE_SIZE / 64) as usize;
-    machine.clears(Clear::Leave { density });
-    // Clears everything, and so leaves what is wanted.
-    machine.lease.start(StartWith::Nothing).unwrap();
-    machine.clears(Clear::Drop);
+    machine.start_dirty(density);
     let (mut from, mut to) = (vec![1u64; words], vec![1u64; words]);
     let mut pages = None;
     let [sync, memcpy]: [Runs; 2] = alternate(RUNS, |contender| {
         if contender == 0 {
-            let time = machine.sync();
+            let (synced, get) = machine.sync();
             let pending = machine.lease.pending().0;
             assert_eq!(
                 *pages.get_or_insert(pending),
@@ -285,10 +58,10 @@ fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density:
                 "{pending} of {wanted}"
             );
             machine.drain();
-            time.as_secs_f64() * 1e3
+            (synced.time - get).as_secs_f64() * 1e3
         } else {
             // A GET has just written what a sync reads; so here.
-            getting(&machine.vm, &mut from);
+            machine.get(&mut from);
             let begun = Instant::now();
             to.copy_from_slice(&from);
             std::hint::black_box(&mut to);
@@ -299,13 +72,8 @@ fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density:
     report.compared(name, "ms", &sync, "memcpy", &memcpy);
 }
 
-/// Has the kernel write the bitmap.
-fn getting(vm: &kvm_ioctls::VmFd, words: &mut [u64]) {
-    boundary(vm).get_dirty_log(0, words).unwrap();
-}
-
 fn longest_clear(report: &mut Report, kvm: &Kvm) {
-    let machine = Machine::new(kvm, SIZES[0].1);
+    let machine = Machine::new(kvm, &Shape::plain(SIZES[0].1), Vec::new());
     let [chunk, whole]: [Runs; 2] = alternate(RUNS, |contender| {
         machine.clears(Clear::Pass);
         let time = if contender == 0 {

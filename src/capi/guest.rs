@@ -115,8 +115,13 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
 }
 
 /// Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
-/// the tracker reports. While the guest is tracked all of the new block counts as dirty; while
-/// it migrates, the destination has the block already when it is added here. At most 4096.
+/// the tracker reports. While the guest is tracked all of the new block counts as dirty. At
+/// most 4096.
+///
+/// While it migrates: first at the destination, then at the source, and while the source is
+/// in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
+/// BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late to
+/// be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_block(
     guest: *mut brant_guest,
@@ -162,9 +167,17 @@ pub unsafe extern "C" fn brant_guest_add_block(
     })
 }
 
-/// Removes a block and its slots, while it migrates first at the source; call it before deleting the slots from KVM, because what they
-/// logged is read first. Returns when brant does not touch the memory any more, which waits for
-/// a send in progress at the most; then it may be unmapped.
+/// Removes a block and its slots. In this order:
+///
+/// 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
+///    let go of it. Marks of it may still come; they are ignored.
+/// 2. Call this. What the slots logged is read and their logging switched off, so they must
+///    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
+///    memory any more, which waits for a send in progress at the most.
+/// 3. Delete the slots from KVM, and unmap the memory.
+///
+/// While it migrates: first at the source, then at the destination, as soon as you like. What
+/// the source still has on its way for the block goes nowhere.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,
@@ -206,9 +219,20 @@ pub unsafe extern "C" fn brant_guest_add_slot(
     })
 }
 
-/// Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. Call it before
-/// deleting or moving the slot in KVM, with the vCPUs stopped or the slot unused: what it has
-/// logged is read first, and would be lost with it.
+/// Removes the slot with this number (or BRANT_NO_SLOT) at this guest address. The block stays.
+/// To delete a slot, or to move, resize or replace it:
+///
+/// 1. Stop the vCPUs, or know that the guest does not use the slot. No thread may be between a
+///    write to it and the mark of that by guest address: from here on such a mark finds
+///    nothing.
+/// 2. Call this, with KVM's slot as it was described: what it has logged is read, and its
+///    logging switched off by setting it once more as it was.
+/// 3. Delete or move it in KVM (KVM_SET_USER_MEMORY_REGION), and make what takes its place.
+/// 4. Describe that with brant_guest_add_slot: all of it counts as dirty.
+/// 5. Let the vCPUs run.
+///
+/// The other way round is worse: of a slot that was deleted before, the log is lost with it,
+/// and all its pages count as dirty; one that was moved before is set back to where it was.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_slot(
     guest: *mut brant_guest,
@@ -220,6 +244,91 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
         guest.memory.remove_slot(slot, GuestAddress(guest_address))
+    })
+}
+
+/// Says whether the guest must tell before it uses a page again that its balloon gave back:
+/// whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
+/// again after a device reset); at a destination in `load` at the latest, with what the source's
+/// guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
+/// nothing; saying 0 also takes back what was given. `must` is 0 or 1.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_must_tell_host(
+    guest: *mut brant_guest,
+    must: u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        if must > 1 {
+            return Err(invalid(format!("must is 0 or 1, not {must}")));
+        }
+        guest.memory.set_must_tell_host(must != 0);
+        Ok(())
+    })
+}
+
+/// The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
+/// back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
+/// skipped once all of it is given back. From then on a migration neither reads nor sends it, and
+/// it reads as zero at the destination, where it costs no memory, until it is taken back. Any
+/// thread, whether a migration runs or not; takes a lock that is held for microseconds, never
+/// waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
+/// like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
+/// the guest uses again without a word, nor for a guest that counts on what given-back pages hold
+/// (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
+/// are ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_mark_discarded(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(g) = unsafe { guest.as_ref() } {
+            g.memory.mark_discarded(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// The guest uses bytes again that it had given back: call it before the guest is told that it
+/// may (before the deflate request is put into the used ring). Every page with a byte in the
+/// range is skipped no more and counts as written, in every tracker of the guest. Threads as
+/// above.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_mark_taken(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(g) = unsafe { guest.as_ref() } {
+            g.memory.mark_taken(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// How many pages with a byte in a range of guest physical addresses count as given back, into
+/// `*discarded`. At a destination: what the source said of them.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_count_discarded(
+    guest: *const brant_guest,
+    guest_address: u64,
+    length: u64,
+    discarded: *mut u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        let count = guest
+            .memory
+            .discarded_pages(GuestAddress(guest_address), length);
+        // SAFETY: null or a place by contract.
+        unsafe { put(discarded, "discarded", count) }
     })
 }
 

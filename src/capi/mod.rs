@@ -37,10 +37,13 @@ pub mod incoming;
 pub mod ops;
 pub mod outgoing;
 pub mod params;
+pub mod rate;
 pub mod stats;
 pub mod tracker;
 pub mod userfault;
 pub mod version;
+pub mod vfio;
+pub mod vhost;
 
 mod structs;
 

@@ -223,6 +223,30 @@ pub unsafe extern "C" fn brant_saver_put(
     })
 }
 
+/// Calls one operation of the VMM's and makes its answer a result.
+pub(super) fn call_back(
+    opaque: *mut c_void,
+    call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32,
+) -> Result<()> {
+    let mut reason = brant_reason {
+        text: RefCell::default(),
+    };
+    match call(opaque, &mut reason) {
+        0 => Ok(()),
+        code => {
+            let reason = reason.text.into_inner();
+            Err(Error::new(
+                Kind::Vmm,
+                if reason.is_empty() {
+                    format!("returned {code}")
+                } else {
+                    reason
+                },
+            ))
+        }
+    }
+}
+
 /// The table as the trait that the crate asks for.
 pub(super) struct Ops {
     table: brant_ops,
@@ -279,25 +303,8 @@ impl Ops {
         ])
     }
 
-    /// Calls one operation and makes its answer a result.
     fn call(&self, call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32) -> Result<()> {
-        let mut reason = brant_reason {
-            text: RefCell::default(),
-        };
-        match call(self.opaque, &mut reason) {
-            0 => Ok(()),
-            code => {
-                let reason = reason.text.into_inner();
-                Err(Error::new(
-                    Kind::Vmm,
-                    if reason.is_empty() {
-                        format!("returned {code}")
-                    } else {
-                        reason
-                    },
-                ))
-            }
-        }
+        call_back(self.opaque, call)
     }
 
     fn with_saver(

@@ -7,9 +7,12 @@ use super::guest::*;
 use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
+use super::rate::*;
 use super::tracker::*;
 use super::userfault::*;
 use super::version::*;
+use super::vfio::*;
+use super::vhost::*;
 use crate::migrate::planted::plant;
 use std::collections::BTreeSet;
 use std::ffi::{c_char, CStr};
@@ -198,6 +201,40 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_guest_remove_slot(null_mut(), 1, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_must_tell_host",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_must_tell_host(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_mark_discarded",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_guest_mark_discarded(null(), 1, 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_guest_mark_taken",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_guest_mark_taken(null(), 1, 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_guest_count_discarded",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_count_discarded(null(), 1, 1, null_mut(), e) })
         },
         None,
     ),
@@ -402,6 +439,63 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         Some("-22"),
     ),
     (
+        "brant_rate_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_free",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_rate_free(null_mut()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_rate_measure",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_measure(null_mut(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_finish",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_finish(null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_get_vcpus",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_get_vcpus(null(), null_mut(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_rate_progress",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Number(unsafe { brant_rate_progress(null()) })
+        },
+        Some("0"),
+    ),
+    (
+        "brant_rate_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_cancel(null(), e) })
+        },
+        None,
+    ),
+    (
         "brant_tracker_new",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
@@ -487,10 +581,76 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
+        "brant_hint_begin",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_hint_begin(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_hint_free",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_hint_free(null(), 1, 1, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_hint_end",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_hint_end(null(), 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
         "brant_tracker_get_stats",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_tracker_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_mark_bitmap",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_tracker_mark_bitmap(null(), 1, null(), 1) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_tracker_add_vhost",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vhost(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vfio_device",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vfio_device(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vfio_container",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vfio_container(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_iommufd",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_iommufd(null_mut(), null(), e) })
         },
         None,
     ),

@@ -47,7 +47,19 @@ pub struct brant_params {
     pub channels: u32,
     /// 0.
     pub reserved: u32,
+    /// BRANT_RETURNED_*: what becomes of pages that the guest's balloon gave back.
+    pub returned: u32,
+    /// 0.
+    pub reserved2: u32,
 }
+
+/// In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
+/// destination they are given back to the host again. Only where the guest must tell first
+/// (`brant_guest_must_tell_host`).
+pub const BRANT_RETURNED_SKIP: u32 = 0;
+/// In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
+/// must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+pub const BRANT_RETURNED_SEND: u32 = 1;
 
 sized!(brant_params);
 
@@ -62,8 +74,16 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 {
-        return Err(invalid("brant_params.reserved is not 0"));
+    if p.reserved != 0 || p.reserved2 != 0 {
+        return Err(invalid(
+            "brant_params.reserved or brant_params.reserved2 is not 0",
+        ));
+    }
+    if p.returned > BRANT_RETURNED_SEND {
+        return Err(invalid(format!(
+            "brant_params.returned is BRANT_RETURNED_SKIP (0) or BRANT_RETURNED_SEND (1), not {}",
+            p.returned
+        )));
     }
     let ms = |value: u64, default: Duration| match value {
         0 => default,
@@ -93,6 +113,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         } else {
             p.max_state
         },
+        skip_returned: p.returned == BRANT_RETURNED_SKIP,
     };
     params.check()?;
     Ok(params)

@@ -94,7 +94,7 @@ pub struct brant_stats {
     pub wire_bytes: u64,
     /// Pages sent (received) with their contents; a page sent twice counts twice.
     pub data_pages: u64,
-    /// Pages sent (received) as zero, holes included.
+    /// Pages sent (received) as zero, without contents: holes, given-back and free pages included.
     pub zero_pages: u64,
     /// Of those, pages that were never touched and so never read. Source only.
     pub hole_pages: u64,
@@ -151,6 +151,11 @@ pub struct brant_stats {
     pub longest_clear_us: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
+    /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
+    /// such); one that is told again counts again.
+    pub skipped_pages: u64,
+    /// Pages that free-page hints took out of what was to be sent. Source only.
+    pub hinted_pages: u64,
 }
 
 sized!(brant_stats);
@@ -195,6 +200,8 @@ impl From<&Stats> for brant_stats {
             clear_calls: s.clear_calls,
             longest_clear_us: s.longest_clear_us,
             put_back_pages: s.put_back_pages,
+            skipped_pages: s.skipped_pages,
+            hinted_pages: s.hinted_pages,
         }
     }
 }

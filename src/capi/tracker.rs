@@ -159,14 +159,24 @@ pub struct brant_tracker_stats {
     pub longest_clear_ns: u64,
     /// Pages put back.
     pub put_back_pages: u64,
-    /// Marks at addresses where no block is; since the tracker was made.
+    /// Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+    /// made.
     pub stray_marks: u64,
-    /// Bytes of bitmaps held for the guest's memory, the logs' own not counted.
+    /// Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
+    /// included; the kernel's own are not.
     pub heap_bytes: u64,
     /// The chunk shift in use; 0 when chunks are off.
     pub chunk_shift: u32,
     /// Whether tracking is on: 1 or 0.
     pub started: u32,
+    /// Given-back pages that a migration passed over; one that is told again counts again.
+    pub skipped_pages: u64,
+    /// Given-back pages that were found written all the same: they count as taken back.
+    pub broken_pages: u64,
+    /// Pages that free-page hints took out of pending.
+    pub hinted_pages: u64,
+    /// Hints that came after their round was over, and did nothing.
+    pub stale_hints: u64,
 }
 
 sized!(
@@ -299,6 +309,35 @@ pub unsafe extern "C" fn brant_tracker_mark(
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
             t.tracker.mark_guest(GuestAddress(guest_address), length);
+        }
+    })
+}
+
+/// The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
+/// 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
+/// fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
+/// VMM's own. NULL is ignored.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_mark_bitmap(
+    tracker: *const brant_tracker,
+    guest_address: u64,
+    words: *const u64,
+    pages: u64,
+) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        let Some(t) = (unsafe { tracker.as_ref() }) else {
+            return;
+        };
+        if words.is_null() {
+            return;
+        }
+        for i in 0..pages.div_ceil(64) {
+            // SAFETY: `pages` bits by contract; C may have aligned them less.
+            let word = unsafe { words.add(i as usize).read_unaligned() };
+            let at = guest_address.saturating_add(Pages(i * 64).bytes().0);
+            t.tracker
+                .mark_guest_word(GuestAddress(at), word, pages - i * 64);
         }
     })
 }
@@ -524,9 +563,72 @@ pub unsafe extern "C" fn brant_tracker_get_stats(
                 Clearing::AtSync => 0,
             },
             started: u32::from(tracker.is_started()),
+            skipped_pages: now.skipped.0,
+            broken_pages: now.broken.0,
+            hinted_pages: now.hinted.0,
+            stale_hints: now.stale_hints,
         };
         // SAFETY: null or a structure by contract.
         unsafe { write(stats, &filled) }
+    })
+}
+
+/// Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
+/// `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
+/// that still wait for it: one kernel call for each chunk with dirty pages, all of which the
+/// migration would make as well, later. The round is over with the next sync (a migration syncs
+/// at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
+/// round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
+/// after a migration was started: try again.
+#[no_mangle]
+pub unsafe extern "C" fn brant_hint_begin(
+    tracker: *const brant_tracker,
+    round: *mut u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        if round.is_null() {
+            return Err(invalid("round is NULL"));
+        }
+        // SAFETY: not null, a place by contract.
+        unsafe { put(round, "round", tracker.tracker.hint_begin()?) }
+    })
+}
+
+/// The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
+/// guest physical address are free. Whole pages of them that are pending are not sent, this once,
+/// and read as zero at the destination; what the guest writes to them later is found and sent. It
+/// need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
+/// hint is counted (`stale_hints`). Any thread; may wait for a sync.
+#[no_mangle]
+pub unsafe extern "C" fn brant_hint_free(
+    tracker: *const brant_tracker,
+    round: u64,
+    guest_address: u64,
+    length: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        tracker
+            .tracker
+            .hint_free(round, GuestAddress(guest_address), length)
+            .map(|_| ())
+    })
+}
+
+/// Ends a round: hints of it that come later do nothing. One that is over already is fine, and
+/// so is NULL. Any thread.
+#[no_mangle]
+pub unsafe extern "C" fn brant_hint_end(tracker: *const brant_tracker, round: u64) {
+    boundary!(or(), {
+        // SAFETY: null or ours by contract.
+        if let Some(t) = unsafe { tracker.as_ref() } {
+            t.tracker.hint_end(round);
+        }
     })
 }
 

@@ -4,6 +4,7 @@
 //! Slots and blocks begin at any page, so a word of a log seldom lies on a word of
 //! pending. The merge shifts ([`Bitmap::merge_words`]); nothing is done bit by bit.
 
+use super::skip::Beside;
 use super::{Origin, Sink};
 use crate::bits::chunks::Chunks;
 use crate::bits::summary::Bitmap;
@@ -21,6 +22,8 @@ pub(super) struct BlockState {
     pub pending: Bitmap,
     /// `None` when no log leaves clearing to us, or all is cleared at sync.
     pub chunks: Option<Chunks>,
+    /// What was skipped, and what was hinted at.
+    pub beside: Beside,
 }
 
 /// A sink for what is known already.

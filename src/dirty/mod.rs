@@ -9,11 +9,22 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+#[cfg(test)]
+mod dma_model;
+pub mod iommufd;
+pub mod iova;
 pub mod kvm;
 mod merge;
+#[cfg(test)]
+mod misaligned_tests;
 pub mod reported;
+mod skip;
+#[cfg(test)]
+mod testing;
 pub mod tracker;
 pub mod userfault;
+pub mod vfio;
+pub mod vhost;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
@@ -202,12 +213,29 @@ pub trait DirtyLog: Send {
     /// The pages that are in this log's care.
     fn covered(&self, map: &Map) -> Vec<Extent>;
 
+    /// Bytes of bitmaps and rings that it holds for the memory tracked, the kernel's own
+    /// not counted.
+    fn heap_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Pages that each vCPU wrote, by the harvests since the start, if this log knows: a ring
+    /// does, a bitmap does not. A page counts for each harvest that reported it.
+    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        None
+    }
+
     /// Restores the protection of pages of a block, wherever they are mapped: what is
     /// written to them after this returns is in a later harvest. Bits outside the range
     /// may be cleared as well, if they have been harvested before.
     fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
         let _ = (map, block, pages);
         Ok(Rearmed::default())
+    }
+
+    /// Pages that it was told of and that are no memory of the guest's; since it was made.
+    fn strays(&self) -> u64 {
+        0
     }
 
     /// The map is about to change while the log is started: harvest what goes away into

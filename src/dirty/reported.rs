@@ -171,6 +171,13 @@ impl DirtyLog for ReportedLog {
         all.collect()
     }
 
+    fn heap_bytes(&self) -> u64 {
+        self.reported.table.with(|table| {
+            let shared = table.blocks.iter().flatten();
+            shared.map(|shared| shared.heap_bytes() as u64).sum()
+        })
+    }
+
     fn start(&mut self, map: &Map) -> Result<Initial> {
         self.reported.fit(map)?;
         // SeqCst against the fence in `is_active`.

@@ -7,6 +7,8 @@
 //! - the *copy* of each slot's bitmap in manual-protect mode (see [`super::kvm::log`]): the
 //!   argument of the clear;
 //! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
+//! - *skip*, kept with the block and not here: pages that the guest has given back (see
+//!   [`crate::memory::returned`], and `skip.rs` for what becomes of them in a walk);
 //! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
 //!   the next page of it is handed out.
 //!
@@ -20,10 +22,12 @@
 
 use super::merge::{BlockState, Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
+use super::skip::{Beside, Hints};
 use super::{DirtyLog, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When};
 use crate::bits::chunks::{Chunks, CHUNK_SHIFT_DEFAULT};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
+use crate::memory::returned::{Claim, TakenBack};
 use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory};
 use crate::units::{Pages, STRETCH_PAGES};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,8 +80,13 @@ pub struct LogReport {
 pub struct SyncReport {
     /// Pages that became pending; a page that was pending already does not count again.
     pub found: Pages,
+    /// Pages that became pending because the guest has given them back since the last sync:
+    /// whoever has a copy is to be told. Only while given-back pages are skipped.
+    pub given_back: Pages,
     /// Pages pending afterwards.
     pub pending: Pages,
+    /// Of those, pages given back: they are neither read nor sent.
+    pub returned: Pages,
     /// All of it.
     pub time: Duration,
     /// Each log's share.
@@ -105,6 +114,21 @@ pub struct Run {
     pub first: Pages,
     /// How many; they lie in one stretch.
     pub count: Pages,
+    /// Whether they are to be read at all.
+    pub content: Content,
+}
+
+/// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are
+/// skipped ([`Lease::skip_returned`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// The guest uses it.
+    Used,
+    /// The guest has given it back, and must tell before it uses it again.
+    Returned,
+    /// The guest hinted that it was free, and has not written it since as far as is known.
+    /// Whoever has no copy of it yet makes one of zeros.
+    Free,
 }
 
 /// Running totals since tracking started.
@@ -122,18 +146,41 @@ pub struct TrackerStats {
     pub longest_clear: Duration,
     /// Pages put back.
     pub put_back: Pages,
+    /// Given-back pages that were handed out as such, neither read nor sent. One that is told
+    /// again counts again.
+    pub skipped: Pages,
+    /// Given-back pages that were found written all the same, and count as taken back.
+    pub broken: Pages,
+    /// Pages that free-page hints took out of pending.
+    pub hinted: Pages,
+    /// Hints that came too late: their round was over.
+    pub stale_hints: u64,
 }
 
-struct Inner {
+pub(super) struct Inner {
     clearing: Clearing,
-    logs: Vec<Box<dyn DirtyLog>>,
+    pub(super) logs: Vec<Box<dyn DirtyLog>>,
     /// The map that the logs know: the memory's, with the changes announced to us.
-    map: Arc<Map>,
+    pub(super) map: Arc<Map>,
     /// By block id.
-    blocks: Vec<Option<BlockState>>,
-    started: bool,
+    pub(super) blocks: Vec<Option<BlockState>>,
+    pub(super) started: bool,
     start_with: StartWith,
-    stats: TrackerStats,
+    pub(super) stats: TrackerStats,
+    /// Whether the lease's holder has given-back pages skipped.
+    pub(super) skipping: bool,
+    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
+    pub(super) returned: u64,
+    pub(super) hints: Hints,
+}
+
+/// What a walk wants.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Given-back pages are told apart.
+    skipping: bool,
+    /// Only what is not read.
+    unread: bool,
 }
 
 /// See the file's description. Marks come from any thread and take no lock; everything else
@@ -166,6 +213,7 @@ pub struct Lease(Arc<Tracker>);
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.0.lock().stop_skipping();
         self.0.leased.store(false, Ordering::Release);
     }
 }
@@ -201,6 +249,9 @@ impl Tracker {
                 started: false,
                 start_with: StartWith::Everything,
                 stats: TrackerStats::default(),
+                skipping: false,
+                returned: 0,
+                hints: Hints::default(),
             }),
             reported,
             leased: AtomicBool::new(false),
@@ -211,6 +262,11 @@ impl Tracker {
             let weak: Weak<Tracker> = Arc::downgrade(&tracker);
             weak
         };
+        let marks: Weak<dyn TakenBack> = {
+            let weak: Weak<Reported> = Arc::downgrade(&tracker.reported);
+            weak
+        };
+        memory.observe_taken(marks);
         let now = memory.observe(observer);
         let mut inner = tracker.lock();
         // We may have been told of a later one in the meantime.
@@ -221,7 +277,7 @@ impl Tracker {
         Ok(tracker)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -259,14 +315,26 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
+    /// Reports writes of the pages that `word` has bits for, the first `pages` of them, counted
+    /// from a guest address: see [`Reported::mark_guest`].
+    pub fn mark_guest_word(&self, address: GuestAddress, word: u64, pages: u64) {
+        let page = |i: usize| address.0.saturating_add(Pages(i as u64).bytes().0);
+        for run in crate::bits::runs::of_words(&[word], pages.min(64) as usize) {
+            let length = Pages(run.len() as u64).bytes().0;
+            self.mark_guest(GuestAddress(page(run.start)), length);
+        }
+    }
+
     /// Reports a write in a block: see [`Reported::mark_block`].
     pub fn mark_block(&self, block: BlockId, offset: crate::units::Bytes, length: u64) {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// How many marks named addresses where no block is.
+    /// How many marks, of the VMM's or in a log that is shared with others, named addresses
+    /// where no block is.
     pub fn stray_marks(&self) -> u64 {
-        self.reported.strays()
+        let logs = &self.lock().logs;
+        self.reported.strays() + logs.iter().map(|log| log.strays()).sum::<u64>()
     }
 
     /// Becomes the one user who may start, stop, sync, take and put back.
@@ -299,18 +367,31 @@ impl Tracker {
         self.lock().stats
     }
 
-    /// Bytes of bitmaps held for the memory tracked, the logs' own not counted.
+    /// Pages that each vCPU wrote, by the harvests since the start, where a log can tell.
+    pub fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        let inner = self.lock();
+        let mut known = inner.logs.iter().filter_map(|log| log.vcpu_counts());
+        let first = known.next()?;
+        Some(known.fold(first, |mut sum, counts| {
+            sum.resize(sum.len().max(counts.len()), 0);
+            for (sum, count) in sum.iter_mut().zip(counts) {
+                *sum += count;
+            }
+            sum
+        }))
+    }
+
+    /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
+    /// the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
         let inner = self.lock();
-        inner
-            .blocks
-            .iter()
-            .flatten()
-            .map(|b| {
-                b.pending.heap_bytes() as u64
-                    + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-            })
-            .sum()
+        let blocks = inner.blocks.iter().flatten().map(|b| {
+            b.pending.heap_bytes() as u64
+                + b.beside.heap_bytes()
+                + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+        });
+        let logs = inner.logs.iter().map(|log| log.heap_bytes());
+        blocks.sum::<u64>() + logs.sum::<u64>()
     }
 }
 
@@ -338,9 +419,12 @@ impl Lease {
         let map = Arc::clone(&inner.map);
         inner.blocks.clear();
         inner.stats = TrackerStats::default();
+        inner.hints.close();
         for block in map.blocks() {
             inner.make_block(block)?;
         }
+        // Before the logs start: of a page given back later they may know from before that.
+        inner.forget_news();
         let mut unprotected = Vec::new();
         for i in 0..inner.logs.len() {
             match inner.logs[i].start(&map) {
@@ -377,6 +461,7 @@ impl Lease {
             inner.stop();
             return Err(e);
         }
+        inner.count_returned();
         Ok(())
     }
 
@@ -384,12 +469,15 @@ impl Lease {
     /// tracking goes on.
     pub fn mark_all(&self) {
         let mut inner = self.lock();
+        inner.hints.close();
         for block in inner.blocks.iter_mut().flatten() {
             block.pending.set_all();
+            block.beside.forget();
             if let Some(chunks) = &mut block.chunks {
                 chunks.arm_all();
             }
         }
+        inner.count_returned();
     }
 
     /// Stops all logs, after taking what they hold. What is pending stays.
@@ -436,6 +524,18 @@ impl Lease {
         max_pages: Pages,
         runs: &mut Vec<Run>,
     ) -> Result<()> {
+        self.take_what(cursor, max_runs, max_pages, false, runs)
+    }
+
+    /// [`Lease::take`], or of what that would hand out, only what is not read.
+    pub(super) fn take_what(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+        unread: bool,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
         runs.clear();
         if max_runs == 0 || max_pages.0 == 0 {
             // Nothing was asked for; that says nothing of the walk.
@@ -445,10 +545,17 @@ impl Lease {
         let inner = &mut *guard;
         let begun = *cursor;
         let mut left = max_pages.0;
+        let what = Wanted {
+            skipping: inner.skipping && self.memory.must_tell_host(),
+            unread,
+        };
         while runs.len() < max_runs && left > 0 {
-            match inner.take_one(cursor, left) {
+            match inner.take_one(cursor, left, what) {
                 Ok(Some(run)) => {
-                    left -= run.count.0;
+                    // A run that is not read costs a header, however long it is.
+                    if run.content == Content::Used {
+                        left -= run.count.0;
+                    }
                     runs.push(run);
                 }
                 Ok(None) => break,
@@ -477,7 +584,7 @@ impl Lease {
 }
 
 impl Inner {
-    fn pending(&self) -> Pages {
+    pub(super) fn pending(&self) -> Pages {
         Pages(
             self.blocks
                 .iter()
@@ -501,6 +608,7 @@ impl Inner {
             pin_source: Arc::clone(block),
             pending: Bitmap::new(pages)?,
             chunks,
+            beside: Beside::default(),
         }))
     }
 
@@ -531,6 +639,7 @@ impl Inner {
 
     fn stop(&mut self) {
         self.started = false;
+        self.hints.close();
         let map = Arc::clone(&self.map);
         for log in &mut self.logs {
             // A log that cannot be switched off costs speed, not correctness.
@@ -540,7 +649,14 @@ impl Inner {
 
     fn sync(&mut self, when: When) -> Result<SyncReport> {
         let begun = Instant::now();
-        let mut report = SyncReport::default();
+        // A hint given before what is found now must not undo it.
+        self.hints.close();
+        // Before the harvest: what is found below may have been written before the page was
+        // given back, what is found later was not.
+        let mut report = SyncReport {
+            given_back: self.harvest_news(),
+            ..SyncReport::default()
+        };
         let map = Arc::clone(&self.map);
         let Inner { logs, blocks, .. } = self;
         for log in logs {
@@ -589,38 +705,55 @@ impl Inner {
             });
         }
         report.pending = self.pending();
+        report.returned = self.count_returned();
         report.time = begun.elapsed();
         self.stats.syncs += 1;
         self.stats.found += report.found;
         Ok(report)
     }
 
-    fn take_one(&mut self, cursor: &mut Cursor, max_pages: u64) -> Result<Option<Run>> {
+    fn take_one(
+        &mut self,
+        cursor: &mut Cursor,
+        max_pages: u64,
+        what: Wanted,
+    ) -> Result<Option<Run>> {
         loop {
             let i = cursor.block as usize;
             if i >= self.blocks.len() {
                 return Ok(None);
             }
+            let next_block = Cursor {
+                block: cursor.block + 1,
+                page: 0,
+            };
             let Some(state) = &mut self.blocks[i] else {
-                *cursor = Cursor {
-                    block: cursor.block + 1,
-                    page: 0,
-                };
+                *cursor = next_block;
                 continue;
             };
-            let Some(found) = state
-                .pending
-                .next_run(cursor.page as usize, STRETCH_PAGES as usize)
-            else {
-                *cursor = Cursor {
-                    block: cursor.block + 1,
-                    page: 0,
-                };
+            let found = if what.unread && !what.skipping {
+                None
+            } else if what.unread {
+                state.next_returned(cursor.page)
+            } else {
+                let run = state
+                    .pending
+                    .next_run(cursor.page as usize, STRETCH_PAGES as usize);
+                run.map(|run| run.start as u64..run.end as u64)
+            };
+            // A hinted page that was found written since is pending, and that wins.
+            if let Some(free) = state.next_free(cursor.page, found.as_ref().map(|f| f.start)) {
+                cursor.page = free.end;
+                return Ok(Some(state.run(free, Content::Free)));
+            }
+            let Some(found) = found else {
+                *cursor = next_block;
                 continue;
             };
-            let first = found.start as u64;
+            let first = found.start;
             let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let end = (found.end as u64)
+            let end = found
+                .end
                 .min(stretch_end)
                 .min(first.saturating_add(max_pages));
             // Rule: protection comes back before anybody looks at the page, be it only to
@@ -630,20 +763,42 @@ impl Inner {
             let Some(state) = &mut self.blocks[i] else {
                 return Ok(None);
             };
-            state
-                .pending
-                .clear_range(first as usize, (end - first) as usize);
-            cursor.page = end;
-            return Ok(Some(Run {
-                block: BlockPin::new(&state.pin_source),
-                first: Pages(first),
-                count: Pages(end - first),
-            }));
+            let (count, content) = if what.skipping {
+                match state.claim(first..end) {
+                    Claim::Used(count) => (count, Content::Used),
+                    Claim::Returned(count) => (count, Content::Returned),
+                    Claim::Broken(used) => {
+                        // Written although it was given back: all of the host page is the
+                        // guest's again. Its pages are pending now, this one among them.
+                        self.stats.broken += Pages(used.end - used.start);
+                        // Some may lie before this one, and the walk is to end with none left.
+                        cursor.page = cursor.page.min(used.start);
+                        continue;
+                    }
+                }
+            } else {
+                (end - first, Content::Used)
+            };
+            if what.unread && content == Content::Used {
+                // Taken back a moment ago.
+                cursor.page = first + count;
+                continue;
+            }
+            let taken = first..first + count;
+            state.pending.clear_range(first as usize, count as usize);
+            state.beside.handed_out(taken.clone(), content);
+            cursor.page = taken.end;
+            let run = state.run(taken, content);
+            if content == Content::Returned {
+                self.returned = self.returned.saturating_sub(count);
+                self.stats.skipped += Pages(count);
+            }
+            return Ok(Some(run));
         }
     }
 
     /// Clears the armed chunks that `pages` lie in.
-    fn rearm(&mut self, block: usize, pages: std::ops::Range<u64>) -> Result<()> {
+    pub(super) fn rearm(&mut self, block: usize, pages: std::ops::Range<u64>) -> Result<()> {
         let Inner {
             logs,
             blocks,
@@ -751,7 +906,13 @@ impl Inner {
 
     fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
         match self.blocks.get_mut(block.index()) {
-            Some(Some(state)) => Pages(state.pending.set_range(first.index(), count.index())),
+            Some(Some(state)) => {
+                // Nobody wrote it for that: if it is given back, it still is.
+                state
+                    .beside
+                    .put_back(first.0..first.0.saturating_add(count.0));
+                Pages(state.pending.set_range(first.index(), count.index()))
+            }
             _ => Pages(0),
         }
     }
@@ -761,6 +922,7 @@ impl MapObserver for Tracker {
     fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        inner.hints.close();
         if !inner.started {
             // Pages can be pending after tracking was stopped; not those of a block that goes.
             inner.forget_blocks_not_in(new);

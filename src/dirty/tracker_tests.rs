@@ -871,6 +871,29 @@ fn a_failed_get_when_a_slot_goes_loses_no_page() {
 }
 
 #[test]
+fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made_again() {
+    let mut world = settled(SMALLEST, 256, 0, Mistake::None);
+    let slot = world.slots.remove(0);
+    world.kvm.guest_write(slot.slot, 7);
+    // The wrong order: what it logged is gone, and so is the slot.
+    world.kvm.delete(slot.slot);
+    let guest = GuestAddress(slot.guest);
+    world.memory.remove_slot(slot.slot, guest).unwrap();
+    assert!(
+        !world.kvm.exists(slot.slot),
+        "made anew by switching it off"
+    );
+    assert_eq!(world.lease.pending(), Pages(256));
+    world.finish().unwrap();
+    // And so when the whole block goes.
+    let mut world = settled(SMALLEST, 256, 0, Mistake::None);
+    let slot = world.slots.remove(0);
+    world.kvm.delete(slot.slot);
+    world.memory.remove_block(&world.blocks[0].name).unwrap();
+    assert!(!world.kvm.exists(slot.slot));
+}
+
+#[test]
 fn a_take_of_any_number_of_pages_is_cut_at_the_stretch() {
     let world = settled(SMALLEST, 2000, 0, Mistake::None);
     world.lease.mark_all();

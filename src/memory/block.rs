@@ -4,6 +4,7 @@
 //! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
+use super::returned::Returned;
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
 use crate::sys::net::{Part, PartMut};
@@ -98,6 +99,7 @@ pub struct Block {
     flags: BlockFlags,
     backing: Backing,
     pins: Pins,
+    returned: Returned,
 }
 
 // SAFETY: the pointer is an address of guest memory, which every thread of the VMM, the
@@ -219,6 +221,7 @@ impl Block {
             flags,
             backing,
             pins: Pins::default(),
+            returned: Returned::new(host as u64, length.pages_down(), page_size.0),
         })
     }
 
@@ -253,6 +256,10 @@ impl Block {
     /// The file behind it, if the VMM gave one.
     pub fn file(&self) -> Option<&BackingFile> {
         self.file.as_ref()
+    }
+    /// Which of its pages the guest has given back.
+    pub fn returned(&self) -> &Returned {
+        &self.returned
     }
     /// Address of the first byte in this process.
     pub fn host(&self) -> *mut u8 {

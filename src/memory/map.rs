@@ -8,6 +8,7 @@
 use super::block::{
     BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
 };
+use super::returned::Giving;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
@@ -211,10 +212,11 @@ pub trait MapObserver: Send + Sync {
 pub struct Memory {
     current: Snapshot<Map>,
     change: Mutex<Changing>,
+    pub(super) giving: Giving,
 }
 
 #[derive(Default)]
-struct Changing {
+pub(super) struct Changing {
     next_block: u32,
     observers: Vec<Weak<dyn MapObserver>>,
 }
@@ -484,7 +486,7 @@ impl Memory {
         self.publish(&mut change, map)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Changing> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Changing> {
         self.change.lock().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -6,6 +6,7 @@
 pub mod block;
 pub mod host;
 pub mod map;
+pub mod returned;
 
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};

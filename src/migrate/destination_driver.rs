@@ -7,7 +7,7 @@ use super::outbox::Outbox;
 use super::params::{Params, BANDWIDTH_MIN};
 use super::report::{micros, Meter, Stats};
 use super::session;
-use super::sink::{block_difference, layout_difference, PageSink};
+use super::sink::{layout_difference, PageSink};
 use super::switchover::destination::{Action, Event, State};
 use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
@@ -18,7 +18,7 @@ use crate::runtime::{wait_ready, Deadline, Interest};
 use crate::sys::net::Piece as _;
 use crate::units::Pages;
 use crate::vmm::{EventKind, StateBlob, Vmm};
-use crate::wire::{self, Header, Hello, Marker, Ours, Record, RecordType, Token, HEADER_LEN};
+use crate::wire::{self, Header, Hello, Marker, Record, RecordType, Token, HEADER_LEN};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub(super) struct Driver {
     outbox: Outbox,
     token: Token,
     last_marker: u64,
+    /// Whether DISCARD records were agreed on.
+    discards: bool,
     begun: Instant,
     meter: Meter,
     stats: Stats,
@@ -144,6 +146,7 @@ impl Work for Driver {
             }
             Action::CallRun => {
                 let begun = Instant::now();
+                shared.memory.settle_returned();
                 self.vmm.call("run", |vmm| vmm.run())?;
                 self.stats.run_us = micros(begun.elapsed());
                 Some(Event::Started)
@@ -201,6 +204,7 @@ impl Driver {
             outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,
+            discards: false,
             begun: Instant::now(),
             meter: Meter::default(),
             stats: Stats {
@@ -227,6 +231,7 @@ impl Driver {
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.data_pages = self.sink.data_pages;
         stats.zero_pages = self.sink.zero_pages;
+        stats.skipped_pages = self.sink.skipped_pages;
         stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
         let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
@@ -432,7 +437,8 @@ impl Driver {
             Incomer::Control(Record::Hello(hello)) => hello,
             other => return Err(session::unexpected(other.kind(), "HELLO")),
         };
-        let (version, features) = wire::negotiate(&hello, &Ours::default())?;
+        let (version, features) = wire::negotiate(&hello, &shared.params.ours())?;
+        self.discards = features & wire::FEATURE_DISCARDS != 0;
         if (hello.channel, hello.channels) != (0, 1) {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -512,6 +518,7 @@ impl Driver {
         loop {
             match self.next(Deadline::never())? {
                 Incomer::Pages(RecordType::Zeros, header) => self.sink.zeros(&header)?,
+                Incomer::Pages(RecordType::Discard, header) => self.discard(&header)?,
                 Incomer::Pages(_, header) => self.pages(&header)?,
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
@@ -523,26 +530,7 @@ impl Driver {
                         return self.sink.finish();
                     }
                 }
-                Incomer::Control(Record::BlockAdded(theirs)) => {
-                    let map = self.shared.memory.map();
-                    let Some(ours) = map.block_named(&theirs.name) else {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!(
-                                "the source added block `{}` and the destination has none of that \
-                                 name",
-                                theirs.name
-                            ),
-                        ));
-                    };
-                    if let Some(difference) = block_difference(&theirs, ours) {
-                        return Err(Error::new(
-                            Kind::Layout,
-                            format!("a block that the source added: {difference}"),
-                        ));
-                    }
-                    self.sink.add(theirs.id, ours)?;
-                }
+                Incomer::Control(Record::BlockAdded(theirs)) => self.sink.added(&theirs)?,
                 Incomer::Control(Record::BlockRemoved { id }) => self.sink.remove(id)?,
                 other => {
                     return Err(session::unexpected(
@@ -554,6 +542,17 @@ impl Driver {
             self.flush()?;
             self.renew(false);
         }
+    }
+
+    /// A run of pages that the guest has given back.
+    fn discard(&mut self, header: &Header) -> Result<()> {
+        if !self.discards {
+            return Err(Error::new(
+                Kind::Protocol,
+                "DISCARD: expected only where the feature \"discards\" was agreed on, found without",
+            ));
+        }
+        self.sink.discard(header)
     }
 
     /// A run of pages, straight into guest memory, and with it what there is already of the

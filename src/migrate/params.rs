@@ -1,6 +1,7 @@
 //! What a user can set, with its limits. Checked once, before anything starts.
 
 use crate::error::{Error, Kind, Result};
+use crate::wire;
 use std::time::Duration;
 
 /// Parameters of a migration. [`Params::default`] is what ships.
@@ -33,6 +34,10 @@ pub struct Params {
     /// Destination: the most bytes of state that it takes, early configuration and device
     /// state each: 4 KiB to 1 TiB; 256 MiB.
     pub max_state: u64,
+    /// Source: pages that the guest gave back are neither read nor sent; destination: what the
+    /// source says is given back is given back to the host here too. On. Where nobody said that
+    /// the guest must tell before it uses a page again, it makes no difference.
+    pub skip_returned: bool,
 }
 
 impl Default for Params {
@@ -48,6 +53,7 @@ impl Default for Params {
             handover_timeout: Duration::from_secs(30),
             channels: 1,
             max_state: 256 << 20,
+            skip_returned: true,
         }
     }
 }
@@ -69,6 +75,16 @@ fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most:
 }
 
 impl Params {
+    /// What this side speaks.
+    pub(super) fn ours(&self) -> wire::Ours {
+        let without = if self.skip_returned {
+            0
+        } else {
+            wire::FEATURE_DISCARDS
+        };
+        wire::Ours::default().without(without)
+    }
+
     /// Refuses what is out of range, naming the range.
     pub fn check(&self) -> Result<()> {
         let ms = Duration::from_millis(1);

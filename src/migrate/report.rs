@@ -34,7 +34,7 @@ pub struct Stats {
     pub wire_bytes: u64,
     /// Pages sent (received) with their contents; a page sent twice counts twice.
     pub data_pages: u64,
-    /// Pages sent (received) as zero, holes included.
+    /// Pages sent (received) as zero, without contents: holes, given-back and free pages included.
     pub zero_pages: u64,
     /// Of those, pages that were never touched and so never read. Source only.
     pub hole_pages: u64,
@@ -91,6 +91,11 @@ pub struct Stats {
     pub longest_clear_us: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
+    /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
+    /// such); one that is told again counts again.
+    pub skipped_pages: u64,
+    /// Pages that free-page hints took out of what was to be sent. Source only.
+    pub hinted_pages: u64,
 }
 
 impl Default for Stats {
@@ -132,6 +137,8 @@ impl Default for Stats {
             clear_calls: 0,
             longest_clear_us: 0,
             put_back_pages: 0,
+            skipped_pages: 0,
+            hinted_pages: 0,
         }
     }
 }
@@ -263,6 +270,6 @@ mod tests {
         assert_eq!(value["state"], "idle");
         assert!(value["bandwidth"].is_null());
         assert_eq!(value["pass"], 0);
-        assert_eq!(value.as_object().unwrap().len(), 36 + 1);
+        assert_eq!(value.as_object().unwrap().len(), 38 + 1);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::session;
 use crate::channel::socket::{Channel, Io, Part};
-use crate::dirty::tracker::{Lease, Run};
+use crate::dirty::tracker::{Content, Lease, Run};
 use crate::error::{Error, Kind, Result};
 use crate::memory::host::HostView;
 use crate::memory::BlockId;
@@ -24,9 +24,13 @@ pub(super) struct Batch {
     /// Bytes given to the socket.
     pub(super) bytes: u64,
     pub(super) data_pages: u64,
-    /// Holes included.
+    /// Holes and what was not read included.
     pub(super) zero_pages: u64,
     pub(super) hole_pages: u64,
+    /// Given-back pages.
+    pub(super) skipped_pages: u64,
+    /// Pages hinted to be free.
+    pub(super) free_pages: u64,
     /// From looking at the first page to the kernel's having taken the last byte.
     pub(super) time: Duration,
 }
@@ -34,7 +38,7 @@ pub(super) struct Batch {
 impl Batch {
     /// Whether the time says something of the link: not if most of it went into finding zeros.
     pub(super) fn measures_the_link(&self) -> bool {
-        self.data_pages >= self.zero_pages
+        self.data_pages >= self.zero_pages - self.skipped_pages - self.free_pages
     }
 }
 
@@ -48,6 +52,8 @@ struct Sent {
 #[derive(Debug)]
 pub(super) struct Sender {
     view: HostView,
+    /// Whether the destination takes DISCARD records.
+    discards: bool,
     marker: Marker,
     /// Sent since the last marker.
     current: Sent,
@@ -60,6 +66,7 @@ impl Sender {
     pub(super) fn new() -> Self {
         Sender {
             view: HostView::new(),
+            discards: false,
             marker: Marker {
                 number: 0,
                 pass: 0,
@@ -72,6 +79,11 @@ impl Sender {
             waiting: VecDeque::new(),
             waiting_pages: 0,
         }
+    }
+
+    /// Whether the destination takes DISCARD records, as agreed.
+    pub(super) fn set_discards(&mut self, on: bool) {
+        self.discards = on;
     }
 
     /// Pages sent and not acknowledged.
@@ -99,7 +111,9 @@ impl Sender {
         let mut records = Records::default();
         for run in runs {
             let range = run.first..run.first + run.count;
-            if look_for_holes(run.block.id()) && self.view.sees_holes(&run.block) {
+            if run.content != Content::Used {
+                records.unread(run, range, self.discards);
+            } else if look_for_holes(run.block.id()) && self.view.sees_holes(&run.block) {
                 let mut touched = Vec::new();
                 self.view
                     .touched(&run.block, range.clone(), |r| touched.push(r))?;
@@ -211,6 +225,23 @@ impl<'a> Records<'a> {
     fn holes(&mut self, run: &Run, range: Range<Pages>) {
         if range.start < range.end {
             self.batch.hole_pages += range.end.0 - range.start.0;
+            self.zeros(run, range);
+        }
+    }
+
+    /// Pages that nobody looks at: they read as zero at the destination.
+    fn unread(&mut self, run: &Run, range: Range<Pages>, discards: bool) {
+        let count = range.end.0 - range.start.0;
+        match run.content {
+            Content::Returned => self.batch.skipped_pages += count,
+            _ => self.batch.free_pages += count,
+        }
+        if run.content == Content::Returned && discards {
+            let header = Header::discard(run.block.id().0, range.start, count as u32);
+            self.list.push((header.encode(), None));
+            self.batch.zero_pages += count;
+            self.batch.bytes += HEADER_LEN as u64;
+        } else {
             self.zeros(run, range);
         }
     }

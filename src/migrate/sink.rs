@@ -7,21 +7,47 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::memory::host::HostView;
-use crate::memory::{Block, BlockId, BlockPin, Map, Memory};
-use crate::units::Pages;
+use crate::memory::host::{self, HostView};
+use crate::memory::{Block, BlockId, BlockPin, Map, MapObserver, Memory};
+use crate::units::{Bytes, Pages};
 use crate::wire::{self, Header};
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
 
 struct Target {
-    /// Pinned for the time of a record only: between two of them the VMM may remove it.
-    block: Arc<Block>,
-    /// Pages that read as zero without anybody having to look.
+    /// The source's name for it, and ours.
+    name: String,
+    pages: Pages,
+    /// Pinned for the time of a record only: between two of them the VMM may remove it. `None`
+    /// where it had done so before the source's word of it arrived here.
+    block: Option<Arc<Block>>,
+    /// Pages that read as zero without anybody having to look; none where there is no block.
     zero: Bitmap,
+}
+
+/// The names of blocks that were removed here while a migration runs. What the source says is
+/// on its way for a while: of a block that came and went again it may say that it came when
+/// it is gone at both sides. Without this that could not be told from a block that the
+/// destination never had.
+#[derive(Default)]
+struct Removed(Mutex<HashSet<String>>);
+
+impl MapObserver for Removed {
+    fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
+        let gone = old.blocks().iter().filter(|b| new.block(b.id()).is_none());
+        self.names().extend(gone.map(|b| b.name().to_owned()));
+        Ok(())
+    }
+}
+
+impl Removed {
+    fn names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 /// See the file's description.
@@ -29,16 +55,19 @@ pub(super) struct PageSink {
     memory: Arc<Memory>,
     /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
+    removed: Arc<Removed>,
     /// Blocks of ours that were a target before: they are not as the VMM gave them any more.
     used: HashSet<BlockId>,
     /// Page-run records taken.
     pub(super) records: u64,
     pub(super) data_pages: u64,
+    /// Given-back ones included.
     pub(super) zero_pages: u64,
+    pub(super) skipped_pages: u64,
 }
 
 /// What differs between a block of the source's and ours of the same name, in words.
-pub(super) fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
+fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
     let rom = theirs.flags & wire::BLOCK_FLAG_ROM != 0;
     let kind = |rom| if rom { "ROM" } else { "RAM" };
     let mut differences = Vec::new();
@@ -117,55 +146,99 @@ pub(super) fn describe(block: &Block) -> wire::Block {
 
 impl PageSink {
     pub(super) fn new(memory: Arc<Memory>) -> Self {
+        let removed: Arc<Removed> = Arc::default();
+        let observer: Weak<dyn MapObserver> = {
+            let weak: Weak<Removed> = Arc::downgrade(&removed);
+            weak
+        };
+        memory.observe(observer);
         PageSink {
             memory,
             targets: HashMap::new(),
+            removed,
             used: HashSet::new(),
             records: 0,
             data_pages: 0,
             zero_pages: 0,
+            skipped_pages: 0,
         }
     }
 
-    /// Takes pages of the source's block `id` into `block` from now on.
-    pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
+    /// The source has added a block, or had when it said so: takes its pages into ours of that
+    /// name. Where ours is gone by now they go nowhere, and the source has to say before the
+    /// end that its block is gone too.
+    pub(super) fn added(&mut self, theirs: &wire::Block) -> Result<()> {
+        let map = self.memory.map();
+        let difference = match map.block_named(&theirs.name) {
+            None => format!(
+                "the source added block `{}` and the destination has none of that name",
+                theirs.name
+            ),
+            Some(ours) => match block_difference(theirs, ours) {
+                None => return self.add(theirs.id, ours),
+                Some(difference) => format!("a block that the source added: {difference}"),
+            },
+        };
+        // The map was looked at first: a block that it lacks is known to be removed by now.
+        if !self.removed.names().contains(&theirs.name) {
+            return Err(Error::new(Kind::Layout, difference));
+        }
+        self.check_new(theirs.id, &theirs.name)?;
+        let target = Target {
+            name: theirs.name.clone(),
+            pages: Bytes(theirs.length).pages_down(),
+            block: None,
+            zero: Bitmap::new(0)?,
+        };
+        self.targets.insert(theirs.id, target);
+        Ok(())
+    }
+
+    /// One block of a number, and of a name, at a time. So what a source can announce is
+    /// bounded by the names that there are, or were, here.
+    fn check_new(&self, id: u32, name: &str) -> Result<()> {
         if self.targets.contains_key(&id) {
             return Err(Error::new(
                 Kind::Protocol,
                 format!("block {id} is announced twice"),
             ));
         }
-        if self.targets.values().any(|t| t.block.id() == block.id()) {
+        if self.targets.values().any(|t| t.name == name) {
             return Err(Error::new(
                 Kind::Protocol,
-                format!(
-                    "block `{}` is announced again, as {id}, and was not removed",
-                    block.name()
-                ),
+                format!("block `{name}` is announced again, as {id}, and was not removed"),
             ));
         }
-        let _pin = self.memory.pin(block).ok_or_else(|| removed(block))?;
+        Ok(())
+    }
+
+    /// Takes pages of the source's block `id` into `block` from now on.
+    pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
+        self.check_new(id, block.name())?;
         let pages = block.pages();
         let mut zero = Bitmap::new(pages.index())?;
-        let fresh = self.used.insert(block.id());
-        if block.flags().zeroed && fresh {
-            zero.set_all();
-        } else {
-            let view = HostView::new();
-            if view.sees_holes(block) {
+        // One that was removed this very moment is not looked at: nothing will go there.
+        if let Some(_pin) = self.memory.pin(block) {
+            let fresh = self.used.insert(block.id());
+            if block.flags().zeroed && fresh {
                 zero.set_all();
-                view.touched(block, Pages(0)..pages, |range| {
-                    zero.clear_range(range.start.index(), (range.end - range.start).index());
-                })?;
+            } else {
+                let view = HostView::new();
+                if view.sees_holes(block) {
+                    zero.set_all();
+                    view.touched(block, Pages(0)..pages, |range| {
+                        zero.clear_range(range.start.index(), (range.end - range.start).index());
+                    })?;
+                }
             }
         }
-        self.targets.insert(
-            id,
-            Target {
-                block: Arc::clone(block),
-                zero,
-            },
-        );
+        let target = Target {
+            name: block.name().to_owned(),
+            pages,
+            block: Some(Arc::clone(block)),
+            zero,
+        };
+        self.targets.insert(id, target);
         Ok(())
     }
 
@@ -174,8 +247,9 @@ impl PageSink {
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
         for (_, target) in self.targets.drain() {
-            if map.block(target.block.id()).is_none() {
-                return Err(removed(&target.block));
+            let here = target.block.is_some_and(|b| map.block(b.id()).is_some());
+            if !here {
+                return Err(removed(&target.name));
             }
         }
         Ok(())
@@ -196,8 +270,8 @@ impl PageSink {
             .targets
             .get_mut(&header.block)
             .ok_or_else(|| unknown(header.block))?;
-        header.check_run(target.block.pages())?;
-        let pin = self.memory.pin(&target.block);
+        header.check_run(target.pages)?;
+        let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
         Ok((target, pin))
     }
 
@@ -207,9 +281,12 @@ impl PageSink {
         self.records += 1;
         self.data_pages += u64::from(header.count);
         let (target, pin) = self.target(header)?;
-        target
-            .zero
-            .clear_range(header.first_page as usize, header.count as usize);
+        if let Some(block) = &pin {
+            target
+                .zero
+                .clear_range(header.first_page as usize, header.count as usize);
+            block.returned().arrived(pages_of(header));
+        }
         Ok(pin)
     }
 
@@ -218,13 +295,48 @@ impl PageSink {
         self.records += 1;
         self.zero_pages += u64::from(header.count);
         let (target, pin) = self.target(header)?;
-        if pin.is_none() {
+        let Some(block) = pin else {
             return Ok(());
+        };
+        block.returned().arrived(pages_of(header));
+        target.make_zero(&block, pages_of(header))
+    }
+
+    /// Takes a run of pages that the guest has given back.
+    pub(super) fn discard(&mut self, header: &Header) -> Result<()> {
+        self.records += 1;
+        self.zero_pages += u64::from(header.count);
+        self.skipped_pages += u64::from(header.count);
+        let memory = Arc::clone(&self.memory);
+        let (target, pin) = self.target(header)?;
+        let Some(block) = pin else {
+            return Ok(());
+        };
+        let range = pages_of(header);
+        let mut whole = Vec::new();
+        memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
+        for pages in whole {
+            if host::discard(&block, Pages(pages.start)..Pages(pages.end)).is_ok() {
+                target
+                    .zero
+                    .set_range(pages.start as usize, (pages.end - pages.start) as usize);
+            }
         }
-        let (mut at, end) = (
-            header.first_page as usize,
-            header.first_page as usize + header.count as usize,
-        );
+        // What is left: part of a larger host page, or memory that cannot be given back.
+        target.make_zero(&block, range)
+    }
+}
+
+/// The pages of a run.
+fn pages_of(header: &Header) -> Range<u64> {
+    header.first_page..header.first_page + u64::from(header.count)
+}
+
+impl Target {
+    /// Has pages of `block`, which is this target's, read as zero.
+    fn make_zero(&mut self, block: &Block, range: Range<u64>) -> Result<()> {
+        let target = self;
+        let (mut at, end) = (range.start as usize, range.end as usize);
         while at < end {
             // From here, pages known to be zero, then pages that are not known to be.
             let known = target
@@ -236,13 +348,13 @@ impl PageSink {
                 let unknown = Pages(at as u64)..Pages(known.start as u64);
                 let mut to_write = Vec::new();
                 // Reading costs less than writing and leaves shared pages shared.
-                target.block.split_zeros(unknown, |range, zero| {
+                block.split_zeros(unknown, |range, zero| {
                     if !zero {
                         to_write.push(range);
                     }
                 })?;
                 for range in to_write {
-                    target.block.write_zeros(range)?;
+                    block.write_zeros(range)?;
                 }
                 target.zero.set_range(at, known.start - at);
             }
@@ -252,13 +364,10 @@ impl PageSink {
     }
 }
 
-fn removed(block: &Block) -> Error {
+fn removed(name: &str) -> Error {
     Error::new(
         Kind::Layout,
-        format!(
-            "block `{}` was removed at the destination while the source still has it",
-            block.name()
-        ),
+        format!("block `{name}` was removed at the destination while the source still has it"),
     )
 }
 

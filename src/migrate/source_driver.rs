@@ -26,7 +26,7 @@ use crate::runtime::Deadline;
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
-use crate::wire::{self, Hello, Ours, Record, RecordType, Token};
+use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -193,6 +193,7 @@ impl Work for Driver {
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
                 self.listen()?;
+                self.check_all_sent()?;
                 Some(Event::Released)
             }
             Action::TakeGate => {
@@ -301,7 +302,7 @@ impl Driver {
         self.renewed = Some(at);
         let elapsed = at - self.begun;
         let tracker = self.lease.stats();
-        let pending = self.lease.pending();
+        let remaining = self.lease.to_read();
         let stats = &mut self.stats;
         stats.elapsed_us = micros(elapsed);
         if let Some(channel) = &self.channel {
@@ -310,7 +311,7 @@ impl Driver {
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
         if stats.phase >= State::Copying as u32 {
-            stats.remaining_bytes = pending.bytes().0;
+            stats.remaining_bytes = remaining.bytes().0;
         }
         stats.unacknowledged_pages = self.sender.unacknowledged();
         stats.syncs = tracker.syncs;
@@ -318,6 +319,7 @@ impl Driver {
         stats.clear_calls = tracker.clear_calls;
         stats.longest_clear_us = micros(tracker.longest_clear);
         stats.put_back_pages = tracker.put_back.0;
+        stats.hinted_pages = tracker.hinted.0;
         let facts = self.facts(Moment::Walking);
         let stats = &mut self.stats;
         if let Some(bandwidth) = facts.bandwidth {
@@ -377,6 +379,22 @@ impl Driver {
         Ok(())
     }
 
+    /// The guest stands still, but its VMM can still have added memory after the last walk.
+    fn check_all_sent(&self) -> Result<()> {
+        let left = self.lease.pending();
+        if left.0 > 0 {
+            return Err(Error::new(
+                Kind::State,
+                format!(
+                    "memory was added after the last pages were sent: {left} pages would be \
+                     missing at the destination, so the guest stays here; add none between \
+                     `pause` and the migration's end"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     fn connect(&mut self) -> Result<()> {
         let deadline = Deadline::after(self.shared.params.connect_timeout);
         mem::random(&mut self.token)?;
@@ -398,7 +416,7 @@ impl Driver {
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         let deadline = Deadline::after(params.connect_timeout);
         let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
-        let ours = Ours::default();
+        let ours = params.ours();
         let hello = Hello {
             version_min: ours.version_min,
             version_max: ours.version_max,
@@ -418,6 +436,8 @@ impl Driver {
         match inbox.wait(channel, &io)? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
+                self.sender
+                    .set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
@@ -498,6 +518,7 @@ impl Driver {
 
     /// Sends memory until the decider says that the rest fits.
     fn copy(&mut self) -> Result<()> {
+        self.lease.skip_returned(self.shared.params.skip_returned);
         if self.lease.is_started() {
             self.lease.mark_all();
         } else {
@@ -526,7 +547,9 @@ impl Driver {
                 EventKind::Pass,
                 format!(
                     "pass {} done: {} pages found dirty, {} to send",
-                    self.stats.pass, report.found, report.pending
+                    self.stats.pass,
+                    report.found,
+                    report.pending - report.returned
                 ),
             );
             self.shared.handle.cancel.check("the migration")?;
@@ -536,10 +559,28 @@ impl Driver {
                 Next::SwitchOver { expected } => {
                     // What is promised is kept as it was, to be held against what happens.
                     self.stats.promised_downtime_us = micros(expected);
-                    return Ok(());
+                    return self.send_unread();
                 }
                 Next::GiveUp(error) => return Err(error),
                 Next::GoOn | Next::Sync => self.stats.pass += 1,
+            }
+        }
+    }
+
+    /// Tells the destination what the sync found to be given back or free, so that it is not told
+    /// while the guest stands still.
+    fn send_unread(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout);
+        let mut cursor = Cursor::default();
+        loop {
+            shared.handle.cancel.check("the migration")?;
+            self.listen()?;
+            let batch = self.batch(&io, |lease, runs| {
+                lease.take_unread(&mut cursor, BATCH_RUNS, runs)
+            });
+            if batch.map_err(|e| self.explain(e))?.is_none() {
+                return Ok(());
             }
         }
     }
@@ -557,7 +598,7 @@ impl Driver {
             since_sync: now - self.last_sync.unwrap_or(self.begun),
             pass: self.stats.pass,
             total: Bytes(self.stats.total_bytes),
-            remaining: self.lease.pending().bytes(),
+            remaining: self.lease.to_read().bytes(),
             bandwidth: self
                 .shared
                 .params
@@ -627,10 +668,22 @@ impl Driver {
 
     /// Sends some pages; `None` when the walk has come to its end.
     fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
+        let mut cursor = self.cursor;
+        let batch = self.batch(io, |lease, runs| {
+            lease.take(&mut cursor, BATCH_RUNS, pages, runs)
+        });
+        self.cursor = cursor;
+        batch
+    }
+
+    /// Sends what `take` takes; `None` when that is nothing.
+    fn batch(
+        &mut self,
+        io: &Io<'_>,
+        take: impl FnOnce(&Lease, &mut Vec<Run>) -> Result<()>,
+    ) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
-        let taken = self
-            .lease
-            .take(&mut self.cursor, BATCH_RUNS, pages, &mut runs);
+        let taken = take(&self.lease, &mut runs);
         let result = taken.and_then(|()| {
             if runs.is_empty() {
                 return Ok(None);
@@ -650,6 +703,7 @@ impl Driver {
             self.stats.data_pages += batch.data_pages;
             self.stats.zero_pages += batch.zero_pages;
             self.stats.hole_pages += batch.hole_pages;
+            self.stats.skipped_pages += batch.skipped_pages;
             if self.sender.marker_is_due() {
                 self.send_marker(io)?;
                 self.await_acknowledgements(io)?;

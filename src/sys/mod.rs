@@ -5,8 +5,12 @@
 //! kernel interfaces than the installed headers know are defined here.
 
 pub mod event;
+pub mod ioctl;
+pub mod iommufd;
 pub mod kvm;
 pub mod mem;
 pub mod net;
 pub mod pagemap;
+pub mod shm;
 pub mod uffd;
+pub mod vfio;

@@ -84,6 +84,14 @@ impl Header {
         }
     }
 
+    /// The header of a DISCARD record, which is all there is of it.
+    pub fn discard(block: u32, first_page: Pages, count: u32) -> Header {
+        Header {
+            kind: RecordType::Discard.number(),
+            ..Header::zeros(block, first_page, count)
+        }
+    }
+
     /// The header as it travels, checksum included.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
@@ -253,8 +261,8 @@ impl Header {
         };
         let payload = match self.record_type()? {
             Some(RecordType::Pages) => u64::from(self.count) * PAGE_SIZE,
-            Some(RecordType::Zeros) => 0,
-            _ => return Err(refuse("PAGES or ZEROS".into())),
+            Some(RecordType::Zeros | RecordType::Discard) => 0,
+            _ => return Err(refuse("PAGES, ZEROS or DISCARD".into())),
         };
         if self.count == 0 {
             return Err(refuse("at least one page".into()));

@@ -115,6 +115,8 @@ record_types! {
     BlockAdded = 20, "BLOCK_ADDED", ToDestination, 22, 277;
     /// A RAM block was unplugged during the migration.
     BlockRemoved = 21, "BLOCK_REMOVED", ToDestination, 0, 0;
+    /// A run of pages that the guest has given back.
+    Discard = 22, "DISCARD", ToDestination, 0, 0;
 }
 
 impl RecordType {
@@ -131,7 +133,10 @@ impl RecordType {
 
     /// Whether this is a run of pages: a header, and raw bytes or nothing.
     pub fn is_page_run(self) -> bool {
-        matches!(self, RecordType::Pages | RecordType::Zeros)
+        matches!(
+            self,
+            RecordType::Pages | RecordType::Zeros | RecordType::Discard
+        )
     }
 
     /// Whether this is a blob: a prefix ([`super::Blob`]), then data.

@@ -16,6 +16,10 @@ pub const VERSION_MAX: u16 = 1;
 /// Bit of "zero-runs": ZEROS records stand for all-zero pages. Version 1 needs it.
 pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 
+/// Bit of "discards": DISCARD records say which pages the guest has given back. Without it they are
+/// sent as zeros.
+pub const FEATURE_DISCARDS: u64 = 1 << 1;
+
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Feature {
@@ -26,10 +30,16 @@ pub struct Feature {
 }
 
 /// Every feature that has a name. Bits are never given out twice.
-pub const FEATURES: &[Feature] = &[Feature {
-    bit: 0,
-    name: "zero-runs",
-}];
+pub const FEATURES: &[Feature] = &[
+    Feature {
+        bit: 0,
+        name: "zero-runs",
+    },
+    Feature {
+        bit: 1,
+        name: "discards",
+    },
+];
 
 /// What one side can do and insists on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,8 +60,18 @@ impl Default for Ours {
         Ours {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            offered: FEATURE_ZERO_RUNS,
+            offered: FEATURE_ZERO_RUNS | FEATURE_DISCARDS,
             required: FEATURE_ZERO_RUNS,
+        }
+    }
+}
+
+impl Ours {
+    /// The same without features that this side was told to do without.
+    pub fn without(self, features: u64) -> Ours {
+        Ours {
+            offered: self.offered & !features,
+            ..self
         }
     }
 }

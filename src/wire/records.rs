@@ -291,11 +291,11 @@ pub struct Marker {
     pub pass: u32,
     /// [`MARKER_FLAG_FINAL`] or nothing.
     pub flags: u32,
-    /// PAGES and ZEROS records sent on this channel since it was opened.
+    /// PAGES, ZEROS and DISCARD records sent on this channel since it was opened.
     pub records: u64,
     /// Pages sent in PAGES records on this channel since it was opened.
     pub data_pages: u64,
-    /// Pages sent in ZEROS records on this channel since it was opened.
+    /// Pages sent in ZEROS and DISCARD records on this channel since it was opened.
     pub zero_pages: u64,
 }
 
@@ -638,7 +638,11 @@ impl Record {
             RecordType::Keepalive => Record::Keepalive,
             RecordType::BlockAdded => Record::BlockAdded(block(payload)?),
             RecordType::BlockRemoved => Record::BlockRemoved { id: header.block },
-            RecordType::Pages | RecordType::Zeros | RecordType::State | RecordType::Early => {
+            RecordType::Pages
+            | RecordType::Zeros
+            | RecordType::Discard
+            | RecordType::State
+            | RecordType::Early => {
                 return Err(Error::new(
                     Kind::Protocol,
                     format!("expected a control record, found {}", kind.name()),

@@ -171,6 +171,10 @@ fn examples() -> Vec<(&'static str, Any)> {
             "block_removed",
             Any::Control(Record::BlockRemoved { id: 9 }),
         ),
+        (
+            "discard",
+            Any::Run(Header::discard(1, Pages(1536), 511), vec![]),
+        ),
     ]
 }
 
@@ -211,7 +215,7 @@ fn there_is_an_example_of_every_type() {
         .map(|(_, value)| u16::from_le_bytes(encode(value)[4..6].try_into().unwrap()))
         .collect();
     numbers.sort_unstable();
-    assert_eq!(numbers, (1..=21).collect::<Vec<u16>>());
+    assert_eq!(numbers, (1..=22).collect::<Vec<u16>>());
     for kind in RecordType::ALL {
         assert_eq!(RecordType::from_number(kind.number()), Some(*kind));
     }
@@ -368,7 +372,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 21"],
+        &["999", "1 to 22"],
     );
     refused(
         Header {
@@ -422,6 +426,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
         let base = match kind {
             RecordType::Pages => Header::pages(0, Pages(0), 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
+            RecordType::Discard => Header::discard(0, Pages(0), 1),
             _ => Header::control(kind, 0, 0),
         };
         for payload in [most + 1, u32::MAX] {
@@ -460,7 +465,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
 #[test]
 fn a_run_stays_inside_its_block_and_its_stretch() {
     let block = Pages(1500);
-    for build in [Header::pages, Header::zeros] {
+    for build in [Header::pages, Header::zeros, Header::discard] {
         for (first, count) in [
             (0, 1),
             (0, 512),
@@ -510,7 +515,7 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
     );
     refused(
         Header::control(RecordType::Ack, 0, 8).check_run(block),
-        &["PAGES or ZEROS"],
+        &["PAGES, ZEROS or DISCARD"],
     );
 }
 
@@ -755,7 +760,12 @@ mod negotiation {
     fn the_newest_common_version_and_the_common_features_are_used() {
         for (theirs, here, chosen) in [
             (hello(1, 1, 1, 1), Ours::default(), (1, 1)),
-            (hello(1, 9, 0xff, 1), Ours::default(), (1, 1)),
+            (hello(1, 9, 0xff, 1), Ours::default(), (1, 3)),
+            (
+                hello(1, 1, 3, 1),
+                Ours::default().without(FEATURE_DISCARDS),
+                (1, 1),
+            ),
             (hello(2, 5, 0b1101, 0), ours(3, 9, 0b0111, 1), (5, 0b0101)),
             (
                 hello(3, 9, 0b0111, 0b100),
@@ -838,7 +848,7 @@ mod negotiation {
             check_reply(&reply(2, 1), &Ours::default()),
             &["1 to 1", "found 2"],
         );
-        version_error(check_reply(&reply(1, 3), &Ours::default()), &["bit 1"]);
+        version_error(check_reply(&reply(1, 5), &Ours::default()), &["bit 2"]);
         version_error(check_reply(&reply(1, 0), &Ours::default()), &["zero-runs"]);
     }
 
@@ -936,7 +946,9 @@ fn any_record() -> impl Strategy<Value = Any> {
             let first = first >> 1;
             let room = 512 - (first % 512) as u32;
             let count = 1 + count % room;
-            if zero {
+            if zero && count % 2 == 0 {
+                Any::Run(Header::discard(block, Pages(first), count), vec![])
+            } else if zero {
                 Any::Run(Header::zeros(block, Pages(first), count), vec![])
             } else {
                 let count = count.min(3);

@@ -205,6 +205,13 @@ impl Gate {
         self.running.store(true, Ordering::SeqCst);
         self.changed.notify_all();
     }
+    /// Returns when it runs, or is stopped for good.
+    fn wait_running(&self) {
+        let mut lock = self.lock.lock().unwrap();
+        while !self.running.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
+            lock = self.changed.wait(lock).unwrap();
+        }
+    }
     fn stop(&self) {
         let _lock = self.lock.lock().unwrap();
         self.stop.store(true, Ordering::SeqCst);
@@ -339,6 +346,21 @@ impl Guest {
         self.threads.lock().unwrap().push(thread);
     }
 
+    /// For a test's own writers: once the guest runs, lets `write` write into these blocks (and
+    /// mark it) before the guest can be paused and before any of them can be unmapped. False
+    /// if the guest is stopped for good.
+    pub fn while_running(&self, write: impl FnOnce(&[(BlockId, Arc<Ram>)])) -> bool {
+        let gate = &self.inner.gate;
+        gate.wait_running();
+        let _inside = gate.inside.read().unwrap();
+        if gate.running.load(Ordering::SeqCst) {
+            // Cloned inside, and gone before whoever removes a block gets past the gate.
+            let targets = self.inner.targets.lock().unwrap().clone();
+            write(&targets);
+        }
+        !gate.stop.load(Ordering::SeqCst)
+    }
+
     pub fn pause(&self) {
         self.inner.gate.pause();
     }
@@ -433,11 +455,7 @@ impl Inner {
                     self.tracker.mark_block(*id, Bytes(number as u64 * 8), 8);
                 }
             }
-            let mut lock = gate.lock.lock().unwrap();
-            while !gate.running.load(Ordering::SeqCst) && !gate.stop.load(Ordering::SeqCst) {
-                lock = gate.changed.wait(lock).unwrap();
-            }
-            drop(lock);
+            gate.wait_running();
             if pause.is_zero() {
                 std::thread::yield_now();
             } else {
@@ -462,11 +480,7 @@ impl Inner {
                     self.tracker.mark_block(first, Bytes(0), 8);
                 }
             }
-            let mut lock = gate.lock.lock().unwrap();
-            while !gate.running.load(Ordering::SeqCst) && !gate.stop.load(Ordering::SeqCst) {
-                lock = gate.changed.wait(lock).unwrap();
-            }
-            drop(lock);
+            gate.wait_running();
             std::thread::sleep(pause);
         }
     }

@@ -325,6 +325,11 @@ impl DirtyLog for KvmLog {
         super::logged(map)
     }
 
+    fn heap_bytes(&self) -> u64 {
+        let copies = self.copies.values();
+        copies.map(|copy| copy.words.capacity() as u64 * 8).sum()
+    }
+
     fn start(&mut self, map: &Map) -> Result<Initial> {
         if self.started {
             return Err(Error::new(Kind::State, "this dirty log is started already"));
@@ -412,12 +417,15 @@ impl DirtyLog for KvmLog {
             .iter()
             .filter(|s| self.copies.contains_key(&s.slot) && !kept(s, new))
             .collect();
+        let mut read: Vec<&Slot> = Vec::with_capacity(gone.len());
         for slot in &gone {
             // Deleting a slot frees its bitmap; what it holds is read before. A failed GET
             // may have cleared what it could not deliver, so all counts as dirty then (the
             // block can stay, and be seen through another slot). It does not refuse the
             // change: the slot goes in any case.
-            if self.harvest_slot(slot, sink).is_err() {
+            if self.harvest_slot(slot, sink).is_ok() {
+                read.push(slot);
+            } else {
                 sink.everything(
                     Origin::Slot {
                         slot: slot.slot,
@@ -436,8 +444,9 @@ impl DirtyLog for KvmLog {
             self.copies.remove(&slot.slot);
         }
         // A slot that stays in KVM would stay logged. One that cannot be switched off costs
-        // speed, and goes all the same.
-        let _ = self.switch(&gone, false);
+        // speed, and goes all the same. One that could not be read may be deleted already, and
+        // KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may be unmapped soon.
+        let _ = self.switch(&read, false);
         self.start_slots(&fresh)?;
         if self.clear_at_harvest && self.mode == KvmMode::InitiallySet {
             // Every page of them becomes pending now, through the tracker. Without this

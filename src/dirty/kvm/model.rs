@@ -175,6 +175,11 @@ impl Kvm {
         assert!(self.state().slots.remove(&slot).is_some());
     }
 
+    /// Whether there is a slot of that number.
+    pub fn exists(&self, slot: u32) -> bool {
+        self.state().slots.contains_key(&slot)
+    }
+
     /// The guest writes to a page of a slot.
     pub fn guest_write(&self, slot: u32, page: u64) {
         self.state().write(slot, page);
@@ -294,9 +299,19 @@ impl Vm for Kvm {
             state.fail_regions -= 1;
             return Err(errno(call, region.slot, "ENOMEM"));
         }
-        let Some(slot) = state.slots.get_mut(&region.slot) else {
-            return Err(errno(call, region.slot, "the engine makes no slots"));
-        };
+        // What the kernel does with a number that it does not know. The engine never means it.
+        let slot = state.slots.entry(region.slot).or_insert_with(|| {
+            let mut made = SlotState {
+                region: Region {
+                    flags: region.flags & !MEM_LOG_DIRTY_PAGES,
+                    ..*region
+                },
+                bitmap: None,
+                writable: Vec::new(),
+            };
+            made.writable = made.ones();
+            made
+        });
         let was = slot.region;
         // Only the flags of a live slot can change; a move is the VMM's.
         let flags = was.flags & !MEM_LOG_DIRTY_PAGES | region.flags & MEM_LOG_DIRTY_PAGES;

@@ -1,0 +1,300 @@
+//! Huge guests that cost nothing: VMs of the real KVM whose memory is reserved and never
+//! touched, tracked, with a clock on the kernel's calls and a hand on its clears. What the
+//! figures of syncs are measured on; measures nothing itself.
+//!
+//! No vCPU runs. Logging starts with every bit set, so a density is made by clearing all but
+//! the wanted share; from then on the kernel answers each GET with the same bits, because
+//! the clears of the walks between the syncs are kept from it.
+
+use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, SyncReport, Tracker};
+use brant::dirty::{DirtyLog, When};
+use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
+use brant::sys::kvm::{Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use brant::units::{Bytes, Pages, PAGE_SIZE};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::Kvm;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
+
+pub const GIB: u64 = 1 << 30;
+
+/// What happens to a clear.
+pub enum Clear {
+    /// It reaches the kernel.
+    Pass,
+    /// It reaches the kernel without the pages wanted: one in `1 / density`, scattered.
+    Leave { density: f64 },
+    /// It does not.
+    Drop,
+}
+
+pub struct Control {
+    clear: Clear,
+    /// Time in GET, and in CLEAR.
+    pub get: Duration,
+    pub clearing: Duration,
+    /// How often CLEAR was called.
+    pub clears: u64,
+}
+
+/// The kernel with a clock, and with a hand on its clears.
+struct Timed(VmFd, Arc<Mutex<Control>>);
+
+impl Vm for Timed {
+    fn check_extension(&self, cap: u32) -> u64 {
+        self.0.check_extension(cap)
+    }
+    fn enable_cap(&mut self, cap: u32, arg: u64) -> brant::Result<()> {
+        self.0.enable_cap(cap, arg)
+    }
+    fn set_region(&mut self, region: &Region) -> brant::Result<()> {
+        self.0.set_region(region)
+    }
+    fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> brant::Result<()> {
+        let begun = Instant::now();
+        let result = self.0.get_dirty_log(slot, words);
+        self.1.lock().unwrap().get += begun.elapsed();
+        result
+    }
+    fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first: u64,
+        pages: u32,
+        words: &[u64],
+    ) -> brant::Result<()> {
+        let mut control = self.1.lock().unwrap();
+        let begun = Instant::now();
+        let result = match control.clear {
+            Clear::Pass => self.0.clear_dirty_log(slot, first, pages, words),
+            Clear::Drop => Ok(()),
+            Clear::Leave { density } => {
+                let left = without(words, density);
+                self.0.clear_dirty_log(slot, first, pages, &left)
+            }
+        };
+        control.clearing += begun.elapsed();
+        control.clears += 1;
+        result
+    }
+}
+
+/// `words` without a scattered share of its bits.
+fn without(words: &[u64], density: f64) -> Vec<u64> {
+    let mut words = words.to_vec();
+    scattered(&mut words, density, 0, |word, bit| *word &= !bit);
+    words
+}
+
+/// Calls `f` with the word and the bit of a scattered share of `words`, another for each `seed`.
+pub fn scattered(words: &mut [u64], density: f64, seed: u64, f: impl Fn(&mut u64, u64)) {
+    if density > 0.0 {
+        let mut state = 0x1234_5678_9abc_def1u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut at = 0;
+        loop {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let gap = (state >> 32) as f64 / (1u64 << 32) as f64 * 2.0 * (1.0 / density - 0.5);
+            at += gap as usize;
+            match words.get_mut(at / 64) {
+                Some(word) => f(word, 1 << (at % 64)),
+                None => break,
+            }
+            at += 1;
+        }
+    }
+}
+
+/// Address space for a slot.
+struct Reserved(*mut u8, usize);
+
+impl Reserved {
+    fn new(length: u64) -> Reserved {
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "{length} bytes of address space");
+        Reserved(at.cast(), length as usize)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; the VM is dropped before it.
+        unsafe { libc::munmap(self.0.cast(), self.1) };
+    }
+}
+
+/// How a guest's memory is laid out and tracked.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Of guest memory.
+    pub length: u64,
+    /// Into how many slots it is cut.
+    pub slots: u64,
+    /// Blocks are cut one page past a multiple of 64, and guest addresses are off by a page
+    /// from both.
+    pub odd: bool,
+    pub mode: KvmMode,
+    pub clearing: Clearing,
+}
+
+impl Shape {
+    /// One slot, as what ships tracks it.
+    pub fn plain(length: u64) -> Shape {
+        Shape {
+            length,
+            slots: 1,
+            odd: false,
+            mode: KvmMode::InitiallySet,
+            clearing: Clearing::default(),
+        }
+    }
+}
+
+/// A tracked VM.
+pub struct Machine {
+    pub lease: Lease,
+    pub control: Arc<Mutex<Control>>,
+    vm: kvm_ioctls::VmFd,
+    _ram: Reserved,
+}
+
+impl Machine {
+    /// Not started yet. `others`: logs beside KVM's.
+    pub fn new(kvm: &Kvm, shape: &Shape, others: Vec<Box<dyn DirtyLog>>) -> Machine {
+        let vm = kvm.create_vm().unwrap();
+        let odd = u64::from(shape.odd);
+        let pages = shape.length / PAGE_SIZE;
+        let ram = Reserved::new(shape.length + odd * PAGE_SIZE);
+        let memory = Arc::new(Memory::new().unwrap());
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: ram.0,
+                length: Bytes(ram.1 as u64),
+                page_size: Bytes(PAGE_SIZE),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        let cut = |i| pages / shape.slots * i / 64 * 64 + odd;
+        for slot in 0..shape.slots {
+            let first = cut(slot);
+            let end = match slot + 1 == shape.slots {
+                true => pages + odd,
+                false => cut(slot + 1),
+            };
+            let guest = (first + odd) * PAGE_SIZE;
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: guest,
+                memory_size: (end - first) * PAGE_SIZE,
+                userspace_addr: ram.0 as u64 + first * PAGE_SIZE,
+            };
+            // SAFETY: the memory outlives the VM.
+            unsafe { vm.set_user_memory_region(region) }.unwrap();
+            memory
+                .add_slot(&SlotDescription {
+                    slot: slot as u32,
+                    flags: 0,
+                    block: "ram".into(),
+                    offset: Bytes(first * PAGE_SIZE),
+                    length: Bytes((end - first) * PAGE_SIZE),
+                    guest_address: GuestAddress(guest),
+                })
+                .unwrap();
+        }
+        let control = Arc::new(Mutex::new(Control {
+            clear: Clear::Pass,
+            get: Duration::ZERO,
+            clearing: Duration::ZERO,
+            clears: 0,
+        }));
+        let timed = Timed(boundary(&vm), Arc::clone(&control));
+        let tracker = Tracker::new(memory, shape.clearing).unwrap();
+        let log = KvmLog::new(Box::new(timed), shape.mode, LogSwitch::Brant);
+        tracker.add_log(Box::new(log)).unwrap();
+        for log in others {
+            tracker.add_log(log).unwrap();
+        }
+        let lease = tracker.lease().unwrap();
+        Machine {
+            lease,
+            control,
+            vm,
+            _ram: ram,
+        }
+    }
+
+    /// Starts it with a share of its pages dirty, which every sync from now on finds again.
+    pub fn start_dirty(&self, density: f64) {
+        self.clears(Clear::Leave { density });
+        // Clears everything, and so leaves what is wanted.
+        self.lease.start(StartWith::Nothing).unwrap();
+        self.clears(Clear::Drop);
+    }
+
+    pub fn clears(&self, clear: Clear) {
+        let mut control = self.control.lock().unwrap();
+        control.clear = clear;
+        control.clearing = Duration::ZERO;
+        control.clears = 0;
+    }
+
+    /// Takes everything that is pending.
+    pub fn drain(&self) {
+        let mut cursor = Cursor::default();
+        let mut runs = Vec::new();
+        loop {
+            self.lease
+                .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
+                .unwrap();
+            if runs.is_empty() {
+                break;
+            }
+        }
+    }
+
+    /// A sync, and its time in the kernel's GET.
+    pub fn sync(&self) -> (SyncReport, Duration) {
+        self.control.lock().unwrap().get = Duration::ZERO;
+        let report = self.lease.sync(When::Running).unwrap();
+        (report, self.control.lock().unwrap().get)
+    }
+
+    /// Has the kernel write the bitmap of the first slot.
+    pub fn get(&self, words: &mut [u64]) {
+        boundary(&self.vm).get_dirty_log(0, words).unwrap();
+    }
+}
+
+fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
+    // SAFETY: the descriptor is open while `vm` is.
+    let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    VmFd::new(fd.try_clone_to_owned().unwrap()).unwrap()
+}
+
+/// KVM, with dirty logs that start all set; or why there is none.
+pub fn kvm() -> Result<Kvm, String> {
+    match Kvm::new() {
+        Ok(kvm) if kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG_PROTECT2.into()) & 3 == 3 => {
+            Ok(kvm)
+        }
+        Ok(_) => Err("this KVM has no initially-set dirty logs".into()),
+        Err(e) => Err(format!("/dev/kvm cannot be opened: {e}")),
+    }
+}

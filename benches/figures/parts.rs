@@ -1,0 +1,295 @@
+//! What each part of a sync costs, for guests of 256 GiB to 3 TiB: KVM's GET, merging what it
+//! gave, the VMM's marks, and the logs of 24 vhost devices. And that slots and addresses which
+//! are no multiples of 64 pages cost what aligned ones do.
+//!
+//! Devices write a tenth of what vCPUs do, the marks of the VMM in runs of 32 pages. Each
+//! device has a log of its own here, as vhost-user back ends have that were not given one to
+//! share.
+
+use crate::machine::{kvm, scattered, Clear, Machine, Shape, GIB};
+use crate::report::{alternate, Report, Runs};
+use brant::dirty::tracker::{Clearing, LogReport, StartWith};
+use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
+use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
+use brant::memory::Map;
+use brant::units::{Pages, PAGE_SIZE};
+use kvm_ioctls::Kvm;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use vm_memory::GuestAddress;
+
+const RUNS: usize = 5;
+const SIZES: [(&str, u64); 3] = [
+    ("256GiB", 256 * GIB),
+    ("1TiB", 1024 * GIB),
+    ("3TiB", 3072 * GIB),
+];
+const DENSITIES: [(&str, f64); 4] = [("0%", 0.0), ("0.1%", 0.001), ("1%", 0.01), ("10%", 0.1)];
+const DEVICES: u64 = 24;
+/// Bytes for a guest page, all in all: KVM's own maps of a slot (10), its two bitmaps, ours,
+/// and those of the devices.
+const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + DEVICES) / 8 + 1;
+/// What is left to whoever else is on the machine.
+const SPARE: u64 = 2 * GIB;
+/// How long a sync of a 256 GiB guest took elsewhere, once its misaligned blocks no longer
+/// made a clear of every other page (73 ms before). Another machine: an order of magnitude.
+const ELSEWHERE_MS: f64 = 12.0;
+
+/// A log by guest address, off from slots as the addresses say. What it holds stays: each
+/// harvest finds it again.
+struct ByAddress {
+    words: Vec<u64>,
+}
+
+impl ByAddress {
+    fn new(pages: u64, density: f64) -> ByAddress {
+        let mut words = vec![0u64; pages.div_ceil(64) as usize];
+        scattered(&mut words, density, 1, |word, bit| *word |= bit);
+        ByAddress { words }
+    }
+}
+
+/// One vhost device: where its log is.
+#[derive(Default)]
+struct Device {
+    log: Mutex<Option<(usize, usize)>>,
+}
+
+impl Device {
+    /// Logs what it wrote since the last sync.
+    fn write(&self, number: u64, density: f64) {
+        if let Some((address, length)) = *self.log.lock().unwrap() {
+            let words = std::ptr::slice_from_raw_parts_mut(address as *mut u64, length / 8);
+            // SAFETY: the mapping stays while the log is on, and nobody harvests meanwhile.
+            scattered(unsafe { &mut *words }, density, number, |word, bit| {
+                *word |= bit
+            });
+        }
+    }
+}
+
+impl VhostBackEnds for Device {
+    fn log_on(&self, memory: &LogMemory) -> brant::Result<()> {
+        let at = (memory.address() as usize, memory.length() as usize);
+        *self.log.lock().unwrap() = Some(at);
+        Ok(())
+    }
+    fn log_off(&self) -> brant::Result<()> {
+        *self.log.lock().unwrap() = None;
+        Ok(())
+    }
+}
+
+impl DirtyLog for ByAddress {
+    fn kind(&self) -> LogKind {
+        LogKind::Iommufd
+    }
+    fn start(&mut self, _: &Map) -> brant::Result<Initial> {
+        Ok(Initial::Clean)
+    }
+    fn stop(&mut self, _: &Map) -> brant::Result<()> {
+        Ok(())
+    }
+    fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> brant::Result<Harvested> {
+        let pages = Pages(self.words.len() as u64 * 64);
+        sink.bitmap(Origin::Guest(GuestAddress(0)), &self.words, pages);
+        Ok(Harvested::Complete)
+    }
+    fn covered(&self, _: &Map) -> Vec<Extent> {
+        Vec::new()
+    }
+    fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> brant::Result<()> {
+        Ok(())
+    }
+}
+
+/// All figures of this file.
+pub fn measure(report: &mut Report) {
+    let families = ["sync.parts/", "sync.misaligned_ratio", "sync.clear_ioctls"];
+    if !families.iter().any(|family| report.wants_any(family)) {
+        return;
+    }
+    let kvm = match kvm() {
+        Ok(kvm) => kvm,
+        Err(reason) => {
+            for family in families {
+                report.skipped(family, &reason);
+            }
+            return;
+        }
+    };
+    if report.wants("sync.clear_ioctls") {
+        clear_ioctls(report, &kvm);
+    }
+    if report.wants_any("sync.misaligned_ratio") {
+        misaligned(report, &kvm);
+    }
+    for (size, length) in SIZES {
+        for (density_name, density) in DENSITIES {
+            let name = format!("sync.parts/{size}-{density_name}");
+            if report.wants_any(&name) {
+                parts(report, &kvm, &name, length, density);
+            }
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Clear calls for a block of 4 MiB that is all dirty, beside those of an aligned one.
+fn clear_ioctls(report: &mut Report, kvm: &Kvm) {
+    let [odd, even]: [Runs; 2] = alternate(1, |contender| {
+        let mut shape = Shape::plain(4 << 20);
+        shape.odd = contender == 0;
+        let machine = Machine::new(kvm, &shape, Vec::new());
+        machine.lease.start(StartWith::Everything).unwrap();
+        machine.sync();
+        machine.clears(Clear::Pass);
+        machine.drain();
+        let clears = machine.control.lock().unwrap().clears;
+        machine.lease.stop().unwrap();
+        clears as f64
+    });
+    report.compared("sync.clear_ioctls", "calls", &odd, "aligned", &even);
+}
+
+/// 256 GiB in several slots, cut one page past multiples of 64, with a log of guest addresses
+/// that is off by a page from them; beside the same cut at multiples of 64.
+fn misaligned(report: &mut Report, kvm: &Kvm) {
+    const DENSITY: f64 = 0.1;
+    let length = SIZES[0].1;
+    let machines = [true, false].map(|odd| {
+        let shape = Shape {
+            slots: 7,
+            odd,
+            ..Shape::plain(length)
+        };
+        let by_address = ByAddress::new(length / PAGE_SIZE + 2, DENSITY);
+        let machine = Machine::new(kvm, &shape, vec![Box::new(by_address)]);
+        machine.start_dirty(DENSITY);
+        machine
+    });
+    let mut whole: [Runs; 2] = Default::default();
+    let outside: [Runs; 2] = alternate(2 * RUNS, |contender| {
+        let (synced, get) = machines[contender].sync();
+        machines[contender].drain();
+        whole[contender].push(ms(synced.time));
+        ms(synced.time - get)
+    });
+    let [ours, theirs] = &outside;
+    report.compared("sync.misaligned_ratio", "ms", ours, "aligned", theirs);
+    let [ours, theirs] = &whole;
+    let name = "sync.misaligned_ratio/with-kernel";
+    report.compared(name, "ms", ours, "aligned", theirs);
+    for machine in &machines {
+        machine.lease.stop().unwrap();
+    }
+}
+
+/// What the machine can still give.
+fn available() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
+fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) {
+    let pages = length / PAGE_SIZE;
+    let needed = pages * BYTES_PER_PAGE + SPARE;
+    if available() < needed {
+        let reason = format!("needs {} GiB of free memory", needed.div_ceil(GIB));
+        return report.skipped(name, &reason);
+    }
+    let devices: Vec<Arc<Device>> = (0..DEVICES).map(|_| Arc::default()).collect();
+    let log = |device: &Arc<Device>| -> Box<dyn DirtyLog> {
+        Box::new(VhostLog::new(Arc::clone(device) as _, 0).unwrap())
+    };
+    let logs = devices.iter().map(log).collect();
+    let machine = Machine::new(kvm, &Shape::plain(length), logs);
+    machine.start_dirty(density);
+    let block = machine.lease.memory().map().blocks()[0].id();
+    // One run of 32 pages in so many.
+    let step = (density > 0.0).then(|| (32.0 * 10.0 / density) as u64);
+    let names = ["kvm", "merge", "reported", "vhost", "whole"];
+    let mut figures: [Runs; 5] = Default::default();
+    for turn in 0..=RUNS {
+        for page in step
+            .map_or(0..0, |_| 0..pages)
+            .step_by(step.unwrap_or(1) as usize)
+        {
+            let offset = brant::units::Bytes(page * PAGE_SIZE);
+            machine.lease.mark_block(block, offset, 32 * PAGE_SIZE);
+        }
+        for (number, device) in devices.iter().enumerate() {
+            device.write(number as u64 + 1, density / 10.0 / DEVICES as f64);
+        }
+        let (synced, get) = machine.sync();
+        machine.drain();
+        if turn == 0 {
+            continue;
+        }
+        let of = |kind| {
+            let those = synced.logs.iter().filter(|log| log.kind == kind);
+            those.map(|log: &LogReport| log.time).sum::<Duration>()
+        };
+        let kvm = of(LogKind::KvmLog);
+        let times = [
+            get,
+            kvm - get,
+            of(LogKind::Reported),
+            of(LogKind::Vhost),
+            synced.time,
+        ];
+        for (runs, time) in figures.iter_mut().zip(times) {
+            runs.push(ms(time));
+        }
+    }
+    machine.lease.stop().unwrap();
+    let whole = &figures[4];
+    for (part, runs) in names.iter().zip(&figures) {
+        let name = format!("{name}/{part}");
+        if *part != "whole" {
+            report.compared(&name, "ms", runs, "the whole sync", whole);
+        } else if length == SIZES[0].1 {
+            report.compared(&name, "ms", runs, "elsewhere", &Runs::of(ELSEWHERE_MS));
+        } else {
+            report.compared(&name, "ms", runs, "itself", whole);
+        }
+    }
+}
+
+/// What brant holds for each page of the guest, beside the three bitmaps of a slot's own, a
+/// global one and a migration's.
+pub fn layers(report: &mut Report) {
+    use brant::dirty::kvm::KvmMode;
+    const FAMILY: &str = "layers.bytes_per_page/";
+    if !report.wants_any(FAMILY) {
+        return;
+    }
+    let kvm = match kvm() {
+        Ok(kvm) => kvm,
+        Err(reason) => return report.skipped(FAMILY, &reason),
+    };
+    let length = SIZES[0].1;
+    for (name, mode, clearing) in [
+        ("get-and-clear", KvmMode::GetAndClear, Clearing::AtSync),
+        ("manual", KvmMode::InitiallySet, Clearing::default()),
+        ("manual-at-sync", KvmMode::InitiallySet, Clearing::AtSync),
+    ] {
+        let shape = Shape {
+            mode,
+            clearing,
+            ..Shape::plain(length)
+        };
+        let machine = Machine::new(&kvm, &shape, Vec::new());
+        machine.lease.start(StartWith::Nothing).unwrap();
+        let held = machine.lease.heap_bytes() as f64 / (length / PAGE_SIZE) as f64;
+        machine.lease.stop().unwrap();
+        let three = Runs::of(3.0 / 8.0);
+        let name = format!("{FAMILY}{name}");
+        report.compared(&name, "bytes", &Runs::of(held), "three bitmaps", &three);
+    }
+}

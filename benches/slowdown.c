@@ -1,0 +1,78 @@
+/*
+ * How many pages a second a guest writes, flat out, while it is tracked in the way that is
+ * named, or not at all. The guest is the one of examples/minivmm, with one vCPU and 256 MiB
+ * that it writes at random; brant syncs ten times a second and takes all that is pending, as
+ * the passes of a migration do, and copies none of it. Prints the rate alone, or in its place
+ * why there is none. Called by benches/figures/slowdown.rs.
+ */
+#include "support.h"
+
+/* Counted after a beginning in which the guest writes every page once. */
+enum { COUNTED_MS = 1000, SYNC_MS = 100 };
+
+static const struct tracking ways[] = {
+    { "get-and-clear", BRANT_KVM_GET_AND_CLEAR, BRANT_CLEAR_CHUNKED, 0 },
+    { "manual", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 0 },
+    { "initially-set", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_CHUNKED, 0 },
+    { "initially-set-at-sync", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_AT_SYNC, 0 },
+};
+
+static void take_all(struct vm *vm)
+{
+    brant_run runs[256];
+    size_t count = 0;
+
+    do
+        must(brant_tracker_take(atomic_load(&vm->tracker), runs, 256, &count, &e));
+    while (count);
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+    const struct tracking *way = NULL;
+    struct mv_config config = {
+        .vcpus = 1, .memory_bytes = 256 * MIB, .workload = GV_SWEEP, .fill_percent = 100
+    };
+    uint64_t begun, until, next, written;
+    char why[256];
+    struct vm *vm;
+
+    if (mv_kvm_available(why, sizeof why)) {
+        printf("%s\n", why);
+        return 0;
+    }
+    for (unsigned i = 0; i < sizeof ways / sizeof ways[0]; i++)
+        if (strcmp(ways[i].name, name) == 0)
+            way = &ways[i];
+    if (!way && strcmp(name, "untracked") != 0)
+        bail("one of untracked, get-and-clear, manual, initially-set, initially-set-at-sync");
+    vm = vm_new(&config);
+    vm_start(vm);
+    /* The first touch of a page costs the host more than anything measured here. */
+    vm_writes(vm, vm->pages);
+    vm_pause(vm);
+    mv_set_workload(vm->machine, GV_RANDOM);
+    if (way) {
+        vm_track(vm, way);
+        must(brant_tracker_start(atomic_load(&vm->tracker), BRANT_START_ALL, &e));
+    }
+    vm_resume(vm);
+    begun = now_us();
+    written = vm_written(vm);
+    until = begun + COUNTED_MS * 1000;
+    for (next = begun + SYNC_MS * 1000; next <= until; next += SYNC_MS * 1000) {
+        uint64_t now = now_us();
+
+        if (now < next)
+            sleep_us(next - now);
+        if (way) {
+            vm_sync(vm, BRANT_SYNC_RUNNING);
+            take_all(vm);
+        }
+    }
+    written = vm_written(vm) - written;
+    printf("%.0f\n", (double)written * 1e6 / (double)(now_us() - begun));
+    vm_free(vm);
+    return 0;
+}

@@ -1,0 +1,231 @@
+//! What devices that are passed through write, by VFIO and by iommufd.
+
+use super::error::{brant_error, invalid};
+use super::structs::{handle, read_known, sized};
+use super::tracker::brant_tracker;
+use crate::dirty::iommufd::IommufdLog;
+use crate::dirty::iova::{DmaRange, Iovas, Target, RANGES_MAX};
+use crate::dirty::vfio::{VfioContainerLog, VfioDeviceLog};
+use crate::error::Result;
+use crate::memory::BlockId;
+use crate::units::{Bytes, PAGE_SIZE};
+use std::os::fd::{FromRawFd, OwnedFd};
+use vm_memory::GuestAddress;
+
+/// In `brant_dma_range.block`: `address` is a guest physical address.
+pub const BRANT_NO_BLOCK: u32 = 0xffff_ffff;
+
+/// What a range of I/O virtual addresses shows to a device. One mapping for DMA, page-aligned.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_dma_range {
+    /// The first I/O virtual address.
+    pub iova: u64,
+    /// Bytes; not 0.
+    pub length: u64,
+    /// Where it begins: an offset in `block`, bytes, or a guest physical address.
+    pub address: u64,
+    /// The block's number, or BRANT_NO_BLOCK.
+    pub block: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_vfio {
+    /// sizeof(brant_vfio).
+    pub size: usize,
+    /// Its descriptor, duplicated (dup): brant's from here on, whatever the call returns.
+    pub fd: i32,
+    /// 0.
+    pub reserved: u32,
+    /// For a device, in which pages it should track, bytes: a power of two from 4096 to 1 GiB; its
+    /// driver may choose another. 0 means 4096. For a container, 0.
+    pub page_size: u64,
+    /// What the device may write, without overlaps; copied. NULL: each writable slot of the guest
+    /// is one mapping, at an I/O virtual address that is its guest address.
+    pub ranges: *const brant_dma_range,
+    /// How many; at most 65536.
+    pub range_count: usize,
+}
+
+/// A hardware page table of iommufd.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_iommufd {
+    /// sizeof(brant_iommufd).
+    pub size: usize,
+    /// The iommufd, duplicated (dup): brant's from here on, whatever the call returns.
+    pub fd: i32,
+    /// The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
+    pub hwpt_id: u32,
+    /// As in `brant_vfio`.
+    pub ranges: *const brant_dma_range,
+    /// How many; at most 65536.
+    pub range_count: usize,
+}
+
+sized!(brant_vfio, brant_iommufd);
+
+/// Takes a descriptor that was handed over.
+///
+/// # Safety
+/// `fd`, unless negative, is a descriptor that nobody else closes.
+unsafe fn take(fd: i32, what: &str) -> Result<OwnedFd> {
+    if fd < 0 {
+        return Err(invalid(format!("{what} is no descriptor")));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The ranges as the crate takes them.
+///
+/// # Safety
+/// `ranges` is null or points to `count` ranges.
+unsafe fn iovas(ranges: *const brant_dma_range, count: usize) -> Result<Iovas> {
+    if ranges.is_null() && count == 0 {
+        return Ok(Iovas::Guest);
+    }
+    if ranges.is_null() || count > RANGES_MAX {
+        return Err(invalid(format!(
+            "ranges are NULL and none, or 1 to {RANGES_MAX} of them; found {count}{}",
+            if ranges.is_null() { " at NULL" } else { "" }
+        )));
+    }
+    let mut made = Vec::with_capacity(count);
+    for i in 0..count {
+        // SAFETY: below `count`; C may have aligned it less.
+        let range = unsafe { ranges.add(i).read_unaligned() };
+        if range.reserved != 0 {
+            return Err(invalid("brant_dma_range.reserved is not 0"));
+        }
+        made.push(DmaRange {
+            iova: range.iova,
+            length: Bytes(range.length),
+            target: match range.block {
+                BRANT_NO_BLOCK => Target::Guest(GuestAddress(range.address)),
+                block => Target::Block {
+                    block: BlockId(block),
+                    offset: Bytes(range.address),
+                },
+            },
+        });
+    }
+    Iovas::ranges(made)
+}
+
+/// What both kinds of VFIO descriptors come with.
+///
+/// # Safety
+/// `vfio` is null or a structure as its size says, and its descriptor is handed over.
+unsafe fn vfio_of(vfio: *const brant_vfio) -> Result<(OwnedFd, brant_vfio, Result<()>)> {
+    // SAFETY: the caller's promise.
+    let (vfio, tail) = unsafe { read_known(vfio) }?;
+    if vfio.size < std::mem::offset_of!(brant_vfio, reserved) {
+        return Err(invalid("brant_vfio.fd is no descriptor"));
+    }
+    // SAFETY: handed over by contract; ours from here on, whatever comes.
+    let fd = unsafe { take(vfio.fd, "brant_vfio.fd") }?;
+    let rest = tail.and(match vfio.reserved {
+        0 => Ok(()),
+        _ => Err(invalid("brant_vfio.reserved is not 0")),
+    });
+    Ok((fd, vfio, rest))
+}
+
+/// Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+/// _REPORT, _STOP; Linux 6.1); before tracking starts. BRANT_E_UNSUPPORTED if it keeps none.
+///
+/// When the guest gets memory that the log was not started for, it is started anew and all that
+/// it covers counts as dirty. Before DMA memory is unmapped or a slot removed that others still
+/// show, stop the device's DMA to it; what it logged is read when the slot is removed. Not tried
+/// on hardware yet: tested against the kernel's interface as its header has it.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_add_vfio_device(
+    tracker: *mut brant_tracker,
+    vfio: *const brant_vfio,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let (fd, vfio, rest) = unsafe { vfio_of(vfio) }?;
+        rest?;
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        // SAFETY: as many as it says by contract.
+        let iovas = unsafe { iovas(vfio.ranges, vfio.range_count) }?;
+        let page_size = match vfio.page_size {
+            0 => PAGE_SIZE,
+            size => size,
+        };
+        let log = VfioDeviceLog::from_fd(fd, iovas, page_size)?;
+        tracker.tracker.add_log(Box::new(log))
+    })
+}
+
+/// Adds the dirty log of a VFIO container whose type 1 IOMMU is set (VFIO_IOMMU_DIRTY_PAGES; Linux
+/// 5.8); before tracking starts. BRANT_E_UNSUPPORTED if it has none.
+///
+/// Each range is whole mappings: the kernel refuses to report part of one, and then all counts as
+/// dirty. Where a device does not tell what it pins, the kernel reports every mapped page
+/// each time. What was written disappears with a mapping: unmap memory that stays the guest's
+/// with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and give the bitmap to
+/// `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_add_vfio_container(
+    tracker: *mut brant_tracker,
+    vfio: *const brant_vfio,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let (fd, vfio, rest) = unsafe { vfio_of(vfio) }?;
+        rest?;
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        if vfio.page_size != 0 {
+            return Err(invalid(format!(
+                "brant_vfio.page_size is 0 for a container, whose IOMMU decides; found {}",
+                vfio.page_size
+            )));
+        }
+        // SAFETY: as many as it says by contract.
+        let iovas = unsafe { iovas(vfio.ranges, vfio.range_count) }?;
+        let log = VfioContainerLog::from_fd(fd, iovas)?;
+        tracker.tracker.add_log(Box::new(log))
+    })
+}
+
+/// Adds the dirty log of an iommufd page table (IOMMU_HWPT_SET_DIRTY_TRACKING and
+/// IOMMU_HWPT_GET_DIRTY_BITMAP; Linux 6.7); before tracking starts. BRANT_E_UNSUPPORTED if it
+/// has none.
+///
+/// All of each range is mapped while it is tracked: map a new slot for DMA before it is added
+/// here, and unmap one after it was removed; a range with something unmapped in it counts as
+/// dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_add_iommufd(
+    tracker: *mut brant_tracker,
+    iommufd: *const brant_iommufd,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let (iommufd, tail) = unsafe { read_known(iommufd) }?;
+        if iommufd.size < std::mem::offset_of!(brant_iommufd, hwpt_id) {
+            return Err(invalid("brant_iommufd.fd is no descriptor"));
+        }
+        // SAFETY: handed over by contract; ours from here on, whatever comes.
+        let fd = unsafe { take(iommufd.fd, "brant_iommufd.fd") }?;
+        tail?;
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        // SAFETY: as many as it says by contract.
+        let iovas = unsafe { iovas(iommufd.ranges, iommufd.range_count) }?;
+        let log = IommufdLog::from_fd(fd, iommufd.hwpt_id, iovas)?;
+        tracker.tracker.add_log(Box::new(log))
+    })
+}

@@ -1,0 +1,93 @@
+//! What devices behind an iommufd page table write: the IOMMU sets a dirty bit in the entries
+//! of its tables, and a harvest reads and clears them (Linux 6.7).
+//!
+//! Asked for mapping by mapping, because a range with something unmapped in it is an
+//! error. An entry for a huge page is dirty as a whole, and the kernel says so of every
+//! 4 KiB of it.
+
+use super::iova::{Iovas, Reader};
+use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
+use crate::error::Result;
+use crate::memory::Map;
+use crate::sys::ioctl::{Descriptor, Ioctl};
+use crate::sys::iommufd;
+use crate::units::PAGE_SIZE;
+use std::os::fd::OwnedFd;
+
+/// The log of one hardware page table. See the file's description.
+pub struct IommufdLog {
+    iommufd: Box<dyn Ioctl>,
+    hwpt_id: u32,
+    iovas: Iovas,
+    reader: Option<Reader>,
+}
+
+impl IommufdLog {
+    /// The log of page table `hwpt_id`, which was allocated with dirty tracking; it is switched
+    /// off, which tells whether there is one. [`crate::error::Kind::Unsupported`] if not.
+    pub fn new(mut iommufd: Box<dyn Ioctl>, hwpt_id: u32, iovas: Iovas) -> Result<Self> {
+        iommufd::set_dirty_tracking(&mut *iommufd, hwpt_id, false)?;
+        Ok(IommufdLog {
+            iommufd,
+            hwpt_id,
+            iovas,
+            reader: None,
+        })
+    }
+
+    /// The same from an iommufd, which is brant's from here on.
+    pub fn from_fd(iommufd: OwnedFd, hwpt_id: u32, iovas: Iovas) -> Result<Self> {
+        IommufdLog::new(Box::new(Descriptor::new(iommufd)), hwpt_id, iovas)
+    }
+
+    fn reader(&self, map: &Map) -> Result<Reader> {
+        // Mappings begin and end at pages of the host's, the least that the IOMMU asks for.
+        Reader::new(self.iovas.mapped(map), PAGE_SIZE, false)
+    }
+}
+
+impl DirtyLog for IommufdLog {
+    fn kind(&self) -> LogKind {
+        LogKind::Iommufd
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        let reader = self.reader(map)?;
+        iommufd::set_dirty_tracking(&mut *self.iommufd, self.hwpt_id, true)?;
+        self.reader = Some(reader);
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        match self.reader.take() {
+            Some(_) => iommufd::set_dirty_tracking(&mut *self.iommufd, self.hwpt_id, false),
+            None => Ok(()),
+        }
+    }
+
+    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        if let Some(reader) = &mut self.reader {
+            let (iommufd, hwpt_id) = (&mut *self.iommufd, self.hwpt_id);
+            reader.harvest(&self.iovas, sink, |iova, length, page, bitmap| {
+                iommufd::get_dirty_bitmap(iommufd, hwpt_id, iova, length, page, bitmap)
+            })?;
+        }
+        Ok(Harvested::Complete)
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        self.iovas.covered(map)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if self.reader.is_none() || old.slots() == new.slots() {
+            return Ok(());
+        }
+        let reader = self.reader(new)?;
+        if self.harvest(old, When::Running, sink).is_err() {
+            self.iovas.everything(old, sink);
+        }
+        self.reader = Some(reader);
+        Ok(())
+    }
+}

@@ -1,0 +1,387 @@
+//! I/O virtual addresses: which of them devices may write, which guest memory they are, and
+//! how a bitmap of them becomes pages. What the logs of VFIO and iommufd share.
+//!
+//! Not a log itself, and not a vIOMMU: the ranges are what the VMM says they are.
+
+use super::{Extent, Origin, Sink};
+use crate::bits::words;
+use crate::error::{Error, Kind, Result};
+use crate::memory::{BlockId, Map, NO_SLOT};
+use crate::sys::kvm::MEM_READONLY;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::ops::Range;
+use vm_memory::GuestAddress;
+
+/// The most ranges that a VMM may give.
+pub const RANGES_MAX: usize = 65536;
+/// Pages asked for in one call, where a log may be asked piece by piece: 64 GiB in pages of
+/// 4 KiB, a bitmap of 2 MiB.
+const PAGES_A_CALL: u64 = 1 << 24;
+
+/// What a range of IOVAs shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Guest physical memory from this address on.
+    Guest(GuestAddress),
+    /// A block from this offset on.
+    Block {
+        /// The block.
+        block: BlockId,
+        /// Bytes.
+        offset: Bytes,
+    },
+}
+
+/// A range of IOVAs that a device may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DmaRange {
+    /// The first address, page-aligned.
+    pub iova: u64,
+    /// Bytes, whole pages, not 0.
+    pub length: Bytes,
+    /// What it shows.
+    pub target: Target,
+}
+
+impl DmaRange {
+    fn iovas(&self) -> Range<u64> {
+        self.iova..self.iova + self.length.0
+    }
+
+    /// Where the page at `iova`, which lies in the range, is in the guest.
+    fn origin(&self, iova: u64) -> Origin {
+        let into = iova - self.iova;
+        match self.target {
+            Target::Guest(start) => Origin::Guest(GuestAddress(start.0 + into)),
+            Target::Block { block, offset } => Origin::Block {
+                block,
+                page: Bytes(offset.0 + into).pages_down(),
+            },
+        }
+    }
+}
+
+/// How IOVAs are understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Iovas {
+    /// An IOVA is a guest physical address, and each writable slot of the map is one mapping.
+    Guest,
+    /// These ranges, sorted by IOVA, without overlaps; each is one mapping.
+    Ranges(Vec<DmaRange>),
+}
+
+impl Iovas {
+    /// IOVAs that show what the ranges say.
+    pub fn ranges(mut ranges: Vec<DmaRange>) -> Result<Self> {
+        let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
+        if ranges.is_empty() || ranges.len() > RANGES_MAX {
+            return invalid(format!(
+                "1 to {RANGES_MAX} DMA ranges, not {}",
+                ranges.len()
+            ));
+        }
+        for r in &ranges {
+            let (what, at) = match r.target {
+                Target::Guest(address) => ("guest address", address.0),
+                Target::Block { offset, .. } => ("offset in its block", offset.0),
+            };
+            let aligned = (r.iova | r.length.0 | at).is_multiple_of(PAGE_SIZE);
+            if !aligned || r.length.0 == 0 {
+                return invalid(format!(
+                    "a DMA range has whole pages of {PAGE_SIZE} bytes and is not empty; found \
+                     IOVA {:#x}, length {:#x}, {what} {at:#x}",
+                    r.iova, r.length.0
+                ));
+            }
+            if r.iova.checked_add(r.length.0).is_none() || at.checked_add(r.length.0).is_none() {
+                return invalid(format!(
+                    "a DMA range wraps around: IOVA {:#x}, length {:#x}, {what} {at:#x}",
+                    r.iova, r.length.0
+                ));
+            }
+        }
+        ranges.sort_by_key(|r| r.iova);
+        for pair in ranges.windows(2) {
+            if pair[0].iovas().end > pair[1].iova {
+                return invalid(format!(
+                    "two DMA ranges overlap: IOVA {:#x} to {:#x}, and from {:#x} on",
+                    pair[0].iova,
+                    pair[0].iovas().end,
+                    pair[1].iova
+                ));
+            }
+        }
+        Ok(Iovas::Ranges(ranges))
+    }
+
+    /// The ranges of IOVAs as they are mapped for DMA, in order.
+    pub(super) fn mapped(&self, map: &Map) -> Vec<Range<u64>> {
+        match self {
+            Iovas::Guest => {
+                let mut ranges: Vec<_> = map
+                    .slots()
+                    .iter()
+                    // Devices see the first address space, and no page that is not writable.
+                    .filter(|s| s.slot == NO_SLOT || s.slot >> 16 == 0)
+                    .filter(|s| s.flags & MEM_READONLY == 0 && !s.rom)
+                    .map(|s| s.guest_address.0..s.guest_address.0 + s.pages.bytes().0)
+                    .collect();
+                ranges.sort_by_key(|r| r.start);
+                ranges
+            }
+            Iovas::Ranges(ranges) => ranges.iter().map(DmaRange::iovas).collect(),
+        }
+    }
+
+    /// The pages of blocks that they show.
+    pub(super) fn covered(&self, map: &Map) -> Vec<Extent> {
+        let mut extents = Vec::new();
+        let mut guest = |from: GuestAddress, length: u64| {
+            extents.extend(
+                map.pieces(from, Bytes(length).pages_down())
+                    .map(|p| Extent {
+                        block: p.block,
+                        pages: p.first.0..p.first.0 + p.pages.0,
+                    }),
+            );
+        };
+        match self {
+            Iovas::Guest => {
+                for range in self.mapped(map) {
+                    guest(GuestAddress(range.start), range.end - range.start);
+                }
+            }
+            Iovas::Ranges(ranges) => {
+                for range in ranges {
+                    if let Target::Guest(from) = range.target {
+                        guest(from, range.length.0);
+                    }
+                }
+                for range in ranges {
+                    let Target::Block { block, offset } = range.target else {
+                        continue;
+                    };
+                    let all = map.block(block).map_or(0, |b| b.pages().0);
+                    let first = offset.pages_down().0.min(all);
+                    let end = first.saturating_add(range.length.pages_down().0).min(all);
+                    extents.push(Extent {
+                        block,
+                        pages: first..end,
+                    });
+                }
+            }
+        }
+        extents
+    }
+
+    /// Everything that they show, into a sink.
+    pub(super) fn everything(&self, map: &Map, sink: &mut dyn Sink) {
+        for extent in self.covered(map) {
+            let origin = Origin::Block {
+                block: extent.block,
+                page: Pages(extent.pages.start),
+            };
+            sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
+        }
+    }
+
+    /// The ranges that have something of `iovas`.
+    fn touching(ranges: &[DmaRange], iovas: Range<u64>) -> &[DmaRange] {
+        let from = ranges.partition_point(|r| r.iovas().end <= iovas.start);
+        let to = ranges.partition_point(|r| r.iova < iovas.end);
+        &ranges[from..to.max(from)]
+    }
+
+    /// A bitmap with a bit for each `page_size` bytes from `iova`, into a sink. A page larger
+    /// than ours is all of the pages in it.
+    fn deliver(&self, sink: &mut dyn Sink, iova: u64, bitmap: &[u64], pages: u64, page_size: u64) {
+        if page_size > PAGE_SIZE {
+            let mut at = 0;
+            while let Some(first) = words::next_set(bitmap, at, pages as usize) {
+                let end =
+                    words::next_clear(bitmap, first, pages as usize).unwrap_or(pages as usize);
+                let from = iova + first as u64 * page_size;
+                self.all_of(sink, from..iova + end as u64 * page_size);
+                at = end;
+            }
+            return;
+        }
+        let ranges = match self {
+            Iovas::Guest => return sink.bitmap(Origin::Iova(iova), bitmap, Pages(pages)),
+            Iovas::Ranges(ranges) => ranges,
+        };
+        let all = iova..iova + pages * PAGE_SIZE;
+        for range in Self::touching(ranges, all.clone()) {
+            let from = range.iova.max(all.start);
+            let to = range.iovas().end.min(all.end);
+            let skip = ((from - iova) / PAGE_SIZE) as usize;
+            let pages = (to - from) / PAGE_SIZE;
+            // A range that begins inside a word of the bitmap: its head is shifted down, the
+            // rest goes word by word.
+            let head = match skip % 64 {
+                0 => 0,
+                within => {
+                    let head = (64 - within as u64).min(pages);
+                    sink.bitmap(
+                        range.origin(from),
+                        &[bitmap[skip / 64] >> within],
+                        Pages(head),
+                    );
+                    head
+                }
+            };
+            if head < pages {
+                sink.bitmap(
+                    range.origin(from + head * PAGE_SIZE),
+                    &bitmap[skip.div_ceil(64)..],
+                    Pages(pages - head),
+                );
+            }
+        }
+    }
+
+    /// All of what a range of IOVAs shows.
+    fn all_of(&self, sink: &mut dyn Sink, iovas: Range<u64>) {
+        let ranges = match self {
+            Iovas::Guest => {
+                let pages = Bytes(iovas.end - iovas.start).pages_down();
+                return sink.everything(Origin::Iova(iovas.start), pages);
+            }
+            Iovas::Ranges(ranges) => ranges,
+        };
+        for range in Self::touching(ranges, iovas.clone()) {
+            let from = range.iova.max(iovas.start);
+            let to = range.iovas().end.min(iovas.end);
+            sink.everything(range.origin(from), Bytes(to - from).pages_down());
+        }
+    }
+}
+
+/// Rounds ranges, which are sorted, out to `page_size`, and joins those that then touch: one
+/// page of the device's may be part of two ranges, and asking for the first would clear what
+/// it has of the second.
+pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Range<u64>>> {
+    let mut out: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let start = range.start / page_size * page_size;
+        let Some(end) = range.end.checked_next_multiple_of(page_size) else {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "IOVA {:#x} to {:#x} cannot be rounded out to pages of {page_size} bytes",
+                    range.start, range.end
+                ),
+            ));
+        };
+        match out.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => out.push(start..end),
+        }
+    }
+    Ok(out)
+}
+
+/// At most `most` ranges that hold all of these, which are sorted: those with the least between
+/// them are joined.
+pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Vec<Range<u64>> {
+    if ranges.len() <= most || most == 0 {
+        return ranges;
+    }
+    let gap = |i: usize| ranges[i + 1].start - ranges[i].end;
+    let mut gaps: Vec<usize> = (0..ranges.len() - 1).collect();
+    gaps.sort_by_key(|&i| gap(i));
+    // The gaps to be closed: the least of them, as many as are too many.
+    let mut close = vec![false; ranges.len()];
+    for &i in &gaps[..ranges.len() - most] {
+        close[i + 1] = true;
+    }
+    let mut i = 0;
+    ranges.dedup_by(|next, last| {
+        i += 1;
+        if close[i] {
+            last.end = next.end;
+        }
+        close[i]
+    });
+    ranges
+}
+
+/// Asks a log for its bitmaps, range by range.
+pub(super) struct Reader {
+    spans: Vec<Range<u64>>,
+    page_size: u64,
+    pages_a_call: u64,
+    bitmap: Vec<u64>,
+}
+
+impl Reader {
+    /// A reader of `spans`, which are multiples of `page_size`; in pieces, unless `whole`.
+    pub(super) fn new(spans: Vec<Range<u64>>, page_size: u64, whole: bool) -> Result<Self> {
+        for span in &spans {
+            if !(span.start | span.end).is_multiple_of(page_size) {
+                return Err(Error::new(
+                    Kind::Invalid,
+                    format!(
+                        "DMA range {:#x} to {:#x} is no multiple of the IOMMU's pages of \
+                         {page_size} bytes",
+                        span.start, span.end
+                    ),
+                ));
+            }
+        }
+        let pages = |s: &Range<u64>| (s.end - s.start) / page_size;
+        let longest = spans.iter().map(pages).max().unwrap_or(0);
+        let pages_a_call = if whole {
+            longest.max(1)
+        } else {
+            longest.clamp(1, PAGES_A_CALL)
+        };
+        let len = pages_a_call.div_ceil(64) as usize;
+        let mut bitmap = Vec::new();
+        bitmap
+            .try_reserve_exact(len)
+            .map_err(|_| Error::no_memory("bitmap of IOVAs", len as u64 * 8))?;
+        bitmap.resize(len, 0);
+        Ok(Reader {
+            spans,
+            page_size,
+            pages_a_call,
+            bitmap,
+        })
+    }
+
+    /// Whether all of `spans` are read by it.
+    pub(super) fn spans(&self) -> &[Range<u64>] {
+        &self.spans
+    }
+
+    /// Bytes of the longest bitmap.
+    pub(super) fn bitmap_bytes(&self) -> u64 {
+        self.bitmap.len() as u64 * 8
+    }
+
+    /// Reads everything by `read` (IOVA, bytes, page size, zeroed bitmap) into `sink`. After an
+    /// error nothing is known of what was not read.
+    pub(super) fn harvest(
+        &mut self,
+        iovas: &Iovas,
+        sink: &mut dyn Sink,
+        mut read: impl FnMut(u64, u64, u64, &mut [u64]) -> Result<()>,
+    ) -> Result<()> {
+        for span in &self.spans {
+            let mut from = span.start;
+            while from < span.end {
+                let pages = ((span.end - from) / self.page_size).min(self.pages_a_call);
+                let bitmap = &mut self.bitmap[..pages.div_ceil(64) as usize];
+                // The kernel only sets bits.
+                bitmap.fill(0);
+                read(from, pages * self.page_size, self.page_size, bitmap)?;
+                if !words::is_zero(bitmap) {
+                    iovas.deliver(sink, from, bitmap, pages, self.page_size);
+                }
+                from += pages * self.page_size;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,396 @@
+//! What a walk does not read: pages that the guest has given back, and pages that it hinted to
+//! be free.
+//!
+//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::returned`]), and
+//! only where the guest must tell before it uses the page again. A walk of a lease that skips
+//! ([`Lease::skip_returned`]) hands them out as [`Content::Returned`], once, so that whoever
+//! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So a
+//! page that is found dirty *afterwards* was written by a guest that broke its promise, or by
+//! somebody who marked it, and counts as taken back: what was promised is not what memory is lost
+//! for. A log cannot tell a write before the giving back from one after it if both come between
+//! two harvests; then the guest's promise counts.
+//!
+//! **Hinted free** (`VIRTIO_BALLOON_F_FREE_PAGE_HINT`). The guest may use such a page again
+//! without a word, so a hint takes the page out of pending once, and only if each write since the
+//! page was free is certain to be found: the protection of everything was restored before the
+//! round began ([`Tracker::hint_begin`] sees to that) and nothing was harvested since. What a
+//! later sync finds is pending again and wins.
+
+use super::merge::BlockState;
+use super::tracker::{Content, Cursor, Inner, Lease, Run, Tracker};
+use crate::bits::summary::Bitmap;
+use crate::error::{Error, Kind, Result};
+use crate::memory::returned::{Claim, TakenBack};
+use crate::memory::{BlockId, BlockPin};
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+use std::ops::Range;
+use vm_memory::GuestAddress;
+
+/// A block's bits beside pending. Made when first needed.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// Given-back pages that were handed out as such since they were given back: their
+    /// protection was restored, so one that is pending again was written.
+    passed: Option<Bitmap>,
+    /// Pages that a hint took out of pending and that were not handed out since.
+    free: Option<Bitmap>,
+}
+
+fn range_of(range: &Range<u64>) -> (usize, usize) {
+    (
+        range.start as usize,
+        range.end.saturating_sub(range.start) as usize,
+    )
+}
+
+impl Beside {
+    pub(super) fn heap_bytes(&self) -> u64 {
+        let both = [&self.passed, &self.free];
+        both.into_iter()
+            .flatten()
+            .map(|b| b.heap_bytes() as u64)
+            .sum()
+    }
+
+    /// All is pending again, and not because it was written.
+    pub(super) fn forget(&mut self) {
+        for bits in [&mut self.passed, &mut self.free].into_iter().flatten() {
+            bits.clear_all();
+        }
+    }
+
+    pub(super) fn put_back(&mut self, range: Range<u64>) {
+        let (from, len) = range_of(&range);
+        if let Some(passed) = &mut self.passed {
+            passed.clear_range(from, len);
+        }
+    }
+
+    pub(super) fn handed_out(&mut self, range: Range<u64>, content: Content) {
+        let (from, len) = range_of(&range);
+        if let Some(free) = &mut self.free {
+            free.clear_range(from, len);
+        }
+        match (&mut self.passed, content) {
+            (Some(passed), Content::Returned) => passed.set_range(from, len),
+            (Some(passed), _) => passed.clear_range(from, len),
+            (None, _) => 0,
+        };
+    }
+}
+
+impl BlockState {
+    pub(super) fn run(&self, pages: Range<u64>, content: Content) -> Run {
+        Run {
+            block: BlockPin::new(&self.pin_source),
+            first: Pages(pages.start),
+            count: Pages(pages.end - pages.start),
+            content,
+        }
+    }
+
+    /// What the pages from the start of `range` are. Their protection is restored.
+    pub(super) fn claim(&mut self, range: Range<u64>) -> Claim {
+        let passed = &mut self.beside.passed;
+        let all = Claim::Used(range.end - range.start);
+        let claim = self
+            .pin_source
+            .returned()
+            .claim(range.clone(), passed.as_ref());
+        match &claim {
+            Claim::Returned(_) if passed.is_none() => {
+                match Bitmap::new(self.pin_source.pages().index()) {
+                    Ok(bits) => *passed = Some(bits),
+                    // Sent like any other. It stays given back.
+                    Err(_) => return all,
+                }
+            }
+            Claim::Broken(page) => {
+                let (from, len) = range_of(page);
+                self.pending.set_range(from, len);
+                if let Some(passed) = passed {
+                    passed.clear_range(from, len);
+                }
+            }
+            _ => {}
+        }
+        claim
+    }
+
+    /// The next run of pages, from `from` on, that are pending and given back.
+    pub(super) fn next_returned(&self, from: u64) -> Option<Range<u64>> {
+        let returned = self.pin_source.returned();
+        let mut at = from;
+        loop {
+            let page = returned.next(at)?;
+            let run = self
+                .pending
+                .next_run(page as usize, STRETCH_PAGES as usize)?;
+            if run.start as u64 == page {
+                return Some(page..run.end as u64);
+            }
+            at = run.start as u64;
+        }
+    }
+
+    /// The next run of pages, in one stretch, that are to be handed out as free, if it begins
+    /// before `pending`.
+    pub(super) fn next_free(&mut self, from: u64, pending: Option<u64>) -> Option<Range<u64>> {
+        let free = self.beside.free.as_mut()?;
+        let run = free.next_run(from as usize, STRETCH_PAGES as usize)?;
+        let start = run.start as u64;
+        let before = pending.unwrap_or(u64::MAX);
+        if start >= before {
+            return None;
+        }
+        let stretch_end = (start / STRETCH_PAGES + 1) * STRETCH_PAGES;
+        let end = (run.end as u64).min(stretch_end).min(before);
+        free.clear_range(run.start, (end - start) as usize);
+        Some(start..end)
+    }
+}
+
+impl Inner {
+    /// Whoever skipped does not any more: what was to be handed out as free is pending again.
+    pub(super) fn stop_skipping(&mut self) {
+        self.skipping = false;
+        self.returned = 0;
+        for state in self.blocks.iter_mut().flatten() {
+            if let Some(mut free) = state.beside.free.take() {
+                free.take_all_into(&mut state.pending);
+            }
+            state.beside.passed = None;
+        }
+    }
+
+    /// Counts what of pending is given back.
+    pub(super) fn count_returned(&mut self) -> Pages {
+        self.returned = 0;
+        if self.skipping {
+            let blocks = self.blocks.iter().flatten();
+            self.returned = blocks
+                .map(|b| b.pin_source.returned().count_both(&b.pending))
+                .sum();
+        }
+        Pages(self.returned)
+    }
+
+    /// What was given back before now is no news to whoever starts with all pages.
+    pub(super) fn forget_news(&mut self) {
+        if self.skipping {
+            for state in self.blocks.iter().flatten() {
+                state.pin_source.returned().take_news(|_, _, _| {});
+            }
+        }
+    }
+
+    /// Makes pending what was given back since the last sync, so that it is told.
+    pub(super) fn harvest_news(&mut self) -> Pages {
+        let mut found = 0;
+        if self.skipping {
+            for state in self.blocks.iter_mut().flatten() {
+                let BlockState {
+                    pin_source,
+                    pending,
+                    beside,
+                    ..
+                } = state;
+                pin_source.returned().take_news(|at, words, pages| {
+                    found += pending.merge_words(at, words, pages);
+                    if let Some(passed) = &mut beside.passed {
+                        clear_words(passed, at, words, pages);
+                    }
+                });
+            }
+        }
+        Pages(found)
+    }
+
+    /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
+    /// it. `None` when there is none.
+    fn rearm_next(&mut self, at: (usize, usize)) -> Result<Option<(usize, usize)>> {
+        let (mut block, mut chunk) = at;
+        while block < self.blocks.len() {
+            let armed = self.blocks[block]
+                .as_ref()
+                .and_then(|b| b.chunks.as_ref())
+                .and_then(|c| c.next_armed(chunk).map(|n| (n, c.pages_of(n))));
+            if let Some((n, pages)) = armed {
+                self.rearm(block, pages.start as u64..pages.end as u64)?;
+                return Ok(Some((block, n + 1)));
+            }
+            (block, chunk) = (block + 1, 0);
+        }
+        Ok(None)
+    }
+
+    /// Takes pages out of pending that were free when the guest said so. The round is right.
+    pub(super) fn take_hint(&mut self, address: GuestAddress, length: u64) -> Result<Pages> {
+        let first = address.0.div_ceil(PAGE_SIZE);
+        let end = address.0.saturating_add(length) / PAGE_SIZE;
+        if first >= end {
+            return Ok(Pages(0));
+        }
+        let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
+        let mut used = 0;
+        for piece in self.map.pieces(from, Pages(end - first)) {
+            let Some(Some(state)) = self.blocks.get_mut(piece.block.index()) else {
+                continue;
+            };
+            if self.skipping && state.beside.free.is_none() {
+                state.beside.free = Some(Bitmap::new(state.pin_source.pages().index())?);
+            }
+            let mut at = piece.first.index();
+            let end = at + piece.pages.index();
+            while let Some(run) = state.pending.next_run(at, end.saturating_sub(at)) {
+                let stop = run.end.min(end);
+                if run.start >= stop {
+                    break;
+                }
+                used += state.pending.clear_range(run.start, stop - run.start);
+                if let Some(free) = &mut state.beside.free {
+                    free.set_range(run.start, stop - run.start);
+                }
+                at = stop;
+            }
+        }
+        self.stats.hinted += Pages(used);
+        Ok(Pages(used))
+    }
+}
+
+/// Clears in `bits` what `words` has set, from bit `at` on, a multiple of 64.
+fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
+    if bits.is_empty() {
+        return;
+    }
+    for (i, word) in words.iter().take(pages.div_ceil(64)).enumerate() {
+        // Only what is set in both costs more than a look.
+        let mut left = word & bits.words().get(at / 64 + i).copied().unwrap_or(0);
+        while left != 0 {
+            let from = left.trailing_zeros();
+            let len = (left >> from).trailing_ones();
+            bits.clear_range(at + i * 64 + from as usize, len as usize);
+            left &= !((u64::MAX >> (64 - len)) << from);
+        }
+    }
+}
+
+/// The round of hints that goes on.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    last: u64,
+    open: bool,
+}
+
+impl Hints {
+    /// What was hinted so far holds; what comes from now on is too late.
+    pub(super) fn close(&mut self) {
+        self.open = false;
+    }
+
+    pub(super) fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.open = true;
+        self.last
+    }
+
+    fn goes_on(&self, round: u64) -> bool {
+        self.open && self.last == round
+    }
+}
+
+impl Tracker {
+    /// Begins a round of free-page hints and returns its number; call it, and only then ask the
+    /// guest.
+    ///
+    /// Restores the protection of every chunk that still waits for it, which is what the walk would
+    /// have done piece by piece: one kernel call for each chunk with dirty pages. With a log
+    /// that starts with nothing protected, before the first walk, that is the whole guest.
+    /// A round ends with the next sync, with any change of the memory map, and with the next round.
+    pub fn hint_begin(&self) -> Result<u64> {
+        let not_started = || Err(Error::new(Kind::State, "tracking is not started"));
+        let mut at = (0, 0);
+        loop {
+            let mut inner = self.lock();
+            if !inner.started {
+                return not_started();
+            }
+            // One chunk at a time, so that whoever sends gets on meanwhile.
+            match inner.rearm_next(at)? {
+                Some(next) => at = next,
+                None => break,
+            }
+        }
+        let mut inner = self.lock();
+        if !inner.started {
+            return not_started();
+        }
+        // What a sync armed meanwhile.
+        at = (0, 0);
+        while let Some(next) = inner.rearm_next(at)? {
+            at = next;
+        }
+        Ok(inner.hints.begin())
+    }
+
+    /// The guest said, after `round` began, that these bytes were free: what of it is pending, as
+    /// whole pages, is pending no more. Returns how many pages that were. [`Kind::State`] if the
+    /// round is over; the hint is counted and nothing happens.
+    pub fn hint_free(&self, round: u64, address: GuestAddress, length: u64) -> Result<Pages> {
+        let mut inner = self.lock();
+        if !inner.hints.goes_on(round) {
+            inner.stats.stale_hints += 1;
+            return Err(Error::new(
+                Kind::State,
+                format!("the round of hints {round} is over"),
+            ));
+        }
+        inner.take_hint(address, length)
+    }
+
+    /// Ends a round: hints of it that come later are stale.
+    pub fn hint_end(&self, round: u64) {
+        let mut inner = self.lock();
+        if inner.hints.goes_on(round) {
+            inner.hints.close();
+        }
+    }
+}
+
+impl Lease {
+    /// Has given-back pages told apart from others in what is handed out, until the lease is
+    /// given up; and hinted pages handed out as [`Content::Free`]. Before [`Lease::start`].
+    pub fn skip_returned(&self, on: bool) {
+        let mut inner = self.lock();
+        inner.stop_skipping();
+        inner.skipping = on;
+    }
+
+    /// Pages that are pending and have to be read: what is known to be given back is left out.
+    pub fn to_read(&self) -> Pages {
+        let inner = self.lock();
+        let pending = inner.pending().0;
+        Pages(pending.saturating_sub(inner.returned))
+    }
+
+    /// [`Lease::take`] of what is not read: given-back and free pages.
+    pub fn take_unread(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        self.take_what(cursor, max_runs, Pages(u64::MAX), true, runs)
+    }
+}
+
+impl TakenBack for super::reported::Reported {
+    fn taken_back(&self, block: BlockId, first: Pages, count: Pages) {
+        self.mark_block(block, first.bytes(), count.bytes().0);
+    }
+}
+
+#[cfg(test)]
+#[path = "skip_tests.rs"]
+mod tests;

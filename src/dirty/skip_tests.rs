@@ -1,0 +1,993 @@
+//! Given-back pages and hints against a model of KVM and of a guest that uses pages again at the
+//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of
+//! reading, zeros for what is not read. A page that the guest uses must be equal in the end; one
+//! that it has given back must be told as such. That the oracle can fail is shown by engines with
+//! known mistakes.
+
+use super::*;
+use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
+use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::tracker::{Clearing, StartWith};
+use crate::dirty::When;
+use crate::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
+use crate::sys::kvm::{Region, Vm};
+use crate::units::Bytes;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+/// What is wrong with the engine or the VMM under test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mistake {
+    None,
+    /// Taking back does not mark the page.
+    ForgetsToMark,
+    /// A hint is used whatever its round.
+    AnyRound,
+    /// A round begins without restoring the protection of what waits for it.
+    BeginsUnprotected,
+    /// Whether a page is given back is looked up before the clear, and then nothing is cleared.
+    SkipsWithoutClearing,
+}
+
+/// What the destination has of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Has {
+    Version(u64),
+    /// Told as given back.
+    Discarded,
+    /// Told to be zero, because it was hinted to be free.
+    Zero,
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// The model's handle, with things to do in the middle of its calls.
+struct Hooked {
+    vm: Box<dyn Vm>,
+    hooks: Arc<Mutex<BTreeMap<Moment, Vec<Hook>>>>,
+}
+
+impl Hooked {
+    fn at(&self, moment: Moment) {
+        let hooks = self.hooks.lock().unwrap().remove(&moment);
+        for hook in hooks.unwrap_or_default() {
+            hook();
+        }
+    }
+}
+
+impl Vm for Hooked {
+    fn check_extension(&self, cap: u32) -> u64 {
+        self.vm.check_extension(cap)
+    }
+    fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()> {
+        self.vm.enable_cap(cap, arg)
+    }
+    fn set_region(&mut self, region: &Region) -> Result<()> {
+        self.vm.set_region(region)
+    }
+    fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()> {
+        self.at(Moment::BeforeGet);
+        let done = self.vm.get_dirty_log(slot, words);
+        self.at(Moment::AfterGet);
+        done
+    }
+    fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<()> {
+        self.at(Moment::BeforeClear);
+        let done = self.vm.clear_dirty_log(slot, first, pages, words);
+        self.at(Moment::AfterClear);
+        done
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Setup {
+    mode: KvmMode,
+    clearing: Clearing,
+    pages: u64,
+    /// log2 of the 4 KiB pages in one of the host's.
+    unit: u32,
+    /// Pages given back before tracking starts.
+    balloon: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// The guest writes to a page that it has not given back.
+    Write(u64),
+    /// The same in the middle of a call to the kernel.
+    Race(Moment, u64),
+    /// The guest gives pages back. The VMM discards them, before it says so or after.
+    Give(u64, u64),
+    /// The guest takes pages back and writes to the first.
+    Take(u64, u64),
+    /// The same in the middle of a call to the kernel.
+    RaceTake(Moment, u64, u64),
+    Sync,
+    Walk(usize, u64),
+    Read(usize),
+    PutBack(usize),
+    Unread,
+    Drain,
+    MarkAll,
+    /// The VMM begins a round of hints.
+    Begin,
+    /// The guest puts free pages on its list, if it was asked.
+    Hint(u64, u64),
+    /// A hint reaches the VMM.
+    Deliver(usize),
+    End,
+}
+
+struct Flight {
+    run: Run,
+}
+
+struct Listed {
+    round: u64,
+    first: u64,
+    count: u64,
+    versions: Vec<u64>,
+}
+
+struct World {
+    mistake: Mistake,
+    kvm: Kvm,
+    hooks: Arc<Mutex<BTreeMap<Moment, Vec<Hook>>>>,
+    memory: Arc<Memory>,
+    lease: Lease,
+    block: BlockId,
+    pages: u64,
+    unit: u64,
+    /// What the guest has in its balloon.
+    balloon: Arc<Mutex<BTreeSet<u64>>>,
+    copy: BTreeMap<u64, Has>,
+    flight: Vec<Flight>,
+    cursor: Cursor,
+    round: Option<u64>,
+    listed: Vec<Listed>,
+    /// Pages by the version that they had when they were free, of hints that were used.
+    free: BTreeMap<u64, u64>,
+    /// How often pages were given back.
+    given: u64,
+}
+
+type Verdict = std::result::Result<(), String>;
+
+const HOST: u64 = 0x2000_0000_0000;
+const SLOT: u32 = 1;
+
+fn address(page: u64) -> GuestAddress {
+    GuestAddress(page * PAGE_SIZE)
+}
+
+impl World {
+    fn new(setup: &Setup, mistake: Mistake) -> World {
+        let kvm = Kvm::new(ALL_CAPS);
+        let hooks = Arc::new(Mutex::new(BTreeMap::new()));
+        let memory = Arc::new(Memory::new().unwrap());
+        memory.set_must_tell_host(true);
+        let tracker = Tracker::new(Arc::clone(&memory), setup.clearing).unwrap();
+        let vm = Hooked {
+            vm: kvm.vm(),
+            hooks: Arc::clone(&hooks),
+        };
+        tracker
+            .add_log(Box::new(KvmLog::new(
+                Box::new(vm),
+                setup.mode,
+                LogSwitch::Brant,
+            )))
+            .unwrap();
+        let unit = 1 << setup.unit;
+        let pages = setup.pages.div_ceil(unit) * unit;
+        let length = Bytes(pages * PAGE_SIZE);
+        let block = memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: HOST as *mut u8,
+                length,
+                page_size: Bytes(unit * PAGE_SIZE),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        kvm.create(SLOT, HOST, pages, 0);
+        memory
+            .add_slot(&SlotDescription {
+                slot: SLOT,
+                flags: 0,
+                block: "ram".into(),
+                offset: Bytes(0),
+                length,
+                guest_address: GuestAddress(0),
+            })
+            .unwrap();
+        let mut world = World {
+            mistake,
+            kvm,
+            hooks,
+            memory,
+            lease: tracker.lease().unwrap(),
+            block,
+            pages,
+            unit,
+            balloon: Arc::default(),
+            copy: BTreeMap::new(),
+            flight: Vec::new(),
+            cursor: Cursor::default(),
+            round: None,
+            listed: Vec::new(),
+            free: BTreeMap::new(),
+            given: 0,
+        };
+        for page in 0..pages {
+            world.write(page);
+        }
+        for (first, count) in &setup.balloon {
+            world.give(*first, *count);
+        }
+        world.lease.skip_returned(true);
+        world.lease.start(StartWith::Everything).unwrap();
+        world
+    }
+
+    fn version(&self, page: u64) -> u64 {
+        self.kvm.version(HOST + page * PAGE_SIZE)
+    }
+
+    fn range(&self, first: u64, count: u64) -> std::ops::Range<u64> {
+        let first = first % self.pages;
+        first..(first + count).min(self.pages)
+    }
+
+    fn write(&mut self, page: u64) {
+        let page = page % self.pages;
+        if !self.balloon.lock().unwrap().contains(&page) {
+            self.kvm.guest_write(SLOT, page);
+        }
+    }
+
+    /// Does something at that moment of the next call.
+    fn hook(&mut self, moment: Moment, hook: Hook) {
+        self.hooks
+            .lock()
+            .unwrap()
+            .entry(moment)
+            .or_default()
+            .push(hook);
+    }
+
+    fn give(&mut self, first: u64, count: u64) {
+        self.given += 1;
+        let before = self.given.is_multiple_of(2);
+        for page in self.range(first, count) {
+            if !self.balloon.lock().unwrap().insert(page) {
+                continue;
+            }
+            // What is discarded changes, and no log knows.
+            if before {
+                self.kvm.other_write(HOST + page * PAGE_SIZE);
+            }
+            self.memory.mark_discarded(address(page), PAGE_SIZE);
+            if !before {
+                self.kvm.other_write(HOST + page * PAGE_SIZE);
+            }
+        }
+    }
+
+    /// The VMM's part of taking a page back, and the guest's.
+    fn take_back(&mut self, first: u64, count: u64) {
+        let range = self.range(first, count);
+        let mut written = false;
+        for page in range {
+            if !self.balloon.lock().unwrap().remove(&page) {
+                continue;
+            }
+            match self.mistake {
+                Mistake::ForgetsToMark => {
+                    let map = self.memory.map();
+                    map.blocks()[0].returned().take_back(page..page + 1);
+                }
+                _ => self.memory.mark_taken(address(page), PAGE_SIZE),
+            }
+            if !written {
+                self.kvm.guest_write(SLOT, page);
+                written = true;
+            }
+        }
+    }
+
+    fn sync(&mut self, when: When) -> Verdict {
+        let before = self.lease.pending().0;
+        let report = self.lease.sync(when).map_err(|e| e.to_string())?;
+        let after = self.lease.pending().0;
+        if report.found.0 + report.given_back.0 != after - before {
+            return Err(format!("{before} became {after}: {report:?}"));
+        }
+        let read = self.lease.to_read().0;
+        if report.returned.0 + read != after {
+            return Err(format!("{after} pending, {read} to read: {report:?}"));
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, runs: usize, pages: u64) -> bool {
+        let mut taken = Vec::new();
+        if self.mistake == Mistake::SkipsWithoutClearing {
+            self.read_all();
+            let mut inner = self.lease.lock();
+            for state in inner.blocks.iter_mut().flatten() {
+                while let Some(run) = state.next_returned(0) {
+                    for page in run.clone() {
+                        self.copy.insert(page, Has::Discarded);
+                    }
+                    state
+                        .pending
+                        .clear_range(run.start as usize, (run.end - run.start) as usize);
+                }
+            }
+        }
+        self.lease
+            .take(&mut self.cursor, runs, Pages(pages), &mut taken)
+            .unwrap();
+        self.take_in(taken)
+    }
+
+    fn take_in(&mut self, taken: Vec<Run>) -> bool {
+        let more = !taken.is_empty();
+        for run in taken {
+            let last = run.first.0 + run.count.0 - 1;
+            assert_eq!(run.first.0 / STRETCH_PAGES, last / STRETCH_PAGES);
+            if run.content == Content::Used {
+                self.flight.push(Flight { run });
+            } else {
+                // Nothing is read. Records of one stretch go out in the order of their taking.
+                let stretch = run.first.0 / STRETCH_PAGES;
+                self.read_stretch(stretch);
+                self.read(Flight { run });
+            }
+        }
+        more
+    }
+
+    fn read(&mut self, flight: Flight) {
+        let run = flight.run;
+        for page in run.first.0..run.first.0 + run.count.0 {
+            let has = match run.content {
+                Content::Used => Has::Version(self.version(page)),
+                Content::Returned => Has::Discarded,
+                Content::Free => Has::Zero,
+            };
+            self.copy.insert(page, has);
+        }
+    }
+
+    fn one(&mut self, which: usize) -> Option<Flight> {
+        let n = self.flight.len();
+        (n > 0).then(|| self.flight.remove(which % n))
+    }
+
+    fn read_stretch(&mut self, stretch: u64) {
+        let (of_it, rest) = std::mem::take(&mut self.flight)
+            .into_iter()
+            .partition::<Vec<_>, _>(|f| f.run.first.0 / STRETCH_PAGES == stretch);
+        self.flight = rest;
+        for flight in of_it {
+            self.read(flight);
+        }
+    }
+
+    fn read_all(&mut self) {
+        for flight in std::mem::take(&mut self.flight) {
+            self.read(flight);
+        }
+    }
+
+    fn drain(&mut self) {
+        self.read_all();
+        for _ in 0..2 {
+            while self.walk(64, 100_000) {
+                self.read_all();
+            }
+        }
+    }
+
+    fn apply(&mut self, op: &Op) -> Verdict {
+        match *op {
+            Op::Write(page) => self.write(page),
+            Op::Race(moment, page) => {
+                let page = page % self.pages;
+                let (kvm, balloon) = (self.kvm.clone(), Arc::clone(&self.balloon));
+                self.hook(
+                    moment,
+                    Box::new(move || {
+                        if !balloon.lock().unwrap().contains(&page) {
+                            kvm.guest_write(SLOT, page);
+                        }
+                    }),
+                );
+            }
+            Op::Give(first, count) => {
+                // What is in flight reads a page that is being discarded: both are fine.
+                self.give(first, count);
+            }
+            Op::Take(first, count) => self.take_back(first, count),
+            Op::RaceTake(moment, first, count) => {
+                if self.mistake != Mistake::None {
+                    return Ok(());
+                }
+                let range = self.range(first, count);
+                let (kvm, balloon) = (self.kvm.clone(), Arc::clone(&self.balloon));
+                let memory = Arc::clone(&self.memory);
+                self.hook(
+                    moment,
+                    Box::new(move || {
+                        for page in range {
+                            if balloon.lock().unwrap().remove(&page) {
+                                memory.mark_taken(address(page), PAGE_SIZE);
+                                kvm.guest_write(SLOT, page);
+                            }
+                        }
+                    }),
+                );
+            }
+            Op::Sync => self.sync(When::Running)?,
+            Op::Walk(runs, pages) => {
+                self.walk(runs, pages);
+            }
+            Op::Read(which) => {
+                if !self.flight.is_empty() {
+                    let flight = &self.flight[which % self.flight.len()];
+                    let stretch = flight.run.first.0 / STRETCH_PAGES;
+                    self.read_stretch(stretch);
+                }
+            }
+            Op::PutBack(which) => {
+                if let Some(Flight { run }) = self.one(which) {
+                    self.lease.put_back(run.block.id(), run.first, run.count);
+                }
+            }
+            Op::Unread => {
+                let (mut cursor, mut taken) = (Cursor::default(), Vec::new());
+                loop {
+                    self.lease.take_unread(&mut cursor, 7, &mut taken).unwrap();
+                    if taken.iter().any(|run| run.content == Content::Used) {
+                        return Err("a page to be read among those that are not".into());
+                    }
+                    if !self.take_in(std::mem::take(&mut taken)) {
+                        break;
+                    }
+                }
+            }
+            Op::Drain => self.drain(),
+            Op::MarkAll => self.lease.mark_all(),
+            Op::Begin => {
+                self.round = Some(match self.mistake {
+                    Mistake::BeginsUnprotected => self.lease.lock().hints.begin(),
+                    _ => self.lease.hint_begin().map_err(|e| e.to_string())?,
+                });
+            }
+            Op::Hint(first, count) => {
+                let range = self.range(first, count);
+                let free = {
+                    let balloon = self.balloon.lock().unwrap();
+                    range.clone().all(|p| !balloon.contains(&p))
+                };
+                if let Some(round) = self.round.filter(|_| free) {
+                    self.listed.push(Listed {
+                        round,
+                        first: range.start,
+                        count: range.end - range.start,
+                        versions: range.map(|p| self.version(p)).collect(),
+                    });
+                }
+            }
+            Op::Deliver(which) => {
+                if self.listed.is_empty() {
+                    return Ok(());
+                }
+                let n = self.listed.len();
+                let hint = self.listed.remove(which % n);
+                let length = hint.count * PAGE_SIZE;
+                let used = match self.mistake {
+                    Mistake::AnyRound => {
+                        let done = self.lease.lock().take_hint(address(hint.first), length);
+                        done.map_err(|e| e.to_string())?;
+                        true
+                    }
+                    _ => self
+                        .lease
+                        .hint_free(hint.round, address(hint.first), length)
+                        .is_ok(),
+                };
+                if used {
+                    for (i, version) in hint.versions.into_iter().enumerate() {
+                        let latest = self.free.entry(hint.first + i as u64).or_default();
+                        *latest = version.max(*latest);
+                    }
+                }
+            }
+            Op::End => {
+                if let Some(round) = self.round.take() {
+                    self.lease.hint_end(round);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Verdict {
+        self.hooks.lock().unwrap().clear();
+        // Half of what is in flight arrives, in order; the rest goes back.
+        let half = self.flight.len() / 2;
+        for (i, flight) in std::mem::take(&mut self.flight).into_iter().enumerate() {
+            if i < half {
+                self.read(flight);
+            } else {
+                self.lease
+                    .put_back(flight.run.block.id(), flight.run.first, flight.run.count);
+            }
+        }
+        self.sync(When::Stopped)?;
+        self.drain();
+        if self.lease.pending().0 != 0 {
+            return Err("a drain left pages behind".into());
+        }
+        let balloon = self.balloon.lock().unwrap().clone();
+        for page in 0..self.pages {
+            let host_page = page / self.unit * self.unit;
+            let returned = (host_page..host_page + self.unit).all(|p| balloon.contains(&p));
+            let version = self.version(page);
+            let has = self.copy.get(&page).copied();
+            let fine = match has {
+                Some(Has::Version(v)) if v == version => !returned,
+                Some(Has::Discarded) => returned,
+                // Free, and not written since.
+                Some(Has::Zero) => self.free.get(&page) == Some(&version),
+                _ => false,
+            };
+            // Nobody cares what a part of a host page holds that is given back; the VMM may have
+            // discarded it.
+            let fine = fine || (has.is_some() && !returned && balloon.contains(&page));
+            if !fine {
+                return Err(format!(
+                    "page {page} is lost: the guest has version {version} (given back: {returned}), \
+                     the copy {has:?}"
+                ));
+            }
+        }
+        self.sync(When::Running)?;
+        let again = self.lease.pending();
+        if again.0 != 0 {
+            return Err(format!("{again} clean pages were found again"));
+        }
+        self.lease.stop().map_err(|e| e.to_string())
+    }
+}
+
+fn verdict(setup: &Setup, ops: &[Op], mistake: Mistake) -> Verdict {
+    let mut world = World::new(setup, mistake);
+    for op in ops {
+        world.apply(op)?;
+    }
+    world.finish()
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    (
+        prop::sample::select(vec![
+            KvmMode::GetAndClear,
+            KvmMode::ManualProtect,
+            KvmMode::InitiallySet,
+        ]),
+        prop_oneof![
+            3 => (6..=8u32).prop_map(|shift| Clearing::Chunked { shift }),
+            1 => Just(Clearing::AtSync),
+        ],
+        prop_oneof![3 => 1..=260u64, 1 => 500..=1600u64],
+        prop_oneof![2 => Just(0u32), 1 => 1..=5u32],
+        prop::collection::vec((any::<u64>(), 1..200u64), 0..4),
+    )
+        .prop_map(|(mode, clearing, pages, unit, balloon)| Setup {
+            mode,
+            clearing,
+            pages,
+            unit,
+            balloon,
+        })
+}
+
+fn moment() -> impl Strategy<Value = Moment> {
+    prop::sample::select(vec![
+        Moment::BeforeGet,
+        Moment::AfterGet,
+        Moment::BeforeClear,
+        Moment::AfterClear,
+    ])
+}
+
+/// Few pages come often, so that things meet.
+fn page() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => 0..40u64, 1 => any::<u64>()]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => page().prop_map(Op::Write),
+        4 => (moment(), page()).prop_map(|(m, p)| Op::Race(m, p)),
+        4 => (page(), 1..70u64).prop_map(|(p, n)| Op::Give(p, n)),
+        4 => (page(), 1..20u64).prop_map(|(p, n)| Op::Take(p, n)),
+        2 => (moment(), page(), 1..8u64).prop_map(|(m, p, n)| Op::RaceTake(m, p, n)),
+        5 => Just(Op::Sync),
+        6 => (1..6usize, 1..300u64).prop_map(|(r, p)| Op::Walk(r, p)),
+        4 => any::<usize>().prop_map(Op::Read),
+        1 => any::<usize>().prop_map(Op::PutBack),
+        1 => Just(Op::Unread),
+        3 => Just(Op::Drain),
+        1 => Just(Op::MarkAll),
+        3 => Just(Op::Begin),
+        5 => (page(), 1..30u64).prop_map(|(p, n)| Op::Hint(p, n)),
+        5 => any::<usize>().prop_map(Op::Deliver),
+        1 => Just(Op::End),
+    ]
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 512, ..Config::default() })]
+
+    #[test]
+    fn no_page_is_lost_whatever_is_given_back_taken_back_and_hinted(
+        setup in setup(),
+        ops in prop::collection::vec(op(), 0..140),
+    ) {
+        let verdict = verdict(&setup, &ops, Mistake::None);
+        prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
+    }
+}
+
+/// What the oracle says of `cases` random migrations, always the same ones.
+fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
+    let config = Config {
+        cases,
+        max_shrink_iters: 0,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let strategy = (setup(), prop::collection::vec(op(), 40..140));
+    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |(setup, ops)| {
+        verdict(&setup, &ops, mistake).map_err(TestCaseError::fail)
+    });
+    match result {
+        Ok(()) => None,
+        Err(TestError::Fail(reason, _)) => Some(reason.to_string()),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_oracle_acquits_an_engine_without_a_mistake() {
+    assert_eq!(condemned(Mistake::None, 100), None);
+}
+
+#[test]
+fn the_oracle_catches_taking_back_without_a_mark() {
+    let found = condemned(Mistake::ForgetsToMark, 200).expect("the page is lost");
+    assert!(found.contains("is lost"), "{found}");
+}
+
+#[test]
+fn the_oracle_catches_a_mark_before_the_page_stops_being_skipped() {
+    for right in [true, false] {
+        let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
+        // The VMM's part, in two steps; the guest does not write to the page.
+        let clear = |world: &World| world.memory.map().blocks()[0].returned().take_back(3..4);
+        let mark = |world: &World| world.lease.mark_block(world.block, Bytes(3 * PAGE_SIZE), 1);
+        if right {
+            clear(&world);
+        } else {
+            mark(&world);
+        }
+        world.sync(When::Running).unwrap();
+        world.drain();
+        if right {
+            mark(&world);
+        } else {
+            clear(&world);
+        }
+        world.balloon.lock().unwrap().clear();
+        let found = world.finish();
+        assert_eq!(found.is_ok(), right, "{found:?}");
+    }
+}
+
+#[test]
+fn the_oracle_catches_a_hint_whose_round_is_over() {
+    let found = condemned(Mistake::AnyRound, 400).expect("the page is lost");
+    assert!(found.contains("is lost"), "{found}");
+}
+
+#[test]
+fn the_oracle_catches_a_round_that_began_before_protection_was_restored() {
+    for mode in MODES {
+        for mistake in [Mistake::None, Mistake::BeginsUnprotected] {
+            let setup = Setup {
+                mode,
+                clearing: SMALLEST,
+                pages: 256,
+                unit: 0,
+                balloon: vec![],
+            };
+            let ops = [
+                // Page 5 is dirty, and the kernel need not say so again.
+                Op::Drain,
+                Op::Write(5),
+                Op::Write(9),
+                Op::Sync,
+                Op::Begin,
+                Op::Hint(5, 1),
+                // Used again without a word, before its chunk is cleared because of page 9.
+                Op::Write(5),
+                Op::Deliver(0),
+                Op::Drain,
+            ];
+            let found = verdict(&setup, &ops, mistake);
+            // Getting has protected everything in the older mode.
+            let harmless = mistake == Mistake::None || mode == KvmMode::GetAndClear;
+            assert_eq!(found.is_ok(), harmless, "{mode:?}, {mistake:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn the_oracle_catches_a_skip_that_leaves_the_chunk_uncleared() {
+    let found = condemned(Mistake::SkipsWithoutClearing, 400).expect("pages come again");
+    assert!(
+        found.contains("found again") || found.contains("is lost"),
+        "{found}"
+    );
+}
+
+fn quiet(mode: KvmMode, clearing: Clearing, pages: u64, balloon: &[(u64, u64)]) -> World {
+    World::new(
+        &Setup {
+            mode,
+            clearing,
+            pages,
+            unit: 0,
+            balloon: balloon.to_vec(),
+        },
+        Mistake::None,
+    )
+}
+
+const SMALLEST: Clearing = Clearing::Chunked { shift: 6 };
+const MODES: [KvmMode; 3] = [
+    KvmMode::GetAndClear,
+    KvmMode::ManualProtect,
+    KvmMode::InitiallySet,
+];
+
+#[test]
+fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
+    for mode in MODES {
+        let mut world = quiet(mode, SMALLEST, 256, &[(10, 100)]);
+        world.drain();
+        world.sync(When::Running).unwrap();
+        world.drain();
+        assert_eq!(world.lease.stats().skipped, Pages(100), "told once");
+        // The guest breaks its promise.
+        world.kvm.guest_write(SLOT, 50);
+        world.balloon.lock().unwrap().remove(&50);
+        world.finish().unwrap();
+        assert_eq!(world.copy[&50], Has::Version(world.version(50)));
+        let inner = world.lease.lock();
+        assert_eq!(inner.stats.broken, Pages(1));
+    }
+}
+
+#[test]
+fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back() {
+    let mut world = World::new(
+        &Setup {
+            mode: KvmMode::Auto,
+            clearing: SMALLEST,
+            pages: 256,
+            unit: 5,
+            balloon: vec![(32, 64)],
+        },
+        Mistake::None,
+    );
+    world.drain();
+    world.sync(When::Running).unwrap();
+    world.drain();
+    world.kvm.guest_write(SLOT, 50);
+    world.balloon.lock().unwrap().remove(&50);
+    world.sync(When::Stopped).unwrap();
+    // As a source does while the guest stands still.
+    while world.walk(3, 7) {
+        world.read_all();
+    }
+    assert_eq!(world.lease.pending(), Pages(0));
+    for page in 32..64 {
+        assert_eq!(world.copy[&page], Has::Version(world.version(page)));
+    }
+    assert!((64..96).all(|page| world.copy[&page] == Has::Discarded));
+    world.lease.stop().unwrap();
+}
+
+#[test]
+fn what_was_written_just_before_it_was_given_back_stays_given_back() {
+    for mode in MODES {
+        let mut world = quiet(mode, SMALLEST, 256, &[]);
+        world.sync(When::Running).unwrap();
+        world.drain();
+        // Written and given back between two syncs: the logs still know of the write. The walk
+        // comes by before they are asked.
+        for page in 0..40 {
+            world.write(page);
+        }
+        world.give(0, 40);
+        world.lease.put_back(world.block, Pages(0), Pages(64));
+        world.drain();
+        world.sync(When::Running).unwrap();
+        world.drain();
+        assert_eq!(world.lease.stats().broken, Pages(0), "{mode:?}");
+        assert!((0..40).all(|p| world.copy[&p] == Has::Discarded));
+        world.finish().unwrap();
+    }
+}
+
+#[test]
+fn without_the_lease_skipping_given_back_pages_are_handed_out_like_others() {
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
+    world.lease.stop().unwrap();
+    world.lease.skip_returned(false);
+    world.lease.start(StartWith::Everything).unwrap();
+    assert_eq!(world.lease.to_read(), Pages(256));
+    let mut runs = Vec::new();
+    let mut cursor = Cursor::default();
+    world
+        .lease
+        .take(&mut cursor, 9, Pages(9999), &mut runs)
+        .unwrap();
+    assert_eq!(runs.iter().map(|r| r.count.0).sum::<u64>(), 256);
+    assert!(runs.iter().all(|r| r.content == Content::Used));
+    world.lease.stop().unwrap();
+}
+
+#[test]
+fn given_back_pages_are_not_counted_as_left_to_read() {
+    let mut world = quiet(KvmMode::Auto, SMALLEST, 1000, &[(100, 700)]);
+    assert_eq!(world.lease.to_read(), Pages(300));
+    world.walk(2, 100_000);
+    world.drain();
+    world.give(0, 60);
+    let before = world.lease.stats().skipped;
+    world.sync(When::Running).unwrap();
+    assert_eq!(world.lease.to_read(), Pages(0));
+    assert!(world.lease.pending() >= Pages(60));
+    // Told without reading anything else, as before a switchover.
+    world.apply(&Op::Unread).unwrap();
+    assert!(world.lease.stats().skipped >= before + Pages(60));
+    assert_eq!(world.lease.pending(), Pages(0));
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_page_put_back_by_a_failure_is_still_given_back() {
+    let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 256)]);
+    world.drain();
+    world.lease.put_back(world.block, Pages(0), Pages(256));
+    world.drain();
+    assert_eq!(world.lease.stats().broken, Pages(0));
+    assert_eq!(world.lease.stats().skipped, Pages(512));
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_hint_is_used_once_and_only_in_its_round() {
+    for mode in MODES {
+        for clearing in [SMALLEST, Clearing::AtSync] {
+            let mut world = quiet(mode, clearing, 256, &[]);
+            let early = world.lease.hint_begin().unwrap();
+            // All protected now, whatever the mode: what is written is found.
+            assert!(
+                (0..256).all(|p| world.kvm.is_protected(SLOT, p)),
+                "{mode:?}"
+            );
+            let free = |world: &World, round, page, n| {
+                world.lease.hint_free(round, address(page), n * PAGE_SIZE)
+            };
+            assert_eq!(free(&world, early, 0, 100).unwrap(), Pages(100));
+            assert_eq!(free(&world, early, 50, 100).unwrap(), Pages(50));
+            // Used again, without a word.
+            world.write(7);
+            world.sync(When::Running).unwrap();
+            let stale = free(&world, early, 200, 1).unwrap_err();
+            assert_eq!(stale.kind(), Kind::State);
+            // A later bit wins, and is not undone by a new round that begins after it.
+            assert_eq!(world.lease.pending(), Pages(107));
+            world.drain();
+            assert_eq!(world.copy[&7], Has::Version(world.version(7)));
+            assert_eq!(world.copy[&8], Has::Zero);
+            let stats = world.lease.stats();
+            assert_eq!((stats.hinted, stats.stale_hints), (Pages(150), 1));
+            for page in 0..150 {
+                world.free.insert(page, 1);
+            }
+            world.finish().unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
+    let mut world = quiet(KvmMode::InitiallySet, SMALLEST, 256, &[]);
+    let events: [(&str, fn(&mut World)); 5] = [
+        ("sync", |w| w.sync(When::Running).unwrap()),
+        ("all marked", |w| w.lease.mark_all()),
+        ("another round", |w| {
+            w.lease.hint_begin().unwrap();
+        }),
+        ("a new slot", |w| {
+            w.kvm.create(2, HOST, 64, 1 << 40);
+            w.memory
+                .add_slot(&SlotDescription {
+                    slot: 2,
+                    flags: 0,
+                    block: "ram".into(),
+                    offset: Bytes(0),
+                    length: Bytes(64 * PAGE_SIZE),
+                    guest_address: GuestAddress(1 << 40),
+                })
+                .unwrap();
+        }),
+        ("its end", |w| {
+            let round = w.round.unwrap();
+            w.lease.hint_end(round);
+        }),
+    ];
+    for (what, event) in events {
+        let round = world.lease.hint_begin().unwrap();
+        world.round = Some(round);
+        event(&mut world);
+        let late = world.lease.hint_free(round, address(0), PAGE_SIZE);
+        assert_eq!(late.unwrap_err().kind(), Kind::State, "{what}");
+    }
+    world.lease.stop().unwrap();
+    assert_eq!(world.lease.hint_begin().unwrap_err().kind(), Kind::State);
+}
+
+#[test]
+fn what_was_hinted_and_not_told_is_pending_again_when_the_lease_is_given_up() {
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
+    let round = world.lease.hint_begin().unwrap();
+    world
+        .lease
+        .hint_free(round, address(0), 256 * PAGE_SIZE)
+        .unwrap();
+    assert_eq!(world.lease.pending(), Pages(0));
+    let tracker = Arc::clone(&world.lease);
+    drop(world);
+    assert_eq!(tracker.pending(), Pages(256));
+}
+
+#[test]
+fn hints_of_nonsense_do_nothing() {
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
+    let round = world.lease.hint_begin().unwrap();
+    for (address, length) in [
+        (u64::MAX, u64::MAX),
+        (0, 0),
+        (1, PAGE_SIZE),
+        (256 * PAGE_SIZE, u64::MAX),
+    ] {
+        let used = world.lease.hint_free(round, GuestAddress(address), length);
+        assert_eq!(used.unwrap(), Pages(0), "{length} at {address:#x}");
+    }
+    assert_eq!(world.lease.pending(), Pages(256));
+}

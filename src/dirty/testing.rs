@@ -1,0 +1,109 @@
+//! A guest whose memory is never touched, and what a tracker finds of it: for tests of logs
+//! that only know addresses. Nothing else.
+
+use super::tracker::{Clearing, Cursor, Lease, Tracker};
+use super::{DirtyLog, When};
+use crate::error::Result;
+use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription, NO_SLOT};
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+
+/// Guest memory of the test's own, never touched.
+pub struct Guest {
+    pub memory: Arc<Memory>,
+    host: *mut u8,
+    bytes: usize,
+    used: AtomicUsize,
+}
+
+// SAFETY: an address range of its own.
+unsafe impl Send for Guest {}
+// SAFETY: as above.
+unsafe impl Sync for Guest {}
+
+impl Guest {
+    pub fn new(pages: usize) -> Guest {
+        let bytes = pages * PAGE_SIZE as usize;
+        // SAFETY: a new mapping.
+        let host = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(host, libc::MAP_FAILED);
+        Guest {
+            memory: Arc::new(Memory::new().unwrap()),
+            host: host.cast(),
+            bytes,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn block(&self, name: &str, pages: u64) -> BlockId {
+        let used = self.used.fetch_add(pages as usize, Ordering::Relaxed);
+        assert!((used + pages as usize) * PAGE_SIZE as usize <= self.bytes);
+        let description = BlockDescription {
+            name: name.to_owned(),
+            host: self.host.wrapping_add(used * PAGE_SIZE as usize),
+            length: Pages(pages).bytes(),
+            page_size: Bytes(PAGE_SIZE),
+            file: None,
+            flags: BlockFlags::default(),
+        };
+        self.memory.add_block(description).unwrap()
+    }
+
+    pub fn slot(&self, block: &str, first: u64, pages: u64, guest_page: u64) -> Result<()> {
+        self.memory.add_slot(&SlotDescription {
+            slot: NO_SLOT,
+            flags: 0,
+            block: block.to_owned(),
+            offset: Pages(first).bytes(),
+            length: Pages(pages).bytes(),
+            guest_address: GuestAddress(guest_page * PAGE_SIZE),
+        })
+    }
+
+    pub fn tracker(&self, log: Box<dyn DirtyLog>) -> Lease {
+        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
+        tracker.add_log(log).unwrap();
+        tracker.lease().unwrap()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, which nothing touches.
+        unsafe { libc::munmap(self.host.cast(), self.bytes) };
+    }
+}
+
+/// Everything pending, as (block, page).
+pub fn take_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
+    let mut found = BTreeSet::new();
+    let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+    loop {
+        lease
+            .take(&mut cursor, 64, Pages(u64::MAX), &mut runs)
+            .unwrap();
+        if runs.is_empty() && lease.pending().0 == 0 {
+            return found;
+        }
+        for run in &runs {
+            found.extend((0..run.count.0).map(|i| (run.block.id().0, run.first.0 + i)));
+        }
+    }
+}
+
+pub fn sync_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
+    lease.sync(When::Running).unwrap();
+    take_all(lease)
+}

@@ -1,0 +1,344 @@
+//! What devices that are passed through with VFIO write: each device's own log of its DMA,
+//! or, with the older interface, the log of a container's type 1 IOMMU.
+//!
+//! **Device log** ([`VfioDeviceLog`], Linux 6.1). Started for ranges of IOVAs; a report reads and
+//! clears. One that fails leaves the log in an unknown state: the interface wants all memory
+//! taken as dirty and the log started anew, which is done at once or, if that fails too, at
+//! the next harvest. The driver chooses the page size; a page larger than ours stands
+//! for all of the pages in it.
+//!
+//! **Container log** ([`VfioContainerLog`], Linux 5.8). Asked for mapping by mapping, because a
+//! range may not split one. For devices that do not tell what they pin it reports every mapped
+//! page at every harvest; the kernel knows no better.
+
+use super::iova::{at_most, round_out, Iovas, Reader};
+use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
+use crate::error::{Error, Kind, Result};
+use crate::memory::Map;
+use crate::sys::ioctl::{Descriptor, Ioctl};
+use crate::sys::vfio::{self, LoggingRange};
+use crate::units::PAGE_SIZE;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+/// The largest page size that a VMM may ask a device's log for, bytes.
+pub const PAGE_SIZE_MAX: u64 = 1 << 30;
+
+/// The log of one device. See the file's description.
+pub struct VfioDeviceLog {
+    device: Box<dyn Ioctl>,
+    iovas: Iovas,
+    /// What page size to ask for.
+    hint: u64,
+    started: bool,
+    /// What is logged now; `None` while not started, and while it could not be started again.
+    logging: Option<Logging>,
+}
+
+struct Logging {
+    /// The ranges it was started with.
+    ranges: Vec<Range<u64>>,
+    /// The page size that the driver chose, or ours if that is larger.
+    page_size: u64,
+    reader: Reader,
+}
+
+impl VfioDeviceLog {
+    /// The log of the device behind `device`, tracked in pages of `page_size` bytes if the
+    /// driver likes: a power of two from 4096 to [`PAGE_SIZE_MAX`]. [`Kind::Unsupported`] if it has none.
+    pub fn new(mut device: Box<dyn Ioctl>, iovas: Iovas, page_size: u64) -> Result<Self> {
+        if !page_size.is_power_of_two() || !(PAGE_SIZE..=PAGE_SIZE_MAX).contains(&page_size) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "a device's page size is a power of two from {PAGE_SIZE} to {PAGE_SIZE_MAX}, \
+                     not {page_size}"
+                ),
+            ));
+        }
+        vfio::logging_probe(&mut *device)?;
+        Ok(VfioDeviceLog {
+            device,
+            iovas,
+            hint: page_size,
+            started: false,
+            logging: None,
+        })
+    }
+
+    /// The same from a device's descriptor, which is brant's from here on.
+    pub fn from_fd(device: OwnedFd, iovas: Iovas, page_size: u64) -> Result<Self> {
+        VfioDeviceLog::new(Box::new(Descriptor::new(device)), iovas, page_size)
+    }
+
+    /// Starts the device's log, which is off, for what may be written by `map`.
+    fn start_logging(&mut self, map: &Map) -> Result<()> {
+        let mapped = self.iovas.mapped(map);
+        // The kernel wants multiples of the page size that it is asked for.
+        let asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX);
+        if asked.is_empty() {
+            // A start without ranges is an error; there is nothing to log yet.
+            self.logging = Some(Logging {
+                ranges: Vec::new(),
+                page_size: self.hint,
+                reader: Reader::new(Vec::new(), self.hint, false)?,
+            });
+            return Ok(());
+        }
+        let ranges: Vec<LoggingRange> = asked
+            .iter()
+            .map(|r| LoggingRange {
+                iova: r.start,
+                length: r.end - r.start,
+            })
+            .collect();
+        let chosen = vfio::logging_start(&mut *self.device, self.hint, &ranges)?;
+        let made = self.logging_of(&mapped, asked, chosen);
+        match made {
+            Ok(logging) => self.logging = Some(logging),
+            Err(e) => {
+                // The first error is the one to tell.
+                let _ = vfio::logging_stop(&mut *self.device);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn logging_of(
+        &self,
+        mapped: &[Range<u64>],
+        ranges: Vec<Range<u64>>,
+        chosen: u64,
+    ) -> Result<Logging> {
+        if !chosen.is_power_of_two() {
+            return Err(Error::new(
+                Kind::Kernel,
+                format!("the VFIO driver logs pages of {chosen} bytes, which is no power of two"),
+            ));
+        }
+        let page_size = chosen.max(PAGE_SIZE);
+        Ok(Logging {
+            ranges,
+            page_size,
+            reader: Reader::new(round_out(mapped, page_size)?, page_size, false)?,
+        })
+    }
+
+    fn stop_logging(&mut self) -> Result<()> {
+        match self.logging.take() {
+            Some(logging) if !logging.ranges.is_empty() => vfio::logging_stop(&mut *self.device),
+            _ => Ok(()),
+        }
+    }
+
+    /// Off and on again: what a broken log needs.
+    fn restart(&mut self, map: &Map) -> Result<()> {
+        // A log that is broken may be off already.
+        let _ = self.stop_logging();
+        self.start_logging(map)
+    }
+
+    /// Reads what it has. After an error it has been started anew, or is off.
+    fn read(&mut self, map: &Map, sink: &mut dyn Sink) -> Result<()> {
+        let Some(logging) = &mut self.logging else {
+            self.restart(map)
+                .map_err(|e| e.context("the device's log is off, and does not start"))?;
+            return Err(Error::new(
+                Kind::Kernel,
+                "the device's log was off until now, after an earlier error",
+            ));
+        };
+        let device = &mut *self.device;
+        let done = logging
+            .reader
+            .harvest(&self.iovas, sink, |iova, length, page, bitmap| {
+                vfio::logging_report(device, iova, length, page, bitmap)
+            });
+        done.map_err(|e| {
+            // Logging again before anybody reads the pages, all of which count as dirty.
+            match self.restart(map) {
+                Ok(()) => e.context("the device's log is started anew"),
+                Err(again) => Error::new(e.kind(), format!("{e}; and it does not start: {again}")),
+            }
+        })
+    }
+}
+
+/// Whether all of `inner` lies in `outer`; both are sorted, and `outer` does not overlap.
+fn inside(inner: &[Range<u64>], outer: &[Range<u64>]) -> bool {
+    inner.iter().all(|r| {
+        let at = outer.partition_point(|o| o.end < r.end);
+        outer.get(at).is_some_and(|o| o.start <= r.start)
+    })
+}
+
+impl DirtyLog for VfioDeviceLog {
+    fn kind(&self) -> LogKind {
+        LogKind::Vfio
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        self.start_logging(map)?;
+        self.started = true;
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        self.started = false;
+        self.stop_logging()
+    }
+
+    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        if !self.started {
+            return Ok(Harvested::Complete);
+        }
+        self.read(map, sink)?;
+        Ok(Harvested::Complete)
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        self.iovas.covered(map)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if !self.started || old.slots() == new.slots() {
+            return Ok(());
+        }
+        // Read first: what it has is understood by the old map.
+        if self.read(old, sink).is_err() {
+            // That does not refuse the change; nothing is lost.
+            self.iovas.everything(old, sink);
+        }
+        let wanted = self.iovas.mapped(new);
+        let Some(logging) = &mut self.logging else {
+            // Off. The next harvest tries again.
+            return Ok(());
+        };
+        let page_size = logging.page_size;
+        let spans = round_out(&wanted, page_size)?;
+        if inside(&spans, &logging.ranges) {
+            if logging.reader.spans() != spans {
+                logging.reader = Reader::new(spans, page_size, false)?;
+            }
+            return Ok(());
+        }
+        // A log's ranges cannot be changed: off, and on with the new ones. What is written in
+        // between nobody logs, so all counts as dirty, once it is on again.
+        let grown = self.restart(new);
+        if grown.is_err() {
+            // As it was before; if that fails too, the next harvest tries again.
+            let _ = self.restart(old);
+        }
+        self.iovas.everything(old, sink);
+        grown
+    }
+}
+
+/// The log of a container's type 1 IOMMU. See the file's description.
+pub struct VfioContainerLog {
+    container: Box<dyn Ioctl>,
+    iovas: Iovas,
+    page_size: u64,
+    bitmap_max: u64,
+    reader: Option<Reader>,
+}
+
+impl VfioContainerLog {
+    /// The log of the container behind `container`, whose IOMMU is set. [`Kind::Unsupported`]
+    /// if that has none.
+    pub fn new(mut container: Box<dyn Ioctl>, iovas: Iovas) -> Result<Self> {
+        let can = vfio::type1_dirty(&mut *container)?;
+        // Only the smallest works.
+        let page_size = can.page_sizes & can.page_sizes.wrapping_neg();
+        if !(PAGE_SIZE..=PAGE_SIZE_MAX).contains(&page_size) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "the container's IOMMU tells dirty pages of sizes {:#x}; the smallest of them \
+                     is to be from {PAGE_SIZE} to {PAGE_SIZE_MAX} bytes",
+                    can.page_sizes
+                ),
+            ));
+        }
+        Ok(VfioContainerLog {
+            container,
+            iovas,
+            page_size,
+            bitmap_max: can.bitmap_max,
+            reader: None,
+        })
+    }
+
+    /// The same from a container's descriptor, which is brant's from here on.
+    pub fn from_fd(container: OwnedFd, iovas: Iovas) -> Result<Self> {
+        VfioContainerLog::new(Box::new(Descriptor::new(container)), iovas)
+    }
+
+    fn reader(&self, map: &Map) -> Result<Reader> {
+        let reader = Reader::new(self.iovas.mapped(map), self.page_size, true)?;
+        if reader.bitmap_bytes() > self.bitmap_max {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "the longest mapping for DMA needs a bitmap of {} bytes, and this kernel's \
+                     are at most {}: map it in parts, and give those as ranges",
+                    reader.bitmap_bytes(),
+                    self.bitmap_max
+                ),
+            ));
+        }
+        Ok(reader)
+    }
+}
+
+impl DirtyLog for VfioContainerLog {
+    fn kind(&self) -> LogKind {
+        LogKind::Vfio
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        let reader = self.reader(map)?;
+        vfio::type1_switch(&mut *self.container, true)?;
+        self.reader = Some(reader);
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        match self.reader.take() {
+            Some(_) => vfio::type1_switch(&mut *self.container, false),
+            None => Ok(()),
+        }
+    }
+
+    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        if let Some(reader) = &mut self.reader {
+            let container = &mut *self.container;
+            reader.harvest(&self.iovas, sink, |iova, length, page, bitmap| {
+                vfio::type1_bitmap(container, iova, length, page, bitmap)
+            })?;
+        }
+        Ok(Harvested::Complete)
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        self.iovas.covered(map)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if self.reader.is_none() || old.slots() == new.slots() {
+            return Ok(());
+        }
+        // Before anything else, because it can refuse the change.
+        let reader = self.reader(new)?;
+        if self.harvest(old, When::Running, sink).is_err() {
+            self.iovas.everything(old, sink);
+        }
+        self.reader = Some(reader);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "vfio_tests.rs"]
+mod tests;

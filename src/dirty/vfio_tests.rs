@@ -1,0 +1,593 @@
+//! The logs of VFIO and of iommufd against a model of the kernel's side of their ioctls: the
+//! exact calls, what becomes of errors, and that nothing which a device wrote is missed. There
+//! was no hardware to try them on.
+
+use super::*;
+use crate::dirty::dma_model::Kernel;
+use crate::dirty::iommufd::IommufdLog;
+use crate::dirty::iova::{DmaRange, Target};
+use crate::dirty::testing::{sync_all, take_all, Guest};
+use crate::dirty::tracker::{Lease, StartWith};
+use crate::memory::BlockId;
+use crate::units::Bytes;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use vm_memory::GuestAddress;
+
+const P: u64 = PAGE_SIZE;
+
+/// 100 pages at guest page 0 and 30 at guest page 1000, which is page 100 of the block.
+fn guest() -> Guest {
+    let guest = Guest::new(300);
+    guest.block("ram", 200);
+    guest.slot("ram", 0, 100, 0).unwrap();
+    guest.slot("ram", 100, 30, 1000).unwrap();
+    guest
+}
+
+fn device(guest: &Guest, kernel: &Kernel, iovas: Iovas, page: u64) -> Lease {
+    let log = VfioDeviceLog::new(kernel.device(), iovas, page).unwrap();
+    guest.tracker(Box::new(log))
+}
+
+fn pages(of: impl IntoIterator<Item = u64>) -> BTreeSet<(u32, u64)> {
+    of.into_iter().map(|p| (0, p)).collect()
+}
+
+fn to_block(iova: u64, pages: u64, offset: u64) -> DmaRange {
+    DmaRange {
+        iova,
+        length: Bytes(pages * P),
+        target: Target::Block {
+            block: BlockId(0),
+            offset: Bytes(offset * P),
+        },
+    }
+}
+
+/// Page sizes above 64 pages would be a bitmap of one bit.
+fn everything() -> BTreeSet<(u32, u64)> {
+    pages(0..130)
+}
+
+#[test]
+fn a_device_s_log_is_probed_started_reported_and_stopped_by_these_calls() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    assert_eq!(kernel.calls(), ["probe"]);
+    lease.start(StartWith::Nothing).unwrap();
+    assert_eq!(kernel.calls(), ["start 4096 [0..64000, 3e8000..406000]"]);
+    kernel.write(5 * P + 17);
+    kernel.write(1029 * P);
+    assert_eq!(sync_all(&lease), pages([5, 129]));
+    let reports = ["report 0+64000 4096", "report 3e8000+1e000 4096"];
+    assert_eq!(kernel.calls(), reports);
+    // Read and cleared, and the bitmap is zeroed before each call.
+    assert!(sync_all(&lease).is_empty());
+    kernel.calls();
+    lease.stop().unwrap();
+    assert_eq!(kernel.calls(), [reports[0], reports[1], "stop"]);
+}
+
+#[test]
+fn a_page_larger_than_ours_is_all_of_the_pages_in_it() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    kernel.lock().driver_page = Some(16 * P);
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.calls();
+    kernel.write(3 * P);
+    // The last page of the device's reaches past the slot, and begins before the other.
+    kernel.write(99 * P);
+    kernel.write(1001 * P);
+    assert_eq!(
+        sync_all(&lease),
+        pages((0..16).chain(96..100).chain(100..108))
+    );
+    assert_eq!(
+        kernel.calls(),
+        ["report 0+70000 65536", "report 3e0000+30000 65536"]
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_rounded_out_to_the_page_size_asked_for() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, 2 << 20);
+    lease.start(StartWith::Nothing).unwrap();
+    // Guest pages 0 to 511 and 512 to 1535: they touch, and are one.
+    assert_eq!(kernel.calls()[1], "start 2097152 [0..600000]");
+    kernel.write(1010 * P);
+    // Guest pages 512 to 1023, of which 1000 and on are RAM.
+    assert_eq!(sync_all(&lease), pages(100..124));
+}
+
+#[test]
+fn one_device_page_in_two_ranges_is_lost_to_neither() {
+    let (guest, kernel) = (Guest::new(40), Kernel::default());
+    guest.block("ram", 40);
+    // Touching, and the border is inside a page of the device's.
+    guest.slot("ram", 0, 10, 0).unwrap();
+    guest.slot("ram", 10, 10, 14).unwrap();
+    kernel.lock().driver_page = Some(16 * P);
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write(15 * P);
+    let expected: BTreeSet<_> = (0..12).map(|p| (0, p)).collect();
+    assert_eq!(sync_all(&lease), expected);
+}
+
+#[test]
+fn too_many_ranges_are_joined_where_the_least_lies_between_them() {
+    let (guest, kernel) = (Guest::new(600), Kernel::default());
+    guest.block("ram", 600);
+    let mut at = 0;
+    for i in 0..600u64 {
+        // Gaps of 1 page, but every third one of 50.
+        at += if i % 3 == 0 { 51 } else { 2 };
+        guest.slot("ram", i, 1, at).unwrap();
+    }
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    let ranges = kernel.lock().logging.clone().unwrap();
+    assert_eq!(ranges.len(), 256);
+    assert!(ranges.iter().all(|r| r.end - r.start <= 5 * P));
+    let slots = guest.memory.map();
+    let slots = slots.slots();
+    for slot in slots {
+        kernel.write(slot.guest_address.0);
+    }
+    // What lies between is never asked for.
+    assert_eq!(sync_all(&lease), pages(0..600));
+    assert_eq!(kernel.calls().len(), 2 + 600);
+}
+
+#[test]
+fn after_an_error_everything_is_dirty_and_the_log_is_started_anew() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.calls();
+    kernel.fail("report 3e8", libc::EIO);
+    let report = lease.sync(When::Running).unwrap();
+    assert!(report.warnings[0].contains("started anew"), "{report:?}");
+    assert_eq!(take_all(&lease), everything());
+    let calls = kernel.calls();
+    assert_eq!(calls[2], "stop");
+    assert!(calls[3].starts_with("start 4096"));
+    // And goes on as before.
+    kernel.write(7 * P);
+    assert_eq!(sync_all(&lease), pages([7]));
+}
+
+#[test]
+fn a_log_that_does_not_start_again_is_tried_at_each_sync_and_all_is_dirty_until_then() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.fail("report", libc::EIO);
+    kernel.fail("start", libc::ENOMEM);
+    kernel.fail("start", libc::ENOMEM);
+    for _ in 0..2 {
+        assert_eq!(sync_all(&lease), everything());
+        assert!(kernel.lock().logging.is_none());
+        // Nobody logs this.
+        kernel.write(7 * P);
+    }
+    // Now it starts, and what was written until then is not known.
+    assert_eq!(sync_all(&lease), everything());
+    kernel.write(8 * P);
+    assert_eq!(sync_all(&lease), pages([8]));
+    lease.stop().unwrap();
+}
+
+#[test]
+fn an_error_of_the_last_harvest_is_one() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.fail("report", libc::EIO);
+    let error = lease.sync(When::Stopped).unwrap_err();
+    assert!(error.message().contains("last harvest of vfio"), "{error}");
+    // The guest runs on, and nothing is lost.
+    assert_eq!(take_all(&lease), everything());
+}
+
+#[test]
+fn a_device_without_a_log_is_refused_with_what_was_expected() {
+    for errno in [libc::ENOTTY, libc::EINVAL] {
+        let kernel = Kernel::default();
+        kernel.fail("probe", errno);
+        let error = VfioDeviceLog::new(kernel.device(), Iovas::Guest, P)
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error
+            .message()
+            .contains("a VFIO device whose driver logs DMA"));
+    }
+    for page in [0, 1, 4095, 8191, 1 << 31] {
+        let kernel = Kernel::default();
+        assert!(VfioDeviceLog::new(kernel.device(), Iovas::Guest, page).is_err());
+        assert!(kernel.calls().is_empty());
+    }
+}
+
+#[test]
+fn a_driver_that_chooses_nonsense_is_refused_and_stopped() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    kernel.lock().driver_page = Some(5000);
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    assert!(lease.start(StartWith::Nothing).is_err());
+    assert!(kernel.lock().logging.is_none());
+}
+
+#[test]
+fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.calls();
+    guest.slot("ram", 130, 10, 2000).unwrap();
+    let calls = kernel.calls();
+    assert_eq!(calls[2], "stop");
+    assert_eq!(
+        calls[3],
+        "start 4096 [0..64000, 3e8000..406000, 7d0000..7da000]"
+    );
+    assert_eq!(sync_all(&lease), pages(0..140));
+    kernel.write(2003 * P);
+    assert_eq!(sync_all(&lease), pages([133]));
+    // What goes is read first, and restarts nothing.
+    kernel.calls();
+    kernel.write(2004 * P);
+    kernel.write(3 * P);
+    guest
+        .memory
+        .remove_slot(crate::memory::NO_SLOT, GuestAddress(2000 * P))
+        .unwrap();
+    assert_eq!(kernel.calls().len(), 3);
+    assert_eq!(sync_all(&lease), pages([3, 134]));
+    assert_eq!(kernel.calls().len(), 2);
+    // Nor does the same place again.
+    guest.slot("ram", 130, 10, 2000).unwrap();
+    assert!(kernel.calls().iter().all(|c| c.starts_with("report")));
+}
+
+#[test]
+fn new_memory_that_a_device_cannot_log_is_refused_and_the_log_goes_on() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.fail("start", libc::E2BIG);
+    let error = guest.slot("ram", 130, 10, 2000).unwrap_err();
+    assert!(error.message().contains("3 ranges"), "{error}");
+    let found = sync_all(&lease);
+    assert!(found.is_superset(&everything()), "{found:?}");
+    kernel.write(4 * P);
+    assert_eq!(sync_all(&lease), pages([4]));
+}
+
+#[test]
+fn explicit_ranges_lead_to_blocks_and_to_guest_addresses() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let iovas = Iovas::ranges(vec![
+        // Out of order, and beginning inside a word of the bitmap that they share.
+        to_block((1 << 40) + 100 * P, 70, 3),
+        to_block(1 << 40, 100, 100),
+        DmaRange {
+            iova: 1 << 20,
+            length: Bytes(30 * P),
+            target: Target::Guest(GuestAddress(1000 * P)),
+        },
+    ])
+    .unwrap();
+    let lease = device(&guest, &kernel, iovas, P);
+    lease.start(StartWith::Nothing).unwrap();
+    let page = |n: u64| (1 << 40) + n * P;
+    for iova in [
+        page(0),
+        page(99),
+        page(100),
+        page(127),
+        page(128),
+        page(169),
+    ] {
+        kernel.write(iova);
+    }
+    kernel.write((1 << 20) + 2 * P);
+    // Not mapped: nobody logs it.
+    kernel.write(5 * P);
+    assert_eq!(sync_all(&lease), pages([100, 199, 3, 30, 31, 72, 102]));
+    kernel.fail("report", libc::EIO);
+    assert_eq!(sync_all(&lease), pages((3..73).chain(100..200)));
+}
+
+#[test]
+fn ranges_that_cannot_be_are_refused() {
+    let good = to_block(P, 1, 0);
+    let with = |change: fn(&mut DmaRange)| {
+        let mut range = good;
+        change(&mut range);
+        Iovas::ranges(vec![range])
+    };
+    assert!(Iovas::ranges(vec![good]).is_ok());
+    assert!(Iovas::ranges(Vec::new()).is_err());
+    assert!(with(|r| r.iova = 1).is_err());
+    assert!(with(|r| r.length = Bytes(0)).is_err());
+    assert!(with(|r| r.length = Bytes(5)).is_err());
+    assert!(with(|r| r.iova = 0u64.wrapping_sub(P)).is_err());
+    assert!(with(|r| r.target = Target::Guest(GuestAddress(0u64.wrapping_sub(P)))).is_err());
+    assert!(Iovas::ranges(vec![good, to_block(P, 1, 7)]).is_err());
+}
+
+#[test]
+fn ranges_past_the_end_of_their_block_harm_nothing() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let iovas = Iovas::ranges(vec![
+        to_block(0, 1000, 190),
+        DmaRange {
+            iova: 1 << 40,
+            length: Bytes(10 * P),
+            target: Target::Block {
+                block: BlockId(77),
+                offset: Bytes(0),
+            },
+        },
+    ]);
+    let lease = device(&guest, &kernel, iovas.unwrap(), P);
+    lease.start(StartWith::Nothing).unwrap();
+    for page in 0..1000 {
+        kernel.write(page * P);
+    }
+    kernel.write(1 << 40);
+    assert_eq!(sync_all(&lease), pages(190..200));
+    kernel.fail("report", libc::EIO);
+    assert_eq!(sync_all(&lease), pages(190..200));
+}
+
+fn container(guest: &Guest, kernel: &Kernel, page: u64) -> Lease {
+    kernel.lock().mapped = vec![0..100 * P, 1000 * P..1030 * P];
+    let log = VfioContainerLog::new(kernel.container(page), Iovas::Guest).unwrap();
+    guest.tracker(Box::new(log))
+}
+
+#[test]
+fn a_container_s_log_is_asked_mapping_by_mapping_in_its_smallest_pages() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let lease = container(&guest, &kernel, P);
+    assert_eq!(kernel.calls(), ["info", "info"]);
+    lease.start(StartWith::Nothing).unwrap();
+    assert_eq!(kernel.calls(), ["start"]);
+    kernel.write(99 * P);
+    kernel.write(1000 * P);
+    assert_eq!(sync_all(&lease), pages([99, 100]));
+    assert_eq!(
+        kernel.calls(),
+        ["get 0+64000 4096", "get 3e8000+1e000 4096"]
+    );
+    assert!(sync_all(&lease).is_empty());
+    kernel.fail("get", libc::EFAULT);
+    assert_eq!(sync_all(&lease), everything());
+    kernel.write(5 * P);
+    assert_eq!(sync_all(&lease), pages([5]));
+    kernel.calls();
+    lease.stop().unwrap();
+    assert_eq!(kernel.calls()[2], "stop");
+}
+
+#[test]
+fn a_slot_that_touches_another_is_still_asked_for_alone() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    guest.slot("ram", 130, 5, 1030).unwrap();
+    let lease = container(&guest, &kernel, P);
+    kernel.lock().mapped.push(1030 * P..1035 * P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write(1034 * P);
+    assert_eq!(sync_all(&lease), pages([134]));
+}
+
+#[test]
+fn a_container_s_larger_pages_are_all_of_ours_in_them() {
+    let (guest, kernel) = (Guest::new(67), Kernel::default());
+    guest.block("ram", 64);
+    guest.slot("ram", 0, 64, 16).unwrap();
+    let log = VfioContainerLog::new(kernel.container(16 * P), Iovas::Guest).unwrap();
+    let lease = guest.tracker(Box::new(log));
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write(40 * P);
+    kernel.write(79 * P);
+    assert_eq!(sync_all(&lease), pages((16..32).chain(48..64)));
+    // A slot that no mapping in such pages can be refuses the change of the map.
+    guest.block("odd", 3);
+    assert_eq!(sync_all(&lease).len(), 3);
+    assert!(guest.slot("odd", 0, 3, 1000).is_err());
+    assert!(sync_all(&lease).is_empty());
+}
+
+#[test]
+fn a_container_s_mapping_is_never_split_and_a_device_s_log_is_read_in_pieces() {
+    let all = (1 << 24) + 100;
+    let (guest, kernel) = (Guest::new(all as usize), Kernel::default());
+    guest.block("ram", all);
+    guest.slot("ram", 0, all, 0).unwrap();
+    let log = VfioContainerLog::new(kernel.container(P), Iovas::Guest).unwrap();
+    kernel.lock().mapped.push(0..all * P);
+    let lease = guest.tracker(Box::new(log));
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write((all - 1) * P);
+    assert_eq!(sync_all(&lease), pages([all - 1]));
+    lease.stop().unwrap();
+    kernel.lock().mapped.clear();
+    kernel.calls();
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write(((1 << 24) - 1) * P);
+    kernel.write((1 << 24) * P);
+    assert_eq!(sync_all(&lease), pages([(1 << 24) - 1, 1 << 24]));
+    assert_eq!(kernel.calls().len(), 4);
+}
+
+#[test]
+fn a_mapping_that_needs_too_long_a_bitmap_is_refused_with_what_to_do() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    let io = kernel.container(P);
+    kernel.lock().bitmap_max = 8;
+    let lease = guest.tracker(Box::new(VfioContainerLog::new(io, Iovas::Guest).unwrap()));
+    let error = lease.start(StartWith::Nothing).unwrap_err();
+    assert!(error.message().contains("map it in parts"), "{error}");
+    assert!(kernel.lock().logging.is_none());
+}
+
+#[test]
+fn a_page_table_s_log_is_switched_and_asked_mapping_by_mapping() {
+    let (guest, kernel) = (guest(), Kernel::default());
+    kernel.lock().mapped = vec![0..100 * P, 1000 * P..1030 * P];
+    let log = IommufdLog::new(kernel.iommufd(), 7, Iovas::Guest).unwrap();
+    let lease = guest.tracker(Box::new(log));
+    lease.start(StartWith::Nothing).unwrap();
+    assert_eq!(kernel.calls(), ["set 0 of 7", "set 1 of 7"]);
+    kernel.write(99 * P);
+    kernel.write(1000 * P);
+    let report = lease.sync(When::Running).unwrap();
+    let log = report.logs.iter().find(|l| l.kind == LogKind::Iommufd);
+    assert_eq!(log.unwrap().found.0, 2);
+    assert_eq!(take_all(&lease), pages([99, 100]));
+    assert_eq!(
+        kernel.calls(),
+        ["get 0+64000 4096 of 7", "get 3e8000+1e000 4096 of 7"]
+    );
+    assert!(sync_all(&lease).is_empty());
+    // Memory that is no longer mapped is an error of the harvest, and dirty.
+    kernel.lock().mapped.truncate(1);
+    assert_eq!(sync_all(&lease), everything());
+    kernel.lock().mapped.push(1000 * P..1030 * P);
+    kernel.write(6 * P);
+    assert_eq!(sync_all(&lease), pages([6]));
+    kernel.calls();
+    lease.stop().unwrap();
+    assert_eq!(kernel.calls()[2], "set 0 of 7");
+    kernel.fail("set", libc::EOPNOTSUPP);
+    let error = IommufdLog::new(kernel.iommufd(), 7, Iovas::Guest)
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), Kind::Unsupported);
+}
+
+#[test]
+fn rom_and_other_address_spaces_are_not_asked_for() {
+    let (guest, kernel) = (Guest::new(30), Kernel::default());
+    guest.block("ram", 30);
+    let slot = |slot: u32, flags: u32, page: u64, at: u64| {
+        guest.memory.add_slot(&crate::memory::SlotDescription {
+            slot,
+            flags,
+            block: "ram".to_owned(),
+            offset: Bytes(page * P),
+            length: Bytes(10 * P),
+            guest_address: GuestAddress(at * P),
+        })
+    };
+    slot(0, 0, 0, 0).unwrap();
+    slot(1, crate::sys::kvm::MEM_READONLY, 10, 100).unwrap();
+    slot(1 << 16, 0, 20, 200).unwrap();
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    assert_eq!(kernel.calls()[1], "start 4096 [0..a000]");
+    drop(lease);
+}
+
+#[test]
+fn a_guest_without_memory_yet_starts_a_log_when_it_gets_some() {
+    let (guest, kernel) = (Guest::new(10), Kernel::default());
+    guest.block("ram", 10);
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    assert!(sync_all(&lease).is_empty());
+    assert_eq!(kernel.calls(), ["probe"]);
+    guest.slot("ram", 0, 10, 0).unwrap();
+    assert_eq!(kernel.calls(), ["start 4096 [0..a000]"]);
+    kernel.write(P);
+    assert!(sync_all(&lease).contains(&(0, 1)));
+    lease.stop().unwrap();
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    page_shift: u32,
+    /// Page of the block, pages, hole before it.
+    slots: Vec<(u64, u64, u64)>,
+    explicit: bool,
+    syncs: Vec<Vec<u64>>,
+    fail: Vec<bool>,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    (
+        0u32..6,
+        prop::collection::vec((0u64..200, 1u64..150, 0u64..90), 1..5),
+        any::<bool>(),
+        prop::collection::vec(prop::collection::vec(0u64..900, 0..30), 1..5),
+        prop::collection::vec(prop::bool::weighted(0.2), 5),
+    )
+        .prop_map(|(page_shift, slots, explicit, syncs, fail)| Case {
+            page_shift,
+            slots,
+            explicit,
+            syncs,
+            fail,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #[test]
+    fn no_page_that_a_device_wrote_is_missed_and_no_more_than_its_page_size_says(case in cases()) {
+        let (guest, kernel) = (Guest::new(400), Kernel::default());
+        guest.block("ram", 400);
+        let page = P << case.page_shift;
+        kernel.lock().driver_page = Some(page);
+        // Explicit: IOVA i shows page p of the block; otherwise guest address i does.
+        let (mut at, mut shown, mut ranges) = (0, Vec::new(), Vec::new());
+        for &(first, n, gap) in &case.slots {
+            at += gap;
+            shown.push((at, n, first));
+            if case.explicit {
+                ranges.push(to_block(at * P, n, first));
+            } else {
+                guest.slot("ram", first, n, at).unwrap();
+            }
+            at += n;
+        }
+        let iovas = match case.explicit {
+            true => Iovas::ranges(ranges).unwrap(),
+            false => Iovas::Guest,
+        };
+        let lease = device(&guest, &kernel, iovas, P);
+        lease.start(StartWith::Nothing).unwrap();
+        for (writes, fail) in case.syncs.iter().zip(&case.fail) {
+            let mut must = BTreeSet::new();
+            let mut may = BTreeSet::new();
+            for &iova in writes {
+                kernel.write(iova * P);
+                let whole = iova * P / page * page / P..(iova * P / page + 1) * page / P;
+                for &(start, n, first) in &shown {
+                    if (start..start + n).contains(&iova) {
+                        must.insert((0, first + iova - start));
+                    }
+                    let of = whole.clone().filter(|i| (start..start + n).contains(i));
+                    may.extend(of.map(|i| (0, first + i - start)));
+                }
+            }
+            if *fail {
+                kernel.fail("report", libc::EIO);
+                let all = shown.iter().flat_map(|&(_, n, first)| first..first + n);
+                prop_assert_eq!(sync_all(&lease), pages(all));
+                continue;
+            }
+            let found = sync_all(&lease);
+            prop_assert!(found.is_superset(&must), "missed {:?}", must.difference(&found));
+            prop_assert!(found.is_subset(&may), "too many {:?}", found.difference(&may));
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! What vhost and vhost-user back ends write: a log in shared memory that all of them set
+//! bits in, one bit for each 4 KiB of guest physical memory from address 0 on.
+//!
+//! brant makes the memory and the VMM brings it to its back ends ([`VhostBackEnds`]): the
+//! kernel's vhost takes the address of the mapping, vhost-user the descriptor. A back end
+//! writes guest memory first and then sets the bit by an atomic or; a harvest takes each word
+//! that is not zero by an atomic exchange. The exchange acquires what the or released, so a
+//! page whose bit was taken is read with what was written to it.
+//!
+//! **Growing.** When guest memory comes to reach further than the log: a longer one is made,
+//! all back ends are moved to it, and only then the old one is read a last time. Until
+//! the last of them has moved, bits arrive in the old one.
+//!
+//! A log's memory is backed where RAM is; the rest of it, which holes in guest memory
+//! stand for, takes none until somebody writes there.
+
+use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
+use crate::bits::words;
+use crate::error::{Error, Kind, Result};
+use crate::memory::Map;
+use crate::sys::{mem, shm::Shm};
+use crate::units::{Pages, PAGE_SIZE};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+
+/// The highest guest address that a log can reach: 2^48, a log of 8 GiB (of address space).
+pub const REACH_MAX: u64 = 1 << 48;
+/// Words of one page of the log; they stand for 128 MiB.
+const PAGE_WORDS: usize = 512;
+/// Words that are looked at together: a cache line.
+const LINE: usize = 8;
+/// Logs that back ends may still write to because the VMM could not move or stop them all.
+const REFUSED_MAX: usize = 4;
+
+/// The memory of a log, for the VMM to hand to back ends.
+#[derive(Debug)]
+pub struct LogMemory(Shm);
+
+impl LogMemory {
+    fn new(reach: u64) -> Result<LogMemory> {
+        if reach > REACH_MAX {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "a vhost log reaches to guest address {REACH_MAX:#x} at most, and {reach:#x} \
+                     was asked for"
+                ),
+            ));
+        }
+        let length = log_bytes(reach).max(PAGE_SIZE);
+        Ok(LogMemory(Shm::new(c"brant-vhost-log", length)?))
+    }
+
+    /// A memfd of exactly [`LogMemory::length`] bytes, sealed against shrinking and growing: what
+    /// vhost-user's `SET_LOG_BASE` carries, with offset 0. A duplicate of it may be kept.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    /// Address of the mapping in this process: what the kernel's `VHOST_SET_LOG_BASE` takes.
+    pub fn address(&self) -> *mut u8 {
+        self.0.address()
+    }
+
+    /// Bytes; a multiple of 4096.
+    pub fn length(&self) -> u64 {
+        self.0.length()
+    }
+
+    /// Takes memory for the bits of these pages.
+    fn reserve(&self, ram: &[Range<u64>]) -> Result<()> {
+        for range in ram {
+            self.0.reserve(range.start / 8, range.end.div_ceil(8))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a log that reaches to a guest address, whole pages.
+fn log_bytes(reach: u64) -> u64 {
+    reach
+        .div_ceil(PAGE_SIZE)
+        .div_ceil(8)
+        .next_multiple_of(PAGE_SIZE)
+}
+
+/// The VMM's back ends, all that use one log.
+///
+/// Called on whichever thread starts or stops tracking or changes the memory map, under the
+/// tracker's lock: nothing of brant's may be called in here but marks.
+pub trait VhostBackEnds: Send + Sync {
+    /// Have every back end log to this memory from now on; return when each does. Called when
+    /// tracking starts, and again, with a longer one, when guest memory has come to reach
+    /// further: then the one before is gone after the return. An error from the first
+    /// call refuses the start, and `log_off` follows; from a later one it refuses the change
+    /// of the map, and back ends may go on in either.
+    fn log_on(&self, memory: &LogMemory) -> Result<()>;
+
+    /// Have every back end stop logging; return when none writes to a log of brant's any more.
+    /// Also called after a first `log_on` that failed.
+    fn log_off(&self) -> Result<()>;
+}
+
+/// See the file's description.
+pub struct VhostLog {
+    back_ends: Arc<dyn VhostBackEnds>,
+    reach: u64,
+    on: bool,
+    current: Option<LogMemory>,
+    /// Logs that some back end may write to though not all do: read as long as logging is on.
+    refused: Vec<LogMemory>,
+    /// Pages of guest memory that are RAM, sorted, touching ones joined.
+    ram: Vec<Range<u64>>,
+    strays: u64,
+}
+
+/// The pages that any of `maps` has RAM at.
+fn ram_of(maps: &[&Map]) -> Vec<Range<u64>> {
+    let slots = maps.iter().flat_map(|m| m.slots());
+    let mut all: Vec<Range<u64>> = slots
+        .map(|s| {
+            let first = s.guest_address.0 / PAGE_SIZE;
+            first..first + s.pages.0
+        })
+        .collect();
+    all.sort_by_key(|r| r.start);
+    all.dedup_by(|next, last| {
+        let touch = next.start <= last.end;
+        if touch {
+            last.end = last.end.max(next.end);
+        }
+        touch
+    });
+    all
+}
+
+impl VhostLog {
+    /// A log for `back_ends` that reaches to guest address `reach` at least, exclusive; 0 if to
+    /// the end of RAM is enough (used rings are in RAM as a rule).
+    pub fn new(back_ends: Arc<dyn VhostBackEnds>, reach: u64) -> Result<Self> {
+        if reach > REACH_MAX {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("a vhost log reaches to {REACH_MAX:#x} at most, not to {reach:#x}"),
+            ));
+        }
+        Ok(VhostLog {
+            back_ends,
+            reach,
+            on: false,
+            current: None,
+            refused: Vec::new(),
+            ram: Vec::new(),
+            strays: 0,
+        })
+    }
+
+    fn reach(&self, map: &Map) -> u64 {
+        self.reach.max(map.guest_end())
+    }
+
+    /// A log that reaches as far as `map`: one that was refused before, or a new one.
+    fn memory_for(&mut self, map: &Map) -> Result<LogMemory> {
+        let reach = self.reach(map);
+        let fits = |m: &LogMemory| m.length() >= log_bytes(reach);
+        if let Some(at) = self.refused.iter().position(fits) {
+            self.refused[at].reserve(&self.ram)?;
+            return Ok(self.refused.swap_remove(at));
+        }
+        if self.refused.len() >= REFUSED_MAX {
+            return Err(Error::new(
+                Kind::Vmm,
+                format!(
+                    "{REFUSED_MAX} vhost logs were refused already, and back ends may be writing \
+                     to each of them"
+                ),
+            ));
+        }
+        let memory = LogMemory::new(reach)?;
+        memory.reserve(&self.ram)?;
+        Ok(memory)
+    }
+
+    /// Reads all logs that back ends may write to.
+    fn drain_all(&mut self, sink: &mut dyn Sink) -> Result<()> {
+        for memory in self.current.iter().chain(&self.refused) {
+            self.strays += drain(memory, &self.ram, sink)?;
+        }
+        Ok(())
+    }
+
+    fn everything(&self, map: &Map, sink: &mut dyn Sink) {
+        for extent in self.covered(map) {
+            let origin = Origin::Block {
+                block: extent.block,
+                page: Pages(extent.pages.start),
+            };
+            sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
+        }
+    }
+
+    /// Moves all back ends to a longer log.
+    fn grow(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        let memory = self.memory_for(new)?;
+        if let Err(e) = self.back_ends.log_on(&memory) {
+            // Some may have moved.
+            self.refused.push(memory);
+            return Err(e.context("moving vhost back ends to a longer log"));
+        }
+        // Only now has the last of them set its last bit in the one before.
+        match self.current.replace(memory) {
+            None => {}
+            Some(before) => match drain(&before, &self.ram, sink) {
+                Ok(strays) => self.strays += strays,
+                Err(_) => self.everything(old, sink),
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Takes what a log holds into `sink`; returns how many pages were none of `ram`.
+fn drain(memory: &LogMemory, ram: &[Range<u64>], sink: &mut dyn Sink) -> Result<u64> {
+    let all = memory.0.words();
+    let mut strays = 0;
+    let mut from = 0;
+    // What has never been written has no memory, and need not be read. A bit that is set
+    // now, where none was, belongs to the next harvest.
+    while let Some(data) = mem::seek_data(memory.fd(), from)? {
+        let end = mem::seek_hole(memory.fd(), data)?.unwrap_or(memory.length());
+        let words = (data / 8) as usize..((end / 8) as usize).min(all.len());
+        for (i, page) in all[words.clone()].chunks(PAGE_WORDS).enumerate() {
+            strays += drain_page(page, words.start + i * PAGE_WORDS, ram, sink);
+        }
+        if end <= from {
+            break;
+        }
+        from = end;
+    }
+    Ok(strays)
+}
+
+/// The words of a part of the log that begins at its word `at`.
+fn drain_page(page: &[AtomicU64], at: usize, ram: &[Range<u64>], sink: &mut dyn Sink) -> u64 {
+    let mut taken = [0u64; PAGE_WORDS];
+    let mut range: Option<Range<usize>> = None;
+    for (line, words) in page.chunks(LINE).enumerate() {
+        // Most of them are zero: one look at eight. It needs no order, because it only
+        // decides whether to look again; a bit that it misses was set after the harvest began.
+        let any = words
+            .iter()
+            .fold(0, |any, w| any | w.load(Ordering::Relaxed));
+        if any == 0 {
+            continue;
+        }
+        for (i, word) in words.iter().enumerate() {
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let at = line * LINE + i;
+            // Acquires the write that a bit was set for; and releases, so that a back end that
+            // sees its bit clear and sets it again comes after.
+            taken[at] = word.swap(0, Ordering::AcqRel);
+            range = Some(range.map_or(at, |r| r.start)..at + 1);
+        }
+    }
+    let Some(range) = range else {
+        return 0;
+    };
+    let taken = &taken[range.clone()];
+    let first = (at + range.start) as u64 * 64;
+    let pages = taken.len() as u64 * 64;
+    sink.bitmap(
+        Origin::Guest(GuestAddress(first * PAGE_SIZE)),
+        taken,
+        Pages(pages),
+    );
+    words::count(taken) - in_ram(taken, first, ram)
+}
+
+/// How many of the bits in `words`, which begins at page `first`, are pages of `ram`.
+fn in_ram(words: &[u64], first: u64, ram: &[Range<u64>]) -> u64 {
+    let end = first + words.len() as u64 * 64;
+    let from = ram.partition_point(|r| r.end <= first);
+    let pieces = ram[from..].iter().take_while(|r| r.start < end);
+    pieces
+        .map(|r| {
+            let start = r.start.max(first);
+            let stop = r.end.min(end);
+            words::count_range(words, (start - first) as usize, (stop - start) as usize)
+        })
+        .sum()
+}
+
+impl DirtyLog for VhostLog {
+    fn kind(&self) -> LogKind {
+        LogKind::Vhost
+    }
+
+    fn strays(&self) -> u64 {
+        self.strays
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        self.ram = ram_of(&[map]);
+        let memory = self.memory_for(map)?;
+        if let Err(e) = self.back_ends.log_on(&memory) {
+            // Some of them may log already.
+            if self.back_ends.log_off().is_err() {
+                self.refused.push(memory);
+            } else {
+                self.refused.clear();
+            }
+            return Err(e.context("having vhost back ends log"));
+        }
+        // Bits of a log that is used again may be from before; a page too many is no harm.
+        self.current = Some(memory);
+        self.on = true;
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, _map: &Map) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        self.on = false;
+        let current = self.current.take();
+        match self.back_ends.log_off() {
+            Ok(()) => {
+                self.refused.clear();
+                Ok(())
+            }
+            Err(e) => {
+                // It may still be written to, by the address of its mapping.
+                self.refused.extend(current);
+                Err(e.context("having vhost back ends stop logging"))
+            }
+        }
+    }
+
+    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        if self.on {
+            self.drain_all(sink)?;
+        }
+        Ok(Harvested::Complete)
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        let all = map.slots().iter().map(|s| Extent {
+            block: s.block,
+            pages: s.first.0..s.first.0 + s.pages.0,
+        });
+        all.collect()
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if !self.on || old.slots() == new.slots() {
+            return Ok(());
+        }
+        // A back end may have been told of new memory already.
+        self.ram = ram_of(&[old, new]);
+        // What it holds is understood by the old map.
+        if self.drain_all(sink).is_err() {
+            self.everything(old, sink);
+        }
+        let length = self.current.as_ref().map_or(0, LogMemory::length);
+        let followed = if length < log_bytes(self.reach(new)) {
+            self.grow(old, new, sink)
+        } else {
+            let current = self.current.as_ref();
+            current.map_or(Ok(()), |memory| memory.reserve(&self.ram))
+        };
+        self.ram = ram_of(&[if followed.is_ok() { new } else { old }]);
+        followed
+    }
+}
+
+#[cfg(test)]
+#[path = "vhost_tests.rs"]
+mod tests;

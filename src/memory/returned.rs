@@ -1,0 +1,493 @@
+//! Which pages the guest has given back, by inflating its balloon.
+//!
+//! Kept with the guest's memory and not with a tracker, because it lives longer than any
+//! migration: a balloon is usually inflated long before one begins, and a destination has the
+//! guest's memory and no tracker yet. What is skipped because of it, and when, the tracker
+//! decides (`dirty/skip.rs`). The VMM's balloon device calls in here on any thread, and waits for
+//! nothing but a lock that is held for microseconds.
+//!
+//! **The gate.** A page may only be skipped if the guest must tell before it uses the page
+//! again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says so once
+//! ([`Memory::set_must_tell_host`]); until it has, marks are ignored.
+//!
+//! **Larger host pages.** The balloon's unit is 4 KiB. A page of the host's that is larger
+//! counts as given back when all its parts are, and as taken back with the first of them.
+//!
+//! **The order of taking back.** The page stops being skipped first, and is marked dirty second.
+//! The other way round a sync and a walk that come between would use the mark up on a page that is
+//! still skipped.
+
+use super::block::{Block, BlockId};
+use super::map::Memory;
+use crate::bits::summary::Bitmap;
+use crate::error::Result;
+use crate::runtime::snapshot::Snapshot;
+use crate::units::{Pages, PAGE_SIZE};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use vm_memory::GuestAddress;
+
+/// The most pages whose bits are moved under one hold of a block's lock.
+const SLICE: usize = 1 << 20;
+
+/// Somebody who has to know that pages are in use again: a tracker's marks.
+pub trait TakenBack: Send + Sync {
+    /// Pages of a block are the guest's again, and count as written. Any thread; must not wait.
+    fn taken_back(&self, block: BlockId, first: Pages, count: Pages);
+}
+
+/// The gate, 0 as long as nobody has said anything: the guest must tell first.
+const MUST_TELL: u8 = 1;
+/// The gate: it need not.
+const NEED_NOT: u8 = 2;
+
+/// What a [`Memory`] knows beside the blocks' own [`Returned`].
+#[derive(Default)]
+pub(super) struct Giving {
+    gate: AtomicU8,
+    told: Snapshot<Vec<Weak<dyn TakenBack>>>,
+}
+
+/// The given-back pages of one block. Bits are pages of 4 KiB.
+pub struct Returned {
+    pages: u64,
+    /// Pages of 4 KiB in one of the host's.
+    unit: u64,
+    /// How many pages of the first host page lie before the block.
+    phase: u64,
+    /// Pages that count as given back. Only a hint without the lock.
+    count: AtomicU64,
+    state: Mutex<Option<State>>,
+}
+
+struct State {
+    /// What the guest has given back.
+    parts: Bitmap,
+    /// What counts as given back, where that is not the same: whole host pages.
+    whole: Option<Bitmap>,
+    /// What came to count since a tracker last looked.
+    fresh: Bitmap,
+}
+
+impl State {
+    fn new(pages: usize, large: bool) -> Result<State> {
+        Ok(State {
+            parts: Bitmap::new(pages)?,
+            whole: if large {
+                Some(Bitmap::new(pages)?)
+            } else {
+                None
+            },
+            fresh: Bitmap::new(pages)?,
+        })
+    }
+
+    fn counting(&self) -> &Bitmap {
+        self.whole.as_ref().unwrap_or(&self.parts)
+    }
+}
+
+/// What a page that is about to be handed out is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// This many pages are in use.
+    Used(u64),
+    /// This many pages are given back.
+    Returned(u64),
+    /// These pages (a host page, cut at the block) were used although they were given back, and
+    /// count as taken back now.
+    Broken(Range<u64>),
+}
+
+impl std::fmt::Debug for Returned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Returned({} of {})", self.count(), self.pages)
+    }
+}
+
+impl Returned {
+    /// For a block at `host` of `pages`, backed by pages of `page_size` bytes.
+    pub(super) fn new(host: u64, pages: Pages, page_size: u64) -> Self {
+        let unit = page_size / PAGE_SIZE;
+        Returned {
+            pages: pages.0,
+            unit,
+            phase: host / PAGE_SIZE % unit,
+            count: AtomicU64::new(0),
+            state: Mutex::new(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// How many pages count as given back.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// How many of a range do.
+    pub fn count_range(&self, range: Range<u64>) -> u64 {
+        match &*self.lock() {
+            Some(state) => state.counting().count_range(
+                range.start as usize,
+                range.end.saturating_sub(range.start) as usize,
+            ),
+            None => 0,
+        }
+    }
+
+    fn cut(&self, range: Range<u64>) -> Range<u64> {
+        range.start.min(self.pages)..range.end.min(self.pages)
+    }
+
+    /// The host page that a page lies in, cut at the block.
+    fn host_page(&self, page: u64) -> Range<u64> {
+        let start = (page + self.phase) / self.unit * self.unit;
+        start.saturating_sub(self.phase)..(start + self.unit - self.phase).min(self.pages)
+    }
+
+    /// The guest has given pages back, if `allowed` still says so under the lock. `whole` is
+    /// called with what came to count as given back. Without memory for the bits nothing is
+    /// skipped.
+    pub(crate) fn give(
+        &self,
+        range: Range<u64>,
+        allowed: impl FnOnce() -> bool,
+        mut whole: impl FnMut(Range<u64>),
+    ) {
+        let range = self.cut(range);
+        if range.is_empty() {
+            return;
+        }
+        let mut guard = self.lock();
+        if !allowed() {
+            return;
+        }
+        if guard.is_none() {
+            *guard = State::new(self.pages as usize, self.unit > 1).ok();
+        }
+        let Some(state) = &mut *guard else {
+            return;
+        };
+        let mut now = |from: u64, to: u64, fresh: &mut Bitmap| {
+            fresh.set_range(from as usize, (to - from) as usize);
+            whole(from..to);
+        };
+        let State {
+            parts,
+            whole: large,
+            fresh,
+        } = state;
+        if let Some(large) = large {
+            parts.set_range(range.start as usize, (range.end - range.start) as usize);
+            let mut at = range.start;
+            while at < range.end {
+                let page = self.host_page(at);
+                let (from, len) = (page.start as usize, (page.end - page.start) as usize);
+                if !large.test(from) && parts.count_range(from, len) == len as u64 {
+                    large.set_range(from, len);
+                    now(page.start, page.end, fresh);
+                }
+                at = page.end;
+            }
+        } else {
+            let mut at = range.start;
+            while at < range.end {
+                let (from, end) = (at as usize, range.end as usize);
+                // What was given back before is no news.
+                let start = parts.next_clear(from).unwrap_or(end).min(end);
+                let stop = parts.next_set(start).unwrap_or(end).min(end);
+                if start < stop {
+                    parts.set_range(start, stop - start);
+                    now(start as u64, stop as u64, fresh);
+                }
+                at = stop.max(start) as u64;
+            }
+        }
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
+    }
+
+    /// The guest uses pages again. Returns the range that does: larger than what was asked where
+    /// that is part of a host page that counted as given back. It is to be marked dirty after this.
+    pub(crate) fn take_back(&self, range: Range<u64>) -> Range<u64> {
+        let range = self.cut(range);
+        if range.is_empty() {
+            return range;
+        }
+        let mut guard = self.lock();
+        let Some(state) = &mut *guard else {
+            return range;
+        };
+        let mut used = range.clone();
+        if state.whole.is_some() {
+            let large = state.whole.as_ref();
+            for page in [self.host_page(range.start), self.host_page(range.end - 1)] {
+                if large.is_some_and(|large| large.test(page.start as usize)) {
+                    used = used.start.min(page.start)..used.end.max(page.end);
+                }
+            }
+        }
+        state
+            .parts
+            .clear_range(range.start as usize, (range.end - range.start) as usize);
+        let (from, len) = (used.start as usize, (used.end - used.start) as usize);
+        if let Some(large) = &mut state.whole {
+            large.clear_range(from, len);
+        }
+        state.fresh.clear_range(from, len);
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
+        used
+    }
+
+    /// The same, for contents that arrive: there is nothing to be marked.
+    pub(crate) fn arrived(&self, range: Range<u64>) {
+        if self.count() != 0 || self.unit > 1 {
+            self.take_back(range);
+        }
+    }
+
+    /// The first page at or after `from` that counts as given back.
+    pub(crate) fn next(&self, from: u64) -> Option<u64> {
+        if self.count() == 0 {
+            return None;
+        }
+        let guard = self.lock();
+        guard
+            .as_ref()?
+            .counting()
+            .next_set(from as usize)
+            .map(|page| page as u64)
+    }
+
+    /// What the pages of `range` (not empty) are, from its start on. `passed` are pages that
+    /// were skipped before with their protection restored: one that is asked about again was
+    /// written since, unless it was given back anew, and counts as taken back.
+    pub(crate) fn claim(&self, range: Range<u64>, passed: Option<&Bitmap>) -> Claim {
+        let all = Claim::Used(range.end - range.start);
+        if self.count() == 0 {
+            return all;
+        }
+        let mut guard = self.lock();
+        let Some(state) = &mut *guard else {
+            return all;
+        };
+        let (from, len) = (range.start as usize, (range.end - range.start) as usize);
+        let Some(run) = state.counting().next_run(from, len) else {
+            return all;
+        };
+        if run.start >= range.end as usize {
+            return all;
+        }
+        if run.start > from {
+            return Claim::Used((run.start - from) as u64);
+        }
+        let end = run.end.min(range.end as usize);
+        let broken =
+            |page: usize| passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page);
+        if passed.is_none_or(|passed| passed.next_set(from).is_none_or(|p| p >= end)) {
+            return Claim::Returned((end - from) as u64);
+        }
+        if !broken(from) {
+            let stop = (from..end).find(|&page| broken(page)).unwrap_or(end);
+            return Claim::Returned((stop - from) as u64);
+        }
+        let page = self.host_page(range.start);
+        let (from, len) = (page.start as usize, (page.end - page.start) as usize);
+        state.parts.clear_range(from, len);
+        if let Some(large) = &mut state.whole {
+            large.clear_range(from, len);
+        }
+        state.fresh.clear_range(from, len);
+        self.count
+            .store(state.counting().count(), Ordering::Relaxed);
+        Claim::Broken(page)
+    }
+
+    /// Calls `each` with runs of what came to count as given back since the last call, and
+    /// forgets that it is news.
+    pub(crate) fn take_news(&self, mut each: impl FnMut(usize, &[u64], usize)) {
+        let mut from = 0;
+        while self.count() != 0 {
+            let mut guard = self.lock();
+            let Some(state) = &mut *guard else {
+                return;
+            };
+            let Some(at) = state.fresh.next_set(from) else {
+                return;
+            };
+            // In slices, so that a device's thread never waits for a whole guest's bits.
+            let start = at / 64 * 64;
+            let end = (start + SLICE).min(self.pages as usize);
+            each(start, &state.fresh.words()[start / 64..], end - start);
+            state.fresh.clear_range(start, end - start);
+            from = end;
+        }
+    }
+
+    /// How many of the bits of `pending` count as given back.
+    pub(crate) fn count_both(&self, pending: &Bitmap) -> u64 {
+        let mut both = 0;
+        let mut from = 0;
+        while self.count() != 0 {
+            let guard = self.lock();
+            let Some(state) = &*guard else {
+                break;
+            };
+            let next = |from| {
+                let page = state.counting().next_set(from)?;
+                Some(page.max(pending.next_set(page / 64 * 64)?))
+            };
+            let Some(at) = next(from) else {
+                break;
+            };
+            let start = at / 64 * 64;
+            let end = (start + SLICE).min(self.pages as usize);
+            let words = start / 64..end.div_ceil(64);
+            both += state.counting().words()[words.clone()]
+                .iter()
+                .zip(&pending.words()[words])
+                .map(|(a, b)| u64::from((a & b).count_ones()))
+                .sum::<u64>();
+            from = end;
+        }
+        both
+    }
+
+    /// Forgets everything, and returns what counted as given back, for `each` to mark.
+    fn forget(&self, mut each: impl FnMut(Range<u64>)) {
+        let state = {
+            let mut guard = self.lock();
+            self.count.store(0, Ordering::Relaxed);
+            guard.take()
+        };
+        let Some(state) = state else {
+            return;
+        };
+        let mut at = 0;
+        while let Some(run) = state.counting().next_run(at, SLICE) {
+            each(run.start as u64..run.end as u64);
+            at = run.end;
+        }
+    }
+}
+
+impl Memory {
+    /// Says whether the guest must tell before it uses a page again that it gave back
+    /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
+    /// runs. With `false`, what was given back counts as taken back.
+    pub fn set_must_tell_host(&self, must: bool) {
+        let gate = if must { MUST_TELL } else { NEED_NOT };
+        // Each block's lock, taken by whoever marks or forgets, orders this.
+        self.giving.gate.store(gate, Ordering::SeqCst);
+        if !must {
+            self.forget_returned();
+        }
+    }
+
+    /// Whether given-back pages may be skipped.
+    pub fn must_tell_host(&self) -> bool {
+        self.giving.gate.load(Ordering::SeqCst) == MUST_TELL
+    }
+
+    /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
+    pub(crate) fn settle_returned(&self) {
+        if !self.must_tell_host() {
+            self.forget_returned();
+        }
+    }
+
+    fn forget_returned(&self) {
+        for block in self.map().blocks() {
+            block
+                .returned()
+                .forget(|range| self.tell_taken(block.id(), range));
+        }
+    }
+
+    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
+    /// thread.
+    pub fn mark_discarded(&self, address: GuestAddress, length: u64) {
+        let first = address.0.div_ceil(PAGE_SIZE);
+        let end = address.0.saturating_add(length) / PAGE_SIZE;
+        self.each_piece(first..end, |block, range| {
+            block
+                .returned()
+                .give(range, || self.must_tell_host(), |_| {});
+        });
+    }
+
+    /// The guest uses what it had given back again, and is told after this that it may. Every
+    /// page that has a byte in the range counts as written. Any thread; never waits for a
+    /// migration.
+    pub fn mark_taken(&self, address: GuestAddress, length: u64) {
+        let first = address.0 / PAGE_SIZE;
+        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
+        self.each_piece(first..end, |block, range| {
+            let used = block.returned().take_back(range);
+            self.tell_taken(block.id(), used);
+        });
+    }
+
+    /// How many pages of a guest range count as given back.
+    pub fn discarded_pages(&self, address: GuestAddress, length: u64) -> u64 {
+        let first = address.0 / PAGE_SIZE;
+        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
+        let mut pages = 0;
+        self.each_piece(first..end, |block, range| {
+            pages += block.returned().count_range(range);
+        });
+        pages
+    }
+
+    /// The source says that pages are given back: it has the guest's promise.
+    pub(crate) fn give_from_peer(
+        &self,
+        block: &Block,
+        range: Range<u64>,
+        whole: impl FnMut(Range<u64>),
+    ) {
+        let allowed = || self.giving.gate.load(Ordering::SeqCst) != NEED_NOT;
+        block.returned().give(range, allowed, whole);
+    }
+
+    /// Tells `observer` of every page that is taken back from now on, until it is dropped.
+    pub fn observe_taken(&self, observer: Weak<dyn TakenBack>) {
+        let _change = self.lock();
+        let mut told: Vec<_> = self.giving.told.load().to_vec();
+        told.retain(|o| o.strong_count() > 0);
+        told.push(observer);
+        self.giving.told.replace(Arc::new(told));
+    }
+
+    fn tell_taken(&self, block: BlockId, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        for observer in self.giving.told.load().iter().filter_map(Weak::upgrade) {
+            observer.taken_back(block, Pages(range.start), Pages(range.end - range.start));
+        }
+    }
+
+    fn each_piece(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {
+        if pages.is_empty() {
+            return;
+        }
+        // Held by count, because a pin must not be held across a lock.
+        let map = self.map();
+        let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
+        for piece in map.pieces(from, Pages(pages.end - pages.start)) {
+            if let Some(block) = map.block(piece.block) {
+                each(block, piece.first.0..piece.first.0 + piece.pages.0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "returned_tests.rs"]
+mod tests;

@@ -1,0 +1,178 @@
+//! What counts as given back: against a plain set, with host pages of several sizes.
+
+use super::*;
+use crate::memory::{BlockDescription, BlockFlags, SlotDescription, NO_SLOT};
+use crate::units::Bytes;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const GUEST: u64 = 0x10_0000;
+
+/// Marks that came, as pages of blocks.
+#[derive(Default)]
+struct Marks(Mutex<Vec<Range<u64>>>);
+
+impl TakenBack for Marks {
+    fn taken_back(&self, _: BlockId, first: Pages, count: Pages) {
+        self.0.lock().unwrap().push(first.0..first.0 + count.0);
+    }
+}
+
+/// A block of `pages` whose first page is the one after `phase` others of its host page.
+fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, Arc<Marks>) {
+    let memory = Arc::new(Memory::new().unwrap());
+    // Nobody looks at this memory, and nothing is there.
+    let host = 0x2000_0000_0000 + phase * PAGE_SIZE;
+    let length = Bytes(pages * PAGE_SIZE);
+    memory
+        .add_block(BlockDescription {
+            name: "ram".into(),
+            host: host as *mut u8,
+            length,
+            page_size: Bytes(page_size),
+            file: None,
+            flags: BlockFlags::default(),
+        })
+        .unwrap();
+    memory
+        .add_slot(&SlotDescription {
+            slot: NO_SLOT,
+            flags: 0,
+            block: "ram".into(),
+            offset: Bytes(0),
+            length,
+            guest_address: GuestAddress(GUEST),
+        })
+        .unwrap();
+    let block = Arc::clone(&memory.map().blocks()[0]);
+    let marks = Arc::new(Marks::default());
+    let weak: Weak<dyn TakenBack> = {
+        let weak: Weak<Marks> = Arc::downgrade(&marks);
+        weak
+    };
+    memory.observe_taken(weak);
+    (memory, block, marks)
+}
+
+fn at(page: u64) -> GuestAddress {
+    GuestAddress(GUEST + page * PAGE_SIZE)
+}
+
+#[test]
+fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_not() {
+    let (memory, block, marks) = memory(100, 4096, 0);
+    memory.mark_discarded(at(0), 100 * PAGE_SIZE);
+    assert_eq!(block.returned().count(), 0);
+    memory.set_must_tell_host(true);
+    assert_eq!(
+        block.returned().count(),
+        0,
+        "what was said before is not known to hold"
+    );
+    memory.mark_discarded(at(10), 20 * PAGE_SIZE);
+    assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 20);
+    marks.0.lock().unwrap().clear();
+    memory.set_must_tell_host(false);
+    assert_eq!(*marks.0.lock().unwrap(), [10..30]);
+    memory.set_must_tell_host(true);
+    assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 0);
+}
+
+#[test]
+fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
+    let (memory, block, marks) = memory(8, 4096, 0);
+    memory.set_must_tell_host(true);
+    memory.mark_discarded(GuestAddress(GUEST + 1), 3 * PAGE_SIZE);
+    assert_eq!(block.returned().count_range(0..8), 2);
+    assert_eq!(block.returned().next(0), Some(1));
+    memory.mark_taken(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
+    assert_eq!(block.returned().next(0), Some(2));
+    assert_eq!(*marks.0.lock().unwrap(), [1..2]);
+    // Beyond all memory, and nothing at all.
+    memory.mark_discarded(GuestAddress(u64::MAX - 1), u64::MAX);
+    memory.mark_taken(GuestAddress(u64::MAX), u64::MAX);
+    memory.mark_discarded(GuestAddress(0), u64::MAX);
+    memory.mark_discarded(at(0), 0);
+    memory.mark_taken(at(2), 0);
+    assert_eq!(block.returned().count(), 8);
+}
+
+#[test]
+fn what_is_given_or_taken_from_many_threads_is_counted_right() {
+    let (memory, block, _marks) = memory(4096, 4096, 0);
+    memory.set_must_tell_host(true);
+    std::thread::scope(|s| {
+        for n in 0..4u64 {
+            let memory = &memory;
+            s.spawn(move || {
+                for i in 0..2000u64 {
+                    // A quarter each, so that what each leaves is known.
+                    let page = n * 1024 + i * 7 % 1024;
+                    memory.mark_discarded(at(page), PAGE_SIZE);
+                    if page % 3 == 0 {
+                        memory.mark_taken(at(page), PAGE_SIZE);
+                    }
+                }
+            });
+        }
+    });
+    let left = (0..4096).filter(|p| p % 3 != 0).count() as u64;
+    assert_eq!(block.returned().count(), left);
+    assert_eq!(block.returned().count_range(0..4096), left);
+}
+
+proptest! {
+    #[test]
+    fn a_host_page_counts_when_every_part_is_given_back(
+        pages in 1..400u64,
+        shift in 0..8u32,
+        phase in 0..128u64,
+        ops in prop::collection::vec((any::<bool>(), 0..400u64, 1..120u64), 1..60),
+    ) {
+        let unit = 1u64 << shift;
+        let pages = pages.div_ceil(unit) * unit;
+        let phase = phase % unit;
+        let (memory, block, marks) = memory(pages, unit * PAGE_SIZE, phase);
+        memory.set_must_tell_host(true);
+        let returned = block.returned();
+        let mut parts = BTreeSet::new();
+        let host_page = |p: u64| (p + phase) / unit;
+        for (give, first, count) in ops {
+            let first = first % pages;
+            let range = first..(first + count).min(pages);
+            let counted: BTreeSet<u64> = (0..pages)
+                .filter(|p| (0..pages).filter(|q| host_page(*q) == host_page(*p)).all(|q| parts.contains(&q)))
+                .collect();
+            marks.0.lock().unwrap().clear();
+            let bytes = (range.end - range.start) * PAGE_SIZE;
+            if give {
+                memory.mark_discarded(at(first), bytes);
+                parts.extend(range);
+            } else {
+                memory.mark_taken(at(first), bytes);
+                let marked = marks.0.lock().unwrap().clone();
+                for p in range {
+                    prop_assert!(marked.iter().any(|m| m.contains(&p)), "{p} is not marked");
+                    parts.remove(&p);
+                    // And all that was skipped with it.
+                    for q in (0..pages).filter(|q| counted.contains(q) && host_page(*q) == host_page(p)) {
+                        prop_assert!(marked.iter().any(|m| m.contains(&q)), "{q} is not marked");
+                    }
+                }
+            }
+            let mut count = 0;
+            for p in 0..pages {
+                let all = (0..pages)
+                    .filter(|q| host_page(*q) == host_page(p))
+                    .all(|q| parts.contains(&q));
+                prop_assert_eq!(returned.count_range(p..p + 1), u64::from(all), "page {}", p);
+                count += u64::from(all);
+            }
+            prop_assert_eq!(returned.count(), count);
+            prop_assert_eq!(returned.count_range(0..pages), count);
+            let mut all = Bitmap::new(pages as usize).unwrap();
+            all.set_all();
+            prop_assert_eq!(returned.count_both(&all), count);
+        }
+    }
+}

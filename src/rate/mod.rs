@@ -1,0 +1,336 @@
+//! How fast a guest dirties its memory, without migrating it.
+//!
+//! A [`Probe`] measures for a period and says what it found, in one of two [`Way`]s: by the
+//! tracker's logs, exact and at the cost of logging; or by reading some pages twice, an
+//! estimate with a stated error, at no cost to the guest. What is made of the counts is in
+//! [`estimate`], which has no clock and no memory; the reading is in `sample`.
+
+pub mod estimate;
+mod sample;
+
+pub use estimate::Rate;
+
+use crate::bits::summary::Bitmap;
+use crate::dirty::tracker::{Cursor, Lease, StartWith, Tracker};
+use crate::dirty::When;
+use crate::error::{Error, Kind, Result};
+use crate::units::Pages;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// The shortest period: below it the edges of the window are a large part of it.
+pub const PERIOD_MIN: Duration = Duration::from_millis(10);
+/// The longest.
+pub const PERIOD_MAX: Duration = Duration::from_secs(60);
+/// What ships.
+pub const PERIOD_DEFAULT: Duration = Duration::from_secs(1);
+/// Pages read of each GiB, unless told otherwise: one in 512. At 1 GiB/s of memory that is
+/// read, 1 TiB takes two seconds for each of the two readings.
+pub const SAMPLES_DEFAULT: u32 = 512;
+/// The most that can be asked for: every page.
+pub const SAMPLES_MAX: u32 = 1 << 18;
+
+/// How it is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By all logs of the tracker, which must not be in use. The guest pays a write fault for
+    /// each page that it writes, twice in the period.
+    Log,
+    /// By the contents of some pages, read at the begin and the end of the period. Needs no log
+    /// and no right to the tracker, so it works while a migration runs, too.
+    Sample {
+        /// How many pages of each GiB, 1 to [`SAMPLES_MAX`]; at least one page in all.
+        per_gib: u32,
+    },
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Params {
+    /// How.
+    pub way: Way,
+    /// For how long: [`PERIOD_MIN`] to [`PERIOD_MAX`].
+    pub period: Duration,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Params {
+            way: Way::Log,
+            period: PERIOD_DEFAULT,
+        }
+    }
+}
+
+impl Params {
+    fn check(&self) -> Result<()> {
+        if !(PERIOD_MIN..=PERIOD_MAX).contains(&self.period) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "a dirty rate is measured for {} to {} ms, not for {}",
+                    PERIOD_MIN.as_millis(),
+                    PERIOD_MAX.as_millis(),
+                    self.period.as_millis()
+                ),
+            ));
+        }
+        match self.way {
+            Way::Sample { per_gib } if !(1..=SAMPLES_MAX).contains(&per_gib) => Err(Error::new(
+                Kind::Invalid,
+                format!("1 to {SAMPLES_MAX} pages of a GiB are sampled, not {per_gib}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Progress: hundredths of a percent.
+const DONE: u32 = 10_000;
+/// The period is over, or as good as.
+const ENDING: u32 = 9_900;
+
+/// Where a measurement is, and what was asked of it.
+#[derive(Debug, Default)]
+struct State {
+    measuring: bool,
+    cancelled: bool,
+    /// The period is to end now.
+    finish: bool,
+    /// When the period began, while it is going on.
+    begun: Option<Instant>,
+    progress: u32,
+}
+
+/// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
+///
+/// All methods may be called from any thread.
+pub struct Probe {
+    tracker: Arc<Tracker>,
+    params: Params,
+    state: Mutex<State>,
+    asked: Condvar,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe")
+            .field("params", &self.params)
+            .field("progress", &self.progress())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes room for the next measurement, however this one ends.
+struct Turn<'a>(&'a Probe);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.measuring = false;
+        state.begun = None;
+    }
+}
+
+/// Stops tracking, however the measurement ends.
+struct Tracking<'a>(&'a Lease);
+
+impl Drop for Tracking<'_> {
+    fn drop(&mut self) {
+        // What was found is counted already, and an error here was not asked for.
+        let _ = self.0.stop();
+    }
+}
+
+impl Probe {
+    /// A measurement that can be made. Checks the parameters.
+    pub fn new(tracker: Arc<Tracker>, params: Params) -> Result<Self> {
+        params.check()?;
+        Ok(Probe {
+            tracker,
+            params,
+            state: Mutex::default(),
+            asked: Condvar::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Measures, and returns when the period is over ([`Probe::finish`] makes it so) or the
+    /// probe is cancelled ([`Kind::Cancelled`]). [`Kind::Busy`] while another thread measures
+    /// with this probe, and, by log, while the tracker is in use; [`Kind::State`], by log, when
+    /// it is started.
+    ///
+    /// By log, what was pending in the tracker is forgotten, as at any start of it.
+    pub fn measure(&self) -> Result<Rate> {
+        let mut state = self.state();
+        if state.measuring {
+            return Err(Error::new(
+                Kind::Busy,
+                "another thread is measuring with this probe",
+            ));
+        }
+        // What was asked of the last one is done with; not so a cancel.
+        *state = State {
+            measuring: true,
+            cancelled: state.cancelled,
+            ..State::default()
+        };
+        drop(state);
+        let _turn = Turn(self);
+        self.check()?;
+        let rate = match self.params.way {
+            Way::Log => self.by_log(),
+            Way::Sample { per_gib } => self.by_sample(per_gib),
+        }?;
+        self.state().progress = DONE;
+        Ok(rate)
+    }
+
+    /// Ends the measurement that is going on, and any later one, with [`Kind::Cancelled`].
+    /// Does not wait for it.
+    pub fn cancel(&self) {
+        self.state().cancelled = true;
+        self.asked.notify_all();
+    }
+
+    /// Ends the period of the measurement that is going on: it returns what it found until
+    /// now. Does not wait for it. Nothing, when there is none.
+    pub fn finish(&self) {
+        self.state().finish = true;
+        self.asked.notify_all();
+    }
+
+    /// How far the measurement is, in hundredths of a percent. 0 until the period has begun;
+    /// from 1 on, what the guest writes is seen; 9,900 when the period is over, 10,000 when the
+    /// measurement has succeeded.
+    pub fn progress(&self) -> u32 {
+        let state = self.state();
+        match state.begun {
+            Some(begun) if state.progress == 0 => {
+                let share = begun.elapsed().as_secs_f64() / self.params.period.as_secs_f64();
+                1 + (share.min(1.0) * f64::from(ENDING - 2)) as u32
+            }
+            _ => state.progress,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.state().cancelled {
+            return Err(Error::new(
+                Kind::Cancelled,
+                "measuring the dirty rate: cancelled",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whoever looks is told that the period has begun.
+    fn begin(&self, begun: Instant) {
+        self.state().begun = Some(begun);
+    }
+
+    /// Waits until `begun + after`, or until the period is to end.
+    fn wait(&self, begun: Instant, after: Duration) -> Result<()> {
+        let mut state = self.state();
+        while !state.cancelled && !state.finish {
+            let left = after.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            (state, _) = self
+                .asked
+                .wait_timeout(state, left)
+                .unwrap_or_else(|e| e.into_inner());
+        }
+        drop(state);
+        self.check()
+    }
+
+    /// The period is over.
+    fn ending(&self) {
+        self.state().progress = ENDING;
+    }
+
+    fn by_log(&self) -> Result<Rate> {
+        let lease = self.tracker.lease()?;
+        let called = Instant::now();
+        lease.start(StartWith::Nothing)?;
+        let _tracking = Tracking(&lease);
+        // Slots are protected one after the other: the window of each began somewhere in here.
+        let begun = Instant::now();
+        let starting = begun - called;
+        self.begin(begun);
+        // Which pages were written in the first half is kept aside; those that the second
+        // half finds again were written in both.
+        self.wait(begun, self.params.period / 2)?;
+        let first = lease.sync(When::Running)?;
+        let mut seen = Vec::new();
+        drain(&lease, &mut seen)?;
+        self.wait(begun, self.params.period)?;
+        self.ending();
+        let ending = Instant::now();
+        let second = lease.sync(When::Running)?;
+        let period = begun.elapsed();
+        let edges = starting + ending.elapsed();
+        let new = drain(&lease, &mut seen)?;
+        let per_vcpu = lease.vcpu_counts();
+        Ok(estimate::logged(&estimate::Logged {
+            first: first.found,
+            second: second.found,
+            both: second.found - new,
+            period,
+            edges,
+            warned: !first.warnings.is_empty() || !second.warnings.is_empty(),
+            per_vcpu,
+        }))
+    }
+
+    fn by_sample(&self, per_gib: u32) -> Result<Rate> {
+        let memory = self.tracker.memory();
+        let mut sample = sample::Sample::choose(memory, per_gib)?;
+        let begun = Instant::now();
+        sample.read(memory, || self.check())?;
+        // Only from here on every write is seen.
+        self.begin(begun);
+        self.wait(begun, self.params.period)?;
+        self.ending();
+        // Read in the same order at much the same pace: each page is seen again after the
+        // time between the two beginnings.
+        let period = begun.elapsed();
+        let counts = sample.compare(memory, || self.check())?;
+        Ok(estimate::sampled(&counts, period))
+    }
+}
+
+/// Takes all that is pending into `seen`, one bitmap for each block; how many pages are new
+/// there.
+fn drain(lease: &Lease, seen: &mut Vec<Option<Bitmap>>) -> Result<Pages> {
+    let mut cursor = Cursor::default();
+    let mut runs = Vec::new();
+    let mut new = 0;
+    loop {
+        lease.take(&mut cursor, 1024, Pages(1 << 20), &mut runs)?;
+        if runs.is_empty() {
+            return Ok(Pages(new));
+        }
+        for run in &runs {
+            let block = run.block.id().index();
+            if seen.len() <= block {
+                seen.resize_with(block + 1, || None);
+            }
+            if seen[block].is_none() {
+                seen[block] = Some(Bitmap::new(run.block.pages().index())?);
+            }
+            if let Some(seen) = &mut seen[block] {
+                new += seen.set_range(run.first.index(), run.count.index());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! Some pages of a guest, read twice: which pages, and what they held the first time. Pages
+//! that the host never backed are not read, so that they stay so. The probe calls it.
+
+use super::estimate::{choose, Sampled};
+use crate::error::{Error, Result};
+use crate::memory::host::HostView;
+use crate::memory::{Block, BlockPin, Memory};
+use crate::units::{Pages, PAGE_SIZE};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+/// Pages in a GiB.
+const GIB_PAGES: u64 = 1 << 18;
+/// The most pages of a sample: 64 MiB of notes, and 16 GiB to be read. Enough for an
+/// error of a two-thousandth of memory, whatever its size.
+const MOST: u64 = 4 << 20;
+/// Pages that are read under one pin of their block.
+const AT_ONCE: usize = 256;
+
+/// A page, and what it held.
+struct Note {
+    page: Pages,
+    sum: u32,
+}
+
+/// The sample of one block.
+struct Part {
+    /// Not pinned: it may go.
+    block: Arc<Block>,
+    notes: Vec<Note>,
+}
+
+/// See the file's description.
+pub(super) struct Sample {
+    parts: Vec<Part>,
+    host: HostView,
+    zero: u32,
+}
+
+impl Sample {
+    /// Chooses `per_gib` pages of each GiB of `memory`, at least one in all.
+    pub(super) fn choose(memory: &Memory, per_gib: u32) -> Result<Sample> {
+        let map = memory.map();
+        let total: u64 = map.blocks().iter().map(|b| b.pages().0).sum();
+        let wanted = u128::from(total) * u128::from(per_gib) / u128::from(GIB_PAGES);
+        let count = (wanted as u64).clamp(1, MOST).min(total);
+        // Anything that the guest cannot foresee.
+        let seed = RandomState::new().build_hasher().finish();
+        let mut chosen = choose(Pages(total), count, seed).peekable();
+        let mut parts = Vec::new();
+        let mut before = Pages(0);
+        for block in map.blocks() {
+            let end = before + block.pages();
+            // A share of them, and one for each edge.
+            let room = (u128::from(count) * u128::from(block.pages().0) / u128::from(total.max(1)))
+                as usize
+                + 2;
+            let mut notes = Vec::new();
+            notes.try_reserve_exact(room).map_err(|_| {
+                let bytes = room * size_of::<Note>();
+                Error::no_memory("sample of guest memory", bytes as u64)
+            })?;
+            while let Some(page) = chosen.next_if(|page| *page < end) {
+                notes.push(Note {
+                    page: page - before,
+                    sum: 0,
+                });
+            }
+            parts.push(Part {
+                block: Arc::clone(block),
+                notes,
+            });
+            before = end;
+        }
+        Ok(Sample {
+            parts,
+            host: HostView::new(),
+            zero: crc32fast::hash(&[0; PAGE_SIZE as usize]),
+        })
+    }
+
+    /// Calls `f` with each note and what its page holds now. Blocks that are gone are dropped.
+    fn each(
+        &mut self,
+        memory: &Memory,
+        check: impl Fn() -> Result<()>,
+        mut f: impl FnMut(&mut Note, u32),
+    ) -> Result<()> {
+        let Sample {
+            parts, host, zero, ..
+        } = self;
+        let mut gone = Vec::new();
+        for (i, part) in parts.iter_mut().enumerate() {
+            for notes in part.notes.chunks_mut(AT_ONCE) {
+                check()?;
+                let Some(block) = memory.pin(&part.block) else {
+                    gone.push(i);
+                    break;
+                };
+                for note in notes {
+                    let now = checksum(host, &block, note.page, *zero)?;
+                    f(note, now);
+                }
+            }
+        }
+        for i in gone.into_iter().rev() {
+            parts.remove(i);
+        }
+        Ok(())
+    }
+
+    /// Reads all of it for the first time.
+    pub(super) fn read(&mut self, memory: &Memory, check: impl Fn() -> Result<()>) -> Result<()> {
+        self.each(memory, check, |note, now| note.sum = now)
+    }
+
+    /// Reads all of it once more, and counts what has changed.
+    pub(super) fn compare(
+        &mut self,
+        memory: &Memory,
+        check: impl Fn() -> Result<()>,
+    ) -> Result<Sampled> {
+        let mut changed = 0;
+        self.each(memory, check, |note, now| {
+            changed += u64::from(note.sum != now);
+        })?;
+        let read = self.parts.iter().map(|part| part.notes.len() as u64).sum();
+        let total = self.parts.iter().map(|part| part.block.pages().0).sum();
+        Ok(Sampled {
+            total: Pages(total),
+            read: Pages(read),
+            changed: Pages(changed),
+        })
+    }
+}
+
+/// What a page holds, in 32 bits; two contents are the same by chance once in 2^32. The page
+/// is copied first: the guest may be writing it.
+fn checksum(host: &HostView, block: &BlockPin, page: Pages, zero: u32) -> Result<u32> {
+    let mut touched = false;
+    host.touched(block, page..page + Pages(1), |_| touched = true)?;
+    if !touched {
+        return Ok(zero);
+    }
+    let mut copy = [0u8; PAGE_SIZE as usize];
+    block.slice(page, Pages(1))?.copy_to(&mut copy[..]);
+    Ok(crc32fast::hash(&copy))
+}

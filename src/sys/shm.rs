@@ -1,0 +1,176 @@
+//! Shared memory that other processes, or the kernel, write to: a sealed memfd and its
+//! mapping, as words that are reached by atomics alone.
+//!
+//! What the words mean is not known here; the vhost log is made of it.
+
+use crate::error::{Error, Kind, Result};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+/// A memfd of fixed size, mapped shared and writable. Reads as zero at first.
+#[derive(Debug)]
+pub struct Shm {
+    fd: OwnedFd,
+    address: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the mapping is the object's own, and is reached through atomics only.
+unsafe impl Send for Shm {}
+// SAFETY: as above.
+unsafe impl Sync for Shm {}
+
+impl Shm {
+    /// `length` bytes, a multiple of 4096 and not 0, in a memfd called `name`. Its size is
+    /// sealed: whoever gets the descriptor can neither shrink it, which would end every
+    /// process that touches what is cut off, nor let it grow. Nothing is backed by memory yet.
+    pub fn new(name: &CStr, length: u64) -> Result<Shm> {
+        let no_memory = || Error::no_memory(format_args!("shared memory {name:?}"), length);
+        let bytes = usize::try_from(length).map_err(|_| no_memory())?;
+        if bytes == 0 || !bytes.is_multiple_of(4096) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("shared memory {name:?}: {length} bytes are no whole pages"),
+            ));
+        }
+        let size = libc::off_t::try_from(length).map_err(|_| no_memory())?;
+        // SAFETY: takes a string, makes a descriptor.
+        let fd = unsafe {
+            libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
+        if fd < 0 {
+            return Err(Error::last_os(format_args!("memfd_create of {name:?}")));
+        }
+        // SAFETY: just made, and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: a descriptor of ours; touches no memory.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+            return Err(Error::last_os(format_args!(
+                "ftruncate of {name:?} to {length} bytes"
+            )));
+        }
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: as above.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(Error::last_os(format_args!("sealing {name:?}")));
+        }
+        // SAFETY: a new mapping, where the kernel likes.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(Error::last_os(format_args!(
+                "mapping {length} bytes of {name:?}"
+            )));
+        }
+        match NonNull::new(address.cast::<AtomicU64>()) {
+            Some(address) => Ok(Shm {
+                fd,
+                address,
+                words: bytes / 8,
+            }),
+            // The kernel gives no mapping at address 0 that was not asked for.
+            None => Err(no_memory()),
+        }
+    }
+
+    /// Takes memory for a range now, bytes rounded out to pages: who writes there later cannot
+    /// be ended for want of it. What is in it stays.
+    pub fn reserve(&self, start: u64, end: u64) -> Result<()> {
+        let end = end.min(self.length());
+        if start >= end {
+            return Ok(());
+        }
+        // SAFETY: changes the file, not our address space. Both fit, as the length did.
+        let result = unsafe {
+            libc::fallocate(
+                self.fd.as_raw_fd(),
+                libc::FALLOC_FL_KEEP_SIZE,
+                start as libc::off_t,
+                (end - start) as libc::off_t,
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = std::io::Error::last_os_error();
+        Err(match error.raw_os_error() {
+            Some(libc::ENOSPC) => Error::no_memory("shared memory", end - start),
+            _ => Error::os("fallocate of shared memory", error),
+        })
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Address of its first byte in this process.
+    pub fn address(&self) -> *mut u8 {
+        self.address.as_ptr().cast()
+    }
+
+    /// Bytes.
+    pub fn length(&self) -> u64 {
+        self.words as u64 * 8
+    }
+
+    /// All of it.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: a mapping of that many words, aligned to a page, that lives as long as `self`.
+        // Others who write to it do so atomically by the protocol it is made for; one
+        // that does not can lose its own bits, and nothing else is decided by them.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`, and no borrow of it is left.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.words * 8) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn who_has_the_descriptor_can_neither_shrink_nor_grow_it() {
+        let shm = Shm::new(c"brant-test", 8192).unwrap();
+        for size in [0, 4096, 1 << 20] {
+            // SAFETY: a descriptor of ours.
+            assert_ne!(unsafe { libc::ftruncate(shm.fd().as_raw_fd(), size) }, 0);
+        }
+        shm.words()[1023].store(7, Ordering::Relaxed);
+        assert_eq!(shm.words()[1023].load(Ordering::Relaxed), 7);
+        assert_eq!(shm.words().len(), 1024);
+    }
+
+    #[test]
+    fn reserving_keeps_what_is_there_and_is_cut_at_the_end() {
+        let shm = Shm::new(c"brant-test", 8192).unwrap();
+        shm.words()[3].store(9, Ordering::Relaxed);
+        shm.reserve(0, u64::MAX).unwrap();
+        shm.reserve(1 << 40, 1 << 41).unwrap();
+        assert_eq!(shm.words()[3].load(Ordering::Relaxed), 9);
+        assert_eq!(shm.length(), 8192);
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_errors() {
+        for size in [0, 5, 4097, u64::MAX, u64::MAX - 4095, 1 << 62] {
+            assert!(Shm::new(c"brant-test", size).is_err(), "{size}");
+        }
+    }
+}
