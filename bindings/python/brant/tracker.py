@@ -261,14 +261,23 @@ class TrackerStats:
     longest_clear_ns: int
     #: Pages put back.
     put_back_pages: int
-    #: Marks at addresses where no block is; since the tracker was made.
+    #: Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+    #: made.
     stray_marks: int
-    #: Bytes of bitmaps held for the memory, the logs' own not counted.
+    #: Bytes of bitmaps and rings that are held for the memory, those of each log included.
     heap_bytes: int
     #: log2 of the pages of a chunk; 0 when chunks are off.
     chunk_shift: int
     #: Whether tracking is on.
     started: bool
+    #: Given-back pages that a migration passed over; one that is told again counts again.
+    skipped_pages: int
+    #: Given-back pages that were found written all the same: they count as taken back.
+    broken_pages: int
+    #: Pages that free-page hints took out of pending.
+    hinted_pages: int
+    #: Hints that came after their round was over, and did nothing.
+    stale_hints: int
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """What Python declares is what the header declares: by the compiler's word, field by field."""
 
 import ctypes
+import dataclasses
 import os
 import re
 
 import abi
 import pytest
 
+import brant
 from brant import _native as native
 
 EXPECTED_TYPES = {
@@ -68,6 +70,13 @@ def test_any_drift_of_a_structure_is_noticed(structure, header):
             planted = header[:i] + ([" ".join(other)] if other else []) + header[i + 1 :]
             assert differences(structure, planted), "unnoticed: %s for %s" % (other, line)
     assert differences(structure, header + ["field %s.more 8 8" % name])
+
+
+@pytest.mark.parametrize("seen", [brant.Sync, brant.TrackerStats], ids=lambda c: c.__name__)
+def test_what_users_see_of_a_structure_is_all_of_it(seen):
+    structure = {"Sync": native.brant_sync, "TrackerStats": native.brant_tracker_stats}[seen.__name__]
+    shown = {f.name for f in dataclasses.fields(seen)}
+    assert shown == {name for name, _ in structure._fields_} - {"size"}
 
 
 def test_every_structure_that_is_passed_is_declared_and_checked():
