@@ -17,6 +17,7 @@ import weakref
 import pytest
 
 import brant
+from brant import _native as native
 from conftest import PAGE, add_userfault, taken, write
 
 
@@ -371,3 +372,54 @@ def test_kvm_s_log_is_switched_on_and_off(mode, memory):
     os.fstat(vm)
     os.close(vm)
     os.close(kvm)
+
+
+def test_syncs_of_several_threads_wait_for_one_another():
+    # So much that a sync takes a while, in which the other threads run.
+    memory = mmap.mmap(-1, 512 << 20)
+    with brant.Guest() as guest, brant.Tracker(guest) as tracker:
+        guest.add_block("ram", memory)
+        add_userfault(tracker)
+        tracker.start()
+        wrong = []
+
+        def syncs():
+            try:
+                for _ in range(40):
+                    tracker.sync()
+                    list(tracker.take())
+            except brant.BrantError as why:
+                wrong.append(why)
+
+        threads = [threading.Thread(target=syncs) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert tracker.stats().syncs == 160
+
+
+def test_what_a_call_is_using_is_freed_at_the_end_of_that_call():
+    freed, owner = [], lambda: None
+    handle = native.Handle(owner, "thing", 1234, freed.append)
+    with handle.use() as one:
+        with handle.use() as two:
+            handle.close()
+            assert (one, two, freed) == (1234, 1234, [])
+            with pytest.raises(ValueError, match="this thing is closed"):
+                handle.use().__enter__()
+        assert freed == []
+    assert freed == [1234]
+    handle.close()
+    del owner
+    gc.collect()
+    assert freed == [1234]
+
+
+def test_what_nobody_refers_to_any_more_is_freed_once():
+    freed, owner = [], lambda: None
+    native.Handle(owner, "thing", 1234, freed.append)
+    del owner
+    gc.collect()
+    assert freed == [1234]
