@@ -927,7 +927,8 @@ fn a_hint_is_used_once_and_only_in_its_round() {
 #[test]
 fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
     let mut world = quiet(KvmMode::InitiallySet, SMALLEST, 256, &[]);
-    let events: [(&str, fn(&mut World)); 5] = [
+    type Event = (&'static str, fn(&mut World));
+    let events: [Event; 5] = [
         ("sync", |w| w.sync(When::Running).unwrap()),
         ("all marked", |w| w.lease.mark_all()),
         ("another round", |w| {
