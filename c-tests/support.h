@@ -160,15 +160,15 @@ UNUSED static void vm_describe(struct vm *vm)
     }
 }
 
-/* A guest that has not started yet. */
+/* A guest that has not started yet. Its hooks are given the struct vm. */
 UNUSED static struct vm *vm_new(const struct mv_config *config)
 {
     struct vm *vm = must_alloc(1, sizeof *vm);
     struct mv_config c = *config;
     char why[256];
 
-    c.kind = MV_KVM;
-    c.hooks = (struct mv_hooks){ .opaque = vm, .mark = vm_mark };
+    c.hooks.opaque = vm;
+    c.hooks.mark = vm_mark;
     vm->machine = mv_machine_new(&c, why, sizeof why);
     if (!vm->machine)
         bail("no machine: %s", why);

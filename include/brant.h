@@ -1913,7 +1913,7 @@ int32_t brant_rate_new(struct brant_tracker *tracker,
 void brant_rate_free(struct brant_rate *rate);
 
 /**
- * Measures, and returns when the period is over: a thread of yours waits in here, the guest
+ * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
  * runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
  * measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
  * tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
@@ -1922,6 +1922,13 @@ void brant_rate_free(struct brant_rate *rate);
 int32_t brant_rate_measure(struct brant_rate *rate,
                            struct brant_dirty_rate *found,
                            struct brant_error **error);
+
+/**
+ * Ends the period of the measurement that is going on: it returns what it found until now.
+ * Does not wait for it. Nothing happens when there is none.
+ */
+int32_t brant_rate_finish(const struct brant_rate *rate,
+                          struct brant_error **error);
 
 /**
  * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
@@ -1936,7 +1943,8 @@ int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
 
 /**
  * How far the measurement is that is going on, in hundredths of a percent. 0 until the period
- * has begun; from 1 on, what the guest writes is seen; 10000 when the last one succeeded.
+ * has begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+ * measurement has succeeded.
  * NULL: 0.
  */
 uint64_t brant_rate_progress(const struct brant_rate *rate);

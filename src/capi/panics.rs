@@ -464,6 +464,14 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
+        "brant_rate_finish",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_rate_finish(null(), e) })
+        },
+        None,
+    ),
+    (
         "brant_rate_get_vcpus",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.

@@ -152,7 +152,7 @@ pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
     })
 }
 
-/// Measures, and returns when the period is over: a thread of yours waits in here, the guest
+/// Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
 /// runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
 /// measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
 /// tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
@@ -179,6 +179,20 @@ pub unsafe extern "C" fn brant_rate_measure(
             .collect();
         // SAFETY: a structure by contract.
         unsafe { write(found, &filled) }
+    })
+}
+
+/// Ends the period of the measurement that is going on: it returns what it found until now.
+/// Does not wait for it. Nothing happens when there is none.
+#[no_mangle]
+pub unsafe extern "C" fn brant_rate_finish(
+    rate: *const brant_rate,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        unsafe { handle(rate, "rate") }?.probe.finish();
+        Ok(())
     })
 }
 
@@ -211,7 +225,8 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
 }
 
 /// How far the measurement is that is going on, in hundredths of a percent. 0 until the period
-/// has begun; from 1 on, what the guest writes is seen; 10000 when the last one succeeded.
+/// has begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+/// measurement has succeeded.
 /// NULL: 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_progress(rate: *const brant_rate) -> u64 {

@@ -14,10 +14,8 @@ use crate::bits::summary::Bitmap;
 use crate::dirty::tracker::{Cursor, Lease, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::cancel::Cancel;
 use crate::units::Pages;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The shortest period: below it the edges of the window are a large part of it.
@@ -92,17 +90,26 @@ const DONE: u32 = 10_000;
 /// The period is over, or as good as.
 const ENDING: u32 = 9_900;
 
+/// Where a measurement is, and what was asked of it.
+#[derive(Debug, Default)]
+struct State {
+    measuring: bool,
+    cancelled: bool,
+    /// The period is to end now.
+    finish: bool,
+    /// When the period began, while it is going on.
+    begun: Option<Instant>,
+    progress: u32,
+}
+
 /// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
 ///
 /// All methods may be called from any thread.
 pub struct Probe {
     tracker: Arc<Tracker>,
     params: Params,
-    cancel: Cancel,
-    busy: AtomicBool,
-    progress: AtomicU32,
-    /// When the period began, while it is going on.
-    begun: Mutex<Option<Instant>>,
+    state: Mutex<State>,
+    asked: Condvar,
 }
 
 impl std::fmt::Debug for Probe {
@@ -119,8 +126,9 @@ struct Turn<'a>(&'a Probe);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *self.0.begun() = None;
-        self.0.busy.store(false, Ordering::Release);
+        let mut state = self.0.state();
+        state.measuring = false;
+        state.begun = None;
     }
 }
 
@@ -141,67 +149,109 @@ impl Probe {
         Ok(Probe {
             tracker,
             params,
-            cancel: Cancel::new()?,
-            busy: AtomicBool::new(false),
-            progress: AtomicU32::new(0),
-            begun: Mutex::new(None),
+            state: Mutex::default(),
+            asked: Condvar::new(),
         })
     }
 
-    fn begun(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.begun.lock().unwrap_or_else(|e| e.into_inner())
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Measures, and returns when the period is over or the probe is cancelled
-    /// ([`Kind::Cancelled`]). [`Kind::Busy`] while another thread measures with this probe,
-    /// and, by log, while the tracker is in use; [`Kind::State`], by log, when it is started.
+    /// Measures, and returns when the period is over ([`Probe::finish`] makes it so) or the
+    /// probe is cancelled ([`Kind::Cancelled`]). [`Kind::Busy`] while another thread measures
+    /// with this probe, and, by log, while the tracker is in use; [`Kind::State`], by log, when
+    /// it is started.
     ///
     /// By log, what was pending in the tracker is forgotten, as at any start of it.
     pub fn measure(&self) -> Result<Rate> {
-        if self.busy.swap(true, Ordering::Acquire) {
+        let mut state = self.state();
+        if state.measuring {
             return Err(Error::new(
                 Kind::Busy,
                 "another thread is measuring with this probe",
             ));
         }
+        // What was asked of the last one is done with; not so a cancel.
+        *state = State {
+            measuring: true,
+            cancelled: state.cancelled,
+            ..State::default()
+        };
+        drop(state);
         let _turn = Turn(self);
-        self.progress.store(0, Ordering::Release);
         self.check()?;
         let rate = match self.params.way {
             Way::Log => self.by_log(),
             Way::Sample { per_gib } => self.by_sample(per_gib),
         }?;
-        self.progress.store(DONE, Ordering::Release);
+        self.state().progress = DONE;
         Ok(rate)
     }
 
     /// Ends the measurement that is going on, and any later one, with [`Kind::Cancelled`].
     /// Does not wait for it.
     pub fn cancel(&self) {
-        self.cancel.cancel();
+        self.state().cancelled = true;
+        self.asked.notify_all();
+    }
+
+    /// Ends the period of the measurement that is going on: it returns what it found until
+    /// now. Does not wait for it. Nothing, when there is none.
+    pub fn finish(&self) {
+        self.state().finish = true;
+        self.asked.notify_all();
     }
 
     /// How far the measurement is, in hundredths of a percent. 0 until the period has begun;
-    /// from 1 on, what the guest writes is seen; 10,000 when the last one succeeded.
+    /// from 1 on, what the guest writes is seen; 9,900 when the period is over, 10,000 when the
+    /// measurement has succeeded.
     pub fn progress(&self) -> u32 {
-        let progress = self.progress.load(Ordering::Acquire);
-        match *self.begun() {
-            Some(begun) if progress == 0 => {
+        let state = self.state();
+        match state.begun {
+            Some(begun) if state.progress == 0 => {
                 let share = begun.elapsed().as_secs_f64() / self.params.period.as_secs_f64();
                 1 + (share.min(1.0) * f64::from(ENDING - 2)) as u32
             }
-            _ => progress,
+            _ => state.progress,
         }
     }
 
     fn check(&self) -> Result<()> {
-        self.cancel.check("measuring the dirty rate")
+        if self.state().cancelled {
+            return Err(Error::new(
+                Kind::Cancelled,
+                "measuring the dirty rate: cancelled",
+            ));
+        }
+        Ok(())
     }
 
-    /// Waits until `begun + after`.
+    /// Whoever looks is told that the period has begun.
+    fn begin(&self, begun: Instant) {
+        self.state().begun = Some(begun);
+    }
+
+    /// Waits until `begun + after`, or until the period is to end.
     fn wait(&self, begun: Instant, after: Duration) -> Result<()> {
-        self.cancel.wait(after.saturating_sub(begun.elapsed()));
+        let mut state = self.state();
+        while !state.cancelled && !state.finish {
+            let left = after.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            (state, _) = self
+                .asked
+                .wait_timeout(state, left)
+                .unwrap_or_else(|e| e.into_inner());
+        }
+        drop(state);
         self.check()
+    }
+
+    /// The period is over.
+    fn ending(&self) {
+        self.state().progress = ENDING;
     }
 
     fn by_log(&self) -> Result<Rate> {
@@ -212,7 +262,7 @@ impl Probe {
         // Slots are protected one after the other: the window of each began somewhere in here.
         let begun = Instant::now();
         let starting = begun - called;
-        *self.begun() = Some(begun);
+        self.begin(begun);
         // Which pages were written in the first half is kept aside; those that the second
         // half finds again were written in both.
         self.wait(begun, self.params.period / 2)?;
@@ -220,7 +270,7 @@ impl Probe {
         let mut seen = Vec::new();
         drain(&lease, &mut seen)?;
         self.wait(begun, self.params.period)?;
-        self.progress.store(ENDING, Ordering::Release);
+        self.ending();
         let ending = Instant::now();
         let second = lease.sync(When::Running)?;
         let period = begun.elapsed();
@@ -242,14 +292,15 @@ impl Probe {
         let memory = self.tracker.memory();
         let mut sample = sample::Sample::choose(memory, per_gib)?;
         let begun = Instant::now();
-        *self.begun() = Some(begun);
-        sample.read(memory, &self.cancel)?;
+        sample.read(memory, || self.check())?;
+        // Only from here on every write is seen.
+        self.begin(begun);
         self.wait(begun, self.params.period)?;
-        self.progress.store(ENDING, Ordering::Release);
+        self.ending();
         // Read in the same order at much the same pace: each page is seen again after the
         // time between the two beginnings.
         let period = begun.elapsed();
-        let counts = sample.compare(memory, &self.cancel)?;
+        let counts = sample.compare(memory, || self.check())?;
         Ok(estimate::sampled(&counts, period))
     }
 }

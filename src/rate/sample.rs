@@ -5,7 +5,6 @@ use super::estimate::{choose, Sampled};
 use crate::error::{Error, Result};
 use crate::memory::host::HostView;
 use crate::memory::{Block, BlockPin, Memory};
-use crate::runtime::cancel::Cancel;
 use crate::units::{Pages, PAGE_SIZE};
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -85,7 +84,7 @@ impl Sample {
     fn each(
         &mut self,
         memory: &Memory,
-        cancel: &Cancel,
+        check: impl Fn() -> Result<()>,
         mut f: impl FnMut(&mut Note, u32),
     ) -> Result<()> {
         let Sample {
@@ -94,7 +93,7 @@ impl Sample {
         let mut gone = Vec::new();
         for (i, part) in parts.iter_mut().enumerate() {
             for notes in part.notes.chunks_mut(AT_ONCE) {
-                cancel.check("measuring the dirty rate")?;
+                check()?;
                 let Some(block) = memory.pin(&part.block) else {
                     gone.push(i);
                     break;
@@ -112,14 +111,18 @@ impl Sample {
     }
 
     /// Reads all of it for the first time.
-    pub(super) fn read(&mut self, memory: &Memory, cancel: &Cancel) -> Result<()> {
-        self.each(memory, cancel, |note, now| note.sum = now)
+    pub(super) fn read(&mut self, memory: &Memory, check: impl Fn() -> Result<()>) -> Result<()> {
+        self.each(memory, check, |note, now| note.sum = now)
     }
 
     /// Reads all of it once more, and counts what has changed.
-    pub(super) fn compare(&mut self, memory: &Memory, cancel: &Cancel) -> Result<Sampled> {
+    pub(super) fn compare(
+        &mut self,
+        memory: &Memory,
+        check: impl Fn() -> Result<()>,
+    ) -> Result<Sampled> {
         let mut changed = 0;
-        self.each(memory, cancel, |note, now| {
+        self.each(memory, check, |note, now| {
             changed += u64::from(note.sum != now);
         })?;
         let read = self.parts.iter().map(|part| part.notes.len() as u64).sum();

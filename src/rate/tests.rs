@@ -4,11 +4,12 @@
 use super::*;
 use crate::dirty::tracker::Clearing;
 use crate::memory::host::HostView;
-use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory};
+use crate::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, Memory};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Private anonymous memory in blocks of so many pages.
+/// Memory in blocks of so many pages.
 struct Guest {
     memory: Arc<Memory>,
     tracker: Arc<Tracker>,
@@ -20,16 +21,38 @@ struct Guest {
 unsafe impl Sync for Guest {}
 
 impl Guest {
+    /// Private and anonymous.
     fn new(blocks: &[u64]) -> Guest {
+        Guest::of(blocks, None)
+    }
+
+    /// All blocks in one file of memory, which is shared.
+    fn shared(blocks: &[u64]) -> Guest {
+        // SAFETY: a new descriptor, and a string that ends.
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: just made, and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let file = std::fs::File::from(fd);
+        file.set_len(blocks.iter().sum::<u64>() * PAGE_SIZE)
+            .unwrap();
+        Guest::of(blocks, Some(file.into()))
+    }
+
+    fn of(blocks: &[u64], file: Option<OwnedFd>) -> Guest {
         let pages: u64 = blocks.iter().sum();
+        let (flags, fd) = match &file {
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
         // SAFETY: a new mapping where the kernel likes.
         let ram = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 (pages * PAGE_SIZE) as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
+                flags | libc::MAP_NORESERVE,
+                fd,
                 0,
             )
         };
@@ -43,7 +66,10 @@ impl Guest {
                     host: ram.cast::<u8>().wrapping_add((before * PAGE_SIZE) as usize),
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
-                    file: None,
+                    file: file.as_ref().map(|file| BackingFile {
+                        fd: file.try_clone().unwrap(),
+                        offset: before * PAGE_SIZE,
+                    }),
                     flags: BlockFlags::default(),
                 })
                 .unwrap();
@@ -124,18 +150,18 @@ fn by_log_every_page_written_in_the_period_counts_once() {
         .map(|i| (0, i * i % 1000))
         .chain((3..40).map(|page| (1, page)))
         .collect();
-    let probe = guest.probe(Way::Log, SHORT);
+    let probe = guest.probe(Way::Log, LONG);
     for _ in 0..2 {
         let rate = during(&probe, || {
             for (block, page) in &pages {
                 let offset = Bytes(page * PAGE_SIZE);
                 guest.tracker.mark_block(BlockId(*block), offset, 8);
             }
+            probe.finish();
         })
         .unwrap();
         assert_eq!(rate.written, Pages(pages.len() as u64));
         assert!(rate.rewritten.unwrap() <= rate.written);
-        assert!(rate.period >= SHORT);
         let written = rate.pages_per_second * rate.period.as_secs_f64();
         assert!((written - pages.len() as f64).abs() < 1e-6);
         assert!(rate.error > 0.0 && !rate.warned && rate.per_vcpu.is_none());
@@ -182,29 +208,29 @@ fn by_log_an_idle_guest_dirties_nothing() {
 
 #[test]
 fn by_sample_of_every_page_what_changed_is_counted_and_holes_stay_holes() {
-    let guest = Guest::new(&[300, 211]);
-    // Half of it was never touched.
-    for page in (0..511).step_by(2) {
-        guest.write(page);
-    }
-    let touched = guest.touched();
-    let probe = guest.probe(EVERY, SHORT);
-    let mut once = false;
-    let rate = during(&probe, || {
-        // The progress goes over 1 when the first reading has begun; wait for its end.
-        if !once && probe.progress() > 5000 {
-            once = true;
-            // Of both halves.
-            (0..511).step_by(5).for_each(|page| guest.write(page));
+    for make in [Guest::new, Guest::shared] {
+        let guest = make(&[300, 211]);
+        // Half of it was never touched.
+        for page in (0..511).step_by(2) {
+            guest.write(page);
         }
-    })
-    .unwrap();
-    let all = Pages(511);
-    assert!(once, "the period was over before half of it");
-    assert_eq!(rate.sampled, Some((all, Pages(103))));
-    assert_eq!((rate.written, rate.error), (Pages(103), 0.0));
-    let more = (0..511).step_by(5).filter(|page| page % 2 == 1).count();
-    assert_eq!(guest.touched(), touched + more as u64);
+        let touched = guest.touched();
+        let probe = guest.probe(EVERY, LONG);
+        let mut once = false;
+        let rate = during(&probe, || {
+            if !std::mem::replace(&mut once, true) {
+                // Of both halves.
+                (0..511).step_by(5).for_each(|page| guest.write(page));
+                probe.finish();
+            }
+        })
+        .unwrap();
+        let all = Pages(511);
+        assert_eq!(rate.sampled, Some((all, Pages(103))));
+        assert_eq!((rate.written, rate.error), (Pages(103), 0.0));
+        let more = (0..511).step_by(5).filter(|page| page % 2 == 1).count();
+        assert_eq!(guest.touched(), touched + more as u64);
+    }
 }
 
 #[test]
@@ -223,11 +249,12 @@ fn by_sample_it_works_while_the_tracker_is_in_use_and_started() {
 #[test]
 fn by_sample_a_block_that_goes_meanwhile_is_left_out() {
     let guest = Guest::new(&[300, 200]);
-    let probe = guest.probe(EVERY, SHORT);
+    let probe = guest.probe(EVERY, LONG);
     let mut gone = false;
     let rate = during(&probe, || {
         if !std::mem::replace(&mut gone, true) {
             guest.memory.remove_block("b0").unwrap();
+            probe.finish();
         }
     })
     .unwrap();
@@ -258,6 +285,29 @@ fn a_measurement_is_cancelled_from_any_thread_and_leaves_the_tracker_stopped() {
         guest.tracker.lease().unwrap();
         // Once cancelled, cancelled.
         assert_eq!(probe.measure().unwrap_err().kind(), Kind::Cancelled);
+    }
+}
+
+#[test]
+fn a_period_that_is_ended_early_gives_what_was_found_until_then() {
+    for way in [Way::Log, EVERY] {
+        let guest = Guest::new(&[100]);
+        let probe = guest.probe(way, LONG);
+        // Asked before there is anything to end: nothing.
+        probe.finish();
+        let rate = during(&probe, || {
+            // The first reading of a sample may still be going on.
+            guest.write(7);
+            guest
+                .tracker
+                .mark_block(BlockId(0), Bytes(7 * PAGE_SIZE), 1);
+            probe.finish();
+        })
+        .unwrap();
+        assert!(rate.period < LONG && rate.written <= Pages(1));
+        if way == Way::Log {
+            assert_eq!(rate.written, Pages(1));
+        }
     }
 }
 

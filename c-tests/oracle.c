@@ -1,0 +1,29 @@
+/*
+ * Every kind of log before the oracle: see oracle.h for what is promised of each. A new kind
+ * is a line in the table.
+ *
+ * time limit: 300 s
+ */
+#include "oracle.h"
+
+static const struct oracle_kind kinds[] = {
+    { .name = "get-and-clear", .add = oracle_add_kvm, .mode = BRANT_KVM_GET_AND_CLEAR },
+    { .name = "manual-protect", .add = oracle_add_kvm, .mode = BRANT_KVM_MANUAL_PROTECT },
+    { .name = "initially-set", .add = oracle_add_kvm, .mode = BRANT_KVM_INITIALLY_SET },
+    { .name = "initially-set, cleared at sync", .add = oracle_add_kvm,
+      .mode = BRANT_KVM_INITIALLY_SET, .clearing = BRANT_CLEAR_AT_SYNC },
+    { .name = "reported, of a process", .machine = MV_PROCESS },
+};
+
+enum { KINDS = sizeof kinds / sizeof kinds[0] };
+
+int main(void)
+{
+    plan(KINDS * 2 * ORACLE_PROMISES);
+    random_begin();
+    for (int i = 0; i < KINDS; i++) {
+        oracle(&kinds[i], 1);
+        oracle(&kinds[i], 4);
+    }
+    return done();
+}

@@ -1,0 +1,384 @@
+/*
+ * The oracle of the tracker: whatever is done with it while a guest writes, every page that
+ * the guest wrote is found, a copy kept with nothing but what is handed out equals the guest,
+ * and of a guest that stands still nothing is found twice. Held against three things that
+ * know nothing of any log: the guest's own record of its writes, a digest of every page, and
+ * the copy.
+ *
+ * oracle_begin and oracle_judge are the reference and the verdict, for a test that does
+ * things of its own in between. oracle() is the whole of it for one kind of log: with random
+ * blocks, slots and chunks, syncs, walks cut short, runs given back, tracking stopped and
+ * started, and all the time signals arriving and the process stopped and continued.
+ * A kind of log is a struct oracle_kind: how it is added to a tracker. See oracle.c.
+ */
+#ifndef ORACLE_H
+#define ORACLE_H
+
+#include "support.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+/* ---- the guest's record ---- */
+
+/* Of a moment: for each page of the work area the number of its last write, and the number of
+ * the write that its vCPU may have been stopped in: the page is written first, the record
+ * after it. */
+struct record {
+    uint64_t *sequence, *in_flight, *work_page, pages;
+};
+
+UNUSED static struct record record_now(struct vm *vm)
+{
+    struct record r = { must_alloc(vm->pages, 8), must_alloc(vm->pages, 8), must_alloc(vm->pages, 8),
+                        0 };
+
+    for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
+        uint64_t first, n = mv_record(vm->machine, i, &first, r.sequence + r.pages, vm->pages);
+        struct mv_counters c;
+
+        mv_counters(vm->machine, (int)i, &c);
+        for (uint64_t p = 0; p < n; p++) {
+            r.work_page[r.pages + p] = first / PAGE + p;
+            r.in_flight[r.pages + p] = c.writes + 1;
+        }
+        r.pages += n;
+    }
+    return r;
+}
+
+UNUSED static void record_free(struct record *r)
+{
+    free(r->sequence);
+    free(r->in_flight);
+    free(r->work_page);
+}
+
+/* ---- the reference and the verdict ---- */
+
+/* From here on every write has to be found. The guest stands still, nothing is pending. */
+struct reference {
+    struct record record;
+    uint64_t *digests;
+};
+
+UNUSED static struct reference oracle_begin(struct vm *vm, struct copy *copy)
+{
+    struct reference r = { record_now(vm), must_alloc(vm->pages, 8) };
+
+    memset(copy->found, 0, vm->pages);
+    vm_digest(vm, r.digests);
+    return r;
+}
+
+enum { ORACLE_JUDGED = 5 };
+
+/* The guest stands still, all was harvested and taken. `pauses`: how often it was paused since
+ * the reference. `exact`: the logs report no more than was written. Five promises. */
+UNUSED static void oracle_judge(struct vm *vm, struct copy *copy, struct reference *then,
+                                const char *name, unsigned pauses, bool exact)
+{
+    /* Before it lie stacks and page tables, which are also written with what they hold already. */
+    const struct gv_mailbox *mailbox = mv_host(vm->machine, GV_VCPU_GPA, sizeof *mailbox);
+    uint64_t first_record = mailbox->record_gpa / PAGE;
+    uint64_t *before = then->digests, *after = must_alloc(vm->pages, 8);
+    uint64_t recorded = 0, changed = 0, lost_records = 0, lost_digests = 0, found = 0, idle = 0;
+    struct record now = record_now(vm);
+    brant_sync sync;
+
+    vm_digest(vm, after);
+    for (uint64_t i = 0; i < now.pages; i++)
+        if (now.sequence[i] != then->record.sequence[i]) {
+            recorded++;
+            /* A page that was written before the reference, and recorded after it. */
+            if (now.sequence[i] == then->record.in_flight[i] &&
+                before[now.work_page[i]] == after[now.work_page[i]])
+                continue;
+            if (!copy->found[now.work_page[i]] && lost_records++ < 5)
+                note("guest page %#" PRIx64 " was recorded and not found", now.work_page[i]);
+        }
+    for (uint64_t page = 0; page < vm->pages; page++) {
+        found += copy->found[page];
+        if (before[page] != after[page]) {
+            changed++;
+            if (!copy->found[page] && lost_digests++ < 5)
+                note("guest page %#" PRIx64 " was written and not found", page);
+        } else {
+            idle += page >= first_record && copy->found[page];
+        }
+    }
+    note("%s: %" PRIu64 " pages by the guest's record, %" PRIu64 " changed, %" PRIu64 " found",
+         name, recorded, changed, found);
+    ok(recorded > 200 && lost_records == 0, "%s: every page that the guest recorded is found",
+       name);
+    ok(changed >= recorded && lost_digests == 0,
+       "%s: every page that changed is found, records and mailboxes too", name);
+    equal(copy_differs(copy), 0, "%s: a copy of what was handed out equals the guest", name);
+    /* KVM logs a page when the vCPU is allowed to write it; the pause can come before it does. */
+    if (!ok(!exact || idle <= (uint64_t)mv_vcpu_count(vm->machine) * pauses,
+            "%s: no more is found than was written, but the page that a vCPU was about to write",
+            name))
+        note("%" PRIu64 " pages", idle);
+    sync = vm_sync(vm, BRANT_SYNC_STOPPED);
+    ok(sync.found_pages == 0 && sync.pending_pages == 0,
+       "%s: of a guest that stands still a sync finds nothing", name);
+    record_free(&now);
+    record_free(&then->record);
+    free(then->digests);
+    free(after);
+}
+
+/* Takes a little, and gives it back without looking at it: as of a pass that failed. */
+UNUSED static void oracle_put_back(struct vm *vm)
+{
+    brant_tracker *tracker = atomic_load(&vm->tracker);
+    brant_run runs[4];
+    size_t count = 0;
+
+    must(brant_tracker_take(tracker, runs, 4, &count, &e));
+    for (size_t i = 0; i < count; i++)
+        must(brant_tracker_put_back(tracker, runs[i].block, runs[i].first_page, runs[i].pages, &e));
+}
+
+/* ---- what comes from outside ---- */
+
+/* Interrupts what this process waits for, thousands of times a second, and stops and continues
+ * the whole of it. */
+struct weather {
+    timer_t timer;
+    pid_t stopper;
+    /* Shared with the stopper. */
+    atomic_int *ends;
+};
+
+static atomic_ulong oracle_signals;
+
+static void oracle_interrupted(int signal)
+{
+    (void)signal;
+    atomic_fetch_add(&oracle_signals, 1);
+}
+
+/* One stop is always followed by its continue: the two are not to be separated, so it is
+ * asked to end and not killed. */
+static void oracle_stopper(pid_t parent, atomic_int *ends, uint64_t seed)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    alarm(0);
+    while (!atomic_load(ends) && getppid() == parent) {
+        seed = gv_mix(seed + 1);
+        sleep_us(1000 + seed % 30000);
+        kill(parent, SIGSTOP);
+        sleep_us(200 + seed / 3 % 5000);
+        kill(parent, SIGCONT);
+    }
+    _exit(0);
+}
+
+UNUSED static struct weather weather_begin(void)
+{
+    struct sigaction act = { .sa_handler = oracle_interrupted };
+    struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2 };
+    /* A prime, so that it does not keep step with anything. */
+    struct itimerspec every = { { 0, 397000 }, { 0, 397000 } };
+    struct weather w;
+    uint64_t seed = random_below(UINT64_MAX);
+    pid_t self = getpid();
+
+    w.ends = mmap(NULL, sizeof *w.ends, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (w.ends == MAP_FAILED)
+        bail("mmap: %s", strerror(errno));
+    w.stopper = fork();
+    if (w.stopper == 0)
+        oracle_stopper(self, w.ends, seed);
+    /* Without SA_RESTART: what is interrupted is told so. */
+    if (w.stopper < 0 || sigaction(SIGUSR2, &act, NULL) ||
+        timer_create(CLOCK_MONOTONIC, &event, &w.timer) || timer_settime(w.timer, 0, &every, NULL))
+        bail("signals: %s", strerror(errno));
+    return w;
+}
+
+UNUSED static void weather_end(struct weather *w)
+{
+    struct sigaction act = { .sa_handler = SIG_IGN };
+
+    timer_delete(w->timer);
+    sigaction(SIGUSR2, &act, NULL);
+    atomic_store(w->ends, 1);
+    while (waitpid(w->stopper, NULL, 0) < 0 && errno == EINTR)
+        ;
+    munmap(w->ends, sizeof *w->ends);
+}
+
+/* ---- all of it ---- */
+
+/* A kind of log. */
+struct oracle_kind {
+    const char *name;
+    /* Adds it to the tracker, before that is started; the guest stands still. NULL: the VMM's
+     * marks are the only log. `mode` is what is below. */
+    void (*add)(struct vm *vm, brant_tracker *tracker, uint32_t mode);
+    uint32_t mode, clearing;
+    /* The machine that it sees the writes of. */
+    enum mv_kind machine;
+    /* It may report pages that were not written. */
+    bool inexact;
+    /* 0, or -1 and why it cannot be used here. NULL: it can, wherever the machine can. */
+    int (*available)(char *why, size_t len);
+    /* What the machine needs for it: hooks that are given the struct vm. May be NULL. */
+    int (*vm_created)(void *vm, int vm_fd);
+    int (*dirty_ring_full)(void *vm, unsigned vcpu);
+    /* After the tracker has gone. May be NULL. */
+    void (*removed)(struct vm *vm);
+};
+
+enum { ORACLE_PROMISES = 1 + ORACLE_JUDGED + 1, ORACLE_ROUNDS = 40 };
+
+/* Blocks and slots that begin and end anywhere. */
+static struct mv_config oracle_layout(const struct oracle_kind *kind, unsigned vcpus)
+{
+    struct mv_config c = {
+        .kind = kind->machine,
+        .vcpus = vcpus,
+        .nregions = 2 + (unsigned)random_below(3),
+        .workload = GV_RANDOM,
+        .fill_percent = 30,
+        .seed = random_below(UINT32_MAX),
+        .hooks = { .vm_created = kind->vm_created, .dirty_ring_full = kind->dirty_ring_full },
+    };
+
+    for (unsigned i = 0; i < c.nregions; i++) {
+        struct mv_region_config *r = &c.regions[i];
+        /* The first is where the guest keeps what it needs to run. */
+        uint64_t pages = (i == 0 ? 4096 : 64) + random_below(4096);
+
+        r->bytes = pages * PAGE;
+        r->memfd = random_below(2);
+        r->nslots = 1 + (unsigned)random_below(3);
+        for (unsigned s = 0; s + 1 < r->nslots; s++)
+            r->slot_bytes[s] = (1 + random_below(pages / r->nslots - 1)) * PAGE;
+    }
+    return c;
+}
+
+static void oracle_track(struct vm *vm, const struct oracle_kind *kind)
+{
+    brant_tracker_config config = { sizeof config, kind->clearing, 6 + (uint32_t)random_below(random_below(2) ? 1 : 13) };
+    brant_tracker *tracker;
+
+    must(brant_tracker_new(vm->guest, &config, &tracker, &e));
+    if (kind->add)
+        kind->add(vm, tracker, kind->mode);
+    atomic_store(&vm->tracker, tracker);
+}
+
+/* The guest stands still from here on, and all that it wrote is in the copy. */
+static void oracle_settle(struct vm *vm, struct copy *copy)
+{
+    vm_pause(vm);
+    vm_sync(vm, BRANT_SYNC_STOPPED);
+    copy_drain(copy);
+}
+
+/* ORACLE_PROMISES of them. */
+UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
+{
+    static const enum gv_workload workloads[] = { GV_RANDOM, GV_SWEEP, GV_HOT };
+    struct mv_config config;
+    struct reference then;
+    struct weather weather;
+    struct copy copy;
+    struct vm *vm;
+    char name[128], why[256];
+    unsigned pauses = 1;
+    bool all = random_below(2);
+
+    snprintf(name, sizeof name, "%s, %u vCPU%s", kind->name, vcpus, vcpus > 1 ? "s" : "");
+    if ((kind->machine == MV_KVM && mv_kvm_available(why, sizeof why)) ||
+        (kind->available && kind->available(why, sizeof why))) {
+        for (int i = 0; i < ORACLE_PROMISES; i++)
+            skip(why, "%s", name);
+        return;
+    }
+    config = oracle_layout(kind, vcpus);
+    vm = vm_new(&config);
+    copy = copy_new(vm);
+    oracle_track(vm, kind);
+    vm_start(vm);
+    vm_writes(vm, 500);
+    weather = weather_begin();
+
+    vm_pause(vm);
+    if (all)
+        memset(copy.memory, 0xaa, vm->pages * PAGE);
+    else
+        copy_all(&copy);
+    must(brant_tracker_start(atomic_load(&vm->tracker), all ? BRANT_START_ALL : BRANT_START_CLEAN, &e));
+    vm_sync(vm, BRANT_SYNC_STOPPED);
+    copy_drain(&copy);
+    ok(copy.taken == (all ? vm->pages : 0) && copy_differs(&copy) == 0,
+       "%s: a start hands out %s once", name, all ? "every page" : "no page");
+
+    then = oracle_begin(vm, &copy);
+    vm_resume(vm);
+    for (int round = 0; round < ORACLE_ROUNDS; round++) {
+        mv_set_workload(vm->machine, workloads[random_below(3)]);
+        mv_set_rate(vm->machine, random_below(2) ? 0 : 60000);
+        vm_writes(vm, 1 + random_below(1500));
+        switch (random_below(8)) {
+        case 0:
+            oracle_put_back(vm);
+            break;
+        case 1:
+            copy_take(&copy, UINT64_MAX, 64);
+            break;
+        case 2:
+            copy_take(&copy, 1 + random_below(40), 1 + random_below(16));
+            break;
+        case 3:
+            oracle_settle(vm, &copy);
+            pauses++;
+            if (random_below(2)) {
+                /* As a migration that was cancelled leaves it to the next. */
+                must(brant_tracker_stop(atomic_load(&vm->tracker), &e));
+                must(brant_tracker_start(atomic_load(&vm->tracker), BRANT_START_CLEAN, &e));
+            }
+            vm_resume(vm);
+            break;
+        case 4:
+            /* A walk under the guest's eyes: it writes between one run and the next. */
+            for (uint64_t steps = 5 + random_below(30); steps > 0; steps--) {
+                copy_take(&copy, 1, 1 + random_below(3));
+                vm_writes(vm, 1 + random_below(20));
+            }
+            break;
+        default:
+            vm_sync(vm, BRANT_SYNC_RUNNING);
+        }
+    }
+    oracle_settle(vm, &copy);
+    oracle_judge(vm, &copy, &then, name, pauses, !kind->inexact);
+    weather_end(&weather);
+    vm_resume(vm);
+    ok(vm_runs_clean(vm), "%s: the guest finds all that it wrote", name);
+    vm_pause(vm);
+    vm_untrack(vm);
+    if (kind->removed)
+        kind->removed(vm);
+    vm_free(vm);
+    copy_free(&copy);
+}
+
+/* ---- the kinds that need no more than this ---- */
+
+/* KVM's bitmaps, in one of its modes. */
+UNUSED static void oracle_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
+{
+    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
+
+    must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
+}
+
+#endif
