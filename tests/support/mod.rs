@@ -10,7 +10,7 @@ use brant::dirty::tracker::{Clearing, Cursor, Run, StartWith, Tracker};
 use brant::dirty::When;
 use brant::error::{Error, Kind, Result};
 use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
-use brant::memory::{BlockId, Memory, SlotDescription, NO_SLOT};
+use brant::memory::{BlockId, Memory};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
 use brant::wire::{Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vm_memory::GuestAddress;
 
 /// Longer than anything takes that is not broken.
 pub const LONG: Duration = Duration::from_secs(30);
@@ -378,24 +377,6 @@ impl Guest {
         let (id, ram) = rams.iter().find(|(_, r)| r.spec.name == name).unwrap();
         ram.word(offset).store(value, Ordering::Relaxed);
         self.tracker.mark_block(*id, Bytes(offset as u64), 8);
-    }
-
-    /// The guest's balloon has these pages of a block, which appears at guest address 0 for it.
-    pub fn inflate(&self, name: &str, pages: Range<usize>) {
-        self.memory
-            .add_slot(&SlotDescription {
-                slot: NO_SLOT,
-                flags: 0,
-                block: name.into(),
-                offset: Bytes(0),
-                length: Bytes((self.ram(name).spec.pages * PAGE) as u64),
-                guest_address: GuestAddress(0),
-            })
-            .unwrap();
-        self.memory.set_must_tell_host(true);
-        let (from, bytes) = (pages.start * PAGE, pages.len() * PAGE);
-        self.memory
-            .mark_discarded(GuestAddress(from as u64), bytes as u64);
     }
 
     /// The first writer's own counter, which lies in the guest's memory.
