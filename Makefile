@@ -49,7 +49,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom test-tsan bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -75,6 +75,10 @@ test: | deps
 ## test-loom: the lock-free parts alone, model-checked (a part of make test)
 test-loom: | deps
 	@scripts/test --only loom
+
+## test-tsan: C tests and the Rust in them under ThreadSanitizer (needs rust-src; not in make test)
+test-tsan: | deps
+	@scripts/test-tsan
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
