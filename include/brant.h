@@ -221,15 +221,15 @@
 #define BRANT_NO_LIMIT 18446744073709551615ull
 
 /**
- * In `brant_params.returned`, the default: at the source they are neither read nor sent; at the destination they
- * are given back to the host again. Only where the guest must tell first
+ * In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
+ * destination they are given back to the host again. Only where the guest must tell first
  * (`brant_guest_must_tell_host`).
  */
 #define BRANT_RETURNED_SKIP 0
 
 /**
- * In `brant_params.returned`: they are sent like any other page; a destination wants it so if it must not
- * lose the memory behind them (devices that were assigned to the guest have pinned it).
+ * In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
+ * must not lose the memory behind them (devices that were assigned to the guest have pinned it).
  */
 #define BRANT_RETURNED_SEND 1
 
@@ -1653,10 +1653,10 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * Says whether the guest must tell before it uses a page again that its balloon gave back: whether
- * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and again
- * after a device reset); at a destination in `load` at the latest, with what the source's guest had
- * negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
+ * Says whether the guest must tell before it uses a page again that its balloon gave back:
+ * whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
+ * again after a device reset); at a destination in `load` at the latest, with what the source's
+ * guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
  * nothing; saying 0 also takes back what was given. `must` is 0 or 1.
  */
 int32_t brant_guest_must_tell_host(struct brant_guest *guest,
@@ -1664,24 +1664,26 @@ int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    struct brant_error **error);
 
 /**
- * The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them back. Whole
- * pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is skipped once all
- * of it is given back. From then on a migration neither reads nor sends it, and it reads as zero at the
- * destination, where it costs no memory, until it is taken back. Any thread, whether a migration
- * runs or not; takes a lock that is held for microseconds, never waits for a migration. Discard
- * the memory (MADV_DONTNEED) before the call or after it, as you like; do not mark it as written for that.
- * Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor for a
- * guest that counts on what given-back pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a value other than
- * 0). NULL and addresses without memory are ignored.
+ * The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
+ * back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
+ * skipped once all of it is given back. From then on a migration neither reads nor sends it, and
+ * it reads as zero at the destination, where it costs no memory, until it is taken back. Any
+ * thread, whether a migration runs or not; takes a lock that is held for microseconds, never
+ * waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
+ * like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
+ * the guest uses again without a word, nor for a guest that counts on what given-back pages hold
+ * (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
+ * are ignored.
  */
 void brant_guest_mark_discarded(const struct brant_guest *guest,
                                 uint64_t guest_address,
                                 uint64_t length);
 
 /**
- * The guest uses bytes again that it had given back: call it before the guest is told that it may (before the
- * deflate request is put into the used ring). Every page with a byte in the range is skipped no
- * more and counts as written, in every tracker of the guest. Threads as above.
+ * The guest uses bytes again that it had given back: call it before the guest is told that it
+ * may (before the deflate request is put into the used ring). Every page with a byte in the
+ * range is skipped no more and counts as written, in every tracker of the guest. Threads as
+ * above.
  */
 void brant_guest_mark_taken(const struct brant_guest *guest,
                             uint64_t guest_address,
@@ -1689,12 +1691,12 @@ void brant_guest_mark_taken(const struct brant_guest *guest,
 
 /**
  * How many pages with a byte in a range of guest physical addresses count as given back, into
- * `*pages`. At a destination: what the source said of them.
+ * `*discarded`. At a destination: what the source said of them.
  */
 int32_t brant_guest_count_discarded(const struct brant_guest *guest,
                                     uint64_t guest_address,
                                     uint64_t length,
-                                    uint64_t *pages,
+                                    uint64_t *discarded,
                                     struct brant_error **error);
 
 /**
@@ -2062,22 +2064,23 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
 
 /**
  * Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
- * `*round`. Call it, then give the guest a new command id. Restores the protection of all pages that
- * still wait for it: one kernel call for each chunk with dirty pages, all of which the migration would make as
- * well, later. The round is over with the next sync (a migration syncs at the end of each pass:
- * BRANT_EVENT_PASS), with a change of the memory map and with the next round. Any thread; may wait for a sync.
- * BRANT_E_STATE while nothing is tracked, also a moment after a migration was started: try again.
+ * `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
+ * that still wait for it: one kernel call for each chunk with dirty pages, all of which the
+ * migration would make as well, later. The round is over with the next sync (a migration syncs
+ * at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
+ * round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
+ * after a migration was started: try again.
  */
 int32_t brant_hint_begin(const struct brant_tracker *tracker,
                          uint64_t *round,
                          struct brant_error **error);
 
 /**
- * The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a guest
- * physical address are free. Whole pages of them that are pending are not sent, this once, and
- * read as zero at the destination; what the guest writes to them later is found and sent. It need not say
- * a word before that. BRANT_E_STATE if the round is over: nothing happens, and the hint is counted
- * (`stale_hints`). Any thread; may wait for a sync.
+ * The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
+ * guest physical address are free. Whole pages of them that are pending are not sent, this once,
+ * and read as zero at the destination; what the guest writes to them later is found and sent. It
+ * need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
+ * hint is counted (`stale_hints`). Any thread; may wait for a sync.
  */
 int32_t brant_hint_free(const struct brant_tracker *tracker,
                         uint64_t round,
@@ -2124,11 +2127,12 @@ int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
 const char *brant_version(void);
 
 /**
- * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
- * not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
- * dirty bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
- * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd" (what
- * devices log), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+ * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
+ * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
+ * bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
+ * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
+ * (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
+ * "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
 

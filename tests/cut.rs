@@ -11,10 +11,12 @@ mod support;
 
 use brant::dirty::tracker::StartWith;
 use brant::error::{Kind, Result};
+use brant::memory::map::{SlotDescription, NO_SLOT};
 use brant::migrate::converge::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};
+use brant::units::{Bytes, PAGE_SIZE};
 use brant::wire::{Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -28,6 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::*;
+use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);
 /// Every limit of a migration whose link is cut: none of them may be needed.
@@ -325,6 +328,20 @@ fn guests() -> (Arc<Guest>, Arc<Guest>) {
             ram.fill(page, &mut random);
         }
     }
+    // Pages that the guest gave back, and never touched before.
+    let slot = SlotDescription {
+        slot: NO_SLOT,
+        flags: 0,
+        block: "ram".into(),
+        offset: Bytes(0),
+        length: Bytes(2560 * PAGE_SIZE),
+        guest_address: GuestAddress(0),
+    };
+    source.memory.add_slot(&slot).unwrap();
+    source.memory.set_must_tell_host(true);
+    source
+        .memory
+        .mark_discarded(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
     // Somebody used the tracker before and had seen nothing yet: it must get all of it back.
     let lease = source.tracker.lease().unwrap();
     lease.start(StartWith::Everything).unwrap();

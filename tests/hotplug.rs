@@ -58,7 +58,7 @@ struct Machine {
 impl Machine {
     fn write(&self, number: u64, seed: u64) {
         let mut random = Random(seed);
-        let by_address = number % 2 == 0;
+        let by_address = number.is_multiple_of(2);
         while !self.stop.load(Ordering::SeqCst)
             && self.guest.while_running(|targets| {
                 for _ in 0..8 {
@@ -101,7 +101,7 @@ impl Machine {
                     1 => 1200 * PAGE_SIZE,
                     _ => 1 + random.next() % (3 * PAGE_SIZE),
                 };
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     let address = random.next() % ((PLACES as u64 + 1) * APART);
                     tracker.mark_guest(GuestAddress(address), length.min(APART));
                 } else {
@@ -444,7 +444,7 @@ fn a_block_added_while_the_guest_stands_still_arrives_or_the_guest_stays_here() 
         ("pause", true),
         ("save", true),
         ("last sync", true),
-        ("awaiting ready", false),
+        ("releasing", false),
         ("release", false),
     ] {
         let pair = Pair::new(&[ram("ram", 600)]);

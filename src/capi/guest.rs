@@ -247,10 +247,10 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     })
 }
 
-/// Says whether the guest must tell before it uses a page again that its balloon gave back: whether
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and again
-/// after a device reset); at a destination in `load` at the latest, with what the source's guest had
-/// negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
+/// Says whether the guest must tell before it uses a page again that its balloon gave back:
+/// whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
+/// again after a device reset); at a destination in `load` at the latest, with what the source's
+/// guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
 /// nothing; saying 0 also takes back what was given. `must` is 0 or 1.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_must_tell_host(
@@ -269,15 +269,16 @@ pub unsafe extern "C" fn brant_guest_must_tell_host(
     })
 }
 
-/// The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them back. Whole
-/// pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is skipped once all
-/// of it is given back. From then on a migration neither reads nor sends it, and it reads as zero at the
-/// destination, where it costs no memory, until it is taken back. Any thread, whether a migration
-/// runs or not; takes a lock that is held for microseconds, never waits for a migration. Discard
-/// the memory (MADV_DONTNEED) before the call or after it, as you like; do not mark it as written for that.
-/// Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor for a
-/// guest that counts on what given-back pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a value other than
-/// 0). NULL and addresses without memory are ignored.
+/// The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
+/// back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
+/// skipped once all of it is given back. From then on a migration neither reads nor sends it, and
+/// it reads as zero at the destination, where it costs no memory, until it is taken back. Any
+/// thread, whether a migration runs or not; takes a lock that is held for microseconds, never
+/// waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
+/// like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
+/// the guest uses again without a word, nor for a guest that counts on what given-back pages hold
+/// (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
+/// are ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_mark_discarded(
     guest: *const brant_guest,
@@ -292,9 +293,10 @@ pub unsafe extern "C" fn brant_guest_mark_discarded(
     })
 }
 
-/// The guest uses bytes again that it had given back: call it before the guest is told that it may (before the
-/// deflate request is put into the used ring). Every page with a byte in the range is skipped no
-/// more and counts as written, in every tracker of the guest. Threads as above.
+/// The guest uses bytes again that it had given back: call it before the guest is told that it
+/// may (before the deflate request is put into the used ring). Every page with a byte in the
+/// range is skipped no more and counts as written, in every tracker of the guest. Threads as
+/// above.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_mark_taken(
     guest: *const brant_guest,
@@ -310,13 +312,13 @@ pub unsafe extern "C" fn brant_guest_mark_taken(
 }
 
 /// How many pages with a byte in a range of guest physical addresses count as given back, into
-/// `*pages`. At a destination: what the source said of them.
+/// `*discarded`. At a destination: what the source said of them.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_count_discarded(
     guest: *const brant_guest,
     guest_address: u64,
     length: u64,
-    pages: *mut u64,
+    discarded: *mut u64,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -326,7 +328,7 @@ pub unsafe extern "C" fn brant_guest_count_discarded(
             .memory
             .discarded_pages(GuestAddress(guest_address), length);
         // SAFETY: null or a place by contract.
-        unsafe { put(pages, "pages", count) }
+        unsafe { put(discarded, "discarded", count) }
     })
 }
 

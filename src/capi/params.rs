@@ -53,12 +53,12 @@ pub struct brant_params {
     pub reserved2: u32,
 }
 
-/// In `brant_params.returned`, the default: at the source they are neither read nor sent; at the destination they
-/// are given back to the host again. Only where the guest must tell first
+/// In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
+/// destination they are given back to the host again. Only where the guest must tell first
 /// (`brant_guest_must_tell_host`).
 pub const BRANT_RETURNED_SKIP: u32 = 0;
-/// In `brant_params.returned`: they are sent like any other page; a destination wants it so if it must not
-/// lose the memory behind them (devices that were assigned to the guest have pinned it).
+/// In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
+/// must not lose the memory behind them (devices that were assigned to the guest have pinned it).
 pub const BRANT_RETURNED_SEND: u32 = 1;
 
 sized!(brant_params);

@@ -574,11 +574,12 @@ pub unsafe extern "C" fn brant_tracker_get_stats(
 }
 
 /// Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
-/// `*round`. Call it, then give the guest a new command id. Restores the protection of all pages that
-/// still wait for it: one kernel call for each chunk with dirty pages, all of which the migration would make as
-/// well, later. The round is over with the next sync (a migration syncs at the end of each pass:
-/// BRANT_EVENT_PASS), with a change of the memory map and with the next round. Any thread; may wait for a sync.
-/// BRANT_E_STATE while nothing is tracked, also a moment after a migration was started: try again.
+/// `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
+/// that still wait for it: one kernel call for each chunk with dirty pages, all of which the
+/// migration would make as well, later. The round is over with the next sync (a migration syncs
+/// at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
+/// round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
+/// after a migration was started: try again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_hint_begin(
     tracker: *const brant_tracker,
@@ -596,11 +597,11 @@ pub unsafe extern "C" fn brant_hint_begin(
     })
 }
 
-/// The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a guest
-/// physical address are free. Whole pages of them that are pending are not sent, this once, and
-/// read as zero at the destination; what the guest writes to them later is found and sent. It need not say
-/// a word before that. BRANT_E_STATE if the round is over: nothing happens, and the hint is counted
-/// (`stale_hints`). Any thread; may wait for a sync.
+/// The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
+/// guest physical address are free. Whole pages of them that are pending are not sent, this once,
+/// and read as zero at the destination; what the guest writes to them later is found and sent. It
+/// need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
+/// hint is counted (`stale_hints`). Any thread; may wait for a sync.
 #[no_mangle]
 pub unsafe extern "C" fn brant_hint_free(
     tracker: *const brant_tracker,

@@ -29,16 +29,19 @@ const FEATURES: &[&str] = &[
     "vfio",
     "iommufd",
     "userfault",
+    "balloon",
+    "hints",
     "tcp",
     "unix",
     "fd",
 ];
 
-/// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is
-/// not known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's
-/// dirty bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
-/// whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd" (what
-/// devices log), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+/// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
+/// known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
+/// bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
+/// whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
+/// (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
+/// "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {

@@ -1,19 +1,19 @@
 //! What a walk does not read: pages that the guest has given back, and pages that it hinted to
 //! be free.
 //!
-//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::returned`]), and only
-//! where the guest must tell before it uses the page again. A walk of a lease that skips
+//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::returned`]), and
+//! only where the guest must tell before it uses the page again. A walk of a lease that skips
 //! ([`Lease::skip_returned`]) hands them out as [`Content::Returned`], once, so that whoever
-//! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So
-//! a page that is found dirty *afterwards* was written by a guest that broke its promise, or by
-//! somebody who marked it, and counts as taken back: what was promised is not what memory is lost for.
-//! A log cannot tell a write before the giving back from one after it if both come between
+//! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So a
+//! page that is found dirty *afterwards* was written by a guest that broke its promise, or by
+//! somebody who marked it, and counts as taken back: what was promised is not what memory is lost
+//! for. A log cannot tell a write before the giving back from one after it if both come between
 //! two harvests; then the guest's promise counts.
 //!
 //! **Hinted free** (`VIRTIO_BALLOON_F_FREE_PAGE_HINT`). The guest may use such a page again
-//! without a word, so a hint takes the page out of pending once, and only if each write since
-//! the page was free is certain to be found: the protection of everything was restored
-//! before the round began ([`Tracker::hint_begin`] sees to that) and nothing was harvested since. What a
+//! without a word, so a hint takes the page out of pending once, and only if each write since the
+//! page was free is certain to be found: the protection of everything was restored before the
+//! round began ([`Tracker::hint_begin`] sees to that) and nothing was harvested since. What a
 //! later sync finds is pending again and wins.
 
 use super::merge::BlockState;
@@ -133,8 +133,8 @@ impl BlockState {
         }
     }
 
-    /// The next run of pages, in one stretch, that are to be handed out as free, if it begins before
-    /// `pending`.
+    /// The next run of pages, in one stretch, that are to be handed out as free, if it begins
+    /// before `pending`.
     pub(super) fn next_free(&mut self, from: u64, pending: Option<u64>) -> Option<Range<u64>> {
         let free = self.beside.free.as_mut()?;
         let run = free.next_run(from as usize, STRETCH_PAGES as usize)?;
@@ -259,10 +259,14 @@ impl Inner {
     }
 }
 
-/// Clears in `bits` what `words` has set, from bit `at` on.
+/// Clears in `bits` what `words` has set, from bit `at` on, a multiple of 64.
 fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
+    if bits.is_empty() {
+        return;
+    }
     for (i, word) in words.iter().take(pages.div_ceil(64)).enumerate() {
-        let mut left = *word;
+        // Only what is set in both costs more than a look.
+        let mut left = word & bits.words().get(at / 64 + i).copied().unwrap_or(0);
         while left != 0 {
             let from = left.trailing_zeros();
             let len = (left >> from).trailing_ones();
@@ -297,7 +301,8 @@ impl Hints {
 }
 
 impl Tracker {
-    /// Begins a round of free-page hints and returns its number; call it, and only then ask the guest.
+    /// Begins a round of free-page hints and returns its number; call it, and only then ask the
+    /// guest.
     ///
     /// Restores the protection of every chunk that still waits for it, which is what the walk would
     /// have done piece by piece: one kernel call for each chunk with dirty pages. With a log
@@ -330,8 +335,8 @@ impl Tracker {
     }
 
     /// The guest said, after `round` began, that these bytes were free: what of it is pending, as
-    /// whole pages, is pending no more. Returns how many pages that were. [`Kind::State`] if the round
-    /// is over; the hint is counted and nothing happens.
+    /// whole pages, is pending no more. Returns how many pages that were. [`Kind::State`] if the
+    /// round is over; the hint is counted and nothing happens.
     pub fn hint_free(&self, round: u64, address: GuestAddress, length: u64) -> Result<Pages> {
         let mut inner = self.lock();
         if !inner.hints.goes_on(round) {

@@ -1,7 +1,8 @@
 //! Given-back pages and hints against a model of KVM and of a guest that uses pages again at the
-//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of reading,
-//! zeros for what is not read. A page that the guest uses must be equal in the end; one that it has
-//! given back must be told as such. That the oracle can fail is shown by engines with known mistakes.
+//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of
+//! reading, zeros for what is not read. A page that the guest uses must be equal in the end; one
+//! that it has given back must be told as such. That the oracle can fail is shown by engines with
+//! known mistakes.
 
 use super::*;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
@@ -786,6 +787,36 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
         let inner = world.lease.lock();
         assert_eq!(inner.stats.broken, Pages(1));
     }
+}
+
+#[test]
+fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back() {
+    let mut world = World::new(
+        &Setup {
+            mode: KvmMode::Auto,
+            clearing: SMALLEST,
+            pages: 256,
+            unit: 5,
+            balloon: vec![(32, 64)],
+        },
+        Mistake::None,
+    );
+    world.drain();
+    world.sync(When::Running).unwrap();
+    world.drain();
+    world.kvm.guest_write(SLOT, 50);
+    world.balloon.lock().unwrap().remove(&50);
+    world.sync(When::Stopped).unwrap();
+    // As a source does while the guest stands still.
+    while world.walk(3, 7) {
+        world.read_all();
+    }
+    assert_eq!(world.lease.pending(), Pages(0));
+    for page in 32..64 {
+        assert_eq!(world.copy[&page], Has::Version(world.version(page)));
+    }
+    assert!((64..96).all(|page| world.copy[&page] == Has::Discarded));
+    world.lease.stop().unwrap();
 }
 
 #[test]

@@ -126,8 +126,8 @@ pub enum Content {
     Used,
     /// The guest has given it back, and must tell before it uses it again.
     Returned,
-    /// The guest hinted that it was free, and has not written it since as far as is known. Whoever has no
-    /// copy of it yet makes one of zeros.
+    /// The guest hinted that it was free, and has not written it since as far as is known.
+    /// Whoever has no copy of it yet makes one of zeros.
     Free,
 }
 
@@ -771,6 +771,8 @@ impl Inner {
                         // Written although it was given back: all of the host page is the
                         // guest's again. Its pages are pending now, this one among them.
                         self.stats.broken += Pages(used.end - used.start);
+                        // Some may lie before this one, and the walk is to end with none left.
+                        cursor.page = cursor.page.min(used.start);
                         continue;
                     }
                 }

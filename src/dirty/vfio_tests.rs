@@ -406,6 +406,29 @@ fn a_container_s_larger_pages_are_all_of_ours_in_them() {
 }
 
 #[test]
+fn a_container_s_mapping_is_never_split_and_a_device_s_log_is_read_in_pieces() {
+    let all = (1 << 24) + 100;
+    let (guest, kernel) = (Guest::new(all as usize), Kernel::default());
+    guest.block("ram", all);
+    guest.slot("ram", 0, all, 0).unwrap();
+    let log = VfioContainerLog::new(kernel.container(P), Iovas::Guest).unwrap();
+    kernel.lock().mapped.push(0..all * P);
+    let lease = guest.tracker(Box::new(log));
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write((all - 1) * P);
+    assert_eq!(sync_all(&lease), pages([all - 1]));
+    lease.stop().unwrap();
+    kernel.lock().mapped.clear();
+    kernel.calls();
+    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    lease.start(StartWith::Nothing).unwrap();
+    kernel.write(((1 << 24) - 1) * P);
+    kernel.write((1 << 24) * P);
+    assert_eq!(sync_all(&lease), pages([(1 << 24) - 1, 1 << 24]));
+    assert_eq!(kernel.calls().len(), 4);
+}
+
+#[test]
 fn a_mapping_that_needs_too_long_a_bitmap_is_refused_with_what_to_do() {
     let (guest, kernel) = (guest(), Kernel::default());
     let io = kernel.container(P);

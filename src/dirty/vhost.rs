@@ -203,18 +203,21 @@ impl VhostLog {
     }
 
     /// Moves all back ends to a longer log.
-    fn grow(&mut self, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+    fn grow(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
         let memory = self.memory_for(new)?;
         if let Err(e) = self.back_ends.log_on(&memory) {
             // Some may have moved.
             self.refused.push(memory);
             return Err(e.context("moving vhost back ends to a longer log"));
         }
-        let Some(old) = self.current.replace(memory) else {
-            return Ok(());
-        };
-        // Only now has the last of them set its last bit in there.
-        self.strays += drain(&old, &self.ram, sink)?;
+        // Only now has the last of them set its last bit in the one before.
+        match self.current.replace(memory) {
+            None => {}
+            Some(before) => match drain(&before, &self.ram, sink) {
+                Ok(strays) => self.strays += strays,
+                Err(_) => self.everything(old, sink),
+            },
+        }
         Ok(())
     }
 }
@@ -360,18 +363,18 @@ impl DirtyLog for VhostLog {
         // A back end may have been told of new memory already.
         self.ram = ram_of(&[old, new]);
         // What it holds is understood by the old map.
-        let mut done = self.drain_all(sink);
+        if self.drain_all(sink).is_err() {
+            self.everything(old, sink);
+        }
         let length = self.current.as_ref().map_or(0, LogMemory::length);
         let followed = if length < log_bytes(self.reach(new)) {
-            self.grow(new, sink)
+            self.grow(old, new, sink)
         } else {
-            self.current
-                .as_ref()
-                .map_or(Ok(()), |m| m.reserve(&self.ram))
+            let current = self.current.as_ref();
+            current.map_or(Ok(()), |memory| memory.reserve(&self.ram))
         };
-        done = done.and(followed);
-        self.ram = ram_of(&[if done.is_ok() { new } else { old }]);
-        done.inspect_err(|_| self.everything(old, sink))
+        self.ram = ram_of(&[if followed.is_ok() { new } else { old }]);
+        followed
     }
 }
 

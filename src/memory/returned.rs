@@ -1,10 +1,10 @@
 //! Which pages the guest has given back, by inflating its balloon.
 //!
 //! Kept with the guest's memory and not with a tracker, because it lives longer than any
-//! migration: a balloon is usually inflated long before one begins, and a destination has
-//! the guest's memory and no tracker yet. What is skipped because of it, and when, the
-//! tracker decides (`dirty/skip.rs`). The VMM's balloon device calls in here on any thread, and waits
-//! for nothing but a lock that is held for microseconds.
+//! migration: a balloon is usually inflated long before one begins, and a destination has the
+//! guest's memory and no tracker yet. What is skipped because of it, and when, the tracker
+//! decides (`dirty/skip.rs`). The VMM's balloon device calls in here on any thread, and waits for
+//! nothing but a lock that is held for microseconds.
 //!
 //! **The gate.** A page may only be skipped if the guest must tell before it uses the page
 //! again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says so once
@@ -409,7 +409,8 @@ impl Memory {
         }
     }
 
-    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any thread.
+    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
+    /// thread.
     pub fn mark_discarded(&self, address: GuestAddress, length: u64) {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
@@ -421,7 +422,8 @@ impl Memory {
     }
 
     /// The guest uses what it had given back again, and is told after this that it may. Every
-    /// page that has a byte in the range counts as written. Any thread; never waits for a migration.
+    /// page that has a byte in the range counts as written. Any thread; never waits for a
+    /// migration.
     pub fn mark_taken(&self, address: GuestAddress, length: u64) {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
