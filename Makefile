@@ -49,7 +49,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm test-tsan bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -79,6 +79,10 @@ test-loom: | deps
 ## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
 test-stock-kvm: | deps
 	@scripts/test-stock-kvm
+
+## test-tsan: C tests and the Rust in them under ThreadSanitizer (needs rust-src; not in make test)
+test-tsan: | deps
+	@scripts/test-tsan
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
