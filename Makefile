@@ -49,7 +49,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm test-tsan bench deps header map abi install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -75,6 +75,14 @@ test: | deps
 ## test-loom: the lock-free parts alone, model-checked (a part of make test)
 test-loom: | deps
 	@scripts/test --only loom
+
+## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
+test-stock-kvm: | deps
+	@scripts/test-stock-kvm
+
+## test-tsan: C tests and the Rust in them under ThreadSanitizer (needs rust-src; not in make test)
+test-tsan: | deps
+	@scripts/test-tsan
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
@@ -208,6 +216,6 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 12
+	@sed -n 's/^## \([a-z-]*\): /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sort | expand -t 16
 
 -include $(wildcard $(C)/*.d $(C)/minivmm/*.d $(C)/minivmm/guest/*.d $(C)/tests/*.d)

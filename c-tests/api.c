@@ -856,8 +856,8 @@ static void callbacks(void)
        "what was not started is neither waited for nor resolved");
     look = (struct pollfd){ .fd = brant_outgoing_event_fd(t->out), .events = POLLIN };
     inside_begin(t);
-    code = brant_outgoing_wait(t->out, 30000, NULL);
-    there = brant_incoming_wait(t->in, 30000, NULL);
+    code = brant_outgoing_wait(t->out, patience(30000), NULL);
+    there = brant_incoming_wait(t->in, patience(30000), NULL);
     ok(code == 0 && there == 0 && memcmp(t->source.memory, t->destination.memory, t->source.bytes) == 0,
        "memory arrives byte for byte, over what was there");
     ok(t->source_wait == BRANT_E_CALLBACK && t->source_free == BRANT_E_CALLBACK &&
@@ -889,8 +889,8 @@ static void callbacks(void)
     t = inside_new();
     t->cancel_source = true;
     inside_begin(t);
-    code = brant_outgoing_wait(t->out, 30000, NULL);
-    there = brant_incoming_wait(t->in, 30000, NULL);
+    code = brant_outgoing_wait(t->out, patience(30000), NULL);
+    there = brant_incoming_wait(t->in, patience(30000), NULL);
     ok(code == BRANT_E_CANCELLED && t->source_cancel == 0 && there != 0 && t->failed == 2,
        "cancelling inside a callback of the source ends it at both sides");
     must(brant_outgoing_cancel(t->out, &e));
@@ -899,8 +899,8 @@ static void callbacks(void)
     t = inside_new();
     t->cancel_destination = true;
     inside_begin(t);
-    code = brant_outgoing_wait(t->out, 30000, NULL);
-    there = brant_incoming_wait(t->in, 30000, NULL);
+    code = brant_outgoing_wait(t->out, patience(30000), NULL);
+    there = brant_incoming_wait(t->in, patience(30000), NULL);
     ok(there == BRANT_E_CANCELLED && t->load_cancel == 0 && code != 0 && t->destination_wait == 0,
        "cancelling inside a callback of the destination ends it at both sides, and it never runs");
     inside_free(t);
@@ -931,7 +931,7 @@ static void blockers(void)
     brant_outgoing_free(t->out);
     must(brant_outgoing_new(t->source.guest, t->source.tracker, &plain, NULL, NULL, &t->out, &e));
     inside_begin(t);
-    ok(brant_outgoing_wait(t->out, 30000, NULL) == 0 && brant_incoming_wait(t->in, 30000, NULL) == 0,
+    ok(brant_outgoing_wait(t->out, patience(30000), NULL) == 0 && brant_incoming_wait(t->in, patience(30000), NULL) == 0,
        "one that is not blocked any more is");
     inside_free(t);
 

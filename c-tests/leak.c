@@ -69,6 +69,10 @@ static long entries(const char *path)
 
 static struct held held(void)
 {
+    /* A thread that was waited for is still there until the kernel is done with it. */
+    for (unsigned ms = patience(5000); entries("/proc/self/task") > 3 && ms > 0; ms--)
+        sleep_us(1000);
+
     struct held h = { .descriptors = entries("/proc/self/fd"), .threads = entries("/proc/self/task") };
     FILE *file = fopen("/proc/self/statm", "re");
     long size;
@@ -182,11 +186,11 @@ static bool migrate(enum end end)
         shutdown(cut, SHUT_RDWR);
         close(cut);
     }
-    code = end == BLOCKED ? 1 : brant_outgoing_wait(out, 30000, &error);
+    code = end == BLOCKED ? 1 : brant_outgoing_wait(out, patience(30000), &error);
     switch (end) {
     case COMPLETES:
     case BY_TCP:
-        good = code == 0 && brant_incoming_wait(in, 30000, NULL) == 0 &&
+        good = code == 0 && brant_incoming_wait(in, patience(30000), NULL) == 0 &&
                memcmp(memory[0], memory[1], BYTES) == 0;
         break;
     case REFUSED:

@@ -13,6 +13,7 @@ static const struct oracle_kind kinds[] = {
     { .name = "initially-set, cleared at sync", .add = oracle_add_kvm,
       .mode = BRANT_KVM_INITIALLY_SET, .clearing = BRANT_CLEAR_AT_SYNC },
     { .name = "reported, of a process", .machine = MV_PROCESS },
+    { .name = "userfault", .add = oracle_add_userfault, .available = oracle_has_userfault },
 };
 
 enum { KINDS = sizeof kinds / sizeof kinds[0] };

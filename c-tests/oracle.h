@@ -381,4 +381,28 @@ UNUSED static void oracle_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_
     must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
 }
 
+/* Write protection by userfaultfd, of a guest under KVM: nobody marks what that writes. */
+UNUSED static void oracle_add_userfault(struct vm *vm, brant_tracker *tracker, uint32_t mode)
+{
+    (void)vm, (void)mode;
+    must(brant_tracker_add_userfault(tracker, &e));
+}
+
+UNUSED static int oracle_has_userfault(char *why, size_t len)
+{
+    brant_guest *guest;
+    brant_tracker *tracker;
+    brant_error *e = NULL;
+    int32_t code;
+
+    must(brant_guest_new(&guest, &e));
+    must(brant_tracker_new(guest, NULL, &tracker, &e));
+    code = brant_tracker_add_userfault(tracker, &e);
+    snprintf(why, len, "%s", brant_error_message(e));
+    brant_error_free(e);
+    brant_tracker_free(tracker);
+    brant_guest_free(guest);
+    return code ? -1 : 0;
+}
+
 #endif

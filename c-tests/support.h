@@ -279,7 +279,7 @@ UNUSED static void vm_resume(struct vm *vm)
 /* Lets it run until it has written `n` pages more. */
 UNUSED static void vm_writes(struct vm *vm, uint64_t n)
 {
-    if (mv_wait_writes(vm->machine, n, 30000))
+    if (mv_wait_writes(vm->machine, n, patience(30000)))
         bail("the guest does not write: %s", mv_error(vm->machine));
 }
 
@@ -298,7 +298,8 @@ UNUSED static bool vm_runs_clean(struct vm *vm)
     struct mv_counters c;
     uint64_t bad = 0;
 
-    if (mv_wait_writes(vm->machine, 200, 30000) || mv_self_check(vm->machine, 60000, &bad)) {
+    if (mv_wait_writes(vm->machine, 200, patience(30000)) ||
+        mv_self_check(vm->machine, patience(60000), &bad)) {
         note("the guest does not go on: %s", mv_error(vm->machine));
         return false;
     }
@@ -440,7 +441,7 @@ static int32_t op_pause(void *opaque, brant_reason *reason)
     struct vm *vm = opaque;
 
     /* A pause that takes its time: what the guest writes meanwhile only the last sync finds. */
-    if (mv_wait_writes(vm->machine, 100, 10000) || mv_pause(vm->machine))
+    if (mv_wait_writes(vm->machine, 100, patience(10000)) || mv_pause(vm->machine))
         return op_fails(vm, reason);
     return op_begins(vm, OP_PAUSE, reason);
 }
@@ -587,10 +588,10 @@ UNUSED static void journey_begin(struct journey *j, bool tcp)
 UNUSED static void journey_end(struct journey *j, bool keep)
 {
     brant_error *e = NULL;
-    int32_t code = brant_outgoing_wait(j->out, 60000, &e);
+    int32_t code = brant_outgoing_wait(j->out, patience(60000), &e);
 
     side_set(&j->source, code, e);
-    code = brant_incoming_wait(j->in, 60000, &e);
+    code = brant_incoming_wait(j->in, patience(60000), &e);
     side_set(&j->destination, code, e);
     brant_outgoing_get_stats(j->out, &j->stats, NULL);
     brant_incoming_free(j->in);

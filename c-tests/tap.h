@@ -28,6 +28,12 @@
  * plan() sets an alarm too, so that a program started by hand ends as well;
  * TAP_SECONDS in the environment changes it, 0 turns it off (for a debugger).
  *
+ * Where everything is slow (scripts/test-stock-kvm), the environment says so:
+ * patience(ms)   that long, times BRANT_PATIENCE: for a wait that is there only so
+ *                that nothing hangs, never for what a promise is about
+ * brief()        BRANT_SHORT is set: less of the same is wanted. What is left out is
+ *                skipped, with that reason.
+ *
  * All of it may be called from any thread, but not after fork() in the child.
  */
 #ifndef TAP_H
@@ -44,6 +50,19 @@ static struct {
     pthread_mutex_t lock;
     int planned, run, failed;
 } tap_state = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+__attribute__((unused)) static unsigned patience(unsigned ms)
+{
+    const char *times = getenv("BRANT_PATIENCE");
+    int n = times ? atoi(times) : 1;
+
+    return n > 1 ? ms * (unsigned)n : ms;
+}
+
+__attribute__((unused)) static bool brief(void)
+{
+    return getenv("BRANT_SHORT") != NULL;
+}
 
 /* One whole line, at once: a test that dies later has still said this. */
 __attribute__((format(printf, 3, 0), unused)) static void

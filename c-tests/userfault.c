@@ -5,8 +5,12 @@
  */
 #include "support.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 enum { WRITERS = 4, BLOCKS = 10 };
@@ -204,7 +208,7 @@ static void signals_every(long microseconds)
     made = true;
 }
 
-static void round_of_writers(brant_tracker *tracker, const char *what, bool stops)
+static void round_of_writers(brant_tracker *tracker, const char *what, bool stops, unsigned interrupted)
 {
     uint64_t lost = 0, differ = 0, taken = 0, syncs = 0;
     pid_t child = -1;
@@ -219,7 +223,8 @@ static void round_of_writers(brant_tracker *tracker, const char *what, bool stop
     writers_start();
     if (stops)
         child = stopper_start();
-    while (syncs < 50 || !writers_have(3000) || (child > 0 && waitpid(child, &status, WNOHANG) == 0)) {
+    while (syncs < 50 || !writers_have(3000) || atomic_load(&signals) < interrupted ||
+           (child > 0 && waitpid(child, &status, WNOHANG) == 0)) {
         sync_now(tracker, BRANT_SYNC_RUNNING);
         taken += take(tracker);
         syncs++;
@@ -302,6 +307,66 @@ static void child_tracks_itself(brant_tracker *tracker)
     }
     waitpid(child, &status, 0);
     equal(status, 0, "a process that forks before it starts tracks its own memory");
+}
+
+static void refuse_the_call(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof filter[0], filter };
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        _exit(9);
+}
+
+/* In a child whose system call is filtered: there is still the device. */
+static void device_serves_too(brant_guest *guest)
+{
+    bool device = access("/dev/userfaultfd", R_OK | W_OK) == 0;
+    int status = -1;
+    pid_t child;
+
+    if (!device) {
+        skip("/dev/userfaultfd cannot be opened", "where the system call is filtered the device serves");
+    } else if ((child = fork()) == 0) {
+        brant_sync s = { .size = sizeof s };
+        brant_tracker *tracker;
+
+        refuse_the_call();
+        if (brant_tracker_new(guest, NULL, &tracker, NULL) || brant_tracker_add_userfault(tracker, NULL) ||
+            brant_tracker_start(tracker, BRANT_START_CLEAN, NULL))
+            _exit(1);
+        blocks[2].host[7 * PAGE]++;
+        if (brant_tracker_sync(tracker, BRANT_SYNC_RUNNING, &s, NULL))
+            _exit(2);
+        _exit(s.found_pages == 1 ? 0 : 3);
+    } else {
+        waitpid(child, &status, 0);
+        equal(status, 0, "where the system call is filtered the device serves");
+    }
+    child = fork();
+    if (child == 0) {
+        brant_tracker *tracker;
+        brant_error *why = NULL;
+
+        /* Nobody, who may not open it. */
+        if (device && setuid(65534))
+            _exit(8);
+        refuse_the_call();
+        if (brant_tracker_new(guest, NULL, &tracker, NULL) ||
+            brant_tracker_add_userfault(tracker, &why) != BRANT_E_UNSUPPORTED)
+            _exit(1);
+        _exit(strstr(brant_error_message(why), "/dev/userfaultfd") ? 0 : 2);
+    }
+    waitpid(child, &status, 0);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 8)
+        skip("this user cannot be another", "where both are refused, the error says so");
+    else
+        equal(status, 0, "where both are refused, the error says so");
 }
 
 static void ends_leave_nothing(brant_guest *guest)
@@ -426,7 +491,7 @@ int main(void)
     brant_tracker_free(tracker);
     brant_guest_free(guest);
 
-    plan(3 * 3 + 10 + 2 * KVM_PROMISES);
+    plan(3 * 3 + 11 + 2 * KVM_PROMISES);
     random_begin();
     ok(brant_has_feature("userfault") == 1, "the library says that it has it");
     guest = guest_of_blocks();
@@ -435,15 +500,15 @@ int main(void)
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     must(brant_tracker_add_userfault(tracker, &e));
     child_tracks_itself(tracker);
-    round_of_writers(tracker, "four writers", false);
+    round_of_writers(tracker, "four writers", false, 0);
     signals_every(200);
-    round_of_writers(tracker, "with a signal every 0.2 ms", false);
-    ok(atomic_load(&signals) > 50, "signals did arrive");
+    round_of_writers(tracker, "with a signal every 0.2 ms", false, 100);
     signals_every(0);
-    round_of_writers(tracker, "stopped and continued", true);
+    round_of_writers(tracker, "stopped and continued", true, 0);
     written_pages_have_figures(tracker);
     second_is_refused(tracker, guest);
     ends_leave_nothing(guest);
+    device_serves_too(guest);
     brant_tracker_free(tracker);
     brant_guest_free(guest);
 

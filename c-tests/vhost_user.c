@@ -440,8 +440,6 @@ struct vmm {
     struct guest *guest;
     int logs_on, logs_off;
     uint64_t length;
-    /* Pausing waits until this is so. */
-    atomic_bool may_pause;
     bool fail_save;
 };
 
@@ -498,11 +496,7 @@ static int rings(bool run)
 
 static int32_t on_pause(void *opaque, brant_reason *reason)
 {
-    struct vmm *v = opaque;
-
-    (void)reason;
-    while (!atomic_load(&v->may_pause))
-        sched_yield();
+    (void)opaque, (void)reason;
     /* What is written now only the last sync finds. */
     writes_wait(200);
     return rings(false);
@@ -553,43 +547,90 @@ static brant_tracker *track(struct guest *g, struct vmm *v)
     return tracker;
 }
 
-static brant_stats stats_of(brant_outgoing *out)
-{
-    brant_stats stats = { .size = sizeof stats };
+/* The way between the two: it stops in the middle of the first pass until it is let go on. */
+struct way {
+    int source, destination;
+    atomic_bool in_the_middle, go_on;
+};
+#define MIDDLE (4 * MIB)
 
-    must(brant_outgoing_get_stats(out, &stats, &e));
-    return stats;
+static void *way_run(void *arg)
+{
+    struct way *way = arg;
+    static char buffer[64 << 10];
+    uint64_t through = 0;
+    int open = 2;
+
+    while (open) {
+        bool held = through >= MIDDLE && !atomic_load(&way->go_on);
+        struct pollfd p[2] = { { .fd = held ? -1 : way->source, .events = POLLIN },
+                               { .fd = way->destination, .events = POLLIN } };
+
+        if (held)
+            atomic_store(&way->in_the_middle, true);
+        /* While it is held it looks whether it still is. */
+        poll(p, 2, held ? 1 : -1);
+        for (int i = 0; i < 2; i++) {
+            int *from = i ? &way->destination : &way->source;
+            int *to = i ? &way->source : &way->destination;
+            ssize_t n;
+
+            if (p[i].fd < 0 || !p[i].revents)
+                continue;
+            n = recv(*from, buffer, sizeof buffer, 0);
+            for (ssize_t sent = 0, now; sent < n; sent += now)
+                if ((now = send(*to, buffer + sent, (size_t)(n - sent), MSG_NOSIGNAL)) <= 0)
+                    n = 0;
+            if (n <= 0) {
+                /* One that has ended takes the other with it. */
+                shutdown(*to, SHUT_RDWR);
+                open = 0;
+                break;
+            }
+            through += i ? 0 : (uint64_t)n;
+        }
+    }
+    close(way->source);
+    close(way->destination);
+    /* For whoever waits for a middle that never came. */
+    atomic_store(&way->in_the_middle, true);
+    return NULL;
 }
 
-/* A migration of `from`, whose disks write meanwhile; once pages go, `during` happens. The code
- * of the source. */
+/* A migration to `to`, while the disks write; in the middle of its first pass, `during`
+ * happens. The code of the source. */
 static int32_t migrate(struct vmm *v, brant_tracker *tracker, struct guest *to,
                        void (*during)(struct vmm *, struct guest *), brant_stats *stats)
 {
-    /* Slow enough that there is a middle. */
-    brant_params params = { .size = sizeof params, .max_bandwidth = 60 << 20 };
+    struct way way = { 0 };
     brant_outgoing *out;
     brant_incoming *in;
-    int pair[2];
+    int source[2], destination[2];
+    pthread_t thread;
     int32_t code;
 
-    make_socketpair(pair);
-    atomic_store(&v->may_pause, false);
+    make_socketpair(source);
+    make_socketpair(destination);
+    way.source = source[1];
+    way.destination = destination[0];
+    if (pthread_create(&thread, NULL, way_run, &way))
+        bail("no thread");
     must(brant_incoming_new(to->guest, &destination_ops, NULL, NULL, &in, &e));
-    must(brant_incoming_start_fd(in, pair[1], &e));
-    must(brant_outgoing_new(v->guest->guest, tracker, &source_ops, v, &params, &out, &e));
-    must(brant_outgoing_start_fd(out, pair[0], &e));
-    while (stats_of(out).data_pages < 100)
+    must(brant_incoming_start_fd(in, destination[1], &e));
+    must(brant_outgoing_new(v->guest->guest, tracker, &source_ops, v, NULL, &out, &e));
+    must(brant_outgoing_start_fd(out, source[0], &e));
+    while (!atomic_load(&way.in_the_middle))
         sched_yield();
     writes_wait(100);
     if (during)
         during(v, to);
-    atomic_store(&v->may_pause, true);
+    atomic_store(&way.go_on, true);
     code = brant_outgoing_wait(out, 60000, NULL);
     brant_incoming_wait(in, 60000, NULL);
-    *stats = stats_of(out);
+    must(brant_outgoing_get_stats(out, stats, &e));
     brant_outgoing_free(out);
     brant_incoming_free(in);
+    pthread_join(thread, NULL);
     return code;
 }
 
@@ -706,7 +747,7 @@ int main(void)
     struct guest from, to;
     struct vmm v = { .guest = &from };
     brant_tracker *tracker;
-    brant_stats stats;
+    brant_stats stats = { .size = sizeof stats };
     bool ended = true;
 
     plan(18);

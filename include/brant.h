@@ -1546,7 +1546,7 @@ typedef struct brant_vhost {
      */
     size_t size;
     /**
-     * Given to the operations.
+     * Given to the operations, until the tracker is freed and no migration uses it any more.
      */
     void *opaque;
     /**

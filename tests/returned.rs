@@ -79,6 +79,7 @@ fn touched(memory: &Memory, n: usize) -> BTreeSet<usize> {
 }
 
 type Place = (usize, usize);
+type Hook = Box<dyn FnMut(&Event) + Send>;
 
 /// What the guest knows of its memory.
 #[derive(Default)]
@@ -99,7 +100,7 @@ struct Machine {
     running: RwLock<bool>,
     stop: AtomicBool,
     /// Does something at each event.
-    event: Mutex<Option<Box<dyn FnMut(&Event) + Send>>>,
+    event: Mutex<Option<Hook>>,
 }
 
 impl Vmm for Machine {
@@ -142,7 +143,7 @@ impl Machine {
         let block = block(&self.guest.memory, n);
         let range = Pages(first as u64)..Pages((first + count) as u64);
         // Discarded first or last, as VMMs do.
-        if first % 2 == 0 {
+        if first.is_multiple_of(2) {
             host::discard(&block, range.clone()).unwrap();
         }
         let length = (count * PAGE) as u64;
@@ -594,7 +595,8 @@ fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
         page_size: 2 << 20,
         ..ram("ram", 2048)
     };
-    let (from, to) = (Machine::new(&[spec.clone()]), Machine::new(&[spec]));
+    let specs = [spec];
+    let (from, to) = (Machine::new(&specs), Machine::new(&specs));
     from.guest.memory.set_must_tell_host(true);
     from.guest.fill(3);
     to.guest.fill(4);

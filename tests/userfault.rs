@@ -472,7 +472,8 @@ fn writers_of_few_pages_lose_nothing_among_signals() {
     writers_lose_nothing(vec![Ram::anonymous(5), Ram::shared(4), Ram::huge(512)]);
 }
 
-fn in_a_child(work: impl FnOnce() -> bool) {
+/// Whether `work` said yes.
+fn asked_of_a_child(work: impl FnOnce() -> bool) -> bool {
     // SAFETY: `work` makes system calls and stores to memory, nothing that needs a lock.
     unsafe {
         let child = libc::fork();
@@ -482,8 +483,12 @@ fn in_a_child(work: impl FnOnce() -> bool) {
         }
         let mut status = 0;
         assert_eq!(libc::waitpid(child, &mut status, 0), child);
-        assert_eq!(status, 0);
+        status == 0
     }
+}
+
+fn in_a_child(work: impl FnOnce() -> bool) {
+    assert!(asked_of_a_child(work));
 }
 
 #[test]
@@ -504,7 +509,10 @@ fn what_the_kernel_writes_for_somebody_is_found() {
         assert_eq!(t.found(), BTreeSet::from([(block, 9), (block, 10)]));
         // Another process that writes into this one.
         let parent = std::process::id() as libc::pid_t;
-        in_a_child(|| {
+        // SAFETY: numbers only. Some systems let only those write who are named; others do not
+        // know the call.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
+        let written = asked_of_a_child(|| {
             let from = [7u8; 8];
             let local = libc::iovec {
                 iov_base: from.as_ptr().cast_mut().cast(),
@@ -517,7 +525,10 @@ fn what_the_kernel_writes_for_somebody_is_found() {
             // SAFETY: the parent has it mapped.
             unsafe { libc::process_vm_writev(parent, &local, 1, &remote, 1, 0) == 8 }
         });
-        // (It may not be allowed to; then the child failed, above.)
+        if !written {
+            eprintln!("skipped: no process may write into another here");
+            continue;
+        }
         assert_eq!(t.found(), BTreeSet::from([(block, 20)]));
     }
 }

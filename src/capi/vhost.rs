@@ -43,7 +43,7 @@ pub struct brant_vhost_log {
 pub struct brant_vhost {
     /// sizeof(brant_vhost).
     pub size: usize,
-    /// Given to the operations.
+    /// Given to the operations, until the tracker is freed and no migration uses it any more.
     pub opaque: *mut c_void,
     /// The log reaches to this guest address at least (exclusive); at most 2^48. 0: to the end of
     /// the highest slot, which is enough where used rings are in guest memory.

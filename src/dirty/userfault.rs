@@ -242,6 +242,10 @@ impl DirtyLog for UserfaultLog {
         first_error.map_or(Ok(Harvested::Complete), Err)
     }
 
+    fn heap_bytes(&self) -> u64 {
+        (self.regions.capacity() * std::mem::size_of::<Region>()) as u64
+    }
+
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
         let UserfaultLog { watch, regions } = self;
         let Some(watch) = watch else {

@@ -73,7 +73,7 @@ fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_n
     assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 20);
     marks.0.lock().unwrap().clear();
     memory.set_must_tell_host(false);
-    assert_eq!(*marks.0.lock().unwrap(), [10..30]);
+    assert_eq!(*marks.0.lock().unwrap(), vec![10..30; 1]);
     memory.set_must_tell_host(true);
     assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 0);
 }
@@ -87,7 +87,7 @@ fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
     assert_eq!(block.returned().next(0), Some(1));
     memory.mark_taken(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
     assert_eq!(block.returned().next(0), Some(2));
-    assert_eq!(*marks.0.lock().unwrap(), [1..2]);
+    assert_eq!(*marks.0.lock().unwrap(), vec![1..2; 1]);
     // Beyond all memory, and nothing at all.
     memory.mark_discarded(GuestAddress(u64::MAX - 1), u64::MAX);
     memory.mark_taken(GuestAddress(u64::MAX), u64::MAX);

@@ -946,7 +946,7 @@ fn any_record() -> impl Strategy<Value = Any> {
             let first = first >> 1;
             let room = 512 - (first % 512) as u32;
             let count = 1 + count % room;
-            if zero && count % 2 == 0 {
+            if zero && count.is_multiple_of(2) {
                 Any::Run(Header::discard(block, Pages(first), count), vec![])
             } else if zero {
                 Any::Run(Header::zeros(block, Pages(first), count), vec![])

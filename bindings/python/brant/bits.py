@@ -1,0 +1,145 @@
+"""Level one: bitmaps with a summary, for whoever works on dirty bits."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from ctypes import byref, c_uint64
+from types import TracebackType
+from typing import Any, Iterator, Optional, Tuple, Type
+
+from . import _native as native
+
+_ALL = (1 << 64) - 1
+
+
+class Bitmap:
+    """A bitmap of ``bits`` bits, 0 to 2^40, all clear.
+
+    Walking and merging cost what is set, not what there is; memory is taken as bits are set.
+    Bit i is bit i % 64 of the 64-bit word i // 64, as in KVM's logs.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = native.number(bits, "bits")
+        value = native.made(native.lib.brant_bitmap_new, self._bits)
+        self._handle = native.Handle(self, "bitmap", value, native.lib.brant_bitmap_free)
+        # The library wants one thread at a time.
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Frees it. Again is fine."""
+        self._handle.close()
+
+    def __enter__(self) -> "Bitmap":
+        with self._handle.use():
+            return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many bits it has, set or not."""
+        return self._bits
+
+    def __repr__(self) -> str:
+        if self._handle.closed:
+            return "<brant.Bitmap, closed>"
+        return "<brant.Bitmap of %d bits, %d set>" % (self._bits, self.count())
+
+    def count(self) -> int:
+        """How many bits are set."""
+        with self._lock, self._handle.use() as bitmap:
+            return native.lib.brant_bitmap_count(bitmap)
+
+    def test(self, bit: int) -> bool:
+        """Whether a bit is set; not so past the end."""
+        with self._lock, self._handle.use() as bitmap:
+            return native.lib.brant_bitmap_test(bitmap, native.number(bit, "bit")) == 1
+
+    def __contains__(self, bit: object) -> bool:
+        return isinstance(bit, int) and 0 <= bit <= _ALL and self.test(bit)
+
+    def set(self, first: int, count: int = 1) -> int:
+        """Sets ``count`` bits from ``first``; how many of them were clear before."""
+        return self._change(native.lib.brant_bitmap_set, first, count)
+
+    def clear(self, first: int, count: int = 1) -> int:
+        """Clears ``count`` bits from ``first``; how many of them were set before."""
+        return self._change(native.lib.brant_bitmap_clear, first, count)
+
+    def _change(self, function: Any, first: int, count: int) -> int:
+        changed = c_uint64()
+        first, count = native.number(first, "first"), native.number(count, "count")
+        with self._lock, self._handle.use() as bitmap:
+            native.call(function, bitmap, first, count, byref(changed))
+        return changed.value
+
+    def merge(self, other: "Bitmap") -> int:
+        """Sets what is set in ``other``, of the same length; how many bits that newly set."""
+        changed = c_uint64()
+        if other is self:
+            return 0
+        # In one order everywhere, or two merges that cross would wait for each other.
+        one, two = sorted((self, other), key=id)
+        with one._lock, two._lock, self._handle.use() as bitmap, other._handle.use() as of:
+            native.call(native.lib.brant_bitmap_merge, bitmap, of, byref(changed))
+        return changed.value
+
+    def merge_words(self, at: int, words: Any, count: Optional[int] = None) -> int:
+        """Sets what is set in 64-bit words, whose first bit is bit ``at`` here; how many bits
+        that newly set.
+
+        ``words`` is anything with the buffer protocol (bytes, array, a numpy array), a whole
+        number of words of the machine's byte order; ``count`` is how many bits count, all of
+        them if it is None.
+        """
+        view = memoryview(words).cast("B")
+        if view.nbytes % 8:
+            raise ValueError("words are 8 bytes each; found %d bytes" % view.nbytes)
+        bits = view.nbytes * 8 if count is None else native.number(count, "count")
+        if bits > view.nbytes * 8:
+            raise ValueError("%d bits are not in %d bytes" % (bits, view.nbytes))
+        # A copy, aligned, and nobody else's.
+        copied = (c_uint64 * (view.nbytes // 8 or 1)).from_buffer_copy(view.tobytes() or bytes(8))
+        pointer = ctypes.cast(copied, ctypes.POINTER(c_uint64))
+        changed = c_uint64()
+        at = native.number(at, "at")
+        with self._lock, self._handle.use() as bitmap:
+            native.call(
+                native.lib.brant_bitmap_merge_words, bitmap, at, pointer, bits, byref(changed)
+            )
+        return changed.value
+
+    def runs(self, longest: int = _ALL) -> Iterator[Tuple[int, int]]:
+        """Each run of set bits, as (first bit, length), in order; cut to ``longest`` bits.
+
+        It looks at the bitmap as it is when each run is asked for."""
+        native.number(longest, "longest")
+        if longest == 0:
+            raise ValueError("a run has 1 bit or more")
+        return self._runs(longest)
+
+    def _runs(self, longest: int) -> Iterator[Tuple[int, int]]:
+        first, count, at = c_uint64(), c_uint64(), 0
+        while True:
+            with self._lock, self._handle.use() as bitmap:
+                found = native.lib.brant_bitmap_next_run(
+                    bitmap, at, longest, byref(first), byref(count)
+                )
+            if found < 0:
+                raise native.BrantError(found, "")
+            if found == 0:
+                return
+            at = first.value + count.value
+            yield first.value, count.value
+
+    def __iter__(self) -> Iterator[int]:
+        """The set bits, in order."""
+        for first, count in self.runs():
+            yield from range(first, first + count)

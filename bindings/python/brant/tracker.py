@@ -1,0 +1,456 @@
+"""Level two: which pages of memory were written, and each of them handed out once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from ctypes import byref, c_size_t, c_uint32
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import Any, Dict, Iterator, Optional, Type, Union
+
+from . import _native as native
+from ._native import PAGE_SIZE, constant
+
+_CLEARING = {"chunked": constant("CLEAR_CHUNKED"), "at-sync": constant("CLEAR_AT_SYNC")}
+_KVM_MODES = {
+    "auto": constant("KVM_AUTO"),
+    "get-and-clear": constant("KVM_GET_AND_CLEAR"),
+    "manual-protect": constant("KVM_MANUAL_PROTECT"),
+    "initially-set": constant("KVM_INITIALLY_SET"),
+}
+_BATCH = 64
+
+
+class _Block:
+    """A block's number and the buffer that it is: as long as this is there, the buffer's
+    owner cannot unmap it."""
+
+    def __init__(self, name: str, number: int, view: memoryview) -> None:
+        self.name, self.number, self.view = name, number, view
+
+
+class _Blocks:
+    """The blocks of a guest, kept by the guest and by each tracker of it: a tracker looks at
+    memory for as long as it lives."""
+
+    def __init__(self) -> None:
+        self.by_name: Dict[str, _Block] = {}
+        self.by_number: Dict[int, _Block] = {}
+
+    def add(self, block: _Block) -> None:
+        self.by_name[block.name] = block
+        self.by_number[block.number] = block
+
+    def remove(self, name: str) -> None:
+        block = self.by_name.pop(name, None)
+        if block is not None:
+            del self.by_number[block.number]
+
+    def number(self, block: Union[str, int]) -> int:
+        if isinstance(block, str):
+            if block not in self.by_name:
+                raise KeyError("there is no block named %r" % block)
+            return self.by_name[block].number
+        return native.number(block, "block", 32)
+
+
+class _Closes:
+    """What is closed at the end of a with-block."""
+
+    _handle: native.Handle
+
+    @property
+    def _blocks(self) -> _Blocks:
+        kept = self._handle.keep
+        return _Blocks() if kept is None else kept
+
+    def close(self) -> None:
+        """Frees it. Again is fine."""
+        self._handle.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._handle.closed
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+class Guest(_Closes):
+    """The memory that is tracked: blocks, and where they appear at guest addresses.
+
+    A guest need not be a virtual machine. Any memory of this process that is whole pages
+    can be a block: an ``mmap.mmap``, or whatever was made over one, such as a numpy array by
+    ``numpy.frombuffer``. The guest holds on to its buffers, and each tracker does, so that
+    none is unmapped while it is looked at.
+    """
+
+    def __init__(self) -> None:
+        value = native.made(native.lib.brant_guest_new)
+        free = native.lib.brant_guest_free
+        self._handle = native.Handle(self, "guest", value, free, keep=_Blocks())
+
+    def __enter__(self) -> "Guest":
+        with self._handle.use():
+            return self
+
+    def close(self) -> None:
+        """Frees it, and lets go of its buffers when no tracker of it is left. Again is fine."""
+        self._handle.close()
+
+    def add_block(
+        self,
+        name: str,
+        memory: Any,
+        *,
+        fd: Optional[int] = None,
+        fd_offset: int = 0,
+        page_size: int = PAGE_SIZE,
+        rom: bool = False,
+    ) -> int:
+        """Adds a block; its number.
+
+        ``name`` is 1 to 255 bytes, unique in the guest. ``memory`` is anything writable with
+        the buffer protocol, contiguous, that begins at a page and is whole pages of
+        ``page_size`` bytes (what backs it). ``fd`` is the descriptor of the file or memfd
+        that it is a shared mapping of, from ``fd_offset`` bytes on; it stays the caller's. ``rom``: nobody writes it. While
+        the guest is tracked, all of a new block counts as written.
+        """
+        view = memoryview(memory)
+        if view.readonly:
+            raise TypeError("block %r: the memory is read-only to Python" % name)
+        try:
+            view = view.cast("B")
+        except TypeError as why:
+            raise TypeError(
+                "block %r: the memory is not one run of plain items (%s); of a numpy array, "
+                "pass array.view('uint8')" % (name, why)
+            ) from None
+        if view.nbytes == 0:
+            raise ValueError("block %r: the memory is empty" % name)
+        described = native.sized(
+            native.brant_ram_block,
+            name=native.text(name, "name"),
+            host=ctypes.addressof(ctypes.c_char.from_buffer(view)),
+            length=view.nbytes,
+            page_size=native.number(page_size, "page_size"),
+            fd=-1,
+            flags=constant("RAM_ROM") if rom else 0,
+            fd_offset=native.number(fd_offset, "fd_offset"),
+        )
+        number = c_uint32()
+        with self._handle.use() as guest:
+            blocks = self._blocks
+            if fd is not None:
+                described.fd = _duplicate(fd)
+            native.call(native.lib.brant_guest_add_block, guest, byref(described), byref(number))
+            blocks.add(_Block(name, number.value, view))
+        return number.value
+
+    def remove_block(self, name: str) -> None:
+        """Removes a block and its slots. Its buffer is free once this has returned and no
+        :class:`Run` of it is left."""
+        with self._handle.use() as guest:
+            native.call(native.lib.brant_guest_remove_block, guest, native.text(name, "name"))
+            self._blocks.remove(name)
+
+    def add_slot(
+        self,
+        block: str,
+        guest_address: int,
+        *,
+        offset: int = 0,
+        length: Optional[int] = None,
+        slot: Optional[int] = None,
+        kvm_flags: int = 0,
+    ) -> None:
+        """Says that ``length`` bytes of a block from ``offset`` on (to its end, if None) appear
+        at a guest physical address; all three are whole pages. ``slot`` is KVM's number of
+        the memory slot, if it is one, and ``kvm_flags`` the flags that it was set with.
+        """
+        if length is None and block in self._blocks.by_name:
+            length = max(0, self._blocks.by_name[block].view.nbytes - offset)
+        described = native.sized(
+            native.brant_slot,
+            block=native.text(block, "block"),
+            offset=native.number(offset, "offset"),
+            length=native.number(length or 0, "length"),
+            guest_address=native.number(guest_address, "guest_address"),
+            slot=constant("NO_SLOT") if slot is None else native.number(slot, "slot", 32),
+            kvm_flags=native.number(kvm_flags, "kvm_flags", 32),
+        )
+        with self._handle.use() as guest:
+            native.call(native.lib.brant_guest_add_slot, guest, byref(described))
+
+    def remove_slot(self, guest_address: int, *, slot: Optional[int] = None) -> None:
+        """Removes the slot at a guest address, and with that number if it is KVM's; before it
+        is deleted or moved in KVM."""
+        number = constant("NO_SLOT") if slot is None else native.number(slot, "slot", 32)
+        address = native.number(guest_address, "guest_address")
+        with self._handle.use() as guest:
+            native.call(native.lib.brant_guest_remove_slot, guest, number, address)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<brant.Guest, closed>"
+        return "<brant.Guest with blocks %s>" % ", ".join(map(repr, self._blocks.by_name))
+
+
+def _duplicate(fd: int) -> int:
+    """A descriptor for the library, whose it is from then on."""
+    return os.dup(fd)
+
+
+@dataclass(frozen=True)
+class Sync:
+    """What a sync found and what it cost."""
+
+    #: Pages that became pending; one that was pending already does not count again.
+    found_pages: int
+    #: Pages pending now.
+    pending_pages: int
+    #: Nanoseconds, all of it.
+    time_ns: int
+    #: Nanoseconds for KVM's logs.
+    kvm_ns: int
+    #: Pages found by them.
+    kvm_pages: int
+    #: Nanoseconds for marks.
+    reported_ns: int
+    #: Pages found by marks and by nothing else before.
+    reported_pages: int
+    #: Logs that failed, so that all they cover counts as written, or that deliver later.
+    warnings: int
+    #: Nanoseconds for vhost's logs.
+    vhost_ns: int
+    #: Pages found by them.
+    vhost_pages: int
+    #: Nanoseconds for VFIO's and iommufd's logs.
+    vfio_ns: int
+    #: Pages found by them.
+    vfio_pages: int
+    #: Nanoseconds for userfaultfd's write protection.
+    userfault_ns: int
+    #: Pages found by it.
+    userfault_pages: int
+
+
+@dataclass(frozen=True)
+class TrackerStats:
+    """Running totals since tracking started."""
+
+    #: Pages pending now.
+    pending_pages: int
+    #: Syncs made.
+    syncs: int
+    #: Pages found by them.
+    found_pages: int
+    #: Calls that cleared chunks.
+    clear_calls: int
+    #: Bits they cleared.
+    cleared_pages: int
+    #: Nanoseconds: the longest restoring of one chunk.
+    longest_clear_ns: int
+    #: Pages put back.
+    put_back_pages: int
+    #: Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+    #: made.
+    stray_marks: int
+    #: Bytes of bitmaps and rings that are held for the memory, those of each log included.
+    heap_bytes: int
+    #: log2 of the pages of a chunk; 0 when chunks are off.
+    chunk_shift: int
+    #: Whether tracking is on.
+    started: bool
+    #: Given-back pages that a migration passed over; one that is told again counts again.
+    skipped_pages: int
+    #: Given-back pages that were found written all the same: they count as taken back.
+    broken_pages: int
+    #: Pages that free-page hints took out of pending.
+    hinted_pages: int
+    #: Hints that came after their round was over, and did nothing.
+    stale_hints: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of written pages that was taken: read them now, or put them back."""
+
+    #: Name of the block.
+    block: str
+    #: Its number.
+    block_number: int
+    #: First page, in the block.
+    first_page: int
+    #: How many pages; they do not cross a 2 MiB boundary of the block.
+    pages: int
+    #: The memory itself, not a copy. Its buffer cannot be closed while this is there.
+    memory: memoryview = field(repr=False, compare=False)
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the beginning of the block."""
+        return self.first_page * PAGE_SIZE
+
+    def __iter__(self) -> Iterator[int]:
+        """The pages, by number in the block."""
+        return iter(range(self.first_page, self.first_page + self.pages))
+
+
+class Tracker(_Closes):
+    """Finds the pages of a guest that are written, by its logs and by marks, and hands each
+    out once.
+
+    ``clearing`` says how protection is restored where a log leaves that open (KVM's): "chunked", each chunk of
+    2^``chunk_shift`` pages before the first of its pages is handed out (6 to 31; 0: 18, which is 1 GiB), or
+    "at-sync", all at each sync.
+    """
+
+    def __init__(self, guest: Guest, *, clearing: str = "chunked", chunk_shift: int = 0) -> None:
+        config = native.sized(
+            native.brant_tracker_config,
+            clearing=native.choice(_CLEARING, clearing, "clearing"),
+            chunk_shift=native.number(chunk_shift, "chunk_shift", 32),
+        )
+        with guest._handle.use() as of:
+            blocks = guest._handle.keep
+            value = native.made(native.lib.brant_tracker_new, of, byref(config))
+        free = native.lib.brant_tracker_free
+        self._handle = native.Handle(self, "tracker", value, free, keep=blocks)
+        self._midway = False
+        # The library refuses a second sync or take while one is going on; here it waits.
+        # An iteration that is given up puts back wherever it is collected.
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "Tracker":
+        with self._handle.use():
+            return self
+
+    def close(self) -> None:
+        """Stops tracking and frees it. Again is fine."""
+        self._handle.close()
+
+    def add_userfault(self) -> None:
+        """Has userfaultfd watch all blocks; before tracking starts. Any memory of this process,
+        no KVM; Linux 6.7. What is written to shared memory through another mapping, by ``pwrite`` or
+        by another process is not seen, and marked by whoever does so."""
+        with self._handle.use() as tracker:
+            native.call(native.lib.brant_tracker_add_userfault, tracker)
+
+    def add_kvm(self, vm_fd: int, *, mode: str = "auto") -> None:
+        """Has KVM's dirty log watch the guest's KVM slots; before tracking starts. ``vm_fd`` is
+        what KVM_CREATE_VM returned, and stays the caller's. ``mode`` is "auto", "get-and-clear",
+        "manual-protect" or "initially-set"."""
+        chosen = native.choice(_KVM_MODES, mode, "mode")
+        with self._handle.use() as tracker:
+            kvm = native.sized(native.brant_kvm, vm_fd=_duplicate(vm_fd), mode=chosen)
+            native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm), None, None)
+
+    def mark(self, guest_address: int, length: int) -> None:
+        """Says that ``length`` bytes at a guest address were written; after the write. An
+        address without memory is counted (``stray_marks``) and otherwise ignored."""
+        address, length = native.number(guest_address, "address"), native.number(length, "length")
+        with self._handle.use() as tracker:
+            native.lib.brant_tracker_mark(tracker, address, length)
+
+    def mark_block(self, block: Union[str, int], offset: int, length: int) -> None:
+        """The same for ``length`` bytes at an offset in a block, by name or number."""
+        offset, length = native.number(offset, "offset"), native.number(length, "length")
+        with self._handle.use() as tracker:
+            number = self._blocks.number(block)
+            native.lib.brant_tracker_mark_block(tracker, number, offset, length)
+
+    def start(self, *, everything: bool = False) -> None:
+        """Starts tracking. ``everything``: all pages are pending at first, for whoever copies
+        them all and then what changes; otherwise none is."""
+        with self._lock, self._handle.use() as tracker:
+            how = constant("START_ALL" if everything else "START_CLEAN")
+            native.call(native.lib.brant_tracker_start, tracker, how)
+            self._midway = False
+
+    def stop(self) -> None:
+        """Stops tracking, after a last harvest. What is pending stays and can be taken."""
+        with self._lock, self._handle.use() as tracker:
+            native.call(native.lib.brant_tracker_stop, tracker)
+
+    def sync(self, *, stopped: bool = False) -> Sync:
+        """Harvests all logs. ``stopped``: nobody writes any more; then a log that fails is an
+        error instead of a warning and everything dirty."""
+        report = native.sized(native.brant_sync)
+        with self._lock, self._handle.use() as tracker:
+            when = constant("SYNC_STOPPED" if stopped else "SYNC_RUNNING")
+            native.call(native.lib.brant_tracker_sync, tracker, when, byref(report))
+        return Sync(**{f.name: getattr(report, f.name) for f in fields(Sync)})
+
+    def take(self) -> Iterator[Run]:
+        """Takes all that is pending, run by run, in the order of blocks and pages.
+
+        A run's protection is restored before it is handed out: a later write is found by a
+        later sync. What was not handed out when the iteration is given up stays pending.
+        """
+        # To the end of a walk that began at the beginning: an iteration that was given up has
+        # left one in the middle.
+        while True:
+            whole = not self._midway
+            yield from self._walk()
+            if whole:
+                return
+
+    def _walk(self) -> Iterator[Run]:
+        runs = (native.brant_run * _BATCH)()
+        count = c_size_t()
+        while True:
+            with self._lock, self._handle.use() as tracker:
+                native.call(native.lib.brant_tracker_take, tracker, runs, _BATCH, byref(count))
+                self._midway = count.value > 0
+            if not count.value:
+                return
+            given = 0
+            try:
+                while given < count.value:
+                    run = self._run(runs[given])
+                    given += 1
+                    if run is not None:
+                        yield run
+            finally:
+                # Of a tracker that was closed meanwhile nothing is pending any more.
+                if not self.closed:
+                    for rest in runs[given : count.value]:
+                        self._put_back(rest.block, rest.first_page, rest.pages)
+
+    def _run(self, run: Any) -> Optional[Run]:
+        block = self._blocks.by_number.get(run.block)
+        if block is None:
+            # Removed between the taking and now.
+            return None
+        start = run.first_page * PAGE_SIZE
+        memory = block.view[start : start + run.pages * PAGE_SIZE]
+        return Run(block.name, block.number, run.first_page, run.pages, memory)
+
+    def put_back(self, run: Run) -> None:
+        """Makes the pages of a run pending again. Works after :meth:`stop` too; a block that is
+        gone is passed over."""
+        self._put_back(run.block_number, run.first_page, run.pages)
+
+    def _put_back(self, block: int, first: int, pages: int) -> None:
+        with self._lock, self._handle.use() as tracker:
+            native.call(native.lib.brant_tracker_put_back, tracker, block, first, pages)
+
+    def stats(self) -> TrackerStats:
+        """Totals since tracking started."""
+        now = native.sized(native.brant_tracker_stats)
+        with self._handle.use() as tracker:
+            native.call(native.lib.brant_tracker_get_stats, tracker, byref(now))
+        values = {f.name: getattr(now, f.name) for f in fields(TrackerStats)}
+        return TrackerStats(**dict(values, started=bool(now.started)))
+
+    def __repr__(self) -> str:
+        return "<brant.Tracker%s>" % (", closed" if self.closed else "")
