@@ -473,7 +473,7 @@ static void overrun(uint64_t bytes, uint64_t n)
         uint64_t at = (16 + random_below(64)) * PAGE + random_below(PAGE);
 
         runs = bare_runs(&b, CODE_AT, at, n, (uint8_t)(i + 2)) &&
-               bare_runs(&b, STRIDE_AT, (20 + random_below(100)) * PAGE, random_below(900),
+               bare_runs(&b, STRIDE_AT, (20 + random_below(100)) * PAGE, 1 + random_below(900),
                          (uint8_t)(i + 100));
         if (random_below(2))
             warnings += bare_sync(&b, BRANT_SYNC_RUNNING).warnings;
