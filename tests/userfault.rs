@@ -603,6 +603,52 @@ fn pages_that_private_memory_gave_back_count_as_written() {
 }
 
 #[test]
+fn whole_page_tables_of_memory_that_was_given_back_count_as_written() {
+    // The kernel may free a page table that a give-back left empty, and its protection with it.
+    const TABLE: usize = 512;
+    let Some(t) = tracked(vec![Ram::anonymous(6 * TABLE)]) else {
+        return;
+    };
+    for page in 0..6 * TABLE {
+        t.blocks[0].write(page, 1);
+    }
+    t.start();
+    assert_eq!(t.found(), BTreeSet::new());
+    // SAFETY: inside the mapping.
+    let result = unsafe {
+        let from = t.blocks[0].at.add(3 * PAGE);
+        libc::madvise(from.cast(), 4 * TABLE * PAGE, libc::MADV_DONTNEED)
+    };
+    assert_eq!(result, 0);
+    let given: BTreeSet<_> = (3..3 + 4 * TABLE).map(|page| (0, page)).collect();
+    assert_eq!(t.found(), given);
+    // And again, with what is empty now protected.
+    assert_eq!(t.found(), BTreeSet::new());
+    t.blocks[0].write(2 * TABLE, 7);
+    assert_eq!(t.found(), BTreeSet::from([(0, 2 * TABLE)]));
+}
+
+#[test]
+fn a_child_that_uses_or_drops_what_it_inherited_takes_nothing_from_the_parent() {
+    let Some(t) = tracked(vec![Ram::anonymous(64), Ram::shared(64)]) else {
+        return;
+    };
+    t.start();
+    t.blocks[0].write(3, 2);
+    t.blocks[1].write(4, 2);
+    in_a_child(|| {
+        let known = t.lease.sync(When::Running).unwrap();
+        // Nothing is known of this process' copy.
+        known.warnings.len() == 1 && known.pending == Pages(128)
+    });
+    assert_eq!(t.found(), BTreeSet::from([(0, 3), (1, 4)]));
+    t.blocks[0].write(5, 2);
+    in_a_child(|| t.lease.sync(When::Stopped).is_err() && t.lease.stop().is_ok());
+    t.blocks[1].write(6, 2);
+    assert_eq!(t.found(), BTreeSet::from([(0, 5), (1, 6)]));
+}
+
+#[test]
 fn a_child_s_copy_of_the_memory_changes_nothing_for_the_parent() {
     let Some(t) = tracked(vec![Ram::anonymous(64)]) else {
         return;

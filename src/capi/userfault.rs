@@ -9,7 +9,8 @@ use crate::dirty::userfault::UserfaultLog;
 /// memory of the guest's blocks is watched from then on, but that of BRANT_RAM_ROM: any memory of
 /// this process can be a guest, with no KVM. Private and shared memory, files, transparent huge
 /// pages; of hugetlbfs a huge page counts whole. Tracking starts in the process that calls
-/// `brant_tracker_start`; between this call and that one it may fork.
+/// `brant_tracker_start`; between this call and that one it may fork. In a child made later each
+/// harvest fails, and the parent's tracking is left alone.
 ///
 /// It finds what is written through the block's own mapping, by any thread, by the kernel for
 /// one (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after

@@ -67,6 +67,7 @@ pub struct brant_vhost {
     >,
     /// Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
     /// return when none writes to a log any more. Also called after a first `log_on` that failed.
+    /// A failure leaves the log mapped, used again by the next start; for ever, if there is none.
     pub log_off:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }

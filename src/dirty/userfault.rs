@@ -55,6 +55,9 @@ const WRITTEN_PAGES: Query = Query {
 struct Watch {
     userfault: Userfault,
     pagemap: Pagemap,
+    /// Who started it. In a child of that process both descriptors reach the parent's memory: a
+    /// harvest would take the parent's pages, and the end of it would end the parent's.
+    process: u32,
     /// Address ranges that are registered.
     ranges: BTreeMap<BlockId, Range<u64>>,
 }
@@ -134,6 +137,11 @@ impl Watch {
         })
     }
 
+    /// Whether the memory watched is that of this process.
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+
     fn protect(&self, range: &Range<u64>) -> Result<()> {
         walk(range, |part| self.pagemap.protect(part, &WRITTEN_PAGES))
     }
@@ -147,6 +155,9 @@ impl Watch {
     }
 
     fn end_all(&mut self) {
+        if !self.is_ours() {
+            return;
+        }
         while let Some((id, _)) = self.ranges.first_key_value() {
             self.end(*id);
         }
@@ -200,6 +211,7 @@ impl DirtyLog for UserfaultLog {
         let mut watch = Watch {
             userfault: Userfault::write_protect_async()?,
             pagemap: Pagemap::open()?,
+            process: std::process::id(),
             ranges: BTreeMap::new(),
         };
         for block in watched(map) {
@@ -224,6 +236,17 @@ impl DirtyLog for UserfaultLog {
         let Some(watch) = watch else {
             return Ok(Harvested::Complete);
         };
+        if !watch.is_ours() {
+            return Err(Error::new(
+                Kind::State,
+                format!(
+                    "tracking was started by process {}, and this is process {}, whose copy of the \
+                     memory nobody watches: stop tracking here and start it anew",
+                    watch.process,
+                    std::process::id()
+                ),
+            ));
+        }
         let mut first_error = None;
         for block in watched(map) {
             let range = range_of(block);
@@ -251,6 +274,10 @@ impl DirtyLog for UserfaultLog {
         let Some(watch) = watch else {
             return Ok(());
         };
+        if !watch.is_ours() {
+            // Every harvest says that nothing is known.
+            return Ok(());
+        }
         let fresh = || watched(new).filter(|b| old.block(b.id()).is_none());
         for block in fresh() {
             if let Err(e) = watch.begin(block) {

@@ -100,7 +100,8 @@ pub trait VhostBackEnds: Send + Sync {
     fn log_on(&self, memory: &LogMemory) -> Result<()>;
 
     /// Have every back end stop logging; return when none writes to a log of brant's any more.
-    /// Also called after a first `log_on` that failed.
+    /// Also called after a first `log_on` that failed. After an error the memory of the log stays
+    /// mapped, also when the log itself is dropped.
     fn log_off(&self) -> Result<()>;
 }
 
@@ -375,6 +376,21 @@ impl DirtyLog for VhostLog {
         };
         self.ram = ram_of(&[if followed.is_ok() { new } else { old }]);
         followed
+    }
+}
+
+impl Drop for VhostLog {
+    /// Whatever could not be switched off writes on, by the address that it was given: what was
+    /// mapped there next would be written to.
+    fn drop(&mut self) {
+        for memory in self
+            .current
+            .take()
+            .into_iter()
+            .chain(self.refused.drain(..))
+        {
+            memory.0.leave_mapped();
+        }
     }
 }
 

@@ -539,6 +539,33 @@ fn a_log_that_could_not_be_switched_off_stays_where_it_may_be_written_to() {
 }
 
 #[test]
+fn a_log_that_could_not_be_switched_off_outlives_the_tracker() {
+    for start in [true, false] {
+        let (guest, ends, lease) = simple(10);
+        ends.refuse_off.store(true, Ordering::Relaxed);
+        ends.refuse_on.store(!start, Ordering::Relaxed);
+        assert_eq!(lease.start(StartWith::Nothing).is_ok(), start);
+        let address = ends.address.load(Ordering::Relaxed);
+        drop((lease, guest));
+        // What the kernel's vhost would do, by that address: not into memory of somebody else's.
+        let next = Shm::new(c"brant-test", 4096).unwrap();
+        assert_ne!(
+            next.address() as usize,
+            address,
+            "the memory was given away"
+        );
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps
+            .lines()
+            .find(|l| l.starts_with(&format!("{address:x}-")));
+        assert!(
+            line.is_some_and(|l| l.contains("brant-vhost-log")),
+            "{line:?}"
+        );
+    }
+}
+
+#[test]
 fn memory_that_was_never_written_to_is_not_read_and_takes_no_memory() {
     // Two pages of RAM, 64 TiB apart: 2 GiB of log.
     let guest = Guest::new(2);

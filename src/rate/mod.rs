@@ -268,19 +268,21 @@ impl Probe {
         self.wait(begun, self.params.period / 2)?;
         let first = lease.sync(When::Running)?;
         let mut seen = Vec::new();
-        drain(&lease, &mut seen)?;
+        let (in_first, _) = drain(&lease, &mut seen)?;
         self.wait(begun, self.params.period)?;
         self.ending();
         let ending = Instant::now();
         let second = lease.sync(When::Running)?;
         let period = begun.elapsed();
         let edges = starting + ending.elapsed();
-        let new = drain(&lease, &mut seen)?;
+        let (in_second, new) = drain(&lease, &mut seen)?;
         let per_vcpu = lease.vcpu_counts();
         Ok(estimate::logged(&estimate::Logged {
-            first: first.found,
-            second: second.found,
-            both: second.found - new,
+            // What was taken, and not what the syncs found: a block that comes meanwhile is
+            // pending without a sync, and one that goes is pending no more after it.
+            first: in_first,
+            second: in_second,
+            both: in_second - new,
             period,
             edges,
             warned: !first.warnings.is_empty() || !second.warnings.is_empty(),
@@ -305,16 +307,16 @@ impl Probe {
     }
 }
 
-/// Takes all that is pending into `seen`, one bitmap for each block; how many pages are new
-/// there.
-fn drain(lease: &Lease, seen: &mut Vec<Option<Bitmap>>) -> Result<Pages> {
+/// Takes all that is pending into `seen`, one bitmap for each block: how many pages that were,
+/// and how many of them are new there.
+fn drain(lease: &Lease, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, Pages)> {
     let mut cursor = Cursor::default();
     let mut runs = Vec::new();
-    let mut new = 0;
+    let (mut taken, mut new) = (0, 0);
     loop {
         lease.take(&mut cursor, 1024, Pages(1 << 20), &mut runs)?;
         if runs.is_empty() {
-            return Ok(Pages(new));
+            return Ok((Pages(taken), Pages(new)));
         }
         for run in &runs {
             let block = run.block.id().index();
@@ -325,6 +327,8 @@ fn drain(lease: &Lease, seen: &mut Vec<Option<Bitmap>>) -> Result<Pages> {
                 seen[block] = Some(Bitmap::new(run.block.pages().index())?);
             }
             if let Some(seen) = &mut seen[block] {
+                // A walk that the guest writes behind may come to a page twice.
+                taken += run.count.0;
                 new += seen.set_range(run.first.index(), run.count.index());
             }
         }

@@ -262,6 +262,42 @@ fn by_sample_a_block_that_goes_meanwhile_is_left_out() {
 }
 
 #[test]
+fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
+    let guest = Guest::new(&[100, 30]);
+    let (b1, length) = (
+        guest.ram.wrapping_add(100 * PAGE_SIZE as usize),
+        Bytes(30 * PAGE_SIZE),
+    );
+    let probe = guest.probe(Way::Log, SHORT * 2);
+    let mut rounds = 0u64;
+    let rate = during(&probe, || {
+        // In either half, and most often one that no sync of the probe's has come between.
+        guest
+            .memory
+            .remove_block(if rounds == 0 { "b1" } else { "again" })
+            .unwrap();
+        guest
+            .memory
+            .add_block(BlockDescription {
+                name: "again".to_owned(),
+                host: b1,
+                length,
+                page_size: Bytes(PAGE_SIZE),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        rounds += 1;
+    })
+    .unwrap();
+    // All of a new block counts as written, and is a block of its own each time; those that
+    // went before anybody took their pages do not.
+    assert!(rate.written >= Pages(30), "{rate:?}");
+    assert_eq!(rate.written.0 % 30, 0, "{rate:?}");
+    assert_eq!(rate.rewritten, Some(Pages(0)), "{rate:?}");
+}
+
+#[test]
 fn by_log_a_tracker_that_is_in_use_is_left_alone() {
     let guest = Guest::new(&[100]);
     let probe = guest.probe(Way::Log, PERIOD_MIN);

@@ -109,6 +109,14 @@ impl Shm {
         })
     }
 
+    /// Closes the descriptor and leaves the mapping where it is, for ever: for memory that somebody may
+    /// still write to, by its address.
+    pub fn leave_mapped(self) {
+        let this = std::mem::ManuallyDrop::new(self);
+        // SAFETY: read once, of an object that is not dropped and that nobody sees again.
+        drop(unsafe { std::ptr::read(&this.fd) });
+    }
+
     /// Its descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -374,17 +374,23 @@ class Handle:
 
 class _State:
     def __init__(self, what: str, value: int, free: Callable[[int], None]) -> None:
-        self.what, self.value, self.free = what, value, free
+        self.what, self.value = what, value
+        #: Emptied by whoever frees it: taking the last of a list is one step, whatever
+        #: interrupts what.
+        self.free = [free]
         self.closed = False
         self.users = 0
-        # A finalizer can run anywhere, in the middle of `enter` of the same thread too.
+        # A finalizer or a signal's handler can run anywhere, in the middle of `enter` of the same
+        # thread too: so a user is counted before it looks, and what is freed is taken first.
         self.lock = threading.RLock()
 
     def enter(self) -> int:
         with self.lock:
-            if self.closed:
-                raise ValueError("this %s is closed" % self.what)
             self.users += 1
+            closed = self.closed
+        if closed:
+            self.leave()
+            raise ValueError("this %s is closed" % self.what)
         return self.value
 
     def leave(self) -> None:
@@ -392,7 +398,7 @@ class _State:
             self.users -= 1
             last = self.closed and self.users == 0
         if last:
-            self.free(self.value)
+            self._free()
 
     def close(self) -> None:
         with self.lock:
@@ -401,7 +407,14 @@ class _State:
             self.closed = True
             last = self.users == 0
         if last:
-            self.free(self.value)
+            self._free()
+
+    def _free(self) -> None:
+        try:
+            free = self.free.pop()
+        except IndexError:
+            return
+        free(self.value)
 
 
 def made(function: Callable[..., int], *arguments: Any) -> int:

@@ -97,6 +97,8 @@ class Guest(_Closes):
         value = native.made(native.lib.brant_guest_new)
         free = native.lib.brant_guest_free
         self._handle = native.Handle(self, "guest", value, free, keep=_Blocks())
+        # What is kept follows what the library has, whichever threads add and remove.
+        self._changing = threading.RLock()
 
     def __enter__(self) -> "Guest":
         with self._handle.use():
@@ -147,7 +149,7 @@ class Guest(_Closes):
             fd_offset=native.number(fd_offset, "fd_offset"),
         )
         number = c_uint32()
-        with self._handle.use() as guest:
+        with self._changing, self._handle.use() as guest:
             blocks = self._blocks
             if fd is not None:
                 described.fd = _duplicate(fd)
@@ -158,7 +160,7 @@ class Guest(_Closes):
     def remove_block(self, name: str) -> None:
         """Removes a block and its slots. Its buffer is free once this has returned and no
         :class:`Run` of it is left."""
-        with self._handle.use() as guest:
+        with self._changing, self._handle.use() as guest:
             native.call(native.lib.brant_guest_remove_block, guest, native.text(name, "name"))
             self._blocks.remove(name)
 
