@@ -149,8 +149,9 @@ class Guest(_Closes):
             fd_offset=native.number(fd_offset, "fd_offset"),
         )
         number = c_uint32()
+        # Before it is used: a guest that another thread closes in the middle of this keeps nothing.
+        blocks = self._blocks
         with self._changing, self._handle.use() as guest:
-            blocks = self._blocks
             if fd is not None:
                 described.fd = _duplicate(fd)
             native.call(native.lib.brant_guest_add_block, guest, byref(described), byref(number))
@@ -160,9 +161,10 @@ class Guest(_Closes):
     def remove_block(self, name: str) -> None:
         """Removes a block and its slots. Its buffer is free once this has returned and no
         :class:`Run` of it is left."""
+        blocks = self._blocks
         with self._changing, self._handle.use() as guest:
             native.call(native.lib.brant_guest_remove_block, guest, native.text(name, "name"))
-            self._blocks.remove(name)
+            blocks.remove(name)
 
     def add_slot(
         self,
@@ -322,8 +324,8 @@ class Tracker(_Closes):
             clearing=native.choice(_CLEARING, clearing, "clearing"),
             chunk_shift=native.number(chunk_shift, "chunk_shift", 32),
         )
+        blocks = guest._handle.keep
         with guest._handle.use() as of:
-            blocks = guest._handle.keep
             value = native.made(native.lib.brant_tracker_new, of, byref(config))
         free = native.lib.brant_tracker_free
         self._handle = native.Handle(self, "tracker", value, free, keep=blocks)

@@ -1,6 +1,7 @@
 """Guests and trackers, on real memory of this process and on the real kernel."""
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import gc
@@ -10,6 +11,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 import threading
 import time
 import weakref
@@ -423,3 +425,95 @@ def test_what_nobody_refers_to_any_more_is_freed_once():
     del owner
     gc.collect()
     assert freed == [1234]
+
+
+def test_a_close_that_interrupts_a_call_anywhere_frees_once_and_not_under_it():
+    # As a signal's handler or a finalizer does: after the n-th instruction, in the same thread.
+    watched = (native._State.enter.__code__, native._State.leave.__code__)
+    for n in itertools.count():
+        freed, left = [], [n]
+        state = native._State("thing", 1234, freed.append)
+
+        def trace(frame, event, _):
+            if frame.f_code not in watched:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left[0] -= 1
+                if left[0] == -1:
+                    sys.settrace(None)
+                    state.close()
+            return trace
+
+        under = []
+        sys.settrace(trace)
+        try:
+            state.enter()
+            under = list(freed)
+            state.leave()
+        except ValueError:
+            pass
+        finally:
+            sys.settrace(None)
+        if left[0] >= 0:
+            # It was not interrupted any more.
+            assert n > 20 and freed == []
+            return
+        assert (under, freed) == ([], [1234]), "instruction %d" % n
+
+
+def test_a_block_that_comes_while_its_namesake_goes_is_kept(monkeypatch):
+    guest = brant.Guest()
+    guest.add_block("ram", mmap.mmap(-1, PAGE))
+    removed, added = threading.Event(), threading.Event()
+    call, adding = native.call, []
+
+    def add():
+        removed.wait()
+        memory = mmap.mmap(-1, PAGE)
+        adding.append(weakref.ref(memory))
+        guest.add_block("ram", memory)
+        added.set()
+
+    def slow(function, *arguments):
+        call(function, *arguments)
+        if function is native.lib.brant_guest_remove_block:
+            # Another thread gets its turn here: it adds, or waits for the end of this.
+            removed.set()
+            added.wait(0.2)
+
+    monkeypatch.setattr(native, "call", slow)
+    thread = threading.Thread(target=add)
+    thread.start()
+    guest.remove_block("ram")
+    thread.join()
+    gc.collect()
+    assert adding[0]() is not None
+    with pytest.raises(brant.BrantError):
+        guest.add_block("ram", mmap.mmap(-1, PAGE))
+
+
+def test_a_guest_that_is_closed_in_the_middle_of_an_add_leaves_the_block_to_its_tracker(
+    monkeypatch,
+):
+    guest = brant.Guest()
+    tracker = brant.Tracker(guest)
+    memory = mmap.mmap(-1, PAGE)
+    kept = weakref.ref(memory)
+    use = native.Handle.use
+
+    @contextlib.contextmanager
+    def closed_meanwhile(handle):
+        with use(handle) as value:
+            if handle is guest._handle:
+                guest.close()
+            yield value
+
+    monkeypatch.setattr(native.Handle, "use", closed_meanwhile)
+    guest.add_block("ram", memory)
+    monkeypatch.undo()
+    del memory
+    gc.collect()
+    assert kept() is not None
+    tracker.mark_block("ram", 0, 1)
+    tracker.close()
