@@ -174,7 +174,9 @@ impl Ioctl for Device {
             (0x1_0008, 40) => {
                 let (iova, length, page) = (long(&w, 2), long(&w, 4), long(&w, 6));
                 state.called(format!("report {iova:x}+{length:x} {page}"))?;
-                if state.logging.is_none()
+                // Drivers look for the range that a report is of, and refuse what lies in none.
+                let logged = |r: &Range<u64>| r.start <= iova && iova + length <= r.end;
+                if !state.logging.iter().flatten().any(logged)
                     || page < 4096
                     || !page.is_power_of_two()
                     || iova.checked_add(length).is_none()

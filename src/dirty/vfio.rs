@@ -75,7 +75,7 @@ impl VfioDeviceLog {
     fn start_logging(&mut self, map: &Map) -> Result<()> {
         let mapped = self.iovas.mapped(map);
         // The kernel wants multiples of the page size that it is asked for.
-        let asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX);
+        let mut asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX);
         if asked.is_empty() {
             // A start without ranges is an error; there is nothing to log yet.
             self.logging = Some(Logging {
@@ -85,14 +85,15 @@ impl VfioDeviceLog {
             });
             return Ok(());
         }
-        let ranges: Vec<LoggingRange> = asked
-            .iter()
-            .map(|r| LoggingRange {
-                iova: r.start,
-                length: r.end - r.start,
-            })
-            .collect();
-        let chosen = vfio::logging_start(&mut *self.device, self.hint, &ranges)?;
+        let mut chosen = self.begin(self.hint, &asked)?;
+        let whole = |r: &Range<u64>| (r.start | r.end).is_multiple_of(chosen);
+        if chosen > self.hint && chosen.is_power_of_two() && !asked.iter().all(whole) {
+            // Reports are of whole pages of the device's, which may reach out of these ranges, and
+            // a driver may refuse that: once more, in its pages.
+            vfio::logging_stop(&mut *self.device)?;
+            asked = at_most(round_out(&mapped, chosen)?, vfio::RANGES_MAX);
+            chosen = self.begin(chosen, &asked)?;
+        }
         let made = self.logging_of(&mapped, asked, chosen);
         match made {
             Ok(logging) => self.logging = Some(logging),
@@ -103,6 +104,18 @@ impl VfioDeviceLog {
             }
         }
         Ok(())
+    }
+
+    /// Has the device log `ranges`; the page size that it chose.
+    fn begin(&mut self, page_size: u64, ranges: &[Range<u64>]) -> Result<u64> {
+        let ranges: Vec<LoggingRange> = ranges
+            .iter()
+            .map(|r| LoggingRange {
+                iova: r.start,
+                length: r.end - r.start,
+            })
+            .collect();
+        vfio::logging_start(&mut *self.device, page_size, &ranges)
     }
 
     fn logging_of(
