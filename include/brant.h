@@ -1572,6 +1572,7 @@ typedef struct brant_vhost {
     /**
      * Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
      * return when none writes to a log any more. Also called after a first `log_on` that failed.
+     * A failure leaves the log mapped, used again by the next start; for ever, if there is none.
      */
     int32_t (*log_off)(void *opaque, struct brant_reason *reason);
 } brant_vhost;
@@ -2251,7 +2252,8 @@ void brant_hint_end(const struct brant_tracker *tracker,
  * memory of the guest's blocks is watched from then on, but that of BRANT_RAM_ROM: any memory of
  * this process can be a guest, with no KVM. Private and shared memory, files, transparent huge
  * pages; of hugetlbfs a huge page counts whole. Tracking starts in the process that calls
- * `brant_tracker_start`; between this call and that one it may fork.
+ * `brant_tracker_start`; between this call and that one it may fork. In a child made later each
+ * harvest fails, and the parent's tracking is left alone.
  *
  * It finds what is written through the block's own mapping, by any thread, by the kernel for
  * one (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after
