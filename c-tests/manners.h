@@ -35,7 +35,8 @@ enum { PAGE = 4096, BLOCK = 64 * PAGE, ARGS = 8, FIELDS = 4, RUNS = 8 };
 #define FINE (INT64_MAX - 1)       /* as if nothing were twisted */
 #define DESCRIPTOR (INT64_MAX - 2) /* an open one */
 #define WITH_KVM (INT64_MAX - 3)   /* 0 where there is KVM */
-#define ANYTHING (INT64_MAX - 4)   /* 0 or a code */
+#define WITH_RINGS (INT64_MAX - 4) /* 0 where KVM has dirty rings */
+#define ANYTHING (INT64_MAX - 5)   /* 0 or a code */
 #define UNTOUCHED 0x5a5a5a5a5a5a5a5aull
 
 enum state { FRESH, TRACKING, RUNNING, COMPLETED, CANCELLED, FAILED, UNANSWERED, STATES };
@@ -53,6 +54,7 @@ struct args {
     brant_params brant_params;
     brant_tracker_config brant_tracker_config;
     brant_kvm brant_kvm;
+    brant_kvm_info brant_kvm_info;
     brant_vhost brant_vhost;
     brant_vfio brant_vfio;
     brant_iommufd brant_iommufd;
@@ -233,6 +235,15 @@ static int hand_over(struct args *a)
     return a->fd = dup(more_fd);
 }
 
+/* A virtual machine, where there are any. */
+static int hand_over_vm(struct args *a)
+{
+    if (kvm_fd < 0)
+        return hand_over(a);
+    a->handed = true;
+    return a->fd = ioctl(kvm_fd, KVM_CREATE_VM, 0);
+}
+
 static int32_t no_log(void *opaque, const uint32_t *slots, size_t count, brant_reason *reason)
 {
     (void)opaque, (void)slots, (void)count, (void)reason;
@@ -272,6 +283,7 @@ static void args_fill(struct args *a)
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };
     a->brant_kvm = (brant_kvm){ .size = sizeof a->brant_kvm, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };
+    a->brant_kvm_info.size = sizeof a->brant_kvm_info;
     a->brant_vhost = (brant_vhost){ .size = sizeof a->brant_vhost, .log_on = no_vhost_log,
                                     .log_off = no_vhost_off };
     a->brant_vfio = (brant_vfio){ .size = sizeof a->brant_vfio, .fd = -1 };
@@ -333,6 +345,8 @@ static void call(struct world *w, const struct row *row, struct args *a, bool wi
         expected = row->good;
     if (expected == WITH_KVM)
         expected = kvm_fd >= 0 ? 0 : ANYTHING;
+    if (expected == WITH_RINGS)
+        expected = kvm_fd >= 0 && ioctl(kvm_fd, KVM_CHECK_EXTENSION, 223) > 0 ? 0 : ANYTHING;
     if (expected == DESCRIPTOR) {
         if (got < 0 || !is_open((int)got))
             wrong("no descriptor: %lld", (long long)got);

@@ -114,6 +114,11 @@ struct vm {
     /* Called with each event. NULL: nothing. */
     void (*on_event)(struct vm *vm, const brant_event *event);
     atomic_int calls[OP_COUNT];
+    /* Bytes of each vCPU's dirty ring; 0: it has none. */
+    uint64_t ring_bytes;
+    /* The tracker kicks the vCPUs before it harvests. */
+    bool kick;
+    atomic_ullong full_exits;
 };
 
 static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
@@ -121,6 +126,23 @@ static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
     struct vm *vm = opaque;
 
     brant_tracker_mark(atomic_load(&vm->tracker), gpa, len);
+}
+
+static int vm_created(void *opaque, int vm_fd)
+{
+    struct vm *vm = opaque;
+
+    if (vm->ring_bytes)
+        must(brant_kvm_enable_ring(dup(vm_fd), vm->ring_bytes, NULL, &e));
+    return 0;
+}
+
+static int vm_ring_full(void *opaque, unsigned vcpu)
+{
+    struct vm *vm = opaque;
+
+    atomic_fetch_add(&vm->full_exits, 1);
+    return brant_tracker_ring_full(atomic_load(&vm->tracker), vcpu, NULL);
 }
 
 UNUSED static void vm_describe(struct vm *vm)
@@ -160,15 +182,19 @@ UNUSED static void vm_describe(struct vm *vm)
     }
 }
 
-/* A guest that has not started yet. Its hooks are given the struct vm. */
-UNUSED static struct vm *vm_new(const struct mv_config *config)
+/* A guest that has not started yet, with dirty rings of so many bytes (0: none). Its hooks are given
+ * the struct vm. */
+UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
 {
     struct vm *vm = must_alloc(1, sizeof *vm);
     struct mv_config c = *config;
     char why[256];
 
+    vm->ring_bytes = bytes;
     c.hooks.opaque = vm;
     c.hooks.mark = vm_mark;
+    c.hooks.vm_created = vm_created;
+    c.hooks.dirty_ring_full = vm_ring_full;
     vm->machine = mv_machine_new(&c, why, sizeof why);
     if (!vm->machine)
         bail("no machine: %s", why);
@@ -178,11 +204,28 @@ UNUSED static struct vm *vm_new(const struct mv_config *config)
     return vm;
 }
 
+UNUSED static struct vm *vm_new(const struct mv_config *config)
+{
+    return vm_new_with_rings(config, 0);
+}
+
 /* How dirty pages are found. */
 struct tracking {
     const char *name;
     uint32_t mode, clearing, shift;
 };
+
+static int32_t vm_op_kick(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+
+    if (mv_kick(vm->machine) == 0)
+        return 0;
+    brant_reason_set(reason, mv_error(vm->machine));
+    return -1;
+}
+
+static const brant_ops vm_kicks = { .size = sizeof vm_kicks, .kick = vm_op_kick };
 
 /* Gives it a tracker. It stands still, or has not started. */
 UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
@@ -192,7 +235,9 @@ UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
     brant_tracker *tracker;
 
     must(brant_tracker_new(vm->guest, &config, &tracker, &e));
-    must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
+    must(brant_tracker_add_kvm(tracker, &kvm, vm->kick ? &vm_kicks : NULL, vm, &e));
+    for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
+        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(vm->machine, i)), &e));
     atomic_store(&vm->tracker, tracker);
 }
 

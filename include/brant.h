@@ -206,6 +206,12 @@
 #define BRANT_ROLE_MIGRATION 1
 
 /**
+ * A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
+ * the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
+ */
+#define BRANT_ROLE_REAPER 5
+
+/**
  * The destination does not run the guest (the VMM knows): it runs on here.
  */
 #define BRANT_RESOLVE_RESUME 1
@@ -422,7 +428,9 @@
 #define BRANT_CLEAR_AT_SYNC 1
 
 /**
- * The best that the kernel has: initially set, else manual protect, else get-and-clear.
+ * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
+ * else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
+ * it is, and why.
  */
 #define BRANT_KVM_AUTO 0
 
@@ -440,6 +448,12 @@
  * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
  */
 #define BRANT_KVM_INITIALLY_SET 3
+
+/**
+ * Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
+ * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+ */
+#define BRANT_KVM_RING 4
 
 /**
  * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
@@ -795,6 +809,15 @@ typedef struct brant_ops {
      * seccomp. `role` is BRANT_ROLE_*.
      */
     void (*thread_start)(void *opaque, uint32_t role);
+    /**
+     * Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used with
+     * dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
+     * with page-modification logging hands over what it holds only at an exit, so without
+     * this such a sync misses some pages, which a later one finds. On whichever thread syncs,
+     * under brant's own locks: as in `log_on`, and do not wait for a thread that is
+     * inside a call of brant's, but `brant_tracker_ring_full` and marks.
+     */
+    int32_t (*kick)(void *opaque, struct brant_reason *reason);
 } brant_ops;
 
 /**
@@ -1112,6 +1135,73 @@ typedef struct brant_dirty_rate {
 } brant_dirty_rate;
 
 /**
+ * What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
+ * about rings, and 0 in other modes.
+ */
+typedef struct brant_kvm_info {
+    /**
+     * sizeof(brant_kvm_info).
+     */
+    size_t size;
+    /**
+     * BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
+     */
+    uint32_t mode;
+    /**
+     * 1 if a bitmap is read besides the rings, for what no vCPU writes.
+     */
+    uint32_t with_bitmap;
+    /**
+     * vCPUs added.
+     */
+    uint64_t vcpus;
+    /**
+     * Bytes of each vCPU's ring; 16 an entry.
+     */
+    uint64_t ring_bytes;
+    /**
+     * Bytes of bitmaps held for what the rings gave between syncs.
+     */
+    uint64_t heap_bytes;
+    /**
+     * Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
+     */
+    uint64_t rounds;
+    /**
+     * Entries harvested. A page that is written, harvested and written again counts twice.
+     */
+    uint64_t harvested;
+    /**
+     * Calls of `brant_tracker_ring_full`.
+     */
+    uint64_t full_exits;
+    /**
+     * Times that a ring overran: the kernel pushed onto a full one.
+     */
+    uint64_t overruns;
+    /**
+     * Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
+     */
+    uint64_t lost_pushes;
+    /**
+     * Times that all slots were protected again and every page counted as dirty, after a loss.
+     */
+    uint64_t recoveries;
+    /**
+     * Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
+     */
+    uint64_t interrupted;
+    /**
+     * Pages that may have lost their protection in one of those, reported in every sync.
+     */
+    uint64_t doubtful_pages;
+    /**
+     * Entries that named no page of the guest.
+     */
+    uint64_t stray_entries;
+} brant_kvm_info;
+
+/**
  * How a tracker works. All zero but the size is what ships.
  */
 typedef struct brant_tracker_config {
@@ -1131,7 +1221,7 @@ typedef struct brant_tracker_config {
 } brant_tracker_config;
 
 /**
- * KVM's dirty bitmaps.
+ * KVM's dirty bitmaps or rings.
  */
 typedef struct brant_kvm {
     /**
@@ -1155,6 +1245,11 @@ typedef struct brant_kvm {
      * 0.
      */
     uint32_t reserved;
+    /**
+     * In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
+     * has another size is refused. 0: what the kernel says.
+     */
+    uint64_t ring_bytes;
 } brant_kvm;
 
 /**
@@ -1957,6 +2052,62 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
                           struct brant_error **error);
 
 /**
+ * Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet:
+ * `bytes` for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for
+ * what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
+ * kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is a
+ * duplicate (dup) of what KVM_CREATE_VM returned: brant's from here on, whatever the call returns.
+ * BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
+ */
+int32_t brant_kvm_enable_ring(int32_t vm_fd,
+                              uint64_t bytes,
+                              uint64_t *bytes_in_use,
+                              struct brant_error **error);
+
+/**
+ * Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU before
+ * tracking starts, and for one that is added later before it first runs. `vcpu_fd` is a
+ * duplicate (dup) of what KVM_CREATE_VCPU returned: brant's from here on, whatever the call
+ * returns. A vCPU that is not told of is not tracked.
+ */
+int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
+                               uint32_t vcpu,
+                               int32_t vcpu_fd,
+                               struct brant_error **error);
+
+/**
+ * Says that a vCPU came out of KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. On that vCPU's thread, once
+ * for each such exit, also while nothing is tracked. Returns when there is room: enter KVM_RUN
+ * again. It waits for one round over all rings, made on a thread of brant's, and for nothing else: not
+ * for a sync, nor for whoever pauses the guest meanwhile. An error means that the kernel
+ * refuses to reset the ring.
+ */
+int32_t brant_tracker_ring_full(struct brant_tracker *tracker,
+                                uint32_t vcpu,
+                                struct brant_error **error);
+
+/**
+ * How many pages a vCPU has dirtied since it was added, into `*pages`. A page that it dirties
+ * again after a harvest counts again, and so does one that several vCPUs share. Any thread.
+ */
+int32_t brant_tracker_vcpu_dirty(const struct brant_tracker *tracker,
+                                 uint32_t vcpu,
+                                 uint64_t *pages,
+                                 struct brant_error **error);
+
+/**
+ * Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
+ * `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
+ * and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
+ */
+int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
+                              struct brant_kvm_info *info,
+                              char *buffer,
+                              size_t capacity,
+                              size_t *needed,
+                              struct brant_error **error);
+
+/**
  * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
  * log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
  */
@@ -1972,9 +2123,9 @@ int32_t brant_tracker_new(struct brant_guest *guest,
 void brant_tracker_free(struct brant_tracker *tracker);
 
 /**
- * Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
- * `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
- * NULL otherwise. A virtual machine has one dirty log: only one tracker may be harvesting it at
+ * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
+ * which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
+ * rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
  * a time, or each takes what the other misses.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
@@ -2129,7 +2280,7 @@ const char *brant_version(void);
 /**
  * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
  * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
- * bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
+ * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
  * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
  * (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
  * "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.

@@ -146,6 +146,14 @@ pub trait Vmm: Send + Sync {
         Err(has_no("log_off"))
     }
 
+    /// Make every vCPU leave `KVM_RUN` once and go on; returns when each has, or was outside. A
+    /// processor with page-modification logging hands what it holds to a dirty ring only then.
+    /// Called before a harvest of rings while the guest runs, on any thread that syncs. Must not
+    /// wait for a thread that is inside a call of brant's, except one that says that a ring is full.
+    fn kick(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Something happened. Any thread of brant's; must not block for long.
     fn event(&self, event: &Event) {
         let _ = event;

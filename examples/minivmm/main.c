@@ -103,6 +103,7 @@ static const char usage[] =
 	"  --bandwidth BYTES        a second, at most, while the guest runs (no cap)\n"
 	"  --timeout SECONDS        of the whole migration\n"
 	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set; without: marks (auto)\n"
+	"  --ring                   dirty rings, one a vCPU, instead of a bitmap; with --log auto\n"
 	"  --chunk-shift N          log2 of the pages cleared at once, 6 to 31 (18)\n"
 	"  --clear-at-sync          clear whole slots at each sync instead\n"
 	"  --after SECONDS          how long the guest runs before it migrates (1)\n"
@@ -139,7 +140,7 @@ static int choice(const char *text, const char *const *names)
 }
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, LOG,
-       CHUNK_SHIFT, CLEAR_AT_SYNC, AFTER, JSON, TO, LEDGER, SOCKET };
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LEDGER, SOCKET };
 
 static const struct option long_options[] = {
 	{"kind", 1, NULL, KIND}, {"memory", 1, NULL, MEMORY}, {"vcpus", 1, NULL, VCPUS},
@@ -147,6 +148,7 @@ static const struct option long_options[] = {
 	{"memfd", 0, NULL, MEMFD}, {"seed", 1, NULL, SEED}, {"transport", 1, NULL, TRANSPORT},
 	{"downtime", 1, NULL, DOWNTIME}, {"bandwidth", 1, NULL, BANDWIDTH}, {"timeout", 1, NULL, TIMEOUT},
 	{"log", 1, NULL, LOG}, {"chunk-shift", 1, NULL, CHUNK_SHIFT}, {"clear-at-sync", 0, NULL, CLEAR_AT_SYNC},
+	{"ring", 0, NULL, RING},
 	{"after", 1, NULL, AFTER}, {"json", 0, NULL, JSON}, {"to", 1, NULL, TO}, {"listen", 1, NULL, TO},
 	/* Of a demo's second process only. */
 	{"ledger-fd", 1, NULL, LEDGER}, {"socket-fd", 1, NULL, SOCKET},
@@ -200,6 +202,7 @@ static int parse(int argc, char **argv, struct options *o)
 			break;
 		case CHUNK_SHIFT: ok = number(optarg, &n) && n > 0 && n < 1000; o->migration.chunk_shift = (unsigned)n; break;
 		case CLEAR_AT_SYNC: o->migration.clear_at_sync = true; break;
+		case RING: o->migration.ring = true; break;
 		case AFTER: ok = number(optarg, &n) && n < 1000000; o->after = (double)n; break;
 		case JSON: o->json = true; break;
 		case TO: o->endpoint = optarg; break;

@@ -52,9 +52,30 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 		brant_tracker_mark(g->tracker, gpa, len);
 }
 
+/* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach, op_kick) ---- */
+
+/* Before there is a vCPU or a slot. */
+static int enable_ring(void *opaque, int vm_fd)
+{
+	struct migration *g = opaque;
+	brant_error *e;
+
+	if (g->options.ring && brant_kvm_enable_ring(dup(vm_fd), 0, NULL, &e))
+		return fail(g, "dirty rings", e);
+	return 0;
+}
+
+/* On the vCPU's thread, which then enters the guest again. */
+static int ring_full(void *opaque, unsigned vcpu)
+{
+	struct migration *g = opaque;
+
+	return brant_tracker_ring_full(g->tracker, vcpu, NULL);
+}
+
 struct mv_hooks mg_machine_hooks(struct migration *g)
 {
-	struct mv_hooks hooks = {.opaque = g, .mark = mark};
+	struct mv_hooks hooks = {.opaque = g, .mark = mark, .vm_created = enable_ring, .dirty_ring_full = ring_full};
 
 	return hooks;
 }
@@ -97,6 +118,8 @@ static int describe_memory(struct migration *g)
 	return 0;
 }
 
+static const brant_ops ops;
+
 /* KVM knows what its guest writes. For one that is plain memory of this process userfaultfd does, where the kernel has it
  * (Linux 6.7); elsewhere its writers mark what they write, as device models do. */
 static int add_log(struct migration *g)
@@ -106,13 +129,18 @@ static int add_log(struct migration *g)
 	if (mv_vm_fd(g->machine) >= 0) {
 		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(g->machine)), .mode = g->options.log_mode};
 
-		g->tracked_by = "KVM's dirty log";
+		g->tracked_by = g->options.ring ? "KVM's dirty rings" : "KVM's dirty log";
 		if (g->options.log_mode == MG_LOG_MARKS) {
 			close(kvm.vm_fd);
 			snprintf(g->error, sizeof(g->error), "a KVM guest marks only what the VMM writes for it");
 			return -1;
 		}
-		return brant_tracker_add_kvm(g->tracker, &kvm, NULL, NULL, &e) ? fail(g, "KVM dirty log", e) : 0;
+		if (brant_tracker_add_kvm(g->tracker, &kvm, &ops, g, &e))
+			return fail(g, "KVM dirty log", e);
+		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(g->machine); i++)
+			if (brant_tracker_add_vcpu(g->tracker, i, dup(mv_vcpu_fd(g->machine, i)), &e))
+				return fail(g, "dirty ring", e);
+		return 0;
 	}
 	g->tracked_by = "its writers' own marks";
 	if (g->options.log_mode == MG_LOG_MARKS)
@@ -282,6 +310,13 @@ static int32_t op_run(void *opaque, brant_reason *reason)
 	return mv_start(g->machine) ? why(g, reason) : 0;
 }
 
+static int32_t op_kick(void *opaque, brant_reason *reason)
+{
+	struct migration *g = opaque;
+
+	return mv_kick(g->machine) ? why(g, reason) : 0;
+}
+
 static void op_event(void *opaque, const brant_event *event)
 {
 	struct migration *g = opaque;
@@ -301,6 +336,7 @@ static const brant_ops ops = {
 	.release = op_release,
 	.run = op_run,
 	.event = op_event,
+	.kick = op_kick,
 };
 
 /* ---- the source ---- */

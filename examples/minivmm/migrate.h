@@ -16,6 +16,7 @@ struct mg_options {
 	unsigned log_mode;
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;
+	bool ring; /* KVM's dirty rings instead of a bitmap; KVM guests only */
 };
 
 /* What the VMM does at the turning points, besides pausing and running its machine. NULL = nothing. */

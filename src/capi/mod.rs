@@ -38,6 +38,7 @@ pub mod ops;
 pub mod outgoing;
 pub mod params;
 pub mod rate;
+pub mod ring;
 pub mod stats;
 pub mod tracker;
 pub mod userfault;

@@ -65,6 +65,9 @@ pub struct brant_event {
 
 /// A thread that walks memory, decides, and sends or receives.
 pub const BRANT_ROLE_MIGRATION: u32 = 1;
+/// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
+/// the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
+pub const BRANT_ROLE_REAPER: u32 = 5;
 
 /// The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
 /// given with it.
@@ -161,6 +164,13 @@ pub struct brant_ops {
     /// First thing on each new thread of brant's, on that thread: the place for affinity and
     /// seccomp. `role` is BRANT_ROLE_*.
     pub thread_start: Option<unsafe extern "C" fn(opaque: *mut c_void, role: u32)>,
+    /// Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used with
+    /// dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
+    /// with page-modification logging hands over what it holds only at an exit, so without
+    /// this such a sync misses some pages, which a later one finds. On whichever thread syncs,
+    /// under brant's own locks: as in `log_on`, and do not wait for a thread that is
+    /// inside a call of brant's, but `brant_tracker_ring_full` and marks.
+    pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 
 sized!(brant_ops, brant_state, brant_event);
@@ -434,6 +444,9 @@ impl Vmm for Ops {
             None => has_none("log_off"),
         }
     }
+    fn kick(&self) -> Result<()> {
+        plain!(self, kick, Ok(()))
+    }
     fn event(&self, event: &Event) {
         if let Some(f) = self.table.event {
             let message = c_text(&event.message);
@@ -474,5 +487,6 @@ mod tests {
             assert_eq!(kind as u32, number);
         }
         assert_eq!(Role::Migration.number(), BRANT_ROLE_MIGRATION);
+        assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
     }
 }

@@ -8,6 +8,7 @@ use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
 use super::rate::*;
+use super::ring::*;
 use super::tracker::*;
 use super::userfault::*;
 use super::version::*;
@@ -492,6 +493,48 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_rate_cancel(null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_enable_ring",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_kvm_enable_ring(-1, 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_add_vcpu",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_add_vcpu(null_mut(), 1, -1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_ring_full",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_ring_full(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_vcpu_dirty",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_tracker_vcpu_dirty(null(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_tracker_get_kvm",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_tracker_get_kvm(null(), null_mut(), null_mut(), 1, null_mut(), e)
+            })
         },
         None,
     ),

@@ -3,12 +3,15 @@
 use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
 use super::ops::{brant_ops, Ops};
+use super::ring::KvmUse;
 use super::structs::{handle, put, read, read_known, sized, write};
-use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::kvm::{choose, KvmLog, KvmMode, KvmRing, LogSwitch, Offer};
 use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
-use crate::dirty::{LogKind, When};
+use crate::dirty::{DirtyLog, LogKind, When};
 use crate::error::Result;
 use crate::memory::BlockId;
+use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use crate::sys::kvm_ring::{has_bitmap, is_enabled};
 use crate::units::{Bytes, Pages};
 use std::ffi::c_void;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -25,6 +28,14 @@ use vm_memory::GuestAddress;
 pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
     cursor: Mutex<Cursor>,
+    kvm: Mutex<Option<KvmUse>>,
+}
+
+impl brant_tracker {
+    /// What is used of KVM, once it was added.
+    pub(super) fn kvm(&self) -> std::sync::MutexGuard<'_, Option<KvmUse>> {
+        self.kvm.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 /// In `brant_tracker_config.clearing`: chunk by chunk, each before its first page is handed out.
@@ -45,7 +56,9 @@ pub struct brant_tracker_config {
     pub chunk_shift: u32,
 }
 
-/// The best that the kernel has: initially set, else manual protect, else get-and-clear.
+/// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
+/// else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
+/// it is, and why.
 pub const BRANT_KVM_AUTO: u32 = 0;
 /// KVM_GET_DIRTY_LOG reads and clears.
 pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
@@ -53,13 +66,16 @@ pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
 pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
 /// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
 pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
+/// Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
+/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+pub const BRANT_KVM_RING: u32 = 4;
 
 /// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
 pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
 /// The VMM does, in its `log_on` and `log_off` operations.
 pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
 
-/// KVM's dirty bitmaps.
+/// KVM's dirty bitmaps or rings.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm {
@@ -74,6 +90,9 @@ pub struct brant_kvm {
     pub switched_by: u32,
     /// 0.
     pub reserved: u32,
+    /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
+    /// has another size is refused. 0: what the kernel says.
+    pub ring_bytes: u64,
 }
 
 /// Every page is pending at the start: for whoever copies them all and then what changes.
@@ -221,6 +240,7 @@ pub unsafe extern "C" fn brant_tracker_new(
         let made = Box::new(brant_tracker {
             tracker: Tracker::new(Arc::clone(&guest.memory), clearing)?,
             cursor: Mutex::default(),
+            kvm: Mutex::default(),
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(tracker, "tracker", Box::into_raw(made)) }
@@ -243,9 +263,9 @@ pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
     })
 }
 
-/// Adds KVM's dirty bitmaps to what the tracker harvests; before tracking starts. `ops` and
-/// `opaque` are for BRANT_SWITCHED_BY_VMM only (`log_on` and `log_off` are used) and may be
-/// NULL otherwise. A virtual machine has one dirty log: only one tracker may be harvesting it at
+/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
+/// which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
+/// rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
 /// a time, or each takes what the other misses.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
@@ -274,15 +294,16 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             BRANT_KVM_GET_AND_CLEAR => KvmMode::GetAndClear,
             BRANT_KVM_MANUAL_PROTECT => KvmMode::ManualProtect,
             BRANT_KVM_INITIALLY_SET => KvmMode::InitiallySet,
-            other => return Err(invalid(format!("brant_kvm.mode is 0 to 3, not {other}"))),
+            BRANT_KVM_RING => KvmMode::Ring,
+            other => return Err(invalid(format!("brant_kvm.mode is 0 to 4, not {other}"))),
         };
+        // SAFETY: null or a structure by contract.
+        let ops = Arc::new(unsafe { Ops::new(ops, opaque) }?);
         let switch = match kvm.switched_by {
             BRANT_SWITCHED_BY_BRANT => LogSwitch::Brant,
             BRANT_SWITCHED_BY_VMM => {
-                // SAFETY: null or a structure by contract.
-                let ops = unsafe { Ops::new(ops, opaque) }?;
                 ops.check_log_switch()?;
-                LogSwitch::Vmm(Arc::new(ops))
+                LogSwitch::Vmm(Arc::<Ops>::clone(&ops))
             }
             other => {
                 return Err(invalid(format!(
@@ -290,9 +311,33 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
                 )))
             }
         };
-        tracker
-            .tracker
-            .add_log(Box::new(KvmLog::from_fd(fd, mode, switch)?))
+        let mut vm = VmFd::new(fd)?;
+        let ring = is_enabled(&vm);
+        let bitmap = !ring || has_bitmap(&mut vm);
+        let choice = choose(
+            mode,
+            Offer {
+                manual: vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
+                ring,
+                bitmap,
+            },
+        )?;
+        let mut rings = None;
+        let log: Box<dyn DirtyLog> = if choice.mode == KvmMode::Ring {
+            let log = KvmRing::from_fd(vm, switch, Some(ops))?;
+            rings = Some(log.rings());
+            Box::new(log)
+        } else {
+            Box::new(KvmLog::new(Box::new(vm), choice.mode, switch))
+        };
+        tracker.tracker.add_log(log)?;
+        *tracker.kvm() = Some(KvmUse {
+            with_bitmap: ring && bitmap,
+            choice,
+            rings,
+            ring_bytes: if ring { kvm.ring_bytes } else { 0 },
+        });
+        Ok(())
     })
 }
 

@@ -24,6 +24,7 @@ const FEATURES: &[&str] = &[
     "tracker",
     "migration",
     "kvm-log",
+    "kvm-ring",
     "reported",
     "vhost",
     "vfio",
@@ -38,7 +39,7 @@ const FEATURES: &[&str] = &[
 
 /// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
 /// known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
-/// bitmaps), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
+/// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
 /// whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
 /// (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
 /// "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.

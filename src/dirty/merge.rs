@@ -157,16 +157,43 @@ impl Sink for PendingSink<'_> {
     }
 
     fn list(&mut self, origin: Origin, pages: &[u64]) {
+        // One look for all of them where all are of one block: that is what rings give.
+        let (block, base, room) = match origin {
+            Origin::Slot { slot, page } => match self.map.slot(slot) {
+                Some(slot) => (slot.block, slot.first.0, Some((page.0, slot.pages.0))),
+                None => return,
+            },
+            Origin::Block { block, page } => (block, 0, Some((page.0, u64::MAX))),
+            Origin::Guest(_) | Origin::Iova(_) => (BlockId(0), 0, None),
+        };
+        if let Some((from, room)) = room {
+            let Some(Some(state)) = self.blocks.get_mut(block.index()) else {
+                return;
+            };
+            let mut at = 0;
+            while let Some(&page) = pages.get(at) {
+                // A row of pages is one range.
+                let row = pages[at..].iter().zip(page..);
+                let mut n = row
+                    .take_while(|(&page, expected)| page == *expected)
+                    .count() as u64;
+                at += n as usize;
+                let first = from.saturating_add(page);
+                n = n.min(room.saturating_sub(first));
+                if n == 0 {
+                    continue;
+                }
+                let first = base.saturating_add(first) as usize;
+                if let (true, Some(chunks)) = (self.arms, &mut state.chunks) {
+                    chunks.arm_range(first, n as usize);
+                }
+                self.found += state.pending.set_range(first, n as usize);
+            }
+            return;
+        }
         for &page in pages {
             let at = match origin {
-                Origin::Slot { slot, page: base } => Origin::Slot {
-                    slot,
-                    page: Pages(base.0.saturating_add(page)),
-                },
-                Origin::Block { block, page: base } => Origin::Block {
-                    block,
-                    page: Pages(base.0.saturating_add(page)),
-                },
+                Origin::Slot { .. } | Origin::Block { .. } => return,
                 Origin::Guest(base) => {
                     Origin::Guest(GuestAddress(base.0.saturating_add(Pages(page).bytes().0)))
                 }

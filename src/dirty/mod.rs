@@ -155,6 +155,8 @@ pub trait Sink {
 pub enum Harvested {
     /// Every write that came before it has been reported.
     Complete,
+    /// As complete, and this happened, one sentence each.
+    Told(Vec<String>),
     /// Some of it comes with the next harvest, for this reason; nothing is lost. A last
     /// harvest that ends like this is none.
     Postponed(Error),

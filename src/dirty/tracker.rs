@@ -673,6 +673,10 @@ impl Inner {
             let outcome = log.harvest(&map, when, &mut sink);
             match outcome {
                 Ok(Harvested::Complete) => {}
+                Ok(Harvested::Told(told)) => {
+                    let named = told.into_iter().map(|t| format!("{}: {t}", log.name()));
+                    report.warnings.extend(named);
+                }
                 Ok(Harvested::Postponed(e)) => {
                     if when == When::Stopped {
                         return Err(e.context(format_args!("the last harvest of {}", log.name())));

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use kvm_bindings::{
     kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region,
 };
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const KVM_CHECK_EXTENSION: u64 = 0xae03;
 const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
@@ -82,6 +82,16 @@ impl VmFd {
         }
         Ok(vm)
     }
+
+    /// The descriptor.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Why the last call on this thread failed.
+pub(super) fn last_errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 fn check(what: &str, slot: u32, result: libc::c_int) -> Result<()> {

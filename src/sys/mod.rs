@@ -8,6 +8,7 @@ pub mod event;
 pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;
+pub mod kvm_ring;
 pub mod mem;
 pub mod net;
 pub mod pagemap;

@@ -113,6 +113,7 @@ class brant_kvm(Structure):
         ("mode", c_uint32),
         ("switched_by", c_uint32),
         ("reserved", c_uint32),
+        ("ring_bytes", c_uint64),
     ]
 
 

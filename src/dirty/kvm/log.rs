@@ -17,21 +17,19 @@
 //! each range. The kernel does this at every creation of a bitmap, so the copy starts as
 //! all ones whenever logging is switched on.
 
+use super::switch::LogSwitch;
 use crate::dirty::{
     DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When,
 };
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, Slot};
 use crate::sys::kvm::{
-    Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
-    MEM_LOG_DIRTY_PAGES,
+    Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
 };
 use crate::units::Pages;
-use crate::vmm::Vmm;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// How the bits are read and cleared. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,14 +43,8 @@ pub enum KvmMode {
     ManualProtect = 2,
     /// CLEAR clears; starting protects nothing and sets every bit.
     InitiallySet = 3,
-}
-
-/// Who switches a slot's logging on and off.
-pub enum LogSwitch {
-    /// brant, by `KVM_SET_USER_MEMORY_REGION` with the slot as it is in the map.
-    Brant,
-    /// The VMM, in its `log_on` and `log_off` operations.
-    Vmm(Arc<dyn Vmm>),
+    /// No bitmap: each vCPU's ring. See [`super::ring`].
+    Ring = 4,
 }
 
 /// Words of zeros or ones for a slot's bitmap, or an error instead of an abort.
@@ -176,7 +168,7 @@ impl KvmLog {
     /// slots whose logging is on already.
     fn apply_mode(&mut self, mode: KvmMode) -> Result<()> {
         let arg = match mode {
-            KvmMode::Auto | KvmMode::GetAndClear => 0,
+            KvmMode::Auto | KvmMode::GetAndClear | KvmMode::Ring => 0,
             KvmMode::ManualProtect => MANUAL_PROTECT_ENABLE,
             KvmMode::InitiallySet => MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET,
         };
@@ -190,52 +182,8 @@ impl KvmLog {
         matches!(self.mode, KvmMode::ManualProtect | KvmMode::InitiallySet)
     }
 
-    fn switch_region(vm: &mut dyn Vm, slot: &Slot, on: bool) -> Result<()> {
-        vm.set_region(&Region {
-            slot: slot.slot,
-            flags: slot.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
-            guest_address: slot.guest_address.0,
-            size: slot.pages.bytes().0,
-            host_address: slot.host_address,
-        })
-    }
-
     fn switch(&mut self, slots: &[&Slot], on: bool) -> Result<()> {
-        if slots.is_empty() {
-            return Ok(());
-        }
-        match &self.switch {
-            LogSwitch::Vmm(vmm) => {
-                let numbers: Vec<u32> = slots.iter().map(|s| s.slot).collect();
-                if on {
-                    vmm.log_on(&numbers)
-                } else {
-                    vmm.log_off(&numbers)
-                }
-            }
-            LogSwitch::Brant if on => {
-                for (done, slot) in slots.iter().enumerate() {
-                    if let Err(e) = Self::switch_region(&mut *self.vm, slot, true) {
-                        for slot in &slots[..done] {
-                            // The first error is the one to tell; a slot that stays
-                            // logged only costs speed.
-                            let _ = Self::switch_region(&mut *self.vm, slot, false);
-                        }
-                        return Err(e);
-                    }
-                }
-                Ok(())
-            }
-            LogSwitch::Brant => {
-                // All of them, also after one that fails: each that stays logged costs the
-                // guest a fault a page for as long as it lives.
-                let mut result = Ok(());
-                for slot in slots {
-                    result = result.and(Self::switch_region(&mut *self.vm, slot, false));
-                }
-                result
-            }
-        }
+        self.switch.set(&mut *self.vm, slots, on)
     }
 
     fn start_slots(&mut self, slots: &[&Slot]) -> Result<()> {

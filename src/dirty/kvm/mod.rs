@@ -1,10 +1,17 @@
-//! KVM's own dirty logging. The bitmap of each slot is in [`log`].
+//! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
+//! [`ring`], which of them is used in [`choose`].
 
+pub mod choose;
 pub mod log;
 #[cfg(test)]
 pub(crate) mod model;
+pub mod ring;
+mod switch;
 
-pub use log::{KvmLog, KvmMode, LogSwitch};
+pub use choose::{choose, Choice, Offer};
+pub use log::{KvmLog, KvmMode};
+pub use ring::{KvmRing, Rings};
+pub use switch::LogSwitch;
 
 use super::Extent;
 use crate::memory::Map;

@@ -3,7 +3,8 @@
 //! and memory can take.
 //!
 //! From brant, word for word: `bits/shared.rs` (the reported bitmap), `runtime/snapshot.rs`
-//! (the map's cell), `dirty/reported.rs` (when marks are recorded). Stand-ins: loom's types for
+//! (the map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs`
+//! (a dirty ring, whose other side is the kernel). Stand-ins: loom's types for
 //! `runtime/sync.rs`; words that notice races for `bits/cells.rs`; a
 //! simple epoch for `runtime/grace.rs` (so crossbeam-epoch is not what is
 //! checked, but everything that counts on its promise); the few types of `memory` and
@@ -58,10 +59,26 @@ pub mod bits {
 
 pub mod memory;
 
+/// Of brant's `sys`, an entry of a dirty ring.
+pub mod sys {
+    pub mod kvm_ring {
+        use crate::runtime::sync::{AtomicU32, AtomicU64};
+
+        pub struct Entry {
+            pub flags: AtomicU32,
+            pub slot: AtomicU32,
+            pub offset: AtomicU64,
+        }
+    }
+}
+
 #[path = "."]
 pub mod dirty {
     #[path = "../../../src/dirty/reported.rs"]
     pub mod reported;
+
+    #[path = "../../../src/dirty/kvm/ring/protocol.rs"]
+    pub mod protocol;
 
     #[path = "log.rs"]
     mod log;

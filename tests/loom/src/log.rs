@@ -49,5 +49,6 @@ pub trait DirtyLog: Send {
     fn stop(&mut self, map: &Map) -> Result<()>;
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
     fn covered(&self, map: &Map) -> Vec<Extent>;
+    fn heap_bytes(&self) -> u64;
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

@@ -2,6 +2,7 @@
 //! address that is its number, 1 MiB apart, in a map that is held as brant holds it.
 
 use crate::runtime::snapshot::Snapshot;
+use crate::runtime::sync::Arc;
 use crate::units::Pages;
 use vm_memory::GuestAddress;
 
@@ -33,14 +34,14 @@ pub struct Piece {
     pub pages: Pages,
 }
 
-pub struct Map(Vec<Block>);
+pub struct Map(Vec<Arc<Block>>);
 
 impl Map {
     /// Blocks 0 to `n` of `pages` pages each.
     pub fn of(n: u32, pages: u64) -> Map {
-        Map((0..n).map(|i| Block(i, pages)).collect())
+        Map((0..n).map(|i| Arc::new(Block(i, pages))).collect())
     }
-    pub fn blocks(&self) -> &[Block] {
+    pub fn blocks(&self) -> &[Arc<Block>] {
         &self.0
     }
     pub fn guest_end(&self) -> u64 {

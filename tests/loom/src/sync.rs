@@ -42,6 +42,7 @@ macro_rules! atomic {
 }
 
 atomic!(AtomicBool, inner::AtomicBool, bool);
+atomic!(AtomicU32, inner::AtomicU32, u32);
 atomic!(AtomicU64, inner::AtomicU64, u64);
 atomic!(AtomicUsize, inner::AtomicUsize, usize);
 atomic!(AtomicPtr<T>, inner::AtomicPtr<T>, *mut T);
@@ -49,6 +50,18 @@ atomic!(AtomicPtr<T>, inner::AtomicPtr<T>, *mut T);
 impl AtomicUsize {
     pub fn fetch_add(&self, n: usize, order: Ordering) -> usize {
         self.meet().fetch_add(n, order)
+    }
+}
+
+impl AtomicU32 {
+    pub fn compare_exchange(
+        &self,
+        was: u32,
+        now: u32,
+        order: Ordering,
+        failed: Ordering,
+    ) -> Result<u32, u32> {
+        self.meet().compare_exchange(was, now, order, failed)
     }
 }
 

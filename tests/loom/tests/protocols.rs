@@ -8,12 +8,14 @@
 
 use brant_loom::bits::shared::Shared;
 use brant_loom::bits::summary::Bitmap;
+use brant_loom::dirty::protocol::{Position, Seen};
 use brant_loom::dirty::reported::{Reported, ReportedLog};
 use brant_loom::dirty::{DirtyLog, Harvested, Sink, When};
 use brant_loom::error::{Kind, Result};
 use brant_loom::memory::{BlockId, Map, Memory};
 use brant_loom::runtime::snapshot::Snapshot;
-use brant_loom::runtime::sync::{Arc, AtomicUsize, Ordering};
+use brant_loom::runtime::sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering};
+use brant_loom::sys::kvm_ring::Entry;
 use brant_loom::units::Bytes;
 use loom::cell::UnsafeCell;
 use loom::thread;
@@ -341,5 +343,119 @@ fn a_mark_at_the_stop_of_the_log_meets_no_freed_buffer() {
         let device = thread::spawn(move || theirs.mark_block(BlockId(0), Bytes(3 * 4096), 1));
         log.stop(&map(1)).unwrap();
         device.join().unwrap();
+    });
+}
+
+/// The kernel's side of a dirty ring: a vCPU that pushes, and RESET.
+struct Kernel {
+    entries: Vec<Entry>,
+    /// Whether each page can be written without a fault: under the lock that faults and RESET take.
+    writable: Mutex<Vec<bool>>,
+    memory: Vec<AtomicUsize>,
+}
+
+impl Kernel {
+    fn new(entries: usize, pages: usize) -> Kernel {
+        let free = || Entry {
+            flags: AtomicU32::new(0),
+            slot: AtomicU32::new(0),
+            offset: AtomicU64::new(0),
+        };
+        Kernel {
+            entries: (0..entries).map(|_| free()).collect(),
+            writable: Mutex::new(vec![false; pages]),
+            memory: (0..pages).map(|_| AtomicUsize::new(0)).collect(),
+        }
+    }
+
+    fn push(&self, dirty: &mut u64, page: u64) {
+        let entry = &self.entries[*dirty as usize % self.entries.len()];
+        // Slot and offset say the same, so that halves of two entries show.
+        entry.slot.store(page as u32, Ordering::Relaxed);
+        entry.offset.store(page, Ordering::Relaxed);
+        entry.flags.store(1, Ordering::Release);
+        *dirty += 1;
+    }
+
+    /// The guest writes; the page is protected or it is not, and stays so until it is written.
+    fn write(&self, dirty: &mut u64, page: u64, version: usize) {
+        let mut writable = self.writable.lock().unwrap();
+        if !std::mem::replace(&mut writable[page as usize], true) {
+            self.push(dirty, page);
+        }
+        self.memory[page as usize].store(version, Ordering::Relaxed);
+    }
+
+    fn reset(&self, reset: &mut u64) -> u64 {
+        let mut count = 0;
+        loop {
+            let entry = &self.entries[*reset as usize % self.entries.len()];
+            if entry.flags.load(Ordering::Acquire) & 2 == 0 {
+                return count;
+            }
+            let page = entry.offset.load(Ordering::Relaxed);
+            entry.flags.store(0, Ordering::Release);
+            self.writable.lock().unwrap()[page as usize] = false;
+            *reset += 1;
+            count += 1;
+            assert!(count <= self.entries.len() as u64, "released for ever");
+        }
+    }
+}
+
+fn whole(slot: u32, offset: u64) -> usize {
+    assert_eq!(u64::from(slot), offset, "halves of two entries");
+    offset as usize
+}
+
+/// A page that is read after the RESET of its harvest is read at its last version in the end.
+#[test]
+fn no_write_between_harvest_and_reset_of_a_ring_is_lost() {
+    check(3, || {
+        let kernel = Arc::new(Kernel::new(4, 2));
+        let theirs = Arc::clone(&kernel);
+        let vcpu = thread::spawn(move || {
+            let mut dirty = 0;
+            theirs.write(&mut dirty, 0, 1);
+            theirs.write(&mut dirty, 1, 1);
+            theirs.write(&mut dirty, 0, 2);
+        });
+        let (mut at, mut reset, mut read) = (Position::default(), 0, [0; 2]);
+        let mut round = || {
+            let mut found = Vec::new();
+            let n = at.harvest(&kernel.entries, |s, o| found.push(whole(s, o)));
+            assert_eq!(kernel.reset(&mut reset), n);
+            at.settle();
+            for page in found {
+                read[page] = kernel.memory[page].load(Ordering::Relaxed);
+            }
+        };
+        round();
+        vcpu.join().unwrap();
+        round();
+        assert_eq!(read, [2, 1]);
+    });
+}
+
+/// Or a guest that runs would be taken for one whose ring has overrun.
+#[test]
+fn a_ring_that_is_pushed_to_in_order_never_seems_to_have_a_gap() {
+    check(3, || {
+        let kernel = Arc::new(Kernel::new(4, 3));
+        let theirs = Arc::clone(&kernel);
+        let vcpu = thread::spawn(move || {
+            let mut dirty = 0;
+            for page in 0..3 {
+                theirs.push(&mut dirty, page);
+            }
+        });
+        let mut at = Position::default();
+        for _ in 0..2 {
+            assert!(!matches!(at.look(&kernel.entries), Seen::Gap(_)));
+            at.harvest(&kernel.entries, |s, o| {
+                whole(s, o);
+            });
+        }
+        vcpu.join().unwrap();
     });
 }

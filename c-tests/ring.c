@@ -1,0 +1,642 @@
+/*
+ * KVM's dirty rings on real guests: nothing that a guest writes is lost, whatever the size of the
+ * rings, with signals at the vCPU threads all the time, with the process stopped and continued,
+ * over syncs, starts and stops, and after rings have overrun.
+ *
+ * Two guests. minivmm's, whose own record and memory are what the tracker's pages are
+ * held against; and a bare one of this file, which runs at privilege level 0 without paging, so that
+ * a KVM that emulates such code pushes an entry for each byte of a string store: no ring is
+ * large enough for that.
+ * time limit: 300 s
+ */
+#include "support.h"
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+enum { RING_FULL = 31, RESET_DIRTY_RINGS = 0xaec7, WALL_CLOCK = 0x4b564d00 };
+
+/* ---- minivmm's guest ---- */
+
+/* Two blocks and four slots at odd places. */
+static const struct mv_config config = {
+    .nregions = 2,
+    .regions = {
+        { .bytes = 24 * MIB + 5 * PAGE, .nslots = 3,
+          .slot_bytes = { 6 * MIB + 3 * PAGE, 10 * MIB + 7 * PAGE } },
+        { .name = "shared", .bytes = 16 * MIB + PAGE, .memfd = true },
+    },
+    .workload = GV_RANDOM,
+    .fill_percent = 30,
+};
+
+/* As many signals at the vCPU threads as can be sent. */
+static atomic_bool pestering;
+
+static void *pester(void *machine)
+{
+    while (atomic_load(&pestering))
+        mv_kick(machine);
+    return NULL;
+}
+
+static brant_kvm_info kvm_info(brant_tracker *tracker)
+{
+    brant_kvm_info info = { .size = sizeof info };
+
+    must(brant_tracker_get_kvm(tracker, &info, NULL, 0, NULL, &e));
+    return info;
+}
+
+static void track(struct vm *vm, uint32_t mode)
+{
+    struct tracking how = { "ring", mode, BRANT_CLEAR_CHUNKED, 0 };
+
+    vm_track(vm, &how);
+}
+
+static void some_syncs(struct vm *vm, struct copy *copy, int rounds)
+{
+    brant_tracker *tracker = atomic_load(&vm->tracker);
+
+    for (int round = 0; round < rounds; round++) {
+        brant_run runs[8];
+        size_t count;
+
+        vm_writes(vm, 100 + random_below(4000));
+        vm_sync(vm, BRANT_SYNC_RUNNING);
+        switch (random_below(4)) {
+        case 0:
+            /* Taken, and not copied. */
+            must(brant_tracker_take(tracker, runs, 8, &count, &e));
+            for (size_t i = 0; i < count; i++)
+                must(brant_tracker_put_back(tracker, runs[i].block, runs[i].first_page,
+                                            runs[i].pages, &e));
+            break;
+        case 1:
+            copy_take(copy, UINT64_MAX, 64);
+            break;
+        default:
+            copy_take(copy, 1 + random_below(40), 1 + random_below(16));
+            break;
+        }
+    }
+}
+
+/* Pages that differ from what they were at `before`, and were not found. */
+static uint64_t not_found(struct vm *vm, const struct copy *copy, const uint64_t *before,
+                          uint64_t *changed, uint64_t *idle)
+{
+    const struct gv_mailbox *mailbox = mv_host(vm->machine, GV_VCPU_GPA, sizeof *mailbox);
+    uint64_t *after = must_alloc(vm->pages, 8), lost = 0;
+
+    *changed = *idle = 0;
+    vm_digest(vm, after);
+    for (uint64_t page = 0; page < vm->pages; page++) {
+        if (before[page] == after[page]) {
+            *idle += page >= mailbox->record_gpa / PAGE && copy->found[page];
+            continue;
+        }
+        ++*changed;
+        if (!copy->found[page] && lost++ < 5)
+            note("guest page %#" PRIx64 " was written and not found", page);
+    }
+    free(after);
+    return lost;
+}
+
+enum { EXACT = 5 };
+
+static void exact(unsigned vcpus, uint64_t bytes, bool kick)
+{
+    struct mv_config c = config;
+    uint64_t *before, changed, idle, dirty, sum = 0;
+    brant_tracker *tracker;
+    brant_kvm_info info;
+    struct copy copy;
+    struct vm *vm;
+    pthread_t pest;
+    char name[64];
+
+    snprintf(name, sizeof name, "%u vCPUs, rings of %" PRIu64 " entries", vcpus, bytes / 16);
+    c.vcpus = vcpus;
+    c.seed = random_below(UINT32_MAX);
+    vm = vm_new_with_rings(&c, bytes);
+    vm->kick = kick;
+    copy = copy_new(vm);
+    before = must_alloc(vm->pages, 8);
+    track(vm, BRANT_KVM_AUTO);
+    tracker = atomic_load(&vm->tracker);
+    copy_all(&copy);
+    vm_digest(vm, before);
+    must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
+    vm_start(vm);
+    atomic_store(&pestering, true);
+    pthread_create(&pest, NULL, pester, vm->machine);
+    for (int part = 0; part < 3; part++) {
+        mv_set_rate(vm->machine, part == 1 ? 40000 : 0);
+        some_syncs(vm, &copy, 6);
+        if (part == 2)
+            break;
+        /* A migration that is given up, and the next one. */
+        vm_pause(vm);
+        vm_sync(vm, BRANT_SYNC_STOPPED);
+        copy_drain(&copy);
+        must(brant_tracker_stop(tracker, &e));
+        if (part == 1) {
+            /* Whoever comes next does not know where the rings stand. */
+            vm_untrack(vm);
+            track(vm, BRANT_KVM_RING);
+            tracker = atomic_load(&vm->tracker);
+        }
+        must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
+        vm_resume(vm);
+    }
+    vm_pause(vm);
+    vm_sync(vm, BRANT_SYNC_STOPPED);
+    copy_drain(&copy);
+    atomic_store(&pestering, false);
+    pthread_join(pest, NULL);
+    info = kvm_info(tracker);
+    note("%s: %" PRIu64 " harvested in %" PRIu64 " rounds, %llu full, %" PRIu64 " interrupted", name,
+         info.harvested, info.rounds, atomic_load(&vm->full_exits), info.interrupted);
+    ok(not_found(vm, &copy, before, &changed, &idle) == 0 && changed > 200,
+       "%s: every page that changed is found", name);
+    equal(copy_differs(&copy), 0, "%s: a copy of what was handed out equals the guest", name);
+    equal(vm_sync(vm, BRANT_SYNC_STOPPED).found_pages, 0,
+          "%s: of a guest that stands still a sync finds nothing", name);
+    for (unsigned i = 0; i < vcpus; i++) {
+        must(brant_tracker_vcpu_dirty(tracker, i, &dirty, &e));
+        sum += dirty > 0 ? dirty : UINT32_MAX;
+    }
+    ok(info.mode == BRANT_KVM_RING && info.ring_bytes == bytes && info.vcpus == vcpus &&
+           info.overruns == 0 && info.stray_entries == 0 && sum >= info.harvested && sum < UINT32_MAX,
+       "%s: nothing overran, and each vCPU's share is told", name);
+    vm_resume(vm);
+    ok(vm_runs_clean(vm), "%s: the guest finds all that it wrote", name);
+    vm_pause(vm);
+    must(brant_tracker_stop(tracker, &e));
+    vm_free(vm);
+    copy_free(&copy);
+    free(before);
+}
+
+/* Whether every thread of a process stands. */
+static bool all_stopped(pid_t process)
+{
+    char path[64], text[4096], list[4096];
+    bool all = true;
+    int tasks, fd;
+    long n;
+
+    snprintf(path, sizeof path, "/proc/%d/task", (int)process);
+    tasks = open(path, O_RDONLY | O_DIRECTORY);
+    while (all && (n = syscall(SYS_getdents64, tasks, list, sizeof list)) > 0)
+        for (long at = 0; at < n;) {
+            /* struct linux_dirent64: d_reclen at 16, d_name at 19. */
+            unsigned short length;
+            const char *name = list + at + 19, *state;
+            ssize_t got;
+
+            memcpy(&length, list + at + 16, sizeof length);
+            at += length;
+            if (name[0] == '.')
+                continue;
+            snprintf(path, sizeof path, "/proc/%d/task/%s/stat", (int)process, name);
+            fd = open(path, O_RDONLY);
+            got = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+            close(fd);
+            text[got > 0 ? got : 0] = 0;
+            state = strrchr(text, ')');
+            all = all && (!state || state[2] == 'T');
+        }
+    close(tasks);
+    return all;
+}
+
+/* A stop that is taken back before the threads have heard of it can be seen by nobody, so each is
+ * awaited. */
+__attribute__((noreturn)) static void stop_and_continue(pid_t process)
+{
+    for (int i = 0; getppid() == process; i++) {
+        kill(process, SIGSTOP);
+        while (getppid() == process && !all_stopped(process))
+            ;
+        kill(process, SIGCONT);
+        usleep((useconds_t)(100 + i * 13 % 1500));
+    }
+    _exit(0);
+}
+
+/* The process is stopped and continued all the time: what no mask keeps out of a reset. */
+static void stopped_and_continued(void)
+{
+    struct mv_config c = config;
+    brant_tracker *tracker;
+    brant_kvm_info info;
+    struct copy copy;
+    struct vm *vm;
+    pid_t child;
+
+    c.vcpus = 4;
+    c.seed = random_below(UINT32_MAX);
+    vm = vm_new_with_rings(&c, 16384);
+    copy = copy_new(vm);
+    track(vm, BRANT_KVM_RING);
+    tracker = atomic_load(&vm->tracker);
+    copy_all(&copy);
+    must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
+    vm_start(vm);
+    child = fork();
+    if (child == 0)
+        stop_and_continue(getppid());
+    for (int i = 0; i < 40; i++)
+        some_syncs(vm, &copy, 1);
+    kill(child, SIGKILL);
+    kill(getpid(), SIGCONT);
+    waitpid(child, NULL, 0);
+    vm_pause(vm);
+    vm_sync(vm, BRANT_SYNC_STOPPED);
+    copy_drain(&copy);
+    info = kvm_info(tracker);
+    note("stopped and continued: %" PRIu64 " rounds, %" PRIu64 " interrupted, %" PRIu64
+         " pages in doubt, %" PRIu64 " recoveries",
+         info.rounds, info.interrupted, info.doubtful_pages, info.recoveries);
+    equal(copy_differs(&copy), 0, "stopped and continued all the time, no page is lost");
+    vm_free(vm);
+    copy_free(&copy);
+}
+
+/* ---- a bare guest ---- */
+
+enum { BARE_PAGES = 2048, BARE_SLOT = 3, CODE_AT = 0x1000, STRIDE_AT = 0x1010 };
+
+struct bare {
+    int vm, vcpu;
+    struct kvm_run *run;
+    char *memory, *copy;
+    brant_guest *guest;
+    brant_tracker *tracker;
+    uint64_t full_exits, taken;
+};
+
+static int sys_kvm(void)
+{
+    static int fd = -1;
+
+    if (fd < 0)
+        fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    return fd;
+}
+
+static long must_ioctl_at(long result, const char *what, int line)
+{
+    if (result < 0)
+        bail("line %d: %s: %s", line, what, strerror(errno));
+    return result;
+}
+#define must_ioctl(fd, request, arg) \
+    must_ioctl_at(ioctl(fd, request, arg), #request, __LINE__)
+
+static void bare_log(struct bare *b, bool on)
+{
+    struct kvm_userspace_memory_region region = {
+        .slot = BARE_SLOT,
+        .flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0,
+        .memory_size = BARE_PAGES * PAGE,
+        .userspace_addr = (uintptr_t)b->memory,
+    };
+
+    must_ioctl(b->vm, KVM_SET_USER_MEMORY_REGION, &region);
+}
+
+static struct bare bare_new(uint64_t bytes)
+{
+    static const uint8_t fill[] = { 0xf3, 0xaa, 0xf4 };                       /* rep stosb; hlt */
+    static const uint8_t stride[] = { 0x88, 0x07, 0x81, 0xc7, 0, 0x10, 0, 0,  /* mov [edi], al; add edi, 4096 */
+                                      0x49, 0x75, 0xf5, 0xf4 };               /* dec ecx; jnz; hlt */
+    struct bare b = { .vm = -1 };
+    struct kvm_sregs s;
+
+    b.memory = mmap(NULL, BARE_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    b.copy = must_alloc(BARE_PAGES, PAGE);
+    memcpy(b.memory + CODE_AT, fill, sizeof fill);
+    memcpy(b.memory + STRIDE_AT, stride, sizeof stride);
+    memcpy(b.copy, b.memory, BARE_PAGES * PAGE);
+    b.vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0);
+    must(brant_kvm_enable_ring(dup(b.vm), bytes, NULL, &e));
+    bare_log(&b, false);
+    b.vcpu = (int)must_ioctl(b.vm, KVM_CREATE_VCPU, 0);
+    b.run = mmap(NULL, (size_t)must_ioctl(sys_kvm(), KVM_GET_VCPU_MMAP_SIZE, 0),
+                 PROT_READ | PROT_WRITE, MAP_SHARED, b.vcpu, 0);
+    /* Flat 32-bit segments of level 0, no paging. */
+    must_ioctl(b.vcpu, KVM_GET_SREGS, &s);
+    s.cr0 |= 1;
+    s.cs = (struct kvm_segment){ .limit = 0xffffffff, .selector = 8, .type = 11, .present = 1,
+                                 .db = 1, .s = 1, .g = 1 };
+    s.ds = s.es = s.ss = s.fs = s.gs = s.cs;
+    s.ds.type = s.es.type = s.ss.type = s.fs.type = s.gs.type = 3;
+    must_ioctl(b.vcpu, KVM_SET_SREGS, &s);
+    must(brant_guest_new(&b.guest, &e));
+    must(brant_guest_add_block(b.guest, &(brant_ram_block){ .size = sizeof(brant_ram_block),
+                                                            .name = "bare", .host = b.memory,
+                                                            .length = BARE_PAGES * PAGE, .fd = -1 },
+                               NULL, &e));
+    must(brant_guest_add_slot(b.guest, &(brant_slot){ .size = sizeof(brant_slot), .block = "bare",
+                                                      .length = BARE_PAGES * PAGE,
+                                                      .slot = BARE_SLOT }, &e));
+    return b;
+}
+
+static void bare_track(struct bare *b)
+{
+    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(b->vm), .mode = BRANT_KVM_RING };
+
+    must(brant_tracker_new(b->guest, NULL, &b->tracker, &e));
+    must(brant_tracker_add_kvm(b->tracker, &kvm, NULL, NULL, &e));
+    must(brant_tracker_add_vcpu(b->tracker, 7, dup(b->vcpu), &e));
+    must(brant_tracker_start(b->tracker, BRANT_START_CLEAN, &e));
+}
+
+static void bare_free(struct bare *b)
+{
+    brant_tracker_free(b->tracker);
+    brant_guest_free(b->guest);
+    close(b->vcpu);
+    close(b->vm);
+    munmap(b->memory, BARE_PAGES * PAGE);
+    free(b->copy);
+}
+
+/* Runs the guest's program at `code` to its end. False: it came out full for ever. */
+static bool bare_runs(struct bare *b, uint64_t code, uint64_t at, uint64_t n, uint8_t value)
+{
+    struct kvm_regs r = { .rip = code, .rdi = at, .rcx = n, .rax = value, .rflags = 2 };
+    uint64_t limit = b->full_exits + 100000;
+
+    must_ioctl(b->vcpu, KVM_SET_REGS, &r);
+    for (;;) {
+        if (ioctl(b->vcpu, KVM_RUN, 0) < 0) {
+            if (errno == EINTR || errno == EAGAIN)
+                continue;
+            bail("KVM_RUN: %s", strerror(errno));
+        }
+        if (b->run->exit_reason == KVM_EXIT_HLT)
+            return true;
+        if (b->run->exit_reason != RING_FULL)
+            bail("unexpected exit %u", b->run->exit_reason);
+        if (++b->full_exits > limit)
+            return false;
+        must(brant_tracker_ring_full(b->tracker, 7, &e));
+    }
+}
+
+static void bare_take(struct bare *b)
+{
+    brant_run runs[64];
+    size_t count;
+
+    do {
+        must(brant_tracker_take(b->tracker, runs, 64, &count, &e));
+        for (size_t i = 0; i < count; i++) {
+            memcpy(b->copy + runs[i].first_page * PAGE, runs[i].host, runs[i].pages * PAGE);
+            b->taken += runs[i].pages;
+        }
+    } while (count > 0);
+}
+
+static uint64_t bare_differs(const struct bare *b)
+{
+    uint64_t differs = 0;
+
+    for (uint64_t page = 0; page < BARE_PAGES; page++)
+        differs += memcmp(b->memory + page * PAGE, b->copy + page * PAGE, PAGE) != 0;
+    return differs;
+}
+
+static brant_sync bare_sync(struct bare *b, uint32_t when)
+{
+    brant_sync sync = { .size = sizeof sync };
+
+    must(brant_tracker_sync(b->tracker, when, &sync, &e));
+    return sync;
+}
+
+/* Any use of the ring, then one that is known: it is exact again if just that is found. Few pages, or
+ * they would overrun the smallest ring once more. */
+static bool bare_is_exact(struct bare *b)
+{
+    for (int round = 0; round < 3; round++) {
+        uint64_t first = 16 + random_below(BARE_PAGES - 400), n = 1 + random_below(100);
+        brant_sync sync;
+
+        bare_sync(b, BRANT_SYNC_STOPPED);
+        bare_take(b);
+        if (!bare_runs(b, STRIDE_AT, first * PAGE, n, (uint8_t)(1 + random_below(255))))
+            return false;
+        sync = bare_sync(b, BRANT_SYNC_STOPPED);
+        b->taken = 0;
+        bare_take(b);
+        if (sync.found_pages < n || bare_differs(b)) {
+            note("%" PRIu64 " pages written, %" PRIu64 " found, %" PRIu64 " differ", n,
+                 sync.found_pages, bare_differs(b));
+            return false;
+        }
+        if (round == 2 && sync.found_pages != n) {
+            note("%" PRIu64 " pages written, %" PRIu64 " found", n, sync.found_pages);
+            return false;
+        }
+    }
+    return true;
+}
+
+enum { OVERRUN = 4 };
+
+/* Stores of `n` bytes at once, several times, with syncs in between, and what comes of it. */
+static void overrun(uint64_t bytes, uint64_t n)
+{
+    struct bare b = bare_new(bytes);
+    brant_kvm_info info;
+    uint64_t warnings = 0;
+    bool runs = true;
+    char name[64];
+
+    snprintf(name, sizeof name, "a ring of %" PRIu64 " entries, stores of %" PRIu64 " bytes",
+             bytes / 16, n);
+    bare_track(&b);
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 50, 1);
+    for (int i = 0; i < 4 && runs; i++) {
+        uint64_t at = (16 + random_below(64)) * PAGE + random_below(PAGE);
+
+        runs = bare_runs(&b, CODE_AT, at, n, (uint8_t)(i + 2)) &&
+               bare_runs(&b, STRIDE_AT, (20 + random_below(100)) * PAGE, 1 + random_below(900),
+                         (uint8_t)(i + 100));
+        if (random_below(2))
+            warnings += bare_sync(&b, BRANT_SYNC_RUNNING).warnings;
+        if (random_below(2))
+            bare_take(&b);
+    }
+    ok(runs, "%s: the guest is never held up for ever", name);
+    warnings += bare_sync(&b, BRANT_SYNC_STOPPED).warnings;
+    bare_take(&b);
+    equal(bare_differs(&b), 0, "%s: no page is lost", name);
+    info = kvm_info(b.tracker);
+    note("%s: %" PRIu64 " overruns, %" PRIu64 " pushes lost, %" PRIu64 " recoveries, %" PRIu64
+         " warnings, %" PRIu64 " full exits",
+         name, info.overruns, info.lost_pushes, info.recoveries, warnings, b.full_exits);
+    ok((info.overruns > 0) == (info.recoveries > 0) && (info.overruns > 0) == (warnings > 0),
+       "%s: an overrun is told and mended", name);
+    ok(bare_is_exact(&b), "%s: afterwards the ring is exact again", name);
+    bare_free(&b);
+}
+
+/* Makes the kernel push for a vCPU that does not run: the pages of a wall clock. */
+static void push(int vcpu, uint64_t gpa)
+{
+    struct { struct kvm_msrs head; struct kvm_msr_entry entry; } msr = {
+        .head.nmsrs = 1, .entry = { .index = WALL_CLOCK, .data = gpa }
+    };
+
+    must_ioctl(vcpu, KVM_SET_MSRS, &msr);
+}
+
+static void added_later(void)
+{
+    struct bare b = bare_new(65536);
+    uint64_t dirty = 0;
+    int later;
+
+    bare_track(&b);
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 10, 1);
+    later = (int)must_ioctl(b.vm, KVM_CREATE_VCPU, 1);
+    must(brant_tracker_add_vcpu(b.tracker, 8, dup(later), &e));
+    push(later, 900 * PAGE);
+    equal(bare_sync(&b, BRANT_SYNC_RUNNING).found_pages, 11,
+          "what a vCPU writes that was added while tracking is found");
+    must(brant_tracker_vcpu_dirty(b.tracker, 8, &dirty, &e));
+    bare_take(&b);
+    ok(dirty > 0 && bare_differs(&b) == 0, "and is told as its own");
+    close(later);
+    bare_free(&b);
+}
+
+/* ---- what is refused ---- */
+
+static bool refused(int32_t code, int32_t expected, brant_error **e, const char *says)
+{
+    bool good = code == expected && strstr(brant_error_message(*e), says);
+
+    if (!good)
+        note("%d: %s", code, brant_error_message(*e));
+    brant_error_free(*e);
+    *e = NULL;
+    return good;
+}
+
+static void refusals(void)
+{
+    int vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0), vcpu;
+    brant_kvm kvm = { .size = sizeof kvm, .mode = BRANT_KVM_RING };
+    brant_kvm_info info = { .size = sizeof info };
+    brant_tracker *tracker;
+    brant_guest *guest;
+    uint64_t bytes = 0;
+    char reason[200];
+    brant_error *e;
+
+    must(brant_guest_new(&guest, &e));
+    must(brant_tracker_new(guest, NULL, &tracker, &e));
+    ok(refused(brant_kvm_enable_ring(dup(vm), 5000, NULL, &e), BRANT_E_INVALID, &e, "5000") &&
+           refused(brant_kvm_enable_ring(dup(vm), 2048, NULL, &e), BRANT_E_INVALID, &e, "2048") &&
+           refused(brant_kvm_enable_ring(dup(vm), 1 << 21, NULL, &e), BRANT_E_INVALID, &e, "2097152"),
+       "a ring of an impossible size is refused, and the sizes that can be are named");
+    kvm.vm_fd = dup(vm);
+    ok(refused(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e), BRANT_E_STATE, &e, "enable"),
+       "the ring of a machine that has none is refused");
+    vcpu = (int)must_ioctl(vm, KVM_CREATE_VCPU, 0);
+    ok(refused(brant_kvm_enable_ring(dup(vm), 0, NULL, &e), BRANT_E_KERNEL, &e, "vCPU"),
+       "enabling rings after the first vCPU is refused, and that is named");
+    close(vcpu);
+    close(vm);
+    vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0);
+    must(brant_kvm_enable_ring(dup(vm), 0, &bytes, &e));
+    ok(bytes >= 4096 && (bytes & (bytes - 1)) == 0 &&
+           refused(brant_kvm_enable_ring(dup(vm), 0, NULL, &e), BRANT_E_STATE, &e, "already"),
+       "rings are enabled once, with a size that is told");
+    kvm.vm_fd = dup(vm);
+    kvm.mode = BRANT_KVM_INITIALLY_SET;
+    ok(refused(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e), BRANT_E_UNSUPPORTED, &e, "ring"),
+       "a bitmap of a machine with rings is refused");
+    kvm.vm_fd = dup(vm);
+    kvm.mode = BRANT_KVM_AUTO;
+    kvm.ring_bytes = bytes / 2;
+    must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
+    must(brant_tracker_get_kvm(tracker, &info, reason, sizeof reason, NULL, &e));
+    ok(info.mode == BRANT_KVM_RING && strstr(reason, "ring"), "left to brant, the ring is picked: %s",
+       reason);
+    ok(refused(brant_tracker_start(tracker, BRANT_START_CLEAN, &e), BRANT_E_STATE, &e, "vCPU"),
+       "tracking does not start without a vCPU");
+    vcpu = (int)must_ioctl(vm, KVM_CREATE_VCPU, 0);
+    ok(refused(brant_tracker_add_vcpu(tracker, 0, dup(vcpu), &e), BRANT_E_INVALID, &e, "found") &&
+           refused(brant_tracker_add_vcpu(tracker, 0, dup(vm), &e), BRANT_E_INVALID, &e, "vCPU"),
+       "a ring of another size, and what is no vCPU, are refused");
+    ok(refused(brant_tracker_ring_full(tracker, 3, &e), BRANT_E_NOT_FOUND, &e, "vCPU 3"),
+       "a vCPU that nobody told of is refused");
+    brant_tracker_free(tracker);
+    brant_guest_free(guest);
+    close(vcpu);
+    close(vm);
+}
+
+enum { REFUSALS = 9 };
+
+/* Somebody else's initially-set mode is still on: with it logging protects nothing, and a ring
+ * stays empty while the guest writes. */
+static void never_initially_set(void)
+{
+    struct bare b = bare_new(65536);
+    struct kvm_enable_cap cap = { .cap = 168, .args = { 3 } };
+
+    /* Mapped and writable. */
+    b.tracker = NULL;
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 100, 1);
+    must_ioctl(b.vm, KVM_ENABLE_CAP, &cap);
+    memcpy(b.copy, b.memory, BARE_PAGES * PAGE);
+    bare_track(&b);
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 100, 2);
+    bare_sync(&b, BRANT_SYNC_STOPPED);
+    bare_take(&b);
+    equal(bare_differs(&b), 0, "a machine that was left initially set loses nothing");
+    bare_free(&b);
+}
+
+int main(void)
+{
+    static const uint64_t sizes[] = { 4096, 16384, 65536, 1 << 20 };
+    enum { SIZES = sizeof sizes / sizeof sizes[0] };
+
+    need_kvm();
+    if (ioctl(sys_kvm(), KVM_CHECK_EXTENSION, 223) <= 0)
+        skip_all("this KVM has no dirty rings");
+    plan(REFUSALS + SIZES * 2 * EXACT + 1 + 6 * OVERRUN + 2 + 1);
+    random_begin();
+    refusals();
+    never_initially_set();
+    added_later();
+    for (int i = 0; i < SIZES; i++) {
+        exact(1, sizes[i], i % 2);
+        exact(4, sizes[i], !(i % 2));
+    }
+    stopped_and_continued();
+    overrun(4096, 100);
+    overrun(4096, 300);
+    overrun(4096, 20000);
+    overrun(65536, 4500);
+    overrun(65536, 200000);
+    overrun(1 << 20, 300000);
+    return done();
+}

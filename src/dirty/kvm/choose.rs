@@ -1,0 +1,130 @@
+//! Which of KVM's logs is used, and why. Pure: what the kernel offers goes in.
+
+use super::log::KvmMode;
+use crate::error::{Error, Kind, Result};
+use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
+
+/// What a kernel and a VM offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// What `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` answers.
+    pub manual: u64,
+    /// The VM has its rings enabled.
+    pub ring: bool,
+    /// GET and CLEAR work on it: there is no ring, or a backup bitmap beside it.
+    pub bitmap: bool,
+}
+
+/// What was picked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Never [`KvmMode::Auto`].
+    pub mode: KvmMode,
+    /// One sentence.
+    pub reason: String,
+}
+
+/// Picks a mode, or says why `asked` cannot be.
+pub fn choose(asked: KvmMode, offer: Offer) -> Result<Choice> {
+    let initially = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
+    let pick = |mode, reason: &str| {
+        Ok(Choice {
+            mode,
+            reason: reason.to_owned(),
+        })
+    };
+    match (asked, offer) {
+        (KvmMode::Ring, Offer { ring: false, .. }) => Err(Error::new(
+            Kind::State,
+            "mode ring: expected a VM whose dirty rings are enabled (brant_kvm_enable_ring, before \
+             its first vCPU); found one without",
+        )),
+        (KvmMode::Ring, _) => pick(KvmMode::Ring, "the ring was asked for"),
+        (
+            KvmMode::Auto,
+            Offer {
+                ring: true, bitmap, ..
+            },
+        ) => pick(
+            KvmMode::Ring,
+            match bitmap {
+                false => "this VM has its dirty rings enabled, and no bitmap works on it then",
+                true => {
+                    "this VM has its dirty rings enabled, and a bitmap for what no vCPU writes"
+                }
+            },
+        ),
+        (mode, Offer { ring: true, .. }) => Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "this VM has its dirty rings enabled, and the kernel refuses bitmaps for it \
+                 (ENXIO): expected mode AUTO or ring, found mode {}",
+                mode as u32
+            ),
+        )),
+        (KvmMode::Auto, Offer { manual, .. }) if manual & initially == initially => pick(
+            KvmMode::InitiallySet,
+            "there is no ring, and this kernel starts bitmaps all ones without protecting anything",
+        ),
+        (KvmMode::Auto, Offer { manual, .. }) if manual & MANUAL_PROTECT_ENABLE != 0 => pick(
+            KvmMode::ManualProtect,
+            "there is no ring, and this kernel leaves clearing to us but has no initially-set bitmaps",
+        ),
+        (KvmMode::Auto, _) => pick(
+            KvmMode::GetAndClear,
+            "there is no ring, and this kernel can only get and clear at once",
+        ),
+        // What the kernel says to these is told at the start.
+        (mode, _) => pick(mode, "it was asked for"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_ring_of_a_vm_that_has_one_and_else_the_best_bitmap() {
+        let offer = |manual, ring, bitmap| Offer {
+            manual,
+            ring,
+            bitmap,
+        };
+        for (asked, offer, expected) in [
+            (KvmMode::Auto, offer(3, true, false), Some(KvmMode::Ring)),
+            (KvmMode::Auto, offer(3, true, true), Some(KvmMode::Ring)),
+            (
+                KvmMode::Auto,
+                offer(3, false, true),
+                Some(KvmMode::InitiallySet),
+            ),
+            (
+                KvmMode::Auto,
+                offer(1, false, true),
+                Some(KvmMode::ManualProtect),
+            ),
+            (
+                KvmMode::Auto,
+                offer(0, false, true),
+                Some(KvmMode::GetAndClear),
+            ),
+            (KvmMode::Ring, offer(3, false, true), None),
+            (KvmMode::Ring, offer(3, true, false), Some(KvmMode::Ring)),
+            (KvmMode::GetAndClear, offer(3, true, false), None),
+            (KvmMode::InitiallySet, offer(3, true, true), None),
+            (
+                KvmMode::GetAndClear,
+                offer(3, false, true),
+                Some(KvmMode::GetAndClear),
+            ),
+        ] {
+            let got = choose(asked, offer);
+            assert_eq!(
+                got.as_ref().ok().map(|c| c.mode),
+                expected,
+                "{asked:?} {offer:?}"
+            );
+            assert!(got.map_or(true, |c| !c.reason.is_empty()));
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! KVM's dirty rings: one for each vCPU, which lists the pages that it wrote.
+//!
+//! A sync costs what was dirtied and not what is mapped. The protocol of one ring is in
+//! [`protocol`], a round over all of them and what can go wrong in `rounds`, the thread
+//! that makes rounds in `reaper`; this file is the [`DirtyLog`] over them.
+//!
+//! **Never with initially-set bitmaps.** Switching logging on protects nothing then, there is no
+//! bitmap that would say so, and rings stay empty while the guest writes. The capability is
+//! set to 0 before logging is switched on.
+//!
+//! **After an overrun**, or when too many pages are in doubt, pages are lost that stay writable: the
+//! kernel will never say anything of them again. So logging is switched off and on for all
+//! slots, which protects every page, and after that all pages are reported. What the guest writes
+//! in between is covered by that report, and what it writes later is logged: so this
+//! is exact with the guest running, as long as the report comes after the switching. It is
+//! done in the next sync and not by the reaper, because switching may be the VMM's, under
+//! the contract of `log_on`. The rings themselves are put right by the reaper at once, so that no
+//! vCPU hangs meanwhile.
+
+mod found;
+pub mod protocol;
+mod reaper;
+mod rounds;
+
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;
+
+pub use reaper::Rings;
+pub use rounds::Figures;
+
+use super::switch::LogSwitch;
+use crate::dirty::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
+use crate::error::{Error, Kind, Result};
+use crate::memory::{Map, Slot};
+use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
+use crate::units::Pages;
+use crate::vmm::Vmm;
+use reaper::{Reaper, Shared};
+use rounds::Look;
+use std::sync::Arc;
+
+/// How often logging is set up anew in one harvest. Once is enough, unless rings overrun
+/// faster than that.
+const RECOVERIES: u32 = 3;
+
+/// A VMM that has nothing to kick.
+struct NoVmm;
+impl Vmm for NoVmm {}
+
+/// See the file's description.
+pub struct KvmRing {
+    vm: Box<dyn Vm>,
+    switch: LogSwitch,
+    /// For `kick` and `thread_start`.
+    vmm: Arc<dyn Vmm>,
+    shared: Arc<Shared>,
+    /// While started.
+    reaper: Option<Reaper>,
+    /// There is a bitmap too, for writes that no vCPU made.
+    with_bitmap: bool,
+    words: Vec<u64>,
+}
+
+impl std::fmt::Debug for KvmRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmRing")
+            .field("rings", &self.rings())
+            .field("with_bitmap", &self.with_bitmap)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KvmRing {
+    /// A log of the rings of `vm`, which has them enabled; add the vCPUs' next ([`Rings::add`]).
+    /// `vmm` is asked to `kick` the vCPUs before a harvest while they run, and told of the thread.
+    pub fn new(
+        vm: Box<dyn Vm>,
+        reset: Arc<dyn ResetRings>,
+        switch: LogSwitch,
+        vmm: Option<Arc<dyn Vmm>>,
+        with_bitmap: bool,
+    ) -> Self {
+        KvmRing {
+            vm,
+            switch,
+            vmm: vmm.unwrap_or_else(|| Arc::new(NoVmm)),
+            shared: Arc::new(Shared::new(reset)),
+            reaper: None,
+            with_bitmap,
+            words: Vec::new(),
+        }
+    }
+
+    /// A log of the virtual machine behind a descriptor, whose rings are enabled.
+    pub fn from_fd(mut vm: VmFd, switch: LogSwitch, vmm: Option<Arc<dyn Vmm>>) -> Result<Self> {
+        if !is_enabled(&vm) {
+            return Err(Error::new(
+                Kind::State,
+                "this VM's dirty rings are not enabled: that is done before its first vCPU is made",
+            ));
+        }
+        let with_bitmap = has_bitmap(&mut vm);
+        let reset = Arc::new(RingVm::new(&vm)?);
+        Ok(KvmRing::new(Box::new(vm), reset, switch, vmm, with_bitmap))
+    }
+
+    /// For vCPU threads and queries; usable after the log was given to a tracker.
+    pub fn rings(&self) -> Rings {
+        Rings(Arc::clone(&self.shared))
+    }
+
+    /// Whether there is a bitmap too.
+    pub fn with_bitmap(&self) -> bool {
+        self.with_bitmap
+    }
+
+    fn switch(&mut self, slots: &[&Slot], on: bool) -> Result<()> {
+        self.switch.set(&mut *self.vm, slots, on)
+    }
+
+    /// Has a round made, and logging set up anew if pages were lost. Whether they were: then
+    /// every page is to be reported now.
+    fn collect(&mut self, map: &Map, look: Look) -> Result<bool> {
+        let mut lost = false;
+        for _ in 0..=RECOVERIES {
+            if let Err(e) = self.shared.round(look, None) {
+                // What it harvested may not be protected.
+                self.shared.lock().rounds.lost = true;
+                return Err(e);
+            }
+            {
+                let mut state = self.shared.lock();
+                if !std::mem::take(&mut state.rounds.lost) {
+                    return Ok(lost);
+                }
+                state.rounds.figures.recoveries += 1;
+                state.rounds.found.no_doubt();
+            }
+            lost = true;
+            let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+            let done = self
+                .switch(&slots, false)
+                .and_then(|()| self.switch(&slots, true));
+            if let Err(e) = done {
+                self.shared.lock().rounds.lost = true;
+                return Err(e.context("setting up logging anew after an overrun"));
+            }
+        }
+        // It goes on overrunning; the next harvest goes on mending. In the last one there is
+        // nobody left to overrun it.
+        self.shared.lock().rounds.lost = true;
+        match look {
+            Look::All => Err(Error::new(
+                Kind::Internal,
+                format!("dirty rings overran {RECOVERIES} times with the vCPUs stopped"),
+            )),
+            _ => Ok(true),
+        }
+    }
+
+    fn get_bitmap(&mut self, slot: &Slot, sink: &mut dyn Sink) -> Result<()> {
+        let len = slot.pages.0.div_ceil(64) as usize;
+        self.words.clear();
+        self.words.try_reserve_exact(len).map_err(|_| {
+            let what = format_args!("backup bitmap of slot {:#x}", slot.slot).to_string();
+            Error::no_memory(what, len as u64 * 8)
+        })?;
+        self.words.resize(len, 0);
+        self.vm.get_dirty_log(slot.slot, &mut self.words)?;
+        let origin = Origin::Slot {
+            slot: slot.slot,
+            page: Pages(0),
+        };
+        sink.bitmap(origin, &self.words, slot.pages);
+        Ok(())
+    }
+
+    /// After the rings: what the kernel itself wrote.
+    fn get_bitmaps(&mut self, slots: &[&Slot], sink: &mut dyn Sink) -> Result<()> {
+        if !self.with_bitmap {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for slot in slots {
+            result = result.and(self.get_bitmap(slot, sink));
+        }
+        result
+    }
+
+    fn begin(&mut self, map: &Map) -> Result<()> {
+        // What others left in the rings is of no slot of ours.
+        self.shared.round(Look::Unknown, None)?;
+        {
+            let mut state = self.shared.lock();
+            let rounds = &mut state.rounds;
+            rounds.notes.clear();
+            rounds.lost = false;
+            rounds.figures = Figures::default();
+            rounds.found = Default::default();
+            rounds.found.fit(map)?;
+            for ring in rounds.rings.values_mut() {
+                ring.harvested_before = ring.harvested;
+            }
+            rounds.tracking = true;
+        }
+        if self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) != 0 {
+            self.vm.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, 0)?;
+        }
+        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        self.switch(&slots, true)
+    }
+
+    fn end(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.rounds.tracking = false;
+            state.rounds.found.clear();
+            state.rounds.lost = false;
+        }
+        self.reaper = None;
+    }
+}
+
+impl DirtyLog for KvmRing {
+    fn kind(&self) -> LogKind {
+        LogKind::KvmRing
+    }
+
+    fn exact(&self) -> Exact {
+        // With page-modification logging a running vCPU holds pages back.
+        Exact::VcpusStopped
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        super::logged(map)
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        self.rings().heap_bytes() + self.words.capacity() as u64 * 8
+    }
+
+    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        let state = self.shared.lock();
+        let rings = state.rounds.rings.values();
+        Some(rings.map(|r| r.harvested - r.harvested_before).collect())
+    }
+
+    fn strays(&self) -> u64 {
+        self.rings().figures().strays
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        if self.reaper.is_some() {
+            return Err(Error::new(Kind::State, "this dirty log is started already"));
+        }
+        if self.rings().vcpus().0 == 0 {
+            return Err(Error::new(
+                Kind::State,
+                "no vCPU's ring was added: what the guest writes would be lost (expected \
+                 brant_tracker_add_vcpu for each vCPU first)",
+            ));
+        }
+        self.reaper = Some(Reaper::start(&self.shared, &self.vmm)?);
+        if let Err(e) = self.begin(map) {
+            self.end();
+            return Err(e);
+        }
+        Ok(Initial::Clean)
+    }
+
+    fn stop(&mut self, map: &Map) -> Result<()> {
+        if self.reaper.is_none() {
+            return Ok(());
+        }
+        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let result = self.switch(&slots, false);
+        // Nothing is pushed any more. A ring that is left full would stop its vCPU again and again.
+        let emptied = self.shared.round(Look::Unknown, None);
+        self.end();
+        result.and(emptied)
+    }
+
+    fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let look = match when {
+            When::Stopped => Look::All,
+            When::Running => Look::Unknown,
+        };
+        let mut told = Vec::new();
+        if when == When::Running {
+            // What a processor holds back comes at an exit. Without it, it comes in a later one.
+            if let Err(e) = self.vmm.kick() {
+                told.push(format!("`kick`: {}", e.message()));
+            }
+        }
+        let lost = self.collect(map, look);
+        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let bitmaps = self.get_bitmaps(&slots, sink);
+        {
+            let mut state = self.shared.lock();
+            told.append(&mut state.rounds.notes);
+            state.rounds.found.give(sink)?;
+        }
+        bitmaps?;
+        if lost? {
+            for extent in self.covered(map) {
+                let origin = Origin::Block {
+                    block: extent.block,
+                    page: Pages(extent.pages.start),
+                };
+                sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
+            }
+        }
+        Ok(match told.is_empty() {
+            true => Harvested::Complete,
+            false => Harvested::Told(told),
+        })
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        if self.reaper.is_none() {
+            return Ok(());
+        }
+        let kept = |slot: &Slot, map: &Map| map.slots().iter().any(|s| s == slot);
+        let logged = |map: &'_ Map| -> Vec<Slot> {
+            let logged = map.slots().iter().filter(|s| s.is_logged());
+            logged.cloned().collect()
+        };
+        let (gone, fresh) = (logged(old), logged(new));
+        let gone: Vec<&Slot> = gone.iter().filter(|s| !kept(s, new)).collect();
+        let fresh: Vec<&Slot> = fresh.iter().filter(|s| !kept(s, old)).collect();
+        // Entries are of the slots as they were when they were pushed.
+        let collected = self.shared.round(Look::Unknown, None);
+        let bitmaps = self.get_bitmaps(&gone, sink);
+        // What is reported after pages were lost is what the log covers then: no more what goes now.
+        let lost = self.shared.lock().rounds.lost;
+        if bitmaps.is_err() || collected.is_err() || lost {
+            for slot in &gone {
+                let origin = Origin::Slot {
+                    slot: slot.slot,
+                    page: Pages(0),
+                };
+                sink.everything(origin, slot.pages);
+            }
+        }
+        {
+            let mut state = self.shared.lock();
+            // The next sync is the one to tell.
+            state.rounds.lost |= collected.is_err();
+            state.rounds.found.give(sink)?;
+            state.rounds.found.fit(new)?;
+        }
+        // Those that go are the VMM's to delete. Were one deleted already (nothing can say so here, as
+        // GET can for bitmaps), KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may
+        // be unmapped soon. A VMM that switches itself knows.
+        if matches!(self.switch, LogSwitch::Vmm(_)) {
+            // One that cannot be switched off costs speed, and goes all the same.
+            let _ = self.switch(&gone, false);
+        }
+        self.switch(&fresh, true).inspect_err(|_| {
+            // Blocks that the old map has are all in there still, or were given away just now; if
+            // there is no room for the others, nothing of them is kept, and all counts as lost.
+            let mut state = self.shared.lock();
+            if state.rounds.found.fit(old).is_err() {
+                state.rounds.lost = true;
+            }
+        })
+    }
+}

@@ -1,0 +1,775 @@
+//! The ring log under the tracker against the model: whatever guest, signals, overruns, hotplug and
+//! failures do, a copy made of what the tracker hands out ends up equal to the guest, no
+//! vCPU hangs, and afterwards the rings are exact again.
+
+use super::model::{Interrupt, Model, Moment};
+use super::*;
+use crate::dirty::tracker::{Clearing, Cursor, Lease, Run, StartWith, Tracker};
+use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
+use crate::units::{Bytes, PAGE_SIZE};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use vm_memory::GuestAddress;
+
+const BLOCKS: [u64; 2] = [700, 130];
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write {
+        vcpu: u8,
+        slot: u8,
+        page: u16,
+    },
+    /// Pages in a row.
+    Sweep {
+        vcpu: u8,
+        slot: u8,
+        page: u16,
+        pages: u16,
+    },
+    /// Emulated stores to one page: an entry each, and nobody looks whether there is room.
+    Burst {
+        vcpu: u8,
+        slot: u8,
+        page: u16,
+        stores: u16,
+    },
+    Race {
+        moment: Moment,
+        vcpu: u8,
+        slot: u8,
+        page: u16,
+    },
+    Interrupt {
+        after: u16,
+        traced: bool,
+    },
+    FailReset,
+    /// The kernel writes without a vCPU.
+    Kernel {
+        slot: u8,
+        page: u16,
+    },
+    Sync,
+    SyncStopped,
+    Take {
+        runs: u8,
+        pages: u16,
+    },
+    Read(u8),
+    PutBack(u8),
+    AddVcpu,
+    RemoveSlot(u8),
+    AddSlot {
+        block: u8,
+        first: u16,
+        pages: u16,
+    },
+    /// Stopped and started; `anew` with another tracker, which knows nothing of the rings.
+    Restart {
+        anew: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Setup {
+    entries: usize,
+    vcpus: u8,
+    with_bitmap: bool,
+    start_with: StartWith,
+}
+
+struct SlotInfo {
+    slot: u32,
+    pages: u64,
+    guest: u64,
+}
+
+struct World {
+    setup: Setup,
+    model: Model,
+    memory: Arc<Memory>,
+    lease: Lease,
+    rings: Rings,
+    vcpus: usize,
+    blocks: Vec<(BlockId, u64, u64)>,
+    slots: Vec<SlotInfo>,
+    copy: HashMap<u64, u64>,
+    flight: Vec<Run>,
+    cursor: Cursor,
+    next: u64,
+    /// Something was told to fail.
+    failures: bool,
+}
+
+type Verdict = std::result::Result<(), String>;
+
+macro_rules! expect {
+    ($condition:expr, $($what:tt)*) => {
+        if !$condition {
+            return Err(format!($($what)*));
+        }
+    };
+}
+
+fn attach(model: &Model, memory: &Arc<Memory>, setup: &Setup, vcpus: usize) -> (Lease, Rings) {
+    let tracker = Tracker::new(Arc::clone(memory), Clearing::default()).unwrap();
+    let log = KvmRing::new(
+        Box::new(model.clone()),
+        Arc::new(model.clone()),
+        LogSwitch::Brant,
+        None,
+        setup.with_bitmap,
+    );
+    let rings = log.rings();
+    for vcpu in 0..vcpus {
+        rings.add(vcpu as u32, model.ring(vcpu)).unwrap();
+    }
+    tracker.add_log(Box::new(log)).unwrap();
+    (tracker.lease().unwrap(), rings)
+}
+
+impl World {
+    fn new(setup: &Setup) -> World {
+        let model = Model::new(setup.with_bitmap);
+        // Left over by somebody else.
+        model.set_mode(3);
+        let memory = Arc::new(Memory::new().unwrap());
+        let vcpus = usize::from(setup.vcpus);
+        for _ in 0..vcpus {
+            model.create_vcpu(setup.entries);
+        }
+        let (lease, rings) = attach(&model, &memory, setup, vcpus);
+        let mut world = World {
+            setup: setup.clone(),
+            model,
+            memory,
+            lease,
+            rings,
+            vcpus,
+            blocks: Vec::new(),
+            slots: Vec::new(),
+            copy: HashMap::new(),
+            flight: Vec::new(),
+            cursor: Cursor::default(),
+            next: 1,
+            failures: false,
+        };
+        for (i, pages) in BLOCKS.into_iter().enumerate() {
+            let host = 0x2000_0000_0000 + i as u64 * (1 << 36);
+            let id = world
+                .memory
+                .add_block(BlockDescription {
+                    name: format!("b{i}"),
+                    host: host as *mut u8,
+                    length: Bytes(pages * PAGE_SIZE),
+                    page_size: Bytes(PAGE_SIZE),
+                    file: None,
+                    flags: BlockFlags::default(),
+                })
+                .unwrap();
+            world.blocks.push((id, host, pages));
+        }
+        world.add_slot(0, 0, 500);
+        world.add_slot(0, 513, 187);
+        world.add_slot(1, 3, 127);
+        world.start(setup.start_with);
+        world
+    }
+
+    fn start(&mut self, with: StartWith) {
+        self.lease.start(with).unwrap();
+        self.cursor = Cursor::default();
+        self.copy.clear();
+        if with == StartWith::Nothing {
+            for &(_, host, pages) in &self.blocks {
+                for page in 0..pages {
+                    let at = host + page * PAGE_SIZE;
+                    self.copy.insert(at, self.model.version(at));
+                }
+            }
+        }
+    }
+
+    fn add_slot(&mut self, block: usize, first: u64, pages: u64) {
+        let (_, host, all) = self.blocks[block % self.blocks.len()];
+        let first = first % all;
+        let pages = 1 + (pages - 1) % (all - first);
+        let slot = self.next as u32;
+        let guest = self.next * (1 << 30);
+        self.next += 1;
+        self.model
+            .create(slot, host + first * PAGE_SIZE, pages, guest);
+        self.memory
+            .add_slot(&SlotDescription {
+                slot,
+                flags: 0,
+                block: format!("b{}", block % self.blocks.len()),
+                offset: Bytes(first * PAGE_SIZE),
+                length: Bytes(pages * PAGE_SIZE),
+                guest_address: GuestAddress(guest),
+            })
+            .unwrap();
+        self.slots.push(SlotInfo { slot, pages, guest });
+    }
+
+    fn at(&self, vcpu: u8, slot: u8, page: u16) -> Option<(usize, u32, u64)> {
+        let slot = self
+            .slots
+            .get(usize::from(slot) % self.slots.len().max(1))?;
+        let vcpu = usize::from(vcpu) % self.vcpus;
+        Some((vcpu, slot.slot, u64::from(page) % slot.pages))
+    }
+
+    /// KVM_RUN, which comes out at once as long as the ring is full.
+    fn write(&self, vcpu: usize, slot: u32, page: u64, stores: u64) -> Verdict {
+        for _ in 0..2000 {
+            if !self.model.is_full(vcpu) {
+                self.model.write(vcpu, slot, page, stores);
+                return Ok(());
+            }
+            let done = self.rings.full(vcpu as u32);
+            expect!(self.failures || done.is_ok(), "ring_full: {done:?}");
+        }
+        Err(format!("vCPU {vcpu} comes out full for ever"))
+    }
+
+    fn sync(&mut self, when: When) -> Verdict {
+        match self.lease.sync(when) {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                expect!(self.failures && when == When::Stopped, "sync failed: {e}");
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&mut self, runs: usize, pages: u64) -> std::result::Result<bool, String> {
+        let mut taken = Vec::new();
+        self.lease
+            .take(&mut self.cursor, runs, Pages(pages), &mut taken)
+            .map_err(|e| e.to_string())?;
+        let more = !taken.is_empty();
+        self.flight.append(&mut taken);
+        Ok(more)
+    }
+
+    fn read(&mut self, run: &Run) {
+        let host = run.block.host() as u64;
+        for page in run.first.0..run.first.0 + run.count.0 {
+            let at = host + page * PAGE_SIZE;
+            self.copy.insert(at, self.model.version(at));
+        }
+    }
+
+    fn drain(&mut self) -> Verdict {
+        for _ in 0..2 {
+            loop {
+                let more = self.take(64, 100_000)?;
+                for run in std::mem::take(&mut self.flight) {
+                    self.read(&run);
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, op: &Op) -> Verdict {
+        match *op {
+            Op::Write { vcpu, slot, page } => {
+                if let Some((vcpu, slot, page)) = self.at(vcpu, slot, page) {
+                    self.write(vcpu, slot, page, 1)?;
+                }
+            }
+            Op::Sweep {
+                vcpu,
+                slot,
+                page,
+                pages,
+            } => {
+                for i in 0..pages {
+                    if let Some((vcpu, slot, page)) = self.at(vcpu, slot, page.wrapping_add(i)) {
+                        self.write(vcpu, slot, page, 1)?;
+                    }
+                }
+            }
+            Op::Burst {
+                vcpu,
+                slot,
+                page,
+                stores,
+            } => {
+                if let Some((vcpu, slot, page)) = self.at(vcpu, slot, page) {
+                    self.write(vcpu, slot, page, stores.into())?;
+                }
+            }
+            Op::Race {
+                moment,
+                vcpu,
+                slot,
+                page,
+            } => {
+                if let Some((vcpu, slot, page)) = self.at(vcpu, slot, page) {
+                    self.model.race(moment, vcpu, slot, page);
+                }
+            }
+            Op::Interrupt { after, traced } => self.model.interrupt(Interrupt {
+                after: after.into(),
+                traced,
+            }),
+            Op::FailReset => {
+                self.failures = true;
+                self.model.fail(1, 0);
+            }
+            Op::Kernel { slot, page } => {
+                if let (true, Some((_, slot, page))) =
+                    (self.setup.with_bitmap, self.at(0, slot, page))
+                {
+                    self.model.kernel_writes(slot, page);
+                }
+            }
+            Op::Sync => self.sync(When::Running)?,
+            Op::SyncStopped => {
+                self.model.no_races();
+                self.sync(When::Stopped)?;
+            }
+            Op::Take { runs, pages } => {
+                self.take(runs.into(), pages.into())?;
+            }
+            Op::Read(which) => {
+                if !self.flight.is_empty() {
+                    let n = usize::from(which) % self.flight.len();
+                    let run = self.flight.swap_remove(n);
+                    self.read(&run);
+                }
+            }
+            Op::PutBack(which) => {
+                if !self.flight.is_empty() {
+                    let n = usize::from(which) % self.flight.len();
+                    let run = self.flight.swap_remove(n);
+                    self.lease.put_back(run.block.id(), run.first, run.count);
+                }
+            }
+            Op::AddVcpu => {
+                let vcpu = self.model.create_vcpu(self.setup.entries);
+                self.rings.add(vcpu as u32, self.model.ring(vcpu)).unwrap();
+                self.vcpus += 1;
+            }
+            Op::RemoveSlot(which) => {
+                self.model.no_races();
+                if self.slots.len() > 1 {
+                    let slot = self
+                        .slots
+                        .swap_remove(usize::from(which) % self.slots.len());
+                    self.memory
+                        .remove_slot(slot.slot, GuestAddress(slot.guest))
+                        .unwrap();
+                    self.model.delete(slot.slot);
+                }
+            }
+            Op::AddSlot {
+                block,
+                first,
+                pages,
+            } => self.add_slot(block.into(), first.into(), u64::from(pages) + 1),
+            Op::Restart { anew } => {
+                self.flight.clear();
+                self.model.calm();
+                self.lease.stop().map_err(|e| e.to_string())?;
+                for slot in &self.slots {
+                    expect!(!self.model.logged(slot.slot), "a slot stays logged");
+                }
+                if anew {
+                    let (lease, rings) = attach(&self.model, &self.memory, &self.setup, self.vcpus);
+                    self.lease = lease;
+                    self.rings = rings;
+                }
+                self.start(StartWith::Everything);
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self) -> Verdict {
+        for (i, &(_, host, pages)) in self.blocks.iter().enumerate() {
+            for page in 0..pages {
+                let at = host + page * PAGE_SIZE;
+                let (guest, copy) = (self.model.version(at), self.copy.get(&at).copied());
+                expect!(
+                    copy == Some(guest),
+                    "page {page} of b{i} is lost: the guest has {guest}, the copy {copy:?}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Verdict {
+        self.model.calm();
+        self.failures = false;
+        for (i, run) in std::mem::take(&mut self.flight).into_iter().enumerate() {
+            if i % 2 == 0 {
+                self.read(&run);
+            } else {
+                self.lease.put_back(run.block.id(), run.first, run.count);
+            }
+        }
+        self.sync(When::Stopped)?;
+        self.drain()?;
+        self.compare()?;
+        expect!(!self.model.broken(), "more was released than was in use");
+        // The rings are of use again: what is written now is found, and after a while nothing else.
+        for round in 0..4 {
+            let before: u64 = self.rings.figures().recoveries;
+            for vcpu in 0..self.vcpus {
+                for page in [1, 2, 5] {
+                    let (_, slot, page) = self.at(0, vcpu as u8, page + round).unwrap();
+                    self.write(vcpu, slot, page, 1)?;
+                }
+            }
+            self.sync(When::Stopped)?;
+            let figures = self.rings.figures();
+            let most = self.vcpus as u64 * 3 + figures.doubtful;
+            let found = self.lease.pending().0;
+            expect!(
+                round < 3 || found <= most || figures.recoveries > before,
+                "{found} pages found, at most {most} written: {figures:?}"
+            );
+            expect!(
+                round < 3 || figures.recoveries == before,
+                "recovering goes on and on"
+            );
+            self.drain()?;
+            self.compare()?;
+        }
+        if self.rings.figures().doubtful == 0 {
+            for when in [When::Running, When::Stopped] {
+                self.sync(when)?;
+                let again = self.lease.pending();
+                expect!(again.0 == 0, "{again} clean pages were found again");
+            }
+        }
+        expect!(!self.model.broken(), "more was released than was in use");
+        self.lease.stop().map_err(|e| e.to_string())?;
+        for slot in &self.slots {
+            expect!(!self.model.logged(slot.slot), "a slot stays logged");
+        }
+        Ok(())
+    }
+}
+
+fn verdict(setup: &Setup, ops: &[Op]) -> Verdict {
+    let mut world = World::new(setup);
+    for op in ops {
+        world.apply(op)?;
+    }
+    world.finish()
+}
+
+fn setup() -> impl Strategy<Value = Setup> {
+    (
+        prop::sample::select(vec![128usize, 256, 1024]),
+        1..4u8,
+        any::<bool>(),
+        prop::sample::select(vec![StartWith::Everything, StartWith::Nothing]),
+    )
+        .prop_map(|(entries, vcpus, with_bitmap, start_with)| Setup {
+            entries,
+            vcpus,
+            with_bitmap,
+            start_with,
+        })
+}
+
+fn ordinary() -> impl Strategy<Value = Op> {
+    let at = || (any::<u8>(), any::<u8>(), any::<u16>());
+    let moment = prop::sample::select(vec![Moment::Before, Moment::Within, Moment::After]);
+    prop_oneof![
+        8 => at().prop_map(|(vcpu, slot, page)| Op::Write { vcpu, slot, page }),
+        4 => (at(), 1..400u16).prop_map(|((vcpu, slot, page), pages)| Op::Sweep { vcpu, slot, page, pages }),
+        3 => (moment, at()).prop_map(|(moment, (vcpu, slot, page))| Op::Race { moment, vcpu, slot, page }),
+        2 => (any::<u8>(), any::<u16>()).prop_map(|(slot, page)| Op::Kernel { slot, page }),
+        4 => Just(Op::Sync),
+        1 => Just(Op::SyncStopped),
+        6 => (1..6u8, 1..500u16).prop_map(|(runs, pages)| Op::Take { runs, pages }),
+        4 => any::<u8>().prop_map(Op::Read),
+        1 => any::<u8>().prop_map(Op::PutBack),
+    ]
+}
+
+fn anything() -> impl Strategy<Value = Op> {
+    let at = || (any::<u8>(), any::<u8>(), any::<u16>());
+    let rare = prop_oneof![
+        4 => (at(), 2..3000u16).prop_map(|((vcpu, slot, page), stores)| Op::Burst { vcpu, slot, page, stores }),
+        3 => (0..200u16, any::<bool>()).prop_map(|(after, traced)| Op::Interrupt { after, traced }),
+        1 => Just(Op::FailReset),
+        1 => Just(Op::AddVcpu),
+        1 => any::<u8>().prop_map(Op::RemoveSlot),
+        1 => (any::<u8>(), any::<u16>(), any::<u16>()).prop_map(|(block, first, pages)| Op::AddSlot { block, first, pages }),
+        1 => any::<bool>().prop_map(|anew| Op::Restart { anew }),
+    ];
+    prop_oneof![3 => ordinary(), 1 => rare]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_copy_equals_the_guest_whatever_happens_to_the_rings(
+        setup in setup(),
+        ops in prop::collection::vec(anything(), 0..100),
+    ) {
+        let verdict = verdict(&setup, &ops);
+        prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
+    }
+
+    #[test]
+    fn rings_that_nothing_happens_to_never_overrun_and_are_exact(
+        setup in setup(),
+        ops in prop::collection::vec(ordinary(), 0..100),
+    ) {
+        let mut world = World::new(&setup);
+        for op in &ops {
+            let done = world.apply(op);
+            prop_assert!(done.is_ok(), "{}", done.unwrap_err());
+        }
+        // A race can push onto a full ring; that is no ordinary write.
+        if !world.model.overran() {
+            prop_assert_eq!(world.rings.figures().overruns, 0);
+            prop_assert_eq!(world.rings.figures().recoveries, 0);
+        }
+        let done = world.finish();
+        prop_assert!(done.is_ok(), "{}", done.unwrap_err());
+    }
+}
+
+fn simple(entries: usize, vcpus: u8) -> World {
+    World::new(&Setup {
+        entries,
+        vcpus,
+        with_bitmap: false,
+        start_with: StartWith::Nothing,
+    })
+}
+
+#[test]
+fn each_size_of_overrun_is_noticed_told_and_survived() {
+    for entries in [128, 256] {
+        for stores in (2..entries as u64 * 5).step_by(13) {
+            let mut world = simple(entries, 2);
+            world.write(0, 1, 7, stores).unwrap();
+            world.write(1, 1, 9, 1).unwrap();
+            let overran = world.model.overran();
+            let report = world.lease.sync(When::Running).unwrap();
+            // Exactly full is taken for an overrun too.
+            let full = stores >= entries as u64;
+            assert!(!overran || full);
+            assert_eq!(world.rings.figures().overruns, u64::from(full), "{stores}");
+            assert_eq!(report.warnings.len(), usize::from(full), "{stores}");
+            if full {
+                assert!(
+                    report.warnings[0].contains("vCPU 0") && report.warnings[0].contains("overran")
+                );
+                assert_eq!(report.pending.0, 500 + 187 + 127);
+            }
+            world
+                .finish()
+                .unwrap_or_else(|e| panic!("{entries} entries, {stores} stores: {e}"));
+        }
+    }
+}
+
+#[test]
+fn a_gap_that_only_a_last_look_can_find_is_found_and_told() {
+    let mut world = simple(256, 1);
+    // What a reset that races with an overrun leaves: three in use that hold nothing.
+    {
+        let ring = world.model.ring(0);
+        world.write(0, 1, 1, 3).unwrap();
+        for entry in &ring.entries()[..3] {
+            entry.flags.store(0, Ordering::SeqCst);
+        }
+    }
+    world.write(0, 1, 50, 1).unwrap();
+    let report = world.lease.sync(When::Stopped).unwrap();
+    assert_eq!(world.rings.figures().overruns, 1);
+    assert_eq!(world.rings.figures().lost, 3);
+    assert!(report.warnings[0].contains("overran"), "{report:?}");
+    world.finish().unwrap();
+}
+
+#[test]
+fn pages_that_an_overrun_lost_are_not_lost_when_their_slot_goes_before_the_next_sync() {
+    let mut world = simple(128, 1);
+    world.write(0, 1, 0, 1).unwrap();
+    world.write(0, 2, 1, 300).unwrap();
+    world.apply(&Op::RemoveSlot(0)).unwrap();
+    world.finish().unwrap();
+}
+
+#[test]
+fn an_interrupted_reset_keeps_its_last_pages_dirty_to_the_end() {
+    for traced in [false, true] {
+        let mut world = simple(1024, 1);
+        for page in 0..100 {
+            world.write(0, 1, page, 1).unwrap();
+        }
+        world.model.interrupt(Interrupt { after: 90, traced });
+        world.lease.sync(When::Running).unwrap();
+        world.drain().unwrap();
+        // The last of what was consumed were not protected: nobody hears of these.
+        for page in 0..100 {
+            world.write(0, 1, page, 1).unwrap();
+        }
+        assert_eq!(world.rings.figures().interrupted, 1);
+        world
+            .finish()
+            .unwrap_or_else(|e| panic!("traced {traced}: {e}"));
+    }
+}
+
+#[test]
+fn a_page_is_handed_out_only_after_its_reset() {
+    let mut world = simple(256, 1);
+    world.write(0, 1, 5, 1).unwrap();
+    // Before the RESET protects it, the page is still writable: the write leaves no trace, so
+    // whoever reads the page has to come later.
+    world.model.race(Moment::Before, 0, 1, 5);
+    world.lease.sync(When::Running).unwrap();
+    world.drain().unwrap();
+    world.compare().unwrap();
+    world.finish().unwrap();
+}
+
+#[test]
+fn saying_full_many_times_for_nothing_does_not_break_a_ring() {
+    let world = simple(256, 1);
+    for _ in 0..50 {
+        world.rings.full(0).unwrap();
+    }
+    assert!(!world.model.broken());
+    assert_eq!(world.rings.figures().overruns, 0);
+    assert_eq!(world.rings.full(9).unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
+fn a_sync_with_nothing_dirty_makes_no_reset_and_one_with_something_makes_one() {
+    let world = simple(256, 3);
+    let before = world.model.resets();
+    world.lease.sync(When::Running).unwrap();
+    assert_eq!(world.model.resets(), before);
+    for vcpu in 0..3 {
+        world.write(vcpu, 1, vcpu as u64, 1).unwrap();
+    }
+    world.lease.sync(When::Running).unwrap();
+    assert_eq!(world.model.resets(), before + 1);
+    assert_eq!(world.rings.dirtied(2).unwrap(), 1);
+}
+
+/// Counts kicks, and writes a page in each: what a processor held back.
+struct Kicked(Model, AtomicU64);
+
+impl Vmm for Kicked {
+    fn kick(&self) -> Result<()> {
+        let n = self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.write(0, 1, 20 + n, 1);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_running_guest_is_kicked_before_the_harvest_and_a_stopped_one_is_not() {
+    let world = simple(256, 1);
+    let model = world.model.clone();
+    let kicked = Arc::new(Kicked(model.clone(), AtomicU64::new(0)));
+    world.lease.stop().unwrap();
+    let mut log = KvmRing::new(
+        Box::new(model.clone()),
+        Arc::new(model.clone()),
+        LogSwitch::Brant,
+        Some(Arc::<Kicked>::clone(&kicked)),
+        false,
+    );
+    log.rings().add(0, model.ring(0)).unwrap();
+    let tracker = Tracker::new(Arc::clone(&world.memory), Clearing::default()).unwrap();
+    assert_eq!(log.exact(), Exact::VcpusStopped);
+    log.clear_at_harvest(true);
+    tracker.add_log(Box::new(log)).unwrap();
+    let lease = tracker.lease().unwrap();
+    lease.start(StartWith::Nothing).unwrap();
+    assert_eq!(lease.sync(When::Running).unwrap().found.0, 1);
+    assert_eq!(lease.sync(When::Stopped).unwrap().found.0, 0);
+    assert_eq!(kicked.1.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_reset_that_fails_fails_the_last_sync_and_makes_everything_dirty_in_others() {
+    let mut world = simple(256, 1);
+    world.write(0, 1, 3, 1).unwrap();
+    world.model.fail(1, 0);
+    let report = world.lease.sync(When::Running).unwrap();
+    assert_eq!(report.pending.0, 814);
+    world.write(0, 1, 4, 1).unwrap();
+    world.model.fail(1, 0);
+    assert!(world.lease.sync(When::Stopped).is_err());
+    world.finish().unwrap();
+}
+
+#[test]
+fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
+    let model = Model::new(false);
+    model.create_vcpu(1024);
+    let memory = Arc::new(Memory::new().unwrap());
+    let setup = Setup {
+        entries: 1024,
+        vcpus: 1,
+        with_bitmap: false,
+        start_with: StartWith::Nothing,
+    };
+    let (lease, rings) = attach(&model, &memory, &setup, 1);
+    let pages = 1u64 << 28;
+    memory
+        .add_block(BlockDescription {
+            name: "huge".into(),
+            host: 0x1000_0000_0000 as *mut u8,
+            length: Bytes(pages * PAGE_SIZE),
+            page_size: Bytes(PAGE_SIZE),
+            file: None,
+            flags: BlockFlags::default(),
+        })
+        .unwrap();
+    // The model has a small slot far into it; nothing is ever allocated for the rest.
+    let first = pages - 5000;
+    model.create(1, 0x1000_0000_0000 + first * PAGE_SIZE, 5000, 0);
+    memory
+        .add_slot(&SlotDescription {
+            slot: 1,
+            flags: 0,
+            block: "huge".into(),
+            offset: Bytes(first * PAGE_SIZE),
+            length: Bytes(5000 * PAGE_SIZE),
+            guest_address: GuestAddress(0),
+        })
+        .unwrap();
+    lease.start(StartWith::Nothing).unwrap();
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = resident();
+    for page in 0..1000 {
+        while model.is_full(0) {
+            rings.full(0).unwrap();
+        }
+        model.write(0, 1, page * 5, 1);
+    }
+    assert_eq!(lease.sync(When::Running).unwrap().found.0, 1000);
+    assert_eq!(lease.sync(When::Stopped).unwrap().found.0, 0);
+    // Of 2 x 32 MiB of bitmaps, what was touched. Other tests run beside this one.
+    let touched = resident().saturating_sub(before);
+    assert!(touched < 4096, "{touched} pages of memory were touched");
+}

@@ -1,0 +1,357 @@
+//! KVM's dirty rings: enabling them, mapping a vCPU's, and `KVM_RESET_DIRTY_RINGS`.
+//!
+//! [`ResetRings`] and [`RingMemory`] are the boundary: [`RingVm`] and [`RingMap`] are the kernel,
+//! and tests put a model behind the same traits. What the flags of an entry mean to whom is not
+//! known here; see `dirty/kvm/ring/protocol.rs`.
+
+use super::kvm::{Vm, VmFd};
+use crate::error::{Error, Kind, Result};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+const KVM_RESET_DIRTY_RINGS: u64 = 0xaec7;
+/// `KVM_CAP_DIRTY_LOG_RING` (5.11): for processors whose stores are seen in order.
+const CAP_DIRTY_LOG_RING: u32 = 192;
+/// `KVM_CAP_DIRTY_LOG_RING_ACQ_REL` (6.1): the same with ordered flags, for all.
+const CAP_DIRTY_LOG_RING_ACQ_REL: u32 = 223;
+/// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` (6.2): a bitmap for writes that no vCPU makes.
+pub const CAP_DIRTY_LOG_RING_WITH_BITMAP: u32 = 225;
+/// `KVM_DIRTY_LOG_PAGE_OFFSET`: the page of a vCPU's descriptor where its ring begins.
+const RING_PAGE: i64 = 64;
+/// `KVM_EXIT_DIRTY_RING_FULL`.
+const EXIT_DIRTY_RING_FULL: u32 = 31;
+/// Where `struct kvm_run` has `exit_reason`.
+const EXIT_REASON_AT: usize = 8;
+const PAGE: u64 = 4096;
+/// `KVM_DIRTY_RING_MAX_ENTRIES` entries of 16 bytes.
+const BYTES_MAX: u64 = 65536 * ENTRY_BYTES;
+/// What is used when nothing is asked for: 16384 entries, 256 KiB a vCPU. Reaped at a quarter,
+/// that leaves room for a dozen of the kernel's batches of emulated instructions.
+const BYTES_DEFAULT: u64 = 16384 * ENTRY_BYTES;
+/// `sizeof(struct kvm_dirty_gfn)`.
+pub const ENTRY_BYTES: u64 = 16;
+
+/// `struct kvm_dirty_gfn`, which the kernel and we write at the same time.
+#[repr(C)]
+#[derive(Default)]
+pub struct Entry {
+    /// `KVM_DIRTY_GFN_F_*`.
+    pub flags: AtomicU32,
+    /// Address space in the upper 16 bits, slot number in the lower.
+    pub slot: AtomicU32,
+    /// Page of the slot.
+    pub offset: AtomicU64,
+}
+
+/// What a `KVM_RESET_DIRTY_RINGS` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    /// Entries that it consumed, of all rings.
+    pub count: u64,
+    /// The calling thread slept in it, so it may have been stopped, frozen or traced meanwhile:
+    /// then the call ended early and left out the protecting of the last entries it consumed.
+    pub disturbed: bool,
+}
+
+/// What is asked of a virtual machine with rings.
+pub trait ResetRings: Send + Sync {
+    /// `KVM_RESET_DIRTY_RINGS`.
+    fn reset(&self) -> Result<Reset>;
+}
+
+/// One vCPU's ring.
+pub trait RingMemory: Send {
+    /// The entries; their number is a power of two.
+    fn entries(&self) -> &[Entry];
+    /// Whether the vCPU left `KVM_RUN` last because its ring was full. Asked while it is out.
+    fn exited_full(&self) -> bool;
+}
+
+/// What enabling came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enabled {
+    /// Bytes of each vCPU's ring.
+    pub bytes: u64,
+    /// There is a bitmap too, for writes that no vCPU makes.
+    pub with_bitmap: bool,
+}
+
+/// Which capability enables rings here, and the most bytes it allows.
+fn offered(vm: &dyn Vm) -> Option<(u32, u64)> {
+    let acquire = vm.check_extension(CAP_DIRTY_LOG_RING_ACQ_REL);
+    if acquire > 0 {
+        return Some((CAP_DIRTY_LOG_RING_ACQ_REL, acquire));
+    }
+    // Without ordered flags only where the processor keeps the order of stores by itself.
+    let ordered = cfg!(any(target_arch = "x86_64", target_arch = "x86"));
+    let plain = vm.check_extension(CAP_DIRTY_LOG_RING);
+    (ordered && plain > 0).then_some((CAP_DIRTY_LOG_RING, plain))
+}
+
+/// The size to ask for, or what is wrong with the one that was asked for.
+fn size_of_ring(asked: u64, most: u64) -> Result<u64> {
+    let most = most.min(BYTES_MAX);
+    if asked == 0 {
+        return Ok(BYTES_DEFAULT.min(most));
+    }
+    let expected = |found: &str| {
+        Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "a dirty ring is a power of two of bytes, from {PAGE} to {most} on this kernel; \
+                 {asked} {found}"
+            ),
+        ))
+    };
+    match asked {
+        _ if !asked.is_power_of_two() => expected("is no power of two"),
+        _ if asked < PAGE => expected("is too small"),
+        _ if asked > most => expected("is too big"),
+        _ => Ok(asked),
+    }
+}
+
+/// Enables dirty rings of `bytes` (0: our choice) for each vCPU of a VM that has none yet, and the
+/// backup bitmap where the kernel offers one, which has to come before the first memory slot.
+pub fn enable(vm: &mut VmFd, bytes: u64) -> Result<Enabled> {
+    let Some((cap, most)) = offered(vm) else {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "this KVM has no dirty rings: capabilities 223 (DIRTY_LOG_RING_ACQ_REL) and 192 are 0",
+        ));
+    };
+    let bytes = size_of_ring(bytes, most)?;
+    if is_enabled(vm) {
+        return Err(Error::new(
+            Kind::State,
+            "this VM's dirty rings are enabled already, which can be done once",
+        ));
+    }
+    vm.enable_cap(cap, bytes).map_err(|e| {
+        // EINVAL for both; only the small sizes leave a doubt.
+        let reason = if bytes < (64 + 512) * ENTRY_BYTES {
+            "either there are vCPUs already (expected none), or a ring on this processor has to \
+             hold more than its reserve of 64 entries, 576 with page-modification logging: then \
+             at least 16384 bytes are expected"
+        } else {
+            "expected: a VM that has no vCPUs yet; found: one that has"
+        };
+        e.context(format_args!("dirty rings of {bytes} bytes: {reason}"))
+    })?;
+    let with_bitmap = vm.check_extension(CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0;
+    if with_bitmap {
+        vm.enable_cap(CAP_DIRTY_LOG_RING_WITH_BITMAP, 0)
+            .map_err(|e| {
+                e.context(
+                    "the dirty rings' backup bitmap: expected a VM that has no memory slots yet",
+                )
+            })?;
+    }
+    Ok(Enabled { bytes, with_bitmap })
+}
+
+/// Whether a VM has its rings enabled: without them, RESET is `EINVAL`.
+pub fn is_enabled(vm: &VmFd) -> bool {
+    // Nothing is flagged, so there is nothing that a signal could make it lose; the mask is for
+    // whoever breaks that rule.
+    let _masked = super::event::SignalsBlocked::new();
+    reset(vm.fd()) >= 0
+}
+
+/// Whether GET and CLEAR work on a VM: with rings, only if it has the backup bitmap as well.
+pub fn has_bitmap(vm: &mut VmFd) -> bool {
+    // Page 1 is no multiple of 64: EINVAL where there are bitmaps, before anything is
+    // touched, and ENXIO before that where there are none.
+    let _ = vm.clear_dirty_log(0, 1, 0, &[]);
+    super::kvm::last_errno() != libc::ENXIO
+}
+
+fn reset(vm: BorrowedFd<'_>) -> libc::c_int {
+    // SAFETY: takes no argument and touches no memory of ours but the rings, whose entries are
+    // atomics.
+    unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS as _, 0) }
+}
+
+/// How often the calling thread has gone to sleep so far. Being stopped (`SIGSTOP`), traced or
+/// frozen counts too; being preempted does not.
+fn times_slept() -> Option<i64> {
+    // SAFETY: all zero is a valid value of that plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    (result == 0).then_some(usage.ru_nvcsw)
+}
+
+/// The kernel's rings, through a VM descriptor.
+#[derive(Debug)]
+pub struct RingVm(OwnedFd);
+
+impl RingVm {
+    /// A second descriptor of the same VM.
+    pub fn new(vm: &VmFd) -> Result<Self> {
+        let fd = vm.fd().try_clone_to_owned();
+        Ok(RingVm(fd.map_err(|e| {
+            Error::os("duplicating the VM descriptor", e)
+        })?))
+    }
+}
+
+impl ResetRings for RingVm {
+    fn reset(&self) -> Result<Reset> {
+        use std::os::fd::AsFd;
+        let before = times_slept();
+        let count = reset(self.0.as_fd());
+        if count < 0 {
+            return Err(Error::last_os("KVM_RESET_DIRTY_RINGS"));
+        }
+        let after = times_slept();
+        Ok(Reset {
+            count: count as u64,
+            disturbed: before.is_none() || before != after,
+        })
+    }
+}
+
+/// A mapping that is unmapped when dropped.
+#[derive(Debug)]
+struct Mapping {
+    at: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: shared memory of the kernel's and ours; what is read of it is atomics.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(
+        fd: BorrowedFd<'_>,
+        bytes: u64,
+        protection: libc::c_int,
+        sharing: libc::c_int,
+        page: i64,
+    ) -> std::io::Result<Self> {
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes as usize,
+                protection,
+                sharing,
+                fd.as_raw_fd(),
+                page * PAGE as i64,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(Mapping {
+            at: at.cast(),
+            bytes: bytes as usize,
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which nobody has a reference any more.
+        unsafe { libc::munmap(self.at.cast(), self.bytes) };
+    }
+}
+
+/// A vCPU's ring, mapped, and the first page of its `struct kvm_run`.
+#[derive(Debug)]
+pub struct RingMap {
+    ring: Mapping,
+    run: Mapping,
+}
+
+/// Whether a page of a vCPU's descriptor belongs to a ring: only those cannot be mapped
+/// privately. A page that belongs to nothing can be mapped, and kills whoever touches it.
+fn is_ring_page(vcpu: BorrowedFd<'_>, page: i64) -> bool {
+    let private = Mapping::new(vcpu, PAGE, libc::PROT_READ, libc::MAP_PRIVATE, page);
+    matches!(private, Err(e) if e.raw_os_error() == Some(libc::EINVAL))
+}
+
+/// How many bytes the ring of a vCPU has; 0 without one.
+fn bytes_of(vcpu: BorrowedFd<'_>) -> u64 {
+    let sizes = (0..).map(|shift| 1i64 << shift);
+    let sizes = sizes.take_while(|&pages| {
+        pages as u64 * PAGE <= BYTES_MAX && is_ring_page(vcpu, RING_PAGE + pages - 1)
+    });
+    sizes.last().map_or(0, |pages| pages as u64 * PAGE)
+}
+
+impl RingMap {
+    /// Maps the ring of a vCPU. `expected` is its size in bytes, 0 if nobody has said.
+    pub fn new(vcpu: BorrowedFd<'_>, expected: u64) -> Result<Self> {
+        let bytes = bytes_of(vcpu);
+        if bytes == 0 {
+            return Err(Error::new(
+                Kind::Invalid,
+                "this descriptor is of no vCPU with a dirty ring: expected what KVM_CREATE_VCPU \
+                 returned, of a VM whose rings were enabled before",
+            ));
+        }
+        if expected != 0 && expected != bytes {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("the vCPU's dirty ring: {expected} bytes expected, {bytes} found"),
+            ));
+        }
+        let cannot = |e| Error::os("mapping a vCPU's dirty ring", e);
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        Ok(RingMap {
+            ring: Mapping::new(vcpu, bytes, both, libc::MAP_SHARED, RING_PAGE).map_err(cannot)?,
+            run: Mapping::new(vcpu, PAGE, libc::PROT_READ, libc::MAP_SHARED, 0).map_err(cannot)?,
+        })
+    }
+}
+
+impl RingMemory for RingMap {
+    fn entries(&self) -> &[Entry] {
+        let len = self.ring.bytes / ENTRY_BYTES as usize;
+        // SAFETY: the mapping lives as long as self, is page-aligned, and all of it is ring (asked
+        // of the kernel when it was made). An entry is nothing but atomics, for which any
+        // bytes are valid and the kernel's writes are no races.
+        unsafe { std::slice::from_raw_parts(self.ring.at.cast::<Entry>(), len) }
+    }
+
+    fn exited_full(&self) -> bool {
+        // SAFETY: inside the mapped page, aligned; an atomic, as the kernel writes it at any time.
+        let reason = unsafe { &*self.run.at.add(EXIT_REASON_AT).cast::<AtomicU32>() };
+        reason.load(std::sync::atomic::Ordering::Relaxed) == EXIT_DIRTY_RING_FULL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_laid_out_as_the_kernel_has_it() {
+        assert_eq!(size_of::<Entry>() as u64, ENTRY_BYTES);
+        assert_eq!(std::mem::offset_of!(Entry, slot), 4);
+        assert_eq!(std::mem::offset_of!(Entry, offset), 8);
+    }
+
+    #[test]
+    fn a_size_that_cannot_be_is_refused_and_none_is_chosen_well() {
+        for (asked, most, fine) in [
+            (0, 1 << 20, Some(BYTES_DEFAULT)),
+            (0, 1 << 16, Some(1 << 16)),
+            (4096, 1 << 20, Some(4096)),
+            (1 << 20, 1 << 20, Some(1 << 20)),
+            (1 << 21, 1 << 21, None),
+            (1 << 20, 1 << 16, None),
+            (2048, 1 << 20, None),
+            (5000, 1 << 20, None),
+            (u64::MAX, u64::MAX, None),
+        ] {
+            let got = size_of_ring(asked, most);
+            assert_eq!(got.as_ref().ok().copied(), fine, "{asked} of {most}");
+            if let Err(e) = got {
+                assert!(e.message().contains(&asked.to_string()), "{e}");
+            }
+        }
+    }
+}
