@@ -790,6 +790,22 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
 }
 
 #[test]
+fn a_log_that_failed_is_no_evidence_that_a_page_which_was_given_back_was_written() {
+    for mode in MODES {
+        let mut world = quiet(mode, SMALLEST, 256, &[(10, 100)]);
+        world.drain();
+        world.sync(When::Running).unwrap();
+        world.drain();
+        world.kvm.fail(1, 0);
+        world.sync(When::Running).unwrap();
+        assert!(world.lease.pending() >= Pages(156), "all counts as dirty");
+        world.finish().unwrap();
+        assert_eq!(world.lease.stats().broken, Pages(0), "{mode:?}");
+        assert!((10..110).all(|page| world.copy[&page] == Has::Discarded));
+    }
+}
+
+#[test]
 fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back() {
     let mut world = World::new(
         &Setup {
