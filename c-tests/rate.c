@@ -152,7 +152,7 @@ static void by_log(struct vm *vm, const struct tracking *how, unsigned vcpus)
     vm_track(vm, how);
     /* What one measurement found is no part of the next. */
     begin(&m, vm, BRANT_RATE_BY_LOG, 0);
-    writes(vm, 500, by_vcpu);
+    writes(vm, 2000, by_vcpu);
     must(brant_rate_finish(m.rate, &e));
     end(&m);
     begin(&m, vm, BRANT_RATE_BY_LOG, 0);
