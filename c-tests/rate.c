@@ -263,8 +263,8 @@ static struct vm *new_guest(unsigned vcpus, uint64_t bytes, uint64_t ring_bytes)
     return vm;
 }
 
-/* By rings that know which vCPU it was. Of several each is slower than the one before, so that one
- * taken for another shows. */
+/* By rings that know which vCPU it was. Several are held back, each more than the one before, so that
+ * one taken for another shows. */
 static void by_ring(unsigned vcpus)
 {
     struct vm *vm;
