@@ -226,7 +226,8 @@ __attribute__((noreturn)) static void stop_and_continue(pid_t process)
         while (getppid() == process && !all_stopped(process))
             ;
         kill(process, SIGCONT);
-        usleep((useconds_t)(100 + i * 13 % 1500));
+        /* Where all is slow, the guest gets as far. */
+        usleep(patience(100 + (unsigned)i * 13 % 1500));
     }
     _exit(0);
 }
@@ -253,7 +254,7 @@ static void stopped_and_continued(void)
     child = fork();
     if (child == 0)
         stop_and_continue(getppid());
-    for (int i = 0; i < (brief() ? 12 : 40); i++)
+    for (int i = 0; i < (brief() ? 20 : 40); i++)
         some_syncs(vm, &copy, 1);
     kill(child, SIGKILL);
     kill(getpid(), SIGCONT);
