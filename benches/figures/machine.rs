@@ -110,10 +110,10 @@ pub fn scattered(words: &mut [u64], density: f64, seed: u64, f: impl Fn(&mut u64
 }
 
 /// Address space for a slot.
-struct Reserved(*mut u8, usize);
+pub struct Reserved(*mut u8, usize);
 
 impl Reserved {
-    fn new(length: u64) -> Reserved {
+    pub fn new(length: u64) -> Reserved {
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(
@@ -127,6 +127,10 @@ impl Reserved {
         };
         assert_ne!(at, libc::MAP_FAILED, "{length} bytes of address space");
         Reserved(at.cast(), length as usize)
+    }
+
+    pub fn address(&self) -> *mut u8 {
+        self.0
     }
 }
 
@@ -282,7 +286,8 @@ impl Machine {
     }
 }
 
-fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
+/// brant's side of it.
+pub fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
     // SAFETY: the descriptor is open while `vm` is.
     let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
     VmFd::new(fd.try_clone_to_owned().unwrap()).unwrap()

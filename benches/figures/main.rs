@@ -8,6 +8,7 @@ mod collect;
 mod machine;
 mod parts;
 mod report;
+mod ring;
 mod slowdown;
 mod stream;
 mod sync;
@@ -39,6 +40,7 @@ fn main() {
     collect::measure(&mut report);
     sync::measure(&mut report);
     parts::measure(&mut report);
+    ring::measure(&mut report);
     parts::layers(&mut report);
     slowdown::measure(&mut report);
 }
