@@ -15,6 +15,7 @@ static const struct tracking ways[] = {
     { "manual", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 0 },
     { "initially-set", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_CHUNKED, 0 },
     { "initially-set-at-sync", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_AT_SYNC, 0 },
+    { "ring", BRANT_KVM_RING, BRANT_CLEAR_CHUNKED, 0 },
 };
 
 static void take_all(struct vm *vm)
@@ -35,6 +36,7 @@ int main(int argc, char **argv)
         .vcpus = 1, .memory_bytes = 256 * MIB, .workload = GV_SWEEP, .fill_percent = 100
     };
     uint64_t begun, until, next, written;
+    uint64_t ring_bytes = 0;
     char why[256];
     struct vm *vm;
 
@@ -46,8 +48,16 @@ int main(int argc, char **argv)
         if (strcmp(ways[i].name, name) == 0)
             way = &ways[i];
     if (!way && strcmp(name, "untracked") != 0)
-        bail("one of untracked, get-and-clear, manual, initially-set, initially-set-at-sync");
-    vm = vm_new(&config);
+        bail("one of untracked, get-and-clear, manual, initially-set, initially-set-at-sync, ring");
+    if (way && way->mode == BRANT_KVM_RING) {
+        ring_bytes = RING_DEFAULT;
+        if (rings_available(ring_bytes, why, sizeof why)) {
+            printf("%s\n", why);
+            return 0;
+        }
+    }
+    vm = vm_new_with_rings(&config, ring_bytes);
+    vm->kick = true;
     vm_start(vm);
     /* The first touch of a page costs the host more than anything measured here. */
     vm_writes(vm, vm->pages);

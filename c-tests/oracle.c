@@ -7,11 +7,16 @@
 #include "oracle.h"
 
 static const struct oracle_kind kinds[] = {
-    { .name = "get-and-clear", .add = oracle_add_kvm, .mode = BRANT_KVM_GET_AND_CLEAR },
-    { .name = "manual-protect", .add = oracle_add_kvm, .mode = BRANT_KVM_MANUAL_PROTECT },
-    { .name = "initially-set", .add = oracle_add_kvm, .mode = BRANT_KVM_INITIALLY_SET },
-    { .name = "initially-set, cleared at sync", .add = oracle_add_kvm,
+    { .name = "get-and-clear", .add = vm_add_kvm, .mode = BRANT_KVM_GET_AND_CLEAR },
+    { .name = "manual-protect", .add = vm_add_kvm, .mode = BRANT_KVM_MANUAL_PROTECT },
+    { .name = "initially-set", .add = vm_add_kvm, .mode = BRANT_KVM_INITIALLY_SET },
+    { .name = "initially-set, cleared at sync", .add = vm_add_kvm,
       .mode = BRANT_KVM_INITIALLY_SET, .clearing = BRANT_CLEAR_AT_SYNC },
+    { .name = "ring of 256 entries", .add = vm_add_kvm, .mode = BRANT_KVM_RING, .ring_bytes = 4096 },
+    { .name = "ring as shipped", .add = vm_add_kvm, .mode = BRANT_KVM_RING,
+      .ring_bytes = RING_DEFAULT },
+    { .name = "ring of 65536 entries", .add = vm_add_kvm, .mode = BRANT_KVM_RING,
+      .ring_bytes = 1 << 20 },
     { .name = "reported, of a process", .machine = MV_PROCESS },
     { .name = "userfault", .add = oracle_add_userfault, .available = oracle_has_userfault },
 };

@@ -12,6 +12,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -121,6 +122,9 @@ struct vm {
     atomic_ullong full_exits;
 };
 
+/* The size of a dirty ring that is left to brant. */
+#define RING_DEFAULT UINT64_MAX
+
 static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
 {
     struct vm *vm = opaque;
@@ -133,7 +137,8 @@ static int vm_created(void *opaque, int vm_fd)
     struct vm *vm = opaque;
 
     if (vm->ring_bytes)
-        must(brant_kvm_enable_ring(dup(vm_fd), vm->ring_bytes, NULL, &e));
+        must(brant_kvm_enable_ring(dup(vm_fd), vm->ring_bytes == RING_DEFAULT ? 0 : vm->ring_bytes,
+                                   &vm->ring_bytes, &e));
     return 0;
 }
 
@@ -182,8 +187,8 @@ UNUSED static void vm_describe(struct vm *vm)
     }
 }
 
-/* A guest that has not started yet, with dirty rings of so many bytes (0: none). Its hooks are given
- * the struct vm. */
+/* A guest that has not started yet, with dirty rings of so many bytes (0: none; or RING_DEFAULT). Its
+ * hooks are given the struct vm. */
 UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
 {
     struct vm *vm = must_alloc(1, sizeof *vm);
@@ -227,17 +232,24 @@ static int32_t vm_op_kick(void *opaque, brant_reason *reason)
 
 static const brant_ops vm_kicks = { .size = sizeof vm_kicks, .kick = vm_op_kick };
 
+/* Adds KVM's log to a tracker of it, and its vCPUs if they have rings. */
+UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
+{
+    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
+
+    must(brant_tracker_add_kvm(tracker, &kvm, vm->kick ? &vm_kicks : NULL, vm, &e));
+    for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
+        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(vm->machine, i)), &e));
+}
+
 /* Gives it a tracker. It stands still, or has not started. */
 UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
 {
     brant_tracker_config config = { sizeof config, how->clearing, how->shift };
-    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = how->mode };
     brant_tracker *tracker;
 
     must(brant_tracker_new(vm->guest, &config, &tracker, &e));
-    must(brant_tracker_add_kvm(tracker, &kvm, vm->kick ? &vm_kicks : NULL, vm, &e));
-    for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
-        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(vm->machine, i)), &e));
+    vm_add_kvm(vm, tracker, how->mode);
     atomic_store(&vm->tracker, tracker);
 }
 
@@ -615,6 +627,27 @@ UNUSED static bool journey_equal(const struct journey *j)
              j->to->frozen.writes);
     return differs == 0 && j->from->pages == j->to->pages &&
            j->from->frozen.writes == j->to->frozen.writes && j->from->frozen.writes > 0;
+}
+
+/* 0, or -1 and why this KVM has no dirty rings of so many bytes. */
+UNUSED static int rings_available(uint64_t bytes, char *why, size_t len)
+{
+    brant_error *e = NULL;
+    int kvm, machine;
+    int32_t code;
+
+    if (mv_kvm_available(why, len))
+        return -1;
+    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    /* KVM_CREATE_VM */
+    machine = ioctl(kvm, 0xae01, 0);
+    if (machine < 0)
+        bail("KVM_CREATE_VM: %s", strerror(errno));
+    close(kvm);
+    code = brant_kvm_enable_ring(machine, bytes == RING_DEFAULT ? 0 : bytes, NULL, &e);
+    snprintf(why, len, "%s", brant_error_message(e));
+    brant_error_free(e);
+    return code ? -1 : 0;
 }
 
 /* Without KVM none of the program's promises can be tried. */

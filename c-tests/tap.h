@@ -39,11 +39,13 @@
 #ifndef TAP_H
 #define TAP_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static struct {
@@ -64,18 +66,38 @@ __attribute__((unused)) static bool brief(void)
     return getenv("BRANT_SHORT") != NULL;
 }
 
-/* One whole line, at once: a test that dies later has still said this. */
+/* One whole line, at once: a test that dies later has still said this. Not by printf, which drops
+ * a line if a signal comes while the other end does not take it: a terminal, a serial port. */
+__attribute__((format(printf, 1, 2), unused)) static void tap_print(const char *format, ...)
+{
+    char line[2048];
+    va_list args;
+    size_t n, at = 0;
+
+    va_start(args, format);
+    /* The last byte is for the newline. */
+    vsnprintf(line, sizeof line - 1, format, args);
+    va_end(args);
+    n = strlen(line);
+    line[n++] = '\n';
+    fflush(stdout);
+    while (at < n) {
+        ssize_t written = write(STDOUT_FILENO, line + at, n - at);
+
+        if (written < 0 && errno != EINTR)
+            return;
+        at += written < 0 ? 0 : (size_t)written;
+    }
+}
+
 __attribute__((format(printf, 3, 0), unused)) static void
 tap_line(const char *verdict, const char *reason, const char *format, va_list args)
 {
     char promise[512];
 
     vsnprintf(promise, sizeof promise, format, args);
-    printf("%s %d - %s", verdict, tap_state.run, promise);
-    if (reason)
-        printf(" # SKIP %s", reason);
-    printf("\n");
-    fflush(stdout);
+    tap_print("%s %d - %s%s%s", verdict, tap_state.run, promise, reason ? " # SKIP " : "",
+              reason ? reason : "");
 }
 
 __attribute__((unused)) static void plan(int promises)
@@ -84,8 +106,7 @@ __attribute__((unused)) static void plan(int promises)
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     tap_state.planned = promises;
-    printf("1..%d\n", promises);
-    fflush(stdout);
+    tap_print("1..%d", promises);
     alarm(seconds ? (unsigned)atoi(seconds) : 120);
 }
 
@@ -101,8 +122,7 @@ tap_ok(bool condition, const char *file, int line, const char *format, ...)
     va_end(args);
     if (!condition) {
         tap_state.failed++;
-        printf("# at %s:%d\n", file, line);
-        fflush(stdout);
+        tap_print("# at %s:%d", file, line);
     }
     pthread_mutex_unlock(&tap_state.lock);
     return condition;
@@ -112,15 +132,14 @@ tap_ok(bool condition, const char *file, int line, const char *format, ...)
 
 __attribute__((format(printf, 1, 2), unused)) static void note(const char *format, ...)
 {
+    char text[1024];
     va_list args;
 
-    pthread_mutex_lock(&tap_state.lock);
-    printf("# ");
     va_start(args, format);
-    vprintf(format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    printf("\n");
-    fflush(stdout);
+    pthread_mutex_lock(&tap_state.lock);
+    tap_print("# %s", text);
     pthread_mutex_unlock(&tap_state.lock);
 }
 
@@ -155,22 +174,20 @@ skip(const char *reason, const char *format, ...)
 
 __attribute__((noreturn, unused)) static void skip_all(const char *reason)
 {
-    printf("1..0 # SKIP %s\n", reason);
-    fflush(stdout);
+    tap_print("1..0 # SKIP %s", reason);
     exit(0);
 }
 
 __attribute__((format(printf, 1, 2), noreturn, unused)) static void
 bail(const char *format, ...)
 {
+    char text[1024];
     va_list args;
 
-    printf("Bail out! ");
     va_start(args, format);
-    vprintf(format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    printf("\n");
-    fflush(stdout);
+    tap_print("Bail out! %s", text);
     /* Not exit(): other threads may be anywhere. */
     _exit(255);
 }

@@ -6,14 +6,15 @@
 //! the wanted share; from then on the kernel answers each GET with the same bits, because
 //! the clears of the walks between the syncs are kept from it.
 
-use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use brant::dirty::kvm::{KvmLog, KvmMode, KvmRing, LogSwitch};
 use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, SyncReport, Tracker};
 use brant::dirty::{DirtyLog, When};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::sys::kvm::{Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use brant::sys::kvm_ring::{self, RingMap};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::Kvm;
+use kvm_bindings::{kvm_userspace_memory_region, KVM_CAP_DIRTY_LOG_RING_ACQ_REL};
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -153,6 +154,9 @@ pub struct Shape {
     pub odd: bool,
     pub mode: KvmMode,
     pub clearing: Clearing,
+    /// vCPUs, which never run, with dirty rings as they ship: the log is theirs and `mode` does
+    /// not matter. 0: none, and no rings.
+    pub ring_vcpus: u64,
 }
 
 impl Shape {
@@ -164,6 +168,7 @@ impl Shape {
             odd: false,
             mode: KvmMode::InitiallySet,
             clearing: Clearing::default(),
+            ring_vcpus: 0,
         }
     }
 }
@@ -172,6 +177,9 @@ impl Shape {
 pub struct Machine {
     pub lease: Lease,
     pub control: Arc<Mutex<Control>>,
+    /// Of all dirty rings. The kernel's memory, which is the VMM's cost all the same.
+    pub ring_bytes: u64,
+    _vcpus: Vec<VcpuFd>,
     vm: kvm_ioctls::VmFd,
     _ram: Reserved,
 }
@@ -180,6 +188,10 @@ impl Machine {
     /// Not started yet. `others`: logs beside KVM's.
     pub fn new(kvm: &Kvm, shape: &Shape, others: Vec<Box<dyn DirtyLog>>) -> Machine {
         let vm = kvm.create_vm().unwrap();
+        let ring = match shape.ring_vcpus {
+            0 => 0,
+            _ => kvm_ring::enable(&mut boundary(&vm), 0).unwrap().bytes,
+        };
         let odd = u64::from(shape.odd);
         let pages = shape.length / PAGE_SIZE;
         let ram = Reserved::new(shape.length + odd * PAGE_SIZE);
@@ -230,8 +242,21 @@ impl Machine {
         }));
         let timed = Timed(boundary(&vm), Arc::clone(&control));
         let tracker = Tracker::new(memory, shape.clearing).unwrap();
-        let log = KvmLog::new(Box::new(timed), shape.mode, LogSwitch::Brant);
-        tracker.add_log(Box::new(log)).unwrap();
+        let vcpus = (0..shape.ring_vcpus).map(|i| vm.create_vcpu(i).unwrap());
+        let vcpus: Vec<VcpuFd> = vcpus.collect();
+        let log: Box<dyn DirtyLog> = if vcpus.is_empty() {
+            Box::new(KvmLog::new(Box::new(timed), shape.mode, LogSwitch::Brant))
+        } else {
+            let log = KvmRing::from_fd(boundary(&vm), LogSwitch::Brant, None).unwrap();
+            for (i, vcpu) in vcpus.iter().enumerate() {
+                // SAFETY: the descriptor is open while `vcpu` is.
+                let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+                let map = RingMap::new(fd, ring).unwrap();
+                log.rings().add(i as u32, Box::new(map)).unwrap();
+            }
+            Box::new(log)
+        };
+        tracker.add_log(log).unwrap();
         for log in others {
             tracker.add_log(log).unwrap();
         }
@@ -239,6 +264,8 @@ impl Machine {
         Machine {
             lease,
             control,
+            ring_bytes: shape.ring_vcpus * ring,
+            _vcpus: vcpus,
             vm,
             _ram: ram,
         }
@@ -291,6 +318,11 @@ pub fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
     // SAFETY: the descriptor is open while `vm` is.
     let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
     VmFd::new(fd.try_clone_to_owned().unwrap()).unwrap()
+}
+
+/// Whether it has dirty rings.
+pub fn has_rings(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into()) > 0
 }
 
 /// KVM, with dirty logs that start all set; or why there is none.

@@ -6,7 +6,7 @@
 //! device has a log of its own here, as vhost-user back ends have that were not given one to
 //! share.
 
-use crate::machine::{kvm, scattered, Clear, Machine, Shape, GIB};
+use crate::machine::{has_rings, kvm, scattered, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, LogReport, StartWith};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
@@ -29,6 +29,8 @@ const DEVICES: u64 = 24;
 /// Bytes for a guest page, all in all: KVM's own maps of a slot (10), its two bitmaps, ours,
 /// and those of the devices.
 const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + DEVICES) / 8 + 1;
+/// Of a guest of 256 GiB whose vCPUs have rings.
+const VCPUS: u64 = 64;
 /// What is left to whoever else is on the machine.
 const SPARE: u64 = 2 * GIB;
 /// How long a sync of a 256 GiB guest took elsewhere, once its misaligned blocks no longer
@@ -261,8 +263,8 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
     }
 }
 
-/// What brant holds for each page of the guest, beside the three bitmaps of a slot's own, a
-/// global one and a migration's.
+/// What brant holds for each page of the guest, the dirty rings included, beside the three
+/// bitmaps of a slot's own, a global one and a migration's.
 pub fn layers(report: &mut Report) {
     use brant::dirty::kvm::KvmMode;
     const FAMILY: &str = "layers.bytes_per_page/";
@@ -274,22 +276,30 @@ pub fn layers(report: &mut Report) {
         Err(reason) => return report.skipped(FAMILY, &reason),
     };
     let length = SIZES[0].1;
-    for (name, mode, clearing) in [
-        ("get-and-clear", KvmMode::GetAndClear, Clearing::AtSync),
-        ("manual", KvmMode::InitiallySet, Clearing::default()),
-        ("manual-at-sync", KvmMode::InitiallySet, Clearing::AtSync),
+    // A ring is cleared by being harvested.
+    for (name, mode, clearing, ring_vcpus) in [
+        ("get-and-clear", KvmMode::GetAndClear, Clearing::AtSync, 0),
+        ("manual", KvmMode::InitiallySet, Clearing::default(), 0),
+        ("manual-at-sync", KvmMode::InitiallySet, Clearing::AtSync, 0),
+        ("ring", KvmMode::GetAndClear, Clearing::AtSync, VCPUS),
     ] {
+        let name = format!("{FAMILY}{name}");
+        if ring_vcpus > 0 && !has_rings(&kvm) {
+            report.skipped(&name, "this KVM has no dirty rings");
+            continue;
+        }
         let shape = Shape {
             mode,
             clearing,
+            ring_vcpus,
             ..Shape::plain(length)
         };
         let machine = Machine::new(&kvm, &shape, Vec::new());
         machine.lease.start(StartWith::Nothing).unwrap();
-        let held = machine.lease.heap_bytes() as f64 / (length / PAGE_SIZE) as f64;
+        let held = machine.lease.heap_bytes() + machine.ring_bytes;
+        let held = held as f64 / (length / PAGE_SIZE) as f64;
         machine.lease.stop().unwrap();
         let three = Runs::of(3.0 / 8.0);
-        let name = format!("{FAMILY}{name}");
         report.compared(&name, "bytes", &Runs::of(held), "three bitmaps", &three);
     }
 }

@@ -7,11 +7,12 @@ use std::process::Command;
 const RUNS: usize = 5;
 const FAMILY: &str = "guest.slowdown/";
 /// As the program knows them.
-const MODES: [&str; 4] = [
+const MODES: [&str; 5] = [
     "get-and-clear",
     "manual",
     "initially-set",
     "initially-set-at-sync",
+    "ring",
 ];
 
 /// All figures of this file.

@@ -197,8 +197,10 @@ pub unsafe extern "C" fn brant_rate_finish(
 }
 
 /// Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
-/// apart; in `rates`, at most `capacity` of them. How many vCPUs are known, 0 when no log can
-/// tell, is in `count`. A page that two vCPUs wrote counts for both.
+/// apart, as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that
+/// the vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A
+/// page that two vCPUs wrote counts for both, and one that is written again after its ring was
+/// emptied (when one is a quarter full, and at half of the period) counts again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_get_vcpus(
     rate: *const brant_rate,

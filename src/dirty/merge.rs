@@ -237,6 +237,9 @@ impl Sink for PendingSink<'_> {
                     chunks.arm_range(piece.first as usize, piece.pages as usize);
                 }
             }
+            // That nothing is known is no evidence that a page which was given back was written.
+            let pages = piece.first..piece.first.saturating_add(piece.pages);
+            state.beside.put_back(pages);
             state
                 .pending
                 .set_range(piece.first as usize, piece.pages as usize)

@@ -34,7 +34,8 @@ pub struct Rate {
     /// By sampling: pages read, and of those the ones that had changed. A page that was
     /// written with what it held already has not.
     pub sampled: Option<(Pages, Pages)>,
-    /// By log, where a log can tell: pages that each vCPU wrote.
+    /// By log, where a log can tell: pages that each vCPU wrote, once for each harvest that
+    /// found them.
     pub per_vcpu: Option<Vec<u64>>,
     /// A log failed, and all that it covers was counted; or will deliver some of it later.
     pub warned: bool,
