@@ -254,7 +254,7 @@ static void stopped_and_continued(void)
     child = fork();
     if (child == 0)
         stop_and_continue(getppid());
-    for (int i = 0; i < (brief() ? 20 : 40); i++)
+    for (int i = 0; i < (brief() ? 8 : 40); i++)
         some_syncs(vm, &copy, 1);
     kill(child, SIGKILL);
     kill(getpid(), SIGCONT);
