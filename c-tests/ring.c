@@ -281,6 +281,8 @@ struct bare {
     brant_guest *guest;
     brant_tracker *tracker;
     uint64_t full_exits, taken;
+    /* How often each full exit is told again. */
+    unsigned told_again;
 };
 
 static int sys_kvm(void)
@@ -391,7 +393,8 @@ static bool bare_runs(struct bare *b, uint64_t code, uint64_t at, uint64_t n, ui
             bail("unexpected exit %u", b->run->exit_reason);
         if (++b->full_exits > limit)
             return false;
-        must(brant_tracker_ring_full(b->tracker, 7, &e));
+        for (unsigned i = 0; i <= b->told_again; i++)
+            must(brant_tracker_ring_full(b->tracker, 7, &e));
     }
 }
 
@@ -614,6 +617,72 @@ static void never_initially_set(void)
     bare_free(&b);
 }
 
+/* The same, and logging was left on as well: switching it on is no switch then. */
+static void never_left_on(void)
+{
+    struct bare b = bare_new(65536);
+    struct kvm_enable_cap cap = { .cap = 168, .args = { 3 } };
+
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 100, 1);
+    must_ioctl(b.vm, KVM_ENABLE_CAP, &cap);
+    bare_log(&b, true);
+    /* Mapped anew, writable, and pushed for by nobody. */
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 100, 2);
+    memcpy(b.copy, b.memory, BARE_PAGES * PAGE);
+    bare_track(&b);
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 100, 3);
+    bare_sync(&b, BRANT_SYNC_STOPPED);
+    bare_take(&b);
+    equal(bare_differs(&b), 0, "a machine whose logging was left on loses nothing");
+    bare_free(&b);
+}
+
+/* A VMM that tells of an exit again and again: what is in exit_reason is old then, and the ring is
+ * not to be given what it has not in use. */
+static void told_again(void)
+{
+    struct bare b = bare_new(4096);
+    bool runs = true;
+
+    b.told_again = 20;
+    bare_track(&b);
+    for (int i = 0; i < 8 && runs; i++)
+        runs = bare_runs(&b, STRIDE_AT, 16 * PAGE, 1500, (uint8_t)(i + 1));
+    ok(runs && b.full_exits > 0, "full exits that are told again and again do not hold up the guest");
+    bare_sync(&b, BRANT_SYNC_STOPPED);
+    bare_take(&b);
+    ok(bare_differs(&b) == 0 && bare_is_exact(&b), "and lose nothing, and the ring is exact");
+    note("%" PRIu64 " full exits, %" PRIu64 " overruns", b.full_exits, kvm_info(b.tracker).overruns);
+    bare_free(&b);
+}
+
+/* A probe and a migration, each with a tracker that stays. */
+static void in_turn(void)
+{
+    struct bare b = bare_new(65536);
+    brant_tracker *other, *first;
+    uint64_t wrong = 0;
+
+    bare_track(&b);
+    must(brant_tracker_stop(b.tracker, &e));
+    first = b.tracker;
+    bare_track(&b);
+    other = b.tracker;
+    must(brant_tracker_stop(other, &e));
+    for (int i = 0; i < 8; i++) {
+        b.tracker = i % 2 ? other : first;
+        must(brant_tracker_start(b.tracker, BRANT_START_CLEAN, &e));
+        bare_runs(&b, STRIDE_AT, (16 + (uint64_t)i) * PAGE, 20, (uint8_t)(i + 1));
+        wrong += bare_sync(&b, BRANT_SYNC_RUNNING).found_pages != 20;
+        must(brant_tracker_stop(b.tracker, &e));
+    }
+    ok(wrong == 0 && kvm_info(first).overruns == 0 && kvm_info(other).overruns == 0,
+       "two trackers in turn find what is written, at each sync");
+    brant_tracker_free(first);
+    b.tracker = other;
+    bare_free(&b);
+}
+
 int main(void)
 {
     static const uint64_t sizes[] = { 4096, 16384, 65536, 1 << 20 };
@@ -622,10 +691,13 @@ int main(void)
     need_kvm();
     if (ioctl(sys_kvm(), KVM_CHECK_EXTENSION, 223) <= 0)
         skip_all("this KVM has no dirty rings");
-    plan(REFUSALS + SIZES * 2 * EXACT + 1 + 6 * OVERRUN + 2 + 1);
+    plan(REFUSALS + SIZES * 2 * EXACT + 1 + 6 * OVERRUN + 2 + 1 + 4);
     random_begin();
     refusals();
     never_initially_set();
+    never_left_on();
+    told_again();
+    in_turn();
     added_later();
     for (int i = 0; i < SIZES; i++) {
         exact(1, sizes[i], i % 2);
