@@ -335,9 +335,7 @@ impl RingMemory for RingMap {
     fn strike_out(&self) {
         let (was, now) = (EXIT_DIRTY_RING_FULL, EXIT_INTR);
         let (done, failed) = (Ordering::Relaxed, Ordering::Relaxed);
-        let _ = self
-            .exit_reason()
-            .compare_exchange(was, now, done, failed);
+        let _ = self.exit_reason().compare_exchange(was, now, done, failed);
     }
 }
 
