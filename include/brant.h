@@ -236,6 +236,7 @@
 /**
  * In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
  * must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+ * At the source free-page hints do nothing then.
  */
 #define BRANT_RETURNED_SEND 1
 
@@ -1749,10 +1750,12 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
 
 /**
  * Says whether the guest must tell before it uses a page again that its balloon gave back:
- * whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
- * again after a device reset); at a destination in `load` at the latest, with what the source's
+ * whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up, and
+ * again after a device reset; at a destination in `load` at the latest, with what the source's
  * guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
- * nothing; saying 0 also takes back what was given. `must` is 0 or 1.
+ * nothing. Saying 0, or saying 1 again, takes back what was given: after a reset nobody knows
+ * of it any more. What a source has said of its guest is kept until that guest runs here. `must`
+ * is 0 or 1.
  */
 int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    uint32_t must,

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
 use support::*;
 use vm_memory::GuestAddress;
@@ -524,6 +524,94 @@ fn nothing_is_skipped_when_it_is_switched_off() {
 }
 
 #[test]
+fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
+    // At the source, at the destination, at neither.
+    for (source, destination) in [(false, true), (true, false), (true, true)] {
+        /// Hints before the first page is sent.
+        struct Hints(Arc<Machine>, bool);
+        impl Decider for Hints {
+            fn decide(&mut self, facts: &Facts) -> Decision {
+                let tracker = &self.0.guest.tracker;
+                if !std::mem::replace(&mut self.1, true) {
+                    let round = tracker.hint_begin().unwrap();
+                    tracker
+                        .hint_free(round, address(0, 200), 300 * PAGE_SIZE)
+                        .unwrap();
+                }
+                match facts.moment {
+                    Moment::Synced => Next::SwitchOver { expected: MS }.into(),
+                    _ => Next::GoOn.into(),
+                }
+            }
+        }
+        let params = |skip_returned| Params {
+            skip_returned,
+            ..quick()
+        };
+        let (from, to) = (
+            Machine::new(&[ram("ram", 2000)]),
+            Machine::new(&[ram("ram", 2000)]),
+        );
+        from.guest.fill(3);
+        to.guest.fill(4);
+        let out = from.outgoing(&params(source));
+        let inc = to.incoming(&params(destination));
+        let (a, b) = socketpair();
+        inc.start(Source::Connected(b)).unwrap();
+        let decider = Hints(Arc::clone(&from), false);
+        out.start_with(Target::Connected(a), Box::new(decider))
+            .unwrap();
+        out.wait(Some(LONG)).unwrap();
+        inc.wait(Some(LONG)).unwrap();
+        let (theirs, ours) = (from.guest.ram("ram"), to.guest.ram("ram"));
+        for page in 0..2000 {
+            let zero = source && (200..500).contains(&page);
+            let has = ours.page(page);
+            let right = match zero {
+                true => has.iter().all(|b| *b == 0),
+                false => has == theirs.page(page),
+            };
+            assert!(right, "page {page}, {source} at the source, {destination}");
+        }
+    }
+}
+
+#[test]
+fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
+    struct Cancels(Arc<Mutex<Option<Outgoing>>>);
+    impl Decider for Cancels {
+        fn decide(&mut self, facts: &Facts) -> Decision {
+            if facts.moment == Moment::Synced {
+                let out = self.0.lock().unwrap();
+                out.as_ref().unwrap().cancel().unwrap();
+            }
+            Next::GoOn.into()
+        }
+    }
+    let from = still(true);
+    let to = Machine::new(&[ram("ram", 2000)]);
+    let out = Arc::new(Mutex::new(Some(from.outgoing(&quick()))));
+    let inc = to.incoming(&quick());
+    let (a, b) = socketpair();
+    inc.start(Source::Connected(b)).unwrap();
+    let decider = Box::new(Cancels(Arc::clone(&out)));
+    out.lock()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .start_with(Target::Connected(a), decider)
+        .unwrap();
+    inc.wait(Some(LONG)).unwrap_err();
+    let out = out.lock().unwrap().take().unwrap();
+    out.wait(Some(LONG)).unwrap_err();
+    assert_eq!(out.stats().skipped_pages, 1000);
+    // Another guest boots in that memory, with a balloon of its own.
+    let memory = &to.guest.memory;
+    memory.set_must_tell_host(true);
+    assert_eq!(memory.discarded_pages(address(0, 0), 2000 * PAGE_SIZE), 0);
+}
+
+#[test]
 fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_given_back() {
     struct Plain(Arc<Machine>);
     impl Vmm for Plain {
@@ -568,9 +656,31 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
             }
         }
     }
+    /// Looks, when it is paused, whether the destination is done with all of it.
+    struct Looks(Arc<Machine>, OnceLock<Weak<Outgoing>>, AtomicU64);
+    impl Vmm for Looks {
+        fn pause(&self) -> Result<()> {
+            let out = self.1.get().unwrap().upgrade().unwrap();
+            let left = out.stats().unacknowledged_pages;
+            self.2.store(left, Ordering::SeqCst);
+            self.0.pause()
+        }
+        fn resume(&self) -> Result<()> {
+            self.0.resume()
+        }
+    }
     let from = still(true);
     let to = Machine::new(&[ram("ram", 2000)]);
-    let (out, inc) = (from.outgoing(&quick()), to.incoming(&quick()));
+    let looks = Arc::new(Looks(
+        Arc::clone(&from),
+        OnceLock::new(),
+        AtomicU64::new(u64::MAX),
+    ));
+    let tracker = Arc::clone(&from.guest.tracker);
+    let out = Outgoing::new(tracker, Blockers::new(), looks.clone(), quick()).unwrap();
+    let out = Arc::new(out);
+    looks.1.set(Arc::downgrade(&out)).unwrap();
+    let inc = to.incoming(&quick());
     let (a, b) = socketpair();
     inc.start(Source::Connected(b)).unwrap();
     out.start_with(
@@ -582,6 +692,7 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
     inc.wait(Some(LONG)).unwrap();
     let stats = out.stats();
     assert_eq!(stats.skipped_pages, 1700);
+    assert_eq!(looks.2.load(Ordering::SeqCst), 0, "and acknowledged");
     assert_eq!(stats.last_pages, 0, "nothing of it in the downtime");
     assert_eq!(
         touched(&to.guest.memory, 0),

@@ -13,12 +13,14 @@ use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
 use brant::dirty::{DirtyLog, When};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::sys::kvm_ring::{self, RingMap};
+use brant::sys::kvm_ring::{self, Reset, ResetRings, RingMap, RingVm};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::time::Instant;
 use vm_memory::GuestAddress;
 
 const RUNS: usize = 7;
@@ -31,8 +33,23 @@ const SIZES: [(&str, u64); 4] = [
 ];
 const DIRTY: u64 = 1000;
 
+/// The kernel's RESET with a clock.
+struct Timed(RingVm, Arc<AtomicU64>);
+
+impl ResetRings for Timed {
+    fn reset(&self) -> brant::Result<Reset> {
+        let begun = Instant::now();
+        let result = self.0.reset();
+        let nanoseconds = begun.elapsed().as_nanos() as u64;
+        self.1.fetch_add(nanoseconds, Ordering::Relaxed);
+        result
+    }
+}
+
 /// A guest that writes when it is told to.
 struct Guest {
+    /// Nanoseconds in RESET.
+    in_reset: Arc<AtomicU64>,
     vcpu: VcpuFd,
     lease: Lease,
     length: u64,
@@ -75,8 +92,12 @@ impl Guest {
             guest_address: GuestAddress(0),
         })?;
         let vcpu = vm.create_vcpu(0).unwrap();
+        let in_reset = Arc::default();
         let log: Box<dyn DirtyLog> = if by_ring {
-            let log = KvmRing::from_fd(boundary(&vm), LogSwitch::Brant, None)?;
+            let ours = boundary(&vm);
+            let timed = Timed(RingVm::new(&ours)?, Arc::clone(&in_reset));
+            let switch = LogSwitch::Brant;
+            let log = KvmRing::new(Box::new(ours), Arc::new(timed), switch, None, false);
             // SAFETY: the descriptor is open while `vcpu` is.
             let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
             log.rings().add(0, Box::new(RingMap::new(fd, bytes)?))?;
@@ -90,6 +111,7 @@ impl Guest {
         let lease = tracker.lease()?;
         lease.start(StartWith::Nothing)?;
         let guest = Guest {
+            in_reset,
             vcpu,
             lease,
             length,
@@ -162,15 +184,23 @@ pub fn measure(report: &mut Report) {
             }
         }
     }
+    let mut kernel: [Runs; SIZES.len()] = Default::default();
     let all: [Runs; 2 * SIZES.len()] = alternate(RUNS, |contender| {
-        guests[contender].write();
-        let (time, found) = guests[contender].sync();
+        let guest = &guests[contender];
+        guest.write();
+        guest.in_reset.store(0, Ordering::Relaxed);
+        let (time, found) = guest.sync();
         assert_eq!(found, DIRTY, "each page counts once");
+        if contender % 2 == 0 {
+            kernel[contender / 2].push(guest.in_reset.load(Ordering::Relaxed) as f64 / 1e3);
+        }
         time
     });
     for (i, (size, _)) in SIZES.iter().enumerate() {
         let name = format!("{FAMILY}/{size}");
         report.compared(&name, "us", &all[2 * i], "bitmap", &all[2 * i + 1]);
+        let name = format!("{FAMILY}/{size}/kernel");
+        report.compared(&name, "us", &kernel[i], "the whole sync", &all[2 * i]);
     }
     let rings = || (0..SIZES.len()).map(|i| all[2 * i].median());
     let slowest = rings().fold(0.0, f64::max);

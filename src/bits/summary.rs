@@ -109,6 +109,13 @@ impl Bitmap {
         new
     }
 
+    /// Has the memory of a bit on its way to the cache, for a [`Bitmap::set_range`] that comes a
+    /// little later. Changes nothing; a bit past the end is passed over.
+    pub fn prefetch(&self, bit: usize) {
+        words::prefetch(&self.words, bit / WORD_BITS);
+        words::prefetch(&self.summary, bit / GROUP_BITS / WORD_BITS);
+    }
+
     /// Clears the `n` bits from `start` on, cut at the end; returns how many
     /// were set. Costs what is set there.
     pub fn clear_range(&mut self, start: usize, n: usize) -> u64 {
@@ -224,6 +231,23 @@ impl Bitmap {
         in_group.or_else(|| {
             let group = words::next_set(&self.summary, group + 1, self.ngroups())?;
             words::next_set(&self.words, group * GROUP_BITS, (group + 1) * GROUP_BITS)
+        })
+    }
+
+    /// The first set bit in `from..end`. What lies beyond `end` is not looked at, however
+    /// empty it is.
+    pub fn next_set_before(&self, from: usize, end: usize) -> Option<usize> {
+        let end = end.min(self.nbits);
+        if from >= end {
+            return None;
+        }
+        let group = from / GROUP_BITS;
+        let of = |group: usize| (group + 1).saturating_mul(GROUP_BITS).min(end);
+        let in_group = words::next_set(&self.words, from, of(group));
+        in_group.or_else(|| {
+            let groups = end.div_ceil(GROUP_BITS);
+            let group = words::next_set(&self.summary, group + 1, groups)?;
+            words::next_set(&self.words, group * GROUP_BITS, of(group))
         })
     }
 
@@ -561,6 +585,8 @@ mod tests {
             check(&map, &model);
             let set = (from..model.len()).find(|&i| model[i]);
             prop_assert_eq!(map.next_set(from), set);
+            prop_assert_eq!(map.next_set_before(from, from + n), set.filter(|&i| i < from + n));
+            prop_assert_eq!(map.next_set_before(from, usize::MAX), set);
             prop_assert_eq!(map.next_clear(from), (from..model.len()).find(|&i| !model[i]));
             prop_assert_eq!(map.test(from), model.get(from).copied().unwrap_or(false));
             let inside = model.iter().skip(from).take(n).filter(|&&b| b).count() as u64;

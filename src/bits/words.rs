@@ -320,6 +320,17 @@ pub fn count_range(words: &[u64], start: usize, len: usize) -> u64 {
     n
 }
 
+/// Says that the word of this index will be needed soon, if there is one. A hint, and nothing
+/// where the architecture has none.
+pub fn prefetch(words: &[u64], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(word) = words.get(index) {
+        x86::prefetch(std::ptr::from_ref(word).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (words, index);
+}
+
 /// Sets the `len` bits from bit `start` on (cut at the end of `words`);
 /// returns how many were clear.
 pub fn set_range(words: &mut [u64], start: usize, len: usize) -> u64 {
@@ -626,7 +637,7 @@ mod x86 {
 
     /// Says that a line will be needed. Where there is none it does nothing.
     #[inline(always)]
-    fn prefetch(line: *const [u64; GROUP_WORDS]) {
+    pub(super) fn prefetch(line: *const [u64; GROUP_WORDS]) {
         // SAFETY: a hint; it cannot fault and changes nothing that a program sees.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
     }

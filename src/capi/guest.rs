@@ -248,10 +248,12 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
 }
 
 /// Says whether the guest must tell before it uses a page again that its balloon gave back:
-/// whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up (and
-/// again after a device reset); at a destination in `load` at the latest, with what the source's
+/// whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up, and
+/// again after a device reset; at a destination in `load` at the latest, with what the source's
 /// guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
-/// nothing; saying 0 also takes back what was given. `must` is 0 or 1.
+/// nothing. Saying 0, or saying 1 again, takes back what was given: after a reset nobody knows
+/// of it any more. What a source has said of its guest is kept until that guest runs here. `must`
+/// is 0 or 1.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_must_tell_host(
     guest: *mut brant_guest,

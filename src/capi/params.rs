@@ -59,6 +59,7 @@ pub struct brant_params {
 pub const BRANT_RETURNED_SKIP: u32 = 0;
 /// In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
 /// must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+/// At the source free-page hints do nothing then.
 pub const BRANT_RETURNED_SEND: u32 = 1;
 
 sized!(brant_params);

@@ -38,6 +38,10 @@ impl Sink for Nowhere {
     fn everything(&mut self, _: Origin, _: Pages) {}
 }
 
+/// How many pages of a list ahead their words are asked for: in a huge guest each is in
+/// memory that nobody has touched lately.
+const AHEAD: usize = 16;
+
 /// Turns positions into blocks and merges into pending.
 pub(super) struct PendingSink<'a> {
     /// By which slots and addresses are understood.
@@ -170,8 +174,15 @@ impl Sink for PendingSink<'_> {
             let Some(Some(state)) = self.blocks.get_mut(block.index()) else {
                 return;
             };
+            let bit = |page: u64| base.saturating_add(from).saturating_add(page) as usize;
+            for &page in pages.iter().take(AHEAD) {
+                state.pending.prefetch(bit(page));
+            }
             let mut at = 0;
             while let Some(&page) = pages.get(at) {
+                if let Some(&later) = pages.get(at + AHEAD) {
+                    state.pending.prefetch(bit(later));
+                }
                 // A row of pages is one range.
                 let row = pages[at..].iter().zip(page..);
                 let mut n = row

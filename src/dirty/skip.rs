@@ -137,12 +137,11 @@ impl BlockState {
     /// before `pending`.
     pub(super) fn next_free(&mut self, from: u64, pending: Option<u64>) -> Option<Range<u64>> {
         let free = self.beside.free.as_mut()?;
-        let run = free.next_run(from as usize, STRETCH_PAGES as usize)?;
-        let start = run.start as u64;
         let before = pending.unwrap_or(u64::MAX);
-        if start >= before {
-            return None;
-        }
+        // Not further than that: this is asked for each run that is sent.
+        let start = free.next_set_before(from as usize, before as usize)?;
+        let run = free.next_run(start, STRETCH_PAGES as usize)?;
+        let start = start as u64;
         let stretch_end = (start / STRETCH_PAGES + 1) * STRETCH_PAGES;
         let end = (run.end as u64).min(stretch_end).min(before);
         free.clear_range(run.start, (end - start) as usize);
@@ -150,10 +149,61 @@ impl BlockState {
     }
 }
 
+impl BlockState {
+    /// Takes back what was written since it was told, and returns how many pages that were and
+    /// how many of them were not pending before.
+    fn take_back_broken(&mut self) -> (u64, u64) {
+        let (mut broken, before) = (0, self.pending.count());
+        let mut at = 0;
+        while let Some(from) = self.next_passed(at) {
+            let stretch_end = (from / STRETCH_PAGES + 1) * STRETCH_PAGES;
+            let run = self.pending.next_run(from as usize, STRETCH_PAGES as usize);
+            let end = run.map_or(from + 1, |run| (run.end as u64).min(stretch_end));
+            at = match self.claim(from..end) {
+                Claim::Used(count) | Claim::Returned(count) => from + count,
+                Claim::Broken(used) => {
+                    broken += used.end - used.start;
+                    used.end
+                }
+            };
+        }
+        (broken, self.pending.count() - before)
+    }
+
+    /// The next page, from `from` on, that is pending although it was passed.
+    fn next_passed(&self, from: u64) -> Option<u64> {
+        let passed = self.beside.passed.as_ref()?;
+        let mut at = from as usize;
+        loop {
+            let page = passed.next_set(at)?;
+            at = self.pending.next_set(page)?;
+            if at == page {
+                return Some(page as u64);
+            }
+        }
+    }
+}
+
 impl Inner {
+    /// Takes back what was found written since it was told, and returns how many pages became
+    /// pending with it. Right after the harvest and not in the walk alone: what is to be sent must
+    /// not look as if it were not, least of all to whoever decides on the downtime.
+    pub(super) fn take_back_broken(&mut self) -> Pages {
+        let mut found = 0;
+        if self.skipping {
+            for state in self.blocks.iter_mut().flatten() {
+                let (broken, new) = state.take_back_broken();
+                self.stats.broken += Pages(broken);
+                found += new;
+            }
+        }
+        Pages(found)
+    }
+
     /// Whoever skipped does not any more: what was to be handed out as free is pending again.
     pub(super) fn stop_skipping(&mut self) {
         self.skipping = false;
+        self.hints_off = false;
         self.returned = 0;
         for state in self.blocks.iter_mut().flatten() {
             if let Some(mut free) = state.beside.free.take() {
@@ -228,7 +278,7 @@ impl Inner {
     pub(super) fn take_hint(&mut self, address: GuestAddress, length: u64) -> Result<Pages> {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
-        if first >= end {
+        if first >= end || self.hints_off {
             return Ok(Pages(0));
         }
         let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
@@ -360,11 +410,14 @@ impl Tracker {
 
 impl Lease {
     /// Has given-back pages told apart from others in what is handed out, until the lease is
-    /// given up; and hinted pages handed out as [`Content::Free`]. Before [`Lease::start`].
+    /// given up; and hinted pages handed out as [`Content::Free`]. With `false` hints do nothing
+    /// for as long: the page has to be sent, because nobody would say what it is. Before
+    /// [`Lease::start`].
     pub fn skip_returned(&self, on: bool) {
         let mut inner = self.lock();
         inner.stop_skipping();
         inner.skipping = on;
+        inner.hints_off = !on;
     }
 
     /// Pages that are pending and have to be read: what is known to be given back is left out.

@@ -844,6 +844,59 @@ fn what_was_written_just_before_it_was_given_back_stays_given_back() {
 }
 
 #[test]
+fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_found_it() {
+    for unit in [0, 3, 9] {
+        let setup = Setup {
+            mode: KvmMode::Auto,
+            clearing: SMALLEST,
+            pages: 2048,
+            unit,
+            balloon: vec![(0, 1536)],
+        };
+        let mut world = World::new(&setup, Mistake::None);
+        world.drain();
+        world.sync(When::Running).unwrap();
+        world.drain();
+        // Every eighth page, by a guest that breaks its promise or by a log that is coarse.
+        for page in (0..1024).step_by(8) {
+            world.kvm.guest_write(SLOT, page);
+        }
+        world.sync(When::Running).unwrap();
+        let before = world.lease.to_read();
+        let whole = 1 << unit;
+        assert_eq!(before, Pages(128 * whole.min(8)), "unit {unit}");
+        // It is what the walk then has to read: a downtime was decided on by it.
+        let (mut runs, mut read) = (Vec::new(), 0);
+        let mut cursor = Cursor::default();
+        loop {
+            let all = Pages(u64::MAX);
+            world.lease.take(&mut cursor, 64, all, &mut runs).unwrap();
+            if runs.is_empty() {
+                break;
+            }
+            let used = runs.iter().filter(|r| r.content == Content::Used);
+            read += used.map(|r| r.count.0).sum::<u64>();
+        }
+        assert_eq!(Pages(read), before, "unit {unit}");
+        assert_eq!(world.lease.stats().broken, before);
+        world.lease.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_hint_takes_nothing_from_whoever_does_not_skip() {
+    let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
+    world.lease.stop().unwrap();
+    world.lease.skip_returned(false);
+    world.lease.start(StartWith::Everything).unwrap();
+    let round = world.lease.hint_begin().unwrap();
+    let used = world.lease.hint_free(round, address(0), 100 * PAGE_SIZE);
+    assert_eq!(used.unwrap(), Pages(0));
+    assert_eq!(world.lease.pending(), Pages(256));
+    world.lease.stop().unwrap();
+}
+
+#[test]
 fn without_the_lease_skipping_given_back_pages_are_handed_out_like_others() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
     world.lease.stop().unwrap();

@@ -169,6 +169,8 @@ pub(super) struct Inner {
     pub(super) stats: TrackerStats,
     /// Whether the lease's holder has given-back pages skipped.
     pub(super) skipping: bool,
+    /// Whether it wants every page, hinted at or not.
+    pub(super) hints_off: bool,
     /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
     pub(super) returned: u64,
     pub(super) hints: Hints,
@@ -250,6 +252,7 @@ impl Tracker {
                 start_with: StartWith::Everything,
                 stats: TrackerStats::default(),
                 skipping: false,
+                hints_off: false,
                 returned: 0,
                 hints: Hints::default(),
             }),
@@ -708,6 +711,7 @@ impl Inner {
                 found,
             });
         }
+        report.found += self.take_back_broken();
         report.pending = self.pending();
         report.returned = self.count_returned();
         report.time = begun.elapsed();

@@ -24,12 +24,15 @@ use crate::error::Result;
 use crate::runtime::snapshot::Snapshot;
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use vm_memory::GuestAddress;
 
-/// The most pages whose bits are moved under one hold of a block's lock.
-const SLICE: usize = 1 << 20;
+/// The most pages whose bits are moved under one hold of a block's lock: 128 MiB, so that a
+/// walk that asks waits for microseconds, and a single bit costs little to find and to move.
+const SLICE: usize = 1 << 15;
+/// Pages whose bits are compared at once.
+const GROUP: usize = 512;
 
 /// Somebody who has to know that pages are in use again: a tracker's marks.
 pub trait TakenBack: Send + Sync {
@@ -46,6 +49,8 @@ const NEED_NOT: u8 = 2;
 #[derive(Default)]
 pub(super) struct Giving {
     gate: AtomicU8,
+    /// Some of what is given back a source has said, and its guest does not run here yet.
+    arriving: AtomicBool,
     told: Snapshot<Vec<Weak<dyn TakenBack>>>,
 }
 
@@ -95,7 +100,7 @@ pub(crate) enum Claim {
     Used(u64),
     /// This many pages are given back.
     Returned(u64),
-    /// These pages (a host page, cut at the block) were used although they were given back, and
+    /// These pages (host pages, cut at the block) were used although they were given back, and
     /// count as taken back now.
     Broken(Range<u64>),
 }
@@ -277,26 +282,30 @@ impl Returned {
             return all;
         };
         let (from, len) = (range.start as usize, (range.end - range.start) as usize);
-        let Some(run) = state.counting().next_run(from, len) else {
+        // Not further than the range: asked for each run that is sent, in the downtime too, a look
+        // for the next given-back page of the whole block would cost what the guest is large.
+        let counting = state.counting();
+        let Some(start) = counting.next_set_before(from, from + len) else {
             return all;
         };
-        if run.start >= range.end as usize {
-            return all;
+        if start > from {
+            return Claim::Used((start - from) as u64);
         }
-        if run.start > from {
-            return Claim::Used((run.start - from) as u64);
-        }
-        let end = run.end.min(range.end as usize);
+        let end = counting
+            .next_run(from, len)
+            .map_or(from + 1, |run| run.end.min(from + len));
         let broken =
             |page: usize| passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page);
-        if passed.is_none_or(|passed| passed.next_set(from).is_none_or(|p| p >= end)) {
+        if passed.is_none_or(|passed| passed.next_set_before(from, end).is_none()) {
             return Claim::Returned((end - from) as u64);
         }
         if !broken(from) {
             let stop = (from..end).find(|&page| broken(page)).unwrap_or(end);
             return Claim::Returned((stop - from) as u64);
         }
-        let page = self.host_page(range.start);
+        let stop = (from..end).find(|&page| !broken(page)).unwrap_or(end);
+        let last = self.host_page(stop as u64 - 1);
+        let page = self.host_page(range.start).start..last.end;
         let (from, len) = (page.start as usize, (page.end - page.start) as usize);
         state.parts.clear_range(from, len);
         if let Some(large) = &mut state.whole {
@@ -329,7 +338,8 @@ impl Returned {
         }
     }
 
-    /// How many of the bits of `pending` count as given back.
+    /// How many of the bits of `pending` count as given back. Costs what is set in both, not
+    /// what the block is large.
     pub(crate) fn count_both(&self, pending: &Bitmap) -> u64 {
         let mut both = 0;
         let mut from = 0;
@@ -338,21 +348,32 @@ impl Returned {
             let Some(state) = &*guard else {
                 break;
             };
-            let next = |from| {
-                let page = state.counting().next_set(from)?;
-                Some(page.max(pending.next_set(page / 64 * 64)?))
-            };
-            let Some(at) = next(from) else {
+            let counting = state.counting();
+            let Some(at) = counting.next_set(from) else {
                 break;
             };
-            let start = at / 64 * 64;
-            let end = (start + SLICE).min(self.pages as usize);
-            let words = start / 64..end.div_ceil(64);
-            both += state.counting().words()[words.clone()]
-                .iter()
-                .zip(&pending.words()[words])
-                .map(|(a, b)| u64::from((a & b).count_ones()))
-                .sum::<u64>();
+            let Some(at) = pending.next_set(at) else {
+                break;
+            };
+            let end = at.saturating_add(SLICE).min(self.pages as usize);
+            let mut next = Some(at);
+            while let Some(at) = next.and_then(|at| pending.next_set_before(at, end)) {
+                let group = at / GROUP * GROUP;
+                let stop = (group + GROUP).min(end);
+                for i in at / 64..stop.div_ceil(64) {
+                    let word = |bits: &Bitmap| bits.words().get(i).copied().unwrap_or(0);
+                    let mut both_here = word(counting) & word(pending);
+                    // The slice may begin or end inside a word.
+                    if i * 64 < at {
+                        both_here &= u64::MAX << (at % 64);
+                    }
+                    if (i + 1) * 64 > stop {
+                        both_here &= u64::MAX >> (64 - stop % 64);
+                    }
+                    both += u64::from(both_here.count_ones());
+                }
+                next = counting.next_set_before(stop, end);
+            }
             from = end;
         }
         both
@@ -379,12 +400,15 @@ impl Returned {
 impl Memory {
     /// Says whether the guest must tell before it uses a page again that it gave back
     /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
-    /// runs. With `false`, what was given back counts as taken back.
+    /// runs. With `false`, what was given back counts as taken back; and so it does when it is
+    /// said again: the device was reset, and whoever drives it now knows nothing of what was
+    /// given before. What a source has said is kept until its guest runs here.
     pub fn set_must_tell_host(&self, must: bool) {
         let gate = if must { MUST_TELL } else { NEED_NOT };
         // Each block's lock, taken by whoever marks or forgets, orders this.
-        self.giving.gate.store(gate, Ordering::SeqCst);
-        if !must {
+        let before = self.giving.gate.swap(gate, Ordering::SeqCst);
+        let again = before == MUST_TELL && !self.giving.arriving.load(Ordering::SeqCst);
+        if !must || again {
             self.forget_returned();
         }
     }
@@ -396,7 +420,16 @@ impl Memory {
 
     /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
     pub(crate) fn settle_returned(&self) {
+        self.giving.arriving.store(false, Ordering::SeqCst);
         if !self.must_tell_host() {
+            self.forget_returned();
+        }
+    }
+
+    /// The guest of a source will not run here after all, and what was said of its pages says
+    /// nothing of another's.
+    pub(crate) fn abandon_returned(&self) {
+        if self.giving.arriving.swap(false, Ordering::SeqCst) {
             self.forget_returned();
         }
     }
@@ -452,6 +485,7 @@ impl Memory {
         whole: impl FnMut(Range<u64>),
     ) {
         let allowed = || self.giving.gate.load(Ordering::SeqCst) != NEED_NOT;
+        self.giving.arriving.store(true, Ordering::SeqCst);
         block.returned().give(range, allowed, whole);
     }
 
@@ -481,8 +515,15 @@ impl Memory {
         let map = self.map();
         let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
         for piece in map.pieces(from, Pages(pages.end - pages.start)) {
-            if let Some(block) = map.block(piece.block) {
-                each(block, piece.first.0..piece.first.0 + piece.pages.0);
+            let Some(block) = map.block(piece.block) else {
+                continue;
+            };
+            // In slices, so that nobody waits for the lock while a whole guest is moved.
+            let (mut at, end) = (piece.first.0, piece.first.0 + piece.pages.0);
+            while at < end {
+                let stop = (at + SLICE as u64).min(end);
+                each(block, at..stop);
+                at = stop;
             }
         }
     }

@@ -79,6 +79,81 @@ fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_n
 }
 
 #[test]
+fn a_device_that_is_set_up_again_knows_nothing_of_what_was_given_back_before() {
+    let (memory, block, marks) = memory(100, 4096, 0);
+    memory.set_must_tell_host(true);
+    memory.mark_discarded(at(10), 20 * PAGE_SIZE);
+    // The guest was reset, and boots with all of its memory in use.
+    memory.set_must_tell_host(true);
+    assert_eq!(block.returned().count(), 0);
+    assert_eq!(*marks.0.lock().unwrap(), vec![10..30; 1]);
+    // A destination may say it before its memory comes and after: that is no reset.
+    memory.give_from_peer(&block, 40..50, |_| {});
+    memory.set_must_tell_host(true);
+    assert_eq!(block.returned().count(), 10);
+    memory.settle_returned();
+    assert_eq!(block.returned().count(), 10);
+    // The guest runs here now, and resets its device here.
+    memory.set_must_tell_host(true);
+    assert_eq!(block.returned().count(), 0);
+}
+
+#[test]
+fn what_a_source_said_is_forgotten_when_its_guest_does_not_come() {
+    let (memory, block, _marks) = memory(100, 4096, 0);
+    memory.give_from_peer(&block, 40..50, |_| {});
+    assert_eq!(block.returned().count(), 10);
+    memory.abandon_returned();
+    // Another guest boots in this memory.
+    memory.set_must_tell_host(true);
+    assert_eq!(block.returned().count(), 0);
+    memory.mark_discarded(at(1), PAGE_SIZE);
+    memory.abandon_returned();
+    assert_eq!(block.returned().count(), 1, "this one's own is kept");
+}
+
+#[test]
+fn a_whole_guest_is_given_and_taken_back_in_one_call() {
+    // Larger than what is moved under one lock, with host pages that lie across its edges.
+    for (page_size, phase) in [(4096, 0), (2 << 20, 0), (2 << 20, 77)] {
+        let pages = 3 * SLICE as u64 + 512 * 5;
+        let (memory, block, marks) = memory(pages, page_size, phase);
+        memory.set_must_tell_host(true);
+        memory.mark_discarded(at(0), pages * PAGE_SIZE);
+        assert_eq!(block.returned().count(), pages);
+        let mut pending = Bitmap::new(pages as usize).unwrap();
+        let mut both = 0;
+        for page in (0..pages as usize).step_by(997) {
+            both += pending.set_range(page, page % 700);
+            assert_eq!(block.returned().count_both(&pending), both);
+        }
+        let mut news = 0;
+        block.returned().take_news(|at, words, n| {
+            assert!(at % 64 == 0 && n <= words.len() * 64);
+            news += words
+                .iter()
+                .take(n.div_ceil(64))
+                .map(|w| u64::from(w.count_ones()))
+                .sum::<u64>();
+        });
+        assert_eq!(news, pages);
+        memory.mark_taken(at(1), (pages - 2) * PAGE_SIZE);
+        let marked: u64 = marks
+            .0
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|m| m.end - m.start)
+            .sum();
+        assert!(marked >= pages - 2);
+        assert_eq!(
+            block.returned().count(),
+            if page_size == 4096 { 2 } else { 0 }
+        );
+    }
+}
+
+#[test]
 fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
     let (memory, block, marks) = memory(8, 4096, 0);
     memory.set_must_tell_host(true);

@@ -173,6 +173,9 @@ impl Work for Driver {
                 None
             }
             Action::Report => {
+                if self.stats.phase != State::Running as u32 {
+                    shared.memory.abandon_returned();
+                }
                 if self.stats.phase == State::Running as u32 {
                     self.stats.progress = 10_000;
                     self.stats.remaining_bytes = 0;

@@ -314,7 +314,10 @@ impl PageSink {
         };
         let range = pages_of(header);
         let mut whole = Vec::new();
-        memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
+        // No guest's balloon has a ROM; it is not for a peer to say that its file has holes.
+        if !block.flags().rom {
+            memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
+        }
         for pages in whole {
             if host::discard(&block, Pages(pages.start)..Pages(pages.end)).is_ok() {
                 target

@@ -1,25 +1,63 @@
-//! What the rings gave since the last sync: a bitmap for each block.
+//! What the rings gave since the last sync: a short list of pages for each block, and a
+//! bitmap for when it gets long.
 //!
-//! A list would grow with time, as a busy page is found again and again; a bitmap with a
-//! summary does not, and costs nothing where nothing was found. Pages are
+//! The list is what keeps a sync's cost to what was dirtied: pages go from it straight to
+//! pending, and nothing else of the guest's size is touched. It would grow with time, as
+//! a busy page is found again and again, so a full one goes into the bitmap. Pages are
 //! translated when they are harvested, by the slots that there were when they were pushed.
 
 use crate::bits::summary::Bitmap;
-use crate::dirty::Sink;
-use crate::error::Result;
+use crate::dirty::{Origin, Sink};
+use crate::error::{Error, Result};
 use crate::memory::{BlockId, Map, Slot};
+use crate::units::Pages;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// More pages than that in doubt, and starting over is cheaper.
 const DOUBTFUL_MAX: usize = 8192;
 
+/// As many pages in a list, 64 KiB, and the bitmap is cheaper. Tests come to both.
+const LIST_MAX: usize = if cfg!(test) { 48 } else { 8192 };
+
+/// What was found of one block.
+struct Pile {
+    /// Never longer than [`LIST_MAX`], which it has room for.
+    list: Vec<u64>,
+    bits: Bitmap,
+}
+
+impl Pile {
+    fn new(pages: Pages) -> Result<Self> {
+        let mut list = Vec::new();
+        list.try_reserve_exact(LIST_MAX)
+            .map_err(|_| Error::no_memory("pages found by rings", LIST_MAX as u64 * 8))?;
+        Ok(Pile {
+            list,
+            bits: Bitmap::new(pages.index())?,
+        })
+    }
+
+    fn add(&mut self, page: u64) {
+        // A page that is emulated is found many times in a row.
+        if self.list.last() == Some(&page) {
+            return;
+        }
+        if self.list.len() == LIST_MAX {
+            for page in self.list.drain(..) {
+                self.bits.set_range(page as usize, 1);
+            }
+        }
+        self.list.push(page);
+    }
+}
+
 /// See the file's description.
 #[derive(Default)]
 pub(super) struct Found {
     map: Arc<Map>,
     /// By block id.
-    blocks: Vec<Option<Bitmap>>,
+    blocks: Vec<Option<Pile>>,
     /// The slot of the last page: most come in a row.
     last: Option<Slot>,
     /// Pages that may have lost their protection, in every sync again.
@@ -38,7 +76,7 @@ impl Found {
             let i = block.id().index();
             blocks[i] = match self.blocks.get_mut(i) {
                 Some(Some(_)) => None,
-                _ => Some(Bitmap::new(block.pages().index())?),
+                _ => Some(Pile::new(block.pages())?),
             };
         }
         // Nothing fails from here on.
@@ -71,8 +109,8 @@ impl Found {
     /// An entry of a ring.
     pub fn page(&mut self, slot: u32, offset: u64) {
         if let Some((block, page)) = self.page_of(slot, offset) {
-            if let Some(Some(bits)) = self.blocks.get_mut(block.index()) {
-                bits.set_range(page as usize, 1);
+            if let Some(Some(pile)) = self.blocks.get_mut(block.index()) {
+                pile.add(page);
             }
         }
     }
@@ -102,17 +140,26 @@ impl Found {
     /// Moves all of it to `sink`. Costs what was found.
     pub fn give(&mut self, sink: &mut dyn Sink) -> Result<()> {
         for &(block, page) in &self.doubtful {
-            if let Some(Some(bits)) = self.blocks.get_mut(block.index()) {
-                bits.set_range(page as usize, 1);
+            if let Some(Some(pile)) = self.blocks.get_mut(block.index()) {
+                pile.add(page);
             }
         }
-        for (i, bits) in self.blocks.iter_mut().enumerate() {
-            let Some(bits) = bits.as_mut().filter(|bits| !bits.is_empty()) else {
+        for (i, pile) in self.blocks.iter_mut().enumerate() {
+            let Some(Pile { list, bits }) = pile else {
                 continue;
             };
-            sink.block(BlockId(i as u32), &mut |pending| {
-                Ok(bits.take_all_into(pending))
-            })?;
+            let block = BlockId(i as u32);
+            if !bits.is_empty() {
+                sink.block(block, &mut |pending| Ok(bits.take_all_into(pending)))?;
+            }
+            if !list.is_empty() {
+                // In order, so that neighbours go in one step.
+                list.sort_unstable();
+                list.dedup();
+                let page = Pages(0);
+                sink.list(Origin::Block { block, page }, list);
+                list.clear();
+            }
         }
         Ok(())
     }
@@ -125,7 +172,8 @@ impl Found {
     /// Bytes held.
     pub fn heap_bytes(&self) -> u64 {
         let blocks = self.blocks.iter().flatten();
-        blocks.map(|bits| bits.heap_bytes() as u64).sum()
+        let bytes = |pile: &Pile| (pile.bits.heap_bytes() + pile.list.capacity() * 8) as u64;
+        blocks.map(bytes).sum()
     }
 
     /// Entries that named no page.
