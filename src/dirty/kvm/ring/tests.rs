@@ -935,3 +935,20 @@ fn slots_that_somebody_left_logged_with_nothing_protected_lose_nothing() {
     assert_eq!(world.lease.sync(When::Running).unwrap().found.0, 100);
     world.finish().unwrap();
 }
+
+#[test]
+fn a_reset_that_stops_at_an_entry_pushed_onto_is_told_at_once_and_not_in_the_last_sync() {
+    let mut world = simple(256, 1);
+    for page in 0..190 {
+        world.write(0, 1, page, 1).unwrap();
+    }
+    // Between harvest and reset: onto the first of what was harvested.
+    for page in 200..280 {
+        world.model.race(Moment::Before, 0, 1, page);
+    }
+    let report = world.lease.sync(When::Running).unwrap();
+    assert!(world.model.overran());
+    assert_eq!(world.rings.figures().overruns, 1);
+    assert!(report.warnings[0].contains("overran"), "{report:?}");
+    world.finish().unwrap();
+}
