@@ -7,7 +7,7 @@
 use super::kvm::{Vm, VmFd};
 use crate::error::{Error, Kind, Result};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const KVM_RESET_DIRTY_RINGS: u64 = 0xaec7;
 /// `KVM_CAP_DIRTY_LOG_RING` (5.11): for processors whose stores are seen in order.
@@ -20,6 +20,8 @@ pub const CAP_DIRTY_LOG_RING_WITH_BITMAP: u32 = 225;
 const RING_PAGE: i64 = 64;
 /// `KVM_EXIT_DIRTY_RING_FULL`.
 const EXIT_DIRTY_RING_FULL: u32 = 31;
+/// `KVM_EXIT_INTR`, on which every VMM enters again.
+const EXIT_INTR: u32 = 10;
 /// Where `struct kvm_run` has `exit_reason`.
 const EXIT_REASON_AT: usize = 8;
 const PAGE: u64 = 4096;
@@ -65,6 +67,9 @@ pub trait RingMemory: Send {
     fn entries(&self) -> &[Entry];
     /// Whether the vCPU left `KVM_RUN` last because its ring was full. Asked while it is out.
     fn exited_full(&self) -> bool;
+    /// Makes an exit with a full ring, of which the VMM has been told, read as one by a signal: so
+    /// [`RingMemory::exited_full`] says later whether there was another. While the vCPU is out.
+    fn strike_out(&self);
 }
 
 /// What enabling came to.
@@ -302,8 +307,15 @@ impl RingMap {
         let both = libc::PROT_READ | libc::PROT_WRITE;
         Ok(RingMap {
             ring: Mapping::new(vcpu, bytes, both, libc::MAP_SHARED, RING_PAGE).map_err(cannot)?,
-            run: Mapping::new(vcpu, PAGE, libc::PROT_READ, libc::MAP_SHARED, 0).map_err(cannot)?,
+            run: Mapping::new(vcpu, PAGE, both, libc::MAP_SHARED, 0).map_err(cannot)?,
         })
+    }
+}
+
+impl RingMap {
+    fn exit_reason(&self) -> &AtomicU32 {
+        // SAFETY: inside the mapped page, aligned; an atomic, as the kernel writes it at any time.
+        unsafe { &*self.run.at.add(EXIT_REASON_AT).cast::<AtomicU32>() }
     }
 }
 
@@ -317,9 +329,13 @@ impl RingMemory for RingMap {
     }
 
     fn exited_full(&self) -> bool {
-        // SAFETY: inside the mapped page, aligned; an atomic, as the kernel writes it at any time.
-        let reason = unsafe { &*self.run.at.add(EXIT_REASON_AT).cast::<AtomicU32>() };
-        reason.load(std::sync::atomic::Ordering::Relaxed) == EXIT_DIRTY_RING_FULL
+        self.exit_reason().load(Ordering::Relaxed) == EXIT_DIRTY_RING_FULL
+    }
+
+    fn strike_out(&self) {
+        let (was, now) = (EXIT_DIRTY_RING_FULL, EXIT_INTR);
+        let (done, failed) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.exit_reason().compare_exchange(was, now, done, failed);
     }
 }
 

@@ -39,7 +39,7 @@ use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
 use crate::units::Pages;
 use crate::vmm::Vmm;
 use reaper::{Reaper, Shared};
-use rounds::Look;
+use rounds::{Look, Ring};
 use std::sync::Arc;
 
 /// How often logging is set up anew in one harvest. Once is enough, unless rings overrun
@@ -83,11 +83,12 @@ impl KvmRing {
         vmm: Option<Arc<dyn Vmm>>,
         with_bitmap: bool,
     ) -> Self {
+        let vmm = vmm.unwrap_or_else(|| Arc::new(NoVmm));
         KvmRing {
             vm,
             switch,
-            vmm: vmm.unwrap_or_else(|| Arc::new(NoVmm)),
-            shared: Arc::new(Shared::new(reset)),
+            vmm: Arc::clone(&vmm),
+            shared: Arc::new(Shared::new(reset, vmm)),
             reaper: None,
             with_bitmap,
             words: Vec::new(),
@@ -191,12 +192,15 @@ impl KvmRing {
     }
 
     fn begin(&mut self, map: &Map) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            state.rounds.rings.values_mut().for_each(Ring::begin);
+        }
         // What others left in the rings is of no slot of ours.
         self.shared.round(Look::Unknown, None)?;
         {
             let mut state = self.shared.lock();
             let rounds = &mut state.rounds;
-            rounds.notes.clear();
             rounds.lost = false;
             rounds.figures = Figures::default();
             rounds.found = Default::default();
@@ -210,6 +214,10 @@ impl KvmRing {
             self.vm.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, 0)?;
         }
         let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        if matches!(self.switch, LogSwitch::Brant) {
+            // Where somebody left logging on, switching it on would protect nothing.
+            self.switch(&slots, false)?;
+        }
         self.switch(&slots, true)
     }
 
@@ -263,7 +271,8 @@ impl DirtyLog for KvmRing {
                  brant_tracker_add_vcpu for each vCPU first)",
             ));
         }
-        self.reaper = Some(Reaper::start(&self.shared, &self.vmm)?);
+        self.shared.lock().rounds.notes.clear();
+        self.reaper = Some(Reaper::start(&self.shared)?);
         if let Err(e) = self.begin(map) {
             self.end();
             return Err(e);

@@ -53,6 +53,8 @@ struct Ring {
     entries: Arc<Vec<Entry>>,
     dirty: u64,
     reset: u64,
+    /// What `exit_reason` says. It stays until KVM_RUN is entered again.
+    exited_full: bool,
 }
 
 impl Ring {
@@ -145,7 +147,10 @@ impl RingMemory for Memory {
         &self.entries
     }
     fn exited_full(&self) -> bool {
-        self.model.is_full(self.vcpu)
+        self.model.state().rings[self.vcpu].exited_full
+    }
+    fn strike_out(&self) {
+        self.model.state().rings[self.vcpu].exited_full = false;
     }
 }
 
@@ -166,6 +171,7 @@ impl Model {
             entries: Arc::new((0..entries).map(|_| Entry::default()).collect()),
             dirty: 0,
             reset: 0,
+            exited_full: false,
         });
         state.rings.len() - 1
     }
@@ -216,9 +222,11 @@ impl Model {
         *state.versions.entry(host).or_default() += 1;
     }
 
-    /// Whether KVM_RUN would come out at once.
+    /// KVM_RUN is entered. Whether it comes out at once.
     pub fn is_full(&self, vcpu: usize) -> bool {
-        self.state().rings[vcpu].is_full()
+        let ring = &mut self.state().rings[vcpu];
+        ring.exited_full = ring.is_full();
+        ring.exited_full
     }
 
     pub fn version(&self, host: u64) -> u64 {

@@ -130,6 +130,15 @@ impl Position {
         }
     }
 
+    /// Whether the kernel may have pushed onto the entries from `from` to `end` after they were reset:
+    /// asked after they were read. It writes an entry before it flags it, so the one before them,
+    /// which is pushed first, counts too.
+    pub fn came_round(ring: &[Entry], from: u64, end: u64) -> bool {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        let len = ring.len() as u64;
+        (from + len - 1..end + len).any(|i| flags(ring, i) == DIRTY)
+    }
+
     /// Where the next harvest begins.
     pub fn head(&self) -> u64 {
         self.head

@@ -53,6 +53,8 @@ impl State {
 /// What the reaper, the log and the vCPU threads share.
 pub(super) struct Shared {
     vm: Arc<dyn ResetRings>,
+    /// For `thread_start`.
+    vmm: Arc<dyn Vmm>,
     state: Mutex<State>,
     /// For the reaper: a round is asked for, or it is to end.
     asked: Condvar,
@@ -61,9 +63,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub fn new(vm: Arc<dyn ResetRings>) -> Self {
+    pub fn new(vm: Arc<dyn ResetRings>, vmm: Arc<dyn Vmm>) -> Self {
         Shared {
             vm,
+            vmm,
             state: Mutex::default(),
             asked: Condvar::new(),
             answered: Condvar::new(),
@@ -101,12 +104,27 @@ impl Shared {
             // this thread, which takes signals.
             let here = Arc::clone(self);
             let once = move || here.lock().answer(&here.vm);
-            spawn(Role::Reaper, |_| (), once)?.join()?;
+            spawn(Role::Reaper, self.announce(), once)?.join()?;
             state = self.lock();
         }
         match &state.outcome {
             Some(e) => Err(e.clone()),
             None => Ok(()),
+        }
+    }
+
+    /// What a thread of ours does first.
+    fn announce(self: &Arc<Self>) -> impl FnOnce(Role) + Send + 'static {
+        let theirs = Arc::clone(self);
+        move |role| {
+            // Whoever waits for rounds is not to wait for a thread that failed in here.
+            if let Err(e) = catch(|| theirs.vmm.thread_start(role)) {
+                let note = format!("thread_start: {e}");
+                let notes = &mut theirs.lock().rounds.notes;
+                // Nobody reads them while nothing is tracked.
+                notes.retain(|other| *other != note);
+                notes.push(note);
+            }
         }
     }
 
@@ -162,27 +180,14 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    pub fn start(shared: &Arc<Shared>, vmm: &Arc<dyn Vmm>) -> Result<Self> {
-        let (theirs, vmm) = (Arc::clone(shared), Arc::clone(vmm));
+    pub fn start(shared: &Arc<Shared>) -> Result<Self> {
+        let theirs = Arc::clone(shared);
         {
             let mut state = shared.lock();
             state.reaping = true;
             state.ends = false;
         }
-        let announce = {
-            let theirs = Arc::clone(shared);
-            move |role| {
-                // Whoever waits for rounds is not to wait for a thread that failed in here.
-                if let Err(e) = catch(|| vmm.thread_start(role)) {
-                    theirs
-                        .lock()
-                        .rounds
-                        .notes
-                        .push(format!("thread_start: {e}"));
-                }
-            }
-        };
-        match spawn(Role::Reaper, announce, move || theirs.reap()) {
+        match spawn(Role::Reaper, shared.announce(), move || theirs.reap()) {
             Ok(thread) => Ok(Reaper {
                 shared: Arc::clone(shared),
                 thread: Some(thread),

@@ -67,12 +67,17 @@ pub(super) struct Ring {
     suspect: bool,
     /// A look found it clean after the last round.
     clean: bool,
+    /// This round found something at its place.
+    found: bool,
     /// The vCPU stands outside of KVM_RUN and says that the ring is full.
     pub full: bool,
     /// How often it said so since anything was found.
     for_nothing: u32,
     /// Something was found since it said so last.
     gave: bool,
+    /// What the vCPU's last exit was has been struck out, so if it is found full again, that is
+    /// another exit.
+    struck_out: bool,
     /// An overrun left phantoms that have not been found yet: a gap is no news.
     expects_gap: bool,
     /// Entries harvested.
@@ -97,13 +102,31 @@ impl Ring {
             known,
             suspect: false,
             clean: known,
+            found: false,
             full: false,
             for_nothing: 0,
             gave: false,
+            struck_out: false,
             expects_gap: false,
             harvested: 0,
             harvested_before: 0,
         })
+    }
+
+    /// Another tracker may have used it since: where the kernel is has to be found out again.
+    pub fn begin(&mut self) {
+        let entries = self.memory.entries();
+        if self.at.flagged() > 0 {
+            self.at.unflag(entries);
+        }
+        self.known = Position::is_untouched(entries);
+        if self.known {
+            self.at = Position::default();
+        }
+        self.clean = self.known;
+        (self.suspect, self.expects_gap) = (false, false);
+        (self.for_nothing, self.gave, self.struck_out) = (0, false, false);
+        self.harvested_before = self.harvested;
     }
 
     /// Whether more than 1/`part` of it is dirty, as far as one load can tell.
@@ -186,6 +209,7 @@ impl Rounds {
         let mut flagged = 0;
         let mut overran = Vec::new();
         for (&vcpu, ring) in &mut self.rings {
+            ring.found = false;
             if !ring.known {
                 continue;
             }
@@ -194,6 +218,7 @@ impl Rounds {
                 .at
                 .harvest(entries, keep(&mut self.found, self.tracking));
             let full = ring.at.flagged() == entries.len() as u64;
+            ring.found = n > 0;
             ring.got(n);
             self.figures.harvested += n;
             flagged += ring.at.flagged();
@@ -299,22 +324,24 @@ impl Rounds {
         }
         for ring in self.rings.values_mut().filter(|r| r.at.flagged() > 0) {
             let entries = ring.memory.entries();
+            let from = ring.at.head() - ring.at.flagged();
             let mut at = ring.at;
             let end = match at.settle_by_flags(entries) {
                 Settled::Before(place) => place,
                 _ => at.head(),
             };
-            let n = end - (ring.at.head() - ring.at.flagged());
-            Position::before(entries, end, n, |slot, offset| {
+            Position::before(entries, end, end - from, |slot, offset| {
                 self.found.in_doubt(slot, offset);
             });
+            // The vCPU may have come round to them meanwhile: what they named then is not known.
+            self.lost |= Position::came_round(entries, from, end);
         }
     }
 
     /// Looks through a whole ring, and makes its position the kernel's.
     fn look(&mut self, vm: &Arc<dyn ResetRings>, vcpu: u32) -> Result<()> {
-        let mut in_order = self.rings[&vcpu].clean;
-        let mut seen = false;
+        let ring = &self.rings[&vcpu];
+        let (mut in_order, mut seen) = (ring.clean, ring.found);
         for _ in 0..LOOKS {
             let Some(ring) = self.rings.get_mut(&vcpu) else {
                 return Ok(());
@@ -330,6 +357,8 @@ impl Rounds {
                     // Clean before, in order since, and not full: the kernel is where we are.
                     if in_order && seen && ring.known {
                         ring.suspect = false;
+                        // There were no phantoms. The next gap is another overrun's.
+                        ring.expects_gap = false;
                     }
                     ring.clean = ring.known;
                     return Ok(());
@@ -429,11 +458,18 @@ impl Rounds {
         }
         if std::mem::take(&mut ring.gave) {
             ring.for_nothing = 0;
+            ring.struck_out = false;
             return Ok(());
         }
-        ring.for_nothing += 1;
+        ring.for_nothing = ring.for_nothing.saturating_add(1);
         let (entries, give) = (ring.memory.entries(), ring.soft_limit());
         if ring.for_nothing <= FULL_FOR_NOTHING || give == 0 || !ring.memory.exited_full() {
+            return Ok(());
+        }
+        // What stands there may be an exit of long ago, and a ring that is given what it has not in
+        // use is broken for ever. The exit after this one is proof.
+        ring.memory.strike_out();
+        if !std::mem::replace(&mut ring.struck_out, true) {
             return Ok(());
         }
         let any = entries
