@@ -672,6 +672,8 @@ static void in_turn(void)
     brant_tracker *other, *first;
     uint64_t wrong = 0;
 
+    /* As above: the code is mapped. */
+    bare_runs(&b, STRIDE_AT, 16 * PAGE, 1, 0);
     bare_track(&b);
     must(brant_tracker_stop(b.tracker, &e));
     first = b.tracker;
