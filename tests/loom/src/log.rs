@@ -42,9 +42,6 @@ pub enum Harvested {
 
 pub trait DirtyLog: Send {
     fn kind(&self) -> LogKind;
-    fn heap_bytes(&self) -> u64 {
-        0
-    }
     fn start(&mut self, map: &Map) -> Result<Initial>;
     fn stop(&mut self, map: &Map) -> Result<()>;
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
