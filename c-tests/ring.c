@@ -670,10 +670,8 @@ static void in_turn(void)
 {
     struct bare b = bare_new(65536);
     brant_tracker *other, *first;
-    uint64_t wrong = 0;
+    uint64_t wrong = 0, found;
 
-    /* As above: the code is mapped. */
-    bare_runs(&b, STRIDE_AT, 16 * PAGE, 1, 0);
     bare_track(&b);
     must(brant_tracker_stop(b.tracker, &e));
     first = b.tracker;
@@ -684,7 +682,12 @@ static void in_turn(void)
         b.tracker = i % 2 ? other : first;
         must(brant_tracker_start(b.tracker, BRANT_START_CLEAN, &e));
         bare_runs(&b, STRIDE_AT, (16 + (uint64_t)i) * PAGE, 20, (uint8_t)(i + 1));
-        wrong += bare_sync(&b, BRANT_SYNC_RUNNING).found_pages != 20;
+        found = bare_sync(&b, BRANT_SYNC_RUNNING).found_pages;
+        /* While logging is off, nested paging may join what it has mapped into large pages and map
+         * them anew when they are read: the pages of the code count as well then. */
+        wrong += found < 20 || found > 20 + 3;
+        bare_take(&b);
+        wrong += bare_differs(&b);
         must(brant_tracker_stop(b.tracker, &e));
     }
     ok(wrong == 0 && kvm_info(first).overruns == 0 && kvm_info(other).overruns == 0,
