@@ -41,3 +41,19 @@ impl Ioctl for Descriptor {
         Ok(())
     }
 }
+
+/// The C compiler accepts `c`: how numbers and layouts are compared with the system's headers.
+#[cfg(test)]
+pub(super) fn assert_compiles(c: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("layouts.c");
+    std::fs::write(&file, c).unwrap();
+    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let done = std::process::Command::new(cc)
+        .args(["-std=c11", "-fsyntax-only"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+}

@@ -126,7 +126,6 @@ pub fn get_dirty_bitmap(
 mod tests {
     use super::*;
     use std::mem::offset_of;
-    use std::process::Command;
 
     #[test]
     fn layouts_are_those_of_the_abi_and_of_the_system_s_header_if_it_has_them() {
@@ -160,16 +159,6 @@ mod tests {
              _Static_assert(IOMMU_HWPT_GET_DIRTY_BITMAP == {HWPT_GET_DIRTY_BITMAP}, \"get\");\n\
              #endif\n"
         ));
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("iommufd.c");
-        std::fs::write(&file, c).unwrap();
-        let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-        let done = Command::new(cc)
-            .args(["-std=c11", "-fsyntax-only"])
-            .arg(&file)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{said}");
+        crate::sys::ioctl::assert_compiles(&c);
     }
 }

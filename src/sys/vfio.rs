@@ -377,7 +377,6 @@ pub fn type1_bitmap(
 mod tests {
     use super::*;
     use std::mem::offset_of;
-    use std::process::Command;
 
     /// Numbers and layouts as C sees them, for the compiler to compare.
     fn layouts() -> String {
@@ -499,17 +498,7 @@ mod tests {
 
     #[test]
     fn numbers_and_layouts_are_those_of_the_system_s_header() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("vfio.c");
-        std::fs::write(&file, layouts()).unwrap();
-        let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-        let done = Command::new(cc)
-            .args(["-std=c11", "-fsyntax-only"])
-            .arg(&file)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{said}");
+        crate::sys::ioctl::assert_compiles(&layouts());
     }
 
     /// Answers GET_INFO with bytes of the test's choice.
