@@ -3,6 +3,7 @@ promised: what scripts/test and scripts/test-stock-kvm share.
 """
 
 import collections
+import filecmp
 import glob
 import os
 import re
@@ -10,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -129,6 +131,29 @@ def built(tally, *targets):
     if not ended.good:
         tally.fail("make %s" % " ".join(targets), tail(ended.text))
     return ended.good
+
+
+def python_with(*modules):
+    """A Python that has `modules`, and None; or None, and why there is none. Where no
+    Python here has them all, target/python is made and gets those of scripts/tools.txt."""
+    own = os.path.join(ROOT, "target", "python")
+    tools = os.path.join(ROOT, "scripts", "tools.txt")
+    own_python = os.path.join(own, "bin", "python")
+    # A linter's version counts, so only the one of the list will do.
+    others = (sys.executable, "/usr/bin/python3") if modules == ("pytest",) else ()
+    mark = os.path.join(own, "tools.txt")
+    for python in others:
+        if os.path.exists(python) and run([python, "-c", "import " + ",".join(modules)], 60).good:
+            return python, None
+    if not (os.path.exists(mark) and filecmp.cmp(mark, tools, shallow=False)):
+        for command in ([sys.executable, "-m", "venv", own],
+                        [own_python, "-m", "pip", "-q", "install", "-r", tools]):
+            ended = run(command, 600, merge=True)
+            if not ended.good:
+                return None, "no %s here, and none to be had: %s" % (
+                    ", ".join(modules), (ended.out.strip().splitlines() or ["?"])[-1])
+        shutil.copyfile(tools, mark)
+    return own_python, None
 
 
 def tail(text, lines=60):

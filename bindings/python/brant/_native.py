@@ -277,13 +277,14 @@ def library_path() -> str:
 
 def version() -> str:
     """The library's version, as "0.1.0"."""
-    return lib.brant_version().decode()
+    found: bytes = lib.brant_version()
+    return found.decode()
 
 
 def has_feature(name: str) -> bool:
     """Whether the library was built with something: "bitmap", "tracker", "kvm-log",
     "reported", "userfault", and what the header names besides."""
-    return lib.brant_has_feature(text(name, "name")) == 1
+    return bool(lib.brant_has_feature(text(name, "name")))
 
 
 class BrantError(Exception):

@@ -55,12 +55,12 @@ class Bitmap:
     def count(self) -> int:
         """How many bits are set."""
         with self._lock, self._handle.use() as bitmap:
-            return native.lib.brant_bitmap_count(bitmap)
+            return int(native.lib.brant_bitmap_count(bitmap))
 
     def test(self, bit: int) -> bool:
         """Whether a bit is set; not so past the end."""
         with self._lock, self._handle.use() as bitmap:
-            return native.lib.brant_bitmap_test(bitmap, native.number(bit, "bit")) == 1
+            return bool(native.lib.brant_bitmap_test(bitmap, native.number(bit, "bit")))
 
     def __contains__(self, bit: object) -> bool:
         return isinstance(bit, int) and 0 <= bit <= _ALL and self.test(bit)

@@ -1,5 +1,5 @@
 //! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
-//! [`ring`], which of them is used in [`choose`].
+//! [`ring`], which of them is used in [`mod@choose`].
 
 pub mod choose;
 pub mod log;

@@ -15,7 +15,7 @@ use crate::sys::kvm_ring::Entry;
 /// `KVM_DIRTY_GFN_F_DIRTY`: pushed by the kernel, ours to read.
 pub const DIRTY: u32 = 1;
 /// `KVM_DIRTY_GFN_F_RESET`: read, the kernel's to reset. It goes by this bit alone, so both
-/// together ([`FOUND`]) count as this.
+/// together count as this.
 pub const RESET: u32 = 2;
 /// Flagged while looking for the kernel's position, and dirty before.
 const FOUND: u32 = DIRTY | RESET;
