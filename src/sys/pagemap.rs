@@ -186,9 +186,18 @@ pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
     let end = start.saturating_add(length);
     let mut at = start;
     let mut kind: Option<Mapping> = None;
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(|e| Error::os("reading /proc/self/maps", e))?;
-        let Some((from, to, this)) = parse_line(&line) else {
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = reader
+            .read_until(b'\n', &mut line)
+            .map_err(|e| Error::os("reading /proc/self/maps", e))?;
+        if read == 0 {
+            break;
+        }
+        // A file's name is bytes, not text; it comes last, and nothing here asks for it.
+        let Some((from, to, this)) = parse_line(&String::from_utf8_lossy(&line)) else {
             continue;
         };
         if to <= at {
