@@ -3,7 +3,7 @@
 //! and not a deadlock.
 
 use crate::error::{Error, Kind, Result};
-use crate::runtime::thread::catch;
+use crate::runtime::thread::{catch, with_starters_mask};
 use crate::vmm::{Event, EventKind, Vmm};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -72,6 +72,16 @@ impl Callbacks {
         catch(|| operation(&*self.vmm))
             .and_then(|result| result)
             .map_err(|e| Error::new(Kind::Vmm, format!("`{name}`: {}", e.message())))
+    }
+
+    /// [`Callbacks::call`] of an operation that may make threads which outlive it, vCPUs' above
+    /// all: they get the signal mask of whoever started the migration.
+    pub(super) fn call_that_makes_threads<T>(
+        &self,
+        name: &str,
+        operation: impl FnOnce(&dyn Vmm) -> Result<T>,
+    ) -> Result<T> {
+        with_starters_mask(|| self.call(name, operation))
     }
 
     pub(super) fn event(&self, kind: EventKind, message: String) {

@@ -147,7 +147,7 @@ impl Work for Driver {
             Action::CallRun => {
                 let begun = Instant::now();
                 shared.memory.settle_returned();
-                self.vmm.call("run", |vmm| vmm.run())?;
+                self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
                 self.stats.run_us = micros(begun.elapsed());
                 Some(Event::Started)
             }
@@ -460,7 +460,7 @@ impl Driver {
         let (early, _) = self.blobs(RecordType::Early, deadline())?;
         for stored in &early {
             self.vmm
-                .call("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
+                .call_that_makes_threads("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
         }
         self.send(&Record::EarlyOk)?;
         let mut blocks: Vec<wire::Block> = Vec::new();
@@ -621,10 +621,12 @@ impl Driver {
         self.stats.state_bytes = bytes;
         let begun = Instant::now();
         for stored in &list {
-            self.vmm.call("load", |vmm| vmm.load(&stored.as_blob()))?;
+            self.vmm
+                .call_that_makes_threads("load", |vmm| vmm.load(&stored.as_blob()))?;
             self.shared.handle.cancel.check("loading")?;
         }
-        self.vmm.call("loaded", |vmm| vmm.loaded())?;
+        self.vmm
+            .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         self.stats.load_us = micros(begun.elapsed());
         Ok(())
     }

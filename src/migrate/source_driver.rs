@@ -222,7 +222,8 @@ impl Work for Driver {
                 Some(Event::PeerRunning)
             }
             Action::CallResume => {
-                self.vmm.call("resume", |vmm| vmm.resume())?;
+                self.vmm
+                    .call_that_makes_threads("resume", |vmm| vmm.resume())?;
                 Some(Event::Resumed)
             }
             Action::PutBack => {

@@ -8,7 +8,7 @@
 //! whatever handler there is: the kernel forces it, signal(7).)
 
 use crate::error::{Error, Kind, Result};
-use crate::sys::event::SignalsBlocked;
+use crate::sys::event::{SignalMask, SignalsBlocked};
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -125,9 +125,11 @@ pub fn spawn<T: Send + 'static>(
 ) -> Result<Join<T>> {
     let cannot = |e| Error::os(format_args!("starting thread {}", role.name()), e);
     let masked = SignalsBlocked::new().map_err(cannot)?;
+    let starters = masked.before();
     let handle = std::thread::Builder::new()
         .name(role.name().into())
         .spawn(move || {
+            STARTERS_MASK.set(Some(starters));
             catch(move || {
                 announce(role);
                 body()
@@ -140,7 +142,18 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
+/// Runs `f` with the signal mask of the thread that started this one, if this is a thread of
+/// ours: a thread that `f` makes then has the mask that the VMM's own threads have. With ours,
+/// no signal could ever reach it, and a vCPU thread could not be kicked out of `KVM_RUN`.
+pub fn with_starters_mask<T>(f: impl FnOnce() -> T) -> T {
+    // A mask that cannot be put leaves ours, which is safe for us.
+    let _mask = STARTERS_MASK.get().and_then(|mask| mask.put().ok());
+    f()
+}
+
 thread_local! {
+    // Of a thread of ours: the mask of the thread that started it.
+    static STARTERS_MASK: Cell<Option<SignalMask>> = const { Cell::new(None) };
     // Constant and without a destructor: no allocation, usable at any time of
     // a thread's life.
     static QUIET: Cell<u32> = const { Cell::new(0) };
@@ -248,6 +261,26 @@ mod tests {
         assert_eq!(receiver.recv().unwrap(), !never);
         assert_eq!(join.join().unwrap(), !never);
         assert_eq!(before & bit(libc::SIGTERM), 0, "the test needs it unmasked");
+    }
+
+    #[test]
+    fn a_thread_made_under_the_starters_mask_can_be_signalled_and_ours_is_masked_again_after_it() {
+        let ours = blocked();
+        let join = spawn(
+            Role::Migration,
+            |_| (),
+            || {
+                let all = blocked();
+                let made = with_starters_mask(|| std::thread::spawn(blocked).join().unwrap());
+                (all, made, blocked())
+            },
+        );
+        let (all, made, after) = join.unwrap().join().unwrap();
+        assert_eq!(made, ours);
+        assert_ne!(all, ours);
+        assert_eq!(after, all);
+        // On a thread that is not ours it changes nothing.
+        assert_eq!(with_starters_mask(blocked), ours);
     }
 
     #[test]

@@ -151,6 +151,51 @@ impl SignalsBlocked {
     }
 }
 
+impl SignalsBlocked {
+    /// The mask that was there before, for a thread that is started meanwhile.
+    pub fn before(&self) -> SignalMask {
+        SignalMask(self.before)
+    }
+}
+
+/// A signal mask, to be put on a thread for a while.
+#[derive(Clone, Copy)]
+pub struct SignalMask(libc::sigset_t);
+
+/// The mask of the calling thread is another until this is dropped.
+#[must_use]
+pub struct SignalsMasked {
+    before: libc::sigset_t,
+    /// The mask is the thread's: this must not be dropped on another.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalMask {
+    /// Puts this mask on the calling thread.
+    pub fn put(&self) -> io::Result<SignalsMasked> {
+        // SAFETY: sigset_t is plain integers; all zero is a value of it.
+        let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: both sets outlive the call.
+        let error = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, &mut before) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        Ok(SignalsMasked {
+            before,
+            not_send: std::marker::PhantomData,
+        })
+    }
+}
+
+impl Drop for SignalsMasked {
+    fn drop(&mut self) {
+        // SAFETY: `before` was filled by pthread_sigmask on this thread.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+        }
+    }
+}
+
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
         // SAFETY: `before` was filled by pthread_sigmask on this thread.
