@@ -480,6 +480,7 @@ static void descriptors(void)
     brant_incoming *in;
     int fd;
 
+    block.flags = more.block.flags = BRANT_RAM_FILE;
     block.fd = fd = dup(0); /* The name is there already. */
     ok(brant_guest_add_block(s.guest, &block, NULL, NULL) != 0 && !is_open(fd),
        "the descriptor of a block that is refused is closed");

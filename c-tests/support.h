@@ -164,6 +164,7 @@ UNUSED static void vm_describe(struct vm *vm)
             .host = regions[i].host,
             .length = regions[i].bytes,
             .fd = regions[i].fd < 0 ? -1 : dup(regions[i].fd),
+            .flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
         };
         uint32_t id = 0;
 

@@ -166,6 +166,12 @@
 #define BRANT_RAM_ZEROED 2
 
 /**
+ * In `brant_ram_block.flags`: the block is a shared mapping of the file or memfd that `fd` names.
+ * Without it the block is private memory, and `fd` is 0 or -1.
+ */
+#define BRANT_RAM_FILE 4
+
+/**
  * In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
  */
 #define BRANT_NO_SLOT 4294967295
@@ -594,7 +600,8 @@ typedef struct brant_ram_block {
      */
     size_t size;
     /**
-     * 1 to 255 bytes of UTF-8, unique in the guest; the destination's block has the same.
+     * 1 to 255 bytes of UTF-8 without control characters, unique in the guest; the destination's
+     * block has the same.
      */
     const char *name;
     /**
@@ -611,9 +618,10 @@ typedef struct brant_ram_block {
      */
     uint64_t page_size;
     /**
-     * For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
-     * whatever the call returns, so hand in a duplicate; makes its holes visible. 0 or -1 for
-     * private memory.
+     * With BRANT_RAM_FILE: the descriptor of the file or memfd, of which the block is a shared
+     * mapping; makes its holes visible. Any number from 0 up is a descriptor; -1, the result of a
+     * failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
+     * returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
      */
     int32_t fd;
     /**
@@ -718,17 +726,31 @@ typedef struct brant_event {
  * The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
  * given with it.
  *
- * The operations of a migration are called one at a time on that migration's own thread, all
- * signals masked, unless it says otherwise below. They return 0, or anything else for a
+ * The operations of a migration are called one at a time on that migration's own thread, unless
+ * it says otherwise below. All signals are masked there, but in the operations that may make
+ * threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
+ * that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
+ * a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
+ * inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They return 0, or anything else for a
  * failure, whose reason they may set. Inside one, waiting for or freeing the migration that
  * calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
  *
  * Two contracts on which a guest's memory depends:
- * - Paused means: every vCPU is out of KVM_RUN with pending I/O retired (enter KVM_RUN once
- *   more with immediate_exit after an I/O or MMIO exit), no thread stands between a write to
- *   guest memory and its mark, and no device writes guest memory.
+ * - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
+ *   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after
+ *   an I/O or MMIO exit, set immediate_exit and enter KVM_RUN again until it fails with EINTR: one
+ *   retirement can be followed by another exit. A KVM_RUN that fails with EINTR leaves the
+ *   exit_reason of the exit before, so look at what it returned first.
  * - Write first, then mark: a mark made before its write can be collected before the write
  *   lands, and then nobody hears of the write.
+ *
+ * A vCPU thread that ends while the guest migrates, because the guest has shut down, counts as
+ * paused in `pause` and as outside of KVM_RUN in `kick`; keep its vCPU descriptor open until the
+ * migration is over. Unless the guest is to start again at the destination, cancel the migration.
+ *
+ * brant_outgoing_cancel, brant_incoming_cancel, the waits and the frees wait for the migration's
+ * thread, which may be inside an operation: call none of them with a lock held that an operation
+ * takes.
  */
 typedef struct brant_ops {
     /**
@@ -752,7 +774,8 @@ typedef struct brant_ops {
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
      * Destination: all memory is here; take one piece of state. Once for each, in the order of
-     * saving. A failure refuses the switchover and the guest runs on at the source.
+     * saving. May write guest memory, without a mark: nothing arrives after it. A failure refuses
+     * the switchover and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
                     const struct brant_state *state,
@@ -1801,7 +1824,8 @@ int32_t brant_guest_count_discarded(const struct brant_guest *guest,
 /**
  * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
  * is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
- * fails with it unless the guest is paused already.
+ * fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
+ * stays as long as the guest does.
  */
 int32_t brant_block(struct brant_guest *guest,
                     const char *reason,
@@ -1827,7 +1851,7 @@ int32_t brant_incoming_new(struct brant_guest *guest,
 /**
  * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
  * that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
- * is freed.
+ * is freed. The last call on the migration, as brant_outgoing_free.
  */
 int32_t brant_incoming_free(struct brant_incoming *incoming);
 
@@ -1898,7 +1922,9 @@ void brant_reason_set(struct brant_reason *reason, const char *message);
 /**
  * Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
  * VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
- * about 1 GiB each and 65536 pieces.
+ * about 1 GiB each and 65536 pieces. A piece that is refused would be missing at the
+ * destination: `save` counts as failed then, whatever it returns, and for this reason unless it
+ * sets another.
  */
 int32_t brant_saver_put(struct brant_saver *saver,
                         const char *name,
@@ -1925,6 +1951,10 @@ int32_t brant_outgoing_new(struct brant_guest *guest,
  * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
  * the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
  * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ *
+ * It is the last call on the migration: a wait or a cancel on another thread must have returned
+ * before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
+ * number of threads may do at once; then join those threads; then free.
  */
 int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
 

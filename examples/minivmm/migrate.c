@@ -98,6 +98,7 @@ static int describe_memory(struct migration *g)
 			.length = regions[i].bytes,
 			/* Descriptors handed in are brant's: a duplicate. */
 			.fd = regions[i].fd < 0 ? -1 : dup(regions[i].fd),
+			.flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
 		};
 		if (brant_guest_add_block(g->guest, &block, NULL, &e))
 			return fail(g, "memory block", e);

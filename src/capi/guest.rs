@@ -1,12 +1,11 @@
 //! A guest: its memory blocks, where they appear, and the reasons why it cannot move.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, put, put_optional, read, read_known, sized, text};
+use super::structs::{handle, put, put_optional, read, read_known, sized, taken, text};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use crate::migrate::{Blocker, Blockers};
 use crate::units::Bytes;
 use std::ffi::{c_char, c_void};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
@@ -31,6 +30,9 @@ pub const BRANT_RAM_ROM: u32 = 1;
 /// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
 /// need not look. Without it nothing is assumed of what is there.
 pub const BRANT_RAM_ZEROED: u32 = 2;
+/// In `brant_ram_block.flags`: the block is a shared mapping of the file or memfd that `fd` names.
+/// Without it the block is private memory, and `fd` is 0 or -1.
+pub const BRANT_RAM_FILE: u32 = 4;
 
 /// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
 pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
@@ -41,7 +43,8 @@ pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 pub struct brant_ram_block {
     /// sizeof(brant_ram_block).
     pub size: usize,
-    /// 1 to 255 bytes of UTF-8, unique in the guest; the destination's block has the same.
+    /// 1 to 255 bytes of UTF-8 without control characters, unique in the guest; the destination's
+    /// block has the same.
     pub name: *const c_char,
     /// Address of the first byte, page-aligned. The memory stays the VMM's, and mapped until
     /// `brant_guest_remove_block` has returned.
@@ -50,9 +53,10 @@ pub struct brant_ram_block {
     pub length: u64,
     /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
     pub page_size: u64,
-    /// For a shared mapping of a file or memfd: its descriptor, which is brant's from here on
-    /// whatever the call returns, so hand in a duplicate; makes its holes visible. 0 or -1 for
-    /// private memory.
+    /// With BRANT_RAM_FILE: the descriptor of the file or memfd, of which the block is a shared
+    /// mapping; makes its holes visible. Any number from 0 up is a descriptor; -1, the result of a
+    /// failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
+    /// returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,
@@ -133,18 +137,29 @@ pub unsafe extern "C" fn brant_guest_add_block(
         // SAFETY: null or a structure by contract.
         let (b, tail) = unsafe { read_known(block) }?;
         // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
-        let has_fd = b.size >= std::mem::offset_of!(brant_ram_block, flags) && b.fd > 0;
-        // SAFETY: handed over by contract.
-        let fd = has_fd.then(|| unsafe { OwnedFd::from_raw_fd(b.fd) });
+        let of_file = b.flags & BRANT_RAM_FILE != 0;
+        let fd = match b.fd {
+            // SAFETY: handed over by contract.
+            fd if of_file || fd > 0 => Some(unsafe { taken(fd, "brant_ram_block.fd") }?),
+            _ => None,
+        };
         tail?;
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a string by contract.
         let name = unsafe { text(b.name, "brant_ram_block.name") }?;
-        if b.flags & !(BRANT_RAM_ROM | BRANT_RAM_ZEROED) != 0 {
+        if b.flags & !(BRANT_RAM_ROM | BRANT_RAM_ZEROED | BRANT_RAM_FILE) != 0 {
             return Err(invalid(format!(
-                "block `{name}`: flags are BRANT_RAM_ROM and BRANT_RAM_ZEROED; found {:#x}",
+                "block `{name}`: flags are BRANT_RAM_ROM, BRANT_RAM_ZEROED and BRANT_RAM_FILE; \
+                 found {:#x}",
                 b.flags
+            )));
+        }
+        if fd.is_some() && !of_file {
+            return Err(invalid(format!(
+                "block `{name}`: fd is {}, and flags lack BRANT_RAM_FILE, which says that the \
+                 block is a shared mapping of it",
+                b.fd
             )));
         }
         let made = guest.memory.add_block(BlockDescription {
@@ -336,7 +351,8 @@ pub unsafe extern "C" fn brant_guest_count_discarded(
 
 /// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
 /// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
-/// fails with it unless the guest is paused already.
+/// fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
+/// stays as long as the guest does.
 #[no_mangle]
 pub unsafe extern "C" fn brant_block(
     guest: *mut brant_guest,
@@ -349,12 +365,12 @@ pub unsafe extern "C" fn brant_block(
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a string by contract.
         let reason = unsafe { text(reason, "reason") }?;
+        let made = guest.blockers.block(reason);
         if blocker.is_null() {
-            return Err(invalid("blocker is NULL"));
+            made.keep();
+            return Ok(());
         }
-        let made = Box::new(brant_blocker {
-            _blocker: guest.blockers.block(reason),
-        });
+        let made = Box::new(brant_blocker { _blocker: made });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(blocker, "blocker", Box::into_raw(made)) }
     })

@@ -6,11 +6,11 @@ use super::ops::{brant_ops, Ops};
 use super::outgoing::limit;
 use super::params::{brant_params, params};
 use super::stats::brant_stats;
-use super::structs::{handle, put, put_text, text, write};
+use super::structs::{handle, put, put_text, taken, text, write};
 use crate::channel::Endpoint;
 use crate::migrate::{Incoming, Source};
 use std::ffi::{c_char, c_void};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A migration from somewhere else to here, into a guest whose blocks match the source's by
@@ -55,7 +55,7 @@ pub unsafe extern "C" fn brant_incoming_new(
 
 /// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
 /// that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
-/// is freed.
+/// is freed. The last call on the migration, as brant_outgoing_free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -108,11 +108,8 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        if fd < 0 {
-            return Err(invalid(format!("{fd} is no descriptor")));
-        }
         // SAFETY: handed over by contract.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = unsafe { taken(fd, "fd") }?;
         // SAFETY: null or ours by contract.
         let incoming = unsafe { handle(incoming, "incoming") }?;
         incoming.incoming.start(Source::Connected(fd))

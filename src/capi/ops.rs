@@ -16,6 +16,8 @@ pub struct brant_reason {
 /// on its thread.
 pub struct brant_saver {
     sink: *mut (dyn StateSink + 'static),
+    /// Why a piece could not be put, the first time.
+    refused: RefCell<Option<Error>>,
 }
 
 /// One piece of state, as `load` and `early_load` get it. Valid during the callback only.
@@ -72,17 +74,31 @@ pub const BRANT_ROLE_REAPER: u32 = 5;
 /// The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
 /// given with it.
 ///
-/// The operations of a migration are called one at a time on that migration's own thread, all
-/// signals masked, unless it says otherwise below. They return 0, or anything else for a
+/// The operations of a migration are called one at a time on that migration's own thread, unless
+/// it says otherwise below. All signals are masked there, but in the operations that may make
+/// threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
+/// that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
+/// a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
+/// inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They return 0, or anything else for a
 /// failure, whose reason they may set. Inside one, waiting for or freeing the migration that
 /// calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
 ///
 /// Two contracts on which a guest's memory depends:
-/// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired (enter KVM_RUN once
-///   more with immediate_exit after an I/O or MMIO exit), no thread stands between a write to
-///   guest memory and its mark, and no device writes guest memory.
+/// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
+///   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after
+///   an I/O or MMIO exit, set immediate_exit and enter KVM_RUN again until it fails with EINTR: one
+///   retirement can be followed by another exit. A KVM_RUN that fails with EINTR leaves the
+///   exit_reason of the exit before, so look at what it returned first.
 /// - Write first, then mark: a mark made before its write can be collected before the write
 ///   lands, and then nobody hears of the write.
+///
+/// A vCPU thread that ends while the guest migrates, because the guest has shut down, counts as
+/// paused in `pause` and as outside of KVM_RUN in `kick`; keep its vCPU descriptor open until the
+/// migration is over. Unless the guest is to start again at the destination, cancel the migration.
+///
+/// brant_outgoing_cancel, brant_incoming_cancel, the waits and the frees wait for the migration's
+/// thread, which may be inside an operation: call none of them with a lock held that an operation
+/// takes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ops {
@@ -104,7 +120,8 @@ pub struct brant_ops {
         ) -> i32,
     >,
     /// Destination: all memory is here; take one piece of state. Once for each, in the order of
-    /// saving. A failure refuses the switchover and the guest runs on at the source.
+    /// saving. May write guest memory, without a mark: nothing arrives after it. A failure refuses
+    /// the switchover and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -191,7 +208,9 @@ pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *c
 
 /// Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
 /// VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
-/// about 1 GiB each and 65536 pieces.
+/// about 1 GiB each and 65536 pieces. A piece that is refused would be missing at the
+/// destination: `save` counts as failed then, whatever it returns, and for this reason unless it
+/// sets another.
 #[no_mangle]
 pub unsafe extern "C" fn brant_saver_put(
     saver: *mut brant_saver,
@@ -205,32 +224,72 @@ pub unsafe extern "C" fn brant_saver_put(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let saver = unsafe { handle(saver, "saver") }?;
-        // SAFETY: null or a string by contract.
-        let name = unsafe { text(name, "name") }?;
-        if data.is_null() && length > 0 {
-            return Err(invalid(format!("state `{name}`: data is NULL")));
-        }
-        // More than this is no memory of anybody's: -1 in disguise.
-        if isize::try_from(length).is_err() {
-            return Err(invalid(format!(
-                "state `{name}`: it cannot have {length} bytes"
-            )));
-        }
-        let data = if length == 0 {
-            &[][..]
-        } else {
-            // SAFETY: `length` readable bytes by contract, not written during the call.
-            unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }
+        let put = || {
+            // SAFETY: null or a string by contract.
+            let name = unsafe { text(name, "name") }?;
+            if data.is_null() && length > 0 {
+                return Err(invalid(format!("state `{name}`: data is NULL")));
+            }
+            // More than this is no memory of anybody's: -1 in disguise.
+            if isize::try_from(length).is_err() {
+                return Err(invalid(format!(
+                    "state `{name}`: it cannot have {length} bytes"
+                )));
+            }
+            let data = if length == 0 {
+                &[][..]
+            } else {
+                // SAFETY: `length` readable bytes by contract, not written during the call.
+                unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }
+            };
+            // SAFETY: the sink outlives the callback, in which alone the saver is valid, and is
+            // used by this thread only.
+            unsafe { &mut *saver.sink }.put(&StateBlob {
+                name,
+                instance,
+                version,
+                data,
+            })
         };
-        // SAFETY: the sink outlives the callback, in which alone the saver is valid, and is
-        // used by this thread only.
-        unsafe { &mut *saver.sink }.put(&StateBlob {
-            name,
-            instance,
-            version,
-            data,
+        put().inspect_err(|e| {
+            saver.refused.borrow_mut().get_or_insert(e.clone());
         })
     })
+}
+
+/// What an operation of the VMM's returned that is not 0, and the reason that it gave.
+struct Failed {
+    code: i32,
+    reason: String,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        Error::new(
+            Kind::Vmm,
+            if failed.reason.is_empty() {
+                format!("returned {}", failed.code)
+            } else {
+                failed.reason
+            },
+        )
+    }
+}
+
+fn try_call_back(
+    opaque: *mut c_void,
+    call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32,
+) -> std::result::Result<(), Failed> {
+    let mut reason = brant_reason {
+        text: RefCell::default(),
+    };
+    match call(opaque, &mut reason) {
+        0 => Ok(()),
+        code => Err(Failed {
+            code,
+            reason: reason.text.into_inner(),
+        }),
+    }
 }
 
 /// Calls one operation of the VMM's and makes its answer a result.
@@ -238,23 +297,7 @@ pub(super) fn call_back(
     opaque: *mut c_void,
     call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32,
 ) -> Result<()> {
-    let mut reason = brant_reason {
-        text: RefCell::default(),
-    };
-    match call(opaque, &mut reason) {
-        0 => Ok(()),
-        code => {
-            let reason = reason.text.into_inner();
-            Err(Error::new(
-                Kind::Vmm,
-                if reason.is_empty() {
-                    format!("returned {code}")
-                } else {
-                    reason
-                },
-            ))
-        }
-    }
+    Ok(try_call_back(opaque, call)?)
 }
 
 /// The table as the trait that the crate asks for.
@@ -331,9 +374,17 @@ impl Ops {
                     sink,
                 )
             },
+            refused: RefCell::default(),
         };
         // SAFETY: the VMM's function, called as the table says.
-        self.call(|opaque, reason| unsafe { call(opaque, &mut saver, reason) })
+        let saved = try_call_back(self.opaque, |opaque, reason| unsafe {
+            call(opaque, &mut saver, reason)
+        });
+        match (saver.refused.into_inner(), saved) {
+            (Some(refused), Ok(())) => Err(refused),
+            (Some(refused), Err(failed)) if failed.reason.is_empty() => Err(refused),
+            (_, saved) => saved.map_err(Failed::into),
+        }
     }
 
     fn with_state(

@@ -5,12 +5,12 @@ use super::guest::brant_guest;
 use super::ops::{brant_ops, Ops};
 use super::params::{brant_params, params, BRANT_NO_LIMIT};
 use super::stats::brant_stats;
-use super::structs::{handle, put, put_text, text, write};
+use super::structs::{handle, put, put_text, taken, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
 use crate::migrate::{Outgoing, Resolution, Target};
 use std::ffi::{c_char, c_void};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +73,10 @@ pub unsafe extern "C" fn brant_outgoing_new(
 /// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
 /// the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
 /// BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+///
+/// It is the last call on the migration: a wait or a cancel on another thread must have returned
+/// before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
+/// number of threads may do at once; then join those threads; then free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -116,11 +120,8 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        if fd < 0 {
-            return Err(invalid(format!("{fd} is no descriptor")));
-        }
         // SAFETY: handed over by contract.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = unsafe { taken(fd, "fd") }?;
         // SAFETY: null or ours by contract.
         let outgoing = unsafe { handle(outgoing, "outgoing") }?;
         outgoing.outgoing.start(Target::Connected(fd))

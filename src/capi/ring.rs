@@ -1,14 +1,14 @@
 //! KVM's dirty rings: enabling them, the vCPUs' rings, and what was picked of KVM's logs.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, put, put_text, sized, write};
+use super::structs::{handle, put, put_text, sized, taken, write};
 use super::tracker::{brant_tracker, BRANT_KVM_AUTO};
 use crate::dirty::kvm::{Choice, Rings};
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::VmFd;
 use crate::sys::kvm_ring::{enable, RingMap};
 use std::ffi::c_char;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 
 /// What the tracker uses of KVM.
 pub(super) struct KvmUse {
@@ -73,7 +73,10 @@ pub unsafe extern "C" fn brant_kvm_enable_ring(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        let mut vm = VmFd::new(take_fd(vm_fd, "vm_fd")?)?;
+        let mut vm = VmFd::new(
+            // SAFETY: handed over by contract; ours from here on, whatever comes.
+            unsafe { taken(vm_fd, "vm_fd") }?,
+        )?;
         let enabled = enable(&mut vm, bytes)?;
         if !bytes_in_use.is_null() {
             // SAFETY: a place for a number by contract.
@@ -95,7 +98,8 @@ pub unsafe extern "C" fn brant_tracker_add_vcpu(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        let fd = take_fd(vcpu_fd, "vcpu_fd")?;
+        // SAFETY: handed over by contract; ours from here on, whatever comes.
+        let fd = unsafe { taken(vcpu_fd, "vcpu_fd") }?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         let (rings, expected) = rings(tracker)?;
@@ -189,14 +193,6 @@ pub unsafe extern "C" fn brant_tracker_get_kvm(
         // SAFETY: a buffer and a place by contract.
         unsafe { put_text(reason, buffer, capacity, needed) }
     })
-}
-
-fn take_fd(fd: i32, name: &str) -> Result<OwnedFd> {
-    if fd < 0 {
-        return Err(invalid(format!("{name} is no descriptor: {fd}")));
-    }
-    // SAFETY: handed over by contract; ours from here on, whatever comes.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn no_kvm() -> Error {

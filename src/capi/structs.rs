@@ -4,6 +4,7 @@
 use super::error::invalid;
 use crate::error::Result;
 use std::ffi::{c_char, CStr};
+use std::os::fd::OwnedFd;
 
 /// A size beyond this is no structure of any version.
 const SIZE_MAX: usize = 64 << 10;
@@ -123,6 +124,16 @@ pub(super) unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str
     unsafe { CStr::from_ptr(text) }
         .to_str()
         .map_err(|_| invalid(format!("{name} is not UTF-8")))
+}
+
+/// A descriptor that C hands over: brant's from here on, and closed on exec.
+///
+/// # Safety
+/// Nobody else closes `fd`.
+pub(super) unsafe fn taken(fd: i32, name: &str) -> Result<OwnedFd> {
+    // SAFETY: the caller's contract.
+    unsafe { crate::sys::fd::take(fd) }
+        .map_err(|e| invalid(format!("{name} is {fd}, which is no open descriptor ({e})")))
 }
 
 /// A handle of C's.

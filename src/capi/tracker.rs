@@ -4,7 +4,7 @@ use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
 use super::ops::{brant_ops, Ops};
 use super::ring::KvmUse;
-use super::structs::{handle, put, read, read_known, sized, write};
+use super::structs::{handle, put, read, read_known, sized, taken, write};
 use crate::dirty::kvm::{choose, KvmLog, KvmMode, KvmRing, LogSwitch, Offer};
 use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
 use crate::dirty::{DirtyLog, LogKind, When};
@@ -14,7 +14,6 @@ use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::sys::kvm_ring::{has_bitmap, is_enabled};
 use crate::units::{Bytes, Pages};
 use std::ffi::c_void;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
@@ -278,11 +277,11 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
     boundary!(error, {
         // SAFETY: null or a structure by contract.
         let (kvm, tail) = unsafe { read_known(kvm) }?;
-        if kvm.size < std::mem::offset_of!(brant_kvm, mode) || kvm.vm_fd < 0 {
-            return Err(invalid("brant_kvm.vm_fd is no descriptor"));
+        if kvm.size < std::mem::offset_of!(brant_kvm, mode) {
+            return Err(invalid("brant_kvm.size leaves no room for vm_fd"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { OwnedFd::from_raw_fd(kvm.vm_fd) };
+        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm.vm_fd") }?;
         tail?;
         if kvm.reserved != 0 {
             return Err(invalid("brant_kvm.reserved is not 0"));

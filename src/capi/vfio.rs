@@ -1,7 +1,7 @@
 //! What devices that are passed through write, by VFIO and by iommufd.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, read_known, sized};
+use super::structs::{handle, read_known, sized, taken};
 use super::tracker::brant_tracker;
 use crate::dirty::iommufd::IommufdLog;
 use crate::dirty::iova::{DmaRange, Iovas, Target, RANGES_MAX};
@@ -9,7 +9,7 @@ use crate::dirty::vfio::{VfioContainerLog, VfioDeviceLog};
 use crate::error::Result;
 use crate::memory::BlockId;
 use crate::units::{Bytes, PAGE_SIZE};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use vm_memory::GuestAddress;
 
 /// In `brant_dma_range.block`: `address` is a guest physical address.
@@ -69,18 +69,6 @@ pub struct brant_iommufd {
 
 sized!(brant_vfio, brant_iommufd);
 
-/// Takes a descriptor that was handed over.
-///
-/// # Safety
-/// `fd`, unless negative, is a descriptor that nobody else closes.
-unsafe fn take(fd: i32, what: &str) -> Result<OwnedFd> {
-    if fd < 0 {
-        return Err(invalid(format!("{what} is no descriptor")));
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// The ranges as the crate takes them.
 ///
 /// # Safety
@@ -128,7 +116,7 @@ unsafe fn vfio_of(vfio: *const brant_vfio) -> Result<(OwnedFd, brant_vfio, Resul
         return Err(invalid("brant_vfio.fd is no descriptor"));
     }
     // SAFETY: handed over by contract; ours from here on, whatever comes.
-    let fd = unsafe { take(vfio.fd, "brant_vfio.fd") }?;
+    let fd = unsafe { taken(vfio.fd, "brant_vfio.fd") }?;
     let rest = tail.and(match vfio.reserved {
         0 => Ok(()),
         _ => Err(invalid("brant_vfio.reserved is not 0")),
@@ -219,7 +207,7 @@ pub unsafe extern "C" fn brant_tracker_add_iommufd(
             return Err(invalid("brant_iommufd.fd is no descriptor"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { take(iommufd.fd, "brant_iommufd.fd") }?;
+        let fd = unsafe { taken(iommufd.fd, "brant_iommufd.fd") }?;
         tail?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;

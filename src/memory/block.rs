@@ -57,7 +57,8 @@ pub struct BackingFile {
 /// A block as the VMM describes it.
 #[derive(Debug)]
 pub struct BlockDescription {
-    /// 1 to 255 bytes, unique in the map; the destination's block has the same name.
+    /// 1 to 255 bytes without control characters, unique in the map; the destination's block has
+    /// the same name.
     pub name: String,
     /// Address of the first byte in this process, page-aligned.
     pub host: *mut u8,
@@ -142,6 +143,12 @@ impl Block {
                 name.len()
             ));
         }
+        // A name is shown on both sides, in messages and files, and the stream refuses these.
+        if let Some(c) = name.chars().find(|c| c.is_control()) {
+            return invalid(format!(
+                "a name has no control characters, this one has {c:?}"
+            ));
+        }
         if !page_size.0.is_power_of_two() || !(PAGE_SIZE..=1 << 30).contains(&page_size.0) {
             return invalid(format!(
                 "the page size is a power of two from {PAGE_SIZE} to {}, not {page_size}",
@@ -167,7 +174,10 @@ impl Block {
         if (host as u64).checked_add(length.0).is_none() {
             return invalid(format!("{length} bytes from {host:p} wrap around"));
         }
-        let backing = match (&file, pagemap::mapping_of(host as u64, length.0)?) {
+        // Without /proc (a chroot, a sandbox that forbids opening files) nothing is known of the
+        // mapping: then every page counts as touched.
+        let mapping = pagemap::mapping_of(host as u64, length.0).unwrap_or(pagemap::Mapping::Other);
+        let backing = match (&file, mapping) {
             (None, pagemap::Mapping::PrivateAnonymous) => Backing::PrivateAnonymous,
             (Some(file), mapping) => {
                 let (device, inode, regular) = mem::inode_of(file.fd.as_fd())

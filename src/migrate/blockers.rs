@@ -53,6 +53,13 @@ impl Blockers {
     }
 }
 
+impl Blocker {
+    /// Has the reason stand as long as the guest does.
+    pub fn keep(mut self) {
+        self.list = Weak::new();
+    }
+}
+
 impl Drop for Blocker {
     fn drop(&mut self) {
         if let Some(list) = self.list.upgrade() {
@@ -81,5 +88,12 @@ mod tests {
         assert!(!blockers.check().unwrap_err().message().contains("disk"));
         drop(gpu);
         blockers.check().unwrap();
+    }
+
+    #[test]
+    fn a_reason_that_is_kept_stands_without_a_handle() {
+        let blockers = Blockers::new();
+        blockers.block("a device is passed through").keep();
+        assert_eq!(blockers.check().unwrap_err().kind(), Kind::Blocked);
     }
 }

@@ -5,6 +5,7 @@
 //! kernel interfaces than the installed headers know are defined here.
 
 pub mod event;
+pub mod fd;
 pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;

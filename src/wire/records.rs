@@ -16,9 +16,9 @@ use crate::units::PAGE_SIZE;
 pub type Token = [u8; 16];
 
 /// The most connections that one session may have.
-pub const CHANNELS_MAX: u16 = 256;
+pub const CHANNELS_MAX: u16 = 64;
 /// The most RAM blocks that one session may announce (KVM has 32,764 slots).
-pub const BLOCKS_MAX: u32 = 32_768;
+pub const BLOCKS_MAX: u32 = 4096;
 /// The most blobs of state, and of early configuration, in one session.
 pub const BLOBS_MAX: u32 = 65_536;
 /// The longest prefix of a blob, in bytes; the data follows it.

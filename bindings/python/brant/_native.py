@@ -58,6 +58,7 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_E_PENDING": -23,
     "BRANT_RAM_ROM": 1,
     "BRANT_RAM_ZEROED": 2,
+    "BRANT_RAM_FILE": 4,
     "BRANT_NO_SLOT": 0xFFFFFFFF,
     "BRANT_CLEAR_CHUNKED": 0,
     "BRANT_CLEAR_AT_SYNC": 1,

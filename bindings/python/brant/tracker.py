@@ -154,6 +154,7 @@ class Guest(_Closes):
         with self._changing, self._handle.use() as guest:
             if fd is not None:
                 described.fd = _duplicate(fd)
+                described.flags |= constant("RAM_FILE")
             native.call(native.lib.brant_guest_add_block, guest, byref(described), byref(number))
             blocks.add(_Block(name, number.value, view))
         return number.value

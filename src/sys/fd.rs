@@ -1,0 +1,55 @@
+//! Descriptors that come from outside of the crate: is it one, and is it closed on exec?
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Takes a descriptor over and has it closed on exec, so that no program that the VMM starts
+/// keeps guest memory, a virtual machine or a connection alive.
+///
+/// # Errors
+/// `EBADF` when `fd` is no open descriptor (-1, the result of a failed `dup`, is none);
+/// nothing is closed then.
+///
+/// # Safety
+/// Nobody else closes `fd`.
+pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD takes no pointer.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: an open descriptor, and the caller's promise that it is nobody else's.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: F_SETFD takes an integer.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_descriptor_that_is_taken_is_closed_on_exec() {
+        // SAFETY: a new descriptor of this test's.
+        let fd = unsafe { libc::memfd_create(c"taken".as_ptr(), 0) };
+        // SAFETY: nobody else has it.
+        let taken = unsafe { take(fd) }.unwrap();
+        // SAFETY: F_GETFD takes no pointer.
+        let flags = unsafe { libc::fcntl(taken.as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+    }
+
+    #[test]
+    fn what_is_no_descriptor_is_refused() {
+        // The highest number a process can have is far below this.
+        for fd in [-1, i32::MIN, i32::MAX] {
+            // SAFETY: no descriptor.
+            let error = unsafe { take(fd) }.unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{fd}");
+        }
+    }
+}
