@@ -9,12 +9,22 @@ use std::io::Write;
 pub struct Report {
     only: String,
     out: Option<File>,
+    empty: bool,
 }
 
 impl Report {
     /// Figures whose name begins with `only`; one JSON object a line to `out`.
     pub fn new(only: String, out: Option<File>) -> Report {
-        Report { only, out }
+        Report {
+            only,
+            out,
+            empty: true,
+        }
+    }
+
+    /// Whether no figure was wanted: none was measured, and none said why not.
+    pub fn is_empty(&self) -> bool {
+        self.empty
     }
 
     /// Whether a figure is wanted.
@@ -40,6 +50,7 @@ impl Report {
     /// A figure that could not be measured here.
     pub fn skipped(&mut self, name: &str, reason: &str) {
         if self.wants_any(name) {
+            self.empty = false;
             eprintln!("  skipped {name}: {reason}");
         }
     }
@@ -49,6 +60,7 @@ impl Report {
         if !self.wants(&name) {
             return;
         }
+        self.empty = false;
         eprintln!(
             "  {name:40} {:>10.4} {:8} {:>10.4} {:18} ratio {:.4}",
             row["value"].as_f64().unwrap_or(0.0),
