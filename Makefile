@@ -11,6 +11,7 @@ SHELL   := /bin/bash
 CC      ?= cc
 CFLAGS  ?= -O2 -g
 OBJCOPY ?= objcopy
+STRIP   ?= strip
 INSTALL ?= install
 PREFIX  ?= /usr/local
 INCLUDEDIR ?= $(PREFIX)/include
@@ -22,11 +23,17 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libbrant.so.$(firstword $(subst ., ,$(VERSION)))
+DEBUG   = $(C)/libbrant.so.$(VERSION).debug
 CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)/release
+# Two compilers keep apart by `make CC=clang C=target/clang BUILD=target/clang/build`.
 C       := target/c
+BUILD   := build
 MAP     := src/capi/brant.map
-# What rustc names for --print native-static-libs on Linux with glibc.
-PRIVATE := -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+# What rustc names for --print native-static-libs on Linux with glibc, less -lgcc_s: the
+# compiler adds that to a program by itself, or -lgcc_eh where everything is static.
+PRIVATE := -lutil -lrt -lpthread -lm -ldl -lc
+# From a program's directory to that of the shared library.
+rpath   = '-Wl,-rpath,$$ORIGIN/$(shell realpath -m --relative-to=$(dir $@) $(C))'
 
 WARN    := -Wall -Wextra
 C_FLAGS  = -std=gnu11 $(WARN) -Iinclude -Iexamples/minivmm -MMD -MP $(CPPFLAGS) $(CFLAGS)
@@ -40,7 +47,7 @@ endif
 # takes from it what it uses.
 MACHINE_OBJECTS := $(filter %/machine.o %/kvm.o %/process.o %/digest.o %/blob.o,$(MINIVMM_OBJECTS))
 MACHINE := $(C)/libmachine.a
-MINIVMM := $(if $(wildcard examples/minivmm/main.c),build/minivmm)
+MINIVMM := $(if $(wildcard examples/minivmm/main.c),$(BUILD)/minivmm)
 
 TEST_SOURCES  := $(wildcard c-tests/*.c)
 TEST_PROGRAMS := $(TEST_SOURCES:c-tests/%.c=$(C)/tests/%)
@@ -49,7 +56,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm test-tsan bench deps header map abi install uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm test-tsan lint bench deps header map abi install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -65,12 +72,16 @@ pc: $(C)/brant.pc
 examples: $(MINIVMM)
 
 ## demo: migrate a running guest between two example VMMs (DEMO_FLAGS go to it)
-demo: build/minivmm
-	build/minivmm demo $(DEMO_FLAGS)
+demo: $(BUILD)/minivmm
+	$(BUILD)/minivmm demo $(DEMO_FLAGS)
 
 ## test: everything that CI runs; the last line counts passed, failed, skipped
 test: | deps
 	@scripts/test
+
+## lint: the linters alone (a part of make test)
+lint: | deps
+	@scripts/test --only lint
 
 ## test-loom: the lock-free parts alone, model-checked (a part of make test)
 test-loom: | deps
@@ -91,7 +102,7 @@ c-tests: $(TEST_PROGRAMS)
 bench: | deps
 	@scripts/bench --only '$(ONLY)'
 
-## deps: check for the tools needed (root on Debian: install the missing ones)
+## deps: check for the tools needed; root on Debian: install the missing (BRANT_NO_INSTALL=1: only check)
 deps: $(C)/deps.stamp
 
 $(C)/deps.stamp: scripts/deps Cargo.toml
@@ -120,11 +131,21 @@ $(C)/libbrant.a: $(CARGO_OUT)/libbrant.a
 	@mkdir -p $(@D)
 	cp -p $< $@.new && mv $@.new $@
 
-$(C)/libbrant.so.$(VERSION): $(C)/libbrant.a $(MAP)
+# The library as linked, with debug symbols: only the two files made from it are used.
+$(C)/unstripped/libbrant.so.$(VERSION): $(C)/libbrant.a $(MAP)
+	@mkdir -p $(@D)
 	$(CC) -shared -o $@ -Wl,--whole-archive $< -Wl,--no-whole-archive \
 	    -Wl,--gc-sections -Wl,--version-script=$(MAP) -Wl,--no-undefined-version \
-	    -Wl,-soname,$(SONAME) -Wl,-z,defs,-z,relro,-z,now,-z,noexecstack \
-	    $(LDFLAGS) -Wl,--as-needed $(PRIVATE)
+	    -Wl,-soname,$(SONAME) -Wl,-z,defs,-z,relro,-z,now,-z,noexecstack -Wl,--build-id \
+	    $(LDFLAGS) -Wl,--as-needed -lgcc_s $(PRIVATE)
+
+# Debuggers find the symbols by the file's name, kept in the library, or by the build ID.
+$(DEBUG): $(C)/unstripped/libbrant.so.$(VERSION)
+	$(OBJCOPY) --only-keep-debug $< $@.new && mv $@.new $@
+
+$(C)/libbrant.so.$(VERSION): $(C)/unstripped/libbrant.so.$(VERSION) $(DEBUG)
+	$(STRIP) --strip-unneeded -o $@.new $<
+	$(OBJCOPY) --add-gnu-debuglink=$(DEBUG) $@.new && mv $@.new $@
 
 $(C)/$(SONAME): $(C)/libbrant.so.$(VERSION)
 	ln -sf $(<F) $@
@@ -146,11 +167,15 @@ $(C)/minivmm/%.o: examples/minivmm/%.c | deps
 # The guest program is freestanding; its image goes into the VMM as bytes.
 GUEST_FLAGS := -std=gnu11 -O2 $(WARN) -Werror -ffreestanding -fno-stack-protector \
     -fcf-protection=none -mno-red-zone -mgeneral-regs-only -fno-pic \
-    -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns
+    -fno-asynchronous-unwind-tables
+# No loop becomes a call of memcpy or memset: there is none. clang keeps to that with
+# -ffreestanding, gcc has a flag of its own.
+GUEST_FLAGS += $(shell $(CC) -Werror -fno-tree-loop-distribute-patterns -x c -c /dev/null \
+    -o /dev/null 2>/dev/null && echo -fno-tree-loop-distribute-patterns)
 
 $(C)/minivmm/guest/guest.elf: examples/minivmm/guest/guest.c examples/minivmm/guest/guest.ld | deps
 	@mkdir -p $(@D)
-	$(CC) $(GUEST_FLAGS) -MMD -MP -MF $(@D)/guest.d -MT $@ -nostdlib -static -no-pie \
+	$(CC) $(GUEST_FLAGS) -MMD -MP -MF $(@D)/guest.d -MT $@ -nostdlib -static \
 	    -Wl,--build-id=none -Wl,-T,examples/minivmm/guest/guest.ld -o $@ $<
 
 %/guest.bin: %/guest.elf
@@ -159,10 +184,9 @@ $(C)/minivmm/guest/guest.elf: examples/minivmm/guest/guest.c examples/minivmm/gu
 $(C)/minivmm/guest/blob.o: examples/minivmm/guest/blob.S $(C)/minivmm/guest/guest.bin
 	$(CC) -c -Wa,-I,$(@D) $< -o $@
 
-build/minivmm: $(MINIVMM_OBJECTS) $(C)/libbrant.so
+$(BUILD)/minivmm: $(MINIVMM_OBJECTS) $(C)/libbrant.so
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(MINIVMM_OBJECTS) -L$(C) -lbrant -lpthread \
-	    '-Wl,-rpath,$$ORIGIN/../$(C)'
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(MINIVMM_OBJECTS) -L$(C) -lbrant -lpthread $(rpath)
 
 # --- the C tests -------------------------------------------------------------
 $(MACHINE): $(MACHINE_OBJECTS)
@@ -172,7 +196,7 @@ $(MACHINE): $(MACHINE_OBJECTS)
 $(C)/tests/%: c-tests/%.c $(MACHINE) $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
-	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
+	    -L$(C) -lbrant -lpthread $(rpath)
 
 $(C)/manners.c: scripts/gen-api-test scripts/abi.py include/brant.h | deps
 	@mkdir -p $(@D)
@@ -181,13 +205,13 @@ $(C)/manners.c: scripts/gen-api-test scripts/abi.py include/brant.h | deps
 $(C)/tests/manners: $(C)/manners.c $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< \
-	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/..'
+	    -L$(C) -lbrant -lpthread $(rpath)
 
 # --- what is measured --------------------------------------------------------
 target/bench/slowdown: benches/slowdown.c $(MACHINE) $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -Ic-tests -MF $(C)/slowdown.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
-	    -L$(C) -lbrant -lpthread '-Wl,-rpath,$$ORIGIN/../c'
+	    -L$(C) -lbrant -lpthread $(rpath)
 
 # --- installing --------------------------------------------------------------
 ## install: install to DESTDIR + PREFIX (/usr/local) what make has built
@@ -203,15 +227,22 @@ install: $(if $(wildcard $(C)/libbrant.so.$(VERSION)),,lib) pc
 	@case '$(PREFIX)' in /usr|/usr/local) ;; *) echo 'to use it from there:'; \
 	    echo '  export PKG_CONFIG_PATH=$(LIBDIR)/pkgconfig LD_LIBRARY_PATH=$(LIBDIR)';; esac
 
+## install-debug: install the shared library's debug symbols beside it, in .debug
+install-debug: $(if $(wildcard $(DEBUG)),,lib)
+	$(INSTALL) -d '$(DESTDIR)$(LIBDIR)/.debug'
+	$(INSTALL) -m 644 $(DEBUG) '$(DESTDIR)$(LIBDIR)/.debug/$(notdir $(DEBUG))'
+
 ## uninstall: remove what install put there
 uninstall:
 	rm -f '$(DESTDIR)$(INCLUDEDIR)/brant.h' '$(DESTDIR)$(LIBDIR)/libbrant.a' \
 	    '$(DESTDIR)$(LIBDIR)/libbrant.so.$(VERSION)' '$(DESTDIR)$(LIBDIR)/$(SONAME)' \
-	    '$(DESTDIR)$(LIBDIR)/libbrant.so' '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc'
+	    '$(DESTDIR)$(LIBDIR)/libbrant.so' '$(DESTDIR)$(LIBDIR)/pkgconfig/brant.pc' \
+	    '$(DESTDIR)$(LIBDIR)/.debug/$(notdir $(DEBUG))'
+	@rmdir '$(DESTDIR)$(LIBDIR)/.debug' 2>/dev/null || true
 
 ## clean: remove everything that was built
 clean:
-	rm -rf build $(C)
+	rm -rf $(BUILD) $(C)
 	cargo clean
 
 ## help: this list

@@ -417,10 +417,12 @@ static const uint32_t msrs[] = {
 };
 #define NMSRS (sizeof msrs / sizeof msrs[0])
 
+/* struct kvm_msrs with room for one entry; its own ends in an array without a length, after which C allows no field. */
 struct one_msr {
-	struct kvm_msrs head;
+	__u32 nmsrs, pad;
 	struct kvm_msr_entry entry;
 };
+_Static_assert(offsetof(struct one_msr, entry) == offsetof(struct kvm_msrs, entries), "as the kernel's");
 
 struct cursor {
 	unsigned char *buf;
@@ -465,7 +467,7 @@ static uint32_t part_bytes(struct mv_machine *m, unsigned i)
 static void get_msrs(struct mv_vcpu *v, struct kvm_msr_entry *out)
 {
 	for (unsigned i = 0; i < NMSRS; i++) {
-		struct one_msr one = {.head.nmsrs = 1, .entry.index = msrs[i]};
+		struct one_msr one = {.nmsrs = 1, .entry.index = msrs[i]};
 
 		if (ioctl(v->fd, KVM_GET_MSRS, &one) == 1)
 			out[i] = one.entry;
@@ -477,7 +479,7 @@ static void get_msrs(struct mv_vcpu *v, struct kvm_msr_entry *out)
 static int set_msrs(struct mv_vcpu *v, const struct kvm_msr_entry *in, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
-		struct one_msr one = {.head.nmsrs = 1, .entry = in[i]};
+		struct one_msr one = {.nmsrs = 1, .entry = in[i]};
 
 		if (in[i].index != 0 && ioctl(v->fd, KVM_SET_MSRS, &one) != 1)
 			return mvi_error(v->m, "vCPU %u: cannot set MSR %#x to %#llx", v->index, in[i].index, in[i].data);

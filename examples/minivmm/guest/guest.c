@@ -7,7 +7,7 @@
  *
  *   gcc -std=gnu11 -O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -fcf-protection=none -mno-red-zone \
  *       -mgeneral-regs-only -fno-pic -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns \
- *       -nostdlib -static -no-pie -Wl,--build-id=none -Wl,-T,guest.ld -o guest.elf guest.c
+ *       -nostdlib -static -Wl,--build-id=none -Wl,-T,guest.ld -o guest.elf guest.c
  *   objcopy -O binary guest.elf guest.bin
  *   gcc -c -Wa,-I,. blob.S -o blob.o
  */
