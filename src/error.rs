@@ -57,6 +57,9 @@ pub enum Kind {
     Internal = -22,
     /// Not over yet: the wait ended before what was waited for.
     Pending = -23,
+    /// Guest memory could not be read or written: poisoned, without permission, cut off
+    /// the end of its file, or without room to be allocated.
+    Memory = -24,
 }
 
 impl Kind {
@@ -86,6 +89,7 @@ impl Kind {
             Kind::Callback => "called from its own callback",
             Kind::Internal => "internal error",
             Kind::Pending => "not over yet",
+            Kind::Memory => "guest memory not accessible",
         }
     }
 }

@@ -51,6 +51,9 @@ pub const BRANT_E_CALLBACK: i32 = -21;
 pub const BRANT_E_INTERNAL: i32 = -22;
 /// Not over yet: the wait ended before what was waited for. Never why something failed.
 pub const BRANT_E_PENDING: i32 = -23;
+/// Guest memory could not be read or written: poisoned, without permission, cut off the end of
+/// its file, or without room to be allocated. The message names the block and the offset.
+pub const BRANT_E_MEMORY: i32 = -24;
 
 /// The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
 /// and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
@@ -137,6 +140,7 @@ pub extern "C" fn brant_error_name(code: i32) -> *const c_char {
             BRANT_E_CALLBACK => c"called from its own callback",
             BRANT_E_INTERNAL => c"internal error",
             BRANT_E_PENDING => c"not over yet",
+            BRANT_E_MEMORY => c"guest memory not accessible",
             _ => c"unknown error",
         }
         .as_ptr()
@@ -199,6 +203,7 @@ mod tests {
             (Kind::Callback, BRANT_E_CALLBACK),
             (Kind::Internal, BRANT_E_INTERNAL),
             (Kind::Pending, BRANT_E_PENDING),
+            (Kind::Memory, BRANT_E_MEMORY),
         ];
         for (i, (kind, code)) in codes.into_iter().enumerate() {
             assert_eq!(kind as i32, code);

@@ -4,6 +4,7 @@
 //! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
+use super::access;
 use super::returned::Returned;
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
@@ -320,7 +321,8 @@ impl Block {
     }
 
     /// Splits a run of pages into runs that read as zero and runs that do not, calling `each`
-    /// with a range of pages and whether it is zero. Every page is looked at once.
+    /// with a range of pages and whether it is zero. Every page is looked at once. An error, and
+    /// nothing is called, if one of them cannot be read ([`access::readable`]).
     pub fn split_zeros(
         &self,
         range: Range<Pages>,
@@ -328,6 +330,7 @@ impl Block {
     ) -> Result<()> {
         let count = Pages(range.end.0.saturating_sub(range.start.0));
         let slice = self.slice(range.start, count)?;
+        access::readable(self, range.clone())?;
         // SAFETY: the pages lie in the block, page-aligned, mapped while `self` is borrowed.
         for run in unsafe { zero::split(slice.ptr_guard().as_ptr(), count.index()) } {
             let first = range.start + Pages(run.start as u64);
@@ -336,13 +339,9 @@ impl Block {
         Ok(())
     }
 
-    /// Writes zeros over a run of pages.
+    /// Writes zeros over a run of pages; an error if one of them cannot be written.
     pub fn write_zeros(&self, range: Range<Pages>) -> Result<()> {
-        let count = Pages(range.end.0.saturating_sub(range.start.0));
-        let slice = self.slice(range.start, count)?;
-        // SAFETY: within the block. Nothing runs on this memory yet but brant.
-        unsafe { std::ptr::write_bytes(slice.ptr_guard_mut().as_ptr(), 0, slice.len()) };
-        Ok(())
+        access::write_zeros(self, range)
     }
 
     /// Waits until no [`BlockPin`] is left.

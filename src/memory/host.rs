@@ -5,6 +5,7 @@
 //! it would make the host back it). Callers restore the protection of a range before
 //! they ask: a page found untouched afterwards is written under the log's eyes.
 
+use super::access;
 use super::block::{Backing, Block};
 use crate::error::{Error, Kind, Result};
 use crate::sys::mem;
@@ -59,10 +60,10 @@ impl HostView {
                 let base = file.offset;
                 let mut at = base + range.start.bytes().0;
                 let end = base + range.end.bytes().0;
+                let mut hole = false;
                 while at < end {
-                    let Some(data) = mem::seek_data(file.fd.as_fd(), at)? else {
-                        break;
-                    };
+                    let data = mem::seek_data(file.fd.as_fd(), at)?.unwrap_or(end);
+                    hole |= data > at;
                     if data >= end {
                         break;
                     }
@@ -71,6 +72,10 @@ impl HostView {
                         .min(end);
                     touched(Bytes(data - base).pages_down()..Bytes(hole - base).pages_up());
                     at = hole;
+                }
+                // What was cut off a file looks like a hole.
+                if hole {
+                    access::file_reaches(block, &range)?;
                 }
                 Ok(())
             }
@@ -154,15 +159,10 @@ pub fn discard(block: &Block, range: Range<Pages>) -> Result<()> {
     }
 }
 
-/// Has the host back pages now, contents kept, so that their first write is cheap.
+/// Has the host back pages now, contents kept, so that their first write is cheap. An error
+/// where one of them cannot be written.
 pub fn prefault(block: &Block, range: Range<Pages>) -> Result<()> {
-    let count = Pages(range.end.0.saturating_sub(range.start.0));
-    let slice = block.slice(range.start, count)?;
-    if count.0 == 0 {
-        return Ok(());
-    }
-    // SAFETY: the range lies in the block, which the VMM keeps mapped.
-    unsafe { mem::populate(slice.ptr_guard_mut().as_ptr(), slice.len()) }
+    access::writable(block, range)
 }
 
 #[cfg(test)]

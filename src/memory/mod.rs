@@ -3,6 +3,7 @@
 //!
 //! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
 
+pub mod access;
 pub mod block;
 pub mod host;
 pub mod map;

@@ -1,8 +1,12 @@
-//! The memory calls: where a file has holes, giving pages back, touching them ahead.
+//! The memory calls: where a file has holes, giving pages back, and having the kernel do an
+//! access first that would end the process if it failed.
 
 use crate::error::{Error, Kind, Result};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 
+const MADV_POPULATE_READ: libc::c_int = 22;
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
 /// The first byte of data at or after `offset`; `None` when only a hole follows.
@@ -73,28 +77,157 @@ pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Backs pages with memory ahead of their first write (`MADV_POPULATE_WRITE`, 5.14), contents kept.
+/// Has the kernel fault pages in for reading (`MADV_POPULATE_READ`, 5.14): an error where a
+/// read would be a signal. `EINVAL`: this kernel does not know the call, or the mapping is
+/// of a kind (device memory) or has permissions for which the call gives no answer.
 ///
-/// # Safety
-/// `address..address+length` is mapped memory of the VMM's, page-aligned.
-pub unsafe fn populate(address: *mut u8, length: usize) -> Result<()> {
-    // SAFETY: the caller's promise; the call changes no contents.
-    let result = unsafe { libc::madvise(address.cast(), length, MADV_POPULATE_WRITE) };
-    if result != 0 {
-        return Err(Error::last_os("MADV_POPULATE_WRITE"));
-    }
-    Ok(())
+/// Changes no contents, so any range of addresses may be asked about. Never for a hole of a
+/// file: a read allocates it.
+pub fn populate_read(address: *const u8, length: usize) -> io::Result<()> {
+    advise(address, length, MADV_POPULATE_READ)
 }
 
-/// The device (as `major << 32 | minor`) and inode number behind a descriptor, and whether it is
-/// a regular file (a memfd is one).
-pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
+/// The same for writing (`MADV_POPULATE_WRITE`, 5.14): pages are allocated, contents kept.
+pub fn populate_write(address: *mut u8, length: usize) -> io::Result<()> {
+    advise(address, length, MADV_POPULATE_WRITE)
+}
+
+fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<()> {
+    loop {
+        // SAFETY: the two advices that come here fault pages in as an access would, and
+        // change neither contents nor mappings.
+        let result = unsafe { libc::madvise(address.cast_mut().cast(), length, advice) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether this kernel knows `populate_read` and `populate_write`.
+pub fn can_populate() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    // No pages is a valid question everywhere the advice exists.
+    *KNOWN.get_or_init(|| populate_read(std::ptr::null(), 0).is_ok())
+}
+
+/// Whether anything is mapped at a page (`mincore`).
+pub fn is_mapped(page: *const u8) -> bool {
+    let mut resident = 0u8;
+    // SAFETY: writes one byte for one page, to the place given.
+    let result = unsafe { libc::mincore(page.cast_mut().cast(), 1, &mut resident) };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
+}
+
+/// A pipe through which the kernel reads or writes memory on our behalf: it answers `EFAULT`
+/// where we would get a signal. For what `populate_read` and `populate_write` say nothing of.
+#[derive(Debug)]
+pub struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl Pipe {
+    /// How many pages can be asked about at once.
+    pub const PAGES: usize = 256;
+
+    /// A new one, empty, closed on exec.
+    pub fn new() -> io::Result<Pipe> {
+        let mut ends = [0; 2];
+        // SAFETY: the kernel fills two integers.
+        let result = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and nobody else's.
+        let end = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Pipe {
+            reader: end(ends[0]),
+            writer: end(ends[1]),
+        })
+    }
+
+    /// Has the kernel read a byte of each of `pages` pages, at most [`Pipe::PAGES`].
+    pub fn reads(&self, first: *const u8, pages: usize) -> io::Result<()> {
+        let pages = pages.min(Pipe::PAGES);
+        let mut parts = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; Pipe::PAGES];
+        for (i, part) in parts.iter_mut().enumerate().take(pages) {
+            part.iov_base = first.wrapping_add(i * 4096).cast_mut().cast();
+            part.iov_len = 1;
+        }
+        let writer = self.writer.as_raw_fd();
+        // SAFETY: the first `pages` of them; the kernel reads the bytes, or says EFAULT.
+        let put = unsafe { libc::writev(writer, parts.as_ptr(), pages as libc::c_int) };
+        let moved = Pipe::moved(put, pages);
+        // What came through in part must not be in the way of the next question.
+        let mut bytes = [0u8; Pipe::PAGES];
+        let reader = self.reader.as_raw_fd();
+        // SAFETY: a buffer of ours, of that length.
+        let got = unsafe { libc::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) };
+        moved.and_then(|()| Pipe::moved(got, pages))
+    }
+
+    /// Writes zeros over `length` bytes, at most 4096, of guest memory. After an error the pipe
+    /// is of no further use.
+    ///
+    /// # Safety
+    /// No Rust reference covers the range, and its contents are not needed.
+    pub unsafe fn zero(&self, address: *mut u8, length: usize) -> io::Result<()> {
+        static ZEROS: [u8; 4096] = [0; 4096];
+        let length = length.min(ZEROS.len());
+        // SAFETY: at most the bytes of ZEROS.
+        let put = unsafe { libc::write(self.writer.as_raw_fd(), ZEROS.as_ptr().cast(), length) };
+        Pipe::moved(put, length)?;
+        // SAFETY: the kernel writes there, by the caller's promise, or says EFAULT.
+        let got = unsafe { libc::read(self.reader.as_raw_fd(), address.cast(), length) };
+        Pipe::moved(got, length)
+    }
+
+    fn moved(moved: isize, wanted: usize) -> io::Result<()> {
+        match usize::try_from(moved) {
+            Ok(moved) if moved == wanted => Ok(()),
+            // A fault after some bytes: the next page of two.
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// The length of a file, in bytes.
+pub fn file_length(fd: BorrowedFd<'_>) -> Result<u64> {
+    stat(fd).map(|stat| stat.st_size.max(0) as u64)
+}
+
+/// Whether the file system of a file has no room left.
+pub fn file_system_is_full(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: an all-zero statfs is a valid value of that plain structure.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut stat) };
+    // A file system without a limit says 0 of 0.
+    result == 0 && stat.f_blocks > 0 && stat.f_bavail == 0
+}
+
+fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
     if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
         return Err(Error::last_os("fstat of a block's descriptor"));
     }
+    Ok(stat)
+}
+
+/// The device (as `major << 32 | minor`) and inode number behind a descriptor, and whether it is
+/// a regular file (a memfd is one).
+pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
+    let stat = stat(fd)?;
     let device = u64::from(libc::major(stat.st_dev)) << 32 | u64::from(libc::minor(stat.st_dev));
     let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
     Ok((device, stat.st_ino, regular))

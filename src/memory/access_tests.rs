@@ -1,0 +1,308 @@
+//! Memory that is not there, in every way that can be made here. An access that is not asked
+//! about first ends the test process, which is a failure too.
+
+use super::*;
+use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+
+const PAGES: u64 = 64;
+const LENGTH: usize = (PAGES * PAGE_SIZE) as usize;
+
+/// A mapping and a block over it. The file behind it, if there is one, is known or not.
+struct Area {
+    block: Arc<Block>,
+    file: Option<File>,
+}
+
+/// How memory can be made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Made {
+    Private,
+    Memfd,
+    MemfdWithoutDescriptor,
+    MemfdPrivate,
+}
+
+const ALL: [Made; 4] = [
+    Made::Private,
+    Made::Memfd,
+    Made::MemfdWithoutDescriptor,
+    Made::MemfdPrivate,
+];
+
+impl Area {
+    /// All of it written.
+    fn new(made: Made) -> Area {
+        let file = (made != Made::Private).then(|| {
+            // SAFETY: makes a descriptor, which is ours.
+            let file = unsafe {
+                File::from_raw_fd(libc::memfd_create(c"access".as_ptr(), libc::MFD_CLOEXEC))
+            };
+            file.set_len(LENGTH as u64).unwrap();
+            file
+        });
+        let area = Area::of(file, made);
+        for page in 0..PAGES {
+            // SAFETY: inside our own mapping.
+            unsafe { area.page(page).write_volatile(9) };
+        }
+        area
+    }
+
+    fn of(file: Option<File>, made: Made) -> Area {
+        let (flags, fd) = match (&file, made) {
+            (None, _) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            (Some(file), Made::MemfdPrivate) => (libc::MAP_PRIVATE, file.as_raw_fd()),
+            (Some(file), _) => (libc::MAP_SHARED, file.as_raw_fd()),
+        };
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let at = libc::mmap(std::ptr::null_mut(), LENGTH, access, flags, fd, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            libc::madvise(at, LENGTH, libc::MADV_NOHUGEPAGE);
+            at
+        };
+        let known = made != Made::MemfdWithoutDescriptor;
+        let memory = Memory::new().unwrap();
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: at.cast(),
+                length: Pages(PAGES).bytes(),
+                page_size: Bytes(PAGE_SIZE),
+                file: file.as_ref().filter(|_| known).map(|file| BackingFile {
+                    fd: file.try_clone().unwrap().into(),
+                    offset: 0,
+                }),
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        let block = Arc::clone(&memory.map().blocks()[0]);
+        Area { block, file }
+    }
+
+    fn page(&self, page: u64) -> *mut u8 {
+        self.block.page_address(Pages(page))
+    }
+
+    fn protect(&self, page: u64, protection: libc::c_int) {
+        // SAFETY: a page of our own mapping.
+        let result = unsafe { libc::mprotect(self.page(page).cast(), 4096, protection) };
+        assert_eq!(result, 0);
+    }
+
+    /// Both kinds of access to a range, and what came of them.
+    fn both(&self, range: Range<u64>) -> [Result<()>; 2] {
+        let range = || Pages(range.start)..Pages(range.end);
+        [
+            readable(&self.block, range()),
+            write_zeros(&self.block, range()),
+        ]
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody uses any more.
+        unsafe { libc::munmap(self.block.host().cast(), LENGTH) };
+    }
+}
+
+/// An error of that kind, about the page at that offset of block `ram`, with these words.
+fn assert_names(result: Result<()>, kind: Kind, page: u64, words: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    let offset = format!("block `ram`: the page at offset {:#x} ", page * PAGE_SIZE);
+    for part in [offset.as_str(), words] {
+        assert!(error.message().contains(part), "{part} in {error}");
+    }
+}
+
+/// Marks pages as lost, as the hardware would (`UFFDIO_POISON`); the mapping must have no
+/// entries there. Dropped when that is to end with the descriptor.
+fn poison(at: *mut u8, length: u64) -> Option<std::os::fd::OwnedFd> {
+    #[repr(C)]
+    struct Api(u64, u64, u64);
+    #[repr(C)]
+    struct Register(u64, u64, u64, u64);
+    #[repr(C)]
+    struct Poison(u64, u64, u64, i64);
+    // SAFETY: a new descriptor, then ioctls on structures of ours about our own memory.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1);
+        if fd < 0 {
+            return None;
+        }
+        let fd = std::os::fd::OwnedFd::from_raw_fd(fd as i32);
+        let ask = |request: u64, argument: *mut libc::c_void| {
+            libc::ioctl(fd.as_raw_fd(), request as _, argument)
+        };
+        let mut api = Api(0xaa, 1 << 14, 0);
+        if ask(0xc018_aa3f, (&raw mut api).cast()) != 0 {
+            return None;
+        }
+        let mut register = Register(at as u64, length, 1, 0);
+        assert_eq!(ask(0xc020_aa00, (&raw mut register).cast()), 0);
+        assert_eq!(
+            libc::madvise(at.cast(), length as usize, libc::MADV_DONTNEED),
+            0
+        );
+        let mut poison = Poison(at as u64, length, 0, 0);
+        assert_eq!(ask(0xc020_aa08, (&raw mut poison).cast()), 0);
+        Some(fd)
+    }
+}
+
+#[test]
+fn memory_that_is_there_is_readable_and_takes_zeros() {
+    for made in ALL {
+        let area = Area::new(made);
+        for result in area.both(3..61) {
+            result.unwrap();
+        }
+        for page in 0..PAGES {
+            // SAFETY: inside our own mapping.
+            let holds = unsafe { area.page(page).read_volatile() };
+            assert_eq!(
+                holds,
+                if (3..61).contains(&page) { 0 } else { 9 },
+                "{made:?}"
+            );
+        }
+        for result in area.both(PAGES..PAGES) {
+            result.unwrap();
+        }
+        for result in area.both(PAGES..PAGES + 1) {
+            assert_eq!(result.unwrap_err().kind(), Kind::Invalid);
+        }
+    }
+}
+
+#[test]
+fn a_page_without_permission_is_named_and_its_neighbours_are_not() {
+    for made in ALL {
+        let area = Area::new(made);
+        area.protect(7, libc::PROT_NONE);
+        area.protect(8, libc::PROT_READ);
+        let [read, write] = area.both(0..PAGES);
+        assert_names(read, Kind::Memory, 7, "does not let it be read");
+        assert_names(write, Kind::Memory, 7, "does not let it be written");
+        let [read, write] = area.both(8..PAGES);
+        read.unwrap();
+        assert_names(write, Kind::Memory, 8, "does not let it be written");
+        for result in area.both(9..PAGES) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_was_cut_off_a_file_is_named_with_what_is_left() {
+    for made in [
+        Made::Memfd,
+        Made::MemfdWithoutDescriptor,
+        Made::MemfdPrivate,
+    ] {
+        let area = Area::new(made);
+        let file = area.file.as_ref().unwrap();
+        file.set_len(40 * PAGE_SIZE + 1).unwrap();
+        let words = if made == Made::MemfdWithoutDescriptor {
+            "was it cut"
+        } else {
+            "has 163841 bytes now"
+        };
+        for result in area.both(5..PAGES) {
+            assert_names(result, Kind::Memory, 41, words);
+        }
+        for result in area.both(0..41) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_poisoned_page_is_named_as_such() {
+    for made in [Made::Private, Made::Memfd, Made::MemfdPrivate] {
+        let area = Area::new(made);
+        let Some(_uffd) = poison(area.page(20), 2 * PAGE_SIZE) else {
+            eprintln!("skipped: no userfaultfd with UFFDIO_POISON");
+            return;
+        };
+        for result in area.both(0..PAGES) {
+            assert_names(result, Kind::Memory, 20, "poisoned");
+        }
+        for result in area.both(21..22) {
+            assert_names(result, Kind::Memory, 21, "poisoned");
+        }
+        for result in area.both(22..PAGES) {
+            result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn where_nothing_is_mapped_is_said() {
+    let area = Area::new(Made::Private);
+    // SAFETY: a page of our own mapping, not used after.
+    unsafe { libc::munmap(area.page(63).cast(), 4096) };
+    for result in area.both(0..PAGES) {
+        assert_names(result, Kind::Memory, 63, "nothing is mapped there");
+    }
+}
+
+#[test]
+fn the_pipe_that_asks_where_populating_says_nothing_finds_the_same_pages() {
+    for made in ALL {
+        let area = Area::new(made);
+        let all = || Pages(0)..Pages(PAGES);
+        by_reading(&area.block, all()).unwrap();
+        area.protect(33, libc::PROT_NONE);
+        assert_names(by_reading(&area.block, all()), Kind::Memory, 33, "be read");
+        assert_names(
+            by_writing(&area.block, all()),
+            Kind::Memory,
+            33,
+            "be written",
+        );
+        for page in 0..PAGES {
+            if page != 33 {
+                // SAFETY: inside our own mapping.
+                let holds = unsafe { area.page(page).read_volatile() };
+                assert_eq!(holds, if page < 33 { 0 } else { 9 });
+            }
+        }
+        by_reading(&area.block, Pages(34)..Pages(PAGES)).unwrap();
+        by_writing(&area.block, Pages(34)..Pages(PAGES)).unwrap();
+        area.protect(33, libc::PROT_READ);
+        assert_names(
+            by_writing(&area.block, all()),
+            Kind::Memory,
+            33,
+            "be written",
+        );
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_has_no_holes_there() {
+    let area = Area::new(Made::Memfd);
+    let file = area.file.as_ref().unwrap();
+    let whole = Pages(0)..Pages(PAGES);
+    file_reaches(&area.block, &whole).unwrap();
+    file.set_len(8 * PAGE_SIZE).unwrap();
+    let view = crate::memory::host::HostView::new();
+    for range in [whole, Pages(8)..Pages(9), Pages(7)..Pages(PAGES)] {
+        let mut touched = 0;
+        let error = view.touched(&area.block, range, |r| touched += r.end.0 - r.start.0);
+        assert_names(error, Kind::Memory, 8, "has 32768 bytes now");
+    }
+    let mut touched = 0;
+    view.touched(&area.block, Pages(0)..Pages(8), |r| {
+        touched += r.end.0 - r.start.0
+    })
+    .unwrap();
+    assert_eq!(touched, 8);
+}
