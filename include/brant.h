@@ -154,6 +154,12 @@
 #define BRANT_E_PENDING (-23)
 
 /**
+ * Guest memory could not be read or written: poisoned, without permission, cut off the end of
+ * its file, or without room to be allocated. The message names the block and the offset.
+ */
+#define BRANT_E_MEMORY (-24)
+
+/**
  * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
  * only what is marked.
  */

@@ -94,6 +94,7 @@ pub struct Channel {
     /// received) next would be taken for the rest of them, so nothing is.
     send_broken: bool,
     recv_broken: bool,
+    fault: Option<usize>,
 }
 
 impl Channel {
@@ -208,6 +209,7 @@ impl Channel {
             counters: Counters::default(),
             send_broken: false,
             recv_broken: false,
+            fault: None,
         })
     }
 
@@ -219,6 +221,12 @@ impl Channel {
     /// The peer as messages name it.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// After an error of kind `Memory`: the address that the kernel could not read from, or
+    /// write to. Whoever knows the parts makes words of it.
+    pub fn fault(&self) -> Option<usize> {
+        self.fault
     }
 
     /// What was done so far.
@@ -234,8 +242,8 @@ impl Channel {
     ///
     /// # Errors
     /// `Cancelled`; `Timeout` (the deadline, or nothing taken for `io.idle`);
-    /// `PeerGone`; `Kernel` for guest memory that is not mapped; `State` after
-    /// an earlier error; `Io`.
+    /// `PeerGone`; `Memory` where the kernel cannot read a part, see
+    /// [`fault`](Self::fault); `State` after an earlier error; `Io`.
     pub fn send(&mut self, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
         if self.send_broken {
             return Err(self.broken("send"));
@@ -474,15 +482,20 @@ impl Channel {
     }
 
     #[cold]
-    fn failed<P: Piece>(&self, to: Direction, at: &Cursor<'_, P>, error: io::Error) -> Error {
+    fn failed<P: Piece>(&mut self, to: Direction, at: &Cursor<'_, P>, error: io::Error) -> Error {
         match error.raw_os_error() {
             Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                 let why = format!("the peer is gone: {error}");
                 self.stopped(Kind::PeerGone, to, at, &why)
             }
             Some(libc::EFAULT) => {
-                let why = format!("guest memory at {:#x} is not mapped", at.address());
-                self.stopped(Kind::Kernel, to, at, &why)
+                let access = match to {
+                    Direction::Send => "read",
+                    Direction::Receive => "written",
+                };
+                self.fault = Some(at.address());
+                let why = format!("memory at {:#x} cannot be {access}", at.address());
+                self.stopped(Kind::Memory, to, at, &why)
             }
             // Keep-alive gave up, or a router on the way did.
             Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => {

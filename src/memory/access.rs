@@ -95,14 +95,34 @@ pub fn broken(block: &Block, page: Pages, access: Access) -> Error {
     because(block, page, access, refused)
 }
 
+/// `error` of a system call that failed at an address (`EFAULT`) as [`broken`] tells it, if that
+/// address lies in one of `blocks`.
+pub fn name_fault<'a>(
+    error: Error,
+    address: Option<usize>,
+    mut blocks: impl Iterator<Item = &'a Block>,
+    access: Access,
+) -> Error {
+    let Some(address) = address.filter(|_| error.kind() == Kind::Memory) else {
+        return error;
+    };
+    let offset = |block: &Block| (address as u64).wrapping_sub(block.host() as u64);
+    match blocks.find(|block| offset(block) < block.length().0) {
+        Some(block) => broken(block, Bytes(offset(block)).pages_down(), access),
+        None => error,
+    }
+}
+
 /// An error unless the file behind `block` reaches to the end of `range`. Pages that were cut off
 /// have no contents any more, and look like holes to whoever asks for data only.
-pub(super) fn file_reaches(block: &Block, range: &Range<Pages>) -> Result<()> {
+pub(crate) fn file_reaches(block: &Block, range: &Range<Pages>) -> Result<()> {
     let Some(file) = block.file() else {
         return Ok(());
     };
-    let length = mem::file_length(file.fd.as_fd())?.saturating_sub(file.offset);
-    let end = Bytes(length).pages_up();
+    let Some(length) = mem::file_length(file.fd.as_fd())? else {
+        return Ok(());
+    };
+    let end = Bytes(length.saturating_sub(file.offset)).pages_up();
     if end >= range.end {
         return Ok(());
     }
@@ -221,7 +241,7 @@ fn because(block: &Block, page: Pages, access: Access, refused: Option<i32>) -> 
 fn bus_error(block: &Block, page: Pages) -> String {
     if let Some(file) = block.file() {
         let at = file.offset + page.bytes().0;
-        if let Ok(length) = mem::file_length(file.fd.as_fd()) {
+        if let Ok(Some(length)) = mem::file_length(file.fd.as_fd()) {
             if length <= at {
                 return format!(
                     "it is byte {at} of the file behind the block, which has {length} bytes now"

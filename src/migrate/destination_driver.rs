@@ -13,6 +13,7 @@ use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
+use crate::memory::access::{self, Access};
 use crate::memory::Memory;
 use crate::runtime::{wait_ready, Deadline, Interest};
 use crate::sys::net::Piece as _;
@@ -581,7 +582,10 @@ impl Driver {
         let want = header.payload as usize;
         while got < want {
             let parts = [room.cut(got, usize::MAX), PartMut::bytes(&mut ahead[..])];
-            got += channel.recv_some(&parts, &io)?;
+            got += channel.recv_some(&parts, &io).map_err(|e| {
+                let blocks = std::iter::once(&*block);
+                access::name_fault(e, channel.fault(), blocks, Access::Write)
+            })?;
         }
         *ahead_len = got - want;
         Ok(())

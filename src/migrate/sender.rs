@@ -5,6 +5,7 @@ use super::session;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::dirty::tracker::{Content, Lease, Run};
 use crate::error::{Error, Kind, Result};
+use crate::memory::access::{self, Access};
 use crate::memory::host::HostView;
 use crate::memory::BlockId;
 use crate::units::Pages;
@@ -129,7 +130,10 @@ impl Sender {
             }
         }
         let parts = records.parts()?;
-        channel.send(&parts, io)?;
+        channel.send(&parts, io).map_err(|e| {
+            let blocks = runs.iter().map(|run| &*run.block);
+            access::name_fault(e, channel.fault(), blocks, Access::Read)
+        })?;
         let mut batch = records.batch;
         batch.time = begun.elapsed();
         self.marker.records += records.list.len() as u64;

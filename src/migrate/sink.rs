@@ -7,6 +7,7 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
+use crate::memory::access;
 use crate::memory::host::{self, HostView};
 use crate::memory::{Block, BlockId, BlockPin, Map, MapObserver, Memory};
 use crate::units::{Bytes, Pages};
@@ -220,6 +221,7 @@ impl PageSink {
         // One that was removed this very moment is not looked at: nothing will go there.
         if let Some(_pin) = self.memory.pin(block) {
             let fresh = self.used.insert(block.id());
+            access::file_reaches(block, &(Pages(0)..pages))?;
             if block.flags().zeroed && fresh {
                 zero.set_all();
             } else {
@@ -247,10 +249,13 @@ impl PageSink {
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
         for (_, target) in self.targets.drain() {
-            let here = target.block.is_some_and(|b| map.block(b.id()).is_some());
-            if !here {
+            let here = target.block.as_ref().and_then(|b| map.block(b.id()));
+            let Some(block) = here else {
                 return Err(removed(&target.name));
-            }
+            };
+            // Pages that are known to be zero were not touched: nothing else would find that
+            // they are gone.
+            access::file_reaches(block, &(Pages(0)..target.pages))?;
         }
         Ok(())
     }

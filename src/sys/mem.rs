@@ -199,9 +199,11 @@ impl Pipe {
     }
 }
 
-/// The length of a file, in bytes.
-pub fn file_length(fd: BorrowedFd<'_>) -> Result<u64> {
-    stat(fd).map(|stat| stat.st_size.max(0) as u64)
+/// The length of a regular file, in bytes; `None` for anything else (a device has none).
+pub fn file_length(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    let stat = stat(fd)?;
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok(regular.then_some(stat.st_size.max(0) as u64))
 }
 
 /// Whether the file system of a file has no room left.

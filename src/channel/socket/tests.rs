@@ -457,20 +457,20 @@ fn guest_memory_that_is_not_there_is_an_error_that_names_the_page() {
     for (mut from, mut to) in [tcp_pair(), socketpair()] {
         let memory = Holed::new();
         let hole = memory.0 as usize + Holed::PAGE;
-        let named = format!("guest memory at {hole:#x} is not mapped");
+        let named = |access: &str| format!("memory at {hole:#x} cannot be {access}");
         // SAFETY: the mapping outlives the part; nothing refers to it.
         let part = unsafe { Part::raw(memory.0.add(100), 3 * Holed::PAGE - 100) };
         let io = Io::patient(LONG);
         let error = from.send(&[Part::bytes(b"head"), part], &io).unwrap_err();
-        assert_eq!(error.kind(), Kind::Kernel);
-        assert!(error.message().contains(&named), "{error}");
+        assert_eq!((error.kind(), from.fault()), (Kind::Memory, Some(hole)));
+        assert!(error.message().contains(&named("read")), "{error}");
         let data = vec![1u8; 3 * Holed::PAGE];
         to.send(&[Part::bytes(&data)], &io).unwrap();
         // SAFETY: the mapping outlives the part; nothing refers to it.
         let room = unsafe { PartMut::raw(memory.0, 3 * Holed::PAGE) };
         let error = from.recv_exact(&[room], &io).unwrap_err();
-        assert_eq!(error.kind(), Kind::Kernel);
-        assert!(error.message().contains(&named), "{error}");
+        assert_eq!((error.kind(), from.fault()), (Kind::Memory, Some(hole)));
+        assert!(error.message().contains(&named("written")), "{error}");
     }
 }
 
