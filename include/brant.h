@@ -875,18 +875,23 @@ typedef struct brant_params {
      */
     uint64_t switchover_bandwidth;
     /**
-     * The longest that a migration may take up to the switchover, milliseconds, 1 to 30 days;
-     * default one hour; BRANT_NO_LIMIT.
+     * The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
+     * source from its start to the switchover, default one hour. At the destination from the
+     * source's first record to the hand-over, default one day: waiting for somebody to connect
+     * does not count. Whatever is waited for ends with the earliest of all limits that apply.
      */
     uint64_t total_timeout_ms;
     /**
-     * For connecting, and for agreeing on the layout, milliseconds, 1 to 3600000; default 10000.
+     * For connecting, and once more for agreeing on versions, configuration and layout;
+     * milliseconds, 1 to 3600000; default 10000. At the source the destination's `early_load` is
+     * part of the second. A listener gives each connection as long for its first record.
      */
     uint64_t connect_timeout_ms;
     /**
-     * For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000. Between
-     * two records a destination waits for the switchover timeout if that is longer: the
-     * source's VMM may be saving.
+     * For a peer that moves not one byte; also for one record, which has beyond it the time that
+     * its bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two
+     * records a destination waits for the switchover timeout if that is longer: the source's
+     * VMM may be saving.
      */
     uint64_t io_timeout_ms;
     /**

@@ -103,7 +103,7 @@ pub trait Vmm: Send + Sync {
         Ok(())
     }
 
-    /// Source, guest running, before any memory is sent: configuration that the
+    /// Source, guest running, before the connection is made: configuration that the
     /// destination needs in order to build itself.
     fn early_save(&self, sink: &mut dyn StateSink) -> Result<()> {
         let _ = sink;

@@ -25,14 +25,19 @@ pub struct brant_params {
     /// Bytes a second that will be there at the switchover, when you know better than a
     /// measurement can; same range; default as measured.
     pub switchover_bandwidth: u64,
-    /// The longest that a migration may take up to the switchover, milliseconds, 1 to 30 days;
-    /// default one hour; BRANT_NO_LIMIT.
+    /// The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
+    /// source from its start to the switchover, default one hour. At the destination from the
+    /// source's first record to the hand-over, default one day: waiting for somebody to connect
+    /// does not count. Whatever is waited for ends with the earliest of all limits that apply.
     pub total_timeout_ms: u64,
-    /// For connecting, and for agreeing on the layout, milliseconds, 1 to 3600000; default 10000.
+    /// For connecting, and once more for agreeing on versions, configuration and layout;
+    /// milliseconds, 1 to 3600000; default 10000. At the source the destination's `early_load` is
+    /// part of the second. A listener gives each connection as long for its first record.
     pub connect_timeout_ms: u64,
-    /// For a peer that moves not one byte, milliseconds, 1 to 3600000; default 30000. Between
-    /// two records a destination waits for the switchover timeout if that is longer: the
-    /// source's VMM may be saving.
+    /// For a peer that moves not one byte; also for one record, which has beyond it the time that
+    /// its bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two
+    /// records a destination waits for the switchover timeout if that is longer: the source's
+    /// VMM may be saving.
     pub io_timeout_ms: u64,
     /// From the pause to the hand-over, past which the source takes the guest back, and at the
     /// destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
@@ -91,15 +96,17 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         ms => Duration::from_millis(ms),
     };
     let some = |value: u64| (value != 0).then_some(value);
+    let total = |value: u64, default: Option<Duration>| match value {
+        0 => default,
+        BRANT_NO_LIMIT => None,
+        limit => Some(Duration::from_millis(limit)),
+    };
     let params = Params {
         downtime_limit: ms(p.downtime_limit_ms, d.downtime_limit),
         max_bandwidth: some(p.max_bandwidth),
         switchover_bandwidth: some(p.switchover_bandwidth),
-        total_timeout: match p.total_timeout_ms {
-            0 => d.total_timeout,
-            BRANT_NO_LIMIT => None,
-            limit => Some(Duration::from_millis(limit)),
-        },
+        total_timeout: total(p.total_timeout_ms, d.total_timeout),
+        incoming_timeout: total(p.total_timeout_ms, d.incoming_timeout),
         connect_timeout: ms(p.connect_timeout_ms, d.connect_timeout),
         io_timeout: ms(p.io_timeout_ms, d.io_timeout),
         switchover_timeout: ms(p.switchover_timeout_ms, d.switchover_timeout),

@@ -7,7 +7,7 @@
 
 use super::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Wake};
+use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Limit, Timeout, Wake};
 use crate::sys::event::{self, Poll};
 use crate::sys::net::{self, Address, Piece, PARTS_MAX};
 use crate::units::{Bytes, PAGE_SIZE};
@@ -30,40 +30,57 @@ const BACK_OFF: Duration = Duration::from_millis(1);
 /// kernel offers nothing to poll for.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
-/// For how long, and until what, a transfer may wait.
+/// For what, how long, and until what, a transfer may wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Io<'a> {
     /// Ends it with `Cancelled`.
     pub cancel: Option<&'a Cancel>,
     /// Ends it with `Timeout`, however well it goes.
-    pub deadline: Deadline,
+    pub limit: Limit,
     /// Ends it with `Timeout` when not one byte has moved for this long.
-    pub idle: Duration,
+    pub idle: Timeout,
+    /// What is sent or waited for, for messages; "" for bytes of no name.
+    pub what: &'static str,
 }
 
 impl<'a> Io<'a> {
-    /// No cancel and no deadline, only the limit on idleness.
-    pub fn patient(idle: Duration) -> Io<'static> {
+    /// No cancel and no limit but that on idleness.
+    pub fn patient(idle: impl Into<Timeout>) -> Io<'static> {
         Io {
             cancel: None,
-            deadline: Deadline::never(),
-            idle,
+            limit: Limit::never(),
+            idle: idle.into(),
+            what: "",
         }
     }
 
-    /// Until `cancel`, without a deadline.
-    pub fn until(cancel: &'a Cancel, idle: Duration) -> Io<'a> {
+    /// Until `cancel`, without a limit but that on idleness.
+    pub fn until(cancel: &'a Cancel, idle: impl Into<Timeout>) -> Io<'a> {
         Io {
             cancel: Some(cancel),
-            deadline: Deadline::never(),
-            idle,
+            ..Io::patient(idle)
         }
     }
 
-    /// The same with a deadline.
+    /// The same, no longer than to `limit`.
+    #[must_use]
+    pub fn within(self, limit: impl Into<Limit>) -> Io<'a> {
+        Io {
+            limit: self.limit.earlier(limit),
+            ..self
+        }
+    }
+
+    /// The same, no longer than to a moment that belongs to no parameter.
     #[must_use]
     pub fn with_deadline(self, deadline: Deadline) -> Io<'a> {
-        Io { deadline, ..self }
+        self.within(deadline)
+    }
+
+    /// The same, for `what`.
+    #[must_use]
+    pub fn of(self, what: &'static str) -> Io<'a> {
+        Io { what, ..self }
     }
 }
 
@@ -104,7 +121,8 @@ impl Channel {
     /// # Errors
     /// `Io` with the address when the connection cannot be made, `Timeout`,
     /// `Cancelled`, `Invalid` for port 0.
-    pub fn connect(endpoint: &Endpoint, cancel: &Cancel, deadline: Deadline) -> Result<Self> {
+    pub fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Self> {
+        let limit = limit.into();
         if matches!(endpoint, Endpoint::Tcp(at) if at.port() == 0) {
             let message = format!("connecting to {endpoint}: port 0 cannot be connected to");
             return Err(Error::new(Kind::Invalid, message));
@@ -124,14 +142,14 @@ impl Channel {
             Error::new(Kind::Cancelled, message)
         };
         let late = || {
-            let message = format!("connecting to {endpoint}: no answer in time");
+            let message = format!("connecting to {endpoint}: {limit} ran out");
             Error::new(Kind::Timeout, message)
         };
         loop {
             if cancel.is_cancelled() {
                 return Err(cancelled());
             }
-            if deadline.expired() {
+            if limit.expired() {
                 return Err(late());
             }
             let Err(e) = net::connect(fd.as_fd(), &address) else {
@@ -140,7 +158,7 @@ impl Channel {
             match e.raw_os_error() {
                 // A signal does not stop it: connect(2), EINTR is EINPROGRESS.
                 Some(libc::EINPROGRESS | libc::EINTR) => {
-                    match wait_ready(fd.as_fd(), Interest::Write, Some(cancel), deadline)? {
+                    match wait_ready(fd.as_fd(), Interest::Write, Some(cancel), limit.at())? {
                         Wake::Ready => {}
                         Wake::Cancelled => return Err(cancelled()),
                         Wake::TimedOut => return Err(late()),
@@ -151,7 +169,7 @@ impl Channel {
                     }
                 }
                 Some(libc::EAGAIN) if matches!(address, Address::Unix(_)) => {
-                    let left = deadline.remaining().unwrap_or(CONNECT_RETRY);
+                    let left = limit.at().remaining().unwrap_or(CONNECT_RETRY);
                     cancel.wait(left.min(CONNECT_RETRY));
                 }
                 _ => return Err(failed(e)),
@@ -241,7 +259,7 @@ impl Channel {
     /// known position and every later send is refused.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` (the deadline, or nothing taken for `io.idle`);
+    /// `Cancelled`; `Timeout` (the limit, or nothing taken for `io.idle`);
     /// `PeerGone`; `Memory` where the kernel cannot read a part, see
     /// [`fault`](Self::fault); `State` after an earlier error; `Io`.
     pub fn send(&mut self, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
@@ -255,7 +273,7 @@ impl Channel {
     }
 
     /// Receives until all parts are full. A peer that sends a byte now and
-    /// then is ended by the deadline only: give one.
+    /// then is ended by the limit only: give one.
     ///
     /// # Errors
     /// As for [`send`](Self::send); `PeerGone` also when the stream ends
@@ -297,7 +315,7 @@ impl Channel {
         while !cursor.is_done() {
             let mut cut = [PartMut::EMPTY; CUT_PARTS];
             match net::recv(self.fd.as_fd(), cursor.window(&mut cut)) {
-                Ok(0) => return Err(self.closed(&cursor)),
+                Ok(0) => return Err(self.closed(&cursor, &at_once())),
                 Ok(n) => {
                     self.count(Direction::Receive, n);
                     return Ok(n);
@@ -306,7 +324,7 @@ impl Channel {
                     Some(libc::EAGAIN) => return Ok(0),
                     Some(libc::EINTR) => {}
                     Some(libc::EFAULT) if cursor.narrow() => {}
-                    _ => return Err(self.failed(Direction::Receive, &cursor, e)),
+                    _ => return Err(self.failed(Direction::Receive, &cursor, &at_once(), e)),
                 },
             }
         }
@@ -333,7 +351,7 @@ impl Channel {
                 Err(e) => match e.raw_os_error() {
                     Some(libc::EAGAIN) => return Ok(0),
                     Some(libc::EINTR) => {}
-                    _ => return Err(self.failed(Direction::Send, &cursor, e)),
+                    _ => return Err(self.failed(Direction::Send, &cursor, &at_once(), e)),
                 },
             }
         }
@@ -389,16 +407,16 @@ impl Channel {
         while !cursor.is_done() {
             // Also between calls that succeed: a fast link never makes us wait.
             if io.cancel.is_some_and(Cancel::is_cancelled) {
-                return Err(self.stopped(Kind::Cancelled, direction, cursor, "cancelled"));
+                return Err(self.stopped(Kind::Cancelled, direction, cursor, io, "cancelled"));
             }
-            if io.deadline.expired() {
-                let why = "not done when its time was up";
-                return Err(self.stopped(Kind::Timeout, direction, cursor, why));
+            if io.limit.expired() {
+                let why = format!("{} ran out", io.limit);
+                return Err(self.stopped(Kind::Timeout, direction, cursor, io, &why));
             }
             let mut cut = [P::EMPTY; CUT_PARTS];
             match call(self.fd.as_fd(), cursor.window(&mut cut)) {
                 Ok(0) if direction == Direction::Receive => {
-                    return Err(self.closed(cursor));
+                    return Err(self.closed(cursor, io));
                 }
                 Ok(n) if n > 0 => {
                     cursor.advance(n);
@@ -414,20 +432,19 @@ impl Channel {
                     Some(libc::EINTR) => continue,
                     Some(libc::EAGAIN) => {}
                     Some(libc::EFAULT) if cursor.narrow() => continue,
-                    _ => return Err(self.failed(direction, cursor, e)),
+                    _ => return Err(self.failed(direction, cursor, io, e)),
                 },
             }
             // The limit on idleness runs from the first wait after a byte moved.
-            let limit = *idle_until.get_or_insert_with(|| Deadline::after(io.idle));
-            if limit.expired() {
-                let seconds = io.idle.as_secs_f64();
+            let idle = *idle_until.get_or_insert_with(|| io.idle.from_now());
+            if idle.expired() {
                 let why = match direction {
-                    Direction::Send => format!("the peer took nothing for {seconds} s"),
-                    Direction::Receive => format!("the peer sent nothing for {seconds} s"),
+                    Direction::Send => format!("{idle} ran out: the peer took nothing"),
+                    Direction::Receive => format!("{idle} ran out: the peer sent nothing"),
                 };
-                return Err(self.stopped(Kind::Timeout, direction, cursor, &why));
+                return Err(self.stopped(Kind::Timeout, direction, cursor, io, &why));
             }
-            let until = io.deadline.earlier(limit);
+            let until = io.limit.earlier(idle).at();
             let start = Instant::now();
             let wake = if woken {
                 let pause = Deadline::after(BACK_OFF).earlier(until);
@@ -464,29 +481,49 @@ impl Channel {
     }
 
     #[cold]
-    fn closed<P: Piece>(&self, at: &Cursor<'_, P>) -> Error {
+    fn closed<P: Piece>(&self, at: &Cursor<'_, P>, io: &Io<'_>) -> Error {
         let why = "the peer closed the connection";
-        self.stopped(Kind::PeerGone, Direction::Receive, at, why)
+        self.stopped(Kind::PeerGone, Direction::Receive, at, io, why)
     }
 
     #[cold]
-    fn stopped<P: Piece>(&self, kind: Kind, to: Direction, at: &Cursor<'_, P>, why: &str) -> Error {
-        let message = format!(
-            "{} {}: {why} ({} of {} bytes moved)",
-            to.verb(),
-            self.peer,
-            at.moved,
-            at.total()
-        );
+    fn stopped<P: Piece>(
+        &self,
+        kind: Kind,
+        to: Direction,
+        at: &Cursor<'_, P>,
+        io: &Io<'_>,
+        why: &str,
+    ) -> Error {
+        let mut message = format!("{}: {why}", self.doing(to, io.what));
+        if at.moved > 0 {
+            message += &format!(" ({} of {} bytes moved)", at.moved, at.total());
+        }
         Error::new(kind, message)
     }
 
+    /// What is being done, for messages.
+    fn doing(&self, to: Direction, what: &str) -> String {
+        match (to, what) {
+            (Direction::Send, "") => format!("sending to {}", self.peer),
+            (Direction::Send, what) => format!("sending {what} to {}", self.peer),
+            (Direction::Receive, "") => format!("receiving from {}", self.peer),
+            (Direction::Receive, what) => format!("waiting for {what} from {}", self.peer),
+        }
+    }
+
     #[cold]
-    fn failed<P: Piece>(&mut self, to: Direction, at: &Cursor<'_, P>, error: io::Error) -> Error {
+    fn failed<P: Piece>(
+        &mut self,
+        to: Direction,
+        at: &Cursor<'_, P>,
+        io: &Io<'_>,
+        error: io::Error,
+    ) -> Error {
         match error.raw_os_error() {
             Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                 let why = format!("the peer is gone: {error}");
-                self.stopped(Kind::PeerGone, to, at, &why)
+                self.stopped(Kind::PeerGone, to, at, io, &why)
             }
             Some(libc::EFAULT) => {
                 let access = match to {
@@ -495,15 +532,20 @@ impl Channel {
                 };
                 self.fault = Some(at.address());
                 let why = format!("memory at {:#x} cannot be {access}", at.address());
-                self.stopped(Kind::Memory, to, at, &why)
+                self.stopped(Kind::Memory, to, at, io, &why)
             }
             // Keep-alive gave up, or a router on the way did.
             Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => {
-                self.stopped(Kind::Io, to, at, &error.to_string())
+                self.stopped(Kind::Io, to, at, io, &error.to_string())
             }
-            _ => Error::os(format_args!("{} {}", to.verb(), self.peer), error),
+            _ => Error::os(self.doing(to, io.what), error),
         }
     }
+}
+
+/// Of a transfer that does not wait.
+fn at_once() -> Io<'static> {
+    Io::patient(Duration::ZERO)
 }
 
 /// Waits for `pause` to pass, or the cancel. A pause that passes is `Ready`.
@@ -530,13 +572,6 @@ impl Direction {
         match self {
             Direction::Send => Interest::Write,
             Direction::Receive => Interest::Read,
-        }
-    }
-
-    fn verb(self) -> &'static str {
-        match self {
-            Direction::Send => "sending to",
-            Direction::Receive => "receiving from",
         }
     }
 }

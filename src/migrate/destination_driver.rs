@@ -4,7 +4,7 @@
 use super::callbacks::Callbacks;
 use super::handle::Handle;
 use super::outbox::Outbox;
-use super::params::{Params, BANDWIDTH_MIN};
+use super::params::Params;
 use super::report::{micros, Meter, Stats};
 use super::session;
 use super::sink::{layout_difference, PageSink};
@@ -15,7 +15,7 @@ use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
 use crate::memory::Memory;
-use crate::runtime::{wait_ready, Deadline, Interest};
+use crate::runtime::{wait_ready, Deadline, Interest, Limit};
 use crate::sys::net::Piece as _;
 use crate::units::Pages;
 use crate::vmm::{EventKind, StateBlob, Vmm};
@@ -68,6 +68,8 @@ pub(super) struct Driver {
     /// Whether DISCARD records were agreed on.
     discards: bool,
     begun: Instant,
+    /// When the guest has to be handed over, from the moment that there is a connection.
+    limit: Limit,
     meter: Meter,
     stats: Stats,
     renewed: Option<Instant>,
@@ -112,6 +114,7 @@ impl Work for Driver {
                     None => return Err(Error::new(Kind::Internal, "accepted twice")),
                 });
                 self.begun = Instant::now();
+                self.limit = shared.params.incoming(self.begun);
                 Some(Event::Accepted)
             }
             Action::Negotiate => {
@@ -210,6 +213,7 @@ impl Driver {
             last_marker: 0,
             discards: false,
             begun: Instant::now(),
+            limit: Limit::never(),
             meter: Meter::default(),
             stats: Stats {
                 phase: State::Idle as u32,
@@ -245,6 +249,7 @@ impl Driver {
     }
 
     fn tell_peer(&mut self) {
+        let shared = Arc::clone(&self.shared);
         let (Some(channel), Some(error)) = (&mut self.channel, &self.error) else {
             return;
         };
@@ -252,17 +257,13 @@ impl Driver {
             return;
         }
         session::abort(channel, &mut self.outbox, error);
-        let linger = match error.kind() {
-            Kind::Cancelled => LINGER_CANCELLED,
-            _ => LINGER,
-        };
-        let io = Io::patient(linger).with_deadline(Deadline::after(linger));
-        let mut buffer = vec![0u8; 64 << 10];
-        // Until the source has seen it and closes.
-        while channel
-            .recv_some(&[PartMut::bytes(&mut buffer)], &io)
-            .is_ok_and(|n| n > 0)
-        {}
+        // Somebody who cancels waits for this.
+        if error.kind() != Kind::Cancelled {
+            linger(channel, &Io::until(&shared.handle.cancel, LINGER));
+        }
+        if shared.handle.cancel.is_cancelled() {
+            linger(channel, &Io::patient(LINGER_CANCELLED));
+        }
         let _ = channel.shutdown();
     }
 
@@ -277,8 +278,11 @@ impl Driver {
     /// Says something that the source is waiting for.
     fn send(&mut self, record: &Record) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
-            .with_deadline(Deadline::after(shared.params.io_timeout));
+        let io = shared.params.io();
+        let io = Io::until(&shared.handle.cancel, io)
+            .within(io.from_now())
+            .within(self.limit)
+            .of(record.record_type().name());
         let Driver {
             channel, outbox, ..
         } = self;
@@ -295,7 +299,7 @@ impl Driver {
         let limit = shared.params.connect_timeout;
         loop {
             let mut channel = listener.accept(&shared.handle.cancel, Deadline::never())?;
-            let io = Io::until(&shared.handle.cancel, limit).with_deadline(Deadline::after(limit));
+            let io = Io::until(&shared.handle.cancel, limit).within(Deadline::after(limit));
             match channel.recv_some(&[PartMut::bytes(&mut self.ahead)], &io) {
                 Ok(got) => {
                     self.ahead_len = got;
@@ -313,18 +317,17 @@ impl Driver {
             .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
     }
 
-    /// The next header. The wait for its first byte is a wait for the source to have something
-    /// to say; once it has begun, it has to come.
-    fn header(&mut self, deadline: Deadline) -> Result<Header> {
+    /// The next header, of `what`. The wait for its first byte is a wait for the source to have
+    /// something to say; once it has begun, it has to come.
+    fn header(&mut self, limit: Limit, what: &'static str) -> Result<Header> {
         let shared = Arc::clone(&self.shared);
         // Between two records the source's VMM may be pausing or saving, for as long as the
         // switchover may take.
-        let patience = shared
-            .params
-            .io_timeout
-            .max(shared.params.switchover_timeout);
+        let patience = shared.params.io().longer(shared.params.switchover());
         let io = Io::until(&shared.handle.cancel, patience)
-            .with_deadline(deadline.earlier(Deadline::after(patience)));
+            .within(limit)
+            .within(patience.from_now())
+            .of(what);
         let Driver {
             channel,
             ahead,
@@ -336,12 +339,12 @@ impl Driver {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
         // The source may be waiting for an acknowledgement that found no room so far.
-        while !outbox.is_empty() && *ahead_len < HEADER_LEN && !io.deadline.expired() {
+        while !outbox.is_empty() && *ahead_len < HEADER_LEN && !io.limit.expired() {
             outbox.flush(channel)?;
             let got = channel.try_recv(&[PartMut::bytes(&mut ahead[*ahead_len..])])?;
             *ahead_len += got;
             if got == 0 && !outbox.is_empty() {
-                let soon = io.deadline.earlier(Deadline::after(LOOK));
+                let soon = io.limit.at().earlier(Deadline::after(LOOK));
                 wait_ready(channel.fd(), Interest::Write, io.cancel, soon)?;
                 shared.handle.cancel.check("the migration")?;
             }
@@ -353,28 +356,30 @@ impl Driver {
         Header::decode(ahead)
     }
 
-    /// How long a record may take: the slowest link that is served, and some patience. So a
-    /// peer that trickles is ended.
-    fn record_io<'a>(shared: &'a Shared, payload: u32, deadline: Deadline) -> Io<'a> {
-        let most = shared.params.io_timeout
-            + Duration::from_secs_f64(f64::from(payload) / BANDWIDTH_MIN as f64);
-        Io::until(&shared.handle.cancel, shared.params.io_timeout)
-            .with_deadline(deadline.earlier(Deadline::after(most)))
+    /// How long the payload of a record may take: the slowest link that is served, and some
+    /// patience. So a peer that trickles is ended.
+    fn record_io<'a>(shared: &'a Shared, header: &Header, limit: Limit) -> Io<'a> {
+        let kind = RecordType::from_number(header.kind);
+        Io::until(&shared.handle.cancel, shared.params.io())
+            .within(limit)
+            .within(shared.params.transfer(u64::from(header.payload)).from_now())
+            .of(kind.map_or("a record of a later version", RecordType::name))
     }
 
     /// The next record that is no run of pages; what may be skipped is. A blob comes back as
-    /// its header, with its payload unread.
-    fn next(&mut self, deadline: Deadline) -> Result<Incomer> {
+    /// its header, with its payload unread. `what` it is to be, for messages.
+    fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
         let shared = Arc::clone(&self.shared);
+        let limit = limit.earlier(self.limit);
         loop {
-            let header = self.header(deadline)?;
+            let header = self.header(limit, what)?;
             let kind = header.classify()?;
-            let io = Self::record_io(&shared, header.payload, deadline);
             match kind {
                 Some(kind) if kind.is_page_run() => return Ok(Incomer::Pages(kind, header)),
                 Some(kind) if kind.is_blob() => return Ok(Incomer::Blob(kind, header)),
                 _ => {}
             }
+            let io = Self::record_io(&shared, &header, limit);
             let payload = session::read_payload(self.channel()?, &header, &io)?;
             match kind {
                 None | Some(RecordType::Keepalive) => {}
@@ -389,17 +394,17 @@ impl Driver {
     }
 
     /// Reads blobs until their end, within the limit for both their data and their number.
-    fn blobs(
-        &mut self,
-        kind: RecordType,
-        deadline: Deadline,
-    ) -> Result<(Vec<session::StoredBlob>, u64)> {
+    fn blobs(&mut self, kind: RecordType, limit: Limit) -> Result<(Vec<session::StoredBlob>, u64)> {
         let shared = Arc::clone(&self.shared);
         let most = shared.params.max_state;
         let mut list: Vec<session::StoredBlob> = Vec::new();
         let mut bytes = 0u64;
+        let what = match kind {
+            RecordType::Early => "EARLY or EARLY_END",
+            _ => "STATE or STATE_END",
+        };
         loop {
-            match self.next(deadline)? {
+            match self.next(limit, what)? {
                 Incomer::Blob(found, header) if found == kind => {
                     if u64::from(header.payload) > most.saturating_sub(bytes) {
                         return Err(Error::new(
@@ -416,7 +421,7 @@ impl Driver {
                             format!("more than {} blobs", wire::BLOBS_MAX),
                         ));
                     }
-                    let io = Self::record_io(&shared, header.payload, deadline);
+                    let io = Self::record_io(&shared, &header, limit.earlier(self.limit));
                     let mut data = session::read_payload(self.channel()?, &header, &io)?;
                     let (blob, prefix) = wire::Blob::decode(&header, &data)?;
                     data.drain(..prefix);
@@ -436,8 +441,10 @@ impl Driver {
 
     fn negotiate(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let deadline = || Deadline::after(shared.params.connect_timeout);
-        let hello: Hello = match self.next(deadline())? {
+        // One limit for all that the source has to say. What this side's VMM takes to build itself
+        // does not count.
+        let mut limit = shared.params.connect().from_now();
+        let hello: Hello = match self.next(limit, "HELLO")? {
             Incomer::Control(Record::Hello(hello)) => hello,
             other => return Err(session::unexpected(other.kind(), "HELLO")),
         };
@@ -458,17 +465,17 @@ impl Driver {
             features,
             software: session::software(),
         }))?;
-        let (early, _) = self.blobs(RecordType::Early, deadline())?;
+        let (early, _) = self.blobs(RecordType::Early, limit)?;
+        let building = Instant::now();
         for stored in &early {
             self.vmm
                 .call_that_makes_threads("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
         }
         self.send(&Record::EarlyOk)?;
+        limit = limit.extended(building.elapsed());
         let mut blocks: Vec<wire::Block> = Vec::new();
-        // The source waited for `early_load`, which may have taken its time.
-        let until = deadline();
         loop {
-            match self.next(until)? {
+            match self.next(limit, "BLOCK or LAYOUT_END")? {
                 Incomer::Control(Record::Block(block)) => {
                     if blocks.len() >= crate::memory::block::BLOCKS_MAX {
                         return Err(Error::new(
@@ -520,7 +527,7 @@ impl Driver {
     /// Takes memory until the end marker.
     fn receive(&mut self) -> Result<()> {
         loop {
-            match self.next(Deadline::never())? {
+            match self.next(Limit::never(), "pages or a marker")? {
                 Incomer::Pages(RecordType::Zeros, header) => self.sink.zeros(&header)?,
                 Incomer::Pages(RecordType::Discard, header) => self.discard(&header)?,
                 Incomer::Pages(_, header) => self.pages(&header)?,
@@ -563,7 +570,7 @@ impl Driver {
     /// next header: one system call instead of two.
     fn pages(&mut self, header: &Header) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let io = Self::record_io(&shared, header.payload, Deadline::never());
+        let io = Self::record_io(&shared, header, self.limit);
         let Driver {
             channel,
             ahead,
@@ -621,7 +628,7 @@ impl Driver {
     }
 
     fn load(&mut self) -> Result<()> {
-        let (list, bytes) = self.blobs(RecordType::State, Deadline::never())?;
+        let (list, bytes) = self.blobs(RecordType::State, Limit::never())?;
         self.stats.state_bytes = bytes;
         let begun = Instant::now();
         for stored in &list {
@@ -636,8 +643,8 @@ impl Driver {
     }
 
     fn await_handover(&mut self) -> Result<()> {
-        let deadline = Deadline::after(self.shared.params.switchover_timeout);
-        match self.next(deadline)? {
+        let limit = self.shared.params.switchover().from_now();
+        match self.next(limit, "HANDOVER")? {
             Incomer::Control(Record::Handover(handover)) if handover.token == self.token => Ok(()),
             Incomer::Control(Record::Handover(_)) => Err(Error::new(
                 Kind::Protocol,
@@ -646,6 +653,16 @@ impl Driver {
             other => Err(session::unexpected(other.kind(), "HANDOVER")),
         }
     }
+}
+
+/// Reads on until the source has seen the reason and closes, or `io`'s time is up.
+fn linger(channel: &mut Channel, io: &Io<'_>) {
+    let io = io.within(io.idle.from_now());
+    let mut buffer = [0u8; 16 << 10];
+    while channel
+        .recv_some(&[PartMut::bytes(&mut buffer)], &io)
+        .is_ok_and(|n| n > 0)
+    {}
 }
 
 /// A record that came.

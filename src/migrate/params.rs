@@ -1,8 +1,10 @@
 //! What a user can set, with its limits. Checked once, before anything starts.
 
 use crate::error::{Error, Kind, Result};
+use crate::runtime::{Limit, Timeout};
+use crate::units::PAGE_SIZE;
 use crate::wire;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Parameters of a migration. [`Params::default`] is what ships.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +18,19 @@ pub struct Params {
     /// Bytes a second that will be there at the switchover, when the user knows better than a
     /// measurement can; same range; `None`, as measured.
     pub switchover_bandwidth: Option<u64>,
-    /// The longest that a migration may take up to the switchover: 1 ms to 30 days; 1 h.
-    /// `None`, no limit.
+    /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to
+    /// 30 days; 1 h. `None`, no limit. Whatever else is waited for ends with it too.
     pub total_timeout: Option<Duration>,
-    /// For connecting, and for agreeing on the layout: 1 ms to 1 h; 10 s.
+    /// Destination: the same from the source's HELLO to the hand-over: 1 ms to 30 days; 1 day.
+    /// `None`, no limit. Waiting for somebody to connect does not count. It is there for a
+    /// source that goes on for ever, and longer than a source's own limit is meant to be.
+    pub incoming_timeout: Option<Duration>,
+    /// For connecting, and once more for agreeing on versions, configuration and layout: 1 ms
+    /// to 1 h; 10 s. The destination's `early_load` is part of the second at the source.
     pub connect_timeout: Duration,
-    /// For a peer that moves not one byte: 1 ms to 1 h; 30 s. Between two records a destination
-    /// waits for the switchover timeout if that is longer.
+    /// For a peer that moves not one byte, and for one record, which has beyond it the time that
+    /// its bytes take at 64 KiB/s: 1 ms to 1 h; 30 s. Between two records a destination waits
+    /// for the switchover timeout if that is longer.
     pub io_timeout: Duration,
     /// From the pause to the hand-over, past which the source takes the guest back, and on
     /// the destination from ready to the hand-over: 1 ms to 1 h; 30 s.
@@ -47,6 +55,7 @@ impl Default for Params {
             max_bandwidth: None,
             switchover_bandwidth: None,
             total_timeout: Some(HOUR),
+            incoming_timeout: Some(HOUR * 24),
             connect_timeout: Duration::from_secs(10),
             io_timeout: Duration::from_secs(30),
             switchover_timeout: Duration::from_secs(30),
@@ -63,6 +72,23 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// reckoned with.
 pub const BANDWIDTH_MIN: u64 = 64 << 10;
 const BANDWIDTH_MAX: u64 = 1 << 40;
+
+/// The time for `bytes` as one thing: what a peer may be idle for, and the bytes on the slowest
+/// link that is served.
+pub(super) fn transfer(idle: Timeout, bytes: u64) -> Timeout {
+    let slowest = Duration::from_secs_f64(bytes as f64 / BANDWIDTH_MIN as f64);
+    Timeout::new(
+        "the limit on one record (the I/O timeout, and its bytes at 64 KiB/s)",
+        idle.length() + slowest,
+    )
+}
+
+fn total(timeout: Option<Duration>, begun: Instant) -> Limit {
+    match timeout {
+        Some(length) => Timeout::new("the total timeout", length).since(begun),
+        None => Limit::never(),
+    }
+}
 
 fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most: T) -> Result<()> {
     if value < least || value > most {
@@ -85,6 +111,51 @@ impl Params {
         wire::Ours::default().without(without)
     }
 
+    /// For connecting, and for agreeing.
+    pub(super) fn connect(&self) -> Timeout {
+        Timeout::new("the connect timeout", self.connect_timeout)
+    }
+
+    /// For a peer that moves nothing.
+    pub(super) fn io(&self) -> Timeout {
+        Timeout::new("the I/O timeout", self.io_timeout)
+    }
+
+    /// For `bytes` that are sent or received as one thing. A peer that moves a byte now and
+    /// then is never idle; this ends it.
+    pub(super) fn transfer(&self, bytes: u64) -> Timeout {
+        transfer(self.io(), bytes)
+    }
+
+    /// For the next acknowledgement: of what may be sent between two markers.
+    pub(super) fn acknowledgement(&self) -> Timeout {
+        let pages = self.transfer(super::sender::MARKER_PAGES * PAGE_SIZE);
+        Timeout::new(
+            "the limit on one acknowledgement (the I/O timeout, and 64 MiB at 64 KiB/s)",
+            pages.length(),
+        )
+    }
+
+    /// What the guest may stand still.
+    pub(super) fn downtime(&self) -> Timeout {
+        Timeout::new("the downtime limit", self.downtime_limit)
+    }
+
+    /// From the pause to the hand-over.
+    pub(super) fn switchover(&self) -> Timeout {
+        Timeout::new("the switchover timeout", self.switchover_timeout)
+    }
+
+    /// Source: until when all of it has to be done, but the switchover.
+    pub(super) fn total(&self, begun: Instant) -> Limit {
+        total(self.total_timeout, begun)
+    }
+
+    /// Destination: until when the guest has to be handed over.
+    pub(super) fn incoming(&self, accepted: Instant) -> Limit {
+        total(self.incoming_timeout, accepted)
+    }
+
     /// Refuses what is out of range, naming the range.
     pub fn check(&self) -> Result<()> {
         let ms = Duration::from_millis(1);
@@ -102,8 +173,10 @@ impl Params {
                 )?;
             }
         }
-        if let Some(total) = self.total_timeout {
-            within("the total timeout", total, ms, HOUR * 24 * 30)?;
+        for total in [self.total_timeout, self.incoming_timeout] {
+            if let Some(total) = total {
+                within("the total timeout", total, ms, HOUR * 24 * 30)?;
+            }
         }
         within("the connect timeout", self.connect_timeout, ms, HOUR)?;
         within("the I/O timeout", self.io_timeout, ms, HOUR)?;
@@ -147,6 +220,13 @@ mod tests {
             (
                 Params {
                     total_timeout: Some(Duration::ZERO),
+                    ..d()
+                },
+                "1ms to 2592000s",
+            ),
+            (
+                Params {
+                    incoming_timeout: Some(HOUR * 24 * 31),
                     ..d()
                 },
                 "1ms to 2592000s",

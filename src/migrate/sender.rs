@@ -1,6 +1,7 @@
 //! Runs of pages into records, straight from guest memory to the socket, and an account of
 //! what the destination has not acknowledged.
 
+use super::params;
 use super::session;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::dirty::tracker::{Content, Lease, Run};
@@ -15,7 +16,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// After so many pages a marker is due, so that the account stays short.
-const MARKER_PAGES: u64 = 16 << 10;
+pub(super) const MARKER_PAGES: u64 = 16 << 10;
 /// Or after so many runs.
 const MARKER_RUNS: usize = 4096;
 
@@ -130,7 +131,9 @@ impl Sender {
             }
         }
         let parts = records.parts()?;
-        channel.send(&parts, io).map_err(|e| {
+        // A peer that takes a byte now and then holds the pages' pins for no longer than this.
+        let io = io.within(params::transfer(io.idle, records.batch.bytes).from_now());
+        channel.send(&parts, &io).map_err(|e| {
             let blocks = runs.iter().map(|run| &*run.block);
             access::name_fault(e, channel.fault(), blocks, Access::Read)
         })?;

@@ -17,11 +17,13 @@ pub(super) fn software() -> String {
 /// How long telling the peer may take: cancelling has a tenth of a second in all.
 const TELL: Duration = Duration::from_millis(20);
 
-/// Sends one control record.
+/// Sends one control record. It is too short to go out in pieces: a peer that takes a byte of it
+/// now and then has no longer than one that takes nothing.
 pub(super) fn send(channel: &mut Channel, record: &Record, io: &Io<'_>) -> Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + 128);
     record.encode(&mut bytes)?;
-    channel.send(&[Part::bytes(&bytes)], io)
+    let io = io.within(io.idle.from_now());
+    channel.send(&[Part::bytes(&bytes)], &io)
 }
 
 /// A blob that waits to be sent.
@@ -104,7 +106,7 @@ pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) {
         code: error.kind() as i32,
         reason: error.message().to_owned(),
     });
-    let io = Io::patient(TELL).with_deadline(Deadline::after(TELL));
+    let io = Io::patient(TELL).within(Deadline::after(TELL));
     // It learns it from the end of the connection otherwise.
     let _ = outbox.send(channel, &record, &io);
 }

@@ -22,7 +22,7 @@ use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::BlockId;
-use crate::runtime::Deadline;
+use crate::runtime::{Deadline, Limit};
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
@@ -88,7 +88,7 @@ pub(super) struct Driver {
     sync_time: Duration,
     blobs: Blobs,
     paused_at: Option<Instant>,
-    switchover: Deadline,
+    switchover: Limit,
     stats: Stats,
     renewed: Option<Instant>,
     /// The first thing that went wrong.
@@ -151,7 +151,7 @@ impl Work for Driver {
             Action::CallPause => {
                 let begun = Instant::now();
                 self.paused_at = Some(begun);
-                self.switchover = Deadline::after(self.shared.params.switchover_timeout);
+                self.switchover = self.shared.params.switchover().from_now();
                 self.vmm.call("pause", |vmm| vmm.pause())?;
                 self.stats.pause_us = micros(begun.elapsed());
                 self.check_gate()?;
@@ -287,7 +287,7 @@ impl Driver {
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
             paused_at: None,
-            switchover: Deadline::never(),
+            switchover: Limit::never(),
             stats: Stats::default(),
             renewed: None,
             error: None,
@@ -372,8 +372,9 @@ impl Driver {
             return Err(Error::new(
                 Kind::Timeout,
                 format!(
-                    "the guest was paused for longer than the switchover timeout of {:?}",
-                    self.shared.params.switchover_timeout
+                    "{} ran out while the guest stood still: it was {}",
+                    self.switchover,
+                    self.shared.handle.state().name()
                 ),
             ));
         }
@@ -396,12 +397,24 @@ impl Driver {
         Ok(())
     }
 
+    /// When the whole migration has to have come to its switchover.
+    fn total(&self) -> Limit {
+        self.shared.params.total(self.begun)
+    }
+
+    /// The VMM's configuration is asked for before there is a connection: a destination that
+    /// looks at several connections takes the first one on which something is said.
     fn connect(&mut self) -> Result<()> {
-        let deadline = Deadline::after(self.shared.params.connect_timeout);
+        let shared = Arc::clone(&self.shared);
         mem::random(&mut self.token)?;
+        let mut early = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut early))?;
+        self.blobs = early;
+        let limit = shared.params.connect().from_now().earlier(self.total());
         self.channel = Some(match self.target.take() {
             Some(Target::Endpoint(endpoint)) => {
-                Channel::connect(&endpoint, &self.shared.handle.cancel, deadline)?
+                Channel::connect(&endpoint, &shared.handle.cancel, limit)?
             }
             Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
             None => return Err(Error::new(Kind::Internal, "connected twice")),
@@ -412,11 +425,10 @@ impl Driver {
     fn negotiate(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
-        let mut early = Blobs::default();
-        self.vmm
-            .call("early_save", |vmm| vmm.early_save(&mut early))?;
-        let deadline = Deadline::after(params.connect_timeout);
-        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
+        let early = std::mem::take(&mut self.blobs);
+        // One limit for all of it, whatever the destination takes its time for.
+        let limit = params.connect().from_now().earlier(self.total());
+        let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
         let ours = params.ours();
         let hello = Hello {
             version_min: ours.version_min,
@@ -433,8 +445,8 @@ impl Driver {
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
-        session::send(channel, &Record::Hello(hello), &io)?;
-        match inbox.wait(channel, &io)? {
+        session::send(channel, &Record::Hello(hello), &io.of("HELLO"))?;
+        match inbox.wait(channel, &io.of("HELLO_REPLY"))? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
                 self.sender
@@ -442,26 +454,24 @@ impl Driver {
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
-        // Building itself from the configuration may take the destination a while.
-        early.send(channel, RecordType::Early, &io)?;
-        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(
-            Deadline::after(params.connect_timeout.max(params.io_timeout)),
-        );
-        match inbox.wait(channel, &io)? {
+        early.send(channel, RecordType::Early, &io.of("EARLY"))?;
+        // A destination that builds itself, or looks through its memory, says nothing meanwhile.
+        let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
+        match inbox.wait(channel, &answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.tracker.memory().map();
         for block in map.blocks() {
-            session::send(channel, &Record::Block(describe(block)), &io)?;
+            session::send(channel, &Record::Block(describe(block)), &io.of("BLOCK"))?;
             self.announced.insert(block.id());
         }
         let end = wire::LayoutEnd {
             blocks: map.blocks().len() as u32,
             bytes: map.total().0,
         };
-        session::send(channel, &Record::LayoutEnd(end), &io)?;
-        match inbox.wait(channel, &io)? {
+        session::send(channel, &Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
+        match inbox.wait(channel, &answer.of("LAYOUT_OK"))? {
             Record::LayoutOk => Ok(()),
             other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
         }
@@ -486,9 +496,13 @@ impl Driver {
     }
 
     /// A destination that takes pages and acknowledges none would have the account of them grow
-    /// without bound.
+    /// without bound. Each next acknowledgement has as long as a marker's pages take on the
+    /// slowest link: one that says KEEPALIVE meanwhile is not idle.
     fn await_acknowledgements(&mut self, most: usize, io: &Io<'_>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
         while self.sender.markers_waiting() > most {
+            let next = shared.params.acknowledgement().from_now();
+            let io = io.within(next).of("an acknowledgement");
             let Driver {
                 channel,
                 inbox,
@@ -498,7 +512,7 @@ impl Driver {
             let Some(channel) = channel else {
                 return Ok(());
             };
-            match inbox.wait(channel, io)? {
+            match inbox.wait(channel, &io)? {
                 Record::Ack(ack) => sender.acknowledged(ack.number)?,
                 other => return Err(session::unexpected(other.record_type(), "ACK")),
             }
@@ -581,7 +595,15 @@ impl Driver {
     /// while the guest stands still.
     fn send_unread(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout);
+        // The decider may switch over when the time is up just now: this is done or not done
+        // within the downtime limit, then.
+        let total = match self.total() {
+            total if total.expired() => shared.params.downtime().from_now(),
+            total => total,
+        };
+        let io = Io::until(&shared.handle.cancel, shared.params.io())
+            .within(total)
+            .of("pages");
         let mut cursor = Cursor::default();
         let mut any = false;
         loop {
@@ -636,11 +658,10 @@ impl Driver {
     fn walk(&mut self, pacer: &mut Pacer) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
-        let deadline = match params.total_timeout {
-            Some(total) => Deadline::at(self.begun + total),
-            None => Deadline::never(),
-        };
-        let io = Io::until(&shared.handle.cancel, params.io_timeout).with_deadline(deadline);
+        let total = self.total();
+        let io = Io::until(&shared.handle.cancel, params.io())
+            .within(total)
+            .of("pages");
         // A capped stream goes out in small pieces, so that it is even.
         let batch_pages = match params.max_bandwidth {
             Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
@@ -664,10 +685,14 @@ impl Driver {
                 }
                 Err(e) => {
                     let e = self.explain(e);
-                    // The wait that ran out was the whole migration's.
-                    return match (e.kind(), deadline.expired()) {
+                    // The wait that ran out was the whole migration's: what was missing is the
+                    // decider's to say, what was waited for is said with it.
+                    return match (e.kind(), total.expired()) {
                         (Kind::Timeout, true) => match self.ask(Moment::Walking) {
-                            Next::GiveUp(error) => Err(error),
+                            Next::GiveUp(error) => Err(Error::new(
+                                error.kind(),
+                                format!("{} ({})", error.message(), e.message()),
+                            )),
                             _ => Err(e),
                         },
                         _ => Err(e),
@@ -774,8 +799,9 @@ impl Driver {
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.io_timeout)
-            .with_deadline(self.switchover);
+        let io = Io::until(&shared.handle.cancel, shared.params.io())
+            .within(self.switchover)
+            .of("the last pages");
         let before = self.stats.data_pages + self.stats.zero_pages;
         self.cursor = Cursor::default();
         // Two walks in a row that find nothing: the first may have begun in the middle.
@@ -802,13 +828,15 @@ impl Driver {
             .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
         self.sender
             .send_marker(channel, self.stats.pass, true, io)?;
-        self.blobs.send(channel, RecordType::State, io)
+        self.blobs
+            .send(channel, RecordType::State, &io.of("device state"))
     }
 
     fn await_ready(&mut self) -> Result<u64> {
         let shared = Arc::clone(&self.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.switchover_timeout)
-            .with_deadline(self.switchover);
+        let io = Io::until(&shared.handle.cancel, shared.params.switchover())
+            .within(self.switchover)
+            .of("READY");
         loop {
             let record = {
                 let Driver { channel, inbox, .. } = &mut *self;

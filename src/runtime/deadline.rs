@@ -43,6 +43,12 @@ impl Deadline {
         }
     }
 
+    /// The same, `by` later; never, if that is further than the clock goes.
+    #[must_use]
+    pub fn later(self, by: Duration) -> Deadline {
+        Deadline(self.0.and_then(|at| at.checked_add(by)))
+    }
+
     /// Time left as poll(2) takes it: milliseconds rounded up (rounded down, the
     /// last fraction would be a busy loop), -1 for never, at most `i32::MAX`.
     pub fn poll_timeout_ms(self) -> i32 {

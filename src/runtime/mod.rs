@@ -6,12 +6,14 @@
 pub mod cancel;
 pub mod deadline;
 pub mod grace;
+pub mod limit;
 pub mod snapshot;
 pub(crate) mod sync;
 pub mod thread;
 
 pub use cancel::{wait_ready, Cancel, Interest, Wake};
 pub use deadline::Deadline;
+pub use limit::{Limit, Timeout};
 pub use thread::{catch, quiet_panics, spawn, Join, Role};
 
 use crate::error::{Error, Result};

@@ -349,7 +349,8 @@ fn a_peer_that_does_nothing_is_given_up_after_the_idle_time() {
     let start = Instant::now();
     let error = to.recv_some(&[PartMut::bytes(&mut room)], &io).unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout);
-    assert!(error.message().contains("nothing for 0.05 s"), "{error}");
+    assert!(error.message().contains("sent nothing"), "{error}");
+    assert!(error.message().contains("50 ms ran out"), "{error}");
     assert!(start.elapsed() >= Duration::from_millis(50));
     let data = vec![0u8; 64 << 20];
     let error = from.send(&[Part::bytes(&data)], &io).unwrap_err();
@@ -364,16 +365,15 @@ fn a_peer_that_does_nothing_is_given_up_after_the_idle_time() {
 #[test]
 fn a_deadline_ends_a_wait_before_the_idle_time_does() {
     let (_from, mut to) = socketpair();
-    let limit = Deadline::after(Duration::from_millis(30));
+    let limit = Timeout::new("the connect timeout", Duration::from_millis(30)).from_now();
     let mut room = [0u8; 1];
+    let io = Io::patient(LONG).within(limit).of("HELLO");
     let error = to
-        .recv_exact(
-            &[PartMut::bytes(&mut room)],
-            &Io::patient(LONG).with_deadline(limit),
-        )
+        .recv_exact(&[PartMut::bytes(&mut room)], &io)
         .unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout);
-    assert!(error.message().contains("time was up"), "{error}");
+    let says = "waiting for HELLO from the peer: the connect timeout of 30 ms ran out";
+    assert_eq!(error.message(), says);
     assert!(limit.expired());
 }
 
@@ -389,13 +389,18 @@ fn a_peer_that_trickles_is_ended_by_the_deadline() {
             }
         });
         let mut room = [0u8; 1 << 16];
-        let limit = Deadline::after(Duration::from_millis(300));
-        let io = Io::patient(Duration::from_millis(200)).with_deadline(limit);
+        let limit = Timeout::new("the total timeout", Duration::from_millis(300)).from_now();
+        let io = Io::patient(Duration::from_millis(200)).within(limit);
         let start = Instant::now();
         let error = to
             .recv_exact(&[PartMut::bytes(&mut room)], &io)
             .unwrap_err();
-        assert!(error.message().contains("time was up"), "{error}");
+        let message = error.message();
+        assert!(
+            message.contains("the total timeout of 300 ms ran out"),
+            "{error}"
+        );
+        assert!(message.contains("of 65536 bytes moved"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(2));
         assert!(to.counters().received > Bytes(0));
         done.cancel();
