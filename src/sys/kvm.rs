@@ -8,9 +8,11 @@
 //! with the structures of `kvm-bindings`.
 
 use crate::error::{Error, Result};
+use crate::units::PAGE_SIZE;
 use kvm_bindings::{
     kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region,
 };
+use once_cell::sync::OnceCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const KVM_CHECK_EXTENSION: u64 = 0xae03;
@@ -61,6 +63,16 @@ pub trait Vm: Send {
     /// (bit 0 is page `first`) say which. `first` is a multiple of 64, `pages`
     /// too unless the range ends where the slot does (otherwise `EINVAL`).
     fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<()>;
+    /// Whether KVM has a slot of that number; `true` where it cannot be told.
+    fn has_slot(&mut self, slot: u32, guest_address: u64) -> bool {
+        let _ = (slot, guest_address);
+        true
+    }
+    /// Whether a slot's writes are logged in a bitmap; `None` where it cannot be told.
+    fn is_logged(&mut self, slot: u32) -> Option<bool> {
+        let _ = slot;
+        None
+    }
 }
 
 /// The kernel's KVM, through a VM descriptor.
@@ -87,6 +99,26 @@ impl VmFd {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A page of address space that nobody can read or write, the same for the whole process.
+fn untouchable_page() -> Option<u64> {
+    static PAGE: OnceCell<u64> = OnceCell::new();
+    let page = PAGE.get_or_try_init(|| {
+        // SAFETY: new address space, where the kernel likes; it is never unmapped.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE as usize,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        (at != libc::MAP_FAILED).then_some(at as u64).ok_or(())
+    });
+    page.ok().copied()
 }
 
 /// Why the last call on this thread failed.
@@ -173,5 +205,49 @@ impl Vm for VmFd {
         // `words` holds.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
         check("KVM_CLEAR_DIRTY_LOG", slot, result)
+    }
+
+    /// KVM has no call that asks. One that would change the size and the host address of a slot
+    /// that exists is refused with `EINVAL`, before anything is done; where there is no such
+    /// slot, the same call makes one, of a page that nobody can touch, which is deleted at once.
+    fn has_slot(&mut self, slot: u32, guest_address: u64) -> bool {
+        let Some(page) = untouchable_page() else {
+            return true;
+        };
+        let mut probe = Region {
+            slot,
+            flags: 0,
+            guest_address,
+            size: PAGE_SIZE,
+            host_address: page,
+        };
+        match self.set_region(&probe) {
+            Ok(()) => {
+                probe.size = 0;
+                // A slot that cannot be deleted again is a page of which every use fails.
+                let _ = self.set_region(&probe);
+                false
+            }
+            // A slot that would overlap another is a new one.
+            Err(_) => last_errno() != libc::EEXIST,
+        }
+    }
+
+    fn is_logged(&mut self, slot: u32) -> Option<bool> {
+        // A clear of no pages looks for the bitmap first, and does nothing.
+        let mut none = 0u64;
+        let mut request = kvm_clear_dirty_log {
+            slot,
+            ..Default::default()
+        };
+        request.__bindgen_anon_1.dirty_bitmap = (&raw mut none).cast();
+        // SAFETY: the kernel reads no bits of a range without pages; `none` outlives the call.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
+        match (result, last_errno()) {
+            (0.., _) => Some(true),
+            (_, libc::ENOENT) => Some(false),
+            // No such call (before Linux 5.0), or a VM with rings.
+            _ => None,
+        }
     }
 }

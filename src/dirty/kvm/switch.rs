@@ -1,6 +1,6 @@
 //! Switching a slot's dirty logging on and off.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::memory::Slot;
 use crate::sys::kvm::{Region, Vm, MEM_LOG_DIRTY_PAGES};
 use crate::vmm::Vmm;
@@ -16,6 +16,18 @@ pub enum LogSwitch {
 
 impl LogSwitch {
     fn region(vm: &mut dyn Vm, slot: &Slot, on: bool) -> Result<()> {
+        // KVM_SET_USER_MEMORY_REGION makes a slot that is not there, over memory that the guest
+        // was never meant to see.
+        if on && !vm.has_slot(slot.slot, slot.guest_address.0) {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "KVM has no memory slot {:#x}, which was described at guest address {:#x}: \
+                     make it in KVM first, or describe it with BRANT_NO_SLOT",
+                    slot.slot, slot.guest_address.0
+                ),
+            ));
+        }
         vm.set_region(&Region {
             slot: slot.slot,
             flags: slot.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
@@ -34,7 +46,23 @@ impl LogSwitch {
             LogSwitch::Vmm(vmm) => {
                 let numbers: Vec<u32> = slots.iter().map(|s| s.slot).collect();
                 if on {
-                    vmm.log_on(&numbers)
+                    vmm.log_on(&numbers)?;
+                    // Otherwise the first harvest would fail, and say no more than ENOENT.
+                    match numbers.iter().find(|s| vm.is_logged(**s) == Some(false)) {
+                        Some(slot) => {
+                            let error = Error::new(
+                                Kind::Vmm,
+                                format!(
+                                    "`log_on` returned well, and KVM does not log memory slot \
+                                     {slot:#x}: set it once more with KVM_MEM_LOG_DIRTY_PAGES"
+                                ),
+                            );
+                            // The first error is the one to tell.
+                            let _ = vmm.log_off(&numbers);
+                            Err(error)
+                        }
+                        None => Ok(()),
+                    }
                 } else {
                     vmm.log_off(&numbers)
                 }
