@@ -11,6 +11,7 @@
 
 #[cfg(test)]
 mod dma_model;
+mod guarded;
 pub mod iommufd;
 pub mod iova;
 pub mod kvm;
@@ -125,7 +126,8 @@ pub enum Initial {
     /// From now on every write is logged.
     Clean,
     /// Everything counts as dirty and nothing is protected: what a page holds is only
-    /// logged once [`DirtyLog::rearm`] has been called for it.
+    /// logged once [`DirtyLog::rearm`] has been called for it, or after the first harvest of a
+    /// log that clears in harvests. A log that does neither is refused at its start.
     Unprotected,
 }
 
@@ -174,7 +176,8 @@ pub struct Rearmed {
 /// One way a page gets dirty.
 ///
 /// Used by one thread at a time. All methods get the map as it was when what is to be
-/// read was logged.
+/// read was logged. A panic in one of them is an error of the log, by name: the tracker takes
+/// what the log covers as dirty, and stops the other logs all the same.
 pub trait DirtyLog: Send {
     /// What it is.
     fn kind(&self) -> LogKind;
@@ -190,9 +193,10 @@ pub trait DirtyLog: Send {
     }
 
     /// Asks a log that would leave clearing to [`DirtyLog::rearm`] to clear all that it
-    /// reports in the harvest itself, or not to. Before it is started.
-    fn clear_at_harvest(&mut self, whole: bool) {
+    /// reports in the harvest itself, or not to; returns whether it will. Before it is started.
+    fn clear_at_harvest(&mut self, whole: bool) -> bool {
         let _ = whole;
+        false
     }
 
     /// Whether protection is restored chunk by chunk ([`DirtyLog::rearm`]) after a

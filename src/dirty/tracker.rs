@@ -20,6 +20,7 @@
 //! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
 //! could not bring it where it belongs gives it back with [`Lease::put_back`].
 
+use super::guarded::Guarded;
 use super::merge::{BlockState, Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
 use super::skip::{Beside, Hints};
@@ -300,7 +301,7 @@ impl Tracker {
     }
 
     /// Adds a log; before tracking starts.
-    pub fn add_log(&self, mut log: Box<dyn DirtyLog>) -> Result<()> {
+    pub fn add_log(&self, log: Box<dyn DirtyLog>) -> Result<()> {
         let mut inner = self.lock();
         if inner.started {
             return Err(Error::new(
@@ -308,8 +309,8 @@ impl Tracker {
                 "logs are added before tracking starts",
             ));
         }
-        log.clear_at_harvest(inner.clearing == Clearing::AtSync);
-        inner.logs.push(log);
+        let at_sync = inner.clearing == Clearing::AtSync;
+        inner.logs.push(Box::new(Guarded::new(log, at_sync)?));
         Ok(())
     }
 

@@ -261,8 +261,9 @@ impl DirtyLog for KvmLog {
         Exact::Always
     }
 
-    fn clear_at_harvest(&mut self, whole: bool) {
+    fn clear_at_harvest(&mut self, whole: bool) -> bool {
         self.clear_at_harvest = whole;
+        whole
     }
 
     fn rearms(&self) -> bool {

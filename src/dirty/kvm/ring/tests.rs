@@ -704,7 +704,7 @@ fn a_running_guest_is_kicked_before_the_harvest_and_a_stopped_one_is_not() {
     log.rings().add(0, model.ring(0)).unwrap();
     let tracker = Tracker::new(Arc::clone(&world.memory), Clearing::default()).unwrap();
     assert_eq!(log.exact(), Exact::VcpusStopped);
-    log.clear_at_harvest(true);
+    let _ = log.clear_at_harvest(true);
     tracker.add_log(Box::new(log)).unwrap();
     let lease = tracker.lease().unwrap();
     lease.start(StartWith::Nothing).unwrap();

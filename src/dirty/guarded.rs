@@ -1,0 +1,277 @@
+//! A log as the tracker holds it: a panic in it is an error that names the log, and a promise
+//! that it cannot keep is refused at its start.
+//!
+//! A [`DirtyLog`] may be a VMM's own. Were its panic to unwind through the tracker, the logs after
+//! it would not be stopped and their guests' logging would stay on; and whoever reads the message
+//! would look for the defect in here.
+
+use super::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
+use crate::error::{Error, Kind, Result};
+use crate::memory::{BlockId, Map};
+use crate::runtime::thread::catch;
+use std::ops::Range;
+
+pub(super) struct Guarded {
+    log: Box<dyn DirtyLog>,
+    /// Whether it clears all that it reports in the harvest itself.
+    clears: bool,
+}
+
+/// Runs `f`, which calls into the log `name`.
+fn guard<T>(name: &str, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch(f).unwrap_or_else(|panic| {
+        Err(Error::new(
+            Kind::Vmm,
+            format!("the dirty log `{name}` {}", panic.message()),
+        ))
+    })
+}
+
+impl Guarded {
+    /// `log`, which is asked to clear in its harvests or not to.
+    pub(super) fn new(mut log: Box<dyn DirtyLog>, clear_at_harvest: bool) -> Result<Self> {
+        let name = name_of(&*log);
+        let clears = guard(name, || Ok(log.clear_at_harvest(clear_at_harvest)))?;
+        Ok(Guarded { log, clears })
+    }
+}
+
+/// The log's name; its kind's where asking for it fails.
+fn name_of(log: &dyn DirtyLog) -> &'static str {
+    catch(|| log.name())
+        .or_else(|_| catch(|| log.kind().name()))
+        .unwrap_or("unnamed")
+}
+
+impl DirtyLog for Guarded {
+    fn kind(&self) -> LogKind {
+        // What it is decides nothing here; it is told in reports.
+        catch(|| self.log.kind()).unwrap_or(LogKind::Reported)
+    }
+
+    fn name(&self) -> &'static str {
+        name_of(&*self.log)
+    }
+
+    fn exact(&self) -> Exact {
+        catch(|| self.log.exact()).unwrap_or(Exact::VcpusStopped)
+    }
+
+    fn clear_at_harvest(&mut self, whole: bool) -> bool {
+        let log = &mut self.log;
+        self.clears = catch(|| log.clear_at_harvest(whole)).unwrap_or(false);
+        self.clears
+    }
+
+    fn rearms(&self) -> bool {
+        catch(|| self.log.rearms()).unwrap_or(false)
+    }
+
+    fn start(&mut self, map: &Map) -> Result<Initial> {
+        let name = self.name();
+        let initial = guard(name, || self.log.start(map))?;
+        if initial == Initial::Unprotected && !self.rearms() && !self.clears {
+            // The first error is the one to tell.
+            let _ = self.stop(map);
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "the dirty log `{name}` starts unprotected, and neither restores protection \
+                     (`rearms`) nor clears in its harvest (`clear_at_harvest`): what the guest \
+                     writes would never be found"
+                ),
+            ));
+        }
+        Ok(initial)
+    }
+
+    fn stop(&mut self, map: &Map) -> Result<()> {
+        let name = self.name();
+        guard(name, || self.log.stop(map))
+    }
+
+    fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        let name = self.name();
+        guard(name, || self.log.harvest(map, when, sink))
+    }
+
+    fn covered(&self, map: &Map) -> Vec<Extent> {
+        // Of a log that cannot say what is in its care, all could be.
+        catch(|| self.log.covered(map)).unwrap_or_else(|_| {
+            let blocks = map.blocks().iter();
+            blocks
+                .map(|block| Extent {
+                    block: block.id(),
+                    pages: 0..block.pages().0,
+                })
+                .collect()
+        })
+    }
+
+    fn heap_bytes(&self) -> u64 {
+        catch(|| self.log.heap_bytes()).unwrap_or(0)
+    }
+
+    fn vcpu_counts(&self) -> Option<Vec<u64>> {
+        catch(|| self.log.vcpu_counts()).unwrap_or(None)
+    }
+
+    fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
+        let name = self.name();
+        guard(name, || self.log.rearm(map, block, pages))
+    }
+
+    fn strays(&self) -> u64 {
+        catch(|| self.log.strays()).unwrap_or(0)
+    }
+
+    fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
+        let name = self.name();
+        guard(name, || self.log.map_changes(old, new, sink))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::testing;
+    use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+    use crate::units::Pages;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::Arc;
+
+    /// Where a log of a VMM's panics.
+    #[derive(Clone, Copy, PartialEq)]
+    enum At {
+        Start,
+        Harvest,
+        Stop,
+        Nowhere,
+    }
+
+    struct Theirs {
+        at: At,
+        initial: Initial,
+    }
+
+    impl DirtyLog for Theirs {
+        fn kind(&self) -> LogKind {
+            LogKind::Vhost
+        }
+        fn name(&self) -> &'static str {
+            "theirs"
+        }
+        fn start(&mut self, _: &Map) -> Result<Initial> {
+            assert!(self.at != At::Start, "no room");
+            Ok(self.initial)
+        }
+        fn stop(&mut self, _: &Map) -> Result<()> {
+            assert!(self.at != At::Stop, "no way back");
+            Ok(())
+        }
+        fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
+            assert!(self.at != At::Harvest, "no crop");
+            Ok(Harvested::Complete)
+        }
+        fn covered(&self, map: &Map) -> Vec<Extent> {
+            assert!(self.at != At::Harvest, "no idea");
+            let _ = map;
+            Vec::new()
+        }
+        fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A well-behaved log that knows whether it is on.
+    struct Witness(Arc<AtomicBool>);
+
+    impl DirtyLog for Witness {
+        fn kind(&self) -> LogKind {
+            LogKind::Vfio
+        }
+        fn start(&mut self, _: &Map) -> Result<Initial> {
+            self.0.store(true, Ordering::SeqCst);
+            Ok(Initial::Clean)
+        }
+        fn stop(&mut self, _: &Map) -> Result<()> {
+            self.0.store(false, Ordering::SeqCst);
+            Ok(())
+        }
+        fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
+            Ok(Harvested::Complete)
+        }
+        fn covered(&self, _: &Map) -> Vec<Extent> {
+            Vec::new()
+        }
+        fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A tracker of 64 pages with such a log between two witnesses, and whether they are on.
+    fn tracker(at: At, initial: Initial) -> (Arc<Tracker>, [Arc<AtomicBool>; 2], testing::Guest) {
+        let ram = testing::Guest::new(64);
+        ram.block("ram", 64);
+        let tracker = Tracker::new(Arc::clone(&ram.memory), Clearing::default()).unwrap();
+        let on: [Arc<AtomicBool>; 2] = Default::default();
+        tracker.add_log(Box::new(Witness(on[0].clone()))).unwrap();
+        tracker.add_log(Box::new(Theirs { at, initial })).unwrap();
+        tracker.add_log(Box::new(Witness(on[1].clone()))).unwrap();
+        (tracker, on, ram)
+    }
+
+    fn all(on: &[Arc<AtomicBool>; 2], expected: bool) {
+        for on in on {
+            assert_eq!(on.load(Ordering::SeqCst), expected);
+        }
+    }
+
+    #[test]
+    fn a_log_that_panics_at_its_start_is_named_and_the_others_are_off() {
+        let (tracker, on, _ram) = tracker(At::Start, Initial::Clean);
+        let lease = tracker.lease().unwrap();
+        let error = lease.start(StartWith::Nothing).unwrap_err();
+        assert_eq!(error.kind(), Kind::Vmm);
+        for part in ["`theirs`", "no room", "guarded.rs:"] {
+            assert!(error.message().contains(part), "{part} in: {error}");
+        }
+        all(&on, false);
+    }
+
+    #[test]
+    fn a_log_that_panics_in_a_harvest_has_all_taken_as_dirty_and_is_named() {
+        let (tracker, on, _ram) = tracker(At::Harvest, Initial::Clean);
+        let lease = tracker.lease().unwrap();
+        lease.start(StartWith::Nothing).unwrap();
+        let report = lease.sync(When::Running).unwrap();
+        // It could not even say what is in its care.
+        assert_eq!(report.pending, Pages(64));
+        assert!(report.warnings.iter().any(|w| w.contains("no crop")));
+        let error = lease.sync(When::Stopped).unwrap_err();
+        assert_eq!(error.kind(), Kind::Vmm);
+        all(&on, true);
+        let _ = lease.stop();
+        all(&on, false);
+    }
+
+    #[test]
+    fn a_log_that_panics_when_it_is_stopped_leaves_no_other_on() {
+        let (tracker, on, _ram) = tracker(At::Stop, Initial::Clean);
+        let lease = tracker.lease().unwrap();
+        lease.start(StartWith::Nothing).unwrap();
+        all(&on, true);
+        let _ = lease.stop();
+        all(&on, false);
+    }
+
+    #[test]
+    fn a_log_that_starts_unprotected_and_never_protects_is_refused() {
+        let (tracker, on, _ram) = tracker(At::Nowhere, Initial::Unprotected);
+        let lease = tracker.lease().unwrap();
+        let error = lease.start(StartWith::Everything).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.message().contains("`theirs`"), "{error}");
+        all(&on, false);
+    }
+}
