@@ -3,6 +3,7 @@
 
 use super::estimate::{choose, Sampled};
 use crate::error::{Error, Result};
+use crate::memory::access;
 use crate::memory::host::HostView;
 use crate::memory::{Block, BlockPin, Memory};
 use crate::units::{Pages, PAGE_SIZE};
@@ -143,6 +144,7 @@ fn checksum(host: &HostView, block: &BlockPin, page: Pages, zero: u32) -> Result
     if !touched {
         return Ok(zero);
     }
+    access::readable(block, page..page + Pages(1))?;
     let mut copy = [0u8; PAGE_SIZE as usize];
     block.slice(page, Pages(1))?.copy_to(&mut copy[..]);
     Ok(crc32fast::hash(&copy))

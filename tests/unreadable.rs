@@ -1,0 +1,603 @@
+//! Guest memory that cannot be read, or written: the migration fails with an error that names
+//! block and offset, and the guest runs on. Never a signal.
+//!
+//! Each test runs again in a process of its own, so that a signal is one failed test and the
+//! others still run.
+
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
+use brant::migrate::switchover::source::State;
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
+use brant::rate::{self, Probe, Way};
+use brant::units::Bytes;
+use brant::vmm::{StateSink, Vmm};
+use brant::{Error, Kind, Result};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 256;
+const LONG: Duration = Duration::from_secs(30);
+/// For a whole test in its own process.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs `body` in a process of its own, which is this program with only the test `name`. A
+/// signal, a failed assertion and a hang there fail the test here.
+fn alone(name: &str, body: impl FnOnce()) {
+    if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
+        return body();
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("BRANT_TEST_ALONE", name)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > LIMIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{name}: no end after {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.signal(), None, "{name}: ended by a signal");
+    assert!(status.success(), "{name}: {status}");
+}
+
+/// How memory is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Made {
+    Private,
+    Memfd,
+    /// Shared, and brant is not told of the file.
+    Unknown,
+    MemfdPrivate,
+    /// A file on a tmpfs.
+    Tmpfs,
+}
+
+const ALL: [Made; 5] = [
+    Made::Private,
+    Made::Memfd,
+    Made::Unknown,
+    Made::MemfdPrivate,
+    Made::Tmpfs,
+];
+
+/// What has happened to a page.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Broken {
+    Poisoned,
+    Forbidden,
+    ReadOnly,
+    CutOff,
+}
+
+/// One side's memory: a block `ram`.
+struct Side {
+    host: *mut u8,
+    file: Option<File>,
+    memory: Arc<Memory>,
+    /// What keeps poisoned pages poisoned.
+    _poison: Mutex<Vec<OwnedFd>>,
+}
+
+// SAFETY: a mapping of the test's own, to which it writes while nobody else does.
+unsafe impl Send for Side {}
+// SAFETY: as above.
+unsafe impl Sync for Side {}
+
+impl Side {
+    fn new(made: Made) -> Arc<Side> {
+        Side::with(made, false, None)
+    }
+
+    /// `tmpfs`: where one is mounted, for [`Made::Tmpfs`]; else /dev/shm.
+    fn with(made: Made, rom: bool, tmpfs: Option<&str>) -> Arc<Side> {
+        let file = match made {
+            Made::Private => None,
+            Made::Tmpfs => {
+                let dir = tmpfs.unwrap_or("/dev/shm");
+                Some(tempfile::tempfile_in(dir).unwrap())
+            }
+            // SAFETY: makes a descriptor, which is ours.
+            _ => Some(unsafe {
+                File::from_raw_fd(libc::memfd_create(
+                    c"unreadable".as_ptr(),
+                    libc::MFD_CLOEXEC,
+                ))
+            }),
+        };
+        if let Some(file) = &file {
+            file.set_len((PAGES * PAGE) as u64).unwrap();
+        }
+        let flags = match (made, &file) {
+            (_, None) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            (Made::MemfdPrivate, _) => libc::MAP_PRIVATE,
+            _ => libc::MAP_SHARED,
+        };
+        // SAFETY: a new mapping where the kernel likes.
+        let host = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let fd = file.as_ref().map_or(-1, |file| file.as_raw_fd());
+            let host = libc::mmap(std::ptr::null_mut(), PAGES * PAGE, access, flags, fd, 0);
+            assert_ne!(host, libc::MAP_FAILED);
+            libc::madvise(host, PAGES * PAGE, libc::MADV_NOHUGEPAGE);
+            host.cast::<u8>()
+        };
+        let memory = Memory::new().unwrap();
+        let told = file.as_ref().filter(|_| made != Made::Unknown);
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host,
+                length: Bytes((PAGES * PAGE) as u64),
+                page_size: Bytes(PAGE as u64),
+                file: told.map(|file| BackingFile {
+                    fd: file.try_clone().unwrap().into(),
+                    offset: 0,
+                }),
+                flags: BlockFlags { rom, zeroed: false },
+            })
+            .unwrap();
+        Arc::new(Side {
+            host,
+            file,
+            memory: Arc::new(memory),
+            _poison: Mutex::default(),
+        })
+    }
+
+    /// The same number in the first byte of every page.
+    fn fill(&self, value: u8) {
+        for page in 0..PAGES {
+            self.set(page, value);
+        }
+    }
+
+    fn at(&self, page: usize) -> *mut u8 {
+        assert!(page < PAGES);
+        self.host.wrapping_add(page * PAGE)
+    }
+
+    fn set(&self, page: usize, value: u8) {
+        // SAFETY: inside our own mapping.
+        unsafe { self.at(page).write_volatile(value) };
+    }
+
+    fn get(&self, page: usize) -> u8 {
+        // SAFETY: inside our own mapping.
+        unsafe { self.at(page).read_volatile() }
+    }
+
+    fn protect(&self, page: usize, protection: libc::c_int) {
+        // SAFETY: a page of our own mapping.
+        let done = unsafe { libc::mprotect(self.at(page).cast(), PAGE, protection) };
+        assert_eq!(done, 0);
+    }
+
+    /// Does it to a page; false where this machine or this memory cannot. A file is cut from
+    /// that page on.
+    fn make(&self, broken: Broken, page: usize) -> bool {
+        match broken {
+            Broken::Poisoned => return self.poison(page),
+            Broken::Forbidden => self.protect(page, libc::PROT_NONE),
+            Broken::ReadOnly => self.protect(page, libc::PROT_READ),
+            Broken::CutOff => match &self.file {
+                Some(file) => file.set_len((page * PAGE) as u64).unwrap(),
+                None => return false,
+            },
+        }
+        true
+    }
+
+    /// As the hardware would (`UFFDIO_POISON`).
+    fn poison(&self, page: usize) -> bool {
+        // SAFETY: a new descriptor, then ioctls with arrays of ours about our own memory.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1);
+            if fd < 0 {
+                return false;
+            }
+            let fd = OwnedFd::from_raw_fd(fd as i32);
+            let ask = |request: u64, argument: &mut [u64]| {
+                libc::ioctl(fd.as_raw_fd(), request as _, argument.as_mut_ptr())
+            };
+            let (at, length) = (self.at(page) as u64, PAGE as u64);
+            // UFFDIO_API with UFFD_FEATURE_POISON, REGISTER for missing pages, POISON.
+            if ask(0xc018_aa3f, &mut [0xaa, 1 << 14, 0]) != 0 {
+                eprintln!("no userfaultfd with UFFDIO_POISON");
+                return false;
+            }
+            assert_eq!(ask(0xc020_aa00, &mut [at, length, 1, 0]), 0);
+            let advice = libc::MADV_DONTNEED;
+            assert_eq!(libc::madvise(self.at(page).cast(), PAGE, advice), 0);
+            assert_eq!(ask(0xc020_aa08, &mut [at, length, 0, 0]), 0);
+            self._poison.lock().unwrap().push(fd);
+        }
+        true
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody uses any more.
+        unsafe { libc::munmap(self.host.cast(), PAGES * PAGE) };
+    }
+}
+
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+/// A VMM that counts, and does something in `save`.
+#[derive(Default)]
+struct Counting {
+    stands: AtomicBool,
+    runs: AtomicU32,
+    in_save: Mutex<Option<Hook>>,
+}
+
+impl Vmm for Counting {
+    fn pause(&self) -> Result<()> {
+        self.stands.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn resume(&self) -> Result<()> {
+        self.stands.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+    fn save(&self, _: &mut dyn StateSink) -> Result<()> {
+        if let Some(hook) = &*self.in_save.lock().unwrap() {
+            hook();
+        }
+        Ok(())
+    }
+    fn run(&self) -> Result<()> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// What became of a migration at both sides.
+struct Outcome {
+    source: Result<()>,
+    destination: Result<()>,
+    stats: [Stats; 2],
+}
+
+impl Outcome {
+    /// It failed at the source, for the page at `page` of block `ram`, with `words`.
+    fn assert_source_failed(&self, page: usize, words: &str) {
+        assert_names(self.source.as_ref().unwrap_err(), Kind::Memory, page, words);
+        assert!(self.destination.is_err());
+    }
+
+    /// It failed at the destination, which told the source.
+    fn assert_destination_failed(&self, page: usize, words: &str) {
+        let error = self.destination.as_ref().unwrap_err();
+        assert_names(error, Kind::Memory, page, words);
+        let told = self.source.as_ref().unwrap_err();
+        assert_names(told, Kind::Refused, page, words);
+    }
+}
+
+fn assert_names(error: &Error, kind: Kind, page: usize, words: &str) {
+    assert_eq!(error.kind(), kind, "{error}");
+    let named = format!("block `ram`: the page at offset {:#x} ", page * PAGE);
+    for part in [named.as_str(), words] {
+        assert!(error.message().contains(part), "{part} in: {error}");
+    }
+}
+
+/// Migrates; `save` does something to the source's guest while it stands. However it ends, one
+/// guest runs.
+fn migrate(source: &Side, destination: &Side, save: Option<Hook>) -> Outcome {
+    let tracker = Tracker::new(Arc::clone(&source.memory), Clearing::default()).unwrap();
+    migrate_with(tracker, destination, save)
+}
+
+fn migrate_with(tracker: Arc<Tracker>, destination: &Side, save: Option<Hook>) -> Outcome {
+    let (here, there) = UnixStream::pair().unwrap();
+    let vmms: [Arc<Counting>; 2] = Default::default();
+    *vmms[0].in_save.lock().unwrap() = save;
+    let vmm = |i: usize| Arc::clone(&vmms[i]) as Arc<dyn Vmm>;
+    let memory = Arc::clone(&destination.memory);
+    let incoming = Incoming::new(memory, vmm(1), Params::default()).unwrap();
+    incoming.start(Source::Connected(there.into())).unwrap();
+    let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(0), Params::default()).unwrap();
+    outgoing.start(Target::Connected(here.into())).unwrap();
+    let outcome = Outcome {
+        source: outgoing.wait(Some(LONG)),
+        destination: incoming.wait(Some(LONG)),
+        stats: [outgoing.stats(), incoming.stats()],
+    };
+    let runs = vmms[1].runs.load(Ordering::SeqCst);
+    let stands = vmms[0].stands.load(Ordering::SeqCst);
+    let (state, good) = (outgoing.state(), outcome.source.is_ok());
+    let expected = if good {
+        State::Completed
+    } else {
+        State::Failed
+    };
+    assert_eq!((runs, stands, state), (u32::from(good), good, expected));
+    outcome
+}
+
+/// What an error says of a broken page.
+fn words(broken: Broken, made: Made, access: &str) -> String {
+    match broken {
+        Broken::Poisoned => "it is poisoned".into(),
+        Broken::Forbidden | Broken::ReadOnly => format!("does not let it be {access}"),
+        Broken::CutOff if made == Made::Unknown => "was it cut".into(),
+        Broken::CutOff => "of the file behind the block, which has".into(),
+    }
+}
+
+/// Calls `f` with each kind of memory and each of `breakages` that there is of it.
+fn each(breakages: &[Broken], mut f: impl FnMut(Made, Broken)) {
+    for made in ALL {
+        for &broken in breakages {
+            if broken != Broken::CutOff || made != Made::Private {
+                eprintln!("{made:?}, {broken:?}");
+                f(made, broken);
+            }
+        }
+    }
+}
+
+const UNREADABLE: [Broken; 3] = [Broken::Poisoned, Broken::Forbidden, Broken::CutOff];
+
+#[test]
+fn a_page_that_cannot_be_read_at_the_source_fails_the_migration_and_the_guest_runs_on() {
+    let name = "a_page_that_cannot_be_read_at_the_source_fails_the_migration_and_the_guest_runs_on";
+    alone(name, || {
+        each(&UNREADABLE, |made, broken| {
+            let (source, destination) = (Side::new(made), Side::new(made));
+            source.fill(7);
+            if !source.make(broken, 100) {
+                return;
+            }
+            let outcome = migrate(&source, &destination, None);
+            outcome.assert_source_failed(100, &words(broken, made, "read"));
+            // The destination was told why, in full: nothing was cut short.
+            let told = outcome.destination.unwrap_err();
+            assert_names(&told, Kind::Refused, 100, "");
+            // And the guest's other pages are as they were.
+            assert_eq!((source.get(0), source.get(99)), (7, 7));
+        });
+    });
+}
+
+#[test]
+fn a_page_that_breaks_while_the_guest_stands_fails_the_migration_and_the_guest_runs_on() {
+    let name =
+        "a_page_that_breaks_while_the_guest_stands_fails_the_migration_and_the_guest_runs_on";
+    alone(name, || {
+        each(&UNREADABLE, |made, broken| {
+            let (source, destination) = (Side::new(made), Side::new(made));
+            source.fill(7);
+            let tracker = Tracker::new(Arc::clone(&source.memory), Clearing::default()).unwrap();
+            let marks = Arc::clone(&tracker);
+            let (breaks, id) = (Arc::clone(&source), source.memory.map().blocks()[0].id());
+            let can = Arc::new(AtomicBool::new(true));
+            let could = Arc::clone(&can);
+            let hook = move || {
+                could.store(breaks.make(broken, 31), Ordering::SeqCst);
+                marks.mark_block(id, Bytes(31 * PAGE as u64), 1);
+            };
+            let outcome = migrate_with(tracker, &destination, Some(Box::new(hook)));
+            if can.load(Ordering::SeqCst) {
+                outcome.assert_source_failed(31, &words(broken, made, "read"));
+            }
+        });
+    });
+}
+
+#[test]
+fn a_page_that_cannot_take_contents_at_the_destination_fails_the_migration() {
+    let name = "a_page_that_cannot_take_contents_at_the_destination_fails_the_migration";
+    alone(name, || {
+        let breakages = [
+            Broken::Poisoned,
+            Broken::Forbidden,
+            Broken::ReadOnly,
+            Broken::CutOff,
+        ];
+        each(&breakages, |made, broken| {
+            let (source, destination) = (Side::new(Made::Private), Side::new(made));
+            source.fill(7);
+            destination.fill(8);
+            if !destination.make(broken, 77) {
+                return;
+            }
+            let outcome = migrate(&source, &destination, None);
+            outcome.assert_destination_failed(77, &words(broken, made, "written"));
+        });
+    });
+}
+
+#[test]
+fn a_page_that_cannot_be_made_zero_at_the_destination_fails_the_migration() {
+    let name = "a_page_that_cannot_be_made_zero_at_the_destination_fails_the_migration";
+    alone(name, || {
+        let breakages = [
+            Broken::Poisoned,
+            Broken::Forbidden,
+            Broken::ReadOnly,
+            Broken::CutOff,
+        ];
+        each(&breakages, |made, broken| {
+            let (source, destination) = (Side::new(Made::Private), Side::new(made));
+            destination.fill(8);
+            if !destination.make(broken, 200) {
+                return;
+            }
+            let outcome = migrate(&source, &destination, None);
+            let access = match broken {
+                Broken::ReadOnly => "written",
+                _ => "read",
+            };
+            // What was cut is found when the block is looked at first.
+            outcome.assert_destination_failed(200, &words(broken, made, access));
+        });
+    });
+}
+
+#[test]
+fn a_rom_that_is_mapped_read_only_is_left_alone_where_it_holds_what_is_sent() {
+    let name = "a_rom_that_is_mapped_read_only_is_left_alone_where_it_holds_what_is_sent";
+    alone(name, || {
+        for made in ALL {
+            let source = Side::with(Made::Private, true, None);
+            let destination = Side::with(made, true, None);
+            for page in 0..PAGES {
+                destination.set(page, 0);
+                destination.protect(page, libc::PROT_READ);
+            }
+            // Zeros onto zeros: nothing has to be written.
+            let outcome = migrate(&source, &destination, None);
+            outcome.source.unwrap();
+            outcome.destination.unwrap();
+            // Contents have to be.
+            source.set(9, 1);
+            let outcome = migrate(&source, &destination, None);
+            outcome.assert_destination_failed(9, "does not let it be written");
+        }
+    });
+}
+
+/// A tmpfs of `pages` that only this process sees; it goes with it. `None` without the right.
+fn small_tmpfs(pages: usize) -> Option<tempfile::TempDir> {
+    let dir = tempfile::tempdir().unwrap();
+    let target = std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap();
+    let options = std::ffi::CString::new(format!("size={}", pages * PAGE)).unwrap();
+    // SAFETY: strings that end; this process alone gets the mount, and it goes with it.
+    let mounted = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(
+                c"none".as_ptr(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
+            && libc::mount(
+                c"tmpfs".as_ptr(),
+                target.as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                options.as_ptr().cast(),
+            ) == 0
+    };
+    if !mounted {
+        eprintln!("skipped: no right to mount a tmpfs");
+    }
+    mounted.then_some(dir)
+}
+
+fn unmount(dir: &tempfile::TempDir) {
+    let target = std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap();
+    // SAFETY: the mount of `small_tmpfs`.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+}
+
+#[test]
+fn a_full_tmpfs_at_the_destination_fails_the_migration() {
+    let name = "a_full_tmpfs_at_the_destination_fails_the_migration";
+    alone(name, || {
+        let Some(dir) = small_tmpfs(64) else {
+            return;
+        };
+        let source = Side::new(Made::Private);
+        source.fill(7);
+        let destination = Side::with(Made::Tmpfs, false, dir.path().to_str());
+        let outcome = migrate(&source, &destination, None);
+        let error = outcome.destination.as_ref().unwrap_err();
+        assert_eq!(error.kind(), Kind::Memory, "{error}");
+        assert!(error.message().contains("is full"), "{error}");
+        assert!(
+            error
+                .message()
+                .contains("block `ram`: the page at offset 0x"),
+            "{error}"
+        );
+        assert_eq!(outcome.source.unwrap_err().kind(), Kind::Refused);
+        drop(destination);
+        // Zeros for memory that nobody touched need no room.
+        let source = Side::new(Made::Private);
+        let destination = Side::with(Made::Tmpfs, false, dir.path().to_str());
+        let outcome = migrate(&source, &destination, None);
+        outcome.source.unwrap();
+        outcome.destination.unwrap();
+        unmount(&dir);
+    });
+}
+
+#[test]
+fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_error_elsewhere() {
+    let name =
+        "a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_error_elsewhere";
+    alone(name, || {
+        let Some(dir) = small_tmpfs(64) else {
+            return;
+        };
+        let path = dir.path().to_str();
+        let source = Side::with(Made::Tmpfs, false, path);
+        for page in 0..64 {
+            source.set(page * 4, 7);
+        }
+        let destination = Side::new(Made::Private);
+        let outcome = migrate(&source, &destination, None);
+        outcome.source.unwrap();
+        assert_eq!((destination.get(0), destination.get(252)), (7, 7));
+        // The same memory without its descriptor: every page counts as touched.
+        let blind = Memory::new().unwrap();
+        blind
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: source.host,
+                length: Bytes((PAGES * PAGE) as u64),
+                page_size: Bytes(PAGE as u64),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        let tracker = Tracker::new(Arc::new(blind), Clearing::default()).unwrap();
+        let outcome = migrate_with(tracker, &destination, None);
+        outcome.assert_source_failed(1, "is its file system full");
+        unmount(&dir);
+    });
+}
+
+#[test]
+fn a_page_that_cannot_be_read_fails_the_sampling_of_the_dirty_rate() {
+    let name = "a_page_that_cannot_be_read_fails_the_sampling_of_the_dirty_rate";
+    alone(name, || {
+        each(&UNREADABLE, |made, broken| {
+            let side = Side::new(made);
+            side.fill(7);
+            if !side.make(broken, 150) {
+                return;
+            }
+            let tracker = Tracker::new(Arc::clone(&side.memory), Clearing::default()).unwrap();
+            let params = rate::Params {
+                way: Way::Sample {
+                    per_gib: rate::SAMPLES_MAX,
+                },
+                period: rate::PERIOD_MIN,
+            };
+            let error = Probe::new(tracker, params).unwrap().measure().unwrap_err();
+            assert_names(&error, Kind::Memory, 150, &words(broken, made, "read"));
+        });
+    });
+}
