@@ -4,27 +4,13 @@
 //! Slots and blocks begin at any page, so a word of a log seldom lies on a word of
 //! pending. The merge shifts ([`Bitmap::merge_words`]); nothing is done bit by bit.
 
-use super::skip::Beside;
+use super::blocks::{BlockState, Blocks};
 use super::{Origin, Sink};
-use crate::bits::chunks::Chunks;
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
-use crate::memory::{Block, BlockId, Map};
+use crate::memory::{BlockId, Map};
 use crate::units::Pages;
-use std::sync::Arc;
 use vm_memory::GuestAddress;
-
-/// One block as the tracker knows it.
-pub(super) struct BlockState {
-    /// What pins are made from.
-    pub pin_source: Arc<Block>,
-    /// Pages still to be handed out.
-    pub pending: Bitmap,
-    /// `None` when no log leaves clearing to us, or all is cleared at sync.
-    pub chunks: Option<Chunks>,
-    /// What was skipped, and what was hinted at.
-    pub beside: Beside,
-}
 
 /// A sink for what is known already.
 pub(super) struct Nowhere;
@@ -46,8 +32,8 @@ const AHEAD: usize = 16;
 pub(super) struct PendingSink<'a> {
     /// By which slots and addresses are understood.
     pub map: &'a Map,
-    /// By block id.
-    pub blocks: &'a mut [Option<BlockState>],
+    /// What is pending.
+    pub blocks: &'a mut Blocks,
     /// Whether what is merged must be cleared before it is handed out.
     pub arms: bool,
     /// Pages that became pending: each counts when its bit first becomes set.
@@ -66,7 +52,7 @@ impl PendingSink<'_> {
         let mut found = 0;
         let blocks = &mut *self.blocks;
         let mut give = |block: BlockId, piece: Piece| {
-            if let Some(Some(state)) = blocks.get_mut(block.index()) {
+            if let Some(state) = blocks.get_mut(block) {
                 found += f(state, piece);
             }
         };
@@ -171,7 +157,7 @@ impl Sink for PendingSink<'_> {
             Origin::Guest(_) | Origin::Iova(_) => (BlockId(0), 0, None),
         };
         if let Some((from, room)) = room {
-            let Some(Some(state)) = self.blocks.get_mut(block.index()) else {
+            let Some(state) = self.blocks.get_mut(block) else {
                 return;
             };
             let bit = |page: u64| base.saturating_add(from).saturating_add(page) as usize;
@@ -219,10 +205,10 @@ impl Sink for PendingSink<'_> {
         block: BlockId,
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
     ) -> Result<()> {
-        if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
+        if let Some(state) = self.blocks.get_mut(block) {
             // Counted here, because an error can come after part of it was merged.
             let before = state.pending.count();
-            let merged = merge(&mut state.pending);
+            let merged = state.pending.with(|pending| merge(pending));
             self.found += state.pending.count() - before;
             merged?;
         }

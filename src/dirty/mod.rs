@@ -9,8 +9,10 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+mod blocks;
 #[cfg(test)]
 mod dma_model;
+mod figures;
 mod guarded;
 pub mod iommufd;
 pub mod iova;

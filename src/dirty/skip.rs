@@ -16,7 +16,7 @@
 //! round began ([`Tracker::hint_begin`] sees to that) and nothing was harvested since. What a
 //! later sync finds is pending again and wins.
 
-use super::merge::BlockState;
+use super::blocks::BlockState;
 use super::tracker::{Content, Cursor, Inner, Lease, Run, Tracker};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
@@ -44,6 +44,11 @@ fn range_of(range: &Range<u64>) -> (usize, usize) {
 }
 
 impl Beside {
+    /// Whether no page is to be handed out as free.
+    pub(super) fn none_free(&self) -> bool {
+        self.free.as_ref().is_none_or(Bitmap::is_empty)
+    }
+
     pub(super) fn heap_bytes(&self) -> u64 {
         let both = [&self.passed, &self.free];
         both.into_iter()
@@ -191,7 +196,7 @@ impl Inner {
     pub(super) fn take_back_broken(&mut self) -> Pages {
         let mut found = 0;
         if self.skipping {
-            for state in self.blocks.iter_mut().flatten() {
+            for state in self.blocks.iter_mut() {
                 let (broken, new) = state.take_back_broken();
                 self.stats.broken += Pages(broken);
                 found += new;
@@ -205,9 +210,9 @@ impl Inner {
         self.skipping = false;
         self.hints_off = false;
         self.returned = 0;
-        for state in self.blocks.iter_mut().flatten() {
+        for state in self.blocks.iter_mut() {
             if let Some(mut free) = state.beside.free.take() {
-                free.take_all_into(&mut state.pending);
+                state.pending.with(|pending| free.take_all_into(pending));
             }
             state.beside.passed = None;
         }
@@ -217,7 +222,7 @@ impl Inner {
     pub(super) fn count_returned(&mut self) -> Pages {
         self.returned = 0;
         if self.skipping {
-            let blocks = self.blocks.iter().flatten();
+            let blocks = self.blocks.iter();
             self.returned = blocks
                 .map(|b| b.pin_source.returned().count_both(&b.pending))
                 .sum();
@@ -228,7 +233,7 @@ impl Inner {
     /// What was given back before now is no news to whoever starts with all pages.
     pub(super) fn forget_news(&mut self) {
         if self.skipping {
-            for state in self.blocks.iter().flatten() {
+            for state in self.blocks.iter() {
                 state.pin_source.returned().take_news(|_, _, _| {});
             }
         }
@@ -238,7 +243,7 @@ impl Inner {
     pub(super) fn harvest_news(&mut self) -> Pages {
         let mut found = 0;
         if self.skipping {
-            for state in self.blocks.iter_mut().flatten() {
+            for state in self.blocks.iter_mut() {
                 let BlockState {
                     pin_source,
                     pending,
@@ -258,18 +263,21 @@ impl Inner {
 
     /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
     /// it. `None` when there is none.
-    fn rearm_next(&mut self, at: (usize, usize)) -> Result<Option<(usize, usize)>> {
+    fn rearm_next(&mut self, at: (BlockId, usize)) -> Result<Option<(BlockId, usize)>> {
         let (mut block, mut chunk) = at;
-        while block < self.blocks.len() {
-            let armed = self.blocks[block]
+        while let Some((id, state)) = self.blocks.at_or_after(block) {
+            if id != block {
+                chunk = 0;
+            }
+            let armed = state
+                .chunks
                 .as_ref()
-                .and_then(|b| b.chunks.as_ref())
                 .and_then(|c| c.next_armed(chunk).map(|n| (n, c.pages_of(n))));
             if let Some((n, pages)) = armed {
-                self.rearm(block, pages.start as u64..pages.end as u64)?;
-                return Ok(Some((block, n + 1)));
+                self.rearm(id, pages.start as u64..pages.end as u64)?;
+                return Ok(Some((id, n + 1)));
             }
-            (block, chunk) = (block + 1, 0);
+            (block, chunk) = (BlockId(id.0 + 1), 0);
         }
         Ok(None)
     }
@@ -284,7 +292,7 @@ impl Inner {
         let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
         let mut used = 0;
         for piece in self.map.pieces(from, Pages(end - first)) {
-            let Some(Some(state)) = self.blocks.get_mut(piece.block.index()) else {
+            let Some(state) = self.blocks.get_mut(piece.block) else {
                 continue;
             };
             if self.skipping && state.beside.free.is_none() {
@@ -360,7 +368,7 @@ impl Tracker {
     /// A round ends with the next sync, with any change of the memory map, and with the next round.
     pub fn hint_begin(&self) -> Result<u64> {
         let not_started = || Err(Error::new(Kind::State, "tracking is not started"));
-        let mut at = (0, 0);
+        let mut at = (BlockId(0), 0);
         loop {
             let mut inner = self.lock();
             if !inner.started {
@@ -377,7 +385,7 @@ impl Tracker {
             return not_started();
         }
         // What a sync armed meanwhile.
-        at = (0, 0);
+        at = (BlockId(0), 0);
         while let Some(next) = inner.rearm_next(at)? {
             at = next;
         }
@@ -422,9 +430,8 @@ impl Lease {
 
     /// Pages that are pending and have to be read: what is known to be given back is left out.
     pub fn to_read(&self) -> Pages {
-        let inner = self.lock();
-        let pending = inner.pending().0;
-        Pages(pending.saturating_sub(inner.returned))
+        let figures = self.figures();
+        Pages(figures.pending.0.saturating_sub(figures.returned))
     }
 
     /// [`Lease::take`] of what is not read: given-back and free pages.

@@ -319,7 +319,7 @@ impl World {
         if self.mistake == Mistake::SkipsWithoutClearing {
             self.read_all();
             let mut inner = self.lease.lock();
-            for state in inner.blocks.iter_mut().flatten() {
+            for state in inner.blocks.iter_mut() {
                 while let Some(run) = state.next_returned(0) {
                     for page in run.clone() {
                         self.copy.insert(page, Has::Discarded);

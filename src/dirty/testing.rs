@@ -47,18 +47,22 @@ impl Guest {
         }
     }
 
+    /// A block in memory that no other has.
     pub fn block(&self, name: &str, pages: u64) -> BlockId {
+        self.memory.add_block(self.describe(name, pages)).unwrap()
+    }
+
+    pub fn describe(&self, name: &str, pages: u64) -> BlockDescription {
         let used = self.used.fetch_add(pages as usize, Ordering::Relaxed);
         assert!((used + pages as usize) * PAGE_SIZE as usize <= self.bytes);
-        let description = BlockDescription {
+        BlockDescription {
             name: name.to_owned(),
             host: self.host.wrapping_add(used * PAGE_SIZE as usize),
             length: Pages(pages).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: None,
             flags: BlockFlags::default(),
-        };
-        self.memory.add_block(description).unwrap()
+        }
     }
 
     pub fn slot(&self, block: &str, first: u64, pages: u64, guest_page: u64) -> Result<()> {

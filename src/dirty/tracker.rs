@@ -20,19 +20,21 @@
 //! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
 //! could not bring it where it belongs gives it back with [`Lease::put_back`].
 
+use super::blocks::Blocks;
+use super::figures::{Figures, Slow};
 use super::guarded::Guarded;
-use super::merge::{BlockState, Nowhere, PendingSink};
+use super::merge::{Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
-use super::skip::{Beside, Hints};
+use super::skip::Hints;
 use super::{DirtyLog, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When};
-use crate::bits::chunks::{Chunks, CHUNK_SHIFT_DEFAULT};
-use crate::bits::summary::Bitmap;
+use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::error::{Error, Kind, Result};
 use crate::memory::returned::{Claim, TakenBack};
 use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory};
+use crate::runtime::fair::Fair;
 use crate::units::{Pages, STRETCH_PAGES};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
 
@@ -163,8 +165,7 @@ pub(super) struct Inner {
     pub(super) logs: Vec<Box<dyn DirtyLog>>,
     /// The map that the logs know: the memory's, with the changes announced to us.
     pub(super) map: Arc<Map>,
-    /// By block id.
-    pub(super) blocks: Vec<Option<BlockState>>,
+    pub(super) blocks: Blocks,
     pub(super) started: bool,
     start_with: StartWith,
     pub(super) stats: TrackerStats,
@@ -175,6 +176,7 @@ pub(super) struct Inner {
     /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
     pub(super) returned: u64,
     pub(super) hints: Hints,
+    pub(super) slow: Slow,
 }
 
 /// What a walk wants.
@@ -187,22 +189,25 @@ struct Wanted {
 }
 
 /// See the file's description. Marks come from any thread and take no lock; everything else
-/// takes the tracker's lock, which is never held across anything but the kernel's log calls.
+/// takes the tracker's lock, which is never held across anything but the kernel's log calls. Queries
+/// do not wait for it: they tell what was so when it was last let go of.
 pub struct Tracker {
     memory: Arc<Memory>,
     reported: Arc<Reported>,
     leased: AtomicBool,
     warning: Option<String>,
-    inner: Mutex<Inner>,
+    clearing: Clearing,
+    pub(super) inner: Fair<Inner>,
+    pub(super) figures: Mutex<Figures>,
 }
 
 impl std::fmt::Debug for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let inner = self.lock();
+        let now = self.figures();
         f.debug_struct("Tracker")
-            .field("started", &inner.started)
-            .field("clearing", &inner.clearing)
-            .field("pending", &inner.pending())
+            .field("started", &now.started)
+            .field("clearing", &self.clearing)
+            .field("pending", &now.pending)
             .finish_non_exhaustive()
     }
 }
@@ -244,11 +249,12 @@ impl Tracker {
         };
         let reported = Arc::new(Reported::new(Arc::clone(&memory)));
         let tracker = Arc::new(Tracker {
-            inner: Mutex::new(Inner {
+            figures: Mutex::default(),
+            inner: Fair::new(Inner {
                 clearing,
                 logs: vec![Box::new(ReportedLog::new(Arc::clone(&reported)))],
                 map: memory.map(),
-                blocks: Vec::new(),
+                blocks: Blocks::default(),
                 started: false,
                 start_with: StartWith::Everything,
                 stats: TrackerStats::default(),
@@ -256,7 +262,9 @@ impl Tracker {
                 hints_off: false,
                 returned: 0,
                 hints: Hints::default(),
+                slow: Slow::default(),
             }),
+            clearing,
             reported,
             leased: AtomicBool::new(false),
             warning,
@@ -281,10 +289,6 @@ impl Tracker {
         Ok(tracker)
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     /// The memory it tracks.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
@@ -297,7 +301,7 @@ impl Tracker {
 
     /// How protection is restored.
     pub fn clearing(&self) -> Clearing {
-        self.lock().clearing
+        self.clearing
     }
 
     /// Adds a log; before tracking starts.
@@ -337,8 +341,7 @@ impl Tracker {
     /// How many marks, of the VMM's or in a log that is shared with others, named addresses
     /// where no block is.
     pub fn stray_marks(&self) -> u64 {
-        let logs = &self.lock().logs;
-        self.reported.strays() + logs.iter().map(|log| log.strays()).sum::<u64>()
+        self.reported.strays() + self.slow_figures().strays
     }
 
     /// Becomes the one user who may start, stop, sync, take and put back.
@@ -358,17 +361,17 @@ impl Tracker {
 
     /// Whether tracking is on.
     pub fn is_started(&self) -> bool {
-        self.lock().started
+        self.figures().started
     }
 
     /// Pages pending now.
     pub fn pending(&self) -> Pages {
-        self.lock().pending()
+        self.figures().pending
     }
 
     /// Totals since tracking started.
     pub fn stats(&self) -> TrackerStats {
-        self.lock().stats
+        self.figures().stats
     }
 
     /// Pages that each vCPU wrote, by the harvests since the start, where a log can tell.
@@ -388,21 +391,14 @@ impl Tracker {
     /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
     /// the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
-        let inner = self.lock();
-        let blocks = inner.blocks.iter().flatten().map(|b| {
-            b.pending.heap_bytes() as u64
-                + b.beside.heap_bytes()
-                + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-        });
-        let logs = inner.logs.iter().map(|log| log.heap_bytes());
-        blocks.sum::<u64>() + logs.sum::<u64>()
+        self.slow_figures().heap_bytes
     }
 }
 
 impl Drop for Tracker {
     /// Nobody is left to switch logging off, and a logged guest is a slow one.
     fn drop(&mut self) {
-        let inner = self.inner.get_mut().unwrap_or_else(|e| e.into_inner());
+        let inner = self.inner.get_mut();
         if inner.started {
             inner.stop();
         }
@@ -449,7 +445,7 @@ impl Lease {
         inner.start_with = with;
         let begun = match with {
             StartWith::Everything => {
-                for block in inner.blocks.iter_mut().flatten() {
+                for block in inner.blocks.iter_mut() {
                     block.pending.set_all();
                     // Nothing is handed out before its chunk is cleared. Where the log
                     // protected all at its start, that finds nothing to do.
@@ -466,6 +462,7 @@ impl Lease {
             return Err(e);
         }
         inner.count_returned();
+        inner.count_slowly();
         Ok(())
     }
 
@@ -474,7 +471,7 @@ impl Lease {
     pub fn mark_all(&self) {
         let mut inner = self.lock();
         inner.hints.close();
-        for block in inner.blocks.iter_mut().flatten() {
+        for block in inner.blocks.iter_mut() {
             block.pending.set_all();
             block.beside.forget();
             if let Some(chunks) = &mut block.chunks {
@@ -495,7 +492,7 @@ impl Lease {
         let harvested = inner.sync(When::Running);
         inner.stop();
         if harvested.as_ref().map_or(true, |report| report.postponed) {
-            for block in inner.blocks.iter_mut().flatten() {
+            for block in inner.blocks.iter_mut() {
                 block.pending.set_all();
             }
         }
@@ -589,31 +586,15 @@ impl Lease {
 
 impl Inner {
     pub(super) fn pending(&self) -> Pages {
-        Pages(
-            self.blocks
-                .iter()
-                .flatten()
-                .map(|b| b.pending.count())
-                .sum(),
-        )
+        self.blocks.pending()
     }
 
-    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<&mut BlockState> {
-        let i = block.id().index();
-        if self.blocks.len() <= i {
-            self.blocks.resize_with(i + 1, || None);
-        }
-        let pages = block.pages().index();
-        let chunks = match self.clearing {
-            Clearing::Chunked { shift } => Some(Chunks::new(pages, shift)?),
+    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
+        let shift = match self.clearing {
+            Clearing::Chunked { shift } => Some(shift),
             Clearing::AtSync => None,
         };
-        Ok(self.blocks[i].insert(BlockState {
-            pin_source: Arc::clone(block),
-            pending: Bitmap::new(pages)?,
-            chunks,
-            beside: Beside::default(),
-        }))
+        self.blocks.add(block, shift)
     }
 
     /// Restores the protection of everything, right at the start, for logs that began
@@ -715,6 +696,7 @@ impl Inner {
         report.found += self.take_back_broken();
         report.pending = self.pending();
         report.returned = self.count_returned();
+        self.count_slowly();
         report.time = begun.elapsed();
         self.stats.syncs += 1;
         self.stats.found += report.found;
@@ -728,18 +710,23 @@ impl Inner {
         what: Wanted,
     ) -> Result<Option<Run>> {
         loop {
-            let i = cursor.block as usize;
-            if i >= self.blocks.len() {
+            let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
                 return Ok(None);
+            };
+            if id.0 != cursor.block {
+                *cursor = Cursor {
+                    block: id.0,
+                    page: 0,
+                };
             }
             let next_block = Cursor {
                 block: cursor.block + 1,
                 page: 0,
             };
-            let Some(state) = &mut self.blocks[i] else {
+            if state.pending.is_empty() && state.beside.none_free() {
                 *cursor = next_block;
                 continue;
-            };
+            }
             let found = if what.unread && !what.skipping {
                 None
             } else if what.unread {
@@ -768,8 +755,8 @@ impl Inner {
             // Rule: protection comes back before anybody looks at the page, be it only to
             // decide that it need not be read. (GET, the page is a hole, the guest writes
             // it, CLEAR with the old copy: bit and page are both gone.)
-            self.rearm(i, first..end)?;
-            let Some(state) = &mut self.blocks[i] else {
+            self.rearm(id, first..end)?;
+            let Some(state) = self.blocks.get_mut(id) else {
                 return Ok(None);
             };
             let (count, content) = if what.skipping {
@@ -807,7 +794,7 @@ impl Inner {
     }
 
     /// Clears the armed chunks that `pages` lie in.
-    pub(super) fn rearm(&mut self, block: usize, pages: std::ops::Range<u64>) -> Result<()> {
+    pub(super) fn rearm(&mut self, id: BlockId, pages: std::ops::Range<u64>) -> Result<()> {
         let Inner {
             logs,
             blocks,
@@ -815,13 +802,12 @@ impl Inner {
             stats,
             ..
         } = self;
-        let Some(state) = &mut blocks[block] else {
+        let Some(state) = blocks.get_mut(id) else {
             return Ok(());
         };
         let Some(chunks) = &mut state.chunks else {
             return Ok(());
         };
-        let id = state.pin_source.id();
         let last = chunks.chunk_of(pages.end as usize - 1);
         for chunk in chunks.chunk_of(pages.start as usize)..=last {
             if !chunks.is_armed(chunk) {
@@ -896,7 +882,7 @@ impl Inner {
             .map(|s| (s.block, s.first, s.pages))
             .chain(blocks.map(|b| (b.id(), Pages(0), b.pages())));
         for (block, first, pages) in ranges {
-            if let Some(Some(state)) = self.blocks.get_mut(block.index()) {
+            if let Some(state) = self.blocks.get_mut(block) {
                 state.pending.set_range(first.index(), pages.index());
                 if let Some(chunks) = &mut state.chunks {
                     chunks.arm_range(first.index(), pages.index());
@@ -906,16 +892,12 @@ impl Inner {
     }
 
     fn forget_blocks_not_in(&mut self, map: &Map) {
-        for (i, state) in self.blocks.iter_mut().enumerate() {
-            if state.is_some() && map.block(BlockId(i as u32)).is_none() {
-                *state = None;
-            }
-        }
+        self.blocks.retain(|id| map.block(id).is_some());
     }
 
     fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
-        match self.blocks.get_mut(block.index()) {
-            Some(Some(state)) => {
+        match self.blocks.get_mut(block) {
+            Some(state) => {
                 // Nobody wrote it for that: if it is given back, it still is.
                 state
                     .beside

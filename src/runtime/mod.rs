@@ -5,6 +5,7 @@
 
 pub mod cancel;
 pub mod deadline;
+pub mod fair;
 pub mod grace;
 pub mod limit;
 pub mod snapshot;
