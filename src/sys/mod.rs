@@ -10,6 +10,7 @@ pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;
 pub mod kvm_ring;
+pub mod maps;
 pub mod mem;
 pub mod net;
 pub mod pagemap;

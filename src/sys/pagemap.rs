@@ -1,13 +1,12 @@
-//! `/proc/self/pagemap` and `/proc/self/maps`: which pages of this process's
-//! memory were ever touched, and what kind of mapping holds them.
+//! `/proc/self/pagemap`: which pages of this process's memory were ever touched.
 //!
 //! `PAGEMAP_SCAN` (6.7) is per process: it sees the page tables of the caller.
 //! So it tells the truth about private anonymous memory only; a page of shared
 //! memory can be in the page cache and not in our tables.
 
+use super::maps::Maps;
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
@@ -181,108 +180,26 @@ pub enum Mapping {
 
 /// What `length` bytes at `start` are mapped to, all of them.
 pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
-    let file =
-        File::open("/proc/self/maps").map_err(|e| Error::os("opening /proc/self/maps", e))?;
     let end = start.saturating_add(length);
     let mut at = start;
     let mut kind: Option<Mapping> = None;
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = reader
-            .read_until(b'\n', &mut line)
-            .map_err(|e| Error::os("reading /proc/self/maps", e))?;
-        if read == 0 {
-            break;
-        }
-        // A file's name is bytes, not text; it comes last, and nothing here asks for it.
-        let Some((from, to, this)) = parse_line(&String::from_utf8_lossy(&line)) else {
-            continue;
-        };
-        if to <= at {
-            continue;
-        }
-        if from > at {
-            return Ok(Mapping::Other);
-        }
-        // As this piece would have it at `start`: then all pieces of one mapping are equal.
-        let this = match this {
-            Mapping::Shared {
-                device,
+    Maps::open()?.over(start..end, |area| {
+        let this = match (area.shared, area.inode) {
+            (true, 0) => Mapping::Other,
+            // As this piece would have it at `start`: then all pieces of one mapping are equal.
+            (true, inode) => Mapping::Shared {
+                device: area.device,
                 inode,
-                offset,
-            } => Mapping::Shared {
-                device,
-                inode,
-                offset: offset.wrapping_add(start).wrapping_sub(from),
+                offset: area.offset.wrapping_add(start).wrapping_sub(area.start),
             },
-            other => other,
+            (false, 0) => Mapping::PrivateAnonymous,
+            (false, _) => Mapping::Other,
         };
-        match kind {
-            None => kind = Some(this),
-            Some(k) if k == this => {}
-            Some(_) => return Ok(Mapping::Other),
-        }
-        at = to;
-        if at >= end {
-            return Ok(kind.unwrap_or(Mapping::Other));
-        }
-    }
-    Ok(Mapping::Other)
-}
-
-/// One line of `/proc/self/maps`: `from-to perms offset dev inode [path]`.
-fn parse_line(line: &str) -> Option<(u64, u64, Mapping)> {
-    let mut fields = line.split_ascii_whitespace();
-    let (from, to) = fields.next()?.split_once('-')?;
-    let from = u64::from_str_radix(from, 16).ok()?;
-    let to = u64::from_str_radix(to, 16).ok()?;
-    let shared = fields.next()?.as_bytes().get(3) == Some(&b's');
-    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    let (major, minor) = fields.next()?.split_once(':')?;
-    let device =
-        u64::from_str_radix(major, 16).ok()? << 32 | u64::from_str_radix(minor, 16).ok()?;
-    let inode: u64 = fields.next()?.parse().ok()?;
-    let kind = match (shared, inode) {
-        (true, 0) => Mapping::Other,
-        (true, inode) => Mapping::Shared {
-            device,
-            inode,
-            offset,
-        },
-        (false, 0) => Mapping::PrivateAnonymous,
-        (false, _) => Mapping::Other,
-    };
-    Some((from, to, kind))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_maps_line_is_read_by_its_fields_whatever_the_path_holds() {
-        assert_eq!(
-            parse_line("7f00-7f10 rw-s 00002000 00:1f 1037 /memfd:a b (deleted)"),
-            Some((
-                0x7f00,
-                0x7f10,
-                Mapping::Shared {
-                    device: 0x1f,
-                    inode: 1037,
-                    offset: 0x2000
-                }
-            ))
-        );
-        assert_eq!(
-            parse_line("7f00-7f10 rw-p 00000000 00:00 0 "),
-            Some((0x7f00, 0x7f10, Mapping::PrivateAnonymous))
-        );
-        assert_eq!(
-            parse_line("7f00-7f10 r-xp 00001000 fe:00 55 /usr/lib/x"),
-            Some((0x7f00, 0x7f10, Mapping::Other))
-        );
-        assert_eq!(parse_line("garbage"), None);
-    }
+        at = area.end;
+        let same = kind.is_none_or(|kind| kind == this);
+        kind = Some(if same { this } else { Mapping::Other });
+        same
+    })?;
+    // What ended before `end` is not mapped all through.
+    Ok(kind.filter(|_| at >= end).unwrap_or(Mapping::Other))
 }

@@ -1,0 +1,276 @@
+//! What is mapped where in this process: one mapping at a time, by address.
+//!
+//! `PROCMAP_QUERY` (Linux 6.11) answers for one address. Older kernels only have the whole text of
+//! `/proc/self/maps`, which grows with the number of mappings; `/proc/self/smaps` also tells which
+//! of them a userfaultfd watches, and walks all page tables to say the rest.
+//! What a mapping is *good for* is decided above.
+
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+const PROCMAP_QUERY: u64 = 0xc068_6611;
+const QUERY_SHARED: u64 = 8;
+
+/// The name that the kernel gives to private memory of huge pages without a file of the VMM's.
+const HUGE_ANONYMOUS: &[u8] = b"/anon_hugepage (deleted)";
+
+/// `struct procmap_query`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct ProcmapQuery {
+    size: u64,
+    query_flags: u64,
+    query_addr: u64,
+    vma_start: u64,
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    vma_offset: u64,
+    inode: u64,
+    dev_major: u32,
+    dev_minor: u32,
+    vma_name_size: u32,
+    build_id_size: u32,
+    vma_name_addr: u64,
+    build_id_addr: u64,
+}
+
+/// One mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Area {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// Whether writes go to the file, or to others who share it.
+    pub shared: bool,
+    /// Device that the file is on, as `major << 32 | minor`; 0 without a file.
+    pub device: u64,
+    /// Inode number of the file; 0 without one.
+    pub inode: u64,
+    /// Where in the file the first byte lies.
+    pub offset: u64,
+    /// Private memory of huge pages that has no file of the VMM's. Its inode is one of the kernel's
+    /// own, which nobody else can reach.
+    pub huge_anonymous: bool,
+}
+
+impl Area {
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end
+    }
+}
+
+/// An open `/proc/self/maps`. It tells of the process that opened it.
+#[derive(Debug)]
+pub struct Maps {
+    file: File,
+    /// Whether the kernel answers for single addresses.
+    queries: bool,
+}
+
+impl Maps {
+    /// Opens it.
+    pub fn open() -> Result<Maps> {
+        let file =
+            File::open("/proc/self/maps").map_err(|e| Error::os("opening /proc/self/maps", e))?;
+        let mut maps = Maps {
+            file,
+            queries: true,
+        };
+        // Address 0 is mapped by nobody who is well: an old kernel does not know the question.
+        maps.queries = !matches!(
+            maps.query(0, None),
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT))
+        );
+        Ok(maps)
+    }
+
+    /// Whether a question costs the same however many mappings there are.
+    pub fn is_quick(&self) -> bool {
+        self.queries
+    }
+
+    /// What is mapped at an address; `None` where nothing is.
+    pub fn at(&self, address: u64) -> Result<Option<Area>> {
+        let mut found = None;
+        self.over(address..address.saturating_add(1), |area| {
+            found = Some(area);
+            false
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `each` with the mappings that lie in a range of addresses or reach into it, in order.
+    /// Ends at an address where nothing is mapped, and when `each` says false.
+    pub fn over(&self, range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> {
+        if !self.queries {
+            return by_text(range, each);
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let Some(area) = self.ask(at)? else {
+                return Ok(());
+            };
+            at = area.end;
+            if !each(area) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self, address: u64) -> Result<Option<Area>> {
+        let found = match self.query(address, None) {
+            Ok(found) => found,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(e) => return Err(Error::os(format_args!("PROCMAP_QUERY of {address:#x}"), e)),
+        };
+        let shared = found.vma_flags & QUERY_SHARED != 0;
+        let huge_anonymous = !shared && found.inode != 0 && {
+            let mut name = [0u8; 64];
+            // A longer name is an error, and not the one looked for.
+            self.query(address, Some(&mut name)).is_ok_and(|q| {
+                let length = (q.vma_name_size as usize).saturating_sub(1);
+                q.inode == found.inode && name.get(..length) == Some(HUGE_ANONYMOUS)
+            })
+        };
+        Ok(Some(Area {
+            start: found.vma_start,
+            end: found.vma_end,
+            shared,
+            device: u64::from(found.dev_major) << 32 | u64::from(found.dev_minor),
+            inode: found.inode,
+            offset: found.vma_offset,
+            huge_anonymous,
+        }))
+    }
+
+    fn query(&self, address: u64, name: Option<&mut [u8]>) -> std::io::Result<ProcmapQuery> {
+        let (at, length) = name.map_or((0, 0), |name| (name.as_mut_ptr() as u64, name.len()));
+        let mut query = ProcmapQuery {
+            size: std::mem::size_of::<ProcmapQuery>() as u64,
+            query_addr: address,
+            vma_name_addr: at,
+            vma_name_size: length as u32,
+            ..ProcmapQuery::default()
+        };
+        // SAFETY: the kernel writes the structure, and at most `vma_name_size` bytes at
+        // `vma_name_addr`, which is the caller's slice. Both outlive the call.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY as _, &mut query) };
+        if result != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(query)
+    }
+}
+
+/// [`Maps::over`] from the text, where the kernel is older than 6.11.
+fn by_text(range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> {
+    let mut at = range.start;
+    lines("/proc/self/maps", |line| {
+        let Some(area) = parse(line).filter(|area| area.end > at) else {
+            return true;
+        };
+        if area.start > at || at >= range.end {
+            return false;
+        }
+        at = area.end;
+        each(area)
+    })
+}
+
+/// The mappings in a range of addresses that a userfaultfd is told of when pages are missing or
+/// only in the page cache. Walks all page tables of the process: for where nothing else answers.
+pub fn served_by_userfault(range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let mut area = None;
+    lines("/proc/self/smaps", |line| {
+        if let Some(next) = parse(line) {
+            area = Some(next.range());
+            return next.start < range.end;
+        }
+        if let (Some(area), Some(flags)) = (&area, line.strip_prefix(b"VmFlags:")) {
+            if area.end > range.start && is_served(flags) {
+                found.push(area.clone());
+            }
+        }
+        true
+    })?;
+    Ok(found)
+}
+
+/// `um`: missing pages. `ui`: pages that are only in the page cache.
+fn is_served(flags: &[u8]) -> bool {
+    flags
+        .split(|c| c.is_ascii_whitespace())
+        .any(|flag| matches!(flag, b"um" | b"ui"))
+}
+
+/// Calls `each` with each line of a file until that says false. Names in it need not be text.
+fn lines(path: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
+    let read = |e| Error::os(format_args!("reading {path}"), e);
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(read)?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(read)? == 0 {
+            return Ok(());
+        }
+        if !each(line.trim_ascii_end()) {
+            return Ok(());
+        }
+    }
+}
+
+/// One line of `/proc/self/maps`: `from-to perms offset dev inode [path]`. `None` for the other
+/// lines of smaps.
+fn parse(line: &[u8]) -> Option<Area> {
+    let mut fields = line.splitn(6, |c| *c == b' ');
+    let mut field = || std::str::from_utf8(fields.next()?).ok();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = field()?.split_once('-')?;
+    let (start, end) = (hex(start)?, hex(end)?);
+    let shared = field()?.as_bytes().get(3) == Some(&b's');
+    let offset = hex(field()?)?;
+    let (major, minor) = field()?.split_once(':')?;
+    let device = hex(major)? << 32 | hex(minor)?;
+    let inode = field()?.parse().ok()?;
+    let name = fields.next().unwrap_or_default().trim_ascii_start();
+    Some(Area {
+        start,
+        end,
+        shared,
+        device,
+        inode,
+        offset,
+        huge_anonymous: !shared && name == HUGE_ANONYMOUS,
+    })
+}
+
+/// A descriptor of the file behind a mapping, though nobody gave one: `None` without the right to
+/// ask (`CAP_CHECKPOINT_RESTORE`), and for whatever is no regular file of `accept`.
+pub fn file_behind(area: &Area, accept: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let link = format!("/proc/self/map_files/{:x}-{:x}", area.start, area.end);
+    // Opening a device can do anything; a path descriptor does nothing yet.
+    let path = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+        .open(link)
+        .ok()?;
+    if !accept(path.as_fd()) {
+        return None;
+    }
+    let file = File::open(format!("/proc/self/fd/{}", path.as_raw_fd())).ok()?;
+    Some(file.into())
+}
+
+#[cfg(test)]
+#[path = "maps_tests.rs"]
+mod tests;
