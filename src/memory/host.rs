@@ -46,6 +46,21 @@ impl HostView {
         range: Range<Pages>,
         mut touched: impl FnMut(Range<Pages>),
     ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            at = self.look(block, at..range.end, &mut touched)?;
+        }
+        Ok(())
+    }
+
+    /// The same for a first part of `range`, which is not empty; where that part ends. It is as
+    /// much as the kernel tells in about a millisecond (of a file: up to its next hole).
+    pub fn look(
+        &self,
+        block: &Block,
+        range: Range<Pages>,
+        mut touched: impl FnMut(Range<Pages>),
+    ) -> Result<Pages> {
         if range.end > block.pages() {
             return Err(Error::new(
                 Kind::Invalid,
@@ -54,34 +69,31 @@ impl HostView {
         }
         match (block.backing(), &self.pagemap, block.file()) {
             (Backing::PrivateAnonymous, Some(pagemap), _) => {
-                scan_private(pagemap, block, range, touched)
+                look_private(pagemap, block, range, touched)
             }
             (Backing::SharedFile, _, Some(file)) => {
                 let base = file.offset;
-                let mut at = base + range.start.bytes().0;
+                let at = base + range.start.bytes().0;
                 let end = base + range.end.bytes().0;
-                let mut hole = false;
-                while at < end {
-                    let data = mem::seek_data(file.fd.as_fd(), at)?.unwrap_or(end);
-                    hole |= data > at;
-                    if data >= end {
-                        break;
-                    }
-                    let hole = mem::seek_hole(file.fd.as_fd(), data)?
-                        .unwrap_or(end)
-                        .min(end);
-                    touched(Bytes(data - base).pages_down()..Bytes(hole - base).pages_up());
-                    at = hole;
-                }
+                let data = mem::seek_data(file.fd.as_fd(), at)?.unwrap_or(end);
                 // What was cut off a file looks like a hole.
-                if hole {
-                    access::file_reaches(block, &range)?;
+                if data > at {
+                    let hole_end = Bytes(data.min(end) - base).pages_up();
+                    access::file_reaches(block, &(range.start..hole_end))?;
                 }
-                Ok(())
+                if data >= end {
+                    return Ok(range.end);
+                }
+                let hole = mem::seek_hole(file.fd.as_fd(), data)?
+                    .unwrap_or(end)
+                    .min(end);
+                let run = Bytes(data - base).pages_down()..Bytes(hole - base).pages_up();
+                touched(run.clone());
+                Ok(run.end)
             }
             _ => {
-                touched(range);
-                Ok(())
+                touched(range.clone());
+                Ok(range.end)
             }
         }
     }
@@ -93,41 +105,42 @@ impl Default for HostView {
     }
 }
 
-fn scan_private(
+/// The most that one question asks about: the kernel walks 1 GiB of small pages in some
+/// milliseconds, and nothing ends that walk early.
+const LOOK_BYTES: u64 = 256 << 20;
+
+fn look_private(
     pagemap: &Pagemap,
     block: &Block,
     range: Range<Pages>,
     mut touched: impl FnMut(Range<Pages>),
-) -> Result<()> {
+) -> Result<Pages> {
     let base = block.host() as u64;
-    let mut at = base + range.start.bytes().0;
+    let at = base + range.start.bytes().0;
     let end = base + range.end.bytes().0;
+    let end = end.min(at.saturating_add(LOOK_BYTES));
     let query = Query {
         any: PRESENT | SWAPPED,
         report: PRESENT | SWAPPED | PFNZERO,
         ..Query::default()
     };
     let mut regions = [Region::default(); 64];
-    while at < end {
-        let (found, walked) = pagemap.scan(at..end, &query, &mut regions)?;
-        for region in &regions[..found] {
-            // The shared zero page was put there by a read; nobody has written.
-            if region.categories & PFNZERO == 0 {
-                touched(
-                    Pages((region.start - base) / PAGE_SIZE)
-                        ..Pages((region.end - base) / PAGE_SIZE),
-                );
-            }
+    let (found, walked) = pagemap.scan(at..end, &query, &mut regions)?;
+    for region in &regions[..found] {
+        // The shared zero page was put there by a read; nobody has written.
+        if region.categories & PFNZERO == 0 {
+            touched(
+                Pages((region.start - base) / PAGE_SIZE)..Pages((region.end - base) / PAGE_SIZE),
+            );
         }
-        if walked <= at {
-            return Err(Error::new(
-                Kind::Kernel,
-                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
-            ));
-        }
-        at = walked;
     }
-    Ok(())
+    if walked <= at {
+        return Err(Error::new(
+            Kind::Kernel,
+            format!("PAGEMAP_SCAN made no progress at {at:#x}"),
+        ));
+    }
+    Ok(Pages((walked - base) / PAGE_SIZE))
 }
 
 /// Gives pages back to the host: they read as zero afterwards and cost no memory.

@@ -12,6 +12,7 @@ mod destination_driver;
 mod handle;
 mod inbox;
 pub mod incoming;
+mod known_zero;
 mod outbox;
 pub mod outgoing;
 pub mod params;

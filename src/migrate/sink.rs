@@ -5,7 +5,7 @@
 //! known to be (and stay untouched when a zero page arrives for them, so that an idle guest
 //! costs no memory); every other page is written.
 
-use crate::bits::summary::Bitmap;
+use super::known_zero::KnownZero;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access;
 use crate::memory::host::{self, HostView};
@@ -26,8 +26,8 @@ struct Target {
     /// Pinned for the time of a record only: between two of them the VMM may remove it. `None`
     /// where it had done so before the source's word of it arrived here.
     block: Option<Arc<Block>>,
-    /// Pages that read as zero without anybody having to look; none where there is no block.
-    zero: Bitmap,
+    /// What is known of our block.
+    zero: KnownZero,
 }
 
 /// The names of blocks that were removed here while a migration runs. What the source says is
@@ -57,8 +57,11 @@ pub(super) struct PageSink {
     /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
     removed: Arc<Removed>,
-    /// Blocks of ours that were a target before: they are not as the VMM gave them any more.
-    used: HashSet<BlockId>,
+    /// What the host knows of our blocks' pages.
+    view: Option<HostView>,
+    /// Blocks of ours that were a target before: they are not as the VMM gave them any more. What
+    /// is known of them is kept, so that announcing one again costs nothing.
+    used: HashMap<BlockId, KnownZero>,
     /// Page-run records taken.
     pub(super) records: u64,
     pub(super) data_pages: u64,
@@ -157,7 +160,8 @@ impl PageSink {
             memory,
             targets: HashMap::new(),
             removed,
-            used: HashSet::new(),
+            view: None,
+            used: HashMap::new(),
             records: 0,
             data_pages: 0,
             zero_pages: 0,
@@ -189,7 +193,7 @@ impl PageSink {
             name: theirs.name.clone(),
             pages: Bytes(theirs.length).pages_down(),
             block: None,
-            zero: Bitmap::new(0)?,
+            zero: KnownZero::nothing(Pages(0))?,
         };
         self.targets.insert(theirs.id, target);
         Ok(())
@@ -217,23 +221,23 @@ impl PageSink {
     pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
         self.check_new(id, block.name())?;
         let pages = block.pages();
-        let mut zero = Bitmap::new(pages.index())?;
-        // One that was removed this very moment is not looked at: nothing will go there.
-        if let Some(_pin) = self.memory.pin(block) {
-            let fresh = self.used.insert(block.id());
-            access::file_reaches(block, &(Pages(0)..pages))?;
-            if block.flags().zeroed && fresh {
-                zero.set_all();
-            } else {
-                let view = HostView::new();
-                if view.sees_holes(block) {
-                    zero.set_all();
-                    view.touched(block, Pages(0)..pages, |range| {
-                        zero.clear_range(range.start.index(), (range.end - range.start).index());
-                    })?;
+        let view = self.view.get_or_insert_with(HostView::new);
+        let known = self.used.remove(&block.id());
+        let zero = match (known, self.memory.pin(block)) {
+            (Some(known), _) => known,
+            // One that was removed this very moment is not looked at: nothing will go there.
+            (None, None) => KnownZero::nothing(pages)?,
+            (None, Some(_pin)) => {
+                access::file_reaches(block, &(Pages(0)..pages))?;
+                if block.flags().zeroed {
+                    KnownZero::everything(pages)?
+                } else if view.sees_holes(block) {
+                    KnownZero::to_be_asked(pages)?
+                } else {
+                    KnownZero::nothing(pages)?
                 }
             }
-        }
+        };
         let target = Target {
             name: block.name().to_owned(),
             pages,
@@ -262,22 +266,26 @@ impl PageSink {
 
     /// Lets go of the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
-        match self.targets.remove(&id) {
-            Some(_) => Ok(()),
-            None => Err(unknown(id)),
+        let target = self.targets.remove(&id).ok_or_else(|| unknown(id))?;
+        let map = self.memory.map();
+        // Not of blocks that the VMM has removed here: those never come again.
+        if let Some(block) = target.block.filter(|b| map.block(b.id()).is_some()) {
+            self.used.insert(block.id(), target.zero);
         }
+        Ok(())
     }
 
     /// The target of a run of pages, pinned; no pin for a block that is gone here. Its pages
     /// may still be on their way when both sides have removed it, and go nowhere.
-    fn target(&mut self, header: &Header) -> Result<(&mut Target, Option<BlockPin>)> {
+    fn target(&mut self, header: &Header) -> Result<(&mut Target, Option<BlockPin>, &HostView)> {
         let target = self
             .targets
             .get_mut(&header.block)
             .ok_or_else(|| unknown(header.block))?;
         header.check_run(target.pages)?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
-        Ok((target, pin))
+        let view = self.view.get_or_insert_with(HostView::new);
+        Ok((target, pin, view))
     }
 
     /// The block that the contents of a run of pages go to, pinned; `None` if they go nowhere.
@@ -285,11 +293,9 @@ impl PageSink {
     pub(super) fn data(&mut self, header: &Header) -> Result<Option<BlockPin>> {
         self.records += 1;
         self.data_pages += u64::from(header.count);
-        let (target, pin) = self.target(header)?;
+        let (target, pin, _) = self.target(header)?;
         if let Some(block) = &pin {
-            target
-                .zero
-                .clear_range(header.first_page as usize, header.count as usize);
+            target.zero.written(pages_of(header));
             block.returned().arrived(pages_of(header));
         }
         Ok(pin)
@@ -299,12 +305,12 @@ impl PageSink {
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
         self.records += 1;
         self.zero_pages += u64::from(header.count);
-        let (target, pin) = self.target(header)?;
+        let (target, pin, view) = self.target(header)?;
         let Some(block) = pin else {
             return Ok(());
         };
         block.returned().arrived(pages_of(header));
-        target.make_zero(&block, pages_of(header))
+        target.zero.make_zero(view, &block, pages_of(header))
     }
 
     /// Takes a run of pages that the guest has given back.
@@ -313,7 +319,7 @@ impl PageSink {
         self.zero_pages += u64::from(header.count);
         self.skipped_pages += u64::from(header.count);
         let memory = Arc::clone(&self.memory);
-        let (target, pin) = self.target(header)?;
+        let (target, pin, view) = self.target(header)?;
         let Some(block) = pin else {
             return Ok(());
         };
@@ -325,51 +331,17 @@ impl PageSink {
         }
         for pages in whole {
             if host::discard(&block, Pages(pages.start)..Pages(pages.end)).is_ok() {
-                target
-                    .zero
-                    .set_range(pages.start as usize, (pages.end - pages.start) as usize);
+                target.zero.given_back(pages);
             }
         }
         // What is left: part of a larger host page, or memory that cannot be given back.
-        target.make_zero(&block, range)
+        target.zero.make_zero(view, &block, range)
     }
 }
 
 /// The pages of a run.
 fn pages_of(header: &Header) -> Range<u64> {
     header.first_page..header.first_page + u64::from(header.count)
-}
-
-impl Target {
-    /// Has pages of `block`, which is this target's, read as zero.
-    fn make_zero(&mut self, block: &Block, range: Range<u64>) -> Result<()> {
-        let target = self;
-        let (mut at, end) = (range.start as usize, range.end as usize);
-        while at < end {
-            // From here, pages known to be zero, then pages that are not known to be.
-            let known = target
-                .zero
-                .next_run(at, end - at)
-                .filter(|run| run.start < end)
-                .unwrap_or(end..end);
-            if at < known.start {
-                let unknown = Pages(at as u64)..Pages(known.start as u64);
-                let mut to_write = Vec::new();
-                // Reading costs less than writing and leaves shared pages shared.
-                block.split_zeros(unknown, |range, zero| {
-                    if !zero {
-                        to_write.push(range);
-                    }
-                })?;
-                for range in to_write {
-                    block.write_zeros(range)?;
-                }
-                target.zero.set_range(at, known.start - at);
-            }
-            at = known.end;
-        }
-        Ok(())
-    }
 }
 
 fn removed(name: &str) -> Error {
