@@ -4,14 +4,18 @@
 //! Each test runs again in a process of its own, so that a signal is one failed test and the
 //! others still run.
 
-use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
+use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use brant::dirty::tracker::{Clearing, Cursor, StartWith, Tracker};
+use brant::dirty::When;
+use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
 use brant::rate::{self, Probe, Way};
-use brant::units::Bytes;
+use brant::sys::kvm::MEM_LOG_DIRTY_PAGES as LOGGED;
+use brant::units::{Bytes, Pages};
 use brant::vmm::{StateSink, Vmm};
 use brant::{Error, Kind, Result};
+use kvm_ioctls::Kvm;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -20,6 +24,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
 
 const PAGE: usize = 4096;
 const PAGES: usize = 256;
@@ -600,4 +605,117 @@ fn a_page_that_cannot_be_read_fails_the_sampling_of_the_dirty_rate() {
             assert_names(&error, Kind::Memory, 150, &words(broken, made, "read"));
         });
     });
+}
+
+#[test]
+fn a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_written() {
+    let name =
+        "a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_written";
+    alone(name, || {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!("skipped: /dev/kvm cannot be opened");
+            return;
+        };
+        for mode in [
+            KvmMode::GetAndClear,
+            KvmMode::ManualProtect,
+            KvmMode::InitiallySet,
+        ] {
+            // A bitmap of 512 bytes and one of 64 KiB and a word, and what KVM has then.
+            for (pages, larger) in [(4096, 1 << 20), ((1 << 19) + 64, 1 << 20)] {
+                replace_slot(&kvm, mode, pages, larger);
+            }
+        }
+    });
+}
+
+/// KVM's slot 0 becomes larger behind brant's back, and then what it was.
+fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
+    let vm = kvm.create_vm().unwrap();
+    let reserved = (larger * PAGE as u64) as usize;
+    // SAFETY: a new mapping where the kernel likes; nothing of it is touched.
+    let host = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(std::ptr::null_mut(), reserved, access, flags, -1, 0)
+    };
+    assert_ne!(host, libc::MAP_FAILED);
+    let set = |pages: u64, flags: u32| {
+        let region = kvm_bindings::kvm_userspace_memory_region {
+            slot: 0,
+            flags,
+            guest_phys_addr: 0,
+            memory_size: pages * PAGE as u64,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the mapping outlives the machine.
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+    };
+    set(pages, 0);
+    let memory = Arc::new(Memory::new().unwrap());
+    memory
+        .add_block(BlockDescription {
+            name: "ram".into(),
+            host: host.cast(),
+            length: Bytes(pages * PAGE as u64),
+            page_size: Bytes(PAGE as u64),
+            file: None,
+            flags: BlockFlags::default(),
+        })
+        .unwrap();
+    let slot = SlotDescription {
+        slot: 0,
+        flags: 0,
+        block: "ram".into(),
+        offset: Bytes(0),
+        length: Bytes(pages * PAGE as u64),
+        guest_address: GuestAddress(0),
+    };
+    memory.add_slot(&slot).unwrap();
+    let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
+    let log = KvmLog::from_vm(&vm, mode, LogSwitch::Brant).unwrap();
+    tracker.add_log(Box::new(log)).unwrap();
+    let lease = tracker.lease().unwrap();
+    lease.start(StartWith::Nothing).unwrap();
+    let named = format!("{mode:?}, {pages} pages");
+    let take_all = || {
+        let (mut cursor, mut runs, mut all) = (Cursor::default(), Vec::new(), 0);
+        loop {
+            lease
+                .take(&mut cursor, 1024, Pages(1 << 20), &mut runs)
+                .unwrap();
+            if runs.is_empty() {
+                return all;
+            }
+            all += runs.iter().map(|run| run.count.0).sum::<u64>();
+        }
+    };
+    lease.sync(When::Running).unwrap();
+    take_all();
+    set(0, 0);
+    set(larger, LOGGED);
+    for _ in 0..2 {
+        let report = lease.sync(When::Running).unwrap();
+        assert!(
+            report.warnings.iter().any(|w| w.contains("slot 0x0")),
+            "{named}: {report:?}"
+        );
+        assert_eq!(take_all(), pages, "{named}");
+    }
+    // In the right order all is well again.
+    memory.remove_slot(0, GuestAddress(0)).unwrap();
+    set(0, 0);
+    set(pages, 0);
+    memory.add_slot(&slot).unwrap();
+    let report = lease.sync(When::Running).unwrap();
+    assert_eq!(report.warnings, [""; 0], "{named}");
+    take_all();
+    assert_eq!(
+        lease.sync(When::Running).unwrap().found,
+        Pages(0),
+        "{named}"
+    );
+    lease.stop().unwrap();
+    // SAFETY: our own mapping; the machine does not run.
+    unsafe { libc::munmap(host, reserved) };
 }

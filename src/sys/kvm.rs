@@ -58,6 +58,8 @@ pub trait Vm: Send {
     /// `KVM_SET_USER_MEMORY_REGION`.
     fn set_region(&mut self, region: &Region) -> Result<()>;
     /// `KVM_GET_DIRTY_LOG`. `words` holds `ceil(pages / 64)` words; the kernel writes all of them.
+    /// It goes by the size that the slot has now, so `words` ends at a guard page
+    /// ([`super::guarded`]): a VMM may have replaced the slot by a larger one.
     fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()>;
     /// `KVM_CLEAR_DIRTY_LOG` of `pages` pages from `first`; the bits in `words`
     /// (bit 0 is page `first`) say which. `first` is a multiple of 64, `pages`
@@ -187,7 +189,7 @@ impl Vm for VmFd {
         };
         request.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
         // SAFETY: the kernel writes round_up(pages, 64) / 8 bytes, which is what the
-        // caller made `words` for (the slot's size is fixed while it exists).
+        // caller made `words` for, and at most up to the guard page behind them.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_GET_DIRTY_LOG as _, &request) };
         check("KVM_GET_DIRTY_LOG", slot, result)
     }

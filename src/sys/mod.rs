@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod fd;
+pub mod guarded;
 pub mod ioctl;
 pub mod iommufd;
 pub mod kvm;

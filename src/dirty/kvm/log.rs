@@ -23,6 +23,7 @@ use crate::dirty::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, Slot};
+use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{
     Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
 };
@@ -47,33 +48,76 @@ pub enum KvmMode {
     Ring = 4,
 }
 
-/// Words of zeros or ones for a slot's bitmap, or an error instead of an abort.
-fn words_for(slot: &Slot) -> Result<Vec<u64>> {
-    let len = slot.pages.0.div_ceil(64) as usize;
-    let mut words = Vec::new();
-    words.try_reserve_exact(len).map_err(|_| {
-        Error::no_memory(
-            format_args!("dirty bitmap of slot {:#x}", slot.slot),
-            len as u64 * 8,
-        )
-    })?;
-    words.resize(len, 0);
-    Ok(words)
-}
+/// Up to so many words (slots below 1 GiB) a slot's bitmap is read into room that all of them
+/// share, and copied. A mapping with a guard page for each of thousands of small slots would use
+/// up the mappings that a process may have.
+const SHARED_WORDS: usize = 4096;
 
 /// The copy of one slot's bitmap: bits seen in a harvest and not cleared since.
-struct SlotCopy {
-    words: Vec<u64>,
+enum SlotCopy {
+    /// Copied from the room that small slots share.
+    Small(Vec<u64>),
+    /// Written by the kernel.
+    Large(Guarded),
 }
 
 impl SlotCopy {
+    fn new(slot: &Slot) -> Result<Self> {
+        let len = slot.pages.0.div_ceil(64) as usize;
+        let what = format_args!("dirty bitmap of slot {:#x}", slot.slot);
+        if len > SHARED_WORDS {
+            return Guarded::new(len, what).map(SlotCopy::Large);
+        }
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(len)
+            .map_err(|_| Error::no_memory(what, len as u64 * 8))?;
+        words.resize(len, 0);
+        Ok(SlotCopy::Small(words))
+    }
+
+    fn words(&mut self) -> &mut [u64] {
+        match self {
+            SlotCopy::Small(words) => words,
+            SlotCopy::Large(words) => words,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        8 * match self {
+            SlotCopy::Small(words) => words.capacity() as u64,
+            SlotCopy::Large(words) => words.len() as u64,
+        }
+    }
+
     fn fill_ones(&mut self, pages: Pages) {
-        self.words.fill(u64::MAX);
+        let words = self.words();
+        words.fill(u64::MAX);
         if !pages.0.is_multiple_of(64) {
-            if let Some(last) = self.words.last_mut() {
+            if let Some(last) = words.last_mut() {
                 *last = (1 << (pages.0 % 64)) - 1;
             }
         }
+    }
+
+    /// Has the kernel fill it. An error where the slot in KVM is larger than the one described:
+    /// the kernel meets a guard page then, and not what lies behind the words.
+    fn get(&mut self, vm: &mut dyn Vm, slot: u32, room: &mut Option<Guarded>) -> Result<()> {
+        let words = match self {
+            SlotCopy::Large(words) => return vm.get_dirty_log(slot, words),
+            SlotCopy::Small(words) => words,
+        };
+        if room.is_none() {
+            *room = Some(Guarded::new(SHARED_WORDS, "room for dirty bitmaps")?);
+        }
+        if let Some(room) = room {
+            let room = room.tail(words.len());
+            // Of a slot that was made smaller the kernel fills the beginning only.
+            room.fill(0);
+            vm.get_dirty_log(slot, room)?;
+            words.copy_from_slice(room);
+        }
+        Ok(())
     }
 }
 
@@ -88,6 +132,8 @@ pub struct KvmLog {
     started: bool,
     /// By slot number; only slots whose logging is on.
     copies: BTreeMap<u32, SlotCopy>,
+    /// Where the kernel puts the bitmaps of small slots.
+    room: Option<Guarded>,
     /// Calls to CLEAR made inside harvests, for the report.
     clears_at_harvest: Rearmed,
 }
@@ -113,6 +159,7 @@ impl KvmLog {
             clear_at_harvest: false,
             started: false,
             copies: BTreeMap::new(),
+            room: None,
             clears_at_harvest: Rearmed::default(),
         }
     }
@@ -188,9 +235,7 @@ impl KvmLog {
 
     fn start_slots(&mut self, slots: &[&Slot]) -> Result<()> {
         for slot in slots {
-            let mut copy = SlotCopy {
-                words: words_for(slot)?,
-            };
+            let mut copy = SlotCopy::new(slot)?;
             if self.mode == KvmMode::InitiallySet {
                 copy.fill_ones(slot.pages);
             }
@@ -208,8 +253,8 @@ impl KvmLog {
         let Some(copy) = self.copies.get_mut(&slot.slot) else {
             return Ok(());
         };
-        let words = &mut copy.words;
-        self.vm.get_dirty_log(slot.slot, words)?;
+        copy.get(&mut *self.vm, slot.slot, &mut self.room)?;
+        let words = copy.words();
         let origin = Origin::Slot {
             slot: slot.slot,
             page: Pages(0),
@@ -275,8 +320,8 @@ impl DirtyLog for KvmLog {
     }
 
     fn heap_bytes(&self) -> u64 {
-        let copies = self.copies.values();
-        copies.map(|copy| copy.words.capacity() as u64 * 8).sum()
+        let room = self.room.as_ref().map_or(0, |room| room.len() as u64 * 8);
+        room + self.copies.values().map(SlotCopy::bytes).sum::<u64>()
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
@@ -349,7 +394,7 @@ impl DirtyLog for KvmLog {
                 continue;
             };
             let range = from - slot.first.0..to - slot.first.0;
-            let done = clear(&mut *self.vm, slot, &mut copy.words, range)?;
+            let done = clear(&mut *self.vm, slot, copy.words(), range)?;
             total.calls += done.calls;
             total.bits += done.bits;
         }

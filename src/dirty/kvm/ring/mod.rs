@@ -34,6 +34,7 @@ use super::switch::LogSwitch;
 use crate::dirty::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{Map, Slot};
+use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
 use crate::units::Pages;
@@ -61,7 +62,8 @@ pub struct KvmRing {
     reaper: Option<Reaper>,
     /// There is a bitmap too, for writes that no vCPU made.
     with_bitmap: bool,
-    words: Vec<u64>,
+    /// Where the kernel puts it.
+    words: Option<Guarded>,
 }
 
 impl std::fmt::Debug for KvmRing {
@@ -91,7 +93,7 @@ impl KvmRing {
             shared: Arc::new(Shared::new(reset, vmm)),
             reaper: None,
             with_bitmap,
-            words: Vec::new(),
+            words: None,
         }
     }
 
@@ -164,18 +166,21 @@ impl KvmRing {
 
     fn get_bitmap(&mut self, slot: &Slot, sink: &mut dyn Sink) -> Result<()> {
         let len = slot.pages.0.div_ceil(64) as usize;
-        self.words.clear();
-        self.words.try_reserve_exact(len).map_err(|_| {
+        if self.words.as_ref().is_none_or(|words| words.len() < len) {
             let what = format_args!("backup bitmap of slot {:#x}", slot.slot).to_string();
-            Error::no_memory(what, len as u64 * 8)
-        })?;
-        self.words.resize(len, 0);
-        self.vm.get_dirty_log(slot.slot, &mut self.words)?;
+            self.words = Some(Guarded::new(len, what)?);
+        }
+        let Some(words) = &mut self.words else {
+            return Ok(());
+        };
+        let words = words.tail(len);
+        words.fill(0);
+        self.vm.get_dirty_log(slot.slot, words)?;
         let origin = Origin::Slot {
             slot: slot.slot,
             page: Pages(0),
         };
-        sink.bitmap(origin, &self.words, slot.pages);
+        sink.bitmap(origin, words, slot.pages);
         Ok(())
     }
 
@@ -247,7 +252,11 @@ impl DirtyLog for KvmRing {
     }
 
     fn heap_bytes(&self) -> u64 {
-        self.rings().heap_bytes() + self.words.capacity() as u64 * 8
+        self.rings().heap_bytes()
+            + self
+                .words
+                .as_ref()
+                .map_or(0, |words| words.len() as u64 * 8)
     }
 
     fn vcpu_counts(&self) -> Option<Vec<u64>> {

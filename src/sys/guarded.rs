@@ -1,0 +1,123 @@
+//! Words that end at a page which nobody may touch: room for a bitmap whose length the kernel
+//! knows better than we do.
+//!
+//! `KVM_GET_DIRTY_LOG` writes the bitmap of the slot as it is, and takes no length. When a VMM has
+//! replaced the slot by a larger one and not said so yet, the kernel writes past the end of what
+//! was made for the old one. Here it meets the guard page, stops and says `EFAULT`.
+
+use crate::error::{Error, Result};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+const PAGE: usize = 4096;
+
+/// A number of words, zero at first, directly before a page without permissions.
+#[derive(Debug)]
+pub struct Guarded {
+    base: NonNull<u8>,
+    /// Bytes before the guard page; whole pages.
+    body: usize,
+    words: usize,
+}
+
+// SAFETY: the mapping is the object's own.
+unsafe impl Send for Guarded {}
+// SAFETY: as above; it is written through `&mut` only.
+unsafe impl Sync for Guarded {}
+
+impl Guarded {
+    /// `words` words; `what` is for the error when there is no memory for them.
+    pub fn new(words: usize, what: impl std::fmt::Display) -> Result<Guarded> {
+        let bytes = words.saturating_mul(8);
+        let no_memory = || Error::no_memory(&what, bytes as u64);
+        let body = bytes.checked_next_multiple_of(PAGE).ok_or_else(no_memory)?;
+        let all = body.checked_add(PAGE).ok_or_else(no_memory)?;
+        // SAFETY: a new mapping, where the kernel likes.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                all,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(no_memory());
+        }
+        let Some(base) = NonNull::new(base.cast::<u8>()) else {
+            return Err(no_memory());
+        };
+        let guarded = Guarded { base, body, words };
+        // SAFETY: the last page of the new mapping.
+        let done = unsafe { libc::mprotect(base.as_ptr().add(body).cast(), PAGE, libc::PROT_NONE) };
+        if done != 0 {
+            return Err(Error::last_os("mprotect of a guard page"));
+        }
+        Ok(guarded)
+    }
+
+    /// The last `words` of them, which end where all of them end.
+    pub fn tail(&mut self, words: usize) -> &mut [u64] {
+        let skip = self.words.saturating_sub(words);
+        &mut self[skip..]
+    }
+
+    fn first(&self) -> *mut u64 {
+        self.base
+            .as_ptr()
+            .wrapping_add(self.body - self.words * 8)
+            .cast()
+    }
+}
+
+impl Deref for Guarded {
+    type Target = [u64];
+    fn deref(&self) -> &[u64] {
+        // SAFETY: the words lie in the mapping, before the guard page, aligned to 8.
+        unsafe { std::slice::from_raw_parts(self.first(), self.words) }
+    }
+}
+
+impl DerefMut for Guarded {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.first(), self.words) }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and no borrow of it is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.body + PAGE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn the_words_are_zero_and_all_there_is_before_the_guard_page() {
+        for words in [1, 2, 511, 512, 513, 5000] {
+            let mut guarded = Guarded::new(words, "test").unwrap();
+            assert_eq!((guarded.len(), guarded.iter().max()), (words, Some(&0)));
+            guarded.fill(u64::MAX);
+            let tail = guarded.tail(1).as_mut_ptr();
+            assert!(guarded.tail(words + 1).len() == words);
+            // SAFETY: one past the end of the words, not read here.
+            let end = unsafe { tail.add(1) };
+            // The kernel, asked to write from there on or across it, says EFAULT.
+            let zero = std::fs::File::open("/dev/zero").unwrap();
+            for (from, bytes) in [(end.cast::<u8>(), 8), (tail.cast::<u8>(), 16)] {
+                // SAFETY: the words are ours; what lies after them is what is tried.
+                let got = unsafe { libc::read(zero.as_raw_fd(), from.cast(), bytes) };
+                assert!(got < bytes as isize, "{words} words: {got} bytes");
+            }
+        }
+        assert!(Guarded::new(usize::MAX, "test").is_err());
+        assert_eq!(Guarded::new(0, "test").unwrap().len(), 0);
+    }
+}
