@@ -6,6 +6,7 @@
 
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, Cursor, StartWith, Tracker};
+use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::migrate::switchover::source::State;
@@ -718,4 +719,45 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     lease.stop().unwrap();
     // SAFETY: our own mapping; the machine does not run.
     unsafe { libc::munmap(host, reserved) };
+}
+
+/// Back ends that write nothing.
+struct NoBackEnds;
+
+impl VhostBackEnds for NoBackEnds {
+    fn log_on(&self, _: &LogMemory) -> Result<()> {
+        Ok(())
+    }
+    fn log_off(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal() {
+    let name = "a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal";
+    alone(name, || {
+        let side = Side::new(Made::Private);
+        let tracker = Tracker::new(Arc::clone(&side.memory), Clearing::default()).unwrap();
+        let log = VhostLog::new(Arc::new(NoBackEnds), 1 << 32).unwrap();
+        tracker.add_log(Box::new(log)).unwrap();
+        let limit = libc::rlimit {
+            rlim_cur: 4096,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: reads the structure; this process alone has the limit.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+        let lease = tracker.lease().unwrap();
+        let error = lease.start(StartWith::Everything).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoMemory, "{error}");
+        assert!(error.message().contains("RLIMIT_FSIZE"), "{error}");
+        let limit = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+        lease.start(StartWith::Everything).unwrap();
+        lease.stop().unwrap();
+    });
 }

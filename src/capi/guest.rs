@@ -207,7 +207,10 @@ pub unsafe extern "C" fn brant_guest_remove_block(
     })
 }
 
-/// Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
+/// Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already, with the
+/// size and place given here: KVM first, then this call; to take it away, this side first
+/// (brant_guest_remove_slot). A KVM slot that was replaced by one of another size before brant
+/// heard of it cannot be read: all of it counts as dirty at each sync, with a warning. While the
 /// guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
 /// counts as dirty. A block may have any number of slots, at any page. Marks by guest address
 /// find it once this has returned.

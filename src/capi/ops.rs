@@ -83,6 +83,9 @@ pub const BRANT_ROLE_REAPER: u32 = 5;
 /// failure, whose reason they may set. Inside one, waiting for or freeing the migration that
 /// calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
 ///
+/// A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
+/// process take of it; every other thread of brant's has 2 MiB.
+///
 /// Two contracts on which a guest's memory depends:
 /// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
 ///   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after

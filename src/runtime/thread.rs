@@ -70,6 +70,16 @@ impl Role {
             Role::DirtyRate => "brant-dirtyrate",
         }
     }
+
+    /// The size of the thread's stack, in bytes; documented, so not left to the environment
+    /// (`RUST_MIN_STACK`). The threads that call the VMM's operations have what a C program's
+    /// threads usually have. Of the others there may be many, and a VMM may lock all its memory.
+    pub const fn stack(self) -> usize {
+        match self {
+            Role::Migration | Role::Snapshot => 8 << 20,
+            _ => 2 << 20,
+        }
+    }
 }
 
 /// A thread of ours, to be joined. Dropped without, it runs on by itself.
@@ -128,6 +138,7 @@ pub fn spawn<T: Send + 'static>(
     let starters = masked.before();
     let handle = std::thread::Builder::new()
         .name(role.name().into())
+        .stack_size(role.stack())
         .spawn(move || {
             STARTERS_MASK.set(Some(starters));
             catch(move || {
@@ -299,6 +310,31 @@ mod tests {
             let (first, name) = receiver.recv().unwrap();
             assert_eq!((first, name.trim_end()), (Some(role), role.name()));
             assert_eq!(receiver.recv().unwrap().0, None);
+        }
+    }
+
+    /// The size of the calling thread's stack, as the C library has it.
+    fn stack() -> usize {
+        // SAFETY: the attributes are filled by the first call, read by the second and freed.
+        unsafe {
+            let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+            assert_eq!(
+                libc::pthread_getattr_np(libc::pthread_self(), &mut attributes),
+                0
+            );
+            let (mut at, mut size) = (std::ptr::null_mut(), 0);
+            libc::pthread_attr_getstack(&attributes, &mut at, &mut size);
+            libc::pthread_attr_destroy(&mut attributes);
+            size
+        }
+    }
+
+    #[test]
+    fn a_threads_stack_is_as_documented() {
+        for role in Role::ALL {
+            let size = spawn(role, |_| (), stack).unwrap().join().unwrap();
+            // The C library may take a page for itself, or give a larger stack that was freed.
+            assert!(size >= role.stack() - 4096, "{role:?}: {size}");
         }
     }
 

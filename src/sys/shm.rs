@@ -36,6 +36,16 @@ impl Shm {
             ));
         }
         let size = libc::off_t::try_from(length).map_err(|_| no_memory())?;
+        let limit = file_size_limit();
+        if length > limit {
+            return Err(Error::new(
+                Kind::NoMemory,
+                format!(
+                    "shared memory {name:?} needs {length} bytes, and a file of this process may \
+                     have {limit} (RLIMIT_FSIZE)"
+                ),
+            ));
+        }
         // SAFETY: takes a string, makes a descriptor.
         let fd = unsafe {
             libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
@@ -146,6 +156,19 @@ impl Drop for Shm {
         // SAFETY: mapped in `new`, and no borrow of it is left.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.words * 8) };
     }
+}
+
+/// How long a file may get by this process (`RLIMIT_FSIZE`). Asked for first, because growing one
+/// past it is SIGXFSZ, which ends a process that does not expect it. A memfd is a file.
+fn file_size_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the kernel fills the structure, which outlives the call. Where it fails the
+    // structure says that there is no limit.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    limit.rlim_cur
 }
 
 #[cfg(test)]
