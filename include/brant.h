@@ -741,6 +741,9 @@ typedef struct brant_event {
  * failure, whose reason they may set. Inside one, waiting for or freeing the migration that
  * calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
  *
+ * A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
+ * process take of it; every other thread of brant's has 2 MiB.
+ *
  * Two contracts on which a guest's memory depends:
  * - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
  *   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after
@@ -1753,7 +1756,10 @@ int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  struct brant_error **error);
 
 /**
- * Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already. While the
+ * Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already, with the
+ * size and place given here: KVM first, then this call; to take it away, this side first
+ * (brant_guest_remove_slot). A KVM slot that was replaced by one of another size before brant
+ * heard of it cannot be read: all of it counts as dirty at each sync, with a warning. While the
  * guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
  * counts as dirty. A block may have any number of slots, at any page. Marks by guest address
  * find it once this has returned.
