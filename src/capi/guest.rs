@@ -188,7 +188,8 @@ pub unsafe extern "C" fn brant_guest_add_block(
 ///    let go of it. Marks of it may still come; they are ignored.
 /// 2. Call this. What the slots logged is read and their logging switched off, so they must
 ///    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
-///    memory any more, which waits for a send in progress at the most.
+///    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
+///    that are on their way to it go on from a copy.)
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
 /// While it migrates: first at the source, then at the destination, as soon as you like. What

@@ -7,7 +7,9 @@
 
 use super::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Limit, Timeout, Wake};
+use crate::runtime::{
+    wait_ready, wait_ready_or, Cancel, Deadline, Interest, Limit, Recall, Timeout, Wake,
+};
 use crate::sys::event::{self, Poll};
 use crate::sys::net::{self, Address, Piece, PARTS_MAX};
 use crate::units::{Bytes, PAGE_SIZE};
@@ -267,9 +269,25 @@ impl Channel {
             return Err(self.broken("send"));
         }
         let mut cursor = Cursor::new(parts);
-        let result = self.transfer(&mut cursor, io, Direction::Send, net::send, false);
+        let result = self.transfer(&mut cursor, io, Direction::Send, net::send, false, None);
         self.send_broken = result.is_err() && cursor.moved > 0;
         result
+    }
+
+    /// The same until `recall` is raised: how many bytes went. The rest of them has to be sent
+    /// next, from wherever it is by then.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_unless(&mut self, parts: &[Part<'_>], recall: &Recall, io: &Io<'_>) -> Result<u64> {
+        if self.send_broken {
+            return Err(self.broken("send"));
+        }
+        let mut cursor = Cursor::new(parts);
+        let recall = Some(recall);
+        let result = self.transfer(&mut cursor, io, Direction::Send, net::send, false, recall);
+        self.send_broken = result.is_err() && cursor.moved > 0;
+        result.map(|()| cursor.moved)
     }
 
     /// Receives until all parts are full. A peer that sends a byte now and
@@ -283,7 +301,7 @@ impl Channel {
             return Err(self.broken("receive"));
         }
         let mut cursor = Cursor::new(parts);
-        let result = self.transfer(&mut cursor, io, Direction::Receive, net::recv, false);
+        let result = self.transfer(&mut cursor, io, Direction::Receive, net::recv, false, None);
         self.recv_broken = result.is_err() && cursor.moved > 0;
         result
     }
@@ -297,8 +315,33 @@ impl Channel {
         if self.recv_broken {
             return Err(self.broken("receive"));
         }
+        self.recv_some_or(parts, None, io)
+    }
+
+    /// The same until `recall` is raised: 0 then.
+    ///
+    /// # Errors
+    /// As for [`recv_exact`](Self::recv_exact).
+    pub fn recv_some_unless(
+        &mut self,
+        parts: &[PartMut<'_>],
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<usize> {
+        if self.recv_broken {
+            return Err(self.broken("receive"));
+        }
+        self.recv_some_or(parts, Some(recall), io)
+    }
+
+    fn recv_some_or(
+        &mut self,
+        parts: &[PartMut<'_>],
+        recall: Option<&Recall>,
+        io: &Io<'_>,
+    ) -> Result<usize> {
         let mut cursor = Cursor::new(parts);
-        self.transfer(&mut cursor, io, Direction::Receive, net::recv, true)?;
+        self.transfer(&mut cursor, io, Direction::Receive, net::recv, true, recall)?;
         Ok(cursor.moved as usize)
     }
 
@@ -393,7 +436,8 @@ impl Channel {
         Error::new(Kind::State, message)
     }
 
-    /// Moves the cursor's bytes by `call`; `some`: returns once any have moved.
+    /// Moves the cursor's bytes by `call`; `some`: returns once any have moved. Returns early,
+    /// too, when `recall` is raised.
     fn transfer<P: Piece>(
         &mut self,
         cursor: &mut Cursor<'_, P>,
@@ -401,6 +445,7 @@ impl Channel {
         direction: Direction,
         call: fn(BorrowedFd<'_>, &[P]) -> io::Result<usize>,
         some: bool,
+        recall: Option<&Recall>,
     ) -> Result<()> {
         let mut idle_until = None;
         let mut woken = false;
@@ -412,6 +457,9 @@ impl Channel {
             if io.limit.expired() {
                 let why = format!("{} ran out", io.limit);
                 return Err(self.stopped(Kind::Timeout, direction, cursor, io, &why));
+            }
+            if recall.is_some_and(Recall::is_raised) {
+                return Ok(());
             }
             let mut cut = [P::EMPTY; CUT_PARTS];
             match call(self.fd.as_fd(), cursor.window(&mut cut)) {
@@ -450,7 +498,14 @@ impl Channel {
                 let pause = Deadline::after(BACK_OFF).earlier(until);
                 pause_until(io.cancel, pause)?
             } else {
-                wait_ready(self.fd.as_fd(), direction.interest(), io.cancel, until)?
+                let other = recall.map(Recall::fd);
+                wait_ready_or(
+                    self.fd.as_fd(),
+                    direction.interest(),
+                    other,
+                    io.cancel,
+                    until,
+                )?
             };
             self.waited(direction, start.elapsed());
             // After a pause the socket is tried, then waited for again.

@@ -202,6 +202,12 @@ pub trait MapObserver: Send + Sync {
     /// is still there to be read. An error refuses the change; observers that had agreed
     /// to it before are then told of the change back.
     fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()>;
+
+    /// The map has changed from `old` to `new`. Whoever removed a block waits next until nobody
+    /// pins it.
+    fn map_changed(&self, old: &Map, new: &Map) {
+        let _ = (old, new);
+    }
 }
 
 /// The memory of a guest: the current [`Map`], and how it changes.
@@ -358,7 +364,8 @@ impl Memory {
     }
 
     /// Removes a block and its slots. Returns when no thread of brant's touches its
-    /// memory any more, which waits for a send in progress at the most.
+    /// memory any more: a migration's thread that waits for its peer with pages of the block is
+    /// asked to let go of them ([`PinRecall`](super::PinRecall)).
     pub fn remove_block(&self, name: &str) -> Result<()> {
         let block = {
             let mut change = self.lock();
@@ -505,7 +512,10 @@ impl Memory {
                 return Err(e);
             }
         }
-        self.current.replace(map);
+        self.current.replace(Arc::clone(&map));
+        for observer in &observers {
+            observer.map_changed(&old, &map);
+        }
         Ok(())
     }
 }

@@ -7,7 +7,9 @@ pub mod access;
 pub mod block;
 pub mod host;
 pub mod map;
+mod recall;
 pub mod returned;
 
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};
+pub use recall::PinRecall;

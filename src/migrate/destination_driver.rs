@@ -14,7 +14,7 @@ use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
-use crate::memory::Memory;
+use crate::memory::{Memory, PinRecall};
 use crate::runtime::{wait_ready, Deadline, Interest, Limit};
 use crate::sys::net::Piece as _;
 use crate::units::Pages;
@@ -62,6 +62,8 @@ pub(super) struct Driver {
     ahead: [u8; HEADER_LEN],
     ahead_len: usize,
     sink: PageSink,
+    /// Raised by whoever removes a block.
+    recall: Arc<PinRecall>,
     outbox: Outbox,
     token: Token,
     last_marker: u64,
@@ -198,9 +200,10 @@ impl Work for Driver {
 }
 
 impl Driver {
-    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Result<Self> {
         let memory = Arc::clone(&shared.memory);
-        Driver {
+        let recall = PinRecall::of(&memory)?;
+        Ok(Driver {
             shared,
             vmm,
             source: Some(source),
@@ -208,6 +211,7 @@ impl Driver {
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
             sink: PageSink::new(memory),
+            recall,
             outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,
@@ -221,7 +225,7 @@ impl Driver {
             },
             renewed: None,
             error: None,
-        }
+        })
     }
 
     fn renew(&mut self, now: bool) {
@@ -576,23 +580,33 @@ impl Driver {
             ahead,
             ahead_len,
             sink,
+            recall,
             ..
         } = self;
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
-        let Some(block) = sink.data(header)? else {
-            return session::drop_payload(channel, header, &io);
-        };
-        let room = block.part_mut(Pages(header.first_page), Pages(u64::from(header.count)))?;
+        recall.lower();
+        let mut pin = sink.data(header)?;
         let mut got = 0usize;
         let want = header.payload as usize;
         while got < want {
+            let Some(block) = &pin else {
+                return session::drop_bytes(channel, want - got, &io);
+            };
+            let room = block.part_mut(Pages(header.first_page), Pages(u64::from(header.count)))?;
             let parts = [room.cut(got, usize::MAX), PartMut::bytes(&mut ahead[..])];
-            got += channel.recv_some(&parts, &io).map_err(|e| {
-                let blocks = std::iter::once(&*block);
+            let some = channel.recv_some_unless(&parts, recall, &io).map_err(|e| {
+                let blocks = std::iter::once(&**block);
                 access::name_fault(e, channel.fault(), blocks, Access::Write)
             })?;
+            if some == 0 {
+                // Somebody removes a block, perhaps this one.
+                recall.lower();
+                drop(pin);
+                pin = sink.pin(header)?;
+            }
+            got += some;
         }
         *ahead_len = got - want;
         Ok(())

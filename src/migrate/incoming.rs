@@ -66,7 +66,7 @@ impl Incoming {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         shared.handle.start(|| {
-            let driver = Driver::new(Arc::clone(shared), vmm, source()?);
+            let driver = Driver::new(Arc::clone(shared), vmm, source()?)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })

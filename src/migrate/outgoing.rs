@@ -73,7 +73,7 @@ impl Outgoing {
         shared.handle.start(|| {
             shared.blockers.check()?;
             let lease = shared.tracker.lease()?;
-            let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider);
+            let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })

@@ -9,7 +9,8 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
 use crate::memory::host::HostView;
 use crate::memory::BlockId;
-use crate::units::Pages;
+use crate::runtime::Recall;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::wire::{Header, Marker, Record, HEADER_LEN, MARKER_FLAG_FINAL};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -93,15 +94,20 @@ impl Sender {
         self.waiting_pages + self.current.pages
     }
 
-    /// Sends runs whose protection has been restored. In blocks for which `look_for_holes`,
-    /// pages that were never touched are found without reading them.
+    /// Sends runs whose protection has been restored, and before them `first`. In blocks for which
+    /// `look_for_holes`, pages that were never touched are found without reading them.
+    ///
+    /// When `recall` is raised while the peer takes its time, what is left is copied: it has to
+    /// be sent next, by [`Sender::send_rest`], once nothing is pinned any more.
     pub(super) fn send(
         &mut self,
         channel: &mut Channel,
+        first: &[u8],
         runs: &[Run],
         look_for_holes: &dyn Fn(BlockId) -> bool,
+        recall: &Recall,
         io: &Io<'_>,
-    ) -> Result<Batch> {
+    ) -> Result<(Batch, Option<Vec<u8>>)> {
         // Accounted for before anything can fail: what is not acknowledged goes back.
         for run in runs {
             self.current
@@ -130,19 +136,29 @@ impl Sender {
                 records.read(run, range)?;
             }
         }
-        let parts = records.parts()?;
-        // A peer that takes a byte now and then holds the pages' pins for no longer than this.
+        let parts = records.parts(first)?;
+        // A peer that takes a byte now and then is not waited for any longer than this.
         let io = io.within(params::transfer(io.idle, records.batch.bytes).from_now());
-        channel.send(&parts, &io).map_err(|e| {
+        let sent = channel.send_unless(&parts, recall, &io).map_err(|e| {
             let blocks = runs.iter().map(|run| &*run.block);
             access::name_fault(e, channel.fault(), blocks, Access::Read)
         })?;
+        let all = first.len() as u64 + records.batch.bytes;
+        let rest = (sent < all)
+            .then(|| records.copy_rest(first, sent))
+            .transpose()?;
         let mut batch = records.batch;
         batch.time = begun.elapsed();
         self.marker.records += records.list.len() as u64;
         self.marker.data_pages += batch.data_pages;
         self.marker.zero_pages += batch.zero_pages;
-        Ok(batch)
+        Ok((batch, rest))
+    }
+
+    /// Sends what a batch left.
+    pub(super) fn send_rest(&self, channel: &mut Channel, rest: &[u8], io: &Io<'_>) -> Result<()> {
+        let limit = params::transfer(io.idle, rest.len() as u64).from_now();
+        channel.send(&[Part::bytes(rest)], &io.within(limit))
     }
 
     /// Markers sent and not acknowledged.
@@ -267,9 +283,10 @@ impl<'a> Records<'a> {
         })
     }
 
-    /// What to give to the socket: no page is copied.
-    fn parts(&self) -> Result<Vec<Part<'_>>> {
-        let mut parts = Vec::with_capacity(self.list.len() * 2);
+    /// What to give to the socket after `first`: no page is copied.
+    fn parts<'p>(&'p self, first: &'p [u8]) -> Result<Vec<Part<'p>>> {
+        let mut parts = Vec::with_capacity(1 + self.list.len() * 2);
+        parts.push(Part::bytes(first));
         for (header, contents) in &self.list {
             parts.push(Part::bytes(header));
             if let Some((run, range)) = contents {
@@ -277,5 +294,43 @@ impl<'a> Records<'a> {
             }
         }
         Ok(parts)
+    }
+
+    /// The same bytes, but the first `sent`, as they are now.
+    fn copy_rest(&self, first: &[u8], sent: u64) -> Result<Vec<u8>> {
+        let all = first.len() as u64 + self.batch.bytes;
+        let mut rest = Vec::new();
+        rest.try_reserve_exact((all - sent) as usize)
+            .map_err(|_| Error::no_memory("a copy of the pages that are being sent", all - sent))?;
+        // Bytes that are still to be left out.
+        let mut skip = sent as usize;
+        let mut own = |bytes: &[u8], skip: &mut usize| {
+            let from = bytes.len().min(*skip);
+            *skip -= from;
+            rest.extend_from_slice(&bytes[from..]);
+        };
+        own(first, &mut skip);
+        for (header, contents) in &self.list {
+            own(header, &mut skip);
+            let Some((run, range)) = contents else {
+                continue;
+            };
+            let length = (range.end - range.start).bytes().0 as usize;
+            let from = length.min(skip);
+            skip -= from;
+            if from < length {
+                let mut copy = [0u8; PAGE_SIZE as usize];
+                let first = range.start + Bytes(from as u64).pages_down();
+                access::readable(&run.block, first..range.end)?;
+                let mut from = from % copy.len();
+                for page in first.0..range.end.0 {
+                    let slice = run.block.slice(Pages(page), Pages(1))?;
+                    slice.copy_to(&mut copy[..]);
+                    own(&copy[from..], &mut 0);
+                    from = 0;
+                }
+            }
+        }
+        Ok(rest)
     }
 }

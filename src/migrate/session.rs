@@ -135,10 +135,9 @@ pub(super) fn unexpected(found: RecordType, expected: &str) -> Error {
     )
 }
 
-/// Reads what a record's header announced and keeps nothing of it.
-pub(super) fn drop_payload(channel: &mut Channel, header: &Header, io: &Io<'_>) -> Result<()> {
+/// Reads what is left of a record's payload and keeps nothing of it.
+pub(super) fn drop_bytes(channel: &mut Channel, mut left: usize, io: &Io<'_>) -> Result<()> {
     let mut scratch = [0u8; 4096];
-    let mut left = header.payload as usize;
     while left > 0 {
         let some = left.min(scratch.len());
         channel.recv_exact(&[PartMut::bytes(&mut scratch[..some])], io)?;

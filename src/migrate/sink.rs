@@ -301,6 +301,11 @@ impl PageSink {
         Ok(pin)
     }
 
+    /// Pins the block that the rest of a run's contents goes to; `None` if it goes nowhere.
+    pub(super) fn pin(&mut self, header: &Header) -> Result<Option<BlockPin>> {
+        Ok(self.target(header)?.1)
+    }
+
     /// Takes a run of zero pages.
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
         self.records += 1;

@@ -16,12 +16,12 @@ use super::sink::describe;
 use super::switchover::source::{Action, Event, State};
 use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
-use crate::channel::socket::{Channel, Io};
+use crate::channel::socket::{Channel, Io, Part};
 use crate::channel::Endpoint;
 use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::memory::BlockId;
+use crate::memory::{BlockId, PinRecall};
 use crate::runtime::{Deadline, Limit};
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
@@ -81,6 +81,8 @@ pub(super) struct Driver {
     /// nobody ever touched.
     walked: HashSet<BlockId>,
     runs: Vec<Run>,
+    /// Raised by whoever removes a block.
+    recall: Arc<PinRecall>,
     bandwidth: Bandwidth,
     meter: Meter,
     dirtied: DirtyRate,
@@ -263,8 +265,9 @@ impl Driver {
         lease: Lease,
         target: Target,
         decider: Box<dyn Decider>,
-    ) -> Self {
-        Driver {
+    ) -> Result<Self> {
+        let recall = PinRecall::of(shared.tracker.memory())?;
+        Ok(Driver {
             shared,
             vmm,
             lease,
@@ -280,6 +283,7 @@ impl Driver {
             cursor: Cursor::default(),
             walked: HashSet::new(),
             runs: Vec::new(),
+            recall,
             bandwidth: Bandwidth::default(),
             meter: Meter::default(),
             dirtied: DirtyRate::default(),
@@ -291,7 +295,7 @@ impl Driver {
             stats: Stats::default(),
             renewed: None,
             error: None,
-        }
+        })
     }
 
     /// Brings the figures up to date and tells the VMM to look, not too often.
@@ -729,12 +733,14 @@ impl Driver {
         take: impl FnOnce(&Lease, &mut Vec<Run>) -> Result<()>,
     ) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
+        // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
+        self.recall.lower();
         let taken = take(&self.lease, &mut runs);
-        let result = taken.and_then(|()| {
+        let sent = taken.and_then(|()| {
             if runs.is_empty() {
                 return Ok(None);
             }
-            self.announce_new(&runs, io).inspect_err(|_| {
+            let news = self.news(&runs).inspect_err(|_| {
                 for run in &runs {
                     self.lease.put_back(run.block.id(), run.first, run.count);
                 }
@@ -743,23 +749,35 @@ impl Driver {
                 .channel
                 .as_mut()
                 .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-            let batch = self
-                .sender
-                .send(channel, &runs, &|id| !self.walked.contains(&id), io)?;
-            self.stats.data_pages += batch.data_pages;
-            self.stats.zero_pages += batch.zero_pages;
-            self.stats.hole_pages += batch.hole_pages;
-            self.stats.skipped_pages += batch.skipped_pages;
-            if self.sender.marker_is_due() {
-                self.send_marker(io)?;
-                self.await_acknowledgements(MARKERS_WAITING, io)?;
-            }
-            Ok(Some(batch))
+            let look = |id| !self.walked.contains(&id);
+            self.sender
+                .send(channel, &news, &runs, &look, &self.recall, io)
+                .map(Some)
         });
-        // No pin outlives the batch.
+        // No pin outlives the batch, or the moment in which somebody wants it.
         runs.clear();
         self.runs = runs;
-        result
+        let Some((batch, rest)) = sent? else {
+            return Ok(None);
+        };
+        if let Some(rest) = rest {
+            let Driver {
+                channel, sender, ..
+            } = self;
+            let channel = channel
+                .as_mut()
+                .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+            sender.send_rest(channel, &rest, io)?;
+        }
+        self.stats.data_pages += batch.data_pages;
+        self.stats.zero_pages += batch.zero_pages;
+        self.stats.hole_pages += batch.hole_pages;
+        self.stats.skipped_pages += batch.skipped_pages;
+        if self.sender.marker_is_due() {
+            self.send_marker(io)?;
+            self.await_acknowledgements(MARKERS_WAITING, io)?;
+        }
+        Ok(Some(batch))
     }
 
     fn send_marker(&mut self, io: &Io<'_>) -> Result<()> {
@@ -770,8 +788,11 @@ impl Driver {
         self.sender.send_marker(channel, self.stats.pass, false, io)
     }
 
-    /// Tells the destination of blocks that came since, and of those that went.
-    fn announce_new(&mut self, runs: &[Run], io: &Io<'_>) -> Result<()> {
+    /// What the destination has to hear before `runs`: of blocks that went, and of those that
+    /// came since. As bytes, to be sent with the runs: what waits for the peer alone would wait
+    /// with their pins.
+    fn news(&mut self, runs: &[Run]) -> Result<Vec<u8>> {
+        let mut news = Vec::new();
         // Those that went first: one that comes may have the name of one that went.
         let map = self.shared.tracker.memory().map();
         let gone: Vec<BlockId> = self
@@ -781,18 +802,17 @@ impl Driver {
             .filter(|id| map.block(*id).is_none() && runs.iter().all(|r| r.block.id() != *id))
             .collect();
         for id in gone {
-            session::send(self.channel()?, &Record::BlockRemoved { id: id.0 }, io)?;
+            Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
             self.announced.remove(&id);
         }
         for run in runs {
             if self.announced.contains(&run.block.id()) {
                 continue;
             }
-            let record = Record::BlockAdded(describe(&run.block));
-            session::send(self.channel()?, &record, io)?;
+            Record::BlockAdded(describe(&run.block)).encode(&mut news)?;
             self.announced.insert(run.block.id());
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Everything that is left, the end marker, the state. The guest stands still.
@@ -821,11 +841,12 @@ impl Driver {
     }
 
     fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
-        self.announce_new(&[], io)?;
+        let news = self.news(&[])?;
         let channel = self
             .channel
             .as_mut()
             .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+        channel.send(&[Part::bytes(&news)], io)?;
         self.sender
             .send_marker(channel, self.stats.pass, true, io)?;
         self.blobs

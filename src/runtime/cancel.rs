@@ -125,6 +125,20 @@ pub fn wait_ready(
     cancel: Option<&Cancel>,
     until: Deadline,
 ) -> Result<Wake> {
+    wait_ready_or(fd, interest, None, cancel, until)
+}
+
+/// The same; `other`, when it is readable, counts as ready too.
+///
+/// # Errors
+/// As for [`wait_ready`].
+pub fn wait_ready_or(
+    fd: BorrowedFd<'_>,
+    interest: Interest,
+    other: Option<BorrowedFd<'_>>,
+    cancel: Option<&Cancel>,
+    until: Deadline,
+) -> Result<Wake> {
     let events = match interest {
         Interest::Read => event::READABLE,
         Interest::Write => event::WRITABLE,
@@ -132,6 +146,7 @@ pub fn wait_ready(
     let mut polls = [
         Poll::new(fd, events),
         cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE)),
+        other.map_or(Poll::none(), |fd| Poll::new(fd, event::READABLE)),
     ];
     loop {
         let found = match event::poll(&mut polls, until.remaining()) {

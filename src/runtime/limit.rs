@@ -65,7 +65,8 @@ impl fmt::Display for Timeout {
         if self.length < Duration::from_secs(1) {
             write!(f, "{} of {} ms", self.name, self.length.as_secs_f64() * 1e3)
         } else {
-            write!(f, "{} of {} s", self.name, self.length.as_secs_f64())
+            let ms = self.length.as_millis();
+            write!(f, "{} of {} s", self.name, ms as f64 / 1e3)
         }
     }
 }

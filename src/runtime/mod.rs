@@ -8,13 +8,15 @@ pub mod deadline;
 pub mod fair;
 pub mod grace;
 pub mod limit;
+pub mod recall;
 pub mod snapshot;
 pub(crate) mod sync;
 pub mod thread;
 
-pub use cancel::{wait_ready, Cancel, Interest, Wake};
+pub use cancel::{wait_ready, wait_ready_or, Cancel, Interest, Wake};
 pub use deadline::Deadline;
 pub use limit::{Limit, Timeout};
+pub use recall::Recall;
 pub use thread::{catch, quiet_panics, spawn, Join, Role};
 
 use crate::error::{Error, Result};
