@@ -207,6 +207,13 @@ $(C)/tests/manners: $(C)/manners.c $(C)/libbrant.so | deps
 	$(CC) $(C_FLAGS) -Ic-tests -MF $@.d -MT $@ $(LDFLAGS) -o $@ $< \
 	    -L$(C) -lbrant -lpthread $(rpath)
 
+$(C)/syscalls.h: scripts/syscalls docs/threads.md | deps
+	@mkdir -p $(@D)
+	scripts/syscalls > $@
+
+$(C)/tests/syscalls: $(C)/syscalls.h
+$(C)/tests/syscalls: CPPFLAGS += -I$(C)
+
 # --- what is measured --------------------------------------------------------
 target/bench/slowdown: benches/slowdown.c $(MACHINE) $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
