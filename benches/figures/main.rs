@@ -10,6 +10,7 @@ mod parts;
 mod report;
 mod ring;
 mod slowdown;
+mod standstill;
 mod stream;
 mod sync;
 
@@ -37,6 +38,7 @@ fn main() {
     }
     let mut report = Report::new(only, out);
     stream::measure(&mut report);
+    standstill::measure(&mut report);
     collect::measure(&mut report);
     sync::measure(&mut report);
     parts::measure(&mut report);

@@ -1,0 +1,270 @@
+//! How long a guest stands still: migrations over TCP on the loopback, from the call of `pause`
+//! to the receipt of "running", in milliseconds. Each row changes one condition and is held
+//! against a guest of 1 MiB that is idle, whose downtime is the round trips alone; the row of a
+//! guest that writes is held against the downtime limit.
+//!
+//! Source and destination are one process. Memory that counts as touched was written before.
+
+use crate::machine::GIB;
+use crate::report::{alternate, Report, Runs};
+use brant::channel::Endpoint;
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::units::{Bytes, PAGE_SIZE};
+use brant::vmm::Vmm;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
+
+const FAMILY: &str = "standstill.";
+const RUNS: usize = 5;
+/// Writes a second of the guest that writes.
+const WRITES: u64 = 20_000;
+const LONG: Duration = Duration::from_secs(300);
+
+/// What the destination's memory is.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Private anonymous memory that was never touched.
+    Fresh,
+    /// The same, all of it written.
+    Touched,
+    /// Shared memory without a descriptor: what was never touched cannot be told.
+    Unknown,
+}
+
+struct Ram(*mut u8, u64);
+
+impl Ram {
+    fn new(length: u64, kind: Kind, fill: u8) -> Ram {
+        let sharing = match kind {
+            Kind::Unknown => libc::MAP_SHARED,
+            _ => libc::MAP_PRIVATE,
+        };
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                sharing | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "{length} bytes of address space");
+        let ram = Ram(at.cast(), length);
+        if kind == Kind::Touched {
+            // SAFETY: the mapping, for its whole length.
+            unsafe { std::ptr::write_bytes(ram.0, fill, length as usize) };
+        }
+        ram
+    }
+
+    fn memory(&self) -> (Arc<Memory>, BlockId) {
+        let memory = Memory::new().unwrap();
+        let block = memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host: self.0,
+                length: Bytes(self.1),
+                page_size: Bytes(PAGE_SIZE),
+                file: None,
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        memory
+            .add_slot(&SlotDescription {
+                slot: 0,
+                flags: 0,
+                block: "ram".into(),
+                offset: Bytes(0),
+                length: Bytes(self.1),
+                guest_address: GuestAddress(0),
+            })
+            .unwrap();
+        (Arc::new(memory), block)
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; who used it is gone.
+        unsafe { libc::munmap(self.0.cast(), self.1 as usize) };
+    }
+}
+
+/// Pauses a guest that may be writing: between two bursts.
+#[derive(Default)]
+struct Guest {
+    paused: RwLock<bool>,
+}
+
+impl Vmm for Guest {
+    fn pause(&self) -> brant::Result<()> {
+        *self.paused.write().unwrap() = true;
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        *self.paused.write().unwrap() = false;
+        Ok(())
+    }
+    fn run(&self) -> brant::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is changed of an idle guest that was touched on neither side.
+#[derive(Clone, Copy)]
+struct Shape {
+    length: u64,
+    source: Kind,
+    destination: Kind,
+    /// Every second page given back.
+    ballooned: bool,
+    writes: bool,
+}
+
+const IDLE: Shape = Shape {
+    length: 1 << 20,
+    source: Kind::Fresh,
+    destination: Kind::Fresh,
+    ballooned: false,
+    writes: false,
+};
+
+/// Writes until it is stopped: a page here and a page there, and each mark after its write.
+fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), stop: &AtomicBool) {
+    const BURST: u64 = 20;
+    let begun = Instant::now();
+    let (mut written, mut state) = (0, 0x1234_5678_9abc_def1u64);
+    while !stop.load(Ordering::Relaxed) {
+        let due = begun.elapsed().as_micros() as u64 * WRITES / 1_000_000;
+        let paused = guest.paused.read().unwrap();
+        if !*paused {
+            for _ in 0..BURST.min(due.saturating_sub(written)) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let at = state % (ram.1 / PAGE_SIZE) * PAGE_SIZE;
+                let word = (ram.0 + at as usize) as *mut u64;
+                // SAFETY: in the mapping; the migration reads it as a guest's memory is read,
+                // while it changes.
+                unsafe { word.write_volatile(state) };
+                tracker.mark_block(block, Bytes(at), 8);
+                written += 1;
+            }
+        }
+        drop(paused);
+        // While the guest stands still nothing becomes due.
+        if due.saturating_sub(written) > WRITES / 10 {
+            written = due;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+/// Migrates once; milliseconds of downtime.
+fn downtime(shape: &Shape) -> f64 {
+    let from = Ram::new(shape.length, shape.source, 7);
+    let to = Ram::new(shape.length, shape.destination, 7);
+    let (here, block) = from.memory();
+    let (there, _) = to.memory();
+    if shape.ballooned {
+        here.set_must_tell_host(true);
+        there.set_must_tell_host(true);
+        for page in (0..shape.length / PAGE_SIZE).step_by(2) {
+            here.mark_discarded(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
+        }
+    }
+    let guest = Arc::new(Guest::default());
+    let tracker = Tracker::new(here, Clearing::default()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = shape.writes.then(|| {
+        let (guest, tracker, stop) = (guest.clone(), Arc::clone(&tracker), Arc::clone(&stop));
+        let ram = (from.0 as usize, from.1);
+        std::thread::spawn(move || write(&guest, &tracker, block, ram, &stop))
+    });
+    let incoming = Incoming::new(there, Arc::new(Guest::default()), Params::default()).unwrap();
+    let outgoing = Outgoing::new(tracker, Blockers::new(), guest, Params::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+    outgoing.start(Target::Endpoint(endpoint)).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let peer = Source::Connected(OwnedFd::from(peer));
+    incoming.start(peer).unwrap();
+    outgoing.wait(Some(LONG)).unwrap();
+    incoming.wait(Some(LONG)).unwrap();
+    stop.store(true, Ordering::Relaxed);
+    if let Some(writer) = writer {
+        writer.join().unwrap();
+    }
+    outgoing.stats().downtime_us as f64 / 1e3
+}
+
+/// All figures of this file.
+pub fn measure(report: &mut Report) {
+    if !report.wants_any(FAMILY) {
+        return;
+    }
+    let touched = Shape {
+        length: 2 * GIB,
+        source: Kind::Touched,
+        destination: Kind::Touched,
+        ..IDLE
+    };
+    let mut rows = vec![("idle_touched/2GiB".to_owned(), touched)];
+    for gib in [1, 8] {
+        let sparse = Shape {
+            length: gib * GIB,
+            ..IDLE
+        };
+        let unknown = Shape {
+            destination: Kind::Unknown,
+            ..sparse
+        };
+        let touched = Shape {
+            destination: Kind::Touched,
+            ..sparse
+        };
+        let ballooned = Shape {
+            ballooned: true,
+            ..touched
+        };
+        rows.push((format!("idle_sparse/{gib}GiB/unknown"), unknown));
+        rows.push((format!("idle_sparse/{gib}GiB/touched"), touched));
+        rows.push((format!("idle_sparse/{gib}GiB/ballooned"), ballooned));
+    }
+    let huge = Shape {
+        length: 1024 * GIB,
+        ..IDLE
+    };
+    rows.push(("idle_sparse/1TiB/fresh".to_owned(), huge));
+    for (name, shape) in rows {
+        let name = format!("{FAMILY}{name}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let [row, small]: [Runs; 2] = alternate(RUNS, |contender| {
+            downtime(if contender == 0 { &shape } else { &IDLE })
+        });
+        report.compared(&name, "ms", &row, "1 MiB, idle", &small);
+    }
+    let name = format!("{FAMILY}writes/{WRITES}");
+    if report.wants(&name) {
+        let shape = Shape {
+            length: GIB,
+            source: Kind::Touched,
+            destination: Kind::Touched,
+            writes: true,
+            ..IDLE
+        };
+        let [row]: [Runs; 1] = alternate(RUNS, |_| downtime(&shape));
+        let limit = Params::default().downtime_limit.as_secs_f64() * 1e3;
+        report.compared(&name, "ms", &row, "downtime limit", &Runs::of(limit));
+    }
+}
