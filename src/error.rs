@@ -33,7 +33,7 @@ pub enum Kind {
     PeerGone = -10,
     /// A time limit passed.
     Timeout = -11,
-    /// The operation was cancelled.
+    /// The operation was cancelled, here or by the peer; the message says who.
     Cancelled = -12,
     /// The peer sent what the protocol does not allow.
     Protocol = -13,

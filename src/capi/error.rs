@@ -27,7 +27,7 @@ pub const BRANT_E_IO: i32 = -9;
 pub const BRANT_E_PEER_GONE: i32 = -10;
 /// A time limit passed.
 pub const BRANT_E_TIMEOUT: i32 = -11;
-/// The operation was cancelled.
+/// The operation was cancelled, here or by the peer; the message says who.
 pub const BRANT_E_CANCELLED: i32 = -12;
 /// The peer sent what the protocol does not allow.
 pub const BRANT_E_PROTOCOL: i32 = -13;

@@ -379,23 +379,19 @@ impl Returned {
         both
     }
 
-    /// Forgets everything, and returns what counted as given back, for `each` to mark.
-    fn forget(&self, mut each: impl FnMut(Range<u64>)) {
-        let state = {
-            let mut guard = self.lock();
-            self.count.store(0, Ordering::Relaxed);
-            guard.take()
-        };
-        let Some(state) = state else {
-            return;
-        };
-        let mut at = 0;
-        while let Some(run) = state.counting().next_run(at, SLICE) {
-            each(run.start as u64..run.end as u64);
-            at = run.end;
-        }
+    /// Forgets everything; the bits of what counted as given back.
+    fn forget(&self) -> Option<State> {
+        let mut guard = self.lock();
+        self.count.store(0, Ordering::Relaxed);
+        guard.take()
     }
 }
+
+/// Bits that nobody needs any more. Freeing those of a huge guest takes milliseconds: drop it
+/// when nobody waits.
+#[must_use]
+#[derive(Default)]
+pub(crate) struct Forgotten(Vec<State>);
 
 impl Memory {
     /// Says whether the guest must tell before it uses a page again that it gave back
@@ -409,7 +405,7 @@ impl Memory {
         let before = self.giving.gate.swap(gate, Ordering::SeqCst);
         let again = before == MUST_TELL && !self.giving.arriving.load(Ordering::SeqCst);
         if !must || again {
-            self.forget_returned();
+            drop(self.forget_returned());
         }
     }
 
@@ -419,27 +415,42 @@ impl Memory {
     }
 
     /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
-    pub(crate) fn settle_returned(&self) {
+    /// Called while the guest stands still.
+    pub(crate) fn settle_returned(&self) -> Forgotten {
         self.giving.arriving.store(false, Ordering::SeqCst);
-        if !self.must_tell_host() {
-            self.forget_returned();
+        if self.must_tell_host() {
+            return Forgotten::default();
         }
+        self.forget_returned()
     }
 
     /// The guest of a source will not run here after all, and what was said of its pages says
     /// nothing of another's.
     pub(crate) fn abandon_returned(&self) {
         if self.giving.arriving.swap(false, Ordering::SeqCst) {
-            self.forget_returned();
+            drop(self.forget_returned());
         }
     }
 
-    fn forget_returned(&self) {
+    fn forget_returned(&self) -> Forgotten {
+        let mut forgotten = Forgotten::default();
         for block in self.map().blocks() {
-            block
-                .returned()
-                .forget(|range| self.tell_taken(block.id(), range));
+            let Some(state) = block.returned().forget() else {
+                continue;
+            };
+            // A pattern of a million runs is not walked through for nobody.
+            let told = self.giving.told.load();
+            let mut at = 0;
+            while told.iter().any(|o| o.strong_count() > 0) {
+                let Some(run) = state.counting().next_run(at, SLICE) else {
+                    break;
+                };
+                self.tell_taken(block.id(), run.start as u64..run.end as u64);
+                at = run.end;
+            }
+            forgotten.0.push(state);
         }
+        forgotten
     }
 
     /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any

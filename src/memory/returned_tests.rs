@@ -91,7 +91,7 @@ fn a_device_that_is_set_up_again_knows_nothing_of_what_was_given_back_before() {
     memory.give_from_peer(&block, 40..50, |_| {});
     memory.set_must_tell_host(true);
     assert_eq!(block.returned().count(), 10);
-    memory.settle_returned();
+    drop(memory.settle_returned());
     assert_eq!(block.returned().count(), 10);
     // The guest runs here now, and resets its device here.
     memory.set_must_tell_host(true);

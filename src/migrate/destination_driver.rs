@@ -14,6 +14,7 @@ use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
+use crate::memory::returned::Forgotten;
 use crate::memory::{Memory, PinRecall};
 use crate::runtime::{wait_ready, Deadline, Interest, Limit};
 use crate::sys::net::Piece as _;
@@ -64,6 +65,8 @@ pub(super) struct Driver {
     sink: PageSink,
     /// Raised by whoever removes a block.
     recall: Arc<PinRecall>,
+    /// To be freed when the guest runs.
+    forgotten: Forgotten,
     outbox: Outbox,
     token: Token,
     last_marker: u64,
@@ -152,7 +155,7 @@ impl Work for Driver {
             }
             Action::CallRun => {
                 let begun = Instant::now();
-                shared.memory.settle_returned();
+                self.forgotten = shared.memory.settle_returned();
                 self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
                 self.stats.run_us = micros(begun.elapsed());
                 Some(Event::Started)
@@ -172,6 +175,9 @@ impl Work for Driver {
                         );
                     }
                 }
+                // Not before: freeing these takes milliseconds where the guest is huge.
+                self.sink.free();
+                self.forgotten = Forgotten::default();
                 None
             }
             Action::TellPeer => {
@@ -212,6 +218,7 @@ impl Driver {
             ahead_len: 0,
             sink: PageSink::new(memory),
             recall,
+            forgotten: Forgotten::default(),
             outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,

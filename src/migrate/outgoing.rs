@@ -6,7 +6,7 @@ use super::callbacks::{check_not_inside, Callbacks};
 use super::converge::{Decider, FitsDowntime};
 use super::handle::Handle;
 use super::params::Params;
-use super::report::Stats;
+use super::report::{micros, Stats};
 use super::source_driver::{Driver, Shared, Target};
 use super::switchover::source::{step, Action, Event, Resolution, State};
 use super::work;
@@ -15,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A migration from here to somewhere else. One object, one migration.
@@ -50,6 +50,7 @@ impl Outgoing {
                 vmm,
                 params,
                 handle: Handle::new()?,
+                paused_at: OnceLock::new(),
             }),
         })
     }
@@ -129,10 +130,15 @@ impl Outgoing {
         } else {
             Ok(())
         };
-        if result.is_err() {
+        {
             let mut public = handle.lock();
-            public.state = step(public.state, Event::ResumeFailed).state;
-            public.stats.phase = public.state as u32;
+            if let (true, Some(stood)) = (resume, self.shared.stood()) {
+                public.stats.downtime_us = micros(stood);
+            }
+            if result.is_err() {
+                public.state = step(public.state, Event::ResumeFailed).state;
+                public.stats.phase = public.state as u32;
+            }
         }
         handle.notify.raise();
         result

@@ -55,7 +55,9 @@ pub struct Stats {
     pub expected_downtime_us: u64,
     /// What was expected when the guest was paused, kept to be compared. 0 before.
     pub promised_downtime_us: u64,
-    /// From the call of `pause` to the destination's word that it runs. 0 before.
+    /// How long the guest stood still: from the call of `pause` to the destination's word that
+    /// it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
+    /// that still stands (unanswered, or not resumed): until that was known.
     pub downtime_us: u64,
     /// Of the downtime: the VMM's `pause`.
     pub pause_us: u64,

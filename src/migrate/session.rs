@@ -114,6 +114,7 @@ pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) {
 /// What an ABORT of the peer's is as an error here.
 pub(super) fn refused(who: &str, abort: &Abort) -> Error {
     let kind = match abort.code {
+        c if c == Kind::Cancelled as i32 => Kind::Cancelled,
         c if c == Kind::Layout as i32 => Kind::Layout,
         c if c == Kind::Version as i32 => Kind::Version,
         _ => Kind::Refused,

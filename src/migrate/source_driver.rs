@@ -29,7 +29,7 @@ use crate::vmm::{EventKind, Vmm};
 use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Where a migration goes.
@@ -59,6 +59,15 @@ pub(super) struct Shared {
     pub(super) vmm: Arc<dyn Vmm>,
     pub(super) params: Params,
     pub(super) handle: Handle<State>,
+    /// When `pause` was called.
+    pub(super) paused_at: OnceLock<Instant>,
+}
+
+impl Shared {
+    /// How long the guest has stood still, if it was paused.
+    pub(super) fn stood(&self) -> Option<Duration> {
+        self.paused_at.get().map(Instant::elapsed)
+    }
 }
 
 /// What the thread owns.
@@ -89,7 +98,6 @@ pub(super) struct Driver {
     last_sync: Option<Instant>,
     sync_time: Duration,
     blobs: Blobs,
-    paused_at: Option<Instant>,
     switchover: Limit,
     stats: Stats,
     renewed: Option<Instant>,
@@ -123,6 +131,7 @@ impl Work for Driver {
     fn enter(&mut self, state: State) {
         self.stats.phase = state as u32;
         if let State::Unanswered = state {
+            self.stood_until_now();
             let cause = self.error.take();
             self.error = Some(Error::new(
                 Kind::Unanswered,
@@ -152,7 +161,7 @@ impl Work for Driver {
             }
             Action::CallPause => {
                 let begun = Instant::now();
-                self.paused_at = Some(begun);
+                let _ = self.shared.paused_at.set(begun);
                 self.switchover = self.shared.params.switchover().from_now();
                 self.vmm.call("pause", |vmm| vmm.pause())?;
                 self.stats.pause_us = micros(begun.elapsed());
@@ -218,14 +227,15 @@ impl Work for Driver {
                 let run = self.await_running();
                 self.stats.handover_us = micros(begun.elapsed());
                 self.stats.run_us = run?;
-                if let Some(paused) = self.paused_at {
-                    self.stats.downtime_us = micros(paused.elapsed());
-                }
+                self.stood_until_now();
                 Some(Event::PeerRunning)
             }
             Action::CallResume => {
-                self.vmm
-                    .call_that_makes_threads("resume", |vmm| vmm.resume())?;
+                let resumed = self
+                    .vmm
+                    .call_that_makes_threads("resume", |vmm| vmm.resume());
+                self.stood_until_now();
+                resumed?;
                 Some(Event::Resumed)
             }
             Action::PutBack => {
@@ -290,7 +300,6 @@ impl Driver {
             last_sync: None,
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
-            paused_at: None,
             switchover: Limit::never(),
             stats: Stats::default(),
             renewed: None,
@@ -333,7 +342,7 @@ impl Driver {
         if let Some(rate) = self.dirtied.rate() {
             stats.dirty_pages_per_second = rate as u64;
         }
-        if self.paused_at.is_none() {
+        if self.shared.paused_at.get().is_none() {
             if let Some(expected) = facts.expected_downtime() {
                 stats.expected_downtime_us = micros(expected);
             }
@@ -342,6 +351,13 @@ impl Driver {
         stats.advance();
         stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
         self.shared.handle.publish(stats, &self.error);
+    }
+
+    /// What was paused runs again, or nobody knows when it will.
+    fn stood_until_now(&mut self) {
+        if let Some(stood) = self.shared.stood() {
+            self.stats.downtime_us = micros(stood);
+        }
     }
 
     fn channel(&mut self) -> Result<&mut Channel> {

@@ -97,9 +97,10 @@ fn failed<W: Work>(
         Kind::Refused | Kind::Layout | Kind::Version => Failure::Refused,
         _ => Failure::Other,
     };
+    // Where a cancel interrupted this side is nobody's business; that the peer cancelled is.
+    let ours = driver.shared().handle().cancel.is_cancelled();
     let error = match error.kind() {
-        // Where it was interrupted is nobody's business.
-        Kind::Cancelled => Error::new(Kind::Cancelled, "the migration was cancelled"),
+        Kind::Cancelled if ours => Error::new(Kind::Cancelled, "the migration was cancelled"),
         _ => error,
     };
     driver.error().get_or_insert(error);
