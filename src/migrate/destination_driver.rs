@@ -243,7 +243,8 @@ impl Driver {
         self.renewed = Some(at);
         let elapsed = at - self.begun;
         let stats = &mut self.stats;
-        stats.elapsed_us = micros(elapsed);
+        // It began anew when the connection came.
+        stats.elapsed_us = stats.elapsed_us.max(micros(elapsed));
         if let Some(channel) = &self.channel {
             stats.wire_bytes = channel.counters().received.0;
         }
@@ -300,7 +301,27 @@ impl Driver {
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
-        outbox.send(channel, record, &io)
+        let sent = outbox.send(channel, record, &io);
+        sent.map_err(|e| self.explain(e))
+    }
+
+    /// If sending failed because the source went away, its own word for why is better, and came
+    /// before that.
+    fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
+            return error;
+        }
+        // It comes last, and a source that goes on talking has none to give.
+        for _ in 0..64 {
+            match self.next(Deadline::after(LOOK).into(), "ABORT") {
+                Ok(Incomer::Control(_)) => {}
+                Err(e) if !matches!(e.kind(), Kind::PeerGone | Kind::Io | Kind::Timeout) => {
+                    return e;
+                }
+                _ => break,
+            }
+        }
+        error
     }
 
     /// Takes the first connection that says something. One that closes, or keeps silent, before
@@ -544,7 +565,8 @@ impl Driver {
                 Incomer::Pages(_, header) => self.pages(&header)?,
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
-                    self.stats.pass = marker.pass;
+                    // Not what the source says if it goes back.
+                    self.stats.pass = self.stats.pass.max(marker.pass);
                     self.outbox.acknowledge(marker.number);
                     self.flush()?;
                     if marker.is_final() {

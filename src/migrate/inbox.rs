@@ -4,7 +4,9 @@
 use super::session::refused;
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::runtime::Deadline;
 use crate::wire::{Header, Record, RecordType, HEADER_LEN};
+use std::time::Duration;
 
 /// No record that a destination sends is longer: ABORT with its reason, or a skippable one
 /// of a later version.
@@ -57,6 +59,14 @@ impl Inbox {
             }
         }
         None
+    }
+
+    /// After the destination was told that it is over: reads what it says, for at most `limit`,
+    /// until it ends it too. Closing with unread acknowledgements resets the connection, and
+    /// the reason would be lost with it.
+    pub(super) fn drain(&mut self, channel: &mut Channel, limit: Duration) {
+        let io = Io::patient(limit).within(Deadline::after(limit));
+        while self.wait(channel, &io).is_ok() {}
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {

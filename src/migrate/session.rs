@@ -15,7 +15,7 @@ pub(super) fn software() -> String {
 }
 
 /// How long telling the peer may take: cancelling has a tenth of a second in all.
-const TELL: Duration = Duration::from_millis(20);
+pub(super) const TELL: Duration = Duration::from_millis(20);
 
 /// Sends one control record. It is too short to go out in pieces: a peer that takes a byte of it
 /// now and then has no longer than one that takes nothing.

@@ -11,7 +11,7 @@ use super::outbox::Outbox;
 use super::params::Params;
 use super::report::{micros, Meter, Stats};
 use super::sender::{Batch, Sender};
-use super::session::{self, Blobs};
+use super::session::{self, Blobs, TELL};
 use super::sink::describe;
 use super::switchover::source::{Action, Event, State};
 use super::work::{self, Work};
@@ -246,6 +246,7 @@ impl Work for Driver {
                 let error = self.error.clone();
                 if let (Some(channel), Some(error)) = (&mut self.channel, error) {
                     session::abort(channel, &mut Outbox::default(), &error);
+                    self.inbox.drain(channel, TELL);
                     let _ = channel.shutdown();
                 }
                 None
