@@ -203,6 +203,10 @@ fn downtime(shape: &Shape) -> f64 {
     if let Some(writer) = writer {
         writer.join().unwrap();
     }
+    if std::env::var_os("BRANT_PARTS").is_some() {
+        let s = outgoing.stats();
+        eprintln!("pause {} save {} sync {} send {} ready {} (load {}) release {} handover {} (run {}) pass {} last_pages {}", s.pause_us, s.save_us, s.last_sync_us, s.last_send_us, s.ready_us, s.load_us, s.release_us, s.handover_us, s.run_us, s.pass, s.last_pages);
+    }
     outgoing.stats().downtime_us as f64 / 1e3
 }
 
