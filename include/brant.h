@@ -94,7 +94,7 @@
 #define BRANT_E_TIMEOUT (-11)
 
 /**
- * The operation was cancelled.
+ * The operation was cancelled, here or by the peer; the message says who.
  */
 #define BRANT_E_CANCELLED (-12)
 
@@ -864,17 +864,21 @@ typedef struct brant_params {
     size_t size;
     /**
      * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
-     * A limit for the decision to switch over, not a promise.
+     * A ceiling for the decision to switch over: not a promise, and not a target. Where the
+     * rest fits, passes go on as long as the last one made it smaller, so a guest that writes
+     * little stands still for much less.
      */
     uint64_t downtime_limit_ms;
     /**
      * Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
-     * no cap. The switchover is not capped.
+     * no cap. The switchover is not capped, and the link is not taken to be as slow as the cap:
+     * now and then a batch is timed until it has arrived.
      */
     uint64_t max_bandwidth;
     /**
      * Bytes a second that will be there at the switchover, when you know better than a
-     * measurement can; same range; default as measured.
+     * measurement can (behind a cap, on a link that others will use then); same range; default
+     * as measured.
      */
     uint64_t switchover_bandwidth;
     /**
@@ -932,7 +936,10 @@ typedef struct brant_params {
 
 /**
  * The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
- * All but the rates only grow, and `progress` never goes back.
+ * What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
+ * `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
+ * and `sync_us`. All others only grow. (Where `brant_outgoing_resolve` cannot resume the guest,
+ * `phase` goes back to BRANT_SOURCE_UNANSWERED.)
  */
 typedef struct brant_stats {
     /**
@@ -996,12 +1003,14 @@ typedef struct brant_stats {
      */
     uint64_t bandwidth;
     /**
-     * Pages a second that became pending between syncs; a page that is written again while it
-     * is pending does not count. BRANT_UNKNOWN before the first sync.
+     * Pages a second that the guest wrote, as syncs found them when everything before had been
+     * sent; a page that was written many times between two syncs counts once. BRANT_UNKNOWN
+     * before the first such sync, so all through the first pass.
      */
     uint64_t dirty_pages_per_second;
     /**
-     * Until the switchover at these rates; BRANT_UNKNOWN when they lead to none.
+     * Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
+     * unknown, and when the link is not clearly faster than the guest.
      */
     uint64_t time_left_us;
     /**
@@ -1013,7 +1022,9 @@ typedef struct brant_stats {
      */
     uint64_t promised_downtime_us;
     /**
-     * From the call of `pause` to the destination's word that it runs. 0 before.
+     * How long the guest stood still: from the call of `pause` to the destination's word that
+     * it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
+     * that still stands (unanswered, or not resumed): until that was known.
      */
     uint64_t downtime_us;
     /**

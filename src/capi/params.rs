@@ -17,13 +17,17 @@ pub struct brant_params {
     /// sizeof(brant_params).
     pub size: usize,
     /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
-    /// A limit for the decision to switch over, not a promise.
+    /// A ceiling for the decision to switch over: not a promise, and not a target. Where the
+    /// rest fits, passes go on as long as the last one made it smaller, so a guest that writes
+    /// little stands still for much less.
     pub downtime_limit_ms: u64,
     /// Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
-    /// no cap. The switchover is not capped.
+    /// no cap. The switchover is not capped, and the link is not taken to be as slow as the cap:
+    /// now and then a batch is timed until it has arrived.
     pub max_bandwidth: u64,
     /// Bytes a second that will be there at the switchover, when you know better than a
-    /// measurement can; same range; default as measured.
+    /// measurement can (behind a cap, on a link that others will use then); same range; default
+    /// as measured.
     pub switchover_bandwidth: u64,
     /// The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
     /// source from its start to the switchover, default one hour. At the destination from the

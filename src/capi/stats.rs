@@ -72,7 +72,10 @@ pub const BRANT_DESTINATION_FAILED: u32 = 42;
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
 /// The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
-/// All but the rates only grow, and `progress` never goes back.
+/// What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
+/// `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
+/// and `sync_us`. All others only grow. (Where `brant_outgoing_resolve` cannot resume the guest,
+/// `phase` goes back to BRANT_SOURCE_UNANSWERED.)
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_stats {
@@ -106,10 +109,12 @@ pub struct brant_stats {
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
     pub bandwidth: u64,
-    /// Pages a second that became pending between syncs; a page that is written again while it
-    /// is pending does not count. BRANT_UNKNOWN before the first sync.
+    /// Pages a second that the guest wrote, as syncs found them when everything before had been
+    /// sent; a page that was written many times between two syncs counts once. BRANT_UNKNOWN
+    /// before the first such sync, so all through the first pass.
     pub dirty_pages_per_second: u64,
-    /// Until the switchover at these rates; BRANT_UNKNOWN when they lead to none.
+    /// Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
+    /// unknown, and when the link is not clearly faster than the guest.
     pub time_left_us: u64,
     /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
     pub expected_downtime_us: u64,

@@ -96,6 +96,8 @@ pub struct SyncReport {
     pub logs: Vec<LogReport>,
     /// A log will deliver some of what it holds in the next sync.
     pub postponed: bool,
+    /// A log failed, and what it covers counts as found: nobody knows how much was written.
+    pub failed: bool,
     /// Logs that failed (their pages were all taken as dirty) or come later, in words.
     pub warnings: Vec<String>,
 }
@@ -679,6 +681,7 @@ impl Inner {
                     if when == When::Stopped {
                         return Err(e.context(format_args!("the last harvest of {}", log.name())));
                     }
+                    report.failed = true;
                     report.warnings.push(format!(
                         "{} failed, so all that it covers counts as dirty: {e}",
                         log.name()

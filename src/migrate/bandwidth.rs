@@ -2,10 +2,15 @@
 //! guest dirties, from what syncs found. Pure.
 //!
 //! Only sending counts: not the time of a sync (a terabyte guest's takes as long as
-//! thousands of pages), not a scan for zero pages. Pacing does count: a link that was only
-//! ever used at the cap has shown no more than the cap. Several windows are remembered, and
+//! thousands of pages), not a scan for zero pages. Several windows are remembered, and
 //! the newest does not get to decide alone; but a link that has just become slow must be
 //! believed, so the estimate is the lower of the long and the short view.
+//!
+//! A cap on the bandwidth hides the link: sending at the cap shows the cap and no more, and
+//! what a small batch takes to leave is what a copy into the socket takes. So with a cap some
+//! batches are *timed*: from the first byte to the destination's word that it has them all. That
+//! includes a round trip and says too little rather than too much; the switchover, which
+//! is not capped, will do as well.
 
 use crate::units::Pages;
 use std::collections::VecDeque;
@@ -13,13 +18,16 @@ use std::time::Duration;
 
 /// Length of a window, in time spent sending.
 const WINDOW: Duration = Duration::from_millis(100);
-/// How many windows are remembered.
+/// How many windows, or timed batches, are remembered.
 const REMEMBERED: usize = 20;
 /// How many make the short view.
 const SHORT: usize = 3;
 /// Fewer bytes than this, sent in less than a window, say nothing: much of them went into
 /// socket buffers (10 MiB of both ends' on a usual host), at the speed of a copy.
 const LEAST_BYTES: u64 = 32 << 20;
+/// After a batch that was timed, none is for so many times as long: the link carries nothing
+/// while its sender waits for an answer.
+const TIMED_SHARE: u32 = 20;
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Sample {
@@ -27,42 +35,81 @@ struct Sample {
     time: Duration,
 }
 
-/// The estimate. Feed it with [`Bandwidth::sent`].
+/// Samples, the oldest first.
 #[derive(Debug, Default, Clone)]
-pub struct Bandwidth {
-    windows: VecDeque<Sample>,
-    current: Sample,
-}
+struct Samples(VecDeque<Sample>);
 
-impl Bandwidth {
-    /// `bytes` went out in `time` spent sending.
-    pub fn sent(&mut self, bytes: u64, time: Duration) {
-        self.current.bytes += bytes;
-        self.current.time += time;
-        if self.current.time >= WINDOW {
-            if self.windows.len() == REMEMBERED {
-                self.windows.pop_front();
-            }
-            self.windows.push_back(self.current);
-            self.current = Sample::default();
+impl Samples {
+    fn push(&mut self, sample: Sample) {
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
         }
+        self.0.push_back(sample);
     }
 
-    /// Bytes a second; `None` as long as too little was sent to know.
-    pub fn estimate(&self) -> Option<f64> {
+    /// Bytes a second: the lower of what all say, `current` included, and what the newest say. A
+    /// sum that is not `enough` says nothing.
+    fn rate(&self, current: Sample, enough: impl Fn(&Sample) -> bool) -> Option<f64> {
         let rate = |samples: &mut dyn Iterator<Item = &Sample>| {
             let sum = samples.fold(Sample::default(), |a, b| Sample {
                 bytes: a.bytes + b.bytes,
                 time: a.time + b.time,
             });
-            ((sum.bytes >= LEAST_BYTES || sum.time >= WINDOW) && !sum.time.is_zero())
-                .then(|| sum.bytes as f64 / sum.time.as_secs_f64())
+            (enough(&sum) && !sum.time.is_zero()).then(|| sum.bytes as f64 / sum.time.as_secs_f64())
         };
-        let long = rate(&mut self.windows.iter().chain([&self.current]));
-        let short = rate(&mut self.windows.iter().rev().take(SHORT));
+        let long = rate(&mut self.0.iter().chain([&current]));
+        let short = rate(&mut self.0.iter().rev().take(SHORT));
         match (long, short) {
             (Some(long), Some(short)) => Some(long.min(short)),
             (long, short) => long.or(short),
+        }
+    }
+}
+
+/// The estimate. Feed it with [`Bandwidth::sent`] and, where there is a cap, with
+/// [`Bandwidth::timed`].
+#[derive(Debug, Default, Clone)]
+pub struct Bandwidth {
+    windows: Samples,
+    current: Sample,
+    timed: Samples,
+    /// When the next batch may be timed.
+    next_timed: Duration,
+}
+
+impl Bandwidth {
+    /// `bytes` went out in `time` spent sending, waits for a cap included.
+    pub fn sent(&mut self, bytes: u64, time: Duration) {
+        self.current.bytes += bytes;
+        self.current.time += time;
+        if self.current.time >= WINDOW {
+            self.windows.push(self.current);
+            self.current = Sample::default();
+        }
+    }
+
+    /// Whether a batch that is sent now shall be timed. `now` is any clock that does not go back.
+    pub fn wants_timed(&self, now: Duration) -> bool {
+        now >= self.next_timed
+    }
+
+    /// At `now`, `bytes` have arrived, `time` after the first of them was sent, and nothing else
+    /// was on its way.
+    pub fn timed(&mut self, now: Duration, bytes: u64, time: Duration) {
+        self.next_timed = now.saturating_add(time.saturating_mul(TIMED_SHARE));
+        self.timed.push(Sample { bytes, time });
+    }
+
+    /// Bytes a second; `None` as long as too little was sent to know.
+    pub fn estimate(&self) -> Option<f64> {
+        let sent = self.windows.rate(self.current, |sum| {
+            sum.bytes >= LEAST_BYTES || sum.time >= WINDOW
+        });
+        // The link has carried both.
+        let timed = self.timed.rate(Sample::default(), |_| true);
+        match (sent, timed) {
+            (Some(sent), Some(timed)) => Some(sent.max(timed)),
+            (sent, timed) => sent.or(timed),
         }
     }
 }
@@ -71,7 +118,11 @@ impl Bandwidth {
 /// in bursts.
 const DIRTY_WINDOW: Duration = Duration::from_millis(100);
 
-/// Pages a second that the guest dirties, over the syncs of the last tenth of a second or more.
+/// Pages a second that the guest writes, over the syncs of the last tenth of a second or more.
+///
+/// A page that is pending already is not found again, so a sync in the middle of a pass finds
+/// few pages, or none, of a guest that writes flat out: most of what it writes is still to be
+/// sent. What such a sync found counts with the next one that comes when nothing was pending.
 #[derive(Debug, Default, Clone)]
 pub struct DirtyRate {
     pages: u64,
@@ -80,10 +131,14 @@ pub struct DirtyRate {
 }
 
 impl DirtyRate {
-    /// A sync found `pages` that were written in `time`.
-    pub fn found(&mut self, pages: Pages, time: Duration) {
+    /// A sync found `pages` that were written in `time`; before it, everything was sent, or
+    /// some was still pending.
+    pub fn found(&mut self, pages: Pages, time: Duration, all_sent: bool) {
         self.pages += pages.0;
         self.time += time;
+        if !all_sent {
+            return;
+        }
         if self.time >= DIRTY_WINDOW || self.rate.is_none() {
             self.rate = Some(self.pages as f64 / self.time.as_secs_f64().max(1e-6));
         }
@@ -93,7 +148,7 @@ impl DirtyRate {
         }
     }
 
-    /// Pages a second; `None` before the first sync.
+    /// Pages a second; `None` before the first sync that could tell.
     pub fn rate(&self) -> Option<f64> {
         self.rate
     }
@@ -145,11 +200,67 @@ mod tests {
     #[test]
     fn two_syncs_close_together_do_not_make_a_dirty_guest_look_idle() {
         let mut dirtied = DirtyRate::default();
-        dirtied.found(Pages(1000), Duration::from_millis(100));
+        dirtied.found(Pages(1000), Duration::from_millis(100), true);
         assert_eq!(dirtied.rate(), Some(10_000.0));
-        dirtied.found(Pages(0), Duration::from_micros(50));
+        dirtied.found(Pages(0), Duration::from_micros(50), true);
         assert_eq!(dirtied.rate(), Some(10_000.0));
-        dirtied.found(Pages(2000), Duration::from_millis(200));
+        dirtied.found(Pages(2000), Duration::from_millis(200), true);
         assert!((dirtied.rate().unwrap() - 10_000.0).abs() < 10.0);
+    }
+
+    #[test]
+    fn a_sync_in_the_middle_of_a_pass_does_not_make_a_guest_that_writes_flat_out_look_idle() {
+        let mut dirtied = DirtyRate::default();
+        // All that it writes is pending already.
+        dirtied.found(Pages(0), Duration::from_millis(400), false);
+        assert_eq!(dirtied.rate(), None, "unknown is unknown");
+        dirtied.found(Pages(5000), Duration::from_millis(100), true);
+        assert_eq!(dirtied.rate(), Some(10_000.0));
+        dirtied.found(Pages(0), Duration::from_millis(400), false);
+        assert_eq!(dirtied.rate(), Some(10_000.0));
+    }
+
+    /// A link of 1 GB/s behind a cap of 3 MB/s: batches of 150 kB, each of which leaves for the
+    /// socket at the speed of a copy.
+    #[test]
+    fn a_cap_is_not_taken_for_the_link() {
+        let mut b = Bandwidth::default();
+        let batch = 150_000;
+        for i in 0..100u32 {
+            let now = Duration::from_millis(50) * i;
+            let took = Duration::from_micros(150) + Duration::from_micros(200);
+            if b.wants_timed(now) {
+                b.timed(now + took, batch, took);
+            }
+            b.sent(batch, Duration::from_millis(50));
+        }
+        let link = b.estimate().unwrap();
+        // A round trip of 200 us is in it: less than the link, and far more than the cap.
+        assert!((100e6..1e9).contains(&link), "{link}");
+        // A link that is no faster than its cap is shown as that.
+        let mut b = Bandwidth::default();
+        for i in 0..100u32 {
+            let now = Duration::from_millis(50) * i;
+            b.timed(now, batch, Duration::from_millis(90));
+            b.sent(batch, Duration::from_millis(50));
+        }
+        assert!((b.estimate().unwrap() - 3e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn timing_batches_leaves_the_link_to_others_nineteen_parts_of_twenty() {
+        let mut b = Bandwidth::default();
+        let (mut now, mut timing) = (Duration::ZERO, Duration::ZERO);
+        let round_trip = Duration::from_millis(100);
+        while now < Duration::from_secs(60) {
+            if b.wants_timed(now) {
+                now += round_trip;
+                timing += round_trip;
+                b.timed(now, 1_500_000, round_trip);
+            }
+            now += Duration::from_millis(1);
+        }
+        assert!(timing <= now / 20, "{timing:?} of {now:?}");
+        assert!(timing >= now / 30, "{timing:?} of {now:?}");
     }
 }

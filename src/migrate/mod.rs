@@ -16,6 +16,7 @@ mod known_zero;
 mod outbox;
 pub mod outgoing;
 pub mod params;
+mod passes;
 #[cfg(test)]
 pub(crate) mod planted;
 pub mod report;

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 /// Parameters of a migration. [`Params::default`] is what ships.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
-    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. A limit for the
-    /// decision to switch over, not a promise.
+    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. A ceiling for the
+    /// decision to switch over: not a promise, and not a target. Where the rest fits, passes go
+    /// on as long as the last one made it smaller.
     pub downtime_limit: Duration,
     /// Bytes a second that sending may use while the guest runs: 64 KiB/s to 1 TiB/s;
-    /// `None`, no cap. The switchover is not capped.
+    /// `None`, no cap. The switchover is not capped, and the link is not taken to be as slow as
+    /// the cap: now and then a batch is timed until it has arrived.
     pub max_bandwidth: Option<u64>,
     /// Bytes a second that will be there at the switchover, when the user knows better than a
     /// measurement can; same range; `None`, as measured.

@@ -39,9 +39,14 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Pages that went with contents, or were found to be zero or holes.
+    pub(super) fn read_pages(&self) -> u64 {
+        self.data_pages + self.zero_pages - self.skipped_pages - self.free_pages
+    }
+
     /// Whether the time says something of the link: not if most of it went into finding zeros.
     pub(super) fn measures_the_link(&self) -> bool {
-        self.data_pages >= self.zero_pages - self.skipped_pages - self.free_pages
+        2 * self.data_pages >= self.read_pages()
     }
 }
 

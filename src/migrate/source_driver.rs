@@ -4,12 +4,13 @@
 use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::Callbacks;
-use super::converge::{Decider, Facts, Moment, Next};
+use super::converge::{Decider, Facts, Moment, Next, PassFacts};
 use super::handle::Handle;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::params::Params;
-use super::report::{micros, Meter, Stats};
+use super::passes::Passes;
+use super::report::{micros, Meter, Stats, UNKNOWN};
 use super::sender::{Batch, Sender};
 use super::session::{self, Blobs, TELL};
 use super::sink::describe;
@@ -18,7 +19,7 @@ use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::channel::Endpoint;
-use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, Tracker};
+use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, SyncReport, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, PinRecall};
@@ -49,6 +50,12 @@ const BATCH_PAGES: u64 = 512;
 const MARKERS_WAITING: usize = 256;
 /// The most records that are read from the destination between two batches.
 const LISTEN_RECORDS: usize = 64;
+/// While the destination is told of given-back pages the guest runs and writes. Longer than this,
+/// and what was promised of the downtime is asked again, but not for ever: a guest may give
+/// pages back all the time.
+const TELLING: Duration = Duration::from_millis(2);
+/// How often it is asked again.
+const TELL_AGAIN: u32 = 4;
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
@@ -95,6 +102,11 @@ pub(super) struct Driver {
     bandwidth: Bandwidth,
     meter: Meter,
     dirtied: DirtyRate,
+    passes: Passes,
+    this_pass: PassSoFar,
+    last_pass: Option<PassFacts>,
+    /// What the last sync warned of.
+    warned: Vec<String>,
     last_sync: Option<Instant>,
     sync_time: Duration,
     blobs: Blobs,
@@ -103,6 +115,15 @@ pub(super) struct Driver {
     renewed: Option<Instant>,
     /// The first thing that went wrong.
     error: Option<Error>,
+}
+
+/// What the pass that is going on has sent.
+#[derive(Debug, Default)]
+struct PassSoFar {
+    pages: u64,
+    data: u64,
+    /// Waits for a cap of the bandwidth.
+    waited: Duration,
 }
 
 impl work::Shared for Shared {
@@ -298,6 +319,10 @@ impl Driver {
             bandwidth: Bandwidth::default(),
             meter: Meter::default(),
             dirtied: DirtyRate::default(),
+            passes: Passes::default(),
+            this_pass: PassSoFar::default(),
+            last_pass: None,
+            warned: Vec::new(),
             last_sync: None,
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
@@ -340,9 +365,7 @@ impl Driver {
         if let Some(bandwidth) = facts.bandwidth {
             stats.bandwidth = bandwidth as u64;
         }
-        if let Some(rate) = self.dirtied.rate() {
-            stats.dirty_pages_per_second = rate as u64;
-        }
+        stats.dirty_pages_per_second = self.dirtied.rate().map_or(UNKNOWN, |rate| rate as u64);
         if self.shared.paused_at.get().is_none() {
             if let Some(expected) = facts.expected_downtime() {
                 stats.expected_downtime_us = micros(expected);
@@ -565,20 +588,14 @@ impl Driver {
         if let Some(warning) = self.shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
+        self.last_sync = Some(Instant::now());
         let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
-        self.stats.pass = 1;
+        let mut told_again = 0;
         loop {
-            self.walk(&mut pacer)?;
-            let report = self.lease.sync(When::Running)?;
-            for warning in &report.warnings {
-                self.vmm.event(EventKind::Warning, warning.clone());
-            }
-            let now = Instant::now();
-            self.dirtied
-                .found(report.found, now - self.last_sync.unwrap_or(self.begun));
-            self.last_sync = Some(now);
-            self.sync_time = report.time;
-            self.stats.sync_us = micros(report.time);
+            self.stats.pass += 1;
+            self.await_turn();
+            let all_sent = self.walk(&mut pacer)?;
+            let report = self.sync(all_sent)?;
             self.renew(true);
             self.vmm.event(
                 EventKind::Pass,
@@ -594,27 +611,62 @@ impl Driver {
             self.shared.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {
-                    // What is promised is kept as it was, to be held against what happens.
-                    self.stats.promised_downtime_us = micros(expected);
                     let begun = Instant::now();
-                    self.send_unread()?;
-                    if begun.elapsed() <= shared.params.downtime_limit {
+                    let told = self.send_unread()?;
+                    // The guest wrote meanwhile, and nothing was promised of that.
+                    let took = begun.elapsed();
+                    let again = told && took > TELLING && told_again < TELL_AGAIN;
+                    if took <= shared.params.downtime_limit && !again {
+                        // Kept as it was, to be held against what happens.
+                        self.stats.promised_downtime_us = micros(expected);
                         return Ok(());
                     }
-                    // The guest wrote meanwhile for longer than it may stand still, and
-                    // nothing was promised of that.
-                    self.stats.promised_downtime_us = 0;
-                    self.stats.pass += 1;
+                    told_again += 1;
                 }
                 Next::GiveUp(error) => return Err(error),
-                Next::GoOn | Next::Sync => self.stats.pass += 1,
+                Next::GoOn | Next::Sync => {}
             }
         }
     }
 
+    /// Waits until the next pass may begin, where passes follow one another too closely.
+    fn await_turn(&mut self) {
+        if self.stats.pass == 1 {
+            return;
+        }
+        let idle = self.lease.pending().0 == 0;
+        let wait = self.passes.next(self.begun.elapsed(), idle);
+        if !wait.is_zero() {
+            self.shared.handle.cancel.wait(wait);
+        }
+    }
+
+    /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending.
+    fn sync(&mut self, all_sent: bool) -> Result<SyncReport> {
+        let report = self.lease.sync(When::Running)?;
+        // A log that fails each time says so once.
+        if report.warnings != self.warned {
+            for warning in &report.warnings {
+                self.vmm.event(EventKind::Warning, warning.clone());
+            }
+            self.warned.clone_from(&report.warnings);
+        }
+        let now = Instant::now();
+        let since = now - self.last_sync.unwrap_or(self.begun);
+        if report.failed {
+            self.dirtied = DirtyRate::default();
+        } else {
+            self.dirtied.found(report.found, since, all_sent);
+        }
+        self.last_sync = Some(now);
+        self.sync_time = report.time;
+        self.stats.sync_us = micros(report.time);
+        Ok(report)
+    }
+
     /// Tells the destination what the sync found to be given back or free, so that it is not told
-    /// while the guest stands still.
-    fn send_unread(&mut self) -> Result<()> {
+    /// while the guest stands still. Whether there was anything.
+    fn send_unread(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         // The decider may switch over when the time is up just now: this is done or not done
         // within the downtime limit, then.
@@ -641,12 +693,19 @@ impl Driver {
         if any {
             // A record of 32 bytes may take the destination as long as 2 MiB of pages, and
             // thousands of them fit into the socket: not while the guest stands still either.
-            let done = self
-                .send_marker(&io)
-                .and_then(|()| self.await_acknowledgements(0, &io));
-            done.map_err(|e| self.explain(e))?;
+            self.acknowledge_all(&io).map_err(|e| self.explain(e))?;
         }
-        Ok(())
+        Ok(any)
+    }
+
+    /// Waits until the destination has everything that was sent in its memory.
+    ///
+    /// What is on its way, or in a socket's buffer, costs the destination time: a header of 32
+    /// bytes that says that 2 MiB are zero, as long as 2 MiB of pages. None of it may be left
+    /// when the guest is paused.
+    fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
+        self.send_marker(io)?;
+        self.await_acknowledgements(0, io)
     }
 
     fn ask(&mut self, moment: Moment) -> Next {
@@ -656,6 +715,7 @@ impl Driver {
 
     fn facts(&self, moment: Moment) -> Facts {
         let now = Instant::now();
+        let stated = self.shared.params.switchover_bandwidth;
         Facts {
             moment,
             elapsed: now - self.begun,
@@ -663,26 +723,64 @@ impl Driver {
             pass: self.stats.pass,
             total: Bytes(self.stats.total_bytes),
             remaining: self.lease.to_read().bytes(),
-            bandwidth: self
-                .shared
-                .params
-                .switchover_bandwidth
+            last_pass: self.last_pass,
+            bandwidth: stated
                 .map(|stated| stated as f64)
                 .or_else(|| self.bandwidth.estimate()),
+            stated: stated.is_some(),
+            cap: self.shared.params.max_bandwidth.map(|cap| cap as f64),
             dirty_rate: self.dirtied.rate(),
             sync_time: self.sync_time,
             state: Bytes(self.stats.state_bytes),
         }
     }
 
-    /// One walk over pending, or less if the decider wants a sync.
-    fn walk(&mut self, pacer: &mut Pacer) -> Result<()> {
+    /// One walk over pending, or less if the decider wants a sync. Returns when all that was
+    /// sent is acknowledged; whether that is all there was.
+    fn walk(&mut self, pacer: &mut Pacer) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
         let total = self.total();
         let io = Io::until(&shared.handle.cancel, params.io())
             .within(total)
             .of("pages");
+        self.this_pass = PassSoFar::default();
+        let begun = Instant::now();
+        let walked = self.send_pass(pacer, &io).and_then(|all| {
+            self.acknowledge_all(&io)?;
+            Ok(all)
+        });
+        let all = walked.map_err(|e| {
+            let e = self.explain(e);
+            // The wait that ran out was the whole migration's: what was missing is the
+            // decider's to say, what was waited for is said with it.
+            match (e.kind(), total.expired()) {
+                (Kind::Timeout, true) => match self.ask(Moment::Walking) {
+                    Next::GiveUp(error) => Error::new(
+                        error.kind(),
+                        format!("{} ({})", error.message(), e.message()),
+                    ),
+                    _ => e,
+                },
+                _ => e,
+            }
+        })?;
+        let sent = &self.this_pass;
+        if sent.pages > 0 {
+            self.last_pass = Some(PassFacts {
+                number: self.stats.pass,
+                pages: Pages(sent.pages),
+                data: Pages(sent.data),
+                time: begun.elapsed().saturating_sub(sent.waited),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Sends what is pending; whether all of it.
+    fn send_pass(&mut self, pacer: &mut Pacer, io: &Io<'_>) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
         // A capped stream goes out in small pieces, so that it is even.
         let batch_pages = match params.max_bandwidth {
             Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
@@ -693,44 +791,53 @@ impl Driver {
             self.listen()?;
             match self.ask(Moment::Walking) {
                 Next::GoOn => {}
-                Next::Sync | Next::SwitchOver { .. } => return Ok(()),
+                Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
             }
-            let batch = match self.send_batch(Pages(batch_pages), &io) {
-                Ok(Some(batch)) => batch,
-                Ok(None) => {
-                    let map = shared.tracker.memory().map();
-                    self.walked.extend(map.blocks().iter().map(|b| b.id()));
-                    self.send_marker(&io)?;
-                    return self.await_acknowledgements(MARKERS_WAITING, &io);
-                }
-                Err(e) => {
-                    let e = self.explain(e);
-                    // The wait that ran out was the whole migration's: what was missing is the
-                    // decider's to say, what was waited for is said with it.
-                    return match (e.kind(), total.expired()) {
-                        (Kind::Timeout, true) => match self.ask(Moment::Walking) {
-                            Next::GiveUp(error) => Err(Error::new(
-                                error.kind(),
-                                format!("{} ({})", error.message(), e.message()),
-                            )),
-                            _ => Err(e),
-                        },
-                        _ => Err(e),
-                    };
-                }
+            let (begun, alone) = (Instant::now(), self.sender.unacknowledged() == 0);
+            let Some(batch) = self.send_batch(Pages(batch_pages), io)? else {
+                let map = shared.tracker.memory().map();
+                self.walked.extend(map.blocks().iter().map(|b| b.id()));
+                return Ok(true);
             };
-            let wait = pacer.next(self.begun.elapsed(), batch.bytes);
-            let waited = Instant::now();
-            if !wait.is_zero() {
-                shared.handle.cancel.wait(wait);
+            self.this_pass.pages += batch.read_pages();
+            self.this_pass.data += batch.data_pages;
+            let mut time = batch.time;
+            if params.max_bandwidth.is_some() {
+                self.time_batch(&batch, begun, alone, io)?;
+                let wait = pacer.next(self.begun.elapsed(), batch.bytes);
+                let waited = Instant::now();
+                if !wait.is_zero() {
+                    shared.handle.cancel.wait(wait);
+                }
+                self.this_pass.waited += waited.elapsed();
+                time = begun.elapsed();
             }
             if batch.measures_the_link() {
-                self.bandwidth
-                    .sent(batch.bytes, batch.time + waited.elapsed());
+                self.bandwidth.sent(batch.bytes, time);
             }
             self.renew(false);
         }
+    }
+
+    /// Where the bandwidth is capped, now and then waits for a batch to arrive, and so measures
+    /// the link behind the cap. `alone`: nothing else was on its way before the batch.
+    fn time_batch(
+        &mut self,
+        batch: &Batch,
+        begun: Instant,
+        alone: bool,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let now = self.begun.elapsed();
+        if batch.measures_the_link() && self.bandwidth.wants_timed(now) {
+            self.acknowledge_all(io)?;
+            if alone {
+                let now = self.begun.elapsed();
+                self.bandwidth.timed(now, batch.bytes, begun.elapsed());
+            }
+        }
+        Ok(())
     }
 
     /// Sends some pages; `None` when the walk has come to its end.
