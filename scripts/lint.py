@@ -63,6 +63,9 @@ def leg(tally):
     ended = run([python, "-m", "mypy", "--strict", "--cache-dir", os.path.join(ROOT, "target", "mypy"),
                  "brant", "examples"], cwd=bindings, merge=True)
     tally.check(ended.good, "mypy --strict: the Python package and its examples", tail(ended.text))
+    ended = run([python, "-m", "mypy", "--strict", "--cache-dir", os.path.join(ROOT, "target", "mypy"),
+                 os.path.join("tests", "demo")], merge=True)
+    tally.check(ended.good, "mypy --strict: the tests of the demo's program", tail(ended.text))
     ended = run([python, "-m", "ruff", "check", "--no-cache", "--output-format", "concise",
                  "scripts", "bindings", "tests", "--", *scripts("python3")], merge=True)
     tally.check(ended.good, "ruff: scripts, tests and the Python package", tail(ended.text))

@@ -642,7 +642,8 @@ static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
 			pthread_cond_wait(&m->vcpu_cond, &m->lock);
 		return 0;
 	}
-	if (v->pace_seen != m->pace) {
+	/* A vCPU that begins has nothing to catch up on. */
+	if (v->pace_seen != m->pace || v->due_ns == 0) {
 		v->pace_seen = m->pace;
 		v->due_ns = now;
 	}

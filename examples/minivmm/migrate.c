@@ -15,6 +15,13 @@
 #include <unistd.h>
 
 #define STATE_VERSION 1u
+#define MACHINE_VERSION 2u
+
+/* What both sides must know of the machine besides its memory, as it travels. */
+struct task {
+	uint32_t vcpus, kvm, workload, reserved;
+	double rate;
+};
 
 struct migration {
 	struct mg_options options;
@@ -22,8 +29,11 @@ struct migration {
 	struct mv_machine *machine;
 	brant_guest *guest;
 	brant_tracker *tracker;
+	brant_outgoing *outgoing;
 	brant_incoming *incoming;
-	const char *tracked_by;
+	char tracked_by[100];
+	/* What the machine's owner asked of it: it holds at the destination too. */
+	struct task task;
 	/* The log sees all that is written, the VMM's own writes too. */
 	bool no_marks;
 	char error[512];
@@ -121,6 +131,27 @@ static int describe_memory(struct migration *g)
 
 static const brant_ops ops;
 
+/* Which of KVM's logs it is: by --log auto the engine picks. */
+static void name_log(struct migration *g)
+{
+	static const char *const names[] = {
+		[BRANT_KVM_AUTO] = "KVM's dirty log",
+		[BRANT_KVM_GET_AND_CLEAR] = "KVM's dirty log (get and clear)",
+		[BRANT_KVM_MANUAL_PROTECT] = "KVM's dirty log (manual protect)",
+		[BRANT_KVM_INITIALLY_SET] = "KVM's dirty log (manual protect, initially set)",
+	};
+	brant_kvm_info info = {.size = sizeof(info)};
+
+	if (brant_tracker_get_kvm(g->tracker, &info, NULL, 0, NULL, NULL))
+		info.mode = BRANT_KVM_AUTO;
+	if (info.mode == BRANT_KVM_RING)
+		snprintf(g->tracked_by, sizeof(g->tracked_by), "KVM's dirty rings (%" PRIu64 ", each of %" PRIu64 " entries)",
+			 info.vcpus, info.ring_bytes / 16);
+	else
+		snprintf(g->tracked_by, sizeof(g->tracked_by), "%s",
+			 info.mode < sizeof(names) / sizeof(names[0]) ? names[info.mode] : names[0]);
+}
+
 /* KVM knows what its guest writes. For one that is plain memory of this process userfaultfd does, where the kernel has it
  * (Linux 6.7); elsewhere its writers mark what they write, as device models do. */
 static int add_log(struct migration *g)
@@ -130,12 +161,6 @@ static int add_log(struct migration *g)
 	if (mv_vm_fd(g->machine) >= 0) {
 		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(g->machine)), .mode = g->options.log_mode};
 
-		g->tracked_by = g->options.ring ? "KVM's dirty rings" : "KVM's dirty log";
-		if (g->options.log_mode == MG_LOG_MARKS) {
-			close(kvm.vm_fd);
-			snprintf(g->error, sizeof(g->error), "a KVM guest marks only what the VMM writes for it");
-			return -1;
-		}
 		if (brant_tracker_add_kvm(g->tracker, &kvm, &ops, g, &e))
 			return fail(g, "KVM dirty log", e);
 		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(g->machine); i++)
@@ -143,12 +168,12 @@ static int add_log(struct migration *g)
 				return fail(g, "dirty ring", e);
 		return 0;
 	}
-	g->tracked_by = "its writers' own marks";
+	snprintf(g->tracked_by, sizeof(g->tracked_by), "its writers' own marks");
 	if (g->options.log_mode == MG_LOG_MARKS)
 		return 0;
 	switch (brant_tracker_add_userfault(g->tracker, &e)) {
 	case 0:
-		g->tracked_by = "userfaultfd";
+		snprintf(g->tracked_by, sizeof(g->tracked_by), "userfaultfd");
 		g->no_marks = true;
 		return 0;
 	case BRANT_E_UNSUPPORTED:
@@ -161,7 +186,18 @@ static int add_log(struct migration *g)
 
 const char *mg_tracked_by(struct migration *g)
 {
+	if (mv_vm_fd(g->machine) >= 0)
+		name_log(g);
 	return g->tracked_by;
+}
+
+const char *mg_version(void)
+{
+	static char text[100];
+
+	snprintf(text, sizeof(text), "minivmm, with brant %s (built with the header of %d.%d.%d)\n", brant_version(),
+		 BRANT_VERSION_MAJOR, BRANT_VERSION_MINOR, BRANT_VERSION_PATCH);
+	return text;
 }
 
 struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks)
@@ -189,6 +225,12 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 	brant_error *e;
 
 	g->machine = m;
+	g->task = (struct task){
+		.vcpus = mv_vcpu_count(m),
+		.kvm = mv_vm_fd(m) >= 0,
+		.workload = g->options.workload,
+		.rate = g->options.rate,
+	};
 	if (describe_memory(g))
 		return -1;
 	if (brant_tracker_new(g->guest, &config, &g->tracker, &e))
@@ -202,6 +244,7 @@ void mg_free(struct migration *g)
 	if (!g)
 		return;
 	brant_incoming_free(g->incoming);
+	brant_outgoing_free(g->outgoing);
 	brant_tracker_free(g->tracker);
 	brant_guest_free(g->guest);
 	free(g);
@@ -265,29 +308,33 @@ static int32_t op_load(void *opaque, const brant_state *state, brant_reason *rea
 static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
 	struct migration *g = opaque;
-	uint32_t machine[2] = {mv_vcpu_count(g->machine), mv_vm_fd(g->machine) >= 0};
 
 	(void)reason;
-	return brant_saver_put(saver, "machine", 0, STATE_VERSION, machine, sizeof(machine), NULL);
+	return brant_saver_put(saver, "machine", 0, MACHINE_VERSION, &g->task, sizeof(g->task), NULL);
 }
 
 static int32_t op_early_load(void *opaque, const brant_state *state, brant_reason *reason)
 {
 	struct migration *g = opaque;
-	uint32_t machine[2] = {0, 0};
-	bool kvm = mv_vm_fd(g->machine) >= 0;
+	struct task come, *here = &g->task;
+	char text[150];
 
-	if (strcmp(state->name, "machine") == 0 && state->length == sizeof(machine))
-		memcpy(machine, state->data, sizeof(machine));
-	if (machine[0] != mv_vcpu_count(g->machine) || machine[1] != kvm) {
-		char text[150];
-
-		snprintf(text, sizeof(text), "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %u",
-			 machine[1] ? "KVM" : "plain-memory", machine[0], kvm ? "KVM" : "plain-memory",
-			 mv_vcpu_count(g->machine));
+	if (strcmp(state->name, "machine") != 0 || state->version != MACHINE_VERSION || state->length != sizeof(come)) {
+		brant_reason_set(reason, "the source is no minivmm of this version");
+		return -1;
+	}
+	memcpy(&come, state->data, sizeof(come));
+	if (come.vcpus != here->vcpus || come.kvm != here->kvm) {
+		snprintf(text, sizeof(text), "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
+			 come.kvm ? "KVM" : "plain-memory", come.vcpus, here->kvm ? "KVM" : "plain-memory", here->vcpus);
 		brant_reason_set(reason, text);
 		return -1;
 	}
+	if (come.workload > GV_MIXED || !(come.rate >= 0)) {
+		brant_reason_set(reason, "the source's guest does what this minivmm does not know");
+		return -1;
+	}
+	*here = come;
 	return 0;
 }
 
@@ -308,6 +355,7 @@ static int32_t op_run(void *opaque, brant_reason *reason)
 
 	if (g->hooks.arrived)
 		g->hooks.arrived(g->hooks.opaque);
+	mv_set_rate(g->machine, g->task.rate);
 	return mv_start(g->machine) ? why(g, reason) : 0;
 }
 
@@ -340,54 +388,80 @@ static const brant_ops ops = {
 	.kick = op_kick,
 };
 
-/* ---- the source ---- */
+/* ---- watching ---- */
 
-/* "12.3 MB/s" and its like. */
-static void amount(char *out, size_t len, double bytes, const char *unit)
+static double known(uint64_t value, double unit)
 {
-	static const char *const prefixes[] = {"", "k", "M", "G", "T"};
-	unsigned i = 0;
-
-	for (; bytes >= 1000 && i < 4; i++)
-		bytes /= 1000;
-	snprintf(out, len, "%.*f %s%s", bytes < 10 && i ? 1 : 0, bytes, prefixes[i], unit);
+	return value == BRANT_UNKNOWN ? -1 : (double)value * unit;
 }
 
 static void show(struct migration *g, const brant_stats *s, bool last)
 {
-	char rate[32], dirty[32] = "?", left[32] = "?", downtime[32] = "?", line[256];
+	struct mg_progress p = {
+		.last = last,
+		.percent = s->progress / 100.0,
+		.bytes_per_second = (double)s->throughput,
+		.dirtied_per_second = known(s->dirty_pages_per_second, 4096),
+		.seconds_left = known(s->time_left_us, 1e-6),
+		.downtime = known(s->expected_downtime_us, 1e-6),
+	};
 
 	if (!g->hooks.progress)
 		return;
-	amount(rate, sizeof(rate), (double)s->throughput, "B/s");
-	if (s->dirty_pages_per_second != BRANT_UNKNOWN)
-		amount(dirty, sizeof(dirty), (double)s->dirty_pages_per_second * 4096, "B/s");
-	if (s->time_left_us != BRANT_UNKNOWN)
-		snprintf(left, sizeof(left), "%.1f s", (double)s->time_left_us / 1e6);
-	if (s->expected_downtime_us != BRANT_UNKNOWN)
-		snprintf(downtime, sizeof(downtime), "%.0f ms", (double)s->expected_downtime_us / 1e3);
-	snprintf(line, sizeof(line), "%6.2f %%  pass %u  sending %s  dirtied %s  left %s  expected downtime %s",
-		 s->progress / 100.0, s->pass, rate, dirty, left, downtime);
-	g->hooks.progress(g->hooks.opaque, line, last);
+	switch (s->phase) {
+	case BRANT_SOURCE_IDLE:
+	case BRANT_SOURCE_CONNECTING: p.stage = "connecting"; p.bytes_per_second = -1; break;
+	case BRANT_SOURCE_NEGOTIATING: p.stage = "agreeing"; p.bytes_per_second = -1; break;
+	case BRANT_SOURCE_COPYING: p.stage = "copying"; p.pass = s->pass; break;
+	case BRANT_SOURCE_COMPLETED: p.stage = "done"; p.seconds_left = 0; break;
+	case BRANT_SOURCE_RESUMING:
+	case BRANT_SOURCE_FAILED:
+	case BRANT_SOURCE_RESUME_FAILED: p.stage = "failed"; p.seconds_left = -1; break;
+	case BRANT_SOURCE_UNANSWERED:
+	case BRANT_SOURCE_TAKEN_BACK:
+	case BRANT_SOURCE_GIVEN_UP: p.stage = "unanswered"; p.seconds_left = -1; break;
+	case BRANT_DESTINATION_IDLE:
+	case BRANT_DESTINATION_LISTENING: return;
+	case BRANT_DESTINATION_NEGOTIATING: p.incoming = true; p.stage = "agreeing"; p.bytes_per_second = -1; break;
+	case BRANT_DESTINATION_RECEIVING: p.incoming = true; p.stage = "receiving"; break;
+	case BRANT_DESTINATION_RUNNING: p.incoming = true; p.stage = "done"; break;
+	case BRANT_DESTINATION_FAILED:
+	case BRANT_DESTINATION_START_FAILED: p.incoming = true; p.stage = "failed"; break;
+	default:
+		p.incoming = s->phase >= BRANT_DESTINATION_IDLE;
+		p.stage = "switchover";
+		break;
+	}
+	g->hooks.progress(g->hooks.opaque, &p);
 }
 
-/* Shows how it goes until it is over. */
-static void watch(struct migration *g, brant_outgoing *out)
+/* Waits for what the engine or the user has to say, half a second at most; whether the user wants an end. */
+static bool look(struct migration *g, int event_fd)
 {
-	struct pollfd look = {.fd = brant_outgoing_event_fd(out), .events = POLLIN};
-	brant_stats s = {.size = sizeof(s)};
+	struct pollfd fds[] = {
+		{.fd = event_fd, .events = POLLIN},
+		{.fd = g->hooks.interrupted ? g->hooks.interrupt_fd : -1, .events = POLLIN},
+	};
 	uint64_t count;
 
-	while (brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING) {
-		poll(&look, 1, 500);
-		if (read(look.fd, &count, sizeof(count)) > 0 && !brant_outgoing_get_stats(out, &s, NULL))
-			show(g, &s, false);
-	}
-	if (!brant_outgoing_get_stats(out, &s, NULL))
-		show(g, &s, true);
+	poll(fds, 2, 500);
+	/* Emptied, so that the next poll waits for something new. */
+	if ((fds[0].revents & POLLIN) && read(event_fd, &count, sizeof(count)) != sizeof(count))
+		return false;
+	return (fds[1].revents & POLLIN) && g->hooks.interrupted(g->hooks.opaque);
 }
 
-int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result)
+static void warn(struct migration *g, brant_error *e)
+{
+	if (g->hooks.warning)
+		g->hooks.warning(g->hooks.opaque, e ? brant_error_message(e) : "it cannot be cancelled");
+	brant_error_free(e);
+}
+
+/* ---- the source ---- */
+
+/* Parameters that the engine does not take are refused here. */
+int mg_prepare_send(struct migration *g)
 {
 	brant_params params = {
 		.size = sizeof(params),
@@ -395,36 +469,72 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 		.max_bandwidth = g->options.bandwidth,
 		.total_timeout_ms = g->options.timeout_ms,
 	};
-	brant_stats s = {.size = sizeof(s)};
-	brant_outgoing *out;
 	brant_error *e;
-	int32_t code;
 
-	if (brant_outgoing_new(g->guest, g->tracker, &ops, g, &params, &out, &e))
+	if (brant_outgoing_new(g->guest, g->tracker, &ops, g, &params, &g->outgoing, &e))
 		return fail(g, "migration", e);
-	code = endpoint ? brant_outgoing_start(out, endpoint, &e) : brant_outgoing_start_fd(out, fd, &e);
+	return 0;
+}
+
+/* Shows how it goes until it is over. */
+static void watch_outgoing(struct migration *g)
+{
+	brant_outgoing *out = g->outgoing;
+	brant_stats s = {.size = sizeof(s)};
+	brant_error *e;
+
+	while (brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING) {
+		if (look(g, brant_outgoing_event_fd(out)) && brant_outgoing_cancel(out, &e))
+			warn(g, e);
+		if (!brant_outgoing_get_stats(out, &s, NULL) && brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING)
+			show(g, &s, false);
+	}
+	if (!brant_outgoing_get_stats(out, &s, NULL))
+		show(g, &s, true);
+}
+
+static enum mg_where where_outgoing(uint32_t phase)
+{
+	switch (phase) {
+	case BRANT_SOURCE_COMPLETED: return MG_RUNS_THERE;
+	case BRANT_SOURCE_RESUME_FAILED: return MG_STANDS_HERE;
+	case BRANT_SOURCE_UNANSWERED:
+	case BRANT_SOURCE_GIVEN_UP: return MG_MAYBE_THERE;
+	default: return MG_RUNS_HERE;
+	}
+}
+
+int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result)
+{
+	brant_outgoing *out = g->outgoing;
+	brant_stats s = {.size = sizeof(s)};
+	brant_error *e;
+	int32_t code = endpoint ? brant_outgoing_start(out, endpoint, &e) : brant_outgoing_start_fd(out, fd, &e);
+
 	if (code == 0) {
-		watch(g, out);
+		watch_outgoing(g);
 		code = brant_outgoing_wait(out, BRANT_NO_LIMIT, &e);
 	}
-	/* Handed over without an answer, only the VMM can know whether the guest runs at the other side. This one cannot
-	 * ask, so it is on the safe side: one guest too few is better than one too many. */
-	if (code == BRANT_E_UNANSWERED)
-		brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, NULL);
 	brant_outgoing_get_stats(out, &s, NULL);
 	*result = (struct mg_result){
+		.where = where_outgoing(s.phase),
+		.cancelled = code == BRANT_E_CANCELLED,
 		.seconds = (double)s.elapsed_us / 1e6,
 		.downtime_ms = (double)s.downtime_us / 1e3,
-		.promised_ms = (double)s.promised_downtime_us / 1e3,
+		.limit_ms = (double)g->options.downtime_ms,
 		.data_pages = s.data_pages,
 		.zero_pages = s.zero_pages,
 		.hole_pages = s.hole_pages,
 		.wire_bytes = s.wire_bytes,
-		.syncs = s.syncs,
 		.passes = s.pass,
 	};
 	brant_outgoing_stats_json(out, result->json, sizeof(result->json), NULL, NULL);
+	/* Handed over without an answer, only the VMM can know whether the guest runs at the other side. This one cannot
+	 * ask, so it is on the safe side: one guest too few is better than one too many. */
+	if (code == BRANT_E_UNANSWERED)
+		brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, NULL);
 	brant_outgoing_free(out);
+	g->outgoing = NULL;
 	return code ? fail(g, "migration", e) : 0;
 }
 
@@ -461,11 +571,36 @@ int mg_receive_fd(struct migration *g, int fd)
 	return 0;
 }
 
-int mg_receive_wait(struct migration *g)
+int mg_receive_wait(struct migration *g, struct mg_result *result)
 {
+	brant_incoming *in = g->incoming;
+	brant_stats s = {.size = sizeof(s)};
 	brant_error *e;
+	int32_t code;
 
-	if (brant_incoming_wait(g->incoming, BRANT_NO_LIMIT, &e))
-		return fail(g, "incoming migration", e);
-	return 0;
+	while (brant_incoming_wait(in, 0, NULL) == BRANT_E_PENDING) {
+		if (look(g, brant_incoming_event_fd(in)) && brant_incoming_cancel(in, &e))
+			warn(g, e);
+		if (!brant_incoming_get_stats(in, &s, NULL) && brant_incoming_wait(in, 0, NULL) == BRANT_E_PENDING)
+			show(g, &s, false);
+	}
+	code = brant_incoming_wait(in, BRANT_NO_LIMIT, &e);
+	if (!brant_incoming_get_stats(in, &s, NULL))
+		show(g, &s, true);
+	*result = (struct mg_result){
+		.where = s.phase == BRANT_DESTINATION_RUNNING ? MG_RUNS_HERE
+			 : s.phase == BRANT_DESTINATION_START_FAILED ? MG_STANDS_HERE : MG_NEVER_HERE,
+		.cancelled = code == BRANT_E_CANCELLED,
+		.seconds = (double)s.elapsed_us / 1e6,
+		.data_pages = s.data_pages,
+		.zero_pages = s.zero_pages,
+		.wire_bytes = s.wire_bytes,
+	};
+	brant_incoming_stats_json(in, result->json, sizeof(result->json), NULL, NULL);
+	return code ? fail(g, "incoming migration", e) : 0;
+}
+
+enum gv_workload mg_workload(struct migration *g)
+{
+	return (enum gv_workload)g->task.workload;
 }

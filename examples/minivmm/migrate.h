@@ -17,6 +17,20 @@ struct mg_options {
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;
 	bool ring; /* KVM's dirty rings instead of a bitmap; KVM guests only */
+	/* What the guest does; a destination is told by the source. */
+	enum gv_workload workload;
+	double rate;
+};
+
+/* How far a migration is. A figure that nobody can know yet is below 0. */
+struct mg_progress {
+	bool incoming;     /* the destination's view: of rates, only what comes in is known there */
+	bool last;         /* it is over */
+	const char *stage; /* in a word */
+	unsigned pass;     /* over memory, from 1; 0: no pass is going on */
+	double percent;
+	double bytes_per_second, dirtied_per_second; /* over the connection; by the guest */
+	double seconds_left, downtime;               /* until the switchover; if it came now, seconds */
 };
 
 /* What the VMM does at the turning points, besides pausing and running its machine. NULL = nothing. */
@@ -26,15 +40,29 @@ struct mg_hooks {
 	void (*frozen)(void *opaque);
 	/* Destination: all memory and state is here, the guest has not run yet. */
 	void (*arrived)(void *opaque);
-	/* Source: a line for a person; called every now and then while it runs. `last`: this is the final one. */
-	void (*progress)(void *opaque, const char *line, bool last);
-	/* Something worth telling. */
+	/* Now and then while it goes on, on the thread that waits for it. */
+	void (*progress)(void *opaque, const struct mg_progress *progress);
+	/* Something worth telling. Any thread. */
 	void (*warning)(void *opaque, const char *message);
+	/* Readable when somebody wants the migration to end (-1: nobody ever does), and what reads that: whether to cancel. */
+	int interrupt_fd;
+	bool (*interrupted)(void *opaque);
+};
+
+/* Where the guest is when a migration is over. */
+enum mg_where {
+	MG_RUNS_HERE,
+	MG_RUNS_THERE,
+	MG_STANDS_HERE, /* paused: it could not be resumed, or could not be run */
+	MG_NEVER_HERE,  /* destination: the source has it still */
+	MG_MAYBE_THERE, /* handed over and not answered: it may run there, and must not run here */
 };
 
 struct mg_result {
-	double seconds, downtime_ms, promised_ms;
-	uint64_t data_pages, zero_pages, hole_pages, wire_bytes, syncs;
+	enum mg_where where;
+	bool cancelled;
+	double seconds, downtime_ms, limit_ms;
+	uint64_t data_pages, zero_pages, hole_pages, wire_bytes;
 	unsigned passes;
 	char json[4096];
 };
@@ -49,17 +77,24 @@ void mg_free(struct migration *g);
 /* Why the last call failed. */
 const char *mg_error(struct migration *g);
 
-/* How the guest's writes are found, once it is attached: "KVM's dirty log" and the like. */
+/* The engine's version, as a line. */
+const char *mg_version(void);
+
+/* How the guest's writes are found, once it is attached: "KVM's dirty log (manual protect)" and the like. */
 const char *mg_tracked_by(struct migration *g);
 
+/* Before the guest runs: whether the options can be had. */
+int mg_prepare_send(struct migration *g);
 /* Migrates the running machine to an endpoint ("tcp:127.0.0.1:4444", "unix:/path"), or over a connected socket if
- * `endpoint` is NULL. 0: the guest runs there and never again here. -1: it runs on here. */
+ * `endpoint` is NULL. 0: the guest runs there and never again here. -1: see result->where. */
 int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result);
 
 /* Takes a machine in. Listening writes the endpoint that was bound to `bound`. mg_receive_wait returns 0 when the guest
- * runs here, -1 when it never did. */
+ * runs here; -1: see result->where. */
 int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, size_t bound_len);
 int mg_receive_fd(struct migration *g, int fd);
-int mg_receive_wait(struct migration *g);
+int mg_receive_wait(struct migration *g, struct mg_result *result);
+/* What the guest does that has come: the source's word. */
+enum gv_workload mg_workload(struct migration *g);
 
 #endif

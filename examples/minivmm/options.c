@@ -1,0 +1,339 @@
+/* Reading the command line: a table of the options, then what goes together. */
+#define _GNU_SOURCE
+#include "options.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+static const char usage[] =
+	"usage: minivmm demo|send|receive [options]\n"
+	"  demo                       migrate a running guest into a second process and check it\n"
+	"  send --to ENDPOINT         run a guest here and migrate it to a waiting `minivmm receive`\n"
+	"  receive --listen ENDPOINT  wait for a guest and run it\n"
+	"  ENDPOINT is tcp:ADDRESS:PORT or unix:/PATH.\n"
+	"Ctrl-C while a guest is sent cancels the migration: the guest runs on. A second one ends it.\n"
+	"machine (demo, send, receive; the same for send and receive):\n"
+	"  --kind auto|kvm|process  what the guest is; auto: KVM if it can be had (auto)\n"
+	"  --memory SIZE            guest memory, 16M to 64T in whole pages (1G)\n"
+	"  --vcpus N                1 to 64 (1)\n"
+	"  --memfd                  shared memory instead of private memory\n"
+	"what the guest does (demo, send):\n"
+	"  --workload NAME          sweep, random, hot, mixed, idle (sweep)\n"
+	"  --rate PAGES             page writes a second of the whole guest, at most, to 1000M; 0: flat out (20000)\n"
+	"  --fill PERCENT           of memory filled with incompressible bytes before the start, 0 to 100 (50)\n"
+	"  --seed N                 of the fill and of random workloads (1)\n"
+	"  --after SECONDS          how long the guest runs before it migrates, 0 to 86400 (1)\n"
+	"migration (demo, send):\n"
+	"  --transport tcp|unix|fd  between a demo's two processes (tcp)\n"
+	"  --downtime MS            the limit, 1 to 3600000 (300)\n"
+	"  --bandwidth BYTES        a second, at most, while the guest runs, 64k to 1T (no cap)\n"
+	"  --timeout SECONDS        of the whole migration, 1 to 2592000 (3600)\n"
+	"  --log MODE               auto; with KVM: get-and-clear, manual, initially-set; without: marks (auto)\n"
+	"  --ring                   dirty rings, one a vCPU, instead of KVM's bitmap\n"
+	"  --chunk-shift N          log2 of the pages cleared at once in KVM's bitmap, 6 to 31 (18)\n"
+	"  --clear-at-sync          clear whole slots at each sync instead\n"
+	"any:\n"
+	"  --json                   the engine's figures as JSON, before the last line\n"
+	"  --version, --help\n"
+	"SIZE, BYTES and numbers take k, M, G, T (binary).\n";
+
+const char *const options_workloads[] = {
+	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
+
+enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, LOG,
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, LEDGER, SOCKET, VERSION, HELP, END };
+
+/* Which commands an option does something for, and what it takes. */
+static const struct {
+	const char *name;
+	unsigned verbs;
+	uint64_t least, most; /* both 0: not a number */
+	const char *takes;    /* NULL: no value */
+} table[] = {
+	[KIND - KIND] = {"kind", DEMO | SEND | RECEIVE, 0, 0, "auto, kvm or process"},
+	[MEMORY - KIND] = {"memory", DEMO | SEND | RECEIVE, 16u << 20, 1ull << 46, "16M to 64T in whole pages of 4096 bytes"},
+	[VCPUS - KIND] = {"vcpus", DEMO | SEND | RECEIVE, 1, 64, "1 to 64"},
+	[WORKLOAD - KIND] = {"workload", DEMO | SEND, 0, 0, "sweep, random, hot, mixed or idle"},
+	[RATE - KIND] = {"rate", DEMO | SEND, 0, 1000u << 20, "0 to 1000M page writes a second"},
+	[FILL - KIND] = {"fill", DEMO | SEND, 0, 100, "0 to 100 percent"},
+	[MEMFD - KIND] = {"memfd", DEMO | SEND | RECEIVE, 0, 0, NULL},
+	[SEED - KIND] = {"seed", DEMO | SEND, 0, UINT64_MAX, "a number of 64 bits"},
+	[TRANSPORT - KIND] = {"transport", DEMO, 0, 0, "tcp, unix or fd"},
+	[DOWNTIME - KIND] = {"downtime", DEMO | SEND, 1, 3600000, "1 to 3600000 milliseconds"},
+	[BANDWIDTH - KIND] = {"bandwidth", DEMO | SEND, 64u << 10, 1ull << 40, "64k to 1T bytes a second"},
+	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
+	[LOG - KIND] = {"log", DEMO | SEND, 0, 0, "auto, get-and-clear, manual, initially-set or marks"},
+	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND, 6, 31, "6 to 31"},
+	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND, 0, 0, NULL},
+	[RING - KIND] = {"ring", DEMO | SEND, 0, 0, NULL},
+	[AFTER - KIND] = {"after", DEMO | SEND, 0, 86400, "0 to 86400 seconds"},
+	[JSON - KIND] = {"json", DEMO | SEND | RECEIVE, 0, 0, NULL},
+	[TO - KIND] = {"to", SEND, 0, 0, "an endpoint"},
+	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
+	/* Of a demo's second process only. */
+	[LEDGER - KIND] = {"ledger-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
+	[SOCKET - KIND] = {"socket-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
+	[VERSION - KIND] = {"version", DEMO | SEND | RECEIVE, 0, 0, NULL},
+	[HELP - KIND] = {"help", DEMO | SEND | RECEIVE, 0, 0, NULL},
+};
+#define NOPTIONS (sizeof(table) / sizeof(table[0]))
+
+static const char *verb_name(enum verb verb)
+{
+	return verb == DEMO ? "demo" : verb == SEND ? "send" : "receive";
+}
+
+/* The status of a command line that cannot be. */
+static int refuse(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static int refuse(const char *fmt, ...)
+{
+	va_list args;
+
+	fputs("minivmm: ", stderr);
+	va_start(args, fmt);
+	vfprintf(stderr, fmt, args);
+	va_end(args);
+	fputs(" (minivmm --help lists the options)\n", stderr);
+	return 2;
+}
+
+static bool number(const char *text, uint64_t *out)
+{
+	static const char units[] = "kMGT";
+	const char *unit;
+	char *end;
+	unsigned shift = 0;
+
+	/* strtoull would take a sign and leading blanks. */
+	if (*text < '0' || *text > '9')
+		return false;
+	errno = 0;
+	*out = strtoull(text, &end, 0);
+	if (*end && (unit = strchr(units, *end == 'K' ? 'k' : *end))) {
+		shift = 10 * (unsigned)(unit - units + 1);
+		end++;
+	}
+	if (errno || *end || *out > UINT64_MAX >> shift)
+		return false;
+	*out <<= shift;
+	return true;
+}
+
+static int choice(const char *text, const char *const *names)
+{
+	for (int i = 0; names[i]; i++)
+		if (strcmp(text, names[i]) == 0)
+			return i;
+	return -1;
+}
+
+/* NULL, or what is wrong with an endpoint. */
+static const char *endpoint_problem(const char *text, bool listen)
+{
+	char host[64];
+	const char *port;
+	unsigned char address[16];
+	uint64_t n;
+	size_t len;
+
+	if (strncmp(text, "unix:", 5) == 0) {
+		if (text[5] != '/')
+			return "the path after unix: begins with /";
+		if (strlen(text + 5) >= sizeof(((struct sockaddr_un *)0)->sun_path))
+			return "the path is longer than a unix socket's can be, 107 bytes";
+		return NULL;
+	}
+	if (strncmp(text, "tcp:", 4) != 0)
+		return "tcp:ADDRESS:PORT or unix:/PATH";
+	text += 4;
+	port = strrchr(text, ':');
+	len = port ? (size_t)(port - text) : 0;
+	if (len == 0 || len >= sizeof(host))
+		return "tcp:ADDRESS:PORT, as tcp:127.0.0.1:4444";
+	if (!number(port + 1, &n) || n > 65535 || (n == 0 && !listen))
+		return listen ? "the port is 0 to 65535; 0: any that is free" : "the port is 1 to 65535";
+	memcpy(host, text, len);
+	host[len] = 0;
+	if (host[0] == '[' && host[len - 1] == ']') {
+		host[len - 1] = 0;
+		return inet_pton(AF_INET6, host + 1, address) == 1 ? NULL : "no IPv6 address stands in the brackets";
+	}
+	if (strcmp(host, "localhost") != 0 && inet_pton(AF_INET, host, address) != 1)
+		return "the address is an IPv4 address, an IPv6 address in brackets, or localhost";
+	return NULL;
+}
+
+/* What can be had without swapping. */
+static uint64_t available_memory(void)
+{
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+	uint64_t kib = UINT64_MAX >> 10;
+
+	while (file && fgets(line, sizeof(line), file))
+		if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
+			break;
+	if (file)
+		fclose(file);
+	return kib << 10;
+}
+
+/* Options that would do nothing, and what cannot be together. */
+static int check_together(struct options *o, const bool *given)
+{
+	struct mg_options *m = &o->migration;
+	bool kvm = o->machine.kind == MV_KVM;
+	const char *guest = kvm ? "a KVM guest" : "a plain-memory guest";
+	uint64_t memory = o->machine.memory_bytes, fits = available_memory() / (o->verb == DEMO ? 2 : 1);
+
+	if (memory > fits)
+		return refuse("--memory: %s of %" PRIu64 " MiB: there are %" PRIu64 " MiB of memory available for each",
+			      o->verb == DEMO ? "two guests" : "a guest", memory >> 20, fits >> 20);
+	if (given[RATE - KIND] && o->machine.workload == GV_IDLE)
+		return refuse("--rate does nothing: the workload `idle` writes nothing");
+	if (given[RING - KIND] && !kvm)
+		return refuse("--ring does nothing: %s has no dirty rings", guest);
+	if (m->log_mode == MG_LOG_MARKS && kvm)
+		return refuse("--log marks: of %s's memory only what the VMM writes is marked", guest);
+	if (m->log_mode && m->log_mode != MG_LOG_MARKS && !kvm)
+		return refuse("--log: %s has no log of KVM's, only auto and marks", guest);
+	if (m->ring && m->log_mode)
+		return refuse("--log does nothing: --ring takes the place of KVM's bitmap");
+	for (int i = CHUNK_SHIFT; i <= CLEAR_AT_SYNC; i++) {
+		if (!given[i - KIND])
+			continue;
+		if (!kvm || m->ring)
+			return refuse("--%s does nothing: %s", table[i - KIND].name, kvm ? "dirty rings are not cleared in chunks"
+				      : "a plain-memory guest has no bitmap of KVM's");
+		if (m->log_mode == 1)
+			return refuse("--%s does nothing: get-and-clear clears as it reads", table[i - KIND].name);
+	}
+	if (given[CHUNK_SHIFT - KIND] && m->clear_at_sync)
+		return refuse("--chunk-shift does nothing: --clear-at-sync clears whole slots");
+	return 0;
+}
+
+/* One option; false: not a value that it takes. */
+static bool take(struct options *o, int option, uint64_t n, int *kind)
+{
+	static const char *const kinds[] = {"kvm", "process", "auto", NULL};
+	static const char *const transports[] = {"tcp", "unix", "fd", NULL};
+	static const char *const logs[] = {"auto", "get-and-clear", "manual", "initially-set", "marks", NULL};
+	int which = 0;
+
+	switch (option) {
+	case KIND: return (*kind = choice(optarg, kinds)) >= 0;
+	case MEMORY: o->machine.memory_bytes = n; return n % MV_PAGE == 0;
+	case VCPUS: o->machine.vcpus = (unsigned)n; return true;
+	case WORKLOAD:
+		which = choice(optarg, options_workloads);
+		o->machine.workload = (enum gv_workload)which;
+		return which >= 0;
+	case RATE: o->machine.rate = (double)n; return true;
+	case FILL: o->machine.fill_percent = (unsigned)n; return true;
+	case MEMFD: o->machine.memfd = true; return true;
+	case SEED: o->machine.seed = n; return true;
+	case TRANSPORT:
+		which = choice(optarg, transports);
+		o->transport = (enum transport)which;
+		return which >= 0;
+	case DOWNTIME: o->migration.downtime_ms = n; return true;
+	case BANDWIDTH: o->migration.bandwidth = n; return true;
+	case TIMEOUT: o->migration.timeout_ms = n * 1000; return true;
+	case LOG:
+		which = choice(optarg, logs);
+		o->migration.log_mode = (unsigned)which;
+		return which >= 0;
+	case CHUNK_SHIFT: o->migration.chunk_shift = (unsigned)n; return true;
+	case CLEAR_AT_SYNC: o->migration.clear_at_sync = true; return true;
+	case RING: o->migration.ring = true; return true;
+	case AFTER: o->after = (double)n; return true;
+	case JSON: o->json = true; return true;
+	case TO: case LISTEN: o->endpoint = optarg; return true;
+	case LEDGER: o->ledger_fd = (int)n; return true;
+	case SOCKET: o->socket_fd = (int)n; return true;
+	default: return true;
+	}
+}
+
+static int parse_options(int argc, char **argv, struct options *o, bool *done)
+{
+	struct option long_options[NOPTIONS + 1] = {0};
+	bool given[NOPTIONS] = {false};
+	const char *problem;
+	char why[200] = "";
+	int kind = 2, c;
+
+	for (unsigned i = 0; i < NOPTIONS; i++)
+		long_options[i] = (struct option){table[i].name, table[i].takes != NULL, NULL, KIND + (int)i};
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
+		uint64_t n = 0;
+		unsigned i = (unsigned)(c - KIND);
+
+		if (c == HELP || c == 'h' || c == VERSION) {
+			fputs(c == VERSION ? mg_version() : usage, stdout);
+			*done = true;
+			return 0;
+		}
+		if (c == ':')
+			return refuse("%s: a value is missing", argv[optind - 1]);
+		if (c < KIND || c >= END)
+			return refuse("%s: no such option", argv[optind - 1]);
+		if (!(table[i].verbs & o->verb))
+			return refuse("--%s does nothing for `%s`", table[i].name, verb_name(o->verb));
+		if ((table[i].most && (!number(optarg, &n) || n < table[i].least || n > table[i].most)) || !take(o, c, n, &kind))
+			return refuse("--%s: %s is not a value that it takes: %s", table[i].name, optarg, table[i].takes);
+		given[i] = true;
+	}
+	if (optind < argc)
+		return refuse("%s: only options are taken", argv[optind]);
+	if (o->verb == SEND && !o->endpoint)
+		return refuse("where to? --to ENDPOINT");
+	if (o->verb == RECEIVE && !o->endpoint && o->socket_fd < 0)
+		return refuse("where? --listen ENDPOINT");
+	if (o->endpoint && (problem = endpoint_problem(o->endpoint, o->verb == RECEIVE)))
+		return refuse("--%s: %s: %s", o->verb == SEND ? "to" : "listen", o->endpoint, problem);
+	if (kind != MV_PROCESS && mv_kvm_available(why, sizeof(why))) {
+		if (kind == MV_KVM)
+			return refuse("--kind kvm: %s", why);
+		printf("no KVM here (%s): the guest is plain process memory\n", why);
+		fflush(stdout);
+	}
+	o->machine.kind = kind == 2 ? (*why ? MV_PROCESS : MV_KVM) : (enum mv_kind)kind;
+	return check_together(o, given);
+}
+
+int options_parse(int argc, char **argv, struct options *o, bool *done)
+{
+	static const char *const verbs[] = {"demo", "send", "receive", NULL};
+	const char *verb = argc > 1 ? argv[1] : "";
+	int which = choice(verb, verbs);
+
+	*done = false;
+	if (!strcmp(verb, "-h") || !strcmp(verb, "--help") || !strcmp(verb, "help") || !strcmp(verb, "--version")) {
+		fputs(strcmp(verb, "--version") ? usage : mg_version(), stdout);
+		*done = true;
+		return 0;
+	}
+	if (which < 0)
+		return refuse("%s%s: demo, send or receive", *verb ? "no such command: " : "which command", verb);
+	*o = (struct options){
+		.verb = (enum verb)(1 << which),
+		.machine = {.memory_bytes = 1u << 30, .vcpus = 1, .workload = GV_SWEEP, .rate = 20000, .fill_percent = 50,
+			    .seed = 1},
+		.migration = {.downtime_ms = 300},
+		.after = 1,
+		.ledger_fd = -1,
+		.socket_fd = -1,
+	};
+	/* The command stands where getopt expects the program's name. */
+	return parse_options(argc - 1, argv + 1, o, done);
+}

@@ -1,0 +1,31 @@
+/*
+ * The command line: what each command takes, in which ranges, and what goes together. All of it is looked at before there
+ * is a guest.
+ */
+#ifndef MINIVMM_OPTIONS_H
+#define MINIVMM_OPTIONS_H
+
+#include "machine.h"
+#include "migrate.h"
+
+enum verb { DEMO = 1, SEND = 2, RECEIVE = 4 };
+enum transport { TCP, UNIX, FD };
+
+struct options {
+	enum verb verb;
+	struct mv_config machine;
+	struct mg_options migration;
+	enum transport transport;
+	bool json;
+	double after; /* seconds that the guest runs before it migrates */
+	const char *endpoint;
+	/* How a demo's second process is told of the first; -1 in any other. */
+	int ledger_fd, socket_fd;
+};
+
+extern const char *const options_workloads[]; /* by enum gv_workload */
+
+/* Reads the command line. 0, or the status to exit with (0 after --help and --version: *done is true). */
+int options_parse(int argc, char **argv, struct options *o, bool *done);
+
+#endif
