@@ -9,15 +9,19 @@ use brant::dirty::tracker::{Clearing, Cursor, StartWith, Tracker};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
+use brant::migrate::converge::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
+use brant::migrate::{
+    Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Stats, Target,
+};
 use brant::rate::{self, Probe, Way};
 use brant::sys::kvm::MEM_LOG_DIRTY_PAGES as LOGGED;
 use brant::units::{Bytes, Pages};
-use brant::vmm::{StateSink, Vmm};
+use brant::vmm::{Event, EventKind, StateSink, Vmm};
 use brant::{Error, Kind, Result};
 use kvm_ioctls::Kvm;
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -39,10 +43,12 @@ fn alone(name: &str, body: impl FnOnce()) {
     if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
         return body();
     }
+    let mut said = tempfile::tempfile().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env("BRANT_TEST_ALONE", name)
         .stdout(Stdio::null())
+        .stderr(said.try_clone().unwrap())
         .spawn()
         .unwrap();
     let begun = Instant::now();
@@ -57,8 +63,11 @@ fn alone(name: &str, body: impl FnOnce()) {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    assert_eq!(status.signal(), None, "{name}: ended by a signal");
-    assert!(status.success(), "{name}: {status}");
+    let mut text = String::new();
+    said.rewind().unwrap();
+    said.read_to_string(&mut text).unwrap();
+    assert_eq!(status.signal(), None, "ended by a signal: {text}");
+    assert!(status.success(), "{status}: {text}");
 }
 
 /// How memory is made.
@@ -245,12 +254,15 @@ impl Drop for Side {
 
 type Hook = Box<dyn Fn() + Send + Sync>;
 
-/// A VMM that counts, and does something in `save`.
+/// A VMM that counts, keeps what it is warned of, and does something in `save` and after each
+/// pass.
 #[derive(Default)]
 struct Counting {
     stands: AtomicBool,
     runs: AtomicU32,
     in_save: Mutex<Option<Hook>>,
+    at_pass: Mutex<Option<Hook>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl Vmm for Counting {
@@ -272,13 +284,25 @@ impl Vmm for Counting {
         self.runs.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+    fn event(&self, event: &Event) {
+        match event.kind {
+            EventKind::Warning => self.warnings.lock().unwrap().push(event.message.clone()),
+            EventKind::Pass => {
+                if let Some(hook) = &*self.at_pass.lock().unwrap() {
+                    hook();
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// What became of a migration at both sides.
 struct Outcome {
     source: Result<()>,
     destination: Result<()>,
-    stats: [Stats; 2],
+    stats: Stats,
+    warnings: Vec<String>,
 }
 
 impl Outcome {
@@ -313,19 +337,36 @@ fn migrate(source: &Side, destination: &Side, save: Option<Hook>) -> Outcome {
 }
 
 fn migrate_with(tracker: Arc<Tracker>, destination: &Side, save: Option<Hook>) -> Outcome {
+    migrate_by(tracker, destination, None, save, None)
+}
+
+/// The same by a decider of the test's; `pass` does something after each pass.
+fn migrate_by(
+    tracker: Arc<Tracker>,
+    destination: &Side,
+    decider: Option<Box<dyn Decider>>,
+    save: Option<Hook>,
+    pass: Option<Hook>,
+) -> Outcome {
     let (here, there) = UnixStream::pair().unwrap();
     let vmms: [Arc<Counting>; 2] = Default::default();
     *vmms[0].in_save.lock().unwrap() = save;
+    *vmms[0].at_pass.lock().unwrap() = pass;
     let vmm = |i: usize| Arc::clone(&vmms[i]) as Arc<dyn Vmm>;
     let memory = Arc::clone(&destination.memory);
     let incoming = Incoming::new(memory, vmm(1), Params::default()).unwrap();
     incoming.start(Source::Connected(there.into())).unwrap();
     let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(0), Params::default()).unwrap();
-    outgoing.start(Target::Connected(here.into())).unwrap();
+    let to = Target::Connected(here.into());
+    match decider {
+        Some(decider) => outgoing.start_with(to, decider).unwrap(),
+        None => outgoing.start(to).unwrap(),
+    }
     let outcome = Outcome {
         source: outgoing.wait(Some(LONG)),
         destination: incoming.wait(Some(LONG)),
-        stats: [outgoing.stats(), incoming.stats()],
+        stats: outgoing.stats(),
+        warnings: vmms[0].warnings.lock().unwrap().clone(),
     };
     let runs = vmms[1].runs.load(Ordering::SeqCst);
     let stands = vmms[0].stands.load(Ordering::SeqCst);
@@ -605,6 +646,131 @@ fn a_page_that_cannot_be_read_fails_the_sampling_of_the_dirty_rate() {
             let error = Probe::new(tracker, params).unwrap().measure().unwrap_err();
             assert_names(&error, Kind::Memory, 150, &words(broken, made, "read"));
         });
+    });
+}
+
+/// Switches over after so many passes.
+struct After(u32);
+
+impl Decider for After {
+    fn decide(&mut self, facts: &Facts) -> Decision {
+        let enough = facts.moment == Moment::Synced && facts.pass >= self.0;
+        let over = Next::SwitchOver {
+            expected: Duration::ZERO,
+        };
+        if enough { over } else { Next::GoOn }.into()
+    }
+}
+
+#[test]
+fn a_migration_goes_on_without_pages_that_are_declared_poisoned_however_often_they_are_dirty() {
+    let name =
+        "a_migration_goes_on_without_pages_that_are_declared_poisoned_however_often_they_are_dirty";
+    alone(name, || {
+        const PASSES: u32 = 5;
+        each(&[Broken::Poisoned, Broken::Forbidden], |made, broken| {
+            let (source, destination) = (Side::new(made), Side::new(made));
+            source.fill(7);
+            destination.fill(8);
+            if !source.make(broken, 100) || !source.make(broken, 102) {
+                return;
+            }
+            let (at, length) = (Bytes(100 * PAGE as u64 + 1), Bytes(3 * PAGE as u64 - 2));
+            source.memory.mark_poisoned("ram", at, length).unwrap();
+            let id = source.memory.map().blocks()[0].id();
+            let tracker = Tracker::new(Arc::clone(&source.memory), Clearing::default()).unwrap();
+            let marks = Arc::clone(&tracker);
+            let dirty = move || marks.mark_block(id, at, length.0);
+            let again = dirty.clone();
+            let decider = Box::new(After(PASSES));
+            let (save, pass): (Hook, Hook) = (Box::new(dirty), Box::new(again));
+            let outcome = migrate_by(tracker, &destination, Some(decider), Some(save), Some(pass));
+            outcome.source.unwrap();
+            outcome.destination.unwrap();
+            for page in 0..PAGES {
+                let lost = (100..103).contains(&page);
+                assert_eq!(
+                    destination.get(page),
+                    if lost { 0 } else { 7 },
+                    "page {page}"
+                );
+            }
+            let told = outcome.stats.poisoned_pages;
+            assert!(
+                (3 * u64::from(PASSES)..=3 * u64::from(PASSES + 2)).contains(&told),
+                "{told}"
+            );
+            let words =
+                "3 pages whose contents are declared lost are not sent: block `ram`, offset \
+                         0x64000, 12288 bytes";
+            assert_eq!(outcome.warnings, [words]);
+        });
+    });
+}
+
+#[test]
+fn a_page_that_arrived_before_it_was_lost_is_what_it_was() {
+    let name = "a_page_that_arrived_before_it_was_lost_is_what_it_was";
+    alone(name, || {
+        let (source, destination) = (Side::new(Made::Private), Side::new(Made::Private));
+        source.fill(7);
+        let lost = Arc::clone(&source);
+        let hook = move || {
+            lost.protect(50, libc::PROT_NONE);
+            let at = Bytes(50 * PAGE as u64);
+            lost.memory.mark_poisoned("ram", at, Bytes(1)).unwrap();
+        };
+        let outcome = migrate(&source, &destination, Some(Box::new(hook)));
+        outcome.source.unwrap();
+        assert_eq!((destination.get(50), outcome.stats.poisoned_pages), (7, 0));
+    });
+}
+
+#[test]
+fn a_page_that_has_contents_again_is_sent_again() {
+    let name = "a_page_that_has_contents_again_is_sent_again";
+    alone(name, || {
+        let (source, destination) = (Side::new(Made::Private), Side::new(Made::Private));
+        source.fill(7);
+        source.protect(50, libc::PROT_NONE);
+        let (at, one) = (Bytes(50 * PAGE as u64), Bytes(1));
+        source.memory.mark_poisoned("ram", at, one).unwrap();
+        // What arrives takes a declaration back at the destination, too.
+        destination
+            .memory
+            .mark_poisoned("ram", Bytes(0), one)
+            .unwrap();
+        let again = Arc::clone(&source);
+        let hook = move || {
+            again.protect(50, libc::PROT_READ | libc::PROT_WRITE);
+            again.set(50, 9);
+            again.memory.clear_poisoned("ram", at, one).unwrap();
+        };
+        let outcome = migrate(&source, &destination, Some(Box::new(hook)));
+        outcome.source.unwrap();
+        assert_eq!((destination.get(49), destination.get(50)), (7, 9));
+        assert_eq!(destination.memory.poisoned_pages(), 0);
+    });
+}
+
+#[test]
+fn sampling_passes_over_pages_that_are_declared_poisoned() {
+    let name = "sampling_passes_over_pages_that_are_declared_poisoned";
+    alone(name, || {
+        let side = Side::new(Made::Private);
+        side.fill(7);
+        side.protect(150, libc::PROT_NONE);
+        let at = Bytes(150 * PAGE as u64);
+        side.memory.mark_poisoned("ram", at, Bytes(1)).unwrap();
+        let tracker = Tracker::new(Arc::clone(&side.memory), Clearing::default()).unwrap();
+        let params = rate::Params {
+            way: Way::Sample {
+                per_gib: rate::SAMPLES_MAX,
+            },
+            period: rate::PERIOD_MIN,
+        };
+        let rate = Probe::new(tracker, params).unwrap().measure().unwrap();
+        assert_eq!(rate.written, Pages(0));
     });
 }
 

@@ -353,6 +353,62 @@ pub unsafe extern "C" fn brant_guest_count_discarded(
     })
 }
 
+/// The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
+/// kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length). Without
+/// this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs on. With
+/// it the migration goes on: the page is neither read nor sent, however often it is found dirty, and
+/// counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent before it
+/// was lost, and not written since, it holds what it held. brant tells the destination's VMM
+/// nothing of it: where that is to raise a machine check in its guest, put the list into the state
+/// (`save`).
+///
+/// Every page with a byte in the range counts, and where the block is backed by larger pages,
+/// every such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
+/// lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
+/// range that is empty or reaches past its end. Contents that arrive here in an incoming migration
+/// take the declaration back.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_mark_poisoned(
+    guest: *mut brant_guest,
+    block: *const c_char,
+    offset: u64,
+    length: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        let block = unsafe { text(block, "block") }?;
+        guest
+            .memory
+            .mark_poisoned(block, Bytes(offset), Bytes(length))
+    })
+}
+
+/// Pages that were declared poisoned have contents again: the VMM has mapped other memory in their
+/// place, or resets the guest. Call it after that. They count as written in every tracker of the
+/// guest. Pages of the range that were not declared stay as they are. Threads and errors as
+/// above.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_clear_poisoned(
+    guest: *mut brant_guest,
+    block: *const c_char,
+    offset: u64,
+    length: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        let block = unsafe { text(block, "block") }?;
+        guest
+            .memory
+            .clear_poisoned(block, Bytes(offset), Bytes(length))
+    })
+}
+
 /// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
 /// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
 /// fails with it unless the guest is paused already. `blocker` may be NULL: then the reason

@@ -214,6 +214,22 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
+        "brant_guest_mark_poisoned",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_mark_poisoned(null_mut(), null(), 0, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_clear_poisoned",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_clear_poisoned(null_mut(), null(), 0, 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_guest_mark_discarded",
         |_| {
             // SAFETY: nothing is passed.

@@ -163,6 +163,10 @@ pub struct brant_stats {
     pub skipped_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.
     pub hinted_pages: u64,
+    /// Of the zero pages, those whose contents the VMM has declared lost
+    /// (brant_guest_mark_poisoned), neither read nor sent; one that is told again counts again.
+    /// Source only.
+    pub poisoned_pages: u64,
 }
 
 sized!(brant_stats);
@@ -209,6 +213,7 @@ impl From<&Stats> for brant_stats {
             put_back_pages: s.put_back_pages,
             skipped_pages: s.skipped_pages,
             hinted_pages: s.hinted_pages,
+            poisoned_pages: s.poisoned_pages,
         }
     }
 }

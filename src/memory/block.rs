@@ -5,6 +5,7 @@
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
 use super::access;
+use super::poisoned::Poisoned;
 use super::returned::Returned;
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
@@ -102,6 +103,7 @@ pub struct Block {
     backing: Backing,
     pins: Pins,
     returned: Returned,
+    poisoned: Poisoned,
 }
 
 // SAFETY: the pointer is an address of guest memory, which every thread of the VMM, the
@@ -233,6 +235,7 @@ impl Block {
             backing,
             pins: Pins::default(),
             returned: Returned::new(host as u64, length.pages_down(), page_size.0),
+            poisoned: Poisoned::new(length.pages_down()),
         })
     }
 
@@ -271,6 +274,10 @@ impl Block {
     /// Which of its pages the guest has given back.
     pub fn returned(&self) -> &Returned {
         &self.returned
+    }
+    /// Which of its pages have lost their contents, as the VMM has declared.
+    pub fn poisoned(&self) -> &Poisoned {
+        &self.poisoned
     }
     /// Address of the first byte in this process.
     pub fn host(&self) -> *mut u8 {

@@ -520,7 +520,7 @@ impl Memory {
     }
 }
 
-fn no_block(name: &str) -> Error {
+pub(super) fn no_block(name: &str) -> Error {
     Error::new(Kind::NotFound, format!("there is no block named `{name}`"))
 }
 

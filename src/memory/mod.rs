@@ -7,6 +7,7 @@ pub mod access;
 pub mod block;
 pub mod host;
 pub mod map;
+pub mod poisoned;
 mod recall;
 pub mod returned;
 

@@ -509,7 +509,8 @@ impl Memory {
         self.giving.told.replace(Arc::new(told));
     }
 
-    fn tell_taken(&self, block: BlockId, range: Range<u64>) {
+    /// Pages are the guest's again, and count as written in every tracker.
+    pub(super) fn tell_taken(&self, block: BlockId, range: Range<u64>) {
         if range.is_empty() {
             return;
         }

@@ -102,6 +102,9 @@ pub struct Stats {
     pub skipped_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.
     pub hinted_pages: u64,
+    /// Of the zero pages, those whose contents the VMM has declared lost, neither read nor sent; one
+    /// that is told again counts again. Source only.
+    pub poisoned_pages: u64,
 }
 
 impl Default for Stats {
@@ -145,6 +148,7 @@ impl Default for Stats {
             put_back_pages: 0,
             skipped_pages: 0,
             hinted_pages: 0,
+            poisoned_pages: 0,
         }
     }
 }
@@ -292,6 +296,6 @@ mod tests {
         assert_eq!(value["state"], "idle");
         assert!(value["bandwidth"].is_null());
         assert_eq!(value["pass"], 0);
-        assert_eq!(value.as_object().unwrap().len(), 38 + 1);
+        assert_eq!(value.as_object().unwrap().len(), 39 + 1);
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Batch {
     pub(super) skipped_pages: u64,
     /// Pages hinted to be free.
     pub(super) free_pages: u64,
+    /// Pages whose contents are lost, as the VMM has declared.
+    pub(super) poisoned_pages: u64,
     /// From looking at the first page to the kernel's having taken the last byte.
     pub(super) time: Duration,
 }
@@ -41,7 +43,8 @@ pub(super) struct Batch {
 impl Batch {
     /// Pages that went with contents, or were found to be zero or holes.
     pub(super) fn read_pages(&self) -> u64 {
-        self.data_pages + self.zero_pages - self.skipped_pages - self.free_pages
+        let unread = self.skipped_pages + self.free_pages + self.poisoned_pages;
+        self.data_pages + self.zero_pages - unread
     }
 
     /// Whether the time says something of the link: not if most of it went into finding zeros.
@@ -126,7 +129,16 @@ impl Sender {
             let range = run.first..run.first + run.count;
             if run.content != Content::Used {
                 records.unread(run, range, self.discards);
-            } else if look_for_holes(run.block.id()) && self.view.sees_holes(&run.block) {
+                continue;
+            }
+            run.block.poisoned().split(range, |range, lost| {
+                if lost {
+                    records.poisoned(run, range);
+                    return Ok(());
+                }
+                if !look_for_holes(run.block.id()) || !self.view.sees_holes(&run.block) {
+                    return records.read(run, range);
+                }
                 let mut touched = Vec::new();
                 self.view
                     .touched(&run.block, range.clone(), |r| touched.push(r))?;
@@ -137,9 +149,8 @@ impl Sender {
                     records.read(run, part)?;
                 }
                 records.holes(run, at..range.end);
-            } else {
-                records.read(run, range)?;
-            }
+                Ok(())
+            })?;
         }
         let parts = records.parts(first)?;
         // A peer that takes a byte now and then is not waited for any longer than this.
@@ -255,6 +266,12 @@ impl<'a> Records<'a> {
             self.batch.hole_pages += range.end.0 - range.start.0;
             self.zeros(run, range);
         }
+    }
+
+    /// Pages whose contents are lost: what they were is not to be had, so they become zero.
+    fn poisoned(&mut self, run: &Run, range: Range<Pages>) {
+        self.batch.poisoned_pages += range.end.0 - range.start.0;
+        self.zeros(run, range);
     }
 
     /// Pages that nobody looks at: they read as zero at the destination.

@@ -309,6 +309,7 @@ impl PageSink {
         if let Some(block) = &pin {
             target.zero.written(pages_of(header));
             block.returned().arrived(pages_of(header));
+            block.poisoned().arrived(pages_of(header));
         }
         Ok(pin)
     }
@@ -327,6 +328,7 @@ impl PageSink {
             return Ok(());
         };
         block.returned().arrived(pages_of(header));
+        block.poisoned().arrived(pages_of(header));
         target.zero.make_zero(view, &block, pages_of(header))
     }
 
@@ -341,6 +343,7 @@ impl PageSink {
             return Ok(());
         };
         let range = pages_of(header);
+        block.poisoned().arrived(range.clone());
         let mut whole = Vec::new();
         // No guest's balloon has a ROM; it is not for a peer to say that its file has holes.
         if !block.flags().rom {

@@ -99,6 +99,8 @@ pub(super) struct Driver {
     runs: Vec<Run>,
     /// Raised by whoever removes a block.
     recall: Arc<PinRecall>,
+    /// How many poisoned pages there were when the VMM was last told of them.
+    told_poisoned: u64,
     bandwidth: Bandwidth,
     meter: Meter,
     dirtied: DirtyRate,
@@ -316,6 +318,7 @@ impl Driver {
             walked: HashSet::new(),
             runs: Vec::new(),
             recall,
+            told_poisoned: 0,
             bandwidth: Bandwidth::default(),
             meter: Meter::default(),
             dirtied: DirtyRate::default(),
@@ -897,11 +900,29 @@ impl Driver {
         self.stats.zero_pages += batch.zero_pages;
         self.stats.hole_pages += batch.hole_pages;
         self.stats.skipped_pages += batch.skipped_pages;
+        self.stats.poisoned_pages += batch.poisoned_pages;
+        if batch.poisoned_pages > 0 {
+            self.tell_poisoned();
+        }
         if self.sender.marker_is_due() {
             self.send_marker(io)?;
             self.await_acknowledgements(MARKERS_WAITING, io)?;
         }
         Ok(Some(batch))
+    }
+
+    /// Tells the VMM what its guest loses, when that is not what it was told last.
+    fn tell_poisoned(&mut self) {
+        let memory = self.shared.tracker.memory();
+        let pages = memory.poisoned_pages();
+        if pages == std::mem::replace(&mut self.told_poisoned, pages) {
+            return;
+        }
+        let text = format!(
+            "{pages} pages whose contents are declared lost are not sent: {}",
+            memory.describe_poisoned()
+        );
+        self.vmm.event(EventKind::Warning, text);
     }
 
     fn send_marker(&mut self, io: &Io<'_>) -> Result<()> {
