@@ -1104,6 +1104,12 @@ typedef struct brant_stats {
      * Pages that free-page hints took out of what was to be sent. Source only.
      */
     uint64_t hinted_pages;
+    /**
+     * Of the zero pages, those whose contents the VMM has declared lost
+     * (brant_guest_mark_poisoned), neither read nor sent; one that is told again counts again.
+     * Source only.
+     */
+    uint64_t poisoned_pages;
 } brant_stats;
 
 /**
@@ -1849,6 +1855,40 @@ int32_t brant_guest_count_discarded(const struct brant_guest *guest,
                                     uint64_t length,
                                     uint64_t *discarded,
                                     struct brant_error **error);
+
+/**
+ * The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
+ * kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length). Without
+ * this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs on. With
+ * it the migration goes on: the page is neither read nor sent, however often it is found dirty, and
+ * counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent before it
+ * was lost, and not written since, it holds what it held. brant tells the destination's VMM
+ * nothing of it: where that is to raise a machine check in its guest, put the list into the state
+ * (`save`).
+ *
+ * Every page with a byte in the range counts, and where the block is backed by larger pages,
+ * every such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
+ * lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
+ * range that is empty or reaches past its end. Contents that arrive here in an incoming migration
+ * take the declaration back.
+ */
+int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
+                                  const char *block,
+                                  uint64_t offset,
+                                  uint64_t length,
+                                  struct brant_error **error);
+
+/**
+ * Pages that were declared poisoned have contents again: the VMM has mapped other memory in their
+ * place, or resets the guest. Call it after that. They count as written in every tracker of the
+ * guest. Pages of the range that were not declared stay as they are. Threads and errors as
+ * above.
+ */
+int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
+                                   const char *block,
+                                   uint64_t offset,
+                                   uint64_t length,
+                                   struct brant_error **error);
 
 /**
  * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
