@@ -134,18 +134,54 @@ impl Buffer {
         }
         let (first, last) = (bits.start / GROUP_BITS, (bits.end - 1) / GROUP_BITS);
         for group in first..=last {
-            let summary = self.summary(group / WORD_BITS);
-            let bit = 1 << (group % WORD_BITS);
-            // `any` before the summary, and the summary's bit a release that
-            // whoever relies on it acquires: so a mark that has returned is
-            // visible in `any`, although another thread may have set it.
-            // Collecting from an untouched buffer can then be skipped.
-            if summary.load(Ordering::Acquire) & bit == 0 {
-                if !self.any.0.load(Ordering::Relaxed) {
-                    self.any.0.store(true, Ordering::Relaxed);
-                }
-                summary.fetch_or(bit, Ordering::Release);
+            self.note(group);
+        }
+    }
+
+    /// Sets those of `bits`, which is not empty and inside, whose bit in `words` is set: bit
+    /// `skip` of them is the one of `bits.start`. The caller is pinned, as for [`Buffer::set`].
+    fn set_words(&self, bits: std::ops::Range<usize>, words: &[u64], skip: usize) {
+        let first = bits.start / WORD_BITS;
+        let last = (bits.end - 1) / WORD_BITS;
+        let mut group = None;
+        for i in first..=last {
+            let from = bits.start.max(i * WORD_BITS);
+            let len = bits.end.min((i + 1) * WORD_BITS) - from;
+            let given = words::bits_at(words, skip + from - bits.start, len);
+            if given == 0 {
+                continue;
             }
+            let mask = given << (from % WORD_BITS);
+            let word = self.word(i);
+            if word.load(Ordering::Relaxed) & mask != mask {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+            if group != Some(i / GROUP_WORDS) {
+                // After a word of the one before was set, and before this one is left.
+                if let Some(group) = group.replace(i / GROUP_WORDS) {
+                    self.note(group);
+                }
+            }
+        }
+        if let Some(group) = group {
+            self.note(group);
+        }
+    }
+
+    /// Notes that a group has marks, whose words are set.
+    #[inline]
+    fn note(&self, group: usize) {
+        let summary = self.summary(group / WORD_BITS);
+        let bit = 1 << (group % WORD_BITS);
+        // `any` before the summary, and the summary's bit a release that
+        // whoever relies on it acquires: so a mark that has returned is
+        // visible in `any`, although another thread may have set it.
+        // Collecting from an untouched buffer can then be skipped.
+        if summary.load(Ordering::Acquire) & bit == 0 {
+            if !self.any.0.load(Ordering::Relaxed) {
+                self.any.0.store(true, Ordering::Relaxed);
+            }
+            summary.fetch_or(bit, Ordering::Release);
         }
     }
 
@@ -240,6 +276,26 @@ impl Shared {
             #[cfg(test)]
             tests::perhaps_preempted();
             self.buffers[current].set(from..end);
+            drop(guard);
+            from = end;
+        }
+    }
+
+    /// [`Shared::mark`] of those of the `n` bits from `start` on whose bit in `words` is set, where
+    /// bit `skip` of `words` stands for the first; bits past the end of either count as clear.
+    /// Costs a look at each word, and an or into each that has a bit.
+    pub fn mark_words(&self, start: usize, words: &[u64], skip: usize, n: usize) {
+        let given = cut(skip, n, words.len().saturating_mul(WORD_BITS));
+        let bits = cut(start, given.len(), self.nbits);
+        let mut from = bits.start;
+        while from < bits.end {
+            let end = bits.end.min((from / BITS_A_PIN + 1) * BITS_A_PIN);
+            let guard = pin();
+            // As in `mark`.
+            let current = self.current.0.load(Ordering::Acquire);
+            #[cfg(test)]
+            tests::perhaps_preempted();
+            self.buffers[current].set_words(from..end, words, skip + from - bits.start);
             drop(guard);
             from = end;
         }
@@ -672,6 +728,35 @@ mod tests {
             );
         }
         assert!(shared.is_clean_hint());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn words_are_marked_bit_by_bit_whatever_their_alignment(
+            nbits in prop_oneof![1usize..700, 60_000usize..70_000],
+            start in 0usize..70_500,
+            near in any::<bool>(),
+            words in prop::collection::vec(prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>()], 0..1200),
+            skip in 0usize..200,
+            n in prop_oneof![Just(usize::MAX), 0usize..80_000],
+        ) {
+            let _alone = alone();
+            let start = if near { start % 700 } else { start };
+            let shared = Shared::new(nbits).unwrap();
+            shared.mark_words(start, &words, skip, n);
+            let mut into = Bitmap::new(nbits).unwrap();
+            shared.collect(LONG, &mut into).unwrap();
+            let mut expected = Bitmap::new(nbits).unwrap();
+            for i in 0..n.min(words.len() * 64) {
+                if words.get((skip + i) / 64).is_some_and(|w| w >> ((skip + i) % 64) & 1 != 0) {
+                    expected.set_range(start + i, 1);
+                }
+            }
+            prop_assert_eq!(into.words(), expected.words());
+            prop_assert_eq!(into.count(), expected.count());
+        }
     }
 
     /// A mark that returned before collect was called is in that collect, every time.

@@ -346,6 +346,20 @@ pub fn prefetch(words: &[u64], index: usize) {
     let _ = (words, index);
 }
 
+/// The `len` bits from `start` on, 64 at most, in the low bits of a word; clear past the end.
+pub(crate) fn bits_at(words: &[u64], start: usize, len: usize) -> u64 {
+    let word = |i: usize| words.get(i).copied().unwrap_or(0);
+    let (i, shift) = (start / 64, start % 64);
+    let bits = match shift {
+        0 => word(i),
+        _ => word(i) >> shift | word(i + 1) << (64 - shift),
+    };
+    match len {
+        64.. => bits,
+        _ => bits & !(u64::MAX << len),
+    }
+}
+
 /// Sets the `len` bits from bit `start` on (cut at the end of `words`);
 /// returns how many were clear.
 pub fn set_range(words: &mut [u64], start: usize, len: usize) -> u64 {
