@@ -662,7 +662,8 @@ typedef struct brant_slot {
      */
     uint64_t length;
     /**
-     * Guest physical address of its first byte, page-aligned.
+     * Guest physical address of its first byte, page-aligned. The slot ends at 2^52 or below (2^59
+     * on RISC-V): no architecture has more addresses.
      */
     uint64_t guest_address;
     /**
@@ -2252,7 +2253,7 @@ void brant_tracker_mark(const struct brant_tracker *tracker,
  * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
  * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
  * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
- * VMM's own. NULL is ignored.
+ * VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
  */
 void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
                                uint64_t guest_address,

@@ -77,7 +77,8 @@ pub struct brant_slot {
     /// Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
     /// where brant made room for this one.
     pub length: u64,
-    /// Guest physical address of its first byte, page-aligned.
+    /// Guest physical address of its first byte, page-aligned. The slot ends at 2^52 or below (2^59
+    /// on RISC-V): no architecture has more addresses.
     pub guest_address: u64,
     /// KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
     pub slot: u32,

@@ -360,7 +360,7 @@ pub unsafe extern "C" fn brant_tracker_mark(
 /// The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
 /// 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
 /// fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
-/// VMM's own. NULL is ignored.
+/// VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_mark_bitmap(
     tracker: *const brant_tracker,
@@ -376,12 +376,20 @@ pub unsafe extern "C" fn brant_tracker_mark_bitmap(
         if words.is_null() {
             return;
         }
-        for i in 0..pages.div_ceil(64) {
-            // SAFETY: `pages` bits by contract; C may have aligned them less.
-            let word = unsafe { words.add(i as usize).read_unaligned() };
-            let at = guest_address.saturating_add(Pages(i * 64).bytes().0);
+        // By way of a copy, because C may have aligned the words less than we need them to be.
+        let mut some = [0u64; 512];
+        let bits = some.len() as u64 * 64;
+        let mut at = 0;
+        while at < pages {
+            let pages = (pages - at).min(bits);
+            let count = pages.div_ceil(64) as usize;
+            let from = words.wrapping_add((at / 64) as usize).cast::<u8>();
+            // SAFETY: `pages` bits by contract, in whole words; ours has room for `count` of them.
+            unsafe { from.copy_to_nonoverlapping(some.as_mut_ptr().cast::<u8>(), count * 8) };
+            let address = guest_address.saturating_add(Pages(at).bytes().0);
             t.tracker
-                .mark_guest_word(GuestAddress(at), word, pages - i * 64);
+                .mark_words(GuestAddress(address), &some[..count], pages);
+            at += pages;
         }
     })
 }

@@ -139,8 +139,8 @@ impl Blocks {
         self.by_id.clear();
     }
 
-    pub fn retain(&mut self, keep: impl Fn(BlockId) -> bool) {
-        self.by_id.retain(|id, _| keep(*id));
+    pub fn remove(&mut self, id: BlockId) {
+        self.by_id.remove(&id);
     }
 
     /// Pages pending in all of them.
@@ -208,9 +208,9 @@ mod tests {
         }));
         assert!(broken.is_err());
         check(&blocks, 537);
-        blocks.retain(|id| id != ids[0]);
+        blocks.remove(ids[0]);
         check(&blocks, 37);
-        blocks.retain(|id| id == ids[2]);
+        blocks.remove(ids[1]);
         check(&blocks, 7);
         blocks.clear();
         check(&blocks, 0);

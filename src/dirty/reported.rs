@@ -4,12 +4,15 @@
 //! collector, the tracker, through [`ReportedLog`]. Marks are made after the write.
 
 use crate::bits::shared::Shared;
+use crate::bits::words;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Kind, Result};
+use crate::memory::tree::{Index, Tree};
 use crate::memory::{BlockId, Map, Memory};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::ops::Range;
 use std::time::Duration;
 use vm_memory::GuestAddress;
 
@@ -20,10 +23,37 @@ const GRACE: Duration = Duration::from_millis(100);
 /// The most pages that are marked under one pin: 128 MiB, microseconds.
 const PAGES_A_PIN: u64 = 32 << 10;
 
+/// The marks of one block.
+#[derive(Clone)]
+struct Marks {
+    block: BlockId,
+    shared: Arc<Shared>,
+}
+
+/// By block.
+struct ByBlock;
+
+impl Index for ByBlock {
+    type Value = Marks;
+    type Key = BlockId;
+    type Reach = ();
+    fn key(marks: &Marks) -> BlockId {
+        marks.block
+    }
+    fn reach(_: &Marks) {}
+}
+
+/// The marks of all blocks of a map, replaced whole when it changes.
 #[derive(Default)]
 struct Table {
-    /// By block id.
-    blocks: Vec<Option<Arc<Shared>>>,
+    map: Map,
+    marks: Tree<ByBlock>,
+}
+
+impl Table {
+    fn of(&self, block: BlockId) -> Option<&Shared> {
+        self.marks.get(&block).map(|marks| &*marks.shared)
+    }
 }
 
 /// The marks of all blocks. Cheap to share; see the file's description.
@@ -69,12 +99,9 @@ impl Reported {
         let last = address.0.saturating_add(length - 1) / PAGE_SIZE;
         let mut found = 0;
         // In pieces, so that no thread stands pinned for long: whoever collects waits for it.
-        let end = self.memory.with_map(Map::guest_end) / PAGE_SIZE;
-        let mut at = first;
-        while at <= last && at < end {
-            let pages = (last - at + 1).min(PAGES_A_PIN);
-            found += self.mark_some(GuestAddress(at * PAGE_SIZE), Pages(pages));
-            at += pages;
+        let mut next = Some(first);
+        while let Some(at) = next {
+            next = self.mark_some(at, last, &mut found);
         }
         // An alias can find more pages than were asked about, never fewer.
         if found < last - first + 1 {
@@ -82,20 +109,75 @@ impl Reported {
         }
     }
 
-    /// Marks pages from a guest address; how many of them are some block's.
-    fn mark_some(&self, from: GuestAddress, pages: Pages) -> u64 {
+    /// Marks the first of the guest's pages `first` to `last` that are some block's, under one
+    /// pin, and adds to `found` how many. Where to go on; `None` when it is done. What no slot maps
+    /// costs nothing, however much it is.
+    fn mark_some(&self, first: u64, last: u64, found: &mut u64) -> Option<u64> {
+        let from = |page: u64| GuestAddress(page * PAGE_SIZE);
         self.memory.with_map(|map| {
+            let mut ahead = map.pieces(from(first), Pages(last - first + 1));
+            let begin = first + ahead.next()?.skipped.0;
+            let pages = (last - begin + 1).min(PAGES_A_PIN);
             self.table.with(|table| {
-                let mut found = 0;
-                for piece in map.pieces(from, pages) {
-                    if let Some(Some(shared)) = table.blocks.get(piece.block.index()) {
+                for piece in map.pieces(from(begin), Pages(pages)) {
+                    if let Some(shared) = table.of(piece.block) {
                         shared.mark(piece.first.index(), piece.pages.index());
-                        found += piece.pages.0;
+                        *found += piece.pages.0;
                     }
                 }
-                found
-            })
+            });
+            let next = begin + pages;
+            (next <= last).then_some(next)
         })
+    }
+
+    /// Reports writes of the pages that `words` has bits for, the first `pages` of them, counted
+    /// from a guest address. Any thread; lock-free. Each bit where no memory is counts as stray.
+    pub fn mark_words(&self, address: GuestAddress, words: &[u64], pages: u64) {
+        if !self.is_active() {
+            return;
+        }
+        let first = address.0 / PAGE_SIZE;
+        let pages = pages.min(words.len() as u64 * 64);
+        let mut at = 0;
+        while at < pages {
+            let some = (pages - at).min(PAGES_A_PIN);
+            self.mark_some_words(first.saturating_add(at), words, at, some);
+            at += some;
+        }
+    }
+
+    /// The `pages` bits of `words` from bit `skip` on, which stands for the guest's page `first`.
+    fn mark_some_words(&self, first: u64, words: &[u64], skip: u64, pages: u64) {
+        let count = |range: Range<u64>| {
+            let (from, len) = (range.start as usize, (range.end - range.start) as usize);
+            words::count_range(words, from, len)
+        };
+        let mut strays = count(skip..skip + pages);
+        if strays == 0 {
+            return;
+        }
+        // Addresses end before numbers of pages do.
+        let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
+        self.memory.with_map(|map| {
+            self.table.with(|table| {
+                // Two slots may show the same address, in two address spaces.
+                let mut known = skip;
+                for piece in map.pieces(from, Pages(pages)) {
+                    let begin = skip + piece.skipped.0;
+                    let end = begin + piece.pages.0;
+                    if let Some(shared) = table.of(piece.block) {
+                        let (first, n) = (piece.first.index(), piece.pages.index());
+                        shared.mark_words(first, words, begin as usize, n);
+                        if known < end {
+                            strays -= count(begin.max(known)..end);
+                            known = end;
+                        }
+                    }
+                }
+            });
+        });
+        self.strays.fetch_add(strays, Ordering::Relaxed);
     }
 
     /// Reports a write of `length` bytes at an offset in a block. Any thread; lock-free.
@@ -106,7 +188,7 @@ impl Reported {
         let first = offset.0 / PAGE_SIZE;
         let last = offset.0.saturating_add(length - 1) / PAGE_SIZE;
         let shared = self.table.with(|table| {
-            let shared = table.blocks.get(block.index())?.as_ref()?;
+            let shared = &table.marks.get(&block)?.shared;
             if last - first < PAGES_A_PIN {
                 shared.mark(first as usize, (last - first + 1) as usize);
                 return Some(None);
@@ -131,17 +213,18 @@ impl Reported {
     /// Makes the table fit `map`: blocks that stay keep their marks.
     fn fit(&self, map: &Map) -> Result<()> {
         let old = self.table.load();
-        let len = map.blocks().last().map_or(0, |b| b.id().index() + 1);
-        let mut blocks = Vec::new();
-        blocks.resize_with(len, || None);
-        for block in map.blocks() {
-            let i = block.id().index();
-            blocks[i] = Some(match old.blocks.get(i) {
-                Some(Some(shared)) => Arc::clone(shared),
-                _ => Arc::new(Shared::new(block.pages().index())?),
+        let mut marks = old.marks.clone();
+        for block in map.blocks_not_in(&old.map) {
+            marks.insert(Marks {
+                block: block.id(),
+                shared: Arc::new(Shared::new(block.pages().index())?),
             });
         }
-        self.table.replace(Arc::new(Table { blocks }));
+        for block in old.map.blocks_not_in(map) {
+            marks.remove(&block.id());
+        }
+        let map = map.clone();
+        self.table.replace(Arc::new(Table { map, marks }));
         Ok(())
     }
 }
@@ -173,8 +256,8 @@ impl DirtyLog for ReportedLog {
 
     fn heap_bytes(&self) -> u64 {
         self.reported.table.with(|table| {
-            let shared = table.blocks.iter().flatten();
-            shared.map(|shared| shared.heap_bytes() as u64).sum()
+            let marks = table.marks.iter();
+            marks.map(|marks| marks.shared.heap_bytes() as u64).sum()
         })
     }
 
@@ -193,14 +276,11 @@ impl DirtyLog for ReportedLog {
         Ok(())
     }
 
-    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         let table = self.reported.table.load();
         let mut late = None;
-        for block in map.blocks() {
-            let Some(Some(shared)) = table.blocks.get(block.id().index()) else {
-                continue;
-            };
-            let done = sink.block(block.id(), &mut |pending| {
+        for Marks { block, shared } in table.marks.iter() {
+            let done = sink.block(*block, &mut |pending| {
                 Ok(shared.collect(GRACE, pending)?.new)
             });
             match done {
@@ -220,3 +300,7 @@ impl DirtyLog for ReportedLog {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "reported_tests.rs"]
+mod tests;

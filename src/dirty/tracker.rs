@@ -325,14 +325,10 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
-    /// Reports writes of the pages that `word` has bits for, the first `pages` of them, counted
-    /// from a guest address: see [`Reported::mark_guest`].
-    pub fn mark_guest_word(&self, address: GuestAddress, word: u64, pages: u64) {
-        let page = |i: usize| address.0.saturating_add(Pages(i as u64).bytes().0);
-        for run in crate::bits::runs::of_words(&[word], pages.min(64) as usize) {
-            let length = Pages(run.len() as u64).bytes().0;
-            self.mark_guest(GuestAddress(page(run.start)), length);
-        }
+    /// Reports writes of the pages that `words` has bits for, the first `pages` of them, counted
+    /// from a guest address: see [`Reported::mark_words`].
+    pub fn mark_words(&self, address: GuestAddress, words: &[u64], pages: u64) {
+        self.reported.mark_words(address, words, pages);
     }
 
     /// Reports a write in a block: see [`Reported::mark_block`].
@@ -845,8 +841,8 @@ impl Inner {
     /// Makes room for the blocks that are not in `old` and has all logs follow a change;
     /// if one refuses, those before it are led back.
     fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
-        for block in new.blocks().iter().filter(|b| old.block(b.id()).is_none()) {
-            self.make_block(block)?;
+        for block in new.blocks_not_in(old) {
+            self.make_block(&block)?;
         }
         let Inner { logs, blocks, .. } = self;
         for i in 0..logs.len() {
@@ -879,11 +875,11 @@ impl Inner {
 
     /// Makes everything pending that is in `new` and not in `old`.
     fn mark_fresh(&mut self, old: &Map, new: &Map) {
-        let slots = new.slots().iter().filter(|s| !old.slots().contains(s));
-        let blocks = new.blocks().iter().filter(|b| old.block(b.id()).is_none());
+        let (slots, blocks) = (new.slots_not_in(old), new.blocks_not_in(old));
         let ranges = slots
+            .iter()
             .map(|s| (s.block, s.first, s.pages))
-            .chain(blocks.map(|b| (b.id(), Pages(0), b.pages())));
+            .chain(blocks.iter().map(|b| (b.id(), Pages(0), b.pages())));
         for (block, first, pages) in ranges {
             if let Some(state) = self.blocks.get_mut(block) {
                 state.pending.set_range(first.index(), pages.index());
@@ -894,8 +890,11 @@ impl Inner {
         }
     }
 
-    fn forget_blocks_not_in(&mut self, map: &Map) {
-        self.blocks.retain(|id| map.block(id).is_some());
+    /// Forgets the blocks that `before` has and `map` has not.
+    fn forget_gone(&mut self, before: &Map, map: &Map) {
+        for block in before.blocks_not_in(map) {
+            self.blocks.remove(block.id());
+        }
     }
 
     fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
@@ -919,19 +918,19 @@ impl MapObserver for Tracker {
         inner.hints.close();
         if !inner.started {
             // Pages can be pending after tracking was stopped; not those of a block that goes.
-            inner.forget_blocks_not_in(new);
+            inner.forget_gone(old, new);
             inner.map = Arc::clone(new);
             return Ok(());
         }
         if let Err(e) = inner.follow(old, new) {
             // What a log that was led back knew of them, it may have forgotten.
             inner.mark_fresh(new, old);
-            inner.forget_blocks_not_in(old);
+            inner.forget_gone(new, old);
             return Err(e);
         }
         // What a new slot's pages hold was written before anybody logged it.
         inner.mark_fresh(old, new);
-        inner.forget_blocks_not_in(new);
+        inner.forget_gone(old, new);
         inner.map = Arc::clone(new);
         Ok(())
     }

@@ -77,8 +77,12 @@ impl std::fmt::Debug for UserfaultLog {
 }
 
 /// Read-only blocks are not watched, as no log does; marks of them count.
+fn is_watched(block: &Block) -> bool {
+    !block.flags().rom
+}
+
 fn watched(map: &Map) -> impl Iterator<Item = &Arc<Block>> {
-    map.blocks().iter().filter(|b| !b.flags().rom)
+    map.blocks().iter().filter(|block| is_watched(block))
 }
 
 fn range_of(block: &Block) -> Range<u64> {
@@ -278,16 +282,16 @@ impl DirtyLog for UserfaultLog {
             // Every harvest says that nothing is known.
             return Ok(());
         }
-        let fresh = || watched(new).filter(|b| old.block(b.id()).is_none());
-        for block in fresh() {
+        let (gone, fresh) = (old.blocks_not_in(new), new.blocks_not_in(old));
+        for block in fresh.iter().filter(|block| is_watched(block)) {
             if let Err(e) = watch.begin(block) {
-                for block in fresh() {
+                for block in &fresh {
                     watch.end(block.id());
                 }
                 return Err(e);
             }
         }
-        for block in watched(old).filter(|b| new.block(b.id()).is_none()) {
+        for block in gone.iter().filter(|block| is_watched(block)) {
             let range = range_of(block);
             let done = sink.block(block.id(), &mut |pending| {
                 watch.collect(&range, regions, pending)

@@ -8,12 +8,15 @@
 use super::block::{
     BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
 };
+use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::returned::Giving;
+use super::tree::{Index as _, Tree};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
 use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use vm_memory::GuestAddress;
 
@@ -21,6 +24,15 @@ use vm_memory::GuestAddress;
 pub const NO_SLOT: u32 = u32::MAX;
 /// The most slots in one map; KVM's own limit is 32764 an address space.
 pub const SLOTS_MAX: usize = 65536;
+/// Guest physical addresses have this many bits at most: what the architecture's page tables can
+/// hold. KVM refuses slots beyond what the processor at hand has of them.
+pub const GUEST_ADDRESS_BITS: u32 = if cfg!(target_arch = "riscv64") {
+    // Sv57x4: the guest's addresses are two bits longer.
+    59
+} else {
+    // x86-64; Arm with LPA2.
+    52
+};
 
 /// A slot as the VMM describes it: `length` bytes of a block, at a guest address.
 #[derive(Debug, Clone)]
@@ -67,27 +79,41 @@ impl Slot {
         self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
     }
 
-    fn guest_end(&self) -> u64 {
+    pub(super) fn guest_end(&self) -> u64 {
         self.guest_address.0 + self.pages.bytes().0
+    }
+
+    /// The address space it is in.
+    fn space(&self) -> u32 {
+        match self.slot {
+            NO_SLOT => 0,
+            slot => slot >> 16,
+        }
     }
 }
 
-/// The memory of a guest at one time. Immutable.
-#[derive(Debug, Default, Clone)]
+/// The memory of a guest at one time. Immutable, and cheap to clone.
+#[derive(Default, Clone)]
 pub struct Map {
     generation: u64,
-    /// Sorted by id.
-    blocks: Vec<Arc<Block>>,
-    /// In the order they were added.
-    slots: Vec<Slot>,
-    /// Indexes into `slots`, by guest address.
-    by_guest: Vec<usize>,
-    /// Indexes into `slots`, by slot number.
-    by_number: Vec<usize>,
-    /// Bytes of the longest slot: how far below an address a slot that holds it can begin.
-    longest: u64,
-    /// See [`Map::guest_end`].
-    end: u64,
+    blocks: Tree<ById>,
+    names: Tree<ByName>,
+    hosts: Tree<ByHost>,
+    slots: Tree<ByGuest>,
+    numbers: Tree<ByNumber>,
+    shown: Tree<ByBlock>,
+    /// See [`Map::total`].
+    total: u64,
+}
+
+impl std::fmt::Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Map")
+            .field("generation", &self.generation)
+            .field("blocks", &self.blocks())
+            .field("slots", &self.slots())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A piece of a block.
@@ -109,68 +135,73 @@ impl Map {
         self.generation
     }
     /// The blocks, by id.
-    pub fn blocks(&self) -> &[Arc<Block>] {
-        &self.blocks
+    pub fn blocks(&self) -> Blocks<'_> {
+        Blocks(&self.blocks)
     }
-    /// The slots, in the order they were added.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    /// The slots, by guest address.
+    pub fn slots(&self) -> Slots<'_> {
+        Slots(&self.slots)
     }
     /// The block with that id.
     pub fn block(&self, id: BlockId) -> Option<&Arc<Block>> {
-        self.blocks
-            .binary_search_by_key(&id, |b| b.id())
-            .ok()
-            .map(|i| &self.blocks[i])
+        self.blocks.get(&id)
     }
     /// The block with that name.
     pub fn block_named(&self, name: &str) -> Option<&Arc<Block>> {
-        self.blocks.iter().find(|b| b.name() == name)
+        self.names.get_by(|other: &Named| other.name().cmp(name))
     }
     /// The slot with that KVM number.
     pub fn slot(&self, slot: u32) -> Option<&Slot> {
-        if slot == NO_SLOT {
-            return None;
-        }
-        // A search, because a sync asks for each slot, and a ring for each page.
-        let found = self
-            .by_number
-            .binary_search_by_key(&slot, |&i| self.slots[i].slot);
-        found.ok().map(|at| &self.slots[self.by_number[at]])
+        self.numbers.get(&slot).map(|slot| &**slot)
     }
     /// One past the highest guest address that a slot maps; 0 without slots.
     pub fn guest_end(&self) -> u64 {
-        self.end
+        self.slots.reach().unwrap_or(0)
     }
     /// All bytes of all blocks.
     pub fn total(&self) -> Bytes {
-        Bytes(self.blocks.iter().map(|b| b.length().0).sum())
+        Bytes(self.total)
     }
 
-    /// Which pieces of blocks `pages` pages from a guest address are. Addresses that no
-    /// slot maps are left out. Addresses are page frames: the low 12 bits count as 0.
+    /// Blocks of this map that `other` lacks. Costs what differs, if one was made from the other.
+    pub fn blocks_not_in(&self, other: &Map) -> Vec<Arc<Block>> {
+        // A number stands for one block for ever.
+        self.blocks.not_in(&other.blocks, |_, _| true)
+    }
+
+    /// Slots of this map that `other` lacks, or has otherwise. Costs what differs, if one was
+    /// made from the other.
+    pub fn slots_not_in(&self, other: &Map) -> Vec<Arc<Slot>> {
+        self.slots.not_in(&other.slots, |a, b| a == b)
+    }
+
+    /// The slots that show any of these pages of a block.
+    pub fn slots_of(&self, block: BlockId, pages: Range<u64>) -> impl Iterator<Item = &Arc<Slot>> {
+        let mut after = None;
+        std::iter::from_fn(move || {
+            let (before, past) = ((block, pages.end, 0, 0), (block, pages.start));
+            let next = self.shown.next_reaching(after.as_ref(), &before, past)?;
+            after = Some(ByBlock::key(next));
+            Some(next)
+        })
+    }
+
+    /// Which pieces of blocks `pages` pages from a guest address are, by address. Addresses that no
+    /// slot maps are left out, and cost nothing. Addresses are page frames: the low 12 bits count
+    /// as 0. Allocates nothing.
     pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
         let from = from.0 & !(PAGE_SIZE - 1);
         let end = from.saturating_add(pages.bytes().0);
-        // Slots of one address space do not overlap, but those of two (SMM) do, so the
-        // ends are not sorted and the search goes by the start alone, from the longest
-        // slot's length before it.
-        let first = self
-            .by_guest
-            .partition_point(|&i| self.slots[i].guest_address.0 < from);
-        let before = self.by_guest[..first]
-            .iter()
-            .rev()
-            .take_while(move |&&i| from - self.slots[i].guest_address.0 < self.longest)
-            .filter(move |&&i| self.slots[i].guest_end() > from);
-        let after = self.by_guest[first..]
-            .iter()
-            .take_while(move |&&i| self.slots[i].guest_address.0 < end);
-        before.chain(after).filter_map(move |&i| {
-            let slot = &self.slots[i];
+        let mut after = None;
+        std::iter::from_fn(move || {
+            if from >= end {
+                return None;
+            }
+            let slot = self.slots.next_reaching(after.as_ref(), &(end, 0), from)?;
+            after = Some(ByGuest::key(slot));
             let start = slot.guest_address.0.max(from);
             let stop = slot.guest_end().min(end);
-            (start < stop).then(|| Piece {
+            Some(Piece {
                 block: slot.block,
                 first: slot.first + Pages((start - slot.guest_address.0) / PAGE_SIZE),
                 pages: Pages((stop - start) / PAGE_SIZE),
@@ -179,20 +210,64 @@ impl Map {
         })
     }
 
-    fn index_slots(&mut self) {
-        let mut order: Vec<usize> = (0..self.slots.len()).collect();
-        order.sort_by_key(|&i| self.slots[i].guest_address.0);
-        self.by_number = order.clone();
-        self.by_number.sort_by_key(|&i| self.slots[i].slot);
-        self.by_guest = order;
-        self.end = self.slots.iter().map(Slot::guest_end).max().unwrap_or(0);
-        self.longest = self
-            .slots
-            .iter()
-            .map(|s| s.pages.bytes().0)
-            .max()
-            .unwrap_or(0);
+    /// The block that has any of these bytes of the process.
+    fn block_at(&self, host: u64, length: u64) -> Option<&Arc<Block>> {
+        let end = host.saturating_add(length);
+        self.hosts.next_reaching(None, &end, host)
+    }
+
+    /// The slot of address space `space` that has any of these guest addresses.
+    fn slot_at(&self, space: u32, guest: Range<u64>) -> Option<&Arc<Slot>> {
+        let mut after = None;
+        loop {
+            let before = (guest.end, 0);
+            let slot = self
+                .slots
+                .next_reaching(after.as_ref(), &before, guest.start)?;
+            if slot.space() == space {
+                return Some(slot);
+            }
+            after = Some(ByGuest::key(slot));
+        }
+    }
+
+    fn add_block(&mut self, block: Arc<Block>) {
         self.generation += 1;
+        self.total += block.length().0;
+        self.names.insert(Arc::clone(&block));
+        self.hosts.insert(Arc::clone(&block));
+        self.blocks.insert(block);
+    }
+
+    /// With the slots that show it.
+    fn remove_block(&mut self, block: &Arc<Block>) {
+        let slots: Vec<Arc<Slot>> = self.slots_of(block.id(), 0..u64::MAX).cloned().collect();
+        for slot in slots {
+            self.remove_slot(&slot);
+        }
+        self.generation += 1;
+        self.total -= block.length().0;
+        self.names.remove(&ByName::key(block));
+        self.hosts.remove(&ByHost::key(block));
+        self.blocks.remove(&block.id());
+    }
+
+    fn add_slot(&mut self, slot: Arc<Slot>) {
+        self.generation += 1;
+        if slot.slot != NO_SLOT {
+            self.numbers.insert(Arc::clone(&slot));
+        }
+        self.shown.insert(Arc::clone(&slot));
+        self.slots.insert(slot);
+    }
+
+    fn remove_slot(&mut self, slot: &Arc<Slot>) {
+        self.generation += 1;
+        if slot.slot != NO_SLOT {
+            self.numbers.remove(&slot.slot);
+        }
+        self.shown.remove(&ByBlock::key(slot));
+        self.slots.remove(&ByGuest::key(slot));
     }
 }
 
@@ -280,7 +355,7 @@ impl Memory {
     pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
-        if map.blocks.len() >= BLOCKS_MAX {
+        if map.blocks().len() >= BLOCKS_MAX {
             return Err(Error::new(
                 Kind::Invalid,
                 format!("at most {BLOCKS_MAX} blocks"),
@@ -292,11 +367,7 @@ impl Memory {
                 format!("there is a block named `{}` already", description.name),
             ));
         }
-        let (start, length) = (description.host as u64, description.length.0);
-        if let Some(other) = map.blocks.iter().find(|b| {
-            start < b.host() as u64 + b.length().0
-                && (b.host() as u64) < start.saturating_add(length)
-        }) {
+        if let Some(other) = map.block_at(description.host as u64, description.length.0) {
             return Err(Error::new(
                 Kind::Exists,
                 format!(
@@ -308,10 +379,15 @@ impl Memory {
             ));
         }
         let id = BlockId(change.next_block);
-        map.blocks.push(Arc::new(Block::new(id, description)?));
-        map.index_slots();
+        let Some(next) = id.0.checked_add(1) else {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("at most {} blocks in the life of a guest", u32::MAX),
+            ));
+        };
+        map.add_block(Arc::new(Block::new(id, description)?));
         // Also when the change is refused: somebody may know the number by then.
-        change.next_block += 1;
+        change.next_block = next;
         self.publish(&mut change, map)?;
         Ok(id)
     }
@@ -373,9 +449,7 @@ impl Memory {
             let Some(block) = map.block_named(name).cloned() else {
                 return Err(no_block(name));
             };
-            map.blocks.retain(|b| b.id() != block.id());
-            map.slots.retain(|s| s.block != block.id());
-            map.index_slots();
+            map.remove_block(&block);
             self.publish(&mut change, map)?;
             block
         };
@@ -398,7 +472,7 @@ impl Memory {
         let Some(block) = map.block_named(&d.block) else {
             return Err(no_block(&d.block));
         };
-        if map.slots.len() >= SLOTS_MAX {
+        if map.slots().len() >= SLOTS_MAX {
             return invalid(format!("at most {SLOTS_MAX} slots"));
         }
         if map.slot(d.slot).is_some() {
@@ -431,6 +505,14 @@ impl Memory {
                 d.guest_address.0
             ));
         }
+        let most = 1u64 << GUEST_ADDRESS_BITS;
+        if d.guest_address.0 + d.length.0 > most {
+            return invalid(format!(
+                "guest addresses end at {most:#x} on this architecture; found {:#x} to {:#x}",
+                d.guest_address.0,
+                d.guest_address.0 + d.length.0
+            ));
+        }
         if d.slot != NO_SLOT && d.length.pages_down().0 > MAX_SLOT_PAGES {
             return invalid(format!(
                 "KVM's slots have at most {MAX_SLOT_PAGES} pages, this one {}",
@@ -447,12 +529,8 @@ impl Memory {
             host_address: block.host() as u64 + d.offset.0,
             rom: block.flags().rom,
         };
-        let space = |s: &Slot| if s.slot == NO_SLOT { 0 } else { s.slot >> 16 };
-        if let Some(other) = map.slots.iter().find(|s| {
-            space(s) == space(&new)
-                && s.guest_address.0 < new.guest_end()
-                && new.guest_address.0 < s.guest_end()
-        }) {
+        let range = new.guest_address.0..new.guest_end();
+        if let Some(other) = map.slot_at(new.space(), range) {
             return Err(Error::new(
                 Kind::Exists,
                 format!(
@@ -466,8 +544,7 @@ impl Memory {
                 ),
             ));
         }
-        map.slots.push(new);
-        map.index_slots();
+        map.add_slot(Arc::new(new));
         self.publish(&mut change, map)
     }
 
@@ -477,10 +554,7 @@ impl Memory {
     pub fn remove_slot(&self, slot: u32, guest_address: GuestAddress) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
-        let before = map.slots.len();
-        map.slots
-            .retain(|s| s.slot != slot || s.guest_address != guest_address);
-        if map.slots.len() == before {
+        let Some(gone) = map.slots.get(&(guest_address.0, slot)).cloned() else {
             return Err(Error::new(
                 Kind::NotFound,
                 format!(
@@ -488,8 +562,8 @@ impl Memory {
                     guest_address.0
                 ),
             ));
-        }
-        map.index_slots();
+        };
+        map.remove_slot(&gone);
         self.publish(&mut change, map)
     }
 

@@ -222,6 +222,16 @@ fn what_is_refused_says_what_was_expected_and_what_was_found() {
             vec!["wrap"],
         ),
         (
+            slot(8, "ram", 0, p, 1 << 63),
+            Kind::Invalid,
+            vec!["guest addresses end at", "0x8000000000000000"],
+        ),
+        (
+            slot(NO_SLOT, "ram", 0, 2 * p, (1 << GUEST_ADDRESS_BITS) - p),
+            Kind::Invalid,
+            vec!["guest addresses end at"],
+        ),
+        (
             slot(8, "ram", 0, p, 0x10_9000),
             Kind::Exists,
             vec!["0x8", "0x7", "0x100000..0x10a000"],
@@ -263,6 +273,111 @@ fn what_is_refused_says_what_was_expected_and_what_was_found() {
     memory
         .add_slot(&slot(0x1_0008, "ram", 0, p, 0x10_0000))
         .unwrap();
+}
+
+#[test]
+fn the_last_guest_address_of_the_architecture_can_be_mapped() {
+    let memory = Memory::new().unwrap();
+    memory.add_block(block("ram", HOST, PAGE_SIZE)).unwrap();
+    let last = (1 << GUEST_ADDRESS_BITS) - PAGE_SIZE;
+    memory
+        .add_slot(&slot(0, "ram", 0, PAGE_SIZE, last))
+        .unwrap();
+    assert_eq!(memory.map().guest_end(), 1 << GUEST_ADDRESS_BITS);
+    let whole = memory.map();
+    let found: Vec<Piece> = whole.pieces(GuestAddress(0), Pages(u64::MAX)).collect();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].skipped, Pages(last / PAGE_SIZE));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Blocks and slots come and go in any order; what two maps have and lack is what their lists
+    /// say.
+    #[test]
+    fn two_maps_are_compared_as_if_their_lists_were(
+        ops in prop::collection::vec((0..40u64, 0..4u8), 1..120),
+        then in 0usize..120,
+    ) {
+        let memory = Memory::new().unwrap();
+        let mut before = memory.map();
+        for (i, (n, what)) in ops.into_iter().enumerate() {
+            let name = format!("b{n}");
+            // Refused where the thing is there already, or is not.
+            let _ = match what {
+                0 | 1 => memory
+                    .add_block(block(&name, HOST + (n << 20), PAGE_SIZE))
+                    .and_then(|_| {
+                        memory.add_slot(&slot(n as u32, &name, 0, PAGE_SIZE, n << 20))
+                    }),
+                2 => memory.remove_block(&name),
+                _ => memory.remove_slot(n as u32, GuestAddress(n << 20)),
+            };
+            if i == then {
+                before = memory.map();
+            }
+        }
+        let now = memory.map();
+        for (a, b) in [(&now, &before), (&before, &now)] {
+            let blocks: Vec<BlockId> = a.blocks_not_in(b).iter().map(|b| b.id()).collect();
+            let lacks = |block: &&Arc<Block>| b.block(block.id()).is_none();
+            let expected: Vec<BlockId> =
+                a.blocks().iter().filter(lacks).map(|b| b.id()).collect();
+            prop_assert_eq!(blocks, expected);
+            let slots: Vec<Slot> = a.slots_not_in(b).iter().map(|s| Slot::clone(s)).collect();
+            let lacks = |slot: &&Slot| b.slots().iter().all(|other| other != *slot);
+            let expected: Vec<Slot> = a.slots().iter().filter(lacks).cloned().collect();
+            prop_assert_eq!(slots, expected);
+            prop_assert_eq!(a.slots() == b.slots(), a.slots().iter().eq(b.slots().iter()));
+        }
+        prop_assert_eq!(
+            now.total().0,
+            now.blocks().iter().map(|b| b.length().0).sum::<u64>()
+        );
+        for block in now.blocks() {
+            prop_assert!(now.block_named(block.name()).is_some_and(|b| b.id() == block.id()));
+            let shown: Vec<&Slot> = now.slots_of(block.id(), 0..1).map(|s| &**s).collect();
+            let expected: Vec<&Slot> =
+                now.slots().iter().filter(|s| s.block == block.id()).collect();
+            prop_assert_eq!(shown, expected);
+        }
+    }
+}
+
+#[test]
+fn the_slots_that_show_pages_of_a_block_are_found_among_many() {
+    let memory = Memory::new().unwrap();
+    for b in 0..3u64 {
+        let name = format!("b{b}");
+        memory
+            .add_block(block(&name, HOST + (b << 32), 100 * PAGE_SIZE))
+            .unwrap();
+        // All of it, in the second address space, and then each ten pages.
+        let number = |i: u32| b as u32 * 100 + i;
+        memory
+            .add_slot(&slot(
+                1 << 16 | number(0),
+                &name,
+                0,
+                100 * PAGE_SIZE,
+                b << 32,
+            ))
+            .unwrap();
+        for i in 0..10u32 {
+            let at = u64::from(i) * 10 * PAGE_SIZE;
+            memory
+                .add_slot(&slot(number(i), &name, at, 10 * PAGE_SIZE, (b << 32) + at))
+                .unwrap();
+        }
+    }
+    let map = memory.map();
+    let of = |pages| -> Vec<u32> { map.slots_of(BlockId(1), pages).map(|s| s.slot).collect() };
+    assert_eq!(of(25..26), [1 << 16 | 100, 102]);
+    assert_eq!(of(19..31), [1 << 16 | 100, 101, 102, 103]);
+    assert_eq!(of(99..1000), [1 << 16 | 100, 109]);
+    assert!(of(100..1000).is_empty());
+    assert_eq!(of(0..u64::MAX).len(), 11);
 }
 
 #[test]

@@ -6,10 +6,12 @@
 pub mod access;
 pub mod block;
 pub mod host;
+pub mod index;
 pub mod map;
 pub mod poisoned;
 mod recall;
 pub mod returned;
+pub(crate) mod tree;
 
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};

@@ -39,8 +39,9 @@ struct Removed(Mutex<HashSet<String>>);
 
 impl MapObserver for Removed {
     fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
-        let gone = old.blocks().iter().filter(|b| new.block(b.id()).is_none());
-        self.names().extend(gone.map(|b| b.name().to_owned()));
+        let gone = old.blocks_not_in(new);
+        self.names()
+            .extend(gone.iter().map(|b| b.name().to_owned()));
         Ok(())
     }
 }

@@ -384,7 +384,7 @@ impl DirtyLog for KvmLog {
         }
         // Every slot that shows the block: aliases and the SMM address space have bitmaps
         // of their own for the same memory.
-        for slot in map.slots().iter().filter(|s| s.block == block) {
+        for slot in map.slots_of(block, pages.clone()) {
             let from = pages.start.max(slot.first.0);
             let to = pages.end.min(slot.first.0 + slot.pages.0);
             if from >= to {
@@ -405,11 +405,11 @@ impl DirtyLog for KvmLog {
         if !self.started {
             return Ok(());
         }
-        let kept = |slot: &Slot, map: &Map| map.slots().iter().any(|s| s == slot);
-        let gone: Vec<&Slot> = old
-            .slots()
+        let (gone, fresh) = (old.slots_not_in(new), new.slots_not_in(old));
+        let gone: Vec<&Slot> = gone
             .iter()
-            .filter(|s| self.copies.contains_key(&s.slot) && !kept(s, new))
+            .map(|slot| &**slot)
+            .filter(|s| self.copies.contains_key(&s.slot))
             .collect();
         let mut read: Vec<&Slot> = Vec::with_capacity(gone.len());
         for slot in &gone {
@@ -429,10 +429,10 @@ impl DirtyLog for KvmLog {
                 );
             }
         }
-        let fresh: Vec<&Slot> = new
-            .slots()
+        let fresh: Vec<&Slot> = fresh
             .iter()
-            .filter(|s| s.is_logged() && !kept(s, old))
+            .map(|slot| &**slot)
+            .filter(|s| s.is_logged())
             .collect();
         for slot in &gone {
             self.copies.remove(&slot.slot);

@@ -1,6 +1,9 @@
 //! Of brant's `memory`, what `reported.rs` looks at: blocks of a few pages, each at the guest
 //! address that is its number, 1 MiB apart, in a map that is held as brant holds it.
 
+#[path = "../../../src/memory/tree.rs"]
+pub mod tree;
+
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::Arc;
 use crate::units::Pages;
@@ -8,7 +11,7 @@ use vm_memory::GuestAddress;
 
 const APART: u64 = 256;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
 impl BlockId {
@@ -32,8 +35,10 @@ pub struct Piece {
     pub block: BlockId,
     pub first: Pages,
     pub pages: Pages,
+    pub skipped: Pages,
 }
 
+#[derive(Default, Clone)]
 pub struct Map(Vec<Arc<Block>>);
 
 impl Map {
@@ -44,8 +49,9 @@ impl Map {
     pub fn blocks(&self) -> &[Arc<Block>] {
         &self.0
     }
-    pub fn guest_end(&self) -> u64 {
-        self.0.len() as u64 * APART * crate::units::PAGE_SIZE
+    pub fn blocks_not_in(&self, other: &Map) -> Vec<Arc<Block>> {
+        let lacks = |block: &&Arc<Block>| other.0.iter().all(|b| b.id() != block.id());
+        self.0.iter().filter(lacks).cloned().collect()
     }
     pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
         let first = from.0 / crate::units::PAGE_SIZE;
@@ -54,6 +60,7 @@ impl Map {
             block: block.id(),
             first: Pages(first % APART),
             pages,
+            skipped: Pages(0),
         })
     }
 }

@@ -11,29 +11,33 @@ use crate::dirty::{Origin, Sink};
 use crate::error::{Error, Result};
 use crate::memory::{BlockId, Map, Slot};
 use crate::units::Pages;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// More pages than that in doubt, and starting over is cheaper.
 const DOUBTFUL_MAX: usize = 8192;
 
-/// As many pages in a list, 64 KiB, and the bitmap is cheaper. Tests come to both.
+/// As many pages in a list, 64 KiB, and the bitmap is cheaper; or as many as the block has. Tests
+/// come to both.
 const LIST_MAX: usize = if cfg!(test) { 48 } else { 8192 };
 
 /// What was found of one block.
 struct Pile {
-    /// Never longer than [`LIST_MAX`], which it has room for.
+    /// Never longer than `room`, which it has room for.
     list: Vec<u64>,
+    room: usize,
     bits: Bitmap,
 }
 
 impl Pile {
     fn new(pages: Pages) -> Result<Self> {
         let mut list = Vec::new();
-        list.try_reserve_exact(LIST_MAX)
-            .map_err(|_| Error::no_memory("pages found by rings", LIST_MAX as u64 * 8))?;
+        let room = LIST_MAX.min(pages.index());
+        list.try_reserve_exact(room)
+            .map_err(|_| Error::no_memory("pages found by rings", room as u64 * 8))?;
         Ok(Pile {
             list,
+            room,
             bits: Bitmap::new(pages.index())?,
         })
     }
@@ -43,7 +47,7 @@ impl Pile {
         if self.list.last() == Some(&page) {
             return;
         }
-        if self.list.len() == LIST_MAX {
+        if self.list.len() >= self.room {
             for page in self.list.drain(..) {
                 self.bits.set_range(page as usize, 1);
             }
@@ -56,8 +60,7 @@ impl Pile {
 #[derive(Default)]
 pub(super) struct Found {
     map: Arc<Map>,
-    /// By block id.
-    blocks: Vec<Option<Pile>>,
+    blocks: BTreeMap<BlockId, Pile>,
     /// The slot of the last page: most come in a row.
     last: Option<Slot>,
     /// Pages that may have lost their protection, in every sync again.
@@ -69,25 +72,17 @@ pub(super) struct Found {
 impl Found {
     /// From now on pages are those of `map`. Blocks that stay keep what was found of them.
     pub fn fit(&mut self, map: &Map) -> Result<()> {
-        let len = map.blocks().last().map_or(0, |b| b.id().index() + 1);
-        let mut blocks = Vec::new();
-        blocks.resize_with(len, || None);
-        for block in map.blocks() {
-            let i = block.id().index();
-            blocks[i] = match self.blocks.get_mut(i) {
-                Some(Some(_)) => None,
-                _ => Some(Pile::new(block.pages())?),
-            };
+        let mut fresh = Vec::new();
+        for block in map.blocks_not_in(&self.map) {
+            fresh.push((block.id(), Pile::new(block.pages())?));
         }
         // Nothing fails from here on.
-        for (i, kept) in self.blocks.iter_mut().enumerate() {
-            if i < len && blocks[i].is_none() && map.block(BlockId(i as u32)).is_some() {
-                blocks[i] = kept.take();
-            }
+        self.blocks.extend(fresh);
+        for block in self.map.blocks_not_in(map) {
+            self.blocks.remove(&block.id());
         }
         self.doubtful
             .retain(|(block, _)| map.block(*block).is_some());
-        self.blocks = blocks;
         self.map = Arc::new(map.clone());
         self.last = None;
         Ok(())
@@ -109,7 +104,7 @@ impl Found {
     /// An entry of a ring.
     pub fn page(&mut self, slot: u32, offset: u64) {
         if let Some((block, page)) = self.page_of(slot, offset) {
-            if let Some(Some(pile)) = self.blocks.get_mut(block.index()) {
+            if let Some(pile) = self.blocks.get_mut(&block) {
                 pile.add(page);
             }
         }
@@ -140,15 +135,11 @@ impl Found {
     /// Moves all of it to `sink`. Costs what was found.
     pub fn give(&mut self, sink: &mut dyn Sink) -> Result<()> {
         for &(block, page) in &self.doubtful {
-            if let Some(Some(pile)) = self.blocks.get_mut(block.index()) {
+            if let Some(pile) = self.blocks.get_mut(&block) {
                 pile.add(page);
             }
         }
-        for (i, pile) in self.blocks.iter_mut().enumerate() {
-            let Some(Pile { list, bits }) = pile else {
-                continue;
-            };
-            let block = BlockId(i as u32);
+        for (&block, Pile { list, bits, .. }) in &mut self.blocks {
             if !bits.is_empty() {
                 sink.block(block, &mut |pending| Ok(bits.take_all_into(pending)))?;
             }
@@ -171,9 +162,8 @@ impl Found {
 
     /// Bytes held.
     pub fn heap_bytes(&self) -> u64 {
-        let blocks = self.blocks.iter().flatten();
         let bytes = |pile: &Pile| (pile.bits.heap_bytes() + pile.list.capacity() * 8) as u64;
-        blocks.map(bytes).sum()
+        self.blocks.values().map(bytes).sum()
     }
 
     /// Entries that named no page.

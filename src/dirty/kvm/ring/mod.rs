@@ -341,14 +341,14 @@ impl DirtyLog for KvmRing {
         if self.reaper.is_none() {
             return Ok(());
         }
-        let kept = |slot: &Slot, map: &Map| map.slots().iter().any(|s| s == slot);
-        let logged = |map: &'_ Map| -> Vec<Slot> {
-            let logged = map.slots().iter().filter(|s| s.is_logged());
-            logged.cloned().collect()
+        let (gone, fresh) = (old.slots_not_in(new), new.slots_not_in(old));
+        let logged = |slots: &'_ [Arc<Slot>]| -> Vec<Slot> {
+            let logged = slots.iter().filter(|s| s.is_logged());
+            logged.map(|s| Slot::clone(s)).collect()
         };
-        let (gone, fresh) = (logged(old), logged(new));
-        let gone: Vec<&Slot> = gone.iter().filter(|s| !kept(s, new)).collect();
-        let fresh: Vec<&Slot> = fresh.iter().filter(|s| !kept(s, old)).collect();
+        let (gone, fresh) = (logged(&gone), logged(&fresh));
+        let gone: Vec<&Slot> = gone.iter().collect();
+        let fresh: Vec<&Slot> = fresh.iter().collect();
         // Entries are of the slots as they were when they were pushed.
         let collected = self.shared.round(Look::Unknown, None);
         let bitmaps = self.get_bitmaps(&gone, sink);

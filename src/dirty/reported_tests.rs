@@ -1,0 +1,86 @@
+//! Marks by address and by bitmap, against the same marks page by page.
+
+use super::*;
+use crate::dirty::testing::{sync_all, Guest};
+use crate::dirty::tracker::{Lease, StartWith};
+use crate::memory::map::GUEST_ADDRESS_BITS;
+use proptest::prelude::*;
+use std::time::Instant;
+
+fn started(guest: &Guest) -> Lease {
+    let log = ReportedLog::new(Arc::new(Reported::new(Arc::clone(&guest.memory))));
+    let lease = guest.tracker(Box::new(log));
+    lease.start(StartWith::Nothing).unwrap();
+    lease
+}
+
+#[test]
+fn a_mark_of_every_address_there_is_costs_what_is_mapped() {
+    let guest = Guest::new(40);
+    guest.block("low", 10);
+    guest.block("high", 10);
+    guest.slot("low", 0, 10, 16).unwrap();
+    guest
+        .slot("high", 0, 10, (1 << (GUEST_ADDRESS_BITS - 12)) - 10)
+        .unwrap();
+    let lease = started(&guest);
+    let begun = Instant::now();
+    for _ in 0..100 {
+        lease.mark_guest(GuestAddress(0), u64::MAX);
+        lease.mark_guest(GuestAddress(5), u64::MAX - 5);
+    }
+    // Microseconds. Step by step over the addresses it would be minutes.
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(sync_all(&lease).len(), 20);
+    assert_eq!(lease.stray_marks(), 200);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_bitmap_marks_what_its_bits_mark_one_by_one(
+        slots in prop::collection::vec((0..300u64, 1..90u64, 0..900u64), 1..6),
+        from in 0..800u64,
+        words in prop::collection::vec(
+            prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>(), Just(1 << 63)], 0..6),
+        pages in prop_oneof![Just(u64::MAX), 0..400u64],
+        low in 0..4096u64,
+    ) {
+        let guest = Guest::new(800);
+        guest.block("a", 390);
+        guest.block("b", 390);
+        for (i, (first, count, at)) in slots.into_iter().enumerate() {
+            // One that overlaps is refused.
+            let _ = guest.slot(["a", "b"][i % 2], first, count, at);
+        }
+        let (by_words, by_bits) = (started(&guest), started(&guest));
+        by_words.mark_words(GuestAddress(from * PAGE_SIZE + low), &words, pages);
+        for i in 0..pages.min(words.len() as u64 * 64) {
+            if words[i as usize / 64] >> (i % 64) & 1 != 0 {
+                by_bits.mark_guest(GuestAddress((from + i) * PAGE_SIZE), 1);
+            }
+        }
+        prop_assert_eq!(sync_all(&by_words), sync_all(&by_bits));
+        prop_assert_eq!(by_words.stray_marks(), by_bits.stray_marks());
+    }
+}
+
+#[test]
+fn a_bitmap_at_the_end_of_all_addresses_is_stray_and_harms_nothing() {
+    let guest = Guest::new(10);
+    guest.block("ram", 10);
+    guest.slot("ram", 0, 10, 0).unwrap();
+    let lease = started(&guest);
+    let words = [u64::MAX; 1024];
+    lease.mark_words(GuestAddress(u64::MAX - 4095), &words, u64::MAX);
+    assert_eq!(sync_all(&lease).len(), 0);
+    assert_eq!(lease.stray_marks(), 65536);
+    // Nothing is marked, and nothing is stray.
+    lease.mark_words(GuestAddress(0), &[0; 100], 6400);
+    assert_eq!(lease.stray_marks(), 65536);
+}

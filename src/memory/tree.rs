@@ -1,0 +1,488 @@
+//! A sorted index that shares with its copies what it has in common with them.
+//!
+//! The memory map is immutable and replaced whole. With plain vectors each block that is plugged
+//! copies the list of all others: thousands of blocks, each a little dearer than the one before.
+//! Here a copy is a pointer, and a change makes anew the few nodes on the way to it. It follows
+//! that two maps can be compared at the cost of what differs: a node that both have is skipped
+//! with everything below it.
+//!
+//! A B+ tree: values in the leaves, at most [`MOST`] in each, in the order of their keys. Each
+//! place in a node also knows how far the values up to it *reach*, so that what holds an address is
+//! found without a look at all that begins before it ([`Tree::next_reaching`]).
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// The most entries or children in a node.
+const MOST: usize = 32;
+/// The fewest in a node that has a neighbour.
+const FEWEST: usize = 8;
+
+/// What is sorted, and by what.
+pub(crate) trait Index {
+    /// What is kept; cloned when its neighbours change, so something cheap.
+    type Value: Clone;
+    /// Unique among the values of one tree.
+    type Key: Ord + Clone;
+    /// How far a value reaches: where a range that begins at its key ends.
+    type Reach: Ord + Copy;
+    fn key(value: &Self::Value) -> Self::Key;
+    fn reach(value: &Self::Value) -> Self::Reach;
+}
+
+/// See the file's description.
+pub(crate) struct Tree<I: Index>(Option<Node<I>>);
+
+enum Node<I: Index> {
+    Leaf(Arc<[Place<I, I::Value>]>),
+    Inner(Arc<[Place<I, Node<I>>]>),
+}
+
+/// A place in a node.
+struct Place<I: Index, T> {
+    /// The key of the value, or of the first one below.
+    first: I::Key,
+    /// How far the values up to here, those before it in the node included, reach.
+    reach: I::Reach,
+    /// Values here and before it in the node.
+    count: usize,
+    what: T,
+}
+
+impl<I: Index> Clone for Tree<I> {
+    fn clone(&self) -> Self {
+        Tree(self.0.clone())
+    }
+}
+
+impl<I: Index> Default for Tree<I> {
+    fn default() -> Self {
+        Tree(None)
+    }
+}
+
+impl<I: Index> Clone for Node<I> {
+    fn clone(&self) -> Self {
+        match self {
+            Node::Leaf(places) => Node::Leaf(Arc::clone(places)),
+            Node::Inner(places) => Node::Inner(Arc::clone(places)),
+        }
+    }
+}
+
+/// Where the place of `key` is: the last that begins at or before it, or the first of all.
+fn place_of<I: Index, T>(places: &[Place<I, T>], key: &I::Key) -> usize {
+    places
+        .partition_point(|place| place.first <= *key)
+        .saturating_sub(1)
+}
+
+impl<I: Index> Node<I> {
+    fn leaf(values: Vec<I::Value>) -> Self {
+        let mut reach = None;
+        let place = |(i, value): (usize, I::Value)| {
+            let here = I::reach(&value);
+            let so_far = reach.map_or(here, |before| here.max(before));
+            reach = Some(so_far);
+            Place {
+                first: I::key(&value),
+                reach: so_far,
+                count: i + 1,
+                what: value,
+            }
+        };
+        Node::Leaf(values.into_iter().enumerate().map(place).collect())
+    }
+
+    fn inner(nodes: Vec<Node<I>>) -> Self {
+        let (mut reach, mut count) = (None, 0);
+        let place = |node: Node<I>| {
+            let (first, here, len) = node.summary()?;
+            let so_far = reach.map_or(here, |before: I::Reach| here.max(before));
+            reach = Some(so_far);
+            count += len;
+            Some(Place {
+                first,
+                reach: so_far,
+                count,
+                what: node,
+            })
+        };
+        Node::Inner(nodes.into_iter().filter_map(place).collect())
+    }
+
+    /// The first key, the reach, and how many values; `None` for an empty node.
+    fn summary(&self) -> Option<(I::Key, I::Reach, usize)> {
+        match self {
+            Node::Leaf(places) => {
+                let (first, last) = (places.first()?, places.last()?);
+                Some((first.first.clone(), last.reach, last.count))
+            }
+            Node::Inner(places) => {
+                let (first, last) = (places.first()?, places.last()?);
+                Some((first.first.clone(), last.reach, last.count))
+            }
+        }
+    }
+
+    fn places(&self) -> usize {
+        match self {
+            Node::Leaf(places) => places.len(),
+            Node::Inner(places) => places.len(),
+        }
+    }
+
+    fn values(places: &[Place<I, I::Value>]) -> Vec<I::Value> {
+        places.iter().map(|place| place.what.clone()).collect()
+    }
+
+    fn nodes(places: &[Place<I, Node<I>>]) -> Vec<Node<I>> {
+        places.iter().map(|place| place.what.clone()).collect()
+    }
+
+    /// A leaf, or two.
+    fn leaves(mut values: Vec<I::Value>) -> (Self, Option<Self>) {
+        let after = (values.len() > MOST).then(|| values.split_off(values.len() / 2));
+        (Node::leaf(values), after.map(Node::leaf))
+    }
+
+    /// An inner node, or two.
+    fn inners(mut nodes: Vec<Node<I>>) -> (Self, Option<Self>) {
+        let after = (nodes.len() > MOST).then(|| nodes.split_off(nodes.len() / 2));
+        (Node::inner(nodes), after.map(Node::inner))
+    }
+
+    fn insert(&self, key: &I::Key, value: I::Value) -> (Self, Option<Self>) {
+        match self {
+            Node::Leaf(places) => {
+                let mut values = Self::values(places);
+                match places.binary_search_by(|place| place.first.cmp(key)) {
+                    Ok(at) => values[at] = value,
+                    Err(at) => values.insert(at, value),
+                }
+                Self::leaves(values)
+            }
+            Node::Inner(places) => {
+                let at = place_of(places, key);
+                let (node, after) = places[at].what.insert(key, value);
+                let mut nodes = Self::nodes(places);
+                nodes[at] = node;
+                nodes.splice(at + 1..at + 1, after);
+                Self::inners(nodes)
+            }
+        }
+    }
+
+    /// Without the value at `key`, which is there. May leave too few, or none.
+    fn remove(&self, key: &I::Key) -> Self {
+        match self {
+            Node::Leaf(places) => {
+                let mut values = Self::values(places);
+                if let Ok(at) = places.binary_search_by(|place| place.first.cmp(key)) {
+                    values.remove(at);
+                }
+                Node::leaf(values)
+            }
+            Node::Inner(places) => {
+                let at = place_of(places, key);
+                let mut nodes = Self::nodes(places);
+                nodes[at] = nodes[at].remove(key);
+                if nodes[at].places() < FEWEST && nodes.len() > 1 {
+                    // With the neighbour: one node, or two halves.
+                    let at = at.min(nodes.len() - 2);
+                    let (node, after) = nodes[at].joined(&nodes[at + 1]);
+                    nodes.splice(at..at + 2, [node].into_iter().chain(after));
+                }
+                Node::inner(nodes)
+            }
+        }
+    }
+
+    /// Two neighbours of one height.
+    fn joined(&self, next: &Self) -> (Self, Option<Self>) {
+        match (self, next) {
+            (Node::Leaf(a), Node::Leaf(b)) => {
+                let mut values = Self::values(a);
+                values.extend(Self::values(b));
+                Self::leaves(values)
+            }
+            (Node::Inner(a), Node::Inner(b)) => {
+                let mut nodes = Self::nodes(a);
+                nodes.extend(Self::nodes(b));
+                Self::inners(nodes)
+            }
+            // All leaves are equally deep.
+            (a, b) => (a.clone(), Some(b.clone())),
+        }
+    }
+
+    fn next_reaching(
+        &self,
+        after: Option<&I::Key>,
+        before: &I::Key,
+        past: I::Reach,
+    ) -> Option<&I::Value> {
+        // The first place up to which anything reaches far enough: nothing before it does.
+        match self {
+            Node::Leaf(places) => {
+                let first = places.partition_point(|place| place.reach <= past);
+                let begun = after.map_or(0, |after| {
+                    places.partition_point(|place| place.first <= *after)
+                });
+                places[first.max(begun)..]
+                    .iter()
+                    .take_while(|place| place.first < *before)
+                    .map(|place| &place.what)
+                    .find(|value| I::reach(value) > past)
+            }
+            Node::Inner(places) => {
+                let first = places.partition_point(|place| place.reach <= past);
+                let begun = after.map_or(0, |after| place_of(places, after));
+                places[first.max(begun)..]
+                    .iter()
+                    .take_while(|place| place.first < *before)
+                    .find_map(|place| place.what.next_reaching(after, before, past))
+            }
+        }
+    }
+
+    fn height(&self) -> usize {
+        match self {
+            Node::Leaf(_) => 0,
+            Node::Inner(places) => 1 + places.first().map_or(0, |place| place.what.height()),
+        }
+    }
+
+    fn address(&self) -> usize {
+        match self {
+            Node::Leaf(places) => places.as_ptr() as usize,
+            Node::Inner(places) => places.as_ptr() as usize,
+        }
+    }
+}
+
+impl<I: Index> Tree<I> {
+    /// Adds a value, in the place of one with the same key.
+    pub(crate) fn insert(&mut self, value: I::Value) {
+        self.0 = Some(match self.0.take() {
+            None => Node::leaf(vec![value]),
+            Some(root) => match root.insert(&I::key(&value), value) {
+                (root, None) => root,
+                (first, Some(second)) => Node::inner(vec![first, second]),
+            },
+        });
+    }
+
+    /// Takes the value with that key out.
+    pub(crate) fn remove(&mut self, key: &I::Key) -> Option<I::Value> {
+        let found = self.get(key)?.clone();
+        let mut root = self.0.as_ref().map(|root| root.remove(key));
+        loop {
+            root = match root {
+                Some(Node::Inner(places)) if places.len() == 1 => Some(places[0].what.clone()),
+                Some(node) if node.places() == 0 => None,
+                other => {
+                    self.0 = other;
+                    return Some(found);
+                }
+            }
+        }
+    }
+
+    /// The value with that key.
+    pub(crate) fn get(&self, key: &I::Key) -> Option<&I::Value> {
+        self.get_by(|other| other.cmp(key))
+    }
+
+    /// The value whose key compares as equal, by a comparison that agrees with the order of keys.
+    pub(crate) fn get_by(&self, compare: impl Fn(&I::Key) -> Ordering) -> Option<&I::Value> {
+        let mut node = self.0.as_ref()?;
+        loop {
+            match node {
+                Node::Leaf(places) => {
+                    let at = places
+                        .binary_search_by(|place| compare(&place.first))
+                        .ok()?;
+                    return Some(&places[at].what);
+                }
+                Node::Inner(places) => {
+                    let at = places.partition_point(|place| compare(&place.first).is_le());
+                    node = &places[at.saturating_sub(1)].what;
+                }
+            }
+        }
+    }
+
+    /// The first value whose key lies after `after` (at the beginning without one) and before
+    /// `before`, and that reaches past `past`. Allocates nothing.
+    pub(crate) fn next_reaching(
+        &self,
+        after: Option<&I::Key>,
+        before: &I::Key,
+        past: I::Reach,
+    ) -> Option<&I::Value> {
+        self.0.as_ref()?.next_reaching(after, before, past)
+    }
+
+    /// How far all values together reach.
+    pub(crate) fn reach(&self) -> Option<I::Reach> {
+        self.0.as_ref()?.summary().map(|(_, reach, _)| reach)
+    }
+
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        let summary = self.0.as_ref().and_then(Node::summary);
+        summary.map_or(0, |(_, _, count)| count)
+    }
+
+    /// The `n`th value, from 0.
+    pub(crate) fn nth(&self, mut n: usize) -> Option<&I::Value> {
+        let mut node = self.0.as_ref()?;
+        loop {
+            match node {
+                Node::Leaf(places) => return places.get(n).map(|place| &place.what),
+                Node::Inner(places) => {
+                    let at = places.partition_point(|place| place.count <= n);
+                    n -= at.checked_sub(1).map_or(0, |before| places[before].count);
+                    node = &places.get(at)?.what;
+                }
+            }
+        }
+    }
+
+    /// All values, by key.
+    pub(crate) fn iter(&self) -> Iter<'_, I> {
+        let mut iter = Iter {
+            above: Vec::new(),
+            leaf: [].iter(),
+        };
+        if let Some(root) = &self.0 {
+            iter.descend(root);
+        }
+        iter
+    }
+
+    /// Whether both are one and the same, and so equal.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a.address() == b.address(),
+            _ => false,
+        }
+    }
+
+    /// The values that `other` lacks, by key; `equal` says whether two with one key are the same.
+    /// Costs what differs, if one was made from the other.
+    pub(crate) fn not_in(
+        &self,
+        other: &Self,
+        equal: impl Fn(&I::Value, &I::Value) -> bool,
+    ) -> Vec<I::Value> {
+        let (mut ours, mut theirs): (Vec<&Node<I>>, Vec<&Node<I>>) =
+            (self.0.iter().collect(), other.0.iter().collect());
+        while !ours.is_empty() {
+            let height = |nodes: &[&Node<I>]| nodes.first().map_or(0, |node| node.height());
+            let (a, b) = (height(&ours), height(&theirs));
+            if a == b {
+                let address = |node: &&Node<I>| node.address();
+                let here: HashSet<usize> = ours.iter().map(address).collect();
+                let there: HashSet<usize> = theirs.iter().map(address).collect();
+                ours.retain(|node| !there.contains(&node.address()));
+                theirs.retain(|node| !here.contains(&node.address()));
+                if a == 0 {
+                    break;
+                }
+            }
+            // The taller one first, until both are of one height, and then both.
+            if a >= b {
+                ours = below(&ours);
+            }
+            if b >= a {
+                theirs = below(&theirs);
+            }
+        }
+        let mut theirs = theirs.iter().flat_map(|node| node.entries()).peekable();
+        let mut missing = Vec::new();
+        for (key, value) in ours.iter().flat_map(|node| node.entries()) {
+            while theirs.next_if(|(other, _)| *other < key).is_some() {}
+            let found = theirs.peek().filter(|(other, _)| *other == key);
+            if !found.is_some_and(|(_, other)| equal(value, other)) {
+                missing.push(value.clone());
+            }
+        }
+        missing
+    }
+}
+
+/// The nodes below `nodes`; leaves stay.
+fn below<'a, I: Index>(nodes: &[&'a Node<I>]) -> Vec<&'a Node<I>> {
+    let mut below = Vec::new();
+    for node in nodes {
+        match node {
+            Node::Leaf(_) => below.push(*node),
+            Node::Inner(places) => below.extend(places.iter().map(|place| &place.what)),
+        }
+    }
+    below
+}
+
+impl<I: Index> Node<I> {
+    /// The keys and values of a leaf.
+    fn entries(&self) -> impl Iterator<Item = (&I::Key, &I::Value)> {
+        let places = match self {
+            Node::Leaf(places) => &places[..],
+            Node::Inner(_) => &[],
+        };
+        places.iter().map(|place| (&place.first, &place.what))
+    }
+}
+
+/// See [`Tree::iter`].
+pub(crate) struct Iter<'a, I: Index> {
+    above: Vec<std::slice::Iter<'a, Place<I, Node<I>>>>,
+    leaf: std::slice::Iter<'a, Place<I, I::Value>>,
+}
+
+impl<'a, I: Index> Iter<'a, I> {
+    fn descend(&mut self, mut node: &'a Node<I>) {
+        loop {
+            match node {
+                Node::Leaf(places) => {
+                    self.leaf = places.iter();
+                    return;
+                }
+                Node::Inner(places) => {
+                    let mut rest = places.iter();
+                    let Some(first) = rest.next() else {
+                        return;
+                    };
+                    self.above.push(rest);
+                    node = &first.what;
+                }
+            }
+        }
+    }
+}
+
+impl<'a, I: Index> Iterator for Iter<'a, I> {
+    type Item = &'a I::Value;
+    fn next(&mut self) -> Option<&'a I::Value> {
+        loop {
+            if let Some(place) = self.leaf.next() {
+                return Some(&place.what);
+            }
+            let next = loop {
+                match self.above.last_mut()?.next() {
+                    Some(place) => break &place.what,
+                    None => self.above.pop(),
+                };
+            };
+            self.descend(next);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;
