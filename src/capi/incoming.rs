@@ -17,8 +17,9 @@ use std::sync::Arc;
 /// name, length and page size. The guest runs only after the source handed it over. Threads
 /// and callbacks as for `brant_outgoing`.
 ///
-/// Who may connect is the VMM's decision: a listener takes the first one who does. Hand in a
-/// connected socket where that is not enough.
+/// Who may connect is the VMM's decision (by the address, or the permissions of a socket's
+/// directory): a listener takes the first connection on which a source speaks, and that is no
+/// proof of who it is. Hand in a connected socket where that is not enough.
 pub struct brant_incoming {
     incoming: Incoming,
 }
@@ -74,8 +75,18 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 
 /// Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
 /// once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
-/// `brant_outgoing_stats_json`. Takes one connection, the first that says something, and waits
-/// for it without a limit.
+/// `brant_outgoing_stats_json`. Waits for a source without a limit.
+///
+/// Strangers end nothing and delay nothing. Several connections are looked at together; the
+/// first one on which all of a source's first record comes is the migration's, and the others are
+/// closed. So is a connection on which something else is said, or for as long as the connect
+/// timeout nothing, and the oldest when there are more than 128. When the process has no
+/// descriptor left for a connection, the connection waits until there is one, and a
+/// BRANT_EVENT_WARNING says so.
+///
+/// The port, or the socket's file, is let go of when there is a source. To listen again after a
+/// migration that failed: free this brant_incoming, make another one of the same guest, and
+/// listen at the endpoint that was copied to `bound`, which is free at once.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_listen(
     incoming: *mut brant_incoming,

@@ -13,9 +13,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Connections of one migration that may wait to be accepted. More than any
-/// sensible number of channels; the kernel cuts it to its own limit.
-const BACKLOG: i32 = 128;
+/// Connections that may wait to be accepted; the kernel cuts it to its own limit
+/// (`net.core.somaxconn`). When the queue is full a source's call is lost for a second: room
+/// for many strangers.
+const BACKLOG: i32 = 4096;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -109,6 +110,25 @@ impl Listener {
         self.made.as_ref().map(|m| m.path.as_path())
     }
 
+    /// Takes a connection that waits, without waiting for one.
+    ///
+    /// # Errors
+    /// `Kernel` when the listener itself is broken.
+    pub fn accept_now(&self) -> Result<Accepted> {
+        let error = match net::accept(self.fd.as_fd()) {
+            Ok(fd) => return Ok(Accepted::Connection(fd)),
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(Accepted::Nobody),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                Ok(Accepted::Shortage(error))
+            }
+            _ if next_connection(&error) => Ok(Accepted::Gone),
+            _ => Err(Error::os(format_args!("accept at {}", self.local), error)),
+        }
+    }
+
     /// Waits for a connection.
     ///
     /// # Errors
@@ -128,17 +148,32 @@ impl Listener {
                     return Err(Error::new(Kind::Timeout, message));
                 }
             }
-            match net::accept(self.fd.as_fd()) {
-                Ok(fd) => match Channel::from_fd(fd) {
+            match self.accept_now()? {
+                Accepted::Connection(fd) => match Channel::from_fd(fd) {
                     // Gone again before it was looked at: wait for the next.
                     Err(e) if e.kind() == Kind::Invalid => {}
                     other => return other,
                 },
-                Err(e) if next_connection(&e) => {}
-                Err(e) => return Err(Error::os(format_args!("accept at {}", self.local), e)),
+                Accepted::Nobody | Accepted::Gone => {}
+                Accepted::Shortage(error) => {
+                    return Err(Error::os(format_args!("accept at {}", self.local), error));
+                }
             }
         }
     }
+}
+
+/// What there is to accept.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A connection, non-blocking and closed on exec.
+    Connection(OwnedFd),
+    /// One that is gone already: there may be others.
+    Gone,
+    /// None.
+    Nobody,
+    /// One for which the process, or the machine, has no descriptor or memory now. It waits.
+    Shortage(io::Error),
 }
 
 /// Whether an error of accept is about one connection that is gone already,
@@ -147,9 +182,10 @@ fn next_connection(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
-            libc::EAGAIN
-                | libc::EINTR
+            libc::EINTR
                 | libc::ECONNABORTED
+                // A firewall's rule.
+                | libc::EPERM
                 | libc::EPROTO
                 | libc::ENOPROTOOPT
                 | libc::ENETDOWN

@@ -249,6 +249,16 @@ impl Channel {
         self.fault
     }
 
+    /// The same of a socket from which `received` bytes were read before.
+    ///
+    /// # Errors
+    /// As for [`from_fd`](Self::from_fd).
+    pub fn from_fd_after(fd: OwnedFd, received: Bytes) -> Result<Self> {
+        let mut channel = Channel::from_fd(fd)?;
+        channel.counters.received = received;
+        Ok(channel)
+    }
+
     /// What was done so far.
     pub fn counters(&self) -> Counters {
         self.counters

@@ -2,6 +2,7 @@
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
 use super::callbacks::Callbacks;
+use super::gather::gather;
 use super::handle::Handle;
 use super::outbox::Outbox;
 use super::params::Params;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 /// Where a migration comes from.
 #[derive(Debug)]
 pub enum Source {
-    /// The first who connects to this listener.
+    /// The first who says HELLO at this listener.
     Listener(Listener),
     /// A connected stream socket that the VMM made; brant's from here on.
     Connected(OwnedFd),
@@ -59,6 +60,8 @@ pub(super) struct Driver {
     vmm: Callbacks,
     source: Option<Source>,
     channel: Option<Channel>,
+    /// What a listener's connection began with.
+    hello: Option<Hello>,
     /// The beginning of the next record's header, read along with the last one's payload.
     ahead: [u8; HEADER_LEN],
     ahead_len: usize,
@@ -113,11 +116,7 @@ impl Work for Driver {
         let shared = Arc::clone(&self.shared);
         Ok(match action {
             Action::Accept => {
-                self.channel = Some(match self.source.take() {
-                    Some(Source::Listener(listener)) => self.accept(&listener)?,
-                    Some(Source::Connected(fd)) => Channel::from_fd(fd)?,
-                    None => return Err(Error::new(Kind::Internal, "accepted twice")),
-                });
+                self.channel = Some(self.accept()?);
                 self.begun = Instant::now();
                 self.limit = shared.params.incoming(self.begun);
                 Some(Event::Accepted)
@@ -214,6 +213,7 @@ impl Driver {
             vmm,
             source: Some(source),
             channel: None,
+            hello: None,
             ahead: [0; HEADER_LEN],
             ahead_len: 0,
             sink: PageSink::new(memory),
@@ -324,22 +324,20 @@ impl Driver {
         error
     }
 
-    /// Takes the first connection that says something. One that closes, or keeps silent, before
-    /// its first byte was a probe or a stray, and the listening goes on.
-    fn accept(&mut self, listener: &Listener) -> Result<Channel> {
+    /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
+    fn accept(&mut self) -> Result<Channel> {
         let shared = Arc::clone(&self.shared);
-        let limit = shared.params.connect_timeout;
-        loop {
-            let mut channel = listener.accept(&shared.handle.cancel, Deadline::never())?;
-            let io = Io::until(&shared.handle.cancel, limit).within(Deadline::after(limit));
-            match channel.recv_some(&[PartMut::bytes(&mut self.ahead)], &io) {
-                Ok(got) => {
-                    self.ahead_len = got;
-                    return Ok(channel);
-                }
-                Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io | Kind::Timeout) => {}
-                Err(e) => return Err(e),
+        match self.source.take() {
+            Some(Source::Listener(listener)) => {
+                let vmm = self.vmm.clone();
+                let mut warn = |message| vmm.event(EventKind::Warning, message);
+                let params = &shared.params;
+                let arrival = gather(&listener, params, &shared.handle.cancel, &mut warn)?;
+                self.hello = Some(arrival.hello);
+                Ok(arrival.channel)
             }
+            Some(Source::Connected(fd)) => Channel::from_fd(fd),
+            None => Err(Error::new(Kind::Internal, "accepted twice")),
         }
     }
 
@@ -476,9 +474,12 @@ impl Driver {
         // One limit for all that the source has to say. What this side's VMM takes to build itself
         // does not count.
         let mut limit = shared.params.connect().from_now();
-        let hello: Hello = match self.next(limit, "HELLO")? {
-            Incomer::Control(Record::Hello(hello)) => hello,
-            other => return Err(session::unexpected(other.kind(), "HELLO")),
+        let hello = match self.hello.take() {
+            Some(hello) => hello,
+            None => match self.next(limit, "HELLO")? {
+                Incomer::Control(Record::Hello(hello)) => hello,
+                other => return Err(session::unexpected(other.kind(), "HELLO")),
+            },
         };
         let (version, features) = wire::negotiate(&hello, &shared.params.ours())?;
         self.discards = features & wire::FEATURE_DISCARDS != 0;

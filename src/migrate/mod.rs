@@ -9,6 +9,7 @@ pub mod blockers;
 mod callbacks;
 pub mod converge;
 mod destination_driver;
+mod gather;
 mod handle;
 mod inbox;
 pub mod incoming;

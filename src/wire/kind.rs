@@ -60,7 +60,7 @@ macro_rules! record_types {
             }
 
             /// The smallest and the largest payload of this type, in bytes.
-            pub fn payload_limits(self) -> (u32, u32) {
+            pub const fn payload_limits(self) -> (u32, u32) {
                 match self {
                     $(RecordType::$variant => ($min, $max),)*
                 }
