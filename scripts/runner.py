@@ -140,7 +140,8 @@ def python_with(*modules):
     tools = os.path.join(ROOT, "scripts", "tools.txt")
     own_python = os.path.join(own, "bin", "python")
     # A linter's version counts, so only the one of the list will do.
-    others = (sys.executable, "/usr/bin/python3") if modules == ("pytest",) else ()
+    any_version = set(modules) <= {"pytest", "numpy"}
+    others = (sys.executable, "/usr/bin/python3") if any_version else ()
     mark = os.path.join(own, "tools.txt")
     for python in others:
         if os.path.exists(python) and run([python, "-c", "import " + ",".join(modules)], 60).good:
