@@ -9,6 +9,7 @@ use super::block::{
     BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
 };
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
+use super::ownership::Ownership;
 use super::returned::Giving;
 use super::tree::{Index as _, Tree};
 use crate::error::{Error, Kind, Result};
@@ -294,6 +295,7 @@ pub struct Memory {
     current: Snapshot<Map>,
     change: Mutex<Changing>,
     pub(super) giving: Giving,
+    ownership: Arc<Ownership>,
 }
 
 #[derive(Default)]
@@ -319,6 +321,11 @@ impl Memory {
             ));
         }
         Ok(Memory::default())
+    }
+
+    /// Who has the guest.
+    pub fn ownership(&self) -> &Arc<Ownership> {
+        &self.ownership
     }
 
     /// The map as it is now.

@@ -1,5 +1,5 @@
 //! What guest memory is: blocks, how they map to guest addresses and KVM slots, and
-//! what the host knows about their pages.
+//! what the host knows about their pages; and who has the guest.
 //!
 //! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
 
@@ -8,6 +8,7 @@ pub mod block;
 pub mod host;
 pub mod index;
 pub mod map;
+pub mod ownership;
 pub mod poisoned;
 mod recall;
 pub mod returned;
@@ -15,4 +16,5 @@ pub(crate) mod tree;
 
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};
+pub use ownership::{Ownership, Whose};
 pub use recall::PinRecall;

@@ -1,0 +1,422 @@
+//! Who has the guest: one answer for each guest object, whatever uses it.
+//!
+//! Example: a guest moved from here to host B. Minutes later another migration of the same guest
+//! object is started, to host C. Its memory here is whole and nothing looks wrong, but the guest
+//! runs at B: a second copy would run at C. So the answer belongs to the guest object and
+//! outlives the migration that gave the guest away. Whoever begins something asks here first,
+//! and asking and beginning are one step under one lock.
+//!
+//! The rules are [`Guest`], a pure value that is tested by table. [`Ownership`] puts it behind a
+//! lock, and lets `pause` wait for [`Ownership::kick`]s that have begun: a VMM may kick its vCPUs
+//! by stopping and starting the guest, so that a kick after the hand-over would run a guest that
+//! runs elsewhere.
+//!
+//! A migration holds a [`Claim`], from its start to the end of its object. What the claim says
+//! follows the migration's state ([`Stage`]). Used by the migrations and by dirty logs that kick.
+
+use crate::error::{Error, Kind, Result};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+/// Who has the guest, as far as this process knows. The numbers are part of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Whose {
+    /// Nothing is known: the VMM runs the guest, or waits for one to arrive.
+    Unknown = 0,
+    /// The guest runs here.
+    Here = 1,
+    /// The guest is here and stands: `resume` or `run` failed.
+    Stands = 2,
+    /// An outgoing migration sends the guest's memory; the guest runs here.
+    Leaving = 3,
+    /// An outgoing migration has paused the guest, which is still here.
+    Paused = 4,
+    /// The guest is being handed over: the first byte of the hand-over may be on its way.
+    HandingOver = 5,
+    /// The destination said that it runs the guest.
+    HandedOver = 6,
+    /// Handed over without an answer: the VMM has to resolve the migration.
+    Unanswered = 7,
+    /// The VMM gave the guest up here.
+    GivenUp = 8,
+    /// An incoming migration fills the guest's memory.
+    Arriving = 9,
+}
+
+/// What the state of a migration means for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    /// Source: the guest has not been touched.
+    Leaving,
+    /// Source: the guest is paused, or may be.
+    Paused,
+    /// Source: the first byte of the hand-over may be on its way.
+    HandingOver,
+    /// Source: the destination runs the guest.
+    HandedOver,
+    /// Source: the guest stays here and runs.
+    Kept,
+    /// Source: the guest was handed over and nobody said that it runs.
+    Unanswered,
+    /// Source: the VMM gave the guest up.
+    GivenUp,
+    /// Destination: nothing has been written to the guest's memory.
+    Arriving,
+    /// Destination: the guest's memory is being written.
+    Filling,
+    /// Destination: the guest runs here.
+    Arrived,
+    /// Destination: no guest came.
+    NotArrived,
+    /// Either side: the guest is here, and the VMM could not start it.
+    Stands,
+}
+
+/// What is known of one guest: the rules, without a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Guest {
+    whose: Whose,
+    /// Where it goes back to when the migration in progress comes to nothing.
+    before: Whose,
+    /// An incoming migration wrote to the memory and no guest came of it: what was handed over
+    /// from here cannot be taken back.
+    overwritten: bool,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Guest {
+            whose: Whose::Unknown,
+            before: Whose::Unknown,
+            overwritten: false,
+        }
+    }
+}
+
+fn refused(kind: Kind, what: &str, why: &str) -> Error {
+    Error::new(kind, format!("{what}: {why}"))
+}
+
+const HANDED_OVER: &str = "the guest was handed over and runs at another place; when that copy is \
+                           known to be gone, brant_guest_reclaim takes the guest back";
+const UNANSWERED: &str = "the guest was handed over without an answer and may run at another \
+                          place; resolve that migration first (brant_outgoing_resolve)";
+const GIVEN_UP: &str = "the guest was given up here; when no copy of it runs anywhere, \
+                        brant_guest_reclaim takes it back";
+const LEAVING: &str = "an outgoing migration of this guest is in progress";
+const ARRIVING: &str = "an incoming migration fills this guest's memory";
+
+impl Guest {
+    /// Who has it.
+    pub fn whose(self) -> Whose {
+        self.whose
+    }
+
+    /// Whether the VMM's `kick` may be called. Not while the guest is paused for a migration, nor
+    /// where another copy of it may run: a kick may start it.
+    pub fn may_kick(self) -> bool {
+        match self.whose {
+            Whose::Unknown | Whose::Here => true,
+            Whose::Leaving => self.before != Whose::Stands,
+            _ => false,
+        }
+    }
+
+    /// An outgoing migration begins.
+    pub fn leaves(self) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, "outgoing migration", why));
+        match self.whose {
+            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+                whose: Whose::Leaving,
+                before: self.whose,
+                overwritten: false,
+            }),
+            Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
+            Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::HandedOver => no(Kind::State, HANDED_OVER),
+            Whose::Unanswered => no(Kind::State, UNANSWERED),
+            Whose::GivenUp => no(Kind::State, GIVEN_UP),
+        }
+    }
+
+    /// An incoming migration begins.
+    pub fn arrives(self) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, "incoming migration", why));
+        match self.whose {
+            Whose::Unknown | Whose::HandedOver | Whose::GivenUp => Ok(Guest {
+                whose: Whose::Arriving,
+                before: self.whose,
+                ..self
+            }),
+            Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
+            Whose::Unanswered => no(Kind::State, UNANSWERED),
+            Whose::Here => no(
+                Kind::State,
+                "the guest runs here, and its memory would be overwritten; make a new guest, or \
+                 call brant_guest_give_up once this one has ended",
+            ),
+            Whose::Stands => no(
+                Kind::State,
+                "a guest that could not be started stands here, and its memory would be \
+                 overwritten; make a new guest, or call brant_guest_give_up",
+            ),
+        }
+    }
+
+    /// The migration in progress has come to `stage`.
+    #[must_use]
+    pub fn comes_to(self, stage: Stage) -> Guest {
+        let to = |whose| Guest { whose, ..self };
+        let whole = |whose| Guest {
+            whose,
+            overwritten: false,
+            ..self
+        };
+        match stage {
+            Stage::Leaving => to(Whose::Leaving),
+            Stage::Paused => to(Whose::Paused),
+            Stage::HandingOver => to(Whose::HandingOver),
+            Stage::HandedOver => to(Whose::HandedOver),
+            // A guest that stood before and was not touched still stands.
+            Stage::Kept if (self.whose, self.before) == (Whose::Leaving, Whose::Stands) => {
+                to(Whose::Stands)
+            }
+            Stage::Kept => to(Whose::Here),
+            Stage::Unanswered => to(Whose::Unanswered),
+            Stage::GivenUp => to(Whose::GivenUp),
+            Stage::Arriving => to(Whose::Arriving),
+            Stage::Filling => Guest {
+                overwritten: true,
+                ..to(Whose::Arriving)
+            },
+            Stage::Arrived => whole(Whose::Here),
+            Stage::NotArrived => to(self.before),
+            Stage::Stands => whole(Whose::Stands),
+        }
+    }
+
+    /// The migration in progress ends without having come to anything, its object with it.
+    #[must_use]
+    pub fn let_go(self) -> Guest {
+        let whose = match self.whose {
+            Whose::Leaving | Whose::Arriving => self.before,
+            // Nobody is left who could resolve it: only the VMM's word that the copy is gone
+            // brings it back.
+            Whose::Unanswered | Whose::HandingOver => Whose::HandedOver,
+            // It was paused and nobody resumed it.
+            Whose::Paused => Whose::Stands,
+            whose => whose,
+        };
+        Guest { whose, ..self }
+    }
+
+    /// The VMM says that the guest runs here.
+    pub fn runs_here(self) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, "the guest may not run here", why));
+        match self.whose {
+            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+                whose: Whose::Here,
+                overwritten: false,
+                ..self
+            }),
+            Whose::Leaving => Ok(Guest {
+                before: Whose::Here,
+                ..self
+            }),
+            Whose::Paused => no(
+                Kind::Busy,
+                "an outgoing migration has paused it and will call `resume`, or hand it over",
+            ),
+            Whose::HandingOver => no(Kind::Busy, "it is being handed over"),
+            Whose::Arriving => no(
+                Kind::Busy,
+                "an incoming migration fills its memory and will call `run`",
+            ),
+            Whose::HandedOver => no(Kind::State, HANDED_OVER),
+            Whose::Unanswered => no(Kind::State, UNANSWERED),
+            Whose::GivenUp => no(Kind::State, GIVEN_UP),
+        }
+    }
+
+    /// The VMM says that no other copy of the guest runs or ever will.
+    pub fn reclaimed(self) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, "taking the guest back", why));
+        match self.whose {
+            Whose::HandedOver | Whose::GivenUp if self.overwritten => no(
+                Kind::State,
+                "its memory here was overwritten by an incoming migration that failed; for \
+                 another guest make a new one",
+            ),
+            Whose::HandedOver | Whose::GivenUp => Ok(Guest {
+                whose: Whose::Here,
+                ..self
+            }),
+            Whose::Unknown | Whose::Here | Whose::Stands => self.runs_here(),
+            Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
+            Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::Unanswered => no(Kind::State, UNANSWERED),
+        }
+    }
+
+    /// The VMM says that the guest has ended here, or never was.
+    pub fn given_up(self) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, "giving the guest up", why));
+        match self.whose {
+            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+                whose: Whose::GivenUp,
+                overwritten: false,
+                ..self
+            }),
+            // It has gone already.
+            Whose::HandedOver | Whose::GivenUp => Ok(self),
+            Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
+            Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::Unanswered => no(Kind::State, UNANSWERED),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    guest: Guest,
+    /// Counts the claims: an old one does not speak for the guest any more.
+    claims: u64,
+    /// Calls of `kick` in progress.
+    kicks: u64,
+}
+
+/// See the file's description. One for each guest; any thread.
+#[derive(Debug, Default)]
+pub struct Ownership {
+    inner: Mutex<Inner>,
+    /// A kick has ended.
+    kicked: Condvar,
+}
+
+impl Ownership {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Who has the guest now.
+    pub fn whose(&self) -> Whose {
+        self.lock().guest.whose()
+    }
+
+    /// Makes the guest what `change` says, if it may be, and waits for the kicks in progress if
+    /// none is allowed any more.
+    fn change(&self, change: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
+        let mut inner = self.lock();
+        change(&mut inner)?;
+        while inner.kicks > 0 && !inner.guest.may_kick() {
+            inner = self.kicked.wait(inner).unwrap_or_else(|e| e.into_inner());
+        }
+        Ok(())
+    }
+
+    fn claim(self: &Arc<Self>, begin: impl FnOnce(Guest) -> Result<Guest>) -> Result<Claim> {
+        let mut number = 0;
+        self.change(|inner| {
+            inner.guest = begin(inner.guest)?;
+            inner.claims += 1;
+            number = inner.claims;
+            Ok(())
+        })?;
+        Ok(Claim {
+            ownership: Arc::clone(self),
+            number,
+        })
+    }
+
+    /// An outgoing migration begins, if the guest is here and nothing else is going on with it.
+    pub(crate) fn leave(self: &Arc<Self>) -> Result<Claim> {
+        self.claim(Guest::leaves)
+    }
+
+    /// An incoming migration begins, if no guest is here and nothing else is going on.
+    pub(crate) fn arrive(self: &Arc<Self>) -> Result<Claim> {
+        self.claim(Guest::arrives)
+    }
+
+    /// The VMM says that the guest runs here: see [`Guest::runs_here`].
+    pub fn runs_here(&self) -> Result<()> {
+        self.say(Guest::runs_here)
+    }
+
+    /// The VMM says that no other copy of the guest runs or ever will: it is here again.
+    pub fn reclaim(&self) -> Result<()> {
+        self.say(Guest::reclaimed)
+    }
+
+    /// The VMM says that the guest has ended here: another may arrive in its memory.
+    pub fn give_up(&self) -> Result<()> {
+        self.say(Guest::given_up)
+    }
+
+    fn say(&self, word: impl FnOnce(Guest) -> Result<Guest>) -> Result<()> {
+        self.change(|inner| {
+            inner.guest = word(inner.guest)?;
+            Ok(())
+        })
+    }
+
+    /// Calls the VMM's `kick`, if it may be called now; else `None`, and nothing is called. No
+    /// guest is paused for a migration while this is inside `kick`.
+    pub(crate) fn kick<R>(&self, kick: impl FnOnce() -> R) -> Option<R> {
+        /// Counts down also when the VMM panics.
+        struct Kicking<'a>(&'a Ownership);
+        impl Drop for Kicking<'_> {
+            fn drop(&mut self) {
+                self.0.lock().kicks -= 1;
+                self.0.kicked.notify_all();
+            }
+        }
+        let kicking = {
+            let mut inner = self.lock();
+            if !inner.guest.may_kick() {
+                return None;
+            }
+            inner.kicks += 1;
+            Kicking(self)
+        };
+        let result = kick();
+        drop(kicking);
+        Some(result)
+    }
+}
+
+/// A migration's hold of a guest, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    ownership: Arc<Ownership>,
+    number: u64,
+}
+
+impl Claim {
+    /// The migration has come to `stage`. Where the guest is paused in it, returns when the
+    /// kicks in progress have ended. Ignored once another migration has the guest.
+    pub fn comes_to(&self, stage: Stage) {
+        let _ = self.ownership.change(|inner| {
+            if inner.claims == self.number {
+                inner.guest = inner.guest.comes_to(stage);
+            }
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = self.ownership.change(|inner| {
+            if inner.claims == self.number {
+                inner.guest = inner.guest.let_go();
+            }
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "ownership_tests.rs"]
+mod tests;

@@ -1,0 +1,303 @@
+//! The rules by table, and what threads may do at once.
+
+use super::*;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+use Whose as W;
+
+const ALL: [Whose; 10] = [
+    W::Unknown,
+    W::Here,
+    W::Stands,
+    W::Leaving,
+    W::Paused,
+    W::HandingOver,
+    W::HandedOver,
+    W::Unanswered,
+    W::GivenUp,
+    W::Arriving,
+];
+
+fn guest(whose: Whose) -> Guest {
+    let before = match whose {
+        W::Leaving | W::Paused | W::HandingOver => W::Here,
+        _ => W::Unknown,
+    };
+    Guest {
+        whose,
+        before,
+        overwritten: false,
+    }
+}
+
+/// What a call comes to in each state: the next state, or the kind of the refusal.
+fn table(
+    call: impl Fn(Guest) -> Result<Guest>,
+    rows: &[(Whose, std::result::Result<Whose, Kind>)],
+) {
+    assert_eq!(rows.len(), ALL.len(), "every state has a row");
+    for (from, wanted) in rows {
+        let found = call(guest(*from));
+        let found = found.map(Guest::whose).map_err(|e| e.kind());
+        assert_eq!(found, *wanted, "in {from:?}");
+    }
+}
+
+#[test]
+fn an_outgoing_migration_begins_only_where_the_guest_is_here_and_nothing_else_goes_on() {
+    table(
+        Guest::leaves,
+        &[
+            (W::Unknown, Ok(W::Leaving)),
+            (W::Here, Ok(W::Leaving)),
+            (W::Stands, Ok(W::Leaving)),
+            (W::Leaving, Err(Kind::Busy)),
+            (W::Paused, Err(Kind::Busy)),
+            (W::HandingOver, Err(Kind::Busy)),
+            (W::HandedOver, Err(Kind::State)),
+            (W::Unanswered, Err(Kind::State)),
+            (W::GivenUp, Err(Kind::State)),
+            (W::Arriving, Err(Kind::Busy)),
+        ],
+    );
+    let error = guest(W::HandedOver).leaves().unwrap_err();
+    assert!(error.message().contains("handed over"), "{error}");
+    let error = guest(W::Unanswered).leaves().unwrap_err();
+    assert!(error.message().contains("resolve"), "{error}");
+}
+
+#[test]
+fn an_incoming_migration_begins_only_where_no_guest_is_and_nothing_else_goes_on() {
+    table(
+        Guest::arrives,
+        &[
+            (W::Unknown, Ok(W::Arriving)),
+            (W::Here, Err(Kind::State)),
+            (W::Stands, Err(Kind::State)),
+            (W::Leaving, Err(Kind::Busy)),
+            (W::Paused, Err(Kind::Busy)),
+            (W::HandingOver, Err(Kind::Busy)),
+            (W::HandedOver, Ok(W::Arriving)),
+            // Its memory may be taken back.
+            (W::Unanswered, Err(Kind::State)),
+            (W::GivenUp, Ok(W::Arriving)),
+            (W::Arriving, Err(Kind::Busy)),
+        ],
+    );
+}
+
+#[test]
+fn a_guest_runs_here_by_the_vmms_word_only_where_no_other_copy_may_run() {
+    table(
+        Guest::runs_here,
+        &[
+            (W::Unknown, Ok(W::Here)),
+            (W::Here, Ok(W::Here)),
+            (W::Stands, Ok(W::Here)),
+            (W::Leaving, Ok(W::Leaving)),
+            (W::Paused, Err(Kind::Busy)),
+            (W::HandingOver, Err(Kind::Busy)),
+            (W::HandedOver, Err(Kind::State)),
+            (W::Unanswered, Err(Kind::State)),
+            (W::GivenUp, Err(Kind::State)),
+            (W::Arriving, Err(Kind::Busy)),
+        ],
+    );
+}
+
+#[test]
+fn a_guest_that_is_gone_is_reclaimed_and_one_that_may_be_resolved_is_not() {
+    table(
+        Guest::reclaimed,
+        &[
+            (W::Unknown, Ok(W::Here)),
+            (W::Here, Ok(W::Here)),
+            (W::Stands, Ok(W::Here)),
+            (W::Leaving, Err(Kind::Busy)),
+            (W::Paused, Err(Kind::Busy)),
+            (W::HandingOver, Err(Kind::Busy)),
+            (W::HandedOver, Ok(W::Here)),
+            (W::Unanswered, Err(Kind::State)),
+            (W::GivenUp, Ok(W::Here)),
+            (W::Arriving, Err(Kind::Busy)),
+        ],
+    );
+}
+
+#[test]
+fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
+    table(
+        Guest::given_up,
+        &[
+            (W::Unknown, Ok(W::GivenUp)),
+            (W::Here, Ok(W::GivenUp)),
+            (W::Stands, Ok(W::GivenUp)),
+            (W::Leaving, Err(Kind::Busy)),
+            (W::Paused, Err(Kind::Busy)),
+            (W::HandingOver, Err(Kind::Busy)),
+            (W::HandedOver, Ok(W::HandedOver)),
+            (W::Unanswered, Err(Kind::State)),
+            (W::GivenUp, Ok(W::GivenUp)),
+            (W::Arriving, Err(Kind::Busy)),
+        ],
+    );
+    let ended = guest(W::Here).given_up().unwrap();
+    assert!(ended.arrives().is_ok());
+}
+
+#[test]
+fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
+    let allowed = [W::Unknown, W::Here, W::Leaving];
+    for whose in ALL {
+        assert_eq!(
+            guest(whose).may_kick(),
+            allowed.contains(&whose),
+            "{whose:?}"
+        );
+    }
+    // One that `resume` could not start is not started by a kick of the next migration's.
+    let stood = guest(W::Stands).leaves().unwrap();
+    assert!(!stood.may_kick());
+    assert_eq!(stood.comes_to(Stage::Kept).whose(), W::Stands);
+    let resumed = stood.comes_to(Stage::Paused).comes_to(Stage::Kept);
+    assert_eq!(resumed.whose(), W::Here);
+}
+
+#[test]
+fn what_an_incoming_migration_overwrote_is_not_taken_back() {
+    let gone = guest(W::HandedOver);
+    let untouched = gone.arrives().unwrap().comes_to(Stage::Arriving);
+    let back = untouched.comes_to(Stage::NotArrived);
+    assert_eq!(back.whose(), W::HandedOver);
+    assert!(back.reclaimed().is_ok());
+
+    let filled = gone.arrives().unwrap().comes_to(Stage::Filling);
+    let back = filled.comes_to(Stage::NotArrived);
+    assert_eq!(back.reclaimed().unwrap_err().kind(), Kind::State);
+    // A whole guest that arrives there is one like any other.
+    let arrived = back.arrives().unwrap().comes_to(Stage::Filling);
+    let gone = arrived.comes_to(Stage::Arrived).leaves().unwrap();
+    assert!(gone.comes_to(Stage::HandedOver).reclaimed().is_ok());
+    // So is one that the VMM builds where an incoming migration failed.
+    let failed = guest(W::Unknown)
+        .arrives()
+        .unwrap()
+        .comes_to(Stage::Filling);
+    let built = failed.comes_to(Stage::NotArrived).leaves().unwrap();
+    assert!(built.comes_to(Stage::HandedOver).reclaimed().is_ok());
+}
+
+#[test]
+fn a_claim_that_is_dropped_leaves_the_guest_where_it_was() {
+    let ownership = Arc::new(Ownership::default());
+    drop(ownership.leave().unwrap());
+    assert_eq!(ownership.whose(), W::Unknown, "nothing was started");
+    drop(ownership.arrive().unwrap());
+    assert_eq!(ownership.whose(), W::Unknown);
+
+    let claim = ownership.leave().unwrap();
+    claim.comes_to(Stage::Unanswered);
+    drop(claim);
+    // Nobody can resolve it any more: it counts as handed over.
+    assert_eq!(ownership.whose(), W::HandedOver);
+    assert_eq!(ownership.leave().unwrap_err().kind(), Kind::State);
+    ownership.reclaim().unwrap();
+    assert_eq!(ownership.whose(), W::Here);
+}
+
+#[test]
+fn an_old_claim_does_not_speak_for_the_guest_any_more() {
+    let ownership = Arc::new(Ownership::default());
+    let old = ownership.leave().unwrap();
+    old.comes_to(Stage::HandedOver);
+    let new = ownership.arrive().unwrap();
+    new.comes_to(Stage::Arrived);
+    old.comes_to(Stage::Unanswered);
+    assert_eq!(ownership.whose(), W::Here);
+    drop(old);
+    drop(new);
+    assert_eq!(ownership.whose(), W::Here);
+}
+
+#[test]
+fn of_many_who_begin_at_once_one_does() {
+    let ownership = Arc::new(Ownership::default());
+    let begun = AtomicU32::new(0);
+    let barrier = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        for i in 0..8 {
+            let (ownership, begun, barrier) = (&ownership, &begun, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                let claim = if i % 2 == 0 {
+                    ownership.leave()
+                } else {
+                    ownership.arrive()
+                };
+                match &claim {
+                    Ok(_) => drop(begun.fetch_add(1, Ordering::SeqCst)),
+                    Err(e) => assert_eq!(e.kind(), Kind::Busy, "{e}"),
+                }
+                // Until everybody has tried.
+                barrier.wait();
+            });
+        }
+    });
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn pausing_waits_for_the_kicks_that_have_begun_and_no_other_begins() {
+    let ownership = Arc::new(Ownership::default());
+    let claim = ownership.leave().unwrap();
+    let (begun, has_begun) = mpsc::channel();
+    let (end, ends) = mpsc::channel::<()>();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (ownership, over) = (&ownership, &over);
+        scope.spawn(move || {
+            let kicked = ownership.kick(|| {
+                begun.send(()).unwrap();
+                ends.recv().unwrap();
+                over.store(true, Ordering::SeqCst);
+            });
+            assert_eq!(kicked, Some(()));
+        });
+        has_begun.recv().unwrap();
+        let paused = scope.spawn(move || {
+            claim.comes_to(Stage::Paused);
+            assert!(over.load(Ordering::SeqCst), "paused during a kick");
+            claim
+        });
+        // Forbidden from before the wait on: whoever asks now is refused.
+        while ownership.whose() != W::Paused {
+            std::thread::yield_now();
+        }
+        assert_eq!(ownership.kick(|| panic!("a kick of a paused guest")), None);
+        end.send(()).unwrap();
+        let claim = paused.join().unwrap();
+        assert_eq!(ownership.kick(|| panic!("a kick of a paused guest")), None);
+        claim.comes_to(Stage::Kept);
+        assert_eq!(ownership.kick(|| 7), Some(7));
+    });
+}
+
+#[test]
+fn a_kick_that_panics_does_not_hold_up_a_pause() {
+    let ownership = Arc::new(Ownership::default());
+    let claim = ownership.leave().unwrap();
+    let kicked = crate::runtime::catch(|| {
+        ownership.kick(|| panic!("in the VMM"));
+        Ok::<(), Error>(())
+    });
+    assert!(kicked.is_err());
+    let (paused, is_paused) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            claim.comes_to(Stage::Paused);
+            paused.send(()).unwrap();
+        });
+        is_paused.recv_timeout(Duration::from_secs(20)).unwrap();
+    });
+}
