@@ -402,7 +402,8 @@ fn limits(limit: Duration) -> Params {
         connect_timeout: limit,
         io_timeout: limit,
         switchover_timeout: limit,
-        handover_timeout: limit,
+        // An answer that does not come is waited for, so long and a second.
+        handover_timeout: MS * 1500,
         switchover_bandwidth: Some(1 << 30),
         ..Params::default()
     }

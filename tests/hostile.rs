@@ -126,8 +126,24 @@ fn quick() -> Params {
     Params {
         switchover_bandwidth: Some(1 << 30),
         max_state: 1 << 20,
+        // An answer that does not come is waited for, so long and a second.
+        handover_timeout: MS * 1000,
         ..Params::default()
     }
+}
+
+/// Does something with each of many, several at a time: most of them wait for a limit.
+fn each<T: Sync>(all: &[T], what: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while let Some(one) = all.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    what(one);
+                }
+            });
+        }
+    });
 }
 
 fn strict() -> Params {
@@ -177,6 +193,13 @@ fn block(id: u32, name: &str, pages: u64) -> wire::Block {
 
 fn end(count: u32, bytes: u64) -> wire::BlobEnd {
     wire::BlobEnd { count, bytes }
+}
+
+fn state_end(count: u32, bytes: u64) -> wire::StateEnd {
+    wire::StateEnd {
+        blobs: end(count, bytes),
+        handover_millis: 30_000,
+    }
 }
 
 fn marker(number: u64, flags: u32, records: u64, data_pages: u64, zero_pages: u64) -> wire::Marker {
@@ -234,7 +257,7 @@ fn reach(raw: &mut Raw, step: Step) {
         assert!(matches!(raw.hear_record(), Some(Record::Ack(_))));
     }
     if step > Step::State {
-        raw.say(&Record::StateEnd(end(0, 0)));
+        raw.say(&Record::StateEnd(state_end(0, 0)));
         assert!(matches!(raw.hear_record(), Some(Record::Ready(_))));
     }
 }
@@ -261,7 +284,7 @@ fn sample(kind: RecordType) -> Vec<u8> {
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
-        R::StateEnd => Record::StateEnd(end(0, 0)),
+        R::StateEnd => Record::StateEnd(state_end(0, 0)),
         R::EarlyEnd => Record::EarlyEnd(end(0, 0)),
         R::EarlyOk => Record::EarlyOk,
         R::Ready => Record::Ready(wire::Ready { load_micros: 1 }),
@@ -727,7 +750,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
         (
             "more blobs said than came",
             s,
-            [sample(R::State), bytes(&Record::StateEnd(end(2, 5)))].concat(),
+            [sample(R::State), bytes(&Record::StateEnd(state_end(2, 5)))].concat(),
             Kind::Protocol,
             "2 blobs of 5 bytes, and 1 of 5",
         ),
@@ -736,7 +759,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             s,
             [
                 blob_bytes(R::State, "x", &[]),
-                bytes(&Record::StateEnd(end(0, 0))),
+                bytes(&Record::StateEnd(state_end(0, 0))),
             ]
             .concat(),
             Kind::Protocol,
@@ -752,7 +775,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
         (
             "blobs that overflow",
             s,
-            bytes(&Record::StateEnd(end(3, u64::MAX))),
+            bytes(&Record::StateEnd(state_end(3, u64::MAX))),
             Kind::Protocol,
             "3 blobs",
         ),
@@ -1144,7 +1167,7 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
                     matches!(raw.hear_record(), Some(Record::Ack(_))),
                     "{number}"
                 );
-                raw.say(&Record::StateEnd(end(0, 0)));
+                raw.say(&Record::StateEnd(state_end(0, 0)));
                 let ready = raw.hear_record();
                 assert!(
                     matches!(ready, Some(Record::Ready(_))),
@@ -1275,38 +1298,40 @@ fn sound(pair: &Pair, out: &Outgoing, result: &Result<()>, what: &str) {
 fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_source() {
     use RecordType as R;
     bounded();
+    let mut cases = Vec::new();
     for (question, right) in ANSWERS {
-        for kind in RecordType::ALL {
-            let allowed = *kind == right || *kind == R::Keepalive;
-            // An acknowledgement may come before READY, but not one of what was not sent.
-            if allowed || (right, *kind) == (R::Ready, R::Ack) {
-                continue;
-            }
-            let what = format!("{} for {}", kind.name(), right.name());
-            let wrong = sample(*kind);
-            let (pair, out, result) =
-                source_against(quick(), right == R::Ack, LONG, |raw, asked, right| {
-                    let here = asked == question;
-                    raw.say_bytes(if here { &wrong } else { &right });
-                    (!here).then_some(())
-                });
-            let error = result.clone().unwrap_err();
-            let after = right == R::Running;
-            let expected = match (after, kind) {
-                (true, _) => Kind::Unanswered,
-                (_, R::Abort) => Kind::Refused,
-                _ => Kind::Protocol,
-            };
-            assert_eq!(error.kind(), expected, "{what}: {error}");
-            let word = match kind {
-                R::Abort => "no [2J more",
-                // Too long for anything that a destination says, or named.
-                _ => kind.name(),
-            };
-            assert!(error.message().contains(word), "{what}: {error}");
-            sound(&pair, &out, &result, &what);
-        }
+        cases.extend(RecordType::ALL.iter().map(|kind| (question, right, kind)));
     }
+    each(&cases, |&(question, right, kind)| {
+        let allowed = *kind == right || *kind == R::Keepalive;
+        // An acknowledgement may come before READY, but not one of what was not sent.
+        if allowed || (right, *kind) == (R::Ready, R::Ack) {
+            return;
+        }
+        let what = format!("{} for {}", kind.name(), right.name());
+        let wrong = sample(*kind);
+        let (pair, out, result) =
+            source_against(quick(), right == R::Ack, LONG, |raw, asked, right| {
+                let here = asked == question;
+                raw.say_bytes(if here { &wrong } else { &right });
+                (!here).then_some(())
+            });
+        let error = result.clone().unwrap_err();
+        let after = right == R::Running;
+        let expected = match (after, kind) {
+            (true, _) => Kind::Unanswered,
+            (_, R::Abort) => Kind::Refused,
+            _ => Kind::Protocol,
+        };
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        let word = match kind {
+            R::Abort => "no [2J more",
+            // Too long for anything that a destination says, or named.
+            _ => kind.name(),
+        };
+        assert!(error.message().contains(word), "{what}: {error}");
+        sound(&pair, &out, &result, &what);
+    });
     bounded();
 }
 
@@ -1510,31 +1535,33 @@ fn answers_that_lie_are_refused_with_what_was_expected_at_the_source() {
 #[test]
 fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
     bounded();
+    let mut cases = Vec::new();
     for (question, kind) in ANSWERS {
         // Nothing of it, some of the header, all of the header, some of the contents.
         let whole = sample(kind).len();
         let mut lengths = vec![0, 1, 17, 31, 32, 33, whole - 1];
         lengths.retain(|length| *length < whole);
         lengths.dedup();
-        for length in lengths {
-            let what = format!("{} cut to {length} bytes", kind.name());
-            let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
-                let here = asked == question;
-                raw.say_bytes(if here { &right[..length] } else { &right });
-                if here {
-                    let _ = raw.0.shutdown(Shutdown::Write);
-                }
-                (!here).then_some(())
-            });
-            let error = result.clone().unwrap_err();
-            let expected: &[Kind] = match kind {
-                RecordType::Running => &[Kind::Unanswered],
-                _ => &[Kind::PeerGone, Kind::Io],
-            };
-            assert!(expected.contains(&error.kind()), "{what}: {error}");
-            sound(&pair, &out, &result, &what);
-        }
+        cases.extend(lengths.iter().map(|length| (question, kind, *length)));
     }
+    each(&cases, |&(question, kind, length)| {
+        let what = format!("{} cut to {length} bytes", kind.name());
+        let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
+            let here = asked == question;
+            raw.say_bytes(if here { &right[..length] } else { &right });
+            if here {
+                let _ = raw.0.shutdown(Shutdown::Write);
+            }
+            (!here).then_some(())
+        });
+        let error = result.clone().unwrap_err();
+        let expected: &[Kind] = match kind {
+            RecordType::Running => &[Kind::Unanswered],
+            _ => &[Kind::PeerGone, Kind::Io],
+        };
+        assert!(expected.contains(&error.kind()), "{what}: {error}");
+        sound(&pair, &out, &result, &what);
+    });
     bounded();
 }
 
@@ -1542,29 +1569,32 @@ fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
 fn a_flipped_bit_in_an_answers_header_is_always_refused_at_the_source() {
     bounded();
     let mut random = Random(2);
+    let mut cases = Vec::new();
     for (number, (question, kind)) in ANSWERS.into_iter().enumerate() {
         // Every byte in two of the answers.
         for byte in (number % 3..HEADER_LEN).step_by(3) {
-            let bit = 1 << random.below(8);
-            let what = format!("{}, byte {byte} ^ {bit}", kind.name());
-            let (pair, out, result) =
-                source_against(quick(), false, LONG, |raw, asked, mut right| {
-                    let here = asked == question;
-                    if here {
-                        right[byte] ^= bit;
-                    }
-                    raw.say_bytes(&right);
-                    (!here).then_some(())
-                });
-            let error = result.clone().unwrap_err();
-            let expected = match kind {
-                RecordType::Running => Kind::Unanswered,
-                _ => Kind::Protocol,
-            };
-            assert_eq!(error.kind(), expected, "{what}: {error}");
-            sound(&pair, &out, &result, &what);
+            cases.push((question, kind, byte, 1 << random.below(8)));
         }
     }
+    each(&cases, |&(question, kind, byte, bit)| {
+        let bit: u8 = bit;
+        let what = format!("{}, byte {byte} ^ {bit}", kind.name());
+        let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, mut right| {
+            let here = asked == question;
+            if here {
+                right[byte] ^= bit;
+            }
+            raw.say_bytes(&right);
+            (!here).then_some(())
+        });
+        let error = result.clone().unwrap_err();
+        let expected = match kind {
+            RecordType::Running => Kind::Unanswered,
+            _ => Kind::Protocol,
+        };
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        sound(&pair, &out, &result, &what);
+    });
     bounded();
 }
 
@@ -1633,12 +1663,16 @@ fn ready_without_an_acknowledgement_is_not_believed() {
 
 /// Sends bytes one at a time, each well within the limit on idleness, until nobody listens.
 fn trickle(socket: &UnixStream, bytes: &[u8]) {
+    trickle_every(socket, bytes, LIMIT / 12);
+}
+
+fn trickle_every(socket: &UnixStream, bytes: &[u8], pause: Duration) {
     let mut socket = socket;
     for byte in bytes {
         if socket.write_all(&[*byte]).is_err() {
             return;
         }
-        std::thread::sleep(LIMIT / 12);
+        std::thread::sleep(pause);
     }
 }
 
@@ -1737,7 +1771,12 @@ fn a_destination_that_trickles_is_left_in_every_step() {
                             return Some(());
                         }
                         *begun.lock().unwrap() = Instant::now();
-                        trickle(&raw.0, &right.repeat(4));
+                        // RUNNING has until a second after the hand-over's limit.
+                        let pause = match kind {
+                            R::Running => LIMIT / 3,
+                            _ => LIMIT / 12,
+                        };
+                        trickle_every(&raw.0, &right.repeat(4), pause);
                         None
                     });
                 let took = begun.lock().unwrap().elapsed();
@@ -1977,14 +2016,16 @@ fn a_destination_whose_answers_change_is_left_or_harmless() {
         handover_timeout: MS * 200,
         ..quick()
     };
-    let mut states = std::collections::BTreeMap::new();
-    for n in 0..600 {
-        // Which answer is changed: those to HELLO, EARLY_END, LAYOUT_END, two markers and so on.
-        let (which, mut count) = (random.below(7), 0);
-        let mut random = Random(random.next());
+    let states = std::sync::Mutex::new(std::collections::BTreeMap::new());
+    // Which answer is changed: those to HELLO, EARLY_END, LAYOUT_END, two markers and so on.
+    let rounds: Vec<_> = (0..600)
+        .map(|n| (n, random.below(7), Random(random.next())))
+        .collect();
+    each(&rounds, |(n, which, random)| {
+        let (mut count, mut random) = (0, random.clone());
         let (pair, out, result) = source_against(params(), false, MS * 8, |raw, _, right| {
             count += 1;
-            if count <= which {
+            if count <= *which {
                 raw.say_bytes(&right);
                 return Some(());
             }
@@ -1995,8 +2036,9 @@ fn a_destination_whose_answers_change_is_left_or_harmless() {
         });
         sound(&pair, &out, &result, &format!("round {n}: {result:?}"));
         let kind = result.map_or_else(|e| e.kind().name(), |()| "completed");
-        *states.entry(kind).or_insert(0) += 1;
-    }
+        *states.lock().unwrap().entry(kind).or_insert(0) += 1;
+    });
+    let states = states.into_inner().unwrap();
     println!("{states:?}");
     assert!(states["protocol error"] > 100, "{states:?}");
     bounded();

@@ -627,7 +627,8 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
         connect_timeout: limit,
         io_timeout: limit,
         switchover_timeout: limit,
-        handover_timeout: limit,
+        // An answer that does not come is waited for, so long and a second.
+        handover_timeout: MS * 2000,
         ..quick()
     };
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
@@ -1210,7 +1211,9 @@ fn one_object_is_one_migration_and_one_tracker_has_one_at_a_time() {
     assert_eq!(kind(out.start(Target::Connected(fd()))), Kind::State);
     assert_eq!(kind(out.cancel()), Kind::State);
     assert_eq!(kind(inc.cancel()), Kind::State);
-    // One that was refused for that reason can be started later.
+    // One that was refused for that reason can be started later, once the guest is back.
+    assert_eq!(kind(second.start(Target::Connected(fd()))), Kind::State);
+    pair.source.memory.ownership().reclaim().unwrap();
     let (a, _peer) = socketpair();
     second.start(Target::Connected(a)).unwrap();
     second.cancel().unwrap();
@@ -1636,7 +1639,10 @@ fn ready(raw: &mut Raw) {
     raw.say_bytes(&Header::zeros(4, Pages(0), 512).encode());
     raw.say(&marker(1, 1, 1, 0, 512));
     assert!(matches!(raw.hear_record(), Some(Record::Ack(_))));
-    raw.say(&Record::StateEnd(wire::BlobEnd { count: 0, bytes: 0 }));
+    raw.say(&Record::StateEnd(wire::StateEnd {
+        blobs: wire::BlobEnd { count: 0, bytes: 0 },
+        handover_millis: 30_000,
+    }));
     assert!(matches!(raw.hear_record(), Some(Record::Ready(_))));
 }
 
@@ -1702,7 +1708,10 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
         ("HELLO twice", record(hello()), "HELLO"),
         (
             "state before the end",
-            record(Record::StateEnd(wire::BlobEnd { count: 0, bytes: 0 })),
+            record(Record::StateEnd(wire::StateEnd {
+                blobs: wire::BlobEnd { count: 0, bytes: 0 },
+                handover_millis: 30_000,
+            })),
             "STATE_END",
         ),
         (

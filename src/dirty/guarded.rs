@@ -7,9 +7,10 @@
 
 use super::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockId, Map};
+use crate::memory::{BlockId, Map, Ownership};
 use crate::runtime::thread::catch;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub(super) struct Guarded {
     log: Box<dyn DirtyLog>,
@@ -93,6 +94,12 @@ impl DirtyLog for Guarded {
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         let name = self.name();
         guard(name, || self.log.harvest(map, when, sink))
+    }
+
+    fn joins(&mut self, guest: &Arc<Ownership>) {
+        let log = &mut self.log;
+        // A log that fails here fails again where it is used, and is told then.
+        let _ = catch(|| log.joins(guest));
     }
 
     fn covered(&self, map: &Map) -> Vec<Extent> {

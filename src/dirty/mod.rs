@@ -31,9 +31,10 @@ pub mod vhost;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map};
+use crate::memory::{BlockId, Map, Ownership};
 use crate::units::Pages;
 use std::ops::Range;
+use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 /// Where the first page of what a log reports lies.
@@ -199,6 +200,12 @@ pub trait DirtyLog: Send {
     fn clear_at_harvest(&mut self, whole: bool) -> bool {
         let _ = whole;
         false
+    }
+
+    /// Which guest it logs: a tracker says so when the log is added to it. A log that has the
+    /// VMM's vCPUs kicked does so through this, because not every moment allows it.
+    fn joins(&mut self, guest: &Arc<Ownership>) {
+        let _ = guest;
     }
 
     /// Whether protection is restored chunk by chunk ([`DirtyLog::rearm`]) after a

@@ -316,7 +316,9 @@ impl Tracker {
             ));
         }
         let at_sync = inner.clearing == Clearing::AtSync;
-        inner.logs.push(Box::new(Guarded::new(log, at_sync)?));
+        let mut log = Guarded::new(log, at_sync)?;
+        log.joins(self.memory.ownership());
+        inner.logs.push(Box::new(log));
         Ok(())
     }
 

@@ -41,6 +41,8 @@ pub enum Whose {
     GivenUp = 8,
     /// An incoming migration fills the guest's memory.
     Arriving = 9,
+    /// An incoming migration came to nothing: no guest is here, unless the VMM has made one since.
+    Empty = 10,
 }
 
 /// What the state of a migration means for the guest.
@@ -73,7 +75,7 @@ pub(crate) enum Stage {
 }
 
 /// What is known of one guest: the rules, without a lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Guest {
     whose: Whose,
     /// Where it goes back to when the migration in progress comes to nothing.
@@ -126,7 +128,7 @@ impl Guest {
     pub fn leaves(self) -> Result<Guest> {
         let no = |kind, why| Err(refused(kind, "outgoing migration", why));
         match self.whose {
-            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+            Whose::Unknown | Whose::Here | Whose::Stands | Whose::Empty => Ok(Guest {
                 whose: Whose::Leaving,
                 before: self.whose,
                 overwritten: false,
@@ -143,7 +145,7 @@ impl Guest {
     pub fn arrives(self) -> Result<Guest> {
         let no = |kind, why| Err(refused(kind, "incoming migration", why));
         match self.whose {
-            Whose::Unknown | Whose::HandedOver | Whose::GivenUp => Ok(Guest {
+            Whose::Unknown | Whose::Empty | Whose::HandedOver | Whose::GivenUp => Ok(Guest {
                 whose: Whose::Arriving,
                 before: self.whose,
                 ..self
@@ -191,6 +193,7 @@ impl Guest {
                 ..to(Whose::Arriving)
             },
             Stage::Arrived => whole(Whose::Here),
+            Stage::NotArrived if self.before == Whose::Unknown => to(Whose::Empty),
             Stage::NotArrived => to(self.before),
             Stage::Stands => whole(Whose::Stands),
         }
@@ -215,7 +218,7 @@ impl Guest {
     pub fn runs_here(self) -> Result<Guest> {
         let no = |kind, why| Err(refused(kind, "the guest may not run here", why));
         match self.whose {
-            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+            Whose::Unknown | Whose::Empty | Whose::Here | Whose::Stands => Ok(Guest {
                 whose: Whose::Here,
                 overwritten: false,
                 ..self
@@ -252,7 +255,7 @@ impl Guest {
                 whose: Whose::Here,
                 ..self
             }),
-            Whose::Unknown | Whose::Here | Whose::Stands => self.runs_here(),
+            Whose::Unknown | Whose::Empty | Whose::Here | Whose::Stands => self.runs_here(),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
@@ -263,7 +266,7 @@ impl Guest {
     pub fn given_up(self) -> Result<Guest> {
         let no = |kind, why| Err(refused(kind, "giving the guest up", why));
         match self.whose {
-            Whose::Unknown | Whose::Here | Whose::Stands => Ok(Guest {
+            Whose::Unknown | Whose::Empty | Whose::Here | Whose::Stands => Ok(Guest {
                 whose: Whose::GivenUp,
                 overwritten: false,
                 ..self

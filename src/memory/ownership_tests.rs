@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use Whose as W;
 
-const ALL: [Whose; 10] = [
+const ALL: [Whose; 11] = [
     W::Unknown,
     W::Here,
     W::Stands,
@@ -17,6 +17,7 @@ const ALL: [Whose; 10] = [
     W::Unanswered,
     W::GivenUp,
     W::Arriving,
+    W::Empty,
 ];
 
 fn guest(whose: Whose) -> Guest {
@@ -59,6 +60,7 @@ fn an_outgoing_migration_begins_only_where_the_guest_is_here_and_nothing_else_go
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Err(Kind::State)),
             (W::Arriving, Err(Kind::Busy)),
+            (W::Empty, Ok(W::Leaving)),
         ],
     );
     let error = guest(W::HandedOver).leaves().unwrap_err();
@@ -83,6 +85,7 @@ fn an_incoming_migration_begins_only_where_no_guest_is_and_nothing_else_goes_on(
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Ok(W::Arriving)),
             (W::Arriving, Err(Kind::Busy)),
+            (W::Empty, Ok(W::Arriving)),
         ],
     );
 }
@@ -102,6 +105,7 @@ fn a_guest_runs_here_by_the_vmms_word_only_where_no_other_copy_may_run() {
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Err(Kind::State)),
             (W::Arriving, Err(Kind::Busy)),
+            (W::Empty, Ok(W::Here)),
         ],
     );
 }
@@ -121,6 +125,7 @@ fn a_guest_that_is_gone_is_reclaimed_and_one_that_may_be_resolved_is_not() {
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Ok(W::Here)),
             (W::Arriving, Err(Kind::Busy)),
+            (W::Empty, Ok(W::Here)),
         ],
     );
 }
@@ -140,6 +145,7 @@ fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Ok(W::GivenUp)),
             (W::Arriving, Err(Kind::Busy)),
+            (W::Empty, Ok(W::GivenUp)),
         ],
     );
     let ended = guest(W::Here).given_up().unwrap();
@@ -156,6 +162,16 @@ fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
             "{whose:?}"
         );
     }
+    // Where an incoming migration has failed there is half a guest.
+    let failed = guest(W::Unknown)
+        .arrives()
+        .unwrap()
+        .comes_to(Stage::Filling)
+        .comes_to(Stage::NotArrived);
+    assert_eq!(failed.whose(), W::Empty);
+    assert!(!failed.may_kick());
+    assert!(failed.leaves().unwrap().may_kick());
+    assert!(failed.runs_here().unwrap().may_kick());
     // One that `resume` could not start is not started by a kick of the next migration's.
     let stood = guest(W::Stands).leaves().unwrap();
     assert!(!stood.may_kick());

@@ -10,6 +10,7 @@ use super::report::{micros, Meter, Stats};
 use super::session;
 use super::sink::{layout_difference, PageSink};
 use super::switchover::destination::{Action, Event, State};
+use super::switchover::window::Window;
 use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
@@ -17,7 +18,8 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
 use crate::memory::returned::Forgotten;
 use crate::memory::{Memory, PinRecall};
-use crate::runtime::{wait_ready, Deadline, Interest, Limit};
+use crate::runtime::{wait_ready, Deadline, Interest, Limit, Timeout};
+use crate::sys::clock;
 use crate::sys::net::Piece as _;
 use crate::units::Pages;
 use crate::vmm::{EventKind, StateBlob, Vmm};
@@ -73,6 +75,10 @@ pub(super) struct Driver {
     outbox: Outbox,
     token: Token,
     last_marker: u64,
+    /// For how long a hand-over counts, as the source says.
+    handover_limit: Duration,
+    /// In which it counts, from just before READY.
+    window: Option<Window>,
     /// Whether DISCARD records were agreed on.
     discards: bool,
     begun: Instant,
@@ -82,6 +88,8 @@ pub(super) struct Driver {
     stats: Stats,
     renewed: Option<Instant>,
     error: Option<Error>,
+    /// See [`Work::done`].
+    done: Option<Event>,
 }
 
 impl work::Shared for Shared {
@@ -105,6 +113,14 @@ impl Work for Driver {
 
     fn error(&mut self) -> &mut Option<Error> {
         &mut self.error
+    }
+
+    fn done(&mut self) -> Option<Event> {
+        self.done.take()
+    }
+
+    fn success(&self) -> String {
+        "the guest runs here".to_owned()
     }
 
     fn enter(&mut self, state: State) {
@@ -137,6 +153,8 @@ impl Work for Driver {
                 let ready = Record::Ready(wire::Ready {
                     load_micros: self.stats.load_us,
                 });
+                // Before it is sent, so that the source's begins later and ends later.
+                self.window = Some(Window::new(clock::boottime(), self.handover_limit));
                 self.send(&ready)?;
                 Some(Event::ReadySent)
             }
@@ -145,6 +163,9 @@ impl Work for Driver {
                 Some(Event::Handover)
             }
             Action::TakeGate => {
+                if !self.handover_counts() {
+                    return Ok(Some(self.late()));
+                }
                 let won = shared.handle.commit();
                 if !won {
                     self.error
@@ -154,10 +175,15 @@ impl Work for Driver {
             }
             Action::CallRun => {
                 let begun = Instant::now();
+                // The VMM was told of the state, which may have taken it a while.
+                if !self.handover_counts() {
+                    return Ok(Some(self.late()));
+                }
                 self.forgotten = shared.memory.settle_returned();
                 self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
+                self.done = Some(Event::Started);
                 self.stats.run_us = micros(begun.elapsed());
-                Some(Event::Started)
+                self.done
             }
             Action::SendRunning => {
                 let running = Record::Running(wire::Running {
@@ -184,20 +210,13 @@ impl Work for Driver {
                 None
             }
             Action::Report => {
-                if self.stats.phase != State::Running as u32 {
-                    shared.memory.abandon_returned();
-                }
-                if self.stats.phase == State::Running as u32 {
+                if shared.handle.state() == State::Running {
                     self.stats.progress = 10_000;
                     self.stats.remaining_bytes = 0;
+                } else {
+                    shared.memory.abandon_returned();
                 }
                 self.renew(true);
-                match &self.error {
-                    None => self
-                        .vmm
-                        .event(EventKind::Completed, "the guest runs here".to_owned()),
-                    Some(e) => self.vmm.event(EventKind::Failed, e.message().to_owned()),
-                }
                 None
             }
         })
@@ -222,6 +241,8 @@ impl Driver {
             outbox: Outbox::default(),
             token: [0; 16],
             last_marker: 0,
+            handover_limit: Duration::ZERO,
+            window: None,
             discards: false,
             begun: Instant::now(),
             limit: Limit::never(),
@@ -232,6 +253,7 @@ impl Driver {
             },
             renewed: None,
             error: None,
+            done: None,
         })
     }
 
@@ -256,8 +278,7 @@ impl Driver {
         let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
         stats.advance();
-        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        self.shared.handle.publish(stats, &self.error);
+        self.shared.handle.publish(stats);
     }
 
     fn tell_peer(&mut self) {
@@ -462,7 +483,8 @@ impl Driver {
                     return check_end(&list, end).map(|sum| (list, sum));
                 }
                 Incomer::Control(Record::StateEnd(end)) if kind == RecordType::State => {
-                    return check_end(&list, end).map(|sum| (list, sum));
+                    self.handover_limit = Duration::from_millis(end.handover_millis.into());
+                    return check_end(&list, end.blobs).map(|sum| (list, sum));
                 }
                 other => return Err(session::unexpected(other.kind(), kind.name())),
             }
@@ -687,8 +709,23 @@ impl Driver {
     }
 
     fn await_handover(&mut self) -> Result<()> {
+        let left = self.window.map(|window| window.left(clock::boottime()));
+        let window = Timeout::new("the source's hand-over timeout", left.unwrap_or_default());
         let limit = self.shared.params.switchover().from_now();
-        match self.next(limit, "HANDOVER")? {
+        let came = self
+            .next(limit.earlier(window.from_now()), "HANDOVER")
+            .map_err(|e| match e.kind() {
+                Kind::Timeout if !self.handover_counts() => Error::new(
+                    Kind::Timeout,
+                    format!(
+                        "waiting for HANDOVER: the source's hand-over timeout of {:?} ran out, and \
+                         a later hand-over would run nothing",
+                        self.handover_limit
+                    ),
+                ),
+                _ => e,
+            });
+        match came? {
             Incomer::Control(Record::Handover(handover)) if handover.token == self.token => Ok(()),
             Incomer::Control(Record::Handover(_)) => Err(Error::new(
                 Kind::Protocol,
@@ -696,6 +733,27 @@ impl Driver {
             )),
             other => Err(session::unexpected(other.kind(), "HANDOVER")),
         }
+    }
+
+    /// Whether a hand-over that is acted on now is in time.
+    fn handover_counts(&self) -> bool {
+        self.window.is_some_and(|w| w.is_open(clock::boottime()))
+    }
+
+    /// It came and is not acted on.
+    fn late(&mut self) -> Event {
+        let error = Error::new(
+            Kind::Timeout,
+            format!(
+                "the hand-over came later than the source's hand-over timeout of {:?} after \
+                 ready: the source may have the guest back, so it does not run here",
+                self.handover_limit
+            ),
+        );
+        self.error.get_or_insert(error);
+        // If a cancel is asked for now, it comes before any `run`.
+        self.shared.handle.withdraw();
+        Event::Late
     }
 }
 

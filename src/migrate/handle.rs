@@ -1,10 +1,16 @@
 //! What the VMM holds of a migration while a thread of ours works on it, the same on both
-//! sides: the figures, the gate that a cancel and a hand-over compete for, waiting for the end.
+//! sides: the state, the figures, the gate that a cancel and a hand-over compete for, waiting for
+//! the end.
+//!
+//! **One truth.** The state says how the migration stands, and everything else follows it: what
+//! it means for the guest, the error, the figures, the last event. A defect after the hand-over
+//! changes none of them.
 
 use super::callbacks::{check_not_inside, inside};
 use super::report::Stats;
 use super::switchover::Machine;
 use crate::error::{Error, Kind, Result};
+use crate::memory::ownership::Claim;
 use crate::runtime::thread::Join;
 use crate::runtime::{Cancel, Notify};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -19,13 +25,20 @@ const CANCELLED: u8 = 1;
 const COMMITTED: u8 = 2;
 
 /// What both the VMM and the migration's thread see.
-pub(super) struct Public<S> {
-    pub(super) state: S,
-    pub(super) stats: Stats,
-    /// Why it failed.
-    pub(super) error: Option<Error>,
+struct Public<S> {
+    state: S,
+    stats: Stats,
+    /// What went wrong first; once it is over, why it failed.
+    error: Option<Error>,
     /// The thread has done all that it will do.
     over: bool,
+}
+
+impl<S: Machine> Public<S> {
+    fn enter(&mut self, state: S) {
+        self.state = state;
+        self.stats.phase = state.number();
+    }
 }
 
 /// Tells everybody who waits that the thread has done all, when it is dropped.
@@ -45,6 +58,8 @@ pub(super) struct Handle<S> {
     public: Mutex<Public<S>>,
     ended: Condvar,
     thread: Mutex<Option<Join<()>>>,
+    /// The guest, from the start on.
+    claim: Mutex<Option<Claim>>,
 }
 
 impl<S: Machine> Handle<S> {
@@ -65,6 +80,7 @@ impl<S: Machine> Handle<S> {
             }),
             ended: Condvar::new(),
             thread: Mutex::new(None),
+            claim: Mutex::new(None),
         })
     }
 
@@ -73,7 +89,7 @@ impl<S: Machine> Handle<S> {
         std::ptr::from_ref(self) as usize
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Public<S>> {
+    fn lock(&self) -> MutexGuard<'_, Public<S>> {
         self.public.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -81,8 +97,16 @@ impl<S: Machine> Handle<S> {
         self.thread.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Starts the thread that `spawn` makes, if none was started before.
-    pub(super) fn start(&self, spawn: impl FnOnce() -> Result<Join<()>>) -> Result<()> {
+    fn claim(&self) -> MutexGuard<'_, Option<Claim>> {
+        self.claim.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Starts the thread that `spawn` makes, if none was started before and the guest can be had.
+    pub(super) fn start(
+        &self,
+        claim: impl FnOnce() -> Result<Claim>,
+        spawn: impl FnOnce() -> Result<Join<()>>,
+    ) -> Result<()> {
         check_not_inside(self.owner(), "start")?;
         let mut thread = self.thread();
         if thread.is_some() || self.lock().state != S::IDLE {
@@ -92,8 +116,18 @@ impl<S: Machine> Handle<S> {
             ));
         }
         self.cancel.check("starting a migration")?;
-        *thread = Some(spawn()?);
-        Ok(())
+        *self.claim() = Some(claim()?);
+        match spawn() {
+            Ok(spawned) => {
+                *thread = Some(spawned);
+                Ok(())
+            }
+            Err(e) => {
+                // Nothing was begun.
+                *self.claim() = None;
+                Err(e)
+            }
+        }
     }
 
     /// The hand-over's side of the race: whether it comes before any cancel.
@@ -101,6 +135,11 @@ impl<S: Machine> Handle<S> {
         self.gate
             .compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
+    }
+
+    /// The hand-over had the gate and did not happen: a cancel finds it as if it had been first.
+    pub(super) fn withdraw(&self) {
+        self.gate.store(CANCELLED, Ordering::Release);
     }
 
     /// The cancel's side. Waits for the end, unless this thread is inside a callback.
@@ -130,18 +169,12 @@ impl<S: Machine> Handle<S> {
         if !self.wait_ended(limit) {
             return Err(Error::new(Kind::Pending, "the migration is still going on"));
         }
-        let public = self.lock();
-        match &public.error {
-            _ if public.state == S::SUCCESS => Ok(()),
-            Some(error) => Err(error.clone()),
-            None => Err(Error::new(
-                Kind::Internal,
-                format!(
-                    "the migration ended `{}` for no known reason",
-                    public.state.name()
-                ),
-            )),
-        }
+        self.error().map_or(Ok(()), Err)
+    }
+
+    /// What went wrong first; once it is over, why it failed.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.lock().error.clone()
     }
 
     /// Waits until the thread has done all, if there is one; whether it has.
@@ -183,22 +216,52 @@ impl<S: Machine> Handle<S> {
         self.notify.raise();
     }
 
-    /// Renews what the VMM sees, and tells it to look.
-    pub(super) fn publish(&self, stats: &Stats, error: &Option<Error>) {
+    /// Renews the figures, and tells the VMM to look.
+    pub(super) fn publish(&self, stats: &Stats) {
         {
             let mut public = self.lock();
-            public.stats = *stats;
-            public.error = error.clone();
+            public.stats = Stats {
+                phase: public.stats.phase,
+                error: public.stats.error,
+                ..*stats
+            };
         }
         self.notify.raise();
     }
 
-    /// A state begins; `error` is the first thing that went wrong, if anything did.
+    /// Changes a figure when the thread has done all.
+    pub(super) fn amend(&self, change: impl FnOnce(&mut Stats)) {
+        change(&mut self.lock().stats);
+    }
+
+    /// A state begins; `error` is the first thing that went wrong, if anything did. The guest
+    /// follows first: whoever hears of the state may begin what the state allows. Waits for kicks
+    /// where the guest is paused in the state.
     pub(super) fn enter(&self, state: S, error: Option<Error>) {
+        self.settle(state);
+        self.show(state, state.verdict(error));
+    }
+
+    /// What a state means for the guest is so from now on.
+    pub(super) fn settle(&self, state: S) {
+        if let Some(claim) = &*self.claim() {
+            claim.comes_to(state.stage());
+        }
+    }
+
+    fn show(&self, state: S, error: Option<Error>) {
         let mut public = self.lock();
-        public.state = state;
-        public.stats.phase = state.number();
+        public.enter(state);
+        public.stats.error = error.as_ref().map_or(0, |e| e.kind() as i32);
         public.error = error;
+    }
+
+    /// Goes from the state to what `step` makes of it, if it makes anything. The error stays.
+    pub(super) fn go<R>(&self, step: impl FnOnce(S) -> Result<(S, R)>) -> Result<R> {
+        let mut public = self.lock();
+        let (state, result) = step(public.state)?;
+        public.enter(state);
+        Ok(result)
     }
 
     /// Where it is.

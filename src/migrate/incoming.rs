@@ -46,7 +46,7 @@ impl Incoming {
     }
 
     /// Binds to `endpoint`, starts and returns the endpoint that it listens on (with the port
-    /// that was found, if 0 was asked for).
+    /// that was found, if 0 was asked for). Refuses as [`Incoming::start`] does.
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         let mut bound = None;
         self.start_with(|| {
@@ -57,7 +57,9 @@ impl Incoming {
         bound.ok_or_else(|| Error::new(Kind::Internal, "listening nowhere"))
     }
 
-    /// Starts it and returns.
+    /// Starts it and returns. [`Kind::State`] where a guest runs in `memory`, or may be taken back
+    /// there; [`Kind::Busy`] where another migration has to do with it. One that was handed over is
+    /// overwritten.
     pub fn start(&self, source: Source) -> Result<()> {
         self.start_with(|| Ok(source))
     }
@@ -65,14 +67,16 @@ impl Incoming {
     fn start_with(&self, source: impl FnOnce() -> Result<Source>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
-        shared.handle.start(|| {
+        let claim = || shared.memory.ownership().arrive();
+        shared.handle.start(claim, || {
             let driver = Driver::new(Arc::clone(shared), vmm, source()?)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })
     }
 
-    /// Ends it before the guest is taken over; then it never runs here. Returns within a tenth
+    /// Ends it before the guest is taken over; then it never runs here, which a successful return
+    /// proves. Returns within a tenth
     /// of a second unless a callback of the VMM's is in progress. Inside a callback it only
     /// asks for that. After the hand-over was received: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {

@@ -57,6 +57,10 @@ impl Outgoing {
 
     /// Starts it and returns. What it comes to is told by [`Outgoing::wait`], the events and
     /// the figures.
+    ///
+    /// [`Kind::State`] where the guest was handed over and not taken back, or has to be resolved;
+    /// [`Kind::Busy`] where another migration of the same guest is in progress, in either
+    /// direction.
     pub fn start(&self, target: Target) -> Result<()> {
         self.start_with(
             target,
@@ -71,8 +75,11 @@ impl Outgoing {
     pub fn start_with(&self, target: Target, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
-        shared.handle.start(|| {
+        let claim = || {
             shared.blockers.check()?;
+            shared.tracker.memory().ownership().leave()
+        };
+        shared.handle.start(claim, || {
             let lease = shared.tracker.lease()?;
             let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
@@ -102,43 +109,38 @@ impl Outgoing {
         let handle = &self.shared.handle;
         check_not_inside(handle.owner(), "resolve")?;
         // The state is told a little before the thread's end, and whoever hears it may be quick.
-        let unanswered = handle.lock().state == State::Unanswered;
-        if unanswered {
+        if handle.state() == State::Unanswered {
             handle.wait_over();
         }
         let over = handle.is_over();
-        let resume = {
-            let mut public = handle.lock();
-            if public.state != State::Unanswered || !over {
+        let (resolved, resume) = handle.go(|state| {
+            if state != State::Unanswered || !over {
                 return Err(Error::new(
                     Kind::State,
                     format!(
                         "only a migration that was handed over and not answered is resolved; this \
                          one is `{}`",
-                        public.state.name()
+                        state.name()
                     ),
                 ));
             }
-            let step = step(public.state, Event::Resolve(resolution));
-            public.state = step.state;
-            public.stats.phase = step.state as u32;
-            step.actions.contains(&Action::CallResume)
-        };
+            let step = step(state, Event::Resolve(resolution));
+            let resume = step.actions.contains(&Action::CallResume);
+            Ok((step.state, (step.state, resume)))
+        })?;
         let callbacks = Callbacks::new(Arc::clone(&self.shared.vmm), handle.owner());
         let result = if resume {
             callbacks.call("resume", |vmm| vmm.resume())
         } else {
             Ok(())
         };
-        {
-            let mut public = handle.lock();
-            if let (true, Some(stood)) = (resume, self.shared.stood()) {
-                public.stats.downtime_us = micros(stood);
-            }
-            if result.is_err() {
-                public.state = step(public.state, Event::ResumeFailed).state;
-                public.stats.phase = public.state as u32;
-            }
+        if let (true, Some(stood)) = (resume, self.shared.stood()) {
+            handle.amend(|stats| stats.downtime_us = micros(stood));
+        }
+        match &result {
+            // Until here nothing else could begin with the guest.
+            Ok(()) => handle.settle(resolved),
+            Err(_) => handle.go(|state| Ok((step(state, Event::ResumeFailed).state, ())))?,
         }
         handle.notify.raise();
         result

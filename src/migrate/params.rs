@@ -37,7 +37,11 @@ pub struct Params {
     /// From the pause to the hand-over, past which the source takes the guest back, and on
     /// the destination from ready to the hand-over: 1 ms to 1 h; 30 s.
     pub switchover_timeout: Duration,
-    /// From the hand-over to the destination's word that it runs: 1 ms to 1 h; 30 s.
+    /// Source: how long a hand-over counts once the destination is ready, which is told so: 1 ms
+    /// to 1 h; 30 s. `release` comes in this time. When it has run out, the source sends no
+    /// hand-over and keeps the guest, and the destination runs nothing on one that is under way.
+    /// One second later the destination has begun `run` or never will, and only then is a
+    /// migration that was handed over unanswered.
     pub handover_timeout: Duration,
     /// Connections: 1.
     pub channels: u32,

@@ -67,10 +67,13 @@ mod tests {
     use crate::error::{Error, Kind, Result};
     use crate::memory::{BlockDescription, BlockFlags, Memory};
     use crate::migrate::switchover::{destination, source};
-    use crate::migrate::{Blockers, Incoming, Outgoing, Params, Resolution, Source, Target};
+    use crate::migrate::{Blockers, Incoming, Outgoing, Params, Resolution, Source, Stats, Target};
     use crate::units::Bytes;
-    use crate::vmm::{Role, StateBlob, StateSink, Vmm};
+    use crate::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
     use std::sync::atomic::AtomicU32;
+    use std::sync::Mutex;
     use std::time::Duration;
 
     const BYTES: usize = 1 << 20;
@@ -80,10 +83,40 @@ mod tests {
     struct Guest {
         place: String,
         fired: Arc<AtomicBool>,
-        refuses: bool,
+        end: End,
+        /// The destination's end of the connection, to be cut.
+        connection: Mutex<Option<UnixStream>>,
         pauses: AtomicU32,
         resumes: AtomicU32,
         runs: AtomicU32,
+        /// How the VMM was told that it ended.
+        ends: Mutex<Vec<EventKind>>,
+    }
+
+    impl Guest {
+        /// One truth: what is waited for, the last event, the state and the figures agree.
+        fn agrees(&self, what: &str, wait: &Result<()>, stats: &Stats, success: u32) {
+            let end = match wait {
+                Ok(()) => EventKind::Completed,
+                Err(e) if e.kind() == Kind::Unanswered => EventKind::Unanswered,
+                Err(_) => EventKind::Failed,
+            };
+            assert_eq!(*self.ends.lock().unwrap(), [end], "{what}: {wait:?}");
+            let error = wait.as_ref().err().map_or(0, |e| e.kind() as i32);
+            assert_eq!(stats.error, error, "{what}: {wait:?}");
+            assert_eq!(wait.is_ok(), stats.phase == success, "{what}: {wait:?}");
+        }
+    }
+
+    /// What the destination makes of the guest.
+    #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+    enum End {
+        #[default]
+        Runs,
+        /// It refuses the state.
+        Refuses,
+        /// It runs the guest, and the connection is gone before it can say so.
+        Vanishes,
     }
 
     fn count(counter: &AtomicU32) -> u32 {
@@ -91,6 +124,12 @@ mod tests {
     }
 
     impl Vmm for Guest {
+        fn event(&self, event: &Event) {
+            use EventKind as E;
+            if matches!(event.kind, E::Completed | E::Failed | E::Unanswered) {
+                self.ends.lock().unwrap().push(event.kind);
+            }
+        }
         fn thread_start(&self, _role: Role) {
             plant_at(&self.place, &self.fired);
         }
@@ -111,13 +150,17 @@ mod tests {
             })
         }
         fn load(&self, _blob: &StateBlob<'_>) -> Result<()> {
-            if self.refuses {
+            if self.end == End::Refuses {
                 return Err(Error::new(Kind::Vmm, "not this device"));
             }
             Ok(())
         }
         fn run(&self) -> Result<()> {
             self.runs.fetch_add(1, Ordering::SeqCst);
+            if let (End::Vanishes, Some(connection)) = (self.end, &*self.connection.lock().unwrap())
+            {
+                connection.shutdown(Shutdown::Both).unwrap();
+            }
             Ok(())
         }
     }
@@ -144,9 +187,8 @@ mod tests {
         (words, memory)
     }
 
-    /// Migrates with a panic at one place of one side; `refuses`: the destination refuses the
-    /// state, so that what only failures do is done too. Whether the panic happened.
-    fn migrate(at_destination: bool, place: &str, refuses: bool) -> bool {
+    /// Migrates with a panic at one place of one side. Whether the panic happened.
+    fn migrate(at_destination: bool, place: &str, end: End) -> bool {
         let what = format!(
             "{place} at the {}{}",
             if at_destination {
@@ -154,7 +196,11 @@ mod tests {
             } else {
                 "source"
             },
-            if refuses { ", refused" } else { "" }
+            match end {
+                End::Runs => "",
+                End::Refuses => ", refused",
+                End::Vanishes => ", unanswered",
+            }
         );
         let guest = |here: bool| {
             Arc::new(Guest {
@@ -163,7 +209,7 @@ mod tests {
                 } else {
                     String::new()
                 },
-                refuses,
+                end,
                 ..Guest::default()
             })
         };
@@ -172,7 +218,7 @@ mod tests {
         let (_to_words, to_memory) = memory(0);
         let tracker = Tracker::new(from_memory, Clearing::default()).unwrap();
         let params = || Params {
-            handover_timeout: Duration::from_secs(5),
+            handover_timeout: Duration::from_secs(2),
             switchover_timeout: Duration::from_secs(5),
             io_timeout: Duration::from_secs(5),
             ..Params::default()
@@ -185,10 +231,11 @@ mod tests {
         )
         .unwrap();
         let incoming = Incoming::new(to_memory, to.clone(), params()).unwrap();
-        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
+        *to.connection.lock().unwrap() = Some(b.try_clone().unwrap());
         incoming.start(Source::Connected(b.into())).unwrap();
         outgoing.start(Target::Connected(a.into())).unwrap();
-        let limit = Some(Duration::from_secs(20));
+        let limit = Some(Duration::from_secs(60));
         let left = outgoing.wait(limit);
         let arrived = incoming.wait(limit);
         for side in [&left, &arrived] {
@@ -200,6 +247,11 @@ mod tests {
         let runs_there = count(&to.runs) > 0;
         assert!(!(runs_here() && runs_there), "{what}: two guests run");
         assert!(count(&to.runs) <= 1, "{what}: it was started twice");
+        let completed = source::State::Completed as u32;
+        from.agrees(&what, &left, &outgoing.stats(), completed);
+        let running = destination::State::Running as u32;
+        to.agrees(&what, &arrived, &incoming.stats(), running);
+        assert_eq!(runs_there, arrived.is_ok(), "{what}: {arrived:?}");
         match &left {
             Ok(()) => assert!(runs_there && !runs_here(), "{what}: completed"),
             Err(e) if e.kind() == Kind::Unanswered => {
@@ -216,7 +268,7 @@ mod tests {
         let fired = from.fired.load(Ordering::SeqCst) || to.fired.load(Ordering::SeqCst);
         // An Ok is the truth, checked above, even where telling it went wrong. What failed says why.
         let own = if at_destination { &arrived } else { &left };
-        if let (true, Err(e), false) = (fired, own, refuses) {
+        if let (true, Err(e), End::Runs) = (fired, own, end) {
             assert!(e.message().contains("planted"), "{what}: {e}");
         }
         // Nothing is held any more, and the guest can be migrated again.
@@ -233,9 +285,9 @@ mod tests {
         for name in names {
             for when in ["before", "after"] {
                 let place = format!("{when} {name}");
-                let fired = migrate(at_destination, &place, false);
+                let fired = migrate(at_destination, &place, End::Runs);
                 // What a success does not do a failure does.
-                let fired = migrate(at_destination, &place, true) || fired;
+                let fired = migrate(at_destination, &place, End::Refuses) || fired;
                 // States that neither kind of run comes to.
                 let elsewhere = [
                     "Resuming",
@@ -243,6 +295,8 @@ mod tests {
                     "Unanswered",
                     "TakenBack",
                     "GivenUp",
+                    "InDoubt",
+                    "WaitOut",
                 ];
                 let rare = elsewhere.iter().any(|s| name.ends_with(s))
                     || name.ends_with("StartFailed")
@@ -268,6 +322,7 @@ mod tests {
             A::TakeGate,
             A::SendHandover,
             A::AwaitRunning,
+            A::WaitOut,
             A::CallResume,
             A::PutBack,
             A::TellPeer,
@@ -279,7 +334,8 @@ mod tests {
             match action {
                 A::Connect | A::Negotiate | A::Copy | A::CallPause | A::CallSave => {}
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
-                A::SendHandover | A::AwaitRunning | A::CallResume | A::PutBack => {}
+                A::SendHandover | A::AwaitRunning | A::WaitOut => {}
+                A::CallResume | A::PutBack => {}
                 A::TellPeer | A::StopTracking | A::Report => {}
             }
         }
@@ -305,6 +361,7 @@ mod tests {
             S::Unanswered,
             S::TakenBack,
             S::GivenUp,
+            S::InDoubt,
         ];
         names.extend(states.iter().map(|s| format!("entering {s:?}")));
         everywhere(false, &names);
@@ -351,5 +408,31 @@ mod tests {
         ];
         names.extend(states.iter().map(|s| format!("entering {s:?}")));
         everywhere(true, &names);
+    }
+
+    #[test]
+    fn a_defect_while_the_answer_is_in_doubt_never_makes_two_guests() {
+        let places = [
+            "before AwaitRunning",
+            "after AwaitRunning",
+            "entering InDoubt",
+            "before WaitOut",
+            "after WaitOut",
+            "entering Unanswered",
+            "before PutBack",
+            "before Report",
+        ];
+        let places = places.map(|place| match place.strip_prefix("entering") {
+            Some(_) => format!("before {place}"),
+            None => place.to_owned(),
+        });
+        // Each takes the hand-over's limit and the margin.
+        std::thread::scope(|scope| {
+            for place in &places {
+                scope.spawn(move || {
+                    assert!(migrate(false, place, End::Vanishes), "{place}: not reached");
+                });
+            }
+        });
     }
 }

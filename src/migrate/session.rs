@@ -6,7 +6,9 @@ use crate::channel::socket::{Channel, Io, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Deadline;
 use crate::vmm::StateBlob;
-use crate::wire::{Abort, Blob, BlobEnd, Header, Record, RecordType, HEADER_LEN, PAYLOAD_MAX};
+use crate::wire::{
+    Abort, Blob, BlobEnd, Header, Record, RecordType, StateEnd, HEADER_LEN, PAYLOAD_MAX,
+};
 use std::time::Duration;
 
 /// How this software calls itself in messages.
@@ -45,22 +47,42 @@ impl Blobs {
         self.bytes
     }
 
-    /// Sends them all, and the record that ends them.
-    pub(super) fn send(&self, channel: &mut Channel, kind: RecordType, io: &Io<'_>) -> Result<()> {
+    fn end(&self) -> BlobEnd {
+        BlobEnd {
+            count: self.list.len() as u32,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Sends them all as early configuration, and the record that ends it.
+    pub(super) fn send_early(&self, channel: &mut Channel, io: &Io<'_>) -> Result<()> {
+        self.send_list(channel, RecordType::Early, io)?;
+        send(channel, &Record::EarlyEnd(self.end()), io)
+    }
+
+    /// Sends them all as state, and the record that ends it and tells for how long a hand-over
+    /// counts.
+    pub(super) fn send_state(
+        &self,
+        channel: &mut Channel,
+        handover: Duration,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        self.send_list(channel, RecordType::State, io)?;
+        let end = StateEnd {
+            blobs: self.end(),
+            handover_millis: handover.as_millis() as u32,
+        };
+        send(channel, &Record::StateEnd(end), io)
+    }
+
+    fn send_list(&self, channel: &mut Channel, kind: RecordType, io: &Io<'_>) -> Result<()> {
         for stored in &self.list {
             let mut head = Vec::with_capacity(HEADER_LEN + 160);
             stored.blob.encode(kind, &mut head)?;
             channel.send(&[Part::bytes(&head), Part::bytes(&stored.data)], io)?;
         }
-        let end = BlobEnd {
-            count: self.list.len() as u32,
-            bytes: self.bytes,
-        };
-        let end = match kind {
-            RecordType::Early => Record::EarlyEnd(end),
-            _ => Record::StateEnd(end),
-        };
-        send(channel, &end, io)
+        Ok(())
     }
 }
 

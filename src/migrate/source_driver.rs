@@ -15,6 +15,7 @@ use super::sender::{Batch, Sender};
 use super::session::{self, Blobs, TELL};
 use super::sink::describe;
 use super::switchover::source::{Action, Event, State};
+use super::switchover::window::Window;
 use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io, Part};
@@ -23,11 +24,11 @@ use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, SyncReport, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, PinRecall};
-use crate::runtime::{Deadline, Limit};
-use crate::sys::mem;
+use crate::runtime::{Limit, Timeout};
+use crate::sys::{clock, mem};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
-use crate::wire::{self, Hello, Record, RecordType, Token};
+use crate::wire::{self, Hello, Record, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -113,10 +114,14 @@ pub(super) struct Driver {
     sync_time: Duration,
     blobs: Blobs,
     switchover: Limit,
+    /// In which the hand-over counts, from the receipt of READY.
+    window: Option<Window>,
     stats: Stats,
     renewed: Option<Instant>,
     /// The first thing that went wrong.
     error: Option<Error>,
+    /// See [`Work::done`].
+    done: Option<Event>,
 }
 
 /// What the pass that is going on has sent.
@@ -151,19 +156,18 @@ impl Work for Driver {
         &mut self.error
     }
 
+    fn done(&mut self) -> Option<Event> {
+        self.done.take()
+    }
+
+    fn success(&self) -> String {
+        format!("downtime {:.1} ms", self.stats.downtime_us as f64 / 1e3)
+    }
+
     fn enter(&mut self, state: State) {
         self.stats.phase = state as u32;
         if let State::Unanswered = state {
             self.stood_until_now();
-            let cause = self.error.take();
-            self.error = Some(Error::new(
-                Kind::Unanswered,
-                format!(
-                    "the guest was handed over and the destination did not say that it runs \
-                     ({}); it stays paused here until that is resolved",
-                    cause.as_ref().map_or("no reason known", Error::message)
-                ),
-            ));
         }
         self.renew(true);
     }
@@ -231,6 +235,9 @@ impl Work for Driver {
                 Some(Event::Released)
             }
             Action::TakeGate => {
+                if !self.handover_counts() {
+                    return Err(self.too_late());
+                }
                 let won = self.shared.handle.commit();
                 if !won {
                     self.error
@@ -239,34 +246,58 @@ impl Work for Driver {
                 Some(if won { Event::GateWon } else { Event::GateLost })
             }
             Action::SendHandover => {
-                let io = Io::patient(self.shared.params.handover_timeout)
-                    .with_deadline(Deadline::after(self.shared.params.handover_timeout));
+                if !self.handover_counts() {
+                    let error = self.too_late();
+                    self.error.get_or_insert(error);
+                    self.shared.handle.withdraw();
+                    return Ok(Some(Event::Late));
+                }
+                let io = self.until_decided().of("HANDOVER");
                 let record = Record::Handover(wire::Handover { token: self.token });
                 session::send(self.channel()?, &record, &io)?;
-                Some(Event::HandoverSent)
+                self.done = Some(Event::HandoverSent);
+                self.done
             }
             Action::AwaitRunning => {
                 let begun = Instant::now();
                 let run = self.await_running();
                 self.stats.handover_us = micros(begun.elapsed());
                 self.stats.run_us = run?;
+                self.done = Some(Event::PeerRunning);
                 self.stood_until_now();
-                Some(Event::PeerRunning)
+                self.done
+            }
+            Action::WaitOut => {
+                loop {
+                    let left = self.window.map_or(Duration::ZERO, |window| {
+                        window.until_decided(clock::boottime())
+                    });
+                    if left.is_zero() {
+                        break;
+                    }
+                    // A host that slept meanwhile is seen soon.
+                    std::thread::sleep(left.min(RENEW));
+                }
+                Some(Event::Decided)
             }
             Action::CallResume => {
                 let resumed = self
                     .vmm
                     .call_that_makes_threads("resume", |vmm| vmm.resume());
+                if resumed.is_ok() {
+                    self.done = Some(Event::Resumed);
+                }
                 self.stood_until_now();
                 resumed?;
-                Some(Event::Resumed)
+                self.done
             }
             Action::PutBack => {
                 self.sender.put_back(&self.lease);
                 None
             }
             Action::TellPeer => {
-                let error = self.error.clone();
+                // A success has none, whatever went wrong after it.
+                let error = self.shared.handle.error();
                 if let (Some(channel), Some(error)) = (&mut self.channel, error) {
                     session::abort(channel, &mut Outbox::default(), &error);
                     self.inbox.drain(channel, TELL);
@@ -330,9 +361,11 @@ impl Driver {
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
             switchover: Limit::never(),
+            window: None,
             stats: Stats::default(),
             renewed: None,
             error: None,
+            done: None,
         })
     }
 
@@ -376,8 +409,7 @@ impl Driver {
             stats.predict(self.shared.params.downtime_limit);
         }
         stats.advance();
-        stats.error = self.error.as_ref().map_or(0, |e| e.kind() as i32);
-        self.shared.handle.publish(stats, &self.error);
+        self.shared.handle.publish(stats);
     }
 
     /// What was paused runs again, or nobody knows when it will.
@@ -394,22 +426,37 @@ impl Driver {
     }
 
     fn report(&mut self) {
-        let unanswered = self.stats.phase == State::Unanswered as u32;
-        if self.stats.phase == State::Completed as u32 {
+        if self.shared.handle.state() == State::Completed {
             self.stats.progress = 10_000;
             self.stats.time_left_us = 0;
             self.stats.remaining_bytes = 0;
         }
         self.renew(true);
-        let (kind, message) = match &self.error {
-            None => (
-                EventKind::Completed,
-                format!("downtime {:.1} ms", self.stats.downtime_us as f64 / 1e3),
+    }
+
+    /// Whether a hand-over that is sent now is one that the destination acts on.
+    fn handover_counts(&self) -> bool {
+        self.window.is_some_and(|w| w.is_open(clock::boottime()))
+    }
+
+    fn too_late(&self) -> Error {
+        Error::new(
+            Kind::Timeout,
+            format!(
+                "the destination was ready and the hand-over was not sent within the hand-over \
+                 timeout of {:?}: a later one would run nothing, so the guest stays here",
+                self.shared.params.handover_timeout
             ),
-            Some(e) if unanswered => (EventKind::Unanswered, e.message().to_owned()),
-            Some(e) => (EventKind::Failed, e.message().to_owned()),
-        };
-        self.vmm.event(kind, message);
+        )
+    }
+
+    /// No cancel (it is too late for that), until the destination must have decided.
+    fn until_decided(&self) -> Io<'static> {
+        let left = self.window.map_or(Duration::ZERO, |window| {
+            window.until_decided(clock::boottime())
+        });
+        let limit = Timeout::new("the rest of the hand-over timeout and a second", left);
+        Io::patient(limit).within(limit.from_now())
     }
 
     /// Between two steps of the switchover: has somebody cancelled, is the time up?
@@ -501,7 +548,7 @@ impl Driver {
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
-        early.send(channel, RecordType::Early, &io.of("EARLY"))?;
+        early.send_early(channel, &io.of("EARLY"))?;
         // A destination that builds itself, or looks through its memory, says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
         match inbox.wait(channel, &answer.of("EARLY_OK"))? {
@@ -994,8 +1041,10 @@ impl Driver {
         channel.send(&[Part::bytes(&news)], io)?;
         self.sender
             .send_marker(channel, self.stats.pass, true, io)?;
+        // By the destination's READY it knows how long a hand-over counts.
+        let limit = self.shared.params.handover_timeout;
         self.blobs
-            .send(channel, RecordType::State, &io.of("device state"))
+            .send_state(channel, limit, &io.of("device state"))
     }
 
     fn await_ready(&mut self) -> Result<u64> {
@@ -1023,6 +1072,9 @@ impl Driver {
                             ),
                         ));
                     }
+                    // After the receipt, so that the destination's has begun before.
+                    let limit = self.shared.params.handover_timeout;
+                    self.window = Some(Window::new(clock::boottime(), limit));
                     return Ok(ready.load_micros);
                 }
                 other => return Err(session::unexpected(other.record_type(), "READY")),
@@ -1031,9 +1083,7 @@ impl Driver {
     }
 
     fn await_running(&mut self) -> Result<u64> {
-        // No cancel: it is too late for that.
-        let timeout = self.shared.params.handover_timeout;
-        let io = Io::patient(timeout).with_deadline(Deadline::after(timeout));
+        let io = self.until_decided().of("RUNNING");
         let Driver { channel, inbox, .. } = &mut *self;
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));

@@ -37,6 +37,11 @@ pub(super) trait Work {
         &mut self,
         action: <Self::Machine as Machine>::Action,
     ) -> Result<Option<<Self::Machine as Machine>::Event>>;
+    /// What the action has come to already, taken once: where a defect of ours follows on what
+    /// the VMM or the peer has done, that is done all the same.
+    fn done(&mut self) -> Option<<Self::Machine as Machine>::Event>;
+    /// A sentence on how well it went.
+    fn success(&self) -> String;
 }
 
 /// Does all of it, on the migration's thread.
@@ -57,12 +62,19 @@ fn work<W: Work>(mut driver: W) {
     loop {
         let next = state.step(event);
         state = next.state;
-        let _ = catch(|| {
+        let error = driver.error().clone();
+        driver.shared().handle().enter(state, error);
+        let entered = catch(|| {
             #[cfg(test)]
             let _planted = super::planted::point(&format!("entering {state:?}"));
             driver.enter(state);
         });
-        tell(&mut driver, state);
+        driver
+            .vmm()
+            .event(EventKind::State, state.name().to_owned());
+        if let Err(error) = entered {
+            warn(&driver, state, &error);
+        }
         let mut outcome = None;
         for action in next.actions {
             // A defect of ours, in whatever action, is a failure like any other: the
@@ -72,9 +84,16 @@ fn work<W: Work>(mut driver: W) {
                 let _planted = super::planted::point(&format!("{action:?}"));
                 driver.perform(*action)
             });
-            match result.and_then(|result| result) {
-                Ok(event) => outcome = event.or(outcome),
-                Err(error) => outcome = Some(failed(&mut driver, Some(*action), error)),
+            let done = driver.done();
+            match (result.and_then(|result| result), done) {
+                (Ok(event), _) => outcome = event.or(outcome),
+                (Err(error), Some(event)) => {
+                    warn(&driver, state, &error);
+                    outcome = Some(event);
+                }
+                // It is over, and nothing changes what it came to.
+                (Err(error), None) if state.is_over() => warn(&driver, state, &error),
+                (Err(error), None) => outcome = Some(failed(&mut driver, Some(*action), error)),
             }
         }
         match outcome {
@@ -83,6 +102,17 @@ fn work<W: Work>(mut driver: W) {
             _ => event = W::Machine::failed(Failure::Other, None),
         }
     }
+    let message = match driver.shared().handle().error() {
+        Some(error) => error.message().to_owned(),
+        None => driver.success(),
+    };
+    driver.vmm().event(state.ending(), message);
+}
+
+/// Tells the VMM of something that went wrong and changes nothing.
+fn warn<W: Work>(driver: &W, state: W::Machine, error: &Error) {
+    let message = format!("the migration is `{}` all the same: {error}", state.name());
+    driver.vmm().event(EventKind::Warning, message);
 }
 
 fn failed<W: Work>(
@@ -105,14 +135,4 @@ fn failed<W: Work>(
     };
     driver.error().get_or_insert(error);
     W::Machine::failed(failure, action)
-}
-
-/// Tells whoever asks, and the VMM. Not part of `enter`: who runs the guest must be known
-/// even where bringing the figures up to date failed.
-fn tell<W: Work>(driver: &mut W, state: W::Machine) {
-    let error = driver.error().clone();
-    driver.shared().handle().enter(state, error);
-    driver
-        .vmm()
-        .event(EventKind::State, state.name().to_owned());
 }

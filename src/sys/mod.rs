@@ -4,6 +4,7 @@
 //! an [`crate::error::Error`]; what a call is *for* is decided above. Newer
 //! kernel interfaces than the installed headers know are defined here.
 
+pub mod clock;
 pub mod event;
 pub mod fd;
 pub mod guarded;

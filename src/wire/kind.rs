@@ -94,7 +94,7 @@ record_types! {
     /// One blob of device or vCPU state.
     State = 10, "STATE", ToDestination, 18, PAYLOAD_MAX;
     /// Closes the list of state blobs.
-    StateEnd = 11, "STATE_END", ToDestination, 12, 12;
+    StateEnd = 11, "STATE_END", ToDestination, 16, 16;
     /// One configuration blob, before any RAM.
     Early = 12, "EARLY", ToDestination, 18, PAYLOAD_MAX;
     /// Closes the list of configuration blobs.

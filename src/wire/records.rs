@@ -21,6 +21,8 @@ pub const CHANNELS_MAX: u16 = 64;
 pub const BLOCKS_MAX: u32 = 4096;
 /// The most blobs of state, and of early configuration, in one session.
 pub const BLOBS_MAX: u32 = 65_536;
+/// The longest limit of a hand-over: an hour.
+pub const HANDOVER_MILLIS_MAX: u32 = 3_600_000;
 /// The longest prefix of a blob, in bytes; the data follows it.
 pub const BLOB_PREFIX_MAX: usize = BLOB_FIXED_LEN + BLOB_NAME_MAX;
 /// Block flag bit 0: the guest cannot write to it; it is sent once.
@@ -367,7 +369,7 @@ impl Body for Ack {
     }
 }
 
-/// STATE_END and EARLY_END: what the blobs before it add up to.
+/// EARLY_END, and the beginning of STATE_END: what the blobs before it add up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobEnd {
     /// Blobs sent, at most [`BLOBS_MAX`].
@@ -394,6 +396,40 @@ impl Body for BlobEnd {
             return Err(format!(
                 "expected at most {BLOBS_MAX} blobs, found {}",
                 self.count
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// STATE_END: what the state adds up to, and for how long a hand-over counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateEnd {
+    /// What the blobs of state add up to.
+    pub blobs: BlobEnd,
+    /// From READY on, a hand-over counts for so many milliseconds: 1 to [`HANDOVER_MILLIS_MAX`].
+    pub handover_millis: u32,
+}
+
+impl Body for StateEnd {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.blobs.write(out);
+        out.extend_from_slice(&self.handover_millis.to_le_bytes());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self> {
+        Ok(StateEnd {
+            blobs: BlobEnd::read(reader)?,
+            handover_millis: reader.u32("handover_millis")?,
+        })
+    }
+
+    fn problem(&self) -> Checked {
+        self.blobs.problem()?;
+        if !(1..=HANDOVER_MILLIS_MAX).contains(&self.handover_millis) {
+            return Err(format!(
+                "handover_millis: expected 1 to {HANDOVER_MILLIS_MAX}, found {}",
+                self.handover_millis
             ));
         }
         Ok(())
@@ -507,7 +543,7 @@ pub enum Record {
     /// ACK.
     Ack(Ack),
     /// STATE_END.
-    StateEnd(BlobEnd),
+    StateEnd(StateEnd),
     /// EARLY_END.
     EarlyEnd(BlobEnd),
     /// EARLY_OK.
@@ -568,7 +604,8 @@ impl Record {
             Record::LayoutEnd(body) => self.put(body, 0, out),
             Record::Marker(body) => self.put(body, 0, out),
             Record::Ack(body) => self.put(body, 0, out),
-            Record::StateEnd(body) | Record::EarlyEnd(body) => self.put(body, 0, out),
+            Record::StateEnd(body) => self.put(body, 0, out),
+            Record::EarlyEnd(body) => self.put(body, 0, out),
             Record::Ready(body) => self.put(body, 0, out),
             Record::Handover(body) => self.put(body, 0, out),
             Record::Running(body) => self.put(body, 0, out),

@@ -132,7 +132,10 @@ fn examples() -> Vec<(&'static str, Any)> {
         ),
         (
             "state_end",
-            Any::Control(Record::StateEnd(BlobEnd { count: 1, bytes: 5 })),
+            Any::Control(Record::StateEnd(StateEnd {
+                blobs: BlobEnd { count: 1, bytes: 5 },
+                handover_millis: 30_000,
+            })),
         ),
         (
             "early",
@@ -519,6 +522,13 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
     );
 }
 
+fn state_end(count: u32, handover_millis: u32) -> Record {
+    Record::StateEnd(StateEnd {
+        blobs: BlobEnd { count, bytes: 0 },
+        handover_millis,
+    })
+}
+
 #[test]
 fn invalid_fields_are_refused_both_ways() {
     let hello = |change: fn(&mut Hello)| {
@@ -572,10 +582,9 @@ fn invalid_fields_are_refused_both_ways() {
             blocks: BLOCKS_MAX + 1,
             bytes: 0,
         }),
-        Record::StateEnd(BlobEnd {
-            count: BLOBS_MAX + 1,
-            bytes: 0,
-        }),
+        state_end(BLOBS_MAX + 1, 1),
+        state_end(0, 0),
+        state_end(0, HANDOVER_MILLIS_MAX + 1),
         marker(0, 0),
         marker(1, 2),
         Record::Ack(Ack { number: 0 }),
@@ -610,6 +619,8 @@ fn invalid_fields_are_refused_both_ways() {
         ("block", 22, &[0]),
         ("layout_end", 0, &[1, 0x80, 0, 0]),
         ("state_end", 0, &[1, 0, 1, 0]),
+        ("state_end", 12, &[0; 4]),
+        ("state_end", 12, &[0x81, 0xee, 0x36, 0]),
         ("early_end", 0, &[1, 0, 1, 0]),
         ("marker", 0, &[0; 8]),
         ("marker", 12, &[3]),
@@ -928,7 +939,12 @@ fn any_control() -> impl Strategy<Value = Record> {
             })
         ),
         (1u64..).prop_map(|number| Record::Ack(Ack { number })),
-        end().prop_map(Record::StateEnd),
+        (end(), 1..=HANDOVER_MILLIS_MAX).prop_map(|(blobs, handover_millis)| {
+            Record::StateEnd(StateEnd {
+                blobs,
+                handover_millis,
+            })
+        }),
         end().prop_map(Record::EarlyEnd),
         Just(Record::EarlyOk),
         any::<u64>().prop_map(|load_micros| Record::Ready(Ready { load_micros })),

@@ -387,6 +387,10 @@ pub fn session() -> Vec<Vec<u8>> {
         name: name.into(),
     };
     let end = |count, bytes| wire::BlobEnd { count, bytes };
+    let state_end = |count, bytes| wire::StateEnd {
+        blobs: end(count, bytes),
+        handover_millis: 30_000,
+    };
     let layout = wire::LayoutEnd {
         blocks: 1,
         bytes: (RAM_PAGES * PAGE) as u64,
@@ -409,7 +413,7 @@ pub fn session() -> Vec<Vec<u8>> {
         marker(2, wire::MARKER_FLAG_FINAL, 5, 3, 76),
         blob_bytes(RecordType::State, "cpu", &[4; 40]),
         blob_bytes(RecordType::State, "net", &[]),
-        bytes(&Record::StateEnd(end(2, 40))),
+        bytes(&Record::StateEnd(state_end(2, 40))),
         bytes(&Record::Handover(wire::Handover { token })),
     ]
 }

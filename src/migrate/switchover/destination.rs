@@ -1,8 +1,11 @@
 //! The destination's machine. See [`super`] for the order it keeps.
 //!
-//! Its one law: `run` is called after a hand-over was received, and never otherwise.
+//! Its one law: `run` is called after a hand-over was received in time, and never otherwise.
 
 use super::{Failure, Step};
+use crate::error::Error;
+use crate::memory::ownership::Stage;
+use crate::vmm::EventKind;
 
 /// Where the destination is. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +31,7 @@ pub enum State {
     Starting = 40,
     /// The guest runs here.
     Running = 41,
-    /// It failed before the hand-over: the guest never ran here.
+    /// It failed, or the hand-over came too late: the guest never ran here and never will.
     Failed = 42,
     /// The guest was handed over and did not start. The source knows, or believes it unanswered.
     StartFailed = 43,
@@ -55,6 +58,8 @@ pub enum Event {
     GateWon,
     /// A cancel was first.
     GateLost,
+    /// The hand-over's limit has run out, and `run` has not been called.
+    Late,
     /// `run` returned well.
     Started,
     /// What was being done failed.
@@ -78,7 +83,7 @@ pub enum Action {
     AwaitHandover,
     /// Try to take the gate.
     TakeGate,
-    /// Call the VMM's `run`.
+    /// Call the VMM's `run`, if the hand-over's limit has not run out.
     CallRun,
     /// Say that the guest runs. Nothing depends on its arrival.
     SendRunning,
@@ -106,6 +111,9 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::AwaitingHandover, E::Handover) => to(S::Committing, &[A::TakeGate]),
         (S::Committing, E::GateWon) => to(S::Starting, &[A::CallRun]),
         (S::Starting, E::Started) => to(S::Running, &[A::SendRunning, A::Report]),
+
+        // The source may have the guest back by now.
+        (S::Committing | S::Starting, E::Late) => to(S::Failed, END_BADLY),
 
         // The source has let go of the guest; telling it does not make it resume, but its
         // VMM learns what to decide.
@@ -148,6 +156,35 @@ impl State {
             State::Failed => "failed",
             State::StartFailed => "handed over, not started",
         }
+    }
+
+    /// What the state means for the guest.
+    pub(crate) fn stage(self) -> Stage {
+        match self {
+            State::Idle | State::Listening | State::Negotiating => Stage::Arriving,
+            State::Receiving
+            | State::Loading
+            | State::Ready
+            | State::AwaitingHandover
+            | State::Committing
+            | State::Starting => Stage::Filling,
+            State::Running => Stage::Arrived,
+            State::Failed => Stage::NotArrived,
+            State::StartFailed => Stage::Stands,
+        }
+    }
+
+    /// What the VMM is told at the end.
+    pub(super) fn ending(self) -> EventKind {
+        match self {
+            State::Running => EventKind::Completed,
+            _ => EventKind::Failed,
+        }
+    }
+
+    /// The error of a migration that ended in this state, from the first thing that went wrong.
+    pub(super) fn explain(self, error: Error) -> Error {
+        error
     }
 }
 

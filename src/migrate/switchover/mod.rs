@@ -15,9 +15,27 @@
 //! 7. the source takes the gate, which a cancel takes too: one of them gets it;
 //! 8. the source hands over. From before the first byte of that message it never resumes by itself;
 //! 9. the destination, and only with that message, runs the guest and says so.
+//!
+//! **A late hand-over runs nothing.** The example: the hand-over's limit is 1 s at the source,
+//! and the network holds the message for 5 s. After 1 s the source says that it has no answer.
+//! Its VMM asks the destination, which does not run the guest, and so takes the guest back. After
+//! 5 s the message arrives. A destination that ran the guest now would make it two. Asking
+//! more often does not help, for whatever is asked, the message can be later. What helps is a
+//! limit that both sides keep ([`window`]): the destination counts it from just before it says
+//! ready, looks right before `run`, and refuses what is later. The source counts it from the
+//! receipt of ready, which is later; sends nothing after it; and says that it has no answer only
+//! when the destination has begun to run the guest or never will.
+//!
+//! What a state means for the guest itself is told to [`crate::memory::ownership`], which outlives
+//! the migration.
 
 pub mod destination;
 pub mod source;
+pub mod window;
+
+use crate::error::{Error, Kind};
+use crate::memory::ownership::Stage;
+use crate::vmm::EventKind;
 
 /// Why something ended, as far as the machines care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +86,29 @@ pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
     fn name(self) -> &'static str;
     /// Its number in the C ABI.
     fn number(self) -> u32;
+    /// What it means for the guest.
+    fn stage(self) -> Stage;
+    /// What the VMM is told at the end.
+    fn ending(self) -> EventKind;
+    /// The error of a migration that ended in it, from the first thing that went wrong.
+    fn explain(self, error: Error) -> Error;
+
+    /// What the migration's error is in this state, whatever has gone wrong: none where it
+    /// succeeded, one where it ended otherwise. So what is waited for, the last event and
+    /// the figures say the same.
+    fn verdict(self, error: Option<Error>) -> Option<Error> {
+        if self == Self::SUCCESS {
+            None
+        } else if self.is_over() {
+            let unknown = || {
+                let message = format!("the migration ended `{}` for no known reason", self.name());
+                Error::new(Kind::Internal, message)
+            };
+            Some(self.explain(error.unwrap_or_else(unknown)))
+        } else {
+            error
+        }
+    }
 }
 
 macro_rules! machine {
@@ -93,6 +134,15 @@ macro_rules! machine {
             }
             fn number(self) -> u32 {
                 self as u32
+            }
+            fn stage(self) -> crate::memory::ownership::Stage {
+                State::stage(self)
+            }
+            fn ending(self) -> crate::vmm::EventKind {
+                State::ending(self)
+            }
+            fn explain(self, error: crate::error::Error) -> crate::error::Error {
+                State::explain(self, error)
             }
         }
     };

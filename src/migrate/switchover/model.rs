@@ -1,16 +1,23 @@
 //! Every run of the two machines together, walked exhaustively.
 //!
-//! The world is: both states, who runs the guest, and the messages on their way. At each
-//! point every outcome of the action in progress is tried: it succeeds, it fails, a cancel
-//! comes, a message is lost.
+//! The world is: both states, who runs the guest, what each side's guest object knows, the
+//! messages on their way, and how far time has gone. At each point every outcome of the action
+//! in progress is tried: it succeeds, it fails, a cancel comes, a message is lost or held for any
+//! time, a limit runs out. Each VMM does what it may: it kicks its vCPUs in the roughest way, by
+//! pausing the guest and resuming it; and after a hand-over without an answer it asks the
+//! destination, and takes the guest back when that does not run it.
+//!
+//! What the drivers do beside the machines (look at the clock, wait, refuse a kick) is here as
+//! [`Rules`], so that a test can show what each of them is needed for.
 
 use super::{destination, source, Failure};
+use crate::memory::ownership::{Guest, Stage, Whose};
 use destination::{Action as DA, Event as DE, State as DS};
 use source::{Action as SA, Event as SE, Resolution, State as SS};
 use std::collections::HashSet;
 
-/// What is on its way from one side to the other. All but hand-over and running are not
-/// modelled one by one: what they lead to can simply happen or fail.
+/// What is on its way from one side to the other. All but these three are not modelled one by
+/// one: what they lead to can simply happen or fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Wire {
     ready: bool,
@@ -18,17 +25,59 @@ struct Wire {
     running: bool,
 }
 
+/// How far time has gone. The destination counts from earlier, so its window closes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Time {
+    Open,
+    ClosedThere,
+    ClosedHere,
+    /// The margin has passed too.
+    Decided,
+}
+
+/// What the drivers keep to.
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    /// The destination looks at its clock right before `run`.
+    looks: bool,
+    /// `run` begins within the margin after that look.
+    margin: bool,
+    /// The source says that it has no answer only when the destination has decided.
+    waits: bool,
+    /// A kick is called only where the guest object allows it.
+    gates_kicks: bool,
+}
+
+const KEPT: Rules = Rules {
+    looks: true,
+    margin: true,
+    waits: true,
+    gates_kicks: true,
+};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct World {
     source: SS,
     destination: DS,
     runs_here: bool,
     runs_there: bool,
+    here: Guest,
+    there: Guest,
     wire: Wire,
+    time: Time,
+    /// The destination's clock counts, and the source's.
+    counts_there: bool,
+    counts_here: bool,
+    /// The source has looked at its clock and gives the hand-over to the kernel.
+    sending: bool,
     /// `resume` is being called.
     resuming: bool,
-    /// The destination's VMM was called to `run`.
+    /// The destination has looked at its clock and calls `run`.
     starting: bool,
+    /// The destination's gate is the hand-over's.
+    committed_there: bool,
+    /// A cancel of the destination has succeeded.
+    cancelled_there: bool,
 }
 
 const FAILURES: [Failure; 5] = [
@@ -40,16 +89,37 @@ const FAILURES: [Failure; 5] = [
 ];
 
 impl World {
+    fn first() -> World {
+        World {
+            source: SS::Idle,
+            destination: DS::Idle,
+            runs_here: true,
+            runs_there: false,
+            here: Guest::default().leaves().unwrap(),
+            there: Guest::default().arrives().unwrap(),
+            wire: Wire::default(),
+            time: Time::Open,
+            counts_there: false,
+            counts_here: false,
+            sending: false,
+            resuming: false,
+            starting: false,
+            committed_there: false,
+            cancelled_there: false,
+        }
+    }
+
     fn source(mut self, event: SE) -> World {
         let step = source::step(self.source, event);
         self.source = step.state;
-        self.resuming = false;
-        for action in step.actions {
-            match action {
-                SA::CallResume => self.resuming = true,
-                SA::SendHandover => self.wire.handover = true,
-                _ => {}
-            }
+        self.resuming = step.actions.contains(&SA::CallResume);
+        self.sending = false;
+        // Taking it back is done when `resume` has returned well.
+        if step.state != SS::TakenBack {
+            self.here = self.here.comes_to(step.state.stage());
+        }
+        if event == SE::PeerReady {
+            self.counts_here = true;
         }
         self
     }
@@ -57,11 +127,19 @@ impl World {
     fn destination(mut self, event: DE) -> World {
         let step = destination::step(self.destination, event);
         self.destination = step.state;
+        self.there = self.there.comes_to(step.state.stage());
         self.starting = false;
+        self.committed_there = match event {
+            DE::GateWon => true,
+            DE::Late => false,
+            _ => self.committed_there,
+        };
         for action in step.actions {
             match action {
-                DA::CallRun => self.starting = true,
-                DA::SendReady => self.wire.ready = true,
+                DA::SendReady => {
+                    self.wire.ready = true;
+                    self.counts_there = true;
+                }
                 DA::SendRunning => self.wire.running = true,
                 _ => {}
             }
@@ -70,9 +148,35 @@ impl World {
     }
 
     /// Everything that can happen next.
-    fn next(self) -> Vec<World> {
+    fn next(self, rules: Rules) -> Vec<World> {
         let mut worlds = Vec::new();
-        // The source's action in progress.
+        self.source_goes_on(&mut worlds);
+        self.destination_goes_on(rules, &mut worlds);
+        self.vmms_do(rules, &mut worlds);
+        self.time_goes_on(rules, &mut worlds);
+        // A message is lost. Held for any time it is anyway.
+        for lost in [
+            Wire {
+                ready: false,
+                ..self.wire
+            },
+            Wire {
+                handover: false,
+                ..self.wire
+            },
+            Wire {
+                running: false,
+                ..self.wire
+            },
+        ] {
+            worlds.push(World { wire: lost, ..self });
+        }
+        worlds
+    }
+
+    /// The source's action in progress.
+    fn source_goes_on(self, worlds: &mut Vec<World>) {
+        let in_time = self.time < Time::ClosedHere;
         match self.source {
             SS::Idle => worlds.push(self.source(SE::Start)),
             SS::Connecting => worlds.push(self.source(SE::Connected)),
@@ -94,11 +198,22 @@ impl World {
                 worlds.push(taken.source(SE::PeerReady));
             }
             SS::Releasing => worlds.push(self.source(SE::Released)),
-            SS::Committing => {
+            SS::Committing if in_time => {
                 worlds.push(self.source(SE::GateWon));
                 worlds.push(self.source(SE::GateLost));
             }
-            SS::HandingOver => worlds.push(self.source(SE::HandoverSent)),
+            SS::HandingOver if self.sending => {
+                let mut sent = self;
+                sent.wire.handover = true;
+                worlds.push(sent.source(SE::HandoverSent));
+                // All of it may have gone, or the last byte not.
+                worlds.push(sent.source(SE::Failed(Failure::PeerGone)));
+            }
+            SS::HandingOver if in_time => worlds.push(World {
+                sending: true,
+                ..self
+            }),
+            SS::HandingOver => worlds.push(self.source(SE::Late)),
             SS::AwaitingRunning if self.wire.running => {
                 let mut taken = self;
                 taken.wire.running = false;
@@ -109,20 +224,24 @@ impl World {
         if self.resuming {
             let mut resumed = self;
             resumed.runs_here = true;
+            resumed.here = self.here.comes_to(Stage::Kept);
             worlds.push(resumed.source(SE::Resumed));
             worlds.push(self.source(SE::ResumeFailed));
         } else if !self.source.is_over() {
-            worlds.extend(FAILURES.iter().map(|f| self.source(SE::Failed(*f))));
+            // What the destination says of its end is true, and not everything that fails is
+            // its word.
+            let ended_there = matches!(self.destination, DS::Failed | DS::StartFailed);
+            let handed_over = self.source == SS::AwaitingRunning;
+            let failures = FAILURES.iter().filter(|f| {
+                let its_word = matches!(f, Failure::Refused | Failure::Cancelled);
+                !(handed_over && its_word) || ended_there
+            });
+            worlds.extend(failures.map(|f| self.source(SE::Failed(*f))));
         }
-        if self.source == SS::Unanswered {
-            worlds.push(self.source(SE::Resolve(Resolution::Destroy)));
-            // The VMM takes the guest back when it knows that the destination is dead: it
-            // neither runs nor ever will.
-            if !self.runs_there && !self.starting && self.destination.is_over() {
-                worlds.push(self.source(SE::Resolve(Resolution::Resume)));
-            }
-        }
-        // The destination's.
+    }
+
+    fn destination_goes_on(self, rules: Rules, worlds: &mut Vec<World>) {
+        let in_time = self.time < Time::ClosedThere || !rules.looks;
         match self.destination {
             DS::Idle => worlds.push(self.destination(DE::Start)),
             DS::Listening => worlds.push(self.destination(DE::Accepted)),
@@ -135,55 +254,83 @@ impl World {
                 taken.wire.handover = false;
                 worlds.push(taken.destination(DE::Handover));
             }
-            DS::Committing => {
-                worlds.push(self.destination(DE::GateWon));
+            DS::Committing if self.cancelled_there => {
                 worlds.push(self.destination(DE::GateLost));
             }
-            DS::Starting if self.starting => {
-                let mut running = self;
-                running.runs_there = true;
-                worlds.push(running.destination(DE::Started));
-            }
+            DS::Committing if in_time => worlds.push(self.destination(DE::GateWon)),
+            DS::Committing => worlds.push(self.destination(DE::Late)),
+            DS::Starting if self.runs_there => worlds.push(self.destination(DE::Started)),
+            // `run` is entered: from here on the guest may run.
+            DS::Starting if self.starting => worlds.push(World {
+                runs_there: true,
+                starting: false,
+                ..self
+            }),
+            DS::Starting if in_time => worlds.push(World {
+                starting: true,
+                ..self
+            }),
+            DS::Starting => worlds.push(self.destination(DE::Late)),
             _ => {}
         }
         if !self.destination.is_over() {
-            worlds.extend(FAILURES.iter().map(|f| self.destination(DE::Failed(*f))));
+            // A `run` that fails leaves the guest stopped.
+            let stopped = World {
+                runs_there: false,
+                ..self
+            };
+            worlds.extend(FAILURES.iter().map(|f| stopped.destination(DE::Failed(*f))));
         }
-        // A message is lost.
-        for lost in [
-            Wire {
-                ready: false,
-                ..self.wire
-            },
-            Wire {
-                handover: false,
-                ..self.wire
-            },
-            Wire {
-                running: false,
-                ..self.wire
-            },
-        ] {
-            worlds.push(World { wire: lost, ..self });
+        if !self.committed_there && !self.destination.is_over() {
+            worlds.push(World {
+                cancelled_there: true,
+                ..self
+            });
         }
-        worlds
+    }
+
+    fn vmms_do(self, rules: Rules, worlds: &mut Vec<World>) {
+        // A kick that pauses the guest and resumes it, asked for by some tracker.
+        if self.here.may_kick() || !rules.gates_kicks {
+            worlds.push(World {
+                runs_here: true,
+                ..self
+            });
+        }
+        if self.there.may_kick() || !rules.gates_kicks {
+            worlds.push(World {
+                runs_there: true,
+                ..self
+            });
+        }
+        if self.source == SS::Unanswered {
+            worlds.push(self.source(SE::Resolve(Resolution::Destroy)));
+            // The VMM asks the destination's, whose `run` was not called, or failed.
+            if !self.runs_there {
+                worlds.push(self.source(SE::Resolve(Resolution::Resume)));
+            }
+        }
+    }
+
+    fn time_goes_on(self, rules: Rules, worlds: &mut Vec<World>) {
+        let next = match self.time {
+            Time::Open if self.counts_there => Time::ClosedThere,
+            Time::ClosedThere if self.counts_here => Time::ClosedHere,
+            Time::ClosedHere if !(self.starting && rules.margin) => Time::Decided,
+            _ => self.time,
+        };
+        worlds.push(World { time: next, ..self });
+        if self.source == SS::InDoubt && (self.time == Time::Decided || !rules.waits) {
+            worlds.push(self.source(SE::Decided));
+        }
     }
 }
 
-fn all_worlds() -> HashSet<World> {
-    let first = World {
-        source: SS::Idle,
-        destination: DS::Idle,
-        runs_here: true,
-        runs_there: false,
-        wire: Wire::default(),
-        resuming: false,
-        starting: false,
-    };
-    let mut seen = HashSet::from([first]);
-    let mut open = vec![first];
+fn all_worlds(rules: Rules) -> HashSet<World> {
+    let mut seen = HashSet::from([World::first()]);
+    let mut open = vec![World::first()];
     while let Some(world) = open.pop() {
-        for next in world.next() {
+        for next in world.next(rules) {
             if seen.insert(next) {
                 open.push(next);
             }
@@ -192,21 +339,126 @@ fn all_worlds() -> HashSet<World> {
     seen
 }
 
+fn two_run(worlds: &HashSet<World>) -> Option<&World> {
+    worlds.iter().find(|w| w.runs_here && w.runs_there)
+}
+
 #[test]
-fn the_guest_never_runs_on_both_sides_whatever_fails_and_whenever() {
-    let worlds = all_worlds();
-    assert!(worlds.len() > 150, "the model explores: {}", worlds.len());
-    for world in &worlds {
-        assert!(!(world.runs_here && world.runs_there), "{world:?}");
-    }
-    assert!(worlds
+fn the_guest_never_runs_on_both_sides_whatever_fails_and_whenever_and_however_late() {
+    let worlds = all_worlds(KEPT);
+    assert!(worlds.len() > 1000, "the model explores: {}", worlds.len());
+    assert_eq!(two_run(&worlds), None);
+    let reached = |what: &str, is: &dyn Fn(&World) -> bool| {
+        assert!(worlds.iter().any(is), "never reached: {what}");
+    };
+    reached("completed", &|w| w.source == SS::Completed && w.runs_there);
+    reached("taken back", &|w| w.source == SS::TakenBack && w.runs_here);
+    reached("a hand-over that comes too late", &|w| {
+        w.wire.handover && w.time == Time::Decided && w.destination == DS::AwaitingHandover
+    });
+    reached("refused as late", &|w| {
+        w.source == SS::InDoubt && w.destination == DS::Failed && w.time >= Time::ClosedThere
+    });
+    reached("a late start here, and the guest is kept", &|w| {
+        w.source == SS::Failed && w.runs_here && w.time >= Time::ClosedHere
+    });
+}
+
+#[test]
+fn without_the_destinations_look_at_its_clock_a_late_hand_over_makes_two() {
+    let worlds = all_worlds(Rules {
+        looks: false,
+        ..KEPT
+    });
+    assert!(two_run(&worlds).is_some());
+}
+
+#[test]
+fn without_the_sources_wait_the_vmm_decides_too_early_and_there_are_two() {
+    let worlds = all_worlds(Rules {
+        waits: false,
+        ..KEPT
+    });
+    assert!(two_run(&worlds).is_some());
+}
+
+#[test]
+fn without_the_margin_a_run_that_has_not_begun_yet_makes_two() {
+    let worlds = all_worlds(Rules {
+        margin: false,
+        ..KEPT
+    });
+    assert!(two_run(&worlds).is_some());
+}
+
+#[test]
+fn without_the_guests_word_a_kick_makes_two() {
+    let worlds = all_worlds(Rules {
+        gates_kicks: false,
+        ..KEPT
+    });
+    assert!(two_run(&worlds).is_some());
+}
+
+#[test]
+fn unanswered_comes_only_when_the_destination_runs_the_guest_or_never_will() {
+    // From such a world on: a destination that has not begun does not begin any more.
+    let worlds = all_worlds(KEPT);
+    let mut open: Vec<World> = worlds
         .iter()
-        .any(|w| w.source == SS::Completed && w.runs_there));
+        .copied()
+        .filter(|w| w.source == SS::Unanswered && !w.runs_there)
+        .collect();
+    assert!(!open.is_empty());
+    let mut seen: HashSet<World> = open.iter().copied().collect();
+    while let Some(world) = open.pop() {
+        for next in world.next(KEPT) {
+            assert!(!next.runs_there, "{world:?}\n{next:?}");
+            if seen.insert(next) {
+                open.push(next);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_destination_that_was_cancelled_never_runs() {
+    for world in all_worlds(KEPT) {
+        assert!(!(world.cancelled_there && world.runs_there), "{world:?}");
+    }
+}
+
+#[test]
+fn what_the_guest_object_says_is_so() {
+    for world in all_worlds(KEPT) {
+        let gone = [
+            Whose::HandingOver,
+            Whose::HandedOver,
+            Whose::Unanswered,
+            Whose::GivenUp,
+        ];
+        if world.runs_there {
+            assert!(gone.contains(&world.here.whose()), "{world:?}");
+        }
+        if gone.contains(&world.here.whose()) {
+            assert!(!world.runs_here, "{world:?}");
+        }
+        if world.here.whose() == Whose::HandedOver {
+            assert_eq!(world.there.whose(), Whose::Here, "{world:?}");
+        }
+        // Where the guest object says that it is, it is; before the start the VMM runs it.
+        if world.here.whose() == Whose::Here {
+            assert!(world.runs_here && !world.runs_there, "{world:?}");
+        }
+        if world.there.whose() == Whose::Here {
+            assert!(world.runs_there && !world.runs_here, "{world:?}");
+        }
+    }
 }
 
 #[test]
 fn where_it_ends_the_guest_runs_somewhere_or_the_vmm_is_asked() {
-    for world in all_worlds() {
+    for world in all_worlds(KEPT) {
         if !world.source.is_over() || world.resuming {
             continue;
         }
@@ -224,13 +476,13 @@ fn where_it_ends_the_guest_runs_somewhere_or_the_vmm_is_asked() {
 
 #[test]
 fn without_a_hand_over_the_destination_never_runs() {
-    for world in all_worlds() {
+    for world in all_worlds(KEPT) {
         if world.runs_there || world.starting {
             assert!(
                 matches!(
                     world.source,
-                    SS::HandingOver
-                        | SS::AwaitingRunning
+                    SS::AwaitingRunning
+                        | SS::InDoubt
                         | SS::Completed
                         | SS::Unanswered
                         | SS::GivenUp
@@ -270,14 +522,22 @@ fn a_failure_before_the_hand_over_ends_with_the_guest_here_and_after_it_is_left_
             );
         }
     }
-    for state in [SS::HandingOver, SS::AwaitingRunning] {
+    for state in [SS::HandingOver, SS::AwaitingRunning, SS::InDoubt] {
         for failure in FAILURES {
             let step = source::step(state, SE::Failed(failure));
-            assert_eq!(step.state, SS::Unanswered);
+            let its_word = matches!(failure, Failure::Refused | Failure::Cancelled);
+            let end = match state {
+                SS::AwaitingRunning if its_word => SS::Unanswered,
+                _ => SS::InDoubt,
+            };
+            assert_eq!(step.state, end, "{state:?} {failure:?}");
             assert!(!step.actions.contains(&SA::CallResume));
-            assert!(step.actions.contains(&SA::PutBack));
         }
     }
+    let step = source::step(SS::InDoubt, SE::Decided);
+    assert_eq!(step.state, SS::Unanswered);
+    assert!(!step.actions.contains(&SA::CallResume));
+    assert!(step.actions.contains(&SA::PutBack));
 }
 
 #[test]

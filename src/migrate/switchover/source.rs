@@ -1,6 +1,9 @@
 //! The source's machine. See [`super`] for the order it keeps.
 
 use super::{Failure, Step};
+use crate::error::{Error, Kind};
+use crate::memory::ownership::Stage;
+use crate::vmm::EventKind;
 
 /// Where the source is. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +49,9 @@ pub enum State {
     TakenBack = 18,
     /// Unanswered, and the VMM gave the guest up here.
     GivenUp = 19,
+    /// Handed over, and no answer can come any more: waiting until the destination has begun to
+    /// run the guest or never will.
+    InDoubt = 20,
 }
 
 /// What the VMM decides about a guest that was handed over without an answer.
@@ -87,8 +93,12 @@ pub enum Event {
     GateLost,
     /// The hand-over was given to the kernel.
     HandoverSent,
+    /// The hand-over's limit ran out before its first byte was given to the kernel.
+    Late,
     /// The destination runs.
     PeerRunning,
+    /// The destination has begun to run the guest, or never will.
+    Decided,
     /// `resume` returned well.
     Resumed,
     /// It did not.
@@ -126,6 +136,8 @@ pub enum Action {
     SendHandover,
     /// Wait for running.
     AwaitRunning,
+    /// Wait until the destination must have decided.
+    WaitOut,
     /// Call the VMM's `resume`.
     CallResume,
     /// Put every page that was not acknowledged back into the tracker.
@@ -169,6 +181,7 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
         (S::Committing, E::GateWon) => to(S::HandingOver, &[A::SendHandover]),
         (S::HandingOver, E::HandoverSent) => to(S::AwaitingRunning, &[A::AwaitRunning]),
         (S::AwaitingRunning, E::PeerRunning) => to(S::Completed, END_WELL),
+        (S::InDoubt, E::Decided) => to(S::Unanswered, END_OPEN),
 
         (S::Resuming, E::Resumed) => to(S::Failed, END_BADLY),
         (S::Resuming, _) => to(S::ResumeFailed, END_BADLY),
@@ -191,8 +204,15 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
             | S::Committing,
             _,
         ) => to(S::Resuming, &[A::CallResume]),
-        // The first byte of the hand-over may be on its way: never again by ourselves.
-        (S::HandingOver | S::AwaitingRunning, _) => to(S::Unanswered, END_OPEN),
+        // Not one byte of the hand-over was sent, so the destination never runs.
+        (S::HandingOver, E::Late) => to(S::Resuming, &[A::CallResume]),
+        // A destination that says that it has ended has decided.
+        (S::AwaitingRunning, E::Failed(Failure::Refused | Failure::Cancelled)) => {
+            to(S::Unanswered, END_OPEN)
+        }
+        // The first byte of the hand-over may be on its way: never again by ourselves. And as
+        // long as the destination may still begin to run the guest, nobody can decide.
+        (S::HandingOver | S::AwaitingRunning | S::InDoubt, _) => to(S::InDoubt, &[A::WaitOut]),
 
         (
             S::Completed | S::Failed | S::ResumeFailed | S::Unanswered | S::TakenBack | S::GivenUp,
@@ -238,6 +258,52 @@ impl State {
             State::Unanswered => "handed over, unanswered",
             State::TakenBack => "taken back",
             State::GivenUp => "given up",
+            State::InDoubt => "handed over, in doubt",
+        }
+    }
+
+    /// What the state means for the guest.
+    pub(crate) fn stage(self) -> Stage {
+        match self {
+            State::Idle | State::Connecting | State::Negotiating | State::Copying => Stage::Leaving,
+            State::Pausing
+            | State::Saving
+            | State::LastSync
+            | State::SendingLast
+            | State::AwaitingReady
+            | State::Releasing
+            | State::Committing
+            | State::Resuming => Stage::Paused,
+            State::HandingOver | State::AwaitingRunning | State::InDoubt => Stage::HandingOver,
+            State::Completed => Stage::HandedOver,
+            State::Failed | State::TakenBack => Stage::Kept,
+            State::ResumeFailed => Stage::Stands,
+            State::Unanswered => Stage::Unanswered,
+            State::GivenUp => Stage::GivenUp,
+        }
+    }
+
+    /// What the VMM is told at the end.
+    pub(super) fn ending(self) -> EventKind {
+        match self {
+            State::Completed => EventKind::Completed,
+            State::Unanswered => EventKind::Unanswered,
+            _ => EventKind::Failed,
+        }
+    }
+
+    /// The error of a migration that ended in this state, from the first thing that went wrong.
+    pub(super) fn explain(self, error: Error) -> Error {
+        match self {
+            State::Unanswered => Error::new(
+                Kind::Unanswered,
+                format!(
+                    "the guest was handed over and the destination did not say that it runs \
+                     ({}); it stays paused here until that is resolved",
+                    error.message()
+                ),
+            ),
+            _ => error,
         }
     }
 }

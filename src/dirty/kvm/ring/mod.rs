@@ -33,7 +33,7 @@ pub use rounds::Figures;
 use super::switch::LogSwitch;
 use crate::dirty::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::error::{Error, Kind, Result};
-use crate::memory::{Map, Slot};
+use crate::memory::{Map, Ownership, Slot};
 use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
@@ -57,6 +57,8 @@ pub struct KvmRing {
     switch: LogSwitch,
     /// For `kick` and `thread_start`.
     vmm: Arc<dyn Vmm>,
+    /// Says when the vCPUs may be kicked.
+    guest: Arc<Ownership>,
     shared: Arc<Shared>,
     /// While started.
     reaper: Option<Reaper>,
@@ -90,6 +92,7 @@ impl KvmRing {
             vm,
             switch,
             vmm: Arc::clone(&vmm),
+            guest: Arc::default(),
             shared: Arc::new(Shared::new(reset, vmm)),
             reaper: None,
             with_bitmap,
@@ -247,6 +250,10 @@ impl DirtyLog for KvmRing {
         Exact::VcpusStopped
     }
 
+    fn joins(&mut self, guest: &Arc<Ownership>) {
+        self.guest = Arc::clone(guest);
+    }
+
     fn covered(&self, map: &Map) -> Vec<Extent> {
         super::logged(map)
     }
@@ -308,8 +315,10 @@ impl DirtyLog for KvmRing {
         };
         let mut told = Vec::new();
         if when == When::Running {
-            // What a processor holds back comes at an exit. Without it, it comes in a later one.
-            if let Err(e) = self.vmm.kick() {
+            // What a processor holds back comes at an exit. Without it, it comes in a later one. A
+            // guest that is paused for a migration holds nothing back, and one that was handed
+            // over must not be woken.
+            if let Some(Err(e)) = self.guest.kick(|| self.vmm.kick()) {
                 told.push(format!("`kick`: {}", e.message()));
             }
         }

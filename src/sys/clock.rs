@@ -1,0 +1,32 @@
+//! Clocks that the standard library does not have.
+
+use std::time::Duration;
+
+/// Time since the host booted, the time that it slept included (`CLOCK_BOOTTIME`).
+pub fn boottime() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel fills the structure, which outlives the call. It cannot fail: the clock
+    // is there since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_since_boot_goes_on_and_never_back() {
+        let first = boottime();
+        assert!(!first.is_zero());
+        let mut last = first;
+        while last == first {
+            let now = boottime();
+            assert!(now >= last);
+            last = now;
+        }
+    }
+}
