@@ -87,7 +87,7 @@ static struct held held(void)
 
 /* ---- one migration ---- */
 
-struct journey { enum end end; atomic_bool held; };
+struct journey { enum end end; };
 
 static int32_t nothing(void *opaque, brant_reason *reason)
 {
@@ -119,9 +119,7 @@ static int32_t run(void *opaque, brant_reason *reason)
     struct journey *j = opaque;
 
     (void)reason;
-    while (atomic_load(&j->held))
-        sleep_us(1000);
-    return 0;
+    return j->end == UNANSWERED ? -1 : 0;
 }
 
 static const brant_ops ops = { .size = sizeof ops, .pause = nothing, .resume = nothing,
@@ -143,9 +141,7 @@ static brant_guest *guest_new(char *host)
 /* Whether it ended as it should. A cancel, or a cut, may come too late. */
 static bool migrate(enum end end)
 {
-    brant_params params = { .size = sizeof params,
-                            .handover_timeout_ms = end == UNANSWERED ? 5 : 0 };
-    struct journey j = { .end = end, .held = end == UNANSWERED };
+    struct journey j = { .end = end };
     brant_guest *from = guest_new(memory[0]), *to = guest_new(memory[1]);
     brant_error *error = NULL;
     brant_tracker *tracker;
@@ -158,8 +154,8 @@ static bool migrate(enum end end)
     bool good;
 
     MUST(brant_tracker_new(from, NULL, &tracker, NULL));
-    MUST(brant_outgoing_new(from, tracker, &ops, &j, &params, &out, NULL));
-    MUST(brant_incoming_new(to, &ops, &j, &params, &in, NULL));
+    MUST(brant_outgoing_new(from, tracker, &ops, &j, NULL, &out, NULL));
+    MUST(brant_incoming_new(to, &ops, &j, NULL, &in, NULL));
     if (end == BLOCKED)
         MUST(brant_block(from, "for now", &blocker, NULL));
     if (end == BY_TCP) {
@@ -206,7 +202,6 @@ static bool migrate(enum end end)
     if (!good)
         note("%s: %s: %s", ends[end], brant_error_name(code), brant_error_message(error));
     brant_error_free(error);
-    atomic_store(&j.held, false);
     brant_unblock(blocker);
     /* Some are freed while they are going on. */
     brant_incoming_free(in);

@@ -506,14 +506,13 @@ static bool stands_still(struct plot *plot)
 /* The hand-over is lost: the destination never runs, which the VMM knows, and resumes. */
 static void unanswered_resumed(bool silent, const char *name)
 {
-    brant_params params = { .size = sizeof params, .handover_timeout_ms = silent ? 200 : 0,
-                            .switchover_timeout_ms = 10000 };
+    brant_params params = { .size = sizeof params, .handover_timeout_ms = patience(1500),
+                            .switchover_timeout_ms = patience(10000) };
     struct plot *plot = plot_new(&params);
     struct middle middle = { .stop_at = HANDOVER, .silent = silent };
     bool good;
 
     middle_begin(&middle, &plot->j);
-    /* The destination of a silent one waits for the hand-over until the connection is closed. */
     brant_outgoing_wait(plot->j.out, patience(60000), NULL);
     middle_end(&middle);
     journey_end(&plot->j, true);
@@ -550,7 +549,8 @@ static void unstarted_resumed(void)
 /* The hand-over arrives or not; the source's VMM gives the guest up. */
 static void unanswered_destroyed(bool arrives)
 {
-    struct plot *plot = plot_new(NULL);
+    brant_params params = { .size = sizeof params, .handover_timeout_ms = patience(1500) };
+    struct plot *plot = plot_new(&params);
     struct middle middle = { .stop_at = arrives ? RUNNING : HANDOVER };
     const char *name = arrives ? "the answer to the hand-over lost, destroyed here"
                                : "the hand-over lost, destroyed here";

@@ -234,6 +234,64 @@
 #define BRANT_RESOLVE_DESTROY 2
 
 /**
+ * In `brant_guest_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+ */
+#define BRANT_GUEST_UNKNOWN 0
+
+/**
+ * In `brant_guest_state`: the guest runs here. A migration from here has been, one to here has
+ * arrived, or `brant_guest_runs_here` said so.
+ */
+#define BRANT_GUEST_HERE 1
+
+/**
+ * In `brant_guest_state`: the guest is here and stands, for `resume` or `run` failed.
+ */
+#define BRANT_GUEST_STANDS 2
+
+/**
+ * In `brant_guest_state`: an outgoing migration is in progress, and the guest runs here.
+ */
+#define BRANT_GUEST_LEAVING 3
+
+/**
+ * In `brant_guest_state`: an outgoing migration has paused the guest, which is here.
+ */
+#define BRANT_GUEST_PAUSED 4
+
+/**
+ * In `brant_guest_state`: the guest is being handed over; here it stands.
+ */
+#define BRANT_GUEST_HANDING_OVER 5
+
+/**
+ * In `brant_guest_state`: the guest was handed over and runs at another place.
+ */
+#define BRANT_GUEST_HANDED_OVER 6
+
+/**
+ * In `brant_guest_state`: handed over without an answer; `brant_outgoing_resolve` decides.
+ */
+#define BRANT_GUEST_UNANSWERED 7
+
+/**
+ * In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, or
+ * `brant_guest_give_up`.
+ */
+#define BRANT_GUEST_GIVEN_UP 8
+
+/**
+ * In `brant_guest_state`: an incoming migration is in progress.
+ */
+#define BRANT_GUEST_ARRIVING 9
+
+/**
+ * In `brant_guest_state`: an incoming migration came to nothing. No guest is here, unless the VMM
+ * has made one since.
+ */
+#define BRANT_GUEST_EMPTY 10
+
+/**
  * In a time limit: none.
  */
 #define BRANT_NO_LIMIT 18446744073709551615ull
@@ -371,6 +429,12 @@
 #define BRANT_SOURCE_GIVEN_UP 19
 
 /**
+ * Source: handed over, and no answer can come any more; waiting until the destination has begun to
+ * run the guest or never will.
+ */
+#define BRANT_SOURCE_IN_DOUBT 20
+
+/**
  * Destination: not started.
  */
 #define BRANT_DESTINATION_IDLE 32
@@ -421,7 +485,7 @@
 #define BRANT_DESTINATION_RUNNING 41
 
 /**
- * Destination: It failed before the hand-over: the guest never ran here.
+ * Destination: It failed, or the hand-over came too late: the guest never ran here and never will.
  */
 #define BRANT_DESTINATION_FAILED 42
 
@@ -545,13 +609,24 @@ typedef struct brant_error brant_error;
  *
  * All functions on it may be called from any thread; changes wait for one another. Freeing it
  * is the last call on it; trackers and migrations made from it keep what they need.
+ *
+ * It also knows who has the virtual machine (`brant_guest_state`), whatever uses it and for as
+ * long as it lives. A guest that was handed over is not handed over again, one that runs here
+ * is not overwritten, and one migration goes on at a time: what a migration must not begin with
+ * is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
+ * and use it for every migration of it; brant knows nothing of what another object does.
  */
 typedef struct brant_guest brant_guest;
 
 /**
  * A migration from somewhere else to here, into a guest whose blocks match the source's by
- * name, length and page size. The guest runs only after the source handed it over. Threads
- * and callbacks as for `brant_outgoing`.
+ * name, length and page size. The guest runs only after the source handed it over, and in time:
+ * the source says how long a hand-over counts, and a later one runs nothing
+ * (BRANT_DESTINATION_FAILED). Threads and callbacks as for `brant_outgoing`.
+ *
+ * It is started only where no guest runs in that memory and nothing else is in progress with it:
+ * else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
+ * overwritten by the one that arrives.
  *
  * Who may connect is the VMM's decision (by the address, or the permissions of a socket's
  * directory): a listener takes the first connection on which a source speaks, and that is no
@@ -561,7 +636,9 @@ typedef struct brant_incoming brant_incoming;
 
 /**
  * A migration from here to somewhere else. One object, one migration; for another, make a new
- * one: it starts from all pages.
+ * one: it starts from all pages. It is started only where the guest is here and no other
+ * migration of it is in progress, in either direction, through whichever tracker: else the start
+ * is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
  *
  * All functions may be called from any thread. Inside a callback of the same migration,
  * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
@@ -769,13 +846,16 @@ typedef struct brant_ops {
      */
     size_t size;
     /**
-     * Source, required: stop the guest; return when it is paused in the sense above.
+     * Source, required: stop the guest; return when it is paused in the sense above. From before
+     * this call until `resume` has returned well no `kick` is called, whichever tracker wants one;
+     * those that had begun have ended.
      */
     int32_t (*pause)(void *opaque, struct brant_reason *reason);
     /**
      * Source, required: a migration that had paused the guest did not happen; let it run on.
      * Also called when `pause` failed. Takes back what `release` let go. Called on the thread
-     * of `brant_outgoing_resolve` when that decides so.
+     * of `brant_outgoing_resolve` when that decides so. Where it fails, the guest counts as
+     * standing here (BRANT_GUEST_STANDS).
      */
     int32_t (*resume)(void *opaque, struct brant_reason *reason);
     /**
@@ -815,7 +895,10 @@ typedef struct brant_ops {
      */
     int32_t (*release)(void *opaque, struct brant_reason *reason);
     /**
-     * Destination, required: the guest is yours, let it run.
+     * Destination, required: the guest is yours, let it run. Start it without long work before:
+     * when this is called the hand-over was in time, and one second after its limit has run out
+     * the source's VMM takes it that the guest runs here, or never will. Fail only with the guest
+     * stopped.
      */
     int32_t (*run)(void *opaque, struct brant_reason *reason);
     /**
@@ -851,6 +934,11 @@ typedef struct brant_ops {
      * this such a sync misses some pages, which a later one finds. On whichever thread syncs,
      * under brant's own locks: as in `log_on`, and do not wait for a thread that is
      * inside a call of brant's, but `brant_tracker_ring_full` and marks.
+     *
+     * It may be done by pausing the guest and resuming it: it is called only where the guest runs
+     * here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between
+     * `pause` and `resume`, never after a hand-over, and never where a guest arrives
+     * or should have arrived. `pause` waits for kicks that have begun.
      */
     int32_t (*kick)(void *opaque, struct brant_reason *reason);
 } brant_ops;
@@ -909,8 +997,11 @@ typedef struct brant_params {
      */
     uint64_t switchover_timeout_ms;
     /**
-     * From the hand-over to the destination's word that it runs, past which the migration is
-     * unanswered; milliseconds, 1 to 3600000; default 30000.
+     * Source: how long a hand-over counts once the destination is ready, which is told so;
+     * milliseconds, 1 to 3600000; default 30000. `release` comes in this time. When it has run
+     * out, the source sends no hand-over and keeps the guest, and the destination runs nothing
+     * on one that is under way. One second later the destination has begun `run` or
+     * never will, and only then is a migration that was handed over unanswered.
      */
     uint64_t handover_timeout_ms;
     /**
@@ -1738,7 +1829,7 @@ const char *brant_error_name(int32_t code);
 int32_t brant_guest_new(struct brant_guest **guest, struct brant_error **error);
 
 /**
- * Frees a guest; NULL is fine. Blockers of it may be taken back afterwards.
+ * Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be taken back afterwards.
  */
 void brant_guest_free(struct brant_guest *guest);
 
@@ -1958,8 +2049,8 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 struct brant_error **error);
 
 /**
- * Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
- * a callback is in progress. Inside one of its callbacks it only asks for that. After the
+ * Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
+ * source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
  * hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
  * has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
  */
@@ -2030,8 +2121,9 @@ int32_t brant_outgoing_new(struct brant_guest *guest,
 
 /**
  * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
- * the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
- * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ * the hand-over it waits for the answer instead, for the hand-over timeout and a second at most. A
+ * guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
+ * 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
  *
  * It is the last call on the migration: a wait or a cancel on another thread must have returned
  * before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
@@ -2069,8 +2161,10 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
  * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
  * not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
  * on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
- * itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused and the VMM has to
- * resolve it.
+ * itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
+ * paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
+ * then it was, or never will be. A migration that was handed over ends with 0 or
+ * BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
@@ -2078,7 +2172,13 @@ int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
 
 /**
  * The VMM's decision about a guest that was handed over without an answer, once: with
- * BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
+ * BRANT_RESOLVE_RESUME `resume` is called on this thread, and where that fails it can be resolved
+ * again. In any other state: BRANT_E_STATE. Until it is resolved nothing else begins with the
+ * guest. What the destination says of its brant_incoming decides:
+ *
+ * - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
+ * - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or its process
+ *   is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
  */
 int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
                                uint32_t resolution,
@@ -2107,6 +2207,45 @@ int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
  * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
  */
 int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
+
+/**
+ * Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
+ */
+int32_t brant_guest_state(const struct brant_guest *guest,
+                          uint32_t *state,
+                          struct brant_error **error);
+
+/**
+ * Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
+ * arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
+ * then on an incoming migration is refused. Refused itself where the guest must not run:
+ * BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
+ * migration has paused it or fills its memory, and will call `resume` or `run`.
+ */
+int32_t brant_guest_runs_here(struct brant_guest *guest,
+                              struct brant_error **error);
+
+/**
+ * Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
+ * runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
+ * as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
+ * and what it did at the other place is lost. `resume` is not called.
+ *
+ * BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
+ * hand-over without an answer is to be resolved; once that migration is freed without having been
+ * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
+ * in progress.
+ */
+int32_t brant_guest_reclaim(struct brant_guest *guest,
+                            struct brant_error **error);
+
+/**
+ * Says that no guest is here any more that anybody needs: it has ended, or it arrived and could not
+ * be started. Another may arrive in its memory, and none leaves. `brant_guest_reclaim` takes that
+ * back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be resolved.
+ */
+int32_t brant_guest_give_up(struct brant_guest *guest,
+                            struct brant_error **error);
 
 /**
  * Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for what

@@ -69,7 +69,9 @@ fn has_no(what: &str) -> Error {
 ///   stands between a write to guest memory and its mark, no device writes guest memory.
 /// - *Write first, then mark*: a mark made before its write can be collected before the write lands.
 pub trait Vmm: Send + Sync {
-    /// Source: stop the guest; returns when it is paused in the sense above.
+    /// Source: stop the guest; returns when it is paused in the sense above. From before this
+    /// call until `resume` has returned well no `kick` is called, whichever tracker wants one;
+    /// those that had begun have ended.
     fn pause(&self) -> Result<()> {
         Err(has_no("pause"))
     }
@@ -128,7 +130,9 @@ pub trait Vmm: Send + Sync {
         Ok(())
     }
 
-    /// Destination: the guest is yours, let it run.
+    /// Destination: the guest is yours, let it run. Start it without long work before: one second
+    /// after the hand-over's limit has run out the source's VMM takes it that the guest runs here,
+    /// or never will. Fail only with the guest stopped.
     fn run(&self) -> Result<()> {
         Err(has_no("run"))
     }
@@ -150,6 +154,9 @@ pub trait Vmm: Send + Sync {
     /// processor with page-modification logging hands what it holds to a dirty ring only then.
     /// Called before a harvest of rings while the guest runs, on any thread that syncs. Must not
     /// wait for a thread that is inside a call of brant's, except one that says that a ring is full.
+    ///
+    /// May be done by pausing the guest and resuming it: never called between `pause` and
+    /// `resume`, after a hand-over, or where a guest arrives or should have arrived.
     fn kick(&self) -> Result<()> {
         Ok(())
     }

@@ -14,6 +14,12 @@ use vm_memory::GuestAddress;
 ///
 /// All functions on it may be called from any thread; changes wait for one another. Freeing it
 /// is the last call on it; trackers and migrations made from it keep what they need.
+///
+/// It also knows who has the virtual machine (`brant_guest_state`), whatever uses it and for as
+/// long as it lives. A guest that was handed over is not handed over again, one that runs here
+/// is not overwritten, and one migration goes on at a time: what a migration must not begin with
+/// is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
+/// and use it for every migration of it; brant knows nothing of what another object does.
 pub struct brant_guest {
     pub(super) memory: Arc<Memory>,
     pub(super) blockers: Blockers,
@@ -108,7 +114,7 @@ pub unsafe extern "C" fn brant_guest_new(
     })
 }
 
-/// Frees a guest; NULL is fine. Blockers of it may be taken back afterwards.
+/// Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be taken back afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     boundary!(or(), {

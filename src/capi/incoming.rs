@@ -14,8 +14,13 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A migration from somewhere else to here, into a guest whose blocks match the source's by
-/// name, length and page size. The guest runs only after the source handed it over. Threads
-/// and callbacks as for `brant_outgoing`.
+/// name, length and page size. The guest runs only after the source handed it over, and in time:
+/// the source says how long a hand-over counts, and a later one runs nothing
+/// (BRANT_DESTINATION_FAILED). Threads and callbacks as for `brant_outgoing`.
+///
+/// It is started only where no guest runs in that memory and nothing else is in progress with it:
+/// else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
+/// overwritten by the one that arrives.
 ///
 /// Who may connect is the VMM's decision (by the address, or the permissions of a socket's
 /// directory): a listener takes the first connection on which a source speaks, and that is no
@@ -127,8 +132,8 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
     })
 }
 
-/// Ends it before the guest is taken over; then it never runs here. Returns within 100 ms unless
-/// a callback is in progress. Inside one of its callbacks it only asks for that. After the
+/// Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
+/// source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
 /// hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
 /// has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
 #[no_mangle]

@@ -36,6 +36,7 @@ pub mod guest;
 pub mod incoming;
 pub mod ops;
 pub mod outgoing;
+pub mod owner;
 pub mod params;
 pub mod rate;
 pub mod ring;

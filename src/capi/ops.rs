@@ -107,11 +107,14 @@ pub const BRANT_ROLE_REAPER: u32 = 5;
 pub struct brant_ops {
     /// sizeof(brant_ops).
     pub size: usize,
-    /// Source, required: stop the guest; return when it is paused in the sense above.
+    /// Source, required: stop the guest; return when it is paused in the sense above. From before
+    /// this call until `resume` has returned well no `kick` is called, whichever tracker wants one;
+    /// those that had begun have ended.
     pub pause: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, required: a migration that had paused the guest did not happen; let it run on.
     /// Also called when `pause` failed. Takes back what `release` let go. Called on the thread
-    /// of `brant_outgoing_resolve` when that decides so.
+    /// of `brant_outgoing_resolve` when that decides so. Where it fails, the guest counts as
+    /// standing here (BRANT_GUEST_STANDS).
     pub resume: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
     /// the last harvest comes after it.
@@ -156,7 +159,10 @@ pub struct brant_ops {
     /// for one. After it comes the hand-over, or `resume`.
     pub release:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
-    /// Destination, required: the guest is yours, let it run.
+    /// Destination, required: the guest is yours, let it run. Start it without long work before:
+    /// when this is called the hand-over was in time, and one second after its limit has run out
+    /// the source's VMM takes it that the guest runs here, or never will. Fail only with the guest
+    /// stopped.
     pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
     /// (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot, under brant's
@@ -190,6 +196,11 @@ pub struct brant_ops {
     /// this such a sync misses some pages, which a later one finds. On whichever thread syncs,
     /// under brant's own locks: as in `log_on`, and do not wait for a thread that is
     /// inside a call of brant's, but `brant_tracker_ring_full` and marks.
+    ///
+    /// It may be done by pausing the guest and resuming it: it is called only where the guest runs
+    /// here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between
+    /// `pause` and `resume`, never after a hand-over, and never where a guest arrives
+    /// or should have arrived. `pause` waits for kicks that have begun.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 

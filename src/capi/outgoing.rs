@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A migration from here to somewhere else. One object, one migration; for another, make a new
-/// one: it starts from all pages.
+/// one: it starts from all pages. It is started only where the guest is here and no other
+/// migration of it is in progress, in either direction, through whichever tracker: else the start
+/// is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
 ///
 /// All functions may be called from any thread. Inside a callback of the same migration,
 /// waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
@@ -71,8 +73,9 @@ pub unsafe extern "C" fn brant_outgoing_new(
 }
 
 /// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
-/// the hand-over it waits for the answer instead, as long as the hand-over timeout. 0, or
-/// BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+/// the hand-over it waits for the answer instead, for the hand-over timeout and a second at most. A
+/// guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
+/// 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
 ///
 /// It is the last call on the migration: a wait or a cancel on another thread must have returned
 /// before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
@@ -146,8 +149,10 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
 /// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
 /// not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
 /// on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
-/// itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused and the VMM has to
-/// resolve it.
+/// itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
+/// paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
+/// then it was, or never will be. A migration that was handed over ends with 0 or
+/// BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(
     outgoing: *mut brant_outgoing,
@@ -167,7 +172,13 @@ pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
 }
 
 /// The VMM's decision about a guest that was handed over without an answer, once: with
-/// BRANT_RESOLVE_RESUME `resume` is called on this thread. In any other state: BRANT_E_STATE.
+/// BRANT_RESOLVE_RESUME `resume` is called on this thread, and where that fails it can be resolved
+/// again. In any other state: BRANT_E_STATE. Until it is resolved nothing else begins with the
+/// guest. What the destination says of its brant_incoming decides:
+///
+/// - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
+/// - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or its process
+///   is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_resolve(
     outgoing: *mut brant_outgoing,

@@ -7,6 +7,7 @@ use super::guest::*;
 use super::incoming::*;
 use super::ops::*;
 use super::outgoing::*;
+use super::owner::*;
 use super::rate::*;
 use super::ring::*;
 use super::tracker::*;
@@ -252,6 +253,38 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_guest_count_discarded(null(), 1, 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_state",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_state(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_runs_here",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_runs_here(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_reclaim",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_reclaim(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_guest_give_up",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_give_up(null_mut(), e) })
         },
         None,
     ),

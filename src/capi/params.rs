@@ -46,8 +46,11 @@ pub struct brant_params {
     /// From the pause to the hand-over, past which the source takes the guest back, and at the
     /// destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
     pub switchover_timeout_ms: u64,
-    /// From the hand-over to the destination's word that it runs, past which the migration is
-    /// unanswered; milliseconds, 1 to 3600000; default 30000.
+    /// Source: how long a hand-over counts once the destination is ready, which is told so;
+    /// milliseconds, 1 to 3600000; default 30000. `release` comes in this time. When it has run
+    /// out, the source sends no hand-over and keeps the guest, and the destination runs nothing
+    /// on one that is under way. One second later the destination has begun `run` or
+    /// never will, and only then is a migration that was handed over unanswered.
     pub handover_timeout_ms: u64,
     /// Destination: the most bytes of early configuration, and of device state, that it takes;
     /// 4 KiB to 1 TiB; default 256 MiB.

@@ -46,6 +46,9 @@ pub const BRANT_SOURCE_UNANSWERED: u32 = 17;
 pub const BRANT_SOURCE_TAKEN_BACK: u32 = 18;
 /// Source: unanswered, and the VMM gave the guest up here.
 pub const BRANT_SOURCE_GIVEN_UP: u32 = 19;
+/// Source: handed over, and no answer can come any more; waiting until the destination has begun to
+/// run the guest or never will.
+pub const BRANT_SOURCE_IN_DOUBT: u32 = 20;
 /// Destination: not started.
 pub const BRANT_DESTINATION_IDLE: u32 = 32;
 /// Destination: waiting for a connection.
@@ -66,7 +69,7 @@ pub const BRANT_DESTINATION_COMMITTING: u32 = 39;
 pub const BRANT_DESTINATION_STARTING: u32 = 40;
 /// Destination: the guest runs here.
 pub const BRANT_DESTINATION_RUNNING: u32 = 41;
-/// Destination: It failed before the hand-over: the guest never ran here.
+/// Destination: It failed, or the hand-over came too late: the guest never ran here and never will.
 pub const BRANT_DESTINATION_FAILED: u32 = 42;
 /// Destination: the guest was handed over and did not start.
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
@@ -246,6 +249,7 @@ mod tests {
             (S::Failed as u32, BRANT_SOURCE_FAILED),
             (S::ResumeFailed as u32, BRANT_SOURCE_RESUME_FAILED),
             (S::Unanswered as u32, BRANT_SOURCE_UNANSWERED),
+            (S::InDoubt as u32, BRANT_SOURCE_IN_DOUBT),
             (S::TakenBack as u32, BRANT_SOURCE_TAKEN_BACK),
             (S::GivenUp as u32, BRANT_SOURCE_GIVEN_UP),
             (D::Idle as u32, BRANT_DESTINATION_IDLE),

@@ -1,0 +1,126 @@
+//! Who has a guest: what brant knows of it, and what only the VMM can say.
+
+use super::error::brant_error;
+use super::guest::brant_guest;
+use super::structs::{handle, put};
+
+/// In `brant_guest_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+pub const BRANT_GUEST_UNKNOWN: u32 = 0;
+/// In `brant_guest_state`: the guest runs here. A migration from here has been, one to here has
+/// arrived, or `brant_guest_runs_here` said so.
+pub const BRANT_GUEST_HERE: u32 = 1;
+/// In `brant_guest_state`: the guest is here and stands, for `resume` or `run` failed.
+pub const BRANT_GUEST_STANDS: u32 = 2;
+/// In `brant_guest_state`: an outgoing migration is in progress, and the guest runs here.
+pub const BRANT_GUEST_LEAVING: u32 = 3;
+/// In `brant_guest_state`: an outgoing migration has paused the guest, which is here.
+pub const BRANT_GUEST_PAUSED: u32 = 4;
+/// In `brant_guest_state`: the guest is being handed over; here it stands.
+pub const BRANT_GUEST_HANDING_OVER: u32 = 5;
+/// In `brant_guest_state`: the guest was handed over and runs at another place.
+pub const BRANT_GUEST_HANDED_OVER: u32 = 6;
+/// In `brant_guest_state`: handed over without an answer; `brant_outgoing_resolve` decides.
+pub const BRANT_GUEST_UNANSWERED: u32 = 7;
+/// In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, or
+/// `brant_guest_give_up`.
+pub const BRANT_GUEST_GIVEN_UP: u32 = 8;
+/// In `brant_guest_state`: an incoming migration is in progress.
+pub const BRANT_GUEST_ARRIVING: u32 = 9;
+/// In `brant_guest_state`: an incoming migration came to nothing. No guest is here, unless the VMM
+/// has made one since.
+pub const BRANT_GUEST_EMPTY: u32 = 10;
+
+/// Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_state(
+    guest: *const brant_guest,
+    state: *mut u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        let whose = guest.memory.ownership().whose();
+        // SAFETY: null or a place by contract.
+        unsafe { put(state, "state", whose as u32) }
+    })
+}
+
+/// Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
+/// arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
+/// then on an incoming migration is refused. Refused itself where the guest must not run:
+/// BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
+/// migration has paused it or fills its memory, and will call `resume` or `run`.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_runs_here(
+    guest: *mut brant_guest,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        guest.memory.ownership().runs_here()
+    })
+}
+
+/// Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
+/// runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
+/// as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
+/// and what it did at the other place is lost. `resume` is not called.
+///
+/// BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
+/// hand-over without an answer is to be resolved; once that migration is freed without having been
+/// resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
+/// in progress.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_reclaim(
+    guest: *mut brant_guest,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        guest.memory.ownership().reclaim()
+    })
+}
+
+/// Says that no guest is here any more that anybody needs: it has ended, or it arrived and could not
+/// be started. Another may arrive in its memory, and none leaves. `brant_guest_reclaim` takes that
+/// back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be resolved.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_give_up(
+    guest: *mut brant_guest,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        guest.memory.ownership().give_up()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Whose;
+
+    #[test]
+    fn the_numbers_of_who_has_a_guest_are_those_of_the_header() {
+        let numbers = [
+            (Whose::Unknown, BRANT_GUEST_UNKNOWN),
+            (Whose::Here, BRANT_GUEST_HERE),
+            (Whose::Stands, BRANT_GUEST_STANDS),
+            (Whose::Leaving, BRANT_GUEST_LEAVING),
+            (Whose::Paused, BRANT_GUEST_PAUSED),
+            (Whose::HandingOver, BRANT_GUEST_HANDING_OVER),
+            (Whose::HandedOver, BRANT_GUEST_HANDED_OVER),
+            (Whose::Unanswered, BRANT_GUEST_UNANSWERED),
+            (Whose::GivenUp, BRANT_GUEST_GIVEN_UP),
+            (Whose::Arriving, BRANT_GUEST_ARRIVING),
+            (Whose::Empty, BRANT_GUEST_EMPTY),
+        ];
+        for (whose, number) in numbers {
+            assert_eq!(whose as u32, number);
+        }
+    }
+}
