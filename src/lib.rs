@@ -11,7 +11,7 @@
 //! # A guest moves
 //!
 //! ```
-//! use brant::memory::{BlockDescription, BlockFlags, Memory};
+//! use brant::memory::{BlockDescription, BlockFlags, HostMemory, Memory};
 //! use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
 //! use brant::dirty::tracker::{Clearing, Tracker};
 //! use brant::units::Bytes;
@@ -36,7 +36,8 @@
 //!     let memory = Memory::new()?;
 //!     memory.add_block(BlockDescription {
 //!         name: "ram".into(),
-//!         host,
+//!         // SAFETY: 16 pages that stay until the program ends.
+//!         host: unsafe { HostMemory::new(host) },
 //!         length: Bytes(16 * 4096),
 //!         page_size: Bytes(4096),
 //!         file: None,

@@ -40,7 +40,8 @@ fn memory(bytes: u64, zeroed: bool) -> (Arc<Memory>, *mut u8) {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: at.cast(),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(at.cast()) },
             length: Bytes(bytes),
             page_size: Bytes(4096),
             file: None,

@@ -44,7 +44,8 @@ fn plug(memory: &Memory, name: &str, at: u64) {
     memory
         .add_block(BlockDescription {
             name: name.into(),
-            host: (HOST + at) as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new((HOST + at) as *mut u8) },
             length: Pages(PAGES).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: None,

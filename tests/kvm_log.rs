@@ -260,7 +260,8 @@ impl Guest {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: ram.0,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { brant::memory::HostMemory::new(ram.0) },
                 length: Bytes(PAGES * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,
@@ -506,7 +507,8 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: ram.0,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { brant::memory::HostMemory::new(ram.0) },
                 length: Bytes((first + FOUR_MIB) * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,

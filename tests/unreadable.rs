@@ -156,7 +156,8 @@ impl Side {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { brant::memory::HostMemory::new(host) },
                 length: Bytes((PAGES * PAGE) as u64),
                 page_size: Bytes(PAGE as u64),
                 file: told.map(|file| BackingFile {
@@ -612,7 +613,8 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
         blind
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: source.host,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { brant::memory::HostMemory::new(source.host) },
                 length: Bytes((PAGES * PAGE) as u64),
                 page_size: Bytes(PAGE as u64),
                 file: None,
@@ -823,7 +825,8 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: host.cast(),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(host.cast()) },
             length: Bytes(pages * PAGE as u64),
             page_size: Bytes(PAGE as u64),
             file: None,

@@ -131,7 +131,8 @@ impl Ram {
     fn describe(&self, name: &str) -> BlockDescription {
         BlockDescription {
             name: name.to_owned(),
-            host: self.at,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(self.at) },
             length: Bytes((self.pages * PAGE) as u64),
             page_size: Bytes(PAGE_SIZE),
             file: self.file.as_ref().map(|file| BackingFile {

@@ -199,7 +199,8 @@ impl Machine {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: ram.0,
+                // SAFETY: mapped until the benchmark ends.
+                host: unsafe { brant::memory::HostMemory::new(ram.0) },
                 length: Bytes(ram.1 as u64),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,

@@ -68,7 +68,8 @@ impl Guest {
         let memory = Arc::new(Memory::new()?);
         memory.add_block(BlockDescription {
             name: "ram".into(),
-            host: ram.address(),
+            // SAFETY: mapped until the benchmark ends.
+            host: unsafe { brant::memory::HostMemory::new(ram.address()) },
             length: Bytes(length),
             page_size: Bytes(PAGE_SIZE),
             file: None,

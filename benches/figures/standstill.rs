@@ -70,7 +70,8 @@ impl Ram {
         let block = memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: self.0,
+                // SAFETY: mapped until the benchmark ends.
+                host: unsafe { brant::memory::HostMemory::new(self.0) },
                 length: Bytes(self.1),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,

@@ -84,7 +84,8 @@ impl Ram {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: self.0,
+                // SAFETY: mapped until the benchmark ends.
+                host: unsafe { brant::memory::HostMemory::new(self.0) },
                 length: Bytes(LENGTH as u64),
                 page_size: Bytes(4096),
                 file: None,

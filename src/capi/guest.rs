@@ -171,7 +171,8 @@ pub unsafe extern "C" fn brant_guest_add_block(
         }
         let made = guest.memory.add_block(BlockDescription {
             name: name.to_owned(),
-            host: b.host.cast(),
+            // SAFETY: by contract of the C interface, as the structure says.
+            host: unsafe { crate::memory::HostMemory::new(b.host.cast()) },
             length: Bytes(b.length),
             page_size: Bytes(if b.page_size == 0 { 4096 } else { b.page_size }),
             file: fd.map(|fd| BackingFile {

@@ -234,7 +234,8 @@ impl Both {
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
                     // Nobody looks at this memory.
-                    host: host(i) as *mut u8,
+                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    host: unsafe { crate::memory::HostMemory::new(host(i) as *mut u8) },
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
                     file: None,

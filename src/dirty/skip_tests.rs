@@ -187,7 +187,8 @@ impl World {
         let block = memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: HOST as *mut u8,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(HOST as *mut u8) },
                 length,
                 page_size: Bytes(unit * PAGE_SIZE),
                 file: None,

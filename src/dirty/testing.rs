@@ -57,7 +57,10 @@ impl Guest {
         assert!((used + pages as usize) * PAGE_SIZE as usize <= self.bytes);
         BlockDescription {
             name: name.to_owned(),
-            host: self.host.wrapping_add(used * PAGE_SIZE as usize),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe {
+                crate::memory::HostMemory::new(self.host.wrapping_add(used * PAGE_SIZE as usize))
+            },
             length: Pages(pages).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: None,

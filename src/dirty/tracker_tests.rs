@@ -218,7 +218,8 @@ impl World {
             .memory
             .add_block(BlockDescription {
                 name: name.clone(),
-                host: host as *mut u8,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                 length: Bytes(pages * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,
@@ -1009,7 +1010,8 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
         assert!(world.lease.pending().0 >= 3);
         let error = world.memory.add_block(BlockDescription {
             name: "refused".into(),
-            host: (1u64 << 45) as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new((1u64 << 45) as *mut u8) },
             length: Bytes(77 * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
             file: None,
@@ -1090,7 +1092,8 @@ fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: host as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
             length: Bytes(100 * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
             file: None,
@@ -1414,7 +1417,8 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: host as *mut u8,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                 length: Bytes(pages * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
                 file: None,

@@ -70,7 +70,8 @@ impl Area {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: at.cast(),
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(at.cast()) },
                 length: Pages(PAGES).bytes(),
                 page_size: Bytes(PAGE_SIZE),
                 file: file.as_ref().filter(|_| known).map(|file| BackingFile {

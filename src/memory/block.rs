@@ -5,6 +5,7 @@
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
 use super::access;
+use super::address::HostMemory;
 use super::poisoned::Poisoned;
 use super::returned::Returned;
 use crate::error::{Error, Kind, Result};
@@ -62,8 +63,8 @@ pub struct BlockDescription {
     /// 1 to 255 bytes without control characters, unique in the map; the destination's block has
     /// the same name.
     pub name: String,
-    /// Address of the first byte in this process, page-aligned.
-    pub host: *mut u8,
+    /// The first byte in this process, page-aligned.
+    pub host: HostMemory,
     /// Length; a multiple of `page_size`.
     pub length: Bytes,
     /// What backs it: a power of two, 4 KiB to 1 GiB.
@@ -95,7 +96,7 @@ struct Pins {
 pub struct Block {
     id: BlockId,
     name: String,
-    host: *mut u8,
+    memory: HostMemory,
     length: Bytes,
     page_size: Bytes,
     file: Option<BackingFile>,
@@ -118,7 +119,7 @@ impl fmt::Debug for Block {
         f.debug_struct("Block")
             .field("id", &self.id.0)
             .field("name", &self.name)
-            .field("host", &self.host)
+            .field("host", &self.host())
             .field("length", &self.length.0)
             .field("page_size", &self.page_size.0)
             .field("flags", &self.flags)
@@ -138,6 +139,8 @@ impl Block {
             file,
             flags,
         } = description;
+        let memory = host;
+        let host = memory.start();
         let invalid =
             |what: String| Err(Error::new(Kind::Invalid, format!("block `{name}`: {what}")));
         if name.is_empty() || name.len() > NAME_MAX {
@@ -227,7 +230,7 @@ impl Block {
         Ok(Block {
             id,
             name,
-            host,
+            memory,
             length,
             page_size,
             file,
@@ -281,13 +284,13 @@ impl Block {
     }
     /// Address of the first byte in this process.
     pub fn host(&self) -> *mut u8 {
-        self.host
+        self.memory.start()
     }
 
     /// Address of a page. Panics in debug builds outside the block; callers check first.
     pub fn page_address(&self, page: Pages) -> *mut u8 {
         debug_assert!(page < self.pages());
-        self.host.wrapping_add((page.0 * PAGE_SIZE) as usize)
+        self.host().wrapping_add((page.0 * PAGE_SIZE) as usize)
     }
 
     /// A run of pages as a volatile slice, for whoever copies out of or into it.
@@ -307,7 +310,7 @@ impl Block {
         // pinned; accesses through VolatileSlice are volatile.
         Ok(unsafe {
             VolatileSlice::new(
-                self.host.wrapping_add((first.0 * PAGE_SIZE) as usize),
+                self.host().wrapping_add((first.0 * PAGE_SIZE) as usize),
                 count.bytes().0 as usize,
             )
         })

@@ -42,7 +42,8 @@ impl Area {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host: at.cast(),
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(at.cast()) },
                 length: Pages(PAGES).bytes(),
                 page_size: Bytes(PAGE_SIZE),
                 file: file.map(|file| BackingFile {
@@ -172,7 +173,8 @@ fn memory_of_an_unknown_kind_is_touched_all_over_and_not_given_back() {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: area.at,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(area.at) },
             length: Pages(PAGES).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: None,
@@ -222,7 +224,8 @@ fn a_descriptor_of_another_file_than_the_mapped_one_is_refused() {
         .unwrap()
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: area.at,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(area.at) },
             length: Pages(PAGES).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: Some(BackingFile {
@@ -260,7 +263,8 @@ fn a_block_whose_descriptor_or_offset_is_not_what_is_mapped_is_refused() {
     let add = |fd: &File, offset| {
         Memory::new().unwrap().add_block(BlockDescription {
             name: "ram".into(),
-            host: at.cast(),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(at.cast()) },
             length: Pages(PAGES).bytes(),
             page_size: Bytes(PAGE_SIZE),
             file: Some(BackingFile {

@@ -5,6 +5,7 @@
 //! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
 //! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
 
+use super::address::HostMemory;
 use super::block::{
     BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
 };
@@ -19,7 +20,7 @@ use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// The slot number of a piece that maps to guest addresses without being a KVM slot.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -374,7 +375,7 @@ impl Memory {
                 format!("there is a block named `{}` already", description.name),
             ));
         }
-        if let Some(other) = map.block_at(description.host as u64, description.length.0) {
+        if let Some(other) = map.block_at(description.host.start() as u64, description.length.0) {
             return Err(Error::new(
                 Kind::Exists,
                 format!(
@@ -399,17 +400,31 @@ impl Memory {
         Ok(id)
     }
 
-    /// Adds a block from a region of a `vm_memory::GuestMemoryMmap`, and a slot with KVM
-    /// number `slot` (or [`NO_SLOT`]) that maps all of it where the region lies.
-    pub fn add_region<B: vm_memory::bitmap::Bitmap>(
+    /// Adds a block from the region of `memory` that begins at `at`, and a slot with KVM number
+    /// `slot` (or [`NO_SLOT`]) that maps all of it there. The region stays mapped as long as brant
+    /// knows the block. [`Kind::NotFound`] if no region begins at `at`.
+    pub fn add_region<B>(
         &self,
         name: &str,
-        region: &vm_memory::GuestRegionMmap<B>,
+        memory: &GuestMemoryMmap<B>,
+        at: GuestAddress,
         slot: u32,
         flags: u32,
-    ) -> Result<BlockId> {
-        use vm_memory::GuestMemoryRegion as _;
-        let file = match region.file_offset() {
+    ) -> Result<BlockId>
+    where
+        B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
+    {
+        use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
+        let Some((host, length)) = HostMemory::region(memory, at) else {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "block `{name}`: no region begins at guest address {:#x}",
+                    at.0
+                ),
+            ));
+        };
+        let file = match memory.find_region(at).and_then(|r| r.file_offset()) {
             Some(at) => Some(BackingFile {
                 fd: at
                     .file()
@@ -424,8 +439,8 @@ impl Memory {
         };
         let id = self.add_block(BlockDescription {
             name: name.to_owned(),
-            host: region.as_ptr(),
-            length: Bytes(region.len()),
+            host,
+            length: Bytes(length),
             page_size: Bytes(PAGE_SIZE),
             file,
             flags: BlockFlags::default(),
@@ -435,8 +450,8 @@ impl Memory {
             flags,
             block: name.to_owned(),
             offset: Bytes(0),
-            length: Bytes(region.len()),
-            guest_address: region.start_addr(),
+            length: Bytes(length),
+            guest_address: at,
         });
         if let Err(e) = added {
             // Both or neither. The first error is the one to tell.

@@ -15,7 +15,8 @@ const HOST: u64 = 0x2000_0000_0000;
 fn block(name: &str, host: u64, length: u64) -> BlockDescription {
     BlockDescription {
         name: name.to_owned(),
-        host: host as *mut u8,
+        // SAFETY: the test's own memory, or an address that nothing looks at.
+        host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
         length: Bytes(length),
         page_size: Bytes(PAGE_SIZE),
         file: None,
@@ -384,14 +385,37 @@ fn the_slots_that_show_pages_of_a_block_are_found_among_many() {
 fn a_region_that_cannot_get_its_slot_leaves_no_block() {
     let memory = Memory::new().unwrap();
     let region =
-        |at| vm_memory::GuestRegionMmap::<()>::from_range(GuestAddress(at), 0x4000, None).unwrap();
+        |at| vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(at), 0x4000)]).unwrap();
     let (first, second) = (region(0), region(0x2000));
-    memory.add_region("a", &first, 0, 0).unwrap();
-    assert_eq!(
-        memory.add_region("b", &second, 1, 0).unwrap_err().kind(),
-        Kind::Exists
-    );
+    memory
+        .add_region("a", &first, GuestAddress(0), 0, 0)
+        .unwrap();
+    let refused = memory.add_region("b", &second, GuestAddress(0x2000), 1, 0);
+    assert_eq!(refused.unwrap_err().kind(), Kind::Exists);
     assert!(memory.map().block_named("b").is_none());
+}
+
+#[test]
+fn a_region_that_its_owner_drops_stays_mapped_as_long_as_its_block() {
+    let memory = Memory::new().unwrap();
+    let owner =
+        vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    memory
+        .add_region("ram", &owner, GuestAddress(0), NO_SLOT, 0)
+        .unwrap();
+    let missing = memory.add_region("x", &owner, GuestAddress(0x1000), NO_SLOT, 0);
+    assert_eq!(missing.unwrap_err().kind(), Kind::NotFound);
+    drop(owner);
+    let map = memory.map();
+    let block = map.block_named("ram").unwrap();
+    // An unmapped page would be a signal here.
+    let mut zero = Vec::new();
+    block
+        .split_zeros(Pages(0)..Pages(4), |range, is_zero| {
+            zero.push((range, is_zero));
+        })
+        .unwrap();
+    assert_eq!(zero, [(Pages(0)..Pages(4), true)]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
 
 pub mod access;
+mod address;
 pub mod block;
 pub mod host;
 pub mod index;
@@ -14,6 +15,7 @@ mod recall;
 pub mod returned;
 pub(crate) mod tree;
 
+pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};
 pub use ownership::{Ownership, Whose};

@@ -27,7 +27,8 @@ fn memory(page_size: u64, skipped: usize) -> Memory {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: begin as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(begin as *mut u8) },
             length: Bytes((PAGES * 4096) as u64),
             page_size: Bytes(page_size),
             file: None,

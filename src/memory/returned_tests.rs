@@ -27,7 +27,8 @@ fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, A
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            host: host as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
             length,
             page_size: Bytes(page_size),
             file: None,

@@ -163,7 +163,8 @@ mod tests {
             memory
                 .add_block(BlockDescription {
                     name: "ram".into(),
-                    host: at.cast(),
+                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    host: unsafe { crate::memory::HostMemory::new(at.cast()) },
                     length: Pages(PAGES).bytes(),
                     page_size: Bytes(PAGE_SIZE),
                     file: None,

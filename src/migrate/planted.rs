@@ -174,7 +174,8 @@ mod tests {
         memory
             .add_block(BlockDescription {
                 name: "ram".to_owned(),
-                host: host.cast(),
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(host.cast()) },
                 length: Bytes(BYTES as u64),
                 page_size: Bytes(4096),
                 file: None,

@@ -63,7 +63,12 @@ impl Guest {
             memory
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
-                    host: ram.cast::<u8>().wrapping_add((before * PAGE_SIZE) as usize),
+                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    host: unsafe {
+                        crate::memory::HostMemory::new(
+                            ram.cast::<u8>().wrapping_add((before * PAGE_SIZE) as usize),
+                        )
+                    },
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
                     file: file.as_ref().map(|file| BackingFile {
@@ -280,7 +285,8 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
             .memory
             .add_block(BlockDescription {
                 name: "again".to_owned(),
-                host: b1,
+                // SAFETY: the test's own memory, or an address that nothing looks at.
+                host: unsafe { crate::memory::HostMemory::new(b1) },
                 length,
                 page_size: Bytes(PAGE_SIZE),
                 file: None,

@@ -158,7 +158,8 @@ impl Fenced {
     fn describe(&self, name: &str) -> BlockDescription {
         BlockDescription {
             name: name.to_owned(),
-            host: self.base.wrapping_add(PAGE),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(self.base.wrapping_add(PAGE)) },
             length: Bytes((self.pages * PAGE) as u64),
             page_size: Bytes(PAGE_SIZE),
             file: None,

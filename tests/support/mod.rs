@@ -142,7 +142,8 @@ impl Ram {
     pub fn describe(&self) -> BlockDescription {
         BlockDescription {
             name: self.spec.name.to_owned(),
-            host: self.host,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(self.host) },
             length: Bytes((self.spec.pages * PAGE) as u64),
             page_size: Bytes(self.spec.page_size),
             file: self.fd.as_ref().map(|fd| BackingFile {

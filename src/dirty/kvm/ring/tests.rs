@@ -162,7 +162,8 @@ impl World {
                 .memory
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
-                    host: host as *mut u8,
+                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
                     file: None,
@@ -742,7 +743,8 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
     memory
         .add_block(BlockDescription {
             name: "huge".into(),
-            host: 0x1000_0000_0000 as *mut u8,
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { crate::memory::HostMemory::new(0x1000_0000_0000 as *mut u8) },
             length: Bytes(pages * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
             file: None,
