@@ -251,6 +251,19 @@ impl Bitmap {
         })
     }
 
+    /// The first run of set bits in `from..end`, cut there. What lies beyond `end` is not looked
+    /// at, however empty it is.
+    pub fn next_run_before(&self, from: usize, end: usize) -> Option<Range<usize>> {
+        let start = self.next_set_before(from, end)?;
+        Some(self.run_at(start, end - start))
+    }
+
+    /// The first clear bit in `from..end`; none if all of them are set. What lies beyond `end` is
+    /// not looked at.
+    pub fn next_clear_before(&self, from: usize, end: usize) -> Option<usize> {
+        words::next_clear(&self.words, from, end.min(self.nbits))
+    }
+
     /// The first clear bit at or after `from`.
     pub fn next_clear(&self, from: usize) -> Option<usize> {
         words::next_clear(&self.words, from, self.nbits)

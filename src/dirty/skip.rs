@@ -24,7 +24,11 @@ use crate::memory::returned::{Claim, TakenBack};
 use crate::memory::{BlockId, BlockPin};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::ops::Range;
+use std::sync::Arc;
 use vm_memory::GuestAddress;
+
+/// The most pages of a hint that are taken under one hold of the tracker's lock: 128 MiB.
+const HINT_PAGES: u64 = 1 << 15;
 
 /// A block's bits beside pending. Made when first needed.
 #[derive(Default)]
@@ -122,33 +126,33 @@ impl BlockState {
         claim
     }
 
-    /// The next run of pages, from `from` on, that are pending and given back.
-    pub(super) fn next_returned(&self, from: u64) -> Option<Range<u64>> {
+    /// The next run of pages of `from..end` that are pending and given back.
+    pub(super) fn next_returned(&self, from: u64, end: u64) -> Option<Range<u64>> {
         let returned = self.pin_source.returned();
         let mut at = from;
         loop {
-            let page = returned.next(at)?;
-            let run = self
-                .pending
-                .next_run(page as usize, STRETCH_PAGES as usize)?;
-            if run.start as u64 == page {
-                return Some(page..run.end as u64);
+            let page = returned.next_before(at, end)?;
+            let run = self.next_pending(page, end)?;
+            if run.start == page {
+                return Some(run);
             }
-            at = run.start as u64;
+            at = run.start;
         }
     }
 
-    /// The next run of pages, in one stretch, that are to be handed out as free, if it begins
-    /// before `pending`.
-    pub(super) fn next_free(&mut self, from: u64, pending: Option<u64>) -> Option<Range<u64>> {
+    /// The next run of pages of `from..end` that are pending.
+    pub(super) fn next_pending(&self, from: u64, end: u64) -> Option<Range<u64>> {
+        let run = self.pending.next_run_before(from as usize, end as usize)?;
+        Some(run.start as u64..run.end as u64)
+    }
+
+    /// The next run of pages of `from..end`, in one stretch, that are to be handed out as free.
+    pub(super) fn next_free(&mut self, from: u64, end: u64) -> Option<Range<u64>> {
         let free = self.beside.free.as_mut()?;
-        let before = pending.unwrap_or(u64::MAX);
-        // Not further than that: this is asked for each run that is sent.
-        let start = free.next_set_before(from as usize, before as usize)?;
-        let run = free.next_run(start, STRETCH_PAGES as usize)?;
-        let start = start as u64;
+        let run = free.next_run_before(from as usize, end as usize)?;
+        let start = run.start as u64;
         let stretch_end = (start / STRETCH_PAGES + 1) * STRETCH_PAGES;
-        let end = (run.end as u64).min(stretch_end).min(before);
+        let end = (run.end as u64).min(stretch_end);
         free.clear_range(run.start, (end - start) as usize);
         Some(start..end)
     }
@@ -162,8 +166,8 @@ impl BlockState {
         let mut at = 0;
         while let Some(from) = self.next_passed(at) {
             let stretch_end = (from / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let run = self.pending.next_run(from as usize, STRETCH_PAGES as usize);
-            let end = run.map_or(from + 1, |run| (run.end as u64).min(stretch_end));
+            let run = self.next_pending(from, stretch_end);
+            let end = run.map_or(from + 1, |run| run.end);
             at = match self.claim(from..end) {
                 Claim::Used(count) | Claim::Returned(count) => from + count,
                 Claim::Broken(used) => {
@@ -282,16 +286,19 @@ impl Inner {
         Ok(None)
     }
 
-    /// Takes pages out of pending that were free when the guest said so. The round is right.
-    pub(super) fn take_hint(&mut self, address: GuestAddress, length: u64) -> Result<Pages> {
-        let first = address.0.div_ceil(PAGE_SIZE);
-        let end = address.0.saturating_add(length) / PAGE_SIZE;
-        if first >= end || self.hints_off {
-            return Ok(Pages(0));
-        }
-        let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
+    /// Takes pages out of pending that were free when the guest said so: some of the guest's pages
+    /// `first..end`. The round is right. How many it took, and where to go on.
+    fn take_hint(&mut self, first: u64, end: u64) -> Result<(Pages, Option<u64>)> {
+        let from = |page: u64| GuestAddress(page.saturating_mul(PAGE_SIZE));
+        let map = Arc::clone(&self.map);
+        let Some(ahead) = map.pieces(from(first), Pages(end - first)).next() else {
+            return Ok((Pages(0), None));
+        };
+        // What no slot maps costs nothing.
+        let begin = first + ahead.skipped.0;
+        let stop = end.min(begin + HINT_PAGES);
         let mut used = 0;
-        for piece in self.map.pieces(from, Pages(end - first)) {
+        for piece in map.pieces(from(begin), Pages(stop - begin)) {
             let Some(state) = self.blocks.get_mut(piece.block) else {
                 continue;
             };
@@ -300,20 +307,17 @@ impl Inner {
             }
             let mut at = piece.first.index();
             let end = at + piece.pages.index();
-            while let Some(run) = state.pending.next_run(at, end.saturating_sub(at)) {
-                let stop = run.end.min(end);
-                if run.start >= stop {
-                    break;
-                }
-                used += state.pending.clear_range(run.start, stop - run.start);
+            // Not a look further than what is told.
+            while let Some(run) = state.pending.next_run_before(at, end) {
+                used += state.pending.clear_range(run.start, run.len());
                 if let Some(free) = &mut state.beside.free {
-                    free.set_range(run.start, stop - run.start);
+                    free.set_range(run.start, run.len());
                 }
-                at = stop;
+                at = run.end;
             }
         }
         self.stats.hinted += Pages(used);
-        Ok(Pages(used))
+        Ok((Pages(used), (stop < end).then_some(stop)))
     }
 }
 
@@ -396,15 +400,32 @@ impl Tracker {
     /// whole pages, is pending no more. Returns how many pages that were. [`Kind::State`] if the
     /// round is over; the hint is counted and nothing happens.
     pub fn hint_free(&self, round: u64, address: GuestAddress, length: u64) -> Result<Pages> {
-        let mut inner = self.lock();
-        if !inner.hints.goes_on(round) {
-            inner.stats.stale_hints += 1;
-            return Err(Error::new(
-                Kind::State,
-                format!("the round of hints {round} is over"),
-            ));
+        let first = address.0.div_ceil(PAGE_SIZE);
+        let end = address.0.saturating_add(length) / PAGE_SIZE;
+        let mut used = Pages(0);
+        let mut next = Some(first);
+        while let Some(at) = next {
+            // Some at a time, so that whoever sends gets on meanwhile.
+            let mut inner = self.lock();
+            if !inner.hints.goes_on(round) {
+                if at > first {
+                    // It was right when it came; the rest is sent.
+                    break;
+                }
+                inner.stats.stale_hints += 1;
+                return Err(Error::new(
+                    Kind::State,
+                    format!("the round of hints {round} is over"),
+                ));
+            }
+            if at >= end || inner.hints_off {
+                break;
+            }
+            let (some, then) = inner.take_hint(at, end)?;
+            used += some;
+            next = then;
         }
-        inner.take_hint(address, length)
+        Ok(used)
     }
 
     /// Ends a round: hints of it that come later are stale.

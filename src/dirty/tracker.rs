@@ -181,6 +181,9 @@ pub(super) struct Inner {
     pub(super) slow: Slow,
 }
 
+/// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
+const WINDOW: u64 = 1 << 21;
+
 /// What a walk wants.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -728,23 +731,27 @@ impl Inner {
                 *cursor = next_block;
                 continue;
             }
+            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
+            // would be looked through anew for each run of the other.
+            let window = cursor.page.saturating_add(WINDOW);
             let found = if what.unread && !what.skipping {
                 None
             } else if what.unread {
-                state.next_returned(cursor.page)
+                state.next_returned(cursor.page, window)
             } else {
-                let run = state
-                    .pending
-                    .next_run(cursor.page as usize, STRETCH_PAGES as usize);
-                run.map(|run| run.start as u64..run.end as u64)
+                state.next_pending(cursor.page, window)
             };
             // A hinted page that was found written since is pending, and that wins.
-            if let Some(free) = state.next_free(cursor.page, found.as_ref().map(|f| f.start)) {
+            let before = found.as_ref().map_or(window, |found| found.start);
+            if let Some(free) = state.next_free(cursor.page, before) {
                 cursor.page = free.end;
                 return Ok(Some(state.run(free, Content::Free)));
             }
             let Some(found) = found else {
-                *cursor = next_block;
+                cursor.page = window;
+                if window >= state.pin_source.pages().0 {
+                    *cursor = next_block;
+                }
                 continue;
             };
             let first = found.start;

@@ -202,9 +202,10 @@ impl Returned {
             let mut at = range.start;
             while at < range.end {
                 let (from, end) = (at as usize, range.end as usize);
-                // What was given back before is no news.
-                let start = parts.next_clear(from).unwrap_or(end).min(end);
-                let stop = parts.next_set(start).unwrap_or(end).min(end);
+                // What was given back before is no news. Not a look further than what is told: the
+                // guest can say it as often as it likes.
+                let start = parts.next_clear_before(from, end).unwrap_or(end);
+                let stop = parts.next_set_before(start, end).unwrap_or(end);
                 if start < stop {
                     parts.set_range(start, stop - start);
                     now(start as u64, stop as u64, fresh);
@@ -256,8 +257,8 @@ impl Returned {
         }
     }
 
-    /// The first page at or after `from` that counts as given back.
-    pub(crate) fn next(&self, from: u64) -> Option<u64> {
+    /// The first page of `from..end` that counts as given back.
+    pub(crate) fn next_before(&self, from: u64, end: u64) -> Option<u64> {
         if self.count() == 0 {
             return None;
         }
@@ -265,7 +266,7 @@ impl Returned {
         guard
             .as_ref()?
             .counting()
-            .next_set(from as usize)
+            .next_set_before(from as usize, end as usize)
             .map(|page| page as u64)
     }
 
@@ -292,8 +293,8 @@ impl Returned {
             return Claim::Used((start - from) as u64);
         }
         let end = counting
-            .next_run(from, len)
-            .map_or(from + 1, |run| run.end.min(from + len));
+            .next_run_before(from, from + len)
+            .map_or(from + 1, |run| run.end);
         let broken =
             |page: usize| passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page);
         if passed.is_none_or(|passed| passed.next_set_before(from, end).is_none()) {

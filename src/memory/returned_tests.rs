@@ -160,9 +160,9 @@ fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
     memory.set_must_tell_host(true);
     memory.mark_discarded(GuestAddress(GUEST + 1), 3 * PAGE_SIZE);
     assert_eq!(block.returned().count_range(0..8), 2);
-    assert_eq!(block.returned().next(0), Some(1));
+    assert_eq!(block.returned().next_before(0, u64::MAX), Some(1));
     memory.mark_taken(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
-    assert_eq!(block.returned().next(0), Some(2));
+    assert_eq!(block.returned().next_before(0, u64::MAX), Some(2));
     assert_eq!(*marks.0.lock().unwrap(), vec![1..2; 1]);
     // Beyond all memory, and nothing at all.
     memory.mark_discarded(GuestAddress(u64::MAX - 1), u64::MAX);
