@@ -56,6 +56,7 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_E_CALLBACK": -21,
     "BRANT_E_INTERNAL": -22,
     "BRANT_E_PENDING": -23,
+    "BRANT_E_MEMORY": -24,
     "BRANT_RAM_ROM": 1,
     "BRANT_RAM_ZEROED": 2,
     "BRANT_RAM_FILE": 4,
