@@ -214,6 +214,12 @@ static void run_on(struct program *p)
 		screen_complain("%s", mv_error(p->machine));
 }
 
+/* Cancelled by this side's user; otherwise by the peer's, which is a failure like any other here. */
+static bool cancelled_here(struct program *p, const struct mg_result *result)
+{
+	return result->cancelled && p->ended_by;
+}
+
 /* ---- send ---- */
 
 int program_migrate(struct program *p, const char *endpoint, int fd, struct mg_result *result)
@@ -221,7 +227,7 @@ int program_migrate(struct program *p, const char *endpoint, int fd, struct mg_r
 	const struct options *o = p->o;
 
 	if (mg_send(p->migration, endpoint, fd, result)) {
-		if (!result->cancelled)
+		if (!cancelled_here(p, result))
 			screen_complain("%s", mg_error(p->migration));
 		return -1;
 	}
@@ -235,7 +241,7 @@ int program_migrate(struct program *p, const char *endpoint, int fd, struct mg_r
 
 int program_failed(struct program *p, const struct mg_result *result)
 {
-	int status = result->cancelled && p->ended_by ? 128 + p->ended_by : 1;
+	int status = cancelled_here(p, result) ? 128 + p->ended_by : 1;
 	struct mv_counters c;
 
 	if (p->o->json)
@@ -243,7 +249,7 @@ int program_failed(struct program *p, const struct mg_result *result)
 	switch (result->where) {
 	case MG_RUNS_HERE:
 		mv_counters(p->machine, -1, &c);
-		screen_say("the migration %s: the guest runs on here", result->cancelled ? "is cancelled" : "failed");
+		screen_say("the migration %s: the guest runs on here", cancelled_here(p, result) ? "is cancelled" : "failed");
 		/* Nobody waits for a look when the program is told to terminate. */
 		if (p->ended_by != SIGTERM && say_it_runs(p, "ran on", c.writes))
 			status = 1;
@@ -313,10 +319,10 @@ static int receive(const struct options *o)
 	}
 	screen_say("waiting on %s for %s", bound, program_machine(&p));
 	if (mg_receive_wait(p.migration, &result)) {
-		if (!result.cancelled)
-			screen_complain("%s", mg_error(p.migration));
-		else if (p.ended_by)
+		if (cancelled_here(&p, &result))
 			status = 128 + p.ended_by;
+		else
+			screen_complain("%s", mg_error(p.migration));
 		screen_say("%s", result.where == MG_STANDS_HERE
 			   ? "the guest was handed over and could not be started: it stands still here, and runs nowhere"
 			   : "the guest never ran here: whoever sends it has it still");

@@ -349,12 +349,21 @@ static int32_t op_release(void *opaque, brant_reason *reason)
 	return 0;
 }
 
+static int32_t op_loaded(void *opaque, brant_reason *reason)
+{
+	struct migration *g = opaque;
+
+	(void)reason;
+	if (g->hooks.arrived)
+		g->hooks.arrived(g->hooks.opaque);
+	return 0;
+}
+
+/* Nothing that takes long: the source counts on it that the guest runs by now, or never will. */
 static int32_t op_run(void *opaque, brant_reason *reason)
 {
 	struct migration *g = opaque;
 
-	if (g->hooks.arrived)
-		g->hooks.arrived(g->hooks.opaque);
 	mv_set_rate(g->machine, g->task.rate);
 	return mv_start(g->machine) ? why(g, reason) : 0;
 }
@@ -383,6 +392,7 @@ static const brant_ops ops = {
 	.early_save = op_early_save,
 	.early_load = op_early_load,
 	.release = op_release,
+	.loaded = op_loaded,
 	.run = op_run,
 	.event = op_event,
 	.kick = op_kick,
