@@ -1,4 +1,5 @@
-//! userfaultfd: the descriptor, and which address ranges it is told of.
+//! userfaultfd: the descriptor, which address ranges it is told of, and whether anybody's is told
+//! of an address ([`Probe`]).
 //!
 //! Only what asynchronous write protection needs. Reading and restoring the protection is
 //! `PAGEMAP_SCAN`'s part, in [`super::pagemap`].
@@ -6,15 +7,18 @@
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: u64 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
+const UFFDIO_COPY: u64 = 0xc028_aa03;
 /// On `/dev/userfaultfd` (6.1): a new userfaultfd, with the flags of the system call.
 const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
 /// Faults of user code only. No permission is asked for with it (5.11).
 const USER_MODE_ONLY: libc::c_int = 1;
+const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
 
 /// Write protection of hugetlbfs and shared memory (5.19).
@@ -37,6 +41,15 @@ struct Register {
     len: u64,
     mode: u64,
     ioctls: u64,
+}
+
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copy: i64,
 }
 
 #[repr(C)]
@@ -76,18 +89,9 @@ impl Userfault {
     /// Has the kernel keep the written state of a range of addresses. Whole pages of what
     /// backs it; [`Kind::Exists`] when another userfaultfd has some of it.
     pub fn register(&self, range: Range<u64>) -> Result<()> {
-        let mut arg = Register {
-            start: range.start,
-            len: range.end.saturating_sub(range.start),
-            mode: REGISTER_MODE_WP,
-            ioctls: 0,
-        };
-        // SAFETY: the kernel reads and writes the structure, which outlives the call. What is
-        // in the memory named stays as it is.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER as _, &mut arg) } == 0 {
+        let Err(error) = register(&self.0, &range, REGISTER_MODE_WP) else {
             return Ok(());
-        }
-        let error = std::io::Error::last_os_error();
+        };
         let (start, end) = (range.start, range.end);
         Err(match error.raw_os_error() {
             Some(libc::EBUSY) => Error::new(
@@ -134,6 +138,136 @@ impl Userfault {
         }
         Ok(())
     }
+}
+
+/// Says whether any userfaultfd is told of an address, this process's or another's that was
+/// given one of this process.
+///
+/// Linux has no question for it. But it fills a page only where *some* userfaultfd is told of it, and
+/// looks at that before it reads what the page is to hold. So a userfaultfd of our own asks to fill
+/// a page from memory that cannot be read: `ENOENT` where nobody is told, another error where
+/// somebody is. Nothing is filled either way. A kernel that keeps to this is tried once
+/// ([`Probe::open`]).
+#[derive(Debug)]
+pub struct Probe {
+    fd: OwnedFd,
+    unreadable: Unreadable,
+}
+
+impl Probe {
+    /// [`Kind::Unsupported`] where userfaultfd cannot be had, or the kernel answers otherwise.
+    pub fn open() -> Result<Probe> {
+        static ANSWERS: OnceLock<bool> = OnceLock::new();
+        let fd = new_fd()?;
+        api(&fd, 0).map_err(|e| Error::os("UFFDIO_API", e))?;
+        let probe = Probe {
+            fd,
+            unreadable: Unreadable::new()?,
+        };
+        let answers = match ANSWERS.get() {
+            Some(answers) => *answers,
+            None => {
+                let answers = probe.answers_truly()?;
+                *ANSWERS.get_or_init(|| answers)
+            }
+        };
+        if !answers {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "this kernel does not say whether a userfaultfd is told of an address",
+            ));
+        }
+        Ok(probe)
+    }
+
+    /// Whether a userfaultfd is told of what happens at `address`, a page's first: in whatever
+    /// mode. `true` if that cannot be known.
+    pub fn is_watched(&self, address: u64) -> bool {
+        let mut arg = Copy {
+            dst: address,
+            src: self.unreadable.address(),
+            len: Unreadable::LENGTH as u64,
+            mode: 0,
+            copy: 0,
+        };
+        // SAFETY: the kernel reads and writes the structure, which outlives the call. It fills
+        // nothing: what it would fill the page from cannot be read.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY as _, &mut arg) };
+        result == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
+    }
+
+    /// A page that another userfaultfd is told of, and then no more.
+    fn answers_truly(&self) -> Result<bool> {
+        let other = new_fd()?;
+        api(&other, 0).map_err(|e| Error::os("UFFDIO_API", e))?;
+        let page = self.unreadable.address();
+        let range = page..page + Unreadable::LENGTH as u64;
+        let before = self.is_watched(page);
+        register(&other, &range, REGISTER_MODE_MISSING)
+            .map_err(|e| Error::os("UFFDIO_REGISTER", e))?;
+        let registered = self.is_watched(page);
+        drop(other);
+        Ok(!before && registered && !self.is_watched(page))
+    }
+}
+
+/// A page that nobody can read.
+#[derive(Debug)]
+struct Unreadable(*mut libc::c_void);
+
+// SAFETY: an address that is only ever given to the kernel.
+unsafe impl Send for Unreadable {}
+// SAFETY: as above.
+unsafe impl Sync for Unreadable {}
+
+impl Unreadable {
+    const LENGTH: usize = 4096;
+
+    fn new() -> Result<Unreadable> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::LENGTH,
+                libc::PROT_NONE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(Error::last_os("mapping a page"));
+        }
+        Ok(Unreadable(at))
+    }
+
+    fn address(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Drop for Unreadable {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`, and nobody else's.
+        unsafe { libc::munmap(self.0, Self::LENGTH) };
+    }
+}
+
+/// `UFFDIO_REGISTER`.
+fn register(fd: &OwnedFd, range: &Range<u64>, mode: u64) -> std::io::Result<()> {
+    let mut arg = Register {
+        start: range.start,
+        len: range.end.saturating_sub(range.start),
+        mode,
+        ioctls: 0,
+    };
+    // SAFETY: the kernel reads and writes the structure, which outlives the call. What is
+    // in the memory named stays as it is.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &mut arg) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// `UFFDIO_API`: the features that the kernel has.
@@ -189,3 +323,7 @@ fn new_fd() -> Result<OwnedFd> {
         )),
     }
 }
+
+#[cfg(test)]
+#[path = "uffd_tests.rs"]
+mod tests;
