@@ -8,7 +8,7 @@ mod support;
 use brant::channel::{Endpoint, Listener};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::{Kind, Result};
-use brant::memory::host::HostView;
+use brant::memory::contents::Contents;
 use brant::memory::Memory;
 use brant::migrate::converge::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
@@ -203,13 +203,13 @@ fn ten_blocks_of_odd_sizes_arrive_byte_for_byte() {
 fn touched(guest: &Guest, name: &str) -> Vec<std::ops::Range<u64>> {
     let map = guest.memory.map();
     let block = map.block_named(name).unwrap();
-    let view = HostView::new();
-    assert!(view.sees_holes(block));
+    let mut contents = Contents::new();
     let mut runs = Vec::new();
-    view.touched(block, Pages(0)..block.pages(), |r| {
-        runs.push(r.start.0..r.end.0)
-    })
-    .unwrap();
+    contents
+        .touched(block, Pages(0)..block.pages(), |r| {
+            runs.push(r.start.0..r.end.0)
+        })
+        .unwrap();
     runs
 }
 

@@ -5,7 +5,8 @@
 mod support;
 
 use brant::error::{Kind, Result};
-use brant::memory::host::{self, HostView};
+use brant::memory::contents::Contents;
+use brant::memory::host;
 use brant::memory::{Block, Memory, SlotDescription, NO_SLOT};
 use brant::migrate::converge::{Facts, Moment, Next};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
@@ -68,13 +69,13 @@ fn address(n: usize, page: usize) -> GuestAddress {
 /// The pages that cost memory.
 fn touched(memory: &Memory, n: usize) -> BTreeSet<usize> {
     let block = block(memory, n);
-    let view = HostView::new();
-    assert!(view.sees_holes(&block));
+    let mut contents = Contents::new();
     let mut pages = BTreeSet::new();
-    view.touched(&block, Pages(0)..block.pages(), |r| {
-        pages.extend(r.start.index()..r.end.index());
-    })
-    .unwrap();
+    contents
+        .touched(&block, Pages(0)..block.pages(), |r| {
+            pages.extend(r.start.index()..r.end.index());
+        })
+        .unwrap();
     pages
 }
 
@@ -144,12 +145,12 @@ impl Machine {
         let range = Pages(first as u64)..Pages((first + count) as u64);
         // Discarded first or last, as VMMs do.
         if first.is_multiple_of(2) {
-            host::discard(&block, range.clone()).unwrap();
+            host::discard(&mut Contents::new(), &block, range.clone()).unwrap();
         }
         let length = (count * PAGE) as u64;
         self.guest.memory.mark_discarded(address(n, first), length);
         if first % 2 == 1 {
-            host::discard(&block, range).unwrap();
+            host::discard(&mut Contents::new(), &block, range).unwrap();
         }
         for page in first..first + count {
             knows.balloon.insert((n, page));

@@ -8,14 +8,15 @@ use super::access;
 use super::address::HostMemory;
 use super::poisoned::Poisoned;
 use super::returned::Returned;
+use super::untouched::Untouched;
 use crate::error::{Error, Kind, Result};
-use crate::page::zero;
 use crate::sys::net::{Part, PartMut};
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use vm_memory::VolatileSlice;
 
@@ -44,11 +45,12 @@ pub struct BlockFlags {
     /// the VMM rewrites).
     pub rom: bool,
     /// Destination: the memory is known to read as zero, so nothing has to be looked at
-    /// before a zero page is left alone.
+    /// before a zero page is left alone. That counts until a page with contents arrives, all pages
+    /// have arrived, or the block is sent; a later incoming into the same memory looks.
     pub zeroed: bool,
 }
 
-/// The file or memfd a block is a shared mapping of.
+/// The file or memfd a block is mapped from.
 #[derive(Debug)]
 pub struct BackingFile {
     /// Ours from here on.
@@ -69,21 +71,10 @@ pub struct BlockDescription {
     pub length: Bytes,
     /// What backs it: a power of two, 4 KiB to 1 GiB.
     pub page_size: Bytes,
-    /// Set for a shared mapping of a file or memfd: makes its holes visible.
+    /// Set for a mapping of a file or memfd: makes its holes visible.
     pub file: Option<BackingFile>,
     /// See [`BlockFlags`].
     pub flags: BlockFlags,
-}
-
-/// How never-touched pages of a block can be told from others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backing {
-    /// Private anonymous memory: `PAGEMAP_SCAN` knows.
-    PrivateAnonymous,
-    /// A shared mapping of the block's file: `SEEK_HOLE` knows.
-    SharedFile,
-    /// Anything else: every page counts as touched.
-    Unknown,
 }
 
 #[derive(Debug, Default)]
@@ -101,10 +92,22 @@ pub struct Block {
     page_size: Bytes,
     file: Option<BackingFile>,
     flags: BlockFlags,
-    backing: Backing,
+    identity: Option<Identity>,
     pins: Pins,
     returned: Returned,
     poisoned: Poisoned,
+    untouched: Mutex<Option<Arc<Untouched>>>,
+    /// Whether it reads as zero: so the VMM said, and nobody has written since.
+    zeroed: AtomicBool,
+}
+
+/// Which file the block's descriptor is of. What the block is mapped from is asked anew
+/// whenever it matters (see [`super::contents`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) kind: mem::FileKind,
 }
 
 // SAFETY: the pointer is an address of guest memory, which every thread of the VMM, the
@@ -123,7 +126,6 @@ impl fmt::Debug for Block {
             .field("length", &self.length.0)
             .field("page_size", &self.page_size.0)
             .field("flags", &self.flags)
-            .field("backing", &self.backing)
             .finish()
     }
 }
@@ -183,10 +185,10 @@ impl Block {
         // Without /proc (a chroot, a sandbox that forbids opening files) nothing is known of the
         // mapping: then every page counts as touched.
         let mapping = pagemap::mapping_of(host as u64, length.0).unwrap_or(pagemap::Mapping::Other);
-        let backing = match (&file, mapping) {
-            (None, pagemap::Mapping::PrivateAnonymous) => Backing::PrivateAnonymous,
-            (Some(file), mapping) => {
-                let (device, inode, regular) = mem::inode_of(file.fd.as_fd())
+        let identity = match &file {
+            None => None,
+            Some(file) => {
+                let (device, inode, _) = mem::inode_of(file.fd.as_fd())
                     .map_err(|e| e.context(format_args!("block `{name}`")))?;
                 if !file.offset.is_multiple_of(PAGE_SIZE) {
                     return invalid(format!(
@@ -197,16 +199,13 @@ impl Block {
                 match mapping {
                     // Some file systems show another device, and another inode, in maps than
                     // in stat: then nothing can be said.
-                    pagemap::Mapping::Shared { device: mapped, .. } if mapped != device => {
-                        Backing::Unknown
-                    }
+                    pagemap::Mapping::Shared { device: mapped, .. } if mapped != device => {}
                     pagemap::Mapping::Shared { inode: mapped, .. } if mapped != inode => {
                         return invalid(format!(
                             "the memory is mapped from another file (inode {mapped}) than the \
                              descriptor given with it (inode {inode})"
                         ));
                     }
-                    // Holes looked for in the wrong place would be taken for pages of zeros.
                     pagemap::Mapping::Shared { offset: mapped, .. } if mapped != file.offset => {
                         return invalid(format!(
                             "the memory is mapped from offset {mapped} of its file, and the \
@@ -214,18 +213,14 @@ impl Block {
                             file.offset
                         ));
                     }
-                    // Other file systems may know of pages in the page cache that their answer
-                    // to SEEK_HOLE leaves out.
-                    pagemap::Mapping::Shared { .. }
-                        if regular && mem::holes_are_exact(file.fd.as_fd()) =>
-                    {
-                        Backing::SharedFile
-                    }
-                    // A private mapping of a file has copies that its holes say nothing of.
-                    _ => Backing::Unknown,
+                    _ => {}
                 }
+                Some(Identity {
+                    device,
+                    inode,
+                    kind: mem::file_kind(file.fd.as_fd()),
+                })
             }
-            _ => Backing::Unknown,
         };
         Ok(Block {
             id,
@@ -235,10 +230,12 @@ impl Block {
             page_size,
             file,
             flags,
-            backing,
+            identity,
             pins: Pins::default(),
             returned: Returned::new(host as u64, length.pages_down(), page_size.0),
             poisoned: Poisoned::new(length.pages_down()),
+            untouched: Mutex::default(),
+            zeroed: AtomicBool::new(flags.zeroed),
         })
     }
 
@@ -266,14 +263,42 @@ impl Block {
     pub fn flags(&self) -> BlockFlags {
         self.flags
     }
-    /// How its never-touched pages are found.
-    pub fn backing(&self) -> Backing {
-        self.backing
-    }
     /// The file behind it, if the VMM gave one.
     pub fn file(&self) -> Option<&BackingFile> {
         self.file.as_ref()
     }
+    /// What file that is.
+    pub(super) fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
+    /// The pages that userfaultfd's log has protected before anybody touched them; `None` while no
+    /// such log of ours watches the block.
+    pub(crate) fn untouched(&self) -> Option<Arc<Untouched>> {
+        self.lock_untouched().clone()
+    }
+
+    /// A log begins to watch the block, or ends.
+    pub(crate) fn watch(&self, untouched: Option<Arc<Untouched>>) {
+        *self.lock_untouched() = untouched;
+    }
+
+    /// Whether it is known to read as zero, as [`BlockFlags::zeroed`] said.
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.zeroed.load(Ordering::Relaxed)
+    }
+
+    /// From now on it may hold anything.
+    pub(crate) fn zeroed_no_more(&self) {
+        if self.is_zeroed() {
+            self.zeroed.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn lock_untouched(&self) -> std::sync::MutexGuard<'_, Option<Arc<Untouched>>> {
+        self.untouched.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// Which of its pages the guest has given back.
     pub fn returned(&self) -> &Returned {
         &self.returned
@@ -328,25 +353,6 @@ impl Block {
         let slice = self.slice(first, count)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel writes it.
         Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
-    }
-
-    /// Splits a run of pages into runs that read as zero and runs that do not, calling `each`
-    /// with a range of pages and whether it is zero. Every page is looked at once. An error, and
-    /// nothing is called, if one of them cannot be read ([`access::readable`]).
-    pub fn split_zeros(
-        &self,
-        range: Range<Pages>,
-        mut each: impl FnMut(Range<Pages>, bool),
-    ) -> Result<()> {
-        let count = Pages(range.end.0.saturating_sub(range.start.0));
-        let slice = self.slice(range.start, count)?;
-        access::readable(self, range.clone())?;
-        // SAFETY: the pages lie in the block, page-aligned, mapped while `self` is borrowed.
-        for run in unsafe { zero::split(slice.ptr_guard().as_ptr(), count.index()) } {
-            let first = range.start + Pages(run.start as u64);
-            each(first..first + Pages(run.len as u64), run.zero);
-        }
-        Ok(())
     }
 
     /// Writes zeros over a run of pages; an error if one of them cannot be written.

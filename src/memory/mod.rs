@@ -6,6 +6,8 @@
 pub mod access;
 mod address;
 pub mod block;
+pub mod contents;
+mod ground;
 pub mod host;
 pub mod index;
 pub mod map;
@@ -14,9 +16,11 @@ pub mod poisoned;
 mod recall;
 pub mod returned;
 pub(crate) mod tree;
+mod untouched;
 
 pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};
 pub use ownership::{Ownership, Whose};
 pub use recall::PinRecall;
+pub(crate) use untouched::Untouched;

@@ -588,6 +588,7 @@ impl Driver {
                 Incomer::Pages(_, header) => self.pages(&header)?,
                 Incomer::Control(Record::Marker(marker)) => {
                     self.check_marker(&marker)?;
+                    self.sink.look_again();
                     // Not what the source says if it goes back.
                     self.stats.pass = self.stats.pass.max(marker.pass);
                     self.outbox.acknowledge(marker.number);

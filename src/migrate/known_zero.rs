@@ -1,137 +1,93 @@
-//! What is known of a block at the destination: which of its pages read as zero, so that a zero
-//! page that arrives for one of them leaves it untouched.
+//! What is known of a block at the destination without looking, and how its pages become zero.
 //!
-//! The host is asked a stretch at a time, and only when a zero page arrives there. So what one
-//! record costs is bounded by its stretch, whatever the block's size and however its memory is
-//! broken up: an incoming that is cancelled ends soon, and a source that announces a block again
-//! and again gets nothing looked at by that. Used by the page sink.
+//! Nothing is known of most memory: when a zero page arrives, [`Contents`] is asked about just that
+//! page, and one that holds nothing stays untouched. So a record costs what it says, whatever the
+//! block's size and however its memory is broken up: an incoming that is cancelled ends soon, and a
+//! source that announces a block again and again gets nothing looked at by that.
+//!
+//! Of a block that the VMM knows to read as zero (`BRANT_RAM_ZEROED`), pages that did not arrive yet
+//! are known. That holds while nobody has written to it: the block remembers that, because the
+//! next incoming is told of the same block. Used by the page sink.
 
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
-use crate::memory::host::HostView;
+use crate::memory::contents::{Contents, Held};
 use crate::memory::Block;
-use crate::units::{Pages, STRETCH_PAGES};
+use crate::units::Pages;
 use std::ops::Range;
 
 /// See the file's description.
 pub(super) struct KnownZero {
-    /// Pages that read as zero without anybody having to look.
-    zero: Bitmap,
-    /// Stretches of which the host was not asked yet.
-    unseen: Bitmap,
+    /// Of a block that reads as zero, pages that do not any more.
+    written: Option<Bitmap>,
 }
 
 impl KnownZero {
-    /// Of a block of `pages` of which nothing is known, and of which the host can tell nothing.
-    pub(super) fn nothing(pages: Pages) -> Result<Self> {
-        Ok(KnownZero {
-            zero: Bitmap::new(pages.index())?,
-            unseen: Bitmap::new(0)?,
-        })
+    /// Of a block of which nothing is known.
+    pub(super) fn nothing() -> Self {
+        KnownZero { written: None }
     }
 
-    /// Of a block that reads as zero.
-    pub(super) fn everything(pages: Pages) -> Result<Self> {
-        let mut known = KnownZero::nothing(pages)?;
-        known.zero.set_all();
-        Ok(known)
+    /// Of `block`, as the VMM gave it to us or an earlier incoming left it.
+    pub(super) fn of(block: &Block) -> Result<Self> {
+        let written = match block.is_zeroed() {
+            true => Some(Bitmap::new(block.pages().index())?),
+            false => None,
+        };
+        Ok(KnownZero { written })
     }
 
-    /// Of a block of which the host knows more than we do yet.
-    pub(super) fn to_be_asked(pages: Pages) -> Result<Self> {
-        let mut known = KnownZero::nothing(pages)?;
-        known.unseen = Bitmap::new(pages.0.div_ceil(STRETCH_PAGES) as usize)?;
-        known.unseen.set_all();
-        Ok(known)
-    }
-
-    /// Pages were, or are about to be, written with contents.
-    pub(super) fn written(&mut self, range: Range<u64>) {
-        let count = range.end - range.start;
-        self.zero.clear_range(range.start as usize, count as usize);
-    }
-
-    /// Pages were given back to the host.
-    pub(super) fn given_back(&mut self, range: Range<u64>) {
-        let count = range.end - range.start;
-        self.zero.set_range(range.start as usize, count as usize);
+    /// Pages of `block` are about to be written with contents.
+    pub(super) fn written(&mut self, block: &Block, range: Range<u64>) {
+        block.zeroed_no_more();
+        if let Some(written) = &mut self.written {
+            let count = range.end - range.start;
+            written.set_range(range.start as usize, count as usize);
+        }
     }
 
     /// Has pages of `block`, which this is the knowledge of, read as zero.
     pub(super) fn make_zero(
         &mut self,
-        view: &HostView,
+        contents: &mut Contents,
         block: &Block,
         range: Range<u64>,
     ) -> Result<()> {
-        self.ask(view, block, &range)?;
+        let Some(written) = &self.written else {
+            return write_zeros(contents, block, range);
+        };
         let (mut at, end) = (range.start as usize, range.end as usize);
-        while at < end {
-            // From here, pages known to be zero, then pages that are not known to be.
-            let known = self
-                .zero
-                .next_run(at, end - at)
-                .filter(|run| run.start < end)
-                .unwrap_or(end..end);
-            if at < known.start {
-                let unknown = Pages(at as u64)..Pages(known.start as u64);
-                let mut to_write = Vec::new();
-                // Reading costs less than writing and leaves shared pages shared.
-                block.split_zeros(unknown, |range, zero| {
-                    if !zero {
-                        to_write.push(range);
-                    }
-                })?;
-                for range in to_write {
-                    block.write_zeros(range)?;
-                }
-                self.zero.set_range(at, known.start - at);
+        while let Some(run) = written.next_run(at, end - at).filter(|r| r.start < end) {
+            write_zeros(contents, block, run.start as u64..run.end as u64)?;
+            at = run.end;
+            if at >= end {
+                break;
             }
-            at = known.end;
         }
         Ok(())
     }
+}
 
-    /// Asks the host about the stretches of `range` that it was not asked about. It tells of more
-    /// than that where it says so in one go, as it does of memory that nobody has touched.
-    fn ask(&mut self, view: &HostView, block: &Block, range: &Range<u64>) -> Result<()> {
-        let last = range.end.div_ceil(STRETCH_PAGES) as usize;
-        let mut stretch = (range.start / STRETCH_PAGES) as usize;
-        while let Some(next) = self.unseen.next_set_before(stretch, last) {
-            let begin = next as u64 * STRETCH_PAGES;
-            // To the next stretch that is known, at the furthest.
-            let known = self.unseen.next_clear(next).unwrap_or(self.unseen.len());
-            let end = (known as u64 * STRETCH_PAGES).min(block.pages().0);
-            let needed = (begin + STRETCH_PAGES).min(end);
-            let mut touched = Vec::new();
-            let mut at = begin;
-            while at < needed {
-                let rest = Pages(at)..Pages(end);
-                at = view
-                    .look(block, rest, |r| touched.push(r.start.0..r.end.0))?
-                    .0;
-            }
-            // A stretch that was looked at in part counts as not looked at.
-            if at < end {
-                at = (at / STRETCH_PAGES * STRETCH_PAGES).max(needed);
-            }
-            self.given_back(begin..at);
-            for run in touched {
-                self.written(run.start.min(at)..run.end.min(at));
-            }
-            let seen = at.div_ceil(STRETCH_PAGES) as usize;
-            self.unseen.clear_range(next, seen - next);
-            stretch = seen;
+fn write_zeros(contents: &mut Contents, block: &Block, range: Range<u64>) -> Result<()> {
+    let mut to_write = Vec::new();
+    // Reading costs less than writing and leaves shared pages shared.
+    contents.split(block, Pages(range.start)..Pages(range.end), |run, held| {
+        if held == Held::Data {
+            to_write.push(run);
         }
-        Ok(())
+    })?;
+    for run in to_write {
+        block.zeroed_no_more();
+        block.write_zeros(run)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::{BlockDescription, BlockFlags, Memory};
-    use crate::units::{Bytes, PAGE_SIZE};
+    use crate::units::{Bytes, PAGE_SIZE, STRETCH_PAGES};
     use std::sync::Arc;
 
     const PAGES: u64 = 5 * STRETCH_PAGES - 7;
@@ -142,7 +98,7 @@ mod tests {
     }
 
     impl Area {
-        fn new() -> Area {
+        fn new(zeroed: bool) -> Area {
             let length = (PAGES * PAGE_SIZE) as usize;
             // SAFETY: a new mapping where the kernel likes.
             let at = unsafe {
@@ -168,7 +124,10 @@ mod tests {
                     length: Pages(PAGES).bytes(),
                     page_size: Bytes(PAGE_SIZE),
                     file: None,
-                    flags: BlockFlags::default(),
+                    flags: BlockFlags {
+                        zeroed,
+                        ..BlockFlags::default()
+                    },
                 })
                 .unwrap();
             let block = Arc::clone(&memory.map().blocks()[0]);
@@ -188,12 +147,14 @@ mod tests {
             unsafe { self.block.page_address(Pages(page)).read_volatile() }
         }
 
-        fn touched(&self, view: &HostView) -> u64 {
+        fn touched(&self) -> u64 {
             let mut pages = 0;
-            view.touched(&self.block, Pages(0)..Pages(PAGES), |r| {
-                pages += r.end.0 - r.start.0;
-            })
-            .unwrap();
+            let mut contents = Contents::new();
+            contents
+                .touched(&self.block, Pages(0)..Pages(PAGES), |r| {
+                    pages += r.end.0 - r.start.0;
+                })
+                .unwrap();
             pages
         }
     }
@@ -207,22 +168,22 @@ mod tests {
 
     #[test]
     fn untouched_pages_stay_untouched_and_all_others_become_zero() {
-        let area = Area::new();
-        let view = HostView::new();
+        let area = Area::new(false);
+        let mut contents = Contents::new();
         // Every other page of the second stretch, more regions than one look returns; and the
         // last page.
         let broken = (STRETCH_PAGES..2 * STRETCH_PAGES).step_by(2);
         let written: Vec<u64> = broken.chain([PAGES - 1]).collect();
         written.iter().for_each(|page| area.write(*page));
-        let before = area.touched(&view);
+        let before = area.touched();
         assert_eq!(before, written.len() as u64);
-        let mut known = KnownZero::to_be_asked(Pages(PAGES)).unwrap();
+        let mut known = KnownZero::of(&area.block).unwrap();
         for stretch in [4, 0, 2, 1, 3] {
             let begin = stretch * STRETCH_PAGES;
             let range = begin + 1..(begin + STRETCH_PAGES).min(PAGES);
-            known.make_zero(&view, &area.block, range).unwrap();
+            known.make_zero(&mut contents, &area.block, range).unwrap();
         }
-        assert_eq!(area.touched(&view), before, "none was touched that was not");
+        assert_eq!(area.touched(), before, "none was touched that was not");
         // The first page of a stretch was not asked for.
         assert_eq!(area.read(STRETCH_PAGES), 9);
         for page in &written[1..] {
@@ -231,30 +192,46 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_before_the_host_was_asked_is_not_taken_for_untouched() {
-        let area = Area::new();
-        let view = HostView::new();
-        let mut known = KnownZero::to_be_asked(Pages(PAGES)).unwrap();
-        known.written(3..5);
-        area.write(3);
-        area.write(4);
-        known.make_zero(&view, &area.block, 0..10).unwrap();
-        assert_eq!((area.read(3), area.read(4)), (0, 0));
-        // And after it.
-        known.written(3..4);
-        area.write(3);
-        known.make_zero(&view, &area.block, 0..10).unwrap();
-        assert_eq!(area.read(3), 0);
+    fn what_arrived_becomes_zero_again_whatever_was_known_of_the_block() {
+        for zeroed in [false, true] {
+            let area = Area::new(zeroed);
+            let mut contents = Contents::new();
+            let mut known = KnownZero::of(&area.block).unwrap();
+            known.written(&area.block, 3..5);
+            area.write(3);
+            area.write(4);
+            known.make_zero(&mut contents, &area.block, 0..10).unwrap();
+            assert_eq!((area.read(3), area.read(4)), (0, 0));
+            // And after it.
+            known.written(&area.block, 3..4);
+            area.write(3);
+            known.make_zero(&mut contents, &area.block, 0..10).unwrap();
+            assert_eq!(area.read(3), 0);
+        }
     }
 
     #[test]
-    fn a_record_asks_about_untouched_memory_once() {
-        let area = Area::new();
-        let view = HostView::new();
-        let mut known = KnownZero::to_be_asked(Pages(PAGES)).unwrap();
-        known.make_zero(&view, &area.block, 0..1).unwrap();
-        assert!(known.unseen.is_empty(), "one look told of all of it");
-        assert_eq!(known.zero.count(), PAGES);
-        assert_eq!(area.touched(&view), 0);
+    fn a_block_counts_as_zeroed_until_something_arrives_for_it() {
+        let area = Area::new(true);
+        let mut contents = Contents::new();
+        // Not so, and nobody looks: that is what the VMM promised.
+        area.write(7);
+        let mut known = KnownZero::of(&area.block).unwrap();
+        known
+            .make_zero(&mut contents, &area.block, 0..PAGES)
+            .unwrap();
+        assert_eq!(area.read(7), 9, "the page was looked at");
+        // Another incoming, after one that brought only zeros.
+        let mut known = KnownZero::of(&area.block).unwrap();
+        known.written(&area.block, 100..101);
+        let mut known = KnownZero::of(&area.block).unwrap();
+        known
+            .make_zero(&mut contents, &area.block, 0..PAGES)
+            .unwrap();
+        assert_eq!(
+            area.read(7),
+            0,
+            "a later incoming took the block for zeroed"
+        );
     }
 }

@@ -7,7 +7,7 @@ use crate::channel::socket::{Channel, Io, Part};
 use crate::dirty::tracker::{Content, Lease, Run};
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
-use crate::memory::host::HostView;
+use crate::memory::contents::{Contents, Held};
 use crate::memory::BlockId;
 use crate::runtime::Recall;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -62,7 +62,7 @@ struct Sent {
 /// The sending side of one channel.
 #[derive(Debug)]
 pub(super) struct Sender {
-    view: HostView,
+    contents: Contents,
     /// Whether the destination takes DISCARD records.
     discards: bool,
     marker: Marker,
@@ -76,7 +76,7 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new() -> Self {
         Sender {
-            view: HostView::new(),
+            contents: Contents::new(),
             discards: false,
             marker: Marker {
                 number: 0,
@@ -102,8 +102,8 @@ impl Sender {
         self.waiting_pages + self.current.pages
     }
 
-    /// Sends runs whose protection has been restored, and before them `first`. In blocks for which
-    /// `look_for_holes`, pages that were never touched are found without reading them.
+    /// Sends runs whose protection has been restored, and before them `first`. Pages that hold
+    /// nothing are found without reading them.
     ///
     /// When `recall` is raised while the peer takes its time, what is left is copied: it has to
     /// be sent next, by [`Sender::send_rest`], once nothing is pinned any more.
@@ -112,12 +112,13 @@ impl Sender {
         channel: &mut Channel,
         first: &[u8],
         runs: &[Run],
-        look_for_holes: &dyn Fn(BlockId) -> bool,
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<(Batch, Option<Vec<u8>>)> {
         // Accounted for before anything can fail: what is not acknowledged goes back.
         for run in runs {
+            // A guest has run here.
+            run.block.zeroed_no_more();
             self.current
                 .runs
                 .push((run.block.id(), run.first, run.count));
@@ -125,31 +126,23 @@ impl Sender {
         }
         let begun = Instant::now();
         let mut records = Records::default();
+        // The runs' protection is back, so what is asked from here on is true of them.
+        self.contents.refresh();
         for run in runs {
             let range = run.first..run.first + run.count;
             if run.content != Content::Used {
                 records.unread(run, range, self.discards);
                 continue;
             }
+            let Sender { contents, .. } = &mut *self;
             run.block.poisoned().split(range, |range, lost| {
                 if lost {
                     records.poisoned(run, range);
                     return Ok(());
                 }
-                if !look_for_holes(run.block.id()) || !self.view.sees_holes(&run.block) {
-                    return records.read(run, range);
-                }
-                let mut touched = Vec::new();
-                self.view
-                    .touched(&run.block, range.clone(), |r| touched.push(r))?;
-                let mut at = range.start;
-                for part in touched {
-                    records.holes(run, at..part.start);
-                    at = part.end;
-                    records.read(run, part)?;
-                }
-                records.holes(run, at..range.end);
-                Ok(())
+                contents.split(&run.block, range, |range, held| {
+                    records.held(run, range, held)
+                })
             })?;
         }
         let parts = records.parts(first)?;
@@ -246,11 +239,11 @@ impl Sender {
 #[derive(Default)]
 struct Records<'a> {
     /// Header, and for a run with contents, where they are.
-    list: Vec<([u8; HEADER_LEN], Option<Contents<'a>>)>,
+    list: Vec<([u8; HEADER_LEN], Option<Piece<'a>>)>,
     batch: Batch,
 }
 
-type Contents<'a> = (&'a Run, Range<Pages>);
+type Piece<'a> = (&'a Run, Range<Pages>);
 
 impl<'a> Records<'a> {
     fn zeros(&mut self, run: &Run, range: Range<Pages>) {
@@ -259,13 +252,6 @@ impl<'a> Records<'a> {
         self.list.push((header.encode(), None));
         self.batch.zero_pages += count.0;
         self.batch.bytes += HEADER_LEN as u64;
-    }
-
-    fn holes(&mut self, run: &Run, range: Range<Pages>) {
-        if range.start < range.end {
-            self.batch.hole_pages += range.end.0 - range.start.0;
-            self.zeros(run, range);
-        }
     }
 
     /// Pages whose contents are lost: what they were is not to be had, so they become zero.
@@ -291,18 +277,22 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Pages that hold something, perhaps only zeros.
-    fn read(&mut self, run: &'a Run, range: Range<Pages>) -> Result<()> {
-        run.block.split_zeros(range, |range, zero| {
-            if zero {
-                return self.zeros(run, range);
+    /// Pages by what they hold.
+    fn held(&mut self, run: &'a Run, range: Range<Pages>, held: Held) {
+        let count = range.end - range.start;
+        match held {
+            Held::Hole => {
+                self.batch.hole_pages += count.0;
+                self.zeros(run, range);
             }
-            let count = range.end - range.start;
-            let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
-            self.list.push((header.encode(), Some((run, range))));
-            self.batch.data_pages += count.0;
-            self.batch.bytes += HEADER_LEN as u64 + count.bytes().0;
-        })
+            Held::Zero => self.zeros(run, range),
+            Held::Data => {
+                let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
+                self.list.push((header.encode(), Some((run, range))));
+                self.batch.data_pages += count.0;
+                self.batch.bytes += HEADER_LEN as u64 + count.bytes().0;
+            }
+        }
     }
 
     /// What to give to the socket after `first`: no page is copied.

@@ -8,8 +8,9 @@
 use super::known_zero::KnownZero;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access;
-use crate::memory::host::{self, HostView};
-use crate::memory::{Block, BlockId, BlockPin, Map, MapObserver, Memory};
+use crate::memory::contents::Contents;
+use crate::memory::host;
+use crate::memory::{Block, BlockPin, Map, MapObserver, Memory};
 use crate::units::{Bytes, Pages};
 use crate::wire::{self, Header};
 use std::collections::{HashMap, HashSet};
@@ -58,11 +59,8 @@ pub(super) struct PageSink {
     /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
     removed: Arc<Removed>,
-    /// What the host knows of our blocks' pages.
-    view: Option<HostView>,
-    /// Blocks of ours that were a target before: they are not as the VMM gave them any more. What
-    /// is known of them is kept, so that announcing one again costs nothing.
-    used: HashMap<BlockId, KnownZero>,
+    /// What our blocks' pages hold.
+    contents: Contents,
     /// What was known of the blocks that arrived.
     spent: Vec<KnownZero>,
     /// Page-run records taken.
@@ -163,8 +161,7 @@ impl PageSink {
             memory,
             targets: HashMap::new(),
             removed,
-            view: None,
-            used: HashMap::new(),
+            contents: Contents::new(),
             spent: Vec::new(),
             records: 0,
             data_pages: 0,
@@ -197,7 +194,7 @@ impl PageSink {
             name: theirs.name.clone(),
             pages: Bytes(theirs.length).pages_down(),
             block: None,
-            zero: KnownZero::nothing(Pages(0))?,
+            zero: KnownZero::nothing(),
         };
         self.targets.insert(theirs.id, target);
         Ok(())
@@ -225,22 +222,13 @@ impl PageSink {
     pub(super) fn add(&mut self, id: u32, block: &Arc<Block>) -> Result<()> {
         self.check_new(id, block.name())?;
         let pages = block.pages();
-        let view = self.view.get_or_insert_with(HostView::new);
-        let known = self.used.remove(&block.id());
-        let zero = match (known, self.memory.pin(block)) {
-            (Some(known), _) => known,
-            // One that was removed this very moment is not looked at: nothing will go there.
-            (None, None) => KnownZero::nothing(pages)?,
-            (None, Some(_pin)) => {
+        let zero = match self.memory.pin(block) {
+            Some(_pin) => {
                 access::file_reaches(block, &(Pages(0)..pages))?;
-                if block.flags().zeroed {
-                    KnownZero::everything(pages)?
-                } else if view.sees_holes(block) {
-                    KnownZero::to_be_asked(pages)?
-                } else {
-                    KnownZero::nothing(pages)?
-                }
+                KnownZero::of(block)?
             }
+            // One that was removed this very moment: nothing will go there.
+            None => KnownZero::nothing(),
         };
         let target = Target {
             name: block.name().to_owned(),
@@ -267,6 +255,8 @@ impl PageSink {
             // Pages that are known to be zero were not touched: nothing else would find that
             // they are gone.
             access::file_reaches(block, &(Pages(0)..target.pages))?;
+            // The VMM loads its state next, and the guest runs.
+            block.zeroed_no_more();
             self.spent.push(target.zero);
         }
         Ok(())
@@ -279,26 +269,30 @@ impl PageSink {
 
     /// Lets go of the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
-        let target = self.targets.remove(&id).ok_or_else(|| unknown(id))?;
-        let map = self.memory.map();
-        // Not of blocks that the VMM has removed here: those never come again.
-        if let Some(block) = target.block.filter(|b| map.block(b.id()).is_some()) {
-            self.used.insert(block.id(), target.zero);
+        match self.targets.remove(&id) {
+            Some(_) => Ok(()),
+            None => Err(unknown(id)),
         }
-        Ok(())
+    }
+
+    /// A marker has come: what our memory is may have changed since the last one.
+    pub(super) fn look_again(&mut self) {
+        self.contents.refresh();
     }
 
     /// The target of a run of pages, pinned; no pin for a block that is gone here. Its pages
     /// may still be on their way when both sides have removed it, and go nowhere.
-    fn target(&mut self, header: &Header) -> Result<(&mut Target, Option<BlockPin>, &HostView)> {
+    fn target(
+        &mut self,
+        header: &Header,
+    ) -> Result<(&mut Target, Option<BlockPin>, &mut Contents)> {
         let target = self
             .targets
             .get_mut(&header.block)
             .ok_or_else(|| unknown(header.block))?;
         header.check_run(target.pages)?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
-        let view = self.view.get_or_insert_with(HostView::new);
-        Ok((target, pin, view))
+        Ok((target, pin, &mut self.contents))
     }
 
     /// The block that the contents of a run of pages go to, pinned; `None` if they go nowhere.
@@ -308,7 +302,7 @@ impl PageSink {
         self.data_pages += u64::from(header.count);
         let (target, pin, _) = self.target(header)?;
         if let Some(block) = &pin {
-            target.zero.written(pages_of(header));
+            target.zero.written(block, pages_of(header));
             block.returned().arrived(pages_of(header));
             block.poisoned().arrived(pages_of(header));
         }
@@ -324,13 +318,13 @@ impl PageSink {
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
         self.records += 1;
         self.zero_pages += u64::from(header.count);
-        let (target, pin, view) = self.target(header)?;
+        let (target, pin, contents) = self.target(header)?;
         let Some(block) = pin else {
             return Ok(());
         };
         block.returned().arrived(pages_of(header));
         block.poisoned().arrived(pages_of(header));
-        target.zero.make_zero(view, &block, pages_of(header))
+        target.zero.make_zero(contents, &block, pages_of(header))
     }
 
     /// Takes a run of pages that the guest has given back.
@@ -339,7 +333,7 @@ impl PageSink {
         self.zero_pages += u64::from(header.count);
         self.skipped_pages += u64::from(header.count);
         let memory = Arc::clone(&self.memory);
-        let (target, pin, view) = self.target(header)?;
+        let (target, pin, contents) = self.target(header)?;
         let Some(block) = pin else {
             return Ok(());
         };
@@ -351,12 +345,11 @@ impl PageSink {
             memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
         }
         for pages in whole {
-            if host::discard(&block, Pages(pages.start)..Pages(pages.end)).is_ok() {
-                target.zero.given_back(pages);
-            }
+            // What cannot be given back is written below.
+            let _ = host::discard(contents, &block, Pages(pages.start)..Pages(pages.end));
         }
         // What is left: part of a larger host page, or memory that cannot be given back.
-        target.zero.make_zero(view, &block, range)
+        target.zero.make_zero(contents, &block, range)
     }
 }
 

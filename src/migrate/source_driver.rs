@@ -94,9 +94,6 @@ pub(super) struct Driver {
     token: Token,
     we_started_tracking: bool,
     cursor: Cursor,
-    /// Blocks of which every page has been sent once; of the others, some may be pages that
-    /// nobody ever touched.
-    walked: HashSet<BlockId>,
     runs: Vec<Run>,
     /// Raised by whoever removes a block.
     recall: Arc<PinRecall>,
@@ -346,7 +343,6 @@ impl Driver {
             token: [0; 16],
             we_started_tracking: false,
             cursor: Cursor::default(),
-            walked: HashSet::new(),
             runs: Vec::new(),
             recall,
             told_poisoned: 0,
@@ -846,8 +842,6 @@ impl Driver {
             }
             let (begun, alone) = (Instant::now(), self.sender.unacknowledged() == 0);
             let Some(batch) = self.send_batch(Pages(batch_pages), io)? else {
-                let map = shared.tracker.memory().map();
-                self.walked.extend(map.blocks().iter().map(|b| b.id()));
                 return Ok(true);
             };
             self.this_pass.pages += batch.read_pages();
@@ -923,9 +917,8 @@ impl Driver {
                 .channel
                 .as_mut()
                 .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-            let look = |id| !self.walked.contains(&id);
             self.sender
-                .send(channel, &news, &runs, &look, &self.recall, io)
+                .send(channel, &news, &runs, &self.recall, io)
                 .map(Some)
         });
         // No pin outlives the batch, or the moment in which somebody wants it.

@@ -4,7 +4,7 @@
 use super::estimate::{choose, Sampled};
 use crate::error::{Error, Result};
 use crate::memory::access;
-use crate::memory::host::HostView;
+use crate::memory::contents::{Contents, Seen};
 use crate::memory::{Block, BlockPin, Memory};
 use crate::units::{Pages, PAGE_SIZE};
 use std::collections::hash_map::RandomState;
@@ -35,7 +35,7 @@ struct Part {
 /// See the file's description.
 pub(super) struct Sample {
     parts: Vec<Part>,
-    host: HostView,
+    contents: Contents,
     zero: u32,
 }
 
@@ -76,7 +76,7 @@ impl Sample {
         }
         Ok(Sample {
             parts,
-            host: HostView::new(),
+            contents: Contents::new(),
             zero: crc32fast::hash(&[0; PAGE_SIZE as usize]),
         })
     }
@@ -89,7 +89,9 @@ impl Sample {
         mut f: impl FnMut(&mut Note, u32),
     ) -> Result<()> {
         let Sample {
-            parts, host, zero, ..
+            parts,
+            contents,
+            zero,
         } = self;
         let mut gone = Vec::new();
         for (i, part) in parts.iter_mut().enumerate() {
@@ -99,8 +101,9 @@ impl Sample {
                     gone.push(i);
                     break;
                 };
+                contents.refresh();
                 for note in notes {
-                    let now = checksum(host, &block, note.page, *zero)?;
+                    let now = checksum(contents, &block, note.page, *zero)?;
                     f(note, now);
                 }
             }
@@ -138,16 +141,20 @@ impl Sample {
 
 /// What a page holds, in 32 bits; two contents are the same by chance once in 2^32. The page
 /// is copied first: the guest may be writing it.
-fn checksum(host: &HostView, block: &BlockPin, page: Pages, zero: u32) -> Result<u32> {
+///
+/// A page that is not there yet, because somebody else's userfaultfd fills it when it is touched,
+/// is not fetched for that. It counts as one that nobody has written; if it is there when it is looked
+/// at again it counts as written, which it may be.
+fn checksum(contents: &mut Contents, block: &BlockPin, page: Pages, zero: u32) -> Result<u32> {
     let just = page..page + Pages(1);
     if block.poisoned().next(just.clone()).is_some() {
         // Nothing is there to be read; it counts as unchanged.
         return Ok(zero);
     }
-    let mut touched = false;
-    host.touched(block, just.clone(), |_| touched = true)?;
-    if !touched {
-        return Ok(zero);
+    match contents.see(block, page)? {
+        Seen::Empty => return Ok(zero),
+        Seen::Absent => return Ok(!zero),
+        Seen::Filled => {}
     }
     access::readable(block, just)?;
     let mut copy = [0u8; PAGE_SIZE as usize];

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::dirty::tracker::Clearing;
-use crate::memory::host::HostView;
+use crate::memory::contents::Contents;
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, Memory};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;
@@ -111,7 +111,7 @@ impl Guest {
         let mut touched = 0;
         for block in self.memory.map().blocks() {
             let all = Pages(0)..block.pages();
-            HostView::new()
+            Contents::new()
                 .touched(block, all, |run| touched += run.end.0 - run.start.0)
                 .unwrap();
         }

@@ -53,6 +53,8 @@ pub struct Area {
     pub inode: u64,
     /// Where in the file the first byte lies.
     pub offset: u64,
+    /// Bytes in a page of it; 0 where only the text is there to be asked.
+    pub page_size: u64,
     /// Private memory of huge pages that has no file of the VMM's. Its inode is one of the kernel's
     /// own, which nobody else can reach.
     pub huge_anonymous: bool,
@@ -90,9 +92,11 @@ impl Maps {
         Ok(maps)
     }
 
-    /// Whether a question costs the same however many mappings there are.
-    pub fn is_quick(&self) -> bool {
-        self.queries
+    /// As on a kernel that has no `PROCMAP_QUERY`.
+    #[cfg(test)]
+    pub(crate) fn text_only(mut self) -> Maps {
+        self.queries = false;
+        self
     }
 
     /// What is mapped at an address; `None` where nothing is.
@@ -146,6 +150,7 @@ impl Maps {
             device: u64::from(found.dev_major) << 32 | u64::from(found.dev_minor),
             inode: found.inode,
             offset: found.vma_offset,
+            page_size: found.vma_page_size,
             huge_anonymous,
         }))
     }
@@ -248,6 +253,7 @@ fn parse(line: &[u8]) -> Option<Area> {
         device,
         inode,
         offset,
+        page_size: 0,
         huge_anonymous: !shared && name == HUGE_ANONYMOUS,
     })
 }

@@ -55,6 +55,13 @@ fn both(address: u64) -> Option<Area> {
         }
     };
     let asked = Maps::open().unwrap().at(address).unwrap().map(page);
+    let asked = asked.map(|area| {
+        assert!(area.page_size == 4096 || area.page_size == 0);
+        Area {
+            page_size: 0,
+            ..area
+        }
+    });
     let mut read = None;
     by_text(address..address + 1, |area| {
         read = Some(page(area));

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Kind, Result};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 const MADV_POPULATE_READ: libc::c_int = 22;
@@ -235,16 +235,116 @@ pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
     Ok((device, stat.st_ino, regular))
 }
 
-/// Whether a file's holes are exactly the pages that were never written, through whatever
-/// mapping: true of tmpfs (memfd, /dev/shm) and hugetlbfs, whose page cache is the file.
-pub fn holes_are_exact(fd: BorrowedFd<'_>) -> bool {
+/// What a file's holes say of its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// tmpfs (memfd, /dev/shm): holes are exactly the pages that were never written, through
+    /// whatever mapping, because its page cache is the file.
+    Tmpfs,
+    /// hugetlbfs: the same is true, but nothing says where they are; `read` finds zeros there and
+    /// allocates nothing.
+    Hugetlbfs,
+    /// Any other, or no regular file. It may know of pages in the page cache that its answer to
+    /// `SEEK_HOLE` leaves out.
+    Other,
+}
+
+/// The kind of the file behind a descriptor, which may be one of a path only.
+pub fn file_kind(fd: BorrowedFd<'_>) -> FileKind {
     const TMPFS_MAGIC: u64 = 0x0102_1994;
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
     // SAFETY: an all-zero statfs is a valid value of that plain structure.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
     let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut stat) };
-    result == 0 && matches!(stat.f_type as u64, TMPFS_MAGIC | HUGETLBFS_MAGIC)
+    let regular = inode_of(fd).is_ok_and(|(_, _, regular)| regular);
+    match stat.f_type as u64 {
+        TMPFS_MAGIC if result == 0 && regular => FileKind::Tmpfs,
+        HUGETLBFS_MAGIC if result == 0 && regular => FileKind::Hugetlbfs,
+        _ => FileKind::Other,
+    }
+}
+
+/// How many pages of a part of a tmpfs file have contents, in memory or in swap
+/// (`cachestat`, 6.5). Looks at that part only, whatever lies around it.
+pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<u64> {
+    const CACHESTAT: libc::c_long = 451;
+    #[repr(C)]
+    struct Part {
+        offset: u64,
+        length: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Counts {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let part = Part { offset, length };
+    let mut counts = Counts::default();
+    // SAFETY: the kernel reads the one structure and fills the other; both outlive the call.
+    let result = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), &part, &mut counts, 0) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(counts.cached + counts.evicted)
+}
+
+/// Which pages from `address` on are in memory, one byte each, its lowest bit set (`mincore`).
+pub fn resident(address: *const u8, pages: &mut [u8]) -> io::Result<()> {
+    let length = pages.len() * 4096;
+    // SAFETY: writes one byte for each page, as many as there are.
+    if unsafe { libc::mincore(address.cast_mut().cast(), length, pages.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether this machine has, or is just giving up, any swap.
+pub fn has_swap() -> bool {
+    // SAFETY: an all-zero sysinfo is a valid value of that plain structure.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    let result = unsafe { libc::sysinfo(&mut info) };
+    result != 0 || info.totalswap != 0
+}
+
+/// The device on which memfds and shared anonymous memory are: the kernel's own tmpfs, which is
+/// mounted nowhere.
+pub fn shared_memory_device() -> Result<u64> {
+    // SAFETY: takes a string, makes a descriptor.
+    let fd = unsafe { libc::memfd_create(c"brant".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last_os("memfd_create"));
+    }
+    // SAFETY: just made, and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    inode_of(fd.as_fd()).map(|(device, _, _)| device)
+}
+
+/// Reads all of `buffer` from a file at `offset`.
+pub fn read_at(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let rest = &mut buffer[done..];
+        let at = (offset + done as u64) as libc::off_t;
+        // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`.
+        let got = unsafe { libc::pread(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
+        match usize::try_from(got) {
+            Ok(0) => return Err(Error::new(Kind::Memory, "the file ended before its block")),
+            Ok(got) => done += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(Error::os("reading the file behind a block", error));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The size of the kernel's base page, in bytes.

@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd;
 
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 
+/// The mapping is registered with a userfaultfd in asynchronous mode.
+pub const WPALLOWED: u64 = 1;
 /// The page is in the page tables.
 pub const PRESENT: u64 = 8;
 /// The page is in swap.

@@ -1,0 +1,615 @@
+//! What pages of a block hold: which of them hold nothing and need not be read, which are
+//! zero, which are data. The one place that decides it, for whoever sends pages, takes them in, or
+//! samples them.
+//!
+//! "Holds nothing" must be proven: a page taken for empty that is not is lost without a word. What
+//! proves it depends on the memory, and is in [`super::ground`]. What is not proven is read.
+//!
+//! Callers restore the protection of a range *before* they ask (clear before copy). Example of
+//! the loss otherwise: page 5 is found to hold nothing; the guest writes it; its dirty bit is cleared
+//! with the rest of the chunk. Each answer is made of questions asked during the call, so whatever
+//! was written before the protection came back is seen, and what is written later is logged.
+//!
+//! A page is also touched by being read: a hole of a file is filled, a huge page is taken
+//! from the pool. So nothing here reads a page to find out whether it is empty.
+
+use super::access;
+use super::block::{Block, BlockId};
+use super::ground::{Below, FileAt, Ground, Looks, Tables, Watcher};
+use super::untouched::Untouched;
+use crate::error::{Error, Kind, Result};
+use crate::page::zero;
+use crate::sys::mem;
+use crate::sys::pagemap::{Pagemap, Query, Region, PFNZERO, PRESENT, SWAPPED, WRITTEN};
+use crate::units::{Pages, PAGE_SIZE};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// What a run of pages holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing, and that was known without reading it: it reads as zero.
+    Hole,
+    /// Zeros.
+    Zero,
+    /// Something else.
+    Data,
+}
+
+/// What one page is like to somebody who does not want to touch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It reads as zero: nobody ever wrote it.
+    Empty,
+    /// It is not there, and what it will hold when it is touched is up to somebody else's
+    /// userfaultfd.
+    Absent,
+    /// It may hold something.
+    Filled,
+}
+
+/// So many pages of private memory are read rather than asked about: a read of one that holds
+/// nothing maps the kernel's page of zeros, and costs less than the question.
+const SHORT: u64 = 8;
+/// So many pages of a file are asked about one by one where the kernel cannot count them.
+const ONE_BY_ONE: u64 = 32;
+/// Pages that are read from a file at once.
+const AT_ONCE: usize = 16;
+/// Pages whose residence is asked for at once.
+const RESIDENCE: usize = 512;
+
+#[repr(C, align(4096))]
+#[derive(Clone)]
+struct Page([u8; PAGE_SIZE as usize]);
+
+/// Says what pages hold. One for each thread that asks, of the process that it is made in.
+#[derive(Debug)]
+pub struct Contents {
+    looks: Looks,
+    scratch: Scratch,
+}
+
+/// What is kept between questions.
+#[derive(Default)]
+struct Scratch {
+    /// What was read from a file.
+    pages: Vec<Page>,
+    /// This kernel has no `cachestat`.
+    counts_nothing: bool,
+    /// Part of a file that is known to have contents, up to its end, for a walk that goes on in it.
+    known: Option<(BlockId, Range<u64>)>,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scratch")
+            .field("counts_nothing", &self.counts_nothing)
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Contents {
+    fn default() -> Self {
+        Contents::new()
+    }
+}
+
+impl Contents {
+    /// Opens what it takes to ask this kernel. Where something cannot be had, less is proven and
+    /// more is read.
+    pub fn new() -> Self {
+        Contents {
+            looks: Looks::new(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// What was seen of mappings until now is asked anew. Before each batch of pages.
+    pub fn refresh(&mut self) {
+        self.looks.refresh();
+    }
+
+    /// Calls `each` with runs of pages, in order, that together are `range`, and what they hold. Pages
+    /// that hold nothing are not touched. An error if one that may hold something cannot be read.
+    pub fn split(
+        &mut self,
+        block: &Block,
+        range: Range<Pages>,
+        mut each: impl FnMut(Range<Pages>, Held),
+    ) -> Result<()> {
+        self.on_ground(block, range, |this, ground, range| {
+            let short = range.end.0 - range.start.0 <= SHORT;
+            let cheap = ground.below == Below::Zero && ground.huge.is_none();
+            if cheap && short || ground.watcher == Watcher::Somebody {
+                return this.read(block, &ground, range, &mut each);
+            }
+            let mut at = range.start;
+            // What is read is read after the questions: their answers share a descriptor.
+            let mut filled = Vec::new();
+            this.filled(block, &ground, range.clone(), &mut |run| filled.push(run))?;
+            for run in filled {
+                if at < run.start {
+                    each(at..run.start, Held::Hole);
+                }
+                at = run.end;
+                this.read(block, &ground, run, &mut each)?;
+            }
+            if at < range.end {
+                each(at..range.end, Held::Hole);
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `filled` with each run of pages of `range` that may hold something, in order. What it is
+    /// not called with reads as zero, and nothing is touched.
+    pub fn touched(
+        &mut self,
+        block: &Block,
+        range: Range<Pages>,
+        mut filled: impl FnMut(Range<Pages>),
+    ) -> Result<()> {
+        self.on_ground(block, range, |this, ground, range| {
+            if ground.watcher == Watcher::Somebody {
+                filled(range);
+                return Ok(());
+            }
+            this.filled(block, &ground, range, &mut filled)
+        })
+    }
+
+    /// What one page is like, without touching it.
+    pub fn see(&mut self, block: &Block, page: Pages) -> Result<Seen> {
+        let mut seen = Seen::Empty;
+        self.on_ground(block, page..page + Pages(1), |this, ground, range| {
+            if ground.watcher == Watcher::Somebody {
+                seen = Seen::Absent;
+            }
+            this.filled(block, &ground, range, &mut |_| seen = Seen::Filled)
+        })?;
+        Ok(seen)
+    }
+
+    /// Calls `f` with each piece of `range` that is one kind of memory.
+    pub(super) fn on_ground(
+        &mut self,
+        block: &Block,
+        range: Range<Pages>,
+        mut f: impl FnMut(&mut Self, Ground, Range<Pages>) -> Result<()>,
+    ) -> Result<()> {
+        if range.end > block.pages() {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("block `{}` has {} pages", block.name(), block.pages()),
+            ));
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let ground = self.looks.at(block, at);
+            let end = ground.end.min(range.end);
+            f(self, ground, at..end)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The descriptor of the file that memory is mapped from.
+    pub(super) fn file<'a>(&'a self, block: &'a Block, at: FileAt) -> Option<BorrowedFd<'a>> {
+        self.looks.file(block, at)
+    }
+
+    /// Pages that may hold something, whoever watches.
+    fn filled(
+        &mut self,
+        block: &Block,
+        ground: &Ground,
+        range: Range<Pages>,
+        filled: &mut dyn FnMut(Range<Pages>),
+    ) -> Result<()> {
+        let file = match ground.below {
+            Below::Tmpfs(at) | Below::Hugetlbfs(at) => self.looks.file(block, at),
+            _ => None,
+        };
+        let mut question = Question {
+            block,
+            ground,
+            pagemap: self.looks.pagemap(),
+            file,
+            untouched: match ground.watcher {
+                Watcher::Log => block.untouched(),
+                _ => None,
+            },
+            scratch: &mut self.scratch,
+        };
+        let mut merged = Merged {
+            run: range.start..range.start,
+            filled,
+        };
+        question.tables(range, &mut |run| merged.add(run))?;
+        merged.end();
+        Ok(())
+    }
+
+    /// Looks at every byte of pages that may hold something.
+    fn read(
+        &self,
+        block: &Block,
+        ground: &Ground,
+        range: Range<Pages>,
+        each: &mut impl FnMut(Range<Pages>, Held),
+    ) -> Result<()> {
+        let count = Pages(range.end.0.saturating_sub(range.start.0));
+        let slice = block.slice(range.start, count)?;
+        // The only place where guest memory that was not just asked about here is read, so the place
+        // to make sure that it can be.
+        let readable = access::readable(block, range.clone());
+        if readable.is_err() && ground.watcher == Watcher::Somebody {
+            self.have_filled(block, range.clone())?;
+            access::readable(block, range.clone())?;
+        } else {
+            readable?;
+        }
+        // SAFETY: the pages lie in the block, page-aligned, mapped while `block` is borrowed.
+        for run in unsafe { zero::split(slice.ptr_guard().as_ptr(), count.index()) } {
+            let first = range.start + Pages(run.start as u64);
+            let held = if run.zero { Held::Zero } else { Held::Data };
+            each(first..first + Pages(run.len as u64), held);
+        }
+        Ok(())
+    }
+
+    /// Touches pages that are not there, as guest code would. Some userfaultfds serve faults of
+    /// user code only (`UFFD_USER_MODE_ONLY`), and the kernel's question whether such a page can be
+    /// read is refused.
+    fn have_filled(&self, block: &Block, range: Range<Pages>) -> Result<()> {
+        let Some(pagemap) = self.looks.pagemap() else {
+            return Ok(());
+        };
+        let touch = |absent: Range<Pages>| {
+            for page in absent.start.0..absent.end.0 {
+                // SAFETY: a page of the block, without an entry: its userfaultfd is asked for it, and
+                // this thread waits.
+                unsafe { block.page_address(Pages(page)).read_volatile() };
+            }
+        };
+        let mut at = range.start;
+        let any = Query {
+            any: PRESENT | SWAPPED,
+            report: PRESENT | SWAPPED,
+            ..Query::default()
+        };
+        entries(pagemap, block, range.clone(), &any, |run, _| {
+            touch(at..run.start);
+            at = run.end;
+            Ok(())
+        })?;
+        touch(at..range.end);
+        Ok(())
+    }
+}
+
+/// Joins runs that touch.
+struct Merged<'a> {
+    run: Range<Pages>,
+    filled: &'a mut dyn FnMut(Range<Pages>),
+}
+
+impl Merged<'_> {
+    fn add(&mut self, run: Range<Pages>) {
+        if run.start >= run.end {
+            return;
+        }
+        if self.run.end == run.start && self.run.start < self.run.end {
+            self.run.end = run.end;
+            return;
+        }
+        self.end();
+        self.run = run;
+    }
+
+    fn end(&mut self) {
+        if self.run.start < self.run.end {
+            (self.filled)(self.run.clone());
+        }
+    }
+}
+
+/// One question about pages of one kind of memory.
+struct Question<'a> {
+    block: &'a Block,
+    ground: &'a Ground,
+    pagemap: Option<&'a Pagemap>,
+    file: Option<BorrowedFd<'a>>,
+    untouched: Option<Arc<Untouched>>,
+    scratch: &'a mut Scratch,
+}
+
+type Filled<'a> = dyn FnMut(Range<Pages>) + 'a;
+
+impl Question<'_> {
+    /// What page tables know, and for the rest what lies below.
+    fn tables(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
+        let (block, ground) = (self.block, self.ground);
+        let pagemap = match (ground.tables, self.pagemap) {
+            (Tables::Silent, _) | (_, None) => return self.below(range, filled),
+            (_, Some(pagemap)) => pagemap,
+        };
+        let private = ground.tables == Tables::Private;
+        let swapped = if private { SWAPPED } else { 0 };
+        let written = if self.untouched.is_some() { WRITTEN } else { 0 };
+        let query = Query {
+            any: PRESENT | swapped,
+            report: PRESENT | SWAPPED | PFNZERO | written,
+            ..Query::default()
+        };
+        let mut at = range.start;
+        let untouched = self.untouched.clone();
+        entries(pagemap, block, range.clone(), &query, |run, is| {
+            // The kernel's page of zeros was put there by a read; nobody has written.
+            if is & PFNZERO != 0 && ground.below == Below::Zero {
+                return Ok(());
+            }
+            // Our log's marker looks like a page in swap. It is one that was written if the mark is off,
+            // and if the log has no note of it there was something when it was made.
+            if let Some(untouched) = untouched.as_ref().filter(|_| is & (PRESENT | WRITTEN) == 0) {
+                let mut noted = Vec::new();
+                untouched.runs(run.clone(), |run| noted.push(run));
+                let mut from = run.start;
+                for hidden in noted {
+                    self.entry(&mut at, from..hidden.start, filled)?;
+                    from = hidden.end;
+                }
+                return self.entry(&mut at, from..run.end, filled);
+            }
+            self.entry(&mut at, run, filled)
+        })?;
+        self.below(at..range.end, filled)
+    }
+
+    /// Pages that have an entry, and so hold something; those since `at` have none.
+    fn entry(&mut self, at: &mut Pages, run: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
+        if run.start < run.end {
+            self.below(*at..run.start, filled)?;
+            *at = run.end;
+            filled(run);
+        }
+        Ok(())
+    }
+
+    fn below(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        match (self.ground.below, self.file) {
+            (Below::Zero, _) => Ok(()),
+            (Below::Tmpfs(at), Some(file)) => self.tmpfs(file, at, range, filled),
+            (Below::Hugetlbfs(at), Some(file)) => {
+                self.hugetlbfs(file, at, range, filled);
+                Ok(())
+            }
+            (Below::Cached, _) => {
+                self.cached(range, filled);
+                Ok(())
+            }
+            (Below::Unknown | Below::Tmpfs(_) | Below::Hugetlbfs(_), _) => {
+                filled(range);
+                Ok(())
+            }
+        }
+    }
+
+    /// A tmpfs file. Counting its pages in a range costs that range, whatever lies around it; asking
+    /// where a hole begins (`SEEK_HOLE`) costs a walk to the end of the data.
+    fn tmpfs(
+        &mut self,
+        file: BorrowedFd<'_>,
+        at: FileAt,
+        range: Range<Pages>,
+        filled: &mut Filled<'_>,
+    ) -> Result<()> {
+        if self.scratch.counts_nothing {
+            return self.by_seeking(file, at, range, filled);
+        }
+        let pages = range.end - range.start;
+        let count = match count(file, at, &range) {
+            Ok(count) => count,
+            Err(e) => {
+                // Of some files a process may not ask; some kernels never heard of it.
+                self.scratch.counts_nothing = e.raw_os_error() == Some(libc::ENOSYS);
+                return self.by_seeking(file, at, range, filled);
+            }
+        };
+        if count == 0 {
+            return Ok(());
+        }
+        if count >= pages.0 {
+            filled(range);
+            return Ok(());
+        }
+        // Some of each. What is in our page tables is the most of it, as a rule, and known at once.
+        let (Some(pagemap), Tables::Silent) = (self.pagemap, self.ground.tables) else {
+            halves(file, at, range, filled);
+            return Ok(());
+        };
+        let present = Query {
+            all: PRESENT,
+            report: PRESENT,
+            ..Query::default()
+        };
+        let mut from = range.start;
+        entries(pagemap, self.block, range.clone(), &present, |run, _| {
+            if from < run.start {
+                halves(file, at, from..run.start, filled);
+            }
+            from = run.end;
+            filled(run);
+            Ok(())
+        })?;
+        if from < range.end {
+            halves(file, at, from..range.end, filled);
+        }
+        Ok(())
+    }
+
+    /// The same where the kernel cannot count (before 6.5). What is known to be data is not asked about
+    /// again; whether a page is a hole is asked each time, which costs little.
+    fn by_seeking(
+        &mut self,
+        file: BorrowedFd<'_>,
+        at: FileAt,
+        range: Range<Pages>,
+        filled: &mut Filled<'_>,
+    ) -> Result<()> {
+        let first = at.offset(range.start);
+        let page = |offset: u64| range.start + Pages((offset - first) / PAGE_SIZE);
+        let end = at.offset(range.end);
+        let mut from = first;
+        // A walk that begins anew finds out anew: holes may have been punched.
+        let mut known = self.scratch.known.take().filter(|(block, known)| {
+            *block == self.block.id() && known.start <= first && first < known.end
+        });
+        while from < end {
+            let (data, to) = match &mut known {
+                Some((_, known)) if known.contains(&from) => {
+                    known.start = from;
+                    (from, known.end.min(end))
+                }
+                _ => {
+                    let data = mem::seek_data(file, from)?.unwrap_or(end) & !(PAGE_SIZE - 1);
+                    if data >= end {
+                        break;
+                    }
+                    let data = data.max(from);
+                    if (end - first) / PAGE_SIZE <= ONE_BY_ONE {
+                        (data, data + PAGE_SIZE)
+                    } else {
+                        let hole = mem::seek_hole(file, data)?.unwrap_or(end);
+                        let hole = hole.next_multiple_of(PAGE_SIZE).max(data + PAGE_SIZE);
+                        known = Some((self.block.id(), data..hole));
+                        (data, hole.min(end))
+                    }
+                }
+            };
+            filled(page(data)..page(to));
+            from = to;
+        }
+        self.scratch.known = known;
+        Ok(())
+    }
+
+    /// A hugetlbfs file says nothing of its holes, but reading *the file* finds zeros there and takes no
+    /// huge page from the pool, as reading the mapping would.
+    fn hugetlbfs(
+        &mut self,
+        file: BorrowedFd<'_>,
+        at: FileAt,
+        range: Range<Pages>,
+        filled: &mut Filled<'_>,
+    ) {
+        let pages = &mut self.scratch.pages;
+        pages.resize(AT_ONCE, Page([0; PAGE_SIZE as usize]));
+        let mut from = range.start;
+        while from < range.end {
+            let count = ((range.end - from).0 as usize).min(AT_ONCE);
+            let to = from + Pages(count as u64);
+            let bytes = count * PAGE_SIZE as usize;
+            // SAFETY: the pages are initialised bytes without padding, one behind the other.
+            let buffer =
+                unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), bytes) };
+            match mem::read_at(file, at.offset(from), buffer) {
+                // SAFETY: the buffer is so many pages, aligned, and ours.
+                Ok(()) => unsafe { zero::split(buffer.as_ptr(), count) }
+                    .filter(|run| !run.zero)
+                    .for_each(|run| {
+                        let first = from + Pages(run.start as u64);
+                        filled(first..first + Pages(run.len as u64));
+                    }),
+                // What is wrong with it is for whoever reads the page to say.
+                Err(_) => filled(from..to),
+            }
+            from = to;
+        }
+    }
+
+    /// Shared memory that nobody gave a descriptor of. What is not in the page cache is in swap or
+    /// nowhere. (A page that is in swap now stays there until the swap is given up, so the second
+    /// question is asked after the first.)
+    fn cached(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) {
+        let mut from = range.start;
+        while from < range.end {
+            let count = ((range.end - from).0 as usize).min(RESIDENCE);
+            let to = from + Pages(count as u64);
+            let mut here = [0u8; RESIDENCE];
+            let here = &mut here[..count];
+            let asked = mem::resident(self.block.page_address(from), here);
+            if asked.is_err() || (here.contains(&0) && mem::has_swap()) {
+                filled(from..to);
+            } else {
+                for (i, _) in here.iter().enumerate().filter(|(_, is)| **is & 1 != 0) {
+                    let page = from + Pages(i as u64);
+                    filled(page..page + Pages(1));
+                }
+            }
+            from = to;
+        }
+    }
+}
+
+fn count(file: BorrowedFd<'_>, at: FileAt, range: &Range<Pages>) -> std::io::Result<u64> {
+    let length = (range.end - range.start).bytes().0;
+    mem::pages_with_contents(file, at.offset(range.start), length)
+}
+
+/// Finds the holes of a part of a tmpfs file by halves. Each half is asked about by itself: what one
+/// count says of the other would be true of no one moment.
+fn halves(file: BorrowedFd<'_>, at: FileAt, range: Range<Pages>, filled: &mut Filled<'_>) {
+    let pages = (range.end - range.start).0;
+    match count(file, at, &range) {
+        Ok(0) => {}
+        Ok(count) if count < pages && pages > 1 => {
+            let middle = range.start + Pages(pages / 2);
+            halves(file, at, range.start..middle, filled);
+            halves(file, at, middle..range.end, filled);
+        }
+        _ => filled(range),
+    }
+}
+
+/// Calls `each` with each run of pages whose entries match, and what they are.
+fn entries(
+    pagemap: &Pagemap,
+    block: &Block,
+    range: Range<Pages>,
+    query: &Query,
+    mut each: impl FnMut(Range<Pages>, u64) -> Result<()>,
+) -> Result<()> {
+    let base = block.host() as u64;
+    let page = |address: u64| Pages((address - base) / PAGE_SIZE);
+    let mut at = base + range.start.bytes().0;
+    let end = base + range.end.bytes().0;
+    let mut regions = [Region::default(); 64];
+    while at < end {
+        let (found, walked) = pagemap.scan(at..end, query, &mut regions)?;
+        for region in &regions[..found] {
+            // A huge page comes whole.
+            let (start, to) = (region.start.max(at), region.end.min(end));
+            if start < to {
+                each(page(start)..page(to), region.categories)?;
+            }
+        }
+        if walked <= at {
+            return Err(Error::new(
+                Kind::Kernel,
+                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
+            ));
+        }
+        at = walked;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "contents_tests.rs"]
+mod tests;
