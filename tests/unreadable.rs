@@ -591,6 +591,39 @@ fn a_full_tmpfs_at_the_destination_fails_the_migration() {
     });
 }
 
+/// This thread, and those that it makes, without privileges until this is dropped.
+struct Rights([u32; 6]);
+
+const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
+
+impl Rights {
+    fn given_up() -> Rights {
+        // Effective, permitted and inheritable, twice.
+        let mut rights = [0u32; 6];
+        // SAFETY: the kernel reads two words and fills six.
+        let got =
+            unsafe { libc::syscall(libc::SYS_capget, CAPABILITIES.as_ptr(), rights.as_mut_ptr()) };
+        assert_eq!(got, 0);
+        let mut none = rights;
+        (none[0], none[3]) = (0, 0);
+        Rights::set(&none);
+        Rights(rights)
+    }
+
+    fn set(rights: &[u32; 6]) {
+        // SAFETY: the kernel reads two words and six.
+        let set =
+            unsafe { libc::syscall(libc::SYS_capset, CAPABILITIES.as_ptr(), rights.as_ptr()) };
+        assert_eq!(set, 0);
+    }
+}
+
+impl Drop for Rights {
+    fn drop(&mut self) {
+        Rights::set(&self.0);
+    }
+}
+
 #[test]
 fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_error_elsewhere() {
     let name =
@@ -608,7 +641,7 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
         let outcome = migrate(&source, &destination, None);
         outcome.source.unwrap();
         assert_eq!((destination.get(0), destination.get(252)), (7, 7));
-        // The same memory without its descriptor: every page counts as touched.
+        // The same memory without its descriptor. Who may look behind mappings finds the file.
         let blind = Memory::new().unwrap();
         blind
             .add_block(BlockDescription {
@@ -621,8 +654,16 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
                 flags: BlockFlags::default(),
             })
             .unwrap();
-        let tracker = Tracker::new(Arc::new(blind), Clearing::default()).unwrap();
-        let outcome = migrate_with(tracker, &destination, None);
+        let blind = Arc::new(blind);
+        let migrate = || {
+            let tracker = Tracker::new(Arc::clone(&blind), Clearing::default()).unwrap();
+            migrate_with(tracker, &Side::new(Made::Private), None)
+        };
+        migrate().source.unwrap();
+        // To others every page counts as touched.
+        let rights = Rights::given_up();
+        let outcome = migrate();
+        drop(rights);
         outcome.assert_source_failed(1, "is its file system full");
         unmount(&dir);
     });
