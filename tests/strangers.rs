@@ -361,6 +361,7 @@ fn descriptors(most: libc::rlim_t) -> libc::rlim_t {
     };
     // SAFETY: a structure on this stack frame.
     assert_eq!(
+        // SAFETY: the kernel fills the structure, which outlives the call.
         unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) },
         0
     );

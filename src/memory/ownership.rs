@@ -6,13 +6,13 @@
 //! outlives the migration that gave the guest away. Whoever begins something asks here first,
 //! and asking and beginning are one step under one lock.
 //!
-//! The rules are [`Guest`], a pure value that is tested by table. [`Ownership`] puts it behind a
-//! lock, and lets `pause` wait for [`Ownership::kick`]s that have begun: a VMM may kick its vCPUs
+//! The rules are `Guest`, a pure value that is tested by table. [`Ownership`] puts it behind a
+//! lock, and lets `pause` wait for kicks (`Ownership::kick`) that have begun: a VMM may kick its vCPUs
 //! by stopping and starting the guest, so that a kick after the hand-over would run a guest that
 //! runs elsewhere.
 //!
-//! A migration holds a [`Claim`], from its start to the end of its object. What the claim says
-//! follows the migration's state ([`Stage`]). Used by the migrations and by dirty logs that kick.
+//! A migration holds a `Claim`, from its start to the end of its object. What the claim says
+//! follows the migration's state (`Stage`). Used by the migrations and by dirty logs that kick.
 
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -342,7 +342,7 @@ impl Ownership {
         self.claim(Guest::arrives)
     }
 
-    /// The VMM says that the guest runs here: see [`Guest::runs_here`].
+    /// The VMM says that the guest runs here: see `Guest::runs_here`.
     pub fn runs_here(&self) -> Result<()> {
         self.say(Guest::runs_here)
     }

@@ -179,10 +179,9 @@ impl Params {
                 )?;
             }
         }
-        for total in [self.total_timeout, self.incoming_timeout] {
-            if let Some(total) = total {
-                within("the total timeout", total, ms, HOUR * 24 * 30)?;
-            }
+        let totals = [self.total_timeout, self.incoming_timeout];
+        for total in totals.into_iter().flatten() {
+            within("the total timeout", total, ms, HOUR * 24 * 30)?;
         }
         within("the connect timeout", self.connect_timeout, ms, HOUR)?;
         within("the I/O timeout", self.io_timeout, ms, HOUR)?;
