@@ -73,12 +73,6 @@ impl<'a> Io<'a> {
         }
     }
 
-    /// The same, no longer than to a moment that belongs to no parameter.
-    #[must_use]
-    pub fn with_deadline(self, deadline: Deadline) -> Io<'a> {
-        self.within(deadline)
-    }
-
     /// The same, for `what`.
     #[must_use]
     pub fn of(self, what: &'static str) -> Io<'a> {
@@ -408,6 +402,12 @@ impl Channel {
                 },
             }
         }
+    }
+
+    /// How many bytes of what was sent the peer has not: its kernel (TCP), or itself (a unix
+    /// socket). 0 where the kernel does not tell.
+    pub fn held(&self) -> u64 {
+        net::unsent(self.fd.as_fd()).unwrap_or(0)
     }
 
     /// Whether the peer has closed its end, or the connection has failed.

@@ -190,8 +190,8 @@ impl Work for Driver {
                     run_micros: self.stats.run_us,
                 });
                 if let Some(channel) = &mut self.channel {
-                    let io = Io::patient(shared.params.io_timeout)
-                        .with_deadline(Deadline::after(shared.params.io_timeout));
+                    let io = shared.params.io();
+                    let io = Io::patient(io).within(io.from_now()).of("RUNNING");
                     // The guest runs here whether or not the source hears of it.
                     if let Err(e) = self.outbox.send(channel, &running, &io) {
                         self.vmm.event(
@@ -711,21 +711,10 @@ impl Driver {
 
     fn await_handover(&mut self) -> Result<()> {
         let left = self.window.map(|window| window.left(clock::boottime()));
-        let window = Timeout::new("the source's hand-over timeout", left.unwrap_or_default());
-        let limit = self.shared.params.switchover().from_now();
-        let came = self
-            .next(limit.earlier(window.from_now()), "HANDOVER")
-            .map_err(|e| match e.kind() {
-                Kind::Timeout if !self.handover_counts() => Error::new(
-                    Kind::Timeout,
-                    format!(
-                        "waiting for HANDOVER: the source's hand-over timeout of {:?} ran out, and \
-                         a later hand-over would run nothing",
-                        self.handover_limit
-                    ),
-                ),
-                _ => e,
-            });
+        let window = Timeout::new("the source's hand-over timeout", self.handover_limit);
+        let window = window.with_left(left.unwrap_or_default());
+        let limit = self.shared.params.switchover().from_now().earlier(window);
+        let came = self.next(limit, "HANDOVER");
         match came? {
             Incomer::Control(Record::Handover(handover)) if handover.token == self.token => Ok(()),
             Incomer::Control(Record::Handover(_)) => Err(Error::new(

@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Limit, Timeout};
-use crate::units::PAGE_SIZE;
 use crate::wire;
 use std::time::{Duration, Instant};
 
@@ -133,13 +132,16 @@ impl Params {
         transfer(self.io(), bytes)
     }
 
-    /// For the next acknowledgement: of what may be sent between two markers.
-    pub(super) fn acknowledgement(&self) -> Timeout {
-        let pages = self.transfer(super::sender::MARKER_PAGES * PAGE_SIZE);
-        Timeout::new(
-            "the limit on one acknowledgement (the I/O timeout, and 64 MiB at 64 KiB/s)",
-            pages.length(),
-        )
+    /// For the next acknowledgement, while the connection still holds `held` bytes of what was
+    /// sent: a slow link is no idle peer.
+    pub(super) fn acknowledgement(&self, held: u64) -> Timeout {
+        match held {
+            0 => self.io(),
+            _ => Timeout::new(
+                "the limit on one acknowledgement (the I/O timeout, and what is on its way at 64 KiB/s)",
+                self.transfer(held).length(),
+            ),
+        }
     }
 
     /// What the guest may stand still.

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// After so many pages a marker is due, so that the account stays short.
-pub(super) const MARKER_PAGES: u64 = 16 << 10;
+const MARKER_PAGES: u64 = 16 << 10;
 /// Or after so many runs.
 const MARKER_RUNS: usize = 4096;
 

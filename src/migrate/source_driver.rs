@@ -1,6 +1,8 @@
 //! The source's driver: carries out what [`super::switchover::source`] says, on a thread of
 //! its own, and turns what came of it into the next event. It decides nothing.
 
+mod negotiate;
+
 use super::bandwidth::{Bandwidth, DirtyRate};
 use super::blockers::Blockers;
 use super::callbacks::Callbacks;
@@ -15,7 +17,7 @@ use super::sender::{Batch, Sender};
 use super::session::{self, Blobs, TELL};
 use super::sink::describe;
 use super::switchover::source::{Action, Event, State};
-use super::switchover::window::Window;
+use super::switchover::window::{Window, MARGIN};
 use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io, Part};
@@ -25,10 +27,10 @@ use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, PinRecall};
 use crate::runtime::{Limit, Timeout};
-use crate::sys::{clock, mem};
+use crate::sys::clock;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::{EventKind, Vmm};
-use crate::wire::{self, Hello, Record, Token};
+use crate::wire::{self, Record, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -451,8 +453,11 @@ impl Driver {
         let left = self.window.map_or(Duration::ZERO, |window| {
             window.until_decided(clock::boottime())
         });
-        let limit = Timeout::new("the rest of the hand-over timeout and a second", left);
-        Io::patient(limit).within(limit.from_now())
+        let of = Timeout::new(
+            "the hand-over timeout and one second, counted from READY,",
+            self.shared.params.handover_timeout + MARGIN,
+        );
+        Io::patient(of).within(of.with_left(left))
     }
 
     /// Between two steps of the switchover: has somebody cancelled, is the time up?
@@ -492,81 +497,6 @@ impl Driver {
         self.shared.params.total(self.begun)
     }
 
-    /// The VMM's configuration is asked for before there is a connection: a destination that
-    /// looks at several connections takes the first one on which something is said.
-    fn connect(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        mem::random(&mut self.token)?;
-        let mut early = Blobs::default();
-        self.vmm
-            .call("early_save", |vmm| vmm.early_save(&mut early))?;
-        self.blobs = early;
-        let limit = shared.params.connect().from_now().earlier(self.total());
-        self.channel = Some(match self.target.take() {
-            Some(Target::Endpoint(endpoint)) => {
-                Channel::connect(&endpoint, &shared.handle.cancel, limit)?
-            }
-            Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
-            None => return Err(Error::new(Kind::Internal, "connected twice")),
-        });
-        Ok(())
-    }
-
-    fn negotiate(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let params = &shared.params;
-        let early = std::mem::take(&mut self.blobs);
-        // One limit for all of it, whatever the destination takes its time for.
-        let limit = params.connect().from_now().earlier(self.total());
-        let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
-        let ours = params.ours();
-        let hello = Hello {
-            version_min: ours.version_min,
-            version_max: ours.version_max,
-            features_offered: ours.offered,
-            features_required: ours.required,
-            token: self.token,
-            channel: 0,
-            channels: 1,
-            page_shift: PAGE_SHIFT as u8,
-            software: session::software(),
-        };
-        let Driver { channel, inbox, .. } = self;
-        let Some(channel) = channel else {
-            return Err(Error::new(Kind::Internal, "no connection"));
-        };
-        session::send(channel, &Record::Hello(hello), &io.of("HELLO"))?;
-        match inbox.wait(channel, &io.of("HELLO_REPLY"))? {
-            Record::HelloReply(reply) => {
-                wire::check_reply(&reply, &ours)?;
-                self.sender
-                    .set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
-            }
-            other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
-        }
-        early.send_early(channel, &io.of("EARLY"))?;
-        // A destination that builds itself, or looks through its memory, says nothing meanwhile.
-        let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
-        match inbox.wait(channel, &answer.of("EARLY_OK"))? {
-            Record::EarlyOk => {}
-            other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
-        }
-        let map = shared.tracker.memory().map();
-        for block in map.blocks() {
-            session::send(channel, &Record::Block(describe(block)), &io.of("BLOCK"))?;
-            self.announced.insert(block.id());
-        }
-        let end = wire::LayoutEnd {
-            blocks: map.blocks().len() as u32,
-            bytes: map.total().0,
-        };
-        session::send(channel, &Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
-        match inbox.wait(channel, &answer.of("LAYOUT_OK"))? {
-            Record::LayoutOk => Ok(()),
-            other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
-        }
-    }
-
     /// What the destination said meanwhile: acknowledgements, or that it is over.
     fn listen(&mut self) -> Result<()> {
         let Some(channel) = &mut self.channel else {
@@ -586,13 +516,11 @@ impl Driver {
     }
 
     /// A destination that takes pages and acknowledges none would have the account of them grow
-    /// without bound. Each next acknowledgement has as long as a marker's pages take on the
-    /// slowest link: one that says KEEPALIVE meanwhile is not idle.
+    /// without bound. Each next acknowledgement has its limit: one that says KEEPALIVE meanwhile
+    /// would never be idle.
     fn await_acknowledgements(&mut self, most: usize, io: &Io<'_>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         while self.sender.markers_waiting() > most {
-            let next = shared.params.acknowledgement().from_now();
-            let io = io.within(next).of("an acknowledgement");
             let Driver {
                 channel,
                 inbox,
@@ -602,6 +530,9 @@ impl Driver {
             let Some(channel) = channel else {
                 return Ok(());
             };
+            let next = shared.params.acknowledgement(channel.held());
+            let io = Io { idle: next, ..*io };
+            let io = io.within(next.from_now()).of("an acknowledgement");
             match inbox.wait(channel, &io)? {
                 Record::Ack(ack) => sender.acknowledged(ack.number)?,
                 other => return Err(session::unexpected(other.record_type(), "ACK")),

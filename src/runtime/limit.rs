@@ -43,6 +43,14 @@ impl Timeout {
         }
     }
 
+    /// Its end, if `left` of it is left.
+    pub fn with_left(self, left: Duration) -> Limit {
+        Limit {
+            at: Deadline::after(left),
+            of: self,
+        }
+    }
+
     /// The longer of two.
     #[must_use]
     pub fn longer(self, other: Timeout) -> Timeout {
@@ -62,11 +70,10 @@ impl From<Duration> for Timeout {
 
 impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.length < Duration::from_secs(1) {
-            write!(f, "{} of {} ms", self.name, self.length.as_secs_f64() * 1e3)
-        } else {
-            let ms = self.length.as_millis();
-            write!(f, "{} of {} s", self.name, ms as f64 / 1e3)
+        let ms = self.length.as_millis();
+        match ms {
+            0..1000 => write!(f, "{} of {ms} ms", self.name),
+            _ => write!(f, "{} of {} s", self.name, ms as f64 / 1e3),
         }
     }
 }

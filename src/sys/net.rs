@@ -286,6 +286,15 @@ pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// How many bytes a socket holds that were sent: of TCP's, those which the peer's kernel has not
+/// acknowledged; of a unix socket's, those which the peer has not read (`SIOCOUTQ`, tcp(7)).
+pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int, on this stack frame.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(bytes.max(0) as u64)
+}
+
 /// What scatter lists are cut by: a place in memory and its length.
 pub trait Piece: Copy {
     /// A piece of no bytes.

@@ -1,0 +1,90 @@
+//! The source's side of a session's beginning: the connection, and what both sides agree on
+//! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
+//! `docs/limits.md`.
+
+use super::{Driver, Target};
+use crate::channel::socket::{Channel, Io};
+use crate::error::{Error, Kind, Result};
+use crate::migrate::session::{self, Blobs};
+use crate::migrate::sink::describe;
+use crate::sys::mem;
+use crate::units::PAGE_SHIFT;
+use crate::wire::{self, Hello, Record};
+use std::sync::Arc;
+
+impl Driver {
+    /// The VMM's configuration is asked for before there is a connection: a destination that
+    /// looks at several connections takes the first one on which something is said.
+    pub(super) fn connect(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        mem::random(&mut self.token)?;
+        let mut early = Blobs::default();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut early))?;
+        self.blobs = early;
+        let limit = shared.params.connect().from_now().earlier(self.total());
+        self.channel = Some(match self.target.take() {
+            Some(Target::Endpoint(endpoint)) => {
+                Channel::connect(&endpoint, &shared.handle.cancel, limit)?
+            }
+            Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
+            None => return Err(Error::new(Kind::Internal, "connected twice")),
+        });
+        Ok(())
+    }
+
+    pub(super) fn negotiate(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let early = std::mem::take(&mut self.blobs);
+        // One limit for all of it, whatever the destination takes its time for.
+        let limit = params.connect().from_now().earlier(self.total());
+        let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
+        let ours = params.ours();
+        let hello = Hello {
+            version_min: ours.version_min,
+            version_max: ours.version_max,
+            features_offered: ours.offered,
+            features_required: ours.required,
+            token: self.token,
+            channel: 0,
+            channels: 1,
+            page_shift: PAGE_SHIFT as u8,
+            software: session::software(),
+        };
+        let Driver { channel, inbox, .. } = self;
+        let Some(channel) = channel else {
+            return Err(Error::new(Kind::Internal, "no connection"));
+        };
+        session::send(channel, &Record::Hello(hello), &io.of("HELLO"))?;
+        match inbox.wait(channel, &io.of("HELLO_REPLY"))? {
+            Record::HelloReply(reply) => {
+                wire::check_reply(&reply, &ours)?;
+                self.sender
+                    .set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
+            }
+            other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
+        }
+        early.send_early(channel, &io.of("EARLY"))?;
+        // A destination that builds itself, or looks through its memory, says nothing meanwhile.
+        let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
+        match inbox.wait(channel, &answer.of("EARLY_OK"))? {
+            Record::EarlyOk => {}
+            other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
+        }
+        let map = shared.tracker.memory().map();
+        for block in map.blocks() {
+            session::send(channel, &Record::Block(describe(block)), &io.of("BLOCK"))?;
+            self.announced.insert(block.id());
+        }
+        let end = wire::LayoutEnd {
+            blocks: map.blocks().len() as u32,
+            bytes: map.total().0,
+        };
+        session::send(channel, &Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
+        match inbox.wait(channel, &answer.of("LAYOUT_OK"))? {
+            Record::LayoutOk => Ok(()),
+            other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Peers that are slow in one of three manners, limits of which one is short, and what to expect
+//! of a migration then. Used by `tests/source_limits.rs` and `tests/destination_limits.rs`.
+#![allow(dead_code)]
+
+use brant::error::{Error, Kind};
+use brant::migrate::Params;
+use brant::wire::Record;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub const MS: Duration = Duration::from_millis(1);
+/// The limit that is to run out. Before it does, the place that a test is about must be reached.
+pub const SHORT: Duration = Duration::from_millis(1000);
+/// The same of the whole migration.
+pub const TOTAL: Duration = Duration::from_millis(3000);
+/// All other limits.
+pub const NEVER: Duration = Duration::from_secs(600);
+/// Far more than the short ones on a busy machine, and far less than the others.
+pub const SOON: Duration = Duration::from_secs(25);
+
+/// How a peer stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Says and takes nothing.
+    Silent,
+    /// Says a byte of what is right, takes some bytes, now and then.
+    Trickles,
+    /// Says KEEPALIVE, and takes nothing.
+    Chatters,
+}
+pub use Manner::{Chatters, Silent, Trickles};
+
+/// Which parameter is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short {
+    Connect,
+    Io,
+    /// Both: between two records a destination waits for the longer.
+    IoAndSwitchover,
+    Switchover,
+    /// The source's; a destination is told.
+    Handover,
+    Total,
+    None,
+}
+
+impl Short {
+    pub fn params(self) -> Params {
+        let is = |short: &[Short]| match self {
+            _ if !short.contains(&self) => NEVER,
+            Short::Total => TOTAL,
+            _ => SHORT,
+        };
+        Params {
+            switchover_bandwidth: Some(1 << 30),
+            connect_timeout: is(&[Short::Connect]),
+            io_timeout: is(&[Short::Io, Short::IoAndSwitchover]),
+            switchover_timeout: is(&[Short::Switchover, Short::IoAndSwitchover]),
+            handover_timeout: is(&[Short::Handover]),
+            total_timeout: Some(is(&[Short::Total])),
+            incoming_timeout: Some(is(&[Short::Total])),
+            ..Params::default()
+        }
+    }
+
+    /// How a message names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Short::Connect => "the connect timeout of 1 s ran out",
+            Short::Io | Short::IoAndSwitchover => "the I/O timeout of 1 s ran out",
+            Short::Switchover => "the switchover timeout of 1 s ran out",
+            Short::Handover => "the hand-over timeout and one second, counted from READY, of 2 s",
+            Short::Total => "the total timeout of 3 s ran out",
+            Short::None => "",
+        }
+    }
+}
+
+/// A record limit has the time of its bytes on top.
+pub const RECORD: &str =
+    "the limit on one record (the I/O timeout, and its bytes at 64 KiB/s) of 1.";
+
+pub fn bytes(record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    record.encode(&mut bytes).unwrap();
+    bytes
+}
+
+/// Stays in its manner until the other side closes or `stop`. Of `right` it says a byte at a time.
+pub fn stay(socket: &UnixStream, manner: Manner, right: &[u8], reads: bool, stop: &AtomicBool) {
+    socket.set_read_timeout(Some(MS * 5)).unwrap();
+    socket.set_write_timeout(Some(MS * 50)).unwrap();
+    let keepalive = bytes(&Record::Keepalive);
+    let mut socket = socket;
+    // Not the last byte: the right answer would end the wait.
+    let mut right = right[..right.len().saturating_sub(1)].iter();
+    while !stop.load(Ordering::SeqCst) {
+        match manner {
+            Silent => {}
+            Trickles if reads => {
+                let _ = socket.read(&mut [0; 2000]);
+            }
+            Trickles => {
+                if let Some(byte) = right.next() {
+                    let _ = socket.write_all(&[*byte]);
+                }
+            }
+            Chatters => {
+                if socket.write_all(&keepalive).is_err() {
+                    // No room, or no peer: a part of one may have gone.
+                    break;
+                }
+            }
+        }
+        std::thread::sleep(MS * 10);
+    }
+    while !stop.load(Ordering::SeqCst) {
+        std::thread::sleep(MS);
+    }
+}
+
+/// What came of it, and how long it took.
+pub struct End {
+    pub error: Error,
+    pub took: Duration,
+}
+
+impl End {
+    pub fn check(&self, what: &str, kinds: &[Kind], awaited: &str, limit: &str) {
+        let End { error, took } = self;
+        println!("{what}: {took:?}: {error}");
+        assert!(
+            kinds.contains(&error.kind()),
+            "{what}: {:?} {error}",
+            error.kind()
+        );
+        assert!(
+            error.message().contains(awaited),
+            "{what}: {awaited} in: {error}"
+        );
+        assert!(
+            error.message().contains(limit),
+            "{what}: {limit} in: {error}"
+        );
+        assert!(*took < SOON, "{what}: {took:?}");
+    }
+}
+/// A tenth of a second is promised.
+pub const PROMPT: Duration = Duration::from_secs(2);
+
+pub fn prompt(what: &str, cancel: impl FnOnce()) {
+    let begun = Instant::now();
+    cancel();
+    let took = begun.elapsed();
+    println!("cancelled, {what}: {took:?}");
+    assert!(took < PROMPT, "{what}: {took:?}");
+}
