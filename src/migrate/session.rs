@@ -24,8 +24,16 @@ pub(super) const TELL: Duration = Duration::from_millis(20);
 pub(super) fn send(channel: &mut Channel, record: &Record, io: &Io<'_>) -> Result<()> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + 128);
     record.encode(&mut bytes)?;
+    send_bytes(channel, &bytes, io)
+}
+
+/// The same for records that were encoded before, a few at once; none is fine.
+pub(super) fn send_bytes(channel: &mut Channel, records: &[u8], io: &Io<'_>) -> Result<()> {
+    if records.is_empty() {
+        return Ok(());
+    }
     let io = io.within(io.idle.from_now());
-    channel.send(&[Part::bytes(&bytes)], &io)
+    channel.send(&[Part::bytes(records)], &io)
 }
 
 /// A blob that waits to be sent.

@@ -58,6 +58,8 @@ pub(super) struct PageSink {
     memory: Arc<Memory>,
     /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
+    /// Their names.
+    names: HashSet<String>,
     removed: Arc<Removed>,
     /// What our blocks' pages hold.
     contents: Contents,
@@ -114,8 +116,9 @@ pub(super) fn layout_difference(source: &[wire::Block], map: &Map) -> Option<Str
         };
         differences.extend(block_difference(theirs, ours));
     }
+    let names: HashSet<&str> = source.iter().map(|theirs| &*theirs.name).collect();
     for ours in map.blocks() {
-        if !source.iter().any(|theirs| theirs.name == ours.name()) {
+        if !names.contains(ours.name()) {
             differences.push(format!(
                 "the destination has a block `{}` of {} bytes and the source has none of that name",
                 ours.name(),
@@ -160,6 +163,7 @@ impl PageSink {
         PageSink {
             memory,
             targets: HashMap::new(),
+            names: HashSet::new(),
             removed,
             contents: Contents::new(),
             spent: Vec::new(),
@@ -196,7 +200,7 @@ impl PageSink {
             block: None,
             zero: KnownZero::nothing(),
         };
-        self.targets.insert(theirs.id, target);
+        self.insert(theirs.id, target);
         Ok(())
     }
 
@@ -209,13 +213,18 @@ impl PageSink {
                 format!("block {id} is announced twice"),
             ));
         }
-        if self.targets.values().any(|t| t.name == name) {
+        if self.names.contains(name) {
             return Err(Error::new(
                 Kind::Protocol,
                 format!("block `{name}` is announced again, as {id}, and was not removed"),
             ));
         }
         Ok(())
+    }
+
+    fn insert(&mut self, id: u32, target: Target) {
+        self.names.insert(target.name.clone());
+        self.targets.insert(id, target);
     }
 
     /// Takes pages of the source's block `id` into `block` from now on.
@@ -236,7 +245,7 @@ impl PageSink {
             block: Some(Arc::clone(block)),
             zero,
         };
-        self.targets.insert(id, target);
+        self.insert(id, target);
         Ok(())
     }
 
@@ -247,6 +256,7 @@ impl PageSink {
     /// is left to [`PageSink::free`].
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
+        self.names.clear();
         for (_, target) in self.targets.drain() {
             let here = target.block.as_ref().and_then(|b| map.block(b.id()));
             let Some(block) = here else {
@@ -269,10 +279,9 @@ impl PageSink {
 
     /// Lets go of the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
-        match self.targets.remove(&id) {
-            Some(_) => Ok(()),
-            None => Err(unknown(id)),
-        }
+        let target = self.targets.remove(&id).ok_or_else(|| unknown(id))?;
+        self.names.remove(&target.name);
+        Ok(())
     }
 
     /// A marker has come: what our memory is may have changed since the last one.

@@ -25,7 +25,7 @@ use crate::channel::Endpoint;
 use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, SyncReport, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockId, PinRecall};
+use crate::memory::{BlockId, Map, PinRecall};
 use crate::runtime::{Limit, Timeout};
 use crate::sys::clock;
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
@@ -93,6 +93,8 @@ pub(super) struct Driver {
     begun: Instant,
     /// Blocks that the destination knows.
     announced: HashSet<BlockId>,
+    /// The map whose removals it has been told of.
+    announced_at: Option<u64>,
     token: Token,
     we_started_tracking: bool,
     cursor: Cursor,
@@ -342,6 +344,7 @@ impl Driver {
             sender: Sender::new(),
             begun: Instant::now(),
             announced: HashSet::new(),
+            announced_at: None,
             token: [0; 16],
             we_started_tracking: false,
             cursor: Cursor::default(),
@@ -909,17 +912,25 @@ impl Driver {
     /// with their pins.
     fn news(&mut self, runs: &[Run]) -> Result<Vec<u8>> {
         let mut news = Vec::new();
-        // Those that went first: one that comes may have the name of one that went.
-        let map = self.shared.tracker.memory().map();
-        let gone: Vec<BlockId> = self
-            .announced
-            .iter()
-            .copied()
-            .filter(|id| map.block(*id).is_none() && runs.iter().all(|r| r.block.id() != *id))
-            .collect();
-        for id in gone {
-            Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
-            self.announced.remove(&id);
+        // Those that went first: one that comes may have the name of one that went. Only when the
+        // map has changed: this is asked with every batch.
+        let memory = self.shared.tracker.memory();
+        if self.announced_at != Some(memory.with_map(Map::generation)) {
+            let map = memory.map();
+            let mut gone = self.announced.clone();
+            gone.retain(|id| map.block(*id).is_none());
+            // One that runs are still sent of is told of with a later batch.
+            let before = gone.len();
+            for run in runs {
+                gone.remove(&run.block.id());
+            }
+            for id in &gone {
+                Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
+                self.announced.remove(id);
+            }
+            if gone.len() == before {
+                self.announced_at = Some(map.generation());
+            }
         }
         for run in runs {
             if self.announced.contains(&run.block.id()) {

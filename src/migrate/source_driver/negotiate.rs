@@ -12,6 +12,9 @@ use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, Record};
 use std::sync::Arc;
 
+/// So many bytes of BLOCK records go out in one call.
+const LAYOUT_BYTES: usize = 32 << 10;
+
 impl Driver {
     /// The VMM's configuration is asked for before there is a connection: a destination that
     /// looks at several connections takes the first one on which something is said.
@@ -73,10 +76,18 @@ impl Driver {
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.tracker.memory().map();
+        // Many in one call: a guest may have thousands.
+        let mut layout = Vec::new();
         for block in map.blocks() {
-            session::send(channel, &Record::Block(describe(block)), &io.of("BLOCK"))?;
+            Record::Block(describe(block)).encode(&mut layout)?;
+            if layout.len() >= LAYOUT_BYTES {
+                session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
+                layout.clear();
+            }
             self.announced.insert(block.id());
         }
+        session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
+        self.announced_at = Some(map.generation());
         let end = wire::LayoutEnd {
             blocks: map.blocks().len() as u32,
             bytes: map.total().0,
