@@ -718,7 +718,8 @@ struct inside {
     brant_outgoing *out;
     brant_incoming *in;
     bool cancel_source, cancel_destination;
-    int32_t source_wait, source_free, source_cancel, source_stats, busy, second;
+    int32_t source_wait, source_free, source_cancel, source_stats, taken, second;
+    size_t taken_runs;
     int32_t destination_wait, destination_free, destination_cancel;
     atomic_int threads, masked, started_first;
     atomic_int events, completed, failed;
@@ -730,13 +731,13 @@ static int32_t inside_early_save(void *opaque, brant_saver *saver, brant_reason 
     struct inside *t = opaque;
     brant_stats stats = { .size = sizeof stats };
     brant_run run;
-    size_t count;
 
     (void)reason;
     t->source_wait = brant_outgoing_wait(t->out, BRANT_NO_LIMIT, NULL);
     t->source_free = brant_outgoing_free(t->out);
     t->source_stats = brant_outgoing_get_stats(t->out, &stats, NULL);
-    t->busy = brant_tracker_take(t->source.tracker, &run, 1, &count, NULL);
+    t->taken_runs = 7;
+    t->taken = brant_tracker_take(t->source.tracker, &run, 1, &t->taken_runs, NULL);
     t->second = brant_outgoing_start(t->out, "tcp:127.0.0.1:1", NULL);
     if (t->cancel_source)
         t->source_cancel = brant_outgoing_cancel(t->out, NULL);
@@ -865,7 +866,8 @@ static void callbacks(void)
            t->destination_wait == BRANT_E_CALLBACK && t->destination_free == BRANT_E_CALLBACK,
        "waiting and freeing inside a callback are errors, not deadlocks");
     ok(t->source_stats == 0, "the figures can be read inside a callback");
-    equal(t->busy, BRANT_E_BUSY, "while a migration runs nobody else takes its pages");
+    ok(t->taken == 0 && t->taken_runs == 0,
+       "while a migration runs the VMM takes what is pending for itself, not what it sends");
     ok(t->second != 0 && brant_outgoing_start(t->out, "tcp:127.0.0.1:1", NULL) == BRANT_E_STATE,
        "a migration is started once");
     equal(t->destination_cancel, BRANT_E_STATE, "a guest that was handed over cannot be sent back");

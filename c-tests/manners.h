@@ -61,6 +61,7 @@ struct args {
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
+    brant_consumer_stats brant_consumer_stats;
     brant_rate_params brant_rate_params;
     brant_dirty_rate brant_dirty_rate;
     brant_run runs[RUNS];
@@ -112,6 +113,7 @@ struct side_of { struct world *w; bool destination; };
 struct world {
     brant_guest *guest, *there;
     brant_tracker *tracker;
+    brant_consumer *consumer;
     brant_rate *rate;
     brant_outgoing *outgoing;
     brant_incoming *incoming;
@@ -291,6 +293,7 @@ static void args_fill(struct args *a)
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
+    a->brant_consumer_stats.size = sizeof a->brant_consumer_stats;
     a->brant_rate_params.size = sizeof a->brant_rate_params;
     a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
 }
@@ -460,6 +463,9 @@ static void world_begin(struct world *w, enum state state)
     guest_make(&w->guest, memory[0]);
     guest_make(&w->there, memory[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
+    /* One that is done: what is tracked is a matter of the state. */
+    MUST(brant_consumer_new(w->tracker, BRANT_START_CLEAN, &w->consumer, NULL));
+    MUST(brant_consumer_stop(w->consumer, NULL));
     MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
     MUST(brant_outgoing_new(w->guest, w->tracker, &all_operations, &w->sides[0], &params,
                             &w->outgoing, NULL));
@@ -492,6 +498,8 @@ static void world_enter(struct world *w, enum state state)
     switch (state) {
     case TRACKING:
         MUST(brant_tracker_start(w->tracker, BRANT_START_CLEAN, NULL));
+        brant_consumer_free(w->consumer);
+        MUST(brant_consumer_new(w->tracker, BRANT_START_CLEAN, &w->consumer, NULL));
         brant_tracker_mark(w->tracker, 0, BLOCK);
         break;
     case RUNNING: /* with peers that say nothing */
@@ -543,6 +551,7 @@ static void world_end(struct world *w)
     brant_unblock(w->blocker);
     brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
+    brant_consumer_free(w->consumer);
     brant_guest_free(w->guest);
     brant_guest_free(w->there);
     brant_bitmap_free(w->bitmap);

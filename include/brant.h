@@ -39,6 +39,27 @@
 #define BRANT_BITMAP_BITS_MAX 1099511627776
 
 /**
+ * Every page is pending at the start: for whoever copies them all and then what changes.
+ */
+#define BRANT_START_ALL 0
+
+/**
+ * No page is pending at the start: only what is written from now on is found.
+ */
+#define BRANT_START_CLEAN 1
+
+/**
+ * The guest may be running.
+ */
+#define BRANT_SYNC_RUNNING 0
+
+/**
+ * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
+ * an error instead of "all dirty".
+ */
+#define BRANT_SYNC_STOPPED 1
+
+/**
  * An argument is outside its stated limits.
  */
 #define BRANT_E_INVALID (-1)
@@ -312,14 +333,14 @@
 
 /**
  * By all logs of the tracker: every page that is written is counted. The guest pays a write
- * fault for each, twice in the period. Not while the tracker is in use.
+ * fault for each, twice in the period. Whoever else uses the tracker loses nothing by it.
  */
 #define BRANT_RATE_BY_LOG 0
 
 /**
  * By the contents of some pages, read at the begin and the end of the period: an estimate, at
- * no cost to the guest. Works with a tracker that has no log, and while it is in use. Pages
- * written with what they held already are not seen.
+ * no cost to the guest. Works with a tracker that has no log. Pages written with what they held
+ * already are not seen.
  */
 #define BRANT_RATE_BY_SAMPLING 1
 
@@ -543,27 +564,6 @@
 #define BRANT_SWITCHED_BY_VMM 1
 
 /**
- * Every page is pending at the start: for whoever copies them all and then what changes.
- */
-#define BRANT_START_ALL 0
-
-/**
- * No page is pending at the start: only what is written from now on is found.
- */
-#define BRANT_START_CLEAN 1
-
-/**
- * The guest may be running.
- */
-#define BRANT_SYNC_RUNNING 0
-
-/**
- * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
- * an error instead of "all dirty".
- */
-#define BRANT_SYNC_STOPPED 1
-
-/**
  * Version of this header.
  */
 #define BRANT_VERSION_MAJOR 0
@@ -593,6 +593,22 @@ typedef struct brant_bitmap brant_bitmap;
  * A reason why a guest cannot move, until it is taken back with `brant_unblock`.
  */
 typedef struct brant_blocker brant_blocker;
+
+/**
+ * One more consumer of a tracker, beside the VMM itself: an incremental backup, a chain of
+ * snapshots, a monitor. It has its own pending pages: all that was written since it was made and
+ * that it has not taken. Nobody takes them from it, neither another consumer nor a migration.
+ *
+ * Example: a backup has copied memory and keeps a consumer. 100 pages are written and synced; a
+ * migration of the guest begins, syncs, sends, and fails. The backup takes 100 pages and what the
+ * guest has written meanwhile.
+ *
+ * Its pages cost memory from when it is made until it is freed: one bit for each page of the
+ * guest, of which what is never set is never touched. All functions may be called from any
+ * thread, and wait for a sync or take that is going on, on whichever consumer of the tracker. Freeing it
+ * is the last call on it; the tracker may be freed before it.
+ */
+typedef struct brant_consumer brant_consumer;
 
 /**
  * The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
@@ -668,12 +684,141 @@ typedef struct brant_saver brant_saver;
  * Tracks which pages of a guest are written. It merges what all logs find into what is
  * pending, and hands pending pages out after restoring their protection.
  *
+ * What is pending is kept apart for each consumer of the tracker: the VMM itself
+ * (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), whoever it makes with
+ * `brant_consumer_new`, a migration, a measurement of the dirty rate. A sync, whoever asks for it,
+ * adds what it found to what is pending for each of them; a take empties what is pending for
+ * the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
+ * others have all they had and all that was written since.
+ *
  * Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
- * be called from any thread too; those that start, stop, sync, take or put back are
- * BRANT_E_BUSY while a migration runs on the tracker or another such call is going on. Freeing
- * it is the last call on it, after the last mark.
+ * be called from any thread too, and waits for a sync or take that is going on. Freeing
+ * it is the last call on it, after the last mark; its consumers may be freed later.
  */
 typedef struct brant_tracker brant_tracker;
+
+/**
+ * What a sync found and what it cost.
+ */
+typedef struct brant_sync {
+    /**
+     * sizeof(brant_sync).
+     */
+    size_t size;
+    /**
+     * Pages that became pending for the consumer that asked; one that was pending for it already
+     * does not count again. So for all figures of pages here.
+     */
+    uint64_t found_pages;
+    /**
+     * Pages pending for it now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Nanoseconds, all of it.
+     */
+    uint64_t time_ns;
+    /**
+     * Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
+     */
+    uint64_t kvm_ns;
+    /**
+     * Pages found by KVM's logs.
+     */
+    uint64_t kvm_pages;
+    /**
+     * Nanoseconds for the VMM's own marks.
+     */
+    uint64_t reported_ns;
+    /**
+     * Pages found by the VMM's own marks and by nothing else before.
+     */
+    uint64_t reported_pages;
+    /**
+     * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
+     */
+    uint64_t warnings;
+    /**
+     * Nanoseconds for the logs of vhost and vhost-user back ends.
+     */
+    uint64_t vhost_ns;
+    /**
+     * Pages found by them.
+     */
+    uint64_t vhost_pages;
+    /**
+     * Nanoseconds for VFIO's and iommufd's logs.
+     */
+    uint64_t vfio_ns;
+    /**
+     * Pages found by them.
+     */
+    uint64_t vfio_pages;
+    /**
+     * Nanoseconds for userfaultfd's write protection.
+     */
+    uint64_t userfault_ns;
+    /**
+     * Pages found by it.
+     */
+    uint64_t userfault_pages;
+} brant_sync;
+
+/**
+ * A run of pages that was taken: read them now, or put them back.
+ */
+typedef struct brant_run {
+    /**
+     * Address of the first page in this process.
+     */
+    void *host;
+    /**
+     * First page, in the block.
+     */
+    uint64_t first_page;
+    /**
+     * How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
+     */
+    uint64_t pages;
+    /**
+     * The block's number.
+     */
+    uint32_t block;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} brant_run;
+
+/**
+ * A consumer's running totals since it was made.
+ */
+typedef struct brant_consumer_stats {
+    /**
+     * sizeof(brant_consumer_stats).
+     */
+    size_t size;
+    /**
+     * Pages pending now.
+     */
+    uint64_t pending_pages;
+    /**
+     * Syncs that it heard of, whoever asked for them.
+     */
+    uint64_t syncs;
+    /**
+     * Pages that became pending by them.
+     */
+    uint64_t found_pages;
+    /**
+     * Pages put back.
+     */
+    uint64_t put_back_pages;
+    /**
+     * Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`.
+     */
+    uint64_t started;
+} brant_consumer_stats;
 
 /**
  * A RAM block: guest memory that is contiguous in this process.
@@ -1401,99 +1546,9 @@ typedef struct brant_kvm {
 } brant_kvm;
 
 /**
- * What a sync found and what it cost.
- */
-typedef struct brant_sync {
-    /**
-     * sizeof(brant_sync).
-     */
-    size_t size;
-    /**
-     * Pages that became pending; one that was pending already does not count again.
-     */
-    uint64_t found_pages;
-    /**
-     * Pages pending now.
-     */
-    uint64_t pending_pages;
-    /**
-     * Nanoseconds, all of it.
-     */
-    uint64_t time_ns;
-    /**
-     * Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
-     */
-    uint64_t kvm_ns;
-    /**
-     * Pages found by KVM's logs.
-     */
-    uint64_t kvm_pages;
-    /**
-     * Nanoseconds for the VMM's own marks.
-     */
-    uint64_t reported_ns;
-    /**
-     * Pages found by the VMM's own marks and by nothing else before.
-     */
-    uint64_t reported_pages;
-    /**
-     * Logs that failed, so that all they cover counts as dirty, or that will deliver later.
-     */
-    uint64_t warnings;
-    /**
-     * Nanoseconds for the logs of vhost and vhost-user back ends.
-     */
-    uint64_t vhost_ns;
-    /**
-     * Pages found by them.
-     */
-    uint64_t vhost_pages;
-    /**
-     * Nanoseconds for VFIO's and iommufd's logs.
-     */
-    uint64_t vfio_ns;
-    /**
-     * Pages found by them.
-     */
-    uint64_t vfio_pages;
-    /**
-     * Nanoseconds for userfaultfd's write protection.
-     */
-    uint64_t userfault_ns;
-    /**
-     * Pages found by it.
-     */
-    uint64_t userfault_pages;
-} brant_sync;
-
-/**
- * A run of pages that was taken: read them now, or put them back.
- */
-typedef struct brant_run {
-    /**
-     * Address of the first page in this process.
-     */
-    void *host;
-    /**
-     * First page, in the block.
-     */
-    uint64_t first_page;
-    /**
-     * How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
-     */
-    uint64_t pages;
-    /**
-     * The block's number.
-     */
-    uint32_t block;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
-} brant_run;
-
-/**
- * Running totals since tracking started.
+ * Running totals. Those of pages found, pending and put back are the VMM's own (see
+ * brant_tracker), since `brant_tracker_start`; the others are of all consumers together, since
+ * the first of them started.
  */
 typedef struct brant_tracker_stats {
     /**
@@ -1501,15 +1556,15 @@ typedef struct brant_tracker_stats {
      */
     size_t size;
     /**
-     * Pages pending now.
+     * Pages pending now for the VMM.
      */
     uint64_t pending_pages;
     /**
-     * Syncs made.
+     * Syncs made, whoever asked.
      */
     uint64_t syncs;
     /**
-     * Pages found by them.
+     * Pages that became pending for the VMM.
      */
     uint64_t found_pages;
     /**
@@ -1525,7 +1580,7 @@ typedef struct brant_tracker_stats {
      */
     uint64_t longest_clear_ns;
     /**
-     * Pages put back.
+     * Pages that the VMM put back.
      */
     uint64_t put_back_pages;
     /**
@@ -1543,7 +1598,7 @@ typedef struct brant_tracker_stats {
      */
     uint32_t chunk_shift;
     /**
-     * Whether tracking is on: 1 or 0.
+     * Whether tracking is on, for any consumer: 1 or 0.
      */
     uint32_t started;
     /**
@@ -1800,6 +1855,63 @@ int32_t brant_bitmap_next_run(const struct brant_bitmap *bitmap,
                               uint64_t longest,
                               uint64_t *first,
                               uint64_t *count);
+
+/**
+ * Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the guest
+ * is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for it.
+ * The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean start
+ * beside others harvests the logs (for the others) and restores the protection of what they have
+ * pending, one chunk after the other. Free it with `brant_consumer_free`.
+ */
+int32_t brant_consumer_new(struct brant_tracker *tracker,
+                           uint32_t with,
+                           struct brant_consumer **consumer,
+                           struct brant_error **error);
+
+/**
+ * Frees a consumer and what is pending for it; NULL is fine. The others notice nothing.
+ */
+void brant_consumer_free(struct brant_consumer *consumer);
+
+/**
+ * Tells the consumer of no more writes, after a last harvest. What is pending stays and can be
+ * taken. The logs are switched off if nobody else tracks. There is no second start: make another.
+ */
+int32_t brant_consumer_stop(struct brant_consumer *consumer,
+                            struct brant_error **error);
+
+/**
+ * `brant_tracker_sync`, reported for this consumer.
+ */
+int32_t brant_consumer_sync(struct brant_consumer *consumer,
+                            uint32_t when,
+                            struct brant_sync *report,
+                            struct brant_error **error);
+
+/**
+ * `brant_tracker_take` of what is pending for this consumer.
+ */
+int32_t brant_consumer_take(struct brant_consumer *consumer,
+                            struct brant_run *runs,
+                            size_t capacity,
+                            size_t *count,
+                            struct brant_error **error);
+
+/**
+ * `brant_tracker_put_back` into what is pending for this consumer.
+ */
+int32_t brant_consumer_put_back(struct brant_consumer *consumer,
+                                uint32_t block,
+                                uint64_t first_page,
+                                uint64_t pages,
+                                struct brant_error **error);
+
+/**
+ * Fills in the consumer's totals.
+ */
+int32_t brant_consumer_get_stats(const struct brant_consumer *consumer,
+                                 struct brant_consumer_stats *stats,
+                                 struct brant_error **error);
 
 /**
  * The error's code, one of `BRANT_E_*`; 0 for NULL.
@@ -2149,9 +2261,8 @@ int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 struct brant_error **error);
 
 /**
- * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
- * and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
- * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
+ * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
+ * within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
  * One that has ended is left alone. After the hand-over: BRANT_E_STATE.
  */
 int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
@@ -2264,9 +2375,9 @@ void brant_rate_free(struct brant_rate *rate);
 /**
  * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
  * runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
- * measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
- * tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
- * at any start, and the tracker is BRANT_E_BUSY for others until this returns.
+ * measures with `rate`. By log it is one more consumer of the tracker (see brant_consumer), also
+ * beside a migration: its start restores the protection of all of the guest, and its three syncs
+ * end rounds of free-page hints.
  */
 int32_t brant_rate_measure(struct brant_rate *rate,
                            struct brant_dirty_rate *found,
@@ -2373,8 +2484,8 @@ int32_t brant_tracker_new(struct brant_guest *guest,
                           struct brant_error **error);
 
 /**
- * Frees a tracker; NULL is fine. Tracking stops, unless a migration is using it, which then
- * stops it.
+ * Frees a tracker; NULL is fine. Tracking stops, unless a migration or another consumer is using
+ * it: then it stops when the last of them ends.
  */
 void brant_tracker_free(struct brant_tracker *tracker);
 
@@ -2419,20 +2530,22 @@ void brant_tracker_mark_block(const struct brant_tracker *tracker,
                               uint64_t length);
 
 /**
- * Starts tracking, with BRANT_START_ALL or BRANT_START_CLEAN. A migration does that by itself.
+ * Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN; what was pending for it
+ * before is forgotten. A migration tracks by itself and needs none of this.
  */
 int32_t brant_tracker_start(struct brant_tracker *tracker,
                             uint32_t with,
                             struct brant_error **error);
 
 /**
- * Stops tracking, after a last harvest. What is pending stays and can be taken.
+ * Stops tracking for the VMM, after a last harvest. What is pending for it stays and can be taken.
  */
-int32_t brant_tracker_stop(struct brant_tracker *tracker, struct brant_error **error);
+int32_t brant_tracker_stop(struct brant_tracker *tracker,
+                           struct brant_error **error);
 
 /**
- * Harvests all logs into pending. `when` is BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`
- * may be NULL.
+ * Harvests all logs into what is pending, for the VMM and for every other consumer. `when` is
+ * BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, of what that was for the VMM, may be NULL.
  */
 int32_t brant_tracker_sync(struct brant_tracker *tracker,
                            uint32_t when,
@@ -2440,9 +2553,9 @@ int32_t brant_tracker_sync(struct brant_tracker *tracker,
                            struct brant_error **error);
 
 /**
- * Takes runs of pending pages, in the order of blocks and pages, from where the last call
- * ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run is
- * handed out the protection of its pages is restored, so what is written later is found by a
+ * Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
+ * the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run
+ * is handed out the protection of its pages is restored, so what is written later is found by a
  * later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
  * the next call begins at the beginning.
  */
@@ -2453,8 +2566,8 @@ int32_t brant_tracker_take(struct brant_tracker *tracker,
                            struct brant_error **error);
 
 /**
- * Makes pages pending again that were taken and did not get where they belong. Works after
- * `brant_tracker_stop` too. A block that is gone is passed over.
+ * Makes pages pending for the VMM again that were taken and did not get where they belong. Works
+ * after `brant_tracker_stop` too. A block that is gone is passed over.
  */
 int32_t brant_tracker_put_back(struct brant_tracker *tracker,
                                uint32_t block,

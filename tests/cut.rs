@@ -343,9 +343,7 @@ fn guests() -> (Arc<Guest>, Arc<Guest>) {
         .memory
         .mark_discarded(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
     // Somebody used the tracker before and had seen nothing yet: it must get all of it back.
-    let lease = source.tracker.lease().unwrap();
-    lease.start(StartWith::Everything).unwrap();
-    drop(lease);
+    source.track_with(StartWith::Everything);
     (source, destination)
 }
 
@@ -409,10 +407,9 @@ fn limits(limit: Duration) -> Params {
     }
 }
 
-fn outgoing(pair: &Pair, params: Params) -> Outgoing {
-    let tracker = Arc::clone(&pair.source.tracker);
+fn outgoing(pair: &Pair, params: Params) -> Arc<Outgoing> {
     let vmm = Arc::clone(&pair.from);
-    Outgoing::new(tracker, Blockers::new(), vmm, params).unwrap()
+    pair.source.outgoing(&Blockers::new(), vmm, &params)
 }
 
 fn incoming(pair: &Pair, params: Params) -> Incoming {

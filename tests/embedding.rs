@@ -372,10 +372,10 @@ fn a_tracker_that_is_dropped_leaves_no_logging_behind() {
     tracker
         .add_log(Box::new(KvmLog::new(vm, KvmMode::Auto, LogSwitch::Brant)))
         .unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.start(StartWith::Everything).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Everything).unwrap();
     assert_eq!(flags.load(Ordering::SeqCst), 1);
-    drop(lease);
+    drop(consumer);
     drop(tracker);
     assert_eq!(flags.load(Ordering::SeqCst), 0);
 }

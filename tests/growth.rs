@@ -1,7 +1,8 @@
 //! What is plugged and unplugged for as long as a guest lives leaves nothing behind. Counted by
 //! an allocator that knows what is in use, in a program of its own for that reason.
 
-use brant::dirty::tracker::{Clearing, Cursor, StartWith, Tracker};
+use brant::dirty::consumer::Cursor;
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription, NO_SLOT};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
@@ -69,8 +70,8 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
     let memory = Arc::new(Memory::new().unwrap());
     plug(&memory, "ram", 0);
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.start(StartWith::Everything).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Everything).unwrap();
     let mut runs = Vec::new();
     let mut turn = |n: u64| {
         // A few are there at a time, and the last of them were made last.
@@ -81,11 +82,11 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
                 memory.remove_block(&name(i)).unwrap();
             }
             plug(&memory, &name(i), at(i));
-            lease.mark_guest(GuestAddress(at(i)), 1);
+            consumer.mark_guest(GuestAddress(at(i)), 1);
             if i % 500 == 0 {
-                lease.sync(When::Running).unwrap();
+                consumer.sync(When::Running).unwrap();
                 let mut cursor = Cursor::default();
-                lease
+                consumer
                     .take(&mut cursor, 1000, Pages(u64::MAX), &mut runs)
                     .unwrap();
                 runs.clear();
@@ -94,7 +95,7 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
         for i in 0..4 {
             memory.remove_block(&name(i)).unwrap();
         }
-        lease.sync(When::Running).unwrap();
+        consumer.sync(When::Running).unwrap();
         (IN_USE.load(Ordering::Relaxed), tracker.heap_bytes())
     };
     let few = turn(500);

@@ -161,10 +161,9 @@ fn incoming(pair: &Pair, params: Params) -> Incoming {
     Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap()
 }
 
-fn outgoing(pair: &Pair, params: Params) -> Outgoing {
-    let tracker = Arc::clone(&pair.source.tracker);
+fn outgoing(pair: &Pair, params: Params) -> Arc<Outgoing> {
     let vmm = Arc::clone(&pair.from) as _;
-    Outgoing::new(tracker, Blockers::new(), vmm, params).unwrap()
+    pair.source.outgoing(&Blockers::new(), vmm, &params)
 }
 
 fn hello() -> wire::Hello {
@@ -1252,7 +1251,7 @@ fn source_against(
     goes_on: bool,
     patience: Duration,
     say: impl FnMut(&mut Raw, RecordType, Vec<u8>) -> Option<()> + Send,
-) -> (Pair, Outgoing, Result<()>) {
+) -> (Pair, Arc<Outgoing>, Result<()>) {
     let pair = Pair::new(&[ram("ram", 96)]);
     pair.source.ram("ram").fill(7, &mut Random(1));
     pair.source.track();

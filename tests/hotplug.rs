@@ -288,14 +288,13 @@ impl Decider for Until {
     }
 }
 
-fn sides(pair: &Pair) -> (Outgoing, Incoming) {
+fn sides(pair: &Pair) -> (Arc<Outgoing>, Incoming) {
     let params = Params {
         switchover_bandwidth: Some(1 << 30),
         ..Params::default()
     };
-    let tracker = Arc::clone(&pair.source.tracker);
     let from = Arc::clone(&pair.from) as _;
-    let out = Outgoing::new(tracker, Blockers::new(), from, params.clone()).unwrap();
+    let out = pair.source.outgoing(&Blockers::new(), from, &params);
     let memory = Arc::clone(&pair.destination.memory);
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap();
     (out, inc)

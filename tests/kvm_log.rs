@@ -4,8 +4,9 @@
 //! The guest is a few real-mode instructions for each page that it writes, so these tests
 //! are about exactness and not about speed. Without `/dev/kvm` they say so and pass.
 
+use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::sys::kvm as sys;
@@ -198,7 +199,7 @@ struct Guest {
     vcpu: VcpuFd,
     ram: Ram,
     memory: Arc<Memory>,
-    lease: Lease,
+    consumer: Consumer,
     copy: Vec<u8>,
     cursor: Cursor,
 }
@@ -300,7 +301,7 @@ impl Guest {
             vcpu,
             ram,
             memory,
-            lease: tracker.lease().unwrap(),
+            consumer: tracker.consumer(),
             copy: vec![0; PAGES as usize],
             cursor: Cursor::default(),
         };
@@ -318,7 +319,7 @@ impl Guest {
         code.push(0xf4);
         self.ram.write(CODE * PAGE_SIZE, &code);
         // The VMM's own write: KVM does not log it.
-        self.lease
+        self.consumer
             .mark_guest(GuestAddress(CODE * PAGE_SIZE), code.len() as u64);
         let mut sregs = self.vcpu.get_sregs().unwrap();
         sregs.cs.base = 0;
@@ -343,7 +344,7 @@ impl Guest {
         let mut found = BTreeSet::new();
         let mut runs = Vec::new();
         loop {
-            self.lease
+            self.consumer
                 .take(&mut self.cursor, 1, Pages(8), &mut runs)
                 .unwrap();
             if runs.is_empty() {
@@ -393,42 +394,42 @@ fn every_page_the_guest_writes_is_found_and_none_twice() {
         assert!(guest.flags_are_off());
         // Frames that are mapped before logging begins.
         guest.writes(&[2, 69, 70, 226]);
-        guest.lease.start(StartWith::Everything).unwrap();
-        assert_eq!(guest.lease.pending(), Pages(PAGES));
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.start(StartWith::Everything).unwrap();
+        assert_eq!(guest.consumer.pending(), Pages(PAGES));
+        guest.consumer.sync(When::Running).unwrap();
         let all = guest.drain(|guest| guest.writes(&[2, 63, 64, 69, 70, 226]));
         assert_eq!(all.len() as u64, PAGES, "{mode:?} {clearing:?}");
 
         // Guest frames; the block's pages are 2, 63, 64, 69, 70, 102, 103, 219, and 85
         // through the second look at it.
         guest.writes(&[2, 63, 64, 69, 70, 102, 110, 226, 235]);
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         let wrote = BTreeSet::from([CODE, 2, 63, 64, 69, 70, 85, 102, 103, 219]);
         let first = guest.drain(|_| ());
         assert_eq!(first, wrote, "{mode:?} {clearing:?}");
 
         // Written again between the harvest and the taking of the rest.
         guest.writes(&[64, 226]);
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         guest.drain(|guest| guest.writes(&[64, 65, 226, 85, 235]));
-        let last = guest.lease.sync(When::Stopped).unwrap();
+        let last = guest.consumer.sync(When::Stopped).unwrap();
         assert!(last.warnings.is_empty());
         guest.drain(|_| ());
         guest.assert_copied();
         for _ in 0..2 {
-            let still = guest.lease.sync(When::Stopped).unwrap();
+            let still = guest.consumer.sync(When::Stopped).unwrap();
             assert_eq!(still.found, Pages(0), "{mode:?} {clearing:?}");
         }
-        guest.lease.stop().unwrap();
+        guest.consumer.stop().unwrap();
         assert!(guest.flags_are_off(), "{mode:?} {clearing:?}");
 
         // And again: the kernel makes new bitmaps.
         guest.copy.fill(0xff);
-        guest.lease.start(StartWith::Nothing).unwrap();
-        assert_eq!(guest.lease.pending(), Pages(0));
-        assert_eq!(guest.lease.sync(When::Running).unwrap().found, Pages(0));
+        guest.consumer.start(StartWith::Nothing).unwrap();
+        assert_eq!(guest.consumer.pending(), Pages(0));
+        assert_eq!(guest.consumer.sync(When::Running).unwrap().found, Pages(0));
         guest.writes(&[69, 226]);
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 69, 219]));
     }
 }
@@ -442,21 +443,21 @@ fn a_write_through_another_slot_of_the_same_memory_is_found() {
         Clearing::AtSync,
     ] {
         let (mut guest, _) = Guest::new(&kvm, KvmMode::Auto, clearing, false);
-        guest.lease.start(StartWith::Everything).unwrap();
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.start(StartWith::Everything).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         guest.drain(|_| ());
         // Pages 80 and 85 lie in slot 1, and at frames 230 and 235 in slot 3.
         for frames in [[80, 235], [230, 85], [235, 85], [230, 230]] {
             guest.writes(&frames);
-            guest.lease.sync(When::Running).unwrap();
+            guest.consumer.sync(When::Running).unwrap();
             // Taking a page protects it in both: what is written then, through either, shows
             // in the next sync.
             guest.drain(|guest| guest.writes(&frames));
-            guest.lease.sync(When::Stopped).unwrap();
+            guest.consumer.sync(When::Stopped).unwrap();
             guest.drain(|_| ());
             guest.assert_copied();
         }
-        let still = guest.lease.sync(When::Stopped).unwrap();
+        let still = guest.consumer.sync(When::Stopped).unwrap();
         assert_eq!(still.found, Pages(0), "{clearing:?}");
     }
 }
@@ -466,18 +467,18 @@ fn a_chunk_rounded_out_over_a_page_that_was_sent_leaves_its_new_bit_alone() {
     let Some(kvm) = kvm() else { return };
     let clearing = Clearing::Chunked { shift: 6 };
     let (mut guest, _) = Guest::new(&kvm, KvmMode::Auto, clearing, false);
-    guest.lease.start(StartWith::Everything).unwrap();
-    guest.lease.sync(When::Running).unwrap();
+    guest.consumer.start(StartWith::Everything).unwrap();
+    guest.consumer.sync(When::Running).unwrap();
     guest.drain(|_| ());
     // Pages 127 and 128 of the block, two chunks, are pages 24 and 25 of slot 2: one word.
     let (before, after) = (134, 135);
     guest.writes(&[before, after]);
-    guest.lease.sync(When::Running).unwrap();
+    guest.consumer.sync(When::Running).unwrap();
     let mut taken = Vec::new();
     let mut runs = Vec::new();
     for _ in [CODE, 127, 128] {
         guest
-            .lease
+            .consumer
             .take(&mut guest.cursor, 1, Pages(1), &mut runs)
             .unwrap();
         let page = runs[0].first.0;
@@ -488,7 +489,7 @@ fn a_chunk_rounded_out_over_a_page_that_was_sent_leaves_its_new_bit_alone() {
         }
     }
     assert_eq!(taken, [CODE, 127, 128]);
-    guest.lease.sync(When::Stopped).unwrap();
+    guest.consumer.sync(When::Stopped).unwrap();
     guest.cursor = Cursor::default();
     assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 127]));
     guest.assert_copied();
@@ -528,16 +529,18 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
         let tracker = Tracker::new(memory, Clearing::default()).unwrap();
         let log = KvmLog::from_vm(&vm, KvmMode::Auto, LogSwitch::Brant).unwrap();
         tracker.add_log(Box::new(log)).unwrap();
-        let lease = tracker.lease().unwrap();
+        let consumer = tracker.consumer();
         // Every page is dirty.
-        lease.start(StartWith::Everything).unwrap();
-        lease.sync(When::Running).unwrap();
+        consumer.start(StartWith::Everything).unwrap();
+        consumer.sync(When::Running).unwrap();
         let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
         while {
-            lease.take(&mut cursor, 64, Pages(4096), &mut runs).unwrap();
+            consumer
+                .take(&mut cursor, 64, Pages(4096), &mut runs)
+                .unwrap();
             !runs.is_empty()
         } {}
-        let stats = lease.stats();
+        let stats = consumer.stats();
         if boundary(&vm).check_extension(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2) & 3 == 3 {
             assert_eq!(
                 (stats.clear_calls, stats.clear_bits),
@@ -545,8 +548,8 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
                 "{first}"
             );
         }
-        assert_eq!(lease.sync(When::Stopped).unwrap().found, Pages(0));
-        lease.stop().unwrap();
+        assert_eq!(consumer.sync(When::Stopped).unwrap().found, Pages(0));
+        consumer.stop().unwrap();
     }
 }
 
@@ -554,11 +557,11 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
 fn the_vmm_can_switch_the_logging_itself() {
     let Some(kvm) = kvm() else { return };
     let (mut guest, switches) = Guest::new(&kvm, KvmMode::Auto, Clearing::default(), true);
-    guest.lease.start(StartWith::Nothing).unwrap();
+    guest.consumer.start(StartWith::Nothing).unwrap();
     guest.writes(&[5, 226]);
-    guest.lease.sync(When::Running).unwrap();
+    guest.consumer.sync(When::Running).unwrap();
     assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 5, 219]));
-    guest.lease.stop().unwrap();
+    guest.consumer.stop().unwrap();
     assert!(guest.flags_are_off());
     let calls = switches.calls.lock().unwrap();
     let all = vec![0, 1, 2, 3];
@@ -588,8 +591,8 @@ fn a_log_on_that_switched_nothing_on_is_named_at_the_start() {
     let switch = LogSwitch::Vmm(Arc::clone(&forgets) as Arc<dyn Vmm>);
     let log = KvmLog::from_vm(&guest.vm, KvmMode::Auto, switch).unwrap();
     tracker.add_log(Box::new(log)).unwrap();
-    let lease = tracker.lease().unwrap();
-    let error = lease.start(StartWith::Everything).unwrap_err();
+    let consumer = tracker.consumer();
+    let error = consumer.start(StartWith::Everything).unwrap_err();
     assert_eq!(error.kind(), Kind::Vmm);
     for part in ["`log_on`", "slot 0x0", "KVM_MEM_LOG_DIRTY_PAGES"] {
         assert!(error.message().contains(part), "{part} in: {error}");
@@ -612,15 +615,15 @@ fn a_slot_that_kvm_does_not_have_is_an_error_and_is_not_made() {
         guest_address: free,
     };
     guest.memory.add_slot(&slot).unwrap();
-    let error = guest.lease.start(StartWith::Everything).unwrap_err();
+    let error = guest.consumer.start(StartWith::Everything).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
     assert!(error.message().contains("no memory slot 0x9"), "{error}");
     // Whoever makes it now makes a new one; of one that exists, size and memory cannot change.
     region(&guest.vm, 9, 0, free.0, 16, guest.ram.0 as u64);
     assert!(guest.flags_are_off(), "the slots that exist are not logged");
     guest.memory.remove_slot(9, free).unwrap();
-    guest.lease.start(StartWith::Everything).unwrap();
-    guest.lease.stop().unwrap();
+    guest.consumer.start(StartWith::Everything).unwrap();
+    guest.consumer.stop().unwrap();
 }
 
 #[test]
@@ -632,9 +635,9 @@ fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
         KvmMode::InitiallySet,
     ] {
         let (mut guest, _) = Guest::new(&kvm, mode, Clearing::Chunked { shift: 6 }, false);
-        guest.lease.start(StartWith::Everything).unwrap();
+        guest.consumer.start(StartWith::Everything).unwrap();
         guest.drain(|_| ());
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         guest.drain(|_| ());
         // Page 85 through slot 3, which then goes.
         guest.writes(&[235]);
@@ -642,7 +645,7 @@ fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
         let at = GuestAddress(frame * PAGE_SIZE);
         guest.memory.remove_slot(slot, at).unwrap();
         region(&guest.vm, slot, 0, frame, 0, 0);
-        guest.lease.sync(When::Running).unwrap();
+        guest.consumer.sync(When::Running).unwrap();
         assert_eq!(guest.drain(|_| ()), BTreeSet::from([CODE, 85]), "{mode:?}");
         // It comes back.
         let host = guest.ram.0 as u64 + first * PAGE_SIZE;
@@ -660,11 +663,11 @@ fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
             .unwrap();
         assert_eq!(guest.drain(|_| ()), (80..100).collect(), "{mode:?}");
         guest.writes(&[236]);
-        guest.lease.sync(When::Stopped).unwrap();
+        guest.consumer.sync(When::Stopped).unwrap();
         assert!(guest.drain(|_| ()).contains(&86), "{mode:?}");
         guest.assert_copied();
         assert_eq!(
-            guest.lease.sync(When::Stopped).unwrap().found,
+            guest.consumer.sync(When::Stopped).unwrap().found,
             Pages(0),
             "{mode:?}"
         );

@@ -240,9 +240,8 @@ impl Machine {
         }
     }
 
-    fn outgoing(self: &Arc<Self>, params: &Params) -> Outgoing {
-        let tracker = Arc::clone(&self.guest.tracker);
-        Outgoing::new(tracker, Blockers::new(), self.clone(), params.clone()).unwrap()
+    fn outgoing(self: &Arc<Self>, params: &Params) -> Arc<Outgoing> {
+        self.guest.outgoing(&Blockers::new(), self.clone(), params)
     }
 
     fn incoming(self: &Arc<Self>, params: &Params) -> Incoming {
@@ -324,7 +323,7 @@ fn end(machine: &Machine, threads: Vec<std::thread::JoinHandle<()>>) {
 }
 
 /// Migrates `from` to a new machine, after some passes.
-fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Outgoing, Incoming) {
+fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, Incoming) {
     let to = Machine::new(&specs());
     // It is not as clean as it could be.
     to.guest.fill(77);
@@ -449,7 +448,7 @@ fn move_still(
     from: &Arc<Machine>,
     source: &Params,
     destination: &Params,
-) -> (Arc<Machine>, Outgoing) {
+) -> (Arc<Machine>, Arc<Outgoing>) {
     let to = Machine::new(&[ram("ram", 2000)]);
     to.guest.fill(4);
     let (out, inc) = (from.outgoing(source), to.incoming(destination));
@@ -579,7 +578,7 @@ fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
 
 #[test]
 fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
-    struct Cancels(Arc<Mutex<Option<Outgoing>>>);
+    struct Cancels(Arc<Mutex<Option<Arc<Outgoing>>>>);
     impl Decider for Cancels {
         fn decide(&mut self, facts: &Facts) -> Decision {
             if facts.moment == Moment::Synced {

@@ -4,8 +4,9 @@
 //! Each test runs again in a process of its own, so that a signal is one failed test and the
 //! others still run.
 
+use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use brant::dirty::tracker::{Clearing, Cursor, StartWith, Tracker};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
@@ -886,13 +887,13 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
     let log = KvmLog::from_vm(&vm, mode, LogSwitch::Brant).unwrap();
     tracker.add_log(Box::new(log)).unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
     let named = format!("{mode:?}, {pages} pages");
     let take_all = || {
         let (mut cursor, mut runs, mut all) = (Cursor::default(), Vec::new(), 0);
         loop {
-            lease
+            consumer
                 .take(&mut cursor, 1024, Pages(1 << 20), &mut runs)
                 .unwrap();
             if runs.is_empty() {
@@ -901,12 +902,12 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
             all += runs.iter().map(|run| run.count.0).sum::<u64>();
         }
     };
-    lease.sync(When::Running).unwrap();
+    consumer.sync(When::Running).unwrap();
     take_all();
     set(0, 0);
     set(larger, LOGGED);
     for _ in 0..2 {
-        let report = lease.sync(When::Running).unwrap();
+        let report = consumer.sync(When::Running).unwrap();
         assert!(
             report.warnings.iter().any(|w| w.contains("slot 0x0")),
             "{named}: {report:?}"
@@ -918,15 +919,15 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     set(0, 0);
     set(pages, 0);
     memory.add_slot(&slot).unwrap();
-    let report = lease.sync(When::Running).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
     assert_eq!(report.warnings, [""; 0], "{named}");
     take_all();
     assert_eq!(
-        lease.sync(When::Running).unwrap().found,
+        consumer.sync(When::Running).unwrap().found,
         Pages(0),
         "{named}"
     );
-    lease.stop().unwrap();
+    consumer.stop().unwrap();
     // SAFETY: our own mapping; the machine does not run.
     unsafe { libc::munmap(host, reserved) };
 }
@@ -957,8 +958,8 @@ fn a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal() {
         };
         // SAFETY: reads the structure; this process alone has the limit.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
-        let lease = tracker.lease().unwrap();
-        let error = lease.start(StartWith::Everything).unwrap_err();
+        let consumer = tracker.consumer();
+        let error = consumer.start(StartWith::Everything).unwrap_err();
         assert_eq!(error.kind(), Kind::NoMemory, "{error}");
         assert!(error.message().contains("RLIMIT_FSIZE"), "{error}");
         let limit = libc::rlimit {
@@ -967,7 +968,7 @@ fn a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal() {
         };
         // SAFETY: as above.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
-        lease.start(StartWith::Everything).unwrap();
-        lease.stop().unwrap();
+        consumer.start(StartWith::Everything).unwrap();
+        consumer.stop().unwrap();
     });
 }

@@ -3,7 +3,8 @@
 //! Where the kernel has no asynchronous write protection (before Linux 6.7) these tests say
 //! so and pass.
 
-use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
+use brant::dirty::consumer::{Consumer, Cursor};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::userfault::UserfaultLog;
 use brant::dirty::{DirtyLog, LogKind, When};
 use brant::error::Kind;
@@ -153,7 +154,7 @@ impl Drop for Ram {
 
 struct Tracked {
     // Before the memory: it stops first.
-    lease: Lease,
+    consumer: Consumer,
     memory: Arc<Memory>,
     blocks: Vec<Ram>,
 }
@@ -166,7 +167,7 @@ fn tracked_with(log: Box<dyn DirtyLog>, blocks: Vec<Ram>) -> Tracked {
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
     tracker.add_log(log).unwrap();
     Tracked {
-        lease: tracker.lease().unwrap(),
+        consumer: tracker.consumer(),
         memory,
         blocks,
     }
@@ -178,12 +179,12 @@ fn tracked(blocks: Vec<Ram>) -> Option<Tracked> {
 
 impl Tracked {
     fn start(&self) {
-        self.lease.start(StartWith::Nothing).unwrap();
+        self.consumer.start(StartWith::Nothing).unwrap();
     }
 
     /// How many pages a sync finds; it has no complaints.
     fn sync(&self, when: When) -> u64 {
-        let report = self.lease.sync(when).unwrap();
+        let report = self.consumer.sync(when).unwrap();
         assert_eq!(report.warnings, Vec::<String>::new());
         assert!(!report.postponed);
         let of = |kind| report.logs.iter().find(move |l| l.kind == kind);
@@ -199,7 +200,7 @@ impl Tracked {
         let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
         loop {
             let all = Pages(u64::MAX);
-            self.lease.take(&mut cursor, 64, all, &mut runs).unwrap();
+            self.consumer.take(&mut cursor, 64, all, &mut runs).unwrap();
             for run in &runs {
                 for page in run.first.0..run.first.0 + run.count.0 {
                     let fresh = pages.insert((run.block.id().index(), page as usize));
@@ -577,7 +578,7 @@ fn what_page_tables_do_not_see_is_missed_as_documented_and_found_when_marked() {
             BTreeSet::new(),
             "{what} is seen here: mend the documentation"
         );
-        t.lease
+        t.consumer
             .mark_block(BlockId(0), Bytes(page * PAGE_SIZE), PAGE_SIZE);
         assert_eq!(t.found(), BTreeSet::from([(0, page as usize)]), "{what}");
     }
@@ -638,13 +639,13 @@ fn a_child_that_uses_or_drops_what_it_inherited_takes_nothing_from_the_parent() 
     t.blocks[0].write(3, 2);
     t.blocks[1].write(4, 2);
     in_a_child(|| {
-        let known = t.lease.sync(When::Running).unwrap();
+        let known = t.consumer.sync(When::Running).unwrap();
         // Nothing is known of this process' copy.
         known.warnings.len() == 1 && known.pending == Pages(128)
     });
     assert_eq!(t.found(), BTreeSet::from([(0, 3), (1, 4)]));
     t.blocks[0].write(5, 2);
-    in_a_child(|| t.lease.sync(When::Stopped).is_err() && t.lease.stop().is_ok());
+    in_a_child(|| t.consumer.sync(When::Stopped).is_err() && t.consumer.stop().is_ok());
     t.blocks[1].write(6, 2);
     assert_eq!(t.found(), BTreeSet::from([(0, 5), (1, 6)]));
 }
@@ -691,7 +692,7 @@ fn a_scan_that_fails_makes_everything_dirty_and_the_next_is_a_good_one() {
     t.start();
     t.blocks[0].write(1, 1);
     replace(&t.blocks[0], 30, 4);
-    let report = t.lease.sync(When::Running).unwrap();
+    let report = t.consumer.sync(When::Running).unwrap();
     assert_eq!(report.warnings.len(), 1);
     let warning = &report.warnings[0];
     assert!(
@@ -705,7 +706,7 @@ fn a_scan_that_fails_makes_everything_dirty_and_the_next_is_a_good_one() {
     assert_eq!(t.found(), BTreeSet::from([(0, 2), (0, 31)]));
     // The last sync of all may not guess.
     replace(&t.blocks[0], 0, 64);
-    let error = t.lease.sync(When::Stopped).unwrap_err();
+    let error = t.consumer.sync(When::Stopped).unwrap_err();
     assert!(error.message().contains("userfault"), "{error}");
     assert_eq!(t.take().len(), 74);
 }
@@ -723,8 +724,8 @@ fn memory_of_another_userfaultfd_is_refused_by_name_and_stays_the_other_s() {
     memory.add_block(taken.describe("taken")).unwrap();
     let tracker = Tracker::new(memory, Clearing::default()).unwrap();
     tracker.add_log(log().unwrap()).unwrap();
-    let lease = tracker.lease().unwrap();
-    let error = lease.start(StartWith::Nothing).unwrap_err();
+    let consumer = tracker.consumer();
+    let error = consumer.start(StartWith::Nothing).unwrap_err();
     assert_eq!(error.kind(), Kind::Exists);
     assert!(error.message().contains("`taken`"), "{error}");
     assert!(error.message().contains("another userfaultfd"), "{error}");
@@ -734,10 +735,10 @@ fn memory_of_another_userfaultfd_is_refused_by_name_and_stays_the_other_s() {
     let third = tracked_with(log().unwrap(), vec![]);
     third.memory.add_block(free.describe("free")).unwrap();
     third.start();
-    third.lease.stop().unwrap();
-    first.lease.stop().unwrap();
-    lease.start(StartWith::Nothing).unwrap();
-    lease.stop().unwrap();
+    third.consumer.stop().unwrap();
+    first.consumer.stop().unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
+    consumer.stop().unwrap();
 }
 
 #[test]
@@ -760,9 +761,9 @@ fn stopping_gives_the_memory_back_even_when_a_child_holds_the_descriptor() {
         }
         child
     };
-    t.lease.stop().unwrap();
+    t.consumer.stop().unwrap();
     assert_eq!(t.take(), BTreeSet::from([(0, 1)]), "a stop harvests first");
-    let again = t.lease.start(StartWith::Nothing);
+    let again = t.consumer.start(StartWith::Nothing);
     // SAFETY: our own descriptors and child.
     unsafe {
         libc::close(pipe[0]);
@@ -834,7 +835,7 @@ fn a_read_only_block_is_not_watched_and_its_marks_count() {
     flash.write(1, 1);
     t.blocks[0].write(2, 1);
     assert_eq!(t.found(), BTreeSet::from([(0, 2)]));
-    t.lease.mark_block(id, Bytes(PAGE_SIZE), 1);
+    t.consumer.mark_block(id, Bytes(PAGE_SIZE), 1);
     assert_eq!(t.found(), BTreeSet::from([(id.index(), 1)]));
 }
 

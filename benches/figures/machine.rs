@@ -6,8 +6,9 @@
 //! the wanted share; from then on the kernel answers each GET with the same bits, because
 //! the clears of the walks between the syncs are kept from it.
 
+use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::{KvmLog, KvmMode, KvmRing, LogSwitch};
-use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, SyncReport, Tracker};
+use brant::dirty::tracker::{Clearing, StartWith, SyncReport, Tracker};
 use brant::dirty::{DirtyLog, When};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::sys::kvm::{Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
@@ -175,7 +176,7 @@ impl Shape {
 
 /// A tracked VM.
 pub struct Machine {
-    pub lease: Lease,
+    pub consumer: Consumer,
     pub control: Arc<Mutex<Control>>,
     /// Of all dirty rings. The kernel's memory, which is the VMM's cost all the same.
     pub ring_bytes: u64,
@@ -261,9 +262,9 @@ impl Machine {
         for log in others {
             tracker.add_log(log).unwrap();
         }
-        let lease = tracker.lease().unwrap();
+        let consumer = tracker.consumer();
         Machine {
-            lease,
+            consumer,
             control,
             ring_bytes: shape.ring_vcpus * ring,
             _vcpus: vcpus,
@@ -276,7 +277,7 @@ impl Machine {
     pub fn start_dirty(&self, density: f64) {
         self.clears(Clear::Leave { density });
         // Clears everything, and so leaves what is wanted.
-        self.lease.start(StartWith::Nothing).unwrap();
+        self.consumer.start(StartWith::Nothing).unwrap();
         self.clears(Clear::Drop);
     }
 
@@ -292,7 +293,7 @@ impl Machine {
         let mut cursor = Cursor::default();
         let mut runs = Vec::new();
         loop {
-            self.lease
+            self.consumer
                 .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
                 .unwrap();
             if runs.is_empty() {
@@ -304,7 +305,7 @@ impl Machine {
     /// A sync, and its time in the kernel's GET.
     pub fn sync(&self) -> (SyncReport, Duration) {
         self.control.lock().unwrap().get = Duration::ZERO;
-        let report = self.lease.sync(When::Running).unwrap();
+        let report = self.consumer.sync(When::Running).unwrap();
         (report, self.control.lock().unwrap().get)
     }
 

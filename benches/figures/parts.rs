@@ -146,12 +146,12 @@ fn clear_ioctls(report: &mut Report, kvm: &Kvm) {
         let mut shape = Shape::plain(4 << 20);
         shape.odd = contender == 0;
         let machine = Machine::new(kvm, &shape, Vec::new());
-        machine.lease.start(StartWith::Everything).unwrap();
+        machine.consumer.start(StartWith::Everything).unwrap();
         machine.sync();
         machine.clears(Clear::Pass);
         machine.drain();
         let clears = machine.control.lock().unwrap().clears;
-        machine.lease.stop().unwrap();
+        machine.consumer.stop().unwrap();
         clears as f64
     });
     report.compared("sync.clear_ioctls", "calls", &odd, "aligned", &even);
@@ -186,7 +186,7 @@ fn misaligned(report: &mut Report, kvm: &Kvm) {
     let name = "sync.misaligned_ratio/with-kernel";
     report.compared(name, "ms", ours, "aligned", theirs);
     for machine in &machines {
-        machine.lease.stop().unwrap();
+        machine.consumer.stop().unwrap();
     }
 }
 
@@ -212,7 +212,7 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
     let logs = devices.iter().map(log).collect();
     let machine = Machine::new(kvm, &Shape::plain(length), logs);
     machine.start_dirty(density);
-    let block = machine.lease.memory().map().blocks()[0].id();
+    let block = machine.consumer.memory().map().blocks()[0].id();
     // One run of 32 pages in so many.
     let step = (density > 0.0).then(|| (32.0 * 10.0 / density) as u64);
     let names = ["kvm", "merge", "reported", "vhost", "whole"];
@@ -223,7 +223,7 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
             .step_by(step.unwrap_or(1) as usize)
         {
             let offset = brant::units::Bytes(page * PAGE_SIZE);
-            machine.lease.mark_block(block, offset, 32 * PAGE_SIZE);
+            machine.consumer.mark_block(block, offset, 32 * PAGE_SIZE);
         }
         for (number, device) in devices.iter().enumerate() {
             device.write(number as u64 + 1, density / 10.0 / DEVICES as f64);
@@ -249,7 +249,7 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
             runs.push(ms(time));
         }
     }
-    machine.lease.stop().unwrap();
+    machine.consumer.stop().unwrap();
     let whole = &figures[4];
     for (part, runs) in names.iter().zip(&figures) {
         let name = format!("{name}/{part}");
@@ -295,10 +295,10 @@ pub fn layers(report: &mut Report) {
             ..Shape::plain(length)
         };
         let machine = Machine::new(&kvm, &shape, Vec::new());
-        machine.lease.start(StartWith::Nothing).unwrap();
-        let held = machine.lease.heap_bytes() + machine.ring_bytes;
+        machine.consumer.start(StartWith::Nothing).unwrap();
+        let held = machine.consumer.heap_bytes() + machine.ring_bytes;
         let held = held as f64 / (length / PAGE_SIZE) as f64;
-        machine.lease.stop().unwrap();
+        machine.consumer.stop().unwrap();
         let three = Runs::of(3.0 / 8.0);
         report.compared(&name, "bytes", &Runs::of(held), "three bitmaps", &three);
     }

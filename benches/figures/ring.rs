@@ -8,9 +8,10 @@
 
 use crate::machine::{boundary, kvm, Reserved, GIB};
 use crate::report::{alternate, Report, Runs};
+use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::ring::KvmRing;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use brant::dirty::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::{DirtyLog, When};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::sys::kvm_ring::{self, Reset, ResetRings, RingMap, RingVm};
@@ -51,7 +52,7 @@ struct Guest {
     /// Nanoseconds in RESET.
     in_reset: Arc<AtomicU64>,
     vcpu: VcpuFd,
-    lease: Lease,
+    consumer: Consumer,
     length: u64,
     _vm: kvm_ioctls::VmFd,
     _ram: Reserved,
@@ -109,12 +110,12 @@ impl Guest {
         };
         let tracker = Tracker::new(memory, Clearing::default())?;
         tracker.add_log(log)?;
-        let lease = tracker.lease()?;
-        lease.start(StartWith::Nothing)?;
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing)?;
         let guest = Guest {
             in_reset,
             vcpu,
-            lease,
+            consumer,
             length,
             _vm: vm,
             _ram: ram,
@@ -153,10 +154,10 @@ impl Guest {
 
     /// A sync, and everything taken afterwards; its microseconds and pages.
     fn sync(&self) -> (f64, u64) {
-        let report = self.lease.sync(When::Running).unwrap();
+        let report = self.consumer.sync(When::Running).unwrap();
         let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
         loop {
-            self.lease
+            self.consumer
                 .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
                 .unwrap();
             if runs.is_empty() {

@@ -46,7 +46,7 @@ fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density:
     let [sync, memcpy]: [Runs; 2] = alternate(RUNS, |contender| {
         if contender == 0 {
             let (synced, get) = machine.sync();
-            let pending = machine.lease.pending().0;
+            let pending = machine.consumer.pending().0;
             assert_eq!(
                 *pages.get_or_insert(pending),
                 pending,
@@ -68,7 +68,7 @@ fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density:
             begun.elapsed().as_secs_f64() * 1e3
         }
     });
-    machine.lease.stop().unwrap();
+    machine.consumer.stop().unwrap();
     report.compared(name, "ms", &sync, "memcpy", &memcpy);
 }
 
@@ -77,15 +77,15 @@ fn longest_clear(report: &mut Report, kvm: &Kvm) {
     let [chunk, whole]: [Runs; 2] = alternate(RUNS, |contender| {
         machine.clears(Clear::Pass);
         let time = if contender == 0 {
-            machine.lease.start(StartWith::Everything).unwrap();
+            machine.consumer.start(StartWith::Everything).unwrap();
             machine.drain();
-            machine.lease.stats().longest_clear
+            machine.consumer.stats().longest_clear
         } else {
             // Starting clean is one clear of the whole slot.
-            machine.lease.start(StartWith::Nothing).unwrap();
+            machine.consumer.start(StartWith::Nothing).unwrap();
             machine.control.lock().unwrap().clearing
         };
-        machine.lease.stop().unwrap();
+        machine.consumer.stop().unwrap();
         time.as_secs_f64() * 1e3
     });
     report.compared("clear.longest_ms", "ms", &chunk, "one clear of all", &whole);

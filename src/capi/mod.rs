@@ -31,6 +31,7 @@ macro_rules! boundary {
 }
 
 pub mod bitmap;
+pub mod consumer;
 pub mod error;
 pub mod guest;
 pub mod incoming;

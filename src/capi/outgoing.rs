@@ -131,9 +131,8 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
     })
 }
 
-/// Ends the migration, wherever it is before the hand-over, and returns when the guest runs on
-/// and every page that did not arrive is pending in the tracker again: within 100 ms, unless a
-/// callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
+/// Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
+/// within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
 /// One that has ended is left alone. After the hand-over: BRANT_E_STATE.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_cancel(

@@ -2,6 +2,7 @@
 //! exports there are is read from the header. A test, and nothing else.
 
 use super::bitmap::*;
+use super::consumer::*;
 use super::error::*;
 use super::guest::*;
 use super::incoming::*;
@@ -669,6 +670,63 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_tracker_put_back(null_mut(), 1, 1, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_new(null_mut(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_free",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_consumer_free(null_mut()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_consumer_stop",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_stop(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_sync",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_sync(null_mut(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_take",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_take(null_mut(), null_mut(), 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_put_back",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_put_back(null_mut(), 1, 1, 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_consumer_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_consumer_get_stats(null(), null_mut(), e) })
         },
         None,
     ),

@@ -20,11 +20,11 @@ pub struct brant_rate {
 }
 
 /// By all logs of the tracker: every page that is written is counted. The guest pays a write
-/// fault for each, twice in the period. Not while the tracker is in use.
+/// fault for each, twice in the period. Whoever else uses the tracker loses nothing by it.
 pub const BRANT_RATE_BY_LOG: u32 = 0;
 /// By the contents of some pages, read at the begin and the end of the period: an estimate, at
-/// no cost to the guest. Works with a tracker that has no log, and while it is in use. Pages
-/// written with what they held already are not seen.
+/// no cost to the guest. Works with a tracker that has no log. Pages written with what they held
+/// already are not seen.
 pub const BRANT_RATE_BY_SAMPLING: u32 = 1;
 
 /// What is to be measured. All zero but the size is what ships.
@@ -154,9 +154,9 @@ pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
 
 /// Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
 /// runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
-/// measures with `rate`. By log also BRANT_E_BUSY while a migration or another call has the
-/// tracker, and BRANT_E_STATE while it is started; what was pending in it is forgotten, as
-/// at any start, and the tracker is BRANT_E_BUSY for others until this returns.
+/// measures with `rate`. By log it is one more consumer of the tracker (see brant_consumer), also
+/// beside a migration: its start restores the protection of all of the guest, and its three syncs
+/// end rounds of free-page hints.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_measure(
     rate: *mut brant_rate,

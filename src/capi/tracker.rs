@@ -1,14 +1,14 @@
 //! Level two: which pages were written, found by every log and handed out once.
 
+use super::consumer::{brant_run, brant_sync, Reader};
 use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
 use super::ops::{brant_ops, Ops};
 use super::ring::KvmUse;
 use super::structs::{handle, put, read, read_known, sized, taken, write};
 use crate::dirty::kvm::{choose, KvmLog, KvmMode, KvmRing, LogSwitch, Offer};
-use crate::dirty::tracker::{Clearing, Cursor, LogReport, Run, StartWith, Tracker};
-use crate::dirty::{DirtyLog, LogKind, When};
-use crate::error::Result;
+use crate::dirty::tracker::{Clearing, Tracker};
+use crate::dirty::DirtyLog;
 use crate::memory::BlockId;
 use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::sys::kvm_ring::{has_bitmap, is_enabled};
@@ -20,13 +20,20 @@ use vm_memory::GuestAddress;
 /// Tracks which pages of a guest are written. It merges what all logs find into what is
 /// pending, and hands pending pages out after restoring their protection.
 ///
+/// What is pending is kept apart for each consumer of the tracker: the VMM itself
+/// (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), whoever it makes with
+/// `brant_consumer_new`, a migration, a measurement of the dirty rate. A sync, whoever asks for it,
+/// adds what it found to what is pending for each of them; a take empties what is pending for
+/// the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
+/// others have all they had and all that was written since.
+///
 /// Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
-/// be called from any thread too; those that start, stop, sync, take or put back are
-/// BRANT_E_BUSY while a migration runs on the tracker or another such call is going on. Freeing
-/// it is the last call on it, after the last mark.
+/// be called from any thread too, and waits for a sync or take that is going on. Freeing
+/// it is the last call on it, after the last mark; its consumers may be freed later.
 pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
-    cursor: Mutex<Cursor>,
+    /// The VMM itself.
+    own: Reader,
     kvm: Mutex<Option<KvmUse>>,
 }
 
@@ -94,80 +101,19 @@ pub struct brant_kvm {
     pub ring_bytes: u64,
 }
 
-/// Every page is pending at the start: for whoever copies them all and then what changes.
-pub const BRANT_START_ALL: u32 = 0;
-/// No page is pending at the start: only what is written from now on is found.
-pub const BRANT_START_CLEAN: u32 = 1;
-
-/// The guest may be running.
-pub const BRANT_SYNC_RUNNING: u32 = 0;
-/// The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
-/// an error instead of "all dirty".
-pub const BRANT_SYNC_STOPPED: u32 = 1;
-
-/// What a sync found and what it cost.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct brant_sync {
-    /// sizeof(brant_sync).
-    pub size: usize,
-    /// Pages that became pending; one that was pending already does not count again.
-    pub found_pages: u64,
-    /// Pages pending now.
-    pub pending_pages: u64,
-    /// Nanoseconds, all of it.
-    pub time_ns: u64,
-    /// Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
-    pub kvm_ns: u64,
-    /// Pages found by KVM's logs.
-    pub kvm_pages: u64,
-    /// Nanoseconds for the VMM's own marks.
-    pub reported_ns: u64,
-    /// Pages found by the VMM's own marks and by nothing else before.
-    pub reported_pages: u64,
-    /// Logs that failed, so that all they cover counts as dirty, or that will deliver later.
-    pub warnings: u64,
-    /// Nanoseconds for the logs of vhost and vhost-user back ends.
-    pub vhost_ns: u64,
-    /// Pages found by them.
-    pub vhost_pages: u64,
-    /// Nanoseconds for VFIO's and iommufd's logs.
-    pub vfio_ns: u64,
-    /// Pages found by them.
-    pub vfio_pages: u64,
-    /// Nanoseconds for userfaultfd's write protection.
-    pub userfault_ns: u64,
-    /// Pages found by it.
-    pub userfault_pages: u64,
-}
-
-/// A run of pages that was taken: read them now, or put them back.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct brant_run {
-    /// Address of the first page in this process.
-    pub host: *mut c_void,
-    /// First page, in the block.
-    pub first_page: u64,
-    /// How many pages of 4 KiB; they do not cross a 2 MiB boundary of the block.
-    pub pages: u64,
-    /// The block's number.
-    pub block: u32,
-    /// 0.
-    pub reserved: u32,
-}
-
-/// Running totals since tracking started.
+/// Running totals. Those of pages found, pending and put back are the VMM's own (see
+/// brant_tracker), since `brant_tracker_start`; the others are of all consumers together, since
+/// the first of them started.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_tracker_stats {
     /// sizeof(brant_tracker_stats).
     pub size: usize,
-    /// Pages pending now.
+    /// Pages pending now for the VMM.
     pub pending_pages: u64,
-    /// Syncs made.
+    /// Syncs made, whoever asked.
     pub syncs: u64,
-    /// Pages found by them.
+    /// Pages that became pending for the VMM.
     pub found_pages: u64,
     /// Calls that cleared chunks.
     pub clear_calls: u64,
@@ -175,7 +121,7 @@ pub struct brant_tracker_stats {
     pub cleared_pages: u64,
     /// Nanoseconds: the longest restoring of one chunk.
     pub longest_clear_ns: u64,
-    /// Pages put back.
+    /// Pages that the VMM put back.
     pub put_back_pages: u64,
     /// Marks at addresses where no block is, bits of vhost logs included; since the tracker was
     /// made.
@@ -185,7 +131,7 @@ pub struct brant_tracker_stats {
     pub heap_bytes: u64,
     /// The chunk shift in use; 0 when chunks are off.
     pub chunk_shift: u32,
-    /// Whether tracking is on: 1 or 0.
+    /// Whether tracking is on, for any consumer: 1 or 0.
     pub started: u32,
     /// Given-back pages that a migration passed over; one that is told again counts again.
     pub skipped_pages: u64,
@@ -197,12 +143,7 @@ pub struct brant_tracker_stats {
     pub stale_hints: u64,
 }
 
-sized!(
-    brant_tracker_config,
-    brant_kvm,
-    brant_sync,
-    brant_tracker_stats
-);
+sized!(brant_tracker_config, brant_kvm, brant_tracker_stats);
 
 /// Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
 /// log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
@@ -236,9 +177,10 @@ pub unsafe extern "C" fn brant_tracker_new(
                 }
             }
         };
+        let inner = Tracker::new(Arc::clone(&guest.memory), clearing)?;
         let made = Box::new(brant_tracker {
-            tracker: Tracker::new(Arc::clone(&guest.memory), clearing)?,
-            cursor: Mutex::default(),
+            own: Reader::new(inner.consumer()),
+            tracker: inner,
             kvm: Mutex::default(),
         });
         // SAFETY: a place for a pointer by contract.
@@ -246,18 +188,14 @@ pub unsafe extern "C" fn brant_tracker_new(
     })
 }
 
-/// Frees a tracker; NULL is fine. Tracking stops, unless a migration is using it, which then
-/// stops it.
+/// Frees a tracker; NULL is fine. Tracking stops, unless a migration or another consumer is using
+/// it: then it stops when the last of them ends.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
     boundary!(or(), {
         if !tracker.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
-            let tracker = unsafe { Box::from_raw(tracker) };
-            if let Ok(lease) = tracker.tracker.lease() {
-                // There is nobody left to tell.
-                let _ = lease.stop();
-            }
+            drop(unsafe { Box::from_raw(tracker) });
         }
     })
 }
@@ -410,7 +348,8 @@ pub unsafe extern "C" fn brant_tracker_mark_block(
     })
 }
 
-/// Starts tracking, with BRANT_START_ALL or BRANT_START_CLEAN. A migration does that by itself.
+/// Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN; what was pending for it
+/// before is forgotten. A migration tracks by itself and needs none of this.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_start(
     tracker: *mut brant_tracker,
@@ -419,23 +358,11 @@ pub unsafe extern "C" fn brant_tracker_start(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        let with = match with {
-            BRANT_START_ALL => StartWith::Everything,
-            BRANT_START_CLEAN => StartWith::Nothing,
-            other => {
-                return Err(invalid(format!(
-                    "tracking starts with BRANT_START_ALL (0) or BRANT_START_CLEAN (1), not {other}"
-                )))
-            }
-        };
-        let lease = tracker.tracker.lease()?;
-        *cursor(tracker) = Cursor::default();
-        lease.start(with)
+        unsafe { handle(tracker, "tracker") }?.own.start(with)
     })
 }
 
-/// Stops tracking, after a last harvest. What is pending stays and can be taken.
+/// Stops tracking for the VMM, after a last harvest. What is pending for it stays and can be taken.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_stop(
     tracker: *mut brant_tracker,
@@ -443,13 +370,12 @@ pub unsafe extern "C" fn brant_tracker_stop(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        tracker.tracker.lease()?.stop()
+        unsafe { handle(tracker, "tracker") }?.own.stop()
     })
 }
 
-/// Harvests all logs into pending. `when` is BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`
-/// may be NULL.
+/// Harvests all logs into what is pending, for the VMM and for every other consumer. `when` is
+/// BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, of what that was for the VMM, may be NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_sync(
     tracker: *mut brant_tracker,
@@ -459,56 +385,15 @@ pub unsafe extern "C" fn brant_tracker_sync(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        let when = match when {
-            BRANT_SYNC_RUNNING => When::Running,
-            BRANT_SYNC_STOPPED => When::Stopped,
-            other => {
-                return Err(invalid(format!(
-                    "a sync is BRANT_SYNC_RUNNING (0) or BRANT_SYNC_STOPPED (1), not {other}"
-                )))
-            }
-        };
-        let done = tracker.tracker.lease()?.sync(when)?;
-        if report.is_null() {
-            return Ok(());
-        }
-        let sum = |kinds: &[LogKind], of: fn(&LogReport) -> u64| {
-            let those = done.logs.iter().filter(|l| kinds.contains(&l.kind));
-            those.map(of).sum::<u64>()
-        };
-        let ns = |kinds| sum(kinds, |l| l.time.as_nanos() as u64);
-        let pages = |kinds| sum(kinds, |l| l.found.0);
-        let kvm = &[LogKind::KvmLog, LogKind::KvmRing];
-        let reported = &[LogKind::Reported];
-        let vhost = &[LogKind::Vhost];
-        let vfio = &[LogKind::Vfio, LogKind::Iommufd];
-        let userfault = &[LogKind::Userfault];
-        let filled = brant_sync {
-            size: 0,
-            found_pages: done.found.0,
-            pending_pages: done.pending.0,
-            time_ns: done.time.as_nanos() as u64,
-            kvm_ns: ns(kvm),
-            kvm_pages: pages(kvm),
-            reported_ns: ns(reported),
-            reported_pages: pages(reported),
-            warnings: done.warnings.len() as u64,
-            vhost_ns: ns(vhost),
-            vhost_pages: pages(vhost),
-            vfio_ns: ns(vfio),
-            vfio_pages: pages(vfio),
-            userfault_ns: ns(userfault),
-            userfault_pages: pages(userfault),
-        };
-        // SAFETY: not null, a structure by contract.
-        unsafe { write(report, &filled) }
+        let own = &unsafe { handle(tracker, "tracker") }?.own;
+        // SAFETY: null or a structure by contract.
+        unsafe { own.sync(when, report) }
     })
 }
 
-/// Takes runs of pending pages, in the order of blocks and pages, from where the last call
-/// ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run is
-/// handed out the protection of its pages is restored, so what is written later is found by a
+/// Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
+/// the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run
+/// is handed out the protection of its pages is restored, so what is written later is found by a
 /// later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
 /// the next call begins at the beginning.
 #[no_mangle]
@@ -521,39 +406,14 @@ pub unsafe extern "C" fn brant_tracker_take(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        if runs.is_null() || capacity == 0 || count.is_null() {
-            return Err(invalid(
-                "runs and count are not NULL and the capacity is not 0",
-            ));
-        }
-        let lease = tracker.tracker.lease()?;
-        let mut taken: Vec<Run> = Vec::new();
-        lease.take(
-            &mut cursor(tracker),
-            capacity.min(4096),
-            Pages(u64::MAX),
-            &mut taken,
-        )?;
-        for (i, run) in taken.iter().enumerate() {
-            // SAFETY: i < capacity, and there is room for that many by contract.
-            unsafe {
-                runs.add(i).write(brant_run {
-                    host: run.block.page_address(run.first).cast(),
-                    first_page: run.first.0,
-                    pages: run.count.0,
-                    block: run.block.id().0,
-                    reserved: 0,
-                });
-            }
-        }
-        // SAFETY: not null, a place by contract.
-        unsafe { put(count, "count", taken.len()) }
+        let own = &unsafe { handle(tracker, "tracker") }?.own;
+        // SAFETY: room for `capacity` runs and a place for their number by contract.
+        unsafe { own.take(runs, capacity, count) }
     })
 }
 
-/// Makes pages pending again that were taken and did not get where they belong. Works after
-/// `brant_tracker_stop` too. A block that is gone is passed over.
+/// Makes pages pending for the VMM again that were taken and did not get where they belong. Works
+/// after `brant_tracker_stop` too. A block that is gone is passed over.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_put_back(
     tracker: *mut brant_tracker,
@@ -564,28 +424,9 @@ pub unsafe extern "C" fn brant_tracker_put_back(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        check_pages(&tracker.tracker, block, first_page, pages)?;
-        tracker
-            .tracker
-            .lease()?
-            .put_back(BlockId(block), Pages(first_page), Pages(pages));
-        Ok(())
+        let own = &unsafe { handle(tracker, "tracker") }?.own;
+        own.put_back(block, first_page, pages)
     })
-}
-
-fn check_pages(tracker: &Tracker, block: u32, first: u64, pages: u64) -> Result<()> {
-    let length = tracker
-        .memory()
-        .with_map(|map| map.block(BlockId(block)).map(|b| b.pages().0));
-    match length {
-        Some(length) if first.checked_add(pages).is_none_or(|end| end > length) => {
-            Err(invalid(format!(
-                "block {block} has {length} pages; {pages} from page {first} reach past its end"
-            )))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Fills in the tracker's totals.
@@ -597,17 +438,18 @@ pub unsafe extern "C" fn brant_tracker_get_stats(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let tracker = &unsafe { handle(tracker, "tracker") }?.tracker;
-        let now = tracker.stats();
+        let handle = unsafe { handle(tracker, "tracker") }?;
+        let (tracker, own) = (&handle.tracker, handle.own.consumer());
+        let (now, ours) = (tracker.stats(), own.stats());
         let filled = brant_tracker_stats {
             size: 0,
-            pending_pages: tracker.pending().0,
+            pending_pages: own.pending().0,
             syncs: now.syncs,
-            found_pages: now.found.0,
+            found_pages: ours.found.0,
             clear_calls: now.clear_calls,
             cleared_pages: now.clear_bits,
             longest_clear_ns: now.longest_clear.as_nanos() as u64,
-            put_back_pages: now.put_back.0,
+            put_back_pages: ours.put_back.0,
             stray_marks: tracker.stray_marks(),
             heap_bytes: tracker.heap_bytes(),
             chunk_shift: match tracker.clearing() {
@@ -682,8 +524,4 @@ pub unsafe extern "C" fn brant_hint_end(tracker: *const brant_tracker, round: u6
             t.tracker.hint_end(round);
         }
     })
-}
-
-fn cursor(tracker: &brant_tracker) -> std::sync::MutexGuard<'_, Cursor> {
-    tracker.cursor.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -1,37 +1,145 @@
-//! The blocks that a tracker knows, by number, and what of each is pending.
+//! The blocks that a tracker knows, by number, and what of each is pending for each consumer.
 //!
 //! A block's number is never used again, so a table with a place for every number would grow
 //! for as long as memory is plugged and unplugged. This one holds what is there now. The
-//! total of what is pending is kept beside it: whoever sends asks for it with every batch, and a
-//! sum over thousands of blocks would cost more than the batch.
+//! total of what is pending for a consumer is kept beside it: whoever sends asks for it with every
+//! batch, and a sum over thousands of blocks would cost more than the batch.
 
-use super::skip::Beside;
+use super::beside::Beside;
 use crate::bits::chunks::Chunks;
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
 use crate::memory::{Block, BlockId};
-use crate::units::Pages;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+/// Which of a tracker's consumers: an index into the tracker's table of them.
+pub(super) type Seat = usize;
+
+/// What a consumer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing: it has not been started, or was stopped.
+    Stopped,
+    /// What every sync finds.
+    Following,
+    /// Of new memory only: the guest stands still, and its last harvest is in.
+    Frozen,
+}
+
+/// One block's pages as one consumer sees them.
+pub(super) struct PageSet {
+    /// Pages still to be handed out.
+    pub pending: Pending,
+    /// What was skipped, and what was hinted at.
+    pub beside: Beside,
+    /// The consumer's.
+    pub phase: Phase,
+}
+
 /// One block as the tracker knows it.
 pub(super) struct BlockState {
     /// What pins are made from.
     pub pin_source: Arc<Block>,
-    /// Pages still to be handed out.
-    pub pending: Pending,
     /// `None` when no log leaves clearing to us, or all is cleared at sync.
     pub chunks: Option<Chunks>,
-    /// What was skipped, and what was hinted at.
-    pub beside: Beside,
+    /// By consumer. `None` for one that was never started.
+    pub sets: Vec<Option<PageSet>>,
+    /// What a log that merges by itself merges into when there are several consumers: empty
+    /// but for that moment.
+    pub between: Option<Bitmap>,
+}
+
+impl BlockState {
+    pub fn new(block: &Arc<Block>, chunks: Option<Chunks>) -> Self {
+        BlockState {
+            pin_source: Arc::clone(block),
+            chunks,
+            sets: Vec::new(),
+            between: None,
+        }
+    }
+
+    pub fn set(&self, seat: Seat) -> Option<&PageSet> {
+        self.sets.get(seat)?.as_ref()
+    }
+
+    pub fn set_mut(&mut self, seat: Seat) -> Option<&mut PageSet> {
+        self.sets.get_mut(seat)?.as_mut()
+    }
+
+    /// Gives a consumer an empty set, told nothing yet. `total` counts what is pending for it in
+    /// all blocks.
+    pub fn make_set(&mut self, seat: Seat, total: &Arc<AtomicU64>) -> Result<()> {
+        let pages = self.pin_source.pages().index();
+        if self.sets.len() <= seat {
+            self.sets.resize_with(seat + 1, || None);
+        }
+        let others = self.sets.iter().enumerate();
+        if others
+            .filter(|(i, set)| *i != seat && set.is_some())
+            .count()
+            > 0
+            && self.between.is_none()
+        {
+            self.between = Some(Bitmap::new(pages)?);
+        }
+        match &mut self.sets[seat] {
+            Some(set) => {
+                set.pending.with(Bitmap::clear_all);
+                set.beside = Beside::default();
+                set.phase = Phase::Stopped;
+            }
+            empty => {
+                *empty = Some(PageSet {
+                    pending: Pending {
+                        bits: Bitmap::new(pages)?,
+                        total: Arc::clone(total),
+                    },
+                    beside: Beside::default(),
+                    phase: Phase::Stopped,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A consumer is gone, and its memory with it.
+    pub fn drop_set(&mut self, seat: Seat) {
+        if let Some(set) = self.sets.get_mut(seat) {
+            *set = None;
+        }
+        while self.sets.last().is_some_and(Option::is_none) {
+            self.sets.pop();
+        }
+        if self.sets.iter().flatten().count() < 2 {
+            self.between = None;
+        }
+    }
+
+    /// Makes pages pending for everybody who is started, frozen or not.
+    pub fn set_for_all(&mut self, first: usize, pages: usize) {
+        let sets = self.sets.iter_mut().flatten();
+        for set in sets.filter(|set| set.phase != Phase::Stopped) {
+            set.pending.set_range(first, pages);
+        }
+    }
+
+    pub fn heap_bytes(&self) -> u64 {
+        let sets = self.sets.iter().flatten();
+        let of_sets = sets.map(|s| s.pending.heap_bytes() as u64 + s.beside.heap_bytes());
+        of_sets.sum::<u64>()
+            + self.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
+            + self.between.as_ref().map_or(0, |b| b.heap_bytes() as u64)
+    }
 }
 
 /// A block's pending pages. Read like a [`Bitmap`]; what changes them changes the total too.
 pub(super) struct Pending {
     bits: Bitmap,
-    /// Of all blocks. Changed under the tracker's lock alone.
+    /// The consumer's, of all blocks. Changed under the tracker's lock alone.
     total: Arc<AtomicU64>,
 }
 
@@ -92,26 +200,23 @@ impl Drop for Pending {
 #[derive(Default)]
 pub(super) struct Blocks {
     by_id: BTreeMap<BlockId, BlockState>,
-    total: Arc<AtomicU64>,
 }
 
 impl Blocks {
-    /// Adds a block, of which no page is pending; the number must be new.
+    /// Adds a block, of which no page is pending for anybody; or gives one that is there fresh
+    /// chunks, none armed.
     pub fn add(&mut self, block: &Arc<Block>, chunk_shift: Option<u32>) -> Result<()> {
-        let pages = block.pages().index();
-        let state = BlockState {
-            pin_source: Arc::clone(block),
-            pending: Pending {
-                bits: Bitmap::new(pages)?,
-                total: Arc::clone(&self.total),
-            },
-            chunks: match chunk_shift {
-                Some(shift) => Some(Chunks::new(pages, shift)?),
-                None => None,
-            },
-            beside: Beside::default(),
+        let chunks = match chunk_shift {
+            Some(shift) => Some(Chunks::new(block.pages().index(), shift)?),
+            None => None,
         };
-        self.by_id.insert(block.id(), state);
+        match self.by_id.get_mut(&block.id()) {
+            Some(state) => state.chunks = chunks,
+            None => {
+                self.by_id
+                    .insert(block.id(), BlockState::new(block, chunks));
+            }
+        }
         Ok(())
     }
 
@@ -135,27 +240,18 @@ impl Blocks {
         self.by_id.values_mut()
     }
 
-    pub fn clear(&mut self) {
-        self.by_id.clear();
-    }
-
     pub fn remove(&mut self, id: BlockId) {
         self.by_id.remove(&id);
     }
 
-    /// Pages pending in all of them.
-    pub fn pending(&self) -> Pages {
-        Pages(self.total.load(Ordering::Relaxed))
+    /// Each one's pages as a consumer sees them.
+    pub fn sets_mut(&mut self, seat: Seat) -> impl Iterator<Item = &mut PageSet> {
+        self.iter_mut().filter_map(move |state| state.set_mut(seat))
     }
 
     /// Bytes of bitmaps.
     pub fn heap_bytes(&self) -> u64 {
-        let each = self.iter().map(|b| {
-            b.pending.heap_bytes() as u64
-                + b.beside.heap_bytes()
-                + b.chunks.as_ref().map_or(0, |c| c.heap_bytes() as u64)
-        });
-        each.sum()
+        self.iter().map(BlockState::heap_bytes).sum()
     }
 }
 
@@ -165,54 +261,83 @@ mod tests {
     use crate::dirty::testing::Guest;
 
     #[test]
-    fn the_total_is_the_sum_over_the_blocks_whatever_changes_them() {
+    fn the_total_of_each_consumer_is_the_sum_over_the_blocks_whatever_changes_them() {
         let guest = Guest::new(3000);
         let ids: Vec<BlockId> = (0..3).map(|i| guest.block(&i.to_string(), 1000)).collect();
         let map = guest.memory.map();
         let mut blocks = Blocks::default();
+        let totals: [Arc<AtomicU64>; 2] = Default::default();
         for id in &ids {
             blocks.add(map.block(*id).unwrap(), Some(6)).unwrap();
+            let state = blocks.get_mut(*id).unwrap();
+            for (seat, total) in totals.iter().enumerate() {
+                state.make_set(seat, total).unwrap();
+            }
         }
-        let check = |blocks: &Blocks, expected: u64| {
-            let sum: u64 = blocks.iter().map(|b| b.pending.count()).sum();
-            assert_eq!((blocks.pending().0, sum), (expected, expected));
+        let check = |blocks: &Blocks, expected: [u64; 2]| {
+            for (seat, expected) in expected.into_iter().enumerate() {
+                let sets = blocks.iter().filter_map(|b| b.set(seat));
+                let sum: u64 = sets.map(|set| set.pending.count()).sum();
+                let total = totals[seat].load(Ordering::Relaxed);
+                assert_eq!((total, sum), (expected, expected));
+            }
         };
-        check(&blocks, 0);
-        blocks.get_mut(ids[0]).unwrap().pending.set_all();
-        check(&blocks, 1000);
-        blocks.get_mut(ids[1]).unwrap().pending.set_range(10, 20);
-        blocks.get_mut(ids[1]).unwrap().pending.set_range(0, 20);
-        check(&blocks, 1030);
-        blocks
-            .get_mut(ids[0])
-            .unwrap()
-            .pending
-            .clear_range(500, 9999);
-        check(&blocks, 530);
-        let words = [0b1011];
-        let merged = |b: &mut BlockState| b.pending.merge_words(999, &words, 64);
-        assert_eq!(blocks.get_mut(ids[2]).map(merged), Some(1));
-        check(&blocks, 531);
-        blocks
-            .get_mut(ids[2])
-            .unwrap()
-            .pending
-            .with(|b| b.clear_all());
-        check(&blocks, 530);
+        let mut change = |at: usize, seat: Seat, change: &dyn Fn(&mut Pending)| {
+            let state = blocks.get_mut(ids[at]).unwrap();
+            change(&mut state.set_mut(seat).unwrap().pending);
+        };
+        change(0, 0, &|p| assert_eq!(p.set_all(), 1000));
+        change(1, 0, &|p| assert_eq!(p.set_range(10, 20), 20));
+        change(1, 1, &|p| assert_eq!(p.set_range(0, 20), 20));
+        change(0, 0, &|p| assert_eq!(p.clear_range(500, 9999), 500));
+        change(2, 1, &|p| assert_eq!(p.merge_words(999, &[0b1011], 64), 1));
+        check(&blocks, [520, 21]);
+        let mut change = |at: usize, seat: Seat, change: &dyn Fn(&mut Pending)| {
+            let state = blocks.get_mut(ids[at]).unwrap();
+            change(&mut state.set_mut(seat).unwrap().pending);
+        };
+        change(2, 1, &|p| assert_eq!(p.with(Bitmap::clear_all), 1));
         let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let pending = &mut blocks.get_mut(ids[2]).unwrap().pending;
-            pending.with(|b| {
-                b.set_range(0, 7);
-                std::panic::resume_unwind(Box::new(()))
+            change(2, 1, &|p| {
+                p.with(|bits| {
+                    bits.set_range(0, 7);
+                    std::panic::resume_unwind(Box::new(()))
+                })
             })
         }));
         assert!(broken.is_err());
-        check(&blocks, 537);
+        check(&blocks, [520, 27]);
         blocks.remove(ids[0]);
-        check(&blocks, 37);
-        blocks.remove(ids[1]);
-        check(&blocks, 7);
-        blocks.clear();
-        check(&blocks, 0);
+        check(&blocks, [20, 27]);
+        for state in blocks.iter_mut() {
+            state.drop_set(1);
+        }
+        check(&blocks, [20, 0]);
+        let state = blocks.get_mut(ids[1]).unwrap();
+        state.make_set(0, &totals[0]).unwrap();
+        check(&blocks, [0, 0]);
+    }
+
+    #[test]
+    fn memory_is_there_for_those_consumers_that_are() {
+        let guest = Guest::new(1 << 15);
+        let id = guest.block("ram", 1 << 15);
+        let map = guest.memory.map();
+        let mut blocks = Blocks::default();
+        blocks.add(map.block(id).unwrap(), None).unwrap();
+        let total = Arc::default();
+        assert_eq!(blocks.heap_bytes(), 0);
+        let state = blocks.get_mut(id).unwrap();
+        state.make_set(0, &total).unwrap();
+        let one = state.heap_bytes();
+        assert!(one > 0);
+        state.make_set(2, &total).unwrap();
+        let two = state.heap_bytes();
+        assert!(two > one);
+        state.drop_set(0);
+        assert_eq!(state.heap_bytes(), one);
+        assert!(state.set(2).is_some());
+        state.drop_set(2);
+        assert_eq!((state.heap_bytes(), state.sets.len()), (0, 0));
     }
 }

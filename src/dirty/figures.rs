@@ -4,22 +4,43 @@
 //! a terabyte is tracked: what was true when the lock was last let go of is told. Whoever
 //! changes a tracker takes the lock in turn ([`crate::runtime::fair`]).
 
-use super::tracker::{Inner, Tracker, TrackerStats};
+use super::tracker::{ConsumerStats, Inner, Tracker, TrackerStats};
 use crate::runtime::fair::FairGuard;
 use crate::units::Pages;
 use std::ops::{Deref, DerefMut};
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard};
 
 /// The tracker as it was when its lock was last let go of.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Figures {
     pub stats: TrackerStats,
     pub started: bool,
+    /// As of the last sync, start or stop, or of the last look that did not have to wait.
+    pub slow: Slow,
+}
+
+/// The same of one consumer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ConsumerFigures {
+    pub stats: ConsumerStats,
+    pub started: bool,
     pub pending: Pages,
     /// Of what is pending, given-back pages.
     pub returned: u64,
-    /// As of the last sync, start or stop, or of the last look that did not have to wait.
-    pub slow: Slow,
+}
+
+/// Where a consumer's figures are published. Held for the copying of a few words.
+#[derive(Debug, Default)]
+pub(super) struct Published(Mutex<ConsumerFigures>);
+
+impl Published {
+    pub fn now(&self) -> ConsumerFigures {
+        *self.locked()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, ConsumerFigures> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 /// What is counted block by block, or asked of each log.
@@ -52,6 +73,9 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
+        for member in self.inner.members.iter().flatten() {
+            *member.published.locked() = member.figures();
+        }
         let now = self.inner.figures();
         *self.tracker.published() = now;
     }
@@ -97,8 +121,6 @@ impl Inner {
         Figures {
             stats: self.stats,
             started: self.started,
-            pending: self.pending(),
-            returned: self.returned,
             slow: self.slow,
         }
     }

@@ -57,21 +57,23 @@ fn whoever_asks_for_figures_does_not_wait_for_a_sync() {
     guest.block("ram", 100);
     let (begun, harvests) = channel();
     let (go_on, told) = channel();
-    let lease = guest.tracker(Box::new(Slow(begun, told)));
-    lease.start(StartWith::Everything).unwrap();
-    let tracker: Arc<Tracker> = Arc::clone(&lease);
+    let consumer = guest.tracker(Box::new(Slow(begun, told)));
+    consumer.start(StartWith::Everything).unwrap();
+    let tracker: Arc<Tracker> = Arc::clone(&consumer);
     std::thread::scope(|s| {
-        s.spawn(|| lease.sync(When::Running).unwrap());
+        s.spawn(|| consumer.sync(When::Running).unwrap());
         harvests.recv_timeout(LONG).unwrap();
         // The sync holds the lock, and goes on only after this.
         assert!(tracker.inner.try_lock().is_none());
-        assert_eq!(tracker.pending(), Pages(100));
-        assert_eq!(lease.to_read(), Pages(100));
+        assert_eq!(consumer.pending(), Pages(100));
+        assert_eq!(consumer.to_read(), Pages(100));
+        assert!(consumer.is_started());
+        assert_eq!(consumer.stats().syncs, 0);
         assert!(tracker.is_started());
         assert_eq!(tracker.stats().syncs, 0);
         assert_eq!(tracker.stray_marks(), 0);
         assert!(tracker.heap_bytes() > 0);
-        assert!(format!("{tracker:?}").contains("pending: Pages(100)"));
+        assert!(format!("{tracker:?}").contains("started: true"));
         go_on.send(()).unwrap();
     });
     assert_eq!(tracker.stats().syncs, 1);
@@ -84,13 +86,13 @@ fn a_block_is_added_and_removed_between_two_syncs_that_follow_one_another() {
     guest.block("ram", 10);
     let (begun, harvests) = channel();
     let (go_on, told) = channel();
-    let lease = guest.tracker(Box::new(Slow(begun, told)));
-    lease.start(StartWith::Everything).unwrap();
+    let consumer = guest.tracker(Box::new(Slow(begun, told)));
+    consumer.start(StartWith::Everything).unwrap();
     let stop = AtomicBool::new(false);
     let next = || harvests.recv_timeout(LONG).unwrap();
     let until_somebody_waits = || {
         let begun = Instant::now();
-        while lease.inner.waiting() == 0 {
+        while consumer.inner.waiting() == 0 {
             assert!(begun.elapsed() < LONG);
             std::thread::yield_now();
         }
@@ -98,7 +100,7 @@ fn a_block_is_added_and_removed_between_two_syncs_that_follow_one_another() {
     std::thread::scope(|s| {
         s.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                lease.sync(When::Running).unwrap();
+                consumer.sync(When::Running).unwrap();
             }
         });
         let stops = Stops(&stop);

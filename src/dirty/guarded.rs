@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn a_log_that_panics_at_its_start_is_named_and_the_others_are_off() {
         let (tracker, on, _ram) = tracker(At::Start, Initial::Clean);
-        let lease = tracker.lease().unwrap();
-        let error = lease.start(StartWith::Nothing).unwrap_err();
+        let consumer = tracker.consumer();
+        let error = consumer.start(StartWith::Nothing).unwrap_err();
         assert_eq!(error.kind(), Kind::Vmm);
         for part in ["`theirs`", "no room", "guarded.rs:"] {
             assert!(error.message().contains(part), "{part} in: {error}");
@@ -249,34 +249,34 @@ mod tests {
     #[test]
     fn a_log_that_panics_in_a_harvest_has_all_taken_as_dirty_and_is_named() {
         let (tracker, on, _ram) = tracker(At::Harvest, Initial::Clean);
-        let lease = tracker.lease().unwrap();
-        lease.start(StartWith::Nothing).unwrap();
-        let report = lease.sync(When::Running).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing).unwrap();
+        let report = consumer.sync(When::Running).unwrap();
         // It could not even say what is in its care.
         assert_eq!(report.pending, Pages(64));
         assert!(report.warnings.iter().any(|w| w.contains("no crop")));
-        let error = lease.sync(When::Stopped).unwrap_err();
+        let error = consumer.sync(When::Stopped).unwrap_err();
         assert_eq!(error.kind(), Kind::Vmm);
         all(&on, true);
-        let _ = lease.stop();
+        let _ = consumer.stop();
         all(&on, false);
     }
 
     #[test]
     fn a_log_that_panics_when_it_is_stopped_leaves_no_other_on() {
         let (tracker, on, _ram) = tracker(At::Stop, Initial::Clean);
-        let lease = tracker.lease().unwrap();
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing).unwrap();
         all(&on, true);
-        let _ = lease.stop();
+        let _ = consumer.stop();
         all(&on, false);
     }
 
     #[test]
     fn a_log_that_starts_unprotected_and_never_protects_is_refused() {
         let (tracker, on, _ram) = tracker(At::Nowhere, Initial::Unprotected);
-        let lease = tracker.lease().unwrap();
-        let error = lease.start(StartWith::Everything).unwrap_err();
+        let consumer = tracker.consumer();
+        let error = consumer.start(StartWith::Everything).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
         assert!(error.message().contains("`theirs`"), "{error}");
         all(&on, false);

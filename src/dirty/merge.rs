@@ -1,16 +1,115 @@
 //! Where harvests go: positions of any kind become pages of blocks and are merged into
-//! what is pending.
+//! what is pending for each consumer.
 //!
 //! Slots and blocks begin at any page, so a word of a log seldom lies on a word of
 //! pending. The merge shifts ([`Bitmap::merge_words`]); nothing is done bit by bit.
+//!
+//! With one consumer that is one pass over what was harvested. With more, the words are merged
+//! in slices that stay in the cache, so the second consumer reads them for nearly nothing. All
+//! harvested words go into every consumer, not only those that were new to one: one consumer can
+//! have a page pending that another has just taken.
 
-use super::blocks::{BlockState, Blocks};
+use super::blocks::{BlockState, Blocks, PageSet, Phase, Seat};
 use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
 use crate::memory::{BlockId, Map};
 use crate::units::Pages;
 use vm_memory::GuestAddress;
+
+impl BlockState {
+    /// Arms the chunks of a range.
+    fn arm(&mut self, first: u64, pages: u64) {
+        if let Some(chunks) = &mut self.chunks {
+            chunks.arm_range(first as usize, pages as usize);
+        }
+    }
+
+    /// Has the memory of a page's bits on its way to the cache.
+    fn prefetch(&mut self, page: usize) {
+        for (_, set) in self.following() {
+            set.pending.prefetch(page);
+        }
+    }
+
+    /// The sets that a harvest goes into, each with whose it is.
+    fn following(&mut self) -> impl Iterator<Item = (Seat, &mut PageSet)> {
+        let sets = self.sets.iter_mut().enumerate();
+        let sets = sets.filter_map(|(seat, set)| Some((seat, set.as_mut()?)));
+        sets.filter(|(_, set)| set.phase == Phase::Following)
+    }
+
+    /// Has `merge` done to each set that a harvest goes into; what it returns of `whose`.
+    fn merge(&mut self, whose: Option<Seat>, mut merge: impl FnMut(&mut PageSet) -> u64) -> u64 {
+        let mut found = 0;
+        for (seat, set) in self.following() {
+            let new = merge(set);
+            if Some(seat) == whose {
+                found += new;
+            }
+        }
+        found
+    }
+
+    /// Merges the first `pages` bits of `words` into each set, at page `first`.
+    fn merge_words(
+        &mut self,
+        whose: Option<Seat>,
+        first: usize,
+        words: &[u64],
+        pages: usize,
+    ) -> u64 {
+        let sets = self.following().take(2).count();
+        if sets < 2 {
+            return self.merge(whose, |set| set.pending.merge_words(first, words, pages));
+        }
+        let mut found = 0;
+        for at in (0..pages).step_by(SLICE) {
+            let some = SLICE.min(pages - at);
+            found += self.merge(whose, |set| {
+                set.pending.merge_words(first + at, &words[at / 64..], some)
+            });
+        }
+        found
+    }
+
+    /// Has a log merge into what is pending by itself; into each set, if there are several.
+    fn merge_by(
+        &mut self,
+        whose: Option<Seat>,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> (u64, Result<()>) {
+        if self.following().nth(1).is_none() {
+            let mut merged = Ok(0);
+            // Counted here, because an error can come after part of it was merged.
+            let found = self.merge(whose, |set| {
+                let before = set.pending.count();
+                merged = set.pending.with(|pending| merge(pending));
+                set.pending.count() - before
+            });
+            return (found, merged.map(|_| ()));
+        }
+        // It moves what it holds, and can do that once.
+        let between = self
+            .between
+            .take()
+            .map_or_else(|| Bitmap::new(self.pin_source.pages().index()), Result::Ok);
+        let mut between = match between {
+            Ok(between) => between,
+            Err(e) => return (0, Err(e)),
+        };
+        let merged = merge(&mut between);
+        let found = self.merge(whose, |set| {
+            set.pending.with(|pending| pending.merge(&between))
+        });
+        between.clear_all();
+        self.between = Some(between);
+        (found, merged.map(|_| ()))
+    }
+}
+
+/// Pages that are merged into every consumer before the next are: 8 KiB of words.
+const SLICE: usize = 64 << 10;
 
 /// A sink for what is known already.
 pub(super) struct Nowhere;
@@ -36,7 +135,9 @@ pub(super) struct PendingSink<'a> {
     pub blocks: &'a mut Blocks,
     /// Whether what is merged must be cleared before it is handed out.
     pub arms: bool,
-    /// Pages that became pending: each counts when its bit first becomes set.
+    /// Whose pages are counted.
+    pub whose: Option<Seat>,
+    /// Pages that became pending there: each counts when its bit first becomes set.
     pub found: u64,
 }
 
@@ -109,37 +210,27 @@ struct Piece {
 
 impl Sink for PendingSink<'_> {
     fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
-        let arms = self.arms;
+        let (arms, whose) = (self.arms, self.whose);
         let pages = Pages(pages.0.min(words.len() as u64 * 64));
         self.pieces(origin, pages, |state, piece| {
             if arms {
-                if let Some(chunks) = &mut state.chunks {
-                    // Every chunk of the slot, dirty or not: looking is left to the walk, which
-                    // reads a chunk's words once, outside the sync.
-                    chunks.arm_range(piece.first as usize, piece.pages as usize);
-                }
+                // Every chunk of the slot, dirty or not: looking is left to the walk, which
+                // reads a chunk's words once, outside the sync.
+                state.arm(piece.first, piece.pages);
             }
+            let (first, pages) = (piece.first as usize, piece.pages as usize);
             let skip = piece.skipped as usize;
             if skip.is_multiple_of(64) {
-                state.pending.merge_words(
-                    piece.first as usize,
-                    &words[skip / 64..],
-                    piece.pages as usize,
-                )
+                state.merge_words(whose, first, &words[skip / 64..], pages)
             } else {
                 // The piece begins inside a word of the log: its head is shifted down by
                 // hand, the rest goes word by word.
-                let head = (64 - skip % 64).min(piece.pages as usize);
-                let first = words[skip / 64] >> (skip % 64);
-                let mut new = state
-                    .pending
-                    .merge_words(piece.first as usize, &[first], head);
-                if head < piece.pages as usize {
-                    new += state.pending.merge_words(
-                        piece.first as usize + head,
-                        &words[skip / 64 + 1..],
-                        piece.pages as usize - head,
-                    );
+                let head = (64 - skip % 64).min(pages);
+                let shifted = words[skip / 64] >> (skip % 64);
+                let mut new = state.merge_words(whose, first, &[shifted], head);
+                if head < pages {
+                    let rest = &words[skip / 64 + 1..];
+                    new += state.merge_words(whose, first + head, rest, pages - head);
                 }
                 new
             }
@@ -162,12 +253,12 @@ impl Sink for PendingSink<'_> {
             };
             let bit = |page: u64| base.saturating_add(from).saturating_add(page) as usize;
             for &page in pages.iter().take(AHEAD) {
-                state.pending.prefetch(bit(page));
+                state.prefetch(bit(page));
             }
             let mut at = 0;
             while let Some(&page) = pages.get(at) {
                 if let Some(&later) = pages.get(at + AHEAD) {
-                    state.pending.prefetch(bit(later));
+                    state.prefetch(bit(later));
                 }
                 // A row of pages is one range.
                 let row = pages[at..].iter().zip(page..);
@@ -180,11 +271,12 @@ impl Sink for PendingSink<'_> {
                 if n == 0 {
                     continue;
                 }
-                let first = base.saturating_add(first) as usize;
-                if let (true, Some(chunks)) = (self.arms, &mut state.chunks) {
-                    chunks.arm_range(first, n as usize);
+                let first = base.saturating_add(first);
+                if self.arms {
+                    state.arm(first, n);
                 }
-                self.found += state.pending.set_range(first, n as usize);
+                let (first, n) = (first as usize, n as usize);
+                self.found += state.merge(self.whose, |set| set.pending.set_range(first, n));
             }
             return;
         }
@@ -205,30 +297,28 @@ impl Sink for PendingSink<'_> {
         block: BlockId,
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
     ) -> Result<()> {
-        if let Some(state) = self.blocks.get_mut(block) {
-            // Counted here, because an error can come after part of it was merged.
-            let before = state.pending.count();
-            let merged = state.pending.with(|pending| merge(pending));
-            self.found += state.pending.count() - before;
-            merged?;
-        }
-        Ok(())
+        let Some(state) = self.blocks.get_mut(block) else {
+            return Ok(());
+        };
+        let (found, merged) = state.merge_by(self.whose, merge);
+        self.found += found;
+        merged
     }
 
     fn everything(&mut self, origin: Origin, pages: Pages) {
-        let arms = self.arms;
+        let (arms, whose) = (self.arms, self.whose);
         self.pieces(origin, pages, |state, piece| {
             if arms {
-                if let Some(chunks) = &mut state.chunks {
-                    chunks.arm_range(piece.first as usize, piece.pages as usize);
-                }
+                state.arm(piece.first, piece.pages);
             }
-            // That nothing is known is no evidence that a page which was given back was written.
             let pages = piece.first..piece.first.saturating_add(piece.pages);
-            state.beside.put_back(pages);
-            state
-                .pending
-                .set_range(piece.first as usize, piece.pages as usize)
+            state.merge(whose, |set| {
+                // That nothing is known is no evidence that a page which was given back was
+                // written.
+                set.beside.put_back(pages.clone());
+                set.pending
+                    .set_range(piece.first as usize, piece.pages as usize)
+            })
         });
     }
 }

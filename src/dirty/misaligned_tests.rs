@@ -6,7 +6,8 @@
 //! found (a page counts once: when its bit first becomes set in what is pending), on what is
 //! pending, and on how often the kernel was called.
 
-use super::tracker::{Clearing, Cursor, Lease, StartWith, Tracker};
+use super::consumer::{Consumer, Cursor};
+use super::tracker::{Clearing, StartWith, Tracker};
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::dirty::kvm::model::{Kvm, ALL_CAPS};
@@ -217,7 +218,7 @@ impl Model {
 struct Both {
     kvm: Kvm,
     memory: Arc<Memory>,
-    lease: Lease,
+    consumer: Consumer,
     by_address: ByAddress,
     cursor: Cursor,
     model: Model,
@@ -262,13 +263,13 @@ impl Both {
         tracker.add_log(Box::new(log)).unwrap();
         let by_address = ByAddress::default();
         tracker.add_log(Box::new(by_address.clone())).unwrap();
-        let lease = tracker.lease().unwrap();
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing).unwrap();
         Both {
             clears: kvm.calls().clears,
             kvm,
             memory,
-            lease,
+            consumer,
             by_address,
             cursor: Cursor::default(),
             model: Model::new(layout),
@@ -288,12 +289,12 @@ impl Both {
 
     fn mark(&mut self, block: usize, page: u64) {
         let id = self.memory.map().blocks()[block].id();
-        self.lease.mark_block(id, Bytes(page * PAGE_SIZE), 1);
+        self.consumer.mark_block(id, Bytes(page * PAGE_SIZE), 1);
         self.model.marks.push((block, page));
     }
 
     fn sync(&mut self) {
-        let report = self.lease.sync(When::Running).unwrap();
+        let report = self.consumer.sync(When::Running).unwrap();
         assert!(report.warnings.is_empty(), "{:?}", report.warnings);
         let found: Vec<u64> = report.logs.iter().map(|l| l.found.0).collect();
         assert_eq!(found, self.model.sync(), "what each log found");
@@ -304,7 +305,7 @@ impl Both {
     /// Takes some of what is pending; whether there was any.
     fn take(&mut self, pages: u64) -> bool {
         let mut runs = Vec::new();
-        self.lease
+        self.consumer
             .take(&mut self.cursor, 16, Pages(pages), &mut runs)
             .unwrap();
         for run in &runs {
@@ -314,12 +315,12 @@ impl Both {
             }
         }
         self.same_clears("a take");
-        assert_eq!(self.lease.pending().0, self.model.count());
+        assert_eq!(self.consumer.pending().0, self.model.count());
         !runs.is_empty()
     }
 
     fn drain(&mut self) {
-        while self.take(1 << 20) || self.lease.pending().0 != 0 {}
+        while self.take(1 << 20) || self.consumer.pending().0 != 0 {}
         assert_eq!(self.model.count(), 0);
     }
 
@@ -457,7 +458,7 @@ proptest! {
         // What was written while it was pending, its chunk cleared already, comes once more.
         both.sync();
         both.drain();
-        let still = both.lease.sync(When::Stopped).unwrap();
+        let still = both.consumer.sync(When::Stopped).unwrap();
         prop_assert_eq!(still.found, Pages(0));
     }
 }
@@ -517,16 +518,16 @@ fn what_is_held_for_a_page_is_counted_with_what_the_logs_hold() {
     layout.slots[0].pages = 1 << 20;
     let words = (1u64 << 20) / 8;
     let both = Both::new(&layout);
-    let held = both.lease.heap_bytes();
+    let held = both.consumer.heap_bytes();
     // Pending, the copy of the slot's bitmap, and two buffers for the VMM's marks; their
     // summaries are a 512th.
     assert!(
         (4 * words..4 * words + words / 64).contains(&held),
         "{held}"
     );
-    both.lease.stop().unwrap();
+    both.consumer.stop().unwrap();
     // Pages may still be pending.
-    let held = both.lease.heap_bytes();
+    let held = both.consumer.heap_bytes();
     assert!((words..words + words / 64).contains(&held), "{held}");
 }
 
@@ -604,16 +605,16 @@ fn memory_in_two_slots_is_cleared_in_both_before_it_is_handed_out() {
             both.write(0, 100);
             both.write(1, 67);
             both.sync();
-            assert_eq!(both.lease.pending(), Pages(1));
+            assert_eq!(both.consumer.pending(), Pages(1));
             both.drain();
             assert!(both.kvm.is_protected(0, 100) && both.kvm.is_protected(again, 67));
             // Written through the other only: that one's bit tells.
             both.write(1, 67);
             both.sync();
-            assert_eq!(both.lease.pending(), Pages(1));
+            assert_eq!(both.consumer.pending(), Pages(1));
             both.drain();
             both.sync();
-            assert_eq!(both.lease.pending(), Pages(0));
+            assert_eq!(both.consumer.pending(), Pages(0));
         }
     }
 }
@@ -644,9 +645,9 @@ fn a_chunk_rounded_out_over_a_neighbour_that_was_sent_takes_none_of_its_new_bits
         // The clear for page 64 comes after that write.
         assert!(both.take(1));
         both.sync();
-        assert_eq!(both.lease.pending(), Pages(1), "from page {first}");
+        assert_eq!(both.consumer.pending(), Pages(1), "from page {first}");
         both.drain();
-        let still = both.lease.sync(When::Stopped).unwrap();
+        let still = both.consumer.sync(When::Stopped).unwrap();
         assert_eq!(still.found, Pages(0));
     }
 }

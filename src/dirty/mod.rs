@@ -9,7 +9,9 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+mod beside;
 mod blocks;
+pub mod consumer;
 #[cfg(test)]
 mod dma_model;
 mod figures;
@@ -21,6 +23,7 @@ mod merge;
 #[cfg(test)]
 mod misaligned_tests;
 pub mod reported;
+mod run;
 mod skip;
 #[cfg(test)]
 mod testing;

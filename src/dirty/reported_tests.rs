@@ -1,17 +1,18 @@
 //! Marks by address and by bitmap, against the same marks page by page.
 
 use super::*;
+use crate::dirty::consumer::Consumer;
 use crate::dirty::testing::{sync_all, Guest};
-use crate::dirty::tracker::{Lease, StartWith};
+use crate::dirty::tracker::StartWith;
 use crate::memory::map::GUEST_ADDRESS_BITS;
 use proptest::prelude::*;
 use std::time::Instant;
 
-fn started(guest: &Guest) -> Lease {
+fn started(guest: &Guest) -> Consumer {
     let log = ReportedLog::new(Arc::new(Reported::new(Arc::clone(&guest.memory))));
-    let lease = guest.tracker(Box::new(log));
-    lease.start(StartWith::Nothing).unwrap();
-    lease
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
+    consumer
 }
 
 #[test]
@@ -23,11 +24,11 @@ fn a_mark_of_every_address_there_is_costs_what_is_mapped() {
     guest
         .slot("high", 0, 10, (1 << (GUEST_ADDRESS_BITS - 12)) - 10)
         .unwrap();
-    let lease = started(&guest);
+    let consumer = started(&guest);
     let begun = Instant::now();
     for _ in 0..100 {
-        lease.mark_guest(GuestAddress(0), u64::MAX);
-        lease.mark_guest(GuestAddress(5), u64::MAX - 5);
+        consumer.mark_guest(GuestAddress(0), u64::MAX);
+        consumer.mark_guest(GuestAddress(5), u64::MAX - 5);
     }
     // Microseconds. Step by step over the addresses it would be minutes.
     assert!(
@@ -35,8 +36,8 @@ fn a_mark_of_every_address_there_is_costs_what_is_mapped() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(sync_all(&lease).len(), 20);
-    assert_eq!(lease.stray_marks(), 200);
+    assert_eq!(sync_all(&consumer).len(), 20);
+    assert_eq!(consumer.stray_marks(), 200);
 }
 
 proptest! {
@@ -75,12 +76,12 @@ fn a_bitmap_at_the_end_of_all_addresses_is_stray_and_harms_nothing() {
     let guest = Guest::new(10);
     guest.block("ram", 10);
     guest.slot("ram", 0, 10, 0).unwrap();
-    let lease = started(&guest);
+    let consumer = started(&guest);
     let words = [u64::MAX; 1024];
-    lease.mark_words(GuestAddress(u64::MAX - 4095), &words, u64::MAX);
-    assert_eq!(sync_all(&lease).len(), 0);
-    assert_eq!(lease.stray_marks(), 65536);
+    consumer.mark_words(GuestAddress(u64::MAX - 4095), &words, u64::MAX);
+    assert_eq!(sync_all(&consumer).len(), 0);
+    assert_eq!(consumer.stray_marks(), 65536);
     // Nothing is marked, and nothing is stray.
-    lease.mark_words(GuestAddress(0), &[0; 100], 6400);
-    assert_eq!(lease.stray_marks(), 65536);
+    consumer.mark_words(GuestAddress(0), &[0; 100], 6400);
+    assert_eq!(consumer.stray_marks(), 65536);
 }

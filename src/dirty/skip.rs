@@ -2,8 +2,8 @@
 //! be free.
 //!
 //! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::returned`]), and
-//! only where the guest must tell before it uses the page again. A walk of a lease that skips
-//! ([`Lease::skip_returned`]) hands them out as [`Content::Returned`], once, so that whoever
+//! only where the guest must tell before it uses the page again. A walk of a consumer that
+//! skips ([`Consumer::skip_returned`]) hands them out as [`Content::Returned`], once, so that whoever
 //! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So a
 //! page that is found dirty *afterwards* was written by a guest that broke its promise, or by
 //! somebody who marked it, and counts as taken back: what was promised is not what memory is lost
@@ -15,13 +15,17 @@
 //! page was free is certain to be found: the protection of everything was restored before the
 //! round began ([`Tracker::hint_begin`] sees to that) and nothing was harvested since. What a
 //! later sync finds is pending again and wins.
+//!
+//! Both are a consumer's own: what a migration skips is pending as before for a backup.
 
-use super::blocks::BlockState;
-use super::tracker::{Content, Cursor, Inner, Lease, Run, Tracker};
+use super::beside::range_of;
+use super::blocks::{BlockState, PageSet, Phase, Seat};
+use super::consumer::{Consumer, Content, Cursor, Run};
+use super::tracker::{Inner, Tracker};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
 use crate::memory::returned::{Claim, TakenBack};
-use crate::memory::{BlockId, BlockPin};
+use crate::memory::{Block, BlockId, BlockPin};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,64 +33,6 @@ use vm_memory::GuestAddress;
 
 /// The most pages of a hint that are taken under one hold of the tracker's lock: 128 MiB.
 const HINT_PAGES: u64 = 1 << 15;
-
-/// A block's bits beside pending. Made when first needed.
-#[derive(Default)]
-pub(super) struct Beside {
-    /// Given-back pages that were handed out as such since they were given back: their
-    /// protection was restored, so one that is pending again was written.
-    passed: Option<Bitmap>,
-    /// Pages that a hint took out of pending and that were not handed out since.
-    free: Option<Bitmap>,
-}
-
-fn range_of(range: &Range<u64>) -> (usize, usize) {
-    (
-        range.start as usize,
-        range.end.saturating_sub(range.start) as usize,
-    )
-}
-
-impl Beside {
-    /// Whether no page is to be handed out as free.
-    pub(super) fn none_free(&self) -> bool {
-        self.free.as_ref().is_none_or(Bitmap::is_empty)
-    }
-
-    pub(super) fn heap_bytes(&self) -> u64 {
-        let both = [&self.passed, &self.free];
-        both.into_iter()
-            .flatten()
-            .map(|b| b.heap_bytes() as u64)
-            .sum()
-    }
-
-    /// All is pending again, and not because it was written.
-    pub(super) fn forget(&mut self) {
-        for bits in [&mut self.passed, &mut self.free].into_iter().flatten() {
-            bits.clear_all();
-        }
-    }
-
-    pub(super) fn put_back(&mut self, range: Range<u64>) {
-        let (from, len) = range_of(&range);
-        if let Some(passed) = &mut self.passed {
-            passed.clear_range(from, len);
-        }
-    }
-
-    pub(super) fn handed_out(&mut self, range: Range<u64>, content: Content) {
-        let (from, len) = range_of(&range);
-        if let Some(free) = &mut self.free {
-            free.clear_range(from, len);
-        }
-        match (&mut self.passed, content) {
-            (Some(passed), Content::Returned) => passed.set_range(from, len),
-            (Some(passed), _) => passed.clear_range(from, len),
-            (None, _) => 0,
-        };
-    }
-}
 
 impl BlockState {
     pub(super) fn run(&self, pages: Range<u64>, content: Content) -> Run {
@@ -98,37 +44,59 @@ impl BlockState {
         }
     }
 
-    /// What the pages from the start of `range` are. Their protection is restored.
-    pub(super) fn claim(&mut self, range: Range<u64>) -> Claim {
+    /// What the pages from the start of `range` are for a consumer that skips. Their protection is
+    /// restored.
+    pub(super) fn claim(&mut self, seat: Seat, range: Range<u64>) -> Claim {
+        let BlockState {
+            pin_source, sets, ..
+        } = self;
+        let Some(Some(set)) = sets.get_mut(seat) else {
+            return Claim::Used(range.end - range.start);
+        };
+        let claim = set.claim(pin_source, range);
+        if let Claim::Broken(page) = &claim {
+            // Whoever else was told that all of the host page is given back hears that it is not.
+            for set in sets
+                .iter_mut()
+                .flatten()
+                .filter(|s| s.beside.passed.is_some())
+            {
+                set.is_used(page);
+            }
+        }
+        claim
+    }
+}
+
+impl PageSet {
+    fn claim(&mut self, block: &Block, range: Range<u64>) -> Claim {
         let passed = &mut self.beside.passed;
         let all = Claim::Used(range.end - range.start);
-        let claim = self
-            .pin_source
-            .returned()
-            .claim(range.clone(), passed.as_ref());
+        let claim = block.returned().claim(range, passed.as_ref());
         match &claim {
-            Claim::Returned(_) if passed.is_none() => {
-                match Bitmap::new(self.pin_source.pages().index()) {
-                    Ok(bits) => *passed = Some(bits),
-                    // Sent like any other. It stays given back.
-                    Err(_) => return all,
-                }
-            }
-            Claim::Broken(page) => {
-                let (from, len) = range_of(page);
-                self.pending.set_range(from, len);
-                if let Some(passed) = passed {
-                    passed.clear_range(from, len);
-                }
-            }
+            Claim::Returned(_) if passed.is_none() => match Bitmap::new(block.pages().index()) {
+                Ok(bits) => *passed = Some(bits),
+                // Sent like any other. It stays given back.
+                Err(_) => return all,
+            },
+            Claim::Broken(page) => self.is_used(page),
             _ => {}
         }
         claim
     }
 
+    /// Pages are the guest's again, and to be read.
+    fn is_used(&mut self, pages: &Range<u64>) {
+        let (from, len) = range_of(pages);
+        self.pending.set_range(from, len);
+        if let Some(passed) = &mut self.beside.passed {
+            passed.clear_range(from, len);
+        }
+    }
+
     /// The next run of pages of `from..end` that are pending and given back.
-    pub(super) fn next_returned(&self, from: u64, end: u64) -> Option<Range<u64>> {
-        let returned = self.pin_source.returned();
+    pub(super) fn next_returned(&self, block: &Block, from: u64, end: u64) -> Option<Range<u64>> {
+        let returned = block.returned();
         let mut at = from;
         loop {
             let page = returned.next_before(at, end)?;
@@ -156,28 +124,6 @@ impl BlockState {
         free.clear_range(run.start, (end - start) as usize);
         Some(start..end)
     }
-}
-
-impl BlockState {
-    /// Takes back what was written since it was told, and returns how many pages that were and
-    /// how many of them were not pending before.
-    fn take_back_broken(&mut self) -> (u64, u64) {
-        let (mut broken, before) = (0, self.pending.count());
-        let mut at = 0;
-        while let Some(from) = self.next_passed(at) {
-            let stretch_end = (from / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let run = self.next_pending(from, stretch_end);
-            let end = run.map_or(from + 1, |run| run.end);
-            at = match self.claim(from..end) {
-                Claim::Used(count) | Claim::Returned(count) => from + count,
-                Claim::Broken(used) => {
-                    broken += used.end - used.start;
-                    used.end
-                }
-            };
-        }
-        (broken, self.pending.count() - before)
-    }
 
     /// The next page, from `from` on, that is pending although it was passed.
     fn next_passed(&self, from: u64) -> Option<u64> {
@@ -191,103 +137,144 @@ impl BlockState {
             }
         }
     }
+
+    /// How many pages are pending.
+    fn count(&self) -> u64 {
+        self.pending.count()
+    }
+}
+
+impl BlockState {
+    /// Takes back what was written since a consumer was told of it, and returns how many pages
+    /// that were and how many of them were not pending there before.
+    fn take_back_broken(&mut self, seat: Seat) -> (u64, u64) {
+        let before = self.set(seat).map_or(0, PageSet::count);
+        let (mut broken, mut at) = (0, 0);
+        while let Some((from, end)) = self.set(seat).and_then(|set| {
+            let from = set.next_passed(at)?;
+            let stretch_end = (from / STRETCH_PAGES + 1) * STRETCH_PAGES;
+            let run = set.next_pending(from, stretch_end);
+            Some((from, run.map_or(from + 1, |run| run.end)))
+        }) {
+            at = match self.claim(seat, from..end) {
+                Claim::Used(count) | Claim::Returned(count) => from + count,
+                Claim::Broken(used) => {
+                    broken += used.end - used.start;
+                    used.end
+                }
+            };
+        }
+        (broken, self.set(seat).map_or(0, PageSet::count) - before)
+    }
 }
 
 impl Inner {
+    /// The consumers that follow and have given-back pages told apart.
+    fn skipping(&self) -> Vec<Seat> {
+        let mut seats = self.seats(Phase::Following);
+        seats.retain(|seat| self.members[*seat].as_ref().is_some_and(|m| m.skipping));
+        seats
+    }
+
+    pub(super) fn count_broken(&mut self, seat: Seat, pages: Pages) {
+        self.stats.broken += pages;
+        if let Some(member) = self.member(seat) {
+            member.stats.broken += pages;
+        }
+    }
+
     /// Takes back what was found written since it was told, and returns how many pages became
-    /// pending with it. Right after the harvest and not in the walk alone: what is to be sent must
-    /// not look as if it were not, least of all to whoever decides on the downtime.
-    pub(super) fn take_back_broken(&mut self) -> Pages {
+    /// pending with it for `whose`. Right after the harvest and not in the walk alone: what is to
+    /// be sent must not look as if it were not, least of all to whoever decides on the downtime.
+    pub(super) fn take_back_broken(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        if self.skipping {
+        for seat in self.skipping() {
+            let mut all = 0;
             for state in self.blocks.iter_mut() {
-                let (broken, new) = state.take_back_broken();
-                self.stats.broken += Pages(broken);
-                found += new;
+                let (broken, new) = state.take_back_broken(seat);
+                all += broken;
+                if Some(seat) == whose {
+                    found += new;
+                }
             }
+            self.count_broken(seat, Pages(all));
         }
         Pages(found)
     }
 
-    /// Whoever skipped does not any more: what was to be handed out as free is pending again.
-    pub(super) fn stop_skipping(&mut self) {
-        self.skipping = false;
-        self.hints_off = false;
-        self.returned = 0;
-        for state in self.blocks.iter_mut() {
-            if let Some(mut free) = state.beside.free.take() {
-                state.pending.with(|pending| free.take_all_into(pending));
+    /// A consumer that skipped does not any more: what was to be handed out as free is pending
+    /// again.
+    fn stop_skipping(&mut self, seat: Seat) {
+        if let Some(member) = self.member(seat) {
+            member.skipping = false;
+            member.returned = 0;
+        }
+        for set in self.blocks.sets_mut(seat) {
+            if let Some(mut free) = set.beside.free.take() {
+                set.pending.with(|pending| free.take_all_into(pending));
             }
-            state.beside.passed = None;
+            set.beside.passed = None;
         }
     }
 
-    /// Counts what of pending is given back.
-    pub(super) fn count_returned(&mut self) -> Pages {
-        self.returned = 0;
-        if self.skipping {
+    /// Counts what of pending is given back, for each consumer that skips.
+    pub(super) fn count_returned(&mut self) {
+        for seat in self.skipping() {
             let blocks = self.blocks.iter();
-            self.returned = blocks
-                .map(|b| b.pin_source.returned().count_both(&b.pending))
-                .sum();
-        }
-        Pages(self.returned)
-    }
-
-    /// What was given back before now is no news to whoever starts with all pages.
-    pub(super) fn forget_news(&mut self) {
-        if self.skipping {
-            for state in self.blocks.iter() {
-                state.pin_source.returned().take_news(|_, _, _| {});
+            let returned = blocks.filter_map(|b| {
+                let set = b.set(seat)?;
+                Some(b.pin_source.returned().count_both(&set.pending))
+            });
+            let returned = returned.sum();
+            if let Some(member) = self.member(seat) {
+                member.returned = returned;
             }
         }
     }
 
-    /// Makes pending what was given back since the last sync, so that it is told.
-    pub(super) fn harvest_news(&mut self) -> Pages {
+    /// A consumer that starts with all pages, and starts the logs, is not told of pages that
+    /// were given back before.
+    pub(super) fn forget_news(&mut self, seat: Seat) {
+        if self.member(seat).is_some_and(|m| m.skipping) {
+            for block in self.map.blocks() {
+                block.returned().take_news(|_, _, _| {});
+            }
+        }
+    }
+
+    /// Makes pending what was given back since the last sync, for each consumer that skips, so
+    /// that it is told; how many pages that were for `whose`.
+    pub(super) fn harvest_news(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        if self.skipping {
-            for state in self.blocks.iter_mut() {
-                let BlockState {
-                    pin_source,
-                    pending,
-                    beside,
-                    ..
-                } = state;
-                pin_source.returned().take_news(|at, words, pages| {
-                    found += pending.merge_words(at, words, pages);
-                    if let Some(passed) = &mut beside.passed {
+        let seats = self.skipping();
+        if seats.is_empty() {
+            return Pages(0);
+        }
+        for state in self.blocks.iter_mut() {
+            let BlockState {
+                pin_source, sets, ..
+            } = state;
+            pin_source.returned().take_news(|at, words, pages| {
+                for &seat in &seats {
+                    let Some(Some(set)) = sets.get_mut(seat) else {
+                        continue;
+                    };
+                    let new = set.pending.merge_words(at, words, pages);
+                    if Some(seat) == whose {
+                        found += new;
+                    }
+                    if let Some(passed) = &mut set.beside.passed {
                         clear_words(passed, at, words, pages);
                     }
-                });
-            }
+                }
+            });
         }
         Pages(found)
     }
 
-    /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
-    /// it. `None` when there is none.
-    fn rearm_next(&mut self, at: (BlockId, usize)) -> Result<Option<(BlockId, usize)>> {
-        let (mut block, mut chunk) = at;
-        while let Some((id, state)) = self.blocks.at_or_after(block) {
-            if id != block {
-                chunk = 0;
-            }
-            let armed = state
-                .chunks
-                .as_ref()
-                .and_then(|c| c.next_armed(chunk).map(|n| (n, c.pages_of(n))));
-            if let Some((n, pages)) = armed {
-                self.rearm(id, pages.start as u64..pages.end as u64)?;
-                return Ok(Some((id, n + 1)));
-            }
-            (block, chunk) = (BlockId(id.0 + 1), 0);
-        }
-        Ok(None)
-    }
-
-    /// Takes pages out of pending that were free when the guest said so: some of the guest's pages
-    /// `first..end`. The round is right. How many it took, and where to go on.
+    /// Takes pages out of pending that were free when the guest said so, for each consumer that
+    /// skips: some of the guest's pages `first..end`. The round is right. How many it took, and
+    /// where to go on.
     fn take_hint(&mut self, first: u64, end: u64) -> Result<(Pages, Option<u64>)> {
         let from = |page: u64| GuestAddress(page.saturating_mul(PAGE_SIZE));
         let map = Arc::clone(&self.map);
@@ -297,27 +284,41 @@ impl Inner {
         // What no slot maps costs nothing.
         let begin = first + ahead.skipped.0;
         let stop = end.min(begin + HINT_PAGES);
-        let mut used = 0;
-        for piece in map.pieces(from(begin), Pages(stop - begin)) {
-            let Some(state) = self.blocks.get_mut(piece.block) else {
-                continue;
-            };
-            if self.skipping && state.beside.free.is_none() {
-                state.beside.free = Some(Bitmap::new(state.pin_source.pages().index())?);
+        let mut used = Pages(0);
+        for seat in self.skipping() {
+            let mut here = 0;
+            for piece in map.pieces(from(begin), Pages(stop - begin)) {
+                let state = self.blocks.get_mut(piece.block);
+                let Some(set) = state.and_then(|s| s.set_mut(seat)) else {
+                    continue;
+                };
+                let at = piece.first.index();
+                here += set.take_hint(at..at + piece.pages.index())?;
             }
-            let mut at = piece.first.index();
-            let end = at + piece.pages.index();
-            // Not a look further than what is told.
-            while let Some(run) = state.pending.next_run_before(at, end) {
-                used += state.pending.clear_range(run.start, run.len());
-                if let Some(free) = &mut state.beside.free {
-                    free.set_range(run.start, run.len());
-                }
-                at = run.end;
+            if let Some(member) = self.member(seat) {
+                member.stats.hinted += Pages(here);
             }
+            used += Pages(here);
         }
-        self.stats.hinted += Pages(used);
-        Ok((Pages(used), (stop < end).then_some(stop)))
+        self.stats.hinted += used;
+        Ok((used, (stop < end).then_some(stop)))
+    }
+}
+
+impl PageSet {
+    fn take_hint(&mut self, pages: Range<usize>) -> Result<u64> {
+        let free = match &mut self.beside.free {
+            Some(free) => free,
+            empty => empty.insert(Bitmap::new(self.pending.len())?),
+        };
+        let (mut at, mut used) = (pages.start, 0);
+        // Not a look further than what is told.
+        while let Some(run) = self.pending.next_run_before(at, pages.end) {
+            used += self.pending.clear_range(run.start, run.len());
+            free.set_range(run.start, run.len());
+            at = run.end;
+        }
+        Ok(used)
     }
 }
 
@@ -338,30 +339,6 @@ fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
     }
 }
 
-/// The round of hints that goes on.
-#[derive(Debug, Default)]
-pub(super) struct Hints {
-    last: u64,
-    open: bool,
-}
-
-impl Hints {
-    /// What was hinted so far holds; what comes from now on is too late.
-    pub(super) fn close(&mut self) {
-        self.open = false;
-    }
-
-    pub(super) fn begin(&mut self) -> u64 {
-        self.last += 1;
-        self.open = true;
-        self.last
-    }
-
-    fn goes_on(&self, round: u64) -> bool {
-        self.open && self.last == round
-    }
-}
-
 impl Tracker {
     /// Begins a round of free-page hints and returns its number; call it, and only then ask the
     /// guest.
@@ -371,28 +348,17 @@ impl Tracker {
     /// that starts with nothing protected, before the first walk, that is the whole guest.
     /// A round ends with the next sync, with any change of the memory map, and with the next round.
     pub fn hint_begin(&self) -> Result<u64> {
-        let not_started = || Err(Error::new(Kind::State, "tracking is not started"));
-        let mut at = (BlockId(0), 0);
-        loop {
-            let mut inner = self.lock();
-            if !inner.started {
-                return not_started();
-            }
-            // One chunk at a time, so that whoever sends gets on meanwhile.
-            match inner.rearm_next(at)? {
-                Some(next) => at = next,
-                None => break,
-            }
+        let not_started = || Error::new(Kind::State, "tracking is not started");
+        if !self.is_started() {
+            return Err(not_started());
         }
+        self.rearm_slowly()?;
         let mut inner = self.lock();
         if !inner.started {
-            return not_started();
+            return Err(not_started());
         }
         // What a sync armed meanwhile.
-        at = (BlockId(0), 0);
-        while let Some(next) = inner.rearm_next(at)? {
-            at = next;
-        }
+        inner.rearm_all()?;
         Ok(inner.hints.begin())
     }
 
@@ -418,7 +384,7 @@ impl Tracker {
                     format!("the round of hints {round} is over"),
                 ));
             }
-            if at >= end || inner.hints_off {
+            if at >= end {
                 break;
             }
             let (some, then) = inner.take_hint(at, end)?;
@@ -437,25 +403,26 @@ impl Tracker {
     }
 }
 
-impl Lease {
-    /// Has given-back pages told apart from others in what is handed out, until the lease is
-    /// given up; and hinted pages handed out as [`Content::Free`]. With `false` hints do nothing
-    /// for as long: the page has to be sent, because nobody would say what it is. Before
-    /// [`Lease::start`].
+impl Consumer {
+    /// Has given-back pages told apart from others in what is handed out, and hinted pages
+    /// handed out as [`Content::Free`]; or neither, which is so unless it is said. Before
+    /// [`Consumer::start`].
     pub fn skip_returned(&self, on: bool) {
+        let seat = self.seat();
         let mut inner = self.lock();
-        inner.stop_skipping();
-        inner.skipping = on;
-        inner.hints_off = !on;
+        inner.stop_skipping(seat);
+        if let Some(member) = inner.member(seat) {
+            member.skipping = on;
+        }
     }
 
     /// Pages that are pending and have to be read: what is known to be given back is left out.
     pub fn to_read(&self) -> Pages {
-        let figures = self.figures();
-        Pages(figures.pending.0.saturating_sub(figures.returned))
+        let now = self.published().now();
+        Pages(now.pending.0.saturating_sub(now.returned))
     }
 
-    /// [`Lease::take`] of what is not read: given-back and free pages.
+    /// [`Consumer::take`] of what is not read: given-back and free pages.
     pub fn take_unread(
         &self,
         cursor: &mut Cursor,

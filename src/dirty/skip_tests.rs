@@ -137,7 +137,7 @@ struct World {
     kvm: Kvm,
     hooks: Arc<Mutex<BTreeMap<Moment, Vec<Hook>>>>,
     memory: Arc<Memory>,
-    lease: Lease,
+    consumer: Consumer,
     block: BlockId,
     pages: u64,
     unit: u64,
@@ -211,7 +211,7 @@ impl World {
             kvm,
             hooks,
             memory,
-            lease: tracker.lease().unwrap(),
+            consumer: tracker.consumer(),
             block,
             pages,
             unit,
@@ -230,8 +230,8 @@ impl World {
         for (first, count) in &setup.balloon {
             world.give(*first, *count);
         }
-        world.lease.skip_returned(true);
-        world.lease.start(StartWith::Everything).unwrap();
+        world.consumer.skip_returned(true);
+        world.consumer.start(StartWith::Everything).unwrap();
         world
     }
 
@@ -302,13 +302,13 @@ impl World {
     }
 
     fn sync(&mut self, when: When) -> Verdict {
-        let before = self.lease.pending().0;
-        let report = self.lease.sync(when).map_err(|e| e.to_string())?;
-        let after = self.lease.pending().0;
+        let before = self.consumer.pending().0;
+        let report = self.consumer.sync(when).map_err(|e| e.to_string())?;
+        let after = self.consumer.pending().0;
         if report.found.0 + report.given_back.0 != after - before {
             return Err(format!("{before} became {after}: {report:?}"));
         }
-        let read = self.lease.to_read().0;
+        let read = self.consumer.to_read().0;
         if report.returned.0 + read != after {
             return Err(format!("{after} pending, {read} to read: {report:?}"));
         }
@@ -319,19 +319,20 @@ impl World {
         let mut taken = Vec::new();
         if self.mistake == Mistake::SkipsWithoutClearing {
             self.read_all();
-            let mut inner = self.lease.lock();
+            let mut inner = self.consumer.lock();
             for state in inner.blocks.iter_mut() {
-                while let Some(run) = state.next_returned(0, u64::MAX) {
+                let block = Arc::clone(&state.pin_source);
+                let set = state.set_mut(self.consumer.seat()).unwrap();
+                while let Some(run) = set.next_returned(&block, 0, u64::MAX) {
                     for page in run.clone() {
                         self.copy.insert(page, Has::Discarded);
                     }
-                    state
-                        .pending
+                    set.pending
                         .clear_range(run.start as usize, (run.end - run.start) as usize);
                 }
             }
         }
-        self.lease
+        self.consumer
             .take(&mut self.cursor, runs, Pages(pages), &mut taken)
             .unwrap();
         self.take_in(taken)
@@ -448,13 +449,15 @@ impl World {
             }
             Op::PutBack(which) => {
                 if let Some(Flight { run }) = self.one(which) {
-                    self.lease.put_back(run.block.id(), run.first, run.count);
+                    self.consumer.put_back(run.block.id(), run.first, run.count);
                 }
             }
             Op::Unread => {
                 let (mut cursor, mut taken) = (Cursor::default(), Vec::new());
                 loop {
-                    self.lease.take_unread(&mut cursor, 7, &mut taken).unwrap();
+                    self.consumer
+                        .take_unread(&mut cursor, 7, &mut taken)
+                        .unwrap();
                     if taken.iter().any(|run| run.content == Content::Used) {
                         return Err("a page to be read among those that are not".into());
                     }
@@ -464,11 +467,11 @@ impl World {
                 }
             }
             Op::Drain => self.drain(),
-            Op::MarkAll => self.lease.mark_all(),
+            Op::MarkAll => self.consumer.mark_all(),
             Op::Begin => {
                 self.round = Some(match self.mistake {
-                    Mistake::BeginsUnprotected => self.lease.lock().hints.begin(),
-                    _ => self.lease.hint_begin().map_err(|e| e.to_string())?,
+                    Mistake::BeginsUnprotected => self.consumer.lock().hints.begin(),
+                    _ => self.consumer.hint_begin().map_err(|e| e.to_string())?,
                 });
             }
             Op::Hint(first, count) => {
@@ -496,12 +499,12 @@ impl World {
                 let used = match self.mistake {
                     Mistake::AnyRound => {
                         let from = address(hint.first).0 / PAGE_SIZE;
-                        let done = self.lease.lock().take_hint(from, from + hint.count);
+                        let done = self.consumer.lock().take_hint(from, from + hint.count);
                         done.map_err(|e| e.to_string())?;
                         true
                     }
                     _ => self
-                        .lease
+                        .consumer
                         .hint_free(hint.round, address(hint.first), length)
                         .is_ok(),
                 };
@@ -514,7 +517,7 @@ impl World {
             }
             Op::End => {
                 if let Some(round) = self.round.take() {
-                    self.lease.hint_end(round);
+                    self.consumer.hint_end(round);
                 }
             }
         }
@@ -529,13 +532,13 @@ impl World {
             if i < half {
                 self.read(flight);
             } else {
-                self.lease
+                self.consumer
                     .put_back(flight.run.block.id(), flight.run.first, flight.run.count);
             }
         }
         self.sync(When::Stopped)?;
         self.drain();
-        if self.lease.pending().0 != 0 {
+        if self.consumer.pending().0 != 0 {
             return Err("a drain left pages behind".into());
         }
         let balloon = self.balloon.lock().unwrap().clone();
@@ -562,11 +565,11 @@ impl World {
             }
         }
         self.sync(When::Running)?;
-        let again = self.lease.pending();
+        let again = self.consumer.pending();
         if again.0 != 0 {
             return Err(format!("{again} clean pages were found again"));
         }
-        self.lease.stop().map_err(|e| e.to_string())
+        self.consumer.stop().map_err(|e| e.to_string())
     }
 }
 
@@ -687,7 +690,11 @@ fn the_oracle_catches_a_mark_before_the_page_stops_being_skipped() {
         let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
         // The VMM's part, in two steps; the guest does not write to the page.
         let clear = |world: &World| world.memory.map().blocks()[0].returned().take_back(3..4);
-        let mark = |world: &World| world.lease.mark_block(world.block, Bytes(3 * PAGE_SIZE), 1);
+        let mark = |world: &World| {
+            world
+                .consumer
+                .mark_block(world.block, Bytes(3 * PAGE_SIZE), 1)
+        };
         if right {
             clear(&world);
         } else {
@@ -780,13 +787,13 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
         world.drain();
         world.sync(When::Running).unwrap();
         world.drain();
-        assert_eq!(world.lease.stats().skipped, Pages(100), "told once");
+        assert_eq!(world.consumer.stats().skipped, Pages(100), "told once");
         // The guest breaks its promise.
         world.kvm.guest_write(SLOT, 50);
         world.balloon.lock().unwrap().remove(&50);
         world.finish().unwrap();
         assert_eq!(world.copy[&50], Has::Version(world.version(50)));
-        let inner = world.lease.lock();
+        let inner = world.consumer.lock();
         assert_eq!(inner.stats.broken, Pages(1));
     }
 }
@@ -800,9 +807,12 @@ fn a_log_that_failed_is_no_evidence_that_a_page_which_was_given_back_was_written
         world.drain();
         world.kvm.fail(1, 0);
         world.sync(When::Running).unwrap();
-        assert!(world.lease.pending() >= Pages(156), "all counts as dirty");
+        assert!(
+            world.consumer.pending() >= Pages(156),
+            "all counts as dirty"
+        );
         world.finish().unwrap();
-        assert_eq!(world.lease.stats().broken, Pages(0), "{mode:?}");
+        assert_eq!(world.consumer.stats().broken, Pages(0), "{mode:?}");
         assert!((10..110).all(|page| world.copy[&page] == Has::Discarded));
     }
 }
@@ -826,17 +836,17 @@ fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back
     world.balloon.lock().unwrap().remove(&50);
     world.sync(When::Stopped).unwrap();
     // The walk has passed by an earlier page of that host page when it finds out.
-    world.lease.put_back(world.block, Pages(35), Pages(1));
+    world.consumer.put_back(world.block, Pages(35), Pages(1));
     // As a source does while the guest stands still.
     while world.walk(3, 7) {
         world.read_all();
     }
-    assert_eq!(world.lease.pending(), Pages(0));
+    assert_eq!(world.consumer.pending(), Pages(0));
     for page in 32..64 {
         assert_eq!(world.copy[&page], Has::Version(world.version(page)));
     }
     assert!((64..96).all(|page| world.copy[&page] == Has::Discarded));
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
 }
 
 #[test]
@@ -851,11 +861,11 @@ fn what_was_written_just_before_it_was_given_back_stays_given_back() {
             world.write(page);
         }
         world.give(0, 40);
-        world.lease.put_back(world.block, Pages(0), Pages(64));
+        world.consumer.put_back(world.block, Pages(0), Pages(64));
         world.drain();
         world.sync(When::Running).unwrap();
         world.drain();
-        assert_eq!(world.lease.stats().broken, Pages(0), "{mode:?}");
+        assert_eq!(world.consumer.stats().broken, Pages(0), "{mode:?}");
         assert!((0..40).all(|p| world.copy[&p] == Has::Discarded));
         world.finish().unwrap();
     }
@@ -880,7 +890,7 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
             world.kvm.guest_write(SLOT, page);
         }
         world.sync(When::Running).unwrap();
-        let before = world.lease.to_read();
+        let before = world.consumer.to_read();
         let whole = 1 << unit;
         assert_eq!(before, Pages(128 * whole.min(8)), "unit {unit}");
         // It is what the walk then has to read: a downtime was decided on by it.
@@ -888,7 +898,10 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
         let mut cursor = Cursor::default();
         loop {
             let all = Pages(u64::MAX);
-            world.lease.take(&mut cursor, 64, all, &mut runs).unwrap();
+            world
+                .consumer
+                .take(&mut cursor, 64, all, &mut runs)
+                .unwrap();
             if runs.is_empty() {
                 break;
             }
@@ -896,57 +909,57 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
             read += used.map(|r| r.count.0).sum::<u64>();
         }
         assert_eq!(Pages(read), before, "unit {unit}");
-        assert_eq!(world.lease.stats().broken, before);
-        world.lease.stop().unwrap();
+        assert_eq!(world.consumer.stats().broken, before);
+        world.consumer.stop().unwrap();
     }
 }
 
 #[test]
 fn a_hint_takes_nothing_from_whoever_does_not_skip() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
-    world.lease.stop().unwrap();
-    world.lease.skip_returned(false);
-    world.lease.start(StartWith::Everything).unwrap();
-    let round = world.lease.hint_begin().unwrap();
-    let used = world.lease.hint_free(round, address(0), 100 * PAGE_SIZE);
+    world.consumer.stop().unwrap();
+    world.consumer.skip_returned(false);
+    world.consumer.start(StartWith::Everything).unwrap();
+    let round = world.consumer.hint_begin().unwrap();
+    let used = world.consumer.hint_free(round, address(0), 100 * PAGE_SIZE);
     assert_eq!(used.unwrap(), Pages(0));
-    assert_eq!(world.lease.pending(), Pages(256));
-    world.lease.stop().unwrap();
+    assert_eq!(world.consumer.pending(), Pages(256));
+    world.consumer.stop().unwrap();
 }
 
 #[test]
-fn without_the_lease_skipping_given_back_pages_are_handed_out_like_others() {
+fn without_the_consumer_skipping_given_back_pages_are_handed_out_like_others() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
-    world.lease.stop().unwrap();
-    world.lease.skip_returned(false);
-    world.lease.start(StartWith::Everything).unwrap();
-    assert_eq!(world.lease.to_read(), Pages(256));
+    world.consumer.stop().unwrap();
+    world.consumer.skip_returned(false);
+    world.consumer.start(StartWith::Everything).unwrap();
+    assert_eq!(world.consumer.to_read(), Pages(256));
     let mut runs = Vec::new();
     let mut cursor = Cursor::default();
     world
-        .lease
+        .consumer
         .take(&mut cursor, 9, Pages(9999), &mut runs)
         .unwrap();
     assert_eq!(runs.iter().map(|r| r.count.0).sum::<u64>(), 256);
     assert!(runs.iter().all(|r| r.content == Content::Used));
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
 }
 
 #[test]
 fn given_back_pages_are_not_counted_as_left_to_read() {
     let mut world = quiet(KvmMode::Auto, SMALLEST, 1000, &[(100, 700)]);
-    assert_eq!(world.lease.to_read(), Pages(300));
+    assert_eq!(world.consumer.to_read(), Pages(300));
     world.walk(2, 100_000);
     world.drain();
     world.give(0, 60);
-    let before = world.lease.stats().skipped;
+    let before = world.consumer.stats().skipped;
     world.sync(When::Running).unwrap();
-    assert_eq!(world.lease.to_read(), Pages(0));
-    assert!(world.lease.pending() >= Pages(60));
+    assert_eq!(world.consumer.to_read(), Pages(0));
+    assert!(world.consumer.pending() >= Pages(60));
     // Told without reading anything else, as before a switchover.
     world.apply(&Op::Unread).unwrap();
-    assert!(world.lease.stats().skipped >= before + Pages(60));
-    assert_eq!(world.lease.pending(), Pages(0));
+    assert!(world.consumer.stats().skipped >= before + Pages(60));
+    assert_eq!(world.consumer.pending(), Pages(0));
     world.finish().unwrap();
 }
 
@@ -954,10 +967,10 @@ fn given_back_pages_are_not_counted_as_left_to_read() {
 fn a_page_put_back_by_a_failure_is_still_given_back() {
     let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 256)]);
     world.drain();
-    world.lease.put_back(world.block, Pages(0), Pages(256));
+    world.consumer.put_back(world.block, Pages(0), Pages(256));
     world.drain();
-    assert_eq!(world.lease.stats().broken, Pages(0));
-    assert_eq!(world.lease.stats().skipped, Pages(512));
+    assert_eq!(world.consumer.stats().broken, Pages(0));
+    assert_eq!(world.consumer.stats().skipped, Pages(512));
     world.finish().unwrap();
 }
 
@@ -966,14 +979,16 @@ fn a_hint_is_used_once_and_only_in_its_round() {
     for mode in MODES {
         for clearing in [SMALLEST, Clearing::AtSync] {
             let mut world = quiet(mode, clearing, 256, &[]);
-            let early = world.lease.hint_begin().unwrap();
+            let early = world.consumer.hint_begin().unwrap();
             // All protected now, whatever the mode: what is written is found.
             assert!(
                 (0..256).all(|p| world.kvm.is_protected(SLOT, p)),
                 "{mode:?}"
             );
             let free = |world: &World, round, page, n| {
-                world.lease.hint_free(round, address(page), n * PAGE_SIZE)
+                world
+                    .consumer
+                    .hint_free(round, address(page), n * PAGE_SIZE)
             };
             assert_eq!(free(&world, early, 0, 100).unwrap(), Pages(100));
             assert_eq!(free(&world, early, 50, 100).unwrap(), Pages(50));
@@ -983,12 +998,13 @@ fn a_hint_is_used_once_and_only_in_its_round() {
             let stale = free(&world, early, 200, 1).unwrap_err();
             assert_eq!(stale.kind(), Kind::State);
             // A later bit wins, and is not undone by a new round that begins after it.
-            assert_eq!(world.lease.pending(), Pages(107));
+            assert_eq!(world.consumer.pending(), Pages(107));
             world.drain();
             assert_eq!(world.copy[&7], Has::Version(world.version(7)));
             assert_eq!(world.copy[&8], Has::Zero);
-            let stats = world.lease.stats();
-            assert_eq!((stats.hinted, stats.stale_hints), (Pages(150), 1));
+            let stats = world.consumer.stats();
+            let stale = world.consumer.tracker().stats().stale_hints;
+            assert_eq!((stats.hinted, stale), (Pages(150), 1));
             for page in 0..150 {
                 world.free.insert(page, 1);
             }
@@ -1003,9 +1019,9 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
     type Event = (&'static str, fn(&mut World));
     let events: [Event; 5] = [
         ("sync", |w| w.sync(When::Running).unwrap()),
-        ("all marked", |w| w.lease.mark_all()),
+        ("all marked", |w| w.consumer.mark_all()),
         ("another round", |w| {
-            w.lease.hint_begin().unwrap();
+            w.consumer.hint_begin().unwrap();
         }),
         ("a new slot", |w| {
             w.kvm.create(2, HOST, 64, 1 << 40);
@@ -1022,52 +1038,53 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
         }),
         ("its end", |w| {
             let round = w.round.unwrap();
-            w.lease.hint_end(round);
+            w.consumer.hint_end(round);
         }),
     ];
     for (what, event) in events {
-        let round = world.lease.hint_begin().unwrap();
+        let round = world.consumer.hint_begin().unwrap();
         world.round = Some(round);
         event(&mut world);
-        let late = world.lease.hint_free(round, address(0), PAGE_SIZE);
+        let late = world.consumer.hint_free(round, address(0), PAGE_SIZE);
         assert_eq!(late.unwrap_err().kind(), Kind::State, "{what}");
     }
-    world.lease.stop().unwrap();
-    assert_eq!(world.lease.hint_begin().unwrap_err().kind(), Kind::State);
+    world.consumer.stop().unwrap();
+    assert_eq!(world.consumer.hint_begin().unwrap_err().kind(), Kind::State);
 }
 
 #[test]
-fn what_was_hinted_and_not_told_is_pending_again_when_the_lease_is_given_up() {
+fn what_was_hinted_and_not_told_is_pending_again_for_a_consumer_that_stops_skipping() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
-    let round = world.lease.hint_begin().unwrap();
+    let round = world.consumer.hint_begin().unwrap();
     world
-        .lease
+        .consumer
         .hint_free(round, address(0), 256 * PAGE_SIZE)
         .unwrap();
-    assert_eq!(world.lease.pending(), Pages(0));
-    let tracker = Arc::clone(&world.lease);
-    drop(world);
-    assert_eq!(tracker.pending(), Pages(256));
+    assert_eq!(world.consumer.pending(), Pages(0));
+    world.consumer.skip_returned(false);
+    assert_eq!(world.consumer.pending(), Pages(256));
 }
 
 #[test]
 fn hints_of_nonsense_do_nothing() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
-    let round = world.lease.hint_begin().unwrap();
+    let round = world.consumer.hint_begin().unwrap();
     for (address, length) in [
         (u64::MAX, u64::MAX),
         (0, 0),
         (1, PAGE_SIZE),
         (256 * PAGE_SIZE, u64::MAX),
     ] {
-        let used = world.lease.hint_free(round, GuestAddress(address), length);
+        let used = world
+            .consumer
+            .hint_free(round, GuestAddress(address), length);
         assert_eq!(used.unwrap(), Pages(0), "{length} at {address:#x}");
     }
-    assert_eq!(world.lease.pending(), Pages(256));
+    assert_eq!(world.consumer.pending(), Pages(256));
 }
 
 /// 16 TiB, of which nothing is ever touched.
-fn huge() -> (Arc<Memory>, Lease) {
+fn huge() -> (Arc<Memory>, Consumer) {
     let memory = Arc::new(Memory::new().unwrap());
     let length = Bytes(16 << 40);
     memory
@@ -1093,9 +1110,9 @@ fn huge() -> (Arc<Memory>, Lease) {
         .unwrap();
     memory.set_must_tell_host(true);
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.skip_returned(true);
-    (memory, lease)
+    let consumer = tracker.consumer();
+    consumer.skip_returned(true);
+    (memory, consumer)
 }
 
 /// Runs `f` a thousand times. What costs the guest's size costs a thousand times milliseconds.
@@ -1108,7 +1125,7 @@ fn a_thousand_times(what: &str, mut f: impl FnMut(u64)) {
 
 #[test]
 fn what_the_guest_tells_of_its_balloon_costs_the_pages_told() {
-    let (memory, lease) = huge();
+    let (memory, consumer) = huge();
     let give = |page: u64| memory.mark_discarded(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
     let take = |page: u64| memory.mark_taken(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
     // 1 TiB at one end, so that a look for what is not given back goes far.
@@ -1124,48 +1141,52 @@ fn what_the_guest_tells_of_its_balloon_costs_the_pages_told() {
         memory.discarded_pages(GuestAddress(0), u64::MAX),
         (1 << 28) + 2000
     );
-    drop(lease);
+    drop(consumer);
 }
 
 #[test]
 fn a_hint_costs_the_pages_hinted_at() {
-    let (_memory, lease) = huge();
-    lease.start(StartWith::Nothing).unwrap();
+    let (_memory, consumer) = huge();
+    consumer.start(StartWith::Nothing).unwrap();
     let last = (16 << 28) - 1;
-    lease.put_back(BlockId(0), Pages(last), Pages(1));
-    let round = lease.hint_begin().unwrap();
+    consumer.put_back(BlockId(0), Pages(last), Pages(1));
+    let round = consumer.hint_begin().unwrap();
     a_thousand_times("hints of what is not pending", |i| {
         let at = GuestAddress(i * PAGE_SIZE);
-        assert_eq!(lease.hint_free(round, at, PAGE_SIZE).unwrap(), Pages(0));
+        assert_eq!(consumer.hint_free(round, at, PAGE_SIZE).unwrap(), Pages(0));
     });
-    lease.put_back(BlockId(0), Pages(0), Pages(10));
+    consumer.put_back(BlockId(0), Pages(0), Pages(10));
     // All of the guest, and more than there is.
-    let all = lease.hint_free(round, GuestAddress(0), u64::MAX).unwrap();
+    let all = consumer
+        .hint_free(round, GuestAddress(0), u64::MAX)
+        .unwrap();
     assert_eq!(all, Pages(11));
-    assert_eq!(lease.stats().hinted, Pages(11));
+    assert_eq!(consumer.stats().hinted, Pages(11));
 }
 
 #[test]
 fn handing_out_what_is_free_costs_what_is_free() {
-    let (_memory, lease) = huge();
-    lease.start(StartWith::Nothing).unwrap();
+    let (_memory, consumer) = huge();
+    consumer.start(StartWith::Nothing).unwrap();
     // Every other page of 2 MiB is free, and then nothing until the very last page is used.
     for i in 0..1000 {
-        lease.put_back(BlockId(0), Pages(i * 512), Pages(1));
+        consumer.put_back(BlockId(0), Pages(i * 512), Pages(1));
     }
-    let round = lease.hint_begin().unwrap();
-    lease.hint_free(round, GuestAddress(0), 1000 << 21).unwrap();
-    lease.put_back(BlockId(0), Pages((16 << 28) - 1), Pages(1));
+    let round = consumer.hint_begin().unwrap();
+    consumer
+        .hint_free(round, GuestAddress(0), 1000 << 21)
+        .unwrap();
+    consumer.put_back(BlockId(0), Pages((16 << 28) - 1), Pages(1));
     let (mut cursor, mut runs, mut found) = (Cursor::default(), Vec::new(), Vec::new());
     a_thousand_times("taking a run", |_| {
-        lease
+        consumer
             .take(&mut cursor, 1, Pages(u64::MAX), &mut runs)
             .unwrap();
         found.extend(runs.iter().map(|run| (run.first.0, run.content)));
     });
     let free: Vec<_> = (0..1000).map(|i| (i * 512, Content::Free)).collect();
     assert_eq!(found, free);
-    lease
+    consumer
         .take(&mut cursor, 9, Pages(u64::MAX), &mut runs)
         .unwrap();
     let last = runs.first().map(|run| (run.first.0, run.content));

@@ -1,7 +1,8 @@
 //! A guest whose memory is never touched, and what a tracker finds of it: for tests of logs
 //! that only know addresses. Nothing else.
 
-use super::tracker::{Clearing, Cursor, Lease, Tracker};
+use super::consumer::{Consumer, Cursor};
+use super::tracker::{Clearing, Tracker};
 use super::{DirtyLog, When};
 use crate::error::Result;
 use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription, NO_SLOT};
@@ -79,10 +80,10 @@ impl Guest {
         })
     }
 
-    pub fn tracker(&self, log: Box<dyn DirtyLog>) -> Lease {
+    pub fn tracker(&self, log: Box<dyn DirtyLog>) -> Consumer {
         let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
         tracker.add_log(log).unwrap();
-        tracker.lease().unwrap()
+        tracker.consumer()
     }
 }
 
@@ -94,14 +95,14 @@ impl Drop for Guest {
 }
 
 /// Everything pending, as (block, page).
-pub fn take_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
+pub fn take_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {
     let mut found = BTreeSet::new();
     let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
     loop {
-        lease
+        consumer
             .take(&mut cursor, 64, Pages(u64::MAX), &mut runs)
             .unwrap();
-        if runs.is_empty() && lease.pending().0 == 0 {
+        if runs.is_empty() && consumer.pending().0 == 0 {
             return found;
         }
         for run in &runs {
@@ -110,7 +111,7 @@ pub fn take_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
     }
 }
 
-pub fn sync_all(lease: &Lease) -> BTreeSet<(u32, u64)> {
-    lease.sync(When::Running).unwrap();
-    take_all(lease)
+pub fn sync_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {
+    consumer.sync(When::Running).unwrap();
+    take_all(consumer)
 }

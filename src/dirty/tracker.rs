@@ -3,7 +3,8 @@
 //!
 //! The bitmaps that stand between the kernel and whoever reads pages, and why each exists:
 //! - the kernel's own (not ours);
-//! - *pending*, one per block: pages still to be read, plain words under the tracker's lock;
+//! - *pending*, one per block and consumer: pages still to be read, plain words under the
+//!   tracker's lock;
 //! - the *copy* of each slot's bitmap in manual-protect mode (see [`super::kvm::log`]): the
 //!   argument of the clear;
 //! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
@@ -12,28 +13,29 @@
 //! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
 //!   the next page of it is handed out.
 //!
-//! **Clear before copy.** [`Lease::take`] is the only way to get at a pending page, and it
-//! restores the protection of the chunk first. So whatever the caller then decides, by
+//! **Clear before copy.** [`super::consumer::Consumer::take`] is the only way to get at a pending
+//! page, and it restores the protection of the chunk first. So whatever the caller then decides, by
 //! reading the page or by seeing that it need not be read, a write that comes later is found
-//! by a later sync.
+//! by a later sync. Chunk bits belong to the tracker: whoever takes first from a chunk restores
+//! its protection for every consumer, and a later harvest arms it again for every consumer.
 //!
-//! **Nothing is lost.** A page leaves pending only through `take`. Whoever took it and
-//! could not bring it where it belongs gives it back with [`Lease::put_back`].
+//! **Nothing is lost.** A page leaves a consumer's pending only through its own take. What of
+//! each consumer is in [`super::consumer`].
 
-use super::blocks::Blocks;
-use super::figures::{Figures, Slow};
+use super::beside::Hints;
+use super::blocks::{Blocks, Phase, Seat};
+use super::figures::{ConsumerFigures, Figures, Published, Slow};
 use super::guarded::Guarded;
 use super::merge::{Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
-use super::skip::Hints;
 use super::{DirtyLog, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When};
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::error::{Error, Kind, Result};
-use crate::memory::returned::{Claim, TakenBack};
-use crate::memory::{BlockId, BlockPin, Map, MapObserver, Memory};
+use crate::memory::returned::TakenBack;
+use crate::memory::{BlockId, Map, MapObserver, Memory};
 use crate::runtime::fair::Fair;
-use crate::units::{Pages, STRETCH_PAGES};
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::units::Pages;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
@@ -58,7 +60,7 @@ impl Default for Clearing {
     }
 }
 
-/// What is pending when tracking starts.
+/// What is pending when a consumer starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartWith {
     /// Every page: whoever reads them all, and then what was written since, has a copy.
@@ -81,7 +83,8 @@ pub struct LogReport {
 /// What a sync found and what it cost.
 #[derive(Debug, Clone, Default)]
 pub struct SyncReport {
-    /// Pages that became pending; a page that was pending already does not count again.
+    /// Pages that became pending for the consumer that asked; a page that was pending there
+    /// already does not count again.
     pub found: Pages,
     /// Pages that became pending because the guest has given them back since the last sync:
     /// whoever has a copy is to be told. Only while given-back pages are skipped.
@@ -102,55 +105,17 @@ pub struct SyncReport {
     pub warnings: Vec<String>,
 }
 
-/// Where a walk over pending is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cursor {
-    block: u32,
-    page: u64,
-}
-
-/// A run of pages taken out of pending. Their protection is restored; read them now, or put
-/// them back.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// The block, held so that its memory stays.
-    pub block: BlockPin,
-    /// First page.
-    pub first: Pages,
-    /// How many; they lie in one stretch.
-    pub count: Pages,
-    /// Whether they are to be read at all.
-    pub content: Content,
-}
-
-/// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are
-/// skipped ([`Lease::skip_returned`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
-    /// The guest uses it.
-    Used,
-    /// The guest has given it back, and must tell before it uses it again.
-    Returned,
-    /// The guest hinted that it was free, and has not written it since as far as is known.
-    /// Whoever has no copy of it yet makes one of zeros.
-    Free,
-}
-
-/// Running totals since tracking started.
+/// Running totals since tracking started, whoever asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TrackerStats {
     /// Syncs made.
     pub syncs: u64,
-    /// Pages found by them.
-    pub found: Pages,
     /// Clear calls made for chunks.
     pub clear_calls: u64,
     /// Bits they cleared.
     pub clear_bits: u64,
     /// The longest restoring of one chunk.
     pub longest_clear: Duration,
-    /// Pages put back.
-    pub put_back: Pages,
     /// Given-back pages that were handed out as such, neither read nor sent. One that is told
     /// again counts again.
     pub skipped: Pages,
@@ -162,35 +127,83 @@ pub struct TrackerStats {
     pub stale_hints: u64,
 }
 
+/// Running totals of one consumer since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConsumerStats {
+    /// Syncs that it heard of, whoever asked for them.
+    pub syncs: u64,
+    /// Those of them in which a log failed, so that all that it covers was found.
+    pub failed_syncs: u64,
+    /// Pages that became pending by them.
+    pub found: Pages,
+    /// Pages put back.
+    pub put_back: Pages,
+    /// Clear calls made for chunks meanwhile, whoever took from them.
+    pub clear_calls: u64,
+    /// Bits they cleared.
+    pub clear_bits: u64,
+    /// The longest restoring of one chunk meanwhile.
+    pub longest_clear: Duration,
+    /// Given-back pages that were handed out as such. One that is told again counts again.
+    pub skipped: Pages,
+    /// Given-back pages that were found written all the same, and count as taken back.
+    pub broken: Pages,
+    /// Pages that free-page hints took out of pending.
+    pub hinted: Pages,
+}
+
+/// What the tracker knows of one consumer, its pages apart: those are with the blocks.
+pub(super) struct Member {
+    pub(super) phase: Phase,
+    /// Whether it has given-back pages told apart, and hints used.
+    pub(super) skipping: bool,
+    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
+    pub(super) returned: u64,
+    pub(super) stats: ConsumerStats,
+    /// Pages pending for it in all blocks.
+    pub(super) total: Arc<AtomicU64>,
+    pub(super) published: Arc<Published>,
+}
+
+impl Member {
+    pub(super) fn new(published: &Arc<Published>) -> Self {
+        Member {
+            phase: Phase::Stopped,
+            skipping: false,
+            returned: 0,
+            stats: ConsumerStats::default(),
+            total: Arc::default(),
+            published: Arc::clone(published),
+        }
+    }
+
+    fn pending(&self) -> Pages {
+        Pages(self.total.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn figures(&self) -> ConsumerFigures {
+        ConsumerFigures {
+            stats: self.stats,
+            started: self.phase != Phase::Stopped,
+            pending: self.pending(),
+            returned: self.returned,
+        }
+    }
+}
+
 pub(super) struct Inner {
     clearing: Clearing,
     pub(super) logs: Vec<Box<dyn DirtyLog>>,
     /// The map that the logs know: the memory's, with the changes announced to us.
     pub(super) map: Arc<Map>,
     pub(super) blocks: Blocks,
+    /// By seat.
+    pub(super) members: Vec<Option<Member>>,
+    /// Whether the logs are on: while any consumer is started.
     pub(super) started: bool,
-    start_with: StartWith,
     pub(super) stats: TrackerStats,
-    /// Whether the lease's holder has given-back pages skipped.
-    pub(super) skipping: bool,
-    /// Whether it wants every page, hinted at or not.
-    pub(super) hints_off: bool,
-    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
-    pub(super) returned: u64,
     pub(super) hints: Hints,
     pub(super) slow: Slow,
-}
-
-/// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
-const WINDOW: u64 = 1 << 21;
-
-/// What a walk wants.
-#[derive(Clone, Copy)]
-struct Wanted {
-    /// Given-back pages are told apart.
-    skipping: bool,
-    /// Only what is not read.
-    unread: bool,
 }
 
 /// See the file's description. Marks come from any thread and take no lock; everything else
@@ -199,7 +212,6 @@ struct Wanted {
 pub struct Tracker {
     memory: Arc<Memory>,
     reported: Arc<Reported>,
-    leased: AtomicBool,
     warning: Option<String>,
     clearing: Clearing,
     pub(super) inner: Fair<Inner>,
@@ -208,33 +220,10 @@ pub struct Tracker {
 
 impl std::fmt::Debug for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let now = self.figures();
         f.debug_struct("Tracker")
-            .field("started", &now.started)
+            .field("started", &self.figures().started)
             .field("clearing", &self.clearing)
-            .field("pending", &now.pending)
             .finish_non_exhaustive()
-    }
-}
-
-/// The right to sync and take, held by one user at a time.
-///
-/// A migration holds it for as long as it runs, so that nobody takes pages that it believes
-/// it still has to send.
-#[derive(Debug)]
-pub struct Lease(Arc<Tracker>);
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.lock().stop_skipping();
-        self.0.leased.store(false, Ordering::Release);
-    }
-}
-
-impl std::ops::Deref for Lease {
-    type Target = Arc<Tracker>;
-    fn deref(&self) -> &Arc<Tracker> {
-        &self.0
     }
 }
 
@@ -260,18 +249,14 @@ impl Tracker {
                 logs: vec![Box::new(ReportedLog::new(Arc::clone(&reported)))],
                 map: memory.map(),
                 blocks: Blocks::default(),
+                members: Vec::new(),
                 started: false,
-                start_with: StartWith::Everything,
                 stats: TrackerStats::default(),
-                skipping: false,
-                hints_off: false,
-                returned: 0,
                 hints: Hints::default(),
                 slow: Slow::default(),
             }),
             clearing,
             reported,
-            leased: AtomicBool::new(false),
             warning,
             memory: Arc::clone(&memory),
         });
@@ -347,29 +332,9 @@ impl Tracker {
         self.reported.strays() + self.slow_figures().strays
     }
 
-    /// Becomes the one user who may start, stop, sync, take and put back.
-    pub fn lease(self: &Arc<Self>) -> Result<Lease> {
-        if self
-            .leased
-            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
-            .is_err()
-        {
-            return Err(Error::new(
-                Kind::Busy,
-                "the tracker is in use by a migration, or by another call on it",
-            ));
-        }
-        Ok(Lease(Arc::clone(self)))
-    }
-
-    /// Whether tracking is on.
+    /// Whether tracking is on: whether any consumer is started.
     pub fn is_started(&self) -> bool {
         self.figures().started
-    }
-
-    /// Pages pending now.
-    pub fn pending(&self) -> Pages {
-        self.figures().pending
     }
 
     /// Totals since tracking started.
@@ -391,8 +356,8 @@ impl Tracker {
         }))
     }
 
-    /// Bytes of bitmaps and rings held for the memory tracked: what is pending, chunks, and
-    /// the logs' own. The kernel's are not counted. Words that were never touched count too.
+    /// Bytes of bitmaps and rings held for the memory tracked: what is pending for each
+    /// consumer, chunks, and the logs' own. The kernel's are not counted. Words that were never touched count too.
     pub fn heap_bytes(&self) -> u64 {
         self.slow_figures().heap_bytes
     }
@@ -403,201 +368,117 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         if inner.started {
-            inner.stop();
+            inner.stop_logs();
         }
-    }
-}
-
-/// Everything that needs the lease.
-impl Lease {
-    /// Starts all logs. What was pending before is forgotten.
-    pub fn start(&self, with: StartWith) -> Result<()> {
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        if inner.started {
-            return Err(Error::new(Kind::State, "tracking is started already"));
-        }
-        // Not the memory's current map: a change that we were told of already may not have
-        // taken effect there yet, and nobody would tell us again.
-        let map = Arc::clone(&inner.map);
-        inner.blocks.clear();
-        inner.stats = TrackerStats::default();
-        inner.hints.close();
-        for block in map.blocks() {
-            inner.make_block(block)?;
-        }
-        // Before the logs start: of a page given back later they may know from before that.
-        inner.forget_news();
-        let mut unprotected = Vec::new();
-        for i in 0..inner.logs.len() {
-            match inner.logs[i].start(&map) {
-                Ok(Initial::Clean) => {}
-                Ok(Initial::Unprotected) => unprotected.push(i),
-                Err(e) => {
-                    let name = inner.logs[i].name();
-                    for log in &mut inner.logs[..i] {
-                        // The first error is the one to tell.
-                        let _ = log.stop(&map);
-                    }
-                    inner.blocks.clear();
-                    return Err(e.context(format_args!("starting {name}")));
-                }
-            }
-        }
-        inner.started = true;
-        inner.start_with = with;
-        let begun = match with {
-            StartWith::Everything => {
-                for block in inner.blocks.iter_mut() {
-                    block.pending.set_all();
-                    // Nothing is handed out before its chunk is cleared. Where the log
-                    // protected all at its start, that finds nothing to do.
-                    if let Some(chunks) = &mut block.chunks {
-                        chunks.arm_all();
-                    }
-                }
-                inner.protect_now(&map, &unprotected, |log| !log.rearms())
-            }
-            StartWith::Nothing => inner.protect_now(&map, &unprotected, |_| true),
-        };
-        if let Err(e) = begun {
-            inner.stop();
-            return Err(e);
-        }
-        inner.count_returned();
-        inner.count_slowly();
-        Ok(())
-    }
-
-    /// Makes every page pending, as a start with [`StartWith::Everything`] does, while
-    /// tracking goes on.
-    pub fn mark_all(&self) {
-        let mut inner = self.lock();
-        inner.hints.close();
-        for block in inner.blocks.iter_mut() {
-            block.pending.set_all();
-            block.beside.forget();
-            if let Some(chunks) = &mut block.chunks {
-                chunks.arm_all();
-            }
-        }
-        inner.count_returned();
-    }
-
-    /// Stops all logs, after taking what they hold. What is pending stays.
-    pub fn stop(&self) -> Result<()> {
-        let mut inner = self.lock();
-        if !inner.started {
-            return Ok(());
-        }
-        // What a stopped log still holds is gone afterwards, so it is read first; and where it
-        // could not be read to the end, every page may have been written.
-        let harvested = inner.sync(When::Running);
-        inner.stop();
-        if harvested.as_ref().map_or(true, |report| report.postponed) {
-            for block in inner.blocks.iter_mut() {
-                block.pending.set_all();
-            }
-        }
-        harvested.map(|_| ())
-    }
-
-    /// Harvests all logs into pending.
-    ///
-    /// With [`When::Stopped`] the harvest is the last before memory counts as frozen, and a
-    /// log that fails, or that has to postpone, is an error; otherwise what a failed log
-    /// covers is taken as dirty and the report has a warning.
-    pub fn sync(&self, when: When) -> Result<SyncReport> {
-        let mut inner = self.lock();
-        if !inner.started {
-            return Err(Error::new(Kind::State, "tracking is not started"));
-        }
-        inner.sync(when)
-    }
-
-    /// Takes runs of pending pages from `cursor` on, in order, into `runs` (which is emptied
-    /// first): at most `max_runs` of them and about `max_pages` pages. No run crosses a
-    /// stretch. Before a run is handed out, the chunks it lies in are cleared.
-    ///
-    /// Nothing in `runs` afterwards means that the walk has come to the end; the cursor is
-    /// at the beginning again.
-    pub fn take(
-        &self,
-        cursor: &mut Cursor,
-        max_runs: usize,
-        max_pages: Pages,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        self.take_what(cursor, max_runs, max_pages, false, runs)
-    }
-
-    /// [`Lease::take`], or of what that would hand out, only what is not read.
-    pub(super) fn take_what(
-        &self,
-        cursor: &mut Cursor,
-        max_runs: usize,
-        max_pages: Pages,
-        unread: bool,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        runs.clear();
-        if max_runs == 0 || max_pages.0 == 0 {
-            // Nothing was asked for; that says nothing of the walk.
-            return Ok(());
-        }
-        let mut guard = self.lock();
-        let inner = &mut *guard;
-        let begun = *cursor;
-        let mut left = max_pages.0;
-        let what = Wanted {
-            skipping: inner.skipping && self.memory.must_tell_host(),
-            unread,
-        };
-        while runs.len() < max_runs && left > 0 {
-            match inner.take_one(cursor, left, what) {
-                Ok(Some(run)) => {
-                    // A run that is not read costs a header, however long it is.
-                    if run.content == Content::Used {
-                        left -= run.count.0;
-                    }
-                    runs.push(run);
-                }
-                Ok(None) => break,
-                Err(e) => {
-                    for run in runs.drain(..) {
-                        inner.put_back(run.block.id(), run.first, run.count);
-                    }
-                    *cursor = begun;
-                    return Err(e);
-                }
-            }
-        }
-        if runs.is_empty() {
-            *cursor = Cursor::default();
-        }
-        Ok(())
-    }
-
-    /// Makes pages pending again that were taken and did not arrive. Blocks that are gone
-    /// are passed over. Works after [`Lease::stop`] too.
-    pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
-        let mut inner = self.lock();
-        let new = inner.put_back(block, first, count);
-        inner.stats.put_back += new;
     }
 }
 
 impl Inner {
-    pub(super) fn pending(&self) -> Pages {
-        self.blocks.pending()
+    pub(super) fn pending(&self, seat: Seat) -> Pages {
+        let member = self.members.get(seat).and_then(Option::as_ref);
+        member.map_or(Pages(0), Member::pending)
     }
 
+    pub(super) fn member(&mut self, seat: Seat) -> Option<&mut Member> {
+        self.members.get_mut(seat)?.as_mut()
+    }
+
+    /// The consumers in this phase.
+    pub(super) fn seats(&self, phase: Phase) -> Vec<Seat> {
+        let members = self.members.iter().enumerate();
+        let those = members.filter(|(_, m)| m.as_ref().is_some_and(|m| m.phase == phase));
+        those.map(|(seat, _)| seat).collect()
+    }
+
+    /// Has a consumer told of what `phase` says from here on.
+    pub(super) fn set_phase(&mut self, seat: Seat, phase: Phase) {
+        if let Some(member) = self.member(seat) {
+            member.phase = phase;
+        }
+        for set in self.blocks.sets_mut(seat) {
+            set.phase = phase;
+        }
+    }
+
+    /// Room for a block: its chunks, none armed, and nobody's pages.
     fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
         let shift = match self.clearing {
             Clearing::Chunked { shift } => Some(shift),
             Clearing::AtSync => None,
         };
         self.blocks.add(block, shift)
+    }
+
+    /// Room for a block's pages, for each consumer that is started.
+    fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
+        let Some(state) = self.blocks.get_mut(block) else {
+            return Ok(());
+        };
+        for (seat, member) in self.members.iter().enumerate() {
+            let Some(member) = member.as_ref().filter(|m| m.phase != Phase::Stopped) else {
+                continue;
+            };
+            state.make_set(seat, &member.total)?;
+            if let Some(set) = state.set_mut(seat) {
+                set.phase = member.phase;
+            }
+        }
+        Ok(())
+    }
+
+    /// Switches all logs on; nobody is started yet. With `everything`, the first consumer has
+    /// every page pending, and chunks are cleared when it takes; else all is protected when this
+    /// returns.
+    pub(super) fn start_logs(&mut self, everything: bool) -> Result<()> {
+        // Not the memory's current map: a change that we were told of already may not have
+        // taken effect there yet, and nobody would tell us again.
+        let map = Arc::clone(&self.map);
+        self.stats = TrackerStats::default();
+        self.hints.close();
+        for block in map.blocks() {
+            self.make_block(block)?;
+        }
+        let mut unprotected = Vec::new();
+        for i in 0..self.logs.len() {
+            match self.logs[i].start(&map) {
+                Ok(Initial::Clean) => {}
+                Ok(Initial::Unprotected) => unprotected.push(i),
+                Err(e) => {
+                    let name = self.logs[i].name();
+                    for log in &mut self.logs[..i] {
+                        // The first error is the one to tell.
+                        let _ = log.stop(&map);
+                    }
+                    return Err(e.context(format_args!("starting {name}")));
+                }
+            }
+        }
+        self.started = true;
+        let begun = if everything {
+            for block in self.blocks.iter_mut() {
+                // Nothing is handed out before its chunk is cleared. Where the log
+                // protected all at its start, that finds nothing to do.
+                if let Some(chunks) = &mut block.chunks {
+                    chunks.arm_all();
+                }
+            }
+            self.protect_now(&map, &unprotected, |log| !log.rearms())
+        } else {
+            self.protect_now(&map, &unprotected, |_| true)
+        };
+        if let Err(e) = begun {
+            self.stop_logs();
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Switches all logs off when no consumer is started any more.
+    pub(super) fn stop_logs_if_unused(&mut self) {
+        let used = self.members.iter().flatten();
+        if self.started && used.filter(|m| m.phase != Phase::Stopped).count() == 0 {
+            self.stop_logs();
+        }
     }
 
     /// Restores the protection of everything, right at the start, for logs that began
@@ -625,7 +506,7 @@ impl Inner {
         Ok(())
     }
 
-    fn stop(&mut self) {
+    fn stop_logs(&mut self) {
         self.started = false;
         self.hints.close();
         let map = Arc::clone(&self.map);
@@ -635,14 +516,18 @@ impl Inner {
         }
     }
 
-    fn sync(&mut self, when: When) -> Result<SyncReport> {
+    /// Harvests all logs into every consumer that follows, and reports what that was for `whose`.
+    pub(super) fn sync(&mut self, when: When, whose: Option<Seat>) -> Result<SyncReport> {
         let begun = Instant::now();
+        let mut others = self.seats(Phase::Following);
+        others.retain(|seat| Some(*seat) != whose);
+        let before: Vec<Pages> = others.iter().map(|seat| self.pending(*seat)).collect();
         // A hint given before what is found now must not undo it.
         self.hints.close();
         // Before the harvest: what is found below may have been written before the page was
         // given back, what is found later was not.
         let mut report = SyncReport {
-            given_back: self.harvest_news(),
+            given_back: self.harvest_news(whose),
             ..SyncReport::default()
         };
         let map = Arc::clone(&self.map);
@@ -653,6 +538,7 @@ impl Inner {
                 map: &map,
                 blocks,
                 arms: log.rearms(),
+                whose,
                 found: 0,
             };
             let outcome = log.harvest(&map, when, &mut sink);
@@ -697,108 +583,30 @@ impl Inner {
                 found,
             });
         }
-        report.found += self.take_back_broken();
-        report.pending = self.pending();
-        report.returned = self.count_returned();
-        self.count_slowly();
-        report.time = begun.elapsed();
-        self.stats.syncs += 1;
-        self.stats.found += report.found;
-        Ok(report)
-    }
-
-    fn take_one(
-        &mut self,
-        cursor: &mut Cursor,
-        max_pages: u64,
-        what: Wanted,
-    ) -> Result<Option<Run>> {
-        loop {
-            let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
-                return Ok(None);
-            };
-            if id.0 != cursor.block {
-                *cursor = Cursor {
-                    block: id.0,
-                    page: 0,
-                };
+        report.found += self.take_back_broken(whose);
+        self.count_returned();
+        if let Some(seat) = whose {
+            report.pending = self.pending(seat);
+            if let Some(member) = self.member(seat) {
+                report.returned = Pages(member.returned);
+                member.stats.found += report.found;
             }
-            let next_block = Cursor {
-                block: cursor.block + 1,
-                page: 0,
-            };
-            if state.pending.is_empty() && state.beside.none_free() {
-                *cursor = next_block;
-                continue;
-            }
-            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
-            // would be looked through anew for each run of the other.
-            let window = cursor.page.saturating_add(WINDOW);
-            let found = if what.unread && !what.skipping {
-                None
-            } else if what.unread {
-                state.next_returned(cursor.page, window)
-            } else {
-                state.next_pending(cursor.page, window)
-            };
-            // A hinted page that was found written since is pending, and that wins.
-            let before = found.as_ref().map_or(window, |found| found.start);
-            if let Some(free) = state.next_free(cursor.page, before) {
-                cursor.page = free.end;
-                return Ok(Some(state.run(free, Content::Free)));
-            }
-            let Some(found) = found else {
-                cursor.page = window;
-                if window >= state.pin_source.pages().0 {
-                    *cursor = next_block;
-                }
-                continue;
-            };
-            let first = found.start;
-            let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let end = found
-                .end
-                .min(stretch_end)
-                .min(first.saturating_add(max_pages));
-            // Rule: protection comes back before anybody looks at the page, be it only to
-            // decide that it need not be read. (GET, the page is a hole, the guest writes
-            // it, CLEAR with the old copy: bit and page are both gone.)
-            self.rearm(id, first..end)?;
-            let Some(state) = self.blocks.get_mut(id) else {
-                return Ok(None);
-            };
-            let (count, content) = if what.skipping {
-                match state.claim(first..end) {
-                    Claim::Used(count) => (count, Content::Used),
-                    Claim::Returned(count) => (count, Content::Returned),
-                    Claim::Broken(used) => {
-                        // Written although it was given back: all of the host page is the
-                        // guest's again. Its pages are pending now, this one among them.
-                        self.stats.broken += Pages(used.end - used.start);
-                        // Some may lie before this one, and the walk is to end with none left.
-                        cursor.page = cursor.page.min(used.start);
-                        continue;
-                    }
-                }
-            } else {
-                (end - first, Content::Used)
-            };
-            if what.unread && content == Content::Used {
-                // Taken back a moment ago.
-                cursor.page = first + count;
-                continue;
-            }
-            let taken = first..first + count;
-            state.pending.clear_range(first as usize, count as usize);
-            state.beside.handed_out(taken.clone(), content);
-            cursor.page = taken.end;
-            let run = state.run(taken, content);
-            if content == Content::Returned {
-                self.returned = self.returned.saturating_sub(count);
-                self.stats.skipped += Pages(count);
-            }
-            return Ok(Some(run));
         }
+        for (seat, before) in others.into_iter().zip(before) {
+            let now = self.pending(seat);
+            if let Some(member) = self.member(seat) {
+                member.stats.found += now - before;
+            }
+        }
+        self.count_slowly();
+        self.stats.syncs += 1;
+        let members = self.members.iter_mut().flatten();
+        for member in members.filter(|m| m.phase == Phase::Following) {
+            member.stats.syncs += 1;
+            member.stats.failed_syncs += u64::from(report.failed);
+        }
+        report.time = begun.elapsed();
+        Ok(report)
     }
 
     /// Clears the armed chunks that `pages` lie in.
@@ -806,6 +614,7 @@ impl Inner {
         let Inner {
             logs,
             blocks,
+            members,
             map,
             stats,
             ..
@@ -840,9 +649,45 @@ impl Inner {
             }
             // Disarmed only now: after an error the chunk is still to be cleared.
             chunks.disarm(chunk);
+            let time = begun.elapsed();
             stats.clear_calls += done.calls;
             stats.clear_bits += done.bits;
-            stats.longest_clear = stats.longest_clear.max(begun.elapsed());
+            stats.longest_clear = stats.longest_clear.max(time);
+            for member in members.iter_mut().flatten() {
+                member.stats.clear_calls += done.calls;
+                member.stats.clear_bits += done.bits;
+                member.stats.longest_clear = member.stats.longest_clear.max(time);
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
+    /// it. `None` when there is none.
+    pub(super) fn rearm_next(&mut self, at: (BlockId, usize)) -> Result<Option<(BlockId, usize)>> {
+        let (mut block, mut chunk) = at;
+        while let Some((id, state)) = self.blocks.at_or_after(block) {
+            if id != block {
+                chunk = 0;
+            }
+            let armed = state
+                .chunks
+                .as_ref()
+                .and_then(|c| c.next_armed(chunk).map(|n| (n, c.pages_of(n))));
+            if let Some((n, pages)) = armed {
+                self.rearm(id, pages.start as u64..pages.end as u64)?;
+                return Ok(Some((id, n + 1)));
+            }
+            (block, chunk) = (BlockId(id.0 + 1), 0);
+        }
+        Ok(None)
+    }
+
+    /// Restores the protection of every chunk that waits for it.
+    pub(super) fn rearm_all(&mut self) -> Result<()> {
+        let mut at = (BlockId(0), 0);
+        while let Some(next) = self.rearm_next(at)? {
+            at = next;
         }
         Ok(())
     }
@@ -852,6 +697,7 @@ impl Inner {
     fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
         for block in new.blocks_not_in(old) {
             self.make_block(&block)?;
+            self.make_started_sets(block.id())?;
         }
         let Inner { logs, blocks, .. } = self;
         for i in 0..logs.len() {
@@ -859,6 +705,7 @@ impl Inner {
                 map: old,
                 blocks,
                 arms: logs[i].rearms(),
+                whose: None,
                 found: 0,
             };
             let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
@@ -869,6 +716,7 @@ impl Inner {
                     map: new,
                     blocks,
                     arms: log.rearms(),
+                    whose: None,
                     found: 0,
                 };
                 // The first error is the one to tell.
@@ -891,7 +739,7 @@ impl Inner {
             .chain(blocks.iter().map(|b| (b.id(), Pages(0), b.pages())));
         for (block, first, pages) in ranges {
             if let Some(state) = self.blocks.get_mut(block) {
-                state.pending.set_range(first.index(), pages.index());
+                state.set_for_all(first.index(), pages.index());
                 if let Some(chunks) = &mut state.chunks {
                     chunks.arm_range(first.index(), pages.index());
                 }
@@ -903,19 +751,6 @@ impl Inner {
     fn forget_gone(&mut self, before: &Map, map: &Map) {
         for block in before.blocks_not_in(map) {
             self.blocks.remove(block.id());
-        }
-    }
-
-    fn put_back(&mut self, block: BlockId, first: Pages, count: Pages) -> Pages {
-        match self.blocks.get_mut(block) {
-            Some(state) => {
-                // Nobody wrote it for that: if it is given back, it still is.
-                state
-                    .beside
-                    .put_back(first.0..first.0.saturating_add(count.0));
-                Pages(state.pending.set_range(first.index(), count.index()))
-            }
-            _ => Pages(0),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The tracker against a model of KVM: whatever the guest, the VMM, failures and hotplug
-//! do in between, a copy made from what [`Lease::take`] hands out ends up equal to the
+//! do in between, a copy made from what [`Consumer::take`] hands out ends up equal to the
 //! guest.
 //!
 //! The oracle is that copy. It gets a page's version when a run is *read*, which the tests
@@ -7,16 +7,17 @@
 //! the oracle can fail is shown by giving it engines with known mistakes ([`Mistake`]).
 
 use super::*;
+use crate::dirty::consumer::{Consumer, Cursor, Run};
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::Extent;
 use crate::memory::{Block, BlockDescription, BlockFlags, SlotDescription};
-use crate::units::{Bytes, PAGE_SIZE};
+use crate::units::{Bytes, PAGE_SIZE, STRETCH_PAGES};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 /// What is wrong with the engine under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +119,7 @@ struct World {
     mistake: Mistake,
     kvm: Kvm,
     memory: Arc<Memory>,
-    lease: Lease,
+    consumer: Consumer,
     blocks: Vec<BlockInfo>,
     slots: Vec<SlotInfo>,
     /// By host address.
@@ -174,7 +175,7 @@ impl World {
             mistake,
             kvm,
             memory,
-            lease: tracker.lease().unwrap(),
+            consumer: tracker.consumer(),
             blocks: Vec::new(),
             slots: Vec::new(),
             copy: HashMap::new(),
@@ -195,7 +196,7 @@ impl World {
     }
 
     fn start(&mut self, with: StartWith) {
-        self.lease.start(with).unwrap();
+        self.consumer.start(with).unwrap();
         self.cursor = Cursor::default();
         self.copy.clear();
         if with == StartWith::Nothing {
@@ -304,15 +305,15 @@ impl World {
         match shown {
             Some(slot) => {
                 let guest = slot.guest + (offset - slot.first * PAGE_SIZE);
-                self.lease.mark_guest(GuestAddress(guest), length);
+                self.consumer.mark_guest(GuestAddress(guest), length);
             }
-            None => self.lease.mark_block(block.id, Bytes(offset), length),
+            None => self.consumer.mark_block(block.id, Bytes(offset), length),
         }
     }
 
     fn sync(&mut self, when: When) -> Verdict {
-        let before = self.lease.pending().0;
-        let report = match self.lease.sync(when) {
+        let before = self.consumer.pending().0;
+        let report = match self.consumer.sync(when) {
             Ok(report) => report,
             Err(e) => {
                 expect!(self.failures && when == When::Stopped, "sync failed: {e}");
@@ -324,7 +325,7 @@ impl World {
             "warned: {:?}",
             report.warnings
         );
-        let after = self.lease.pending().0;
+        let after = self.consumer.pending().0;
         // A page that was pending already does not count again.
         expect!(
             report.found.0 == after - before && report.pending.0 == after,
@@ -339,9 +340,9 @@ impl World {
 
     fn take(&mut self, max_runs: u32, max_pages: u32) -> std::result::Result<bool, String> {
         let early = Rc::new(self.early());
-        let before = self.lease.pending().0;
+        let before = self.consumer.pending().0;
         let mut runs = Vec::new();
-        let taken = self.lease.take(
+        let taken = self.consumer.take(
             &mut self.cursor,
             max_runs as usize,
             Pages(max_pages.into()),
@@ -349,7 +350,7 @@ impl World {
         );
         let got: u64 = runs.iter().map(|r| r.count.0).sum();
         expect!(
-            self.lease.pending().0 == before - got,
+            self.consumer.pending().0 == before - got,
             "pages vanished in a take"
         );
         if let Err(e) = taken {
@@ -424,7 +425,7 @@ impl World {
 
     fn put_back(&mut self, flight: Flight) {
         let run = flight.run;
-        self.lease.put_back(run.block.id(), run.first, run.count);
+        self.consumer.put_back(run.block.id(), run.first, run.count);
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
@@ -463,7 +464,7 @@ impl World {
                 }
             }
             Op::Drain => self.drain()?,
-            Op::MarkAll => self.lease.mark_all(),
+            Op::MarkAll => self.consumer.mark_all(),
             Op::Fail { gets, clears } => {
                 self.failures = true;
                 self.kvm.fail(*gets, *clears);
@@ -500,7 +501,7 @@ impl World {
             }
             Op::Restart => {
                 self.flight.clear();
-                self.lease.stop().map_err(|e| e.to_string())?;
+                self.consumer.stop().map_err(|e| e.to_string())?;
                 for slot in &self.slots {
                     expect!(!self.kvm.logged(slot.slot), "a slot stays logged");
                 }
@@ -525,7 +526,7 @@ impl World {
         }
         self.sync(When::Stopped)?;
         self.drain()?;
-        expect!(self.lease.pending().0 == 0, "a drain left pages behind");
+        expect!(self.consumer.pending().0 == 0, "a drain left pages behind");
         for block in &self.blocks {
             for page in 0..block.pages {
                 let at = block.host + page * PAGE_SIZE;
@@ -540,10 +541,10 @@ impl World {
         // No clean page comes twice.
         for when in [When::Running, When::Stopped] {
             self.sync(when)?;
-            let again = self.lease.pending();
+            let again = self.consumer.pending();
             expect!(again.0 == 0, "{again} clean pages were found again");
         }
-        self.lease.stop().map_err(|e| e.to_string())?;
+        self.consumer.stop().map_err(|e| e.to_string())?;
         for slot in &self.slots {
             expect!(!self.kvm.logged(slot.slot), "a slot stays logged");
         }
@@ -884,7 +885,7 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
         !world.kvm.exists(slot.slot),
         "made anew by switching it off"
     );
-    assert_eq!(world.lease.pending(), Pages(256));
+    assert_eq!(world.consumer.pending(), Pages(256));
     world.finish().unwrap();
     // And so when the whole block goes.
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
@@ -897,10 +898,10 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
 #[test]
 fn a_take_of_any_number_of_pages_is_cut_at_the_stretch() {
     let world = settled(SMALLEST, 2000, 0, Mistake::None);
-    world.lease.mark_all();
+    world.consumer.mark_all();
     let mut runs = Vec::new();
     world
-        .lease
+        .consumer
         .take(
             &mut Cursor::default(),
             usize::MAX,
@@ -923,7 +924,7 @@ fn a_take_whose_clear_fails_takes_nothing_and_can_be_made_again() {
     let mut cursor = Cursor::default();
     let mut runs = Vec::new();
     world
-        .lease
+        .consumer
         .take(&mut cursor, 1, Pages(1), &mut runs)
         .unwrap();
     let begun = cursor;
@@ -932,16 +933,16 @@ fn a_take_whose_clear_fails_takes_nothing_and_can_be_made_again() {
         .race(Moment::BeforeClear, world.slots[0].slot, 200);
     world.kvm.fail(0, 1);
     let error = world
-        .lease
+        .consumer
         .take(&mut cursor, 9, Pages(9), &mut runs)
         .unwrap_err();
     assert!(error.message().contains("of block `b1`"), "{error}");
     assert_eq!(
-        (runs.len(), cursor, world.lease.pending()),
+        (runs.len(), cursor, world.consumer.pending()),
         (0, begun, Pages(2))
     );
     world
-        .lease
+        .consumer
         .take(&mut cursor, 9, Pages(9), &mut runs)
         .unwrap();
     let found: Vec<_> = runs.iter().map(|r| r.first.0).collect();
@@ -1007,7 +1008,7 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
         assert_eq!(error.unwrap_err().kind(), Kind::Busy);
         world.kvm.guest_write(slot, 8);
         world.sync(When::Running).unwrap();
-        assert!(world.lease.pending().0 >= 3);
+        assert!(world.consumer.pending().0 >= 3);
         let error = world.memory.add_block(BlockDescription {
             name: "refused".into(),
             // SAFETY: the test's own memory, or an address that nothing looks at.
@@ -1050,8 +1051,8 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
         }
     }
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
-    world.lease.stop().unwrap();
-    world.lease.add_log(Box::new(Refusing)).unwrap();
+    world.consumer.stop().unwrap();
+    world.consumer.add_log(Box::new(Refusing)).unwrap();
     world.start(StartWith::Nothing);
     let (slot, guest) = (world.slots[0].slot, GuestAddress(world.slots[0].guest));
     world.kvm.guest_write(slot, 7);
@@ -1067,11 +1068,11 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
 #[test]
 fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
     /// Starts tracking in the middle of a change, after the tracker has been told of it.
-    struct Starts(Mutex<Option<Lease>>, AtomicBool);
+    struct Starts(Mutex<Option<Consumer>>, AtomicBool);
     impl MapObserver for Starts {
         fn map_changes(&self, _: &Arc<Map>, _: &Arc<Map>) -> Result<()> {
-            if let Some(lease) = &*self.0.lock().unwrap() {
-                lease.start(StartWith::Everything)?;
+            if let Some(consumer) = &*self.0.lock().unwrap() {
+                consumer.start(StartWith::Everything)?;
                 self.1.store(true, Ordering::SeqCst);
             }
             Ok(())
@@ -1100,7 +1101,7 @@ fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
             flags: BlockFlags::default(),
         })
         .unwrap();
-    *starts.0.lock().unwrap() = Some(tracker.lease().unwrap());
+    *starts.0.lock().unwrap() = Some(tracker.consumer());
     kvm.create(1, host, 100, 0);
     memory
         .add_slot(&SlotDescription {
@@ -1114,8 +1115,8 @@ fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
         .unwrap();
     assert!(starts.1.load(Ordering::SeqCst));
     assert!(kvm.logged(1), "the new slot is not logged");
-    let lease = starts.0.lock().unwrap().take().unwrap();
-    lease.stop().unwrap();
+    let consumer = starts.0.lock().unwrap().take().unwrap();
+    consumer.stop().unwrap();
 }
 
 #[test]
@@ -1133,14 +1134,14 @@ fn a_start_that_fails_leaves_the_vm_as_it_was() {
             false,
         );
     }
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
     world.kvm.fail_regions(1);
-    let error = world.lease.start(StartWith::Everything).unwrap_err();
+    let error = world.consumer.start(StartWith::Everything).unwrap_err();
     assert!(error.message().starts_with("starting kvm-log"), "{error}");
     // A slot was switched on in vain, or a clear fails.
     world.kvm.fail(0, 1);
-    world.lease.start(StartWith::Nothing).unwrap_err();
-    assert!(!world.lease.is_started());
+    world.consumer.start(StartWith::Nothing).unwrap_err();
+    assert!(!world.consumer.is_started());
     assert!(world.slots.iter().all(|s| !world.kvm.logged(s.slot)));
     assert_eq!(world.kvm.mode(), 0);
     world.kvm.calm();
@@ -1162,7 +1163,7 @@ fn one_slot_that_cannot_be_switched_off_does_not_keep_the_others_logged() {
         false,
     );
     world.kvm.fail_regions(1);
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
     let logged = world.slots.iter().filter(|s| world.kvm.logged(s.slot));
     assert_eq!(logged.count(), 1);
     assert_eq!(world.kvm.mode(), 0);
@@ -1173,21 +1174,12 @@ fn what_was_put_back_or_found_stays_pending_after_a_stop() {
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
     world.kvm.guest_write(world.slots[0].slot, 3);
     world.vmm_write(0, 9 * 4 + 3, 1, false);
-    world.lease.stop().unwrap();
-    assert_eq!(world.lease.pending(), Pages(2));
+    world.consumer.stop().unwrap();
+    assert_eq!(world.consumer.pending(), Pages(2));
     let block = world.blocks[0].id;
-    world.lease.put_back(block, Pages(3), Pages(2));
-    assert_eq!(world.lease.pending(), Pages(3));
-    assert_eq!(world.lease.stats().put_back, Pages(1));
-}
-
-#[test]
-fn only_one_holds_the_lease() {
-    let world = settled(SMALLEST, 256, 0, Mistake::None);
-    assert_eq!(world.lease.lease().unwrap_err().kind(), Kind::Busy);
-    let tracker = Arc::clone(&world.lease);
-    drop(world);
-    tracker.lease().unwrap();
+    world.consumer.put_back(block, Pages(3), Pages(2));
+    assert_eq!(world.consumer.pending(), Pages(3));
+    assert_eq!(world.consumer.stats().put_back, Pages(1));
 }
 
 /// A log that reports what it is told to, by guest addresses or pages of blocks.
@@ -1283,9 +1275,9 @@ proptest! {
             slots,
         };
         let mut world = World::new(&setup, Mistake::None);
-        world.lease.stop().unwrap();
+        world.consumer.stop().unwrap();
         let told = Told::default();
-        world.lease.add_log(Box::new(told.clone())).unwrap();
+        world.consumer.add_log(Box::new(told.clone())).unwrap();
         world.start(StartWith::Nothing);
         let mut expected = HashSet::new();
         for (kind, what, selector, base, words, pages) in tells {
@@ -1315,7 +1307,7 @@ proptest! {
             told.0.lock().unwrap().push(tell);
             expected.extend(told_pages.into_iter().flat_map(|p| naive(&world, origin, p)));
         }
-        let report = world.lease.sync(When::Running).unwrap();
+        let report = world.consumer.sync(When::Running).unwrap();
         prop_assert_eq!(report.found.0, expected.len() as u64);
         let mut got = HashSet::new();
         while world.take(64, 4000).unwrap() {
@@ -1337,7 +1329,7 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     let threads: Vec<_> = (0..THREADS)
         .map(|n| {
             let memory = Arc::clone(&memory);
-            let (tracker, block) = (Arc::clone(&world.lease), world.blocks[0].id);
+            let (tracker, block) = (Arc::clone(&world.consumer), world.blocks[0].id);
             std::thread::spawn(move || {
                 let mut at = n * 977;
                 for i in 0..20_000u64 {
@@ -1360,13 +1352,16 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     let mut runs = Vec::new();
     let mut last = false;
     loop {
-        world.lease.sync(When::Running).unwrap();
+        world.consumer.sync(When::Running).unwrap();
         // A map that is swapped under the marks.
         world.add_block(64);
         world.apply(&Op::RemoveBlock(1)).unwrap();
         loop {
             let cursor = &mut world.cursor;
-            world.lease.take(cursor, 64, Pages(512), &mut runs).unwrap();
+            world
+                .consumer
+                .take(cursor, 64, Pages(512), &mut runs)
+                .unwrap();
             if runs.is_empty() {
                 break;
             }
@@ -1389,7 +1384,7 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     for (page, (copy, memory)) in copy.iter().zip(memory.iter()).enumerate() {
         assert_eq!(*copy, memory.load(Ordering::Relaxed), "page {page}");
     }
-    assert_eq!(world.lease.stray_marks(), 0);
+    assert_eq!(world.consumer.stray_marks(), 0);
 }
 
 /// What a sync of 1 TiB costs in which nothing is dirty, against one read of its bitmap.
@@ -1436,8 +1431,8 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
                 guest_address: GuestAddress(0),
             })
             .unwrap();
-        let lease = tracker.lease().unwrap();
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing).unwrap();
         let mut words = vec![0u64; (pages / 64) as usize];
         let (mut read, mut get, mut sync) = (Duration::MAX, Duration::MAX, Duration::MAX);
         let mut vm = kvm.vm();
@@ -1449,7 +1444,7 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
             vm.get_dirty_log(1, &mut words).unwrap();
             get = get.min(begun.elapsed());
             let begun = Instant::now();
-            assert_eq!(lease.sync(When::Running).unwrap().found, Pages(0));
+            assert_eq!(consumer.sync(When::Running).unwrap().found, Pages(0));
             sync = sync.min(begun.elapsed());
         }
         assert_eq!(kvm.calls().clears, 0);
@@ -1458,6 +1453,6 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
              {:.2} reads beside the GET",
             (sync.as_secs_f64() - get.as_secs_f64()) / read.as_secs_f64()
         );
-        lease.stop().unwrap();
+        consumer.stop().unwrap();
     }
 }

@@ -3,11 +3,12 @@
 //! was no hardware to try them on.
 
 use super::*;
+use crate::dirty::consumer::Consumer;
 use crate::dirty::dma_model::Kernel;
 use crate::dirty::iommufd::IommufdLog;
 use crate::dirty::iova::{DmaRange, Target};
 use crate::dirty::testing::{sync_all, take_all, Guest};
-use crate::dirty::tracker::{Lease, StartWith};
+use crate::dirty::tracker::StartWith;
 use crate::memory::BlockId;
 use crate::units::Bytes;
 use proptest::prelude::*;
@@ -25,7 +26,7 @@ fn guest() -> Guest {
     guest
 }
 
-fn device(guest: &Guest, kernel: &Kernel, iovas: Iovas, page: u64) -> Lease {
+fn device(guest: &Guest, kernel: &Kernel, iovas: Iovas, page: u64) -> Consumer {
     let log = VfioDeviceLog::new(kernel.device(), iovas, page).unwrap();
     guest.tracker(Box::new(log))
 }
@@ -53,19 +54,19 @@ fn everything() -> BTreeSet<(u32, u64)> {
 #[test]
 fn a_device_s_log_is_probed_started_reported_and_stopped_by_these_calls() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
     assert_eq!(kernel.calls(), ["probe"]);
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(kernel.calls(), ["start 4096 [0..64000, 3e8000..406000]"]);
     kernel.write(5 * P + 17);
     kernel.write(1029 * P);
-    assert_eq!(sync_all(&lease), pages([5, 129]));
+    assert_eq!(sync_all(&consumer), pages([5, 129]));
     let reports = ["report 0+64000 4096", "report 3e8000+1e000 4096"];
     assert_eq!(kernel.calls(), reports);
     // Read and cleared, and the bitmap is zeroed before each call.
-    assert!(sync_all(&lease).is_empty());
+    assert!(sync_all(&consumer).is_empty());
     kernel.calls();
-    lease.stop().unwrap();
+    consumer.stop().unwrap();
     assert_eq!(kernel.calls(), [reports[0], reports[1], "stop"]);
 }
 
@@ -73,15 +74,15 @@ fn a_device_s_log_is_probed_started_reported_and_stopped_by_these_calls() {
 fn a_page_larger_than_ours_is_all_of_the_pages_in_it() {
     let (guest, kernel) = (guest(), Kernel::default());
     kernel.lock().driver_page = Some(16 * P);
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.calls();
     kernel.write(3 * P);
     // The last page of the device's reaches past the slot, and begins before the other.
     kernel.write(99 * P);
     kernel.write(1001 * P);
     assert_eq!(
-        sync_all(&lease),
+        sync_all(&consumer),
         pages((0..16).chain(96..100).chain(100..108))
     );
     assert_eq!(
@@ -93,13 +94,13 @@ fn a_page_larger_than_ours_is_all_of_the_pages_in_it() {
 #[test]
 fn what_is_asked_for_is_rounded_out_to_the_page_size_asked_for() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, 2 << 20);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, 2 << 20);
+    consumer.start(StartWith::Nothing).unwrap();
     // Guest pages 0 to 511 and 512 to 1535: they touch, and are one.
     assert_eq!(kernel.calls()[1], "start 2097152 [0..600000]");
     kernel.write(1010 * P);
     // Guest pages 512 to 1023, of which 1000 and on are RAM.
-    assert_eq!(sync_all(&lease), pages(100..124));
+    assert_eq!(sync_all(&consumer), pages(100..124));
 }
 
 #[test]
@@ -110,11 +111,11 @@ fn one_device_page_in_two_ranges_is_lost_to_neither() {
     guest.slot("ram", 0, 10, 0).unwrap();
     guest.slot("ram", 10, 10, 14).unwrap();
     kernel.lock().driver_page = Some(16 * P);
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.write(15 * P);
     let expected: BTreeSet<_> = (0..12).map(|p| (0, p)).collect();
-    assert_eq!(sync_all(&lease), expected);
+    assert_eq!(sync_all(&consumer), expected);
 }
 
 #[test]
@@ -127,8 +128,8 @@ fn too_many_ranges_are_joined_where_the_least_lies_between_them() {
         at += if i % 3 == 0 { 51 } else { 2 };
         guest.slot("ram", i, 1, at).unwrap();
     }
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     let ranges = kernel.lock().logging.clone().unwrap();
     assert_eq!(ranges.len(), 256);
     assert!(ranges.iter().all(|r| r.end - r.start <= 5 * P));
@@ -138,59 +139,59 @@ fn too_many_ranges_are_joined_where_the_least_lies_between_them() {
         kernel.write(slot.guest_address.0);
     }
     // What lies between is never asked for.
-    assert_eq!(sync_all(&lease), pages(0..600));
+    assert_eq!(sync_all(&consumer), pages(0..600));
     assert_eq!(kernel.calls().len(), 2 + 600);
 }
 
 #[test]
 fn after_an_error_everything_is_dirty_and_the_log_is_started_anew() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.calls();
     kernel.fail("report 3e8", libc::EIO);
-    let report = lease.sync(When::Running).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
     assert!(report.warnings[0].contains("started anew"), "{report:?}");
-    assert_eq!(take_all(&lease), everything());
+    assert_eq!(take_all(&consumer), everything());
     let calls = kernel.calls();
     assert_eq!(calls[2], "stop");
     assert!(calls[3].starts_with("start 4096"));
     // And goes on as before.
     kernel.write(7 * P);
-    assert_eq!(sync_all(&lease), pages([7]));
+    assert_eq!(sync_all(&consumer), pages([7]));
 }
 
 #[test]
 fn a_log_that_does_not_start_again_is_tried_at_each_sync_and_all_is_dirty_until_then() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.fail("report", libc::EIO);
     kernel.fail("start", libc::ENOMEM);
     kernel.fail("start", libc::ENOMEM);
     for _ in 0..2 {
-        assert_eq!(sync_all(&lease), everything());
+        assert_eq!(sync_all(&consumer), everything());
         assert!(kernel.lock().logging.is_none());
         // Nobody logs this.
         kernel.write(7 * P);
     }
     // Now it starts, and what was written until then is not known.
-    assert_eq!(sync_all(&lease), everything());
+    assert_eq!(sync_all(&consumer), everything());
     kernel.write(8 * P);
-    assert_eq!(sync_all(&lease), pages([8]));
-    lease.stop().unwrap();
+    assert_eq!(sync_all(&consumer), pages([8]));
+    consumer.stop().unwrap();
 }
 
 #[test]
 fn an_error_of_the_last_harvest_is_one() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.fail("report", libc::EIO);
-    let error = lease.sync(When::Stopped).unwrap_err();
+    let error = consumer.sync(When::Stopped).unwrap_err();
     assert!(error.message().contains("last harvest of vfio"), "{error}");
     // The guest runs on, and nothing is lost.
-    assert_eq!(take_all(&lease), everything());
+    assert_eq!(take_all(&consumer), everything());
 }
 
 #[test]
@@ -217,16 +218,16 @@ fn a_device_without_a_log_is_refused_with_what_was_expected() {
 fn a_driver_that_chooses_nonsense_is_refused_and_stopped() {
     let (guest, kernel) = (guest(), Kernel::default());
     kernel.lock().driver_page = Some(5000);
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    assert!(lease.start(StartWith::Nothing).is_err());
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    assert!(consumer.start(StartWith::Nothing).is_err());
     assert!(kernel.lock().logging.is_none());
 }
 
 #[test]
 fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.calls();
     guest.slot("ram", 130, 10, 2000).unwrap();
     let calls = kernel.calls();
@@ -235,9 +236,9 @@ fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
         calls[3],
         "start 4096 [0..64000, 3e8000..406000, 7d0000..7da000]"
     );
-    assert_eq!(sync_all(&lease), pages(0..140));
+    assert_eq!(sync_all(&consumer), pages(0..140));
     kernel.write(2003 * P);
-    assert_eq!(sync_all(&lease), pages([133]));
+    assert_eq!(sync_all(&consumer), pages([133]));
     // What goes is read first, and restarts nothing.
     kernel.calls();
     kernel.write(2004 * P);
@@ -247,7 +248,7 @@ fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
         .remove_slot(crate::memory::NO_SLOT, GuestAddress(2000 * P))
         .unwrap();
     assert_eq!(kernel.calls().len(), 3);
-    assert_eq!(sync_all(&lease), pages([3, 134]));
+    assert_eq!(sync_all(&consumer), pages([3, 134]));
     assert_eq!(kernel.calls().len(), 2);
     // Nor does the same place again.
     guest.slot("ram", 130, 10, 2000).unwrap();
@@ -257,15 +258,15 @@ fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
 #[test]
 fn new_memory_that_a_device_cannot_log_is_refused_and_the_log_goes_on() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.fail("start", libc::E2BIG);
     let error = guest.slot("ram", 130, 10, 2000).unwrap_err();
     assert!(error.message().contains("3 ranges"), "{error}");
-    let found = sync_all(&lease);
+    let found = sync_all(&consumer);
     assert!(found.is_superset(&everything()), "{found:?}");
     kernel.write(4 * P);
-    assert_eq!(sync_all(&lease), pages([4]));
+    assert_eq!(sync_all(&consumer), pages([4]));
 }
 
 #[test]
@@ -282,8 +283,8 @@ fn explicit_ranges_lead_to_blocks_and_to_guest_addresses() {
         },
     ])
     .unwrap();
-    let lease = device(&guest, &kernel, iovas, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, iovas, P);
+    consumer.start(StartWith::Nothing).unwrap();
     let page = |n: u64| (1 << 40) + n * P;
     for iova in [
         page(0),
@@ -298,9 +299,9 @@ fn explicit_ranges_lead_to_blocks_and_to_guest_addresses() {
     kernel.write((1 << 20) + 2 * P);
     // Not mapped: nobody logs it.
     kernel.write(5 * P);
-    assert_eq!(sync_all(&lease), pages([100, 199, 3, 30, 31, 72, 102]));
+    assert_eq!(sync_all(&consumer), pages([100, 199, 3, 30, 31, 72, 102]));
     kernel.fail("report", libc::EIO);
-    assert_eq!(sync_all(&lease), pages((3..73).chain(100..200)));
+    assert_eq!(sync_all(&consumer), pages((3..73).chain(100..200)));
 }
 
 #[test]
@@ -335,18 +336,18 @@ fn ranges_past_the_end_of_their_block_harm_nothing() {
             },
         },
     ]);
-    let lease = device(&guest, &kernel, iovas.unwrap(), P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, iovas.unwrap(), P);
+    consumer.start(StartWith::Nothing).unwrap();
     for page in 0..1000 {
         kernel.write(page * P);
     }
     kernel.write(1 << 40);
-    assert_eq!(sync_all(&lease), pages(190..200));
+    assert_eq!(sync_all(&consumer), pages(190..200));
     kernel.fail("report", libc::EIO);
-    assert_eq!(sync_all(&lease), pages(190..200));
+    assert_eq!(sync_all(&consumer), pages(190..200));
 }
 
-fn container(guest: &Guest, kernel: &Kernel, page: u64) -> Lease {
+fn container(guest: &Guest, kernel: &Kernel, page: u64) -> Consumer {
     kernel.lock().mapped = vec![0..100 * P, 1000 * P..1030 * P];
     let log = VfioContainerLog::new(kernel.container(page), Iovas::Guest).unwrap();
     guest.tracker(Box::new(log))
@@ -355,24 +356,24 @@ fn container(guest: &Guest, kernel: &Kernel, page: u64) -> Lease {
 #[test]
 fn a_container_s_log_is_asked_mapping_by_mapping_in_its_smallest_pages() {
     let (guest, kernel) = (guest(), Kernel::default());
-    let lease = container(&guest, &kernel, P);
+    let consumer = container(&guest, &kernel, P);
     assert_eq!(kernel.calls(), ["info", "info"]);
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(kernel.calls(), ["start"]);
     kernel.write(99 * P);
     kernel.write(1000 * P);
-    assert_eq!(sync_all(&lease), pages([99, 100]));
+    assert_eq!(sync_all(&consumer), pages([99, 100]));
     assert_eq!(
         kernel.calls(),
         ["get 0+64000 4096", "get 3e8000+1e000 4096"]
     );
-    assert!(sync_all(&lease).is_empty());
+    assert!(sync_all(&consumer).is_empty());
     kernel.fail("get", libc::EFAULT);
-    assert_eq!(sync_all(&lease), everything());
+    assert_eq!(sync_all(&consumer), everything());
     kernel.write(5 * P);
-    assert_eq!(sync_all(&lease), pages([5]));
+    assert_eq!(sync_all(&consumer), pages([5]));
     kernel.calls();
-    lease.stop().unwrap();
+    consumer.stop().unwrap();
     assert_eq!(kernel.calls()[2], "stop");
 }
 
@@ -380,11 +381,11 @@ fn a_container_s_log_is_asked_mapping_by_mapping_in_its_smallest_pages() {
 fn a_slot_that_touches_another_is_still_asked_for_alone() {
     let (guest, kernel) = (guest(), Kernel::default());
     guest.slot("ram", 130, 5, 1030).unwrap();
-    let lease = container(&guest, &kernel, P);
+    let consumer = container(&guest, &kernel, P);
     kernel.lock().mapped.push(1030 * P..1035 * P);
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.write(1034 * P);
-    assert_eq!(sync_all(&lease), pages([134]));
+    assert_eq!(sync_all(&consumer), pages([134]));
 }
 
 #[test]
@@ -393,16 +394,16 @@ fn a_container_s_larger_pages_are_all_of_ours_in_them() {
     guest.block("ram", 64);
     guest.slot("ram", 0, 64, 16).unwrap();
     let log = VfioContainerLog::new(kernel.container(16 * P), Iovas::Guest).unwrap();
-    let lease = guest.tracker(Box::new(log));
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.write(40 * P);
     kernel.write(79 * P);
-    assert_eq!(sync_all(&lease), pages((16..32).chain(48..64)));
+    assert_eq!(sync_all(&consumer), pages((16..32).chain(48..64)));
     // A slot that no mapping in such pages can be refuses the change of the map.
     guest.block("odd", 3);
-    assert_eq!(sync_all(&lease).len(), 3);
+    assert_eq!(sync_all(&consumer).len(), 3);
     assert!(guest.slot("odd", 0, 3, 1000).is_err());
-    assert!(sync_all(&lease).is_empty());
+    assert!(sync_all(&consumer).is_empty());
 }
 
 #[test]
@@ -413,18 +414,18 @@ fn a_container_s_mapping_is_never_split_and_a_device_s_log_is_read_in_pieces() {
     guest.slot("ram", 0, all, 0).unwrap();
     let log = VfioContainerLog::new(kernel.container(P), Iovas::Guest).unwrap();
     kernel.lock().mapped.push(0..all * P);
-    let lease = guest.tracker(Box::new(log));
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.write((all - 1) * P);
-    assert_eq!(sync_all(&lease), pages([all - 1]));
-    lease.stop().unwrap();
+    assert_eq!(sync_all(&consumer), pages([all - 1]));
+    consumer.stop().unwrap();
     kernel.lock().mapped.clear();
     kernel.calls();
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     kernel.write(((1 << 24) - 1) * P);
     kernel.write((1 << 24) * P);
-    assert_eq!(sync_all(&lease), pages([(1 << 24) - 1, 1 << 24]));
+    assert_eq!(sync_all(&consumer), pages([(1 << 24) - 1, 1 << 24]));
     assert_eq!(kernel.calls().len(), 4);
 }
 
@@ -433,8 +434,8 @@ fn a_mapping_that_needs_too_long_a_bitmap_is_refused_with_what_to_do() {
     let (guest, kernel) = (guest(), Kernel::default());
     let io = kernel.container(P);
     kernel.lock().bitmap_max = 8;
-    let lease = guest.tracker(Box::new(VfioContainerLog::new(io, Iovas::Guest).unwrap()));
-    let error = lease.start(StartWith::Nothing).unwrap_err();
+    let consumer = guest.tracker(Box::new(VfioContainerLog::new(io, Iovas::Guest).unwrap()));
+    let error = consumer.start(StartWith::Nothing).unwrap_err();
     assert!(error.message().contains("map it in parts"), "{error}");
     assert!(kernel.lock().logging.is_none());
 }
@@ -444,28 +445,28 @@ fn a_page_table_s_log_is_switched_and_asked_mapping_by_mapping() {
     let (guest, kernel) = (guest(), Kernel::default());
     kernel.lock().mapped = vec![0..100 * P, 1000 * P..1030 * P];
     let log = IommufdLog::new(kernel.iommufd(), 7, Iovas::Guest).unwrap();
-    let lease = guest.tracker(Box::new(log));
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(kernel.calls(), ["set 0 of 7", "set 1 of 7"]);
     kernel.write(99 * P);
     kernel.write(1000 * P);
-    let report = lease.sync(When::Running).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
     let log = report.logs.iter().find(|l| l.kind == LogKind::Iommufd);
     assert_eq!(log.unwrap().found.0, 2);
-    assert_eq!(take_all(&lease), pages([99, 100]));
+    assert_eq!(take_all(&consumer), pages([99, 100]));
     assert_eq!(
         kernel.calls(),
         ["get 0+64000 4096 of 7", "get 3e8000+1e000 4096 of 7"]
     );
-    assert!(sync_all(&lease).is_empty());
+    assert!(sync_all(&consumer).is_empty());
     // Memory that is no longer mapped is an error of the harvest, and dirty.
     kernel.lock().mapped.truncate(1);
-    assert_eq!(sync_all(&lease), everything());
+    assert_eq!(sync_all(&consumer), everything());
     kernel.lock().mapped.push(1000 * P..1030 * P);
     kernel.write(6 * P);
-    assert_eq!(sync_all(&lease), pages([6]));
+    assert_eq!(sync_all(&consumer), pages([6]));
     kernel.calls();
-    lease.stop().unwrap();
+    consumer.stop().unwrap();
     assert_eq!(kernel.calls()[2], "set 0 of 7");
     kernel.fail("set", libc::EOPNOTSUPP);
     let error = IommufdLog::new(kernel.iommufd(), 7, Iovas::Guest)
@@ -491,25 +492,25 @@ fn rom_and_other_address_spaces_are_not_asked_for() {
     slot(0, 0, 0, 0).unwrap();
     slot(1, crate::sys::kvm::MEM_READONLY, 10, 100).unwrap();
     slot(1 << 16, 0, 20, 200).unwrap();
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(kernel.calls()[1], "start 4096 [0..a000]");
-    drop(lease);
+    drop(consumer);
 }
 
 #[test]
 fn a_guest_without_memory_yet_starts_a_log_when_it_gets_some() {
     let (guest, kernel) = (Guest::new(10), Kernel::default());
     guest.block("ram", 10);
-    let lease = device(&guest, &kernel, Iovas::Guest, P);
-    lease.start(StartWith::Nothing).unwrap();
-    assert!(sync_all(&lease).is_empty());
+    let consumer = device(&guest, &kernel, Iovas::Guest, P);
+    consumer.start(StartWith::Nothing).unwrap();
+    assert!(sync_all(&consumer).is_empty());
     assert_eq!(kernel.calls(), ["probe"]);
     guest.slot("ram", 0, 10, 0).unwrap();
     assert_eq!(kernel.calls(), ["start 4096 [0..a000]"]);
     kernel.write(P);
-    assert!(sync_all(&lease).contains(&(0, 1)));
-    lease.stop().unwrap();
+    assert!(sync_all(&consumer).contains(&(0, 1)));
+    consumer.stop().unwrap();
 }
 
 #[derive(Debug, Clone)]
@@ -563,8 +564,8 @@ proptest! {
             true => Iovas::ranges(ranges).unwrap(),
             false => Iovas::Guest,
         };
-        let lease = device(&guest, &kernel, iovas, P);
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = device(&guest, &kernel, iovas, P);
+        consumer.start(StartWith::Nothing).unwrap();
         for (writes, fail) in case.syncs.iter().zip(&case.fail) {
             let mut must = BTreeSet::new();
             let mut may = BTreeSet::new();
@@ -582,10 +583,10 @@ proptest! {
             if *fail {
                 kernel.fail("report", libc::EIO);
                 let all = shown.iter().flat_map(|&(_, n, first)| first..first + n);
-                prop_assert_eq!(sync_all(&lease), pages(all));
+                prop_assert_eq!(sync_all(&consumer), pages(all));
                 continue;
             }
-            let found = sync_all(&lease);
+            let found = sync_all(&consumer);
             prop_assert!(found.is_superset(&must), "missed {:?}", must.difference(&found));
             prop_assert!(found.is_subset(&may), "too many {:?}", found.difference(&may));
         }

@@ -2,8 +2,9 @@
 //! atomics, the log grows under them, a model says page by page what must be found.
 
 use super::*;
+use crate::dirty::consumer::Consumer;
 use crate::dirty::testing::{sync_all, take_all, Guest};
-use crate::dirty::tracker::{Lease, StartWith};
+use crate::dirty::tracker::StartWith;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -105,37 +106,37 @@ impl VhostBackEnds for Ends {
     }
 }
 
-fn tracker(guest: &Guest, ends: &Arc<Ends>, reach: u64) -> Lease {
+fn tracker(guest: &Guest, ends: &Arc<Ends>, reach: u64) -> Consumer {
     let back_ends = Arc::clone(ends) as Arc<dyn VhostBackEnds>;
     guest.tracker(Box::new(VhostLog::new(back_ends, reach).unwrap()))
 }
 
 /// A guest of one block at guest page 0.
-fn simple(pages: u64) -> (Guest, Arc<Ends>, Lease) {
+fn simple(pages: u64) -> (Guest, Arc<Ends>, Consumer) {
     let guest = Guest::new(pages as usize + 4);
     guest.block("ram", pages);
     guest.slot("ram", 0, pages, 0).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = tracker(&guest, &ends, 0);
-    (guest, ends, lease)
+    let consumer = tracker(&guest, &ends, 0);
+    (guest, ends, consumer)
 }
 
 #[test]
 fn a_bit_is_found_once_in_the_page_it_stands_for() {
-    let (_guest, ends, lease) = simple(1000);
-    lease.start(StartWith::Nothing).unwrap();
+    let (_guest, ends, consumer) = simple(1000);
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(ends.said(), ["on 4096"]);
     for page in [0, 63, 64, 511, 512, 999] {
         ends.set(page);
     }
-    let report = lease.sync(When::Running).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
     assert_eq!(report.found.0, 6);
     let vhost = report.logs.iter().find(|l| l.kind == LogKind::Vhost);
     assert_eq!(vhost.unwrap().found.0, 6);
     let expected: BTreeSet<_> = [0, 63, 64, 511, 512, 999].map(|p| (0, p)).into();
-    assert_eq!(take_all(&lease), expected);
-    assert!(sync_all(&lease).is_empty());
-    lease.stop().unwrap();
+    assert_eq!(take_all(&consumer), expected);
+    assert!(sync_all(&consumer).is_empty());
+    consumer.stop().unwrap();
     assert_eq!(ends.said(), ["off"]);
 }
 
@@ -154,11 +155,11 @@ fn a_log_reaches_to_the_end_of_ram_or_as_far_as_asked() {
         guest.block("ram", 1);
         guest.slot("ram", 0, 1, ram_end - 1).unwrap();
         let ends = Arc::new(Ends::default());
-        let lease = tracker(&guest, &ends, reach);
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = tracker(&guest, &ends, reach);
+        consumer.start(StartWith::Nothing).unwrap();
         assert_eq!(ends.said(), [format!("on {expected}")]);
         ends.set(ram_end - 1);
-        assert_eq!(sync_all(&lease), [(0, 0)].into());
+        assert_eq!(sync_all(&consumer), [(0, 0)].into());
     }
 }
 
@@ -168,8 +169,8 @@ fn memory_beyond_what_a_log_can_reach_is_an_error() {
     guest.block("ram", 1);
     guest.slot("ram", 0, 1, REACH_MAX / PAGE_SIZE).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = tracker(&guest, &ends, 0);
-    let error = lease.start(StartWith::Nothing).unwrap_err();
+    let consumer = tracker(&guest, &ends, 0);
+    let error = consumer.start(StartWith::Nothing).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert!(VhostLog::new(ends, u64::MAX).is_err());
 }
@@ -181,13 +182,13 @@ fn bits_outside_of_ram_are_counted_and_harm_nothing() {
     guest.slot("ram", 0, 50, 10).unwrap();
     guest.slot("ram", 50, 50, 100).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = tracker(&guest, &ends, 1 << 30);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = tracker(&guest, &ends, 1 << 30);
+    consumer.start(StartWith::Nothing).unwrap();
     for page in [9, 10, 59, 60, 99, 100, 149, 150, (1 << 18) - 1] {
         ends.set(page);
     }
-    assert_eq!(sync_all(&lease), [0, 49, 50, 99].map(|p| (0, p)).into());
-    assert_eq!(lease.stray_marks(), 5);
+    assert_eq!(sync_all(&consumer), [0, 49, 50, 99].map(|p| (0, p)).into());
+    assert_eq!(consumer.stray_marks(), 5);
 }
 
 /// A page's version; a mark says that it has changed.
@@ -232,8 +233,8 @@ struct Follower<'a> {
 
 impl Follower<'_> {
     /// A sync, and a copy of what it found in the first block. How much it found.
-    fn follow(&mut self, lease: &Lease) -> u64 {
-        let found = sync_all(lease);
+    fn follow(&mut self, consumer: &Consumer) -> u64 {
+        let found = sync_all(consumer);
         for &(_, page) in found.iter().filter(|(block, _)| *block == 0) {
             self.copy[page as usize] = self.versions.at(page).load(Ordering::Relaxed);
         }
@@ -249,8 +250,8 @@ impl Follower<'_> {
 
 #[test]
 fn no_write_of_threads_or_of_another_process_is_missed() {
-    let (_guest, ends, lease) = simple(HAMMERED);
-    lease.start(StartWith::Nothing).unwrap();
+    let (_guest, ends, consumer) = simple(HAMMERED);
+    consumer.start(StartWith::Nothing).unwrap();
     let versions = Versions(Shm::new(c"versions", HAMMERED.next_multiple_of(512) * 8).unwrap());
     let stop = AtomicBool::new(false);
     let log_fd = {
@@ -310,17 +311,17 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
         // As long as the other process writes.
         // SAFETY: our child; `status` outlives the call.
         while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
-            found += follower.follow(&lease);
+            found += follower.follow(&consumer);
         }
         stop.store(true, Ordering::Relaxed);
         hammers.into_iter().map(|h| h.join().unwrap()).sum()
     });
     assert_eq!(status, 0);
-    found += follower.follow(&lease);
+    found += follower.follow(&consumer);
     // Each bit that somebody set was found once: neither less nor more.
     assert_eq!(found, set + versions.at(HAMMERED).load(Ordering::Relaxed));
     assert_eq!(follower.missed(), Vec::<u64>::new());
-    assert_eq!(lease.stray_marks(), 0);
+    assert_eq!(consumer.stray_marks(), 0);
 }
 
 #[test]
@@ -373,8 +374,8 @@ fn growing_under_the_hands_of_writers_loses_nothing() {
     guest.block("ram", HAMMERED);
     guest.slot("ram", 0, HAMMERED, 3).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = tracker(&guest, &ends, 0);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = tracker(&guest, &ends, 0);
+    consumer.start(StartWith::Nothing).unwrap();
     let versions = Versions(Shm::new(c"versions", HAMMERED.next_multiple_of(512) * 8).unwrap());
     let stop = AtomicBool::new(false);
     let marks = AtomicU64::new(0);
@@ -402,12 +403,12 @@ fn growing_under_the_hands_of_writers_loses_nothing() {
             // Each is one page of the log further up: 128 MiB.
             guest.slot("more", step, 1, (step + 1) * 32768).unwrap();
             if step % 3 == 0 {
-                follower.follow(&lease);
+                follower.follow(&consumer);
             }
         }
         stop.store(true, Ordering::Relaxed);
     });
-    follower.follow(&lease);
+    follower.follow(&consumer);
     assert_eq!(follower.missed(), Vec::<u64>::new());
     assert_eq!(ends.said().len(), 65);
 }
@@ -438,36 +439,36 @@ fn a_bit_set_in_the_old_log_while_back_ends_move_is_found() {
         first: AtomicBool::new(true),
     });
     let log = VhostLog::new(Arc::clone(&late) as Arc<dyn VhostBackEnds>, 0).unwrap();
-    let lease = guest.tracker(Box::new(log));
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
     guest.slot("ram", 10, 10, 1 << 20).unwrap();
     // The new slot's pages count as dirty anyhow.
     let expected: BTreeSet<_> = (10..20).chain([7]).map(|p| (0, p)).collect();
-    assert_eq!(sync_all(&lease), expected);
+    assert_eq!(sync_all(&consumer), expected);
 }
 
 #[test]
 fn what_was_logged_of_a_slot_is_found_after_it_is_gone() {
-    let (guest, ends, lease) = simple(10);
+    let (guest, ends, consumer) = simple(10);
     guest.slot("ram", 0, 10, 100).unwrap();
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     ends.set(103);
     guest
         .memory
         .remove_slot(crate::memory::NO_SLOT, GuestAddress(100 * PAGE_SIZE))
         .unwrap();
-    assert_eq!(sync_all(&lease), [(0, 3)].into());
+    assert_eq!(sync_all(&consumer), [(0, 3)].into());
     // From now on it is nowhere.
     ends.set(104);
-    assert!(sync_all(&lease).is_empty());
-    assert_eq!(lease.stray_marks(), 1);
+    assert!(sync_all(&consumer).is_empty());
+    assert_eq!(consumer.stray_marks(), 1);
     assert_eq!(ends.said(), ["on 4096"]);
 }
 
 #[test]
 fn a_refused_log_refuses_the_change_with_the_reason_and_loses_nothing() {
-    let (guest, ends, lease) = simple(100);
-    lease.start(StartWith::Nothing).unwrap();
+    let (guest, ends, consumer) = simple(100);
+    consumer.start(StartWith::Nothing).unwrap();
     guest.block("more", 4);
     ends.set(1);
     ends.refuse_on.store(true, Ordering::Relaxed);
@@ -479,13 +480,13 @@ fn a_refused_log_refuses_the_change_with_the_reason_and_loses_nothing() {
     ends.set(2);
     let new_block = (0..4).map(|p| (1, p));
     let expected: BTreeSet<_> = [(0, 1), (0, 2)].into_iter().chain(new_block).collect();
-    assert_eq!(sync_all(&lease), expected);
+    assert_eq!(sync_all(&consumer), expected);
     // A back end that moved all the same is heard too.
     ends.moves_anyway.store(true, Ordering::Relaxed);
     assert!(guest.slot("more", 0, 4, 1 << 20).is_err());
     ends.set(3);
     ends.moves_anyway.store(false, Ordering::Relaxed);
-    assert!(sync_all(&lease).contains(&(0, 3)));
+    assert!(sync_all(&consumer).contains(&(0, 3)));
     // However often: what is held for it has a bound.
     for step in 1..10 {
         assert!(guest.slot("more", 0, 4, (1 << 20) + (step << 16)).is_err());
@@ -495,58 +496,58 @@ fn a_refused_log_refuses_the_change_with_the_reason_and_loses_nothing() {
     guest.slot("more", 0, 4, 1 << 20).unwrap();
     ends.set((1 << 20) + 1);
     ends.set(99);
-    let found = sync_all(&lease);
+    let found = sync_all(&consumer);
     assert!(
         found.contains(&(1, 1)) && found.contains(&(0, 99)),
         "{found:?}"
     );
-    lease.stop().unwrap();
+    consumer.stop().unwrap();
 }
 
 #[test]
 fn back_ends_that_refuse_at_the_start_are_switched_off_again() {
-    let (_guest, ends, lease) = simple(10);
+    let (_guest, ends, consumer) = simple(10);
     ends.refuse_on.store(true, Ordering::Relaxed);
-    let error = lease.start(StartWith::Nothing).unwrap_err();
+    let error = consumer.start(StartWith::Nothing).unwrap_err();
     assert!(error.message().contains("disk 2 hung up"), "{error}");
     assert_eq!(ends.said(), ["on 4096", "off"]);
-    assert!(!lease.is_started());
+    assert!(!consumer.is_started());
     ends.refuse_on.store(false, Ordering::Relaxed);
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     ends.set(3);
-    assert_eq!(sync_all(&lease), [(0, 3)].into());
+    assert_eq!(sync_all(&consumer), [(0, 3)].into());
 }
 
 #[test]
 fn a_log_that_could_not_be_switched_off_stays_where_it_may_be_written_to() {
-    let (_guest, ends, lease) = simple(10);
-    lease.start(StartWith::Nothing).unwrap();
+    let (_guest, ends, consumer) = simple(10);
+    consumer.start(StartWith::Nothing).unwrap();
     ends.refuse_off.store(true, Ordering::Relaxed);
     // Whether that fails or not, tracking is off.
-    let _ = lease.stop();
-    assert!(!lease.is_started());
+    let _ = consumer.stop();
+    assert!(!consumer.is_started());
     let address = ends.address.load(Ordering::Relaxed);
     // SAFETY: the promise that is tested: it is mapped still.
     let word = unsafe { AtomicU64::from_ptr(address as *mut u64) };
     word.fetch_or(1 << 4, Ordering::AcqRel);
     // The same memory is used again.
     ends.refuse_off.store(false, Ordering::Relaxed);
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(ends.address.load(Ordering::Relaxed), address);
     ends.set(5);
-    let found = sync_all(&lease);
+    let found = sync_all(&consumer);
     assert!(found.contains(&(0, 5)), "{found:?}");
 }
 
 #[test]
 fn a_log_that_could_not_be_switched_off_outlives_the_tracker() {
     for start in [true, false] {
-        let (guest, ends, lease) = simple(10);
+        let (guest, ends, consumer) = simple(10);
         ends.refuse_off.store(true, Ordering::Relaxed);
         ends.refuse_on.store(!start, Ordering::Relaxed);
-        assert_eq!(lease.start(StartWith::Nothing).is_ok(), start);
+        assert_eq!(consumer.start(StartWith::Nothing).is_ok(), start);
         let address = ends.address.load(Ordering::Relaxed);
-        drop((lease, guest));
+        drop((consumer, guest));
         // What the kernel's vhost would do, by that address: not into memory of somebody else's.
         let next = Shm::new(c"brant-test", 4096).unwrap();
         assert_ne!(
@@ -573,14 +574,14 @@ fn memory_that_was_never_written_to_is_not_read_and_takes_no_memory() {
     guest.slot("ram", 0, 1, 0).unwrap();
     guest.slot("ram", 1, 1, (1 << 34) - 1).unwrap();
     let ends = Arc::new(Ends::default());
-    let lease = tracker(&guest, &ends, 0);
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = tracker(&guest, &ends, 0);
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(ends.said(), [format!("on {}", 2u64 << 30)]);
     for _ in 0..100 {
-        assert!(sync_all(&lease).is_empty());
+        assert!(sync_all(&consumer).is_empty());
     }
     ends.set((1 << 34) - 1);
-    assert_eq!(sync_all(&lease), [(0, 1)].into());
+    assert_eq!(sync_all(&consumer), [(0, 1)].into());
     let log = ends.log.read().unwrap();
     let fd = log.as_ref().unwrap()._fd.as_raw_fd();
     // SAFETY: an all-zero stat is a valid value of that plain structure.
@@ -638,8 +639,8 @@ proptest! {
         }
         let ends = Arc::new(Ends::default());
         // Far enough for all marks.
-        let lease = tracker(&guest, &ends, 8192 * PAGE_SIZE);
-        lease.start(StartWith::Nothing).unwrap();
+        let consumer = tracker(&guest, &ends, 8192 * PAGE_SIZE);
+        consumer.start(StartWith::Nothing).unwrap();
         let mut strays = 0;
         for marks in &layout.marks {
             let mut expected = BTreeSet::new();
@@ -655,9 +656,9 @@ proptest! {
                 strays += u64::from(!any);
                 prop_assert!(any || expected.len() == before);
             }
-            prop_assert_eq!(sync_all(&lease), expected);
+            prop_assert_eq!(sync_all(&consumer), expected);
         }
-        prop_assert_eq!(lease.stray_marks(), strays);
+        prop_assert_eq!(consumer.stray_marks(), strays);
     }
 }
 

@@ -10,12 +10,13 @@ use super::report::{micros, Stats};
 use super::source_driver::{Driver, Shared, Target};
 use super::switchover::source::{step, Action, Event, Resolution, State};
 use super::work;
+use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// A migration from here to somewhere else. One object, one migration.
@@ -42,6 +43,29 @@ impl Outgoing {
         vmm: Arc<dyn Vmm>,
         params: Params,
     ) -> Result<Self> {
+        Self::make(tracker, None, blockers, vmm, params)
+    }
+
+    /// The same with a consumer of the caller's instead of one of the migration's own, for a
+    /// caller that wants to know which pages did not arrive: see [`Outgoing::leftover`]. A
+    /// consumer that is started already stays so.
+    pub fn with_consumer(
+        consumer: Consumer,
+        blockers: Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: Params,
+    ) -> Result<Self> {
+        let tracker = Arc::clone(consumer.tracker());
+        Self::make(tracker, Some(Arc::new(consumer)), blockers, vmm, params)
+    }
+
+    fn make(
+        tracker: Arc<Tracker>,
+        lent: Option<Arc<Consumer>>,
+        blockers: Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: Params,
+    ) -> Result<Self> {
         params.check()?;
         Ok(Outgoing {
             shared: Arc::new(Shared {
@@ -51,8 +75,19 @@ impl Outgoing {
                 params,
                 handle: Handle::new()?,
                 paused_at: OnceLock::new(),
+                lent: Mutex::new(lent),
             }),
         })
+    }
+
+    /// The consumer that [`Outgoing::with_consumer`] was given, once the migration is over.
+    /// Pending for it are the pages that the destination has not acknowledged, and what was
+    /// written since they were sent. `None` before that, and the second time.
+    pub fn leftover(&self) -> Option<Consumer> {
+        if !self.shared.handle.is_over() {
+            return None;
+        }
+        self.shared.lent().take().and_then(Arc::into_inner)
     }
 
     /// Starts it and returns. What it comes to is told by [`Outgoing::wait`], the events and
@@ -80,16 +115,14 @@ impl Outgoing {
             shared.tracker.memory().ownership().leave()
         };
         shared.handle.start(claim, || {
-            let lease = shared.tracker.lease()?;
-            let driver = Driver::new(Arc::clone(shared), vmm, lease, target, decider)?;
+            let driver = Driver::new(Arc::clone(shared), vmm, target, decider)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })
     }
 
     /// Ends the migration, wherever it is before the hand-over, and returns when the guest
-    /// runs on and every page that did not arrive is pending in the tracker again: within a
-    /// tenth of a second, unless a callback of the VMM's or a kernel call is in progress.
+    /// runs on: within a tenth of a second, unless a callback of the VMM's or a kernel call is in progress.
     /// Inside a callback it only asks for that. One that has ended by itself is left alone.
     ///
     /// After the hand-over it is too late: [`Kind::State`].

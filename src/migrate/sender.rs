@@ -4,7 +4,7 @@
 use super::params;
 use super::session;
 use crate::channel::socket::{Channel, Io, Part};
-use crate::dirty::tracker::{Content, Lease, Run};
+use crate::dirty::consumer::{Consumer, Content, Run};
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
 use crate::memory::contents::{Contents, Held};
@@ -222,12 +222,12 @@ impl Sender {
     }
 
     /// Gives everything that was not acknowledged back; how many pages that was.
-    pub(super) fn put_back(&mut self, lease: &Lease) -> u64 {
+    pub(super) fn put_back(&mut self, consumer: &Consumer) -> u64 {
         let pages = self.unacknowledged();
         let waiting = self.waiting.drain(..).map(|(_, sent)| sent);
         for sent in waiting.chain([std::mem::take(&mut self.current)]) {
             for (block, first, count) in sent.runs {
-                lease.put_back(block, first, count);
+                consumer.put_back(block, first, count);
             }
         }
         self.waiting_pages = 0;

@@ -22,7 +22,8 @@ use super::work::{self, Work};
 use crate::channel::pacing::Pacer;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::channel::Endpoint;
-use crate::dirty::tracker::{Cursor, Lease, Run, StartWith, SyncReport, Tracker};
+use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::tracker::{ConsumerStats, StartWith, SyncReport, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, PinRecall};
@@ -33,7 +34,7 @@ use crate::vmm::{EventKind, Vmm};
 use crate::wire::{self, Record, Token};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Where a migration goes.
@@ -71,6 +72,9 @@ pub(super) struct Shared {
     pub(super) handle: Handle<State>,
     /// When `pause` was called.
     pub(super) paused_at: OnceLock<Instant>,
+    /// A consumer of the caller's that the migration is to use instead of one of its own. Nobody
+    /// else takes from it until the migration is over.
+    pub(super) lent: Mutex<Option<Arc<Consumer>>>,
 }
 
 impl Shared {
@@ -78,13 +82,19 @@ impl Shared {
     pub(super) fn stood(&self) -> Option<Duration> {
         self.paused_at.get().map(Instant::elapsed)
     }
+
+    pub(super) fn lent(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {
+        self.lent.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 /// What the thread owns.
 pub(super) struct Driver {
     shared: Arc<Shared>,
     vmm: Callbacks,
-    lease: Lease,
+    consumer: Arc<Consumer>,
+    /// Whether that is the caller's.
+    lent: bool,
     target: Option<Target>,
     decider: Box<dyn Decider>,
     channel: Option<Channel>,
@@ -112,6 +122,8 @@ pub(super) struct Driver {
     /// What the last sync warned of.
     warned: Vec<String>,
     last_sync: Option<Instant>,
+    /// The consumer's totals as of that.
+    tracked: ConsumerStats,
     sync_time: Duration,
     blobs: Blobs,
     switchover: Limit,
@@ -208,7 +220,9 @@ impl Work for Driver {
             }
             Action::SyncLast => {
                 let begun = Instant::now();
-                self.lease.sync(When::Stopped)?;
+                self.consumer.sync(When::Stopped)?;
+                // What the syncs of others find from here on, the guest has not written.
+                self.consumer.freeze();
                 self.stats.last_sync_us = micros(begun.elapsed());
                 self.check_gate()?;
                 Some(Event::Synced)
@@ -282,6 +296,7 @@ impl Work for Driver {
                 Some(Event::Decided)
             }
             Action::CallResume => {
+                self.consumer.unfreeze();
                 let resumed = self
                     .vmm
                     .call_that_makes_threads("resume", |vmm| vmm.resume());
@@ -293,7 +308,7 @@ impl Work for Driver {
                 self.done
             }
             Action::PutBack => {
-                self.sender.put_back(&self.lease);
+                self.sender.put_back(&self.consumer);
                 None
             }
             Action::TellPeer => {
@@ -307,9 +322,16 @@ impl Work for Driver {
                 None
             }
             Action::StopTracking => {
+                if !self.lent {
+                    // Nobody takes from it any more.
+                    self.consumer.abandon();
+                    return Ok(None);
+                }
+                self.consumer.skip_returned(false);
+                self.consumer.unfreeze();
                 if self.we_started_tracking {
                     // Whatever the migration came to, this does not change it.
-                    if let Err(e) = self.lease.stop() {
+                    if let Err(e) = self.consumer.stop() {
                         self.vmm
                             .event(EventKind::Warning, format!("stopping to track: {e}"));
                     }
@@ -328,15 +350,16 @@ impl Driver {
     pub(super) fn new(
         shared: Arc<Shared>,
         vmm: Callbacks,
-        lease: Lease,
         target: Target,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
         let recall = PinRecall::of(shared.tracker.memory())?;
+        let lent = shared.lent().clone();
         Ok(Driver {
-            shared,
             vmm,
-            lease,
+            lent: lent.is_some(),
+            consumer: lent.unwrap_or_else(|| Arc::new(shared.tracker.consumer())),
+            shared,
             target: Some(target),
             decider,
             channel: None,
@@ -359,6 +382,7 @@ impl Driver {
             last_pass: None,
             warned: Vec::new(),
             last_sync: None,
+            tracked: ConsumerStats::default(),
             sync_time: Duration::ZERO,
             blobs: Blobs::default(),
             switchover: Limit::never(),
@@ -378,8 +402,8 @@ impl Driver {
         }
         self.renewed = Some(at);
         let elapsed = at - self.begun;
-        let tracker = self.lease.stats();
-        let remaining = self.lease.to_read();
+        let tracked = self.consumer.stats();
+        let remaining = self.consumer.to_read();
         let stats = &mut self.stats;
         stats.elapsed_us = micros(elapsed);
         if let Some(channel) = &self.channel {
@@ -391,12 +415,12 @@ impl Driver {
             stats.remaining_bytes = remaining.bytes().0;
         }
         stats.unacknowledged_pages = self.sender.unacknowledged();
-        stats.syncs = tracker.syncs;
-        stats.found_pages = tracker.found.0;
-        stats.clear_calls = tracker.clear_calls;
-        stats.longest_clear_us = micros(tracker.longest_clear);
-        stats.put_back_pages = tracker.put_back.0;
-        stats.hinted_pages = tracker.hinted.0;
+        stats.syncs = tracked.syncs;
+        stats.found_pages = tracked.found.0;
+        stats.clear_calls = tracked.clear_calls;
+        stats.longest_clear_us = micros(tracked.longest_clear);
+        stats.put_back_pages = tracked.put_back.0;
+        stats.hinted_pages = tracked.hinted.0;
         let facts = self.facts(Moment::Walking);
         let stats = &mut self.stats;
         if let Some(bandwidth) = facts.bandwidth {
@@ -481,7 +505,7 @@ impl Driver {
 
     /// The guest stands still, but its VMM can still have added memory after the last walk.
     fn check_all_sent(&self) -> Result<()> {
-        let left = self.lease.pending();
+        let left = self.consumer.pending();
         if left.0 > 0 {
             return Err(Error::new(
                 Kind::State,
@@ -558,31 +582,33 @@ impl Driver {
     /// Sends memory until the decider says that the rest fits.
     fn copy(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        self.lease.skip_returned(self.shared.params.skip_returned);
-        if self.lease.is_started() {
-            self.lease.mark_all();
+        self.consumer
+            .skip_returned(self.shared.params.skip_returned);
+        if self.consumer.is_started() {
+            self.consumer.mark_all();
         } else {
-            self.lease.start(StartWith::Everything)?;
+            self.consumer.start(StartWith::Everything)?;
             self.we_started_tracking = true;
         }
         if let Some(warning) = self.shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
         self.last_sync = Some(Instant::now());
+        self.tracked = self.consumer.stats();
         let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
         let mut told_again = 0;
         loop {
             self.stats.pass += 1;
             self.await_turn();
             let all_sent = self.walk(&mut pacer)?;
-            let report = self.sync(all_sent)?;
+            let (report, found) = self.sync(all_sent)?;
             self.renew(true);
             self.vmm.event(
                 EventKind::Pass,
                 format!(
                     "pass {} done: {} pages found dirty, {} to send",
                     self.stats.pass,
-                    report.found,
+                    found,
                     report.pending - report.returned
                 ),
             );
@@ -614,16 +640,17 @@ impl Driver {
         if self.stats.pass == 1 {
             return;
         }
-        let idle = self.lease.pending().0 == 0;
+        let idle = self.consumer.pending().0 == 0;
         let wait = self.passes.next(self.begun.elapsed(), idle);
         if !wait.is_zero() {
             self.shared.handle.cancel.wait(wait);
         }
     }
 
-    /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending.
-    fn sync(&mut self, all_sent: bool) -> Result<SyncReport> {
-        let report = self.lease.sync(When::Running)?;
+    /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending. And how
+    /// many pages were found since the last time, by others' syncs too.
+    fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
+        let report = self.consumer.sync(When::Running)?;
         // A log that fails each time says so once.
         if report.warnings != self.warned {
             for warning in &report.warnings {
@@ -633,15 +660,17 @@ impl Driver {
         }
         let now = Instant::now();
         let since = now - self.last_sync.unwrap_or(self.begun);
-        if report.failed {
+        let before = std::mem::replace(&mut self.tracked, self.consumer.stats());
+        let found = self.tracked.found - before.found;
+        if self.tracked.failed_syncs != before.failed_syncs {
             self.dirtied = DirtyRate::default();
         } else {
-            self.dirtied.found(report.found, since, all_sent);
+            self.dirtied.found(found, since, all_sent);
         }
         self.last_sync = Some(now);
         self.sync_time = report.time;
         self.stats.sync_us = micros(report.time);
-        Ok(report)
+        Ok((report, found))
     }
 
     /// Tells the destination what the sync found to be given back or free, so that it is not told
@@ -662,8 +691,8 @@ impl Driver {
         loop {
             shared.handle.cancel.check("the migration")?;
             self.listen()?;
-            let batch = self.batch(&io, |lease, runs| {
-                lease.take_unread(&mut cursor, BATCH_RUNS, runs)
+            let batch = self.batch(&io, |consumer, runs| {
+                consumer.take_unread(&mut cursor, BATCH_RUNS, runs)
             });
             if batch.map_err(|e| self.explain(e))?.is_none() {
                 break;
@@ -702,7 +731,7 @@ impl Driver {
             since_sync: now - self.last_sync.unwrap_or(self.begun),
             pass: self.stats.pass,
             total: Bytes(self.stats.total_bytes),
-            remaining: self.lease.to_read().bytes(),
+            remaining: self.consumer.to_read().bytes(),
             last_pass: self.last_pass,
             bandwidth: stated
                 .map(|stated| stated as f64)
@@ -821,8 +850,8 @@ impl Driver {
     /// Sends some pages; `None` when the walk has come to its end.
     fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
         let mut cursor = self.cursor;
-        let batch = self.batch(io, |lease, runs| {
-            lease.take(&mut cursor, BATCH_RUNS, pages, runs)
+        let batch = self.batch(io, |consumer, runs| {
+            consumer.take(&mut cursor, BATCH_RUNS, pages, runs)
         });
         self.cursor = cursor;
         batch
@@ -832,19 +861,19 @@ impl Driver {
     fn batch(
         &mut self,
         io: &Io<'_>,
-        take: impl FnOnce(&Lease, &mut Vec<Run>) -> Result<()>,
+        take: impl FnOnce(&Consumer, &mut Vec<Run>) -> Result<()>,
     ) -> Result<Option<Batch>> {
         let mut runs = std::mem::take(&mut self.runs);
         // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
         self.recall.lower();
-        let taken = take(&self.lease, &mut runs);
+        let taken = take(&self.consumer, &mut runs);
         let sent = taken.and_then(|()| {
             if runs.is_empty() {
                 return Ok(None);
             }
             let news = self.news(&runs).inspect_err(|_| {
                 for run in &runs {
-                    self.lease.put_back(run.block.id(), run.first, run.count);
+                    self.consumer.put_back(run.block.id(), run.first, run.count);
                 }
             })?;
             let channel = self

@@ -47,7 +47,7 @@ pub(super) trait Work {
 /// Does all of it, on the migration's thread.
 pub(super) fn run<W: Work>(driver: W) {
     let shared = Arc::clone(driver.shared());
-    // Whoever waits is told last, when lease, connection and pins are gone, and whatever happens.
+    // Whoever waits is told last, when consumer, connection and pins are gone, and whatever happens.
     let _end = Ending(shared.handle());
     work(driver);
 }

@@ -11,7 +11,8 @@ mod sample;
 pub use estimate::Rate;
 
 use crate::bits::summary::Bitmap;
-use crate::dirty::tracker::{Cursor, Lease, StartWith, Tracker};
+use crate::dirty::consumer::{Consumer, Cursor};
+use crate::dirty::tracker::{StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::units::Pages;
@@ -33,11 +34,10 @@ pub const SAMPLES_MAX: u32 = 1 << 18;
 /// How it is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// By all logs of the tracker, which must not be in use. The guest pays a write fault for
-    /// each page that it writes, twice in the period.
+    /// By all logs of the tracker, as one more consumer of it: whoever else uses it loses nothing.
+    /// The guest pays a write fault for each page that it writes, twice in the period.
     Log,
-    /// By the contents of some pages, read at the begin and the end of the period. Needs no log
-    /// and no right to the tracker, so it works while a migration runs, too.
+    /// By the contents of some pages, read at the begin and the end of the period. Needs no log.
     Sample {
         /// How many pages of each GiB, 1 to [`SAMPLES_MAX`]; at least one page in all.
         per_gib: u32,
@@ -132,16 +132,6 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Stops tracking, however the measurement ends.
-struct Tracking<'a>(&'a Lease);
-
-impl Drop for Tracking<'_> {
-    fn drop(&mut self) {
-        // What was found is counted already, and an error here was not asked for.
-        let _ = self.0.stop();
-    }
-}
-
 impl Probe {
     /// A measurement that can be made. Checks the parameters.
     pub fn new(tracker: Arc<Tracker>, params: Params) -> Result<Self> {
@@ -160,10 +150,7 @@ impl Probe {
 
     /// Measures, and returns when the period is over ([`Probe::finish`] makes it so) or the
     /// probe is cancelled ([`Kind::Cancelled`]). [`Kind::Busy`] while another thread measures
-    /// with this probe, and, by log, while the tracker is in use; [`Kind::State`], by log, when
-    /// it is started.
-    ///
-    /// By log, what was pending in the tracker is forgotten, as at any start of it.
+    /// with this probe.
     pub fn measure(&self) -> Result<Rate> {
         let mut state = self.state();
         if state.measuring {
@@ -255,10 +242,11 @@ impl Probe {
     }
 
     fn by_log(&self) -> Result<Rate> {
-        let lease = self.tracker.lease()?;
+        // However the measurement ends, it is dropped, and tracking stops if nobody else tracks.
+        let consumer = self.tracker.consumer();
         let called = Instant::now();
-        lease.start(StartWith::Nothing)?;
-        let _tracking = Tracking(&lease);
+        consumer.start(StartWith::Nothing)?;
+        let vcpus_before = consumer.vcpu_counts();
         // Slots are protected one after the other: the window of each began somewhere in here.
         let begun = Instant::now();
         let starting = begun - called;
@@ -266,17 +254,23 @@ impl Probe {
         // Which pages were written in the first half is kept aside; those that the second
         // half finds again were written in both.
         self.wait(begun, self.params.period / 2)?;
-        let first = lease.sync(When::Running)?;
+        let first = consumer.sync(When::Running)?;
         let mut seen = Vec::new();
-        let (in_first, _) = drain(&lease, &mut seen)?;
+        let (in_first, _) = drain(&consumer, &mut seen)?;
         self.wait(begun, self.params.period)?;
         self.ending();
         let ending = Instant::now();
-        let second = lease.sync(When::Running)?;
+        let second = consumer.sync(When::Running)?;
         let period = begun.elapsed();
         let edges = starting + ending.elapsed();
-        let (in_second, new) = drain(&lease, &mut seen)?;
-        let per_vcpu = lease.vcpu_counts();
+        let (in_second, new) = drain(&consumer, &mut seen)?;
+        let per_vcpu = consumer.vcpu_counts().map(|mut counts| {
+            // Others may have had the logs on before.
+            for (count, before) in counts.iter_mut().zip(vcpus_before.unwrap_or_default()) {
+                *count = count.saturating_sub(before);
+            }
+            counts
+        });
         Ok(estimate::logged(&estimate::Logged {
             // What was taken, and not what the syncs found: a block that comes meanwhile is
             // pending without a sync, and one that goes is pending no more after it.
@@ -309,12 +303,12 @@ impl Probe {
 
 /// Takes all that is pending into `seen`, one bitmap for each block: how many pages that were,
 /// and how many of them are new there.
-fn drain(lease: &Lease, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, Pages)> {
+fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, Pages)> {
     let mut cursor = Cursor::default();
     let mut runs = Vec::new();
     let (mut taken, mut new) = (0, 0);
     loop {
-        lease.take(&mut cursor, 1024, Pages(1 << 20), &mut runs)?;
+        consumer.take(&mut cursor, 1024, Pages(1 << 20), &mut runs)?;
         if runs.is_empty() {
             return Ok((Pages(taken), Pages(new)));
         }

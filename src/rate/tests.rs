@@ -241,14 +241,14 @@ fn by_sample_of_every_page_what_changed_is_counted_and_holes_stay_holes() {
 #[test]
 fn by_sample_it_works_while_the_tracker_is_in_use_and_started() {
     let guest = Guest::new(&[2000]);
-    let lease = guest.tracker.lease().unwrap();
-    lease.start(StartWith::Everything).unwrap();
+    let consumer = guest.tracker.consumer();
+    consumer.start(StartWith::Everything).unwrap();
     let rate = guest.probe(Way::Sample { per_gib: 1 }, PERIOD_MIN);
     let rate = rate.measure().unwrap();
     assert_eq!(rate.sampled, Some((Pages(1), Pages(0))));
     assert!(rate.error > 0.0);
-    assert_eq!(lease.pending(), Pages(2000));
-    assert!(lease.is_started());
+    assert_eq!(consumer.pending(), Pages(2000));
+    assert!(consumer.is_started());
 }
 
 #[test]
@@ -304,16 +304,32 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
 }
 
 #[test]
-fn by_log_a_tracker_that_is_in_use_is_left_alone() {
+fn by_log_others_who_use_the_tracker_lose_nothing() {
     let guest = Guest::new(&[100]);
-    let probe = guest.probe(Way::Log, PERIOD_MIN);
-    let lease = guest.tracker.lease().unwrap();
-    assert_eq!(probe.measure().unwrap_err().kind(), Kind::Busy);
-    lease.start(StartWith::Everything).unwrap();
-    drop(lease);
-    assert_eq!(probe.measure().unwrap_err().kind(), Kind::State);
-    assert!(guest.tracker.is_started());
-    assert_eq!(guest.tracker.pending(), Pages(100));
+    let mark = |page: u64| {
+        let offset = Bytes(page * PAGE_SIZE);
+        guest.tracker.mark_block(BlockId(0), offset, 1);
+    };
+    let other = guest.tracker.consumer();
+    other.start(StartWith::Nothing).unwrap();
+    mark(3);
+    other.sync(When::Running).unwrap();
+    mark(4);
+    let probe = guest.probe(Way::Log, LONG);
+    let mut marked = false;
+    let rate = during(&probe, || {
+        if !std::mem::replace(&mut marked, true) {
+            mark(7);
+            probe.finish();
+        }
+    })
+    .unwrap();
+    assert_eq!(rate.written, Pages(1), "what was written before is not its");
+    assert!(other.is_started() && guest.tracker.is_started());
+    assert_eq!(other.pending(), Pages(3));
+    mark(8);
+    other.sync(When::Running).unwrap();
+    assert_eq!(other.pending(), Pages(4));
 }
 
 #[test]
@@ -324,7 +340,6 @@ fn a_measurement_is_cancelled_from_any_thread_and_leaves_the_tracker_stopped() {
         let error = during(&probe, || probe.cancel()).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled);
         assert!(!guest.tracker.is_started());
-        guest.tracker.lease().unwrap();
         // Once cancelled, cancelled.
         assert_eq!(probe.measure().unwrap_err().kind(), Kind::Cancelled);
     }

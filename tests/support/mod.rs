@@ -6,11 +6,13 @@
 //! any of them. Used by `tests/migrate.rs`; knows nothing of how brant does what it does.
 #![allow(dead_code)]
 
-use brant::dirty::tracker::{Clearing, Cursor, Run, StartWith, Tracker};
+use brant::dirty::consumer::{Consumer, Cursor, Run};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::error::{Error, Kind, Result};
 use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
 use brant::memory::{BlockId, Memory};
+use brant::migrate::{Blockers, Outgoing, Params};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
 use brant::wire::{Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
@@ -21,7 +23,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -235,6 +237,10 @@ pub struct Guest {
     pub tracker: Arc<Tracker>,
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The consumer that migrations use, if the test wants to know what did not arrive.
+    tracked: Mutex<Option<Consumer>>,
+    /// Which may have it.
+    migration: Mutex<Weak<Outgoing>>,
 }
 
 impl Drop for Guest {
@@ -266,6 +272,8 @@ impl Guest {
             memory,
             tracker,
             threads: Mutex::default(),
+            tracked: Mutex::default(),
+            migration: Mutex::default(),
         });
         for spec in specs {
             guest.add(Ram::new(spec));
@@ -394,26 +402,58 @@ impl Guest {
         }
     }
 
-    /// Switches tracking on, as whoever used the tracker before the migration.
+    /// Has migrations use a consumer that is started already, so that what did not arrive, and
+    /// what is written after a migration that failed, can be told by [`Guest::pending`].
     pub fn track(&self) {
-        self.tracker
-            .lease()
-            .unwrap()
-            .start(StartWith::Nothing)
-            .unwrap();
+        self.track_with(StartWith::Nothing);
     }
 
-    /// All pages pending, after a last sync if tracking is on. They stay pending.
-    pub fn pending(&self) -> HashSet<(String, usize)> {
-        let lease = self.tracker.lease().expect("the tracker is free again");
-        if lease.is_started() {
-            lease.sync(When::Stopped).unwrap();
+    pub fn track_with(&self, with: StartWith) {
+        let consumer = self.tracker.consumer();
+        consumer.start(with).unwrap();
+        *self.tracked.lock().unwrap() = Some(consumer);
+    }
+
+    /// The consumer, from the last migration if that has it.
+    fn tracked(&self) -> MutexGuard<'_, Option<Consumer>> {
+        let mut tracked = self.tracked.lock().unwrap();
+        if let Some(migration) = self.migration.lock().unwrap().upgrade() {
+            if let Some(leftover) = migration.leftover() {
+                *tracked = Some(leftover);
+            }
         }
+        tracked
+    }
+
+    /// A migration from here, with the consumer of [`Guest::track`] if there is one.
+    pub fn outgoing(
+        &self,
+        blockers: &Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: &Params,
+    ) -> Arc<Outgoing> {
+        let (blockers, params) = (blockers.clone(), params.clone());
+        let out = match self.tracked().take() {
+            Some(consumer) => Outgoing::with_consumer(consumer, blockers, vmm, params),
+            None => Outgoing::new(Arc::clone(&self.tracker), blockers, vmm, params),
+        };
+        let out = Arc::new(out.unwrap());
+        *self.migration.lock().unwrap() = Arc::downgrade(&out);
+        out
+    }
+
+    /// All pages pending for the consumer of [`Guest::track`], after a last sync. They stay pending.
+    pub fn pending(&self) -> HashSet<(String, usize)> {
+        let tracked = self.tracked();
+        let consumer = tracked
+            .as_ref()
+            .expect("the guest is tracked, and its migration over");
+        consumer.sync(When::Stopped).unwrap();
         let mut pages = HashSet::new();
         let mut all: Vec<Run> = Vec::new();
         let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
         loop {
-            lease
+            consumer
                 .take(&mut cursor, 256, Pages(1 << 20), &mut runs)
                 .unwrap();
             if runs.is_empty() {
@@ -425,7 +465,7 @@ impl Guest {
             for page in run.first.0..run.first.0 + run.count.0 {
                 pages.insert((run.block.name().to_owned(), page as usize));
             }
-            lease.put_back(run.block.id(), run.first, run.count);
+            consumer.put_back(run.block.id(), run.first, run.count);
         }
         pages
     }

@@ -4,7 +4,8 @@
 
 use super::model::{Interrupt, Model, Moment};
 use super::*;
-use crate::dirty::tracker::{Clearing, Cursor, Lease, Run, StartWith, Tracker};
+use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE};
 use proptest::prelude::*;
@@ -90,7 +91,7 @@ struct World {
     setup: Setup,
     model: Model,
     memory: Arc<Memory>,
-    lease: Lease,
+    consumer: Consumer,
     rings: Rings,
     vcpus: usize,
     blocks: Vec<(BlockId, u64, u64)>,
@@ -113,7 +114,7 @@ macro_rules! expect {
     };
 }
 
-fn attach(model: &Model, memory: &Arc<Memory>, setup: &Setup, vcpus: usize) -> (Lease, Rings) {
+fn attach(model: &Model, memory: &Arc<Memory>, setup: &Setup, vcpus: usize) -> (Consumer, Rings) {
     let tracker = Tracker::new(Arc::clone(memory), Clearing::default()).unwrap();
     let log = KvmRing::new(
         Box::new(model.clone()),
@@ -127,7 +128,7 @@ fn attach(model: &Model, memory: &Arc<Memory>, setup: &Setup, vcpus: usize) -> (
         rings.add(vcpu as u32, model.ring(vcpu)).unwrap();
     }
     tracker.add_log(Box::new(log)).unwrap();
-    (tracker.lease().unwrap(), rings)
+    (tracker.consumer(), rings)
 }
 
 impl World {
@@ -140,12 +141,12 @@ impl World {
         for _ in 0..vcpus {
             model.create_vcpu(setup.entries);
         }
-        let (lease, rings) = attach(&model, &memory, setup, vcpus);
+        let (consumer, rings) = attach(&model, &memory, setup, vcpus);
         let mut world = World {
             setup: setup.clone(),
             model,
             memory,
-            lease,
+            consumer,
             rings,
             vcpus,
             blocks: Vec::new(),
@@ -180,7 +181,7 @@ impl World {
     }
 
     fn start(&mut self, with: StartWith) {
-        self.lease.start(with).unwrap();
+        self.consumer.start(with).unwrap();
         self.cursor = Cursor::default();
         self.copy.clear();
         if with == StartWith::Nothing {
@@ -237,7 +238,7 @@ impl World {
     }
 
     fn sync(&mut self, when: When) -> Verdict {
-        match self.lease.sync(when) {
+        match self.consumer.sync(when) {
             Ok(_) => Ok(()),
             Err(e) => {
                 expect!(self.failures && when == When::Stopped, "sync failed: {e}");
@@ -248,7 +249,7 @@ impl World {
 
     fn take(&mut self, runs: usize, pages: u64) -> std::result::Result<bool, String> {
         let mut taken = Vec::new();
-        self.lease
+        self.consumer
             .take(&mut self.cursor, runs, Pages(pages), &mut taken)
             .map_err(|e| e.to_string())?;
         let more = !taken.is_empty();
@@ -352,7 +353,7 @@ impl World {
                 if !self.flight.is_empty() {
                     let n = usize::from(which) % self.flight.len();
                     let run = self.flight.swap_remove(n);
-                    self.lease.put_back(run.block.id(), run.first, run.count);
+                    self.consumer.put_back(run.block.id(), run.first, run.count);
                 }
             }
             Op::AddVcpu => {
@@ -380,13 +381,14 @@ impl World {
             Op::Restart { anew } => {
                 self.flight.clear();
                 self.model.calm();
-                self.lease.stop().map_err(|e| e.to_string())?;
+                self.consumer.stop().map_err(|e| e.to_string())?;
                 for slot in &self.slots {
                     expect!(!self.model.logged(slot.slot), "a slot stays logged");
                 }
                 if anew {
-                    let (lease, rings) = attach(&self.model, &self.memory, &self.setup, self.vcpus);
-                    self.lease = lease;
+                    let (consumer, rings) =
+                        attach(&self.model, &self.memory, &self.setup, self.vcpus);
+                    self.consumer = consumer;
                     self.rings = rings;
                 }
                 self.start(StartWith::Everything);
@@ -416,7 +418,7 @@ impl World {
             if i % 2 == 0 {
                 self.read(&run);
             } else {
-                self.lease.put_back(run.block.id(), run.first, run.count);
+                self.consumer.put_back(run.block.id(), run.first, run.count);
             }
         }
         self.sync(When::Stopped)?;
@@ -435,7 +437,7 @@ impl World {
             self.sync(When::Stopped)?;
             let figures = self.rings.figures();
             let most = self.vcpus as u64 * 3 + figures.doubtful;
-            let found = self.lease.pending().0;
+            let found = self.consumer.pending().0;
             expect!(
                 round < 3 || found <= most || figures.recoveries > before,
                 "{found} pages found, at most {most} written: {figures:?}"
@@ -450,12 +452,12 @@ impl World {
         if self.rings.figures().doubtful == 0 {
             for when in [When::Running, When::Stopped] {
                 self.sync(when)?;
-                let again = self.lease.pending();
+                let again = self.consumer.pending();
                 expect!(again.0 == 0, "{again} clean pages were found again");
             }
         }
         expect!(!self.model.broken(), "more was released than was in use");
-        self.lease.stop().map_err(|e| e.to_string())?;
+        self.consumer.stop().map_err(|e| e.to_string())?;
         for slot in &self.slots {
             expect!(!self.model.logged(slot.slot), "a slot stays logged");
         }
@@ -565,7 +567,7 @@ fn each_size_of_overrun_is_noticed_told_and_survived() {
             world.write(0, 1, 7, stores).unwrap();
             world.write(1, 1, 9, 1).unwrap();
             let overran = world.model.overran();
-            let report = world.lease.sync(When::Running).unwrap();
+            let report = world.consumer.sync(When::Running).unwrap();
             // Exactly full is taken for an overrun too.
             let full = stores >= entries as u64;
             assert!(!overran || full);
@@ -596,7 +598,7 @@ fn a_gap_that_only_a_last_look_can_find_is_found_and_told() {
         }
     }
     world.write(0, 1, 50, 1).unwrap();
-    let report = world.lease.sync(When::Stopped).unwrap();
+    let report = world.consumer.sync(When::Stopped).unwrap();
     assert_eq!(world.rings.figures().overruns, 1);
     assert_eq!(world.rings.figures().lost, 3);
     assert!(report.warnings[0].contains("overran"), "{report:?}");
@@ -620,7 +622,7 @@ fn an_interrupted_reset_keeps_its_last_pages_dirty_to_the_end() {
             world.write(0, 1, page, 1).unwrap();
         }
         world.model.interrupt(Interrupt { after: 90, traced });
-        world.lease.sync(When::Running).unwrap();
+        world.consumer.sync(When::Running).unwrap();
         world.drain().unwrap();
         // The last of what was consumed were not protected: nobody hears of these.
         for page in 0..100 {
@@ -640,7 +642,7 @@ fn a_page_is_handed_out_only_after_its_reset() {
     // Before the RESET protects it, the page is still writable: the write leaves no trace, so
     // whoever reads the page has to come later.
     world.model.race(Moment::Before, 0, 1, 5);
-    world.lease.sync(When::Running).unwrap();
+    world.consumer.sync(When::Running).unwrap();
     world.drain().unwrap();
     world.compare().unwrap();
     world.finish().unwrap();
@@ -668,12 +670,12 @@ fn saying_full_many_times_for_nothing_does_not_break_a_ring() {
 fn a_sync_with_nothing_dirty_makes_no_reset_and_one_with_something_makes_one() {
     let world = simple(256, 3);
     let before = world.model.resets();
-    world.lease.sync(When::Running).unwrap();
+    world.consumer.sync(When::Running).unwrap();
     assert_eq!(world.model.resets(), before);
     for vcpu in 0..3 {
         world.write(vcpu, 1, vcpu as u64, 1).unwrap();
     }
-    world.lease.sync(When::Running).unwrap();
+    world.consumer.sync(When::Running).unwrap();
     assert_eq!(world.model.resets(), before + 1);
     assert_eq!(world.rings.dirtied(2).unwrap(), 1);
 }
@@ -694,7 +696,7 @@ fn a_running_guest_is_kicked_before_the_harvest_and_a_stopped_one_is_not() {
     let world = simple(256, 1);
     let model = world.model.clone();
     let kicked = Arc::new(Kicked(model.clone(), AtomicU64::new(0)));
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
     let mut log = KvmRing::new(
         Box::new(model.clone()),
         Arc::new(model.clone()),
@@ -707,10 +709,10 @@ fn a_running_guest_is_kicked_before_the_harvest_and_a_stopped_one_is_not() {
     assert_eq!(log.exact(), Exact::VcpusStopped);
     let _ = log.clear_at_harvest(true);
     tracker.add_log(Box::new(log)).unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.start(StartWith::Nothing).unwrap();
-    assert_eq!(lease.sync(When::Running).unwrap().found.0, 1);
-    assert_eq!(lease.sync(When::Stopped).unwrap().found.0, 0);
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
+    assert_eq!(consumer.sync(When::Running).unwrap().found.0, 1);
+    assert_eq!(consumer.sync(When::Stopped).unwrap().found.0, 0);
     assert_eq!(kicked.1.load(Ordering::SeqCst), 1);
 }
 
@@ -719,11 +721,11 @@ fn a_reset_that_fails_fails_the_last_sync_and_makes_everything_dirty_in_others()
     let mut world = simple(256, 1);
     world.write(0, 1, 3, 1).unwrap();
     world.model.fail(1, 0);
-    let report = world.lease.sync(When::Running).unwrap();
+    let report = world.consumer.sync(When::Running).unwrap();
     assert_eq!(report.pending.0, 814);
     world.write(0, 1, 4, 1).unwrap();
     world.model.fail(1, 0);
-    assert!(world.lease.sync(When::Stopped).is_err());
+    assert!(world.consumer.sync(When::Stopped).is_err());
     world.finish().unwrap();
 }
 
@@ -738,7 +740,7 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
         with_bitmap: false,
         start_with: StartWith::Nothing,
     };
-    let (lease, rings) = attach(&model, &memory, &setup, 1);
+    let (consumer, rings) = attach(&model, &memory, &setup, 1);
     let pages = 1u64 << 28;
     memory
         .add_block(BlockDescription {
@@ -764,7 +766,7 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
             guest_address: GuestAddress(0),
         })
         .unwrap();
-    lease.start(StartWith::Nothing).unwrap();
+    consumer.start(StartWith::Nothing).unwrap();
     let resident = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
         statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
@@ -776,8 +778,8 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
         }
         model.write(0, 1, page * 5, 1);
     }
-    assert_eq!(lease.sync(When::Running).unwrap().found.0, 1000);
-    assert_eq!(lease.sync(When::Stopped).unwrap().found.0, 0);
+    assert_eq!(consumer.sync(When::Running).unwrap().found.0, 1000);
+    assert_eq!(consumer.sync(When::Stopped).unwrap().found.0, 0);
     // Of 2 x 32 MiB of bitmaps, what was touched. Other tests run beside this one.
     let touched = resident().saturating_sub(before);
     assert!(touched < 4096, "{touched} pages of memory were touched");
@@ -798,18 +800,18 @@ fn a_gap_long_after_a_ring_that_was_just_full_is_news_and_loses_nothing() {
     let mut world = simple(256, 1);
     // Full to the last entry, and not one more: there are no phantoms.
     world.write(0, 1, 7, 256).unwrap();
-    world.lease.sync(When::Running).unwrap();
+    world.consumer.sync(When::Running).unwrap();
     assert_eq!(world.rings.figures().recoveries, 1);
     world.drain().unwrap();
     // In order again, and seen to be.
     for page in 10..14 {
         world.write(0, 1, page, 1).unwrap();
-        world.lease.sync(When::Running).unwrap();
+        world.consumer.sync(When::Running).unwrap();
         world.drain().unwrap();
     }
     leave_a_gap(&world, 1, 4);
     world.write(0, 1, 50, 1).unwrap();
-    let report = world.lease.sync(When::Stopped).unwrap();
+    let report = world.consumer.sync(When::Stopped).unwrap();
     assert_eq!(world.rings.figures().overruns, 2);
     assert!(report.warnings[0].contains("overran"), "{report:?}");
     world.finish().unwrap();
@@ -832,9 +834,9 @@ fn entries_of_a_disturbed_reset_that_are_pushed_onto_at_once_leave_no_page_unpro
         for page in 0..more {
             world.model.race(Moment::After, 0, 1, 200 + page);
         }
-        world.lease.sync(When::Running).unwrap();
+        world.consumer.sync(When::Running).unwrap();
         world.model.no_races();
-        world.lease.sync(When::Running).unwrap();
+        world.consumer.sync(When::Running).unwrap();
         world.drain().unwrap();
         for page in 0..190 {
             world.write(0, 1, page, 1).unwrap();
@@ -858,7 +860,7 @@ impl Vmm for Unannounced {
 #[test]
 fn each_thread_that_makes_rounds_is_announced_and_what_came_of_that_is_told() {
     let world = simple(256, 1);
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
     let vmm = Arc::new(Unannounced(AtomicU64::new(0)));
     let log = KvmRing::new(
         Box::new(world.model.clone()),
@@ -874,10 +876,10 @@ fn each_thread_that_makes_rounds_is_announced_and_what_came_of_that_is_told() {
     assert_eq!(vmm.0.load(Ordering::SeqCst), 1);
     let tracker = Tracker::new(Arc::clone(&world.memory), Clearing::default()).unwrap();
     tracker.add_log(Box::new(log)).unwrap();
-    let lease = tracker.lease().unwrap();
-    lease.start(StartWith::Nothing).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
     assert_eq!(vmm.0.load(Ordering::SeqCst), 2);
-    let report = lease.sync(When::Running).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
     assert!(
         report.warnings.iter().any(|w| w.contains("no seccomp")),
         "{report:?}"
@@ -891,10 +893,10 @@ fn two_trackers_in_turn_find_what_is_written_at_each_sync_and_call_it_no_overrun
         for page in 0..30 {
             world.write(0, 1, round * 30 + page, 1).unwrap();
         }
-        let report = world.lease.sync(When::Running).unwrap();
+        let report = world.consumer.sync(When::Running).unwrap();
         assert_eq!(report.found.0, 30, "round {round}: {report:?}");
         assert!(report.warnings.is_empty(), "{report:?}");
-        world.lease.stop().unwrap();
+        world.consumer.stop().unwrap();
         // Somebody else, for a while; the first tracker stays.
         let (other, _) = attach(&world.model, &world.memory, &world.setup, 1);
         other.start(StartWith::Nothing).unwrap();
@@ -912,7 +914,7 @@ fn two_trackers_in_turn_find_what_is_written_at_each_sync_and_call_it_no_overrun
 #[test]
 fn slots_that_somebody_left_logged_with_nothing_protected_lose_nothing() {
     let mut world = simple(256, 1);
-    world.lease.stop().unwrap();
+    world.consumer.stop().unwrap();
     let setup = world.setup.clone();
     // With the initially-set mode: every page stays writable, and switching on is no switch.
     for (slot, first, pages, block) in [(1, 0, 500, 0), (2, 513, 187, 0), (3, 3, 127, 1)] {
@@ -928,13 +930,13 @@ fn slots_that_somebody_left_logged_with_nothing_protected_lose_nothing() {
             })
             .unwrap();
     }
-    let (lease, rings) = attach(&world.model, &world.memory, &setup, 1);
-    (world.lease, world.rings) = (lease, rings);
+    let (consumer, rings) = attach(&world.model, &world.memory, &setup, 1);
+    (world.consumer, world.rings) = (consumer, rings);
     world.start(StartWith::Nothing);
     for page in 0..100 {
         world.write(0, 1, page, 1).unwrap();
     }
-    assert_eq!(world.lease.sync(When::Running).unwrap().found.0, 100);
+    assert_eq!(world.consumer.sync(When::Running).unwrap().found.0, 100);
     world.finish().unwrap();
 }
 
@@ -948,7 +950,7 @@ fn a_reset_that_stops_at_an_entry_pushed_onto_is_told_at_once_and_not_in_the_las
     for page in 200..280 {
         world.model.race(Moment::Before, 0, 1, page);
     }
-    let report = world.lease.sync(When::Running).unwrap();
+    let report = world.consumer.sync(When::Running).unwrap();
     assert!(world.model.overran());
     assert_eq!(world.rings.figures().overruns, 1);
     assert!(report.warnings[0].contains("overran"), "{report:?}");

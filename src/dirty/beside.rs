@@ -1,0 +1,89 @@
+//! What [`super::skip`] keeps: for each consumer and block two bitmaps beside pending, made when
+//! first needed, and for the tracker the round of hints that goes on.
+
+use super::run::Content;
+use crate::bits::summary::Bitmap;
+use std::ops::Range;
+
+/// One block's bits beside what is pending of it.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// Given-back pages that were handed out as such since they were given back: their
+    /// protection was restored, so one that is pending again was written.
+    pub passed: Option<Bitmap>,
+    /// Pages that a hint took out of pending and that were not handed out since.
+    pub free: Option<Bitmap>,
+}
+
+/// The same range as a first bit and a number of bits.
+pub(super) fn range_of(range: &Range<u64>) -> (usize, usize) {
+    (
+        range.start as usize,
+        range.end.saturating_sub(range.start) as usize,
+    )
+}
+
+impl Beside {
+    /// Whether no page is to be handed out as free.
+    pub fn none_free(&self) -> bool {
+        self.free.as_ref().is_none_or(Bitmap::is_empty)
+    }
+
+    pub fn heap_bytes(&self) -> u64 {
+        let both = [&self.passed, &self.free];
+        both.into_iter()
+            .flatten()
+            .map(|b| b.heap_bytes() as u64)
+            .sum()
+    }
+
+    /// All is pending again, and not because it was written.
+    pub fn forget(&mut self) {
+        for bits in [&mut self.passed, &mut self.free].into_iter().flatten() {
+            bits.clear_all();
+        }
+    }
+
+    pub fn put_back(&mut self, range: Range<u64>) {
+        let (from, len) = range_of(&range);
+        if let Some(passed) = &mut self.passed {
+            passed.clear_range(from, len);
+        }
+    }
+
+    pub fn handed_out(&mut self, range: Range<u64>, content: Content) {
+        let (from, len) = range_of(&range);
+        if let Some(free) = &mut self.free {
+            free.clear_range(from, len);
+        }
+        match (&mut self.passed, content) {
+            (Some(passed), Content::Returned) => passed.set_range(from, len),
+            (Some(passed), _) => passed.clear_range(from, len),
+            (None, _) => 0,
+        };
+    }
+}
+
+/// The round of hints that goes on.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    last: u64,
+    open: bool,
+}
+
+impl Hints {
+    /// What was hinted so far holds; what comes from now on is too late.
+    pub fn close(&mut self) {
+        self.open = false;
+    }
+
+    pub fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.open = true;
+        self.last
+    }
+
+    pub fn goes_on(&self, round: u64) -> bool {
+        self.open && self.last == round
+    }
+}

@@ -1,0 +1,487 @@
+//! A consumer: somebody who wants to know which pages were written, each page once.
+//!
+//! A tracker can have several at a time: a migration, an incremental backup, whoever measures a
+//! rate. Each has a *pending* of its own. A sync, whoever asks for it, adds what it found to the
+//! pending of every consumer that is started; a take empties the taker's only. So whatever one
+//! of them does, or whatever becomes of it, the others have all they had and all that was written
+//! since.
+//!
+//! What they share is the protection of pages: the logs run while any consumer is started, and a
+//! chunk that one of them takes from is cleared for all. An example of what that must not
+//! lose: a sync harvests page 5 for a backup. A second consumer starts and wants to hear only of
+//! writes from now on. The guest writes page 5, which is still unprotected because nobody has
+//! cleared its chunk. The backup takes it: the clear drops the bit, and the second consumer never
+//! hears of the write. The ways out: a consumer that starts clean gets every page that others
+//! have pending (too many), or the protection of everything is restored before it starts. The
+//! second is what [`Consumer::start`] does.
+//!
+//! **Clear before copy** holds for each of them: [`Consumer::take`] restores the protection of a
+//! chunk before it hands out the first page of it. A chunk that another consumer's take has
+//! cleared needs no second clear: what was written since is in the kernel's log, and a later
+//! sync brings it to everybody.
+
+use super::blocks::{BlockState, Phase, Seat};
+use super::figures::Published;
+use super::tracker::{ConsumerStats, Inner, Member, StartWith, SyncReport, Tracker};
+use super::When;
+use crate::error::{Error, Kind, Result};
+use crate::memory::returned::Claim;
+use crate::memory::BlockId;
+use crate::units::{Pages, STRETCH_PAGES};
+use std::sync::Arc;
+
+pub use super::run::{Content, Cursor, Run};
+
+/// One user of a tracker's findings; see the file's description. All methods may be called from
+/// any thread; those that only ask tell what was so when the tracker's lock was last let go of, and
+/// do not wait. Dropping it ends it, and if it was the last one that was started, the logs.
+#[derive(Debug)]
+pub struct Consumer {
+    tracker: Arc<Tracker>,
+    seat: Seat,
+    published: Arc<Published>,
+}
+
+impl std::ops::Deref for Consumer {
+    type Target = Arc<Tracker>;
+    fn deref(&self) -> &Arc<Tracker> {
+        &self.tracker
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let mut guard = self.tracker.lock();
+        let inner = &mut *guard;
+        if let Some(member) = inner.members.get_mut(self.seat) {
+            *member = None;
+        }
+        while inner.members.last().is_some_and(Option::is_none) {
+            inner.members.pop();
+        }
+        for state in inner.blocks.iter_mut() {
+            state.drop_set(self.seat);
+        }
+        inner.stop_logs_if_unused();
+        inner.count_slowly();
+    }
+}
+
+impl Tracker {
+    /// Another consumer, not started. It needs no memory until it is.
+    pub fn consumer(self: &Arc<Self>) -> Consumer {
+        let published = Arc::default();
+        let mut inner = self.lock();
+        let member = Member::new(&published);
+        let seat = match inner.members.iter().position(Option::is_none) {
+            Some(free) => {
+                inner.members[free] = Some(member);
+                free
+            }
+            None => {
+                inner.members.push(Some(member));
+                inner.members.len() - 1
+            }
+        };
+        drop(inner);
+        Consumer {
+            tracker: Arc::clone(self),
+            seat,
+            published,
+        }
+    }
+
+    /// Restores the protection of every chunk that waits for it: one chunk at a time, so that
+    /// whoever takes pages gets on meanwhile. What a sync arms meanwhile is left.
+    pub(super) fn rearm_slowly(&self) -> Result<()> {
+        let mut at = (BlockId(0), 0);
+        loop {
+            let mut inner = self.lock();
+            match inner.rearm_next(at)? {
+                Some(next) => at = next,
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+impl Consumer {
+    pub(super) fn seat(&self) -> Seat {
+        self.seat
+    }
+
+    pub(super) fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// The tracker it is one of.
+    pub fn tracker(&self) -> &Arc<Tracker> {
+        &self.tracker
+    }
+
+    /// Starts it: from here on every write is found for it. What was pending for it before is
+    /// forgotten. Starts the logs if no other consumer has.
+    ///
+    /// With [`StartWith::Nothing`] beside other consumers, the logs are harvested first (for the
+    /// others), and the protection of every chunk that still waits for it is restored.
+    pub fn start(&self, with: StartWith) -> Result<()> {
+        if with == StartWith::Nothing {
+            let mut inner = self.lock();
+            inner.check_stopped(self.seat)?;
+            if inner.started {
+                inner.sync(When::Running, None)?;
+                drop(inner);
+                self.tracker.rearm_slowly()?;
+            }
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.check_stopped(self.seat)?;
+        let begun = inner.begin(self.seat, with);
+        if begun.is_err() {
+            inner.forget_sets(self.seat);
+            inner.stop_logs_if_unused();
+        }
+        begun
+    }
+
+    /// Whether it is started.
+    pub fn is_started(&self) -> bool {
+        self.published.now().started
+    }
+
+    /// Makes every page pending, as a start with [`StartWith::Everything`] does, while
+    /// tracking goes on.
+    pub fn mark_all(&self) {
+        let mut inner = self.lock();
+        inner.hints.close();
+        for set in inner.blocks.sets_mut(self.seat) {
+            set.pending.set_all();
+            set.beside.forget();
+        }
+        inner.count_returned();
+    }
+
+    /// Stops it, after taking what the logs hold. What is pending stays and can be taken. Stops
+    /// the logs if no other consumer is started.
+    pub fn stop(&self) -> Result<()> {
+        let mut inner = self.lock();
+        let harvested = match inner.member(self.seat).map(|m| m.phase) {
+            // What a stopped log still holds is gone afterwards, so it is read first.
+            Some(Phase::Following) => inner.sync(When::Running, Some(self.seat)),
+            Some(Phase::Frozen) => Ok(SyncReport::default()),
+            _ => return Ok(()),
+        };
+        inner.set_phase(self.seat, Phase::Stopped);
+        inner.stop_logs_if_unused();
+        // Where it could not be read to the end, every page may have been written.
+        if harvested.as_ref().map_or(true, |report| report.postponed) {
+            for set in inner.blocks.sets_mut(self.seat) {
+                set.pending.set_all();
+            }
+        }
+        harvested.map(|_| ())
+    }
+
+    /// Stops it without a last harvest: what is pending says nothing any more.
+    pub fn abandon(&self) {
+        let mut inner = self.lock();
+        inner.set_phase(self.seat, Phase::Stopped);
+        inner.stop_logs_if_unused();
+    }
+
+    /// The guest stands still and the last harvest is in: what later syncs of others find is not
+    /// for this consumer. (A device that reports all that it may write to, at each sync, would
+    /// have the last pages sent again for as long as somebody syncs.) New memory is pending all
+    /// the same.
+    ///
+    /// To be undone by [`Consumer::unfreeze`] *before* the guest runs again.
+    pub fn freeze(&self) {
+        let mut inner = self.lock();
+        if inner.member(self.seat).map(|m| m.phase) == Some(Phase::Following) {
+            inner.set_phase(self.seat, Phase::Frozen);
+        }
+    }
+
+    /// Has it told of what syncs find again.
+    pub fn unfreeze(&self) {
+        let mut inner = self.lock();
+        if inner.member(self.seat).map(|m| m.phase) == Some(Phase::Frozen) {
+            inner.set_phase(self.seat, Phase::Following);
+        }
+    }
+
+    /// Harvests all logs into the pending of every consumer that is started, this one included,
+    /// and reports what it was for this one.
+    ///
+    /// With [`When::Stopped`] the harvest is the last before memory counts as frozen, and a
+    /// log that fails, or that has to postpone, is an error; otherwise what a failed log
+    /// covers is taken as dirty and the report has a warning.
+    pub fn sync(&self, when: When) -> Result<SyncReport> {
+        let mut inner = self.lock();
+        if inner.member(self.seat).map(|m| m.phase) != Some(Phase::Following) {
+            return Err(Error::new(Kind::State, "tracking is not started"));
+        }
+        inner.sync(when, Some(self.seat))
+    }
+
+    /// Pages pending for it now.
+    pub fn pending(&self) -> Pages {
+        self.published.now().pending
+    }
+
+    /// Its totals since it started.
+    pub fn stats(&self) -> ConsumerStats {
+        self.published.now().stats
+    }
+
+    /// Takes runs of pending pages from `cursor` on, in order, into `runs` (which is emptied
+    /// first): at most `max_runs` of them and about `max_pages` pages. No run crosses a
+    /// stretch. Before a run is handed out, the chunks it lies in are cleared.
+    ///
+    /// Nothing in `runs` afterwards means that the walk has come to the end; the cursor is
+    /// at the beginning again.
+    pub fn take(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        self.take_what(cursor, max_runs, max_pages, false, runs)
+    }
+
+    /// [`Consumer::take`], or of what that would hand out, only what is not read.
+    pub(super) fn take_what(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+        unread: bool,
+        runs: &mut Vec<Run>,
+    ) -> Result<()> {
+        runs.clear();
+        if max_runs == 0 || max_pages.0 == 0 {
+            // Nothing was asked for; that says nothing of the walk.
+            return Ok(());
+        }
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let begun = *cursor;
+        let mut left = max_pages.0;
+        let skipping = inner.member(self.seat).is_some_and(|m| m.skipping);
+        let what = Wanted {
+            seat: self.seat,
+            skipping: skipping && self.memory().must_tell_host(),
+            unread,
+        };
+        while runs.len() < max_runs && left > 0 {
+            match inner.take_one(cursor, left, what) {
+                Ok(Some(run)) => {
+                    // A run that is not read costs a header, however long it is.
+                    if run.content == Content::Used {
+                        left -= run.count.0;
+                    }
+                    runs.push(run);
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    for run in runs.drain(..) {
+                        inner.put_back(self.seat, run.block.id(), run.first, run.count);
+                    }
+                    *cursor = begun;
+                    return Err(e);
+                }
+            }
+        }
+        if runs.is_empty() {
+            *cursor = Cursor::default();
+        }
+        Ok(())
+    }
+
+    /// Makes pages pending again that were taken and did not arrive. Blocks that are gone
+    /// are passed over. Works after [`Consumer::stop`] too.
+    pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
+        let mut inner = self.lock();
+        let new = inner.put_back(self.seat, block, first, count);
+        if let Some(member) = inner.member(self.seat) {
+            member.stats.put_back += new;
+        }
+    }
+}
+
+/// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
+const WINDOW: u64 = 1 << 21;
+
+/// What a walk wants.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Whose pages.
+    seat: Seat,
+    /// Given-back pages are told apart.
+    skipping: bool,
+    /// Only what is not read.
+    unread: bool,
+}
+
+impl Inner {
+    fn check_stopped(&mut self, seat: Seat) -> Result<()> {
+        match self.member(seat).map(|m| m.phase) {
+            Some(Phase::Stopped) => Ok(()),
+            _ => Err(Error::new(Kind::State, "tracking is started already")),
+        }
+    }
+
+    fn begin(&mut self, seat: Seat, with: StartWith) -> Result<()> {
+        let everything = with == StartWith::Everything;
+        if self.started {
+            if !everything {
+                // What a sync has armed since: see the file's description.
+                self.rearm_all()?;
+            }
+        } else {
+            // Before the logs start: of a page given back later they may know from before that.
+            self.forget_news(seat);
+            self.start_logs(everything)?;
+        }
+        let Some(total) = self.member(seat).map(|m| Arc::clone(&m.total)) else {
+            return Ok(());
+        };
+        for state in self.blocks.iter_mut() {
+            state.make_set(seat, &total)?;
+            if let Some(set) = state.set_mut(seat).filter(|_| everything) {
+                // The chunks need no arming. What has been cleared since it was harvested is
+                // protected, or in the kernel's log: a write is found, whoever reads the page
+                // first.
+                set.pending.set_all();
+            }
+        }
+        if let Some(member) = self.member(seat) {
+            member.stats = ConsumerStats::default();
+        }
+        self.set_phase(seat, Phase::Following);
+        self.count_returned();
+        self.count_slowly();
+        Ok(())
+    }
+
+    fn forget_sets(&mut self, seat: Seat) {
+        for state in self.blocks.iter_mut() {
+            state.drop_set(seat);
+        }
+    }
+
+    fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) -> Pages {
+        let state = self.blocks.get_mut(block);
+        let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
+            return Pages(0);
+        };
+        // Nobody wrote it for that: if it is given back, it still is.
+        set.beside
+            .put_back(first.0..first.0.saturating_add(count.0));
+        Pages(set.pending.set_range(first.index(), count.index()))
+    }
+
+    fn take_one(
+        &mut self,
+        cursor: &mut Cursor,
+        max_pages: u64,
+        what: Wanted,
+    ) -> Result<Option<Run>> {
+        let seat = what.seat;
+        loop {
+            let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
+                return Ok(None);
+            };
+            if id.0 != cursor.block {
+                *cursor = Cursor::at(id);
+            }
+            let BlockState {
+                pin_source, sets, ..
+            } = state;
+            let set = sets.get_mut(seat).and_then(Option::as_mut);
+            let Some(set) = set.filter(|s| !s.pending.is_empty() || !s.beside.none_free()) else {
+                *cursor = cursor.next_block();
+                continue;
+            };
+            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
+            // would be looked through anew for each run of the other.
+            let window = cursor.page.saturating_add(WINDOW);
+            let found = if what.unread && !what.skipping {
+                None
+            } else if what.unread {
+                set.next_returned(pin_source, cursor.page, window)
+            } else {
+                set.next_pending(cursor.page, window)
+            };
+            // A hinted page that was found written since is pending, and that wins.
+            let before = found.as_ref().map_or(window, |found| found.start);
+            if let Some(free) = set.next_free(cursor.page, before) {
+                cursor.page = free.end;
+                return Ok(Some(state.run(free, Content::Free)));
+            }
+            let Some(found) = found else {
+                cursor.page = window;
+                if window >= pin_source.pages().0 {
+                    *cursor = cursor.next_block();
+                }
+                continue;
+            };
+            let first = found.start;
+            let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
+            let end = found
+                .end
+                .min(stretch_end)
+                .min(first.saturating_add(max_pages));
+            // Rule: protection comes back before anybody looks at the page, be it only to
+            // decide that it need not be read. (GET, the page is a hole, the guest writes
+            // it, CLEAR with the old copy: bit and page are both gone.)
+            self.rearm(id, first..end)?;
+            let Some(state) = self.blocks.get_mut(id) else {
+                return Ok(None);
+            };
+            let (count, content) = if what.skipping {
+                match state.claim(seat, first..end) {
+                    Claim::Used(count) => (count, Content::Used),
+                    Claim::Returned(count) => (count, Content::Returned),
+                    Claim::Broken(used) => {
+                        // Written although it was given back: all of the host page is the
+                        // guest's again. Its pages are pending now, this one among them.
+                        self.count_broken(seat, Pages(used.end - used.start));
+                        // Some may lie before this one, and the walk is to end with none left.
+                        cursor.page = cursor.page.min(used.start);
+                        continue;
+                    }
+                }
+            } else {
+                (end - first, Content::Used)
+            };
+            if what.unread && content == Content::Used {
+                // Taken back a moment ago.
+                cursor.page = first + count;
+                continue;
+            }
+            let taken = first..first + count;
+            let Some(set) = state.set_mut(seat) else {
+                return Ok(None);
+            };
+            set.pending.clear_range(first as usize, count as usize);
+            set.beside.handed_out(taken.clone(), content);
+            cursor.page = taken.end;
+            let run = state.run(taken, content);
+            if content == Content::Returned {
+                self.stats.skipped += Pages(count);
+                if let Some(member) = self.member(seat) {
+                    member.returned = member.returned.saturating_sub(count);
+                    member.stats.skipped += Pages(count);
+                }
+            }
+            return Ok(Some(run));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "consumer_tests.rs"]
+mod tests;
