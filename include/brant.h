@@ -2351,9 +2351,10 @@ int32_t brant_guest_reclaim(struct brant_guest *guest,
                             struct brant_error **error);
 
 /**
- * Says that no guest is here any more that anybody needs: it has ended, or it arrived and could not
- * be started. Another may arrive in its memory, and none leaves. `brant_guest_reclaim` takes that
- * back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be resolved.
+ * Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
+ * or one is awaited. Another may arrive in its memory, none leaves, and no vCPU is kicked.
+ * `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
+ * where one is to be resolved.
  */
 int32_t brant_guest_give_up(struct brant_guest *guest,
                             struct brant_error **error);

@@ -84,9 +84,10 @@ pub unsafe extern "C" fn brant_guest_reclaim(
     })
 }
 
-/// Says that no guest is here any more that anybody needs: it has ended, or it arrived and could not
-/// be started. Another may arrive in its memory, and none leaves. `brant_guest_reclaim` takes that
-/// back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be resolved.
+/// Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
+/// or one is awaited. Another may arrive in its memory, none leaves, and no vCPU is kicked.
+/// `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
+/// where one is to be resolved.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_give_up(
     guest: *mut brant_guest,
