@@ -96,8 +96,11 @@ struct texts {
 static void describe(struct texts *t, const struct mg_progress *p)
 {
 	char text[32];
+	unsigned tenths;
 
-	snprintf(t->percent, sizeof(t->percent), "%5.1f %%", p->percent);
+	/* Rounded down: 100 % is the end, not nearly. */
+	tenths = (unsigned)(p->percent * 10 + 1e-6);
+	snprintf(t->percent, sizeof(t->percent), "%3u.%u %%", tenths / 10, tenths % 10);
 	snprintf(t->stage, sizeof(t->stage), "%s", p->stage);
 	if (p->pass)
 		snprintf(t->stage, sizeof(t->stage), "pass %u", p->pass);

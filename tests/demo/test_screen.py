@@ -16,7 +16,7 @@ SLOW = ["--after", "0", "--bandwidth", "40M", "--rate", "1000"]
 def check_bar(program: Program) -> None:
     """A bar that was renewed in place: it never wrapped, and left one row and nothing else."""
     bars = program.bars()
-    assert len(bars) >= 3, program.text[-2000:]
+    assert len(bars) >= 2, program.text[-2000:]
     assert len(set(bars)) >= 2, "it never moved"
     for frame in program.frames():
         assert len(frame) < program.columns, "%d columns: %r" % (program.columns, frame)
@@ -34,6 +34,7 @@ def test_the_bar_fits_the_terminal_and_leaves_one_line(minivmm: Callable[..., Pr
     assert demo.end() == 0, demo.text[-2000:]
     check_bar(demo)
     assert "100.0 %" in demo.bars()[-1]
+    assert not any("100.0 %" in bar for bar in demo.bars()[:-1]), "it was at its end too early"
 
 
 @pytest.mark.parametrize("columns", [80, 60, 40])
@@ -65,7 +66,7 @@ def test_without_a_terminal_there_are_lines_and_no_escapes() -> None:
 
 
 def test_what_is_not_known_yet_is_shown_as_unknown() -> None:
-    ended = quietly("demo", *guest(), "--after", "0", "--rate", "0", "--downtime", "2000")
+    ended = quietly("demo", *guest(), "--after", "0", "--workload", "idle", "--bandwidth", "16M")
     assert ended.returncode == 0, ended
     first = next(line for line in ended.stdout.splitlines() if " %  " in line)
     assert "dirtied ?" in first and "left ?" in first and "downtime ?" in first
@@ -99,8 +100,9 @@ def test_what_the_guest_does_is_said_truly(options: list[str], first: str) -> No
     elif "hot" in options:
         assert int(rate[1]) > 0
     else:
-        # A busy machine may keep it from writing that much, and nothing makes it write more.
-        assert 0 < int(rate[1]) < 22000
+        # A busy machine may keep it from writing that much, and nothing makes it write more
+        # (but for what it catches up on, and what it writes while somebody looks).
+        assert 0 < int(rate[1]) < 30000
 
 
 @pytest.mark.skipif(guest()[1] != "kvm", reason="/dev/kvm cannot be opened")
@@ -123,4 +125,4 @@ def test_the_guest_does_at_the_destination_what_it_did_at_the_source(minivmm: Ca
     assert ended.returncode == 0, ended
     for _ in range(3):
         rate = receiver.until(r"page writes, (\d+) a second", len(receiver.text))[1]
-        assert 0 < int(rate) < 3300
+        assert 0 < int(rate) < 4500
