@@ -423,7 +423,7 @@ static void show(struct migration *g, const brant_stats *s, bool last)
 	case BRANT_SOURCE_CONNECTING: p.stage = "connecting"; p.bytes_per_second = -1; break;
 	case BRANT_SOURCE_NEGOTIATING: p.stage = "agreeing"; p.bytes_per_second = -1; break;
 	case BRANT_SOURCE_COPYING: p.stage = "copying"; p.pass = s->pass; break;
-	case BRANT_SOURCE_COMPLETED: p.stage = "done"; p.seconds_left = 0; break;
+	case BRANT_SOURCE_COMPLETED: p.stage = "done"; p.seconds_left = 0; p.percent = 100; break;
 	case BRANT_SOURCE_RESUMING:
 	case BRANT_SOURCE_FAILED:
 	case BRANT_SOURCE_RESUME_FAILED: p.stage = "failed"; p.seconds_left = -1; break;
@@ -434,7 +434,7 @@ static void show(struct migration *g, const brant_stats *s, bool last)
 	case BRANT_DESTINATION_LISTENING: return;
 	case BRANT_DESTINATION_NEGOTIATING: p.incoming = true; p.stage = "agreeing"; p.bytes_per_second = -1; break;
 	case BRANT_DESTINATION_RECEIVING: p.incoming = true; p.stage = "receiving"; break;
-	case BRANT_DESTINATION_RUNNING: p.incoming = true; p.stage = "done"; break;
+	case BRANT_DESTINATION_RUNNING: p.incoming = true; p.stage = "done"; p.percent = 100; break;
 	case BRANT_DESTINATION_FAILED:
 	case BRANT_DESTINATION_START_FAILED: p.incoming = true; p.stage = "failed"; break;
 	default:
