@@ -372,6 +372,11 @@ fn descriptors(most: libc::rlim_t) -> libc::rlim_t {
     before
 }
 
+/// How many descriptors this process has.
+fn open() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 /// The destination's process: its limit on descriptors is its own. Says what it does, a line each.
 #[test]
 fn the_process_without_descriptors() {
@@ -384,7 +389,14 @@ fn the_process_without_descriptors() {
         .listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
         .unwrap();
     let silent: usize = silent.parse().unwrap();
+    let before = open();
     let strangers = stay(&at, silent, b"");
+    // Both ends of each are here.
+    let begun = Instant::now();
+    while open() < before + 2 * silent {
+        assert!(begun.elapsed() < LONG, "the strangers are not let in");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // SAFETY: duplicates standard input; the number is the lowest that is free.
     let free = unsafe { libc::dup(0) };
     assert!(free > 0);
@@ -398,10 +410,13 @@ fn the_process_without_descriptors() {
         std::thread::sleep(Duration::from_millis(1));
     }
     println!("\nshort {}", pair.to.events(EventKind::Warning)[0]);
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    assert_eq!(inc.stats().error, 0, "the shortage ended it");
-    descriptors(before);
+    // The silent ones have descriptors that can be had; else there are more only later.
+    if silent == 0 {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        assert_eq!(inc.stats().error, 0, "the shortage ended it");
+        descriptors(before);
+    }
     let arrived = inc.wait(Some(LONG));
     drop(strangers);
     arrived.unwrap();
@@ -458,6 +473,19 @@ fn a_shortage_of_descriptors_is_waited_out_with_a_warning() -> Result<()> {
     // Only now may it have more.
     let mut to = destination.child.stdin.take().unwrap();
     to.write_all(b"go on\n").unwrap();
+    out.wait(Some(LONG))?;
+    destination.hear("arrived");
+    Ok(())
+}
+
+#[test]
+fn silent_strangers_give_up_their_descriptors_to_a_source() -> Result<()> {
+    let pair = pair();
+    let mut destination = Destination::new(5);
+    let at = Endpoint::parse(&destination.hear("listening"))?;
+    let out = outgoing(&pair);
+    out.start(Target::Endpoint(at))?;
+    // Nobody raises the limit.
     out.wait(Some(LONG))?;
     destination.hear("arrived");
     Ok(())
