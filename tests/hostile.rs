@@ -953,11 +953,11 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             "1 blocks",
         ),
         (
-            "32,769 blocks said",
+            "4,097 blocks said",
             Step::Layout,
-            patched(R::LayoutEnd, 0, &32_769u32.to_le_bytes()),
+            patched(R::LayoutEnd, 0, &4097u32.to_le_bytes()),
             Kind::Protocol,
-            "32768",
+            "4096",
         ),
         // The hand-over.
         (
