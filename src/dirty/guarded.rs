@@ -5,6 +5,7 @@
 //! it would not be stopped and their guests' logging would stay on; and whoever reads the message
 //! would look for the defect in here.
 
+use super::strays::Counting;
 use super::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Map, Ownership};
@@ -16,6 +17,8 @@ pub(super) struct Guarded {
     log: Box<dyn DirtyLog>,
     /// Whether it clears all that it reports in the harvest itself.
     clears: bool,
+    /// Pages that it reported and no block has.
+    strays: u64,
 }
 
 /// Runs `f`, which calls into the log `name`.
@@ -33,7 +36,11 @@ impl Guarded {
     pub(super) fn new(mut log: Box<dyn DirtyLog>, clear_at_harvest: bool) -> Result<Self> {
         let name = name_of(&*log);
         let clears = guard(name, || Ok(log.clear_at_harvest(clear_at_harvest)))?;
-        Ok(Guarded { log, clears })
+        Ok(Guarded {
+            log,
+            clears,
+            strays: 0,
+        })
     }
 }
 
@@ -93,7 +100,10 @@ impl DirtyLog for Guarded {
 
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         let name = self.name();
-        guard(name, || self.log.harvest(map, when, sink))
+        let mut counting = Counting::new(map, sink);
+        let harvested = guard(name, || self.log.harvest(map, when, &mut counting));
+        self.strays += counting.strays;
+        harvested
     }
 
     fn joins(&mut self, guest: &Arc<Ownership>) {
@@ -129,7 +139,7 @@ impl DirtyLog for Guarded {
     }
 
     fn strays(&self) -> u64 {
-        catch(|| self.log.strays()).unwrap_or(0)
+        self.strays + catch(|| self.log.strays()).unwrap_or(0)
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {

@@ -261,9 +261,9 @@ impl Sink for PendingSink<'_> {
                     state.prefetch(bit(later));
                 }
                 // A row of pages is one range.
-                let row = pages[at..].iter().zip(page..);
+                let row = pages[at..].iter().zip(0u64..);
                 let mut n = row
-                    .take_while(|(&page, expected)| page == *expected)
+                    .take_while(|(&next, i)| page.checked_add(*i) == Some(next))
                     .count() as u64;
                 at += n as usize;
                 let first = from.saturating_add(page);

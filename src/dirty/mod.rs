@@ -25,6 +25,7 @@ mod misaligned_tests;
 pub mod reported;
 mod run;
 mod skip;
+mod strays;
 #[cfg(test)]
 mod testing;
 pub mod tracker;

@@ -1,0 +1,128 @@
+//! What a log reports and no block has: counted, and handed on, where it is passed over.
+//!
+//! Guest addresses and IOVAs are not looked at: devices write to what is no RAM, and the logs
+//! that name such addresses count for themselves.
+
+use super::{Origin, Sink};
+use crate::bits::summary::Bitmap;
+use crate::error::Result;
+use crate::memory::{BlockId, Map};
+use crate::units::Pages;
+
+/// A sink before another one.
+pub(super) struct Counting<'a> {
+    map: &'a Map,
+    sink: &'a mut dyn Sink,
+    /// Pages of slots and blocks that do not have them.
+    pub(super) strays: u64,
+}
+
+impl<'a> Counting<'a> {
+    /// By the slots and blocks of `map`, before `sink`.
+    pub(super) fn new(map: &'a Map, sink: &'a mut dyn Sink) -> Self {
+        Counting {
+            map,
+            sink,
+            strays: 0,
+        }
+    }
+
+    /// How many pages there are from `origin` on; `None` where that is not looked at.
+    fn room(&self, origin: Origin) -> Option<u64> {
+        let (pages, from) = match origin {
+            Origin::Slot { slot, page } => (self.map.slot(slot).map(|s| s.pages.0), page.0),
+            Origin::Block { block, page } => (self.map.block(block).map(|b| b.pages().0), page.0),
+            Origin::Guest(_) | Origin::Iova(_) => return None,
+        };
+        Some(pages.unwrap_or(0).saturating_sub(from))
+    }
+}
+
+impl Sink for Counting<'_> {
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+        let said = pages.0.min(words.len() as u64 * 64);
+        if let Some(room) = self.room(origin).filter(|room| *room < said) {
+            let runs = crate::bits::runs::of_words(words, said as usize);
+            self.strays += runs
+                .map(|run| (run.end as u64).saturating_sub(room.max(run.start as u64)))
+                .sum::<u64>();
+        }
+        self.sink.bitmap(origin, words, pages);
+    }
+
+    fn list(&mut self, origin: Origin, pages: &[u64]) {
+        if let Some(room) = self.room(origin) {
+            self.strays += pages.iter().filter(|page| **page >= room).count() as u64;
+        }
+        self.sink.list(origin, pages);
+    }
+
+    fn block(
+        &mut self,
+        block: BlockId,
+        merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
+    ) -> Result<()> {
+        self.sink.block(block, merge)
+    }
+
+    fn everything(&mut self, origin: Origin, pages: Pages) {
+        self.sink.everything(origin, pages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::testing;
+    use crate::dirty::tracker::StartWith;
+    use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, When};
+
+    /// Reports pages that are not there, beside one that is.
+    struct Wild(BlockId);
+
+    impl DirtyLog for Wild {
+        fn kind(&self) -> LogKind {
+            LogKind::Vhost
+        }
+        fn start(&mut self, _: &Map) -> Result<Initial> {
+            Ok(Initial::Clean)
+        }
+        fn stop(&mut self, _: &Map) -> Result<()> {
+            Ok(())
+        }
+        fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> Result<Harvested> {
+            let at = |block, page| Origin::Block {
+                block,
+                page: Pages(page),
+            };
+            sink.list(at(self.0, 0), &[5, 64, u64::MAX - 1, u64::MAX, u64::MAX]);
+            sink.list(at(BlockId(77), 0), &[0, 1]);
+            let slot = Origin::Slot {
+                slot: 9,
+                page: Pages(0),
+            };
+            sink.list(slot, &[3]);
+            sink.bitmap(at(self.0, 63), &[0b110], Pages(3));
+            sink.bitmap(at(self.0, u64::MAX), &[0b11], Pages(2));
+            Ok(Harvested::Complete)
+        }
+        fn covered(&self, _: &Map) -> Vec<Extent> {
+            Vec::new()
+        }
+        fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn pages_that_no_block_has_are_counted_and_harm_nobody() {
+        let ram = testing::Guest::new(64);
+        let block = ram.block("ram", 64);
+        let consumer = ram.tracker(Box::new(Wild(block)));
+        consumer.start(StartWith::Nothing).unwrap();
+        let found = testing::sync_all(&consumer);
+        assert_eq!(found, [(block.0, 5)].into());
+        // Four of the first list, all of the other two, two of each bitmap.
+        assert_eq!(consumer.stray_marks(), 4 + 2 + 1 + 2 + 2);
+    }
+}
