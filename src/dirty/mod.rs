@@ -22,6 +22,7 @@ pub mod kvm;
 mod merge;
 #[cfg(test)]
 mod misaligned_tests;
+mod protected;
 pub mod reported;
 mod run;
 mod skip;

@@ -16,39 +16,24 @@
 //! `io_uring` buffers), for no page table is asked then. Whoever does such a thing marks it, after
 //! the write.
 //!
-//! What it costs grows with the guest and not with what is dirty alone: the page tables of
-//! all of it are walked in each harvest, and never-touched memory gets page tables when it is
-//! first protected, 8 bytes a page. `docs/dirty-tracking.md` has the figures.
+//! What it costs grows with what the guest has touched and not with what is dirty alone: the page
+//! tables of that are walked in each harvest. Which memory of a block is protected, and how what was
+//! written to the rest is found, is in `protected`. `docs/dirty-tracking.md` has the figures.
 
+use super::protected::Protected;
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{Block, BlockId, Map};
-use crate::sys::pagemap::{Pagemap, Query, Region, CHECK_WPASYNC, WP_MATCHING, WRITTEN};
+use crate::sys::pagemap::{Pagemap, Region};
 use crate::sys::uffd::Userfault;
-use crate::units::{Pages, PAGE_SIZE};
+use crate::units::Pages;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The regions that one call of the kernel's can report: 48 KiB.
 const REGIONS: usize = 2048;
-
-/// The bytes that one call looks at. The kernel holds the process' memory map, shared, for
-/// that long, and who wants to change the map waits: about a millisecond. Calls end at
-/// multiples of it, and so never inside a huge page.
-const STEP: u64 = 1 << 30;
-
-/// Written pages, and nothing else in any mask: only in this form does the kernel take a
-/// page whose entry is empty (given back, swapped away) for a written one. Memory that is not
-/// registered would count as written all over; `CHECK_WPASYNC` makes that an error.
-const WRITTEN_PAGES: Query = Query {
-    flags: WP_MATCHING | CHECK_WPASYNC,
-    inverted: 0,
-    all: WRITTEN,
-    any: 0,
-    report: WRITTEN,
-};
 
 /// What exists while the log is started. Both descriptors are about the memory of the process
 /// that opened them, so they are opened at the start: a VMM may fork before it.
@@ -58,8 +43,8 @@ struct Watch {
     /// Who started it. In a child of that process both descriptors reach the parent's memory: a
     /// harvest would take the parent's pages, and the end of it would end the parent's.
     process: u32,
-    /// Address ranges that are registered.
-    ranges: BTreeMap<BlockId, Range<u64>>,
+    /// Blocks that are registered.
+    blocks: BTreeMap<BlockId, Protected>,
 }
 
 /// See the file's description.
@@ -71,7 +56,7 @@ pub struct UserfaultLog {
 impl std::fmt::Debug for UserfaultLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UserfaultLog")
-            .field("ranges", &self.watch.as_ref().map(|w| &w.ranges))
+            .field("started", &self.watch.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -88,23 +73,6 @@ fn watched(map: &Map) -> impl Iterator<Item = &Arc<Block>> {
 fn range_of(block: &Block) -> Range<u64> {
     let start = block.host() as u64;
     start..start + block.length().0
-}
-
-/// Calls `step` for each part of a range until it has got to the end.
-fn walk(range: &Range<u64>, mut step: impl FnMut(Range<u64>) -> Result<u64>) -> Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let to = range.end.min((at / STEP + 1).saturating_mul(STEP));
-        let walked = step(at..to)?;
-        if walked <= at {
-            return Err(Error::new(
-                Kind::Kernel,
-                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
-            ));
-        }
-        at = walked;
-    }
-    Ok(())
 }
 
 impl UserfaultLog {
@@ -128,17 +96,21 @@ impl UserfaultLog {
 }
 
 impl Watch {
-    /// Registers a block and protects all of it.
-    fn begin(&mut self, block: &Block) -> Result<()> {
+    /// Registers a block and protects what is in it.
+    fn begin(&mut self, block: &Arc<Block>) -> Result<()> {
         let range = range_of(block);
+        if let Some(before) = self.blocks.remove(&block.id()) {
+            before.end();
+        }
         let begun = self.userfault.register(range.clone()).and_then(|()| {
-            self.ranges.insert(block.id(), range.clone());
-            self.protect(&range)
+            let protected = Protected::new(block, &self.pagemap).inspect_err(|_| {
+                // It is not there any more, or is given back.
+                let _ = self.userfault.unregister(range);
+            })?;
+            self.blocks.insert(block.id(), protected);
+            Ok(())
         });
-        begun.map_err(|e| {
-            self.end(block.id());
-            e.context(format_args!("watching block `{}`", block.name()))
-        })
+        begun.map_err(|e| e.context(format_args!("watching block `{}`", block.name())))
     }
 
     /// Whether the memory watched is that of this process.
@@ -146,15 +118,12 @@ impl Watch {
         self.process == std::process::id()
     }
 
-    fn protect(&self, range: &Range<u64>) -> Result<()> {
-        walk(range, |part| self.pagemap.protect(part, &WRITTEN_PAGES))
-    }
-
     /// Takes a block back. What cannot be taken back is not there any more: the VMM has
     /// unmapped it.
     fn end(&mut self, block: BlockId) {
-        if let Some(range) = self.ranges.remove(&block) {
-            let _ = self.userfault.unregister(range);
+        if let Some(protected) = self.blocks.remove(&block) {
+            protected.end();
+            let _ = self.userfault.unregister(protected.range());
         }
     }
 
@@ -162,32 +131,23 @@ impl Watch {
         if !self.is_ours() {
             return;
         }
-        while let Some((id, _)) = self.ranges.first_key_value() {
+        while let Some((id, _)) = self.blocks.first_key_value() {
             self.end(*id);
         }
     }
 
-    /// Merges what was written of a range into `pending`, and protects it again.
+    /// Merges what was written of a block into `pending`, and protects it again.
     fn collect(
-        &self,
-        range: &Range<u64>,
+        &mut self,
+        block: &Block,
         regions: &mut [Region],
         pending: &mut Bitmap,
     ) -> Result<u64> {
-        let mut new = 0;
-        walk(range, |part| {
-            // With the list full the kernel stops, and has protected just what is on it: the
-            // walk goes on where it ended.
-            let (found, walked) = self.pagemap.scan(part, &WRITTEN_PAGES, regions)?;
-            for region in &regions[..found] {
-                let first = region.start.max(range.start) - range.start;
-                let end = region.end.min(range.end).saturating_sub(range.start);
-                let pages = end.saturating_sub(first) / PAGE_SIZE;
-                new += pending.set_range((first / PAGE_SIZE) as usize, pages as usize);
-            }
-            Ok(walked)
-        })?;
-        Ok(new)
+        match self.blocks.get_mut(&block.id()) {
+            Some(protected) => protected.collect(&self.pagemap, regions, pending),
+            // It could not be watched anew after an error, which is still so.
+            None => Err(Error::new(Kind::State, "it is not watched any more")),
+        }
     }
 }
 
@@ -216,7 +176,7 @@ impl DirtyLog for UserfaultLog {
             userfault: Userfault::write_protect_async()?,
             pagemap: Pagemap::open()?,
             process: std::process::id(),
-            ranges: BTreeMap::new(),
+            blocks: BTreeMap::new(),
         };
         for block in watched(map) {
             if let Err(e) = watch.begin(block) {
@@ -253,9 +213,8 @@ impl DirtyLog for UserfaultLog {
         }
         let mut first_error = None;
         for block in watched(map) {
-            let range = range_of(block);
             let done = sink.block(block.id(), &mut |pending| {
-                watch.collect(&range, regions, pending)
+                watch.collect(block, regions, pending)
             });
             if let Err(e) = done {
                 // Part of the block was protected again and its pages are known to nobody:
@@ -270,7 +229,9 @@ impl DirtyLog for UserfaultLog {
     }
 
     fn heap_bytes(&self) -> u64 {
-        (self.regions.capacity() * std::mem::size_of::<Region>()) as u64
+        let watched = self.watch.iter().flat_map(|watch| watch.blocks.values());
+        watched.map(Protected::heap_bytes).sum::<u64>()
+            + (self.regions.capacity() * std::mem::size_of::<Region>()) as u64
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
@@ -292,9 +253,8 @@ impl DirtyLog for UserfaultLog {
             }
         }
         for block in gone.iter().filter(|block| is_watched(block)) {
-            let range = range_of(block);
             let done = sink.block(block.id(), &mut |pending| {
-                watch.collect(&range, regions, pending)
+                watch.collect(block, regions, pending)
             });
             if done.is_err() {
                 sink.everything(

@@ -15,6 +15,8 @@ const PAGEMAP_SCAN: u64 = 0xc060_6610;
 pub const WPALLOWED: u64 = 1;
 /// The page is in the page tables.
 pub const PRESENT: u64 = 8;
+/// The page is one of a file, or of shared memory.
+pub const FILE: u64 = 4;
 /// The page is in swap.
 pub const SWAPPED: u64 = 16;
 /// The page is the shared zero page: it was read, never written.
@@ -126,6 +128,28 @@ impl Pagemap {
         // SAFETY: `vec` and `vec_len` are the slice, which is borrowed for writing.
         let found = unsafe { self.ask(&mut arg) }?;
         Ok((found, arg.walk_end))
+    }
+
+    /// The first page in `range` that matches.
+    pub fn first(&self, range: std::ops::Range<u64>, query: &Query) -> Result<Option<u64>> {
+        let mut region = Region::default();
+        let mut arg = ScanArg {
+            size: std::mem::size_of::<ScanArg>() as u64,
+            flags: query.flags,
+            start: range.start,
+            end: range.end,
+            vec: std::ptr::from_mut(&mut region) as u64,
+            vec_len: 1,
+            max_pages: 1,
+            category_inverted: query.inverted,
+            category_mask: query.all,
+            category_anyof_mask: query.any,
+            return_mask: query.report,
+            ..ScanArg::default()
+        };
+        // SAFETY: `vec` and `vec_len` are the one region.
+        let found = unsafe { self.ask(&mut arg) }?;
+        Ok((found > 0).then_some(region.start))
     }
 
     /// Write-protects what matches in `range` and reports nothing ([`WP_MATCHING`] is added
