@@ -95,7 +95,9 @@ pub struct Area {
     pub length: usize,
     /// What it is mapped from.
     pub file: Option<File>,
-    reserved: usize,
+    /// Bytes at both ends that are mapped with it: a neighbour of the same kind would be one
+    /// mapping with it to whoever looks.
+    apart: usize,
 }
 
 // SAFETY: an address; accesses are volatile.
@@ -106,7 +108,10 @@ unsafe impl Sync for Area {}
 impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: our own mapping, that nobody uses any more.
-        unsafe { libc::munmap(self.at.cast(), self.reserved) };
+        unsafe {
+            let from = self.at.sub(self.apart);
+            libc::munmap(from.cast(), self.length + 2 * self.apart)
+        };
     }
 }
 
@@ -158,8 +163,20 @@ impl Area {
         }
         let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), length, rw, flags, fd, 0) };
+        let apart = if made.is_huge() { 0 } else { PAGE };
+        // SAFETY: a new mapping where the kernel likes, and one over the inside of it.
+        let at = unsafe {
+            let mut over = std::ptr::null_mut();
+            if apart > 0 {
+                let nothing = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                let whole = length + 2 * apart;
+                let all = libc::mmap(over, whole, libc::PROT_NONE, nothing, -1, 0);
+                assert_ne!(all, libc::MAP_FAILED);
+                over = all.add(apart);
+                flags |= libc::MAP_FIXED;
+            }
+            libc::mmap(over, length, rw, flags, fd, 0)
+        };
         if at == libc::MAP_FAILED {
             return None;
         }
@@ -173,7 +190,7 @@ impl Area {
             at: at.cast(),
             length,
             file,
-            reserved: length,
+            apart,
         })
     }
 

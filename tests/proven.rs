@@ -1,0 +1,753 @@
+//! "Zero" and "never touched" are proven, in every kind of memory: what may hold something is read,
+//! and what holds nothing is touched on neither side.
+//!
+//! Tests that would end in a signal if the promise were broken run in a process of their own.
+
+use brant::dirty::tracker::{Clearing, Content, Cursor, Lease, StartWith, Tracker};
+use brant::dirty::userfault::UserfaultLog;
+use brant::dirty::When;
+use brant::memory::contents::{Contents, Held};
+use brant::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, HostMemory, Memory};
+use brant::migrate::converge::{Decider, Decision, Facts, Moment, Next};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
+use brant::units::{Bytes, Pages};
+use brant::vmm::{Event, EventKind, StateBlob, StateSink, Vmm};
+use brant::{Error, Kind, Result};
+use kinds::{filling, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Seek};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+#[path = "support/kinds.rs"]
+mod kinds;
+
+const LONG: Duration = Duration::from_secs(60);
+/// For a whole test in its own process.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Runs `body` in a process of its own, which is this program with only the test `name`. A
+/// signal, a failed assertion and a hang there fail the test here.
+fn alone(name: &str, body: impl FnOnce()) {
+    if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
+        return body();
+    }
+    let mut said = tempfile::tempfile().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("BRANT_TEST_ALONE", name)
+        .stdout(said.try_clone().unwrap())
+        .stderr(said.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > LIMIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{name}: no end after {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut text = String::new();
+    said.rewind().unwrap();
+    said.read_to_string(&mut text).unwrap();
+    for line in text.lines().filter(|line| line.starts_with("skipped")) {
+        eprintln!("{line}");
+    }
+    assert_eq!(status.signal(), None, "ended by a signal: {text}");
+    assert!(status.success(), "{status}: {text}");
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn new(what: &str) -> Random {
+        let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now();
+            let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+            since.as_nanos() as u64
+        });
+        println!("{what}: SEED={seed}");
+        Random(seed)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+fn memory_of(area: &Area, zeroed: bool) -> Arc<Memory> {
+    let memory = Memory::new().unwrap();
+    let file = area.file.as_ref().filter(|_| area.made.is_told());
+    memory
+        .add_block(BlockDescription {
+            name: "ram".into(),
+            // SAFETY: the areas of a test outlive its migrations.
+            host: unsafe { HostMemory::new(area.at) },
+            length: Bytes(area.length as u64),
+            page_size: Bytes(area.made.page_size() as u64),
+            file: file.map(|file| BackingFile {
+                fd: file.try_clone().unwrap().into(),
+                offset: 0,
+            }),
+            flags: BlockFlags {
+                zeroed,
+                ..BlockFlags::default()
+            },
+        })
+        .unwrap();
+    Arc::new(memory)
+}
+
+fn tracker_of(memory: &Arc<Memory>) -> Arc<Tracker> {
+    Tracker::new(Arc::clone(memory), Clearing::default()).unwrap()
+}
+
+type Hook = Box<dyn FnMut() -> Result<()> + Send>;
+
+/// A VMM that does what the test asks for.
+#[derive(Default)]
+struct Plain {
+    at_pass: Mutex<Option<Hook>>,
+    at_save: Mutex<Option<Hook>>,
+    at_load: Mutex<Option<Hook>>,
+    runs: AtomicU32,
+}
+
+impl Plain {
+    fn hook(at: &Mutex<Option<Hook>>) -> Result<()> {
+        match &mut *at.lock().unwrap() {
+            Some(hook) => hook(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Vmm for Plain {
+    fn pause(&self) -> Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> Result<()> {
+        Ok(())
+    }
+    fn save(&self, _: &mut dyn StateSink) -> Result<()> {
+        Plain::hook(&self.at_save)
+    }
+    fn load(&self, _: &StateBlob<'_>) -> Result<()> {
+        Plain::hook(&self.at_load)
+    }
+    fn run(&self) -> Result<()> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn event(&self, event: &Event) {
+        if event.kind == EventKind::Pass {
+            Plain::hook(&self.at_pass).unwrap();
+        }
+    }
+}
+
+/// Switches over after so many passes.
+struct After(u32);
+
+impl Decider for After {
+    fn decide(&mut self, facts: &Facts) -> Decision {
+        let next = match facts.moment {
+            Moment::Synced if facts.pass >= self.0 => Next::SwitchOver {
+                expected: Duration::ZERO,
+            },
+            _ => Next::GoOn,
+        };
+        next.into()
+    }
+}
+
+struct Outcome {
+    source: Result<()>,
+    destination: Result<()>,
+    stats: Stats,
+}
+
+impl Outcome {
+    fn completed(&self, what: &str) {
+        for side in [&self.source, &self.destination] {
+            if let Err(e) = side {
+                panic!("{what}: {e}");
+            }
+        }
+    }
+}
+
+fn migrate(tracker: &Arc<Tracker>, destination: &Arc<Memory>, passes: u32, vmm: Plain) -> Outcome {
+    let (here, there) = UnixStream::pair().unwrap();
+    let to: Arc<dyn Vmm> = Arc::new(Plain::default());
+    let incoming = Incoming::new(Arc::clone(destination), to, Params::default()).unwrap();
+    incoming.start(Source::Connected(there.into())).unwrap();
+    let from: Arc<dyn Vmm> = Arc::new(vmm);
+    let params = Params::default();
+    let outgoing = Outgoing::new(Arc::clone(tracker), Blockers::new(), from, params).unwrap();
+    outgoing
+        .start_with(Target::Connected(here.into()), Box::new(After(passes)))
+        .unwrap();
+    Outcome {
+        source: outgoing.wait(Some(LONG)),
+        destination: incoming.wait(Some(LONG)),
+        stats: outgoing.stats(),
+    }
+}
+
+fn word(area: &Area, page: usize) -> u64 {
+    // SAFETY: inside the mapping.
+    unsafe { area.page(page).cast::<u64>().add(77).read_volatile() }
+}
+
+fn set(area: &Area, page: usize, value: u64) {
+    // SAFETY: inside the mapping.
+    unsafe { area.page(page).cast::<u64>().add(77).write_volatile(value) };
+}
+
+/// That each page of `area` holds what `should` says.
+fn assert_holds(area: &Area, should: impl Fn(usize) -> u64, what: &str) {
+    let wrong: BTreeMap<usize, (u64, u64)> = (0..area.pages())
+        .map(|page| (page, (word(area, page), should(page))))
+        .filter(|(_, (is, should))| is != should)
+        .collect();
+    assert!(wrong.is_empty(), "{what}: {}", kinds::differing(&wrong));
+}
+
+#[test]
+fn memory_that_somebody_fills_on_demand_arrives_as_he_fills_it() {
+    alone(
+        "memory_that_somebody_fills_on_demand_arrives_as_he_fills_it",
+        || {
+            let pool = HugePool::new(32);
+            let mut made = vec![Made::Anonymous, Made::Memfd, Made::SharedAnonymous];
+            made.extend([Made::MemfdUntold, Made::Tmpfs]);
+            if pool.is_some() {
+                made.extend([Made::Huge, Made::HugeMemfd]);
+            }
+            #[derive(Debug, Clone, Copy, PartialEq)]
+            enum Registered {
+                BeforeTheBlock,
+                AfterTheBlock,
+                WhileItMoves,
+            }
+            use Registered::*;
+            for made in made {
+                for when in [BeforeTheBlock, AfterTheBlock, WhileItMoves] {
+                    for flags in [0, kinds::USER_MODE_ONLY] {
+                        let what = format!("{made:?}, registered {when:?}, flags {flags}");
+                        let Some(area) = Area::new(made, 4 * HUGE) else {
+                            continue;
+                        };
+                        let area = Arc::new(area);
+                        let mine = if made.is_huge() { 512..1536 } else { 300..1324 };
+                        let inside = mine.clone();
+                        let filler = |on: &Area| Filler::new(on, mine.clone(), flags);
+                        let mut served = (when == BeforeTheBlock).then(|| filler(&area));
+                        let memory = memory_of(&area, false);
+                        if when == AfterTheBlock {
+                            served = Some(filler(&area));
+                        }
+                        set(&area, 5, 5);
+                        let tracker = tracker_of(&memory);
+                        let vmm = Plain::default();
+                        let later = Arc::new(Mutex::new(None));
+                        if when == WhileItMoves {
+                            // What is found untouched in the first pass is another's in the second.
+                            let (later, tracker) = (Arc::clone(&later), Arc::clone(&tracker));
+                            let (area, mine) = (Arc::clone(&area), mine.clone());
+                            let length = area.length as u64;
+                            *vmm.at_pass.lock().unwrap() = Some(Box::new(move || {
+                                let mut later = later.lock().unwrap();
+                                if later.is_none() {
+                                    *later = Some(Filler::new(&area, mine.clone(), flags));
+                                    tracker.mark_block(BlockId(0), Bytes(0), length);
+                                }
+                                Ok(())
+                            }));
+                        } else if matches!(served, Some(None)) {
+                            continue;
+                        }
+                        let kind = if made.is_huge() {
+                            Made::Huge
+                        } else {
+                            Made::Anonymous
+                        };
+                        let to = Area::new(kind, 4 * HUGE).unwrap();
+                        let outcome = migrate(&tracker, &memory_of(&to, false), 2, vmm);
+                        outcome.completed(&what);
+                        if matches!(*later.lock().unwrap(), Some(None)) {
+                            continue;
+                        }
+                        let should = |page: usize| match page {
+                            5 => 5,
+                            page if inside.contains(&page) => filling(page),
+                            _ => 0,
+                        };
+                        assert_holds(&to, should, &what);
+                        assert_holds(&area, should, &what);
+                        drop((served, later));
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Which pages of the destination are wrong after a second guest came into it.
+fn second_guest(what: &str, first: impl Fn(&Area, &Arc<Memory>)) {
+    const LENGTH: usize = 4 << 20;
+    for made in [Made::Anonymous, Made::Memfd, Made::Disk] {
+        let what = format!("{what}, {made:?}");
+        let to = Area::new(made, LENGTH).unwrap();
+        let memory = memory_of(&to, true);
+        first(&to, &memory);
+        let second = Area::new(Made::Anonymous, LENGTH).unwrap();
+        for page in (0..second.pages()).step_by(7) {
+            set(&second, page, 3);
+        }
+        let tracker = tracker_of(&memory_of(&second, false));
+        migrate(&tracker, &memory, 2, Plain::default()).completed(&what);
+        assert_holds(&to, |page| if page % 7 == 0 { 3 } else { 0 }, &what);
+    }
+}
+
+/// A guest that is full of something.
+fn full(pages: usize) -> Area {
+    let area = Area::new(Made::Anonymous, pages * PAGE).unwrap();
+    for page in 0..area.pages() {
+        set(&area, page, 9);
+    }
+    area
+}
+
+#[test]
+fn a_destination_that_was_zeroed_is_looked_at_after_a_migration_that_broke() {
+    second_guest("broken at the end", |to, memory| {
+        let source = full(to.pages());
+        let tracker = tracker_of(&memory_of(&source, false));
+        let vmm = Plain::default();
+        *vmm.at_save.lock().unwrap() =
+            Some(Box::new(|| Err(Error::new(Kind::Vmm, "the test says no"))));
+        let outcome = migrate(&tracker, memory, 1, vmm);
+        assert_eq!(outcome.source.unwrap_err().kind(), Kind::Vmm);
+        assert!(outcome.destination.is_err());
+        assert_eq!(word(to, 1), 9, "pages had arrived");
+    });
+}
+
+#[test]
+fn a_destination_that_was_zeroed_is_looked_at_when_its_guest_has_run_and_gone() {
+    second_guest("handed over", |to, memory| {
+        // The guest that this VMM began with.
+        for page in 0..to.pages() {
+            set(to, page, 9);
+        }
+        let elsewhere = Area::new(Made::Anonymous, to.length).unwrap();
+        let outcome = migrate(
+            &tracker_of(memory),
+            &memory_of(&elsewhere, false),
+            1,
+            Plain::default(),
+        );
+        outcome.completed("the first guest");
+    });
+}
+
+#[test]
+fn a_destination_that_was_zeroed_is_not_looked_at_in_vain() {
+    // The flag counts again when the migration before brought nothing.
+    let to = Area::new(Made::Disk, 4 << 20).unwrap();
+    let memory = memory_of(&to, true);
+    let source = Area::new(Made::Anonymous, 4 << 20).unwrap();
+    let tracker = tracker_of(&memory_of(&source, false));
+    let vmm = Plain::default();
+    *vmm.at_save.lock().unwrap() =
+        Some(Box::new(|| Err(Error::new(Kind::Vmm, "the test says no"))));
+    migrate(&tracker, &memory, 1, vmm).source.unwrap_err();
+    migrate(&tracker, &memory, 1, Plain::default()).completed("the second");
+    assert_eq!(to.backed(), 0, "a file on a disk was read");
+}
+
+/// Has every page be dirty again after each pass, in one long run or page by page.
+fn all_dirty(tracker: &Arc<Tracker>, length: usize, scattered: bool) -> Hook {
+    let tracker = Arc::clone(tracker);
+    Box::new(move || {
+        if scattered {
+            for page in (0..length / PAGE).step_by(2) {
+                tracker.mark_block(BlockId(0), Bytes((page * PAGE) as u64), 1);
+            }
+        } else {
+            tracker.mark_block(BlockId(0), Bytes(0), length as u64);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn passes_in_which_all_is_dirty_touch_no_hole() {
+    const LENGTH: usize = 1 << 30;
+    const TOUCHED: usize = 16 << 20;
+    for scattered in [false, true] {
+        let source = Area::new(Made::Memfd, LENGTH).unwrap();
+        for page in 0..TOUCHED / PAGE {
+            set(&source, page * 5, 1 + page as u64);
+        }
+        assert_eq!(source.backed(), TOUCHED);
+        let tracker = tracker_of(&memory_of(&source, false));
+        let vmm = Plain::default();
+        *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, scattered));
+        let to = Area::new(Made::Memfd, LENGTH).unwrap();
+        let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
+        outcome.completed("all dirty");
+        let sent = outcome.stats.data_pages as usize;
+        assert!(sent > TOUCHED / PAGE, "{sent} pages were sent");
+        assert_eq!(
+            source.backed(),
+            TOUCHED,
+            "scattered: {scattered}; at the source"
+        );
+        assert_eq!(
+            to.backed(),
+            TOUCHED,
+            "scattered: {scattered}; at the destination"
+        );
+        for page in 0..TOUCHED / PAGE {
+            assert_eq!(word(&to, page * 5), 1 + page as u64);
+        }
+    }
+}
+
+/// Whether this machine lets brant prove that pages of such memory hold nothing.
+fn provable(made: Made) -> bool {
+    // SAFETY: asks who we are.
+    made != Made::Disk && (made != Made::TmpfsUntold || unsafe { libc::geteuid() } == 0)
+}
+
+#[test]
+fn what_holds_nothing_takes_memory_on_neither_side_in_any_kind_of_memory() {
+    const LENGTH: usize = 64 << 20;
+    for made in SMALL.into_iter().filter(|made| provable(*made)) {
+        let source = Area::new(made, LENGTH).unwrap();
+        for page in 0..512 {
+            set(&source, page * 3, 1);
+        }
+        let touched = source.backed();
+        let tracker = tracker_of(&memory_of(&source, false));
+        let to = Area::new(made, LENGTH).unwrap();
+        let vmm = Plain::default();
+        *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
+        let outcome = migrate(&tracker, &memory_of(&to, false), 2, vmm);
+        outcome.completed(&format!("{made:?}"));
+        assert_eq!(source.backed(), touched, "{made:?}, at the source");
+        assert_eq!(to.backed(), touched, "{made:?}, at the destination");
+        let should = |page: usize| u64::from(page < 3 * 512 && page % 3 == 0);
+        assert_holds(&to, should, &format!("{made:?}"));
+    }
+}
+
+#[test]
+fn untouched_huge_pages_stay_untouched_where_the_pool_is_too_small_for_them() {
+    alone(
+        "untouched_huge_pages_stay_untouched_where_the_pool_is_too_small_for_them",
+        || {
+            const LENGTH: usize = 64 << 20;
+            for made in HUGE_KINDS {
+                // One page at each side.
+                let Some(_pool) = HugePool::new(2) else {
+                    return;
+                };
+                let source = Area::new(made, LENGTH).expect("no page is reserved");
+                let to = Area::new(made, LENGTH).expect("no page is reserved");
+                set(&source, 7 * 512 + 3, 4);
+                assert_eq!(HugePool::free(), 1);
+                let tracker = tracker_of(&memory_of(&source, false));
+                let vmm = Plain::default();
+                *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
+                let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
+                outcome.completed(&format!("{made:?}"));
+                assert_eq!(HugePool::free(), 0, "{made:?}");
+                assert_eq!(word(&to, 7 * 512 + 3), 4, "{made:?}");
+                drop((source, to, tracker));
+                assert_eq!(HugePool::free(), 2, "{made:?}");
+            }
+        },
+    );
+}
+
+#[test]
+fn huge_pages_that_the_pool_does_not_have_are_an_error_and_no_signal() {
+    alone(
+        "huge_pages_that_the_pool_does_not_have_are_an_error_and_no_signal",
+        || {
+            for made in HUGE_KINDS {
+                let Some(_pool) = HugePool::new(1) else {
+                    return;
+                };
+                let source = Area::new(made, 8 * HUGE).unwrap();
+                set(&source, 700, 4);
+                let to = Area::new(made, 8 * HUGE).unwrap();
+                let tracker = tracker_of(&memory_of(&source, false));
+                let outcome = migrate(&tracker, &memory_of(&to, false), 1, Plain::default());
+                let error = outcome.destination.unwrap_err();
+                assert!(
+                    matches!(error.kind(), Kind::Memory | Kind::NoMemory),
+                    "{made:?}: {error}"
+                );
+                assert!(error.message().contains("`ram`"), "{error}");
+                outcome.source.unwrap_err();
+                assert_eq!(word(&source, 700), 4);
+            }
+        },
+    );
+}
+
+fn userfault_log() -> Option<Box<UserfaultLog>> {
+    match UserfaultLog::new() {
+        Ok(log) => Some(Box::new(log)),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
+
+/// Bytes of page tables that this process has.
+fn page_tables() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("VmPTE:")).unwrap();
+    let kilobytes = line.split_ascii_whitespace().next().unwrap();
+    kilobytes.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks() {
+    alone(
+        "what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks",
+        || {
+            const LENGTH: usize = 8 << 30;
+            let Some(log) = userfault_log() else {
+                return;
+            };
+            let source = Area::new(Made::Anonymous, LENGTH).unwrap();
+            // Alone in its 2 MiB, two in one, and a whole 2 MiB.
+            let touched: BTreeSet<usize> = [100 * 512 + 9, 800_000, 800_001]
+                .into_iter()
+                .chain(512 * 50..512 * 51)
+                .collect();
+            for page in &touched {
+                set(&source, *page, 6);
+            }
+            let tables = page_tables();
+            let memory = memory_of(&source, false);
+            let tracker = tracker_of(&memory);
+            tracker.add_log(log).unwrap();
+            let to = Area::new(Made::Anonymous, LENGTH).unwrap();
+            let vmm = Plain::default();
+            *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
+            let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
+            outcome.completed("sparse");
+            // To protect all of it took 16 MiB, and reading it as much again.
+            let more = page_tables().saturating_sub(tables);
+            assert!(more < 2 << 20, "{more} bytes of page tables were made");
+            let pages = (LENGTH / PAGE) as u64;
+            let holes = outcome.stats.hole_pages;
+            assert!(
+                holes >= 2 * (pages - touched.len() as u64),
+                "{holes} holes were found"
+            );
+            assert_eq!(source.backed(), touched.len() * PAGE);
+            assert_eq!(to.backed(), touched.len() * PAGE);
+            for page in &touched {
+                assert_eq!(word(&to, *page), 6, "page {page}");
+            }
+        },
+    );
+}
+
+/// A copy that is kept by the dirty log and by what is said of pages alone.
+struct Copy {
+    lease: Lease,
+    contents: Contents,
+    copy: Vec<u64>,
+    holes: u64,
+}
+
+impl Copy {
+    fn new(area: &Area) -> Option<Copy> {
+        let memory = memory_of(area, false);
+        let tracker = tracker_of(&memory);
+        tracker.add_log(userfault_log()?).unwrap();
+        let lease = tracker.lease().unwrap();
+        lease.start(StartWith::Everything).unwrap();
+        Some(Copy {
+            lease,
+            contents: Contents::new(),
+            copy: vec![0; area.pages()],
+            holes: 0,
+        })
+    }
+
+    /// Takes all that is pending, as a migration does.
+    fn pass(&mut self, area: &Area) {
+        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        loop {
+            self.lease
+                .take(&mut cursor, 256, Pages(512), &mut runs)
+                .unwrap();
+            if runs.is_empty() {
+                return;
+            }
+            self.contents.refresh();
+            for run in &runs {
+                assert_eq!(run.content, Content::Used);
+                let Copy {
+                    contents,
+                    copy,
+                    holes,
+                    ..
+                } = self;
+                contents
+                    .split(
+                        &run.block,
+                        run.first..run.first + run.count,
+                        |pages, held| {
+                            for page in pages.start.index()..pages.end.index() {
+                                copy[page] = match held {
+                                    Held::Data => word(area, page),
+                                    _ => 0,
+                                };
+                            }
+                            if held == Held::Hole {
+                                *holes += pages.end.0 - pages.start.0;
+                            }
+                        },
+                    )
+                    .unwrap();
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        let report = self.lease.sync(When::Running).unwrap();
+        assert_eq!(report.warnings, Vec::<String>::new());
+    }
+
+    fn assert_same(&self, area: &Area, what: &str) {
+        assert_holds(area, |page| self.copy[page], what);
+    }
+}
+
+#[test]
+fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_between_syncs() {
+    let mut random = Random::new("a_copy_by_userfaultfds_log_is_exact");
+    for made in SMALL {
+        // Writes past the mapping are no business of this log.
+        let area = Area::new(made, 6 * HUGE + 5 * PAGE).unwrap();
+        for page in 0..area.pages() {
+            if random.below(10) == 0 {
+                set(&area, page, 1);
+            }
+        }
+        let Some(mut copy) = Copy::new(&area) else {
+            return;
+        };
+        let mut ever: BTreeSet<usize> = (0..area.pages()).filter(|p| word_is(&area, *p)).collect();
+        for round in 0..30 {
+            copy.pass(&area);
+            copy.assert_same(&area, &format!("{made:?}, round {round}"));
+            for _ in 0..random.below(60) {
+                let first = random.below(area.pages());
+                let end = (first + [1, 1, 2, 30, 700][random.below(5)]).min(area.pages());
+                match random.below(5) {
+                    0 => (first..end).for_each(|page| {
+                        std::hint::black_box(word(&area, page));
+                    }),
+                    // Shared memory keeps what it holds, and a private file comes back.
+                    1 if made == Made::Anonymous => {
+                        // SAFETY: inside our own mapping.
+                        let given = unsafe {
+                            let length = (end - first) * PAGE;
+                            libc::madvise(area.page(first).cast(), length, libc::MADV_DONTNEED)
+                        };
+                        assert_eq!(given, 0);
+                    }
+                    2 => (first..end).for_each(|page| set(&area, page, 0)),
+                    _ => {
+                        for page in first..end {
+                            set(&area, page, 1 + random.below(1000) as u64);
+                            ever.insert(page);
+                        }
+                    }
+                }
+            }
+            copy.sync();
+        }
+        copy.pass(&area);
+        copy.assert_same(&area, &format!("{made:?}, at the end"));
+    }
+}
+
+fn word_is(area: &Area, page: usize) -> bool {
+    word(area, page) != 0
+}
+
+#[test]
+fn pages_first_written_while_the_log_looks_at_them_are_not_lost() {
+    let mut random = Random::new("pages_first_written_while_the_log_looks_at_them");
+    for round in 0..6 {
+        let area = Area::new(Made::Anonymous, 64 << 20).unwrap();
+        // Some pieces are protected from the start, and hide what they do not hold.
+        for _ in 0..8 {
+            set(&area, random.below(area.pages()), 1);
+        }
+        let stop = AtomicBool::new(false);
+        let seed = random.below(1 << 30) as u64;
+        let copy = std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let (area, stop) = (&area, &stop);
+                scope.spawn(move || {
+                    let mut random = Random(seed + writer);
+                    while !stop.load(Ordering::Relaxed) {
+                        let first = random.below(area.pages());
+                        let end = (first + 1 + random.below(4)).min(area.pages());
+                        for page in first..end {
+                            set(area, page, 1 + random.below(1000) as u64);
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            let copy = Copy::new(&area).map(|mut copy| {
+                for _ in 0..40 {
+                    copy.pass(&area);
+                    copy.sync();
+                }
+                copy
+            });
+            stop.store(true, Ordering::Relaxed);
+            copy
+        });
+        let Some(mut copy) = copy else {
+            return;
+        };
+        copy.sync();
+        copy.pass(&area);
+        copy.assert_same(&area, &format!("round {round}"));
+        assert!(copy.holes > 0, "no hole was seen, so nothing was tried");
+    }
+}
