@@ -657,8 +657,9 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_b
     let mut random = Random::new("a_copy_by_userfaultfds_log_is_exact");
     for made in SMALL {
         // Writes past the mapping are no business of this log.
-        let area = Area::new(made, 6 * HUGE + 5 * PAGE).unwrap();
-        for page in 0..area.pages() {
+        let area = Area::new(made, 60 * HUGE + 5 * PAGE).unwrap();
+        // Most of it begins as memory that nobody touched.
+        for page in 0..area.pages() / 4 {
             if random.below(10) == 0 {
                 set(&area, page, 1);
             }
@@ -666,11 +667,10 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_b
         let Some(mut copy) = Copy::new(&area) else {
             return;
         };
-        let mut ever: BTreeSet<usize> = (0..area.pages()).filter(|p| word_is(&area, *p)).collect();
         for round in 0..30 {
             copy.pass(&area);
             copy.assert_same(&area, &format!("{made:?}, round {round}"));
-            for _ in 0..random.below(60) {
+            for _ in 0..random.below(20) {
                 let first = random.below(area.pages());
                 let end = (first + [1, 1, 2, 30, 700][random.below(5)]).min(area.pages());
                 match random.below(5) {
@@ -690,7 +690,6 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_b
                     _ => {
                         for page in first..end {
                             set(&area, page, 1 + random.below(1000) as u64);
-                            ever.insert(page);
                         }
                     }
                 }
@@ -700,10 +699,6 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_b
         copy.pass(&area);
         copy.assert_same(&area, &format!("{made:?}, at the end"));
     }
-}
-
-fn word_is(area: &Area, page: usize) -> bool {
-    word(area, page) != 0
 }
 
 #[test]

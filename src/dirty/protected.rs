@@ -223,7 +223,7 @@ impl Protected {
             }
             Ok(walked)
         })?;
-        // Pages that were written in between, and those that the kernel left out.
+        // Pages that an old kernel left out, and with them what was written in between.
         walk(&range, |part| {
             let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, &mut regions)?;
             for region in &regions[..found] {
@@ -303,3 +303,7 @@ fn walk(range: &Range<u64>, mut step: impl FnMut(Range<u64>) -> Result<u64>) -> 
 fn step_end(at: u64) -> u64 {
     (at / STEP + 1).saturating_mul(STEP)
 }
+
+#[cfg(test)]
+#[path = "protected_tests.rs"]
+mod tests;
