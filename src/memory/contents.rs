@@ -3,7 +3,7 @@
 //! samples them.
 //!
 //! "Holds nothing" must be proven: a page taken for empty that is not is lost without a word. What
-//! proves it depends on the memory, and is in [`super::ground`]. What is not proven is read.
+//! proves it depends on the memory, and is in `ground`. What is not proven is read.
 //!
 //! Callers restore the protection of a range *before* they ask (clear before copy). Example of
 //! the loss otherwise: page 5 is found to hold nothing; the guest writes it; its dirty bit is cleared
