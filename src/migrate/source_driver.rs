@@ -599,7 +599,6 @@ impl Driver {
         let mut told_again = 0;
         loop {
             self.stats.pass += 1;
-            self.await_turn();
             let all_sent = self.walk(&mut pacer)?;
             let (report, found) = self.sync(all_sent)?;
             self.renew(true);
@@ -628,19 +627,17 @@ impl Driver {
                         return Ok(());
                     }
                     told_again += 1;
+                    self.await_turn(false);
                 }
                 Next::GiveUp(error) => return Err(error),
-                Next::GoOn | Next::Sync => {}
+                Next::GoOn | Next::Sync => self.await_turn(self.consumer.pending().0 == 0),
             }
         }
     }
 
-    /// Waits until the next pass may begin, where passes follow one another too closely.
-    fn await_turn(&mut self) {
-        if self.stats.pass == 1 {
-            return;
-        }
-        let idle = self.consumer.pending().0 == 0;
+    /// Waits until the next pass may begin, where passes follow one another too closely. `idle`:
+    /// the decider waits for something else than a smaller rest, there is none.
+    fn await_turn(&mut self, idle: bool) {
         let wait = self.passes.next(self.begun.elapsed(), idle);
         if !wait.is_zero() {
             self.shared.handle.cancel.wait(wait);
