@@ -482,7 +482,11 @@ fn downtime_of_an_unanswered_guest_is_told_again_when_it_was_resumed() {
     let pair = Pair::new(&[ram("ram", MIB)]);
     let rule = at(Point::Nth(RecordType::Handover, 1), Verdict::Cut);
     let (_proxy, a, b) = Proxy::new(rule);
-    let params = Params::default();
+    // Unanswered is told when the destination can have begun no more.
+    let params = Params {
+        handover_timeout: MS * 200,
+        ..Params::default()
+    };
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
     inc.start(Source::Connected(b)).unwrap();
     out.start(Target::Connected(a)).unwrap();

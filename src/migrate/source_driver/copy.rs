@@ -1,0 +1,302 @@
+//! The passes: memory is sent while the guest runs, until the decider says that the rest fits. Part
+//! of the source's driver, which calls [`Driver::copy`]; decides nothing, and shows the decider
+//! the facts.
+
+use super::{Driver, BATCH_PAGES, BATCH_RUNS};
+use crate::channel::pacing::Pacer;
+use crate::channel::socket::Io;
+use crate::dirty::consumer::Cursor;
+use crate::dirty::tracker::{StartWith, SyncReport};
+use crate::dirty::When;
+use crate::error::{Error, Kind, Result};
+use crate::migrate::bandwidth::DirtyRate;
+use crate::migrate::converge::{Facts, Moment, Next, PassFacts};
+use crate::migrate::report::micros;
+use crate::migrate::sender::Batch;
+use crate::units::{Bytes, Pages, PAGE_SHIFT};
+use crate::vmm::EventKind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// While the destination is told of given-back pages the guest runs and writes. Longer than this,
+/// and what was promised of the downtime is asked again, but not for ever: a guest may give
+/// pages back all the time.
+const TELLING: Duration = Duration::from_millis(2);
+/// How often it is asked again.
+const TELL_AGAIN: u32 = 4;
+
+/// What the pass that is going on has sent.
+#[derive(Debug, Default)]
+pub(super) struct PassSoFar {
+    pages: u64,
+    data: u64,
+    /// Waits for a cap of the bandwidth.
+    waited: Duration,
+}
+
+impl Driver {
+    /// Sends memory until the decider says that the rest fits.
+    pub(super) fn copy(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.consumer
+            .skip_returned(self.shared.params.skip_returned);
+        if self.consumer.is_started() {
+            self.consumer.mark_all();
+        } else {
+            self.consumer.start(StartWith::Everything)?;
+            self.we_started_tracking = true;
+        }
+        if let Some(warning) = self.shared.tracker.warning() {
+            self.vmm.event(EventKind::Warning, warning.to_owned());
+        }
+        self.last_sync = Some(Instant::now());
+        self.tracked = self.consumer.stats();
+        let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
+        let mut told_again = 0;
+        loop {
+            self.stats.pass += 1;
+            let all_sent = self.walk(&mut pacer)?;
+            let (report, found) = self.sync(all_sent)?;
+            self.renew(true);
+            self.vmm.event(
+                EventKind::Pass,
+                format!(
+                    "pass {} done: {} pages found dirty, {} to send",
+                    self.stats.pass,
+                    found,
+                    report.pending - report.returned
+                ),
+            );
+            self.shared.handle.cancel.check("the migration")?;
+            let next = self.ask(Moment::Synced);
+            self.shared.blockers.check()?;
+            match next {
+                Next::SwitchOver { expected } => {
+                    let begun = Instant::now();
+                    let told = self.send_unread()?;
+                    // The guest wrote meanwhile, and nothing was promised of that.
+                    let took = begun.elapsed();
+                    let again = told && took > TELLING && told_again < TELL_AGAIN;
+                    if took <= shared.params.downtime_limit && !again {
+                        // Kept as it was, to be held against what happens.
+                        self.stats.promised_downtime_us = micros(expected);
+                        return Ok(());
+                    }
+                    told_again += 1;
+                    self.await_turn(false);
+                }
+                Next::GiveUp(error) => return Err(error),
+                Next::GoOn | Next::Sync => self.await_turn(self.consumer.pending().0 == 0),
+            }
+        }
+    }
+
+    /// Waits until the next pass may begin, where passes follow one another too closely. `idle`:
+    /// the decider waits for something else than a smaller rest, there is none.
+    fn await_turn(&mut self, idle: bool) {
+        let wait = self.passes.next(self.begun.elapsed(), idle);
+        if !wait.is_zero() {
+            self.shared.handle.cancel.wait(wait);
+        }
+    }
+
+    /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending. And how
+    /// many pages were found since the last time, by others' syncs too.
+    fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
+        let report = self.consumer.sync(When::Running)?;
+        // A log that fails each time says so once.
+        if report.warnings != self.warned {
+            for warning in &report.warnings {
+                self.vmm.event(EventKind::Warning, warning.clone());
+            }
+            self.warned.clone_from(&report.warnings);
+        }
+        let now = Instant::now();
+        let since = now - self.last_sync.unwrap_or(self.begun);
+        let before = std::mem::replace(&mut self.tracked, self.consumer.stats());
+        let found = self.tracked.found - before.found;
+        if self.tracked.failed_syncs != before.failed_syncs {
+            self.dirtied = DirtyRate::default();
+        } else {
+            self.dirtied.found(found, since, all_sent);
+        }
+        self.last_sync = Some(now);
+        self.sync_time = report.time;
+        self.stats.sync_us = micros(report.time);
+        Ok((report, found))
+    }
+
+    /// Tells the destination what the sync found to be given back or free, so that it is not told
+    /// while the guest stands still. Whether there was anything.
+    fn send_unread(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        // The decider may switch over when the time is up just now: this is done or not done
+        // within the downtime limit, then.
+        let total = match self.total() {
+            total if total.expired() => shared.params.downtime().from_now(),
+            total => total,
+        };
+        let io = Io::until(&shared.handle.cancel, shared.params.io())
+            .within(total)
+            .of("pages");
+        let mut cursor = Cursor::default();
+        let mut any = false;
+        loop {
+            shared.handle.cancel.check("the migration")?;
+            self.listen()?;
+            let batch = self.batch(&io, |consumer, runs| {
+                consumer.take_unread(&mut cursor, BATCH_RUNS, runs)
+            });
+            if batch.map_err(|e| self.explain(e))?.is_none() {
+                break;
+            }
+            any = true;
+        }
+        if any {
+            // A record of 32 bytes may take the destination as long as 2 MiB of pages, and
+            // thousands of them fit into the socket: not while the guest stands still either.
+            self.acknowledge_all(&io).map_err(|e| self.explain(e))?;
+        }
+        Ok(any)
+    }
+
+    /// Waits until the destination has everything that was sent in its memory.
+    ///
+    /// What is on its way, or in a socket's buffer, costs the destination time: a header of 32
+    /// bytes that says that 2 MiB are zero, as long as 2 MiB of pages. None of it may be left
+    /// when the guest is paused.
+    fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
+        self.send_marker(io)?;
+        self.await_acknowledgements(0, io)
+    }
+
+    fn ask(&mut self, moment: Moment) -> Next {
+        let facts = self.facts(moment);
+        self.decider.decide(&facts).next
+    }
+
+    pub(super) fn facts(&self, moment: Moment) -> Facts {
+        let now = Instant::now();
+        let stated = self.shared.params.switchover_bandwidth;
+        Facts {
+            moment,
+            elapsed: now - self.begun,
+            since_sync: now - self.last_sync.unwrap_or(self.begun),
+            pass: self.stats.pass,
+            total: Bytes(self.stats.total_bytes),
+            remaining: self.consumer.to_read().bytes(),
+            last_pass: self.last_pass,
+            bandwidth: stated
+                .map(|stated| stated as f64)
+                .or_else(|| self.bandwidth.estimate()),
+            stated: stated.is_some(),
+            cap: self.shared.params.max_bandwidth.map(|cap| cap as f64),
+            dirty_rate: self.dirtied.rate(),
+            sync_time: self.sync_time,
+            state: Bytes(self.stats.state_bytes),
+        }
+    }
+
+    /// One walk over pending, or less if the decider wants a sync. Returns when all that was
+    /// sent is acknowledged; whether that is all there was.
+    fn walk(&mut self, pacer: &mut Pacer) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let total = self.total();
+        let io = Io::until(&shared.handle.cancel, params.io())
+            .within(total)
+            .of("pages");
+        self.this_pass = PassSoFar::default();
+        let begun = Instant::now();
+        let walked = self.send_pass(pacer, &io).and_then(|all| {
+            self.acknowledge_all(&io)?;
+            Ok(all)
+        });
+        let all = walked.map_err(|e| {
+            let e = self.explain(e);
+            // The wait that ran out was the whole migration's: what was missing is the
+            // decider's to say, what was waited for is said with it.
+            match (e.kind(), total.expired()) {
+                (Kind::Timeout, true) => match self.ask(Moment::Walking) {
+                    Next::GiveUp(error) => Error::new(
+                        error.kind(),
+                        format!("{} ({})", error.message(), e.message()),
+                    ),
+                    _ => e,
+                },
+                _ => e,
+            }
+        })?;
+        let sent = &self.this_pass;
+        if sent.pages > 0 {
+            self.last_pass = Some(PassFacts {
+                number: self.stats.pass,
+                pages: Pages(sent.pages),
+                data: Pages(sent.data),
+                time: begun.elapsed().saturating_sub(sent.waited),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Sends what is pending; whether all of it.
+    fn send_pass(&mut self, pacer: &mut Pacer, io: &Io<'_>) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        // A capped stream goes out in small pieces, so that it is even.
+        let batch_pages = match params.max_bandwidth {
+            Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
+            None => BATCH_PAGES,
+        };
+        loop {
+            shared.handle.cancel.check("the migration")?;
+            self.listen()?;
+            match self.ask(Moment::Walking) {
+                Next::GoOn => {}
+                Next::Sync | Next::SwitchOver { .. } => return Ok(false),
+                Next::GiveUp(error) => return Err(error),
+            }
+            let (begun, alone) = (Instant::now(), self.sender.unacknowledged() == 0);
+            let Some(batch) = self.send_batch(Pages(batch_pages), io)? else {
+                return Ok(true);
+            };
+            self.this_pass.pages += batch.read_pages();
+            self.this_pass.data += batch.data_pages;
+            let mut time = batch.time;
+            if params.max_bandwidth.is_some() {
+                self.time_batch(&batch, begun, alone, io)?;
+                let wait = pacer.next(self.begun.elapsed(), batch.bytes);
+                let waited = Instant::now();
+                if !wait.is_zero() {
+                    shared.handle.cancel.wait(wait);
+                }
+                self.this_pass.waited += waited.elapsed();
+                time = begun.elapsed();
+            }
+            if batch.measures_the_link() {
+                self.bandwidth.sent(batch.bytes, time);
+            }
+            self.renew(false);
+        }
+    }
+
+    /// Where the bandwidth is capped, now and then waits for a batch to arrive, and so measures
+    /// the link behind the cap. `alone`: nothing else was on its way before the batch.
+    fn time_batch(
+        &mut self,
+        batch: &Batch,
+        begun: Instant,
+        alone: bool,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let now = self.begun.elapsed();
+        if batch.measures_the_link() && self.bandwidth.wants_timed(now) {
+            self.acknowledge_all(io)?;
+            if alone {
+                let now = self.begun.elapsed();
+                self.bandwidth.timed(now, batch.bytes, begun.elapsed());
+            }
+        }
+        Ok(())
+    }
+}
