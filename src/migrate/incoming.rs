@@ -47,6 +47,11 @@ impl Incoming {
 
     /// Binds to `endpoint`, starts and returns the endpoint that it listens on (with the port
     /// that was found, if 0 was asked for). Refuses as [`Incoming::start`] does.
+    ///
+    /// Several connections are looked at together, and the first one on which a source's whole
+    /// HELLO comes is the migration's. Strangers neither end nor delay the waiting, which has no
+    /// limit. The address is free again when there is a source: after a migration that failed,
+    /// another `Incoming` of the same memory can listen there.
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         let mut bound = None;
         self.start_with(|| {
