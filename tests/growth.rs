@@ -1,5 +1,6 @@
-//! What is plugged and unplugged for as long as a guest lives leaves nothing behind. Counted by
-//! an allocator that knows what is in use, in a program of its own for that reason.
+//! What takes memory, and what does not: nothing is left of what was plugged and unplugged for as
+//! long as a guest lives, and a thread's first mark allocates nothing. Counted by an allocator, in a
+//! program of its own for that reason.
 
 use brant::dirty::consumer::Cursor;
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -7,23 +8,41 @@ use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription, NO_SLOT};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::GuestAddress;
 
 struct Counting;
 
 static IN_USE: AtomicU64 = AtomicU64::new(0);
 
+thread_local! {
+    /// Of this thread. In the program's own block of thread locals, which is there from the start.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// One test at a time: what is in use is counted for the whole program.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn count(layout: Layout) {
+    IN_USE.fetch_add(layout.size() as u64, Ordering::Relaxed);
+    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+}
+
 // SAFETY: the system's allocator, and a count beside it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        IN_USE.fetch_add(layout.size() as u64, Ordering::Relaxed);
+        count(layout);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        IN_USE.fetch_add(layout.size() as u64, Ordering::Relaxed);
+        count(layout);
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -67,6 +86,7 @@ fn plug(memory: &Memory, name: &str, at: u64) {
 
 #[test]
 fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
+    let _alone = alone();
     let memory = Arc::new(Memory::new().unwrap());
     plug(&memory, "ram", 0);
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
@@ -108,4 +128,36 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
         few.0,
         many.0
     );
+}
+
+/// Memory comes from a map of the process that a scan of page tables may hold: whoever asks for it
+/// waits as long as that takes.
+#[test]
+fn no_mark_allocates_not_even_a_thread_s_first() {
+    let _alone = alone();
+    let memory = Arc::new(Memory::new().unwrap());
+    for i in 0..40 {
+        plug(&memory, &format!("ram{i}"), i << 30);
+    }
+    let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
+    let id = memory.map().blocks()[7].id();
+    for first in 0..4 {
+        let tracker = Arc::clone(&tracker);
+        let marker = std::thread::spawn(move || {
+            let before = ALLOCATIONS.with(Cell::get);
+            for i in first..first + 4 {
+                match i % 4 {
+                    0 => tracker.mark_guest(GuestAddress(5 << 30), 1),
+                    1 => tracker.mark_guest(GuestAddress(0), u64::MAX),
+                    2 => tracker.mark_block(id, Bytes(0), 1),
+                    _ => tracker.mark_words(GuestAddress(0), &[u64::MAX; 100], 6400),
+                }
+            }
+            ALLOCATIONS.with(Cell::get) - before
+        });
+        assert_eq!(marker.join().unwrap(), 0, "beginning with mark {first}");
+    }
+    assert_eq!(consumer.sync(When::Running).unwrap().found.0, 40 * PAGES);
 }

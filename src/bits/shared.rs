@@ -256,11 +256,8 @@ impl Shared {
         self.heap_bytes
     }
 
-    /// Marks the `n` bits from `start` on, cut at the end. From any thread,
-    /// also one that is just ending; not from a signal handler. Lock-free:
-    /// waits for nobody. A thread's first mark allocates its registration (2 KiB); later ones
-    /// do not, apart from what the epochs' own upkeep may allocate now and then after
-    /// many collects.
+    /// Marks the `n` bits from `start` on, cut at the end. From any thread, also one that is just
+    /// ending, and from a signal handler. Lock-free: waits for nobody, and allocates nothing.
     ///
     /// Write to memory first, then mark: a mark before the write can be collected, and the page
     /// sent, before the write lands.
@@ -269,35 +266,39 @@ impl Shared {
         let mut from = bits.start;
         while from < bits.end {
             let end = bits.end.min((from / BITS_A_PIN + 1) * BITS_A_PIN);
-            let guard = pin();
-            // After the pin, which is a full fence. Acquire: what the collector did to this
-            // buffer (zeroing it) before making it current.
-            let current = self.current.0.load(Ordering::Acquire);
-            #[cfg(test)]
-            tests::perhaps_preempted();
-            self.buffers[current].set(from..end);
-            drop(guard);
+            self.mark_pinned(&pin(), from, end - from);
             from = end;
         }
     }
 
+    /// The same for a thread that is pinned already. A collector waits for it, so not for more
+    /// than some ten thousand bits.
+    pub fn mark_pinned(&self, _pinned: &Guard, start: usize, n: usize) {
+        let bits = cut(start, n, self.nbits);
+        if !bits.is_empty() {
+            self.current().set(bits);
+        }
+    }
+
+    /// The buffer for marks, for a thread that is pinned.
+    fn current(&self) -> &Buffer {
+        // After the pin, which is a full fence. Acquire: what the collector did to this
+        // buffer (zeroing it) before making it current.
+        let current = self.current.0.load(Ordering::Acquire);
+        #[cfg(test)]
+        tests::perhaps_preempted();
+        &self.buffers[current]
+    }
+
     /// [`Shared::mark`] of those of the `n` bits from `start` on whose bit in `words` is set, where
     /// bit `skip` of `words` stands for the first; bits past the end of either count as clear.
-    /// Costs a look at each word, and an or into each that has a bit.
-    pub fn mark_words(&self, start: usize, words: &[u64], skip: usize, n: usize) {
+    /// Costs a look at each word, and an or into each that has a bit. For a thread that is pinned:
+    /// see [`Shared::mark_pinned`].
+    pub fn mark_words(&self, _pinned: &Guard, start: usize, words: &[u64], skip: usize, n: usize) {
         let given = cut(skip, n, words.len().saturating_mul(WORD_BITS));
         let bits = cut(start, given.len(), self.nbits);
-        let mut from = bits.start;
-        while from < bits.end {
-            let end = bits.end.min((from / BITS_A_PIN + 1) * BITS_A_PIN);
-            let guard = pin();
-            // As in `mark`.
-            let current = self.current.0.load(Ordering::Acquire);
-            #[cfg(test)]
-            tests::perhaps_preempted();
-            self.buffers[current].set_words(from..end, words, skip + from - bits.start);
-            drop(guard);
-            from = end;
+        if !bits.is_empty() {
+            self.current().set_words(bits, words, skip);
         }
     }
 
@@ -745,7 +746,7 @@ mod tests {
             let _alone = alone();
             let start = if near { start % 700 } else { start };
             let shared = Shared::new(nbits).unwrap();
-            shared.mark_words(start, &words, skip, n);
+            shared.mark_words(&pin(), start, &words, skip, n);
             let mut into = Bitmap::new(nbits).unwrap();
             shared.collect(LONG, &mut into).unwrap();
             let mut expected = Bitmap::new(nbits).unwrap();

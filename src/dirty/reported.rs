@@ -9,6 +9,7 @@ use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Kind, Result};
 use crate::memory::tree::{Index, Tree};
 use crate::memory::{BlockId, Map, Memory};
+use crate::runtime::grace::pin;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -114,21 +115,23 @@ impl Reported {
     /// costs nothing, however much it is.
     fn mark_some(&self, first: u64, last: u64, found: &mut u64) -> Option<u64> {
         let from = |page: u64| GuestAddress(page * PAGE_SIZE);
-        self.memory.with_map(|map| {
+        let pinned = pin();
+        let map = self.memory.map_pinned(&pinned);
+        let table = self.table.get(&pinned);
+        let mut begin = first;
+        if last - first >= PAGES_A_PIN {
             let mut ahead = map.pieces(from(first), Pages(last - first + 1));
-            let begin = first + ahead.next()?.skipped.0;
-            let pages = (last - begin + 1).min(PAGES_A_PIN);
-            self.table.with(|table| {
-                for piece in map.pieces(from(begin), Pages(pages)) {
-                    if let Some(shared) = table.of(piece.block) {
-                        shared.mark(piece.first.index(), piece.pages.index());
-                        *found += piece.pages.0;
-                    }
-                }
-            });
-            let next = begin + pages;
-            (next <= last).then_some(next)
-        })
+            begin += ahead.next()?.skipped.0;
+        }
+        let pages = (last - begin + 1).min(PAGES_A_PIN);
+        for piece in map.pieces(from(begin), Pages(pages)) {
+            if let Some(shared) = table.of(piece.block) {
+                shared.mark_pinned(&pinned, piece.first.index(), piece.pages.index());
+                *found += piece.pages.0;
+            }
+        }
+        let next = begin + pages;
+        (next <= last).then_some(next)
     }
 
     /// Reports writes of the pages that `words` has bits for, the first `pages` of them, counted
@@ -159,24 +162,24 @@ impl Reported {
         }
         // Addresses end before numbers of pages do.
         let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
-        self.memory.with_map(|map| {
-            self.table.with(|table| {
-                // Two slots may show the same address, in two address spaces.
-                let mut known = skip;
-                for piece in map.pieces(from, Pages(pages)) {
-                    let begin = skip + piece.skipped.0;
-                    let end = begin + piece.pages.0;
-                    if let Some(shared) = table.of(piece.block) {
-                        let (first, n) = (piece.first.index(), piece.pages.index());
-                        shared.mark_words(first, words, begin as usize, n);
-                        if known < end {
-                            strays -= count(begin.max(known)..end);
-                            known = end;
-                        }
-                    }
+        let pinned = pin();
+        let map = self.memory.map_pinned(&pinned);
+        let table = self.table.get(&pinned);
+        // Two slots may show the same address, in two address spaces.
+        let mut known = skip;
+        for piece in map.pieces(from, Pages(pages)) {
+            let begin = skip + piece.skipped.0;
+            let end = begin + piece.pages.0;
+            if let Some(shared) = table.of(piece.block) {
+                let (first, n) = (piece.first.index(), piece.pages.index());
+                shared.mark_words(&pinned, first, words, begin as usize, n);
+                if known < end {
+                    strays -= count(begin.max(known)..end);
+                    known = end;
                 }
-            });
-        });
+            }
+        }
+        drop(pinned);
         self.strays.fetch_add(strays, Ordering::Relaxed);
     }
 
@@ -187,22 +190,23 @@ impl Reported {
         }
         let first = offset.0 / PAGE_SIZE;
         let last = offset.0.saturating_add(length - 1) / PAGE_SIZE;
-        let shared = self.table.with(|table| {
-            let shared = &table.marks.get(&block)?.shared;
-            if last - first < PAGES_A_PIN {
-                shared.mark(first as usize, (last - first + 1) as usize);
-                return Some(None);
+        let pages = (last - first + 1) as usize;
+        let pinned = pin();
+        let many = match self.table.get(&pinned).marks.get(&block) {
+            None => {
+                self.strays.fetch_add(1, Ordering::Relaxed);
+                return;
             }
-            // Too many for one pin: outside of it, where `mark` makes its own.
-            Some(Some(Arc::clone(shared)))
-        });
-        if let Some(Some(shared)) = &shared {
-            // `mark` cuts at the block's end.
-            shared.mark(first as usize, (last - first + 1) as usize);
-        }
-        if shared.is_none() {
-            self.strays.fetch_add(1, Ordering::Relaxed);
-        }
+            Some(marks) if last - first < PAGES_A_PIN => {
+                marks.shared.mark_pinned(&pinned, first as usize, pages);
+                return;
+            }
+            Some(marks) => Arc::clone(&marks.shared),
+        };
+        // Too many for one pin: outside of it, where `mark` makes its own, and cuts at the block's
+        // end.
+        drop(pinned);
+        many.mark(first as usize, pages);
     }
 
     /// How many marks named addresses where no block is.

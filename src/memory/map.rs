@@ -14,6 +14,7 @@ use super::ownership::Ownership;
 use super::returned::Giving;
 use super::tree::{Index as _, Tree};
 use crate::error::{Error, Kind, Result};
+use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
 use crate::sys::mem;
@@ -338,6 +339,11 @@ impl Memory {
     /// reference. `look` must not block.
     pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
         self.current.with(look)
+    }
+
+    /// The map as it is now, for a thread that is pinned.
+    pub(crate) fn map_pinned<'g>(&'g self, pinned: &'g Guard) -> &'g Map {
+        self.current.get(pinned)
     }
 
     /// Pins a block that is in the map now. `None` if it is not: then [`Memory::remove_block`]

@@ -8,6 +8,7 @@ pub mod deadline;
 pub mod fair;
 pub mod grace;
 pub mod limit;
+mod readers;
 pub mod recall;
 pub mod snapshot;
 pub(crate) mod sync;

@@ -4,7 +4,7 @@
 //! changes a few times in a guest's life. Replacing waits for a grace period and
 //! drops the old value on the replacing thread, never on a reader's.
 
-use super::grace::{pin, GracePeriod};
+use super::grace::{pin, GracePeriod, Guard};
 use super::sync::{Arc, AtomicPtr, Mutex, Ordering};
 use std::fmt;
 use std::time::Duration;
@@ -39,11 +39,16 @@ impl<T> Snapshot<T> {
     /// Lets `look` see the current value. Lock-free. `look` must not block and must not
     /// replace a snapshot.
     pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
-        let _guard = pin();
+        look(self.get(&pin()))
+    }
+
+    /// The current value, for a thread that is pinned already: one pin does for several looks.
+    pub fn get<'g>(&'g self, _pinned: &'g Guard) -> &'g T {
         let current = self.current.load(Ordering::Acquire);
         // SAFETY: the pointer came from Arc::into_raw, and its count is only given up
-        // after a grace period that began when it was no longer current; we are pinned.
-        look(unsafe { &*current })
+        // after a grace period that began when it was no longer current; the guard, which
+        // outlives the reference, is from before the load.
+        unsafe { &*current }
     }
 
     /// A counted reference to the current value, to be held as long as one likes.

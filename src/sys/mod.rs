@@ -17,5 +17,6 @@ pub mod mem;
 pub mod net;
 pub mod pagemap;
 pub mod shm;
+pub mod thread;
 pub mod uffd;
 pub mod vfio;

@@ -4,11 +4,12 @@
 //!
 //! From brant, word for word: `bits/shared.rs` (the reported bitmap), `runtime/snapshot.rs`
 //! (the map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs`
-//! (a dirty ring, whose other side is the kernel). Stand-ins: loom's types for
+//! (a dirty ring, whose other side is the kernel), and, checked apart from the others,
+//! `runtime/grace.rs` (grace periods). Stand-ins: loom's types for
 //! `runtime/sync.rs`; words that notice races for `bits/cells.rs`; a
-//! simple epoch for `runtime/grace.rs` (so crossbeam-epoch is not what is
-//! checked, but everything that counts on its promise); the few types of `memory` and
-//! `dirty` that `reported.rs` names.
+//! simpler epoch with the same promise for `runtime/grace.rs` in all that counts on it, because the
+//! real one has too many steps to be tried in every order together with theirs; the few types of
+//! `memory` and `dirty` that `reported.rs` names.
 #![allow(dead_code, missing_docs)]
 
 #[path = "../../../src/error.rs"]
@@ -24,6 +25,16 @@ pub mod runtime {
     pub mod snapshot;
     #[path = "sync.rs"]
     pub mod sync;
+
+    /// brant's own grace periods, over two counters.
+    #[path = "."]
+    pub mod real {
+        use super::sync;
+        #[path = "../../../src/runtime/grace.rs"]
+        pub mod grace;
+        #[path = "readers.rs"]
+        mod readers;
+    }
 }
 
 #[path = "."]

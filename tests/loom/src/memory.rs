@@ -4,6 +4,7 @@
 #[path = "../../../src/memory/tree.rs"]
 pub mod tree;
 
+use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::Arc;
 use crate::units::Pages;
@@ -71,7 +72,7 @@ impl Memory {
     pub fn new(map: Map) -> Memory {
         Memory(Snapshot::new(map))
     }
-    pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
-        self.0.with(look)
+    pub fn map_pinned<'g>(&'g self, pinned: &'g Guard) -> &'g Map {
+        self.0.get(pinned)
     }
 }

@@ -51,6 +51,14 @@ impl AtomicUsize {
     pub fn fetch_add(&self, n: usize, order: Ordering) -> usize {
         self.meet().fetch_add(n, order)
     }
+    pub fn fetch_sub(&self, n: usize, order: Ordering) -> usize {
+        self.meet().fetch_sub(n, order)
+    }
+}
+
+/// On a processor whose updates are no fences.
+pub fn fence_after_update() {
+    fence(Ordering::SeqCst);
 }
 
 impl AtomicU32 {
