@@ -685,11 +685,13 @@ static void late_handover(void)
     copy_free(d);
 }
 
-/* The destination's VMM is slow to hear of a state, after the hand-over has come. */
+/* The VMM is slow to hear of a state: at the destination, that the hand-over has come; at the source,
+ * that it is about to be sent. */
 static void slow_to_hear(void *opaque, const brant_event *event)
 {
     (void)opaque;
-    if (event->kind == BRANT_EVENT_STATE && strcmp(event->message, "starting") == 0)
+    if (event->kind == BRANT_EVENT_STATE &&
+        (!strcmp(event->message, "starting") || !strcmp(event->message, "handing over")))
         wait_ms((int)patience(LIMIT_MS) + 100);
 }
 
@@ -715,6 +717,30 @@ static void late_at_the_last_moment(void)
     brant_outgoing_free(out);
     brant_incoming_free(in);
     ok(s->runs && !d->runs, "the guest runs where it was");
+    copy_free(s);
+    copy_free(d);
+}
+
+static void late_before_the_first_byte(void)
+{
+    struct copy *s = copy_new(true), *d = copy_new(false);
+    brant_params params = limited(patience(LIMIT_MS));
+    brant_incoming *in = in_new(d);
+    brant_ops slow = ops;
+    brant_outgoing *out;
+    int pair[2];
+
+    slow.event = slow_to_hear;
+    MUST(brant_outgoing_new(s->guest, s->tracker, &slow, s, &params, &out, &e));
+    pair_new(pair);
+    MUST(brant_incoming_start_fd(in, pair[1], &e));
+    MUST(brant_outgoing_start_fd(out, pair[0], &e));
+    ok(out_ends(out) == BRANT_E_TIMEOUT && strstr(why, "the guest stays here") && s->resumes == 1 &&
+           s->runs && state_of(s) == BRANT_GUEST_HERE && in_ends(in) != 0 && d->started == 0,
+       "a source that comes to its hand-over too late sends none and keeps the guest");
+    ok(brant_outgoing_cancel(out, NULL) == 0, "as if it had been cancelled in time");
+    brant_outgoing_free(out);
+    brant_incoming_free(in);
     copy_free(s);
     copy_free(d);
 }
@@ -836,7 +862,7 @@ static void slow_release(void)
 
 int main(void)
 {
-    plan(57);
+    plan(59);
     handed_over();
     unanswered();
     incoming_into_what_is_here();
@@ -845,6 +871,7 @@ int main(void)
     overwritten();
     late_handover();
     late_at_the_last_moment();
+    late_before_the_first_byte();
     held_for_a_while();
     cancelled_there();
     answer_lost();

@@ -15,6 +15,7 @@
  *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
+ *               who has the guest: brant_guest_state, _runs_here, _reclaim, _give_up
  *
  * A source's ops need pause and resume, a destination's run; save and load go together, as
  * do early_save and early_load. Who runs the guest afterwards: see brant_outgoing_wait.
@@ -1138,7 +1139,8 @@ typedef struct brant_params {
     uint64_t io_timeout_ms;
     /**
      * From the pause to the hand-over, past which the source takes the guest back, and at the
-     * destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
+     * destination from ready to the hand-over, where the source's hand-over timeout is not
+     * shorter; milliseconds, 1 to 3600000; default 30000.
      */
     uint64_t switchover_timeout_ms;
     /**

@@ -44,7 +44,8 @@ pub struct brant_params {
     /// VMM may be saving.
     pub io_timeout_ms: u64,
     /// From the pause to the hand-over, past which the source takes the guest back, and at the
-    /// destination from ready to the hand-over; milliseconds, 1 to 3600000; default 30000.
+    /// destination from ready to the hand-over, where the source's hand-over timeout is not
+    /// shorter; milliseconds, 1 to 3600000; default 30000.
     pub switchover_timeout_ms: u64,
     /// Source: how long a hand-over counts once the destination is ready, which is told so;
     /// milliseconds, 1 to 3600000; default 30000. `release` comes in this time. When it has run

@@ -34,7 +34,8 @@ pub struct Params {
     /// for the switchover timeout if that is longer.
     pub io_timeout: Duration,
     /// From the pause to the hand-over, past which the source takes the guest back, and on
-    /// the destination from ready to the hand-over: 1 ms to 1 h; 30 s.
+    /// the destination from ready to the hand-over, where the source's hand-over timeout is not
+    /// shorter: 1 ms to 1 h; 30 s.
     pub switchover_timeout: Duration,
     /// Source: how long a hand-over counts once the destination is ready, which is told so: 1 ms
     /// to 1 h; 30 s. `release` comes in this time. When it has run out, the source sends no
