@@ -456,7 +456,7 @@ fn what_holds_nothing_takes_memory_on_neither_side_in_any_kind_of_memory() {
         outcome.completed(&format!("{made:?}"));
         assert_eq!(source.backed(), touched, "{made:?}, at the source");
         assert_eq!(to.backed(), touched, "{made:?}, at the destination");
-        let should = |page: usize| u64::from(page < 3 * 512 && page % 3 == 0);
+        let should = |page: usize| u64::from(page < 3 * 512 && page.is_multiple_of(3));
         assert_holds(&to, should, &format!("{made:?}"));
     }
 }
@@ -626,8 +626,9 @@ impl Copy {
                         &run.block,
                         run.first..run.first + run.count,
                         |pages, held| {
-                            for page in pages.start.index()..pages.end.index() {
-                                copy[page] = match held {
+                            let range = pages.start.index()..pages.end.index();
+                            for (page, copied) in range.clone().zip(&mut copy[range]) {
+                                *copied = match held {
                                     Held::Data => word(area, page),
                                     _ => 0,
                                 };

@@ -1,14 +1,11 @@
 //! What is protected, what is noted, and what leaves the note.
 
 use super::*;
+use crate::memory::kinds::{Area, Made, HUGE};
 use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory};
 use crate::sys::uffd::Userfault;
 use crate::units::Bytes;
-use kinds::{Area, Made, HUGE};
 use std::collections::BTreeSet;
-
-#[path = "../../tests/support/kinds.rs"]
-mod kinds;
 
 struct Tracked {
     area: Area,

@@ -3,14 +3,11 @@
 
 use super::super::host::{discard, prefault};
 use super::*;
+use crate::memory::kinds::{self, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
 use crate::units::Bytes;
-use kinds::{Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-
-#[path = "../../tests/support/kinds.rs"]
-mod kinds;
 
 const PAGES: usize = 1200;
 

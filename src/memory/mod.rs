@@ -9,7 +9,11 @@ pub mod block;
 pub mod contents;
 mod ground;
 pub mod host;
+// The integration tests' own, for unit tests too.
 pub mod index;
+#[cfg(test)]
+#[path = "../../tests/support/kinds.rs"]
+pub(crate) mod kinds;
 pub mod map;
 pub mod ownership;
 pub mod poisoned;
