@@ -277,7 +277,8 @@ static void args_fill(struct args *a)
     for (int i = 0; i < 4; i++)
         a->words[i] = 0x11ull << i;
     a->brant_ram_block = (brant_ram_block){ .size = sizeof a->brant_ram_block, .name = "more",
-                                            .host = more, .length = BLOCK, .fd = -1 };
+                                            .host = more, .length = BLOCK, .fd = -1,
+                                            .flags = BRANT_RAM_FILE };
     a->brant_slot = (brant_slot){ .size = sizeof a->brant_slot, .block = "ram", .length = BLOCK,
                                   .guest_address = 1ull << 40, .slot = BRANT_NO_SLOT };
     a->brant_ops = all_operations;

@@ -71,6 +71,7 @@ static brant_guest *guest_of_blocks(void)
             blocks[i].host = map_block(i, b.length, &fd);
             blocks[i].copy = must_alloc(sizes[i], PAGE);
             b.fd = fd;
+            b.flags = fd >= 0 ? BRANT_RAM_FILE : 0;
         }
         b.host = blocks[i].host;
         must(brant_guest_add_block(guest, &b, &id, &e));

@@ -378,6 +378,7 @@ static int32_t guest_plug(struct guest *g, brant_error **e)
             bail("mmap: %s", strerror(errno));
         block.host = g->host[g->plugged];
         block.fd = dup(fd);
+        block.flags = BRANT_RAM_FILE;
         must(brant_guest_add_block(g->guest, &block, NULL, &e));
     }
     code = brant_guest_add_slot(g->guest, &slot, e);
@@ -615,6 +616,9 @@ static int32_t migrate(struct vmm *v, brant_tracker *tracker, struct guest *to,
     way.destination = destination[0];
     if (pthread_create(&thread, NULL, way_run, &way))
         bail("no thread");
+    /* The same two guests each time: the copy that an earlier migration made has ended. */
+    must(brant_guest_give_up(to->guest, &e));
+    must(brant_guest_reclaim(v->guest->guest, &e));
     must(brant_incoming_new(to->guest, &destination_ops, NULL, NULL, &in, &e));
     must(brant_incoming_start_fd(in, destination[1], &e));
     must(brant_outgoing_new(v->guest->guest, tracker, &source_ops, v, NULL, &out, &e));
