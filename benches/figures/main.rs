@@ -7,6 +7,7 @@
 mod collect;
 mod machine;
 mod parts;
+mod readable;
 mod report;
 mod ring;
 mod slowdown;
@@ -43,6 +44,7 @@ fn main() {
     sync::measure(&mut report);
     parts::measure(&mut report);
     ring::measure(&mut report);
+    readable::measure(&mut report);
     parts::layers(&mut report);
     slowdown::measure(&mut report);
     if report.is_empty() {

@@ -1,0 +1,170 @@
+//! What asking first costs: having the kernel read pages before our own code does
+//! (`memory::access::readable`), beside a whole migration of the same pages, whose part it is.
+//!
+//! Both are processor time of this process, which is source and destination, over a socket pair: what
+//! else runs on the machine counts for neither. Memory was touched before, at both sides.
+
+use crate::report::{alternate, Report};
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::{access, BackingFile, BlockDescription, BlockFlags, Memory};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::units::{Bytes, Pages};
+use brant::vmm::Vmm;
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+const PAGES: usize = 128 << 10;
+const RUNS: usize = 7;
+const LONG: Duration = Duration::from_secs(120);
+
+/// Seconds that the processors have worked for this process.
+fn processor() -> f64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes the structure, which is ours.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    assert_eq!(failed, 0);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// A guest that does nothing.
+struct Idle;
+
+impl Vmm for Idle {
+    fn pause(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn run(&self) -> brant::Result<()> {
+        Ok(())
+    }
+}
+
+/// One side's memory, of which every `step`th page is written. It stays mapped.
+struct Ram {
+    memory: Arc<Memory>,
+    step: usize,
+}
+
+impl Ram {
+    fn new(memfd: bool, huge: bool, step: usize) -> Ram {
+        const HUGE: usize = 2 << 20;
+        let length = PAGES * 4096;
+        let file = memfd.then(|| {
+            // SAFETY: makes a descriptor, which is ours.
+            let file = unsafe {
+                File::from_raw_fd(libc::memfd_create(c"readable".as_ptr(), libc::MFD_CLOEXEC))
+            };
+            file.set_len(length as u64).unwrap();
+            file
+        });
+        let flags = match &file {
+            Some(_) => libc::MAP_SHARED,
+            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        };
+        // A mapping of a file begins at its begin; the other is aligned below.
+        let room = if memfd { length } else { length + HUGE };
+        // SAFETY: a new mapping where the kernel likes, and advice about it.
+        let host = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let fd = file.as_ref().map_or(-1, |file| file.as_raw_fd());
+            let at = libc::mmap(std::ptr::null_mut(), room, access, flags, fd, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            let at = at as usize;
+            let at = if memfd { at } else { at.next_multiple_of(HUGE) } as *mut u8;
+            let advice = if huge {
+                libc::MADV_HUGEPAGE
+            } else {
+                libc::MADV_NOHUGEPAGE
+            };
+            libc::madvise(at.cast(), length, advice);
+            at
+        };
+        for page in (0..PAGES).step_by(step) {
+            // SAFETY: inside our own mapping.
+            unsafe {
+                host.add(page * 4096)
+                    .cast::<u64>()
+                    .write_volatile(page as u64 + 1)
+            };
+        }
+        let memory = Memory::new().unwrap();
+        memory
+            .add_block(BlockDescription {
+                name: "ram".into(),
+                host,
+                length: Bytes(length as u64),
+                page_size: Bytes(4096),
+                file: file.map(|file| BackingFile {
+                    fd: file.into(),
+                    offset: 0,
+                }),
+                flags: BlockFlags::default(),
+            })
+            .unwrap();
+        Ram {
+            memory: Arc::new(memory),
+            step,
+        }
+    }
+
+    /// Seconds to ask about all that is written, in the runs that a migration reads.
+    fn ask(&self) -> f64 {
+        let map = self.memory.map();
+        let block = &map.blocks()[0];
+        let (step, run) = match self.step {
+            1 => (512, 512),
+            step => (step, 1),
+        };
+        let begun = processor();
+        for page in (0..PAGES).step_by(step) {
+            let range = Pages(page as u64)..Pages((page + run) as u64);
+            access::readable(block, range).unwrap();
+        }
+        processor() - begun
+    }
+
+    /// Seconds to migrate it.
+    fn send(&self, to: &Ram) -> f64 {
+        let (here, there) = UnixStream::pair().unwrap();
+        let vmm = || Arc::new(Idle) as Arc<dyn Vmm>;
+        let memory = Arc::clone(&to.memory);
+        let incoming = Incoming::new(memory, vmm(), Params::default()).unwrap();
+        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
+        let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(), Params::default()).unwrap();
+        incoming.start(Source::Connected(there.into())).unwrap();
+        let begun = processor();
+        outgoing.start(Target::Connected(here.into())).unwrap();
+        outgoing.wait(Some(LONG)).unwrap();
+        incoming.wait(Some(LONG)).unwrap();
+        processor() - begun
+    }
+}
+
+/// All figures of asking first.
+pub fn measure(report: &mut Report) {
+    for (name, memfd, huge, step) in [
+        ("readable.share/anonymous", false, false, 1),
+        ("readable.share/huge", false, true, 1),
+        ("readable.share/memfd", true, false, 1),
+        ("readable.share/every 8th page", false, false, 8),
+    ] {
+        if !report.wants(name) {
+            continue;
+        }
+        let ours = || Ram::new(memfd, huge, step);
+        let (from, to) = (ours(), ours());
+        let [asking, sending] = alternate(RUNS, |contender| match contender {
+            0 => from.ask(),
+            _ => from.send(&to),
+        });
+        report.compared(name, "s", &asking, "the migration", &sending);
+    }
+}
