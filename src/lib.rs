@@ -70,6 +70,7 @@ pub mod capi;
 pub mod channel;
 pub mod dirty;
 pub mod error;
+mod fallible;
 pub mod memory;
 pub mod migrate;
 pub mod page;

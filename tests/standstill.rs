@@ -198,12 +198,10 @@ impl DirtyLog for Says {
             _ => Err(Error::new(Kind::Kernel, "the test's broken log")),
         }
     }
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        let all = map.blocks().iter().map(|block| Extent {
-            block: block.id(),
-            pages: 0..block.pages().0,
-        });
-        all.collect()
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        for block in map.blocks() {
+            each(Extent::all_of(block));
+        }
     }
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
         Ok(())

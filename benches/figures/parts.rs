@@ -97,9 +97,7 @@ impl DirtyLog for ByAddress {
         sink.bitmap(Origin::Guest(GuestAddress(0)), &self.words, pages);
         Ok(Harvested::Complete)
     }
-    fn covered(&self, _: &Map) -> Vec<Extent> {
-        Vec::new()
-    }
+    fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> brant::Result<()> {
         Ok(())
     }

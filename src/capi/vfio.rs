@@ -7,6 +7,7 @@ use crate::dirty::iommufd::IommufdLog;
 use crate::dirty::iova::{DmaRange, Iovas, Target, RANGES_MAX};
 use crate::dirty::vfio::{VfioContainerLog, VfioDeviceLog};
 use crate::error::Result;
+use crate::fallible;
 use crate::memory::BlockId;
 use crate::units::{Bytes, PAGE_SIZE};
 use std::os::fd::OwnedFd;
@@ -83,7 +84,8 @@ unsafe fn iovas(ranges: *const brant_dma_range, count: usize) -> Result<Iovas> {
             if ranges.is_null() { " at NULL" } else { "" }
         )));
     }
-    let mut made = Vec::with_capacity(count);
+    let mut made = Vec::new();
+    fallible::reserve(&mut made, count, "DMA ranges")?;
     for i in 0..count {
         // SAFETY: below `count`; C may have aligned it less.
         let range = unsafe { ranges.add(i).read_unaligned() };

@@ -25,6 +25,7 @@ use super::figures::Published;
 use super::tracker::{ConsumerStats, Inner, Member, StartWith, SyncReport, Tracker};
 use super::When;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::returned::Claim;
 use crate::memory::BlockId;
 use crate::units::{Pages, STRETCH_PAGES};
@@ -276,6 +277,12 @@ impl Consumer {
             unread,
         };
         while runs.len() < max_runs && left > 0 {
+            // Room first: a page that was taken could go nowhere.
+            match fallible::reserve(runs, 1, "runs of pages") {
+                Ok(()) => {}
+                Err(e) if runs.is_empty() => return Err(e),
+                Err(_) => break,
+            }
             match inner.take_one(cursor, left, what) {
                 Ok(Some(run)) => {
                     // A run that is not read costs a header, however long it is.

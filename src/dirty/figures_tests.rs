@@ -43,9 +43,7 @@ impl DirtyLog for Slow {
         }
         Ok(Harvested::Complete)
     }
-    fn covered(&self, _map: &Map) -> Vec<Extent> {
-        Vec::new()
-    }
+    fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
     fn map_changes(&mut self, _old: &Map, _new: &Map, _sink: &mut dyn Sink) -> Result<()> {
         Ok(())
     }

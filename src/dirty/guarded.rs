@@ -112,17 +112,13 @@ impl DirtyLog for Guarded {
         let _ = catch(|| log.joins(guest));
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
         // Of a log that cannot say what is in its care, all could be.
-        catch(|| self.log.covered(map)).unwrap_or_else(|_| {
-            let blocks = map.blocks().iter();
-            blocks
-                .map(|block| Extent {
-                    block: block.id(),
-                    pages: 0..block.pages().0,
-                })
-                .collect()
-        })
+        if catch(|| self.log.covered(map, each)).is_err() {
+            for block in map.blocks() {
+                each(Extent::all_of(block));
+            }
+        }
     }
 
     fn heap_bytes(&self) -> u64 {
@@ -190,10 +186,8 @@ mod tests {
             assert!(self.at != At::Harvest, "no crop");
             Ok(Harvested::Complete)
         }
-        fn covered(&self, map: &Map) -> Vec<Extent> {
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {
             assert!(self.at != At::Harvest, "no idea");
-            let _ = map;
-            Vec::new()
         }
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Ok(())
@@ -218,9 +212,7 @@ mod tests {
         fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
             Ok(Harvested::Complete)
         }
-        fn covered(&self, _: &Map) -> Vec<Extent> {
-            Vec::new()
-        }
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Ok(())
         }

@@ -42,7 +42,7 @@ impl IommufdLog {
 
     fn reader(&self, map: &Map) -> Result<Reader> {
         // Mappings begin and end at pages of the host's, the least that the IOMMU asks for.
-        Reader::new(self.iovas.mapped(map), PAGE_SIZE, false)
+        Reader::new(self.iovas.mapped(map)?, PAGE_SIZE, false)
     }
 }
 
@@ -75,8 +75,8 @@ impl DirtyLog for IommufdLog {
         Ok(Harvested::Complete)
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        self.iovas.covered(map)
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        self.iovas.covered(map, each);
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {

@@ -6,7 +6,8 @@
 use super::{Extent, Origin, Sink};
 use crate::bits::words;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockId, Map, NO_SLOT};
+use crate::fallible;
+use crate::memory::{BlockId, Map, Slot, NO_SLOT};
 use crate::sys::kvm::MEM_READONLY;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
@@ -17,6 +18,8 @@ pub const RANGES_MAX: usize = 65536;
 /// Pages asked for in one call, where a log may be asked piece by piece: 64 GiB in pages of
 /// 4 KiB, a bitmap of 2 MiB.
 const PAGES_A_CALL: u64 = 1 << 24;
+/// What a list of them is called when there is no memory for it.
+const RANGES: &str = "ranges of IOVAs";
 
 /// What a range of IOVAs shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,12 @@ pub enum Iovas {
     Ranges(Vec<DmaRange>),
 }
 
+/// Whether devices see a slot: one of the first address space, and writable.
+fn is_mapped(slot: &Slot) -> bool {
+    let first = slot.slot == NO_SLOT || slot.slot >> 16 == 0;
+    first && slot.flags & MEM_READONLY == 0 && !slot.rom
+}
+
 impl Iovas {
     /// IOVAs that show what the ranges say.
     pub fn ranges(mut ranges: Vec<DmaRange>) -> Result<Self> {
@@ -115,40 +124,34 @@ impl Iovas {
     }
 
     /// The ranges of IOVAs as they are mapped for DMA, in order.
-    pub(super) fn mapped(&self, map: &Map) -> Vec<Range<u64>> {
+    pub(super) fn mapped(&self, map: &Map) -> Result<Vec<Range<u64>>> {
         match self {
             Iovas::Guest => {
-                let mut ranges: Vec<_> = map
-                    .slots()
-                    .iter()
-                    // Devices see the first address space, and no page that is not writable.
-                    .filter(|s| s.slot == NO_SLOT || s.slot >> 16 == 0)
-                    .filter(|s| s.flags & MEM_READONLY == 0 && !s.rom)
-                    .map(|s| s.guest_address.0..s.guest_address.0 + s.pages.bytes().0)
-                    .collect();
-                ranges.sort_by_key(|r| r.start);
-                ranges
+                let slots = map.slots().iter().filter(|slot| is_mapped(slot));
+                let ranges =
+                    slots.map(|s| s.guest_address.0..s.guest_address.0 + s.pages.bytes().0);
+                let mut ranges = fallible::collect(ranges, RANGES)?;
+                ranges.sort_unstable_by_key(|r| r.start);
+                Ok(ranges)
             }
-            Iovas::Ranges(ranges) => ranges.iter().map(DmaRange::iovas).collect(),
+            Iovas::Ranges(ranges) => fallible::collect(ranges.iter().map(DmaRange::iovas), RANGES),
         }
     }
 
     /// The pages of blocks that they show.
-    pub(super) fn covered(&self, map: &Map) -> Vec<Extent> {
-        let mut extents = Vec::new();
+    pub(super) fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
         let mut guest = |from: GuestAddress, length: u64| {
-            extents.extend(
-                map.pieces(from, Bytes(length).pages_down())
-                    .map(|p| Extent {
-                        block: p.block,
-                        pages: p.first.0..p.first.0 + p.pages.0,
-                    }),
-            );
+            for piece in map.pieces(from, Bytes(length).pages_down()) {
+                each(Extent {
+                    block: piece.block,
+                    pages: piece.first.0..piece.first.0 + piece.pages.0,
+                });
+            }
         };
         match self {
             Iovas::Guest => {
-                for range in self.mapped(map) {
-                    guest(GuestAddress(range.start), range.end - range.start);
+                for slot in map.slots().iter().filter(|slot| is_mapped(slot)) {
+                    guest(slot.guest_address, slot.pages.bytes().0);
                 }
             }
             Iovas::Ranges(ranges) => {
@@ -164,25 +167,18 @@ impl Iovas {
                     let all = map.block(block).map_or(0, |b| b.pages().0);
                     let first = offset.pages_down().0.min(all);
                     let end = first.saturating_add(range.length.pages_down().0).min(all);
-                    extents.push(Extent {
+                    each(Extent {
                         block,
                         pages: first..end,
                     });
                 }
             }
         }
-        extents
     }
 
     /// Everything that they show, into a sink.
     pub(super) fn everything(&self, map: &Map, sink: &mut dyn Sink) {
-        for extent in self.covered(map) {
-            let origin = Origin::Block {
-                block: extent.block,
-                page: Pages(extent.pages.start),
-            };
-            sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
-        }
+        self.covered(map, &mut |extent| extent.everything(sink));
     }
 
     /// The ranges that have something of `iovas`.
@@ -261,7 +257,7 @@ impl Iovas {
 /// page of the device's may be part of two ranges, and asking for the first would clear what
 /// it has of the second.
 pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Range<u64>>> {
-    let mut out: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    let mut out: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         let start = range.start / page_size * page_size;
         let Some(end) = range.end.checked_next_multiple_of(page_size) else {
@@ -275,7 +271,7 @@ pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Ran
         };
         match out.last_mut() {
             Some(last) if start <= last.end => last.end = last.end.max(end),
-            _ => out.push(start..end),
+            _ => fallible::push(&mut out, start..end, RANGES)?,
         }
     }
     Ok(out)
@@ -283,15 +279,15 @@ pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Ran
 
 /// At most `most` ranges that hold all of these, which are sorted: those with the least between
 /// them are joined.
-pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Vec<Range<u64>> {
+pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Result<Vec<Range<u64>>> {
     if ranges.len() <= most || most == 0 {
-        return ranges;
+        return Ok(ranges);
     }
     let gap = |i: usize| ranges[i + 1].start - ranges[i].end;
-    let mut gaps: Vec<usize> = (0..ranges.len() - 1).collect();
-    gaps.sort_by_key(|&i| gap(i));
+    let mut gaps = fallible::collect(0..ranges.len() - 1, RANGES)?;
+    gaps.sort_unstable_by_key(|&i| gap(i));
     // The gaps to be closed: the least of them, as many as are too many.
-    let mut close = vec![false; ranges.len()];
+    let mut close = fallible::collect(ranges.iter().map(|_| false), RANGES)?;
     for &i in &gaps[..ranges.len() - most] {
         close[i + 1] = true;
     }
@@ -303,7 +299,7 @@ pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Vec<Range<u64
         }
         close[i]
     });
-    ranges
+    Ok(ranges)
 }
 
 /// Asks a log for its bitmaps, range by range.

@@ -49,9 +49,7 @@ impl DirtyLog for ByAddress {
         }
         Ok(Harvested::Complete)
     }
-    fn covered(&self, _: &Map) -> Vec<Extent> {
-        Vec::new()
-    }
+    fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
         Ok(())
     }

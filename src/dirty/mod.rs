@@ -36,7 +36,7 @@ pub mod vhost;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map, Ownership};
+use crate::memory::{Block, BlockId, Map, Ownership};
 use crate::units::Pages;
 use std::ops::Range;
 use std::sync::Arc;
@@ -107,6 +107,25 @@ pub struct Extent {
     pub block: BlockId,
     /// Which of its pages.
     pub pages: Range<u64>,
+}
+
+impl Extent {
+    /// Every page of a block.
+    pub fn all_of(block: &Block) -> Extent {
+        Extent {
+            block: block.id(),
+            pages: 0..block.pages().0,
+        }
+    }
+
+    /// All of it is dirty.
+    pub(crate) fn everything(&self, sink: &mut dyn Sink) {
+        let origin = Origin::Block {
+            block: self.block,
+            page: Pages(self.pages.start),
+        };
+        sink.everything(origin, Pages(self.pages.end - self.pages.start));
+    }
 }
 
 /// When a log may be asked for the last time before the memory counts as frozen.
@@ -230,8 +249,8 @@ pub trait DirtyLog: Send {
     /// tracker takes everything of [`DirtyLog::covered`] as dirty.
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
 
-    /// The pages that are in this log's care.
-    fn covered(&self, map: &Map) -> Vec<Extent>;
+    /// Calls `each` with the pages that are in this log's care, in pieces that may overlap.
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent));
 
     /// Bytes of bitmaps and rings that it holds for the memory tracked, the kernel's own
     /// not counted.

@@ -218,13 +218,13 @@ impl Reported {
     fn fit(&self, map: &Map) -> Result<()> {
         let old = self.table.load();
         let mut marks = old.marks.clone();
-        for block in map.blocks_not_in(&old.map) {
+        for block in map.blocks_not_in(&old.map)? {
             marks.insert(Marks {
                 block: block.id(),
                 shared: Arc::new(Shared::new(block.pages().index())?),
             });
         }
-        for block in old.map.blocks_not_in(map) {
+        for block in old.map.blocks_not_in(map)? {
             marks.remove(&block.id());
         }
         let map = map.clone();
@@ -250,12 +250,10 @@ impl DirtyLog for ReportedLog {
         LogKind::Reported
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        let all = map.blocks().iter().map(|block| Extent {
-            block: block.id(),
-            pages: 0..block.pages().0,
-        });
-        all.collect()
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        for block in map.blocks() {
+            each(Extent::all_of(block));
+        }
     }
 
     fn heap_bytes(&self) -> u64 {

@@ -106,9 +106,7 @@ mod tests {
             sink.bitmap(at(self.0, u64::MAX), &[0b11], Pages(2));
             Ok(Harvested::Complete)
         }
-        fn covered(&self, _: &Map) -> Vec<Extent> {
-            Vec::new()
-        }
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Ok(())
         }

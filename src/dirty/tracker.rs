@@ -28,11 +28,11 @@ use super::figures::{ConsumerFigures, Figures, Published, Slow};
 use super::guarded::Guarded;
 use super::merge::{Nowhere, PendingSink};
 use super::reported::{Reported, ReportedLog};
-use super::{DirtyLog, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When};
+use super::{DirtyLog, Harvested, Initial, LogKind, Rearmed, When};
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::error::{Error, Kind, Result};
 use crate::memory::returned::TakenBack;
-use crate::memory::{BlockId, Map, MapObserver, Memory};
+use crate::memory::{Block, BlockId, Map, MapObserver, Memory, Slot};
 use crate::runtime::fair::Fair;
 use crate::units::Pages;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -556,15 +556,7 @@ impl Inner {
                     report.warnings.push(format!("{}: {e}", log.name()));
                 }
                 Err(e) => {
-                    for extent in log.covered(&map) {
-                        sink.everything(
-                            Origin::Block {
-                                block: extent.block,
-                                page: Pages(extent.pages.start),
-                            },
-                            Pages(extent.pages.end - extent.pages.start),
-                        );
-                    }
+                    log.covered(&map, &mut |extent| extent.everything(&mut sink));
                     if when == When::Stopped {
                         return Err(e.context(format_args!("the last harvest of {}", log.name())));
                     }
@@ -695,7 +687,7 @@ impl Inner {
     /// Makes room for the blocks that are not in `old` and has all logs follow a change;
     /// if one refuses, those before it are led back.
     fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
-        for block in new.blocks_not_in(old) {
+        for block in new.blocks_not_in(old)? {
             self.make_block(&block)?;
             self.make_started_sets(block.id())?;
         }
@@ -730,9 +722,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes everything pending that is in `new` and not in `old`.
-    fn mark_fresh(&mut self, old: &Map, new: &Map) {
-        let (slots, blocks) = (new.slots_not_in(old), new.blocks_not_in(old));
+    /// Makes all that these slots and blocks show pending.
+    fn mark_fresh(&mut self, slots: &[Arc<Slot>], blocks: &[Arc<Block>]) {
         let ranges = slots
             .iter()
             .map(|s| (s.block, s.first, s.pages))
@@ -747,9 +738,9 @@ impl Inner {
         }
     }
 
-    /// Forgets the blocks that `before` has and `map` has not.
-    fn forget_gone(&mut self, before: &Map, map: &Map) {
-        for block in before.blocks_not_in(map) {
+    /// Forgets these blocks.
+    fn forget_gone(&mut self, gone: &[Arc<Block>]) {
+        for block in gone {
             self.blocks.remove(block.id());
         }
     }
@@ -760,21 +751,24 @@ impl MapObserver for Tracker {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.hints.close();
+        // Listed before anything changes: afterwards nothing may fail.
+        let (gone, came) = (old.blocks_not_in(new)?, new.blocks_not_in(old)?);
+        let (hidden, shown) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
         if !inner.started {
             // Pages can be pending after tracking was stopped; not those of a block that goes.
-            inner.forget_gone(old, new);
+            inner.forget_gone(&gone);
             inner.map = Arc::clone(new);
             return Ok(());
         }
         if let Err(e) = inner.follow(old, new) {
             // What a log that was led back knew of them, it may have forgotten.
-            inner.mark_fresh(new, old);
-            inner.forget_gone(new, old);
+            inner.mark_fresh(&hidden, &gone);
+            inner.forget_gone(&came);
             return Err(e);
         }
         // What a new slot's pages hold was written before anybody logged it.
-        inner.mark_fresh(old, new);
-        inner.forget_gone(old, new);
+        inner.mark_fresh(&shown, &came);
+        inner.forget_gone(&gone);
         inner.map = Arc::clone(new);
         Ok(())
     }

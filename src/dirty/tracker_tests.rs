@@ -11,7 +11,8 @@ use crate::dirty::consumer::{Consumer, Cursor, Run};
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::Extent;
-use crate::memory::{Block, BlockDescription, BlockFlags, SlotDescription};
+use crate::dirty::{Origin, Sink};
+use crate::memory::{BlockDescription, BlockFlags, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE, STRETCH_PAGES};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
@@ -1043,9 +1044,7 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
         fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
             Ok(Harvested::Complete)
         }
-        fn covered(&self, _: &Map) -> Vec<Extent> {
-            Vec::new()
-        }
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Err(Error::new(Kind::Busy, "not now"))
         }
@@ -1213,12 +1212,10 @@ impl DirtyLog for Told {
         }
         Ok(Harvested::Complete)
     }
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        let all = |b: &Arc<Block>| Extent {
-            block: b.id(),
-            pages: 0..b.pages().0,
-        };
-        map.blocks().iter().map(all).collect()
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        for block in map.blocks() {
+            each(Extent::all_of(block));
+        }
     }
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
         Ok(())

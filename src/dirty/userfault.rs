@@ -156,13 +156,10 @@ impl DirtyLog for UserfaultLog {
         LogKind::Userfault
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        watched(map)
-            .map(|block| Extent {
-                block: block.id(),
-                pages: 0..block.pages().0,
-            })
-            .collect()
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        for block in watched(map) {
+            each(Extent::all_of(block));
+        }
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
@@ -243,7 +240,7 @@ impl DirtyLog for UserfaultLog {
             // Every harvest says that nothing is known.
             return Ok(());
         }
-        let (gone, fresh) = (old.blocks_not_in(new), new.blocks_not_in(old));
+        let (gone, fresh) = (old.blocks_not_in(new)?, new.blocks_not_in(old)?);
         for block in fresh.iter().filter(|block| is_watched(block)) {
             if let Err(e) = watch.begin(block) {
                 for block in &fresh {

@@ -14,6 +14,7 @@
 use super::iova::{at_most, round_out, Iovas, Reader};
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::Map;
 use crate::sys::ioctl::{Descriptor, Ioctl};
 use crate::sys::vfio::{self, LoggingRange};
@@ -73,9 +74,9 @@ impl VfioDeviceLog {
 
     /// Starts the device's log, which is off, for what may be written by `map`.
     fn start_logging(&mut self, map: &Map) -> Result<()> {
-        let mapped = self.iovas.mapped(map);
+        let mapped = self.iovas.mapped(map)?;
         // The kernel wants multiples of the page size that it is asked for.
-        let mut asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX);
+        let mut asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX)?;
         if asked.is_empty() {
             // A start without ranges is an error; there is nothing to log yet.
             self.logging = Some(Logging {
@@ -91,7 +92,7 @@ impl VfioDeviceLog {
             // Reports are of whole pages of the device's, which may reach out of these ranges, and
             // a driver may refuse that: once more, in its pages.
             vfio::logging_stop(&mut *self.device)?;
-            asked = at_most(round_out(&mapped, chosen)?, vfio::RANGES_MAX);
+            asked = at_most(round_out(&mapped, chosen)?, vfio::RANGES_MAX)?;
             chosen = self.begin(chosen, &asked)?;
         }
         let made = self.logging_of(&mapped, asked, chosen);
@@ -108,13 +109,11 @@ impl VfioDeviceLog {
 
     /// Has the device log `ranges`; the page size that it chose.
     fn begin(&mut self, page_size: u64, ranges: &[Range<u64>]) -> Result<u64> {
-        let ranges: Vec<LoggingRange> = ranges
-            .iter()
-            .map(|r| LoggingRange {
-                iova: r.start,
-                length: r.end - r.start,
-            })
-            .collect();
+        let ranges = ranges.iter().map(|r| LoggingRange {
+            iova: r.start,
+            length: r.end - r.start,
+        });
+        let ranges = fallible::collect(ranges, "ranges of IOVAs")?;
         vfio::logging_start(&mut *self.device, page_size, &ranges)
     }
 
@@ -210,8 +209,8 @@ impl DirtyLog for VfioDeviceLog {
         Ok(Harvested::Complete)
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        self.iovas.covered(map)
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        self.iovas.covered(map, each);
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
@@ -223,7 +222,7 @@ impl DirtyLog for VfioDeviceLog {
             // That does not refuse the change; nothing is lost.
             self.iovas.everything(old, sink);
         }
-        let wanted = self.iovas.mapped(new);
+        let wanted = self.iovas.mapped(new)?;
         let Some(logging) = &mut self.logging else {
             // Off. The next harvest tries again.
             return Ok(());
@@ -289,7 +288,7 @@ impl VfioContainerLog {
     }
 
     fn reader(&self, map: &Map) -> Result<Reader> {
-        let reader = Reader::new(self.iovas.mapped(map), self.page_size, true)?;
+        let reader = Reader::new(self.iovas.mapped(map)?, self.page_size, true)?;
         if reader.bitmap_bytes() > self.bitmap_max {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -334,8 +333,8 @@ impl DirtyLog for VfioContainerLog {
         Ok(Harvested::Complete)
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        self.iovas.covered(map)
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        self.iovas.covered(map, each);
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {

@@ -17,6 +17,7 @@
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::words;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::Map;
 use crate::sys::{mem, shm::Shm};
 use crate::units::{Pages, PAGE_SIZE};
@@ -119,15 +120,14 @@ pub struct VhostLog {
 }
 
 /// The pages that any of `maps` has RAM at.
-fn ram_of(maps: &[&Map]) -> Vec<Range<u64>> {
+fn ram_of(maps: &[&Map]) -> Result<Vec<Range<u64>>> {
     let slots = maps.iter().flat_map(|m| m.slots());
-    let mut all: Vec<Range<u64>> = slots
-        .map(|s| {
-            let first = s.guest_address.0 / PAGE_SIZE;
-            first..first + s.pages.0
-        })
-        .collect();
-    all.sort_by_key(|r| r.start);
+    let pages = slots.map(|s| {
+        let first = s.guest_address.0 / PAGE_SIZE;
+        first..first + s.pages.0
+    });
+    let mut all = fallible::collect(pages, "the guest's memory")?;
+    all.sort_unstable_by_key(|r| r.start);
     all.dedup_by(|next, last| {
         let touch = next.start <= last.end;
         if touch {
@@ -135,7 +135,7 @@ fn ram_of(maps: &[&Map]) -> Vec<Range<u64>> {
         }
         touch
     });
-    all
+    Ok(all)
 }
 
 impl VhostLog {
@@ -194,13 +194,7 @@ impl VhostLog {
     }
 
     fn everything(&self, map: &Map, sink: &mut dyn Sink) {
-        for extent in self.covered(map) {
-            let origin = Origin::Block {
-                block: extent.block,
-                page: Pages(extent.pages.start),
-            };
-            sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
-        }
+        self.covered(map, &mut |extent| extent.everything(sink));
     }
 
     /// Moves all back ends to a longer log.
@@ -306,7 +300,7 @@ impl DirtyLog for VhostLog {
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
-        self.ram = ram_of(&[map]);
+        self.ram = ram_of(&[map])?;
         let memory = self.memory_for(map)?;
         if let Err(e) = self.back_ends.log_on(&memory) {
             // Some of them may log already.
@@ -349,12 +343,13 @@ impl DirtyLog for VhostLog {
         Ok(Harvested::Complete)
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        let all = map.slots().iter().map(|s| Extent {
-            block: s.block,
-            pages: s.first.0..s.first.0 + s.pages.0,
-        });
-        all.collect()
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        for slot in map.slots() {
+            each(Extent {
+                block: slot.block,
+                pages: slot.first.0..slot.first.0 + slot.pages.0,
+            });
+        }
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
@@ -362,7 +357,7 @@ impl DirtyLog for VhostLog {
             return Ok(());
         }
         // A back end may have been told of new memory already.
-        self.ram = ram_of(&[old, new]);
+        self.ram = ram_of(&[old, new])?;
         // What it holds is understood by the old map.
         if self.drain_all(sink).is_err() {
             self.everything(old, sink);
@@ -374,7 +369,10 @@ impl DirtyLog for VhostLog {
             let current = self.current.as_ref();
             current.map_or(Ok(()), |memory| memory.reserve(&self.ram))
         };
-        self.ram = ram_of(&[if followed.is_ok() { new } else { old }]);
+        // Without memory for it the one of both serves: too much of it harms nobody.
+        if let Ok(ram) = ram_of(&[if followed.is_ok() { new } else { old }]) {
+            self.ram = ram;
+        }
         followed
     }
 }

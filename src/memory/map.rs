@@ -167,14 +167,14 @@ impl Map {
     }
 
     /// Blocks of this map that `other` lacks. Costs what differs, if one was made from the other.
-    pub fn blocks_not_in(&self, other: &Map) -> Vec<Arc<Block>> {
+    pub fn blocks_not_in(&self, other: &Map) -> Result<Vec<Arc<Block>>> {
         // A number stands for one block for ever.
         self.blocks.not_in(&other.blocks, |_, _| true)
     }
 
     /// Slots of this map that `other` lacks, or has otherwise. Costs what differs, if one was
     /// made from the other.
-    pub fn slots_not_in(&self, other: &Map) -> Vec<Arc<Slot>> {
+    pub fn slots_not_in(&self, other: &Map) -> Result<Vec<Arc<Slot>>> {
         self.slots.not_in(&other.slots, |a, b| a == b)
     }
 
@@ -244,8 +244,12 @@ impl Map {
 
     /// With the slots that show it.
     fn remove_block(&mut self, block: &Arc<Block>) {
-        let slots: Vec<Arc<Slot>> = self.slots_of(block.id(), 0..u64::MAX).cloned().collect();
-        for slot in slots {
+        // One by one: a list of them would be as long as there are slots.
+        loop {
+            let slot = self.slots_of(block.id(), 0..u64::MAX).next().cloned();
+            let Some(slot) = slot else {
+                break;
+            };
             self.remove_slot(&slot);
         }
         self.generation += 1;

@@ -10,6 +10,8 @@
 //! place in a node also knows how far the values up to it *reach*, so that what holds an address is
 //! found without a look at all that begins before it ([`Tree::next_reaching`]).
 
+use crate::error::Result;
+use crate::fallible;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -378,7 +380,8 @@ impl<I: Index> Tree<I> {
         &self,
         other: &Self,
         equal: impl Fn(&I::Value, &I::Value) -> bool,
-    ) -> Vec<I::Value> {
+    ) -> Result<Vec<I::Value>> {
+        const WHAT: &str = "what two maps differ in";
         let (mut ours, mut theirs): (Vec<&Node<I>>, Vec<&Node<I>>) =
             (self.0.iter().collect(), other.0.iter().collect());
         while !ours.is_empty() {
@@ -386,8 +389,13 @@ impl<I: Index> Tree<I> {
             let (a, b) = (height(&ours), height(&theirs));
             if a == b {
                 let address = |node: &&Node<I>| node.address();
-                let here: HashSet<usize> = ours.iter().map(address).collect();
-                let there: HashSet<usize> = theirs.iter().map(address).collect();
+                let (mut here, mut there) = (HashSet::new(), HashSet::new());
+                for node in &ours {
+                    fallible::add(&mut here, address(node), WHAT)?;
+                }
+                for node in &theirs {
+                    fallible::add(&mut there, address(node), WHAT)?;
+                }
                 ours.retain(|node| !there.contains(&node.address()));
                 theirs.retain(|node| !here.contains(&node.address()));
                 if a == 0 {
@@ -396,10 +404,10 @@ impl<I: Index> Tree<I> {
             }
             // The taller one first, until both are of one height, and then both.
             if a >= b {
-                ours = below(&ours);
+                ours = below(&ours)?;
             }
             if b >= a {
-                theirs = below(&theirs);
+                theirs = below(&theirs)?;
             }
         }
         let mut theirs = theirs.iter().flat_map(|node| node.entries()).peekable();
@@ -408,23 +416,28 @@ impl<I: Index> Tree<I> {
             while theirs.next_if(|(other, _)| *other < key).is_some() {}
             let found = theirs.peek().filter(|(other, _)| *other == key);
             if !found.is_some_and(|(_, other)| equal(value, other)) {
-                missing.push(value.clone());
+                fallible::push(&mut missing, value.clone(), WHAT)?;
             }
         }
-        missing
+        Ok(missing)
     }
 }
 
 /// The nodes below `nodes`; leaves stay.
-fn below<'a, I: Index>(nodes: &[&'a Node<I>]) -> Vec<&'a Node<I>> {
+fn below<'a, I: Index>(nodes: &[&'a Node<I>]) -> Result<Vec<&'a Node<I>>> {
+    const WHAT: &str = "what two maps differ in";
     let mut below = Vec::new();
     for node in nodes {
         match node {
-            Node::Leaf(_) => below.push(*node),
-            Node::Inner(places) => below.extend(places.iter().map(|place| &place.what)),
+            Node::Leaf(_) => fallible::push(&mut below, *node, WHAT)?,
+            Node::Inner(places) => {
+                for place in places.iter() {
+                    fallible::push(&mut below, &place.what, WHAT)?;
+                }
+            }
         }
     }
-    below
+    Ok(below)
 }
 
 impl<I: Index> Node<I> {

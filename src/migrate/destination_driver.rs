@@ -15,6 +15,7 @@ use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::returned::Forgotten;
 use crate::memory::{Memory, PinRecall};
@@ -477,7 +478,7 @@ impl Driver {
                     let (blob, prefix) = wire::Blob::decode(&header, &data)?;
                     data.drain(..prefix);
                     bytes += u64::from(header.payload);
-                    list.push(session::StoredBlob { blob, data });
+                    fallible::push(&mut list, session::StoredBlob { blob, data }, kind.name())?;
                 }
                 Incomer::Control(Record::EarlyEnd(end)) if kind == RecordType::Early => {
                     return check_end(&list, end).map(|sum| (list, sum));
@@ -538,7 +539,7 @@ impl Driver {
                             format!("more than {} blocks", crate::memory::block::BLOCKS_MAX),
                         ));
                     }
-                    blocks.push(block);
+                    fallible::push(&mut blocks, block, "the source's blocks")?;
                 }
                 Incomer::Control(Record::LayoutEnd(end)) => {
                     let bytes = blocks
@@ -561,11 +562,13 @@ impl Driver {
             }
         }
         let mut names = HashSet::new();
-        if let Some(twice) = blocks.iter().find(|b| !names.insert(b.name.as_str())) {
-            return Err(Error::new(
-                Kind::Protocol,
-                format!("block `{}` is announced twice", twice.name),
-            ));
+        for block in &blocks {
+            if !fallible::add(&mut names, block.name.as_str(), "the source's blocks")? {
+                return Err(Error::new(
+                    Kind::Protocol,
+                    format!("block `{}` is announced twice", block.name),
+                ));
+            }
         }
         let map = shared.memory.map();
         if let Some(difference) = layout_difference(&blocks, &map) {

@@ -6,6 +6,7 @@ use super::session;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::dirty::consumer::{Consumer, Content, Run};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::contents::{Contents, Held};
 use crate::memory::BlockId;
@@ -102,6 +103,11 @@ impl Sender {
         self.waiting_pages + self.current.pages
     }
 
+    /// Has room to account for so many runs, which [`Sender::send`] needs before anything can fail.
+    pub(super) fn make_room(&mut self, runs: usize) -> Result<()> {
+        fallible::reserve(&mut self.current.runs, runs, "the account of what is sent")
+    }
+
     /// Sends runs whose protection has been restored, and before them `first`. Pages that hold
     /// nothing are found without reading them.
     ///
@@ -125,7 +131,7 @@ impl Sender {
             self.current.pages += run.count.0;
         }
         let begun = Instant::now();
-        let mut records = Records::default();
+        let mut records = Records::for_runs(runs)?;
         // The runs' protection is back, so what is asked from here on is true of them.
         self.contents.refresh();
         for run in runs {
@@ -188,6 +194,7 @@ impl Sender {
         last: bool,
         io: &Io<'_>,
     ) -> Result<()> {
+        fallible::reserve_back(&mut self.waiting, 1, "the account of what is sent")?;
         self.marker.number += 1;
         self.marker.pass = pass;
         self.marker.flags = if last { MARKER_FLAG_FINAL } else { 0 };
@@ -246,6 +253,16 @@ struct Records<'a> {
 type Piece<'a> = (&'a Run, Range<Pages>);
 
 impl<'a> Records<'a> {
+    /// None yet, with room for all that can become of `runs`: a record for each page that is read,
+    /// and one for each run that is not.
+    fn for_runs(runs: &[Run]) -> Result<Self> {
+        let read = runs.iter().filter(|run| run.content == Content::Used);
+        let most = runs.len() + read.map(|run| run.count.index()).sum::<usize>();
+        let mut records = Records::default();
+        fallible::reserve(&mut records.list, most, "a batch of records")?;
+        Ok(records)
+    }
+
     fn zeros(&mut self, run: &Run, range: Range<Pages>) {
         let count = range.end - range.start;
         let header = Header::zeros(run.block.id().0, range.start, count.0 as u32);
@@ -297,7 +314,8 @@ impl<'a> Records<'a> {
 
     /// What to give to the socket after `first`: no page is copied.
     fn parts<'p>(&'p self, first: &'p [u8]) -> Result<Vec<Part<'p>>> {
-        let mut parts = Vec::with_capacity(1 + self.list.len() * 2);
+        let mut parts = Vec::new();
+        fallible::reserve(&mut parts, 1 + self.list.len() * 2, "a batch of records")?;
         parts.push(Part::bytes(first));
         for (header, contents) in &self.list {
             parts.push(Part::bytes(header));

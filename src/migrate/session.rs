@@ -4,6 +4,7 @@
 use super::outbox::Outbox;
 use crate::channel::socket::{Channel, Io, Part, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::runtime::Deadline;
 use crate::vmm::StateBlob;
 use crate::wire::{
@@ -121,10 +122,11 @@ impl crate::vmm::StateSink for Blobs {
             .map_err(|_| Error::no_memory(format_args!("state `{}`", blob.name), length))?;
         data.extend_from_slice(blob.data);
         self.bytes += length;
-        self.list.push(StoredBlob {
+        let stored = StoredBlob {
             blob: described,
             data,
-        });
+        };
+        fallible::push(&mut self.list, stored, "state")?;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 
 use super::known_zero::KnownZero;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access;
 use crate::memory::contents::Contents;
 use crate::memory::host;
@@ -17,6 +18,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+/// What a table of them is called when there is no memory for it.
+const BLOCKS: &str = "the source's blocks";
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
 
@@ -40,9 +43,15 @@ struct Removed(Mutex<HashSet<String>>);
 
 impl MapObserver for Removed {
     fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
-        let gone = old.blocks_not_in(new);
-        self.names()
-            .extend(gone.iter().map(|b| b.name().to_owned()));
+        let gone = old.blocks_not_in(new)?;
+        let mut names = self.names();
+        for block in gone {
+            fallible::add(
+                &mut names,
+                block.name().to_owned(),
+                "names of removed blocks",
+            )?;
+        }
         Ok(())
     }
 }
@@ -200,7 +209,7 @@ impl PageSink {
             block: None,
             zero: KnownZero::nothing(),
         };
-        self.insert(theirs.id, target);
+        self.insert(theirs.id, target)?;
         Ok(())
     }
 
@@ -222,9 +231,10 @@ impl PageSink {
         Ok(())
     }
 
-    fn insert(&mut self, id: u32, target: Target) {
-        self.names.insert(target.name.clone());
-        self.targets.insert(id, target);
+    fn insert(&mut self, id: u32, target: Target) -> Result<()> {
+        fallible::add(&mut self.names, target.name.clone(), BLOCKS)?;
+        fallible::insert(&mut self.targets, id, target, BLOCKS)?;
+        Ok(())
     }
 
     /// Takes pages of the source's block `id` into `block` from now on.
@@ -245,7 +255,7 @@ impl PageSink {
             block: Some(Arc::clone(block)),
             zero,
         };
-        self.insert(id, target);
+        self.insert(id, target)?;
         Ok(())
     }
 
@@ -267,7 +277,7 @@ impl PageSink {
             access::file_reaches(block, &(Pages(0)..target.pages))?;
             // The VMM loads its state next, and the guest runs.
             block.zeroed_no_more();
-            self.spent.push(target.zero);
+            fallible::push(&mut self.spent, target.zero, BLOCKS)?;
         }
         Ok(())
     }

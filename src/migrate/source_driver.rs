@@ -27,6 +27,7 @@ use crate::dirty::consumer::{Consumer, Cursor, Run};
 use crate::dirty::tracker::{ConsumerStats, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::{BlockId, Map, PinRecall};
 use crate::runtime::{Limit, Timeout};
 use crate::sys::clock;
@@ -55,6 +56,8 @@ const BATCH_PAGES: u64 = 512;
 const MARKERS_WAITING: usize = 256;
 /// The most records that are read from the destination between two batches.
 const LISTEN_RECORDS: usize = 64;
+/// What a table of them is called when there is no memory for it.
+const BLOCKS: &str = "the guest's blocks";
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
@@ -589,7 +592,11 @@ impl Driver {
             if runs.is_empty() {
                 return Ok(None);
             }
-            let news = self.news(&runs).inspect_err(|_| {
+            let news = self.news(&runs).and_then(|news| {
+                self.sender.make_room(runs.len())?;
+                Ok(news)
+            });
+            let news = news.inspect_err(|_| {
                 for run in &runs {
                     self.consumer.put_back(run.block.id(), run.first, run.count);
                 }
@@ -664,13 +671,12 @@ impl Driver {
         let memory = self.shared.tracker.memory();
         if self.announced_at != Some(memory.with_map(Map::generation)) {
             let map = memory.map();
-            let mut gone = self.announced.clone();
-            gone.retain(|id| map.block(*id).is_none());
+            let gone = self.announced.iter().copied();
+            let gone = gone.filter(|id| map.block(*id).is_none());
+            let mut gone = fallible::collect(gone, BLOCKS)?;
             // One that runs are still sent of is told of with a later batch.
             let before = gone.len();
-            for run in runs {
-                gone.remove(&run.block.id());
-            }
+            gone.retain(|id| runs.iter().all(|run| run.block.id() != *id));
             for id in &gone {
                 Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
                 self.announced.remove(id);
@@ -684,7 +690,7 @@ impl Driver {
                 continue;
             }
             Record::BlockAdded(describe(&run.block)).encode(&mut news)?;
-            self.announced.insert(run.block.id());
+            fallible::add(&mut self.announced, run.block.id(), BLOCKS)?;
         }
         Ok(news)
     }

@@ -15,6 +15,7 @@ use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::tracker::{StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::units::Pages;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -314,8 +315,8 @@ fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, 
         }
         for run in &runs {
             let block = run.block.id().index();
-            if seen.len() <= block {
-                seen.resize_with(block + 1, || None);
+            while seen.len() <= block {
+                fallible::push(seen, None, "what was written in the period")?;
             }
             if seen[block].is_none() {
                 seen[block] = Some(Bitmap::new(run.block.pages().index())?);

@@ -3,6 +3,7 @@
 
 use super::estimate::{choose, Sampled};
 use crate::error::{Error, Result};
+use crate::fallible;
 use crate::memory::access;
 use crate::memory::contents::{Contents, Seen};
 use crate::memory::{Block, BlockPin, Memory};
@@ -29,6 +30,7 @@ struct Note {
 struct Part {
     /// Not pinned: it may go.
     block: Arc<Block>,
+    gone: bool,
     notes: Vec<Note>,
 }
 
@@ -68,10 +70,12 @@ impl Sample {
                     sum: 0,
                 });
             }
-            parts.push(Part {
+            let part = Part {
                 block: Arc::clone(block),
+                gone: false,
                 notes,
-            });
+            };
+            fallible::push(&mut parts, part, "sample of guest memory")?;
             before = end;
         }
         Ok(Sample {
@@ -93,12 +97,11 @@ impl Sample {
             contents,
             zero,
         } = self;
-        let mut gone = Vec::new();
-        for (i, part) in parts.iter_mut().enumerate() {
+        for part in parts.iter_mut() {
             for notes in part.notes.chunks_mut(AT_ONCE) {
                 check()?;
                 let Some(block) = memory.pin(&part.block) else {
-                    gone.push(i);
+                    part.gone = true;
                     break;
                 };
                 contents.refresh();
@@ -108,9 +111,7 @@ impl Sample {
                 }
             }
         }
-        for i in gone.into_iter().rev() {
-            parts.remove(i);
-        }
+        parts.retain(|part| !part.gone);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use super::ioctl::Ioctl;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 
 /// `VFIO_DEVICE_FEATURE`, on a device.
 pub const DEVICE_FEATURE: u32 = 0x3b75;
@@ -262,12 +263,15 @@ pub fn type1_dirty(container: &mut dyn Ioctl) -> Result<Type1Dirty> {
     const WHAT: &str = "VFIO_IOMMU_GET_INFO";
     let ask = |container: &mut dyn Ioctl, size: usize| -> Result<Vec<u8>> {
         // In words, so that the kernel finds its structure aligned.
-        let mut words = vec![0u64; size.div_ceil(8)];
+        let mut words = Vec::new();
+        fallible::reserve(&mut words, size.div_ceil(8), WHAT)?;
+        words.resize(size.div_ceil(8), 0u64);
         words[0] = (size as u64).to_le();
         // SAFETY: `size` bytes that begin with a structure whose argsz says so.
         let done = unsafe { container.ioctl(IOMMU_GET_INFO, words.as_mut_ptr().cast(), size) };
         done.map_err(|e| first(WHAT, "a VFIO container with a type 1 IOMMU", e))?;
-        let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let bytes = words.iter().flat_map(|w| w.to_ne_bytes());
+        let mut bytes = fallible::collect(bytes, WHAT)?;
         bytes.truncate(size);
         Ok(bytes)
     };

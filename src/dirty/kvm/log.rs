@@ -18,10 +18,12 @@
 //! all ones whenever logging is switched on.
 
 use super::switch::LogSwitch;
+use super::SLOTS;
 use crate::dirty::{
     DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Origin, Rearmed, Sink, When,
 };
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::{BlockId, Map, Slot};
 use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{
@@ -315,8 +317,8 @@ impl DirtyLog for KvmLog {
         self.manual() && !self.clear_at_harvest
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        super::logged(map)
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        super::logged(map, each);
     }
 
     fn heap_bytes(&self) -> u64 {
@@ -330,7 +332,7 @@ impl DirtyLog for KvmLog {
         }
         self.mode = self.choose_mode()?;
         self.apply_mode(self.mode)?;
-        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let slots = super::slots(map)?;
         if let Err(e) = self.start_slots(&slots) {
             let _ = self.apply_mode(KvmMode::GetAndClear);
             return Err(e);
@@ -347,12 +349,9 @@ impl DirtyLog for KvmLog {
             return Ok(());
         }
         self.started = false;
-        let slots: Vec<&Slot> = map
-            .slots()
-            .iter()
-            .filter(|s| self.copies.contains_key(&s.slot))
-            .collect();
-        let result = self.switch(&slots, false);
+        let slots = map.slots().iter();
+        let slots = slots.filter(|s| self.copies.contains_key(&s.slot));
+        let result = fallible::collect(slots, SLOTS).and_then(|slots| self.switch(&slots, false));
         self.copies.clear();
         // The mode applies to bitmaps made from now on; leave the VM as it was found.
         result.and(self.apply_mode(KvmMode::GetAndClear))
@@ -405,13 +404,13 @@ impl DirtyLog for KvmLog {
         if !self.started {
             return Ok(());
         }
-        let (gone, fresh) = (old.slots_not_in(new), new.slots_not_in(old));
-        let gone: Vec<&Slot> = gone
-            .iter()
-            .map(|slot| &**slot)
-            .filter(|s| self.copies.contains_key(&s.slot))
-            .collect();
-        let mut read: Vec<&Slot> = Vec::with_capacity(gone.len());
+        let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
+        // Every list is made before anything changes.
+        let gone = gone.iter().map(|slot| &**slot);
+        let gone = fallible::collect(gone.filter(|s| self.copies.contains_key(&s.slot)), SLOTS)?;
+        let fresh = super::of_kvm(&fresh)?;
+        let mut read = fallible::collect(gone.iter().copied(), SLOTS)?;
+        read.clear();
         for slot in &gone {
             // Deleting a slot frees its bitmap; what it holds is read before. A failed GET
             // may have cleared what it could not deliver, so all counts as dirty then (the
@@ -429,11 +428,6 @@ impl DirtyLog for KvmLog {
                 );
             }
         }
-        let fresh: Vec<&Slot> = fresh
-            .iter()
-            .map(|slot| &**slot)
-            .filter(|s| s.is_logged())
-            .collect();
         for slot in &gone {
             self.copies.remove(&slot.slot);
         }

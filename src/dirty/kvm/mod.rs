@@ -14,15 +14,32 @@ pub use ring::{KvmRing, Rings};
 pub use switch::LogSwitch;
 
 use super::Extent;
-use crate::memory::Map;
+use crate::error::Result;
+use crate::fallible;
+use crate::memory::{Map, Slot};
+use std::sync::Arc;
+
+/// What a list of them is called when there is no memory for it.
+const SLOTS: &str = "memory slots";
+
+/// The slots of a map whose writes KVM can log.
+fn slots(map: &Map) -> Result<Vec<&Slot>> {
+    let logged = map.slots().iter().filter(|s| s.is_logged());
+    fallible::collect(logged, SLOTS)
+}
+
+/// Those of some slots whose writes KVM can log.
+fn of_kvm(slots: &[Arc<Slot>]) -> Result<Vec<&Slot>> {
+    let slots = slots.iter().map(|slot| &**slot);
+    fallible::collect(slots.filter(|s| s.is_logged()), SLOTS)
+}
 
 /// What KVM logs writes to: the slots of a map that are KVM's and writable.
-fn logged(map: &Map) -> Vec<Extent> {
-    let logged = map.slots().iter().filter(|s| s.is_logged());
-    logged
-        .map(|s| Extent {
-            block: s.block,
-            pages: s.first.0..s.first.0 + s.pages.0,
-        })
-        .collect()
+fn logged(map: &Map, each: &mut dyn FnMut(Extent)) {
+    for slot in map.slots().iter().filter(|s| s.is_logged()) {
+        each(Extent {
+            block: slot.block,
+            pages: slot.first.0..slot.first.0 + slot.pages.0,
+        });
+    }
 }

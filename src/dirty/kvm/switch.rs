@@ -1,6 +1,7 @@
 //! Switching a slot's dirty logging on and off.
 
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::Slot;
 use crate::sys::kvm::{Region, Vm, MEM_LOG_DIRTY_PAGES};
 use crate::vmm::Vmm;
@@ -44,7 +45,7 @@ impl LogSwitch {
         }
         match self {
             LogSwitch::Vmm(vmm) => {
-                let numbers: Vec<u32> = slots.iter().map(|s| s.slot).collect();
+                let numbers = fallible::collect(slots.iter().map(|s| s.slot), super::SLOTS)?;
                 if on {
                     vmm.log_on(&numbers)?;
                     // Otherwise the first harvest would fail, and say no more than ENOENT.

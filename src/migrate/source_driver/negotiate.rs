@@ -2,9 +2,10 @@
 //! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
 //! `docs/limits.md`.
 
-use super::{Driver, Target};
+use super::{Driver, Target, BLOCKS};
 use crate::channel::socket::{Channel, Io};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::migrate::session::{self, Blobs};
 use crate::migrate::sink::describe;
 use crate::sys::mem;
@@ -84,7 +85,7 @@ impl Driver {
                 session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
                 layout.clear();
             }
-            self.announced.insert(block.id());
+            fallible::add(&mut self.announced, block.id(), BLOCKS)?;
         }
         session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
         self.announced_at = Some(map.generation());

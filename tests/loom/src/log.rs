@@ -45,7 +45,7 @@ pub trait DirtyLog: Send {
     fn start(&mut self, map: &Map) -> Result<Initial>;
     fn stop(&mut self, map: &Map) -> Result<()>;
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
-    fn covered(&self, map: &Map) -> Vec<Extent>;
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent));
     fn heap_bytes(&self) -> u64;
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

@@ -73,12 +73,12 @@ impl Found {
     /// From now on pages are those of `map`. Blocks that stay keep what was found of them.
     pub fn fit(&mut self, map: &Map) -> Result<()> {
         let mut fresh = Vec::new();
-        for block in map.blocks_not_in(&self.map) {
+        for block in map.blocks_not_in(&self.map)? {
             fresh.push((block.id(), Pile::new(block.pages())?));
         }
         // Nothing fails from here on.
         self.blocks.extend(fresh);
-        for block in self.map.blocks_not_in(map) {
+        for block in self.map.blocks_not_in(map)? {
             self.blocks.remove(&block.id());
         }
         self.doubtful

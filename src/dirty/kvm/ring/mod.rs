@@ -146,7 +146,7 @@ impl KvmRing {
                 state.rounds.found.no_doubt();
             }
             lost = true;
-            let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+            let slots = super::slots(map)?;
             let done = self
                 .switch(&slots, false)
                 .and_then(|()| self.switch(&slots, true));
@@ -221,7 +221,7 @@ impl KvmRing {
         if self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) != 0 {
             self.vm.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, 0)?;
         }
-        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let slots = super::slots(map)?;
         if matches!(self.switch, LogSwitch::Brant) {
             // Where somebody left logging on, switching it on would protect nothing.
             self.switch(&slots, false)?;
@@ -254,8 +254,8 @@ impl DirtyLog for KvmRing {
         self.guest = Arc::clone(guest);
     }
 
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        super::logged(map)
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        super::logged(map, each);
     }
 
     fn heap_bytes(&self) -> u64 {
@@ -300,7 +300,7 @@ impl DirtyLog for KvmRing {
         if self.reaper.is_none() {
             return Ok(());
         }
-        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let slots = super::slots(map)?;
         let result = self.switch(&slots, false);
         // Nothing is pushed any more. A ring that is left full would stop its vCPU again and again.
         let emptied = self.shared.round(Look::Unknown, None);
@@ -323,7 +323,7 @@ impl DirtyLog for KvmRing {
             }
         }
         let lost = self.collect(map, look);
-        let slots: Vec<&Slot> = map.slots().iter().filter(|s| s.is_logged()).collect();
+        let slots = super::slots(map)?;
         let bitmaps = self.get_bitmaps(&slots, sink);
         {
             let mut state = self.shared.lock();
@@ -332,13 +332,7 @@ impl DirtyLog for KvmRing {
         }
         bitmaps?;
         if lost? {
-            for extent in self.covered(map) {
-                let origin = Origin::Block {
-                    block: extent.block,
-                    page: Pages(extent.pages.start),
-                };
-                sink.everything(origin, Pages(extent.pages.end - extent.pages.start));
-            }
+            self.covered(map, &mut |extent| extent.everything(sink));
         }
         Ok(match told.is_empty() {
             true => Harvested::Complete,
@@ -350,14 +344,8 @@ impl DirtyLog for KvmRing {
         if self.reaper.is_none() {
             return Ok(());
         }
-        let (gone, fresh) = (old.slots_not_in(new), new.slots_not_in(old));
-        let logged = |slots: &'_ [Arc<Slot>]| -> Vec<Slot> {
-            let logged = slots.iter().filter(|s| s.is_logged());
-            logged.map(|s| Slot::clone(s)).collect()
-        };
-        let (gone, fresh) = (logged(&gone), logged(&fresh));
-        let gone: Vec<&Slot> = gone.iter().collect();
-        let fresh: Vec<&Slot> = fresh.iter().collect();
+        let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
+        let (gone, fresh) = (super::of_kvm(&gone)?, super::of_kvm(&fresh)?);
         // Entries are of the slots as they were when they were pushed.
         let collected = self.shared.round(Look::Unknown, None);
         let bitmaps = self.get_bitmaps(&gone, sink);

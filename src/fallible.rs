@@ -1,0 +1,69 @@
+//! Collections that grow by a guest's size or a peer's word: an error where Rust would end the
+//! process.
+//!
+//! `Vec::push`, `collect` and `insert` abort when there is no memory. That is fine for what has a
+//! fixed small size, and for nothing else here. Whoever collects blocks, slots, runs or names
+//! calls these.
+
+use crate::error::{Error, Result};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, Hash};
+
+/// `list.reserve(more)`; `what` is for the error.
+pub fn reserve<T>(list: &mut Vec<T>, more: usize, what: &str) -> Result<()> {
+    list.try_reserve(more)
+        .map_err(|_| grown::<T>(what, list.len().saturating_add(more)))
+}
+
+/// `list.push(value)`; `what` is for the error.
+pub fn push<T>(list: &mut Vec<T>, value: T, what: &str) -> Result<()> {
+    reserve(list, 1, what)?;
+    list.push(value);
+    Ok(())
+}
+
+/// `queue.reserve(more)`; `what` is for the error.
+pub fn reserve_back<T>(queue: &mut VecDeque<T>, more: usize, what: &str) -> Result<()> {
+    queue
+        .try_reserve(more)
+        .map_err(|_| grown::<T>(what, queue.len().saturating_add(more)))
+}
+
+/// `values.collect()`; `what` is for the error.
+pub fn collect<T>(values: impl Iterator<Item = T>, what: &str) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    reserve(&mut list, values.size_hint().0, what)?;
+    for value in values {
+        push(&mut list, value, what)?;
+    }
+    Ok(list)
+}
+
+/// `map.insert(key, value)`; `what` is for the error.
+pub fn insert<K: Eq + Hash, V, S: BuildHasher>(
+    map: &mut HashMap<K, V, S>,
+    key: K,
+    value: V,
+    what: &str,
+) -> Result<Option<V>> {
+    map.try_reserve(1)
+        .map_err(|_| grown::<(K, V)>(what, map.len() + 1))?;
+    Ok(map.insert(key, value))
+}
+
+/// `set.insert(value)`; `what` is for the error.
+pub fn add<T: Eq + Hash, S: BuildHasher>(
+    set: &mut HashSet<T, S>,
+    value: T,
+    what: &str,
+) -> Result<bool> {
+    set.try_reserve(1)
+        .map_err(|_| grown::<T>(what, set.len() + 1))?;
+    Ok(set.insert(value))
+}
+
+/// There is no room for `count` of them.
+#[cold]
+fn grown<T>(what: &str, count: usize) -> Error {
+    Error::no_memory(what, size_of::<T>().saturating_mul(count) as u64)
+}

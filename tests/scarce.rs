@@ -1,0 +1,374 @@
+//! Memory that runs out: whatever brant allocates of 8 KiB or more, by a guest's size or a peer's
+//! word, may fail. Then a call, or a migration, ends with an error, and works when it is tried
+//! again. It never ends the process.
+//!
+//! Each operation is tried with its first such allocation failing, then its second, and so on
+//! until none is left to fail. In a process of its own for each test: Rust ends a process whose
+//! allocation fails where nobody looks.
+
+use brant::dirty::consumer::Cursor;
+use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+use brant::dirty::When;
+use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::rate::{self, Probe, Way};
+use brant::sys::kvm::{Region, Vm};
+use brant::units::{Bytes, Pages};
+use brant::vmm::{StateBlob, StateSink, Vmm};
+use brant::{Error, Kind, Result};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Read, Seek};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vm_memory::GuestAddress;
+
+/// What counts as large.
+const LARGE: usize = 8 << 10;
+const LONG: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(180);
+const PAGE: u64 = 4096;
+
+/// Large allocations that still succeed; below 0: all do.
+static LEFT: AtomicI64 = AtomicI64::new(-1);
+/// Whether one has failed.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+struct Scarce;
+
+impl Scarce {
+    fn fails(size: usize) -> bool {
+        if size < LARGE || LEFT.load(Ordering::Relaxed) < 0 {
+            return false;
+        }
+        let fails = LEFT.fetch_sub(1, Ordering::Relaxed) == 0;
+        if fails {
+            FAILED.store(true, Ordering::Relaxed);
+        }
+        fails
+    }
+}
+
+// SAFETY: the system's allocator, or null, which every caller has to expect.
+unsafe impl GlobalAlloc for Scarce {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if Scarce::fails(layout.size()) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if Scarce::fails(layout.size()) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if Scarce::fails(size) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Scarce = Scarce;
+
+/// Runs `body` in a process of its own, which is this program with only the test `name`.
+fn alone(name: &str, body: impl FnOnce()) {
+    if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
+        return body();
+    }
+    let mut said = tempfile::tempfile().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("BRANT_TEST_ALONE", name)
+        .stdout(Stdio::null())
+        .stderr(said.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > LIMIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("{name}: no end after {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut text = String::new();
+    said.rewind().unwrap();
+    said.read_to_string(&mut text).unwrap();
+    assert!(status.success(), "{status}: {text}");
+}
+
+/// Does `operation` with its nth large allocation failing, for each n there is. It either fails
+/// for want of memory or goes on without; and succeeds in the end. How often one failed.
+fn scarcely(what: &str, mut operation: impl FnMut() -> Result<()>) -> i64 {
+    for n in 0.. {
+        eprintln!("{what}: large allocation {n} fails");
+        FAILED.store(false, Ordering::Relaxed);
+        LEFT.store(n, Ordering::Relaxed);
+        let result = operation();
+        LEFT.store(-1, Ordering::Relaxed);
+        let failed = FAILED.load(Ordering::Relaxed);
+        if !failed {
+            result.unwrap();
+            return n;
+        }
+        if let Err(e) = result {
+            assert!(
+                matches!(e.kind(), Kind::NoMemory | Kind::Refused | Kind::Vmm),
+                "{what}, {n}: {e}"
+            );
+            assert!(e.message().contains("allocate"), "{what}, {n}: {e}");
+        }
+    }
+    unreachable!()
+}
+
+/// Reserved, never touched but where a test does.
+fn reserve(bytes: u64) -> *mut u8 {
+    // SAFETY: a new mapping where the kernel likes; it stays for the life of the process.
+    let at = unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(std::ptr::null_mut(), bytes as usize, access, flags, -1, 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    at.cast()
+}
+
+fn block(name: String, host: *mut u8, bytes: u64) -> BlockDescription {
+    BlockDescription {
+        name,
+        // SAFETY: mappings of the test's own, which stay.
+        host: unsafe { brant::memory::HostMemory::new(host) },
+        length: Bytes(bytes),
+        page_size: Bytes(PAGE),
+        file: None,
+        flags: BlockFlags::default(),
+    }
+}
+
+fn slot(number: u32, block: &str, bytes: u64) -> SlotDescription {
+    SlotDescription {
+        slot: number,
+        flags: 0,
+        block: block.to_owned(),
+        offset: Bytes(0),
+        length: Bytes(bytes),
+        guest_address: GuestAddress(u64::from(number) << 32),
+    }
+}
+
+/// How many small blocks a guest has beside the large one.
+const BLOCKS: u32 = 1100;
+/// The large block: its bitmap has 16 KiB.
+const BYTES: u64 = 512 << 20;
+
+/// A guest with a large block, every 4096th page of which is written, and many small ones.
+fn guest(bytes: u64) -> Arc<Memory> {
+    let memory = Memory::new().unwrap();
+    let host = reserve(bytes);
+    // SAFETY: advice about, and writes to, our own mapping.
+    unsafe {
+        libc::madvise(host.cast(), bytes as usize, libc::MADV_NOHUGEPAGE);
+        for page in (0..bytes / PAGE).step_by(4096) {
+            host.add((page * PAGE) as usize).write_volatile(1);
+        }
+    }
+    memory.add_block(block("ram".into(), host, bytes)).unwrap();
+    memory.add_slot(&slot(0, "ram", bytes)).unwrap();
+    for i in 1..BLOCKS {
+        let name = format!("small-{i}");
+        memory
+            .add_block(block(name.clone(), reserve(PAGE), PAGE))
+            .unwrap();
+        memory.add_slot(&slot(i, &name, PAGE)).unwrap();
+    }
+    Arc::new(memory)
+}
+
+/// A virtual machine that writes a page of each slot between two looks.
+#[derive(Default)]
+struct Writing(Arc<AtomicU64>);
+
+impl Vm for Writing {
+    fn check_extension(&self, _: u32) -> u64 {
+        3
+    }
+    fn enable_cap(&mut self, _: u32, _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn set_region(&mut self, _: &Region) -> Result<()> {
+        Ok(())
+    }
+    fn get_dirty_log(&mut self, _: u32, words: &mut [u64]) -> Result<()> {
+        words.fill(0);
+        let at = self.0.fetch_add(1, Ordering::Relaxed) as usize;
+        words[at % words.len()] = 1;
+        Ok(())
+    }
+    fn clear_dirty_log(&mut self, _: u32, _: u64, _: u32, _: &[u64]) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn tracker(memory: &Arc<Memory>) -> Result<Arc<Tracker>> {
+    let tracker = Tracker::new(Arc::clone(memory), Clearing::default())?;
+    let log = KvmLog::new(
+        Box::new(Writing::default()),
+        KvmMode::Auto,
+        LogSwitch::Brant,
+    );
+    tracker.add_log(Box::new(log))?;
+    Ok(tracker)
+}
+
+/// A VMM with state of 1 MiB and no guest that runs.
+struct Standing;
+
+impl Vmm for Standing {
+    fn pause(&self) -> Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> Result<()> {
+        Ok(())
+    }
+    fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
+        static DATA: [u8; 1 << 20] = [7; 1 << 20];
+        sink.put(&StateBlob {
+            name: "device",
+            instance: 0,
+            version: 1,
+            data: &DATA,
+        })
+    }
+    fn load(&self, _: &StateBlob<'_>) -> Result<()> {
+        Ok(())
+    }
+    fn run(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn blocks_and_slots_come_and_go() {
+    alone("blocks_and_slots_come_and_go", || {
+        let memory = guest(BYTES);
+        let tracker = tracker(&memory).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Everything).unwrap();
+        let host = reserve(BYTES);
+        let failed = scarcely("adding a block", || {
+            memory.add_block(block("more".into(), host, BYTES))?;
+            memory
+                .add_slot(&slot(BLOCKS, "more", BYTES))
+                .inspect_err(|_| {
+                    memory.remove_block("more").unwrap();
+                })
+        });
+        assert!(failed > 0);
+        scarcely("removing a slot", || {
+            memory.remove_slot(BLOCKS, GuestAddress(u64::from(BLOCKS) << 32))
+        });
+        scarcely("removing a block", || memory.remove_block("more"));
+        consumer.sync(When::Running).unwrap();
+    });
+}
+
+#[test]
+fn a_tracker_starts_harvests_and_hands_out() {
+    alone("a_tracker_starts_harvests_and_hands_out", || {
+        let memory = guest(BYTES);
+        let failed = scarcely("tracking", || {
+            let tracker = tracker(&memory)?;
+            let consumer = tracker.consumer();
+            consumer.start(StartWith::Everything)?;
+            let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+            consumer.take(&mut cursor, 64, Pages(1 << 20), &mut runs)?;
+            for run in &runs {
+                consumer.put_back(run.block.id(), run.first, run.count);
+            }
+            consumer.sync(When::Running)?;
+            consumer.stop()
+        });
+        assert!(failed > 0);
+    });
+}
+
+#[test]
+fn a_dirty_rate_is_measured() {
+    alone("a_dirty_rate_is_measured", || {
+        let memory = guest(BYTES);
+        for way in [Way::Log, Way::Sample { per_gib: 1 << 16 }] {
+            let tracker = tracker(&memory).unwrap();
+            let params = rate::Params {
+                way,
+                period: rate::PERIOD_MIN,
+            };
+            let probe = Probe::new(tracker, params).unwrap();
+            let failed = scarcely("measuring", || probe.measure().map(|_| ()));
+            assert!(failed > 0, "{way:?}");
+        }
+    });
+}
+
+#[test]
+fn pages_are_given_back_and_declared_lost() {
+    alone("pages_are_given_back_and_declared_lost", || {
+        let memory = guest(BYTES);
+        memory.set_must_tell_host(true);
+        scarcely("giving back", || {
+            memory.mark_discarded(GuestAddress(0), BYTES);
+            memory.mark_taken(GuestAddress(0), BYTES);
+            Ok(())
+        });
+        let failed = scarcely("declaring lost", || {
+            memory.mark_poisoned("ram", Bytes(0), Bytes(BYTES))
+        });
+        assert!(failed > 0);
+    });
+}
+
+#[test]
+fn a_guest_migrates() {
+    alone("a_guest_migrates", || {
+        // Each batch allocates: not too many of them.
+        let (here, there) = (guest(16 << 20), guest(16 << 20));
+        let tracker = tracker(&here).unwrap();
+        let vmm = || Arc::new(Standing) as Arc<dyn Vmm>;
+        let failed = scarcely("migrating", || {
+            // One that succeeded although an allocation failed has handed the guest over.
+            let _ = here.ownership().reclaim();
+            let _ = there.ownership().give_up();
+            let (a, b) = UnixStream::pair().map_err(|e| Error::os("socketpair", e))?;
+            let incoming = Incoming::new(Arc::clone(&there), vmm(), Params::default())?;
+            let outgoing = Outgoing::new(
+                Arc::clone(&tracker),
+                Blockers::new(),
+                vmm(),
+                Params::default(),
+            )?;
+            incoming.start(Source::Connected(b.into()))?;
+            outgoing.start(Target::Connected(a.into()))?;
+            let source = outgoing.wait(Some(LONG));
+            source.and(incoming.wait(Some(LONG)))
+        });
+        assert!(failed > 0);
+    });
+}
