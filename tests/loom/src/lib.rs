@@ -14,6 +14,9 @@
 
 #[path = "../../../src/error.rs"]
 pub mod error;
+#[path = "../../../src/fallible.rs"]
+#[allow(dead_code)]
+mod fallible;
 #[path = "../../../src/units.rs"]
 pub mod units;
 

@@ -2,7 +2,7 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{BlockId, Map};
+use crate::memory::{Block, BlockId, Map};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -24,6 +24,15 @@ pub enum LogKind {
 pub struct Extent {
     pub block: BlockId,
     pub pages: std::ops::Range<u64>,
+}
+
+impl Extent {
+    pub fn all_of(block: &Block) -> Extent {
+        Extent {
+            block: block.id(),
+            pages: 0..block.pages().0,
+        }
+    }
 }
 
 pub trait Sink {

@@ -4,6 +4,7 @@
 #[path = "../../../src/memory/tree.rs"]
 pub mod tree;
 
+use crate::error::Result;
 use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::Arc;
@@ -50,9 +51,9 @@ impl Map {
     pub fn blocks(&self) -> &[Arc<Block>] {
         &self.0
     }
-    pub fn blocks_not_in(&self, other: &Map) -> Vec<Arc<Block>> {
+    pub fn blocks_not_in(&self, other: &Map) -> Result<Vec<Arc<Block>>> {
         let lacks = |block: &&Arc<Block>| other.0.iter().all(|b| b.id() != block.id());
-        self.0.iter().filter(lacks).cloned().collect()
+        Ok(self.0.iter().filter(lacks).cloned().collect())
     }
     pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
         let first = from.0 / crate::units::PAGE_SIZE;
