@@ -67,3 +67,48 @@ pub fn add<T: Eq + Hash, S: BuildHasher>(
 fn grown<T>(what: &str, count: usize) -> Error {
     Error::no_memory(what, size_of::<T>().saturating_mul(count) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    /// An iterator that promises more than there is memory for.
+    struct Promises;
+
+    impl Iterator for Promises {
+        type Item = u64;
+        fn next(&mut self) -> Option<u64> {
+            None
+        }
+        fn size_hint(&self) -> (usize, Option<usize>) {
+            (usize::MAX / 8, None)
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_an_error_that_names_it() {
+        let errors = [
+            collect(Promises, "promises").unwrap_err(),
+            reserve::<u64>(&mut Vec::new(), usize::MAX / 2, "promises").unwrap_err(),
+            reserve_back::<u64>(&mut VecDeque::new(), usize::MAX / 2, "promises").unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), Kind::NoMemory);
+            assert!(error.message().starts_with("promises: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_had_is_as_without() {
+        assert_eq!(collect(3..6, "numbers").unwrap(), [3, 4, 5]);
+        let mut list = vec![1];
+        push(&mut list, 2, "numbers").unwrap();
+        assert_eq!(list, [1, 2]);
+        let (mut map, mut set) = (HashMap::new(), HashSet::new());
+        assert_eq!(insert(&mut map, 1, 2, "numbers").unwrap(), None);
+        assert_eq!(insert(&mut map, 1, 3, "numbers").unwrap(), Some(2));
+        assert!(add(&mut set, 1, "numbers").unwrap());
+        assert!(!add(&mut set, 1, "numbers").unwrap());
+    }
+}
