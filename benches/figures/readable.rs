@@ -6,7 +6,7 @@
 
 use crate::report::{alternate, Report};
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{access, BackingFile, BlockDescription, BlockFlags, Memory};
+use brant::memory::{access, BackingFile, BlockDescription, BlockFlags, HostMemory, Memory};
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
 use brant::units::{Bytes, Pages};
 use brant::vmm::Vmm;
@@ -99,7 +99,8 @@ impl Ram {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                host,
+                // SAFETY: the mapping stays for the life of the process.
+                host: unsafe { HostMemory::new(host) },
                 length: Bytes(length as u64),
                 page_size: Bytes(4096),
                 file: file.map(|file| BackingFile {

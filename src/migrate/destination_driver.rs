@@ -571,7 +571,7 @@ impl Driver {
             }
         }
         let map = shared.memory.map();
-        if let Some(difference) = layout_difference(&blocks, &map) {
+        if let Some(difference) = layout_difference(&blocks, &names, &map) {
             return Err(Error::new(Kind::Layout, difference));
         }
         for theirs in &blocks {

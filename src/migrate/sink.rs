@@ -112,38 +112,39 @@ fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
         .then(|| format!("block `{}` {}", theirs.name, differences.join(", and ")))
 }
 
-/// What differs between the source's blocks and this side's, in words; `None` if nothing.
-pub(super) fn layout_difference(source: &[wire::Block], map: &Map) -> Option<String> {
-    let mut differences = Vec::new();
-    for theirs in source {
-        let Some(ours) = map.block_named(&theirs.name) else {
-            differences.push(format!(
+/// What differs between the source's blocks, whose names are `names`, and this side's, in words;
+/// `None` if nothing. The first few differences, and how many more there are.
+pub(super) fn layout_difference(
+    source: &[wire::Block],
+    names: &HashSet<&str>,
+    map: &Map,
+) -> Option<String> {
+    let theirs = source
+        .iter()
+        .filter_map(|theirs| match map.block_named(&theirs.name) {
+            Some(ours) => block_difference(theirs, ours),
+            None => Some(format!(
                 "the source has a block `{}` of {} bytes and the destination has none of that name",
                 theirs.name, theirs.length
-            ));
-            continue;
-        };
-        differences.extend(block_difference(theirs, ours));
-    }
-    let names: HashSet<&str> = source.iter().map(|theirs| &*theirs.name).collect();
-    for ours in map.blocks() {
-        if !names.contains(ours.name()) {
-            differences.push(format!(
+            )),
+        });
+    let ours = map.blocks().iter();
+    let ours = ours
+        .filter(|ours| !names.contains(ours.name()))
+        .map(|ours| {
+            format!(
                 "the destination has a block `{}` of {} bytes and the source has none of that name",
                 ours.name(),
                 ours.length()
-            ));
-        }
-    }
-    if differences.is_empty() {
-        return None;
-    }
-    let more = differences.len().saturating_sub(DIFFERENCES);
-    differences.truncate(DIFFERENCES);
+            )
+        });
+    let mut differences = theirs.chain(ours);
+    let mut told: Vec<String> = differences.by_ref().take(DIFFERENCES).collect();
+    let more = differences.count();
     if more > 0 {
-        differences.push(format!("and {more} more"));
+        told.push(format!("and {more} more"));
     }
-    Some(differences.join("; "))
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// How a block is announced.
