@@ -26,13 +26,18 @@ use crate::sys::pagemap::{
     Pagemap, Query, Region, CHECK_WPASYNC, FILE, PFNZERO, PRESENT, SWAPPED, WP_MATCHING, WRITTEN,
 };
 use crate::units::{Pages, PAGE_SIZE};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// The bytes that one call looks at. The kernel holds the process' memory map, shared, for
-/// that long, and who wants to change the map waits: about a millisecond. Calls end at
-/// multiples of it, and so never inside a huge page.
-const STEP: u64 = 1 << 30;
+/// The most bytes that one call looks at: see [`Pace`].
+const STEP_MAX: u64 = 1 << 30;
+/// The bytes that the first call looks at.
+const STEP_FIRST: u64 = 64 << 20;
+/// A call that takes longer than this is followed by one of half the bytes; one that takes less than a
+/// quarter of it, by one of twice as many.
+const CALL: Duration = Duration::from_micros(200);
 /// Bytes in a piece, where pages are no larger: what one page table maps.
 const PIECE: u64 = 2 << 20;
 
@@ -64,6 +69,60 @@ const COPIES: Query = Query {
     report: PRESENT | SWAPPED,
 };
 
+/// How many bytes one call looks at. The kernel holds the process' memory map, shared, for as long as
+/// a call takes, and whoever wants to change the map waits, and then whoever wants to look at it:
+/// a first write to a page, say. A gigabyte without page tables is passed over in microseconds;
+/// one whose tables have to be made takes tens of milliseconds.
+struct Pace {
+    step: Cell<u64>,
+    /// Calls end at multiples of the step, and so never inside a huge page.
+    least: u64,
+}
+
+impl Pace {
+    /// For memory whose pieces have that many bytes, a power of two.
+    fn new(piece: u64) -> Pace {
+        Pace {
+            step: Cell::new(STEP_FIRST.max(piece)),
+            least: piece,
+        }
+    }
+
+    /// Makes a call that begins at an address: `call` is told where to end, and says where it did.
+    fn call<T>(&self, at: u64, call: impl FnOnce(u64) -> Result<T>) -> Result<T> {
+        let step = self.step.get();
+        let begun = Instant::now();
+        let done = call((at / step + 1).saturating_mul(step))?;
+        let took = begun.elapsed();
+        if took > CALL {
+            self.step.set((step / 2).max(self.least));
+        } else if took < CALL / 4 {
+            self.step.set((step * 2).min(STEP_MAX.max(self.least)));
+        }
+        Ok(done)
+    }
+
+    /// Calls `step` for each part of a range until it has got to the end.
+    fn walk(
+        &self,
+        range: &Range<u64>,
+        mut step: impl FnMut(Range<u64>) -> Result<u64>,
+    ) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let walked = self.call(at, |end| step(at..end.min(range.end)))?;
+            if walked <= at {
+                return Err(Error::new(
+                    Kind::Kernel,
+                    format!("PAGEMAP_SCAN made no progress at {at:#x}"),
+                ));
+            }
+            at = walked;
+        }
+        Ok(())
+    }
+}
+
 /// Whether a page that was reported with these categories is one of [`COPIES`].
 fn is_copy(categories: u64) -> bool {
     categories & (PRESENT | SWAPPED) != 0 && categories & (PFNZERO | FILE) == 0
@@ -75,6 +134,7 @@ pub(super) struct Protected {
     range: Range<u64>,
     /// Bytes in a piece.
     piece: u64,
+    pace: Pace,
     /// Pieces that are protected, by their address; `None`: all of the block is.
     pieces: Option<Bitmap>,
     untouched: Arc<Untouched>,
@@ -91,6 +151,7 @@ impl Protected {
         let mut this = Protected {
             block: Arc::clone(block),
             piece,
+            pace: Pace::new(piece),
             pieces: None,
             // Without memory for the note pages are read that need not be.
             untouched: Arc::new(match private {
@@ -128,7 +189,8 @@ impl Protected {
 
     fn begin(&mut self, pagemap: &Pagemap) -> Result<()> {
         if self.pieces.is_none() {
-            return walk(&self.range, |part| pagemap.protect(part, &WRITTEN_PAGES));
+            let protect = |part| pagemap.protect(part, &WRITTEN_PAGES);
+            return self.pace.walk(&self.range, protect);
         }
         let all = self.range.clone();
         self.find_filled(pagemap, all, &mut |_| {})
@@ -148,8 +210,10 @@ impl Protected {
         while at < self.range.end {
             let (protected, end) = self.alike(at);
             if protected {
-                let Protected { untouched, .. } = &*self;
-                walk(&(at..end), |part| {
+                let Protected {
+                    untouched, pace, ..
+                } = &*self;
+                pace.walk(&(at..end), |part| {
                     // With the list full the kernel stops, and has protected just what is on it:
                     // the walk goes on where it ended.
                     let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, regions)?;
@@ -180,9 +244,12 @@ impl Protected {
     ) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let to = step_end(at).min(range.end);
             // One page is enough to know: what else the piece holds is told when it is protected.
-            at = match pagemap.first(at..to, &COPIES)? {
+            let (to, first) = self.pace.call(at, |end| {
+                let to = end.min(range.end);
+                Ok((to, pagemap.first(at..to, &COPIES)?))
+            })?;
+            at = match first {
                 None => to,
                 Some(page) => {
                     let begin = page / self.piece * self.piece;
@@ -211,7 +278,7 @@ impl Protected {
         }
         let start = self.range.start;
         let mut regions = [Region::default(); 128];
-        walk(&range, |part| {
+        self.pace.walk(&range, |part| {
             let (found, walked) = pagemap.scan(part, &WHAT_PAGES_WERE, &mut regions)?;
             for region in &regions[..found] {
                 let pages = pages_of(region, start, &range);
@@ -224,7 +291,7 @@ impl Protected {
             Ok(walked)
         })?;
         // Pages that an old kernel left out, and with them what was written in between.
-        walk(&range, |part| {
+        self.pace.walk(&range, |part| {
             let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, &mut regions)?;
             for region in &regions[..found] {
                 let pages = pages_of(region, start, &range);
@@ -280,28 +347,6 @@ fn pages_of(region: &Region, start: u64, range: &Range<u64>) -> Range<Pages> {
 fn set(pending: &mut Bitmap, pages: Range<Pages>) -> u64 {
     let count = pages.end.0 - pages.start.0;
     pending.set_range(pages.start.index(), count as usize)
-}
-
-/// Calls `step` for each part of a range until it has got to the end.
-fn walk(range: &Range<u64>, mut step: impl FnMut(Range<u64>) -> Result<u64>) -> Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let to = step_end(at).min(range.end);
-        let walked = step(at..to)?;
-        if walked <= at {
-            return Err(Error::new(
-                Kind::Kernel,
-                format!("PAGEMAP_SCAN made no progress at {at:#x}"),
-            ));
-        }
-        at = walked;
-    }
-    Ok(())
-}
-
-/// Where the call that begins at an address ends.
-fn step_end(at: u64) -> u64 {
-    (at / STEP + 1).saturating_mul(STEP)
 }
 
 #[cfg(test)]

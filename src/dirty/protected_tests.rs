@@ -133,3 +133,36 @@ fn shared_memory_is_protected_whole_and_nothing_is_noted() {
     unsafe { libc::madvise(t.area.page(600).cast(), 4096, libc::MADV_DONTNEED) };
     assert!(t.collect(&mut protected).contains(&600));
 }
+
+#[test]
+fn a_call_that_takes_long_is_followed_by_shorter_ones_and_none_ends_inside_a_piece() {
+    for piece in [PIECE, 1 << 30, 4 << 30] {
+        let pace = Pace::new(piece);
+        let mut ends = BTreeSet::new();
+        let mut at = 5 * piece;
+        let mut call = |took: Duration| {
+            let begun = Instant::now();
+            let done = pace.call(at, |end| {
+                while begun.elapsed() < took {
+                    std::hint::spin_loop();
+                }
+                Ok(end)
+            });
+            let end = done.unwrap();
+            assert!(end > at && end % piece == 0, "{at:#x} to {end:#x}");
+            ends.insert(end - at);
+            at = end;
+        };
+        for _ in 0..20 {
+            call(CALL + CALL / 10);
+        }
+        assert_eq!(pace.step.get(), piece);
+        let begun = Instant::now();
+        // Anything may hold a thread up now and then.
+        while pace.step.get() < STEP_MAX.max(piece) {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            call(Duration::ZERO);
+        }
+        assert!(ends.iter().all(|bytes| *bytes <= STEP_MAX.max(piece)));
+    }
+}
