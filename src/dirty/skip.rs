@@ -108,9 +108,14 @@ impl PageSet {
         }
     }
 
-    /// The next run of pages of `from..end` that are pending.
+    /// The next run of pages of `from..end` that are pending, cut at the end of its stretch: what is
+    /// handed out ends there, and to look on would cost all that is pending, for each stretch.
     pub(super) fn next_pending(&self, from: u64, end: u64) -> Option<Range<u64>> {
-        let run = self.pending.next_run_before(from as usize, end as usize)?;
+        let start = self.pending.next_set_before(from as usize, end as usize)?;
+        let stretch_end = (start as u64 / STRETCH_PAGES + 1) * STRETCH_PAGES;
+        let run = self
+            .pending
+            .next_run_before(start, end.min(stretch_end) as usize)?;
         Some(run.start as u64..run.end as u64)
     }
 
