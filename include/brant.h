@@ -12,6 +12,7 @@
  *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
  *               _add_iommufd: who tells of writes to it; brant_tracker_mark
  *               brant_tracker_start, then _sync and _take as often as you like, _stop
+ *               brant_consumer_new: somebody else, with pending pages of its own
  *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
