@@ -903,12 +903,11 @@ impl DirtyLog for Moves {
         })?;
         Ok(Harvested::Complete)
     }
-    fn covered(&self, map: &Map) -> Vec<Extent> {
-        let block = map.blocks()[0].id();
-        vec![Extent {
-            block,
+    fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+        each(Extent {
+            block: map.blocks()[0].id(),
             pages: 0..10,
-        }]
+        });
     }
     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
         Ok(())
@@ -978,9 +977,7 @@ fn words_of_any_length_and_alignment_reach_every_consumer() {
             sink.bitmap(Origin::Block { block, page }, &words, Pages(pages));
             Ok(Harvested::Complete)
         }
-        fn covered(&self, _: &Map) -> Vec<Extent> {
-            Vec::new()
-        }
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
         fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
             Ok(())
         }
