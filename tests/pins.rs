@@ -179,6 +179,41 @@ fn a_cancel_is_prompt_while_pages_trickle() {
 }
 
 #[test]
+fn a_thread_that_loses_its_processor_inside_a_mark_does_not_fail_the_switchover() {
+    let pair = Pair::new(&[ram("ram", 100), ram("more", 100)]);
+    pair.source.fill(3);
+    let thread = Arc::new(std::sync::Mutex::new(None));
+    let made = Arc::clone(&thread);
+    pair.from.at("pause", move || {
+        let (inside, there) = std::sync::mpsc::channel();
+        *made.lock().unwrap() = Some(std::thread::spawn(move || {
+            // As in a mark, or in any look at the map.
+            let _pinned = brant::runtime::grace::pin();
+            inside.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(400));
+        }));
+        there.recv().unwrap();
+        Ok(())
+    });
+    let out = Outgoing::new(
+        Arc::clone(&pair.source.tracker),
+        Blockers::new(),
+        Arc::clone(&pair.from) as _,
+        params(),
+    )
+    .unwrap();
+    let memory = Arc::clone(&pair.destination.memory);
+    let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params()).unwrap();
+    let (a, b) = UnixStream::pair().unwrap();
+    inc.start(Source::Connected(b.into())).unwrap();
+    out.start(Target::Connected(a.into())).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    thread.lock().unwrap().take().unwrap().join().unwrap();
+    pair.assert_sound("a thread held up");
+}
+
+#[test]
 fn a_slow_link_is_no_idle_peer() {
     // 100 KB a second, a little more than the slowest that is served. The socket holds all of
     // the memory: the acknowledgement takes far longer than the I/O timeout.

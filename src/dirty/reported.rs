@@ -14,12 +14,15 @@ use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
 
-/// How long a collection waits for threads that are in the middle of a mark. They mark for
+/// How long a harvest waits for threads that are in the middle of a mark. They mark for
 /// nanoseconds; one that was preempted there comes back within a few time slices.
 const GRACE: Duration = Duration::from_millis(100);
+/// The same of the last harvest, after which there is none to read what was left: a busy machine
+/// keeps a thread away for longer than [`GRACE`], and the migration would fail.
+const GRACE_LAST: Duration = Duration::from_secs(2);
 
 /// The most pages that are marked under one pin: 128 MiB, microseconds.
 const PAGES_A_PIN: u64 = 32 << 10;
@@ -278,12 +281,19 @@ impl DirtyLog for ReportedLog {
         Ok(())
     }
 
-    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+    fn harvest(&mut self, _map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         let table = self.reported.table.load();
         let mut late = None;
+        // For all blocks together: the thread that one waits for holds up the others too.
+        let begun = Instant::now();
+        let grace = match when {
+            When::Running => GRACE,
+            When::Stopped => GRACE_LAST,
+        };
         for Marks { block, shared } in table.marks.iter() {
             let done = sink.block(*block, &mut |pending| {
-                Ok(shared.collect(GRACE, pending)?.new)
+                let left = grace.saturating_sub(begun.elapsed());
+                Ok(shared.collect(left, pending)?.new)
             });
             match done {
                 // A thread was held up in the middle of a mark for longer than we wait. The
