@@ -190,13 +190,16 @@
 
 /**
  * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
- * need not look. Without it nothing is assumed of what is there.
+ * need not look. Without it nothing is assumed of what is there. The flag counts until a page with
+ * contents arrives for the block, or all pages have arrived, or a migration from here sends it. So
+ * an incoming after one that broke may use the same block, as it was added.
  */
 #define BRANT_RAM_ZEROED 2
 
 /**
- * In `brant_ram_block.flags`: the block is a shared mapping of the file or memfd that `fd` names.
- * Without it the block is private memory, and `fd` is 0 or -1.
+ * In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
+ * `fd` names. Without it the block is private memory, or shared memory whose file brant is not
+ * told, and `fd` is 0 or -1.
  */
 #define BRANT_RAM_FILE 4
 
@@ -824,6 +827,12 @@ typedef struct brant_consumer_stats {
 
 /**
  * A RAM block: guest memory that is contiguous in this process.
+ *
+ * Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
+ * (a guest that is being restored from an image, say), before or after it is added. A migration
+ * then touches all of it, waits for each page, and sends what the page is filled with. Register it
+ * before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
+ * a page holds changes by that, and no log sees it.
  */
 typedef struct brant_ram_block {
     /**
@@ -849,8 +858,8 @@ typedef struct brant_ram_block {
      */
     uint64_t page_size;
     /**
-     * With BRANT_RAM_FILE: the descriptor of the file or memfd, of which the block is a shared
-     * mapping; makes its holes visible. Any number from 0 up is a descriptor; -1, the result of a
+     * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from; makes
+     * its holes visible. Any number from 0 up is a descriptor; -1, the result of a
      * failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
      * returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
      */
@@ -2167,7 +2176,7 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
  * Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
  * source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
  * hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
- * has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
+ * has to be a whole one, through a new brant_incoming.
  */
 int32_t brant_incoming_cancel(struct brant_incoming *incoming,
                               struct brant_error **error);
@@ -2640,8 +2649,10 @@ void brant_hint_end(const struct brant_tracker *tracker,
  * /proc/self/pagemap: BRANT_E_KERNEL.
  *
  * The first write to each page after a harvest costs a fault (about 2 microseconds); a harvest
- * walks the page tables of all blocks (about a millisecond a GiB), and never-touched memory gets
- * page tables, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written.
+ * walks the page tables of what the guest has touched (about a millisecond a GiB). Private memory
+ * that nobody has touched costs next to nothing; shared memory gets page tables when tracking starts,
+ * 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and one that is
+ * new counts as written whole.
  */
 int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
                                     struct brant_error **error);

@@ -34,16 +34,25 @@ pub struct brant_blocker {
 /// only what is marked.
 pub const BRANT_RAM_ROM: u32 = 1;
 /// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
-/// need not look. Without it nothing is assumed of what is there.
+/// need not look. Without it nothing is assumed of what is there. The flag counts until a page with
+/// contents arrives for the block, or all pages have arrived, or a migration from here sends it. So
+/// an incoming after one that broke may use the same block, as it was added.
 pub const BRANT_RAM_ZEROED: u32 = 2;
-/// In `brant_ram_block.flags`: the block is a shared mapping of the file or memfd that `fd` names.
-/// Without it the block is private memory, and `fd` is 0 or -1.
+/// In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
+/// `fd` names. Without it the block is private memory, or shared memory whose file brant is not
+/// told, and `fd` is 0 or -1.
 pub const BRANT_RAM_FILE: u32 = 4;
 
 /// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
 pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 
 /// A RAM block: guest memory that is contiguous in this process.
+///
+/// Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
+/// (a guest that is being restored from an image, say), before or after it is added. A migration
+/// then touches all of it, waits for each page, and sends what the page is filled with. Register it
+/// before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
+/// a page holds changes by that, and no log sees it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ram_block {
@@ -59,8 +68,8 @@ pub struct brant_ram_block {
     pub length: u64,
     /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
     pub page_size: u64,
-    /// With BRANT_RAM_FILE: the descriptor of the file or memfd, of which the block is a shared
-    /// mapping; makes its holes visible. Any number from 0 up is a descriptor; -1, the result of a
+    /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from; makes
+    /// its holes visible. Any number from 0 up is a descriptor; -1, the result of a
     /// failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
     /// returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
     pub fd: i32,

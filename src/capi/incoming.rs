@@ -135,7 +135,7 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 /// Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
 /// source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
 /// hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
-/// has to be a whole one, through a new brant_incoming and without BRANT_RAM_ZEROED.
+/// has to be a whole one, through a new brant_incoming.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_cancel(
     incoming: *mut brant_incoming,

@@ -25,8 +25,10 @@ use crate::dirty::userfault::UserfaultLog;
 /// /proc/self/pagemap: BRANT_E_KERNEL.
 ///
 /// The first write to each page after a harvest costs a fault (about 2 microseconds); a harvest
-/// walks the page tables of all blocks (about a millisecond a GiB), and never-touched memory gets
-/// page tables, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written.
+/// walks the page tables of what the guest has touched (about a millisecond a GiB). Private memory
+/// that nobody has touched costs next to nothing; shared memory gets page tables when tracking starts,
+/// 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and one that is
+/// new counts as written whole.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_userfault(
     tracker: *mut brant_tracker,
