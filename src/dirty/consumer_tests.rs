@@ -1059,8 +1059,10 @@ fn consumers_on_threads_of_their_own_miss_no_mark() {
                                 consumer.put_back(block, run.first, run.count);
                                 continue;
                             }
-                            for page in run.first.index()..(run.first + run.count).index() {
-                                copy[page] = read(page);
+                            let first = run.first.index();
+                            let pages = &mut copy[first..first + run.count.index()];
+                            for (i, page) in pages.iter_mut().enumerate() {
+                                *page = read(first + i);
                             }
                         }
                         if round % 40 == 39 && n > 0 {

@@ -149,7 +149,7 @@ fn a_call_that_takes_long_is_followed_by_shorter_ones_and_none_ends_inside_a_pie
                 Ok(end)
             });
             let end = done.unwrap();
-            assert!(end > at && end % piece == 0, "{at:#x} to {end:#x}");
+            assert!(end > at && end.is_multiple_of(piece), "{at:#x} to {end:#x}");
             ends.insert(end - at);
             at = end;
         };
