@@ -72,6 +72,17 @@ def test_what_is_not_known_yet_is_shown_as_unknown() -> None:
     assert "dirtied ?" in first and "left ?" in first and "downtime ?" in first
 
 
+def test_a_guest_that_writes_flat_out_is_never_shown_as_idle() -> None:
+    # Whether it gets there is another matter: the guest is faster than the cap.
+    ended = quietly("demo", *guest(), "--after", "0", "--rate", "0", "--bandwidth", "40M", "--timeout", "4")
+    assert ended.returncode in (0, 1), ended
+    rates = re.findall(r"dirtied (\?|[\d.]+ \w*B/s)", ended.stdout)
+    known = [rate for rate in rates if rate != "?"]
+    assert known and "0 B/s" not in known, ended.stdout
+    # Nor is an end promised that never comes: weeks are no forecast.
+    assert not re.search(r"left \d+ d", ended.stdout), ended.stdout
+
+
 def test_the_last_line_names_the_limit_beside_the_downtime(minivmm: Callable[..., Program]) -> None:
     ended = quietly("demo", *guest(), "--downtime", "1234")
     assert ended.returncode == 0, ended
