@@ -9,7 +9,7 @@ use crate::machine::GIB;
 use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
-use brant::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
+use brant::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory, SlotDescription};
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::vmm::Vmm;
@@ -65,30 +65,37 @@ impl Ram {
         ram
     }
 
-    fn memory(&self) -> (Arc<Memory>, BlockId) {
+    /// Cut into as many blocks, and a slot of each; the first block.
+    fn memory(&self, blocks: u64) -> (Arc<Memory>, BlockId) {
         let memory = Memory::new().unwrap();
-        let block = memory
-            .add_block(BlockDescription {
-                name: "ram".into(),
-                // SAFETY: mapped until the benchmark ends.
-                host: unsafe { brant::memory::HostMemory::new(self.0) },
-                length: Bytes(self.1),
-                page_size: Bytes(PAGE_SIZE),
-                file: None,
-                flags: BlockFlags::default(),
-            })
-            .unwrap();
-        memory
-            .add_slot(&SlotDescription {
-                slot: 0,
-                flags: 0,
-                block: "ram".into(),
-                offset: Bytes(0),
-                length: Bytes(self.1),
-                guest_address: GuestAddress(0),
-            })
-            .unwrap();
-        (Arc::new(memory), block)
+        let length = self.1 / blocks;
+        let mut first = None;
+        for i in 0..blocks {
+            let name = format!("ram{i}");
+            let block = memory
+                .add_block(BlockDescription {
+                    name: name.clone(),
+                    // SAFETY: within the mapping, which stays until the benchmark ends.
+                    host: unsafe { HostMemory::new(self.0.add((i * length) as usize)) },
+                    length: Bytes(length),
+                    page_size: Bytes(PAGE_SIZE),
+                    file: None,
+                    flags: BlockFlags::default(),
+                })
+                .unwrap();
+            first.get_or_insert(block);
+            memory
+                .add_slot(&SlotDescription {
+                    slot: i as u32,
+                    flags: 0,
+                    block: name,
+                    offset: Bytes(0),
+                    length: Bytes(length),
+                    guest_address: GuestAddress(i * length),
+                })
+                .unwrap();
+        }
+        (Arc::new(memory), first.unwrap())
     }
 }
 
@@ -123,6 +130,7 @@ impl Vmm for Guest {
 #[derive(Clone, Copy)]
 struct Shape {
     length: u64,
+    blocks: u64,
     source: Kind,
     destination: Kind,
     /// Every second page given back.
@@ -132,6 +140,7 @@ struct Shape {
 
 const IDLE: Shape = Shape {
     length: 1 << 20,
+    blocks: 1,
     source: Kind::Fresh,
     destination: Kind::Fresh,
     ballooned: false,
@@ -173,8 +182,8 @@ fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), st
 fn downtime(shape: &Shape) -> f64 {
     let from = Ram::new(shape.length, shape.source, 7);
     let to = Ram::new(shape.length, shape.destination, 7);
-    let (here, block) = from.memory();
-    let (there, _) = to.memory();
+    let (here, block) = from.memory(shape.blocks);
+    let (there, _) = to.memory(shape.blocks);
     if shape.ballooned {
         here.set_must_tell_host(true);
         there.set_must_tell_host(true);
@@ -245,6 +254,12 @@ pub fn measure(report: &mut Report) {
         ..IDLE
     };
     rows.push(("idle_sparse/1TiB/fresh".to_owned(), huge));
+    let blocks = Shape {
+        length: GIB / 4,
+        blocks: 4096,
+        ..IDLE
+    };
+    rows.push(("idle_blocks/4096".to_owned(), blocks));
     for (name, shape) in rows {
         let name = format!("{FAMILY}{name}");
         if !report.wants(&name) {
