@@ -405,3 +405,44 @@ fn limits_are_refused_by_name() {
         assert_eq!(rate.written, Pages(0));
     }
 }
+
+/// A guest of 256 MiB in a memfd, in which every page holds something.
+fn full_memfd() -> Guest {
+    let guest = Guest::shared(&[FULL]);
+    (0..FULL).for_each(|page| guest.write(page));
+    guest
+}
+
+const FULL: u64 = 64 << 10;
+
+#[test]
+fn by_sample_a_page_of_a_full_memfd_does_not_cost_a_walk_over_the_file() {
+    // To ask where the next hole begins is a walk to the end of the data: for each of these pages
+    // that is minutes.
+    let guest = full_memfd();
+    let probe = guest.probe(EVERY, PERIOD_MIN);
+    let begun = Instant::now();
+    let rate = probe.measure().unwrap();
+    assert_eq!(rate.sampled, Some((Pages(FULL), Pages(0))));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
+fn by_sample_a_cancel_is_heard_while_a_full_memfd_is_read() {
+    let guest = full_memfd();
+    let probe = guest.probe(EVERY, PERIOD_MIN);
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| (probe.measure(), Instant::now()));
+        while !probe.state().measuring && !measuring.is_finished() {
+            std::thread::yield_now();
+        }
+        let cancelled = Instant::now();
+        probe.cancel();
+        let (result, ended) = measuring.join().unwrap();
+        assert_eq!(result.unwrap_err().kind(), Kind::Cancelled);
+        // 100 ms are promised; a loaded machine may take ten times as long.
+        let took = ended.saturating_duration_since(cancelled);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    });
+}
