@@ -4,7 +4,7 @@ Two levels, each usable alone:
 
 * :class:`Bitmap`: a bitmap that is walked and merged at the cost of what is set;
 * :class:`Guest` and :class:`Tracker`: which pages of memory were written, found by
-  userfaultfd, by KVM or by marks, and handed out once.
+  userfaultfd, by KVM or by marks, and handed out once, to each :class:`Consumer` apart.
 
 A page is 4096 bytes (:data:`PAGE_SIZE`) everywhere. A failed call raises
 :class:`BrantError`, with the library's code and its sentence. Objects that hold something
@@ -18,12 +18,14 @@ environment's ``BRANT_LIBRARY`` says, else in the repository that this file is p
 
 from ._native import PAGE_SIZE, BrantError, has_feature, library_path, version
 from .bits import Bitmap
-from .tracker import Guest, Run, Sync, Tracker, TrackerStats
+from .tracker import Consumer, ConsumerStats, Guest, Run, Sync, Tracker, TrackerStats
 
 __all__ = [
     "PAGE_SIZE",
     "Bitmap",
     "BrantError",
+    "Consumer",
+    "ConsumerStats",
     "Guest",
     "Run",
     "Sync",

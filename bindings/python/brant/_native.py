@@ -149,6 +149,17 @@ class brant_run(Structure):
     ]
 
 
+class brant_consumer_stats(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("pending_pages", c_uint64),
+        ("syncs", c_uint64),
+        ("found_pages", c_uint64),
+        ("put_back_pages", c_uint64),
+        ("started", c_uint64),
+    ]
+
+
 class brant_tracker_stats(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -178,6 +189,7 @@ STRUCTURES: Tuple[type, ...] = (
     brant_sync,
     brant_run,
     brant_tracker_stats,
+    brant_consumer_stats,
 )
 
 _handle = c_void_p
@@ -229,6 +241,16 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     ),
     "brant_tracker_put_back": (c_int32, [_handle, c_uint32, c_uint64, c_uint64, _place]),
     "brant_tracker_get_stats": (c_int32, [_handle, POINTER(brant_tracker_stats), _place]),
+    "brant_consumer_new": (c_int32, [_handle, c_uint32, _place, _place]),
+    "brant_consumer_free": (None, [_handle]),
+    "brant_consumer_stop": (c_int32, [_handle, _place]),
+    "brant_consumer_sync": (c_int32, [_handle, c_uint32, POINTER(brant_sync), _place]),
+    "brant_consumer_take": (
+        c_int32,
+        [_handle, POINTER(brant_run), c_size_t, POINTER(c_size_t), _place],
+    ),
+    "brant_consumer_put_back": (c_int32, [_handle, c_uint32, c_uint64, c_uint64, _place]),
+    "brant_consumer_get_stats": (c_int32, [_handle, POINTER(brant_consumer_stats), _place]),
 }
 
 
@@ -327,6 +349,8 @@ def number(value: int, name: str, bits: int = 64) -> int:
 
 def text(value: str, name: str) -> bytes:
     """Text for C."""
+    if not isinstance(value, str):
+        raise TypeError("%s is a str, not %s" % (name, type(value).__name__))
     encoded = value.encode()
     if b"\0" in encoded:
         raise ValueError("%s has a NUL in it" % name)
@@ -440,6 +464,8 @@ def sized(structure: type, **fields: Any) -> Any:
 
 def choice(names: Dict[str, int], value: str, what: str) -> int:
     """The constant for a name of a setting."""
+    if not isinstance(value, str):
+        raise TypeError("%s is a str, not %s" % (what, type(value).__name__))
     try:
         return names[value]
     except KeyError:

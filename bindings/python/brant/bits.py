@@ -43,6 +43,9 @@ class Bitmap:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Tuple[Any, ...]:
+        raise TypeError("a Bitmap is not copied or pickled; merge it into another")
+
     def __len__(self) -> int:
         """How many bits it has, set or not."""
         return self._bits

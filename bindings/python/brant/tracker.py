@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import threading
+from array import array
 from ctypes import byref, c_size_t, c_uint32
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Any, Dict, Iterator, Optional, Type, Union
+from typing import Any, Dict, Generator, Iterator, List, Optional, Tuple, Type, Union
+from weakref import ReferenceType, ref
 
 from . import _native as native
 from ._native import PAGE_SIZE, constant
@@ -21,6 +24,8 @@ _KVM_MODES = {
     "initially-set": constant("KVM_INITIALLY_SET"),
 }
 _BATCH = 64
+#: What the library takes in one call at most.
+_ARRAY_BATCH = 4096
 
 
 class _Block:
@@ -74,6 +79,9 @@ class _Closes:
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._handle.closed
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        raise TypeError("a %s is not copied or pickled" % type(self).__name__)
 
     def __exit__(
         self,
@@ -310,16 +318,190 @@ class Run:
         return iter(range(self.first_page, self.first_page + self.pages))
 
 
-class Tracker(_Closes):
+class _Batch:
+    """Runs that the library has handed out, and those of them that nobody has yet. Held by their
+    tracker: whatever exception comes, at whatever place, they are put back in the end."""
+
+    def __init__(self, size: int) -> None:
+        self.runs: Any = (native.brant_run * size)()
+        #: Filled by the library itself, in the same call as the runs.
+        self.count = c_size_t()
+        #: The first that is not accounted for.
+        self.given = 0
+        self.walk: Optional["ReferenceType[Generator[Run, None, None]]"] = None
+
+    def over(self) -> bool:
+        """Whether nobody goes on with it. (A traceback may keep a generator that is over.)"""
+        walk = self.walk() if self.walk is not None else None
+        return walk is None or inspect.getgeneratorstate(walk) == inspect.GEN_CLOSED
+
+
+class _Takes(_Closes):
+    """What has pending pages: the tracker for itself, and each of its consumers."""
+
+    _what: str
+
+    def _prepare(self, handle: native.Handle) -> None:
+        self._handle = handle
+        self._midway = False
+        self._held: List[_Batch] = []
+        # The library has one walk for each; here a second sync or take waits.
+        # An iteration that is given up puts back wherever it is collected.
+        self._lock = threading.RLock()
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        with self._handle.use() as handle:
+            native.call(getattr(native.lib, self._what + name), handle, *arguments)
+
+    def stop(self) -> None:
+        """Stops tracking, after a last harvest. What is pending stays and can be taken."""
+        with self._lock:
+            self._call("stop")
+
+    def sync(self, *, stopped: bool = False) -> Sync:
+        """Harvests all logs, for every consumer; what is reported is this one's. ``stopped``:
+        nobody writes any more; then a log that fails is an error instead of a warning and
+        everything dirty."""
+        report = native.sized(native.brant_sync)
+        with self._lock:
+            self._reclaim()
+            when = constant("SYNC_STOPPED" if stopped else "SYNC_RUNNING")
+            self._call("sync", when, byref(report))
+        return Sync(**{f.name: getattr(report, f.name) for f in fields(Sync)})
+
+    def take(self) -> Iterator[Run]:
+        """Takes all that is pending, run by run, in the order of blocks and pages.
+
+        A run's protection is restored before it is handed out: a later write is found by a
+        later sync. A run counts as taken when the next one is asked for, or the iteration has
+        come to its end. So an iteration that is given up, or that any exception ends, loses no
+        page: the run that was handed out last is pending again, and those after it are.
+        """
+        batch = _Batch(_BATCH)
+        walk = self._walk(batch)
+        batch.walk = ref(walk)
+        self._held.append(batch)
+        return walk
+
+    def _walk(self, batch: _Batch) -> Generator[Run, None, None]:
+        try:
+            # To the end of a walk that began at the beginning: an iteration that was given up has
+            # left one in the middle.
+            whole = False
+            while not whole:
+                self._reclaim()
+                whole = not self._midway
+                while self._fill(batch, _BATCH):
+                    while batch.given < batch.count.value:
+                        run = self._run(batch.runs[batch.given])
+                        if run is not None:
+                            yield run
+                        batch.given += 1
+        finally:
+            self._give_back(batch)
+
+    def take_array(self) -> "array[int]":
+        """Takes all that is pending, at once: three numbers for each run, the block's number, the
+        first page, how many pages. With numpy, ``numpy.asarray(taken).reshape(-1, 3)`` is the same
+        memory. Read the pages after this has returned. An exception in it loses no page; what it
+        has returned is taken: an exception that comes between that and your next statement is yours.
+        """
+        taken = array("Q")
+        batch = _Batch(_ARRAY_BATCH)
+        batches: List[_Batch] = []
+        try:
+            with self._lock:
+                whole = False
+                while not whole:
+                    self._reclaim()
+                    whole = not self._midway
+                    while True:
+                        batch = _Batch(_ARRAY_BATCH)
+                        batches.append(batch)
+                        if not self._fill(batch, _ARRAY_BATCH):
+                            break
+                        words = array("Q")
+                        # Host address, first page, pages, block: the rest of the last is 0.
+                        words.frombytes(memoryview(batch.runs).cast("B")[: 32 * batch.count.value])
+                        triples = array("Q", bytes(24 * batch.count.value))
+                        triples[0::3] = words[3::4]
+                        triples[1::3] = words[1::4]
+                        triples[2::3] = words[2::4]
+                        taken.extend(triples)
+            return taken
+        except BaseException:
+            self._held.extend(batches)
+            self._reclaim()
+            raise
+
+    def _fill(self, batch: _Batch, size: int) -> bool:
+        """The next runs into a batch whose own are all accounted for."""
+        with self._lock:
+            batch.count.value = 0
+            batch.given = 0
+            # An exception right after the call must not make a walk look finished.
+            self._midway = True
+            self._call("take", batch.runs, size, byref(batch.count))
+            self._midway = batch.count.value > 0
+            return self._midway
+
+    def _give_back(self, batch: _Batch) -> None:
+        """Makes pending again what of a batch is not accounted for. Done in part, it can be done
+        again."""
+        with self._lock:
+            try:
+                for run in batch.runs[batch.given : batch.count.value]:
+                    self._call("put_back", run.block, run.first_page, run.pages)
+            except ValueError:
+                # Of one that was closed meanwhile nothing is pending any more.
+                if not self.closed:
+                    raise
+            batch.count.value = 0
+            if batch in self._held:
+                self._held.remove(batch)
+
+    def _reclaim(self) -> None:
+        """Puts back what interrupted iterations have left."""
+        with self._lock:
+            for batch in list(self._held):
+                if batch.over():
+                    self._give_back(batch)
+
+    def _run(self, run: Any) -> Optional[Run]:
+        block = self._blocks.by_number.get(run.block)
+        if block is None:
+            # Removed between the taking and now.
+            return None
+        start = run.first_page * PAGE_SIZE
+        memory = block.view[start : start + run.pages * PAGE_SIZE]
+        return Run(block.name, block.number, run.first_page, run.pages, memory)
+
+    def put_back(self, run: Run) -> None:
+        """Makes the pages of a run pending again. Works after :meth:`stop` too; a block that is
+        gone is passed over."""
+        if not isinstance(run, Run):
+            raise TypeError("a Run is put back, not %s" % type(run).__name__)
+        with self._lock:
+            self._call("put_back", run.block_number, run.first_page, run.pages)
+
+
+class Tracker(_Takes):
     """Finds the pages of a guest that are written, by its logs and by marks, and hands each
     out once.
 
     ``clearing`` says how protection is restored where a log leaves that open (KVM's): "chunked", each chunk of
     2^``chunk_shift`` pages before the first of its pages is handed out (6 to 31; 0: 18, which is 1 GiB), or
     "at-sync", all at each sync.
+
+    What :meth:`sync` finds is pending for the tracker itself and for each :class:`Consumer` of it; each
+    takes what is pending for it alone.
     """
 
+    _what = "brant_tracker_"
+
     def __init__(self, guest: Guest, *, clearing: str = "chunked", chunk_shift: int = 0) -> None:
+        if not isinstance(guest, Guest):
+            raise TypeError("a Guest is tracked, not %s" % type(guest).__name__)
         config = native.sized(
             native.brant_tracker_config,
             clearing=native.choice(_CLEARING, clearing, "clearing"),
@@ -329,11 +511,7 @@ class Tracker(_Closes):
         with guest._handle.use() as of:
             value = native.made(native.lib.brant_tracker_new, of, byref(config))
         free = native.lib.brant_tracker_free
-        self._handle = native.Handle(self, "tracker", value, free, keep=blocks)
-        self._midway = False
-        # The library refuses a second sync or take while one is going on; here it waits.
-        # An iteration that is given up puts back wherever it is collected.
-        self._lock = threading.RLock()
+        self._prepare(native.Handle(self, "tracker", value, free, keep=blocks))
 
     def __enter__(self) -> "Tracker":
         with self._handle.use():
@@ -381,77 +559,15 @@ class Tracker(_Closes):
             native.call(native.lib.brant_tracker_start, tracker, how)
             self._midway = False
 
-    def stop(self) -> None:
-        """Stops tracking, after a last harvest. What is pending stays and can be taken."""
-        with self._lock, self._handle.use() as tracker:
-            native.call(native.lib.brant_tracker_stop, tracker)
-
-    def sync(self, *, stopped: bool = False) -> Sync:
-        """Harvests all logs. ``stopped``: nobody writes any more; then a log that fails is an
-        error instead of a warning and everything dirty."""
-        report = native.sized(native.brant_sync)
-        with self._lock, self._handle.use() as tracker:
-            when = constant("SYNC_STOPPED" if stopped else "SYNC_RUNNING")
-            native.call(native.lib.brant_tracker_sync, tracker, when, byref(report))
-        return Sync(**{f.name: getattr(report, f.name) for f in fields(Sync)})
-
-    def take(self) -> Iterator[Run]:
-        """Takes all that is pending, run by run, in the order of blocks and pages.
-
-        A run's protection is restored before it is handed out: a later write is found by a
-        later sync. What was not handed out when the iteration is given up stays pending.
-        """
-        # To the end of a walk that began at the beginning: an iteration that was given up has
-        # left one in the middle.
-        while True:
-            whole = not self._midway
-            yield from self._walk()
-            if whole:
-                return
-
-    def _walk(self) -> Iterator[Run]:
-        runs = (native.brant_run * _BATCH)()
-        count = c_size_t()
-        while True:
-            with self._lock, self._handle.use() as tracker:
-                native.call(native.lib.brant_tracker_take, tracker, runs, _BATCH, byref(count))
-                self._midway = count.value > 0
-            if not count.value:
-                return
-            given = 0
-            try:
-                while given < count.value:
-                    run = self._run(runs[given])
-                    given += 1
-                    if run is not None:
-                        yield run
-            finally:
-                # Of a tracker that was closed meanwhile nothing is pending any more.
-                if not self.closed:
-                    for rest in runs[given : count.value]:
-                        self._put_back(rest.block, rest.first_page, rest.pages)
-
-    def _run(self, run: Any) -> Optional[Run]:
-        block = self._blocks.by_number.get(run.block)
-        if block is None:
-            # Removed between the taking and now.
-            return None
-        start = run.first_page * PAGE_SIZE
-        memory = block.view[start : start + run.pages * PAGE_SIZE]
-        return Run(block.name, block.number, run.first_page, run.pages, memory)
-
-    def put_back(self, run: Run) -> None:
-        """Makes the pages of a run pending again. Works after :meth:`stop` too; a block that is
-        gone is passed over."""
-        self._put_back(run.block_number, run.first_page, run.pages)
-
-    def _put_back(self, block: int, first: int, pages: int) -> None:
-        with self._lock, self._handle.use() as tracker:
-            native.call(native.lib.brant_tracker_put_back, tracker, block, first, pages)
+    def consumer(self, *, everything: bool = False) -> "Consumer":
+        """One more consumer, which starts at once: see :class:`Consumer`. ``everything``: all pages
+        are pending for it at first; otherwise none is."""
+        return Consumer(self, everything=everything)
 
     def stats(self) -> TrackerStats:
         """Totals since tracking started."""
         now = native.sized(native.brant_tracker_stats)
+        self._reclaim()
         with self._handle.use() as tracker:
             native.call(native.lib.brant_tracker_get_stats, tracker, byref(now))
         values = {f.name: getattr(now, f.name) for f in fields(TrackerStats)}
@@ -459,3 +575,53 @@ class Tracker(_Closes):
 
     def __repr__(self) -> str:
         return "<brant.Tracker%s>" % (", closed" if self.closed else "")
+
+
+@dataclass(frozen=True)
+class ConsumerStats:
+    """Running totals of a consumer since it was made."""
+
+    #: Pages pending now.
+    pending_pages: int
+    #: Syncs that it heard of, whoever asked for them.
+    syncs: int
+    #: Pages that became pending by them.
+    found_pages: int
+    #: Pages put back.
+    put_back_pages: int
+    #: Whether it is told of what is written.
+    started: bool
+
+
+class Consumer(_Takes):
+    """Somebody else who wants to hear of every write once, beside the tracker itself: a backup, a
+    monitor. What is pending for it, nobody else takes, a migration neither. It may outlive the
+    tracker. Made by :meth:`Tracker.consumer`."""
+
+    _what = "brant_consumer_"
+
+    def __init__(self, tracker: Tracker, *, everything: bool = False) -> None:
+        if not isinstance(tracker, Tracker):
+            raise TypeError("a consumer is of a Tracker, not of %s" % type(tracker).__name__)
+        blocks = tracker._handle.keep
+        how = constant("START_ALL" if everything else "START_CLEAN")
+        with tracker._handle.use() as of:
+            value = native.made(native.lib.brant_consumer_new, of, how)
+        free = native.lib.brant_consumer_free
+        self._prepare(native.Handle(self, "consumer", value, free, keep=blocks))
+
+    def __enter__(self) -> "Consumer":
+        with self._handle.use():
+            return self
+
+    def stats(self) -> ConsumerStats:
+        """Totals since it was made."""
+        now = native.sized(native.brant_consumer_stats)
+        self._reclaim()
+        with self._handle.use() as consumer:
+            native.call(native.lib.brant_consumer_get_stats, consumer, byref(now))
+        values = {f.name: getattr(now, f.name) for f in fields(ConsumerStats)}
+        return ConsumerStats(**dict(values, started=bool(now.started)))
+
+    def __repr__(self) -> str:
+        return "<brant.Consumer%s>" % (", closed" if self.closed else "")

@@ -72,9 +72,16 @@ def test_any_drift_of_a_structure_is_noticed(structure, header):
     assert differences(structure, header + ["field %s.more 8 8" % name])
 
 
-@pytest.mark.parametrize("seen", [brant.Sync, brant.TrackerStats], ids=lambda c: c.__name__)
+SEEN = {
+    brant.Sync: native.brant_sync,
+    brant.TrackerStats: native.brant_tracker_stats,
+    brant.ConsumerStats: native.brant_consumer_stats,
+}
+
+
+@pytest.mark.parametrize("seen", SEEN, ids=lambda c: c.__name__)
 def test_what_users_see_of_a_structure_is_all_of_it(seen):
-    structure = {"Sync": native.brant_sync, "TrackerStats": native.brant_tracker_stats}[seen.__name__]
+    structure = SEEN[seen]
     shown = {f.name for f in dataclasses.fields(seen)}
     assert shown == {name for name, _ in structure._fields_} - {"size"}
 

@@ -68,10 +68,11 @@ def test_what_an_iteration_that_is_given_up_did_not_hand_out_stays_pending(watch
     walk = tracker.take()
     had = [next(walk).first_page for _ in range(5)]
     del walk
-    assert tracker.stats().pending_pages == 32 - 5
+    # The last one may never have arrived: an exception can come before it is looked at.
+    assert tracker.stats().pending_pages == 32 - 4
     # The next one begins in the middle of memory, and has it all nevertheless.
     tracker.put_back(brant.Run("ram", 0, had[0], 1, memoryview(b"")))
-    assert taken(tracker) == {("ram", page) for page in set(range(0, 64, 2)) - set(had[1:])}
+    assert taken(tracker) == {("ram", page) for page in set(range(0, 64, 2)) - set(had[1:4])}
 
 
 def test_marks_by_block_and_by_guest_address_count(memory):

@@ -1,0 +1,229 @@
+"""No exception loses a page, whichever bytecode it comes at; and nothing that is closed, copied or
+given up in an odd order is used afterwards, or complained about by a finalizer."""
+
+import copy
+import gc
+import inspect
+import mmap
+import pickle
+import random
+import signal
+import sys
+import threading
+from array import array
+
+import brant
+import brant.tracker
+import pytest
+
+PAGE = brant.PAGE_SIZE
+PAGES = 512
+
+
+SOURCE = inspect.getsource(brant.tracker).splitlines()
+
+
+class Interrupt(BaseException):
+    """As KeyboardInterrupt, and not pytest's."""
+
+
+@pytest.fixture
+def marked():
+    memory = mmap.mmap(-1, PAGES * PAGE)
+    with brant.Guest() as guest, brant.Tracker(guest) as tracker:
+        guest.add_block("ram", memory)
+        tracker.start()
+        yield tracker
+
+
+def mark_scattered(tracker):
+    expected = set(range(0, PAGES, 2))
+    for page in expected:
+        tracker.mark_block("ram", page * PAGE, 1)
+    tracker.sync()
+    return expected
+
+
+def rest(tracker):
+    return {page for run in tracker.take() for page in run}
+
+
+def interrupted_at(number, action):
+    """Runs ``action``; raises at the so-manieth bytecode of the package. Whether it came to that."""
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        if frame.f_code.co_filename != brant.tracker.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        # What is being returned has been.
+        line = SOURCE[frame.f_lineno - 1].strip() if frame.f_lineno else ""
+        if event == "opcode" and line != "return taken":
+            seen += 1
+            if seen == number:
+                raise Interrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("of", ["tracker", "consumer"])
+def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
+    reader = marked if of == "tracker" else marked.consumer()
+    number, step = 0, 1
+    while True:
+        number += step
+        expected = mark_scattered(marked)
+        seen = []
+
+        def walk():
+            for run in reader.take():
+                seen.append(run)
+
+        came = interrupted_at(number, walk)
+        had = {page for run in seen for page in run}
+        assert had | rest(reader) >= expected, "bytecode %d" % number
+        if not came:
+            break
+        # Each one at first, where batches begin and end, and then some of them.
+        step = 1 if number < 400 else 53
+    assert number > 400
+
+
+def test_an_exception_at_any_bytecode_of_an_array_loses_no_page(marked):
+    number = 0
+    while True:
+        number += 1
+        expected = mark_scattered(marked)
+        got = []
+        came = interrupted_at(number, lambda: got.append(marked.take_array()))
+        pages = {p for a in got for p in range(PAGES) if p in a[1::3]}
+        assert pages | rest(marked) >= expected, "bytecode %d" % number
+        if not came:
+            break
+    assert number > 50
+
+
+def test_a_storm_of_signals_loses_no_page(marked):
+    def interrupt(_signal, _frame):
+        raise Interrupt
+
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    numbers = random.Random(seed)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(300):
+            expected, seen = mark_scattered(marked), []
+            try:
+                signal.setitimer(signal.ITIMER_REAL, numbers.uniform(1e-5, 2e-3))
+                for run in marked.take():
+                    seen.append(run)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                pass
+            assert {page for run in seen for page in run} | rest(marked) >= expected
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_array_has_block_first_page_and_pages_of_each_run(marked):
+    mark_scattered(marked)
+    marked.mark_block("ram", 10 * PAGE, 2 * PAGE)
+    marked.sync()
+    taken = marked.take_array()
+    assert isinstance(taken, array) and taken.typecode == "Q"
+    runs = list(zip(taken[0::3], taken[1::3], taken[2::3]))
+    assert runs[:6] == [(0, page, 1) for page in (0, 2, 4, 6, 8)] + [(0, 10, 3)]
+    assert sum(taken[2::3]) == PAGES // 2 + 1
+    assert len(marked.take_array()) == 0 and marked.stats().pending_pages == 0
+
+
+def test_each_consumer_takes_what_is_pending_for_it(marked):
+    with marked.consumer() as other, brant.Consumer(marked, everything=True) as every:
+        expected = mark_scattered(marked)
+        assert rest(marked) == expected and marked.stats().pending_pages == 0
+        assert other.stats().pending_pages == len(expected) and other.stats().syncs == 1
+        assert rest(other) == expected
+        assert rest(every) == set(range(PAGES))
+        other.stop()
+        assert not other.stats().started and marked.stats().started
+        mark_scattered(marked)
+        assert other.stats().pending_pages == 0
+    with pytest.raises(ValueError, match="closed"):
+        other.sync()
+
+
+def test_names_of_a_wrong_type_are_type_errors(marked):
+    guest = brant.Guest()
+    for wrong in (3, b"ram", None, ["ram"]):
+        for use in (
+            lambda: guest.add_block(wrong, mmap.mmap(-1, PAGE)),
+            lambda: guest.remove_block(wrong),
+            lambda: guest.add_slot(wrong, 0, length=PAGE),
+            lambda: brant.Tracker(guest, clearing=wrong),
+            lambda: marked.add_kvm(0, mode=wrong),
+            lambda: brant.has_feature(wrong),
+            lambda: brant.Tracker(wrong),
+            lambda: brant.Consumer(wrong),
+            lambda: marked.put_back(wrong),
+        ):
+            with pytest.raises(TypeError):
+                use()
+    guest.close()
+
+
+def test_what_the_library_frees_is_not_copied(marked):
+    consumer, bitmap, guest = marked.consumer(), brant.Bitmap(10), brant.Guest()
+    for whole in (marked, consumer, bitmap, guest):
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="copied"):
+                way(whole)
+    consumer.close()
+    guest.close()
+
+
+def test_odd_orders_of_closing_leave_nothing_for_a_finalizer_to_say(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: said.append(repr(what.exc_value)))
+    for order in range(60):
+        numbers = random.Random(order)
+        memory = mmap.mmap(-1, PAGES * PAGE)
+        guest = brant.Guest()
+        tracker = brant.Tracker(guest)
+        guest.add_block("ram", memory)
+        tracker.start()
+        things = {"guest": guest, "tracker": tracker, "consumer": tracker.consumer()}
+        mark_scattered(tracker)
+        things["walk"] = tracker.take()
+        things["other"] = things["consumer"].take()
+        next(things["walk"])
+        if order % 2:
+            next(things["other"])
+        del guest, tracker
+        closer = None
+        if order % 3 == 0:
+            closer = threading.Thread(target=things["tracker"].close)
+            closer.start()
+        names = list(things)
+        numbers.shuffle(names)
+        for name in names:
+            thing = things.pop(name)
+            if hasattr(thing, "close") and numbers.random() < 0.6:
+                thing.close()
+                thing.close()
+            del thing
+            gc.collect(0)
+        if closer is not None:
+            closer.join()
+    gc.collect()
+    assert said == []
