@@ -6,7 +6,7 @@
 //! it has passed, every reader that could have loaded the old value has unpinned.
 //!
 //! Readers come under one of two numbers, 0 or 1, the *current* one, and are counted under it,
-//! spread over many counters ([`super::readers`]). A *round* waits in two steps:
+//! spread over many counters (`readers.rs`). A *round* waits in two steps:
 //!
 //! 1. until nobody is left under the number that is not current;
 //! 2. that number is made current, and then until nobody is left under the other.
