@@ -16,10 +16,11 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The most entries or children in a node.
-const MOST: usize = 32;
+/// The most entries or children in a node. A change counts a reference to each in the nodes on the
+/// way to it, so small nodes make cheap changes.
+const MOST: usize = 8;
 /// The fewest in a node that has a neighbour.
-const FEWEST: usize = 8;
+const FEWEST: usize = 3;
 
 /// What is sorted, and by what.
 pub(crate) trait Index {
@@ -45,6 +46,10 @@ enum Node<I: Index> {
 struct Place<I: Index, T> {
     /// The key of the value, or of the first one below.
     first: I::Key,
+    /// How far the value, or those below, reach; and how many they are. Kept so that a node is
+    /// made anew without a look at what is in it: each look would be a miss of the cache.
+    here: I::Reach,
+    len: usize,
     /// How far the values up to here, those before it in the node included, reach.
     reach: I::Reach,
     /// Values here and before it in the node.
@@ -73,6 +78,44 @@ impl<I: Index> Clone for Node<I> {
     }
 }
 
+impl<I: Index, T> Place<I, T> {
+    /// One that stands alone, until it is put in line.
+    fn new(first: I::Key, here: I::Reach, len: usize, what: T) -> Self {
+        Place {
+            first,
+            here,
+            len,
+            reach: here,
+            count: len,
+            what,
+        }
+    }
+}
+
+impl<I: Index, T: Clone> Clone for Place<I, T> {
+    fn clone(&self) -> Self {
+        Place {
+            first: self.first.clone(),
+            what: self.what.clone(),
+            ..*self
+        }
+    }
+}
+
+/// The places of a node, with what those before each of them add up to.
+fn in_line<I: Index, T>(mut places: Vec<Place<I, T>>) -> Arc<[Place<I, T>]> {
+    let mut before: Option<(I::Reach, usize)> = None;
+    for place in &mut places {
+        let (reach, count) = match before {
+            Some((reach, count)) => (reach.max(place.here), count + place.len),
+            None => (place.here, place.len),
+        };
+        (place.reach, place.count) = (reach, count);
+        before = Some((reach, count));
+    }
+    places.into()
+}
+
 /// Where the place of `key` is: the last that begins at or before it, or the first of all.
 fn place_of<I: Index, T>(places: &[Place<I, T>], key: &I::Key) -> usize {
     places
@@ -81,37 +124,18 @@ fn place_of<I: Index, T>(places: &[Place<I, T>], key: &I::Key) -> usize {
 }
 
 impl<I: Index> Node<I> {
-    fn leaf(values: Vec<I::Value>) -> Self {
-        let mut reach = None;
-        let place = |(i, value): (usize, I::Value)| {
-            let here = I::reach(&value);
-            let so_far = reach.map_or(here, |before| here.max(before));
-            reach = Some(so_far);
-            Place {
-                first: I::key(&value),
-                reach: so_far,
-                count: i + 1,
-                what: value,
-            }
-        };
-        Node::Leaf(values.into_iter().enumerate().map(place).collect())
+    fn leaf(places: Vec<Place<I, I::Value>>) -> Self {
+        Node::Leaf(in_line(places))
     }
 
-    fn inner(nodes: Vec<Node<I>>) -> Self {
-        let (mut reach, mut count) = (None, 0);
-        let place = |node: Node<I>| {
-            let (first, here, len) = node.summary()?;
-            let so_far = reach.map_or(here, |before: I::Reach| here.max(before));
-            reach = Some(so_far);
-            count += len;
-            Some(Place {
-                first,
-                reach: so_far,
-                count,
-                what: node,
-            })
-        };
-        Node::Inner(nodes.into_iter().filter_map(place).collect())
+    fn inner(places: Vec<Place<I, Node<I>>>) -> Self {
+        Node::Inner(in_line(places))
+    }
+
+    /// A place for this node in the one above; `None` for an empty node.
+    fn placed(self) -> Option<Place<I, Node<I>>> {
+        let (first, here, len) = self.summary()?;
+        Some(Place::new(first, here, len, self))
     }
 
     /// The first key, the reach, and how many values; `None` for an empty node.
@@ -135,43 +159,36 @@ impl<I: Index> Node<I> {
         }
     }
 
-    fn values(places: &[Place<I, I::Value>]) -> Vec<I::Value> {
-        places.iter().map(|place| place.what.clone()).collect()
-    }
-
-    fn nodes(places: &[Place<I, Node<I>>]) -> Vec<Node<I>> {
-        places.iter().map(|place| place.what.clone()).collect()
-    }
-
     /// A leaf, or two.
-    fn leaves(mut values: Vec<I::Value>) -> (Self, Option<Self>) {
-        let after = (values.len() > MOST).then(|| values.split_off(values.len() / 2));
-        (Node::leaf(values), after.map(Node::leaf))
+    fn leaves(mut places: Vec<Place<I, I::Value>>) -> (Self, Option<Self>) {
+        let after = (places.len() > MOST).then(|| places.split_off(places.len() / 2));
+        (Node::leaf(places), after.map(Node::leaf))
     }
 
     /// An inner node, or two.
-    fn inners(mut nodes: Vec<Node<I>>) -> (Self, Option<Self>) {
-        let after = (nodes.len() > MOST).then(|| nodes.split_off(nodes.len() / 2));
-        (Node::inner(nodes), after.map(Node::inner))
+    fn inners(mut places: Vec<Place<I, Node<I>>>) -> (Self, Option<Self>) {
+        let after = (places.len() > MOST).then(|| places.split_off(places.len() / 2));
+        (Node::inner(places), after.map(Node::inner))
     }
 
     fn insert(&self, key: &I::Key, value: I::Value) -> (Self, Option<Self>) {
         match self {
             Node::Leaf(places) => {
-                let mut values = Self::values(places);
+                let place = Place::new(key.clone(), I::reach(&value), 1, value);
+                let mut new = places.to_vec();
                 match places.binary_search_by(|place| place.first.cmp(key)) {
-                    Ok(at) => values[at] = value,
-                    Err(at) => values.insert(at, value),
+                    Ok(at) => new[at] = place,
+                    Err(at) => new.insert(at, place),
                 }
-                Self::leaves(values)
+                Self::leaves(new)
             }
             Node::Inner(places) => {
                 let at = place_of(places, key);
                 let (node, after) = places[at].what.insert(key, value);
-                let mut nodes = Self::nodes(places);
-                nodes[at] = node;
-                nodes.splice(at + 1..at + 1, after);
-                Self::inners(nodes)
+                let mut new = places.to_vec();
+                let made = [Some(node), after].into_iter().flatten();
+                new.splice(at..at + 1, made.filter_map(Node::placed));
+                Self::inners(new)
             }
         }
     }
@@ -180,23 +197,29 @@ impl<I: Index> Node<I> {
     fn remove(&self, key: &I::Key) -> Self {
         match self {
             Node::Leaf(places) => {
-                let mut values = Self::values(places);
+                let mut new = places.to_vec();
                 if let Ok(at) = places.binary_search_by(|place| place.first.cmp(key)) {
-                    values.remove(at);
+                    new.remove(at);
                 }
-                Node::leaf(values)
+                Node::leaf(new)
             }
             Node::Inner(places) => {
                 let at = place_of(places, key);
-                let mut nodes = Self::nodes(places);
-                nodes[at] = nodes[at].remove(key);
-                if nodes[at].places() < FEWEST && nodes.len() > 1 {
+                let node = places[at].what.remove(key);
+                let mut new = places.to_vec();
+                if node.places() < FEWEST && new.len() > 1 {
                     // With the neighbour: one node, or two halves.
-                    let at = at.min(nodes.len() - 2);
-                    let (node, after) = nodes[at].joined(&nodes[at + 1]);
-                    nodes.splice(at..at + 2, [node].into_iter().chain(after));
+                    let first = at.min(new.len() - 2);
+                    let (node, after) = match first == at {
+                        true => node.joined(&new[at + 1].what),
+                        false => new[first].what.joined(&node),
+                    };
+                    let made = [Some(node), after].into_iter().flatten();
+                    new.splice(first..first + 2, made.filter_map(Node::placed));
+                } else {
+                    new.splice(at..at + 1, node.placed());
                 }
-                Node::inner(nodes)
+                Node::inner(new)
             }
         }
     }
@@ -204,16 +227,8 @@ impl<I: Index> Node<I> {
     /// Two neighbours of one height.
     fn joined(&self, next: &Self) -> (Self, Option<Self>) {
         match (self, next) {
-            (Node::Leaf(a), Node::Leaf(b)) => {
-                let mut values = Self::values(a);
-                values.extend(Self::values(b));
-                Self::leaves(values)
-            }
-            (Node::Inner(a), Node::Inner(b)) => {
-                let mut nodes = Self::nodes(a);
-                nodes.extend(Self::nodes(b));
-                Self::inners(nodes)
-            }
+            (Node::Leaf(a), Node::Leaf(b)) => Self::leaves([&a[..], &b[..]].concat()),
+            (Node::Inner(a), Node::Inner(b)) => Self::inners([&a[..], &b[..]].concat()),
             // All leaves are equally deep.
             (a, b) => (a.clone(), Some(b.clone())),
         }
@@ -235,8 +250,8 @@ impl<I: Index> Node<I> {
                 places[first.max(begun)..]
                     .iter()
                     .take_while(|place| place.first < *before)
+                    .find(|place| place.here > past)
                     .map(|place| &place.what)
-                    .find(|value| I::reach(value) > past)
             }
             Node::Inner(places) => {
                 let first = places.partition_point(|place| place.reach <= past);
@@ -244,6 +259,7 @@ impl<I: Index> Node<I> {
                 places[first.max(begun)..]
                     .iter()
                     .take_while(|place| place.first < *before)
+                    .filter(|place| place.here > past)
                     .find_map(|place| place.what.next_reaching(after, before, past))
             }
         }
@@ -268,10 +284,13 @@ impl<I: Index> Tree<I> {
     /// Adds a value, in the place of one with the same key.
     pub(crate) fn insert(&mut self, value: I::Value) {
         self.0 = Some(match self.0.take() {
-            None => Node::leaf(vec![value]),
+            None => Node::leaf(vec![Place::new(I::key(&value), I::reach(&value), 1, value)]),
             Some(root) => match root.insert(&I::key(&value), value) {
                 (root, None) => root,
-                (first, Some(second)) => Node::inner(vec![first, second]),
+                (first, Some(second)) => {
+                    let both = [first, second].into_iter();
+                    Node::inner(both.filter_map(Node::placed).collect())
+                }
             },
         });
     }

@@ -148,7 +148,7 @@ fn a_change_copies_the_way_to_it_and_a_comparison_looks_at_nothing_else() {
     tree.insert((30_000, 99_000, 1));
     assert!(tree.remove(&12).is_some());
     let fresh = nodes(&tree).difference(&nodes(&before)).count();
-    assert!(fresh <= 12, "{fresh} nodes of {}", nodes(&tree).len());
+    assert!(fresh <= 24, "{fresh} nodes of {}", nodes(&tree).len());
     // How often two values are compared says how much was looked at.
     let compared = std::cell::Cell::new(0);
     let equal = |a: &Value, b: &Value| {
