@@ -48,7 +48,12 @@ pub fn choose(asked: KvmMode, offer: Offer) -> Result<Choice> {
         ) => pick(
             KvmMode::Ring,
             match bitmap {
-                false => "this VM has its dirty rings enabled, and no bitmap works on it then",
+                // There is nothing left to measure: what a bitmap would cost cannot be tried.
+                false => {
+                    "this VM has its dirty rings enabled, and no bitmap works on it then; whether \
+                     rings are worth it is decided when they are enabled: a guest that writes a \
+                     lot, and one whose instructions the kernel emulates, is faster without"
+                }
                 true => {
                     "this VM has its dirty rings enabled, and a bitmap for what no vCPU writes"
                 }
