@@ -5,6 +5,7 @@
 //! turns in one run, over memory that was touched before.
 
 mod collect;
+mod growth;
 mod machine;
 mod parts;
 mod readable;
@@ -47,6 +48,7 @@ fn main() {
     readable::measure(&mut report);
     parts::layers(&mut report);
     slowdown::measure(&mut report);
+    growth::measure(&mut report);
     if report.is_empty() {
         eprintln!("no figure has a name that begins so");
         std::process::exit(1);
