@@ -833,6 +833,10 @@ typedef struct brant_consumer_stats {
  * then touches all of it, waits for each page, and sends what the page is filled with. Register it
  * before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
  * a page holds changes by that, and no log sees it.
+ *
+ * Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
+ * kernel is asked before brant's own code looks. A page that breaks between that question and
+ * the look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
  */
 typedef struct brant_ram_block {
     /**

@@ -53,6 +53,10 @@ pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 /// then touches all of it, waits for each page, and sends what the page is filled with. Register it
 /// before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
 /// a page holds changes by that, and no log sees it.
+///
+/// Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
+/// kernel is asked before brant's own code looks. A page that breaks between that question and
+/// the look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ram_block {

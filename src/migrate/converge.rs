@@ -238,11 +238,16 @@ impl FitsDowntime {
         );
         match facts.bandwidth {
             Some(bandwidth) => {
+                let fits = mb(bandwidth * self.limit.saturating_sub(facts.sync_time).as_secs_f64());
                 message += &format!(
-                    "{:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
-                    mb(bandwidth * self.limit.saturating_sub(facts.sync_time).as_secs_f64()),
+                    "{fits:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
                     mb(bandwidth)
-                )
+                );
+                // What the guest wrote since the last sync is not among what remains yet.
+                if facts.moment == Moment::Walking && remaining <= fits {
+                    message += "; the time was up in the middle of a pass, before what the guest \
+                                wrote during it was known";
+                }
             }
             None => message += "too little was sent to know the bandwidth",
         }
