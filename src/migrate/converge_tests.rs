@@ -517,7 +517,12 @@ proptest! {
             return Ok(());
         };
         let Some((our_at, our_stood)) = ours.paused else {
-            panic!("{ours:?} against {first:?}");
+            // The first rest only seemed to fit, and a further pass showed how long such a rest
+            // takes. What a pass shows holds its acknowledgement's round trip as well, which the
+            // guest does not stand still for twice: so a rest that fits narrowly may be refused.
+            let shown = stood + 2.0 * world.round_trip + world.sync;
+            prop_assert!(shown > LIMIT.as_secs_f64(), "{:?} against {:?}", ours, first);
+            return Ok(());
         };
         prop_assert!(our_stood <= stood + 1e-6, "{:?} against {:?}", ours, first);
         prop_assert!(our_stood <= LIMIT.as_secs_f64() + 1e-3, "{:?}", ours);
@@ -526,7 +531,9 @@ proptest! {
         prop_assert!(further <= 30.0, "{:?} against {:?}", ours, first);
         let fixed = further * (world.round_trip + world.sync);
         let dear = 4.0 * (at / 4.0).max(10.0 * LIMIT.as_secs_f64()) + fixed;
-        let most = if cap.is_some() { dear } else { 4.0 * LIMIT.as_secs_f64() + fixed };
+        // Of a first rest that only seemed to fit, the time that it really takes.
+        let rest = LIMIT.as_secs_f64().max(stood);
+        let most = if cap.is_some() { dear.max(4.0 * rest + fixed) } else { 4.0 * rest + fixed };
         prop_assert!(our_at <= at + most, "{:?} against {:?}", ours, first);
     }
 }
