@@ -13,7 +13,6 @@
 use crate::error::Result;
 use crate::fallible;
 use std::cmp::Ordering;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 /// The most entries or children in a node. A change counts a reference to each in the nodes on the
@@ -272,6 +271,14 @@ impl<I: Index> Node<I> {
         }
     }
 
+    /// `None` for an empty node.
+    fn first(&self) -> Option<&I::Key> {
+        match self {
+            Node::Leaf(places) => places.first().map(|place| &place.first),
+            Node::Inner(places) => places.first().map(|place| &place.first),
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Node::Leaf(places) => places.as_ptr() as usize,
@@ -407,16 +414,7 @@ impl<I: Index> Tree<I> {
             let height = |nodes: &[&Node<I>]| nodes.first().map_or(0, |node| node.height());
             let (a, b) = (height(&ours), height(&theirs));
             if a == b {
-                let address = |node: &&Node<I>| node.address();
-                let (mut here, mut there) = (HashSet::new(), HashSet::new());
-                for node in &ours {
-                    fallible::add(&mut here, address(node), WHAT)?;
-                }
-                for node in &theirs {
-                    fallible::add(&mut there, address(node), WHAT)?;
-                }
-                ours.retain(|node| !there.contains(&node.address()));
-                theirs.retain(|node| !here.contains(&node.address()));
+                without_shared(&mut ours, &mut theirs);
                 if a == 0 {
                     break;
                 }
@@ -440,6 +438,34 @@ impl<I: Index> Tree<I> {
         }
         Ok(missing)
     }
+}
+
+/// Takes the nodes out of two lists that are in both. Both are in the order of keys, and a node has
+/// one first key wherever it is: so one walk through both finds them.
+fn without_shared<I: Index>(ours: &mut Vec<&Node<I>>, theirs: &mut Vec<&Node<I>>) {
+    let (mut a, mut b) = (0, 0);
+    // How many stay of those before.
+    let (mut kept, mut left) = (0, 0);
+    while a < ours.len() && b < theirs.len() {
+        let order = ours[a].first().cmp(&theirs[b].first());
+        let shared = ours[a].address() == theirs[b].address();
+        if order.is_le() {
+            if !shared {
+                ours[kept] = ours[a];
+                kept += 1;
+            }
+            a += 1;
+        }
+        if order.is_ge() {
+            if !shared {
+                theirs[left] = theirs[b];
+                left += 1;
+            }
+            b += 1;
+        }
+    }
+    ours.drain(kept..a);
+    theirs.drain(left..b);
 }
 
 /// The nodes below `nodes`; leaves stay.

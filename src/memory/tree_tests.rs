@@ -1,6 +1,6 @@
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Ranges by their start, and a number that tells two values of one key apart.
 struct Ranges;
@@ -161,4 +161,74 @@ fn a_change_copies_the_way_to_it_and_a_comparison_looks_at_nothing_else() {
         [(12, 13, 0), (30_000, 30_001, 0)]
     );
     assert!(compared.get() < 400, "{} comparisons", compared.get());
+}
+
+std::thread_local! {
+    static COMPARED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// A key that counts how often one is compared with another.
+#[derive(Clone, PartialEq, Eq)]
+struct Counted(u64);
+
+impl PartialOrd for Counted {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Counted {
+    fn cmp(&self, other: &Self) -> Ordering {
+        COMPARED.set(COMPARED.get() + 1);
+        self.0.cmp(&other.0)
+    }
+}
+
+struct Numbers;
+
+impl Index for Numbers {
+    type Value = u64;
+    type Key = Counted;
+    type Reach = u64;
+    fn key(value: &u64) -> Counted {
+        Counted(*value)
+    }
+    fn reach(value: &u64) -> u64 {
+        value + 1
+    }
+}
+
+/// Work is counted here, so a busy machine does not matter. The logarithm of 16,000 is 1.3 times
+/// that of 2,000.
+#[test]
+fn eight_times_as_many_values_make_a_change_dearer_by_the_logarithm_and_no_more() {
+    let work = |n: u64| {
+        let mut tree: Tree<Numbers> = Tree::default();
+        let mut done = [0; 4];
+        let mut counted = |which: usize, what: &mut dyn FnMut()| {
+            let before = COMPARED.get();
+            what();
+            done[which] += COMPARED.get() - before;
+        };
+        for value in 0..n {
+            let before = tree.clone();
+            counted(0, &mut || tree.insert(value));
+            counted(1, &mut || {
+                assert_eq!(tree.not_in(&before, |a, b| a == b).unwrap(), [value]);
+                assert!(before.not_in(&tree, |a, b| a == b).unwrap().is_empty());
+            });
+            counted(2, &mut || {
+                let found = tree.next_reaching(None, &Counted(u64::MAX), value);
+                assert_eq!(found, Some(&value));
+            });
+        }
+        for value in 0..n {
+            counted(3, &mut || assert!(tree.remove(&Counted(value)).is_some()));
+        }
+        done.map(|work| work as f64 / n as f64)
+    };
+    let (small, large) = (work(2_000), work(16_000));
+    for (which, (small, large)) in small.into_iter().zip(large).enumerate() {
+        assert!(large <= small * 1.5, "{which}: {small} and {large}");
+    }
 }
