@@ -1211,7 +1211,7 @@ fn one_object_is_one_migration_and_one_tracker_has_one_at_a_time() {
     assert_eq!(kind(inc.cancel()), Kind::State);
     // One that was refused for that reason can be started later, once the guest is back.
     assert_eq!(kind(second.start(Target::Connected(fd()))), Kind::State);
-    pair.source.memory.ownership().reclaim().unwrap();
+    pair.source.memory.reclaim().unwrap();
     let (a, _peer) = socketpair();
     second.start(Target::Connected(a)).unwrap();
     second.cancel().unwrap();

@@ -354,8 +354,8 @@ fn a_guest_migrates() {
         let vmm = || Arc::new(Standing) as Arc<dyn Vmm>;
         let failed = scarcely("migrating", || {
             // One that succeeded although an allocation failed has handed the guest over.
-            let _ = here.ownership().reclaim();
-            let _ = there.ownership().give_up();
+            let _ = here.reclaim();
+            let _ = there.give_up();
             let (a, b) = UnixStream::pair().map_err(|e| Error::os("socketpair", e))?;
             let incoming = Incoming::new(Arc::clone(&there), vmm(), Params::default())?;
             let outgoing = Outgoing::new(

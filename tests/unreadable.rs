@@ -351,8 +351,8 @@ fn migrate_by(
     pass: Option<Hook>,
 ) -> Outcome {
     // Some tests migrate the same memory again: the guest is back, and its copy has ended.
-    tracker.memory().ownership().reclaim().unwrap();
-    destination.memory.ownership().give_up().unwrap();
+    tracker.memory().reclaim().unwrap();
+    destination.memory.give_up().unwrap();
     let (here, there) = UnixStream::pair().unwrap();
     let vmms: [Arc<Counting>; 2] = Default::default();
     *vmms[0].in_save.lock().unwrap() = save;

@@ -251,7 +251,7 @@ pub fn measure(report: &mut Report) {
         let port: u16 = destination.answer().parse().unwrap();
         if contender == 0 {
             // What was handed over last time is back: nobody runs the copy.
-            memory.ownership().reclaim().unwrap();
+            memory.reclaim().unwrap();
             let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
             let idle = Arc::new(Idle::default());
             let vmm = Arc::clone(&idle) as Arc<dyn Vmm>;

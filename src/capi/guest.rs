@@ -35,8 +35,9 @@ pub struct brant_blocker {
 pub const BRANT_RAM_ROM: u32 = 1;
 /// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
 /// need not look. Without it nothing is assumed of what is there. The flag counts until a page with
-/// contents arrives for the block, or all pages have arrived, or a migration from here sends it. So
-/// an incoming after one that broke may use the same block, as it was added.
+/// contents arrives for the block, or all pages have arrived, or a migration from here starts, or
+/// brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was here.
+/// So an incoming after one that broke may use the same block, as it was added.
 pub const BRANT_RAM_ZEROED: u32 = 2;
 /// In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
 /// `fd` names. Without it the block is private memory, or shared memory whose file brant is not

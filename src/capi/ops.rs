@@ -126,7 +126,8 @@ pub struct brant_ops {
         ) -> i32,
     >,
     /// Destination: all memory is here; take one piece of state. Once for each, in the order of
-    /// saving. May write guest memory, without a mark: nothing arrives after it. A failure refuses
+    /// saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
+    /// of this guest is started here (a backup's, from before the guest went away). A failure refuses
     /// the switchover and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(

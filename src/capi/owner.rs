@@ -59,7 +59,7 @@ pub unsafe extern "C" fn brant_guest_runs_here(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        guest.memory.ownership().runs_here()
+        guest.memory.runs_here()
     })
 }
 
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn brant_guest_reclaim(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        guest.memory.ownership().reclaim()
+        guest.memory.reclaim()
     })
 }
 
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn brant_guest_give_up(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        guest.memory.ownership().give_up()
+        guest.memory.give_up()
     })
 }
 

@@ -77,8 +77,9 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 /// The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
 /// What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
 /// `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
-/// and `sync_us`. All others only grow. (Where `brant_outgoing_resolve` cannot resume the guest,
-/// `phase` goes back to BRANT_SOURCE_UNANSWERED.)
+/// and `sync_us`. All others only grow. (`phase` is a name and not a figure: it goes from
+/// BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+/// `brant_outgoing_resolve` cannot resume the guest.)
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_stats {

@@ -471,6 +471,37 @@ impl Memory {
         Ok(id)
     }
 
+    /// The VMM says that the guest runs here, where brant cannot know it. [`Kind::State`] or
+    /// [`Kind::Busy`] where it must not run. No block counts as zeroed any more.
+    pub fn runs_here(&self) -> Result<()> {
+        self.guest_ran();
+        self.ownership().runs_here()
+    }
+
+    /// The VMM says that no other copy of the guest runs or ever will: it is here again.
+    /// [`Kind::State`] or [`Kind::Busy`] where that cannot be. No block counts as zeroed any more.
+    pub fn reclaim(&self) -> Result<()> {
+        self.guest_ran();
+        self.ownership().reclaim()
+    }
+
+    /// The VMM says that the guest has ended here: another may arrive in its memory.
+    /// [`Kind::State`] or [`Kind::Busy`] where that cannot be. No block counts as zeroed any more.
+    pub fn give_up(&self) -> Result<()> {
+        self.guest_ran();
+        self.ownership().give_up()
+    }
+
+    /// A guest runs, or has run, in this memory: no block counts as zeroed any more
+    /// ([`BlockFlags::zeroed`]).
+    pub(crate) fn guest_ran(&self) {
+        self.with_map(|map| {
+            for block in map.blocks() {
+                block.zeroed_no_more();
+            }
+        });
+    }
+
     /// Removes a block and its slots. Returns when no thread of brant's touches its
     /// memory any more: a migration's thread that waits for its peer with pages of the block is
     /// asked to let go of them ([`PinRecall`](super::PinRecall)).

@@ -343,17 +343,17 @@ impl Ownership {
     }
 
     /// The VMM says that the guest runs here: see `Guest::runs_here`.
-    pub fn runs_here(&self) -> Result<()> {
+    pub(crate) fn runs_here(&self) -> Result<()> {
         self.say(Guest::runs_here)
     }
 
     /// The VMM says that no other copy of the guest runs or ever will: it is here again.
-    pub fn reclaim(&self) -> Result<()> {
+    pub(crate) fn reclaim(&self) -> Result<()> {
         self.say(Guest::reclaimed)
     }
 
     /// The VMM says that the guest has ended here: another may arrive in its memory.
-    pub fn give_up(&self) -> Result<()> {
+    pub(crate) fn give_up(&self) -> Result<()> {
         self.say(Guest::given_up)
     }
 

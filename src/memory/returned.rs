@@ -34,7 +34,8 @@ const SLICE: usize = 1 << 15;
 /// Pages whose bits are compared at once.
 const GROUP: usize = 512;
 
-/// Somebody who has to know that pages are in use again: a tracker's marks.
+/// Somebody who has to know that pages are in use again, or were written by what arrived: a
+/// tracker's marks.
 pub trait TakenBack: Send + Sync {
     /// Pages of a block are the guest's again, and count as written. Any thread; must not wait.
     fn taken_back(&self, block: BlockId, first: Pages, count: Pages);
@@ -508,6 +509,12 @@ impl Memory {
         told.retain(|o| o.strong_count() > 0);
         told.push(observer);
         self.giving.told.replace(Arc::new(told));
+    }
+
+    /// Pages of a block have been written by something that no log sees: an incoming migration. They
+    /// count as written in every tracker. After the write.
+    pub(crate) fn tell_written(&self, block: BlockId, range: Range<u64>) {
+        self.tell_taken(block, range);
     }
 
     /// Pages are the guest's again, and count as written in every tracker.

@@ -266,6 +266,8 @@ impl FitsDowntime {
             if facts.bandwidth.is_some_and(|b| b <= bytes) {
                 message += ", which is more than the link carries";
             }
+        } else if facts.last_pass.is_some() {
+            message += "; how fast the guest dirties is not known yet";
         } else {
             message += "; the first pass has not ended";
         }

@@ -629,6 +629,12 @@ impl Driver {
     /// A run of pages, straight into guest memory, and with it what there is already of the
     /// next header: one system call instead of two.
     fn pages(&mut self, header: &Header) -> Result<()> {
+        let placed = self.place(header);
+        self.sink.arrived(header);
+        placed
+    }
+
+    fn place(&mut self, header: &Header) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let io = Self::record_io(&shared, header, self.limit);
         let Driver {

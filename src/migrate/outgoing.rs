@@ -112,6 +112,7 @@ impl Outgoing {
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         let claim = || {
             shared.blockers.check()?;
+            shared.tracker.memory().guest_ran();
             shared.tracker.memory().ownership().leave()
         };
         shared.handle.start(claim, || {

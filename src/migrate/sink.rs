@@ -334,6 +334,15 @@ impl PageSink {
         Ok(self.target(header)?.1)
     }
 
+    /// The contents of a run have been written, all or a part of them: users of a tracker of this
+    /// guest, a backup from before it went away, have to hear of it.
+    pub(super) fn arrived(&self, header: &Header) {
+        let target = self.targets.get(&header.block);
+        if let Some(block) = target.and_then(|t| t.block.as_ref()) {
+            self.memory.tell_written(block.id(), pages_of(header));
+        }
+    }
+
     /// Takes a run of zero pages.
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
         self.records += 1;
@@ -344,7 +353,9 @@ impl PageSink {
         };
         block.returned().arrived(pages_of(header));
         block.poisoned().arrived(pages_of(header));
-        target.zero.make_zero(contents, &block, pages_of(header))
+        let made = target.zero.make_zero(contents, &block, pages_of(header));
+        self.arrived(header);
+        made
     }
 
     /// Takes a run of pages that the guest has given back.
@@ -369,7 +380,9 @@ impl PageSink {
             let _ = host::discard(contents, &block, Pages(pages.start)..Pages(pages.end));
         }
         // What is left: part of a larger host page, or memory that cannot be given back.
-        target.zero.make_zero(contents, &block, range)
+        let made = target.zero.make_zero(contents, &block, range);
+        self.arrived(header);
+        made
     }
 }
 

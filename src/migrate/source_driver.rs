@@ -232,6 +232,12 @@ impl Work for Driver {
                 self.vmm.call("release", |vmm| vmm.release())?;
                 self.stats.release_us = micros(begun.elapsed());
                 self.check_gate()?;
+                // Before the destination's word, which can only be that it waited too long.
+                if !self.handover_counts() {
+                    return Err(self
+                        .too_late()
+                        .context(format_args!("`release` took {:?}", begun.elapsed())));
+                }
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
                 self.listen()?;
