@@ -129,6 +129,10 @@ static void blockers(void)
            says(e, "a GPU is passed through"),
        "a reason without a handle blocks the guest as long as it exists");
     brant_outgoing_free(out);
+    ops.size -= 4;
+    ok(brant_outgoing_new(guest, tracker, &ops, NULL, NULL, &out, &e) == BRANT_E_INVALID &&
+           says(e, "size"),
+       "a structure that ends inside a pointer is refused, and no half of one is called");
     brant_tracker_free(tracker);
     brant_guest_free(guest);
     munmap(memory, BYTES);
@@ -361,7 +365,7 @@ static void places(void)
 
 int main(void)
 {
-    plan(13);
+    plan(14);
     descriptors();
     names();
     blockers();

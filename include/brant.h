@@ -191,8 +191,9 @@
 /**
  * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
  * need not look. Without it nothing is assumed of what is there. The flag counts until a page with
- * contents arrives for the block, or all pages have arrived, or a migration from here sends it. So
- * an incoming after one that broke may use the same block, as it was added.
+ * contents arrives for the block, or all pages have arrived, or a migration from here starts, or
+ * brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was here.
+ * So an incoming after one that broke may use the same block, as it was added.
  */
 #define BRANT_RAM_ZEROED 2
 
@@ -1025,7 +1026,8 @@ typedef struct brant_ops {
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
      * Destination: all memory is here; take one piece of state. Once for each, in the order of
-     * saving. May write guest memory, without a mark: nothing arrives after it. A failure refuses
+     * saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
+     * of this guest is started here (a backup's, from before the guest went away). A failure refuses
      * the switchover and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
@@ -1192,8 +1194,9 @@ typedef struct brant_params {
  * The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
  * What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
  * `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
- * and `sync_us`. All others only grow. (Where `brant_outgoing_resolve` cannot resume the guest,
- * `phase` goes back to BRANT_SOURCE_UNANSWERED.)
+ * and `sync_us`. All others only grow. (`phase` is a name and not a figure: it goes from
+ * BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+ * `brant_outgoing_resolve` cannot resume the guest.)
  */
 typedef struct brant_stats {
     /**
@@ -1987,8 +1990,11 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  *    that are on their way to it go on from a copy.)
  * 3. Delete the slots from KVM, and unmap the memory.
  *
- * While it migrates: first at the source, then at the destination, as soon as you like. What
- * the source still has on its way for the block goes nowhere.
+ * While it migrates: first at the source, then at the destination, while the source is in
+ * BRANT_SOURCE_COPYING. What the source still has on its way for the block goes nowhere. Before that
+ * the two sides compare their blocks, and from `pause` on no word of a removal may reach the
+ * destination in time: a block that is gone there and not known to be gone at the source ends the
+ * migration with BRANT_E_LAYOUT before anything is handed over, and the guest stays at the source.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  const char *name,

@@ -316,7 +316,7 @@ fn a_destination_leaves_its_peer_at_the_earliest_limit_and_says_what_it_waited_f
         ),
         (
             S::Pages,
-            halting,
+            all,
             both,
             "waiting for pages or a marker from the peer: ",
             "",
@@ -351,7 +351,7 @@ fn a_destination_leaves_its_peer_at_the_earliest_limit_and_says_what_it_waited_f
         ),
         (
             S::State,
-            halting,
+            all,
             both,
             "waiting for STATE or STATE_END from the peer: ",
             "",

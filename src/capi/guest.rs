@@ -214,8 +214,11 @@ pub unsafe extern "C" fn brant_guest_add_block(
 ///    that are on their way to it go on from a copy.)
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
-/// While it migrates: first at the source, then at the destination, as soon as you like. What
-/// the source still has on its way for the block goes nowhere.
+/// While it migrates: first at the source, then at the destination, while the source is in
+/// BRANT_SOURCE_COPYING. What the source still has on its way for the block goes nowhere. Before that
+/// the two sides compare their blocks, and from `pause` on no word of a removal may reach the
+/// destination in time: a block that is gone there and not known to be gone at the source ends the
+/// migration with BRANT_E_LAYOUT before anything is handed over, and the guest stays at the source.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,

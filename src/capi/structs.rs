@@ -64,6 +64,15 @@ pub(super) unsafe fn read_known<T: Sized>(from: *const T) -> Result<(T, Result<(
     unsafe {
         std::ptr::copy_nonoverlapping(bytes, (&raw mut value).cast::<u8>(), size.min(ours));
     }
+    // Every version of a structure ends at a multiple of its alignment. Half a pointer is none.
+    if !size.is_multiple_of(align_of::<T>()) {
+        let odd = invalid(format!(
+            "{}.size is {size}, where no version of it ends; set it to sizeof({})",
+            T::NAME,
+            T::NAME
+        ));
+        return Ok((value, Err(odd)));
+    }
     for i in ours..size {
         // SAFETY: below `size`.
         if unsafe { bytes.add(i).read() } != 0 {

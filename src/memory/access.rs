@@ -229,7 +229,8 @@ fn because(block: &Block, page: Pages, access: Access, refused: Option<i32>) -> 
     Error::new(
         kind,
         format!(
-            "block `{}`: the page at offset {:#x} ({address:p} here) cannot be {}: {reason}",
+            // No address: the peer hears this too, and need not know where memory lies here.
+            "block `{}`: the page at offset {:#x} cannot be {}: {reason}",
             block.name(),
             page.bytes().0,
             access.done()

@@ -422,9 +422,12 @@ impl Driver {
     /// its header, with its payload unread. `what` it is to be, for messages.
     fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
         let shared = Arc::clone(&self.shared);
+        // One wait, whatever is skipped meanwhile: a peer that says KEEPALIVE for ever says nothing.
+        let patience = shared.params.io().longer(shared.params.switchover());
         let limit = limit.earlier(self.limit);
+        let header_limit = limit.earlier(patience.from_now());
         loop {
-            let header = self.header(limit, what)?;
+            let header = self.header(header_limit, what)?;
             let kind = header.classify()?;
             match kind {
                 Some(kind) if kind.is_page_run() => return Ok(Incomer::Pages(kind, header)),
