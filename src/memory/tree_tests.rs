@@ -227,7 +227,7 @@ fn eight_times_as_many_values_make_a_change_dearer_by_the_logarithm_and_no_more(
         }
         done.map(|work| work as f64 / n as f64)
     };
-    let (small, large) = (work(2_000), work(16_000));
+    let (small, large) = (work(500), work(4_000));
     for (which, (small, large)) in small.into_iter().zip(large).enumerate() {
         assert!(large <= small * 1.5, "{which}: {small} and {large}");
     }
