@@ -372,9 +372,13 @@ fn a_period_that_is_ended_early_gives_what_was_found_until_then() {
 fn one_probe_measures_once_at_a_time() {
     let guest = Guest::new(&[100]);
     let probe = guest.probe(EVERY, LONG);
+    let mut asked = false;
     let ended = during(&probe, || {
-        assert_eq!(probe.measure().unwrap_err().kind(), Kind::Busy);
-        probe.cancel();
+        // Once: after the cancel the first measurement may be over, and none is busy.
+        if !std::mem::replace(&mut asked, true) {
+            assert_eq!(probe.measure().unwrap_err().kind(), Kind::Busy);
+            probe.cancel();
+        }
     });
     assert_eq!(ended.unwrap_err().kind(), Kind::Cancelled);
 }
