@@ -40,7 +40,9 @@ def test_ctrl_c_at_send_cancels_and_the_guest_runs_on(minivmm: Callable[..., Pro
 def test_a_request_to_terminate_cancels_and_ends(minivmm: Callable[..., Program]) -> None:
     receiver, where = listening(minivmm)
     sent = minivmm("send", *guest(), "--to", where, *ENDLESS)
-    sent.until("%")
+    # From here on the receiver has a session. Before it has one, the source that goes away is a
+    # stranger at the listener, and the receiver waits for the next.
+    receiver.until("receiving")
     os.kill(sent.child.pid, signal.SIGTERM)
     assert sent.end() == 128 + signal.SIGTERM, sent.text
     assert receiver.end() == 1
