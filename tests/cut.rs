@@ -12,7 +12,7 @@ mod support;
 use brant::dirty::tracker::StartWith;
 use brant::error::{Kind, Result};
 use brant::memory::map::{SlotDescription, NO_SLOT};
-use brant::migrate::converge::{Facts, Moment, Next};
+use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};

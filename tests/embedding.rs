@@ -5,7 +5,7 @@ use brant::channel::Endpoint;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::migrate::converge::{Facts, Next};
+use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
 use brant::sys::kvm::{Region, Vm};
 use brant::units::{Bytes, Pages};

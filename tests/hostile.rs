@@ -11,7 +11,7 @@ mod support;
 
 use brant::channel::Endpoint;
 use brant::error::{Error, Kind, Result};
-use brant::migrate::converge::{Facts, Next};
+use brant::migrate::steering::{Facts, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};

@@ -12,7 +12,7 @@ use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::map::{SlotDescription, NO_SLOT};
 use brant::memory::BlockId;
-use brant::migrate::converge::{Facts, Moment, Next};
+use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
 use brant::units::{Bytes, PAGE_SIZE};

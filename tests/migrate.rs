@@ -10,7 +10,7 @@ use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::{Kind, Result};
 use brant::memory::contents::Contents;
 use brant::memory::Memory;
-use brant::migrate::converge::{Facts, Moment, Next};
+use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Target};

@@ -4,7 +4,7 @@
 mod support;
 
 use brant::error::Kind;
-use brant::migrate::converge::{Facts, Next};
+use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

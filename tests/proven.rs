@@ -9,7 +9,7 @@ use brant::dirty::userfault::UserfaultLog;
 use brant::dirty::When;
 use brant::memory::contents::{Contents, Held};
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, HostMemory, Memory};
-use brant::migrate::converge::{Decider, Decision, Facts, Moment, Next};
+use brant::migrate::steering::{Decider, Decision, Facts, Moment, Next};
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{Event, EventKind, StateBlob, StateSink, Vmm};

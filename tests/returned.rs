@@ -8,7 +8,7 @@ use brant::error::{Kind, Result};
 use brant::memory::contents::Contents;
 use brant::memory::host;
 use brant::memory::{Block, Memory, SlotDescription, NO_SLOT};
-use brant::migrate::converge::{Facts, Moment, Next};
+use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::{Event, EventKind, Vmm};

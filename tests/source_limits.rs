@@ -9,7 +9,7 @@ mod support;
 use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::{SlotDescription, NO_SLOT};
-use brant::migrate::converge::{Facts, Next};
+use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{Blockers, Decider, Decision, Outgoing, Resolution, Target};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::wire::{self, Record, RecordType as R};

@@ -8,7 +8,7 @@ mod support;
 use brant::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use brant::error::{Error, Kind, Result};
 use brant::memory::Map;
-use brant::migrate::converge::{Facts, Next};
+use brant::migrate::steering::{Facts, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
 use brant::migrate::{Source, Stats, Target};

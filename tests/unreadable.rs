@@ -10,7 +10,7 @@ use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::migrate::converge::{Facts, Moment, Next};
+use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{
     Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Stats, Target,

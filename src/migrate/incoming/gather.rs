@@ -8,11 +8,11 @@
 //!
 //! Called by the destination's driver. Knows the first record and nothing of what follows.
 
-use super::params::Params;
 use crate::channel::listener::Accepted;
 use crate::channel::socket::{Channel, Part, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
+use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Limit};
 use crate::sys::event::{self, Poll};
 use crate::sys::net::{self, Address};

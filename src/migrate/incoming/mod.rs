@@ -1,24 +1,31 @@
 //! The VMM's side of an incoming migration: start it, watch it, cancel it. The work is done by
-//! `destination_driver` on a thread of its own.
+//! the driver on a thread of its own.
 
-use super::callbacks::Callbacks;
-use super::destination_driver::{Driver, Shared, Source};
-use super::handle::Handle;
-use super::params::Params;
-use super::report::Stats;
-use super::switchover::destination::State;
-use super::work;
+mod driver;
+mod gather;
+mod known_zero;
+mod sink;
+
+pub use driver::Source;
+
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::handle::Handle;
+use crate::migrate::params::Params;
+use crate::migrate::report::Stats;
+use crate::migrate::switchover::destination::State;
+use crate::migrate::work;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
+use driver::{Driver, Shared};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A migration from somewhere else to here. One object, one migration; threads as for
-/// [`super::Outgoing`].
+/// [`crate::migrate::Outgoing`].
 pub struct Incoming {
     shared: Arc<Shared>,
 }

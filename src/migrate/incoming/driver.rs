@@ -1,17 +1,8 @@
-//! The destination's driver: carries out what [`super::switchover::destination`] says, on a
+//! The destination's driver: carries out what [`crate::migrate::switchover::destination`] says, on a
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
-use super::callbacks::Callbacks;
 use super::gather::gather;
-use super::handle::Handle;
-use super::outbox::Outbox;
-use super::params::Params;
-use super::report::{micros, Meter, Stats};
-use super::session;
-use super::sink::{layout_difference, PageSink};
-use super::switchover::destination::{Action, Event, State};
-use super::switchover::window::Window;
-use super::work::{self, Work};
+use super::sink::PageSink;
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::channel::Listener;
 use crate::error::{Error, Kind, Result};
@@ -19,6 +10,16 @@ use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::returned::Forgotten;
 use crate::memory::{Memory, PinRecall};
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::handle::Handle;
+use crate::migrate::layout::layout_difference;
+use crate::migrate::outbox::Outbox;
+use crate::migrate::params::Params;
+use crate::migrate::report::{micros, Meter, Stats};
+use crate::migrate::session;
+use crate::migrate::switchover::destination::{Action, Event, State};
+use crate::migrate::switchover::window::Window;
+use crate::migrate::work::{self, Work};
 use crate::runtime::{wait_ready, Deadline, Interest, Limit, Timeout};
 use crate::sys::clock;
 use crate::sys::net::Piece as _;

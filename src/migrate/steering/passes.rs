@@ -18,7 +18,7 @@ const AT_ONCE: u32 = 64;
 
 /// Spaces passes.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Passes {
+pub(in crate::migrate) struct Passes {
     /// When all passes so far are paid for, an interval each.
     paid_at: Duration,
 }
@@ -26,7 +26,7 @@ pub(super) struct Passes {
 impl Passes {
     /// How long to wait, from `now` (any clock that does not go back), before the next pass
     /// begins. `idle`: there is nothing to send, so nothing is lost by waiting.
-    pub(super) fn next(&mut self, now: Duration, idle: bool) -> Duration {
+    pub(in crate::migrate) fn next(&mut self, now: Duration, idle: bool) -> Duration {
         self.paid_at = self.paid_at.max(now) + INTERVAL;
         if idle {
             return INTERVAL;

@@ -1,8 +1,6 @@
 //! Runs of pages into records, straight from guest memory to the socket, and an account of
 //! what the destination has not acknowledged.
 
-use super::params;
-use super::session;
 use crate::channel::socket::{Channel, Io, Part};
 use crate::dirty::consumer::{Consumer, Content, Run};
 use crate::error::{Error, Kind, Result};
@@ -10,6 +8,8 @@ use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::contents::{Contents, Held};
 use crate::memory::BlockId;
+use crate::migrate::params;
+use crate::migrate::session;
 use crate::runtime::Recall;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::wire::{Header, Marker, Record, HEADER_LEN, MARKER_FLAG_FINAL};

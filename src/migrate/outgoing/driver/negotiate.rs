@@ -6,8 +6,8 @@ use super::{Driver, Target, BLOCKS};
 use crate::channel::socket::{Channel, Io};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
+use crate::migrate::layout::describe;
 use crate::migrate::session::{self, Blobs};
-use crate::migrate::sink::describe;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, Record};
@@ -56,12 +56,14 @@ impl Driver {
             page_shift: PAGE_SHIFT as u8,
             software: session::software(),
         };
-        let Driver { channel, inbox, .. } = self;
+        let Driver {
+            channel, replies, ..
+        } = self;
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
         session::send(channel, &Record::Hello(hello), &io.of("HELLO"))?;
-        match inbox.wait(channel, &io.of("HELLO_REPLY"))? {
+        match replies.wait(channel, &io.of("HELLO_REPLY"))? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
                 self.sender
@@ -72,7 +74,7 @@ impl Driver {
         early.send_early(channel, &io.of("EARLY"))?;
         // A destination that builds itself, or looks through its memory, says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
-        match inbox.wait(channel, &answer.of("EARLY_OK"))? {
+        match replies.wait(channel, &answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
         }
@@ -94,7 +96,7 @@ impl Driver {
             bytes: map.total().0,
         };
         session::send(channel, &Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
-        match inbox.wait(channel, &answer.of("LAYOUT_OK"))? {
+        match replies.wait(channel, &answer.of("LAYOUT_OK"))? {
             Record::LayoutOk => Ok(()),
             other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
         }

@@ -1,20 +1,26 @@
 //! The VMM's side of an outgoing migration: start it, watch it, cancel it, resolve it. The work
-//! is done by `source_driver` on a thread of its own.
+//! is done by the driver on a thread of its own.
 
-use super::blockers::Blockers;
-use super::callbacks::{check_not_inside, Callbacks};
-use super::converge::{Decider, FitsDowntime};
-use super::handle::Handle;
-use super::params::Params;
-use super::report::{micros, Stats};
-use super::source_driver::{Driver, Shared, Target};
-use super::switchover::source::{step, Action, Event, Resolution, State};
-use super::work;
+mod driver;
+mod replies;
+mod sender;
+
+pub use driver::Target;
+
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::error::{Error, Kind, Result};
+use crate::migrate::blockers::Blockers;
+use crate::migrate::callbacks::{check_not_inside, Callbacks};
+use crate::migrate::handle::Handle;
+use crate::migrate::params::Params;
+use crate::migrate::report::{micros, Stats};
+use crate::migrate::steering::{Decider, FitsDowntime};
+use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
+use crate::migrate::work;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
+use driver::{Driver, Shared};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;

@@ -12,6 +12,7 @@ use crate::memory::access;
 use crate::memory::contents::Contents;
 use crate::memory::host;
 use crate::memory::{Block, BlockPin, Map, MapObserver, Memory};
+use crate::migrate::layout::block_difference;
 use crate::units::{Bytes, Pages};
 use crate::wire::{self, Header};
 use std::collections::{HashMap, HashSet};
@@ -20,8 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// What a table of them is called when there is no memory for it.
 const BLOCKS: &str = "the source's blocks";
-/// How many differences a message lists.
-const DIFFERENCES: usize = 8;
 
 struct Target {
     /// The source's name for it, and ours.
@@ -80,86 +79,6 @@ pub(super) struct PageSink {
     /// Given-back ones included.
     pub(super) zero_pages: u64,
     pub(super) skipped_pages: u64,
-}
-
-/// What differs between a block of the source's and ours of the same name, in words.
-fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<String> {
-    let rom = theirs.flags & wire::BLOCK_FLAG_ROM != 0;
-    let kind = |rom| if rom { "ROM" } else { "RAM" };
-    let mut differences = Vec::new();
-    if ours.length().0 != theirs.length {
-        differences.push(format!(
-            "has {} bytes at the source and {} at the destination",
-            theirs.length,
-            ours.length()
-        ));
-    }
-    if ours.page_size().0 != theirs.page_size {
-        differences.push(format!(
-            "has pages of {} bytes at the source and of {} at the destination",
-            theirs.page_size,
-            ours.page_size()
-        ));
-    }
-    if ours.flags().rom != rom {
-        differences.push(format!(
-            "is {} at the source and {} at the destination",
-            kind(rom),
-            kind(!rom)
-        ));
-    }
-    (!differences.is_empty())
-        .then(|| format!("block `{}` {}", theirs.name, differences.join(", and ")))
-}
-
-/// What differs between the source's blocks, whose names are `names`, and this side's, in words;
-/// `None` if nothing. The first few differences, and how many more there are.
-pub(super) fn layout_difference(
-    source: &[wire::Block],
-    names: &HashSet<&str>,
-    map: &Map,
-) -> Option<String> {
-    let theirs = source
-        .iter()
-        .filter_map(|theirs| match map.block_named(&theirs.name) {
-            Some(ours) => block_difference(theirs, ours),
-            None => Some(format!(
-                "the source has a block `{}` of {} bytes and the destination has none of that name",
-                theirs.name, theirs.length
-            )),
-        });
-    let ours = map.blocks().iter();
-    let ours = ours
-        .filter(|ours| !names.contains(ours.name()))
-        .map(|ours| {
-            format!(
-                "the destination has a block `{}` of {} bytes and the source has none of that name",
-                ours.name(),
-                ours.length()
-            )
-        });
-    let mut differences = theirs.chain(ours);
-    let mut told: Vec<String> = differences.by_ref().take(DIFFERENCES).collect();
-    let more = differences.count();
-    if more > 0 {
-        told.push(format!("and {more} more"));
-    }
-    (!told.is_empty()).then(|| told.join("; "))
-}
-
-/// How a block is announced.
-pub(super) fn describe(block: &Block) -> wire::Block {
-    wire::Block {
-        id: block.id().0,
-        length: block.length().0,
-        page_size: block.page_size().0,
-        flags: if block.flags().rom {
-            wire::BLOCK_FLAG_ROM
-        } else {
-            0
-        },
-        name: block.name().to_owned(),
-    }
 }
 
 impl PageSink {

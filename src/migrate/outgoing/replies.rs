@@ -1,9 +1,9 @@
 //! What the destination says to the source: small records, looked for between batches and
 //! waited for at the turning points.
 
-use super::session::refused;
 use crate::channel::socket::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::migrate::session::refused;
 use crate::runtime::Deadline;
 use crate::wire::{Header, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use std::time::Duration;
 const LONGEST: usize = 128 << 10;
 
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(super) struct Replies {
     bytes: Vec<u8>,
 }
 
-impl Inbox {
+impl Replies {
     /// The next record that is here in full, without waiting.
     pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Option<Record>> {
         // A few reads, whatever comes: what is skipped gives no record to return with.

@@ -1,26 +1,12 @@
-//! The source's driver: carries out what [`super::switchover::source`] says, on a thread of
+//! The source's driver: carries out what [`crate::migrate::switchover::source`] says, on a thread of
 //! its own, and turns what came of it into the next event. It decides nothing.
 
 mod copy;
 mod negotiate;
 
 use self::copy::PassSoFar;
-use super::bandwidth::{Bandwidth, DirtyRate};
-use super::blockers::Blockers;
-use super::callbacks::Callbacks;
-use super::converge::{Decider, Moment, PassFacts};
-use super::handle::Handle;
-use super::inbox::Inbox;
-use super::outbox::Outbox;
-use super::params::Params;
-use super::passes::Passes;
-use super::report::{micros, Meter, Stats, UNKNOWN};
+use super::replies::Replies;
 use super::sender::{Batch, Sender};
-use super::session::{self, Blobs, TELL};
-use super::sink::describe;
-use super::switchover::source::{Action, Event, State};
-use super::switchover::window::{Window, MARGIN};
-use super::work::{self, Work};
 use crate::channel::socket::{Channel, Io, Part};
 use crate::channel::Endpoint;
 use crate::dirty::consumer::{Consumer, Cursor, Run};
@@ -29,6 +15,20 @@ use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::{BlockId, Map, PinRecall};
+use crate::migrate::blockers::Blockers;
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::handle::Handle;
+use crate::migrate::layout::describe;
+use crate::migrate::outbox::Outbox;
+use crate::migrate::params::Params;
+use crate::migrate::report::{micros, Meter, Stats, UNKNOWN};
+use crate::migrate::session::{self, Blobs, TELL};
+use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
+use crate::migrate::steering::passes::Passes;
+use crate::migrate::steering::{Decider, Moment, PassFacts};
+use crate::migrate::switchover::source::{Action, Event, State};
+use crate::migrate::switchover::window::{Window, MARGIN};
+use crate::migrate::work::{self, Work};
 use crate::runtime::{Limit, Timeout};
 use crate::sys::clock;
 use crate::units::Pages;
@@ -96,7 +96,7 @@ pub(super) struct Driver {
     target: Option<Target>,
     decider: Box<dyn Decider>,
     channel: Option<Channel>,
-    inbox: Inbox,
+    replies: Replies,
     sender: Sender,
     begun: Instant,
     /// Blocks that the destination knows.
@@ -311,7 +311,7 @@ impl Work for Driver {
                 let error = self.shared.handle.error();
                 if let (Some(channel), Some(error)) = (&mut self.channel, error) {
                     session::abort(channel, &mut Outbox::default(), &error);
-                    self.inbox.drain(channel, TELL);
+                    self.replies.drain(channel, TELL);
                     let _ = channel.shutdown();
                 }
                 None
@@ -358,7 +358,7 @@ impl Driver {
             target: Some(target),
             decider,
             channel: None,
-            inbox: Inbox::default(),
+            replies: Replies::default(),
             sender: Sender::new(),
             begun: Instant::now(),
             announced: HashSet::new(),
@@ -526,7 +526,7 @@ impl Driver {
         };
         // Not for ever: a destination that keeps talking must not keep the walk from looking up.
         for _ in 0..LISTEN_RECORDS {
-            let Some(record) = self.inbox.poll(channel)? else {
+            let Some(record) = self.replies.poll(channel)? else {
                 break;
             };
             match record {
@@ -545,7 +545,7 @@ impl Driver {
         while self.sender.markers_waiting() > most {
             let Driver {
                 channel,
-                inbox,
+                replies,
                 sender,
                 ..
             } = self;
@@ -555,7 +555,7 @@ impl Driver {
             let next = shared.params.acknowledgement(channel.held());
             let io = Io { idle: next, ..*io };
             let io = io.within(next.from_now()).of("an acknowledgement");
-            match inbox.wait(channel, &io)? {
+            match replies.wait(channel, &io)? {
                 Record::Ack(ack) => sender.acknowledged(ack.number)?,
                 other => return Err(session::unexpected(other.record_type(), "ACK")),
             }
@@ -569,7 +569,7 @@ impl Driver {
             return error;
         }
         match &mut self.channel {
-            Some(channel) => self.inbox.reason(channel).unwrap_or(error),
+            Some(channel) => self.replies.reason(channel).unwrap_or(error),
             None => error,
         }
     }
@@ -748,11 +748,13 @@ impl Driver {
             .of("READY");
         loop {
             let record = {
-                let Driver { channel, inbox, .. } = &mut *self;
+                let Driver {
+                    channel, replies, ..
+                } = &mut *self;
                 let Some(channel) = channel else {
                     return Err(Error::new(Kind::Internal, "no connection"));
                 };
-                inbox.wait(channel, &io)?
+                replies.wait(channel, &io)?
             };
             match record {
                 Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
@@ -778,11 +780,13 @@ impl Driver {
 
     fn await_running(&mut self) -> Result<u64> {
         let io = self.until_decided().of("RUNNING");
-        let Driver { channel, inbox, .. } = &mut *self;
+        let Driver {
+            channel, replies, ..
+        } = &mut *self;
         let Some(channel) = channel else {
             return Err(Error::new(Kind::Internal, "no connection"));
         };
-        match inbox.wait(channel, &io)? {
+        match replies.wait(channel, &io)? {
             Record::Running(running) => Ok(running.run_micros),
             other => Err(session::unexpected(other.record_type(), "RUNNING")),
         }

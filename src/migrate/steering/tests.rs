@@ -1,7 +1,11 @@
 //! The decider by table, and in simulated migrations: no machine here has their guests or links.
 
+use super::facts::seconds;
 use super::*;
+use crate::error::Kind;
+use crate::units::{Bytes, Pages};
 use proptest::prelude::*;
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_millis(300);
 

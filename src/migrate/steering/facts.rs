@@ -1,0 +1,168 @@
+//! What a decider is shown and what it answers. Pure.
+//!
+//! A [`Decider`] is shown [`Facts`] and answers with a [`Decision`]. It is asked at two
+//! moments: while a pass is being sent, whether to end it early with a sync, and right after
+//! a sync, what to do next. Everything that steers a migration comes through here: throttling
+//! the guest, deadlines and forecasts answer through the same [`Decision`].
+
+use crate::error::Error;
+use crate::units::{Bytes, Pages};
+use std::time::Duration;
+
+/// When the decider is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// In the middle of a pass: what is dirty since the last sync is unknown.
+    Walking,
+    /// Right after a sync: `remaining` is all there is.
+    Synced,
+}
+
+/// A pass that has ended: everything that was sent in it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PassFacts {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Pages that were sent. Given-back and free pages, which nobody looks at, do not count.
+    pub pages: Pages,
+    /// Of those, pages that went with their contents. The others were holes or zero.
+    pub data: Pages,
+    /// From the first page to the acknowledgement of the last, less what a cap of the
+    /// bandwidth made it wait.
+    pub time: Duration,
+}
+
+/// What is known.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Facts {
+    /// When this is.
+    pub moment: Moment,
+    /// Time since the migration started.
+    pub elapsed: Duration,
+    /// Time since the last sync ended (since tracking started, before the first).
+    pub since_sync: Duration,
+    /// The pass, from 1.
+    pub pass: u32,
+    /// All of the guest's memory.
+    pub total: Bytes,
+    /// What is pending.
+    pub remaining: Bytes,
+    /// The last pass that sent anything and has ended.
+    pub last_pass: Option<PassFacts>,
+    /// Bytes a second that the link carries, as measured or as the user stated for the
+    /// switchover; `None` before anything is known.
+    pub bandwidth: Option<f64>,
+    /// Whether the user stated it. Then it is believed, whatever was measured.
+    pub stated: bool,
+    /// Bytes a second that sending may use while the guest runs, if that is limited.
+    pub cap: Option<f64>,
+    /// Pages a second that the guest dirtied between the last two syncs.
+    pub dirty_rate: Option<f64>,
+    /// How long the last sync took.
+    pub sync_time: Duration,
+    /// Bytes of device state to expect, 0 if unknown.
+    pub state: Bytes,
+}
+
+impl Facts {
+    /// The downtime if the switchover came now: the last sync, then what remains and the
+    /// state. What the VMM's callbacks and the loading take comes on top and is not known
+    /// beforehand.
+    pub fn expected_downtime(&self) -> Option<Duration> {
+        Some(self.sync_time.saturating_add(self.sending()?))
+    }
+
+    /// How long what remains, and the state, would take while the guest stands still.
+    ///
+    /// Two answers, of which the longer counts. What the link says: so many bytes at its rate.
+    /// And what the last pass says: so many pages took so long to arrive. The link alone knows
+    /// nothing of zero pages, which take no bandwidth and a destination's time; the last pass
+    /// alone is one sample. `None` as long as neither is known.
+    pub(super) fn sending(&self) -> Option<Duration> {
+        let last = self.last_pass.filter(|pass| pass.pages.0 > 0);
+        let similar = last.filter(|pass| self.resembles(pass));
+        let by_link = self.link().map(|bandwidth| {
+            // Zero pages among what the guest dirtied: the next pages are as those of the last
+            // pass were. The first pass says nothing of that, it sent what was never touched.
+            let share = match similar {
+                Some(pass) if pass.number > 1 && !self.stated => {
+                    pass.data.0 as f64 / pass.pages.0 as f64
+                }
+                _ => 1.0,
+            };
+            (self.remaining.0 as f64 * share + self.state.0 as f64) / bandwidth
+        });
+        let by_pass = match by_link {
+            None => last,
+            Some(_) => similar.filter(|_| !self.stated),
+        };
+        let by_pass = by_pass.map(|pass| {
+            let bytes = self.remaining.0.saturating_add(self.state.0) as f64;
+            pass.time.as_secs_f64() * (bytes / pass.pages.bytes().0 as f64)
+        });
+        let longer = match (by_link, by_pass) {
+            (Some(link), Some(pass)) => Some(link.max(pass)),
+            (link, pass) => link.or(pass),
+        };
+        Some(seconds(longer?))
+    }
+
+    /// How long a further pass over what remains would take, a sync included.
+    pub(super) fn further_pass(&self) -> Option<Duration> {
+        let capped = self.cap.filter(|cap| *cap > 0.0);
+        let capped = capped.map_or(0.0, |cap| self.remaining.0 as f64 / cap);
+        let sending = self.sending()?.max(seconds(capped));
+        Some(self.sync_time.saturating_add(sending))
+    }
+
+    fn link(&self) -> Option<f64> {
+        self.bandwidth.filter(|bandwidth| *bandwidth > 0.0)
+    }
+
+    /// Whether a pass was long enough to tell how long what remains would take. A pass of three
+    /// pages is a round trip and nothing else.
+    fn resembles(&self, pass: &PassFacts) -> bool {
+        pass.pages.bytes().0 >= self.remaining.0 / 4
+    }
+}
+
+/// A time that may be longer than there is a number for.
+pub(super) fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Send on.
+    GoOn,
+    /// End the pass with a sync, before all of it is sent.
+    Sync,
+    /// Stop the guest and switch over, expecting this downtime.
+    SwitchOver {
+        /// From pausing to running.
+        expected: Duration,
+    },
+    /// It will not be done in time.
+    GiveUp(Error),
+}
+
+/// A decision. More fields will join: how much to slow the guest, a forecast.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Decision {
+    /// What to do next.
+    pub next: Next,
+}
+
+impl From<Next> for Decision {
+    fn from(next: Next) -> Self {
+        Decision { next }
+    }
+}
+
+/// Steers a migration. Called on the migration's thread; must not block.
+pub trait Decider: Send {
+    /// What to do, given `facts`.
+    fn decide(&mut self, facts: &Facts) -> Decision;
+}

@@ -1,0 +1,12 @@
+//! When to switch over, when to go on, when to give up: pure functions of facts. No clock, thread,
+//! socket or ioctl in here, so that each is tested by table, property and simulation.
+
+pub mod bandwidth;
+pub mod facts;
+pub mod fits_downtime;
+pub(super) mod passes;
+#[cfg(test)]
+mod tests;
+
+pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts};
+pub use fits_downtime::FitsDowntime;
