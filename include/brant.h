@@ -41,27 +41,6 @@
 #define BRANT_BITMAP_BITS_MAX 1099511627776
 
 /**
- * Every page is pending at the start: for whoever copies them all and then what changes.
- */
-#define BRANT_START_ALL 0
-
-/**
- * No page is pending at the start: only what is written from now on is found.
- */
-#define BRANT_START_CLEAN 1
-
-/**
- * The guest may be running.
- */
-#define BRANT_SYNC_RUNNING 0
-
-/**
- * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
- * an error instead of "all dirty".
- */
-#define BRANT_SYNC_STOPPED 1
-
-/**
  * An argument is outside its stated limits.
  */
 #define BRANT_E_INVALID (-1)
@@ -210,6 +189,44 @@
 #define BRANT_NO_SLOT 4294967295
 
 /**
+ * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
+ * else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
+ * it is, and why.
+ */
+#define BRANT_KVM_AUTO 0
+
+/**
+ * KVM_GET_DIRTY_LOG reads and clears.
+ */
+#define BRANT_KVM_GET_AND_CLEAR 1
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+ */
+#define BRANT_KVM_MANUAL_PROTECT 2
+
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+ */
+#define BRANT_KVM_INITIALLY_SET 3
+
+/**
+ * Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
+ * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+ */
+#define BRANT_KVM_RING 4
+
+/**
+ * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
+ */
+#define BRANT_SWITCHED_BY_BRANT 0
+
+/**
+ * The VMM does, in its `log_on` and `log_off` operations.
+ */
+#define BRANT_SWITCHED_BY_VMM 1
+
+/**
  * The migration entered another state; the message names it.
  */
 #define BRANT_EVENT_STATE 1
@@ -349,6 +366,27 @@
  * already are not seen.
  */
 #define BRANT_RATE_BY_SAMPLING 1
+
+/**
+ * Every page is pending at the start: for whoever copies them all and then what changes.
+ */
+#define BRANT_START_ALL 0
+
+/**
+ * No page is pending at the start: only what is written from now on is found.
+ */
+#define BRANT_START_CLEAN 1
+
+/**
+ * The guest may be running.
+ */
+#define BRANT_SYNC_RUNNING 0
+
+/**
+ * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
+ * an error instead of "all dirty".
+ */
+#define BRANT_SYNC_STOPPED 1
 
 /**
  * In a figure of time or rate: not known yet.
@@ -530,44 +568,6 @@
  * In `brant_tracker_config.clearing`: a whole slot at each sync.
  */
 #define BRANT_CLEAR_AT_SYNC 1
-
-/**
- * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
- * else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
- * it is, and why.
- */
-#define BRANT_KVM_AUTO 0
-
-/**
- * KVM_GET_DIRTY_LOG reads and clears.
- */
-#define BRANT_KVM_GET_AND_CLEAR 1
-
-/**
- * KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
- */
-#define BRANT_KVM_MANUAL_PROTECT 2
-
-/**
- * KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
- */
-#define BRANT_KVM_INITIALLY_SET 3
-
-/**
- * Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
- * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
- */
-#define BRANT_KVM_RING 4
-
-/**
- * brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
- */
-#define BRANT_SWITCHED_BY_BRANT 0
-
-/**
- * The VMM does, in its `log_on` and `log_off` operations.
- */
-#define BRANT_SWITCHED_BY_VMM 1
 
 /**
  * Version of this header.
@@ -1370,6 +1370,105 @@ typedef struct brant_stats {
 } brant_stats;
 
 /**
+ * KVM's dirty bitmaps or rings.
+ */
+typedef struct brant_kvm {
+    /**
+     * sizeof(brant_kvm).
+     */
+    size_t size;
+    /**
+     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
+     * returns.
+     */
+    int32_t vm_fd;
+    /**
+     * BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
+     */
+    uint32_t mode;
+    /**
+     * BRANT_SWITCHED_*.
+     */
+    uint32_t switched_by;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
+     * has another size is refused. 0: what the kernel says.
+     */
+    uint64_t ring_bytes;
+} brant_kvm;
+
+/**
+ * What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
+ * about rings, and 0 in other modes.
+ */
+typedef struct brant_kvm_info {
+    /**
+     * sizeof(brant_kvm_info).
+     */
+    size_t size;
+    /**
+     * BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
+     */
+    uint32_t mode;
+    /**
+     * 1 if a bitmap is read besides the rings, for what no vCPU writes.
+     */
+    uint32_t with_bitmap;
+    /**
+     * vCPUs added.
+     */
+    uint64_t vcpus;
+    /**
+     * Bytes of each vCPU's ring; 16 an entry.
+     */
+    uint64_t ring_bytes;
+    /**
+     * Bytes of bitmaps held for what the rings gave between syncs.
+     */
+    uint64_t heap_bytes;
+    /**
+     * Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
+     */
+    uint64_t rounds;
+    /**
+     * Entries harvested. A page that is written, harvested and written again counts twice.
+     */
+    uint64_t harvested;
+    /**
+     * Calls of `brant_tracker_ring_full`.
+     */
+    uint64_t full_exits;
+    /**
+     * Times that a ring overran: the kernel pushed onto a full one.
+     */
+    uint64_t overruns;
+    /**
+     * Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
+     */
+    uint64_t lost_pushes;
+    /**
+     * Times that all slots were protected again and every page counted as dirty, after a loss.
+     */
+    uint64_t recoveries;
+    /**
+     * Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
+     */
+    uint64_t interrupted;
+    /**
+     * Pages that may have lost their protection in one of those, reported in every sync.
+     */
+    uint64_t doubtful_pages;
+    /**
+     * Entries that named no page of the guest.
+     */
+    uint64_t stray_entries;
+} brant_kvm_info;
+
+/**
  * What is to be measured. All zero but the size is what ships.
  */
 typedef struct brant_rate_params {
@@ -1447,73 +1546,6 @@ typedef struct brant_dirty_rate {
 } brant_dirty_rate;
 
 /**
- * What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
- * about rings, and 0 in other modes.
- */
-typedef struct brant_kvm_info {
-    /**
-     * sizeof(brant_kvm_info).
-     */
-    size_t size;
-    /**
-     * BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
-     */
-    uint32_t mode;
-    /**
-     * 1 if a bitmap is read besides the rings, for what no vCPU writes.
-     */
-    uint32_t with_bitmap;
-    /**
-     * vCPUs added.
-     */
-    uint64_t vcpus;
-    /**
-     * Bytes of each vCPU's ring; 16 an entry.
-     */
-    uint64_t ring_bytes;
-    /**
-     * Bytes of bitmaps held for what the rings gave between syncs.
-     */
-    uint64_t heap_bytes;
-    /**
-     * Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
-     */
-    uint64_t rounds;
-    /**
-     * Entries harvested. A page that is written, harvested and written again counts twice.
-     */
-    uint64_t harvested;
-    /**
-     * Calls of `brant_tracker_ring_full`.
-     */
-    uint64_t full_exits;
-    /**
-     * Times that a ring overran: the kernel pushed onto a full one.
-     */
-    uint64_t overruns;
-    /**
-     * Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
-     */
-    uint64_t lost_pushes;
-    /**
-     * Times that all slots were protected again and every page counted as dirty, after a loss.
-     */
-    uint64_t recoveries;
-    /**
-     * Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
-     */
-    uint64_t interrupted;
-    /**
-     * Pages that may have lost their protection in one of those, reported in every sync.
-     */
-    uint64_t doubtful_pages;
-    /**
-     * Entries that named no page of the guest.
-     */
-    uint64_t stray_entries;
-} brant_kvm_info;
-
-/**
  * How a tracker works. All zero but the size is what ships.
  */
 typedef struct brant_tracker_config {
@@ -1531,38 +1563,6 @@ typedef struct brant_tracker_config {
      */
     uint32_t chunk_shift;
 } brant_tracker_config;
-
-/**
- * KVM's dirty bitmaps or rings.
- */
-typedef struct brant_kvm {
-    /**
-     * sizeof(brant_kvm).
-     */
-    size_t size;
-    /**
-     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
-     * returns.
-     */
-    int32_t vm_fd;
-    /**
-     * BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
-     */
-    uint32_t mode;
-    /**
-     * BRANT_SWITCHED_*.
-     */
-    uint32_t switched_by;
-    /**
-     * 0.
-     */
-    uint32_t reserved;
-    /**
-     * In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
-     * has another size is refused. 0: what the kernel says.
-     */
-    uint64_t ring_bytes;
-} brant_kvm;
 
 /**
  * Running totals. Those of pages found, pending and put back are the VMM's own (see
@@ -2221,6 +2221,30 @@ int32_t brant_incoming_stats_json(const struct brant_incoming *incoming,
 int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
 
 /**
+ * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
+ * which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
+ * rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
+ * a time, or each takes what the other misses.
+ */
+int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
+                              const struct brant_kvm *kvm,
+                              const struct brant_ops *ops,
+                              void *opaque,
+                              struct brant_error **error);
+
+/**
+ * Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
+ * `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
+ * and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
+ */
+int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
+                              struct brant_kvm_info *info,
+                              char *buffer,
+                              size_t capacity,
+                              size_t *needed,
+                              struct brant_error **error);
+
+/**
  * Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
  */
 void brant_reason_set(struct brant_reason *reason, const char *message);
@@ -2486,18 +2510,6 @@ int32_t brant_tracker_vcpu_dirty(const struct brant_tracker *tracker,
                                  struct brant_error **error);
 
 /**
- * Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
- * `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
- * and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
- */
-int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
-                              struct brant_kvm_info *info,
-                              char *buffer,
-                              size_t capacity,
-                              size_t *needed,
-                              struct brant_error **error);
-
-/**
  * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
  * log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
  */
@@ -2511,18 +2523,6 @@ int32_t brant_tracker_new(struct brant_guest *guest,
  * it: then it stops when the last of them ends.
  */
 void brant_tracker_free(struct brant_tracker *tracker);
-
-/**
- * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
- * which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
- * rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
- * a time, or each takes what the other misses.
- */
-int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
-                              const struct brant_kvm *kvm,
-                              const struct brant_ops *ops,
-                              void *opaque,
-                              struct brant_error **error);
 
 /**
  * Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any

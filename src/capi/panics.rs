@@ -6,6 +6,7 @@ use super::consumer::*;
 use super::error::*;
 use super::guest::*;
 use super::incoming::*;
+use super::kvm::*;
 use super::ops::*;
 use super::outgoing::*;
 use super::owner::*;

@@ -1,63 +1,13 @@
-//! KVM's dirty rings: enabling them, the vCPUs' rings, and what was picked of KVM's logs.
+//! KVM's dirty rings: enabling them, and the vCPUs' rings.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, put, put_text, sized, taken, write};
-use super::tracker::{brant_tracker, BRANT_KVM_AUTO};
-use crate::dirty::kvm::{Choice, Rings};
+use super::structs::{handle, put, taken};
+use super::tracker::brant_tracker;
+use crate::dirty::kvm::Rings;
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::VmFd;
-use crate::sys::kvm_ring::{enable, RingMap};
-use std::ffi::c_char;
+use crate::sys::kvm_ring::enable;
 use std::os::fd::AsFd;
-
-/// What the tracker uses of KVM.
-pub(super) struct KvmUse {
-    pub choice: Choice,
-    pub with_bitmap: bool,
-    /// In mode ring.
-    pub rings: Option<Rings>,
-    /// Bytes of a ring, as the VMM said; 0 if it did not.
-    pub ring_bytes: u64,
-}
-
-/// What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
-/// about rings, and 0 in other modes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct brant_kvm_info {
-    /// sizeof(brant_kvm_info).
-    pub size: usize,
-    /// BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
-    pub mode: u32,
-    /// 1 if a bitmap is read besides the rings, for what no vCPU writes.
-    pub with_bitmap: u32,
-    /// vCPUs added.
-    pub vcpus: u64,
-    /// Bytes of each vCPU's ring; 16 an entry.
-    pub ring_bytes: u64,
-    /// Bytes of bitmaps held for what the rings gave between syncs.
-    pub heap_bytes: u64,
-    /// Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
-    pub rounds: u64,
-    /// Entries harvested. A page that is written, harvested and written again counts twice.
-    pub harvested: u64,
-    /// Calls of `brant_tracker_ring_full`.
-    pub full_exits: u64,
-    /// Times that a ring overran: the kernel pushed onto a full one.
-    pub overruns: u64,
-    /// Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
-    pub lost_pushes: u64,
-    /// Times that all slots were protected again and every page counted as dirty, after a loss.
-    pub recoveries: u64,
-    /// Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
-    pub interrupted: u64,
-    /// Pages that may have lost their protection in one of those, reported in every sync.
-    pub doubtful_pages: u64,
-    /// Entries that named no page of the guest.
-    pub stray_entries: u64,
-}
-
-sized!(brant_kvm_info);
 
 /// Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet:
 /// `bytes` for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for
@@ -103,9 +53,7 @@ pub unsafe extern "C" fn brant_tracker_add_vcpu(
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         let (rings, expected) = rings(tracker)?;
-        let ring = RingMap::new(fd.as_fd(), expected)
-            .map_err(|e| e.context(format_args!("vCPU {vcpu}")))?;
-        rings.add(vcpu, Box::new(ring))
+        rings.add_fd(vcpu, fd.as_fd(), expected)
     })
 }
 
@@ -145,53 +93,6 @@ pub unsafe extern "C" fn brant_tracker_vcpu_dirty(
         let dirtied = rings(tracker)?.0.dirtied(vcpu)?;
         // SAFETY: null or a place by contract.
         unsafe { put(pages, "pages", dirtied) }
-    })
-}
-
-/// Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
-/// `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
-/// and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
-#[no_mangle]
-pub unsafe extern "C" fn brant_tracker_get_kvm(
-    tracker: *const brant_tracker,
-    info: *mut brant_kvm_info,
-    buffer: *mut c_char,
-    capacity: usize,
-    needed: *mut usize,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        let used = tracker.kvm();
-        let used = used.as_ref();
-        let rings = used.and_then(|used| used.rings.as_ref());
-        let figures = rings.map(Rings::figures).unwrap_or_default();
-        let (vcpus, ring_bytes) = rings.map_or((0, 0), Rings::vcpus);
-        let filled = brant_kvm_info {
-            size: 0,
-            mode: used.map_or(BRANT_KVM_AUTO, |used| used.choice.mode as u32),
-            with_bitmap: u32::from(used.is_some_and(|used| used.with_bitmap)),
-            vcpus,
-            ring_bytes: ring_bytes.max(used.map_or(0, |used| used.ring_bytes)),
-            heap_bytes: rings.map_or(0, Rings::heap_bytes),
-            rounds: figures.rounds,
-            harvested: figures.harvested,
-            full_exits: figures.full_exits,
-            overruns: figures.overruns,
-            lost_pushes: figures.lost,
-            recoveries: figures.recoveries,
-            interrupted: figures.interrupted,
-            doubtful_pages: figures.doubtful,
-            stray_entries: figures.strays,
-        };
-        // SAFETY: null or a structure by contract.
-        unsafe { write(info, &filled) }?;
-        let reason = used.map_or("no KVM log was added to this tracker", |used| {
-            &used.choice.reason
-        });
-        // SAFETY: a buffer and a place by contract.
-        unsafe { put_text(reason, buffer, capacity, needed) }
     })
 }
 

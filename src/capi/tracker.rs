@@ -1,19 +1,13 @@
 //! Level two: which pages were written, found by every log and handed out once.
 
-use super::consumer::{brant_run, brant_sync, Reader};
 use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
-use super::ops::{brant_ops, Ops};
-use super::ring::KvmUse;
-use super::structs::{handle, put, read, read_known, sized, taken, write};
-use crate::dirty::kvm::{choose, KvmLog, KvmMode, KvmRing, LogSwitch, Offer};
+use super::reader::{brant_run, brant_sync, Reader};
+use super::structs::{handle, put, read, sized, write};
+use crate::dirty::kvm::Used;
 use crate::dirty::tracker::{Clearing, Tracker};
-use crate::dirty::DirtyLog;
 use crate::memory::BlockId;
-use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
-use crate::sys::kvm_ring::{has_bitmap, is_enabled};
 use crate::units::{Bytes, Pages};
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
@@ -34,12 +28,12 @@ pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
     /// The VMM itself.
     own: Reader,
-    kvm: Mutex<Option<KvmUse>>,
+    kvm: Mutex<Option<Used>>,
 }
 
 impl brant_tracker {
     /// What is used of KVM, once it was added.
-    pub(super) fn kvm(&self) -> std::sync::MutexGuard<'_, Option<KvmUse>> {
+    pub(super) fn kvm(&self) -> std::sync::MutexGuard<'_, Option<Used>> {
         self.kvm.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -60,45 +54,6 @@ pub struct brant_tracker_config {
     /// log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
     /// the next migration's events have a warning.
     pub chunk_shift: u32,
-}
-
-/// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
-/// else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
-/// it is, and why.
-pub const BRANT_KVM_AUTO: u32 = 0;
-/// KVM_GET_DIRTY_LOG reads and clears.
-pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
-/// KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
-pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
-/// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
-pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
-/// Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
-/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
-pub const BRANT_KVM_RING: u32 = 4;
-
-/// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
-pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
-/// The VMM does, in its `log_on` and `log_off` operations.
-pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
-
-/// KVM's dirty bitmaps or rings.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct brant_kvm {
-    /// sizeof(brant_kvm).
-    pub size: usize,
-    /// What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
-    /// returns.
-    pub vm_fd: i32,
-    /// BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
-    pub mode: u32,
-    /// BRANT_SWITCHED_*.
-    pub switched_by: u32,
-    /// 0.
-    pub reserved: u32,
-    /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
-    /// has another size is refused. 0: what the kernel says.
-    pub ring_bytes: u64,
 }
 
 /// Running totals. Those of pages found, pending and put back are the VMM's own (see
@@ -143,7 +98,7 @@ pub struct brant_tracker_stats {
     pub stale_hints: u64,
 }
 
-sized!(brant_tracker_config, brant_kvm, brant_tracker_stats);
+sized!(brant_tracker_config, brant_tracker_stats);
 
 /// Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
 /// log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
@@ -197,84 +152,6 @@ pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
             // SAFETY: from Box::into_raw above, not freed before, by contract.
             drop(unsafe { Box::from_raw(tracker) });
         }
-    })
-}
-
-/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
-/// which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
-/// rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
-/// a time, or each takes what the other misses.
-#[no_mangle]
-pub unsafe extern "C" fn brant_tracker_add_kvm(
-    tracker: *mut brant_tracker,
-    kvm: *const brant_kvm,
-    ops: *const brant_ops,
-    opaque: *mut c_void,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or a structure by contract.
-        let (kvm, tail) = unsafe { read_known(kvm) }?;
-        if kvm.size < std::mem::offset_of!(brant_kvm, mode) {
-            return Err(invalid("brant_kvm.size leaves no room for vm_fd"));
-        }
-        // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm.vm_fd") }?;
-        tail?;
-        if kvm.reserved != 0 {
-            return Err(invalid("brant_kvm.reserved is not 0"));
-        }
-        // SAFETY: null or ours by contract.
-        let tracker = unsafe { handle(tracker, "tracker") }?;
-        let mode = match kvm.mode {
-            BRANT_KVM_AUTO => KvmMode::Auto,
-            BRANT_KVM_GET_AND_CLEAR => KvmMode::GetAndClear,
-            BRANT_KVM_MANUAL_PROTECT => KvmMode::ManualProtect,
-            BRANT_KVM_INITIALLY_SET => KvmMode::InitiallySet,
-            BRANT_KVM_RING => KvmMode::Ring,
-            other => return Err(invalid(format!("brant_kvm.mode is 0 to 4, not {other}"))),
-        };
-        // SAFETY: null or a structure by contract.
-        let ops = Arc::new(unsafe { Ops::new(ops, opaque) }?);
-        let switch = match kvm.switched_by {
-            BRANT_SWITCHED_BY_BRANT => LogSwitch::Brant,
-            BRANT_SWITCHED_BY_VMM => {
-                ops.check_log_switch()?;
-                LogSwitch::Vmm(Arc::<Ops>::clone(&ops))
-            }
-            other => {
-                return Err(invalid(format!(
-                    "brant_kvm.switched_by is 0 or 1, not {other}"
-                )))
-            }
-        };
-        let mut vm = VmFd::new(fd)?;
-        let ring = is_enabled(&vm);
-        let bitmap = !ring || has_bitmap(&mut vm);
-        let choice = choose(
-            mode,
-            Offer {
-                manual: vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
-                ring,
-                bitmap,
-            },
-        )?;
-        let mut rings = None;
-        let log: Box<dyn DirtyLog> = if choice.mode == KvmMode::Ring {
-            let log = KvmRing::from_fd(vm, switch, Some(ops))?;
-            rings = Some(log.rings());
-            Box::new(log)
-        } else {
-            Box::new(KvmLog::new(Box::new(vm), choice.mode, switch))
-        };
-        tracker.tracker.add_log(log)?;
-        *tracker.kvm() = Some(KvmUse {
-            with_bitmap: ring && bitmap,
-            choice,
-            rings,
-            ring_bytes: if ring { kvm.ring_bytes } else { 0 },
-        });
-        Ok(())
     })
 }
 

@@ -97,6 +97,15 @@ impl VmFd {
         Ok(vm)
     }
 
+    /// A second descriptor of the VM of a VMM that uses `kvm-ioctls`.
+    pub fn duplicate(vm: &kvm_ioctls::VmFd) -> Result<OwnedFd> {
+        // SAFETY: the descriptor is open as long as `vm` is, which outlives this call.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+        borrowed
+            .try_clone_to_owned()
+            .map_err(|e| Error::os("duplicating the VM descriptor", e))
+    }
+
     /// The descriptor.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

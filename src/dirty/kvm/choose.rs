@@ -1,8 +1,24 @@
 //! Which of KVM's logs is used, and why. Pure: what the kernel offers goes in.
 
-use super::log::KvmMode;
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
+
+/// Which of KVM's logs, and how its bits are read and cleared. The numbers are part of the C ABI.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KvmMode {
+    /// The best that there is: [`choose`] decides.
+    #[default]
+    Auto = 0,
+    /// GET clears.
+    GetAndClear = 1,
+    /// CLEAR clears; starting protects everything.
+    ManualProtect = 2,
+    /// CLEAR clears; starting protects nothing and sets every bit.
+    InitiallySet = 3,
+    /// No bitmap: each vCPU's ring. See [`super::ring`].
+    Ring = 4,
+}
 
 /// What a kernel and a VM offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +95,24 @@ pub fn choose(asked: KvmMode, offer: Offer) -> Result<Choice> {
             KvmMode::GetAndClear,
             "there is no ring, and this kernel can only get and clear at once",
         ),
-        // What the kernel says to these is told at the start.
+        (KvmMode::ManualProtect, Offer { manual, .. }) if manual & MANUAL_PROTECT_ENABLE == 0 => {
+            Err(missing("manual dirty-log protection", manual))
+        }
+        (KvmMode::InitiallySet, Offer { manual, .. }) if manual & initially != initially => {
+            Err(missing("initially-set dirty logs", manual))
+        }
         (mode, _) => pick(mode, "it was asked for"),
     }
+}
+
+fn missing(what: &str, manual: u64) -> Error {
+    Error::new(
+        Kind::Unsupported,
+        format!(
+            "this KVM has no {what}: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is {manual}; use mode AUTO \
+             or get-and-clear"
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -122,6 +153,8 @@ mod tests {
                 offer(3, false, true),
                 Some(KvmMode::GetAndClear),
             ),
+            (KvmMode::ManualProtect, offer(0, false, true), None),
+            (KvmMode::InitiallySet, offer(1, false, true), None),
         ] {
             let got = choose(asked, offer);
             assert_eq!(

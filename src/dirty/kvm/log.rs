@@ -17,6 +17,7 @@
 //! each range. The kernel does this at every creation of a bitmap, so the copy starts as
 //! all ones whenever logging is switched on.
 
+use super::choose::{choose, KvmMode, Offer};
 use super::switch::LogSwitch;
 use super::SLOTS;
 use crate::dirty::{
@@ -33,22 +34,6 @@ use crate::units::Pages;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-
-/// How the bits are read and cleared. The numbers are part of the C ABI.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum KvmMode {
-    /// The best that this kernel has: initially set, else manual protect, else get-and-clear.
-    Auto = 0,
-    /// GET clears.
-    GetAndClear = 1,
-    /// CLEAR clears; starting protects everything.
-    ManualProtect = 2,
-    /// CLEAR clears; starting protects nothing and sets every bit.
-    InitiallySet = 3,
-    /// No bitmap: each vCPU's ring. See [`super::ring`].
-    Ring = 4,
-}
 
 /// Up to so many words (slots below 1 GiB) a slot's bitmap is read into room that all of them
 /// share, and copied. A mapping with a guard page for each of thousands of small slots would use
@@ -173,13 +158,7 @@ impl KvmLog {
 
     /// A log of the virtual machine of a VMM that uses `kvm-ioctls`; its descriptor is duplicated.
     pub fn from_vm(vm: &kvm_ioctls::VmFd, mode: KvmMode, switch: LogSwitch) -> Result<Self> {
-        use std::os::fd::{AsRawFd, BorrowedFd};
-        // SAFETY: the descriptor is open as long as `vm` is, which outlives this call.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-        let fd = borrowed
-            .try_clone_to_owned()
-            .map_err(|e| Error::os("duplicating the VM descriptor", e))?;
-        KvmLog::from_fd(fd, mode, switch)
+        KvmLog::from_fd(VmFd::duplicate(vm)?, mode, switch)
     }
 
     /// The mode in use: never [`KvmMode::Auto`] once started.
@@ -187,30 +166,14 @@ impl KvmLog {
         self.mode
     }
 
+    /// What was asked for, on this kernel. This log is the bitmap, so a ring is no part of the offer.
     fn choose_mode(&self) -> Result<KvmMode> {
-        let has = self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2);
-        let initially = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
-        let missing = |what: &str| {
-            Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "this KVM has no {what}: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is {has}; \
-                     use mode AUTO or get-and-clear"
-                ),
-            ))
+        let offer = Offer {
+            manual: self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
+            ring: false,
+            bitmap: true,
         };
-        match self.asked {
-            KvmMode::Auto if has & initially == initially => Ok(KvmMode::InitiallySet),
-            KvmMode::Auto if has & MANUAL_PROTECT_ENABLE != 0 => Ok(KvmMode::ManualProtect),
-            KvmMode::Auto => Ok(KvmMode::GetAndClear),
-            KvmMode::ManualProtect if has & MANUAL_PROTECT_ENABLE == 0 => {
-                missing("manual dirty-log protection")
-            }
-            KvmMode::InitiallySet if has & initially != initially => {
-                missing("initially-set dirty logs")
-            }
-            mode => Ok(mode),
-        }
+        Ok(choose(self.asked, offer)?.mode)
     }
 
     /// Tells the kernel the mode. It can be switched at any time, and does nothing to

@@ -1,15 +1,17 @@
 //! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
-//! [`ring`], which of them is used in [`mod@choose`].
+//! [`ring`], which of them is used in [`mod@choose`], which asks the VM and makes it in `open`.
 
 pub mod choose;
 pub mod log;
 #[cfg(test)]
 pub(crate) mod model;
+mod open;
 pub mod ring;
 mod switch;
 
-pub use choose::{choose, Choice, Offer};
-pub use log::{KvmLog, KvmMode};
+pub use choose::{choose, Choice, KvmMode, Offer};
+pub use log::KvmLog;
+pub use open::{Opened, Request, Used};
 pub use ring::{KvmRing, Rings};
 pub use switch::LogSwitch;
 

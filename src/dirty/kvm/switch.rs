@@ -8,8 +8,10 @@ use crate::vmm::Vmm;
 use std::sync::Arc;
 
 /// Who switches a slot's logging on and off.
+#[derive(Default)]
 pub enum LogSwitch {
     /// brant, by `KVM_SET_USER_MEMORY_REGION` with the slot as it is in the map.
+    #[default]
     Brant,
     /// The VMM, in its `log_on` and `log_off` operations.
     Vmm(Arc<dyn Vmm>),

@@ -36,6 +36,7 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::{Map, Ownership, Slot};
 use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+pub use crate::sys::kvm_ring::Enabled;
 use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
 use crate::units::Pages;
 use crate::vmm::Vmm;
@@ -50,6 +51,13 @@ const RECOVERIES: u32 = 3;
 /// A VMM that has nothing to kick.
 struct NoVmm;
 impl Vmm for NoVmm {}
+
+/// Enables rings of `bytes` for each vCPU (0: what brant thinks best, 256 KiB) of a virtual machine
+/// that has no vCPU and no memory slot yet, and the backup bitmap where the kernel has one.
+/// Afterwards no bitmap works on that VM.
+pub fn enable(vm: &kvm_ioctls::VmFd, bytes: u64) -> Result<Enabled> {
+    crate::sys::kvm_ring::enable(&mut VmFd::new(VmFd::duplicate(vm)?)?, bytes)
+}
 
 /// See the file's description.
 pub struct KvmRing {
@@ -98,6 +106,90 @@ impl KvmRing {
             with_bitmap,
             words: None,
         }
+    }
+
+    /// A log of the virtual machine of a VMM that uses `kvm-ioctls`, whose rings are enabled
+    /// ([`enable`]); its descriptor is duplicated.
+    ///
+    /// ```
+    /// use brant::dirty::kvm::{ring, KvmRing, LogSwitch};
+    /// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+    /// use brant::dirty::{DirtyLog, When};
+    /// use brant::memory::{BlockDescription, BlockFlags, HostMemory, Memory, SlotDescription};
+    /// use brant::units::Bytes;
+    /// use kvm_bindings::kvm_userspace_memory_region;
+    /// use std::sync::Arc;
+    /// use vm_memory::GuestAddress;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let Ok(kvm) = kvm_ioctls::Kvm::new() else { return Ok(()) };
+    /// let vm = kvm.create_vm()?;
+    /// // Before the first memory slot and the first vCPU.
+    /// # if kvm.check_extension_raw(223) == 0 { return Ok(()) }
+    /// ring::enable(&vm, 0)?;
+    ///
+    /// // 16 pages of memory; on page 1 a program that writes to page 8 and halts.
+    /// let layout = std::alloc::Layout::from_size_align(16 * 4096, 4096)?;
+    /// // SAFETY: not empty; freed when the process ends.
+    /// let ram = unsafe { std::alloc::alloc_zeroed(layout) };
+    /// let program = [0xa2, 0x00, 0x80, 0xf4]; // mov [0x8000], al; hlt
+    /// // SAFETY: inside the memory.
+    /// unsafe { ram.add(0x1000).copy_from(program.as_ptr(), program.len()) };
+    /// // SAFETY: the memory outlives the VM.
+    /// unsafe {
+    ///     vm.set_user_memory_region(kvm_userspace_memory_region {
+    ///         memory_size: 16 * 4096,
+    ///         userspace_addr: ram as u64,
+    ///         ..Default::default()
+    ///     })?;
+    /// }
+    /// let mut vcpu = vm.create_vcpu(0)?;
+    /// let mut sregs = vcpu.get_sregs()?;
+    /// (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    /// vcpu.set_sregs(&sregs)?;
+    /// let mut regs = vcpu.get_regs()?;
+    /// (regs.rip, regs.rflags) = (0x1000, 2);
+    /// vcpu.set_regs(&regs)?;
+    ///
+    /// let memory = Memory::new()?;
+    /// memory.add_block(BlockDescription {
+    ///     name: "ram".into(),
+    ///     // SAFETY: 16 pages that stay until the program ends.
+    ///     host: unsafe { HostMemory::new(ram) },
+    ///     length: Bytes(16 * 4096),
+    ///     page_size: Bytes(4096),
+    ///     file: None,
+    ///     flags: BlockFlags::default(),
+    /// })?;
+    /// memory.add_slot(&SlotDescription {
+    ///     slot: 0,
+    ///     flags: 0,
+    ///     block: "ram".into(),
+    ///     offset: Bytes(0),
+    ///     length: Bytes(16 * 4096),
+    ///     guest_address: GuestAddress(0),
+    /// })?;
+    ///
+    /// let log = KvmRing::from_vm(&vm, LogSwitch::Brant, None)?;
+    /// let rings = log.rings();
+    /// rings.add_vcpu(0, &vcpu)?;
+    /// let tracker = Tracker::new(Arc::new(memory), Clearing::default())?;
+    /// tracker.add_log(Box::new(log))?;
+    /// let consumer = tracker.consumer();
+    /// consumer.start(StartWith::Nothing)?;
+    ///
+    /// vcpu.run()?; // KVM_EXIT_HLT. After KVM_EXIT_DIRTY_RING_FULL: rings.full(0)?, and again.
+    /// assert!(consumer.sync(When::Stopped)?.found.0 >= 1);
+    /// assert!(rings.dirtied(0)? >= 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_vm(
+        vm: &kvm_ioctls::VmFd,
+        switch: LogSwitch,
+        vmm: Option<Arc<dyn Vmm>>,
+    ) -> Result<Self> {
+        KvmRing::from_fd(VmFd::new(VmFd::duplicate(vm)?)?, switch, vmm)
     }
 
     /// A log of the virtual machine behind a descriptor, whose rings are enabled.

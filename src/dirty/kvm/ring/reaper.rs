@@ -13,8 +13,9 @@
 use super::rounds::{Look, Ring, Rounds};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, spawn, Join, Role};
-use crate::sys::kvm_ring::ResetRings;
+use crate::sys::kvm_ring::{ResetRings, RingMap};
 use crate::vmm::Vmm;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -250,6 +251,21 @@ impl Rings {
         }
         state.rounds.rings.insert(vcpu, ring);
         Ok(())
+    }
+
+    /// Adds a vCPU of a VMM that uses `kvm-ioctls`; what is needed of it is mapped here.
+    pub fn add_vcpu(&self, number: u32, vcpu: &kvm_ioctls::VcpuFd) -> Result<()> {
+        // SAFETY: the descriptor is open as long as `vcpu` is, which outlives this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        self.add_fd(number, fd, 0)
+    }
+
+    /// Adds the vCPU behind what `KVM_CREATE_VCPU` returned, whose ring has `bytes` bytes; 0: what
+    /// the kernel says.
+    pub fn add_fd(&self, number: u32, vcpu: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+        let ring = RingMap::new(vcpu, bytes);
+        let ring = ring.map_err(|e| e.context(format_args!("vCPU {number}")))?;
+        self.add(number, Box::new(ring))
     }
 
     /// A vCPU came out with its ring full, and this is its thread: returns when there is room. Once

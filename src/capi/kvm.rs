@@ -1,0 +1,195 @@
+//! Which of KVM's dirty logs a tracker uses: asking for one, and what was picked.
+
+use super::error::{brant_error, invalid};
+use super::ops::{brant_ops, Ops};
+use super::structs::{handle, put_text, read_known, sized, taken, write};
+use super::tracker::brant_tracker;
+use crate::dirty::kvm::{KvmMode, LogSwitch, Request, Rings};
+use std::ffi::{c_char, c_void};
+use std::sync::Arc;
+
+/// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
+/// else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
+/// it is, and why.
+pub const BRANT_KVM_AUTO: u32 = 0;
+/// KVM_GET_DIRTY_LOG reads and clears.
+pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
+/// KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
+/// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
+/// Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
+/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+pub const BRANT_KVM_RING: u32 = 4;
+
+/// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
+pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
+/// The VMM does, in its `log_on` and `log_off` operations.
+pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
+
+/// KVM's dirty bitmaps or rings.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_kvm {
+    /// sizeof(brant_kvm).
+    pub size: usize,
+    /// What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
+    /// returns.
+    pub vm_fd: i32,
+    /// BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
+    pub mode: u32,
+    /// BRANT_SWITCHED_*.
+    pub switched_by: u32,
+    /// 0.
+    pub reserved: u32,
+    /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
+    /// has another size is refused. 0: what the kernel says.
+    pub ring_bytes: u64,
+}
+
+/// What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
+/// about rings, and 0 in other modes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_kvm_info {
+    /// sizeof(brant_kvm_info).
+    pub size: usize,
+    /// BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
+    pub mode: u32,
+    /// 1 if a bitmap is read besides the rings, for what no vCPU writes.
+    pub with_bitmap: u32,
+    /// vCPUs added.
+    pub vcpus: u64,
+    /// Bytes of each vCPU's ring; 16 an entry.
+    pub ring_bytes: u64,
+    /// Bytes of bitmaps held for what the rings gave between syncs.
+    pub heap_bytes: u64,
+    /// Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
+    pub rounds: u64,
+    /// Entries harvested. A page that is written, harvested and written again counts twice.
+    pub harvested: u64,
+    /// Calls of `brant_tracker_ring_full`.
+    pub full_exits: u64,
+    /// Times that a ring overran: the kernel pushed onto a full one.
+    pub overruns: u64,
+    /// Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
+    pub lost_pushes: u64,
+    /// Times that all slots were protected again and every page counted as dirty, after a loss.
+    pub recoveries: u64,
+    /// Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
+    pub interrupted: u64,
+    /// Pages that may have lost their protection in one of those, reported in every sync.
+    pub doubtful_pages: u64,
+    /// Entries that named no page of the guest.
+    pub stray_entries: u64,
+}
+
+sized!(brant_kvm, brant_kvm_info);
+
+/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
+/// which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
+/// rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
+/// a time, or each takes what the other misses.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_add_kvm(
+    tracker: *mut brant_tracker,
+    kvm: *const brant_kvm,
+    ops: *const brant_ops,
+    opaque: *mut c_void,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let (kvm, tail) = unsafe { read_known(kvm) }?;
+        if kvm.size < std::mem::offset_of!(brant_kvm, mode) {
+            return Err(invalid("brant_kvm.size leaves no room for vm_fd"));
+        }
+        // SAFETY: handed over by contract; ours from here on, whatever comes.
+        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm.vm_fd") }?;
+        tail?;
+        if kvm.reserved != 0 {
+            return Err(invalid("brant_kvm.reserved is not 0"));
+        }
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let mode = match kvm.mode {
+            BRANT_KVM_AUTO => KvmMode::Auto,
+            BRANT_KVM_GET_AND_CLEAR => KvmMode::GetAndClear,
+            BRANT_KVM_MANUAL_PROTECT => KvmMode::ManualProtect,
+            BRANT_KVM_INITIALLY_SET => KvmMode::InitiallySet,
+            BRANT_KVM_RING => KvmMode::Ring,
+            other => return Err(invalid(format!("brant_kvm.mode is 0 to 4, not {other}"))),
+        };
+        // SAFETY: null or a structure by contract.
+        let ops = Arc::new(unsafe { Ops::new(ops, opaque) }?);
+        let switch = match kvm.switched_by {
+            BRANT_SWITCHED_BY_BRANT => LogSwitch::Brant,
+            BRANT_SWITCHED_BY_VMM => {
+                ops.check_log_switch()?;
+                LogSwitch::Vmm(Arc::<Ops>::clone(&ops))
+            }
+            other => {
+                return Err(invalid(format!(
+                    "brant_kvm.switched_by is 0 or 1, not {other}"
+                )))
+            }
+        };
+        let request = Request {
+            mode,
+            switch,
+            vmm: Some(ops),
+            ring_bytes: kvm.ring_bytes,
+        };
+        let opened = request.open_fd(fd)?;
+        tracker.tracker.add_log(opened.log)?;
+        *tracker.kvm() = Some(opened.used);
+        Ok(())
+    })
+}
+
+/// Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
+/// `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
+/// and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
+#[no_mangle]
+pub unsafe extern "C" fn brant_tracker_get_kvm(
+    tracker: *const brant_tracker,
+    info: *mut brant_kvm_info,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        let used = tracker.kvm();
+        let used = used.as_ref();
+        let rings = used.and_then(|used| used.rings.as_ref());
+        let figures = rings.map(Rings::figures).unwrap_or_default();
+        let (vcpus, ring_bytes) = rings.map_or((0, 0), Rings::vcpus);
+        let filled = brant_kvm_info {
+            size: 0,
+            mode: used.map_or(BRANT_KVM_AUTO, |used| used.choice.mode as u32),
+            with_bitmap: u32::from(used.is_some_and(|used| used.with_bitmap)),
+            vcpus,
+            ring_bytes: ring_bytes.max(used.map_or(0, |used| used.ring_bytes)),
+            heap_bytes: rings.map_or(0, Rings::heap_bytes),
+            rounds: figures.rounds,
+            harvested: figures.harvested,
+            full_exits: figures.full_exits,
+            overruns: figures.overruns,
+            lost_pushes: figures.lost,
+            recoveries: figures.recoveries,
+            interrupted: figures.interrupted,
+            doubtful_pages: figures.doubtful,
+            stray_entries: figures.strays,
+        };
+        // SAFETY: null or a structure by contract.
+        unsafe { write(info, &filled) }?;
+        let reason = used.map_or("no KVM log was added to this tracker", |used| {
+            &used.choice.reason
+        });
+        // SAFETY: a buffer and a place by contract.
+        unsafe { put_text(reason, buffer, capacity, needed) }
+    })
+}

@@ -1,0 +1,120 @@
+//! The one entry that chooses KVM's log of a virtual machine: what the VM and the kernel offer is
+//! asked here, [`choose`] decides, and the log is made.
+
+use super::choose::{choose, Choice, KvmMode, Offer};
+use super::log::KvmLog;
+use super::ring::{KvmRing, Rings};
+use super::switch::LogSwitch;
+use crate::dirty::DirtyLog;
+use crate::error::Result;
+use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use crate::sys::kvm_ring::{has_bitmap, is_enabled};
+use crate::vmm::Vmm;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What is asked for. [`Request::default`] is [`KvmMode::Auto`], switched by brant.
+#[derive(Default)]
+pub struct Request {
+    /// A mode, or the best one.
+    pub mode: KvmMode,
+    /// Who switches the logging of slots.
+    pub switch: LogSwitch,
+    /// With rings, asked to `kick` the vCPUs before a harvest while they run, and told of the
+    /// reaper's thread.
+    pub vmm: Option<Arc<dyn Vmm>>,
+    /// Bytes of each vCPU's ring, as enabling it said; a vCPU whose ring has another size is
+    /// refused. 0: what the kernel says.
+    pub ring_bytes: u64,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("mode", &self.mode)
+            .field("ring_bytes", &self.ring_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is used of KVM: for whoever has given the log to a tracker.
+#[derive(Debug, Clone)]
+pub struct Used {
+    /// The mode, and why.
+    pub choice: Choice,
+    /// A bitmap is read besides the rings.
+    pub with_bitmap: bool,
+    /// For vCPU threads, in mode ring: add each vCPU before it runs under tracking.
+    pub rings: Option<Rings>,
+    /// In mode ring, what [`Request::ring_bytes`] was.
+    pub ring_bytes: u64,
+}
+
+/// A log for [`Tracker::add_log`](crate::dirty::tracker::Tracker::add_log), and what it is.
+pub struct Opened {
+    /// The log.
+    pub log: Box<dyn DirtyLog>,
+    /// What it is.
+    pub used: Used,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened")
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Request {
+    /// The log of a virtual machine of a VMM that uses `kvm-ioctls`; its descriptor is duplicated.
+    ///
+    /// ```
+    /// use brant::dirty::kvm::{KvmMode, Request};
+    ///
+    /// # fn main() -> brant::Result<()> {
+    /// # let Ok(kvm) = kvm_ioctls::Kvm::new() else { return Ok(()) };
+    /// let vm = kvm.create_vm().unwrap();
+    /// let opened = Request::default().open(&vm)?;
+    /// assert_ne!(opened.used.choice.mode, KvmMode::Auto);
+    /// println!("{:?}: {}", opened.used.choice.mode, opened.used.choice.reason);
+    /// // tracker.add_log(opened.log)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(self, vm: &kvm_ioctls::VmFd) -> Result<Opened> {
+        self.open_fd(VmFd::duplicate(vm)?)
+    }
+
+    /// The log of the virtual machine behind what `KVM_CREATE_VM` returned, or a duplicate of it:
+    /// the descriptor is brant's from here on.
+    pub fn open_fd(self, vm: OwnedFd) -> Result<Opened> {
+        let mut vm = VmFd::new(vm)?;
+        let ring = is_enabled(&vm);
+        let bitmap = !ring || has_bitmap(&mut vm);
+        let offer = Offer {
+            manual: vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
+            ring,
+            bitmap,
+        };
+        let choice = choose(self.mode, offer)?;
+        let mut rings = None;
+        let log: Box<dyn DirtyLog> = match choice.mode {
+            KvmMode::Ring => {
+                let log = KvmRing::from_fd(vm, self.switch, self.vmm)?;
+                rings = Some(log.rings());
+                Box::new(log)
+            }
+            mode => Box::new(KvmLog::new(Box::new(vm), mode, self.switch)),
+        };
+        Ok(Opened {
+            log,
+            used: Used {
+                choice,
+                with_bitmap: ring && bitmap,
+                rings,
+                ring_bytes: if ring { self.ring_bytes } else { 0 },
+            },
+        })
+    }
+}
