@@ -254,10 +254,13 @@ impl PageSink {
     }
 
     /// The contents of a run have been written, all or a part of them: users of a tracker of this
-    /// guest, a backup from before it went away, have to hear of it.
+    /// guest, a backup from before it went away, have to hear of it. A run that is not inside its
+    /// block was refused before a byte of it was written, and its numbers may overflow.
     pub(super) fn arrived(&self, header: &Header) {
-        let target = self.targets.get(&header.block);
-        if let Some(block) = target.and_then(|t| t.block.as_ref()) {
+        let Some(target) = self.targets.get(&header.block) else {
+            return;
+        };
+        if let (Some(block), Ok(())) = (&target.block, header.check_run(target.pages)) {
             self.memory.tell_written(block.id(), pages_of(header));
         }
     }
