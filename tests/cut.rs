@@ -4,7 +4,7 @@
 //!
 //! After each of them: exactly the right side has the guest, it was over in time, and what the
 //! tracker holds covers every page that was not acknowledged. The last is checked against what
-//! the man in the middle saw, not against what brant says. `migrate.rs` has the faults that are
+//! the man in the middle saw, not against what brant says. `tests/migration` has the faults that are
 //! not the network's.
 
 mod support;
@@ -29,7 +29,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use support::*;
+use support::guest::Guest;
+use support::memory::{ram, rom, shared, Ram, Spec};
+use support::pair::Pair;
+use support::random::Random;
+use support::time::LONG;
+use support::vmm::{blob, TestVmm};
 use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);

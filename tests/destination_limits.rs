@@ -18,7 +18,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
-use support::*;
+use support::memory::ram;
+use support::pair::Pair;
+use support::peer::Raw;
+use support::time::LONG;
 
 /// Pages of the destination's one block, which the source here calls 4.
 const PAGES: u64 = 600;

@@ -1,6 +1,6 @@
 //! Memory that comes, goes and moves while it is migrated, with a whole VMM at work meanwhile:
 //! eight threads that write and then mark, and eight that mark whatever there is, was or may
-//! come, by guest address and by block. `migrate.rs` has what is true of each of them alone.
+//! come, by guest address and by block. `tests/migration` has what is true of each of them alone.
 //!
 //! What is removed is unmapped as soon as the removing call has returned, so that a touch that
 //! comes later is a crash. The order between the two sides is the one that the header asks
@@ -21,7 +21,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
-use support::*;
+use support::guest::{differences, lost, Guest};
+use support::memory::{ram, shared, Ram};
+use support::pair::Pair;
+use support::random::Random;
+use support::time::LONG;
 use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);

@@ -11,7 +11,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::*;
+use support::guest::differences;
+use support::memory::ram;
+use support::pair::Pair;
+use support::peer::Raw;
+use support::time::LONG;
 
 /// Between two small pieces. All of a batch would take minutes.
 const SLOW: Duration = Duration::from_millis(200);

@@ -19,7 +19,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
-use support::*;
+use support::guest::{differences, Guest};
+use support::memory::{ram, shared, Spec};
+use support::peer::Raw;
+use support::random::Random;
+use support::time::LONG;
 use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);

@@ -19,7 +19,11 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc};
 use std::time::Instant;
-use support::*;
+use support::memory::ram;
+use support::pair::Pair;
+use support::peer::Raw;
+use support::time::LONG;
+use support::vmm::blob;
 use vm_memory::GuestAddress;
 
 /// The block's pages.

@@ -21,7 +21,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::*;
+use support::memory::{ram, shared};
+use support::pair::Pair;
+use support::random::Random;
+use support::relay::{at, Point, Proxy, Verdict};
+use support::time::LONG;
+use support::vmm::failure;
 
 const MS: Duration = Duration::from_millis(1);
 const MIB: usize = 256;

@@ -15,7 +15,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::*;
+use support::guest::differences;
+use support::memory::ram;
+use support::pair::Pair;
+use support::time::LONG;
 
 /// A real source waits for its answer for ten seconds, a silent stranger held the listener for
 /// as long: a delay of one stranger's would show.

@@ -24,8 +24,8 @@ use super::consumer::{Consumer, Content, Cursor, Run};
 use super::tracker::{Inner, Tracker};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::memory::returned::Claim;
-use crate::memory::{Block, BlockId, BlockPin, WrittenObserver};
+use crate::memory::returned::{Claim, TakenBack};
+use crate::memory::{Block, BlockId, BlockPin};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::ops::Range;
 use std::sync::Arc;
@@ -438,8 +438,8 @@ impl Consumer {
     }
 }
 
-impl WrittenObserver for super::reported::Reported {
-    fn written(&self, block: BlockId, first: Pages, count: Pages) {
+impl TakenBack for super::reported::Reported {
+    fn taken_back(&self, block: BlockId, first: Pages, count: Pages) {
         self.mark_block(block, first.bytes(), count.bytes().0);
     }
 }

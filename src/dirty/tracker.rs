@@ -31,7 +31,8 @@ use super::reported::{Reported, ReportedLog};
 use super::{DirtyLog, Harvested, Initial, LogKind, Rearmed, When};
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{Block, BlockId, Map, MapObserver, Memory, Slot, WrittenObserver};
+use crate::memory::returned::TakenBack;
+use crate::memory::{Block, BlockId, Map, MapObserver, Memory, Slot};
 use crate::runtime::fair::Fair;
 use crate::units::Pages;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -263,11 +264,11 @@ impl Tracker {
             let weak: Weak<Tracker> = Arc::downgrade(&tracker);
             weak
         };
-        let marks: Weak<dyn WrittenObserver> = {
+        let marks: Weak<dyn TakenBack> = {
             let weak: Weak<Reported> = Arc::downgrade(&tracker.reported);
             weak
         };
-        memory.observe_written(marks);
+        memory.observe_taken(marks);
         let now = memory.observe(observer);
         let mut inner = tracker.lock();
         // We may have been told of a later one in the meantime.

@@ -100,7 +100,7 @@ impl Area {
         let range = || Pages(range.start)..Pages(range.end);
         [
             readable(&self.block, range()),
-            self.block.write_zeros(range()),
+            write_zeros(&self.block, range()),
         ]
     }
 }

@@ -1,9 +1,7 @@
 //! What is declared, against a list of pages.
 
 use super::*;
-use crate::error::Kind;
-use crate::memory::{BlockDescription, BlockFlags, Memory};
-use crate::units::Bytes;
+use crate::memory::{BlockDescription, BlockFlags};
 use proptest::prelude::*;
 
 const PAGES: usize = 2048;

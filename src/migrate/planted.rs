@@ -1,7 +1,7 @@
 //! Panics planted for tests, and the promise that they are tests of: a defect of ours in
 //! whatever a migration's thread does fails the migration, the guest runs on, and never twice.
 //! Exists in builds of the crate's own unit tests only; the drivers and the C face's boundary
-//! have points where one can be planted. (Panics in the VMM's callbacks: tests/migrate.rs.)
+//! have points where one can be planted. (Panics in the VMM's callbacks: tests/migration/panics.rs.)
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};

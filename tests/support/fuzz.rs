@@ -1,6 +1,6 @@
 //! What is fed to a fuzzer: the decoder of records, and a whole incoming migration, each given
 //! arbitrary bytes; and a mutator that knows records. The targets in `fuzz/` are nothing but
-//! calls of these; `tests/hostile.rs` runs them for a moment on the seeds, so that they go on
+//! calls of these; `tests/hostile` runs them for a moment on the seeds, so that they go on
 //! working between two rounds of fuzzing. Anything wrong is a panic.
 #![allow(dead_code)]
 

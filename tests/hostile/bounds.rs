@@ -1,0 +1,90 @@
+//! Limits on the whole process: how much memory there is at once and in one piece, and no panic
+//! inside brant. The allocator counts; each test asks before and after.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Once;
+
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+pub fn grown(size: usize) {
+    let live = LIVE.fetch_add(size, Ordering::Relaxed) + size;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+    LARGEST.fetch_max(size, Ordering::Relaxed);
+}
+
+// SAFETY: all of it is the system's allocator's; this only counts.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grown(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        grown(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        grown(size);
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// No allocation is larger than this: the list of as many blobs as there can be, about 100 bytes
+/// each, is the largest. No test of this file makes a larger one either.
+const ONE_ALLOCATION: usize = 8 << 20;
+
+/// All tests at once, and all that they migrate.
+const AT_ONCE: usize = 64 << 20;
+
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Also those of failed assertions: what is printed then takes memory of its own.
+static ANY_PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// To be called first and last in each test.
+pub fn bounded() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            // Brant's own, caught or not; a failed assertion of a test's is another matter.
+            let ours = info
+                .location()
+                .is_some_and(|at| !at.file().contains("tests/"));
+            PANICS.fetch_add(usize::from(ours), Ordering::SeqCst);
+            ANY_PANICS.fetch_add(1, Ordering::SeqCst);
+            before(info);
+        }));
+    });
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0, "panics inside brant");
+    if ANY_PANICS.load(Ordering::SeqCst) > 0 {
+        return;
+    }
+    let (largest, peak) = (
+        LARGEST.load(Ordering::Relaxed),
+        PEAK.load(Ordering::Relaxed),
+    );
+    assert!(
+        largest <= ONE_ALLOCATION,
+        "one allocation of {largest} bytes"
+    );
+    assert!(peak <= AT_ONCE, "{peak} bytes at once");
+}

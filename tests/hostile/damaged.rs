@@ -1,0 +1,119 @@
+//! Records cut short at any byte, and headers with any bit flipped, are refused at both sides.
+
+use crate::as_destination::{sound, source_against, ANSWERS};
+use crate::bounds::bounded;
+use crate::fuzz;
+use crate::params::{each, quick};
+use crate::records::sample;
+use crate::support::random::Random;
+use crate::support::time::LONG;
+use brant::error::Kind;
+use brant::wire::{RecordType, HEADER_LEN};
+use std::net::Shutdown;
+
+#[test]
+fn a_record_cut_short_at_any_byte_is_refused_at_the_destination() {
+    bounded();
+    let session = fuzz::session();
+    let whole = session.concat();
+    let pages: usize = session[..8].iter().map(Vec::len).sum();
+    let mut count = 0;
+    // Pages of data are long and all alike inside: a byte in a hundred of those.
+    for length in (0..whole.len()).filter(|n| !(pages..pages + 12_384).contains(n) || n % 100 == 0)
+    {
+        let outcome = fuzz::destination(&whole[..length]);
+        let error = outcome.result.unwrap_err();
+        let gone = matches!(error.kind(), Kind::PeerGone | Kind::Io);
+        assert!(gone, "{length}: {:?} {error}", error.kind());
+        count += 1;
+    }
+    assert_eq!(fuzz::destination(&whole).result, Ok(()));
+    println!("{count} lengths");
+    bounded();
+}
+
+#[test]
+fn a_flipped_bit_in_a_header_is_always_refused_at_the_destination() {
+    bounded();
+    let session = fuzz::session();
+    let mut random = Random(1);
+    for at in 0..session.len() {
+        for byte in 0..HEADER_LEN {
+            let mut flipped = session.clone();
+            flipped[at][byte] ^= 1 << random.below(8);
+            let error = fuzz::destination(&flipped.concat()).result.unwrap_err();
+            assert_eq!(
+                error.kind(),
+                Kind::Protocol,
+                "record {at}, byte {byte}: {error}"
+            );
+        }
+    }
+    bounded();
+}
+
+#[test]
+fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
+    bounded();
+    let mut cases = Vec::new();
+    for (question, kind) in ANSWERS {
+        // Nothing of it, some of the header, all of the header, some of the contents.
+        let whole = sample(kind).len();
+        let mut lengths = vec![0, 1, 17, 31, 32, 33, whole - 1];
+        lengths.retain(|length| *length < whole);
+        lengths.dedup();
+        cases.extend(lengths.iter().map(|length| (question, kind, *length)));
+    }
+    each(&cases, |&(question, kind, length)| {
+        let what = format!("{} cut to {length} bytes", kind.name());
+        let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
+            let here = asked == question;
+            raw.say_bytes(if here { &right[..length] } else { &right });
+            if here {
+                let _ = raw.0.shutdown(Shutdown::Write);
+            }
+            (!here).then_some(())
+        });
+        let error = result.clone().unwrap_err();
+        let expected: &[Kind] = match kind {
+            RecordType::Running => &[Kind::Unanswered],
+            _ => &[Kind::PeerGone, Kind::Io],
+        };
+        assert!(expected.contains(&error.kind()), "{what}: {error}");
+        sound(&pair, &out, &result, &what);
+    });
+    bounded();
+}
+
+#[test]
+fn a_flipped_bit_in_an_answers_header_is_always_refused_at_the_source() {
+    bounded();
+    let mut random = Random(2);
+    let mut cases = Vec::new();
+    for (number, (question, kind)) in ANSWERS.into_iter().enumerate() {
+        // Every byte in two of the answers.
+        for byte in (number % 3..HEADER_LEN).step_by(3) {
+            cases.push((question, kind, byte, 1 << random.below(8)));
+        }
+    }
+    each(&cases, |&(question, kind, byte, bit)| {
+        let bit: u8 = bit;
+        let what = format!("{}, byte {byte} ^ {bit}", kind.name());
+        let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, mut right| {
+            let here = asked == question;
+            if here {
+                right[byte] ^= bit;
+            }
+            raw.say_bytes(&right);
+            (!here).then_some(())
+        });
+        let error = result.clone().unwrap_err();
+        let expected = match kind {
+            RecordType::Running => Kind::Unanswered,
+            _ => Kind::Protocol,
+        };
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        sound(&pair, &out, &result, &what);
+    });
+    bounded();
+}

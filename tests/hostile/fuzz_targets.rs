@@ -1,0 +1,97 @@
+//! The fuzz targets go on working: on their seeds, on mutations of those, and the seeds are of today's
+//! wire format.
+
+use crate::bounds::bounded;
+use crate::fuzz;
+use crate::params::seed;
+use crate::records::sample;
+use crate::support::random::Random;
+use brant::wire::{RecordType, HEADER_LEN};
+
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = std::fs::read_dir(root.join("fuzz/seeds").join(target))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    if target == "decoder" {
+        let fixtures = std::fs::read_dir(root.join("tests/fixtures/wire")).unwrap();
+        files.extend(fixtures.map(|entry| entry.unwrap().path()));
+    }
+    files.sort();
+    assert!(files.len() >= 3);
+    files.iter().map(|f| std::fs::read(f).unwrap()).collect()
+}
+
+#[test]
+fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
+    bounded();
+    let mut random = Random(seed());
+    let decoder = seeds("decoder");
+    for data in &decoder {
+        fuzz::decoder(data);
+    }
+    for _ in 0..20_000 {
+        let data = &decoder[random.below(decoder.len())];
+        fuzz::decoder(&fuzz::mutate(std::slice::from_ref(data), || random.next()));
+    }
+    let incoming = seeds("incoming");
+    let mut ran = 0;
+    for data in &incoming {
+        ran += usize::from(fuzz::incoming(data).is_some_and(|o| o.result.is_ok()));
+    }
+    assert!(ran > 0, "no seed gets to the end");
+    for _ in 0..1500 {
+        let data = &incoming[random.below(incoming.len())];
+        let mut changed = data.clone();
+        for _ in 0..1 + random.below(4) {
+            // As a fuzzer does, who knows nothing of records.
+            let at = random.below(changed.len());
+            match random.below(4) {
+                0 => changed.truncate(at.max(1)),
+                1 => changed[at] = random.next() as u8,
+                2 => changed[at] ^= 1 << random.below(8),
+                _ => drop(changed.splice(at..at, vec![random.next() as u8; random.below(9)])),
+            }
+        }
+        changed[0] |= u8::from(random.below(4) > 0);
+        fuzz::incoming(&changed);
+    }
+    bounded();
+}
+
+#[test]
+fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
+    // BRANT_WRITE_SEEDS writes them anew.
+    let anew = std::env::var_os("BRANT_WRITE_SEEDS").is_some();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    let write = |target: &str, name: &str, data: &[u8]| {
+        let path = root.join(target).join(name);
+        if anew {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, data).unwrap();
+        }
+        let there = std::fs::read(&path).unwrap_or_default();
+        assert!(there == data, "{} is another", path.display());
+    };
+    for kind in RecordType::ALL {
+        if !kind.is_page_run() {
+            write("decoder", &kind.name().to_lowercase(), &sample(*kind));
+        }
+    }
+    let session = fuzz::session();
+    let whole = |records: &[Vec<u8>]| [&[1][..], &records.concat()].concat();
+    write("incoming", "session", &whole(&session));
+    write("incoming", "handshake", &whole(&session[..5]));
+    write("incoming", "copying", &whole(&session[..12]));
+    // Without the pages, which are most of it and say nothing to a fuzzer.
+    let mut small = session.clone();
+    small.retain(|r| !r.starts_with(b"BRNT\x06\x00"));
+    for record in &mut small {
+        if record.starts_with(b"BRNT\x08\x00") && record[HEADER_LEN] == 2 {
+            record[HEADER_LEN + 16] = 2;
+            record[HEADER_LEN + 24] = 0;
+        }
+    }
+    write("incoming", "small", &whole(&small));
+}

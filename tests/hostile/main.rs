@@ -1,0 +1,27 @@
+//! Peers that do not keep to the protocol. Each is refused with a reason, within the limits of
+//! time and memory, without a panic, and nobody runs a guest that was not handed over.
+//!
+//! A process of its own, because an allocator counts what all of it takes (`bounds`).
+
+#[path = "../support/fuzz.rs"]
+mod fuzz;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod as_destination;
+mod as_source;
+mod blocks;
+mod bounds;
+mod callers;
+mod changed;
+mod damaged;
+mod destination_fields;
+mod floods;
+mod fuzz_targets;
+mod misplaced;
+mod params;
+mod records;
+mod sessions;
+mod slow;
+mod source_fields;
+mod while_copying;

@@ -1,0 +1,117 @@
+//! Records of a hostile peer: a well-formed one of each type, and how a field of it is changed.
+
+use crate::fuzz::{blob_bytes, bytes, page_bytes};
+use brant::units::{Pages, PAGE_SIZE};
+use brant::wire;
+use brant::wire::{Header, Record, RecordType, HEADER_LEN};
+
+pub const TOKEN: [u8; 16] = [5; 16];
+
+/// The destination's one block, which the source here calls 4.
+pub const PAGES: u64 = 600;
+
+pub fn hello() -> wire::Hello {
+    wire::Hello {
+        version_min: 1,
+        version_max: 1,
+        features_offered: 1,
+        features_required: 1,
+        token: TOKEN,
+        channel: 0,
+        channels: 1,
+        page_shift: 12,
+        software: "hostile".into(),
+    }
+}
+
+pub fn block(id: u32, name: &str, pages: u64) -> wire::Block {
+    wire::Block {
+        id,
+        length: pages * PAGE_SIZE,
+        page_size: PAGE_SIZE,
+        flags: 0,
+        name: name.into(),
+    }
+}
+
+pub fn end(count: u32, bytes: u64) -> wire::BlobEnd {
+    wire::BlobEnd { count, bytes }
+}
+
+pub fn state_end(count: u32, bytes: u64) -> wire::StateEnd {
+    wire::StateEnd {
+        blobs: end(count, bytes),
+        handover_millis: 30_000,
+    }
+}
+
+pub fn marker(
+    number: u64,
+    flags: u32,
+    records: u64,
+    data_pages: u64,
+    zero_pages: u64,
+) -> wire::Marker {
+    wire::Marker {
+        number,
+        pass: 1,
+        flags,
+        records,
+        data_pages,
+        zero_pages,
+    }
+}
+
+/// What a well-formed record of each type looks like.
+pub fn sample(kind: RecordType) -> Vec<u8> {
+    use RecordType as R;
+    bytes(&match kind {
+        R::Hello => Record::Hello(hello()),
+        R::HelloReply => Record::HelloReply(wire::HelloReply {
+            version: 1,
+            features: 1,
+            software: "hostile".into(),
+        }),
+        R::Block => Record::Block(block(4, "ram", PAGES)),
+        R::LayoutEnd => Record::LayoutEnd(wire::LayoutEnd {
+            blocks: 1,
+            bytes: PAGES * PAGE_SIZE,
+        }),
+        R::LayoutOk => Record::LayoutOk,
+        R::Pages => return page_bytes(4, 1, 1),
+        R::Zeros => return Header::zeros(4, Pages(1), 1).encode().to_vec(),
+        R::Discard => return Header::discard(4, Pages(1), 1).encode().to_vec(),
+        R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
+        R::Ack => Record::Ack(wire::Ack { number: 1 }),
+        R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
+        R::StateEnd => Record::StateEnd(state_end(0, 0)),
+        R::EarlyEnd => Record::EarlyEnd(end(0, 0)),
+        R::EarlyOk => Record::EarlyOk,
+        R::Ready => Record::Ready(wire::Ready { load_micros: 1 }),
+        R::Handover => Record::Handover(wire::Handover { token: TOKEN }),
+        R::Running => Record::Running(wire::Running { run_micros: 1 }),
+        R::Abort => Record::Abort(wire::Abort {
+            code: -1,
+            reason: "no\u{1b}[2J\nmore".into(),
+        }),
+        R::Keepalive => Record::Keepalive,
+        R::BlockAdded => Record::BlockAdded(block(9, "ram", PAGES)),
+        R::BlockRemoved => Record::BlockRemoved { id: 4 },
+    })
+}
+
+/// A record with a field of its header changed, and the checksum right again.
+pub fn with(kind: RecordType, change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let mut record = sample(kind);
+    let mut header = Header::decode(record[..HEADER_LEN].try_into().unwrap()).unwrap();
+    change(&mut header);
+    record[..HEADER_LEN].copy_from_slice(&header.encode());
+    record
+}
+
+/// A record with bytes of its payload changed, as long as it was.
+pub fn patched(kind: RecordType, at: usize, with: &[u8]) -> Vec<u8> {
+    let mut record = sample(kind);
+    record[HEADER_LEN + at..HEADER_LEN + at + with.len()].copy_from_slice(with);
+    record
+}

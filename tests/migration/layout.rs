@@ -1,0 +1,146 @@
+//! Blocks of both sides: compared by name at the start, and coming and going while pages are copied.
+
+use crate::support::deciders::until;
+use crate::support::guest::Guest;
+use crate::support::memory::{ram, shared, Ram, Spec};
+use crate::support::pair::Pair;
+use crate::support::random::Random;
+use crate::support::sides::{incoming, outgoing, quick, socketpair, start};
+use crate::support::time::{LONG, MS};
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::error::Kind;
+use brant::memory::Memory;
+use brant::migrate::{Source, Target};
+use brant::vmm::EventKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn a_layout_that_differs_is_refused_by_name_at_both_ends() {
+    let base = || vec![ram("ram", 1024), ram("vga", 512)];
+    let mut cases: Vec<(&str, Vec<Spec>, Vec<&str>)> = Vec::new();
+    let mut with = |what, change: &dyn Fn(&mut Vec<Spec>), words| {
+        let mut specs = base();
+        change(&mut specs);
+        cases.push((what, specs, words));
+    };
+    with("name", &|s| s[1].name = "gpu", vec!["`vga`", "`gpu`"]);
+    with(
+        "length",
+        &|s| s[1].pages = 1024,
+        vec!["`vga`", "2097152", "4194304"],
+    );
+    with(
+        "page size",
+        &|s| s[1].page_size = 2 << 20,
+        vec!["`vga`", "4096", "2097152"],
+    );
+    with(
+        "missing",
+        &|s| s.truncate(1),
+        vec!["`vga`", "destination has none"],
+    );
+    with(
+        "extra",
+        &|s| s.push(ram("nvdimm", 3)),
+        vec!["`nvdimm`", "source has none"],
+    );
+    with("rom", &|s| s[1].rom = true, vec!["`vga`", "ROM"]);
+    with("nothing", &|s| s.clear(), vec!["`ram`", "`vga`"]);
+    for (what, theirs, words) in cases {
+        let pair = Pair::of(Guest::new(&base()), Guest::new(&theirs));
+        pair.source.writers(1, MS);
+        let (out, inc) = start(&pair, &quick());
+        let here = out.wait(Some(LONG)).unwrap_err();
+        let there = inc.wait(Some(LONG)).unwrap_err();
+        for error in [&here, &there] {
+            assert_eq!(error.kind(), Kind::Layout, "{what}: {error}");
+            for word in &words {
+                assert!(error.message().contains(word), "{what}: {word} in: {error}");
+            }
+        }
+        assert_eq!(
+            pair.to.calls("load") + pair.from.calls("pause"),
+            0,
+            "{what}"
+        );
+        pair.assert_runs_on(what);
+        pair.source.wait_goes_on(pair.source.counter());
+    }
+}
+
+#[test]
+fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
+    let specs = [ram("ram", 600), ram("goes", 1500)];
+    let pair = Pair::new(&specs);
+    pair.source.fill(1);
+    pair.source.writers(1, Duration::ZERO);
+    let told: Arc<AtomicBool> = Arc::default();
+    let (a, b) = socketpair();
+    let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
+    inc.start(Source::Connected(b)).unwrap();
+    out.start_with(Target::Connected(a), until(&told)).unwrap();
+    pair.from.wait_passes(1);
+    for round in 0..4 {
+        let spec = match round % 2 {
+            0 => ram("comes", 1030),
+            _ => shared("comes", 513),
+        };
+        let garbage = Ram::new(&spec);
+        garbage.fill_all(&mut Random(round));
+        pair.destination.add(garbage);
+        let fresh = Ram::new(&spec);
+        (0..spec.pages)
+            .step_by(3)
+            .for_each(|p| fresh.fill(p, &mut Random(p as u64)));
+        pair.source.add(fresh);
+        let passes = pair.from.events(EventKind::Pass).len();
+        pair.from.wait_passes(passes + 2);
+        if round < 3 {
+            // Returns when nobody can touch it any more; unmapped right after.
+            pair.source.remove("comes");
+            pair.destination.remove("comes");
+        }
+    }
+    pair.source.remove("goes");
+    pair.destination.remove("goes");
+    told.store(true, Ordering::SeqCst);
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    pair.assert_sound("hotplug");
+    assert_eq!(pair.destination.rams().len(), 2);
+    assert_eq!(pair.world.who(), (false, true));
+}
+
+#[test]
+fn a_block_added_here_only_ends_the_migration_by_its_name() {
+    let pair = Pair::new(&[ram("ram", 600)]);
+    let (a, b) = socketpair();
+    let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
+    inc.start(Source::Connected(b)).unwrap();
+    out.start_with(Target::Connected(a), until(&Arc::default()))
+        .unwrap();
+    pair.from.wait_passes(1);
+    pair.source.add(Ram::new(&ram("dimm7", 65)));
+    for error in [
+        out.wait(Some(LONG)).unwrap_err(),
+        inc.wait(Some(LONG)).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Layout, "{error}");
+        assert!(error.message().contains("`dimm7`"), "{error}");
+    }
+    pair.assert_runs_on("a block too many");
+}
+
+#[test]
+fn a_tracker_without_memory_and_a_guest_without_blocks_are_migrated_or_refused_but_never_hang() {
+    let pair = Pair::of(Guest::new(&[]), Guest::new(&[]));
+    let (out, inc) = start(&pair, &quick());
+    let result = out.wait(Some(LONG));
+    let there = inc.wait(Some(LONG));
+    assert_eq!(result.is_ok(), there.is_ok(), "{result:?} {there:?}");
+    pair.assert_sound("no memory");
+    let memory = Arc::new(Memory::new().unwrap());
+    Tracker::new(memory, Clearing::AtSync).unwrap();
+}

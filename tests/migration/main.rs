@@ -1,0 +1,20 @@
+//! Whole migrations in one process, through the public API: what arrives, who runs the guest
+//! after every failure at every point, and what is pending afterwards.
+//!
+//! The guest, the VMMs and the network are in `support`. Tests are named after what they promise,
+//! files after what they are about.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod arrival;
+mod cancelling;
+mod faults;
+mod followers;
+mod handles;
+mod layout;
+mod panics;
+mod progress;
+mod resolution;
+mod state;
+mod whole;

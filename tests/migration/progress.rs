@@ -1,0 +1,174 @@
+//! Progress and figures as the VMM sees them, up to the end or to giving up.
+
+use crate::support::guest::lost;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::sides::{incoming, outgoing, socketpair, start};
+use crate::support::time::{LONG, MS};
+use crate::whole::busy_pair;
+use brant::error::Kind;
+use brant::migrate::switchover::source::State;
+use brant::migrate::{Outgoing, Params, Source, Target};
+use brant::units::PAGE_SIZE;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_guest_faster_than_its_link_is_given_up_with_both_rates_and_runs_on() {
+    let pair = Pair::new(&[ram("ram", 1500)]);
+    pair.source.fill(1);
+    pair.source.writers(1, Duration::ZERO);
+    pair.source.track();
+    let params = Params {
+        max_bandwidth: Some(8 << 20),
+        // The link is no faster than its cap, which a socketpair's estimate would deny.
+        switchover_bandwidth: Some(8 << 20),
+        downtime_limit: MS * 10,
+        total_timeout: Some(MS * 2000),
+        ..Params::default()
+    };
+    let begun = Instant::now();
+    let (out, inc) = start(&pair, &params);
+    let error = out.wait(Some(LONG)).unwrap_err();
+    let took = begun.elapsed();
+    assert_eq!(error.kind(), Kind::NotConverged, "{error}");
+    assert!(took >= MS * 2000 && took < MS * 8000, "{took:?}");
+    let rates = error.message().matches("MB/s").count();
+    assert!(rates >= 2 && error.message().contains("pages/s"), "{error}");
+    assert_eq!(inc.wait(Some(LONG)).unwrap_err().kind(), Kind::Refused);
+    // The cap was kept, with a socket's worth of slack.
+    let sent = out.stats().wire_bytes as f64 / took.as_secs_f64();
+    println!("{error}; {sent:.0} bytes/s");
+    assert!(sent < 1.25 * (8 << 20) as f64, "{sent}");
+    assert_eq!(pair.from.calls("pause"), 0);
+    pair.assert_runs_on("not converged");
+    pair.source.wait_goes_on(pair.source.counter());
+    pair.source.pause();
+    assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new());
+}
+
+/// Waits for the next renewal of the figures.
+fn look(fd: std::os::fd::BorrowedFd<'_>) {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, with a count of one.
+    unsafe { libc::poll(&mut poll, 1, 100) };
+    let mut value = [0u8; 8];
+    if poll.revents & libc::POLLIN != 0 {
+        // SAFETY: reads 8 bytes into 8.
+        unsafe { libc::read(fd.as_raw_fd(), value.as_mut_ptr().cast(), 8) };
+    }
+}
+
+#[test]
+fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
+    let pair = busy_pair();
+    let capped = Params {
+        max_bandwidth: Some(64 << 20),
+        ..Params::default()
+    };
+    let (a, b) = socketpair();
+    let (out, inc) = (outgoing(&pair, &capped), incoming(&pair, &capped));
+    let before = out.stats();
+    assert_eq!(
+        (before.phase, before.progress, before.promised_downtime_us),
+        (0, 0, 0)
+    );
+    for unknown in [
+        before.bandwidth,
+        before.time_left_us,
+        before.expected_downtime_us,
+    ] {
+        assert_eq!(unknown, u64::MAX);
+    }
+    assert!(json(&out)["bandwidth"].is_null());
+    inc.start(Source::Connected(b)).unwrap();
+    out.start(Target::Connected(a)).unwrap();
+    let (mut last, mut there) = (out.stats(), inc.stats());
+    let mut samples = 0;
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < LONG, "never at 100 %: {last:?}");
+        look(out.notify_fd());
+        let (now, other) = (out.stats(), inc.stats());
+        samples += 1;
+        assert!(
+            now.progress >= last.progress,
+            "{} after {}",
+            now.progress,
+            last.progress
+        );
+        assert!(other.progress >= there.progress);
+        assert!(now.phase >= last.phase && other.phase >= there.phase);
+        assert!(now.pass >= last.pass && now.elapsed_us >= last.elapsed_us);
+        assert!(now.wire_bytes >= last.wire_bytes && now.data_pages >= last.data_pages);
+        assert!(now.progress < 10_000 || now.phase == State::Completed as u32);
+        if last.promised_downtime_us != 0 {
+            assert_eq!(now.promised_downtime_us, last.promised_downtime_us);
+        }
+        (last, there) = (now, other);
+        if now.phase == State::Completed as u32 && now.progress == 10_000 {
+            break;
+        }
+        assert!(now.error == 0, "{:?}", out.wait(None));
+    }
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    println!("{samples} samples, {:?}", out.stats());
+    assert!(samples >= 5);
+    let stats = out.stats();
+    assert_eq!(stats.progress, 10_000);
+    assert_eq!((stats.remaining_bytes, stats.time_left_us), (0, 0));
+    assert_eq!(stats.total_bytes, 4500 * PAGE_SIZE);
+    assert!(stats.downtime_us > 0 && stats.promised_downtime_us > 0);
+    let parts = [
+        stats.pause_us,
+        stats.save_us,
+        stats.last_sync_us,
+        stats.last_send_us,
+        stats.ready_us,
+        stats.release_us,
+        stats.handover_us,
+    ];
+    assert!(parts.iter().sum::<u64>() <= stats.downtime_us, "{parts:?}");
+    assert_eq!(inc.stats().data_pages, stats.data_pages);
+    assert_eq!(inc.stats().zero_pages, stats.zero_pages);
+    let wanted = [
+        "connecting",
+        "negotiating",
+        "copying",
+        "pausing",
+        "saving",
+        "last sync",
+        "sending the last pages",
+        "awaiting ready",
+        "releasing",
+        "committing",
+        "handing over",
+        "awaiting running",
+        "completed",
+    ];
+    assert_eq!(pair.from.states(), wanted);
+    let object = json(&out);
+    assert_eq!(object["state"], "completed");
+    for (name, value) in [
+        ("progress", u64::from(stats.progress)),
+        ("phase", u64::from(stats.phase)),
+        ("data_pages", stats.data_pages),
+        ("downtime_us", stats.downtime_us),
+        ("promised_downtime_us", stats.promised_downtime_us),
+        ("wire_bytes", stats.wire_bytes),
+        ("elapsed_us", stats.elapsed_us),
+        ("bandwidth", stats.bandwidth),
+        ("load_us", stats.load_us),
+    ] {
+        assert_eq!(object[name], value, "{name}");
+    }
+}
+
+fn json(out: &Outgoing) -> serde_json::Value {
+    serde_json::from_str(&out.stats_json().unwrap()).unwrap()
+}

@@ -1,0 +1,396 @@
+//! A guest: plain process memory, and threads that write it.
+//!
+//! The threads stop when the VMM is told to pause, and mark each write after it. Also here: where
+//! the memory of two guests differs, and what neither arrived nor is pending.
+
+use super::memory::{Ram, Spec, PAGE};
+use super::random::Random;
+use super::time::LONG;
+use brant::dirty::consumer::{Consumer, Cursor, Run};
+use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+use brant::dirty::When;
+use brant::memory::{BlockId, Memory};
+use brant::migrate::{Blockers, Outgoing, Params};
+use brant::units::{Bytes, Pages};
+use brant::vmm::Vmm;
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Threads go through it while the guest runs.
+struct Gate {
+    inside: RwLock<()>,
+    running: AtomicBool,
+    stop: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Returns when no thread is between a write and its mark.
+    fn pause(&self) {
+        self.running.store(false, Ordering::SeqCst);
+        drop(self.inside.write().unwrap());
+    }
+    fn resume(&self) {
+        let _lock = self.lock.lock().unwrap();
+        self.running.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+    /// Returns when it runs, or is stopped for good.
+    fn wait_running(&self) {
+        let mut lock = self.lock.lock().unwrap();
+        while !self.running.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
+            lock = self.changed.wait(lock).unwrap();
+        }
+    }
+    fn stop(&self) {
+        let _lock = self.lock.lock().unwrap();
+        self.stop.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+}
+
+struct Inner {
+    tracker: Arc<Tracker>,
+    gate: Gate,
+    /// All blocks.
+    rams: Mutex<Vec<(BlockId, Arc<Ram>)>>,
+    /// Where the writers write.
+    targets: Mutex<Vec<(BlockId, Arc<Ram>)>>,
+}
+
+/// A guest: memory, and threads that write it.
+pub struct Guest {
+    pub memory: Arc<Memory>,
+    pub tracker: Arc<Tracker>,
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The consumer that migrations use, if the test wants to know what did not arrive.
+    tracked: Mutex<Option<Consumer>>,
+    /// Which may have it.
+    migration: Mutex<Weak<Outgoing>>,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.inner.gate.stop();
+        for thread in self.threads.get_mut().unwrap().drain(..) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Guest {
+    pub fn new(specs: &[Spec]) -> Arc<Guest> {
+        let memory = Arc::new(Memory::new().unwrap());
+        let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
+        let guest = Arc::new(Guest {
+            inner: Arc::new(Inner {
+                tracker: Arc::clone(&tracker),
+                gate: Gate {
+                    inside: RwLock::new(()),
+                    running: AtomicBool::new(false),
+                    stop: AtomicBool::new(false),
+                    lock: Mutex::new(()),
+                    changed: Condvar::new(),
+                },
+                rams: Mutex::default(),
+                targets: Mutex::default(),
+            }),
+            memory,
+            tracker,
+            threads: Mutex::default(),
+            tracked: Mutex::default(),
+            migration: Mutex::default(),
+        });
+        for spec in specs {
+            guest.add(Ram::new(spec));
+        }
+        guest
+    }
+
+    pub fn add(&self, ram: Ram) -> Arc<Ram> {
+        let id = self.memory.add_block(ram.describe()).unwrap();
+        let ram = Arc::new(ram);
+        self.inner.rams.lock().unwrap().push((id, Arc::clone(&ram)));
+        if !ram.spec.rom {
+            self.inner
+                .targets
+                .lock()
+                .unwrap()
+                .push((id, Arc::clone(&ram)));
+        }
+        ram
+    }
+
+    /// Unplugs a block: nobody writes it any more, brant lets go of it, it is unmapped.
+    pub fn remove(&self, name: &str) {
+        self.inner
+            .targets
+            .lock()
+            .unwrap()
+            .retain(|(_, r)| r.spec.name != name);
+        // A writer may still be in a burst with its copy of the list.
+        drop(self.inner.gate.inside.write().unwrap());
+        self.memory.remove_block(name).unwrap();
+        let mut rams = self.inner.rams.lock().unwrap();
+        let at = rams.iter().position(|(_, r)| r.spec.name == name).unwrap();
+        let (_, ram) = rams.remove(at);
+        // The last reference: unmapped right here.
+        assert!(Arc::into_inner(ram).is_some());
+    }
+
+    pub fn rams(&self) -> Vec<(BlockId, Arc<Ram>)> {
+        self.inner.rams.lock().unwrap().clone()
+    }
+
+    pub fn ram(&self, name: &str) -> Arc<Ram> {
+        let rams = self.inner.rams.lock().unwrap();
+        Arc::clone(&rams.iter().find(|(_, r)| r.spec.name == name).unwrap().1)
+    }
+
+    pub fn fill(&self, seed: u64) {
+        let mut random = Random(seed);
+        for (_, ram) in self.rams() {
+            ram.fill_all(&mut random);
+        }
+    }
+
+    /// Starts threads that write while the guest runs, `pause` between two bursts of 16 writes.
+    pub fn writers(&self, count: usize, pause: Duration) {
+        for n in 0..count {
+            let inner = Arc::clone(&self.inner);
+            self.threads
+                .lock()
+                .unwrap()
+                .push(std::thread::spawn(move || inner.write(n, pause)));
+        }
+    }
+
+    /// Starts a thread that writes while the guest runs, in these pages of one block only: for
+    /// tests in which the number of records shall stay small.
+    pub fn writer_within(&self, name: &str, pages: Range<usize>, pause: Duration) {
+        let inner = Arc::clone(&self.inner);
+        let ram = self.ram(name);
+        let id = self
+            .rams()
+            .iter()
+            .find(|(_, r)| r.spec.name == name)
+            .unwrap()
+            .0;
+        let target = (id, ram, pages);
+        let thread = std::thread::spawn(move || inner.write_within(&target, pause));
+        self.threads.lock().unwrap().push(thread);
+    }
+
+    /// For a test's own writers: once the guest runs, lets `write` write into these blocks (and
+    /// mark it) before the guest can be paused and before any of them can be unmapped. False
+    /// if the guest is stopped for good.
+    pub fn while_running(&self, write: impl FnOnce(&[(BlockId, Arc<Ram>)])) -> bool {
+        let gate = &self.inner.gate;
+        gate.wait_running();
+        let _inside = gate.inside.read().unwrap();
+        if gate.running.load(Ordering::SeqCst) {
+            // Cloned inside, and gone before whoever removes a block gets past the gate.
+            let targets = self.inner.targets.lock().unwrap().clone();
+            write(&targets);
+        }
+        !gate.stop.load(Ordering::SeqCst)
+    }
+
+    pub fn pause(&self) {
+        self.inner.gate.pause();
+    }
+    pub fn resume(&self) {
+        self.inner.gate.resume();
+    }
+    pub fn is_running(&self) -> bool {
+        self.inner.gate.running.load(Ordering::SeqCst)
+    }
+
+    /// One write, and then its mark.
+    pub fn poke(&self, name: &str, offset: usize, value: u64) {
+        let rams = self.rams();
+        let (id, ram) = rams.iter().find(|(_, r)| r.spec.name == name).unwrap();
+        ram.word(offset).store(value, Ordering::Relaxed);
+        self.tracker.mark_block(*id, Bytes(offset as u64), 8);
+    }
+
+    /// The first writer's own counter, which lies in the guest's memory.
+    pub fn counter(&self) -> u64 {
+        self.rams()[0].1.word(0).load(Ordering::Relaxed)
+    }
+
+    /// Waits until the first writer has gone on from `from`.
+    pub fn wait_goes_on(&self, from: u64) {
+        let begun = Instant::now();
+        while self.counter() <= from {
+            assert!(begun.elapsed() < LONG, "the guest's writer stands still");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Has migrations use a consumer that is started already, so that what did not arrive, and
+    /// what is written after a migration that failed, can be told by [`Guest::pending`].
+    pub fn track(&self) {
+        self.track_with(StartWith::Nothing);
+    }
+
+    pub fn track_with(&self, with: StartWith) {
+        let consumer = self.tracker.consumer();
+        consumer.start(with).unwrap();
+        *self.tracked.lock().unwrap() = Some(consumer);
+    }
+
+    /// The consumer, from the last migration if that has it.
+    fn tracked(&self) -> MutexGuard<'_, Option<Consumer>> {
+        let mut tracked = self.tracked.lock().unwrap();
+        if let Some(migration) = self.migration.lock().unwrap().upgrade() {
+            if let Some(leftover) = migration.leftover() {
+                *tracked = Some(leftover);
+            }
+        }
+        tracked
+    }
+
+    /// A migration from here, with the consumer of [`Guest::track`] if there is one.
+    pub fn outgoing(
+        &self,
+        blockers: &Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: &Params,
+    ) -> Arc<Outgoing> {
+        let (blockers, params) = (blockers.clone(), params.clone());
+        let out = match self.tracked().take() {
+            Some(consumer) => Outgoing::with_consumer(consumer, blockers, vmm, params),
+            None => Outgoing::new(Arc::clone(&self.tracker), blockers, vmm, params),
+        };
+        let out = Arc::new(out.unwrap());
+        *self.migration.lock().unwrap() = Arc::downgrade(&out);
+        out
+    }
+
+    /// All pages pending for the consumer of [`Guest::track`], after a last sync. They stay pending.
+    pub fn pending(&self) -> HashSet<(String, usize)> {
+        let tracked = self.tracked();
+        let consumer = tracked
+            .as_ref()
+            .expect("the guest is tracked, and its migration over");
+        consumer.sync(When::Stopped).unwrap();
+        let mut pages = HashSet::new();
+        let mut all: Vec<Run> = Vec::new();
+        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        loop {
+            consumer
+                .take(&mut cursor, 256, Pages(1 << 20), &mut runs)
+                .unwrap();
+            if runs.is_empty() {
+                break;
+            }
+            all.append(&mut runs);
+        }
+        for run in all {
+            for page in run.first.0..run.first.0 + run.count.0 {
+                pages.insert((run.block.name().to_owned(), page as usize));
+            }
+            consumer.put_back(run.block.id(), run.first, run.count);
+        }
+        pages
+    }
+}
+
+impl Inner {
+    fn write(&self, number: usize, pause: Duration) {
+        let mut random = Random(number as u64 + 1);
+        let gate = &self.gate;
+        while !gate.stop.load(Ordering::SeqCst) {
+            {
+                let _inside = gate.inside.read().unwrap();
+                if gate.running.load(Ordering::SeqCst) {
+                    let targets = self.targets.lock().unwrap().clone();
+                    for _ in 0..16 {
+                        let (id, ram) = &targets[random.below(targets.len())];
+                        // The first page's beginning is the counters'.
+                        let offset =
+                            random.below(ram.spec.pages) * PAGE + 2048 + random.below(256) * 8;
+                        // Now and then a page becomes zero again, or nearly so.
+                        let value = random.next() & random.next() & 3;
+                        ram.word(offset).store(value, Ordering::Relaxed);
+                        self.tracker.mark_block(*id, Bytes(offset as u64), 8);
+                    }
+                    let (id, ram) = &targets[0];
+                    let counter = ram.word(number * 8);
+                    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    self.tracker.mark_block(*id, Bytes(number as u64 * 8), 8);
+                }
+            }
+            gate.wait_running();
+            if pause.is_zero() {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(pause);
+            }
+        }
+    }
+
+    fn write_within(&self, target: &(BlockId, Arc<Ram>, Range<usize>), pause: Duration) {
+        let mut random = Random(1);
+        let (gate, (id, ram, pages)) = (&self.gate, target);
+        while !gate.stop.load(Ordering::SeqCst) {
+            {
+                let _inside = gate.inside.read().unwrap();
+                if gate.running.load(Ordering::SeqCst) {
+                    let page = pages.start + random.below(pages.len());
+                    let offset = page * PAGE + 2048 + random.below(256) * 8;
+                    ram.word(offset).store(random.next(), Ordering::Relaxed);
+                    self.tracker.mark_block(*id, Bytes(offset as u64), 8);
+                    let (first, counters) = self.rams.lock().unwrap()[0].clone();
+                    counters.word(0).fetch_add(1, Ordering::Relaxed);
+                    self.tracker.mark_block(first, Bytes(0), 8);
+                }
+            }
+            gate.wait_running();
+            std::thread::sleep(pause);
+        }
+    }
+}
+
+/// Where two guests' memory differs, at most a few of the places.
+pub fn differences(a: &Guest, b: &Guest) -> Vec<String> {
+    let mut found = Vec::new();
+    let theirs = b.rams();
+    for (_, ram) in a.rams() {
+        let Some((_, other)) = theirs.iter().find(|(_, r)| r.spec.name == ram.spec.name) else {
+            found.push(format!("no block {}", ram.spec.name));
+            continue;
+        };
+        for page in 0..ram.spec.pages {
+            if ram.page(page) != other.page(page) && found.len() < 10 {
+                found.push(format!("{} page {page}", ram.spec.name));
+            }
+        }
+    }
+    found
+}
+
+/// After a migration that did not happen, with the source paused: pages that are neither
+/// the same at the destination nor pending. There shall be none.
+pub fn lost(source: &Guest, destination: &Guest) -> Vec<String> {
+    let pending = source.pending();
+    let theirs = destination.rams();
+    let mut found = Vec::new();
+    for (_, ram) in source.rams() {
+        let other = theirs.iter().find(|(_, r)| r.spec.name == ram.spec.name);
+        for page in 0..ram.spec.pages {
+            let same = other.is_some_and(|(_, o)| o.page(page) == ram.page(page));
+            if !same && !pending.contains(&(ram.spec.name.to_owned(), page)) {
+                found.push(format!("{} page {page}", ram.spec.name));
+            }
+        }
+    }
+    found
+}

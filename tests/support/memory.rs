@@ -1,0 +1,150 @@
+//! The memory of one block of a guest: of which kind, mapped, written and read.
+
+use super::random::Random;
+use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
+use brant::units::{Bytes, PAGE_SIZE};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub const PAGE: usize = PAGE_SIZE as usize;
+
+/// What a block of the guest's is.
+#[derive(Clone)]
+pub struct Spec {
+    pub name: &'static str,
+    pub pages: usize,
+    pub memfd: bool,
+    pub rom: bool,
+    pub page_size: u64,
+}
+
+/// Private anonymous memory.
+pub fn ram(name: &'static str, pages: usize) -> Spec {
+    Spec {
+        name,
+        pages,
+        memfd: false,
+        rom: false,
+        page_size: PAGE_SIZE,
+    }
+}
+
+/// A shared mapping of a memfd.
+pub fn shared(name: &'static str, pages: usize) -> Spec {
+    Spec {
+        memfd: true,
+        ..ram(name, pages)
+    }
+}
+
+/// Memory that the guest does not write.
+pub fn rom(name: &'static str, pages: usize) -> Spec {
+    Spec {
+        rom: true,
+        ..ram(name, pages)
+    }
+}
+
+/// The memory of one block.
+pub struct Ram {
+    pub spec: Spec,
+    host: *mut u8,
+    fd: Option<OwnedFd>,
+}
+
+// SAFETY: a mapping that is this object's own; accesses go through atomics while others write.
+unsafe impl Send for Ram {}
+
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and nobody uses it any more.
+        unsafe { libc::munmap(self.host.cast(), self.spec.pages * PAGE) };
+    }
+}
+
+impl Ram {
+    pub fn new(spec: &Spec) -> Ram {
+        let length = spec.pages * PAGE;
+        let (flags, fd) = if spec.memfd {
+            // SAFETY: a literal name; the descriptor is owned at once.
+            let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) };
+            assert!(fd >= 0);
+            // SAFETY: fresh from the kernel.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            // SAFETY: changes only the length of our own file.
+            assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), length as i64) }, 0);
+            (libc::MAP_SHARED, Some(fd))
+        } else {
+            (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
+        };
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let host = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
+                0,
+            )
+        };
+        assert_ne!(host, libc::MAP_FAILED);
+        // What is touched shall be what is written, so no huge pages.
+        // SAFETY: advice about our own mapping.
+        unsafe { libc::madvise(host, length, libc::MADV_NOHUGEPAGE) };
+        Ram {
+            spec: spec.clone(),
+            host: host.cast(),
+            fd,
+        }
+    }
+
+    pub fn describe(&self) -> BlockDescription {
+        BlockDescription {
+            name: self.spec.name.to_owned(),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(self.host) },
+            length: Bytes((self.spec.pages * PAGE) as u64),
+            page_size: Bytes(self.spec.page_size),
+            file: self.fd.as_ref().map(|fd| BackingFile {
+                fd: fd.try_clone().unwrap(),
+                offset: 0,
+            }),
+            flags: BlockFlags {
+                rom: self.spec.rom,
+                zeroed: false,
+            },
+        }
+    }
+
+    /// The word at `offset` bytes.
+    pub fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.spec.pages * PAGE);
+        // SAFETY: aligned, within the mapping, which lives as long as `self`.
+        unsafe { &*self.host.add(offset).cast::<AtomicU64>() }
+    }
+
+    /// A page that nobody writes now.
+    pub fn page(&self, page: usize) -> &[u8] {
+        assert!(page < self.spec.pages);
+        // SAFETY: within the mapping; the caller has the writers stopped.
+        unsafe { std::slice::from_raw_parts(self.host.add(page * PAGE), PAGE) }
+    }
+
+    /// Writes something into every word of a page.
+    pub fn fill(&self, page: usize, random: &mut Random) {
+        for word in 0..PAGE / 8 {
+            self.word(page * PAGE + word * 8)
+                .store(random.next() | 1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn fill_all(&self, random: &mut Random) {
+        for page in 0..self.spec.pages {
+            self.fill(page, random);
+        }
+    }
+}

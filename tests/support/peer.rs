@@ -1,0 +1,58 @@
+//! A peer that says what the test tells it to say, record by record.
+
+use super::time::LONG;
+use brant::wire::{Header, Record, RecordType, HEADER_LEN};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+/// A peer that says what the test tells it to say.
+pub struct Raw(pub UnixStream);
+
+impl Raw {
+    pub fn pair() -> (Raw, OwnedFd) {
+        let (a, b) = UnixStream::pair().unwrap();
+        a.set_read_timeout(Some(LONG)).unwrap();
+        a.set_write_timeout(Some(LONG)).unwrap();
+        (Raw(a), b.into())
+    }
+    pub fn say(&mut self, record: &Record) {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes).unwrap();
+        self.0.write_all(&bytes).unwrap();
+    }
+    pub fn say_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.0.write_all(bytes);
+    }
+    /// The next record that is no run of pages; `None` at the stream's end.
+    pub fn hear(&mut self) -> Option<(Header, Vec<u8>)> {
+        loop {
+            let mut head = [0u8; HEADER_LEN];
+            self.0.read_exact(&mut head).ok()?;
+            let header = Header::decode(&head).unwrap();
+            let mut payload = vec![0u8; header.payload as usize];
+            self.0.read_exact(&mut payload).ok()?;
+            if !matches!(header.record_type(), Ok(Some(k)) if k.is_page_run()) {
+                return Some((header, payload));
+            }
+        }
+    }
+    pub fn hear_record(&mut self) -> Option<Record> {
+        let (header, payload) = self.hear()?;
+        Some(Record::decode(&header, &payload).unwrap())
+    }
+    /// Hears until the end; the reason if there was an ABORT.
+    pub fn hear_abort(&mut self) -> Option<String> {
+        let mut reason = None;
+        while let Some((header, payload)) = self.hear() {
+            if header.record_type() == Ok(Some(RecordType::Abort)) {
+                let Record::Abort(abort) = Record::decode(&header, &payload).unwrap() else {
+                    unreachable!()
+                };
+                reason = Some(abort.reason);
+                break;
+            }
+        }
+        reason
+    }
+}

@@ -1,0 +1,43 @@
+//! The two sides of a migration of a [`Pair`], made and started.
+
+use super::pair::Pair;
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+/// Parameters for small guests: the bandwidth is known from the start.
+pub fn quick() -> Params {
+    Params {
+        switchover_bandwidth: Some(1 << 30),
+        ..Params::default()
+    }
+}
+
+/// The source's side, not started.
+pub fn outgoing(pair: &Pair, params: &Params) -> Arc<Outgoing> {
+    let vmm = Arc::clone(&pair.from);
+    pair.source.outgoing(&Blockers::new(), vmm, params)
+}
+
+/// The destination's side, not started.
+pub fn incoming(pair: &Pair, params: &Params) -> Arc<Incoming> {
+    let memory = Arc::clone(&pair.destination.memory);
+    let vmm = Arc::clone(&pair.to);
+    Arc::new(Incoming::new(memory, vmm, params.clone()).unwrap())
+}
+
+/// Two ends of one connection.
+pub fn socketpair() -> (OwnedFd, OwnedFd) {
+    let (a, b) = UnixStream::pair().unwrap();
+    (a.into(), b.into())
+}
+
+/// Both sides, started over a socketpair.
+pub fn start(pair: &Pair, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
+    let (a, b) = socketpair();
+    let (out, inc) = (outgoing(pair, params), incoming(pair, params));
+    inc.start(Source::Connected(b)).unwrap();
+    out.start(Target::Connected(a)).unwrap();
+    (out, inc)
+}
