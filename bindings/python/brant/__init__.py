@@ -18,7 +18,8 @@ environment's ``BRANT_LIBRARY`` says, else in the repository that this file is p
 
 from ._native import PAGE_SIZE, BrantError, has_feature, library_path, version
 from .bits import Bitmap
-from .tracker import Consumer, ConsumerStats, Guest, Run, Sync, Tracker, TrackerStats
+from .taken import Run, Taken
+from .tracker import Consumer, ConsumerStats, Guest, Sync, Tracker, TrackerStats
 
 __all__ = [
     "PAGE_SIZE",
@@ -29,6 +30,7 @@ __all__ = [
     "Guest",
     "Run",
     "Sync",
+    "Taken",
     "Tracker",
     "TrackerStats",
     "has_feature",

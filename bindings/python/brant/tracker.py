@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import threading
-from array import array
-from ctypes import byref, c_size_t, c_uint32
-from dataclasses import dataclass, field, fields
+from ctypes import byref, c_uint32
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Dict, Generator, Iterator, List, Optional, Tuple, Type, Union
-from weakref import ReferenceType, ref
+from weakref import ref
 
 from . import _native as native
 from ._native import PAGE_SIZE, constant
+from .taken import ARRAY_BATCH, Batch, Held, Run, Taken, Walking
 
 _CLEARING = {"chunked": constant("CLEAR_CHUNKED"), "at-sync": constant("CLEAR_AT_SYNC")}
 _KVM_MODES = {
@@ -24,8 +23,6 @@ _KVM_MODES = {
     "initially-set": constant("KVM_INITIALLY_SET"),
 }
 _BATCH = 64
-#: What the library takes in one call at most.
-_ARRAY_BATCH = 4096
 
 
 class _Block:
@@ -293,49 +290,6 @@ class TrackerStats:
     stale_hints: int
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of written pages that was taken: read them now, or put them back."""
-
-    #: Name of the block.
-    block: str
-    #: Its number.
-    block_number: int
-    #: First page, in the block.
-    first_page: int
-    #: How many pages; they do not cross a 2 MiB boundary of the block.
-    pages: int
-    #: The memory itself, not a copy. Its buffer cannot be closed while this is there.
-    memory: memoryview = field(repr=False, compare=False)
-
-    @property
-    def offset(self) -> int:
-        """Bytes from the beginning of the block."""
-        return self.first_page * PAGE_SIZE
-
-    def __iter__(self) -> Iterator[int]:
-        """The pages, by number in the block."""
-        return iter(range(self.first_page, self.first_page + self.pages))
-
-
-class _Batch:
-    """Runs that the library has handed out, and those of them that nobody has yet. Held by their
-    tracker: whatever exception comes, at whatever place, they are put back in the end."""
-
-    def __init__(self, size: int) -> None:
-        self.runs: Any = (native.brant_run * size)()
-        #: Filled by the library itself, in the same call as the runs.
-        self.count = c_size_t()
-        #: The first that is not accounted for.
-        self.given = 0
-        self.walk: Optional["ReferenceType[Generator[Run, None, None]]"] = None
-
-    def over(self) -> bool:
-        """Whether nobody goes on with it. (A traceback may keep a generator that is over.)"""
-        walk = self.walk() if self.walk is not None else None
-        return walk is None or inspect.getgeneratorstate(walk) == inspect.GEN_CLOSED
-
-
 class _Takes(_Closes):
     """What has pending pages: the tracker for itself, and each of its consumers."""
 
@@ -344,7 +298,7 @@ class _Takes(_Closes):
     def _prepare(self, handle: native.Handle) -> None:
         self._handle = handle
         self._midway = False
-        self._held: List[_Batch] = []
+        self._held: List[Held] = []
         # The library has one walk for each; here a second sync or take waits.
         # An iteration that is given up puts back wherever it is collected.
         self._lock = threading.RLock()
@@ -377,13 +331,14 @@ class _Takes(_Closes):
         come to its end. So an iteration that is given up, or that any exception ends, loses no
         page: the run that was handed out last is pending again, and those after it are.
         """
-        batch = _Batch(_BATCH)
-        walk = self._walk(batch)
-        batch.walk = ref(walk)
-        self._held.append(batch)
+        walking = Walking(_BATCH)
+        walk = self._walk(walking)
+        walking.walk = ref(walk)
+        self._held.append(walking)
         return walk
 
-    def _walk(self, batch: _Batch) -> Generator[Run, None, None]:
+    def _walk(self, walking: Walking) -> Generator[Run, None, None]:
+        batch = walking.batch
         try:
             # To the end of a walk that began at the beginning: an iteration that was given up has
             # left one in the middle.
@@ -398,43 +353,47 @@ class _Takes(_Closes):
                             yield run
                         batch.given += 1
         finally:
-            self._give_back(batch)
+            self._give_back(walking)
 
-    def take_array(self) -> "array[int]":
-        """Takes all that is pending, at once: three numbers for each run, the block's number, the
-        first page, how many pages. With numpy, ``numpy.asarray(taken).reshape(-1, 3)`` is the same
-        memory. Read the pages after this has returned. An exception in it loses no page; what it
-        has returned is taken: an exception that comes between that and your next statement is yours.
+    def take_array(self) -> Taken:
+        """Takes all that is pending at once, as a :class:`Taken`: three numbers for each run.
+
+        ::
+
+            with tracker.take_array() as taken:
+                for block, first_page, pages in taken:
+                    ...                                # read them, send them
+
+        The pages count as delivered when the with-block ends without an exception, or after
+        :meth:`Taken.delivered`. An exception at whatever place (in this call, in the block, between
+        the two) makes them pending again, and so does the end of a :class:`Taken` that nobody has any more.
         """
-        taken = array("Q")
-        batch = _Batch(_ARRAY_BATCH)
-        batches: List[_Batch] = []
+        taken = Taken(self._undo)
+        held = taken._held
+        # Before the library hands out the first page.
+        self._held.append(held)
         try:
             with self._lock:
                 whole = False
                 while not whole:
                     self._reclaim()
                     whole = not self._midway
-                    while True:
-                        batch = _Batch(_ARRAY_BATCH)
-                        batches.append(batch)
-                        if not self._fill(batch, _ARRAY_BATCH):
-                            break
-                        words = array("Q")
-                        # Host address, first page, pages, block: the rest of the last is 0.
-                        words.frombytes(memoryview(batch.runs).cast("B")[: 32 * batch.count.value])
-                        triples = array("Q", bytes(24 * batch.count.value))
-                        triples[0::3] = words[3::4]
-                        triples[1::3] = words[1::4]
-                        triples[2::3] = words[2::4]
-                        taken.extend(triples)
+                    while self._fill(held.batch, ARRAY_BATCH):
+                        held.keep()
+            held.batch = Batch(0)
             return taken
         except BaseException:
-            self._held.extend(batches)
-            self._reclaim()
+            # A traceback may keep it.
+            held.give_up()
             raise
 
-    def _fill(self, batch: _Batch, size: int) -> bool:
+    def _undo(self, held: Held) -> None:
+        """Makes pending again what of ``held`` is not accounted for, now."""
+        with self._lock:
+            held.give_up()
+            self._give_back(held)
+
+    def _fill(self, batch: Batch, size: int) -> bool:
         """The next runs into a batch whose own are all accounted for."""
         with self._lock:
             batch.count.value = 0
@@ -445,27 +404,32 @@ class _Takes(_Closes):
             self._midway = batch.count.value > 0
             return self._midway
 
-    def _give_back(self, batch: _Batch) -> None:
-        """Makes pending again what of a batch is not accounted for. Done in part, it can be done
+    def _give_back(self, held: Held) -> None:
+        """Makes pending again what of ``held`` is not accounted for. Done in part, it can be done
         again."""
         with self._lock:
             try:
-                for run in batch.runs[batch.given : batch.count.value]:
-                    self._call("put_back", run.block, run.first_page, run.pages)
+                for block, first_page, pages in held.rest():
+                    self._call("put_back", block, first_page, pages)
             except ValueError:
                 # Of one that was closed meanwhile nothing is pending any more.
                 if not self.closed:
                     raise
-            batch.count.value = 0
-            if batch in self._held:
-                self._held.remove(batch)
+            held.settle()
+            self._let_go(held)
+
+    def _let_go(self, held: Held) -> None:
+        try:
+            self._held.remove(held)
+        except ValueError:
+            pass  # Another thread was quicker.
 
     def _reclaim(self) -> None:
-        """Puts back what interrupted iterations have left."""
+        """Puts back what interrupted iterations and lost arrays have left."""
         with self._lock:
-            for batch in list(self._held):
-                if batch.over():
-                    self._give_back(batch)
+            for held in list(self._held):
+                if held.over():
+                    self._give_back(held)
 
     def _run(self, run: Any) -> Optional[Run]:
         block = self._blocks.by_number.get(run.block)
@@ -555,6 +519,8 @@ class Tracker(_Takes):
         """Starts tracking. ``everything``: all pages are pending at first, for whoever copies
         them all and then what changes; otherwise none is."""
         with self._lock, self._handle.use() as tracker:
+            # Not into what is pending from the start on.
+            self._reclaim()
             how = constant("START_ALL" if everything else "START_CLEAN")
             native.call(native.lib.brant_tracker_start, tracker, how)
             self._midway = False

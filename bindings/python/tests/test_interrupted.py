@@ -3,7 +3,6 @@ given up in an odd order is used afterwards, or complained about by a finalizer.
 
 import copy
 import gc
-import inspect
 import mmap
 import pickle
 import random
@@ -13,6 +12,7 @@ import threading
 from array import array
 
 import brant
+import brant.taken
 import brant.tracker
 import pytest
 
@@ -20,7 +20,8 @@ PAGE = brant.PAGE_SIZE
 PAGES = 512
 
 
-SOURCE = inspect.getsource(brant.tracker).splitlines()
+#: The files whose bytecodes are counted.
+PACKAGE = {brant.tracker.__file__, brant.taken.__file__}
 
 
 class Interrupt(BaseException):
@@ -48,18 +49,19 @@ def rest(tracker):
     return {page for run in tracker.take() for page in run}
 
 
-def interrupted_at(number, action):
-    """Runs ``action``; raises at the so-manieth bytecode of the package. Whether it came to that."""
+def interrupted_at(number, action, *callers):
+    """Runs ``action``; raises at the so-manieth bytecode of the package and of the functions
+    ``callers``. Whether it came to that."""
+    codes = {caller.__code__ for caller in callers}
     seen = 0
 
     def trace(frame, event, _):
         nonlocal seen
-        if frame.f_code.co_filename != brant.tracker.__file__:
+        code = frame.f_code
+        if code not in codes and code.co_filename not in PACKAGE:
             return None
         frame.f_trace_opcodes = True
-        # What is being returned has been.
-        line = SOURCE[frame.f_lineno - 1].strip() if frame.f_lineno else ""
-        if event == "opcode" and line != "return taken":
+        if event == "opcode":
             seen += 1
             if seen == number:
                 raise Interrupt
@@ -98,18 +100,106 @@ def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
     assert number > 400
 
 
-def test_an_exception_at_any_bytecode_of_an_array_loses_no_page(marked):
+def in_a_block(reader, got):
+    with reader.take_array() as taken:
+        pages = {p for _, first, count in taken for p in range(first, first + count)}
+        got.update(pages)
+
+
+def with_a_word(reader, got):
+    taken = reader.take_array()
+    pages = {p for _, first, count in taken for p in range(first, first + count)}
+    got.update(pages)
+    taken.delivered()
+
+
+def by_numpy(reader, got):
+    numpy = pytest.importorskip("numpy")
+    with reader.take_array() as taken:
+        got.update(numpy.asarray(taken)[:, 1].tolist())
+
+
+def dropped(reader, got):
+    reader.take_array()
+
+
+@pytest.mark.parametrize(
+    ("of", "use"),
+    [
+        ("tracker", in_a_block),
+        ("tracker", with_a_word),
+        ("tracker", by_numpy),
+        ("tracker", dropped),
+        ("consumer", in_a_block),
+    ],
+)
+def test_an_exception_at_any_bytecode_of_an_array_and_its_use_loses_no_page(marked, of, use):
+    reader = marked if of == "tracker" else marked.consumer()
     number = 0
     while True:
         number += 1
         expected = mark_scattered(marked)
-        got = []
-        came = interrupted_at(number, lambda: got.append(marked.take_array()))
-        pages = {p for a in got for p in range(PAGES) if p in a[1::3]}
-        assert pages | rest(marked) >= expected, "bytecode %d" % number
+        got = set()
+        # The caller's own bytecodes too: between the return and the assignment, for one.
+        came = interrupted_at(number, lambda: use(reader, got), use)
+        assert got | rest(reader) >= expected, "bytecode %d" % number
         if not came:
             break
-    assert number > 50
+        assert number < 5000, "each attempt costs more than the one before"
+    assert number > 150
+
+
+def test_a_block_that_ends_well_delivers_and_one_that_an_exception_leaves_does_not(marked):
+    expected = mark_scattered(marked)
+    with pytest.raises(Interrupt):
+        with marked.take_array() as taken:
+            assert len(taken) == len(expected) and marked.stats().pending_pages == 0
+            raise Interrupt
+    # At once, though the exception and so `taken` are still there.
+    assert marked.stats().pending_pages == len(expected)
+    with marked.take_array() as taken:
+        assert {first for _, first, _ in taken} == expected
+    taken.put_back()
+    assert marked.stats().pending_pages == 0 and len(taken) == len(expected)
+
+
+def test_an_array_that_is_put_back_is_pending_and_delivering_it_then_does_nothing(marked):
+    expected = mark_scattered(marked)
+    with marked.take_array() as taken:
+        taken.put_back()
+        assert marked.stats().pending_pages == len(expected)
+    taken.delivered()
+    assert rest(marked) == expected
+
+
+def test_an_array_that_nobody_has_is_pending_and_one_that_numpy_shows_is_not(marked):
+    numpy = pytest.importorskip("numpy")
+    expected = mark_scattered(marked)
+    shown = numpy.asarray(marked.take_array())
+    gc.collect()
+    assert marked.stats().pending_pages == 0
+    assert shown.shape == (len(expected), 3) and not shown.flags.writeable
+    assert set(shown[:, 1].tolist()) == expected
+    del shown
+    assert marked.stats().pending_pages == len(expected)
+    taken = marked.take_array()
+    numpy.asarray(taken)
+    with pytest.raises(BufferError):
+        taken.array.append(1)
+    taken.delivered()
+    assert numpy.asarray(marked.take_array()).shape == (0, 3)
+
+
+def test_an_array_of_what_is_closed_delivers_and_puts_back_nothing(marked):
+    reader = marked.consumer()
+    mark_scattered(marked)
+    with reader.take_array() as taken:
+        reader.close()
+    reader = marked.consumer(everything=True)
+    taken = reader.take_array()
+    reader.close()
+    taken.put_back()
+    assert taken.pages == PAGES
 
 
 def test_a_storm_of_signals_loses_no_page(marked):
@@ -140,11 +230,12 @@ def test_an_array_has_block_first_page_and_pages_of_each_run(marked):
     mark_scattered(marked)
     marked.mark_block("ram", 10 * PAGE, 2 * PAGE)
     marked.sync()
-    taken = marked.take_array()
-    assert isinstance(taken, array) and taken.typecode == "Q"
-    runs = list(zip(taken[0::3], taken[1::3], taken[2::3]))
-    assert runs[:6] == [(0, page, 1) for page in (0, 2, 4, 6, 8)] + [(0, 10, 3)]
-    assert sum(taken[2::3]) == PAGES // 2 + 1
+    with marked.take_array() as taken:
+        numbers = taken.array
+    assert isinstance(numbers, array) and numbers.typecode == "Q"
+    assert list(taken)[:6] == [(0, page, 1) for page in (0, 2, 4, 6, 8)] + [(0, 10, 3)]
+    assert list(zip(numbers[0::3], numbers[1::3], numbers[2::3])) == list(taken)
+    assert taken.pages == PAGES // 2 + 1
     assert len(marked.take_array()) == 0 and marked.stats().pending_pages == 0
 
 
@@ -184,7 +275,7 @@ def test_names_of_a_wrong_type_are_type_errors(marked):
 
 def test_what_the_library_frees_is_not_copied(marked):
     consumer, bitmap, guest = marked.consumer(), brant.Bitmap(10), brant.Guest()
-    for whole in (marked, consumer, bitmap, guest):
+    for whole in (marked, consumer, bitmap, guest, marked.take_array()):
         for way in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="copied"):
                 way(whole)

@@ -1,0 +1,233 @@
+"""Pages that left pending: a run of them, an array of runs, and who puts back what was not delivered.
+
+An exception (Ctrl-C) can come between any two bytecodes: after the library has handed pages out and
+before Python has stored them, or between a call's return and the assignment in its caller. So each
+hand-out is recorded (:class:`Held`) before it happens, and the tracker keeps the record. A record
+whose user is gone is put back by whatever the tracker does next.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from array import array
+from ctypes import c_size_t
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Callable, Dict, Generator, Iterator, Optional, Tuple, Type
+from weakref import ReferenceType, ref
+
+from . import _native as native
+from ._native import PAGE_SIZE
+
+#: What the library takes in one call at most.
+ARRAY_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of written pages that was taken: read them now, or put them back."""
+
+    #: Name of the block.
+    block: str
+    #: Its number.
+    block_number: int
+    #: First page, in the block.
+    first_page: int
+    #: How many pages; they do not cross a 2 MiB boundary of the block.
+    pages: int
+    #: The memory itself, not a copy. Its buffer cannot be closed while this is there.
+    memory: memoryview = field(repr=False, compare=False)
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the beginning of the block."""
+        return self.first_page * PAGE_SIZE
+
+    def __iter__(self) -> Iterator[int]:
+        """The pages, by number in the block."""
+        return iter(range(self.first_page, self.first_page + self.pages))
+
+
+class Batch:
+    """Runs as the library hands them out in one call."""
+
+    def __init__(self, size: int) -> None:
+        self.runs: Any = (native.brant_run * size)()
+        #: Filled by the library itself, in the same call as the runs.
+        self.count = c_size_t()
+        #: The first that is not accounted for.
+        self.given = 0
+
+    def rest(self) -> Iterator[Tuple[int, int, int]]:
+        """What is not accounted for: block, first page, pages."""
+        for run in self.runs[self.given : self.count.value]:
+            yield run.block, run.first_page, run.pages
+
+    def settle(self) -> None:
+        """All of it is accounted for."""
+        self.count.value = 0
+
+
+class Held:
+    """What the library has handed out and nobody has delivered yet. Kept by the tracker."""
+
+    def __init__(self, size: int) -> None:
+        self.batch = Batch(size)
+
+    def over(self) -> bool:
+        """Whether nobody goes on with it."""
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """From now on nobody goes on with it."""
+        raise NotImplementedError
+
+    def rest(self) -> Iterator[Tuple[int, int, int]]:
+        """What has to be put back: block, first page, pages. A run may come twice."""
+        return self.batch.rest()
+
+    def settle(self) -> None:
+        """Nothing has to be put back any more."""
+        self.batch.settle()
+
+
+class Walking(Held):
+    """An iteration over runs."""
+
+    walk: Optional["ReferenceType[Generator[Run, None, None]]"] = None
+
+    def over(self) -> bool:
+        # A traceback may keep a generator that is over.
+        walk = self.walk() if self.walk is not None else None
+        return walk is None or inspect.getgeneratorstate(walk) == inspect.GEN_CLOSED
+
+    def give_up(self) -> None:
+        self.walk = None
+
+
+class Gathered(Held):
+    """What a :class:`Taken` shows, three numbers for each run, and the batch that comes next."""
+
+    def __init__(self, of: Taken, numbers: "array[int]") -> None:
+        super().__init__(ARRAY_BATCH)
+        self.numbers = numbers
+        self.settled = False
+        self.of: Optional["ReferenceType[Taken]"] = ref(of)
+
+    def keep(self) -> None:
+        """Moves the batch to the array."""
+        batch = self.batch
+        count = batch.count.value
+        words = array("Q")
+        # Host address, first page, pages, block: the upper half of the last is 0.
+        words.frombytes(memoryview(batch.runs).cast("B")[: 32 * count])
+        triples = array("Q", bytes(24 * count))
+        triples[0::3] = words[3::4]
+        triples[1::3] = words[1::4]
+        triples[2::3] = words[2::4]
+        self.numbers.extend(triples)
+        batch.given = count
+
+    def over(self) -> bool:
+        return self.settled or self.of is None or self.of() is None
+
+    def give_up(self) -> None:
+        self.of = None
+
+    def rest(self) -> Iterator[Tuple[int, int, int]]:
+        if not self.settled:
+            numbers = iter(self.numbers)
+            yield from zip(numbers, numbers, numbers)
+            yield from self.batch.rest()
+
+    def settle(self) -> None:
+        self.settled = True
+        # The tracker may keep this for a while; who has the Taken has the numbers.
+        self.numbers = array("Q")
+
+
+class Taken:
+    """All that was pending at one moment, from :meth:`Tracker.take_array`: pages that are yours to
+    read, and that become pending again unless you say that they are delivered.
+
+    A with-block that ends without an exception delivers them::
+
+        with tracker.take_array() as taken:
+            runs = numpy.asarray(taken)          # one row for each run: block, first page, pages
+
+    Without a with-block, call :meth:`delivered`. The pages become pending again when an exception leaves
+    the block, by :meth:`put_back`, or when this object ends and neither has happened: at the latest
+    with the next sync, take or look at the figures of the tracker or consumer that they are from.
+    The first of these decides, and the others do nothing. The numbers can be read after it too.
+
+    Length and iteration are by runs: each is a tuple of the block's number, the first page in the
+    block and how many pages. ``numpy.asarray(taken)`` is the same memory, read-only and n by 3; it keeps
+    this object alive.
+    """
+
+    def __init__(self, undo: Callable[[Held], None]) -> None:
+        self._undo = undo
+        self._numbers = array("Q")
+        self._held = Gathered(self, self._numbers)
+
+    @property
+    def array(self) -> "array[int]":
+        """The numbers, one run after the other: ``taken.array[2::3]`` are all lengths."""
+        return self._numbers
+
+    @property
+    def pages(self) -> int:
+        """How many pages, in all."""
+        return sum(self._numbers[2::3])
+
+    def delivered(self) -> None:
+        """The pages are where they should be: whoever asks is not given them again."""
+        self._held.settle()
+
+    def put_back(self) -> None:
+        """Makes all of them pending again, now, unless they were delivered."""
+        if not self._held.settled:
+            self._undo(self._held)
+
+    def __enter__(self) -> "Taken":
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if kind is None:
+            self.delivered()
+        else:
+            self.put_back()
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 3
+
+    def __iter__(self) -> Iterator[Tuple[int, int, int]]:
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, numbers)
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]:
+        """How numpy sees the numbers without a copy."""
+        # Their address must stay: an array that is looked at refuses to grow.
+        self._shown = memoryview(self._numbers)
+        # numpy keeps whom an address is of, so the pages are held as long as they are shown.
+        address, _ = self._numbers.buffer_info()
+        order = "<" if sys.byteorder == "little" else ">"
+        return {
+            "version": 3,
+            "typestr": order + "u8",
+            "shape": (len(self), 3),
+            "data": (address, True),
+        }
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        raise TypeError("a %s is not copied or pickled" % type(self).__name__)
+
+    def __repr__(self) -> str:
+        return "<brant.Taken: %d runs, %d pages>" % (len(self), self.pages)
