@@ -1,9 +1,13 @@
 //! The VMM's side of an incoming migration: start it, watch it, cancel it. The work is done by
 //! the driver on a thread of its own.
 
+mod blobs;
 mod driver;
 mod gather;
 mod known_zero;
+mod lane;
+mod negotiate;
+mod placement;
 mod sink;
 
 pub use driver::Source;

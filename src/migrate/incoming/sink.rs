@@ -73,12 +73,6 @@ pub(super) struct PageSink {
     contents: Contents,
     /// The targets when all has arrived.
     spent: HashMap<u32, Target>,
-    /// Page-run records taken.
-    pub(super) records: u64,
-    pub(super) data_pages: u64,
-    /// Given-back ones included.
-    pub(super) zero_pages: u64,
-    pub(super) skipped_pages: u64,
 }
 
 impl PageSink {
@@ -96,10 +90,6 @@ impl PageSink {
             removed,
             contents: Contents::new(),
             spent: HashMap::new(),
-            records: 0,
-            data_pages: 0,
-            zero_pages: 0,
-            skipped_pages: 0,
         }
     }
 
@@ -179,7 +169,7 @@ impl PageSink {
         Ok(())
     }
 
-    /// All has arrived, and the counts are kept. A block that the source still has and that is
+    /// All has arrived. A block that the source still has and that is
     /// gone here is an error now.
     ///
     /// The guest stands still. Freeing the bitmaps of a guest of 1 TiB takes 3 to 4 ms, and what
@@ -235,10 +225,7 @@ impl PageSink {
     }
 
     /// The block that the contents of a run of pages go to, pinned; `None` if they go nowhere.
-    /// They count as arrived.
     pub(super) fn data(&mut self, header: &Header) -> Result<Option<BlockPin>> {
-        self.records += 1;
-        self.data_pages += u64::from(header.count);
         let (target, pin, _) = self.target(header)?;
         if let Some(block) = &pin {
             target.zero.written(block, pages_of(header));
@@ -267,8 +254,6 @@ impl PageSink {
 
     /// Takes a run of zero pages.
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
-        self.records += 1;
-        self.zero_pages += u64::from(header.count);
         let (target, pin, contents) = self.target(header)?;
         let Some(block) = pin else {
             return Ok(());
@@ -282,9 +267,6 @@ impl PageSink {
 
     /// Takes a run of pages that the guest has given back.
     pub(super) fn discard(&mut self, header: &Header) -> Result<()> {
-        self.records += 1;
-        self.zero_pages += u64::from(header.count);
-        self.skipped_pages += u64::from(header.count);
         let memory = Arc::clone(&self.memory);
         let (target, pin, contents) = self.target(header)?;
         let Some(block) = pin else {

@@ -1,0 +1,314 @@
+//! The destination's end of one connection: what comes on it, and what is said on it.
+//!
+//! A lane counts the pages that came on it, which the source's markers are held against, and
+//! has its own acknowledgements. It knows records and their order in time, and nothing of guest
+//! memory: where pages go is [`super::sink`]'s, and which record may come now is the driver's.
+
+use crate::channel::socket::{Channel, Io, PartMut};
+use crate::error::{Error, Kind, Result};
+use crate::migrate::outbox::Outbox;
+use crate::migrate::params::Params;
+use crate::migrate::session;
+use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Limit, Recall};
+use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
+use std::time::Duration;
+
+/// Between two looks for room to acknowledge and for something to read.
+const LOOK: Duration = Duration::from_millis(10);
+/// After telling the source that it is over, what it still sends is read for so long: closing
+/// with unread bytes resets the connection, and the reason would be lost with it.
+const LINGER: Duration = Duration::from_secs(1);
+/// The same when somebody waits for a cancel.
+const LINGER_CANCELLED: Duration = Duration::from_millis(10);
+
+/// What bounds every wait for the source.
+#[derive(Clone, Copy)]
+pub(super) struct Waits<'a> {
+    pub(super) cancel: &'a Cancel,
+    pub(super) params: &'a Params,
+    /// When the guest has to be handed over.
+    pub(super) overall: Limit,
+}
+
+impl<'a> Waits<'a> {
+    /// How long the payload of a record may take: the slowest link that is served, and some
+    /// patience. So a peer that trickles is ended.
+    pub(super) fn record(&self, header: &Header, limit: Limit) -> Io<'a> {
+        let kind = RecordType::from_number(header.kind);
+        Io::until(self.cancel, self.params.io())
+            .within(limit)
+            .within(self.overall)
+            .within(self.params.transfer(u64::from(header.payload)).from_now())
+            .of(kind.map_or("a record of a later version", RecordType::name))
+    }
+}
+
+/// A record that came.
+pub(super) enum Incomer {
+    Control(Record),
+    Pages(RecordType, Header),
+    Blob(RecordType, Header),
+}
+
+impl Incomer {
+    pub(super) fn kind(&self) -> RecordType {
+        match self {
+            Incomer::Control(record) => record.record_type(),
+            Incomer::Pages(kind, _) | Incomer::Blob(kind, _) => *kind,
+        }
+    }
+}
+
+/// Runs of pages that have been taken, since the lane began.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    records: u64,
+    pub(super) data_pages: u64,
+    /// Ballooned ones included.
+    pub(super) zero_pages: u64,
+    pub(super) skipped_pages: u64,
+}
+
+/// See the file's description.
+pub(super) struct Lane {
+    channel: Channel,
+    /// The beginning of the next record's header, read along with the last one's payload.
+    ahead: [u8; HEADER_LEN],
+    ahead_len: usize,
+    outbox: Outbox,
+    counts: Counts,
+    last_marker: u64,
+}
+
+impl Lane {
+    pub(super) fn new(channel: Channel) -> Self {
+        Lane {
+            channel,
+            ahead: [0; HEADER_LEN],
+            ahead_len: 0,
+            outbox: Outbox::default(),
+            counts: Counts::default(),
+            last_marker: 0,
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Bytes that came on the connection.
+    pub(super) fn received(&self) -> u64 {
+        self.channel.counters().received.0
+    }
+
+    /// Where the last read could not write to memory, if that is why it failed.
+    pub(super) fn fault(&self) -> Option<usize> {
+        self.channel.fault()
+    }
+
+    /// The next record that is no run of pages; what may be skipped is. A blob comes back as
+    /// its header, with its payload unread. `what` it is to be, for messages.
+    pub(super) fn next(
+        &mut self,
+        waits: &Waits<'_>,
+        limit: Limit,
+        what: &'static str,
+    ) -> Result<Incomer> {
+        // Between two records the source's VMM may be pausing or saving, for as long as the
+        // switchover may take. One wait, whatever is skipped meanwhile: a peer that says
+        // KEEPALIVE for ever says nothing.
+        let patience = waits.params.io().longer(waits.params.switchover());
+        let limit = limit.earlier(waits.overall);
+        let header_limit = limit.earlier(patience.from_now());
+        loop {
+            let io = Io::until(waits.cancel, patience)
+                .within(header_limit)
+                .within(patience.from_now())
+                .of(what);
+            let header = self.header(&io)?;
+            let kind = header.classify()?;
+            match kind {
+                Some(kind) if kind.is_page_run() => return Ok(Incomer::Pages(kind, header)),
+                Some(kind) if kind.is_blob() => return Ok(Incomer::Blob(kind, header)),
+                _ => {}
+            }
+            let payload = self.payload(&header, &waits.record(&header, limit))?;
+            match kind {
+                None | Some(RecordType::Keepalive) => {}
+                Some(_) => {
+                    return match Record::decode(&header, &payload)? {
+                        Record::Abort(abort) => Err(session::refused("the source", &abort)),
+                        record => Ok(Incomer::Control(record)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The next header. The wait for its first byte is a wait for the source to have something
+    /// to say; once it has begun, it has to come.
+    fn header(&mut self, io: &Io<'_>) -> Result<Header> {
+        let Lane {
+            channel,
+            ahead,
+            ahead_len,
+            outbox,
+            ..
+        } = self;
+        // The source may be waiting for an acknowledgement that found no room so far.
+        while !outbox.is_empty() && *ahead_len < HEADER_LEN && !io.limit.expired() {
+            outbox.flush(channel)?;
+            let got = channel.try_recv(&[PartMut::bytes(&mut ahead[*ahead_len..])])?;
+            *ahead_len += got;
+            if got == 0 && !outbox.is_empty() {
+                let soon = io.limit.at().earlier(Deadline::after(LOOK));
+                wait_ready(channel.fd(), Interest::Write, io.cancel, soon)?;
+                if let Some(cancel) = io.cancel {
+                    cancel.check("the migration")?;
+                }
+            }
+        }
+        if *ahead_len < HEADER_LEN {
+            channel.recv_exact(&[PartMut::bytes(&mut ahead[*ahead_len..])], io)?;
+        }
+        *ahead_len = 0;
+        Header::decode(ahead)
+    }
+
+    /// All of a record's payload.
+    pub(super) fn payload(&mut self, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {
+        session::read_payload(&mut self.channel, header, io)
+    }
+
+    /// Some of the `left` bytes of a record's payload into `room`, which has room for so many,
+    /// and along with the last of them what there is already of the next header: one system call
+    /// instead of two. 0 when `recall` is raised.
+    pub(super) fn payload_into(
+        &mut self,
+        room: PartMut<'_>,
+        left: usize,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<usize> {
+        let Lane { channel, ahead, .. } = self;
+        let parts = [room, PartMut::bytes(&mut ahead[..])];
+        let got = channel.recv_some_unless(&parts, recall, io)?;
+        self.ahead_len = got.saturating_sub(left);
+        Ok(got.min(left))
+    }
+
+    /// Reads `left` bytes of a record's payload and keeps none.
+    pub(super) fn skip(&mut self, left: usize, io: &Io<'_>) -> Result<()> {
+        session::drop_bytes(&mut self.channel, left, io)
+    }
+
+    /// A run of pages is where it belongs.
+    pub(super) fn taken(&mut self, kind: RecordType, header: &Header) {
+        let (counts, pages) = (&mut self.counts, u64::from(header.count));
+        counts.records += 1;
+        match kind {
+            RecordType::Zeros => counts.zero_pages += pages,
+            RecordType::Discard => {
+                counts.zero_pages += pages;
+                counts.skipped_pages += pages;
+            }
+            _ => counts.data_pages += pages,
+        }
+    }
+
+    /// Holds the source's count of what it sent on this lane against what came, and
+    /// acknowledges.
+    pub(super) fn marker(&mut self, marker: &Marker) -> Result<()> {
+        let counts = &self.counts;
+        let ours = (counts.records, counts.data_pages, counts.zero_pages);
+        let theirs = (marker.records, marker.data_pages, marker.zero_pages);
+        if ours != theirs || marker.number != self.last_marker + 1 {
+            return Err(Error::new(
+                Kind::Protocol,
+                format!(
+                    "marker {} counts {} records, {} data pages and {} zero pages; expected \
+                     marker {} and found {}, {} and {}",
+                    marker.number,
+                    theirs.0,
+                    theirs.1,
+                    theirs.2,
+                    self.last_marker + 1,
+                    ours.0,
+                    ours.1,
+                    ours.2
+                ),
+            ));
+        }
+        self.last_marker = marker.number;
+        self.outbox.acknowledge(marker.number);
+        self.flush()
+    }
+
+    /// Acknowledges what can be, without waiting.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.outbox.flush(&mut self.channel)
+    }
+
+    /// Says something that the source is waiting for.
+    pub(super) fn send(&mut self, waits: &Waits<'_>, record: &Record) -> Result<()> {
+        let io = waits.params.io();
+        let io = Io::until(waits.cancel, io)
+            .within(io.from_now())
+            .within(waits.overall)
+            .of(record.record_type().name());
+        let sent = self.outbox.send(&mut self.channel, record, &io);
+        sent.map_err(|e| self.explain(waits, e))
+    }
+
+    /// Says it whatever is cancelled: the guest runs here by now.
+    pub(super) fn send_last(&mut self, params: &Params, record: &Record) -> Result<()> {
+        let io = params.io();
+        let io = Io::patient(io)
+            .within(io.from_now())
+            .of(record.record_type().name());
+        self.outbox.send(&mut self.channel, record, &io)
+    }
+
+    /// If sending failed because the source went away, its own word for why is better, and came
+    /// before that.
+    fn explain(&mut self, waits: &Waits<'_>, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
+            return error;
+        }
+        // It comes last, and a source that goes on talking has none to give.
+        for _ in 0..64 {
+            match self.next(waits, Deadline::after(LOOK).into(), "ABORT") {
+                Ok(Incomer::Control(_)) => {}
+                Err(e) if !matches!(e.kind(), Kind::PeerGone | Kind::Io | Kind::Timeout) => {
+                    return e;
+                }
+                _ => break,
+            }
+        }
+        error
+    }
+
+    /// Tells the source why it is over, and waits until it has heard.
+    pub(super) fn abort(&mut self, cancel: &Cancel, error: &Error) {
+        session::abort(&mut self.channel, &mut self.outbox, error);
+        // Somebody who cancels waits for this.
+        if error.kind() != Kind::Cancelled {
+            self.linger(&Io::until(cancel, LINGER));
+        }
+        if cancel.is_cancelled() {
+            self.linger(&Io::patient(LINGER_CANCELLED));
+        }
+        let _ = self.channel.shutdown();
+    }
+
+    /// Reads on until the source has seen the reason and closes, or `io`'s time is up.
+    fn linger(&mut self, io: &Io<'_>) {
+        let io = io.within(io.idle.from_now());
+        let mut buffer = [0u8; 16 << 10];
+        while self
+            .channel
+            .recv_some(&[PartMut::bytes(&mut buffer)], &io)
+            .is_ok_and(|n| n > 0)
+        {}
+    }
+}

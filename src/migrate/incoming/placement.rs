@@ -1,0 +1,126 @@
+//! How the contents of a run of pages get from a lane into guest memory.
+
+use super::lane::Lane;
+use super::sink::PageSink;
+use crate::channel::socket::{Io, PartMut};
+use crate::error::{Error, Result};
+use crate::memory::access::{self, Access};
+use crate::runtime::Recall;
+use crate::sys::net::Piece as _;
+use crate::units::Pages;
+use crate::wire::Header;
+
+/// See the file's description.
+pub(super) enum Placement {
+    /// Read straight into guest memory: what comes is what the pages hold.
+    Direct,
+    /// Read into a buffer and decoded there first.
+    // Every record that is agreed on today is plain contents.
+    #[cfg_attr(not(test), allow(dead_code))]
+    Staged(Staged),
+}
+
+/// Makes pages of what came for them.
+pub(super) trait Decode: Send {
+    /// Fills `contents`, which is as long as the run's pages. After an error none of it is used.
+    fn decode(&mut self, header: &Header, payload: &[u8], contents: &mut [u8]) -> Result<()>;
+}
+
+/// What is between a lane and guest memory where contents come encoded.
+pub(super) struct Staged {
+    decoder: Box<dyn Decode>,
+    /// The decoded pages of one run; a run lies inside one stretch, so this stays small.
+    contents: Vec<u8>,
+}
+
+impl Staged {
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(super) fn new(decoder: Box<dyn Decode>) -> Self {
+        Staged {
+            decoder,
+            contents: Vec::new(),
+        }
+    }
+
+    fn place(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut PageSink,
+        header: &Header,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        // What the run is to be is checked before anything is believed of its length. No pin is
+        // held while the source takes its time.
+        drop(sink.data(header)?);
+        let payload = lane.payload(header, io)?;
+        let (first, count) = (Pages(header.first_page), Pages(u64::from(header.count)));
+        let length = count.bytes().0;
+        self.contents.clear();
+        self.contents
+            .try_reserve_exact(length as usize)
+            .map_err(|_| Error::no_memory("decoded pages", length))?;
+        self.contents.resize(length as usize, 0);
+        self.decoder.decode(header, &payload, &mut self.contents)?;
+        let Some(block) = sink.pin(header)? else {
+            return Ok(());
+        };
+        access::writable(&block, first..first + count)?;
+        block.slice(first, count)?.copy_from(&self.contents);
+        Ok(())
+    }
+}
+
+impl Placement {
+    /// Takes a run's contents off `lane` and puts them where `sink` says; nowhere if the block is
+    /// gone here. No pin outlives the moment in which somebody wants it (`recall`).
+    pub(super) fn place(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut PageSink,
+        header: &Header,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let placed = match self {
+            Placement::Direct => direct(lane, sink, header, recall, io),
+            Placement::Staged(staged) => staged.place(lane, sink, header, io),
+        };
+        // Whatever became of it, some of it may have been written.
+        sink.arrived(header);
+        placed
+    }
+}
+
+fn direct(
+    lane: &mut Lane,
+    sink: &mut PageSink,
+    header: &Header,
+    recall: &Recall,
+    io: &Io<'_>,
+) -> Result<()> {
+    recall.lower();
+    let mut pin = sink.data(header)?;
+    let mut left = header.payload as usize;
+    while left > 0 {
+        let Some(block) = &pin else {
+            return lane.skip(left, io);
+        };
+        let room = block.part_mut(Pages(header.first_page), Pages(u64::from(header.count)))?;
+        let room: PartMut<'_> = room.cut(header.payload as usize - left, usize::MAX);
+        let got = lane.payload_into(room, left, recall, io).map_err(|e| {
+            let blocks = std::iter::once(&**block);
+            access::name_fault(e, lane.fault(), blocks, Access::Write)
+        })?;
+        if got == 0 {
+            // Somebody removes a block, perhaps this one.
+            recall.lower();
+            drop(pin);
+            pin = sink.pin(header)?;
+        }
+        left -= got;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
