@@ -243,7 +243,7 @@ fn remove_stale(endpoint: &Endpoint, path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::socket::Io;
+    use crate::channel::Io;
     use crate::channel::{Part, PartMut};
     use std::time::{Duration, Instant};
 

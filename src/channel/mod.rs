@@ -6,9 +6,11 @@
 pub mod endpoint;
 pub mod listener;
 pub mod pacing;
+pub mod parts;
 pub mod socket;
 
 pub use endpoint::Endpoint;
 pub use listener::Listener;
 pub use pacing::Pacer;
-pub use socket::{Channel, Counters, Io, Part, PartMut};
+pub use parts::{Part, PartMut};
+pub use socket::{Channel, Counters, Io};

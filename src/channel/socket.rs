@@ -6,18 +6,17 @@
 //! workers of `migrate`.
 
 use super::endpoint::Endpoint;
+use super::parts::{iovecs, Part, PartMut, Piece};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{
     wait_ready, wait_ready_or, Cancel, Deadline, Interest, Limit, Recall, Timeout, Wake,
 };
 use crate::sys::event::{self, Poll};
-use crate::sys::net::{self, Address, Piece, PARTS_MAX};
+use crate::sys::net::{self, Address, PARTS_MAX};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-pub use crate::sys::net::{Part, PartMut};
 
 /// The most bytes one system call is given. Against a reader that drains as
 /// fast as we fill, one call would go on for as long as it has bytes, and a
@@ -273,7 +272,7 @@ impl Channel {
             return Err(self.broken("send"));
         }
         let mut cursor = Cursor::new(parts);
-        let result = self.transfer(&mut cursor, io, Direction::Send, net::send, false, None);
+        let result = self.transfer(&mut cursor, io, Direction::Send, send, false, None);
         self.send_broken = result.is_err() && cursor.moved > 0;
         result
     }
@@ -289,7 +288,7 @@ impl Channel {
         }
         let mut cursor = Cursor::new(parts);
         let recall = Some(recall);
-        let result = self.transfer(&mut cursor, io, Direction::Send, net::send, false, recall);
+        let result = self.transfer(&mut cursor, io, Direction::Send, send, false, recall);
         self.send_broken = result.is_err() && cursor.moved > 0;
         result.map(|()| cursor.moved)
     }
@@ -305,7 +304,7 @@ impl Channel {
             return Err(self.broken("receive"));
         }
         let mut cursor = Cursor::new(parts);
-        let result = self.transfer(&mut cursor, io, Direction::Receive, net::recv, false, None);
+        let result = self.transfer(&mut cursor, io, Direction::Receive, recv, false, None);
         self.recv_broken = result.is_err() && cursor.moved > 0;
         result
     }
@@ -345,7 +344,7 @@ impl Channel {
         io: &Io<'_>,
     ) -> Result<usize> {
         let mut cursor = Cursor::new(parts);
-        self.transfer(&mut cursor, io, Direction::Receive, net::recv, true, recall)?;
+        self.transfer(&mut cursor, io, Direction::Receive, recv, true, recall)?;
         Ok(cursor.moved as usize)
     }
 
@@ -361,7 +360,7 @@ impl Channel {
         let mut cursor = Cursor::new(parts);
         while !cursor.is_done() {
             let mut cut = [PartMut::EMPTY; CUT_PARTS];
-            match net::recv(self.fd.as_fd(), cursor.window(&mut cut)) {
+            match recv(self.fd.as_fd(), cursor.window(&mut cut)) {
                 Ok(0) => return Err(self.closed(&cursor, &at_once())),
                 Ok(n) => {
                     self.count(Direction::Receive, n);
@@ -390,7 +389,7 @@ impl Channel {
         let parts = [Part::bytes(bytes)];
         let cursor = Cursor::new(&parts);
         loop {
-            match net::send(self.fd.as_fd(), &parts) {
+            match send(self.fd.as_fd(), &parts) {
                 Ok(n) => {
                     self.count(Direction::Send, n);
                     return Ok(n);
@@ -606,6 +605,18 @@ impl Channel {
             _ => Error::os(self.doing(to, io.what), error),
         }
     }
+}
+
+/// Sends what the socket takes now.
+pub fn send(fd: BorrowedFd<'_>, parts: &[Part<'_>]) -> io::Result<usize> {
+    // SAFETY: what a part names was promised when it was made.
+    unsafe { net::send(fd, iovecs(parts)) }
+}
+
+/// Receives what is there now.
+pub fn recv(fd: BorrowedFd<'_>, parts: &[PartMut<'_>]) -> io::Result<usize> {
+    // SAFETY: as above.
+    unsafe { net::recv(fd, iovecs(parts)) }
 }
 
 /// Of a transfer that does not wait.

@@ -5,7 +5,7 @@
 //! would ever go on. So an acknowledgement goes out when there is room for it, and a later one
 //! takes its place if there was none: it says as much.
 
-use crate::channel::socket::{Channel, Io, Part};
+use crate::channel::{Channel, Io, Part};
 use crate::error::{Kind, Result};
 use crate::wire::{Ack, Record};
 

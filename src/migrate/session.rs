@@ -2,7 +2,7 @@
 //! peer that it is over.
 
 use super::outbox::Outbox;
-use crate::channel::socket::{Channel, Io, Part, PartMut};
+use crate::channel::{Channel, Io, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::runtime::Deadline;

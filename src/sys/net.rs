@@ -1,12 +1,11 @@
 //! System calls on stream sockets: make, bind, connect, accept, and moving
 //! bytes with scatter lists.
 //!
-//! Thin and safe: each function is one call, errors are `io::Error`. Which
-//! error means what, waiting and retrying are `channel`'s, the only caller.
+//! Thin: each function is one call, errors are `io::Error`. Which error means
+//! what, waiting and retrying are `channel`'s, the only caller.
 
 use std::ffi::OsStr;
 use std::io;
-use std::marker::PhantomData;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -295,142 +294,26 @@ pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(bytes.max(0) as u64)
 }
 
-/// What scatter lists are cut by: a place in memory and its length.
-pub trait Piece: Copy {
-    /// A piece of no bytes.
-    const EMPTY: Self;
-    /// The address of the first byte.
-    fn address(self) -> usize;
-    /// The length in bytes.
-    fn len(self) -> usize;
-    /// Whether it has no bytes.
-    fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-    /// The piece from byte `from` on, at most `most` bytes; cut to what there is.
-    fn cut(self, from: usize, most: usize) -> Self;
-}
-
-/// Bytes to send: where they are and how many. Not a `&[u8]`, because guest
-/// memory changes while it is read; the kernel copies from it and nobody else looks.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct Part<'a>(libc::iovec, PhantomData<&'a [u8]>);
-
-/// Room for bytes to receive. A copy names the same room: parts that overlap
-/// are the kernel's to write in order, no reference is made from them.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct PartMut<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
-
-impl<'a> Part<'a> {
-    /// Bytes of our own.
-    pub fn bytes(bytes: &'a [u8]) -> Self {
-        Part(
-            libc::iovec {
-                iov_base: bytes.as_ptr().cast_mut().cast(),
-                iov_len: bytes.len(),
-            },
-            PhantomData,
-        )
-    }
-
-    /// `len` bytes at `ptr`, which may be written by others meanwhile.
-    ///
-    /// # Safety
-    /// For `'a`, the range belongs to nothing that its owner would not have
-    /// sent to the peer. (A range that is not mapped is an error, not
-    /// undefined: the kernel does the reading.)
-    pub unsafe fn raw(ptr: *const u8, len: usize) -> Self {
-        Part(
-            libc::iovec {
-                iov_base: ptr.cast_mut().cast(),
-                iov_len: len,
-            },
-            PhantomData,
-        )
-    }
-}
-
-impl<'a> PartMut<'a> {
-    /// A buffer of our own.
-    pub fn bytes(bytes: &'a mut [u8]) -> Self {
-        PartMut(
-            libc::iovec {
-                iov_base: bytes.as_mut_ptr().cast(),
-                iov_len: bytes.len(),
-            },
-            PhantomData,
-        )
-    }
-
-    /// `len` bytes at `ptr`, which others may read and write meanwhile.
-    ///
-    /// # Safety
-    /// For `'a`, no Rust reference covers the range and it is not the place of
-    /// anything but what the peer may write: guest memory. (A range that is
-    /// not mapped is an error, not undefined: the kernel does the writing.)
-    pub unsafe fn raw(ptr: *mut u8, len: usize) -> Self {
-        PartMut(
-            libc::iovec {
-                iov_base: ptr.cast(),
-                iov_len: len,
-            },
-            PhantomData,
-        )
-    }
-}
-
-fn cut_iovec(iovec: libc::iovec, from: usize, most: usize) -> libc::iovec {
-    let from = from.min(iovec.iov_len);
-    libc::iovec {
-        iov_base: iovec.iov_base.cast::<u8>().wrapping_add(from).cast(),
-        iov_len: (iovec.iov_len - from).min(most),
-    }
-}
-
-macro_rules! piece {
-    ($t:ident) => {
-        impl Piece for $t<'_> {
-            const EMPTY: Self = $t(
-                libc::iovec {
-                    iov_base: std::ptr::null_mut(),
-                    iov_len: 0,
-                },
-                PhantomData,
-            );
-            fn address(self) -> usize {
-                self.0.iov_base as usize
-            }
-            fn len(self) -> usize {
-                self.0.iov_len
-            }
-            fn cut(self, from: usize, most: usize) -> Self {
-                $t(cut_iovec(self.0, from, most), PhantomData)
-            }
-        }
-    };
-}
-piece!(Part);
-piece!(PartMut);
-
-fn message(iovecs: *const libc::iovec, count: usize) -> libc::msghdr {
+fn message(parts: &[libc::iovec]) -> libc::msghdr {
     // SAFETY: msghdr is plain integers and pointers that may be null.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = iovecs.cast_mut();
-    message.msg_iovlen = count.min(PARTS_MAX) as _;
+    message.msg_iov = parts.as_ptr().cast_mut();
+    message.msg_iovlen = parts.len().min(PARTS_MAX) as _;
     message
 }
 
 /// Sends what the socket takes now of the first [`PARTS_MAX`] parts; returns
 /// the bytes taken. Never waits, whatever `O_NONBLOCK` says (the flag is the
 /// open file's, and somebody else may hold it too); never raises SIGPIPE.
-pub fn send(fd: BorrowedFd<'_>, parts: &[Part<'_>]) -> io::Result<usize> {
-    let message = message(parts.as_ptr().cast(), parts.len());
+///
+/// # Safety
+/// Each part names memory that its owner would have sent to the peer. (Memory
+/// that is not mapped is `EFAULT`, not undefined: the kernel does the reading.)
+pub unsafe fn send(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usize> {
+    let message = message(parts);
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: Part is repr(transparent) over iovec, the count is the slice's
-    // or less; what each names was promised when it was made, and the kernel
-    // only reads it.
+    // SAFETY: the count is the slice's or less; what each part names is the caller's promise,
+    // and the kernel only reads it.
     let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
@@ -438,11 +321,14 @@ pub fn send(fd: BorrowedFd<'_>, parts: &[Part<'_>]) -> io::Result<usize> {
 /// Receives what is there now into the first [`PARTS_MAX`] parts; returns the
 /// bytes received, 0 for the end of the stream (or for no room). Never waits.
 /// Descriptors a peer attaches are dropped by the kernel: no room is offered.
-pub fn recv(fd: BorrowedFd<'_>, parts: &[PartMut<'_>]) -> io::Result<usize> {
-    let mut message = message(parts.as_ptr().cast(), parts.len());
+///
+/// # Safety
+/// Each part names memory that the peer may write, and that no Rust reference
+/// covers. (Memory that is not mapped is `EFAULT`.)
+pub unsafe fn recv(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usize> {
+    let mut message = message(parts);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: PartMut is repr(transparent) over iovec, the count is the slice's
-    // or less; what each names was promised to be writable when it was made.
+    // SAFETY: the count is the slice's or less; what each part names is the caller's promise.
     let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }

@@ -9,8 +9,9 @@
 //! Called by the destination's driver. Knows the first record and nothing of what follows.
 
 use crate::channel::listener::Accepted;
-use crate::channel::socket::{Channel, Part, PartMut};
+use crate::channel::socket;
 use crate::channel::Listener;
+use crate::channel::{Channel, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Limit};
@@ -301,7 +302,7 @@ impl Candidate {
                 return self.hello();
             }
             let room = &mut self.bytes[self.got..want];
-            match net::recv(self.socket.as_fd(), &[PartMut::bytes(room)]) {
+            match socket::recv(self.socket.as_fd(), &[PartMut::bytes(room)]) {
                 Ok(0) => return Said::Nothing,
                 Ok(n) => self.got += n,
                 Err(e) => match e.raw_os_error() {
@@ -362,7 +363,7 @@ impl Candidate {
         });
         let mut bytes = Vec::new();
         if abort.encode(&mut bytes).is_ok() {
-            let _ = net::send(self.socket.as_fd(), &[Part::bytes(&bytes)]);
+            let _ = socket::send(self.socket.as_fd(), &[Part::bytes(&bytes)]);
             let _ = net::shutdown(self.socket.as_fd());
         }
         let from = match net::peer_address(self.socket.as_fd()) {

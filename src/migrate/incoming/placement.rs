@@ -2,11 +2,10 @@
 
 use super::lane::Lane;
 use super::sink::PageSink;
-use crate::channel::socket::{Io, PartMut};
+use crate::channel::{Io, PartMut, Piece as _};
 use crate::error::{Error, Result};
 use crate::memory::access::{self, Access};
 use crate::runtime::Recall;
-use crate::sys::net::Piece as _;
 use crate::units::Pages;
 use crate::wire::Header;
 

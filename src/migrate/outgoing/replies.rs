@@ -1,7 +1,7 @@
 //! What the destination says to the source: small records, looked for between batches and
 //! waited for at the turning points.
 
-use crate::channel::socket::{Channel, Io, PartMut};
+use crate::channel::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::session::refused;
 use crate::runtime::Deadline;

@@ -1,7 +1,7 @@
 //! Runs of pages into records, straight from guest memory to the socket, and an account of
 //! what the destination has not acknowledged.
 
-use crate::channel::socket::{Channel, Io, Part};
+use crate::channel::{Channel, Io, Part};
 use crate::dirty::consumer::{Consumer, Content, Run};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;

@@ -2,7 +2,7 @@
 //! decoded first.
 
 use super::*;
-use crate::channel::socket::Channel;
+use crate::channel::Channel;
 use crate::error::Kind;
 use crate::memory::{Block, BlockDescription, BlockFlags, HostMemory, Memory, PinRecall};
 use crate::migrate::incoming::lane::Waits;

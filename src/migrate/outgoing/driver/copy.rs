@@ -4,7 +4,7 @@
 
 use super::{Driver, BATCH_PAGES, BATCH_RUNS};
 use crate::channel::pacing::Pacer;
-use crate::channel::socket::Io;
+use crate::channel::Io;
 use crate::dirty::consumer::Cursor;
 use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;

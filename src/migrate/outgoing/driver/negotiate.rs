@@ -3,7 +3,7 @@
 //! `docs/limits.md`.
 
 use super::{Driver, Target, BLOCKS};
-use crate::channel::socket::{Channel, Io};
+use crate::channel::{Channel, Io};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::layout::describe;
