@@ -6,6 +6,7 @@ use super::endpoint::Endpoint;
 use super::socket::Channel;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Wake};
+use crate::sys::file;
 use crate::sys::net::{self, Address};
 use std::io;
 use std::net::SocketAddr;
@@ -37,13 +38,13 @@ impl Drop for Made {
     fn drop(&mut self) {
         // Somebody may have put another file there since.
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = file::remove(&self.path);
         }
     }
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let data = std::fs::symlink_metadata(path)?;
+    let data = file::look(path)?;
     Ok((data.dev(), data.ino()))
 }
 
@@ -215,7 +216,7 @@ fn bind_error(endpoint: &Endpoint, error: &io::Error) -> Error {
 fn remove_stale(endpoint: &Endpoint, path: &Path) -> Result<()> {
     let exists = |what: &str| Error::new(Kind::Exists, format!("listening at {endpoint}: {what}"));
     let failed = |e: io::Error| bind_error(endpoint, &e);
-    let data = match std::fs::symlink_metadata(path) {
+    let data = match file::look(path) {
         Ok(data) => data,
         // Gone by itself: bind again.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -235,7 +236,7 @@ fn remove_stale(endpoint: &Endpoint, path: &Path) -> Result<()> {
         _ => return Err(exists("another program listens there")),
     }
     if identity(path).is_ok_and(|now| now == (data.dev(), data.ino())) {
-        std::fs::remove_file(path).map_err(failed)?;
+        file::remove(path).map_err(failed)?;
     }
     Ok(())
 }

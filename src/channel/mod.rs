@@ -12,5 +12,5 @@ pub mod socket;
 pub use endpoint::Endpoint;
 pub use listener::Listener;
 pub use pacing::Pacer;
-pub use parts::{Part, PartMut};
+pub use parts::{Part, PartMut, Piece};
 pub use socket::{Channel, Counters, Io};

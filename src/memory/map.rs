@@ -17,9 +17,10 @@ use crate::error::{Error, Kind, Result};
 use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
-use crate::sys::mem;
+use crate::sys::{file, mem};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -436,13 +437,9 @@ impl Memory {
         };
         let file = match memory.find_region(at).and_then(|r| r.file_offset()) {
             Some(at) => Some(BackingFile {
-                fd: at
-                    .file()
-                    .try_clone()
-                    .map_err(|e| {
-                        Error::os(format_args!("block `{name}`: duplicating its file"), e)
-                    })?
-                    .into(),
+                fd: file::duplicate(at.file().as_fd()).map_err(|e| {
+                    Error::os(format_args!("block `{name}`: duplicating its file"), e)
+                })?,
                 offset: at.start(),
             }),
             None => None,

@@ -21,7 +21,7 @@ pub use recall::Recall;
 pub use thread::{catch, quiet_panics, spawn, Join, Role};
 
 use crate::error::{Error, Result};
-use crate::sys::event;
+use crate::sys::{event, file};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -69,9 +69,7 @@ impl Notify {
     /// # Errors
     /// `Kernel` when no descriptor can be had.
     pub fn duplicate(&self) -> Result<OwnedFd> {
-        self.fd
-            .try_clone()
-            .map_err(|e| Error::os("duplicating an eventfd", e))
+        file::duplicate(self.fd()).map_err(|e| Error::os("duplicating an eventfd", e))
     }
 }
 

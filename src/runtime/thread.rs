@@ -8,6 +8,7 @@
 //! whatever handler there is: the kernel forces it, signal(7).)
 
 use crate::error::{Error, Kind, Result};
+use crate::sys;
 use crate::sys::event::{SignalMask, SignalsBlocked};
 use std::any::Any;
 use std::cell::Cell;
@@ -136,16 +137,13 @@ pub fn spawn<T: Send + 'static>(
     let cannot = |e| Error::os(format_args!("starting thread {}", role.name()), e);
     let masked = SignalsBlocked::new().map_err(cannot)?;
     let starters = masked.before();
-    let handle = std::thread::Builder::new()
-        .name(role.name().into())
-        .stack_size(role.stack())
-        .spawn(move || {
-            STARTERS_MASK.set(Some(starters));
-            catch(move || {
-                announce(role);
-                body()
-            })
-        });
+    let handle = sys::thread::spawn(role.name(), role.stack(), move || {
+        STARTERS_MASK.set(Some(starters));
+        catch(move || {
+            announce(role);
+            body()
+        })
+    });
     drop(masked);
     Ok(Join {
         role,

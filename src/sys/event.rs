@@ -4,6 +4,7 @@
 //! Thin and safe: each function is one call, errors are `io::Error`. What a
 //! wake-up means is decided in `runtime`, the only caller.
 
+use super::kernel;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -18,7 +19,7 @@ pub const HUNG_UP: i16 = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
 /// A new eventfd with count 0, non-blocking and closed on exec.
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    let fd = unsafe { kernel::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -32,7 +33,7 @@ pub fn eventfd_raise(fd: BorrowedFd<'_>) -> io::Result<()> {
     let one: u64 = 1;
     loop {
         // SAFETY: eight readable bytes live on this stack frame.
-        let n = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+        let n = unsafe { kernel::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
         if n == 8 {
             return Ok(());
         }
@@ -50,7 +51,7 @@ pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count: u64 = 0;
     loop {
         // SAFETY: eight writable bytes live on this stack frame.
-        let n = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+        let n = unsafe { kernel::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
         if n == 8 {
             return Ok(count);
         }
@@ -106,7 +107,7 @@ pub fn poll(polls: &mut [Poll], timeout: Option<Duration>) -> io::Result<usize> 
     // SAFETY: Poll is repr(transparent) over pollfd, the length is the slice's;
     // the timespec outlives the call; a null mask leaves the signal mask alone.
     let n = unsafe {
-        libc::ppoll(
+        kernel::ppoll(
             polls.as_mut_ptr().cast(),
             polls.len() as libc::nfds_t,
             time_ptr,

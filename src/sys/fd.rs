@@ -1,5 +1,6 @@
 //! Descriptors that come from outside of the crate: is it one, and is it closed on exec?
 
+use super::kernel;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
@@ -14,14 +15,14 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 /// Nobody else closes `fd`.
 pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    let flags = unsafe { kernel::fcntl(fd, libc::F_GETFD, 0) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: an open descriptor, and the caller's promise that it is nobody else's.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: F_SETFD takes an integer.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+    if unsafe { kernel::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(owned)

@@ -5,6 +5,7 @@
 //! replaced the slot by a larger one and not said so yet, the kernel writes past the end of what
 //! was made for the old one. Here it meets the guard page, stops and says `EFAULT`.
 
+use super::kernel;
 use crate::error::{Error, Result};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -34,7 +35,7 @@ impl Guarded {
         let all = body.checked_add(PAGE).ok_or_else(no_memory)?;
         // SAFETY: a new mapping, where the kernel likes.
         let base = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 std::ptr::null_mut(),
                 all,
                 libc::PROT_READ | libc::PROT_WRITE,
@@ -51,7 +52,8 @@ impl Guarded {
         };
         let guarded = Guarded { base, body, words };
         // SAFETY: the last page of the new mapping.
-        let done = unsafe { libc::mprotect(base.as_ptr().add(body).cast(), PAGE, libc::PROT_NONE) };
+        let done =
+            unsafe { kernel::mprotect(base.as_ptr().add(body).cast(), PAGE, libc::PROT_NONE) };
         if done != 0 {
             return Err(Error::last_os("mprotect of a guard page"));
         }
@@ -90,7 +92,7 @@ impl DerefMut for Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         // SAFETY: mapped in `new` with this length, and no borrow of it is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.body + PAGE) };
+        unsafe { kernel::munmap(self.base.as_ptr().cast(), self.body + PAGE) };
     }
 }
 

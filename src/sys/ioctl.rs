@@ -5,6 +5,7 @@
 //! would, number and bytes. What is in the structures is the business of [`super::vfio`] and
 //! [`super::iommufd`].
 
+use super::kernel;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -34,7 +35,7 @@ impl Descriptor {
 impl Ioctl for Descriptor {
     unsafe fn ioctl(&mut self, request: u32, argument: *mut u8, _size: usize) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, argument) };
+        let result = unsafe { kernel::ioctl(self.0.as_raw_fd(), request as _, argument) };
         if result < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -7,6 +7,7 @@
 //! which a confined VMM may no longer be able to; so the calls are made here,
 //! with the structures of `kvm-bindings`.
 
+use super::{file, kernel};
 use crate::error::{Error, Result};
 use crate::units::PAGE_SIZE;
 use kvm_bindings::{
@@ -88,7 +89,7 @@ impl VmFd {
         // Every KVM since 2007 answers KVM_CHECK_EXTENSION on /dev/kvm, and on the
         // VM since 3.17. A descriptor of anything else fails with ENOTTY or worse.
         // SAFETY: KVM_CHECK_EXTENSION takes an integer and touches no memory of ours.
-        let answer = unsafe { libc::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
+        let answer = unsafe { kernel::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
         if answer < 0 {
             return Err(Error::last_os(
                 "KVM_CHECK_EXTENSION (is this a KVM VM descriptor?)",
@@ -101,9 +102,7 @@ impl VmFd {
     pub fn duplicate(vm: &kvm_ioctls::VmFd) -> Result<OwnedFd> {
         // SAFETY: the descriptor is open as long as `vm` is, which outlives this call.
         let borrowed = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
-        borrowed
-            .try_clone_to_owned()
-            .map_err(|e| Error::os("duplicating the VM descriptor", e))
+        file::duplicate(borrowed).map_err(|e| Error::os("duplicating the VM descriptor", e))
     }
 
     /// The descriptor.
@@ -118,7 +117,7 @@ fn untouchable_page() -> Option<u64> {
     let page = PAGE.get_or_try_init(|| {
         // SAFETY: new address space, where the kernel likes; it is never unmapped.
         let at = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 std::ptr::null_mut(),
                 PAGE_SIZE as usize,
                 libc::PROT_NONE,
@@ -151,7 +150,7 @@ impl Vm for VmFd {
     fn check_extension(&self, cap: u32) -> u64 {
         // SAFETY: takes an integer, touches no memory of ours.
         let answer =
-            unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, cap as u64) };
+            unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, cap as u64) };
         answer.max(0) as u64
     }
 
@@ -162,7 +161,7 @@ impl Vm for VmFd {
         };
         request.args[0] = arg;
         // SAFETY: the kernel only reads the structure, which outlives the call.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_ENABLE_CAP as _, &request) };
+        let result = unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_ENABLE_CAP as _, &request) };
         if result < 0 {
             return Err(Error::last_os(format_args!(
                 "KVM_ENABLE_CAP of capability {cap} with argument {arg}"
@@ -182,7 +181,7 @@ impl Vm for VmFd {
         // SAFETY: the kernel only reads the structure. The memory that it names is the
         // VMM's slot, described by the VMM and already registered there.
         let result = unsafe {
-            libc::ioctl(
+            kernel::ioctl(
                 self.0.as_raw_fd(),
                 KVM_SET_USER_MEMORY_REGION as _,
                 &request,
@@ -199,7 +198,7 @@ impl Vm for VmFd {
         request.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
         // SAFETY: the kernel writes round_up(pages, 64) / 8 bytes, which is what the
         // caller made `words` for, and at most up to the guard page behind them.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_GET_DIRTY_LOG as _, &request) };
+        let result = unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_GET_DIRTY_LOG as _, &request) };
         check("KVM_GET_DIRTY_LOG", slot, result)
     }
 
@@ -214,7 +213,8 @@ impl Vm for VmFd {
         request.__bindgen_anon_1.dirty_bitmap = words.as_ptr().cast_mut().cast();
         // SAFETY: the kernel reads round_up(pages, 64) / 8 bytes from the bitmap, which
         // `words` holds.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
+        let result =
+            unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
         check("KVM_CLEAR_DIRTY_LOG", slot, result)
     }
 
@@ -253,7 +253,8 @@ impl Vm for VmFd {
         };
         request.__bindgen_anon_1.dirty_bitmap = (&raw mut none).cast();
         // SAFETY: the kernel reads no bits of a range without pages; `none` outlives the call.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
+        let result =
+            unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_CLEAR_DIRTY_LOG as _, &request) };
         match (result, last_errno()) {
             (0.., _) => Some(true),
             (_, libc::ENOENT) => Some(false),

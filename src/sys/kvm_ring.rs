@@ -5,6 +5,7 @@
 //! known here; see `dirty/kvm/ring/protocol.rs`.
 
 use super::kvm::{Vm, VmFd};
+use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -174,7 +175,7 @@ pub fn has_bitmap(vm: &mut VmFd) -> bool {
 fn reset(vm: BorrowedFd<'_>) -> libc::c_int {
     // SAFETY: takes no argument and touches no memory of ours but the rings, whose entries are
     // atomics.
-    unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS as _, 0) }
+    unsafe { kernel::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS as _, 0) }
 }
 
 /// How often the calling thread has gone to sleep so far. Being stopped (`SIGSTOP`), traced or
@@ -183,7 +184,7 @@ fn times_slept() -> Option<i64> {
     // SAFETY: all zero is a valid value of that plain structure.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) };
+    let result = unsafe { kernel::getrusage(libc::RUSAGE_THREAD, &mut usage) };
     (result == 0).then_some(usage.ru_nvcsw)
 }
 
@@ -194,7 +195,7 @@ pub struct RingVm(OwnedFd);
 impl RingVm {
     /// A second descriptor of the same VM.
     pub fn new(vm: &VmFd) -> Result<Self> {
-        let fd = vm.fd().try_clone_to_owned();
+        let fd = file::duplicate(vm.fd());
         Ok(RingVm(fd.map_err(|e| {
             Error::os("duplicating the VM descriptor", e)
         })?))
@@ -237,7 +238,7 @@ impl Mapping {
     ) -> std::io::Result<Self> {
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 std::ptr::null_mut(),
                 bytes as usize,
                 protection,
@@ -259,7 +260,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which nobody has a reference any more.
-        unsafe { libc::munmap(self.at.cast(), self.bytes) };
+        unsafe { kernel::munmap(self.at.cast(), self.bytes) };
     }
 }
 

@@ -5,6 +5,8 @@
 //! of them a userfaultfd watches, and walks all page tables to say the rest.
 //! What a mapping is *good for* is decided above.
 
+use super::file::{self, Reader};
+use super::kernel;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -79,7 +81,7 @@ impl Maps {
     /// Opens it.
     pub fn open() -> Result<Maps> {
         let file =
-            File::open("/proc/self/maps").map_err(|e| Error::os("opening /proc/self/maps", e))?;
+            file::open("/proc/self/maps").map_err(|e| Error::os("opening /proc/self/maps", e))?;
         let mut maps = Maps {
             file,
             queries: true,
@@ -166,7 +168,8 @@ impl Maps {
         };
         // SAFETY: the kernel writes the structure, and at most `vma_name_size` bytes at
         // `vma_name_addr`, which is the caller's slice. Both outlive the call.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY as _, &mut query) };
+        let result =
+            unsafe { kernel::ioctl(self.file.as_raw_fd(), PROCMAP_QUERY as _, &mut query) };
         if result != 0 {
             return Err(std::io::Error::last_os_error());
         }
@@ -219,7 +222,7 @@ fn is_served(flags: &[u8]) -> bool {
 /// Calls `each` with each line of a file until that says false. Names in it need not be text.
 fn lines(path: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
     let read = |e| Error::os(format_args!("reading {path}"), e);
-    let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(read)?);
+    let mut reader = BufReader::with_capacity(1 << 16, Reader(file::open(path).map_err(read)?));
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -265,15 +268,15 @@ pub fn file_behind(area: &Area, accept: impl Fn(BorrowedFd<'_>) -> bool) -> Opti
     use std::os::unix::fs::OpenOptionsExt;
     let link = format!("/proc/self/map_files/{:x}-{:x}", area.start, area.end);
     // Opening a device can do anything; a path descriptor does nothing yet.
-    let path = File::options()
+    let mut options = File::options();
+    options
         .read(true)
-        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
-        .open(link)
-        .ok()?;
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC);
+    let path = kernel::open(&options, link.as_ref()).ok()?;
     if !accept(path.as_fd()) {
         return None;
     }
-    let file = File::open(format!("/proc/self/fd/{}", path.as_raw_fd())).ok()?;
+    let file = file::open(format!("/proc/self/fd/{}", path.as_raw_fd())).ok()?;
     Some(file.into())
 }
 

@@ -1,6 +1,7 @@
 //! The memory calls: where a file has holes, giving pages back, and having the kernel do an
 //! access first that would end the process if it failed.
 
+use super::kernel;
 use crate::error::{Error, Kind, Result};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -29,7 +30,7 @@ fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Res
     })?;
     // SAFETY: lseek touches no memory. It moves the file position, which nobody
     // uses: guest memory is reached through its mapping.
-    let found = unsafe { libc::lseek(fd.as_raw_fd(), at, whence) };
+    let found = unsafe { kernel::lseek(fd.as_raw_fd(), at, whence) };
     if found >= 0 {
         return Ok(Some(found as u64));
     }
@@ -47,7 +48,7 @@ fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Res
 /// but guest code and brant uses, page-aligned.
 pub unsafe fn discard_private(address: *mut u8, length: usize) -> Result<()> {
     // SAFETY: the caller's promise.
-    let result = unsafe { libc::madvise(address.cast(), length, libc::MADV_DONTNEED) };
+    let result = unsafe { kernel::madvise(address.cast(), length, libc::MADV_DONTNEED) };
     if result != 0 {
         return Err(Error::last_os("MADV_DONTNEED"));
     }
@@ -64,7 +65,7 @@ pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
     };
     // SAFETY: changes the file, not our address space.
     let result = unsafe {
-        libc::fallocate(
+        kernel::fallocate(
             fd.as_raw_fd(),
             libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
             at,
@@ -96,7 +97,7 @@ fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<
     loop {
         // SAFETY: the two advices that come here fault pages in as an access would, and
         // change neither contents nor mappings.
-        let result = unsafe { libc::madvise(address.cast_mut().cast(), length, advice) };
+        let result = unsafe { kernel::madvise(address.cast_mut().cast(), length, advice) };
         if result == 0 {
             return Ok(());
         }
@@ -118,7 +119,7 @@ pub fn can_populate() -> bool {
 pub fn is_mapped(page: *const u8) -> bool {
     let mut resident = 0u8;
     // SAFETY: writes one byte for one page, to the place given.
-    let result = unsafe { libc::mincore(page.cast_mut().cast(), 1, &mut resident) };
+    let result = unsafe { kernel::mincore(page.cast_mut().cast(), 1, &mut resident) };
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
 }
 
@@ -138,7 +139,8 @@ impl Pipe {
     pub fn new() -> io::Result<Pipe> {
         let mut ends = [0; 2];
         // SAFETY: the kernel fills two integers.
-        let result = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        let result =
+            unsafe { kernel::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -163,13 +165,13 @@ impl Pipe {
         }
         let writer = self.writer.as_raw_fd();
         // SAFETY: the first `pages` of them; the kernel reads the bytes, or says EFAULT.
-        let put = unsafe { libc::writev(writer, parts.as_ptr(), pages as libc::c_int) };
+        let put = unsafe { kernel::writev(writer, parts.as_ptr(), pages as libc::c_int) };
         let moved = Pipe::moved(put, pages);
         // What came through in part must not be in the way of the next question.
         let mut bytes = [0u8; Pipe::PAGES];
         let reader = self.reader.as_raw_fd();
         // SAFETY: a buffer of ours, of that length.
-        let got = unsafe { libc::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) };
+        let got = unsafe { kernel::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) };
         moved.and_then(|()| Pipe::moved(got, pages))
     }
 
@@ -182,10 +184,10 @@ impl Pipe {
         static ZEROS: [u8; 4096] = [0; 4096];
         let length = length.min(ZEROS.len());
         // SAFETY: at most the bytes of ZEROS.
-        let put = unsafe { libc::write(self.writer.as_raw_fd(), ZEROS.as_ptr().cast(), length) };
+        let put = unsafe { kernel::write(self.writer.as_raw_fd(), ZEROS.as_ptr().cast(), length) };
         Pipe::moved(put, length)?;
         // SAFETY: the kernel writes there, by the caller's promise, or says EFAULT.
-        let got = unsafe { libc::read(self.reader.as_raw_fd(), address.cast(), length) };
+        let got = unsafe { kernel::read(self.reader.as_raw_fd(), address.cast(), length) };
         Pipe::moved(got, length)
     }
 
@@ -211,7 +213,7 @@ pub fn file_system_is_full(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: an all-zero statfs is a valid value of that plain structure.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut stat) };
+    let result = unsafe { kernel::fstatfs(fd.as_raw_fd(), &mut stat) };
     // A file system without a limit says 0 of 0.
     result == 0 && stat.f_blocks > 0 && stat.f_bavail == 0
 }
@@ -220,7 +222,7 @@ fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
+    if unsafe { kernel::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
         return Err(Error::last_os("fstat of a block's descriptor"));
     }
     Ok(stat)
@@ -256,7 +258,7 @@ pub fn file_kind(fd: BorrowedFd<'_>) -> FileKind {
     // SAFETY: an all-zero statfs is a valid value of that plain structure.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), &mut stat) };
+    let result = unsafe { kernel::fstatfs(fd.as_raw_fd(), &mut stat) };
     let regular = inode_of(fd).is_ok_and(|(_, _, regular)| regular);
     match stat.f_type as u64 {
         TMPFS_MAGIC if result == 0 && regular => FileKind::Tmpfs,
@@ -268,7 +270,6 @@ pub fn file_kind(fd: BorrowedFd<'_>) -> FileKind {
 /// How many pages of a part of a tmpfs file have contents, in memory or in swap
 /// (`cachestat`, 6.5). Looks at that part only, whatever lies around it.
 pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<u64> {
-    const CACHESTAT: libc::c_long = 451;
     #[repr(C)]
     struct Part {
         offset: u64,
@@ -286,7 +287,7 @@ pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::
     let part = Part { offset, length };
     let mut counts = Counts::default();
     // SAFETY: the kernel reads the one structure and fills the other; both outlive the call.
-    let result = unsafe { libc::syscall(CACHESTAT, fd.as_raw_fd(), &part, &mut counts, 0) };
+    let result = unsafe { kernel::cachestat(fd.as_raw_fd(), &part, &mut counts) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -297,7 +298,7 @@ pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::
 pub fn resident(address: *const u8, pages: &mut [u8]) -> io::Result<()> {
     let length = pages.len() * 4096;
     // SAFETY: writes one byte for each page, as many as there are.
-    if unsafe { libc::mincore(address.cast_mut().cast(), length, pages.as_mut_ptr()) } != 0 {
+    if unsafe { kernel::mincore(address.cast_mut().cast(), length, pages.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -308,7 +309,7 @@ pub fn has_swap() -> bool {
     // SAFETY: an all-zero sysinfo is a valid value of that plain structure.
     let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    let result = unsafe { libc::sysinfo(&mut info) };
+    let result = unsafe { kernel::sysinfo(&mut info) };
     result != 0 || info.totalswap != 0
 }
 
@@ -316,7 +317,7 @@ pub fn has_swap() -> bool {
 /// mounted nowhere.
 pub fn shared_memory_device() -> Result<u64> {
     // SAFETY: takes a string, makes a descriptor.
-    let fd = unsafe { libc::memfd_create(c"brant".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { kernel::memfd_create(c"brant".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(Error::last_os("memfd_create"));
     }
@@ -332,7 +333,8 @@ pub fn read_at(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<()>
         let rest = &mut buffer[done..];
         let at = (offset + done as u64) as libc::off_t;
         // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`.
-        let got = unsafe { libc::pread(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
+        let got =
+            unsafe { kernel::pread(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
         match usize::try_from(got) {
             Ok(0) => return Err(Error::new(Kind::Memory, "the file ended before its block")),
             Ok(got) => done += got,
@@ -360,7 +362,7 @@ pub fn random(buffer: &mut [u8]) -> Result<()> {
     while filled < buffer.len() {
         let rest = &mut buffer[filled..];
         // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`.
-        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        let got = unsafe { kernel::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
         if got < 0 {
             let error = std::io::Error::last_os_error();
             if error.kind() == std::io::ErrorKind::Interrupted {

@@ -3,13 +3,18 @@
 //! A wrapper here checks nothing but the kernel's own answer and turns it into
 //! an [`crate::error::Error`]; what a call is *for* is decided above. Newer
 //! kernel interfaces than the installed headers know are defined here.
+//!
+//! The calls themselves are the functions of `kernel`, where the crate's unit tests can make
+//! each of them fail.
 
 pub mod clock;
 pub mod event;
 pub mod fd;
+pub mod file;
 pub mod guarded;
 pub mod ioctl;
 pub mod iommufd;
+pub(crate) mod kernel;
 pub mod kvm;
 pub mod kvm_ring;
 pub mod maps;

@@ -4,6 +4,7 @@
 //! Thin: each function is one call, errors are `io::Error`. Which error means
 //! what, waiting and retrying are `channel`'s, the only caller.
 
+use super::kernel;
 use std::ffi::OsStr;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -153,7 +154,7 @@ pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
     };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers are passed.
-    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
+    let fd = check(unsafe { kernel::socket(family, kind, 0) })?;
     // SAFETY: the kernel just made this descriptor and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -162,7 +163,7 @@ pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
 pub fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     let raw = RawAddress::encode(address)?;
     // SAFETY: storage holds an encoded address of `len` bytes.
-    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
+    check(unsafe { kernel::bind(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
     Ok(())
 }
 
@@ -172,14 +173,14 @@ pub fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
 pub fn connect(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     let raw = RawAddress::encode(address)?;
     // SAFETY: storage holds an encoded address of `len` bytes.
-    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
+    check(unsafe { kernel::connect(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
     Ok(())
 }
 
 /// listen(2).
 pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     // SAFETY: no pointers are passed.
-    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
+    check(unsafe { kernel::listen(fd.as_raw_fd(), backlog) })?;
     Ok(())
 }
 
@@ -188,7 +189,7 @@ pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: null pointers ask for no address.
     let new = check(unsafe {
-        libc::accept4(
+        kernel::accept4(
             fd.as_raw_fd(),
             std::ptr::null_mut(),
             std::ptr::null_mut(),
@@ -204,7 +205,7 @@ pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     let mut raw = RawAddress::empty();
     // SAFETY: storage and len are writable and len is storage's size.
     check(unsafe {
-        libc::getsockname(
+        kernel::getsockname(
             fd.as_raw_fd(),
             (&raw mut raw.storage).cast(),
             &raw mut raw.len,
@@ -218,7 +219,7 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     let mut raw = RawAddress::empty();
     // SAFETY: storage and len are writable and len is storage's size.
     check(unsafe {
-        libc::getpeername(
+        kernel::getpeername(
             fd.as_raw_fd(),
             (&raw mut raw.storage).cast(),
             &raw mut raw.len,
@@ -231,7 +232,7 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: the value is four readable bytes on this stack frame.
     check(unsafe {
-        libc::setsockopt(
+        kernel::setsockopt(
             fd.as_raw_fd(),
             level,
             name,
@@ -248,7 +249,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     let mut len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: value is four writable bytes on this stack frame, as len says.
     check(unsafe {
-        libc::getsockopt(
+        kernel::getsockopt(
             fd.as_raw_fd(),
             level,
             name,
@@ -270,10 +271,10 @@ pub fn set_nonblocking_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     let fd = fd.as_raw_fd();
     // SAFETY: these commands take and return integers.
     unsafe {
-        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
-        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
-        let flags = check(libc::fcntl(fd, libc::F_GETFD))?;
-        check(libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC))?;
+        let flags = check(kernel::fcntl(fd, libc::F_GETFL, 0))?;
+        check(kernel::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
+        let flags = check(kernel::fcntl(fd, libc::F_GETFD, 0))?;
+        check(kernel::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC))?;
     }
     Ok(())
 }
@@ -281,7 +282,7 @@ pub fn set_nonblocking_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// shutdown(2) of both directions.
 pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers are passed.
-    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) })?;
+    check(unsafe { kernel::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) })?;
     Ok(())
 }
 
@@ -290,7 +291,7 @@ pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one int, on this stack frame.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    check(unsafe { kernel::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
     Ok(bytes.max(0) as u64)
 }
 
@@ -314,7 +315,7 @@ pub unsafe fn send(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usiz
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the count is the slice's or less; what each part names is the caller's promise,
     // and the kernel only reads it.
-    let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) };
+    let n = unsafe { kernel::sendmsg(fd.as_raw_fd(), &message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
@@ -329,6 +330,6 @@ pub unsafe fn recv(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usiz
     let mut message = message(parts);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the count is the slice's or less; what each part names is the caller's promise.
-    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) };
+    let n = unsafe { kernel::recvmsg(fd.as_raw_fd(), &mut message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }

@@ -5,6 +5,7 @@
 //! memory can be in the page cache and not in our tables.
 
 use super::maps::Maps;
+use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -82,7 +83,7 @@ pub struct Pagemap(File);
 impl Pagemap {
     /// Opens it; [`Kind::Unsupported`] where the kernel has no `PAGEMAP_SCAN`.
     pub fn open() -> Result<Self> {
-        let file = File::open("/proc/self/pagemap")
+        let file = file::open("/proc/self/pagemap")
             .map_err(|e| Error::os("opening /proc/self/pagemap", e))?;
         let pagemap = Pagemap(file);
         // An empty range is a valid question everywhere the ioctl exists.
@@ -178,7 +179,7 @@ impl Pagemap {
     unsafe fn ask(&self, arg: &mut ScanArg) -> Result<usize> {
         // SAFETY: the kernel writes at most `vec_len` regions to `vec`, by the caller's
         // promise, and `walk_end` into the structure; both outlive the call.
-        let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, arg) };
+        let found = unsafe { kernel::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, arg) };
         if found < 0 {
             return Err(Error::last_os("PAGEMAP_SCAN"));
         }

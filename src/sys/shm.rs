@@ -3,6 +3,7 @@
 //!
 //! What the words mean is not known here; the vhost log is made of it.
 
+use super::kernel;
 use crate::error::{Error, Kind, Result};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -48,7 +49,7 @@ impl Shm {
         }
         // SAFETY: takes a string, makes a descriptor.
         let fd = unsafe {
-            libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+            kernel::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
         };
         if fd < 0 {
             return Err(Error::last_os(format_args!("memfd_create of {name:?}")));
@@ -56,19 +57,19 @@ impl Shm {
         // SAFETY: just made, and nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: a descriptor of ours; touches no memory.
-        if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+        if unsafe { kernel::ftruncate(fd.as_raw_fd(), size) } != 0 {
             return Err(Error::last_os(format_args!(
                 "ftruncate of {name:?} to {length} bytes"
             )));
         }
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: as above.
-        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+        if unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
             return Err(Error::last_os(format_args!("sealing {name:?}")));
         }
         // SAFETY: a new mapping, where the kernel likes.
         let address = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 std::ptr::null_mut(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
@@ -102,7 +103,7 @@ impl Shm {
         }
         // SAFETY: changes the file, not our address space. Both fit, as the length did.
         let result = unsafe {
-            libc::fallocate(
+            kernel::fallocate(
                 self.fd.as_raw_fd(),
                 libc::FALLOC_FL_KEEP_SIZE,
                 start as libc::off_t,
@@ -154,7 +155,7 @@ impl Shm {
 impl Drop for Shm {
     fn drop(&mut self) {
         // SAFETY: mapped in `new`, and no borrow of it is left.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.words * 8) };
+        unsafe { kernel::munmap(self.address.as_ptr().cast(), self.words * 8) };
     }
 }
 

@@ -4,6 +4,7 @@
 //! Only what asynchronous write protection needs. Reading and restoring the protection is
 //! `PAGEMAP_SCAN`'s part, in [`super::pagemap`].
 
+use super::kernel;
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -130,7 +131,7 @@ impl Userfault {
             len: range.end.saturating_sub(range.start),
         };
         // SAFETY: the kernel reads the structure, which outlives the call.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER as _, &mut arg) } != 0 {
+        if unsafe { kernel::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER as _, &mut arg) } != 0 {
             return Err(Error::last_os(format_args!(
                 "UFFDIO_UNREGISTER of {:#x}..{:#x}",
                 range.start, range.end
@@ -192,7 +193,7 @@ impl Probe {
         };
         // SAFETY: the kernel reads and writes the structure, which outlives the call. It fills
         // nothing: what it would fill the page from cannot be read.
-        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY as _, &mut arg) };
+        let result = unsafe { kernel::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY as _, &mut arg) };
         result == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
     }
 
@@ -227,7 +228,7 @@ impl Unreadable {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, where the kernel likes.
         let at = unsafe {
-            libc::mmap(
+            kernel::mmap(
                 std::ptr::null_mut(),
                 Self::LENGTH,
                 libc::PROT_NONE,
@@ -250,7 +251,7 @@ impl Unreadable {
 impl Drop for Unreadable {
     fn drop(&mut self) {
         // SAFETY: mapped in `new`, and nobody else's.
-        unsafe { libc::munmap(self.0, Self::LENGTH) };
+        unsafe { kernel::munmap(self.0, Self::LENGTH) };
     }
 }
 
@@ -264,7 +265,7 @@ fn register(fd: &OwnedFd, range: &Range<u64>, mode: u64) -> std::io::Result<()> 
     };
     // SAFETY: the kernel reads and writes the structure, which outlives the call. What is
     // in the memory named stays as it is.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &mut arg) } != 0 {
+    if unsafe { kernel::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &mut arg) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
     Ok(())
@@ -278,7 +279,7 @@ fn api(fd: &OwnedFd, features: u64) -> std::io::Result<u64> {
         ioctls: 0,
     };
     // SAFETY: the kernel reads and writes the structure, which outlives the call.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API as _, &mut arg) } != 0 {
+    if unsafe { kernel::ioctl(fd.as_raw_fd(), UFFDIO_API as _, &mut arg) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
     Ok(arg.features)
@@ -290,20 +291,20 @@ fn api(fd: &OwnedFd, features: u64) -> std::io::Result<u64> {
 fn new_fd() -> Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
     // SAFETY: takes an integer and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let fd = unsafe { kernel::userfaultfd(flags) };
     if fd >= 0 {
         // SAFETY: the kernel just made this descriptor and nobody else has it.
-        return Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) });
+        return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     let refused = std::io::Error::last_os_error();
-    let denied = match std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/userfaultfd")
-    {
+    let device = kernel::open(
+        std::fs::OpenOptions::new().read(true).write(true),
+        "/dev/userfaultfd".as_ref(),
+    );
+    let denied = match device {
         Ok(device) => {
             // SAFETY: takes an integer and touches no memory of ours.
-            let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW as _, flags) };
+            let fd = unsafe { kernel::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW as _, flags) };
             if fd >= 0 {
                 // SAFETY: the kernel just made this descriptor and nobody else has it.
                 return Ok(unsafe { OwnedFd::from_raw_fd(fd) });

@@ -1,0 +1,148 @@
+//! Which system call fails, and on whose behalf calls are made.
+//!
+//! A [`Scope`] is one participant of a test: the source of a migration, say. A thread belongs to
+//! a scope while it is inside [`Scope::enter`]; the threads that it starts through
+//! `runtime::thread::spawn` belong to it as well, each under its own role. Threads of no scope
+//! make their calls as ever, so that tests beside each other do not meet.
+//!
+//! A scope counts the calls of each role by name, and makes one of them fail: the third `sendmsg`
+//! of `brant-migration`, say, with `ENOBUFS`. Once: the next call works.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What becomes of a call instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It does nothing and fails, with this errno.
+    Error(i32),
+    /// It does what it was asked for and fails all the same: a call that a signal interrupted
+    /// (connect).
+    Done(i32),
+    /// It moves this many bytes at the most, at least one.
+    Short(usize),
+    /// It finds the end of the stream.
+    End,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |errno: i32| std::io::Error::from_raw_os_error(errno);
+        match *self {
+            Fault::Error(errno) => write!(f, "{}", name(errno)),
+            Fault::Done(errno) => write!(f, "done, but {}", name(errno)),
+            Fault::Short(bytes) => write!(f, "a count of {bytes}"),
+            Fault::End => write!(f, "the end of the stream"),
+        }
+    }
+}
+
+/// One call of a role: its name, and the how manieth of that name, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Call {
+    /// The thread's role; [`CALLER`] for the thread that entered the scope.
+    pub role: &'static str,
+    /// The system call; of an ioctl, the request.
+    pub name: &'static str,
+    /// How many of that name this role made before.
+    pub number: u64,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.role, self.name, self.number)
+    }
+}
+
+/// The role of a thread of the test's, which calls into brant as a VMM does.
+pub(crate) const CALLER: &str = "caller";
+
+/// A participant of a test.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scope(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    planned: Mutex<Option<(Call, Fault)>>,
+    counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    fired: AtomicBool,
+}
+
+thread_local! {
+    static HERE: RefCell<Option<(Scope, &'static str)>> = const { RefCell::new(None) };
+}
+
+impl Scope {
+    /// The call that is to fail; in place of one that was planned before and has not come yet.
+    pub(crate) fn plan(&self, call: Call, fault: Fault) {
+        self.0.fired.store(false, Ordering::SeqCst);
+        *lock(&self.0.planned) = Some((call, fault));
+    }
+
+    /// Whether the planned call came and failed.
+    pub(crate) fn fired(&self) -> bool {
+        self.0.fired.load(Ordering::SeqCst)
+    }
+
+    /// The calls made so far.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        let counts = lock(&self.0.counts);
+        let each = |(&(role, name), &count): (&(_, _), &u64)| {
+            (0..count).map(move |number| Call { role, name, number })
+        };
+        counts.iter().flat_map(each).collect()
+    }
+
+    /// The calling thread belongs to this scope while `body` runs.
+    pub(crate) fn enter<T>(&self, body: impl FnOnce() -> T) -> T {
+        self.enter_as(CALLER, body)
+    }
+
+    fn enter_as<T>(&self, role: &'static str, body: impl FnOnce() -> T) -> T {
+        /// Also if `body` panics.
+        struct Leave(Option<(Scope, &'static str)>);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                HERE.set(self.0.take());
+            }
+        }
+        let _leave = Leave(HERE.replace(Some((self.clone(), role))));
+        body()
+    }
+
+    fn next(&self, role: &'static str, name: &'static str) -> Option<Fault> {
+        let number = {
+            let mut counts = lock(&self.0.counts);
+            let count = counts.entry((role, name)).or_default();
+            std::mem::replace(count, *count + 1)
+        };
+        let call = Call { role, name, number };
+        let (_, fault) = lock(&self.0.planned).take_if(|(planned, _)| *planned == call)?;
+        self.0.fired.store(true, Ordering::SeqCst);
+        Some(fault)
+    }
+}
+
+/// What a thread does that is started by the calling one: it belongs to the same scope.
+pub(super) fn inherited<T>(role: &'static str, body: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let scope = HERE.with_borrow(|here| here.as_ref().map(|(scope, _)| scope.clone()));
+    move || match scope {
+        Some(scope) => scope.enter_as(role, body),
+        None => body(),
+    }
+}
+
+/// What is to become of a call of that name on this thread; `None`: what ever does.
+pub(super) fn next(name: &'static str) -> Option<Fault> {
+    // A destructor of a thread-local may make calls, too.
+    let here = HERE.try_with(|here| here.try_borrow().ok()?.clone());
+    let (scope, role) = here.ok().flatten()?;
+    scope.next(role, name)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

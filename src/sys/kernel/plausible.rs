@@ -1,0 +1,117 @@
+//! With what each system call can plausibly fail: the table that a sweep goes through.
+//!
+//! From the calls' manual pages and the kernel's sources, for descriptors and addresses that are
+//! right: no `EBADF` of a descriptor that is ours, no `EINVAL` of flags that never change. A
+//! system call filter may refuse any call that a kernel can lack: `ENOSYS` or `EPERM`.
+
+use super::plan::Fault::{self, Done, End, Error, Short};
+use libc as c;
+
+/// The name of an ioctl.
+pub(super) fn request(request: libc::c_ulong) -> &'static str {
+    let known = REQUESTS.iter().find(|(number, _)| *number == request);
+    known.map_or("ioctl", |(_, name)| name)
+}
+
+const REQUESTS: &[(libc::c_ulong, &str)] = &[
+    (c::TIOCOUTQ, "SIOCOUTQ"),
+    (0xae03, "KVM_CHECK_EXTENSION"),
+    (0x4020_ae46, "KVM_SET_USER_MEMORY_REGION"),
+    (0x4010_ae42, "KVM_GET_DIRTY_LOG"),
+    (0xc018_aec0, "KVM_CLEAR_DIRTY_LOG"),
+    (0x4068_aea3, "KVM_ENABLE_CAP"),
+    (0xaec7, "KVM_RESET_DIRTY_RINGS"),
+    (0xc018_aa3f, "UFFDIO_API"),
+    (0xc020_aa00, "UFFDIO_REGISTER"),
+    (0x8010_aa01, "UFFDIO_UNREGISTER"),
+    (0xc028_aa03, "UFFDIO_COPY"),
+    (0xaa00, "USERFAULTFD_IOC_NEW"),
+    (0xc060_6610, "PAGEMAP_SCAN"),
+    (0xc068_6611, "PROCMAP_QUERY"),
+];
+
+/// What can become of a call. Empty: it cannot fail.
+pub(crate) fn faults(name: &str) -> &'static [Fault] {
+    TABLE
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map_or(&[], |(_, faults)| faults)
+}
+
+/// Every call that a sweep knows.
+#[rustfmt::skip]
+pub(super) const TABLE: &[(&str, &[Fault])] = &[
+    // Sockets.
+    ("socket", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOBUFS), Error(c::EACCES), Error(c::EAFNOSUPPORT)]),
+    ("bind", &[Error(c::EADDRINUSE), Error(c::EADDRNOTAVAIL), Error(c::EACCES), Error(c::ENOMEM)]),
+    ("listen", &[Error(c::EADDRINUSE)]),
+    ("connect", &[
+        Done(c::EINTR), Error(c::ECONNREFUSED), Error(c::ETIMEDOUT), Error(c::ENETUNREACH), Error(c::EADDRNOTAVAIL), Error(c::EPERM),
+    ]),
+    ("accept4", &[
+        Error(c::EINTR), Error(c::EAGAIN), Error(c::ECONNABORTED), Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM), Error(c::EPERM),
+    ]),
+    ("getsockname", &[Error(c::ENOBUFS)]),
+    ("getpeername", &[Error(c::ENOBUFS), Error(c::ENOTCONN)]),
+    ("getsockopt", &[Error(c::ENOBUFS)]),
+    ("setsockopt", &[Error(c::ENOBUFS), Error(c::EINVAL)]),
+    ("sendmsg", &[
+        Error(c::EINTR), Error(c::EAGAIN), Short(1), Short(4097), Error(c::ENOBUFS), Error(c::ENOMEM),
+        Error(c::ECONNRESET), Error(c::EPIPE), Error(c::ETIMEDOUT), Error(c::EFAULT),
+    ]),
+    ("recvmsg", &[
+        Error(c::EINTR), Error(c::EAGAIN), Short(1), Short(4097), Error(c::ENOMEM), Error(c::ECONNRESET),
+        Error(c::ETIMEDOUT), Error(c::EFAULT), End,
+    ]),
+    ("shutdown", &[Error(c::ENOTCONN)]),
+    ("SIOCOUTQ", &[Error(c::EINVAL)]),
+    // Waiting.
+    ("ppoll", &[Error(c::EINTR), Error(c::ENOMEM), Error(c::EINVAL)]),
+    ("eventfd", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM)]),
+    ("read", &[Error(c::EINTR)]),
+    ("write", &[Error(c::EINTR)]),
+    ("clone", &[Error(c::EAGAIN), Error(c::ENOMEM)]),
+    // Memory.
+    ("mmap", &[Error(c::ENOMEM), Error(c::EAGAIN)]),
+    ("munmap", &[]),
+    ("mprotect", &[Error(c::ENOMEM)]),
+    ("madvise", &[Error(c::EAGAIN), Error(c::ENOMEM), Error(c::EFAULT), Error(c::EINVAL), Error(c::EHWPOISON)]),
+    ("mincore", &[Error(c::EAGAIN), Error(c::ENOMEM)]),
+    ("memfd_create", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM), Error(c::ENOSYS)]),
+    ("pipe2", &[Error(c::EMFILE), Error(c::ENFILE)]),
+    ("writev", &[Error(c::EAGAIN), Error(c::EFAULT)]),
+    ("userfaultfd", &[Error(c::ENOSYS), Error(c::EPERM), Error(c::EMFILE), Error(c::ENOMEM)]),
+    ("UFFDIO_API", &[Error(c::EINVAL)]),
+    ("UFFDIO_REGISTER", &[Error(c::EBUSY), Error(c::ENOMEM), Error(c::EINVAL), Error(c::EPERM)]),
+    ("UFFDIO_UNREGISTER", &[Error(c::ENOMEM), Error(c::EINVAL)]),
+    ("UFFDIO_COPY", &[Error(c::EAGAIN), Error(c::ENOMEM), Error(c::ESRCH)]),
+    ("USERFAULTFD_IOC_NEW", &[Error(c::EMFILE), Error(c::EPERM)]),
+    ("PAGEMAP_SCAN", &[Error(c::ENOMEM), Error(c::EFAULT), Error(c::EINTR), Error(c::EPERM)]),
+    ("PROCMAP_QUERY", &[Error(c::ENOTTY), Error(c::ENOMEM), Error(c::EINTR), Error(c::ESRCH)]),
+    // Files.
+    ("open", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::EACCES), Error(c::ENOENT), Error(c::ENOMEM)]),
+    ("read_file", &[Error(c::EINTR), Error(c::EIO), Error(c::ENOMEM), Short(1)]),
+    ("pread", &[Error(c::EINTR), Error(c::EIO), Short(1)]),
+    ("lseek", &[Error(c::EINVAL), Error(c::EIO)]),
+    ("fallocate", &[Error(c::EINTR), Error(c::ENOSPC), Error(c::EOPNOTSUPP), Error(c::EFBIG), Error(c::EPERM)]),
+    ("ftruncate", &[Error(c::EINTR), Error(c::EFBIG), Error(c::ENOMEM)]),
+    ("fstat", &[Error(c::EIO), Error(c::ENOMEM), Error(c::ESTALE)]),
+    ("fstatfs", &[Error(c::EINTR), Error(c::EIO), Error(c::ENOSYS)]),
+    ("cachestat", &[Error(c::ENOSYS), Error(c::EOPNOTSUPP), Error(c::EFAULT), Error(c::EPERM)]),
+    ("fcntl", &[Error(c::EPERM), Error(c::EMFILE)]),
+    ("duplicate", &[Error(c::EMFILE)]),
+    ("lstat", &[Error(c::EACCES), Error(c::ENOENT), Error(c::ENOMEM)]),
+    ("unlink", &[Error(c::EACCES), Error(c::ENOENT), Error(c::EROFS)]),
+    ("getrandom", &[Error(c::EINTR), Error(c::EAGAIN), Error(c::ENOSYS), Short(1)]),
+    ("sysinfo", &[Error(c::ENOSYS)]),
+    ("getrusage", &[Error(c::ENOSYS)]),
+    // KVM.
+    ("KVM_CHECK_EXTENSION", &[Error(c::EIO)]),
+    ("KVM_ENABLE_CAP", &[Error(c::EINVAL), Error(c::ENOMEM), Error(c::EIO)]),
+    ("KVM_SET_USER_MEMORY_REGION", &[Error(c::ENOMEM), Error(c::EINVAL), Error(c::EIO)]),
+    ("KVM_GET_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOMEM), Error(c::ENOENT)]),
+    ("KVM_CLEAR_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::EINVAL), Error(c::ENOENT)]),
+    ("KVM_RESET_DIRTY_RINGS", &[Error(c::EIO), Error(c::EINVAL), Error(c::EFAULT)]),
+    // VFIO and iommufd, whose requests are not told apart.
+    ("ioctl", &[Error(c::EIO), Error(c::ENOMEM), Error(c::EINTR), Error(c::ENOTTY)]),
+];

@@ -1,0 +1,70 @@
+//! The system calls as they are.
+
+#[rustfmt::skip]
+pub use libc::{
+    accept4, bind, connect, eventfd, fallocate, fcntl, fstat, fstatfs, ftruncate, getpeername,
+    getrandom, getrusage, getsockname, getsockopt, ioctl, listen, lseek, madvise, memfd_create,
+    mincore, mmap, mprotect, munmap, pipe2, ppoll, pread, read, recvmsg, sendmsg, setsockopt,
+    shutdown, socket, sysinfo, write, writev,
+};
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::thread::JoinHandle;
+
+/// userfaultfd(2), which has no function in the C library.
+///
+/// # Safety
+/// None is needed: it takes an integer and touches no memory. Unsafe as all of these are.
+pub unsafe fn userfaultfd(flags: libc::c_int) -> libc::c_int {
+    // SAFETY: takes an integer and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_userfaultfd, flags) as libc::c_int }
+}
+
+/// cachestat(2), which has no function in the C library.
+///
+/// # Safety
+/// `range` is a structure of two words, `counts` one of five that may be written.
+pub unsafe fn cachestat<R, C>(fd: libc::c_int, range: *const R, counts: *mut C) -> libc::c_int {
+    const CACHESTAT: libc::c_long = 451;
+    const { assert!(size_of::<R>() == 16 && size_of::<C>() == 40) };
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(CACHESTAT, fd, range, counts, 0) as libc::c_int }
+}
+
+/// open(2), closed on exec.
+pub fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    options.open(path)
+}
+
+/// read(2) of a file.
+pub fn read_file(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    io::Read::read(&mut file, buffer)
+}
+
+/// A second descriptor of the same file, closed on exec (`F_DUPFD_CLOEXEC`).
+pub fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    fd.try_clone_to_owned()
+}
+
+/// lstat(2).
+pub fn lstat(path: &Path) -> io::Result<Metadata> {
+    std::fs::symlink_metadata(path)
+}
+
+/// unlink(2).
+pub fn unlink(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// clone(2): a thread of this name and stack.
+pub fn spawn<T: Send + 'static>(
+    name: &'static str,
+    stack: usize,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let builder = std::thread::Builder::new();
+    builder.name(name.into()).stack_size(stack).spawn(body)
+}
