@@ -9,7 +9,7 @@
 //! are known. That holds while nobody has written to it: the block remembers that, because the
 //! next incoming is told of the same block. Used by the page sink.
 
-use crate::bits::summary::Bitmap;
+use crate::bits::Stretches;
 use crate::error::Result;
 use crate::memory::contents::{Contents, Held};
 use crate::memory::Block;
@@ -19,7 +19,7 @@ use std::ops::Range;
 /// See the file's description.
 pub(super) struct KnownZero {
     /// Of a block that reads as zero, pages that do not any more.
-    written: Option<Bitmap>,
+    written: Option<Stretches>,
 }
 
 impl KnownZero {
@@ -31,16 +31,16 @@ impl KnownZero {
     /// Of `block`, as the VMM gave it to us or an earlier incoming left it.
     pub(super) fn of(block: &Block) -> Result<Self> {
         let written = match block.is_zeroed() {
-            true => Some(Bitmap::new(block.pages().index())?),
+            true => Some(Stretches::new(block.pages().index())?),
             false => None,
         };
         Ok(KnownZero { written })
     }
 
     /// Pages of `block` are about to be written with contents.
-    pub(super) fn written(&mut self, block: &Block, range: Range<u64>) {
+    pub(super) fn written(&self, block: &Block, range: Range<u64>) {
         block.zeroed_no_more();
-        if let Some(written) = &mut self.written {
+        if let Some(written) = &self.written {
             let count = range.end - range.start;
             written.set_range(range.start as usize, count as usize);
         }
@@ -48,7 +48,7 @@ impl KnownZero {
 
     /// Has pages of `block`, which this is the knowledge of, read as zero.
     pub(super) fn make_zero(
-        &mut self,
+        &self,
         contents: &mut Contents,
         block: &Block,
         range: Range<u64>,
@@ -57,12 +57,9 @@ impl KnownZero {
             return write_zeros(contents, block, range);
         };
         let (mut at, end) = (range.start as usize, range.end as usize);
-        while let Some(run) = written.next_run(at, end - at).filter(|r| r.start < end) {
-            write_zeros(contents, block, run.start as u64..run.end as u64)?;
+        while let Some(run) = written.next_run(at..end) {
             at = run.end;
-            if at >= end {
-                break;
-            }
+            write_zeros(contents, block, run.start as u64..run.end as u64)?;
         }
         Ok(())
     }
@@ -177,7 +174,7 @@ mod tests {
         written.iter().for_each(|page| area.write(*page));
         let before = area.touched();
         assert_eq!(before, written.len() as u64);
-        let mut known = KnownZero::of(&area.block).unwrap();
+        let known = KnownZero::of(&area.block).unwrap();
         for stretch in [4, 0, 2, 1, 3] {
             let begin = stretch * STRETCH_PAGES;
             let range = begin + 1..(begin + STRETCH_PAGES).min(PAGES);
@@ -196,7 +193,7 @@ mod tests {
         for zeroed in [false, true] {
             let area = Area::new(zeroed);
             let mut contents = Contents::new();
-            let mut known = KnownZero::of(&area.block).unwrap();
+            let known = KnownZero::of(&area.block).unwrap();
             known.written(&area.block, 3..5);
             area.write(3);
             area.write(4);
@@ -216,15 +213,15 @@ mod tests {
         let mut contents = Contents::new();
         // Not so, and nobody looks: that is what the VMM promised.
         area.write(7);
-        let mut known = KnownZero::of(&area.block).unwrap();
+        let known = KnownZero::of(&area.block).unwrap();
         known
             .make_zero(&mut contents, &area.block, 0..PAGES)
             .unwrap();
         assert_eq!(area.read(7), 9, "the page was looked at");
         // Another incoming, after one that brought only zeros.
-        let mut known = KnownZero::of(&area.block).unwrap();
+        let known = KnownZero::of(&area.block).unwrap();
         known.written(&area.block, 100..101);
-        let mut known = KnownZero::of(&area.block).unwrap();
+        let known = KnownZero::of(&area.block).unwrap();
         known
             .make_zero(&mut contents, &area.block, 0..PAGES)
             .unwrap();

@@ -1,0 +1,187 @@
+//! [`Stretches`]: a bit for each page, set by many lanes at once.
+//!
+//! A stretch (2 MiB) belongs to one lane, and its bits fill one cache line: lanes set bits
+//! without ever waiting for the line of another. There is no summary above the words, which all
+//! lanes would share: a record stays inside one stretch, so whoever asks looks at eight words.
+//!
+//! Bits are set with relaxed order. They say something of pages whose lane the caller is, or of
+//! pages whose lanes have been joined; in both cases what happened before is already ordered.
+
+use super::heap::Words;
+use super::{cut, group_rounded_words, WORD_BITS};
+use crate::error::Result;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// See the file's description. Any thread may call any of it.
+pub struct Stretches {
+    words: Words,
+    len: usize,
+}
+
+impl Stretches {
+    /// `nbits` bits, none set. Memory that no bit is set in is never touched. Errors with
+    /// [`crate::error::Kind::NoMemory`].
+    pub fn new(nbits: usize) -> Result<Stretches> {
+        Ok(Stretches {
+            words: Words::zeroed(group_rounded_words(nbits), "a bit for each page")?,
+            len: nbits,
+        })
+    }
+
+    /// How many bits there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes taken from the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.words.heap_bytes()
+    }
+
+    /// Sets `n` bits from `start`; bits past the end are left out.
+    pub fn set_range(&self, start: usize, n: usize) {
+        self.each_word(start, n, |word, mask| {
+            // Looking costs less than writing what is there already.
+            if word.load(Relaxed) & mask != mask {
+                word.fetch_or(mask, Relaxed);
+            }
+        });
+    }
+
+    /// Clears `n` bits from `start`; bits past the end are left out.
+    pub fn clear_range(&self, start: usize, n: usize) {
+        self.each_word(start, n, |word, mask| {
+            if word.load(Relaxed) & mask != 0 {
+                word.fetch_and(!mask, Relaxed);
+            }
+        });
+    }
+
+    /// Whether bit `bit` is set; a bit past the end is not.
+    pub fn is_set(&self, bit: usize) -> bool {
+        bit < self.len && self.word(bit / WORD_BITS).load(Relaxed) >> (bit % WORD_BITS) & 1 != 0
+    }
+
+    /// The first run of set bits in `range`, cut at its end.
+    pub fn next_run(&self, range: Range<usize>) -> Option<Range<usize>> {
+        let end = range.end.min(self.len);
+        let start = self.next(range.start, end, 0)?;
+        let stop = self.next(start, end, u64::MAX).unwrap_or(end);
+        Some(start..stop)
+    }
+
+    /// The first bit in `from..end` that differs from those of `flip`.
+    fn next(&self, from: usize, end: usize, flip: u64) -> Option<usize> {
+        let mut at = from;
+        while at < end {
+            let found = (self.word(at / WORD_BITS).load(Relaxed) ^ flip) >> (at % WORD_BITS);
+            if found != 0 {
+                let bit = at + found.trailing_zeros() as usize;
+                return (bit < end).then_some(bit);
+            }
+            at = (at / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
+    }
+
+    fn each_word(&self, start: usize, n: usize, mut f: impl FnMut(&AtomicU64, u64)) {
+        let range = cut(start, n, self.len);
+        let mut at = range.start;
+        while at < range.end {
+            let (word, first) = (at / WORD_BITS, at % WORD_BITS);
+            let count = (WORD_BITS - first).min(range.end - at);
+            f(self.word(word), (u64::MAX >> (WORD_BITS - count)) << first);
+            at += count;
+        }
+    }
+
+    fn word(&self, i: usize) -> &AtomicU64 {
+        assert!(i < self.words.len());
+        // SAFETY: inside (just checked), aligned, and alive as long as `self`. Nobody makes a
+        // slice of these words: they are reached only in this way.
+        unsafe { AtomicU64::from_ptr(self.words.as_ptr().add(i)) }
+    }
+}
+
+impl std::fmt::Debug for Stretches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stretches")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bits::GROUP_BITS;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_list_of_bits_would(
+            len in 1usize..3 * GROUP_BITS,
+            steps in prop::collection::vec((any::<bool>(), 0usize..4 * GROUP_BITS, 0usize..700), 0..12),
+            from in 0usize..4 * GROUP_BITS,
+            count in 0usize..4 * GROUP_BITS,
+        ) {
+            let bits = Stretches::new(len).unwrap();
+            let mut list = vec![false; len];
+            for (set, start, n) in steps {
+                if set { bits.set_range(start, n) } else { bits.clear_range(start, n) }
+                for bit in list.iter_mut().skip(start).take(n) {
+                    *bit = set;
+                }
+            }
+            for (bit, set) in list.iter().enumerate() {
+                prop_assert_eq!(bits.is_set(bit), *set);
+            }
+            prop_assert!(!bits.is_set(len));
+            let end = (from + count).min(len);
+            let start = (from..end).find(|bit| list[*bit]);
+            let stop = start.map(|start| (start..end).find(|bit| !list[*bit]).unwrap_or(end));
+            let run = start.zip(stop).map(|(start, stop)| start..stop);
+            prop_assert_eq!(bits.next_run(from..from + count), run);
+        }
+    }
+
+    /// Stands in for lanes: each sets every third bit of the same stretches, which is more than
+    /// lanes do, and no bit of another is lost.
+    #[test]
+    fn bits_that_many_threads_set_at_once_are_all_there() {
+        const BITS: usize = 40 * GROUP_BITS + 5;
+        let bits = Stretches::new(BITS).unwrap();
+        std::thread::scope(|scope| {
+            for lane in 0..3 {
+                let bits = &bits;
+                scope.spawn(move || {
+                    for bit in (lane..BITS).step_by(3) {
+                        bits.set_range(bit, 1);
+                    }
+                });
+            }
+        });
+        assert_eq!(bits.next_run(0..usize::MAX), Some(0..BITS));
+    }
+
+    #[test]
+    fn a_terabyte_of_pages_costs_no_memory_before_a_bit_is_set() {
+        let bits = Stretches::new(1 << 28).unwrap();
+        bits.set_range(1 << 27, 512);
+        let first = (bits.words.as_ptr() as usize).next_multiple_of(4096);
+        let pages = (bits.words.len() * 8 - 4096) / 4096;
+        let mut in_memory = vec![0u8; pages];
+        // SAFETY: whole pages inside the words; one byte for each.
+        let done = unsafe { libc::mincore(first as *mut _, pages * 4096, in_memory.as_mut_ptr()) };
+        assert_eq!(done, 0);
+        let touched = in_memory.iter().filter(|page| **page & 1 != 0).count();
+        // One, or one huge page.
+        assert!((1..=512).contains(&touched), "{touched} of {pages}");
+    }
+}
