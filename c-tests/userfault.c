@@ -1,7 +1,7 @@
 /*
  * Any memory of this process as a guest: userfaultfd's write protection through the C
  * interface. Threads of this process are the guest, or another tracker's KVM guest is, whose
- * log is the witness. What the log itself does, page by page, is in tests/userfault.rs.
+ * log is the witness. What the log itself does, page by page, is in tests/userfault.
  */
 #include "support.h"
 

@@ -2,26 +2,22 @@
 //! silent, that trickles or that chatters is left at the earliest limit that applies, with a
 //! message that says what was waited for and which limit ran out; and a cancel is prompt there.
 
-#[path = "support/slow.rs"]
-mod slow;
-mod support;
-
+use crate::slow::*;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::peer::Raw;
+use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::migrate::{Incoming, Params, Source};
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire::{self, Header, Record, RecordType as R, HEADER_LEN};
-use slow::*;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
-use support::memory::ram;
-use support::pair::Pair;
-use support::peer::Raw;
-use support::time::LONG;
 
 /// Pages of the destination's one block, which the source here calls 4.
 const PAGES: u64 = 600;

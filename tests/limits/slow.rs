@@ -1,6 +1,5 @@
 //! Peers that are slow in one of three manners, limits of which one is short, and what to expect
-//! of a migration then. Used by `tests/source_limits.rs` and `tests/destination_limits.rs`.
-#![allow(dead_code)]
+//! of a migration then. Used by `source` and `destination`.
 
 use brant::error::{Error, Kind};
 use brant::migrate::Params;

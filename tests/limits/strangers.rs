@@ -1,8 +1,10 @@
 //! Strangers at a listener: whoever connects and is no source costs the waiting nothing, neither
 //! its end nor a delay, and a real migration goes through beside each of them.
 
-mod support;
-
+use crate::support::guest::differences;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::{Kind, Result};
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Target};
@@ -15,10 +17,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::guest::differences;
-use support::memory::ram;
-use support::pair::Pair;
-use support::time::LONG;
 
 /// A real source waits for its answer for ten seconds, a silent stranger held the listener for
 /// as long: a delay of one stranger's would show.
@@ -435,7 +433,11 @@ struct Destination {
 impl Destination {
     fn new(silent: usize) -> Destination {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["the_process_without_descriptors", "--exact", "--nocapture"])
+            .args([
+                "strangers::the_process_without_descriptors",
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, silent.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -2,10 +2,12 @@
 //! silent, that trickles or that chatters is left at the earliest limit that applies, with a
 //! message that says what was waited for and which limit ran out; and a cancel is prompt there.
 
-#[path = "support/slow.rs"]
-mod slow;
-mod support;
-
+use crate::slow::*;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::peer::Raw;
+use crate::support::time::LONG;
+use crate::support::vmm::blob;
 use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::{SlotDescription, NO_SLOT};
@@ -13,17 +15,11 @@ use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{Blockers, Decider, Decision, Outgoing, Resolution, Target};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::wire::{self, Record, RecordType as R};
-use slow::*;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc};
 use std::time::Instant;
-use support::memory::ram;
-use support::pair::Pair;
-use support::peer::Raw;
-use support::time::LONG;
-use support::vmm::blob;
 use vm_memory::GuestAddress;
 
 /// The block's pages.

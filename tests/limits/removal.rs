@@ -1,8 +1,11 @@
 //! Whoever removes a block gets its pins soon, however slowly the peer of a migration takes or
 //! sends that block's pages; and what was on its way arrives all the same.
 
-mod support;
-
+use crate::support::guest::differences;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::peer::Raw;
+use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
@@ -11,11 +14,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::guest::differences;
-use support::memory::ram;
-use support::pair::Pair;
-use support::peer::Raw;
-use support::time::LONG;
 
 /// Between two small pieces. All of a batch would take minutes.
 const SLOW: Duration = Duration::from_millis(200);

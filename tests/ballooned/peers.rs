@@ -1,0 +1,147 @@
+//! Peers that send DISCARD where it has no place, and peers without the feature.
+
+use crate::machine::{touched, Machine};
+use crate::support::memory::ram;
+use crate::support::peer::Raw;
+use crate::support::sides::quick;
+use crate::support::time::LONG;
+use brant::error::Kind;
+use brant::migrate::{Params, Source};
+use brant::units::{Pages, PAGE_SIZE};
+use brant::wire;
+use brant::wire::{Header, Record, RecordType};
+
+fn accepted(raw: &mut Raw, features: u64) {
+    raw.say(&Record::Hello(wire::Hello {
+        version_min: 1,
+        version_max: 1,
+        features_offered: features,
+        features_required: 1,
+        token: [5; 16],
+        channel: 0,
+        channels: 1,
+        page_shift: 12,
+        software: "hostile".into(),
+    }));
+    match raw.hear_record() {
+        Some(Record::HelloReply(reply)) => assert_eq!(reply.features, features),
+        other => panic!("{other:?}"),
+    }
+    raw.say(&Record::EarlyEnd(wire::BlobEnd { count: 0, bytes: 0 }));
+    assert_eq!(raw.hear_record(), Some(Record::EarlyOk));
+    raw.say(&Record::Block(wire::Block {
+        id: 4,
+        length: 2000 * PAGE_SIZE,
+        page_size: PAGE_SIZE,
+        flags: 0,
+        name: "ram".into(),
+    }));
+    raw.say(&Record::LayoutEnd(wire::LayoutEnd {
+        blocks: 1,
+        bytes: 2000 * PAGE_SIZE,
+    }));
+    assert_eq!(raw.hear_record(), Some(Record::LayoutOk));
+}
+
+#[test]
+fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
+    let with = |header: Header| header.encode().to_vec();
+    let discard = |block, first, count| Header::discard(block, Pages(first), count);
+    let cases: Vec<(&str, u64, Vec<u8>, &str)> = vec![
+        ("not agreed on", 1, with(discard(4, 0, 1)), "discards"),
+        (
+            "another block",
+            3,
+            with(discard(5, 0, 1)),
+            "never announced",
+        ),
+        ("past the end", 3, with(discard(4, 1999, 2)), "2000 pages"),
+        (
+            "far past it",
+            3,
+            with(discard(4, u64::MAX, 2)),
+            "2000 pages",
+        ),
+        ("nothing", 3, with(discard(4, 0, 0)), "at least one page"),
+        ("two stretches", 3, with(discard(4, 511, 2)), "stretch"),
+        (
+            "with contents",
+            3,
+            with(Header {
+                payload: 4096,
+                ..discard(4, 0, 1)
+            }),
+            "payload of 0 bytes",
+        ),
+        (
+            "skippable",
+            3,
+            with(Header {
+                flags: wire::FLAG_SKIPPABLE,
+                ..discard(4, 0, 1)
+            }),
+            "skippable",
+        ),
+        (
+            "miscounted",
+            3,
+            {
+                let mut bytes = with(discard(4, 7, 2));
+                Record::Marker(wire::Marker {
+                    number: 1,
+                    pass: 1,
+                    flags: 1,
+                    records: 0,
+                    data_pages: 0,
+                    zero_pages: 0,
+                })
+                .encode(&mut bytes)
+                .unwrap();
+                bytes
+            },
+            "zero pages",
+        ),
+    ];
+    for (what, features, bytes, reason) in cases {
+        let to = Machine::new(&[ram("ram", 2000)]);
+        to.guest.fill(9);
+        let inc = to.incoming(&quick());
+        let (mut raw, fd) = Raw::pair();
+        inc.start(Source::Connected(fd)).unwrap();
+        accepted(&mut raw, features);
+        raw.say_bytes(&bytes);
+        let heard = raw.hear_abort().unwrap_or_default();
+        assert!(heard.contains(reason), "{what}: {heard}");
+        assert_eq!(inc.wait(Some(LONG)).unwrap_err().kind(), Kind::Protocol);
+        let left = touched(&to.guest.memory, 0).len();
+        let miscounted = if what == "miscounted" { 2 } else { 0 };
+        assert_eq!(left, 2000 - miscounted, "{what}");
+    }
+}
+
+#[test]
+fn a_source_without_the_feature_is_answered_without_it() {
+    let to = Machine::new(&[ram("ram", 2000)]);
+    let inc = to.incoming(&Params {
+        skip_returned: false,
+        ..quick()
+    });
+    let (mut raw, fd) = Raw::pair();
+    inc.start(Source::Connected(fd)).unwrap();
+    raw.say(&Record::Hello(wire::Hello {
+        version_min: 1,
+        version_max: 1,
+        features_offered: 3,
+        features_required: 1,
+        token: [5; 16],
+        channel: 0,
+        channels: 1,
+        page_shift: 12,
+        software: "other".into(),
+    }));
+    match raw.hear_record() {
+        Some(Record::HelloReply(reply)) => assert_eq!(reply.features, 1),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(RecordType::Discard.number(), 22);
+}

@@ -1,0 +1,146 @@
+//! The two guests and their VMMs: a migration that holds every type of record.
+
+use crate::killing::die;
+use crate::support::deciders::Scripted;
+use crate::support::guest::Guest;
+use crate::support::memory::{ram, rom, shared, Ram, Spec};
+use crate::support::pair::Pair;
+use crate::support::random::Random;
+use crate::support::time::MS;
+use crate::support::vmm::{blob, TestVmm};
+use brant::dirty::tracker::StartWith;
+use brant::memory::map::{SlotDescription, NO_SLOT};
+use brant::migrate::steering::{Facts, Moment, Next};
+use brant::migrate::{Blockers, Decider, Incoming, Outgoing, Params};
+use brant::units::{Bytes, PAGE_SIZE};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+use vm_memory::GuestAddress;
+
+/// Every limit of one whose link falls silent: all of them may be.
+pub const SHORT: Duration = Duration::from_millis(250);
+
+/// 16 MiB, most of it never touched.
+pub fn specs() -> Vec<Spec> {
+    vec![
+        ram("ram", 2560),
+        shared("shm", 1024),
+        rom("rom", 8),
+        ram("goes", 504),
+    ]
+}
+
+/// The block that comes on the way.
+fn late(seed: u64) -> Ram {
+    let ram = Ram::new(&shared("comes", 64));
+    let mut random = Random(seed);
+    (0..64)
+        .step_by(9)
+        .for_each(|page| ram.fill(page, &mut random));
+    ram
+}
+
+pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
+    let (source, destination) = (Guest::new(&specs()), Guest::new(&specs()));
+    let mut random = Random(7);
+    for (_, ram) in source.rams() {
+        for stretch in (0..ram.spec.pages).step_by(512) {
+            // Data at a stretch's beginning and end, and zeros that were written.
+            for page in [3, 4, 20, 511] {
+                if stretch + page < ram.spec.pages {
+                    ram.fill(stretch + page, &mut random);
+                }
+            }
+            for page in [5, 6] {
+                ram.word((stretch + page) * 4096)
+                    .store(0, Ordering::Relaxed);
+            }
+        }
+    }
+    // The destination's memory is garbage here and there.
+    for (_, ram) in destination.rams() {
+        for page in (0..ram.spec.pages).step_by(61) {
+            ram.fill(page, &mut random);
+        }
+    }
+    // Pages that the guest gave back, and never touched before.
+    let slot = SlotDescription {
+        slot: NO_SLOT,
+        flags: 0,
+        block: "ram".into(),
+        offset: Bytes(0),
+        length: Bytes(2560 * PAGE_SIZE),
+        guest_address: GuestAddress(0),
+    };
+    source.memory.add_slot(&slot).unwrap();
+    source.memory.set_must_tell_host(true);
+    source
+        .memory
+        .mark_discarded(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
+    // Somebody used the tracker before and had seen nothing yet: it must get all of it back.
+    source.track_with(StartWith::Everything);
+    (source, destination)
+}
+
+/// Three passes; between them pages change, a block comes, a block goes.
+pub fn script(source: &Arc<Guest>) -> Box<dyn Decider> {
+    let source = Arc::downgrade(source);
+    Box::new(Scripted(move |facts: &Facts| {
+        if facts.moment != Moment::Synced {
+            return Next::GoOn;
+        }
+        let source = source.upgrade().unwrap();
+        match facts.pass {
+            1 => drop(source.add(late(1))),
+            2 => source.remove("goes"),
+            _ => return Next::SwitchOver { expected: MS },
+        }
+        for page in [3, 100, 511, 512, 1300] {
+            let value = 3 + u64::from(facts.pass);
+            source.poke("ram", page * 4096 + 8, value);
+            source.poke("shm", (page % 1024) * 4096 + 8, value);
+        }
+        Next::GoOn
+    }))
+}
+
+pub fn equip_source(vmm: &TestVmm) {
+    *vmm.early.lock().unwrap() = vec![blob("cfg", 0, b"x"), blob("cfg", 1, &[7; 300])];
+    *vmm.state.lock().unwrap() = vec![blob("cpu", 0, &[1; 700]), blob("net", 3, &[])];
+}
+
+/// `place` is where it ends by its own hand, if at all.
+pub fn equip_destination(vmm: &TestVmm, place: Option<&str>) {
+    let guest = Arc::downgrade(&vmm.guest);
+    let dies = place == Some("receiving");
+    vmm.at("receiving", move || {
+        guest.upgrade().unwrap().add(late(2));
+        if dies {
+            die()?;
+        }
+        Ok(())
+    });
+}
+
+pub fn limits(limit: Duration) -> Params {
+    Params {
+        connect_timeout: limit,
+        io_timeout: limit,
+        switchover_timeout: limit,
+        // An answer that does not come is waited for, so long and a second.
+        handover_timeout: MS * 1500,
+        switchover_bandwidth: Some(1 << 30),
+        ..Params::default()
+    }
+}
+
+pub fn outgoing(pair: &Pair, params: Params) -> Arc<Outgoing> {
+    let vmm = Arc::clone(&pair.from);
+    pair.source.outgoing(&Blockers::new(), vmm, &params)
+}
+
+pub fn incoming(pair: &Pair, params: Params) -> Incoming {
+    let memory = Arc::clone(&pair.destination.memory);
+    Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap()
+}

@@ -1,0 +1,48 @@
+//! Memory that was given back to the kernel counts as written.
+
+use crate::watched::{tracked, Ram, PAGE};
+use std::collections::BTreeSet;
+
+#[test]
+fn pages_that_private_memory_gave_back_count_as_written() {
+    let Some(t) = tracked(vec![Ram::anonymous(64)]) else {
+        return;
+    };
+    for page in 0..64 {
+        t.blocks[0].write(page, 1);
+    }
+    t.start();
+    // SAFETY: inside the mapping.
+    let result = unsafe {
+        let from = t.blocks[0].at.add(5 * PAGE);
+        libc::madvise(from.cast(), 2 * PAGE, libc::MADV_DONTNEED)
+    };
+    assert_eq!(result, 0);
+    assert_eq!(t.found(), BTreeSet::from([(0, 5), (0, 6)]));
+}
+
+#[test]
+fn whole_page_tables_of_memory_that_was_given_back_count_as_written() {
+    // The kernel may free a page table that a give-back left empty, and its protection with it.
+    const TABLE: usize = 512;
+    let Some(t) = tracked(vec![Ram::anonymous(6 * TABLE)]) else {
+        return;
+    };
+    for page in 0..6 * TABLE {
+        t.blocks[0].write(page, 1);
+    }
+    t.start();
+    assert_eq!(t.found(), BTreeSet::new());
+    // SAFETY: inside the mapping.
+    let result = unsafe {
+        let from = t.blocks[0].at.add(3 * PAGE);
+        libc::madvise(from.cast(), 4 * TABLE * PAGE, libc::MADV_DONTNEED)
+    };
+    assert_eq!(result, 0);
+    let given: BTreeSet<_> = (3..3 + 4 * TABLE).map(|page| (0, page)).collect();
+    assert_eq!(t.found(), given);
+    // And again, with what is empty now protected.
+    assert_eq!(t.found(), BTreeSet::new());
+    t.blocks[0].write(2 * TABLE, 7);
+    assert_eq!(t.found(), BTreeSet::from([(0, 2 * TABLE)]));
+}
