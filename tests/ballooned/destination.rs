@@ -84,7 +84,8 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
                 memory.mark_discarded(address(0, 1200), 700 * PAGE_SIZE);
             }
             match (facts.moment, facts.pass) {
-                (Moment::Synced, 2) => {
+                // Later than in pass 2 where telling the destination took long, on a busy machine.
+                (Moment::Synced, 2..) => {
                     assert_eq!(facts.remaining, Bytes(0), "given back is not left to send");
                     Next::SwitchOver { expected: MS }.into()
                 }
