@@ -92,8 +92,7 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
     let consumer = tracker.consumer();
     consumer.start(StartWith::Everything).unwrap();
-    let mut runs = Vec::new();
-    let mut turn = |n: u64| {
+    let turn = |n: u64| {
         // A few are there at a time, and the last of them were made last.
         let name = |i: u64| format!("dimm{}", i % 4);
         let at = |i: u64| (1 + i % 4) << 30;
@@ -106,10 +105,8 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
             if i % 500 == 0 {
                 consumer.sync(When::Running).unwrap();
                 let mut cursor = Cursor::default();
-                consumer
-                    .take(&mut cursor, 1000, Pages(u64::MAX), &mut runs)
-                    .unwrap();
-                runs.clear();
+                let taken = consumer.take(&mut cursor, 1000, Pages(u64::MAX)).unwrap();
+                taken.delivered();
             }
         }
         for i in 0..4 {

@@ -342,23 +342,21 @@ impl Guest {
     /// Takes and reads everything pending; `between` runs after the first take.
     fn drain(&mut self, mut between: impl FnMut(&mut Self)) -> BTreeSet<u64> {
         let mut found = BTreeSet::new();
-        let mut runs = Vec::new();
         loop {
-            self.consumer
-                .take(&mut self.cursor, 1, Pages(8), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = self.consumer.take(&mut self.cursor, 1, Pages(8)).unwrap();
+            if taken.is_empty() {
                 return found;
             }
             if found.is_empty() {
                 between(self);
             }
-            for run in &runs {
-                for page in run.first.0..run.first.0 + run.count.0 {
+            for run in taken.runs() {
+                for page in run.pages.first().0..run.pages.end().0 {
                     self.copy[page as usize] = self.ram.byte(page);
                     found.insert(page);
                 }
             }
+            taken.delivered();
         }
     }
 
@@ -475,13 +473,10 @@ fn a_chunk_rounded_out_over_a_page_that_was_sent_leaves_its_new_bit_alone() {
     guest.writes(&[before, after]);
     guest.consumer.sync(When::Running).unwrap();
     let mut taken = Vec::new();
-    let mut runs = Vec::new();
     for _ in [CODE, 127, 128] {
-        guest
-            .consumer
-            .take(&mut guest.cursor, 1, Pages(1), &mut runs)
-            .unwrap();
-        let page = runs[0].first.0;
+        let one = guest.consumer.take(&mut guest.cursor, 1, Pages(1)).unwrap();
+        let page = one.runs().next().unwrap().pages.first().0;
+        one.delivered();
         taken.push(page);
         guest.copy[page as usize] = guest.ram.byte(page);
         if page == 127 {
@@ -533,13 +528,14 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
         // Every page is dirty.
         consumer.start(StartWith::Everything).unwrap();
         consumer.sync(When::Running).unwrap();
-        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
-        while {
-            consumer
-                .take(&mut cursor, 64, Pages(4096), &mut runs)
-                .unwrap();
-            !runs.is_empty()
-        } {}
+        let mut cursor = Cursor::default();
+        loop {
+            let taken = consumer.take(&mut cursor, 64, Pages(4096)).unwrap();
+            if taken.is_empty() {
+                break;
+            }
+            taken.delivered();
+        }
         let stats = consumer.stats();
         if boundary(&vm).check_extension(sys::CAP_MANUAL_DIRTY_LOG_PROTECT2) & 3 == 3 {
             assert_eq!(

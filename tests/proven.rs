@@ -605,16 +605,14 @@ impl Copy {
 
     /// Takes all that is pending, as a migration does.
     fn pass(&mut self, area: &Area) {
-        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        let mut cursor = Cursor::default();
         loop {
-            self.consumer
-                .take(&mut cursor, 256, Pages(512), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = self.consumer.take(&mut cursor, 256, Pages(512)).unwrap();
+            if taken.is_empty() {
                 return;
             }
             self.contents.refresh();
-            for run in &runs {
+            for run in taken.runs() {
                 let Copy {
                     contents,
                     copy,
@@ -622,22 +620,18 @@ impl Copy {
                     ..
                 } = self;
                 contents
-                    .split(
-                        &run.block,
-                        run.first..run.first + run.count,
-                        |pages, held| {
-                            let range = pages.start.index()..pages.end.index();
-                            for (page, copied) in range.clone().zip(&mut copy[range]) {
-                                *copied = match held {
-                                    Held::Data => word(area, page),
-                                    _ => 0,
-                                };
-                            }
-                            if held == Held::Hole {
-                                *holes += pages.end.0 - pages.start.0;
-                            }
-                        },
-                    )
+                    .split(run.block, run.pages.range(), |pages, held| {
+                        let range = pages.start.index()..pages.end.index();
+                        for (page, copied) in range.clone().zip(&mut copy[range]) {
+                            *copied = match held {
+                                Held::Data => word(area, page),
+                                _ => 0,
+                            };
+                        }
+                        if held == Held::Hole {
+                            *holes += pages.end.0 - pages.start.0;
+                        }
+                    })
                     .unwrap();
             }
         }

@@ -299,11 +299,8 @@ fn a_tracker_starts_harvests_and_hands_out() {
             let tracker = tracker(&memory)?;
             let consumer = tracker.consumer();
             consumer.start(StartWith::Everything)?;
-            let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
-            consumer.take(&mut cursor, 64, Pages(1 << 20), &mut runs)?;
-            for run in &runs {
-                consumer.put_back(run.block.id(), run.first, run.count);
-            }
+            let mut cursor = Cursor::default();
+            drop(consumer.take(&mut cursor, 64, Pages(1 << 20))?);
             consumer.sync(When::Running)?;
             consumer.stop()
         });

@@ -894,15 +894,14 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     consumer.start(StartWith::Nothing).unwrap();
     let named = format!("{mode:?}, {pages} pages");
     let take_all = || {
-        let (mut cursor, mut runs, mut all) = (Cursor::default(), Vec::new(), 0);
+        let (mut cursor, mut all) = (Cursor::default(), 0);
         loop {
-            consumer
-                .take(&mut cursor, 1024, Pages(1 << 20), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = consumer.take(&mut cursor, 1024, Pages(1 << 20)).unwrap();
+            if taken.is_empty() {
                 return all;
             }
-            all += runs.iter().map(|run| run.count.0).sum::<u64>();
+            all += taken.pages().0;
+            taken.delivered();
         }
     };
     consumer.sync(When::Running).unwrap();

@@ -291,14 +291,15 @@ impl Machine {
     /// Takes everything that is pending.
     pub fn drain(&self) {
         let mut cursor = Cursor::default();
-        let mut runs = Vec::new();
         loop {
-            self.consumer
-                .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
+            let taken = self
+                .consumer
+                .take(&mut cursor, 4096, Pages(1 << 20))
                 .unwrap();
-            if runs.is_empty() {
+            if taken.is_empty() {
                 break;
             }
+            taken.delivered();
         }
     }
 

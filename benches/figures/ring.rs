@@ -155,14 +155,16 @@ impl Guest {
     /// A sync, and everything taken afterwards; its microseconds and pages.
     fn sync(&self) -> (f64, u64) {
         let report = self.consumer.sync(When::Running).unwrap();
-        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        let mut cursor = Cursor::default();
         loop {
-            self.consumer
-                .take(&mut cursor, 4096, Pages(1 << 20), &mut runs)
+            let taken = self
+                .consumer
+                .take(&mut cursor, 4096, Pages(1 << 20))
                 .unwrap();
-            if runs.is_empty() {
+            if taken.is_empty() {
                 break;
             }
+            taken.delivered();
         }
         (report.time.as_secs_f64() * 1e6, report.found.0)
     }

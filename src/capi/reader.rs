@@ -3,7 +3,7 @@
 
 use super::error::invalid;
 use super::structs::{put, sized, write};
-use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::tracker::{LogReport, StartWith};
 use crate::dirty::{LogKind, When};
 use crate::error::Result;
@@ -181,27 +181,26 @@ impl Reader {
                 "runs and count are not NULL and the capacity is not 0",
             ));
         }
-        let mut taken: Vec<Run> = Vec::new();
-        self.consumer.take(
-            &mut self.cursor(),
-            capacity.min(TAKE_MAX),
-            Pages(u64::MAX),
-            &mut taken,
-        )?;
-        for (i, run) in taken.iter().enumerate() {
+        let taken =
+            self.consumer
+                .take(&mut self.cursor(), capacity.min(TAKE_MAX), Pages(u64::MAX))?;
+        for (i, run) in taken.runs().enumerate() {
             // SAFETY: i < capacity, and there is room for that many by contract.
             unsafe {
                 runs.add(i).write(brant_run {
-                    host: run.block.page_address(run.first).cast(),
-                    first_page: run.first.0,
-                    pages: run.count.0,
+                    host: run.block.page_address(run.pages.first()).cast(),
+                    first_page: run.pages.first().0,
+                    pages: run.pages.count().0,
                     block: run.block.id().0,
                     reserved: 0,
                 });
             }
         }
         // SAFETY: not null, a place by contract.
-        unsafe { put(count, "count", taken.len()) }
+        unsafe { put(count, "count", taken.run_count()) }?;
+        // The caller's from here on.
+        taken.delivered();
+        Ok(())
     }
 
     pub(super) fn put_back(&self, block: u32, first: u64, pages: u64) -> Result<()> {

@@ -58,8 +58,8 @@ impl Beside {
         }
         match (&mut self.passed, content) {
             (Some(passed), Content::Returned) => passed.set_range(from, len),
-            (Some(passed), _) => passed.clear_range(from, len),
-            (None, _) => 0,
+            (Some(passed), Content::Used) => passed.clear_range(from, len),
+            (_, Content::Free) | (None, _) => 0,
         };
     }
 }

@@ -37,6 +37,19 @@ pub(super) struct PageSet {
     pub beside: Beside,
     /// The consumer's.
     pub phase: Phase,
+    /// No page from this one on was handed out since the consumer was started or had all made
+    /// pending. A walk over everything goes up, so one number tells first times from later ones.
+    pub fresh_from: u64,
+}
+
+impl PageSet {
+    /// Where a run that begins at `first` must end at the latest: a run is fresh, or none of it is.
+    pub fn cut_at_fresh(&self, first: u64) -> u64 {
+        match first < self.fresh_from {
+            true => self.fresh_from,
+            false => u64::MAX,
+        }
+    }
 }
 
 /// One block as the tracker knows it.
@@ -91,6 +104,7 @@ impl BlockState {
                 set.pending.with(Bitmap::clear_all);
                 set.beside = Beside::default();
                 set.phase = Phase::Stopped;
+                set.fresh_from = 0;
             }
             empty => {
                 *empty = Some(PageSet {
@@ -100,6 +114,7 @@ impl BlockState {
                     },
                     beside: Beside::default(),
                     phase: Phase::Stopped,
+                    fresh_from: 0,
                 });
             }
         }

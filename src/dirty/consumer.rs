@@ -22,49 +22,33 @@
 
 use super::blocks::{BlockState, Phase, Seat};
 use super::figures::Published;
+use super::lease::Lease;
+use super::run::Kept;
+use super::taken::Taken;
 use super::tracker::{ConsumerStats, Inner, Member, StartWith, SyncReport, Tracker};
 use super::When;
 use crate::error::{Error, Kind, Result};
-use crate::fallible;
 use crate::memory::returned::Claim;
 use crate::memory::BlockId;
 use crate::units::{Pages, STRETCH_PAGES};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use super::run::{Content, Cursor, Run};
 
 /// One user of a tracker's findings; see the file's description. All methods may be called from
 /// any thread; those that only ask tell what was so when the tracker's lock was last let go of, and
-/// do not wait. Dropping it ends it, and if it was the last one that was started, the logs.
+/// do not wait. Dropping it ends it once nothing that it took is on its way any more, and if it was
+/// the last one that was started, the logs.
 #[derive(Debug)]
 pub struct Consumer {
-    tracker: Arc<Tracker>,
-    seat: Seat,
-    published: Arc<Published>,
+    lease: Arc<Lease>,
 }
 
 impl std::ops::Deref for Consumer {
     type Target = Arc<Tracker>;
     fn deref(&self) -> &Arc<Tracker> {
-        &self.tracker
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        let mut guard = self.tracker.lock();
-        let inner = &mut *guard;
-        if let Some(member) = inner.members.get_mut(self.seat) {
-            *member = None;
-        }
-        while inner.members.last().is_some_and(Option::is_none) {
-            inner.members.pop();
-        }
-        for state in inner.blocks.iter_mut() {
-            state.drop_set(self.seat);
-        }
-        inner.stop_logs_if_unused();
-        inner.count_slowly();
+        &self.lease.tracker
     }
 }
 
@@ -86,9 +70,11 @@ impl Tracker {
         };
         drop(inner);
         Consumer {
-            tracker: Arc::clone(self),
-            seat,
-            published,
+            lease: Arc::new(Lease {
+                tracker: Arc::clone(self),
+                seat,
+                published,
+            }),
         }
     }
 
@@ -108,16 +94,16 @@ impl Tracker {
 
 impl Consumer {
     pub(super) fn seat(&self) -> Seat {
-        self.seat
+        self.lease.seat
     }
 
     pub(super) fn published(&self) -> &Published {
-        &self.published
+        &self.lease.published
     }
 
     /// The tracker it is one of.
     pub fn tracker(&self) -> &Arc<Tracker> {
-        &self.tracker
+        &self.lease.tracker
     }
 
     /// Starts it: from here on every write is found for it. What was pending for it before is
@@ -128,19 +114,19 @@ impl Consumer {
     pub fn start(&self, with: StartWith) -> Result<()> {
         if with == StartWith::Nothing {
             let mut inner = self.lock();
-            inner.check_stopped(self.seat)?;
+            inner.check_stopped(self.seat())?;
             if inner.started {
                 inner.sync(When::Running, None)?;
                 drop(inner);
-                self.tracker.rearm_slowly()?;
+                self.lease.tracker.rearm_slowly()?;
             }
         }
         let mut guard = self.lock();
         let inner = &mut *guard;
-        inner.check_stopped(self.seat)?;
-        let begun = inner.begin(self.seat, with);
+        inner.check_stopped(self.seat())?;
+        let begun = inner.begin(self.seat(), with);
         if begun.is_err() {
-            inner.forget_sets(self.seat);
+            inner.forget_sets(self.seat());
             inner.stop_logs_if_unused();
         }
         begun
@@ -148,7 +134,7 @@ impl Consumer {
 
     /// Whether it is started.
     pub fn is_started(&self) -> bool {
-        self.published.now().started
+        self.published().now().started
     }
 
     /// Makes every page pending, as a start with [`StartWith::Everything`] does, while
@@ -156,9 +142,10 @@ impl Consumer {
     pub fn mark_all(&self) {
         let mut inner = self.lock();
         inner.hints.close();
-        for set in inner.blocks.sets_mut(self.seat) {
+        for set in inner.blocks.sets_mut(self.seat()) {
             set.pending.set_all();
             set.beside.forget();
+            set.fresh_from = 0;
         }
         inner.count_returned();
     }
@@ -167,17 +154,17 @@ impl Consumer {
     /// the logs if no other consumer is started.
     pub fn stop(&self) -> Result<()> {
         let mut inner = self.lock();
-        let harvested = match inner.member(self.seat).map(|m| m.phase) {
+        let harvested = match inner.member(self.seat()).map(|m| m.phase) {
             // What a stopped log still holds is gone afterwards, so it is read first.
-            Some(Phase::Following) => inner.sync(When::Running, Some(self.seat)),
+            Some(Phase::Following) => inner.sync(When::Running, Some(self.seat())),
             Some(Phase::Frozen) => Ok(SyncReport::default()),
             _ => return Ok(()),
         };
-        inner.set_phase(self.seat, Phase::Stopped);
+        inner.set_phase(self.seat(), Phase::Stopped);
         inner.stop_logs_if_unused();
         // Where it could not be read to the end, every page may have been written.
         if harvested.as_ref().map_or(true, |report| report.postponed) {
-            for set in inner.blocks.sets_mut(self.seat) {
+            for set in inner.blocks.sets_mut(self.seat()) {
                 set.pending.set_all();
             }
         }
@@ -187,7 +174,7 @@ impl Consumer {
     /// Stops it without a last harvest: what is pending says nothing any more.
     pub fn abandon(&self) {
         let mut inner = self.lock();
-        inner.set_phase(self.seat, Phase::Stopped);
+        inner.set_phase(self.seat(), Phase::Stopped);
         inner.stop_logs_if_unused();
     }
 
@@ -199,16 +186,16 @@ impl Consumer {
     /// To be undone by [`Consumer::unfreeze`] *before* the guest runs again.
     pub fn freeze(&self) {
         let mut inner = self.lock();
-        if inner.member(self.seat).map(|m| m.phase) == Some(Phase::Following) {
-            inner.set_phase(self.seat, Phase::Frozen);
+        if inner.member(self.seat()).map(|m| m.phase) == Some(Phase::Following) {
+            inner.set_phase(self.seat(), Phase::Frozen);
         }
     }
 
     /// Has it told of what syncs find again.
     pub fn unfreeze(&self) {
         let mut inner = self.lock();
-        if inner.member(self.seat).map(|m| m.phase) == Some(Phase::Frozen) {
-            inner.set_phase(self.seat, Phase::Following);
+        if inner.member(self.seat()).map(|m| m.phase) == Some(Phase::Frozen) {
+            inner.set_phase(self.seat(), Phase::Following);
         }
     }
 
@@ -220,36 +207,30 @@ impl Consumer {
     /// covers is taken as dirty and the report has a warning.
     pub fn sync(&self, when: When) -> Result<SyncReport> {
         let mut inner = self.lock();
-        if inner.member(self.seat).map(|m| m.phase) != Some(Phase::Following) {
+        if inner.member(self.seat()).map(|m| m.phase) != Some(Phase::Following) {
             return Err(Error::new(Kind::State, "tracking is not started"));
         }
-        inner.sync(when, Some(self.seat))
+        inner.sync(when, Some(self.seat()))
     }
 
     /// Pages pending for it now.
     pub fn pending(&self) -> Pages {
-        self.published.now().pending
+        self.published().now().pending
     }
 
     /// Its totals since it started.
     pub fn stats(&self) -> ConsumerStats {
-        self.published.now().stats
+        self.published().now().stats
     }
 
-    /// Takes runs of pending pages from `cursor` on, in order, into `runs` (which is emptied
-    /// first): at most `max_runs` of them and about `max_pages` pages. No run crosses a
-    /// stretch. Before a run is handed out, the chunks it lies in are cleared.
+    /// Takes runs of pending pages from `cursor` on, in order: at most `max_runs` of them and about
+    /// `max_pages` pages. No run crosses a stretch of 2 MiB. Before a run is handed out, the chunks
+    /// it lies in are cleared.
     ///
-    /// Nothing in `runs` afterwards means that the walk has come to the end; the cursor is
-    /// at the beginning again.
-    pub fn take(
-        &self,
-        cursor: &mut Cursor,
-        max_runs: usize,
-        max_pages: Pages,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        self.take_what(cursor, max_runs, max_pages, false, runs)
+    /// An empty answer means that the walk has come to the end; the cursor is at the beginning
+    /// again. After an error nothing was taken.
+    pub fn take(&self, cursor: &mut Cursor, max_runs: usize, max_pages: Pages) -> Result<Taken> {
+        self.take_what(cursor, max_runs, max_pages, false)
     }
 
     /// [`Consumer::take`], or of what that would hand out, only what is not read.
@@ -259,62 +240,54 @@ impl Consumer {
         max_runs: usize,
         max_pages: Pages,
         unread: bool,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        runs.clear();
+    ) -> Result<Taken> {
+        // Before the lock, so that it is dropped, and puts back, after the lock: whatever happens.
+        let mut taken = Taken::nothing(&self.lease);
         if max_runs == 0 || max_pages.0 == 0 {
             // Nothing was asked for; that says nothing of the walk.
-            return Ok(());
+            return Ok(taken);
         }
         let mut guard = self.lock();
         let inner = &mut *guard;
         let begun = *cursor;
         let mut left = max_pages.0;
-        let skipping = inner.member(self.seat).is_some_and(|m| m.skipping);
+        let skipping = inner.member(self.seat()).is_some_and(|m| m.skipping);
         let what = Wanted {
-            seat: self.seat,
+            seat: self.seat(),
             skipping: skipping && self.memory().must_tell_host(),
             unread,
         };
-        while runs.len() < max_runs && left > 0 {
+        while taken.run_count() < max_runs && left > 0 {
             // Room first: a page that was taken could go nowhere.
-            match fallible::reserve(runs, 1, "runs of pages") {
+            match taken.make_room() {
                 Ok(()) => {}
-                Err(e) if runs.is_empty() => return Err(e),
+                Err(e) if taken.is_empty() => return Err(e),
                 Err(_) => break,
             }
-            match inner.take_one(cursor, left, what) {
+            match inner.take_one(cursor, left, what, &mut taken) {
                 Ok(Some(run)) => {
                     // A run that is not read costs a header, however long it is.
                     if run.content == Content::Used {
-                        left -= run.count.0;
+                        left -= run.pages.count().0;
                     }
-                    runs.push(run);
                 }
                 Ok(None) => break,
                 Err(e) => {
-                    for run in runs.drain(..) {
-                        inner.put_back(self.seat, run.block.id(), run.first, run.count);
-                    }
                     *cursor = begun;
                     return Err(e);
                 }
             }
         }
-        if runs.is_empty() {
+        if taken.is_empty() {
             *cursor = Cursor::default();
         }
-        Ok(())
+        Ok(taken)
     }
 
-    /// Makes pages pending again that were taken and did not arrive. Blocks that are gone
-    /// are passed over. Works after [`Consumer::stop`] too.
+    /// Makes pages pending again whose [`Taken`] was given up by [`Taken::delivered`] and that did not
+    /// arrive after all. Blocks that are gone are passed over. Works after [`Consumer::stop`] too.
     pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
-        let mut inner = self.lock();
-        let new = inner.put_back(self.seat, block, first, count);
-        if let Some(member) = inner.member(self.seat) {
-            member.stats.put_back += new;
-        }
+        self.lock().put_back(self.seat(), block, first, count);
     }
 }
 
@@ -379,23 +352,28 @@ impl Inner {
         }
     }
 
-    fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) -> Pages {
+    pub(super) fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) {
         let state = self.blocks.get_mut(block);
         let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
-            return Pages(0);
+            return;
         };
         // Nobody wrote it for that: if it is given back, it still is.
         set.beside
             .put_back(first.0..first.0.saturating_add(count.0));
-        Pages(set.pending.set_range(first.index(), count.index()))
+        let new = Pages(set.pending.set_range(first.index(), count.index()));
+        if let Some(member) = self.member(seat) {
+            member.stats.put_back += new;
+        }
     }
 
+    /// Takes the next run into `taken`, which has room for it.
     fn take_one(
         &mut self,
         cursor: &mut Cursor,
         max_pages: u64,
         what: Wanted,
-    ) -> Result<Option<Run>> {
+        taken: &mut Taken,
+    ) -> Result<Option<Kept>> {
         let seat = what.seat;
         loop {
             let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
@@ -426,7 +404,7 @@ impl Inner {
             let before = found.as_ref().map_or(window, |found| found.start);
             if let Some(free) = set.next_free(cursor.page, before) {
                 cursor.page = free.end;
-                return Ok(Some(state.run(free, Content::Free)));
+                return state.hand_out(seat, free, Content::Free, taken).map(Some);
             }
             let Some(found) = found else {
                 cursor.page = window;
@@ -440,6 +418,7 @@ impl Inner {
             let end = found
                 .end
                 .min(stretch_end)
+                .min(set.cut_at_fresh(first))
                 .min(first.saturating_add(max_pages));
             // Rule: protection comes back before anybody looks at the page, be it only to
             // decide that it need not be read. (GET, the page is a hole, the guest writes
@@ -469,14 +448,8 @@ impl Inner {
                 cursor.page = first + count;
                 continue;
             }
-            let taken = first..first + count;
-            let Some(set) = state.set_mut(seat) else {
-                return Ok(None);
-            };
-            set.pending.clear_range(first as usize, count as usize);
-            set.beside.handed_out(taken.clone(), content);
-            cursor.page = taken.end;
-            let run = state.run(taken, content);
+            let run = state.hand_out(seat, first..first + count, content, taken)?;
+            cursor.page = first + count;
             if content == Content::Returned {
                 self.stats.skipped += Pages(count);
                 if let Some(member) = self.member(seat) {
@@ -486,6 +459,37 @@ impl Inner {
             }
             return Ok(Some(run));
         }
+    }
+}
+
+impl BlockState {
+    /// Moves pages from a consumer's pending into `taken`, which has room for a run.
+    fn hand_out(
+        &mut self,
+        seat: Seat,
+        pages: Range<u64>,
+        content: Content,
+        taken: &mut Taken,
+    ) -> Result<Kept> {
+        let (first, count) = (Pages(pages.start), Pages(pages.end - pages.start));
+        let mut run = Kept {
+            pages: self.pin_source.run(first, count)?,
+            content,
+            first_time: false,
+        };
+        let set = self.sets.get_mut(seat).and_then(Option::as_mut);
+        if let Some(set) = set {
+            run.first_time = set.fresh_from <= pages.start;
+            // First there, then no more here: in between the pages are in both.
+            taken.push(&self.pin_source, run);
+            set.fresh_from = set.fresh_from.max(pages.end);
+            if content != Content::Free {
+                // A free page that is pending all the same was written since: it stays.
+                set.pending.clear_range(first.index(), count.index());
+            }
+            set.beside.handed_out(pages, content);
+        }
+        Ok(run)
     }
 }
 

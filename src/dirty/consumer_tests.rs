@@ -7,7 +7,7 @@
 use super::*;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
-use crate::dirty::testing::{self, take_all};
+use crate::dirty::testing::{self, apart, take_all, the_run};
 use crate::dirty::tracker::Clearing;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink};
 use crate::memory::{
@@ -89,7 +89,8 @@ struct Copier {
     /// By host address.
     copy: Versions,
     cursor: Cursor,
-    flight: Vec<Run>,
+    /// Each of one run.
+    flight: Vec<Taken>,
     /// What the guest had when it was stopped.
     stopped: Option<Versions>,
 }
@@ -206,7 +207,7 @@ impl World {
         if self.mistake == Mistake::StartsUnprotected && self.tracker.is_started() && !everything {
             let mut inner = self.tracker.lock();
             inner.sync(When::Running, None).unwrap();
-            let seat = copier.consumer.seat;
+            let seat = copier.consumer.seat();
             let total = Arc::clone(&inner.member(seat).unwrap().total);
             for state in inner.blocks.iter_mut() {
                 state.make_set(seat, &total).unwrap();
@@ -219,7 +220,8 @@ impl World {
             return Err(format!("start failed: {e}"));
         }
         copier.stopped = None;
-        copier.flight.clear();
+        // The copy is made anew, or has them.
+        copier.flight.drain(..).for_each(Taken::delivered);
         copier.cursor = Cursor::default();
         // Whoever starts with nothing has a copy already.
         copier.copy = match everything {
@@ -249,7 +251,7 @@ impl World {
     fn sync(&mut self, which: u32) -> Verdict {
         let others: Vec<(Seat, Pages)> = {
             let all = self.copiers.iter().chain(&self.migration);
-            all.map(|c| (c.consumer.seat, c.consumer.pending()))
+            all.map(|c| (c.consumer.seat(), c.consumer.pending()))
                 .collect()
         };
         let (failures, mistake) = (self.failures, self.mistake);
@@ -257,7 +259,7 @@ impl World {
             return Ok(());
         };
         let before = copier.consumer.pending();
-        let seat = copier.consumer.seat;
+        let seat = copier.consumer.seat();
         let had: BTreeMap<_, _> = match mistake {
             Mistake::GivesWhatIsNew => {
                 let inner = copier.consumer.lock();
@@ -304,7 +306,7 @@ impl World {
         for copier in self.copiers.iter().chain(&self.migration) {
             let (_, before) = others
                 .iter()
-                .find(|(s, _)| *s == copier.consumer.seat)
+                .find(|(s, _)| *s == copier.consumer.seat())
                 .unwrap();
             if copier.consumer.pending() < *before && mistake == Mistake::None {
                 return Err("a sync took pages from another".into());
@@ -325,46 +327,46 @@ impl World {
         let Some(copier) = self.copier(which) else {
             return Ok(false);
         };
-        let mut runs = Vec::new();
         let before = copier.consumer.pending();
         let taken = copier.consumer.take(
             &mut copier.cursor,
             max_runs as usize,
             Pages(max_pages.into()),
-            &mut runs,
         );
-        match taken {
+        let taken = match taken {
             Err(_) if failures => return Ok(false),
             Err(e) => return Err(format!("take failed: {e}")),
-            Ok(()) => {}
-        }
-        let used = runs.iter().filter(|r| r.content == Content::Used);
-        let got: u64 = used.map(|r| r.count.0).sum();
+            Ok(taken) => taken,
+        };
+        let used = taken.runs().filter(|r| r.content == Content::Used);
+        let got: u64 = used.map(|r| r.pages.count().0).sum();
         if copier.consumer.pending() != before - Pages(got) {
             return Err("pages vanished in a take".into());
         }
         if mistake == Mistake::TakesFromAll {
             let mut inner = tracker.lock();
-            for run in &runs {
+            for run in taken.runs() {
                 let state = inner.blocks.get_mut(run.block.id()).unwrap();
                 for set in state.sets.iter_mut().flatten() {
                     set.pending
-                        .clear_range(run.first.index(), run.count.index());
+                        .clear_range(run.pages.first().index(), run.pages.count().index());
                 }
             }
         }
-        let more = !runs.is_empty();
-        copier.flight.extend(runs);
+        let more = !taken.is_empty();
+        copier.flight.extend(apart(taken));
         Ok(more)
     }
 
     /// What a run holds is read some time after it was taken.
-    fn read(kvm: &Kvm, copy: &mut Versions, run: &Run) {
+    fn read(kvm: &Kvm, copy: &mut Versions, taken: Taken) {
+        let run = the_run(&taken);
         let host = run.block.host() as u64;
-        for page in run.first.0..run.first.0 + run.count.0 {
+        for page in run.pages.first().0..run.pages.end().0 {
             let at = host + page * PAGE_SIZE;
             copy.insert(at, kvm.version(at));
         }
+        taken.delivered();
     }
 
     fn drain(&mut self, which: u32) -> Verdict {
@@ -376,7 +378,7 @@ impl World {
                     return Ok(());
                 };
                 for run in std::mem::take(&mut copier.flight) {
-                    World::read(&kvm, &mut copier.copy, &run);
+                    World::read(&kvm, &mut copier.copy, run);
                 }
                 if !more {
                     break;
@@ -386,7 +388,7 @@ impl World {
         Ok(())
     }
 
-    fn one_in_flight(copier: &mut Copier, selector: u32) -> Option<Run> {
+    fn one_in_flight(copier: &mut Copier, selector: u32) -> Option<Taken> {
         let n = copier.flight.len();
         (n > 0).then(|| copier.flight.swap_remove(selector as usize % n))
     }
@@ -425,17 +427,13 @@ impl World {
                 let kvm = self.kvm.clone();
                 if let Some(copier) = self.copier(which) {
                     if let Some(run) = World::one_in_flight(copier, which / 7) {
-                        World::read(&kvm, &mut copier.copy, &run);
+                        World::read(&kvm, &mut copier.copy, run);
                     }
                 }
             }
             Op::PutBack(which) => {
                 if let Some(copier) = self.copier(which) {
-                    if let Some(run) = World::one_in_flight(copier, which / 7) {
-                        copier
-                            .consumer
-                            .put_back(run.block.id(), run.first, run.count);
-                    }
+                    drop(World::one_in_flight(copier, which / 7));
                 }
             }
             Op::Drain(which) => self.drain(which)?,
@@ -531,7 +529,9 @@ impl World {
                     self.kvm.no_races();
                     let block = self.blocks.swap_remove(which as usize % self.blocks.len());
                     for copier in self.copiers.iter_mut().chain(&mut self.migration) {
-                        copier.flight.retain(|run| run.block.id() != block.id);
+                        copier
+                            .flight
+                            .retain(|run| the_run(run).block.id() != block.id);
                     }
                     self.memory.remove_block(&block.name).unwrap();
                     self.kvm.delete(block.slot);
@@ -550,10 +550,8 @@ impl World {
         for copier in &mut self.copiers {
             for (i, run) in std::mem::take(&mut copier.flight).into_iter().enumerate() {
                 match i % 2 {
-                    0 => World::read(&kvm, &mut copier.copy, &run),
-                    _ => copier
-                        .consumer
-                        .put_back(run.block.id(), run.first, run.count),
+                    0 => World::read(&kvm, &mut copier.copy, run),
+                    _ => drop(run),
                 }
             }
         }
@@ -1046,24 +1044,23 @@ fn consumers_on_threads_of_their_own_miss_no_mark() {
                     };
                     let mut copy = Vec::new();
                     start(&mut copy);
-                    let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+                    let mut cursor = Cursor::default();
                     for round in 0..rounds {
                         if round % 3 == n {
                             consumer.sync(When::Running).unwrap();
                         }
-                        consumer
-                            .take(&mut cursor, 40, Pages(100), &mut runs)
-                            .unwrap();
-                        for (i, run) in runs.drain(..).enumerate() {
+                        let taken = consumer.take(&mut cursor, 40, Pages(100)).unwrap();
+                        for (i, taken) in apart(taken).into_iter().enumerate() {
                             if (round + i as u64).is_multiple_of(5) {
-                                consumer.put_back(block, run.first, run.count);
                                 continue;
                             }
-                            let first = run.first.index();
-                            let pages = &mut copy[first..first + run.count.index()];
+                            let run = the_run(&taken).pages;
+                            let first = run.first().index();
+                            let pages = &mut copy[first..run.end().index()];
                             for (i, page) in pages.iter_mut().enumerate() {
                                 *page = read(first + i);
                             }
+                            taken.delivered();
                         }
                         if round % 40 == 39 && n > 0 {
                             consumer.stop().unwrap();

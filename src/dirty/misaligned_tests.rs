@@ -302,19 +302,21 @@ impl Both {
 
     /// Takes some of what is pending; whether there was any.
     fn take(&mut self, pages: u64) -> bool {
-        let mut runs = Vec::new();
-        self.consumer
-            .take(&mut self.cursor, 16, Pages(pages), &mut runs)
+        let taken = self
+            .consumer
+            .take(&mut self.cursor, 16, Pages(pages))
             .unwrap();
-        for run in &runs {
+        for run in taken.runs() {
             let block = run.block.id().index();
-            for page in run.first.0..run.first.0 + run.count.0 {
+            for page in run.pages.first().0..run.pages.end().0 {
                 assert!(self.model.take(block, page), "page {page} was not pending");
             }
         }
         self.same_clears("a take");
         assert_eq!(self.consumer.pending().0, self.model.count());
-        !runs.is_empty()
+        let more = !taken.is_empty();
+        taken.delivered();
+        more
     }
 
     fn drain(&mut self) {

@@ -19,6 +19,7 @@ mod guarded;
 pub mod iommufd;
 pub mod iova;
 pub mod kvm;
+mod lease;
 mod merge;
 #[cfg(test)]
 mod misaligned_tests;
@@ -27,8 +28,9 @@ pub mod reported;
 mod run;
 mod skip;
 mod strays;
+pub mod taken;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tracker;
 pub mod userfault;
 pub mod vfio;

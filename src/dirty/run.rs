@@ -1,8 +1,7 @@
 //! What a take hands out: runs of pages, what they are, and how far a walk over pending has come.
-//! Plain values; who makes them is [`super::consumer`].
+//! Plain values; [`super::taken::Taken`] owns them.
 
-use crate::memory::{BlockId, BlockPin};
-use crate::units::Pages;
+use crate::memory::{BlockId, BlockPin, PageRun};
 
 /// Where a walk over pending is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,18 +25,27 @@ impl Cursor {
     }
 }
 
-/// A run of pages taken out of pending. Their protection is restored; read them now, or put
-/// them back.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// The block, held so that its memory stays.
-    pub block: BlockPin,
-    /// First page.
-    pub first: Pages,
-    /// How many; they lie in one stretch.
-    pub count: Pages,
+/// A run of taken pages, with its block. Their protection is restored: read them now.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// The block, pinned: its memory stays while the [`super::taken::Taken`] is borrowed.
+    pub block: &'a BlockPin,
+    /// Which of its pages; they lie in one stretch of 2 MiB.
+    pub pages: PageRun,
     /// Whether they are to be read at all.
     pub content: Content,
+    /// Whether these pages were certainly never handed out to this consumer before, since it was
+    /// started or had every page made pending. Pages that were may be called old although they
+    /// were not (a walk of unread pages went past them), never the other way round.
+    pub first_time: bool,
+}
+
+/// A run as it is kept while it is on its way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    pub pages: PageRun,
+    pub content: Content,
+    pub first_time: bool,
 }
 
 /// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are

@@ -20,12 +20,13 @@
 
 use super::beside::range_of;
 use super::blocks::{BlockState, PageSet, Phase, Seat};
-use super::consumer::{Consumer, Content, Cursor, Run};
+use super::consumer::{Consumer, Cursor};
+use super::taken::Taken;
 use super::tracker::{Inner, Tracker};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
 use crate::memory::returned::{Claim, TakenBack};
-use crate::memory::{Block, BlockId, BlockPin};
+use crate::memory::{Block, BlockId};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,15 +36,6 @@ use vm_memory::GuestAddress;
 const HINT_PAGES: u64 = 1 << 15;
 
 impl BlockState {
-    pub(super) fn run(&self, pages: Range<u64>, content: Content) -> Run {
-        Run {
-            block: BlockPin::new(&self.pin_source),
-            first: Pages(pages.start),
-            count: Pages(pages.end - pages.start),
-            content,
-        }
-    }
-
     /// What the pages from the start of `range` are for a consumer that skips. Their protection is
     /// restored.
     pub(super) fn claim(&mut self, seat: Seat, range: Range<u64>) -> Claim {
@@ -120,14 +112,13 @@ impl PageSet {
     }
 
     /// The next run of pages of `from..end`, in one stretch, that are to be handed out as free.
-    pub(super) fn next_free(&mut self, from: u64, end: u64) -> Option<Range<u64>> {
-        let free = self.beside.free.as_mut()?;
+    pub(super) fn next_free(&self, from: u64, end: u64) -> Option<Range<u64>> {
+        let free = self.beside.free.as_ref()?;
         let run = free.next_run_before(from as usize, end as usize)?;
         let start = run.start as u64;
         let stretch_end = (start / STRETCH_PAGES + 1) * STRETCH_PAGES;
         let end = (run.end as u64).min(stretch_end);
-        free.clear_range(run.start, (end - start) as usize);
-        Some(start..end)
+        Some(start..end.min(self.cut_at_fresh(start)))
     }
 
     /// The next page, from `from` on, that is pending although it was passed.
@@ -410,7 +401,7 @@ impl Tracker {
 
 impl Consumer {
     /// Has given-back pages told apart from others in what is handed out, and hinted pages
-    /// handed out as [`Content::Free`]; or neither, which is so unless it is said. Before
+    /// handed out as [`super::consumer::Content::Free`]; or neither, which is so unless it is said. Before
     /// [`Consumer::start`].
     pub fn skip_returned(&self, on: bool) {
         let seat = self.seat();
@@ -428,13 +419,8 @@ impl Consumer {
     }
 
     /// [`Consumer::take`] of what is not read: given-back and free pages.
-    pub fn take_unread(
-        &self,
-        cursor: &mut Cursor,
-        max_runs: usize,
-        runs: &mut Vec<Run>,
-    ) -> Result<()> {
-        self.take_what(cursor, max_runs, Pages(u64::MAX), true, runs)
+    pub fn take_unread(&self, cursor: &mut Cursor, max_runs: usize) -> Result<Taken> {
+        self.take_what(cursor, max_runs, Pages(u64::MAX), true)
     }
 }
 

@@ -5,8 +5,10 @@
 //! known mistakes.
 
 use super::*;
+use crate::dirty::consumer::Content;
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::testing::{apart, the_run};
 use crate::dirty::tracker::{Clearing, StartWith};
 use crate::dirty::When;
 use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory, SlotDescription};
@@ -121,8 +123,15 @@ enum Op {
     End,
 }
 
+/// One run.
 struct Flight {
-    run: Run,
+    taken: Taken,
+}
+
+impl Flight {
+    fn stretch(&self) -> u64 {
+        the_run(&self.taken).pages.first().0 / STRETCH_PAGES
+    }
 }
 
 struct Listed {
@@ -316,7 +325,6 @@ impl World {
     }
 
     fn walk(&mut self, runs: usize, pages: u64) -> bool {
-        let mut taken = Vec::new();
         if self.mistake == Mistake::SkipsWithoutClearing {
             self.read_all();
             let mut inner = self.consumer.lock();
@@ -332,32 +340,33 @@ impl World {
                 }
             }
         }
-        self.consumer
-            .take(&mut self.cursor, runs, Pages(pages), &mut taken)
+        let taken = self
+            .consumer
+            .take(&mut self.cursor, runs, Pages(pages))
             .unwrap();
         self.take_in(taken)
     }
 
-    fn take_in(&mut self, taken: Vec<Run>) -> bool {
+    fn take_in(&mut self, taken: Taken) -> bool {
         let more = !taken.is_empty();
-        for run in taken {
-            let last = run.first.0 + run.count.0 - 1;
-            assert_eq!(run.first.0 / STRETCH_PAGES, last / STRETCH_PAGES);
+        for taken in apart(taken) {
+            let flight = Flight { taken };
+            let run = the_run(&flight.taken);
+            assert_eq!(flight.stretch(), (run.pages.end().0 - 1) / STRETCH_PAGES);
             if run.content == Content::Used {
-                self.flight.push(Flight { run });
+                self.flight.push(flight);
             } else {
                 // Nothing is read. Records of one stretch go out in the order of their taking.
-                let stretch = run.first.0 / STRETCH_PAGES;
-                self.read_stretch(stretch);
-                self.read(Flight { run });
+                self.read_stretch(flight.stretch());
+                self.read(flight);
             }
         }
         more
     }
 
     fn read(&mut self, flight: Flight) {
-        let run = flight.run;
-        for page in run.first.0..run.first.0 + run.count.0 {
+        let run = the_run(&flight.taken);
+        for page in run.pages.first().0..run.pages.end().0 {
             let has = match run.content {
                 Content::Used => Has::Version(self.version(page)),
                 Content::Returned => Has::Discarded,
@@ -365,6 +374,7 @@ impl World {
             };
             self.copy.insert(page, has);
         }
+        flight.taken.delivered();
     }
 
     fn one(&mut self, which: usize) -> Option<Flight> {
@@ -375,7 +385,7 @@ impl World {
     fn read_stretch(&mut self, stretch: u64) {
         let (of_it, rest) = std::mem::take(&mut self.flight)
             .into_iter()
-            .partition::<Vec<_>, _>(|f| f.run.first.0 / STRETCH_PAGES == stretch);
+            .partition::<Vec<_>, _>(|f| f.stretch() == stretch);
         self.flight = rest;
         for flight in of_it {
             self.read(flight);
@@ -443,25 +453,21 @@ impl World {
             Op::Read(which) => {
                 if !self.flight.is_empty() {
                     let flight = &self.flight[which % self.flight.len()];
-                    let stretch = flight.run.first.0 / STRETCH_PAGES;
+                    let stretch = flight.stretch();
                     self.read_stretch(stretch);
                 }
             }
             Op::PutBack(which) => {
-                if let Some(Flight { run }) = self.one(which) {
-                    self.consumer.put_back(run.block.id(), run.first, run.count);
-                }
+                drop(self.one(which));
             }
             Op::Unread => {
-                let (mut cursor, mut taken) = (Cursor::default(), Vec::new());
+                let mut cursor = Cursor::default();
                 loop {
-                    self.consumer
-                        .take_unread(&mut cursor, 7, &mut taken)
-                        .unwrap();
-                    if taken.iter().any(|run| run.content == Content::Used) {
+                    let taken = self.consumer.take_unread(&mut cursor, 7).unwrap();
+                    if taken.runs().any(|run| run.content == Content::Used) {
                         return Err("a page to be read among those that are not".into());
                     }
-                    if !self.take_in(std::mem::take(&mut taken)) {
+                    if !self.take_in(taken) {
                         break;
                     }
                 }
@@ -531,9 +537,6 @@ impl World {
         for (i, flight) in std::mem::take(&mut self.flight).into_iter().enumerate() {
             if i < half {
                 self.read(flight);
-            } else {
-                self.consumer
-                    .put_back(flight.run.block.id(), flight.run.first, flight.run.count);
             }
         }
         self.sync(When::Stopped)?;
@@ -894,19 +897,17 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
         let whole = 1 << unit;
         assert_eq!(before, Pages(128 * whole.min(8)), "unit {unit}");
         // It is what the walk then has to read: a downtime was decided on by it.
-        let (mut runs, mut read) = (Vec::new(), 0);
+        let mut read = 0;
         let mut cursor = Cursor::default();
         loop {
             let all = Pages(u64::MAX);
-            world
-                .consumer
-                .take(&mut cursor, 64, all, &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = world.consumer.take(&mut cursor, 64, all).unwrap();
+            if taken.is_empty() {
                 break;
             }
-            let used = runs.iter().filter(|r| r.content == Content::Used);
-            read += used.map(|r| r.count.0).sum::<u64>();
+            let used = taken.runs().filter(|r| r.content == Content::Used);
+            read += used.map(|r| r.pages.count().0).sum::<u64>();
+            taken.delivered();
         }
         assert_eq!(Pages(read), before, "unit {unit}");
         assert_eq!(world.consumer.stats().broken, before);
@@ -934,14 +935,10 @@ fn without_the_consumer_skipping_given_back_pages_are_handed_out_like_others() {
     world.consumer.skip_returned(false);
     world.consumer.start(StartWith::Everything).unwrap();
     assert_eq!(world.consumer.to_read(), Pages(256));
-    let mut runs = Vec::new();
     let mut cursor = Cursor::default();
-    world
-        .consumer
-        .take(&mut cursor, 9, Pages(9999), &mut runs)
-        .unwrap();
-    assert_eq!(runs.iter().map(|r| r.count.0).sum::<u64>(), 256);
-    assert!(runs.iter().all(|r| r.content == Content::Used));
+    let taken = world.consumer.take(&mut cursor, 9, Pages(9999)).unwrap();
+    assert_eq!(taken.pages(), Pages(256));
+    assert!(taken.runs().all(|r| r.content == Content::Used));
     world.consumer.stop().unwrap();
 }
 
@@ -1177,18 +1174,16 @@ fn handing_out_what_is_free_costs_what_is_free() {
         .hint_free(round, GuestAddress(0), 1000 << 21)
         .unwrap();
     consumer.put_back(BlockId(0), Pages((16 << 28) - 1), Pages(1));
-    let (mut cursor, mut runs, mut found) = (Cursor::default(), Vec::new(), Vec::new());
+    let (mut cursor, mut found) = (Cursor::default(), Vec::new());
     a_thousand_times("taking a run", |_| {
-        consumer
-            .take(&mut cursor, 1, Pages(u64::MAX), &mut runs)
-            .unwrap();
-        found.extend(runs.iter().map(|run| (run.first.0, run.content)));
+        let taken = consumer.take(&mut cursor, 1, Pages(u64::MAX)).unwrap();
+        found.extend(taken.runs().map(|run| (run.pages.first().0, run.content)));
+        taken.delivered();
     });
     let free: Vec<_> = (0..1000).map(|i| (i * 512, Content::Free)).collect();
     assert_eq!(found, free);
-    consumer
-        .take(&mut cursor, 9, Pages(u64::MAX), &mut runs)
-        .unwrap();
-    let last = runs.first().map(|run| (run.first.0, run.content));
+    let taken = consumer.take(&mut cursor, 9, Pages(u64::MAX)).unwrap();
+    let last = taken.runs().next();
+    let last = last.map(|run| (run.pages.first().0, run.content));
     assert_eq!(last, Some(((16 << 28) - 1, Content::Used)));
 }

@@ -1,7 +1,8 @@
 //! A guest whose memory is never touched, and what a tracker finds of it: for tests of logs
 //! that only know addresses. Nothing else.
 
-use super::consumer::{Consumer, Cursor};
+use super::consumer::{Consumer, Cursor, Run};
+use super::taken::Taken;
 use super::tracker::{Clearing, Tracker};
 use super::{DirtyLog, When};
 use crate::error::Result;
@@ -97,18 +98,37 @@ impl Drop for Guest {
 /// Everything pending, as (block, page).
 pub fn take_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {
     let mut found = BTreeSet::new();
-    let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+    let mut cursor = Cursor::default();
     loop {
-        consumer
-            .take(&mut cursor, 64, Pages(u64::MAX), &mut runs)
-            .unwrap();
-        if runs.is_empty() && consumer.pending().0 == 0 {
+        let taken = consumer.take(&mut cursor, 64, Pages(u64::MAX)).unwrap();
+        if taken.is_empty() && consumer.pending().0 == 0 {
             return found;
         }
-        for run in &runs {
-            found.extend((0..run.count.0).map(|i| (run.block.id().0, run.first.0 + i)));
+        for run in taken.runs() {
+            let pages = run.pages.first().0..run.pages.end().0;
+            found.extend(pages.map(|page| (run.block.id().0, page)));
         }
+        taken.delivered();
     }
+}
+
+/// Each run by itself: what is on its way arrives, or does not, run by run.
+pub fn apart(mut taken: Taken) -> Vec<Taken> {
+    let mut each = Vec::new();
+    while !taken.is_empty() {
+        let mut first = true;
+        let one = taken.split_off(|_| std::mem::take(&mut first));
+        each.push(one.unwrap());
+    }
+    each
+}
+
+/// The one run of what [`apart`] made.
+pub fn the_run(taken: &Taken) -> Run<'_> {
+    let mut runs = taken.runs();
+    let one = runs.next().unwrap();
+    assert!(runs.next().is_none(), "more than one run");
+    one
 }
 
 pub fn sync_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {

@@ -7,9 +7,11 @@
 //! the oracle can fail is shown by giving it engines with known mistakes ([`Mistake`]).
 
 use super::*;
-use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::taken::Taken;
+use crate::dirty::testing::{apart, the_run};
 use crate::dirty::Extent;
 use crate::dirty::{Origin, Sink};
 use crate::memory::{BlockDescription, BlockFlags, SlotDescription};
@@ -111,7 +113,8 @@ struct SlotInfo {
 }
 
 struct Flight {
-    run: Run,
+    /// One run.
+    taken: Taken,
     /// What the engine with a mistake has made its mind up about: versions by host page.
     early: Rc<HashMap<u64, u64>>,
 }
@@ -342,35 +345,34 @@ impl World {
     fn take(&mut self, max_runs: u32, max_pages: u32) -> std::result::Result<bool, String> {
         let early = Rc::new(self.early());
         let before = self.consumer.pending().0;
-        let mut runs = Vec::new();
-        let taken = self.consumer.take(
-            &mut self.cursor,
-            max_runs as usize,
-            Pages(max_pages.into()),
-            &mut runs,
-        );
-        let got: u64 = runs.iter().map(|r| r.count.0).sum();
+        let taken =
+            self.consumer
+                .take(&mut self.cursor, max_runs as usize, Pages(max_pages.into()));
+        let got = taken.as_ref().map_or(0, |taken| taken.pages().0);
         expect!(
             self.consumer.pending().0 == before - got,
             "pages vanished in a take"
         );
-        if let Err(e) = taken {
-            expect!(self.failures && runs.is_empty(), "take failed: {e}");
-            return Ok(true);
-        }
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(e) => {
+                expect!(self.failures, "take failed: {e}");
+                return Ok(true);
+            }
+        };
         expect!(
-            got <= u64::from(max_pages) && runs.len() <= max_runs as usize,
+            got <= u64::from(max_pages) && taken.run_count() <= max_runs as usize,
             "more was handed out than asked for"
         );
-        let more = !runs.is_empty();
-        for run in runs {
-            let last = run.first.0 + run.count.0 - 1;
+        let more = !taken.is_empty();
+        for taken in apart(taken) {
+            let pages = the_run(&taken).pages;
             expect!(
-                run.first.0 / STRETCH_PAGES == last / STRETCH_PAGES,
+                pages.first().0 / STRETCH_PAGES == (pages.end().0 - 1) / STRETCH_PAGES,
                 "a run crosses a stretch"
             );
             self.flight.push(Flight {
-                run,
+                taken,
                 early: Rc::clone(&early),
             });
         }
@@ -393,8 +395,9 @@ impl World {
     }
 
     fn read(&mut self, flight: Flight) {
-        let host = flight.run.block.host() as u64;
-        for page in flight.run.first.0..flight.run.first.0 + flight.run.count.0 {
+        let run = the_run(&flight.taken);
+        let host = run.block.host() as u64;
+        for page in run.pages.first().0..run.pages.end().0 {
             let at = host + page * PAGE_SIZE;
             let version = match flight.early.get(&at) {
                 Some(&version) => version,
@@ -402,6 +405,7 @@ impl World {
             };
             self.copy.insert(at, version);
         }
+        flight.taken.delivered();
     }
 
     fn drain(&mut self) -> Verdict {
@@ -422,11 +426,6 @@ impl World {
     fn one_in_flight(&mut self, selector: u32) -> Option<Flight> {
         let n = self.flight.len();
         (n > 0).then(|| self.flight.swap_remove(selector as usize % n))
-    }
-
-    fn put_back(&mut self, flight: Flight) {
-        let run = flight.run;
-        self.consumer.put_back(run.block.id(), run.first, run.count);
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
@@ -460,9 +459,7 @@ impl World {
                 }
             }
             Op::PutBack(which) => {
-                if let Some(flight) = self.one_in_flight(*which) {
-                    self.put_back(flight);
-                }
+                drop(self.one_in_flight(*which));
             }
             Op::Drain => self.drain()?,
             Op::MarkAll => self.consumer.mark_all(),
@@ -489,7 +486,8 @@ impl World {
                     self.kvm.no_races();
                     let block = self.blocks.swap_remove(*which as usize % self.blocks.len());
                     // The removal waits for whoever holds a run of it.
-                    self.flight.retain(|f| f.run.block.id() != block.id);
+                    self.flight
+                        .retain(|f| the_run(&f.taken).block.id() != block.id);
                     self.memory.remove_block(&block.name).unwrap();
                     let (gone, slots) = std::mem::take(&mut self.slots)
                         .into_iter()
@@ -521,8 +519,6 @@ impl World {
         for (i, flight) in flight.into_iter().enumerate() {
             if i % 2 == 0 {
                 self.read(flight);
-            } else {
-                self.put_back(flight);
             }
         }
         self.sync(When::Stopped)?;
@@ -798,7 +794,7 @@ fn a_chunk_rounded_out_to_64_pages_leaves_its_neighbours_new_bits_alone() {
         world.take(1, 1).unwrap();
         assert!(world.kvm.is_protected(slot, 40));
         let flight = world.flight.pop().unwrap();
-        assert_eq!(flight.run.first.0, 42);
+        assert_eq!(the_run(&flight.taken).pages.first().0, 42);
         world.read(flight);
         // Written again after it was read: only the kernel's bit knows.
         world.kvm.guest_write(slot, 10);
@@ -900,19 +896,15 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
 fn a_take_of_any_number_of_pages_is_cut_at_the_stretch() {
     let world = settled(SMALLEST, 2000, 0, Mistake::None);
     world.consumer.mark_all();
-    let mut runs = Vec::new();
-    world
+    let taken = world
         .consumer
-        .take(
-            &mut Cursor::default(),
-            usize::MAX,
-            Pages(u64::MAX),
-            &mut runs,
-        )
+        .take(&mut Cursor::default(), usize::MAX, Pages(u64::MAX))
         .unwrap();
-    let found: Vec<_> = runs.iter().map(|r| (r.first.0, r.count.0)).collect();
+    let found: Vec<_> = taken
+        .runs()
+        .map(|r| (r.pages.first().0, r.pages.count().0))
+        .collect();
     assert_eq!(found, [(0, 512), (512, 512), (1024, 512), (1536, 464)]);
-    drop(runs);
 }
 
 #[test]
@@ -923,30 +915,18 @@ fn a_take_whose_clear_fails_takes_nothing_and_can_be_made_again() {
     }
     world.sync(When::Running).unwrap();
     let mut cursor = Cursor::default();
-    let mut runs = Vec::new();
-    world
-        .consumer
-        .take(&mut cursor, 1, Pages(1), &mut runs)
-        .unwrap();
+    let first = world.consumer.take(&mut cursor, 1, Pages(1)).unwrap();
+    first.delivered();
     let begun = cursor;
     world
         .kvm
         .race(Moment::BeforeClear, world.slots[0].slot, 200);
     world.kvm.fail(0, 1);
-    let error = world
-        .consumer
-        .take(&mut cursor, 9, Pages(9), &mut runs)
-        .unwrap_err();
+    let error = world.consumer.take(&mut cursor, 9, Pages(9)).unwrap_err();
     assert!(error.message().contains("of block `b1`"), "{error}");
-    assert_eq!(
-        (runs.len(), cursor, world.consumer.pending()),
-        (0, begun, Pages(2))
-    );
-    world
-        .consumer
-        .take(&mut cursor, 9, Pages(9), &mut runs)
-        .unwrap();
-    let found: Vec<_> = runs.iter().map(|r| r.first.0).collect();
+    assert_eq!((cursor, world.consumer.pending()), (begun, Pages(2)));
+    let runs = world.consumer.take(&mut cursor, 9, Pages(9)).unwrap();
+    let found: Vec<_> = runs.runs().map(|r| r.pages.first().0).collect();
     assert_eq!(found, [100, 200]);
 }
 
@@ -1309,8 +1289,10 @@ proptest! {
         let mut got = HashSet::new();
         while world.take(64, 4000).unwrap() {
             for flight in std::mem::take(&mut world.flight) {
-                let run = flight.run;
-                got.extend((0..run.count.0).map(|i| (run.block.id(), run.first.0 + i)));
+                let run = the_run(&flight.taken);
+                let pages = run.pages.first().0..run.pages.end().0;
+                got.extend(pages.map(|page| (run.block.id(), page)));
+                flight.taken.delivered();
             }
         }
         prop_assert_eq!(got, expected);
@@ -1346,7 +1328,6 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
         })
         .collect();
     let mut copy = vec![0; PAGES as usize];
-    let mut runs = Vec::new();
     let mut last = false;
     loop {
         world.consumer.sync(When::Running).unwrap();
@@ -1355,19 +1336,17 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
         world.apply(&Op::RemoveBlock(1)).unwrap();
         loop {
             let cursor = &mut world.cursor;
-            world
-                .consumer
-                .take(cursor, 64, Pages(512), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = world.consumer.take(cursor, 64, Pages(512)).unwrap();
+            if taken.is_empty() {
                 break;
             }
-            for run in runs.iter().filter(|r| r.block.id() == world.blocks[0].id) {
-                for page in run.first.index()..(run.first + run.count).index() {
+            let block = world.blocks[0].id;
+            for run in taken.runs().filter(|r| r.block.id() == block) {
+                for page in run.pages.first().index()..run.pages.end().index() {
                     copy[page] = memory[page].load(Ordering::Relaxed);
                 }
             }
-            runs.clear();
+            taken.delivered();
         }
         if last {
             break;

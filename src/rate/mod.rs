@@ -306,14 +306,13 @@ impl Probe {
 /// and how many of them are new there.
 fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, Pages)> {
     let mut cursor = Cursor::default();
-    let mut runs = Vec::new();
-    let (mut taken, mut new) = (0, 0);
+    let (mut all, mut new) = (0, 0);
     loop {
-        consumer.take(&mut cursor, 1024, Pages(1 << 20), &mut runs)?;
-        if runs.is_empty() {
-            return Ok((Pages(taken), Pages(new)));
+        let taken = consumer.take(&mut cursor, 1024, Pages(1 << 20))?;
+        if taken.is_empty() {
+            return Ok((Pages(all), Pages(new)));
         }
-        for run in &runs {
+        for run in taken.runs() {
             let block = run.block.id().index();
             while seen.len() <= block {
                 fallible::push(seen, None, "what was written in the period")?;
@@ -323,10 +322,12 @@ fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, 
             }
             if let Some(seen) = &mut seen[block] {
                 // A walk that the guest writes behind may come to a page twice.
-                taken += run.count.0;
-                new += seen.set_range(run.first.index(), run.count.index());
+                let (first, count) = (run.pages.first(), run.pages.count());
+                all += count.0;
+                new += seen.set_range(first.index(), count.index());
             }
         }
+        taken.delivered();
     }
 }
 

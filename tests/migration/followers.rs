@@ -118,17 +118,16 @@ impl Drop for Guest {
 
 /// All that is pending, as pages.
 fn taken(consumer: &Consumer) -> BTreeSet<u64> {
-    let (mut cursor, mut runs, mut found) = (Cursor::default(), Vec::new(), BTreeSet::new());
+    let (mut cursor, mut found) = (Cursor::default(), BTreeSet::new());
     loop {
-        consumer
-            .take(&mut cursor, 64, Pages(PAGES), &mut runs)
-            .unwrap();
-        if runs.is_empty() {
+        let taken = consumer.take(&mut cursor, 64, Pages(PAGES)).unwrap();
+        if taken.is_empty() {
             return found;
         }
-        for run in runs.drain(..) {
-            found.extend(run.first.0..(run.first + run.count).0);
+        for run in taken.runs() {
+            found.extend(run.pages.first().0..run.pages.end().0);
         }
+        taken.delivered();
     }
 }
 

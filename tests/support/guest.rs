@@ -6,7 +6,8 @@
 use super::memory::{Ram, Spec, PAGE};
 use super::random::Random;
 use super::time::LONG;
-use brant::dirty::consumer::{Consumer, Cursor, Run};
+use brant::dirty::consumer::{Consumer, Cursor};
+use brant::dirty::taken::Taken;
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::memory::{BlockId, Memory};
@@ -282,22 +283,20 @@ impl Guest {
             .expect("the guest is tracked, and its migration over");
         consumer.sync(When::Stopped).unwrap();
         let mut pages = HashSet::new();
-        let mut all: Vec<Run> = Vec::new();
-        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        // Dropped together, when no page is left to be taken.
+        let mut all: Vec<Taken> = Vec::new();
+        let mut cursor = Cursor::default();
         loop {
-            consumer
-                .take(&mut cursor, 256, Pages(1 << 20), &mut runs)
-                .unwrap();
-            if runs.is_empty() {
+            let taken = consumer.take(&mut cursor, 256, Pages(1 << 20)).unwrap();
+            if taken.is_empty() {
                 break;
             }
-            all.append(&mut runs);
-        }
-        for run in all {
-            for page in run.first.0..run.first.0 + run.count.0 {
-                pages.insert((run.block.name().to_owned(), page as usize));
+            for run in taken.runs() {
+                for page in run.pages.first().0..run.pages.end().0 {
+                    pages.insert((run.block.name().to_owned(), page as usize));
+                }
             }
-            consumer.put_back(run.block.id(), run.first, run.count);
+            all.push(taken);
         }
         pages
     }

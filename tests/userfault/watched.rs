@@ -195,19 +195,20 @@ impl Tracked {
     /// All that is pending, as (block, page).
     pub fn take(&self) -> BTreeSet<(usize, usize)> {
         let mut pages = BTreeSet::new();
-        let (mut cursor, mut runs) = (Cursor::default(), Vec::new());
+        let mut cursor = Cursor::default();
         loop {
             let all = Pages(u64::MAX);
-            self.consumer.take(&mut cursor, 64, all, &mut runs).unwrap();
-            for run in &runs {
-                for page in run.first.0..run.first.0 + run.count.0 {
+            let taken = self.consumer.take(&mut cursor, 64, all).unwrap();
+            for run in taken.runs() {
+                for page in run.pages.first().0..run.pages.end().0 {
                     let fresh = pages.insert((run.block.id().index(), page as usize));
                     assert!(fresh, "page {page} was handed out twice");
                 }
             }
-            if runs.is_empty() {
+            if taken.is_empty() {
                 return pages;
             }
+            taken.delivered();
         }
     }
 

@@ -9,7 +9,8 @@ use super::replies::Replies;
 use super::sender::{Batch, Sender};
 use crate::channel::Endpoint;
 use crate::channel::{Channel, Io, Part};
-use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::consumer::{Consumer, Cursor};
+use crate::dirty::taken::Taken;
 use crate::dirty::tracker::{ConsumerStats, Tracker};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
@@ -106,7 +107,6 @@ pub(super) struct Driver {
     token: Token,
     we_started_tracking: bool,
     cursor: Cursor,
-    runs: Vec<Run>,
     /// Raised by whoever removes a block.
     recall: Arc<PinRecall>,
     /// How many poisoned pages there were when the VMM was last told of them.
@@ -303,7 +303,7 @@ impl Work for Driver {
                 self.done
             }
             Action::PutBack => {
-                self.sender.put_back(&self.consumer);
+                self.sender.give_up();
                 None
             }
             Action::TellPeer => {
@@ -366,7 +366,6 @@ impl Driver {
             token: [0; 16],
             we_started_tracking: false,
             cursor: Cursor::default(),
-            runs: Vec::new(),
             recall,
             told_poisoned: 0,
             bandwidth: Bandwidth::default(),
@@ -577,9 +576,7 @@ impl Driver {
     /// Sends some pages; `None` when the walk has come to its end.
     fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
         let mut cursor = self.cursor;
-        let batch = self.batch(io, |consumer, runs| {
-            consumer.take(&mut cursor, BATCH_RUNS, pages, runs)
-        });
+        let batch = self.batch(io, |consumer| consumer.take(&mut cursor, BATCH_RUNS, pages));
         self.cursor = cursor;
         batch
     }
@@ -588,46 +585,23 @@ impl Driver {
     fn batch(
         &mut self,
         io: &Io<'_>,
-        take: impl FnOnce(&Consumer, &mut Vec<Run>) -> Result<()>,
+        take: impl FnOnce(&Consumer) -> Result<Taken>,
     ) -> Result<Option<Batch>> {
-        let mut runs = std::mem::take(&mut self.runs);
         // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
         self.recall.lower();
-        let taken = take(&self.consumer, &mut runs);
-        let sent = taken.and_then(|()| {
-            if runs.is_empty() {
-                return Ok(None);
-            }
-            let news = self.news(&runs).and_then(|news| {
-                self.sender.make_room(runs.len())?;
-                Ok(news)
-            });
-            let news = news.inspect_err(|_| {
-                for run in &runs {
-                    self.consumer.put_back(run.block.id(), run.first, run.count);
-                }
-            })?;
-            let channel = self
-                .channel
-                .as_mut()
-                .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-            self.sender
-                .send(channel, &news, &runs, &self.recall, io)
-                .map(Some)
-        });
-        // No pin outlives the batch, or the moment in which somebody wants it.
-        runs.clear();
-        self.runs = runs;
-        let Some((batch, rest)) = sent? else {
+        let taken = take(&self.consumer)?;
+        if taken.is_empty() {
             return Ok(None);
-        };
+        }
+        let news = self.news(Some(&taken))?;
+        let Driver {
+            channel, sender, ..
+        } = self;
+        let channel = channel
+            .as_mut()
+            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
+        let (batch, rest) = sender.send(channel, &news, taken, &self.recall, io)?;
         if let Some(rest) = rest {
-            let Driver {
-                channel, sender, ..
-            } = self;
-            let channel = channel
-                .as_mut()
-                .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
             sender.send_rest(channel, &rest, io)?;
         }
         self.stats.data_pages += batch.data_pages;
@@ -667,11 +641,12 @@ impl Driver {
         self.sender.send_marker(channel, self.stats.pass, false, io)
     }
 
-    /// What the destination has to hear before `runs`: of blocks that went, and of those that
+    /// What the destination has to hear before `taken`: of blocks that went, and of those that
     /// came since. As bytes, to be sent with the runs: what waits for the peer alone would wait
     /// with their pins.
-    fn news(&mut self, runs: &[Run]) -> Result<Vec<u8>> {
+    fn news(&mut self, taken: Option<&Taken>) -> Result<Vec<u8>> {
         let mut news = Vec::new();
+        let blocks = || taken.into_iter().flat_map(Taken::blocks);
         // Those that went first: one that comes may have the name of one that went. Only when the
         // map has changed: this is asked with every batch.
         let memory = self.shared.tracker.memory();
@@ -682,7 +657,8 @@ impl Driver {
             let mut gone = fallible::collect(gone, BLOCKS)?;
             // One that runs are still sent of is told of with a later batch.
             let before = gone.len();
-            gone.retain(|id| runs.iter().all(|run| run.block.id() != *id));
+            let sent = |id| blocks().any(|block| block.id() == id);
+            gone.retain(|id| !sent(*id));
             for id in &gone {
                 Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
                 self.announced.remove(id);
@@ -691,12 +667,12 @@ impl Driver {
                 self.announced_at = Some(map.generation());
             }
         }
-        for run in runs {
-            if self.announced.contains(&run.block.id()) {
+        for block in blocks() {
+            if self.announced.contains(&block.id()) {
                 continue;
             }
-            Record::BlockAdded(describe(&run.block)).encode(&mut news)?;
-            fallible::add(&mut self.announced, run.block.id(), BLOCKS)?;
+            Record::BlockAdded(describe(block)).encode(&mut news)?;
+            fallible::add(&mut self.announced, block.id(), BLOCKS)?;
         }
         Ok(news)
     }
@@ -727,7 +703,7 @@ impl Driver {
     }
 
     fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
-        let news = self.news(&[])?;
+        let news = self.news(None)?;
         let channel = self
             .channel
             .as_mut()

@@ -2,12 +2,12 @@
 //! what the destination has not acknowledged.
 
 use crate::channel::{Channel, Io, Part};
-use crate::dirty::consumer::{Consumer, Content, Run};
+use crate::dirty::consumer::{Content, Run};
+use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::contents::{Contents, Held};
-use crate::memory::BlockId;
 use crate::migrate::params;
 use crate::migrate::session;
 use crate::runtime::Recall;
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const MARKER_PAGES: u64 = 16 << 10;
 /// Or after so many runs.
 const MARKER_RUNS: usize = 4096;
+/// What the ledger is called when there is no memory for it.
+const ACCOUNT: &str = "the account of what is sent";
 
 /// What one batch was.
 #[derive(Debug, Default, Clone, Copy)]
@@ -54,12 +56,6 @@ impl Batch {
     }
 }
 
-#[derive(Debug, Default)]
-struct Sent {
-    runs: Vec<(BlockId, Pages, Pages)>,
-    pages: u64,
-}
-
 /// The sending side of one channel.
 #[derive(Debug)]
 pub(super) struct Sender {
@@ -67,11 +63,15 @@ pub(super) struct Sender {
     /// Whether the destination takes DISCARD records.
     discards: bool,
     marker: Marker,
-    /// Sent since the last marker.
-    current: Sent,
-    /// Sent before a marker that is not acknowledged, by the marker's number.
-    waiting: VecDeque<(u64, Sent)>,
-    waiting_pages: u64,
+    /// Pages that were sent and are not acknowledged, each lot with the number of the first marker
+    /// behind it. Whatever becomes of the migration, they are put back unless that is acknowledged.
+    ledger: VecDeque<(u64, Taken)>,
+    /// How many pages those are.
+    waiting: u64,
+    /// The newest marker that was acknowledged.
+    acknowledged: u64,
+    /// Pages and runs sent since the last marker.
+    since_marker: (u64, usize),
 }
 
 impl Sender {
@@ -87,9 +87,10 @@ impl Sender {
                 data_pages: 0,
                 zero_pages: 0,
             },
-            current: Sent::default(),
-            waiting: VecDeque::new(),
-            waiting_pages: 0,
+            ledger: VecDeque::new(),
+            waiting: 0,
+            acknowledged: 0,
+            since_marker: (0, 0),
         }
     }
 
@@ -100,53 +101,66 @@ impl Sender {
 
     /// Pages sent and not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
-        self.waiting_pages + self.current.pages
+        self.waiting
     }
 
-    /// Has room to account for so many runs, which [`Sender::send`] needs before anything can fail.
-    pub(super) fn make_room(&mut self, runs: usize) -> Result<()> {
-        fallible::reserve(&mut self.current.runs, runs, "the account of what is sent")
-    }
-
-    /// Sends runs whose protection has been restored, and before them `first`. Pages that hold
-    /// nothing are found without reading them.
+    /// Sends taken pages, whose protection has been restored, and before them `first`. Pages that
+    /// hold nothing are found without reading them. After an error, or a panic, what was taken is
+    /// pending again.
     ///
     /// When `recall` is raised while the peer takes its time, what is left is copied: it has to
-    /// be sent next, by [`Sender::send_rest`], once nothing is pinned any more.
+    /// be sent next, by [`Sender::send_rest`]. Nothing is pinned any more when this returns.
     pub(super) fn send(
         &mut self,
         channel: &mut Channel,
         first: &[u8],
-        runs: &[Run],
+        mut taken: Taken,
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<(Batch, Option<Vec<u8>>)> {
-        // Accounted for before anything can fail: what is not acknowledged goes back.
-        for run in runs {
-            // A guest has run here.
-            run.block.zeroed_no_more();
-            self.current
-                .runs
-                .push((run.block.id(), run.first, run.count));
-            self.current.pages += run.count.0;
-        }
+        #[cfg(test)]
+        let _planted = crate::migrate::planted::point("sending pages");
+        // Before the first byte: what was sent needs no room to be accounted for.
+        fallible::reserve_back(&mut self.ledger, 1, ACCOUNT)?;
+        let sent = self.send_runs(channel, first, &taken, recall, io)?;
+        #[cfg(test)]
+        let _planted = crate::migrate::planted::point("the ledger");
+        taken.unpin();
+        let pages = taken.pages().0;
+        self.since_marker.0 += pages;
+        self.since_marker.1 += taken.run_count();
+        self.waiting += pages;
+        self.ledger.push_back((self.marker.number + 1, taken));
+        Ok(sent)
+    }
+
+    fn send_runs(
+        &mut self,
+        channel: &mut Channel,
+        first: &[u8],
+        taken: &Taken,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<(Batch, Option<Vec<u8>>)> {
         let begun = Instant::now();
-        let mut records = Records::for_runs(runs)?;
+        let mut records = Records::for_runs(taken)?;
         // The runs' protection is back, so what is asked from here on is true of them.
         self.contents.refresh();
-        for run in runs {
-            let range = run.first..run.first + run.count;
+        for run in taken.runs() {
+            // A guest has run here.
+            run.block.zeroed_no_more();
+            let range = run.pages.range();
             if run.content != Content::Used {
-                records.unread(run, range, self.discards);
+                records.unread(&run, range, self.discards);
                 continue;
             }
             let Sender { contents, .. } = &mut *self;
             run.block.poisoned().split(range, |range, lost| {
                 if lost {
-                    records.poisoned(run, range);
+                    records.poisoned(&run, range);
                     return Ok(());
                 }
-                contents.split(&run.block, range, |range, held| {
+                contents.split(run.block, range, |range, held| {
                     records.held(run, range, held)
                 })
             })?;
@@ -155,7 +169,7 @@ impl Sender {
         // A peer that takes a byte now and then is not waited for any longer than this.
         let io = io.within(params::transfer(io.idle, records.batch.bytes).from_now());
         let sent = channel.send_unless(&parts, recall, &io).map_err(|e| {
-            let blocks = runs.iter().map(|run| &*run.block);
+            let blocks = taken.runs().map(|run| &**run.block);
             access::name_fault(e, channel.fault(), blocks, Access::Read)
         })?;
         let all = first.len() as u64 + records.batch.bytes;
@@ -178,12 +192,13 @@ impl Sender {
 
     /// Markers sent and not acknowledged.
     pub(super) fn markers_waiting(&self) -> usize {
-        self.waiting.len()
+        (self.marker.number - self.acknowledged) as usize
     }
 
     /// Whether enough was sent since the last marker for another.
     pub(super) fn marker_is_due(&self) -> bool {
-        self.current.pages >= MARKER_PAGES || self.current.runs.len() >= MARKER_RUNS
+        let (pages, runs) = self.since_marker;
+        pages >= MARKER_PAGES || runs >= MARKER_RUNS
     }
 
     /// Sends a marker: the destination acknowledges it when all before it is in memory.
@@ -194,51 +209,43 @@ impl Sender {
         last: bool,
         io: &Io<'_>,
     ) -> Result<()> {
-        fallible::reserve_back(&mut self.waiting, 1, "the account of what is sent")?;
         self.marker.number += 1;
         self.marker.pass = pass;
         self.marker.flags = if last { MARKER_FLAG_FINAL } else { 0 };
-        let sent = std::mem::take(&mut self.current);
-        self.waiting_pages += sent.pages;
-        self.waiting.push_back((self.marker.number, sent));
+        self.since_marker = (0, 0);
         session::send(channel, &Record::Marker(self.marker), io)
     }
 
     /// The destination has acknowledged a marker, and so all before it. It may leave markers
     /// out, and never goes back.
     pub(super) fn acknowledged(&mut self, number: u64) -> Result<()> {
-        let next = self.waiting.front().map(|(number, _)| *number);
-        if number > self.marker.number || next.is_none_or(|next| number < next) {
+        let waiting = self.acknowledged + 1..=self.marker.number;
+        if !waiting.contains(&number) {
             return Err(Error::new(
                 Kind::Protocol,
                 format!(
                     "the destination acknowledged marker {number}; {}",
-                    match next {
-                        Some(next) => format!("waiting are {next} to {}", self.marker.number),
-                        None => "none is waiting for that".to_owned(),
+                    match waiting.is_empty() {
+                        false => format!("waiting are {} to {}", waiting.start(), waiting.end()),
+                        true => "none is waiting for that".to_owned(),
                     }
                 ),
             ));
         }
-        while self.waiting.front().is_some_and(|(n, _)| *n <= number) {
-            if let Some((_, sent)) = self.waiting.pop_front() {
-                self.waiting_pages -= sent.pages;
+        self.acknowledged = number;
+        while self.ledger.front().is_some_and(|(n, _)| *n <= number) {
+            if let Some((_, taken)) = self.ledger.pop_front() {
+                self.waiting -= taken.pages().0;
+                taken.delivered();
             }
         }
         Ok(())
     }
 
-    /// Gives everything that was not acknowledged back; how many pages that was.
-    pub(super) fn put_back(&mut self, consumer: &Consumer) -> u64 {
-        let pages = self.unacknowledged();
-        let waiting = self.waiting.drain(..).map(|(_, sent)| sent);
-        for sent in waiting.chain([std::mem::take(&mut self.current)]) {
-            for (block, first, count) in sent.runs {
-                consumer.put_back(block, first, count);
-            }
-        }
-        self.waiting_pages = 0;
-        pages
+    /// Gives everything that was not acknowledged back.
+    pub(super) fn give_up(&mut self) {
+        self.ledger.clear();
+        self.waiting = 0;
     }
 }
 
@@ -250,20 +257,20 @@ struct Records<'a> {
     batch: Batch,
 }
 
-type Piece<'a> = (&'a Run, Range<Pages>);
+type Piece<'a> = (Run<'a>, Range<Pages>);
 
 impl<'a> Records<'a> {
     /// None yet, with room for all that can become of `runs`: a record for each page that is read,
     /// and one for each run that is not.
-    fn for_runs(runs: &[Run]) -> Result<Self> {
-        let read = runs.iter().filter(|run| run.content == Content::Used);
-        let most = runs.len() + read.map(|run| run.count.index()).sum::<usize>();
+    fn for_runs(taken: &Taken) -> Result<Self> {
+        let read = taken.runs().filter(|run| run.content == Content::Used);
+        let most = taken.run_count() + read.map(|run| run.pages.count().index()).sum::<usize>();
         let mut records = Records::default();
         fallible::reserve(&mut records.list, most, "a batch of records")?;
         Ok(records)
     }
 
-    fn zeros(&mut self, run: &Run, range: Range<Pages>) {
+    fn zeros(&mut self, run: &Run<'_>, range: Range<Pages>) {
         let count = range.end - range.start;
         let header = Header::zeros(run.block.id().0, range.start, count.0 as u32);
         self.list.push((header.encode(), None));
@@ -272,13 +279,13 @@ impl<'a> Records<'a> {
     }
 
     /// Pages whose contents are lost: what they were is not to be had, so they become zero.
-    fn poisoned(&mut self, run: &Run, range: Range<Pages>) {
+    fn poisoned(&mut self, run: &Run<'_>, range: Range<Pages>) {
         self.batch.poisoned_pages += range.end.0 - range.start.0;
         self.zeros(run, range);
     }
 
     /// Pages that nobody looks at: they read as zero at the destination.
-    fn unread(&mut self, run: &Run, range: Range<Pages>, discards: bool) {
+    fn unread(&mut self, run: &Run<'_>, range: Range<Pages>, discards: bool) {
         let count = range.end.0 - range.start.0;
         match run.content {
             Content::Returned => self.batch.skipped_pages += count,
@@ -295,14 +302,14 @@ impl<'a> Records<'a> {
     }
 
     /// Pages by what they hold.
-    fn held(&mut self, run: &'a Run, range: Range<Pages>, held: Held) {
+    fn held(&mut self, run: Run<'a>, range: Range<Pages>, held: Held) {
         let count = range.end - range.start;
         match held {
             Held::Hole => {
                 self.batch.hole_pages += count.0;
-                self.zeros(run, range);
+                self.zeros(&run, range);
             }
-            Held::Zero => self.zeros(run, range),
+            Held::Zero => self.zeros(&run, range),
             Held::Data => {
                 let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
                 self.list.push((header.encode(), Some((run, range))));
@@ -351,7 +358,7 @@ impl<'a> Records<'a> {
             if from < length {
                 let mut copy = [0u8; PAGE_SIZE as usize];
                 let first = range.start + Bytes(from as u64).pages_down();
-                access::readable(&run.block, first..range.end)?;
+                access::readable(run.block, first..range.end)?;
                 let mut from = from % copy.len();
                 for page in first.0..range.end.0 {
                     let slice = run.block.slice(Pages(page), Pages(1))?;
@@ -362,5 +369,129 @@ impl<'a> Records<'a> {
             }
         }
         Ok(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::consumer::{Consumer, Cursor};
+    use crate::dirty::testing::Guest;
+    use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+    use crate::migrate::planted;
+    use std::os::unix::net::UnixStream;
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+    use std::sync::Arc;
+
+    const PAGES: u64 = 100;
+
+    struct Side {
+        _guest: Guest,
+        consumer: Consumer,
+        sender: Sender,
+        channel: Channel,
+        peer: UnixStream,
+    }
+
+    /// A guest of whose pages every one is pending, and a sender of them.
+    fn side() -> Side {
+        let guest = Guest::new(PAGES as usize);
+        guest.block("ram", PAGES);
+        let tracker = Tracker::new(Arc::clone(&guest.memory), Clearing::default()).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Everything).unwrap();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        Side {
+            _guest: guest,
+            consumer,
+            sender: Sender::new(),
+            channel: Channel::from_fd(ours.into()).unwrap(),
+            peer,
+        }
+    }
+
+    impl Side {
+        fn send(&mut self) -> Result<()> {
+            let taken = self
+                .consumer
+                .take(&mut Cursor::default(), 64, Pages(PAGES))?;
+            assert_eq!(self.consumer.pending(), Pages(0));
+            let io = Io::patient(Duration::from_secs(10));
+            let recall = Recall::new()?;
+            let (_, rest) = self
+                .sender
+                .send(&mut self.channel, &[], taken, &recall, &io)?;
+            assert!(rest.is_none());
+            Ok(())
+        }
+
+        fn send_marker(&mut self) {
+            let io = Io::patient(Duration::from_secs(10));
+            self.sender
+                .send_marker(&mut self.channel, 1, false, &io)
+                .unwrap();
+        }
+
+        /// Every page is pending again, and counted as put back once.
+        fn has_all(&self, what: &str) {
+            assert_eq!(self.consumer.pending(), Pages(PAGES), "{what}");
+            assert_eq!(self.consumer.stats().put_back, Pages(PAGES), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_panic_between_take_and_ledger_loses_nothing() {
+        for place in [
+            "before sending pages",
+            "before the ledger",
+            "after the ledger",
+            "after sending pages",
+        ] {
+            let mut side = side();
+            let fired = planted::plant(place);
+            let sent = catch_unwind(AssertUnwindSafe(|| side.send()));
+            assert!(sent.is_err() && fired.load(std::sync::atomic::Ordering::SeqCst));
+            side.sender.give_up();
+            side.has_all(place);
+        }
+    }
+
+    #[test]
+    fn an_error_while_pages_are_sent_puts_them_back() {
+        let mut side = side();
+        side.peer.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(side.send().is_err());
+        assert_eq!(side.sender.unacknowledged(), 0);
+        side.has_all("an error");
+    }
+
+    #[test]
+    fn a_sender_that_is_dropped_puts_back_what_was_not_acknowledged() {
+        let mut side = side();
+        side.send().unwrap();
+        side.send_marker();
+        assert_eq!(side.sender.unacknowledged(), PAGES);
+        side.sender = Sender::new();
+        side.has_all("a dropped sender");
+    }
+
+    #[test]
+    fn a_marker_delivers_what_was_sent_before_it_and_nothing_else() {
+        let mut side = side();
+        side.send().unwrap();
+        side.send_marker();
+        let block = side.consumer.memory().map().blocks()[0].id();
+        side.consumer.put_back(block, Pages(3), Pages(1));
+        side.send().unwrap();
+        assert_eq!(side.sender.unacknowledged(), PAGES + 1);
+        for wrong in [0, 2, u64::MAX] {
+            assert!(side.sender.acknowledged(wrong).is_err(), "marker {wrong}");
+        }
+        side.sender.acknowledged(1).unwrap();
+        assert!(side.sender.acknowledged(1).is_err());
+        assert_eq!(side.sender.unacknowledged(), 1);
+        assert_eq!(side.consumer.pending(), Pages(0));
+        side.sender.give_up();
+        assert_eq!(side.consumer.pending(), Pages(1));
     }
 }

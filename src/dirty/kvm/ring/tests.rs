@@ -4,7 +4,9 @@
 
 use super::model::{Interrupt, Model, Moment};
 use super::*;
-use crate::dirty::consumer::{Consumer, Cursor, Run};
+use crate::dirty::consumer::{Consumer, Cursor};
+use crate::dirty::taken::Taken;
+use crate::dirty::testing::{apart, the_run};
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE};
@@ -97,7 +99,8 @@ struct World {
     blocks: Vec<(BlockId, u64, u64)>,
     slots: Vec<SlotInfo>,
     copy: HashMap<u64, u64>,
-    flight: Vec<Run>,
+    /// Each of one run.
+    flight: Vec<Taken>,
     cursor: Cursor,
     next: u64,
     /// Something was told to fail.
@@ -248,21 +251,23 @@ impl World {
     }
 
     fn take(&mut self, runs: usize, pages: u64) -> std::result::Result<bool, String> {
-        let mut taken = Vec::new();
-        self.consumer
-            .take(&mut self.cursor, runs, Pages(pages), &mut taken)
+        let taken = self
+            .consumer
+            .take(&mut self.cursor, runs, Pages(pages))
             .map_err(|e| e.to_string())?;
         let more = !taken.is_empty();
-        self.flight.append(&mut taken);
+        self.flight.extend(apart(taken));
         Ok(more)
     }
 
-    fn read(&mut self, run: &Run) {
+    fn read(&mut self, taken: Taken) {
+        let run = the_run(&taken);
         let host = run.block.host() as u64;
-        for page in run.first.0..run.first.0 + run.count.0 {
+        for page in run.pages.first().0..run.pages.end().0 {
             let at = host + page * PAGE_SIZE;
             self.copy.insert(at, self.model.version(at));
         }
+        taken.delivered();
     }
 
     fn drain(&mut self) -> Verdict {
@@ -270,7 +275,7 @@ impl World {
             loop {
                 let more = self.take(64, 100_000)?;
                 for run in std::mem::take(&mut self.flight) {
-                    self.read(&run);
+                    self.read(run);
                 }
                 if !more {
                     break;
@@ -346,14 +351,13 @@ impl World {
                 if !self.flight.is_empty() {
                     let n = usize::from(which) % self.flight.len();
                     let run = self.flight.swap_remove(n);
-                    self.read(&run);
+                    self.read(run);
                 }
             }
             Op::PutBack(which) => {
                 if !self.flight.is_empty() {
                     let n = usize::from(which) % self.flight.len();
-                    let run = self.flight.swap_remove(n);
-                    self.consumer.put_back(run.block.id(), run.first, run.count);
+                    drop(self.flight.swap_remove(n));
                 }
             }
             Op::AddVcpu => {
@@ -416,9 +420,7 @@ impl World {
         self.failures = false;
         for (i, run) in std::mem::take(&mut self.flight).into_iter().enumerate() {
             if i % 2 == 0 {
-                self.read(&run);
-            } else {
-                self.consumer.put_back(run.block.id(), run.first, run.count);
+                self.read(run);
             }
         }
         self.sync(When::Stopped)?;

@@ -144,8 +144,8 @@ impl Driver {
         loop {
             shared.handle.cancel.check("the migration")?;
             self.listen()?;
-            let batch = self.batch(&io, |consumer, runs| {
-                consumer.take_unread(&mut cursor, BATCH_RUNS, runs)
+            let batch = self.batch(&io, |consumer| {
+                consumer.take_unread(&mut cursor, BATCH_RUNS)
             });
             if batch.map_err(|e| self.explain(e))?.is_none() {
                 break;

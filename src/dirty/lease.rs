@@ -1,0 +1,50 @@
+//! A consumer's place in its tracker: held by the consumer and by each of its [`Taken`]s, and given
+//! up with the last of them.
+//!
+//! Example: a migration ends, and its consumer is dropped while pages that it sent are still in an
+//! account. They go back into pending when the account is dropped, and until then the place must
+//! not belong to somebody else.
+//!
+//! [`Taken`]: super::taken::Taken
+
+use super::blocks::Seat;
+use super::figures::Published;
+use super::tracker::Tracker;
+use crate::memory::PageRun;
+use std::sync::Arc;
+
+/// See the file's description.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) tracker: Arc<Tracker>,
+    pub(super) seat: Seat,
+    pub(super) published: Arc<Published>,
+}
+
+impl Lease {
+    /// Makes pages pending again. Blocks that are gone are passed over. Allocates nothing.
+    pub(super) fn put_back(&self, runs: impl Iterator<Item = PageRun>) {
+        let mut inner = self.tracker.lock();
+        for run in runs {
+            inner.put_back(self.seat, run.block(), run.first(), run.count());
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut guard = self.tracker.lock();
+        let inner = &mut *guard;
+        if let Some(member) = inner.members.get_mut(self.seat) {
+            *member = None;
+        }
+        while inner.members.last().is_some_and(Option::is_none) {
+            inner.members.pop();
+        }
+        for state in inner.blocks.iter_mut() {
+            state.drop_set(self.seat);
+        }
+        inner.stop_logs_if_unused();
+        inner.count_slowly();
+    }
+}
