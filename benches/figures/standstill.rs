@@ -213,7 +213,7 @@ fn downtime(shape: &Shape) -> f64 {
     if let Some(writer) = writer {
         writer.join().unwrap();
     }
-    outgoing.stats().downtime_us as f64 / 1e3
+    outgoing.stats().downtime.unwrap_or_default().as_secs_f64() * 1e3
 }
 
 /// All figures of this file.

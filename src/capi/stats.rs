@@ -1,6 +1,7 @@
 //! The figures of a migration as C sees them: one structure, the same on both sides.
 
 use super::structs::sized;
+use crate::migrate::report::micros;
 use crate::migrate::Stats;
 
 /// In a figure of time or rate: not known yet.
@@ -181,7 +182,7 @@ impl From<&Stats> for brant_stats {
             size: size_of::<Self>(),
             phase: s.phase,
             pass: s.pass,
-            error: s.error,
+            error: s.error.map_or(0, |kind| kind as i32),
             progress: s.progress,
             total_bytes: s.total_bytes,
             remaining_bytes: s.remaining_bytes,
@@ -190,30 +191,30 @@ impl From<&Stats> for brant_stats {
             zero_pages: s.zero_pages,
             hole_pages: s.hole_pages,
             unacknowledged_pages: s.unacknowledged_pages,
-            elapsed_us: s.elapsed_us,
+            elapsed_us: micros(s.elapsed),
             throughput: s.throughput,
-            bandwidth: s.bandwidth,
-            dirty_pages_per_second: s.dirty_pages_per_second,
-            time_left_us: s.time_left_us,
-            expected_downtime_us: s.expected_downtime_us,
-            promised_downtime_us: s.promised_downtime_us,
-            downtime_us: s.downtime_us,
-            pause_us: s.pause_us,
-            save_us: s.save_us,
-            last_sync_us: s.last_sync_us,
-            last_send_us: s.last_send_us,
-            ready_us: s.ready_us,
-            release_us: s.release_us,
-            handover_us: s.handover_us,
-            load_us: s.load_us,
-            run_us: s.run_us,
+            bandwidth: s.bandwidth.unwrap_or(BRANT_UNKNOWN),
+            dirty_pages_per_second: s.dirty_pages_per_second.unwrap_or(BRANT_UNKNOWN),
+            time_left_us: s.time_left.map_or(BRANT_UNKNOWN, micros),
+            expected_downtime_us: s.expected_downtime.map_or(BRANT_UNKNOWN, micros),
+            promised_downtime_us: s.promised_downtime.map_or(0, micros),
+            downtime_us: s.downtime.map_or(0, micros),
+            pause_us: s.pause.map_or(0, micros),
+            save_us: s.save.map_or(0, micros),
+            last_sync_us: s.last_sync.map_or(0, micros),
+            last_send_us: s.last_send.map_or(0, micros),
+            ready_us: s.ready.map_or(0, micros),
+            release_us: s.release.map_or(0, micros),
+            handover_us: s.handover.map_or(0, micros),
+            load_us: s.load.map_or(0, micros),
+            run_us: s.run.map_or(0, micros),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
             syncs: s.syncs,
-            sync_us: s.sync_us,
+            sync_us: s.sync.map_or(0, micros),
             found_pages: s.found_pages,
             clear_calls: s.clear_calls,
-            longest_clear_us: s.longest_clear_us,
+            longest_clear_us: micros(s.longest_clear),
             put_back_pages: s.put_back_pages,
             skipped_pages: s.skipped_pages,
             hinted_pages: s.hinted_pages,
@@ -225,7 +226,30 @@ impl From<&Stats> for brant_stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::migrate::switchover::{destination, source};
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_not_known_has_the_headers_number_and_what_has_not_come_is_0() {
+        let unknown = brant_stats::from(&Stats::default());
+        let rates = [unknown.bandwidth, unknown.dirty_pages_per_second];
+        let times = [unknown.time_left_us, unknown.expected_downtime_us];
+        assert_eq!([rates, times], [[BRANT_UNKNOWN; 2]; 2]);
+        assert_eq!((unknown.downtime_us, unknown.promised_downtime_us), (0, 0));
+        assert_eq!((unknown.pause_us, unknown.error), (0, 0));
+        let known = brant_stats::from(&Stats {
+            bandwidth: Some(5),
+            time_left: Some(Duration::MAX),
+            downtime: Some(Duration::from_micros(7)),
+            error: Some(Kind::Timeout),
+            ..Stats::default()
+        });
+        assert_eq!((known.bandwidth, known.downtime_us), (5, 7));
+        // Longer than can be told, and still known.
+        assert_eq!(known.time_left_us, BRANT_UNKNOWN - 1);
+        assert_eq!(known.error, -11);
+    }
 
     #[test]
     fn state_numbers_are_those_of_the_header() {

@@ -261,7 +261,7 @@ impl<S: Machine> Handle<S> {
     fn show(&self, state: S, error: Option<Error>) {
         let mut public = self.lock();
         public.enter(state);
-        public.stats.error = error.as_ref().map_or(0, |e| e.kind() as i32);
+        public.stats.error = error.as_ref().map(Error::kind);
         public.error = error;
     }
 

@@ -102,7 +102,7 @@ mod tests {
                 Err(_) => EventKind::Failed,
             };
             assert_eq!(*self.ends.lock().unwrap(), [end], "{what}: {wait:?}");
-            let error = wait.as_ref().err().map_or(0, |e| e.kind() as i32);
+            let error = wait.as_ref().err().map(Error::kind);
             assert_eq!(stats.error, error, "{what}: {wait:?}");
             assert_eq!(wait.is_ok(), stats.phase == success, "{what}: {wait:?}");
         }

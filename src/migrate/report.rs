@@ -4,28 +4,43 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::time::Duration;
 
 /// The number of the state that a side is in: [`super::switchover::source::State`] or
 /// [`super::switchover::destination::State`].
 pub type Phase = u32;
 
-/// In a field of time or rate: not known yet.
-pub const UNKNOWN: u64 = u64::MAX;
-
-/// The figures of a migration, at either side. Times are microseconds, sizes bytes, pages
-/// 4 KiB. What says how it is now may fall: `total_bytes`, `remaining_bytes`,
-/// `unacknowledged_pages`, `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`,
-/// `expected_downtime_us` and `sync_us`. All others only grow.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// The figures of a migration, at either side. Pages are 4 KiB. What says how it is now may fall:
+/// `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `throughput`, `bandwidth`,
+/// `dirty_pages_per_second`, `time_left`, `expected_downtime` and `sync`. All others only grow.
+///
+/// `None` is a figure that is not known yet, or never will be at this side.
+///
+/// ```
+/// use brant::migrate::Stats;
+///
+/// /// One line for a person who waits.
+/// fn line(stats: &Stats) -> String {
+///     let left = match stats.time_left {
+///         Some(left) => format!("{:.1} s left", left.as_secs_f64()),
+///         None => "time left unknown".into(),
+///     };
+///     format!("{:.1} %, {left}", f64::from(stats.progress) / 100.0)
+/// }
+///
+/// assert_eq!(line(&Stats::default()), "0.0 %, time left unknown");
+/// ```
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Stats {
     /// Number of the state.
     pub phase: Phase,
     /// The pass over memory, from 1; 0 before the first.
     pub pass: u32,
-    /// 0, or why it failed: a [`crate::error::Kind`].
-    pub error: i32,
+    /// Why it failed.
+    #[serde(serialize_with = "as_code")]
+    pub error: Option<Kind>,
     /// Hundredths of a percent, 0 to 10000. 10000 only when it has completed.
     pub progress: u32,
     /// The guest's memory.
@@ -43,44 +58,58 @@ pub struct Stats {
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
     /// Since the start.
-    pub elapsed_us: u64,
+    #[serde(rename = "elapsed_us", serialize_with = "as_micros")]
+    pub elapsed: Duration,
     /// Bytes a second over the last second or so, everything included.
     pub throughput: u64,
-    /// Bytes a second that the link carries, as measured while sending; [`UNKNOWN`] at first.
-    pub bandwidth: u64,
+    /// Bytes a second that the link carries, as measured while sending.
+    pub bandwidth: Option<u64>,
     /// Pages a second that the guest wrote, as syncs found them when everything before had been
-    /// sent; a page that was written many times between two syncs counts once. [`UNKNOWN`]
-    /// before the first such sync, so all through the first pass.
-    pub dirty_pages_per_second: u64,
-    /// Until the rest fits the downtime limit, at these rates; [`UNKNOWN`] while one of them is
-    /// unknown, and when the link is not clearly faster than the guest.
-    pub time_left_us: u64,
-    /// The downtime if the switchover came now; [`UNKNOWN`] at first.
-    pub expected_downtime_us: u64,
-    /// What was expected when the guest was paused, kept to be compared. 0 before.
-    pub promised_downtime_us: u64,
+    /// sent; a page that was written many times between two syncs counts once. `None` before the
+    /// first such sync, so all through the first pass.
+    pub dirty_pages_per_second: Option<u64>,
+    /// Until the rest fits the downtime limit, at these rates; `None` while one of them is unknown,
+    /// and when the link is not clearly faster than the guest.
+    #[serde(rename = "time_left_us", serialize_with = "as_micros_or_null")]
+    pub time_left: Option<Duration>,
+    /// The downtime if the switchover came now.
+    #[serde(rename = "expected_downtime_us", serialize_with = "as_micros_or_null")]
+    pub expected_downtime: Option<Duration>,
+    /// What was expected when the guest was paused, kept to be compared.
+    #[serde(rename = "promised_downtime_us", serialize_with = "as_micros_or_0")]
+    pub promised_downtime: Option<Duration>,
     /// How long the guest stood still: from the call of `pause` to the destination's word that
-    /// it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
+    /// it runs or, where it did not come to that, to the return of `resume`. `None` before. Of a guest
     /// that still stands (unanswered, or not resumed): until that was known.
-    pub downtime_us: u64,
+    #[serde(rename = "downtime_us", serialize_with = "as_micros_or_0")]
+    pub downtime: Option<Duration>,
     /// Of the downtime: the VMM's `pause`.
-    pub pause_us: u64,
+    #[serde(rename = "pause_us", serialize_with = "as_micros_or_0")]
+    pub pause: Option<Duration>,
     /// Of the downtime: the VMM's `save`.
-    pub save_us: u64,
+    #[serde(rename = "save_us", serialize_with = "as_micros_or_0")]
+    pub save: Option<Duration>,
     /// Of the downtime: the last harvest of all logs.
-    pub last_sync_us: u64,
+    #[serde(rename = "last_sync_us", serialize_with = "as_micros_or_0")]
+    pub last_sync: Option<Duration>,
     /// Of the downtime: sending the last pages and the state.
-    pub last_send_us: u64,
+    #[serde(rename = "last_send_us", serialize_with = "as_micros_or_0")]
+    pub last_send: Option<Duration>,
     /// Of the downtime: waiting for the destination to receive and load.
-    pub ready_us: u64,
+    #[serde(rename = "ready_us", serialize_with = "as_micros_or_0")]
+    pub ready: Option<Duration>,
     /// Of the downtime: the VMM's `release`.
-    pub release_us: u64,
+    #[serde(rename = "release_us", serialize_with = "as_micros_or_0")]
+    pub release: Option<Duration>,
     /// Of the downtime: the hand-over and the destination's `run`.
-    pub handover_us: u64,
+    #[serde(rename = "handover_us", serialize_with = "as_micros_or_0")]
+    pub handover: Option<Duration>,
     /// Destination: the VMM's `load` (told to the source).
-    pub load_us: u64,
+    #[serde(rename = "load_us", serialize_with = "as_micros_or_0")]
+    pub load: Option<Duration>,
     /// Destination: the VMM's `run` (told to the source).
-    pub run_us: u64,
+    #[serde(rename = "run_us", serialize_with = "as_micros_or_0")]
+    pub run: Option<Duration>,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -88,13 +117,15 @@ pub struct Stats {
     /// Syncs made.
     pub syncs: u64,
     /// The last sync that was made with the guest running.
-    pub sync_us: u64,
+    #[serde(rename = "sync_us", serialize_with = "as_micros_or_0")]
+    pub sync: Option<Duration>,
     /// Pages that syncs found.
     pub found_pages: u64,
     /// Calls that cleared chunks.
     pub clear_calls: u64,
     /// The longest restoring of one chunk.
-    pub longest_clear_us: u64,
+    #[serde(rename = "longest_clear_us", serialize_with = "as_micros")]
+    pub longest_clear: Duration,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
     /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
@@ -107,64 +138,14 @@ pub struct Stats {
     pub poisoned_pages: u64,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
-        Stats {
-            phase: 0,
-            pass: 0,
-            error: 0,
-            progress: 0,
-            total_bytes: 0,
-            remaining_bytes: 0,
-            wire_bytes: 0,
-            data_pages: 0,
-            zero_pages: 0,
-            hole_pages: 0,
-            unacknowledged_pages: 0,
-            elapsed_us: 0,
-            throughput: 0,
-            bandwidth: UNKNOWN,
-            dirty_pages_per_second: UNKNOWN,
-            time_left_us: UNKNOWN,
-            expected_downtime_us: UNKNOWN,
-            promised_downtime_us: 0,
-            downtime_us: 0,
-            pause_us: 0,
-            save_us: 0,
-            last_sync_us: 0,
-            last_send_us: 0,
-            ready_us: 0,
-            release_us: 0,
-            handover_us: 0,
-            load_us: 0,
-            run_us: 0,
-            last_pages: 0,
-            state_bytes: 0,
-            syncs: 0,
-            sync_us: 0,
-            found_pages: 0,
-            clear_calls: 0,
-            longest_clear_us: 0,
-            put_back_pages: 0,
-            skipped_pages: 0,
-            hinted_pages: 0,
-            poisoned_pages: 0,
-        }
-    }
-}
-
 impl Stats {
-    /// As one JSON object with a field for each of the structure's, by the same names;
-    /// unknown figures are `null`.
+    /// As one JSON object with a field for each of the structure's. Durations are microseconds, and
+    /// their names end in `_us`. What is not known is `null`; of the downtime, its parts and `sync`, what
+    /// has not come yet is 0. `error` is 0 or the number of the [`Kind`]; `state` is the state's name.
     pub fn to_json(&self, phase: &str) -> Result<String> {
         let failed = |e: serde_json::Error| Error::new(Kind::Internal, format!("JSON: {e}"));
         let mut value = serde_json::to_value(self).map_err(failed)?;
         if let Some(fields) = value.as_object_mut() {
-            for field in fields.values_mut() {
-                if field.as_u64() == Some(UNKNOWN) {
-                    *field = serde_json::Value::Null;
-                }
-            }
             fields.insert("state".into(), phase.into());
         }
         serde_json::to_string(&value).map_err(failed)
@@ -183,30 +164,53 @@ impl Stats {
     }
 
     /// How long until the rest fits: what remains shrinks by the link's rate less the
-    /// guest's. [`UNKNOWN`] when it does not shrink, and as long as either rate is unknown.
+    /// guest's. `None` when it does not shrink, and as long as either rate is unknown.
     ///
     /// Both are measured, and vary by a tenth or more from one pass to the next. When they are
     /// closer than a fifth, their difference is chance, and a time that follows from it is none.
     pub(super) fn predict(&mut self, downtime_limit: Duration) {
-        self.time_left_us = UNKNOWN;
-        if self.bandwidth == UNKNOWN || self.dirty_pages_per_second == UNKNOWN {
+        self.time_left = None;
+        let (Some(bandwidth), Some(dirty)) = (self.bandwidth, self.dirty_pages_per_second) else {
             return;
-        }
-        let link = self.bandwidth as f64;
-        let dirty = self.dirty_pages_per_second as f64 * PAGE_SIZE as f64;
+        };
+        let link = bandwidth as f64;
+        let dirty = dirty as f64 * PAGE_SIZE as f64;
         let fits = link * downtime_limit.as_secs_f64();
         let excess = self.remaining_bytes as f64 - fits;
         if excess <= 0.0 {
-            self.time_left_us = 0;
+            self.time_left = Some(Duration::ZERO);
         } else if dirty < link * 0.8 {
-            self.time_left_us = (excess / (link - dirty) * 1e6) as u64;
+            self.time_left = Duration::try_from_secs_f64(excess / (link - dirty)).ok();
         }
     }
 }
 
 /// Whole microseconds.
-pub(super) fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(UNKNOWN - 1)
+pub(crate) fn micros(time: Duration) -> u64 {
+    // The largest number says "unknown" to C.
+    u64::try_from(time.as_micros()).map_or(u64::MAX - 1, |us| us.min(u64::MAX - 1))
+}
+
+fn as_code<S: Serializer>(error: &Option<Kind>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_i32(error.map_or(0, |kind| kind as i32))
+}
+
+fn as_micros<S: Serializer>(time: &Duration, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_u64(micros(*time))
+}
+
+fn as_micros_or_0<S: Serializer>(
+    time: &Option<Duration>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_u64(time.map_or(0, micros))
+}
+
+fn as_micros_or_null<S: Serializer>(
+    time: &Option<Duration>,
+    to: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    time.map(micros).serialize(to)
 }
 
 /// Bytes a second over about the last second.
@@ -260,14 +264,14 @@ mod tests {
         // Bytes a second of the link, pages a second of the guest, and the time left of 590.4 MB
         // more than fit.
         let table = [
-            (1_000_000_000, 100_000, 1_000_000),
-            (1_000_000_000, 0, 590_400),
+            (Some(1_000_000_000), Some(100_000), Some(1_000_000)),
+            (Some(1_000_000_000), Some(0), Some(590_400)),
             // Before the first sync.
-            (1_000_000_000, UNKNOWN, UNKNOWN),
-            (UNKNOWN, 100_000, UNKNOWN),
-            (1_000_000_000, 300_000, UNKNOWN),
+            (Some(1_000_000_000), None, None),
+            (None, Some(100_000), None),
+            (Some(1_000_000_000), Some(300_000), None),
             // 1 % apart: nine days, if it were so.
-            (1_000_000_000, 241_700, UNKNOWN),
+            (Some(1_000_000_000), Some(241_700), None),
         ];
         for (bandwidth, dirty_pages_per_second, left) in table {
             let mut stats = Stats {
@@ -278,15 +282,15 @@ mod tests {
             };
             stats.predict(Duration::from_millis(300));
             let row = (bandwidth, dirty_pages_per_second);
-            assert_eq!(stats.time_left_us, left, "{row:?}");
+            assert_eq!(stats.time_left.map(micros), left, "{row:?}");
         }
         let mut fits = Stats {
-            bandwidth: 1_000_000_000,
-            dirty_pages_per_second: 300_000,
+            bandwidth: Some(1_000_000_000),
+            dirty_pages_per_second: Some(300_000),
             ..Stats::default()
         };
         fits.predict(Duration::from_millis(300));
-        assert_eq!(fits.time_left_us, 0);
+        assert_eq!(fits.time_left, Some(Duration::ZERO));
     }
 
     #[test]
@@ -294,8 +298,36 @@ mod tests {
         let json = Stats::default().to_json("idle").unwrap();
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["state"], "idle");
-        assert!(value["bandwidth"].is_null());
-        assert_eq!(value["pass"], 0);
+        let unknown = [
+            "bandwidth",
+            "dirty_pages_per_second",
+            "time_left_us",
+            "expected_downtime_us",
+        ];
+        for (name, value) in value.as_object().unwrap() {
+            match name.as_str() {
+                "state" => {}
+                name if unknown.contains(&name) => assert!(value.is_null(), "{name}"),
+                name => assert_eq!(value, 0, "{name}"),
+            }
+        }
         assert_eq!(value.as_object().unwrap().len(), 39 + 1);
+    }
+
+    #[test]
+    fn json_tells_times_in_microseconds_and_the_error_by_its_number() {
+        let stats = Stats {
+            error: Some(Kind::Timeout),
+            elapsed: Duration::from_millis(3),
+            downtime: Some(Duration::from_micros(7)),
+            time_left: Some(Duration::MAX),
+            ..Stats::default()
+        };
+        let value: serde_json::Value =
+            serde_json::from_str(&stats.to_json("failed").unwrap()).unwrap();
+        assert_eq!(value["error"], -11);
+        assert_eq!(value["elapsed_us"], 3000);
+        assert_eq!(value["downtime_us"], 7);
+        assert_eq!(value["time_left_us"], u64::MAX - 1);
     }
 }

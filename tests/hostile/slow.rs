@@ -227,7 +227,7 @@ fn a_source_that_trickles_or_falls_silent_is_ended_within_the_limits() {
         before(&mut raw);
         let begun = Instant::now();
         for byte in bytes.iter().take(60) {
-            if raw.0.write_all(&[*byte]).is_err() || inc.stats().error != 0 {
+            if raw.0.write_all(&[*byte]).is_err() || inc.stats().error.is_some() {
                 break;
             }
             std::thread::sleep(MS * 20);

@@ -282,7 +282,7 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
         "{what}: {:?} {error}",
         error.kind()
     );
-    assert_eq!(out.stats().error, error.kind() as i32, "{what}");
+    assert_eq!(out.stats().error, Some(error.kind()), "{what}");
     let mut then = then;
     if then == Then::NotThere {
         then = match error.kind() {

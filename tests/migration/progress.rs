@@ -74,16 +74,11 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     let (out, inc) = (outgoing(&pair, &capped), incoming(&pair, &capped));
     let before = out.stats();
     assert_eq!(
-        (before.phase, before.progress, before.promised_downtime_us),
-        (0, 0, 0)
+        (before.phase, before.progress, before.promised_downtime),
+        (0, 0, None)
     );
-    for unknown in [
-        before.bandwidth,
-        before.time_left_us,
-        before.expected_downtime_us,
-    ] {
-        assert_eq!(unknown, u64::MAX);
-    }
+    assert_eq!(before.bandwidth, None);
+    assert_eq!((before.time_left, before.expected_downtime), (None, None));
     assert!(json(&out)["bandwidth"].is_null());
     inc.start(Source::Connected(b)).unwrap();
     out.start(Target::Connected(a)).unwrap();
@@ -103,17 +98,17 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
         );
         assert!(other.progress >= there.progress);
         assert!(now.phase >= last.phase && other.phase >= there.phase);
-        assert!(now.pass >= last.pass && now.elapsed_us >= last.elapsed_us);
+        assert!(now.pass >= last.pass && now.elapsed >= last.elapsed);
         assert!(now.wire_bytes >= last.wire_bytes && now.data_pages >= last.data_pages);
         assert!(now.progress < 10_000 || now.phase == State::Completed as u32);
-        if last.promised_downtime_us != 0 {
-            assert_eq!(now.promised_downtime_us, last.promised_downtime_us);
+        if last.promised_downtime.is_some() {
+            assert_eq!(now.promised_downtime, last.promised_downtime);
         }
         (last, there) = (now, other);
         if now.phase == State::Completed as u32 && now.progress == 10_000 {
             break;
         }
-        assert!(now.error == 0, "{:?}", out.wait(None));
+        assert!(now.error.is_none(), "{:?}", out.wait(None));
     }
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
@@ -121,19 +116,24 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     assert!(samples >= 5);
     let stats = out.stats();
     assert_eq!(stats.progress, 10_000);
-    assert_eq!((stats.remaining_bytes, stats.time_left_us), (0, 0));
+    assert_eq!(
+        (stats.remaining_bytes, stats.time_left),
+        (0, Some(Duration::ZERO))
+    );
     assert_eq!(stats.total_bytes, 4500 * PAGE_SIZE);
-    assert!(stats.downtime_us > 0 && stats.promised_downtime_us > 0);
+    let downtime = stats.downtime.expect("it stood");
+    assert!(stats.promised_downtime.is_some());
     let parts = [
-        stats.pause_us,
-        stats.save_us,
-        stats.last_sync_us,
-        stats.last_send_us,
-        stats.ready_us,
-        stats.release_us,
-        stats.handover_us,
-    ];
-    assert!(parts.iter().sum::<u64>() <= stats.downtime_us, "{parts:?}");
+        stats.pause,
+        stats.save,
+        stats.last_sync,
+        stats.last_send,
+        stats.ready,
+        stats.release,
+        stats.handover,
+    ]
+    .map(|part| part.expect("all that comes before the end has been"));
+    assert!(parts.iter().sum::<Duration>() <= downtime, "{parts:?}");
     assert_eq!(inc.stats().data_pages, stats.data_pages);
     assert_eq!(inc.stats().zero_pages, stats.zero_pages);
     let wanted = [
@@ -154,16 +154,17 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     assert_eq!(pair.from.states(), wanted);
     let object = json(&out);
     assert_eq!(object["state"], "completed");
+    let micros = |time: Option<Duration>| time.unwrap().as_micros() as u64;
     for (name, value) in [
         ("progress", u64::from(stats.progress)),
         ("phase", u64::from(stats.phase)),
         ("data_pages", stats.data_pages),
-        ("downtime_us", stats.downtime_us),
-        ("promised_downtime_us", stats.promised_downtime_us),
+        ("downtime_us", micros(stats.downtime)),
+        ("promised_downtime_us", micros(stats.promised_downtime)),
         ("wire_bytes", stats.wire_bytes),
-        ("elapsed_us", stats.elapsed_us),
-        ("bandwidth", stats.bandwidth),
-        ("load_us", stats.load_us),
+        ("elapsed_us", micros(Some(stats.elapsed))),
+        ("bandwidth", stats.bandwidth.expect("it was measured")),
+        ("load_us", micros(stats.load)),
     ] {
         assert_eq!(object[name], value, "{name}");
     }

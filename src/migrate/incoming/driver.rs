@@ -135,7 +135,7 @@ impl Work for Driver {
             }
             Action::SendReady => {
                 let ready = Record::Ready(wire::Ready {
-                    load_micros: self.stats.load_us,
+                    load_micros: micros(self.stats.load.unwrap_or_default()),
                 });
                 // Before it is sent, so that the source's begins later and ends later.
                 self.window = Some(Window::new(clock::boottime(), self.handover_limit));
@@ -166,12 +166,12 @@ impl Work for Driver {
                 self.forgotten = shared.memory.settle_returned();
                 self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
                 self.done = Some(Event::Started);
-                self.stats.run_us = micros(begun.elapsed());
+                self.stats.run = Some(begun.elapsed());
                 self.done
             }
             Action::SendRunning => {
                 let running = Record::Running(wire::Running {
-                    run_micros: self.stats.run_us,
+                    run_micros: micros(self.stats.run.unwrap_or_default()),
                 });
                 if let Some(lane) = &mut self.lane {
                     // The guest runs here whether or not the source hears of it.
@@ -244,7 +244,7 @@ impl Driver {
         let elapsed = at - self.begun;
         let stats = &mut self.stats;
         // It began anew when the connection came.
-        stats.elapsed_us = stats.elapsed_us.max(micros(elapsed));
+        stats.elapsed = stats.elapsed.max(elapsed);
         if let Some(lane) = &self.lane {
             stats.wire_bytes = lane.received();
             let counts = lane.counts();
@@ -392,7 +392,7 @@ impl Driver {
         }
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
-        self.stats.load_us = micros(begun.elapsed());
+        self.stats.load = Some(begun.elapsed());
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use crate::migrate::handle::Handle;
 use crate::migrate::layout::describe;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
-use crate::migrate::report::{micros, Meter, Stats, UNKNOWN};
+use crate::migrate::report::{Meter, Stats};
 use crate::migrate::session::{self, Blobs, TELL};
 use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
 use crate::migrate::steering::passes::Passes;
@@ -163,7 +163,8 @@ impl Work for Driver {
     }
 
     fn success(&self) -> String {
-        format!("downtime {:.1} ms", self.stats.downtime_us as f64 / 1e3)
+        let stood = self.stats.downtime.unwrap_or_default();
+        format!("downtime {:.1} ms", stood.as_secs_f64() * 1e3)
     }
 
     fn enter(&mut self, state: State) {
@@ -193,7 +194,7 @@ impl Work for Driver {
                 let _ = self.shared.paused_at.set(begun);
                 self.switchover = self.shared.params.switchover().from_now();
                 self.vmm.call("pause", |vmm| vmm.pause())?;
-                self.stats.pause_us = micros(begun.elapsed());
+                self.stats.pause = Some(begun.elapsed());
                 self.check_gate()?;
                 Some(Event::Paused)
             }
@@ -201,7 +202,7 @@ impl Work for Driver {
                 let begun = Instant::now();
                 let mut blobs = Blobs::default();
                 self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
-                self.stats.save_us = micros(begun.elapsed());
+                self.stats.save = Some(begun.elapsed());
                 self.stats.state_bytes = blobs.bytes();
                 self.blobs = blobs;
                 self.check_gate()?;
@@ -212,7 +213,7 @@ impl Work for Driver {
                 self.consumer.sync(When::Stopped)?;
                 // What the syncs of others find from here on, the guest has not written.
                 self.consumer.freeze();
-                self.stats.last_sync_us = micros(begun.elapsed());
+                self.stats.last_sync = Some(begun.elapsed());
                 self.check_gate()?;
                 Some(Event::Synced)
             }
@@ -223,14 +224,14 @@ impl Work for Driver {
             Action::AwaitReady => {
                 let begun = Instant::now();
                 let ready = self.await_ready();
-                self.stats.ready_us = micros(begun.elapsed());
-                self.stats.load_us = ready?;
+                self.stats.ready = Some(begun.elapsed());
+                self.stats.load = Some(Duration::from_micros(ready?));
                 Some(Event::PeerReady)
             }
             Action::CallRelease => {
                 let begun = Instant::now();
                 self.vmm.call("release", |vmm| vmm.release())?;
-                self.stats.release_us = micros(begun.elapsed());
+                self.stats.release = Some(begun.elapsed());
                 self.check_gate()?;
                 // Before the destination's word, which can only be that it waited too long.
                 if !self.handover_counts() {
@@ -271,8 +272,8 @@ impl Work for Driver {
             Action::AwaitRunning => {
                 let begun = Instant::now();
                 let run = self.await_running();
-                self.stats.handover_us = micros(begun.elapsed());
-                self.stats.run_us = run?;
+                self.stats.handover = Some(begun.elapsed());
+                self.stats.run = Some(Duration::from_micros(run?));
                 self.done = Some(Event::PeerRunning);
                 self.stood_until_now();
                 self.done
@@ -399,7 +400,7 @@ impl Driver {
         let tracked = self.consumer.stats();
         let remaining = self.consumer.to_read();
         let stats = &mut self.stats;
-        stats.elapsed_us = micros(elapsed);
+        stats.elapsed = elapsed;
         if let Some(channel) = &self.channel {
             stats.wire_bytes = channel.counters().sent.0;
         }
@@ -412,18 +413,18 @@ impl Driver {
         stats.syncs = tracked.syncs;
         stats.found_pages = tracked.found.0;
         stats.clear_calls = tracked.clear_calls;
-        stats.longest_clear_us = micros(tracked.longest_clear);
+        stats.longest_clear = tracked.longest_clear;
         stats.put_back_pages = tracked.put_back.0;
         stats.hinted_pages = tracked.hinted.0;
         let facts = self.facts(Moment::Walking);
         let stats = &mut self.stats;
         if let Some(bandwidth) = facts.bandwidth {
-            stats.bandwidth = bandwidth as u64;
+            stats.bandwidth = Some(bandwidth as u64);
         }
-        stats.dirty_pages_per_second = self.dirtied.rate().map_or(UNKNOWN, |rate| rate as u64);
+        stats.dirty_pages_per_second = self.dirtied.rate().map(|rate| rate as u64);
         if self.shared.paused_at.get().is_none() {
             if let Some(expected) = facts.expected_downtime() {
-                stats.expected_downtime_us = micros(expected);
+                stats.expected_downtime = Some(expected);
             }
             stats.predict(self.shared.params.downtime_limit);
         }
@@ -434,7 +435,7 @@ impl Driver {
     /// What was paused runs again, or nobody knows when it will.
     fn stood_until_now(&mut self) {
         if let Some(stood) = self.shared.stood() {
-            self.stats.downtime_us = micros(stood);
+            self.stats.downtime = Some(stood);
         }
     }
 
@@ -447,7 +448,7 @@ impl Driver {
     fn report(&mut self) {
         if self.shared.handle.state() == State::Completed {
             self.stats.progress = 10_000;
-            self.stats.time_left_us = 0;
+            self.stats.time_left = Some(Duration::ZERO);
             self.stats.remaining_bytes = 0;
         }
         self.renew(true);
@@ -697,7 +698,7 @@ impl Driver {
             }
         }
         let result = self.send_end(&io).map_err(|e| self.explain(e));
-        self.stats.last_send_us = micros(begun.elapsed());
+        self.stats.last_send = Some(begun.elapsed());
         self.stats.last_pages = self.stats.data_pages + self.stats.zero_pages - before;
         result
     }

@@ -14,7 +14,7 @@ use crate::migrate::blockers::Blockers;
 use crate::migrate::callbacks::{check_not_inside, Callbacks};
 use crate::migrate::handle::Handle;
 use crate::migrate::params::Params;
-use crate::migrate::report::{micros, Stats};
+use crate::migrate::report::Stats;
 use crate::migrate::steering::{Decider, FitsDowntime};
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::work;
@@ -175,7 +175,7 @@ impl Outgoing {
             Ok(())
         };
         if let (true, Some(stood)) = (resume, self.shared.stood()) {
-            handle.amend(|stats| stats.downtime_us = micros(stood));
+            handle.amend(|stats| stats.downtime = Some(stood));
         }
         match &result {
             // Until here nothing else could begin with the guest.

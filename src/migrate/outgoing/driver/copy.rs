@@ -10,7 +10,6 @@ use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::sender::Batch;
-use crate::migrate::report::micros;
 use crate::migrate::steering::bandwidth::DirtyRate;
 use crate::migrate::steering::{Facts, Moment, Next, PassFacts};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
@@ -79,7 +78,7 @@ impl Driver {
                     let again = told && took > TELLING && told_again < TELL_AGAIN;
                     if took <= shared.params.downtime_limit && !again {
                         // Kept as it was, to be held against what happens.
-                        self.stats.promised_downtime_us = micros(expected);
+                        self.stats.promised_downtime = Some(expected);
                         return Ok(());
                     }
                     told_again += 1;
@@ -122,7 +121,7 @@ impl Driver {
         }
         self.last_sync = Some(now);
         self.sync_time = report.time;
-        self.stats.sync_us = micros(report.time);
+        self.stats.sync = Some(report.time);
         Ok((report, found))
     }
 
