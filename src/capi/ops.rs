@@ -5,7 +5,7 @@ use super::structs::{handle, read, sized, text};
 use crate::error::{Error, Kind, Result};
 use crate::vmm::{Event, Role, StateBlob, StateSink, Vmm};
 use std::cell::RefCell;
-use std::ffi::{c_char, c_void, CString};
+use std::ffi::{c_char, c_void, CStr, CString};
 
 /// Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
 pub struct brant_reason {
@@ -207,17 +207,21 @@ pub struct brant_ops {
 
 sized!(brant_ops, brant_state, brant_event);
 
-/// Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
+/// Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
+/// what is not UTF-8. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *const c_char) {
     boundary!(or(), {
         // SAFETY: null or ours by contract.
-        if let Some(reason) = unsafe { reason.as_ref() } {
-            // SAFETY: null or a string by contract.
-            if let Ok(message) = unsafe { text(message, "message") } {
-                *reason.text.borrow_mut() = message.to_owned();
-            }
+        let Some(reason) = (unsafe { reason.as_ref() }) else {
+            return;
+        };
+        if message.is_null() {
+            return;
         }
+        // SAFETY: not null, and a string by contract.
+        let message = unsafe { CStr::from_ptr(message) };
+        *reason.text.borrow_mut() = message.to_string_lossy().into_owned();
     })
 }
 
@@ -538,6 +542,23 @@ impl Vmm for Ops {
 mod tests {
     use super::*;
     use crate::vmm::EventKind;
+
+    #[test]
+    fn a_reason_that_is_not_utf_8_is_shown_all_the_same() {
+        let failed = |reason: Option<&CStr>| {
+            let text = reason.map_or(std::ptr::null(), CStr::as_ptr);
+            let error = call_back(std::ptr::null_mut(), |_, reason| {
+                // SAFETY: a reason of ours; null or a string.
+                unsafe { brant_reason_set(reason, text) };
+                -5
+            });
+            error.unwrap_err().message().to_owned()
+        };
+        let shown = failed(Some(c"disk \xff\xfe is full"));
+        assert!(shown.contains("disk \u{fffd}\u{fffd} is full"), "{shown}");
+        assert!(failed(Some(c"Platte ist v\u{f6}ll")).contains("v\u{f6}ll"));
+        assert!(failed(None).contains("-5"));
+    }
 
     #[test]
     fn event_and_role_numbers_are_those_of_the_header() {

@@ -74,6 +74,29 @@ impl<'a> Reader<'a> {
     /// `length` bytes of UTF-8, at most `limit`. Nothing is allocated before
     /// both the limit and the presence of the bytes are known.
     pub(super) fn text(&mut self, field: &str, length: usize, limit: usize) -> Result<String> {
+        let head = self.bytes(field, length, limit)?;
+        let text = std::str::from_utf8(head)
+            .map_err(|e| self.refuse(format_args!("{field}: expected UTF-8, found {e}")))?;
+        let mut owned = String::new();
+        owned.try_reserve_exact(length).map_err(|_| {
+            Error::no_memory(format_args!("{}: {field}", self.record), length as u64)
+        })?;
+        owned.push_str(text);
+        Ok(owned)
+    }
+
+    /// The same for text that only people read: U+FFFD stands for what is not UTF-8.
+    pub(super) fn text_lossy(
+        &mut self,
+        field: &str,
+        length: usize,
+        limit: usize,
+    ) -> Result<String> {
+        let head = self.bytes(field, length, limit)?;
+        Ok(String::from_utf8_lossy(head).into_owned())
+    }
+
+    fn bytes(&mut self, field: &str, length: usize, limit: usize) -> Result<&'a [u8]> {
         if length > limit {
             return Err(self.refuse(format_args!(
                 "{field}: expected at most {limit} bytes, found {length}"
@@ -82,15 +105,8 @@ impl<'a> Reader<'a> {
         let Some((head, rest)) = self.rest.split_at_checked(length) else {
             return Err(self.short(field, length));
         };
-        let text = std::str::from_utf8(head)
-            .map_err(|e| self.refuse(format_args!("{field}: expected UTF-8, found {e}")))?;
-        let mut owned = String::new();
-        owned.try_reserve_exact(length).map_err(|_| {
-            Error::no_memory(format_args!("{}: {field}", self.record), length as u64)
-        })?;
-        owned.push_str(text);
         self.rest = rest;
-        Ok(owned)
+        Ok(head)
     }
 
     /// The end of the payload: there must be nothing left.

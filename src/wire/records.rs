@@ -499,7 +499,8 @@ pub struct Abort {
     /// A `BRANT_E_*` code.
     pub code: i32,
     /// Why, for people. Beyond 1024 bytes it is cut when encoded, between two
-    /// characters. Free text: whoever shows it has to mind control characters.
+    /// characters. Free text: whoever shows it has to mind control characters. U+FFFD stands for
+    /// what a peer sent that is not UTF-8: the code counts whatever the text is.
     pub reason: String,
 }
 
@@ -519,7 +520,7 @@ impl Body for Abort {
             code: reader.i32("code")?,
             reason: {
                 let length = reader.u16("reason")?;
-                reader.text("reason", usize::from(length), REASON_MAX)?
+                reader.text_lossy("reason", usize::from(length), REASON_MAX)?
             },
         })
     }

@@ -24,8 +24,16 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
     use RecordType as R;
     bounded();
     let unsent = bytes(&Record::Ack(wire::Ack { number: 1000 }));
+    let mut cancelled = bytes(&Record::Abort(wire::Abort {
+        code: Kind::Cancelled as i32,
+        reason: "Abbruch: v\u{f6}llig".into(),
+    }));
+    // Cut in the middle of a character.
+    let umlaut = cancelled.iter().position(|b| *b == 0xc3).unwrap();
+    cancelled[umlaut] = b'?';
     for (what, says, kind) in [
         ("it gives up", sample(R::Abort), Kind::Refused),
+        ("it was cancelled, in no UTF-8", cancelled, Kind::Cancelled),
         ("an unsent marker", unsent, Kind::Protocol),
         ("READY", sample(R::Ready), Kind::Protocol),
     ] {

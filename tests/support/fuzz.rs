@@ -77,7 +77,13 @@ fn one_record(data: &[u8]) {
         assert_eq!(class, Ok(Some(record.record_type())));
         let mut again = Vec::new();
         record.encode(&mut again).unwrap();
-        assert_eq!(again, data[..HEADER_LEN + payload.len()], "{record:?}");
+        let mended = match &record {
+            Record::Abort(abort) => abort.reason.contains(char::REPLACEMENT_CHARACTER),
+            _ => false,
+        };
+        if !mended {
+            assert_eq!(again, data[..HEADER_LEN + payload.len()], "{record:?}");
+        }
         match record {
             Record::Hello(hello) => drop(wire::negotiate(&hello, &Ours::default())),
             Record::HelloReply(reply) => drop(wire::check_reply(&reply, &Ours::default())),
