@@ -6,7 +6,7 @@
 use crate::bits::shared::Shared;
 use crate::bits::words;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::memory::tree::{Index, Tree};
 use crate::memory::{BlockId, Map, Memory};
 use crate::runtime::grace::pin;
@@ -239,13 +239,29 @@ impl Reported {
 /// The collecting side of [`Reported`].
 pub struct ReportedLog {
     reported: Arc<Reported>,
+    /// [`GRACE`], or less for a test.
+    grace: Duration,
 }
 
 impl ReportedLog {
     /// The log of `reported`.
     pub fn new(reported: Arc<Reported>) -> Self {
-        ReportedLog { reported }
+        ReportedLog {
+            reported,
+            grace: GRACE,
+        }
     }
+}
+
+/// What a sync that had to leave a buffer says. The same text each time, so that the VMM hears it once.
+fn still_inside(grace: Duration) -> Error {
+    Error::new(
+        Kind::Timeout,
+        format!(
+            "a thread of the VMM has been inside a mark for {grace:?}, which is as long as a sync \
+             waits; what it marks is found by a later sync"
+        ),
+    )
 }
 
 impl DirtyLog for ReportedLog {
@@ -283,11 +299,11 @@ impl DirtyLog for ReportedLog {
 
     fn harvest(&mut self, _map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         let table = self.reported.table.load();
-        let mut late = None;
+        let mut late = false;
         // For all blocks together: the thread that one waits for holds up the others too.
         let begun = Instant::now();
         let grace = match when {
-            When::Running => GRACE,
+            When::Running => self.grace,
             When::Stopped => GRACE_LAST,
         };
         for Marks { block, shared } in table.marks.iter() {
@@ -297,12 +313,16 @@ impl DirtyLog for ReportedLog {
             });
             match done {
                 // A thread was held up in the middle of a mark for longer than we wait. The
-                // buffer is kept and read next time.
-                Err(e) if e.kind() == Kind::Timeout => late = Some(e),
+                // buffer is kept and read next time. All blocks after it find no time left, and
+                // have nothing of their own to say.
+                Err(e) if e.kind() == Kind::Timeout => late = true,
                 done => done?,
             }
         }
-        Ok(late.map_or(Harvested::Complete, Harvested::Postponed))
+        Ok(match late {
+            true => Harvested::Postponed(still_inside(grace)),
+            false => Harvested::Complete,
+        })
     }
 
     fn map_changes(&mut self, _old: &Map, new: &Map, _sink: &mut dyn Sink) -> Result<()> {

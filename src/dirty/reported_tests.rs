@@ -5,6 +5,7 @@ use crate::dirty::consumer::Consumer;
 use crate::dirty::testing::{sync_all, Guest};
 use crate::dirty::tracker::StartWith;
 use crate::memory::map::GUEST_ADDRESS_BITS;
+use crate::runtime::grace;
 use proptest::prelude::*;
 use std::time::Instant;
 
@@ -84,4 +85,46 @@ fn a_bitmap_at_the_end_of_all_addresses_is_stray_and_harms_nothing() {
     // Nothing is marked, and nothing is stray.
     consumer.mark_words(GuestAddress(0), &[0; 100], 6400);
     assert_eq!(consumer.stray_marks(), 65536);
+}
+
+#[test]
+fn a_thread_held_up_in_a_mark_is_told_of_once_and_in_the_same_words_each_time() {
+    let guest = Guest::new(30);
+    for name in ["a", "b", "c"] {
+        guest.block(name, 10);
+    }
+    let reported = Arc::new(Reported::new(Arc::clone(&guest.memory)));
+    let log = ReportedLog {
+        grace: Duration::from_millis(3),
+        ..ReportedLog::new(Arc::clone(&reported))
+    };
+    let consumer = guest.tracker(Box::new(log));
+    consumer.start(StartWith::Nothing).unwrap();
+    let mark_all = || {
+        for block in guest.memory.map().blocks() {
+            reported.mark_block(block.id(), Bytes(0), 1);
+        }
+    };
+    let (inside, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let warnings = std::thread::scope(|s| {
+        s.spawn(|| {
+            let _pinned = grace::pin();
+            inside.wait();
+            go.wait();
+        });
+        inside.wait();
+        let warnings: Vec<Vec<String>> = (0..3)
+            .map(|_| {
+                mark_all();
+                consumer.sync(When::Running).unwrap().warnings
+            })
+            .collect();
+        go.wait();
+        warnings
+    });
+    // One line for all blocks, without a time that differs from sync to sync.
+    assert_eq!(warnings[0].len(), 1, "{warnings:?}");
+    assert!(warnings[0][0].contains("for 3ms"), "{warnings:?}");
+    assert!(warnings.iter().all(|w| *w == warnings[0]), "{warnings:?}");
+    assert_eq!(sync_all(&consumer).len(), 3);
 }
