@@ -113,9 +113,10 @@ pub fn name_fault<'a>(
     }
 }
 
-/// An error unless the file behind `block` reaches to the end of `range`. Pages that were cut off
-/// have no contents any more, and look like holes to whoever asks for data only.
-pub(crate) fn file_reaches(block: &Block, range: &Range<Pages>) -> Result<()> {
+/// An error, in the words of `access`, unless the file behind `block` reaches to the end of
+/// `range`. Pages that were cut off have no contents any more, and look like holes to whoever asks
+/// for data only.
+pub(crate) fn file_reaches(block: &Block, range: &Range<Pages>, access: Access) -> Result<()> {
     let Some(file) = block.file() else {
         return Ok(());
     };
@@ -127,7 +128,7 @@ pub(crate) fn file_reaches(block: &Block, range: &Range<Pages>) -> Result<()> {
         return Ok(());
     }
     let page = range.start.max(end);
-    Err(because(block, page, Access::Read, Some(libc::EFAULT)))
+    Err(because(block, page, access, Some(libc::EFAULT)))
 }
 
 fn span(block: &Block, range: &Range<Pages>) -> Result<(*mut u8, usize)> {

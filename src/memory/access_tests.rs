@@ -292,8 +292,12 @@ fn a_file_that_was_cut_has_no_holes_there() {
     let area = Area::new(Made::Memfd);
     let file = area.file.as_ref().unwrap();
     let whole = Pages(0)..Pages(PAGES);
-    file_reaches(&area.block, &whole).unwrap();
+    file_reaches(&area.block, &whole, Access::Write).unwrap();
     file.set_len(8 * PAGE_SIZE).unwrap();
+    for (access, words) in [(Access::Write, "be written: "), (Access::Read, "be read: ")] {
+        let error = file_reaches(&area.block, &whole, access);
+        assert_names(error, Kind::Memory, 8, words);
+    }
     let mut contents = crate::memory::contents::Contents::new();
     for range in [whole, Pages(8)..Pages(9), Pages(7)..Pages(PAGES)] {
         let error = contents.split(&area.block, range, |_, _| ());

@@ -10,7 +10,8 @@
 //! next incoming is told of the same block. Used by the page sink.
 
 use crate::bits::Stretches;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::memory::access;
 use crate::memory::contents::{Contents, Held};
 use crate::memory::Block;
 use crate::units::Pages;
@@ -68,16 +69,27 @@ impl KnownZero {
 fn write_zeros(contents: &mut Contents, block: &Block, range: Range<u64>) -> Result<()> {
     let mut to_write = Vec::new();
     // Reading costs less than writing and leaves shared pages shared.
-    contents.split(block, Pages(range.start)..Pages(range.end), |run, held| {
-        if held == Held::Data {
-            to_write.push(run);
-        }
-    })?;
+    contents
+        .split(block, Pages(range.start)..Pages(range.end), |run, held| {
+            if held == Held::Data {
+                to_write.push(run);
+            }
+        })
+        .map_err(|e| unwritable(e, block, Pages(range.start)..Pages(range.end)))?;
     for run in to_write {
         block.zeroed_no_more();
         block.write_zeros(run)?;
     }
     Ok(())
+}
+
+/// Pages of a block that could not be looked at, in the words of what was wanted of them: they
+/// were to be written, if they are not zero already.
+fn unwritable(error: Error, block: &Block, range: Range<Pages>) -> Error {
+    match error.kind() {
+        Kind::Memory => access::writable(block, range).err().unwrap_or(error),
+        _ => error,
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use super::known_zero::KnownZero;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::memory::access;
+use crate::memory::access::{self, Access};
 use crate::memory::contents::Contents;
 use crate::memory::host;
 use crate::memory::{Block, BlockPin, Map, MapObserver, Memory};
@@ -153,7 +153,7 @@ impl PageSink {
         let pages = block.pages();
         let zero = match self.memory.pin(block) {
             Some(_pin) => {
-                access::file_reaches(block, &(Pages(0)..pages))?;
+                access::file_reaches(block, &(Pages(0)..pages), Access::Write)?;
                 KnownZero::of(block)?
             }
             // One that was removed this very moment: nothing will go there.
@@ -184,7 +184,7 @@ impl PageSink {
             };
             // Pages that are known to be zero were not touched: nothing else would find that
             // they are gone.
-            access::file_reaches(block, &(Pages(0)..target.pages))?;
+            access::file_reaches(block, &(Pages(0)..target.pages), Access::Write)?;
             // The VMM loads its state next, and the guest runs.
             block.zeroed_no_more();
         }
