@@ -118,7 +118,7 @@ impl<S: Machine> Handle<S> {
         self.cancel.check("starting a migration")?;
         *self.claim() = Some(claim()?);
         // Whoever asks right after the start sees that it was started.
-        self.begin_in(S::IDLE.step(S::START).state);
+        self.lock().enter(S::IDLE.step(S::START).state);
         match spawn() {
             Ok(spawned) => {
                 *thread = Some(spawned);
@@ -126,17 +126,11 @@ impl<S: Machine> Handle<S> {
             }
             Err(e) => {
                 // Nothing was begun.
-                self.begin_in(S::IDLE);
+                self.lock().enter(S::IDLE);
                 *self.claim() = None;
                 Err(e)
             }
         }
-    }
-
-    fn begin_in(&self, state: S) {
-        let mut public = self.lock();
-        public.state = state;
-        public.stats.phase = state.number();
     }
 
     /// The hand-over's side of the race: whether it comes before any cancel.
