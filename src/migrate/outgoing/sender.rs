@@ -72,6 +72,8 @@ pub(super) struct Sender {
     acknowledged: u64,
     /// Pages and runs sent since the last marker.
     since_marker: (u64, usize),
+    /// Since when the destination has had markers to acknowledge and has acknowledged none.
+    silent_since: Option<Instant>,
 }
 
 impl Sender {
@@ -91,6 +93,7 @@ impl Sender {
             waiting: 0,
             acknowledged: 0,
             since_marker: (0, 0),
+            silent_since: None,
         }
     }
 
@@ -195,6 +198,12 @@ impl Sender {
         (self.marker.number - self.acknowledged) as usize
     }
 
+    /// For how long the destination has had markers to acknowledge and has acknowledged none;
+    /// `None` where it has none.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        self.silent_since.map(|since| since.elapsed())
+    }
+
     /// Whether enough was sent since the last marker for another.
     pub(super) fn marker_is_due(&self) -> bool {
         let (pages, runs) = self.since_marker;
@@ -213,6 +222,7 @@ impl Sender {
         self.marker.pass = pass;
         self.marker.flags = if last { MARKER_FLAG_FINAL } else { 0 };
         self.since_marker = (0, 0);
+        self.silent_since.get_or_insert_with(Instant::now);
         session::send(channel, &Record::Marker(self.marker), io)
     }
 
@@ -239,6 +249,7 @@ impl Sender {
                 taken.delivered();
             }
         }
+        self.silent_since = (self.markers_waiting() > 0).then(Instant::now);
         Ok(())
     }
 

@@ -213,16 +213,8 @@ impl Driver {
         });
         let all = walked.map_err(|e| {
             let e = self.explain(e);
-            // The wait that ran out was the whole migration's: what was missing is the
-            // decider's to say, what was waited for is said with it.
             match (e.kind(), total.expired()) {
-                (Kind::Timeout, true) => match self.ask(Moment::Walking) {
-                    Next::GiveUp(error) => Error::new(
-                        error.kind(),
-                        format!("{} ({})", error.message(), e.message()),
-                    ),
-                    _ => e,
-                },
+                (Kind::Timeout, true) => self.out_of_time(e),
                 _ => e,
             }
         })?;
@@ -236,6 +228,36 @@ impl Driver {
             });
         }
         Ok(all)
+    }
+
+    /// The wait that ran out, with `error`, was the whole migration's. What was missing is the
+    /// decider's to say, and what was waited for is said with it. Unless the destination
+    /// has not acknowledged anything for most of the time: then that was missing, and the decider,
+    /// who knows only what was sent, would blame the guest.
+    fn out_of_time(&mut self, error: Error) -> Error {
+        let elapsed = self.begun.elapsed();
+        let silence = self.sender.silence().filter(|s| *s >= elapsed / 2);
+        if let Some(silence) = silence {
+            let sent = Pages(self.sender.unacknowledged()).bytes();
+            return Error::new(
+                Kind::Timeout,
+                format!(
+                    "no end within {:.1} s: the destination has acknowledged nothing for {:.1} s, \
+                     and {:.1} MB sent to it are not known to have arrived ({})",
+                    elapsed.as_secs_f64(),
+                    silence.as_secs_f64(),
+                    sent.0 as f64 / 1e6,
+                    error.message()
+                ),
+            );
+        }
+        match self.ask(Moment::Walking) {
+            Next::GiveUp(why) => Error::new(
+                why.kind(),
+                format!("{} ({})", why.message(), error.message()),
+            ),
+            _ => error,
+        }
     }
 
     /// Sends what is pending; whether all of it.
