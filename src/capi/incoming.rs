@@ -115,8 +115,8 @@ pub unsafe extern "C" fn brant_incoming_listen(
     })
 }
 
-/// Starts it over a connected stream socket, which is brant's from here on, whatever the call
-/// returns.
+/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
+/// the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fd(
     incoming: *mut brant_incoming,

@@ -114,8 +114,9 @@ pub unsafe extern "C" fn brant_outgoing_start(
     })
 }
 
-/// Starts it over a connected stream socket, which is brant's from here on, whatever the call
-/// returns, its blocking mode too.
+/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
+/// the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with what it is:
+/// then nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
     outgoing: *mut brant_outgoing,

@@ -1,8 +1,8 @@
-//! Descriptors that come from outside of the crate: is it one, and is it closed on exec?
+//! Descriptors that come from outside of the crate: is it one, what is it, and is it closed on exec?
 
 use super::kernel;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Takes a descriptor over and has it closed on exec, so that no program that the VMM starts
 /// keeps guest memory, a virtual machine or a connection alive.
@@ -28,10 +28,28 @@ pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
+/// What a descriptor is of, for a message about one that is of something else.
+pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
+    // SAFETY: an all-zero stat is a valid value of that plain structure.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
+        return "a descriptor of which the kernel says nothing";
+    }
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFIFO => "a pipe",
+        libc::S_IFREG => "a file",
+        libc::S_IFDIR => "a directory",
+        libc::S_IFCHR => "a character device",
+        libc::S_IFBLK => "a block device",
+        libc::S_IFSOCK => "a socket",
+        _ => "a descriptor that is neither socket, pipe nor file (an eventfd, for example)",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn a_descriptor_that_is_taken_is_closed_on_exec() {

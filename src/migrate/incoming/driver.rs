@@ -38,6 +38,12 @@ pub enum Source {
 
 /// How often the figures are renewed.
 const RENEW: Duration = Duration::from_millis(50);
+/// A [`Source`] that may be one.
+enum Way {
+    Listener(Listener),
+    Connected(Channel),
+}
+
 /// What the VMM's object and the thread share.
 pub(super) struct Shared {
     pub(super) memory: Arc<Memory>,
@@ -50,7 +56,7 @@ pub(super) struct Shared {
 pub(super) struct Driver {
     shared: Arc<Shared>,
     vmm: Callbacks,
-    source: Option<Source>,
+    way: Option<Way>,
     lane: Option<Lane>,
     /// What a listener's connection began with.
     hello: Option<Hello>,
@@ -206,13 +212,18 @@ impl Work for Driver {
 }
 
 impl Driver {
+    /// Refuses a descriptor that is no connection.
     pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Result<Self> {
+        let way = match source {
+            Source::Listener(listener) => Way::Listener(listener),
+            Source::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
+        };
         let memory = Arc::clone(&shared.memory);
         let recall = PinRecall::of(&memory)?;
         Ok(Driver {
             shared,
             vmm,
-            source: Some(source),
+            way: Some(way),
             lane: None,
             hello: None,
             sink: PageSink::new(memory),
@@ -288,8 +299,8 @@ impl Driver {
     /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
     fn accept(&mut self) -> Result<Channel> {
         let shared = Arc::clone(&self.shared);
-        match self.source.take() {
-            Some(Source::Listener(listener)) => {
+        match self.way.take() {
+            Some(Way::Listener(listener)) => {
                 let vmm = self.vmm.clone();
                 let mut warn = |message| vmm.event(EventKind::Warning, message);
                 let params = &shared.params;
@@ -297,7 +308,7 @@ impl Driver {
                 self.hello = Some(arrival.hello);
                 Ok(arrival.channel)
             }
-            Some(Source::Connected(fd)) => Channel::from_fd(fd),
+            Some(Way::Connected(channel)) => Ok(channel),
             None => Err(Error::new(Kind::Internal, "accepted twice")),
         }
     }

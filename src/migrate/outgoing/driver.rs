@@ -62,6 +62,12 @@ const BLOCKS: &str = "the guest's blocks";
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
+/// A [`Target`] that may be one.
+enum Way {
+    Endpoint(Endpoint),
+    Connected(Channel),
+}
+
 /// What the VMM's object and the thread share.
 pub(super) struct Shared {
     pub(super) tracker: Arc<Tracker>,
@@ -94,7 +100,7 @@ pub(super) struct Driver {
     consumer: Arc<Consumer>,
     /// Whether that is the caller's.
     lent: bool,
-    target: Option<Target>,
+    way: Option<Way>,
     decider: Box<dyn Decider>,
     channel: Option<Channel>,
     replies: Replies,
@@ -343,12 +349,17 @@ impl Work for Driver {
 }
 
 impl Driver {
+    /// Refuses a descriptor that is no connection.
     pub(super) fn new(
         shared: Arc<Shared>,
         vmm: Callbacks,
         target: Target,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
+        let way = match target {
+            Target::Endpoint(endpoint) => Way::Endpoint(endpoint),
+            Target::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
+        };
         let recall = PinRecall::of(shared.tracker.memory())?;
         let lent = shared.lent().clone();
         Ok(Driver {
@@ -356,7 +367,7 @@ impl Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.tracker.consumer())),
             shared,
-            target: Some(target),
+            way: Some(way),
             decider,
             channel: None,
             replies: Replies::default(),

@@ -2,7 +2,7 @@
 //! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
 //! `docs/limits.md`.
 
-use super::{Driver, Target, BLOCKS};
+use super::{Driver, Way, BLOCKS};
 use crate::channel::{Channel, Io};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -18,22 +18,31 @@ const LAYOUT_BYTES: usize = 32 << 10;
 
 impl Driver {
     /// The VMM's configuration is asked for before there is a connection: a destination that
-    /// looks at several connections takes the first one on which something is said.
+    /// looks at several connections takes the first one on which something is said. Where there is
+    /// one already, the destination is told why there is no configuration.
     pub(super) fn connect(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
+        let endpoint = match self.way.take() {
+            Some(Way::Endpoint(endpoint)) => Some(endpoint),
+            Some(Way::Connected(channel)) => {
+                self.channel = Some(channel);
+                None
+            }
+            None => return Err(Error::new(Kind::Internal, "connected twice")),
+        };
         self.vmm
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
-        self.channel = Some(match self.target.take() {
-            Some(Target::Endpoint(endpoint)) => {
-                Channel::connect(&endpoint, &shared.handle.cancel, limit)?
-            }
-            Some(Target::Connected(fd)) => Channel::from_fd(fd)?,
-            None => return Err(Error::new(Kind::Internal, "connected twice")),
-        });
+        if let Some(endpoint) = endpoint {
+            self.channel = Some(Channel::connect(
+                &endpoint,
+                &shared.handle.cancel,
+                limit,
+            )?);
+        }
         Ok(())
     }
 

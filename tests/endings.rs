@@ -1,0 +1,85 @@
+//! How migrations end: what is refused before anything begins, and what the figures say of one that
+//! came to nothing.
+
+mod support;
+
+use brant::error::Kind;
+use brant::memory::Whose;
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::Arc;
+use support::*;
+
+fn outgoing(pair: &Pair, params: Params) -> Outgoing {
+    Outgoing::new(
+        Arc::clone(&pair.source.tracker),
+        Blockers::new(),
+        Arc::clone(&pair.from) as _,
+        params,
+    )
+    .unwrap()
+}
+
+fn incoming(pair: &Pair, params: Params) -> Incoming {
+    Incoming::new(
+        Arc::clone(&pair.destination.memory),
+        Arc::clone(&pair.to) as _,
+        params,
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_begun() {
+    let wrong = || -> [(OwnedFd, &str); 5] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        [
+            (std::io::pipe().unwrap().1.into(), "a pipe"),
+            (tempfile::tempfile().unwrap().into(), "a file"),
+            (UnixDatagram::unbound().unwrap().into(), "a datagram socket"),
+            (listener.into(), "a socket that listens"),
+            (unconnected(), "a socket that is not connected"),
+        ]
+    };
+    let pair = Pair::new(&[ram("ram", 100)]);
+    pair.source.fill(1);
+    let (out, inc) = (
+        outgoing(&pair, Params::default()),
+        incoming(&pair, Params::default()),
+    );
+    for (fd, found) in wrong() {
+        let error = out.start(Target::Connected(fd)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
+        let expected = format!("expected a connected stream socket, found {found}");
+        assert!(error.message().contains(&expected), "{error}");
+        assert_eq!(out.wait(None).unwrap_err().kind(), Kind::State);
+    }
+    for (fd, found) in wrong() {
+        let error = inc.start(Source::Connected(fd)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
+        assert!(error.message().contains(found), "{error}");
+        assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::State);
+    }
+    assert_eq!(pair.source.memory.ownership().whose(), Whose::Unknown);
+    assert_eq!(pair.from.calls("early_save"), 0);
+    // Both can still be started.
+    let (a, b) = UnixStream::pair().unwrap();
+    inc.start(Source::Connected(b.into())).unwrap();
+    out.start(Target::Connected(a.into())).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    assert_eq!(differences(&pair.source, &pair.destination), [""; 0]);
+    pair.assert_sound("afterwards");
+}
+
+fn unconnected() -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: makes a descriptor, which is ours.
+    unsafe {
+        let fd = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        assert!(fd >= 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}
