@@ -83,3 +83,41 @@ fn unconnected() -> OwnedFd {
         OwnedFd::from_raw_fd(fd)
     }
 }
+
+#[test]
+fn progress_says_how_far_a_migration_had_come_that_came_to_nothing() {
+    let pair = Pair::new(&[ram("ram", 4000)]);
+    pair.source.fill(2);
+    // Some of the first pass has gone when it is cancelled, and most has not.
+    let slow = Params {
+        max_bandwidth: Some(4 << 20),
+        ..Params::default()
+    };
+    let (out, inc) = (outgoing(&pair, slow), incoming(&pair, Params::default()));
+    let (a, b) = UnixStream::pair().unwrap();
+    inc.start(Source::Connected(b.into())).unwrap();
+    out.start(Target::Connected(a.into())).unwrap();
+    let begun = std::time::Instant::now();
+    while out.stats().progress == 0 || inc.stats().progress == 0 {
+        assert!(begun.elapsed() < LONG, "nothing is sent");
+        std::thread::yield_now();
+    }
+    let before = (out.stats(), inc.stats());
+    out.cancel().unwrap();
+    inc.wait(Some(LONG)).unwrap_err();
+    let after = (out.stats(), inc.stats());
+    for (before, after) in [(before.0, after.0), (before.1, after.1)] {
+        let sent = (after.data_pages + after.zero_pages) * 4096;
+        assert!(sent < 3000 * 4096, "not cancelled in the middle: {after:?}");
+        assert!(after.progress >= before.progress, "{before:?} {after:?}");
+        let of_all = sent * 10_000 / after.total_bytes;
+        assert!(u64::from(after.progress) <= of_all + 1, "{after:?}");
+        assert_eq!(after.time_left, None, "{after:?}");
+    }
+    assert_eq!(
+        after.0.remaining_bytes + (after.0.data_pages + after.0.zero_pages) * 4096,
+        after.0.total_bytes,
+        "{after:?}"
+    );
+    pair.assert_runs_on("cancelled");
+}

@@ -92,11 +92,15 @@ pub struct brant_stats {
     pub pass: u32,
     /// 0, or why it failed: BRANT_E_*.
     pub error: i32,
-    /// Hundredths of a percent, 0 to 10000. 10000 only when it has completed.
+    /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
+    /// and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
+    /// After a failure or a cancel it is what it was, at most 9999: how far the migration had
+    /// come. That it is over, `phase` and `error` tell.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: pending now.
+    /// Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it has
+    /// completed; after a failure or a cancel, what it was.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -119,7 +123,7 @@ pub struct brant_stats {
     /// before the first such sync, so all through the first pass.
     pub dirty_pages_per_second: u64,
     /// Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
-    /// unknown, and when the link is not clearly faster than the guest.
+    /// unknown, when the link is not clearly faster than the guest, and after a failure.
     pub time_left_us: u64,
     /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
     pub expected_downtime_us: u64,

@@ -135,6 +135,8 @@ pub(super) struct Driver {
     window: Option<Window>,
     stats: Stats,
     renewed: Option<Instant>,
+    /// It is over, and nothing is asked of the consumer any more: how far it came stays as it was.
+    ended: bool,
     /// The first thing that went wrong.
     error: Option<Error>,
     /// See [`Work::done`].
@@ -324,6 +326,7 @@ impl Work for Driver {
                 None
             }
             Action::StopTracking => {
+                self.ended = true;
                 if !self.lent {
                     // Nobody takes from it any more.
                     self.consumer.abandon();
@@ -395,6 +398,7 @@ impl Driver {
             window: None,
             stats: Stats::default(),
             renewed: None,
+            ended: false,
             error: None,
             done: None,
         })
@@ -417,7 +421,7 @@ impl Driver {
         }
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
-        if stats.phase >= State::Copying as u32 {
+        if stats.phase >= State::Copying as u32 && !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
         stats.unacknowledged_pages = self.sender.unacknowledged();
@@ -433,6 +437,10 @@ impl Driver {
             stats.bandwidth = Some(bandwidth as u64);
         }
         stats.dirty_pages_per_second = self.dirtied.rate().map(|rate| rate as u64);
+        if self.ended {
+            self.shared.handle.publish(stats);
+            return;
+        }
         if self.shared.paused_at.get().is_none() {
             if let Some(expected) = facts.expected_downtime() {
                 stats.expected_downtime = Some(expected);
@@ -461,6 +469,8 @@ impl Driver {
             self.stats.progress = 10_000;
             self.stats.time_left = Some(Duration::ZERO);
             self.stats.remaining_bytes = 0;
+        } else {
+            self.stats.time_left = None;
         }
         self.renew(true);
     }
