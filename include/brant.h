@@ -1216,7 +1216,10 @@ typedef struct brant_stats {
      */
     int32_t error;
     /**
-     * Hundredths of a percent, 0 to 10000. 10000 only when it has completed.
+     * How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
+     * and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
+     * After a failure or a cancel it is what it was, at most 9999: how far the migration had
+     * come. That it is over, `phase` and `error` tell.
      */
     uint32_t progress;
     /**
@@ -1224,7 +1227,8 @@ typedef struct brant_stats {
      */
     uint64_t total_bytes;
     /**
-     * Source: pending now.
+     * Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it has
+     * completed; after a failure or a cancel, what it was.
      */
     uint64_t remaining_bytes;
     /**
@@ -1267,7 +1271,7 @@ typedef struct brant_stats {
     uint64_t dirty_pages_per_second;
     /**
      * Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
-     * unknown, and when the link is not clearly faster than the guest.
+     * unknown, when the link is not clearly faster than the guest, and after a failure.
      */
     uint64_t time_left_us;
     /**
@@ -2175,8 +2179,8 @@ int32_t brant_incoming_listen(struct brant_incoming *incoming,
                               struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket, which is brant's from here on, whatever the call
- * returns.
+ * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
+ * the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then nothing has begun.
  */
 int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 int32_t fd,
@@ -2245,9 +2249,11 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
                               struct brant_error **error);
 
 /**
- * Sets why a callback fails, in UTF-8; shown in the migration's error. NULL is ignored.
+ * Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
+ * what is not UTF-8. NULL is ignored.
  */
-void brant_reason_set(struct brant_reason *reason, const char *message);
+void brant_reason_set(struct brant_reason *reason,
+                      const char *message);
 
 /**
  * Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
@@ -2299,8 +2305,9 @@ int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
                              struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket, which is brant's from here on, whatever the call
- * returns, its blocking mode too.
+ * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
+ * the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with what it is:
+ * then nothing has begun.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 int32_t fd,

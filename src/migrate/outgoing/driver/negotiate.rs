@@ -37,11 +37,7 @@ impl Driver {
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
         if let Some(endpoint) = endpoint {
-            self.channel = Some(Channel::connect(
-                &endpoint,
-                &shared.handle.cancel,
-                limit,
-            )?);
+            self.channel = Some(Channel::connect(&endpoint, &shared.handle.cancel, limit)?);
         }
         Ok(())
     }

@@ -1,35 +1,17 @@
 //! How migrations end: what is refused before anything begins, and what the figures say of one that
 //! came to nothing.
 
-mod support;
-
+use crate::support::guest::differences;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::sides::{incoming, outgoing, quick, socketpair, start};
+use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::memory::Whose;
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{Params, Source, Target};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::sync::Arc;
-use support::*;
-
-fn outgoing(pair: &Pair, params: Params) -> Outgoing {
-    Outgoing::new(
-        Arc::clone(&pair.source.tracker),
-        Blockers::new(),
-        Arc::clone(&pair.from) as _,
-        params,
-    )
-    .unwrap()
-}
-
-fn incoming(pair: &Pair, params: Params) -> Incoming {
-    Incoming::new(
-        Arc::clone(&pair.destination.memory),
-        Arc::clone(&pair.to) as _,
-        params,
-    )
-    .unwrap()
-}
+use std::os::unix::net::UnixDatagram;
 
 #[test]
 fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_begun() {
@@ -45,10 +27,7 @@ fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_be
     };
     let pair = Pair::new(&[ram("ram", 100)]);
     pair.source.fill(1);
-    let (out, inc) = (
-        outgoing(&pair, Params::default()),
-        incoming(&pair, Params::default()),
-    );
+    let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     for (fd, found) in wrong() {
         let error = out.start(Target::Connected(fd)).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
@@ -65,9 +44,9 @@ fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_be
     assert_eq!(pair.source.memory.ownership().whose(), Whose::Unknown);
     assert_eq!(pair.from.calls("early_save"), 0);
     // Both can still be started.
-    let (a, b) = UnixStream::pair().unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    let (a, b) = socketpair();
+    inc.start(Source::Connected(b)).unwrap();
+    out.start(Target::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(differences(&pair.source, &pair.destination), [""; 0]);
@@ -93,10 +72,7 @@ fn progress_says_how_far_a_migration_had_come_that_came_to_nothing() {
         max_bandwidth: Some(4 << 20),
         ..Params::default()
     };
-    let (out, inc) = (outgoing(&pair, slow), incoming(&pair, Params::default()));
-    let (a, b) = UnixStream::pair().unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    let (out, inc) = start(&pair, &slow);
     let begun = std::time::Instant::now();
     while out.stats().progress == 0 || inc.stats().progress == 0 {
         assert!(begun.elapsed() < LONG, "nothing is sent");
