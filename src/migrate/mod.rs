@@ -6,6 +6,8 @@
 
 pub mod blockers;
 mod callbacks;
+#[cfg(test)]
+mod faults;
 mod handle;
 pub mod incoming;
 mod layout;

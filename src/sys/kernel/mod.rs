@@ -17,7 +17,7 @@ mod faulty;
 #[cfg(test)]
 pub(crate) mod plan;
 #[cfg(test)]
-mod plausible;
+pub(crate) mod plausible;
 #[cfg(test)]
 pub(super) use self::faulty::*;
 

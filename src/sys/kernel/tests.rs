@@ -118,7 +118,9 @@ fn only_tests(path: &Path) -> bool {
         || name == "testing"
         || name == "planted"
         || name.ends_with("_tests")
-        || parts.clone().any(|p| p == "tests" || p == "testing")
+        || parts
+            .clone()
+            .any(|p| ["tests", "testing", "faults"].contains(&p))
 }
 
 #[test]
