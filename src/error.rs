@@ -3,13 +3,19 @@
 //!
 //! This file knows nothing of what any room does. Everyone above uses it.
 
+use std::error::Error as Cause;
 use std::fmt;
+use std::io;
+use std::sync::Arc;
+use vm_memory::mmap::{FromRangesError, MmapRegionError};
+use vm_memory::{GuestMemoryError, GuestRegionCollectionError, VolatileMemoryError};
 
 /// The kind of an error. The numbers are part of the C ABI
 /// (`BRANT_E_INVALID` is -1, and so on): they never change meaning, and new
 /// ones are added at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(i32)]
+#[non_exhaustive]
 pub enum Kind {
     /// An argument is outside its stated limits.
     Invalid = -1,
@@ -96,11 +102,43 @@ impl Kind {
 
 /// An error: its kind, and a message that says what was expected, what was
 /// found, and which block, slot or peer it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Errors of the standard library's I/O, of kvm-ioctls and of vm-memory become one with `?`, so that
+/// the operations of a [`Vmm`](crate::vmm::Vmm) need no conversions. What an error was made of stays
+/// its [source](std::error::Error::source):
+///
+/// ```
+/// use brant::error::Kind;
+/// use std::error::Error as _;
+///
+/// fn lock_disk() -> brant::Result<()> {
+///     let nothing: std::io::Result<()> = Err(std::io::Error::from_raw_os_error(16));
+///     nothing?;
+///     Ok(())
+/// }
+///
+/// let error = lock_disk().unwrap_err().context("locking the disk");
+/// assert_eq!(error.kind(), Kind::Kernel);
+/// assert!(error.message().starts_with("locking the disk: "));
+/// let cause = error.source().unwrap().downcast_ref::<std::io::Error>().unwrap();
+/// assert_eq!(cause.raw_os_error(), Some(16));
+/// ```
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
     message: String,
+    /// Shared, because whoever waits for a migration gets its error again each time.
+    source: Option<Arc<dyn Cause + Send + Sync>>,
 }
+
+/// Errors are equal when they say the same; what they were made of does not count.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
+}
+
+impl Eq for Error {}
 
 /// What fallible functions of this crate return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -111,22 +149,28 @@ impl Error {
         Error {
             kind,
             message: message.into(),
+            source: None,
+        }
+    }
+
+    /// An error of `kind` that says what `source` says, and keeps it.
+    pub fn from_source(kind: Kind, source: impl Cause + Send + Sync + 'static) -> Self {
+        Error {
+            kind,
+            message: source.to_string(),
+            source: Some(Arc::new(source)),
         }
     }
 
     /// [`Kind::Kernel`] (or [`Kind::NoMemory`] for `ENOMEM`) from what the
     /// operating system said about `what`.
-    pub fn os(what: impl fmt::Display, error: std::io::Error) -> Self {
-        let kind = match error.raw_os_error() {
-            Some(libc::ENOMEM) => Kind::NoMemory,
-            _ => Kind::Kernel,
-        };
-        Error::new(kind, format!("{what}: {error}"))
+    pub fn os(what: impl fmt::Display, error: io::Error) -> Self {
+        Error::from_source(os_kind(error.raw_os_error()), error).context(what)
     }
 
     /// [`Error::os`] with the calling thread's last `errno`.
     pub fn last_os(what: impl fmt::Display) -> Self {
-        Error::os(what, std::io::Error::last_os_error())
+        Error::os(what, io::Error::last_os_error())
     }
 
     /// Memory of `bytes` for `what` could not be had.
@@ -150,9 +194,31 @@ impl Error {
     /// The same error with `context` and a colon before its message.
     pub fn context(self, context: impl fmt::Display) -> Self {
         Error {
-            kind: self.kind,
             message: format!("{context}: {}", self.message),
+            ..self
         }
+    }
+
+    /// The same error as one of `kind`.
+    pub(crate) fn into_kind(self, kind: Kind) -> Self {
+        Error { kind, ..self }
+    }
+}
+
+/// The kind of what a system call said.
+fn os_kind(errno: Option<i32>) -> Kind {
+    match errno {
+        Some(libc::ENOMEM) => Kind::NoMemory,
+        _ => Kind::Kernel,
+    }
+}
+
+/// The kind of an I/O error that nothing else is known of.
+fn io_kind(error: &io::Error) -> Kind {
+    match (error.raw_os_error(), error.kind()) {
+        (None, io::ErrorKind::OutOfMemory) => Kind::NoMemory,
+        (None, _) => Kind::Io,
+        (errno, _) => os_kind(errno),
     }
 }
 
@@ -162,4 +228,153 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl Cause for Error {
+    fn source(&self) -> Option<&(dyn Cause + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn Cause + 'static))
+    }
+}
+
+/// [`Kind::Kernel`], or [`Kind::NoMemory`], where a system call failed; else [`Kind::Io`].
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Error::from_source(io_kind(&error), error)
+    }
+}
+
+/// [`Kind::Kernel`], or [`Kind::NoMemory`].
+impl From<kvm_ioctls::Error> for Error {
+    fn from(error: kvm_ioctls::Error) -> Self {
+        Error::from_source(os_kind(Some(error.errno())), error)
+    }
+}
+
+/// [`Kind::Invalid`], unless the system failed.
+impl From<GuestMemoryError> for Error {
+    fn from(error: GuestMemoryError) -> Self {
+        let kind = match &error {
+            GuestMemoryError::IOError(e) => io_kind(e),
+            _ => Kind::Invalid,
+        };
+        Error::from_source(kind, error)
+    }
+}
+
+/// [`Kind::Invalid`], unless the system failed.
+impl From<VolatileMemoryError> for Error {
+    fn from(error: VolatileMemoryError) -> Self {
+        let kind = match &error {
+            VolatileMemoryError::IOError(e) => io_kind(e),
+            _ => Kind::Invalid,
+        };
+        Error::from_source(kind, error)
+    }
+}
+
+fn mapping_kind(error: &MmapRegionError) -> Kind {
+    match error {
+        MmapRegionError::Mmap(e) => io_kind(e),
+        _ => Kind::Invalid,
+    }
+}
+
+/// [`Kind::Invalid`], unless the system failed.
+impl From<MmapRegionError> for Error {
+    fn from(error: MmapRegionError) -> Self {
+        Error::from_source(mapping_kind(&error), error)
+    }
+}
+
+/// [`Kind::Invalid`], unless the system failed.
+impl From<FromRangesError> for Error {
+    fn from(error: FromRangesError) -> Self {
+        let kind = match &error {
+            FromRangesError::MmapRegion(e) => mapping_kind(e),
+            _ => Kind::Invalid,
+        };
+        Error::from_source(kind, error)
+    }
+}
+
+/// [`Kind::Invalid`].
+impl From<GuestRegionCollectionError> for Error {
+    fn from(error: GuestRegionCollectionError) -> Self {
+        Error::from_source(Kind::Invalid, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    fn errno(error: &Error) -> Option<i32> {
+        error.source()?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+
+    #[test]
+    fn what_the_system_said_stays_the_source_under_every_context() {
+        let error = Error::os("opening", io::Error::from_raw_os_error(libc::EACCES));
+        let error = error.context("the disk").into_kind(Kind::Vmm);
+        assert_eq!(error.kind(), Kind::Vmm);
+        assert!(
+            error.message().starts_with("the disk: opening: "),
+            "{error}"
+        );
+        assert_eq!(errno(&error), Some(libc::EACCES));
+        assert_eq!(errno(&error.clone()), Some(libc::EACCES));
+        assert!(Error::new(Kind::Busy, "no cause").source().is_none());
+    }
+
+    #[test]
+    fn errors_of_others_have_the_kind_of_what_happened() {
+        let io = |errno| io::Error::from_raw_os_error(errno);
+        let table = [
+            (Error::from(io(libc::EIO)), Kind::Kernel),
+            (Error::from(io(libc::ENOMEM)), Kind::NoMemory),
+            (Error::from(io::Error::other("said the VMM")), Kind::Io),
+            (kvm_ioctls::Error::new(libc::EBADF).into(), Kind::Kernel),
+            (kvm_ioctls::Error::new(libc::ENOMEM).into(), Kind::NoMemory),
+            (
+                GuestMemoryError::IOError(io(libc::EIO)).into(),
+                Kind::Kernel,
+            ),
+            (
+                GuestMemoryError::InvalidGuestAddress(GuestAddress(7)).into(),
+                Kind::Invalid,
+            ),
+            (
+                VolatileMemoryError::OutOfBounds { addr: 7 }.into(),
+                Kind::Invalid,
+            ),
+            (
+                MmapRegionError::Mmap(io(libc::ENOMEM)).into(),
+                Kind::NoMemory,
+            ),
+            (MmapRegionError::InvalidPointer.into(), Kind::Invalid),
+            (
+                FromRangesError::MmapRegion(MmapRegionError::Mmap(io(libc::ENODEV))).into(),
+                Kind::Kernel,
+            ),
+            (
+                GuestRegionCollectionError::NoMemoryRegion.into(),
+                Kind::Invalid,
+            ),
+        ];
+        for (error, kind) in table {
+            assert_eq!(error.kind(), kind, "{error}");
+            let source = error.source().expect("it was made of something");
+            assert_eq!(source.to_string(), error.message());
+        }
+    }
+
+    #[test]
+    fn a_function_that_makes_guest_memory_needs_no_conversions() {
+        fn make() -> Result<GuestMemoryMmap> {
+            let twice = [(GuestAddress(0), 4096), (GuestAddress(0), 4096)];
+            Ok(GuestMemoryMmap::from_ranges(&twice)?)
+        }
+        assert_eq!(make().unwrap_err().kind(), Kind::Invalid);
+    }
+}

@@ -71,7 +71,7 @@ impl Callbacks {
         let _entered = Entered::new(self.owner);
         catch(|| operation(&*self.vmm))
             .and_then(|result| result)
-            .map_err(|e| Error::new(Kind::Vmm, format!("`{name}`: {}", e.message())))
+            .map_err(|e| e.context(format_args!("`{name}`")).into_kind(Kind::Vmm))
     }
 
     /// [`Callbacks::call`] of an operation that may make threads which outlive it, vCPUs' above
