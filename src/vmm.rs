@@ -27,11 +27,13 @@ pub trait StateSink {
 }
 
 /// What a thread of brant's is for. The VMM hears it before the thread does anything.
+#[doc(inline)]
 pub use crate::runtime::thread::Role;
 
 /// What an [`Event`] is about. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum EventKind {
     /// The migration entered another state; the message names it.
     State = 1,
@@ -50,6 +52,7 @@ pub enum EventKind {
 
 /// Something that happened, told through [`Vmm::event`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Event {
     /// What it is about.
     pub kind: EventKind,

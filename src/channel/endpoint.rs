@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 /// A place to connect to or to listen at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Endpoint {
     /// TCP over IPv4 or IPv6. Port 0 is "any free one", for a listener only.
     Tcp(SocketAddr),

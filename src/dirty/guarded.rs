@@ -53,8 +53,7 @@ fn name_of(log: &dyn DirtyLog) -> &'static str {
 
 impl DirtyLog for Guarded {
     fn kind(&self) -> LogKind {
-        // What it is decides nothing here; it is told in reports.
-        catch(|| self.log.kind()).unwrap_or(LogKind::Reported)
+        catch(|| self.log.kind()).unwrap_or(LogKind::Other)
     }
 
     fn name(&self) -> &'static str {

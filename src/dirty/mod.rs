@@ -70,6 +70,7 @@ pub enum Origin {
 
 /// The kinds of logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum LogKind {
     /// The VMM's own marks.
     Reported,
@@ -85,6 +86,8 @@ pub enum LogKind {
     Iommufd,
     /// Write protection by userfaultfd.
     Userfault,
+    /// A log of the VMM's own. [`DirtyLog::name`] says which.
+    Other,
 }
 
 impl LogKind {
@@ -98,6 +101,7 @@ impl LogKind {
             LogKind::Vfio => "vfio",
             LogKind::Iommufd => "iommufd",
             LogKind::Userfault => "userfault",
+            LogKind::Other => "other",
         }
     }
 }
@@ -208,8 +212,11 @@ pub struct Rearmed {
 /// read was logged. A panic in one of them is an error of the log, by name: the tracker takes
 /// what the log covers as dirty, and stops the other logs all the same.
 pub trait DirtyLog: Send {
-    /// What it is.
-    fn kind(&self) -> LogKind;
+    /// What it is: [`LogKind::Other`] for a log that is not one of brant's. The kind decides
+    /// nothing; it is told in reports.
+    fn kind(&self) -> LogKind {
+        LogKind::Other
+    }
 
     /// A short name for reports and messages.
     fn name(&self) -> &'static str {

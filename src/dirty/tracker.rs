@@ -71,9 +71,12 @@ pub enum StartWith {
 
 /// What one log did in a sync.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LogReport {
-    /// The log.
+    /// What the log is.
     pub kind: LogKind,
+    /// Its name: several logs may be of one kind.
+    pub name: &'static str,
     /// How long it took, kernel calls and merging.
     pub time: Duration,
     /// Pages that became pending through it.
@@ -82,6 +85,7 @@ pub struct LogReport {
 
 /// What a sync found and what it cost.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct SyncReport {
     /// Pages that became pending for the consumer that asked; a page that was pending there
     /// already does not count again.
@@ -107,6 +111,7 @@ pub struct SyncReport {
 
 /// Running totals since tracking started, whoever asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TrackerStats {
     /// Syncs made.
     pub syncs: u64,
@@ -129,6 +134,7 @@ pub struct TrackerStats {
 
 /// Running totals of one consumer since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConsumerStats {
     /// Syncs that it heard of, whoever asked for them.
     pub syncs: u64,
@@ -571,6 +577,7 @@ impl Inner {
             report.found += found;
             report.logs.push(LogReport {
                 kind: log.kind(),
+                name: log.name(),
                 time: log_begun.elapsed(),
                 found,
             });

@@ -20,6 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 /// Who has the guest, as far as this process knows. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum Whose {
     /// Nothing is known: the VMM runs the guest, or waits for one to arrive.
     Unknown = 0,

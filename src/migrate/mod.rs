@@ -27,5 +27,9 @@ pub use incoming::{Incoming, Source};
 pub use outgoing::{Outgoing, Target};
 pub use params::Params;
 pub use report::{Phase, Stats};
-pub use steering::{Decider, Decision, FitsDowntime};
-pub use switchover::source::Resolution;
+pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
+pub use switchover::destination::State as DestinationState;
+pub use switchover::source::{Resolution, State as SourceState};
+
+#[doc(inline)]
+pub use crate::channel::{Endpoint, Listener};

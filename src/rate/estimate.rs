@@ -15,6 +15,7 @@ const Z: f64 = 1.959_963_984_540_054;
 
 /// A dirty rate, as it was measured.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Rate {
     /// For how long it was looked at.
     pub period: Duration,

@@ -20,6 +20,7 @@ use std::sync::Once;
 /// change meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum Role {
     /// Walks, decides, and sends when there is only one channel.
     Migration = 1,

@@ -31,6 +31,7 @@ fn a_listener_takes_one_connection_and_a_second_gets_nowhere() {
             Ok(match &at {
                 Endpoint::Tcp(at) => Box::new(TcpStream::connect(at)?),
                 Endpoint::Unix(path) => Box::new(UnixStream::connect(path)?),
+                other => panic!("{other} is nowhere that these tests listen"),
             })
         };
         let mut first = call().unwrap();

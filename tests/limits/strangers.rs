@@ -75,6 +75,7 @@ fn call(at: &Endpoint) -> std::io::Result<Box<dyn Stream>> {
             stream.set_write_timeout(Some(LONG))?;
             Box::new(stream)
         }
+        other => panic!("{other} is nowhere that these tests listen"),
     })
 }
 

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 /// Where a migration comes from.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Source {
     /// The first who says HELLO at this listener.
     Listener(Listener),

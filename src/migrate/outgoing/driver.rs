@@ -42,6 +42,7 @@ use std::time::{Duration, Instant};
 
 /// Where a migration goes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Target {
     /// A connection that brant makes.
     Endpoint(Endpoint),

@@ -10,16 +10,18 @@ use crate::units::{Bytes, Pages};
 use std::time::Duration;
 
 /// When the decider is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
     /// In the middle of a pass: what is dirty since the last sync is unknown.
     Walking,
     /// Right after a sync: `remaining` is all there is.
+    #[default]
     Synced,
 }
 
 /// A pass that has ended: everything that was sent in it is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct PassFacts {
     /// Its number, from 1.
     pub number: u32,
@@ -32,8 +34,9 @@ pub struct PassFacts {
     pub time: Duration,
 }
 
-/// What is known.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What is known. [`Facts::default`] is for tests of deciders: nothing is known.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Facts {
     /// When this is.
     pub moment: Moment,
@@ -162,6 +165,38 @@ impl From<Next> for Decision {
 }
 
 /// Steers a migration. Called on the migration's thread; must not block.
+///
+/// [`FitsDowntime`](super::FitsDowntime) is what ships. One of the VMM's own goes to
+/// [`Outgoing::start_with`](crate::migrate::Outgoing::start_with):
+///
+/// ```
+/// use brant::migrate::{Decider, Decision, Facts, Moment, Next};
+/// use std::time::Duration;
+///
+/// /// Switches over after the third pass, however long the guest will stand still.
+/// struct ThirdPass;
+///
+/// impl Decider for ThirdPass {
+///     fn decide(&mut self, facts: &Facts) -> Decision {
+///         let next = match facts.expected_downtime() {
+///             Some(expected) if facts.moment == Moment::Synced && facts.pass >= 3 => {
+///                 Next::SwitchOver { expected }
+///             }
+///             _ => Next::GoOn,
+///         };
+///         next.into()
+///     }
+/// }
+///
+/// // A decider is a pure function: no migration is needed to test it.
+/// let mut facts = Facts::default();
+/// facts.pass = 2;
+/// facts.bandwidth = Some(1e9);
+/// assert_eq!(ThirdPass.decide(&facts).next, Next::GoOn);
+/// facts.pass = 3;
+/// let expected = Duration::ZERO;
+/// assert_eq!(ThirdPass.decide(&facts).next, Next::SwitchOver { expected });
+/// ```
 pub trait Decider: Send {
     /// What to do, given `facts`.
     fn decide(&mut self, facts: &Facts) -> Decision;

@@ -8,6 +8,7 @@ use crate::vmm::EventKind;
 /// Where the source is. The numbers are part of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum State {
     /// Not started.
     Idle = 0,
