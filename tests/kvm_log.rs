@@ -4,6 +4,7 @@
 //! The guest is a few real-mode instructions for each page that it writes, so these tests
 //! are about exactness and not about speed. Without `/dev/kvm` they say so and pass.
 
+use alone::alone;
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -19,8 +20,14 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vm_memory::GuestAddress;
 
+#[path = "support/alone.rs"]
+mod alone;
+
+/// For a test in a process of its own.
+const LIMIT: Duration = Duration::from_secs(120);
 /// The code's page in the first slot; the guest only reads it.
 const CODE: u64 = 1;
 const LOGGED: u32 = sys::MEM_LOG_DIRTY_PAGES;
@@ -668,4 +675,114 @@ fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
             "{mode:?}"
         );
     }
+}
+
+#[test]
+fn a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_written() {
+    alone(LIMIT, || {
+        let Some(kvm) = kvm() else {
+            return;
+        };
+        for mode in [
+            KvmMode::GetAndClear,
+            KvmMode::ManualProtect,
+            KvmMode::InitiallySet,
+        ] {
+            // A bitmap of 512 bytes and one of 64 KiB and a word, and what KVM has then.
+            for (pages, larger) in [(4096, 1 << 20), ((1 << 19) + 64, 1 << 20)] {
+                replace_slot(&kvm, mode, pages, larger);
+            }
+        }
+    });
+}
+
+/// KVM's slot 0 becomes larger behind brant's back, and then what it was.
+fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
+    let vm = kvm.create_vm().unwrap();
+    let reserved = (larger * PAGE_SIZE) as usize;
+    // SAFETY: a new mapping where the kernel likes; nothing of it is touched.
+    let host = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(std::ptr::null_mut(), reserved, access, flags, -1, 0)
+    };
+    assert_ne!(host, libc::MAP_FAILED);
+    let set = |pages: u64, flags: u32| {
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags,
+            guest_phys_addr: 0,
+            memory_size: pages * PAGE_SIZE,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the mapping outlives the machine.
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+    };
+    set(pages, 0);
+    let memory = Arc::new(Memory::new().unwrap());
+    memory
+        .add_block(BlockDescription {
+            name: "ram".into(),
+            // SAFETY: the test's own memory, or an address that nothing looks at.
+            host: unsafe { brant::memory::HostMemory::new(host.cast()) },
+            length: Bytes(pages * PAGE_SIZE),
+            page_size: Bytes(PAGE_SIZE as u64),
+            file: None,
+            flags: BlockFlags::default(),
+        })
+        .unwrap();
+    let slot = SlotDescription {
+        slot: 0,
+        flags: 0,
+        block: "ram".into(),
+        offset: Bytes(0),
+        length: Bytes(pages * PAGE_SIZE),
+        guest_address: GuestAddress(0),
+    };
+    memory.add_slot(&slot).unwrap();
+    let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
+    let log = KvmLog::from_vm(&vm, mode, LogSwitch::Brant).unwrap();
+    tracker.add_log(Box::new(log)).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
+    let named = format!("{mode:?}, {pages} pages");
+    let take_all = || {
+        let (mut cursor, mut all) = (Cursor::default(), 0);
+        loop {
+            let taken = consumer.take(&mut cursor, 1024, Pages(1 << 20)).unwrap();
+            if taken.is_empty() {
+                return all;
+            }
+            all += taken.pages().0;
+            taken.delivered();
+        }
+    };
+    consumer.sync(When::Running).unwrap();
+    take_all();
+    set(0, 0);
+    set(larger, LOGGED);
+    for _ in 0..2 {
+        let report = consumer.sync(When::Running).unwrap();
+        assert!(
+            report.warnings.iter().any(|w| w.contains("slot 0x0")),
+            "{named}: {report:?}"
+        );
+        assert_eq!(take_all(), pages, "{named}");
+    }
+    // In the right order all is well again.
+    memory.remove_slot(0, GuestAddress(0)).unwrap();
+    set(0, 0);
+    set(pages, 0);
+    memory.add_slot(&slot).unwrap();
+    let report = consumer.sync(When::Running).unwrap();
+    assert_eq!(report.warnings, [""; 0], "{named}");
+    take_all();
+    assert_eq!(
+        consumer.sync(When::Running).unwrap().found,
+        Pages(0),
+        "{named}"
+    );
+    consumer.stop().unwrap();
+    // SAFETY: our own mapping; the machine does not run.
+    unsafe { libc::munmap(host, reserved) };
 }

@@ -3,6 +3,7 @@
 //!
 //! Tests that would end in a signal if the promise were broken run in a process of their own.
 
+use alone::alone;
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::userfault::UserfaultLog;
@@ -16,56 +17,19 @@ use brant::vmm::{Event, EventKind, StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
 use kinds::{filling, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Seek};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+#[path = "support/alone.rs"]
+mod alone;
 #[path = "support/kinds.rs"]
 mod kinds;
 
 const LONG: Duration = Duration::from_secs(60);
 /// For a whole test in its own process.
 const LIMIT: Duration = Duration::from_secs(240);
-
-/// Runs `body` in a process of its own, which is this program with only the test `name`. A
-/// signal, a failed assertion and a hang there fail the test here.
-fn alone(name: &str, body: impl FnOnce()) {
-    if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
-        return body();
-    }
-    let mut said = tempfile::tempfile().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env("BRANT_TEST_ALONE", name)
-        .stdout(said.try_clone().unwrap())
-        .stderr(said.try_clone().unwrap())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if begun.elapsed() > LIMIT {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{name}: no end after {LIMIT:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let mut text = String::new();
-    said.rewind().unwrap();
-    said.read_to_string(&mut text).unwrap();
-    for line in text.lines().filter(|line| line.starts_with("skipped")) {
-        eprintln!("{line}");
-    }
-    assert_eq!(status.signal(), None, "ended by a signal: {text}");
-    assert!(status.success(), "{status}: {text}");
-}
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 struct Random(u64);
@@ -231,82 +195,79 @@ fn assert_holds(area: &Area, should: impl Fn(usize) -> u64, what: &str) {
 
 #[test]
 fn memory_that_somebody_fills_on_demand_arrives_as_he_fills_it() {
-    alone(
-        "memory_that_somebody_fills_on_demand_arrives_as_he_fills_it",
-        || {
-            let pool = HugePool::new(32);
-            let mut made = vec![Made::Anonymous, Made::Memfd, Made::SharedAnonymous];
-            made.extend([Made::MemfdUntold, Made::Tmpfs]);
-            if pool.is_some() {
-                made.extend([Made::Huge, Made::HugeMemfd]);
-            }
-            #[derive(Debug, Clone, Copy, PartialEq)]
-            enum Registered {
-                BeforeTheBlock,
-                AfterTheBlock,
-                WhileItMoves,
-            }
-            use Registered::*;
-            for made in made {
-                for when in [BeforeTheBlock, AfterTheBlock, WhileItMoves] {
-                    for flags in [0, kinds::USER_MODE_ONLY] {
-                        let what = format!("{made:?}, registered {when:?}, flags {flags}");
-                        let Some(area) = Area::new(made, 4 * HUGE) else {
-                            continue;
-                        };
-                        let area = Arc::new(area);
-                        let mine = if made.is_huge() { 512..1536 } else { 300..1324 };
-                        let inside = mine.clone();
-                        let filler = |on: &Area| Filler::new(on, mine.clone(), flags);
-                        let mut served = (when == BeforeTheBlock).then(|| filler(&area));
-                        let memory = memory_of(&area, false);
-                        if when == AfterTheBlock {
-                            served = Some(filler(&area));
-                        }
-                        set(&area, 5, 5);
-                        let tracker = tracker_of(&memory);
-                        let vmm = Plain::default();
-                        let later = Arc::new(Mutex::new(None));
-                        if when == WhileItMoves {
-                            // What is found untouched in the first pass is another's in the second.
-                            let (later, tracker) = (Arc::clone(&later), Arc::clone(&tracker));
-                            let (area, mine) = (Arc::clone(&area), mine.clone());
-                            let length = area.length as u64;
-                            *vmm.at_pass.lock().unwrap() = Some(Box::new(move || {
-                                let mut later = later.lock().unwrap();
-                                if later.is_none() {
-                                    *later = Some(Filler::new(&area, mine.clone(), flags));
-                                    tracker.mark_block(BlockId(0), Bytes(0), length);
-                                }
-                                Ok(())
-                            }));
-                        } else if matches!(served, Some(None)) {
-                            continue;
-                        }
-                        let kind = if made.is_huge() {
-                            Made::Huge
-                        } else {
-                            Made::Anonymous
-                        };
-                        let to = Area::new(kind, 4 * HUGE).unwrap();
-                        let outcome = migrate(&tracker, &memory_of(&to, false), 2, vmm);
-                        outcome.completed(&what);
-                        if matches!(*later.lock().unwrap(), Some(None)) {
-                            continue;
-                        }
-                        let should = |page: usize| match page {
-                            5 => 5,
-                            page if inside.contains(&page) => filling(page),
-                            _ => 0,
-                        };
-                        assert_holds(&to, should, &what);
-                        assert_holds(&area, should, &what);
-                        drop((served, later));
+    alone(LIMIT, || {
+        let pool = HugePool::new(32);
+        let mut made = vec![Made::Anonymous, Made::Memfd, Made::SharedAnonymous];
+        made.extend([Made::MemfdUntold, Made::Tmpfs]);
+        if pool.is_some() {
+            made.extend([Made::Huge, Made::HugeMemfd]);
+        }
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        enum Registered {
+            BeforeTheBlock,
+            AfterTheBlock,
+            WhileItMoves,
+        }
+        use Registered::*;
+        for made in made {
+            for when in [BeforeTheBlock, AfterTheBlock, WhileItMoves] {
+                for flags in [0, kinds::USER_MODE_ONLY] {
+                    let what = format!("{made:?}, registered {when:?}, flags {flags}");
+                    let Some(area) = Area::new(made, 4 * HUGE) else {
+                        continue;
+                    };
+                    let area = Arc::new(area);
+                    let mine = if made.is_huge() { 512..1536 } else { 300..1324 };
+                    let inside = mine.clone();
+                    let filler = |on: &Area| Filler::new(on, mine.clone(), flags);
+                    let mut served = (when == BeforeTheBlock).then(|| filler(&area));
+                    let memory = memory_of(&area, false);
+                    if when == AfterTheBlock {
+                        served = Some(filler(&area));
                     }
+                    set(&area, 5, 5);
+                    let tracker = tracker_of(&memory);
+                    let vmm = Plain::default();
+                    let later = Arc::new(Mutex::new(None));
+                    if when == WhileItMoves {
+                        // What is found untouched in the first pass is another's in the second.
+                        let (later, tracker) = (Arc::clone(&later), Arc::clone(&tracker));
+                        let (area, mine) = (Arc::clone(&area), mine.clone());
+                        let length = area.length as u64;
+                        *vmm.at_pass.lock().unwrap() = Some(Box::new(move || {
+                            let mut later = later.lock().unwrap();
+                            if later.is_none() {
+                                *later = Some(Filler::new(&area, mine.clone(), flags));
+                                tracker.mark_block(BlockId(0), Bytes(0), length);
+                            }
+                            Ok(())
+                        }));
+                    } else if matches!(served, Some(None)) {
+                        continue;
+                    }
+                    let kind = if made.is_huge() {
+                        Made::Huge
+                    } else {
+                        Made::Anonymous
+                    };
+                    let to = Area::new(kind, 4 * HUGE).unwrap();
+                    let outcome = migrate(&tracker, &memory_of(&to, false), 2, vmm);
+                    outcome.completed(&what);
+                    if matches!(*later.lock().unwrap(), Some(None)) {
+                        continue;
+                    }
+                    let should = |page: usize| match page {
+                        5 => 5,
+                        page if inside.contains(&page) => filling(page),
+                        _ => 0,
+                    };
+                    assert_holds(&to, should, &what);
+                    assert_holds(&area, should, &what);
+                    drop((served, later));
                 }
             }
-        },
-    );
+        }
+    });
 }
 
 /// Which pages of the destination are wrong after a second guest came into it.
@@ -463,58 +424,52 @@ fn what_holds_nothing_takes_memory_on_neither_side_in_any_kind_of_memory() {
 
 #[test]
 fn untouched_huge_pages_stay_untouched_where_the_pool_is_too_small_for_them() {
-    alone(
-        "untouched_huge_pages_stay_untouched_where_the_pool_is_too_small_for_them",
-        || {
-            const LENGTH: usize = 64 << 20;
-            for made in HUGE_KINDS {
-                // One page at each side.
-                let Some(_pool) = HugePool::new(2) else {
-                    return;
-                };
-                let source = Area::new(made, LENGTH).expect("no page is reserved");
-                let to = Area::new(made, LENGTH).expect("no page is reserved");
-                set(&source, 7 * 512 + 3, 4);
-                assert_eq!(HugePool::free(), 1);
-                let tracker = tracker_of(&memory_of(&source, false));
-                let vmm = Plain::default();
-                *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
-                let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
-                outcome.completed(&format!("{made:?}"));
-                assert_eq!(HugePool::free(), 0, "{made:?}");
-                assert_eq!(word(&to, 7 * 512 + 3), 4, "{made:?}");
-                drop((source, to, tracker));
-                assert_eq!(HugePool::free(), 2, "{made:?}");
-            }
-        },
-    );
+    alone(LIMIT, || {
+        const LENGTH: usize = 64 << 20;
+        for made in HUGE_KINDS {
+            // One page at each side.
+            let Some(_pool) = HugePool::new(2) else {
+                return;
+            };
+            let source = Area::new(made, LENGTH).expect("no page is reserved");
+            let to = Area::new(made, LENGTH).expect("no page is reserved");
+            set(&source, 7 * 512 + 3, 4);
+            assert_eq!(HugePool::free(), 1);
+            let tracker = tracker_of(&memory_of(&source, false));
+            let vmm = Plain::default();
+            *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
+            let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
+            outcome.completed(&format!("{made:?}"));
+            assert_eq!(HugePool::free(), 0, "{made:?}");
+            assert_eq!(word(&to, 7 * 512 + 3), 4, "{made:?}");
+            drop((source, to, tracker));
+            assert_eq!(HugePool::free(), 2, "{made:?}");
+        }
+    });
 }
 
 #[test]
 fn huge_pages_that_the_pool_does_not_have_are_an_error_and_no_signal() {
-    alone(
-        "huge_pages_that_the_pool_does_not_have_are_an_error_and_no_signal",
-        || {
-            for made in HUGE_KINDS {
-                let Some(_pool) = HugePool::new(1) else {
-                    return;
-                };
-                let source = Area::new(made, 8 * HUGE).unwrap();
-                set(&source, 700, 4);
-                let to = Area::new(made, 8 * HUGE).unwrap();
-                let tracker = tracker_of(&memory_of(&source, false));
-                let outcome = migrate(&tracker, &memory_of(&to, false), 1, Plain::default());
-                let error = outcome.destination.unwrap_err();
-                assert!(
-                    matches!(error.kind(), Kind::Memory | Kind::NoMemory),
-                    "{made:?}: {error}"
-                );
-                assert!(error.message().contains("`ram`"), "{error}");
-                outcome.source.unwrap_err();
-                assert_eq!(word(&source, 700), 4);
-            }
-        },
-    );
+    alone(LIMIT, || {
+        for made in HUGE_KINDS {
+            let Some(_pool) = HugePool::new(1) else {
+                return;
+            };
+            let source = Area::new(made, 8 * HUGE).unwrap();
+            set(&source, 700, 4);
+            let to = Area::new(made, 8 * HUGE).unwrap();
+            let tracker = tracker_of(&memory_of(&source, false));
+            let outcome = migrate(&tracker, &memory_of(&to, false), 1, Plain::default());
+            let error = outcome.destination.unwrap_err();
+            assert!(
+                matches!(error.kind(), Kind::Memory | Kind::NoMemory),
+                "{made:?}: {error}"
+            );
+            assert!(error.message().contains("`ram`"), "{error}");
+            outcome.source.unwrap_err();
+            assert_eq!(word(&source, 700), 4);
+        }
+    });
 }
 
 fn userfault_log() -> Option<Box<UserfaultLog>> {
@@ -537,47 +492,44 @@ fn page_tables() -> u64 {
 
 #[test]
 fn what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks() {
-    alone(
-        "what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks",
-        || {
-            const LENGTH: usize = 8 << 30;
-            let Some(log) = userfault_log() else {
-                return;
-            };
-            let source = Area::new(Made::Anonymous, LENGTH).unwrap();
-            // Alone in its 2 MiB, two in one, and a whole 2 MiB.
-            let touched: BTreeSet<usize> = [100 * 512 + 9, 800_000, 800_001]
-                .into_iter()
-                .chain(512 * 50..512 * 51)
-                .collect();
-            for page in &touched {
-                set(&source, *page, 6);
-            }
-            let tables = page_tables();
-            let memory = memory_of(&source, false);
-            let tracker = tracker_of(&memory);
-            tracker.add_log(log).unwrap();
-            let to = Area::new(Made::Anonymous, LENGTH).unwrap();
-            let vmm = Plain::default();
-            *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
-            let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
-            outcome.completed("sparse");
-            // To protect all of it took 16 MiB, and reading it as much again.
-            let more = page_tables().saturating_sub(tables);
-            assert!(more < 2 << 20, "{more} bytes of page tables were made");
-            let pages = (LENGTH / PAGE) as u64;
-            let holes = outcome.stats.hole_pages;
-            assert!(
-                holes >= 2 * (pages - touched.len() as u64),
-                "{holes} holes were found"
-            );
-            assert_eq!(source.backed(), touched.len() * PAGE);
-            assert_eq!(to.backed(), touched.len() * PAGE);
-            for page in &touched {
-                assert_eq!(word(&to, *page), 6, "page {page}");
-            }
-        },
-    );
+    alone(LIMIT, || {
+        const LENGTH: usize = 8 << 30;
+        let Some(log) = userfault_log() else {
+            return;
+        };
+        let source = Area::new(Made::Anonymous, LENGTH).unwrap();
+        // Alone in its 2 MiB, two in one, and a whole 2 MiB.
+        let touched: BTreeSet<usize> = [100 * 512 + 9, 800_000, 800_001]
+            .into_iter()
+            .chain(512 * 50..512 * 51)
+            .collect();
+        for page in &touched {
+            set(&source, *page, 6);
+        }
+        let tables = page_tables();
+        let memory = memory_of(&source, false);
+        let tracker = tracker_of(&memory);
+        tracker.add_log(log).unwrap();
+        let to = Area::new(Made::Anonymous, LENGTH).unwrap();
+        let vmm = Plain::default();
+        *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
+        let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
+        outcome.completed("sparse");
+        // To protect all of it took 16 MiB, and reading it as much again.
+        let more = page_tables().saturating_sub(tables);
+        assert!(more < 2 << 20, "{more} bytes of page tables were made");
+        let pages = (LENGTH / PAGE) as u64;
+        let holes = outcome.stats.hole_pages;
+        assert!(
+            holes >= 2 * (pages - touched.len() as u64),
+            "{holes} holes were found"
+        );
+        assert_eq!(source.backed(), touched.len() * PAGE);
+        assert_eq!(to.backed(), touched.len() * PAGE);
+        for page in &touched {
+            assert_eq!(word(&to, *page), 6, "page {page}");
+        }
+    });
 }
 
 /// A copy that is kept by the dirty log and by what is said of pages alone.

@@ -6,9 +6,11 @@
 //! until none is left to fail. In a process of its own for each test: Rust ends a process whose
 //! allocation fails where nobody looks.
 
+use alone::alone;
 use brant::dirty::consumer::Cursor;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
@@ -18,17 +20,19 @@ use brant::units::{Bytes, Pages};
 use brant::vmm::{StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::{Read, Seek};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vm_memory::GuestAddress;
+
+#[path = "support/alone.rs"]
+mod alone;
 
 /// What counts as large.
 const LARGE: usize = 8 << 10;
 const LONG: Duration = Duration::from_secs(30);
+/// For a whole test in its own process.
 const LIMIT: Duration = Duration::from_secs(180);
 const PAGE: u64 = 4096;
 
@@ -83,37 +87,6 @@ unsafe impl GlobalAlloc for Scarce {
 
 #[global_allocator]
 static ALLOCATOR: Scarce = Scarce;
-
-/// Runs `body` in a process of its own, which is this program with only the test `name`.
-fn alone(name: &str, body: impl FnOnce()) {
-    if std::env::var("BRANT_TEST_ALONE").as_deref() == Ok(name) {
-        return body();
-    }
-    let mut said = tempfile::tempfile().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env("BRANT_TEST_ALONE", name)
-        .stdout(Stdio::null())
-        .stderr(said.try_clone().unwrap())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if begun.elapsed() > LIMIT {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("{name}: no end after {LIMIT:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let mut text = String::new();
-    said.rewind().unwrap();
-    said.read_to_string(&mut text).unwrap();
-    assert!(status.success(), "{status}: {text}");
-}
 
 /// Does `operation` with its nth large allocation failing, for each n there is. It either fails
 /// for want of memory or goes on without; and succeeds in the end. How often one failed.
@@ -268,7 +241,7 @@ impl Vmm for Standing {
 
 #[test]
 fn blocks_and_slots_come_and_go() {
-    alone("blocks_and_slots_come_and_go", || {
+    alone(LIMIT, || {
         let memory = guest(BYTES);
         let tracker = tracker(&memory).unwrap();
         let consumer = tracker.consumer();
@@ -293,7 +266,7 @@ fn blocks_and_slots_come_and_go() {
 
 #[test]
 fn a_tracker_starts_harvests_and_hands_out() {
-    alone("a_tracker_starts_harvests_and_hands_out", || {
+    alone(LIMIT, || {
         let memory = guest(BYTES);
         let failed = scarcely("tracking", || {
             let tracker = tracker(&memory)?;
@@ -310,7 +283,7 @@ fn a_tracker_starts_harvests_and_hands_out() {
 
 #[test]
 fn a_dirty_rate_is_measured() {
-    alone("a_dirty_rate_is_measured", || {
+    alone(LIMIT, || {
         let memory = guest(BYTES);
         for way in [Way::Log, Way::Sample { per_gib: 1 << 16 }] {
             let tracker = tracker(&memory).unwrap();
@@ -327,7 +300,7 @@ fn a_dirty_rate_is_measured() {
 
 #[test]
 fn pages_are_given_back_and_declared_lost() {
-    alone("pages_are_given_back_and_declared_lost", || {
+    alone(LIMIT, || {
         let memory = guest(BYTES);
         memory.set_must_tell_host(true);
         scarcely("giving back", || {
@@ -344,7 +317,7 @@ fn pages_are_given_back_and_declared_lost() {
 
 #[test]
 fn a_guest_migrates() {
-    alone("a_guest_migrates", || {
+    alone(LIMIT, || {
         // Each batch allocates: not too many of them.
         let (here, there) = (guest(16 << 20), guest(16 << 20));
         let tracker = tracker(&here).unwrap();
@@ -367,5 +340,47 @@ fn a_guest_migrates() {
             source.and(incoming.wait(Some(LONG)))
         });
         assert!(failed > 0);
+    });
+}
+
+/// Back ends that write nothing.
+struct NoBackEnds;
+
+impl VhostBackEnds for NoBackEnds {
+    fn log_on(&self, _: &LogMemory) -> Result<()> {
+        Ok(())
+    }
+    fn log_off(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal() {
+    alone(LIMIT, || {
+        let memory = Memory::new().unwrap();
+        let ram = block("ram".into(), reserve(256 * PAGE), 256 * PAGE);
+        memory.add_block(ram).unwrap();
+        let tracker = Tracker::new(Arc::new(memory), Clearing::default()).unwrap();
+        let log = VhostLog::new(Arc::new(NoBackEnds), 1 << 32).unwrap();
+        tracker.add_log(Box::new(log)).unwrap();
+        let limit = libc::rlimit {
+            rlim_cur: 4096,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: reads the structure; this process alone has the limit.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+        let consumer = tracker.consumer();
+        let error = consumer.start(StartWith::Everything).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoMemory, "{error}");
+        assert!(error.message().contains("RLIMIT_FSIZE"), "{error}");
+        let limit = libc::rlimit {
+            rlim_cur: libc::RLIM_INFINITY,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+        consumer.start(StartWith::Everything).unwrap();
+        consumer.stop().unwrap();
     });
 }

@@ -2,6 +2,7 @@
 //! about first ends the test process, which is a failure too.
 
 use super::*;
+use crate::memory::kinds::poison;
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -122,41 +123,6 @@ fn assert_names(result: Result<()>, kind: Kind, page: u64, words: &str) {
     }
 }
 
-/// Marks pages as lost, as the hardware would (`UFFDIO_POISON`); the mapping must have no
-/// entries there. Dropped when that is to end with the descriptor.
-fn poison(at: *mut u8, length: u64) -> Option<std::os::fd::OwnedFd> {
-    #[repr(C)]
-    struct Api(u64, u64, u64);
-    #[repr(C)]
-    struct Register(u64, u64, u64, u64);
-    #[repr(C)]
-    struct Poison(u64, u64, u64, i64);
-    // SAFETY: a new descriptor, then ioctls on structures of ours about our own memory.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | 1);
-        if fd < 0 {
-            return None;
-        }
-        let fd = std::os::fd::OwnedFd::from_raw_fd(fd as i32);
-        let ask = |request: u64, argument: *mut libc::c_void| {
-            libc::ioctl(fd.as_raw_fd(), request as _, argument)
-        };
-        let mut api = Api(0xaa, 1 << 14, 0);
-        if ask(0xc018_aa3f, (&raw mut api).cast()) != 0 {
-            return None;
-        }
-        let mut register = Register(at as u64, length, 1, 0);
-        assert_eq!(ask(0xc020_aa00, (&raw mut register).cast()), 0);
-        assert_eq!(
-            libc::madvise(at.cast(), length as usize, libc::MADV_DONTNEED),
-            0
-        );
-        let mut poison = Poison(at as u64, length, 0, 0);
-        assert_eq!(ask(0xc020_aa08, (&raw mut poison).cast()), 0);
-        Some(fd)
-    }
-}
-
 #[test]
 fn memory_that_is_there_is_readable_and_takes_zeros() {
     for made in ALL {
@@ -228,8 +194,7 @@ fn what_was_cut_off_a_file_is_named_with_what_is_left() {
 fn a_poisoned_page_is_named_as_such() {
     for made in [Made::Private, Made::Memfd, Made::MemfdPrivate] {
         let area = Area::new(made);
-        let Some(_uffd) = poison(area.page(20), 2 * PAGE_SIZE) else {
-            eprintln!("skipped: no userfaultfd with UFFDIO_POISON");
+        let Some(_uffd) = poison(area.page(20), 2 * 4096) else {
             return;
         };
         for result in area.both(0..PAGES) {

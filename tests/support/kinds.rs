@@ -439,6 +439,77 @@ fn serve(fd: &OwnedFd, base: u64, page_size: usize, stop: &AtomicBool, served: &
     }
 }
 
+const UFFDIO_POISON: u64 = 0xc020_aa08;
+const POISON: u64 = 1 << 14;
+
+/// The contents of pages are lost, as the hardware would take them away (`UFFDIO_POISON`), until
+/// what is returned is dropped. `None`, said to stderr, where this machine or this memory cannot.
+pub fn poison(at: *mut u8, length: usize) -> Option<OwnedFd> {
+    // SAFETY: a new descriptor, then ioctls that read and fill words of ours, about memory of the
+    // test's own.
+    unsafe {
+        let flags = libc::O_CLOEXEC | USER_MODE_ONLY;
+        let fd = libc::syscall(libc::SYS_userfaultfd, flags);
+        if fd < 0 {
+            eprintln!("skipped: no userfaultfd");
+            return None;
+        }
+        let fd = OwnedFd::from_raw_fd(fd as libc::c_int);
+        let ask = |request: u64, argument: &mut [u64]| {
+            libc::ioctl(fd.as_raw_fd(), request as _, argument.as_mut_ptr())
+        };
+        let (start, bytes) = (at as u64, length as u64);
+        if ask(UFFDIO_API, &mut [0xaa, POISON, 0]) != 0 {
+            eprintln!("skipped: no UFFDIO_POISON");
+            return None;
+        }
+        if ask(UFFDIO_REGISTER, &mut [start, bytes, MISSING, 0]) != 0 {
+            eprintln!("skipped: no userfaultfd for this memory");
+            return None;
+        }
+        // Where there is an entry already it is not replaced.
+        assert_eq!(libc::madvise(at.cast(), length, libc::MADV_DONTNEED), 0);
+        if ask(UFFDIO_POISON, &mut [start, bytes, 0, 0]) != 0 {
+            eprintln!("skipped: a guard page there cannot be poisoned");
+            return None;
+        }
+        Some(fd)
+    }
+}
+
+/// A protection key that forbids all access to the thread that made it, and to threads that it
+/// makes.
+pub struct Key(libc::c_long);
+
+impl Key {
+    /// `None`, said to stderr, where the processor has none.
+    pub fn new() -> Option<Key> {
+        const DISABLE_ACCESS: libc::c_long = 1;
+        // SAFETY: takes integers.
+        let key = unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, DISABLE_ACCESS) };
+        if key < 0 {
+            eprintln!("skipped: no protection keys");
+        }
+        (key >= 0).then_some(Key(key))
+    }
+
+    /// Puts it on readable and writable memory, or takes it off again.
+    pub fn put(&self, at: *mut u8, length: usize, on: bool) {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let key = if on { self.0 } else { 0 };
+        // SAFETY: memory of the test's own.
+        let done = unsafe { libc::syscall(libc::SYS_pkey_mprotect, at, length, access, key) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // SAFETY: takes an integer.
+        unsafe { libc::syscall(libc::SYS_pkey_free, self.0) };
+    }
+}
+
 /// What differs between two contents of pages, for a message.
 pub fn differing(pages: &BTreeMap<usize, (u64, u64)>) -> String {
     let shown: Vec<String> = pages
