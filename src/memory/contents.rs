@@ -16,6 +16,7 @@
 use super::access;
 use super::block::{Block, BlockId};
 use super::ground::{Below, FileAt, Ground, Looks, Tables, Watcher};
+use super::present::{Entries, Reading};
 use super::untouched::Untouched;
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
@@ -123,18 +124,29 @@ impl Contents {
             let short = range.end.0 - range.start.0 <= SHORT;
             let cheap = ground.below == Below::Zero && ground.huge.is_none();
             if cheap && short || ground.watcher == Watcher::Somebody {
-                return this.read(block, &ground, range, &mut each);
+                let mut reading = this.looks.reading();
+                return this.read(
+                    block,
+                    &ground,
+                    range,
+                    Entries::Unknown,
+                    &mut reading,
+                    &mut each,
+                );
             }
             let mut at = range.start;
             // What is read is read after the questions: their answers share a descriptor.
             let mut filled = Vec::new();
-            this.filled(block, &ground, range.clone(), &mut |run| filled.push(run))?;
-            for run in filled {
+            this.filled(block, &ground, range.clone(), &mut |run, entries| {
+                filled.push((run, entries));
+            })?;
+            let mut reading = this.looks.reading();
+            for (run, entries) in filled {
                 if at < run.start {
                     each(at..run.start, Held::Hole);
                 }
                 at = run.end;
-                this.read(block, &ground, run, &mut each)?;
+                this.read(block, &ground, run, entries, &mut reading, &mut each)?;
             }
             if at < range.end {
                 each(at..range.end, Held::Hole);
@@ -156,8 +168,14 @@ impl Contents {
                 filled(range);
                 return Ok(());
             }
-            this.filled(block, &ground, range, &mut filled)
+            this.filled(block, &ground, range, &mut |run, _| filled(run))
         })
+    }
+
+    /// An error if one of these pages cannot be read, as [`Contents::split`] asks before it reads:
+    /// [`access::readable`] at less cost. Never about a hole.
+    pub fn readable(&self, block: &Block, range: Range<Pages>) -> Result<()> {
+        self.looks.reading().check(block, range, Entries::Unknown)
     }
 
     /// What one page is like, without touching it.
@@ -167,7 +185,7 @@ impl Contents {
             if ground.watcher == Watcher::Somebody {
                 seen = Seen::Absent;
             }
-            this.filled(block, &ground, range, &mut |_| seen = Seen::Filled)
+            this.filled(block, &ground, range, &mut |_, _| seen = Seen::Filled)
         })?;
         Ok(seen)
     }
@@ -206,7 +224,7 @@ impl Contents {
         block: &Block,
         ground: &Ground,
         range: Range<Pages>,
-        filled: &mut dyn FnMut(Range<Pages>),
+        filled: &mut Filled<'_>,
     ) -> Result<()> {
         let file = match ground.below {
             Below::Tmpfs(at) | Below::Hugetlbfs(at) => self.looks.file(block, at),
@@ -225,9 +243,10 @@ impl Contents {
         };
         let mut merged = Merged {
             run: range.start..range.start,
+            entries: Entries::Present,
             filled,
         };
-        question.tables(range, &mut |run| merged.add(run))?;
+        question.tables(range, &mut |run, entries| merged.add(run, entries))?;
         merged.end();
         Ok(())
     }
@@ -238,13 +257,15 @@ impl Contents {
         block: &Block,
         ground: &Ground,
         range: Range<Pages>,
+        entries: Entries,
+        reading: &mut Reading<'_>,
         each: &mut impl FnMut(Range<Pages>, Held),
     ) -> Result<()> {
         let count = Pages(range.end.0.saturating_sub(range.start.0));
         let slice = block.slice(range.start, count)?;
         // The only place where guest memory that was not just asked about here is read, so the place
         // to make sure that it can be.
-        let readable = access::readable(block, range.clone());
+        let readable = reading.check(block, range.clone(), entries);
         if readable.is_err() && ground.watcher == Watcher::Somebody {
             self.have_filled(block, range.clone())?;
             access::readable(block, range.clone())?;
@@ -290,28 +311,34 @@ impl Contents {
     }
 }
 
-/// Joins runs that touch.
+/// Pages that may hold something, and what their entries are.
+type Filled<'a> = dyn FnMut(Range<Pages>, Entries) + 'a;
+
+/// Joins runs that touch. Of what entries are the least is known of both.
 struct Merged<'a> {
     run: Range<Pages>,
-    filled: &'a mut dyn FnMut(Range<Pages>),
+    entries: Entries,
+    filled: &'a mut Filled<'a>,
 }
 
 impl Merged<'_> {
-    fn add(&mut self, run: Range<Pages>) {
+    fn add(&mut self, run: Range<Pages>, entries: Entries) {
         if run.start >= run.end {
             return;
         }
         if self.run.end == run.start && self.run.start < self.run.end {
             self.run.end = run.end;
+            self.entries = self.entries.min(entries);
             return;
         }
         self.end();
         self.run = run;
+        self.entries = entries;
     }
 
     fn end(&mut self) {
         if self.run.start < self.run.end {
-            (self.filled)(self.run.clone());
+            (self.filled)(self.run.clone(), self.entries);
         }
     }
 }
@@ -326,14 +353,14 @@ struct Question<'a> {
     scratch: &'a mut Scratch,
 }
 
-type Filled<'a> = dyn FnMut(Range<Pages>) + 'a;
-
 impl Question<'_> {
     /// What page tables know, and for the rest what lies below.
     fn tables(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
         let (block, ground) = (self.block, self.ground);
         let pagemap = match (ground.tables, self.pagemap) {
-            (Tables::Silent, _) | (_, None) => return self.below(range, filled),
+            (Tables::Silent, _) | (_, None) => {
+                return self.below(range, Entries::Unknown, filled);
+            }
             (_, Some(pagemap)) => pagemap,
         };
         let private = ground.tables == Tables::Private;
@@ -351,6 +378,10 @@ impl Question<'_> {
             if is & PFNZERO != 0 && ground.below == Below::Zero {
                 return Ok(());
             }
+            let here = match is & PRESENT {
+                0 => Entries::Absent,
+                _ => Entries::Present,
+            };
             // Our log's marker looks like a page in swap. It is one that was written if the mark is off,
             // and if the log has no note of it there was something when it was made.
             if let Some(untouched) = untouched.as_ref().filter(|_| is & (PRESENT | WRITTEN) == 0) {
@@ -358,43 +389,55 @@ impl Question<'_> {
                 untouched.runs(run.clone(), |run| noted.push(run));
                 let mut from = run.start;
                 for hidden in noted {
-                    self.entry(&mut at, from..hidden.start, filled)?;
+                    self.entry(&mut at, from..hidden.start, here, filled)?;
                     from = hidden.end;
                 }
-                return self.entry(&mut at, from..run.end, filled);
+                return self.entry(&mut at, from..run.end, here, filled);
             }
-            self.entry(&mut at, run, filled)
+            self.entry(&mut at, run, here, filled)
         })?;
-        self.below(at..range.end, filled)
+        self.below(at..range.end, Entries::Absent, filled)
     }
 
     /// Pages that have an entry, and so hold something; those since `at` have none.
-    fn entry(&mut self, at: &mut Pages, run: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
+    fn entry(
+        &mut self,
+        at: &mut Pages,
+        run: Range<Pages>,
+        entries: Entries,
+        filled: &mut Filled<'_>,
+    ) -> Result<()> {
         if run.start < run.end {
-            self.below(*at..run.start, filled)?;
+            self.below(*at..run.start, Entries::Absent, filled)?;
             *at = run.end;
-            filled(run);
+            filled(run, entries);
         }
         Ok(())
     }
 
-    fn below(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
+    /// Pages of which page tables say nothing, or say that there is no entry.
+    fn below(
+        &mut self,
+        range: Range<Pages>,
+        entries: Entries,
+        filled: &mut Filled<'_>,
+    ) -> Result<()> {
         if range.start >= range.end {
             return Ok(());
         }
         match (self.ground.below, self.file) {
             (Below::Zero, _) => Ok(()),
-            (Below::Tmpfs(at), Some(file)) => self.tmpfs(file, at, range, filled),
+            (Below::Tmpfs(at), Some(file)) => self.tmpfs(file, at, range, entries, filled),
             (Below::Hugetlbfs(at), Some(file)) => {
-                self.hugetlbfs(file, at, range, filled);
+                self.hugetlbfs(file, at, range, &mut |run| filled(run, entries));
                 Ok(())
             }
             (Below::Cached, _) => {
-                self.cached(range, filled);
+                self.cached(range, &mut |run| filled(run, entries));
                 Ok(())
             }
             (Below::Unknown | Below::Tmpfs(_) | Below::Hugetlbfs(_), _) => {
-                filled(range);
+                filled(range, entries);
                 Ok(())
             }
         }
@@ -407,10 +450,11 @@ impl Question<'_> {
         file: BorrowedFd<'_>,
         at: FileAt,
         range: Range<Pages>,
+        known: Entries,
         filled: &mut Filled<'_>,
     ) -> Result<()> {
         if self.scratch.counts_nothing {
-            return self.by_seeking(file, at, range, filled);
+            return self.by_seeking(file, at, range, &mut |run| filled(run, known));
         }
         let pages = range.end - range.start;
         let count = match count(file, at, &range) {
@@ -418,19 +462,19 @@ impl Question<'_> {
             Err(e) => {
                 // Of some files a process may not ask; some kernels never heard of it.
                 self.scratch.counts_nothing = e.raw_os_error() == Some(libc::ENOSYS);
-                return self.by_seeking(file, at, range, filled);
+                return self.by_seeking(file, at, range, &mut |run| filled(run, known));
             }
         };
         if count == 0 {
             return Ok(());
         }
         if count >= pages.0 {
-            filled(range);
+            filled(range, known);
             return Ok(());
         }
         // Some of each. What is in our page tables is the most of it, as a rule, and known at once.
         let (Some(pagemap), Tables::Silent) = (self.pagemap, self.ground.tables) else {
-            halves(file, at, range, filled);
+            halves(file, at, range, &mut |run| filled(run, known));
             return Ok(());
         };
         let present = Query {
@@ -441,14 +485,18 @@ impl Question<'_> {
         let mut from = range.start;
         entries(pagemap, self.block, range.clone(), &present, |run, _| {
             if from < run.start {
-                halves(file, at, from..run.start, filled);
+                halves(file, at, from..run.start, &mut |run| {
+                    filled(run, Entries::Absent)
+                });
             }
             from = run.end;
-            filled(run);
+            filled(run, Entries::Present);
             Ok(())
         })?;
         if from < range.end {
-            halves(file, at, from..range.end, filled);
+            halves(file, at, from..range.end, &mut |run| {
+                filled(run, Entries::Absent)
+            });
         }
         Ok(())
     }
@@ -460,7 +508,7 @@ impl Question<'_> {
         file: BorrowedFd<'_>,
         at: FileAt,
         range: Range<Pages>,
-        filled: &mut Filled<'_>,
+        filled: &mut dyn FnMut(Range<Pages>),
     ) -> Result<()> {
         let first = at.offset(range.start);
         let page = |offset: u64| range.start + Pages((offset - first) / PAGE_SIZE);
@@ -506,7 +554,7 @@ impl Question<'_> {
         file: BorrowedFd<'_>,
         at: FileAt,
         range: Range<Pages>,
-        filled: &mut Filled<'_>,
+        filled: &mut dyn FnMut(Range<Pages>),
     ) {
         let pages = &mut self.scratch.pages;
         pages.resize(AT_ONCE, Page([0; PAGE_SIZE as usize]));
@@ -536,7 +584,7 @@ impl Question<'_> {
     /// Shared memory that nobody gave a descriptor of. What is not in the page cache is in swap or
     /// nowhere. (A page that is in swap now stays there until the swap is given up, so the second
     /// question is asked after the first.)
-    fn cached(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) {
+    fn cached(&mut self, range: Range<Pages>, filled: &mut dyn FnMut(Range<Pages>)) {
         let mut from = range.start;
         while from < range.end {
             let count = ((range.end - from).0 as usize).min(RESIDENCE);
@@ -564,7 +612,12 @@ fn count(file: BorrowedFd<'_>, at: FileAt, range: &Range<Pages>) -> std::io::Res
 
 /// Finds the holes of a part of a tmpfs file by halves. Each half is asked about by itself: what one
 /// count says of the other would be true of no one moment.
-fn halves(file: BorrowedFd<'_>, at: FileAt, range: Range<Pages>, filled: &mut Filled<'_>) {
+fn halves(
+    file: BorrowedFd<'_>,
+    at: FileAt,
+    range: Range<Pages>,
+    filled: &mut dyn FnMut(Range<Pages>),
+) {
     let pages = (range.end - range.start).0;
     match count(file, at, &range) {
         Ok(0) => {}

@@ -24,6 +24,7 @@
 //! in page tables look like entries, so neither says anything where one watches.
 
 use super::block::{Block, BlockId};
+use super::present::Reading;
 use crate::error::Result;
 use crate::sys::maps::{self, Area, Maps};
 use crate::sys::mem::{self, FileKind};
@@ -191,6 +192,11 @@ impl Looks {
     #[cfg(test)]
     pub(super) fn find_no_files(&mut self) {
         self.finds_files = false;
+    }
+
+    /// For whoever is about to read pages.
+    pub(super) fn reading(&self) -> Reading<'_> {
+        Reading::new(self.maps.as_ref(), self.pagemap.as_ref())
     }
 
     pub(super) fn pagemap(&self) -> Option<&Pagemap> {

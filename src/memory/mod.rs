@@ -18,6 +18,7 @@ pub mod map;
 pub mod ownership;
 mod page_run;
 pub mod poisoned;
+mod present;
 mod recall;
 pub mod returned;
 pub(crate) mod tree;

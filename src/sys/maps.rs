@@ -111,6 +111,13 @@ impl Maps {
         Ok(found)
     }
 
+    /// The addresses of the mapping at an address. `None` where nothing is mapped, and where only
+    /// the text is there to be asked: that costs more than it tells.
+    pub fn bounds(&self, address: u64) -> Option<Range<u64>> {
+        let found = self.query(address, None).ok().filter(|_| self.queries)?;
+        Some(found.vma_start..found.vma_end)
+    }
+
     /// Calls `each` with the mappings that lie in a range of addresses or reach into it, in order.
     /// Ends at an address where nothing is mapped, and when `each` says false.
     pub fn over(&self, range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> {
