@@ -2,8 +2,9 @@
 //! may connect; that is the VMM's business (the address, the directory's
 //! permissions).
 
+use super::connection::Channel;
 use super::endpoint::Endpoint;
-use super::socket::Channel;
+use super::newcomer::Newcomer;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Wake};
 use crate::sys::file;
@@ -101,8 +102,8 @@ impl Listener {
         &self.local
     }
 
-    /// The descriptor, for poll.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    /// What to poll for waiting.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
@@ -117,7 +118,7 @@ impl Listener {
     /// `Kernel` when the listener itself is broken.
     pub fn accept_now(&self) -> Result<Accepted> {
         let error = match net::accept(self.fd.as_fd()) {
-            Ok(fd) => return Ok(Accepted::Connection(fd)),
+            Ok(fd) => return Ok(Accepted::Connection(Newcomer::new(fd))),
             Err(error) => error,
         };
         match error.raw_os_error() {
@@ -150,7 +151,7 @@ impl Listener {
                 }
             }
             match self.accept_now()? {
-                Accepted::Connection(fd) => match Channel::from_fd(fd) {
+                Accepted::Connection(newcomer) => match newcomer.into_channel() {
                     // Gone again before it was looked at: wait for the next.
                     Err(e) if e.kind() == Kind::Invalid => {}
                     other => return other,
@@ -167,8 +168,8 @@ impl Listener {
 /// What there is to accept.
 #[derive(Debug)]
 pub enum Accepted {
-    /// A connection, non-blocking and closed on exec.
-    Connection(OwnedFd),
+    /// A connection.
+    Connection(Newcomer),
     /// One that is gone already: there may be others.
     Gone,
     /// None.

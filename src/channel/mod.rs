@@ -1,16 +1,29 @@
-//! Byte transports: where they lead (endpoint), how they come about (listener,
-//! connect, a descriptor handed in), moving bytes over them, and pacing.
+//! Byte transports: where they lead (endpoint), how they come about (listener and newcomer,
+//! connect, a descriptor handed in), moving bytes over them (connection, transfer), and pacing.
 //!
-//! Knows nothing of records: bytes in, bytes out. Used by `migrate`.
+//! Verbs, no descriptors: what is above sends, receives, waits and shuts down, whatever kind of
+//! line carries the bytes. Knows nothing of records: bytes in, bytes out. Used by `migrate`.
 
+mod connect;
+mod connection;
+mod cursor;
 pub mod endpoint;
+mod io;
+mod line;
 pub mod listener;
+pub mod newcomer;
 pub mod pacing;
 pub mod parts;
-pub mod socket;
+mod socket;
+mod transfer;
 
+#[cfg(test)]
+mod tests;
+
+pub use connection::{Channel, Counters};
 pub use endpoint::Endpoint;
+pub use io::Io;
 pub use listener::Listener;
+pub use newcomer::{wait_for_any, Newcomer};
 pub use pacing::Pacer;
 pub use parts::{Part, PartMut, Piece};
-pub use socket::{Channel, Counters, Io};

