@@ -33,7 +33,7 @@ pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
-    if unsafe { libc::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
+    if unsafe { kernel::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
         return "a descriptor of which the kernel says nothing";
     }
     match stat.st_mode & libc::S_IFMT {

@@ -6,8 +6,8 @@
 //! own program again for itself alone.
 //!
 //! `BRANT_FAULTS` says which cases: nothing, a selection by a seed that is printed (`BRANT_SEED`
-//! repeats it) as long as [`SHORT`]; `all`, all of them; any other text, those whose name
-//! contains it.
+//! repeats it) as long as [`SHORT`]; `each`, one case of each sort, chosen by the seed; `all`, all
+//! of them; any other text, those whose name contains it.
 
 use super::case::{play, Kinds, Link, Planned, Side};
 use super::guest::{is_here, Log};
@@ -239,6 +239,29 @@ fn shuffle<T>(list: &mut [T], mut seed: u64) {
     }
 }
 
+/// Brings one case of each sort to the front, and says how many sorts there are: the same thread's
+/// call of the same name fails in the same way, whichever of them it is.
+fn one_of_each_first(cases: &mut [Case]) -> usize {
+    let mut seen = BTreeMap::new();
+    let mut ranks = cases.iter().map(|case| {
+        let Planned { side, call, fault } = case.planned;
+        let sort = format!(
+            "{:?} {side:?} {} {} {fault}",
+            case.kinds, call.role, call.name
+        );
+        let rank: &mut usize = seen.entry(sort).or_default();
+        *rank += 1;
+        *rank
+    });
+    let mut ranked: Vec<(usize, Case)> =
+        cases.iter().map(|c| (ranks.next().unwrap(), *c)).collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    for (place, (_, case)) in cases.iter_mut().zip(&ranked) {
+        *place = *case;
+    }
+    ranked.iter().take_while(|(rank, _)| *rank == 1).count()
+}
+
 fn sweep() {
     let wanted = std::env::var("BRANT_FAULTS").unwrap_or_default();
     let seed = std::env::var("BRANT_SEED")
@@ -259,11 +282,18 @@ fn sweep() {
         "" => {
             println!("BRANT_SEED={seed}, for {SHORT:?}");
             shuffle(&mut all, seed);
+            one_of_each_first(&mut all);
+        }
+        "each" => {
+            println!("BRANT_SEED={seed}");
+            shuffle(&mut all, seed);
+            let kinds = one_of_each_first(&mut all);
+            all.truncate(kinds);
         }
         "all" => {}
         part => all.retain(|case| case.to_string().contains(part)),
     }
-    let loud = !matches!(wanted.as_str(), "" | "all");
+    let loud = !matches!(wanted.as_str(), "" | "each" | "all");
     let mut queue = all.iter();
     let (mut ends, mut missed, mut wrong) = (BTreeMap::new(), 0, Vec::new());
     play_all(
