@@ -79,6 +79,8 @@ pub mod runtime;
 pub mod sys;
 pub mod units;
 pub mod vmm;
+#[doc(hidden)]
+pub mod walk;
 pub mod wire;
 
 pub use error::{Error, Kind, Result};

@@ -4,29 +4,22 @@
 mod copy;
 mod negotiate;
 
-use self::copy::PassSoFar;
-use super::replies::Replies;
-use super::sender::{Batch, Sender};
-use crate::channel::Endpoint;
-use crate::channel::{Channel, Io, Part};
-use crate::dirty::consumer::{Consumer, Cursor};
-use crate::dirty::taken::Taken;
-use crate::dirty::tracker::{ConsumerStats, Tracker};
+use super::announced::Announced;
+use super::course::Course;
+use super::lane::Lane;
+use super::lanes::Sending;
+use crate::channel::{Channel, Endpoint, Io};
+use crate::dirty::consumer::Consumer;
+use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::fallible;
-use crate::memory::{BlockId, Map, PinRecall};
 use crate::migrate::blockers::Blockers;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
-use crate::migrate::layout::describe;
-use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::migrate::report::{Meter, Stats};
-use crate::migrate::session::{self, Blobs, TELL};
-use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
-use crate::migrate::steering::passes::Passes;
-use crate::migrate::steering::{Decider, Moment, PassFacts};
+use crate::migrate::session::{self, Blobs};
+use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::{Window, MARGIN};
 use crate::migrate::work::{self, Work};
@@ -34,8 +27,8 @@ use crate::runtime::{Limit, Timeout};
 use crate::sys::clock;
 use crate::units::Pages;
 use crate::vmm::{EventKind, Vmm};
+use crate::walk::{Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -50,16 +43,6 @@ pub enum Target {
     Connected(OwnedFd),
 }
 
-/// The most runs in one batch.
-const BATCH_RUNS: usize = 256;
-/// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
-const BATCH_PAGES: u64 = 512;
-/// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
-const MARKERS_WAITING: usize = 256;
-/// The most records that are read from the destination between two batches.
-const LISTEN_RECORDS: usize = 64;
-/// What a table of them is called when there is no memory for it.
-const BLOCKS: &str = "the guest's blocks";
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
@@ -103,33 +86,21 @@ pub(super) struct Driver {
     lent: bool,
     way: Option<Way>,
     decider: Box<dyn Decider>,
-    channel: Option<Channel>,
-    replies: Replies,
-    sender: Sender,
+    lane: Option<Lane>,
     begun: Instant,
     /// Blocks that the destination knows.
-    announced: HashSet<BlockId>,
-    /// The map whose removals it has been told of.
-    announced_at: Option<u64>,
+    announced: Announced,
     token: Token,
     we_started_tracking: bool,
-    cursor: Cursor,
-    /// Raised by whoever removes a block.
-    recall: Arc<PinRecall>,
+    walk: Walk,
+    /// Poisoned pages among those that were sent.
+    lost: u64,
     /// How many poisoned pages there were when the VMM was last told of them.
     told_poisoned: u64,
-    bandwidth: Bandwidth,
-    meter: Meter,
-    dirtied: DirtyRate,
-    passes: Passes,
-    this_pass: PassSoFar,
-    last_pass: Option<PassFacts>,
+    course: Course,
     /// What the last sync warned of.
     warned: Vec<String>,
-    last_sync: Option<Instant>,
-    /// The consumer's totals as of that.
-    tracked: ConsumerStats,
-    sync_time: Duration,
+    meter: Meter,
     blobs: Blobs,
     switchover: Limit,
     /// In which the hand-over counts, from the receipt of READY.
@@ -250,7 +221,7 @@ impl Work for Driver {
                 }
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
-                self.listen()?;
+                self.lane()?.listen()?;
                 self.check_all_sent()?;
                 Some(Event::Released)
             }
@@ -274,7 +245,7 @@ impl Work for Driver {
                 }
                 let io = self.until_decided().of("HANDOVER");
                 let record = Record::Handover(wire::Handover { token: self.token });
-                session::send(self.channel()?, &record, &io)?;
+                self.lane()?.say(&record, &io)?;
                 self.done = Some(Event::HandoverSent);
                 self.done
             }
@@ -313,16 +284,16 @@ impl Work for Driver {
                 self.done
             }
             Action::PutBack => {
-                self.sender.give_up();
+                if let Some(lane) = &mut self.lane {
+                    lane.give_up();
+                }
                 None
             }
             Action::TellPeer => {
                 // A success has none, whatever went wrong after it.
                 let error = self.shared.handle.error();
-                if let (Some(channel), Some(error)) = (&mut self.channel, error) {
-                    session::abort(channel, &mut Outbox::default(), &error);
-                    self.replies.drain(channel, TELL);
-                    let _ = channel.shutdown();
+                if let (Some(lane), Some(error)) = (&mut self.lane, error) {
+                    lane.abort(&error);
                 }
                 None
             }
@@ -364,7 +335,7 @@ impl Driver {
             Target::Endpoint(endpoint) => Way::Endpoint(endpoint),
             Target::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
         };
-        let recall = PinRecall::of(shared.tracker.memory())?;
+        let walk = Walk::over(shared.tracker.memory())?;
         let lent = shared.lent().clone();
         Ok(Driver {
             vmm,
@@ -373,27 +344,17 @@ impl Driver {
             shared,
             way: Some(way),
             decider,
-            channel: None,
-            replies: Replies::default(),
-            sender: Sender::new(),
+            lane: None,
             begun: Instant::now(),
-            announced: HashSet::new(),
-            announced_at: None,
+            announced: Announced::default(),
             token: [0; 16],
             we_started_tracking: false,
-            cursor: Cursor::default(),
-            recall,
+            walk,
+            lost: 0,
             told_poisoned: 0,
-            bandwidth: Bandwidth::default(),
-            meter: Meter::default(),
-            dirtied: DirtyRate::default(),
-            passes: Passes::default(),
-            this_pass: PassSoFar::default(),
-            last_pass: None,
+            course: Course::default(),
             warned: Vec::new(),
-            last_sync: None,
-            tracked: ConsumerStats::default(),
-            sync_time: Duration::ZERO,
+            meter: Meter::default(),
             blobs: Blobs::default(),
             switchover: Limit::never(),
             window: None,
@@ -417,15 +378,21 @@ impl Driver {
         let remaining = self.consumer.to_read();
         let stats = &mut self.stats;
         stats.elapsed = elapsed;
-        if let Some(channel) = &self.channel {
-            stats.wire_bytes = channel.counters().sent.0;
+        if let Some(lane) = &self.lane {
+            stats.wire_bytes = lane.sent();
+            stats.unacknowledged_pages = lane.unacknowledged();
+            let put = lane.put();
+            stats.data_pages = put.data_pages;
+            stats.zero_pages = put.zero_pages;
+            stats.hole_pages = put.hole_pages;
+            stats.skipped_pages = put.skipped_pages;
+            stats.poisoned_pages = put.poisoned_pages;
         }
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
         if stats.phase >= State::Copying as u32 && !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
-        stats.unacknowledged_pages = self.sender.unacknowledged();
         stats.syncs = tracked.syncs;
         stats.found_pages = tracked.found.0;
         stats.clear_calls = tracked.clear_calls;
@@ -437,7 +404,7 @@ impl Driver {
         if let Some(bandwidth) = facts.bandwidth {
             stats.bandwidth = Some(bandwidth as u64);
         }
-        stats.dirty_pages_per_second = self.dirtied.rate().map(|rate| rate as u64);
+        stats.dirty_pages_per_second = self.course.dirty_rate().map(|rate| rate as u64);
         if self.ended {
             self.shared.handle.publish(stats);
             return;
@@ -459,10 +426,24 @@ impl Driver {
         }
     }
 
-    fn channel(&mut self) -> Result<&mut Channel> {
-        self.channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection in this state"))
+    fn lane(&mut self) -> Result<&mut Lane> {
+        self.lane.as_mut().ok_or_else(no_connection)
+    }
+
+    /// The walk, whose pages it takes, and where they go.
+    fn sending<'a, 'io>(
+        &'a mut self,
+        io: &'a Io<'io>,
+    ) -> Result<(&'a mut Walk, &'a Consumer, Sending<'a, 'io>)> {
+        let sending = Sending {
+            lane: self.lane.as_mut().ok_or_else(no_connection)?,
+            announced: &mut self.announced,
+            memory: self.shared.tracker.memory(),
+            params: &self.shared.params,
+            pass: self.stats.pass,
+            io,
+        };
+        Ok((&mut self.walk, &self.consumer, sending))
     }
 
     fn report(&mut self) {
@@ -541,109 +522,28 @@ impl Driver {
         self.shared.params.total(self.begun)
     }
 
-    /// What the destination said meanwhile: acknowledgements, or that it is over.
-    fn listen(&mut self) -> Result<()> {
-        let Some(channel) = &mut self.channel else {
-            return Ok(());
-        };
-        // Not for ever: a destination that keeps talking must not keep the walk from looking up.
-        for _ in 0..LISTEN_RECORDS {
-            let Some(record) = self.replies.poll(channel)? else {
-                break;
-            };
-            match record {
-                Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
-                other => return Err(session::unexpected(other.record_type(), "ACK")),
-            }
-        }
-        Ok(())
-    }
-
-    /// A destination that takes pages and acknowledges none would have the account of them grow
-    /// without bound. Each next acknowledgement has its limit: one that says KEEPALIVE meanwhile
-    /// would never be idle.
-    fn await_acknowledgements(&mut self, most: usize, io: &Io<'_>) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
-        while self.sender.markers_waiting() > most {
-            let Driver {
-                channel,
-                replies,
-                sender,
-                ..
-            } = self;
-            let Some(channel) = channel else {
-                return Ok(());
-            };
-            let next = shared.params.acknowledgement(channel.held());
-            let io = Io { idle: next, ..*io };
-            let io = io.within(next.from_now()).of("an acknowledgement");
-            match replies.wait(channel, &io)? {
-                Record::Ack(ack) => sender.acknowledged(ack.number)?,
-                other => return Err(session::unexpected(other.record_type(), "ACK")),
-            }
-        }
-        Ok(())
-    }
-
     /// If sending failed because the peer went away, its own word for why is better.
     fn explain(&mut self, error: Error) -> Error {
-        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
-            return error;
-        }
-        match &mut self.channel {
-            Some(channel) => self.replies.reason(channel).unwrap_or(error),
+        match &mut self.lane {
+            Some(lane) => lane.explain(error),
             None => error,
         }
     }
 
     /// Sends some pages; `None` when the walk has come to its end.
-    fn send_batch(&mut self, pages: Pages, io: &Io<'_>) -> Result<Option<Batch>> {
-        let mut cursor = self.cursor;
-        let batch = self.batch(io, |consumer| consumer.take(&mut cursor, BATCH_RUNS, pages));
-        self.cursor = cursor;
-        batch
+    fn step(&mut self, most: Pages, io: &Io<'_>) -> Result<Option<Put>> {
+        let (walk, consumer, mut lanes) = self.sending(io)?;
+        let put = walk.step(consumer, most, &mut lanes);
+        self.tell_poisoned();
+        put
     }
 
-    /// Sends what `take` takes; `None` when that is nothing.
-    fn batch(
-        &mut self,
-        io: &Io<'_>,
-        take: impl FnOnce(&Consumer) -> Result<Taken>,
-    ) -> Result<Option<Batch>> {
-        // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
-        self.recall.lower();
-        let taken = take(&self.consumer)?;
-        if taken.is_empty() {
-            return Ok(None);
-        }
-        let news = self.news(Some(&taken))?;
-        let Driver {
-            channel, sender, ..
-        } = self;
-        let channel = channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-        let (batch, rest) = sender.send(channel, &news, taken, &self.recall, io)?;
-        if let Some(rest) = rest {
-            sender.send_rest(channel, &rest, io)?;
-        }
-        self.stats.data_pages += batch.data_pages;
-        self.stats.zero_pages += batch.zero_pages;
-        self.stats.hole_pages += batch.hole_pages;
-        self.stats.skipped_pages += batch.skipped_pages;
-        self.stats.poisoned_pages += batch.poisoned_pages;
-        if batch.poisoned_pages > 0 {
-            self.tell_poisoned();
-        }
-        if self.sender.marker_is_due() {
-            self.send_marker(io)?;
-            self.await_acknowledgements(MARKERS_WAITING, io)?;
-        }
-        Ok(Some(batch))
-    }
-
-    /// Tells the VMM what its guest loses, when that is not what it was told last.
+    /// Tells the VMM what its guest loses, when that was not told yet.
     fn tell_poisoned(&mut self) {
+        let lost = self.lane.as_ref().map_or(0, |l| l.put().poisoned_pages);
+        if lost == std::mem::replace(&mut self.lost, lost) {
+            return;
+        }
         let memory = self.shared.tracker.memory();
         let pages = memory.poisoned_pages();
         if pages == std::mem::replace(&mut self.told_poisoned, pages) {
@@ -656,50 +556,6 @@ impl Driver {
         self.vmm.event(EventKind::Warning, text);
     }
 
-    fn send_marker(&mut self, io: &Io<'_>) -> Result<()> {
-        let channel = self
-            .channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-        self.sender.send_marker(channel, self.stats.pass, false, io)
-    }
-
-    /// What the destination has to hear before `taken`: of blocks that went, and of those that
-    /// came since. As bytes, to be sent with the runs: what waits for the peer alone would wait
-    /// with their pins.
-    fn news(&mut self, taken: Option<&Taken>) -> Result<Vec<u8>> {
-        let mut news = Vec::new();
-        let blocks = || taken.into_iter().flat_map(Taken::blocks);
-        // Those that went first: one that comes may have the name of one that went. Only when the
-        // map has changed: this is asked with every batch.
-        let memory = self.shared.tracker.memory();
-        if self.announced_at != Some(memory.with_map(Map::generation)) {
-            let map = memory.map();
-            let gone = self.announced.iter().copied();
-            let gone = gone.filter(|id| map.block(*id).is_none());
-            let mut gone = fallible::collect(gone, BLOCKS)?;
-            // One that runs are still sent of is told of with a later batch.
-            let before = gone.len();
-            let sent = |id| blocks().any(|block| block.id() == id);
-            gone.retain(|id| !sent(*id));
-            for id in &gone {
-                Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
-                self.announced.remove(id);
-            }
-            if gone.len() == before {
-                self.announced_at = Some(map.generation());
-            }
-        }
-        for block in blocks() {
-            if self.announced.contains(&block.id()) {
-                continue;
-            }
-            Record::BlockAdded(describe(block)).encode(&mut news)?;
-            fallible::add(&mut self.announced, block.id(), BLOCKS)?;
-        }
-        Ok(news)
-    }
-
     /// Everything that is left, the end marker, the state. The guest stands still.
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
@@ -707,13 +563,13 @@ impl Driver {
         let io = Io::until(&shared.handle.cancel, shared.params.io())
             .within(self.switchover)
             .of("the last pages");
-        let before = self.stats.data_pages + self.stats.zero_pages;
-        self.cursor = Cursor::default();
+        let before = self.pages_sent();
+        self.walk.restart();
         // Two walks in a row that find nothing: the first may have begun in the middle.
         loop {
             self.check_gate()?;
-            self.listen()?;
-            match self.send_batch(Pages(BATCH_PAGES), &io) {
+            self.lane()?.listen()?;
+            match self.step(BATCH_PAGES, &io) {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(e) => return Err(self.explain(e)),
@@ -721,23 +577,21 @@ impl Driver {
         }
         let result = self.send_end(&io).map_err(|e| self.explain(e));
         self.stats.last_send = Some(begun.elapsed());
-        self.stats.last_pages = self.stats.data_pages + self.stats.zero_pages - before;
+        self.stats.last_pages = self.pages_sent() - before;
         result
     }
 
+    fn pages_sent(&self) -> u64 {
+        let put = self.lane.as_ref().map(Lane::put).unwrap_or_default();
+        put.data_pages + put.zero_pages
+    }
+
     fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
-        let news = self.news(None)?;
-        let channel = self
-            .channel
-            .as_mut()
-            .ok_or_else(|| Error::new(Kind::Internal, "no connection"))?;
-        channel.send(&[Part::bytes(&news)], io)?;
-        self.sender
-            .send_marker(channel, self.stats.pass, true, io)?;
+        self.sending(io)?.2.finish()?;
         // By the destination's READY it knows how long a hand-over counts.
         let limit = self.shared.params.handover_timeout;
-        self.blobs
-            .send_state(channel, limit, &io.of("device state"))
+        let lane = self.lane.as_mut().ok_or_else(no_connection)?;
+        lane.send_state(&self.blobs, limit, &io.of("device state"))
     }
 
     fn await_ready(&mut self) -> Result<u64> {
@@ -745,49 +599,33 @@ impl Driver {
         let io = Io::until(&shared.handle.cancel, shared.params.switchover())
             .within(self.switchover)
             .of("READY");
-        loop {
-            let record = {
-                let Driver {
-                    channel, replies, ..
-                } = &mut *self;
-                let Some(channel) = channel else {
-                    return Err(Error::new(Kind::Internal, "no connection"));
-                };
-                replies.wait(channel, &io)?
-            };
-            match record {
-                Record::Ack(ack) => self.sender.acknowledged(ack.number)?,
-                Record::Ready(ready) => {
-                    let left = self.sender.unacknowledged();
-                    if left > 0 {
-                        return Err(Error::new(
-                            Kind::Protocol,
-                            format!(
-                                "the destination is ready and has not acknowledged {left} pages"
-                            ),
-                        ));
-                    }
-                    // After the receipt, so that the destination's has begun before.
-                    let limit = self.shared.params.handover_timeout;
-                    self.window = Some(Window::new(clock::boottime(), limit));
-                    return Ok(ready.load_micros);
+        match self.lane()?.hear_after_acknowledgements(&io)? {
+            Record::Ready(ready) => {
+                let left = self.lane()?.unacknowledged();
+                if left > 0 {
+                    return Err(Error::new(
+                        Kind::Protocol,
+                        format!("the destination is ready and has not acknowledged {left} pages"),
+                    ));
                 }
-                other => return Err(session::unexpected(other.record_type(), "READY")),
+                // After the receipt, so that the destination's has begun before.
+                let limit = self.shared.params.handover_timeout;
+                self.window = Some(Window::new(clock::boottime(), limit));
+                Ok(ready.load_micros)
             }
+            other => Err(session::unexpected(other.record_type(), "READY")),
         }
     }
 
     fn await_running(&mut self) -> Result<u64> {
         let io = self.until_decided().of("RUNNING");
-        let Driver {
-            channel, replies, ..
-        } = &mut *self;
-        let Some(channel) = channel else {
-            return Err(Error::new(Kind::Internal, "no connection"));
-        };
-        match replies.wait(channel, &io)? {
+        match self.lane()?.hear(&io)? {
             Record::Running(running) => Ok(running.run_micros),
             other => Err(session::unexpected(other.record_type(), "RUNNING")),
         }
     }
+}
+
+fn no_connection() -> Error {
+    Error::new(Kind::Internal, "no connection in this state")
 }

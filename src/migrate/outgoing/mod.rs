@@ -1,9 +1,14 @@
 //! The VMM's side of an outgoing migration: start it, watch it, cancel it, resolve it. The work
 //! is done by the driver on a thread of its own.
 
+mod announced;
+mod course;
 mod driver;
+mod encode;
+mod lane;
+mod lanes;
+mod ledger;
 mod replies;
-mod sender;
 
 pub use driver::Target;
 

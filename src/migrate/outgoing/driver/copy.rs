@@ -2,18 +2,18 @@
 //! of the source's driver, which calls [`Driver::copy`]; decides nothing, and shows the decider
 //! the facts.
 
-use super::{Driver, BATCH_PAGES, BATCH_RUNS};
+use super::Driver;
 use crate::channel::pacing::Pacer;
 use crate::channel::Io;
 use crate::dirty::consumer::Cursor;
 use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::migrate::outgoing::sender::Batch;
-use crate::migrate::steering::bandwidth::DirtyRate;
-use crate::migrate::steering::{Facts, Moment, Next, PassFacts};
+use crate::migrate::outgoing::lane::Lane;
+use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
+use crate::walk::{Outlet, Put, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,15 +23,6 @@ use std::time::{Duration, Instant};
 const TELLING: Duration = Duration::from_millis(2);
 /// How often it is asked again.
 const TELL_AGAIN: u32 = 4;
-
-/// What the pass that is going on has sent.
-#[derive(Debug, Default)]
-pub(super) struct PassSoFar {
-    pages: u64,
-    data: u64,
-    /// Waits for a cap of the bandwidth.
-    waited: Duration,
-}
 
 impl Driver {
     /// Sends memory until the decider says that the rest fits.
@@ -48,8 +39,7 @@ impl Driver {
         if let Some(warning) = self.shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
         }
-        self.last_sync = Some(Instant::now());
-        self.tracked = self.consumer.stats();
+        self.course.begin(Instant::now(), self.consumer.stats());
         let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
         let mut told_again = 0;
         loop {
@@ -93,7 +83,7 @@ impl Driver {
     /// Waits until the next pass may begin, where passes follow one another too closely. `idle`:
     /// the decider waits for something else than a smaller rest, there is none.
     fn await_turn(&mut self, idle: bool) {
-        let wait = self.passes.next(self.begun.elapsed(), idle);
+        let wait = self.course.passes.next(self.begun.elapsed(), idle);
         if !wait.is_zero() {
             self.shared.handle.cancel.wait(wait);
         }
@@ -110,17 +100,10 @@ impl Driver {
             }
             self.warned.clone_from(&report.warnings);
         }
-        let now = Instant::now();
-        let since = now - self.last_sync.unwrap_or(self.begun);
-        let before = std::mem::replace(&mut self.tracked, self.consumer.stats());
-        let found = self.tracked.found - before.found;
-        if self.tracked.failed_syncs != before.failed_syncs {
-            self.dirtied = DirtyRate::default();
-        } else {
-            self.dirtied.found(found, since, all_sent);
-        }
-        self.last_sync = Some(now);
-        self.sync_time = report.time;
+        let tracked = self.consumer.stats();
+        let found = self
+            .course
+            .synced(Instant::now(), self.begun, report.time, tracked, all_sent);
         self.stats.sync = Some(report.time);
         Ok((report, found))
     }
@@ -142,11 +125,12 @@ impl Driver {
         let mut any = false;
         loop {
             shared.handle.cancel.check("the migration")?;
-            self.listen()?;
-            let batch = self.batch(&io, |consumer| {
-                consumer.take_unread(&mut cursor, BATCH_RUNS)
-            });
-            if batch.map_err(|e| self.explain(e))?.is_none() {
+            let (walk, consumer, mut lanes) = self.sending(&io)?;
+            let put = lanes
+                .progress()
+                .and_then(|()| walk.step_unread(&mut cursor, consumer, &mut lanes));
+            self.tell_poisoned();
+            if put.map_err(|e| self.explain(e))?.is_none() {
                 break;
             }
             any = true;
@@ -160,13 +144,8 @@ impl Driver {
     }
 
     /// Waits until the destination has everything that was sent in its memory.
-    ///
-    /// What is on its way, or in a socket's buffer, costs the destination time: a header of 32
-    /// bytes that says that 2 MiB are zero, as long as 2 MiB of pages. None of it may be left
-    /// when the guest is paused.
     fn acknowledge_all(&mut self, io: &Io<'_>) -> Result<()> {
-        self.send_marker(io)?;
-        self.await_acknowledgements(0, io)
+        self.sending(io)?.2.barrier()
     }
 
     fn ask(&mut self, moment: Moment) -> Next {
@@ -180,18 +159,18 @@ impl Driver {
         Facts {
             moment,
             elapsed: now - self.begun,
-            since_sync: now - self.last_sync.unwrap_or(self.begun),
+            since_sync: self.course.since_sync(now, self.begun),
             pass: self.stats.pass,
             total: Bytes(self.stats.total_bytes),
             remaining: self.consumer.to_read().bytes(),
-            last_pass: self.last_pass,
+            last_pass: self.course.last_pass(),
             bandwidth: stated
                 .map(|stated| stated as f64)
-                .or_else(|| self.bandwidth.estimate()),
+                .or_else(|| self.course.bandwidth.estimate()),
             stated: stated.is_some(),
             cap: self.shared.params.max_bandwidth.map(|cap| cap as f64),
-            dirty_rate: self.dirtied.rate(),
-            sync_time: self.sync_time,
+            dirty_rate: self.course.dirty_rate(),
+            sync_time: self.course.sync_time(),
             state: Bytes(self.stats.state_bytes),
         }
     }
@@ -205,7 +184,7 @@ impl Driver {
         let io = Io::until(&shared.handle.cancel, params.io())
             .within(total)
             .of("pages");
-        self.this_pass = PassSoFar::default();
+        self.course.begin_pass();
         let begun = Instant::now();
         let walked = self.send_pass(pacer, &io).and_then(|all| {
             self.acknowledge_all(&io)?;
@@ -218,15 +197,7 @@ impl Driver {
                 _ => e,
             }
         })?;
-        let sent = &self.this_pass;
-        if sent.pages > 0 {
-            self.last_pass = Some(PassFacts {
-                number: self.stats.pass,
-                pages: Pages(sent.pages),
-                data: Pages(sent.data),
-                time: begun.elapsed().saturating_sub(sent.waited),
-            });
-        }
+        self.course.end_pass(self.stats.pass, begun.elapsed());
         Ok(all)
     }
 
@@ -236,9 +207,13 @@ impl Driver {
     /// who knows only what was sent, would blame the guest.
     fn out_of_time(&mut self, error: Error) -> Error {
         let elapsed = self.begun.elapsed();
-        let silence = self.sender.silence().filter(|s| *s >= elapsed / 2);
+        let silence = self
+            .lane
+            .as_ref()
+            .and_then(Lane::silence)
+            .filter(|s| *s >= elapsed / 2);
         if let Some(silence) = silence {
-            let sent = Pages(self.sender.unacknowledged()).bytes();
+            let sent = Pages(self.unacknowledged()).bytes();
             return Error::new(
                 Kind::Timeout,
                 format!(
@@ -260,29 +235,32 @@ impl Driver {
         }
     }
 
+    fn unacknowledged(&self) -> u64 {
+        self.lane.as_ref().map_or(0, Lane::unacknowledged)
+    }
+
     /// Sends what is pending; whether all of it.
     fn send_pass(&mut self, pacer: &mut Pacer, io: &Io<'_>) -> Result<bool> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
         // A capped stream goes out in small pieces, so that it is even.
         let batch_pages = match params.max_bandwidth {
-            Some(rate) => ((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES),
+            Some(rate) => Pages(((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0)),
             None => BATCH_PAGES,
         };
         loop {
             shared.handle.cancel.check("the migration")?;
-            self.listen()?;
+            self.lane()?.listen()?;
             match self.ask(Moment::Walking) {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
             }
-            let (begun, alone) = (Instant::now(), self.sender.unacknowledged() == 0);
-            let Some(batch) = self.send_batch(Pages(batch_pages), io)? else {
+            let (begun, alone) = (Instant::now(), self.unacknowledged() == 0);
+            let Some(batch) = self.step(batch_pages, io)? else {
                 return Ok(true);
             };
-            self.this_pass.pages += batch.read_pages();
-            self.this_pass.data += batch.data_pages;
+            self.course.sent(&batch);
             let mut time = batch.time;
             if params.max_bandwidth.is_some() {
                 self.time_batch(&batch, begun, alone, io)?;
@@ -291,11 +269,11 @@ impl Driver {
                 if !wait.is_zero() {
                     shared.handle.cancel.wait(wait);
                 }
-                self.this_pass.waited += waited.elapsed();
+                self.course.waited(waited.elapsed());
                 time = begun.elapsed();
             }
             if batch.measures_the_link() {
-                self.bandwidth.sent(batch.bytes, time);
+                self.course.bandwidth.sent(batch.bytes, time);
             }
             self.renew(false);
         }
@@ -303,19 +281,15 @@ impl Driver {
 
     /// Where the bandwidth is capped, now and then waits for a batch to arrive, and so measures
     /// the link behind the cap. `alone`: nothing else was on its way before the batch.
-    fn time_batch(
-        &mut self,
-        batch: &Batch,
-        begun: Instant,
-        alone: bool,
-        io: &Io<'_>,
-    ) -> Result<()> {
+    fn time_batch(&mut self, batch: &Put, begun: Instant, alone: bool, io: &Io<'_>) -> Result<()> {
         let now = self.begun.elapsed();
-        if batch.measures_the_link() && self.bandwidth.wants_timed(now) {
+        if batch.measures_the_link() && self.course.bandwidth.wants_timed(now) {
             self.acknowledge_all(io)?;
             if alone {
                 let now = self.begun.elapsed();
-                self.bandwidth.timed(now, batch.bytes, begun.elapsed());
+                self.course
+                    .bandwidth
+                    .timed(now, batch.bytes, begun.elapsed());
             }
         }
         Ok(())

@@ -2,11 +2,11 @@
 //! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
 //! `docs/limits.md`.
 
-use super::{Driver, Way, BLOCKS};
+use super::{no_connection, Driver, Way};
 use crate::channel::{Channel, Io};
 use crate::error::{Error, Kind, Result};
-use crate::fallible;
 use crate::migrate::layout::describe;
+use crate::migrate::outgoing::lane::Lane;
 use crate::migrate::session::{self, Blobs};
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
@@ -27,7 +27,7 @@ impl Driver {
         let endpoint = match self.way.take() {
             Some(Way::Endpoint(endpoint)) => Some(endpoint),
             Some(Way::Connected(channel)) => {
-                self.channel = Some(channel);
+                self.lane = Some(Lane::new(channel));
                 None
             }
             None => return Err(Error::new(Kind::Internal, "connected twice")),
@@ -37,7 +37,8 @@ impl Driver {
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
         if let Some(endpoint) = endpoint {
-            self.channel = Some(Channel::connect(&endpoint, &shared.handle.cancel, limit)?);
+            let channel = Channel::connect(&endpoint, &shared.handle.cancel, limit)?;
+            self.lane = Some(Lane::new(channel));
         }
         Ok(())
     }
@@ -62,24 +63,21 @@ impl Driver {
             software: session::software(),
         };
         let Driver {
-            channel, replies, ..
+            lane, announced, ..
         } = self;
-        let Some(channel) = channel else {
-            return Err(Error::new(Kind::Internal, "no connection"));
-        };
-        session::send(channel, &Record::Hello(hello), &io.of("HELLO"))?;
-        match replies.wait(channel, &io.of("HELLO_REPLY"))? {
+        let lane = lane.as_mut().ok_or_else(no_connection)?;
+        lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
+        match lane.hear(&io.of("HELLO_REPLY"))? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
-                self.sender
-                    .set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
+                lane.set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }
-        early.send_early(channel, &io.of("EARLY"))?;
+        lane.send_early(&early, &io.of("EARLY"))?;
         // A destination that builds itself, or looks through its memory, says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
-        match replies.wait(channel, &answer.of("EARLY_OK"))? {
+        match lane.hear(&answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
         }
@@ -89,19 +87,19 @@ impl Driver {
         for block in map.blocks() {
             Record::Block(describe(block)).encode(&mut layout)?;
             if layout.len() >= LAYOUT_BYTES {
-                session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
+                lane.say_encoded(&layout, &io.of("BLOCK"))?;
                 layout.clear();
             }
-            fallible::add(&mut self.announced, block.id(), BLOCKS)?;
+            announced.add(block.id())?;
         }
-        session::send_bytes(channel, &layout, &io.of("BLOCK"))?;
-        self.announced_at = Some(map.generation());
+        lane.say_encoded(&layout, &io.of("BLOCK"))?;
+        announced.all_of(&map);
         let end = wire::LayoutEnd {
             blocks: map.blocks().len() as u32,
             bytes: map.total().0,
         };
-        session::send(channel, &Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
-        match replies.wait(channel, &answer.of("LAYOUT_OK"))? {
+        lane.say(&Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
+        match lane.hear(&answer.of("LAYOUT_OK"))? {
             Record::LayoutOk => Ok(()),
             other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
         }

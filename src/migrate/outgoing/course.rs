@@ -1,0 +1,113 @@
+//! What the passes and syncs of a migration have shown so far: the facts for the decider. Pure.
+
+use crate::dirty::tracker::ConsumerStats;
+use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
+use crate::migrate::steering::passes::Passes;
+use crate::migrate::steering::PassFacts;
+use crate::units::Pages;
+use crate::walk::Put;
+use std::time::{Duration, Instant};
+
+/// See the file's description.
+#[derive(Debug, Default)]
+pub(super) struct Course {
+    pub(super) bandwidth: Bandwidth,
+    pub(super) passes: Passes,
+    dirtied: DirtyRate,
+    this_pass: PassSoFar,
+    last_pass: Option<PassFacts>,
+    last_sync: Option<Instant>,
+    /// The consumer's totals as of that.
+    tracked: ConsumerStats,
+    sync_time: Duration,
+}
+
+/// What the pass that is going on has sent.
+#[derive(Debug, Default)]
+struct PassSoFar {
+    pages: u64,
+    data: u64,
+    /// Waits for a cap of the bandwidth.
+    waited: Duration,
+}
+
+impl Course {
+    /// Tracking has begun.
+    pub(super) fn begin(&mut self, now: Instant, tracked: ConsumerStats) {
+        self.last_sync = Some(now);
+        self.tracked = tracked;
+    }
+
+    /// A pass begins.
+    pub(super) fn begin_pass(&mut self) {
+        self.this_pass = PassSoFar::default();
+    }
+
+    /// Pages of this pass have been sent.
+    pub(super) fn sent(&mut self, put: &Put) {
+        self.this_pass.pages += put.read_pages();
+        self.this_pass.data += put.data_pages;
+    }
+
+    /// A cap of the bandwidth made this pass wait.
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.this_pass.waited += time;
+    }
+
+    /// Pass `number` has ended after `time`, and all that was sent is acknowledged.
+    pub(super) fn end_pass(&mut self, number: u32, time: Duration) {
+        let sent = &self.this_pass;
+        if sent.pages > 0 {
+            self.last_pass = Some(PassFacts {
+                number,
+                pages: Pages(sent.pages),
+                data: Pages(sent.data),
+                time: time.saturating_sub(sent.waited),
+            });
+        }
+    }
+
+    /// A sync that took `took` has ended, and `tracked` are the consumer's totals now; `begun` is
+    /// when the migration began. `all_sent`: nothing was pending before it. How many pages were
+    /// found since the last time, by others' syncs too.
+    pub(super) fn synced(
+        &mut self,
+        now: Instant,
+        begun: Instant,
+        took: Duration,
+        tracked: ConsumerStats,
+        all_sent: bool,
+    ) -> Pages {
+        let since = self.since_sync(now, begun);
+        let before = std::mem::replace(&mut self.tracked, tracked);
+        let found = tracked.found - before.found;
+        if tracked.failed_syncs != before.failed_syncs {
+            // Nobody knows how much was written.
+            self.dirtied = DirtyRate::default();
+        } else {
+            self.dirtied.found(found, since, all_sent);
+        }
+        self.last_sync = Some(now);
+        self.sync_time = took;
+        found
+    }
+
+    /// Since the last sync, or since the migration began.
+    pub(super) fn since_sync(&self, now: Instant, begun: Instant) -> Duration {
+        now - self.last_sync.unwrap_or(begun)
+    }
+
+    /// Pages a second that the guest dirties.
+    pub(super) fn dirty_rate(&self) -> Option<f64> {
+        self.dirtied.rate()
+    }
+
+    pub(super) fn last_pass(&self) -> Option<PassFacts> {
+        self.last_pass
+    }
+
+    /// How long the last sync took.
+    pub(super) fn sync_time(&self) -> Duration {
+        self.sync_time
+    }
+}

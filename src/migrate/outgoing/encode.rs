@@ -1,0 +1,197 @@
+//! Taken pages into records: what each page holds, the headers that say so, and where the
+//! contents are in guest memory. No page is copied.
+
+use crate::channel::Part;
+use crate::dirty::consumer::{Content, Run};
+use crate::dirty::taken::Taken;
+use crate::error::{Error, Result};
+use crate::fallible;
+use crate::memory::access;
+use crate::memory::contents::{Contents, Held};
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::walk::Put;
+use crate::wire::{Header, HEADER_LEN};
+use std::ops::Range;
+
+/// Makes the records of one lane.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    contents: Contents,
+    /// Whether the destination takes DISCARD records.
+    discards: bool,
+}
+
+impl Encoder {
+    pub(super) fn new() -> Self {
+        Encoder {
+            contents: Contents::new(),
+            discards: false,
+        }
+    }
+
+    /// Whether the destination takes DISCARD records, as agreed.
+    pub(super) fn set_discards(&mut self, on: bool) {
+        self.discards = on;
+    }
+
+    /// The records of taken pages, whose protection has been restored. Pages that hold nothing
+    /// are found without reading them.
+    pub(super) fn encode<'t>(&mut self, taken: &'t Taken) -> Result<Records<'t>> {
+        let mut records = Records::for_runs(taken)?;
+        // The runs' protection is back, so what is asked from here on is true of them.
+        self.contents.refresh();
+        for run in taken.runs() {
+            // A guest has run here.
+            run.block.zeroed_no_more();
+            let range = run.pages.range();
+            if run.content != Content::Used {
+                records.unread(&run, range, self.discards);
+                continue;
+            }
+            let contents = &mut self.contents;
+            run.block.poisoned().split(range, |range, lost| {
+                if lost {
+                    records.poisoned(&run, range);
+                    return Ok(());
+                }
+                contents.split(run.block, range, |range, held| {
+                    records.held(run, range, held)
+                })
+            })?;
+        }
+        Ok(records)
+    }
+}
+
+/// A batch of records in the making.
+#[derive(Default)]
+pub(super) struct Records<'a> {
+    /// Header, and for a run with contents, where they are.
+    list: Vec<([u8; HEADER_LEN], Option<Piece<'a>>)>,
+    put: Put,
+}
+
+type Piece<'a> = (Run<'a>, Range<Pages>);
+
+impl<'a> Records<'a> {
+    /// None yet, with room for all that can become of `runs`: a record for each page that is read,
+    /// and one for each run that is not.
+    fn for_runs(taken: &Taken) -> Result<Self> {
+        let read = taken.runs().filter(|run| run.content == Content::Used);
+        let most = taken.run_count() + read.map(|run| run.pages.count().index()).sum::<usize>();
+        let mut records = Records::default();
+        fallible::reserve(&mut records.list, most, "a batch of records")?;
+        Ok(records)
+    }
+
+    fn zeros(&mut self, run: &Run<'_>, range: Range<Pages>) {
+        let count = range.end - range.start;
+        let header = Header::zeros(run.block.id().0, range.start, count.0 as u32);
+        self.list.push((header.encode(), None));
+        self.put.zero_pages += count.0;
+        self.put.bytes += HEADER_LEN as u64;
+    }
+
+    /// Pages whose contents are lost: what they were is not to be had, so they become zero.
+    fn poisoned(&mut self, run: &Run<'_>, range: Range<Pages>) {
+        self.put.poisoned_pages += range.end.0 - range.start.0;
+        self.zeros(run, range);
+    }
+
+    /// Pages that nobody looks at: they read as zero at the destination.
+    fn unread(&mut self, run: &Run<'_>, range: Range<Pages>, discards: bool) {
+        let count = range.end.0 - range.start.0;
+        match run.content {
+            Content::Returned => self.put.skipped_pages += count,
+            _ => self.put.free_pages += count,
+        }
+        if run.content == Content::Returned && discards {
+            let header = Header::discard(run.block.id().0, range.start, count as u32);
+            self.list.push((header.encode(), None));
+            self.put.zero_pages += count;
+            self.put.bytes += HEADER_LEN as u64;
+        } else {
+            self.zeros(run, range);
+        }
+    }
+
+    /// Pages by what they hold.
+    fn held(&mut self, run: Run<'a>, range: Range<Pages>, held: Held) {
+        let count = range.end - range.start;
+        match held {
+            Held::Hole => {
+                self.put.hole_pages += count.0;
+                self.zeros(&run, range);
+            }
+            Held::Zero => self.zeros(&run, range),
+            Held::Data => {
+                let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
+                self.list.push((header.encode(), Some((run, range))));
+                self.put.data_pages += count.0;
+                self.put.bytes += HEADER_LEN as u64 + count.bytes().0;
+            }
+        }
+    }
+
+    /// What became of the pages so far.
+    pub(super) fn put(&self) -> Put {
+        self.put
+    }
+
+    /// How many records there are.
+    pub(super) fn count(&self) -> u64 {
+        self.list.len() as u64
+    }
+
+    /// What to give to the socket after `first`: no page is copied.
+    pub(super) fn parts<'p>(&'p self, first: &'p [u8]) -> Result<Vec<Part<'p>>> {
+        let mut parts = Vec::new();
+        fallible::reserve(&mut parts, 1 + self.list.len() * 2, "a batch of records")?;
+        parts.push(Part::bytes(first));
+        for (header, contents) in &self.list {
+            parts.push(Part::bytes(header));
+            if let Some((run, range)) = contents {
+                parts.push(run.block.part(range.start, range.end - range.start)?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The same bytes, but the first `sent`, as they are now.
+    pub(super) fn copy_rest(&self, first: &[u8], sent: u64) -> Result<Vec<u8>> {
+        let all = first.len() as u64 + self.put.bytes;
+        let mut rest = Vec::new();
+        rest.try_reserve_exact((all - sent) as usize)
+            .map_err(|_| Error::no_memory("a copy of the pages that are being sent", all - sent))?;
+        // Bytes that are still to be left out.
+        let mut skip = sent as usize;
+        let mut own = |bytes: &[u8], skip: &mut usize| {
+            let from = bytes.len().min(*skip);
+            *skip -= from;
+            rest.extend_from_slice(&bytes[from..]);
+        };
+        own(first, &mut skip);
+        for (header, contents) in &self.list {
+            own(header, &mut skip);
+            let Some((run, range)) = contents else {
+                continue;
+            };
+            let length = (range.end - range.start).bytes().0 as usize;
+            let from = length.min(skip);
+            skip -= from;
+            if from < length {
+                let mut copy = [0u8; PAGE_SIZE as usize];
+                let first = range.start + Bytes(from as u64).pages_down();
+                access::readable(run.block, first..range.end)?;
+                let mut from = from % copy.len();
+                for page in first.0..range.end.0 {
+                    let slice = run.block.slice(Pages(page), Pages(1))?;
+                    slice.copy_to(&mut copy[..]);
+                    own(&copy[from..], &mut 0);
+                    from = 0;
+                }
+            }
+        }
+        Ok(rest)
+    }
+}

@@ -1,0 +1,224 @@
+//! The source's end of one connection: an encoder, an account of what is not acknowledged, and
+//! what the destination says.
+//!
+//! A lane is a value: dropped, it puts back what did not arrive. It knows records and their
+//! order; which pages come next, and when it is over, is for others to say.
+
+use super::encode::Encoder;
+use super::ledger::Ledger;
+use super::replies::Replies;
+use crate::channel::{Channel, Io, Part};
+use crate::dirty::taken::Taken;
+use crate::error::{Error, Kind, Result};
+use crate::memory::access::{self, Access};
+use crate::migrate::outbox::Outbox;
+use crate::migrate::params::{self, Params};
+use crate::migrate::session::{self, Blobs, TELL};
+use crate::runtime::Recall;
+use crate::walk::Put;
+use crate::wire::Record;
+use std::time::{Duration, Instant};
+
+/// The most records that are read from the destination between two batches.
+const LISTEN_RECORDS: usize = 64;
+
+/// See the file's description.
+#[derive(Debug)]
+pub(super) struct Lane {
+    channel: Channel,
+    replies: Replies,
+    encoder: Encoder,
+    ledger: Ledger,
+    /// All that was put.
+    put: Put,
+}
+
+impl Lane {
+    pub(super) fn new(channel: Channel) -> Self {
+        Lane {
+            channel,
+            replies: Replies::default(),
+            encoder: Encoder::new(),
+            ledger: Ledger::new(),
+            put: Put::default(),
+        }
+    }
+
+    /// Whether the destination takes DISCARD records, as agreed.
+    pub(super) fn set_discards(&mut self, on: bool) {
+        self.encoder.set_discards(on);
+    }
+
+    /// What became of all pages that were sent.
+    pub(super) fn put(&self) -> Put {
+        self.put
+    }
+
+    /// Bytes that went over the connection.
+    pub(super) fn sent(&self) -> u64 {
+        self.channel.counters().sent.0
+    }
+
+    /// Pages sent and not acknowledged.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        self.ledger.unacknowledged()
+    }
+
+    /// See [`Ledger::silence`].
+    pub(super) fn silence(&self) -> Option<Duration> {
+        self.ledger.silence()
+    }
+
+    /// Whether enough was sent since the last marker for another.
+    pub(super) fn marker_is_due(&self) -> bool {
+        self.ledger.marker_is_due()
+    }
+
+    /// Sends taken pages, whose protection has been restored, and before them `first`. After an
+    /// error, or a panic, what was taken is pending again.
+    ///
+    /// When `recall` is raised while the peer takes its time, what is left is copied, and sent
+    /// once nothing is pinned any more.
+    pub(super) fn send(
+        &mut self,
+        first: &[u8],
+        mut taken: Taken,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<Put> {
+        #[cfg(test)]
+        let _planted = crate::migrate::planted::point("sending pages");
+        // Before the first byte: what was sent needs no room to be accounted for.
+        self.ledger.make_room()?;
+        let begun = Instant::now();
+        let records = self.encoder.encode(&taken)?;
+        let (mut put, count) = (records.put(), records.count());
+        let parts = records.parts(first)?;
+        // A peer that takes a byte now and then is not waited for any longer than this.
+        let limited = io.within(params::transfer(io.idle, put.bytes).from_now());
+        let channel = &mut self.channel;
+        let sent = channel
+            .send_unless(&parts, recall, &limited)
+            .map_err(|e| access::name_fault(e, channel.fault(), taken.blocks(), Access::Read))?;
+        let all = first.len() as u64 + put.bytes;
+        let rest = (sent < all)
+            .then(|| records.copy_rest(first, sent))
+            .transpose()?;
+        put.time = begun.elapsed();
+        #[cfg(test)]
+        let _planted = crate::migrate::planted::point("the ledger");
+        taken.unpin();
+        self.ledger
+            .sent(taken, count, put.data_pages, put.zero_pages);
+        self.put += put;
+        if let Some(rest) = rest {
+            let limit = params::transfer(io.idle, rest.len() as u64).from_now();
+            let parts = [Part::bytes(&rest)];
+            self.channel.send(&parts, &io.within(limit))?;
+        }
+        Ok(put)
+    }
+
+    /// Sends a marker, the `last` one or not.
+    pub(super) fn send_marker(&mut self, pass: u32, last: bool, io: &Io<'_>) -> Result<()> {
+        let marker = self.ledger.next_marker(pass, last);
+        self.say(&Record::Marker(marker), io)
+    }
+
+    /// Says one thing.
+    pub(super) fn say(&mut self, record: &Record, io: &Io<'_>) -> Result<()> {
+        session::send(&mut self.channel, record, io)
+    }
+
+    /// Says what is encoded already, a few records at once; none is fine.
+    pub(super) fn say_encoded(&mut self, records: &[u8], io: &Io<'_>) -> Result<()> {
+        session::send_bytes(&mut self.channel, records, io)
+    }
+
+    /// Sends the VMM's early configuration.
+    pub(super) fn send_early(&mut self, blobs: &Blobs, io: &Io<'_>) -> Result<()> {
+        blobs.send_early(&mut self.channel, io)
+    }
+
+    /// Sends the VMM's state, and for how long a hand-over counts.
+    pub(super) fn send_state(
+        &mut self,
+        blobs: &Blobs,
+        handover: Duration,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        blobs.send_state(&mut self.channel, handover, io)
+    }
+
+    /// The next thing that the destination says, waited for. An ABORT is its error.
+    pub(super) fn hear(&mut self, io: &Io<'_>) -> Result<Record> {
+        self.replies.wait(&mut self.channel, io)
+    }
+
+    /// The same where the last acknowledgements may come before it; they are taken into account.
+    pub(super) fn hear_after_acknowledgements(&mut self, io: &Io<'_>) -> Result<Record> {
+        loop {
+            match self.hear(io)? {
+                Record::Ack(ack) => self.ledger.acknowledged(ack.number)?,
+                record => return Ok(record),
+            }
+        }
+    }
+
+    /// What the destination said meanwhile: acknowledgements, or that it is over.
+    pub(super) fn listen(&mut self) -> Result<()> {
+        // Not for ever: a destination that keeps talking must not keep the walk from looking up.
+        for _ in 0..LISTEN_RECORDS {
+            match self.replies.poll(&mut self.channel)? {
+                None => break,
+                Some(Record::Ack(ack)) => self.ledger.acknowledged(ack.number)?,
+                Some(other) => return Err(session::unexpected(other.record_type(), "ACK")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until at most `most` markers are not acknowledged. A destination that takes pages
+    /// and acknowledges none would have the account of them grow without bound. Each next
+    /// acknowledgement has its limit: one that says KEEPALIVE meanwhile would never be idle.
+    pub(super) fn await_acknowledgements(
+        &mut self,
+        most: usize,
+        params: &Params,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        while self.ledger.markers_waiting() > most {
+            let next = params.acknowledgement(self.channel.held());
+            let io = Io { idle: next, ..*io };
+            let io = io.within(next.from_now()).of("an acknowledgement");
+            match self.replies.wait(&mut self.channel, &io)? {
+                Record::Ack(ack) => self.ledger.acknowledged(ack.number)?,
+                other => return Err(session::unexpected(other.record_type(), "ACK")),
+            }
+        }
+        Ok(())
+    }
+
+    /// If sending failed because the peer went away, its own word for why is better.
+    pub(super) fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
+            return error;
+        }
+        self.replies.reason(&mut self.channel).unwrap_or(error)
+    }
+
+    /// Gives everything that was not acknowledged back.
+    pub(super) fn give_up(&mut self) {
+        self.ledger.give_up();
+    }
+
+    /// Tells the destination why it is over.
+    pub(super) fn abort(&mut self, error: &Error) {
+        session::abort(&mut self.channel, &mut Outbox::default(), error);
+        self.replies.drain(&mut self.channel, TELL);
+        let _ = self.channel.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Pages on a lane are never lost: whatever ends a batch, they arrive or are pending again.
+
+use super::*;
+use crate::dirty::consumer::{Consumer, Cursor};
+use crate::dirty::testing::Guest;
+use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+use crate::migrate::planted;
+use crate::units::Pages;
+use std::os::unix::net::UnixStream;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+
+const PAGES: u64 = 100;
+
+struct Side {
+    _guest: Guest,
+    consumer: Consumer,
+    lane: Lane,
+    peer: UnixStream,
+}
+
+/// A guest of whose pages every one is pending, and a lane for them.
+fn side() -> Side {
+    let guest = Guest::new(PAGES as usize);
+    guest.block("ram", PAGES);
+    let tracker = Tracker::new(Arc::clone(&guest.memory), Clearing::default()).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Everything).unwrap();
+    let (ours, peer) = UnixStream::pair().unwrap();
+    Side {
+        _guest: guest,
+        consumer,
+        lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
+        peer,
+    }
+}
+
+impl Side {
+    fn send(&mut self) -> Result<()> {
+        let taken = self
+            .consumer
+            .take(&mut Cursor::default(), 64, Pages(PAGES))?;
+        assert_eq!(self.consumer.pending(), Pages(0));
+        let io = Io::patient(Duration::from_secs(10));
+        let recall = Recall::new()?;
+        self.lane.send(&[], taken, &recall, &io).map(|_| ())
+    }
+
+    fn send_marker(&mut self) {
+        let io = Io::patient(Duration::from_secs(10));
+        self.lane.send_marker(1, false, &io).unwrap();
+    }
+
+    /// Every page is pending again, and counted as put back once.
+    fn has_all(&self, what: &str) {
+        assert_eq!(self.consumer.pending(), Pages(PAGES), "{what}");
+        assert_eq!(self.consumer.stats().put_back, Pages(PAGES), "{what}");
+    }
+}
+
+#[test]
+fn a_panic_between_take_and_ledger_loses_nothing() {
+    for place in [
+        "before sending pages",
+        "before the ledger",
+        "after the ledger",
+        "after sending pages",
+    ] {
+        let mut side = side();
+        let fired = planted::plant(place);
+        let sent = catch_unwind(AssertUnwindSafe(|| side.send()));
+        assert!(sent.is_err() && fired.load(std::sync::atomic::Ordering::SeqCst));
+        side.lane.give_up();
+        side.has_all(place);
+    }
+}
+
+#[test]
+fn an_error_while_pages_are_sent_puts_them_back() {
+    let mut side = side();
+    side.peer.shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(side.send().is_err());
+    assert_eq!(side.lane.unacknowledged(), 0);
+    side.has_all("an error");
+}
+
+#[test]
+fn a_lane_that_is_dropped_puts_back_what_was_not_acknowledged() {
+    let mut side = side();
+    side.send().unwrap();
+    side.send_marker();
+    assert_eq!(side.lane.unacknowledged(), PAGES);
+    side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+    side.has_all("a dropped lane");
+}
+
+#[test]
+fn a_marker_delivers_what_was_sent_before_it_and_nothing_else() {
+    let mut side = side();
+    side.send().unwrap();
+    side.send_marker();
+    let block = side.consumer.memory().map().blocks()[0].id();
+    side.consumer.put_back(block, Pages(3), Pages(1));
+    side.send().unwrap();
+    assert_eq!(side.lane.unacknowledged(), PAGES + 1);
+    for wrong in [0, 2, u64::MAX] {
+        assert!(
+            side.lane.ledger.acknowledged(wrong).is_err(),
+            "marker {wrong}"
+        );
+    }
+    side.lane.ledger.acknowledged(1).unwrap();
+    assert!(side.lane.ledger.acknowledged(1).is_err());
+    assert_eq!(side.lane.unacknowledged(), 1);
+    assert_eq!(side.consumer.pending(), Pages(0));
+    side.lane.give_up();
+    assert_eq!(side.consumer.pending(), Pages(1));
+}
