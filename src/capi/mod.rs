@@ -53,4 +53,4 @@ pub mod vhost;
 mod structs;
 
 #[cfg(test)]
-mod panics;
+mod tests;

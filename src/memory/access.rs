@@ -269,5 +269,4 @@ fn bus_error(block: &Block, page: Pages) -> String {
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
 mod tests;

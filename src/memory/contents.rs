@@ -664,5 +664,4 @@ fn entries(
 }
 
 #[cfg(test)]
-#[path = "contents_tests.rs"]
 mod tests;

@@ -659,5 +659,4 @@ pub(super) fn no_block(name: &str) -> Error {
 }
 
 #[cfg(test)]
-#[path = "map_tests.rs"]
 mod tests;

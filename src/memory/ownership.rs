@@ -422,5 +422,4 @@ impl Drop for Claim {
 }
 
 #[cfg(test)]
-#[path = "ownership_tests.rs"]
 mod tests;

@@ -194,5 +194,4 @@ impl Memory {
 }
 
 #[cfg(test)]
-#[path = "poisoned_tests.rs"]
 mod tests;

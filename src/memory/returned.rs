@@ -550,5 +550,4 @@ impl Memory {
 }
 
 #[cfg(test)]
-#[path = "returned_tests.rs"]
 mod tests;

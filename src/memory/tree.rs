@@ -542,5 +542,4 @@ impl<'a, I: Index> Iterator for Iter<'a, I> {
 }
 
 #[cfg(test)]
-#[path = "tree_tests.rs"]
 mod tests;

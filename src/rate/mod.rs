@@ -332,5 +332,4 @@ fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, 
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -167,5 +167,4 @@ impl GracePeriod {
 }
 
 #[cfg(test)]
-#[path = "grace_tests.rs"]
 mod tests;

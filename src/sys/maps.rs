@@ -288,5 +288,4 @@ pub fn file_behind(area: &Area, accept: impl Fn(BorrowedFd<'_>) -> bool) -> Opti
 }
 
 #[cfg(test)]
-#[path = "maps_tests.rs"]
 mod tests;

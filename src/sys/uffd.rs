@@ -326,5 +326,4 @@ fn new_fd() -> Result<OwnedFd> {
 }
 
 #[cfg(test)]
-#[path = "uffd_tests.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 //! The door to the kernel: every system call that brant makes is one of these functions.
 //!
 //! They are the C library's own, by their own names, and a few of the standard library's that
-//! make system calls. The crate's unit tests get the same names from `faulty` instead, where
+//! make system calls. The crate's unit tests get the same names from `testing::faulty` instead, where
 //! each call can be made to fail (`plan` says which, `plausible` says with what). No other
 //! build contains any of that.
 //!
@@ -13,13 +13,11 @@ mod real;
 pub(super) use self::real::*;
 
 #[cfg(test)]
-mod faulty;
+pub(crate) mod testing;
 #[cfg(test)]
-pub(crate) mod plan;
+pub(super) use self::testing::faulty::*;
 #[cfg(test)]
-pub(crate) mod plausible;
-#[cfg(test)]
-pub(super) use self::faulty::*;
+pub(crate) use self::testing::{plan, plausible};
 
 #[cfg(test)]
 mod tests;

@@ -127,7 +127,10 @@ impl Scope {
 }
 
 /// What a thread does that is started by the calling one: it belongs to the same scope.
-pub(super) fn inherited<T>(role: &'static str, body: impl FnOnce() -> T) -> impl FnOnce() -> T {
+pub(in crate::sys) fn inherited<T>(
+    role: &'static str,
+    body: impl FnOnce() -> T,
+) -> impl FnOnce() -> T {
     let scope = HERE.with_borrow(|here| here.as_ref().map(|(scope, _)| scope.clone()));
     move || match scope {
         Some(scope) => scope.enter_as(role, body),
@@ -136,7 +139,7 @@ pub(super) fn inherited<T>(role: &'static str, body: impl FnOnce() -> T) -> impl
 }
 
 /// What is to become of a call of that name on this thread; `None`: what ever does.
-pub(super) fn next(name: &'static str) -> Option<Fault> {
+pub(in crate::sys) fn next(name: &'static str) -> Option<Fault> {
     // A destructor of a thread-local may make calls, too.
     let here = HERE.try_with(|here| here.try_borrow().ok()?.clone());
     let (scope, role) = here.ok().flatten()?;

@@ -1,7 +1,7 @@
 //! The system calls for the crate's unit tests: each asks [`plan`] first whether it is to fail.
 
+use super::super::real;
 use super::plan::{self, Fault};
-use super::real;
 use libc::{c_char, c_int, c_uint, c_ulong, c_void, iovec, msghdr, off_t, size_t, socklen_t};
 use libc::{pollfd, rusage, sigset_t, sockaddr, ssize_t, timespec};
 use std::fs::{File, Metadata, OpenOptions};

@@ -8,7 +8,7 @@ use super::plan::Fault::{self, Done, End, Error, Short};
 use libc as c;
 
 /// The name of an ioctl.
-pub(super) fn request(request: libc::c_ulong) -> &'static str {
+pub(in crate::sys) fn request(request: libc::c_ulong) -> &'static str {
     let known = REQUESTS.iter().find(|(number, _)| *number == request);
     known.map_or("ioctl", |(_, name)| name)
 }
@@ -40,7 +40,7 @@ pub(crate) fn faults(name: &str) -> &'static [Fault] {
 
 /// Every call that a sweep knows.
 #[rustfmt::skip]
-pub(super) const TABLE: &[(&str, &[Fault])] = &[
+pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     // Sockets.
     ("socket", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOBUFS), Error(c::EACCES), Error(c::EAFNOSUPPORT)]),
     ("bind", &[Error(c::EADDRINUSE), Error(c::EADDRNOTAVAIL), Error(c::EACCES), Error(c::ENOMEM)]),

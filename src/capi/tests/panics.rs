@@ -1,29 +1,29 @@
 //! A panic below any export comes back as what that function returns when it fails. Which
 //! exports there are is read from the header. A test, and nothing else.
 
-use super::bitmap::*;
-use super::consumer::*;
-use super::error::*;
-use super::guest::*;
-use super::incoming::*;
-use super::kvm::*;
-use super::ops::*;
-use super::outgoing::*;
-use super::owner::*;
-use super::rate::*;
-use super::ring::*;
-use super::tracker::*;
-use super::userfault::*;
-use super::version::*;
-use super::vfio::*;
-use super::vhost::*;
+use crate::capi::bitmap::*;
+use crate::capi::consumer::*;
+use crate::capi::error::*;
+use crate::capi::guest::*;
+use crate::capi::incoming::*;
+use crate::capi::kvm::*;
+use crate::capi::ops::*;
+use crate::capi::outgoing::*;
+use crate::capi::owner::*;
+use crate::capi::rate::*;
+use crate::capi::ring::*;
+use crate::capi::tracker::*;
+use crate::capi::userfault::*;
+use crate::capi::version::*;
+use crate::capi::vfio::*;
+use crate::capi::vhost::*;
 use crate::migrate::planted::plant;
 use std::collections::BTreeSet;
 use std::ffi::{c_char, CStr};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::Ordering;
 
-const HEADER: &str = include_str!("../../include/brant.h");
+const HEADER: &str = include_str!("../../../include/brant.h");
 
 /// What a function makes of a panic.
 enum Answer {
