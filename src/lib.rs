@@ -6,7 +6,13 @@
 //!   [`dirty::DirtyLog`], and handed out only after their protection is restored;
 //! - [`migrate`]: a running guest moves, over the operations of [`vmm::Vmm`].
 //!
-//! C programs use the same through `include/brant.h`, which [`capi`] is the source of.
+//! [`rate`] says how fast a guest writes, without a migration. What all of it stands on: the guest's
+//! [`memory`] and the [`dirty`] logs, [`units`] and [`error`]s.
+//!
+//! C programs use the same through `include/brant.h`. The feature `capi`, which is on by default,
+//! exports it; a Rust program needs none of it: `default-features = false`.
+//!
+//! [`kvm_ioctls`] and [`vm_memory`] are re-exported: brant's functions take their types.
 //!
 //! # A guest moves
 //!
@@ -66,21 +72,32 @@
 #![deny(rustdoc::broken_intra_doc_links)]
 
 pub mod bits;
-pub mod capi;
-pub mod channel;
 pub mod dirty;
 pub mod error;
-mod fallible;
 pub mod memory;
 pub mod migrate;
-pub mod page;
 pub mod rate;
-pub mod runtime;
-pub mod sys;
 pub mod units;
 pub mod vmm;
+
+mod fallible;
+// No promises are made of these. They can be reached because the tests, the benchmarks and the fuzz
+// targets, which are crates of their own, need some of them.
+#[cfg(feature = "capi")]
+#[doc(hidden)]
+pub mod capi;
+#[doc(hidden)]
+pub mod channel;
+#[doc(hidden)]
+pub mod page;
+#[doc(hidden)]
+pub mod runtime;
+#[doc(hidden)]
+pub mod sys;
 #[doc(hidden)]
 pub mod walk;
+#[doc(hidden)]
 pub mod wire;
 
 pub use error::{Error, Kind, Result};
+pub use {kvm_ioctls, vm_memory};

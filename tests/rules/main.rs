@@ -1,7 +1,10 @@
 //! Rules that the source text keeps: who imports whom, what is exported to C, and the header.
 
+mod api;
+#[cfg(feature = "capi")]
 mod exports;
 mod graph;
+#[cfg(feature = "capi")]
 mod header;
 mod imports;
 mod layers;
