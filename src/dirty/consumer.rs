@@ -20,18 +20,18 @@
 //! cleared needs no second clear: what was written since is in the kernel's log, and a later
 //! sync brings it to everybody.
 
-use super::blocks::{BlockState, Phase, Seat};
 use super::figures::Published;
 use super::lease::Lease;
-use super::run::Kept;
+use super::pending::{Phase, Seat};
+use super::report::{ConsumerStats, StartWith, SyncReport};
+use super::state::{Inner, Member};
+use super::take::Wanted;
 use super::taken::Taken;
-use super::tracker::{ConsumerStats, Inner, Member, StartWith, SyncReport, Tracker};
+use super::tracker::Tracker;
 use super::When;
 use crate::error::{Error, Kind, Result};
-use crate::memory::returned::Claim;
 use crate::memory::BlockId;
-use crate::units::{Pages, STRETCH_PAGES};
-use std::ops::Range;
+use crate::units::Pages;
 use std::sync::Arc;
 
 pub use super::run::{Content, Cursor, Run};
@@ -75,19 +75,6 @@ impl Tracker {
                 seat,
                 published,
             }),
-        }
-    }
-
-    /// Restores the protection of every chunk that waits for it: one chunk at a time, so that
-    /// whoever takes pages gets on meanwhile. What a sync arms meanwhile is left.
-    pub(super) fn rearm_slowly(&self) -> Result<()> {
-        let mut at = (BlockId(0), 0);
-        loop {
-            let mut inner = self.lock();
-            match inner.rearm_next(at)? {
-                Some(next) => at = next,
-                None => return Ok(()),
-            }
         }
     }
 }
@@ -284,25 +271,34 @@ impl Consumer {
         Ok(taken)
     }
 
+    /// Has given-back pages told apart from others in what is handed out, and hinted pages
+    /// handed out as [`super::consumer::Content::Free`]; or neither, which is so unless it is said. Before
+    /// [`Consumer::start`].
+    pub fn skip_returned(&self, on: bool) {
+        let seat = self.seat();
+        let mut inner = self.lock();
+        inner.stop_skipping(seat);
+        if let Some(member) = inner.member(seat) {
+            member.skipping = on;
+        }
+    }
+
+    /// Pages that are pending and have to be read: what is known to be given back is left out.
+    pub fn to_read(&self) -> Pages {
+        let now = self.published().now();
+        Pages(now.pending.0.saturating_sub(now.returned))
+    }
+
+    /// [`Consumer::take`] of what is not read: given-back and free pages.
+    pub fn take_unread(&self, cursor: &mut Cursor, max_runs: usize) -> Result<Taken> {
+        self.take_what(cursor, max_runs, Pages(u64::MAX), true)
+    }
+
     /// Makes pages pending again whose [`Taken`] was given up by [`Taken::delivered`] and that did not
     /// arrive after all. Blocks that are gone are passed over. Works after [`Consumer::stop`] too.
     pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
         self.lock().put_back(self.seat(), block, first, count);
     }
-}
-
-/// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
-const WINDOW: u64 = 1 << 21;
-
-/// What a walk wants.
-#[derive(Clone, Copy)]
-struct Wanted {
-    /// Whose pages.
-    seat: Seat,
-    /// Given-back pages are told apart.
-    skipping: bool,
-    /// Only what is not read.
-    unread: bool,
 }
 
 impl Inner {
@@ -350,146 +346,6 @@ impl Inner {
         for state in self.blocks.iter_mut() {
             state.drop_set(seat);
         }
-    }
-
-    pub(super) fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) {
-        let state = self.blocks.get_mut(block);
-        let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
-            return;
-        };
-        // Nobody wrote it for that: if it is given back, it still is.
-        set.beside
-            .put_back(first.0..first.0.saturating_add(count.0));
-        let new = Pages(set.pending.set_range(first.index(), count.index()));
-        if let Some(member) = self.member(seat) {
-            member.stats.put_back += new;
-        }
-    }
-
-    /// Takes the next run into `taken`, which has room for it.
-    fn take_one(
-        &mut self,
-        cursor: &mut Cursor,
-        max_pages: u64,
-        what: Wanted,
-        taken: &mut Taken,
-    ) -> Result<Option<Kept>> {
-        let seat = what.seat;
-        loop {
-            let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
-                return Ok(None);
-            };
-            if id.0 != cursor.block {
-                *cursor = Cursor::at(id);
-            }
-            let BlockState {
-                pin_source, sets, ..
-            } = state;
-            let set = sets.get_mut(seat).and_then(Option::as_mut);
-            let Some(set) = set.filter(|s| !s.pending.is_empty() || !s.beside.none_free()) else {
-                *cursor = cursor.next_block();
-                continue;
-            };
-            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
-            // would be looked through anew for each run of the other.
-            let window = cursor.page.saturating_add(WINDOW);
-            let found = if what.unread && !what.skipping {
-                None
-            } else if what.unread {
-                set.next_returned(pin_source, cursor.page, window)
-            } else {
-                set.next_pending(cursor.page, window)
-            };
-            // A hinted page that was found written since is pending, and that wins.
-            let before = found.as_ref().map_or(window, |found| found.start);
-            if let Some(free) = set.next_free(cursor.page, before) {
-                cursor.page = free.end;
-                return state.hand_out(seat, free, Content::Free, taken).map(Some);
-            }
-            let Some(found) = found else {
-                cursor.page = window;
-                if window >= pin_source.pages().0 {
-                    *cursor = cursor.next_block();
-                }
-                continue;
-            };
-            let first = found.start;
-            let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
-            let end = found
-                .end
-                .min(stretch_end)
-                .min(set.cut_at_fresh(first))
-                .min(first.saturating_add(max_pages));
-            // Rule: protection comes back before anybody looks at the page, be it only to
-            // decide that it need not be read. (GET, the page is a hole, the guest writes
-            // it, CLEAR with the old copy: bit and page are both gone.)
-            self.rearm(id, first..end)?;
-            let Some(state) = self.blocks.get_mut(id) else {
-                return Ok(None);
-            };
-            let (count, content) = if what.skipping {
-                match state.claim(seat, first..end) {
-                    Claim::Used(count) => (count, Content::Used),
-                    Claim::Returned(count) => (count, Content::Returned),
-                    Claim::Broken(used) => {
-                        // Written although it was given back: all of the host page is the
-                        // guest's again. Its pages are pending now, this one among them.
-                        self.count_broken(seat, Pages(used.end - used.start));
-                        // Some may lie before this one, and the walk is to end with none left.
-                        cursor.page = cursor.page.min(used.start);
-                        continue;
-                    }
-                }
-            } else {
-                (end - first, Content::Used)
-            };
-            if what.unread && content == Content::Used {
-                // Taken back a moment ago.
-                cursor.page = first + count;
-                continue;
-            }
-            let run = state.hand_out(seat, first..first + count, content, taken)?;
-            cursor.page = first + count;
-            if content == Content::Returned {
-                self.stats.skipped += Pages(count);
-                if let Some(member) = self.member(seat) {
-                    member.returned = member.returned.saturating_sub(count);
-                    member.stats.skipped += Pages(count);
-                }
-            }
-            return Ok(Some(run));
-        }
-    }
-}
-
-impl BlockState {
-    /// Moves pages from a consumer's pending into `taken`, which has room for a run.
-    fn hand_out(
-        &mut self,
-        seat: Seat,
-        pages: Range<u64>,
-        content: Content,
-        taken: &mut Taken,
-    ) -> Result<Kept> {
-        let (first, count) = (Pages(pages.start), Pages(pages.end - pages.start));
-        let mut run = Kept {
-            pages: self.pin_source.run(first, count)?,
-            content,
-            first_time: false,
-        };
-        let set = self.sets.get_mut(seat).and_then(Option::as_mut);
-        if let Some(set) = set {
-            run.first_time = set.fresh_from <= pages.start;
-            // First there, then no more here: in between the pages are in both.
-            taken.push(&self.pin_source, run);
-            set.fresh_from = set.fresh_from.max(pages.end);
-            if content != Content::Free {
-                // A free page that is pending all the same was written since: it stays.
-                set.pending.clear_range(first.index(), count.index());
-            }
-            set.beside.handed_out(pages, content);
-        }
-        Ok(run)
     }
 }
 

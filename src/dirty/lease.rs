@@ -7,8 +7,8 @@
 //!
 //! [`Taken`]: super::taken::Taken
 
-use super::blocks::Seat;
 use super::figures::Published;
+use super::pending::Seat;
 use super::tracker::Tracker;
 use crate::memory::PageRun;
 use std::sync::Arc;

@@ -9,7 +9,7 @@
 //! harvested words go into every consumer, not only those that were new to one: one consumer can
 //! have a page pending that another has just taken.
 
-use super::blocks::{BlockState, Blocks, PageSet, Phase, Seat};
+use super::pending::{BlockState, Blocks, PageSet, Phase, Seat};
 use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;

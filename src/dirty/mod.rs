@@ -10,12 +10,12 @@
 //! last harvest is exact only with the vCPUs stopped.
 
 mod beside;
-mod blocks;
 pub mod consumer;
 #[cfg(test)]
 mod dma_model;
 mod figures;
 mod guarded;
+mod hints;
 pub mod iommufd;
 pub mod iova;
 pub mod kvm;
@@ -23,11 +23,17 @@ mod lease;
 mod merge;
 #[cfg(test)]
 mod misaligned_tests;
+mod pending;
 mod protected;
+mod rearm;
+mod report;
 pub mod reported;
 mod run;
 mod skip;
+mod state;
 mod strays;
+mod sync;
+mod take;
 pub mod taken;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,19 +5,22 @@
 //! known mistakes.
 
 use super::*;
-use crate::dirty::consumer::Content;
+use crate::dirty::consumer::{Consumer, Content, Cursor};
 use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::taken::Taken;
 use crate::dirty::testing::{apart, the_run};
-use crate::dirty::tracker::{Clearing, StartWith};
+use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::dirty::When;
-use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory, SlotDescription};
+use crate::error::{Kind, Result};
+use crate::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory, SlotDescription};
 use crate::sys::kvm::{Region, Vm};
-use crate::units::Bytes;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use vm_memory::GuestAddress;
 
 /// What is wrong with the engine or the VMM under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

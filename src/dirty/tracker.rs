@@ -23,194 +23,22 @@
 //! each consumer is in [`super::consumer`].
 
 use super::beside::Hints;
-use super::blocks::{Blocks, Phase, Seat};
-use super::figures::{ConsumerFigures, Figures, Published, Slow};
+use super::figures::{Figures, Slow};
 use super::guarded::Guarded;
-use super::merge::{Nowhere, PendingSink};
+use super::pending::Blocks;
 use super::reported::{Reported, ReportedLog};
-use super::{DirtyLog, Harvested, Initial, LogKind, Rearmed, When};
-use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
+use super::state::Inner;
+use super::DirtyLog;
 use crate::error::{Error, Kind, Result};
 use crate::memory::returned::TakenBack;
-use crate::memory::{Block, BlockId, Map, MapObserver, Memory, Slot};
-use crate::runtime::fair::Fair;
+use crate::memory::{BlockId, Map, MapObserver, Memory};
+use crate::runtime::fair::{Fair, FairGuard};
 use crate::units::Pages;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use vm_memory::GuestAddress;
 
-/// How protection is restored where a log leaves that to its user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Clearing {
-    /// Chunks of 2^shift pages, each before the first of its pages is handed out.
-    Chunked {
-        /// 6 to 31; 18 is 1 GiB.
-        shift: u32,
-    },
-    /// The whole slot at each sync.
-    AtSync,
-}
-
-impl Default for Clearing {
-    fn default() -> Self {
-        Clearing::Chunked {
-            shift: CHUNK_SHIFT_DEFAULT,
-        }
-    }
-}
-
-/// What is pending when a consumer starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartWith {
-    /// Every page: whoever reads them all, and then what was written since, has a copy.
-    Everything,
-    /// No page: only what is written from now on is found.
-    Nothing,
-}
-
-/// What one log did in a sync.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct LogReport {
-    /// What the log is.
-    pub kind: LogKind,
-    /// Its name: several logs may be of one kind.
-    pub name: &'static str,
-    /// How long it took, kernel calls and merging.
-    pub time: Duration,
-    /// Pages that became pending through it.
-    pub found: Pages,
-}
-
-/// What a sync found and what it cost.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct SyncReport {
-    /// Pages that became pending for the consumer that asked; a page that was pending there
-    /// already does not count again.
-    pub found: Pages,
-    /// Pages that became pending because the guest has given them back since the last sync:
-    /// whoever has a copy is to be told. Only while given-back pages are skipped.
-    pub given_back: Pages,
-    /// Pages pending afterwards.
-    pub pending: Pages,
-    /// Of those, pages given back: they are neither read nor sent.
-    pub returned: Pages,
-    /// All of it.
-    pub time: Duration,
-    /// Each log's share.
-    pub logs: Vec<LogReport>,
-    /// A log will deliver some of what it holds in the next sync.
-    pub postponed: bool,
-    /// A log failed, and what it covers counts as found: nobody knows how much was written.
-    pub failed: bool,
-    /// Logs that failed (their pages were all taken as dirty) or come later, in words.
-    pub warnings: Vec<String>,
-}
-
-/// Running totals since tracking started, whoever asked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TrackerStats {
-    /// Syncs made.
-    pub syncs: u64,
-    /// Clear calls made for chunks.
-    pub clear_calls: u64,
-    /// Bits they cleared.
-    pub clear_bits: u64,
-    /// The longest restoring of one chunk.
-    pub longest_clear: Duration,
-    /// Given-back pages that were handed out as such, neither read nor sent. One that is told
-    /// again counts again.
-    pub skipped: Pages,
-    /// Given-back pages that were found written all the same, and count as taken back.
-    pub broken: Pages,
-    /// Pages that free-page hints took out of pending.
-    pub hinted: Pages,
-    /// Hints that came too late: their round was over.
-    pub stale_hints: u64,
-}
-
-/// Running totals of one consumer since it started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConsumerStats {
-    /// Syncs that it heard of, whoever asked for them.
-    pub syncs: u64,
-    /// Those of them in which a log failed, so that all that it covers was found.
-    pub failed_syncs: u64,
-    /// Pages that became pending by them.
-    pub found: Pages,
-    /// Pages put back.
-    pub put_back: Pages,
-    /// Clear calls made for chunks meanwhile, whoever took from them.
-    pub clear_calls: u64,
-    /// Bits they cleared.
-    pub clear_bits: u64,
-    /// The longest restoring of one chunk meanwhile.
-    pub longest_clear: Duration,
-    /// Given-back pages that were handed out as such. One that is told again counts again.
-    pub skipped: Pages,
-    /// Given-back pages that were found written all the same, and count as taken back.
-    pub broken: Pages,
-    /// Pages that free-page hints took out of pending.
-    pub hinted: Pages,
-}
-
-/// What the tracker knows of one consumer, its pages apart: those are with the blocks.
-pub(super) struct Member {
-    pub(super) phase: Phase,
-    /// Whether it has given-back pages told apart, and hints used.
-    pub(super) skipping: bool,
-    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
-    pub(super) returned: u64,
-    pub(super) stats: ConsumerStats,
-    /// Pages pending for it in all blocks.
-    pub(super) total: Arc<AtomicU64>,
-    pub(super) published: Arc<Published>,
-}
-
-impl Member {
-    pub(super) fn new(published: &Arc<Published>) -> Self {
-        Member {
-            phase: Phase::Stopped,
-            skipping: false,
-            returned: 0,
-            stats: ConsumerStats::default(),
-            total: Arc::default(),
-            published: Arc::clone(published),
-        }
-    }
-
-    fn pending(&self) -> Pages {
-        Pages(self.total.load(Ordering::Relaxed))
-    }
-
-    pub(super) fn figures(&self) -> ConsumerFigures {
-        ConsumerFigures {
-            stats: self.stats,
-            started: self.phase != Phase::Stopped,
-            pending: self.pending(),
-            returned: self.returned,
-        }
-    }
-}
-
-pub(super) struct Inner {
-    clearing: Clearing,
-    pub(super) logs: Vec<Box<dyn DirtyLog>>,
-    /// The map that the logs know: the memory's, with the changes announced to us.
-    pub(super) map: Arc<Map>,
-    pub(super) blocks: Blocks,
-    /// By seat.
-    pub(super) members: Vec<Option<Member>>,
-    /// Whether the logs are on: while any consumer is started.
-    pub(super) started: bool,
-    pub(super) stats: TrackerStats,
-    pub(super) hints: Hints,
-    pub(super) slow: Slow,
-}
+pub use super::report::{Clearing, ConsumerStats, LogReport, StartWith, SyncReport, TrackerStats};
 
 /// See the file's description. Marks come from any thread and take no lock; everything else
 /// takes the tracker's lock, which is never held across anything but the kernel's log calls. Queries
@@ -369,6 +197,21 @@ impl Tracker {
     }
 }
 
+impl Tracker {
+    /// Restores the protection of every chunk that waits for it: one chunk at a time, so that
+    /// whoever takes pages gets on meanwhile. What a sync arms meanwhile is left.
+    pub(super) fn rearm_slowly(&self) -> Result<()> {
+        let mut at = (BlockId(0), 0);
+        loop {
+            let mut inner = self.lock();
+            match inner.rearm_next(at)? {
+                Some(next) => at = next,
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
 impl Drop for Tracker {
     /// Nobody is left to switch logging off, and a logged guest is a slow one.
     fn drop(&mut self) {
@@ -379,377 +222,67 @@ impl Drop for Tracker {
     }
 }
 
-impl Inner {
-    pub(super) fn pending(&self, seat: Seat) -> Pages {
-        let member = self.members.get(seat).and_then(Option::as_ref);
-        member.map_or(Pages(0), Member::pending)
-    }
+/// Holds the tracker's lock, and publishes the figures before it lets go.
+pub(super) struct Locked<'a> {
+    tracker: &'a Tracker,
+    inner: FairGuard<'a, Inner>,
+}
 
-    pub(super) fn member(&mut self, seat: Seat) -> Option<&mut Member> {
-        self.members.get_mut(seat)?.as_mut()
+impl Deref for Locked<'_> {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.inner
     }
+}
 
-    /// The consumers in this phase.
-    pub(super) fn seats(&self, phase: Phase) -> Vec<Seat> {
-        let members = self.members.iter().enumerate();
-        let those = members.filter(|(_, m)| m.as_ref().is_some_and(|m| m.phase == phase));
-        those.map(|(seat, _)| seat).collect()
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
     }
+}
 
-    /// Has a consumer told of what `phase` says from here on.
-    pub(super) fn set_phase(&mut self, seat: Seat, phase: Phase) {
-        if let Some(member) = self.member(seat) {
-            member.phase = phase;
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        for member in self.inner.members.iter().flatten() {
+            member.published.publish(member.figures());
         }
-        for set in self.blocks.sets_mut(seat) {
-            set.phase = phase;
-        }
+        let now = self.inner.figures();
+        *self.tracker.published() = now;
     }
+}
 
-    /// Room for a block: its chunks, none armed, and nobody's pages.
-    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
-        let shift = match self.clearing {
-            Clearing::Chunked { shift } => Some(shift),
-            Clearing::AtSync => None,
-        };
-        self.blocks.add(block, shift)
-    }
-
-    /// Room for a block's pages, for each consumer that is started.
-    fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
-        let Some(state) = self.blocks.get_mut(block) else {
-            return Ok(());
-        };
-        for (seat, member) in self.members.iter().enumerate() {
-            let Some(member) = member.as_ref().filter(|m| m.phase != Phase::Stopped) else {
-                continue;
-            };
-            state.make_set(seat, &member.total)?;
-            if let Some(set) = state.set_mut(seat) {
-                set.phase = member.phase;
-            }
-        }
-        Ok(())
-    }
-
-    /// Switches all logs on; nobody is started yet. With `everything`, the first consumer has
-    /// every page pending, and chunks are cleared when it takes; else all is protected when this
-    /// returns.
-    pub(super) fn start_logs(&mut self, everything: bool) -> Result<()> {
-        // Not the memory's current map: a change that we were told of already may not have
-        // taken effect there yet, and nobody would tell us again.
-        let map = Arc::clone(&self.map);
-        self.stats = TrackerStats::default();
-        self.hints.close();
-        for block in map.blocks() {
-            self.make_block(block)?;
-        }
-        let mut unprotected = Vec::new();
-        for i in 0..self.logs.len() {
-            match self.logs[i].start(&map) {
-                Ok(Initial::Clean) => {}
-                Ok(Initial::Unprotected) => unprotected.push(i),
-                Err(e) => {
-                    let name = self.logs[i].name();
-                    for log in &mut self.logs[..i] {
-                        // The first error is the one to tell.
-                        let _ = log.stop(&map);
-                    }
-                    return Err(e.context(format_args!("starting {name}")));
-                }
-            }
-        }
-        self.started = true;
-        let begun = if everything {
-            for block in self.blocks.iter_mut() {
-                // Nothing is handed out before its chunk is cleared. Where the log
-                // protected all at its start, that finds nothing to do.
-                if let Some(chunks) = &mut block.chunks {
-                    chunks.arm_all();
-                }
-            }
-            self.protect_now(&map, &unprotected, |log| !log.rearms())
-        } else {
-            self.protect_now(&map, &unprotected, |_| true)
-        };
-        if let Err(e) = begun {
-            self.stop_logs();
-            return Err(e);
-        }
-        Ok(())
-    }
-
-    /// Switches all logs off when no consumer is started any more.
-    pub(super) fn stop_logs_if_unused(&mut self) {
-        let used = self.members.iter().flatten();
-        if self.started && used.filter(|m| m.phase != Phase::Stopped).count() == 0 {
-            self.stop_logs();
+impl Tracker {
+    /// The lock, in turn.
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked {
+            tracker: self,
+            inner: self.inner.lock(),
         }
     }
 
-    /// Restores the protection of everything, right at the start, for logs that began
-    /// unprotected and that `which` selects.
-    fn protect_now(
-        &mut self,
-        map: &Map,
-        unprotected: &[usize],
-        which: impl Fn(&dyn DirtyLog) -> bool,
-    ) -> Result<()> {
-        for &i in unprotected {
-            let log = &mut self.logs[i];
-            if !which(&**log) {
-                continue;
-            }
-            if log.rearms() {
-                for block in map.blocks() {
-                    log.rearm(map, block.id(), 0..block.pages().0)?;
-                }
-            } else {
-                // It clears in its harvest; what that finds is all, and known already.
-                log.harvest(map, When::Running, &mut Nowhere)?;
-            }
-        }
-        Ok(())
+    /// What was published last. Never waits for whoever holds the lock.
+    pub(super) fn figures(&self) -> Figures {
+        *self.published()
     }
 
-    fn stop_logs(&mut self) {
-        self.started = false;
-        self.hints.close();
-        let map = Arc::clone(&self.map);
-        for log in &mut self.logs {
-            // A log that cannot be switched off costs speed, not correctness.
-            let _ = log.stop(&map);
-        }
-    }
-
-    /// Harvests all logs into every consumer that follows, and reports what that was for `whose`.
-    pub(super) fn sync(&mut self, when: When, whose: Option<Seat>) -> Result<SyncReport> {
-        let begun = Instant::now();
-        let mut others = self.seats(Phase::Following);
-        others.retain(|seat| Some(*seat) != whose);
-        let before: Vec<Pages> = others.iter().map(|seat| self.pending(*seat)).collect();
-        // A hint given before what is found now must not undo it.
-        self.hints.close();
-        // Before the harvest: what is found below may have been written before the page was
-        // given back, what is found later was not.
-        let mut report = SyncReport {
-            given_back: self.harvest_news(whose),
-            ..SyncReport::default()
-        };
-        let map = Arc::clone(&self.map);
-        let Inner { logs, blocks, .. } = self;
-        for log in logs {
-            let log_begun = Instant::now();
-            let mut sink = PendingSink {
-                map: &map,
-                blocks,
-                arms: log.rearms(),
-                whose,
-                found: 0,
-            };
-            let outcome = log.harvest(&map, when, &mut sink);
-            match outcome {
-                Ok(Harvested::Complete) => {}
-                Ok(Harvested::Told(told)) => {
-                    let named = told.into_iter().map(|t| format!("{}: {t}", log.name()));
-                    report.warnings.extend(named);
-                }
-                Ok(Harvested::Postponed(e)) => {
-                    if when == When::Stopped {
-                        return Err(e.context(format_args!("the last harvest of {}", log.name())));
-                    }
-                    report.postponed = true;
-                    report.warnings.push(format!("{}: {e}", log.name()));
-                }
-                Err(e) => {
-                    log.covered(&map, &mut |extent| extent.everything(&mut sink));
-                    if when == When::Stopped {
-                        return Err(e.context(format_args!("the last harvest of {}", log.name())));
-                    }
-                    report.failed = true;
-                    report.warnings.push(format!(
-                        "{} failed, so all that it covers counts as dirty: {e}",
-                        log.name()
-                    ));
-                }
-            }
-            let found = Pages(sink.found);
-            report.found += found;
-            report.logs.push(LogReport {
-                kind: log.kind(),
-                name: log.name(),
-                time: log_begun.elapsed(),
-                found,
-            });
-        }
-        report.found += self.take_back_broken(whose);
-        self.count_returned();
-        if let Some(seat) = whose {
-            report.pending = self.pending(seat);
-            if let Some(member) = self.member(seat) {
-                report.returned = Pages(member.returned);
-                member.stats.found += report.found;
-            }
-        }
-        for (seat, before) in others.into_iter().zip(before) {
-            let now = self.pending(seat);
-            if let Some(member) = self.member(seat) {
-                member.stats.found += now - before;
-            }
-        }
-        self.count_slowly();
-        self.stats.syncs += 1;
-        let members = self.members.iter_mut().flatten();
-        for member in members.filter(|m| m.phase == Phase::Following) {
-            member.stats.syncs += 1;
-            member.stats.failed_syncs += u64::from(report.failed);
-        }
-        report.time = begun.elapsed();
-        Ok(report)
-    }
-
-    /// Clears the armed chunks that `pages` lie in.
-    pub(super) fn rearm(&mut self, id: BlockId, pages: std::ops::Range<u64>) -> Result<()> {
-        let Inner {
-            logs,
-            blocks,
-            members,
-            map,
-            stats,
-            ..
-        } = self;
-        let Some(state) = blocks.get_mut(id) else {
-            return Ok(());
-        };
-        let Some(chunks) = &mut state.chunks else {
-            return Ok(());
-        };
-        let last = chunks.chunk_of(pages.end as usize - 1);
-        for chunk in chunks.chunk_of(pages.start as usize)..=last {
-            if !chunks.is_armed(chunk) {
-                continue;
-            }
-            let range = chunks.pages_of(chunk);
-            let begun = Instant::now();
-            let mut done = Rearmed::default();
-            for log in logs.iter_mut().filter(|log| log.rearms()) {
-                let this = log
-                    .rearm(map, id, range.start as u64..range.end as u64)
-                    .map_err(|e| {
-                        e.context(format_args!(
-                            "restoring the protection of pages {} to {} of block `{}`",
-                            range.start,
-                            range.end,
-                            state.pin_source.name()
-                        ))
-                    })?;
-                done.calls += this.calls;
-                done.bits += this.bits;
-            }
-            // Disarmed only now: after an error the chunk is still to be cleared.
-            chunks.disarm(chunk);
-            let time = begun.elapsed();
-            stats.clear_calls += done.calls;
-            stats.clear_bits += done.bits;
-            stats.longest_clear = stats.longest_clear.max(time);
-            for member in members.iter_mut().flatten() {
-                member.stats.clear_calls += done.calls;
-                member.stats.clear_bits += done.bits;
-                member.stats.longest_clear = member.stats.longest_clear.max(time);
-            }
-        }
-        Ok(())
-    }
-
-    /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
-    /// it. `None` when there is none.
-    pub(super) fn rearm_next(&mut self, at: (BlockId, usize)) -> Result<Option<(BlockId, usize)>> {
-        let (mut block, mut chunk) = at;
-        while let Some((id, state)) = self.blocks.at_or_after(block) {
-            if id != block {
-                chunk = 0;
-            }
-            let armed = state
-                .chunks
-                .as_ref()
-                .and_then(|c| c.next_armed(chunk).map(|n| (n, c.pages_of(n))));
-            if let Some((n, pages)) = armed {
-                self.rearm(id, pages.start as u64..pages.end as u64)?;
-                return Ok(Some((id, n + 1)));
-            }
-            (block, chunk) = (BlockId(id.0 + 1), 0);
-        }
-        Ok(None)
-    }
-
-    /// Restores the protection of every chunk that waits for it.
-    pub(super) fn rearm_all(&mut self) -> Result<()> {
-        let mut at = (BlockId(0), 0);
-        while let Some(next) = self.rearm_next(at)? {
-            at = next;
-        }
-        Ok(())
-    }
-
-    /// Makes room for the blocks that are not in `old` and has all logs follow a change;
-    /// if one refuses, those before it are led back.
-    fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
-        for block in new.blocks_not_in(old)? {
-            self.make_block(&block)?;
-            self.make_started_sets(block.id())?;
-        }
-        let Inner { logs, blocks, .. } = self;
-        for i in 0..logs.len() {
-            let mut sink = PendingSink {
-                map: old,
-                blocks,
-                arms: logs[i].rearms(),
-                whose: None,
-                found: 0,
-            };
-            let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
-                continue;
-            };
-            for log in &mut logs[..i] {
-                let mut sink = PendingSink {
-                    map: new,
-                    blocks,
-                    arms: log.rearms(),
-                    whose: None,
-                    found: 0,
+    /// [`Figures::slow`], counted now if nobody holds the lock.
+    pub(super) fn slow_figures(&self) -> Slow {
+        match self.inner.try_lock() {
+            Some(inner) => {
+                let mut inner = Locked {
+                    tracker: self,
+                    inner,
                 };
-                // The first error is the one to tell.
-                let _ = log.map_changes(new, old, &mut sink);
+                inner.count_slowly();
+                inner.slow
             }
-            return Err(e.context(format_args!(
-                "{}: following a change of the memory map",
-                logs[i].name()
-            )));
-        }
-        Ok(())
-    }
-
-    /// Makes all that these slots and blocks show pending.
-    fn mark_fresh(&mut self, slots: &[Arc<Slot>], blocks: &[Arc<Block>]) {
-        let ranges = slots
-            .iter()
-            .map(|s| (s.block, s.first, s.pages))
-            .chain(blocks.iter().map(|b| (b.id(), Pages(0), b.pages())));
-        for (block, first, pages) in ranges {
-            if let Some(state) = self.blocks.get_mut(block) {
-                state.set_for_all(first.index(), pages.index());
-                if let Some(chunks) = &mut state.chunks {
-                    chunks.arm_range(first.index(), pages.index());
-                }
-            }
+            None => self.figures().slow,
         }
     }
 
-    /// Forgets these blocks.
-    fn forget_gone(&mut self, gone: &[Arc<Block>]) {
-        for block in gone {
-            self.blocks.remove(block.id());
-        }
+    /// Held for the copying of a few words.
+    fn published(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -778,6 +311,12 @@ impl MapObserver for Tracker {
         inner.forget_gone(&gone);
         inner.map = Arc::clone(new);
         Ok(())
+    }
+}
+
+impl TakenBack for Reported {
+    fn taken_back(&self, block: BlockId, first: Pages, count: Pages) {
+        self.mark_block(block, first.bytes(), count.bytes().0);
     }
 }
 

@@ -12,15 +12,15 @@ use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::taken::Taken;
 use crate::dirty::testing::{apart, the_run};
-use crate::dirty::Extent;
-use crate::dirty::{Origin, Sink};
+use crate::dirty::{Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::memory::{BlockDescription, BlockFlags, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE, STRETCH_PAGES};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// What is wrong with the engine under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -27,6 +27,7 @@
 //! a reader that was pinned at that moment is waited for there for ever.
 
 use super::readers::{readers, shard, Readers};
+use super::round::Step;
 use super::sync::{fence, fence_after_update, AtomicUsize, Ordering};
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
@@ -51,17 +52,6 @@ impl Drop for Guard {
         // What was read before this is read before whoever sees it frees or reuses it.
         self.0.fetch_sub(1, Ordering::Release);
     }
-}
-
-/// What a round waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// No round goes on.
-    Idle,
-    /// The readers under the number that is not current.
-    Before,
-    /// Those under this number, which was current until a moment ago.
-    After(usize),
 }
 
 impl Readers {

@@ -10,6 +10,7 @@ pub mod grace;
 pub mod limit;
 mod readers;
 pub mod recall;
+mod round;
 pub mod snapshot;
 pub(crate) mod sync;
 pub mod thread;

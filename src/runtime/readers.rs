@@ -25,14 +25,14 @@ pub(super) struct Readers {
     /// Twice the rounds that were made, and one more while one goes on.
     pub(super) rounds: AtomicU64,
     /// What the round that goes on waits for.
-    pub(super) step: Mutex<super::grace::Step>,
+    pub(super) step: Mutex<super::round::Step>,
 }
 
 static READERS: Lazy<Readers> = Lazy::new(|| Readers {
     shards: std::array::from_fn(|_| Shard::default()),
     current: AtomicUsize::new(0),
     rounds: AtomicU64::new(0),
-    step: Mutex::new(super::grace::Step::Idle),
+    step: Mutex::new(super::round::Step::Idle),
 });
 
 /// All of them.

@@ -28,10 +28,6 @@ const UPWARDS: &[(&str, &str, &str)] = &[];
 /// Files that import each other today, and why. Whoever opens a circle removes its line.
 const CIRCLES: &[(&[&str], &str)] = &[
     (
-        &["dirty/figures.rs", "dirty/tracker.rs"],
-        "a consumer's figures are summed up in a type that the tracker defines",
-    ),
-    (
         &[
             "memory/access.rs",
             "memory/block.rs",
@@ -48,10 +44,6 @@ const CIRCLES: &[(&[&str], &str)] = &[
             "migrate/outgoing/driver/copy.rs",
         ],
         "the copying is methods of the driver in a file of its own",
-    ),
-    (
-        &["runtime/grace.rs", "runtime/readers.rs"],
-        "the readers of a grace period use its steps",
     ),
 ];
 

@@ -37,6 +37,8 @@ pub mod runtime {
         pub mod grace;
         #[path = "readers.rs"]
         mod readers;
+        #[path = "../../../src/runtime/round.rs"]
+        mod round;
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) struct Readers {
     pub(super) shards: [Shard; SHARDS],
     pub(super) current: AtomicUsize,
     pub(super) rounds: AtomicU64,
-    pub(super) step: Mutex<super::grace::Step>,
+    pub(super) step: Mutex<super::round::Step>,
     /// Not loom's: which thread gets which counter makes no difference.
     threads: Plain,
 }
@@ -21,7 +21,7 @@ loom::lazy_static! {
         shards: std::array::from_fn(|_| Shard(std::array::from_fn(|_| AtomicUsize::new(0)))),
         current: AtomicUsize::new(0),
         rounds: AtomicU64::new(0),
-        step: Mutex::new(super::grace::Step::Idle),
+        step: Mutex::new(super::round::Step::Idle),
         threads: Plain::new(0),
     };
 }

@@ -1,0 +1,125 @@
+//! What a tracker is told and what it tells: how protection is restored, what is pending at a start,
+//! and the reports and totals. Plain values.
+
+use super::LogKind;
+use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
+use crate::units::Pages;
+use std::time::Duration;
+
+/// How protection is restored where a log leaves that to its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clearing {
+    /// Chunks of 2^shift pages, each before the first of its pages is handed out.
+    Chunked {
+        /// 6 to 31; 18 is 1 GiB.
+        shift: u32,
+    },
+    /// The whole slot at each sync.
+    AtSync,
+}
+
+impl Default for Clearing {
+    fn default() -> Self {
+        Clearing::Chunked {
+            shift: CHUNK_SHIFT_DEFAULT,
+        }
+    }
+}
+
+/// What is pending when a consumer starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartWith {
+    /// Every page: whoever reads them all, and then what was written since, has a copy.
+    Everything,
+    /// No page: only what is written from now on is found.
+    Nothing,
+}
+
+/// What one log did in a sync.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LogReport {
+    /// What the log is.
+    pub kind: LogKind,
+    /// Its name: several logs may be of one kind.
+    pub name: &'static str,
+    /// How long it took, kernel calls and merging.
+    pub time: Duration,
+    /// Pages that became pending through it.
+    pub found: Pages,
+}
+
+/// What a sync found and what it cost.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SyncReport {
+    /// Pages that became pending for the consumer that asked; a page that was pending there
+    /// already does not count again.
+    pub found: Pages,
+    /// Pages that became pending because the guest has given them back since the last sync:
+    /// whoever has a copy is to be told. Only while given-back pages are skipped.
+    pub given_back: Pages,
+    /// Pages pending afterwards.
+    pub pending: Pages,
+    /// Of those, pages given back: they are neither read nor sent.
+    pub returned: Pages,
+    /// All of it.
+    pub time: Duration,
+    /// Each log's share.
+    pub logs: Vec<LogReport>,
+    /// A log will deliver some of what it holds in the next sync.
+    pub postponed: bool,
+    /// A log failed, and what it covers counts as found: nobody knows how much was written.
+    pub failed: bool,
+    /// Logs that failed (their pages were all taken as dirty) or come later, in words.
+    pub warnings: Vec<String>,
+}
+
+/// Running totals since tracking started, whoever asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrackerStats {
+    /// Syncs made.
+    pub syncs: u64,
+    /// Clear calls made for chunks.
+    pub clear_calls: u64,
+    /// Bits they cleared.
+    pub clear_bits: u64,
+    /// The longest restoring of one chunk.
+    pub longest_clear: Duration,
+    /// Given-back pages that were handed out as such, neither read nor sent. One that is told
+    /// again counts again.
+    pub skipped: Pages,
+    /// Given-back pages that were found written all the same, and count as taken back.
+    pub broken: Pages,
+    /// Pages that free-page hints took out of pending.
+    pub hinted: Pages,
+    /// Hints that came too late: their round was over.
+    pub stale_hints: u64,
+}
+
+/// Running totals of one consumer since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerStats {
+    /// Syncs that it heard of, whoever asked for them.
+    pub syncs: u64,
+    /// Those of them in which a log failed, so that all that it covers was found.
+    pub failed_syncs: u64,
+    /// Pages that became pending by them.
+    pub found: Pages,
+    /// Pages put back.
+    pub put_back: Pages,
+    /// Clear calls made for chunks meanwhile, whoever took from them.
+    pub clear_calls: u64,
+    /// Bits they cleared.
+    pub clear_bits: u64,
+    /// The longest restoring of one chunk meanwhile.
+    pub longest_clear: Duration,
+    /// Given-back pages that were handed out as such. One that is told again counts again.
+    pub skipped: Pages,
+    /// Given-back pages that were found written all the same, and count as taken back.
+    pub broken: Pages,
+    /// Pages that free-page hints took out of pending.
+    pub hinted: Pages,
+}

@@ -1,0 +1,310 @@
+//! A tracker's state, as its lock guards it: the logs, the map that they know, what is pending of
+//! each block, and the consumers. Here the logs are switched on and off, and follow the map; each
+//! further file adds one thing that is done with it ([`super::protect`], [`super::sync`],
+//! [`super::take`]).
+
+use super::beside::Hints;
+use super::figures::{ConsumerFigures, Figures, Published, Slow};
+use super::merge::{Nowhere, PendingSink};
+use super::pending::{Blocks, Phase, Seat};
+use super::report::{Clearing, ConsumerStats, TrackerStats};
+use super::{DirtyLog, Initial, When};
+use crate::error::Result;
+use crate::memory::{Block, BlockId, Map, Slot};
+use crate::units::Pages;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// What the tracker knows of one consumer, its pages apart: those are with the blocks.
+pub(super) struct Member {
+    pub(super) phase: Phase,
+    /// Whether it has given-back pages told apart, and hints used.
+    pub(super) skipping: bool,
+    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
+    pub(super) returned: u64,
+    pub(super) stats: ConsumerStats,
+    /// Pages pending for it in all blocks.
+    pub(super) total: Arc<AtomicU64>,
+    pub(super) published: Arc<Published>,
+}
+
+impl Member {
+    pub(super) fn new(published: &Arc<Published>) -> Self {
+        Member {
+            phase: Phase::Stopped,
+            skipping: false,
+            returned: 0,
+            stats: ConsumerStats::default(),
+            total: Arc::default(),
+            published: Arc::clone(published),
+        }
+    }
+
+    fn pending(&self) -> Pages {
+        Pages(self.total.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn figures(&self) -> ConsumerFigures {
+        ConsumerFigures {
+            stats: self.stats,
+            started: self.phase != Phase::Stopped,
+            pending: self.pending(),
+            returned: self.returned,
+        }
+    }
+}
+
+pub(super) struct Inner {
+    pub(super) clearing: Clearing,
+    pub(super) logs: Vec<Box<dyn DirtyLog>>,
+    /// The map that the logs know: the memory's, with the changes announced to us.
+    pub(super) map: Arc<Map>,
+    pub(super) blocks: Blocks,
+    /// By seat.
+    pub(super) members: Vec<Option<Member>>,
+    /// Whether the logs are on: while any consumer is started.
+    pub(super) started: bool,
+    pub(super) stats: TrackerStats,
+    pub(super) hints: Hints,
+    pub(super) slow: Slow,
+}
+
+impl Inner {
+    pub(super) fn pending(&self, seat: Seat) -> Pages {
+        let member = self.members.get(seat).and_then(Option::as_ref);
+        member.map_or(Pages(0), Member::pending)
+    }
+
+    pub(super) fn member(&mut self, seat: Seat) -> Option<&mut Member> {
+        self.members.get_mut(seat)?.as_mut()
+    }
+
+    /// The consumers in this phase.
+    pub(super) fn seats(&self, phase: Phase) -> Vec<Seat> {
+        let members = self.members.iter().enumerate();
+        let those = members.filter(|(_, m)| m.as_ref().is_some_and(|m| m.phase == phase));
+        those.map(|(seat, _)| seat).collect()
+    }
+
+    /// Has a consumer told of what `phase` says from here on.
+    pub(super) fn set_phase(&mut self, seat: Seat, phase: Phase) {
+        if let Some(member) = self.member(seat) {
+            member.phase = phase;
+        }
+        for set in self.blocks.sets_mut(seat) {
+            set.phase = phase;
+        }
+    }
+
+    /// Room for a block: its chunks, none armed, and nobody's pages.
+    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
+        let shift = match self.clearing {
+            Clearing::Chunked { shift } => Some(shift),
+            Clearing::AtSync => None,
+        };
+        self.blocks.add(block, shift)
+    }
+
+    /// Room for a block's pages, for each consumer that is started.
+    fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
+        let Some(state) = self.blocks.get_mut(block) else {
+            return Ok(());
+        };
+        for (seat, member) in self.members.iter().enumerate() {
+            let Some(member) = member.as_ref().filter(|m| m.phase != Phase::Stopped) else {
+                continue;
+            };
+            state.make_set(seat, &member.total)?;
+            if let Some(set) = state.set_mut(seat) {
+                set.phase = member.phase;
+            }
+        }
+        Ok(())
+    }
+
+    /// Switches all logs on; nobody is started yet. With `everything`, the first consumer has
+    /// every page pending, and chunks are cleared when it takes; else all is protected when this
+    /// returns.
+    pub(super) fn start_logs(&mut self, everything: bool) -> Result<()> {
+        // Not the memory's current map: a change that we were told of already may not have
+        // taken effect there yet, and nobody would tell us again.
+        let map = Arc::clone(&self.map);
+        self.stats = TrackerStats::default();
+        self.hints.close();
+        for block in map.blocks() {
+            self.make_block(block)?;
+        }
+        let mut unprotected = Vec::new();
+        for i in 0..self.logs.len() {
+            match self.logs[i].start(&map) {
+                Ok(Initial::Clean) => {}
+                Ok(Initial::Unprotected) => unprotected.push(i),
+                Err(e) => {
+                    let name = self.logs[i].name();
+                    for log in &mut self.logs[..i] {
+                        // The first error is the one to tell.
+                        let _ = log.stop(&map);
+                    }
+                    return Err(e.context(format_args!("starting {name}")));
+                }
+            }
+        }
+        self.started = true;
+        let begun = if everything {
+            for block in self.blocks.iter_mut() {
+                // Nothing is handed out before its chunk is cleared. Where the log
+                // protected all at its start, that finds nothing to do.
+                if let Some(chunks) = &mut block.chunks {
+                    chunks.arm_all();
+                }
+            }
+            self.protect_now(&map, &unprotected, |log| !log.rearms())
+        } else {
+            self.protect_now(&map, &unprotected, |_| true)
+        };
+        if let Err(e) = begun {
+            self.stop_logs();
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Switches all logs off when no consumer is started any more.
+    pub(super) fn stop_logs_if_unused(&mut self) {
+        let used = self.members.iter().flatten();
+        if self.started && used.filter(|m| m.phase != Phase::Stopped).count() == 0 {
+            self.stop_logs();
+        }
+    }
+
+    /// Restores the protection of everything, right at the start, for logs that began
+    /// unprotected and that `which` selects.
+    fn protect_now(
+        &mut self,
+        map: &Map,
+        unprotected: &[usize],
+        which: impl Fn(&dyn DirtyLog) -> bool,
+    ) -> Result<()> {
+        for &i in unprotected {
+            let log = &mut self.logs[i];
+            if !which(&**log) {
+                continue;
+            }
+            if log.rearms() {
+                for block in map.blocks() {
+                    log.rearm(map, block.id(), 0..block.pages().0)?;
+                }
+            } else {
+                // It clears in its harvest; what that finds is all, and known already.
+                log.harvest(map, When::Running, &mut Nowhere)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop_logs(&mut self) {
+        self.started = false;
+        self.hints.close();
+        let map = Arc::clone(&self.map);
+        for log in &mut self.logs {
+            // A log that cannot be switched off costs speed, not correctness.
+            let _ = log.stop(&map);
+        }
+    }
+
+    /// Makes room for the blocks that are not in `old` and has all logs follow a change;
+    /// if one refuses, those before it are led back.
+    pub(super) fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
+        for block in new.blocks_not_in(old)? {
+            self.make_block(&block)?;
+            self.make_started_sets(block.id())?;
+        }
+        let Inner { logs, blocks, .. } = self;
+        for i in 0..logs.len() {
+            let mut sink = PendingSink {
+                map: old,
+                blocks,
+                arms: logs[i].rearms(),
+                whose: None,
+                found: 0,
+            };
+            let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
+                continue;
+            };
+            for log in &mut logs[..i] {
+                let mut sink = PendingSink {
+                    map: new,
+                    blocks,
+                    arms: log.rearms(),
+                    whose: None,
+                    found: 0,
+                };
+                // The first error is the one to tell.
+                let _ = log.map_changes(new, old, &mut sink);
+            }
+            return Err(e.context(format_args!(
+                "{}: following a change of the memory map",
+                logs[i].name()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes all that these slots and blocks show pending.
+    pub(super) fn mark_fresh(&mut self, slots: &[Arc<Slot>], blocks: &[Arc<Block>]) {
+        let ranges = slots
+            .iter()
+            .map(|s| (s.block, s.first, s.pages))
+            .chain(blocks.iter().map(|b| (b.id(), Pages(0), b.pages())));
+        for (block, first, pages) in ranges {
+            if let Some(state) = self.blocks.get_mut(block) {
+                state.set_for_all(first.index(), pages.index());
+                if let Some(chunks) = &mut state.chunks {
+                    chunks.arm_range(first.index(), pages.index());
+                }
+            }
+        }
+    }
+
+    /// Forgets these blocks.
+    pub(super) fn forget_gone(&mut self, gone: &[Arc<Block>]) {
+        for block in gone {
+            self.blocks.remove(block.id());
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn figures(&self) -> Figures {
+        Figures {
+            stats: self.stats,
+            started: self.started,
+            slow: self.slow,
+        }
+    }
+
+    /// Brings [`Figures::slow`] up to date.
+    pub(super) fn count_slowly(&mut self) {
+        self.slow = Slow {
+            heap_bytes: self.blocks.heap_bytes()
+                + self.logs.iter().map(|log| log.heap_bytes()).sum::<u64>(),
+            strays: self.logs.iter().map(|log| log.strays()).sum(),
+        };
+    }
+}
+
+impl Inner {
+    pub(super) fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) {
+        let state = self.blocks.get_mut(block);
+        let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
+            return;
+        };
+        // Nobody wrote it for that: if it is given back, it still is.
+        set.beside
+            .put_back(first.0..first.0.saturating_add(count.0));
+        let new = Pages(set.pending.set_range(first.index(), count.index()));
+        if let Some(member) = self.member(seat) {
+            member.stats.put_back += new;
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A take: the next run of what is pending for a consumer, its protection restored, moved into a
+//! [`Taken`]. Part of what is done under the tracker's lock.
+
+use super::pending::{BlockState, Seat};
+use super::run::{Content, Cursor, Kept};
+use super::state::Inner;
+use super::taken::Taken;
+use crate::error::Result;
+use crate::memory::returned::Claim;
+use crate::memory::BlockId;
+use crate::units::{Pages, STRETCH_PAGES};
+use std::ops::Range;
+
+/// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
+const WINDOW: u64 = 1 << 21;
+
+/// What a walk wants.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// Whose pages.
+    pub seat: Seat,
+    /// Given-back pages are told apart.
+    pub skipping: bool,
+    /// Only what is not read.
+    pub unread: bool,
+}
+
+impl Inner {
+    /// Takes the next run into `taken`, which has room for it.
+    pub(super) fn take_one(
+        &mut self,
+        cursor: &mut Cursor,
+        max_pages: u64,
+        what: Wanted,
+        taken: &mut Taken,
+    ) -> Result<Option<Kept>> {
+        let seat = what.seat;
+        loop {
+            let Some((id, state)) = self.blocks.at_or_after(BlockId(cursor.block)) else {
+                return Ok(None);
+            };
+            if id.0 != cursor.block {
+                *cursor = Cursor::at(id);
+            }
+            let BlockState {
+                pin_source, sets, ..
+            } = state;
+            let set = sets.get_mut(seat).and_then(Option::as_mut);
+            let Some(set) = set.filter(|s| !s.pending.is_empty() || !s.beside.none_free()) else {
+                *cursor = cursor.next_block();
+                continue;
+            };
+            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
+            // would be looked through anew for each run of the other.
+            let window = cursor.page.saturating_add(WINDOW);
+            let found = if what.unread && !what.skipping {
+                None
+            } else if what.unread {
+                set.next_returned(pin_source, cursor.page, window)
+            } else {
+                set.next_pending(cursor.page, window)
+            };
+            // A hinted page that was found written since is pending, and that wins.
+            let before = found.as_ref().map_or(window, |found| found.start);
+            if let Some(free) = set.next_free(cursor.page, before) {
+                cursor.page = free.end;
+                return state.hand_out(seat, free, Content::Free, taken).map(Some);
+            }
+            let Some(found) = found else {
+                cursor.page = window;
+                if window >= pin_source.pages().0 {
+                    *cursor = cursor.next_block();
+                }
+                continue;
+            };
+            let first = found.start;
+            let stretch_end = (first / STRETCH_PAGES + 1) * STRETCH_PAGES;
+            let end = found
+                .end
+                .min(stretch_end)
+                .min(set.cut_at_fresh(first))
+                .min(first.saturating_add(max_pages));
+            // Rule: protection comes back before anybody looks at the page, be it only to
+            // decide that it need not be read. (GET, the page is a hole, the guest writes
+            // it, CLEAR with the old copy: bit and page are both gone.)
+            self.rearm(id, first..end)?;
+            let Some(state) = self.blocks.get_mut(id) else {
+                return Ok(None);
+            };
+            let (count, content) = if what.skipping {
+                match state.claim(seat, first..end) {
+                    Claim::Used(count) => (count, Content::Used),
+                    Claim::Returned(count) => (count, Content::Returned),
+                    Claim::Broken(used) => {
+                        // Written although it was given back: all of the host page is the
+                        // guest's again. Its pages are pending now, this one among them.
+                        self.count_broken(seat, Pages(used.end - used.start));
+                        // Some may lie before this one, and the walk is to end with none left.
+                        cursor.page = cursor.page.min(used.start);
+                        continue;
+                    }
+                }
+            } else {
+                (end - first, Content::Used)
+            };
+            if what.unread && content == Content::Used {
+                // Taken back a moment ago.
+                cursor.page = first + count;
+                continue;
+            }
+            let run = state.hand_out(seat, first..first + count, content, taken)?;
+            cursor.page = first + count;
+            if content == Content::Returned {
+                self.stats.skipped += Pages(count);
+                if let Some(member) = self.member(seat) {
+                    member.returned = member.returned.saturating_sub(count);
+                    member.stats.skipped += Pages(count);
+                }
+            }
+            return Ok(Some(run));
+        }
+    }
+}
+
+impl BlockState {
+    /// Moves pages from a consumer's pending into `taken`, which has room for a run.
+    fn hand_out(
+        &mut self,
+        seat: Seat,
+        pages: Range<u64>,
+        content: Content,
+        taken: &mut Taken,
+    ) -> Result<Kept> {
+        let (first, count) = (Pages(pages.start), Pages(pages.end - pages.start));
+        let mut run = Kept {
+            pages: self.pin_source.run(first, count)?,
+            content,
+            first_time: false,
+        };
+        let set = self.sets.get_mut(seat).and_then(Option::as_mut);
+        if let Some(set) = set {
+            run.first_time = set.fresh_from <= pages.start;
+            // First there, then no more here: in between the pages are in both.
+            taken.push(&self.pin_source, run);
+            set.fresh_from = set.fresh_from.max(pages.end);
+            if content != Content::Free {
+                // A free page that is pending all the same was written since: it stays.
+                set.pending.clear_range(first.index(), count.index());
+            }
+            set.beside.handed_out(pages, content);
+        }
+        Ok(run)
+    }
+}
