@@ -1994,11 +1994,12 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  *    that are on their way to it go on from a copy.)
  * 3. Delete the slots from KVM, and unmap the memory.
  *
- * While it migrates: first at the source, then at the destination, while the source is in
- * BRANT_SOURCE_COPYING. What the source still has on its way for the block goes nowhere. Before that
- * the two sides compare their blocks, and from `pause` on no word of a removal may reach the
- * destination in time: a block that is gone there and not known to be gone at the source ends the
- * migration with BRANT_E_LAYOUT before anything is handed over, and the guest stays at the source.
+ * While it migrates: first at the source, then, once that call has returned, at the destination,
+ * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
+ * has on its way for the block goes nowhere. Before that the two sides compare their blocks: one
+ * that is gone at the source and is still there at the destination ends the migration with
+ * BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
+ * before the hand-over, and the guest stays at the source.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  const char *name,

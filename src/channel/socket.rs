@@ -6,6 +6,7 @@
 use super::parts::{iovecs, Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::sys::event::{self, Poll};
+use crate::sys::fd::what_is;
 use crate::sys::net::{self, Address};
 use std::io;
 use std::net::IpAddr;
@@ -22,15 +23,20 @@ impl Socket {
     /// alone: setting one ends the kernel's own tuning and caps it lower.
     ///
     /// # Errors
-    /// `Invalid` when it is not a stream socket or not connected.
+    /// `Invalid` when it is not a stream socket or not connected, with what it is.
     pub fn new(fd: OwnedFd) -> Result<Self> {
-        let invalid = |what: &str| Error::new(Kind::Invalid, format!("descriptor: {what}"));
+        let invalid = |found: &str| {
+            let message = format!("expected a connected stream socket, found {found}");
+            Error::new(Kind::Invalid, message)
+        };
         let failed = |e| Error::os("setting up a socket", e);
         match net::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE) {
             Ok(libc::SOCK_STREAM) => {}
-            Ok(_) => return Err(invalid("not a stream socket (SOCK_STREAM)")),
+            Ok(libc::SOCK_DGRAM) => return Err(invalid("a datagram socket")),
+            Ok(libc::SOCK_SEQPACKET) => return Err(invalid("a socket of packets")),
+            Ok(_) => return Err(invalid("a socket of another type")),
             Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => {
-                return Err(invalid("not a socket"));
+                return Err(invalid(what_is(fd.as_fd())));
             }
             Err(e) => return Err(failed(e)),
         }
@@ -38,7 +44,13 @@ impl Socket {
             Ok(_) => {}
             Err(e) => match e.raw_os_error() {
                 // EINVAL: shut down before it was looked at (getpeername(2)).
-                Some(libc::ENOTCONN | libc::EINVAL) => return Err(invalid("not connected")),
+                Some(libc::ENOTCONN | libc::EINVAL) => {
+                    let listens = net::option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
+                    return Err(invalid(match listens {
+                        Ok(1) => "a socket that listens",
+                        _ => "a socket that is not connected, or not any more",
+                    }));
+                }
                 _ => return Err(failed(e)),
             },
         }

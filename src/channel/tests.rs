@@ -496,16 +496,27 @@ fn only_a_connected_stream_socket_is_taken() {
     let refuse = |fd: OwnedFd, why: &str| {
         let error = Channel::from_fd(fd).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
-        assert!(error.message().contains(why), "{error}");
+        let expected = "expected a connected stream socket, found ";
+        let found = error.message().strip_prefix(expected);
+        assert!(found.is_some_and(|found| found.starts_with(why)), "{error}");
     };
     let file = std::fs::File::open("/dev/null").unwrap();
-    refuse(file.into(), "not a socket");
+    refuse(file.into(), "a character device");
+    refuse(std::io::pipe().unwrap().0.into(), "a pipe");
+    refuse(tempfile::tempfile().unwrap().into(), "a file");
+    refuse(
+        crate::sys::event::eventfd().unwrap(),
+        "a descriptor that is neither",
+    );
     let datagram = std::os::unix::net::UnixDatagram::pair().unwrap().0;
-    refuse(datagram.into(), "not a stream");
+    refuse(datagram.into(), "a datagram socket");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    refuse(listener.into(), "not connected");
+    refuse(listener.into(), "a socket that listens");
     let any = Endpoint::parse("tcp:127.0.0.1:1").unwrap().address();
-    refuse(net::stream_socket(&any).unwrap(), "not connected");
+    refuse(
+        net::stream_socket(&any).unwrap(),
+        "a socket that is not connected",
+    );
 }
 
 #[test]

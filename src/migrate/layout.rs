@@ -39,16 +39,19 @@ pub(super) fn block_difference(theirs: &wire::Block, ours: &Block) -> Option<Str
 }
 
 /// What differs between the source's blocks, whose names are `names`, and this side's, in words;
-/// `None` if nothing. The first few differences, and how many more there are.
+/// `None` if nothing. The first few differences, and how many more there are. One that this side
+/// lacks and that is `gone` from here since the source may have listed it is none.
 pub(super) fn layout_difference(
     source: &[wire::Block],
     names: &HashSet<&str>,
     map: &Map,
+    gone: impl Fn(&str) -> bool,
 ) -> Option<String> {
     let theirs = source
         .iter()
         .filter_map(|theirs| match map.block_named(&theirs.name) {
             Some(ours) => block_difference(theirs, ours),
+            None if gone(&theirs.name) => None,
             None => Some(format!(
                 "the source has a block `{}` of {} bytes and the destination has none of that name",
                 theirs.name, theirs.length

@@ -14,6 +14,7 @@ use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::memory::{Memory, PinRecall};
+use crate::runtime::Recall;
 use crate::units::Pages;
 use std::sync::Arc;
 
@@ -40,6 +41,12 @@ impl Walk {
             cursor: Cursor::default(),
             recall: PinRecall::of(memory)?,
         })
+    }
+
+    /// Raised when a block has been removed, until it is lowered or the walk goes on: for who waits
+    /// between two steps and has to hear of that.
+    pub fn removals(&self) -> &Recall {
+        &self.recall
     }
 
     /// Begins again at the first block.

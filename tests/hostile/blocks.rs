@@ -160,6 +160,8 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
                 inc.cancel().unwrap();
             }
             Refused(kind, word) => {
+                // The source's last chance to say that its block is gone too.
+                raw.say_bytes(&bytes(&Record::StateEnd(state_end(0, 0))));
                 let told = raw.hear_abort();
                 drop(raw);
                 let error = inc.wait(Some(LONG)).unwrap_err();

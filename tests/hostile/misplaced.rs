@@ -28,7 +28,8 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_destination
                 R::BlockRemoved,
             ],
             Step::State => &[R::State, R::StateEnd],
-            Step::Handover => &[R::Handover],
+            // The removal was on its way when this side became ready.
+            Step::Handover => &[R::Handover, R::BlockRemoved],
         };
         for kind in RecordType::ALL {
             if allowed.contains(kind) || *kind == R::Keepalive {

@@ -2,10 +2,11 @@
 //! guest stays where it belongs.
 
 use crate::as_destination::agree;
-use crate::as_source::{accepted, ready};
+use crate::as_source::{accepted, reach, ready, Step};
 use crate::bounds::bounded;
+use crate::fuzz::bytes as bytes_of;
 use crate::params::quick;
-use crate::records::{hello, marker};
+use crate::records::{hello, marker, state_end};
 use crate::support::deciders::Never;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -99,6 +100,32 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
                 raw.say(&Record::Handover(wire::Handover { token: [6; 16] }));
             }),
             "token",
+        ),
+        (
+            "the hand-over in one burst with the state",
+            Box::new(|raw: &mut Raw| {
+                reach(raw, Step::State);
+                let mut burst = bytes_of(&Record::StateEnd(state_end(0, 0)));
+                burst.extend(bytes_of(&Record::Handover(wire::Handover {
+                    token: hello().token,
+                })));
+                raw.say_bytes(&burst);
+            }),
+            "nothing but BLOCK_REMOVED before READY, found HANDOVER",
+        ),
+        (
+            "half of the hand-over before READY",
+            Box::new(|raw: &mut Raw| {
+                reach(raw, Step::State);
+                let mut burst = bytes_of(&Record::StateEnd(state_end(0, 0)));
+                let handover = bytes_of(&Record::Handover(wire::Handover {
+                    token: hello().token,
+                }));
+                burst.extend(&handover[..7]);
+                raw.say_bytes(&burst);
+                raw.say_bytes(&handover[7..]);
+            }),
+            "nothing but BLOCK_REMOVED before READY, found HANDOVER",
         ),
         (
             "pages after the end",

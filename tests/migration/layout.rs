@@ -5,13 +5,15 @@ use crate::support::guest::Guest;
 use crate::support::memory::{ram, shared, Ram, Spec};
 use crate::support::pair::Pair;
 use crate::support::random::Random;
+use crate::support::relay::{Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing, quick, socketpair, start};
 use crate::support::time::{LONG, MS};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::Kind;
 use brant::memory::Memory;
-use brant::migrate::{Source, Target};
+use brant::migrate::{Incoming, Outgoing, Source, Target};
 use brant::vmm::EventKind;
+use brant::wire::{Header, RecordType, MARKER_FLAG_FINAL};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +113,98 @@ fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
     pair.assert_sound("hotplug");
     assert_eq!(pair.destination.rams().len(), 2);
     assert_eq!(pair.world.who(), (false, true));
+}
+
+/// Starts a migration through a relay, which does `then` when it sees `here`, before it passes it on.
+fn with_relay(
+    pair: &Pair,
+    here: impl Fn(&Header, &[u8]) -> bool + Send + 'static,
+    then: impl Fn() + Send + 'static,
+) -> (Proxy, Arc<Outgoing>, Arc<Incoming>) {
+    let mut once = false;
+    let (proxy, a, b) = Proxy::new(Box::new(move |header, payload| {
+        if !once && here(header, payload) {
+            once = true;
+            then();
+        }
+        Verdict::Forward
+    }));
+    let (out, inc) = (outgoing(pair, &quick()), incoming(pair, &quick()));
+    inc.start(Source::Connected(b)).unwrap();
+    out.start(Target::Connected(a)).unwrap();
+    (proxy, out, inc)
+}
+
+fn is(kind: RecordType) -> impl Fn(&Header, &[u8]) -> bool + Send + 'static {
+    move |header, _| header.record_type() == Ok(Some(kind))
+}
+
+fn final_marker(header: &Header, payload: &[u8]) -> bool {
+    is(RecordType::Marker)(header, payload) && payload[12] & MARKER_FLAG_FINAL as u8 != 0
+}
+
+type Here = Box<dyn Fn(&Header, &[u8]) -> bool + Send>;
+
+#[test]
+fn a_block_that_goes_at_both_sides_between_any_two_records_ends_nothing() {
+    use RecordType as R;
+    let points: Vec<(&str, Here)> = vec![
+        (
+            "before the layouts are compared",
+            Box::new(is(R::LayoutEnd)),
+        ),
+        ("once they are equal", Box::new(is(R::LayoutOk))),
+        ("in the first pass", Box::new(is(R::Marker))),
+        ("when the last page is sent", Box::new(final_marker)),
+        ("before the state", Box::new(is(R::State))),
+        ("after the state", Box::new(is(R::StateEnd))),
+        ("when the destination is ready", Box::new(is(R::Ready))),
+        ("at the hand-over", Box::new(is(R::Handover))),
+    ];
+    for (what, here) in points {
+        let pair = Pair::new(&[ram("ram", 600), ram("goes", 700), shared("stays", 65)]);
+        pair.source.fill(1);
+        let (source, destination) = (Arc::clone(&pair.source), Arc::clone(&pair.destination));
+        let (_proxy, out, inc) = with_relay(&pair, here, move || {
+            // Unmapped inside, right after brant's call has returned.
+            source.remove("goes");
+            destination.remove("goes");
+        });
+        let results = (out.wait(Some(LONG)), inc.wait(Some(LONG)));
+        assert_eq!(results, (Ok(()), Ok(())), "{what}");
+        assert_eq!(pair.destination.rams().len(), 2, "{what}");
+        pair.assert_sound(what);
+        assert_eq!(pair.world.who(), (false, true), "{what}");
+    }
+}
+
+#[test]
+fn a_block_that_goes_at_the_destination_only_ends_the_migration_before_ready() {
+    let points: Vec<(&str, Here)> = vec![
+        ("while negotiating", Box::new(is(RecordType::LayoutEnd))),
+        ("when the last page is sent", Box::new(final_marker)),
+        ("after the state", Box::new(is(RecordType::StateEnd))),
+    ];
+    std::thread::scope(|scope| {
+        for (what, here) in points {
+            scope.spawn(move || {
+                let pair = Pair::new(&[ram("ram", 600), ram("goes", 700)]);
+                let destination = Arc::clone(&pair.destination);
+                let (_proxy, out, inc) = with_relay(&pair, here, move || {
+                    destination.remove("goes");
+                });
+                let error = inc.wait(Some(LONG)).unwrap_err();
+                assert_eq!(error.kind(), Kind::Layout, "{what}: {error}");
+                let words = "`goes` was removed at the destination while the source still has it";
+                assert!(error.message().contains(words), "{what}: {error}");
+                let told = out.wait(Some(LONG)).unwrap_err();
+                assert_eq!(told.kind(), Kind::Layout, "{what}: {told}");
+                assert_eq!(pair.world.who(), (true, false), "{what}");
+                assert_eq!(pair.from.calls("release"), 0, "{what}");
+                assert_eq!(pair.to.calls("run"), 0, "{what}");
+            });
+        }
+    });
 }
 
 #[test]

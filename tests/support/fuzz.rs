@@ -24,6 +24,8 @@ pub const RAM_PAGES: usize = 64;
 const LATE_PAGES: usize = 8;
 /// What lies before and behind each block, and never changes.
 const CANARY: u8 = 0xc5;
+/// How long a destination may say nothing before it is taken to be waiting.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// The most state that the destination here takes.
 pub const MAX_STATE: u64 = 64 << 10;
 
@@ -246,6 +248,36 @@ pub fn incoming(data: &[u8]) -> Option<Outcome> {
     Some(destination(&stream))
 }
 
+/// Where the last record that begins as a HANDOVER does begins; the end if there is none.
+fn handover_at(stream: &[u8]) -> usize {
+    let begins = [&b"BRNT"[..], &(RecordType::Handover as u16).to_le_bytes()].concat();
+    let at = stream.windows(begins.len()).rposition(|w| w == begins);
+    at.unwrap_or(stream.len())
+}
+
+/// Reads what a destination says until it is ready, ends or has nothing to say for a while: it waits
+/// for the rest of a record whose length has changed.
+fn hear_ready(socket: &UnixStream, answer: &mut Vec<u8>) {
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut at = 0;
+    loop {
+        while let Some(head) = answer.get(at..at + HEADER_LEN) {
+            let header = Header::decode(head.try_into().unwrap()).unwrap();
+            // After an ABORT it waits for us to close.
+            if let Ok(Some(RecordType::Ready | RecordType::Abort)) = header.record_type() {
+                return;
+            }
+            at += HEADER_LEN + header.payload as usize;
+        }
+        let mut bytes = [0; 4096];
+        let mut socket = socket;
+        match socket.read(&mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(n) => answer.extend_from_slice(&bytes[..n]),
+        }
+    }
+}
+
 /// A destination of 64 pages is sent these bytes, and then the end. It comes to an end soon,
 /// writes nothing but its memory, says why, and does not run unless it was handed over to.
 pub fn destination(stream: &[u8]) -> Outcome {
@@ -272,10 +304,16 @@ pub fn destination(stream: &[u8]) -> Outcome {
     let migration = Incoming::new(Arc::clone(&memory), Arc::clone(&taker) as _, params).unwrap();
     migration.start(Source::Connected(theirs.into())).unwrap();
     let mut to = &ours;
-    // It may have had enough before the end.
-    let _ = to.write_all(stream);
-    let _ = ours.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
+    // A source hands over after READY.
+    let (before, handover) = stream.split_at(handover_at(stream));
+    // It may have had enough before the end.
+    let _ = to.write_all(before);
+    if !handover.is_empty() {
+        hear_ready(&ours, &mut answer);
+        let _ = to.write_all(handover);
+    }
+    let _ = ours.shutdown(Shutdown::Write);
     ours.set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
     let _ = to.read_to_end(&mut answer);

@@ -37,6 +37,9 @@ pub enum Source {
     Connected(OwnedFd),
 }
 
+/// How long a destination that misses a block waits for the source's word that it is gone there too.
+/// By the order that is asked for it was gone there first.
+const NEWS: Duration = Duration::from_secs(2);
 /// How often the figures are renewed.
 const RENEW: Duration = Duration::from_millis(50);
 /// A [`Source`] that may be one.
@@ -144,6 +147,7 @@ impl Work for Driver {
                 let ready = Record::Ready(wire::Ready {
                     load_micros: micros(self.stats.load.unwrap_or_default()),
                 });
+                self.agree_on_blocks()?;
                 // Before it is sent, so that the source's begins later and ends later.
                 self.window = Some(Window::new(clock::boottime(), self.handover_limit));
                 self.with_lane(|lane, waits| lane.send(waits, &ready))?;
@@ -408,21 +412,61 @@ impl Driver {
         Ok(())
     }
 
+    /// What the source has said since its state, the last thing before READY. Blocks may still go:
+    /// one that is gone here has to be gone there, and the source's word of that may be on its way.
+    /// Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
+    /// guest without knowing that it can run.
+    fn agree_on_blocks(&mut self) -> Result<()> {
+        let word = Timeout::new("the wait for the source's word of it", NEWS).from_now();
+        let all = self.shared.params.switchover().from_now();
+        loop {
+            let missing = self.sink.missing();
+            if missing.is_none() && !self.with_lane(|lane, _| lane.has_more())? {
+                return Ok(());
+            }
+            let limit = if missing.is_some() { word } else { all };
+            let came =
+                self.with_lane(|lane, waits| lane.next_or_skipped(waits, limit, "BLOCK_REMOVED"));
+            match (came, missing) {
+                (Ok(None), _) => {}
+                (Ok(Some(Incomer::Control(Record::BlockRemoved { id }))), _) => {
+                    self.sink.remove(id)?;
+                }
+                (Ok(Some(other)), _) => {
+                    let expected = "nothing but BLOCK_REMOVED before READY";
+                    return Err(session::unexpected(other.kind(), expected));
+                }
+                (Err(e), Some(missing)) if e.kind() == Kind::Timeout && word.expired() => {
+                    return Err(missing);
+                }
+                (Err(e), _) => return Err(e),
+            }
+        }
+    }
+
     fn await_handover(&mut self) -> Result<()> {
         let left = self.window.map(|window| window.left(clock::boottime()));
         let window = Timeout::new("the source's hand-over timeout", self.handover_limit);
         let window = window.with_left(left.unwrap_or_default());
         let limit = self.shared.params.switchover().from_now().earlier(window);
-        let came = self.next(limit, "HANDOVER");
-        match came? {
-            Incomer::Control(Record::Handover(handover)) if handover.token == self.agreed.token => {
-                Ok(())
-            }
-            Incomer::Control(Record::Handover(_)) => Err(Error::new(
-                Kind::Protocol,
-                "the hand-over has another token than this session",
-            )),
-            other => Err(session::unexpected(other.kind(), "HANDOVER")),
+        loop {
+            return match self.next(limit, "HANDOVER")? {
+                // It was on its way when this side said that it is ready.
+                Incomer::Control(Record::BlockRemoved { id }) => {
+                    self.sink.remove(id)?;
+                    continue;
+                }
+                Incomer::Control(Record::Handover(handover))
+                    if handover.token == self.agreed.token =>
+                {
+                    Ok(())
+                }
+                Incomer::Control(Record::Handover(_)) => Err(Error::new(
+                    Kind::Protocol,
+                    "the hand-over has another token than this session",
+                )),
+                other => Err(session::unexpected(other.kind(), "HANDOVER")),
+            };
         }
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::migrate::session;
-use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall};
+use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
@@ -31,6 +31,12 @@ pub(super) struct Waits<'a> {
 }
 
 impl<'a> Waits<'a> {
+    /// How long the source may say nothing: between two records its VMM may be pausing or saving,
+    /// for as long as the switchover may take.
+    fn patience(&self) -> Timeout {
+        self.params.io().longer(self.params.switchover())
+    }
+
     /// How long the payload of a record may take: the slowest link that is served, and some
     /// patience. So a peer that trickles is ended.
     pub(super) fn record(&self, header: &Header, limit: Limit) -> Io<'a> {
@@ -114,35 +120,65 @@ impl Lane {
         limit: Limit,
         what: &'static str,
     ) -> Result<Incomer> {
-        // Between two records the source's VMM may be pausing or saving, for as long as the
-        // switchover may take. One wait, whatever is skipped meanwhile: a peer that says
-        // KEEPALIVE for ever says nothing.
-        let patience = waits.params.io().longer(waits.params.switchover());
-        let limit = limit.earlier(waits.overall);
-        let header_limit = limit.earlier(patience.from_now());
+        // One wait, whatever is skipped meanwhile: a peer that says KEEPALIVE for ever says
+        // nothing.
+        let begins = limit.earlier(waits.patience().from_now());
         loop {
-            let io = Io::until(waits.cancel, patience)
-                .within(header_limit)
-                .within(patience.from_now())
-                .of(what);
-            let header = self.header(&io)?;
-            let kind = header.classify()?;
-            match kind {
-                Some(kind) if kind.is_page_run() => return Ok(Incomer::Pages(kind, header)),
-                Some(kind) if kind.is_blob() => return Ok(Incomer::Blob(kind, header)),
-                _ => {}
-            }
-            let payload = self.payload(&header, &waits.record(&header, limit))?;
-            match kind {
-                None | Some(RecordType::Keepalive) => {}
-                Some(_) => {
-                    return match Record::decode(&header, &payload)? {
-                        Record::Abort(abort) => Err(session::refused("the source", &abort)),
-                        record => Ok(Incomer::Control(record)),
-                    };
-                }
+            if let Some(came) = self.one(waits, begins, limit, what)? {
+                return Ok(came);
             }
         }
+    }
+
+    /// The same; `None` when it was one that may be skipped.
+    pub(super) fn next_or_skipped(
+        &mut self,
+        waits: &Waits<'_>,
+        limit: Limit,
+        what: &'static str,
+    ) -> Result<Option<Incomer>> {
+        self.one(waits, limit, limit, what)
+    }
+
+    /// One record, whose header is here until `begins`.
+    fn one(
+        &mut self,
+        waits: &Waits<'_>,
+        begins: Limit,
+        limit: Limit,
+        what: &'static str,
+    ) -> Result<Option<Incomer>> {
+        let patience = waits.patience();
+        let limit = limit.earlier(waits.overall);
+        let io = Io::until(waits.cancel, patience)
+            .within(limit)
+            .within(begins)
+            .within(patience.from_now())
+            .of(what);
+        let header = self.header(&io)?;
+        let kind = header.classify()?;
+        match kind {
+            Some(kind) if kind.is_page_run() => return Ok(Some(Incomer::Pages(kind, header))),
+            Some(kind) if kind.is_blob() => return Ok(Some(Incomer::Blob(kind, header))),
+            _ => {}
+        }
+        let payload = self.payload(&header, &waits.record(&header, limit))?;
+        match kind {
+            None | Some(RecordType::Keepalive) => Ok(None),
+            Some(_) => match Record::decode(&header, &payload)? {
+                Record::Abort(abort) => Err(session::refused("the source", &abort)),
+                record => Ok(Some(Incomer::Control(record))),
+            },
+        }
+    }
+
+    /// Whether the source has said more than was read, a part of a record at least.
+    pub(super) fn has_more(&mut self) -> Result<bool> {
+        if self.ahead_len == 0 {
+            let ahead = PartMut::bytes(&mut self.ahead[..]);
+            self.ahead_len = self.channel.try_recv(&[ahead])?;
+        }
+        Ok(self.ahead_len > 0)
     }
 
     /// The next header. The wait for its first byte is a wait for the source to have something

@@ -66,6 +66,7 @@ pub(super) fn negotiate(
     for stored in &early.list {
         vmm.call_that_makes_threads("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
     }
+    sink.built();
     lane.send(waits, &Record::EarlyOk)?;
     limit = limit.extended(building.elapsed());
     let theirs = layout(lane, waits, limit)?;
@@ -79,12 +80,16 @@ pub(super) fn negotiate(
         }
     }
     let map = map();
-    if let Some(difference) = layout_difference(&theirs, &names, &map) {
+    // A block that both sides have removed may be in the source's list and not here any more. As
+    // the map was looked at first, one that it lacks is known to be removed by now.
+    let gone = |name: &str| sink.was_removed(name);
+    if let Some(difference) = layout_difference(&theirs, &names, &map, gone) {
         return Err(Error::new(Kind::Layout, difference));
     }
     for theirs in &theirs {
-        if let Some(ours) = map.block_named(&theirs.name) {
-            sink.add(theirs.id, ours)?;
+        match map.block_named(&theirs.name) {
+            Some(ours) => sink.add(theirs.id, ours)?,
+            None => sink.added(theirs)?,
         }
     }
     lane.send(waits, &Record::LayoutOk)?;

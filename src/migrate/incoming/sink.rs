@@ -73,6 +73,8 @@ pub(super) struct PageSink {
     contents: Contents,
     /// The targets when all has arrived.
     spent: HashMap<u32, Target>,
+    /// The map in which all of them were there.
+    complete_in: Option<u64>,
 }
 
 impl PageSink {
@@ -90,12 +92,23 @@ impl PageSink {
             removed,
             contents: Contents::new(),
             spent: HashMap::new(),
+            complete_in: None,
         }
     }
 
+    /// The VMM has built itself: what it removed to that end is no news of the source's.
+    pub(super) fn built(&mut self) {
+        self.removed.names().clear();
+    }
+
+    /// Whether a block of that name was removed here since.
+    pub(super) fn was_removed(&self, name: &str) -> bool {
+        self.removed.names().contains(name)
+    }
+
     /// The source has added a block, or had when it said so: takes its pages into ours of that
-    /// name. Where ours is gone by now they go nowhere, and the source has to say before the
-    /// end that its block is gone too.
+    /// name. Where ours is gone by now they go nowhere, and the source has to say before READY
+    /// that its block is gone too.
     pub(super) fn added(&mut self, theirs: &wire::Block) -> Result<()> {
         let map = self.memory.map();
         let difference = match map.block_named(&theirs.name) {
@@ -109,7 +122,7 @@ impl PageSink {
             },
         };
         // The map was looked at first: a block that it lacks is known to be removed by now.
-        if !self.removed.names().contains(&theirs.name) {
+        if !self.was_removed(&theirs.name) {
             return Err(Error::new(Kind::Layout, difference));
         }
         self.check_new(theirs.id, &theirs.name)?;
@@ -169,18 +182,19 @@ impl PageSink {
         Ok(())
     }
 
-    /// All has arrived. A block that the source still has and that is
-    /// gone here is an error now.
+    /// All has arrived. Of blocks that are gone here [`PageSink::missing`] tells.
     ///
     /// The guest stands still. Freeing the bitmaps of a guest of 1 TiB takes 3 to 4 ms, and what
     /// is known of 4,096 blocks as long, so that is left to [`PageSink::free`].
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
         self.spent = std::mem::take(&mut self.targets);
+        self.complete_in = Some(map.generation());
         for target in self.spent.values() {
             let here = target.block.as_ref().and_then(|b| map.block(b.id()));
             let Some(block) = here else {
-                return Err(removed(&target.name));
+                self.complete_in = None;
+                continue;
             };
             // Pages that are known to be zero were not touched: nothing else would find that
             // they are gone.
@@ -191,6 +205,21 @@ impl PageSink {
         Ok(())
     }
 
+    /// After [`PageSink::finish`]: a block that the source still has, by all that it said, and that
+    /// is gone here, as the error that it comes to.
+    pub(super) fn missing(&self) -> Option<Error> {
+        // The guest stands still: nothing is looked up in a map that has not changed.
+        if self.complete_in == Some(self.memory.with_map(Map::generation)) {
+            return None;
+        }
+        let map = self.memory.map();
+        let gone = |target: &&Target| {
+            let here = target.block.as_ref().and_then(|b| map.block(b.id()));
+            here.is_none()
+        };
+        self.spent.values().find(gone).map(|t| removed(&t.name))
+    }
+
     /// Frees what [`PageSink::finish`] left, once the guest runs.
     pub(super) fn free(&mut self) {
         self.spent = HashMap::new();
@@ -199,7 +228,8 @@ impl PageSink {
 
     /// Lets go of the source's block `id`.
     pub(super) fn remove(&mut self, id: u32) -> Result<()> {
-        let target = self.targets.remove(&id).ok_or_else(|| unknown(id))?;
+        let target = self.targets.remove(&id).or_else(|| self.spent.remove(&id));
+        let target = target.ok_or_else(|| unknown(id))?;
         self.names.remove(&target.name);
         Ok(())
     }

@@ -599,7 +599,20 @@ impl Driver {
         let io = Io::until(&shared.handle.cancel, shared.params.switchover())
             .within(self.switchover)
             .of("READY");
-        match self.lane()?.hear_after_acknowledgements(&io)? {
+        let ready = loop {
+            // A block may still go, at both sides: the destination is not ready before it knows
+            // that those which it misses are gone here too.
+            self.walk.removals().lower();
+            let memory = shared.tracker.memory();
+            let news = self.announced.news(memory, None)?;
+            let lane = self.lane.as_mut().ok_or_else(no_connection)?;
+            lane.say_encoded(&news, &io.of("BLOCK_REMOVED"))?;
+            let heard = lane.hear_after_acknowledgements(self.walk.removals(), &io)?;
+            if let Some(heard) = heard {
+                break heard;
+            }
+        };
+        match ready {
             Record::Ready(ready) => {
                 let left = self.lane()?.unacknowledged();
                 if left > 0 {

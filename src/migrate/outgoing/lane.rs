@@ -156,11 +156,16 @@ impl Lane {
     }
 
     /// The same where the last acknowledgements may come before it; they are taken into account.
-    pub(super) fn hear_after_acknowledgements(&mut self, io: &Io<'_>) -> Result<Record> {
+    /// `None` once `removals` is raised.
+    pub(super) fn hear_after_acknowledgements(
+        &mut self,
+        removals: &Recall,
+        io: &Io<'_>,
+    ) -> Result<Option<Record>> {
         loop {
-            match self.hear(io)? {
-                Record::Ack(ack) => self.ledger.acknowledged(ack.number)?,
-                record => return Ok(record),
+            match self.replies.wait_unless(&mut self.channel, removals, io)? {
+                Some(Record::Ack(ack)) => self.ledger.acknowledged(ack.number)?,
+                other => return Ok(other),
             }
         }
     }

@@ -4,7 +4,7 @@
 use crate::channel::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::session::refused;
-use crate::runtime::Deadline;
+use crate::runtime::{Deadline, Recall};
 use crate::wire::{Header, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
 
@@ -43,6 +43,26 @@ impl Replies {
             }
             let mut buffer = [0u8; 4096];
             let got = channel.recv_some(&[PartMut::bytes(&mut buffer)], io)?;
+            self.take(&buffer[..got])?;
+        }
+    }
+
+    /// The same until `recall` is raised: `None` then.
+    pub(super) fn wait_unless(
+        &mut self,
+        channel: &mut Channel,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<Option<Record>> {
+        loop {
+            if let Some(record) = self.parse()? {
+                return Ok(Some(record));
+            }
+            let mut buffer = [0u8; 4096];
+            let got = channel.recv_some_unless(&[PartMut::bytes(&mut buffer)], recall, io)?;
+            if got == 0 {
+                return Ok(None);
+            }
             self.take(&buffer[..got])?;
         }
     }
