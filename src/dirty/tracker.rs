@@ -30,8 +30,7 @@ use super::reported::{Reported, ReportedLog};
 use super::state::Inner;
 use super::DirtyLog;
 use crate::error::{Error, Kind, Result};
-use crate::memory::returned::TakenBack;
-use crate::memory::{BlockId, Map, MapObserver, Memory};
+use crate::memory::{BlockId, Map, MapObserver, Memory, WrittenObserver};
 use crate::runtime::fair::{Fair, FairGuard};
 use crate::units::Pages;
 use std::ops::{Deref, DerefMut};
@@ -98,11 +97,11 @@ impl Tracker {
             let weak: Weak<Tracker> = Arc::downgrade(&tracker);
             weak
         };
-        let marks: Weak<dyn TakenBack> = {
+        let marks: Weak<dyn WrittenObserver> = {
             let weak: Weak<Reported> = Arc::downgrade(&tracker.reported);
             weak
         };
-        memory.observe_taken(marks);
+        memory.observe_written(marks);
         let now = memory.observe(observer);
         let mut inner = tracker.lock();
         // We may have been told of a later one in the meantime.
@@ -314,8 +313,8 @@ impl MapObserver for Tracker {
     }
 }
 
-impl TakenBack for Reported {
-    fn taken_back(&self, block: BlockId, first: Pages, count: Pages) {
+impl WrittenObserver for Reported {
+    fn written(&self, block: BlockId, first: Pages, count: Pages) {
         self.mark_block(block, first.bytes(), count.bytes().0);
     }
 }

@@ -70,19 +70,21 @@ pub fn writable(block: &Block, range: Range<Pages>) -> Result<()> {
     }
 }
 
-/// Writes zeros over pages of `block`. Errors as those of [`readable`]; pages before the one that
-/// is named may be zero by then.
-pub fn write_zeros(block: &Block, range: Range<Pages>) -> Result<()> {
-    let (address, length) = span(block, &range)?;
-    match mem::populate_write(address, length) {
-        Ok(()) => {}
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return by_writing(block, range),
-        Err(_) => first_bad(block, range, Access::Write)?,
+impl Block {
+    /// Writes zeros over a run of pages. Errors as those of [`readable`]; pages before the one that
+    /// is named may be zero by then.
+    pub fn write_zeros(&self, range: Range<Pages>) -> Result<()> {
+        let (address, length) = span(self, &range)?;
+        match mem::populate_write(address, length) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return by_writing(self, range),
+            Err(_) => first_bad(self, range, Access::Write)?,
+        }
+        // SAFETY: within the block, and writable a moment ago. Nothing runs on this memory yet
+        // but brant.
+        unsafe { std::ptr::write_bytes(address, 0, length) };
+        Ok(())
     }
-    // SAFETY: within the block, and writable a moment ago. Nothing runs on this memory yet
-    // but brant.
-    unsafe { std::ptr::write_bytes(address, 0, length) };
-    Ok(())
 }
 
 /// Why the kernel could not make an access to a page of `block` on our behalf, as an error that
@@ -186,7 +188,7 @@ fn by_reading(block: &Block, range: Range<Pages>) -> Result<()> {
     Ok(())
 }
 
-/// [`write_zeros`] in the same cases: the kernel writes.
+/// [`Block::write_zeros`] in the same cases: the kernel writes.
 fn by_writing(block: &Block, range: Range<Pages>) -> Result<()> {
     let pipe = pipe(block)?;
     for page in (range.start.0..range.end.0).map(Pages) {

@@ -4,7 +4,6 @@
 //! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
-use super::access;
 use super::address::HostMemory;
 use super::poisoned::Poisoned;
 use super::returned::Returned;
@@ -14,7 +13,6 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -353,11 +351,6 @@ impl Block {
         let slice = self.slice(first, count)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel writes it.
         Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
-    }
-
-    /// Writes zeros over a run of pages; an error if one of them cannot be written.
-    pub fn write_zeros(&self, range: Range<Pages>) -> Result<()> {
-        access::write_zeros(self, range)
     }
 
     /// Waits until no [`BlockPin`] is left.

@@ -1,7 +1,7 @@
 //! The orders in which a map keeps its blocks and slots, and how they are listed.
 
 use super::block::{Block, BlockId};
-use super::map::Slot;
+use super::slot::Slot;
 use super::tree::{Index, Iter, Tree};
 use std::cmp::Ordering;
 use std::fmt;

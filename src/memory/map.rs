@@ -11,12 +11,13 @@ use super::block::{
 };
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::ownership::Ownership;
-use super::returned::Giving;
+use super::returned::Gate;
 use super::tree::{Index as _, Tree};
+use super::written::{WrittenObserver, WrittenObservers};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
-use crate::sys::kvm::{MAX_SLOT_PAGES, MEM_READONLY};
+use crate::sys::kvm::MAX_SLOT_PAGES;
 use crate::sys::{file, mem};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
@@ -24,8 +25,8 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-/// The slot number of a piece that maps to guest addresses without being a KVM slot.
-pub const NO_SLOT: u32 = u32::MAX;
+pub use super::slot::{Slot, SlotDescription, NO_SLOT};
+
 /// The most slots in one map; KVM's own limit is 32764 an address space.
 pub const SLOTS_MAX: usize = 65536;
 /// Guest physical addresses have this many bits at most: what the architecture's page tables can
@@ -37,64 +38,6 @@ pub const GUEST_ADDRESS_BITS: u32 = if cfg!(target_arch = "riscv64") {
     // x86-64; Arm with LPA2.
     52
 };
-
-/// A slot as the VMM describes it: `length` bytes of a block, at a guest address.
-#[derive(Debug, Clone)]
-pub struct SlotDescription {
-    /// KVM's slot number, with the address space in the upper 16 bits; [`NO_SLOT`] if
-    /// this is no KVM slot.
-    pub slot: u32,
-    /// `KVM_MEM_*` flags as the VMM set them, without `KVM_MEM_LOG_DIRTY_PAGES`.
-    pub flags: u32,
-    /// Name of the block.
-    pub block: String,
-    /// Where in the block it begins.
-    pub offset: Bytes,
-    /// How long it is.
-    pub length: Bytes,
-    /// Guest physical address of its first byte.
-    pub guest_address: GuestAddress,
-}
-
-/// A slot in the map.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slot {
-    /// KVM's number, or [`NO_SLOT`].
-    pub slot: u32,
-    /// `KVM_MEM_*` flags, without the logging flag.
-    pub flags: u32,
-    /// The block it shows.
-    pub block: BlockId,
-    /// First page of the block that it shows.
-    pub first: Pages,
-    /// How many pages.
-    pub pages: Pages,
-    /// Guest physical address of the first byte.
-    pub guest_address: GuestAddress,
-    /// Host virtual address of the first byte.
-    pub host_address: u64,
-    /// Whether the block is one that the guest cannot write.
-    pub rom: bool,
-}
-
-impl Slot {
-    /// Whether KVM logs guest writes to it: a slot of KVM's, and writable.
-    pub fn is_logged(&self) -> bool {
-        self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
-    }
-
-    pub(super) fn guest_end(&self) -> u64 {
-        self.guest_address.0 + self.pages.bytes().0
-    }
-
-    /// The address space it is in.
-    fn space(&self) -> u32 {
-        match self.slot {
-            NO_SLOT => 0,
-            slot => slot >> 16,
-        }
-    }
-}
 
 /// The memory of a guest at one time. Immutable, and cheap to clone.
 #[derive(Default, Clone)]
@@ -301,7 +244,8 @@ pub trait MapObserver: Send + Sync {
 pub struct Memory {
     current: Snapshot<Map>,
     change: Mutex<Changing>,
-    pub(super) giving: Giving,
+    pub(super) gate: Gate,
+    written: WrittenObservers,
     ownership: Arc<Ownership>,
 }
 
@@ -368,6 +312,23 @@ impl Memory {
         change.observers.push(observer);
         // No change can be under way while we hold the lock.
         self.map()
+    }
+
+    /// Tells `observer` of pages that count as written though no log saw it, from now on, until it
+    /// is dropped.
+    pub fn observe_written(&self, observer: Weak<dyn WrittenObserver>) {
+        let _change = self.lock();
+        self.written.add(observer);
+    }
+
+    /// Pages count as written in every tracker. After the write.
+    pub(crate) fn tell_written(&self, block: BlockId, range: Range<u64>) {
+        self.written.tell(block, range);
+    }
+
+    /// Whether a call of [`Memory::tell_written`] would reach anybody.
+    pub(super) fn has_written_observers(&self) -> bool {
+        !self.written.is_empty()
     }
 
     /// Adds a block. It maps to no guest address until a slot does that.

@@ -7,6 +7,8 @@ pub mod access;
 mod address;
 pub mod block;
 pub mod contents;
+mod declared;
+mod giving;
 mod ground;
 pub mod host;
 // The integration tests' own, for unit tests too.
@@ -21,13 +23,17 @@ pub mod poisoned;
 mod present;
 mod recall;
 pub mod returned;
+mod slot;
 pub(crate) mod tree;
 mod untouched;
+mod written;
 
 pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
-pub use map::{Map, MapObserver, Memory, Slot, SlotDescription, NO_SLOT};
+pub use map::{Map, MapObserver, Memory};
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;
 pub use recall::PinRecall;
+pub use slot::{Slot, SlotDescription, NO_SLOT};
 pub(crate) use untouched::Untouched;
+pub use written::WrittenObserver;

@@ -3,24 +3,19 @@
 //! Memory fails by hardware: the kernel takes the page away and sends the VMM SIGBUS
 //! (`BUS_MCEERR_AO`, `BUS_MCEERR_AR`). There is nothing left to send, and an attempt to read is an
 //! error ([`super::access`]). A VMM that wants its guest to go on, and to move, declares such
-//! pages here. A declared page is neither read nor sent, however often it is found dirty. At the
+//! pages ([`mark_poisoned`](crate::memory::Memory::mark_poisoned)). A declared page is neither read nor sent, however often it is found dirty. At the
 //! destination it reads as zero, unless its contents had arrived there before they were lost and
 //! nothing was written since: then it holds those.
 //!
 //! Who asks: the sender, before it looks at a page, and rate sampling. Harvests and pending know
 //! nothing of this: a page that gets contents again was never missing there.
 
-use super::block::Block;
-use super::map::{no_block, Memory};
 use crate::bits::summary::Bitmap;
-use crate::error::{Error, Kind, Result};
-use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::error::Result;
+use crate::units::Pages;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-
-/// How many runs of pages a message lists.
-const DESCRIBED: usize = 4;
+use std::sync::{Mutex, MutexGuard};
 
 /// The poisoned pages of one block.
 pub struct Poisoned {
@@ -55,7 +50,8 @@ impl Poisoned {
         self.count.load(Ordering::Acquire)
     }
 
-    fn set(&self, range: &Range<u64>, poisoned: bool) -> Result<()> {
+    /// Declares pages, or takes that back.
+    pub(super) fn set(&self, range: &Range<u64>, poisoned: bool) -> Result<()> {
         let (from, len) = (range.start as usize, (range.end - range.start) as usize);
         let mut guard = self.lock();
         if guard.is_none() && poisoned {
@@ -111,85 +107,6 @@ impl Poisoned {
             at = lost.end;
         }
         Ok(())
-    }
-}
-
-impl Memory {
-    /// The contents of `length` bytes at `offset` of a block are lost. Every page with a byte in
-    /// the range counts: a page of what backs the block, as the kernel takes it away whole. Any
-    /// thread, at any time; takes a lock that is held for microseconds.
-    pub fn mark_poisoned(&self, block: &str, offset: Bytes, length: Bytes) -> Result<()> {
-        let (block, range) = self.backing_pages(block, offset, length)?;
-        block.poisoned().set(&range, true)
-    }
-
-    /// The pages of a range have contents again, written by the VMM or by a guest that is being
-    /// reset: they count as written, for every tracker.
-    pub fn clear_poisoned(&self, block: &str, offset: Bytes, length: Bytes) -> Result<()> {
-        let (block, range) = self.backing_pages(block, offset, length)?;
-        let mut at = Pages(range.start);
-        while let Some(run) = block.poisoned().next(at..Pages(range.end)) {
-            let run = run.start.0..run.end.0;
-            // It stops being passed over first: a walk between the two would use the mark up.
-            block.poisoned().set(&run, false)?;
-            at = Pages(run.end);
-            self.tell_taken(block.id(), run);
-        }
-        Ok(())
-    }
-
-    /// How many pages are declared, in all blocks.
-    pub fn poisoned_pages(&self) -> u64 {
-        self.with_map(|map| map.blocks().iter().map(|b| b.poisoned().count()).sum())
-    }
-
-    /// Where the declared pages are, in words: the first few runs.
-    pub(crate) fn describe_poisoned(&self) -> String {
-        let map = self.map();
-        let mut runs = Vec::new();
-        for block in map.blocks() {
-            let mut at = Pages(0);
-            while let Some(run) = block.poisoned().next(at..block.pages()) {
-                if runs.len() == DESCRIBED {
-                    runs.push("and others".to_owned());
-                    return runs.join(", ");
-                }
-                at = run.end;
-                runs.push(format!(
-                    "block `{}`, offset {:#x}, {} bytes",
-                    block.name(),
-                    run.start.bytes().0,
-                    (run.end - run.start).bytes()
-                ));
-            }
-        }
-        runs.join(", ")
-    }
-
-    fn backing_pages(
-        &self,
-        name: &str,
-        offset: Bytes,
-        length: Bytes,
-    ) -> Result<(Arc<Block>, Range<u64>)> {
-        let map = self.map();
-        let block = map.block_named(name).ok_or_else(|| no_block(name))?;
-        let end = offset.0.checked_add(length.0);
-        let Some(end) = end.filter(|end| *end <= block.length().0 && length.0 > 0) else {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!(
-                    "block `{name}` has {} bytes; {length} from offset {offset} are none, or \
-                     reach past its end",
-                    block.length()
-                ),
-            ));
-        };
-        // The block may begin and end in the middle of what backs it.
-        let (host, unit) = (block.host() as u64, block.page_size().0);
-        let first = ((host + offset.0) / unit * unit).saturating_sub(host);
-        let last = ((host + end).div_ceil(unit) * unit - host).min(block.length().0);
-        Ok((Arc::clone(block), first / PAGE_SIZE..last / PAGE_SIZE))
     }
 }
 

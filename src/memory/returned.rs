@@ -3,12 +3,13 @@
 //! Kept with the guest's memory and not with a tracker, because it lives longer than any
 //! migration: a balloon is usually inflated long before one begins, and a destination has the
 //! guest's memory and no tracker yet. What is skipped because of it, and when, the tracker
-//! decides (`dirty/skip.rs`). The VMM's balloon device calls in here on any thread, and waits for
-//! nothing but a lock that is held for microseconds.
+//! decides (`dirty/skip.rs`). What the VMM's balloon device calls is in `giving`: on any thread, and
+//! it waits for nothing but a lock that is held for microseconds.
 //!
 //! **The gate.** A page may only be skipped if the guest must tell before it uses the page
 //! again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says so once
-//! ([`Memory::set_must_tell_host`]); until it has, marks are ignored.
+//! ([`set_must_tell_host`](crate::memory::Memory::set_must_tell_host)); until it has, marks are
+//! ignored.
 //!
 //! **Larger host pages.** The balloon's unit is 4 KiB. A page of the host's that is larger
 //! counts as given back when all its parts are, and as taken back with the first of them.
@@ -17,42 +18,62 @@
 //! The other way round a sync and a walk that come between would use the mark up on a page that is
 //! still skipped.
 
-use super::block::{Block, BlockId};
-use super::map::Memory;
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
-use crate::runtime::snapshot::Snapshot;
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use vm_memory::GuestAddress;
+use std::sync::{Mutex, MutexGuard};
 
 /// The most pages whose bits are moved under one hold of a block's lock: 128 MiB, so that a
 /// walk that asks waits for microseconds, and a single bit costs little to find and to move.
-const SLICE: usize = 1 << 15;
+pub(super) const SLICE: usize = 1 << 15;
 /// Pages whose bits are compared at once.
 const GROUP: usize = 512;
-
-/// Somebody who has to know that pages are in use again, or were written by what arrived: a
-/// tracker's marks.
-pub trait TakenBack: Send + Sync {
-    /// Pages of a block are the guest's again, and count as written. Any thread; must not wait.
-    fn taken_back(&self, block: BlockId, first: Pages, count: Pages);
-}
 
 /// The gate, 0 as long as nobody has said anything: the guest must tell first.
 const MUST_TELL: u8 = 1;
 /// The gate: it need not.
 const NEED_NOT: u8 = 2;
 
-/// What a [`Memory`] knows beside the blocks' own [`Returned`].
+/// The gate of a guest, for all its blocks.
 #[derive(Default)]
-pub(super) struct Giving {
+pub(super) struct Gate {
     gate: AtomicU8,
     /// Some of what is given back a source has said, and its guest does not run here yet.
     arriving: AtomicBool,
-    told: Snapshot<Vec<Weak<dyn TakenBack>>>,
+}
+
+impl Gate {
+    /// The VMM says whether the guest must tell. Whether what was given back counts no more: the
+    /// guest need not tell, or the device was reset. Each block's lock, taken by whoever marks or
+    /// forgets, orders this.
+    pub(super) fn set(&self, must: bool) -> bool {
+        let gate = if must { MUST_TELL } else { NEED_NOT };
+        let before = self.gate.swap(gate, Ordering::SeqCst);
+        let again = before == MUST_TELL && !self.arriving.load(Ordering::SeqCst);
+        !must || again
+    }
+
+    /// The guest must tell.
+    pub(super) fn is_open(&self) -> bool {
+        self.gate.load(Ordering::SeqCst) == MUST_TELL
+    }
+
+    /// The VMM has said that the guest need not tell.
+    pub(super) fn is_shut(&self) -> bool {
+        self.gate.load(Ordering::SeqCst) == NEED_NOT
+    }
+
+    /// A source says what its guest has given back.
+    pub(super) fn arrives(&self) {
+        self.arriving.store(true, Ordering::SeqCst);
+    }
+
+    /// That guest runs here, or never will. Whether a source had said anything.
+    pub(super) fn arrives_no_more(&self) -> bool {
+        self.arriving.swap(false, Ordering::SeqCst)
+    }
 }
 
 /// The given-back pages of one block. Bits are pages of 4 KiB.
@@ -67,7 +88,7 @@ pub struct Returned {
     state: Mutex<Option<State>>,
 }
 
-struct State {
+pub(super) struct State {
     /// What the guest has given back.
     parts: Bitmap,
     /// What counts as given back, where that is not the same: whole host pages.
@@ -89,7 +110,8 @@ impl State {
         })
     }
 
-    fn counting(&self) -> &Bitmap {
+    /// What counts as given back.
+    pub(super) fn counting(&self) -> &Bitmap {
         self.whole.as_ref().unwrap_or(&self.parts)
     }
 }
@@ -382,7 +404,7 @@ impl Returned {
     }
 
     /// Forgets everything; the bits of what counted as given back.
-    fn forget(&self) -> Option<State> {
+    pub(super) fn forget(&self) -> Option<State> {
         let mut guard = self.lock();
         self.count.store(0, Ordering::Relaxed);
         guard.take()
@@ -395,157 +417,9 @@ impl Returned {
 #[derive(Default)]
 pub(crate) struct Forgotten(Vec<State>);
 
-impl Memory {
-    /// Says whether the guest must tell before it uses a page again that it gave back
-    /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
-    /// runs. With `false`, what was given back counts as taken back; and so it does when it is
-    /// said again: the device was reset, and whoever drives it now knows nothing of what was
-    /// given before. What a source has said is kept until its guest runs here.
-    pub fn set_must_tell_host(&self, must: bool) {
-        let gate = if must { MUST_TELL } else { NEED_NOT };
-        // Each block's lock, taken by whoever marks or forgets, orders this.
-        let before = self.giving.gate.swap(gate, Ordering::SeqCst);
-        let again = before == MUST_TELL && !self.giving.arriving.load(Ordering::SeqCst);
-        if !must || again {
-            drop(self.forget_returned());
-        }
-    }
-
-    /// Whether given-back pages may be skipped.
-    pub fn must_tell_host(&self) -> bool {
-        self.giving.gate.load(Ordering::SeqCst) == MUST_TELL
-    }
-
-    /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
-    /// Called while the guest stands still.
-    pub(crate) fn settle_returned(&self) -> Forgotten {
-        self.giving.arriving.store(false, Ordering::SeqCst);
-        if self.must_tell_host() {
-            return Forgotten::default();
-        }
-        self.forget_returned()
-    }
-
-    /// The guest of a source will not run here after all, and what was said of its pages says
-    /// nothing of another's.
-    pub(crate) fn abandon_returned(&self) {
-        if self.giving.arriving.swap(false, Ordering::SeqCst) {
-            drop(self.forget_returned());
-        }
-    }
-
-    fn forget_returned(&self) -> Forgotten {
-        let mut forgotten = Forgotten::default();
-        for block in self.map().blocks() {
-            let Some(state) = block.returned().forget() else {
-                continue;
-            };
-            // A pattern of a million runs is not walked through for nobody.
-            let told = self.giving.told.load();
-            let mut at = 0;
-            while told.iter().any(|o| o.strong_count() > 0) {
-                let Some(run) = state.counting().next_run(at, SLICE) else {
-                    break;
-                };
-                self.tell_taken(block.id(), run.start as u64..run.end as u64);
-                at = run.end;
-            }
-            forgotten.0.push(state);
-        }
-        forgotten
-    }
-
-    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
-    /// thread.
-    pub fn mark_discarded(&self, address: GuestAddress, length: u64) {
-        let first = address.0.div_ceil(PAGE_SIZE);
-        let end = address.0.saturating_add(length) / PAGE_SIZE;
-        self.each_piece(first..end, |block, range| {
-            block
-                .returned()
-                .give(range, || self.must_tell_host(), |_| {});
-        });
-    }
-
-    /// The guest uses what it had given back again, and is told after this that it may. Every
-    /// page that has a byte in the range counts as written. Any thread; never waits for a
-    /// migration.
-    pub fn mark_taken(&self, address: GuestAddress, length: u64) {
-        let first = address.0 / PAGE_SIZE;
-        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
-        self.each_piece(first..end, |block, range| {
-            let used = block.returned().take_back(range);
-            self.tell_taken(block.id(), used);
-        });
-    }
-
-    /// How many pages of a guest range count as given back.
-    pub fn discarded_pages(&self, address: GuestAddress, length: u64) -> u64 {
-        let first = address.0 / PAGE_SIZE;
-        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
-        let mut pages = 0;
-        self.each_piece(first..end, |block, range| {
-            pages += block.returned().count_range(range);
-        });
-        pages
-    }
-
-    /// The source says that pages are given back: it has the guest's promise.
-    pub(crate) fn give_from_peer(
-        &self,
-        block: &Block,
-        range: Range<u64>,
-        whole: impl FnMut(Range<u64>),
-    ) {
-        let allowed = || self.giving.gate.load(Ordering::SeqCst) != NEED_NOT;
-        self.giving.arriving.store(true, Ordering::SeqCst);
-        block.returned().give(range, allowed, whole);
-    }
-
-    /// Tells `observer` of every page that is taken back from now on, until it is dropped.
-    pub fn observe_taken(&self, observer: Weak<dyn TakenBack>) {
-        let _change = self.lock();
-        let mut told: Vec<_> = self.giving.told.load().to_vec();
-        told.retain(|o| o.strong_count() > 0);
-        told.push(observer);
-        self.giving.told.replace(Arc::new(told));
-    }
-
-    /// Pages of a block have been written by something that no log sees: an incoming migration. They
-    /// count as written in every tracker. After the write.
-    pub(crate) fn tell_written(&self, block: BlockId, range: Range<u64>) {
-        self.tell_taken(block, range);
-    }
-
-    /// Pages are the guest's again, and count as written in every tracker.
-    pub(super) fn tell_taken(&self, block: BlockId, range: Range<u64>) {
-        if range.is_empty() {
-            return;
-        }
-        for observer in self.giving.told.load().iter().filter_map(Weak::upgrade) {
-            observer.taken_back(block, Pages(range.start), Pages(range.end - range.start));
-        }
-    }
-
-    fn each_piece(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {
-        if pages.is_empty() {
-            return;
-        }
-        // Held by count, because a pin must not be held across a lock.
-        let map = self.map();
-        let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
-        for piece in map.pieces(from, Pages(pages.end - pages.start)) {
-            let Some(block) = map.block(piece.block) else {
-                continue;
-            };
-            // In slices, so that nobody waits for the lock while a whole guest is moved.
-            let (mut at, end) = (piece.first.0, piece.first.0 + piece.pages.0);
-            while at < end {
-                let stop = (at + SLICE as u64).min(end);
-                each(block, at..stop);
-                at = stop;
-            }
-        }
+impl Forgotten {
+    pub(super) fn add(&mut self, state: State) {
+        self.0.push(state);
     }
 }
 

@@ -101,7 +101,7 @@ impl Area {
         let range = || Pages(range.start)..Pages(range.end);
         [
             readable(&self.block, range()),
-            write_zeros(&self.block, range()),
+            self.block.write_zeros(range()),
         ]
     }
 }

@@ -1,7 +1,9 @@
 //! What is declared, against a list of pages.
 
 use super::*;
-use crate::memory::{BlockDescription, BlockFlags};
+use crate::error::Kind;
+use crate::memory::{BlockDescription, BlockFlags, Memory};
+use crate::units::Bytes;
 use proptest::prelude::*;
 
 const PAGES: usize = 2048;

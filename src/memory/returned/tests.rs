@@ -1,10 +1,14 @@
 //! What counts as given back: against a plain set, with host pages of several sizes.
 
 use super::*;
-use crate::memory::{BlockDescription, BlockFlags, SlotDescription, NO_SLOT};
+use crate::memory::{
+    Block, BlockDescription, BlockFlags, BlockId, Memory, SlotDescription, WrittenObserver, NO_SLOT,
+};
 use crate::units::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
+use vm_memory::GuestAddress;
 
 const GUEST: u64 = 0x10_0000;
 
@@ -12,8 +16,8 @@ const GUEST: u64 = 0x10_0000;
 #[derive(Default)]
 struct Marks(Mutex<Vec<Range<u64>>>);
 
-impl TakenBack for Marks {
-    fn taken_back(&self, _: BlockId, first: Pages, count: Pages) {
+impl WrittenObserver for Marks {
+    fn written(&self, _: BlockId, first: Pages, count: Pages) {
         self.0.lock().unwrap().push(first.0..first.0 + count.0);
     }
 }
@@ -47,11 +51,11 @@ fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, A
         .unwrap();
     let block = Arc::clone(&memory.map().blocks()[0]);
     let marks = Arc::new(Marks::default());
-    let weak: Weak<dyn TakenBack> = {
+    let weak: Weak<dyn WrittenObserver> = {
         let weak: Weak<Marks> = Arc::downgrade(&marks);
         weak
     };
-    memory.observe_taken(weak);
+    memory.observe_written(weak);
     (memory, block, marks)
 }
 

@@ -1,0 +1,136 @@
+//! What the VMM's balloon device says of a guest's memory: given back, in use again.
+//!
+//! Turns guest addresses into pages of blocks, and tells trackers which pages count as written.
+//! Which pages count as given back is decided in `returned`.
+
+use super::block::Block;
+use super::map::Memory;
+use super::returned::{Forgotten, SLICE};
+use crate::units::{Pages, PAGE_SIZE};
+use std::ops::Range;
+use std::sync::Arc;
+use vm_memory::GuestAddress;
+
+impl Memory {
+    /// Says whether the guest must tell before it uses a page again that it gave back
+    /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
+    /// runs. With `false`, what was given back counts as taken back; and so it does when it is
+    /// said again: the device was reset, and whoever drives it now knows nothing of what was
+    /// given before. What a source has said is kept until its guest runs here.
+    pub fn set_must_tell_host(&self, must: bool) {
+        if self.gate.set(must) {
+            drop(self.forget_returned());
+        }
+    }
+
+    /// Whether given-back pages may be skipped.
+    pub fn must_tell_host(&self) -> bool {
+        self.gate.is_open()
+    }
+
+    /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
+    /// Called while the guest stands still.
+    pub(crate) fn settle_returned(&self) -> Forgotten {
+        self.gate.arrives_no_more();
+        if self.must_tell_host() {
+            return Forgotten::default();
+        }
+        self.forget_returned()
+    }
+
+    /// The guest of a source will not run here after all, and what was said of its pages says
+    /// nothing of another's.
+    pub(crate) fn abandon_returned(&self) {
+        if self.gate.arrives_no_more() {
+            drop(self.forget_returned());
+        }
+    }
+
+    fn forget_returned(&self) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        for block in self.map().blocks() {
+            let Some(state) = block.returned().forget() else {
+                continue;
+            };
+            // A pattern of a million runs is not walked through for nobody.
+            let mut at = 0;
+            while self.has_written_observers() {
+                let Some(run) = state.counting().next_run(at, SLICE) else {
+                    break;
+                };
+                self.tell_written(block.id(), run.start as u64..run.end as u64);
+                at = run.end;
+            }
+            forgotten.add(state);
+        }
+        forgotten
+    }
+
+    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
+    /// thread.
+    pub fn mark_discarded(&self, address: GuestAddress, length: u64) {
+        let first = address.0.div_ceil(PAGE_SIZE);
+        let end = address.0.saturating_add(length) / PAGE_SIZE;
+        self.each_piece(first..end, |block, range| {
+            block
+                .returned()
+                .give(range, || self.must_tell_host(), |_| {});
+        });
+    }
+
+    /// The guest uses what it had given back again, and is told after this that it may. Every
+    /// page that has a byte in the range counts as written. Any thread; never waits for a
+    /// migration.
+    pub fn mark_taken(&self, address: GuestAddress, length: u64) {
+        let first = address.0 / PAGE_SIZE;
+        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
+        self.each_piece(first..end, |block, range| {
+            let used = block.returned().take_back(range);
+            self.tell_written(block.id(), used);
+        });
+    }
+
+    /// How many pages of a guest range count as given back.
+    pub fn discarded_pages(&self, address: GuestAddress, length: u64) -> u64 {
+        let first = address.0 / PAGE_SIZE;
+        let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
+        let mut pages = 0;
+        self.each_piece(first..end, |block, range| {
+            pages += block.returned().count_range(range);
+        });
+        pages
+    }
+
+    /// The source says that pages are given back: it has the guest's promise.
+    pub(crate) fn give_from_peer(
+        &self,
+        block: &Block,
+        range: Range<u64>,
+        whole: impl FnMut(Range<u64>),
+    ) {
+        let allowed = || !self.gate.is_shut();
+        self.gate.arrives();
+        block.returned().give(range, allowed, whole);
+    }
+
+    fn each_piece(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {
+        if pages.is_empty() {
+            return;
+        }
+        // Held by count, because a pin must not be held across a lock.
+        let map = self.map();
+        let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
+        for piece in map.pieces(from, Pages(pages.end - pages.start)) {
+            let Some(block) = map.block(piece.block) else {
+                continue;
+            };
+            // In slices, so that nobody waits for the lock while a whole guest is moved.
+            let (mut at, end) = (piece.first.0, piece.first.0 + piece.pages.0);
+            while at < end {
+                let stop = (at + SLICE as u64).min(end);
+                each(block, at..stop);
+                at = stop;
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A slot: the part of a block that the guest sees at one place of its address space.
+//!
+//! What slots a guest has, and that they do not overlap, is the map's business (`map`).
+
+use super::block::BlockId;
+use crate::sys::kvm::MEM_READONLY;
+use crate::units::{Bytes, Pages};
+use vm_memory::GuestAddress;
+
+/// The slot number of a piece that maps to guest addresses without being a KVM slot.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// A slot as the VMM describes it: `length` bytes of a block, at a guest address.
+#[derive(Debug, Clone)]
+pub struct SlotDescription {
+    /// KVM's slot number, with the address space in the upper 16 bits; [`NO_SLOT`] if
+    /// this is no KVM slot.
+    pub slot: u32,
+    /// `KVM_MEM_*` flags as the VMM set them, without `KVM_MEM_LOG_DIRTY_PAGES`.
+    pub flags: u32,
+    /// Name of the block.
+    pub block: String,
+    /// Where in the block it begins.
+    pub offset: Bytes,
+    /// How long it is.
+    pub length: Bytes,
+    /// Guest physical address of its first byte.
+    pub guest_address: GuestAddress,
+}
+
+/// A slot in the map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// KVM's number, or [`NO_SLOT`].
+    pub slot: u32,
+    /// `KVM_MEM_*` flags, without the logging flag.
+    pub flags: u32,
+    /// The block it shows.
+    pub block: BlockId,
+    /// First page of the block that it shows.
+    pub first: Pages,
+    /// How many pages.
+    pub pages: Pages,
+    /// Guest physical address of the first byte.
+    pub guest_address: GuestAddress,
+    /// Host virtual address of the first byte.
+    pub host_address: u64,
+    /// Whether the block is one that the guest cannot write.
+    pub rom: bool,
+}
+
+impl Slot {
+    /// Whether KVM logs guest writes to it: a slot of KVM's, and writable.
+    pub fn is_logged(&self) -> bool {
+        self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
+    }
+
+    pub(super) fn guest_end(&self) -> u64 {
+        self.guest_address.0 + self.pages.bytes().0
+    }
+
+    /// The address space it is in.
+    pub(super) fn space(&self) -> u32 {
+        match self.slot {
+            NO_SLOT => 0,
+            slot => slot >> 16,
+        }
+    }
+}
