@@ -143,5 +143,4 @@ impl<'a> Reading<'a> {
 }
 
 #[cfg(test)]
-#[path = "present_tests.rs"]
 mod tests;
