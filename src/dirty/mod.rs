@@ -44,7 +44,7 @@ pub mod vhost;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
-use crate::memory::{Block, BlockId, Map, Ownership};
+use crate::memory::{Block, BlockId, Map, Ownership, Slot};
 use crate::units::Pages;
 use std::ops::Range;
 use std::sync::Arc;
@@ -127,6 +127,14 @@ impl Extent {
         Extent {
             block: block.id(),
             pages: 0..block.pages().0,
+        }
+    }
+
+    /// What a slot shows.
+    pub(crate) fn of(slot: &Slot) -> Extent {
+        Extent {
+            block: slot.block,
+            pages: slot.first.0..slot.first.0 + slot.pages.0,
         }
     }
 

@@ -9,7 +9,12 @@
 //!
 //! **Growing.** When guest memory comes to reach further than the log: a longer one is made,
 //! all back ends are moved to it, and only then the old one is read a last time. Until
-//! the last of them has moved, bits arrive in the old one.
+//! the last of them has moved, bits arrive in the old one. Moving reads a log and takes memory for
+//! one, both as long as guest memory is. So the new one is an eighth longer than the old one at
+//! least, and memory that is plugged in small pieces moves back ends now and then, not each time.
+//!
+//! **Other changes of the map** cost what they change: of a slot that goes, the bits are read; for
+//! one that comes, memory is taken.
 //!
 //! A log's memory is backed where RAM is; the rest of it, which holes in guest memory
 //! stand for, takes none until somebody writes there.
@@ -17,8 +22,7 @@
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::words;
 use crate::error::{Error, Kind, Result};
-use crate::fallible;
-use crate::memory::Map;
+use crate::memory::{Map, Slot};
 use crate::sys::{mem, shm::Shm};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
@@ -72,11 +76,26 @@ impl LogMemory {
     }
 
     /// Takes memory for the bits of these pages.
-    fn reserve(&self, ram: &[Range<u64>]) -> Result<()> {
-        for range in ram {
-            self.0.reserve(range.start / 8, range.end.div_ceil(8))?;
+    fn reserve(&self, pages: &Range<u64>) -> Result<()> {
+        self.0.reserve(pages.start / 8, pages.end.div_ceil(8))
+    }
+
+    /// Takes memory for the bits of all that a map has RAM at.
+    fn reserve_all(&self, map: &Map) -> Result<()> {
+        // Slots come by address: those that touch are one call.
+        let mut joined: Option<Range<u64>> = None;
+        for slot in map.slots() {
+            let next = pages_of(slot);
+            match &mut joined {
+                Some(last) if next.start <= last.end => last.end = last.end.max(next.end),
+                last => {
+                    if let Some(done) = last.replace(next) {
+                        self.reserve(&done)?;
+                    }
+                }
+            }
         }
-        Ok(())
+        joined.map_or(Ok(()), |last| self.reserve(&last))
     }
 }
 
@@ -114,28 +133,13 @@ pub struct VhostLog {
     current: Option<LogMemory>,
     /// Logs that some back end may write to though not all do: read as long as logging is on.
     refused: Vec<LogMemory>,
-    /// Pages of guest memory that are RAM, sorted, touching ones joined.
-    ram: Vec<Range<u64>>,
     strays: u64,
 }
 
-/// The pages that any of `maps` has RAM at.
-fn ram_of(maps: &[&Map]) -> Result<Vec<Range<u64>>> {
-    let slots = maps.iter().flat_map(|m| m.slots());
-    let pages = slots.map(|s| {
-        let first = s.guest_address.0 / PAGE_SIZE;
-        first..first + s.pages.0
-    });
-    let mut all = fallible::collect(pages, "the guest's memory")?;
-    all.sort_unstable_by_key(|r| r.start);
-    all.dedup_by(|next, last| {
-        let touch = next.start <= last.end;
-        if touch {
-            last.end = last.end.max(next.end);
-        }
-        touch
-    });
-    Ok(all)
+/// The guest's pages that a slot shows.
+fn pages_of(slot: &Slot) -> Range<u64> {
+    let first = slot.guest_address.0 / PAGE_SIZE;
+    first..first + slot.pages.0
 }
 
 impl VhostLog {
@@ -154,7 +158,6 @@ impl VhostLog {
             on: false,
             current: None,
             refused: Vec::new(),
-            ram: Vec::new(),
             strays: 0,
         })
     }
@@ -168,7 +171,7 @@ impl VhostLog {
         let reach = self.reach(map);
         let fits = |m: &LogMemory| m.length() >= log_bytes(reach);
         if let Some(at) = self.refused.iter().position(fits) {
-            self.refused[at].reserve(&self.ram)?;
+            self.refused[at].reserve_all(map)?;
             return Ok(self.refused.swap_remove(at));
         }
         if self.refused.len() >= REFUSED_MAX {
@@ -180,21 +183,29 @@ impl VhostLog {
                 ),
             ));
         }
-        let memory = LogMemory::new(reach)?;
-        memory.reserve(&self.ram)?;
+        let memory = match self.current.as_ref().map(|before| roomy(before, reach)) {
+            // A limit on files, or on memory, may leave no room for more than is needed.
+            Some(roomy) => LogMemory::new(roomy).or_else(|_| LogMemory::new(reach))?,
+            None => LogMemory::new(reach)?,
+        };
+        memory.reserve_all(map)?;
         Ok(memory)
     }
 
-    /// Reads all logs that back ends may write to.
-    fn drain_all(&mut self, sink: &mut dyn Sink) -> Result<()> {
+    /// Reads all logs that back ends may write to. `maps`: those whose RAM is no stray.
+    fn drain_all(&mut self, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
         for memory in self.current.iter().chain(&self.refused) {
-            self.strays += drain(memory, &self.ram, sink)?;
+            self.strays += drain(memory, maps, sink)?;
         }
         Ok(())
     }
 
-    fn everything(&self, map: &Map, sink: &mut dyn Sink) {
-        self.covered(map, &mut |extent| extent.everything(sink));
+    /// Reads what all logs have of a slot.
+    fn drain_slot(&mut self, slot: &Slot, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
+        for memory in self.current.iter().chain(&self.refused) {
+            self.strays += drain_pages(memory, pages_of(slot), maps, sink)?;
+        }
+        Ok(())
     }
 
     /// Moves all back ends to a longer log.
@@ -208,17 +219,25 @@ impl VhostLog {
         // Only now has the last of them set its last bit in the one before.
         match self.current.replace(memory) {
             None => {}
-            Some(before) => match drain(&before, &self.ram, sink) {
+            Some(before) => match drain(&before, &[old, new], sink) {
                 Ok(strays) => self.strays += strays,
-                Err(_) => self.everything(old, sink),
+                Err(_) => self.covered(old, &mut |extent| extent.everything(sink)),
             },
         }
         Ok(())
     }
 }
 
-/// Takes what a log holds into `sink`; returns how many pages were none of `ram`.
-fn drain(memory: &LogMemory, ram: &[Range<u64>], sink: &mut dyn Sink) -> Result<u64> {
+/// How far a log reaches that follows `before` and reaches to `reach` at least: an eighth further,
+/// so that the next slots find room in it.
+fn roomy(before: &LogMemory, reach: u64) -> u64 {
+    let length = before.length() + before.length() / 8;
+    let further = length.saturating_mul(8 * PAGE_SIZE).min(REACH_MAX);
+    reach.max(further)
+}
+
+/// Takes what a log holds into `sink`; returns how many pages were RAM in none of `maps`.
+fn drain(memory: &LogMemory, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
     let all = memory.0.words();
     let mut strays = 0;
     let mut from = 0;
@@ -228,7 +247,7 @@ fn drain(memory: &LogMemory, ram: &[Range<u64>], sink: &mut dyn Sink) -> Result<
         let end = mem::seek_hole(memory.fd(), data)?.unwrap_or(memory.length());
         let words = (data / 8) as usize..((end / 8) as usize).min(all.len());
         for (i, page) in all[words.clone()].chunks(PAGE_WORDS).enumerate() {
-            strays += drain_page(page, words.start + i * PAGE_WORDS, ram, sink);
+            strays += drain_page(page, words.start + i * PAGE_WORDS, maps, sink);
         }
         if end <= from {
             break;
@@ -238,8 +257,34 @@ fn drain(memory: &LogMemory, ram: &[Range<u64>], sink: &mut dyn Sink) -> Result<
     Ok(strays)
 }
 
+/// The same of the words that the bits of these pages are in. The end of what has memory is not
+/// looked for: the kernel goes through all of it for that.
+fn drain_pages(
+    memory: &LogMemory,
+    pages: Range<u64>,
+    maps: &[&Map],
+    sink: &mut dyn Sink,
+) -> Result<u64> {
+    let all = memory.0.words();
+    let mut at = (pages.start / 64) as usize;
+    let end = (pages.end.div_ceil(64) as usize).min(all.len());
+    let mut strays = 0;
+    while at < end {
+        let Some(data) = mem::seek_data(memory.fd(), at as u64 * 8)? else {
+            break;
+        };
+        at = at.max((data / 8) as usize);
+        let stop = (at + 1).next_multiple_of(PAGE_WORDS).min(end);
+        if at < stop {
+            strays += drain_page(&all[at..stop], at, maps, sink);
+        }
+        at = stop;
+    }
+    Ok(strays)
+}
+
 /// The words of a part of the log that begins at its word `at`.
-fn drain_page(page: &[AtomicU64], at: usize, ram: &[Range<u64>], sink: &mut dyn Sink) -> u64 {
+fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink) -> u64 {
     let mut taken = [0u64; PAGE_WORDS];
     let mut range: Option<Range<usize>> = None;
     for (line, words) in page.chunks(LINE).enumerate() {
@@ -265,7 +310,7 @@ fn drain_page(page: &[AtomicU64], at: usize, ram: &[Range<u64>], sink: &mut dyn 
     let Some(range) = range else {
         return 0;
     };
-    let taken = &taken[range.clone()];
+    let taken = &mut taken[range.clone()];
     let first = (at + range.start) as u64 * 64;
     let pages = taken.len() as u64 * 64;
     sink.bitmap(
@@ -273,21 +318,13 @@ fn drain_page(page: &[AtomicU64], at: usize, ram: &[Range<u64>], sink: &mut dyn 
         taken,
         Pages(pages),
     );
-    words::count(taken) - in_ram(taken, first, ram)
-}
-
-/// How many of the bits in `words`, which begins at page `first`, are pages of `ram`.
-fn in_ram(words: &[u64], first: u64, ram: &[Range<u64>]) -> u64 {
-    let end = first + words.len() as u64 * 64;
-    let from = ram.partition_point(|r| r.end <= first);
-    let pieces = ram[from..].iter().take_while(|r| r.start < end);
-    pieces
-        .map(|r| {
-            let start = r.start.max(first);
-            let stop = r.end.min(end);
-            words::count_range(words, (start - first) as usize, (stop - start) as usize)
-        })
-        .sum()
+    // What is left without all that is RAM.
+    for map in maps {
+        for piece in map.pieces(GuestAddress(first * PAGE_SIZE), Pages(pages)) {
+            words::clear_range(taken, piece.skipped.index(), piece.pages.index());
+        }
+    }
+    words::count(taken)
 }
 
 impl DirtyLog for VhostLog {
@@ -300,7 +337,6 @@ impl DirtyLog for VhostLog {
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
-        self.ram = ram_of(&[map])?;
         let memory = self.memory_for(map)?;
         if let Err(e) = self.back_ends.log_on(&memory) {
             // Some of them may log already.
@@ -336,44 +372,41 @@ impl DirtyLog for VhostLog {
         }
     }
 
-    fn harvest(&mut self, _map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+    fn harvest(&mut self, map: &Map, _when: When, sink: &mut dyn Sink) -> Result<Harvested> {
         if self.on {
-            self.drain_all(sink)?;
+            self.drain_all(&[map], sink)?;
         }
         Ok(Harvested::Complete)
     }
 
     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
         for slot in map.slots() {
-            each(Extent {
-                block: slot.block,
-                pages: slot.first.0..slot.first.0 + slot.pages.0,
-            });
+            each(Extent::of(slot));
         }
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
-        if !self.on || old.slots() == new.slots() {
+        if !self.on {
             return Ok(());
         }
+        let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
         // A back end may have been told of new memory already.
-        self.ram = ram_of(&[old, new])?;
-        // What it holds is understood by the old map.
-        if self.drain_all(sink).is_err() {
-            self.everything(old, sink);
+        let maps = [old, new];
+        for slot in &gone {
+            // What was logged of it is understood by the old map.
+            if self.drain_slot(slot, &maps, sink).is_err() {
+                Extent::of(slot).everything(sink);
+            }
         }
-        let length = self.current.as_ref().map_or(0, LogMemory::length);
-        let followed = if length < log_bytes(self.reach(new)) {
-            self.grow(old, new, sink)
-        } else {
-            let current = self.current.as_ref();
-            current.map_or(Ok(()), |memory| memory.reserve(&self.ram))
+        let Some(current) = &self.current else {
+            return Ok(());
         };
-        // Without memory for it the one of both serves: too much of it harms nobody.
-        if let Ok(ram) = ram_of(&[if followed.is_ok() { new } else { old }]) {
-            self.ram = ram;
+        if current.length() < log_bytes(self.reach(new)) {
+            return self.grow(old, new, sink);
         }
-        followed
+        fresh
+            .iter()
+            .try_for_each(|slot| current.reserve(&pages_of(slot)))
     }
 }
 

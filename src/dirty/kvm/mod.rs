@@ -39,9 +39,6 @@ fn of_kvm(slots: &[Arc<Slot>]) -> Result<Vec<&Slot>> {
 /// What KVM logs writes to: the slots of a map that are KVM's and writable.
 fn logged(map: &Map, each: &mut dyn FnMut(Extent)) {
     for slot in map.slots().iter().filter(|s| s.is_logged()) {
-        each(Extent {
-            block: slot.block,
-            pages: slot.first.0..slot.first.0 + slot.pages.0,
-        });
+        each(Extent::of(slot));
     }
 }
