@@ -42,7 +42,7 @@ impl IommufdLog {
 
     fn reader(&self, map: &Map) -> Result<Reader> {
         // Mappings begin and end at pages of the host's, the least that the IOMMU asks for.
-        Reader::new(self.iovas.mapped(map)?, PAGE_SIZE, false)
+        Reader::new(&self.iovas.mapped(map)?, PAGE_SIZE, false)
     }
 }
 
@@ -80,14 +80,21 @@ impl DirtyLog for IommufdLog {
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
-        if self.reader.is_none() || old.slots() == new.slots() {
+        let Some(reader) = &mut self.reader else {
             return Ok(());
-        }
-        let reader = self.reader(new)?;
-        if self.harvest(old, When::Running, sink).is_err() {
-            self.iovas.everything(old, sink);
-        }
-        self.reader = Some(reader);
+        };
+        let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
+        let showing = self.iovas.showing(&gone)?;
+        let unmapped = self.iovas.mapped_by(gone.iter().map(|slot| &**slot))?;
+        let mapped = self.iovas.mapped_by(fresh.iter().map(|slot| &**slot))?;
+        // Before anything else, because it can refuse the change.
+        reader.make_room(&mapped)?;
+        // What it has of them is understood by the old map.
+        let (iommufd, hwpt_id) = (&mut *self.iommufd, self.hwpt_id);
+        reader.harvest_of(&showing, &self.iovas, sink, |iova, length, page, bitmap| {
+            iommufd::get_dirty_bitmap(iommufd, hwpt_id, iova, length, page, bitmap)
+        });
+        reader.follow(&unmapped, &mapped);
         Ok(())
     }
 }

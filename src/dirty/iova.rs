@@ -1,6 +1,10 @@
 //! I/O virtual addresses: which of them devices may write, which guest memory they are, and
 //! how a bitmap of them becomes pages. What the logs of VFIO and iommufd share.
 //!
+//! A log is asked mapping by mapping, so a change of the memory map must not ask for all of them: a
+//! guest of thousands of slots would cost their square to plug. What goes is read ([`Reader::harvest_of`]),
+//! and the mappings that are read from then on differ by what changed ([`Reader::follow`]).
+//!
 //! Not a log itself, and not a vIOMMU: the ranges are what the VMM says they are.
 
 use super::{Extent, Origin, Sink};
@@ -10,7 +14,9 @@ use crate::fallible;
 use crate::memory::{BlockId, Map, Slot, NO_SLOT};
 use crate::sys::kvm::MEM_READONLY;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 /// The most ranges that a VMM may give.
@@ -73,6 +79,11 @@ pub enum Iovas {
     Ranges(Vec<DmaRange>),
 }
 
+/// The guest addresses of a slot.
+fn guest_range(slot: &Slot) -> Range<u64> {
+    slot.guest_address.0..slot.guest_address.0 + slot.pages.bytes().0
+}
+
 /// Whether devices see a slot: one of the first address space, and writable.
 fn is_mapped(slot: &Slot) -> bool {
     let first = slot.slot == NO_SLOT || slot.slot >> 16 == 0;
@@ -126,16 +137,42 @@ impl Iovas {
     /// The ranges of IOVAs as they are mapped for DMA, in order.
     pub(super) fn mapped(&self, map: &Map) -> Result<Vec<Range<u64>>> {
         match self {
-            Iovas::Guest => {
-                let slots = map.slots().iter().filter(|slot| is_mapped(slot));
-                let ranges =
-                    slots.map(|s| s.guest_address.0..s.guest_address.0 + s.pages.bytes().0);
-                let mut ranges = fallible::collect(ranges, RANGES)?;
-                ranges.sort_unstable_by_key(|r| r.start);
-                Ok(ranges)
-            }
+            // Slots come by guest address.
+            Iovas::Guest => self.mapped_by(map.slots().iter()),
             Iovas::Ranges(ranges) => fallible::collect(ranges.iter().map(DmaRange::iovas), RANGES),
         }
+    }
+
+    /// The ranges that are mapped for these slots: come and go with them.
+    pub(super) fn mapped_by<'a>(
+        &self,
+        slots: impl Iterator<Item = &'a Slot>,
+    ) -> Result<Vec<Range<u64>>> {
+        match self {
+            Iovas::Guest => fallible::collect(
+                slots.filter(|slot| is_mapped(slot)).map(guest_range),
+                RANGES,
+            ),
+            // Those that the VMM gave are there whatever the map is.
+            Iovas::Ranges(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The ranges that show anything of these slots.
+    pub(super) fn showing(&self, slots: &[Arc<Slot>]) -> Result<Vec<Range<u64>>> {
+        let ranges = match self {
+            Iovas::Guest => return self.mapped_by(slots.iter().map(|slot| &**slot)),
+            Iovas::Ranges(_) if slots.is_empty() => return Ok(Vec::new()),
+            Iovas::Ranges(ranges) => ranges,
+        };
+        let shows = |range: &&DmaRange| match range.target {
+            Target::Guest(from) => slots.iter().map(|slot| guest_range(slot)).any(|slot| {
+                let to = from.0 + range.length.0;
+                slot.start < to && from.0 < slot.end
+            }),
+            Target::Block { block, .. } => slots.iter().any(|slot| slot.block == block),
+        };
+        fallible::collect(ranges.iter().filter(shows).map(DmaRange::iovas), RANGES)
     }
 
     /// The pages of blocks that they show.
@@ -237,7 +274,7 @@ impl Iovas {
     }
 
     /// All of what a range of IOVAs shows.
-    fn all_of(&self, sink: &mut dyn Sink, iovas: Range<u64>) {
+    pub(super) fn all_of(&self, sink: &mut dyn Sink, iovas: Range<u64>) {
         let ranges = match self {
             Iovas::Guest => {
                 let pages = Bytes(iovas.end - iovas.start).pages_down();
@@ -304,16 +341,45 @@ pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Result<Vec<Ra
 
 /// Asks a log for its bitmaps, range by range.
 pub(super) struct Reader {
-    spans: Vec<Range<u64>>,
+    /// Where each range ends, by where it begins.
+    spans: BTreeMap<u64, u64>,
     page_size: u64,
+    whole: bool,
     pages_a_call: u64,
     bitmap: Vec<u64>,
 }
 
 impl Reader {
     /// A reader of `spans`, which are multiples of `page_size`; in pieces, unless `whole`.
-    pub(super) fn new(spans: Vec<Range<u64>>, page_size: u64, whole: bool) -> Result<Self> {
-        for span in &spans {
+    pub(super) fn new(spans: &[Range<u64>], page_size: u64, whole: bool) -> Result<Self> {
+        let mut reader = Reader {
+            spans: BTreeMap::new(),
+            page_size,
+            whole,
+            pages_a_call: 1,
+            bitmap: Vec::new(),
+        };
+        reader.make_room(spans)?;
+        reader.follow(&[], spans);
+        Ok(reader)
+    }
+
+    /// Whether `spans`, which are in order, are what it reads.
+    pub(super) fn reads(&self, spans: &[Range<u64>]) -> bool {
+        let ours = self.spans.iter().map(|(start, end)| *start..*end);
+        ours.eq(spans.iter().cloned())
+    }
+
+    /// Bytes of the bitmap that the longest of `spans` needs.
+    pub(super) fn bitmap_bytes(spans: &[Range<u64>], page_size: u64) -> u64 {
+        let pages = spans.iter().map(|s| (s.end - s.start) / page_size);
+        pages.max().unwrap_or(0).max(1).div_ceil(64) * 8
+    }
+
+    /// Has room for `spans` as well: before they are [followed](Reader::follow).
+    pub(super) fn make_room(&mut self, spans: &[Range<u64>]) -> Result<()> {
+        let page_size = self.page_size;
+        for span in spans {
             if !(span.start | span.end).is_multiple_of(page_size) {
                 return Err(Error::new(
                     Kind::Invalid,
@@ -325,35 +391,31 @@ impl Reader {
                 ));
             }
         }
-        let pages = |s: &Range<u64>| (s.end - s.start) / page_size;
-        let longest = spans.iter().map(pages).max().unwrap_or(0);
-        let pages_a_call = if whole {
-            longest.max(1)
-        } else {
-            longest.clamp(1, PAGES_A_CALL)
+        let longest = spans.iter().map(|s| (s.end - s.start) / page_size).max();
+        let longest = longest.unwrap_or(0).max(1);
+        let pages = match self.whole {
+            true => longest,
+            false => longest.min(PAGES_A_CALL),
         };
-        let len = pages_a_call.div_ceil(64) as usize;
-        let mut bitmap = Vec::new();
-        bitmap
-            .try_reserve_exact(len)
-            .map_err(|_| Error::no_memory("bitmap of IOVAs", len as u64 * 8))?;
-        bitmap.resize(len, 0);
-        Ok(Reader {
-            spans,
-            page_size,
-            pages_a_call,
-            bitmap,
-        })
+        let len = pages.div_ceil(64) as usize;
+        if let Some(more) = len.checked_sub(self.bitmap.len()) {
+            self.bitmap
+                .try_reserve_exact(more)
+                .map_err(|_| Error::no_memory("bitmap of IOVAs", len as u64 * 8))?;
+            self.bitmap.resize(len, 0);
+        }
+        self.pages_a_call = self.pages_a_call.max(pages);
+        Ok(())
     }
 
-    /// Whether all of `spans` are read by it.
-    pub(super) fn spans(&self) -> &[Range<u64>] {
-        &self.spans
-    }
-
-    /// Bytes of the longest bitmap.
-    pub(super) fn bitmap_bytes(&self) -> u64 {
-        self.bitmap.len() as u64 * 8
+    /// Reads no more what is `gone`, and from now on what is `fresh`, for which there is room.
+    pub(super) fn follow(&mut self, gone: &[Range<u64>], fresh: &[Range<u64>]) {
+        for span in gone {
+            self.spans.remove(&span.start);
+        }
+        for span in fresh {
+            self.spans.insert(span.start, span.end);
+        }
     }
 
     /// Reads everything by `read` (IOVA, bytes, page size, zeroed bitmap) into `sink`. After an
@@ -364,20 +426,52 @@ impl Reader {
         sink: &mut dyn Sink,
         mut read: impl FnMut(u64, u64, u64, &mut [u64]) -> Result<()>,
     ) -> Result<()> {
-        for span in &self.spans {
-            let mut from = span.start;
-            while from < span.end {
-                let pages = ((span.end - from) / self.page_size).min(self.pages_a_call);
-                let bitmap = &mut self.bitmap[..pages.div_ceil(64) as usize];
-                // The kernel only sets bits.
-                bitmap.fill(0);
-                read(from, pages * self.page_size, self.page_size, bitmap)?;
-                if !words::is_zero(bitmap) {
-                    iovas.deliver(sink, from, bitmap, pages, self.page_size);
-                }
-                from += pages * self.page_size;
+        let Reader { spans, bitmap, .. } = self;
+        let by = (self.page_size, self.pages_a_call);
+        let mut spans = spans.iter().map(|(start, end)| *start..*end);
+        spans.try_for_each(|span| read_span(span, by, bitmap, iovas, sink, &mut read))
+    }
+
+    /// The same of these of its ranges. What could not be read counts as dirty.
+    pub(super) fn harvest_of(
+        &mut self,
+        spans: &[Range<u64>],
+        iovas: &Iovas,
+        sink: &mut dyn Sink,
+        mut read: impl FnMut(u64, u64, u64, &mut [u64]) -> Result<()>,
+    ) {
+        let by = (self.page_size, self.pages_a_call);
+        for span in spans {
+            let bitmap = &mut self.bitmap;
+            let done = read_span(span.clone(), by, bitmap, iovas, sink, &mut read);
+            if done.is_err() {
+                iovas.all_of(sink, span.clone());
             }
         }
-        Ok(())
     }
+}
+
+/// Reads a range `by` pages of a size, so many a call.
+fn read_span(
+    span: Range<u64>,
+    by: (u64, u64),
+    bitmap: &mut [u64],
+    iovas: &Iovas,
+    sink: &mut dyn Sink,
+    read: &mut impl FnMut(u64, u64, u64, &mut [u64]) -> Result<()>,
+) -> Result<()> {
+    let (page_size, pages_a_call) = by;
+    let mut from = span.start;
+    while from < span.end {
+        let pages = ((span.end - from) / page_size).min(pages_a_call);
+        let bitmap = &mut bitmap[..pages.div_ceil(64) as usize];
+        // The kernel only sets bits.
+        bitmap.fill(0);
+        read(from, pages * page_size, page_size, bitmap)?;
+        if !words::is_zero(bitmap) {
+            iovas.deliver(sink, from, bitmap, pages, page_size);
+        }
+        from += pages * page_size;
+    }
+    Ok(())
 }

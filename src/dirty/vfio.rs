@@ -82,7 +82,7 @@ impl VfioDeviceLog {
             self.logging = Some(Logging {
                 ranges: Vec::new(),
                 page_size: self.hint,
-                reader: Reader::new(Vec::new(), self.hint, false)?,
+                reader: Reader::new(&[], self.hint, false)?,
             });
             return Ok(());
         }
@@ -133,7 +133,7 @@ impl VfioDeviceLog {
         Ok(Logging {
             ranges,
             page_size,
-            reader: Reader::new(round_out(mapped, page_size)?, page_size, false)?,
+            reader: Reader::new(&round_out(mapped, page_size)?, page_size, false)?,
         })
     }
 
@@ -230,8 +230,8 @@ impl DirtyLog for VfioDeviceLog {
         let page_size = logging.page_size;
         let spans = round_out(&wanted, page_size)?;
         if inside(&spans, &logging.ranges) {
-            if logging.reader.spans() != spans {
-                logging.reader = Reader::new(spans, page_size, false)?;
+            if !logging.reader.reads(&spans) {
+                logging.reader = Reader::new(&spans, page_size, false)?;
             }
             return Ok(());
         }
@@ -287,20 +287,26 @@ impl VfioContainerLog {
         VfioContainerLog::new(Box::new(Descriptor::new(container)), iovas)
     }
 
-    fn reader(&self, map: &Map) -> Result<Reader> {
-        let reader = Reader::new(self.iovas.mapped(map)?, self.page_size, true)?;
-        if reader.bitmap_bytes() > self.bitmap_max {
+    /// An error if one of these mappings is longer than the kernel's bitmaps.
+    fn check(&self, mapped: &[Range<u64>]) -> Result<()> {
+        let bytes = Reader::bitmap_bytes(mapped, self.page_size);
+        if bytes > self.bitmap_max {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "the longest mapping for DMA needs a bitmap of {} bytes, and this kernel's \
-                     are at most {}: map it in parts, and give those as ranges",
-                    reader.bitmap_bytes(),
+                    "the longest mapping for DMA needs a bitmap of {bytes} bytes, and this \
+                     kernel's are at most {}: map it in parts, and give those as ranges",
                     self.bitmap_max
                 ),
             ));
         }
-        Ok(reader)
+        Ok(())
+    }
+
+    fn reader(&self, map: &Map) -> Result<Reader> {
+        let mapped = self.iovas.mapped(map)?;
+        self.check(&mapped)?;
+        Reader::new(&mapped, self.page_size, true)
     }
 }
 
@@ -338,15 +344,25 @@ impl DirtyLog for VfioContainerLog {
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
-        if self.reader.is_none() || old.slots() == new.slots() {
+        if self.reader.is_none() {
             return Ok(());
         }
+        let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
+        let showing = self.iovas.showing(&gone)?;
+        let unmapped = self.iovas.mapped_by(gone.iter().map(|slot| &**slot))?;
+        let mapped = self.iovas.mapped_by(fresh.iter().map(|slot| &**slot))?;
         // Before anything else, because it can refuse the change.
-        let reader = self.reader(new)?;
-        if self.harvest(old, When::Running, sink).is_err() {
-            self.iovas.everything(old, sink);
-        }
-        self.reader = Some(reader);
+        self.check(&mapped)?;
+        let Some(reader) = &mut self.reader else {
+            return Ok(());
+        };
+        reader.make_room(&mapped)?;
+        // What it has of them is understood by the old map.
+        let container = &mut *self.container;
+        reader.harvest_of(&showing, &self.iovas, sink, |iova, length, page, bitmap| {
+            vfio::type1_bitmap(container, iova, length, page, bitmap)
+        });
+        reader.follow(&unmapped, &mapped);
         Ok(())
     }
 }

@@ -475,6 +475,51 @@ fn a_page_table_s_log_is_switched_and_asked_mapping_by_mapping() {
     assert_eq!(error.kind(), Kind::Unsupported);
 }
 
+/// Asking for every mapping with each of them would be the square of a guest's slots.
+#[test]
+fn of_a_map_that_changes_only_what_goes_is_asked_for() {
+    for in_container in [true, false] {
+        let (guest, kernel) = (guest(), Kernel::default());
+        let consumer = match in_container {
+            true => container(&guest, &kernel, P),
+            false => {
+                let log = IommufdLog::new(kernel.iommufd(), 7, Iovas::Guest).unwrap();
+                guest.tracker(Box::new(log))
+            }
+        };
+        kernel.lock().mapped = vec![0..100 * P, 1000 * P..1030 * P, 2000 * P..2010 * P];
+        consumer.start(StartWith::Nothing).unwrap();
+        kernel.calls();
+        guest.slot("ram", 130, 10, 2000).unwrap();
+        assert_eq!(kernel.calls(), [""; 0]);
+        assert_eq!(take_all(&consumer), pages(130..140));
+        kernel.write(2003 * P);
+        kernel.write(1001 * P);
+        let gone = |page: u64| {
+            let at = GuestAddress(page * P);
+            guest
+                .memory
+                .remove_slot(crate::memory::NO_SLOT, at)
+                .unwrap();
+        };
+        gone(2000);
+        let calls = kernel.calls();
+        assert!(
+            calls.len() == 1 && calls[0].starts_with("get 7d0000+a000"),
+            "{calls:?}"
+        );
+        assert_eq!(take_all(&consumer), pages([133]));
+        // What could not be read counts as dirty, and is gone all the same. The rest is still read.
+        kernel.fail("get", libc::EIO);
+        gone(0);
+        assert_eq!(take_all(&consumer), pages(0..100));
+        kernel.calls();
+        assert_eq!(sync_all(&consumer), pages([101]));
+        assert_eq!(kernel.calls().len(), 1);
+        consumer.stop().unwrap();
+    }
+}
+
 #[test]
 fn rom_and_other_address_spaces_are_not_asked_for() {
     let (guest, kernel) = (Guest::new(30), Kernel::default());
