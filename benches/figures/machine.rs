@@ -180,7 +180,7 @@ pub struct Machine {
     pub control: Arc<Mutex<Control>>,
     /// Of all dirty rings. The kernel's memory, which is the VMM's cost all the same.
     pub ring_bytes: u64,
-    _vcpus: Vec<VcpuFd>,
+    vcpus: Vec<VcpuFd>,
     vm: kvm_ioctls::VmFd,
     _ram: Reserved,
 }
@@ -267,7 +267,7 @@ impl Machine {
             consumer,
             control,
             ring_bytes: shape.ring_vcpus * ring,
-            _vcpus: vcpus,
+            vcpus,
             vm,
             _ram: ram,
         }
@@ -290,16 +290,18 @@ impl Machine {
 
     /// Takes everything that is pending.
     pub fn drain(&self) {
-        let mut cursor = Cursor::default();
-        loop {
-            let taken = self
-                .consumer
-                .take(&mut cursor, 4096, Pages(1 << 20))
-                .unwrap();
-            if taken.is_empty() {
-                break;
+        drain(&self.consumer);
+    }
+
+    /// Has KVM write these pages for each vCPU, `each` of its own, all over the guest.
+    pub fn write(&self, each: u64, length: u64) {
+        let all = each * self.vcpus.len() as u64;
+        for (n, vcpu) in self.vcpus.iter().enumerate() {
+            for i in 0..each {
+                let page = n as u64 * each + i;
+                // Address 0 would switch it off.
+                write_clock(vcpu, (length / PAGE_SIZE / all * page + 1) * PAGE_SIZE);
             }
-            taken.delivered();
         }
     }
 
@@ -314,6 +316,44 @@ impl Machine {
     pub fn get(&self, words: &mut [u64]) {
         boundary(&self.vm).get_dirty_log(0, words).unwrap();
     }
+}
+
+/// Takes everything that is pending.
+pub fn drain(consumer: &Consumer) {
+    let mut cursor = Cursor::default();
+    loop {
+        let taken = consumer.take(&mut cursor, 4096, Pages(1 << 20)).unwrap();
+        if taken.is_empty() {
+            break;
+        }
+        taken.delivered();
+    }
+}
+
+/// Has KVM store the time at a guest address, in three stores, by the way that logs what this vCPU
+/// writes.
+pub fn write_clock(vcpu: &VcpuFd, address: u64) {
+    #[repr(C)]
+    struct Msrs {
+        count: u32,
+        pad: u32,
+        index: u32,
+        reserved: u32,
+        data: u64,
+    }
+    /// `KVM_SET_MSRS`, `MSR_KVM_WALL_CLOCK_NEW`.
+    const SET_MSRS: u64 = 0x4008_ae89;
+    const WALL_CLOCK: u32 = 0x4b56_4d00;
+    let msrs = Msrs {
+        count: 1,
+        pad: 0,
+        index: WALL_CLOCK,
+        reserved: 0,
+        data: address,
+    };
+    // SAFETY: the kernel only reads the structure; what it writes is guest memory.
+    let set = unsafe { libc::ioctl(vcpu.as_raw_fd(), SET_MSRS as _, &msrs) };
+    assert_eq!(set, 1, "KVM writes the time");
 }
 
 /// brant's side of it.

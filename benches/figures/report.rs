@@ -47,6 +47,25 @@ impl Report {
         }));
     }
 
+    /// How a cost grows: at the larger size, and what that may be; the ratios of the two turn by
+    /// turn, and by the clock; and the share of the smaller side that was fixed, and subtracted.
+    pub fn grown(
+        &mut self,
+        name: &str,
+        unit: &str,
+        [cost, allowed]: [&Runs; 2],
+        ratios: &Runs,
+        by_clock: &Runs,
+        fixed: &Runs,
+    ) {
+        let [low, ratio, high] = ratios.quartiles();
+        self.row(json!({
+            "name": name, "value": cost.median(), "unit": unit, "peer": "allowed growth",
+            "peer_value": allowed.median(), "ratio": ratio, "runs": cost.0.len(),
+            "low": low, "high": high, "by_clock": by_clock.median(), "fixed": fixed.median(),
+        }));
+    }
+
     /// A figure that could not be measured here.
     pub fn skipped(&mut self, name: &str, reason: &str) {
         if self.wants_any(name) {
@@ -62,12 +81,20 @@ impl Report {
         }
         self.empty = false;
         eprintln!(
-            "  {name:40} {:>10.4} {:8} {:>10.4} {:18} ratio {:.4}",
+            "  {name:40} {:>10.4} {:8} {:>10.4} {:18} ratio {:.4}{}",
             row["value"].as_f64().unwrap_or(0.0),
             row["unit"].as_str().unwrap_or(""),
             row["peer_value"].as_f64().unwrap_or(0.0),
             row["peer"].as_str().unwrap_or(""),
             row["ratio"].as_f64().unwrap_or(0.0),
+            match (row["low"].as_f64(), row["high"].as_f64()) {
+                (Some(low), Some(high)) => format!(
+                    " ({low:.2} to {high:.2}; by the clock {:.2}; fixed {:.0} %)",
+                    row["by_clock"].as_f64().unwrap_or(0.0),
+                    row["fixed"].as_f64().unwrap_or(0.0) * 100.0
+                ),
+                _ => String::new(),
+            },
         );
         if let Some(out) = &mut self.out {
             writeln!(out, "{row}").expect("the results can be written");
@@ -92,11 +119,17 @@ impl Runs {
 
     /// The middle one.
     pub fn median(&self) -> f64 {
+        self.quartiles()[1]
+    }
+
+    /// Where the middle half of them begins, the middle one, and where that half ends.
+    pub fn quartiles(&self) -> [f64; 3] {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let n = sorted.len();
         assert!(n > 0, "something was measured");
-        (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
+        let middle = (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0;
+        [sorted[n / 4], middle, sorted[n - 1 - n / 4]]
     }
 }
 

@@ -6,7 +6,7 @@
 //! by the same way that logs what a guest writes. It stores three times, so the ring gets
 //! 3,000 entries.
 
-use crate::machine::{boundary, kvm, Reserved, GIB};
+use crate::machine::{boundary, kvm, write_clock, Reserved, GIB};
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::ring::KvmRing;
@@ -126,29 +126,10 @@ impl Guest {
 
     /// Has KVM write the pages, all over the guest.
     fn write(&self) {
-        #[repr(C)]
-        struct Msrs {
-            count: u32,
-            pad: u32,
-            index: u32,
-            reserved: u32,
-            data: u64,
-        }
-        /// `KVM_SET_MSRS`, `MSR_KVM_WALL_CLOCK_NEW`.
-        const SET_MSRS: u64 = 0x4008_ae89;
-        const WALL_CLOCK: u32 = 0x4b56_4d00;
         for page in 0..DIRTY {
-            let msrs = Msrs {
-                count: 1,
-                pad: 0,
-                index: WALL_CLOCK,
-                reserved: 0,
-                // Address 0 would switch it off.
-                data: (self.length / PAGE_SIZE / DIRTY * page + 1) * PAGE_SIZE,
-            };
-            // SAFETY: the kernel only reads the structure; what it writes is guest memory.
-            let set = unsafe { libc::ioctl(self.vcpu.as_raw_fd(), SET_MSRS as _, &msrs) };
-            assert_eq!(set, 1, "KVM writes the time");
+            // Address 0 would switch it off.
+            let page = self.length / PAGE_SIZE / DIRTY * page + 1;
+            write_clock(&self.vcpu, page * PAGE_SIZE);
         }
     }
 
