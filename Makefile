@@ -98,9 +98,9 @@ test-tsan: | deps
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
 
-## bench: measure the figures (some: make bench ONLY=stream) into target/bench/results.json
+## bench: measure the figures (some: make bench ONLY=stream) into target/bench/results.json (STRICT=1: fails where a goal is missed)
 bench: | deps
-	@scripts/bench --only '$(ONLY)'
+	@scripts/bench --only '$(ONLY)' $(if $(STRICT),--strict)
 
 ## deps: check for the tools needed; root on Debian: install the missing (BRANT_NO_INSTALL=1: only check)
 deps: $(C)/deps.stamp

@@ -1,11 +1,14 @@
 """Taking 32,768 scattered pages: take_array(), beside the same calls of the library alone.
 
-    PYTHONPATH=bindings/python python3 bindings/python/benches/take_array.py
+    make bench ONLY=python
 
-At most 2 times C is the aim. The median of 9 alternating pairs; nothing is judged here.
+or, after `make lib`, this program alone, which appends its figure to the file of `--out`. The median
+of 9 alternating pairs; scripts/bench judges it. numpy is not needed.
 """
 
+import argparse
 import ctypes
+import json
 import mmap
 import statistics
 import time
@@ -44,7 +47,7 @@ def by_c(tracker: brant.Tracker) -> float:
                 return time.perf_counter() - begun
 
 
-def main() -> None:
+def main(out: str) -> None:
     memory = mmap.mmap(-1, PAGES * brant.PAGE_SIZE)
     with brant.Guest() as guest, brant.Tracker(guest) as tracker:
         guest.add_block("ram", memory)
@@ -56,8 +59,16 @@ def main() -> None:
             mark(tracker)
             c.append(by_c(tracker))
     ours, theirs = statistics.median(python), statistics.median(c)
-    print("take_array %.2f ms, C %.2f ms, ratio %.2f" % (ours * 1e3, theirs * 1e3, ours / theirs))
+    ratio = ours / theirs
+    print("  python.take_array: %.2f ms, the library's calls %.2f ms, ratio %.2f" % (ours * 1e3, theirs * 1e3, ratio))
+    if out:
+        row = {"name": "python.take_array", "value": ours * 1e3, "unit": "ms", "peer": "the library's calls",
+               "peer_value": theirs * 1e3, "ratio": ratio, "runs": len(python)}
+        with open(out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="", metavar="FILE")
+    main(parser.parse_args().out)
