@@ -726,7 +726,7 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
             // SAFETY: the test's own memory, or an address that nothing looks at.
             host: unsafe { brant::memory::HostMemory::new(host.cast()) },
             length: Bytes(pages * PAGE_SIZE),
-            page_size: Bytes(PAGE_SIZE as u64),
+            page_size: Bytes(PAGE_SIZE),
             file: None,
             flags: BlockFlags::default(),
         })

@@ -59,7 +59,7 @@ impl Channel {
     }
 
     /// Takes a connected stream socket (TCP, unix, vsock). It is ours from now
-    /// on, also on failure; see [`Socket::new`] for what is done to it.
+    /// on, also on failure.
     ///
     /// # Errors
     /// `Invalid` when it is not a stream socket or not connected.

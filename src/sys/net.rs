@@ -290,8 +290,9 @@ pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// acknowledged; of a unix socket's, those which the peer has not read (`SIOCOUTQ`, tcp(7)).
 pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
+    let into = &raw mut bytes;
     // SAFETY: the request writes one int, on this stack frame.
-    check(unsafe { kernel::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    check(unsafe { kernel::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, into) })?;
     Ok(bytes.max(0) as u64)
 }
 

@@ -139,7 +139,7 @@ impl Tree<'_> {
         self.parsed.push((module.to_vec(), own));
         for child in inline {
             let name = child.ident.to_string();
-            let path = [module, &[name.clone()]].concat();
+            let path = [module, std::slice::from_ref(&name)].concat();
             let below = format!("{dir}{name}/");
             match child.content {
                 Some((_, items)) => self.add(&path, file, &below, items),

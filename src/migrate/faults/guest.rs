@@ -53,10 +53,8 @@ impl Ram {
                 OwnedFd::from_raw_fd(libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC))
             };
             // SAFETY: changes only the length of our own file.
-            assert_eq!(
-                unsafe { libc::ftruncate(file.as_raw_fd(), length as i64) },
-                0
-            );
+            let cut = unsafe { libc::ftruncate(file.as_raw_fd(), length as i64) };
+            assert_eq!(cut, 0);
             file
         });
         let flags = match shared {

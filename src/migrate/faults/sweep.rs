@@ -76,10 +76,8 @@ impl Child {
     fn start(name: String, kinds: Kinds, planned: Option<Planned>) -> Child {
         let mut ends = [0; 2];
         // SAFETY: the kernel fills two integers.
-        assert_eq!(
-            unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-            0
-        );
+        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+        assert_eq!(made, 0);
         // SAFETY: just made, and nobody else's.
         let [reader, writer] = ends.map(|fd| unsafe { File::from_raw_fd(fd) });
         // SAFETY: this process has no other thread that could hold a lock.

@@ -145,7 +145,7 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: c_int) -> c_int {
 /// The message has the parts that it says.
 unsafe fn cut(message: &msghdr, most: usize) -> Vec<iovec> {
     // SAFETY: the caller's promise.
-    let parts = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen as usize) };
+    let parts = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
     let mut left = most.max(1);
     let mut fewer = Vec::new();
     for part in parts {
