@@ -138,6 +138,7 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             mode,
             switch,
             vmm: Some(ops),
+            measured: None,
             ring_bytes: kvm.ring_bytes,
         };
         let opened = request.open_fd(fd)?;

@@ -14,6 +14,19 @@ pub fn boottime() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
+/// Time for which the calling thread has had a processor, a guest that it ran included
+/// (`CLOCK_THREAD_CPUTIME_ID`).
+pub fn thread_time() -> Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel fills the structure, which outlives the call. It cannot fail: every
+    // thread has that clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,6 +40,20 @@ mod tests {
             let now = boottime();
             assert!(now >= last);
             last = now;
+        }
+    }
+
+    #[test]
+    fn a_thread_that_waits_has_no_time() {
+        let before = thread_time();
+        let waited = std::time::Instant::now();
+        while waited.elapsed() < Duration::from_millis(200) {
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        let slept = thread_time() - before;
+        assert!(slept < Duration::from_millis(100), "{slept:?}");
+        while thread_time() - before <= slept {
+            std::hint::black_box(());
         }
     }
 }

@@ -16,6 +16,8 @@ pub mod ioctl;
 pub mod iommufd;
 pub(crate) mod kernel;
 pub mod kvm;
+#[cfg(target_arch = "x86_64")]
+pub mod kvm_machine;
 pub mod kvm_ring;
 pub mod maps;
 pub mod mem;

@@ -1,24 +1,9 @@
-//! Which of KVM's logs is used, and why. Pure: what the kernel offers goes in.
+//! Which of KVM's logs is used, and why: the only place that decides it. Pure: what the kernel
+//! offers goes in, and what was measured.
 
+use super::measure::costs::{cheapest, Measured};
+use super::mode::{Choice, KvmMode};
 use crate::error::{Error, Kind, Result};
-use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
-
-/// Which of KVM's logs, and how its bits are read and cleared. The numbers are part of the C ABI.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum KvmMode {
-    /// The best that there is: [`choose`] decides.
-    #[default]
-    Auto = 0,
-    /// GET clears.
-    GetAndClear = 1,
-    /// CLEAR clears; starting protects everything.
-    ManualProtect = 2,
-    /// CLEAR clears; starting protects nothing and sets every bit.
-    InitiallySet = 3,
-    /// No bitmap: each vCPU's ring. See [`super::ring`].
-    Ring = 4,
-}
 
 /// What a kernel and a VM offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,51 +16,29 @@ pub struct Offer {
     pub bitmap: bool,
 }
 
-/// What was picked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    /// Never [`KvmMode::Auto`].
-    pub mode: KvmMode,
-    /// One sentence.
-    pub reason: String,
+impl Offer {
+    /// Whether `mode` is one of them.
+    fn has(self, mode: KvmMode) -> bool {
+        match mode {
+            KvmMode::Ring => self.ring,
+            mode => !self.ring && self.manual & mode.manual() == mode.manual(),
+        }
+    }
 }
 
-/// Picks a mode, or says why `asked` cannot be.
-pub fn choose(asked: KvmMode, offer: Offer) -> Result<Choice> {
-    let initially = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
-    let pick = |mode, reason: &str| {
-        Ok(Choice {
-            mode,
-            reason: reason.to_owned(),
-        })
-    };
-    match (asked, offer) {
-        (KvmMode::Ring, Offer { ring: false, .. }) => Err(Error::new(
+/// Picks a mode, or says why `asked` cannot be. [`KvmMode::Auto`] goes by `measured`, as far as
+/// what it recommends is still to be had.
+pub fn choose(asked: KvmMode, offer: Offer, measured: Option<&Measured>) -> Result<Choice> {
+    let pick = |mode, reason: String| Ok(Choice { mode, reason });
+    match asked {
+        KvmMode::Auto => Ok(best(offer, measured)),
+        KvmMode::Ring if !offer.ring => Err(Error::new(
             Kind::State,
             "mode ring: expected a VM whose dirty rings are enabled (brant_kvm_enable_ring, before \
              its first vCPU); found one without",
         )),
-        (KvmMode::Ring, _) => pick(KvmMode::Ring, "the ring was asked for"),
-        (
-            KvmMode::Auto,
-            Offer {
-                ring: true, bitmap, ..
-            },
-        ) => pick(
-            KvmMode::Ring,
-            match bitmap {
-                // There is nothing left to measure: what a bitmap would cost cannot be tried.
-                false => {
-                    "this VM has its dirty rings enabled, and no bitmap works on it then; whether \
-                     rings are worth it is decided when they are enabled: a guest that writes a \
-                     lot, and one whose instructions the kernel emulates, is faster without"
-                }
-                true => {
-                    "this VM has its dirty rings enabled, and a bitmap for what no vCPU writes"
-                }
-            },
-        ),
-        (mode, Offer { ring: true, .. }) => Err(Error::new(
+        KvmMode::Ring => pick(asked, "the ring was asked for".to_owned()),
+        mode if offer.ring => Err(Error::new(
             Kind::Unsupported,
             format!(
                 "this VM has its dirty rings enabled, and the kernel refuses bitmaps for it \
@@ -83,41 +46,80 @@ pub fn choose(asked: KvmMode, offer: Offer) -> Result<Choice> {
                 mode as u32
             ),
         )),
-        (KvmMode::Auto, Offer { manual, .. }) if manual & initially == initially => pick(
-            KvmMode::InitiallySet,
-            "there is no ring, and this kernel starts bitmaps all ones without protecting anything",
-        ),
-        (KvmMode::Auto, Offer { manual, .. }) if manual & MANUAL_PROTECT_ENABLE != 0 => pick(
-            KvmMode::ManualProtect,
-            "there is no ring, and this kernel leaves clearing to us but has no initially-set bitmaps",
-        ),
-        (KvmMode::Auto, _) => pick(
-            KvmMode::GetAndClear,
-            "there is no ring, and this kernel can only get and clear at once",
-        ),
-        (KvmMode::ManualProtect, Offer { manual, .. }) if manual & MANUAL_PROTECT_ENABLE == 0 => {
-            Err(missing("manual dirty-log protection", manual))
-        }
-        (KvmMode::InitiallySet, Offer { manual, .. }) if manual & initially != initially => {
-            Err(missing("initially-set dirty logs", manual))
-        }
-        (mode, _) => pick(mode, "it was asked for"),
+        mode if !offer.has(mode) => Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "this KVM has no {}: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is {}; use mode AUTO or \
+                 get-and-clear",
+                mode.name(),
+                offer.manual
+            ),
+        )),
+        mode => pick(mode, "it was asked for".to_owned()),
     }
 }
 
-fn missing(what: &str, manual: u64) -> Error {
-    Error::new(
-        Kind::Unsupported,
-        format!(
-            "this KVM has no {what}: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is {manual}; use mode AUTO \
-             or get-and-clear"
+/// What [`KvmMode::Auto`] comes to.
+fn best(offer: Offer, measured: Option<&Measured>) -> Choice {
+    if offer.ring {
+        return with_rings(offer, measured);
+    }
+    let by_figures = measured
+        .and_then(|measured| cheapest(&measured.costs, measured.workload, |m| offer.has(m)));
+    if let Some(mut choice) = by_figures {
+        if measured.is_some_and(|measured| measured.choice.mode == KvmMode::Ring) {
+            choice.reason += "; dirty rings were measured cheaper, and this VM has none enabled";
+        }
+        return choice;
+    }
+    let (mode, why) = if offer.has(KvmMode::InitiallySet) {
+        let why = "this kernel starts bitmaps all ones without protecting anything";
+        (KvmMode::InitiallySet, why)
+    } else if offer.has(KvmMode::ManualProtect) {
+        let why = "this kernel leaves clearing to us but has no initially-set bitmaps";
+        (KvmMode::ManualProtect, why)
+    } else {
+        let why = "this kernel can only get and clear at once";
+        (KvmMode::GetAndClear, why)
+    };
+    Choice {
+        mode,
+        reason: format!("there is no ring, and {why}"),
+    }
+}
+
+/// Rings are enabled: no bitmap works any more (but for what no vCPU writes), so nothing is left
+/// to decide. What the decision has cost is told, if somebody measured.
+fn with_rings(offer: Offer, measured: Option<&Measured>) -> Choice {
+    let reason = if offer.bitmap {
+        "this VM has its dirty rings enabled, and a bitmap for what no vCPU writes"
+    } else {
+        "this VM has its dirty rings enabled, and no bitmap works on it then"
+    };
+    let more = match measured {
+        Some(measured) if measured.choice.mode == KvmMode::Ring => {
+            format!("; {}", measured.choice.reason)
+        }
+        Some(measured) => format!(
+            "; {} would have been cheaper: {}",
+            measured.choice.mode.name(),
+            measured.choice.reason
         ),
-    )
+        None => "; whether rings are worth it is decided when they are enabled (brant_kvm_measure \
+                 says): a guest that writes a lot is faster without"
+            .to_owned(),
+    };
+    Choice {
+        mode: KvmMode::Ring,
+        reason: reason.to_owned() + &more,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::measure::costs::{Cost, Costs, Workload};
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn auto_takes_the_ring_of_a_vm_that_has_one_and_else_the_best_bitmap() {
@@ -156,7 +158,7 @@ mod tests {
             (KvmMode::ManualProtect, offer(0, false, true), None),
             (KvmMode::InitiallySet, offer(1, false, true), None),
         ] {
-            let got = choose(asked, offer);
+            let got = choose(asked, offer, None);
             assert_eq!(
                 got.as_ref().ok().map(|c| c.mode),
                 expected,
@@ -164,5 +166,57 @@ mod tests {
             );
             assert!(got.map_or(true, |c| !c.reason.is_empty()));
         }
+    }
+
+    fn measured(recommended: KvmMode, busy: [(KvmMode, u64); 2]) -> Measured {
+        let mut costs = Costs::default();
+        for (mode, ns) in busy {
+            *costs.of_mut(mode).unwrap() = Some(Cost {
+                busy_write: Duration::from_nanos(ns),
+                ..Default::default()
+            });
+        }
+        Measured {
+            costs,
+            workload: Workload::default(),
+            choice: Choice {
+                mode: recommended,
+                reason: "figures".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn auto_goes_by_what_was_measured_as_far_as_that_is_still_to_be_had() {
+        use KvmMode::{GetAndClear, InitiallySet, ManualProtect, Ring};
+        let bitmaps = |manual| Offer {
+            manual,
+            ring: false,
+            bitmap: true,
+        };
+        let rings = Offer {
+            manual: 3,
+            ring: true,
+            bitmap: false,
+        };
+        let plain_is_faster = measured(GetAndClear, [(InitiallySet, 100), (GetAndClear, 10)]);
+        let ring_is_faster = measured(Ring, [(InitiallySet, 100), (Ring, 10)]);
+        let bitmap_is_faster = measured(InitiallySet, [(InitiallySet, 10), (Ring, 100)]);
+        for (offer, measured, expected, says) in [
+            (bitmaps(3), &plain_is_faster, GetAndClear, "10 ns"),
+            (bitmaps(3), &bitmap_is_faster, InitiallySet, "10 ns"),
+            // Of the kinds that were measured none is offered: the order without figures.
+            (bitmaps(1), &bitmap_is_faster, ManualProtect, "no ring"),
+            (bitmaps(3), &ring_is_faster, InitiallySet, "none enabled"),
+            (rings, &bitmap_is_faster, Ring, "would have been cheaper"),
+            (rings, &ring_is_faster, Ring, "figures"),
+        ] {
+            let got = choose(KvmMode::Auto, offer, Some(measured)).unwrap();
+            assert_eq!(got.mode, expected, "{offer:?}: {}", got.reason);
+            assert!(got.reason.contains(says), "{}", got.reason);
+        }
+        // Whoever asks for one gets it, whatever was measured.
+        let asked = choose(InitiallySet, bitmaps(3), Some(&plain_is_faster)).unwrap();
+        assert_eq!(asked.mode, InitiallySet);
     }
 }

@@ -17,7 +17,8 @@
 //! each range. The kernel does this at every creation of a bitmap, so the copy starts as
 //! all ones whenever logging is switched on.
 
-use super::choose::{choose, KvmMode, Offer};
+use super::choose::{choose, Offer};
+use super::mode::KvmMode;
 use super::switch::LogSwitch;
 use super::SLOTS;
 use crate::dirty::{
@@ -27,9 +28,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::{BlockId, Map, Slot};
 use crate::sys::guarded::Guarded;
-use crate::sys::kvm::{
-    Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
-};
+use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::units::Pages;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -173,17 +172,13 @@ impl KvmLog {
             ring: false,
             bitmap: true,
         };
-        Ok(choose(self.asked, offer)?.mode)
+        Ok(choose(self.asked, offer, None)?.mode)
     }
 
     /// Tells the kernel the mode. It can be switched at any time, and does nothing to
     /// slots whose logging is on already.
     fn apply_mode(&mut self, mode: KvmMode) -> Result<()> {
-        let arg = match mode {
-            KvmMode::Auto | KvmMode::GetAndClear | KvmMode::Ring => 0,
-            KvmMode::ManualProtect => MANUAL_PROTECT_ENABLE,
-            KvmMode::InitiallySet => MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET,
-        };
+        let arg = mode.manual();
         if arg == 0 && self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) == 0 {
             return Ok(());
         }

@@ -3,14 +3,18 @@
 
 pub mod choose;
 pub mod log;
+pub mod measure;
+mod mode;
 #[cfg(test)]
 pub(crate) mod model;
 mod open;
 pub mod ring;
 mod switch;
 
-pub use choose::{choose, Choice, KvmMode, Offer};
+pub use choose::{choose, Offer};
 pub use log::KvmLog;
+pub use measure::{measure, Cost, Costs, Measured, Workload};
+pub use mode::{Choice, KvmMode};
 pub use open::{Opened, Request, Used};
 pub use ring::{KvmRing, Rings};
 pub use switch::LogSwitch;

@@ -1,8 +1,10 @@
 //! The one entry that chooses KVM's log of a virtual machine: what the VM and the kernel offer is
 //! asked here, [`choose`] decides, and the log is made.
 
-use super::choose::{choose, Choice, KvmMode, Offer};
+use super::choose::{choose, Offer};
 use super::log::KvmLog;
+use super::measure::costs::Measured;
+use super::mode::{Choice, KvmMode};
 use super::ring::{KvmRing, Rings};
 use super::switch::LogSwitch;
 use crate::dirty::DirtyLog;
@@ -23,6 +25,9 @@ pub struct Request {
     /// With rings, asked to `kick` the vCPUs before a harvest while they run, and told of the
     /// reaper's thread.
     pub vmm: Option<Arc<dyn Vmm>>,
+    /// What [`super::measure()`] found, for [`KvmMode::Auto`] to go by. Without it, Auto goes by what
+    /// the kernel offers.
+    pub measured: Option<Measured>,
     /// Bytes of each vCPU's ring, as enabling it said; a vCPU whose ring has another size is
     /// refused. 0: what the kernel says.
     pub ring_bytes: u64,
@@ -97,7 +102,7 @@ impl Request {
             ring,
             bitmap,
         };
-        let choice = choose(self.mode, offer)?;
+        let choice = choose(self.mode, offer, self.measured.as_ref())?;
         let mut rings = None;
         let log: Box<dyn DirtyLog> = match choice.mode {
             KvmMode::Ring => {

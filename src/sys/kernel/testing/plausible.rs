@@ -15,7 +15,17 @@ pub(in crate::sys) fn request(request: libc::c_ulong) -> &'static str {
 
 const REQUESTS: &[(libc::c_ulong, &str)] = &[
     (c::TIOCOUTQ, "SIOCOUTQ"),
+    (0xae00, "KVM_GET_API_VERSION"),
+    (0xae01, "KVM_CREATE_VM"),
     (0xae03, "KVM_CHECK_EXTENSION"),
+    (0xae04, "KVM_GET_VCPU_MMAP_SIZE"),
+    (0xc008_ae05, "KVM_GET_SUPPORTED_CPUID"),
+    (0xae41, "KVM_CREATE_VCPU"),
+    (0xae80, "KVM_RUN"),
+    (0x4090_ae82, "KVM_SET_REGS"),
+    (0x8138_ae83, "KVM_GET_SREGS"),
+    (0x4138_ae84, "KVM_SET_SREGS"),
+    (0x4008_ae90, "KVM_SET_CPUID2"),
     (0x4020_ae46, "KVM_SET_USER_MEMORY_REGION"),
     (0x4010_ae42, "KVM_GET_DIRTY_LOG"),
     (0xc018_aec0, "KVM_CLEAR_DIRTY_LOG"),
@@ -112,6 +122,17 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     ("KVM_GET_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOMEM), Error(c::ENOENT)]),
     ("KVM_CLEAR_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::EINVAL), Error(c::ENOENT)]),
     ("KVM_RESET_DIRTY_RINGS", &[Error(c::EIO), Error(c::EINVAL), Error(c::EFAULT)]),
+    // Those of a measuring guest.
+    ("KVM_GET_API_VERSION", &[Error(c::ENOTTY)]),
+    ("KVM_CREATE_VM", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM), Error(c::EPERM), Error(c::EBUSY)]),
+    ("KVM_GET_VCPU_MMAP_SIZE", &[Error(c::EINVAL)]),
+    ("KVM_GET_SUPPORTED_CPUID", &[Error(c::E2BIG), Error(c::ENOMEM)]),
+    ("KVM_CREATE_VCPU", &[Error(c::EMFILE), Error(c::ENOMEM), Error(c::EINVAL)]),
+    ("KVM_RUN", &[Error(c::EINTR), Error(c::EAGAIN), Error(c::EFAULT), Error(c::ENOMEM), Error(c::EIO), Error(c::ENOEXEC)]),
+    ("KVM_SET_REGS", &[Error(c::EIO)]),
+    ("KVM_GET_SREGS", &[Error(c::ENOMEM)]),
+    ("KVM_SET_SREGS", &[Error(c::EINVAL), Error(c::ENOMEM)]),
+    ("KVM_SET_CPUID2", &[Error(c::E2BIG), Error(c::EINVAL), Error(c::ENOMEM)]),
     // VFIO and iommufd, whose requests are not told apart.
     ("ioctl", &[Error(c::EIO), Error(c::ENOMEM), Error(c::EINTR), Error(c::ENOTTY)]),
 ];

@@ -1,0 +1,113 @@
+//! What each of KVM's logs costs on this machine, tried on a guest of brant's own before the
+//! VMM decides for its guest: once rings are enabled no bitmap works any more on that VM.
+//!
+//! A throw-away virtual machine with one vCPU ([`crate::sys::kvm_machine`]) writes to 4 MiB, under
+//! each kind in turn; a second one, with rings enabled, does so under rings. No thread is made:
+//! what brant's reaper does beside the guest (a round when a quarter of the ring is in use) is done
+//! here between two entries. Times are those of the thread's processor, so that whatever else runs
+//! on the machine counts little, and medians, so that a disturbance counts nothing.
+//!
+//! This file measures. What the figures recommend is decided in [`costs`].
+
+pub mod costs;
+#[cfg(test)]
+mod tests;
+
+pub use costs::{Cost, Costs, Measured, Workload};
+
+use super::mode::KvmMode;
+use crate::error::{Error, Kind, Result};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// How long a measurement takes at most when nothing else is said.
+pub const LIMIT: Duration = Duration::from_millis(200);
+/// The shortest and the longest that can be asked for.
+pub const LIMITS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
+
+/// Measures what KVM's logs cost, for about `limit` ([`LIMIT`] is good; 20 ms to 10 s), and
+/// recommends one for `workload`. `kvm` is `/dev/kvm`, borrowed; `None` opens it.
+///
+/// It runs on the calling thread and makes no other. Two virtual machines come and go, each
+/// with 4 MiB of memory that is touched; whatever becomes of it, nothing of them stays.
+/// The caller's own virtual machines are not looked at. Call it before rings are enabled
+/// ([`super::ring::enable`]).
+///
+/// # Errors
+/// `Unsupported` where brant has no guest program (anything but x86-64), or where KVM does not run
+/// it; `Timeout` when not even one kind was measured within the limit; `Invalid` for another
+/// limit, or for a descriptor of something else; `Kernel` when KVM refuses a call.
+///
+/// ```
+/// use brant::dirty::kvm::{measure, ring, KvmMode, Request, Workload};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Ok(kvm) = kvm_ioctls::Kvm::new() else { return Ok(()) };
+/// # if !cfg!(target_arch = "x86_64") { return Ok(()) }
+/// // A guest of which nothing is known: the worst case is one that writes all the time.
+/// let measured = measure::measure(None, Workload::default(), Duration::from_secs(1))?;
+/// println!("{:?}: {}", measured.choice.mode, measured.choice.reason);
+///
+/// let vm = kvm.create_vm()?;
+/// if measured.choice.mode == KvmMode::Ring {
+///     ring::enable(&vm, 0)?;
+/// }
+/// // Later, when the guest is tracked: Auto goes by the same figures.
+/// let opened = Request { measured: Some(measured), ..Request::default() }.open(&vm)?;
+/// # let _ = opened;
+/// # Ok(())
+/// # }
+/// ```
+pub fn measure(
+    kvm: Option<BorrowedFd<'_>>,
+    workload: Workload,
+    limit: Duration,
+) -> Result<Measured> {
+    if !(LIMITS.0..=LIMITS.1).contains(&limit) {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "measuring KVM's logs: a limit of {} to {} ms expected, found {} ms",
+                LIMITS.0.as_millis(),
+                LIMITS.1.as_millis(),
+                limit.as_millis()
+            ),
+        ));
+    }
+    let (costs, missing) = trial::measure(kvm, limit)?;
+    let Some(mut choice) = costs::cheapest(&costs, workload, |mode| mode != KvmMode::Auto) else {
+        let why: Vec<String> = missing.iter().map(|(_, e)| e.to_string()).collect();
+        let kind = missing.first().map_or(Kind::Timeout, |(_, e)| e.kind());
+        return Err(Error::new(
+            kind,
+            format!("none of KVM's logs was measured: {}", why.join("; ")),
+        ));
+    };
+    for (mode, why) in &missing {
+        choice.reason += &format!("; {} were not measured: {why}", mode.name());
+    }
+    Ok(Measured {
+        costs,
+        workload,
+        choice,
+    })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod trial {
+    use super::*;
+
+    pub fn measure(
+        _: Option<BorrowedFd<'_>>,
+        _: Duration,
+    ) -> Result<(Costs, Vec<(KvmMode, Error)>)> {
+        Err(Error::new(
+            Kind::Unsupported,
+            "measuring KVM's logs: expected x86-64, for which brant has a guest program",
+        ))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod trial;

@@ -1,0 +1,51 @@
+//! The kinds of KVM's logs, by name. Decides nothing.
+
+use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
+
+/// Which of KVM's logs, and how its bits are read and cleared. The numbers are part of the C ABI.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KvmMode {
+    /// The best that there is: [`choose()`](super::choose()) decides.
+    #[default]
+    Auto = 0,
+    /// GET clears.
+    GetAndClear = 1,
+    /// CLEAR clears; starting protects everything.
+    ManualProtect = 2,
+    /// CLEAR clears; starting protects nothing and sets every bit.
+    InitiallySet = 3,
+    /// No bitmap: each vCPU's ring. See [`super::ring`].
+    Ring = 4,
+}
+
+impl KvmMode {
+    /// As it stands in a sentence: "initially-set bitmaps".
+    pub fn name(self) -> &'static str {
+        match self {
+            KvmMode::Auto => "KVM's best log",
+            KvmMode::GetAndClear => "get-and-clear bitmaps",
+            KvmMode::ManualProtect => "manual-protect bitmaps",
+            KvmMode::InitiallySet => "initially-set bitmaps",
+            KvmMode::Ring => "dirty rings",
+        }
+    }
+
+    /// The argument of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` under which it works.
+    pub(super) fn manual(self) -> u64 {
+        match self {
+            KvmMode::Auto | KvmMode::GetAndClear | KvmMode::Ring => 0,
+            KvmMode::ManualProtect => MANUAL_PROTECT_ENABLE,
+            KvmMode::InitiallySet => MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET,
+        }
+    }
+}
+
+/// What was picked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Never [`KvmMode::Auto`].
+    pub mode: KvmMode,
+    /// One sentence.
+    pub reason: String,
+}
