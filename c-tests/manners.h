@@ -55,6 +55,8 @@ struct args {
     brant_tracker_config brant_tracker_config;
     brant_kvm brant_kvm;
     brant_kvm_info brant_kvm_info;
+    brant_kvm_costs brant_kvm_costs;
+    brant_kvm_workload brant_kvm_workload;
     brant_vhost brant_vhost;
     brant_vfio brant_vfio;
     brant_iommufd brant_iommufd;
@@ -287,6 +289,9 @@ static void args_fill(struct args *a)
     a->brant_kvm = (brant_kvm){ .size = sizeof a->brant_kvm, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };
     a->brant_kvm_info.size = sizeof a->brant_kvm_info;
+    a->brant_kvm_costs.size = sizeof a->brant_kvm_costs;
+    a->brant_kvm_workload = (brant_kvm_workload){ .size = sizeof a->brant_kvm_workload,
+                                                  .limit_ms = 20 };
     a->brant_vhost = (brant_vhost){ .size = sizeof a->brant_vhost, .log_on = no_vhost_log,
                                     .log_off = no_vhost_off };
     a->brant_vfio = (brant_vfio){ .size = sizeof a->brant_vfio, .fd = -1 };

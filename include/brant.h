@@ -12,6 +12,7 @@
  *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
  *               _add_iommufd: who tells of writes to it; brant_tracker_mark
  *               brant_tracker_start, then _sync and _take as often as you like, _stop
+ *               brant_kvm_measure: which of KVM's logs suits, before rings are enabled
  *               brant_consumer_new: somebody else, with pending pages of its own
  *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
@@ -190,8 +191,10 @@
 
 /**
  * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
- * else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
- * it is, and why.
+ * else the bitmaps that `brant_kvm.costs` recommends, or without it initially set, else manual
+ * protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
+ * measured unasked; what suits the guest is measured before rings are enabled, by
+ * `brant_kvm_measure`.
  */
 #define BRANT_KVM_AUTO 0
 
@@ -1374,6 +1377,76 @@ typedef struct brant_stats {
 } brant_stats;
 
 /**
+ * What one of KVM's logs costs, in nanoseconds of the processor that runs the guest or syncs.
+ */
+typedef struct brant_kvm_cost {
+    /**
+     * 1, or 0 where the kernel has no such log or there was no time; then the others are 0.
+     */
+    uint64_t measured;
+    /**
+     * The guest's first write to a clean page.
+     */
+    uint64_t first_write_ns;
+    /**
+     * A write of a guest that goes over its memory again and again, four times between two syncs:
+     * the mean of first writes and later ones. With a ring they are all first ones, because what
+     * a ring gave is protected again when a quarter of it is in use.
+     */
+    uint64_t busy_write_ns;
+    /**
+     * A sync, for each dirty page: finding it and protecting it again.
+     */
+    uint64_t sync_page_ns;
+    /**
+     * A sync, for each GiB of the guest in which nothing is dirty.
+     */
+    uint64_t sync_gib_ns;
+} brant_kvm_cost;
+
+/**
+ * What `brant_kvm_measure` found. `brant_kvm.costs` takes it as it was filled.
+ */
+typedef struct brant_kvm_costs {
+    /**
+     * sizeof(brant_kvm_costs).
+     */
+    size_t size;
+    /**
+     * The kind that costs this guest least, BRANT_KVM_*; never BRANT_KVM_AUTO.
+     */
+    uint64_t recommended;
+    /**
+     * As `brant_kvm_workload` said.
+     */
+    uint64_t memory_bytes;
+    /**
+     * As `brant_kvm_workload` said.
+     */
+    uint64_t dirty_pages_per_second;
+    /**
+     * A write of a guest that is not tracked.
+     */
+    uint64_t untracked_write_ns;
+    /**
+     * BRANT_KVM_GET_AND_CLEAR.
+     */
+    struct brant_kvm_cost get_and_clear;
+    /**
+     * BRANT_KVM_MANUAL_PROTECT.
+     */
+    struct brant_kvm_cost manual_protect;
+    /**
+     * BRANT_KVM_INITIALLY_SET.
+     */
+    struct brant_kvm_cost initially_set;
+    /**
+     * BRANT_KVM_RING.
+     */
+    struct brant_kvm_cost ring;
+} brant_kvm_costs;
+
+/**
  * KVM's dirty bitmaps or rings.
  */
 typedef struct brant_kvm {
@@ -1403,6 +1476,10 @@ typedef struct brant_kvm {
      * has another size is refused. 0: what the kernel says.
      */
     uint64_t ring_bytes;
+    /**
+     * What `brant_kvm_measure` filled, for BRANT_KVM_AUTO to go by; or NULL. Read during the call.
+     */
+    const struct brant_kvm_costs *costs;
 } brant_kvm;
 
 /**
@@ -1471,6 +1548,30 @@ typedef struct brant_kvm_info {
      */
     uint64_t stray_entries;
 } brant_kvm_info;
+
+/**
+ * The guest that is to be tracked, as far as the VMM knows it. All zero but the size: nothing is
+ * known.
+ */
+typedef struct brant_kvm_workload {
+    /**
+     * sizeof(brant_kvm_workload).
+     */
+    size_t size;
+    /**
+     * Bytes of its memory; 0: unknown, and what a sync of clean memory costs does not count.
+     */
+    uint64_t memory_bytes;
+    /**
+     * Pages of 4 KiB that it dirties in a second, each counted once for a tenth of a second. 0:
+     * unknown, and the worst case counts: a guest that writes as fast as it can.
+     */
+    uint64_t dirty_pages_per_second;
+    /**
+     * Milliseconds that the measurement takes at most, 20 to 10000; 0: 200.
+     */
+    uint64_t limit_ms;
+} brant_kvm_workload;
 
 /**
  * What is to be measured. All zero but the size is what ships.
@@ -2250,6 +2351,37 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
                               struct brant_error **error);
 
 /**
+ * Measures what each of KVM's logs costs on this machine, and recommends one. Call it before
+ * `brant_kvm_enable_ring` (KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING): on a VM with rings no bitmap
+ * works any more, so later there is nothing to choose. Rings suit a huge guest that writes little;
+ * a guest that writes its memory again and again faults more often with them.
+ *
+ * Example: measure; enable rings if `costs.recommended` is BRANT_KVM_RING; make the VM's slots and
+ * vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm.costs`.
+ *
+ * A guest of brant's own is tried, in two virtual machines that come and go with 4 MiB of memory
+ * each, on the calling thread and no other. It takes 0.2 s at most, or `workload->limit_ms`,
+ * and about as long as KVM needs to end a virtual machine on top; the VMM's own virtual machines
+ * are not looked at. Nothing of it stays, whatever the call returns. Any thread.
+ *
+ * `kvm_fd` is a descriptor of /dev/kvm: borrowed, unlike others. -1: brant opens /dev/kvm for
+ * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled.
+ * The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
+ * and 0 for none, and `needed` may be NULL.
+ *
+ * BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
+ * BRANT_E_TIMEOUT when not even one kind was measured in time; BRANT_E_INVALID for a limit out of
+ * range or a descriptor of something else; BRANT_E_KERNEL when KVM refuses a call.
+ */
+int32_t brant_kvm_measure(int32_t kvm_fd,
+                          const struct brant_kvm_workload *workload,
+                          struct brant_kvm_costs *costs,
+                          char *buffer,
+                          size_t capacity,
+                          size_t *needed,
+                          struct brant_error **error);
+
+/**
  * Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
  * what is not UTF-8. NULL is ignored.
  */
@@ -2479,6 +2611,7 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
  * what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
  * kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is a
  * duplicate (dup) of what KVM_CREATE_VM returned: brant's from here on, whatever the call returns.
+ * Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
  * BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
  */
 int32_t brant_kvm_enable_ring(int32_t vm_fd,

@@ -1,6 +1,7 @@
 //! Which of KVM's dirty logs a tracker uses: asking for one, and what was picked.
 
 use super::error::{brant_error, invalid};
+use super::measure::{brant_kvm_costs, measured};
 use super::ops::{brant_ops, Ops};
 use super::structs::{handle, put_text, read_known, sized, taken, write};
 use super::tracker::brant_tracker;
@@ -9,8 +10,10 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
 /// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
-/// else initially set, else manual protect, else get-and-clear. `brant_tracker_get_kvm` says which
-/// it is, and why.
+/// else the bitmaps that `brant_kvm.costs` recommends, or without it initially set, else manual
+/// protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
+/// measured unasked; what suits the guest is measured before rings are enabled, by
+/// `brant_kvm_measure`.
 pub const BRANT_KVM_AUTO: u32 = 0;
 /// KVM_GET_DIRTY_LOG reads and clears.
 pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
@@ -45,6 +48,8 @@ pub struct brant_kvm {
     /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
     /// has another size is refused. 0: what the kernel says.
     pub ring_bytes: u64,
+    /// What `brant_kvm_measure` filled, for BRANT_KVM_AUTO to go by; or NULL. Read during the call.
+    pub costs: *const brant_kvm_costs,
 }
 
 /// What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
@@ -138,7 +143,8 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             mode,
             switch,
             vmm: Some(ops),
-            measured: None,
+            // SAFETY: null or a structure by contract.
+            measured: unsafe { measured(kvm.costs) }?,
             ring_bytes: kvm.ring_bytes,
         };
         let opened = request.open_fd(fd)?;

@@ -36,6 +36,7 @@ pub mod error;
 pub mod guest;
 pub mod incoming;
 pub mod kvm;
+pub mod measure;
 pub mod ops;
 pub mod outgoing;
 pub mod owner;

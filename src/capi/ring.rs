@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 /// what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
 /// kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is a
 /// duplicate (dup) of what KVM_CREATE_VM returned: brant's from here on, whatever the call returns.
+/// Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
 /// BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_enable_ring(

@@ -18,6 +18,7 @@ environment's ``BRANT_LIBRARY`` says, else in the repository that this file is p
 
 from ._native import PAGE_SIZE, BrantError, has_feature, library_path, version
 from .bits import Bitmap
+from .measure import KvmCost, KvmCosts, measure_kvm
 from .taken import Run, Taken
 from .tracker import Consumer, ConsumerStats, Guest, Sync, Tracker, TrackerStats
 
@@ -28,6 +29,8 @@ __all__ = [
     "Consumer",
     "ConsumerStats",
     "Guest",
+    "KvmCost",
+    "KvmCosts",
     "Run",
     "Sync",
     "Taken",
@@ -35,5 +38,6 @@ __all__ = [
     "TrackerStats",
     "has_feature",
     "library_path",
+    "measure_kvm",
     "version",
 ]

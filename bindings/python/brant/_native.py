@@ -67,6 +67,7 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_KVM_GET_AND_CLEAR": 1,
     "BRANT_KVM_MANUAL_PROTECT": 2,
     "BRANT_KVM_INITIALLY_SET": 3,
+    "BRANT_KVM_RING": 4,
     "BRANT_SWITCHED_BY_BRANT": 0,
     "BRANT_START_ALL": 0,
     "BRANT_START_CLEAN": 1,
@@ -116,6 +117,40 @@ class brant_kvm(Structure):
         ("switched_by", c_uint32),
         ("reserved", c_uint32),
         ("ring_bytes", c_uint64),
+        ("costs", c_void_p),
+    ]
+
+
+class brant_kvm_workload(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("memory_bytes", c_uint64),
+        ("dirty_pages_per_second", c_uint64),
+        ("limit_ms", c_uint64),
+    ]
+
+
+class brant_kvm_cost(Structure):
+    _fields_ = [
+        ("measured", c_uint64),
+        ("first_write_ns", c_uint64),
+        ("busy_write_ns", c_uint64),
+        ("sync_page_ns", c_uint64),
+        ("sync_gib_ns", c_uint64),
+    ]
+
+
+class brant_kvm_costs(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("recommended", c_uint64),
+        ("memory_bytes", c_uint64),
+        ("dirty_pages_per_second", c_uint64),
+        ("untracked_write_ns", c_uint64),
+        ("get_and_clear", brant_kvm_cost),
+        ("manual_protect", brant_kvm_cost),
+        ("initially_set", brant_kvm_cost),
+        ("ring", brant_kvm_cost),
     ]
 
 
@@ -186,6 +221,9 @@ STRUCTURES: Tuple[type, ...] = (
     brant_slot,
     brant_tracker_config,
     brant_kvm,
+    brant_kvm_workload,
+    brant_kvm_cost,
+    brant_kvm_costs,
     brant_sync,
     brant_run,
     brant_tracker_stats,
@@ -229,6 +267,18 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "brant_tracker_free": (None, [_handle]),
     # The operations are for logging that the VMM switches, which Python does not do.
     "brant_tracker_add_kvm": (c_int32, [_handle, POINTER(brant_kvm), c_void_p, c_void_p, _place]),
+    "brant_kvm_measure": (
+        c_int32,
+        [
+            c_int32,
+            POINTER(brant_kvm_workload),
+            POINTER(brant_kvm_costs),
+            c_char_p,
+            c_size_t,
+            POINTER(c_size_t),
+            _place,
+        ],
+    ),
     "brant_tracker_add_userfault": (c_int32, [_handle, _place]),
     "brant_tracker_mark": (None, [_handle, c_uint64, c_uint64]),
     "brant_tracker_mark_block": (None, [_handle, c_uint32, c_uint64, c_uint64]),

@@ -13,6 +13,7 @@ from weakref import ref
 
 from . import _native as native
 from ._native import PAGE_SIZE, constant
+from .measure import KvmCosts
 from .taken import ARRAY_BATCH, Batch, Held, Run, Taken, Walking
 
 _CLEARING = {"chunked": constant("CLEAR_CHUNKED"), "at-sync": constant("CLEAR_AT_SYNC")}
@@ -492,13 +493,20 @@ class Tracker(_Takes):
         with self._handle.use() as tracker:
             native.call(native.lib.brant_tracker_add_userfault, tracker)
 
-    def add_kvm(self, vm_fd: int, *, mode: str = "auto") -> None:
+    def add_kvm(
+        self, vm_fd: int, *, mode: str = "auto", costs: Optional[KvmCosts] = None
+    ) -> None:
         """Has KVM's dirty log watch the guest's KVM slots; before tracking starts. ``vm_fd`` is
         what KVM_CREATE_VM returned, and stays the caller's. ``mode`` is "auto", "get-and-clear",
-        "manual-protect" or "initially-set"."""
+        "manual-protect" or "initially-set". "auto" goes by ``costs``, from
+        :func:`measure_kvm`, if they are given."""
         chosen = native.choice(_KVM_MODES, mode, "mode")
+        figures = None
+        if costs is not None:
+            figures = ctypes.cast(ctypes.create_string_buffer(costs.filled), ctypes.c_void_p)
         with self._handle.use() as tracker:
             kvm = native.sized(native.brant_kvm, vm_fd=_duplicate(vm_fd), mode=chosen)
+            kvm.costs = figures
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm), None, None)
 
     def mark(self, guest_address: int, length: int) -> None:

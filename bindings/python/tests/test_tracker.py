@@ -377,6 +377,25 @@ def test_kvm_s_log_is_switched_on_and_off(mode, memory):
     os.close(kvm)
 
 
+def test_kvm_s_logs_are_measured_and_auto_goes_by_the_figures(memory):
+    try:
+        costs = brant.measure_kvm(limit_ms=10_000)
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, brant.BrantError) as why:
+        pytest.skip("no KVM that can be measured: %s" % why)
+    assert costs.untracked_write_ns > 0
+    assert costs.get_and_clear is not None and costs.get_and_clear.first_write_ns > 0
+    assert costs.recommended.split("-")[0] in costs.reason or "rings" in costs.reason
+    vm = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
+    with brant.Guest() as guest, brant.Tracker(guest) as tracker:
+        guest.add_block("ram", memory)
+        tracker.add_kvm(vm, costs=costs)
+        with pytest.raises(brant.BrantError, match="20 to 10000 ms"):
+            brant.measure_kvm(limit_ms=10_001)
+    os.close(vm)
+    os.close(kvm)
+
+
 def test_syncs_of_several_threads_wait_for_one_another():
     # So much that a sync takes a while, in which the other threads run.
     memory = mmap.mmap(-1, 512 << 20)

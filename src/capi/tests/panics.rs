@@ -7,6 +7,7 @@ use crate::capi::error::*;
 use crate::capi::guest::*;
 use crate::capi::incoming::*;
 use crate::capi::kvm::*;
+use crate::capi::measure::*;
 use crate::capi::ops::*;
 use crate::capi::outgoing::*;
 use crate::capi::owner::*;
@@ -552,6 +553,16 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe { brant_kvm_enable_ring(-1, 1, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_kvm_measure",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_kvm_measure(-1, null(), null_mut(), null_mut(), 0, null_mut(), e)
+            })
         },
         None,
     ),

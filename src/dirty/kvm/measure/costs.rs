@@ -100,6 +100,18 @@ pub struct Measured {
     pub choice: Choice,
 }
 
+impl Measured {
+    /// What figures recommend for a guest; `None` where nothing was measured.
+    pub fn of(costs: Costs, workload: Workload) -> Option<Measured> {
+        let choice = cheapest(&costs, workload, |_| true)?;
+        Some(Measured {
+            costs,
+            workload,
+            choice,
+        })
+    }
+}
+
 /// What a kind costs in a guest's case: of a write, or of a second. Compared, never added up.
 fn nanoseconds(cost: &Cost, workload: Workload) -> u128 {
     let Some(pages) = workload.dirty_pages_per_second else {

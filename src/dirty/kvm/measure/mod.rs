@@ -15,7 +15,6 @@ mod tests;
 
 pub use costs::{Cost, Costs, Measured, Workload};
 
-use super::mode::KvmMode;
 use crate::error::{Error, Kind, Result};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -76,7 +75,7 @@ pub fn measure(
         ));
     }
     let (costs, missing) = trial::measure(kvm, limit)?;
-    let Some(mut choice) = costs::cheapest(&costs, workload, |mode| mode != KvmMode::Auto) else {
+    let Some(mut measured) = Measured::of(costs, workload) else {
         let why: Vec<String> = missing.iter().map(|(_, e)| e.to_string()).collect();
         let kind = missing.first().map_or(Kind::Timeout, |(_, e)| e.kind());
         return Err(Error::new(
@@ -85,18 +84,15 @@ pub fn measure(
         ));
     };
     for (mode, why) in &missing {
-        choice.reason += &format!("; {} were not measured: {why}", mode.name());
+        measured.choice.reason += &format!("; {} were not measured: {why}", mode.name());
     }
-    Ok(Measured {
-        costs,
-        workload,
-        choice,
-    })
+    Ok(measured)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 mod trial {
     use super::*;
+    use crate::dirty::kvm::mode::KvmMode;
 
     pub fn measure(
         _: Option<BorrowedFd<'_>>,

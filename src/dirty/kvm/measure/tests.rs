@@ -1,5 +1,6 @@
 use super::costs::cheapest;
 use super::*;
+use crate::dirty::kvm::mode::KvmMode;
 use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::sys::kernel::plausible::faults;
 use std::collections::BTreeMap;
