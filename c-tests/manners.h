@@ -94,6 +94,8 @@ struct argument {
     int64_t null, wrong;
     size_t size, offset, fd;
     struct { const char *name; size_t offset; } fields[FIELDS];
+    /* That descriptor is of a virtual machine. */
+    bool machine;
 };
 
 struct row {
@@ -332,7 +334,7 @@ static void args_hand_over(const struct row *row, struct args *a)
         if (size < arg->fd + sizeof a->fd || size == SIZE_MAX)
             continue;
         a->handed = true;
-        a->fd = arg->size == sizeof(brant_kvm) && kvm_fd >= 0 ? ioctl(kvm_fd, KVM_CREATE_VM, 0)
+        a->fd = arg->machine && kvm_fd >= 0 ? ioctl(kvm_fd, KVM_CREATE_VM, 0)
                                                              : dup(more_fd);
         memcpy(at + arg->fd, &a->fd, sizeof a->fd);
     }

@@ -31,6 +31,8 @@ struct migration {
 	brant_tracker *tracker;
 	brant_outgoing *outgoing;
 	brant_incoming *incoming;
+	/* With --log measured: what each of KVM's logs costs here; `size` is 0 where that is not known. */
+	brant_kvm_costs costs;
 	char tracked_by[100];
 	/* What the machine's owner asked of it: it holds at the destination too. */
 	struct task task;
@@ -64,12 +66,20 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 
 /* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach, op_kick) ---- */
 
-/* Before there is a vCPU or a slot. */
+/* Before there is a vCPU or a slot: once rings are enabled, no bitmap works any more. */
 static int enable_ring(void *opaque, int vm_fd)
 {
 	struct migration *g = opaque;
 	brant_error *e;
 
+	if (g->options.log_mode == MG_LOG_MEASURED) {
+		g->costs.size = sizeof(g->costs);
+		/* Nothing is said of the guest: it may write all the time. */
+		if (brant_kvm_measure(-1, NULL, &g->costs, NULL, 0, NULL, NULL))
+			g->costs.size = 0; /* No time on a busy machine: as with --log auto. */
+		else
+			g->options.ring = g->costs.recommended == BRANT_KVM_RING;
+	}
 	if (g->options.ring && brant_kvm_enable_ring(dup(vm_fd), 0, NULL, &e))
 		return fail(g, "dirty rings", e);
 	return 0;
@@ -159,7 +169,12 @@ static int add_log(struct migration *g)
 	brant_error *e;
 
 	if (mv_vm_fd(g->machine) >= 0) {
-		brant_kvm kvm = {.size = sizeof(kvm), .vm_fd = dup(mv_vm_fd(g->machine)), .mode = g->options.log_mode};
+		brant_kvm kvm = {
+			.size = sizeof(kvm),
+			.vm_fd = dup(mv_vm_fd(g->machine)),
+			.mode = g->options.log_mode == MG_LOG_MEASURED ? BRANT_KVM_AUTO : g->options.log_mode,
+			.costs = g->costs.size ? &g->costs : NULL,
+		};
 
 		if (brant_tracker_add_kvm(g->tracker, &kvm, &ops, g, &e))
 			return fail(g, "KVM dirty log", e);

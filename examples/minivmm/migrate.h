@@ -8,11 +8,12 @@
 #include "machine.h"
 
 #define MG_LOG_MARKS 4u
+#define MG_LOG_MEASURED 5u
 
 struct mg_options {
 	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
-	/* 0 the best there is. Of a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set. Of a process:
-	 * MG_LOG_MARKS, so that only what is marked is found. */
+	/* 0 the best there is. Of a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED what
+	 * costs least on this machine, rings included. Of a process: MG_LOG_MARKS, so that only what is marked is found. */
 	unsigned log_mode;
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;

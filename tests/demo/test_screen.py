@@ -122,6 +122,7 @@ def test_what_the_guest_does_is_said_truly(options: list[str], first: str) -> No
     (["--log", "manual"], r"KVM's dirty log \(manual protect\)"),
     (["--log", "initially-set"], r"KVM's dirty log \(manual protect, initially set\)"),
     (["--log", "auto"], r"KVM's dirty (log|rings) \(.+\)"),
+    (["--log", "measured"], r"KVM's dirty (log|rings) \(.+\)"),
     (["--ring", "--vcpus", "2"], r"KVM's dirty rings \(2, each of \d+ entries\)"),
 ])
 def test_the_kind_of_log_is_said_truly(options: list[str], found: str) -> None:
