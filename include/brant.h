@@ -2365,7 +2365,7 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
  * are not looked at. Nothing of it stays, whatever the call returns. Any thread.
  *
  * `kvm_fd` is a descriptor of /dev/kvm: borrowed, unlike others. -1: brant opens /dev/kvm for
- * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled.
+ * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
  * The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
  * and 0 for none, and `needed` may be NULL.
  *

@@ -96,6 +96,22 @@ impl brant_kvm_cost {
     }
 }
 
+impl brant_kvm_costs {
+    fn new(recommended: u64, costs: &Costs, guest: Workload) -> Self {
+        brant_kvm_costs {
+            size: 0,
+            recommended,
+            memory_bytes: guest.memory.0,
+            dirty_pages_per_second: guest.dirty_pages_per_second.unwrap_or(0),
+            untracked_write_ns: ns(costs.untracked_write),
+            get_and_clear: brant_kvm_cost::new(costs.get_and_clear),
+            manual_protect: brant_kvm_cost::new(costs.manual_protect),
+            initially_set: brant_kvm_cost::new(costs.initially_set),
+            ring: brant_kvm_cost::new(costs.ring),
+        }
+    }
+}
+
 /// What is known of a guest, with 0 for what is not.
 fn workload(memory_bytes: u64, dirty_pages_per_second: u64) -> Workload {
     Workload {
@@ -143,7 +159,7 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// are not looked at. Nothing of it stays, whatever the call returns. Any thread.
 ///
 /// `kvm_fd` is a descriptor of /dev/kvm: borrowed, unlike others. -1: brant opens /dev/kvm for
-/// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled.
+/// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
 /// The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
 /// and 0 for none, and `needed` may be NULL.
 ///
@@ -161,9 +177,14 @@ pub unsafe extern "C" fn brant_kvm_measure(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        if costs.is_null() {
-            return Err(invalid("brant_kvm_costs is NULL"));
-        }
+        // What cannot be filled is refused before anything is measured.
+        // SAFETY: null or a structure by contract.
+        unsafe {
+            write(
+                costs,
+                &brant_kvm_costs::new(0, &Costs::default(), Workload::default()),
+            )
+        }?;
         if buffer.is_null() && capacity > 0 {
             return Err(invalid("the buffer is NULL and its capacity is not 0"));
         }
@@ -192,17 +213,7 @@ pub unsafe extern "C" fn brant_kvm_measure(
             }
         };
         let found = measure(kvm, guest, limit)?;
-        let filled = brant_kvm_costs {
-            size: 0,
-            recommended: found.choice.mode as u64,
-            memory_bytes: guest.memory.0,
-            dirty_pages_per_second: guest.dirty_pages_per_second.unwrap_or(0),
-            untracked_write_ns: ns(found.costs.untracked_write),
-            get_and_clear: brant_kvm_cost::new(found.costs.get_and_clear),
-            manual_protect: brant_kvm_cost::new(found.costs.manual_protect),
-            initially_set: brant_kvm_cost::new(found.costs.initially_set),
-            ring: brant_kvm_cost::new(found.costs.ring),
-        };
+        let filled = brant_kvm_costs::new(found.choice.mode as u64, &found.costs, guest);
         // SAFETY: not null, a structure by contract.
         unsafe { write(costs, &filled) }?;
         // SAFETY: a buffer and a place by contract.

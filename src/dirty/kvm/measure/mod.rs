@@ -15,6 +15,7 @@ mod tests;
 
 pub use costs::{Cost, Costs, Measured, Workload};
 
+use super::mode::KvmMode;
 use crate::error::{Error, Kind, Result};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -83,16 +84,31 @@ pub fn measure(
             format!("none of KVM's logs was measured: {}", why.join("; ")),
         ));
     };
-    for (mode, why) in &missing {
-        measured.choice.reason += &format!("; {} were not measured: {why}", mode.name());
-    }
+    measured.choice.reason += &not_measured(&missing);
     Ok(measured)
+}
+
+/// "; dirty rings, get-and-clear bitmaps were not measured: …", each reason once.
+fn not_measured(missing: &[(KvmMode, Error)]) -> String {
+    let mut text = String::new();
+    let mut left: Vec<&(KvmMode, Error)> = missing.iter().collect();
+    while let Some((_, why)) = left.first().copied() {
+        let same = |other: &&(KvmMode, Error)| other.1.message() == why.message();
+        let (names, others): (Vec<_>, Vec<_>) = left.into_iter().partition(same);
+        let names: Vec<&str> = names.iter().map(|(mode, _)| mode.name()).collect();
+        text += &format!(
+            "; {} were not measured: {}",
+            names.join(", "),
+            why.message()
+        );
+        left = others;
+    }
+    text
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 mod trial {
     use super::*;
-    use crate::dirty::kvm::mode::KvmMode;
 
     pub fn measure(
         _: Option<BorrowedFd<'_>>,

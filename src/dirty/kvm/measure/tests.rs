@@ -1,6 +1,5 @@
 use super::costs::cheapest;
 use super::*;
-use crate::dirty::kvm::mode::KvmMode;
 use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::sys::kernel::plausible::faults;
 use std::collections::BTreeMap;
@@ -43,6 +42,23 @@ fn a_limit_that_is_none_is_refused_with_those_that_are() {
         assert_eq!(refused.kind(), Kind::Invalid);
         assert!(refused.message().contains("20 to 10000 ms"), "{refused}");
     }
+}
+
+#[test]
+fn kinds_that_were_not_measured_for_one_reason_are_named_together() {
+    let late = || Error::new(Kind::Timeout, "no time");
+    let lacking = Error::new(Kind::Unsupported, "no such capability");
+    let missing = [
+        (KvmMode::Ring, late()),
+        (KvmMode::InitiallySet, lacking),
+        (KvmMode::GetAndClear, late()),
+    ];
+    assert_eq!(
+        not_measured(&missing),
+        "; dirty rings, get-and-clear bitmaps were not measured: no time\
+         ; initially-set bitmaps were not measured: no such capability"
+    );
+    assert_eq!(not_measured(&[]), "");
 }
 
 /// How often a call of one name is made to fail: the first times, in which each place that makes
