@@ -13,8 +13,19 @@ use std::time::Duration;
 /// kernel offers nothing to poll for.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
-/// See [`Channel::connect`]. (A unix listener with a full queue is waited for.)
-pub(super) fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: Limit) -> Result<Channel> {
+impl Channel {
+    /// Connects to `endpoint`. Refused is refused: whether to try again is the
+    /// caller's to decide. (A unix listener with a full queue is waited for.)
+    ///
+    /// # Errors
+    /// `Io` with the address when the connection cannot be made, `Timeout`,
+    /// `Cancelled`, `Invalid` for port 0.
+    pub fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Self> {
+        connect(endpoint, cancel, limit.into())
+    }
+}
+
+fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: Limit) -> Result<Channel> {
     if matches!(endpoint, Endpoint::Tcp(at) if at.port() == 0) {
         let message = format!("connecting to {endpoint}: port 0 cannot be connected to");
         return Err(Error::new(Kind::Invalid, message));

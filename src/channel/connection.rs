@@ -1,18 +1,16 @@
 //! One connection: sends and receives bytes, straight from and into guest memory, until all is
 //! moved, the peer is gone, time is up or it is cancelled.
 //!
-//! Not a codec and not a pacer. What carries the bytes is a [`Line`], how they are moved is in
+//! Not a codec and not a pacer. How it comes about is in `connect` and `listener`. What carries the bytes is a [`Line`], how they are moved is in
 //! `transfer`. One thread uses a channel at a time: the workers of `migrate`.
 
-use super::connect::connect;
 use super::cursor::Cursor;
-use super::endpoint::Endpoint;
 use super::io::Io;
 use super::line::{Direction, Line};
 use super::parts::{Part, PartMut};
 use super::socket::Socket;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Wake};
+use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::units::Bytes;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -48,16 +46,6 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Connects to `endpoint`. Refused is refused: whether to try again is the
-    /// caller's to decide. (A unix listener with a full queue is waited for.)
-    ///
-    /// # Errors
-    /// `Io` with the address when the connection cannot be made, `Timeout`,
-    /// `Cancelled`, `Invalid` for port 0.
-    pub fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Self> {
-        connect(endpoint, cancel, limit.into())
-    }
-
     /// Takes a connected stream socket (TCP, unix, vsock). It is ours from now
     /// on, also on failure.
     ///

@@ -14,8 +14,10 @@ pub mod listener;
 pub mod newcomer;
 pub mod pacing;
 pub mod parts;
+pub mod route;
 mod socket;
 mod transfer;
+pub mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,8 @@ pub use connection::{Channel, Counters};
 pub use endpoint::Endpoint;
 pub use io::Io;
 pub use listener::Listener;
-pub use newcomer::{wait_for_any, Newcomer};
+pub use newcomer::Newcomer;
 pub use pacing::Pacer;
 pub use parts::{Part, PartMut, Piece};
+pub use route::Route;
+pub use waiting::wait_for_any;

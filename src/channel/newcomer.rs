@@ -4,19 +4,13 @@
 //! calls. `migrate` reads of each what it has to say and makes a channel of the one it wants.
 
 use super::connection::Channel;
-use super::listener::Listener;
 use super::parts::{Part, PartMut};
 use super::socket::Socket;
 use crate::error::Result;
-use crate::runtime::{Cancel, Deadline};
-use crate::sys::event::{self, Poll};
 use crate::units::Bytes;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-
-/// How many can be waited for together.
-pub const TOGETHER: usize = 128;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// See the file's description.
 #[derive(Debug)]
@@ -60,6 +54,11 @@ impl Newcomer {
         self.socket.peer_network()
     }
 
+    /// What to poll for waiting.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
     /// A channel, which has received so far what was received here.
     ///
     /// # Errors
@@ -67,38 +66,4 @@ impl Newcomer {
     pub fn into_channel(self) -> Result<Channel> {
         Channel::from_fd_after(self.socket.into_fd(), Bytes(self.received as u64))
     }
-}
-
-/// Waits for whatever comes first: a connection at `listener`, something to receive of one of
-/// `newcomers`, at most [`TOGETHER`] of which are looked at, the cancel, the deadline. Which
-/// newcomers have something, in their order. A signal may end it early.
-///
-/// # Errors
-/// The kernel's: more descriptors than the process may have, no memory.
-pub fn wait_for_any<'n>(
-    listener: Option<&Listener>,
-    newcomers: impl IntoIterator<Item = &'n Newcomer>,
-    cancel: &Cancel,
-    until: Deadline,
-) -> io::Result<[bool; TOGETHER]> {
-    let mut polls = [Poll::none(); TOGETHER + 2];
-    polls[0] = Poll::new(cancel.fd(), event::READABLE);
-    if let Some(listener) = listener {
-        polls[1] = Poll::new(listener.fd(), event::READABLE);
-    }
-    let mut count = 2;
-    for (newcomer, poll) in newcomers.into_iter().zip(&mut polls[2..]) {
-        *poll = Poll::new(newcomer.socket.fd(), event::READABLE);
-        count += 1;
-    }
-    match event::poll(&mut polls[..count], until.remaining()) {
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok([false; TOGETHER]),
-        Err(e) => return Err(e),
-    }
-    let mut ready = [false; TOGETHER];
-    for (ready, poll) in ready.iter_mut().zip(&polls[2..count]) {
-        *ready = poll.found() != 0;
-    }
-    Ok(ready)
 }

@@ -552,3 +552,23 @@ fn a_transfer_does_not_block_when_somebody_cleared_the_nonblocking_flag() {
     let mut room = [0u8; 1];
     assert_eq!(to.try_recv(&[PartMut::bytes(&mut room)]).unwrap(), 0);
 }
+
+#[test]
+fn a_route_is_not_used_up_by_its_first_use() {
+    let cancel = Cancel::new().unwrap();
+    let listener = Listener::bind(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
+    let mut route = Route::Endpoint(listener.local_endpoint().clone());
+    assert!(route.ready().is_none());
+    for _ in 0..3 {
+        let _ours = route.connect(&cancel, soon()).unwrap();
+        listener.accept(&cancel, soon()).unwrap();
+    }
+    let (first, _a) = socketpair();
+    let (second, _b) = socketpair();
+    let mut route = Route::Connected([first, second].into());
+    assert!(route.ready().is_some());
+    assert!(route.connect(&cancel, soon()).is_ok());
+    assert!(route.ready().is_none());
+    let error = route.connect(&cancel, soon()).unwrap_err();
+    assert_eq!(error.kind(), Kind::State);
+}

@@ -46,11 +46,26 @@ fn a_busy_guest_moves_over_a_unix_socket_and_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let at = Endpoint::Unix(dir.path().join("s"));
     migrates(&pair, |out, inc| {
-        inc.start(Source::Listener(Listener::bind(&at).unwrap()))
-            .unwrap();
+        let listener = Arc::new(Listener::bind(&at).unwrap());
+        inc.start(Source::Listener(listener)).unwrap();
         out.start(Target::Endpoint(at.clone())).unwrap();
     });
     goes_on_at_the_destination(&pair);
+}
+
+#[test]
+fn one_listener_awaits_one_migration_after_another() {
+    let any = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
+    let listener = Arc::new(Listener::bind(&any).unwrap());
+    for _ in 0..2 {
+        let pair = busy_pair();
+        migrates(&pair, |out, inc| {
+            inc.start(Source::Listener(Arc::clone(&listener))).unwrap();
+            let at = listener.local_endpoint().clone();
+            out.start(Target::Endpoint(at)).unwrap();
+        });
+        goes_on_at_the_destination(&pair);
+    }
 }
 
 #[test]

@@ -31,8 +31,9 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Source {
-    /// The first who says HELLO at this listener.
-    Listener(Listener),
+    /// The first who says HELLO at this listener. It stays the VMM's too, and can be used for
+    /// the next migration; what a VMM drops is free again once there is a source.
+    Listener(Arc<Listener>),
     /// A connected stream socket that the VMM made; brant's from here on.
     Connected(OwnedFd),
 }
@@ -44,7 +45,7 @@ const NEWS: Duration = Duration::from_secs(2);
 const RENEW: Duration = Duration::from_millis(50);
 /// A [`Source`] that may be one.
 enum Way {
-    Listener(Listener),
+    Listener(Arc<Listener>),
     Connected(Channel),
 }
 

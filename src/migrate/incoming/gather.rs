@@ -9,9 +9,8 @@
 //! Called by the destination's driver. Knows the first record and nothing of what follows.
 
 use crate::channel::listener::Accepted;
-use crate::channel::newcomer::{wait_for_any, Newcomer, TOGETHER};
-use crate::channel::Channel;
-use crate::channel::Listener;
+use crate::channel::waiting::{wait_for_any, TOGETHER};
+use crate::channel::{Channel, Listener, Newcomer};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::params::Params;
 use crate::runtime::{Cancel, Deadline, Limit};

@@ -68,7 +68,7 @@ impl Incoming {
         self.start_with(|| {
             let listener = Listener::bind(endpoint)?;
             bound = Some(listener.local_endpoint().clone());
-            Ok(Source::Listener(listener))
+            Ok(Source::Listener(Arc::new(listener)))
         })?;
         bound.ok_or_else(|| Error::new(Kind::Internal, "listening nowhere"))
     }

@@ -8,7 +8,7 @@ use super::announced::Announced;
 use super::course::Course;
 use super::lane::Lane;
 use super::lanes::Sending;
-use crate::channel::{Channel, Endpoint, Io};
+use crate::channel::{Channel, Endpoint, Io, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
@@ -46,12 +46,6 @@ pub enum Target {
 /// How often the figures are renewed and the VMM is told to look.
 const RENEW: Duration = Duration::from_millis(50);
 
-/// A [`Target`] that may be one.
-enum Way {
-    Endpoint(Endpoint),
-    Connected(Channel),
-}
-
 /// What the VMM's object and the thread share.
 pub(super) struct Shared {
     pub(super) tracker: Arc<Tracker>,
@@ -84,7 +78,7 @@ pub(super) struct Driver {
     consumer: Arc<Consumer>,
     /// Whether that is the caller's.
     lent: bool,
-    way: Option<Way>,
+    route: Route,
     decider: Box<dyn Decider>,
     lane: Option<Lane>,
     begun: Instant,
@@ -331,9 +325,9 @@ impl Driver {
         target: Target,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
-        let way = match target {
-            Target::Endpoint(endpoint) => Way::Endpoint(endpoint),
-            Target::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
+        let route = match target {
+            Target::Endpoint(endpoint) => Route::Endpoint(endpoint),
+            Target::Connected(fd) => Route::Connected([Channel::from_fd(fd)?].into()),
         };
         let walk = Walk::over(shared.tracker.memory())?;
         let lent = shared.lent().clone();
@@ -342,7 +336,7 @@ impl Driver {
             lent: lent.is_some(),
             consumer: lent.unwrap_or_else(|| Arc::new(shared.tracker.consumer())),
             shared,
-            way: Some(way),
+            route,
             decider,
             lane: None,
             begun: Instant::now(),

@@ -2,9 +2,9 @@
 //! before the first page. Its order is that of `docs/wire.md`; each wait has the limits of
 //! `docs/limits.md`.
 
-use super::{no_connection, Driver, Way};
-use crate::channel::{Channel, Io};
-use crate::error::{Error, Kind, Result};
+use super::{no_connection, Driver};
+use crate::channel::Io;
+use crate::error::Result;
 use crate::migrate::layout::describe;
 use crate::migrate::outgoing::lane::Lane;
 use crate::migrate::session::{self, Blobs};
@@ -24,20 +24,13 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
-        let endpoint = match self.way.take() {
-            Some(Way::Endpoint(endpoint)) => Some(endpoint),
-            Some(Way::Connected(channel)) => {
-                self.lane = Some(Lane::new(channel));
-                None
-            }
-            None => return Err(Error::new(Kind::Internal, "connected twice")),
-        };
+        self.lane = self.route.ready().map(Lane::new);
         self.vmm
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
-        if let Some(endpoint) = endpoint {
-            let channel = Channel::connect(&endpoint, &shared.handle.cancel, limit)?;
+        if self.lane.is_none() {
+            let channel = self.route.connect(&shared.handle.cancel, limit)?;
             self.lane = Some(Lane::new(channel));
         }
         Ok(())

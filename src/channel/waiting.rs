@@ -1,0 +1,44 @@
+//! Waiting for a listener and for many newcomers at once.
+
+use super::listener::Listener;
+use super::newcomer::Newcomer;
+use crate::runtime::{Cancel, Deadline};
+use crate::sys::event::{self, Poll};
+use std::io;
+
+/// How many newcomers can be waited for together.
+pub const TOGETHER: usize = 128;
+
+/// Waits for whatever comes first: a connection at `listener`, something to receive of one of
+/// `newcomers`, at most [`TOGETHER`] of which are looked at, the cancel, the deadline. Which
+/// newcomers have something, in their order. A signal may end it early.
+///
+/// # Errors
+/// The kernel's: more descriptors than the process may have, no memory.
+pub fn wait_for_any<'n>(
+    listener: Option<&Listener>,
+    newcomers: impl IntoIterator<Item = &'n Newcomer>,
+    cancel: &Cancel,
+    until: Deadline,
+) -> io::Result<[bool; TOGETHER]> {
+    let mut polls = [Poll::none(); TOGETHER + 2];
+    polls[0] = Poll::new(cancel.fd(), event::READABLE);
+    if let Some(listener) = listener {
+        polls[1] = Poll::new(listener.fd(), event::READABLE);
+    }
+    let mut count = 2;
+    for (newcomer, poll) in newcomers.into_iter().zip(&mut polls[2..]) {
+        *poll = Poll::new(newcomer.fd(), event::READABLE);
+        count += 1;
+    }
+    match event::poll(&mut polls[..count], until.remaining()) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok([false; TOGETHER]),
+        Err(e) => return Err(e),
+    }
+    let mut ready = [false; TOGETHER];
+    for (ready, poll) in ready.iter_mut().zip(&polls[2..count]) {
+        *ready = poll.found() != 0;
+    }
+    Ok(ready)
+}
