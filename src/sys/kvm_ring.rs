@@ -165,11 +165,18 @@ pub fn is_enabled(vm: &VmFd) -> bool {
 }
 
 /// Whether GET and CLEAR work on a VM: with rings, only if it has the backup bitmap as well.
-pub fn has_bitmap(vm: &mut VmFd) -> bool {
+///
+/// # Errors
+/// What KVM says instead of either: a VM that it has given up, say.
+pub fn has_bitmap(vm: &mut VmFd) -> Result<bool> {
     // Page 1 is no multiple of 64: EINVAL where there are bitmaps, before anything is
-    // touched, and ENXIO before that where there are none.
-    let _ = vm.clear_dirty_log(0, 1, 0, &[]);
-    super::kvm::last_errno() != libc::ENXIO
+    // touched, and ENXIO before that where there are none. Any other answer says nothing; taken
+    // for a yes it would fail each last sync, for a no it would lose the writes of no vCPU.
+    match (vm.clear_dirty_log(0, 1, 0, &[]), super::kvm::last_errno()) {
+        (Ok(()), _) | (Err(_), libc::EINVAL) => Ok(true),
+        (Err(_), libc::ENXIO) => Ok(false),
+        (Err(error), _) => Err(error.context("asking for the backup bitmap of dirty rings")),
+    }
 }
 
 fn reset(vm: BorrowedFd<'_>) -> libc::c_int {

@@ -96,7 +96,7 @@ impl Request {
     pub fn open_fd(self, vm: OwnedFd) -> Result<Opened> {
         let mut vm = VmFd::new(vm)?;
         let ring = is_enabled(&vm);
-        let bitmap = !ring || has_bitmap(&mut vm);
+        let bitmap = !ring || has_bitmap(&mut vm)?;
         let offer = Offer {
             manual: vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
             ring,

@@ -200,7 +200,7 @@ impl KvmRing {
                 "this VM's dirty rings are not enabled: that is done before its first vCPU is made",
             ));
         }
-        let with_bitmap = has_bitmap(&mut vm);
+        let with_bitmap = has_bitmap(&mut vm)?;
         let reset = Arc::new(RingVm::new(&vm)?);
         Ok(KvmRing::new(Box::new(vm), reset, switch, vmm, with_bitmap))
     }

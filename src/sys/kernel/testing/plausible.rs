@@ -120,7 +120,8 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     ("KVM_ENABLE_CAP", &[Error(c::EINVAL), Error(c::ENOMEM), Error(c::EIO)]),
     ("KVM_SET_USER_MEMORY_REGION", &[Error(c::ENOMEM), Error(c::EINVAL), Error(c::EIO)]),
     ("KVM_GET_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOMEM), Error(c::ENOENT)]),
-    ("KVM_CLEAR_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::EINVAL), Error(c::ENOENT)]),
+    // Not EINVAL: it is the answer to a question (`sys::kvm_ring::has_bitmap`), and no lie.
+    ("KVM_CLEAR_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOENT)]),
     ("KVM_RESET_DIRTY_RINGS", &[Error(c::EIO), Error(c::EINVAL), Error(c::EFAULT)]),
     // Those of a measuring guest.
     ("KVM_GET_API_VERSION", &[Error(c::ENOTTY)]),
