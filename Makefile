@@ -56,7 +56,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-loom test-stock-kvm test-tsan lint bench deps header map abi install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-tsan lint bench deps header map abi install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -86,6 +86,11 @@ lint: | deps
 ## test-loom: the lock-free parts alone, model-checked (a part of make test)
 test-loom: | deps
 	@scripts/test --only loom
+
+## test-faults: whole migrations with each system call failing once (make test: a selection; FAULTS=TEXT: those named so)
+FAULTS ?= all
+test-faults: | deps
+	BRANT_FAULTS='$(FAULTS)' cargo test --release --locked --lib migrate::faults -- --nocapture
 
 ## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
 test-stock-kvm: | deps
