@@ -41,6 +41,9 @@ pub mod tracker;
 pub mod userfault;
 pub mod vfio;
 pub mod vhost;
+mod write_marks;
+
+pub use write_marks::WriteMarks;
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};

@@ -143,6 +143,11 @@ impl Tracker {
         Ok(())
     }
 
+    /// Where marks go.
+    pub(super) fn reported(&self) -> &Arc<Reported> {
+        &self.reported
+    }
+
     /// Reports a write at a guest address: see [`Reported::mark_guest`].
     pub fn mark_guest(&self, address: GuestAddress, length: u64) {
         self.reported.mark_guest(address, length);

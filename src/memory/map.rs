@@ -5,10 +5,7 @@
 //! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
 //! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
 
-use super::address::HostMemory;
-use super::block::{
-    BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin, BLOCKS_MAX,
-};
+use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::ownership::Ownership;
 use super::returned::Gate;
@@ -18,12 +15,11 @@ use crate::error::{Error, Kind, Result};
 use crate::runtime::grace::Guard;
 use crate::runtime::snapshot::Snapshot;
 use crate::sys::kvm::MAX_SLOT_PAGES;
-use crate::sys::{file, mem};
+use crate::sys::mem;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 pub use super::slot::{Slot, SlotDescription, NO_SLOT};
 
@@ -369,63 +365,6 @@ impl Memory {
         // Also when the change is refused: somebody may know the number by then.
         change.next_block = next;
         self.publish(&mut change, map)?;
-        Ok(id)
-    }
-
-    /// Adds a block from the region of `memory` that begins at `at`, and a slot with KVM number
-    /// `slot` (or [`NO_SLOT`]) that maps all of it there. The region stays mapped as long as brant
-    /// knows the block. [`Kind::NotFound`] if no region begins at `at`.
-    pub fn add_region<B>(
-        &self,
-        name: &str,
-        memory: &GuestMemoryMmap<B>,
-        at: GuestAddress,
-        slot: u32,
-        flags: u32,
-    ) -> Result<BlockId>
-    where
-        B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
-    {
-        use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
-        let Some((host, length)) = HostMemory::region(memory, at) else {
-            return Err(Error::new(
-                Kind::NotFound,
-                format!(
-                    "block `{name}`: no region begins at guest address {:#x}",
-                    at.0
-                ),
-            ));
-        };
-        let file = match memory.find_region(at).and_then(|r| r.file_offset()) {
-            Some(at) => Some(BackingFile {
-                fd: file::duplicate(at.file().as_fd()).map_err(|e| {
-                    Error::os(format_args!("block `{name}`: duplicating its file"), e)
-                })?,
-                offset: at.start(),
-            }),
-            None => None,
-        };
-        let id = self.add_block(BlockDescription {
-            name: name.to_owned(),
-            host,
-            length: Bytes(length),
-            page_size: Bytes(PAGE_SIZE),
-            file,
-            flags: BlockFlags::default(),
-        })?;
-        let added = self.add_slot(&SlotDescription {
-            slot,
-            flags,
-            block: name.to_owned(),
-            offset: Bytes(0),
-            length: Bytes(length),
-            guest_address: at,
-        });
-        if let Err(e) = added {
-            // Both or neither. The first error is the one to tell.
-            let _ = self.remove_block(name);
-            return Err(e);
-        }
         Ok(id)
     }
 

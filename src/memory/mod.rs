@@ -22,6 +22,7 @@ mod page_run;
 pub mod poisoned;
 mod present;
 mod recall;
+mod regions;
 pub mod returned;
 mod slot;
 pub(crate) mod tree;

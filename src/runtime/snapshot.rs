@@ -66,7 +66,15 @@ impl<T> Snapshot<T> {
     /// Replaces the value. When it returns, no [`Snapshot::with`] sees the old value any
     /// more. Waits for readers, which do not block.
     pub fn replace(&self, value: Arc<T>) {
+        self.update(|_| value);
+    }
+
+    /// Replaces the value by what `change` makes of it; one change at a time. Waits as
+    /// [`Snapshot::replace`] does.
+    pub fn update(&self, change: impl FnOnce(&T) -> Arc<T>) {
         let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
+        // Only we could replace it.
+        let value = change(&self.load());
         let old = self
             .current
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);

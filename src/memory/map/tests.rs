@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::memory::block::NAME_MAX;
-use crate::memory::BlockPin;
+use crate::memory::{BlockFlags, BlockPin};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
