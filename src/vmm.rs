@@ -71,6 +71,66 @@ fn has_no(what: &str) -> Error {
 /// - *Paused* means: every vCPU is out of `KVM_RUN` with pending I/O retired, no thread
 ///   stands between a write to guest memory and its mark, no device writes guest memory.
 /// - *Write first, then mark*: a mark made before its write can be collected before the write lands.
+///
+/// ```
+/// use brant::error::{Error, Kind};
+/// use brant::vmm::{StateBlob, StateSink, Vmm};
+/// use brant::Result;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use std::sync::Mutex;
+///
+/// /// A machine with one device, whose state is a few bytes.
+/// #[derive(Default)]
+/// struct Machine {
+///     runs: AtomicBool,
+///     uart: Mutex<Vec<u8>>,
+/// }
+///
+/// impl Vmm for Machine {
+///     fn pause(&self) -> Result<()> {
+///         self.runs.store(false, Ordering::SeqCst); // and wait until each vCPU has seen it
+///         Ok(())
+///     }
+///     fn resume(&self) -> Result<()> {
+///         self.run()
+///     }
+///     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
+///         let data = &self.uart.lock().unwrap();
+///         sink.put(&StateBlob { name: "uart", instance: 0, version: 1, data })
+///     }
+///     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
+///         if (blob.name, blob.version) != ("uart", 1) {
+///             let what = format!("no `{}` of version {} here", blob.name, blob.version);
+///             return Err(Error::new(Kind::Unsupported, what));
+///         }
+///         *self.uart.lock().unwrap() = blob.data.to_vec();
+///         Ok(())
+///     }
+///     fn run(&self) -> Result<()> {
+///         self.runs.store(true, Ordering::SeqCst);
+///         Ok(())
+///     }
+/// }
+///
+/// /// What a migration does between the two sides.
+/// struct Wire<'a>(&'a Machine);
+///
+/// impl StateSink for Wire<'_> {
+///     fn put(&mut self, blob: &StateBlob<'_>) -> Result<()> {
+///         self.0.load(blob)
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let (here, there) = (Machine::default(), Machine::default());
+/// *here.uart.lock().unwrap() = vec![1, 2, 3];
+/// here.pause()?;
+/// here.save(&mut Wire(&there))?;
+/// there.run()?;
+/// assert_eq!(*there.uart.lock().unwrap(), [1, 2, 3]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Vmm: Send + Sync {
     /// Source: stop the guest; returns when it is paused in the sense above. From before this
     /// call until `resume` has returned well no `kick` is called, whichever tracker wants one;

@@ -25,6 +25,20 @@ pub fn clamp_shift(shift: u32) -> (u32, bool) {
 }
 
 /// Armed and disarmed chunks of a block of pages.
+///
+/// ```
+/// use brant::bits::Chunks;
+///
+/// # fn main() -> brant::Result<()> {
+/// // Chunks of 2^18 pages, 1 GiB each.
+/// let mut chunks = Chunks::new(1 << 20, 18)?;
+/// chunks.arm_range(300_000, 10);
+/// assert_eq!(chunks.next_armed(0), Some(1));
+/// assert_eq!(chunks.pages_of(1), 262_144..524_288);
+/// assert!(chunks.disarm(1) && !chunks.disarm(1)); // once
+/// # Ok(())
+/// # }
+/// ```
 pub struct Chunks {
     words: Words,
     npages: usize,

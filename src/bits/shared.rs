@@ -217,6 +217,25 @@ struct Collecting {
 }
 
 /// A bitmap of fixed size that every thread may mark at any time.
+///
+/// ```
+/// use brant::bits::{Bitmap, Shared};
+/// use std::time::Duration;
+///
+/// # fn main() -> brant::Result<()> {
+/// let marks = Shared::new(1 << 16)?;
+/// std::thread::scope(|scope| {
+///     for first in [0, 1000] {
+///         let marks = &marks;
+///         scope.spawn(move || marks.mark(first, 3)); // never waits
+///     }
+/// });
+/// let mut found = Bitmap::new(1 << 16)?;
+/// marks.collect(Duration::from_secs(1), &mut found)?;
+/// assert_eq!(found.count(), 6);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Shared {
     nbits: usize,
     heap_bytes: usize,

@@ -19,6 +19,19 @@ use crate::error::{Error, Kind, Result};
 use std::ops::Range;
 
 /// A set of pages (or of whatever a bit stands for), of fixed size.
+///
+/// ```
+/// use brant::bits::Bitmap;
+///
+/// # fn main() -> brant::Result<()> {
+/// let mut written = Bitmap::new(1 << 20)?; // 4 GiB of pages
+/// assert_eq!(written.set_range(600, 4), 4);
+/// assert_eq!(written.set_range(602, 4), 2); // how many of them are new
+/// assert_eq!(written.next_run(0, 100), Some(600..606));
+/// assert_eq!((written.count(), written.next_set(606)), (6, None));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Bitmap {
     /// Rounded up to whole groups.
     words: Words,

@@ -9,6 +9,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A place to connect to or to listen at.
+///
+/// ```
+/// use brant::migrate::Endpoint;
+///
+/// let text = "tcp:[::1]:4444";
+/// assert_eq!(Endpoint::parse(text).unwrap().to_string(), text);
+/// assert!(Endpoint::parse("unix:/run/guest.sock").is_ok());
+/// assert!(Endpoint::parse("example.org").is_err());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {

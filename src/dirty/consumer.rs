@@ -40,6 +40,56 @@ pub use super::run::{Content, Cursor, Run};
 /// any thread; those that only ask tell what was so when the tracker's lock was last let go of, and
 /// do not wait. Dropping it ends it once nothing that it took is on its way any more, and if it was
 /// the last one that was started, the logs.
+///
+/// A backup needs no migration:
+///
+/// ```
+/// use brant::dirty::consumer::{Consumer, Cursor};
+/// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+/// use brant::dirty::{When, WriteMarks};
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::units::Pages;
+/// use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use std::sync::Arc;
+///
+/// /// Copies what is pending into an image of the guest's one block; how many pages that were.
+/// fn back_up(consumer: &Consumer, image: &mut [u8]) -> brant::Result<u64> {
+///     let (mut cursor, mut copied) = (Cursor::default(), 0);
+///     loop {
+///         let taken = consumer.take(&mut cursor, 256, Pages(512))?;
+///         if taken.is_empty() {
+///             return Ok(copied);
+///         }
+///         for run in taken.runs() {
+///             let memory = run.block.slice(run.pages.first(), run.pages.count())?;
+///             let at = run.pages.first().bytes().0 as usize;
+///             memory.copy_to(&mut image[at..at + memory.len()]);
+///             copied += run.pages.count().0;
+///         }
+///         // Whatever ends this before here, an error or a panic, makes the pages pending again.
+///         taken.delivered();
+///     }
+/// }
+///
+/// # fn main() -> brant::Result<()> {
+/// let ram = GuestMemoryMmap::<WriteMarks>::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let tracker = Tracker::new(memory, Clearing::default())?;
+/// WriteMarks::connect(&ram, &tracker);
+///
+/// let backup = tracker.consumer();
+/// backup.start(StartWith::Everything)?;
+/// let mut image = vec![0; 1 << 20];
+/// assert_eq!(back_up(&backup, &mut image)?, 256); // all of it, once
+///
+/// ram.write_obj(7u8, GuestAddress(0x5000))?;
+/// backup.sync(When::Running)?;
+/// assert_eq!(back_up(&backup, &mut image)?, 1); // and then what changed
+/// assert_eq!(image[0x5000], 7);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Consumer {
     lease: Arc<Lease>,

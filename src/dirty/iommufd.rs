@@ -25,6 +25,7 @@ pub struct IommufdLog {
 impl IommufdLog {
     /// The log of page table `hwpt_id`, which was allocated with dirty tracking; it is switched
     /// off, which tells whether there is one. [`crate::error::Kind::Unsupported`] if not.
+    #[doc(hidden)]
     pub fn new(mut iommufd: Box<dyn Ioctl>, hwpt_id: u32, iovas: Iovas) -> Result<Self> {
         iommufd::set_dirty_tracking(&mut *iommufd, hwpt_id, false)?;
         Ok(IommufdLog {

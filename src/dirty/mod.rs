@@ -228,6 +228,64 @@ pub struct Rearmed {
 /// Used by one thread at a time. All methods get the map as it was when what is to be
 /// read was logged. A panic in one of them is an error of the log, by name: the tracker takes
 /// what the log covers as dirty, and stops the other logs all the same.
+///
+/// A log of the VMM's own: an emulated device that notes the pages it writes.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+/// use brant::dirty::{DirtyLog, Extent, Harvested, Initial, Origin, Sink, When};
+/// use brant::memory::{Map, Memory, NO_SLOT};
+/// use brant::units::Pages;
+/// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use brant::Result;
+/// use std::sync::{Arc, Mutex};
+///
+/// /// Page frame numbers, as the device notes them: after the write.
+/// #[derive(Clone, Default)]
+/// struct Device(Arc<Mutex<Vec<u64>>>);
+///
+/// impl DirtyLog for Device {
+///     fn name(&self) -> &'static str {
+///         "my-device"
+///     }
+///     fn start(&mut self, _: &Map) -> Result<Initial> {
+///         self.0.lock().unwrap().clear();
+///         Ok(Initial::Clean)
+///     }
+///     fn stop(&mut self, _: &Map) -> Result<()> {
+///         Ok(())
+///     }
+///     fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> Result<Harvested> {
+///         let noted = std::mem::take(&mut *self.0.lock().unwrap());
+///         sink.list(Origin::Guest(GuestAddress(0)), &noted);
+///         Ok(Harvested::Complete)
+///     }
+///     /// All of the guest's memory: if a harvest fails, all of it counts as written.
+///     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
+///         map.blocks().into_iter().for_each(|block| each(Extent::all_of(block)));
+///     }
+///     fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+///         Ok(()) // It notes guest addresses, whatever is there.
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let tracker = Tracker::new(memory, Clearing::default())?;
+/// let device = Device::default();
+/// tracker.add_log(Box::new(device.clone()))?;
+///
+/// let consumer = tracker.consumer();
+/// consumer.start(StartWith::Nothing)?;
+/// device.0.lock().unwrap().extend([3, 7, 3]);
+/// let report = consumer.sync(When::Running)?;
+/// let share = report.logs.iter().find(|log| log.name == "my-device").unwrap();
+/// assert_eq!(share.found, Pages(2));
+/// # Ok(())
+/// # }
+/// ```
 pub trait DirtyLog: Send {
     /// What it is: [`LogKind::Other`] for a log that is not one of brant's. The kind decides
     /// nothing; it is told in reports.

@@ -47,6 +47,7 @@ struct Logging {
 impl VfioDeviceLog {
     /// The log of the device behind `device`, tracked in pages of `page_size` bytes if the
     /// driver likes: a power of two from 4096 to [`PAGE_SIZE_MAX`]. [`Kind::Unsupported`] if it has none.
+    #[doc(hidden)]
     pub fn new(mut device: Box<dyn Ioctl>, iovas: Iovas, page_size: u64) -> Result<Self> {
         if !page_size.is_power_of_two() || !(PAGE_SIZE..=PAGE_SIZE_MAX).contains(&page_size) {
             return Err(Error::new(
@@ -259,6 +260,7 @@ pub struct VfioContainerLog {
 impl VfioContainerLog {
     /// The log of the container behind `container`, whose IOMMU is set. [`Kind::Unsupported`]
     /// if that has none.
+    #[doc(hidden)]
     pub fn new(mut container: Box<dyn Ioctl>, iovas: Iovas) -> Result<Self> {
         let can = vfio::type1_dirty(&mut *container)?;
         // Only the smallest works.

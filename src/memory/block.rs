@@ -340,6 +340,7 @@ impl Block {
     }
 
     /// A run of pages to be sent as it is, straight from guest memory.
+    #[doc(hidden)]
     pub fn part(&self, first: Pages, count: Pages) -> Result<Part<'_>> {
         let slice = self.slice(first, count)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel reads it.
@@ -347,6 +348,7 @@ impl Block {
     }
 
     /// A run of pages to be received into, straight into guest memory.
+    #[doc(hidden)]
     pub fn part_mut(&self, first: Pages, count: Pages) -> Result<PartMut<'_>> {
         let slice = self.slice(first, count)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel writes it.

@@ -10,6 +10,17 @@ struct List {
 }
 
 /// The reasons of one guest. Any thread.
+///
+/// ```
+/// use brant::error::Kind;
+/// use brant::migrate::Blockers;
+///
+/// let blockers = Blockers::new();
+/// let reason = blockers.block("the disk is local");
+/// assert_eq!(blockers.check().unwrap_err().kind(), Kind::Blocked);
+/// drop(reason);
+/// assert!(blockers.check().is_ok());
+/// ```
 #[derive(Debug, Default, Clone)]
 pub struct Blockers(Arc<Mutex<List>>);
 

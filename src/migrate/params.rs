@@ -5,7 +5,22 @@ use crate::runtime::{Limit, Timeout};
 use crate::wire;
 use std::time::{Duration, Instant};
 
-/// Parameters of a migration. [`Params::default`] is what ships.
+/// Parameters of a migration. [`Params::default`] is what ships. Fields may be added: name those
+/// that you set, and take the others from there.
+///
+/// ```
+/// use brant::migrate::Params;
+/// use std::time::Duration;
+///
+/// let params = Params {
+///     downtime_limit: Duration::from_millis(50),
+///     max_bandwidth: Some(100 << 20),
+///     ..Params::default()
+/// };
+/// assert!(params.check().is_ok());
+/// let wrong = Params { channels: 0, ..params };
+/// println!("{}", wrong.check().unwrap_err()); // which values are allowed
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
     /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. A ceiling for the

@@ -106,6 +106,32 @@ struct State {
 /// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
 ///
 /// All methods may be called from any thread.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, Tracker};
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::rate::{Params, Probe, Way};
+/// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// # fn main() -> brant::Result<()> {
+/// let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let tracker = Tracker::new(memory, Clearing::default())?;
+///
+/// // By the contents of one page in 512, which needs no log.
+/// let params = Params {
+///     way: Way::Sample { per_gib: 512 },
+///     period: Duration::from_millis(20),
+/// };
+/// let rate = Probe::new(tracker, params)?.measure()?;
+/// println!("{:.0} pages a second, give or take {:.0}", rate.pages_per_second, rate.error);
+/// assert_eq!(rate.written.0, 0); // nobody writes this memory
+/// # Ok(())
+/// # }
+/// ```
 pub struct Probe {
     tracker: Arc<Tracker>,
     params: Params,

@@ -136,6 +136,7 @@ impl std::fmt::Debug for KvmLog {
 
 impl KvmLog {
     /// A log of the virtual machine behind `vm`.
+    #[doc(hidden)]
     pub fn new(vm: Box<dyn Vm>, mode: KvmMode, switch: LogSwitch) -> Self {
         KvmLog {
             vm,

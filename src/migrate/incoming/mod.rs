@@ -30,6 +30,36 @@ use std::time::Duration;
 
 /// A migration from somewhere else to here. One object, one migration; threads as for
 /// [`crate::migrate::Outgoing`].
+///
+/// ```
+/// use brant::error::Kind;
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::migrate::{Endpoint, Incoming, Params};
+/// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use brant::vmm::Vmm;
+/// use std::sync::Arc;
+///
+/// struct Machine;
+/// impl Vmm for Machine {
+///     fn run(&self) -> brant::Result<()> {
+///         Ok(()) // start the vCPUs
+///     }
+/// }
+///
+/// # fn main() -> brant::Result<()> {
+/// // The same regions as at the source.
+/// let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let incoming = Incoming::new(memory, Arc::new(Machine), Params::default())?;
+/// let at = incoming.listen(&Endpoint::parse("tcp:127.0.0.1:0")?)?;
+/// println!("send the guest to {at}");
+/// // Nobody comes.
+/// incoming.cancel()?;
+/// assert_eq!(incoming.wait(None).unwrap_err().kind(), Kind::Cancelled);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Incoming {
     shared: Arc<Shared>,
 }

@@ -34,6 +34,59 @@ use std::time::Duration;
 ///
 /// All methods may be called from any thread; inside a callback of the same migration,
 /// [`Outgoing::wait`] is an error and [`Outgoing::cancel`] does not wait.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, Tracker};
+/// use brant::error::Kind;
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+/// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use brant::vmm::Vmm;
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// /// Says how far it is until it is over.
+/// fn watch(migration: &Outgoing) -> brant::Result<()> {
+///     loop {
+///         // A VMM with an event loop polls notify_fd() instead.
+///         match migration.wait(Some(Duration::from_millis(200))) {
+///             Err(e) if e.kind() == Kind::Pending => {
+///                 let stats = migration.stats();
+///                 let done = f64::from(stats.progress) / 100.0;
+///                 println!("pass {}, {done:.1} %, time left {:?}", stats.pass, stats.time_left);
+///             }
+///             over => return over,
+///         }
+///     }
+/// }
+///
+/// # struct Nothing;
+/// # impl Vmm for Nothing {
+/// #     fn pause(&self) -> brant::Result<()> { Ok(()) }
+/// #     fn resume(&self) -> brant::Result<()> { Ok(()) }
+/// #     fn run(&self) -> brant::Result<()> { Ok(()) }
+/// # }
+/// # fn guest() -> brant::Result<Arc<Memory>> {
+/// #     let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// #     let memory = Arc::new(Memory::new()?);
+/// #     memory.add_guest_memory(&ram, NO_SLOT)?;
+/// #     Ok(memory)
+/// # }
+/// # fn main() -> brant::Result<()> {
+/// # let (a, b) = UnixStream::pair()?;
+/// # let incoming = Incoming::new(guest()?, Arc::new(Nothing), Params::default())?;
+/// # incoming.start(Source::Connected(b.into()))?;
+/// let tracker = Tracker::new(guest()?, Clearing::default())?;
+/// let outgoing = Outgoing::new(tracker, Blockers::new(), Arc::new(Nothing), Params::default())?;
+/// outgoing.start(Target::Connected(a.into()))?;
+/// watch(&outgoing)?;
+/// let stats = outgoing.stats();
+/// println!("moved, the guest stood still for {:?}", stats.downtime.unwrap());
+/// assert_eq!(stats.progress, 10_000);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Outgoing {
     shared: Arc<Shared>,
 }
