@@ -1,0 +1,57 @@
+/*
+ * A guest without a machine: a few pages of this process that nobody writes to, for tests that
+ * need something to migrate and no KVM.
+ */
+#ifndef STILL_H
+#define STILL_H
+
+#include "support.h"
+
+struct still {
+    brant_guest *guest;
+    brant_tracker *tracker;
+    char *memory;
+    uint64_t bytes;
+};
+
+UNUSED static brant_ram_block block_of(const struct still *s)
+{
+    return (brant_ram_block){ .size = sizeof(brant_ram_block), .name = "ram", .host = s->memory,
+                              .length = s->bytes, .fd = -1 };
+}
+
+/* The first `filled` bytes of its memory hold `fill`; the rest has never been touched. */
+UNUSED static struct still still_new(char fill, uint64_t filled)
+{
+    struct still s = { .bytes = 4 * MIB };
+    brant_ram_block block;
+
+    s.memory = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (s.memory == MAP_FAILED)
+        bail("mmap: %s", strerror(errno));
+    memset(s.memory, fill, filled);
+    block = block_of(&s);
+    must(brant_guest_new(&s.guest, &e));
+    must(brant_guest_add_block(s.guest, &block, NULL, &e));
+    must(brant_tracker_new(s.guest, NULL, &s.tracker, &e));
+    return s;
+}
+
+UNUSED static void still_free(struct still *s)
+{
+    brant_tracker_free(s->tracker);
+    brant_guest_free(s->guest);
+    munmap(s->memory, s->bytes);
+}
+
+UNUSED static int32_t nothing(void *opaque, brant_reason *reason)
+{
+    (void)opaque;
+    (void)reason;
+    return 0;
+}
+
+UNUSED static const brant_ops plain = { .size = sizeof plain, .pause = nothing, .resume = nothing,
+                                        .run = nothing };
+
+#endif
