@@ -400,5 +400,4 @@ impl Inner {
 }
 
 #[cfg(test)]
-#[path = "consumer_tests.rs"]
 mod tests;

@@ -54,5 +54,4 @@ pub(super) struct Slow {
 }
 
 #[cfg(test)]
-#[path = "figures_tests.rs"]
 mod tests;

@@ -11,8 +11,6 @@
 
 mod beside;
 pub mod consumer;
-#[cfg(test)]
-mod dma_model;
 mod figures;
 mod guarded;
 mod hints;
@@ -21,8 +19,6 @@ pub mod iova;
 pub mod kvm;
 mod lease;
 mod merge;
-#[cfg(test)]
-mod misaligned_tests;
 mod pending;
 mod protected;
 mod rearm;
@@ -37,6 +33,8 @@ mod take;
 pub mod taken;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod tracker;
 pub mod userfault;
 pub mod vfio;

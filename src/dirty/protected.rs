@@ -350,5 +350,4 @@ fn set(pending: &mut Bitmap, pages: Range<Pages>) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "protected_tests.rs"]
 mod tests;

@@ -334,5 +334,4 @@ impl DirtyLog for ReportedLog {
 }
 
 #[cfg(test)]
-#[path = "reported_tests.rs"]
 mod tests;

@@ -150,5 +150,4 @@ impl BlockState {
 }
 
 #[cfg(test)]
-#[path = "skip_tests.rs"]
 mod tests;

@@ -143,5 +143,4 @@ impl Drop for Taken {
 }
 
 #[cfg(test)]
-#[path = "taken_tests.rs"]
 mod tests;

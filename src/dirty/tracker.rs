@@ -325,5 +325,4 @@ impl WrittenObserver for Reported {
 }
 
 #[cfg(test)]
-#[path = "tracker_tests.rs"]
 mod tests;

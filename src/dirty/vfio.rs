@@ -370,5 +370,4 @@ impl DirtyLog for VfioContainerLog {
 }
 
 #[cfg(test)]
-#[path = "vfio_tests.rs"]
 mod tests;

@@ -426,5 +426,4 @@ impl Drop for VhostLog {
 }
 
 #[cfg(test)]
-#[path = "vhost_tests.rs"]
 mod tests;

@@ -11,11 +11,7 @@ mod declared;
 mod giving;
 mod ground;
 pub mod host;
-// The integration tests' own, for unit tests too.
 pub mod index;
-#[cfg(test)]
-#[path = "../../tests/support/kinds.rs"]
-pub(crate) mod kinds;
 pub mod map;
 pub mod ownership;
 mod page_run;
@@ -25,6 +21,8 @@ mod recall;
 mod regions;
 pub mod returned;
 mod slot;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod tree;
 mod untouched;
 mod written;

@@ -6,21 +6,24 @@
 
 pub mod blockers;
 mod callbacks;
-#[cfg(test)]
-mod faults;
 mod handle;
 pub mod incoming;
 mod layout;
 mod outbox;
 pub mod outgoing;
 pub mod params;
-#[cfg(test)]
-pub(crate) mod planted;
 pub mod report;
 mod session;
 pub mod steering;
 pub mod switchover;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod work;
+
+#[cfg(test)]
+pub(crate) use testing::planted;
 
 pub use blockers::{Blocker, Blockers};
 pub use incoming::{Incoming, Source};

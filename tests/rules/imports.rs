@@ -50,6 +50,11 @@ impl Sources {
         Sources(files.iter().map(owned).collect())
     }
 
+    /// Path and text of each file.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(path, text)| (&path[..], &text[..]))
+    }
+
     /// All imports of code that is not a test's, one of each two files.
     pub fn imports(&self) -> Vec<Import> {
         let mut tree = Tree {
@@ -438,7 +443,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 }
 
 /// Whether what has these attributes is there only for tests.
-fn of_tests(attributes: &[syn::Attribute]) -> bool {
+pub fn of_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let syn::Meta::List(list) = &attribute.meta else {
             return false;

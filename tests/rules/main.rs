@@ -1,4 +1,5 @@
-//! Rules that the source text keeps: who imports whom, what is exported to C, and the header.
+//! Rules that the source text keeps: who imports whom, where unit tests stand, what is exported to C, and
+//! the header.
 
 mod api;
 #[cfg(feature = "capi")]
@@ -8,3 +9,4 @@ mod graph;
 mod header;
 mod imports;
 mod layers;
+mod names;

@@ -5,11 +5,11 @@ pub mod choose;
 pub mod log;
 pub mod measure;
 mod mode;
-#[cfg(test)]
-pub(crate) mod model;
 mod open;
 pub mod ring;
 mod switch;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use choose::{choose, Offer};
 pub use log::KvmLog;

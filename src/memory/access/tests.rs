@@ -2,7 +2,7 @@
 //! about first ends the test process, which is a failure too.
 
 use super::*;
-use crate::memory::kinds::poison;
+use crate::memory::testing::kinds::poison;
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -3,7 +3,9 @@
 
 use super::super::host::{discard, prefault};
 use super::*;
-use crate::memory::kinds::{self, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
+use crate::memory::testing::kinds::{
+    self, Area, Filler, HugePool, Made, HUGE, HUGE_KINDS, PAGE, SMALL,
+};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
 use crate::units::Bytes;
 use std::collections::BTreeSet;

@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::memory::kinds::{poison, Area, HugePool, Key, Made, HUGE, HUGE_KINDS, PAGE, SMALL};
+use crate::memory::testing::kinds::{
+    poison, Area, HugePool, Key, Made, HUGE, HUGE_KINDS, PAGE, SMALL,
+};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, HostMemory, Memory};
 use crate::sys::mem::Pipe;
 use crate::units::Bytes;

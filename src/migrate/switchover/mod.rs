@@ -150,4 +150,4 @@ macro_rules! machine {
 use machine;
 
 #[cfg(test)]
-mod model;
+mod tests;

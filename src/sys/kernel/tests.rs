@@ -116,8 +116,6 @@ fn only_tests(path: &Path) -> bool {
     let parts = path.iter().filter_map(|p| p.to_str());
     name == "tests"
         || name == "testing"
-        || name == "planted"
-        || name.ends_with("_tests")
         || parts
             .clone()
             .any(|p| ["tests", "testing", "faults"].contains(&p))

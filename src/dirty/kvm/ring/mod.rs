@@ -23,7 +23,7 @@ mod reaper;
 mod rounds;
 
 #[cfg(test)]
-pub(crate) mod model;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

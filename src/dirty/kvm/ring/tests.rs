@@ -2,7 +2,7 @@
 //! failures do, a copy made of what the tracker hands out ends up equal to the guest, no
 //! vCPU hangs, and afterwards the rings are exact again.
 
-use super::model::{Interrupt, Model, Moment};
+use super::testing::model::{Interrupt, Model, Moment};
 use super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::taken::Taken;

@@ -1,6 +1,8 @@
 //! A guest whose memory is never touched, and what a tracker finds of it: for tests of logs
 //! that only know addresses. Nothing else.
 
+pub(crate) mod dma;
+
 use super::consumer::{Consumer, Cursor, Run};
 use super::taken::Taken;
 use super::tracker::{Clearing, Tracker};

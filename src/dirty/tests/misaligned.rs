@@ -6,12 +6,12 @@
 //! found (a page counts once: when its bit first becomes set in what is pending), on what is
 //! pending, and on how often the kernel was called.
 
-use super::consumer::{Consumer, Cursor};
-use super::tracker::{Clearing, StartWith, Tracker};
-use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
-use crate::dirty::kvm::model::{Kvm, ALL_CAPS};
+use crate::dirty::consumer::{Consumer, Cursor};
+use crate::dirty::kvm::testing::model::{Kvm, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::error::Result;
 use crate::memory::{BlockDescription, BlockFlags, Map, Memory, SlotDescription};
 use crate::units::{Bytes, Pages, PAGE_SIZE};

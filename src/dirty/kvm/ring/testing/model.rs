@@ -2,7 +2,7 @@
 //!
 //! It pushes onto a full ring without a word, and what was there stays in use for ever. An interrupted
 //! RESET consumes entries without protecting their pages. Switching logging on with the
-//! initially-set flag protects nothing. What a page holds is a version, as in `kvm/model.rs`.
+//! initially-set flag protects nothing. What a page holds is a version, as in `kvm/testing/model.rs`.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{

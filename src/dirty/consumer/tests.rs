@@ -5,7 +5,7 @@
 //! else. That it can fail is shown by engines with known mistakes ([`Mistake`]).
 
 use super::*;
-use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
+use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::testing::{self, apart, take_all, the_run};
 use crate::dirty::tracker::Clearing;

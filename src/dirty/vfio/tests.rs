@@ -4,9 +4,9 @@
 
 use super::*;
 use crate::dirty::consumer::Consumer;
-use crate::dirty::dma_model::Kernel;
 use crate::dirty::iommufd::IommufdLog;
 use crate::dirty::iova::{DmaRange, Target};
+use crate::dirty::testing::dma::Kernel;
 use crate::dirty::testing::{sync_all, take_all, Guest};
 use crate::dirty::tracker::StartWith;
 use crate::memory::BlockId;

@@ -8,7 +8,7 @@
 
 use super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
-use crate::dirty::kvm::model::{Kvm, Moment, ALL_CAPS};
+use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::taken::Taken;
 use crate::dirty::testing::{apart, the_run};

@@ -1,7 +1,7 @@
 //! What is protected, what is noted, and what leaves the note.
 
 use super::*;
-use crate::memory::kinds::{Area, Made, HUGE};
+use crate::memory::testing::kinds::{Area, Made, HUGE};
 use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory};
 use crate::sys::uffd::Userfault;
 use crate::units::Bytes;

@@ -1,0 +1,3 @@
+//! What tests of the ring share.
+
+pub(crate) mod model;

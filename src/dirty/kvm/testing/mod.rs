@@ -1,0 +1,3 @@
+//! What tests of KVM's logs share.
+
+pub(crate) mod model;

@@ -1,0 +1,3 @@
+//! Tests of the tracker with its logs together.
+
+mod misaligned;
