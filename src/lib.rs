@@ -17,10 +17,11 @@
 //! # A guest moves
 //!
 //! ```
-//! use brant::memory::{BlockDescription, BlockFlags, HostMemory, Memory};
-//! use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
 //! use brant::dirty::tracker::{Clearing, Tracker};
-//! use brant::units::Bytes;
+//! use brant::dirty::WriteMarks;
+//! use brant::memory::{Memory, NO_SLOT};
+//! use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+//! use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 //! use brant::vmm::Vmm;
 //! use std::os::unix::net::UnixStream;
 //! use std::sync::Arc;
@@ -33,39 +34,29 @@
 //!     fn run(&self) -> brant::Result<()> { Ok(()) }
 //! }
 //!
-//! # fn pages(n: usize) -> *mut u8 {
-//! #     let layout = std::alloc::Layout::from_size_align(n * 4096, 4096).unwrap();
-//! #     unsafe { std::alloc::alloc_zeroed(layout) }
-//! # }
 //! # fn main() -> brant::Result<()> {
-//! let guest = |host: *mut u8| -> brant::Result<Arc<Memory>> {
+//! // On each side: the guest's memory. Its bitmap tells brant what the VMM itself writes to it.
+//! let ram = || GuestMemoryMmap::<WriteMarks>::from_ranges(&[(GuestAddress(0), 1 << 20)]);
+//! let (here, there) = (ram()?, ram()?);
+//! let guest = |ram: &GuestMemoryMmap<WriteMarks>| -> brant::Result<Arc<Memory>> {
 //!     let memory = Memory::new()?;
-//!     memory.add_block(BlockDescription {
-//!         name: "ram".into(),
-//!         // SAFETY: 16 pages that stay until the program ends.
-//!         host: unsafe { HostMemory::new(host) },
-//!         length: Bytes(16 * 4096),
-//!         page_size: Bytes(4096),
-//!         file: None,
-//!         flags: BlockFlags::default(),
-//!     })?;
+//!     // A VMM with KVM gives the number of its first slot.
+//!     memory.add_guest_memory(ram, NO_SLOT)?;
 //!     Ok(Arc::new(memory))
 //! };
-//! let (here, there) = (pages(16), pages(16));
-//! // SAFETY: inside the block.
-//! unsafe { here.add(4096).write_volatile(42) };
+//! here.write_obj(42u8, GuestAddress(4096))?;
 //!
-//! let tracker = Tracker::new(guest(here)?, Clearing::default())?;
-//! // A VMM with KVM adds its log: tracker.add_log(Box::new(KvmLog::from_vm(&vm, …)?))?
+//! let tracker = Tracker::new(guest(&here)?, Clearing::default())?;
+//! WriteMarks::connect(&here, &tracker);
+//! // And it adds KVM's log of what the guest writes: dirty::kvm::Request.
 //! let outgoing = Outgoing::new(tracker, Blockers::new(), Arc::new(Nothing), Params::default())?;
-//! let incoming = Incoming::new(guest(there)?, Arc::new(Nothing), Params::default())?;
+//! let incoming = Incoming::new(guest(&there)?, Arc::new(Nothing), Params::default())?;
 //!
-//! let (a, b) = UnixStream::pair().unwrap();
+//! let (a, b) = UnixStream::pair()?;
 //! incoming.start(Source::Connected(b.into()))?;
 //! outgoing.start(Target::Connected(a.into()))?;
 //! outgoing.wait(None)?;
-//! // SAFETY: inside the block.
-//! assert_eq!(unsafe { there.add(4096).read_volatile() }, 42);
+//! assert_eq!(there.read_obj::<u8>(GuestAddress(4096))?, 42);
 //! # Ok(())
 //! # }
 //! ```

@@ -8,7 +8,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`words`] | kernels on plain slices of words, vectorised, chosen at run time |
+//! | `words` | kernels on plain slices of words, vectorised, chosen at run time |
 //! | [`summary`] | [`Bitmap`]: words, a summary level above them, and a count |
 //! | [`runs`] | iterators over runs of set bits |
 //! | [`chunks`] | [`Chunks`]: one bit per 2^shift pages |
@@ -22,6 +22,7 @@ pub mod runs;
 pub mod shared;
 pub mod stretches;
 pub mod summary;
+#[doc(hidden)]
 pub mod words;
 
 pub use chunks::Chunks;

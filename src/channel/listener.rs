@@ -116,6 +116,7 @@ impl Listener {
     ///
     /// # Errors
     /// `Kernel` when the listener itself is broken.
+    #[doc(hidden)]
     pub fn accept_now(&self) -> Result<Accepted> {
         let error = match net::accept(self.fd.as_fd()) {
             Ok(fd) => return Ok(Accepted::Connection(Newcomer::new(fd))),
@@ -136,6 +137,7 @@ impl Listener {
     /// # Errors
     /// `Cancelled`; `Timeout` when `deadline` passes; `Kernel` when no
     /// descriptor can be had.
+    #[doc(hidden)]
     pub fn accept(&self, cancel: &Cancel, deadline: Deadline) -> Result<Channel> {
         loop {
             let wake = wait_ready(self.fd.as_fd(), Interest::Read, Some(cancel), deadline)?;

@@ -2,8 +2,8 @@
 //! how a bitmap of them becomes pages. What the logs of VFIO and iommufd share.
 //!
 //! A log is asked mapping by mapping, so a change of the memory map must not ask for all of them: a
-//! guest of thousands of slots would cost their square to plug. What goes is read ([`Reader::harvest_of`]),
-//! and the mappings that are read from then on differ by what changed ([`Reader::follow`]).
+//! guest of thousands of slots would cost their square to plug. What goes is read (`Reader::harvest_of`),
+//! and the mappings that are read from then on differ by what changed (`Reader::follow`).
 //!
 //! Not a log itself, and not a vIOMMU: the ranges are what the VMM says they are.
 

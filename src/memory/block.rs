@@ -57,7 +57,36 @@ pub struct BackingFile {
     pub offset: u64,
 }
 
-/// A block as the VMM describes it.
+/// A block as the VMM describes it. Fields may be added: [`BlockDescription::new`] has the usual
+/// values for those that are not named.
+///
+/// ```
+/// use brant::memory::{BlockDescription, BlockFlags, HostMemory, Memory, SlotDescription};
+/// use brant::units::Bytes;
+/// use brant::vm_memory::GuestAddress;
+///
+/// # fn main() -> brant::Result<()> {
+/// let memory = Memory::new()?;
+/// # let layout = std::alloc::Layout::from_size_align(64 << 10, 4096).unwrap();
+/// # // SAFETY: the layout has a size.
+/// # let flash = unsafe { std::alloc::alloc_zeroed(layout) };
+/// // SAFETY: 64 KiB that stay mapped until the block is removed.
+/// let host = unsafe { HostMemory::new(flash) };
+/// memory.add_block(BlockDescription {
+///     flags: BlockFlags { rom: true, ..BlockFlags::default() },
+///     ..BlockDescription::new("flash", host, Bytes(64 << 10))
+/// })?;
+/// // KVM's slot 3 shows it at the end of the first 4 GiB.
+/// let at = GuestAddress((4 << 30) - (64 << 10));
+/// memory.add_slot(&SlotDescription {
+///     slot: 3,
+///     ..SlotDescription::new("flash", at, Bytes(64 << 10))
+/// })?;
+/// assert_eq!(memory.map().slot(3).unwrap().guest_address, at);
+/// memory.remove_block("flash")?; // and its slots
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct BlockDescription {
     /// 1 to 255 bytes without control characters, unique in the map; the destination's block has
@@ -73,6 +102,20 @@ pub struct BlockDescription {
     pub file: Option<BackingFile>,
     /// See [`BlockFlags`].
     pub flags: BlockFlags,
+}
+
+impl BlockDescription {
+    /// A block of 4 KiB pages without a file, which the guest can write.
+    pub fn new(name: impl Into<String>, host: HostMemory, length: Bytes) -> Self {
+        BlockDescription {
+            name: name.into(),
+            host,
+            length,
+            page_size: Bytes(PAGE_SIZE),
+            file: None,
+            flags: BlockFlags::default(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

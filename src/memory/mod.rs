@@ -3,9 +3,11 @@
 //!
 //! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
 
+#[doc(hidden)]
 pub mod access;
 mod address;
 pub mod block;
+#[doc(hidden)]
 pub mod contents;
 mod declared;
 mod giving;

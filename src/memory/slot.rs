@@ -10,7 +10,9 @@ use vm_memory::GuestAddress;
 /// The slot number of a piece that maps to guest addresses without being a KVM slot.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// A slot as the VMM describes it: `length` bytes of a block, at a guest address.
+/// A slot as the VMM describes it: `length` bytes of a block, at a guest address. Fields may be
+/// added: [`SlotDescription::new`] has the usual values for those that are not named. Example:
+/// [`BlockDescription`](super::block::BlockDescription).
 #[derive(Debug, Clone)]
 pub struct SlotDescription {
     /// KVM's slot number, with the address space in the upper 16 bits; [`NO_SLOT`] if
@@ -26,6 +28,20 @@ pub struct SlotDescription {
     pub length: Bytes,
     /// Guest physical address of its first byte.
     pub guest_address: GuestAddress,
+}
+
+impl SlotDescription {
+    /// The beginning of a block, at a guest address; no slot of KVM's.
+    pub fn new(block: impl Into<String>, guest_address: GuestAddress, length: Bytes) -> Self {
+        SlotDescription {
+            slot: NO_SLOT,
+            flags: 0,
+            block: block.into(),
+            offset: Bytes(0),
+            length,
+            guest_address,
+        }
+    }
 }
 
 /// A slot in the map.

@@ -1,7 +1,7 @@
 //! A migration: what moves, when, and who runs the guest.
 //!
 //! By side: [`outgoing`] is the source's, [`incoming`] the destination's. Pure deciders
-//! ([`steering`], [`switchover`]) say what happens next and are tested without a clock or a
+//! ([`steering`], `switchover`) say what happens next and are tested without a clock or a
 //! socket; the drivers do it and decide nothing. What users see of a migration is in [`report`].
 
 pub mod blockers;
@@ -15,6 +15,7 @@ pub mod params;
 pub mod report;
 mod session;
 pub mod steering;
+#[doc(hidden)]
 pub mod switchover;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -31,7 +32,9 @@ pub use outgoing::{Outgoing, Target};
 pub use params::Params;
 pub use report::{Phase, Stats};
 pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
+#[doc(inline)]
 pub use switchover::destination::State as DestinationState;
+#[doc(inline)]
 pub use switchover::source::{Resolution, State as SourceState};
 
 #[doc(inline)]

@@ -3,11 +3,13 @@
 //! A [`Probe`] measures for a period and says what it found, in one of two [`Way`]s: by the
 //! tracker's logs, exact and at the cost of logging; or by reading some pages twice, an
 //! estimate with a stated error, at no cost to the guest. What is made of the counts is in
-//! [`estimate`], which has no clock and no memory; the reading is in `sample`.
+//! `estimate`, which has no clock and no memory; the reading is in `sample`.
 
+#[doc(hidden)]
 pub mod estimate;
 mod sample;
 
+#[doc(inline)]
 pub use estimate::Rate;
 
 use crate::bits::summary::Bitmap;

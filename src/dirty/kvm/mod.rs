@@ -1,8 +1,10 @@
 //! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
 //! [`ring`], which of them is used in [`mod@choose`], which asks the VM and makes it in `open`.
 
+#[doc(hidden)]
 pub mod choose;
 pub mod log;
+#[doc(hidden)]
 pub mod measure;
 mod mode;
 mod open;
@@ -11,8 +13,10 @@ mod switch;
 #[cfg(test)]
 pub(crate) mod testing;
 
+#[doc(hidden)]
 pub use choose::{choose, Offer};
 pub use log::KvmLog;
+#[doc(inline)]
 pub use measure::{measure, Cost, Costs, Measured, Workload};
 pub use mode::{Choice, KvmMode};
 pub use open::{Opened, Request, Used};

@@ -1,6 +1,7 @@
 //! When to switch over, when to go on, when to give up: pure functions of facts. No clock, thread,
 //! socket or ioctl in here, so that each is tested by table, property and simulation.
 
+#[doc(hidden)]
 pub mod bandwidth;
 pub mod facts;
 pub mod fits_downtime;

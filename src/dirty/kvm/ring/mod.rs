@@ -1,7 +1,7 @@
 //! KVM's dirty rings: one for each vCPU, which lists the pages that it wrote.
 //!
 //! A sync costs what was dirtied and not what is mapped. The protocol of one ring is in
-//! [`protocol`], a round over all of them and what can go wrong in `rounds`, the thread
+//! `protocol`, a round over all of them and what can go wrong in `rounds`, the thread
 //! that makes rounds in `reaper`; this file is the [`DirtyLog`] over them.
 //!
 //! **Never with initially-set bitmaps.** Switching logging on protects nothing then, there is no
@@ -18,6 +18,7 @@
 //! vCPU hangs meanwhile.
 
 mod found;
+#[doc(hidden)]
 pub mod protocol;
 mod reaper;
 mod rounds;
