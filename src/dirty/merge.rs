@@ -12,6 +12,7 @@
 use super::pending::{BlockState, Blocks, PageSet, Phase, Seat};
 use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
+use crate::bits::words;
 use crate::error::Result;
 use crate::memory::{BlockId, Map};
 use crate::units::Pages;
@@ -51,34 +52,35 @@ impl BlockState {
         found
     }
 
-    /// Merges the first `pages` bits of `words` into each set, at page `first`.
+    /// Merges the first `pages` bits of `words` into each set, at page `first`. How many pages of
+    /// `whose` that made pending, and how many bits there were.
     fn merge_words(
         &mut self,
         whose: Option<Seat>,
         first: usize,
         words: &[u64],
         pages: usize,
-    ) -> u64 {
-        let sets = self.following().take(2).count();
-        if sets < 2 {
-            return self.merge(whose, |set| set.pending.merge_words(first, words, pages));
-        }
-        let mut found = 0;
+    ) -> Merged {
+        let mut merged = Merged::default();
+        // In slices, so that each word is read from memory once, however often it is looked at.
         for at in (0..pages).step_by(SLICE) {
-            let some = SLICE.min(pages - at);
-            found += self.merge(whose, |set| {
-                set.pending.merge_words(first + at, &words[at / 64..], some)
+            let (some, words) = (SLICE.min(pages - at), &words[at / 64..]);
+            merged.bits += words::count_range(words, 0, some);
+            merged.found += self.merge(whose, |set| {
+                set.pending.merge_words(first + at, words, some)
             });
         }
-        found
+        merged
     }
 
-    /// Has a log merge into what is pending by itself; into each set, if there are several.
+    /// Has a log merge into what is pending by itself; into each set, if there are several. What came
+    /// of it counts after an error too.
     fn merge_by(
         &mut self,
         whose: Option<Seat>,
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
-    ) -> (u64, Result<()>) {
+    ) -> (Merged, Result<()>) {
+        let none = Merged::default();
         if self.following().nth(1).is_none() {
             let mut merged = Ok(0);
             // Counted here, because an error can come after part of it was merged.
@@ -87,7 +89,8 @@ impl BlockState {
                 merged = set.pending.with(|pending| merge(pending));
                 set.pending.count() - before
             });
-            return (found, merged.map(|_| ()));
+            let bits = *merged.as_ref().unwrap_or(&found);
+            return (Merged { found, bits }, merged.map(|_| ()));
         }
         // It moves what it holds, and can do that once.
         let between = self
@@ -96,15 +99,32 @@ impl BlockState {
             .map_or_else(|| Bitmap::new(self.pin_source.pages().index()), Result::Ok);
         let mut between = match between {
             Ok(between) => between,
-            Err(e) => return (0, Err(e)),
+            Err(e) => return (none, Err(e)),
         };
         let merged = merge(&mut between);
         let found = self.merge(whose, |set| {
             set.pending.with(|pending| pending.merge(&between))
         });
+        let bits = between.count();
         between.clear_all();
         self.between = Some(between);
-        (found, merged.map(|_| ()))
+        (Merged { found, bits }, merged.map(|_| ()))
+    }
+}
+
+/// What a merge came to.
+#[derive(Debug, Default, Clone, Copy)]
+struct Merged {
+    /// Pages that became pending for the consumer that is counted.
+    found: u64,
+    /// Pages that were reported.
+    bits: u64,
+}
+
+impl std::ops::AddAssign for Merged {
+    fn add_assign(&mut self, other: Merged) {
+        self.found += other.found;
+        self.bits += other.bits;
     }
 }
 
@@ -139,6 +159,26 @@ pub(super) struct PendingSink<'a> {
     pub whose: Option<Seat>,
     /// Pages that became pending there: each counts when its bit first becomes set.
     pub found: u64,
+    /// Pages that were reported, whether they were pending or not, and not because nothing is known
+    /// of them.
+    pub reported: u64,
+    /// How many of those had been reported before and not been protected since.
+    pub known: u64,
+}
+
+impl<'a> PendingSink<'a> {
+    /// A sink for what a log reports of `map`. `arms`: the log leaves clearing to the tracker.
+    pub fn new(map: &'a Map, blocks: &'a mut Blocks, arms: bool, whose: Option<Seat>) -> Self {
+        PendingSink {
+            map,
+            blocks,
+            arms,
+            whose,
+            found: 0,
+            reported: 0,
+            known: 0,
+        }
+    }
 }
 
 impl PendingSink<'_> {
@@ -147,10 +187,10 @@ impl PendingSink<'_> {
         &mut self,
         origin: Origin,
         pages: Pages,
-        mut f: impl FnMut(&mut BlockState, Piece) -> u64,
-    ) {
+        mut f: impl FnMut(&mut BlockState, Piece) -> Merged,
+    ) -> u64 {
         let map = self.map;
-        let mut found = 0;
+        let mut found = Merged::default();
         let blocks = &mut *self.blocks;
         let mut give = |block: BlockId, piece: Piece| {
             if let Some(state) = blocks.get_mut(block) {
@@ -183,7 +223,7 @@ impl PendingSink<'_> {
                 let from = match origin {
                     Origin::Guest(address) => address,
                     Origin::Iova(iova) => GuestAddress(iova),
-                    _ => return,
+                    _ => return 0,
                 };
                 for piece in map.pieces(from, pages) {
                     give(
@@ -197,19 +237,13 @@ impl PendingSink<'_> {
                 }
             }
         }
-        self.found += found;
+        self.found += found.found;
+        self.reported += found.bits;
+        found.bits
     }
-}
 
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    first: u64,
-    pages: u64,
-    skipped: u64,
-}
-
-impl Sink for PendingSink<'_> {
-    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+    /// Merges a bitmap, and returns how many bits of it there are in blocks.
+    fn merge_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) -> u64 {
         let (arms, whose) = (self.arms, self.whose);
         let pages = Pages(pages.0.min(words.len() as u64 * 64));
         self.pieces(origin, pages, |state, piece| {
@@ -234,7 +268,26 @@ impl Sink for PendingSink<'_> {
                 }
                 new
             }
-        });
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    first: u64,
+    pages: u64,
+    skipped: u64,
+}
+
+impl Sink for PendingSink<'_> {
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+        self.merge_bitmap(origin, words, pages);
+    }
+
+    fn lasting_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages, known: Pages) -> u64 {
+        let bits = self.merge_bitmap(origin, words, pages);
+        self.known += known.0.min(bits);
+        bits
     }
 
     fn list(&mut self, origin: Origin, pages: &[u64]) {
@@ -277,6 +330,7 @@ impl Sink for PendingSink<'_> {
                 }
                 let (first, n) = (first as usize, n as usize);
                 self.found += state.merge(self.whose, |set| set.pending.set_range(first, n));
+                self.reported += n as u64;
             }
             return;
         }
@@ -301,7 +355,8 @@ impl Sink for PendingSink<'_> {
             return Ok(());
         };
         let (found, merged) = state.merge_by(self.whose, merge);
-        self.found += found;
+        self.found += found.found;
+        self.reported += found.bits;
         merged
     }
 
@@ -312,13 +367,15 @@ impl Sink for PendingSink<'_> {
                 state.arm(piece.first, piece.pages);
             }
             let pages = piece.first..piece.first.saturating_add(piece.pages);
-            state.merge(whose, |set| {
+            let found = state.merge(whose, |set| {
                 // That nothing is known is no evidence that a page which was given back was
                 // written.
                 set.beside.put_back(pages.clone());
                 set.pending
                     .set_range(piece.first as usize, piece.pages as usize)
-            })
+            });
+            // How much of it was written is not known.
+            Merged { found, bits: 0 }
         });
     }
 }

@@ -185,11 +185,20 @@ pub trait Sink {
     /// `pages` are ignored.
     fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages);
 
+    /// The same, where bits stay until protection is restored: `known` of them were reported by an
+    /// earlier harvest and have not been cleared since. Of those pages nobody can tell whether
+    /// they were written again. Returns how many bits are set.
+    fn lasting_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages, known: Pages) -> u64 {
+        let _ = known;
+        self.bitmap(origin, words, pages);
+        crate::bits::words::count_range(words, 0, pages.index())
+    }
+
     /// Single pages, counted from `origin`.
     fn list(&mut self, origin: Origin, pages: &[u64]);
 
     /// A log that is kept per block may merge into what is pending there itself: the
-    /// fewest copies. `merge` returns how many bits it newly set.
+    /// fewest copies. `merge` returns how many pages it reported, pending before or not.
     fn block(
         &mut self,
         block: BlockId,

@@ -344,9 +344,11 @@ fn pages_of(region: &Region, start: u64, range: &Range<u64>) -> Range<Pages> {
     Pages((first - start) / PAGE_SIZE)..Pages((end - start) / PAGE_SIZE)
 }
 
+/// Makes pages pending; how many they are.
 fn set(pending: &mut Bitmap, pages: Range<Pages>) -> u64 {
     let count = pages.end.0 - pages.start.0;
-    pending.set_range(pages.start.index(), count as usize)
+    pending.set_range(pages.start.index(), count as usize);
+    count
 }
 
 #[cfg(test)]

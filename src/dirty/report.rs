@@ -47,6 +47,8 @@ pub struct LogReport {
     pub time: Duration,
     /// Pages that became pending through it.
     pub found: Pages,
+    /// Pages that it found written since it last could tell: see [`SyncReport::written`].
+    pub written: Pages,
 }
 
 /// What a sync found and what it cost.
@@ -56,6 +58,16 @@ pub struct SyncReport {
     /// Pages that became pending for the consumer that asked; a page that was pending there
     /// already does not count again.
     pub found: Pages,
+    /// Pages that the logs found written, whether they were pending or not: a guest that writes ahead
+    /// of a walk, where everything is pending, is seen here and not in `found`. Each log
+    /// counts a page once for each time that it finds it; two logs that find the same page count
+    /// it twice. Pages that were taken as dirty because a log failed do not count.
+    pub written: Pages,
+    /// Of how many pages a write since the last sync could be found. The others were found before, and
+    /// their protection has not been restored since: in the manual-protect modes of KVM's log,
+    /// pages that nobody has taken yet. The dirty rate of a guest is `written` over `observed`
+    /// times its memory.
+    pub observed: Pages,
     /// Pages that became pending because the guest has given them back since the last sync:
     /// whoever has a copy is to be told. Only while given-back pages are skipped.
     pub given_back: Pages,
@@ -108,6 +120,8 @@ pub struct ConsumerStats {
     pub failed_syncs: u64,
     /// Pages that became pending by them.
     pub found: Pages,
+    /// Pages that they found written: see [`SyncReport::written`].
+    pub written: Pages,
     /// Pages put back.
     pub put_back: Pages,
     /// Clear calls made for chunks meanwhile, whoever took from them.

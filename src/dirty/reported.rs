@@ -309,7 +309,7 @@ impl DirtyLog for ReportedLog {
         for Marks { block, shared } in table.marks.iter() {
             let done = sink.block(*block, &mut |pending| {
                 let left = grace.saturating_sub(begun.elapsed());
-                Ok(shared.collect(left, pending)?.new)
+                Ok(shared.collect(left, pending)?.marked)
             });
             match done {
                 // A thread was held up in the middle of a mark for longer than we wait. The

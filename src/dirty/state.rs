@@ -221,24 +221,12 @@ impl Inner {
         }
         let Inner { logs, blocks, .. } = self;
         for i in 0..logs.len() {
-            let mut sink = PendingSink {
-                map: old,
-                blocks,
-                arms: logs[i].rearms(),
-                whose: None,
-                found: 0,
-            };
+            let mut sink = PendingSink::new(old, blocks, logs[i].rearms(), None);
             let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
                 continue;
             };
             for log in &mut logs[..i] {
-                let mut sink = PendingSink {
-                    map: new,
-                    blocks,
-                    arms: log.rearms(),
-                    whose: None,
-                    found: 0,
-                };
+                let mut sink = PendingSink::new(new, blocks, log.rearms(), None);
                 // The first error is the one to tell.
                 let _ = log.map_changes(new, old, &mut sink);
             }

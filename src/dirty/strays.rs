@@ -38,8 +38,8 @@ impl<'a> Counting<'a> {
     }
 }
 
-impl Sink for Counting<'_> {
-    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+impl Counting<'_> {
+    fn count_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
         let said = pages.0.min(words.len() as u64 * 64);
         if let Some(room) = self.room(origin).filter(|room| *room < said) {
             let runs = crate::bits::runs::of_words(words, said as usize);
@@ -47,7 +47,17 @@ impl Sink for Counting<'_> {
                 .map(|run| (run.end as u64).saturating_sub(room.max(run.start as u64)))
                 .sum::<u64>();
         }
+    }
+}
+
+impl Sink for Counting<'_> {
+    fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
+        self.count_bitmap(origin, words, pages);
         self.sink.bitmap(origin, words, pages);
+    }
+    fn lasting_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages, known: Pages) -> u64 {
+        self.count_bitmap(origin, words, pages);
+        self.sink.lasting_bitmap(origin, words, pages, known)
     }
 
     fn list(&mut self, origin: Origin, pages: &[u64]) {

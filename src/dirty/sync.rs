@@ -29,16 +29,11 @@ impl Inner {
             ..SyncReport::default()
         };
         let map = Arc::clone(&self.map);
+        let mut unobserved = 0;
         let Inner { logs, blocks, .. } = self;
         for log in logs {
             let log_begun = Instant::now();
-            let mut sink = PendingSink {
-                map: &map,
-                blocks,
-                arms: log.rearms(),
-                whose,
-                found: 0,
-            };
+            let mut sink = PendingSink::new(&map, blocks, log.rearms(), whose);
             let outcome = log.harvest(&map, when, &mut sink);
             match outcome {
                 Ok(Harvested::Complete) => {}
@@ -66,14 +61,19 @@ impl Inner {
                 }
             }
             let found = Pages(sink.found);
+            let written = Pages(sink.reported.saturating_sub(sink.known));
             report.found += found;
+            report.written += written;
+            unobserved += sink.known;
             report.logs.push(LogReport {
                 kind: log.kind(),
                 name: log.name(),
                 time: log_begun.elapsed(),
                 found,
+                written,
             });
         }
+        report.observed = Pages(map.total().pages_down().0.saturating_sub(unobserved));
         report.found += self.take_back_broken(whose);
         self.count_returned();
         if let Some(seat) = whose {
@@ -94,6 +94,7 @@ impl Inner {
         let members = self.members.iter_mut().flatten();
         for member in members.filter(|m| m.phase == Phase::Following) {
             member.stats.syncs += 1;
+            member.stats.written += report.written;
             member.stats.failed_syncs += u64::from(report.failed);
         }
         report.time = begun.elapsed();
@@ -222,3 +223,6 @@ fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

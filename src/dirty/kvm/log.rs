@@ -107,6 +107,15 @@ impl SlotCopy {
     }
 }
 
+/// What is kept of one slot.
+struct LoggedSlot {
+    copy: SlotCopy,
+    /// How many bits of the copy are set: pages that are not protected, so whether they are written
+    /// again cannot be seen. The kernel has them all in the next GET, because only our own CLEAR
+    /// takes them away.
+    known: u64,
+}
+
 /// See the file's description.
 pub struct KvmLog {
     vm: Box<dyn Vm>,
@@ -117,7 +126,7 @@ pub struct KvmLog {
     clear_at_harvest: bool,
     started: bool,
     /// By slot number; only slots whose logging is on.
-    copies: BTreeMap<u32, SlotCopy>,
+    copies: BTreeMap<u32, LoggedSlot>,
     /// Where the kernel puts the bitmaps of small slots.
     room: Option<Guarded>,
     /// Calls to CLEAR made inside harvests, for the report.
@@ -196,11 +205,15 @@ impl KvmLog {
 
     fn start_slots(&mut self, slots: &[&Slot]) -> Result<()> {
         for slot in slots {
-            let mut copy = SlotCopy::new(slot)?;
+            let mut kept = LoggedSlot {
+                copy: SlotCopy::new(slot)?,
+                known: 0,
+            };
             if self.mode == KvmMode::InitiallySet {
-                copy.fill_ones(slot.pages);
+                kept.copy.fill_ones(slot.pages);
+                kept.known = slot.pages.0;
             }
-            self.copies.insert(slot.slot, copy);
+            self.copies.insert(slot.slot, kept);
         }
         self.switch(slots, true).inspect_err(|_| {
             for slot in slots {
@@ -211,7 +224,7 @@ impl KvmLog {
 
     fn harvest_slot(&mut self, slot: &Slot, sink: &mut dyn Sink) -> Result<()> {
         let manual = self.manual();
-        let Some(copy) = self.copies.get_mut(&slot.slot) else {
+        let Some(LoggedSlot { copy, known }) = self.copies.get_mut(&slot.slot) else {
             return Ok(());
         };
         copy.get(&mut *self.vm, slot.slot, &mut self.room)?;
@@ -220,11 +233,17 @@ impl KvmLog {
             slot: slot.slot,
             page: Pages(0),
         };
-        sink.bitmap(origin, words, slot.pages);
-        if manual && self.clear_at_harvest {
+        if !manual {
+            // All protected again: each bit is a write since the last GET.
+            sink.bitmap(origin, words, slot.pages);
+            return Ok(());
+        }
+        *known = sink.lasting_bitmap(origin, words, slot.pages, Pages(*known));
+        if self.clear_at_harvest {
             // The bits are in the sink, so the clear comes after they were seen and
             // before any page is read.
             let done = clear(&mut *self.vm, slot, words, 0..slot.pages.0)?;
+            *known = known.saturating_sub(done.bits);
             self.clears_at_harvest.calls += done.calls;
             self.clears_at_harvest.bits += done.bits;
         }
@@ -282,7 +301,11 @@ impl DirtyLog for KvmLog {
 
     fn heap_bytes(&self) -> u64 {
         let room = self.room.as_ref().map_or(0, |room| room.len() as u64 * 8);
-        room + self.copies.values().map(SlotCopy::bytes).sum::<u64>()
+        room + self
+            .copies
+            .values()
+            .map(|kept| kept.copy.bytes())
+            .sum::<u64>()
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
@@ -348,11 +371,12 @@ impl DirtyLog for KvmLog {
             if from >= to {
                 continue;
             }
-            let Some(copy) = self.copies.get_mut(&slot.slot) else {
+            let Some(LoggedSlot { copy, known }) = self.copies.get_mut(&slot.slot) else {
                 continue;
             };
             let range = from - slot.first.0..to - slot.first.0;
             let done = clear(&mut *self.vm, slot, copy.words(), range)?;
+            *known = known.saturating_sub(done.bits);
             total.calls += done.calls;
             total.bits += done.bits;
         }

@@ -141,7 +141,11 @@ impl Found {
         }
         for (&block, Pile { list, bits, .. }) in &mut self.blocks {
             if !bits.is_empty() {
-                sink.block(block, &mut |pending| Ok(bits.take_all_into(pending)))?;
+                sink.block(block, &mut |pending| {
+                    let reported = bits.count();
+                    bits.take_all_into(pending);
+                    Ok(reported)
+                })?;
             }
             if !list.is_empty() {
                 // In order, so that neighbours go in one step.

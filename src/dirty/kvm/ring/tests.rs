@@ -694,6 +694,31 @@ impl Vmm for Kicked {
 }
 
 #[test]
+fn an_idle_guest_in_the_middle_of_its_first_pass_has_written_nothing() {
+    let mut world = World::new(&Setup {
+        entries: 1024,
+        vcpus: 2,
+        with_bitmap: false,
+        start_with: StartWith::Everything,
+    });
+    let all: u64 = world.blocks.iter().map(|(_, _, pages)| pages).sum();
+    world.take(9, 100).unwrap();
+    for _ in 0..3 {
+        let report = world.consumer.sync(When::Running).unwrap();
+        assert_eq!((report.written.0, report.observed.0), (0, all));
+    }
+    // One page of what was taken, one that is still pending: both are writes.
+    let slot = world.slots[0].slot;
+    for page in [3, 300] {
+        world.write(0, slot, page, 1).unwrap();
+    }
+    let report = world.consumer.sync(When::Running).unwrap();
+    assert_eq!((report.written.0, report.found.0), (2, 1));
+    let report = world.consumer.sync(When::Running).unwrap();
+    assert_eq!(report.written.0, 0);
+}
+
+#[test]
 fn a_running_guest_is_kicked_before_the_harvest_and_a_stopped_one_is_not() {
     let world = simple(256, 1);
     let model = world.model.clone();
