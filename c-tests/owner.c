@@ -641,6 +641,7 @@ static void hops(void)
 static void overwritten(void)
 {
     struct copy *s = copy_new(true), *d = copy_new(false), *third = copy_new(false);
+    brant_outgoing *late;
 
     ok(moves(s, d), "a guest moves");
     s->load_fails = true;
@@ -649,10 +650,17 @@ static void overwritten(void)
     memset(third->host, 3, BYTES);
     ok(migrate(third, s).source == BRANT_E_REFUSED && third->runs,
        "another one that comes in its place is refused when its memory has arrived");
-    ok(brant_guest_reclaim(s->guest, NULL) == BRANT_E_STATE && state_of(s) == BRANT_GUEST_HANDED_OVER,
-       "what it overwrote is not taken back");
+    ok(brant_guest_reclaim(s->guest, NULL) == BRANT_E_STATE && state_of(s) == BRANT_GUEST_GIVEN_UP,
+       "what it overwrote is not taken back, and counts as given up");
     s->load_fails = false;
     ok(moves(third, s), "a whole one may still arrive");
+    MUST(brant_guest_give_up(third->guest, &e));
+    ok(state_of(third) == BRANT_GUEST_GIVEN_UP, "a guest that was handed over can be given up");
+    late = out_new(third, patience(LIMIT_MS));
+    ok(out_starts(late) == BRANT_E_STATE, "then none leaves");
+    brant_outgoing_free(late);
+    ok(brant_guest_reclaim(third->guest, NULL) == 0 && state_of(third) == BRANT_GUEST_HERE,
+       "and it can be reclaimed");
     copy_free(s);
     copy_free(d);
     copy_free(third);
@@ -862,7 +870,7 @@ static void slow_release(void)
 
 int main(void)
 {
-    plan(59);
+    plan(62);
     handed_over();
     unanswered();
     incoming_into_what_is_here();

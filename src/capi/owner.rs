@@ -17,12 +17,14 @@ pub const BRANT_GUEST_LEAVING: u32 = 3;
 pub const BRANT_GUEST_PAUSED: u32 = 4;
 /// In `brant_guest_state`: the guest is being handed over; here it stands.
 pub const BRANT_GUEST_HANDING_OVER: u32 = 5;
-/// In `brant_guest_state`: the guest was handed over and runs at another place.
+/// In `brant_guest_state`: the guest was handed over and runs at another place; its memory is here,
+/// and `brant_guest_reclaim` may take it back.
 pub const BRANT_GUEST_HANDED_OVER: u32 = 6;
 /// In `brant_guest_state`: handed over without an answer; `brant_outgoing_resolve` decides.
 pub const BRANT_GUEST_UNANSWERED: u32 = 7;
-/// In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, or
-/// `brant_guest_give_up`.
+/// In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
+/// or an incoming migration that failed after it had begun to write over a guest that was handed
+/// over. What that one overwrote cannot be reclaimed.
 pub const BRANT_GUEST_GIVEN_UP: u32 = 8;
 /// In `brant_guest_state`: an incoming migration is in progress.
 pub const BRANT_GUEST_ARRIVING: u32 = 9;
@@ -85,7 +87,7 @@ pub unsafe extern "C" fn brant_guest_reclaim(
 }
 
 /// Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
-/// or one is awaited. Another may arrive in its memory, none leaves, and no vCPU is kicked.
+/// it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
 /// `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
 /// where one is to be resolved.
 #[no_mangle]

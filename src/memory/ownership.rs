@@ -38,7 +38,8 @@ pub enum Whose {
     HandedOver = 6,
     /// Handed over without an answer: the VMM has to resolve the migration.
     Unanswered = 7,
-    /// The VMM gave the guest up here.
+    /// The VMM gave the guest up here, or an incoming migration that failed has overwritten one that
+    /// was handed over.
     GivenUp = 8,
     /// An incoming migration fills the guest's memory.
     Arriving = 9,
@@ -82,7 +83,7 @@ pub(crate) struct Guest {
     /// Where it goes back to when the migration in progress comes to nothing.
     before: Whose,
     /// An incoming migration wrote to the memory and no guest came of it: what was handed over
-    /// from here cannot be taken back.
+    /// from here cannot be taken back, and counts as given up.
     overwritten: bool,
 }
 
@@ -106,10 +107,29 @@ const UNANSWERED: &str = "the guest was handed over without an answer and may ru
                           place; resolve that migration first (brant_outgoing_resolve)";
 const GIVEN_UP: &str = "the guest was given up here; when no copy of it runs anywhere, \
                         brant_guest_reclaim takes it back";
+const OVERWRITTEN: &str =
+    "its memory here was overwritten by an incoming migration that failed: a \
+                           whole guest may arrive in it; for another one make a new guest";
 const LEAVING: &str = "an outgoing migration of this guest is in progress";
 const ARRIVING: &str = "an incoming migration fills this guest's memory";
 
 impl Guest {
+    /// Why one that was given up may not go on here.
+    fn why_given_up(self) -> &'static str {
+        match self.overwritten {
+            true => OVERWRITTEN,
+            false => GIVEN_UP,
+        }
+    }
+
+    /// Who has it when the migration in progress comes to nothing.
+    fn as_before(self) -> Whose {
+        match self.before {
+            Whose::HandedOver if self.overwritten => Whose::GivenUp,
+            before => before,
+        }
+    }
+
     /// Who has it.
     pub fn whose(self) -> Whose {
         self.whose
@@ -138,7 +158,7 @@ impl Guest {
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::HandedOver => no(Kind::State, HANDED_OVER),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
-            Whose::GivenUp => no(Kind::State, GIVEN_UP),
+            Whose::GivenUp => no(Kind::State, self.why_given_up()),
         }
     }
 
@@ -195,7 +215,7 @@ impl Guest {
             },
             Stage::Arrived => whole(Whose::Here),
             Stage::NotArrived if self.before == Whose::Unknown => to(Whose::Empty),
-            Stage::NotArrived => to(self.before),
+            Stage::NotArrived => to(self.as_before()),
             Stage::Stands => whole(Whose::Stands),
         }
     }
@@ -204,7 +224,7 @@ impl Guest {
     #[must_use]
     pub fn let_go(self) -> Guest {
         let whose = match self.whose {
-            Whose::Leaving | Whose::Arriving => self.before,
+            Whose::Leaving | Whose::Arriving => self.as_before(),
             // Nobody is left who could resolve it: only the VMM's word that the copy is gone
             // brings it back.
             Whose::Unanswered | Whose::HandingOver => Whose::HandedOver,
@@ -239,7 +259,7 @@ impl Guest {
             ),
             Whose::HandedOver => no(Kind::State, HANDED_OVER),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
-            Whose::GivenUp => no(Kind::State, GIVEN_UP),
+            Whose::GivenUp => no(Kind::State, self.why_given_up()),
         }
     }
 
@@ -247,11 +267,7 @@ impl Guest {
     pub fn reclaimed(self) -> Result<Guest> {
         let no = |kind, why| Err(refused(kind, "taking the guest back", why));
         match self.whose {
-            Whose::HandedOver | Whose::GivenUp if self.overwritten => no(
-                Kind::State,
-                "its memory here was overwritten by an incoming migration that failed; for \
-                 another guest make a new one",
-            ),
+            Whose::GivenUp if self.overwritten => no(Kind::State, OVERWRITTEN),
             Whose::HandedOver | Whose::GivenUp => Ok(Guest {
                 whose: Whose::Here,
                 ..self
@@ -272,8 +288,11 @@ impl Guest {
                 overwritten: false,
                 ..self
             }),
-            // It has gone already.
-            Whose::HandedOver | Whose::GivenUp => Ok(self),
+            // It has gone already; what an incoming migration did to its memory stays true.
+            Whose::HandedOver | Whose::GivenUp => Ok(Guest {
+                whose: Whose::GivenUp,
+                ..self
+            }),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),

@@ -141,7 +141,7 @@ fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
             (W::Leaving, Err(Kind::Busy)),
             (W::Paused, Err(Kind::Busy)),
             (W::HandingOver, Err(Kind::Busy)),
-            (W::HandedOver, Ok(W::HandedOver)),
+            (W::HandedOver, Ok(W::GivenUp)),
             (W::Unanswered, Err(Kind::State)),
             (W::GivenUp, Ok(W::GivenUp)),
             (W::Arriving, Err(Kind::Busy)),
@@ -190,7 +190,19 @@ fn what_an_incoming_migration_overwrote_is_not_taken_back() {
 
     let filled = gone.arrives().unwrap().comes_to(Stage::Filling);
     let back = filled.comes_to(Stage::NotArrived);
-    assert_eq!(back.reclaimed().unwrap_err().kind(), Kind::State);
+    // The state tells it too: one that counts as handed over can be reclaimed.
+    assert_eq!(back.whose(), W::GivenUp);
+    for refused in [
+        back.reclaimed(),
+        back.given_up().unwrap().reclaimed(),
+        back.leaves(),
+        back.runs_here(),
+        filled.let_go().reclaimed(),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::State);
+        assert!(error.message().contains("was overwritten"), "{error}");
+    }
     // A whole guest that arrives there is one like any other.
     let arrived = back.arrives().unwrap().comes_to(Stage::Filling);
     let gone = arrived.comes_to(Stage::Arrived).leaves().unwrap();
