@@ -55,7 +55,8 @@ pub enum Kind {
     NotConverged = -18,
     /// Migration is blocked by a reason the VMM gave.
     Blocked = -19,
-    /// Handed over, but the destination never said that it runs.
+    /// Handed over, and the destination did not say that the guest runs: it said nothing, or said
+    /// that it failed. The guest stands paused at the source until the VMM resolves the migration.
     Unanswered = -20,
     /// Called from inside a callback of the same object, where it would wait for itself.
     Callback = -21,

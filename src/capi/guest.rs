@@ -292,13 +292,16 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     })
 }
 
-/// Says whether the guest must tell before it uses a page again that its balloon gave back:
-/// whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up, and
-/// again after a device reset; at a destination in `load` at the latest, with what the source's
-/// guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
-/// nothing. Saying 0, or saying 1 again, takes back what was given: after a reset nobody knows
-/// of it any more. What a source has said of its guest is kept until that guest runs here. `must`
-/// is 0 or 1.
+/// Says whether the guest must tell before it uses a ballooned page again: 1 if
+/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
+/// and again after each reset of the device.
+///
+/// - Before it is said, and after 0, no page is skipped and the marks below do nothing.
+/// - Each call ends what was known: pages that counted as ballooned count as written in every
+///   tracker, because after a reset nobody knows of them any more.
+/// - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
+///   There 1 ends nothing: which pages are ballooned the source has told. Where nothing is said,
+///   they stop counting as ballooned when the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_must_tell_host(
     guest: *mut brant_guest,

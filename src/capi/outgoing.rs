@@ -151,7 +151,9 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
 /// on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
 /// itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
 /// paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
-/// then it was, or never will be. A migration that was handed over ends with 0 or
+/// then it was, or never will be. That is so too where the destination said that it ended (the
+/// hand-over came too late, `run` failed, it was cancelled): brant does not take a guest back by
+/// itself once it was handed over, and the message holds the destination's words. A migration that was handed over ends with 0 or
 /// BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(
