@@ -137,7 +137,8 @@
 #define BRANT_E_BLOCKED (-19)
 
 /**
- * Handed over, but the destination never said that it runs.
+ * Handed over, and the destination did not say that the guest runs: it said nothing, or said that it
+ * failed. The guest stands paused at the source until the VMM resolves the migration.
  */
 #define BRANT_E_UNANSWERED (-20)
 
@@ -312,7 +313,8 @@
 #define BRANT_GUEST_HANDING_OVER 5
 
 /**
- * In `brant_guest_state`: the guest was handed over and runs at another place.
+ * In `brant_guest_state`: the guest was handed over and runs at another place; its memory is here,
+ * and `brant_guest_reclaim` may take it back.
  */
 #define BRANT_GUEST_HANDED_OVER 6
 
@@ -322,8 +324,9 @@
 #define BRANT_GUEST_UNANSWERED 7
 
 /**
- * In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, or
- * `brant_guest_give_up`.
+ * In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
+ * or an incoming migration that failed after it had begun to write over a guest that was handed
+ * over. What that one overwrote cannot be reclaimed.
  */
 #define BRANT_GUEST_GIVEN_UP 8
 
@@ -2141,13 +2144,16 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * Says whether the guest must tell before it uses a page again that its balloon gave back:
- * whether VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated. Once, when the driver is set up, and
- * again after a device reset; at a destination in `load` at the latest, with what the source's
- * guest had negotiated. Until it is said, and with 0, nothing is skipped and the marks below do
- * nothing. Saying 0, or saying 1 again, takes back what was given: after a reset nobody knows
- * of it any more. What a source has said of its guest is kept until that guest runs here. `must`
- * is 0 or 1.
+ * Says whether the guest must tell before it uses a ballooned page again: 1 if
+ * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
+ * and again after each reset of the device.
+ *
+ * - Before it is said, and after 0, no page is skipped and the marks below do nothing.
+ * - Each call ends what was known: pages that counted as ballooned count as written in every
+ *   tracker, because after a reset nobody knows of them any more.
+ * - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
+ *   There 1 ends nothing: which pages are ballooned the source has told. Where nothing is said,
+ *   they stop counting as ballooned when the guest runs.
  */
 int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    uint32_t must,
@@ -2460,7 +2466,9 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
  * on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
  * itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
  * paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
- * then it was, or never will be. A migration that was handed over ends with 0 or
+ * then it was, or never will be. That is so too where the destination said that it ended (the
+ * hand-over came too late, `run` failed, it was cancelled): brant does not take a guest back by
+ * itself once it was handed over, and the message holds the destination's words. A migration that was handed over ends with 0 or
  * BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
@@ -2538,7 +2546,7 @@ int32_t brant_guest_reclaim(struct brant_guest *guest,
 
 /**
  * Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
- * or one is awaited. Another may arrive in its memory, none leaves, and no vCPU is kicked.
+ * it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
  * `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
  * where one is to be resolved.
  */

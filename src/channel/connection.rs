@@ -7,9 +7,10 @@
 use super::cursor::Cursor;
 use super::io::Io;
 use super::line::{Direction, Line};
-use super::parts::{Part, PartMut};
+use super::parts::{Part, PartMut, Piece};
 use super::socket::Socket;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::units::Bytes;
 use std::os::fd::OwnedFd;
@@ -42,6 +43,8 @@ pub struct Channel {
     /// received) next would be taken for the rest of them, so nothing is.
     send_broken: bool,
     recv_broken: bool,
+    /// How many bytes of its parts the last send moved that failed.
+    cut_at: u64,
     pub(super) fault: Option<usize>,
 }
 
@@ -70,6 +73,7 @@ impl Channel {
             },
             send_broken: false,
             recv_broken: false,
+            cut_at: 0,
             fault: None,
         })
     }
@@ -123,7 +127,37 @@ impl Channel {
         let mut cursor = Cursor::new(parts);
         let result = self.transfer(&mut cursor, io, false, recall);
         self.send_broken = result.is_err() && cursor.moved > 0;
+        self.cut_at = cursor.moved;
         result.map(|()| cursor.moved)
+    }
+
+    /// After a send that failed: how many bytes of its parts went.
+    pub fn cut_at(&self) -> u64 {
+        self.cut_at
+    }
+
+    /// After a send of `parts` that a cancel or a limit ended in the middle: sends on, up to byte `to`
+    /// of them. There something else may follow.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send); then nothing may follow.
+    pub fn send_on(&mut self, parts: &[Part<'_>], to: u64, io: &Io<'_>) -> Result<()> {
+        let mut rest = Vec::new();
+        let mut at = 0;
+        for part in parts {
+            let end = at + part.len() as u64;
+            let (first, last) = (self.cut_at.max(at), to.min(end));
+            if first < last {
+                let piece = part.cut((first - at) as usize, (last - first) as usize);
+                fallible::push(&mut rest, piece, "the rest of a record")?;
+            }
+            at = end;
+        }
+        let mut cursor = Cursor::new(&rest);
+        let result = self.transfer(&mut cursor, io, false, None);
+        self.send_broken = result.is_err();
+        self.cut_at += cursor.moved;
+        result
     }
 
     /// Receives until all parts are full. A peer that sends a byte now and

@@ -34,7 +34,31 @@ pub(super) fn send_bytes(channel: &mut Channel, records: &[u8], io: &Io<'_>) -> 
         return Ok(());
     }
     let io = io.within(io.idle.from_now());
-    channel.send(&[Part::bytes(records)], &io)
+    send_whole(channel, &[Part::bytes(records)], &io)
+}
+
+/// Sends whole records, and the rest of them too, if that goes at once, when a cancel or a limit ends
+/// it in the middle: the peer can only be told why at a record's end.
+fn send_whole(channel: &mut Channel, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
+    let sent = channel.send(parts, io);
+    if let Err(error) = &sent {
+        let _ = finish(channel, parts, u64::MAX, error, TELL);
+    }
+    sent
+}
+
+/// After a send of `parts` that failed with `error`: where that was a cancel or a limit, has `patience`
+/// with the peer until it has taken the bytes up to `end`, a record's. Whether it has.
+pub(super) fn finish(
+    channel: &mut Channel,
+    parts: &[Part<'_>],
+    end: u64,
+    error: &Error,
+    patience: Duration,
+) -> bool {
+    let io = Io::patient(patience).within(Deadline::after(patience));
+    matches!(error.kind(), Kind::Cancelled | Kind::Timeout)
+        && channel.send_on(parts, end, &io).is_ok()
 }
 
 /// A blob that waits to be sent.
@@ -89,7 +113,8 @@ impl Blobs {
         for stored in &self.list {
             let mut head = Vec::with_capacity(HEADER_LEN + 160);
             stored.blob.encode(kind, &mut head)?;
-            channel.send(&[Part::bytes(&head), Part::bytes(&stored.data)], io)?;
+            let parts = [Part::bytes(&head), Part::bytes(&stored.data)];
+            send_whole(channel, &parts, io)?;
         }
         Ok(())
     }

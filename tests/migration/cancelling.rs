@@ -52,6 +52,11 @@ fn a_cancel_at_any_moment_leaves_the_guest_here_and_no_page_unaccounted_for() {
         }
         assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Cancelled);
         pair.assert_runs_on("a cancel");
+        let (sent, received) = (out.stats(), inc.stats());
+        assert!(
+            received.data_pages <= sent.data_pages && received.zero_pages <= sent.zero_pages,
+            "round {round}: more came than went: {sent:?} {received:?}"
+        );
         pair.source.wait_goes_on(pair.source.counter());
         pair.source.pause();
         if pair.from.states().iter().any(|s| s == "copying") {

@@ -63,6 +63,11 @@ impl Encoder {
     }
 }
 
+/// How many pages a page run's header is of.
+fn count(header: &[u8; HEADER_LEN]) -> Pages {
+    Pages(Header::decode(header).map_or(0, |header| header.count.into()))
+}
+
 /// A batch of records in the making.
 #[derive(Default)]
 pub(super) struct Records<'a> {
@@ -155,6 +160,35 @@ impl<'a> Records<'a> {
             }
         }
         Ok(parts)
+    }
+
+    /// Of `first` and the records after it, byte `at` is where sending ended: where the record ends
+    /// that it lies in, and the pages of all records to there, or of those that are `whole` before it.
+    pub(super) fn cut(&self, first: u64, at: u64, whole: bool) -> (u64, Put) {
+        let (mut end, mut put) = (first.min(at), Put::default());
+        if at > 0 {
+            end = first;
+        }
+        for (header, contents) in &self.list {
+            if end >= at {
+                break;
+            }
+            let (pages, data) = match contents {
+                Some((_, range)) => (range.end - range.start, true),
+                None => (count(header), false),
+            };
+            let bytes = if data { pages.bytes().0 } else { 0 };
+            let next = end + HEADER_LEN as u64 + bytes;
+            if whole && next > at {
+                break;
+            }
+            (end, put.bytes) = (next, next - first);
+            match data {
+                true => put.data_pages += pages.0,
+                false => put.zero_pages += pages.0,
+            }
+        }
+        (end, put)
     }
 
     /// The same bytes, but the first `sent`, as they are now.

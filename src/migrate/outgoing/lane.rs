@@ -31,6 +31,8 @@ pub(super) struct Lane {
     ledger: Ledger,
     /// All that was put.
     put: Put,
+    /// How long a record that a cancel cut may take to its end: [`TELL`], or longer for a test.
+    patience: Duration,
 }
 
 impl Lane {
@@ -41,6 +43,7 @@ impl Lane {
             encoder: Encoder::new(),
             ledger: Ledger::new(),
             put: Put::default(),
+            patience: TELL,
         }
     }
 
@@ -97,10 +100,23 @@ impl Lane {
         // A peer that takes a byte now and then is not waited for any longer than this.
         let limited = io.within(params::transfer(io.idle, put.bytes).from_now());
         let channel = &mut self.channel;
-        let sent = channel
-            .send_unless(&parts, recall, &limited)
-            .map_err(|e| access::name_fault(e, channel.fault(), taken.blocks(), Access::Read))?;
-        let all = first.len() as u64 + put.bytes;
+        let before = first.len() as u64;
+        let sent = match channel.send_unless(&parts, recall, &limited) {
+            Ok(sent) => sent,
+            Err(e) => {
+                // The destination can only be told why at a record's end. What it has taken it
+                // has counted.
+                let at = channel.cut_at();
+                let (end, all_to_there) = records.cut(before, at, false);
+                self.put += match session::finish(channel, &parts, end, &e, self.patience) {
+                    true => all_to_there,
+                    false => records.cut(before, channel.cut_at(), true).1,
+                };
+                let (fault, blocks) = (channel.fault(), taken.blocks());
+                return Err(access::name_fault(e, fault, blocks, Access::Read));
+            }
+        };
+        let all = before + put.bytes;
         let rest = (sent < all)
             .then(|| records.copy_rest(first, sent))
             .transpose()?;
@@ -114,7 +130,11 @@ impl Lane {
         if let Some(rest) = rest {
             let limit = params::transfer(io.idle, rest.len() as u64).from_now();
             let parts = [Part::bytes(&rest)];
-            self.channel.send(&parts, &io.within(limit))?;
+            let channel = &mut self.channel;
+            channel.send(&parts, &io.within(limit)).inspect_err(|e| {
+                let all = rest.len() as u64;
+                session::finish(channel, &parts, all, e, self.patience);
+            })?;
         }
         Ok(put)
     }

@@ -5,12 +5,16 @@ use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::testing::Guest;
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::migrate::planted;
+use crate::runtime::Cancel;
 use crate::units::Pages;
+use crate::wire::{Header, RecordType, HEADER_LEN};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 const PAGES: u64 = 100;
+const LONG: Duration = Duration::from_secs(20);
 
 struct Side {
     _guest: Guest,
@@ -37,13 +41,16 @@ fn side() -> Side {
 
 impl Side {
     fn send(&mut self) -> Result<()> {
+        self.send_by(&Io::patient(Duration::from_secs(10)))
+    }
+
+    fn send_by(&mut self, io: &Io<'_>) -> Result<()> {
         let taken = self
             .consumer
             .take(&mut Cursor::default(), 64, Pages(PAGES))?;
         assert_eq!(self.consumer.pending(), Pages(0));
-        let io = Io::patient(Duration::from_secs(10));
         let recall = Recall::new()?;
-        self.lane.send(&[], taken, &recall, &io).map(|_| ())
+        self.lane.send(&[], taken, &recall, io).map(|_| ())
     }
 
     fn send_marker(&mut self) {
@@ -82,6 +89,75 @@ fn an_error_while_pages_are_sent_puts_them_back() {
     assert!(side.send().is_err());
     assert_eq!(side.lane.unacknowledged(), 0);
     side.has_all("an error");
+}
+
+/// All pages hold something but the first, which is a record of its own. More bytes than a socket
+/// holds, so that who reads only a part of them is in the middle of a record.
+fn full_side() -> Side {
+    let side = side();
+    let block = Arc::clone(&side.consumer.memory().map().blocks()[0]);
+    for page in 1..PAGES {
+        // SAFETY: a page of the test's own memory, which nobody else uses now.
+        unsafe { block.page_address(Pages(page)).write_volatile(7) };
+    }
+    side
+}
+
+/// Reads the header of the second record, and then has the sending cancelled in its middle.
+fn cancel_in_mid_record(mut peer: UnixStream, cancel: &Cancel) -> UnixStream {
+    peer.set_read_timeout(Some(LONG)).unwrap();
+    peer.read_exact(&mut [0; 2 * HEADER_LEN]).unwrap();
+    cancel.cancel();
+    peer
+}
+
+#[test]
+fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
+    let mut side = full_side();
+    side.lane.patience = LONG;
+    let cancel = Cancel::new().unwrap();
+    let heard = std::thread::scope(|scope| {
+        let (there, stop) = (side.peer.try_clone().unwrap(), &cancel);
+        let reader = scope.spawn(move || {
+            let mut peer = cancel_in_mid_record(there, stop);
+            let mut rest = Vec::new();
+            peer.read_to_end(&mut rest).unwrap();
+            rest
+        });
+        let error = side.send_by(&Io::until(&cancel, LONG)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+        // What the destination has whole, it has counted.
+        let put = side.lane.put();
+        assert_eq!((put.data_pages, put.zero_pages), (PAGES - 1, 1));
+        side.has_all("cancelled");
+        let io = Io::patient(LONG);
+        side.lane.say(&Record::Keepalive, &io).unwrap();
+        side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+        reader.join().unwrap()
+    });
+    // The contents to their end, and what was said after them.
+    let contents = ((PAGES - 1) * crate::units::PAGE_SIZE) as usize;
+    assert_eq!(heard.len(), contents + HEADER_LEN);
+    let last = Header::decode(heard[contents..].try_into().unwrap()).unwrap();
+    assert_eq!(last.record_type(), Ok(Some(RecordType::Keepalive)));
+}
+
+#[test]
+fn a_cancel_in_mid_record_does_not_wait_for_who_reads_no_more() {
+    let mut side = full_side();
+    let cancel = Cancel::new().unwrap();
+    let error = std::thread::scope(|scope| {
+        let (there, stop) = (side.peer.try_clone().unwrap(), &cancel);
+        scope.spawn(move || cancel_in_mid_record(there, stop));
+        side.send_by(&Io::until(&cancel, LONG)).unwrap_err()
+    });
+    assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+    // The first record is whole.
+    let put = side.lane.put();
+    assert_eq!((put.data_pages, put.zero_pages), (0, 1));
+    side.has_all("cancelled");
+    let error = side.lane.say(&Record::Keepalive, &Io::patient(LONG));
+    assert_eq!(error.unwrap_err().kind(), Kind::State);
 }
 
 #[test]
