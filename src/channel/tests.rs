@@ -311,7 +311,7 @@ fn sending_to_a_peer_that_is_gone_is_an_error_and_no_signal() {
         drop(to);
         // A blocked signal becomes pending even where it is ignored, as Rust's
         // start-up has SIGPIPE ignored: so one that was raised shows.
-        let _blocked = event::SignalsBlocked::new().unwrap();
+        let _blocked = event::SignalMask::full().put().unwrap();
         let data = vec![0u8; 8 << 20];
         let error = from
             .send(&[Part::bytes(&data)], &Io::patient(LONG))

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::sys;
-use crate::sys::event::{SignalMask, SignalsBlocked};
+use crate::sys::event::SignalMask;
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -136,7 +136,7 @@ pub fn spawn<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Join<T>> {
     let cannot = |e| Error::os(format_args!("starting thread {}", role.name()), e);
-    let masked = SignalsBlocked::new().map_err(cannot)?;
+    let masked = SignalMask::full().put().map_err(cannot)?;
     let starters = masked.before();
     let handle = sys::thread::spawn(role.name(), role.stack(), move || {
         STARTERS_MASK.set(Some(starters));

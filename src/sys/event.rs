@@ -120,59 +120,23 @@ pub fn poll(polls: &mut [Poll], timeout: Option<Duration>) -> io::Result<usize> 
     Ok(n as usize)
 }
 
-/// All signals blocked on the calling thread until this is dropped, when the
-/// mask that was there before comes back. A thread started meanwhile inherits
-/// the full mask from its first instruction (pthread_create(3)).
-#[must_use]
-pub struct SignalsBlocked {
-    before: libc::sigset_t,
-    /// The mask is the thread's: this must not be dropped on another.
-    not_send: std::marker::PhantomData<*const ()>,
-}
-
-impl SignalsBlocked {
-    /// Blocks every signal that can be blocked. (Not SIGKILL and SIGSTOP, nor
-    /// the two which the C library keeps for setuid and thread cancellation.)
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: sigset_t is plain integers; all zero is a value of it.
-        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-        let mut before = all;
-        // SAFETY: both sets live on this stack frame.
-        let error = unsafe {
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before)
-        };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
-        Ok(SignalsBlocked {
-            before,
-            not_send: std::marker::PhantomData,
-        })
-    }
-}
-
-impl SignalsBlocked {
-    /// The mask that was there before, for a thread that is started meanwhile.
-    pub fn before(&self) -> SignalMask {
-        SignalMask(self.before)
-    }
-}
-
 /// A signal mask, to be put on a thread for a while.
 #[derive(Clone, Copy)]
 pub struct SignalMask(libc::sigset_t);
 
-/// The mask of the calling thread is another until this is dropped.
-#[must_use]
-pub struct SignalsMasked {
-    before: libc::sigset_t,
-    /// The mask is the thread's: this must not be dropped on another.
-    not_send: std::marker::PhantomData<*const ()>,
-}
-
 impl SignalMask {
-    /// Puts this mask on the calling thread.
+    /// Every signal that can be blocked. (Not SIGKILL and SIGSTOP, nor the two which the C library
+    /// keeps for setuid and thread cancellation.)
+    pub fn full() -> SignalMask {
+        // SAFETY: sigset_t is plain integers; all zero is a value of it.
+        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set lives on this stack frame.
+        unsafe { libc::sigfillset(&mut all) };
+        SignalMask(all)
+    }
+
+    /// Puts this mask on the calling thread. A thread started meanwhile inherits it from its first
+    /// instruction (pthread_create(3)).
     pub fn put(&self) -> io::Result<SignalsMasked> {
         // SAFETY: sigset_t is plain integers; all zero is a value of it.
         let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -182,9 +146,25 @@ impl SignalMask {
             return Err(io::Error::from_raw_os_error(error));
         }
         Ok(SignalsMasked {
-            before,
+            before: SignalMask(before),
             not_send: std::marker::PhantomData,
         })
+    }
+}
+
+/// The mask of the calling thread is another until this is dropped, when the one that was there
+/// before comes back.
+#[must_use]
+pub struct SignalsMasked {
+    before: SignalMask,
+    /// The mask is the thread's: this must not be dropped on another.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalsMasked {
+    /// The mask that was there before, for a thread that is started meanwhile.
+    pub fn before(&self) -> SignalMask {
+        self.before
     }
 }
 
@@ -192,16 +172,7 @@ impl Drop for SignalsMasked {
     fn drop(&mut self) {
         // SAFETY: `before` was filled by pthread_sigmask on this thread.
         unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
-        }
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // SAFETY: `before` was filled by pthread_sigmask on this thread.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before.0, std::ptr::null_mut());
         }
     }
 }

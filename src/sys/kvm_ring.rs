@@ -160,7 +160,7 @@ pub fn enable(vm: &mut VmFd, bytes: u64) -> Result<Enabled> {
 pub fn is_enabled(vm: &VmFd) -> bool {
     // Nothing is flagged, so there is nothing that a signal could make it lose; the mask is for
     // whoever breaks that rule.
-    let _masked = super::event::SignalsBlocked::new();
+    let _masked = super::event::SignalMask::full().put();
     reset(vm.fd()) >= 0
 }
 

@@ -6,7 +6,7 @@ use crate::dirty::kvm::ring::protocol::Position;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::Timeout;
 use crate::sys::clock::thread_time;
-use crate::sys::event::SignalsBlocked;
+use crate::sys::event::SignalMask;
 use crate::sys::guarded::Guarded;
 use crate::sys::kvm::{Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use crate::sys::kvm_machine::{self, Exit, Machine, DATA_SLOT, IDLE_SLOT};
@@ -154,7 +154,7 @@ impl Emptied {
     /// A round: harvest and RESET. How many pages it gave.
     fn round(&mut self) -> Result<u64> {
         // What an interrupted RESET leaves unprotected would look cheap.
-        let _masked = SignalsBlocked::new();
+        let _masked = SignalMask::full().put();
         let harvested = self.at.harvest(self.memory.entries(), |_, _| {});
         self.reset.reset()?;
         self.at.settle();
