@@ -231,6 +231,7 @@ impl Raw {
             channel: 0,
             channels: 1,
             page_shift: 12,
+            role: brant::wire::ROLE_BULK,
             software: String::new(),
         }));
         raw.hear();

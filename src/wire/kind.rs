@@ -74,7 +74,7 @@ const STRETCH: u32 = PAGE * STRETCH_PAGES as u32;
 
 record_types! {
     /// Opens a connection: versions, features, token, channel.
-    Hello = 1, "HELLO", ToDestination, 42, 106;
+    Hello = 1, "HELLO", ToDestination, 43, 107;
     /// The version and the features that both sides use from here on.
     HelloReply = 2, "HELLO_REPLY", ToSource, 11, 75;
     /// Announces one RAM block of the source.

@@ -32,5 +32,5 @@ pub use negotiate::{
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,
     Record, Running, StateEnd, Token, BLOBS_MAX, BLOB_PREFIX_MAX, BLOCKS_MAX, BLOCK_FLAG_ROM,
-    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL,
+    CHANNELS_MAX, HANDOVER_MILLIS_MAX, MARKER_FLAG_FINAL, ROLE_BULK, ROLE_URGENT,
 };

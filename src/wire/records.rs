@@ -77,6 +77,12 @@ fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<St
     reader.text(field, usize::from(length), limit)
 }
 
+/// [`Hello::role`]: pages as they come up, and on channel 0 all that steers the session.
+pub const ROLE_BULK: u8 = 0;
+/// [`Hello::role`]: pages that the destination has asked for and waits for, which must not queue
+/// behind others.
+pub const ROLE_URGENT: u8 = 1;
+
 /// HELLO: opens a connection. Its layout is the same in every version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -96,6 +102,9 @@ pub struct Hello {
     pub channels: u16,
     /// log2 of the source's tracking page.
     pub page_shift: u8,
+    /// What the connection is for: [`ROLE_BULK`] or [`ROLE_URGENT`]; later versions may have
+    /// others.
+    pub role: u8,
     /// What software it is, for messages only; at most 64 bytes.
     pub software: String,
 }
@@ -110,6 +119,7 @@ impl Body for Hello {
         out.extend_from_slice(&self.channel.to_le_bytes());
         out.extend_from_slice(&self.channels.to_le_bytes());
         out.push(self.page_shift);
+        out.push(self.role);
         write_u8_text(&self.software, out);
     }
 
@@ -123,6 +133,7 @@ impl Body for Hello {
             channel: reader.u16("channel")?,
             channels: reader.u16("channels")?,
             page_shift: reader.u8("page_shift")?,
+            role: reader.u8("role")?,
             software: read_u8_text(reader, "software", SOFTWARE_MAX)?,
         })
     }
@@ -145,6 +156,12 @@ impl Body for Hello {
             return Err(format!(
                 "expected a channel below 1 to {CHANNELS_MAX} channels, found channel {} of {}",
                 self.channel, self.channels
+            ));
+        }
+        if self.channel == 0 && self.role != ROLE_BULK {
+            return Err(format!(
+                "expected role {ROLE_BULK} (bulk) on channel 0, found {}",
+                self.role
             ));
         }
         check_name("software", &self.software, 0, SOFTWARE_MAX)

@@ -89,6 +89,7 @@ fn examples() -> Vec<(&'static str, Any)> {
                 channel: 2,
                 channels: 4,
                 page_shift: 12,
+                role: ROLE_URGENT,
                 software: "brant 0.1".into(),
             })),
         ),
@@ -562,6 +563,8 @@ fn invalid_fields_are_refused_both_ways() {
         hello(|h| h.channels = 0),
         hello(|h| h.channels = 257),
         hello(|h| h.channel = 4),
+        // Urgent, as the example is.
+        hello(|h| h.channel = 0),
         hello(|h| h.software = "x".repeat(65)),
         hello(|h| h.software = "a\nb".into()),
         Record::HelloReply(HelloReply {
@@ -604,9 +607,10 @@ fn invalid_fields_are_refused_both_ways() {
         ("hello", 36, &[4, 0]),
         ("hello", 38, &[0, 0]),
         ("hello", 38, &too_many),
-        ("hello", 41, &[65]),
-        ("hello", 42, &[0xff]),
-        ("hello", 42, &[7]),
+        ("hello", 42, &[65]),
+        ("hello", 43, &[0xff]),
+        ("hello", 43, &[7]),
+        ("hello", 36, &[0, 0]),
         ("hello_reply", 0, &[0, 0]),
         ("block", 0, &[1]),
         ("block", 0, &[0; 8]),
@@ -780,6 +784,7 @@ mod negotiation {
             channel: 0,
             channels: 1,
             page_shift: 12,
+            role: ROLE_BULK,
             software: String::new(),
         }
     }
@@ -938,6 +943,11 @@ fn any_control() -> impl Strategy<Value = Record> {
                         channel: channel % channels,
                         channels,
                         page_shift: shift,
+                        role: if channel % channels == 0 {
+                            ROLE_BULK
+                        } else {
+                            shift
+                        },
                         software,
                     })
                 }
@@ -1105,7 +1115,7 @@ proptest! {
 fn huge_lengths_are_refused_before_anything_is_allocated_for_them() {
     // Lengths inside the payload, far beyond what is there.
     for (name, at, patch) in [
-        ("hello", 41, &[64][..]),
+        ("hello", 42, &[64][..]),
         ("block", 20, &[0xff, 0]),
         ("abort", 4, &[0, 4]),
         ("state", 0, &[128]),

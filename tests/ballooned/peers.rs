@@ -21,6 +21,7 @@ fn accepted(raw: &mut Raw, features: u64) {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "hostile".into(),
     }));
     match raw.hear_record() {
@@ -137,6 +138,7 @@ fn a_source_without_the_feature_is_answered_without_it() {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "other".into(),
     }));
     match raw.hear_record() {

@@ -20,6 +20,7 @@ pub fn hello() -> wire::Hello {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "hostile".into(),
     }
 }

@@ -337,6 +337,25 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             "channels",
         ),
         (
+            "an urgent connection",
+            Step::Hello,
+            bytes(&Record::Hello(wire::Hello {
+                channel: 1,
+                channels: 2,
+                role: wire::ROLE_URGENT,
+                ..hello()
+            })),
+            Kind::Unsupported,
+            "role 1",
+        ),
+        (
+            "an urgent connection as the first",
+            Step::Hello,
+            patched(R::Hello, 41, &[1]),
+            Kind::Protocol,
+            "role",
+        ),
+        (
             "other pages",
             Step::Hello,
             patched(R::Hello, 40, &[16]),

@@ -67,6 +67,7 @@ fn hello() -> Record {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "limits".into(),
     })
 }

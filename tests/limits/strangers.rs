@@ -95,6 +95,7 @@ fn hello() -> Vec<u8> {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "a stranger".into(),
     }))
 }

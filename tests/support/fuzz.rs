@@ -412,6 +412,7 @@ pub fn session() -> Vec<Vec<u8>> {
         channel: 0,
         channels: 1,
         page_shift: 12,
+        role: brant::wire::ROLE_BULK,
         software: "seed".into(),
     };
     let marker = |number, flags, records, data_pages, zero_pages| {

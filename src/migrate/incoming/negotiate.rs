@@ -46,6 +46,16 @@ pub(super) fn negotiate(
         },
     };
     let (version, features) = wire::negotiate(&hello, &waits.params.ours())?;
+    if hello.role != wire::ROLE_BULK {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "the source opened a connection of role {}; this version takes bulk ones, {}",
+                hello.role,
+                wire::ROLE_BULK
+            ),
+        ));
+    }
     if (hello.channel, hello.channels) != (0, 1) {
         return Err(Error::new(
             Kind::Unsupported,

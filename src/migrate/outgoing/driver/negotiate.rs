@@ -53,6 +53,7 @@ impl Driver {
             channel: 0,
             channels: 1,
             page_shift: PAGE_SHIFT as u8,
+            role: wire::ROLE_BULK,
             software: session::software(),
         };
         let Driver {
