@@ -7,6 +7,7 @@
 use super::*;
 use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
+use crate::dirty::testing::oracle::{self, any_of, arrives, verdict, Model, Verdict};
 use crate::dirty::testing::{self, apart, take_all, the_run};
 use crate::dirty::tracker::Clearing;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink};
@@ -15,7 +16,7 @@ use crate::memory::{
 };
 use crate::units::{Bytes, PAGE_SIZE};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::Config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vm_memory::GuestAddress;
@@ -109,8 +110,6 @@ struct World {
     failures: bool,
     next: u64,
 }
-
-type Verdict = std::result::Result<(), String>;
 
 impl World {
     fn new(setup: &Setup, mistake: Mistake) -> World {
@@ -360,13 +359,10 @@ impl World {
 
     /// What a run holds is read some time after it was taken.
     fn read(kvm: &Kvm, copy: &mut Versions, taken: Taken) {
-        let run = the_run(&taken);
-        let host = run.block.host() as u64;
-        for page in run.pages.first().0..run.pages.end().0 {
-            let at = host + page * PAGE_SIZE;
+        arrives(taken, |run, page| {
+            let at = run.block.host() as u64 + page * PAGE_SIZE;
             copy.insert(at, kvm.version(at));
-        }
-        taken.delivered();
+        });
     }
 
     fn drain(&mut self, which: u32) -> Verdict {
@@ -386,11 +382,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn one_in_flight(copier: &mut Copier, selector: u32) -> Option<Taken> {
-        let n = copier.flight.len();
-        (n > 0).then(|| copier.flight.swap_remove(selector as usize % n))
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
@@ -426,14 +417,14 @@ impl World {
             Op::Read(which) => {
                 let kvm = self.kvm.clone();
                 if let Some(copier) = self.copier(which) {
-                    if let Some(run) = World::one_in_flight(copier, which / 7) {
+                    if let Some(run) = any_of(&mut copier.flight, which / 7) {
                         World::read(&kvm, &mut copier.copy, run);
                     }
                 }
             }
             Op::PutBack(which) => {
                 if let Some(copier) = self.copier(which) {
-                    drop(World::one_in_flight(copier, which / 7));
+                    drop(any_of(&mut copier.flight, which / 7));
                 }
             }
             Op::Drain(which) => self.drain(which)?,
@@ -597,12 +588,20 @@ impl World {
     }
 }
 
-fn verdict(setup: &Setup, ops: &[Op], mistake: Mistake) -> Verdict {
-    let mut world = World::new(setup, mistake);
-    for op in ops {
-        world.apply(op)?;
+impl Model for World {
+    type Setup = Setup;
+    type Step = Op;
+    type Mistake = Mistake;
+
+    fn begin(setup: &Setup, mistake: Mistake) -> World {
+        World::new(setup, mistake)
     }
-    world.finish()
+    fn step(&mut self, op: &Op) -> Verdict {
+        self.apply(op)
+    }
+    fn end(&mut self) -> Verdict {
+        self.finish()
+    }
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -672,29 +671,14 @@ proptest! {
         setup in setup(),
         ops in prop::collection::vec(anything(), 0..150),
     ) {
-        let verdict = verdict(&setup, &ops, Mistake::None);
+        let verdict = verdict::<World>(&setup, &ops, Mistake::None);
         prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
     }
 }
 
 /// Whether the oracle condemns any of `cases` random courses, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
-    let config = Config {
-        cases,
-        max_shrink_iters: 0,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let strategy = (setup(), prop::collection::vec(ordinary(), 40..120));
-    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |(setup, ops)| {
-        verdict(&setup, &ops, mistake).map_err(TestCaseError::fail)
-    });
-    match result {
-        Ok(()) => None,
-        Err(TestError::Fail(reason, _)) => Some(reason.to_string()),
-        Err(other) => panic!("{other}"),
-    }
+    oracle::condemned::<World>(setup(), ordinary(), 40..120, mistake, cases)
 }
 
 #[test]

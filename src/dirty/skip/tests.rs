@@ -9,6 +9,7 @@ use crate::dirty::consumer::{Consumer, Content, Cursor};
 use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::taken::Taken;
+use crate::dirty::testing::oracle::{self, arrives, verdict, Model, Verdict};
 use crate::dirty::testing::{apart, the_run};
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::dirty::When;
@@ -17,7 +18,7 @@ use crate::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory, S
 use crate::sys::kvm::{Region, Vm};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::Config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
@@ -165,8 +166,6 @@ struct World {
     /// How often pages were given back.
     given: u64,
 }
-
-type Verdict = std::result::Result<(), String>;
 
 const HOST: u64 = 0x2000_0000_0000;
 const SLOT: u32 = 1;
@@ -368,16 +367,14 @@ impl World {
     }
 
     fn read(&mut self, flight: Flight) {
-        let run = the_run(&flight.taken);
-        for page in run.pages.first().0..run.pages.end().0 {
+        arrives(flight.taken, |run, page| {
             let has = match run.content {
                 Content::Used => Has::Version(self.version(page)),
                 Content::Returned => Has::Discarded,
                 Content::Free => Has::Zero,
             };
             self.copy.insert(page, has);
-        }
-        flight.taken.delivered();
+        });
     }
 
     fn one(&mut self, which: usize) -> Option<Flight> {
@@ -579,12 +576,20 @@ impl World {
     }
 }
 
-fn verdict(setup: &Setup, ops: &[Op], mistake: Mistake) -> Verdict {
-    let mut world = World::new(setup, mistake);
-    for op in ops {
-        world.apply(op)?;
+impl Model for World {
+    type Setup = Setup;
+    type Step = Op;
+    type Mistake = Mistake;
+
+    fn begin(setup: &Setup, mistake: Mistake) -> World {
+        World::new(setup, mistake)
     }
-    world.finish()
+    fn step(&mut self, op: &Op) -> Verdict {
+        self.apply(op)
+    }
+    fn end(&mut self) -> Verdict {
+        self.finish()
+    }
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -654,29 +659,14 @@ proptest! {
         setup in setup(),
         ops in prop::collection::vec(op(), 0..140),
     ) {
-        let verdict = verdict(&setup, &ops, Mistake::None);
+        let verdict = verdict::<World>(&setup, &ops, Mistake::None);
         prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
     }
 }
 
 /// What the oracle says of `cases` random migrations, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
-    let config = Config {
-        cases,
-        max_shrink_iters: 0,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let strategy = (setup(), prop::collection::vec(op(), 40..140));
-    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |(setup, ops)| {
-        verdict(&setup, &ops, mistake).map_err(TestCaseError::fail)
-    });
-    match result {
-        Ok(()) => None,
-        Err(TestError::Fail(reason, _)) => Some(reason.to_string()),
-        Err(other) => panic!("{other}"),
-    }
+    oracle::condemned::<World>(setup(), op(), 40..140, mistake, cases)
 }
 
 #[test]
@@ -749,7 +739,7 @@ fn the_oracle_catches_a_round_that_began_before_protection_was_restored() {
                 Op::Deliver(0),
                 Op::Drain,
             ];
-            let found = verdict(&setup, &ops, mistake);
+            let found = verdict::<World>(&setup, &ops, mistake);
             // Getting has protected everything in the older mode.
             let harmless = mistake == Mistake::None || mode == KvmMode::GetAndClear;
             assert_eq!(found.is_ok(), harmless, "{mode:?}, {mistake:?}: {found:?}");

@@ -2,6 +2,7 @@
 //! that only know addresses. Nothing else.
 
 pub(crate) mod dma;
+pub(crate) mod oracle;
 
 use super::consumer::{Consumer, Cursor, Run};
 use super::taken::Taken;

@@ -11,12 +11,13 @@ use crate::dirty::consumer::{Consumer, Cursor};
 use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
 use crate::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use crate::dirty::taken::Taken;
+use crate::dirty::testing::oracle::{self, any_of, arrives, verdict, Model, Verdict};
 use crate::dirty::testing::{apart, the_run};
 use crate::dirty::{Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::memory::{BlockDescription, BlockFlags, SlotDescription};
 use crate::units::{Bytes, PAGE_SIZE, STRETCH_PAGES};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::Config;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -135,9 +136,6 @@ struct World {
     next: u64,
     guest_end: [u64; 2],
 }
-
-/// What the oracle says: an error is a mistake found.
-type Verdict = std::result::Result<(), String>;
 
 macro_rules! expect {
     ($condition:expr, $($what:tt)*) => {
@@ -395,17 +393,12 @@ impl World {
     }
 
     fn read(&mut self, flight: Flight) {
-        let run = the_run(&flight.taken);
-        let host = run.block.host() as u64;
-        for page in run.pages.first().0..run.pages.end().0 {
-            let at = host + page * PAGE_SIZE;
-            let version = match flight.early.get(&at) {
-                Some(&version) => version,
-                None => self.kvm.version(at),
-            };
+        arrives(flight.taken, |run, page| {
+            let at = run.block.host() as u64 + page * PAGE_SIZE;
+            let early = flight.early.get(&at).copied();
+            let version = early.unwrap_or_else(|| self.kvm.version(at));
             self.copy.insert(at, version);
-        }
-        flight.taken.delivered();
+        });
     }
 
     fn drain(&mut self) -> Verdict {
@@ -421,11 +414,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn one_in_flight(&mut self, selector: u32) -> Option<Flight> {
-        let n = self.flight.len();
-        (n > 0).then(|| self.flight.swap_remove(selector as usize % n))
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
@@ -454,12 +442,12 @@ impl World {
                 self.take(*runs, *pages)?;
             }
             Op::Read(which) => {
-                if let Some(flight) = self.one_in_flight(*which) {
+                if let Some(flight) = any_of(&mut self.flight, *which) {
                     self.read(flight);
                 }
             }
             Op::PutBack(which) => {
-                drop(self.one_in_flight(*which));
+                drop(any_of(&mut self.flight, *which));
             }
             Op::Drain => self.drain()?,
             Op::MarkAll => self.consumer.mark_all(),
@@ -550,12 +538,20 @@ impl World {
     }
 }
 
-fn verdict(setup: &Setup, ops: &[Op], mistake: Mistake) -> Verdict {
-    let mut world = World::new(setup, mistake);
-    for op in ops {
-        world.apply(op)?;
+impl Model for World {
+    type Setup = Setup;
+    type Step = Op;
+    type Mistake = Mistake;
+
+    fn begin(setup: &Setup, mistake: Mistake) -> World {
+        World::new(setup, mistake)
     }
-    world.finish()
+    fn step(&mut self, op: &Op) -> Verdict {
+        self.apply(op)
+    }
+    fn end(&mut self) -> Verdict {
+        self.finish()
+    }
 }
 
 fn block_pages() -> impl Strategy<Value = u64> {
@@ -654,7 +650,7 @@ proptest! {
         setup in setup(),
         ops in prop::collection::vec(anything(), 0..120),
     ) {
-        let verdict = verdict(&setup, &ops, Mistake::None);
+        let verdict = verdict::<World>(&setup, &ops, Mistake::None);
         prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
     }
 
@@ -663,29 +659,14 @@ proptest! {
         setup in setup(),
         ops in prop::collection::vec(ordinary(), 0..120),
     ) {
-        let verdict = verdict(&setup, &ops, Mistake::None);
+        let verdict = verdict::<World>(&setup, &ops, Mistake::None);
         prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
     }
 }
 
 /// How many of `cases` random migrations the oracle condemns, all of them always the same.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
-    let config = Config {
-        cases,
-        max_shrink_iters: 0,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let strategy = (setup(), prop::collection::vec(ordinary(), 40..120));
-    let result = TestRunner::new_with_rng(config, rng).run(&strategy, |(setup, ops)| {
-        verdict(&setup, &ops, mistake).map_err(TestCaseError::fail)
-    });
-    match result {
-        Ok(()) => None,
-        Err(TestError::Fail(reason, _)) => Some(reason.to_string()),
-        Err(other) => panic!("{other}"),
-    }
+    oracle::condemned::<World>(setup(), ordinary(), 40..120, mistake, cases)
 }
 
 #[test]
