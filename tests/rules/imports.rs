@@ -65,10 +65,11 @@ impl Sources {
         tree.load(&[], "lib.rs", "");
         let parsed = std::mem::take(&mut tree.parsed);
         let mut found = BTreeMap::new();
-        for (module, items) in &parsed {
+        for (module, file, items) in &parsed {
             let mut reader = Reader {
                 tree: &tree,
                 module,
+                file,
                 found: &mut found,
                 handing_on: false,
             };
@@ -108,8 +109,9 @@ struct Module {
 struct Tree<'a> {
     sources: &'a Sources,
     modules: BTreeMap<Name, Module>,
-    /// The items of each module that are not a test's.
-    parsed: Vec<(Name, Vec<syn::Item>)>,
+    /// Of each module: its file and the items in it that are not a test's. There are two of one
+    /// name where a platform has its own.
+    parsed: Vec<(Name, String, Vec<syn::Item>)>,
 }
 
 impl Tree<'_> {
@@ -139,9 +141,15 @@ impl Tree<'_> {
                 }
             }
         }
-        names.module.file = file.to_owned();
-        self.modules.insert(module.to_vec(), names.module);
-        self.parsed.push((module.to_vec(), own));
+        let known = self.modules.entry(module.to_vec()).or_default();
+        if known.file.is_empty() {
+            known.file = file.to_owned();
+        }
+        known.children.extend(names.module.children);
+        known.defined.extend(names.module.defined);
+        known.aliases.extend(names.module.aliases);
+        known.globs.extend(names.module.globs);
+        self.parsed.push((module.to_vec(), file.to_owned(), own));
         for child in inline {
             let name = child.ident.to_string();
             let path = [module, std::slice::from_ref(&name)].concat();
@@ -293,6 +301,7 @@ fn leaves(tree: &syn::UseTree) -> Vec<(Option<String>, Name)> {
 struct Reader<'a> {
     tree: &'a Tree<'a>,
     module: &'a [String],
+    file: &'a str,
     found: &'a mut BTreeMap<(String, String), Import>,
     handing_on: bool,
 }
@@ -307,7 +316,7 @@ impl Reader<'_> {
     }
 
     fn imports(&mut self, to: String, path: &[String]) {
-        let from = self.tree.modules[self.module].file.clone();
+        let from = self.file.to_owned();
         if from != to {
             let import = Import {
                 from: from.clone(),
@@ -531,6 +540,19 @@ fn an_import_is_found_however_it_is_written() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn a_module_with_a_stand_in_for_other_platforms_imports_no_more_than_it_says() {
+    let files = [
+        ("lib.rs", "mod a;"),
+        (
+            "a/mod.rs",
+            "#[cfg(x)] mod b; #[cfg(not(x))] mod b { use super::*; } fn f() { b::g() } struct A;",
+        ),
+        ("a/b.rs", "pub fn g() {}"),
+    ];
+    assert_eq!(read(&files), ["a/mod.rs -> a/b.rs"]);
 }
 
 #[test]
