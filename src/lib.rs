@@ -12,7 +12,7 @@
 //! C programs use the same through `include/brant.h`. The feature `capi`, which is on by default,
 //! exports it; a Rust program needs none of it: `default-features = false`.
 //!
-//! [`kvm_ioctls`] and [`vm_memory`] are re-exported: brant's functions take their types.
+//! [`kvm_ioctls`], with its [`kvm_bindings`], and [`vm_memory`] are re-exported: brant's functions take their types.
 //!
 //! # A guest moves
 //!
@@ -91,4 +91,4 @@ pub mod walk;
 pub mod wire;
 
 pub use error::{Error, Kind, Result};
-pub use {kvm_ioctls, vm_memory};
+pub use {kvm_bindings, kvm_ioctls, vm_memory};
