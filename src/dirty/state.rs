@@ -1,6 +1,6 @@
 //! A tracker's state, as its lock guards it: the logs, the map that they know, what is pending of
 //! each block, and the consumers. Here the logs are switched on and off, and follow the map; each
-//! further file adds one thing that is done with it ([`super::protect`], [`super::sync`],
+//! further file adds one thing that is done with it ([`super::rearm`], [`super::sync`],
 //! [`super::take`]).
 
 use super::beside::Hints;

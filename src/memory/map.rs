@@ -390,7 +390,7 @@ impl Memory {
     }
 
     /// A guest runs, or has run, in this memory: no block counts as zeroed any more
-    /// ([`BlockFlags::zeroed`]).
+    /// ([`super::BlockFlags::zeroed`]).
     pub(crate) fn guest_ran(&self) {
         self.with_map(|map| {
             for block in map.blocks() {

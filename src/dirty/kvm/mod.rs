@@ -1,5 +1,6 @@
 //! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
-//! [`ring`], which of them is used in [`mod@choose`], which asks the VM and makes it in `open`.
+//! [`ring`]. Which of them is used is decided in [`mod@choose`]; `open` asks the VM what it offers and
+//! makes the log; [`mod@measure`] tries what each costs, before a VMM enables rings.
 
 #[doc(hidden)]
 pub mod choose;

@@ -55,7 +55,8 @@ impl Vmm for NoVmm {}
 
 /// Enables rings of `bytes` for each vCPU (0: what brant thinks best, 256 KiB) of a virtual machine
 /// that has no vCPU and no memory slot yet, and the backup bitmap where the kernel has one.
-/// Afterwards no bitmap works on that VM.
+/// Afterwards no bitmap works on that VM: [`measure`](super::measure::measure()) says beforehand
+/// what suits the guest.
 pub fn enable(vm: &kvm_ioctls::VmFd, bytes: u64) -> Result<Enabled> {
     crate::sys::kvm_ring::enable(&mut VmFd::new(VmFd::duplicate(vm)?)?, bytes)
 }
