@@ -1,10 +1,10 @@
 //! What asking first costs: finding out that pages can be read before our own code does, beside a
 //! whole migration of the same pages, whose part it is.
 //!
-//! Two ways: `readable.share` is what a migration does (`Contents::readable`, one look a run where
-//! pages are present); `readable.each` has the kernel read each page (`access::readable`), which is
-//! for pages that are not. Of private memory a migration does less than is measured: it has
-//! looked at page tables before, to find holes.
+//! Two ways: `readable.share` is what a migration asks (`Contents::readable`: what holds nothing,
+//! and one look a run where pages are present); `readable.each` has the kernel read each page
+//! (`access::readable`), which is for pages that are not present. The first has more in it than the
+//! check: a migration must know what holds nothing, whoever checks.
 //!
 //! Both are processor time of this process, which is source and destination, over a socket pair: what
 //! else runs on the machine counts for neither. Memory was touched before, at both sides.
@@ -125,20 +125,20 @@ impl Ram {
     /// Seconds to ask about all that is written, in the runs that a migration reads: about each
     /// page, or each run.
     fn ask(&self, each: bool) -> f64 {
-        let contents = Contents::new();
+        let mut contents = Contents::new();
         let map = self.memory.map();
         let block = &map.blocks()[0];
-        let (step, run) = match self.step {
-            1 => (512, 512),
-            step => (step, 1),
-        };
         let begun = processor();
-        for page in (0..PAGES).step_by(step) {
-            let range = Pages(page as u64)..Pages((page + run) as u64);
-            if each {
-                access::readable(block, range).unwrap();
-            } else {
+        for stretch in (0..PAGES as u64).step_by(512) {
+            if !each {
+                contents.refresh();
+                let range = Pages(stretch)..Pages(stretch + 512);
                 contents.readable(block, range).unwrap();
+                continue;
+            }
+            let run = if self.step == 1 { 512 } else { 1 };
+            for page in (stretch..stretch + 512).step_by(self.step.max(run as usize)) {
+                access::readable(block, Pages(page)..Pages(page + run)).unwrap();
             }
         }
         processor() - begun
@@ -146,6 +146,9 @@ impl Ram {
 
     /// Seconds to migrate it.
     fn send(&self, to: &Ram) -> f64 {
+        // The guest of the turn before is back, and its copy has ended.
+        self.memory.reclaim().unwrap();
+        to.memory.give_up().unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let vmm = || Arc::new(Idle) as Arc<dyn Vmm>;
         let memory = Arc::clone(&to.memory);

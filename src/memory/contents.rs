@@ -172,10 +172,18 @@ impl Contents {
         })
     }
 
-    /// An error if one of these pages cannot be read, as [`Contents::split`] asks before it reads:
-    /// [`access::readable`] at less cost. Never about a hole.
-    pub fn readable(&self, block: &Block, range: Range<Pages>) -> Result<()> {
-        self.looks.reading().check(block, range, Entries::Unknown)
+    /// An error if a page of `range` that may hold something cannot be read. Asks what
+    /// [`Contents::split`] asks, and reads nothing.
+    pub fn readable(&mut self, block: &Block, range: Range<Pages>) -> Result<()> {
+        self.on_ground(block, range, |this, ground, range| {
+            let mut filled = Vec::new();
+            this.filled(block, &ground, range, &mut |run, entries| {
+                filled.push((run, entries));
+            })?;
+            let mut reading = this.looks.reading();
+            let mut runs = filled.into_iter();
+            runs.try_for_each(|(run, entries)| reading.check(block, run, entries))
+        })
     }
 
     /// What one page is like, without touching it.
