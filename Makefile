@@ -90,7 +90,7 @@ test-loom: | deps
 ## test-faults: whole migrations with each system call failing once (make test: a selection; FAULTS=TEXT: those named so)
 FAULTS ?= all
 test-faults: | deps
-	BRANT_FAULTS='$(FAULTS)' cargo test --release --locked --lib migrate::faults -- --nocapture
+	BRANT_FAULTS='$(FAULTS)' cargo test --release --locked --lib migrate::tests::faults -- --nocapture
 
 ## test-stock-kvm: the C tests on a stock kernel's KVM, in an emulated machine (make test: some of them)
 test-stock-kvm: | deps

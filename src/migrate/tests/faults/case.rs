@@ -1,9 +1,10 @@
 //! One migration in which at most one system call fails, and what has to be true afterwards.
 //!
 //! Whatever fails, the outcome is one of two. It completed, and the destination's memory is the
-//! source's. Or it failed: an error says why, the guest runs on exactly one side, every page in
-//! which the sides differ is pending, and the same guest can be migrated again. Either way no
-//! descriptor and no thread is left.
+//! source's; where the call has only to be made again, that is the only one. Or it failed: an
+//! error says why, the guest runs on exactly one side, every page in which the sides differ is
+//! pending, and the same guest can be migrated again. Either way no descriptor and no thread is
+//! left.
 
 use super::guest::{Guest, Log, Machine};
 use crate::channel::Endpoint;

@@ -13,7 +13,7 @@ use super::case::{play, Kinds, Link, Planned, Side};
 use super::guest::{is_here, Log};
 use crate::sys::kernel::plan::{Call, Fault};
 use crate::sys::kernel::plausible::faults;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -43,6 +43,32 @@ const fn kinds(log: Log, link: Link) -> Kinds {
 struct Case {
     kinds: Kinds,
     planned: Planned,
+}
+
+impl Case {
+    /// Nothing is wrong: the call is to be made again, or for the rest. A migration goes on.
+    fn is_harmless(&self) -> bool {
+        const AGAIN: &[&str] = &[
+            "accept4",
+            "connect",
+            "getrandom",
+            "ppoll",
+            "pread",
+            "read",
+            "read_file",
+            "recvmsg",
+            "sendmsg",
+            "write",
+        ];
+        let again = AGAIN.contains(&self.planned.call.name);
+        let on_a_socket = ["accept4", "recvmsg", "sendmsg"].contains(&self.planned.call.name);
+        match self.planned.fault {
+            Fault::Short(_) => true,
+            Fault::Error(libc::EINTR) | Fault::Done(libc::EINTR) => again,
+            Fault::Error(libc::EAGAIN) => on_a_socket,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Case {
@@ -292,6 +318,8 @@ fn sweep() {
         part => all.retain(|case| case.to_string().contains(part)),
     }
     let loud = !matches!(wanted.as_str(), "" | "each" | "all");
+    let harmless = all.iter().filter(|case| case.is_harmless());
+    let harmless: BTreeSet<String> = harmless.map(Case::to_string).collect();
     let mut queue = all.iter();
     let (mut ends, mut missed, mut wrong) = (BTreeMap::new(), 0, Vec::new());
     play_all(
@@ -304,6 +332,10 @@ fn sweep() {
         },
         |name, report| match report {
             Report::Played { fired, end, .. } => {
+                if end != "completed" && fired && harmless.contains(name) {
+                    println!("WRONG {name}\n    ends a migration: {end}");
+                    wrong.push(format!("{name}: ends a migration: {end}"));
+                }
                 if loud {
                     println!("{name}\n    {end}");
                 }
