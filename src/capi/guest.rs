@@ -74,7 +74,10 @@ pub struct brant_ram_block {
     /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
     pub page_size: u64,
     /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from; makes
-    /// its holes visible. Any number from 0 up is a descriptor; -1, the result of a
+    /// its holes visible. BRANT_E_INVALID where the block is mapped from another file or offset, or
+    /// is private memory without a file. That is asked of /proc/self/maps; where that cannot be read,
+    /// where the block consists of several mappings, and where a file system shows another device
+    /// there than in fstat (btrfs, some overlays), the descriptor is believed. Any number from 0 up is a descriptor; -1, the result of a
     /// failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
     /// returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
     pub fd: i32,

@@ -237,24 +237,40 @@ impl Block {
                         file.offset
                     ));
                 }
-                match mapping {
-                    // Some file systems show another device, and another inode, in maps than
-                    // in stat: then nothing can be said.
-                    pagemap::Mapping::Shared { device: mapped, .. } if mapped != device => {}
-                    pagemap::Mapping::Shared { inode: mapped, .. } if mapped != inode => {
+                let (found, mapped, offset) = match mapping {
+                    pagemap::Mapping::PrivateAnonymous => {
                         return invalid(format!(
-                            "the memory is mapped from another file (inode {mapped}) than the \
-                             descriptor given with it (inode {inode})"
+                            "it is said to be mapped from the file of its descriptor (inode \
+                             {inode}), and what is mapped there is private memory without a file"
                         ));
                     }
-                    pagemap::Mapping::Shared { offset: mapped, .. } if mapped != file.offset => {
-                        return invalid(format!(
-                            "the memory is mapped from offset {mapped} of its file, and the \
-                             offset given with it is {}",
-                            file.offset
-                        ));
+                    pagemap::Mapping::Shared {
+                        device,
+                        inode,
+                        offset,
                     }
-                    _ => {}
+                    | pagemap::Mapping::PrivateFile {
+                        device,
+                        inode,
+                        offset,
+                    } => (device, inode, offset),
+                    // Several mappings, or nothing known.
+                    pagemap::Mapping::Other => (device, inode, file.offset),
+                };
+                // Some file systems show another device, and another inode, in maps than in stat:
+                // then nothing can be said.
+                if found == device && mapped != inode {
+                    return invalid(format!(
+                        "the memory is mapped from another file (inode {mapped}) than the \
+                         descriptor given with it (inode {inode})"
+                    ));
+                }
+                if found == device && offset != file.offset {
+                    return invalid(format!(
+                        "the memory is mapped from offset {offset} of its file, and the offset \
+                         given with it is {}",
+                        file.offset
+                    ));
                 }
                 Some(Identity {
                     device,

@@ -201,7 +201,16 @@ pub enum Mapping {
         /// Where in the file the first byte lies.
         offset: u64,
     },
-    /// Private to a file, of several kinds, or not mapped all through.
+    /// The same, private: what is written does not go to the file.
+    PrivateFile {
+        /// Device that the file is on, as `major << 32 | minor`.
+        device: u64,
+        /// Inode number of the file.
+        inode: u64,
+        /// Where in the file the first byte lies.
+        offset: u64,
+    },
+    /// Of several kinds, or not mapped all through.
     Other,
 }
 
@@ -211,16 +220,22 @@ pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
     let mut at = start;
     let mut kind: Option<Mapping> = None;
     Maps::open()?.over(start..end, |area| {
-        let this = match (area.shared, area.inode) {
+        let (device, inode) = (area.device, area.inode);
+        // As this piece would have it at `start`: then all pieces of one mapping are equal.
+        let offset = area.offset.wrapping_add(start).wrapping_sub(area.start);
+        let this = match (area.shared, inode) {
             (true, 0) => Mapping::Other,
-            // As this piece would have it at `start`: then all pieces of one mapping are equal.
-            (true, inode) => Mapping::Shared {
-                device: area.device,
-                inode,
-                offset: area.offset.wrapping_add(start).wrapping_sub(area.start),
-            },
             (false, 0) => Mapping::PrivateAnonymous,
-            (false, _) => Mapping::Other,
+            (true, _) => Mapping::Shared {
+                device,
+                inode,
+                offset,
+            },
+            (false, _) => Mapping::PrivateFile {
+                device,
+                inode,
+                offset,
+            },
         };
         at = area.end;
         let same = kind.is_none_or(|kind| kind == this);

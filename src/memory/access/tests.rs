@@ -276,3 +276,70 @@ fn a_file_that_was_cut_has_no_holes_there() {
         .unwrap();
     assert_eq!(pages, 8);
 }
+
+#[test]
+fn a_descriptor_of_another_file_than_what_is_mapped_is_refused() {
+    let memfd = || {
+        // SAFETY: makes a descriptor, which is ours.
+        let file =
+            unsafe { File::from_raw_fd(libc::memfd_create(c"mapped".as_ptr(), libc::MFD_CLOEXEC)) };
+        file.set_len(2 * LENGTH as u64).unwrap();
+        file
+    };
+    let (mapped, other) = (memfd(), memfd());
+    let shared = Some((&mapped, libc::MAP_SHARED));
+    let private = Some((&mapped, libc::MAP_PRIVATE));
+    let page = PAGE_SIZE;
+    // What is mapped, from where, the descriptor, the offset that is told, and what is said.
+    let cases = [
+        (None, 0, &mapped, 0, Some("private memory without a file")),
+        (shared, 0, &other, 0, Some("another file")),
+        (private, 0, &other, 0, Some("another file")),
+        (shared, page, &mapped, 0, Some("from offset 4096")),
+        (private, page, &mapped, 0, Some("from offset 4096")),
+        (shared, 0, &mapped, page, Some("from offset 0")),
+        (shared, page, &mapped, page, None),
+        (private, page, &mapped, page, None),
+    ];
+    for (number, (mapping, offset, descriptor, told, wanted)) in cases.into_iter().enumerate() {
+        let (flags, fd) = match mapping {
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            Some((file, flags)) => (flags, file.as_raw_fd()),
+        };
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                LENGTH,
+                access,
+                flags,
+                fd,
+                offset as i64,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        let added = Memory::new().unwrap().add_block(BlockDescription {
+            name: "ram".into(),
+            // SAFETY: the test's own memory.
+            host: unsafe { crate::memory::HostMemory::new(at.cast()) },
+            length: Bytes(LENGTH as u64),
+            page_size: Bytes(PAGE_SIZE),
+            file: Some(BackingFile {
+                fd: descriptor.try_clone().unwrap().into(),
+                offset: told,
+            }),
+            flags: BlockFlags::default(),
+        });
+        match (added, wanted) {
+            (Ok(_), None) => {}
+            (Err(error), Some(words)) => {
+                assert_eq!(error.kind(), Kind::Invalid, "{number}: {error}");
+                assert!(error.message().contains(words), "{number}: {error}");
+            }
+            (added, _) => panic!("{number}: {added:?}"),
+        }
+        // SAFETY: mapped above, and nobody uses it any more.
+        unsafe { libc::munmap(at, LENGTH) };
+    }
+}
