@@ -48,7 +48,7 @@ fn socketpair() -> (Channel, Channel) {
 /// So small that most calls take only some of their bytes. (The sending side:
 /// a tiny receive window makes TCP wait for its window probes.)
 fn tiny_buffers(channel: &Channel) {
-    net::set_option(fd(&channel), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
+    net::set_option(fd(channel), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
 }
 
 /// Bytes whose order and place both matter.
