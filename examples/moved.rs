@@ -1,0 +1,204 @@
+//! A KVM guest that counts moves while it runs: `cargo run --example moved` (needs /dev/kvm).
+//!
+//! Both sides are in one process, so that there is nothing to set up: a virtual machine here, another
+//! there, and TCP between them. What a VMM of its own would split is marked.
+
+use brant::dirty::kvm::Request;
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::dirty::WriteMarks;
+use brant::error::{Error, Kind};
+use brant::kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
+use brant::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use brant::memory::Memory;
+use brant::migrate::{Blockers, Endpoint, Incoming, Outgoing, Params, Target};
+use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use brant::vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use brant::vmm::{StateBlob, StateSink, Vmm};
+use brant::Result;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Real mode: counts in memory at 0x8000, and tells the VMM at each step.
+const CODE: &[u8] = &[
+    0x66, 0xff, 0x06, 0x00, 0x80, // again: inc dword [0x8000]
+    0xe6, 0x80, //                   out 0x80, al
+    0xeb, 0xf7, //                   jmp again
+];
+const CODE_AT: GuestAddress = GuestAddress(0x1000);
+const COUNTER: GuestAddress = GuestAddress(0x8000);
+const MIB: usize = 1 << 20;
+
+type Ram = GuestMemoryMmap<WriteMarks>;
+
+struct Machine {
+    ram: Ram,
+    vm: VmFd,
+    vcpu: Mutex<VcpuFd>,
+    runs: AtomicBool,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// For the thread.
+    own: std::sync::Weak<Machine>,
+}
+
+impl Machine {
+    fn new(kvm: &Kvm) -> Result<Arc<Self>> {
+        // Below and above the hole that devices have.
+        let ranges = [(GuestAddress(0), MIB), (GuestAddress(4 << 30), 64 * MIB)];
+        let ram = Ram::from_ranges(&ranges)?;
+        let vm = kvm.create_vm()?;
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region stays mapped as long as the machine has `ram`.
+            unsafe { vm.set_user_memory_region(region) }?;
+        }
+        let vcpu = vm.create_vcpu(0)?;
+        let mut sregs = vcpu.get_sregs()?;
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        vcpu.set_sregs(&sregs)?;
+        vcpu.set_regs(&kvm_regs {
+            rip: CODE_AT.0,
+            rflags: 2,
+            ..kvm_regs::default()
+        })?;
+        Ok(Arc::new_cyclic(|own| Machine {
+            ram,
+            vm,
+            vcpu: Mutex::new(vcpu),
+            runs: AtomicBool::new(false),
+            thread: Mutex::new(None),
+            own: own.clone(),
+        }))
+    }
+
+    /// brant's view of the memory.
+    fn memory(&self) -> Result<Arc<Memory>> {
+        let memory = Arc::new(Memory::new()?);
+        memory.add_guest_memory(&self.ram, 0)?;
+        Ok(memory)
+    }
+
+    fn counter(&self) -> Result<u32> {
+        Ok(self.ram.read_obj(COUNTER)?)
+    }
+
+    fn vcpu(&self) -> MutexGuard<'_, VcpuFd> {
+        self.vcpu.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn run_vcpu(&self) {
+        // This guest leaves KVM_RUN at each step by itself; others are kicked by a signal.
+        while self.runs.load(Ordering::SeqCst) {
+            match self.vcpu().run() {
+                Ok(VcpuExit::IoOut(0x80, _)) => {}
+                other => {
+                    eprintln!("the guest ended: {other:?}");
+                    return;
+                }
+            }
+        }
+        // The exit for an `out` is finished by the next KVM_RUN: without it, the state that is
+        // saved would be the one before the instruction's end.
+        let mut vcpu = self.vcpu();
+        vcpu.set_kvm_immediate_exit(1);
+        let _ = vcpu.run();
+        vcpu.set_kvm_immediate_exit(0);
+    }
+}
+
+impl Vmm for Machine {
+    fn pause(&self) -> Result<()> {
+        self.runs.store(false, Ordering::SeqCst);
+        let thread = self.thread.lock().unwrap().take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.run()
+    }
+
+    fn run(&self) -> Result<()> {
+        self.runs.store(true, Ordering::SeqCst);
+        let machine = self.own.upgrade().expect("it is running");
+        let thread = std::thread::spawn(move || machine.run_vcpu());
+        *self.thread.lock().unwrap() = Some(thread);
+        Ok(())
+    }
+
+    fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
+        // What this guest uses; a whole one has some twenty pieces of state.
+        let regs = self.vcpu().get_regs()?;
+        let data: Vec<u8> = [regs.rip, regs.rax, regs.rflags]
+            .iter()
+            .flat_map(|register| register.to_le_bytes())
+            .collect();
+        sink.put(&StateBlob {
+            name: "vcpu",
+            instance: 0,
+            version: 1,
+            data: &data,
+        })
+    }
+
+    fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
+        let (words, rest) = blob.data.as_chunks::<8>();
+        let ("vcpu", 1, [rip, rax, rflags], []) = (blob.name, blob.version, words, rest) else {
+            let what = format!("`{}`, version {}: not known here", blob.name, blob.version);
+            return Err(Error::new(Kind::Unsupported, what));
+        };
+        self.vcpu().set_regs(&kvm_regs {
+            rip: u64::from_le_bytes(*rip),
+            rax: u64::from_le_bytes(*rax),
+            rflags: u64::from_le_bytes(*rflags),
+            ..kvm_regs::default()
+        })?;
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    let kvm = Kvm::new()?;
+
+    // The destination: a machine that waits.
+    let there = Machine::new(&kvm)?;
+    let incoming = Incoming::new(there.memory()?, there.clone(), Params::default())?;
+    let address = incoming.listen(&Endpoint::parse("tcp:127.0.0.1:0")?)?;
+
+    // The source: a machine that runs.
+    let here = Machine::new(&kvm)?;
+    here.ram.write_slice(CODE, CODE_AT)?;
+    here.run()?;
+    let tracker = Tracker::new(here.memory()?, Clearing::default())?;
+    WriteMarks::connect(&here.ram, &tracker); // what this program writes
+    let opened = Request::default().open(&here.vm)?; // what the guest writes
+    println!("KVM's log: {:?}", opened.used.choice.mode);
+    tracker.add_log(opened.log)?;
+
+    let outgoing = Outgoing::new(tracker, Blockers::new(), here.clone(), Params::default())?;
+    outgoing.start(Target::Endpoint(address))?;
+    while let Err(e) = outgoing.wait(Some(Duration::from_millis(100))) {
+        if e.kind() != Kind::Pending {
+            return Err(e);
+        }
+        println!("{:.0} %", f64::from(outgoing.stats().progress) / 100.0);
+    }
+    incoming.wait(None)?;
+
+    let stood = outgoing.stats().downtime.unwrap_or_default();
+    let (left, arrived) = (here.counter()?, there.counter()?);
+    assert!(arrived >= left && left > 0);
+    while there.counter()? == arrived {
+        std::thread::yield_now();
+    }
+    println!("moved at {left}; it stood still for {stood:?} and counts on");
+    there.pause()
+}
