@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -400,16 +401,16 @@ impl Block {
 
     /// A run of pages to be sent as it is, straight from guest memory.
     #[doc(hidden)]
-    pub fn part(&self, first: Pages, count: Pages) -> Result<Part<'_>> {
-        let slice = self.slice(first, count)?;
+    pub fn part(&self, pages: Range<Pages>) -> Result<Part<'_>> {
+        let slice = self.slice(pages.start, pages.end - pages.start)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel reads it.
         Ok(unsafe { Part::raw(slice.ptr_guard().as_ptr(), slice.len()) })
     }
 
     /// A run of pages to be received into, straight into guest memory.
     #[doc(hidden)]
-    pub fn part_mut(&self, first: Pages, count: Pages) -> Result<PartMut<'_>> {
-        let slice = self.slice(first, count)?;
+    pub fn part_mut(&self, pages: Range<Pages>) -> Result<PartMut<'_>> {
+        let slice = self.slice(pages.start, pages.end - pages.start)?;
         // SAFETY: within the block, mapped while `self` is borrowed; only the kernel writes it.
         Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
     }

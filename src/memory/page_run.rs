@@ -44,6 +44,19 @@ impl PageRun {
     pub fn range(&self) -> Range<Pages> {
         self.first..self.end()
     }
+
+    /// Some of them, again as a run: the pages of `range`, which lies inside this one. A range that
+    /// does not is cut.
+    pub fn part(&self, range: Range<Pages>) -> PageRun {
+        let last = self.end() - Pages(1);
+        let first = range.start.clamp(self.first, last);
+        let end = range.end.clamp(first + Pages(1), self.end());
+        PageRun {
+            first,
+            block: self.block,
+            count: (end - first).0 as u32,
+        }
+    }
 }
 
 impl Block {
@@ -135,6 +148,15 @@ mod tests {
                         assert_eq!(run.block(), block.id());
                         assert_eq!(run.range(), Pages(first)..Pages(first + count));
                         assert_eq!(run.count(), Pages(count));
+                        // A part is a run, and never more than it is a part of.
+                        assert_eq!(run.part(run.range()), run);
+                        let last = run.part(run.end() - Pages(1)..run.end());
+                        assert_eq!((last.count(), last.end()), (Pages(1), run.end()));
+                        for cut in [Pages(0)..Pages(0), Pages(0)..Pages(u64::MAX)] {
+                            let part = run.part(cut);
+                            assert!(part.first() >= run.first() && part.end() <= run.end());
+                            assert!(part.count() >= Pages(1));
+                        }
                     }
                     Err(e) => assert!(e.message().contains(block.name()), "{e}"),
                 }

@@ -1,7 +1,7 @@
 //! How the contents of a run of pages get from a lane into guest memory.
 
 use super::lane::Lane;
-use super::sink::PageSink;
+use super::sink::{PageSink, Place};
 use crate::channel::{Io, PartMut, Piece as _};
 use crate::error::{Error, Result};
 use crate::memory::access::{self, Access};
@@ -48,23 +48,21 @@ impl Staged {
         header: &Header,
         io: &Io<'_>,
     ) -> Result<()> {
-        // What the run is to be is checked before anything is believed of its length. No pin is
-        // held while the source takes its time.
-        drop(sink.data(header)?);
+        // No pin is held while the source takes its time.
         let payload = lane.payload(header, io)?;
-        let (first, count) = (Pages(header.first_page), Pages(u64::from(header.count)));
-        let length = count.bytes().0;
+        let length = Pages(u64::from(header.count)).bytes().0;
         self.contents.clear();
         self.contents
             .try_reserve_exact(length as usize)
             .map_err(|_| Error::no_memory("decoded pages", length))?;
         self.contents.resize(length as usize, 0);
         self.decoder.decode(header, &payload, &mut self.contents)?;
-        let Some(block) = sink.pin(header)? else {
+        let Some((block, run)) = sink.pin(header)? else {
             return Ok(());
         };
-        access::writable(&block, first..first + count)?;
-        block.slice(first, count)?.copy_from(&self.contents);
+        access::writable(&block, run.range())?;
+        let room = block.slice(run.first(), run.count())?;
+        room.copy_from(&self.contents);
         Ok(())
     }
 }
@@ -80,12 +78,22 @@ impl Placement {
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
+        // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
+        recall.lower();
+        // What the run is to be is checked before anything is believed of its length.
+        let place = sink.data(header)?;
+        let run = place.as_ref().map(|(_, run)| *run);
         let placed = match self {
-            Placement::Direct => direct(lane, sink, header, recall, io),
-            Placement::Staged(staged) => staged.place(lane, sink, header, io),
+            Placement::Direct => direct(lane, sink, header, place, recall, io),
+            Placement::Staged(staged) => {
+                drop(place);
+                staged.place(lane, sink, header, io)
+            }
         };
         // Whatever became of it, some of it may have been written.
-        sink.arrived(header);
+        if let Some(run) = run {
+            sink.arrived(&run);
+        }
         placed
     }
 }
@@ -94,17 +102,16 @@ fn direct(
     lane: &mut Lane,
     sink: &mut PageSink,
     header: &Header,
+    mut place: Option<Place>,
     recall: &Recall,
     io: &Io<'_>,
 ) -> Result<()> {
-    recall.lower();
-    let mut pin = sink.data(header)?;
     let mut left = header.payload as usize;
     while left > 0 {
-        let Some(block) = &pin else {
+        let Some((block, run)) = &place else {
             return lane.skip(left, io);
         };
-        let room = block.part_mut(Pages(header.first_page), Pages(u64::from(header.count)))?;
+        let room = block.part_mut(run.range())?;
         let room: PartMut<'_> = room.cut(header.payload as usize - left, usize::MAX);
         let got = lane.payload_into(room, left, recall, io).map_err(|e| {
             let blocks = std::iter::once(&**block);
@@ -113,8 +120,8 @@ fn direct(
         if got == 0 {
             // Somebody removes a block, perhaps this one.
             recall.lower();
-            drop(pin);
-            pin = sink.pin(header)?;
+            drop(place);
+            place = sink.pin(header)?;
         }
         left -= got;
     }

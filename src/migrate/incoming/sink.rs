@@ -11,7 +11,7 @@ use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::contents::Contents;
 use crate::memory::host;
-use crate::memory::{Block, BlockPin, Map, MapObserver, Memory};
+use crate::memory::{Block, BlockPin, Map, MapObserver, Memory, PageRun};
 use crate::migrate::layout::block_difference;
 use crate::units::{Bytes, Pages};
 use crate::wire::{self, Header};
@@ -239,70 +239,69 @@ impl PageSink {
         self.contents.refresh();
     }
 
-    /// The target of a run of pages, pinned; no pin for a block that is gone here. Its pages
-    /// may still be on their way when both sides have removed it, and go nowhere.
-    fn target(
-        &mut self,
-        header: &Header,
-    ) -> Result<(&mut Target, Option<BlockPin>, &mut Contents)> {
+    /// The target of a run of pages, and the run in our block, pinned; `None` for a block that is gone
+    /// here. Its pages may still be on their way when both sides have removed it, and go nowhere.
+    fn target(&mut self, header: &Header) -> Result<(&mut Target, Option<Place>, &mut Contents)> {
         let target = self
             .targets
             .get_mut(&header.block)
             .ok_or_else(|| unknown(header.block))?;
         header.check_run(target.pages)?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
-        Ok((target, pin, &mut self.contents))
+        let (first, count) = (Pages(header.first_page), Pages(u64::from(header.count)));
+        let place = match pin {
+            Some(block) => {
+                let run = block.run(first, count)?;
+                Some((block, run))
+            }
+            None => None,
+        };
+        Ok((target, place, &mut self.contents))
     }
 
-    /// The block that the contents of a run of pages go to, pinned; `None` if they go nowhere.
-    pub(super) fn data(&mut self, header: &Header) -> Result<Option<BlockPin>> {
-        let (target, pin, _) = self.target(header)?;
-        if let Some(block) = &pin {
-            target.zero.written(block, pages_of(header));
-            block.returned().arrived(pages_of(header));
-            block.poisoned().arrived(pages_of(header));
+    /// Where the contents of a run of pages go; `None` if they go nowhere.
+    pub(super) fn data(&mut self, header: &Header) -> Result<Option<Place>> {
+        let (target, place, _) = self.target(header)?;
+        if let Some((block, run)) = &place {
+            target.zero.written(block, pages_of(run));
+            block.returned().arrived(pages_of(run));
+            block.poisoned().arrived(pages_of(run));
         }
-        Ok(pin)
+        Ok(place)
     }
 
-    /// Pins the block that the rest of a run's contents goes to; `None` if it goes nowhere.
-    pub(super) fn pin(&mut self, header: &Header) -> Result<Option<BlockPin>> {
+    /// Where the rest of a run's contents goes, the block pinned anew; `None` if it goes nowhere.
+    pub(super) fn pin(&mut self, header: &Header) -> Result<Option<Place>> {
         Ok(self.target(header)?.1)
     }
 
     /// The contents of a run have been written, all or a part of them: users of a tracker of this
-    /// guest, a backup from before it went away, have to hear of it. A run that is not inside its
-    /// block was refused before a byte of it was written, and its numbers may overflow.
-    pub(super) fn arrived(&self, header: &Header) {
-        let Some(target) = self.targets.get(&header.block) else {
-            return;
-        };
-        if let (Some(block), Ok(())) = (&target.block, header.check_run(target.pages)) {
-            self.memory.tell_written(block.id(), pages_of(header));
-        }
+    /// guest, a backup from before it went away, have to hear of it.
+    pub(super) fn arrived(&self, run: &PageRun) {
+        self.memory.tell_written(run.block(), pages_of(run));
     }
 
     /// Takes a run of zero pages.
     pub(super) fn zeros(&mut self, header: &Header) -> Result<()> {
-        let (target, pin, contents) = self.target(header)?;
-        let Some(block) = pin else {
+        let (target, place, contents) = self.target(header)?;
+        let Some((block, run)) = place else {
             return Ok(());
         };
-        block.returned().arrived(pages_of(header));
-        block.poisoned().arrived(pages_of(header));
-        let made = target.zero.make_zero(contents, &block, pages_of(header));
-        self.arrived(header);
+        block.returned().arrived(pages_of(&run));
+        block.poisoned().arrived(pages_of(&run));
+        let made = target.zero.make_zero(contents, &block, pages_of(&run));
+        self.arrived(&run);
         made
     }
 
     /// Takes a run of pages that the guest has given back.
     pub(super) fn discard(&mut self, header: &Header) -> Result<()> {
         let memory = Arc::clone(&self.memory);
-        let (target, pin, contents) = self.target(header)?;
-        let Some(block) = pin else {
+        let (target, place, contents) = self.target(header)?;
+        let Some((block, run)) = place else {
             return Ok(());
         };
-        let range = pages_of(header);
+        let range = pages_of(&run);
         block.poisoned().arrived(range.clone());
         let mut whole = Vec::new();
         // No guest's balloon has a ROM; it is not for a peer to say that its file has holes.
@@ -315,14 +314,17 @@ impl PageSink {
         }
         // What is left: part of a larger host page, or memory that cannot be given back.
         let made = target.zero.make_zero(contents, &block, range);
-        self.arrived(header);
+        self.arrived(&run);
         made
     }
 }
 
+/// A run of our block's, pinned.
+pub(super) type Place = (BlockPin, PageRun);
+
 /// The pages of a run.
-fn pages_of(header: &Header) -> Range<u64> {
-    header.first_page..header.first_page + u64::from(header.count)
+fn pages_of(run: &PageRun) -> Range<u64> {
+    run.first().0..run.end().0
 }
 
 fn removed(name: &str) -> Error {

@@ -384,7 +384,7 @@ impl Driver {
         }
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
-        if stats.phase >= State::Copying as u32 && !self.ended {
+        if self.shared.handle.state().has_agreed() && !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
         stats.syncs = tracked.syncs;

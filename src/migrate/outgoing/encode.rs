@@ -2,16 +2,16 @@
 //! contents are in guest memory. No page is copied.
 
 use crate::channel::Part;
-use crate::dirty::consumer::{Content, Run};
+use crate::dirty::consumer::Content;
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Result};
 use crate::fallible;
 use crate::memory::access;
 use crate::memory::contents::{Contents, Held};
+use crate::memory::{BlockPin, PageRun};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::walk::Put;
 use crate::wire::{Header, HEADER_LEN};
-use std::ops::Range;
 
 /// Makes the records of one lane.
 #[derive(Debug)]
@@ -43,21 +43,22 @@ impl Encoder {
         for run in taken.runs() {
             // A guest has run here.
             run.block.zeroed_no_more();
-            let range = run.pages.range();
             if run.content != Content::Used {
-                records.unread(&run, range, self.discards);
+                records.unread(run.pages, run.content, self.discards);
                 continue;
             }
             let contents = &mut self.contents;
-            run.block.poisoned().split(range, |range, lost| {
-                if lost {
-                    records.poisoned(&run, range);
-                    return Ok(());
-                }
-                contents.split(run.block, range, |range, held| {
-                    records.held(run, range, held)
-                })
-            })?;
+            run.block
+                .poisoned()
+                .split(run.pages.range(), |range, lost| {
+                    if lost {
+                        records.poisoned(run.pages.part(range));
+                        return Ok(());
+                    }
+                    contents.split(run.block, range, |range, held| {
+                        records.held(run.block, run.pages.part(range), held)
+                    })
+                })?;
         }
         Ok(records)
     }
@@ -76,7 +77,12 @@ pub(super) struct Records<'a> {
     put: Put,
 }
 
-type Piece<'a> = (Run<'a>, Range<Pages>);
+type Piece<'a> = (&'a BlockPin, PageRun);
+
+/// A record's header, as bytes: `of` is one of those that describe a run.
+fn header(of: fn(u32, Pages, u32) -> Header, run: PageRun) -> [u8; HEADER_LEN] {
+    of(run.block().0, run.first(), run.count().0 as u32).encode()
+}
 
 impl<'a> Records<'a> {
     /// None yet, with room for all that can become of `runs`: a record for each page that is read,
@@ -89,49 +95,46 @@ impl<'a> Records<'a> {
         Ok(records)
     }
 
-    fn zeros(&mut self, run: &Run<'_>, range: Range<Pages>) {
-        let count = range.end - range.start;
-        let header = Header::zeros(run.block.id().0, range.start, count.0 as u32);
-        self.list.push((header.encode(), None));
-        self.put.zero_pages += count.0;
+    fn zeros(&mut self, run: PageRun) {
+        self.list.push((header(Header::zeros, run), None));
+        self.put.zero_pages += run.count().0;
         self.put.bytes += HEADER_LEN as u64;
     }
 
     /// Pages whose contents are lost: what they were is not to be had, so they become zero.
-    fn poisoned(&mut self, run: &Run<'_>, range: Range<Pages>) {
-        self.put.poisoned_pages += range.end.0 - range.start.0;
-        self.zeros(run, range);
+    fn poisoned(&mut self, run: PageRun) {
+        self.put.poisoned_pages += run.count().0;
+        self.zeros(run);
     }
 
     /// Pages that nobody looks at: they read as zero at the destination.
-    fn unread(&mut self, run: &Run<'_>, range: Range<Pages>, discards: bool) {
-        let count = range.end.0 - range.start.0;
-        match run.content {
+    fn unread(&mut self, run: PageRun, content: Content, discards: bool) {
+        let count = run.count().0;
+        match content {
             Content::Returned => self.put.skipped_pages += count,
             _ => self.put.free_pages += count,
         }
-        if run.content == Content::Returned && discards {
-            let header = Header::discard(run.block.id().0, range.start, count as u32);
-            self.list.push((header.encode(), None));
+        if content == Content::Returned && discards {
+            self.list.push((header(Header::discard, run), None));
             self.put.zero_pages += count;
             self.put.bytes += HEADER_LEN as u64;
         } else {
-            self.zeros(run, range);
+            self.zeros(run);
         }
     }
 
     /// Pages by what they hold.
-    fn held(&mut self, run: Run<'a>, range: Range<Pages>, held: Held) {
-        let count = range.end - range.start;
+    fn held(&mut self, block: &'a BlockPin, run: PageRun, held: Held) {
+        let count = run.count();
         match held {
             Held::Hole => {
                 self.put.hole_pages += count.0;
-                self.zeros(&run, range);
+                self.zeros(run);
             }
-            Held::Zero => self.zeros(&run, range),
+            Held::Zero => self.zeros(run),
             Held::Data => {
-                let header = Header::pages(run.block.id().0, range.start, count.0 as u32);
-                self.list.push((header.encode(), Some((run, range))));
+                let header = header(Header::pages, run);
+                self.list.push((header, Some((block, run))));
                 self.put.data_pages += count.0;
                 self.put.bytes += HEADER_LEN as u64 + count.bytes().0;
             }
@@ -155,8 +158,8 @@ impl<'a> Records<'a> {
         parts.push(Part::bytes(first));
         for (header, contents) in &self.list {
             parts.push(Part::bytes(header));
-            if let Some((run, range)) = contents {
-                parts.push(run.block.part(range.start, range.end - range.start)?);
+            if let Some((block, run)) = contents {
+                parts.push(block.part(run.range())?);
             }
         }
         Ok(parts)
@@ -174,7 +177,7 @@ impl<'a> Records<'a> {
                 break;
             }
             let (pages, data) = match contents {
-                Some((_, range)) => (range.end - range.start, true),
+                Some((_, run)) => (run.count(), true),
                 None => (count(header), false),
             };
             let bytes = if data { pages.bytes().0 } else { 0 };
@@ -207,19 +210,19 @@ impl<'a> Records<'a> {
         own(first, &mut skip);
         for (header, contents) in &self.list {
             own(header, &mut skip);
-            let Some((run, range)) = contents else {
+            let Some((block, run)) = contents else {
                 continue;
             };
-            let length = (range.end - range.start).bytes().0 as usize;
+            let length = run.count().bytes().0 as usize;
             let from = length.min(skip);
             skip -= from;
             if from < length {
                 let mut copy = [0u8; PAGE_SIZE as usize];
-                let first = range.start + Bytes(from as u64).pages_down();
-                access::readable(run.block, first..range.end)?;
+                let first = run.first() + Bytes(from as u64).pages_down();
+                access::readable(block, first..run.end())?;
                 let mut from = from % copy.len();
-                for page in first.0..range.end.0 {
-                    let slice = run.block.slice(Pages(page), Pages(1))?;
+                for page in first.0..run.end().0 {
+                    let slice = block.slice(Pages(page), Pages(1))?;
                     slice.copy_to(&mut copy[..]);
                     own(&copy[from..], &mut 0);
                     from = 0;

@@ -223,6 +223,11 @@ pub fn step(state: State, event: Event) -> Step<State, Action> {
 }
 
 impl State {
+    /// Whether both sides have agreed on what is to be sent, or tried to and it is over.
+    pub fn has_agreed(self) -> bool {
+        !matches!(self, State::Idle | State::Connecting | State::Negotiating)
+    }
+
     /// Whether nothing happens any more without the VMM.
     pub fn is_over(self) -> bool {
         matches!(
