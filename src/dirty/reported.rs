@@ -334,4 +334,5 @@ impl DirtyLog for ReportedLog {
 }
 
 #[cfg(test)]
+#[path = "reported/tests.rs"] // tests/loom has this file elsewhere
 mod tests;

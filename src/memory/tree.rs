@@ -542,4 +542,5 @@ impl<'a, I: Index> Iterator for Iter<'a, I> {
 }
 
 #[cfg(test)]
+#[path = "tree/tests.rs"] // tests/loom has this file elsewhere
 mod tests;

@@ -157,4 +157,5 @@ impl GracePeriod {
 }
 
 #[cfg(test)]
+#[path = "grace/tests.rs"] // tests/loom has this file elsewhere
 mod tests;
