@@ -401,6 +401,8 @@ impl Driver {
         })?;
         self.handover_limit = state.handover_limit;
         self.stats.state_bytes = state.bytes;
+        // The VMM's devices look into memory while they load: all of it has to be here by now.
+        self.agree_on_blocks()?;
         let begun = Instant::now();
         for stored in &state.list {
             self.vmm
@@ -413,7 +415,8 @@ impl Driver {
         Ok(())
     }
 
-    /// What the source has said since its state, the last thing before READY. Blocks may still go:
+    /// What the source has said since its state: asked before it is loaded, and as the last thing
+    /// before READY. Blocks may still go:
     /// one that is gone here has to be gone there, and the source's word of that may be on its way.
     /// Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
     /// guest without knowing that it can run.
