@@ -241,6 +241,18 @@ static int hand_over(struct args *a)
     return a->fd = dup(more_fd);
 }
 
+/* A connection, whose other end is gone by now. */
+static int hand_over_connection(struct args *a)
+{
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return hand_over(a);
+    close(pair[1]);
+    a->handed = true;
+    return a->fd = pair[0];
+}
+
 /* A virtual machine, where there are any. */
 static int hand_over_vm(struct args *a)
 {
