@@ -97,7 +97,7 @@
 #define BRANT_E_TIMEOUT (-11)
 
 /**
- * The operation was cancelled, here or by the peer; the message says who.
+ * The operation was cancelled, here or by the peer, whom the message then names.
  */
 #define BRANT_E_CANCELLED (-12)
 
@@ -127,7 +127,8 @@
 #define BRANT_E_VMM (-17)
 
 /**
- * The guest dirties memory faster than the link carries it away.
+ * What remained to be sent did not get small enough in time: the guest writes too fast, or the
+ * link or its cap is too slow.
  */
 #define BRANT_E_NOT_CONVERGED (-18)
 
@@ -1569,8 +1570,9 @@ typedef struct brant_kvm_workload {
      */
     uint64_t memory_bytes;
     /**
-     * Pages of 4 KiB that it dirties in a second, each counted once for a tenth of a second. 0:
-     * unknown, and the worst case counts: a guest that writes as fast as it can.
+     * Different pages of 4 KiB that it writes in a tenth of a second, times ten
+     * (brant_rate_measure with a period of 100 ms says it of a guest like it). 0: unknown, and the
+     * worst case counts: a guest that writes as fast as it can.
      */
     uint64_t dirty_pages_per_second;
     /**
@@ -2098,12 +2100,15 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  * 2. Call this. What the slots logged is read and their logging switched off, so they must
  *    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
  *    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
- *    that are on their way to it go on from a copy.)
+ *    that are on their way to it go on from a copy.) Runs that you or a consumer of yours have
+ *    taken are not waited for: be done with them first.
  * 3. Delete the slots from KVM, and unmap the memory.
  *
  * While it migrates: first at the source, then, once that call has returned, at the destination,
  * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
- * has on its way for the block goes nowhere. Before that the two sides compare their blocks: one
+ * has on its way for the block goes nowhere. Example: the VMM removes it in its operation `save`, says so
+ * in the state, and removes it at the destination in `load`. A block that only the source removes
+ * is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
  * that is gone at the source and is still there at the destination ends the migration with
  * BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
  * before the hand-over, and the guest stays at the source.

@@ -39,7 +39,7 @@ pub enum Kind {
     PeerGone = -10,
     /// A time limit passed.
     Timeout = -11,
-    /// The operation was cancelled, here or by the peer; the message says who.
+    /// The operation was cancelled, here or by the peer, whom the message then names.
     Cancelled = -12,
     /// The peer sent what the protocol does not allow.
     Protocol = -13,
@@ -51,7 +51,8 @@ pub enum Kind {
     Refused = -16,
     /// A callback of the VMM failed.
     Vmm = -17,
-    /// The guest dirties memory faster than the link carries it away.
+    /// What remained to be sent did not get small enough in time: the guest writes too fast, or
+    /// the link or its cap is too slow.
     NotConverged = -18,
     /// Migration is blocked by a reason the VMM gave.
     Blocked = -19,

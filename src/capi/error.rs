@@ -27,7 +27,7 @@ pub const BRANT_E_IO: i32 = -9;
 pub const BRANT_E_PEER_GONE: i32 = -10;
 /// A time limit passed.
 pub const BRANT_E_TIMEOUT: i32 = -11;
-/// The operation was cancelled, here or by the peer; the message says who.
+/// The operation was cancelled, here or by the peer, whom the message then names.
 pub const BRANT_E_CANCELLED: i32 = -12;
 /// The peer sent what the protocol does not allow.
 pub const BRANT_E_PROTOCOL: i32 = -13;
@@ -39,7 +39,8 @@ pub const BRANT_E_VERSION: i32 = -15;
 pub const BRANT_E_REFUSED: i32 = -16;
 /// A callback of the VMM failed.
 pub const BRANT_E_VMM: i32 = -17;
-/// The guest dirties memory faster than the link carries it away.
+/// What remained to be sent did not get small enough in time: the guest writes too fast, or the
+/// link or its cap is too slow.
 pub const BRANT_E_NOT_CONVERGED: i32 = -18;
 /// Migration is blocked by a reason the VMM gave.
 pub const BRANT_E_BLOCKED: i32 = -19;

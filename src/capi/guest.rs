@@ -214,12 +214,15 @@ pub unsafe extern "C" fn brant_guest_add_block(
 /// 2. Call this. What the slots logged is read and their logging switched off, so they must
 ///    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
 ///    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
-///    that are on their way to it go on from a copy.)
+///    that are on their way to it go on from a copy.) Runs that you or a consumer of yours have
+///    taken are not waited for: be done with them first.
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
 /// While it migrates: first at the source, then, once that call has returned, at the destination,
 /// at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
-/// has on its way for the block goes nowhere. Before that the two sides compare their blocks: one
+/// has on its way for the block goes nowhere. Example: the VMM removes it in its operation `save`, says so
+/// in the state, and removes it at the destination in `load`. A block that only the source removes
+/// is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
 /// that is gone at the source and is still there at the destination ends the migration with
 /// BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
 /// before the hand-over, and the guest stays at the source.

@@ -18,8 +18,9 @@ pub struct brant_kvm_workload {
     pub size: usize,
     /// Bytes of its memory; 0: unknown, and what a sync of clean memory costs does not count.
     pub memory_bytes: u64,
-    /// Pages of 4 KiB that it dirties in a second, each counted once for a tenth of a second. 0:
-    /// unknown, and the worst case counts: a guest that writes as fast as it can.
+    /// Different pages of 4 KiB that it writes in a tenth of a second, times ten
+    /// (brant_rate_measure with a period of 100 ms says it of a guest like it). 0: unknown, and the
+    /// worst case counts: a guest that writes as fast as it can.
     pub dirty_pages_per_second: u64,
     /// Milliseconds that the measurement takes at most, 20 to 10000; 0: 200.
     pub limit_ms: u64,

@@ -122,7 +122,12 @@ const ENDINGS: [(&str, How, &[Kind], &[Kind]); 18] = {
         ),
         ("load fails", To("load"), &[K::Refused], &[K::Vmm]),
         ("loaded fails", To("loaded"), &[K::Refused], &[K::Vmm]),
-        ("a blocker", Block, &[K::Blocked], &[K::Refused]),
+        (
+            "a blocker that comes meanwhile",
+            Block,
+            &[K::Blocked],
+            &[K::Refused],
+        ),
         ("layouts differ", Longer, &[K::Layout], &[K::Layout]),
         (
             "the connection breaks",
@@ -131,7 +136,7 @@ const ENDINGS: [(&str, How, &[Kind], &[Kind]); 18] = {
             LOST,
         ),
         (
-            "the source's limit",
+            "a limit of the source's while it agrees",
             SourceTimeout,
             &[K::Timeout],
             &[K::Refused],

@@ -167,7 +167,7 @@ pub fn cheapest(
             named(best)
         ),
         (Some(pages), false) => format!(
-            "measured here, {pages} dirty pages a second in {} MiB take {} of each second ({})",
+            "measured here, {pages} dirty pages a second in {} MiB cost {} of each second ({})",
             workload.memory.0 >> 20,
             named(best),
             others.join(", ")
