@@ -5,6 +5,7 @@ use super::connection::Channel;
 use super::cursor::{Cursor, CUT_PARTS};
 use super::io::Io;
 use super::line::{Direction, Way};
+use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Recall, Wake};
 use crate::units::Bytes;
@@ -29,13 +30,7 @@ impl Channel {
         let mut woken = false;
         while !cursor.is_done() {
             // Also between calls that succeed: a fast link never makes us wait.
-            if io.cancel.is_some_and(Cancel::is_cancelled) {
-                return Err(self.stopped(Kind::Cancelled, cursor, io, "cancelled"));
-            }
-            if io.limit.expired() {
-                let why = format!("{} ran out", io.limit);
-                return Err(self.stopped(Kind::Timeout, cursor, io, &why));
-            }
+            self.heed_at(cursor, io)?;
             if recall.is_some_and(Recall::is_raised) {
                 return Ok(());
             }
@@ -74,6 +69,25 @@ impl Channel {
             woken = !woken && wake == Wake::Ready;
         }
         Ok(())
+    }
+
+    fn heed_at<P: Way>(&self, at: &Cursor<'_, P>, io: &Io<'_>) -> Result<()> {
+        if io.cancel.is_some_and(Cancel::is_cancelled) {
+            return Err(self.stopped(Kind::Cancelled, at, io, "cancelled"));
+        }
+        if io.limit.expired() {
+            let why = format!("{} ran out", io.limit);
+            return Err(self.stopped(Kind::Timeout, at, io, &why));
+        }
+        Ok(())
+    }
+
+    /// Whether to go on receiving: for whoever has read already what it would wait for.
+    ///
+    /// # Errors
+    /// `Cancelled`; `Timeout` where the limit of `io` has run out.
+    pub fn heed(&self, io: &Io<'_>) -> Result<()> {
+        self.heed_at(&Cursor::<PartMut<'_>>::new(&[]), io)
     }
 
     /// Moves what goes now, without waiting; 0 when nothing goes.

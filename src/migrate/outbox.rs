@@ -39,8 +39,13 @@ impl Outbox {
                 Record::Ack(Ack { number }).encode(&mut self.rest)?;
             }
             let sent = match channel.try_send(&self.rest) {
-                // A source that has closed has said why before that: reading on finds it.
-                Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => return Ok(()),
+                // A source that has closed has said why before that: reading on finds it. It hears
+                // nothing any more, and waiting for room to say it would never end.
+                Err(e) if matches!(e.kind(), Kind::PeerGone | Kind::Io) => {
+                    self.rest.clear();
+                    self.due = None;
+                    return Ok(());
+                }
                 sent => sent?,
             };
             self.rest.drain(..sent);

@@ -19,6 +19,7 @@ use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_INTR, KVM_EXIT_MMIO,
 };
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -156,6 +157,15 @@ fn call(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<i32> {
     })
 }
 
+/// The same, with the system's own error.
+fn raw_call(fd: BorrowedFd<'_>, request: u64) -> io::Result<i32> {
+    // SAFETY: 0 is no address.
+    match unsafe { kernel::ioctl(fd.as_raw_fd(), request as _, 0u64) } {
+        answer if answer < 0 => Err(io::Error::last_os_error()),
+        answer => Ok(answer),
+    }
+}
+
 /// One ioctl on a structure, of the size and shape that the request has in its number or by its
 /// manual.
 fn call_with<T>(fd: BorrowedFd<'_>, what: &str, request: u64, argument: &mut T) -> Result<()> {
@@ -166,9 +176,14 @@ fn call_with<T>(fd: BorrowedFd<'_>, what: &str, request: u64, argument: &mut T) 
     Ok(())
 }
 
-/// One ioctl that makes a descriptor.
+/// One ioctl that makes a descriptor. KVM makes no virtual machine while a signal is pending.
 fn make(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<OwnedFd> {
-    let made = call(fd, what, request)?;
+    let made = loop {
+        match raw_call(fd, request) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            made => break made.map_err(|e| Error::os(what, e))?,
+        }
+    };
     // SAFETY: the kernel has just made it, for nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(made) })
 }
@@ -347,10 +362,10 @@ impl Machine {
 
     /// Enters the guest once.
     pub fn enter(&mut self) -> Result<Exit> {
-        if let Err(e) = call(self.vcpu.as_fd(), "KVM_RUN", KVM_RUN) {
-            return match super::kvm::last_errno() {
-                libc::EINTR | libc::EAGAIN => Ok(Exit::Interrupted),
-                _ => Err(e),
+        if let Err(e) = raw_call(self.vcpu.as_fd(), KVM_RUN) {
+            return match e.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
+                _ => Err(Error::os("KVM_RUN", e)),
             };
         }
         // SAFETY: mapped, at least that long, and the kernel writes it in KVM_RUN only.

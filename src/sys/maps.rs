@@ -114,7 +114,10 @@ impl Maps {
     /// The addresses of the mapping at an address. `None` where nothing is mapped, and where only
     /// the text is there to be asked: that costs more than it tells.
     pub fn bounds(&self, address: u64) -> Option<Range<u64>> {
-        let found = self.query(address, None).ok().filter(|_| self.queries)?;
+        if !self.queries {
+            return None;
+        }
+        let found = self.query(address, None).ok()?;
         Some(found.vma_start..found.vma_end)
     }
 

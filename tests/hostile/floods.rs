@@ -4,7 +4,7 @@ use crate::as_destination::{agree, sound, source_against, ANSWERS};
 use crate::as_source::{accepted, reach, Step};
 use crate::bounds::bounded;
 use crate::params::{quick, strict, LIMIT, SLACK};
-use crate::records::{sample, PAGES};
+use crate::records::{sample, state_end, PAGES};
 use crate::support::deciders::Never;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -23,10 +23,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Says KEEPALIVE as fast as the socket takes it, for much longer than the limit.
-fn flood(socket: &UnixStream) {
+fn flood(socket: &UnixStream, first: Option<&Record>) {
     let many = sample(RecordType::Keepalive).repeat(4096);
     let begun = Instant::now();
     let mut socket = socket;
+    if let Some(first) = first {
+        // In one write: a pause behind it would be the end of what is said before READY.
+        let mut bytes = Vec::new();
+        first.encode(&mut bytes).unwrap();
+        bytes.extend_from_slice(&many);
+        let _ = socket.write_all(&bytes);
+    }
     while begun.elapsed() < LIMIT + SLACK && socket.write_all(&many).is_ok() {}
 }
 
@@ -34,7 +41,14 @@ fn flood(socket: &UnixStream) {
 fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
     use RecordType as R;
     bounded();
-    for step in [Step::Hello, Step::Early, Step::Layout, Step::Handover] {
+    for (step, first) in [
+        (Step::Hello, None),
+        (Step::Early, None),
+        (Step::Layout, None),
+        (Step::Handover, None),
+        // The destination looks for what is still to be said, before it is ready.
+        (Step::State, Some(Record::StateEnd(state_end(0, 0)))),
+    ] {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
         let (mut raw, fd) = Raw::pair();
         let inc = incoming(&pair, &strict());
@@ -43,7 +57,7 @@ fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
         let begun = Instant::now();
         let socket = raw.0.try_clone().unwrap();
         let told = std::thread::scope(|scope| {
-            scope.spawn(|| flood(&socket));
+            scope.spawn(|| flood(&socket, first.as_ref()));
             let told = raw.hear_abort();
             let _ = raw.0.shutdown(Shutdown::Both);
             told
@@ -65,7 +79,7 @@ fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
                 raw.say_bytes(&right);
                 return Some(());
             }
-            flood(&raw.0);
+            flood(&raw.0, None);
             None
         });
         let expected = match kind {
@@ -95,9 +109,12 @@ struct Flood {
 }
 
 impl Flood {
-    fn new(raw: Raw, record: &Record) -> Flood {
-        let mut one = Vec::new();
+    /// `first` comes once, before all others.
+    fn new(raw: Raw, first: Option<&Record>, record: &Record) -> Flood {
+        let (mut one, mut begin) = (Vec::new(), Vec::new());
         record.encode(&mut one).unwrap();
+        first.map(|first| first.encode(&mut begin).unwrap());
+        begin.extend(one.repeat(8000));
         let stop = Arc::new(AtomicBool::new(false));
         let flooded = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
@@ -108,6 +125,9 @@ impl Flood {
             // A failure must end, too.
             let begun = Instant::now();
             threads.push(std::thread::spawn(move || {
+                if to.write_all(&begin).is_err() {
+                    return;
+                }
                 while !stop.load(Ordering::SeqCst) && begun.elapsed() < MS * 5000 {
                     // Whole records only, or the peer finds garbage.
                     if to.write_all(&many).is_err() {
@@ -157,7 +177,7 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
             .unwrap();
         agree(&mut raw);
         while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
-        let flood = Flood::new(raw, &Record::Keepalive);
+        let flood = Flood::new(raw, None, &Record::Keepalive);
         cancel_promptly("under a destination's flood", || out.cancel()).unwrap();
         let error = out.wait(None).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled, "{error}");
@@ -169,8 +189,18 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
     let inc = incoming(&pair, &quick());
     inc.start(Source::Connected(fd)).unwrap();
     accepted(&mut raw);
-    let flood = Flood::new(raw, &Record::Keepalive);
+    let flood = Flood::new(raw, None, &Record::Keepalive);
     cancel_promptly("under a source's flood", || inc.cancel()).unwrap();
+    assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::Cancelled);
+    drop(flood);
+    let pair = Pair::new(&[ram("ram", 600)]);
+    let (mut raw, fd) = Raw::pair();
+    let inc = incoming(&pair, &quick());
+    inc.start(Source::Connected(fd)).unwrap();
+    reach(&mut raw, Step::State);
+    let end = Record::StateEnd(state_end(0, 0));
+    let flood = Flood::new(raw, Some(&end), &Record::Keepalive);
+    cancel_promptly("under a flood before READY", || inc.cancel()).unwrap();
     assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::Cancelled);
     drop(flood);
     bounded();

@@ -421,14 +421,21 @@ impl Driver {
     /// Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
     /// guest without knowing that it can run.
     fn agree_on_blocks(&mut self) -> Result<()> {
-        let word = Timeout::new("the wait for the source's word of it", NEWS).from_now();
+        let news = Timeout::new("the wait for the source's word of it", NEWS);
+        // The block that is waited for, and until when: each has its own time.
+        let mut awaited: Option<(String, Limit)> = None;
         let all = self.shared.params.switchover().from_now();
         loop {
             let missing = self.sink.missing();
             if missing.is_none() && !self.with_lane(|lane, _| lane.has_more())? {
                 return Ok(());
             }
-            let limit = if missing.is_some() { word } else { all };
+            awaited = missing.as_ref().map(|missing| match awaited.take() {
+                Some((block, word)) if block == missing.message() => (block, word),
+                _ => (missing.message().to_owned(), news.from_now()),
+            });
+            let word = awaited.as_ref().map(|(_, word)| *word);
+            let limit = word.unwrap_or(all).earlier(all);
             let came =
                 self.with_lane(|lane, waits| lane.next_or_skipped(waits, limit, "BLOCK_REMOVED"));
             match (came, missing) {
@@ -440,7 +447,9 @@ impl Driver {
                     let expected = "nothing but BLOCK_REMOVED before READY";
                     return Err(session::unexpected(other.kind(), expected));
                 }
-                (Err(e), Some(missing)) if e.kind() == Kind::Timeout && word.expired() => {
+                (Err(e), Some(missing))
+                    if e.kind() == Kind::Timeout && word.is_some_and(Limit::expired) =>
+                {
                     return Err(missing);
                 }
                 (Err(e), _) => return Err(e),

@@ -206,6 +206,9 @@ impl Lane {
         }
         if *ahead_len < HEADER_LEN {
             channel.recv_exact(&[PartMut::bytes(&mut ahead[*ahead_len..])], io)?;
+        } else {
+            // A source that floods is never waited for: nothing else would hear a cancel.
+            channel.heed(io)?;
         }
         *ahead_len = 0;
         Header::decode(ahead)

@@ -75,6 +75,7 @@ pub(super) fn negotiate(
     let building = Instant::now();
     for stored in &early.list {
         vmm.call_that_makes_threads("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
+        waits.cancel.check("building")?;
     }
     sink.built();
     lane.send(waits, &Record::EarlyOk)?;
