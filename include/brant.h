@@ -2111,7 +2111,9 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  * is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
  * that is gone at the source and is still there at the destination ends the migration with
  * BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
- * before the hand-over, and the guest stays at the source.
+ * before the destination is ready, and the guest stays at the source. From then on the destination's
+ * guest is complete, and its blocks are its VMM's: one that is removed only there is missing when
+ * the guest runs.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  const char *name,
@@ -2383,7 +2385,8 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
  * The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
  * and 0 for none, and `needed` may be NULL.
  *
- * BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
+ * BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
+ * had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
  * BRANT_E_TIMEOUT when not even one kind was measured in time; BRANT_E_INVALID for a limit out of
  * range or a descriptor of something else; BRANT_E_KERNEL when KVM refuses a call.
  */

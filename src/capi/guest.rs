@@ -225,7 +225,9 @@ pub unsafe extern "C" fn brant_guest_add_block(
 /// is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
 /// that is gone at the source and is still there at the destination ends the migration with
 /// BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
-/// before the hand-over, and the guest stays at the source.
+/// before the destination is ready, and the guest stays at the source. From then on the destination's
+/// guest is complete, and its blocks are its VMM's: one that is removed only there is missing when
+/// the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,

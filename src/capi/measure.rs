@@ -164,7 +164,8 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
 /// and 0 for none, and `needed` may be NULL.
 ///
-/// BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
+/// BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
+/// had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
 /// BRANT_E_TIMEOUT when not even one kind was measured in time; BRANT_E_INVALID for a limit out of
 /// range or a descriptor of something else; BRANT_E_KERNEL when KVM refuses a call.
 #[no_mangle]

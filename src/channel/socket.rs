@@ -35,7 +35,8 @@ impl Socket {
             Ok(libc::SOCK_DGRAM) => return Err(invalid("a datagram socket")),
             Ok(libc::SOCK_SEQPACKET) => return Err(invalid("a socket of packets")),
             Ok(_) => return Err(invalid("a socket of another type")),
-            Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => {
+            // EBADF: open for its path only.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTSOCK | libc::EBADF)) => {
                 return Err(invalid(what_is(fd.as_fd())));
             }
             Err(e) => return Err(failed(e)),

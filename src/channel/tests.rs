@@ -508,6 +508,16 @@ fn only_a_connected_stream_socket_is_taken() {
         crate::sys::event::eventfd().unwrap(),
         "a descriptor that is neither",
     );
+    let path_only = std::os::unix::fs::OpenOptionsExt::custom_flags(
+        std::fs::File::options().read(true),
+        libc::O_PATH,
+    )
+    .open("/")
+    .unwrap();
+    refuse(
+        path_only.into(),
+        "a descriptor that is open for its path only",
+    );
     let datagram = std::os::unix::net::UnixDatagram::pair().unwrap().0;
     refuse(datagram.into(), "a datagram socket");
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -23,7 +23,13 @@ pub(super) struct Guarded {
 
 /// Runs `f`, which calls into the log `name`.
 fn guard<T>(name: &str, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    guard_or(name, f, || {})
+}
+
+/// The same, and calls `panicked` after a panic.
+fn guard_or<T>(name: &str, f: impl FnOnce() -> Result<T>, panicked: impl FnOnce()) -> Result<T> {
     catch(f).unwrap_or_else(|panic| {
+        panicked();
         Err(Error::new(
             Kind::Vmm,
             format!("the dirty log `{name}` {}", panic.message()),
@@ -76,7 +82,13 @@ impl DirtyLog for Guarded {
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
         let name = self.name();
-        let initial = guard(name, || self.log.start(map))?;
+        let mut panicked = false;
+        let started = guard_or(name, || self.log.start(map), || panicked = true);
+        if panicked {
+            // It may have switched its logging on before.
+            let _ = self.stop(map);
+        }
+        let initial = started?;
         if initial == Initial::Unprotected && !self.rearms() && !self.clears {
             // The first error is the one to tell.
             let _ = self.stop(map);
@@ -164,6 +176,7 @@ mod tests {
     struct Theirs {
         at: At,
         initial: Initial,
+        on: Arc<AtomicBool>,
     }
 
     impl DirtyLog for Theirs {
@@ -174,11 +187,13 @@ mod tests {
             "theirs"
         }
         fn start(&mut self, _: &Map) -> Result<Initial> {
+            self.on.store(true, Ordering::SeqCst);
             assert!(self.at != At::Start, "no room");
             Ok(self.initial)
         }
         fn stop(&mut self, _: &Map) -> Result<()> {
             assert!(self.at != At::Stop, "no way back");
+            self.on.store(false, Ordering::SeqCst);
             Ok(())
         }
         fn harvest(&mut self, _: &Map, _: When, _: &mut dyn Sink) -> Result<Harvested> {
@@ -218,18 +233,24 @@ mod tests {
     }
 
     /// A tracker of 64 pages with such a log between two witnesses, and whether they are on.
-    fn tracker(at: At, initial: Initial) -> (Arc<Tracker>, [Arc<AtomicBool>; 2], testing::Guest) {
+    fn tracker(at: At, initial: Initial) -> (Arc<Tracker>, [Arc<AtomicBool>; 3], testing::Guest) {
         let ram = testing::Guest::new(64);
         ram.block("ram", 64);
         let tracker = Tracker::new(Arc::clone(&ram.memory), Clearing::default()).unwrap();
-        let on: [Arc<AtomicBool>; 2] = Default::default();
+        let on: [Arc<AtomicBool>; 3] = Default::default();
         tracker.add_log(Box::new(Witness(on[0].clone()))).unwrap();
-        tracker.add_log(Box::new(Theirs { at, initial })).unwrap();
+        tracker
+            .add_log(Box::new(Theirs {
+                at,
+                initial,
+                on: on[2].clone(),
+            }))
+            .unwrap();
         tracker.add_log(Box::new(Witness(on[1].clone()))).unwrap();
         (tracker, on, ram)
     }
 
-    fn all(on: &[Arc<AtomicBool>; 2], expected: bool) {
+    fn all(on: &[Arc<AtomicBool>], expected: bool) {
         for on in on {
             assert_eq!(on.load(Ordering::SeqCst), expected);
         }
@@ -270,7 +291,7 @@ mod tests {
         consumer.start(StartWith::Nothing).unwrap();
         all(&on, true);
         let _ = consumer.stop();
-        all(&on, false);
+        all(&on[..2], false);
     }
 
     #[test]

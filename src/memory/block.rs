@@ -10,6 +10,7 @@ use super::returned::Returned;
 use super::untouched::Untouched;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::sys::fd::is_path_only;
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
@@ -230,6 +231,13 @@ impl Block {
         let identity = match &file {
             None => None,
             Some(file) => {
+                if is_path_only(file.fd.as_fd()) {
+                    return invalid(
+                        "expected a descriptor through which its file can be read, found one that \
+                         is open for its path only (O_PATH)"
+                            .to_owned(),
+                    );
+                }
                 let (device, inode, _) = mem::inode_of(file.fd.as_fd())
                     .map_err(|e| e.context(format_args!("block `{name}`")))?;
                 if !file.offset.is_multiple_of(PAGE_SIZE) {

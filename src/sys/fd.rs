@@ -36,6 +36,9 @@ pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     if unsafe { kernel::fstat(fd.as_raw_fd(), &mut stat) } != 0 {
         return "a descriptor of which the kernel says nothing";
     }
+    if is_path_only(fd) {
+        return "a descriptor that is open for its path only (O_PATH)";
+    }
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFIFO => "a pipe",
         libc::S_IFREG => "a file",
@@ -45,6 +48,13 @@ pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
         libc::S_IFSOCK => "a socket",
         _ => "a descriptor that is neither socket, pipe nor file (an eventfd, for example)",
     }
+}
+
+/// Whether a descriptor names a file and gives no access to it (`O_PATH`, open(2)).
+pub fn is_path_only(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: asks for flags and touches no memory.
+    let flags = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) };
+    flags >= 0 && flags & libc::O_PATH != 0
 }
 
 #[cfg(test)]

@@ -198,8 +198,13 @@ pub fn kvm(fd: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
             .map(OwnedFd::from)
             .map_err(|e| Error::os("opening /dev/kvm", e));
     };
-    let kvm =
-        file::duplicate(fd).map_err(|e| Error::os("duplicating the descriptor of /dev/kvm", e))?;
+    let kvm = file::duplicate(fd).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBADF) => Error::new(
+            Kind::Invalid,
+            format!("expected a descriptor of /dev/kvm: {e}"),
+        ),
+        _ => Error::os("duplicating the descriptor of /dev/kvm", e),
+    })?;
     match call(kvm.as_fd(), "KVM_GET_API_VERSION", KVM_GET_API_VERSION) {
         Ok(API_VERSION) => Ok(kvm),
         Ok(other) => Err(Error::new(

@@ -86,7 +86,11 @@ fn bytes(record: &Record) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
-    bytes(&Record::Hello(Hello {
+    bytes(&Record::Hello(opening()))
+}
+
+fn opening() -> Hello {
+    Hello {
         version_min: 1,
         version_max: 1,
         features_offered: 1,
@@ -97,7 +101,7 @@ fn hello() -> Vec<u8> {
         page_shift: 12,
         role: brant::wire::ROLE_BULK,
         software: "a stranger".into(),
-    }))
+    }
 }
 
 /// Calls `each` with a listener's address of each kind.
@@ -186,7 +190,21 @@ fn half_a_hello_and_what_is_none_end_nothing() {
     let mut long = Header::decode(whole[..HEADER_LEN].try_into().unwrap()).unwrap();
     long.payload = 1 << 30;
     let long = long.encode().to_vec();
-    let cases: [(&str, &[u8]); 6] = [
+    // Connections of a session that nobody has opened here.
+    let second = bytes(&Record::Hello(Hello {
+        channel: 1,
+        channels: 2,
+        ..opening()
+    }));
+    let urgent = bytes(&Record::Hello(Hello {
+        channel: 1,
+        channels: 2,
+        role: brant::wire::ROLE_URGENT,
+        ..opening()
+    }));
+    let cases: [(&str, &[u8]); 8] = [
+        ("a second channel", &second),
+        ("an urgent channel", &urgent),
         ("half a header", &whole[..16]),
         ("a header", &whole[..HEADER_LEN]),
         ("all but a byte", &whole[..whole.len() - 1]),

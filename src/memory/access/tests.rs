@@ -287,6 +287,11 @@ fn a_descriptor_of_another_file_than_what_is_mapped_is_refused() {
         file
     };
     let (mapped, other) = (memfd(), memfd());
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options.read(true), libc::O_PATH);
+    let by_path = options
+        .open(format!("/proc/self/fd/{}", mapped.as_raw_fd()))
+        .unwrap();
     let shared = Some((&mapped, libc::MAP_SHARED));
     let private = Some((&mapped, libc::MAP_PRIVATE));
     let page = PAGE_SIZE;
@@ -300,6 +305,7 @@ fn a_descriptor_of_another_file_than_what_is_mapped_is_refused() {
         (shared, 0, &mapped, page, Some("from offset 0")),
         (shared, page, &mapped, page, None),
         (private, page, &mapped, page, None),
+        (shared, 0, &by_path, 0, Some("open for its path only")),
     ];
     for (number, (mapping, offset, descriptor, told, wanted)) in cases.into_iter().enumerate() {
         let (flags, fd) = match mapping {

@@ -315,6 +315,14 @@ impl Candidate {
             _ => return Said::Nothing,
         };
         match record {
+            // Channel 0 opens the session. Whoever says otherwise is no source that could begin one.
+            Ok(Record::Hello(hello)) if hello.channel != 0 => self.refuse(&Error::new(
+                Kind::Unsupported,
+                format!(
+                    "HELLO: expected channel 0, which opens a session, found channel {} of {} (role {})",
+                    hello.channel, hello.channels, hello.role
+                ),
+            )),
             Ok(Record::Hello(hello)) => {
                 self.done = true;
                 Said::Hello(hello)
