@@ -13,8 +13,10 @@ import sys
 from array import array
 from ctypes import c_size_t
 from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
 from types import TracebackType
-from typing import Any, Callable, Dict, Generator, Iterator, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Generator, Iterator, Optional, Tuple, Type
 from weakref import ReferenceType, ref
 
 from . import _native as native
@@ -22,6 +24,9 @@ from ._native import PAGE_SIZE
 
 #: What the library takes in one call at most.
 ARRAY_BATCH = 4096
+
+#: What an empty array shows of itself: its own address is 0, which numpy refuses.
+_NOTHING = array("Q", (0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,11 @@ class Walking(Held):
 class Gathered(Held):
     """What a :class:`Taken` shows, three numbers for each run, and the batch that comes next."""
 
-    def __init__(self, of: Taken, numbers: "array[int]") -> None:
+    def __init__(self, numbers: "array[int]") -> None:
         super().__init__(ARRAY_BATCH)
         self.numbers = numbers
         self.settled = False
-        self.of: Optional["ReferenceType[Taken]"] = ref(of)
+        self.owner: Optional["ReferenceType[partial[None]]"] = None
 
     def keep(self) -> None:
         """Moves the batch to the array."""
@@ -130,10 +135,15 @@ class Gathered(Held):
         batch.given = count
 
     def over(self) -> bool:
-        return self.settled or self.of is None or self.of() is None
+        return self.settled or self.owner is None or self.owner() is None
 
     def give_up(self) -> None:
-        self.of = None
+        self.owner = None
+
+    def deliver(self) -> None:
+        """Nothing is put back, unless that is decided already."""
+        if not self.over():
+            self.settle()
 
     def rest(self) -> Iterator[Tuple[int, int, int]]:
         if not self.settled:
@@ -147,6 +157,37 @@ class Gathered(Held):
         self.numbers = array("Q")
 
 
+def _leave(
+    held: Gathered,
+    undo: Callable[[Held], None],
+    kind: Optional[Type[BaseException]],
+    error: Optional[BaseException],
+    trace: Optional[TracebackType],
+) -> None:
+    """The end of a with-block."""
+    if kind is None:
+        held.deliver()
+    elif not held.settled:
+        undo(held)
+
+
+class _Exit(property):
+    """``__exit__`` of a :class:`Taken`: a with-statement that looks it up becomes the pages' owner.
+
+    Ctrl-C can come in the first bytecode of an ``__exit__``, before any line of it runs. Were the pages
+    the variable's (``as taken``), they would then wait for as long as the variable lives: neither
+    delivered nor pending. So they belong to the very callable that the with-statement calls at its
+    end. Nobody but the statement has it, and CPython drops it when the statement is left, in whatever way.
+
+    A Python function in between would not do: a traceback keeps its variables. This look-up and the
+    callable, a ``partial``, have none.
+    """
+
+    def __call__(self, taken: Taken, *of: Any) -> None:
+        # contextlib.ExitStack takes it from the class, and calls it with the object.
+        taken._give()(*of)
+
+
 class Taken:
     """All that was pending at one moment, from :meth:`Tracker.take_array`: pages that are yours to
     read, and that become pending again unless you say that they are delivered.
@@ -156,20 +197,34 @@ class Taken:
         with tracker.take_array() as taken:
             runs = numpy.asarray(taken)          # one row for each run: block, first page, pages
 
-    Without a with-block, call :meth:`delivered`. The pages become pending again when an exception leaves
-    the block, by :meth:`put_back`, or when this object ends and neither has happened: at the latest
-    with the next sync, take or look at the figures of the tracker or consumer that they are from.
-    The first of these decides, and the others do nothing. The numbers can be read after it too.
+    The pages are the with-statement's, not the variable's. When an exception leaves the block they are
+    pending again, also one that comes while the block is being left (Ctrl-C), and whoever still has
+    this object.
+
+    Without a with-block they are this object's: call :meth:`delivered`. They become pending again by
+    :meth:`put_back`, or when the object ends before one of the two has returned. Whoever keeps the object
+    after an exception keeps the pages, and calls one of the two then. In a ``contextlib.ExitStack``
+    they are the object's too.
+
+    "Pending again" is at the latest with the next sync, take or look at the figures of the tracker or
+    consumer that they are from. What comes first decides, and the rest does nothing. The numbers can be
+    read after it too.
 
     Length and iteration are by runs: each is a tuple of the block's number, the first page in the
     block and how many pages. ``numpy.asarray(taken)`` is the same memory, read-only and n by 3; it keeps
-    this object alive.
+    this object alive, and so the pages of one without a with-block.
     """
 
     def __init__(self, undo: Callable[[Held], None]) -> None:
         self._undo = undo
         self._numbers = array("Q")
-        self._held = Gathered(self, self._numbers)
+        self._held = held = Gathered(self._numbers)
+        # Whatever has this has the pages: this object, until a with-statement takes it out.
+        owner = partial(_leave, held, undo)
+        held.owner = ref(owner)
+        # A second with-statement gets one that owns nothing.
+        again = partial(_leave, held, undo)
+        self._give: Callable[[], Callable[..., None]] = partial({0: owner}.pop, 0, again)
 
     @property
     def array(self) -> "array[int]":
@@ -183,7 +238,7 @@ class Taken:
 
     def delivered(self) -> None:
         """The pages are where they should be: whoever asks is not given them again."""
-        self._held.settle()
+        self._held.deliver()
 
     def put_back(self) -> None:
         """Makes all of them pending again, now, unless they were delivered."""
@@ -193,16 +248,17 @@ class Taken:
     def __enter__(self) -> "Taken":
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        if kind is None:
-            self.delivered()
-        else:
-            self.put_back()
+    if TYPE_CHECKING:
+
+        def __exit__(
+            self,
+            kind: Optional[Type[BaseException]],
+            error: Optional[BaseException],
+            trace: Optional[TracebackType],
+        ) -> None: ...
+
+    else:
+        __exit__ = _Exit(methodcaller("_give"))
 
     def __len__(self) -> int:
         return len(self._numbers) // 3
@@ -216,8 +272,8 @@ class Taken:
         """How numpy sees the numbers without a copy."""
         # Their address must stay: an array that is looked at refuses to grow.
         self._shown = memoryview(self._numbers)
-        # numpy keeps whom an address is of, so the pages are held as long as they are shown.
-        address, _ = self._numbers.buffer_info()
+        # numpy keeps whom an address is of: this.
+        address, _ = (self._numbers or _NOTHING).buffer_info()
         order = "<" if sys.byteorder == "little" else ">"
         return {
             "version": 3,

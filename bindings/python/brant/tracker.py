@@ -8,7 +8,7 @@ import threading
 from ctypes import byref, c_uint32
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Any, Dict, Generator, Iterator, List, Optional, Tuple, Type, Union
+from typing import Any, Dict, Generator, List, Optional, Tuple, Type, Union
 from weakref import ref
 
 from . import _native as native
@@ -324,13 +324,15 @@ class _Takes(_Closes):
             self._call("sync", when, byref(report))
         return Sync(**{f.name: getattr(report, f.name) for f in fields(Sync)})
 
-    def take(self) -> Iterator[Run]:
+    def take(self) -> Generator[Run, None, None]:
         """Takes all that is pending, run by run, in the order of blocks and pages.
 
         A run's protection is restored before it is handed out: a later write is found by a
         later sync. A run counts as taken when the next one is asked for, or the iteration has
         come to its end. So an iteration that is given up, or that any exception ends, loses no
-        page: the run that was handed out last is pending again, and those after it are.
+        page: the run that was handed out last is pending again, and those after it are. When
+        an exception leaves the loop and the iterator is kept, they wait in it: its next run counts
+        the one that failed as taken, and ``close()`` makes all of them pending again.
         """
         walking = Walking(_BATCH)
         walk = self._walk(walking)
@@ -366,11 +368,13 @@ class _Takes(_Closes):
                     ...                                # read them, send them
 
         The pages count as delivered when the with-block ends without an exception, or after
-        :meth:`Taken.delivered`. An exception at whatever place (in this call, in the block, between
-        the two) makes them pending again, and so does the end of a :class:`Taken` that nobody has any more.
+        :meth:`Taken.delivered`. An exception at whatever place before that (in this call, in the
+        block, while the block is being left) makes them pending again. So does the end of a
+        :class:`Taken` without a with-block that nobody has any more.
         """
-        taken = Taken(self._undo)
-        held = taken._held
+        # A traceback keeps what a variable has, and not what is only being returned.
+        only = [Taken(self._undo)]
+        held = only[0]._held
         # Before the library hands out the first page.
         self._held.append(held)
         try:
@@ -382,7 +386,7 @@ class _Takes(_Closes):
                     while self._fill(held.batch, ARRAY_BATCH):
                         held.keep()
             held.batch = Batch(0)
-            return taken
+            return only.pop()
         except BaseException:
             # A traceback may keep it.
             held.give_up()

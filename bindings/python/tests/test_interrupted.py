@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from array import array
+from contextlib import ExitStack
 
 import brant
 import brant.taken
@@ -51,7 +52,7 @@ def rest(tracker):
 
 def interrupted_at(number, action, *callers):
     """Runs ``action``; raises at the so-manieth bytecode of the package and of the functions
-    ``callers``. Whether it came to that."""
+    ``callers``. What was raised, if it came to that: who keeps it keeps all variables of them."""
     codes = {caller.__code__ for caller in callers}
     seen = 0
 
@@ -70,11 +71,11 @@ def interrupted_at(number, action, *callers):
     sys.settrace(trace)
     try:
         action()
-    except Interrupt:
-        return True
+    except Interrupt as why:
+        return why
     finally:
         sys.settrace(None)
-    return False
+    return None
 
 
 @pytest.mark.parametrize("of", ["tracker", "consumer"])
@@ -93,7 +94,7 @@ def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
         came = interrupted_at(number, walk)
         had = {page for run in seen for page in run}
         assert had | rest(reader) >= expected, "bytecode %d" % number
-        if not came:
+        if came is None:
             break
         # Each one at first, where batches begin and end, and then some of them.
         step = 1 if number < 400 else 53
@@ -106,6 +107,22 @@ def in_a_block(reader, got):
         got.update(pages)
 
 
+def failing_block(reader, got):
+    try:
+        with reader.take_array() as taken:
+            raise OSError(len(taken))
+    except OSError:
+        pass
+
+
+def two_blocks(reader, got):
+    taken = reader.take_array()
+    with taken:
+        got.update(first for _, first, _ in taken)
+    with taken:
+        pass
+
+
 def with_a_word(reader, got):
     taken = reader.take_array()
     pages = {p for _, first, count in taken for p in range(first, first + count)}
@@ -116,37 +133,134 @@ def with_a_word(reader, got):
 def by_numpy(reader, got):
     numpy = pytest.importorskip("numpy")
     with reader.take_array() as taken:
-        got.update(numpy.asarray(taken)[:, 1].tolist())
+        shown = numpy.asarray(taken)
+        got.update(shown[:, 1].tolist())
 
 
 def dropped(reader, got):
     reader.take_array()
 
 
-@pytest.mark.parametrize(
-    ("of", "use"),
-    [
-        ("tracker", in_a_block),
-        ("tracker", with_a_word),
-        ("tracker", by_numpy),
-        ("tracker", dropped),
-        ("consumer", in_a_block),
-    ],
-)
-def test_an_exception_at_any_bytecode_of_an_array_and_its_use_loses_no_page(marked, of, use):
-    reader = marked if of == "tracker" else marked.consumer()
-    number = 0
+def interrupted_everywhere(marked, use, reader, kept):
+    """``use`` with an exception at each of its bytecodes. What it has not delivered is pending
+    again, also while the exception and all variables of ``use`` are ``kept``."""
+    number, step = 0, 1
     while True:
-        number += 1
+        number += step
         expected = mark_scattered(marked)
         got = set()
         # The caller's own bytecodes too: between the return and the assignment, for one.
         came = interrupted_at(number, lambda: use(reader, got), use)
+        ended = came is None
+        if not kept:
+            del came
         assert got | rest(reader) >= expected, "bytecode %d" % number
-        if not came:
+        if ended:
             break
-        assert number < 5000, "each attempt costs more than the one before"
+        # Putting 256 runs back is many bytecodes; the ends of a block are among the first.
+        step = 1 if number < 900 else 211
     assert number > 150
+
+
+@pytest.mark.parametrize("use", [in_a_block, failing_block, by_numpy])
+@pytest.mark.parametrize("of", ["tracker", "consumer"])
+def test_an_exception_at_any_bytecode_of_a_block_loses_no_page_though_its_variable_lives(
+    marked, of, use
+):
+    reader = marked if of == "tracker" else marked.consumer()
+    interrupted_everywhere(marked, use, reader, kept=True)
+
+
+@pytest.mark.parametrize("use", [with_a_word, dropped, two_blocks])
+def test_an_exception_at_any_bytecode_of_an_array_and_its_use_loses_no_page(marked, use):
+    interrupted_everywhere(marked, use, marked, kept=False)
+
+
+def test_an_exception_in_the_first_bytecode_of_the_end_of_a_block_makes_its_pages_pending(marked):
+    for fault in (None, OSError):
+        expected = mark_scattered(marked)
+
+        def trace(frame, event, _):
+            if frame.f_code is brant.taken._leave.__code__:
+                sys.settrace(None)
+                raise Interrupt
+
+        try:
+            with marked.take_array() as taken:
+                sys.settrace(trace)
+                if fault is not None:
+                    raise fault
+        except Interrupt:
+            # The traceback is still there, and the variable.
+            assert marked.stats().pending_pages == len(expected) == len(taken)
+        else:
+            pytest.fail("the end of the block is not where this test looks for it")
+        finally:
+            sys.settrace(None)
+        taken.delivered()
+        assert rest(marked) == expected
+
+
+def test_an_array_without_a_block_waits_for_a_word_as_long_as_somebody_has_it(marked):
+    expected = mark_scattered(marked)
+    taken = marked.take_array()
+    # As when Ctrl-C comes before delivered() has begun.
+    assert interrupted_at(1, taken.delivered) is not None
+    assert marked.stats().pending_pages == 0
+    taken.put_back()
+    assert rest(marked) == expected
+    mark_scattered(marked)
+    taken = marked.take_array()
+    taken.delivered()
+    del taken
+    assert marked.stats().pending_pages == 0
+
+
+def test_an_iterator_that_is_kept_keeps_its_runs_after_an_exception(marked):
+    expected = mark_scattered(marked)
+    runs = marked.take()
+    with pytest.raises(Interrupt):
+        failed = next(runs)
+        raise Interrupt
+    assert marked.stats().pending_pages < len(expected)
+    # The next asks for more, so the one that failed counts as taken.
+    had = {page for run in runs for page in run}
+    assert had == expected - set(failed) and rest(marked) == set()
+    mark_scattered(marked)
+    runs = marked.take()
+    next(runs)
+    runs.close()
+    assert rest(marked) == expected
+
+
+def test_an_array_in_an_exit_stack_is_delivered_at_its_end_or_put_back(marked):
+    expected = mark_scattered(marked)
+    with pytest.raises(Interrupt):
+        with ExitStack() as stack:
+            stack.enter_context(marked.take_array())
+            raise Interrupt
+    assert marked.stats().pending_pages == len(expected)
+    with ExitStack() as stack:
+        taken = stack.enter_context(marked.take_array())
+    assert marked.stats().pending_pages == 0 and len(taken) == len(expected)
+
+
+def test_an_array_that_enters_twice_is_settled_by_the_end_that_comes_first(marked):
+    expected = mark_scattered(marked)
+    taken = marked.take_array()
+    with pytest.raises(Interrupt):
+        with taken:
+            raise Interrupt
+    with taken:
+        pass
+    assert rest(marked) == expected
+    mark_scattered(marked)
+    with pytest.raises(Interrupt):
+        with marked.take_array() as taken:
+            with taken:
+                pass
+            raise Interrupt
+    assert rest(marked) == set()
 
 
 def test_a_block_that_ends_well_delivers_and_one_that_an_exception_leaves_does_not(marked):
@@ -187,7 +301,14 @@ def test_an_array_that_nobody_has_is_pending_and_one_that_numpy_shows_is_not(mar
     with pytest.raises(BufferError):
         taken.array.append(1)
     taken.delivered()
-    assert numpy.asarray(marked.take_array()).shape == (0, 3)
+
+
+def test_an_empty_array_is_one_for_numpy_too(marked):
+    numpy = pytest.importorskip("numpy")
+    with marked.take_array() as taken:
+        shown = numpy.asarray(taken)
+    assert shown.shape == (0, 3) and shown.dtype == numpy.uint64 and shown.tolist() == []
+    assert taken.pages == len(taken) == 0 and numpy.array(taken).sum() == 0
 
 
 def test_an_array_of_what_is_closed_delivers_and_puts_back_nothing(marked):
