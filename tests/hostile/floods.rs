@@ -113,7 +113,9 @@ impl Flood {
     fn new(raw: Raw, first: Option<&Record>, record: &Record) -> Flood {
         let (mut one, mut begin) = (Vec::new(), Vec::new());
         record.encode(&mut one).unwrap();
-        first.map(|first| first.encode(&mut begin).unwrap());
+        if let Some(first) = first {
+            first.encode(&mut begin).unwrap();
+        }
         begin.extend(one.repeat(8000));
         let stop = Arc::new(AtomicBool::new(false));
         let flooded = Arc::new(AtomicU64::new(0));
