@@ -142,37 +142,34 @@ pub struct Machine {
     idle: Memory,
 }
 
-fn answer(what: &str, result: libc::c_int) -> Result<i32> {
+fn answer(result: libc::c_int) -> io::Result<i32> {
     match result {
         0.. => Ok(result),
-        _ => Err(Error::last_os(format_args!("{what} of a measuring guest"))),
+        _ => Err(io::Error::last_os_error()),
     }
+}
+
+fn refused(what: &str, error: io::Error) -> Error {
+    Error::os(format_args!("{what} of a measuring guest"), error)
 }
 
 /// One ioctl without an argument.
 fn call(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<i32> {
-    // SAFETY: 0 is no address.
-    answer(what, unsafe {
-        kernel::ioctl(fd.as_raw_fd(), request as _, 0u64)
-    })
+    raw_call(fd, request).map_err(|e| refused(what, e))
 }
 
 /// The same, with the system's own error.
 fn raw_call(fd: BorrowedFd<'_>, request: u64) -> io::Result<i32> {
     // SAFETY: 0 is no address.
-    match unsafe { kernel::ioctl(fd.as_raw_fd(), request as _, 0u64) } {
-        answer if answer < 0 => Err(io::Error::last_os_error()),
-        answer => Ok(answer),
-    }
+    answer(unsafe { kernel::ioctl(fd.as_raw_fd(), request as _, 0u64) })
 }
 
 /// One ioctl on a structure, of the size and shape that the request has in its number or by its
 /// manual.
 fn call_with<T>(fd: BorrowedFd<'_>, what: &str, request: u64, argument: &mut T) -> Result<()> {
     // SAFETY: the kernel reads or fills the structure, which is borrowed for the call.
-    answer(what, unsafe {
-        kernel::ioctl(fd.as_raw_fd(), request as _, argument)
-    })?;
+    let done = answer(unsafe { kernel::ioctl(fd.as_raw_fd(), request as _, argument) });
+    done.map_err(|e| refused(what, e))?;
     Ok(())
 }
 
@@ -181,7 +178,7 @@ fn make(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<OwnedFd> {
     let made = loop {
         match raw_call(fd, request) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            made => break made.map_err(|e| Error::os(what, e))?,
+            made => break made.map_err(|e| refused(what, e))?,
         }
     };
     // SAFETY: the kernel has just made it, for nobody else.
@@ -370,7 +367,7 @@ impl Machine {
         if let Err(e) = raw_call(self.vcpu.as_fd(), KVM_RUN) {
             return match e.raw_os_error() {
                 Some(libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
-                _ => Err(Error::os("KVM_RUN", e)),
+                _ => Err(refused("KVM_RUN", e)),
             };
         }
         // SAFETY: mapped, at least that long, and the kernel writes it in KVM_RUN only.
