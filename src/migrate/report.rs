@@ -1,11 +1,12 @@
 //! What a user sees of a migration: one structure of figures, the same as JSON.
 //!
-//! Filled by the drivers; the arithmetic (progress, time left) is pure and here.
+//! Filled by the drivers; the arithmetic (progress, time left) is pure and here, and so is how often
+//! the figures are renewed.
 
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The number of the state that a side is in: [`super::switchover::source::State`] or
 /// [`super::switchover::destination::State`].
@@ -215,6 +216,22 @@ fn as_micros_or_null<S: Serializer>(
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     time.map(micros).serialize(to)
+}
+
+/// How often the figures are renewed and the VMM is told to look.
+pub(super) const RENEW: Duration = Duration::from_millis(50);
+
+/// When a migration's figures were renewed last.
+#[derive(Debug, Default)]
+pub(super) struct Renewed(Option<Instant>);
+
+impl Renewed {
+    /// The moment, where they are to be renewed: when it is time, and whenever `now` says so.
+    pub(super) fn due(&mut self, now: bool) -> Option<Instant> {
+        let at = Instant::now();
+        let due = now || self.0.is_none_or(|last| at - last >= RENEW);
+        due.then(|| *self.0.insert(at))
+    }
 }
 
 /// Bytes a second over about the last second.

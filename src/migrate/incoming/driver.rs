@@ -14,7 +14,7 @@ use crate::memory::{Memory, PinRecall};
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
 use crate::migrate::params::Params;
-use crate::migrate::report::{micros, Meter, Stats};
+use crate::migrate::report::{micros, Meter, Renewed, Stats};
 use crate::migrate::session;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::switchover::window::Window;
@@ -41,8 +41,7 @@ pub enum Source {
 /// How long a destination that misses a block waits for the source's word that it is gone there too.
 /// By the order that is asked for it was gone there first.
 const NEWS: Duration = Duration::from_secs(2);
-/// How often the figures are renewed.
-const RENEW: Duration = Duration::from_millis(50);
+
 /// A [`Source`] that may be one.
 enum Way {
     Listener(Arc<Listener>),
@@ -81,7 +80,7 @@ pub(super) struct Driver {
     limit: Limit,
     meter: Meter,
     stats: Stats,
-    renewed: Option<Instant>,
+    renewed: Renewed,
     error: Option<Error>,
     /// See [`Work::done`].
     done: Option<Event>,
@@ -246,18 +245,16 @@ impl Driver {
                 phase: State::Idle as u32,
                 ..Stats::default()
             },
-            renewed: None,
+            renewed: Renewed::default(),
             error: None,
             done: None,
         })
     }
 
     fn renew(&mut self, now: bool) {
-        let at = Instant::now();
-        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+        let Some(at) = self.renewed.due(now) else {
             return;
-        }
-        self.renewed = Some(at);
+        };
         let elapsed = at - self.begun;
         let stats = &mut self.stats;
         // It began anew when the connection came.
@@ -416,26 +413,25 @@ impl Driver {
     }
 
     /// What the source has said since its state: asked before it is loaded, and as the last thing
-    /// before READY. Blocks may still go:
-    /// one that is gone here has to be gone there, and the source's word of that may be on its way.
-    /// Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
+    /// before READY. Blocks may still go: one that is gone here has to be gone there, and the source's
+    /// word of that may be on its way. Nothing else has a place here. A HANDOVER before READY is of a source that hands over a
     /// guest without knowing that it can run.
     fn agree_on_blocks(&mut self) -> Result<()> {
         let news = Timeout::new("the wait for the source's word of it", NEWS);
         // The block that is waited for, and until when: each has its own time.
-        let mut awaited: Option<(String, Limit)> = None;
+        let mut awaited: Option<(u32, Limit)> = None;
         let all = self.shared.params.switchover().from_now();
         loop {
             let missing = self.sink.missing();
             if missing.is_none() && !self.with_lane(|lane, _| lane.has_more())? {
                 return Ok(());
             }
-            awaited = missing.as_ref().map(|missing| match awaited.take() {
-                Some((block, word)) if block == missing.message() => (block, word),
-                _ => (missing.message().to_owned(), news.from_now()),
+            awaited = missing.as_ref().map(|(id, _)| match awaited {
+                Some((before, word)) if before == *id => (before, word),
+                _ => (*id, news.from_now()),
             });
-            let word = awaited.as_ref().map(|(_, word)| *word);
-            let limit = word.unwrap_or(all).earlier(all);
+            let word = awaited.map_or(Limit::never(), |(_, word)| word);
+            let limit = word.earlier(all);
             let came =
                 self.with_lane(|lane, waits| lane.next_or_skipped(waits, limit, "BLOCK_REMOVED"));
             match (came, missing) {
@@ -447,9 +443,7 @@ impl Driver {
                     let expected = "nothing but BLOCK_REMOVED before READY";
                     return Err(session::unexpected(other.kind(), expected));
                 }
-                (Err(e), Some(missing))
-                    if e.kind() == Kind::Timeout && word.is_some_and(Limit::expired) =>
-                {
+                (Err(e), Some((_, missing))) if e.kind() == Kind::Timeout && word.expired() => {
                     return Err(missing);
                 }
                 (Err(e), _) => return Err(e),

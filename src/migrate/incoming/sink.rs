@@ -206,18 +206,19 @@ impl PageSink {
     }
 
     /// After [`PageSink::finish`]: a block that the source still has, by all that it said, and that
-    /// is gone here, as the error that it comes to.
-    pub(super) fn missing(&self) -> Option<Error> {
+    /// is gone here: its number there, and the error that it comes to.
+    pub(super) fn missing(&self) -> Option<(u32, Error)> {
         // The guest stands still: nothing is looked up in a map that has not changed.
         if self.complete_in == Some(self.memory.with_map(Map::generation)) {
             return None;
         }
         let map = self.memory.map();
-        let gone = |target: &&Target| {
+        let gone = |target: &Target| {
             let here = target.block.as_ref().and_then(|b| map.block(b.id()));
             here.is_none()
         };
-        self.spent.values().find(gone).map(|t| removed(&t.name))
+        let (id, target) = self.spent.iter().find(|(_, target)| gone(target))?;
+        Some((*id, removed(&target.name)))
     }
 
     /// Frees what [`PageSink::finish`] left, once the guest runs.

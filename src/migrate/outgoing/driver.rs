@@ -17,7 +17,7 @@ use crate::migrate::blockers::Blockers;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
 use crate::migrate::params::Params;
-use crate::migrate::report::{Meter, Stats};
+use crate::migrate::report::{Meter, Renewed, Stats, RENEW};
 use crate::migrate::session::{self, Blobs};
 use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
@@ -42,9 +42,6 @@ pub enum Target {
     /// A connected stream socket that the VMM made; brant's from here on.
     Connected(OwnedFd),
 }
-
-/// How often the figures are renewed and the VMM is told to look.
-const RENEW: Duration = Duration::from_millis(50);
 
 /// What the VMM's object and the thread share.
 pub(super) struct Shared {
@@ -100,7 +97,7 @@ pub(super) struct Driver {
     /// In which the hand-over counts, from the receipt of READY.
     window: Option<Window>,
     stats: Stats,
-    renewed: Option<Instant>,
+    renewed: Renewed,
     /// It is over, and nothing is asked of the consumer any more: how far it came stays as it was.
     ended: bool,
     /// The first thing that went wrong.
@@ -353,7 +350,7 @@ impl Driver {
             switchover: Limit::never(),
             window: None,
             stats: Stats::default(),
-            renewed: None,
+            renewed: Renewed::default(),
             ended: false,
             error: None,
             done: None,
@@ -362,11 +359,9 @@ impl Driver {
 
     /// Brings the figures up to date and tells the VMM to look, not too often.
     fn renew(&mut self, now: bool) {
-        let at = Instant::now();
-        if !now && self.renewed.is_some_and(|last| at - last < RENEW) {
+        let Some(at) = self.renewed.due(now) else {
             return;
-        }
-        self.renewed = Some(at);
+        };
         let elapsed = at - self.begun;
         let tracked = self.consumer.stats();
         let remaining = self.consumer.to_read();
