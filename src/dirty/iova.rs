@@ -79,11 +79,6 @@ pub enum Iovas {
     Ranges(Vec<DmaRange>),
 }
 
-/// The guest addresses of a slot.
-fn guest_range(slot: &Slot) -> Range<u64> {
-    slot.guest_address.0..slot.guest_address.0 + slot.pages.bytes().0
-}
-
 /// Whether devices see a slot: one of the first address space, and writable.
 fn is_mapped(slot: &Slot) -> bool {
     let first = slot.slot == NO_SLOT || slot.slot >> 16 == 0;
@@ -150,7 +145,7 @@ impl Iovas {
     ) -> Result<Vec<Range<u64>>> {
         match self {
             Iovas::Guest => fallible::collect(
-                slots.filter(|slot| is_mapped(slot)).map(guest_range),
+                slots.filter(|slot| is_mapped(slot)).map(Slot::guest_range),
                 RANGES,
             ),
             // Those that the VMM gave are there whatever the map is.
@@ -166,7 +161,7 @@ impl Iovas {
             Iovas::Ranges(ranges) => ranges,
         };
         let shows = |range: &&DmaRange| match range.target {
-            Target::Guest(from) => slots.iter().map(|slot| guest_range(slot)).any(|slot| {
+            Target::Guest(from) => slots.iter().map(|slot| slot.guest_range()).any(|slot| {
                 let to = from.0 + range.length.0;
                 slot.start < to && from.0 < slot.end
             }),

@@ -5,6 +5,7 @@
 use super::block::BlockId;
 use crate::sys::kvm::MEM_READONLY;
 use crate::units::{Bytes, Pages};
+use std::ops::Range;
 use vm_memory::GuestAddress;
 
 /// The slot number of a piece that maps to guest addresses without being a KVM slot.
@@ -69,6 +70,11 @@ impl Slot {
     /// Whether KVM logs guest writes to it: a slot of KVM's, and writable.
     pub fn is_logged(&self) -> bool {
         self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
+    }
+
+    /// The guest addresses at which it shows its block.
+    pub(crate) fn guest_range(&self) -> Range<u64> {
+        self.guest_address.0..self.guest_end()
     }
 
     pub(super) fn guest_end(&self) -> u64 {
