@@ -2,7 +2,7 @@
 
 use crate::machine::{touched, Machine};
 use crate::support::memory::ram;
-use crate::support::peer::Raw;
+use crate::support::peer::{self, Raw};
 use crate::support::sides::quick;
 use crate::support::time::LONG;
 use brant::error::Kind;
@@ -13,16 +13,10 @@ use brant::wire::{Header, Record, RecordType};
 
 fn accepted(raw: &mut Raw, features: u64) {
     raw.say(&Record::Hello(wire::Hello {
-        version_min: 1,
-        version_max: 1,
         features_offered: features,
-        features_required: 1,
         token: [5; 16],
-        channel: 0,
-        channels: 1,
-        page_shift: 12,
-        role: brant::wire::ROLE_BULK,
         software: "hostile".into(),
+        ..peer::hello()
     }));
     match raw.hear_record() {
         Some(Record::HelloReply(reply)) => assert_eq!(reply.features, features),
@@ -130,16 +124,10 @@ fn a_source_without_the_feature_is_answered_without_it() {
     let (mut raw, fd) = Raw::pair();
     inc.start(Source::Connected(fd)).unwrap();
     raw.say(&Record::Hello(wire::Hello {
-        version_min: 1,
-        version_max: 1,
         features_offered: 3,
-        features_required: 1,
         token: [5; 16],
-        channel: 0,
-        channels: 1,
-        page_shift: 12,
-        role: brant::wire::ROLE_BULK,
         software: "other".into(),
+        ..peer::hello()
     }));
     match raw.hear_record() {
         Some(Record::HelloReply(reply)) => assert_eq!(reply.features, 1),

@@ -37,6 +37,17 @@ pub fn answer(asked: RecordType, payload: &[u8]) -> Option<Vec<u8>> {
     Some(right)
 }
 
+/// A source that has something to send and never converges, and its peer, which has said nothing.
+pub fn sending(params: &Params) -> (Pair, Arc<Outgoing>, Raw) {
+    let pair = Pair::new(&[ram("ram", 600)]);
+    pair.source.fill(1);
+    let (raw, fd) = Raw::pair();
+    let out = outgoing(&pair, params);
+    out.start_with(Target::Connected(fd), Box::new(Never))
+        .unwrap();
+    (pair, out, raw)
+}
+
 /// Plays a destination: `say` makes of each right answer what is sent, until it says `None`;
 /// then only listens, for at most so long.
 pub fn play(

@@ -1,19 +1,18 @@
 //! Peers that flood the connection extend no limit and hold up no cancel.
 
-use crate::as_destination::{agree, sound, source_against, ANSWERS};
+use crate::as_destination::{agree, sending, sound, source_against, ANSWERS};
 use crate::as_source::{accepted, reach, Step};
 use crate::bounds::bounded;
 use crate::params::{quick, strict, LIMIT, SLACK};
 use crate::records::{sample, state_end, PAGES};
-use crate::support::deciders::Never;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use crate::support::time::{cancel_promptly, MS};
 use brant::error::Kind;
-use brant::migrate::{Source, Target};
+use brant::migrate::Source;
 use brant::wire::{Record, RecordType};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -171,12 +170,7 @@ impl Drop for Flood {
 fn a_peer_that_floods_cannot_hold_up_a_cancel() {
     bounded();
     {
-        let pair = Pair::new(&[ram("ram", 600)]);
-        pair.source.fill(1);
-        let (mut raw, fd) = Raw::pair();
-        let out = outgoing(&pair, &quick());
-        out.start_with(Target::Connected(fd), Box::new(Never))
-            .unwrap();
+        let (pair, out, mut raw) = sending(&quick());
         agree(&mut raw);
         while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
         let flood = Flood::new(raw, None, &Record::Keepalive);

@@ -1,6 +1,7 @@
 //! Records of a hostile peer: a well-formed one of each type, and how a field of it is changed.
 
 use crate::fuzz::{blob_bytes, bytes, page_bytes};
+use crate::support::peer;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record, RecordType, HEADER_LEN};
@@ -12,16 +13,9 @@ pub const PAGES: u64 = 600;
 
 pub fn hello() -> wire::Hello {
     wire::Hello {
-        version_min: 1,
-        version_max: 1,
-        features_offered: 1,
-        features_required: 1,
         token: TOKEN,
-        channel: 0,
-        channels: 1,
-        page_shift: 12,
-        role: brant::wire::ROLE_BULK,
         software: "hostile".into(),
+        ..peer::hello()
     }
 }
 

@@ -1,20 +1,19 @@
 //! Whole sessions that go wrong in one place: nothing runs that was not handed over, and the
 //! guest stays where it belongs.
 
-use crate::as_destination::agree;
+use crate::as_destination::{agree, sending};
 use crate::as_source::{accepted, reach, ready, Step};
 use crate::bounds::bounded;
 use crate::fuzz::bytes as bytes_of;
 use crate::params::quick;
 use crate::records::{hello, marker, state_end};
-use crate::support::deciders::Never;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::peer::Raw;
-use crate::support::sides::{incoming, outgoing};
+use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{Source, Target};
+use brant::migrate::Source;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record};
@@ -256,12 +255,7 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
         ("the end", |r| agree(r), Kind::PeerGone, ""),
     ];
     for (what, play, kind, reason) in cases {
-        let pair = Pair::new(&[ram("ram", 600)]);
-        pair.source.fill(1);
-        let (mut raw, fd) = Raw::pair();
-        let out = outgoing(&pair, &quick());
-        out.start_with(Target::Connected(fd), Box::new(Never))
-            .unwrap();
+        let (pair, out, mut raw) = sending(&quick());
         play(&mut raw);
         if kind == Kind::PeerGone {
             drop(raw);

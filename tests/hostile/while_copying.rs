@@ -1,7 +1,7 @@
 //! What a destination says while pages are copied: giving up is heard at once, and READY without an
 //! acknowledgement is not believed.
 
-use crate::as_destination::{agree, answer, sound, source_against};
+use crate::as_destination::{agree, answer, sending, sound, source_against};
 use crate::bounds::bounded;
 use crate::fuzz::bytes;
 use crate::params::quick;
@@ -96,12 +96,7 @@ fn ready_without_an_acknowledgement_is_not_believed() {
 fn an_acknowledgement_that_comes_twice_or_out_of_order_is_refused() {
     bounded();
     for numbers in [[1, 1], [2, 1]] {
-        let pair = Pair::new(&[ram("ram", 600)]);
-        pair.source.fill(1);
-        let (mut raw, fd) = Raw::pair();
-        let out = outgoing(&pair, &quick());
-        out.start_with(Target::Connected(fd), Box::new(Never))
-            .unwrap();
+        let (pair, out, mut raw) = sending(&quick());
         agree(&mut raw);
         while raw.hear().unwrap().0.record_type() != Ok(Some(RecordType::Marker)) {}
         for number in numbers {

@@ -5,7 +5,7 @@
 use crate::slow::*;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
-use crate::support::peer::Raw;
+use crate::support::peer::{self, Raw};
 use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::Kind;
@@ -59,16 +59,9 @@ impl Step {
 
 fn hello() -> Record {
     Record::Hello(wire::Hello {
-        version_min: 1,
-        version_max: 1,
-        features_offered: 1,
-        features_required: 1,
         token: TOKEN,
-        channel: 0,
-        channels: 1,
-        page_shift: 12,
-        role: brant::wire::ROLE_BULK,
         software: "limits".into(),
+        ..peer::hello()
     })
 }
 

@@ -4,6 +4,7 @@
 use crate::support::guest::differences;
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
+use crate::support::peer;
 use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::{Kind, Result};
@@ -91,16 +92,8 @@ fn hello() -> Vec<u8> {
 
 fn opening() -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 1,
-        features_offered: 1,
-        features_required: 1,
-        token: [9; 16],
-        channel: 0,
-        channels: 1,
-        page_shift: 12,
-        role: brant::wire::ROLE_BULK,
         software: "a stranger".into(),
+        ..peer::hello()
     }
 }
 

@@ -1,10 +1,26 @@
 //! A peer that says what the test tells it to say, record by record.
 
 use super::time::LONG;
-use brant::wire::{Header, Record, RecordType, HEADER_LEN};
+use brant::wire::{Header, Hello, Record, RecordType, HEADER_LEN, ROLE_BULK};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+
+/// What a source says first; a test says what is different.
+pub fn hello() -> Hello {
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        features_offered: 1,
+        features_required: 1,
+        token: [9; 16],
+        channel: 0,
+        channels: 1,
+        page_shift: 12,
+        role: ROLE_BULK,
+        software: String::new(),
+    }
+}
 
 /// A peer that says what the test tells it to say.
 pub struct Raw(pub UnixStream);

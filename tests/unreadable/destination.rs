@@ -6,16 +6,18 @@ use crate::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, ALL, PA
 use crate::LIMIT;
 use brant::Kind;
 
+/// What makes a page one that cannot be written.
+const UNWRITABLE: [Broken; 4] = [
+    Broken::Poisoned,
+    Broken::Forbidden,
+    Broken::ReadOnly,
+    Broken::CutOff,
+];
+
 #[test]
 fn a_page_that_cannot_take_contents_at_the_destination_fails_the_migration() {
     alone(LIMIT, || {
-        let breakages = [
-            Broken::Poisoned,
-            Broken::Forbidden,
-            Broken::ReadOnly,
-            Broken::CutOff,
-        ];
-        each(&breakages, |made, broken| {
+        each(&UNWRITABLE, |made, broken| {
             let (source, destination) = (Side::new(Made::Private), Side::new(made));
             source.fill(7);
             destination.fill(8);
@@ -31,13 +33,7 @@ fn a_page_that_cannot_take_contents_at_the_destination_fails_the_migration() {
 #[test]
 fn a_page_that_cannot_be_made_zero_at_the_destination_fails_the_migration() {
     alone(LIMIT, || {
-        let breakages = [
-            Broken::Poisoned,
-            Broken::Forbidden,
-            Broken::ReadOnly,
-            Broken::CutOff,
-        ];
-        each(&breakages, |made, broken| {
+        each(&UNWRITABLE, |made, broken| {
             let (source, destination) = (Side::new(Made::Private), Side::new(made));
             destination.fill(8);
             if !destination.make(broken, 200) {

@@ -667,7 +667,7 @@ proptest! {
     }
 }
 
-/// How many of `cases` random migrations the oracle condemns, all of them always the same.
+/// Whether the oracle condemns any of `cases` random migrations, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
     oracle::condemned::<World>(setup(), ordinary(), 40..120, mistake, cases)
 }
