@@ -68,7 +68,7 @@ static void null_is_fine(void)
     brant_bitmap_free(NULL);
     brant_guest_free(NULL);
     brant_tracker_free(NULL);
-    brant_unblock(NULL);
+    brant_blocker_free(NULL);
     brant_reason_set(NULL, "x");
     brant_tracker_mark(NULL, 0, 1);
     brant_tracker_mark_block(NULL, 0, 0, 1);
@@ -135,8 +135,8 @@ static void null_is_refused(void)
     REFUSES(brant_guest_add_slot(s.guest, NULL, &e));
     REFUSES(brant_guest_add_slot(s.guest, &(brant_slot){ .size = sizeof(brant_slot) }, &e));
     REFUSES(brant_guest_remove_slot(NULL, 0, 0, &e));
-    REFUSES(brant_block(NULL, "x", &blocker, &e));
-    REFUSES(brant_block(s.guest, NULL, &blocker, &e));
+    REFUSES(brant_blocker_new(NULL, "x", &blocker, &e));
+    REFUSES(brant_blocker_new(s.guest, NULL, &blocker, &e));
     REFUSES(brant_saver_put(NULL, "x", 0, 0, "x", 1, &e));
     REFUSES(brant_tracker_new(NULL, NULL, &tracker, &e));
     REFUSES(brant_tracker_new(s.guest, NULL, NULL, &e));
@@ -172,8 +172,8 @@ static void null_is_refused(void)
     REFUSES(brant_outgoing_resolve(out, 0, &e));
     REFUSES(brant_outgoing_get_stats(NULL, &stats, &e));
     REFUSES(brant_outgoing_get_stats(out, NULL, &e));
-    REFUSES(brant_outgoing_stats_json(NULL, text, sizeof text, NULL, &e));
-    REFUSES(brant_outgoing_stats_json(out, NULL, 1, NULL, &e));
+    REFUSES(brant_outgoing_get_stats_json(NULL, text, sizeof text, NULL, &e));
+    REFUSES(brant_outgoing_get_stats_json(out, NULL, 1, NULL, &e));
     REFUSES(brant_incoming_new(NULL, &plain, NULL, NULL, &in, &e));
     REFUSES(brant_incoming_new(s.guest, NULL, NULL, NULL, &in, &e));
     REFUSES(brant_incoming_new(s.guest, &plain, NULL, NULL, NULL, &e));
@@ -186,7 +186,7 @@ static void null_is_refused(void)
     REFUSES(brant_incoming_wait(NULL, 0, &e));
     REFUSES(brant_incoming_get_stats(NULL, &stats, &e));
     REFUSES(brant_incoming_get_stats(in, NULL, &e));
-    REFUSES(brant_incoming_stats_json(NULL, text, sizeof text, NULL, &e));
+    REFUSES(brant_incoming_get_stats_json(NULL, text, sizeof text, NULL, &e));
 #undef REFUSES
     equal(refused, tried, "NULL and nonsense are refused with a reason, by every function");
     ok(brant_outgoing_event_fd(NULL) < 0 && brant_incoming_event_fd(NULL) < 0 &&
@@ -209,10 +209,10 @@ static void descriptors(void)
     } more = { .block = block_of(&s), .unknown = 1 };
     brant_ram_block block = block_of(&s);
     struct {
-        brant_kvm kvm;
+        brant_kvm_log kvm;
         uint64_t unknown;
     } more_kvm = { .unknown = 1 };
-    brant_kvm kvm = { .size = sizeof kvm, .mode = 17 };
+    brant_kvm_log kvm = { .size = sizeof kvm, .mode = 17 };
     brant_outgoing *out;
     brant_incoming *in;
     int fd;
@@ -266,7 +266,7 @@ static void parameters(void)
         { .io_timeout_ms = UINT64_MAX - 1 },
         { .switchover_timeout_ms = 3600001 },
         { .handover_timeout_ms = 3600001 },
-        { .max_state = 4095 },
+        { .max_state_bytes = 4095 },
         { .channels = 2 },
     };
     brant_params most = { .size = sizeof most,

@@ -44,21 +44,21 @@ static int32_t inside_save(void *opaque, brant_saver *saver, brant_reason *reaso
     return brant_saver_put(saver, "piece", 7, 3, "12345", 5, NULL);
 }
 
-static int32_t inside_early_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t inside_early_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
     (void)opaque;
     (void)reason;
-    return state->length != 0;
+    return blob->length != 0;
 }
 
-static int32_t inside_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t inside_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
     struct inside *t = opaque;
 
     if (t->cancel_destination)
         t->load_cancel = brant_incoming_cancel(t->in, NULL);
-    if (strcmp(state->name, "piece") || state->instance != 7 || state->version != 3 ||
-        state->length != 5 || memcmp(state->data, "12345", 5)) {
+    if (strcmp(blob->name, "piece") || blob->instance != 7 || blob->version != 3 ||
+        blob->length != 5 || memcmp(blob->data, "12345", 5)) {
         brant_reason_set(reason, "the state is not what was saved");
         return -1;
     }
@@ -172,9 +172,9 @@ static void callbacks(void)
            stats.state_bytes == 5 && stats.data_pages >= t->source.bytes / PAGE / 2 &&
            stats.data_pages + stats.zero_pages >= t->source.bytes / PAGE,
        "the figures of a migration that completed say so");
-    must(brant_outgoing_stats_json(t->out, NULL, 0, &needed, &e));
-    must(brant_outgoing_stats_json(t->out, cut, sizeof cut, &needed_again, &e));
-    must(brant_outgoing_stats_json(t->out, json, sizeof json, NULL, &e));
+    must(brant_outgoing_get_stats_json(t->out, NULL, 0, &needed, &e));
+    must(brant_outgoing_get_stats_json(t->out, cut, sizeof cut, &needed_again, &e));
+    must(brant_outgoing_get_stats_json(t->out, json, sizeof json, NULL, &e));
     ok(needed > sizeof cut && needed == needed_again && needed == strlen(json) + 1 &&
            strlen(cut) == sizeof cut - 1 && strncmp(cut, json, sizeof cut - 1) == 0 &&
            json[0] == '{' && json[strlen(json) - 1] == '}' && strstr(json, "\"state\":"),
@@ -210,8 +210,8 @@ static void blockers(void)
     int pair[2];
     int32_t code;
 
-    must(brant_block(t->source.guest, "a disk is local", &disk, &e));
-    must(brant_block(t->source.guest, "a dongle is plugged in", &dongle, &e));
+    must(brant_blocker_new(t->source.guest, "a disk is local", &disk, &e));
+    must(brant_blocker_new(t->source.guest, "a dongle is plugged in", &dongle, &e));
     make_socketpair(pair);
     code = brant_outgoing_start_fd(t->out, pair[0], &e);
     ok(code == BRANT_E_BLOCKED && strstr(brant_error_message(e), "a disk is local") &&
@@ -220,8 +220,8 @@ static void blockers(void)
     brant_error_free(e);
     e = NULL;
     close(pair[1]);
-    brant_unblock(disk);
-    brant_unblock(dongle);
+    brant_blocker_free(disk);
+    brant_blocker_free(dongle);
     brant_outgoing_free(t->out);
     must(brant_outgoing_new(t->source.guest, t->source.tracker, &plain, NULL, NULL, &t->out, &e));
     inside_begin(t);
@@ -230,10 +230,10 @@ static void blockers(void)
     inside_free(t);
 
     t = inside_new();
-    must(brant_block(t->source.guest, "late", &disk, &e));
+    must(brant_blocker_new(t->source.guest, "late", &disk, &e));
     brant_guest_free(t->source.guest);
     t->source.guest = NULL;
-    brant_unblock(disk);
+    brant_blocker_free(disk);
     ok(true, "a reason can be taken back after its guest is gone");
     inside_free(t);
 }

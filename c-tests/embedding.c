@@ -122,7 +122,7 @@ static void blockers(void)
     brant_outgoing *out;
     brant_error *e = NULL;
 
-    must(brant_block(guest, "a GPU is passed through", NULL, &e));
+    must(brant_blocker_new(guest, "a GPU is passed through", NULL, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     must(brant_outgoing_new(guest, tracker, &ops, NULL, NULL, &out, &e));
     ok(brant_outgoing_start(out, "tcp:127.0.0.1:1", &e) == BRANT_E_BLOCKED &&

@@ -88,9 +88,9 @@ static int32_t host_save(void *opaque, brant_saver *saver, brant_reason *reason)
     return op_save(((struct host *)opaque)->vm, saver, reason);
 }
 
-static int32_t host_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t host_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
-    return op_load(((struct host *)opaque)->vm, state, reason);
+    return op_load(((struct host *)opaque)->vm, blob, reason);
 }
 
 static int32_t host_release(void *opaque, brant_reason *reason)
@@ -118,7 +118,7 @@ static const brant_ops host_ops = { .size = sizeof host_ops, .pause = host_pause
 /* A tracker of its rings, with rough kicks. */
 static brant_tracker *ring_tracker(struct host *host)
 {
-    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(host->vm->machine)),
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(host->vm->machine)),
                       .mode = BRANT_KVM_RING };
     brant_tracker *tracker;
 

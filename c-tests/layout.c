@@ -93,9 +93,9 @@ static int32_t run_never(void *opaque, brant_reason *reason)
     bail("a destination with another layout runs the guest");
 }
 
-static int32_t load_never(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t load_never(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
-    (void)state;
+    (void)blob;
     return run_never(opaque, reason);
 }
 

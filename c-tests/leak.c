@@ -103,11 +103,11 @@ static int32_t save(void *opaque, brant_saver *saver, brant_reason *reason)
     return brant_saver_put(saver, "device", 0, 1, state, sizeof state, NULL);
 }
 
-static int32_t load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
     struct journey *j = opaque;
 
-    (void)state;
+    (void)blob;
     if (j->end != REFUSED)
         return 0;
     brant_reason_set(reason, "not this device");
@@ -157,7 +157,7 @@ static bool migrate(enum end end)
     MUST(brant_outgoing_new(from, tracker, &ops, &j, NULL, &out, NULL));
     MUST(brant_incoming_new(to, &ops, &j, NULL, &in, NULL));
     if (end == BLOCKED)
-        MUST(brant_block(from, "for now", &blocker, NULL));
+        MUST(brant_blocker_new(from, "for now", &blocker, NULL));
     if (end == BY_TCP) {
         MUST(brant_incoming_listen(in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, NULL));
         MUST(brant_outgoing_start(out, bound, NULL));
@@ -202,7 +202,7 @@ static bool migrate(enum end end)
     if (!good)
         note("%s: %s: %s", ends[end], brant_error_name(code), brant_error_message(error));
     brant_error_free(error);
-    brant_unblock(blocker);
+    brant_blocker_free(blocker);
     /* Some are freed while they are going on. */
     brant_incoming_free(in);
     brant_outgoing_free(out);

@@ -53,13 +53,13 @@ struct args {
     brant_ops brant_ops;
     brant_params brant_params;
     brant_tracker_config brant_tracker_config;
-    brant_kvm brant_kvm;
+    brant_kvm_log brant_kvm_log;
     brant_kvm_info brant_kvm_info;
     brant_kvm_costs brant_kvm_costs;
     brant_kvm_workload brant_kvm_workload;
-    brant_vhost brant_vhost;
-    brant_vfio brant_vfio;
-    brant_iommufd brant_iommufd;
+    brant_vhost_log brant_vhost_log;
+    brant_vfio_log brant_vfio_log;
+    brant_iommufd_log brant_iommufd_log;
     brant_stats brant_stats;
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
@@ -268,7 +268,7 @@ static int32_t no_log(void *opaque, const uint32_t *slots, size_t count, brant_r
     return 0;
 }
 
-static int32_t no_vhost_log(void *opaque, const brant_vhost_log *log, brant_reason *reason)
+static int32_t no_vhost_log(void *opaque, const brant_vhost_memory *log, brant_reason *reason)
 {
     (void)opaque, (void)log, (void)reason;
     return 0;
@@ -300,16 +300,16 @@ static void args_fill(struct args *a)
     a->brant_ops = all_operations;
     a->brant_params = (brant_params){ .size = sizeof a->brant_params };
     a->brant_tracker_config = (brant_tracker_config){ .size = sizeof a->brant_tracker_config };
-    a->brant_kvm = (brant_kvm){ .size = sizeof a->brant_kvm, .vm_fd = -1,
+    a->brant_kvm_log = (brant_kvm_log){ .size = sizeof a->brant_kvm_log, .vm_fd = -1,
                                 .switched_by = BRANT_SWITCHED_BY_VMM };
     a->brant_kvm_info.size = sizeof a->brant_kvm_info;
     a->brant_kvm_costs.size = sizeof a->brant_kvm_costs;
     a->brant_kvm_workload = (brant_kvm_workload){ .size = sizeof a->brant_kvm_workload,
                                                   .limit_ms = 20 };
-    a->brant_vhost = (brant_vhost){ .size = sizeof a->brant_vhost, .log_on = no_vhost_log,
+    a->brant_vhost_log = (brant_vhost_log){ .size = sizeof a->brant_vhost_log, .log_on = no_vhost_log,
                                     .log_off = no_vhost_off };
-    a->brant_vfio = (brant_vfio){ .size = sizeof a->brant_vfio, .fd = -1 };
-    a->brant_iommufd = (brant_iommufd){ .size = sizeof a->brant_iommufd, .fd = -1 };
+    a->brant_vfio_log = (brant_vfio_log){ .size = sizeof a->brant_vfio_log, .fd = -1 };
+    a->brant_iommufd_log = (brant_iommufd_log){ .size = sizeof a->brant_iommufd_log, .fd = -1 };
     a->brant_stats.size = sizeof a->brant_stats;
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
@@ -493,8 +493,8 @@ static void world_begin(struct world *w, enum state state)
     MUST(brant_bitmap_new(4096, &w->bitmap, NULL));
     MUST(brant_bitmap_new(4096, &w->other_bitmap, NULL));
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));
-    MUST(brant_block(w->guest, "for now", &w->blocker, NULL));
-    brant_unblock(w->blocker);
+    MUST(brant_blocker_new(w->guest, "for now", &w->blocker, NULL));
+    brant_blocker_free(w->blocker);
     /* A blocker of another guest than those that migrate. */
     w->blocker = NULL;
     brant_tracker_start(NULL, 0, &w->error);
@@ -568,7 +568,7 @@ static void world_end(struct world *w)
 
     if (brant_outgoing_free(w->outgoing) || brant_incoming_free(w->incoming))
         wrong("a migration cannot be freed");
-    brant_unblock(w->blocker);
+    brant_blocker_free(w->blocker);
     brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);
     brant_consumer_free(w->consumer);
@@ -605,7 +605,7 @@ static void call_twisted(struct world *w, void *arg)
 
 static void blocked(struct world *w)
 {
-    MUST(brant_block(w->there, "for now", &w->blocker, NULL));
+    MUST(brant_blocker_new(w->there, "for now", &w->blocker, NULL));
 }
 
 static void twist(const struct row *row, struct args *a, int64_t expected)
@@ -891,7 +891,7 @@ static void try_pairs(void)
                                         named("brant_tracker_put_back"),
                                         named("brant_tracker_get_stats"), NULL };
     const struct row *const figures[] = { named("brant_outgoing_get_stats"),
-                                          named("brant_outgoing_stats_json"),
+                                          named("brant_outgoing_get_stats_json"),
                                           named("brant_incoming_get_stats"), NULL };
     const struct row *const ends[] = { named("brant_outgoing_wait"), named("brant_outgoing_cancel"),
                                        named("brant_incoming_wait"), named("brant_incoming_cancel"),

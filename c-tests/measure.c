@@ -70,7 +70,7 @@ static bool refused(int32_t code, int32_t expected, brant_error **e, const char 
 static uint32_t picked(int kvm, const brant_kvm_costs *costs, bool rings, char *reason, size_t size)
 {
     int vm = ioctl(kvm, KVM_CREATE_VM, 0);
-    brant_kvm log = { .size = sizeof log, .mode = BRANT_KVM_AUTO, .costs = costs };
+    brant_kvm_log log = { .size = sizeof log, .mode = BRANT_KVM_AUTO, .costs = costs };
     brant_kvm_info info = { .size = sizeof info };
     brant_tracker *tracker;
     brant_guest *guest;
@@ -147,7 +147,7 @@ int main(void)
     {
         brant_tracker *tracker;
         brant_guest *guest;
-        brant_kvm log = { .size = sizeof log, .vm_fd = ioctl(kvm, KVM_CREATE_VM, 0), .costs = &some };
+        brant_kvm_log log = { .size = sizeof log, .vm_fd = ioctl(kvm, KVM_CREATE_VM, 0), .costs = &some };
 
         must(brant_guest_new(&guest, &e));
         must(brant_tracker_new(guest, NULL, &tracker, &e));

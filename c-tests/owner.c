@@ -113,11 +113,11 @@ static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
     return brant_saver_put(saver, "device", 0, 1, "state", 5, NULL);
 }
 
-static int32_t op_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
     struct copy *copy = opaque;
 
-    (void)state;
+    (void)blob;
     brant_reason_set(reason, "not this device");
     return copy->load_fails ? -1 : 0;
 }
@@ -179,7 +179,7 @@ static uint32_t state_of(const struct copy *copy)
 {
     uint32_t state = UINT32_MAX;
 
-    MUST(brant_guest_state(copy->guest, &state, &e));
+    MUST(brant_guest_get_state(copy->guest, &state, &e));
     return state;
 }
 

@@ -402,7 +402,7 @@ static struct bare bare_new(uint64_t bytes)
 
 static void bare_track(struct bare *b)
 {
-    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(b->vm), .mode = BRANT_KVM_RING };
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(b->vm), .mode = BRANT_KVM_RING };
 
     must(brant_tracker_new(b->guest, NULL, &b->tracker, &e));
     must(brant_tracker_add_kvm(b->tracker, &kvm, NULL, NULL, &e));
@@ -592,7 +592,7 @@ static bool refused(int32_t code, int32_t expected, brant_error **e, const char 
 static void refusals(void)
 {
     int vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0), vcpu;
-    brant_kvm kvm = { .size = sizeof kvm, .mode = BRANT_KVM_RING };
+    brant_kvm_log kvm = { .size = sizeof kvm, .mode = BRANT_KVM_RING };
     brant_kvm_info info = { .size = sizeof info };
     brant_tracker *tracker;
     brant_guest *guest;

@@ -236,7 +236,7 @@ static const brant_ops vm_kicks = { .size = sizeof vm_kicks, .kick = vm_op_kick 
 /* Adds KVM's log to a tracker of it, and its vCPUs if they have rings. */
 UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
 {
-    brant_kvm kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
 
     must(brant_tracker_add_kvm(tracker, &kvm, vm->kick ? &vm_kicks : NULL, vm, &e));
     for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
@@ -487,14 +487,14 @@ static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
     return op_begins(vm, OP_SAVE, reason);
 }
 
-static int32_t op_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
     struct vm *vm = opaque;
     int32_t code = op_begins(vm, OP_LOAD, reason);
 
     if (code)
         return code;
-    return mv_load_vcpu(vm->machine, state->instance, state->data, state->length)
+    return mv_load_vcpu(vm->machine, blob->instance, blob->data, blob->length)
                ? op_fails(vm, reason)
                : 0;
 }

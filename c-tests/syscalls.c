@@ -109,11 +109,11 @@ static void op_thread_start(void *opaque, uint32_t role)
 struct job {
     int32_t (*op)(void *, brant_reason *);
     int32_t (*op_saver)(void *, brant_saver *, brant_reason *);
-    int32_t (*op_state)(void *, const brant_state *, brant_reason *);
+    int32_t (*op_blob)(void *, const brant_state_blob *, brant_reason *);
     void *opaque;
     brant_reason *reason;
     brant_saver *saver;
-    const brant_state *state;
+    const brant_state_blob *blob;
     int32_t code;
     bool done;
     struct job *next;
@@ -142,7 +142,7 @@ static void *hand(void *unused)
         pthread_mutex_unlock(&hands.lock);
         j->code = j->op         ? j->op(j->opaque, j->reason)
                   : j->op_saver ? j->op_saver(j->opaque, j->saver, j->reason)
-                                : j->op_state(j->opaque, j->state, j->reason);
+                                : j->op_blob(j->opaque, j->blob, j->reason);
         pthread_mutex_lock(&hands.lock);
         j->done = true;
         pthread_cond_broadcast(&hands.done);
@@ -185,9 +185,9 @@ static int32_t far_save(void *opaque, brant_saver *saver, brant_reason *reason)
                                     .reason = reason });
 }
 
-static int32_t far_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t far_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
-    return elsewhere(&(struct job){ .op_state = op_load, .opaque = opaque, .state = state,
+    return elsewhere(&(struct job){ .op_blob = op_load, .opaque = opaque, .blob = blob,
                                     .reason = reason });
 }
 
@@ -244,7 +244,7 @@ static struct vm *new_vm(const struct scenario *s, bool incoming)
 static void play(const struct scenario *s)
 {
     brant_tracker_config config = { .size = sizeof config };
-    brant_kvm kvm = { .size = sizeof kvm, .mode = s->mode };
+    brant_kvm_log kvm = { .size = sizeof kvm, .mode = s->mode };
     struct vm *from = new_vm(s, false), *to = new_vm(s, true);
     brant_params params = { .size = sizeof params };
     char bound[160], path[] = "/tmp/brant-syscalls-XXXXXX", unix_path[200];

@@ -444,7 +444,7 @@ struct vmm {
     bool fail_save;
 };
 
-static int32_t vhost_on(void *opaque, const brant_vhost_log *log, brant_reason *reason)
+static int32_t vhost_on(void *opaque, const brant_vhost_memory *log, brant_reason *reason)
 {
     struct vmm *v = opaque;
 
@@ -520,9 +520,9 @@ static int32_t on_save(void *opaque, brant_saver *saver, brant_reason *reason)
     return brant_saver_put(saver, "rings", 0, 1, "x", 1, NULL);
 }
 
-static int32_t on_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t on_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
-    (void)opaque, (void)state, (void)reason;
+    (void)opaque, (void)blob, (void)reason;
     return 0;
 }
 
@@ -540,7 +540,7 @@ static const brant_ops destination_ops = { .size = sizeof destination_ops, .load
 static brant_tracker *track(struct guest *g, struct vmm *v)
 {
     brant_tracker *tracker;
-    brant_vhost vhost = { .size = sizeof vhost, .opaque = v, .log_on = vhost_on,
+    brant_vhost_log vhost = { .size = sizeof vhost, .opaque = v, .log_on = vhost_on,
                           .log_off = vhost_off };
 
     must(brant_tracker_new(g->guest, NULL, &tracker, &e));

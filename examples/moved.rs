@@ -135,7 +135,7 @@ impl Vmm for Machine {
     }
 
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
-        // What this guest uses; a whole one has some twenty pieces of state.
+        // What this guest uses; a whole one has some twenty blobs of state.
         let regs = self.vcpu().get_regs()?;
         let data: Vec<u8> = [regs.rip, regs.rax, regs.rflags]
             .iter()

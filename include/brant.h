@@ -17,7 +17,7 @@
  *               brant_rate_new, _measure: how fast the guest dirties its memory
  *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
  *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
- *               who has the guest: brant_guest_state, _runs_here, _reclaim, _give_up
+ *               who has the guest: brant_guest_get_state, _runs_here, _reclaim, _give_up
  *
  * A source's ops need pause and resume, a destination's run; save and load go together, as
  * do early_save and early_load. Who runs the guest afterwards: see brant_outgoing_wait.
@@ -193,7 +193,7 @@
 
 /**
  * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
- * else the bitmaps that `brant_kvm.costs` recommends, or without it initially set, else manual
+ * else the bitmaps that `brant_kvm_log.costs` recommends, or without it initially set, else manual
  * protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
  * measured unasked; what suits the guest is measured before rings are enabled, by
  * `brant_kvm_measure`.
@@ -283,61 +283,61 @@
 #define BRANT_RESOLVE_DESTROY 2
 
 /**
- * In `brant_guest_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+ * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
  */
 #define BRANT_GUEST_UNKNOWN 0
 
 /**
- * In `brant_guest_state`: the guest runs here. A migration from here has been, one to here has
+ * In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
  * arrived, or `brant_guest_runs_here` said so.
  */
 #define BRANT_GUEST_HERE 1
 
 /**
- * In `brant_guest_state`: the guest is here and stands, for `resume` or `run` failed.
+ * In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed.
  */
 #define BRANT_GUEST_STANDS 2
 
 /**
- * In `brant_guest_state`: an outgoing migration is in progress, and the guest runs here.
+ * In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here.
  */
 #define BRANT_GUEST_LEAVING 3
 
 /**
- * In `brant_guest_state`: an outgoing migration has paused the guest, which is here.
+ * In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here.
  */
 #define BRANT_GUEST_PAUSED 4
 
 /**
- * In `brant_guest_state`: the guest is being handed over; here it stands.
+ * In `brant_guest_get_state`: the guest is being handed over; here it stands.
  */
 #define BRANT_GUEST_HANDING_OVER 5
 
 /**
- * In `brant_guest_state`: the guest was handed over and runs at another place; its memory is here,
+ * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
  * and `brant_guest_reclaim` may take it back.
  */
 #define BRANT_GUEST_HANDED_OVER 6
 
 /**
- * In `brant_guest_state`: handed over without an answer; `brant_outgoing_resolve` decides.
+ * In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides.
  */
 #define BRANT_GUEST_UNANSWERED 7
 
 /**
- * In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
+ * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
  * or an incoming migration that failed after it had begun to write over a guest that was handed
  * over. What that one overwrote cannot be reclaimed.
  */
 #define BRANT_GUEST_GIVEN_UP 8
 
 /**
- * In `brant_guest_state`: an incoming migration is in progress.
+ * In `brant_guest_get_state`: an incoming migration is in progress.
  */
 #define BRANT_GUEST_ARRIVING 9
 
 /**
- * In `brant_guest_state`: an incoming migration came to nothing. No guest is here, unless the VMM
+ * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
  * has made one since.
  */
 #define BRANT_GUEST_EMPTY 10
@@ -603,7 +603,7 @@
 typedef struct brant_bitmap brant_bitmap;
 
 /**
- * A reason why a guest cannot move, until it is taken back with `brant_unblock`.
+ * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
  */
 typedef struct brant_blocker brant_blocker;
 
@@ -639,7 +639,7 @@ typedef struct brant_error brant_error;
  * All functions on it may be called from any thread; changes wait for one another. Freeing it
  * is the last call on it; trackers and migrations made from it keep what they need.
  *
- * It also knows who has the virtual machine (`brant_guest_state`), whatever uses it and for as
+ * It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
  * long as it lives. A guest that was handed over is not handed over again, one that runs here
  * is not overwritten, and one migration goes on at a time: what a migration must not begin with
  * is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
@@ -927,11 +927,12 @@ typedef struct brant_slot {
 } brant_slot;
 
 /**
- * One piece of state, as `load` and `early_load` get it. Valid during the callback only.
+ * One blob of state or configuration, as `load` and `early_load` get it. Valid during the callback
+ * only.
  */
-typedef struct brant_state {
+typedef struct brant_state_blob {
     /**
-     * sizeof(brant_state) as brant knows it.
+     * sizeof(brant_state_blob) as brant knows it.
      */
     size_t size;
     /**
@@ -954,7 +955,7 @@ typedef struct brant_state {
      * Version of the format of the data, the VMM's own numbering.
      */
     uint32_t version;
-} brant_state;
+} brant_state_blob;
 
 /**
  * Something that happened. Valid during the callback only.
@@ -1035,16 +1036,16 @@ typedef struct brant_ops {
      */
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
-     * Destination: all memory is here; take one piece of state. Once for each, in the order of
+     * Destination: all memory is here; take one blob of state. Once for each, in the order of
      * saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
      * of this guest is started here (a backup's, from before the guest went away). A failure refuses
      * the switchover and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
-                    const struct brant_state *state,
+                    const struct brant_state_blob *blob,
                     struct brant_reason *reason);
     /**
-     * Destination: every piece was loaded; the last chance to refuse.
+     * Destination: every blob was loaded; the last chance to refuse.
      */
     int32_t (*loaded)(void *opaque, struct brant_reason *reason);
     /**
@@ -1055,11 +1056,11 @@ typedef struct brant_ops {
                           struct brant_saver *saver,
                           struct brant_reason *reason);
     /**
-     * Destination, before the layouts are compared: take one piece of configuration. Blocks and
+     * Destination, before the layouts are compared: take one blob of configuration. Blocks and
      * slots may be added here.
      */
     int32_t (*early_load)(void *opaque,
-                          const struct brant_state *state,
+                          const struct brant_state_blob *blob,
                           struct brant_reason *reason);
     /**
      * Source, guest paused, destination ready: let go of what only one may hold, disk locks
@@ -1181,7 +1182,7 @@ typedef struct brant_params {
      * Destination: the most bytes of early configuration, and of device state, that it takes;
      * 4 KiB to 1 TiB; default 256 MiB.
      */
-    uint64_t max_state;
+    uint64_t max_state_bytes;
     /**
      * Connections; 1.
      */
@@ -1412,7 +1413,7 @@ typedef struct brant_kvm_cost {
 } brant_kvm_cost;
 
 /**
- * What `brant_kvm_measure` found. `brant_kvm.costs` takes it as it was filled.
+ * What `brant_kvm_measure` found. `brant_kvm_log.costs` takes it as it was filled.
  */
 typedef struct brant_kvm_costs {
     /**
@@ -1456,9 +1457,9 @@ typedef struct brant_kvm_costs {
 /**
  * KVM's dirty bitmaps or rings.
  */
-typedef struct brant_kvm {
+typedef struct brant_kvm_log {
     /**
-     * sizeof(brant_kvm).
+     * sizeof(brant_kvm_log).
      */
     size_t size;
     /**
@@ -1487,7 +1488,7 @@ typedef struct brant_kvm {
      * What `brant_kvm_measure` filled, for BRANT_KVM_AUTO to go by; or NULL. Read during the call.
      */
     const struct brant_kvm_costs *costs;
-} brant_kvm;
+} brant_kvm_log;
 
 /**
  * What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
@@ -1780,9 +1781,9 @@ typedef struct brant_dma_range {
 /**
  * A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
  */
-typedef struct brant_vfio {
+typedef struct brant_vfio_log {
     /**
-     * sizeof(brant_vfio).
+     * sizeof(brant_vfio_log).
      */
     size_t size;
     /**
@@ -1807,14 +1808,14 @@ typedef struct brant_vfio {
      * How many; at most 65536.
      */
     size_t range_count;
-} brant_vfio;
+} brant_vfio_log;
 
 /**
  * A hardware page table of iommufd.
  */
-typedef struct brant_iommufd {
+typedef struct brant_iommufd_log {
     /**
-     * sizeof(brant_iommufd).
+     * sizeof(brant_iommufd_log).
      */
     size_t size;
     /**
@@ -1826,14 +1827,14 @@ typedef struct brant_iommufd {
      */
     uint32_t hwpt_id;
     /**
-     * As in `brant_vfio`.
+     * As in `brant_vfio_log`.
      */
     const struct brant_dma_range *ranges;
     /**
      * How many; at most 65536.
      */
     size_t range_count;
-} brant_iommufd;
+} brant_iommufd_log;
 
 /**
  * The memory of a vhost log: one bit for each 4 KiB of guest physical memory from address 0 on,
@@ -1841,9 +1842,9 @@ typedef struct brant_iommufd {
  * callback only; what it names is there until all back ends have been moved to another log or
  * switched off.
  */
-typedef struct brant_vhost_log {
+typedef struct brant_vhost_memory {
     /**
-     * sizeof(brant_vhost_log) as brant knows it.
+     * sizeof(brant_vhost_memory) as brant knows it.
      */
     size_t size;
     /**
@@ -1865,7 +1866,7 @@ typedef struct brant_vhost_log {
      * 0.
      */
     uint32_t reserved;
-} brant_vhost_log;
+} brant_vhost_memory;
 
 /**
  * Back ends of vhost and vhost-user that share one log.
@@ -1875,9 +1876,9 @@ typedef struct brant_vhost_log {
  * `brant_reason_set`, and take no lock that another thread holds around a brant_guest_* or
  * brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
  */
-typedef struct brant_vhost {
+typedef struct brant_vhost_log {
     /**
-     * sizeof(brant_vhost).
+     * sizeof(brant_vhost_log).
      */
     size_t size;
     /**
@@ -1902,7 +1903,7 @@ typedef struct brant_vhost {
      * follows; a failure of a later one refuses the slot, and back ends may go on in either log.
      */
     int32_t (*log_on)(void *opaque,
-                      const struct brant_vhost_log *log,
+                      const struct brant_vhost_memory *log,
                       struct brant_reason *reason);
     /**
      * Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
@@ -1910,7 +1911,7 @@ typedef struct brant_vhost {
      * A failure leaves the log mapped, used again by the next start; for ever, if there is none.
      */
     int32_t (*log_off)(void *opaque, struct brant_reason *reason);
-} brant_vhost;
+} brant_vhost_log;
 
 #ifdef __cplusplus
 extern "C" {
@@ -2245,15 +2246,15 @@ int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
  * fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
  * stays as long as the guest does.
  */
-int32_t brant_block(struct brant_guest *guest,
-                    const char *reason,
-                    struct brant_blocker **blocker,
-                    struct brant_error **error);
+int32_t brant_blocker_new(struct brant_guest *guest,
+                          const char *reason,
+                          struct brant_blocker **blocker,
+                          struct brant_error **error);
 
 /**
  * Takes a reason back; NULL is fine.
  */
-void brant_unblock(struct brant_blocker *blocker);
+void brant_blocker_free(struct brant_blocker *blocker);
 
 /**
  * Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
@@ -2276,7 +2277,7 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
 /**
  * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
  * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
- * `brant_outgoing_stats_json`. Waits for a source without a limit.
+ * `brant_outgoing_get_stats_json`. Waits for a source without a limit.
  *
  * Strangers end nothing and delay nothing. Several connections are looked at together; the
  * first one on which all of a source's first record comes is the migration's, and the others are
@@ -2329,13 +2330,13 @@ int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
                                  struct brant_error **error);
 
 /**
- * As `brant_outgoing_stats_json`.
+ * As `brant_outgoing_get_stats_json`.
  */
-int32_t brant_incoming_stats_json(const struct brant_incoming *incoming,
-                                  char *buffer,
-                                  size_t capacity,
-                                  size_t *needed,
-                                  struct brant_error **error);
+int32_t brant_incoming_get_stats_json(const struct brant_incoming *incoming,
+                                      char *buffer,
+                                      size_t capacity,
+                                      size_t *needed,
+                                      struct brant_error **error);
 
 /**
  * As `brant_outgoing_event_fd`.
@@ -2349,7 +2350,7 @@ int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
  * a time, or each takes what the other misses.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
-                              const struct brant_kvm *kvm,
+                              const struct brant_kvm_log *kvm,
                               const struct brant_ops *ops,
                               void *opaque,
                               struct brant_error **error);
@@ -2373,7 +2374,7 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
  * a guest that writes its memory again and again faults more often with them.
  *
  * Example: measure; enable rings if `costs.recommended` is BRANT_KVM_RING; make the VM's slots and
- * vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm.costs`.
+ * vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm_log.costs`.
  *
  * A guest of brant's own is tried, in two virtual machines that come and go with 4 MiB of memory
  * each, on the calling thread and no other. It takes 0.2 s at most, or `workload->limit_ms`,
@@ -2406,9 +2407,9 @@ void brant_reason_set(struct brant_reason *reason,
                       const char *message);
 
 /**
- * Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
+ * Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
  * VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
- * about 1 GiB each and 65536 pieces. A piece that is refused would be missing at the
+ * about 1 GiB each and 65536 blobs. A blob that is refused would be missing at the
  * destination: `save` counts as failed then, whatever it returns, and for this reason unless it
  * sets another.
  */
@@ -2512,11 +2513,11 @@ int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
  * the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
  * gets how many it takes.
  */
-int32_t brant_outgoing_stats_json(const struct brant_outgoing *outgoing,
-                                  char *buffer,
-                                  size_t capacity,
-                                  size_t *needed,
-                                  struct brant_error **error);
+int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
+                                      char *buffer,
+                                      size_t capacity,
+                                      size_t *needed,
+                                      struct brant_error **error);
 
 /**
  * An eventfd that becomes readable when the figures have changed, for poll; reading it resets
@@ -2527,9 +2528,9 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 /**
  * Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
  */
-int32_t brant_guest_state(const struct brant_guest *guest,
-                          uint32_t *state,
-                          struct brant_error **error);
+int32_t brant_guest_get_state(const struct brant_guest *guest,
+                              uint32_t *state,
+                              struct brant_error **error);
 
 /**
  * Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
@@ -2852,7 +2853,7 @@ int32_t brant_has_feature(const char *name);
  * on hardware yet: tested against the kernel's interface as its header has it.
  */
 int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
-                                      const struct brant_vfio *vfio,
+                                      const struct brant_vfio_log *vfio,
                                       struct brant_error **error);
 
 /**
@@ -2866,7 +2867,7 @@ int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
  * `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
  */
 int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
-                                         const struct brant_vfio *vfio,
+                                         const struct brant_vfio_log *vfio,
                                          struct brant_error **error);
 
 /**
@@ -2879,7 +2880,7 @@ int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
  * dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
  */
 int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
-                                  const struct brant_iommufd *iommufd,
+                                  const struct brant_iommufd_log *iommufd,
                                   struct brant_error **error);
 
 /**
@@ -2890,7 +2891,7 @@ int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
  * GET_VRING_BASE answered for each, and no write in flight.
  */
 int32_t brant_tracker_add_vhost(struct brant_tracker *tracker,
-                                const struct brant_vhost *vhost,
+                                const struct brant_vhost_log *vhost,
                                 struct brant_error **error);
 
 #ifdef __cplusplus

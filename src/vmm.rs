@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Kind, Result};
 
-/// One named piece of device or vCPU state, or of configuration.
+/// One named blob of device or vCPU state, or of configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct StateBlob<'a> {
     /// What it is the state of; 1 to 128 bytes.

@@ -169,7 +169,7 @@ static int add_log(struct migration *g)
 	brant_error *e;
 
 	if (mv_vm_fd(g->machine) >= 0) {
-		brant_kvm kvm = {
+		brant_kvm_log kvm = {
 			.size = sizeof(kvm),
 			.vm_fd = dup(mv_vm_fd(g->machine)),
 			.mode = g->options.log_mode == MG_LOG_MEASURED ? BRANT_KVM_AUTO : g->options.log_mode,
@@ -303,20 +303,20 @@ static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
 	return 0;
 }
 
-static int32_t op_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
 	struct migration *g = opaque;
 
-	if (strcmp(state->name, "vcpu") != 0 || state->version != STATE_VERSION ||
-	    state->instance >= mv_vcpu_count(g->machine)) {
+	if (strcmp(blob->name, "vcpu") != 0 || blob->version != STATE_VERSION ||
+	    blob->instance >= mv_vcpu_count(g->machine)) {
 		char text[200];
 
-		snprintf(text, sizeof(text), "state `%s` %" PRIu32 " version %" PRIu32 " is not known here", state->name,
-			 state->instance, state->version);
+		snprintf(text, sizeof(text), "blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name,
+			 blob->instance, blob->version);
 		brant_reason_set(reason, text);
 		return -1;
 	}
-	return mv_load_vcpu(g->machine, state->instance, state->data, state->length) ? why(g, reason) : 0;
+	return mv_load_vcpu(g->machine, blob->instance, blob->data, blob->length) ? why(g, reason) : 0;
 }
 
 /* What must be the same at both sides, besides memory: refused early if it is not. */
@@ -328,17 +328,17 @@ static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *rea
 	return brant_saver_put(saver, "machine", 0, MACHINE_VERSION, &g->task, sizeof(g->task), NULL);
 }
 
-static int32_t op_early_load(void *opaque, const brant_state *state, brant_reason *reason)
+static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
 	struct migration *g = opaque;
 	struct task come, *here = &g->task;
 	char text[150];
 
-	if (strcmp(state->name, "machine") != 0 || state->version != MACHINE_VERSION || state->length != sizeof(come)) {
+	if (strcmp(blob->name, "machine") != 0 || blob->version != MACHINE_VERSION || blob->length != sizeof(come)) {
 		brant_reason_set(reason, "the source is no minivmm of this version");
 		return -1;
 	}
-	memcpy(&come, state->data, sizeof(come));
+	memcpy(&come, blob->data, sizeof(come));
 	if (come.vcpus != here->vcpus || come.kvm != here->kvm) {
 		snprintf(text, sizeof(text), "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
 			 come.kvm ? "KVM" : "plain-memory", come.vcpus, here->kvm ? "KVM" : "plain-memory", here->vcpus);
@@ -553,7 +553,7 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 		.wire_bytes = s.wire_bytes,
 		.passes = s.pass,
 	};
-	brant_outgoing_stats_json(out, result->json, sizeof(result->json), NULL, NULL);
+	brant_outgoing_get_stats_json(out, result->json, sizeof(result->json), NULL, NULL);
 	/* Handed over without an answer, only the VMM can know whether the guest runs at the other side. This one cannot
 	 * ask, so it is on the safe side: one guest too few is better than one too many. */
 	if (code == BRANT_E_UNANSWERED)
@@ -621,7 +621,7 @@ int mg_receive_wait(struct migration *g, struct mg_result *result)
 		.zero_pages = s.zero_pages,
 		.wire_bytes = s.wire_bytes,
 	};
-	brant_incoming_stats_json(in, result->json, sizeof(result->json), NULL, NULL);
+	brant_incoming_get_stats_json(in, result->json, sizeof(result->json), NULL, NULL);
 	return code ? fail(g, "incoming migration", e) : 0;
 }
 

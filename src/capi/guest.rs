@@ -15,7 +15,7 @@ use vm_memory::GuestAddress;
 /// All functions on it may be called from any thread; changes wait for one another. Freeing it
 /// is the last call on it; trackers and migrations made from it keep what they need.
 ///
-/// It also knows who has the virtual machine (`brant_guest_state`), whatever uses it and for as
+/// It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
 /// long as it lives. A guest that was handed over is not handed over again, one that runs here
 /// is not overwritten, and one migration goes on at a time: what a migration must not begin with
 /// is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
@@ -25,7 +25,7 @@ pub struct brant_guest {
     pub(super) blockers: Blockers,
 }
 
-/// A reason why a guest cannot move, until it is taken back with `brant_unblock`.
+/// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
 pub struct brant_blocker {
     _blocker: Blocker,
 }
@@ -451,7 +451,7 @@ pub unsafe extern "C" fn brant_guest_clear_poisoned(
 /// fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
 /// stays as long as the guest does.
 #[no_mangle]
-pub unsafe extern "C" fn brant_block(
+pub unsafe extern "C" fn brant_blocker_new(
     guest: *mut brant_guest,
     reason: *const c_char,
     blocker: *mut *mut brant_blocker,
@@ -475,7 +475,7 @@ pub unsafe extern "C" fn brant_block(
 
 /// Takes a reason back; NULL is fine.
 #[no_mangle]
-pub unsafe extern "C" fn brant_unblock(blocker: *mut brant_blocker) {
+pub unsafe extern "C" fn brant_blocker_free(blocker: *mut brant_blocker) {
     boundary!(or(), {
         if !blocker.is_null() {
             // SAFETY: from Box::into_raw above, not freed before, by contract.

@@ -80,7 +80,7 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 
 /// Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
 /// once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
-/// `brant_outgoing_stats_json`. Waits for a source without a limit.
+/// `brant_outgoing_get_stats_json`. Waits for a source without a limit.
 ///
 /// Strangers end nothing and delay nothing. Several connections are looked at together; the
 /// first one on which all of a source's first record comes is the migration's, and the others are
@@ -177,9 +177,9 @@ pub unsafe extern "C" fn brant_incoming_get_stats(
     })
 }
 
-/// As `brant_outgoing_stats_json`.
+/// As `brant_outgoing_get_stats_json`.
 #[no_mangle]
-pub unsafe extern "C" fn brant_incoming_stats_json(
+pub unsafe extern "C" fn brant_incoming_get_stats_json(
     incoming: *const brant_incoming,
     buffer: *mut c_char,
     capacity: usize,

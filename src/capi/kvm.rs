@@ -10,7 +10,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 
 /// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
-/// else the bitmaps that `brant_kvm.costs` recommends, or without it initially set, else manual
+/// else the bitmaps that `brant_kvm_log.costs` recommends, or without it initially set, else manual
 /// protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
 /// measured unasked; what suits the guest is measured before rings are enabled, by
 /// `brant_kvm_measure`.
@@ -33,8 +33,8 @@ pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
 /// KVM's dirty bitmaps or rings.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_kvm {
-    /// sizeof(brant_kvm).
+pub struct brant_kvm_log {
+    /// sizeof(brant_kvm_log).
     pub size: usize,
     /// What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
     /// returns.
@@ -89,7 +89,7 @@ pub struct brant_kvm_info {
     pub stray_entries: u64,
 }
 
-sized!(brant_kvm, brant_kvm_info);
+sized!(brant_kvm_log, brant_kvm_info);
 
 /// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
 /// which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
@@ -98,7 +98,7 @@ sized!(brant_kvm, brant_kvm_info);
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,
-    kvm: *const brant_kvm,
+    kvm: *const brant_kvm_log,
     ops: *const brant_ops,
     opaque: *mut c_void,
     error: *mut *mut brant_error,
@@ -106,14 +106,14 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
     boundary!(error, {
         // SAFETY: null or a structure by contract.
         let (kvm, tail) = unsafe { read_known(kvm) }?;
-        if kvm.size < std::mem::offset_of!(brant_kvm, mode) {
-            return Err(invalid("brant_kvm.size leaves no room for vm_fd"));
+        if kvm.size < std::mem::offset_of!(brant_kvm_log, mode) {
+            return Err(invalid("brant_kvm_log.size leaves no room for vm_fd"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm.vm_fd") }?;
+        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm_log.vm_fd") }?;
         tail?;
         if kvm.reserved != 0 {
-            return Err(invalid("brant_kvm.reserved is not 0"));
+            return Err(invalid("brant_kvm_log.reserved is not 0"));
         }
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
@@ -123,7 +123,11 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             BRANT_KVM_MANUAL_PROTECT => KvmMode::ManualProtect,
             BRANT_KVM_INITIALLY_SET => KvmMode::InitiallySet,
             BRANT_KVM_RING => KvmMode::Ring,
-            other => return Err(invalid(format!("brant_kvm.mode is 0 to 4, not {other}"))),
+            other => {
+                return Err(invalid(format!(
+                    "brant_kvm_log.mode is 0 to 4, not {other}"
+                )))
+            }
         };
         // SAFETY: null or a structure by contract.
         let ops = Arc::new(unsafe { Ops::new(ops, opaque) }?);
@@ -135,7 +139,7 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             }
             other => {
                 return Err(invalid(format!(
-                    "brant_kvm.switched_by is 0 or 1, not {other}"
+                    "brant_kvm_log.switched_by is 0 or 1, not {other}"
                 )))
             }
         };

@@ -44,7 +44,7 @@ pub struct brant_kvm_cost {
     pub sync_gib_ns: u64,
 }
 
-/// What `brant_kvm_measure` found. `brant_kvm.costs` takes it as it was filled.
+/// What `brant_kvm_measure` found. `brant_kvm_log.costs` takes it as it was filled.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_costs {
@@ -141,7 +141,7 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
     let measured = Measured::of(costs, workload(c.memory_bytes, c.dirty_pages_per_second));
     measured.map(Some).ok_or_else(|| {
         invalid(
-            "brant_kvm.costs has no kind that was measured: expected what brant_kvm_measure filled",
+            "brant_kvm_log.costs has no kind that was measured: expected what brant_kvm_measure filled",
         )
     })
 }
@@ -152,7 +152,7 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// a guest that writes its memory again and again faults more often with them.
 ///
 /// Example: measure; enable rings if `costs.recommended` is BRANT_KVM_RING; make the VM's slots and
-/// vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm.costs`.
+/// vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm_log.costs`.
 ///
 /// A guest of brant's own is tried, in two virtual machines that come and go with 4 MiB of memory
 /// each, on the calling thread and no other. It takes 0.2 s at most, or `workload->limit_ms`,

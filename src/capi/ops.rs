@@ -16,15 +16,16 @@ pub struct brant_reason {
 /// on its thread.
 pub struct brant_saver {
     sink: *mut (dyn StateSink + 'static),
-    /// Why a piece could not be put, the first time.
+    /// Why a blob could not be put, the first time.
     refused: RefCell<Option<Error>>,
 }
 
-/// One piece of state, as `load` and `early_load` get it. Valid during the callback only.
+/// One blob of state or configuration, as `load` and `early_load` get it. Valid during the callback
+/// only.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_state {
-    /// sizeof(brant_state) as brant knows it.
+pub struct brant_state_blob {
+    /// sizeof(brant_state_blob) as brant knows it.
     pub size: usize,
     /// What it is the state of.
     pub name: *const c_char,
@@ -125,18 +126,18 @@ pub struct brant_ops {
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Destination: all memory is here; take one piece of state. Once for each, in the order of
+    /// Destination: all memory is here; take one blob of state. Once for each, in the order of
     /// saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
     /// of this guest is started here (a backup's, from before the guest went away). A failure refuses
     /// the switchover and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
-            state: *const brant_state,
+            blob: *const brant_state_blob,
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Destination: every piece was loaded; the last chance to refuse.
+    /// Destination: every blob was loaded; the last chance to refuse.
     pub loaded: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, guest running, before memory is sent: configuration that the destination needs
     /// in order to build itself.
@@ -147,12 +148,12 @@ pub struct brant_ops {
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Destination, before the layouts are compared: take one piece of configuration. Blocks and
+    /// Destination, before the layouts are compared: take one blob of configuration. Blocks and
     /// slots may be added here.
     pub early_load: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
-            state: *const brant_state,
+            blob: *const brant_state_blob,
             reason: *mut brant_reason,
         ) -> i32,
     >,
@@ -205,7 +206,7 @@ pub struct brant_ops {
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 
-sized!(brant_ops, brant_state, brant_event);
+sized!(brant_ops, brant_state_blob, brant_event);
 
 /// Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
 /// what is not UTF-8. NULL is ignored.
@@ -225,9 +226,9 @@ pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *c
     })
 }
 
-/// Puts one piece of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
+/// Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
 /// VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
-/// about 1 GiB each and 65536 pieces. A piece that is refused would be missing at the
+/// about 1 GiB each and 65536 blobs. A blob that is refused would be missing at the
 /// destination: `save` counts as failed then, whatever it returns, and for this reason unless it
 /// sets another.
 #[no_mangle]
@@ -409,11 +410,11 @@ impl Ops {
     fn with_state(
         &self,
         blob: &StateBlob<'_>,
-        call: unsafe extern "C" fn(*mut c_void, *const brant_state, *mut brant_reason) -> i32,
+        call: unsafe extern "C" fn(*mut c_void, *const brant_state_blob, *mut brant_reason) -> i32,
     ) -> Result<()> {
         let name = c_text(blob.name);
-        let state = brant_state {
-            size: size_of::<brant_state>(),
+        let state = brant_state_blob {
+            size: size_of::<brant_state_blob>(),
             name: name.as_ptr(),
             data: blob.data.as_ptr().cast(),
             length: blob.data.len() as u64,

@@ -223,7 +223,7 @@ pub unsafe extern "C" fn brant_outgoing_get_stats(
 /// the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
 /// gets how many it takes.
 #[no_mangle]
-pub unsafe extern "C" fn brant_outgoing_stats_json(
+pub unsafe extern "C" fn brant_outgoing_get_stats_json(
     outgoing: *const brant_outgoing,
     buffer: *mut c_char,
     capacity: usize,

@@ -4,37 +4,37 @@ use super::error::brant_error;
 use super::guest::brant_guest;
 use super::structs::{handle, put};
 
-/// In `brant_guest_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+/// In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
 pub const BRANT_GUEST_UNKNOWN: u32 = 0;
-/// In `brant_guest_state`: the guest runs here. A migration from here has been, one to here has
+/// In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
 /// arrived, or `brant_guest_runs_here` said so.
 pub const BRANT_GUEST_HERE: u32 = 1;
-/// In `brant_guest_state`: the guest is here and stands, for `resume` or `run` failed.
+/// In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed.
 pub const BRANT_GUEST_STANDS: u32 = 2;
-/// In `brant_guest_state`: an outgoing migration is in progress, and the guest runs here.
+/// In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here.
 pub const BRANT_GUEST_LEAVING: u32 = 3;
-/// In `brant_guest_state`: an outgoing migration has paused the guest, which is here.
+/// In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here.
 pub const BRANT_GUEST_PAUSED: u32 = 4;
-/// In `brant_guest_state`: the guest is being handed over; here it stands.
+/// In `brant_guest_get_state`: the guest is being handed over; here it stands.
 pub const BRANT_GUEST_HANDING_OVER: u32 = 5;
-/// In `brant_guest_state`: the guest was handed over and runs at another place; its memory is here,
+/// In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
 /// and `brant_guest_reclaim` may take it back.
 pub const BRANT_GUEST_HANDED_OVER: u32 = 6;
-/// In `brant_guest_state`: handed over without an answer; `brant_outgoing_resolve` decides.
+/// In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides.
 pub const BRANT_GUEST_UNANSWERED: u32 = 7;
-/// In `brant_guest_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
+/// In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
 /// or an incoming migration that failed after it had begun to write over a guest that was handed
 /// over. What that one overwrote cannot be reclaimed.
 pub const BRANT_GUEST_GIVEN_UP: u32 = 8;
-/// In `brant_guest_state`: an incoming migration is in progress.
+/// In `brant_guest_get_state`: an incoming migration is in progress.
 pub const BRANT_GUEST_ARRIVING: u32 = 9;
-/// In `brant_guest_state`: an incoming migration came to nothing. No guest is here, unless the VMM
+/// In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
 /// has made one since.
 pub const BRANT_GUEST_EMPTY: u32 = 10;
 
 /// Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
 #[no_mangle]
-pub unsafe extern "C" fn brant_guest_state(
+pub unsafe extern "C" fn brant_guest_get_state(
     guest: *const brant_guest,
     state: *mut u32,
     error: *mut *mut brant_error,

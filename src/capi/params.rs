@@ -55,7 +55,7 @@ pub struct brant_params {
     pub handover_timeout_ms: u64,
     /// Destination: the most bytes of early configuration, and of device state, that it takes;
     /// 4 KiB to 1 TiB; default 256 MiB.
-    pub max_state: u64,
+    pub max_state_bytes: u64,
     /// Connections; 1.
     pub channels: u32,
     /// 0.
@@ -124,10 +124,10 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         } else {
             p.channels
         },
-        max_state: if p.max_state == 0 {
-            d.max_state
+        max_state_bytes: if p.max_state_bytes == 0 {
+            d.max_state_bytes
         } else {
-            p.max_state
+            p.max_state_bytes
         },
         skip_returned: p.returned == BRANT_RETURNED_SKIP,
     };

@@ -35,8 +35,8 @@ pub struct brant_dma_range {
 /// A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_vfio {
-    /// sizeof(brant_vfio).
+pub struct brant_vfio_log {
+    /// sizeof(brant_vfio_log).
     pub size: usize,
     /// Its descriptor, duplicated (dup): brant's from here on, whatever the call returns.
     pub fd: i32,
@@ -55,20 +55,20 @@ pub struct brant_vfio {
 /// A hardware page table of iommufd.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_iommufd {
-    /// sizeof(brant_iommufd).
+pub struct brant_iommufd_log {
+    /// sizeof(brant_iommufd_log).
     pub size: usize,
     /// The iommufd, duplicated (dup): brant's from here on, whatever the call returns.
     pub fd: i32,
     /// The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
     pub hwpt_id: u32,
-    /// As in `brant_vfio`.
+    /// As in `brant_vfio_log`.
     pub ranges: *const brant_dma_range,
     /// How many; at most 65536.
     pub range_count: usize,
 }
 
-sized!(brant_vfio, brant_iommufd);
+sized!(brant_vfio_log, brant_iommufd_log);
 
 /// The ranges as the crate takes them.
 ///
@@ -111,17 +111,17 @@ unsafe fn iovas(ranges: *const brant_dma_range, count: usize) -> Result<Iovas> {
 ///
 /// # Safety
 /// `vfio` is null or a structure as its size says, and its descriptor is handed over.
-unsafe fn vfio_of(vfio: *const brant_vfio) -> Result<(OwnedFd, brant_vfio, Result<()>)> {
+unsafe fn vfio_of(vfio: *const brant_vfio_log) -> Result<(OwnedFd, brant_vfio_log, Result<()>)> {
     // SAFETY: the caller's promise.
     let (vfio, tail) = unsafe { read_known(vfio) }?;
-    if vfio.size < std::mem::offset_of!(brant_vfio, reserved) {
-        return Err(invalid("brant_vfio.fd is no descriptor"));
+    if vfio.size < std::mem::offset_of!(brant_vfio_log, reserved) {
+        return Err(invalid("brant_vfio_log.fd is no descriptor"));
     }
     // SAFETY: handed over by contract; ours from here on, whatever comes.
-    let fd = unsafe { taken(vfio.fd, "brant_vfio.fd") }?;
+    let fd = unsafe { taken(vfio.fd, "brant_vfio_log.fd") }?;
     let rest = tail.and(match vfio.reserved {
         0 => Ok(()),
-        _ => Err(invalid("brant_vfio.reserved is not 0")),
+        _ => Err(invalid("brant_vfio_log.reserved is not 0")),
     });
     Ok((fd, vfio, rest))
 }
@@ -136,7 +136,7 @@ unsafe fn vfio_of(vfio: *const brant_vfio) -> Result<(OwnedFd, brant_vfio, Resul
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_device(
     tracker: *mut brant_tracker,
-    vfio: *const brant_vfio,
+    vfio: *const brant_vfio_log,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -167,7 +167,7 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_device(
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_container(
     tracker: *mut brant_tracker,
-    vfio: *const brant_vfio,
+    vfio: *const brant_vfio_log,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_container(
         let tracker = unsafe { handle(tracker, "tracker") }?;
         if vfio.page_size != 0 {
             return Err(invalid(format!(
-                "brant_vfio.page_size is 0 for a container, whose IOMMU decides; found {}",
+                "brant_vfio_log.page_size is 0 for a container, whose IOMMU decides; found {}",
                 vfio.page_size
             )));
         }
@@ -199,17 +199,17 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_container(
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_iommufd(
     tracker: *mut brant_tracker,
-    iommufd: *const brant_iommufd,
+    iommufd: *const brant_iommufd_log,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
         let (iommufd, tail) = unsafe { read_known(iommufd) }?;
-        if iommufd.size < std::mem::offset_of!(brant_iommufd, hwpt_id) {
-            return Err(invalid("brant_iommufd.fd is no descriptor"));
+        if iommufd.size < std::mem::offset_of!(brant_iommufd_log, hwpt_id) {
+            return Err(invalid("brant_iommufd_log.fd is no descriptor"));
         }
         // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(iommufd.fd, "brant_iommufd.fd") }?;
+        let fd = unsafe { taken(iommufd.fd, "brant_iommufd_log.fd") }?;
         tail?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;

@@ -16,8 +16,8 @@ use std::sync::Arc;
 /// switched off.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_vhost_log {
-    /// sizeof(brant_vhost_log) as brant knows it.
+pub struct brant_vhost_memory {
+    /// sizeof(brant_vhost_memory) as brant knows it.
     pub size: usize,
     /// Where it is mapped in this process: what VHOST_SET_LOG_BASE of the kernel's vhost takes.
     pub address: *mut c_void,
@@ -40,8 +40,8 @@ pub struct brant_vhost_log {
 /// brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct brant_vhost {
-    /// sizeof(brant_vhost).
+pub struct brant_vhost_log {
+    /// sizeof(brant_vhost_log).
     pub size: usize,
     /// Given to the operations, until the tracker is freed and no migration uses it any more.
     pub opaque: *mut c_void,
@@ -61,7 +61,7 @@ pub struct brant_vhost {
     pub log_on: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
-            log: *const brant_vhost_log,
+            log: *const brant_vhost_memory,
             reason: *mut brant_reason,
         ) -> i32,
     >,
@@ -72,21 +72,21 @@ pub struct brant_vhost {
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 
-sized!(brant_vhost, brant_vhost_log);
+sized!(brant_vhost_log, brant_vhost_memory);
 
 /// The table as the trait that the crate asks for.
-struct Table(brant_vhost);
+struct Table(brant_vhost_log);
 
 // SAFETY: the VMM gave table and opaque for use on any thread; that is the contract of
-// `brant_vhost`.
+// `brant_vhost_log`.
 unsafe impl Send for Table {}
 // SAFETY: as above; the operations are called one at a time, under the tracker's lock.
 unsafe impl Sync for Table {}
 
 impl VhostBackEnds for Table {
     fn log_on(&self, memory: &LogMemory) -> Result<()> {
-        let log = brant_vhost_log {
-            size: size_of::<brant_vhost_log>(),
+        let log = brant_vhost_memory {
+            size: size_of::<brant_vhost_memory>(),
             address: memory.address().cast(),
             length: memory.length(),
             fd: memory.fd().as_raw_fd(),
@@ -118,7 +118,7 @@ impl VhostBackEnds for Table {
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vhost(
     tracker: *mut brant_tracker,
-    vhost: *const brant_vhost,
+    vhost: *const brant_vhost_log,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -132,7 +132,7 @@ pub unsafe extern "C" fn brant_tracker_add_vhost(
         ] {
             if !there {
                 return Err(invalid(format!(
-                    "brant_vhost.{name} is required and is NULL"
+                    "brant_vhost_log.{name} is required and is NULL"
                 )));
             }
         }

@@ -62,7 +62,7 @@ pub struct Params {
     pub channels: u32,
     /// Destination: the most bytes of state that it takes, early configuration and device
     /// state each: 4 KiB to 1 TiB; 256 MiB.
-    pub max_state: u64,
+    pub max_state_bytes: u64,
     /// Source: pages that the guest gave back are neither read nor sent; destination: what the
     /// source says is given back is given back to the host here too. On. Where nobody said that
     /// the guest must tell before it uses a page again, it makes no difference.
@@ -82,7 +82,7 @@ impl Default for Params {
             switchover_timeout: Duration::from_secs(30),
             handover_timeout: Duration::from_secs(30),
             channels: 1,
-            max_state: 256 << 20,
+            max_state_bytes: 256 << 20,
             skip_returned: true,
         }
     }
@@ -206,7 +206,12 @@ impl Params {
         within("the switchover timeout", self.switchover_timeout, ms, HOUR)?;
         within("the hand-over timeout", self.handover_timeout, ms, HOUR)?;
         within("the number of channels", self.channels, 1, 1)?;
-        within("the maximum state in bytes", self.max_state, 4096, 1 << 40)
+        within(
+            "the maximum state in bytes",
+            self.max_state_bytes,
+            4096,
+            1 << 40,
+        )
     }
 }
 
@@ -285,7 +290,7 @@ mod tests {
             (Params { channels: 2, ..d() }, "1 to 1"),
             (
                 Params {
-                    max_state: 0,
+                    max_state_bytes: 0,
                     ..d()
                 },
                 "4096 to",

@@ -25,7 +25,7 @@ use std::time::Instant;
 fn more_blobs_or_blocks_than_there_can_be_are_refused_as_they_come() {
     bounded();
     let params = || Params {
-        max_state: 1 << 40,
+        max_state_bytes: 1 << 40,
         ..quick()
     };
     let many = |kind: RecordType, count: usize| {
@@ -188,7 +188,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     };
     let pair = Pair::new(&[ram("ram", 600)]);
     let params = Params {
-        max_state: 1 << 40,
+        max_state_bytes: 1 << 40,
         ..quick()
     };
     let (mut raw, fd) = Raw::pair();

@@ -14,7 +14,7 @@ pub const SLACK: Duration = Duration::from_millis(4000);
 pub fn quick() -> Params {
     Params {
         switchover_bandwidth: Some(1 << 30),
-        max_state: 1 << 20,
+        max_state_bytes: 1 << 20,
         // An answer that does not come is waited for, so long and a second.
         handover_timeout: MS * 1000,
         ..Params::default()

@@ -131,7 +131,7 @@ fn parameters_out_of_range_are_refused_before_anything_starts() {
         },
         Params { channels: 0, ..d() },
         Params {
-            max_state: 1,
+            max_state_bytes: 1,
             ..d()
         },
     ] {

@@ -42,7 +42,7 @@ fn state_past_the_destinations_limit_is_refused_and_the_guest_runs_on() {
     let pair = Pair::new(&[ram("ram", 600)]);
     *pair.from.state.lock().unwrap() = vec![blob("a", 0, &[7; 5000])];
     let small = Params {
-        max_state: 4096,
+        max_state_bytes: 4096,
         ..quick()
     };
     let (a, b) = socketpair();

@@ -296,7 +296,7 @@ pub fn destination(stream: &[u8]) -> Outcome {
         io_timeout: limit,
         switchover_timeout: limit,
         handover_timeout: limit,
-        max_state: MAX_STATE,
+        max_state_bytes: MAX_STATE,
         ..Params::default()
     };
     let begun = Instant::now();

@@ -109,7 +109,7 @@ class brant_tracker_config(Structure):
     ]
 
 
-class brant_kvm(Structure):
+class brant_kvm_log(Structure):
     _fields_ = [
         ("size", c_size_t),
         ("vm_fd", c_int32),
@@ -220,7 +220,7 @@ STRUCTURES: Tuple[type, ...] = (
     brant_ram_block,
     brant_slot,
     brant_tracker_config,
-    brant_kvm,
+    brant_kvm_log,
     brant_kvm_workload,
     brant_kvm_cost,
     brant_kvm_costs,
@@ -266,7 +266,7 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "brant_tracker_new": (c_int32, [_handle, POINTER(brant_tracker_config), _place, _place]),
     "brant_tracker_free": (None, [_handle]),
     # The operations are for logging that the VMM switches, which Python does not do.
-    "brant_tracker_add_kvm": (c_int32, [_handle, POINTER(brant_kvm), c_void_p, c_void_p, _place]),
+    "brant_tracker_add_kvm": (c_int32, [_handle, POINTER(brant_kvm_log), c_void_p, c_void_p, _place]),
     "brant_kvm_measure": (
         c_int32,
         [

@@ -509,7 +509,7 @@ class Tracker(_Takes):
         if costs is not None:
             figures = ctypes.cast(ctypes.create_string_buffer(costs.filled), ctypes.c_void_p)
         with self._handle.use() as tracker:
-            kvm = native.sized(native.brant_kvm, vm_fd=_duplicate(vm_fd), mode=chosen)
+            kvm = native.sized(native.brant_kvm_log, vm_fd=_duplicate(vm_fd), mode=chosen)
             kvm.costs = figures
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm), None, None)
 

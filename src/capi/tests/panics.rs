@@ -260,10 +260,10 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_guest_state",
+        "brant_guest_get_state",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_state(null(), null_mut(), e) })
+            Answer::Code(unsafe { brant_guest_get_state(null(), null_mut(), e) })
         },
         None,
     ),
@@ -292,18 +292,18 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_block",
+        "brant_blocker_new",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_block(null_mut(), null(), null_mut(), e) })
+            Answer::Code(unsafe { brant_blocker_new(null_mut(), null(), null_mut(), e) })
         },
         None,
     ),
     (
-        "brant_unblock",
+        "brant_blocker_free",
         |_| {
             // SAFETY: nothing is passed.
-            unsafe { brant_unblock(null_mut()) };
+            unsafe { brant_blocker_free(null_mut()) };
             Answer::Nothing
         },
         Some("nothing"),
@@ -369,10 +369,12 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_incoming_stats_json",
+        "brant_incoming_get_stats_json",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_incoming_stats_json(null(), null_mut(), 1, null_mut(), e) })
+            Answer::Code(unsafe {
+                brant_incoming_get_stats_json(null(), null_mut(), 1, null_mut(), e)
+            })
         },
         None,
     ),
@@ -476,10 +478,12 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_outgoing_stats_json",
+        "brant_outgoing_get_stats_json",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_outgoing_stats_json(null(), null_mut(), 1, null_mut(), e) })
+            Answer::Code(unsafe {
+                brant_outgoing_get_stats_json(null(), null_mut(), 1, null_mut(), e)
+            })
         },
         None,
     ),

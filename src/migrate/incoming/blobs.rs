@@ -25,7 +25,7 @@ pub(super) fn receive(
     kind: RecordType,
     limit: Limit,
 ) -> Result<Blobs> {
-    let most = waits.params.max_state;
+    let most = waits.params.max_state_bytes;
     let mut list: Vec<StoredBlob> = Vec::new();
     let mut bytes = 0u64;
     let what = match kind {
