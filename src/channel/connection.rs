@@ -1,12 +1,13 @@
 //! One connection: sends and receives bytes, straight from and into guest memory, until all is
 //! moved, the peer is gone, time is up or it is cancelled.
 //!
-//! Not a codec and not a pacer. How it comes about is in `connect` and `listener`. What carries the bytes is a [`Line`], how they are moved is in
-//! `transfer`. One thread uses a channel at a time: the workers of `migrate`.
+//! Not a codec and not a pacer. `connect` and `listener` make channels. A [`ConnectionKind`] carries
+//! the bytes, and `transfer` moves them. One thread uses a channel at a time: the workers of
+//! `migrate`.
 
 use super::cursor::Cursor;
 use super::io::Io;
-use super::line::{Direction, Line};
+use super::kind::{ConnectionKind, Direction};
 use super::parts::{Part, PartMut, Piece};
 use super::socket::Socket;
 use crate::error::{Error, Kind, Result};
@@ -23,9 +24,9 @@ pub struct Counters {
     pub sent: Bytes,
     /// Bytes received.
     pub received: Bytes,
-    /// Calls of the line's `send` that moved bytes.
+    /// Calls of the connection's `send` that moved bytes.
     pub send_calls: u64,
-    /// Calls of the line's `recv` that moved bytes.
+    /// Calls of the connection's `recv` that moved bytes.
     pub recv_calls: u64,
     /// Time spent waiting for room to send: the link, or the peer, was the slower.
     pub send_waited: Duration,
@@ -36,7 +37,7 @@ pub struct Counters {
 /// See the file's description.
 #[derive(Debug)]
 pub struct Channel {
-    pub(super) line: Line,
+    pub(super) kind: ConnectionKind,
     pub(super) peer: String,
     pub(super) counters: Counters,
     /// A send (a receive) ended in the middle of its parts. What is sent (or
@@ -63,10 +64,10 @@ impl Channel {
     /// # Errors
     /// As for [`from_fd`](Self::from_fd).
     pub fn from_fd_after(fd: OwnedFd, received: Bytes) -> Result<Self> {
-        let line = Line::Socket(Socket::new(fd)?);
+        let kind = ConnectionKind::Socket(Socket::new(fd)?);
         Ok(Channel {
-            peer: line.peer(),
-            line,
+            peer: kind.peer(),
+            kind,
             counters: Counters {
                 received,
                 ..Counters::default()
@@ -239,13 +240,13 @@ impl Channel {
         cancel: Option<&Cancel>,
         until: Deadline,
     ) -> Result<Wake> {
-        self.line.wait(interest, None, cancel, until)
+        self.kind.wait(interest, None, cancel, until)
     }
 
     /// How many bytes of what was sent the peer has not: its kernel (TCP), or itself (a unix
     /// socket). 0 where that is not known.
     pub fn held(&self) -> u64 {
-        self.line.unsent()
+        self.kind.unsent()
     }
 
     /// Whether the peer has closed its end, or the connection has failed.
@@ -254,7 +255,7 @@ impl Channel {
     /// # Errors
     /// `Kernel` when poll fails.
     pub fn peer_hung_up(&self) -> Result<bool> {
-        self.line.hung_up().map_err(|e| Error::os("poll", e))
+        self.kind.hung_up().map_err(|e| Error::os("poll", e))
     }
 
     /// Ends the connection in both directions: the peer finds the end of the
@@ -263,7 +264,7 @@ impl Channel {
     /// # Errors
     /// `Kernel`.
     pub fn shutdown(&self) -> Result<()> {
-        self.line.shutdown().map_err(|e| Error::os("shutdown", e))
+        self.kind.shutdown().map_err(|e| Error::os("shutdown", e))
     }
 
     /// Refuses to go on where an earlier transfer ended in the middle.

@@ -4,6 +4,7 @@
 
 use super::connection::Channel;
 use super::endpoint::Endpoint;
+use super::listener_limits::BACKLOG;
 use super::newcomer::Newcomer;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Wake};
@@ -14,11 +15,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-
-/// Connections that may wait to be accepted; the kernel cuts it to its own limit
-/// (`net.core.somaxconn`). When the queue is full a source's call is lost for a second: room
-/// for many strangers.
-const BACKLOG: i32 = 4096;
 
 /// A listening socket.
 #[derive(Debug)]

@@ -2,15 +2,16 @@
 //! connect, a descriptor handed in), moving bytes over them (connection, transfer), and pacing.
 //!
 //! Verbs, no descriptors: what is above sends, receives, waits and shuts down, whatever kind of
-//! line carries the bytes. Knows nothing of records: bytes in, bytes out. Used by `migrate`.
+//! connection carries the bytes. Knows nothing of records: bytes in, bytes out. Used by `migrate`.
 
 mod connect;
 mod connection;
 mod cursor;
 pub mod endpoint;
 mod io;
-mod line;
+mod kind;
 pub mod listener;
+pub mod listener_limits;
 pub mod newcomer;
 pub mod pacing;
 pub mod parts;

@@ -1,5 +1,5 @@
 //! A connected stream socket (TCP, unix, vsock), set up and never blocking: what the first kind
-//! of [`Line`](super::line::Line) is made of.
+//! of [`ConnectionKind`](super::kind::ConnectionKind) is made of.
 //!
 //! Each verb is one system call. Waiting and trying again is the transfer's.
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 /// The socket under a channel, to do to it what a channel does not.
 fn fd(channel: &Channel) -> BorrowedFd<'_> {
-    match &channel.line {
-        line::Line::Socket(socket) => socket.fd(),
+    match &channel.kind {
+        kind::ConnectionKind::Socket(socket) => socket.fd(),
     }
 }
 

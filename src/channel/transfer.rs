@@ -1,10 +1,10 @@
-//! Moving the bytes of a list of parts over a line: the loop of trying, waiting and giving up,
-//! the same for both directions and every kind of line, and what its errors say.
+//! Moving the bytes of a list of parts over a connection: the loop of trying, waiting and giving up,
+//! the same for both directions and every kind of connection, and what its errors say.
 
 use super::connection::Channel;
 use super::cursor::{Cursor, CUT_PARTS};
 use super::io::Io;
-use super::line::{Direction, Way};
+use super::kind::{Direction, Way};
 use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Recall, Wake};
@@ -12,7 +12,7 @@ use crate::units::Bytes;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// How long to leave a line alone that was called ready and moved nothing
+/// How long to leave a connection alone that was called ready and moved nothing
 /// (TCP short of memory does that): long enough not to spin.
 const BACK_OFF: Duration = Duration::from_millis(1);
 
@@ -61,11 +61,11 @@ impl Channel {
                 let pause = Deadline::after(BACK_OFF).earlier(until);
                 pause_until(io.cancel, pause)
             } else {
-                self.line
+                self.kind
                     .wait(P::DIRECTION.interest(), recall, io.cancel, until)?
             };
             self.waited(P::DIRECTION, start.elapsed());
-            // After a pause the line is tried, then waited for again.
+            // After a pause the connection is tried, then waited for again.
             woken = !woken && wake == Wake::Ready;
         }
         Ok(())
@@ -107,7 +107,7 @@ impl Channel {
     /// One call.
     fn step<P: Way>(&mut self, cursor: &mut Cursor<'_, P>, io: &Io<'_>) -> Result<Step> {
         let mut cut = [P::EMPTY; CUT_PARTS];
-        match P::go(&mut self.line, cursor.window(&mut cut)) {
+        match P::go(&mut self.kind, cursor.window(&mut cut)) {
             Ok(0) if P::DIRECTION == Direction::Receive => {
                 let why = "the peer closed the connection";
                 Err(self.stopped(Kind::PeerGone, cursor, io, why))

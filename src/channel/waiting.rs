@@ -1,16 +1,14 @@
 //! Waiting for a listener and for many newcomers at once.
 
 use super::listener::Listener;
+use super::listener_limits::LOOKED_AT;
 use super::newcomer::Newcomer;
 use crate::runtime::{Cancel, Deadline};
 use crate::sys::event::{self, Poll};
 use std::io;
 
-/// How many newcomers can be waited for together.
-pub const TOGETHER: usize = 128;
-
 /// Waits for whatever comes first: a connection at `listener`, something to receive of one of
-/// `newcomers`, at most [`TOGETHER`] of which are looked at, the cancel, the deadline. Which
+/// `newcomers`, at most [`LOOKED_AT`] of which are looked at, the cancel, the deadline. Which
 /// newcomers have something, in their order. A signal may end it early.
 ///
 /// # Errors
@@ -20,8 +18,8 @@ pub fn wait_for_any<'n>(
     newcomers: impl IntoIterator<Item = &'n Newcomer>,
     cancel: &Cancel,
     until: Deadline,
-) -> io::Result<[bool; TOGETHER]> {
-    let mut polls = [Poll::none(); TOGETHER + 2];
+) -> io::Result<[bool; LOOKED_AT]> {
+    let mut polls = [Poll::none(); LOOKED_AT + 2];
     polls[0] = Poll::new(cancel.fd(), event::READABLE);
     if let Some(listener) = listener {
         polls[1] = Poll::new(listener.fd(), event::READABLE);
@@ -33,10 +31,10 @@ pub fn wait_for_any<'n>(
     }
     match event::poll(&mut polls[..count], until.remaining()) {
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok([false; TOGETHER]),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok([false; LOOKED_AT]),
         Err(e) => return Err(e),
     }
-    let mut ready = [false; TOGETHER];
+    let mut ready = [false; LOOKED_AT];
     for (ready, poll) in ready.iter_mut().zip(&polls[2..count]) {
         *ready = poll.found() != 0;
     }

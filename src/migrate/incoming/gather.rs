@@ -1,43 +1,25 @@
-//! Who a session is with: a listener's connections are looked at together, and the first one on
-//! which a whole HELLO comes is the session.
+//! Listening for the source: the connections of a listener are looked at together, and the first
+//! one on which a whole HELLO comes is the session's.
 //!
-//! Anybody who reaches the listener can connect to it: port scanners, health checks, somebody who
-//! keeps silent. None of them ends the waiting or delays it. What they cost is bounded: so many
-//! connections ([`CANDIDATES`]), so many bytes read of each (a HELLO's), so much time (the
-//! connect timeout). A HELLO is no proof of identity; who may connect is the VMM's decision.
+//! Port scanners, health checks and silent clients connect too. None of them ends the waiting or
+//! delays it. What they cost is bounded by [`crate::channel::listener_limits`]. What a connection
+//! has to say before it is the session's, and how one that says something else is refused, is
+//! [`super::authenticate`]'s.
 //!
-//! Called by the destination's driver. Knows the first record and nothing of what follows.
+//! Called by the destination's driver.
 
+use super::authenticate::{Arrival, Candidate, Said};
 use crate::channel::listener::Accepted;
-use crate::channel::waiting::{wait_for_any, TOGETHER};
-use crate::channel::{Channel, Listener, Newcomer};
-use crate::error::{Error, Kind, Result};
+use crate::channel::listener_limits::{
+    ACCEPTED_AT_ONCE, LOOKED_AT, SHORTAGE_PAUSE, SILENCE, WARNING_PAUSE,
+};
+use crate::channel::waiting::wait_for_any;
+use crate::channel::Listener;
+use crate::error::Result;
 use crate::migrate::params::Params;
-use crate::runtime::{Cancel, Deadline, Limit};
-use crate::wire::{self, Header, Hello, Record, RecordType, HEADER_LEN};
+use crate::runtime::{Cancel, Deadline};
 use std::io;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-/// Connections that are looked at together. One more, and the oldest of those from the place
-/// that most of them came from is closed.
-const CANDIDATES: usize = TOGETHER;
-/// Connections that are taken between two looks at those that there are.
-const AT_ONCE: usize = 16;
-/// The longest HELLO.
-const HELLO_MAX: usize = HEADER_LEN + RecordType::Hello.payload_limits().1 as usize;
-/// Without descriptors, until the next try.
-const SHORTAGE: Duration = Duration::from_millis(50);
-/// For how long a connection is left alone when its descriptor is needed for another.
-const GRACE: Duration = Duration::from_secs(1);
-/// Between two warnings.
-const QUIET: Duration = Duration::from_secs(10);
-
-/// The session's connection, and what was said on it.
-pub(super) struct Arrival {
-    pub(super) channel: Channel,
-    pub(super) hello: Hello,
-}
 
 /// Waits for a HELLO. `warn` is told what a VMM's user should know of, a few times a minute at
 /// the most.
@@ -85,7 +67,7 @@ struct Gathering<'a> {
 }
 
 /// Which candidates there is something to read of, by their place.
-type Ready = [bool; CANDIDATES];
+type Ready = [bool; LOOKED_AT];
 
 impl Gathering<'_> {
     /// Waits until there is something to do, and closes who has had their time.
@@ -109,7 +91,7 @@ impl Gathering<'_> {
                 }
                 self.shortage(&e);
                 std::thread::sleep(Duration::from_millis(1));
-                [false; CANDIDATES]
+                [false; LOOKED_AT]
             }
         }
     }
@@ -150,18 +132,18 @@ impl Gathering<'_> {
         if self.closed_until.is_some() {
             return Ok(None);
         }
-        for _ in 0..AT_ONCE {
+        for _ in 0..ACCEPTED_AT_ONCE {
             let newcomer = match self.listener.accept_now()? {
                 Accepted::Connection(newcomer) => newcomer,
                 Accepted::Gone => continue,
                 Accepted::Nobody => break,
                 Accepted::Shortage(error) => {
                     // A connection that has been silent for a while holds one.
-                    let old = |c: &Candidate| c.came.elapsed() >= GRACE;
+                    let old = |c: &Candidate| c.came.elapsed() >= SILENCE;
                     if self.candidates.first().is_some_and(old) {
                         self.candidates.remove(0);
                     } else {
-                        self.closed_until = Some(Deadline::after(SHORTAGE));
+                        self.closed_until = Some(Deadline::after(SHORTAGE_PAUSE));
                     }
                     self.shortage(&error);
                     return Ok(None);
@@ -182,7 +164,7 @@ impl Gathering<'_> {
                 Said::NotAll => {}
             }
             candidate.place = candidate.newcomer.peer_network();
-            if self.candidates.len() >= CANDIDATES {
+            if self.candidates.len() >= LOOKED_AT {
                 self.make_room();
             }
             self.candidates.push(candidate);
@@ -215,146 +197,13 @@ impl Gathering<'_> {
     }
 
     fn warning(&mut self, message: String) {
-        if self.warned.is_none_or(|last| last.elapsed() >= QUIET) {
+        if self
+            .warned
+            .is_none_or(|last| last.elapsed() >= WARNING_PAUSE)
+        {
             self.warned = Some(Instant::now());
             (self.warn)(message);
         }
-    }
-}
-
-/// A connection on which a HELLO may come.
-struct Candidate {
-    newcomer: Newcomer,
-    /// From where, roughly.
-    place: Option<IpAddr>,
-    came: Instant,
-    limit: Limit,
-    bytes: [u8; HELLO_MAX],
-    got: usize,
-    /// All of it is here.
-    done: bool,
-}
-
-/// What was said so far.
-enum Said {
-    /// A part of a HELLO, perhaps nothing of it.
-    NotAll,
-    Hello(Hello),
-    /// Something else, in our language: why it is no HELLO.
-    Wrong(String),
-    /// It is closed, or speaks another language.
-    Nothing,
-}
-
-impl Candidate {
-    fn new(newcomer: Newcomer, params: &Params) -> Self {
-        Candidate {
-            newcomer,
-            place: None,
-            came: Instant::now(),
-            limit: params.connect().from_now(),
-            bytes: [0; HELLO_MAX],
-            got: 0,
-            done: false,
-        }
-    }
-
-    /// Reads what there is, no further than to the end of HELLO.
-    fn read(&mut self, ready: bool) -> Said {
-        if !ready {
-            return Said::NotAll;
-        }
-        loop {
-            let want = match self.header() {
-                None => HEADER_LEN,
-                Some(Ok(header)) => HEADER_LEN + header.payload as usize,
-                Some(Err(error)) => return self.refuse(&error),
-            };
-            if self.got == want {
-                return self.hello();
-            }
-            let room = &mut self.bytes[self.got..want];
-            match self.newcomer.recv(room) {
-                Ok(0) => return Said::Nothing,
-                Ok(n) => self.got += n,
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EAGAIN) => return Said::NotAll,
-                    Some(libc::EINTR) => {}
-                    _ => return Said::Nothing,
-                },
-            }
-        }
-    }
-
-    /// The first record's header, once it is here.
-    fn header(&self) -> Option<Result<Header>> {
-        let head = self.bytes[..self.got].first_chunk()?;
-        let header = Header::decode(head).and_then(|header| match header.classify()? {
-            Some(RecordType::Hello) => Ok(header),
-            other => Err(Error::new(
-                Kind::Protocol,
-                format!(
-                    "expected HELLO, found {}",
-                    other.map_or("a record of a later version", RecordType::name)
-                ),
-            )),
-        });
-        Some(header)
-    }
-
-    /// The session; nothing if the connection broke just now.
-    fn arrived(self, hello: Hello) -> Option<Arrival> {
-        let channel = self.newcomer.into_channel().ok()?;
-        Some(Arrival { channel, hello })
-    }
-
-    fn hello(&mut self) -> Said {
-        let payload = &self.bytes[HEADER_LEN..self.got];
-        let record = match self.header() {
-            Some(Ok(header)) => Record::decode(&header, payload),
-            _ => return Said::Nothing,
-        };
-        match record {
-            // Channel 0 opens the session. Whoever says otherwise is no source that could begin one.
-            Ok(Record::Hello(hello)) if hello.channel != 0 => self.refuse(&Error::new(
-                Kind::Unsupported,
-                format!(
-                    "HELLO: expected channel 0, which opens a session, found channel {} of {} (role {})",
-                    hello.channel, hello.channels, hello.role
-                ),
-            )),
-            Ok(Record::Hello(hello)) => {
-                self.done = true;
-                Said::Hello(hello)
-            }
-            Ok(_) => Said::Nothing,
-            Err(error) => self.refuse(&error),
-        }
-    }
-
-    /// Somebody who speaks this protocol is told what was wrong, without waiting for room.
-    fn refuse(&mut self, error: &Error) -> Said {
-        if self.bytes[..4] != wire::MAGIC.to_le_bytes() {
-            return Said::Nothing;
-        }
-        let abort = Record::Abort(wire::Abort {
-            code: error.kind() as i32,
-            reason: error.message().to_owned(),
-        });
-        let mut bytes = Vec::new();
-        if abort.encode(&mut bytes).is_ok() {
-            self.newcomer.dismiss(&bytes);
-        }
-        // Whoever has a path has the same as all who come there.
-        let from = match self.newcomer.peer_network() {
-            Some(_) => self.newcomer.peer().unwrap_or_default(),
-            None => String::new(),
-        };
-        let from = match from.strip_prefix("tcp:") {
-            Some(address) => format!(" from {address}"),
-            None => String::new(),
-        };
-        Said::Wrong(format!("a connection{from} was closed: {error}"))
     }
 }
 
@@ -362,6 +211,7 @@ impl Candidate {
 mod tests {
     use super::*;
     use crate::channel::Endpoint;
+    use std::net::IpAddr;
 
     #[test]
     fn a_place_that_opens_many_connections_closes_its_own_oldest() {

@@ -1,4 +1,4 @@
-//! What carries a channel's bytes: the kinds of connection, and the verbs that each has.
+//! The kinds of connection that carry a channel's bytes, and the verbs that each kind has.
 //!
 //! One kind so far. A second (TLS over a socket, say) is another variant and its own file; what
 //! is above, the transfer and the channel, goes by these verbs and never by a descriptor. So a
@@ -12,30 +12,32 @@ use std::io;
 
 /// See the file's description.
 #[derive(Debug)]
-pub(super) enum Line {
+pub(super) enum ConnectionKind {
     /// A stream socket, bytes as they are.
     Socket(Socket),
 }
 
-impl Line {
+impl ConnectionKind {
     /// The peer as messages name it.
     pub fn peer(&self) -> String {
         match self {
-            Line::Socket(socket) => socket.peer().unwrap_or_else(|| "the peer".to_owned()),
+            ConnectionKind::Socket(socket) => {
+                socket.peer().unwrap_or_else(|| "the peer".to_owned())
+            }
         }
     }
 
     /// Sends what goes now, without waiting; how many bytes. `WouldBlock` when nothing goes.
     pub fn send(&mut self, parts: &[Part<'_>]) -> io::Result<usize> {
         match self {
-            Line::Socket(socket) => socket.send(parts),
+            ConnectionKind::Socket(socket) => socket.send(parts),
         }
     }
 
     /// Receives what is there, without waiting; how many bytes, 0 for the end of the stream.
     pub fn recv(&mut self, parts: &[PartMut<'_>]) -> io::Result<usize> {
         match self {
-            Line::Socket(socket) => socket.recv(parts),
+            ConnectionKind::Socket(socket) => socket.recv(parts),
         }
     }
 
@@ -50,28 +52,30 @@ impl Line {
     ) -> Result<Wake> {
         let recall = recall.map(Recall::fd);
         match self {
-            Line::Socket(socket) => wait_ready_or(socket.fd(), interest, recall, cancel, until),
+            ConnectionKind::Socket(socket) => {
+                wait_ready_or(socket.fd(), interest, recall, cancel, until)
+            }
         }
     }
 
     /// How many bytes of what was sent the peer has not, as far as that is known.
     pub fn unsent(&self) -> u64 {
         match self {
-            Line::Socket(socket) => socket.unsent(),
+            ConnectionKind::Socket(socket) => socket.unsent(),
         }
     }
 
     /// Whether the peer has closed its end, or the connection has failed.
     pub fn hung_up(&self) -> io::Result<bool> {
         match self {
-            Line::Socket(socket) => socket.hung_up(),
+            ConnectionKind::Socket(socket) => socket.hung_up(),
         }
     }
 
     /// Ends the connection in both directions; twice is fine.
     pub fn shutdown(&self) -> io::Result<()> {
         match self {
-            Line::Socket(socket) => socket.shutdown(),
+            ConnectionKind::Socket(socket) => socket.shutdown(),
         }
     }
 }
@@ -81,20 +85,20 @@ pub(super) trait Way: Piece {
     /// To the peer or from it.
     const DIRECTION: Direction;
     /// Moves what goes now.
-    fn go(line: &mut Line, parts: &[Self]) -> io::Result<usize>;
+    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize>;
 }
 
 impl Way for Part<'_> {
     const DIRECTION: Direction = Direction::Send;
-    fn go(line: &mut Line, parts: &[Self]) -> io::Result<usize> {
-        line.send(parts)
+    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
+        kind.send(parts)
     }
 }
 
 impl Way for PartMut<'_> {
     const DIRECTION: Direction = Direction::Receive;
-    fn go(line: &mut Line, parts: &[Self]) -> io::Result<usize> {
-        line.recv(parts)
+    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
+        kind.recv(parts)
     }
 }
 
