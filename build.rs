@@ -1,6 +1,6 @@
-//! The build script: generates the C header from `src/capi` into `OUT_DIR` (with the
+//! The build script: generates the C header from `src/capi` and `header` into `OUT_DIR` (with the
 //! feature `capi`), and gives the cdylib its soname. It never writes into the source tree: copying
-//! the header to `include/brant.h` is `make header`, and `tests/header.rs`
+//! the header to `include/brant.h` is `make header`, and `tests/rules/header.rs`
 //! says when that is due. Symbol versions are not its business either: they are
 //! put on when the Makefile links the shared library that is shipped.
 
@@ -22,30 +22,50 @@ fn variable(name: &str) -> String {
 }
 
 #[cfg(feature = "capi")]
+#[path = "header/assemble.rs"]
+mod assemble;
+
+#[cfg(feature = "capi")]
 mod header {
+    use super::assemble::{assemble, Parts};
     use super::variable;
     use std::path::Path;
     use std::{fs, process};
 
     /// Where the C face lives, relative to the crate.
     const CAPI: &str = "src/capi";
+    /// Where the rest of the header is: its sections, and the programs of its opening comment.
+    const TEXT: &str = "header";
 
     pub fn generate() {
-        println!("cargo:rerun-if-changed=cbindgen.toml");
-        println!("cargo:rerun-if-changed={CAPI}");
+        for input in ["cbindgen.toml", CAPI, TEXT] {
+            println!("cargo:rerun-if-changed={input}");
+        }
         let out = Path::new(&variable("OUT_DIR")).join("brant.h");
-        if let Err(why) = write(Path::new(&variable("CARGO_MANIFEST_DIR")), &out) {
+        let made = header(Path::new(&variable("CARGO_MANIFEST_DIR")));
+        let written = made
+            .and_then(|text| fs::write(&out, text).map_err(|e| format!("{}: {e}", out.display())));
+        if let Err(why) = written {
             // One "error:" line a cause, not a backtrace of this script.
             eprintln!("error: brant.h cannot be generated: {why}");
             process::exit(1);
         }
     }
 
-    /// Writes the header made from `root`/src/capi to `out`.
-    ///
-    /// cbindgen follows the `mod` lines of `mod.rs` (not those for tests), so their
-    /// order is the order of the header, on every machine.
-    fn write(root: &Path, out: &Path) -> Result<(), String> {
+    /// The header: cbindgen writes each declaration, `header/assemble.rs` puts it in its place.
+    fn header(root: &Path) -> Result<String, String> {
+        let template = root.join(TEXT).join("brant.h.in");
+        assemble(&Parts {
+            template: &fs::read_to_string(&template)
+                .map_err(|e| format!("{}: {e}", template.display()))?,
+            programs: &files(&root.join(TEXT), "c")?,
+            sources: &files(&root.join(CAPI), "rs")?,
+            generated: &declarations(root)?,
+        })
+    }
+
+    /// What cbindgen makes of `src/capi`; it follows the `mod` lines of `mod.rs`, not those for tests.
+    fn declarations(root: &Path) -> Result<String, String> {
         let settings = root.join("cbindgen.toml");
         let config = cbindgen::Config::from_file(&settings)
             .map_err(|e| format!("{}: {e}", settings.display()))?;
@@ -56,24 +76,25 @@ mod header {
             .map_err(|e| format!("cbindgen: {e}"))?;
         let mut text = Vec::new();
         bindings.write(&mut text);
-        let text = String::from_utf8(text).map_err(|e| format!("cbindgen: {e}"))?;
-        fs::write(out, parenthesised(&text)).map_err(|e| format!("{}: {e}", out.display()))
+        String::from_utf8(text).map_err(|e| format!("cbindgen: {e}"))
     }
 
-    /// The header with its negative macros in parentheses: `code -BRANT_E_STATE`
-    /// must not become `code --2`.
-    fn parenthesised(text: &str) -> String {
-        let mut result = String::with_capacity(text.len());
-        for line in text.lines() {
-            let mut words = line.splitn(3, ' ');
-            match (words.next(), words.next(), words.next()) {
-                (Some("#define"), Some(name), Some(value)) if value.starts_with('-') => {
-                    result.push_str(&format!("#define {name} ({value})"));
-                }
-                _ => result.push_str(line),
+    /// The files of a directory whose names end in `.kind`: names and texts, by name.
+    fn files(place: &Path, kind: &str) -> Result<Vec<(String, String)>, String> {
+        let failed = |e: std::io::Error| format!("{}: {e}", place.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(place).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|e| e == kind) {
+                let name = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                found.push((name, fs::read_to_string(&path).map_err(failed)?));
             }
-            result.push('\n');
         }
-        result
+        found.sort();
+        Ok(found)
     }
 }

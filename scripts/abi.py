@@ -25,14 +25,20 @@ def without_comments(text):
     return re.sub(r"//[^\n]*", " ", re.sub(r"/\*.*?\*/", " ", text, flags=re.S))
 
 
+def for_c(path):
+    """What the header says to a C compiler, without comments and preprocessor lines."""
+    text = without_comments(read(path))
+    text = re.sub(r"^#ifdef __cplusplus$.*?^#(else|endif)\b", "", text, flags=re.M | re.S)
+    return re.sub(r"^[ \t]*#[^\n]*", " ", text, flags=re.M)
+
+
 def header_functions(path=HEADER):
     """The functions that the header declares, in its order.
 
     Inside braces there are only struct members; a name directly before "(" at
     the top level, outside a preprocessor line, is a function.
     """
-    text = re.sub(r"^[ \t]*#[^\n]*", " ", without_comments(read(path)), flags=re.M)
-    text = text.replace('extern "C" {', " ")
+    text = for_c(path)
     while re.search(r"\{[^{}]*\}", text):
         text = re.sub(r"\{[^{}]*\}", " ", text)
     return re.findall(r"\b(brant_[A-Za-z0-9_]+)\s*\(", text)
@@ -79,7 +85,7 @@ RECORD = os.path.join(ROOT, "src", "capi", "brant.abi")
 
 def header_structs(path=HEADER):
     """The structures that the header defines, in its order: [(name, [field])]."""
-    text = re.sub(r"^[ \t]*#[^\n]*", " ", without_comments(read(path)), flags=re.M)
+    text = for_c(path)
     structs = []
     for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", text, re.S):
         fields = []
@@ -95,8 +101,7 @@ def header_structs(path=HEADER):
 
 def header_prototypes(path=HEADER):
     """The functions that the header declares, as text on one line: {name: prototype}."""
-    text = re.sub(r"^[ \t]*#[^\n]*", " ", without_comments(read(path)), flags=re.M)
-    text = text.replace('extern "C" {', " ")
+    text = for_c(path)
     while re.search(r"\{[^{}]*\}", text):
         text = re.sub(r"\{[^{}]*\}", " ", text)
     found = {}

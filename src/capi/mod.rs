@@ -2,8 +2,8 @@
 //! down; there is no logic in it.
 //!
 //! Every export is written as one `boundary!`, which lets no panic out: a panic in brant comes
-//! back as `BRANT_E_INTERNAL`. `include/brant.h` is generated from here, in the order of the
-//! `mod` lines below.
+//! back as `BRANT_E_INTERNAL`. `include/brant.h` is generated from here; `header/brant.h.in` gives
+//! each file its section.
 #![allow(non_camel_case_types)]
 #![allow(clippy::missing_safety_doc)]
 

@@ -1,5 +1,7 @@
-//! The committed C header is the one that `src/capi` generates. Called by
-//! `cargo test`; that it compiles is checked by `scripts/test`.
+//! The C header: the committed one is the generated one, it compiles, and each declaration of
+//! `src/capi` has its section. `scripts/test` compiles it with more compilers.
+
+use crate::assemble::{assemble, Parts};
 
 /// What the build script made of `src/capi`, just now.
 const GENERATED: &str = include_str!(concat!(env!("OUT_DIR"), "/brant.h"));
@@ -32,10 +34,13 @@ fn the_committed_header_is_the_generated_one() {
 fn the_header_compiles_as_c99_c11_and_cxx17_with_every_warning_an_error() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    for (cpp, language, std) in [
-        (false, "c", "c99"),
-        (false, "c", "c11"),
-        (true, "c++", "c++17"),
+    for (cpp, language, std, file) in [
+        (false, "c", "c99", "twice.c"),
+        (false, "c", "c11", "twice.c"),
+        (true, "c++", "c++17", "twice.c"),
+        (false, "c", "c99", "init.c"),
+        (false, "c", "c11", "init.c"),
+        (true, "c++", "c++17", "init.c"),
     ] {
         let compiler = match cc::Build::new()
             .cpp(cpp)
@@ -58,15 +63,180 @@ fn the_header_compiles_as_c99_c11_and_cxx17_with_every_warning_an_error() {
             .arg(format!("-std={std}"))
             .arg("-I")
             .arg(root.join("include"))
-            .arg(root.join("c-tests/header/twice.c"))
+            .arg(root.join("c-tests/header").join(file))
             .output();
         match done {
             Ok(done) => assert!(
                 done.status.success(),
-                "as {std}: {}",
+                "{file} as {std}: {}",
                 String::from_utf8_lossy(&done.stderr)
             ),
             Err(e) => println!("skipped as {std}: {e}"),
         }
     }
+}
+
+/// Two files of declarations, what cbindgen writes of them (constants first), and the header.
+fn small(template: &str) -> Result<String, String> {
+    let sources = [
+        (
+            "first.rs",
+            "/// The door.\npub struct brant_door {\n}\n\n/// Ajar.\npub const BRANT_AJAR: i32 = -1;\n\
+             /// Open.\npub const BRANT_OPEN: u32 = 2;\n\n/// Not for C.\npub const SPARE: u32 = 3;\n\n\
+             /// Opens.\n/// Or not.\n#[no_mangle]\npub unsafe extern \"C\" fn brant_open(\n",
+        ),
+        ("second.rs", "/// The key.\npub struct brant_key {\n"),
+    ];
+    let generated = "/**\n * Ajar.\n */\n#define BRANT_AJAR -1\n\n\
+                     /**\n * Open.\n */\n#define BRANT_OPEN 2\n\n\
+                     /**\n * The door.\n */\ntypedef struct brant_door brant_door;\n\n\
+                     /**\n * The key, as a struct brant_lock has it.\n */\ntypedef struct brant_key {\n    \
+                     /**\n     * Its teeth.\n     */\n    uint32_t teeth;\n} brant_key;\n\n\
+                     /**\n * Opens.\n * Or not.\n */\nint32_t brant_open(struct brant_door *door,\n                   \
+                     const struct brant_key *key);\n";
+    assemble(&Parts {
+        template,
+        programs: &[("program.c".into(), "int main(void)\n{\n\n}\n".into())],
+        sources: &sources.map(|(name, text)| (name.to_owned(), text.to_owned())),
+        generated,
+    })
+}
+
+#[test]
+fn a_section_has_its_declarations_together_in_the_order_of_the_source() {
+    let header =
+        small("one\n@items first.rs\n\n/*\n@program program.c\n */\n@items second.rs\n").unwrap();
+    let wanted = "\
+one
+
+/** The door. */
+typedef struct brant_door brant_door;
+
+/** Ajar. */
+#define BRANT_AJAR (-1)
+/** Open. */
+#define BRANT_OPEN 2
+
+struct brant_key;
+
+/**
+ * Opens.
+ * Or not.
+ */
+int32_t brant_open(struct brant_door *door,
+                   const struct brant_key *key);
+
+/*
+ *     int main(void)
+ *     {
+ *
+ *     }
+ */
+
+/** The key, as a struct brant_lock has it. */
+typedef struct brant_key {
+    /** Its teeth. */
+    uint32_t teeth;
+} brant_key;
+";
+    assert_eq!(header, wanted);
+}
+
+#[test]
+fn a_name_or_the_begin_of_names_takes_a_declaration_out_of_its_file() {
+    let header = small("@items second.rs BRANT_* first.rs\n").unwrap();
+    let at = |what: &str| {
+        header
+            .find(what)
+            .unwrap_or_else(|| panic!("{what}: {header}"))
+    };
+    assert!(at("brant_key {") < at("#define BRANT_AJAR"));
+    assert!(at("#define BRANT_OPEN") < at("brant_door;"));
+    assert!(!header.contains("struct brant_key;"), "{header}");
+}
+
+#[test]
+fn what_has_no_section_or_two_or_is_gone_is_an_error_that_says_what_to_do() {
+    for (template, words) in [
+        (
+            "@items first.rs\n",
+            ["second.rs", "brant_key", "add", "@items line"],
+        ),
+        (
+            "@items second.rs brant_door brant_open BRANT_A*\n",
+            ["first.rs", "BRANT_OPEN", "add", "@items line"],
+        ),
+        (
+            "@items first.rs second.rs\n@items first.rs\n",
+            ["brant_door", "twice", "`first.rs`", "by"],
+        ),
+        (
+            "@items first.rs second.rs brant_window\n",
+            ["`brant_window`", "renamed", "change", "@items line"],
+        ),
+        (
+            "@items first.rs second.rs third.rs\n",
+            ["`third.rs`", "moved", "change", "@items line"],
+        ),
+        (
+            "@program other.c\n@items first.rs second.rs\n",
+            ["header/other.c", "there", "is", "no"],
+        ),
+        (
+            "@item first.rs second.rs\n",
+            ["first.rs", "no section", "add", "@items line"],
+        ),
+        (
+            "@items first.rs second.rs\n@item x\n",
+            ["@item", "is", "no", "command"],
+        ),
+    ] {
+        let error = small(template).unwrap_err();
+        for word in words {
+            assert!(
+                error.contains(word),
+                "{template}: {error}: {word} is missing"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cbindgen_and_the_source_do_not_have_both_is_an_error() {
+    let parts = |source: &str, generated: &str| {
+        assemble(&Parts {
+            template: "@items a.rs\n",
+            programs: &[],
+            sources: &[("a.rs".to_owned(), source.to_owned())],
+            generated,
+        })
+    };
+    let cast = "pub const BRANT_CAST: u32 = X as u32;\n";
+    let error = parts(cast, "").unwrap_err();
+    assert!(
+        error.contains("a.rs") && error.contains("BRANT_CAST"),
+        "{error}"
+    );
+    let error = parts("", "void brant_hidden(void);\n").unwrap_err();
+    assert!(
+        error.contains("brant_hidden is declared in no file"),
+        "{error}"
+    );
+    let error = parts("", "void stranger(void);\n").unwrap_err();
+    assert!(error.contains("stranger"), "{error}");
+}
+
+#[test]
+fn a_program_whose_comments_would_end_the_header_s_is_refused() {
+    let refused = |text: &str| {
+        let parts = Parts {
+            template: "@program p.c\n",
+            programs: &[("p.c".to_owned(), text.to_owned())],
+            sources: &[],
+            generated: "",
+        };
+        assemble(&parts).unwrap_err()
+    };
+    assert!(refused("/* x */").contains("header/p.c"));
+    assert!(refused("a */").contains("begin with //"));
 }

@@ -3,6 +3,9 @@
 
 mod api;
 #[cfg(feature = "capi")]
+#[path = "../../header/assemble.rs"]
+mod assemble;
+#[cfg(feature = "capi")]
 mod exports;
 mod graph;
 #[cfg(feature = "capi")]
