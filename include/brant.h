@@ -151,9 +151,10 @@ int32_t brant_has_feature(const char *name);
 /**
  * The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
  * and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
- * success, to a new object on failure, whatever it held before. That object is the caller's,
- * usable on any thread, and ends with `brant_error_free`. brant sets no errno and keeps no
- * last error, and it writes nothing to stdout or stderr.
+ * success, to a new object on failure, whatever it held before. That object is the caller's. brant
+ * sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
+ *
+ * Threads: any, several at once. `brant_error_free` is the last call on it, and ends its message.
  */
 typedef struct brant_error brant_error;
 
@@ -183,18 +184,24 @@ const char *brant_error_name(int32_t code);
  * What a guest is to brant: blocks of memory, where they appear at guest physical addresses
  * and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
  *
- * All functions on it may be called from any thread; changes wait for one another. Freeing it
- * is the last call on it; trackers and migrations made from it keep what they need.
- *
  * It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
  * long as it lives. A guest that was handed over is not handed over again, one that runs here
  * is not overwritten, and one migration goes on at a time: what a migration must not begin with
  * is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
  * and use it for every migration of it; brant knows nothing of what another object does.
+ *
+ * Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last call:
+ * all others on it have returned before it begins. Trackers and migrations made from it keep what
+ * they need, and may be used and freed later.
  */
 typedef struct brant_guest brant_guest;
 
-/** A reason why a guest cannot move, until it is taken back with `brant_blocker_free`. */
+/**
+ * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
+ *
+ * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
+ * a migration starts: that one is refused or is not.
+ */
 typedef struct brant_blocker brant_blocker;
 
 /**
@@ -557,12 +564,17 @@ int32_t brant_guest_give_up(struct brant_guest *guest,
  * Operations: what brant asks of the VMM
  * ============================================================================================= */
 
-/** Where a callback that fails says why: `brant_reason_set`. Valid during the callback only. */
+/**
+ * Where a callback that fails says why: `brant_reason_set`.
+ *
+ * Threads: the callback's own, and only until it returns. There is nothing to free.
+ */
 typedef struct brant_reason brant_reason;
 
 /**
- * Where `save` and `early_save` put state: `brant_saver_put`. Valid during the callback only,
- * on its thread.
+ * Where `save` and `early_save` put state: `brant_saver_put`.
+ *
+ * Threads: the callback's own, and only until it returns. There is nothing to free.
  */
 typedef struct brant_saver brant_saver;
 
@@ -786,9 +798,10 @@ int32_t brant_saver_put(struct brant_saver *saver,
  * the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
  * others have all they had and all that was written since.
  *
- * Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
- * be called from any thread too, and waits for a sync or take that is going on. Freeing
- * it is the last call on it, after the last mark; its consumers may be freed later.
+ * Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function, but
+ * `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free` is the
+ * last call: all others on it, those of vCPU threads too, have returned before it begins. Its
+ * consumers, measurements and migrations may be freed later.
  */
 typedef struct brant_tracker brant_tracker;
 
@@ -1486,9 +1499,11 @@ int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
  * guest has written meanwhile.
  *
  * Its pages cost memory from when it is made until it is freed: one bit for each page of the
- * guest, of which what is never set is never touched. All functions may be called from any
- * thread, and wait for a sync or take that is going on, on whichever consumer of the tracker. Freeing it
- * is the last call on it; the tracker may be freed before it.
+ * guest, of which what is never set is never touched.
+ *
+ * Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
+ * consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
+ * before it begins. The tracker may be freed before it.
  */
 typedef struct brant_consumer brant_consumer;
 
@@ -1602,8 +1617,10 @@ void brant_hint_end(const struct brant_tracker *tracker,
  * migration of it is in progress, in either direction, through whichever tracker: else the start
  * is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
  *
- * All functions may be called from any thread. Inside a callback of the same migration,
- * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
+ * Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads, also
+ * while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others on it have
+ * returned before it begins. Inside a callback of the same migration, waiting and freeing are
+ * BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_outgoing brant_outgoing;
 
@@ -1633,9 +1650,8 @@ int32_t brant_outgoing_new(struct brant_guest *guest,
  * guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
  * 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
  *
- * It is the last call on the migration: a wait or a cancel on another thread must have returned
- * before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
- * number of threads may do at once; then join those threads; then free.
+ * The last call on the migration. To end waits on other threads first: brant_outgoing_cancel, join
+ * those threads, free.
  */
 int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
 
@@ -1726,7 +1742,7 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
  * A migration from somewhere else to here, into a guest whose blocks match the source's by
  * name, length and page size. The guest runs only after the source handed it over, and in time:
  * the source says how long a hand-over counts, and a later one runs nothing
- * (BRANT_DESTINATION_FAILED). Threads and callbacks as for `brant_outgoing`.
+ * (BRANT_DESTINATION_FAILED).
  *
  * It is started only where no guest runs in that memory and nothing else is in progress with it:
  * else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
@@ -1735,6 +1751,11 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
  * Who may connect is the VMM's decision (by the address, or the permissions of a socket's
  * directory): a listener takes the first connection on which a source speaks, and that is no
  * proof of who it is. Hand in a connected socket where that is not enough.
+ *
+ * Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads, also
+ * while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others on it have
+ * returned before it begins. Inside a callback of the same migration, waiting and freeing are
+ * BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_incoming brant_incoming;
 
@@ -2119,8 +2140,9 @@ typedef struct brant_stats {
 /**
  * Measures the dirty rate of a tracker's guest; any number of times, one at a time.
  *
- * All functions may be called from any thread. It keeps what it needs of the tracker, which
- * may be freed before it. Freeing it is the last call on it.
+ * Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement that
+ * another thread makes. `brant_rate_free` is the last call: all others on it have returned before it
+ * begins. It keeps what it needs of the tracker, which may be freed before it.
  */
 typedef struct brant_rate brant_rate;
 
@@ -2202,7 +2224,10 @@ int32_t brant_rate_new(struct brant_tracker *tracker,
                        struct brant_rate **rate,
                        struct brant_error **error);
 
-/** Frees it; NULL is fine. Not while another thread measures with it: cancel that first. */
+/**
+ * Frees it; NULL is fine. While another thread measures with it: brant_rate_cancel, join that
+ * thread, free.
+ */
 void brant_rate_free(struct brant_rate *rate);
 
 /**
@@ -2257,7 +2282,9 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
 
 /**
  * A bitmap with a summary level: walking and merging cost what is set, not what there is.
- * Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs. One thread at a time.
+ * Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
+ *
+ * Threads: any, one at a time. `brant_bitmap_free` is the last call on it.
  */
 typedef struct brant_bitmap brant_bitmap;
 

@@ -6,7 +6,9 @@ use crate::bits::summary::Bitmap;
 use crate::error::Result;
 
 /// A bitmap with a summary level: walking and merging cost what is set, not what there is.
-/// Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs. One thread at a time.
+/// Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
+///
+/// Threads: any, one at a time. `brant_bitmap_free` is the last call on it.
 pub struct brant_bitmap {
     bits: Bitmap,
 }

@@ -14,9 +14,11 @@ use super::tracker::brant_tracker;
 /// guest has written meanwhile.
 ///
 /// Its pages cost memory from when it is made until it is freed: one bit for each page of the
-/// guest, of which what is never set is never touched. All functions may be called from any
-/// thread, and wait for a sync or take that is going on, on whichever consumer of the tracker. Freeing it
-/// is the last call on it; the tracker may be freed before it.
+/// guest, of which what is never set is never touched.
+///
+/// Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
+/// consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
+/// before it begins. The tracker may be freed before it.
 pub struct brant_consumer {
     reader: Reader,
 }

@@ -59,9 +59,10 @@ pub const BRANT_E_MEMORY: i32 = -24;
 
 /// The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
 /// and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
-/// success, to a new object on failure, whatever it held before. That object is the caller's,
-/// usable on any thread, and ends with `brant_error_free`. brant sets no errno and keeps no
-/// last error, and it writes nothing to stdout or stderr.
+/// success, to a new object on failure, whatever it held before. That object is the caller's. brant
+/// sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
+///
+/// Threads: any, several at once. `brant_error_free` is the last call on it, and ends its message.
 pub struct brant_error {
     error: Error,
     message: CString,

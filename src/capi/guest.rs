@@ -12,20 +12,24 @@ use vm_memory::GuestAddress;
 /// What a guest is to brant: blocks of memory, where they appear at guest physical addresses
 /// and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
 ///
-/// All functions on it may be called from any thread; changes wait for one another. Freeing it
-/// is the last call on it; trackers and migrations made from it keep what they need.
-///
 /// It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
 /// long as it lives. A guest that was handed over is not handed over again, one that runs here
 /// is not overwritten, and one migration goes on at a time: what a migration must not begin with
 /// is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
 /// and use it for every migration of it; brant knows nothing of what another object does.
+///
+/// Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last call:
+/// all others on it have returned before it begins. Trackers and migrations made from it keep what
+/// they need, and may be used and freed later.
 pub struct brant_guest {
     pub(super) memory: Arc<Memory>,
     pub(super) blockers: Blockers,
 }
 
 /// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
+///
+/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
+/// a migration starts: that one is refused or is not.
 pub struct brant_blocker {
     _blocker: Blocker,
 }

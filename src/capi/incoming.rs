@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// A migration from somewhere else to here, into a guest whose blocks match the source's by
 /// name, length and page size. The guest runs only after the source handed it over, and in time:
 /// the source says how long a hand-over counts, and a later one runs nothing
-/// (BRANT_DESTINATION_FAILED). Threads and callbacks as for `brant_outgoing`.
+/// (BRANT_DESTINATION_FAILED).
 ///
 /// It is started only where no guest runs in that memory and nothing else is in progress with it:
 /// else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
@@ -25,6 +25,11 @@ use std::sync::Arc;
 /// Who may connect is the VMM's decision (by the address, or the permissions of a socket's
 /// directory): a listener takes the first connection on which a source speaks, and that is no
 /// proof of who it is. Hand in a connected socket where that is not enough.
+///
+/// Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads, also
+/// while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others on it have
+/// returned before it begins. Inside a callback of the same migration, waiting and freeing are
+/// BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_incoming {
     incoming: Incoming,
 }

@@ -7,13 +7,16 @@ use crate::vmm::{Event, Role, StateBlob, StateSink, Vmm};
 use std::cell::RefCell;
 use std::ffi::{c_char, c_void, CStr, CString};
 
-/// Where a callback that fails says why: `brant_reason_set`. Valid during the callback only.
+/// Where a callback that fails says why: `brant_reason_set`.
+///
+/// Threads: the callback's own, and only until it returns. There is nothing to free.
 pub struct brant_reason {
     text: RefCell<String>,
 }
 
-/// Where `save` and `early_save` put state: `brant_saver_put`. Valid during the callback only,
-/// on its thread.
+/// Where `save` and `early_save` put state: `brant_saver_put`.
+///
+/// Threads: the callback's own, and only until it returns. There is nothing to free.
 pub struct brant_saver {
     sink: *mut (dyn StateSink + 'static),
     /// Why a blob could not be put, the first time.

@@ -19,8 +19,10 @@ use std::time::Duration;
 /// migration of it is in progress, in either direction, through whichever tracker: else the start
 /// is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
 ///
-/// All functions may be called from any thread. Inside a callback of the same migration,
-/// waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
+/// Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads, also
+/// while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others on it have
+/// returned before it begins. Inside a callback of the same migration, waiting and freeing are
+/// BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_outgoing {
     outgoing: Outgoing,
 }
@@ -77,9 +79,8 @@ pub unsafe extern "C" fn brant_outgoing_new(
 /// guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
 /// 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
 ///
-/// It is the last call on the migration: a wait or a cancel on another thread must have returned
-/// before this one begins. To end waits elsewhere, call brant_outgoing_cancel first, which any
-/// number of threads may do at once; then join those threads; then free.
+/// The last call on the migration. To end waits on other threads first: brant_outgoing_cancel, join
+/// those threads, free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 /// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
 ///
-/// All functions may be called from any thread. It keeps what it needs of the tracker, which
-/// may be freed before it. Freeing it is the last call on it.
+/// Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement that
+/// another thread makes. `brant_rate_free` is the last call: all others on it have returned before it
+/// begins. It keeps what it needs of the tracker, which may be freed before it.
 pub struct brant_rate {
     probe: Probe,
     /// Of the last measurement.
@@ -141,7 +142,8 @@ pub unsafe extern "C" fn brant_rate_new(
     })
 }
 
-/// Frees it; NULL is fine. Not while another thread measures with it: cancel that first.
+/// Frees it; NULL is fine. While another thread measures with it: brant_rate_cancel, join that
+/// thread, free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
     boundary!(or(), {

@@ -21,9 +21,10 @@ use vm_memory::GuestAddress;
 /// the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
 /// others have all they had and all that was written since.
 ///
-/// Marks (`brant_tracker_mark*`) come from any thread and never wait. Every other function may
-/// be called from any thread too, and waits for a sync or take that is going on. Freeing
-/// it is the last call on it, after the last mark; its consumers may be freed later.
+/// Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function, but
+/// `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free` is the
+/// last call: all others on it, those of vCPU threads too, have returned before it begins. Its
+/// consumers, measurements and migrations may be freed later.
 pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
     /// The VMM itself.

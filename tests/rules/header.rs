@@ -240,3 +240,48 @@ fn a_program_whose_comments_would_end_the_header_s_is_refused() {
     assert!(refused("/* x */").contains("header/p.c"));
     assert!(refused("a */").contains("begin with //"));
 }
+
+/// The handles of the header: name and comment.
+fn handles(header: &str) -> Vec<(&str, &str)> {
+    let items = header.split("\n\n");
+    let found = items.filter_map(|item| {
+        let (comment, code) = item.rsplit_once("*/\ntypedef struct ")?;
+        let (name, again) = code.trim_end().strip_suffix(';')?.split_once(' ')?;
+        (name == again).then_some((name, comment))
+    });
+    found.collect()
+}
+
+/// What a handle's comment lacks.
+fn unsaid(header: &str, name: &str, comment: &str) -> Vec<String> {
+    let mut words = vec!["Threads: ".to_owned()];
+    let declared = |function: &str| header.contains(&format!(" {function}("));
+    if declared(&format!("{name}_free")) {
+        words.extend([format!("`{name}_free`"), "last call".to_owned()]);
+    }
+    if declared(&format!("{name}_cancel")) {
+        words.push(format!("`{name}_cancel`"));
+    }
+    words.retain(|w| !comment.contains(w.as_str()));
+    words
+}
+
+#[test]
+fn each_handle_says_which_threads_may_use_it_and_how_free_and_cancel_may_race() {
+    let all = handles(GENERATED);
+    assert!(all.len() >= 11, "{all:?}");
+    for (name, comment) in all {
+        let lacks = unsaid(GENERATED, name, comment);
+        assert!(lacks.is_empty(), "{name}: its comment lacks {lacks:?}");
+    }
+    let silent = "/** A door.\n *\n * Threads: any. */\ntypedef struct brant_door brant_door;\n\n\
+                  void brant_door_free(struct brant_door *door);\n\n\
+                  int32_t brant_door_cancel(struct brant_door *door);\n";
+    let [(name, comment)] = handles(silent)[..] else {
+        panic!("there is one handle");
+    };
+    assert_eq!(
+        unsaid(silent, name, comment),
+        ["`brant_door_free`", "last call", "`brant_door_cancel`"]
+    );
+}
