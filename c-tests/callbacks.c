@@ -168,7 +168,7 @@ static void callbacks(void)
     ok(t->events > 4 && t->completed == 2 && t->failed == 0, "events tell how it went at both sides");
     ok(poll(&look, 1, 0) == 1 && look.revents == POLLIN, "the event descriptor says that there is news");
     must(brant_outgoing_get_stats(t->out, &stats, &e));
-    ok(stats.progress == 10000 && stats.phase == BRANT_SOURCE_COMPLETED && stats.remaining_bytes == 0 &&
+    ok(stats.progress == 10000 && stats.state == BRANT_SOURCE_COMPLETED && stats.remaining_bytes == 0 &&
            stats.state_bytes == 5 && stats.data_pages >= t->source.bytes / PAGE / 2 &&
            stats.data_pages + stats.zero_pages >= t->source.bytes / PAGE,
        "the figures of a migration that completed say so");

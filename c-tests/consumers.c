@@ -180,8 +180,8 @@ static void until_delivered(struct journey *j, uint64_t pages)
         must(brant_outgoing_get_stats(j->out, &s, &e));
         if (s.data_pages + s.zero_pages - s.unacknowledged_pages >= pages)
             return;
-        if (s.phase >= BRANT_SOURCE_COMPLETED || now_us() > limit)
-            bail("the migration did not get there: phase %u", s.phase);
+        if (s.state >= BRANT_SOURCE_COMPLETED || now_us() > limit)
+            bail("the migration did not get there: state %u", s.state);
         /* Nobody is in its way, and it is in nobody's. */
         if (round % 8 == 0) {
             keeper_sync(&keepers[random_below(KEEPERS)], BRANT_SYNC_RUNNING);

@@ -333,13 +333,13 @@ static bool dimm_equal(struct plant *p, struct dimm *d)
     return equal;
 }
 
-/* The source's phase, as its stats say it. */
-static uint32_t phase(struct journey *j)
+/* The source's migration state, as its stats say it. */
+static uint32_t state_of(struct journey *j)
 {
     brant_stats stats = { .size = sizeof stats };
 
     must(brant_outgoing_get_stats(j->out, &stats, &e));
-    return stats.phase;
+    return stats.state;
 }
 
 static void changes_while_copying(unsigned way)
@@ -369,9 +369,9 @@ static void changes_while_copying(unsigned way)
     for (unsigned i = 0; i < MARKERS; i++)
         if (pthread_create(&threads[i], NULL, marks, &p))
             bail("no thread");
-    while (phase(&j) < BRANT_SOURCE_COPYING)
+    while (state_of(&j) < BRANT_SOURCE_COPYING)
         sleep_us(200);
-    while (atomic_load(&p.changes) < CHANGES && phase(&j) == BRANT_SOURCE_COPYING && change(&p))
+    while (atomic_load(&p.changes) < CHANGES && state_of(&j) == BRANT_SOURCE_COPYING && change(&p))
         vm_writes(p.from, random_below(100));
     mv_set_rate(p.from->machine, 400);
     journey_end(&j, false);

@@ -265,20 +265,20 @@ static int32_t in_ends(brant_incoming *in)
     return told(code, error);
 }
 
-static uint32_t in_phase(const brant_incoming *in)
+static uint32_t in_state(const brant_incoming *in)
 {
     brant_stats stats = { .size = sizeof stats };
 
     MUST(brant_incoming_get_stats(in, &stats, &e));
-    return stats.phase;
+    return stats.state;
 }
 
-static uint32_t out_phase(const brant_outgoing *out)
+static uint32_t out_state(const brant_outgoing *out)
 {
     brant_stats stats = { .size = sizeof stats };
 
     MUST(brant_outgoing_get_stats(out, &stats, &e));
-    return stats.phase;
+    return stats.state;
 }
 
 /* A whole migration: what it comes to at both sides. */
@@ -679,7 +679,7 @@ static void late_handover(void)
     wait_for(&relay.reached);
     ok(out_ends(out) == BRANT_E_UNANSWERED && s->resumes == 0,
        "a hand-over that the network holds is unanswered, and the guest stands");
-    ok(in_phase(in) == BRANT_DESTINATION_FAILED && d->started == 0,
+    ok(in_state(in) == BRANT_DESTINATION_FAILED && d->started == 0,
        "by then the destination says that it never will run it");
     MUST(brant_outgoing_resolve(out, BRANT_RESOLVE_RESUME, &e));
     sem_post(&relay.go);
@@ -718,7 +718,7 @@ static void late_at_the_last_moment(void)
     MUST(brant_incoming_start_fd(in, pair[1], &e));
     MUST(brant_outgoing_start_fd(out, pair[0], &e));
     ok(out_ends(out) == BRANT_E_UNANSWERED && in_ends(in) == BRANT_E_TIMEOUT && d->started == 0 &&
-           in_phase(in) == BRANT_DESTINATION_FAILED,
+           in_state(in) == BRANT_DESTINATION_FAILED,
        "the clock is looked at as the last thing before run");
     ok(brant_incoming_cancel(in, NULL) == 0, "and a cancel of such a one succeeds: it never runs");
     MUST(brant_outgoing_resolve(out, BRANT_RESOLVE_RESUME, &e));
@@ -808,7 +808,7 @@ static void answer_lost(void)
     relay_begin(&relay, RUNNING, out, in);
     relay.lost = true;
     wait_for(&relay.reached);
-    ok(out_ends(out) == BRANT_E_UNANSWERED && in_phase(in) == BRANT_DESTINATION_RUNNING && d->runs,
+    ok(out_ends(out) == BRANT_E_UNANSWERED && in_state(in) == BRANT_DESTINATION_RUNNING && d->runs,
        "an answer that is lost: unanswered here, and the destination says that it runs");
     MUST(brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, &e));
     ok(!s->runs && state_of(s) == BRANT_GUEST_GIVEN_UP, "the VMM gives it up here");
@@ -835,7 +835,7 @@ static void ready_held(void)
     sem_post(&relay.go);
     ok(out_ends(out) != 0 && s->runs + d->runs <= 1 && d->started == 0,
        "and runs nothing on the hand-over that READY brings");
-    if (out_phase(out) == BRANT_SOURCE_UNANSWERED)
+    if (out_state(out) == BRANT_SOURCE_UNANSWERED)
         MUST(brant_outgoing_resolve(out, BRANT_RESOLVE_RESUME, &e));
     ok(s->runs, "the source's copy runs");
     relay_end(&relay);
@@ -857,7 +857,7 @@ static void slow_release(void)
     MUST(brant_incoming_start_fd(in, pair[1], &e));
     MUST(brant_outgoing_start_fd(out, pair[0], &e));
     /* Its own clock, or the destination's word that it waits no longer. */
-    ok(out_ends(out) != 0 && out_phase(out) == BRANT_SOURCE_FAILED && s->resumes == 1 && s->runs &&
+    ok(out_ends(out) != 0 && out_state(out) == BRANT_SOURCE_FAILED && s->resumes == 1 && s->runs &&
            in_ends(in) != 0 && d->started == 0,
        "a source whose release outlasts the hand-over's limit hands nothing over and runs on");
     brant_outgoing_free(out);

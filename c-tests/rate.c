@@ -129,7 +129,7 @@ static void of_vcpus(const struct measurement *m, const uint64_t by_vcpu[VCPUS],
     uint64_t sum = 0, good = 0;
 
     for (unsigned i = 0; i < vcpus && i < m->known; i++) {
-        uint64_t found = (m->vcpus[i] * m->found.period_us + 500000) / 1000000;
+        uint64_t found = (m->vcpus[i] * m->found.period_ns + 500000000) / 1000000000;
 
         note("%s: vCPU %u recorded %" PRIu64 " pages, %" PRIu64 " found", name, i, by_vcpu[i], found);
         /* As for all: what it writes beside the pages that it records. */
@@ -167,8 +167,8 @@ static void by_log(struct vm *vm, const struct tracking *how, unsigned vcpus)
        "%s: every page that the guest recorded is counted", name);
     /* Beside them are the pages of the records, of the mailboxes and of devices. */
     ok(apart(written, recorded) * 20 <= recorded, "%s: within 5 percent of its record", name);
-    ok(apart(m.found.pages_per_second * m.found.period_us / 1000000, written) <=
-               1 + m.found.period_us / 1000000 + written / 1000 &&
+    ok(apart(m.found.pages_per_second * m.found.period_ns / 1000000000, written) <=
+               1 + m.found.period_ns / 1000000000 + written / 1000 &&
            m.found.bytes_per_second / PAGE >= m.found.pages_per_second - 1 &&
            m.found.rewritten_pages <= written && m.found.warnings == 0 &&
            m.found.sampled_pages == BRANT_UNKNOWN,
@@ -212,7 +212,7 @@ static void by_sampling(struct vm *vm)
             ok(m.code == 0 && m.found.sampled_pages < vm->pages / 32 &&
                    (double)apart(m.found.written_pages, changed) <=
                        3.0 * (double)m.found.error_pages_per_second *
-                               (double)m.found.period_us / 1e6 + 1,
+                               (double)m.found.period_ns / 1e9 + 1,
                "by sampling of one page in 64: near to what changed");
     }
     vm_untrack(vm);

@@ -153,7 +153,7 @@ static void until(struct journey *j, uint32_t pass)
         if (read(changed.fd, &count, sizeof count) < 0 && errno != EAGAIN)
             bail("eventfd: %s", strerror(errno));
         must(brant_outgoing_get_stats(j->out, &s, &e));
-    } while (s.pass < pass && s.phase < BRANT_SOURCE_COMPLETED);
+    } while (s.pass < pass && s.state < BRANT_SOURCE_COMPLETED);
 }
 
 static void inflated_long_before(enum mv_kind kind, bool memfd, const char *name)

@@ -421,13 +421,13 @@ static void cancelled_any_time(uint64_t longest_us)
         brant_incoming_cancel(plot->j.in, NULL);
     journey_end(&plot->j, true);
     note("cancelled after %" PRIu64 " us in state %u, took %" PRIu64 " us", delay,
-         plot->j.stats.phase, took);
+         plot->j.stats.state, took);
     if (plot->j.source.code == 0)
         gave(plot, "a cancel at any time");
     else
         kept(plot, "a cancel at any time",
              plot->j.source.code == BRANT_E_CANCELLED && plot->cancelled == 0 &&
-                 plot->j.stats.phase == BRANT_SOURCE_FAILED && took < 2000000);
+                 plot->j.stats.state == BRANT_SOURCE_FAILED && took < 2000000);
     plot_free(plot);
 }
 
@@ -489,7 +489,7 @@ static bool stands_still(struct plot *plot)
 
     sleep_us(20000);
     return plot->j.source.code == BRANT_E_UNANSWERED &&
-           plot->j.stats.phase == BRANT_SOURCE_UNANSWERED && from->calls[OP_RESUME] == 0 &&
+           plot->j.stats.state == BRANT_SOURCE_UNANSWERED && from->calls[OP_RESUME] == 0 &&
            vm_written(from) == written && written == from->frozen.writes &&
            brant_outgoing_cancel(plot->j.out, NULL) == BRANT_E_STATE;
 }
@@ -511,7 +511,7 @@ static void unanswered_resumed(bool silent, const char *name)
     must(brant_outgoing_resolve(plot->j.out, BRANT_RESOLVE_RESUME, &e));
     good = good && brant_outgoing_resolve(plot->j.out, BRANT_RESOLVE_RESUME, NULL) == BRANT_E_STATE &&
            !brant_outgoing_get_stats(plot->j.out, &plot->j.stats, NULL) &&
-           plot->j.stats.phase == BRANT_SOURCE_TAKEN_BACK;
+           plot->j.stats.state == BRANT_SOURCE_TAKEN_BACK;
     kept(plot, name, good);
     plot_free(plot);
 }

@@ -2015,18 +2015,18 @@ typedef struct brant_params {
 #define BRANT_UNKNOWN 18446744073709551615ull
 
 /**
- * The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
+ * The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
  * What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
- * `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
- * and `sync_us`. All others only grow. (`phase` is a name and not a figure: it goes from
+ * `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`, `expected_downtime_ns`
+ * and `sync_ns`. All others only grow. (`state` is a name and not a figure: it goes from
  * BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  */
 typedef struct brant_stats {
     /** sizeof(brant_stats). */
     size_t size;
-    /** The state: BRANT_SOURCE_* or BRANT_DESTINATION_*. */
-    uint32_t phase;
+    /** The migration's state: BRANT_SOURCE_* or BRANT_DESTINATION_*. */
+    uint32_t state;
     /** The pass over memory, from 1; 0 before the first. */
     uint32_t pass;
     /** 0, or why it failed: BRANT_E_*. */
@@ -2035,7 +2035,7 @@ typedef struct brant_stats {
      * How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
      * and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
      * After a failure or a cancel it is what it was, at most 9999: how far the migration had
-     * come. That it is over, `phase` and `error` tell.
+     * come. That it is over, `state` and `error` tell.
      */
     uint32_t progress;
     /** The guest's memory. */
@@ -2058,7 +2058,7 @@ typedef struct brant_stats {
     /** Pages sent that the destination has not acknowledged. Source only. */
     uint64_t unacknowledged_pages;
     /** Since the start. */
-    uint64_t elapsed_us;
+    uint64_t elapsed_ns;
     /** Bytes a second over the last second or so, everything included. */
     uint64_t throughput;
     /** Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first. */
@@ -2073,35 +2073,35 @@ typedef struct brant_stats {
      * Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
      * unknown, when the link is not clearly faster than the guest, and after a failure.
      */
-    uint64_t time_left_us;
+    uint64_t time_left_ns;
     /** The downtime if the switchover came now; BRANT_UNKNOWN at first. */
-    uint64_t expected_downtime_us;
+    uint64_t expected_downtime_ns;
     /** What was expected when the guest was paused, kept to be compared. 0 before. */
-    uint64_t promised_downtime_us;
+    uint64_t promised_downtime_ns;
     /**
      * How long the guest stood still: from the call of `pause` to the destination's word that
      * it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
      * that still stands (unanswered, or not resumed): until that was known.
      */
-    uint64_t downtime_us;
+    uint64_t downtime_ns;
     /** Of the downtime: the VMM's `pause`. */
-    uint64_t pause_us;
+    uint64_t pause_ns;
     /** Of the downtime: the VMM's `save`. */
-    uint64_t save_us;
+    uint64_t save_ns;
     /** Of the downtime: the last harvest of all logs. */
-    uint64_t last_sync_us;
+    uint64_t last_sync_ns;
     /** Of the downtime: sending the last pages and the state. */
-    uint64_t last_send_us;
+    uint64_t last_send_ns;
     /** Of the downtime: waiting for the destination to receive and load. */
-    uint64_t ready_us;
+    uint64_t ready_ns;
     /** Of the downtime: the VMM's `release`. */
-    uint64_t release_us;
+    uint64_t release_ns;
     /** Of the downtime: the hand-over and the destination's `run`. */
-    uint64_t handover_us;
+    uint64_t handover_ns;
     /** Destination: the VMM's `load` (told to the source). */
-    uint64_t load_us;
+    uint64_t load_ns;
     /** Destination: the VMM's `run` (told to the source). */
-    uint64_t run_us;
+    uint64_t run_ns;
     /** Pages sent while the guest was paused. */
     uint64_t last_pages;
     /** Bytes of device state. */
@@ -2109,13 +2109,13 @@ typedef struct brant_stats {
     /** Syncs made. */
     uint64_t syncs;
     /** The last sync that was made with the guest running. */
-    uint64_t sync_us;
+    uint64_t sync_ns;
     /** Pages that syncs found. */
     uint64_t found_pages;
     /** Calls that cleared chunks. */
     uint64_t clear_calls;
     /** The longest restoring of one chunk. */
-    uint64_t longest_clear_us;
+    uint64_t longest_clear_ns;
     /** Pages put back into the tracker after a failure. */
     uint64_t put_back_pages;
     /**
@@ -2196,8 +2196,8 @@ typedef struct brant_dirty_rate {
     uint64_t error_pages_per_second;
     /** Distinct pages written in the period: counted, or estimated. */
     uint64_t written_pages;
-    /** Microseconds: the period as it was. */
-    uint64_t period_us;
+    /** Nanoseconds: the period as it was. */
+    uint64_t period_ns;
     /**
      * By log: of written_pages, those written in both halves of the period. Few: the guest goes
      * on to new pages, and a longer period would find more. Nearly all: it writes to the same

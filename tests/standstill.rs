@@ -321,9 +321,9 @@ const MAY_FALL: [&str; 9] = [
     "throughput",
     "bandwidth",
     "dirty_pages_per_second",
-    "time_left_us",
-    "expected_downtime_us",
-    "sync_us",
+    "time_left_ns",
+    "expected_downtime_ns",
+    "sync_ns",
 ];
 
 fn numbers(json: &str) -> BTreeMap<String, i64> {

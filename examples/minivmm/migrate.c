@@ -427,13 +427,13 @@ static void show(struct migration *g, const brant_stats *s, bool last)
 		.percent = s->progress / 100.0,
 		.bytes_per_second = (double)s->throughput,
 		.dirtied_per_second = known(s->dirty_pages_per_second, 4096),
-		.seconds_left = known(s->time_left_us, 1e-6),
-		.downtime = known(s->expected_downtime_us, 1e-6),
+		.seconds_left = known(s->time_left_ns, 1e-9),
+		.downtime = known(s->expected_downtime_ns, 1e-9),
 	};
 
 	if (!g->hooks.progress)
 		return;
-	switch (s->phase) {
+	switch (s->state) {
 	case BRANT_SOURCE_IDLE:
 	case BRANT_SOURCE_CONNECTING: p.stage = "connecting"; p.bytes_per_second = -1; break;
 	case BRANT_SOURCE_NEGOTIATING: p.stage = "agreeing"; p.bytes_per_second = -1; break;
@@ -453,7 +453,7 @@ static void show(struct migration *g, const brant_stats *s, bool last)
 	case BRANT_DESTINATION_FAILED:
 	case BRANT_DESTINATION_START_FAILED: p.incoming = true; p.stage = "failed"; break;
 	default:
-		p.incoming = s->phase >= BRANT_DESTINATION_IDLE;
+		p.incoming = s->state >= BRANT_DESTINATION_IDLE;
 		p.stage = "switchover";
 		break;
 	}
@@ -518,9 +518,9 @@ static void watch_outgoing(struct migration *g)
 		show(g, &s, true);
 }
 
-static enum mg_where where_outgoing(uint32_t phase)
+static enum mg_where where_outgoing(uint32_t state)
 {
-	switch (phase) {
+	switch (state) {
 	case BRANT_SOURCE_COMPLETED: return MG_RUNS_THERE;
 	case BRANT_SOURCE_RESUME_FAILED: return MG_STANDS_HERE;
 	case BRANT_SOURCE_UNANSWERED:
@@ -542,10 +542,10 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 	}
 	brant_outgoing_get_stats(out, &s, NULL);
 	*result = (struct mg_result){
-		.where = where_outgoing(s.phase),
+		.where = where_outgoing(s.state),
 		.cancelled = code == BRANT_E_CANCELLED,
-		.seconds = (double)s.elapsed_us / 1e6,
-		.downtime_ms = (double)s.downtime_us / 1e3,
+		.seconds = (double)s.elapsed_ns / 1e9,
+		.downtime_ms = (double)s.downtime_ns / 1e6,
 		.limit_ms = (double)g->options.downtime_ms,
 		.data_pages = s.data_pages,
 		.zero_pages = s.zero_pages,
@@ -613,10 +613,10 @@ int mg_receive_wait(struct migration *g, struct mg_result *result)
 	if (!brant_incoming_get_stats(in, &s, NULL))
 		show(g, &s, true);
 	*result = (struct mg_result){
-		.where = s.phase == BRANT_DESTINATION_RUNNING ? MG_RUNS_HERE
-			 : s.phase == BRANT_DESTINATION_START_FAILED ? MG_STANDS_HERE : MG_NEVER_HERE,
+		.where = s.state == BRANT_DESTINATION_RUNNING ? MG_RUNS_HERE
+			 : s.state == BRANT_DESTINATION_START_FAILED ? MG_STANDS_HERE : MG_NEVER_HERE,
 		.cancelled = code == BRANT_E_CANCELLED,
-		.seconds = (double)s.elapsed_us / 1e6,
+		.seconds = (double)s.elapsed_ns / 1e9,
 		.data_pages = s.data_pages,
 		.zero_pages = s.zero_pages,
 		.wire_bytes = s.wire_bytes,

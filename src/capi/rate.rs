@@ -62,8 +62,8 @@ pub struct brant_dirty_rate {
     pub error_pages_per_second: u64,
     /// Distinct pages written in the period: counted, or estimated.
     pub written_pages: u64,
-    /// Microseconds: the period as it was.
-    pub period_us: u64,
+    /// Nanoseconds: the period as it was.
+    pub period_ns: u64,
     /// By log: of written_pages, those written in both halves of the period. Few: the guest goes
     /// on to new pages, and a longer period would find more. Nearly all: it writes to the same
     /// pages again and again, and written_pages is how many they are. BRANT_UNKNOWN by sampling.
@@ -88,7 +88,7 @@ impl From<&Rate> for brant_dirty_rate {
             bytes_per_second: (rate.pages_per_second * PAGE_SIZE as f64).round() as u64,
             error_pages_per_second: rate.error.ceil() as u64,
             written_pages: rate.written.0,
-            period_us: rate.period.as_micros() as u64,
+            period_ns: rate.period.as_nanos() as u64,
             rewritten_pages: pages(rate.rewritten),
             sampled_pages: pages(rate.sampled.map(|(read, _)| read)),
             changed_pages: pages(rate.sampled.map(|(_, changed)| changed)),

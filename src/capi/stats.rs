@@ -1,7 +1,7 @@
 //! The figures of a migration as C sees them: one structure, the same on both sides.
 
 use super::structs::sized;
-use crate::migrate::report::micros;
+use crate::migrate::report::nanos;
 use crate::migrate::Stats;
 
 /// In a figure of time or rate: not known yet.
@@ -75,10 +75,10 @@ pub const BRANT_DESTINATION_FAILED: u32 = 42;
 /// Destination: the guest was handed over and did not start.
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
-/// The figures of a migration, at either side. Times are microseconds, sizes bytes, pages 4 KiB.
+/// The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
 /// What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
-/// `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_us`, `expected_downtime_us`
-/// and `sync_us`. All others only grow. (`phase` is a name and not a figure: it goes from
+/// `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`, `expected_downtime_ns`
+/// and `sync_ns`. All others only grow. (`state` is a name and not a figure: it goes from
 /// BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 #[repr(C)]
@@ -86,8 +86,8 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 pub struct brant_stats {
     /// sizeof(brant_stats).
     pub size: usize,
-    /// The state: BRANT_SOURCE_* or BRANT_DESTINATION_*.
-    pub phase: u32,
+    /// The migration's state: BRANT_SOURCE_* or BRANT_DESTINATION_*.
+    pub state: u32,
     /// The pass over memory, from 1; 0 before the first.
     pub pass: u32,
     /// 0, or why it failed: BRANT_E_*.
@@ -95,7 +95,7 @@ pub struct brant_stats {
     /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
     /// and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
     /// After a failure or a cancel it is what it was, at most 9999: how far the migration had
-    /// come. That it is over, `phase` and `error` tell.
+    /// come. That it is over, `state` and `error` tell.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
@@ -113,7 +113,7 @@ pub struct brant_stats {
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
     /// Since the start.
-    pub elapsed_us: u64,
+    pub elapsed_ns: u64,
     /// Bytes a second over the last second or so, everything included.
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
@@ -124,33 +124,33 @@ pub struct brant_stats {
     pub dirty_pages_per_second: u64,
     /// Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
     /// unknown, when the link is not clearly faster than the guest, and after a failure.
-    pub time_left_us: u64,
+    pub time_left_ns: u64,
     /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
-    pub expected_downtime_us: u64,
+    pub expected_downtime_ns: u64,
     /// What was expected when the guest was paused, kept to be compared. 0 before.
-    pub promised_downtime_us: u64,
+    pub promised_downtime_ns: u64,
     /// How long the guest stood still: from the call of `pause` to the destination's word that
     /// it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
     /// that still stands (unanswered, or not resumed): until that was known.
-    pub downtime_us: u64,
+    pub downtime_ns: u64,
     /// Of the downtime: the VMM's `pause`.
-    pub pause_us: u64,
+    pub pause_ns: u64,
     /// Of the downtime: the VMM's `save`.
-    pub save_us: u64,
+    pub save_ns: u64,
     /// Of the downtime: the last harvest of all logs.
-    pub last_sync_us: u64,
+    pub last_sync_ns: u64,
     /// Of the downtime: sending the last pages and the state.
-    pub last_send_us: u64,
+    pub last_send_ns: u64,
     /// Of the downtime: waiting for the destination to receive and load.
-    pub ready_us: u64,
+    pub ready_ns: u64,
     /// Of the downtime: the VMM's `release`.
-    pub release_us: u64,
+    pub release_ns: u64,
     /// Of the downtime: the hand-over and the destination's `run`.
-    pub handover_us: u64,
+    pub handover_ns: u64,
     /// Destination: the VMM's `load` (told to the source).
-    pub load_us: u64,
+    pub load_ns: u64,
     /// Destination: the VMM's `run` (told to the source).
-    pub run_us: u64,
+    pub run_ns: u64,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
     /// Bytes of device state.
@@ -158,13 +158,13 @@ pub struct brant_stats {
     /// Syncs made.
     pub syncs: u64,
     /// The last sync that was made with the guest running.
-    pub sync_us: u64,
+    pub sync_ns: u64,
     /// Pages that syncs found.
     pub found_pages: u64,
     /// Calls that cleared chunks.
     pub clear_calls: u64,
     /// The longest restoring of one chunk.
-    pub longest_clear_us: u64,
+    pub longest_clear_ns: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
     /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
@@ -184,7 +184,7 @@ impl From<&Stats> for brant_stats {
     fn from(s: &Stats) -> Self {
         brant_stats {
             size: size_of::<Self>(),
-            phase: s.phase,
+            state: s.state.number(),
             pass: s.pass,
             error: s.error.map_or(0, |kind| kind as i32),
             progress: s.progress,
@@ -195,30 +195,30 @@ impl From<&Stats> for brant_stats {
             zero_pages: s.zero_pages,
             hole_pages: s.hole_pages,
             unacknowledged_pages: s.unacknowledged_pages,
-            elapsed_us: micros(s.elapsed),
+            elapsed_ns: nanos(s.elapsed),
             throughput: s.throughput,
             bandwidth: s.bandwidth.unwrap_or(BRANT_UNKNOWN),
             dirty_pages_per_second: s.dirty_pages_per_second.unwrap_or(BRANT_UNKNOWN),
-            time_left_us: s.time_left.map_or(BRANT_UNKNOWN, micros),
-            expected_downtime_us: s.expected_downtime.map_or(BRANT_UNKNOWN, micros),
-            promised_downtime_us: s.promised_downtime.map_or(0, micros),
-            downtime_us: s.downtime.map_or(0, micros),
-            pause_us: s.pause.map_or(0, micros),
-            save_us: s.save.map_or(0, micros),
-            last_sync_us: s.last_sync.map_or(0, micros),
-            last_send_us: s.last_send.map_or(0, micros),
-            ready_us: s.ready.map_or(0, micros),
-            release_us: s.release.map_or(0, micros),
-            handover_us: s.handover.map_or(0, micros),
-            load_us: s.load.map_or(0, micros),
-            run_us: s.run.map_or(0, micros),
+            time_left_ns: s.time_left.map_or(BRANT_UNKNOWN, nanos),
+            expected_downtime_ns: s.expected_downtime.map_or(BRANT_UNKNOWN, nanos),
+            promised_downtime_ns: s.promised_downtime.map_or(0, nanos),
+            downtime_ns: s.downtime.map_or(0, nanos),
+            pause_ns: s.pause.map_or(0, nanos),
+            save_ns: s.save.map_or(0, nanos),
+            last_sync_ns: s.last_sync.map_or(0, nanos),
+            last_send_ns: s.last_send.map_or(0, nanos),
+            ready_ns: s.ready.map_or(0, nanos),
+            release_ns: s.release.map_or(0, nanos),
+            handover_ns: s.handover.map_or(0, nanos),
+            load_ns: s.load.map_or(0, nanos),
+            run_ns: s.run.map_or(0, nanos),
             last_pages: s.last_pages,
             state_bytes: s.state_bytes,
             syncs: s.syncs,
-            sync_us: s.sync.map_or(0, micros),
+            sync_ns: s.sync.map_or(0, nanos),
             found_pages: s.found_pages,
             clear_calls: s.clear_calls,
-            longest_clear_us: micros(s.longest_clear),
+            longest_clear_ns: nanos(s.longest_clear),
             put_back_pages: s.put_back_pages,
             skipped_pages: s.skipped_pages,
             hinted_pages: s.hinted_pages,
@@ -238,20 +238,20 @@ mod tests {
     fn what_is_not_known_has_the_headers_number_and_what_has_not_come_is_0() {
         let unknown = brant_stats::from(&Stats::default());
         let rates = [unknown.bandwidth, unknown.dirty_pages_per_second];
-        let times = [unknown.time_left_us, unknown.expected_downtime_us];
+        let times = [unknown.time_left_ns, unknown.expected_downtime_ns];
         assert_eq!([rates, times], [[BRANT_UNKNOWN; 2]; 2]);
-        assert_eq!((unknown.downtime_us, unknown.promised_downtime_us), (0, 0));
-        assert_eq!((unknown.pause_us, unknown.error), (0, 0));
+        assert_eq!((unknown.downtime_ns, unknown.promised_downtime_ns), (0, 0));
+        assert_eq!((unknown.pause_ns, unknown.error), (0, 0));
         let known = brant_stats::from(&Stats {
             bandwidth: Some(5),
             time_left: Some(Duration::MAX),
-            downtime: Some(Duration::from_micros(7)),
+            downtime: Some(Duration::from_nanos(7)),
             error: Some(Kind::Timeout),
             ..Stats::default()
         });
-        assert_eq!((known.bandwidth, known.downtime_us), (5, 7));
+        assert_eq!((known.bandwidth, known.downtime_ns), (5, 7));
         // Longer than can be told, and still known.
-        assert_eq!(known.time_left_us, BRANT_UNKNOWN - 1);
+        assert_eq!(known.time_left_ns, BRANT_UNKNOWN - 1);
         assert_eq!(known.error, -11);
     }
 

@@ -8,7 +8,7 @@
 
 use super::callbacks::{check_not_inside, inside};
 use super::report::Stats;
-use super::switchover::Machine;
+use super::state::Side;
 use crate::error::{Error, Kind, Result};
 use crate::memory::ownership::Claim;
 use crate::runtime::thread::Join;
@@ -34,17 +34,17 @@ struct Public<S> {
     over: bool,
 }
 
-impl<S: Machine> Public<S> {
+impl<S: Side> Public<S> {
     fn enter(&mut self, state: S) {
         self.state = state;
-        self.stats.phase = state.number();
+        self.stats.state = state.into();
     }
 }
 
 /// Tells everybody who waits that the thread has done all, when it is dropped.
-pub(super) struct Ending<'a, S: Machine>(pub(super) &'a Handle<S>);
+pub(super) struct Ending<'a, S: Side>(pub(super) &'a Handle<S>);
 
-impl<S: Machine> Drop for Ending<'_, S> {
+impl<S: Side> Drop for Ending<'_, S> {
     fn drop(&mut self) {
         self.0.end();
     }
@@ -62,7 +62,7 @@ pub(super) struct Handle<S> {
     claim: Mutex<Option<Claim>>,
 }
 
-impl<S: Machine> Handle<S> {
+impl<S: Side> Handle<S> {
     /// Of a migration that has not begun.
     pub(super) fn new() -> Result<Self> {
         Ok(Handle {
@@ -72,7 +72,7 @@ impl<S: Machine> Handle<S> {
             public: Mutex::new(Public {
                 state: S::IDLE,
                 stats: Stats {
-                    phase: S::IDLE.number(),
+                    state: S::IDLE.into(),
                     ..Stats::default()
                 },
                 error: None,
@@ -224,7 +224,7 @@ impl<S: Machine> Handle<S> {
         {
             let mut public = self.lock();
             public.stats = Stats {
-                phase: public.stats.phase,
+                state: public.stats.state,
                 error: public.stats.error,
                 ..*stats
             };
@@ -279,11 +279,7 @@ impl<S: Machine> Handle<S> {
 
     /// The same as JSON.
     pub(super) fn stats_json(&self) -> Result<String> {
-        let (stats, state) = {
-            let public = self.lock();
-            (public.stats, public.state)
-        };
-        stats.to_json(state.name())
+        self.stats().to_json()
     }
 
     /// Whether this thread is inside one of the migration's callbacks.

@@ -14,6 +14,7 @@ pub mod outgoing;
 pub mod params;
 pub mod report;
 mod session;
+pub mod state;
 pub mod steering;
 #[doc(hidden)]
 pub mod switchover;
@@ -30,7 +31,8 @@ pub use blockers::{Blocker, Blockers};
 pub use incoming::{Incoming, Source};
 pub use outgoing::{Outgoing, Target};
 pub use params::Params;
-pub use report::{Phase, Stats};
+pub use report::Stats;
+pub use state::State;
 pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};
 #[doc(inline)]
 pub use switchover::destination::State as DestinationState;

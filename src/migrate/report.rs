@@ -3,14 +3,11 @@
 //! Filled by the drivers; the arithmetic (progress, time left) is pure and here, and so is how often
 //! the figures are renewed.
 
+use super::state::State;
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
-
-/// The number of the state that a side is in: [`super::switchover::source::State`] or
-/// [`super::switchover::destination::State`].
-pub type Phase = u32;
 
 /// The figures of a migration, at either side. Pages are 4 KiB. What says how it is now may fall:
 /// `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `throughput`, `bandwidth`,
@@ -35,8 +32,8 @@ pub type Phase = u32;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Number of the state.
-    pub phase: Phase,
+    /// How the migration stands.
+    pub state: State,
     /// The pass over memory, from 1; 0 before the first.
     pub pass: u32,
     /// Why it failed.
@@ -45,7 +42,7 @@ pub struct Stats {
     /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
     /// and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
     /// After a failure or a cancel it is what it was, at most 9999: how far the migration had
-    /// come. That it is over, `phase` and `error` tell.
+    /// come. That it is over, `state` and `error` tell.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
@@ -63,7 +60,7 @@ pub struct Stats {
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
     /// Since the start.
-    #[serde(rename = "elapsed_us", serialize_with = "as_micros")]
+    #[serde(rename = "elapsed_ns", serialize_with = "as_nanos")]
     pub elapsed: Duration,
     /// Bytes a second over the last second or so, everything included.
     pub throughput: u64,
@@ -75,45 +72,45 @@ pub struct Stats {
     pub dirty_pages_per_second: Option<u64>,
     /// Until the rest fits the downtime limit, at these rates; `None` while one of them is unknown,
     /// when the link is not clearly faster than the guest, and after a failure.
-    #[serde(rename = "time_left_us", serialize_with = "as_micros_or_null")]
+    #[serde(rename = "time_left_ns", serialize_with = "as_nanos_or_null")]
     pub time_left: Option<Duration>,
     /// The downtime if the switchover came now.
-    #[serde(rename = "expected_downtime_us", serialize_with = "as_micros_or_null")]
+    #[serde(rename = "expected_downtime_ns", serialize_with = "as_nanos_or_null")]
     pub expected_downtime: Option<Duration>,
     /// What was expected when the guest was paused, kept to be compared.
-    #[serde(rename = "promised_downtime_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "promised_downtime_ns", serialize_with = "as_nanos_or_0")]
     pub promised_downtime: Option<Duration>,
     /// How long the guest stood still: from the call of `pause` to the destination's word that
     /// it runs or, where it did not come to that, to the return of `resume`. `None` before. Of a guest
     /// that still stands (unanswered, or not resumed): until that was known.
-    #[serde(rename = "downtime_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "downtime_ns", serialize_with = "as_nanos_or_0")]
     pub downtime: Option<Duration>,
     /// Of the downtime: the VMM's `pause`.
-    #[serde(rename = "pause_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "pause_ns", serialize_with = "as_nanos_or_0")]
     pub pause: Option<Duration>,
     /// Of the downtime: the VMM's `save`.
-    #[serde(rename = "save_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "save_ns", serialize_with = "as_nanos_or_0")]
     pub save: Option<Duration>,
     /// Of the downtime: the last harvest of all logs.
-    #[serde(rename = "last_sync_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "last_sync_ns", serialize_with = "as_nanos_or_0")]
     pub last_sync: Option<Duration>,
     /// Of the downtime: sending the last pages and the state.
-    #[serde(rename = "last_send_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "last_send_ns", serialize_with = "as_nanos_or_0")]
     pub last_send: Option<Duration>,
     /// Of the downtime: waiting for the destination to receive and load.
-    #[serde(rename = "ready_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "ready_ns", serialize_with = "as_nanos_or_0")]
     pub ready: Option<Duration>,
     /// Of the downtime: the VMM's `release`.
-    #[serde(rename = "release_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "release_ns", serialize_with = "as_nanos_or_0")]
     pub release: Option<Duration>,
     /// Of the downtime: the hand-over and the destination's `run`.
-    #[serde(rename = "handover_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "handover_ns", serialize_with = "as_nanos_or_0")]
     pub handover: Option<Duration>,
     /// Destination: the VMM's `load` (told to the source).
-    #[serde(rename = "load_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "load_ns", serialize_with = "as_nanos_or_0")]
     pub load: Option<Duration>,
     /// Destination: the VMM's `run` (told to the source).
-    #[serde(rename = "run_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "run_ns", serialize_with = "as_nanos_or_0")]
     pub run: Option<Duration>,
     /// Pages sent while the guest was paused.
     pub last_pages: u64,
@@ -122,14 +119,14 @@ pub struct Stats {
     /// Syncs made.
     pub syncs: u64,
     /// The last sync that was made with the guest running.
-    #[serde(rename = "sync_us", serialize_with = "as_micros_or_0")]
+    #[serde(rename = "sync_ns", serialize_with = "as_nanos_or_0")]
     pub sync: Option<Duration>,
     /// Pages that syncs found.
     pub found_pages: u64,
     /// Calls that cleared chunks.
     pub clear_calls: u64,
     /// The longest restoring of one chunk.
-    #[serde(rename = "longest_clear_us", serialize_with = "as_micros")]
+    #[serde(rename = "longest_clear_ns", serialize_with = "as_nanos")]
     pub longest_clear: Duration,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
@@ -144,16 +141,11 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// As one JSON object with a field for each of the structure's. Durations are microseconds, and
-    /// their names end in `_us`. What is not known is `null`; of the downtime, its parts and `sync`, what
+    /// As one JSON object with a field for each of the structure's. Durations are nanoseconds, and
+    /// their names end in `_ns`. What is not known is `null`; of the downtime, its parts and `sync`, what
     /// has not come yet is 0. `error` is 0 or the number of the [`Kind`]; `state` is the state's name.
-    pub fn to_json(&self, phase: &str) -> Result<String> {
-        let failed = |e: serde_json::Error| Error::new(Kind::Internal, format!("JSON: {e}"));
-        let mut value = serde_json::to_value(self).map_err(failed)?;
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("state".into(), phase.into());
-        }
-        serde_json::to_string(&value).map_err(failed)
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
     }
 
     /// Moves the progress on, never back: pages that are done, of those and what remains.
@@ -190,32 +182,32 @@ impl Stats {
     }
 }
 
-/// Whole microseconds.
-pub(crate) fn micros(time: Duration) -> u64 {
+/// Whole nanoseconds.
+pub(crate) fn nanos(time: Duration) -> u64 {
     // The largest number says "unknown" to C.
-    u64::try_from(time.as_micros()).map_or(u64::MAX - 1, |us| us.min(u64::MAX - 1))
+    u64::try_from(time.as_nanos()).map_or(u64::MAX - 1, |ns| ns.min(u64::MAX - 1))
 }
 
 fn as_code<S: Serializer>(error: &Option<Kind>, to: S) -> std::result::Result<S::Ok, S::Error> {
     to.serialize_i32(error.map_or(0, |kind| kind as i32))
 }
 
-fn as_micros<S: Serializer>(time: &Duration, to: S) -> std::result::Result<S::Ok, S::Error> {
-    to.serialize_u64(micros(*time))
+fn as_nanos<S: Serializer>(time: &Duration, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_u64(nanos(*time))
 }
 
-fn as_micros_or_0<S: Serializer>(
+fn as_nanos_or_0<S: Serializer>(
     time: &Option<Duration>,
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    to.serialize_u64(time.map_or(0, micros))
+    to.serialize_u64(time.map_or(0, nanos))
 }
 
-fn as_micros_or_null<S: Serializer>(
+fn as_nanos_or_null<S: Serializer>(
     time: &Option<Duration>,
     to: S,
 ) -> std::result::Result<S::Ok, S::Error> {
-    time.map(micros).serialize(to)
+    time.map(nanos).serialize(to)
 }
 
 /// How often the figures are renewed and the VMM is told to look.
@@ -285,8 +277,8 @@ mod tests {
         // Bytes a second of the link, pages a second of the guest, and the time left of 590.4 MB
         // more than fit.
         let table = [
-            (Some(1_000_000_000), Some(100_000), Some(1_000_000)),
-            (Some(1_000_000_000), Some(0), Some(590_400)),
+            (Some(1_000_000_000), Some(100_000), Some(1_000_000_000)),
+            (Some(1_000_000_000), Some(0), Some(590_400_000)),
             // Before the first sync.
             (Some(1_000_000_000), None, None),
             (None, Some(100_000), None),
@@ -303,7 +295,7 @@ mod tests {
             };
             stats.predict(Duration::from_millis(300));
             let row = (bandwidth, dirty_pages_per_second);
-            assert_eq!(stats.time_left.map(micros), left, "{row:?}");
+            assert_eq!(stats.time_left.map(nanos), left, "{row:?}");
         }
         let mut fits = Stats {
             bandwidth: Some(1_000_000_000),
@@ -316,14 +308,14 @@ mod tests {
 
     #[test]
     fn json_has_every_field_and_null_for_what_is_unknown() {
-        let json = Stats::default().to_json("idle").unwrap();
+        let json = Stats::default().to_json().unwrap();
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["state"], "idle");
         let unknown = [
             "bandwidth",
             "dirty_pages_per_second",
-            "time_left_us",
-            "expected_downtime_us",
+            "time_left_ns",
+            "expected_downtime_ns",
         ];
         for (name, value) in value.as_object().unwrap() {
             match name.as_str() {
@@ -332,23 +324,22 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 39 + 1);
+        assert_eq!(value.as_object().unwrap().len(), 39);
     }
 
     #[test]
-    fn json_tells_times_in_microseconds_and_the_error_by_its_number() {
+    fn json_tells_times_in_nanoseconds_and_the_error_by_its_number() {
         let stats = Stats {
             error: Some(Kind::Timeout),
             elapsed: Duration::from_millis(3),
-            downtime: Some(Duration::from_micros(7)),
+            downtime: Some(Duration::from_nanos(7)),
             time_left: Some(Duration::MAX),
             ..Stats::default()
         };
-        let value: serde_json::Value =
-            serde_json::from_str(&stats.to_json("failed").unwrap()).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&stats.to_json().unwrap()).unwrap();
         assert_eq!(value["error"], -11);
-        assert_eq!(value["elapsed_us"], 3000);
-        assert_eq!(value["downtime_us"], 7);
-        assert_eq!(value["time_left_us"], u64::MAX - 1);
+        assert_eq!(value["elapsed_ns"], 3_000_000);
+        assert_eq!(value["downtime_ns"], 7);
+        assert_eq!(value["time_left_ns"], u64::MAX - 1);
     }
 }

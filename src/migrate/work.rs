@@ -3,6 +3,7 @@
 
 use super::callbacks::Callbacks;
 use super::handle::{Ending, Handle};
+use super::state::Side;
 use super::switchover::{Failure, Machine};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, Role};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 /// What the VMM's object and the thread share.
 pub(super) trait Shared {
     /// The side's machine.
-    type Machine: Machine;
+    type Machine: Side;
     /// What the VMM holds.
     fn handle(&self) -> &Handle<Self::Machine>;
 }
@@ -22,7 +23,7 @@ pub(super) trait Work {
     /// What it shares with the VMM's object.
     type Shared: Shared<Machine = Self::Machine>;
     /// The side's machine.
-    type Machine: Machine;
+    type Machine: Side;
 
     /// What it shares with the VMM's object.
     fn shared(&self) -> &Arc<Self::Shared>;

@@ -13,7 +13,7 @@ use crate::support::random::Random;
 use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{Params, Source};
+use brant::migrate::{DestinationState, Params, Source};
 use brant::units::Pages;
 use brant::wire;
 use brant::wire::{Header, Record, RecordType};
@@ -201,7 +201,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     raw.say_bytes(&vec![1; 3 << 20]);
     // It has taken all of that when the socket is empty again.
     let begun = Instant::now();
-    while inc.stats().phase != 34 || pending_bytes(&raw.0) > 0 {
+    while inc.state() != DestinationState::Negotiating || pending_bytes(&raw.0) > 0 {
         assert!(begun.elapsed() < LONG);
         std::thread::yield_now();
     }

@@ -7,8 +7,7 @@ use crate::support::sides::{incoming, outgoing, socketpair, start};
 use crate::support::time::{LONG, MS};
 use crate::whole::busy_pair;
 use brant::error::Kind;
-use brant::migrate::switchover::source::State;
-use brant::migrate::{Outgoing, Params, Source, Target};
+use brant::migrate::{Outgoing, Params, Source, SourceState, State, Target};
 use brant::units::PAGE_SIZE;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -74,8 +73,8 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     let (out, inc) = (outgoing(&pair, &capped), incoming(&pair, &capped));
     let before = out.stats();
     assert_eq!(
-        (before.phase, before.progress, before.promised_downtime),
-        (0, 0, None)
+        (before.state, before.progress, before.promised_downtime),
+        (State::Source(SourceState::Idle), 0, None)
     );
     assert_eq!(before.bandwidth, None);
     assert_eq!((before.time_left, before.expected_downtime), (None, None));
@@ -83,6 +82,7 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     inc.start(Source::Connected(b)).unwrap();
     out.start(Target::Connected(a)).unwrap();
     let (mut last, mut there) = (out.stats(), inc.stats());
+    let done = State::Source(SourceState::Completed);
     let mut samples = 0;
     let begun = Instant::now();
     loop {
@@ -97,15 +97,16 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
             last.progress
         );
         assert!(other.progress >= there.progress);
-        assert!(now.phase >= last.phase && other.phase >= there.phase);
+        assert!(now.state.number() >= last.state.number());
+        assert!(other.state.number() >= there.state.number());
         assert!(now.pass >= last.pass && now.elapsed >= last.elapsed);
         assert!(now.wire_bytes >= last.wire_bytes && now.data_pages >= last.data_pages);
-        assert!(now.progress < 10_000 || now.phase == State::Completed as u32);
+        assert!(now.progress < 10_000 || now.state == done);
         if last.promised_downtime.is_some() {
             assert_eq!(now.promised_downtime, last.promised_downtime);
         }
         (last, there) = (now, other);
-        if now.phase == State::Completed as u32 && now.progress == 10_000 {
+        if now.state == done && now.progress == 10_000 {
             break;
         }
         assert!(now.error.is_none(), "{:?}", out.wait(None));
@@ -154,17 +155,16 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
     assert_eq!(pair.from.states(), wanted);
     let object = json(&out);
     assert_eq!(object["state"], "completed");
-    let micros = |time: Option<Duration>| time.unwrap().as_micros() as u64;
+    let nanos = |time: Option<Duration>| time.unwrap().as_nanos() as u64;
     for (name, value) in [
         ("progress", u64::from(stats.progress)),
-        ("phase", u64::from(stats.phase)),
         ("data_pages", stats.data_pages),
-        ("downtime_us", micros(stats.downtime)),
-        ("promised_downtime_us", micros(stats.promised_downtime)),
+        ("downtime_ns", nanos(stats.downtime)),
+        ("promised_downtime_ns", nanos(stats.promised_downtime)),
         ("wire_bytes", stats.wire_bytes),
-        ("elapsed_us", micros(Some(stats.elapsed))),
+        ("elapsed_ns", nanos(Some(stats.elapsed))),
         ("bandwidth", stats.bandwidth.expect("it was measured")),
-        ("load_us", micros(stats.load)),
+        ("load_ns", nanos(stats.load)),
     ] {
         assert_eq!(object[name], value, "{name}");
     }

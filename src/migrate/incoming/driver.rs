@@ -14,7 +14,7 @@ use crate::memory::{Memory, PinRecall};
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
 use crate::migrate::params::Params;
-use crate::migrate::report::{micros, Meter, Renewed, Stats};
+use crate::migrate::report::{Meter, Renewed, Stats};
 use crate::migrate::session;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::switchover::window::Window;
@@ -117,8 +117,7 @@ impl Work for Driver {
         "the guest runs here".to_owned()
     }
 
-    fn enter(&mut self, state: State) {
-        self.stats.phase = state as u32;
+    fn enter(&mut self, _: State) {
         self.renew(true);
     }
 
@@ -145,7 +144,7 @@ impl Work for Driver {
             }
             Action::SendReady => {
                 let ready = Record::Ready(wire::Ready {
-                    load_micros: micros(self.stats.load.unwrap_or_default()),
+                    load_micros: micros(self.stats.load),
                 });
                 self.agree_on_blocks()?;
                 // Before it is sent, so that the source's begins later and ends later.
@@ -182,7 +181,7 @@ impl Work for Driver {
             }
             Action::SendRunning => {
                 let running = Record::Running(wire::Running {
-                    run_micros: micros(self.stats.run.unwrap_or_default()),
+                    run_micros: micros(self.stats.run),
                 });
                 if let Some(lane) = &mut self.lane {
                     // The guest runs here whether or not the source hears of it.
@@ -241,10 +240,7 @@ impl Driver {
             begun: Instant::now(),
             limit: Limit::never(),
             meter: Meter::default(),
-            stats: Stats {
-                phase: State::Idle as u32,
-                ..Stats::default()
-            },
+            stats: Stats::default(),
             renewed: Renewed::default(),
             error: None,
             done: None,
@@ -509,4 +505,10 @@ fn waits(shared: &Shared, overall: Limit) -> Waits<'_> {
 
 fn no_connection() -> Error {
     Error::new(Kind::Internal, "no connection in this state")
+}
+
+/// The wire's unit of a time.
+fn micros(time: Option<Duration>) -> u64 {
+    let time = time.unwrap_or_default();
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -139,7 +139,6 @@ impl Work for Driver {
     }
 
     fn enter(&mut self, state: State) {
-        self.stats.phase = state as u32;
         if let State::Unanswered = state {
             self.stood_until_now();
         }

@@ -84,8 +84,6 @@ pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
     fn is_over(self) -> bool;
     /// Its name, as in messages and JSON.
     fn name(self) -> &'static str;
-    /// Its number in the C ABI.
-    fn number(self) -> u32;
     /// What it means for the guest.
     fn stage(self) -> Stage;
     /// What the VMM is told at the end.
@@ -131,9 +129,6 @@ macro_rules! machine {
             }
             fn name(self) -> &'static str {
                 State::name(self)
-            }
-            fn number(self) -> u32 {
-                self as u32
             }
             fn stage(self) -> crate::memory::ownership::Stage {
                 State::stage(self)

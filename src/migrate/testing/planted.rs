@@ -67,7 +67,9 @@ mod tests {
     use crate::error::{Error, Kind, Result};
     use crate::memory::{BlockDescription, BlockFlags, Memory};
     use crate::migrate::switchover::{destination, source};
-    use crate::migrate::{Blockers, Incoming, Outgoing, Params, Resolution, Source, Stats, Target};
+    use crate::migrate::{
+        Blockers, Incoming, Outgoing, Params, Resolution, Source, State, Stats, Target,
+    };
     use crate::units::Bytes;
     use crate::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
     use std::net::Shutdown;
@@ -95,7 +97,7 @@ mod tests {
 
     impl Guest {
         /// One truth: what is waited for, the last event, the state and the figures agree.
-        fn agrees(&self, what: &str, wait: &Result<()>, stats: &Stats, success: u32) {
+        fn agrees(&self, what: &str, wait: &Result<()>, stats: &Stats, success: State) {
             let end = match wait {
                 Ok(()) => EventKind::Completed,
                 Err(e) if e.kind() == Kind::Unanswered => EventKind::Unanswered,
@@ -104,7 +106,7 @@ mod tests {
             assert_eq!(*self.ends.lock().unwrap(), [end], "{what}: {wait:?}");
             let error = wait.as_ref().err().map(Error::kind);
             assert_eq!(stats.error, error, "{what}: {wait:?}");
-            assert_eq!(wait.is_ok(), stats.phase == success, "{what}: {wait:?}");
+            assert_eq!(wait.is_ok(), stats.state == success, "{what}: {wait:?}");
         }
     }
 
@@ -248,9 +250,9 @@ mod tests {
         let runs_there = count(&to.runs) > 0;
         assert!(!(runs_here() && runs_there), "{what}: two guests run");
         assert!(count(&to.runs) <= 1, "{what}: it was started twice");
-        let completed = source::State::Completed as u32;
+        let completed = State::from(source::State::Completed);
         from.agrees(&what, &left, &outgoing.stats(), completed);
-        let running = destination::State::Running as u32;
+        let running = State::from(destination::State::Running);
         to.agrees(&what, &arrived, &incoming.stats(), running);
         assert_eq!(runs_there, arrived.is_ok(), "{what}: {arrived:?}");
         match &left {
