@@ -80,7 +80,8 @@ static void null_is_fine(void)
 /* All that cannot be NULL. Each line gives BRANT_E_INVALID, and the error says so too. */
 static void null_is_refused(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new(), bare = still_with(NULL, NULL, 0, 0), halves[2];
+    brant_ops half = { .size = sizeof half, .pause = nothing, .run = nothing };
     brant_bitmap *bitmap;
     brant_outgoing *out;
     brant_incoming *in;
@@ -96,9 +97,13 @@ static void null_is_refused(void)
     brant_error *e = NULL;
     unsigned tried = 0, refused = 0;
 
+    halves[0] = still_with(&half, NULL, 0, 0);
+    half.pause = half.run = NULL;
+    half.resume = nothing;
+    halves[1] = still_with(&half, NULL, 0, 0);
     must(brant_bitmap_new(64, &bitmap, &e));
-    must(brant_outgoing_new(s.guest, s.tracker, &plain, NULL, NULL, &out, &e));
-    must(brant_incoming_new(s.guest, &plain, NULL, NULL, &in, &e));
+    must(brant_outgoing_new(s.tracker, NULL, &out, &e));
+    must(brant_incoming_new(s.guest, NULL, &in, &e));
 #define REFUSES(call)                                                                     \
     do {                                                                                  \
         int32_t code = (call);                                                            \
@@ -118,7 +123,8 @@ static void null_is_refused(void)
     REFUSES(brant_bitmap_merge(NULL, bitmap, NULL, &e));
     REFUSES(brant_bitmap_merge(bitmap, NULL, NULL, &e));
     REFUSES(brant_bitmap_merge(bitmap, bitmap, NULL, &e));
-    REFUSES(brant_guest_new(NULL, &e));
+    REFUSES(brant_guest_new(&plain, NULL, NULL, &e));
+    REFUSES(brant_guest_new(&(brant_ops){ .size = 0 }, NULL, &guest, &e));
     REFUSES(brant_guest_add_block(NULL, &(brant_ram_block){ .size = sizeof(brant_ram_block), .fd = -1 },
                                   NULL, &e));
     REFUSES(brant_guest_add_block(s.guest, NULL, NULL, &e));
@@ -140,8 +146,8 @@ static void null_is_refused(void)
     REFUSES(brant_saver_put(NULL, "x", 0, 0, "x", 1, &e));
     REFUSES(brant_tracker_new(NULL, NULL, &tracker, &e));
     REFUSES(brant_tracker_new(s.guest, NULL, NULL, &e));
-    REFUSES(brant_tracker_add_kvm(NULL, NULL, NULL, NULL, &e));
-    REFUSES(brant_tracker_add_kvm(s.tracker, NULL, NULL, NULL, &e));
+    REFUSES(brant_tracker_add_kvm(NULL, NULL, &e));
+    REFUSES(brant_tracker_add_kvm(s.tracker, NULL, &e));
     REFUSES(brant_tracker_start(NULL, BRANT_START_ALL, &e));
     REFUSES(brant_tracker_start(s.tracker, 2, &e));
     REFUSES(brant_tracker_stop(NULL, &e));
@@ -154,13 +160,11 @@ static void null_is_refused(void)
     REFUSES(brant_tracker_put_back(NULL, 0, 0, 1, &e));
     REFUSES(brant_tracker_get_stats(NULL, &tracker_stats, &e));
     REFUSES(brant_tracker_get_stats(s.tracker, NULL, &e));
-    REFUSES(brant_outgoing_new(NULL, s.tracker, &plain, NULL, NULL, &out, &e));
-    REFUSES(brant_outgoing_new(s.guest, NULL, &plain, NULL, NULL, &out, &e));
-    REFUSES(brant_outgoing_new(s.guest, s.tracker, NULL, NULL, NULL, &out, &e));
-    REFUSES(brant_outgoing_new(s.guest, s.tracker, &plain, NULL, NULL, NULL, &e));
-    REFUSES(brant_outgoing_new(s.guest, s.tracker,
-                               &(brant_ops){ .size = sizeof(brant_ops), .pause = nothing }, NULL, NULL,
-                               &out, &e));
+    REFUSES(brant_outgoing_new(NULL, NULL, &out, &e));
+    REFUSES(brant_outgoing_new(s.tracker, NULL, NULL, &e));
+    REFUSES(brant_outgoing_new(bare.tracker, NULL, &out, &e));
+    REFUSES(brant_outgoing_new(halves[0].tracker, NULL, &out, &e));
+    REFUSES(brant_outgoing_new(halves[1].tracker, NULL, &out, &e));
     REFUSES(brant_outgoing_start(NULL, "tcp:127.0.0.1:1", &e));
     REFUSES(brant_outgoing_start(out, NULL, &e));
     REFUSES(brant_outgoing_start(out, "carrier pigeon", &e));
@@ -174,10 +178,10 @@ static void null_is_refused(void)
     REFUSES(brant_outgoing_get_stats(out, NULL, &e));
     REFUSES(brant_outgoing_get_stats_json(NULL, text, sizeof text, NULL, &e));
     REFUSES(brant_outgoing_get_stats_json(out, NULL, 1, NULL, &e));
-    REFUSES(brant_incoming_new(NULL, &plain, NULL, NULL, &in, &e));
-    REFUSES(brant_incoming_new(s.guest, NULL, NULL, NULL, &in, &e));
-    REFUSES(brant_incoming_new(s.guest, &plain, NULL, NULL, NULL, &e));
-    REFUSES(brant_incoming_new(s.guest, &(brant_ops){ .size = sizeof(brant_ops) }, NULL, NULL, &in, &e));
+    REFUSES(brant_incoming_new(NULL, NULL, &in, &e));
+    REFUSES(brant_incoming_new(s.guest, NULL, NULL, &e));
+    REFUSES(brant_incoming_new(bare.guest, NULL, &in, &e));
+    REFUSES(brant_incoming_new(halves[1].guest, NULL, &in, &e));
     REFUSES(brant_incoming_listen(NULL, "tcp:127.0.0.1:0", text, sizeof text, NULL, &e));
     REFUSES(brant_incoming_listen(in, NULL, text, sizeof text, NULL, &e));
     REFUSES(brant_incoming_start_fd(NULL, dup(0), &e));
@@ -197,12 +201,50 @@ static void null_is_refused(void)
     brant_outgoing_free(out);
     brant_incoming_free(in);
     brant_bitmap_free(bitmap);
+    still_free(&halves[0]);
+    still_free(&halves[1]);
+    still_free(&bare);
     still_free(&s);
+}
+
+/* Whether the error says this; frees it. */
+static bool says(brant_error *error, const char *text)
+{
+    bool found = strstr(brant_error_message(error), text) != NULL;
+
+    if (!found)
+        note("the message is: %s", brant_error_message(error));
+    brant_error_free(error);
+    return found;
+}
+
+static void operations(void)
+{
+    brant_ops ops = { .size = sizeof ops, .pause = nothing };
+    struct still none = still_with(NULL, NULL, 0, 0), some = still_with(&ops, NULL, 0, 0);
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(0), .switched_by = BRANT_SWITCHED_BY_VMM };
+    brant_outgoing *out;
+    brant_incoming *in;
+    brant_error *e = NULL;
+
+    must(brant_tracker_start(none.tracker, BRANT_START_ALL, &e));
+    ok(brant_tracker_sync(none.tracker, BRANT_SYNC_RUNNING, NULL, NULL) == 0,
+       "a guest without operations is tracked");
+    ok(brant_outgoing_new(none.tracker, NULL, &out, &e) == BRANT_E_INVALID && says(e, "`pause`") &&
+           brant_outgoing_new(some.tracker, NULL, &out, &e) == BRANT_E_INVALID && says(e, "`resume`"),
+       "an operation that a source needs is missed by name");
+    ok(brant_incoming_new(none.guest, NULL, &in, &e) == BRANT_E_INVALID && says(e, "`run`") &&
+           brant_incoming_new(some.guest, NULL, &in, &e) == BRANT_E_INVALID && says(e, "`run`"),
+       "so is the one that a destination needs");
+    ok(brant_tracker_add_kvm(some.tracker, &kvm, &e) == BRANT_E_INVALID && says(e, "`log_on`"),
+       "and those that a log needs which the VMM switches");
+    still_free(&none);
+    still_free(&some);
 }
 
 static void descriptors(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new();
     struct {
         brant_ram_block block;
         uint64_t unknown;
@@ -227,14 +269,14 @@ static void descriptors(void)
        "and so is that of a block with a field that is not known");
     more_kvm.kvm.size = sizeof more_kvm;
     more_kvm.kvm.vm_fd = fd = dup(0);
-    ok(brant_tracker_add_kvm(s.tracker, &more_kvm.kvm, NULL, NULL, NULL) == BRANT_E_INVALID &&
+    ok(brant_tracker_add_kvm(s.tracker, &more_kvm.kvm, NULL) == BRANT_E_INVALID &&
            !is_open(fd),
        "and that of a KVM with a field that is not known");
     kvm.vm_fd = fd = dup(0);
-    ok(brant_tracker_add_kvm(s.tracker, &kvm, NULL, NULL, NULL) != 0 && !is_open(fd),
+    ok(brant_tracker_add_kvm(s.tracker, &kvm, NULL) != 0 && !is_open(fd),
        "and that of a KVM that is refused");
-    must(brant_outgoing_new(s.guest, s.tracker, &plain, NULL, NULL, &out, &e));
-    must(brant_incoming_new(s.guest, &plain, NULL, NULL, &in, &e));
+    must(brant_outgoing_new(s.tracker, NULL, &out, &e));
+    must(brant_incoming_new(s.guest, NULL, &in, &e));
     brant_outgoing_cancel(out, NULL);
     brant_incoming_cancel(in, NULL);
     fd = dup(0);
@@ -255,7 +297,7 @@ static void descriptors(void)
 
 static void parameters(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new();
     brant_params wrong[] = {
         { .downtime_limit_ms = 3600001 },
         { .max_bandwidth = 65535 },
@@ -283,7 +325,7 @@ static void parameters(void)
         brant_error *e = NULL;
 
         wrong[i].size = sizeof wrong[i];
-        if (brant_outgoing_new(s.guest, s.tracker, &plain, NULL, &wrong[i], &out, &e) !=
+        if (brant_outgoing_new(s.tracker, &wrong[i], &out, &e) !=
                 BRANT_E_INVALID ||
             !strstr(brant_error_message(e), "can be")) {
             note("number %zu: %s", i, brant_error_message(e));
@@ -292,7 +334,7 @@ static void parameters(void)
         brant_error_free(e);
     }
     ok(all, "a parameter out of range is refused, and told the range");
-    ok(brant_outgoing_new(s.guest, s.tracker, &plain, NULL, &most, &out, NULL) == 0,
+    ok(brant_outgoing_new(s.tracker, &most, &out, NULL) == 0,
        "the ends of the ranges are in them");
     brant_outgoing_free(out);
     still_free(&s);
@@ -300,7 +342,7 @@ static void parameters(void)
 
 static void marks(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new();
     brant_slot slot = { .size = sizeof slot, .block = "ram", .offset = PAGE, .length = s.bytes - PAGE,
                         .guest_address = 1ull << 32, .slot = BRANT_NO_SLOT };
     brant_tracker_stats stats = { .size = sizeof stats };
@@ -341,11 +383,12 @@ static void marks(void)
 
 int main(void)
 {
-    plan(3 + 5 + 1 + 2 + 7 + 2 + 7);
+    plan(3 + 5 + 1 + 2 + 4 + 7 + 2 + 7);
     versions();
     errors();
     null_is_fine();
     null_is_refused();
+    operations();
     descriptors();
     parameters();
     marks();

@@ -112,10 +112,10 @@ static struct inside *inside_new(void)
     };
     struct inside *t = must_alloc(1, sizeof *t);
 
-    t->source = still_new('s', 2 * MIB);
-    t->destination = still_new('d', 4 * MIB);
-    must(brant_outgoing_new(t->source.guest, t->source.tracker, &ops, t, NULL, &t->out, &e));
-    must(brant_incoming_new(t->destination.guest, &ops, t, NULL, &t->in, &e));
+    t->source = still_with(&ops, t, 's', 2 * MIB);
+    t->destination = still_with(&ops, t, 'd', 4 * MIB);
+    must(brant_outgoing_new(t->source.tracker, NULL, &t->out, &e));
+    must(brant_incoming_new(t->destination.guest, NULL, &t->in, &e));
     return t;
 }
 
@@ -223,7 +223,7 @@ static void blockers(void)
     brant_blocker_free(disk);
     brant_blocker_free(dongle);
     brant_outgoing_free(t->out);
-    must(brant_outgoing_new(t->source.guest, t->source.tracker, &plain, NULL, NULL, &t->out, &e));
+    must(brant_outgoing_new(t->source.tracker, NULL, &t->out, &e));
     inside_begin(t);
     ok(brant_outgoing_wait(t->out, patience(30000), NULL) == 0 && brant_incoming_wait(t->in, patience(30000), NULL) == 0,
        "one that is not blocked any more is");

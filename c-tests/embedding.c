@@ -31,12 +31,12 @@ static char *private_memory(void)
 }
 
 /* A guest of one block. */
-static brant_guest *guest_of(char *memory)
+static brant_guest *guest_of(char *memory, const brant_ops *ops, void *opaque)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = memory, .length = BYTES };
     brant_guest *guest;
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(ops, opaque, &guest, &e));
     must(brant_guest_add_block(guest, &block, NULL, &e));
     return guest;
 }
@@ -66,7 +66,7 @@ static void descriptors(void)
     block.host = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (block.host == MAP_FAILED)
         bail("mmap: %s", strerror(errno));
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
 
     block.flags = BRANT_RAM_FILE;
     block.fd = -1;
@@ -105,7 +105,7 @@ static void names(void)
     brant_ram_block block = { .size = sizeof block, .name = "two\nlines", .length = BYTES,
                               .host = private_memory() };
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     ok(brant_guest_add_block(guest, &block, NULL, &e) == BRANT_E_INVALID &&
            says(e, "control characters"),
        "a block name that the stream would refuse is refused when the block is added");
@@ -116,22 +116,21 @@ static void names(void)
 static void blockers(void)
 {
     char *memory = private_memory();
-    brant_guest *guest = guest_of(memory);
     brant_ops ops = { .size = sizeof ops, .pause = nothing, .resume = nothing };
+    brant_guest *guest = guest_of(memory, &ops, NULL), *other;
     brant_tracker *tracker;
     brant_outgoing *out;
     brant_error *e = NULL;
 
     must(brant_blocker_new(guest, "a GPU is passed through", NULL, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
-    must(brant_outgoing_new(guest, tracker, &ops, NULL, NULL, &out, &e));
+    must(brant_outgoing_new(tracker, NULL, &out, &e));
     ok(brant_outgoing_start(out, "tcp:127.0.0.1:1", &e) == BRANT_E_BLOCKED &&
            says(e, "a GPU is passed through"),
        "a reason without a handle blocks the guest as long as it exists");
     brant_outgoing_free(out);
     ops.size -= 4;
-    ok(brant_outgoing_new(guest, tracker, &ops, NULL, NULL, &out, &e) == BRANT_E_INVALID &&
-           says(e, "size"),
+    ok(brant_guest_new(&ops, NULL, &other, &e) == BRANT_E_INVALID && says(e, "size"),
        "a structure that ends inside a pointer is refused, and no half of one is called");
     brant_tracker_free(tracker);
     brant_guest_free(guest);
@@ -155,11 +154,11 @@ static void ends_open(struct ends *m, const brant_ops *ops, void *opaque)
     m->here = private_memory();
     m->there = private_memory();
     memset(m->here, 7, BYTES / 2);
-    m->from = guest_of(m->here);
-    m->to = guest_of(m->there);
+    m->from = guest_of(m->here, ops, opaque);
+    m->to = guest_of(m->there, ops, opaque);
     must(brant_tracker_new(m->from, NULL, &m->tracker, &e));
-    must(brant_outgoing_new(m->from, m->tracker, ops, opaque, NULL, &m->out, &e));
-    must(brant_incoming_new(m->to, ops, opaque, NULL, &m->in, &e));
+    must(brant_outgoing_new(m->tracker, NULL, &m->out, &e));
+    must(brant_incoming_new(m->to, NULL, &m->in, &e));
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s))
         bail("socketpair: %s", strerror(errno));
     must(brant_incoming_start_fd(m->in, s[1], &e));
@@ -304,14 +303,14 @@ static int moves(void)
 
     memset(here + 4096, 9, 4096);
     block.host = here;
-    if (brant_guest_new(&guest, &e) || brant_guest_add_block(guest, &block, NULL, &e))
+    if (brant_guest_new(&ops, NULL, &guest, &e) || brant_guest_add_block(guest, &block, NULL, &e))
         return 10;
     if (brant_tracker_new(guest, NULL, &tracker, &e) ||
-        brant_outgoing_new(guest, tracker, &ops, NULL, NULL, &out, &e))
+        brant_outgoing_new(tracker, NULL, &out, &e))
         return 11;
     block.host = there;
-    if (brant_guest_new(&guest, &e) || brant_guest_add_block(guest, &block, NULL, &e) ||
-        brant_incoming_new(guest, &ops, NULL, NULL, &in, &e))
+    if (brant_guest_new(&ops, NULL, &guest, &e) || brant_guest_add_block(guest, &block, NULL, &e) ||
+        brant_incoming_new(guest, NULL, &in, &e))
         return 12;
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, s) || brant_incoming_start_fd(in, s[1], &e) ||
         brant_outgoing_start_fd(out, s[0], &e))

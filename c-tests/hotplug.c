@@ -304,11 +304,13 @@ static struct mv_config config_of(unsigned way)
 static void plant_new(struct plant *p, unsigned way)
 {
     struct mv_config c = config_of(way);
+    brant_ops ops = vm_ops;
     const struct mv_slot *slots;
     unsigned n;
 
     *p = (struct plant){ .changing = PTHREAD_MUTEX_INITIALIZER, .next_number = FIRST_NUMBER };
-    p->from = vm_new(&c);
+    ops.pause = pause_changes;
+    p->from = vm_new_with(&c, 0, &ops, NULL);
     c.incoming = true;
     p->to = vm_new(&c);
     vm_track(p->from, &trackings[way]);
@@ -350,7 +352,6 @@ static void changes_while_copying(unsigned way)
     brant_params params = { .size = sizeof params,
                             .max_bandwidth = 48 * MIB,
                             .switchover_bandwidth = 64 << 10 };
-    brant_ops ops = vm_ops;
     struct plant p;
     struct journey j = { .stats = { .size = sizeof j.stats } };
     pthread_t threads[MARKERS];
@@ -360,10 +361,9 @@ static void changes_while_copying(unsigned way)
     plant_new(&p, way);
     j.from = p.from;
     j.to = p.to;
-    ops.pause = pause_changes;
     p.from->on_event = await_changes;
-    must(brant_outgoing_new(p.from->guest, atomic_load(&p.from->tracker), &ops, p.from, &params, &j.out, &e));
-    must(brant_incoming_new(p.to->guest, &vm_ops, p.to, NULL, &j.in, &e));
+    must(brant_outgoing_new(atomic_load(&p.from->tracker), &params, &j.out, &e));
+    must(brant_incoming_new(p.to->guest, NULL, &j.in, &e));
     make_socketpair(pair);
     journey_begin_fds(&j, pair[0], pair[1]);
     for (unsigned i = 0; i < MARKERS; i++)

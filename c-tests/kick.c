@@ -54,8 +54,6 @@ static int32_t rough_kick(void *opaque, brant_reason *reason)
     return code;
 }
 
-static const brant_ops kicks = { .size = sizeof kicks, .kick = rough_kick };
-
 static int32_t host_pause(void *opaque, brant_reason *reason)
 {
     struct host *host = opaque;
@@ -113,7 +111,7 @@ static int32_t host_run(void *opaque, brant_reason *reason)
 
 static const brant_ops host_ops = { .size = sizeof host_ops, .pause = host_pause, .resume = host_resume,
                                     .save = host_save, .load = host_load, .release = host_release,
-                                    .run = host_run };
+                                    .run = host_run, .kick = rough_kick };
 
 /* A tracker of its rings, with rough kicks. */
 static brant_tracker *ring_tracker(struct host *host)
@@ -123,7 +121,7 @@ static brant_tracker *ring_tracker(struct host *host)
     brant_tracker *tracker;
 
     must(brant_tracker_new(host->vm->guest, NULL, &tracker, &e));
-    must(brant_tracker_add_kvm(tracker, &kvm, &kicks, host, &e));
+    must(brant_tracker_add_kvm(tracker, &kvm, &e));
     for (unsigned i = 0; i < mv_vcpu_count(host->vm->machine); i++)
         must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(host->vm->machine, i)), &e));
     return tracker;
@@ -137,7 +135,7 @@ static struct host *host_new(bool runs)
     c.incoming = !runs;
     c.seed = random_below(UINT32_MAX);
     pthread_mutex_init(&host->control, NULL);
-    host->vm = vm_new_with_rings(&c, RING_DEFAULT);
+    host->vm = vm_new_with(&c, RING_DEFAULT, &host_ops, host);
     atomic_store(&host->vm->tracker, ring_tracker(host));
     if (runs) {
         atomic_store(&host->may_run, true);
@@ -214,7 +212,7 @@ static bool stands_still(struct host *host)
 }
 
 /* Migrates by `tracker`; what it comes to at the source. */
-static int32_t migrate(struct host *from, brant_tracker *tracker, struct host *to)
+static int32_t migrate(brant_tracker *tracker, struct host *to)
 {
     brant_outgoing *out;
     brant_incoming *in;
@@ -222,8 +220,8 @@ static int32_t migrate(struct host *from, brant_tracker *tracker, struct host *t
     int32_t code, there;
     int pair[2];
 
-    must(brant_outgoing_new(from->vm->guest, tracker, &host_ops, from, NULL, &out, &e));
-    must(brant_incoming_new(to->vm->guest, &host_ops, to, NULL, &in, &e));
+    must(brant_outgoing_new(tracker, NULL, &out, &e));
+    must(brant_incoming_new(to->vm->guest, NULL, &in, &e));
     make_socketpair(pair);
     must(brant_incoming_start_fd(in, pair[1], &e));
     must(brant_outgoing_start_fd(out, pair[0], &e));
@@ -254,7 +252,7 @@ static void there_and_back(void)
 
     /* The destination's VMM tracks from the start, and syncs while the guest arrives. */
     syncs_begin(d);
-    ok(migrate(s, atomic_load(&s->vm->tracker), d) == 0, "a guest that is kicked roughly moves");
+    ok(migrate(atomic_load(&s->vm->tracker), d) == 0, "a guest that is kicked roughly moves");
     ok(s->kicks > 0, "it was kicked while it ran");
     ok(well_kicked(s) && stands_still(s),
        "no kick came after its pause: the end of tracking does not wake it");
@@ -277,7 +275,7 @@ static void there_and_back(void)
     d->vm->at = NULL;
     s->vm->at = fails;
     before = d->kicks;
-    ok(migrate(d, atomic_load(&d->vm->tracker), s) == BRANT_E_REFUSED && d->may_run && well_kicked(d),
+    ok(migrate(atomic_load(&d->vm->tracker), s) == BRANT_E_REFUSED && d->may_run && well_kicked(d),
        "a destination that refuses: the guest was paused, not kicked, and resumed");
     before = d->kicks;
     syncs_begin(d);
@@ -310,7 +308,7 @@ static void two_trackers(void)
 
         syncs_go_on(s);
         d->vm->at = last ? NULL : fails;
-        if (migrate(s, other, d) == (last ? 0 : BRANT_E_REFUSED))
+        if (migrate(other, d) == (last ? 0 : BRANT_E_REFUSED))
             resumed += last || s->may_run;
         syncs_go_on(s);
         if (last)

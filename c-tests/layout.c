@@ -111,7 +111,7 @@ static void differs(struct vm *vm, const struct block *blocks, unsigned n, const
     uint64_t written = vm_written(vm);
     int pair[2];
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(&never, NULL, &guest, &e));
     for (unsigned i = 0; i < n; i++) {
         brant_ram_block b = { .size = sizeof b,
                               .name = blocks[i].name,
@@ -126,8 +126,8 @@ static void differs(struct vm *vm, const struct block *blocks, unsigned n, const
         b.host = memory[i];
         must(brant_guest_add_block(guest, &b, NULL, &e));
     }
-    must(brant_outgoing_new(vm->guest, atomic_load(&vm->tracker), &vm_ops, vm, NULL, &j.out, &e));
-    must(brant_incoming_new(guest, &never, NULL, NULL, &j.in, &e));
+    must(brant_outgoing_new(atomic_load(&vm->tracker), NULL, &j.out, &e));
+    must(brant_incoming_new(guest, NULL, &j.in, &e));
     make_socketpair(pair);
     journey_begin_fds(&j, pair[0], pair[1]);
     journey_end(&j, false);

@@ -125,14 +125,14 @@ static int32_t run(void *opaque, brant_reason *reason)
 static const brant_ops ops = { .size = sizeof ops, .pause = nothing, .resume = nothing,
                                .save = save, .load = load, .run = run };
 
-static brant_guest *guest_new(char *host)
+static brant_guest *guest_new(char *host, struct journey *j)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = host, .length = BYTES,
                               .fd = -1 };
     brant_slot slot = { .size = sizeof slot, .block = "ram", .length = BYTES, .slot = BRANT_NO_SLOT };
     brant_guest *guest;
 
-    MUST(brant_guest_new(&guest, NULL));
+    MUST(brant_guest_new(&ops, j, &guest, NULL));
     MUST(brant_guest_add_block(guest, &block, NULL, NULL));
     MUST(brant_guest_add_slot(guest, &slot, NULL));
     return guest;
@@ -142,7 +142,7 @@ static brant_guest *guest_new(char *host)
 static bool migrate(enum end end)
 {
     struct journey j = { .end = end };
-    brant_guest *from = guest_new(memory[0]), *to = guest_new(memory[1]);
+    brant_guest *from = guest_new(memory[0], &j), *to = guest_new(memory[1], &j);
     brant_error *error = NULL;
     brant_tracker *tracker;
     brant_outgoing *out;
@@ -154,8 +154,8 @@ static bool migrate(enum end end)
     bool good;
 
     MUST(brant_tracker_new(from, NULL, &tracker, NULL));
-    MUST(brant_outgoing_new(from, tracker, &ops, &j, NULL, &out, NULL));
-    MUST(brant_incoming_new(to, &ops, &j, NULL, &in, NULL));
+    MUST(brant_outgoing_new(tracker, NULL, &out, NULL));
+    MUST(brant_incoming_new(to, NULL, &in, NULL));
     if (end == BLOCKED)
         MUST(brant_blocker_new(from, "for now", &blocker, NULL));
     if (end == BY_TCP) {

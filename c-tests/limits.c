@@ -25,21 +25,16 @@ static char *private_memory(void)
     return at;
 }
 
-/* A guest of one block. */
+/* A guest of one block, which can move. */
 static brant_guest *guest_of(char *memory)
 {
+    brant_ops ops = { .size = sizeof ops, .pause = nothing, .resume = nothing, .run = nothing };
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = memory, .length = BYTES };
     brant_guest *guest;
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(&ops, NULL, &guest, &e));
     must(brant_guest_add_block(guest, &block, NULL, &e));
     return guest;
-}
-
-static brant_ops ops(void)
-{
-    return (brant_ops){ .size = sizeof(brant_ops), .pause = nothing, .resume = nothing,
-                        .run = nothing };
 }
 
 /* Whether the error says this; frees it. */
@@ -63,7 +58,6 @@ static void silence(void)
 {
     char *here = private_memory(), *there = private_memory();
     brant_guest *from = guest_of(here), *to = guest_of(there);
-    brant_ops o = ops();
     brant_params params = total_ms(500);
     brant_tracker *tracker;
     brant_outgoing *outgoing;
@@ -74,7 +68,7 @@ static void silence(void)
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, s) || socketpair(AF_UNIX, SOCK_STREAM, 0, t))
         bail("socketpair: %s", strerror(errno));
     must(brant_tracker_new(from, NULL, &tracker, &e));
-    must(brant_outgoing_new(from, tracker, &o, NULL, &params, &outgoing, &e));
+    must(brant_outgoing_new(tracker, &params, &outgoing, &e));
     must(brant_outgoing_start_fd(outgoing, s[0], &e));
     /* Less than the connect timeout, which is ten seconds. */
     ok(brant_outgoing_wait(outgoing, patience(8000), &e) == BRANT_E_TIMEOUT &&
@@ -83,7 +77,7 @@ static void silence(void)
     brant_outgoing_free(outgoing);
     brant_tracker_free(tracker);
 
-    must(brant_incoming_new(to, &o, NULL, &params, &incoming, &e));
+    must(brant_incoming_new(to, &params, &incoming, &e));
     must(brant_incoming_start_fd(incoming, t[0], &e));
     ok(brant_incoming_wait(incoming, patience(8000), &e) == BRANT_E_TIMEOUT &&
            says(e, "waiting for HELLO from the peer: the total timeout of 500 ms ran out"),
@@ -112,7 +106,6 @@ static void strangers(void)
 {
     char *here = private_memory(), *there = private_memory();
     brant_guest *from = guest_of(here), *to = guest_of(there);
-    brant_ops o = ops();
     brant_params params = total_ms(100);
     brant_tracker *tracker;
     brant_outgoing *outgoing;
@@ -125,7 +118,7 @@ static void strangers(void)
         bail("mkdtemp: %s", strerror(errno));
     snprintf(endpoint, sizeof endpoint, "unix:%s/s", directory);
     path = endpoint + strlen("unix:");
-    must(brant_incoming_new(to, &o, NULL, &params, &incoming, &e));
+    must(brant_incoming_new(to, &params, &incoming, &e));
     must(brant_incoming_listen(incoming, endpoint, NULL, 0, NULL, &e));
     ok(brant_incoming_wait(incoming, 500, &e) == BRANT_E_PENDING,
        "waiting for somebody to connect has no limit");
@@ -134,7 +127,7 @@ static void strangers(void)
     must(brant_incoming_cancel(incoming, &e));
     brant_incoming_free(incoming);
 
-    must(brant_incoming_new(to, &o, NULL, NULL, &incoming, &e));
+    must(brant_incoming_new(to, NULL, &incoming, &e));
     ok(brant_incoming_listen(incoming, endpoint, bound, sizeof bound, NULL, &e) == 0 &&
            !strcmp(bound, endpoint),
        "after one that failed, another of the same guest listens at the same address");
@@ -146,7 +139,7 @@ static void strangers(void)
     close(gone);
     memset(here, 7, BYTES);
     must(brant_tracker_new(from, NULL, &tracker, &e));
-    must(brant_outgoing_new(from, tracker, &o, NULL, NULL, &outgoing, &e));
+    must(brant_outgoing_new(tracker, NULL, &outgoing, &e));
     must(brant_outgoing_start(outgoing, endpoint, &e));
     ok(brant_outgoing_wait(outgoing, patience(8000), &e) == 0 &&
            brant_incoming_wait(incoming, patience(8000), &e) == 0 && !memcmp(here, there, BYTES),

@@ -448,13 +448,13 @@ static int32_t operation(void *opaque, enum operation op, brant_saver *saver, br
     return 0;
 }
 
-static void guest_make(brant_guest **guest, char *host)
+static void guest_make(brant_guest **guest, char *host, struct side_of *side)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = host, .length = BLOCK,
                               .fd = -1 };
     brant_slot slot = { .size = sizeof slot, .block = "ram", .length = BLOCK, .slot = BRANT_NO_SLOT };
 
-    MUST(brant_guest_new(guest, NULL));
+    MUST(brant_guest_new(&all_operations, side, guest, NULL));
     MUST(brant_guest_add_block(*guest, &block, NULL, NULL));
     MUST(brant_guest_add_slot(*guest, &slot, NULL));
 }
@@ -480,16 +480,15 @@ static void world_begin(struct world *w, enum state state)
     w->peers[0] = w->peers[1] = -1;
     for (int i = 0; i < 2; i++)
         w->sides[i] = (struct side_of){ w, i };
-    guest_make(&w->guest, memory[0]);
-    guest_make(&w->there, memory[1]);
+    guest_make(&w->guest, memory[0], &w->sides[0]);
+    guest_make(&w->there, memory[1], &w->sides[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
     /* One that is done: what is tracked is a matter of the state. */
     MUST(brant_consumer_new(w->tracker, BRANT_START_CLEAN, &w->consumer, NULL));
     MUST(brant_consumer_stop(w->consumer, NULL));
     MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
-    MUST(brant_outgoing_new(w->guest, w->tracker, &all_operations, &w->sides[0], &params,
-                            &w->outgoing, NULL));
-    MUST(brant_incoming_new(w->there, &all_operations, &w->sides[1], &params, &w->incoming, NULL));
+    MUST(brant_outgoing_new(w->tracker, &params, &w->outgoing, NULL));
+    MUST(brant_incoming_new(w->there, &params, &w->incoming, NULL));
     MUST(brant_bitmap_new(4096, &w->bitmap, NULL));
     MUST(brant_bitmap_new(4096, &w->other_bitmap, NULL));
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));

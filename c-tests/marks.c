@@ -146,7 +146,7 @@ int main(void)
     memory = mapped();
     copy = mapped();
     block.host = memory;
-    MUST(brant_guest_new(&guest, NULL));
+    MUST(brant_guest_new(NULL, NULL, &guest, NULL));
     MUST(brant_guest_add_block(guest, &block, NULL, NULL));
     MUST(brant_guest_add_slot(guest, &slot, NULL));
     MUST(brant_tracker_new(guest, NULL, &tracker, NULL));

@@ -79,10 +79,10 @@ static uint32_t picked(int kvm, const brant_kvm_costs *costs, bool rings, char *
         bail("KVM_CREATE_VM: %s", strerror(errno));
     if (rings)
         must(brant_kvm_enable_ring(dup(vm), 0, NULL, &e));
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     log.vm_fd = vm;
-    must(brant_tracker_add_kvm(tracker, &log, NULL, NULL, &e));
+    must(brant_tracker_add_kvm(tracker, &log, &e));
     must(brant_tracker_get_kvm(tracker, &info, reason, size, NULL, &e));
     brant_tracker_free(tracker);
     brant_guest_free(guest);
@@ -149,9 +149,9 @@ int main(void)
         brant_guest *guest;
         brant_kvm_log log = { .size = sizeof log, .vm_fd = ioctl(kvm, KVM_CREATE_VM, 0), .costs = &some };
 
-        must(brant_guest_new(&guest, &e));
+        must(brant_guest_new(NULL, NULL, &guest, &e));
         must(brant_tracker_new(guest, NULL, &tracker, &e));
-        ok(refused(brant_tracker_add_kvm(tracker, &log, NULL, NULL, &e), BRANT_E_INVALID, &e,
+        ok(refused(brant_tracker_add_kvm(tracker, &log, &e), BRANT_E_INVALID, &e,
                    "brant_kvm_measure"),
            "costs without a figure are refused");
         brant_tracker_free(tracker);

@@ -410,7 +410,7 @@ UNUSED static int oracle_has_userfault(char *why, size_t len)
     brant_error *e = NULL;
     int32_t code;
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     code = brant_tracker_add_userfault(tracker, &e);
     snprintf(why, len, "%s", brant_error_message(e));

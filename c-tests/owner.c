@@ -46,6 +46,8 @@ struct copy {
     atomic_bool runs;
     atomic_int pauses, resumes, started;
     bool run_fails, resume_fails, load_fails;
+    /* Its VMM is slow to hear of a state: see op_event. */
+    bool slow_to_hear;
     /* `release` takes so long. */
     atomic_int release_ms;
     /* Waited for inside `save`, if there. */
@@ -144,8 +146,20 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return 0;
 }
 
+/* The VMM is slow to hear of a state: at the destination, that the hand-over has come; at the source,
+ * that it is about to be sent. */
+static void op_event(void *opaque, const brant_event *event)
+{
+    struct copy *copy = opaque;
+
+    if (copy->slow_to_hear && event->kind == BRANT_EVENT_STATE &&
+        (!strcmp(event->message, "starting") || !strcmp(event->message, "handing over")))
+        wait_ms((int)patience(LIMIT_MS) + 100);
+}
+
 static const brant_ops ops = { .size = sizeof ops, .pause = op_pause, .resume = op_resume,
-                               .save = op_save, .load = op_load, .release = op_release, .run = op_run };
+                               .save = op_save, .load = op_load, .release = op_release, .run = op_run,
+                               .event = op_event };
 
 static struct copy *copy_new(bool runs)
 {
@@ -159,7 +173,7 @@ static struct copy *copy_new(bool runs)
         bail("mmap: %s", strerror(errno));
     memset(copy->host, runs ? 7 : 0, BYTES);
     block.host = copy->host;
-    MUST(brant_guest_new(&copy->guest, &e));
+    MUST(brant_guest_new(&ops, copy, &copy->guest, &e));
     MUST(brant_guest_add_block(copy->guest, &block, NULL, &e));
     MUST(brant_tracker_new(copy->guest, NULL, &copy->tracker, &e));
     set_runs(copy, runs);
@@ -196,7 +210,7 @@ static brant_outgoing *out_new(struct copy *from, uint64_t limit_ms)
     brant_params params = limited(limit_ms);
     brant_outgoing *out;
 
-    MUST(brant_outgoing_new(from->guest, from->tracker, &ops, from, &params, &out, &e));
+    MUST(brant_outgoing_new(from->tracker, &params, &out, &e));
     return out;
 }
 
@@ -205,7 +219,7 @@ static brant_incoming *in_new(struct copy *to)
     brant_params params = limited(0);
     brant_incoming *in;
 
-    MUST(brant_incoming_new(to->guest, &ops, to, &params, &in, &e));
+    MUST(brant_incoming_new(to->guest, &params, &in, &e));
     return in;
 }
 
@@ -589,7 +603,7 @@ static void two_at_once(void)
     s->in_save = &in_save;
     s->save_goes_on = &go;
     MUST(brant_tracker_new(s->guest, NULL, &other, &e));
-    MUST(brant_outgoing_new(s->guest, other, &ops, s, &params, &second, &e));
+    MUST(brant_outgoing_new(other, &params, &second, &e));
     beside = in_new(s);
     pair_new(pair);
     MUST(brant_incoming_start_fd(in, pair[1], &e));
@@ -693,27 +707,14 @@ static void late_handover(void)
     copy_free(d);
 }
 
-/* The VMM is slow to hear of a state: at the destination, that the hand-over has come; at the source,
- * that it is about to be sent. */
-static void slow_to_hear(void *opaque, const brant_event *event)
-{
-    (void)opaque;
-    if (event->kind == BRANT_EVENT_STATE &&
-        (!strcmp(event->message, "starting") || !strcmp(event->message, "handing over")))
-        wait_ms((int)patience(LIMIT_MS) + 100);
-}
-
 static void late_at_the_last_moment(void)
 {
     struct copy *s = copy_new(true), *d = copy_new(false);
-    brant_ops slow = ops;
     brant_outgoing *out = out_new(s, patience(LIMIT_MS));
-    brant_params params = limited(0);
-    brant_incoming *in;
+    brant_incoming *in = in_new(d);
     int pair[2];
 
-    slow.event = slow_to_hear;
-    MUST(brant_incoming_new(d->guest, &slow, d, &params, &in, &e));
+    d->slow_to_hear = true;
     pair_new(pair);
     MUST(brant_incoming_start_fd(in, pair[1], &e));
     MUST(brant_outgoing_start_fd(out, pair[0], &e));
@@ -732,14 +733,11 @@ static void late_at_the_last_moment(void)
 static void late_before_the_first_byte(void)
 {
     struct copy *s = copy_new(true), *d = copy_new(false);
-    brant_params params = limited(patience(LIMIT_MS));
+    brant_outgoing *out = out_new(s, patience(LIMIT_MS));
     brant_incoming *in = in_new(d);
-    brant_ops slow = ops;
-    brant_outgoing *out;
     int pair[2];
 
-    slow.event = slow_to_hear;
-    MUST(brant_outgoing_new(s->guest, s->tracker, &slow, s, &params, &out, &e));
+    s->slow_to_hear = true;
     pair_new(pair);
     MUST(brant_incoming_start_fd(in, pair[1], &e));
     MUST(brant_outgoing_start_fd(out, pair[0], &e));

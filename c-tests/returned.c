@@ -29,18 +29,8 @@ static struct vm *make(enum mv_kind kind, bool memfd, bool incoming)
         .seed = 11,
         .incoming = incoming,
     };
-    struct vm *vm = must_alloc(1, sizeof *vm);
-    struct mv_config own = c;
-    char why[256];
 
-    own.hooks = (struct mv_hooks){ .opaque = vm, .mark = vm_mark };
-    vm->machine = mv_machine_new(&own, why, sizeof why);
-    if (!vm->machine)
-        bail("no machine: %s", why);
-    vm->pages = mv_memory_bytes(vm->machine) / PAGE;
-    vm->digests = must_alloc(vm->pages, sizeof *vm->digests);
-    vm_describe(vm);
-    return vm;
+    return vm_new(&c);
 }
 
 static void track(struct vm *vm, enum mv_kind kind)

@@ -389,7 +389,7 @@ static struct bare bare_new(uint64_t bytes)
     s.ds = s.es = s.ss = s.fs = s.gs = s.cs;
     s.ds.type = s.es.type = s.ss.type = s.fs.type = s.gs.type = 3;
     must_ioctl(b.vcpu, KVM_SET_SREGS, &s);
-    must(brant_guest_new(&b.guest, &e));
+    must(brant_guest_new(NULL, NULL, &b.guest, &e));
     must(brant_guest_add_block(b.guest, &(brant_ram_block){ .size = sizeof(brant_ram_block),
                                                             .name = "bare", .host = b.memory,
                                                             .length = BARE_PAGES * PAGE, .fd = -1 },
@@ -405,7 +405,7 @@ static void bare_track(struct bare *b)
     brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(b->vm), .mode = BRANT_KVM_RING };
 
     must(brant_tracker_new(b->guest, NULL, &b->tracker, &e));
-    must(brant_tracker_add_kvm(b->tracker, &kvm, NULL, NULL, &e));
+    must(brant_tracker_add_kvm(b->tracker, &kvm, &e));
     must(brant_tracker_add_vcpu(b->tracker, 7, dup(b->vcpu), &e));
     must(brant_tracker_start(b->tracker, BRANT_START_CLEAN, &e));
 }
@@ -600,14 +600,14 @@ static void refusals(void)
     char reason[200];
     brant_error *e;
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     ok(refused(brant_kvm_enable_ring(dup(vm), 5000, NULL, &e), BRANT_E_INVALID, &e, "5000") &&
            refused(brant_kvm_enable_ring(dup(vm), 2048, NULL, &e), BRANT_E_INVALID, &e, "2048") &&
            refused(brant_kvm_enable_ring(dup(vm), 1 << 21, NULL, &e), BRANT_E_INVALID, &e, "2097152"),
        "a ring of an impossible size is refused, and the sizes that can be are named");
     kvm.vm_fd = dup(vm);
-    ok(refused(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e), BRANT_E_STATE, &e, "enable"),
+    ok(refused(brant_tracker_add_kvm(tracker, &kvm, &e), BRANT_E_STATE, &e, "enable"),
        "the ring of a machine that has none is refused");
     vcpu = (int)must_ioctl(vm, KVM_CREATE_VCPU, 0);
     ok(refused(brant_kvm_enable_ring(dup(vm), 0, NULL, &e), BRANT_E_KERNEL, &e, "vCPU"),
@@ -621,12 +621,12 @@ static void refusals(void)
        "rings are enabled once, with a size that is told");
     kvm.vm_fd = dup(vm);
     kvm.mode = BRANT_KVM_INITIALLY_SET;
-    ok(refused(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e), BRANT_E_UNSUPPORTED, &e, "ring"),
+    ok(refused(brant_tracker_add_kvm(tracker, &kvm, &e), BRANT_E_UNSUPPORTED, &e, "ring"),
        "a bitmap of a machine with rings is refused");
     kvm.vm_fd = dup(vm);
     kvm.mode = BRANT_KVM_AUTO;
     kvm.ring_bytes = bytes / 2;
-    must(brant_tracker_add_kvm(tracker, &kvm, NULL, NULL, &e));
+    must(brant_tracker_add_kvm(tracker, &kvm, &e));
     must(brant_tracker_get_kvm(tracker, &info, reason, sizeof reason, NULL, &e));
     ok(info.mode == BRANT_KVM_RING && strstr(reason, "ring"), "left to brant, the ring is picked: %s",
        reason);

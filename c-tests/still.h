@@ -20,30 +20,6 @@ UNUSED static brant_ram_block block_of(const struct still *s)
                               .length = s->bytes, .fd = -1 };
 }
 
-/* The first `filled` bytes of its memory hold `fill`; the rest has never been touched. */
-UNUSED static struct still still_new(char fill, uint64_t filled)
-{
-    struct still s = { .bytes = 4 * MIB };
-    brant_ram_block block;
-
-    s.memory = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (s.memory == MAP_FAILED)
-        bail("mmap: %s", strerror(errno));
-    memset(s.memory, fill, filled);
-    block = block_of(&s);
-    must(brant_guest_new(&s.guest, &e));
-    must(brant_guest_add_block(s.guest, &block, NULL, &e));
-    must(brant_tracker_new(s.guest, NULL, &s.tracker, &e));
-    return s;
-}
-
-UNUSED static void still_free(struct still *s)
-{
-    brant_tracker_free(s->tracker);
-    brant_guest_free(s->guest);
-    munmap(s->memory, s->bytes);
-}
-
 UNUSED static int32_t nothing(void *opaque, brant_reason *reason)
 {
     (void)opaque;
@@ -53,5 +29,36 @@ UNUSED static int32_t nothing(void *opaque, brant_reason *reason)
 
 UNUSED static const brant_ops plain = { .size = sizeof plain, .pause = nothing, .resume = nothing,
                                         .run = nothing };
+
+/* One with these operations. The first `filled` bytes of its memory hold `fill`; the rest has never
+ * been touched. */
+UNUSED static struct still still_with(const brant_ops *ops, void *opaque, char fill, uint64_t filled)
+{
+    struct still s = { .bytes = 4 * MIB };
+    brant_ram_block block;
+
+    s.memory = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (s.memory == MAP_FAILED)
+        bail("mmap: %s", strerror(errno));
+    memset(s.memory, fill, filled);
+    block = block_of(&s);
+    must(brant_guest_new(ops, opaque, &s.guest, &e));
+    must(brant_guest_add_block(s.guest, &block, NULL, &e));
+    must(brant_tracker_new(s.guest, NULL, &s.tracker, &e));
+    return s;
+}
+
+/* One that can move. */
+UNUSED static struct still still_new(void)
+{
+    return still_with(&plain, NULL, 0, 0);
+}
+
+UNUSED static void still_free(struct still *s)
+{
+    brant_tracker_free(s->tracker);
+    brant_guest_free(s->guest);
+    munmap(s->memory, s->bytes);
+}
 
 #endif

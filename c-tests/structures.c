@@ -78,7 +78,7 @@ static void fill_params(void *structure, const struct still *s)
 static int32_t give_params(void *structure, const struct still *s, brant_error **e)
 {
     brant_outgoing *out = NULL;
-    int32_t code = brant_outgoing_new(s->guest, s->tracker, &plain, NULL, structure, &out, e);
+    int32_t code = brant_outgoing_new(s->tracker, structure, &out, e);
 
     brant_outgoing_free(out);
     return code;
@@ -92,10 +92,11 @@ static void fill_ops(void *structure, const struct still *s)
 
 static int32_t give_ops(void *structure, const struct still *s, brant_error **e)
 {
-    brant_outgoing *out = NULL;
-    int32_t code = brant_outgoing_new(s->guest, s->tracker, structure, NULL, NULL, &out, e);
+    brant_guest *guest = NULL;
+    int32_t code = brant_guest_new(structure, NULL, &guest, e);
 
-    brant_outgoing_free(out);
+    (void)s;
+    brant_guest_free(guest);
     return code;
 }
 
@@ -112,7 +113,7 @@ enum { GIVEN = sizeof given / sizeof given[0] };
 
 static void structures_given(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new();
 
     for (int i = 0; i < GIVEN; i++) {
         const struct sized *g = &given[i];
@@ -163,7 +164,7 @@ static int32_t get_stats(void *structure, const struct still *s, brant_error **e
     brant_outgoing *out;
     int32_t code;
 
-    must(brant_outgoing_new(s->guest, s->tracker, &plain, NULL, NULL, &out, &e));
+    must(brant_outgoing_new(s->tracker, NULL, &out, &e));
     code = brant_outgoing_get_stats(out, structure, e);
     brant_outgoing_free(out);
     return code;
@@ -179,7 +180,7 @@ enum { FILLED = sizeof filled / sizeof filled[0] };
 
 static void structures_filled(void)
 {
-    struct still s = still_new(0, 0);
+    struct still s = still_new();
 
     must(brant_tracker_start(s.tracker, BRANT_START_ALL, &e));
     for (int i = 0; i < FILLED; i++) {

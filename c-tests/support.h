@@ -150,13 +150,13 @@ static int vm_ring_full(void *opaque, unsigned vcpu)
     return brant_tracker_ring_full(atomic_load(&vm->tracker), vcpu, NULL);
 }
 
-UNUSED static void vm_describe(struct vm *vm)
+static void vm_describe(struct vm *vm, const brant_ops *ops, void *opaque)
 {
     unsigned nregions, nslots;
     const struct mv_region *regions = mv_regions(vm->machine, &nregions);
     const struct mv_slot *slots = mv_slots(vm->machine, &nslots);
 
-    must(brant_guest_new(&vm->guest, &e));
+    must(brant_guest_new(ops, opaque, &vm->guest, &e));
     for (unsigned i = 0; i < nregions; i++) {
         brant_ram_block block = {
             .size = sizeof block,
@@ -188,9 +188,11 @@ UNUSED static void vm_describe(struct vm *vm)
     }
 }
 
-/* A guest that has not started yet, with dirty rings of so many bytes (0: none; or RING_DEFAULT). Its
- * hooks are given the struct vm. */
-UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
+/* A guest that has not started yet, with dirty rings of so many bytes (0: none; or RING_DEFAULT) and
+ * these operations, which are given `opaque`, or the struct vm where that is NULL. Its hooks are given
+ * the struct vm. */
+UNUSED static struct vm *vm_new_with(const struct mv_config *config, uint64_t bytes,
+                                     const brant_ops *ops, void *opaque)
 {
     struct vm *vm = must_alloc(1, sizeof *vm);
     struct mv_config c = *config;
@@ -206,8 +208,16 @@ UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint6
         bail("no machine: %s", why);
     vm->pages = mv_memory_bytes(vm->machine) / PAGE;
     vm->digests = must_alloc(vm->pages, sizeof *vm->digests);
-    vm_describe(vm);
+    vm_describe(vm, ops, opaque ? opaque : vm);
     return vm;
+}
+
+/* What migrates a vm: see below. */
+static const brant_ops vm_ops;
+
+UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
+{
+    return vm_new_with(config, bytes, &vm_ops, NULL);
 }
 
 UNUSED static struct vm *vm_new(const struct mv_config *config)
@@ -221,24 +231,12 @@ struct tracking {
     uint32_t mode, clearing, shift;
 };
 
-static int32_t vm_op_kick(void *opaque, brant_reason *reason)
-{
-    struct vm *vm = opaque;
-
-    if (mv_kick(vm->machine) == 0)
-        return 0;
-    brant_reason_set(reason, mv_error(vm->machine));
-    return -1;
-}
-
-static const brant_ops vm_kicks = { .size = sizeof vm_kicks, .kick = vm_op_kick };
-
 /* Adds KVM's log to a tracker of it, and its vCPUs if they have rings. */
 UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
 {
     brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
 
-    must(brant_tracker_add_kvm(tracker, &kvm, vm->kick ? &vm_kicks : NULL, vm, &e));
+    must(brant_tracker_add_kvm(tracker, &kvm, &e));
     for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
         must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(vm->machine, i)), &e));
 }
@@ -522,6 +520,13 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return mv_start(vm->machine) ? op_fails(vm, reason) : 0;
 }
 
+static int32_t op_kick(void *opaque, brant_reason *reason)
+{
+    struct vm *vm = opaque;
+
+    return vm->kick && mv_kick(vm->machine) ? op_fails(vm, reason) : 0;
+}
+
 static void op_event(void *opaque, const brant_event *event)
 {
     struct vm *vm = opaque;
@@ -530,7 +535,7 @@ static void op_event(void *opaque, const brant_event *event)
         vm->on_event(vm, event);
 }
 
-UNUSED static const brant_ops vm_ops = {
+static const brant_ops vm_ops = {
     .size = sizeof vm_ops,
     .pause = op_pause,
     .resume = op_resume,
@@ -539,6 +544,7 @@ UNUSED static const brant_ops vm_ops = {
     .release = op_release,
     .run = op_run,
     .event = op_event,
+    .kick = op_kick,
 };
 
 struct side {
@@ -572,9 +578,8 @@ UNUSED static void journey_new(struct journey *j, struct vm *from, struct vm *to
                                const brant_params *params)
 {
     *j = (struct journey){ .from = from, .to = to, .stats = { .size = sizeof j->stats } };
-    must(brant_outgoing_new(from->guest, atomic_load(&from->tracker), &vm_ops, from, params, &j->out,
-                            &e));
-    must(brant_incoming_new(to->guest, &vm_ops, to, params, &j->in, &e));
+    must(brant_outgoing_new(atomic_load(&from->tracker), params, &j->out, &e));
+    must(brant_incoming_new(to->guest, params, &j->in, &e));
 }
 
 UNUSED static void journey_begin_fds(struct journey *j, int source, int destination)

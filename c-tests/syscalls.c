@@ -176,7 +176,7 @@ PLAIN(run)
 
 static int32_t far_kick(void *opaque, brant_reason *reason)
 {
-    return elsewhere(&(struct job){ .op = vm_op_kick, .opaque = opaque, .reason = reason });
+    return elsewhere(&(struct job){ .op = op_kick, .opaque = opaque, .reason = reason });
 }
 
 static int32_t far_save(void *opaque, brant_saver *saver, brant_reason *reason)
@@ -237,7 +237,10 @@ static struct vm *new_vm(const struct scenario *s, bool incoming)
                                 .workload = GV_RANDOM, .rate = 1000, .fill_percent = 50,
                                 .incoming = incoming };
 
-    return vm_new_with_rings(&config, s->log == KVM_RINGS ? RING_DEFAULT : 0);
+    struct vm *vm = vm_new_with(&config, s->log == KVM_RINGS ? RING_DEFAULT : 0, &far_ops, NULL);
+
+    vm->kick = true;
+    return vm;
 }
 
 /* In a process of its own. */
@@ -258,7 +261,7 @@ static void play(const struct scenario *s)
     must(brant_tracker_new(from->guest, &config, &tracker, &e));
     if (s->log == KVM_LOG || s->log == KVM_RINGS) {
         kvm.vm_fd = dup(mv_vm_fd(from->machine));
-        must(brant_tracker_add_kvm(tracker, &kvm, &far_ops, from, &e));
+        must(brant_tracker_add_kvm(tracker, &kvm, &e));
     }
     for (unsigned i = 0; s->log == KVM_RINGS && i < mv_vcpu_count(from->machine); i++)
         must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(from->machine, i)), &e));
@@ -273,8 +276,8 @@ static void play(const struct scenario *s)
     vm_writes(from, 500);
     if (s->balloon)
         brant_guest_mark_discarded(from->guest, 12 * MIB, 2 * MIB);
-    must(brant_outgoing_new(from->guest, tracker, &far_ops, from, &params, &out, &e));
-    must(brant_incoming_new(to->guest, &far_ops, to, &params, &in, &e));
+    must(brant_outgoing_new(tracker, &params, &out, &e));
+    must(brant_incoming_new(to->guest, &params, &in, &e));
     switch (s->way) {
     case BY_FD:
         make_socketpair(pair);

@@ -40,21 +40,6 @@ static void must(int32_t code, const char *what)
         bail("%s: %s", what, brant_error_name(code));
 }
 
-static struct side side_new(void)
-{
-    struct side side = { .stands = false };
-    brant_ram_block block = { .size = sizeof block, .name = "ram", .fd = -1 };
-
-    side.host = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (side.host == MAP_FAILED)
-        bail("mmap: %s", strerror(errno));
-    block.host = side.host;
-    block.length = PAGES * PAGE;
-    must(brant_guest_new(&side.guest, NULL), "guest");
-    must(brant_guest_add_block(side.guest, &block, NULL, NULL), "block");
-    return side;
-}
-
 static void fill(struct side *side, unsigned char value)
 {
     memset(side->host, value, PAGES * PAGE);
@@ -102,10 +87,24 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return 0;
 }
 
+static void side_new(struct side *side)
+{
+    static const brant_ops ops = { .size = sizeof ops, .pause = op_pause, .resume = op_resume,
+                                   .save = op_save, .run = op_run };
+    brant_ram_block block = { .size = sizeof block, .name = "ram", .fd = -1 };
+
+    *side = (struct side){ .stands = false };
+    side->host = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (side->host == MAP_FAILED)
+        bail("mmap: %s", strerror(errno));
+    block.host = side->host;
+    block.length = PAGES * PAGE;
+    must(brant_guest_new(&ops, side, &side->guest, NULL), "guest");
+    must(brant_guest_add_block(side->guest, &block, NULL, NULL), "block");
+}
+
 static struct result migrate(struct side *from, struct side *to)
 {
-    static const brant_ops ops = { .size = sizeof ops,     .pause = op_pause, .resume = op_resume,
-                                   .save = op_save, .run = op_run };
     struct result result = { .stats = { .size = sizeof result.stats } };
     brant_tracker *tracker;
     brant_outgoing *out;
@@ -116,8 +115,8 @@ static struct result migrate(struct side *from, struct side *to)
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
         bail("socketpair: %s", strerror(errno));
     must(brant_tracker_new(from->guest, NULL, &tracker, NULL), "tracker");
-    must(brant_incoming_new(to->guest, &ops, to, NULL, &in, NULL), "incoming");
-    must(brant_outgoing_new(from->guest, tracker, &ops, from, NULL, &out, NULL), "outgoing");
+    must(brant_incoming_new(to->guest, NULL, &in, NULL), "incoming");
+    must(brant_outgoing_new(tracker, NULL, &out, NULL), "outgoing");
     must(brant_incoming_start_fd(in, pair[1], NULL), "start of incoming");
     must(brant_outgoing_start_fd(out, pair[0], NULL), "start of outgoing");
     result.source = brant_outgoing_wait(out, patience(30000), &error);
@@ -136,9 +135,11 @@ typedef unsigned (*body)(void);
 
 static unsigned at_the_source(void)
 {
-    struct side from = side_new(), to = side_new();
+    struct side from, to;
     struct result r;
 
+    side_new(&from);
+    side_new(&to);
     fill(&from, 7);
     protect(&from, PROT_NONE);
     r = migrate(&from, &to);
@@ -149,9 +150,11 @@ static unsigned at_the_source(void)
 
 static unsigned at_the_destination(void)
 {
-    struct side from = side_new(), to = side_new();
+    struct side from, to;
     struct result r;
 
+    side_new(&from);
+    side_new(&to);
     fill(&from, 7);
     protect(&to, PROT_READ);
     r = migrate(&from, &to);
@@ -162,9 +165,11 @@ static unsigned at_the_destination(void)
 
 static unsigned declared(void)
 {
-    struct side from = side_new(), to = side_new();
+    struct side from, to;
     struct result r;
 
+    side_new(&from);
+    side_new(&to);
     fill(&from, 7);
     fill(&to, 8);
     protect(&from, PROT_NONE);
@@ -177,9 +182,11 @@ static unsigned declared(void)
 
 static unsigned taken_back(void)
 {
-    struct side from = side_new(), to = side_new();
+    struct side from, to;
     struct result r;
 
+    side_new(&from);
+    side_new(&to);
     fill(&from, 7);
     must(brant_guest_mark_poisoned(from.guest, "ram", 0, PAGES * PAGE, NULL), "poisoned");
     must(brant_guest_clear_poisoned(from.guest, "ram", 0, PAGES * PAGE, NULL), "taken back");
@@ -193,9 +200,11 @@ static unsigned taken_back(void)
 
 static unsigned deep(void)
 {
-    struct side from = side_new(), to = side_new();
+    struct side from, to;
     struct result r;
 
+    side_new(&from);
+    side_new(&to);
     /* What is left is for the frames above, and for the process's thread-local variables. */
     from.stack = (8 << 20) - (512 << 10);
     r = migrate(&from, &to);

@@ -57,7 +57,7 @@ static brant_guest *guest_of_blocks(void)
 {
     brant_guest *guest;
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     for (unsigned i = 0; i < BLOCKS; i++) {
         char name[16];
         brant_ram_block b = { .size = sizeof b, .name = name, .length = sizes[i] * PAGE };
@@ -483,7 +483,7 @@ int main(void)
     int32_t code;
     char text[200];
 
-    must(brant_guest_new(&guest, &e));
+    must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     code = brant_tracker_add_userfault(tracker, &why);
     if (code == BRANT_E_UNSUPPORTED)

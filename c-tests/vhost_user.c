@@ -386,10 +386,10 @@ static int32_t guest_plug(struct guest *g, brant_error **e)
     return code;
 }
 
-static void guest_make(struct guest *g, unsigned count)
+static void guest_make(struct guest *g, unsigned count, const brant_ops *ops, void *opaque)
 {
     memset(g, 0, sizeof *g);
-    must(brant_guest_new(&g->guest, &e));
+    must(brant_guest_new(ops, opaque, &g->guest, &e));
     while (g->plugged < count)
         must(guest_plug(g, &e));
 }
@@ -619,9 +619,9 @@ static int32_t migrate(struct vmm *v, brant_tracker *tracker, struct guest *to,
     /* The same two guests each time: the copy that an earlier migration made has ended. */
     must(brant_guest_give_up(to->guest, &e));
     must(brant_guest_reclaim(v->guest->guest, &e));
-    must(brant_incoming_new(to->guest, &destination_ops, NULL, NULL, &in, &e));
+    must(brant_incoming_new(to->guest, NULL, &in, &e));
     must(brant_incoming_start_fd(in, destination[1], &e));
-    must(brant_outgoing_new(v->guest->guest, tracker, &source_ops, v, NULL, &out, &e));
+    must(brant_outgoing_new(tracker, NULL, &out, &e));
     must(brant_outgoing_start_fd(out, source[0], &e));
     while (!atomic_load(&way.in_the_middle))
         sched_yield();
@@ -650,8 +650,8 @@ static void tracker_follows(void)
     brant_sync sync = { .size = sizeof sync };
     uint64_t vhost = 0, others = 0;
 
-    guest_make(&g, 2);
-    guest_make(&copy, 2);
+    guest_make(&g, 2, NULL, NULL);
+    guest_make(&copy, 2, NULL, NULL);
     tracker = track(&g, &v);
     tell_memory(&g);
     must(brant_tracker_start(tracker, BRANT_START_ALL, &e));
@@ -699,7 +699,7 @@ static void bitmap_marked(void)
     size_t count;
     bool good;
 
-    guest_make(&g, 2);
+    guest_make(&g, 2, NULL, NULL);
     must(brant_tracker_new(g.guest, NULL, &tracker, &e));
     brant_tracker_mark_bitmap(tracker, first, words, 168);
     must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
@@ -761,7 +761,7 @@ int main(void)
     tracker_follows();
     bitmap_marked();
 
-    guest_make(&from, 2);
+    guest_make(&from, 2, &source_ops, &v);
     for (unsigned i = 0; i < 2; i++)
         for (uint64_t at = 0; at < blocks[i].length; at += 8)
             memcpy(from.host[i] + at, &(uint64_t){ gv_mix(at + i) }, 8);
@@ -770,14 +770,14 @@ int main(void)
     rings(true);
 
     v.fail_save = true;
-    guest_make(&to, 2);
+    guest_make(&to, 2, &destination_ops, NULL);
     ok(migrate(&v, tracker, &to, NULL, &stats) == BRANT_E_VMM && v.logs_off == 1,
        "a migration that fails switches logging off");
     writes_wait(100);
     guest_free(&to);
     v.fail_save = false;
 
-    guest_make(&to, 2);
+    guest_make(&to, 2, &destination_ops, NULL);
     equal(migrate(&v, tracker, &to, NULL, &stats), 0, "and another one succeeds");
     equal(differ(&from, &to), 0, "all that the back ends wrote meanwhile arrived");
     ok(stats.last_pages > 0, "some of it was found by the last sync");
@@ -786,7 +786,7 @@ int main(void)
 
     for (int i = 0; i < BACK_ENDS; i++)
         atomic_store(&disks[i].shared->mute, true);
-    guest_make(&to, 2);
+    guest_make(&to, 2, &destination_ops, NULL);
     equal(migrate(&v, tracker, &to, NULL, &stats), 0, "back ends that do not log migrate too");
     ok(differ(&from, &to) > 0, "and are found out by what arrived");
     guest_free(&to);
@@ -794,7 +794,7 @@ int main(void)
         atomic_store(&disks[i].shared->mute, false);
     rings(true);
 
-    guest_make(&to, 2);
+    guest_make(&to, 2, &destination_ops, NULL);
     equal(migrate(&v, tracker, &to, plug_refused, &stats), 0, "the migration goes on without it");
     equal(differ(&from, &to), 0, "and nothing that back ends wrote was lost");
     guest_free(&to);
@@ -803,7 +803,7 @@ int main(void)
     munmap(from.host[2], blocks[2].length);
     close(from.fds[2]);
     from.host[2] = NULL;
-    guest_make(&to, 2);
+    guest_make(&to, 2, &destination_ops, NULL);
     equal(migrate(&v, tracker, &to, plug, &stats), 0, "memory plugged in the middle migrates");
     equal(differ(&from, &to), 0, "with all that back ends wrote before, meanwhile and there");
     guest_free(&to);

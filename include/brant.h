@@ -15,12 +15,13 @@
  *               brant_kvm_measure: which of KVM's logs suits, before rings are enabled
  *               brant_consumer_new: somebody else, with pending pages of its own
  *               brant_rate_new, _measure: how fast the guest dirties its memory
- *   migration   source:      brant_outgoing_new (guest, tracker, ops), _start, _wait, _free
- *               destination: brant_incoming_new (guest, ops), _listen, _wait, _free
+ *   migration   source:      brant_outgoing_new (tracker), _start, _wait, _free
+ *               destination: brant_incoming_new (guest), _listen, _wait, _free
  *               who has the guest: brant_guest_get_state, _runs_here, _reclaim, _give_up
  *
- * A source's ops need pause and resume, a destination's run; save and load go together, as
- * do early_save and early_load. Who runs the guest afterwards: see brant_outgoing_wait.
+ * brant_guest_new takes the VMM's operations: a source needs pause and resume, a destination run;
+ * save and load go together, as do early_save and early_load. Who runs the guest afterwards: see
+ * brant_outgoing_wait.
  *
  * Functions return 0 or a negative BRANT_E_* code; the sentence is in the optional brant_error.
  * Handles are freed by the caller with their _free, NULL is fine. Strings and structures are
@@ -180,6 +181,9 @@ const char *brant_error_name(int32_t code);
  * The guest: its memory and who has it
  * ============================================================================================= */
 
+/* Given to brant_guest_new: the next section has it. */
+struct brant_ops;
+
 /**
  * What a guest is to brant: blocks of memory, where they appear at guest physical addresses
  * and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
@@ -300,8 +304,19 @@ typedef struct brant_slot {
     uint32_t kvm_flags;
 } brant_slot;
 
-/** Makes a guest without memory. BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB. */
-int32_t brant_guest_new(struct brant_guest **guest, struct brant_error **error);
+struct brant_ops;
+
+/**
+ * Makes a guest without memory. `ops` are the VMM's operations, for all that is made from this
+ * guest: its migrations in both directions and its trackers. The table is copied. NULL: a guest
+ * that is tracked and not migrated. Which operations a call cannot do without, that call says.
+ * `opaque` is given to each operation, until the guest and all that was made from it are freed.
+ * BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
+ */
+int32_t brant_guest_new(const struct brant_ops *ops,
+                        void *opaque,
+                        struct brant_guest **guest,
+                        struct brant_error **error);
 
 /**
  * Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be taken back afterwards.
@@ -633,8 +648,8 @@ typedef struct brant_event {
 #define BRANT_ROLE_REAPER 5
 
 /**
- * The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
- * given with it.
+ * The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
+ * table, copies it, and takes the `opaque` that each operation gets.
  *
  * The operations of a migration are called one at a time on that migration's own thread, unless
  * it says otherwise below. All signals are masked there, but in the operations that may make
@@ -1051,7 +1066,7 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
 
 /** brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described. */
 #define BRANT_SWITCHED_BY_BRANT 0
-/** The VMM does, in its `log_on` and `log_off` operations. */
+/** The VMM does, in the `log_on` and `log_off` of the guest's operations. */
 #define BRANT_SWITCHED_BY_VMM 1
 
 struct brant_kvm_costs;
@@ -1122,15 +1137,13 @@ typedef struct brant_kvm_info {
 } brant_kvm_info;
 
 /**
- * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
- * which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
- * rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
- * a time, or each takes what the other misses.
+ * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
+ * guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required then,
+ * and with rings `kick` and `thread_start` where they are there. A virtual machine has one dirty
+ * log: only one tracker may be harvesting it at a time, or each takes what the other misses.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
                               const struct brant_kvm_log *kvm,
-                              const struct brant_ops *ops,
-                              void *opaque,
                               struct brant_error **error);
 
 /**
@@ -1632,14 +1645,11 @@ typedef struct brant_outgoing brant_outgoing;
 struct brant_params;
 
 /**
- * Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
- * required, with `pause` and `resume` in it; `parameters` may be NULL for what ships. Nothing
+ * Makes a migration of the guest that `tracker` was made from. The operations of that guest must
+ * have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships. Nothing
  * happens before it is started.
  */
-int32_t brant_outgoing_new(struct brant_guest *guest,
-                           struct brant_tracker *tracker,
-                           const struct brant_ops *ops,
-                           void *opaque,
+int32_t brant_outgoing_new(struct brant_tracker *tracker,
                            const struct brant_params *parameters,
                            struct brant_outgoing **outgoing,
                            struct brant_error **error);
@@ -1760,12 +1770,11 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 typedef struct brant_incoming brant_incoming;
 
 /**
- * Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
- * saves state; `parameters` may be NULL for what ships.
+ * Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
+ * `load` too if the source saves state, and `early_load` if it saves configuration. `parameters` may
+ * be NULL for what ships.
  */
 int32_t brant_incoming_new(struct brant_guest *guest,
-                           const struct brant_ops *ops,
-                           void *opaque,
                            const struct brant_params *parameters,
                            struct brant_incoming **incoming,
                            struct brant_error **error);

@@ -176,7 +176,7 @@ static int add_log(struct migration *g)
 			.costs = g->costs.size ? &g->costs : NULL,
 		};
 
-		if (brant_tracker_add_kvm(g->tracker, &kvm, &ops, g, &e))
+		if (brant_tracker_add_kvm(g->tracker, &kvm, &e))
 			return fail(g, "KVM dirty log", e);
 		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(g->machine); i++)
 			if (brant_tracker_add_vcpu(g->tracker, i, dup(mv_vcpu_fd(g->machine, i)), &e))
@@ -223,7 +223,7 @@ struct migration *mg_new(const struct mg_options *options, const struct mg_hooks
 		return NULL;
 	g->options = *options;
 	g->hooks = *hooks;
-	if (brant_guest_new(&g->guest, NULL)) {
+	if (brant_guest_new(&ops, g, &g->guest, NULL)) {
 		free(g);
 		return NULL;
 	}
@@ -496,7 +496,7 @@ int mg_prepare_send(struct migration *g)
 	};
 	brant_error *e;
 
-	if (brant_outgoing_new(g->guest, g->tracker, &ops, g, &params, &g->outgoing, &e))
+	if (brant_outgoing_new(g->tracker, &params, &g->outgoing, &e))
 		return fail(g, "migration", e);
 	return 0;
 }
@@ -569,7 +569,7 @@ static int incoming_new(struct migration *g)
 {
 	brant_error *e;
 
-	if (brant_incoming_new(g->guest, &ops, g, NULL, &g->incoming, &e))
+	if (brant_incoming_new(g->guest, NULL, &g->incoming, &e))
 		return fail(g, "incoming migration", e);
 	return 0;
 }

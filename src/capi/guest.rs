@@ -1,6 +1,7 @@
 //! A guest: its memory blocks, where they appear, and the reasons why it cannot move.
 
 use super::error::{brant_error, invalid};
+use super::ops::{brant_ops, Ops};
 use super::structs::{handle, put, put_optional, read, read_known, sized, taken, text};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use crate::migrate::{Blocker, Blockers};
@@ -24,6 +25,7 @@ use vm_memory::GuestAddress;
 pub struct brant_guest {
     pub(super) memory: Arc<Memory>,
     pub(super) blockers: Blockers,
+    pub(super) ops: Arc<Ops>,
 }
 
 /// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
@@ -116,19 +118,28 @@ pub struct brant_slot {
 
 sized!(brant_ram_block, brant_slot);
 
-/// Makes a guest without memory. BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
+/// Makes a guest without memory. `ops` are the VMM's operations, for all that is made from this
+/// guest: its migrations in both directions and its trackers. The table is copied. NULL: a guest
+/// that is tracked and not migrated. Which operations a call cannot do without, that call says.
+/// `opaque` is given to each operation, until the guest and all that was made from it are freed.
+/// BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_new(
+    ops: *const brant_ops,
+    opaque: *mut c_void,
     guest: *mut *mut brant_guest,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
+        // SAFETY: null or a structure by contract.
+        let ops = unsafe { Ops::new(ops, opaque) }?;
         if guest.is_null() {
             return Err(invalid("guest is NULL"));
         }
         let made = Box::new(brant_guest {
             memory: Arc::new(Memory::new()?),
             blockers: Blockers::new(),
+            ops: Arc::new(ops),
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(guest, "guest", Box::into_raw(made)) }

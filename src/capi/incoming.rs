@@ -2,14 +2,14 @@
 
 use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
 use super::guest::brant_guest;
-use super::ops::{brant_ops, Ops};
+use super::ops::Ops;
 use super::outgoing::limit;
 use super::params::{brant_params, params};
 use super::stats::brant_stats;
 use super::structs::{handle, put, put_text, taken, text, write};
 use crate::channel::Endpoint;
 use crate::migrate::{Incoming, Source};
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -34,13 +34,12 @@ pub struct brant_incoming {
     incoming: Incoming,
 }
 
-/// Makes a migration into `guest`. `ops` is required, with `run` in it, and `load` if the source
-/// saves state; `parameters` may be NULL for what ships.
+/// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
+/// `load` too if the source saves state, and `early_load` if it saves configuration. `parameters` may
+/// be NULL for what ships.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_new(
     guest: *mut brant_guest,
-    ops: *const brant_ops,
-    opaque: *mut c_void,
     parameters: *const brant_params,
     incoming: *mut *mut brant_incoming,
     error: *mut *mut brant_error,
@@ -48,16 +47,18 @@ pub unsafe extern "C" fn brant_incoming_new(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a structure by contract.
-        let ops = unsafe { Ops::new(ops, opaque) }?;
-        ops.check_destination()?;
+        guest.ops.check_destination()?;
         // SAFETY: null or a structure by contract.
         let params = unsafe { params(parameters) }?;
         if incoming.is_null() {
             return Err(invalid("incoming is NULL"));
         }
         let made = Box::new(brant_incoming {
-            incoming: Incoming::new(Arc::clone(&guest.memory), Arc::new(ops), params)?,
+            incoming: Incoming::new(
+                Arc::clone(&guest.memory),
+                Arc::<Ops>::clone(&guest.ops),
+                params,
+            )?,
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(incoming, "incoming", Box::into_raw(made)) }

@@ -2,11 +2,11 @@
 
 use super::error::{brant_error, invalid};
 use super::measure::{brant_kvm_costs, measured};
-use super::ops::{brant_ops, Ops};
+use super::ops::Ops;
 use super::structs::{handle, put_text, read_known, sized, taken, write};
 use super::tracker::brant_tracker;
 use crate::dirty::kvm::{KvmMode, LogSwitch, Request, Rings};
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::sync::Arc;
 
 /// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
@@ -27,7 +27,7 @@ pub const BRANT_KVM_RING: u32 = 4;
 
 /// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
 pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
-/// The VMM does, in its `log_on` and `log_off` operations.
+/// The VMM does, in the `log_on` and `log_off` of the guest's operations.
 pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
 
 /// KVM's dirty bitmaps or rings.
@@ -91,16 +91,14 @@ pub struct brant_kvm_info {
 
 sized!(brant_kvm_log, brant_kvm_info);
 
-/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of `ops`,
-/// which may be NULL otherwise, `log_on` and `log_off` are used with BRANT_SWITCHED_BY_VMM, and with
-/// rings `kick` and `thread_start` where they are there. A virtual machine has one dirty log: only one tracker may be harvesting it at
-/// a time, or each takes what the other misses.
+/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
+/// guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required then,
+/// and with rings `kick` and `thread_start` where they are there. A virtual machine has one dirty
+/// log: only one tracker may be harvesting it at a time, or each takes what the other misses.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,
     kvm: *const brant_kvm_log,
-    ops: *const brant_ops,
-    opaque: *mut c_void,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -129,13 +127,11 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
                 )))
             }
         };
-        // SAFETY: null or a structure by contract.
-        let ops = Arc::new(unsafe { Ops::new(ops, opaque) }?);
         let switch = match kvm.switched_by {
             BRANT_SWITCHED_BY_BRANT => LogSwitch::Brant,
             BRANT_SWITCHED_BY_VMM => {
-                ops.check_log_switch()?;
-                LogSwitch::Vmm(Arc::<Ops>::clone(&ops))
+                tracker.ops.check_log_switch()?;
+                LogSwitch::Vmm(Arc::<Ops>::clone(&tracker.ops))
             }
             other => {
                 return Err(invalid(format!(
@@ -146,7 +142,7 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
         let request = Request {
             mode,
             switch,
-            vmm: Some(ops),
+            vmm: Some(Arc::<Ops>::clone(&tracker.ops)),
             // SAFETY: null or a structure by contract.
             measured: unsafe { measured(kvm.costs) }?,
             ring_bytes: kvm.ring_bytes,

@@ -75,8 +75,8 @@ pub const BRANT_ROLE_MIGRATION: u32 = 1;
 /// the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
 pub const BRANT_ROLE_REAPER: u32 = 5;
 
-/// The VMM's operations, NULL where it has none. brant copies the table; `opaque` is what was
-/// given with it.
+/// The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
+/// table, copies it, and takes the `opaque` that each operation gets.
 ///
 /// The operations of a migration are called one at a time on that migration's own thread, unless
 /// it says otherwise below. All signals are masked there, but in the operations that may make
@@ -351,32 +351,42 @@ impl Ops {
         Ok(Ops { table, opaque })
     }
 
-    /// The operations that a migration cannot do without.
-    pub(super) fn require(&self, names: &[(&str, bool)]) -> Result<()> {
-        for (name, there) in names {
-            if !there {
-                return Err(invalid(format!("brant_ops.{name} is required and is NULL")));
-            }
+    /// The operations that `what` cannot do without, each with whether the table has it.
+    fn require(what: &str, operations: &[(&str, bool)]) -> Result<()> {
+        match operations.iter().find(|(_, there)| !there) {
+            None => Ok(()),
+            Some((name, _)) => Err(invalid(format!(
+                "{what} needs the operation `{name}`, and brant_guest_new was given none"
+            ))),
         }
-        Ok(())
     }
 
+    /// Whether a migration from here can be made.
     pub(super) fn check_source(&self) -> Result<()> {
-        self.require(&[
-            ("pause", self.table.pause.is_some()),
-            ("resume", self.table.resume.is_some()),
-        ])
+        Self::require(
+            "a migration from here",
+            &[
+                ("pause", self.table.pause.is_some()),
+                ("resume", self.table.resume.is_some()),
+            ],
+        )
     }
 
+    /// Whether a migration to here can be made.
     pub(super) fn check_destination(&self) -> Result<()> {
-        self.require(&[("run", self.table.run.is_some())])
+        let run = ("run", self.table.run.is_some());
+        Self::require("a migration to here", &[run])
     }
 
+    /// Whether the VMM can switch KVM's dirty logging.
     pub(super) fn check_log_switch(&self) -> Result<()> {
-        self.require(&[
-            ("log_on", self.table.log_on.is_some()),
-            ("log_off", self.table.log_off.is_some()),
-        ])
+        Self::require(
+            "BRANT_SWITCHED_BY_VMM",
+            &[
+                ("log_on", self.table.log_on.is_some()),
+                ("log_off", self.table.log_off.is_some()),
+            ],
+        )
     }
 
     fn call(&self, call: impl FnOnce(*mut c_void, *mut brant_reason) -> i32) -> Result<()> {

@@ -1,15 +1,14 @@
 //! Level three, the source: a migration from here to somewhere else.
 
 use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
-use super::guest::brant_guest;
-use super::ops::{brant_ops, Ops};
+use super::ops::Ops;
 use super::params::{brant_params, params, BRANT_NO_LIMIT};
 use super::stats::brant_stats;
 use super::structs::{handle, put, put_text, taken, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
 use crate::migrate::{Outgoing, Resolution, Target};
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,40 +31,30 @@ pub const BRANT_RESOLVE_RESUME: u32 = 1;
 /// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
 pub const BRANT_RESOLVE_DESTROY: u32 = 2;
 
-/// Makes a migration of a guest that `tracker` tracks (both made from the same guest). `ops` is
-/// required, with `pause` and `resume` in it; `parameters` may be NULL for what ships. Nothing
+/// Makes a migration of the guest that `tracker` was made from. The operations of that guest must
+/// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships. Nothing
 /// happens before it is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_new(
-    guest: *mut brant_guest,
     tracker: *mut brant_tracker,
-    ops: *const brant_ops,
-    opaque: *mut c_void,
     parameters: *const brant_params,
     outgoing: *mut *mut brant_outgoing,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
-        let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
-        // SAFETY: null or a structure by contract.
-        let ops = unsafe { Ops::new(ops, opaque) }?;
-        ops.check_source()?;
+        tracker.ops.check_source()?;
         // SAFETY: null or a structure by contract.
         let params = unsafe { params(parameters) }?;
         if outgoing.is_null() {
             return Err(invalid("outgoing is NULL"));
         }
-        if !Arc::ptr_eq(tracker.tracker.memory(), &guest.memory) {
-            return Err(invalid("the tracker is another guest's"));
-        }
         let made = Box::new(brant_outgoing {
             outgoing: Outgoing::new(
                 Arc::clone(&tracker.tracker),
-                guest.blockers.clone(),
-                Arc::new(ops),
+                tracker.blockers.clone(),
+                Arc::<Ops>::clone(&tracker.ops),
                 params,
             )?,
         });

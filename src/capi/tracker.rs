@@ -2,11 +2,13 @@
 
 use super::error::{brant_error, invalid};
 use super::guest::brant_guest;
+use super::ops::Ops;
 use super::reader::{brant_run, brant_sync, Reader};
 use super::structs::{handle, put, read, sized, write};
 use crate::dirty::kvm::Used;
 use crate::dirty::tracker::{Clearing, Tracker};
 use crate::memory::BlockId;
+use crate::migrate::Blockers;
 use crate::units::{Bytes, Pages};
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
@@ -30,6 +32,9 @@ pub struct brant_tracker {
     /// The VMM itself.
     own: Reader,
     kvm: Mutex<Option<Used>>,
+    /// The guest's, for a migration of it.
+    pub(super) ops: Arc<Ops>,
+    pub(super) blockers: Blockers,
 }
 
 impl brant_tracker {
@@ -138,6 +143,8 @@ pub unsafe extern "C" fn brant_tracker_new(
             own: Reader::new(inner.consumer()),
             tracker: inner,
             kvm: Mutex::default(),
+            ops: Arc::clone(&guest.ops),
+            blockers: guest.blockers.clone(),
         });
         // SAFETY: a place for a pointer by contract.
         unsafe { put(tracker, "tracker", Box::into_raw(made)) }

@@ -254,7 +254,8 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     ),
     "brant_bitmap_merge": (c_int32, [_handle, _handle, _number, _place]),
     "brant_bitmap_next_run": (c_int32, [_handle, c_uint64, c_uint64, _number, _number]),
-    "brant_guest_new": (c_int32, [_place, _place]),
+    # The operations are for migrations, and for logging that the VMM switches: not for Python.
+    "brant_guest_new": (c_int32, [c_void_p, c_void_p, _place, _place]),
     "brant_guest_free": (None, [_handle]),
     "brant_guest_add_block": (
         c_int32,
@@ -265,8 +266,7 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "brant_guest_remove_slot": (c_int32, [_handle, c_uint32, c_uint64, _place]),
     "brant_tracker_new": (c_int32, [_handle, POINTER(brant_tracker_config), _place, _place]),
     "brant_tracker_free": (None, [_handle]),
-    # The operations are for logging that the VMM switches, which Python does not do.
-    "brant_tracker_add_kvm": (c_int32, [_handle, POINTER(brant_kvm_log), c_void_p, c_void_p, _place]),
+    "brant_tracker_add_kvm": (c_int32, [_handle, POINTER(brant_kvm_log), _place]),
     "brant_kvm_measure": (
         c_int32,
         [

@@ -100,7 +100,7 @@ class Guest(_Closes):
     """
 
     def __init__(self) -> None:
-        value = native.made(native.lib.brant_guest_new)
+        value = native.made(native.lib.brant_guest_new, None, None)
         free = native.lib.brant_guest_free
         self._handle = native.Handle(self, "guest", value, free, keep=_Blocks())
         # What is kept follows what the library has, whichever threads add and remove.
@@ -511,7 +511,7 @@ class Tracker(_Takes):
         with self._handle.use() as tracker:
             kvm = native.sized(native.brant_kvm_log, vm_fd=_duplicate(vm_fd), mode=chosen)
             kvm.costs = figures
-            native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm), None, None)
+            native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm))
 
     def mark(self, guest_address: int, length: int) -> None:
         """Says that ``length`` bytes at a guest address were written; after the write. An

@@ -164,7 +164,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_guest_new",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_new(null_mut(), e) })
+            Answer::Code(unsafe { brant_guest_new(null(), null_mut(), null_mut(), e) })
         },
         None,
     ),
@@ -312,9 +312,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_incoming_new",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe {
-                brant_incoming_new(null_mut(), null(), null_mut(), null(), null_mut(), e)
-            })
+            Answer::Code(unsafe { brant_incoming_new(null_mut(), null(), null_mut(), e) })
         },
         None,
     ),
@@ -407,17 +405,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_outgoing_new",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe {
-                brant_outgoing_new(
-                    null_mut(),
-                    null_mut(),
-                    null(),
-                    null_mut(),
-                    null(),
-                    null_mut(),
-                    e,
-                )
-            })
+            Answer::Code(unsafe { brant_outgoing_new(null_mut(), null(), null_mut(), e) })
         },
         None,
     ),
@@ -625,9 +613,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_tracker_add_kvm",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe {
-                brant_tracker_add_kvm(null_mut(), null(), null(), null_mut(), e)
-            })
+            Answer::Code(unsafe { brant_tracker_add_kvm(null_mut(), null(), e) })
         },
         None,
     ),
