@@ -964,6 +964,32 @@ int32_t brant_tracker_put_back(struct brant_tracker *tracker,
                                struct brant_error **error);
 
 /**
+ * Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
+ * thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
+ * are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
+ */
+void brant_tracker_mark(const struct brant_tracker *tracker,
+                        uint64_t guest_address,
+                        uint64_t length);
+
+/**
+ * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
+ * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
+ * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
+ * VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
+ */
+void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
+                               uint64_t guest_address,
+                               const uint64_t *words,
+                               uint64_t pages);
+
+/** The same for `length` bytes at an offset in a block. */
+void brant_tracker_mark_block(const struct brant_tracker *tracker,
+                              uint32_t block,
+                              uint64_t offset,
+                              uint64_t length);
+
+/**
  * Running totals. Those of pages found, pending and put back are the VMM's own (see
  * brant_tracker), since `brant_tracker_start`; the others are of all consumers together, since
  * the first of them started.
@@ -1008,32 +1034,6 @@ typedef struct brant_tracker_stats {
     /** Hints that came after their round was over, and did nothing. */
     uint64_t stale_hints;
 } brant_tracker_stats;
-
-/**
- * Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
- * thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
- * are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
- */
-void brant_tracker_mark(const struct brant_tracker *tracker,
-                        uint64_t guest_address,
-                        uint64_t length);
-
-/**
- * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
- * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
- * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
- * VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
- */
-void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
-                               uint64_t guest_address,
-                               const uint64_t *words,
-                               uint64_t pages);
-
-/** The same for `length` bytes at an offset in a block. */
-void brant_tracker_mark_block(const struct brant_tracker *tracker,
-                              uint32_t block,
-                              uint64_t offset,
-                              uint64_t length);
 
 /** Fills in the tracker's totals. */
 int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,

@@ -285,3 +285,82 @@ fn each_handle_says_which_threads_may_use_it_and_how_free_and_cancel_may_race() 
         ["`brant_door_free`", "last call", "`brant_door_cancel`"]
     );
 }
+
+/// The sections of the header: the banner's first line, and what stands below it.
+fn sections(header: &str) -> Vec<(&str, &str)> {
+    let banner = |text: &'static str| format!("\n/* {text}");
+    let (thick, thin) = (banner("===="), banner("----"));
+    let mut found = Vec::new();
+    let mut rest = header;
+    while let Some(at) = rest.find(&thick).into_iter().chain(rest.find(&thin)).min() {
+        let (_, title) = rest[at..].split_once("\n * ").unwrap();
+        let (title, below) = title.split_once('\n').unwrap();
+        let (_, below) = below.split_once("*/\n").unwrap();
+        let end = below
+            .find(&thick)
+            .into_iter()
+            .chain(below.find(&thin))
+            .min();
+        found.push((title, &below[..end.unwrap_or(below.len())]));
+        rest = below;
+    }
+    found
+}
+
+#[test]
+fn the_sections_of_the_header_go_from_the_guest_over_its_migration_to_bitmaps() {
+    let found = sections(GENERATED).into_iter();
+    let titles: Vec<&str> = found
+        .map(|(title, _)| title.split([':', ',']).next().unwrap())
+        .collect();
+    let wanted = [
+        "Version and features",
+        "Errors",
+        "The guest",
+        "Operations",
+        "The tracker",
+        "The tracker's logs",
+        "The tracker's logs",
+        "Consumers",
+        "Hints",
+        "Outgoing",
+        "Incoming",
+        "Parameters of a migration",
+        "Statistics of a migration",
+        "Rate",
+        "Bitmaps",
+    ];
+    assert_eq!(titles, wanted);
+}
+
+/// Constants of a section that nothing else in it speaks of, neither by name nor as one of a group
+/// (`BRANT_E_*`).
+fn constants_without_users(section: &str) -> Vec<&str> {
+    let defined = section.split("#define ").skip(1);
+    let names = defined.map(|rest| rest.split(' ').next().unwrap());
+    names
+        .filter(|name| {
+            let whole = section.matches(name).count() > 1;
+            let mut group = name
+                .match_indices('_')
+                .map(|(at, _)| format!("{}*", &name[..=at]));
+            !whole && !group.any(|group| group != "BRANT_*" && section.contains(&group))
+        })
+        .collect()
+}
+
+#[test]
+fn constants_stand_beside_their_users() {
+    for (title, section) in sections(GENERATED) {
+        let mut alone = constants_without_users(section);
+        // Whoever compares versions uses these.
+        alone.retain(|name| !name.starts_with("BRANT_VERSION_"));
+        assert!(
+            alone.is_empty(),
+            "{title}: nothing here speaks of {alone:?}"
+        );
+    }
+    let section = "#define BRANT_DOOR_OPEN 1\n#define BRANT_LOCK 2\n#define BRANT_KEY 3\n\
+                   /** BRANT_DOOR_*, or BRANT_LOCK. */\nint32_t brant_door(void);\n";
+    assert_eq!(constants_without_users(section), ["BRANT_KEY"]);
+}
