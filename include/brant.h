@@ -5,29 +5,293 @@
  *
  * Generated from src/capi and header/brant.h.in; do not edit: make header
  *
- * Three levels, each usable alone.
+ * Three levels, each usable alone:
  *
- *   bitmaps     brant_bitmap_*
- *   tracking    brant_guest_new, _add_block, _add_slot: what the guest's memory is
- *               brant_tracker_new, _add_kvm, _add_vhost, _add_vfio_device, _add_vfio_container,
- *               _add_iommufd: who tells of writes to it; brant_tracker_mark
- *               brant_tracker_start, then _sync and _take as often as you like, _stop
- *               brant_kvm_measure: which of KVM's logs suits, before rings are enabled
- *               brant_consumer_new: somebody else, with pending pages of its own
- *               brant_rate_new, _measure: how fast the guest dirties its memory
- *   migration   source:      brant_outgoing_new (tracker), _start, _wait, _free
- *               destination: brant_incoming_new (guest), _listen, _wait, _free
- *               who has the guest: brant_guest_get_state, _runs_here, _reclaim, _give_up
+ *   migration   a running guest moves to another process or host: brant_outgoing, brant_incoming
+ *   tracking    which pages of a guest were written, and how fast: brant_guest, brant_tracker,
+ *               brant_consumer, brant_rate
+ *   bitmaps     dirty bits are set, merged and walked: brant_bitmap
  *
- * brant_guest_new takes the VMM's operations: a source needs pause and resume, a destination run;
- * save and load go together, as do early_save and early_load. Who runs the guest afterwards: see
- * brant_outgoing_wait.
+ * Rules that hold everywhere:
  *
- * Functions return 0 or a negative BRANT_E_* code; the sentence is in the optional brant_error.
- * Handles are freed by the caller with their _free, NULL is fine. Strings and structures are
- * copied during the call. Descriptors handed in are brant's from then on, success or not.
- * Structures that you fill begin with their size; fields left 0 have their default.
- * Each handle says which threads may use it; unless it says otherwise, any.
+ *   Errors      A function that can fail returns 0 or a negative BRANT_E_* code, whose meaning never
+ *               changes. The sentence that goes with it is in the last parameter, the optional
+ *               brant_error **.
+ *   Ownership   Handles are the caller's, who frees them; NULL is fine. Strings and structures are
+ *               copied during the call. Guest memory stays the VMM's. Descriptors are brant's from
+ *               the call on, whatever it returns.
+ *   _free       A _free returns nothing, with two exceptions. Inside a callback of a migration that
+ *               same migration cannot be freed: brant_outgoing_free and brant_incoming_free return
+ *               BRANT_E_CALLBACK there and free nothing. Elsewhere they return 0.
+ *   Sizes       A structure that begins with `size` is initialised by BRANT_INIT(type). A field that
+ *               is left 0 has its default. The structure of an older header is shorter, and is
+ *               accepted; one of a newer header is accepted if what is new in it is 0.
+ *   Threads     Each handle says which threads may use it. Callbacks come on brant's threads, unless
+ *               they say otherwise.
+ *   Units       Lengths and offsets are bytes, pages have 4 KiB. Times that the VMM gives are
+ *               milliseconds (_ms); times that brant measured are nanoseconds (_ns).
+ *
+ * A whole source and a whole destination follow. The guest is a thread that counts, in its memory
+ * and in one device, and goes on counting at the destination. Both run as they stand here:
+ *
+ *   $ cc source.c -o source $(pkg-config --cflags --libs brant)
+ *   $ cc destination.c -o destination $(pkg-config --cflags --libs brant)
+ *   $ ./destination unix:/tmp/guest.socket &
+ *   $ ./source unix:/tmp/guest.socket
+ *
+ * ---- source.c --------------------------------------------------------------------------------
+ *
+ *     // The guest is a thread that counts: in its memory, page after page, and in one device.
+ *     #include <brant.h>
+ *     #include <pthread.h>
+ *     #include <stdio.h>
+ *     #include <stdlib.h>
+ *     #include <sys/mman.h>
+ *     #include <unistd.h>
+ *
+ *     enum { PAGE = 4096, BYTES = 16 << 20, COUNTED = 256 };
+ *     enum { PAUSED, RUNS, ENDED };
+ *
+ *     struct vmm {
+ *         uint64_t *memory;
+ *         uint64_t count;                             // the state of the device
+ *         int guest;                                  // PAUSED, RUNS, ENDED
+ *         pthread_mutex_t lock;
+ *         brant_tracker *tracker;
+ *     };
+ *
+ *     static struct vmm vmm;
+ *     static brant_error *error;
+ *
+ *     static void expect_success(int32_t code)
+ *     {
+ *         if (code == 0)
+ *             return;
+ *         fprintf(stderr, "%s: %s\n", brant_error_name(code), brant_error_message(error));
+ *         exit(1);
+ *     }
+ *
+ *     static void count_on(struct vmm *v)
+ *     {
+ *         uint64_t page = v->count++ % COUNTED;
+ *
+ *         v->memory[page * PAGE / 8] = v->count;
+ *         brant_tracker_mark(v->tracker, page * PAGE, 8);     // after the write
+ *     }
+ *
+ *     static void *guest_thread(void *opaque)
+ *     {
+ *         struct vmm *v = (struct vmm *)opaque;
+ *
+ *         for (int last = RUNS; last != ENDED; usleep(10)) {
+ *             pthread_mutex_lock(&v->lock);
+ *             last = v->guest;
+ *             if (last == RUNS)
+ *                 count_on(v);
+ *             pthread_mutex_unlock(&v->lock);
+ *         }
+ *         return NULL;
+ *     }
+ *
+ *     static int32_t make_guest(void *opaque, int state)
+ *     {
+ *         struct vmm *v = (struct vmm *)opaque;
+ *
+ *         pthread_mutex_lock(&v->lock);               // no guest is between a write and its mark
+ *         v->guest = state;
+ *         pthread_mutex_unlock(&v->lock);
+ *         return 0;
+ *     }
+ *
+ *     static int32_t pause_guest(void *opaque, brant_reason *reason)
+ *     {
+ *         (void)reason;
+ *         return make_guest(opaque, PAUSED);
+ *     }
+ *
+ *     static int32_t resume_guest(void *opaque, brant_reason *reason)
+ *     {
+ *         (void)reason;
+ *         return make_guest(opaque, RUNS);
+ *     }
+ *
+ *     static int32_t save(void *opaque, brant_saver *saver, brant_reason *reason)
+ *     {
+ *         struct vmm *v = (struct vmm *)opaque;
+ *
+ *         (void)reason;
+ *         return brant_saver_put(saver, "counter", 0, 1, &v->count, sizeof v->count, NULL);
+ *     }
+ *
+ *     int main(int argc, char **argv)
+ *     {
+ *         if (argc != 2)
+ *             return 2;
+ *         vmm.memory = (uint64_t *)mmap(NULL, BYTES, PROT_READ | PROT_WRITE,
+ *                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+ *         pthread_mutex_init(&vmm.lock, NULL);
+ *
+ *         // What the guest is: operations, a block of memory, and its guest address, 0.
+ *         brant_guest *guest;
+ *         brant_ops ops = BRANT_INIT(brant_ops);
+ *         ops.pause = pause_guest;
+ *         ops.resume = resume_guest;
+ *         ops.save = save;
+ *         expect_success(brant_guest_new(&ops, &vmm, &guest, &error));
+ *         brant_ram_block block = BRANT_INIT(brant_ram_block);
+ *         block.name = "ram";
+ *         block.host = vmm.memory;
+ *         block.length = BYTES;
+ *         brant_slot slot = BRANT_INIT(brant_slot);
+ *         slot.block = "ram";
+ *         slot.length = BYTES;
+ *         slot.slot = BRANT_NO_SLOT;
+ *         expect_success(brant_guest_add_block(guest, &block, NULL, &error));
+ *         expect_success(brant_guest_add_slot(guest, &slot, &error));
+ *
+ *         // Who tells of its writes: the marks. KVM's log would be added here.
+ *         expect_success(brant_tracker_new(guest, NULL, &vmm.tracker, &error));
+ *         for (int i = 0; i < 1000; i++)              // the guest has a past
+ *             count_on(&vmm);
+ *         pthread_t thread;
+ *         vmm.guest = RUNS;
+ *         pthread_create(&thread, NULL, guest_thread, &vmm);
+ *
+ *         brant_outgoing *outgoing;
+ *         brant_params params = BRANT_INIT(brant_params);
+ *         params.downtime_limit_ms = 100;
+ *         expect_success(brant_outgoing_new(vmm.tracker, &params, &outgoing, &error));
+ *         expect_success(brant_outgoing_start(outgoing, argv[1], &error));
+ *
+ *         int32_t code;
+ *         while ((code = brant_outgoing_wait(outgoing, 50, NULL)) == BRANT_E_PENDING) {
+ *             brant_stats stats = BRANT_INIT(brant_stats);
+ *             expect_success(brant_outgoing_get_stats(outgoing, &stats, &error));
+ *             printf("%u.%02u %%\n", stats.progress / 100, stats.progress % 100);
+ *         }
+ *         brant_outgoing_wait(outgoing, 0, &error);   // the same code, with the sentence
+ *         if (code == 0) {
+ *             printf("the guest runs at the destination from %llu on\n",
+ *                    (unsigned long long)vmm.count);
+ *         } else if (code == BRANT_E_UNANSWERED) {
+ *             // The guest is paused here. The destination's VMM knows whether `run` was called.
+ *             printf("%s\ndoes it run there (y or n)? ", brant_error_message(error));
+ *             int runs = getchar() == 'y';
+ *             brant_error_free(error);
+ *             expect_success(brant_outgoing_resolve(
+ *                 outgoing, runs ? BRANT_RESOLVE_DESTROY : BRANT_RESOLVE_RESUME, &error));
+ *         } else {
+ *             printf("%s\nthe guest runs on here\n", brant_error_message(error));
+ *             brant_error_free(error);
+ *         }
+ *
+ *         brant_outgoing_free(outgoing);
+ *         make_guest(&vmm, ENDED);                    // the end of the example, whatever it was
+ *         pthread_join(thread, NULL);
+ *         brant_tracker_free(vmm.tracker);
+ *         brant_guest_free(guest);
+ *         munmap(vmm.memory, BYTES);
+ *         return code != 0;
+ *     }
+ *
+ * ---- destination.c ---------------------------------------------------------------------------
+ *
+ *     #include <brant.h>
+ *     #include <pthread.h>
+ *     #include <stdio.h>
+ *     #include <stdlib.h>
+ *     #include <string.h>
+ *     #include <sys/mman.h>
+ *
+ *     enum { PAGE = 4096, BYTES = 16 << 20, COUNTED = 256 };
+ *
+ *     struct vmm {
+ *         uint64_t *memory;
+ *         uint64_t count;
+ *         pthread_t thread;
+ *     };
+ *
+ *     static struct vmm vmm;
+ *     static brant_error *error;
+ *
+ *     static void expect_success(int32_t code)
+ *     {
+ *         if (code == 0)
+ *             return;
+ *         fprintf(stderr, "%s: %s\n", brant_error_name(code), brant_error_message(error));
+ *         exit(1);
+ *     }
+ *
+ *     static void *guest_thread(void *opaque)
+ *     {
+ *         struct vmm *v = (struct vmm *)opaque;
+ *         uint64_t first = v->count, wrong = 0;
+ *
+ *         for (int i = 0; i < COUNTED; i++) {         // one round over what it wrote at the source
+ *             uint64_t *number = &v->memory[v->count % COUNTED * PAGE / 8];
+ *             v->count++;
+ *             wrong += *number != (v->count <= COUNTED ? 0 : v->count - COUNTED);
+ *             *number = v->count;
+ *         }
+ *         printf("the guest runs here from %llu on, with %llu wrong pages\n",
+ *                (unsigned long long)first, (unsigned long long)wrong);
+ *         return NULL;
+ *     }
+ *
+ *     static int32_t load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
+ *     {
+ *         struct vmm *v = (struct vmm *)opaque;
+ *
+ *         if (strcmp(blob->name, "counter") || blob->version != 1 || blob->length != 8) {
+ *             brant_reason_set(reason, "expected a counter, version 1, of 8 bytes");
+ *             return -1;                              // the guest runs on at the source
+ *         }
+ *         memcpy(&v->count, blob->data, 8);
+ *         return 0;
+ *     }
+ *
+ *     static int32_t run(void *opaque, brant_reason *reason)
+ *     {
+ *         (void)reason;
+ *         return pthread_create(&vmm.thread, NULL, guest_thread, opaque);
+ *     }
+ *
+ *     int main(int argc, char **argv)
+ *     {
+ *         if (argc != 2)
+ *             return 2;
+ *         vmm.memory = (uint64_t *)mmap(NULL, BYTES, PROT_READ | PROT_WRITE,
+ *                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+ *
+ *         brant_guest *guest;
+ *         brant_ops ops = BRANT_INIT(brant_ops);
+ *         ops.load = load;
+ *         ops.run = run;
+ *         expect_success(brant_guest_new(&ops, &vmm, &guest, &error));
+ *         brant_ram_block block = BRANT_INIT(brant_ram_block);
+ *         block.name = "ram";                         // as at the source, and as long
+ *         block.host = vmm.memory;
+ *         block.length = BYTES;
+ *         expect_success(brant_guest_add_block(guest, &block, NULL, &error));
+ *
+ *         brant_incoming *incoming;
+ *         expect_success(brant_incoming_new(guest, NULL, &incoming, &error));
+ *         expect_success(brant_incoming_listen(incoming, argv[1], NULL, 0, NULL, &error));
+ *         fprintf(stderr, "waiting for a source\n");
+ *         int32_t code = brant_incoming_wait(incoming, BRANT_NO_LIMIT, &error);
+ *         if (code == 0) {
+ *             pthread_join(vmm.thread, NULL);
+ *         } else {
+ *             // The guest does not run here and never will; the source's VMM has it.
+ *             fprintf(stderr, "%s: %s\n", brant_error_name(code), brant_error_message(error));
+ *             brant_error_free(error);
+ *         }
+ *
+ *         brant_incoming_free(incoming);
+ *         brant_guest_free(guest);
+ *         munmap(vmm.memory, BYTES);
+ *         return code != 0;
+ *     }
  */
 
 #ifndef BRANT_H
@@ -180,9 +444,6 @@ const char *brant_error_name(int32_t code);
 /* =============================================================================================
  * The guest: its memory and who has it
  * ============================================================================================= */
-
-/* Given to brant_guest_new: the next section has it. */
-struct brant_ops;
 
 /**
  * What a guest is to brant: blocks of memory, where they appear at guest physical addresses

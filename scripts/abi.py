@@ -44,6 +44,17 @@ def header_functions(path=HEADER):
     return re.findall(r"\b(brant_[A-Za-z0-9_]+)\s*\(", text)
 
 
+def header_programs(path=HEADER):
+    """The programs of the header's opening comment: {file name: text}."""
+    comment = read(path).split("*/")[0]
+    parts = re.split(r"^ \* -+ (\w+\.c) -+$", comment, flags=re.M)
+    found = {}
+    for name, lines in zip(parts[1::2], parts[2::2]):
+        text = re.sub(r"^ \*(?:     )?", "", lines, flags=re.M).strip() + "\n"
+        found[name] = text
+    return found
+
+
 def header_macros(path=HEADER):
     """The constants that the header defines, in its order."""
     return re.findall(r"^#define (BRANT_[A-Z0-9_]+) \S", read(path), re.M)
