@@ -275,7 +275,7 @@ static void play(const struct scenario *s)
     vm_start(from);
     vm_writes(from, 500);
     if (s->balloon)
-        brant_guest_mark_discarded(from->guest, 12 * MIB, 2 * MIB);
+        brant_guest_mark_ballooned(from->guest, 12 * MIB, 2 * MIB);
     must(brant_outgoing_new(tracker, &params, &out, &e));
     must(brant_incoming_new(to->guest, &params, &in, &e));
     switch (s->way) {

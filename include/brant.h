@@ -346,7 +346,7 @@ const char *brant_version(void);
  * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
  * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
  * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
- * (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
+ * (what devices log), "balloon" (ballooned pages are not sent), "hints" (free-page hints),
  * "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
@@ -665,7 +665,7 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
  * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
  * and again after each reset of the device.
  *
- * - Before it is said, and after 0, no page is skipped and the marks below do nothing.
+ * - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
  * - Each call ends what was known: pages that counted as ballooned count as written in every
  *   tracker, because after a reset nobody knows of them any more.
  * - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
@@ -677,39 +677,42 @@ int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    struct brant_error **error);
 
 /**
- * The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
- * back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
- * skipped once all of it is given back. From then on a migration neither reads nor sends it, and
- * it reads as zero at the destination, where it costs no memory, until it is taken back. Any
- * thread, whether a migration runs or not; takes a lock that is held for microseconds, never
- * waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
- * like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
- * the guest uses again without a word, nor for a guest that counts on what given-back pages hold
- * (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
- * are ignored.
+ * The guest's balloon has taken `length` bytes at a guest physical address (inflate): they are
+ * ballooned. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`)
+ * is ballooned when all of it is. A migration neither reads nor sends a ballooned page. At the
+ * destination it reads as zero and costs no memory.
+ *
+ * - Any thread, whether a migration runs or not. Takes a lock that is held for microseconds and
+ *   never waits for a migration.
+ * - The VMM discards the memory (MADV_DONTNEED) before the call or after it. It does not mark the
+ *   memory as written for that.
+ * - Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor
+ *   for a guest that relies on what ballooned pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a
+ *   value other than 0).
+ * - NULL and addresses without memory are ignored.
  */
-void brant_guest_mark_discarded(const struct brant_guest *guest,
+void brant_guest_mark_ballooned(const struct brant_guest *guest,
                                 uint64_t guest_address,
                                 uint64_t length);
 
 /**
- * The guest uses bytes again that it had given back: call it before the guest is told that it
- * may (before the deflate request is put into the used ring). Every page with a byte in the
- * range is skipped no more and counts as written, in every tracker of the guest. Threads as
- * above.
+ * The guest takes bytes out of its balloon (deflate) and uses them again. Call it before the guest
+ * is told that it may, which is before the deflate request is put into the used ring. Every page
+ * with a byte in the range stops being ballooned and counts as written, in every tracker of the
+ * guest. Threads and ignored arguments as for `brant_guest_mark_ballooned`.
  */
-void brant_guest_mark_taken(const struct brant_guest *guest,
-                            uint64_t guest_address,
-                            uint64_t length);
+void brant_guest_clear_ballooned(const struct brant_guest *guest,
+                                 uint64_t guest_address,
+                                 uint64_t length);
 
 /**
- * How many pages with a byte in a range of guest physical addresses count as given back, into
- * `*discarded`. At a destination: what the source said of them.
+ * How many pages with a byte in a range of guest physical addresses are ballooned, into
+ * `*ballooned`. At a destination: what the source said of them.
  */
-int32_t brant_guest_count_discarded(const struct brant_guest *guest,
+int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
                                     uint64_t guest_address,
                                     uint64_t length,
-                                    uint64_t *discarded,
+                                    uint64_t *ballooned,
                                     struct brant_error **error);
 
 /**
@@ -1286,10 +1289,12 @@ typedef struct brant_tracker_stats {
     uint32_t chunk_shift;
     /** Whether tracking is on, for any consumer: 1 or 0. */
     uint32_t started;
-    /** Given-back pages that a migration passed over; one that is told again counts again. */
-    uint64_t skipped_pages;
-    /** Given-back pages that were found written all the same: they count as taken back. */
-    uint64_t broken_pages;
+    /**
+     * Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+     */
+    uint64_t ballooned_pages;
+    /** Ballooned pages that were found written all the same: they are ballooned no more. */
+    uint64_t ballooned_written_pages;
     /** Pages that free-page hints took out of pending. */
     uint64_t hinted_pages;
     /** Hints that came after their round was over, and did nothing. */
@@ -1857,9 +1862,9 @@ int32_t brant_consumer_get_stats(const struct brant_consumer *consumer,
  * round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
  * after a migration was started: try again.
  */
-int32_t brant_hint_begin(const struct brant_tracker *tracker,
-                         uint64_t *round,
-                         struct brant_error **error);
+int32_t brant_tracker_begin_hints(const struct brant_tracker *tracker,
+                                  uint64_t *round,
+                                  struct brant_error **error);
 
 /**
  * The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
@@ -1868,18 +1873,18 @@ int32_t brant_hint_begin(const struct brant_tracker *tracker,
  * need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
  * hint is counted (`stale_hints`). Any thread; may wait for a sync.
  */
-int32_t brant_hint_free(const struct brant_tracker *tracker,
-                        uint64_t round,
-                        uint64_t guest_address,
-                        uint64_t length,
-                        struct brant_error **error);
+int32_t brant_tracker_hint_free(const struct brant_tracker *tracker,
+                                uint64_t round,
+                                uint64_t guest_address,
+                                uint64_t length,
+                                struct brant_error **error);
 
 /**
  * Ends a round: hints of it that come later do nothing. One that is over already is fine, and
  * so is NULL. Any thread.
  */
-void brant_hint_end(const struct brant_tracker *tracker,
-                    uint64_t round);
+void brant_tracker_end_hints(const struct brant_tracker *tracker,
+                             uint64_t round);
 
 /* =============================================================================================
  * Outgoing: a migration from here, the source
@@ -2186,24 +2191,24 @@ typedef struct brant_params {
     uint32_t channels;
     /** 0. */
     uint32_t reserved;
-    /** BRANT_RETURNED_*: what becomes of pages that the guest's balloon gave back. */
-    uint32_t returned;
+    /** BRANT_BALLOONED_*: what becomes of ballooned pages. */
+    uint32_t ballooned;
     /** 0. */
     uint32_t reserved2;
 } brant_params;
 
 /**
- * In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
- * destination they are given back to the host again. Only where the guest must tell first
+ * In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages; the
+ * destination discards their memory. No page is ballooned unless the guest must tell first
  * (`brant_guest_must_tell_host`).
  */
-#define BRANT_RETURNED_SKIP 0
+#define BRANT_BALLOONED_SKIP 0
 /**
- * In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
- * must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+ * In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so if
+ * it must not lose the memory behind them, because devices assigned to the guest have pinned it.
  * At the source free-page hints do nothing then.
  */
-#define BRANT_RETURNED_SEND 1
+#define BRANT_BALLOONED_SEND 1
 
 /* =============================================================================================
  * Statistics of a migration
@@ -2320,7 +2325,7 @@ typedef struct brant_stats {
     /** Pages sent (received) with their contents; a page sent twice counts twice. */
     uint64_t data_pages;
     /**
-     * Pages sent (received) as zero, without contents: holes, given-back and free pages included.
+     * Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
      */
     uint64_t zero_pages;
     /** Of those, pages that were never touched and so never read. Source only. */
@@ -2389,10 +2394,10 @@ typedef struct brant_stats {
     /** Pages put back into the tracker after a failure. */
     uint64_t put_back_pages;
     /**
-     * Of the zero pages, those that the guest has given back, neither read nor sent (received as
-     * such); one that is told again counts again.
+     * Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that is
+     * named again counts again.
      */
-    uint64_t skipped_pages;
+    uint64_t ballooned_pages;
     /** Pages that free-page hints took out of what was to be sent. Source only. */
     uint64_t hinted_pages;
     /**

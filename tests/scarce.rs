@@ -304,8 +304,8 @@ fn pages_are_given_back_and_declared_lost() {
         let memory = guest(BYTES);
         memory.set_must_tell_host(true);
         scarcely("giving back", || {
-            memory.mark_discarded(GuestAddress(0), BYTES);
-            memory.mark_taken(GuestAddress(0), BYTES);
+            memory.mark_ballooned(GuestAddress(0), BYTES);
+            memory.clear_ballooned(GuestAddress(0), BYTES);
             Ok(())
         });
         let failed = scarcely("declaring lost", || {

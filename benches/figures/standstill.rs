@@ -188,7 +188,7 @@ fn downtime(shape: &Shape) -> f64 {
         here.set_must_tell_host(true);
         there.set_must_tell_host(true);
         for page in (0..shape.length / PAGE_SIZE).step_by(2) {
-            here.mark_discarded(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
+            here.mark_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
         }
     }
     let guest = Arc::new(Guest::default());

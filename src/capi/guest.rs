@@ -319,7 +319,7 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
 /// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
 /// and again after each reset of the device.
 ///
-/// - Before it is said, and after 0, no page is skipped and the marks below do nothing.
+/// - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
 /// - Each call ends what was known: pages that counted as ballooned count as written in every
 ///   tracker, because after a reset nobody knows of them any more.
 /// - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
@@ -342,18 +342,21 @@ pub unsafe extern "C" fn brant_guest_must_tell_host(
     })
 }
 
-/// The guest's balloon has taken `length` bytes at a guest physical address: the guest gave them
-/// back. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`) is
-/// skipped once all of it is given back. From then on a migration neither reads nor sends it, and
-/// it reads as zero at the destination, where it costs no memory, until it is taken back. Any
-/// thread, whether a migration runs or not; takes a lock that is held for microseconds, never
-/// waits for a migration. Discard the memory (MADV_DONTNEED) before the call or after it, as you
-/// like; do not mark it as written for that. Not for pages of VIRTIO_BALLOON_F_REPORTING, which
-/// the guest uses again without a word, nor for a guest that counts on what given-back pages hold
-/// (VIRTIO_BALLOON_F_PAGE_POISON with a value other than 0). NULL and addresses without memory
-/// are ignored.
+/// The guest's balloon has taken `length` bytes at a guest physical address (inflate): they are
+/// ballooned. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`)
+/// is ballooned when all of it is. A migration neither reads nor sends a ballooned page. At the
+/// destination it reads as zero and costs no memory.
+///
+/// - Any thread, whether a migration runs or not. Takes a lock that is held for microseconds and
+///   never waits for a migration.
+/// - The VMM discards the memory (MADV_DONTNEED) before the call or after it. It does not mark the
+///   memory as written for that.
+/// - Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor
+///   for a guest that relies on what ballooned pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a
+///   value other than 0).
+/// - NULL and addresses without memory are ignored.
 #[no_mangle]
-pub unsafe extern "C" fn brant_guest_mark_discarded(
+pub unsafe extern "C" fn brant_guest_mark_ballooned(
     guest: *const brant_guest,
     guest_address: u64,
     length: u64,
@@ -361,17 +364,17 @@ pub unsafe extern "C" fn brant_guest_mark_discarded(
     boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(g) = unsafe { guest.as_ref() } {
-            g.memory.mark_discarded(GuestAddress(guest_address), length);
+            g.memory.mark_ballooned(GuestAddress(guest_address), length);
         }
     })
 }
 
-/// The guest uses bytes again that it had given back: call it before the guest is told that it
-/// may (before the deflate request is put into the used ring). Every page with a byte in the
-/// range is skipped no more and counts as written, in every tracker of the guest. Threads as
-/// above.
+/// The guest takes bytes out of its balloon (deflate) and uses them again. Call it before the guest
+/// is told that it may, which is before the deflate request is put into the used ring. Every page
+/// with a byte in the range stops being ballooned and counts as written, in every tracker of the
+/// guest. Threads and ignored arguments as for `brant_guest_mark_ballooned`.
 #[no_mangle]
-pub unsafe extern "C" fn brant_guest_mark_taken(
+pub unsafe extern "C" fn brant_guest_clear_ballooned(
     guest: *const brant_guest,
     guest_address: u64,
     length: u64,
@@ -379,19 +382,20 @@ pub unsafe extern "C" fn brant_guest_mark_taken(
     boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(g) = unsafe { guest.as_ref() } {
-            g.memory.mark_taken(GuestAddress(guest_address), length);
+            g.memory
+                .clear_ballooned(GuestAddress(guest_address), length);
         }
     })
 }
 
-/// How many pages with a byte in a range of guest physical addresses count as given back, into
-/// `*discarded`. At a destination: what the source said of them.
+/// How many pages with a byte in a range of guest physical addresses are ballooned, into
+/// `*ballooned`. At a destination: what the source said of them.
 #[no_mangle]
-pub unsafe extern "C" fn brant_guest_count_discarded(
+pub unsafe extern "C" fn brant_guest_count_ballooned(
     guest: *const brant_guest,
     guest_address: u64,
     length: u64,
-    discarded: *mut u64,
+    ballooned: *mut u64,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -399,9 +403,9 @@ pub unsafe extern "C" fn brant_guest_count_discarded(
         let guest = unsafe { handle(guest, "guest") }?;
         let count = guest
             .memory
-            .discarded_pages(GuestAddress(guest_address), length);
+            .count_ballooned(GuestAddress(guest_address), length);
         // SAFETY: null or a place by contract.
-        unsafe { put(discarded, "discarded", count) }
+        unsafe { put(ballooned, "ballooned", count) }
     })
 }
 

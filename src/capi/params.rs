@@ -60,20 +60,20 @@ pub struct brant_params {
     pub channels: u32,
     /// 0.
     pub reserved: u32,
-    /// BRANT_RETURNED_*: what becomes of pages that the guest's balloon gave back.
-    pub returned: u32,
+    /// BRANT_BALLOONED_*: what becomes of ballooned pages.
+    pub ballooned: u32,
     /// 0.
     pub reserved2: u32,
 }
 
-/// In `brant_params.returned`, the default: at the source they are neither read nor sent; at the
-/// destination they are given back to the host again. Only where the guest must tell first
+/// In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages; the
+/// destination discards their memory. No page is ballooned unless the guest must tell first
 /// (`brant_guest_must_tell_host`).
-pub const BRANT_RETURNED_SKIP: u32 = 0;
-/// In `brant_params.returned`: they are sent like any other page; a destination wants it so if it
-/// must not lose the memory behind them (devices that were assigned to the guest have pinned it).
+pub const BRANT_BALLOONED_SKIP: u32 = 0;
+/// In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so if
+/// it must not lose the memory behind them, because devices assigned to the guest have pinned it.
 /// At the source free-page hints do nothing then.
-pub const BRANT_RETURNED_SEND: u32 = 1;
+pub const BRANT_BALLOONED_SEND: u32 = 1;
 
 sized!(brant_params);
 
@@ -93,10 +93,10 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             "brant_params.reserved or brant_params.reserved2 is not 0",
         ));
     }
-    if p.returned > BRANT_RETURNED_SEND {
+    if p.ballooned > BRANT_BALLOONED_SEND {
         return Err(invalid(format!(
-            "brant_params.returned is BRANT_RETURNED_SKIP (0) or BRANT_RETURNED_SEND (1), not {}",
-            p.returned
+            "brant_params.ballooned is BRANT_BALLOONED_SKIP (0) or BRANT_BALLOONED_SEND (1), not {}",
+            p.ballooned
         )));
     }
     let ms = |value: u64, default: Duration| match value {
@@ -129,7 +129,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         } else {
             p.max_state_bytes
         },
-        skip_returned: p.returned == BRANT_RETURNED_SKIP,
+        skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };
     params.check()?;
     Ok(params)

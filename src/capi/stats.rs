@@ -106,7 +106,7 @@ pub struct brant_stats {
     pub wire_bytes: u64,
     /// Pages sent (received) with their contents; a page sent twice counts twice.
     pub data_pages: u64,
-    /// Pages sent (received) as zero, without contents: holes, given-back and free pages included.
+    /// Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
     pub zero_pages: u64,
     /// Of those, pages that were never touched and so never read. Source only.
     pub hole_pages: u64,
@@ -167,9 +167,9 @@ pub struct brant_stats {
     pub longest_clear_ns: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
-    /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
-    /// such); one that is told again counts again.
-    pub skipped_pages: u64,
+    /// Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that is
+    /// named again counts again.
+    pub ballooned_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.
     pub hinted_pages: u64,
     /// Of the zero pages, those whose contents the VMM has declared lost
@@ -220,7 +220,7 @@ impl From<&Stats> for brant_stats {
             clear_calls: s.clear_calls,
             longest_clear_ns: nanos(s.longest_clear),
             put_back_pages: s.put_back_pages,
-            skipped_pages: s.skipped_pages,
+            ballooned_pages: s.ballooned_pages,
             hinted_pages: s.hinted_pages,
             poisoned_pages: s.poisoned_pages,
         }

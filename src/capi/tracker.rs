@@ -94,10 +94,10 @@ pub struct brant_tracker_stats {
     pub chunk_shift: u32,
     /// Whether tracking is on, for any consumer: 1 or 0.
     pub started: u32,
-    /// Given-back pages that a migration passed over; one that is told again counts again.
-    pub skipped_pages: u64,
-    /// Given-back pages that were found written all the same: they count as taken back.
-    pub broken_pages: u64,
+    /// Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+    pub ballooned_pages: u64,
+    /// Ballooned pages that were found written all the same: they are ballooned no more.
+    pub ballooned_written_pages: u64,
     /// Pages that free-page hints took out of pending.
     pub hinted_pages: u64,
     /// Hints that came after their round was over, and did nothing.
@@ -342,8 +342,8 @@ pub unsafe extern "C" fn brant_tracker_get_stats(
                 Clearing::AtSync => 0,
             },
             started: u32::from(tracker.is_started()),
-            skipped_pages: now.skipped.0,
-            broken_pages: now.broken.0,
+            ballooned_pages: now.ballooned.0,
+            ballooned_written_pages: now.ballooned_written.0,
             hinted_pages: now.hinted.0,
             stale_hints: now.stale_hints,
         };
@@ -360,7 +360,7 @@ pub unsafe extern "C" fn brant_tracker_get_stats(
 /// round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
 /// after a migration was started: try again.
 #[no_mangle]
-pub unsafe extern "C" fn brant_hint_begin(
+pub unsafe extern "C" fn brant_tracker_begin_hints(
     tracker: *const brant_tracker,
     round: *mut u64,
     error: *mut *mut brant_error,
@@ -372,7 +372,7 @@ pub unsafe extern "C" fn brant_hint_begin(
             return Err(invalid("round is NULL"));
         }
         // SAFETY: not null, a place by contract.
-        unsafe { put(round, "round", tracker.tracker.hint_begin()?) }
+        unsafe { put(round, "round", tracker.tracker.begin_hints()?) }
     })
 }
 
@@ -382,7 +382,7 @@ pub unsafe extern "C" fn brant_hint_begin(
 /// need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
 /// hint is counted (`stale_hints`). Any thread; may wait for a sync.
 #[no_mangle]
-pub unsafe extern "C" fn brant_hint_free(
+pub unsafe extern "C" fn brant_tracker_hint_free(
     tracker: *const brant_tracker,
     round: u64,
     guest_address: u64,
@@ -402,11 +402,11 @@ pub unsafe extern "C" fn brant_hint_free(
 /// Ends a round: hints of it that come later do nothing. One that is over already is fine, and
 /// so is NULL. Any thread.
 #[no_mangle]
-pub unsafe extern "C" fn brant_hint_end(tracker: *const brant_tracker, round: u64) {
+pub unsafe extern "C" fn brant_tracker_end_hints(tracker: *const brant_tracker, round: u64) {
     boundary!(or(), {
         // SAFETY: null or ours by contract.
         if let Some(t) = unsafe { tracker.as_ref() } {
-            t.tracker.hint_end(round);
+            t.tracker.end_hints(round);
         }
     })
 }

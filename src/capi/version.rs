@@ -41,7 +41,7 @@ const FEATURES: &[&str] = &[
 /// known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
 /// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
 /// whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
-/// (what devices log), "balloon" (given-back pages are skipped), "hints" (free-page hints),
+/// (what devices log), "balloon" (ballooned pages are not sent), "hints" (free-page hints),
 /// "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {

@@ -57,7 +57,7 @@ impl Beside {
             free.clear_range(from, len);
         }
         match (&mut self.passed, content) {
-            (Some(passed), Content::Returned) => passed.set_range(from, len),
+            (Some(passed), Content::Ballooned) => passed.set_range(from, len),
             (Some(passed), Content::Used) => passed.clear_range(from, len),
             (_, Content::Free) | (None, _) => 0,
         };

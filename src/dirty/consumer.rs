@@ -184,7 +184,7 @@ impl Consumer {
             set.beside.forget();
             set.fresh_from = 0;
         }
-        inner.count_returned();
+        inner.count_ballooned();
     }
 
     /// Stops it, after taking what the logs hold. What is pending stays and can be taken. Stops
@@ -288,10 +288,10 @@ impl Consumer {
         let inner = &mut *guard;
         let begun = *cursor;
         let mut left = max_pages.0;
-        let skipping = inner.member(self.seat()).is_some_and(|m| m.skipping);
+        let skip_ballooned = inner.member(self.seat()).is_some_and(|m| m.skip_ballooned);
         let what = Wanted {
             seat: self.seat(),
-            skipping: skipping && self.memory().must_tell_host(),
+            skip_ballooned: skip_ballooned && self.memory().must_tell_host(),
             unread,
         };
         while taken.run_count() < max_runs && left > 0 {
@@ -324,19 +324,19 @@ impl Consumer {
     /// Has given-back pages told apart from others in what is handed out, and hinted pages
     /// handed out as [`super::consumer::Content::Free`]; or neither, which is so unless it is said. Before
     /// [`Consumer::start`].
-    pub fn skip_returned(&self, on: bool) {
+    pub fn skip_ballooned(&self, on: bool) {
         let seat = self.seat();
         let mut inner = self.lock();
-        inner.stop_skipping(seat);
+        inner.stop_skip_ballooned(seat);
         if let Some(member) = inner.member(seat) {
-            member.skipping = on;
+            member.skip_ballooned = on;
         }
     }
 
     /// Pages that are pending and have to be read: what is known to be given back is left out.
     pub fn to_read(&self) -> Pages {
         let now = self.published().now();
-        Pages(now.pending.0.saturating_sub(now.returned))
+        Pages(now.pending.0.saturating_sub(now.ballooned))
     }
 
     /// [`Consumer::take`] of what is not read: given-back and free pages.
@@ -387,7 +387,7 @@ impl Inner {
             member.stats = ConsumerStats::default();
         }
         self.set_phase(seat, Phase::Following);
-        self.count_returned();
+        self.count_ballooned();
         self.count_slowly();
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(super) struct ConsumerFigures {
     pub started: bool,
     pub pending: Pages,
     /// Of what is pending, given-back pages.
-    pub returned: u64,
+    pub ballooned: u64,
 }
 
 /// Where a consumer's figures are published. Held for the copying of a few words.

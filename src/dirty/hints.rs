@@ -2,10 +2,10 @@
 //!
 //! The guest may use such a page again without a word, so a hint takes the page out of pending once,
 //! and only if each write since the page was free is certain to be found: the protection of
-//! everything was restored before the round began ([`Tracker::hint_begin`] sees to that) and nothing
+//! everything was restored before the round began ([`Tracker::begin_hints`] sees to that) and nothing
 //! was harvested since. What a later sync finds is pending again and wins.
 //!
-//! Hints are used for consumers that skip ([`super::consumer::Consumer::skip_returned`]); what a
+//! Hints are used for consumers that skip ([`super::consumer::Consumer::skip_ballooned`]); what a
 //! migration skips is pending as before for a backup.
 
 use super::pending::PageSet;
@@ -35,7 +35,7 @@ impl Inner {
         let begin = first + ahead.skipped.0;
         let stop = end.min(begin + HINT_PAGES);
         let mut used = Pages(0);
-        for seat in self.skipping() {
+        for seat in self.who_skips_ballooned() {
             let mut here = 0;
             for piece in map.pieces(from(begin), Pages(stop - begin)) {
                 let state = self.blocks.get_mut(piece.block);
@@ -80,7 +80,7 @@ impl Tracker {
     /// have done piece by piece: one kernel call for each chunk with dirty pages. With a log
     /// that starts with nothing protected, before the first walk, that is the whole guest.
     /// A round ends with the next sync, with any change of the memory map, and with the next round.
-    pub fn hint_begin(&self) -> Result<u64> {
+    pub fn begin_hints(&self) -> Result<u64> {
         let not_started = || Error::new(Kind::State, "tracking is not started");
         if !self.is_started() {
             return Err(not_started());
@@ -128,7 +128,7 @@ impl Tracker {
     }
 
     /// Ends a round: hints of it that come later are stale.
-    pub fn hint_end(&self, round: u64) {
+    pub fn end_hints(&self, round: u64) {
         let mut inner = self.lock();
         if inner.hints.goes_on(round) {
             inner.hints.close();

@@ -9,6 +9,7 @@
 //! address, an IOVA), whether they can fail (then everything is dirty), and whether the
 //! last harvest is exact only with the vCPUs stopped.
 
+mod ballooned;
 mod beside;
 pub mod consumer;
 mod figures;
@@ -25,7 +26,6 @@ mod rearm;
 mod report;
 pub mod reported;
 mod run;
-mod skip;
 mod state;
 mod strays;
 mod sync;

@@ -74,7 +74,7 @@ pub struct SyncReport {
     /// Pages pending afterwards.
     pub pending: Pages,
     /// Of those, pages given back: they are neither read nor sent.
-    pub returned: Pages,
+    pub ballooned: Pages,
     /// All of it.
     pub time: Duration,
     /// Each log's share.
@@ -101,9 +101,9 @@ pub struct TrackerStats {
     pub longest_clear: Duration,
     /// Given-back pages that were handed out as such, neither read nor sent. One that is told
     /// again counts again.
-    pub skipped: Pages,
+    pub ballooned: Pages,
     /// Given-back pages that were found written all the same, and count as taken back.
-    pub broken: Pages,
+    pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,
     /// Hints that came too late: their round was over.
@@ -131,9 +131,9 @@ pub struct ConsumerStats {
     /// The longest restoring of one chunk meanwhile.
     pub longest_clear: Duration,
     /// Given-back pages that were handed out as such. One that is told again counts again.
-    pub skipped: Pages,
+    pub ballooned: Pages,
     /// Given-back pages that were found written all the same, and count as taken back.
-    pub broken: Pages,
+    pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,
 }

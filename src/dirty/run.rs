@@ -49,13 +49,13 @@ pub(super) struct Kept {
 }
 
 /// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are
-/// skipped ([`super::consumer::Consumer::skip_returned`]).
+/// skipped ([`super::consumer::Consumer::skip_ballooned`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// The guest uses it.
     Used,
     /// The guest has given it back, and must tell before it uses it again.
-    Returned,
+    Ballooned,
     /// The guest hinted that it was free, and has not written it since as far as is known.
     /// Whoever has no copy of it yet makes one of zeros.
     Free,

@@ -19,9 +19,9 @@ use std::sync::Arc;
 pub(super) struct Member {
     pub(super) phase: Phase,
     /// Whether it has given-back pages told apart, and hints used.
-    pub(super) skipping: bool,
+    pub(super) skip_ballooned: bool,
     /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
-    pub(super) returned: u64,
+    pub(super) ballooned: u64,
     pub(super) stats: ConsumerStats,
     /// Pages pending for it in all blocks.
     pub(super) total: Arc<AtomicU64>,
@@ -32,8 +32,8 @@ impl Member {
     pub(super) fn new(published: &Arc<Published>) -> Self {
         Member {
             phase: Phase::Stopped,
-            skipping: false,
-            returned: 0,
+            skip_ballooned: false,
+            ballooned: 0,
             stats: ConsumerStats::default(),
             total: Arc::default(),
             published: Arc::clone(published),
@@ -49,7 +49,7 @@ impl Member {
             stats: self.stats,
             started: self.phase != Phase::Stopped,
             pending: self.pending(),
-            returned: self.returned,
+            ballooned: self.ballooned,
         }
     }
 }

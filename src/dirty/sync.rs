@@ -74,12 +74,12 @@ impl Inner {
             });
         }
         report.observed = Pages(map.total().pages_down().0.saturating_sub(unobserved));
-        report.found += self.take_back_broken(whose);
-        self.count_returned();
+        report.found += self.clear_written(whose);
+        self.count_ballooned();
         if let Some(seat) = whose {
             report.pending = self.pending(seat);
             if let Some(member) = self.member(seat) {
-                report.returned = Pages(member.returned);
+                report.ballooned = Pages(member.ballooned);
                 member.stats.found += report.found;
             }
         }
@@ -104,28 +104,32 @@ impl Inner {
 
 impl Inner {
     /// The consumers that follow and have given-back pages told apart.
-    pub(super) fn skipping(&self) -> Vec<Seat> {
+    pub(super) fn who_skips_ballooned(&self) -> Vec<Seat> {
         let mut seats = self.seats(Phase::Following);
-        seats.retain(|seat| self.members[*seat].as_ref().is_some_and(|m| m.skipping));
+        seats.retain(|seat| {
+            self.members[*seat]
+                .as_ref()
+                .is_some_and(|m| m.skip_ballooned)
+        });
         seats
     }
 
     pub(super) fn count_broken(&mut self, seat: Seat, pages: Pages) {
-        self.stats.broken += pages;
+        self.stats.ballooned_written += pages;
         if let Some(member) = self.member(seat) {
-            member.stats.broken += pages;
+            member.stats.ballooned_written += pages;
         }
     }
 
     /// Takes back what was found written since it was told, and returns how many pages became
     /// pending with it for `whose`. Right after the harvest and not in the walk alone: what is to
     /// be sent must not look as if it were not, least of all to whoever decides on the downtime.
-    pub(super) fn take_back_broken(&mut self, whose: Option<Seat>) -> Pages {
+    pub(super) fn clear_written(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        for seat in self.skipping() {
+        for seat in self.who_skips_ballooned() {
             let mut all = 0;
             for state in self.blocks.iter_mut() {
-                let (broken, new) = state.take_back_broken(seat);
+                let (broken, new) = state.clear_written(seat);
                 all += broken;
                 if Some(seat) == whose {
                     found += new;
@@ -138,10 +142,10 @@ impl Inner {
 
     /// A consumer that skipped does not any more: what was to be handed out as free is pending
     /// again.
-    pub(super) fn stop_skipping(&mut self, seat: Seat) {
+    pub(super) fn stop_skip_ballooned(&mut self, seat: Seat) {
         if let Some(member) = self.member(seat) {
-            member.skipping = false;
-            member.returned = 0;
+            member.skip_ballooned = false;
+            member.ballooned = 0;
         }
         for set in self.blocks.sets_mut(seat) {
             if let Some(mut free) = set.beside.free.take() {
@@ -152,16 +156,16 @@ impl Inner {
     }
 
     /// Counts what of pending is given back, for each consumer that skips.
-    pub(super) fn count_returned(&mut self) {
-        for seat in self.skipping() {
+    pub(super) fn count_ballooned(&mut self) {
+        for seat in self.who_skips_ballooned() {
             let blocks = self.blocks.iter();
-            let returned = blocks.filter_map(|b| {
+            let ballooned = blocks.filter_map(|b| {
                 let set = b.set(seat)?;
-                Some(b.pin_source.returned().count_both(&set.pending))
+                Some(b.pin_source.ballooned().count_both(&set.pending))
             });
-            let returned = returned.sum();
+            let ballooned = ballooned.sum();
             if let Some(member) = self.member(seat) {
-                member.returned = returned;
+                member.ballooned = ballooned;
             }
         }
     }
@@ -169,9 +173,9 @@ impl Inner {
     /// A consumer that starts with all pages, and starts the logs, is not told of pages that
     /// were given back before.
     pub(super) fn forget_news(&mut self, seat: Seat) {
-        if self.member(seat).is_some_and(|m| m.skipping) {
+        if self.member(seat).is_some_and(|m| m.skip_ballooned) {
             for block in self.map.blocks() {
-                block.returned().take_news(|_, _, _| {});
+                block.ballooned().take_news(|_, _, _| {});
             }
         }
     }
@@ -180,7 +184,7 @@ impl Inner {
     /// that it is told; how many pages that were for `whose`.
     pub(super) fn harvest_news(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        let seats = self.skipping();
+        let seats = self.who_skips_ballooned();
         if seats.is_empty() {
             return Pages(0);
         }
@@ -188,7 +192,7 @@ impl Inner {
             let BlockState {
                 pin_source, sets, ..
             } = state;
-            pin_source.returned().take_news(|at, words, pages| {
+            pin_source.ballooned().take_news(|at, words, pages| {
                 for &seat in &seats {
                     let Some(Some(set)) = sets.get_mut(seat) else {
                         continue;

@@ -6,7 +6,7 @@ use super::run::{Content, Cursor, Kept};
 use super::state::Inner;
 use super::taken::Taken;
 use crate::error::Result;
-use crate::memory::returned::Claim;
+use crate::memory::ballooned::Claim;
 use crate::memory::BlockId;
 use crate::units::{Pages, STRETCH_PAGES};
 use std::ops::Range;
@@ -20,7 +20,7 @@ pub(super) struct Wanted {
     /// Whose pages.
     pub seat: Seat,
     /// Given-back pages are told apart.
-    pub skipping: bool,
+    pub skip_ballooned: bool,
     /// Only what is not read.
     pub unread: bool,
 }
@@ -53,10 +53,10 @@ impl Inner {
             // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
             // would be looked through anew for each run of the other.
             let window = cursor.page.saturating_add(WINDOW);
-            let found = if what.unread && !what.skipping {
+            let found = if what.unread && !what.skip_ballooned {
                 None
             } else if what.unread {
-                set.next_returned(pin_source, cursor.page, window)
+                set.next_ballooned(pin_source, cursor.page, window)
             } else {
                 set.next_pending(cursor.page, window)
             };
@@ -87,11 +87,11 @@ impl Inner {
             let Some(state) = self.blocks.get_mut(id) else {
                 return Ok(None);
             };
-            let (count, content) = if what.skipping {
+            let (count, content) = if what.skip_ballooned {
                 match state.claim(seat, first..end) {
                     Claim::Used(count) => (count, Content::Used),
-                    Claim::Returned(count) => (count, Content::Returned),
-                    Claim::Broken(used) => {
+                    Claim::Ballooned(count) => (count, Content::Ballooned),
+                    Claim::Written(used) => {
                         // Written although it was given back: all of the host page is the
                         // guest's again. Its pages are pending now, this one among them.
                         self.count_broken(seat, Pages(used.end - used.start));
@@ -110,11 +110,11 @@ impl Inner {
             }
             let run = state.hand_out(seat, first..first + count, content, taken)?;
             cursor.page = first + count;
-            if content == Content::Returned {
-                self.stats.skipped += Pages(count);
+            if content == Content::Ballooned {
+                self.stats.ballooned += Pages(count);
                 if let Some(member) = self.member(seat) {
-                    member.returned = member.returned.saturating_sub(count);
-                    member.stats.skipped += Pages(count);
+                    member.ballooned = member.ballooned.saturating_sub(count);
+                    member.stats.ballooned += Pages(count);
                 }
             }
             return Ok(Some(run));

@@ -9,7 +9,7 @@
 //!   argument of the clear;
 //! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
 //! - *skip*, kept with the block and not here: pages that the guest has given back (see
-//!   [`crate::memory::returned`], and `skip.rs` for what becomes of them in a walk);
+//!   [`crate::memory::ballooned`], and `skip.rs` for what becomes of them in a walk);
 //! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
 //!   the next page of it is handed out.
 //!

@@ -5,8 +5,8 @@
 //! [`crate::memory::Memory::remove_block`] has not returned.
 
 use super::address::HostMemory;
+use super::ballooned::Ballooned;
 use super::poisoned::Poisoned;
-use super::returned::Returned;
 use super::untouched::Untouched;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
@@ -137,7 +137,7 @@ pub struct Block {
     flags: BlockFlags,
     identity: Option<Identity>,
     pins: Pins,
-    returned: Returned,
+    ballooned: Ballooned,
     poisoned: Poisoned,
     untouched: Mutex<Option<Arc<Untouched>>>,
     /// Whether it reads as zero: so the VMM said, and nobody has written since.
@@ -298,7 +298,7 @@ impl Block {
             flags,
             identity,
             pins: Pins::default(),
-            returned: Returned::new(host as u64, length.pages_down(), page_size.0),
+            ballooned: Ballooned::new(host as u64, length.pages_down(), page_size.0),
             poisoned: Poisoned::new(length.pages_down()),
             untouched: Mutex::default(),
             zeroed: AtomicBool::new(flags.zeroed),
@@ -366,8 +366,8 @@ impl Block {
     }
 
     /// Which of its pages the guest has given back.
-    pub fn returned(&self) -> &Returned {
-        &self.returned
+    pub fn ballooned(&self) -> &Ballooned {
+        &self.ballooned
     }
     /// Which of its pages have lost their contents, as the VMM has declared.
     pub fn poisoned(&self) -> &Poisoned {

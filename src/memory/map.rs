@@ -5,10 +5,10 @@
 //! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
 //! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
 
+use super::ballooned::Gate;
 use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::ownership::Ownership;
-use super::returned::Gate;
 use super::tree::{Index as _, Tree};
 use super::written::{WrittenObserver, WrittenObservers};
 use crate::error::{Error, Kind, Result};

@@ -6,11 +6,12 @@
 #[doc(hidden)]
 pub mod access;
 mod address;
+mod balloon;
+pub mod ballooned;
 pub mod block;
 #[doc(hidden)]
 pub mod contents;
 mod declared;
-mod giving;
 mod ground;
 pub mod host;
 pub mod index;
@@ -21,7 +22,6 @@ pub mod poisoned;
 mod present;
 mod recall;
 mod regions;
-pub mod returned;
 mod slot;
 #[cfg(test)]
 pub(crate) mod testing;

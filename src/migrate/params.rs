@@ -66,7 +66,7 @@ pub struct Params {
     /// Source: pages that the guest gave back are neither read nor sent; destination: what the
     /// source says is given back is given back to the host here too. On. Where nobody said that
     /// the guest must tell before it uses a page again, it makes no difference.
-    pub skip_returned: bool,
+    pub skip_ballooned: bool,
 }
 
 impl Default for Params {
@@ -83,7 +83,7 @@ impl Default for Params {
             handover_timeout: Duration::from_secs(30),
             channels: 1,
             max_state_bytes: 256 << 20,
-            skip_returned: true,
+            skip_ballooned: true,
         }
     }
 }
@@ -124,10 +124,10 @@ fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most:
 impl Params {
     /// What this side speaks.
     pub(super) fn ours(&self) -> wire::Ours {
-        let without = if self.skip_returned {
+        let without = if self.skip_ballooned {
             0
         } else {
-            wire::FEATURE_DISCARDS
+            wire::FEATURE_BALLOONED
         };
         wire::Ours::default().without(without)
     }

@@ -132,7 +132,7 @@ pub struct Stats {
     pub put_back_pages: u64,
     /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
     /// such); one that is told again counts again.
-    pub skipped_pages: u64,
+    pub ballooned_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.
     pub hinted_pages: u64,
     /// Of the zero pages, those whose contents the VMM has declared lost, neither read nor sent; one

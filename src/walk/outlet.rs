@@ -54,7 +54,7 @@ pub struct Put {
     /// Of those, pages that were never touched.
     pub hole_pages: u64,
     /// Of the zero pages, ballooned ones.
-    pub skipped_pages: u64,
+    pub ballooned_pages: u64,
     /// Of the zero pages, those that the guest hinted to be free.
     pub free_pages: u64,
     /// Of the zero pages, those whose contents are lost, as the VMM has declared.
@@ -66,7 +66,7 @@ pub struct Put {
 impl Put {
     /// Pages that went with contents, or were found to be zero or holes.
     pub fn read_pages(&self) -> u64 {
-        let unread = self.skipped_pages + self.free_pages + self.poisoned_pages;
+        let unread = self.ballooned_pages + self.free_pages + self.poisoned_pages;
         self.data_pages + self.zero_pages - unread
     }
 
@@ -82,7 +82,7 @@ impl AddAssign for Put {
         self.data_pages += more.data_pages;
         self.zero_pages += more.zero_pages;
         self.hole_pages += more.hole_pages;
-        self.skipped_pages += more.skipped_pages;
+        self.ballooned_pages += more.ballooned_pages;
         self.free_pages += more.free_pages;
         self.poisoned_pages += more.poisoned_pages;
         self.time += more.time;

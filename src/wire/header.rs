@@ -84,10 +84,10 @@ impl Header {
         }
     }
 
-    /// The header of a DISCARD record, which is all there is of it.
-    pub fn discard(block: u32, first_page: Pages, count: u32) -> Header {
+    /// The header of a BALLOONED record, which is all there is of it.
+    pub fn ballooned(block: u32, first_page: Pages, count: u32) -> Header {
         Header {
-            kind: RecordType::Discard.number(),
+            kind: RecordType::Ballooned.number(),
             ..Header::zeros(block, first_page, count)
         }
     }
@@ -261,8 +261,8 @@ impl Header {
         };
         let payload = match self.record_type()? {
             Some(RecordType::Pages) => u64::from(self.count) * PAGE_SIZE,
-            Some(RecordType::Zeros | RecordType::Discard) => 0,
-            _ => return Err(refuse("PAGES, ZEROS or DISCARD".into())),
+            Some(RecordType::Zeros | RecordType::Ballooned) => 0,
+            _ => return Err(refuse("PAGES, ZEROS or BALLOONED".into())),
         };
         if self.count == 0 {
             return Err(refuse("at least one page".into()));

@@ -116,7 +116,7 @@ record_types! {
     /// A RAM block was unplugged during the migration.
     BlockRemoved = 21, "BLOCK_REMOVED", ToDestination, 0, 0;
     /// A run of pages that the guest has given back.
-    Discard = 22, "DISCARD", ToDestination, 0, 0;
+    Ballooned = 22, "BALLOONED", ToDestination, 0, 0;
 }
 
 impl RecordType {
@@ -135,7 +135,7 @@ impl RecordType {
     pub fn is_page_run(self) -> bool {
         matches!(
             self,
-            RecordType::Pages | RecordType::Zeros | RecordType::Discard
+            RecordType::Pages | RecordType::Zeros | RecordType::Ballooned
         )
     }
 

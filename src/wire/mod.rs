@@ -9,7 +9,7 @@
 //! [`Header::classify`], which refuses a payload that is too large for its
 //! type before a byte of it is read or a buffer for it exists. Then, by type:
 //!
-//! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Discard`]) are a header and
+//! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a header and
 //!   raw bytes: [`Header::check_run`], then straight into guest memory;
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short
 //!   prefix, [`Blob`], so that the data can be read piecewise;
@@ -26,7 +26,7 @@ mod tests;
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{Direction, RecordType, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX};
 pub use negotiate::{
-    check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_DISCARDS,
+    check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
     FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
 };
 pub use records::{

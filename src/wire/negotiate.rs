@@ -16,9 +16,9 @@ pub const VERSION_MAX: u16 = 1;
 /// Bit of "zero-runs": ZEROS records stand for all-zero pages. Version 1 needs it.
 pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 
-/// Bit of "discards": DISCARD records say which pages the guest has given back. Without it they are
+/// Bit of "ballooned": BALLOONED records say which pages the guest has given back. Without it they are
 /// sent as zeros.
-pub const FEATURE_DISCARDS: u64 = 1 << 1;
+pub const FEATURE_BALLOONED: u64 = 1 << 1;
 
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +37,7 @@ pub const FEATURES: &[Feature] = &[
     },
     Feature {
         bit: 1,
-        name: "discards",
+        name: "ballooned",
     },
 ];
 
@@ -60,7 +60,7 @@ impl Default for Ours {
         Ours {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            offered: FEATURE_ZERO_RUNS | FEATURE_DISCARDS,
+            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED,
             required: FEATURE_ZERO_RUNS,
         }
     }

@@ -310,11 +310,11 @@ pub struct Marker {
     pub pass: u32,
     /// [`MARKER_FLAG_FINAL`] or nothing.
     pub flags: u32,
-    /// PAGES, ZEROS and DISCARD records sent on this channel since it was opened.
+    /// PAGES, ZEROS and BALLOONED records sent on this channel since it was opened.
     pub records: u64,
     /// Pages sent in PAGES records on this channel since it was opened.
     pub data_pages: u64,
-    /// Pages sent in ZEROS and DISCARD records on this channel since it was opened.
+    /// Pages sent in ZEROS and BALLOONED records on this channel since it was opened.
     pub zero_pages: u64,
 }
 
@@ -695,7 +695,7 @@ impl Record {
             RecordType::BlockRemoved => Record::BlockRemoved { id: header.block },
             RecordType::Pages
             | RecordType::Zeros
-            | RecordType::Discard
+            | RecordType::Ballooned
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

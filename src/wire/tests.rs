@@ -176,8 +176,8 @@ fn examples() -> Vec<(&'static str, Any)> {
             Any::Control(Record::BlockRemoved { id: 9 }),
         ),
         (
-            "discard",
-            Any::Run(Header::discard(1, Pages(1536), 511), vec![]),
+            "ballooned",
+            Any::Run(Header::ballooned(1, Pages(1536), 511), vec![]),
         ),
     ]
 }
@@ -430,7 +430,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
         let base = match kind {
             RecordType::Pages => Header::pages(0, Pages(0), 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
-            RecordType::Discard => Header::discard(0, Pages(0), 1),
+            RecordType::Ballooned => Header::ballooned(0, Pages(0), 1),
             _ => Header::control(kind, 0, 0),
         };
         for payload in [most + 1, u32::MAX] {
@@ -469,7 +469,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
 #[test]
 fn a_run_stays_inside_its_block_and_its_stretch() {
     let block = Pages(1500);
-    for build in [Header::pages, Header::zeros, Header::discard] {
+    for build in [Header::pages, Header::zeros, Header::ballooned] {
         for (first, count) in [
             (0, 1),
             (0, 512),
@@ -519,7 +519,7 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
     );
     refused(
         Header::control(RecordType::Ack, 0, 8).check_run(block),
-        &["PAGES, ZEROS or DISCARD"],
+        &["PAGES, ZEROS or BALLOONED"],
     );
 }
 
@@ -805,7 +805,7 @@ mod negotiation {
             (hello(1, 9, 0xff, 1), Ours::default(), (1, 3)),
             (
                 hello(1, 1, 3, 1),
-                Ours::default().without(FEATURE_DISCARDS),
+                Ours::default().without(FEATURE_BALLOONED),
                 (1, 1),
             ),
             (hello(2, 5, 0b1101, 0), ours(3, 9, 0b0111, 1), (5, 0b0101)),
@@ -999,7 +999,7 @@ fn any_record() -> impl Strategy<Value = Any> {
             let room = 512 - (first % 512) as u32;
             let count = 1 + count % room;
             if zero && count.is_multiple_of(2) {
-                Any::Run(Header::discard(block, Pages(first), count), vec![])
+                Any::Run(Header::ballooned(block, Pages(first), count), vec![])
             } else if zero {
                 Any::Run(Header::zeros(block, Pages(first), count), vec![])
             } else {

@@ -25,7 +25,7 @@ fn assert_arrived(source: &Machine, destination: &Machine, what: &str) {
             let returned = destination
                 .guest
                 .memory
-                .discarded_pages(address(n, page), PAGE_SIZE);
+                .count_ballooned(address(n, page), PAGE_SIZE);
             let has = ours[n].1.page(page);
             if knows.balloon.contains(&place) {
                 assert!(!resident.contains(&page), "{what}: {place:?} costs memory");
@@ -48,8 +48,8 @@ fn busy(seed: u64, hints: bool) -> (Arc<Machine>, Vec<std::thread::JoinHandle<()
     {
         let mut knows = machine.knows.lock().unwrap();
         // Long before anybody thinks of migrating.
-        machine.give(&mut knows, 0, 500, 1000);
-        machine.give(&mut knows, 1, 1, 512);
+        machine.inflate(&mut knows, 0, 500, 1000);
+        machine.inflate(&mut knows, 1, 1, 512);
     }
     let threads = (0..2)
         .map(|n| {
@@ -105,10 +105,10 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         // The source's guest stands still from here on; so does the destination's.
         assert_arrived(&from, &to, &what);
         let (sent, got) = (out.stats(), inc.stats());
-        assert_eq!(sent.skipped_pages, got.skipped_pages, "{what}");
+        assert_eq!(sent.ballooned_pages, got.ballooned_pages, "{what}");
         assert_eq!(sent.zero_pages, got.zero_pages, "{what}");
-        assert!(sent.zero_pages >= sent.skipped_pages, "{what}");
-        skipped += sent.skipped_pages;
+        assert!(sent.zero_pages >= sent.ballooned_pages, "{what}");
+        skipped += sent.ballooned_pages;
         hinted += sent.hinted_pages;
         end(&from, threads);
         // And on from there: what was given back is skipped again, at once.
@@ -120,8 +120,8 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         }
         let (third, out, _inc) = moves(&to, &quick());
         assert_arrived(&to, &third, &format!("{what}, a second time"));
-        assert!(out.stats().skipped_pages as usize >= to.knows.lock().unwrap().balloon.len());
-        again += out.stats().skipped_pages;
+        assert!(out.stats().ballooned_pages as usize >= to.knows.lock().unwrap().balloon.len());
+        again += out.stats().ballooned_pages;
     }
     assert!(skipped > 6 * 1500, "{skipped} pages skipped");
     assert!(hinted > 0, "no hint was ever used");

@@ -40,11 +40,11 @@ fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
     inc.wait(Some(LONG)).unwrap_err();
     let out = out.lock().unwrap().take().unwrap();
     out.wait(Some(LONG)).unwrap_err();
-    assert_eq!(out.stats().skipped_pages, 1000);
+    assert_eq!(out.stats().ballooned_pages, 1000);
     // Another guest boots in that memory, with a balloon of its own.
     let memory = &to.guest.memory;
     memory.set_must_tell_host(true);
-    assert_eq!(memory.discarded_pages(address(0, 0), 2000 * PAGE_SIZE), 0);
+    assert_eq!(memory.count_ballooned(address(0, 0), 2000 * PAGE_SIZE), 0);
 }
 
 #[test]
@@ -67,9 +67,9 @@ fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_given_back() {
     out.start(Target::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
-    assert_eq!(out.stats().skipped_pages, 1000);
+    assert_eq!(out.stats().ballooned_pages, 1000);
     memory.set_must_tell_host(true);
-    assert_eq!(memory.discarded_pages(address(0, 0), 2000 * PAGE_SIZE), 0);
+    assert_eq!(memory.count_ballooned(address(0, 0), 2000 * PAGE_SIZE), 0);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
             if facts.pass == 2 && facts.moment == Moment::Walking && !self.1 {
                 self.1 = true;
                 let memory = &self.0.guest.memory;
-                memory.mark_discarded(address(0, 1200), 700 * PAGE_SIZE);
+                memory.mark_ballooned(address(0, 1200), 700 * PAGE_SIZE);
             }
             match (facts.moment, facts.pass) {
                 // Later than in pass 2 where telling the destination took long, on a busy machine.
@@ -128,7 +128,7 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     let stats = out.stats();
-    assert_eq!(stats.skipped_pages, 1700);
+    assert_eq!(stats.ballooned_pages, 1700);
     assert_eq!(looks.2.load(Ordering::SeqCst), 0, "and acknowledged");
     assert_eq!(stats.last_pages, 0, "nothing of it in the downtime");
     assert_eq!(

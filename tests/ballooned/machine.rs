@@ -122,7 +122,7 @@ impl Machine {
         })
     }
 
-    pub fn give(&self, knows: &mut Knows, n: usize, first: usize, count: usize) {
+    pub fn inflate(&self, knows: &mut Knows, n: usize, first: usize, count: usize) {
         let block = block(&self.guest.memory, n);
         let range = Pages(first as u64)..Pages((first + count) as u64);
         // Discarded first or last, as VMMs do.
@@ -130,7 +130,7 @@ impl Machine {
             host::discard(&mut Contents::new(), &block, range.clone()).unwrap();
         }
         let length = (count * PAGE) as u64;
-        self.guest.memory.mark_discarded(address(n, first), length);
+        self.guest.memory.mark_ballooned(address(n, first), length);
         if first % 2 == 1 {
             host::discard(&mut Contents::new(), &block, range).unwrap();
         }
@@ -175,14 +175,16 @@ impl Machine {
                 }
                 3 => {
                     if all(&knows.balloon).1 {
-                        self.give(&mut knows, n, first, count);
+                        self.inflate(&mut knows, n, first, count);
                     }
                 }
                 4 => {
                     // Back again, with the VMM's leave, and used at once or later.
                     for page in first..first + count {
                         if knows.balloon.remove(&(n, page)) {
-                            self.guest.memory.mark_taken(address(n, page), PAGE_SIZE);
+                            self.guest
+                                .memory
+                                .clear_ballooned(address(n, page), PAGE_SIZE);
                             if random.below(2) == 0 {
                                 self.write(&mut knows, &mut random, n, page);
                             }
@@ -192,7 +194,7 @@ impl Machine {
                 5 => std::thread::yield_now(),
                 6 => {
                     // Some hints of the last round are still on their way.
-                    if let Ok(round) = self.guest.tracker.hint_begin() {
+                    if let Ok(round) = self.guest.tracker.begin_hints() {
                         self.round.store(round, Ordering::SeqCst);
                         knows.hints.truncate(3);
                     }
@@ -244,6 +246,6 @@ pub fn still(told_first: bool) -> Arc<Machine> {
     machine
         .guest
         .memory
-        .mark_discarded(address(0, 100), 1000 * PAGE_SIZE);
+        .mark_ballooned(address(0, 100), 1000 * PAGE_SIZE);
     machine
 }

@@ -9,4 +9,4 @@ mod busy;
 mod destination;
 mod machine;
 mod peers;
-mod skipping;
+mod unsent;

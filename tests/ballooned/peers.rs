@@ -1,4 +1,4 @@
-//! Peers that send DISCARD where it has no place, and peers without the feature.
+//! Peers that send BALLOONED where it has no place, and peers without the feature.
 
 use crate::machine::{touched, Machine};
 use crate::support::memory::ram;
@@ -41,30 +41,30 @@ fn accepted(raw: &mut Raw, features: u64) {
 #[test]
 fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
     let with = |header: Header| header.encode().to_vec();
-    let discard = |block, first, count| Header::discard(block, Pages(first), count);
+    let ballooned = |block, first, count| Header::ballooned(block, Pages(first), count);
     let cases: Vec<(&str, u64, Vec<u8>, &str)> = vec![
-        ("not agreed on", 1, with(discard(4, 0, 1)), "discards"),
+        ("not agreed on", 1, with(ballooned(4, 0, 1)), "ballooned"),
         (
             "another block",
             3,
-            with(discard(5, 0, 1)),
+            with(ballooned(5, 0, 1)),
             "never announced",
         ),
-        ("past the end", 3, with(discard(4, 1999, 2)), "2000 pages"),
+        ("past the end", 3, with(ballooned(4, 1999, 2)), "2000 pages"),
         (
             "far past it",
             3,
-            with(discard(4, u64::MAX, 2)),
+            with(ballooned(4, u64::MAX, 2)),
             "2000 pages",
         ),
-        ("nothing", 3, with(discard(4, 0, 0)), "at least one page"),
-        ("two stretches", 3, with(discard(4, 511, 2)), "stretch"),
+        ("nothing", 3, with(ballooned(4, 0, 0)), "at least one page"),
+        ("two stretches", 3, with(ballooned(4, 511, 2)), "stretch"),
         (
             "with contents",
             3,
             with(Header {
                 payload: 4096,
-                ..discard(4, 0, 1)
+                ..ballooned(4, 0, 1)
             }),
             "payload of 0 bytes",
         ),
@@ -73,7 +73,7 @@ fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
             3,
             with(Header {
                 flags: wire::FLAG_SKIPPABLE,
-                ..discard(4, 0, 1)
+                ..ballooned(4, 0, 1)
             }),
             "skippable",
         ),
@@ -81,7 +81,7 @@ fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
             "miscounted",
             3,
             {
-                let mut bytes = with(discard(4, 7, 2));
+                let mut bytes = with(ballooned(4, 7, 2));
                 Record::Marker(wire::Marker {
                     number: 1,
                     pass: 1,
@@ -118,7 +118,7 @@ fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
 fn a_source_without_the_feature_is_answered_without_it() {
     let to = Machine::new(&[ram("ram", 2000)]);
     let inc = to.incoming(&Params {
-        skip_returned: false,
+        skip_ballooned: false,
         ..quick()
     });
     let (mut raw, fd) = Raw::pair();
@@ -133,5 +133,5 @@ fn a_source_without_the_feature_is_answered_without_it() {
         Some(Record::HelloReply(reply)) => assert_eq!(reply.features, 1),
         other => panic!("{other:?}"),
     }
-    assert_eq!(RecordType::Discard.number(), 22);
+    assert_eq!(RecordType::Ballooned.number(), 22);
 }

@@ -77,7 +77,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
     source.memory.set_must_tell_host(true);
     source
         .memory
-        .mark_discarded(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
+        .mark_ballooned(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
     // Somebody used the tracker before and had seen nothing yet: it must get all of it back.
     source.track_with(StartWith::Everything);
     (source, destination)

@@ -75,7 +75,7 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::LayoutOk => Record::LayoutOk,
         R::Pages => return page_bytes(4, 1, 1),
         R::Zeros => return Header::zeros(4, Pages(1), 1).encode().to_vec(),
-        R::Discard => return Header::discard(4, Pages(1), 1).encode().to_vec(),
+        R::Ballooned => return Header::ballooned(4, Pages(1), 1).encode().to_vec(),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),

@@ -49,7 +49,7 @@ fn a_source_that_trickles_is_ended_in_every_step() {
         (Step::Layout, sample(R::LayoutEnd)),
         (Step::Passes, sample(R::Pages)),
         (Step::Passes, sample(R::Zeros)),
-        (Step::Passes, sample(R::Discard)),
+        (Step::Passes, sample(R::Ballooned)),
         (Step::Passes, sample(R::Marker)),
         (Step::Passes, sample(R::BlockAdded)),
         (Step::State, blob_bytes(R::State, "x", &[0; 3000])),

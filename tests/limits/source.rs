@@ -140,7 +140,7 @@ fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)
     let passes = std::sync::atomic::AtomicU64::new(0);
     pair.from.at("event", move || {
         let at = passes.fetch_add(1, Ordering::SeqCst) % PAGES;
-        memory.mark_discarded(GuestAddress(at * PAGE_SIZE), PAGE_SIZE);
+        memory.mark_ballooned(GuestAddress(at * PAGE_SIZE), PAGE_SIZE);
         Ok(())
     });
     let (mut raw, fd) = Raw::pair();

@@ -454,7 +454,7 @@ pub fn session() -> Vec<Vec<u8>> {
         page_bytes(2, 6, 2),
         Header::zeros(1, Pages(0), 64).encode().to_vec(),
         Header::zeros(2, Pages(1), 3).encode().to_vec(),
-        Header::discard(1, Pages(5), 9).encode().to_vec(),
+        Header::ballooned(1, Pages(5), 9).encode().to_vec(),
         bytes(&Record::BlockRemoved { id: 2 }),
         marker(2, wire::MARKER_FLAG_FINAL, 5, 3, 76),
         blob_bytes(RecordType::State, "cpu", &[4; 40]),

@@ -5,8 +5,8 @@
 
 mod blocks;
 mod children;
+mod discarded;
 mod exact;
-mod given_back;
 mod kernel;
 mod refusals;
 mod watched;

@@ -61,11 +61,11 @@ fn marks_and_balloon(report: &mut Report) {
     let ballooned = |length| {
         let (memory, tracker) = huge(length);
         memory.set_must_tell_host(true);
-        memory.mark_discarded(GuestAddress(0), length);
+        memory.mark_ballooned(GuestAddress(0), length);
         (memory, tracker)
     };
     let again = |_, it: &mut (Arc<Memory>, _)| {
-        let page = |i: u64| it.0.mark_discarded(GuestAddress(i * PAGE_SIZE), PAGE_SIZE);
+        let page = |i: u64| it.0.mark_ballooned(GuestAddress(i * PAGE_SIZE), PAGE_SIZE);
         (0..100_000).for_each(page);
     };
     let growth = Growth::None;
@@ -73,7 +73,7 @@ fn marks_and_balloon(report: &mut Report) {
     row(report, name, length, growth, ballooned, again);
     let asked = |length| {
         let (tracker, consumer) = started(length);
-        let round = tracker.hint_begin().unwrap();
+        let round = tracker.begin_hints().unwrap();
         (tracker, consumer, round)
     };
     let growth = Growth::None;

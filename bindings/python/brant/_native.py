@@ -209,8 +209,8 @@ class brant_tracker_stats(Structure):
         ("heap_bytes", c_uint64),
         ("chunk_shift", c_uint32),
         ("started", c_uint32),
-        ("skipped_pages", c_uint64),
-        ("broken_pages", c_uint64),
+        ("ballooned_pages", c_uint64),
+        ("ballooned_written_pages", c_uint64),
         ("hinted_pages", c_uint64),
         ("stale_hints", c_uint64),
     ]

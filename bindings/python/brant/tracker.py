@@ -281,10 +281,10 @@ class TrackerStats:
     chunk_shift: int
     #: Whether tracking is on.
     started: bool
-    #: Given-back pages that a migration passed over; one that is told again counts again.
-    skipped_pages: int
-    #: Given-back pages that were found written all the same: they count as taken back.
-    broken_pages: int
+    #: Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+    ballooned_pages: int
+    #: Ballooned pages that were found written all the same: they are ballooned no more.
+    ballooned_written_pages: int
     #: Pages that free-page hints took out of pending.
     hinted_pages: int
     #: Hints that came after their round was over, and did nothing.

@@ -234,28 +234,28 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_guest_mark_discarded",
+        "brant_guest_mark_ballooned",
         |_| {
             // SAFETY: nothing is passed.
-            unsafe { brant_guest_mark_discarded(null(), 1, 1) };
+            unsafe { brant_guest_mark_ballooned(null(), 1, 1) };
             Answer::Nothing
         },
         Some("nothing"),
     ),
     (
-        "brant_guest_mark_taken",
+        "brant_guest_clear_ballooned",
         |_| {
             // SAFETY: nothing is passed.
-            unsafe { brant_guest_mark_taken(null(), 1, 1) };
+            unsafe { brant_guest_clear_ballooned(null(), 1, 1) };
             Answer::Nothing
         },
         Some("nothing"),
     ),
     (
-        "brant_guest_count_discarded",
+        "brant_guest_count_ballooned",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_count_discarded(null(), 1, 1, null_mut(), e) })
+            Answer::Code(unsafe { brant_guest_count_ballooned(null(), 1, 1, null_mut(), e) })
         },
         None,
     ),
@@ -733,26 +733,26 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
-        "brant_hint_begin",
+        "brant_tracker_begin_hints",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_hint_begin(null(), null_mut(), e) })
+            Answer::Code(unsafe { brant_tracker_begin_hints(null(), null_mut(), e) })
         },
         None,
     ),
     (
-        "brant_hint_free",
+        "brant_tracker_hint_free",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_hint_free(null(), 1, 1, 1, e) })
+            Answer::Code(unsafe { brant_tracker_hint_free(null(), 1, 1, 1, e) })
         },
         None,
     ),
     (
-        "brant_hint_end",
+        "brant_tracker_end_hints",
         |_| {
             // SAFETY: nothing is passed.
-            unsafe { brant_hint_end(null(), 1) };
+            unsafe { brant_tracker_end_hints(null(), 1) };
             Answer::Nothing
         },
         Some("nothing"),

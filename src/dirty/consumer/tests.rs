@@ -244,7 +244,7 @@ impl World {
             flight: Vec::new(),
             stopped: None,
         };
-        copier.consumer.skip_returned(skips);
+        copier.consumer.skip_ballooned(skips);
         let started = self.start(&mut copier, everything)?;
         Ok(started.then_some(copier))
     }
@@ -491,7 +491,7 @@ impl World {
                     let (block, page) = self.page(block, page);
                     let at = GuestAddress(block.guest + page * PAGE_SIZE);
                     // A round ends with any sync of anybody's; this one is as short as can be.
-                    let round = match self.tracker.hint_begin() {
+                    let round = match self.tracker.begin_hints() {
                         Ok(round) => round,
                         Err(_) if self.failures => return Ok(()),
                         Err(e) => return Err(format!("a round of hints: {e}")),
@@ -500,7 +500,7 @@ impl World {
                         self.copiers.iter().map(|c| c.consumer.pending()).collect();
                     let hinted = self.tracker.hint_free(round, at, 3 * PAGE_SIZE);
                     hinted.map_err(|e| e.to_string())?;
-                    self.tracker.hint_end(round);
+                    self.tracker.end_hints(round);
                     let now = self.copiers.iter().map(|c| c.consumer.pending());
                     if !now.eq(others) {
                         return Err("a hint took pages from a consumer that skips nothing".into());

@@ -9,7 +9,7 @@ use super::placement::Placement;
 use super::sink::PageSink;
 use crate::channel::{Channel, Listener};
 use crate::error::{Error, Kind, Result};
-use crate::memory::returned::Forgotten;
+use crate::memory::ballooned::Forgotten;
 use crate::memory::{Memory, PinRecall};
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
@@ -173,7 +173,7 @@ impl Work for Driver {
                 if !self.handover_counts() {
                     return Ok(Some(self.late()));
                 }
-                self.forgotten = shared.memory.settle_returned();
+                self.forgotten = shared.memory.settle_ballooned();
                 self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
                 self.done = Some(Event::Started);
                 self.stats.run = Some(begun.elapsed());
@@ -206,7 +206,7 @@ impl Work for Driver {
                     self.stats.progress = 10_000;
                     self.stats.remaining_bytes = 0;
                 } else {
-                    shared.memory.abandon_returned();
+                    shared.memory.abandon_ballooned();
                 }
                 self.renew(true);
                 None
@@ -260,7 +260,7 @@ impl Driver {
             let counts = lane.counts();
             stats.data_pages = counts.data_pages;
             stats.zero_pages = counts.zero_pages;
-            stats.skipped_pages = counts.skipped_pages;
+            stats.ballooned_pages = counts.ballooned_pages;
         }
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
@@ -371,14 +371,14 @@ impl Driver {
         let lane = lane.as_mut().ok_or_else(no_connection)?;
         match kind {
             RecordType::Zeros => sink.zeros(header)?,
-            RecordType::Discard if !self.agreed.discards => {
+            RecordType::Ballooned if !self.agreed.ballooned => {
                 return Err(Error::new(
                     Kind::Protocol,
-                    "DISCARD: expected only where the feature \"discards\" was agreed on, found \
+                    "BALLOONED: expected only where the feature \"ballooned\" was agreed on, found \
                      without",
                 ));
             }
-            RecordType::Discard => sink.discard(header)?,
+            RecordType::Ballooned => sink.ballooned(header)?,
             _ => {
                 let io = waits(shared, *limit).record(header, Limit::never());
                 placement.place(lane, sink, header, recall, &io)?;

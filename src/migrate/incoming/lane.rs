@@ -72,7 +72,7 @@ pub(super) struct Counts {
     pub(super) data_pages: u64,
     /// Ballooned ones included.
     pub(super) zero_pages: u64,
-    pub(super) skipped_pages: u64,
+    pub(super) ballooned_pages: u64,
 }
 
 /// See the file's description.
@@ -247,9 +247,9 @@ impl Lane {
         counts.records += 1;
         match kind {
             RecordType::Zeros => counts.zero_pages += pages,
-            RecordType::Discard => {
+            RecordType::Ballooned => {
                 counts.zero_pages += pages;
-                counts.skipped_pages += pages;
+                counts.ballooned_pages += pages;
             }
             _ => counts.data_pages += pages,
         }

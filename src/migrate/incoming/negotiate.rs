@@ -21,8 +21,8 @@ use std::time::Instant;
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Agreed {
     pub(super) token: Token,
-    /// Whether DISCARD records may come.
-    pub(super) discards: bool,
+    /// Whether BALLOONED records may come.
+    pub(super) ballooned: bool,
 }
 
 /// Answers the source until its RAM blocks are known to be ours too, and `sink` takes their pages.
@@ -106,7 +106,7 @@ pub(super) fn negotiate(
     lane.send(waits, &Record::LayoutOk)?;
     Ok(Agreed {
         token: hello.token,
-        discards: features & wire::FEATURE_DISCARDS != 0,
+        ballooned: features & wire::FEATURE_BALLOONED != 0,
     })
 }
 

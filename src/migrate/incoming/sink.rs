@@ -265,7 +265,7 @@ impl PageSink {
         let (target, place, _) = self.target(header)?;
         if let Some((block, run)) = &place {
             target.zero.written(block, pages_of(run));
-            block.returned().arrived(pages_of(run));
+            block.ballooned().arrived(pages_of(run));
             block.poisoned().arrived(pages_of(run));
         }
         Ok(place)
@@ -288,7 +288,7 @@ impl PageSink {
         let Some((block, run)) = place else {
             return Ok(());
         };
-        block.returned().arrived(pages_of(&run));
+        block.ballooned().arrived(pages_of(&run));
         block.poisoned().arrived(pages_of(&run));
         let made = target.zero.make_zero(contents, &block, pages_of(&run));
         self.arrived(&run);
@@ -296,7 +296,7 @@ impl PageSink {
     }
 
     /// Takes a run of pages that the guest has given back.
-    pub(super) fn discard(&mut self, header: &Header) -> Result<()> {
+    pub(super) fn ballooned(&mut self, header: &Header) -> Result<()> {
         let memory = Arc::clone(&self.memory);
         let (target, place, contents) = self.target(header)?;
         let Some((block, run)) = place else {
@@ -307,7 +307,7 @@ impl PageSink {
         let mut whole = Vec::new();
         // No guest's balloon has a ROM; it is not for a peer to say that its file has holes.
         if !block.flags().rom {
-            memory.give_from_peer(&block, range.clone(), |pages| whole.push(pages));
+            memory.inflate_from_source(&block, range.clone(), |pages| whole.push(pages));
         }
         for pages in whole {
             // What cannot be given back is written below.

@@ -294,7 +294,7 @@ impl Work for Driver {
                     self.consumer.abandon();
                     return Ok(None);
                 }
-                self.consumer.skip_returned(false);
+                self.consumer.skip_ballooned(false);
                 self.consumer.unfreeze();
                 if self.we_started_tracking {
                     // Whatever the migration came to, this does not change it.
@@ -373,7 +373,7 @@ impl Driver {
             stats.data_pages = put.data_pages;
             stats.zero_pages = put.zero_pages;
             stats.hole_pages = put.hole_pages;
-            stats.skipped_pages = put.skipped_pages;
+            stats.ballooned_pages = put.ballooned_pages;
             stats.poisoned_pages = put.poisoned_pages;
         }
         stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);

@@ -17,21 +17,21 @@ use crate::wire::{Header, HEADER_LEN};
 #[derive(Debug)]
 pub(super) struct Encoder {
     contents: Contents,
-    /// Whether the destination takes DISCARD records.
-    discards: bool,
+    /// Whether the destination takes BALLOONED records.
+    ballooned: bool,
 }
 
 impl Encoder {
     pub(super) fn new() -> Self {
         Encoder {
             contents: Contents::new(),
-            discards: false,
+            ballooned: false,
         }
     }
 
-    /// Whether the destination takes DISCARD records, as agreed.
-    pub(super) fn set_discards(&mut self, on: bool) {
-        self.discards = on;
+    /// Whether the destination takes BALLOONED records, as agreed.
+    pub(super) fn set_ballooned(&mut self, on: bool) {
+        self.ballooned = on;
     }
 
     /// The records of taken pages, whose protection has been restored. Pages that hold nothing
@@ -44,7 +44,7 @@ impl Encoder {
             // A guest has run here.
             run.block.zeroed_no_more();
             if run.content != Content::Used {
-                records.unread(run.pages, run.content, self.discards);
+                records.unread(run.pages, run.content, self.ballooned);
                 continue;
             }
             let contents = &mut self.contents;
@@ -108,14 +108,14 @@ impl<'a> Records<'a> {
     }
 
     /// Pages that nobody looks at: they read as zero at the destination.
-    fn unread(&mut self, run: PageRun, content: Content, discards: bool) {
+    fn unread(&mut self, run: PageRun, content: Content, ballooned: bool) {
         let count = run.count().0;
         match content {
-            Content::Returned => self.put.skipped_pages += count,
+            Content::Ballooned => self.put.ballooned_pages += count,
             _ => self.put.free_pages += count,
         }
-        if content == Content::Returned && discards {
-            self.list.push((header(Header::discard, run), None));
+        if content == Content::Ballooned && ballooned {
+            self.list.push((header(Header::ballooned, run), None));
             self.put.zero_pages += count;
             self.put.bytes += HEADER_LEN as u64;
         } else {

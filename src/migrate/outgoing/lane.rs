@@ -47,9 +47,9 @@ impl Lane {
         }
     }
 
-    /// Whether the destination takes DISCARD records, as agreed.
-    pub(super) fn set_discards(&mut self, on: bool) {
-        self.encoder.set_discards(on);
+    /// Whether the destination takes BALLOONED records, as agreed.
+    pub(super) fn set_ballooned(&mut self, on: bool) {
+        self.encoder.set_ballooned(on);
     }
 
     /// What became of all pages that were sent.

@@ -29,7 +29,7 @@ impl Driver {
     pub(super) fn copy(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         self.consumer
-            .skip_returned(self.shared.params.skip_returned);
+            .skip_ballooned(self.shared.params.skip_ballooned);
         if self.consumer.is_started() {
             self.consumer.mark_all();
         } else {
@@ -53,7 +53,7 @@ impl Driver {
                     "pass {} done: {} pages found dirty, {} to send",
                     self.stats.pass,
                     found,
-                    report.pending - report.returned
+                    report.pending - report.ballooned
                 ),
             );
             self.shared.handle.cancel.check("the migration")?;

@@ -64,7 +64,7 @@ impl Driver {
         match lane.hear(&io.of("HELLO_REPLY"))? {
             Record::HelloReply(reply) => {
                 wire::check_reply(&reply, &ours)?;
-                lane.set_discards(reply.features & wire::FEATURE_DISCARDS != 0);
+                lane.set_ballooned(reply.features & wire::FEATURE_BALLOONED != 0);
             }
             other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
         }

@@ -9,14 +9,14 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
         world.drain();
         world.sync(When::Running).unwrap();
         world.drain();
-        assert_eq!(world.consumer.stats().skipped, Pages(100), "told once");
+        assert_eq!(world.consumer.stats().ballooned, Pages(100), "told once");
         // The guest breaks its promise.
         world.kvm.guest_write(SLOT, 50);
         world.balloon.lock().unwrap().remove(&50);
         world.finish().unwrap();
         assert_eq!(world.copy[&50], Has::Version(world.version(50)));
         let inner = world.consumer.lock();
-        assert_eq!(inner.stats.broken, Pages(1));
+        assert_eq!(inner.stats.ballooned_written, Pages(1));
     }
 }
 
@@ -34,8 +34,12 @@ fn a_log_that_failed_is_no_evidence_that_a_page_which_was_given_back_was_written
             "all counts as dirty"
         );
         world.finish().unwrap();
-        assert_eq!(world.consumer.stats().broken, Pages(0), "{mode:?}");
-        assert!((10..110).all(|page| world.copy[&page] == Has::Discarded));
+        assert_eq!(
+            world.consumer.stats().ballooned_written,
+            Pages(0),
+            "{mode:?}"
+        );
+        assert!((10..110).all(|page| world.copy[&page] == Has::Ballooned));
     }
 }
 
@@ -67,7 +71,7 @@ fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back
     for page in 32..64 {
         assert_eq!(world.copy[&page], Has::Version(world.version(page)));
     }
-    assert!((64..96).all(|page| world.copy[&page] == Has::Discarded));
+    assert!((64..96).all(|page| world.copy[&page] == Has::Ballooned));
     world.consumer.stop().unwrap();
 }
 
@@ -82,13 +86,17 @@ fn what_was_written_just_before_it_was_given_back_stays_given_back() {
         for page in 0..40 {
             world.write(page);
         }
-        world.give(0, 40);
+        world.inflate(0, 40);
         world.consumer.put_back(world.block, Pages(0), Pages(64));
         world.drain();
         world.sync(When::Running).unwrap();
         world.drain();
-        assert_eq!(world.consumer.stats().broken, Pages(0), "{mode:?}");
-        assert!((0..40).all(|p| world.copy[&p] == Has::Discarded));
+        assert_eq!(
+            world.consumer.stats().ballooned_written,
+            Pages(0),
+            "{mode:?}"
+        );
+        assert!((0..40).all(|p| world.copy[&p] == Has::Ballooned));
         world.finish().unwrap();
     }
 }
@@ -129,7 +137,7 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
             taken.delivered();
         }
         assert_eq!(Pages(read), before, "unit {unit}");
-        assert_eq!(world.consumer.stats().broken, before);
+        assert_eq!(world.consumer.stats().ballooned_written, before);
         world.consumer.stop().unwrap();
     }
 }
@@ -138,9 +146,9 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
 fn a_hint_takes_nothing_from_whoever_does_not_skip() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
     world.consumer.stop().unwrap();
-    world.consumer.skip_returned(false);
+    world.consumer.skip_ballooned(false);
     world.consumer.start(StartWith::Everything).unwrap();
-    let round = world.consumer.hint_begin().unwrap();
+    let round = world.consumer.begin_hints().unwrap();
     let used = world.consumer.hint_free(round, address(0), 100 * PAGE_SIZE);
     assert_eq!(used.unwrap(), Pages(0));
     assert_eq!(world.consumer.pending(), Pages(256));
@@ -151,7 +159,7 @@ fn a_hint_takes_nothing_from_whoever_does_not_skip() {
 fn without_the_consumer_skipping_given_back_pages_are_handed_out_like_others() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
     world.consumer.stop().unwrap();
-    world.consumer.skip_returned(false);
+    world.consumer.skip_ballooned(false);
     world.consumer.start(StartWith::Everything).unwrap();
     assert_eq!(world.consumer.to_read(), Pages(256));
     let mut cursor = Cursor::default();
@@ -167,14 +175,14 @@ fn given_back_pages_are_not_counted_as_left_to_read() {
     assert_eq!(world.consumer.to_read(), Pages(300));
     world.walk(2, 100_000);
     world.drain();
-    world.give(0, 60);
-    let before = world.consumer.stats().skipped;
+    world.inflate(0, 60);
+    let before = world.consumer.stats().ballooned;
     world.sync(When::Running).unwrap();
     assert_eq!(world.consumer.to_read(), Pages(0));
     assert!(world.consumer.pending() >= Pages(60));
     // Told without reading anything else, as before a switchover.
     world.apply(&Op::Unread).unwrap();
-    assert!(world.consumer.stats().skipped >= before + Pages(60));
+    assert!(world.consumer.stats().ballooned >= before + Pages(60));
     assert_eq!(world.consumer.pending(), Pages(0));
     world.finish().unwrap();
 }
@@ -185,8 +193,8 @@ fn a_page_put_back_by_a_failure_is_still_given_back() {
     world.drain();
     world.consumer.put_back(world.block, Pages(0), Pages(256));
     world.drain();
-    assert_eq!(world.consumer.stats().broken, Pages(0));
-    assert_eq!(world.consumer.stats().skipped, Pages(512));
+    assert_eq!(world.consumer.stats().ballooned_written, Pages(0));
+    assert_eq!(world.consumer.stats().ballooned, Pages(512));
     world.finish().unwrap();
 }
 
@@ -195,7 +203,7 @@ fn a_hint_is_used_once_and_only_in_its_round() {
     for mode in MODES {
         for clearing in [SMALLEST, Clearing::AtSync] {
             let mut world = quiet(mode, clearing, 256, &[]);
-            let early = world.consumer.hint_begin().unwrap();
+            let early = world.consumer.begin_hints().unwrap();
             // All protected now, whatever the mode: what is written is found.
             assert!(
                 (0..256).all(|p| world.kvm.is_protected(SLOT, p)),
@@ -237,7 +245,7 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
         ("sync", |w| w.sync(When::Running).unwrap()),
         ("all marked", |w| w.consumer.mark_all()),
         ("another round", |w| {
-            w.consumer.hint_begin().unwrap();
+            w.consumer.begin_hints().unwrap();
         }),
         ("a new slot", |w| {
             w.kvm.create(2, HOST, 64, 1 << 40);
@@ -254,37 +262,40 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
         }),
         ("its end", |w| {
             let round = w.round.unwrap();
-            w.consumer.hint_end(round);
+            w.consumer.end_hints(round);
         }),
     ];
     for (what, event) in events {
-        let round = world.consumer.hint_begin().unwrap();
+        let round = world.consumer.begin_hints().unwrap();
         world.round = Some(round);
         event(&mut world);
         let late = world.consumer.hint_free(round, address(0), PAGE_SIZE);
         assert_eq!(late.unwrap_err().kind(), Kind::State, "{what}");
     }
     world.consumer.stop().unwrap();
-    assert_eq!(world.consumer.hint_begin().unwrap_err().kind(), Kind::State);
+    assert_eq!(
+        world.consumer.begin_hints().unwrap_err().kind(),
+        Kind::State
+    );
 }
 
 #[test]
 fn what_was_hinted_and_not_told_is_pending_again_for_a_consumer_that_stops_skipping() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
-    let round = world.consumer.hint_begin().unwrap();
+    let round = world.consumer.begin_hints().unwrap();
     world
         .consumer
         .hint_free(round, address(0), 256 * PAGE_SIZE)
         .unwrap();
     assert_eq!(world.consumer.pending(), Pages(0));
-    world.consumer.skip_returned(false);
+    world.consumer.skip_ballooned(false);
     assert_eq!(world.consumer.pending(), Pages(256));
 }
 
 #[test]
 fn hints_of_nonsense_do_nothing() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
-    let round = world.consumer.hint_begin().unwrap();
+    let round = world.consumer.begin_hints().unwrap();
     for (address, length) in [
         (u64::MAX, u64::MAX),
         (0, 0),

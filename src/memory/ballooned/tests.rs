@@ -66,55 +66,55 @@ fn at(page: u64) -> GuestAddress {
 #[test]
 fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_not() {
     let (memory, block, marks) = memory(100, 4096, 0);
-    memory.mark_discarded(at(0), 100 * PAGE_SIZE);
-    assert_eq!(block.returned().count(), 0);
+    memory.mark_ballooned(at(0), 100 * PAGE_SIZE);
+    assert_eq!(block.ballooned().count(), 0);
     memory.set_must_tell_host(true);
     assert_eq!(
-        block.returned().count(),
+        block.ballooned().count(),
         0,
         "what was said before is not known to hold"
     );
-    memory.mark_discarded(at(10), 20 * PAGE_SIZE);
-    assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 20);
+    memory.mark_ballooned(at(10), 20 * PAGE_SIZE);
+    assert_eq!(memory.count_ballooned(at(0), 100 * PAGE_SIZE), 20);
     marks.0.lock().unwrap().clear();
     memory.set_must_tell_host(false);
     assert_eq!(*marks.0.lock().unwrap(), vec![10..30; 1]);
     memory.set_must_tell_host(true);
-    assert_eq!(memory.discarded_pages(at(0), 100 * PAGE_SIZE), 0);
+    assert_eq!(memory.count_ballooned(at(0), 100 * PAGE_SIZE), 0);
 }
 
 #[test]
 fn a_device_that_is_set_up_again_knows_nothing_of_what_was_given_back_before() {
     let (memory, block, marks) = memory(100, 4096, 0);
     memory.set_must_tell_host(true);
-    memory.mark_discarded(at(10), 20 * PAGE_SIZE);
+    memory.mark_ballooned(at(10), 20 * PAGE_SIZE);
     // The guest was reset, and boots with all of its memory in use.
     memory.set_must_tell_host(true);
-    assert_eq!(block.returned().count(), 0);
+    assert_eq!(block.ballooned().count(), 0);
     assert_eq!(*marks.0.lock().unwrap(), vec![10..30; 1]);
     // A destination may say it before its memory comes and after: that is no reset.
-    memory.give_from_peer(&block, 40..50, |_| {});
+    memory.inflate_from_source(&block, 40..50, |_| {});
     memory.set_must_tell_host(true);
-    assert_eq!(block.returned().count(), 10);
-    drop(memory.settle_returned());
-    assert_eq!(block.returned().count(), 10);
+    assert_eq!(block.ballooned().count(), 10);
+    drop(memory.settle_ballooned());
+    assert_eq!(block.ballooned().count(), 10);
     // The guest runs here now, and resets its device here.
     memory.set_must_tell_host(true);
-    assert_eq!(block.returned().count(), 0);
+    assert_eq!(block.ballooned().count(), 0);
 }
 
 #[test]
 fn what_a_source_said_is_forgotten_when_its_guest_does_not_come() {
     let (memory, block, _marks) = memory(100, 4096, 0);
-    memory.give_from_peer(&block, 40..50, |_| {});
-    assert_eq!(block.returned().count(), 10);
-    memory.abandon_returned();
+    memory.inflate_from_source(&block, 40..50, |_| {});
+    assert_eq!(block.ballooned().count(), 10);
+    memory.abandon_ballooned();
     // Another guest boots in this memory.
     memory.set_must_tell_host(true);
-    assert_eq!(block.returned().count(), 0);
-    memory.mark_discarded(at(1), PAGE_SIZE);
-    memory.abandon_returned();
-    assert_eq!(block.returned().count(), 1, "this one's own is kept");
+    assert_eq!(block.ballooned().count(), 0);
+    memory.mark_ballooned(at(1), PAGE_SIZE);
+    memory.abandon_ballooned();
+    assert_eq!(block.ballooned().count(), 1, "this one's own is kept");
 }
 
 #[test]
@@ -124,16 +124,16 @@ fn a_whole_guest_is_given_and_taken_back_in_one_call() {
         let pages = 3 * SLICE as u64 + 512 * 5;
         let (memory, block, marks) = memory(pages, page_size, phase);
         memory.set_must_tell_host(true);
-        memory.mark_discarded(at(0), pages * PAGE_SIZE);
-        assert_eq!(block.returned().count(), pages);
+        memory.mark_ballooned(at(0), pages * PAGE_SIZE);
+        assert_eq!(block.ballooned().count(), pages);
         let mut pending = Bitmap::new(pages as usize).unwrap();
         let mut both = 0;
         for page in (0..pages as usize).step_by(997) {
             both += pending.set_range(page, page % 700);
-            assert_eq!(block.returned().count_both(&pending), both);
+            assert_eq!(block.ballooned().count_both(&pending), both);
         }
         let mut news = 0;
-        block.returned().take_news(|at, words, n| {
+        block.ballooned().take_news(|at, words, n| {
             assert!(at % 64 == 0 && n <= words.len() * 64);
             news += words
                 .iter()
@@ -142,7 +142,7 @@ fn a_whole_guest_is_given_and_taken_back_in_one_call() {
                 .sum::<u64>();
         });
         assert_eq!(news, pages);
-        memory.mark_taken(at(1), (pages - 2) * PAGE_SIZE);
+        memory.clear_ballooned(at(1), (pages - 2) * PAGE_SIZE);
         let marked: u64 = marks
             .0
             .lock()
@@ -152,7 +152,7 @@ fn a_whole_guest_is_given_and_taken_back_in_one_call() {
             .sum();
         assert!(marked >= pages - 2);
         assert_eq!(
-            block.returned().count(),
+            block.ballooned().count(),
             if page_size == 4096 { 2 } else { 0 }
         );
     }
@@ -162,19 +162,19 @@ fn a_whole_guest_is_given_and_taken_back_in_one_call() {
 fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
     let (memory, block, marks) = memory(8, 4096, 0);
     memory.set_must_tell_host(true);
-    memory.mark_discarded(GuestAddress(GUEST + 1), 3 * PAGE_SIZE);
-    assert_eq!(block.returned().count_range(0..8), 2);
-    assert_eq!(block.returned().next_before(0, u64::MAX), Some(1));
-    memory.mark_taken(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
-    assert_eq!(block.returned().next_before(0, u64::MAX), Some(2));
+    memory.mark_ballooned(GuestAddress(GUEST + 1), 3 * PAGE_SIZE);
+    assert_eq!(block.ballooned().count_range(0..8), 2);
+    assert_eq!(block.ballooned().next_before(0, u64::MAX), Some(1));
+    memory.clear_ballooned(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
+    assert_eq!(block.ballooned().next_before(0, u64::MAX), Some(2));
     assert_eq!(*marks.0.lock().unwrap(), vec![1..2; 1]);
     // Beyond all memory, and nothing at all.
-    memory.mark_discarded(GuestAddress(u64::MAX - 1), u64::MAX);
-    memory.mark_taken(GuestAddress(u64::MAX), u64::MAX);
-    memory.mark_discarded(GuestAddress(0), u64::MAX);
-    memory.mark_discarded(at(0), 0);
-    memory.mark_taken(at(2), 0);
-    assert_eq!(block.returned().count(), 8);
+    memory.mark_ballooned(GuestAddress(u64::MAX - 1), u64::MAX);
+    memory.clear_ballooned(GuestAddress(u64::MAX), u64::MAX);
+    memory.mark_ballooned(GuestAddress(0), u64::MAX);
+    memory.mark_ballooned(at(0), 0);
+    memory.clear_ballooned(at(2), 0);
+    assert_eq!(block.ballooned().count(), 8);
 }
 
 #[test]
@@ -188,17 +188,17 @@ fn what_is_given_or_taken_from_many_threads_is_counted_right() {
                 for i in 0..2000u64 {
                     // A quarter each, so that what each leaves is known.
                     let page = n * 1024 + i * 7 % 1024;
-                    memory.mark_discarded(at(page), PAGE_SIZE);
+                    memory.mark_ballooned(at(page), PAGE_SIZE);
                     if page % 3 == 0 {
-                        memory.mark_taken(at(page), PAGE_SIZE);
+                        memory.clear_ballooned(at(page), PAGE_SIZE);
                     }
                 }
             });
         }
     });
     let left = (0..4096).filter(|p| p % 3 != 0).count() as u64;
-    assert_eq!(block.returned().count(), left);
-    assert_eq!(block.returned().count_range(0..4096), left);
+    assert_eq!(block.ballooned().count(), left);
+    assert_eq!(block.ballooned().count_range(0..4096), left);
 }
 
 proptest! {
@@ -214,7 +214,7 @@ proptest! {
         let phase = phase % unit;
         let (memory, block, marks) = memory(pages, unit * PAGE_SIZE, phase);
         memory.set_must_tell_host(true);
-        let returned = block.returned();
+        let returned = block.ballooned();
         let mut parts = BTreeSet::new();
         let host_page = |p: u64| (p + phase) / unit;
         for (give, first, count) in ops {
@@ -226,10 +226,10 @@ proptest! {
             marks.0.lock().unwrap().clear();
             let bytes = (range.end - range.start) * PAGE_SIZE;
             if give {
-                memory.mark_discarded(at(first), bytes);
+                memory.mark_ballooned(at(first), bytes);
                 parts.extend(range);
             } else {
-                memory.mark_taken(at(first), bytes);
+                memory.clear_ballooned(at(first), bytes);
                 let marked = marks.0.lock().unwrap().clone();
                 for p in range {
                     prop_assert!(marked.iter().any(|m| m.contains(&p)), "{p} is not marked");

@@ -45,7 +45,7 @@ enum Mistake {
 enum Has {
     Version(u64),
     /// Told as given back.
-    Discarded,
+    Ballooned,
     /// Told to be zero, because it was hinted to be free.
     Zero,
 }
@@ -109,9 +109,9 @@ enum Op {
     /// The same in the middle of a call to the kernel.
     Race(Moment, u64),
     /// The guest gives pages back. The VMM discards them, before it says so or after.
-    Give(u64, u64),
+    Inflate(u64, u64),
     /// The guest takes pages back and writes to the first.
-    Take(u64, u64),
+    Deflate(u64, u64),
     /// The same in the middle of a call to the kernel.
     RaceTake(Moment, u64, u64),
     Sync,
@@ -242,9 +242,9 @@ impl World {
             world.write(page);
         }
         for (first, count) in &setup.balloon {
-            world.give(*first, *count);
+            world.inflate(*first, *count);
         }
-        world.consumer.skip_returned(true);
+        world.consumer.skip_ballooned(true);
         world.consumer.start(StartWith::Everything).unwrap();
         world
     }
@@ -275,7 +275,7 @@ impl World {
             .push(hook);
     }
 
-    fn give(&mut self, first: u64, count: u64) {
+    fn inflate(&mut self, first: u64, count: u64) {
         self.given += 1;
         let before = self.given.is_multiple_of(2);
         for page in self.range(first, count) {
@@ -286,7 +286,7 @@ impl World {
             if before {
                 self.kvm.other_write(HOST + page * PAGE_SIZE);
             }
-            self.memory.mark_discarded(address(page), PAGE_SIZE);
+            self.memory.mark_ballooned(address(page), PAGE_SIZE);
             if !before {
                 self.kvm.other_write(HOST + page * PAGE_SIZE);
             }
@@ -294,7 +294,7 @@ impl World {
     }
 
     /// The VMM's part of taking a page back, and the guest's.
-    fn take_back(&mut self, first: u64, count: u64) {
+    fn deflate(&mut self, first: u64, count: u64) {
         let range = self.range(first, count);
         let mut written = false;
         for page in range {
@@ -304,9 +304,9 @@ impl World {
             match self.mistake {
                 Mistake::ForgetsToMark => {
                     let map = self.memory.map();
-                    map.blocks()[0].returned().take_back(page..page + 1);
+                    map.blocks()[0].ballooned().deflate(page..page + 1);
                 }
-                _ => self.memory.mark_taken(address(page), PAGE_SIZE),
+                _ => self.memory.clear_ballooned(address(page), PAGE_SIZE),
             }
             if !written {
                 self.kvm.guest_write(SLOT, page);
@@ -323,7 +323,7 @@ impl World {
             return Err(format!("{before} became {after}: {report:?}"));
         }
         let read = self.consumer.to_read().0;
-        if report.returned.0 + read != after {
+        if report.ballooned.0 + read != after {
             return Err(format!("{after} pending, {read} to read: {report:?}"));
         }
         Ok(())
@@ -336,9 +336,9 @@ impl World {
             for state in inner.blocks.iter_mut() {
                 let block = Arc::clone(&state.pin_source);
                 let set = state.set_mut(self.consumer.seat()).unwrap();
-                while let Some(run) = set.next_returned(&block, 0, u64::MAX) {
+                while let Some(run) = set.next_ballooned(&block, 0, u64::MAX) {
                     for page in run.clone() {
-                        self.copy.insert(page, Has::Discarded);
+                        self.copy.insert(page, Has::Ballooned);
                     }
                     set.pending
                         .clear_range(run.start as usize, (run.end - run.start) as usize);
@@ -373,7 +373,7 @@ impl World {
         arrives(flight.taken, |run, page| {
             let has = match run.content {
                 Content::Used => Has::Version(self.version(page)),
-                Content::Returned => Has::Discarded,
+                Content::Ballooned => Has::Ballooned,
                 Content::Free => Has::Zero,
             };
             self.copy.insert(page, has);
@@ -425,11 +425,11 @@ impl World {
                     }),
                 );
             }
-            Op::Give(first, count) => {
+            Op::Inflate(first, count) => {
                 // What is in flight reads a page that is being discarded: both are fine.
-                self.give(first, count);
+                self.inflate(first, count);
             }
-            Op::Take(first, count) => self.take_back(first, count),
+            Op::Deflate(first, count) => self.deflate(first, count),
             Op::RaceTake(moment, first, count) => {
                 if self.mistake != Mistake::None {
                     return Ok(());
@@ -442,7 +442,7 @@ impl World {
                     Box::new(move || {
                         for page in range {
                             if balloon.lock().unwrap().remove(&page) {
-                                memory.mark_taken(address(page), PAGE_SIZE);
+                                memory.clear_ballooned(address(page), PAGE_SIZE);
                                 kvm.guest_write(SLOT, page);
                             }
                         }
@@ -480,7 +480,7 @@ impl World {
             Op::Begin => {
                 self.round = Some(match self.mistake {
                     Mistake::BeginsUnprotected => self.consumer.lock().hints.begin(),
-                    _ => self.consumer.hint_begin().map_err(|e| e.to_string())?,
+                    _ => self.consumer.begin_hints().map_err(|e| e.to_string())?,
                 });
             }
             Op::Hint(first, count) => {
@@ -526,7 +526,7 @@ impl World {
             }
             Op::End => {
                 if let Some(round) = self.round.take() {
-                    self.consumer.hint_end(round);
+                    self.consumer.end_hints(round);
                 }
             }
         }
@@ -550,22 +550,22 @@ impl World {
         let balloon = self.balloon.lock().unwrap().clone();
         for page in 0..self.pages {
             let host_page = page / self.unit * self.unit;
-            let returned = (host_page..host_page + self.unit).all(|p| balloon.contains(&p));
+            let ballooned = (host_page..host_page + self.unit).all(|p| balloon.contains(&p));
             let version = self.version(page);
             let has = self.copy.get(&page).copied();
             let fine = match has {
-                Some(Has::Version(v)) if v == version => !returned,
-                Some(Has::Discarded) => returned,
+                Some(Has::Version(v)) if v == version => !ballooned,
+                Some(Has::Ballooned) => ballooned,
                 // Free, and not written since.
                 Some(Has::Zero) => self.free.get(&page) == Some(&version),
                 _ => false,
             };
             // Nobody cares what a part of a host page holds that is given back; the VMM may have
             // discarded it.
-            let fine = fine || (has.is_some() && !returned && balloon.contains(&page));
+            let fine = fine || (has.is_some() && !ballooned && balloon.contains(&page));
             if !fine {
                 return Err(format!(
-                    "page {page} is lost: the guest has version {version} (given back: {returned}), \
+                    "page {page} is lost: the guest has version {version} (ballooned: {ballooned}), \
                      the copy {has:?}"
                 ));
             }
@@ -637,8 +637,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => page().prop_map(Op::Write),
         4 => (moment(), page()).prop_map(|(m, p)| Op::Race(m, p)),
-        4 => (page(), 1..70u64).prop_map(|(p, n)| Op::Give(p, n)),
-        4 => (page(), 1..20u64).prop_map(|(p, n)| Op::Take(p, n)),
+        4 => (page(), 1..70u64).prop_map(|(p, n)| Op::Inflate(p, n)),
+        4 => (page(), 1..20u64).prop_map(|(p, n)| Op::Deflate(p, n)),
         2 => (moment(), page(), 1..8u64).prop_map(|(m, p, n)| Op::RaceTake(m, p, n)),
         5 => Just(Op::Sync),
         6 => (1..6usize, 1..300u64).prop_map(|(r, p)| Op::Walk(r, p)),
@@ -688,7 +688,7 @@ fn the_oracle_catches_a_mark_before_the_page_stops_being_skipped() {
     for right in [true, false] {
         let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
         // The VMM's part, in two steps; the guest does not write to the page.
-        let clear = |world: &World| world.memory.map().blocks()[0].returned().take_back(3..4);
+        let clear = |world: &World| world.memory.map().blocks()[0].ballooned().deflate(3..4);
         let mark = |world: &World| {
             world
                 .consumer

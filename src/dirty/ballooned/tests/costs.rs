@@ -30,7 +30,7 @@ fn huge() -> (Arc<Memory>, Consumer) {
     memory.set_must_tell_host(true);
     let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
     let consumer = tracker.consumer();
-    consumer.skip_returned(true);
+    consumer.skip_ballooned(true);
     (memory, consumer)
 }
 
@@ -45,19 +45,19 @@ fn a_thousand_times(what: &str, mut f: impl FnMut(u64)) {
 #[test]
 fn what_the_guest_tells_of_its_balloon_costs_the_pages_told() {
     let (memory, consumer) = huge();
-    let give = |page: u64| memory.mark_discarded(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
-    let take = |page: u64| memory.mark_taken(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
+    let inflate = |page: u64| memory.mark_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
+    let deflate = |page: u64| memory.clear_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
     // 1 TiB at one end, so that a look for what is not given back goes far.
-    memory.mark_discarded(GuestAddress(0), 1 << 40);
-    a_thousand_times("telling again", |i| give(i * 7));
-    a_thousand_times("giving more, ascending", |i| give((1 << 30) + i));
-    a_thousand_times("giving more, descending", |i| give((1 << 31) - i));
+    memory.mark_ballooned(GuestAddress(0), 1 << 40);
+    a_thousand_times("telling again", |i| inflate(i * 7));
+    a_thousand_times("giving more, ascending", |i| inflate((1 << 30) + i));
+    a_thousand_times("giving more, descending", |i| inflate((1 << 31) - i));
     a_thousand_times("taking back and giving again", |i| {
-        take(i);
-        give(i);
+        deflate(i);
+        inflate(i);
     });
     assert_eq!(
-        memory.discarded_pages(GuestAddress(0), u64::MAX),
+        memory.count_ballooned(GuestAddress(0), u64::MAX),
         (1 << 28) + 2000
     );
     drop(consumer);
@@ -69,7 +69,7 @@ fn a_hint_costs_the_pages_hinted_at() {
     consumer.start(StartWith::Nothing).unwrap();
     let last = (16 << 28) - 1;
     consumer.put_back(BlockId(0), Pages(last), Pages(1));
-    let round = consumer.hint_begin().unwrap();
+    let round = consumer.begin_hints().unwrap();
     a_thousand_times("hints of what is not pending", |i| {
         let at = GuestAddress(i * PAGE_SIZE);
         assert_eq!(consumer.hint_free(round, at, PAGE_SIZE).unwrap(), Pages(0));
@@ -91,7 +91,7 @@ fn handing_out_what_is_free_costs_what_is_free() {
     for i in 0..1000 {
         consumer.put_back(BlockId(0), Pages(i * 512), Pages(1));
     }
-    let round = consumer.hint_begin().unwrap();
+    let round = consumer.begin_hints().unwrap();
     consumer
         .hint_free(round, GuestAddress(0), 1000 << 21)
         .unwrap();

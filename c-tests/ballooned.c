@@ -2,7 +2,7 @@
  * A balloon and free-page hints on a guest that runs while it is migrated: under KVM, and as
  * a process. The guest works in the lower half of its memory. The upper half, which it has
  * not touched, is in the balloon or free; in the end, or in the middle of the migration, the
- * guest gets all of it back and uses it. It records each write, so it knows what it must
+ * guest takes all of it out of the balloon and uses it. It records each write, so it knows what it must
  * find.
  */
 #include "support.h"
@@ -24,7 +24,7 @@ static struct vm *make(enum mv_kind kind, bool memfd, bool incoming)
         .memfd = memfd,
         .workload = GV_MIXED,
         .rate = 4000,
-        /* So that no page is a hole, and what is skipped is skipped for what it is. */
+        /* So that no page is a hole, and what is not sent is not sent for being ballooned. */
         .fill_percent = 100,
         .seed = 11,
         .incoming = incoming,
@@ -79,21 +79,21 @@ static void inflate(struct vm *vm, struct range r, bool memfd)
 
         if (madvise((char *)host + at * PAGE, n * PAGE, memfd ? MADV_REMOVE : MADV_DONTNEED))
             bail("madvise: %s", strerror(errno));
-        brant_guest_mark_discarded(vm->guest, r.gpa + at * PAGE, n * PAGE);
+        brant_guest_mark_ballooned(vm->guest, r.gpa + at * PAGE, n * PAGE);
     }
 }
 
 static void deflate(struct vm *vm, struct range r)
 {
     for (uint64_t at = 0; at < r.pages; at++)
-        brant_guest_mark_taken(vm->guest, r.gpa + at * PAGE, PAGE);
+        brant_guest_clear_ballooned(vm->guest, r.gpa + at * PAGE, PAGE);
 }
 
-static uint64_t discarded(struct vm *vm)
+static uint64_t ballooned(struct vm *vm)
 {
     uint64_t pages = 0;
 
-    must(brant_guest_count_discarded(vm->guest, 0, vm->pages * PAGE, &pages, &e));
+    must(brant_guest_count_ballooned(vm->guest, 0, vm->pages * PAGE, &pages, &e));
     return pages;
 }
 
@@ -170,16 +170,16 @@ static void inflated_long_before(enum mv_kind kind, bool memfd, const char *name
     ok(j.source.code == 0 && j.destination.code == 0, "%s: a guest with a balloon moves%s%s", name,
        j.source.code ? ": " : "", j.source.why);
     ok(journey_equal(&j), "%s: all of it arrives, the balloon as zeros", name);
-    ok(j.stats.skipped_pages >= given && j.stats.data_pages < from->pages,
+    ok(j.stats.ballooned_pages >= given && j.stats.data_pages < from->pages,
        "%s: what is in the balloon is not sent", name);
     equal(looked_at, 0, "%s: nor looked at", name);
-    note("%" PRIu64 " pages in the balloon, %" PRIu64 " skipped, %" PRIu64 " sent", given,
-         j.stats.skipped_pages, j.stats.data_pages);
+    note("%" PRIu64 " pages in the balloon, %" PRIu64 " named, %" PRIu64 " sent", given,
+         j.stats.ballooned_pages, j.stats.data_pages);
     equal(cost, 0, "%s: it costs no memory at the destination", name);
-    equal(discarded(to), given, "%s: the destination knows all of it", name);
+    equal(ballooned(to), given, "%s: the destination knows all of it", name);
     deflate(to, balloon[0]);
     deflate(to, balloon[1]);
-    equal(discarded(to), 0, "%s: the destination takes it back", name);
+    equal(ballooned(to), 0, "%s: deflated at the destination, none is", name);
     use_all(to);
     vm_writes(to, to->pages);
     ok(vm_runs_clean(to), "%s: the guest uses it there and finds what it wrote", name);
@@ -212,28 +212,28 @@ static void used_again_meanwhile(enum mv_kind kind, bool memfd, const char *name
     journey_new(&j, from, to, &params);
     journey_begin(&j, false);
     until(&j, 1);
-    while (brant_hint_begin(tracker, &round, NULL) && tries++ < 100000)
+    while (brant_tracker_begin_hints(tracker, &round, NULL) && tries++ < 100000)
         sleep_us(10);
-    ok(brant_hint_free(tracker, round, hinted.gpa, hinted.pages * PAGE, NULL) == 0,
+    ok(brant_tracker_hint_free(tracker, round, hinted.gpa, hinted.pages * PAGE, NULL) == 0,
        "%s: a hint is taken in its round", name);
     until(&j, 2);
     stale = round;
-    equal(brant_hint_free(tracker, stale, hinted.gpa, hinted.pages * PAGE, NULL), BRANT_E_STATE,
-          "%s: and refused after the next sync", name);
-    brant_hint_end(tracker, round);
+    equal(brant_tracker_hint_free(tracker, stale, hinted.gpa, hinted.pages * PAGE, NULL),
+          BRANT_E_STATE, "%s: and refused after the next sync", name);
+    brant_tracker_end_hints(tracker, round);
     /* The balloon comes back with a word, what was free is used without one. */
     deflate(from, half[0]);
     if (mv_set_workload(from->machine, GV_SWEEP))
         bail("workload: %s", mv_error(from->machine));
     journey_end(&j, false);
     must(brant_tracker_get_stats(tracker, &t, &e));
-    note("%" PRIu64 " pages skipped, %" PRIu64 " hinted, %" PRIu64 " sent in %u passes",
-         j.stats.skipped_pages, j.stats.hinted_pages, j.stats.data_pages, j.stats.pass);
-    ok(j.source.code == 0 && j.stats.skipped_pages > 0 && j.stats.hinted_pages > 0 &&
+    note("%" PRIu64 " pages named as ballooned, %" PRIu64 " hinted, %" PRIu64 " sent in %u passes",
+         j.stats.ballooned_pages, j.stats.hinted_pages, j.stats.data_pages, j.stats.pass);
+    ok(j.source.code == 0 && j.stats.ballooned_pages > 0 && j.stats.hinted_pages > 0 &&
            t.stale_hints == 1,
        "%s: a guest that uses it again while it moves moves%s%s", name,
        j.source.code ? ": " : "", j.source.why);
-    equal(discarded(to), 0, "%s: nothing counts as given back any more", name);
+    equal(ballooned(to), 0, "%s: no page is ballooned any more", name);
     /* Half a sweep of a slow guest may be all there was: it goes on with it over there. */
     ok(vm_runs_clean(to), "%s: the guest finds what it wrote before, meanwhile and since", name);
     mv_set_rate(to->machine, 0);

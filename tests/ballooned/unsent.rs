@@ -36,7 +36,7 @@ fn a_given_back_page_is_neither_read_nor_sent_whatever_the_host_left_in_it() {
     let from = still(true);
     let (to, out) = move_still(&from, &quick(), &quick());
     let stats = out.stats();
-    assert_eq!((stats.skipped_pages, stats.data_pages), (1000, 1000));
+    assert_eq!((stats.ballooned_pages, stats.data_pages), (1000, 1000));
     assert_eq!(stats.last_pages, 0, "nothing of it in the downtime");
     assert!(stats.wire_bytes < 1000 * PAGE_SIZE + 10_000);
     let resident = touched(&to.guest.memory, 0);
@@ -44,7 +44,7 @@ fn a_given_back_page_is_neither_read_nor_sent_whatever_the_host_left_in_it() {
     assert_eq!(
         to.guest
             .memory
-            .discarded_pages(address(0, 0), 2000 * PAGE_SIZE),
+            .count_ballooned(address(0, 0), 2000 * PAGE_SIZE),
         1000
     );
 }
@@ -54,7 +54,7 @@ fn nothing_is_skipped_for_a_guest_that_need_not_tell_first() {
     let from = still(false);
     let (to, out) = move_still(&from, &quick(), &quick());
     assert_eq!(
-        (out.stats().skipped_pages, out.stats().data_pages),
+        (out.stats().ballooned_pages, out.stats().data_pages),
         (0, 2000)
     );
     assert_eq!(differences(&from.guest, &to.guest), Vec::<String>::new());
@@ -63,13 +63,13 @@ fn nothing_is_skipped_for_a_guest_that_need_not_tell_first() {
 #[test]
 fn nothing_is_skipped_when_it_is_switched_off() {
     let off = Params {
-        skip_returned: false,
+        skip_ballooned: false,
         ..quick()
     };
     let from = still(true);
     let (to, out) = move_still(&from, &off, &quick());
     assert_eq!(
-        (out.stats().skipped_pages, out.stats().data_pages),
+        (out.stats().ballooned_pages, out.stats().data_pages),
         (0, 2000)
     );
     assert_eq!(differences(&from.guest, &to.guest), Vec::<String>::new());
@@ -77,7 +77,7 @@ fn nothing_is_skipped_when_it_is_switched_off() {
     let from = still(true);
     let (to, out) = move_still(&from, &quick(), &off);
     assert_eq!(
-        (out.stats().skipped_pages, out.stats().data_pages),
+        (out.stats().ballooned_pages, out.stats().data_pages),
         (1000, 1000)
     );
     assert_eq!(touched(&to.guest.memory, 0).len(), 2000);
@@ -86,7 +86,7 @@ fn nothing_is_skipped_when_it_is_switched_off() {
     assert_eq!(
         to.guest
             .memory
-            .discarded_pages(address(0, 0), 2000 * PAGE_SIZE),
+            .count_ballooned(address(0, 0), 2000 * PAGE_SIZE),
         0
     );
 }
@@ -101,7 +101,7 @@ fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
             fn decide(&mut self, facts: &Facts) -> Decision {
                 let tracker = &self.0.guest.tracker;
                 if !std::mem::replace(&mut self.1, true) {
-                    let round = tracker.hint_begin().unwrap();
+                    let round = tracker.begin_hints().unwrap();
                     tracker
                         .hint_free(round, address(0, 200), 300 * PAGE_SIZE)
                         .unwrap();
@@ -112,8 +112,8 @@ fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
                 }
             }
         }
-        let params = |skip_returned| Params {
-            skip_returned,
+        let params = |skip_ballooned| Params {
+            skip_ballooned,
             ..quick()
         };
         let (from, to) = (
@@ -161,12 +161,12 @@ fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
     for page in 0..511 {
         from.guest
             .memory
-            .mark_discarded(address(0, begins + page), PAGE_SIZE);
+            .mark_ballooned(address(0, begins + page), PAGE_SIZE);
     }
     for page in (512..1024).rev() {
         from.guest
             .memory
-            .mark_discarded(address(0, begins + page), PAGE_SIZE);
+            .mark_ballooned(address(0, begins + page), PAGE_SIZE);
     }
     let (out, inc) = (from.outgoing(&quick()), to.incoming(&quick()));
     let (a, b) = socketpair();
@@ -174,7 +174,7 @@ fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
     out.start(Target::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
-    assert_eq!(out.stats().skipped_pages, 512);
+    assert_eq!(out.stats().ballooned_pages, 512);
     let (theirs, ours) = (from.guest.ram("ram"), to.guest.ram("ram"));
     for page in 0..2048 {
         let returned = (begins + 512..begins + 1024).contains(&page);

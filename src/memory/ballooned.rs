@@ -77,7 +77,7 @@ impl Gate {
 }
 
 /// The given-back pages of one block. Bits are pages of 4 KiB.
-pub struct Returned {
+pub struct Ballooned {
     pages: u64,
     /// Pages of 4 KiB in one of the host's.
     unit: u64,
@@ -122,23 +122,23 @@ pub(crate) enum Claim {
     /// This many pages are in use.
     Used(u64),
     /// This many pages are given back.
-    Returned(u64),
+    Ballooned(u64),
     /// These pages (host pages, cut at the block) were used although they were given back, and
     /// count as taken back now.
-    Broken(Range<u64>),
+    Written(Range<u64>),
 }
 
-impl std::fmt::Debug for Returned {
+impl std::fmt::Debug for Ballooned {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Returned({} of {})", self.count(), self.pages)
+        write!(f, "Ballooned({} of {})", self.count(), self.pages)
     }
 }
 
-impl Returned {
+impl Ballooned {
     /// For a block at `host` of `pages`, backed by pages of `page_size` bytes.
     pub(super) fn new(host: u64, pages: Pages, page_size: u64) -> Self {
         let unit = page_size / PAGE_SIZE;
-        Returned {
+        Ballooned {
             pages: pages.0,
             unit,
             phase: host / PAGE_SIZE % unit,
@@ -180,7 +180,7 @@ impl Returned {
     /// The guest has given pages back, if `allowed` still says so under the lock. `whole` is
     /// called with what came to count as given back. Without memory for the bits nothing is
     /// skipped.
-    pub(crate) fn give(
+    pub(crate) fn inflate(
         &self,
         range: Range<u64>,
         allowed: impl FnOnce() -> bool,
@@ -242,7 +242,7 @@ impl Returned {
 
     /// The guest uses pages again. Returns the range that does: larger than what was asked where
     /// that is part of a host page that counted as given back. It is to be marked dirty after this.
-    pub(crate) fn take_back(&self, range: Range<u64>) -> Range<u64> {
+    pub(crate) fn deflate(&self, range: Range<u64>) -> Range<u64> {
         let range = self.cut(range);
         if range.is_empty() {
             return range;
@@ -276,7 +276,7 @@ impl Returned {
     /// The same, for contents that arrive: there is nothing to be marked.
     pub(crate) fn arrived(&self, range: Range<u64>) {
         if self.count() != 0 || self.unit > 1 {
-            self.take_back(range);
+            self.deflate(range);
         }
     }
 
@@ -321,11 +321,11 @@ impl Returned {
         let broken =
             |page: usize| passed.is_some_and(|passed| passed.test(page)) && !state.fresh.test(page);
         if passed.is_none_or(|passed| passed.next_set_before(from, end).is_none()) {
-            return Claim::Returned((end - from) as u64);
+            return Claim::Ballooned((end - from) as u64);
         }
         if !broken(from) {
             let stop = (from..end).find(|&page| broken(page)).unwrap_or(end);
-            return Claim::Returned((stop - from) as u64);
+            return Claim::Ballooned((stop - from) as u64);
         }
         let stop = (from..end).find(|&page| !broken(page)).unwrap_or(end);
         let last = self.host_page(stop as u64 - 1);
@@ -338,7 +338,7 @@ impl Returned {
         state.fresh.clear_range(from, len);
         self.count
             .store(state.counting().count(), Ordering::Relaxed);
-        Claim::Broken(page)
+        Claim::Written(page)
     }
 
     /// Calls `each` with runs of what came to count as given back since the last call, and

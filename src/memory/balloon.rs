@@ -3,9 +3,9 @@
 //! Turns guest addresses into pages of blocks, and tells trackers which pages count as written.
 //! Which pages count as given back is decided in `returned`.
 
+use super::ballooned::{Forgotten, SLICE};
 use super::block::Block;
 use super::map::Memory;
-use super::returned::{Forgotten, SLICE};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ impl Memory {
     /// given before. What a source has said is kept until its guest runs here.
     pub fn set_must_tell_host(&self, must: bool) {
         if self.gate.set(must) {
-            drop(self.forget_returned());
+            drop(self.forget_ballooned());
         }
     }
 
@@ -30,26 +30,26 @@ impl Memory {
 
     /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
     /// Called while the guest stands still.
-    pub(crate) fn settle_returned(&self) -> Forgotten {
+    pub(crate) fn settle_ballooned(&self) -> Forgotten {
         self.gate.arrives_no_more();
         if self.must_tell_host() {
             return Forgotten::default();
         }
-        self.forget_returned()
+        self.forget_ballooned()
     }
 
     /// The guest of a source will not run here after all, and what was said of its pages says
     /// nothing of another's.
-    pub(crate) fn abandon_returned(&self) {
+    pub(crate) fn abandon_ballooned(&self) {
         if self.gate.arrives_no_more() {
-            drop(self.forget_returned());
+            drop(self.forget_ballooned());
         }
     }
 
-    fn forget_returned(&self) -> Forgotten {
+    fn forget_ballooned(&self) -> Forgotten {
         let mut forgotten = Forgotten::default();
         for block in self.map().blocks() {
-            let Some(state) = block.returned().forget() else {
+            let Some(state) = block.ballooned().forget() else {
                 continue;
             };
             // A pattern of a million runs is not walked through for nobody.
@@ -68,41 +68,41 @@ impl Memory {
 
     /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
     /// thread.
-    pub fn mark_discarded(&self, address: GuestAddress, length: u64) {
+    pub fn mark_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
         self.each_piece(first..end, |block, range| {
             block
-                .returned()
-                .give(range, || self.must_tell_host(), |_| {});
+                .ballooned()
+                .inflate(range, || self.must_tell_host(), |_| {});
         });
     }
 
     /// The guest uses what it had given back again, and is told after this that it may. Every
     /// page that has a byte in the range counts as written. Any thread; never waits for a
     /// migration.
-    pub fn mark_taken(&self, address: GuestAddress, length: u64) {
+    pub fn clear_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
         self.each_piece(first..end, |block, range| {
-            let used = block.returned().take_back(range);
+            let used = block.ballooned().deflate(range);
             self.tell_written(block.id(), used);
         });
     }
 
     /// How many pages of a guest range count as given back.
-    pub fn discarded_pages(&self, address: GuestAddress, length: u64) -> u64 {
+    pub fn count_ballooned(&self, address: GuestAddress, length: u64) -> u64 {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
         let mut pages = 0;
         self.each_piece(first..end, |block, range| {
-            pages += block.returned().count_range(range);
+            pages += block.ballooned().count_range(range);
         });
         pages
     }
 
     /// The source says that pages are given back: it has the guest's promise.
-    pub(crate) fn give_from_peer(
+    pub(crate) fn inflate_from_source(
         &self,
         block: &Block,
         range: Range<u64>,
@@ -110,7 +110,7 @@ impl Memory {
     ) {
         let allowed = || !self.gate.is_shut();
         self.gate.arrives();
-        block.returned().give(range, allowed, whole);
+        block.ballooned().inflate(range, allowed, whole);
     }
 
     fn each_piece(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {

@@ -1,8 +1,8 @@
 //! What a walk does not read: pages that the guest has given back, and which of them.
 //!
-//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::returned`]), and
+//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::ballooned`]), and
 //! only where the guest must tell before it uses the page again. A walk of a consumer that
-//! skips ([`super::consumer::Consumer::skip_returned`]) hands them out as [`super::run::Content::Returned`], once, so that whoever
+//! skips ([`super::consumer::Consumer::skip_ballooned`]) hands them out as [`super::run::Content::Ballooned`], once, so that whoever
 //! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So a
 //! page that is found dirty *afterwards* was written by a guest that broke its promise, or by
 //! somebody who marked it, and counts as taken back: what was promised is not what memory is lost
@@ -15,7 +15,7 @@
 use super::beside::range_of;
 use super::pending::{BlockState, PageSet, Seat};
 use crate::bits::summary::Bitmap;
-use crate::memory::returned::Claim;
+use crate::memory::ballooned::Claim;
 use crate::memory::Block;
 use crate::units::STRETCH_PAGES;
 use std::ops::Range;
@@ -31,7 +31,7 @@ impl BlockState {
             return Claim::Used(range.end - range.start);
         };
         let claim = set.claim(pin_source, range);
-        if let Claim::Broken(page) = &claim {
+        if let Claim::Written(page) = &claim {
             // Whoever else was told that all of the host page is given back hears that it is not.
             for set in sets
                 .iter_mut()
@@ -49,14 +49,14 @@ impl PageSet {
     fn claim(&mut self, block: &Block, range: Range<u64>) -> Claim {
         let passed = &mut self.beside.passed;
         let all = Claim::Used(range.end - range.start);
-        let claim = block.returned().claim(range, passed.as_ref());
+        let claim = block.ballooned().claim(range, passed.as_ref());
         match &claim {
-            Claim::Returned(_) if passed.is_none() => match Bitmap::new(block.pages().index()) {
+            Claim::Ballooned(_) if passed.is_none() => match Bitmap::new(block.pages().index()) {
                 Ok(bits) => *passed = Some(bits),
                 // Sent like any other. It stays given back.
                 Err(_) => return all,
             },
-            Claim::Broken(page) => self.is_used(page),
+            Claim::Written(page) => self.is_used(page),
             _ => {}
         }
         claim
@@ -72,11 +72,11 @@ impl PageSet {
     }
 
     /// The next run of pages of `from..end` that are pending and given back.
-    pub(super) fn next_returned(&self, block: &Block, from: u64, end: u64) -> Option<Range<u64>> {
-        let returned = block.returned();
+    pub(super) fn next_ballooned(&self, block: &Block, from: u64, end: u64) -> Option<Range<u64>> {
+        let ballooned = block.ballooned();
         let mut at = from;
         loop {
-            let page = returned.next_before(at, end)?;
+            let page = ballooned.next_before(at, end)?;
             let run = self.next_pending(page, end)?;
             if run.start == page {
                 return Some(run);
@@ -128,7 +128,7 @@ impl PageSet {
 impl BlockState {
     /// Takes back what was written since a consumer was told of it, and returns how many pages
     /// that were and how many of them were not pending there before.
-    pub(super) fn take_back_broken(&mut self, seat: Seat) -> (u64, u64) {
+    pub(super) fn clear_written(&mut self, seat: Seat) -> (u64, u64) {
         let before = self.set(seat).map_or(0, PageSet::count);
         let (mut broken, mut at) = (0, 0);
         while let Some((from, end)) = self.set(seat).and_then(|set| {
@@ -138,8 +138,8 @@ impl BlockState {
             Some((from, run.map_or(from + 1, |run| run.end)))
         }) {
             at = match self.claim(seat, from..end) {
-                Claim::Used(count) | Claim::Returned(count) => from + count,
-                Claim::Broken(used) => {
+                Claim::Used(count) | Claim::Ballooned(count) => from + count,
+                Claim::Written(used) => {
                     broken += used.end - used.start;
                     used.end
                 }
