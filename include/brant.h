@@ -1903,11 +1903,6 @@ void brant_tracker_end_hints(const struct brant_tracker *tracker,
  */
 typedef struct brant_outgoing brant_outgoing;
 
-/** The destination does not run the guest (the VMM knows): it runs on here. */
-#define BRANT_RESOLVE_RESUME 1
-/** The destination runs it (the VMM knows), or nobody shall: it never runs here again. */
-#define BRANT_RESOLVE_DESTROY 2
-
 struct brant_params;
 
 /**
@@ -1971,6 +1966,11 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
                             struct brant_error **error);
+
+/** The destination does not run the guest (the VMM knows): it runs on here. */
+#define BRANT_RESOLVE_RESUME 1
+/** The destination runs it (the VMM knows), or nobody shall: it never runs here again. */
+#define BRANT_RESOLVE_DESTROY 2
 
 /**
  * The VMM's decision about a guest that was handed over without an answer, once: with
