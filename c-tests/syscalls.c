@@ -260,11 +260,11 @@ static void play(const struct scenario *s)
 
     must(brant_tracker_new(from->guest, &config, &tracker, &e));
     if (s->log == KVM_LOG || s->log == KVM_RINGS) {
-        kvm.vm_fd = dup(mv_vm_fd(from->machine));
+        kvm.vm_fd = mv_vm_fd(from->machine);
         must(brant_tracker_add_kvm(tracker, &kvm, &e));
     }
     for (unsigned i = 0; s->log == KVM_RINGS && i < mv_vcpu_count(from->machine); i++)
-        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(from->machine, i)), &e));
+        must(brant_tracker_add_vcpu(tracker, i, mv_vcpu_fd(from->machine, i), &e));
     if (s->log == USERFAULT)
         must(brant_tracker_add_userfault(tracker, &e));
     atomic_store(&from->tracker, tracker);
