@@ -177,8 +177,9 @@ static void null_is_refused(void)
     REFUSES(brant_incoming_new(s.guest, NULL, NULL, &e));
     REFUSES(brant_incoming_new(bare.guest, NULL, &in, &e));
     REFUSES(brant_incoming_new(halves[1].guest, NULL, &in, &e));
-    REFUSES(brant_incoming_listen(NULL, "tcp:127.0.0.1:0", text, sizeof text, NULL, &e));
-    REFUSES(brant_incoming_listen(in, NULL, text, sizeof text, NULL, &e));
+    REFUSES(brant_incoming_listen(NULL, "tcp:127.0.0.1:0", &e));
+    REFUSES(brant_incoming_listen(in, NULL, &e));
+    REFUSES(brant_incoming_get_endpoint(NULL, text, sizeof text, NULL, &e));
     REFUSES(brant_incoming_start_fd(NULL, dup(0), &e));
     REFUSES(brant_incoming_start_fd(in, -1, &e));
     REFUSES(brant_incoming_cancel(NULL, &e));

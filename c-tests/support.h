@@ -618,7 +618,8 @@ UNUSED static void journey_begin(struct journey *j, bool tcp)
     int pair[2];
 
     if (tcp) {
-        must(brant_incoming_listen(j->in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, &e));
+        must(brant_incoming_listen(j->in, "tcp:127.0.0.1:0", &e));
+        must(brant_incoming_get_endpoint(j->in, bound, sizeof bound, NULL, &e));
         must(brant_outgoing_start(j->out, bound, &e));
         return;
     }

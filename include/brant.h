@@ -278,7 +278,7 @@
  *
  *         brant_incoming *incoming;
  *         expect_success(brant_incoming_new(guest, NULL, &incoming, &error));
- *         expect_success(brant_incoming_listen(incoming, argv[1], NULL, 0, NULL, &error));
+ *         expect_success(brant_incoming_listen(incoming, argv[1], &error));
  *         fprintf(stderr, "waiting for a source\n");
  *         int32_t code = brant_incoming_wait(incoming, BRANT_NO_LIMIT, &error);
  *         if (code == 0) {
@@ -2052,8 +2052,8 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
 
 /**
  * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
- * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
- * `brant_outgoing_get_stats_json`. Waits for a source without a limit.
+ * once. Port 0 is any free one; `brant_incoming_get_endpoint` tells which. Waits for a source
+ * without a limit.
  *
  * Strangers end nothing and delay nothing. Several connections are looked at together; the
  * first one on which all of a source's first record comes is the migration's, and the others are
@@ -2064,14 +2064,28 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
  *
  * The port, or the socket's file, is let go of when there is a source. To listen again after a
  * migration that failed: free this brant_incoming, make another one of the same guest, and
- * listen at the endpoint that was copied to `bound`, which is free at once.
+ * listen at what `brant_incoming_get_endpoint` says, which is free at once.
  */
 int32_t brant_incoming_listen(struct brant_incoming *incoming,
                               const char *endpoint,
-                              char *bound,
-                              size_t capacity,
-                              size_t *needed,
                               struct brant_error **error);
+
+/**
+ * The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
+ * with the real port where 0 was asked for, and the address that an interface's name or a host's
+ * name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL at
+ * the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be NULL.
+ * `buffer` may be NULL where `capacity` is 0.
+ *
+ * The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
+ * there is a source and when the migration is over: then nothing listens there any more.
+ * BRANT_E_STATE before, and for a migration over a descriptor. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *needed,
+                                    struct brant_error **error);
 
 /**
  * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever

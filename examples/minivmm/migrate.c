@@ -579,7 +579,8 @@ int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, si
 
 	if (incoming_new(g))
 		return -1;
-	if (brant_incoming_listen(g->incoming, endpoint, bound, bound_len, NULL, &e))
+	if (brant_incoming_listen(g->incoming, endpoint, &e) ||
+	    brant_incoming_get_endpoint(g->incoming, bound, bound_len, NULL, &e))
 		return fail(g, "incoming migration", e);
 	return 0;
 }

@@ -176,6 +176,14 @@ pub(super) unsafe fn put_optional<T>(out: *mut T, value: T) {
     }
 }
 
+/// Refuses a buffer for text that is NULL and has a capacity.
+pub(super) fn check_room(buffer: *const c_char, capacity: usize) -> Result<()> {
+    if buffer.is_null() && capacity > 0 {
+        return Err(invalid("the buffer is NULL and its capacity is not 0"));
+    }
+    Ok(())
+}
+
 /// Copies text into a buffer of C's, cut and NUL-terminated, and says how long it is.
 ///
 /// # Safety
@@ -186,9 +194,7 @@ pub(super) unsafe fn put_text(
     capacity: usize,
     needed: *mut usize,
 ) -> Result<()> {
-    if buffer.is_null() && capacity > 0 {
-        return Err(invalid("the buffer is NULL and its capacity is not 0"));
-    }
+    check_room(buffer, capacity)?;
     // SAFETY: the caller's contract.
     unsafe { put_optional(needed, from.len() + 1) };
     if capacity > 0 {
