@@ -1,0 +1,15 @@
+//! The dirty log against the real KVM: what the kernel must do for the model in the unit
+//! tests to be right, and the tracker with a guest that really writes.
+//!
+//! The guest is a few real-mode instructions for each page that it writes, so these tests
+//! are about exactness and not about speed. Without `/dev/kvm` they say so and pass.
+
+#[path = "../support/alone.rs"]
+mod alone;
+
+mod guest;
+mod kernel;
+mod slots;
+mod switching;
+mod tracked;
+mod vm;
