@@ -18,9 +18,71 @@ mod sync;
 
 use report::Report;
 use std::fs::File;
+use std::time::Instant;
+
+/// What is measured together. Its line is printed when it begins: some take minutes.
+struct Part {
+    what: &'static str,
+    /// How its figures' names begin.
+    families: &'static [&'static str],
+    measure: fn(&mut Report),
+}
+
+const PARTS: [Part; 10] = [
+    Part {
+        what: "memory sent over TCP, beside a bare sender in C",
+        families: &["stream."],
+        measure: stream::measure,
+    },
+    Part {
+        what: "how long a guest stands still",
+        families: &["standstill."],
+        measure: standstill::measure,
+    },
+    Part {
+        what: "marks collected from a bitmap while others set them",
+        families: &["collect."],
+        measure: collect::measure,
+    },
+    Part {
+        what: "a sync beside a memcpy of the bitmap; the longest clear",
+        families: &["sync.over_kernel/", "clear."],
+        measure: sync::measure,
+    },
+    Part {
+        what: "the parts of a sync, and slots that are not aligned",
+        families: &["sync.parts/", "sync.misaligned_ratio", "sync.clear_ioctls"],
+        measure: parts::measure,
+    },
+    Part {
+        what: "a sync by dirty ring",
+        families: &["ring."],
+        measure: ring::measure,
+    },
+    Part {
+        what: "the check that memory can be read",
+        families: &["readable."],
+        measure: readable::measure,
+    },
+    Part {
+        what: "what tracking holds for each page",
+        families: &["layers."],
+        measure: parts::layers,
+    },
+    Part {
+        what: "how fast a tracked guest writes",
+        families: &["guest."],
+        measure: slowdown::measure,
+    },
+    Part {
+        what: "how costs grow with the guest",
+        families: &["growth."],
+        measure: growth::measure,
+    },
+];
 
 fn main() {
-    let mut only = String::new();
+    let mut only = Vec::new();
     let mut out = None;
     let mut asked = false;
     let mut arguments = std::env::args().skip(1);
@@ -29,7 +91,7 @@ fn main() {
         match argument.as_str() {
             // cargo says this when it benches; without it, it only checks that this runs.
             "--bench" => asked = true,
-            "--only" => only = value(),
+            "--only" => only.push(value()),
             "--out" => out = Some(File::create(value()).expect("the results' file")),
             "--stream-destination" => return stream::destination(),
             other => panic!("unknown argument {other}; use make bench"),
@@ -39,18 +101,17 @@ fn main() {
         return;
     }
     let mut report = Report::new(only, out);
-    stream::measure(&mut report);
-    standstill::measure(&mut report);
-    collect::measure(&mut report);
-    sync::measure(&mut report);
-    parts::measure(&mut report);
-    ring::measure(&mut report);
-    readable::measure(&mut report);
-    parts::layers(&mut report);
-    slowdown::measure(&mut report);
-    growth::measure(&mut report);
+    let begun = Instant::now();
+    let wanted = |part: &&Part| part.families.iter().any(|family| report.wants_any(family));
+    let parts: Vec<&Part> = PARTS.iter().filter(wanted).collect();
+    for (i, part) in parts.iter().enumerate() {
+        let (n, all, at) = (i + 1, parts.len(), begun.elapsed().as_secs());
+        eprintln!("[{n}/{all}, {at} s] {}", part.what);
+        (part.measure)(&mut report);
+    }
     if report.is_empty() {
         eprintln!("no figure has a name that begins so");
         std::process::exit(1);
     }
+    eprintln!("measured in {} s", begun.elapsed().as_secs());
 }

@@ -7,14 +7,15 @@ use std::io::Write;
 
 /// Figures go here.
 pub struct Report {
-    only: String,
+    only: Vec<String>,
     out: Option<File>,
     empty: bool,
 }
 
 impl Report {
-    /// Figures whose name begins with `only`; one JSON object a line to `out`.
-    pub fn new(only: String, out: Option<File>) -> Report {
+    /// Figures whose name begins with one of `only`, or all where there is none; one JSON object a
+    /// line to `out`.
+    pub fn new(only: Vec<String>, out: Option<File>) -> Report {
         Report {
             only,
             out,
@@ -29,12 +30,12 @@ impl Report {
 
     /// Whether a figure is wanted.
     pub fn wants(&self, name: &str) -> bool {
-        name.starts_with(&self.only)
+        self.only.is_empty() || self.only.iter().any(|only| name.starts_with(only))
     }
 
     /// Whether any figure whose name begins with `family` may be wanted.
     pub fn wants_any(&self, family: &str) -> bool {
-        self.wants(family) || self.only.starts_with(family)
+        self.wants(family) || self.only.iter().any(|only| only.starts_with(family))
     }
 
     /// A figure and what it is held against.

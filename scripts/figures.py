@@ -1,0 +1,116 @@
+"""What each figure of `make bench` means, what it is to be, and whether it is: a table, and the
+judge over it. scripts/bench prints by it, scripts/bench-docs writes pages by it. Measures nothing.
+"""
+
+import collections
+import re
+
+# The most that a cost may have grown by the clock, other work on the machine included: by a wait
+# that is one factor of the size too long it is 8.
+BY_CLOCK = 3
+
+KEPT, UNDECIDED, MISSED = "kept", "undecided", "MISSED"
+
+# Figures whose name matches `pattern` mean `meaning`; their ratio is to be at least (">=") or at
+# most ("<=") `bound`, or anything (None).
+Figure = collections.namedtuple("Figure", "pattern meaning sense bound", defaults=(None, None))
+
+# The first that matches a name counts.
+GROUPS = [
+    ("Sending memory", [
+        Figure(r"stream\.bare_fraction$", "1 GiB of data by TCP and one connection: throughput over a bare send and "
+               "recv in C", ">=", 0.85),
+    ]),
+    ("Standing still", [
+        Figure(r"standstill\.idle_blocks/", "downtime of an idle guest of that many blocks, over that of an idle guest of "
+               "1 MiB", "<=", 40),
+        Figure(r"standstill\.idle_", "downtime of an idle guest, by size and memory at the destination, over that of an "
+               "idle guest of 1 MiB", "<=", 10),
+        Figure(r"standstill\.writes/", "downtime of a guest that writes so many pages a second, over the downtime limit",
+               "<=", 0.3),
+    ]),
+    ("Tracking", [
+        Figure(r"sync\.over_kernel/", "a sync without KVM's own time, over a memcpy of the bitmap, by guest and dirty "
+               "pages", "<=", 1.5),
+        Figure(r"sync\.misaligned_ratio$", "a sync of slots that begin beside multiples of 64 pages, over aligned ones; "
+               "without KVM's time", "<=", 1.1),
+        Figure(r"sync\.misaligned_ratio/with-kernel$", "the same with KVM's time", "<=", 1.1),
+        Figure(r"sync\.clear_ioctls$", "clears that a misaligned block of 4 MiB takes, over those of an aligned one",
+               "<=", 1),
+        Figure(r"sync\.parts/", "a part of a sync (KVM's GET, merging, marks, 24 vhost logs) over the whole sync"),
+        Figure(r"ring\.sync_us$", "a sync of 1,000 pages by dirty ring: the slowest size of guest over the fastest",
+               "<=", 1.2),
+        Figure(r"ring\.sync_us/.*/kernel$", "KVM's part (its reset of the rings) of a sync by dirty ring"),
+        Figure(r"ring\.sync_us/", "a sync of 1,000 pages by dirty ring, over one by bitmap, by guest"),
+        Figure(r"clear\.longest_ms$", "the longest clear of one chunk, over one clear of the whole slot"),
+        Figure(r"layers\.bytes_per_page/", "bytes that tracking holds a page, over three bitmaps, by mode"),
+        Figure(r"guest\.slowdown/", "a real guest's write rate while it is tracked, over untracked, by mode"),
+    ]),
+    ("Collecting marks", [
+        Figure(r"collect\.memcpy_ratio/0%$", "collecting a bitmap of 256 MiB with nothing in it, over a memcpy of it",
+               "<=", 0.05),
+        Figure(r"collect\.memcpy_ratio/", "collecting a bitmap of 256 MiB while it is set, over a memcpy of it, by what is "
+               "set", "<=", 1.5),
+        Figure(r"collect\.onto_ratio/", "the same onto a bitmap that has bits already"),
+        Figure(r"collect\.xchg_ratio/", "the same, over exchanging each word with zero"),
+        Figure(r"collect\.rwlock_ratio/", "the same, over a lock that setters take for reading"),
+        Figure(r"collect\.setter_stall/", "the longest that a setter waits meanwhile, over its wait for that lock"),
+    ]),
+    ("Reading with care", [
+        Figure(r"readable\.share/", "processor time of asking whether memory can be read, over a whole migration's"),
+        Figure(r"readable\.each/", "the same, if each page were asked about"),
+    ]),
+    ("Growth: the cost of eight times the size, over eight times the cost (or over the cost, where nothing may grow)", [
+        Figure(r"growth\.(add|remove)_blocks$", "512 and 4,096 blocks are added, or removed", "<=", 1.3),
+        Figure(r"growth\.(add|remove)_slots", "4,000 and 32,000 slots are added, or removed; with a log that follows them",
+               "<=", 1.3),
+        Figure(r"growth\.layout_exchange$", "the two sides agree about 512 and 4,096 blocks", "<=", 1.3),
+        Figure(r"growth\.mark_last_slot$", "a mark in the last of 4,000 and of 32,000 slots", "<=", 1.3),
+        Figure(r"growth\.(mark|sync|take)/runs$", "16,384 and 131,072 runs of one page are marked, synced, or taken",
+               "<=", 1.3),
+        Figure(r"growth\.(start|sync|stop)/vcpus$", "tracking starts, syncs, or stops with 8 and 64 dirty rings",
+               "<=", 1.3),
+        Figure(r"growth\.(start|stop|sync/0\.1%|take/0\.1%)$", "tracking starts or stops, or one page in 1,000 is synced or "
+               "taken, in 64 and 512 GiB", "<=", 1.3),
+        Figure(r"growth\.(mark_bitmap|balloon_told_again|hint)$", "the VMM marks by bitmap, balloons again, or hints: 64 "
+               "and 512 GiB", "<=", 1.3),
+        Figure(r"growth\.(destination_start|cancel)$", "a destination starts, or a migration is cancelled, in small and "
+               "large guests", "<=", 1.3),
+        Figure(r"growth\.send_(data|zeros|holes)/", "a migration of data, zeros or holes, by kind of memory", "<=", 1.3),
+        Figure(r"growth\.", "another cost that grows with the guest", "<=", 1.3),
+    ]),
+    ("Python", [
+        Figure(r"python\.take_array$", "taking 32,768 scattered pages from Python, over the library's own calls", "<=", 2),
+    ]),
+]
+
+# What answers "is it fast?" within two minutes: the transport, the wait, the sync, the marks.
+QUICK = ["stream.bare_fraction", "standstill.idle_touched/2GiB", "standstill.writes/", "sync.over_kernel/256GiB-1%",
+         "sync.clear_ioctls", "ring.sync_us", "collect.memcpy_ratio/1%-random", "growth.sync/runs",
+         "growth.mark/runs", "growth.take/runs"]
+
+
+def find(name):
+    """A figure's group and entry; (None, None) of a name that nobody has described."""
+    for group, figures in GROUPS:
+        for figure in figures:
+            if re.match(figure.pattern, name):
+                return group, figure
+    return None, None
+
+
+def goal(figure):
+    return "%s %g" % (figure.sense, figure.bound) if figure and figure.sense else ""
+
+
+def judge(row):
+    """What a figure is to be, and whether it is."""
+    figure = find(row["name"])[1]
+    if not goal(figure):
+        return "", ""
+    low, high = row.get("low", row["ratio"]), row.get("high", row["ratio"])
+    at_least = figure.sense == ">="
+    meets = [ratio >= figure.bound if at_least else ratio <= figure.bound for ratio in (low, high)]
+    if row.get("by_clock", 0) > BY_CLOCK:
+        return goal(figure), MISSED
+    return goal(figure), KEPT if all(meets) else UNDECIDED if any(meets) else MISSED
