@@ -56,7 +56,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-tsan lint bench deps header map abi install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick deps header map abi install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -96,9 +96,21 @@ test-faults: | deps
 test-stock-kvm: | deps
 	@scripts/test-stock-kvm
 
-## test-tsan: C tests and the Rust in them under ThreadSanitizer (needs rust-src; not in make test)
+## test-asan: C tests and the Rust in them under AddressSanitizer, the C under UBSan too (not in make test; PROGRAMS=...)
+test-asan: | deps
+	@scripts/test-instrumented asan $(PROGRAMS)
+
+## test-tsan: C tests and the Rust in them under ThreadSanitizer (needs rust-src; not in make test; PROGRAMS=...)
 test-tsan: | deps
-	@scripts/test-tsan
+	@scripts/test-instrumented tsan $(PROGRAMS)
+
+## test-valgrind: C tests that need no KVM under Valgrind (not in make test; PROGRAMS=...)
+test-valgrind: | deps
+	@scripts/test-instrumented valgrind $(PROGRAMS)
+
+## test-minimum: the oldest Rust and the oldest Python that are promised (not in make test)
+test-minimum: | deps
+	@scripts/test-minimum
 
 ## c-tests: build the C test programs, in target/c/tests
 c-tests: $(TEST_PROGRAMS)
@@ -106,6 +118,10 @@ c-tests: $(TEST_PROGRAMS)
 ## bench: measure the figures (some: make bench ONLY=stream) into target/bench/results.json (STRICT=1: fails where a goal is missed)
 bench: | deps
 	@scripts/bench --only '$(ONLY)' $(if $(STRICT),--strict)
+
+## bench-quick: the figures that answer "is it fast?", in two minutes once it is built
+bench-quick: | deps
+	@scripts/bench --quick $(if $(STRICT),--strict)
 
 ## deps: check for the tools needed; root on Debian: install the missing (BRANT_NO_INSTALL=1: only check)
 deps: $(C)/deps.stamp

@@ -176,6 +176,7 @@ static HOOKED: AtomicBool = AtomicBool::new(false);
 /// Puts our panic hook before the one that is there, once per process. It
 /// swallows panics inside our boundaries and hands on all others. A hook that
 /// the program sets later replaces ours; that is the program's choice.
+#[allow(clippy::disallowed_methods, reason = "the one hook that brant sets")]
 fn hook() {
     static ONCE: Once = Once::new();
     // The hook cannot be changed by a thread that is panicking.
