@@ -1,6 +1,5 @@
 /*
- * What a VMM that embeds brant relies on around a migration: descriptors that are handed in,
- * names, signals in threads that its operations make, messages of operations that fail, places
+ * What a VMM that embeds brant relies on around a migration: names, blockers, signals in threads that its operations make, messages of operations that fail, places
  * where the library must work without /proc. Needs no KVM.
  */
 #include "support.h"
@@ -52,51 +51,7 @@ static bool says(brant_error *error, const char *text)
     return found;
 }
 
-/* ---- descriptors ---- */
-
-static void descriptors(void)
-{
-    brant_guest *guest;
-    brant_error *e = NULL;
-    brant_ram_block block = { .size = sizeof block, .name = "ram", .length = BYTES };
-    int fd = memfd_create("ram", 0), kept, at;
-
-    if (fd < 0 || ftruncate(fd, BYTES))
-        bail("memfd: %s", strerror(errno));
-    block.host = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (block.host == MAP_FAILED)
-        bail("mmap: %s", strerror(errno));
-    must(brant_guest_new(NULL, NULL, &guest, &e));
-
-    block.flags = BRANT_RAM_FILE;
-    block.fd = -1;
-    ok(brant_guest_add_block(guest, &block, NULL, &e) == BRANT_E_INVALID && says(e, "-1"),
-       "the result of a failed dup is refused and not taken for private memory");
-    block.flags = 0;
-    block.fd = dup(fd);
-    ok(brant_guest_add_block(guest, &block, NULL, &e) == BRANT_E_INVALID &&
-           says(e, "BRANT_RAM_FILE") && fcntl(block.fd, F_GETFD) < 0,
-       "a descriptor without the flag that goes with it is refused, by name, and closed");
-
-    /* The lowest free number is 0. */
-    kept = dup(0);
-    close(0);
-    at = dup(fd);
-    block.flags = BRANT_RAM_FILE;
-    block.fd = at;
-    ok(at == 0 && brant_guest_add_block(guest, &block, NULL, &e) == 0,
-       "descriptor 0 is a descriptor like any other");
-    ok(fcntl(0, F_GETFD) == FD_CLOEXEC, "a descriptor that was taken is closed on exec");
-    must(brant_guest_remove_block(guest, "ram", &e));
-    brant_guest_free(guest);
-    ok(fcntl(0, F_GETFD) < 0, "and it is closed with its block");
-    if (kept >= 0) {
-        dup2(kept, 0);
-        close(kept);
-    }
-    munmap(block.host, BYTES);
-    close(fd);
-}
+/* ---- blocks and blockers ---- */
 
 static void names(void)
 {
@@ -364,8 +319,7 @@ static void places(void)
 
 int main(void)
 {
-    plan(14);
-    descriptors();
+    plan(9);
     names();
     blockers();
     signals();

@@ -116,14 +116,14 @@ static const brant_ops host_ops = { .size = sizeof host_ops, .pause = host_pause
 /* A tracker of its rings, with rough kicks. */
 static brant_tracker *ring_tracker(struct host *host)
 {
-    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(host->vm->machine)),
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = mv_vm_fd(host->vm->machine),
                       .mode = BRANT_KVM_RING };
     brant_tracker *tracker;
 
     must(brant_tracker_new(host->vm->guest, NULL, &tracker, &e));
     must(brant_tracker_add_kvm(tracker, &kvm, &e));
     for (unsigned i = 0; i < mv_vcpu_count(host->vm->machine); i++)
-        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(host->vm->machine, i)), &e));
+        must(brant_tracker_add_vcpu(tracker, i, mv_vcpu_fd(host->vm->machine, i), &e));
     return tracker;
 }
 

@@ -159,7 +159,8 @@ static bool migrate(enum end end)
     if (end == BLOCKED)
         MUST(brant_blocker_new(from, "for now", &blocker, NULL));
     if (end == BY_TCP) {
-        MUST(brant_incoming_listen(in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, NULL));
+        MUST(brant_incoming_listen(in, "tcp:127.0.0.1:0", NULL));
+        MUST(brant_incoming_get_endpoint(in, bound, sizeof bound, NULL, NULL));
         MUST(brant_outgoing_start(out, bound, NULL));
     } else {
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))

@@ -25,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <linux/kvm.h>
 
@@ -71,9 +72,10 @@ struct args {
     uint64_t words[4];
     uint64_t outs[ARGS];
     uint64_t timeout_ms;
-    /* A descriptor that becomes brant's by the call. */
+    /* A descriptor that is lent for the call, or a socket that becomes brant's by it. */
     int fd;
-    bool handed;
+    bool lent, handed;
+    ino_t socket;
     /* The twists: arguments that are NULL, or something else. */
     unsigned null;
     const void *instead[ARGS];
@@ -197,17 +199,13 @@ static bool is_open(int fd)
     return fcntl(fd, F_GETFD) >= 0;
 }
 
-/* Whether a descriptor that was handed over is still that one: a thread that an earlier call
- * started may by now have opened another with its number. */
-static bool left_open(int fd)
+/* Whether a socket that was handed over is still open: a thread that an earlier call started may
+ * by now have opened another descriptor with its number. */
+static bool left_open(const struct args *a)
 {
-    char path[32], what[64];
-    ssize_t n;
+    struct stat now;
 
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    n = readlink(path, what, sizeof what - 1);
-    what[n > 0 ? n : 0] = 0;
-    return strstr(what, "memfd:more") || strstr(what, "kvm-vm");
+    return fstat(a->fd, &now) == 0 && S_ISSOCK(now.st_mode) && now.st_ino == a->socket;
 }
 
 static int open_descriptors(void)
@@ -235,30 +233,32 @@ static int threads(void)
 
 /* ---- arguments ---- */
 
-static int hand_over(struct args *a)
+static int lend(struct args *a)
 {
-    a->handed = true;
+    a->lent = true;
     return a->fd = dup(more_fd);
 }
 
 /* A connection, whose other end is gone by now. */
-static int hand_over_connection(struct args *a)
+static int hand_over(struct args *a)
 {
+    struct stat made;
     int pair[2];
 
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
-        return hand_over(a);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || fstat(pair[0], &made))
+        bail("socketpair: %s", strerror(errno));
     close(pair[1]);
     a->handed = true;
+    a->socket = made.st_ino;
     return a->fd = pair[0];
 }
 
 /* A virtual machine, where there are any. */
-static int hand_over_vm(struct args *a)
+static int lend_vm(struct args *a)
 {
     if (kvm_fd < 0)
-        return hand_over(a);
-    a->handed = true;
+        return lend(a);
+    a->lent = true;
     return a->fd = ioctl(kvm_fd, KVM_CREATE_VM, 0);
 }
 
@@ -332,7 +332,7 @@ static void *resized(const struct argument *arg, const void *valid, size_t size,
 }
 
 /* A structure with a descriptor in it gets one. */
-static void args_hand_over(const struct row *row, struct args *a)
+static void args_lend(const struct row *row, struct args *a)
 {
     for (int i = 0; i < ARGS; i++) {
         const struct argument *arg = &row->args[i];
@@ -342,12 +342,13 @@ static void args_hand_over(const struct row *row, struct args *a)
         if (arg->kind != GIVEN || !arg->fd || a->null >> i & 1)
             continue;
         memcpy(&size, at, sizeof size);
-        /* Of what is no structure nothing is taken. */
+        /* What is no structure has none. */
         if (size < arg->fd + sizeof a->fd || size == SIZE_MAX)
             continue;
-        a->handed = true;
-        a->fd = arg->machine && kvm_fd >= 0 ? ioctl(kvm_fd, KVM_CREATE_VM, 0)
-                                                             : dup(more_fd);
+        if (arg->machine)
+            lend_vm(a);
+        else
+            lend(a);
         memcpy(at + arg->fd, &a->fd, sizeof a->fd);
     }
 }
@@ -361,7 +362,7 @@ static void call(struct world *w, const struct row *row, struct args *a, bool wi
     struct args before;
     int64_t got;
 
-    args_hand_over(row, a);
+    args_lend(row, a);
     before = *a;
     got = row->call(w, a, with_error ? &e : NULL);
     if (expected == FINE)
@@ -395,11 +396,12 @@ static void call(struct world *w, const struct row *row, struct args *a, bool wi
                       brant_error_message(e), (long long)got);
             brant_error_free(e);
         }
-        if (a->handed && !w->threads) {
-            if (got != 0 && left_open(a->fd))
-                wrong("failed, and left the descriptor open that was handed over");
-        }
+        if (a->handed && !w->threads && got != 0 && left_open(a))
+            wrong("failed, and left the socket open that was handed over");
     }
+    /* What brant keeps of it is counted when the world ends. */
+    if (a->lent && close(a->fd))
+        wrong("closed the descriptor that was lent");
     for (int i = 0; i < ARGS; i++) {
         const struct argument *arg = &row->args[i];
 

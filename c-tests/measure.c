@@ -78,11 +78,12 @@ static uint32_t picked(int kvm, const brant_kvm_costs *costs, bool rings, char *
     if (vm < 0)
         bail("KVM_CREATE_VM: %s", strerror(errno));
     if (rings)
-        must(brant_kvm_enable_ring(dup(vm), 0, NULL, &e));
+        must(brant_kvm_enable_ring(vm, 0, NULL, &e));
     must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
     log.vm_fd = vm;
     must(brant_tracker_add_kvm(tracker, &log, &e));
+    close(vm);
     must(brant_tracker_get_kvm(tracker, &info, reason, size, NULL, &e));
     brant_tracker_free(tracker);
     brant_guest_free(guest);
@@ -154,6 +155,7 @@ int main(void)
         ok(refused(brant_tracker_add_kvm(tracker, &log, &e), BRANT_E_INVALID, &e,
                    "brant_kvm_measure"),
            "costs without a figure are refused");
+        close(log.vm_fd);
         brant_tracker_free(tracker);
         brant_guest_free(guest);
     }

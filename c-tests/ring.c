@@ -376,7 +376,7 @@ static struct bare bare_new(uint64_t bytes)
     memcpy(b.memory + STRIDE_AT, stride, sizeof stride);
     memcpy(b.copy, b.memory, BARE_PAGES * PAGE);
     b.vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0);
-    must(brant_kvm_enable_ring(dup(b.vm), bytes, NULL, &e));
+    must(brant_kvm_enable_ring(b.vm, bytes, NULL, &e));
     bare_log(&b, false);
     b.vcpu = (int)must_ioctl(b.vm, KVM_CREATE_VCPU, 0);
     b.run = mmap(NULL, (size_t)must_ioctl(sys_kvm(), KVM_GET_VCPU_MMAP_SIZE, 0),
@@ -402,11 +402,11 @@ static struct bare bare_new(uint64_t bytes)
 
 static void bare_track(struct bare *b)
 {
-    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(b->vm), .mode = BRANT_KVM_RING };
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = b->vm, .mode = BRANT_KVM_RING };
 
     must(brant_tracker_new(b->guest, NULL, &b->tracker, &e));
     must(brant_tracker_add_kvm(b->tracker, &kvm, &e));
-    must(brant_tracker_add_vcpu(b->tracker, 7, dup(b->vcpu), &e));
+    must(brant_tracker_add_vcpu(b->tracker, 7, b->vcpu, &e));
     must(brant_tracker_start(b->tracker, BRANT_START_CLEAN, &e));
 }
 
@@ -565,7 +565,7 @@ static void added_later(void)
     bare_track(&b);
     bare_runs(&b, STRIDE_AT, 16 * PAGE, 10, 1);
     later = (int)must_ioctl(b.vm, KVM_CREATE_VCPU, 1);
-    must(brant_tracker_add_vcpu(b.tracker, 8, dup(later), &e));
+    must(brant_tracker_add_vcpu(b.tracker, 8, later, &e));
     push(later, 900 * PAGE);
     equal(bare_sync(&b, BRANT_SYNC_RUNNING).found_pages, 11,
           "what a vCPU writes that was added while tracking is found");
@@ -602,28 +602,28 @@ static void refusals(void)
 
     must(brant_guest_new(NULL, NULL, &guest, &e));
     must(brant_tracker_new(guest, NULL, &tracker, &e));
-    ok(refused(brant_kvm_enable_ring(dup(vm), 5000, NULL, &e), BRANT_E_INVALID, &e, "5000") &&
-           refused(brant_kvm_enable_ring(dup(vm), 2048, NULL, &e), BRANT_E_INVALID, &e, "2048") &&
-           refused(brant_kvm_enable_ring(dup(vm), 1 << 21, NULL, &e), BRANT_E_INVALID, &e, "2097152"),
+    ok(refused(brant_kvm_enable_ring(vm, 5000, NULL, &e), BRANT_E_INVALID, &e, "5000") &&
+           refused(brant_kvm_enable_ring(vm, 2048, NULL, &e), BRANT_E_INVALID, &e, "2048") &&
+           refused(brant_kvm_enable_ring(vm, 1 << 21, NULL, &e), BRANT_E_INVALID, &e, "2097152"),
        "a ring of an impossible size is refused, and the sizes that can be are named");
-    kvm.vm_fd = dup(vm);
+    kvm.vm_fd = vm;
     ok(refused(brant_tracker_add_kvm(tracker, &kvm, &e), BRANT_E_STATE, &e, "enable"),
        "the ring of a machine that has none is refused");
     vcpu = (int)must_ioctl(vm, KVM_CREATE_VCPU, 0);
-    ok(refused(brant_kvm_enable_ring(dup(vm), 0, NULL, &e), BRANT_E_KERNEL, &e, "vCPU"),
+    ok(refused(brant_kvm_enable_ring(vm, 0, NULL, &e), BRANT_E_KERNEL, &e, "vCPU"),
        "enabling rings after the first vCPU is refused, and that is named");
     close(vcpu);
     close(vm);
     vm = (int)must_ioctl(sys_kvm(), KVM_CREATE_VM, 0);
-    must(brant_kvm_enable_ring(dup(vm), 0, &bytes, &e));
+    must(brant_kvm_enable_ring(vm, 0, &bytes, &e));
     ok(bytes >= 4096 && (bytes & (bytes - 1)) == 0 &&
-           refused(brant_kvm_enable_ring(dup(vm), 0, NULL, &e), BRANT_E_STATE, &e, "already"),
+           refused(brant_kvm_enable_ring(vm, 0, NULL, &e), BRANT_E_STATE, &e, "already"),
        "rings are enabled once, with a size that is told");
-    kvm.vm_fd = dup(vm);
+    kvm.vm_fd = vm;
     kvm.mode = BRANT_KVM_INITIALLY_SET;
     ok(refused(brant_tracker_add_kvm(tracker, &kvm, &e), BRANT_E_UNSUPPORTED, &e, "ring"),
        "a bitmap of a machine with rings is refused");
-    kvm.vm_fd = dup(vm);
+    kvm.vm_fd = vm;
     kvm.mode = BRANT_KVM_AUTO;
     kvm.ring_bytes = bytes / 2;
     must(brant_tracker_add_kvm(tracker, &kvm, &e));
@@ -633,8 +633,8 @@ static void refusals(void)
     ok(refused(brant_tracker_start(tracker, BRANT_START_CLEAN, &e), BRANT_E_STATE, &e, "vCPU"),
        "tracking does not start without a vCPU");
     vcpu = (int)must_ioctl(vm, KVM_CREATE_VCPU, 0);
-    ok(refused(brant_tracker_add_vcpu(tracker, 0, dup(vcpu), &e), BRANT_E_INVALID, &e, "found") &&
-           refused(brant_tracker_add_vcpu(tracker, 0, dup(vm), &e), BRANT_E_INVALID, &e, "vCPU"),
+    ok(refused(brant_tracker_add_vcpu(tracker, 0, vcpu, &e), BRANT_E_INVALID, &e, "found") &&
+           refused(brant_tracker_add_vcpu(tracker, 0, vm, &e), BRANT_E_INVALID, &e, "vCPU"),
        "a ring of another size, and what is no vCPU, are refused");
     ok(refused(brant_tracker_ring_full(tracker, 3, &e), BRANT_E_NOT_FOUND, &e, "vCPU 3"),
        "a vCPU that nobody told of is refused");

@@ -132,13 +132,31 @@ static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
     brant_tracker_mark(atomic_load(&vm->tracker), gpa, len);
 }
 
+/* Where a test sets it: gives each descriptor that a vm lends to brant, to be closed or replaced by
+ * `lent_back` right after the call. */
+static int (*lent)(int fd);
+static void (*lent_back)(int fd);
+
+static int lend(int fd)
+{
+    return lent && fd >= 0 ? lent(fd) : fd;
+}
+
+static void take_back(int fd)
+{
+    if (lent_back && fd >= 0)
+        lent_back(fd);
+}
+
 static int vm_created(void *opaque, int vm_fd)
 {
     struct vm *vm = opaque;
+    int fd = lend(vm_fd);
 
     if (vm->ring_bytes)
-        must(brant_kvm_enable_ring(dup(vm_fd), vm->ring_bytes == RING_DEFAULT ? 0 : vm->ring_bytes,
+        must(brant_kvm_enable_ring(fd, vm->ring_bytes == RING_DEFAULT ? 0 : vm->ring_bytes,
                                    &vm->ring_bytes, &e));
+    take_back(fd);
     return 0;
 }
 
@@ -163,12 +181,13 @@ static void vm_describe(struct vm *vm, const brant_ops *ops, void *opaque)
             .name = regions[i].name,
             .host = regions[i].host,
             .length = regions[i].bytes,
-            .fd = regions[i].fd < 0 ? -1 : dup(regions[i].fd),
+            .fd = lend(regions[i].fd),
             .flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
         };
         uint32_t id = 0;
 
         must(brant_guest_add_block(vm->guest, &block, &id, &e));
+        take_back(block.fd);
         /* Runs are turned into guest addresses by it. */
         if (id != i)
             bail("block %u has the number %u", i, id);
@@ -234,11 +253,16 @@ struct tracking {
 /* Adds KVM's log to a tracker of it, and its vCPUs if they have rings. */
 UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
 {
-    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = dup(mv_vm_fd(vm->machine)), .mode = mode };
+    brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = lend(mv_vm_fd(vm->machine)), .mode = mode };
 
     must(brant_tracker_add_kvm(tracker, &kvm, &e));
-    for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++)
-        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(vm->machine, i)), &e));
+    take_back(kvm.vm_fd);
+    for (unsigned i = 0; vm->ring_bytes && i < mv_vcpu_count(vm->machine); i++) {
+        int fd = lend(mv_vcpu_fd(vm->machine, i));
+
+        must(brant_tracker_add_vcpu(tracker, i, fd, &e));
+        take_back(fd);
+    }
 }
 
 /* Gives it a tracker. It stands still, or has not started. */
@@ -594,7 +618,8 @@ UNUSED static void journey_begin(struct journey *j, bool tcp)
     int pair[2];
 
     if (tcp) {
-        must(brant_incoming_listen(j->in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, &e));
+        must(brant_incoming_listen(j->in, "tcp:127.0.0.1:0", &e));
+        must(brant_incoming_get_endpoint(j->in, bound, sizeof bound, NULL, &e));
         must(brant_outgoing_start(j->out, bound, &e));
         return;
     }
@@ -651,6 +676,7 @@ UNUSED static int rings_available(uint64_t bytes, char *why, size_t len)
         bail("KVM_CREATE_VM: %s", strerror(errno));
     close(kvm);
     code = brant_kvm_enable_ring(machine, bytes == RING_DEFAULT ? 0 : bytes, NULL, &e);
+    close(machine);
     snprintf(why, len, "%s", brant_error_message(e));
     brant_error_free(e);
     return code ? -1 : 0;

@@ -260,11 +260,11 @@ static void play(const struct scenario *s)
 
     must(brant_tracker_new(from->guest, &config, &tracker, &e));
     if (s->log == KVM_LOG || s->log == KVM_RINGS) {
-        kvm.vm_fd = dup(mv_vm_fd(from->machine));
+        kvm.vm_fd = mv_vm_fd(from->machine);
         must(brant_tracker_add_kvm(tracker, &kvm, &e));
     }
     for (unsigned i = 0; s->log == KVM_RINGS && i < mv_vcpu_count(from->machine); i++)
-        must(brant_tracker_add_vcpu(tracker, i, dup(mv_vcpu_fd(from->machine, i)), &e));
+        must(brant_tracker_add_vcpu(tracker, i, mv_vcpu_fd(from->machine, i), &e));
     if (s->log == USERFAULT)
         must(brant_tracker_add_userfault(tracker, &e));
     atomic_store(&from->tracker, tracker);
@@ -285,14 +285,15 @@ static void play(const struct scenario *s)
         must(brant_outgoing_start_fd(out, pair[0], &e));
         break;
     case BY_TCP:
-        must(brant_incoming_listen(in, "tcp:127.0.0.1:0", bound, sizeof bound, NULL, &e));
+        must(brant_incoming_listen(in, "tcp:127.0.0.1:0", &e));
+        must(brant_incoming_get_endpoint(in, bound, sizeof bound, NULL, &e));
         must(brant_outgoing_start(out, bound, &e));
         break;
     case BY_UNIX:
         if (!mkdtemp(path))
             bail("mkdtemp: %s", strerror(errno));
         snprintf(unix_path, sizeof unix_path, "unix:%s/socket", path);
-        must(brant_incoming_listen(in, unix_path, bound, sizeof bound, NULL, &e));
+        must(brant_incoming_listen(in, unix_path, &e));
         must(brant_outgoing_start(out, unix_path, &e));
         break;
     }

@@ -377,7 +377,7 @@ static int32_t guest_plug(struct guest *g, brant_error **e)
         if (g->host[g->plugged] == MAP_FAILED)
             bail("mmap: %s", strerror(errno));
         block.host = g->host[g->plugged];
-        block.fd = dup(fd);
+        block.fd = fd;
         block.flags = BRANT_RAM_FILE;
         must(brant_guest_add_block(g->guest, &block, NULL, &e));
     }

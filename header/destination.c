@@ -78,7 +78,7 @@ int main(int argc, char **argv)
 
     brant_incoming *incoming;
     expect_success(brant_incoming_new(guest, NULL, &incoming, &error));
-    expect_success(brant_incoming_listen(incoming, argv[1], NULL, 0, NULL, &error));
+    expect_success(brant_incoming_listen(incoming, argv[1], &error));
     fprintf(stderr, "waiting for a source\n");
     int32_t code = brant_incoming_wait(incoming, BRANT_NO_LIMIT, &error);
     if (code == 0) {

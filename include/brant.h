@@ -18,8 +18,10 @@
  *               changes. The sentence that goes with it is in the last parameter, the optional
  *               brant_error **.
  *   Ownership   Handles are the caller's, who frees them; NULL is fine. Strings and structures are
- *               copied during the call. Guest memory stays the VMM's. Descriptors are brant's from
- *               the call on, whatever it returns.
+ *               copied during the call. Guest memory stays the VMM's. So do descriptors: brant
+ *               duplicates what it keeps, and the VMM may close its own when the call has returned.
+ *               The exception: brant_outgoing_start_fd and brant_incoming_start_fd own the socket
+ *               that they are given, whatever they return.
  *   _free       A _free returns nothing, with two exceptions. Inside a callback of a migration that
  *               same migration cannot be freed: brant_outgoing_free and brant_incoming_free return
  *               BRANT_E_CALLBACK there and free nothing. Elsewhere they return 0.
@@ -276,7 +278,7 @@
  *
  *         brant_incoming *incoming;
  *         expect_success(brant_incoming_new(guest, NULL, &incoming, &error));
- *         expect_success(brant_incoming_listen(incoming, argv[1], NULL, 0, NULL, &error));
+ *         expect_success(brant_incoming_listen(incoming, argv[1], &error));
  *         fprintf(stderr, "waiting for a source\n");
  *         int32_t code = brant_incoming_wait(incoming, BRANT_NO_LIMIT, &error);
  *         if (code == 0) {
@@ -528,8 +530,8 @@ typedef struct brant_ram_block {
      * is private memory without a file. That is asked of /proc/self/maps; where that cannot be read,
      * where the block consists of several mappings, and where a file system shows another device
      * there than in fstat (btrfs, some overlays), the descriptor is believed. Any number from 0 up is a descriptor; -1, the result of a
-     * failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
-     * returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
+     * failed dup, is BRANT_E_INVALID. brant keeps a duplicate, by which it may move the file
+     * position (lseek) that the two share. Without that flag: 0 or -1.
      */
     int32_t fd;
     /** BRANT_RAM_*. */
@@ -1341,10 +1343,7 @@ struct brant_kvm_costs;
 typedef struct brant_kvm_log {
     /** sizeof(brant_kvm_log). */
     size_t size;
-    /**
-     * What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
-     * returns.
-     */
+    /** What KVM_CREATE_VM returned. brant keeps a duplicate. */
     int32_t vm_fd;
     /** BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards. */
     uint32_t mode;
@@ -1428,9 +1427,8 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
  * Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet:
  * `bytes` for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for
  * what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
- * kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is a
- * duplicate (dup) of what KVM_CREATE_VM returned: brant's from here on, whatever the call returns.
- * Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
+ * kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
+ * KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
  * BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
  */
 int32_t brant_kvm_enable_ring(int32_t vm_fd,
@@ -1440,9 +1438,9 @@ int32_t brant_kvm_enable_ring(int32_t vm_fd,
 
 /**
  * Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU before
- * tracking starts, and for one that is added later before it first runs. `vcpu_fd` is a
- * duplicate (dup) of what KVM_CREATE_VCPU returned: brant's from here on, whatever the call
- * returns. A vCPU that is not told of is not tracked.
+ * tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
+ * KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told of
+ * is not tracked.
  */
 int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
                                uint32_t vcpu,
@@ -1542,7 +1540,7 @@ typedef struct brant_kvm_costs {
  * and about as long as KVM needs to end a virtual machine on top; the VMM's own virtual machines
  * are not looked at. Nothing of it stays, whatever the call returns. Any thread.
  *
- * `kvm_fd` is a descriptor of /dev/kvm: borrowed, unlike others. -1: brant opens /dev/kvm for
+ * `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
  * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
  * The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
  * and 0 for none, and `needed` may be NULL.
@@ -1663,7 +1661,7 @@ typedef struct brant_dma_range {
 typedef struct brant_vfio_log {
     /** sizeof(brant_vfio_log). */
     size_t size;
-    /** Its descriptor, duplicated (dup): brant's from here on, whatever the call returns. */
+    /** Its descriptor. brant keeps a duplicate. */
     int32_t fd;
     /** 0. */
     uint32_t reserved;
@@ -1685,7 +1683,7 @@ typedef struct brant_vfio_log {
 typedef struct brant_iommufd_log {
     /** sizeof(brant_iommufd_log). */
     size_t size;
-    /** The iommufd, duplicated (dup): brant's from here on, whatever the call returns. */
+    /** The iommufd. brant keeps a duplicate. */
     int32_t fd;
     /** The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING. */
     uint32_t hwpt_id;
@@ -1903,11 +1901,6 @@ void brant_tracker_end_hints(const struct brant_tracker *tracker,
  */
 typedef struct brant_outgoing brant_outgoing;
 
-/** The destination does not run the guest (the VMM knows): it runs on here. */
-#define BRANT_RESOLVE_RESUME 1
-/** The destination runs it (the VMM knows), or nobody shall: it never runs here again. */
-#define BRANT_RESOLVE_DESTROY 2
-
 struct brant_params;
 
 /**
@@ -1971,6 +1964,11 @@ int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
                             struct brant_error **error);
+
+/** The destination does not run the guest (the VMM knows): it runs on here. */
+#define BRANT_RESOLVE_RESUME 1
+/** The destination runs it (the VMM knows), or nobody shall: it never runs here again. */
+#define BRANT_RESOLVE_DESTROY 2
 
 /**
  * The VMM's decision about a guest that was handed over without an answer, once: with
@@ -2054,8 +2052,8 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
 
 /**
  * Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
- * once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
- * `brant_outgoing_get_stats_json`. Waits for a source without a limit.
+ * once. Port 0 is any free one; `brant_incoming_get_endpoint` tells which. Waits for a source
+ * without a limit.
  *
  * Strangers end nothing and delay nothing. Several connections are looked at together; the
  * first one on which all of a source's first record comes is the migration's, and the others are
@@ -2066,14 +2064,28 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
  *
  * The port, or the socket's file, is let go of when there is a source. To listen again after a
  * migration that failed: free this brant_incoming, make another one of the same guest, and
- * listen at the endpoint that was copied to `bound`, which is free at once.
+ * listen at what `brant_incoming_get_endpoint` says, which is free at once.
  */
 int32_t brant_incoming_listen(struct brant_incoming *incoming,
                               const char *endpoint,
-                              char *bound,
-                              size_t capacity,
-                              size_t *needed,
                               struct brant_error **error);
+
+/**
+ * The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
+ * with the real port where 0 was asked for, and the address that an interface's name or a host's
+ * name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL at
+ * the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be NULL.
+ * `buffer` may be NULL where `capacity` is 0.
+ *
+ * The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
+ * there is a source and when the migration is over: then nothing listens there any more.
+ * BRANT_E_STATE before, and for a migration over a descriptor. Any thread, also inside callbacks.
+ */
+int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
+                                    char *buffer,
+                                    size_t capacity,
+                                    size_t *needed,
+                                    struct brant_error **error);
 
 /**
  * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever

@@ -80,7 +80,7 @@ static int enable_ring(void *opaque, int vm_fd)
 		else
 			g->options.ring = g->costs.recommended == BRANT_KVM_RING;
 	}
-	if (g->options.ring && brant_kvm_enable_ring(dup(vm_fd), 0, NULL, &e))
+	if (g->options.ring && brant_kvm_enable_ring(vm_fd, 0, NULL, &e))
 		return fail(g, "dirty rings", e);
 	return 0;
 }
@@ -116,8 +116,7 @@ static int describe_memory(struct migration *g)
 			.name = regions[i].name,
 			.host = regions[i].host,
 			.length = regions[i].bytes,
-			/* Descriptors handed in are brant's: a duplicate. */
-			.fd = regions[i].fd < 0 ? -1 : dup(regions[i].fd),
+			.fd = regions[i].fd,
 			.flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
 		};
 		if (brant_guest_add_block(g->guest, &block, NULL, &e))
@@ -171,7 +170,7 @@ static int add_log(struct migration *g)
 	if (mv_vm_fd(g->machine) >= 0) {
 		brant_kvm_log kvm = {
 			.size = sizeof(kvm),
-			.vm_fd = dup(mv_vm_fd(g->machine)),
+			.vm_fd = mv_vm_fd(g->machine),
 			.mode = g->options.log_mode == MG_LOG_MEASURED ? BRANT_KVM_AUTO : g->options.log_mode,
 			.costs = g->costs.size ? &g->costs : NULL,
 		};
@@ -179,7 +178,7 @@ static int add_log(struct migration *g)
 		if (brant_tracker_add_kvm(g->tracker, &kvm, &e))
 			return fail(g, "KVM dirty log", e);
 		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(g->machine); i++)
-			if (brant_tracker_add_vcpu(g->tracker, i, dup(mv_vcpu_fd(g->machine, i)), &e))
+			if (brant_tracker_add_vcpu(g->tracker, i, mv_vcpu_fd(g->machine, i), &e))
 				return fail(g, "dirty ring", e);
 		return 0;
 	}
@@ -580,7 +579,8 @@ int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, si
 
 	if (incoming_new(g))
 		return -1;
-	if (brant_incoming_listen(g->incoming, endpoint, bound, bound_len, NULL, &e))
+	if (brant_incoming_listen(g->incoming, endpoint, &e) ||
+	    brant_incoming_get_endpoint(g->incoming, bound, bound_len, NULL, &e))
 		return fail(g, "incoming migration", e);
 	return 0;
 }

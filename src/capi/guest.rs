@@ -2,7 +2,7 @@
 
 use super::error::{brant_error, invalid};
 use super::ops::{brant_ops, Ops};
-use super::structs::{handle, put, put_optional, read, read_known, sized, taken, text};
+use super::structs::{duplicated, handle, put, put_optional, read, sized, text};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
 use crate::migrate::{Blocker, Blockers};
 use crate::units::Bytes;
@@ -84,8 +84,8 @@ pub struct brant_ram_block {
     /// is private memory without a file. That is asked of /proc/self/maps; where that cannot be read,
     /// where the block consists of several mappings, and where a file system shows another device
     /// there than in fstat (btrfs, some overlays), the descriptor is believed. Any number from 0 up is a descriptor; -1, the result of a
-    /// failed dup, is BRANT_E_INVALID. The descriptor is brant's from here on whatever the call
-    /// returns, and closed on exec, so hand in a duplicate. Without that flag: 0 or -1.
+    /// failed dup, is BRANT_E_INVALID. brant keeps a duplicate, by which it may move the file
+    /// position (lseek) that the two share. Without that flag: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,
@@ -174,15 +174,7 @@ pub unsafe extern "C" fn brant_guest_add_block(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let (b, tail) = unsafe { read_known(block) }?;
-        // Ours from here on, whatever comes. An older, shorter structure has no descriptor.
-        let of_file = b.flags & BRANT_RAM_FILE != 0;
-        let fd = match b.fd {
-            // SAFETY: handed over by contract.
-            fd if of_file || fd > 0 => Some(unsafe { taken(fd, "brant_ram_block.fd") }?),
-            _ => None,
-        };
-        tail?;
+        let b = unsafe { read(block) }?;
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a string by contract.
@@ -194,23 +186,29 @@ pub unsafe extern "C" fn brant_guest_add_block(
                 b.flags
             )));
         }
-        if fd.is_some() && !of_file {
+        let of_file = b.flags & BRANT_RAM_FILE != 0;
+        if b.fd > 0 && !of_file {
             return Err(invalid(format!(
                 "block `{name}`: fd is {}, and flags lack BRANT_RAM_FILE, which says that the \
                  block is a shared mapping of it",
                 b.fd
             )));
         }
+        let file = match of_file {
+            false => None,
+            true => Some(BackingFile {
+                // SAFETY: open during the call by contract.
+                fd: unsafe { duplicated(b.fd, "brant_ram_block.fd") }?,
+                offset: b.fd_offset,
+            }),
+        };
         let made = guest.memory.add_block(BlockDescription {
             name: name.to_owned(),
             // SAFETY: by contract of the C interface, as the structure says.
             host: unsafe { crate::memory::HostMemory::new(b.host.cast()) },
             length: Bytes(b.length),
             page_size: Bytes(if b.page_size == 0 { 4096 } else { b.page_size }),
-            file: fd.map(|fd| BackingFile {
-                fd,
-                offset: b.fd_offset,
-            }),
+            file,
             flags: BlockFlags {
                 rom: b.flags & BRANT_RAM_ROM != 0,
                 zeroed: b.flags & BRANT_RAM_ZEROED != 0,

@@ -6,7 +6,7 @@ use super::ops::Ops;
 use super::outgoing::limit;
 use super::params::{brant_params, params};
 use super::stats::brant_stats;
-use super::structs::{handle, put, put_text, taken, text, write};
+use super::structs::{check_room, handle, put, put_text, taken, text, write};
 use crate::channel::Endpoint;
 use crate::migrate::{Incoming, Source};
 use std::ffi::c_char;
@@ -85,8 +85,8 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 }
 
 /// Listens on "tcp:ADDRESS:PORT" or "unix:/PATH", as for `brant_outgoing_start`, and returns at
-/// once. Port 0 is any free one; the endpoint that was bound is copied to `bound`, as for
-/// `brant_outgoing_get_stats_json`. Waits for a source without a limit.
+/// once. Port 0 is any free one; `brant_incoming_get_endpoint` tells which. Waits for a source
+/// without a limit.
 ///
 /// Strangers end nothing and delay nothing. Several connections are looked at together; the
 /// first one on which all of a source's first record comes is the migration's, and the others are
@@ -97,14 +97,11 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 ///
 /// The port, or the socket's file, is let go of when there is a source. To listen again after a
 /// migration that failed: free this brant_incoming, make another one of the same guest, and
-/// listen at the endpoint that was copied to `bound`, which is free at once.
+/// listen at what `brant_incoming_get_endpoint` says, which is free at once.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_listen(
     incoming: *mut brant_incoming,
     endpoint: *const c_char,
-    bound: *mut c_char,
-    capacity: usize,
-    needed: *mut usize,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
@@ -112,12 +109,35 @@ pub unsafe extern "C" fn brant_incoming_listen(
         let incoming = unsafe { handle(incoming, "incoming") }?;
         // SAFETY: null or a string by contract.
         let endpoint = Endpoint::parse(unsafe { text(endpoint, "endpoint") }?)?;
-        if bound.is_null() && capacity > 0 {
-            return Err(invalid("bound is NULL and its capacity is not 0"));
-        }
-        let found = incoming.incoming.listen(&endpoint)?.to_string();
+        incoming.incoming.listen(&endpoint)?;
+        Ok(())
+    })
+}
+
+/// The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
+/// with the real port where 0 was asked for, and the address that an interface's name or a host's
+/// name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL at
+/// the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be NULL.
+/// `buffer` may be NULL where `capacity` is 0.
+///
+/// The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
+/// there is a source and when the migration is over: then nothing listens there any more.
+/// BRANT_E_STATE before, and for a migration over a descriptor. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_get_endpoint(
+    incoming: *const brant_incoming,
+    buffer: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        check_room(buffer, capacity)?;
+        let endpoint = incoming.incoming.endpoint()?;
         // SAFETY: the caller's contract.
-        unsafe { put_text(&found, bound, capacity, needed) }
+        unsafe { put_text(&endpoint.to_string(), buffer, capacity, needed) }
     })
 }
 

@@ -3,7 +3,7 @@
 use super::error::{brant_error, invalid};
 use super::measure::{brant_kvm_costs, measured};
 use super::ops::Ops;
-use super::structs::{handle, put_text, read_known, sized, taken, write};
+use super::structs::{duplicated, handle, put_text, read, sized, write};
 use super::tracker::brant_tracker;
 use crate::dirty::kvm::{KvmMode, LogSwitch, Request, Rings};
 use std::ffi::c_char;
@@ -36,8 +36,7 @@ pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
 pub struct brant_kvm_log {
     /// sizeof(brant_kvm_log).
     pub size: usize,
-    /// What KVM_CREATE_VM returned, duplicated (dup): brant's from here on, whatever the call
-    /// returns.
+    /// What KVM_CREATE_VM returned. brant keeps a duplicate.
     pub vm_fd: i32,
     /// BRANT_KVM_*. brant enables the capability while it tracks and disables it afterwards.
     pub mode: u32,
@@ -103,13 +102,10 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let (kvm, tail) = unsafe { read_known(kvm) }?;
+        let kvm = unsafe { read(kvm) }?;
         if kvm.size < std::mem::offset_of!(brant_kvm_log, mode) {
             return Err(invalid("brant_kvm_log.size leaves no room for vm_fd"));
         }
-        // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(kvm.vm_fd, "brant_kvm_log.vm_fd") }?;
-        tail?;
         if kvm.reserved != 0 {
             return Err(invalid("brant_kvm_log.reserved is not 0"));
         }
@@ -147,6 +143,8 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
             measured: unsafe { measured(kvm.costs) }?,
             ring_bytes: kvm.ring_bytes,
         };
+        // SAFETY: open during the call by contract.
+        let fd = unsafe { duplicated(kvm.vm_fd, "brant_kvm_log.vm_fd") }?;
         let opened = request.open_fd(fd)?;
         tracker.tracker.add_log(opened.log)?;
         *tracker.kvm() = Some(opened.used);

@@ -159,7 +159,7 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// and about as long as KVM needs to end a virtual machine on top; the VMM's own virtual machines
 /// are not looked at. Nothing of it stays, whatever the call returns. Any thread.
 ///
-/// `kvm_fd` is a descriptor of /dev/kvm: borrowed, unlike others. -1: brant opens /dev/kvm for
+/// `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
 /// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
 /// The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
 /// and 0 for none, and `needed` may be NULL.

@@ -26,11 +26,6 @@ pub struct brant_outgoing {
     outgoing: Outgoing,
 }
 
-/// The destination does not run the guest (the VMM knows): it runs on here.
-pub const BRANT_RESOLVE_RESUME: u32 = 1;
-/// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
-pub const BRANT_RESOLVE_DESTROY: u32 = 2;
-
 /// Makes a migration of the guest that `tracker` was made from. The operations of that guest must
 /// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships. Nothing
 /// happens before it is started.
@@ -162,6 +157,11 @@ pub unsafe extern "C" fn brant_outgoing_wait(
 pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
     (timeout_ms != BRANT_NO_LIMIT).then(|| Duration::from_millis(timeout_ms))
 }
+
+/// The destination does not run the guest (the VMM knows): it runs on here.
+pub const BRANT_RESOLVE_RESUME: u32 = 1;
+/// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+pub const BRANT_RESOLVE_DESTROY: u32 = 2;
 
 /// The VMM's decision about a guest that was handed over without an answer, once: with
 /// BRANT_RESOLVE_RESUME `resume` is called on this thread, and where that fails it can be resolved

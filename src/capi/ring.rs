@@ -1,7 +1,7 @@
 //! KVM's dirty rings: enabling them, and the vCPUs' rings.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, put, taken};
+use super::structs::{duplicated, handle, put};
 use super::tracker::brant_tracker;
 use crate::dirty::kvm::Rings;
 use crate::error::{Error, Kind, Result};
@@ -12,9 +12,8 @@ use std::os::fd::AsFd;
 /// Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet:
 /// `bytes` for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for
 /// what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
-/// kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is a
-/// duplicate (dup) of what KVM_CREATE_VM returned: brant's from here on, whatever the call returns.
-/// Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
+/// kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
+/// KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
 /// BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_enable_ring(
@@ -25,8 +24,8 @@ pub unsafe extern "C" fn brant_kvm_enable_ring(
 ) -> i32 {
     boundary!(error, {
         let mut vm = VmFd::new(
-            // SAFETY: handed over by contract; ours from here on, whatever comes.
-            unsafe { taken(vm_fd, "vm_fd") }?,
+            // SAFETY: open during the call by contract.
+            unsafe { duplicated(vm_fd, "vm_fd") }?,
         )?;
         let enabled = enable(&mut vm, bytes)?;
         if !bytes_in_use.is_null() {
@@ -38,9 +37,9 @@ pub unsafe extern "C" fn brant_kvm_enable_ring(
 }
 
 /// Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU before
-/// tracking starts, and for one that is added later before it first runs. `vcpu_fd` is a
-/// duplicate (dup) of what KVM_CREATE_VCPU returned: brant's from here on, whatever the call
-/// returns. A vCPU that is not told of is not tracked.
+/// tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
+/// KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told of
+/// is not tracked.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vcpu(
     tracker: *mut brant_tracker,
@@ -49,11 +48,11 @@ pub unsafe extern "C" fn brant_tracker_add_vcpu(
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
-        // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(vcpu_fd, "vcpu_fd") }?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         let (rings, expected) = rings(tracker)?;
+        // SAFETY: open during the call by contract.
+        let fd = unsafe { duplicated(vcpu_fd, "vcpu_fd") }?;
         rings.add_fd(vcpu, fd.as_fd(), expected)
     })
 }

@@ -2,7 +2,7 @@
 //! more fields than the other.
 
 use super::error::invalid;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
 use std::os::fd::OwnedFd;
 
@@ -37,18 +37,6 @@ pub(super) use sized;
 /// # Safety
 /// `from` is null or points to a readable structure of as many bytes as its first field says.
 pub(super) unsafe fn read<T: Sized>(from: *const T) -> Result<T> {
-    // SAFETY: the caller's contract.
-    let (value, tail) = unsafe { read_known(from) }?;
-    tail?;
-    Ok(value)
-}
-
-/// The fields that we know, and apart from them whether there are others: for structures that
-/// hand over a descriptor, which is ours even if what came with it is refused.
-///
-/// # Safety
-/// As for [`read`].
-pub(super) unsafe fn read_known<T: Sized>(from: *const T) -> Result<(T, Result<()>)> {
     if from.is_null() {
         return Err(invalid(format!("{} is NULL", T::NAME)));
     }
@@ -66,24 +54,22 @@ pub(super) unsafe fn read_known<T: Sized>(from: *const T) -> Result<(T, Result<(
     }
     // Every version of a structure ends at a multiple of its alignment. Half a pointer is none.
     if !size.is_multiple_of(align_of::<T>()) {
-        let odd = invalid(format!(
+        return Err(invalid(format!(
             "{}.size is {size}, where no version of it ends; set it to sizeof({})",
             T::NAME,
             T::NAME
-        ));
-        return Ok((value, Err(odd)));
+        )));
     }
     for i in ours..size {
         // SAFETY: below `size`.
         if unsafe { bytes.add(i).read() } != 0 {
-            let tail = invalid(format!(
+            return Err(invalid(format!(
                 "{} sets a field that this version does not know (byte {i}; it knows {ours} bytes)",
                 T::NAME
-            ));
-            return Ok((value, Err(tail)));
+            )));
         }
     }
-    Ok((value, Ok(())))
+    Ok(value)
 }
 
 /// Fills a structure of C's: as much of it as its size says.
@@ -135,7 +121,19 @@ pub(super) unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str
         .map_err(|_| invalid(format!("{name} is not UTF-8")))
 }
 
-/// A descriptor that C hands over: brant's from here on, and closed on exec.
+/// A descriptor that C lends: a duplicate of it for brant to keep, closed on exec.
+///
+/// # Safety
+/// Nobody closes `fd` during the call.
+pub(super) unsafe fn duplicated(fd: i32, name: &str) -> Result<OwnedFd> {
+    // SAFETY: the caller's contract.
+    unsafe { crate::sys::fd::duplicate(fd) }.map_err(|e| match e.raw_os_error() {
+        Some(libc::EBADF) => invalid(format!("{name} is {fd}, which is no open descriptor ({e})")),
+        _ => Error::os(format!("duplicating {name}"), e),
+    })
+}
+
+/// A connected socket that C hands over: brant's from here on, and closed on exec.
 ///
 /// # Safety
 /// Nobody else closes `fd`.
@@ -178,6 +176,14 @@ pub(super) unsafe fn put_optional<T>(out: *mut T, value: T) {
     }
 }
 
+/// Refuses a buffer for text that is NULL and has a capacity.
+pub(super) fn check_room(buffer: *const c_char, capacity: usize) -> Result<()> {
+    if buffer.is_null() && capacity > 0 {
+        return Err(invalid("the buffer is NULL and its capacity is not 0"));
+    }
+    Ok(())
+}
+
 /// Copies text into a buffer of C's, cut and NUL-terminated, and says how long it is.
 ///
 /// # Safety
@@ -188,9 +194,7 @@ pub(super) unsafe fn put_text(
     capacity: usize,
     needed: *mut usize,
 ) -> Result<()> {
-    if buffer.is_null() && capacity > 0 {
-        return Err(invalid("the buffer is NULL and its capacity is not 0"));
-    }
+    check_room(buffer, capacity)?;
     // SAFETY: the caller's contract.
     unsafe { put_optional(needed, from.len() + 1) };
     if capacity > 0 {

@@ -1,7 +1,7 @@
 //! What devices that are passed through write, by VFIO and by iommufd.
 
 use super::error::{brant_error, invalid};
-use super::structs::{handle, read_known, sized, taken};
+use super::structs::{duplicated, handle, read, sized};
 use super::tracker::brant_tracker;
 use crate::dirty::iommufd::IommufdLog;
 use crate::dirty::iova::{DmaRange, Iovas, Target, RANGES_MAX};
@@ -38,7 +38,7 @@ pub struct brant_dma_range {
 pub struct brant_vfio_log {
     /// sizeof(brant_vfio_log).
     pub size: usize,
-    /// Its descriptor, duplicated (dup): brant's from here on, whatever the call returns.
+    /// Its descriptor. brant keeps a duplicate.
     pub fd: i32,
     /// 0.
     pub reserved: u32,
@@ -58,7 +58,7 @@ pub struct brant_vfio_log {
 pub struct brant_iommufd_log {
     /// sizeof(brant_iommufd_log).
     pub size: usize,
-    /// The iommufd, duplicated (dup): brant's from here on, whatever the call returns.
+    /// The iommufd. brant keeps a duplicate.
     pub fd: i32,
     /// The page table, allocated with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
     pub hwpt_id: u32,
@@ -110,20 +110,19 @@ unsafe fn iovas(ranges: *const brant_dma_range, count: usize) -> Result<Iovas> {
 /// What both kinds of VFIO descriptors come with.
 ///
 /// # Safety
-/// `vfio` is null or a structure as its size says, and its descriptor is handed over.
-unsafe fn vfio_of(vfio: *const brant_vfio_log) -> Result<(OwnedFd, brant_vfio_log, Result<()>)> {
+/// `vfio` is null or a structure as its size says, whose descriptor nobody closes during the call.
+unsafe fn vfio_of(vfio: *const brant_vfio_log) -> Result<(OwnedFd, brant_vfio_log)> {
     // SAFETY: the caller's promise.
-    let (vfio, tail) = unsafe { read_known(vfio) }?;
+    let vfio = unsafe { read(vfio) }?;
     if vfio.size < std::mem::offset_of!(brant_vfio_log, reserved) {
         return Err(invalid("brant_vfio_log.fd is no descriptor"));
     }
-    // SAFETY: handed over by contract; ours from here on, whatever comes.
-    let fd = unsafe { taken(vfio.fd, "brant_vfio_log.fd") }?;
-    let rest = tail.and(match vfio.reserved {
-        0 => Ok(()),
-        _ => Err(invalid("brant_vfio_log.reserved is not 0")),
-    });
-    Ok((fd, vfio, rest))
+    if vfio.reserved != 0 {
+        return Err(invalid("brant_vfio_log.reserved is not 0"));
+    }
+    // SAFETY: the caller's promise.
+    let fd = unsafe { duplicated(vfio.fd, "brant_vfio_log.fd") }?;
+    Ok((fd, vfio))
 }
 
 /// Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
@@ -141,8 +140,7 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_device(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let (fd, vfio, rest) = unsafe { vfio_of(vfio) }?;
-        rest?;
+        let (fd, vfio) = unsafe { vfio_of(vfio) }?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         // SAFETY: as many as it says by contract.
@@ -172,8 +170,7 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_container(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let (fd, vfio, rest) = unsafe { vfio_of(vfio) }?;
-        rest?;
+        let (fd, vfio) = unsafe { vfio_of(vfio) }?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         if vfio.page_size != 0 {
@@ -204,17 +201,16 @@ pub unsafe extern "C" fn brant_tracker_add_iommufd(
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or a structure by contract.
-        let (iommufd, tail) = unsafe { read_known(iommufd) }?;
+        let iommufd = unsafe { read(iommufd) }?;
         if iommufd.size < std::mem::offset_of!(brant_iommufd_log, hwpt_id) {
             return Err(invalid("brant_iommufd_log.fd is no descriptor"));
         }
-        // SAFETY: handed over by contract; ours from here on, whatever comes.
-        let fd = unsafe { taken(iommufd.fd, "brant_iommufd_log.fd") }?;
-        tail?;
         // SAFETY: null or ours by contract.
         let tracker = unsafe { handle(tracker, "tracker") }?;
         // SAFETY: as many as it says by contract.
         let iovas = unsafe { iovas(iommufd.ranges, iommufd.range_count) }?;
+        // SAFETY: open during the call by contract.
+        let fd = unsafe { duplicated(iommufd.fd, "brant_iommufd_log.fd") }?;
         let log = IommufdLog::from_fd(fd, iommufd.hwpt_id, iovas)?;
         tracker.tracker.add_log(Box::new(log))
     })

@@ -28,6 +28,23 @@ pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
+/// A second descriptor of what is open at `fd`, closed on exec, so that no program that the VMM
+/// starts keeps guest memory or a virtual machine alive. The first stays as it is.
+///
+/// # Errors
+/// `EBADF` when `fd` is no open descriptor (-1, the result of a failed `dup`, is none).
+///
+/// # Safety
+/// Nobody closes `fd` during the call.
+pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: not -1; where it is open it stays so during the call, by the caller's promise, and
+    // where it is not the kernel says so.
+    kernel::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
 /// What a descriptor is of, for a message about one that is of something else.
 pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
@@ -73,11 +90,31 @@ mod tests {
     }
 
     #[test]
+    fn a_duplicate_is_closed_on_exec_and_leaves_the_first_as_it_is() {
+        // SAFETY: a new descriptor of this test's.
+        let first = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"first".as_ptr(), 0)) };
+        // SAFETY: open until the end of this test.
+        let second = unsafe { duplicate(first.as_raw_fd()) }.unwrap();
+        let closed_on_exec = |fd: &OwnedFd| {
+            // SAFETY: F_GETFD takes no pointer.
+            let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
+            assert!(flags >= 0);
+            flags & libc::FD_CLOEXEC != 0
+        };
+        assert_ne!(first.as_raw_fd(), second.as_raw_fd());
+        assert!(closed_on_exec(&second));
+        assert!(!closed_on_exec(&first));
+    }
+
+    #[test]
     fn what_is_no_descriptor_is_refused() {
         // The highest number a process can have is far below this.
         for fd in [-1, i32::MIN, i32::MAX] {
             // SAFETY: no descriptor.
             let error = unsafe { take(fd) }.unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{fd}");
+            // SAFETY: no descriptor.
+            let error = unsafe { duplicate(fd) }.unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{fd}");
         }
     }

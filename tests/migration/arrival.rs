@@ -5,13 +5,13 @@ use crate::support::guest::{differences, Guest};
 use crate::support::memory::{ram, rom, shared, Spec};
 use crate::support::pair::Pair;
 use crate::support::random::Random;
-use crate::support::sides::{quick, socketpair};
+use crate::support::sides::{incoming, quick, socketpair};
 use crate::support::time::LONG;
 use crate::whole::{busy_pair, migrates};
 use brant::channel::{Endpoint, Listener};
-use brant::error::Result;
+use brant::error::{Kind, Result};
 use brant::memory::contents::Contents;
-use brant::migrate::{Blockers, Incoming, Outgoing, Source, Target};
+use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
 use brant::units::Pages;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -51,6 +51,30 @@ fn a_busy_guest_moves_over_a_unix_socket_and_goes_on_where_it_was() {
         out.start(Target::Endpoint(at.clone())).unwrap();
     });
     goes_on_at_the_destination(&pair);
+}
+
+#[test]
+fn where_it_listens_is_told_from_the_start_on_and_stays_the_same() {
+    let pair = busy_pair();
+    let dir = tempfile::tempdir().unwrap();
+    let unix = Endpoint::Unix(dir.path().join("s"));
+    for asked in [Endpoint::parse("tcp:localhost:0").unwrap(), unix] {
+        let inc = incoming(&pair, &Params::default());
+        let error = inc.endpoint().unwrap_err();
+        assert_eq!(error.kind(), Kind::State);
+        assert!(error.message().contains("not started"), "{error}");
+        let bound = inc.listen(&asked).unwrap();
+        assert!(!bound.to_string().ends_with(":0"), "{bound}");
+        assert_eq!(inc.endpoint().unwrap(), bound);
+        inc.cancel().unwrap();
+        assert_eq!(inc.endpoint().unwrap(), bound);
+    }
+    let (_a, b) = socketpair();
+    let inc = incoming(&pair, &Params::default());
+    inc.start(Source::Connected(b)).unwrap();
+    let error = inc.endpoint().unwrap_err();
+    assert!(error.message().contains("handed in"), "{error}");
+    inc.cancel().unwrap();
 }
 
 #[test]

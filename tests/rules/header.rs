@@ -364,3 +364,26 @@ fn constants_stand_beside_their_users() {
                    /** BRANT_DOOR_*, or BRANT_LOCK. */\nint32_t brant_door(void);\n";
     assert_eq!(constants_without_users(section), ["BRANT_KEY"]);
 }
+
+#[test]
+fn a_free_returns_nothing_or_the_opening_comment_names_it() {
+    let (opening, declarations) = GENERATED.split_once("*/").unwrap();
+    let mut codes = Vec::new();
+    for declaration in declarations.split(";\n") {
+        let line = declaration.lines().last().unwrap_or_default();
+        // What ends a handle takes the handle and nothing else.
+        let Some((before, _)) = line.split_once("_free(struct ") else {
+            continue;
+        };
+        match before.split_once(' ').unwrap() {
+            ("void", _) => {}
+            ("int32_t", name) => codes.push(format!("{name}_free")),
+            other => panic!("{other:?}: a _free returns nothing or a code"),
+        }
+    }
+    codes.sort();
+    assert_eq!(codes, ["brant_incoming_free", "brant_outgoing_free"]);
+    for name in codes {
+        assert!(opening.contains(&name), "{name} returns a code");
+    }
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from ctypes import byref, c_uint32
 from dataclasses import dataclass, fields
@@ -159,7 +158,7 @@ class Guest(_Closes):
         blocks = self._blocks
         with self._changing, self._handle.use() as guest:
             if fd is not None:
-                described.fd = _duplicate(fd)
+                described.fd = fd
                 described.flags |= constant("RAM_FILE")
             native.call(native.lib.brant_guest_add_block, guest, byref(described), byref(number))
             blocks.add(_Block(name, number.value, view))
@@ -213,11 +212,6 @@ class Guest(_Closes):
         if self.closed:
             return "<brant.Guest, closed>"
         return "<brant.Guest with blocks %s>" % ", ".join(map(repr, self._blocks.by_name))
-
-
-def _duplicate(fd: int) -> int:
-    """A descriptor for the library, whose it is from then on."""
-    return os.dup(fd)
 
 
 @dataclass(frozen=True)
@@ -509,7 +503,7 @@ class Tracker(_Takes):
         if costs is not None:
             figures = ctypes.cast(ctypes.create_string_buffer(costs.filled), ctypes.c_void_p)
         with self._handle.use() as tracker:
-            kvm = native.sized(native.brant_kvm_log, vm_fd=_duplicate(vm_fd), mode=chosen)
+            kvm = native.sized(native.brant_kvm_log, vm_fd=vm_fd, mode=chosen)
             kvm.costs = figures
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm))
 

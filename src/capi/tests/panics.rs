@@ -325,12 +325,20 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         Some("-22"),
     ),
     (
-        "brant_incoming_listen",
+        "brant_incoming_get_endpoint",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
             Answer::Code(unsafe {
-                brant_incoming_listen(null_mut(), null(), null_mut(), 1, null_mut(), e)
+                brant_incoming_get_endpoint(null(), null_mut(), 1, null_mut(), e)
             })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_listen",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_listen(null_mut(), null(), e) })
         },
         None,
     ),

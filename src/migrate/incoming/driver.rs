@@ -7,7 +7,7 @@ use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{negotiate, Agreed};
 use super::placement::Placement;
 use super::sink::PageSink;
-use crate::channel::{Channel, Listener};
+use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::memory::{Memory, PinRecall};
@@ -24,7 +24,7 @@ use crate::sys::clock;
 use crate::vmm::{EventKind, Vmm};
 use crate::wire::{self, Header, Hello, Record, RecordType};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Where a migration comes from.
@@ -54,6 +54,14 @@ pub(super) struct Shared {
     pub(super) vmm: Arc<dyn Vmm>,
     pub(super) params: Params,
     pub(super) handle: Handle<State>,
+    /// Where it listens, or has listened.
+    pub(super) endpoint: Mutex<Option<Endpoint>>,
+}
+
+impl Shared {
+    pub(super) fn endpoint(&self) -> MutexGuard<'_, Option<Endpoint>> {
+        self.endpoint.lock().unwrap_or_else(|e| e.into_inner())
+    }
 }
 
 /// What the thread owns.

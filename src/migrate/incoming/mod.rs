@@ -26,7 +26,7 @@ use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
 use driver::{Driver, Shared};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A migration from somewhere else to here. One object, one migration; threads as for
@@ -38,7 +38,7 @@ use std::time::Duration;
 /// use brant::migrate::{Endpoint, Incoming, Params};
 /// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use brant::vmm::Vmm;
-/// use std::sync::Arc;
+/// use std::sync::{Arc, Mutex};
 ///
 /// struct Machine;
 /// impl Vmm for Machine {
@@ -83,6 +83,7 @@ impl Incoming {
                 vmm,
                 params,
                 handle: Handle::new()?,
+                endpoint: Mutex::default(),
             }),
         })
     }
@@ -95,13 +96,27 @@ impl Incoming {
     /// limit. The address is free again when there is a source: after a migration that failed,
     /// another `Incoming` of the same memory can listen there.
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        let mut bound = None;
-        self.start_with(|| {
-            let listener = Listener::bind(endpoint)?;
-            bound = Some(listener.local_endpoint().clone());
-            Ok(Source::Listener(Arc::new(listener)))
-        })?;
-        bound.ok_or_else(|| Error::new(Kind::Internal, "listening nowhere"))
+        self.start_with(|| Ok(Source::Listener(Arc::new(Listener::bind(endpoint)?))))?;
+        self.endpoint()
+    }
+
+    /// The endpoint that this migration listens at, or has listened at, with the port that was
+    /// found: what [`Incoming::listen`] returned. It stays the same when there is a source, when
+    /// nobody listens there any more, and when the migration is over.
+    ///
+    /// # Errors
+    /// [`Kind::State`] where it does not listen: it was not started, or over a connection.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        self.shared.endpoint().clone().ok_or_else(|| {
+            let why = match self.state() {
+                State::Idle => "it was not started",
+                _ => "its connection was handed in",
+            };
+            Error::new(
+                Kind::State,
+                format!("this migration listens nowhere: {why}"),
+            )
+        })
     }
 
     /// Starts it and returns. [`Kind::State`] where a guest runs in `memory`, or may be taken back
@@ -116,9 +131,16 @@ impl Incoming {
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         let claim = || shared.memory.ownership().arrive();
         shared.handle.start(claim, || {
-            let driver = Driver::new(Arc::clone(shared), vmm, source()?)?;
+            let source = source()?;
+            let bound = match &source {
+                Source::Listener(listener) => Some(listener.local_endpoint().clone()),
+                Source::Connected(_) => None,
+            };
+            let driver = Driver::new(Arc::clone(shared), vmm, source)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
-            spawn(Role::Migration, |_| (), move || work::run(driver))
+            let thread = spawn(Role::Migration, |_| (), move || work::run(driver))?;
+            *shared.endpoint() = bound;
+            Ok(thread)
         })
     }
 
