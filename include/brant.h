@@ -464,14 +464,6 @@ const char *brant_error_name(int32_t code);
 typedef struct brant_guest brant_guest;
 
 /**
- * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
- *
- * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
- * a migration starts: that one is refused or is not.
- */
-typedef struct brant_blocker brant_blocker;
-
-/**
  * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
  * only what is marked.
  */
@@ -490,9 +482,6 @@ typedef struct brant_blocker brant_blocker;
  * told, and `fd` is 0 or -1.
  */
 #define BRANT_RAM_FILE 4
-
-/** In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot. */
-#define BRANT_NO_SLOT 4294967295
 
 /**
  * A RAM block: guest memory that is contiguous in this process.
@@ -539,6 +528,9 @@ typedef struct brant_ram_block {
     /** Where in the file the block begins, bytes. */
     uint64_t fd_offset;
 } brant_ram_block;
+
+/** In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot. */
+#define BRANT_NO_SLOT 4294967295
 
 /** Part of a block as it appears to the guest. */
 typedef struct brant_slot {
@@ -663,6 +655,82 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
+ * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+ */
+#define BRANT_GUEST_UNKNOWN 0
+/**
+ * In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
+ * arrived, or `brant_guest_runs_here` said so.
+ */
+#define BRANT_GUEST_HERE 1
+/** In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed. */
+#define BRANT_GUEST_STANDS 2
+/** In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here. */
+#define BRANT_GUEST_LEAVING 3
+/** In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here. */
+#define BRANT_GUEST_PAUSED 4
+/** In `brant_guest_get_state`: the guest is being handed over; here it stands. */
+#define BRANT_GUEST_HANDING_OVER 5
+/**
+ * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
+ * and `brant_guest_reclaim` may take it back.
+ */
+#define BRANT_GUEST_HANDED_OVER 6
+/** In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides. */
+#define BRANT_GUEST_UNANSWERED 7
+/**
+ * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
+ * or an incoming migration that failed after it had begun to write over a guest that was handed
+ * over. What that one overwrote cannot be reclaimed.
+ */
+#define BRANT_GUEST_GIVEN_UP 8
+/** In `brant_guest_get_state`: an incoming migration is in progress. */
+#define BRANT_GUEST_ARRIVING 9
+/**
+ * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
+ * has made one since.
+ */
+#define BRANT_GUEST_EMPTY 10
+
+/** Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks. */
+int32_t brant_guest_get_state(const struct brant_guest *guest,
+                              uint32_t *state,
+                              struct brant_error **error);
+
+/**
+ * Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
+ * arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
+ * then on an incoming migration is refused. Refused itself where the guest must not run:
+ * BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
+ * migration has paused it or fills its memory, and will call `resume` or `run`.
+ */
+int32_t brant_guest_runs_here(struct brant_guest *guest,
+                              struct brant_error **error);
+
+/**
+ * Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
+ * runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
+ * as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
+ * and what it did at the other place is lost. `resume` is not called.
+ *
+ * BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
+ * hand-over without an answer is to be resolved; once that migration is freed without having been
+ * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
+ * in progress.
+ */
+int32_t brant_guest_reclaim(struct brant_guest *guest,
+                            struct brant_error **error);
+
+/**
+ * Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
+ * it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
+ * `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
+ * where one is to be resolved.
+ */
+int32_t brant_guest_give_up(struct brant_guest *guest,
+                            struct brant_error **error);
+
+/**
  * Says whether the guest must tell before it uses a ballooned page again: 1 if
  * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
  * and again after each reset of the device.
@@ -752,6 +820,14 @@ int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
                                    struct brant_error **error);
 
 /**
+ * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
+ *
+ * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
+ * a migration starts: that one is refused or is not.
+ */
+typedef struct brant_blocker brant_blocker;
+
+/**
  * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
  * is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
  * fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
@@ -764,82 +840,6 @@ int32_t brant_blocker_new(struct brant_guest *guest,
 
 /** Takes a reason back; NULL is fine. */
 void brant_blocker_free(struct brant_blocker *blocker);
-
-/**
- * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
- */
-#define BRANT_GUEST_UNKNOWN 0
-/**
- * In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
- * arrived, or `brant_guest_runs_here` said so.
- */
-#define BRANT_GUEST_HERE 1
-/** In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed. */
-#define BRANT_GUEST_STANDS 2
-/** In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here. */
-#define BRANT_GUEST_LEAVING 3
-/** In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here. */
-#define BRANT_GUEST_PAUSED 4
-/** In `brant_guest_get_state`: the guest is being handed over; here it stands. */
-#define BRANT_GUEST_HANDING_OVER 5
-/**
- * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
- * and `brant_guest_reclaim` may take it back.
- */
-#define BRANT_GUEST_HANDED_OVER 6
-/** In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides. */
-#define BRANT_GUEST_UNANSWERED 7
-/**
- * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
- * or an incoming migration that failed after it had begun to write over a guest that was handed
- * over. What that one overwrote cannot be reclaimed.
- */
-#define BRANT_GUEST_GIVEN_UP 8
-/** In `brant_guest_get_state`: an incoming migration is in progress. */
-#define BRANT_GUEST_ARRIVING 9
-/**
- * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
- * has made one since.
- */
-#define BRANT_GUEST_EMPTY 10
-
-/** Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks. */
-int32_t brant_guest_get_state(const struct brant_guest *guest,
-                              uint32_t *state,
-                              struct brant_error **error);
-
-/**
- * Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
- * arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
- * then on an incoming migration is refused. Refused itself where the guest must not run:
- * BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
- * migration has paused it or fills its memory, and will call `resume` or `run`.
- */
-int32_t brant_guest_runs_here(struct brant_guest *guest,
-                              struct brant_error **error);
-
-/**
- * Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
- * runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
- * as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
- * and what it did at the other place is lost. `resume` is not called.
- *
- * BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
- * hand-over without an answer is to be resolved; once that migration is freed without having been
- * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
- * in progress.
- */
-int32_t brant_guest_reclaim(struct brant_guest *guest,
-                            struct brant_error **error);
-
-/**
- * Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
- * it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
- * `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
- * where one is to be resolved.
- */
-int32_t brant_guest_give_up(struct brant_guest *guest,
-                            struct brant_error **error);
 
 /* =============================================================================================
  * Operations: what brant asks of the VMM

@@ -1,10 +1,10 @@
-//! A guest: its memory blocks, where they appear, and the reasons why it cannot move.
+//! A guest: its memory blocks and where they appear, and pages that are lost.
 
 use super::error::{brant_error, invalid};
 use super::ops::{brant_ops, Ops};
 use super::structs::{duplicated, handle, put, put_optional, read, sized, text};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
-use crate::migrate::{Blocker, Blockers};
+use crate::migrate::Blockers;
 use crate::units::Bytes;
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -28,14 +28,6 @@ pub struct brant_guest {
     pub(super) ops: Arc<Ops>,
 }
 
-/// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
-///
-/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
-/// a migration starts: that one is refused or is not.
-pub struct brant_blocker {
-    _blocker: Blocker,
-}
-
 /// In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
 /// only what is marked.
 pub const BRANT_RAM_ROM: u32 = 1;
@@ -49,9 +41,6 @@ pub const BRANT_RAM_ZEROED: u32 = 2;
 /// `fd` names. Without it the block is private memory, or shared memory whose file brant is not
 /// told, and `fd` is 0 or -1.
 pub const BRANT_RAM_FILE: u32 = 4;
-
-/// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
-pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 
 /// A RAM block: guest memory that is contiguous in this process.
 ///
@@ -92,6 +81,9 @@ pub struct brant_ram_block {
     /// Where in the file the block begins, bytes.
     pub fd_offset: u64,
 }
+
+/// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
+pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 
 /// Part of a block as it appears to the guest.
 #[repr(C)]
@@ -313,100 +305,6 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     })
 }
 
-/// Says whether the guest must tell before it uses a ballooned page again: 1 if
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
-/// and again after each reset of the device.
-///
-/// - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
-/// - Each call ends what was known: pages that counted as ballooned count as written in every
-///   tracker, because after a reset nobody knows of them any more.
-/// - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
-///   There 1 ends nothing: which pages are ballooned the source has told. Where nothing is said,
-///   they stop counting as ballooned when the guest runs.
-#[no_mangle]
-pub unsafe extern "C" fn brant_guest_must_tell_host(
-    guest: *mut brant_guest,
-    must: u32,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or ours by contract.
-        let guest = unsafe { handle(guest, "guest") }?;
-        if must > 1 {
-            return Err(invalid(format!("must is 0 or 1, not {must}")));
-        }
-        guest.memory.set_must_tell_host(must != 0);
-        Ok(())
-    })
-}
-
-/// The guest's balloon has taken `length` bytes at a guest physical address (inflate): they are
-/// ballooned. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`)
-/// is ballooned when all of it is. A migration neither reads nor sends a ballooned page. At the
-/// destination it reads as zero and costs no memory.
-///
-/// - Any thread, whether a migration runs or not. Takes a lock that is held for microseconds and
-///   never waits for a migration.
-/// - The VMM discards the memory (MADV_DONTNEED) before the call or after it. It does not mark the
-///   memory as written for that.
-/// - Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor
-///   for a guest that relies on what ballooned pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a
-///   value other than 0).
-/// - NULL and addresses without memory are ignored.
-#[no_mangle]
-pub unsafe extern "C" fn brant_guest_mark_ballooned(
-    guest: *const brant_guest,
-    guest_address: u64,
-    length: u64,
-) {
-    boundary!(or(), {
-        // SAFETY: null or ours by contract.
-        if let Some(g) = unsafe { guest.as_ref() } {
-            g.memory.mark_ballooned(GuestAddress(guest_address), length);
-        }
-    })
-}
-
-/// The guest takes bytes out of its balloon (deflate) and uses them again. Call it before the guest
-/// is told that it may, which is before the deflate request is put into the used ring. Every page
-/// with a byte in the range stops being ballooned and counts as written, in every tracker of the
-/// guest. Threads and ignored arguments as for `brant_guest_mark_ballooned`.
-#[no_mangle]
-pub unsafe extern "C" fn brant_guest_clear_ballooned(
-    guest: *const brant_guest,
-    guest_address: u64,
-    length: u64,
-) {
-    boundary!(or(), {
-        // SAFETY: null or ours by contract.
-        if let Some(g) = unsafe { guest.as_ref() } {
-            g.memory
-                .clear_ballooned(GuestAddress(guest_address), length);
-        }
-    })
-}
-
-/// How many pages with a byte in a range of guest physical addresses are ballooned, into
-/// `*ballooned`. At a destination: what the source said of them.
-#[no_mangle]
-pub unsafe extern "C" fn brant_guest_count_ballooned(
-    guest: *const brant_guest,
-    guest_address: u64,
-    length: u64,
-    ballooned: *mut u64,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or ours by contract.
-        let guest = unsafe { handle(guest, "guest") }?;
-        let count = guest
-            .memory
-            .count_ballooned(GuestAddress(guest_address), length);
-        // SAFETY: null or a place by contract.
-        unsafe { put(ballooned, "ballooned", count) }
-    })
-}
-
 /// The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
 /// kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length). Without
 /// this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs on. With
@@ -460,43 +358,5 @@ pub unsafe extern "C" fn brant_guest_clear_poisoned(
         guest
             .memory
             .clear_poisoned(block, Bytes(offset), Bytes(length))
-    })
-}
-
-/// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
-/// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
-/// fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
-/// stays as long as the guest does.
-#[no_mangle]
-pub unsafe extern "C" fn brant_blocker_new(
-    guest: *mut brant_guest,
-    reason: *const c_char,
-    blocker: *mut *mut brant_blocker,
-    error: *mut *mut brant_error,
-) -> i32 {
-    boundary!(error, {
-        // SAFETY: null or ours by contract.
-        let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a string by contract.
-        let reason = unsafe { text(reason, "reason") }?;
-        let made = guest.blockers.block(reason);
-        if blocker.is_null() {
-            made.keep();
-            return Ok(());
-        }
-        let made = Box::new(brant_blocker { _blocker: made });
-        // SAFETY: a place for a pointer by contract.
-        unsafe { put(blocker, "blocker", Box::into_raw(made)) }
-    })
-}
-
-/// Takes a reason back; NULL is fine.
-#[no_mangle]
-pub unsafe extern "C" fn brant_blocker_free(blocker: *mut brant_blocker) {
-    boundary!(or(), {
-        if !blocker.is_null() {
-            // SAFETY: from Box::into_raw above, not freed before, by contract.
-            drop(unsafe { Box::from_raw(blocker) });
-        }
     })
 }

@@ -30,10 +30,13 @@ macro_rules! boundary {
     };
 }
 
+pub mod balloon;
 pub mod bitmap;
+pub mod blocker;
 pub mod consumer;
 pub mod error;
 pub mod guest;
+pub mod hints;
 pub mod incoming;
 pub mod kvm;
 pub mod measure;

@@ -1,10 +1,13 @@
 //! A panic below any export comes back as what that function returns when it fails. Which
 //! exports there are is read from the header. A test, and nothing else.
 
+use crate::capi::balloon::*;
 use crate::capi::bitmap::*;
+use crate::capi::blocker::*;
 use crate::capi::consumer::*;
 use crate::capi::error::*;
 use crate::capi::guest::*;
+use crate::capi::hints::*;
 use crate::capi::incoming::*;
 use crate::capi::kvm::*;
 use crate::capi::measure::*;
