@@ -601,9 +601,12 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  * 2. Call this. What the slots logged is read and their logging switched off, so they must
  *    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
  *    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
- *    that are on their way to it go on from a copy.) Runs that you or a consumer of yours have
- *    taken are not waited for: be done with them first.
+ *    that are on their way to it go on from a copy.)
  * 3. Delete the slots from KVM, and unmap the memory.
+ *
+ * BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed out
+ * are in use. Such runs are in use until the same consumer takes again, is stopped or is freed: the
+ * message names it. The call waits for nobody and has changed nothing; make it again afterwards.
  *
  * While it migrates: first at the source, then, once that call has returned, at the destination,
  * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
@@ -1152,9 +1155,22 @@ typedef struct brant_sync {
     size_t size;
     /**
      * Pages that became pending for the consumer that asked; one that was pending for it already
-     * does not count again. So for all figures of pages here.
+     * does not count again. So for the pages of each log below.
      */
     uint64_t found_pages;
+    /**
+     * Pages that the logs found written, whether they were pending or not. Each log counts a page
+     * once for each sync that finds it; two logs that find the same page count it twice. Pages that
+     * count as dirty because a log failed are not among them.
+     */
+    uint64_t written_pages;
+    /**
+     * Of how many pages a write since the last sync could be found. Not of a page that an earlier sync
+     * found and whose protection has not been restored since: in the manual-protect modes of KVM's
+     * log, one that nobody has taken. The guest's dirty rate is written_pages over observed_pages, times
+     * its memory.
+     */
+    uint64_t observed_pages;
     /** Pages pending for it now. */
     uint64_t pending_pages;
     /** Nanoseconds, all of it. */
@@ -1212,6 +1228,14 @@ typedef struct brant_run {
  * is handed out the protection of its pages is restored, so what is written later is found by a
  * later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
  * the next call begins at the beginning.
+ *
+ * The runs are in use until the next take, until `brant_tracker_stop` or until
+ * `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A
+ * take that hands out 0 runs ends the use as well. So does one with a capacity of 0, which takes
+ * nothing and leaves the walk where it is; `runs` may be NULL then.
+ *
+ * Example: a backup writes the last run that it took to its file, and has nothing else to take for
+ * an hour. It calls this with a capacity of 0; until then no block of the run can be removed.
  */
 int32_t brant_tracker_take(struct brant_tracker *tracker,
                            struct brant_run *runs,
@@ -1221,7 +1245,8 @@ int32_t brant_tracker_take(struct brant_tracker *tracker,
 
 /**
  * Makes pages pending for the VMM again that were taken and did not get where they belong. Works
- * after `brant_tracker_stop` too. A block that is gone is passed over.
+ * after `brant_tracker_stop` too. A block that is gone is passed over. It does not end the use
+ * of runs (see `brant_tracker_take`).
  */
 int32_t brant_tracker_put_back(struct brant_tracker *tracker,
                                uint32_t block,
@@ -1780,7 +1805,8 @@ int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
  *
  * Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
  * consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
- * before it begins. The tracker may be freed before it.
+ * before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what the
+ * child calls on it ends no use of runs in the parent.
  */
 typedef struct brant_consumer brant_consumer;
 
@@ -1798,6 +1824,11 @@ typedef struct brant_consumer_stats {
     uint64_t put_back_pages;
     /** Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`. */
     uint64_t started;
+    /**
+     * Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is 1;
+     * a migration and a measurement of the dirty rate count too. Messages name it so.
+     */
+    uint64_t number;
 } brant_consumer_stats;
 
 /**
@@ -1828,7 +1859,10 @@ int32_t brant_consumer_sync(struct brant_consumer *consumer,
                             struct brant_sync *report,
                             struct brant_error **error);
 
-/** `brant_tracker_take` of what is pending for this consumer. */
+/**
+ * `brant_tracker_take` of what is pending for this consumer. The runs are in use until its next
+ * take, until `brant_consumer_stop` or until `brant_consumer_free`.
+ */
 int32_t brant_consumer_take(struct brant_consumer *consumer,
                             struct brant_run *runs,
                             size_t capacity,

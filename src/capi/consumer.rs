@@ -18,7 +18,8 @@ use super::tracker::brant_tracker;
 ///
 /// Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
 /// consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
-/// before it begins. The tracker may be freed before it.
+/// before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what the
+/// child calls on it ends no use of runs in the parent.
 pub struct brant_consumer {
     reader: Reader,
 }
@@ -39,6 +40,9 @@ pub struct brant_consumer_stats {
     pub put_back_pages: u64,
     /// Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`.
     pub started: u64,
+    /// Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is 1;
+    /// a migration and a measurement of the dirty rate count too. Messages name it so.
+    pub number: u64,
 }
 
 sized!(brant_consumer_stats);
@@ -61,7 +65,7 @@ pub unsafe extern "C" fn brant_consumer_new(
         if consumer.is_null() {
             return Err(invalid("consumer is NULL"));
         }
-        let reader = Reader::new(tracker.tracker.consumer());
+        let reader = Reader::of(&tracker.tracker, false);
         reader.start(with)?;
         let made = Box::new(brant_consumer { reader });
         // SAFETY: a place for a pointer by contract.
@@ -109,7 +113,8 @@ pub unsafe extern "C" fn brant_consumer_sync(
     })
 }
 
-/// `brant_tracker_take` of what is pending for this consumer.
+/// `brant_tracker_take` of what is pending for this consumer. The runs are in use until its next
+/// take, until `brant_consumer_stop` or until `brant_consumer_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_take(
     consumer: *mut brant_consumer,
@@ -160,6 +165,7 @@ pub unsafe extern "C" fn brant_consumer_get_stats(
             found_pages: now.found.0,
             put_back_pages: now.put_back.0,
             started: u64::from(consumer.is_started()),
+            number: consumer.number(),
         };
         // SAFETY: null or a structure by contract.
         unsafe { write(stats, &filled) }

@@ -219,9 +219,12 @@ pub unsafe extern "C" fn brant_guest_add_block(
 /// 2. Call this. What the slots logged is read and their logging switched off, so they must
 ///    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
 ///    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
-///    that are on their way to it go on from a copy.) Runs that you or a consumer of yours have
-///    taken are not waited for: be done with them first.
+///    that are on their way to it go on from a copy.)
 /// 3. Delete the slots from KVM, and unmap the memory.
+///
+/// BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed out
+/// are in use. Such runs are in use until the same consumer takes again, is stopped or is freed: the
+/// message names it. The call waits for nobody and has changed nothing; make it again afterwards.
 ///
 /// While it migrates: first at the source, then, once that call has returned, at the destination,
 /// at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still

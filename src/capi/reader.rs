@@ -4,13 +4,13 @@
 use super::error::invalid;
 use super::structs::{put, sized, write};
 use crate::dirty::consumer::{Consumer, Cursor};
-use crate::dirty::tracker::{LogReport, StartWith};
+use crate::dirty::tracker::{LogReport, StartWith, Tracker};
 use crate::dirty::{LogKind, When};
 use crate::error::Result;
-use crate::memory::BlockId;
+use crate::memory::{BlockId, BlockPin};
 use crate::units::Pages;
 use std::ffi::c_void;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Every page is pending at the start: for whoever copies them all and then what changes.
 pub const BRANT_START_ALL: u32 = 0;
@@ -30,8 +30,17 @@ pub struct brant_sync {
     /// sizeof(brant_sync).
     pub size: usize,
     /// Pages that became pending for the consumer that asked; one that was pending for it already
-    /// does not count again. So for all figures of pages here.
+    /// does not count again. So for the pages of each log below.
     pub found_pages: u64,
+    /// Pages that the logs found written, whether they were pending or not. Each log counts a page
+    /// once for each sync that finds it; two logs that find the same page count it twice. Pages that
+    /// count as dirty because a log failed are not among them.
+    pub written_pages: u64,
+    /// Of how many pages a write since the last sync could be found. Not of a page that an earlier sync
+    /// found and whose protection has not been restored since: in the manual-protect modes of KVM's
+    /// log, one that nobody has taken. The guest's dirty rate is written_pages over observed_pages, times
+    /// its memory.
+    pub observed_pages: u64,
     /// Pages pending for it now.
     pub pending_pages: u64,
     /// Nanoseconds, all of it.
@@ -81,15 +90,27 @@ sized!(brant_sync);
 /// The one body of `brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop` and of their
 /// `brant_consumer` namesakes: a consumer, and how far it has walked.
 pub(super) struct Reader {
+    walk: Mutex<Walk>,
     consumer: Consumer,
-    cursor: Mutex<Cursor>,
+}
+
+#[derive(Default)]
+struct Walk {
+    cursor: Cursor,
+    /// The blocks of the runs that the last take handed out: the caller reads them.
+    in_use: Vec<BlockPin>,
 }
 
 impl Reader {
-    pub(super) fn new(consumer: Consumer) -> Self {
+    /// A consumer of C's; `own`: the VMM's, which it uses by the tracker's functions.
+    pub(super) fn of(tracker: &Arc<Tracker>, own: bool) -> Self {
+        let who = |number| match own {
+            true => "the VMM itself, as the tracker's own consumer,".to_owned(),
+            false => format!("consumer {number} of the tracker"),
+        };
         Reader {
-            consumer,
-            cursor: Mutex::default(),
+            consumer: tracker.consumer_that(who, "it takes again, is stopped or is freed"),
+            walk: Mutex::default(),
         }
     }
 
@@ -97,8 +118,8 @@ impl Reader {
         &self.consumer
     }
 
-    fn cursor(&self) -> std::sync::MutexGuard<'_, Cursor> {
-        self.cursor.lock().unwrap_or_else(|e| e.into_inner())
+    fn walk(&self) -> MutexGuard<'_, Walk> {
+        self.walk.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(super) fn start(&self, with: u32) -> Result<()> {
@@ -112,11 +133,12 @@ impl Reader {
             }
         };
         self.consumer.start(with)?;
-        *self.cursor() = Cursor::default();
+        self.walk().cursor = Cursor::default();
         Ok(())
     }
 
     pub(super) fn stop(&self) -> Result<()> {
+        self.walk().in_use.clear();
         self.consumer.stop()
     }
 
@@ -150,6 +172,8 @@ impl Reader {
         let filled = brant_sync {
             size: 0,
             found_pages: done.found.0,
+            written_pages: done.written.0,
+            observed_pages: done.observed.0,
             pending_pages: done.pending.0,
             time_ns: done.time.as_nanos() as u64,
             kvm_ns: ns(kvm),
@@ -176,14 +200,16 @@ impl Reader {
         capacity: usize,
         count: *mut usize,
     ) -> Result<()> {
-        if runs.is_null() || capacity == 0 || count.is_null() {
+        if (runs.is_null() && capacity > 0) || count.is_null() {
             return Err(invalid(
-                "runs and count are not NULL and the capacity is not 0",
+                "count is not NULL, and runs is not either unless the capacity is 0",
             ));
         }
+        let mut walk = self.walk();
+        walk.in_use.clear();
         let taken =
             self.consumer
-                .take(&mut self.cursor(), capacity.min(TAKE_MAX), Pages(u64::MAX))?;
+                .take(&mut walk.cursor, capacity.min(TAKE_MAX), Pages(u64::MAX))?;
         for (i, run) in taken.runs().enumerate() {
             // SAFETY: i < capacity, and there is room for that many by contract.
             unsafe {
@@ -199,7 +225,7 @@ impl Reader {
         // SAFETY: not null, a place by contract.
         unsafe { put(count, "count", taken.run_count()) }?;
         // The caller's from here on.
-        taken.delivered();
+        walk.in_use = taken.delivered_in_use();
         Ok(())
     }
 

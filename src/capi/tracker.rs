@@ -140,7 +140,7 @@ pub unsafe extern "C" fn brant_tracker_new(
         };
         let inner = Tracker::new(Arc::clone(&guest.memory), clearing)?;
         let made = Box::new(brant_tracker {
-            own: Reader::new(inner.consumer()),
+            own: Reader::of(&inner, true),
             tracker: inner,
             kvm: Mutex::default(),
             ops: Arc::clone(&guest.ops),
@@ -281,6 +281,14 @@ pub unsafe extern "C" fn brant_tracker_sync(
 /// is handed out the protection of its pages is restored, so what is written later is found by a
 /// later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
 /// the next call begins at the beginning.
+///
+/// The runs are in use until the next take, until `brant_tracker_stop` or until
+/// `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A
+/// take that hands out 0 runs ends the use as well. So does one with a capacity of 0, which takes
+/// nothing and leaves the walk where it is; `runs` may be NULL then.
+///
+/// Example: a backup writes the last run that it took to its file, and has nothing else to take for
+/// an hour. It calls this with a capacity of 0; until then no block of the run can be removed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_take(
     tracker: *mut brant_tracker,
@@ -298,7 +306,8 @@ pub unsafe extern "C" fn brant_tracker_take(
 }
 
 /// Makes pages pending for the VMM again that were taken and did not get where they belong. Works
-/// after `brant_tracker_stop` too. A block that is gone is passed over.
+/// after `brant_tracker_stop` too. A block that is gone is passed over. It does not end the use
+/// of runs (see `brant_tracker_take`).
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_put_back(
     tracker: *mut brant_tracker,

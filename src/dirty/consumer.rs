@@ -24,13 +24,14 @@ use super::figures::Published;
 use super::lease::Lease;
 use super::pending::{Phase, Seat};
 use super::report::{ConsumerStats, StartWith, SyncReport};
+use super::run::Manner;
 use super::state::{Inner, Member};
 use super::take::Wanted;
 use super::taken::Taken;
 use super::tracker::Tracker;
 use super::When;
 use crate::error::{Error, Kind, Result};
-use crate::memory::BlockId;
+use crate::memory::{BlockId, Holder};
 use crate::units::Pages;
 use std::sync::Arc;
 
@@ -105,8 +106,23 @@ impl std::ops::Deref for Consumer {
 impl Tracker {
     /// Another consumer, not started. It needs no memory until it is.
     pub fn consumer(self: &Arc<Self>) -> Consumer {
+        self.consumer_that(
+            |number| format!("consumer {number} of the tracker"),
+            "what it took is delivered or dropped",
+        )
+    }
+
+    /// One whose use of pages is told in other words, for whoever is refused the removal of a block:
+    /// `who` of the consumer's number, and what ends the use ([`Holder`]).
+    pub(crate) fn consumer_that(
+        self: &Arc<Self>,
+        who: impl FnOnce(u64) -> String,
+        until: &'static str,
+    ) -> Consumer {
         let published = Arc::default();
         let mut inner = self.lock();
+        inner.consumers += 1;
+        let number = inner.consumers;
         let member = Member::new(&published);
         let seat = match inner.members.iter().position(Option::is_none) {
             Some(free) => {
@@ -124,6 +140,11 @@ impl Tracker {
                 tracker: Arc::clone(self),
                 seat,
                 published,
+                number,
+                holder: Arc::new(Holder {
+                    who: who(number),
+                    until,
+                }),
             }),
         }
     }
@@ -136,6 +157,12 @@ impl Consumer {
 
     pub(super) fn published(&self) -> &Published {
         &self.lease.published
+    }
+
+    /// Which of the tracker's it is: 1 for the first that was made, a migration's and a
+    /// measurement's counted. A refused removal of a block names it so.
+    pub fn number(&self) -> u64 {
+        self.lease.number
     }
 
     /// The tracker it is one of.
@@ -266,20 +293,47 @@ impl Consumer {
     ///
     /// An empty answer means that the walk has come to the end; the cursor is at the beginning
     /// again. After an error nothing was taken.
+    ///
+    /// **What is taken is in use** until the [`Taken`] is delivered, dropped or unpinned: as long as
+    /// that lasts, [`Memory::remove_block`](crate::memory::Memory::remove_block) is refused for its
+    /// blocks. It names this consumer ([`Consumer::number`]). A walk that comes to a block in the
+    /// moment of its removal passes over it.
     pub fn take(&self, cursor: &mut Cursor, max_runs: usize, max_pages: Pages) -> Result<Taken> {
-        self.take_what(cursor, max_runs, max_pages, false)
+        self.take_what(cursor, max_runs, max_pages, false, Manner::Held)
+    }
+
+    /// [`Consumer::take`], for whoever is done with the pages at once or hears of removals: a
+    /// removal of a block waits for it.
+    pub(crate) fn take_recallable(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+        max_pages: Pages,
+    ) -> Result<Taken> {
+        self.take_what(cursor, max_runs, max_pages, false, Manner::Recallable)
+    }
+
+    /// [`Consumer::take_unread`], for the same.
+    pub(crate) fn take_unread_recallable(
+        &self,
+        cursor: &mut Cursor,
+        max_runs: usize,
+    ) -> Result<Taken> {
+        let all = Pages(u64::MAX);
+        self.take_what(cursor, max_runs, all, true, Manner::Recallable)
     }
 
     /// [`Consumer::take`], or of what that would hand out, only what is not read.
-    pub(super) fn take_what(
+    fn take_what(
         &self,
         cursor: &mut Cursor,
         max_runs: usize,
         max_pages: Pages,
         unread: bool,
+        manner: Manner,
     ) -> Result<Taken> {
         // Before the lock, so that it is dropped, and puts back, after the lock: whatever happens.
-        let mut taken = Taken::nothing(&self.lease);
+        let mut taken = Taken::nothing(&self.lease, manner);
         if max_runs == 0 || max_pages.0 == 0 {
             // Nothing was asked for; that says nothing of the walk.
             return Ok(taken);
@@ -341,7 +395,8 @@ impl Consumer {
 
     /// [`Consumer::take`] of what is not read: given-back and free pages.
     pub fn take_unread(&self, cursor: &mut Cursor, max_runs: usize) -> Result<Taken> {
-        self.take_what(cursor, max_runs, Pages(u64::MAX), true)
+        let all = Pages(u64::MAX);
+        self.take_what(cursor, max_runs, all, true, Manner::Held)
     }
 
     /// Makes pages pending again whose [`Taken`] was given up by [`Taken::delivered`] and that did not

@@ -10,7 +10,7 @@
 use super::figures::Published;
 use super::pending::Seat;
 use super::tracker::Tracker;
-use crate::memory::PageRun;
+use crate::memory::{Holder, PageRun};
 use std::sync::Arc;
 
 /// See the file's description.
@@ -18,7 +18,11 @@ use std::sync::Arc;
 pub(super) struct Lease {
     pub(super) tracker: Arc<Tracker>,
     pub(super) seat: Seat,
+    /// See [`super::consumer::Consumer::number`].
+    pub(super) number: u64,
     pub(super) published: Arc<Published>,
+    /// Whose the pages are that it has taken, and how that ends.
+    pub(super) holder: Arc<Holder>,
 }
 
 impl Lease {

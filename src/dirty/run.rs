@@ -48,6 +48,16 @@ pub(super) struct Kept {
     pub first_time: bool,
 }
 
+/// How the blocks of what is taken are kept from being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// A removal is refused: whoever reads the pages does so for as long as they like.
+    Held,
+    /// A removal waits: whoever has the pages is done at once, or hears of removals by a
+    /// [`crate::memory::PinRecall`].
+    Recallable,
+}
+
 /// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are
 /// skipped ([`super::consumer::Consumer::skip_ballooned`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -62,6 +62,8 @@ pub(super) struct Inner {
     pub(super) blocks: Blocks,
     /// By seat.
     pub(super) members: Vec<Option<Member>>,
+    /// How many consumers were ever made.
+    pub(super) consumers: u64,
     /// Whether the logs are on: while any consumer is started.
     pub(super) started: bool,
     pub(super) stats: TrackerStats,

@@ -63,8 +63,17 @@ impl Inner {
             // A hinted page that was found written since is pending, and that wins.
             let before = found.as_ref().map_or(window, |found| found.start);
             if let Some(free) = set.next_free(cursor.page, before) {
-                cursor.page = free.end;
-                return state.hand_out(seat, free, Content::Free, taken).map(Some);
+                let end = free.end;
+                match state.hand_out(seat, free, Content::Free, taken)? {
+                    Some(run) => {
+                        cursor.page = end;
+                        return Ok(Some(run));
+                    }
+                    None => {
+                        *cursor = cursor.next_block();
+                        continue;
+                    }
+                }
             }
             let Some(found) = found else {
                 cursor.page = window;
@@ -108,7 +117,10 @@ impl Inner {
                 cursor.page = first + count;
                 continue;
             }
-            let run = state.hand_out(seat, first..first + count, content, taken)?;
+            let Some(run) = state.hand_out(seat, first..first + count, content, taken)? else {
+                *cursor = cursor.next_block();
+                continue;
+            };
             cursor.page = first + count;
             if content == Content::Ballooned {
                 self.stats.ballooned += Pages(count);
@@ -123,14 +135,15 @@ impl Inner {
 }
 
 impl BlockState {
-    /// Moves pages from a consumer's pending into `taken`, which has room for a run.
+    /// Moves pages from a consumer's pending into `taken`, which has room for a run. `None`, and they
+    /// stay pending, where the block is just being removed.
     fn hand_out(
         &mut self,
         seat: Seat,
         pages: Range<u64>,
         content: Content,
         taken: &mut Taken,
-    ) -> Result<Kept> {
+    ) -> Result<Option<Kept>> {
         let (first, count) = (Pages(pages.start), Pages(pages.end - pages.start));
         let mut run = Kept {
             pages: self.pin_source.run(first, count)?,
@@ -141,7 +154,9 @@ impl BlockState {
         if let Some(set) = set {
             run.first_time = set.fresh_from <= pages.start;
             // First there, then no more here: in between the pages are in both.
-            taken.push(&self.pin_source, run);
+            if !taken.push(&self.pin_source, run)? {
+                return Ok(None);
+            }
             set.fresh_from = set.fresh_from.max(pages.end);
             if content != Content::Free {
                 // A free page that is pending all the same was written since: it stays.
@@ -149,6 +164,6 @@ impl BlockState {
             }
             set.beside.handed_out(pages, content);
         }
-        Ok(run)
+        Ok(Some(run))
     }
 }

@@ -12,7 +12,7 @@
 //! ([`Taken::unpin`]), and may be split ([`Taken::split_off`]).
 
 use super::lease::Lease;
-use super::run::{Kept, Run};
+use super::run::{Kept, Manner, Run};
 use crate::error::Result;
 use crate::fallible;
 use crate::memory::{Block, BlockId, BlockPin, PageRun};
@@ -20,6 +20,10 @@ use crate::units::Pages;
 use std::sync::Arc;
 
 /// See the file's description. [`super::consumer::Consumer::take`] makes it.
+///
+/// It keeps the memory of its pages in use: until it is delivered, dropped or unpinned,
+/// [`Memory::remove_block`](crate::memory::Memory::remove_block) refuses to remove their blocks
+/// ([`Kind::Busy`](crate::Kind::Busy)).
 ///
 /// Dropping it puts its pages back: it takes the tracker's lock, so it is not dropped where that is
 /// held, and allocates nothing. Blocks that were removed meanwhile are passed over. As long as it
@@ -32,14 +36,16 @@ pub struct Taken {
     runs: Vec<Kept>,
     /// One for each block, by number.
     pins: Vec<BlockPin>,
+    manner: Manner,
 }
 
 impl Taken {
-    pub(super) fn nothing(lease: &Arc<Lease>) -> Self {
+    pub(super) fn nothing(lease: &Arc<Lease>, manner: Manner) -> Self {
         Taken {
             lease: Arc::clone(lease),
             runs: Vec::new(),
             pins: Vec::new(),
+            manner,
         }
     }
 
@@ -49,12 +55,21 @@ impl Taken {
         fallible::reserve(&mut self.pins, 1, "pins of blocks")
     }
 
-    /// Adds a run of `block`, for which there is room. In a take blocks come by number, ascending.
-    pub(super) fn push(&mut self, block: &Arc<Block>, run: Kept) {
+    /// Adds a run of `block`, for which there is room; `false`, and no run, where the block is just
+    /// being removed. In a take blocks come by number, ascending.
+    pub(super) fn push(&mut self, block: &Arc<Block>, run: Kept) -> Result<bool> {
         if self.pins.last().is_none_or(|pin| pin.id() != block.id()) {
-            self.pins.push(BlockPin::new(block));
+            let pin = match self.manner {
+                Manner::Held => BlockPin::hold(block, &self.lease.holder)?,
+                Manner::Recallable => Some(BlockPin::new(block)),
+            };
+            let Some(pin) = pin else {
+                return Ok(false);
+            };
+            self.pins.push(pin);
         }
         self.runs.push(run);
+        Ok(true)
     }
 
     /// Whether there is no page in it.
@@ -106,7 +121,7 @@ impl Taken {
     /// # Errors
     /// [`crate::error::Kind::NoMemory`]; then nothing was split off.
     pub fn split_off(&mut self, mut which: impl FnMut(&PageRun) -> bool) -> Result<Taken> {
-        let mut other = Taken::nothing(&self.lease);
+        let mut other = Taken::nothing(&self.lease, self.manner);
         fallible::reserve(&mut other.runs, self.runs.len(), "runs of pages")?;
         fallible::reserve(&mut other.pins, self.pins.len(), "pins of blocks")?;
         let (runs, pins) = (&mut other.runs, &mut other.pins);
@@ -129,6 +144,12 @@ impl Taken {
     /// They have arrived where they were to go, and are pending no more.
     pub fn delivered(mut self) {
         self.runs.clear();
+    }
+
+    /// The same, with the memory in use on: for whoever hands it to a reader of its own.
+    pub(crate) fn delivered_in_use(mut self) -> Vec<BlockPin> {
+        self.runs.clear();
+        std::mem::take(&mut self.pins)
     }
 }
 

@@ -83,6 +83,7 @@ impl Tracker {
                 map: memory.map(),
                 blocks: Blocks::default(),
                 members: Vec::new(),
+                consumers: 0,
                 started: false,
                 stats: TrackerStats::default(),
                 hints: Hints::default(),

@@ -2,10 +2,11 @@
 //!
 //! The VMM describes it; brant checks the description once and from then on holds it by
 //! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
-//! [`crate::memory::Memory::remove_block`] has not returned.
+//! [`crate::memory::Memory::remove_block`] has not returned, or was refused ([`super::holds`]).
 
 use super::address::HostMemory;
 use super::ballooned::Ballooned;
+use super::holds::{Holder, Uses};
 use super::poisoned::Poisoned;
 use super::untouched::Untouched;
 use crate::channel::{Part, PartMut};
@@ -17,7 +18,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use vm_memory::VolatileSlice;
 
 /// The longest block name, in bytes.
@@ -120,12 +121,6 @@ impl BlockDescription {
     }
 }
 
-#[derive(Debug, Default)]
-struct Pins {
-    count: Mutex<usize>,
-    none: Condvar,
-}
-
 /// A block of guest memory.
 pub struct Block {
     id: BlockId,
@@ -136,7 +131,7 @@ pub struct Block {
     file: Option<BackingFile>,
     flags: BlockFlags,
     identity: Option<Identity>,
-    pins: Pins,
+    uses: Uses,
     ballooned: Ballooned,
     poisoned: Poisoned,
     untouched: Mutex<Option<Arc<Untouched>>>,
@@ -297,7 +292,7 @@ impl Block {
             file,
             flags,
             identity,
-            pins: Pins::default(),
+            uses: Uses::default(),
             ballooned: Ballooned::new(host as u64, length.pages_down(), page_size.0),
             poisoned: Poisoned::new(length.pages_down()),
             untouched: Mutex::default(),
@@ -423,52 +418,67 @@ impl Block {
         Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
     }
 
-    /// Waits until no [`BlockPin`] is left.
-    pub(super) fn wait_unpinned(&self) {
-        let mut count = self.pins.count.lock().unwrap_or_else(|e| e.into_inner());
-        while *count > 0 {
-            count = self
-                .pins
-                .none
-                .wait(count)
-                .unwrap_or_else(|e| e.into_inner());
-        }
+    /// Who uses its pages.
+    pub(super) fn uses(&self) -> &Uses {
+        &self.uses
     }
 }
 
 /// A reference that keeps a block's memory from being taken away. Threads of brant's
 /// hold one across whatever blocks; nobody holds the map across it.
+///
+/// While a reader of dirty pages has one (in what it took), the block's removal is refused; for
+/// any other the removal waits.
 #[derive(Debug)]
-pub struct BlockPin(Arc<Block>);
+pub struct BlockPin {
+    block: Arc<Block>,
+    /// Whose it is, if a removal is refused because of it.
+    holder: Option<Arc<Holder>>,
+}
 
 impl BlockPin {
     /// Pins `block`, which is known to be in the map; [`crate::memory::Memory::pin`] where it
     /// is not known.
     pub(crate) fn new(block: &Arc<Block>) -> Self {
-        *block.pins.count.lock().unwrap_or_else(|e| e.into_inner()) += 1;
-        BlockPin(Arc::clone(block))
+        block.uses.begin();
+        BlockPin {
+            block: Arc::clone(block),
+            holder: None,
+        }
+    }
+
+    /// Pins `block` under a name, so that its removal is refused and does not wait. `None` when it
+    /// is being removed.
+    ///
+    /// # Errors
+    /// [`Kind::NoMemory`].
+    pub(crate) fn hold(block: &Arc<Block>, holder: &Arc<Holder>) -> Result<Option<Self>> {
+        Ok(block.uses.hold(holder)?.then(|| BlockPin {
+            block: Arc::clone(block),
+            holder: Some(Arc::clone(holder)),
+        }))
     }
 }
 
 impl Clone for BlockPin {
     fn clone(&self) -> Self {
-        BlockPin::new(&self.0)
+        self.block.uses.again(self.holder.as_ref());
+        BlockPin {
+            block: Arc::clone(&self.block),
+            holder: self.holder.clone(),
+        }
     }
 }
 
 impl std::ops::Deref for BlockPin {
     type Target = Block;
     fn deref(&self) -> &Block {
-        &self.0
+        &self.block
     }
 }
 
 impl Drop for BlockPin {
     fn drop(&mut self) {
-        let mut count = self.0.pins.count.lock().unwrap_or_else(|e| e.into_inner());
-        *count -= 1;
-        if *count == 0 {
-            self.0.pins.none.notify_all();
-        }
+        self.block.uses.end(self.holder.as_ref());
     }
 }

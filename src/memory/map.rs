@@ -7,6 +7,7 @@
 
 use super::ballooned::Gate;
 use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
+use super::holds::Leaving;
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
 use super::ownership::Ownership;
 use super::tree::{Index as _, Tree};
@@ -402,6 +403,11 @@ impl Memory {
     /// Removes a block and its slots. Returns when no thread of brant's touches its
     /// memory any more: a migration's thread that waits for its peer with pages of the block is
     /// asked to let go of them ([`PinRecall`](super::PinRecall)).
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while a consumer uses pages of it that it took
+    /// ([`Consumer::take`](crate::dirty::consumer::Consumer::take)). The message names the
+    /// consumer. Nothing has changed, and nothing was waited for.
     pub fn remove_block(&self, name: &str) -> Result<()> {
         let block = {
             let mut change = self.lock();
@@ -409,11 +415,13 @@ impl Memory {
             let Some(block) = map.block_named(name).cloned() else {
                 return Err(no_block(name));
             };
+            // Until the map has changed, or the change was refused.
+            let _leaving = Leaving::begin(&block)?;
             map.remove_block(&block);
             self.publish(&mut change, map)?;
-            block
+            Arc::clone(&block)
         };
-        block.wait_unpinned();
+        block.uses().wait();
         Ok(())
     }
 

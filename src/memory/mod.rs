@@ -13,6 +13,7 @@ pub mod block;
 pub mod contents;
 mod declared;
 mod ground;
+mod holds;
 pub mod host;
 pub mod index;
 pub mod map;
@@ -31,6 +32,7 @@ mod written;
 
 pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
+pub(crate) use holds::Holder;
 pub use map::{Map, MapObserver, Memory};
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;

@@ -336,7 +336,7 @@ fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, 
     let mut cursor = Cursor::default();
     let (mut all, mut new) = (0, 0);
     loop {
-        let taken = consumer.take(&mut cursor, 1024, Pages(1 << 20))?;
+        let taken = consumer.take_recallable(&mut cursor, 1024, Pages(1 << 20))?;
         if taken.is_empty() {
             return Ok((Pages(all), Pages(new)));
         }

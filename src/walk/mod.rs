@@ -66,7 +66,9 @@ impl Walk {
         outlet: &mut impl Outlet,
     ) -> Result<Option<Put>> {
         let mut cursor = self.cursor;
-        let put = self.put(outlet, || consumer.take(&mut cursor, BATCH_RUNS, most));
+        let put = self.put(outlet, || {
+            consumer.take_recallable(&mut cursor, BATCH_RUNS, most)
+        });
         self.cursor = cursor;
         put
     }
@@ -81,7 +83,9 @@ impl Walk {
         consumer: &Consumer,
         outlet: &mut impl Outlet,
     ) -> Result<Option<Put>> {
-        self.put(outlet, || consumer.take_unread(cursor, BATCH_RUNS))
+        self.put(outlet, || {
+            consumer.take_unread_recallable(cursor, BATCH_RUNS)
+        })
     }
 
     fn put(

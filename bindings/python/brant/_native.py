@@ -158,6 +158,8 @@ class brant_sync(Structure):
     _fields_ = [
         ("size", c_size_t),
         ("found_pages", c_uint64),
+        ("written_pages", c_uint64),
+        ("observed_pages", c_uint64),
         ("pending_pages", c_uint64),
         ("time_ns", c_uint64),
         ("kvm_ns", c_uint64),
@@ -192,6 +194,7 @@ class brant_consumer_stats(Structure):
         ("found_pages", c_uint64),
         ("put_back_pages", c_uint64),
         ("started", c_uint64),
+        ("number", c_uint64),
     ]
 
 

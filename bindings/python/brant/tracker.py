@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from ctypes import byref, c_uint32
+from ctypes import byref, c_size_t, c_uint32
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Dict, Generator, List, Optional, Tuple, Type, Union
-from weakref import ref
+from weakref import ReferenceType, ref
 
 from . import _native as native
 from ._native import PAGE_SIZE, constant
@@ -40,6 +40,26 @@ class _Blocks:
     def __init__(self) -> None:
         self.by_name: Dict[str, _Block] = {}
         self.by_number: Dict[int, _Block] = {}
+        #: Whoever takes pages of them.
+        self.takers: "Tuple[ReferenceType[_Takes], ...]" = ()
+
+    def taken_by(self, taker: "_Takes") -> None:
+        """Remembers who takes pages."""
+        living = tuple(taker for taker in self.takers if taker() is not None)
+        self.takers = (*living, ref(taker))
+
+    def check_unused(self, name: str) -> None:
+        """Refuses the removal of a block of which somebody has taken runs and not delivered them."""
+        block = self.by_name.get(name)
+        for taker in self.takers if block is not None else ():
+            takes = taker()
+            if takes is not None and takes._uses(block.number):
+                raise native.BrantError(
+                    constant("E_BUSY"),
+                    "block %r is not removed: runs of its pages from %r are in use until they are "
+                    "delivered or put back, or the iteration that gave them goes on or ends"
+                    % (name, takes),
+                )
 
     def add(self, block: _Block) -> None:
         self.by_name[block.name] = block
@@ -166,9 +186,20 @@ class Guest(_Closes):
 
     def remove_block(self, name: str) -> None:
         """Removes a block and its slots. Its buffer is free once this has returned and no
-        :class:`Run` of it is left."""
+        :class:`Run` of it is left.
+
+        :class:`BrantError` with the name "busy", and nothing changed, while runs of the block are in use:
+
+        - a :class:`Taken` has some and was neither delivered nor put back;
+        - an iteration over :meth:`Tracker.take` has come to one, and was neither continued to the
+          next block nor closed. (It takes runs in batches: a few that it has passed already may
+          count until it comes to its next batch.)
+
+        So with a :class:`Consumer`. A migration's pages are never in the way.
+        """
         blocks = self._blocks
         with self._changing, self._handle.use() as guest:
+            blocks.check_unused(name)
             native.call(native.lib.brant_guest_remove_block, guest, native.text(name, "name"))
             blocks.remove(name)
 
@@ -220,6 +251,13 @@ class Sync:
 
     #: Pages that became pending; one that was pending already does not count again.
     found_pages: int
+    #: Pages that the logs found written, whether they were pending or not: once for each log and
+    #: sync.
+    written_pages: int
+    #: Of how many pages a write since the last sync could be found: all but those that were found
+    #: before and whose protection waits for a take. The dirty rate of the memory is ``written_pages``
+    #: over this.
+    observed_pages: int
     #: Pages pending now.
     pending_pages: int
     #: Nanoseconds, all of it.
@@ -297,6 +335,24 @@ class _Takes(_Closes):
         # The library has one walk for each; here a second sync or take waits.
         # An iteration that is given up puts back wherever it is collected.
         self._lock = threading.RLock()
+        self._blocks.taken_by(self)
+
+    def _uses(self, block: int) -> bool:
+        """Whether runs of the block are handed out, and neither delivered nor put back."""
+        with self._lock:
+            if self.closed:
+                return False
+            self._reclaim()
+            return any(number == block for held in self._held for number, _, _ in held.rest())
+
+    def _end_use(self) -> None:
+        """To the library, what was taken last is in use until the next take: this is one, of nothing."""
+        try:
+            self._call("take", None, 0, byref(c_size_t()))
+        except ValueError:
+            # Whoever closed it meanwhile has ended all use.
+            if not self.closed:
+                raise
 
     def _call(self, name: str, *arguments: Any) -> None:
         with self._handle.use() as handle:
@@ -416,6 +472,7 @@ class _Takes(_Closes):
                     raise
             held.settle()
             self._let_go(held)
+            self._end_use()
 
     def _let_go(self, held: Held) -> None:
         try:
@@ -563,6 +620,8 @@ class ConsumerStats:
     put_back_pages: int
     #: Whether it is told of what is written.
     started: bool
+    #: Which of the tracker's consumers it is; messages name it so. The tracker itself is 1.
+    number: int
 
 
 class Consumer(_Takes):

@@ -5,6 +5,7 @@
 //! else. That it can fail is shown by engines with known mistakes ([`Mistake`]).
 
 mod cases;
+mod removal;
 
 use super::*;
 use crate::dirty::kvm::testing::model::{Kvm, Moment, ALL_CAPS};
