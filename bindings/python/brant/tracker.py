@@ -51,7 +51,9 @@ class _Blocks:
     def check_unused(self, name: str) -> None:
         """Refuses the removal of a block of which somebody has taken runs and not delivered them."""
         block = self.by_name.get(name)
-        for taker in self.takers if block is not None else ():
+        if block is None:
+            return
+        for taker in self.takers:
             takes = taker()
             if takes is not None and takes._uses(block.number):
                 raise native.BrantError(

@@ -125,6 +125,73 @@ def test_blocks_come_and_go_while_they_are_tracked(watched):
     assert wrong.value.name == "not found"
 
 
+@pytest.fixture(params=["tracker", "consumer"])
+def taker(request):
+    """A guest of two blocks of two pages, and somebody for whom all of it is pending."""
+    with brant.Guest() as guest, brant.Tracker(guest) as tracker:
+        for name in ("a", "b"):
+            guest.add_block(name, mmap.mmap(-1, 2 * PAGE))
+        if request.param == "consumer":
+            with tracker.consumer(everything=True) as consumer:
+                yield guest, consumer
+        else:
+            tracker.start(everything=True)
+            yield guest, tracker
+
+
+def is_busy(guest, name):
+    with pytest.raises(brant.BrantError) as wrong:
+        guest.remove_block(name)
+    return wrong.value.name == "busy" and repr(name) in wrong.value.message.replace("`", "'")
+
+
+def test_a_block_that_an_iteration_has_come_to_is_removed_once_that_is_over(taker):
+    guest, takes = taker
+    for run in takes.take():
+        assert is_busy(guest, run.block)
+    guest.remove_block("b")
+    # One that is given up in the middle.
+    for page in (0, 1):
+        guest.add_block("more%d" % page, mmap.mmap(-1, PAGE))
+    walk = takes.take()
+    assert next(walk).block == "more0"
+    assert is_busy(guest, "more0")
+    walk.close()
+    guest.remove_block("more0")
+    guest.remove_block("a")
+    assert [run.block for run in takes.take()] == ["more1"]
+
+
+def test_a_block_of_an_array_is_removed_once_that_is_delivered_or_put_back(taker):
+    guest, takes = taker
+    with takes.take_array() as taken:
+        assert len(taken) == 2
+        assert is_busy(guest, "a") and is_busy(guest, "b")
+    guest.remove_block("a")
+    guest.add_block("more", mmap.mmap(-1, PAGE))
+    taken = takes.take_array()
+    assert is_busy(guest, "more")
+    taken.put_back()
+    guest.remove_block("more")
+    # One that nobody has any more.
+    guest.add_block("more", mmap.mmap(-1, PAGE))
+    taken = takes.take_array()
+    del taken
+    gc.collect()
+    guest.remove_block("more")
+
+
+def test_a_sync_tells_what_was_written_from_what_is_new(watched):
+    _, tracker, memory = watched
+    write(memory, 1, 2)
+    first = tracker.sync()
+    write(memory, 2, 3)
+    again = tracker.sync()
+    assert (first.found_pages, first.written_pages) == (2, 2)
+    assert (again.found_pages, again.written_pages, again.pending_pages) == (1, 2, 3)
+    assert first.observed_pages == again.observed_pages == len(memory) // PAGE
+
+
 def memory_of(kind):
     """Sixteen pages as objects of some kind; what is given, and what is written to."""
     memory = mmap.mmap(-1, 16 * PAGE)
