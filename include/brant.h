@@ -171,21 +171,23 @@
  *             expect_success(brant_outgoing_get_stats(outgoing, &stats, &error));
  *             printf("%u.%02u %%\n", stats.progress / 100, stats.progress % 100);
  *         }
- *         brant_outgoing_wait(outgoing, 0, &error);   // the same code, with the sentence
- *         if (code == 0) {
- *             printf("the guest runs at the destination from %llu on\n",
- *                    (unsigned long long)vmm.count);
- *         } else if (code == BRANT_E_UNANSWERED) {
- *             // The guest is paused here. The destination's VMM knows whether `run` was called.
- *             printf("%s\ndoes it run there (y or n)? ", brant_error_message(error));
- *             int runs = getchar() == 'y';
- *             brant_error_free(error);
- *             expect_success(brant_outgoing_resolve(
- *                 outgoing, runs ? BRANT_RESOLVE_DESTROY : BRANT_RESOLVE_RESUME, &error));
- *         } else {
- *             printf("%s\nthe guest runs on here\n", brant_error_message(error));
+ *         int here = code != 0;                       // unless the migration completed
+ *         if (here) {
+ *             brant_outgoing_wait(outgoing, 0, &error);       // the same code, and its sentence
+ *             printf("%s: %s\n", brant_error_name(code), brant_error_message(error));
  *             brant_error_free(error);
  *         }
+ *         if (code == BRANT_E_UNANSWERED) {
+ *             // The guest is paused. The destination's VMM knows whether `run` was called there.
+ *             printf("does the guest run at the destination (y or n)? ");
+ *             here = getchar() != 'y';
+ *             expect_success(brant_outgoing_resolve(
+ *                 outgoing, here ? BRANT_RESOLVE_RESUME : BRANT_RESOLVE_DESTROY, &error));
+ *         }
+ *         if (here)
+ *             printf("the guest runs on here\n");
+ *         else
+ *             printf("the guest runs at the destination from %llu on\n", (unsigned long long)vmm.count);
  *
  *         brant_outgoing_free(outgoing);
  *         make_guest(&vmm, ENDED);                    // the end of the example, whatever it was
@@ -193,7 +195,7 @@
  *         brant_tracker_free(vmm.tracker);
  *         brant_guest_free(guest);
  *         munmap(vmm.memory, BYTES);
- *         return code != 0;
+ *         return here;
  *     }
  *
  * ---- destination.c ---------------------------------------------------------------------------
