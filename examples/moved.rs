@@ -10,7 +10,7 @@ use brant::error::{Error, Kind};
 use brant::kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use brant::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use brant::memory::Memory;
-use brant::migrate::{Blockers, Endpoint, Incoming, Outgoing, Params, Target};
+use brant::migrate::{Blockers, ConnectTo, Endpoint, Incoming, Outgoing, Params};
 use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use brant::vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use brant::vmm::{StateBlob, StateSink, Vmm};
@@ -184,7 +184,7 @@ fn main() -> Result<()> {
     tracker.add_log(opened.log)?;
 
     let outgoing = Outgoing::new(tracker, Blockers::new(), here.clone(), Params::default())?;
-    outgoing.start(Target::Endpoint(address))?;
+    outgoing.start(ConnectTo::Endpoint(address))?;
     while let Err(e) = outgoing.wait(Some(Duration::from_millis(100))) {
         if e.kind() != Kind::Pending {
             return Err(e);

@@ -20,7 +20,7 @@
 //! use brant::dirty::tracker::{Clearing, Tracker};
 //! use brant::dirty::WriteMarks;
 //! use brant::memory::{Memory, NO_SLOT};
-//! use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+//! use brant::migrate::{Blockers, Incoming, Outgoing, Params, AcceptFrom, ConnectTo};
 //! use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 //! use brant::vmm::Vmm;
 //! use std::os::unix::net::UnixStream;
@@ -53,8 +53,8 @@
 //! let incoming = Incoming::new(guest(&there)?, Arc::new(Nothing), Params::default())?;
 //!
 //! let (a, b) = UnixStream::pair()?;
-//! incoming.start(Source::Connected(b.into()))?;
-//! outgoing.start(Target::Connected(a.into()))?;
+//! incoming.start(AcceptFrom::Connected(b.into()))?;
+//! outgoing.start(ConnectTo::Connected(a.into()))?;
 //! outgoing.wait(None)?;
 //! assert_eq!(there.read_obj::<u8>(GuestAddress(4096))?, 42);
 //! # Ok(())

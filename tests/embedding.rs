@@ -6,7 +6,9 @@ use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::migrate::steering::{Facts, Next};
-use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params,
+};
 use brant::sys::kvm::{Region, Vm};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{Event, EventKind, Vmm};
@@ -155,7 +157,7 @@ fn a_cancel_inside_log_on_only_asks() {
     let (a, b) = UnixStream::pair().unwrap();
     let there = memory(MIB, false).0;
     let incoming = Incoming::new(there, Arc::new(Hooks::default()), Params::default()).unwrap();
-    incoming.start(Source::Connected(b.into())).unwrap();
+    incoming.start(AcceptFrom::Connected(b.into())).unwrap();
     let outgoing = Outgoing::new(tracker, Blockers::new(), vmm.clone(), Params::default());
     let outgoing = Arc::new(outgoing.unwrap());
     let inside: Weak<Outgoing> = Arc::downgrade(&outgoing);
@@ -167,7 +169,7 @@ fn a_cancel_inside_log_on_only_asks() {
         called.send(()).unwrap();
     }));
     outgoing
-        .start_with(Target::Connected(a.into()), Box::new(Forever))
+        .start_with(ConnectTo::Connected(a.into()), Box::new(Forever))
         .unwrap();
     calls.recv_timeout(LONG).expect("cancel returns in log_on");
     let error = outgoing.wait(Some(LONG)).unwrap_err();
@@ -190,7 +192,7 @@ fn a_destination_may_take_its_memory_away_as_soon_as_it_hears_that_it_failed() {
     }));
     let (a, b) = UnixStream::pair().unwrap();
     let incoming = Incoming::new(there, vmm, Params::default()).unwrap();
-    incoming.start(Source::Connected(b.into())).unwrap();
+    incoming.start(AcceptFrom::Connected(b.into())).unwrap();
     let outgoing = Outgoing::new(
         tracker,
         Blockers::new(),
@@ -199,7 +201,7 @@ fn a_destination_may_take_its_memory_away_as_soon_as_it_hears_that_it_failed() {
     )
     .unwrap();
     outgoing
-        .start_with(Target::Connected(a.into()), Box::new(Forever))
+        .start_with(ConnectTo::Connected(a.into()), Box::new(Forever))
         .unwrap();
     while incoming.stats().data_pages == 0 {
         std::thread::yield_now();
@@ -219,7 +221,7 @@ impl Raw {
     fn accepted(bytes: u64, incoming: &Incoming) -> Raw {
         let (a, b) = UnixStream::pair().unwrap();
         a.set_read_timeout(Some(LONG)).unwrap();
-        incoming.start(Source::Connected(b.into())).unwrap();
+        incoming.start(AcceptFrom::Connected(b.into())).unwrap();
         let mut raw = Raw(a);
         let ours = wire::Ours::default();
         raw.say(Record::Hello(Hello {
@@ -333,7 +335,7 @@ fn a_connection_that_says_nothing_does_not_end_the_listening() {
         Params::default(),
     )
     .unwrap();
-    outgoing.start(Target::Endpoint(bound)).unwrap();
+    outgoing.start(ConnectTo::Endpoint(bound)).unwrap();
     outgoing.wait(Some(LONG)).unwrap();
     incoming.wait(Some(LONG)).unwrap();
     // SAFETY: inside the block.
@@ -356,7 +358,7 @@ fn a_wait_that_runs_out_is_told_from_a_migration_that_timed_out() {
     .unwrap();
     // A peer that accepts and keeps silent.
     let (a, _mute) = UnixStream::pair().unwrap();
-    outgoing.start(Target::Connected(a.into())).unwrap();
+    outgoing.start(ConnectTo::Connected(a.into())).unwrap();
     let error = outgoing.wait(Some(Duration::ZERO)).unwrap_err();
     assert_eq!(error.kind(), Kind::Pending, "{error}");
     let error = outgoing.wait(Some(LONG)).unwrap_err();

@@ -14,7 +14,9 @@ use brant::memory::map::{SlotDescription, NO_SLOT};
 use brant::memory::BlockId;
 use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params,
+};
 use brant::units::{Bytes, PAGE_SIZE};
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
@@ -358,13 +360,13 @@ fn round(random: &mut Random, tcp: bool, cancelled: bool) -> [usize; 4] {
         if tcp {
             let any = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
             let at = inc.listen(&any).unwrap();
-            out.start_with(Target::Endpoint(at), Box::new(Until(Arc::clone(&told))))
+            out.start_with(ConnectTo::Endpoint(at), Box::new(Until(Arc::clone(&told))))
                 .unwrap();
         } else {
             let (a, b) = UnixStream::pair().unwrap();
-            inc.start(Source::Connected(b.into())).unwrap();
+            inc.start(AcceptFrom::Connected(b.into())).unwrap();
             out.start_with(
-                Target::Connected(a.into()),
+                ConnectTo::Connected(a.into()),
                 Box::new(Until(Arc::clone(&told))),
             )
             .unwrap();
@@ -469,9 +471,9 @@ fn a_block_added_while_the_guest_stands_still_arrives_or_the_guest_stays_here() 
         });
         let (out, inc) = sides(&pair);
         let (a, b) = UnixStream::pair().unwrap();
-        inc.start(Source::Connected(b.into())).unwrap();
+        inc.start(AcceptFrom::Connected(b.into())).unwrap();
         let told = Arc::new(AtomicBool::new(true));
-        out.start_with(Target::Connected(a.into()), Box::new(Until(told)))
+        out.start_with(ConnectTo::Connected(a.into()), Box::new(Until(told)))
             .unwrap();
         let (here, there) = (out.wait(Some(LONG)), inc.wait(Some(LONG)));
         pair.assert_sound(at);

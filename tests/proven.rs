@@ -11,7 +11,7 @@ use brant::dirty::When;
 use brant::memory::contents::{Contents, Held};
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, HostMemory, Memory};
 use brant::migrate::steering::{Decider, Decision, Facts, Moment, Next};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Stats, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params, Stats};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{Event, EventKind, StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
@@ -160,12 +160,12 @@ fn migrate(tracker: &Arc<Tracker>, destination: &Arc<Memory>, passes: u32, vmm: 
     let (here, there) = UnixStream::pair().unwrap();
     let to: Arc<dyn Vmm> = Arc::new(Plain::default());
     let incoming = Incoming::new(Arc::clone(destination), to, Params::default()).unwrap();
-    incoming.start(Source::Connected(there.into())).unwrap();
+    incoming.start(AcceptFrom::Connected(there.into())).unwrap();
     let from: Arc<dyn Vmm> = Arc::new(vmm);
     let params = Params::default();
     let outgoing = Outgoing::new(Arc::clone(tracker), Blockers::new(), from, params).unwrap();
     outgoing
-        .start_with(Target::Connected(here.into()), Box::new(After(passes)))
+        .start_with(ConnectTo::Connected(here.into()), Box::new(After(passes)))
         .unwrap();
     Outcome {
         source: outgoing.wait(Some(LONG)),

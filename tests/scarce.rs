@@ -13,7 +13,7 @@ use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::rate::{self, Probe, Way};
 use brant::sys::kvm::{Region, Vm};
 use brant::units::{Bytes, Pages};
@@ -334,8 +334,8 @@ fn a_guest_migrates() {
                 vmm(),
                 Params::default(),
             )?;
-            incoming.start(Source::Connected(b.into()))?;
-            outgoing.start(Target::Connected(a.into()))?;
+            incoming.start(AcceptFrom::Connected(b.into()))?;
+            outgoing.start(ConnectTo::Connected(a.into()))?;
             let source = outgoing.wait(Some(LONG));
             source.and(incoming.wait(Some(LONG)))
         });

@@ -10,8 +10,8 @@ use brant::error::{Error, Kind, Result};
 use brant::memory::Map;
 use brant::migrate::steering::{Facts, Next};
 use brant::migrate::switchover::source::State;
+use brant::migrate::{AcceptFrom, ConnectTo, Stats};
 use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution};
-use brant::migrate::{Source, Stats, Target};
 use brant::units::Pages;
 use brant::vmm::EventKind;
 use brant::wire::RecordType;
@@ -46,8 +46,8 @@ fn incoming(pair: &Pair, params: &Params) -> Arc<Incoming> {
 /// Both sides over a socketpair, until both have ended.
 fn run(pair: &Pair, out: &Outgoing, inc: &Incoming) -> (Result<()>, Result<()>) {
     let (a, b) = UnixStream::pair().unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
     let ended = (out.wait(Some(LONG)), inc.wait(Some(LONG)));
     pair.assert_sound("a migration");
     ended
@@ -153,8 +153,8 @@ fn what_the_guest_writes_while_an_acknowledgement_is_awaited_is_not_sent_after_t
     let (proxy, a, b) = Proxy::new(Box::new(rule));
     let params = Params::default();
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     pair.assert_sound("a held acknowledgement");
@@ -276,9 +276,9 @@ fn passes_and_events_are_limited_in_rate_whatever_the_decider_says() {
         let params = Params::default();
         let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
         let (a, b) = UnixStream::pair().unwrap();
-        inc.start(Source::Connected(b.into())).unwrap();
+        inc.start(AcceptFrom::Connected(b.into())).unwrap();
         let begun = Instant::now();
-        out.start_with(Target::Connected(a.into()), Box::new(Never))
+        out.start_with(ConnectTo::Connected(a.into()), Box::new(Never))
             .unwrap();
         // Enough for every pass that may be made at once.
         pair.from.wait_passes(if busy { 70 } else { 5 });
@@ -392,8 +392,8 @@ fn all_figures_but_those_that_the_header_names_only_grow() {
             )
         };
         let mut last = read();
-        inc.start(Source::Connected(b.into())).unwrap();
-        out.start(Target::Connected(a.into())).unwrap();
+        inc.start(AcceptFrom::Connected(b.into())).unwrap();
+        out.start(ConnectTo::Connected(a.into())).unwrap();
         let mut samples = 0;
         loop {
             let over =
@@ -429,8 +429,8 @@ fn the_dirty_rate_and_the_time_left_are_unknown_through_the_first_pass() {
     };
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
     let (a, b) = UnixStream::pair().unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
     let (begun, mut first) = (Instant::now(), 0);
     loop {
         assert!(begun.elapsed() < LONG);
@@ -492,8 +492,8 @@ fn downtime_of_an_unanswered_guest_is_told_again_when_it_was_resumed() {
         ..Params::default()
     };
     let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Unanswered);
     inc.wait(Some(LONG)).unwrap_err();
     let until_known = out.stats().downtime.expect("it stands");

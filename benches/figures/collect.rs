@@ -7,7 +7,7 @@
 //! was ever set: no scheme may lose a mark or invent one.
 
 use crate::report::{alternate, Report, Runs};
-use brant::bits::{words, Bitmap, Shared};
+use brant::bits::{words, Bitmap, ConcurrentBitmap};
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
@@ -164,7 +164,7 @@ enum Scheme {
 const SCHEMES: [Scheme; 4] = [Scheme::Brant, Scheme::Memcpy, Scheme::Xchg, Scheme::RwLock];
 
 struct Arena {
-    shared: Shared,
+    shared: ConcurrentBitmap,
     pending: Bitmap,
     /// What the case marks.
     template: Vec<u64>,
@@ -236,7 +236,7 @@ impl Arena {
         let mut words = Vec::new();
         words.resize_with(WORDS, || AtomicU64::new(0));
         let mut pending = Bitmap::new(PAGES).unwrap();
-        let shared = Shared::new(PAGES).unwrap();
+        let shared = ConcurrentBitmap::new(PAGES).unwrap();
         // Touch everything: both buffers, pending, the others' arrays.
         for _ in 0..2 {
             shared.mark(0, PAGES);

@@ -13,7 +13,7 @@ use crate::report::{alternate, Report};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::contents::Contents;
 use brant::memory::{access, BackingFile, BlockDescription, BlockFlags, HostMemory, Memory};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::{Bytes, Pages};
 use brant::vmm::Vmm;
 use std::fs::File;
@@ -155,9 +155,9 @@ impl Ram {
         let incoming = Incoming::new(memory, vmm(), Params::default()).unwrap();
         let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
         let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(), Params::default()).unwrap();
-        incoming.start(Source::Connected(there.into())).unwrap();
+        incoming.start(AcceptFrom::Connected(there.into())).unwrap();
         let begun = processor();
-        outgoing.start(Target::Connected(here.into())).unwrap();
+        outgoing.start(ConnectTo::Connected(here.into())).unwrap();
         outgoing.wait(Some(LONG)).unwrap();
         incoming.wait(Some(LONG)).unwrap();
         processor() - begun

@@ -12,7 +12,7 @@ use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::Bytes;
 use brant::vmm::{Event, EventKind, Vmm};
 use std::io::{BufRead, BufReader, Write};
@@ -167,7 +167,7 @@ pub fn destination() {
                 println!("{}", listener.local_addr().unwrap().port());
                 let (peer, _) = listener.accept().unwrap();
                 incoming
-                    .start(Source::Connected(OwnedFd::from(peer)))
+                    .start(AcceptFrom::Connected(OwnedFd::from(peer)))
                     .unwrap();
                 incoming.wait(Some(LONG)).unwrap();
                 println!("{}", idle.when("loading"));
@@ -257,7 +257,7 @@ pub fn measure(report: &mut Report) {
             let vmm = Arc::clone(&idle) as Arc<dyn Vmm>;
             let outgoing = Outgoing::new(tracker, Blockers::new(), vmm, Params::default()).unwrap();
             let to = Endpoint::Tcp(([127, 0, 0, 1], port).into());
-            outgoing.start(Target::Endpoint(to)).unwrap();
+            outgoing.start(ConnectTo::Endpoint(to)).unwrap();
             outgoing.wait(Some(LONG)).unwrap();
             begun = idle.when("copying");
         } else {

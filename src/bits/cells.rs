@@ -1,7 +1,7 @@
 //! Words that are atomics while threads share them, and plain memory while one thread
 //! is alone with them.
 //!
-//! Who is alone when is not known here: `Shared` knows. `tests/loom` puts words
+//! Who is alone when is not known here: `ConcurrentBitmap` knows. `tests/loom` puts words
 //! in this place that notice when it is wrong.
 
 use super::heap::Words;

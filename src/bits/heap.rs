@@ -2,7 +2,7 @@
 //! before they are used.
 //!
 //! Not a general vector: its length never changes. `Bitmap`, `Chunks` and
-//! `Shared` keep their words in it.
+//! `ConcurrentBitmap` keep their words in it.
 
 use crate::error::{Error, Result};
 use std::alloc::{alloc_zeroed, dealloc, Layout};

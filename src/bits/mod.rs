@@ -12,22 +12,22 @@
 //! | [`summary`] | [`Bitmap`]: words, a summary level above them, and a count |
 //! | [`runs`] | iterators over runs of set bits |
 //! | [`chunks`] | [`Chunks`]: one bit per 2^shift pages |
-//! | [`shared`] | [`Shared`]: the bitmap that any thread marks without waiting |
+//! | [`concurrent`] | [`ConcurrentBitmap`]: the bitmap that any thread marks without waiting |
 //! | [`stretches`] | [`Stretches`]: a bit for each page, set by many lanes at once |
 
 mod cells;
 pub mod chunks;
+pub mod concurrent;
 mod heap;
 pub mod runs;
-pub mod shared;
 pub mod stretches;
 pub mod summary;
 #[doc(hidden)]
 pub mod words;
 
 pub use chunks::Chunks;
+pub use concurrent::{Collected, ConcurrentBitmap};
 pub use runs::Runs;
-pub use shared::{Collected, Shared};
 pub use stretches::Stretches;
 pub use summary::Bitmap;
 

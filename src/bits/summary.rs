@@ -3,7 +3,7 @@
 //!
 //! One summary bit stands for a group of 8 words: 512 pages, a 2 MiB stretch,
 //! one cache line. A bitmap of 8 TiB of guest memory is 256 MiB of words and 512 KiB of
-//! summary. Not for sharing between threads (`Shared` is), and it does not
+//! summary. Not for sharing between threads (`ConcurrentBitmap` is), and it does not
 //! know what its bits stand for. The tracker's pending, skip and fresh sets are these.
 //!
 //! What always holds:

@@ -4,7 +4,7 @@
 //! Three versions of each hot loop exist: AVX-512 (with VPOPCNTDQ and VBMI2), AVX2, and a portable one that
 //! every architecture compiles. One table of them is chosen at the first call.
 //! The free functions use that table; [`kernels`] hands out a certain one, for
-//! tests and benchmarks. No state, no allocation. `Bitmap`, `Shared`, `Chunks` and the tracker's
+//! tests and benchmarks. No state, no allocation. `Bitmap`, `ConcurrentBitmap`, `Chunks` and the tracker's
 //! harvests call this.
 //!
 //! The loops are bound by memory, so what they save is memory traffic: a

@@ -8,7 +8,7 @@ use super::params::{brant_params, params};
 use super::stats::brant_stats;
 use super::structs::{check_room, handle, put, put_text, taken, text, write};
 use crate::channel::Endpoint;
-use crate::migrate::{Incoming, Source};
+use crate::migrate::{AcceptFrom, Incoming};
 use std::ffi::c_char;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
         let fd = unsafe { taken(fd, "fd") }?;
         // SAFETY: null or ours by contract.
         let incoming = unsafe { handle(incoming, "incoming") }?;
-        incoming.incoming.start(Source::Connected(fd))
+        incoming.incoming.start(AcceptFrom::Connected(fd))
     })
 }
 

@@ -7,7 +7,7 @@ use super::stats::brant_stats;
 use super::structs::{handle, put, put_text, taken, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
-use crate::migrate::{Outgoing, Resolution, Target};
+use crate::migrate::{ConnectTo, Outgoing, Resolution};
 use std::ffi::c_char;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn brant_outgoing_start(
         let outgoing = unsafe { handle(outgoing, "outgoing") }?;
         // SAFETY: null or a string by contract.
         let endpoint = Endpoint::parse(unsafe { text(endpoint, "endpoint") }?)?;
-        outgoing.outgoing.start(Target::Endpoint(endpoint))
+        outgoing.outgoing.start(ConnectTo::Endpoint(endpoint))
     })
 }
 
@@ -113,7 +113,7 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
         let fd = unsafe { taken(fd, "fd") }?;
         // SAFETY: null or ours by contract.
         let outgoing = unsafe { handle(outgoing, "outgoing") }?;
-        outgoing.outgoing.start(Target::Connected(fd))
+        outgoing.outgoing.start(ConnectTo::Connected(fd))
     })
 }
 

@@ -4,7 +4,7 @@ use super::error::{brant_error, invalid};
 use super::structs::{duplicated, handle, read, sized};
 use super::tracker::brant_tracker;
 use crate::dirty::iommufd::IommufdLog;
-use crate::dirty::iova::{DmaRange, Iovas, Target, RANGES_MAX};
+use crate::dirty::iova::{DmaRange, DmaTarget, Iovas, RANGES_MAX};
 use crate::dirty::vfio::{VfioContainerLog, VfioDeviceLog};
 use crate::error::Result;
 use crate::fallible;
@@ -96,8 +96,8 @@ unsafe fn iovas(ranges: *const brant_dma_range, count: usize) -> Result<Iovas> {
             iova: range.iova,
             length: Bytes(range.length),
             target: match range.block {
-                BRANT_NO_BLOCK => Target::Guest(GuestAddress(range.address)),
-                block => Target::Block {
+                BRANT_NO_BLOCK => DmaTarget::Guest(GuestAddress(range.address)),
+                block => DmaTarget::Block {
                     block: BlockId(block),
                     offset: Bytes(range.address),
                 },

@@ -8,7 +8,7 @@
 use super::cursor::Cursor;
 use super::io::Io;
 use super::kind::{ConnectionKind, Direction};
-use super::parts::{Part, PartMut, Piece};
+use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;

@@ -1,6 +1,6 @@
 //! How far a list of parts has been moved, and which of them the next call is given.
 
-use super::parts::Piece;
+use super::parts::IoPart;
 use crate::sys::net::PARTS_MAX;
 use crate::units::PAGE_SIZE;
 
@@ -23,7 +23,7 @@ pub(super) struct Cursor<'p, P> {
     narrow: bool,
 }
 
-impl<'p, P: Piece> Cursor<'p, P> {
+impl<'p, P: IoPart> Cursor<'p, P> {
     pub fn new(parts: &'p [P]) -> Self {
         let mut cursor = Cursor {
             parts,

@@ -4,7 +4,7 @@
 //! is above, the transfer and the channel, goes by these verbs and never by a descriptor. So a
 //! kind may send where it was asked to receive, and wait for something else than was asked for.
 
-use super::parts::{Part, PartMut, Piece};
+use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
 use crate::error::Result;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
@@ -81,7 +81,7 @@ impl ConnectionKind {
 }
 
 /// Parts and the way they go.
-pub(super) trait Way: Piece {
+pub(super) trait Way: IoPart {
     /// To the peer or from it.
     const DIRECTION: Direction;
     /// Moves what goes now.

@@ -29,6 +29,6 @@ pub use io::Io;
 pub use listener::Listener;
 pub use newcomer::Newcomer;
 pub use pacing::Pacer;
-pub use parts::{Part, PartMut, Piece};
+pub use parts::{IoPart, Part, PartMut};
 pub use route::Route;
 pub use waiting::wait_for_any;

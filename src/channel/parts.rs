@@ -9,8 +9,8 @@ use std::marker::PhantomData;
 
 /// What scatter lists are cut by: a place in memory and its length. Implemented by [`Part`] and
 /// [`PartMut`] alone, which are `struct iovec` in memory.
-pub trait Piece: Copy + Sealed {
-    /// A piece of no bytes.
+pub trait IoPart: Copy + Sealed {
+    /// A part of no bytes.
     const EMPTY: Self;
     /// The address of the first byte.
     fn address(self) -> usize;
@@ -20,14 +20,14 @@ pub trait Piece: Copy + Sealed {
     fn is_empty(self) -> bool {
         self.len() == 0
     }
-    /// The piece from byte `from` on, at most `most` bytes; cut to what there is.
+    /// The part from byte `from` on, at most `most` bytes; cut to what there is.
     fn cut(self, from: usize, most: usize) -> Self;
 }
 
 /// Parts as the kernel has them: `struct iovec`, one after another.
-pub(super) fn iovecs<P: Piece>(parts: &[P]) -> &[libc::iovec] {
+pub(super) fn iovecs<P: IoPart>(parts: &[P]) -> &[libc::iovec] {
     const { assert!(size_of::<P>() == size_of::<libc::iovec>()) };
-    // SAFETY: `Piece` is implemented below, for types that are transparent over iovec.
+    // SAFETY: `IoPart` is implemented below, for types that are transparent over iovec.
     unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
 }
 
@@ -109,10 +109,10 @@ fn cut_iovec(iovec: libc::iovec, from: usize, most: usize) -> libc::iovec {
     }
 }
 
-macro_rules! piece {
+macro_rules! io_part {
     ($t:ident) => {
         impl Sealed for $t<'_> {}
-        impl Piece for $t<'_> {
+        impl IoPart for $t<'_> {
             const EMPTY: Self = $t(
                 libc::iovec {
                     iov_base: std::ptr::null_mut(),
@@ -132,8 +132,8 @@ macro_rules! piece {
         }
     };
 }
-piece!(Part);
-piece!(PartMut);
+io_part!(Part);
+io_part!(PartMut);
 
 mod sealed {
     /// Nobody outside can implement it.

@@ -28,22 +28,22 @@ impl Inner {
     pub(super) fn take_hint(&mut self, first: u64, end: u64) -> Result<(Pages, Option<u64>)> {
         let from = |page: u64| GuestAddress(page.saturating_mul(PAGE_SIZE));
         let map = Arc::clone(&self.map);
-        let Some(ahead) = map.pieces(from(first), Pages(end - first)).next() else {
+        let Some(ahead) = map.block_parts(from(first), Pages(end - first)).next() else {
             return Ok((Pages(0), None));
         };
         // What no slot maps costs nothing.
-        let begin = first + ahead.skipped.0;
+        let begin = first + ahead.before.0;
         let stop = end.min(begin + HINT_PAGES);
         let mut used = Pages(0);
         for seat in self.who_skips_ballooned() {
             let mut here = 0;
-            for piece in map.pieces(from(begin), Pages(stop - begin)) {
-                let state = self.blocks.get_mut(piece.block);
+            for part in map.block_parts(from(begin), Pages(stop - begin)) {
+                let state = self.blocks.get_mut(part.block);
                 let Some(set) = state.and_then(|s| s.set_mut(seat)) else {
                     continue;
                 };
-                let at = piece.first.index();
-                here += set.take_hint(at..at + piece.pages.index())?;
+                let at = part.first.index();
+                here += set.take_hint(at..at + part.pages.index())?;
             }
             if let Some(member) = self.member(seat) {
                 member.stats.hinted += Pages(here);

@@ -29,7 +29,7 @@ const RANGES: &str = "ranges of IOVAs";
 
 /// What a range of IOVAs shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum DmaTarget {
     /// Guest physical memory from this address on.
     Guest(GuestAddress),
     /// A block from this offset on.
@@ -49,7 +49,7 @@ pub struct DmaRange {
     /// Bytes, whole pages, not 0.
     pub length: Bytes,
     /// What it shows.
-    pub target: Target,
+    pub target: DmaTarget,
 }
 
 impl DmaRange {
@@ -61,8 +61,8 @@ impl DmaRange {
     fn origin(&self, iova: u64) -> Origin {
         let into = iova - self.iova;
         match self.target {
-            Target::Guest(start) => Origin::Guest(GuestAddress(start.0 + into)),
-            Target::Block { block, offset } => Origin::Block {
+            DmaTarget::Guest(start) => Origin::Guest(GuestAddress(start.0 + into)),
+            DmaTarget::Block { block, offset } => Origin::Block {
                 block,
                 page: Bytes(offset.0 + into).pages_down(),
             },
@@ -97,8 +97,8 @@ impl Iovas {
         }
         for r in &ranges {
             let (what, at) = match r.target {
-                Target::Guest(address) => ("guest address", address.0),
-                Target::Block { offset, .. } => ("offset in its block", offset.0),
+                DmaTarget::Guest(address) => ("guest address", address.0),
+                DmaTarget::Block { offset, .. } => ("offset in its block", offset.0),
             };
             let aligned = (r.iova | r.length.0 | at).is_multiple_of(PAGE_SIZE);
             if !aligned || r.length.0 == 0 {
@@ -161,11 +161,11 @@ impl Iovas {
             Iovas::Ranges(ranges) => ranges,
         };
         let shows = |range: &&DmaRange| match range.target {
-            Target::Guest(from) => slots.iter().map(|slot| slot.guest_range()).any(|slot| {
+            DmaTarget::Guest(from) => slots.iter().map(|slot| slot.guest_range()).any(|slot| {
                 let to = from.0 + range.length.0;
                 slot.start < to && from.0 < slot.end
             }),
-            Target::Block { block, .. } => slots.iter().any(|slot| slot.block == block),
+            DmaTarget::Block { block, .. } => slots.iter().any(|slot| slot.block == block),
         };
         fallible::collect(ranges.iter().filter(shows).map(DmaRange::iovas), RANGES)
     }
@@ -173,10 +173,10 @@ impl Iovas {
     /// The pages of blocks that they show.
     pub(super) fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
         let mut guest = |from: GuestAddress, length: u64| {
-            for piece in map.pieces(from, Bytes(length).pages_down()) {
+            for part in map.block_parts(from, Bytes(length).pages_down()) {
                 each(Extent {
-                    block: piece.block,
-                    pages: piece.first.0..piece.first.0 + piece.pages.0,
+                    block: part.block,
+                    pages: part.first.0..part.first.0 + part.pages.0,
                 });
             }
         };
@@ -188,12 +188,12 @@ impl Iovas {
             }
             Iovas::Ranges(ranges) => {
                 for range in ranges {
-                    if let Target::Guest(from) = range.target {
+                    if let DmaTarget::Guest(from) = range.target {
                         guest(from, range.length.0);
                     }
                 }
                 for range in ranges {
-                    let Target::Block { block, offset } = range.target else {
+                    let DmaTarget::Block { block, offset } = range.target else {
                         continue;
                     };
                     let all = map.block(block).map_or(0, |b| b.pages().0);

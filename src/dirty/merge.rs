@@ -14,7 +14,7 @@ use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
 use crate::bits::words;
 use crate::error::Result;
-use crate::memory::{BlockId, Map};
+use crate::memory::{BlockId, BlockPart, Map};
 use crate::units::Pages;
 use vm_memory::GuestAddress;
 
@@ -182,41 +182,36 @@ impl<'a> PendingSink<'a> {
 }
 
 impl PendingSink<'_> {
-    /// Calls `f` with each piece of a block that `pages` pages from `origin` are.
-    fn pieces(
+    /// Calls `f` with each part of a block that `pages` pages from `origin` are.
+    fn block_parts(
         &mut self,
         origin: Origin,
         pages: Pages,
-        mut f: impl FnMut(&mut BlockState, Piece) -> Merged,
+        mut f: impl FnMut(&mut BlockState, BlockPart) -> Merged,
     ) -> u64 {
         let map = self.map;
         let mut found = Merged::default();
         let blocks = &mut *self.blocks;
-        let mut give = |block: BlockId, piece: Piece| {
-            if let Some(state) = blocks.get_mut(block) {
-                found += f(state, piece);
+        let mut give = |part: BlockPart| {
+            if let Some(state) = blocks.get_mut(part.block) {
+                found += f(state, part);
             }
         };
         match origin {
-            Origin::Block { block, page } => give(
+            Origin::Block { block, page } => give(BlockPart {
                 block,
-                Piece {
-                    first: page.0,
-                    pages: pages.0,
-                    skipped: 0,
-                },
-            ),
+                first: page,
+                pages,
+                before: Pages(0),
+            }),
             Origin::Slot { slot, page } => {
                 if let Some(slot) = map.slot(slot) {
-                    let pages = pages.0.min(slot.pages.0.saturating_sub(page.0));
-                    give(
-                        slot.block,
-                        Piece {
-                            first: slot.first.0 + page.0,
-                            pages,
-                            skipped: 0,
-                        },
-                    );
+                    give(BlockPart {
+                        block: slot.block,
+                        first: slot.first + page,
+                        pages: Pages(pages.0.min(slot.pages.0.saturating_sub(page.0))),
+                        before: Pages(0),
+                    });
                 }
             }
             Origin::Guest(_) | Origin::Iova(_) => {
@@ -225,15 +220,8 @@ impl PendingSink<'_> {
                     Origin::Iova(iova) => GuestAddress(iova),
                     _ => return 0,
                 };
-                for piece in map.pieces(from, pages) {
-                    give(
-                        piece.block,
-                        Piece {
-                            first: piece.first.0,
-                            pages: piece.pages.0,
-                            skipped: piece.skipped.0,
-                        },
-                    );
+                for part in map.block_parts(from, pages) {
+                    give(part);
                 }
             }
         }
@@ -246,18 +234,18 @@ impl PendingSink<'_> {
     fn merge_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) -> u64 {
         let (arms, whose) = (self.arms, self.whose);
         let pages = Pages(pages.0.min(words.len() as u64 * 64));
-        self.pieces(origin, pages, |state, piece| {
+        self.block_parts(origin, pages, |state, part| {
             if arms {
                 // Every chunk of the slot, dirty or not: looking is left to the walk, which
                 // reads a chunk's words once, outside the sync.
-                state.arm(piece.first, piece.pages);
+                state.arm(part.first.0, part.pages.0);
             }
-            let (first, pages) = (piece.first as usize, piece.pages as usize);
-            let skip = piece.skipped as usize;
+            let (first, pages) = (part.first.index(), part.pages.index());
+            let skip = part.before.index();
             if skip.is_multiple_of(64) {
                 state.merge_words(whose, first, &words[skip / 64..], pages)
             } else {
-                // The piece begins inside a word of the log: its head is shifted down by
+                // The part begins inside a word of the log: its head is shifted down by
                 // hand, the rest goes word by word.
                 let head = (64 - skip % 64).min(pages);
                 let shifted = words[skip / 64] >> (skip % 64);
@@ -270,13 +258,6 @@ impl PendingSink<'_> {
             }
         })
     }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    first: u64,
-    pages: u64,
-    skipped: u64,
 }
 
 impl Sink for PendingSink<'_> {
@@ -362,17 +343,17 @@ impl Sink for PendingSink<'_> {
 
     fn everything(&mut self, origin: Origin, pages: Pages) {
         let (arms, whose) = (self.arms, self.whose);
-        self.pieces(origin, pages, |state, piece| {
+        self.block_parts(origin, pages, |state, part| {
             if arms {
-                state.arm(piece.first, piece.pages);
+                state.arm(part.first.0, part.pages.0);
             }
-            let pages = piece.first..piece.first.saturating_add(piece.pages);
+            let pages = part.first.0..part.first.0.saturating_add(part.pages.0);
             let found = state.merge(whose, |set| {
                 // That nothing is known is no evidence that a page which was given back was
                 // written.
                 set.beside.put_back(pages.clone());
                 set.pending
-                    .set_range(piece.first as usize, piece.pages as usize)
+                    .set_range(part.first.index(), part.pages.index())
             });
             // How much of it was written is not known.
             Merged { found, bits: 0 }

@@ -3,7 +3,7 @@
 //! [`Reported`] is shared by any number of marking threads, which never wait, and one
 //! collector, the tracker, through [`ReportedLog`]. Marks are made after the write.
 
-use crate::bits::shared::Shared;
+use crate::bits::concurrent::ConcurrentBitmap;
 use crate::bits::words;
 use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
 use crate::error::{Error, Kind, Result};
@@ -31,7 +31,7 @@ const PAGES_A_PIN: u64 = 32 << 10;
 #[derive(Clone)]
 struct Marks {
     block: BlockId,
-    shared: Arc<Shared>,
+    shared: Arc<ConcurrentBitmap>,
 }
 
 /// By block.
@@ -55,7 +55,7 @@ struct Table {
 }
 
 impl Table {
-    fn of(&self, block: BlockId) -> Option<&Shared> {
+    fn of(&self, block: BlockId) -> Option<&ConcurrentBitmap> {
         self.marks.get(&block).map(|marks| &*marks.shared)
     }
 }
@@ -123,14 +123,14 @@ impl Reported {
         let table = self.table.get(&pinned);
         let mut begin = first;
         if last - first >= PAGES_A_PIN {
-            let mut ahead = map.pieces(from(first), Pages(last - first + 1));
-            begin += ahead.next()?.skipped.0;
+            let mut ahead = map.block_parts(from(first), Pages(last - first + 1));
+            begin += ahead.next()?.before.0;
         }
         let pages = (last - begin + 1).min(PAGES_A_PIN);
-        for piece in map.pieces(from(begin), Pages(pages)) {
-            if let Some(shared) = table.of(piece.block) {
-                shared.mark_pinned(&pinned, piece.first.index(), piece.pages.index());
-                *found += piece.pages.0;
+        for part in map.block_parts(from(begin), Pages(pages)) {
+            if let Some(shared) = table.of(part.block) {
+                shared.mark_pinned(&pinned, part.first.index(), part.pages.index());
+                *found += part.pages.0;
             }
         }
         let next = begin + pages;
@@ -170,11 +170,11 @@ impl Reported {
         let table = self.table.get(&pinned);
         // Two slots may show the same address, in two address spaces.
         let mut known = skip;
-        for piece in map.pieces(from, Pages(pages)) {
-            let begin = skip + piece.skipped.0;
-            let end = begin + piece.pages.0;
-            if let Some(shared) = table.of(piece.block) {
-                let (first, n) = (piece.first.index(), piece.pages.index());
+        for part in map.block_parts(from, Pages(pages)) {
+            let begin = skip + part.before.0;
+            let end = begin + part.pages.0;
+            if let Some(shared) = table.of(part.block) {
+                let (first, n) = (part.first.index(), part.pages.index());
                 shared.mark_words(&pinned, first, words, begin as usize, n);
                 if known < end {
                     strays -= count(begin.max(known)..end);
@@ -224,7 +224,7 @@ impl Reported {
         for block in map.blocks_not_in(&old.map)? {
             marks.insert(Marks {
                 block: block.id(),
-                shared: Arc::new(Shared::new(block.pages().index())?),
+                shared: Arc::new(ConcurrentBitmap::new(block.pages().index())?),
             });
         }
         for block in old.map.blocks_not_in(map)? {

@@ -320,8 +320,8 @@ fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink)
     );
     // What is left without all that is RAM.
     for map in maps {
-        for piece in map.pieces(GuestAddress(first * PAGE_SIZE), Pages(pages)) {
-            words::clear_range(taken, piece.skipped.index(), piece.pages.index());
+        for part in map.block_parts(GuestAddress(first * PAGE_SIZE), Pages(pages)) {
+            words::clear_range(taken, part.before.index(), part.pages.index());
         }
     }
     words::count(taken)

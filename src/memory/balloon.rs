@@ -71,7 +71,7 @@ impl Memory {
     pub fn mark_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
-        self.each_piece(first..end, |block, range| {
+        self.each_part(first..end, |block, range| {
             block
                 .ballooned()
                 .inflate(range, || self.must_tell_host(), |_| {});
@@ -84,7 +84,7 @@ impl Memory {
     pub fn clear_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
-        self.each_piece(first..end, |block, range| {
+        self.each_part(first..end, |block, range| {
             let used = block.ballooned().deflate(range);
             self.tell_written(block.id(), used);
         });
@@ -95,7 +95,7 @@ impl Memory {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
         let mut pages = 0;
-        self.each_piece(first..end, |block, range| {
+        self.each_part(first..end, |block, range| {
             pages += block.ballooned().count_range(range);
         });
         pages
@@ -113,19 +113,19 @@ impl Memory {
         block.ballooned().inflate(range, allowed, whole);
     }
 
-    fn each_piece(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {
+    fn each_part(&self, pages: Range<u64>, mut each: impl FnMut(&Arc<Block>, Range<u64>)) {
         if pages.is_empty() {
             return;
         }
         // Held by count, because a pin must not be held across a lock.
         let map = self.map();
         let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
-        for piece in map.pieces(from, Pages(pages.end - pages.start)) {
-            let Some(block) = map.block(piece.block) else {
+        for part in map.block_parts(from, Pages(pages.end - pages.start)) {
+            let Some(block) = map.block(part.block) else {
                 continue;
             };
             // In slices, so that nobody waits for the lock while a whole guest is moved.
-            let (mut at, end) = (piece.first.0, piece.first.0 + piece.pages.0);
+            let (mut at, end) = (part.first.0, part.first.0 + part.pages.0);
             while at < end {
                 let stop = (at + SLICE as u64).min(end);
                 each(block, at..stop);

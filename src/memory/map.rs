@@ -60,9 +60,9 @@ impl std::fmt::Debug for Map {
     }
 }
 
-/// A piece of a block.
+/// A part of a block that guest addresses lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub struct BlockPart {
     /// The block.
     pub block: BlockId,
     /// Its first page.
@@ -70,7 +70,7 @@ pub struct Piece {
     /// How many pages.
     pub pages: Pages,
     /// How many pages of the range that was asked about come before it.
-    pub skipped: Pages,
+    pub before: Pages,
 }
 
 impl Map {
@@ -130,10 +130,14 @@ impl Map {
         })
     }
 
-    /// Which pieces of blocks `pages` pages from a guest address are, by address. Addresses that no
+    /// Which parts of blocks `pages` pages from a guest address are, by address. Addresses that no
     /// slot maps are left out, and cost nothing. Addresses are page frames: the low 12 bits count
     /// as 0. Allocates nothing.
-    pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
+    pub fn block_parts(
+        &self,
+        from: GuestAddress,
+        pages: Pages,
+    ) -> impl Iterator<Item = BlockPart> + '_ {
         let from = from.0 & !(PAGE_SIZE - 1);
         let end = from.saturating_add(pages.bytes().0);
         let mut after = None;
@@ -145,11 +149,11 @@ impl Map {
             after = Some(ByGuest::key(slot));
             let start = slot.guest_address.0.max(from);
             let stop = slot.guest_end().min(end);
-            Some(Piece {
+            Some(BlockPart {
                 block: slot.block,
                 first: slot.first + Pages((start - slot.guest_address.0) / PAGE_SIZE),
                 pages: Pages((stop - start) / PAGE_SIZE),
-                skipped: Pages((start - from) / PAGE_SIZE),
+                before: Pages((start - from) / PAGE_SIZE),
             })
         })
     }

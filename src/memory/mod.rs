@@ -33,7 +33,7 @@ mod written;
 pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
 pub(crate) use holds::Holder;
-pub use map::{Map, MapObserver, Memory};
+pub use map::{BlockPart, Map, MapObserver, Memory};
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;
 pub use recall::PinRecall;

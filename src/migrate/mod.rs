@@ -28,8 +28,8 @@ mod work;
 pub(crate) use testing::planted;
 
 pub use blockers::{Blocker, Blockers};
-pub use incoming::{Incoming, Source};
-pub use outgoing::{Outgoing, Target};
+pub use incoming::{AcceptFrom, Incoming};
+pub use outgoing::{ConnectTo, Outgoing};
 pub use params::Params;
 pub use report::Stats;
 pub use state::State;

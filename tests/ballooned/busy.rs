@@ -6,7 +6,7 @@ use crate::support::deciders::until;
 use crate::support::sides::{quick, socketpair};
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use brant::vmm::{EventKind, Vmm};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -87,8 +87,9 @@ fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, 
     };
     let (out, inc) = (from.outgoing(&params), to.incoming(&quick()));
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&told)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&told))
+        .unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     *from.event.lock().unwrap() = None;
@@ -137,7 +138,7 @@ fn a_migration_that_is_cancelled_loses_nothing_of_what_comes_and_goes() {
         from.guest.track();
         let (out, inc) = (from.outgoing(&quick()), to.incoming(&quick()));
         let (a, b) = socketpair();
-        inc.start(Source::Connected(b)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
         let never = Arc::new(AtomicBool::new(false));
         let (heard, passed) = std::sync::mpsc::channel();
         *from.event.lock().unwrap() = Some(Box::new(move |event| {
@@ -145,7 +146,8 @@ fn a_migration_that_is_cancelled_loses_nothing_of_what_comes_and_goes() {
                 let _ = heard.send(());
             }
         }));
-        out.start_with(Target::Connected(a), until(&never)).unwrap();
+        out.start_with(ConnectTo::Connected(a), until(&never))
+            .unwrap();
         for _ in 0..seed {
             passed.recv_timeout(LONG).unwrap();
         }

@@ -6,7 +6,7 @@ use crate::support::sides::{quick, socketpair};
 use crate::support::time::{LONG, MS};
 use brant::error::Result;
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::vmm::Vmm;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,13 +29,13 @@ fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
     let out = Arc::new(Mutex::new(Some(from.outgoing(&quick()))));
     let inc = to.incoming(&quick());
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     let decider = Box::new(Cancels(Arc::clone(&out)));
     out.lock()
         .unwrap()
         .as_ref()
         .unwrap()
-        .start_with(Target::Connected(a), decider)
+        .start_with(ConnectTo::Connected(a), decider)
         .unwrap();
     inc.wait(Some(LONG)).unwrap_err();
     let out = out.lock().unwrap().take().unwrap();
@@ -63,8 +63,8 @@ fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_given_back() {
     let inc = Incoming::new(Arc::clone(&memory), plain, quick()).unwrap();
     let out = from.outgoing(&quick());
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(out.stats().ballooned_pages, 1000);
@@ -119,9 +119,9 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
     looks.1.set(Arc::downgrade(&out)).unwrap();
     let inc = to.incoming(&quick());
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start_with(
-        Target::Connected(a),
+        ConnectTo::Connected(a),
         Box::new(Gives(Arc::clone(&from), false)),
     )
     .unwrap();

@@ -6,7 +6,7 @@ use crate::support::peer::{self, Raw};
 use crate::support::sides::quick;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{Params, Source};
+use brant::migrate::{AcceptFrom, Params};
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record, RecordType};
@@ -102,7 +102,7 @@ fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
         to.guest.fill(9);
         let inc = to.incoming(&quick());
         let (mut raw, fd) = Raw::pair();
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         accepted(&mut raw, features);
         raw.say_bytes(&bytes);
         let heard = raw.hear_abort().unwrap_or_default();
@@ -122,7 +122,7 @@ fn a_source_without_the_feature_is_answered_without_it() {
         ..quick()
     });
     let (mut raw, fd) = Raw::pair();
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&Record::Hello(wire::Hello {
         features_offered: 3,
         token: [5; 16],

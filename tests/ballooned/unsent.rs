@@ -8,7 +8,7 @@ use crate::support::memory::{ram, Spec};
 use crate::support::sides::{quick, socketpair};
 use crate::support::time::{LONG, MS};
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{Decider, Decision, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Decider, Decision, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -22,10 +22,11 @@ fn move_still(
     to.guest.fill(4);
     let (out, inc) = (from.outgoing(source), to.incoming(destination));
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     // After one whole pass.
     let told = Arc::new(AtomicBool::new(true));
-    out.start_with(Target::Connected(a), until(&told)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&told))
+        .unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     (to, out)
@@ -125,9 +126,9 @@ fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
         let out = from.outgoing(&params(source));
         let inc = to.incoming(&params(destination));
         let (a, b) = socketpair();
-        inc.start(Source::Connected(b)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
         let decider = Hints(Arc::clone(&from), false);
-        out.start_with(Target::Connected(a), Box::new(decider))
+        out.start_with(ConnectTo::Connected(a), Box::new(decider))
             .unwrap();
         out.wait(Some(LONG)).unwrap();
         inc.wait(Some(LONG)).unwrap();
@@ -170,8 +171,8 @@ fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
     }
     let (out, inc) = (from.outgoing(&quick()), to.incoming(&quick()));
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(out.stats().ballooned_pages, 512);

@@ -8,7 +8,7 @@ use crate::middle::{Cut, Log, Place, Way, Wire, UNUSED};
 use crate::support::pair::Pair;
 use crate::support::time::{LONG, MS};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo};
 use brant::wire::RecordType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,8 +58,8 @@ fn one(case: &Case, sum: &Mutex<Sum>) -> Log {
     );
     let (wire, a, b) = Wire::new(case.cut);
     let begun = Instant::now();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), script(&pair.source))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), script(&pair.source))
         .unwrap();
     let result = out.wait(Some(LONG));
     let there = inc.wait(Some(LONG));

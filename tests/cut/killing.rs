@@ -11,7 +11,7 @@ use crate::support::pair::Pair;
 use crate::support::time::{LONG, MS};
 use brant::error::{Kind, Result};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
@@ -58,7 +58,7 @@ fn the_other_process() {
         pair.source.writer_within("ram", 1030..1042, MS / 4);
         pair.from.at(&place, die);
         let out = outgoing(&pair, limits(UNUSED));
-        out.start_with(Target::Connected(connection), script(&pair.source))
+        out.start_with(ConnectTo::Connected(connection), script(&pair.source))
             .unwrap();
         out.wait(Some(LONG)).unwrap();
     } else {
@@ -69,7 +69,7 @@ fn the_other_process() {
             alone.to.at(&place, die);
         }
         let inc = incoming(&alone, limits(UNUSED));
-        inc.start(Source::Connected(connection)).unwrap();
+        inc.start(AcceptFrom::Connected(connection)).unwrap();
         inc.wait(Some(LONG)).unwrap();
     }
 }
@@ -117,7 +117,7 @@ fn a_destination_killed_in_any_phase_leaves_the_guest_where_it_belongs() {
         let (wire, a, b) = Wire::new(Cut::Never);
         let child = spawn("destination", place, b);
         let begun = Instant::now();
-        out.start_with(Target::Connected(a), script(&pair.source))
+        out.start_with(ConnectTo::Connected(a), script(&pair.source))
             .unwrap();
         let result = out.wait(Some(LONG));
         let took = begun.elapsed();
@@ -170,7 +170,7 @@ fn a_source_killed_in_any_phase_never_leaves_a_destination_running_that_was_not_
         let inc = incoming(&pair, limits(UNUSED));
         let (wire, a, b) = Wire::new(Cut::Never);
         let begun = Instant::now();
-        inc.start(Source::Connected(b)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
         let child = spawn("source", place, a);
         let result = inc.wait(Some(LONG));
         let took = begun.elapsed();

@@ -11,7 +11,7 @@ use crate::support::sides::outgoing;
 use crate::support::time::LONG;
 use brant::error::{Kind, Result};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Outgoing, Params, Resolution, Target};
+use brant::migrate::{ConnectTo, Outgoing, Params, Resolution};
 use brant::wire;
 use brant::wire::{Record, RecordType, HEADER_LEN};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub fn sending(params: &Params) -> (Pair, Arc<Outgoing>, Raw) {
     pair.source.fill(1);
     let (raw, fd) = Raw::pair();
     let out = outgoing(&pair, params);
-    out.start_with(Target::Connected(fd), Box::new(Never))
+    out.start_with(ConnectTo::Connected(fd), Box::new(Never))
         .unwrap();
     (pair, out, raw)
 }
@@ -80,10 +80,10 @@ pub fn source_against(
     let (raw, fd) = Raw::pair();
     let out = outgoing(&pair, &params);
     if goes_on {
-        out.start_with(Target::Connected(fd), Box::new(Never))
+        out.start_with(ConnectTo::Connected(fd), Box::new(Never))
             .unwrap();
     } else {
-        out.start(Target::Connected(fd)).unwrap();
+        out.start(ConnectTo::Connected(fd)).unwrap();
     }
     let result = std::thread::scope(|scope| {
         scope.spawn(|| play(raw, say, patience));

@@ -7,7 +7,7 @@ use crate::support::peer::Raw;
 use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use brant::error::{Error, Kind};
-use brant::migrate::{Params, Source};
+use brant::migrate::{AcceptFrom, Params};
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record};
@@ -67,7 +67,7 @@ pub fn sent_to_destination(step: Step, what: &[u8], params: Params) -> (Error, O
     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &params);
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     reach(&mut raw, step);
     raw.say_bytes(what);
     let _ = raw.0.shutdown(Shutdown::Write);

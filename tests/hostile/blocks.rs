@@ -13,7 +13,7 @@ use crate::support::random::Random;
 use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{DestinationState, Params, Source};
+use brant::migrate::{AcceptFrom, DestinationState, Params};
 use brant::units::Pages;
 use brant::wire;
 use brant::wire::{Header, Record, RecordType};
@@ -130,7 +130,7 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
         let pair = Pair::of(Guest::new(&[]), Guest::new(&[ram("ram", PAGES as usize)]));
         let (mut raw, fd) = Raw::pair();
         let inc = incoming(&pair, &quick());
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         reach(&mut raw, Step::Passes);
         pair.destination.add(Ram::new(&ram("late", 8)));
         pair.destination.remove("late");
@@ -193,7 +193,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     };
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &params);
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&Record::Hello(hello()));
     raw.hear_record();
     let before = data();
@@ -212,7 +212,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     // More than is allowed is refused at its header.
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &quick());
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&Record::Hello(hello()));
     raw.hear_record();
     raw.say_bytes(&Header::control(RecordType::Early, 0, (256 << 20) + 1).encode());

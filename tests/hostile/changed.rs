@@ -11,7 +11,7 @@ use crate::support::relay::{Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing};
 use crate::support::time::{LONG, MS};
 use crate::support::vmm::blob;
-use brant::migrate::{Params, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Params};
 use brant::wire;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -34,8 +34,8 @@ fn recorded() -> [Vec<Vec<u8>>; 2] {
         Verdict::Forward
     }));
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     drop(proxy);

@@ -12,7 +12,7 @@ use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use crate::support::time::{cancel_promptly, MS};
 use brant::error::Kind;
-use brant::migrate::Source;
+use brant::migrate::AcceptFrom;
 use brant::wire::{Record, RecordType};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -51,7 +51,7 @@ fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
         let (mut raw, fd) = Raw::pair();
         let inc = incoming(&pair, &strict());
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         reach(&mut raw, step);
         let begun = Instant::now();
         let socket = raw.0.try_clone().unwrap();
@@ -183,7 +183,7 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
     let pair = Pair::new(&[ram("ram", 600)]);
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &quick());
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     accepted(&mut raw);
     let flood = Flood::new(raw, None, &Record::Keepalive);
     cancel_promptly("under a source's flood", || inc.cancel()).unwrap();
@@ -192,7 +192,7 @@ fn a_peer_that_floods_cannot_hold_up_a_cancel() {
     let pair = Pair::new(&[ram("ram", 600)]);
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &quick());
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     reach(&mut raw, Step::State);
     let end = Record::StateEnd(state_end(0, 0));
     let flood = Flood::new(raw, Some(&end), &Record::Keepalive);

@@ -13,7 +13,7 @@ use crate::support::peer::Raw;
 use crate::support::sides::incoming;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::Source;
+use brant::migrate::AcceptFrom;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
 use brant::wire::{Header, Record};
@@ -170,7 +170,7 @@ fn a_hostile_source_is_refused_with_a_reason_and_nothing_ever_runs() {
         let pair = Pair::new(&[ram("ram", 600)]);
         let (mut raw, fd) = Raw::pair();
         let inc = incoming(&pair, &quick());
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         play(&mut raw);
         let told = raw.hear_abort();
         drop(raw);

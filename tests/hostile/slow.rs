@@ -12,7 +12,7 @@ use crate::support::peer::Raw;
 use crate::support::sides::{incoming, outgoing};
 use crate::support::time::{LONG, MS};
 use brant::error::Kind;
-use brant::migrate::{Params, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Params};
 use brant::units::Pages;
 use brant::wire::{Header, Record, RecordType, HEADER_LEN};
 use std::io::{Read, Write};
@@ -84,7 +84,7 @@ fn a_source_that_trickles_is_ended_in_every_step() {
                     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
                     let (mut raw, fd) = Raw::pair();
                     let inc = incoming(&pair, &params);
-                    inc.start(Source::Connected(fd)).unwrap();
+                    inc.start(AcceptFrom::Connected(fd)).unwrap();
                     reach(&mut raw, *step);
                     let begun = Instant::now();
                     raw.say_bytes(&record[..from]);
@@ -163,7 +163,7 @@ fn a_destination_that_trickles_is_left_in_every_step() {
             };
             let out = outgoing(&pair, &params);
             let begun = Instant::now();
-            out.start(Target::Connected(fd)).unwrap();
+            out.start(ConnectTo::Connected(fd)).unwrap();
             let mut from = raw.0.try_clone().unwrap();
             let reader = std::thread::spawn(move || {
                 let mut raw = raw;
@@ -223,7 +223,7 @@ fn a_source_that_trickles_or_falls_silent_is_ended_within_the_limits() {
         let pair = Pair::new(&[ram("ram", 600)]);
         let (mut raw, fd) = Raw::pair();
         let inc = incoming(&pair, &params);
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         before(&mut raw);
         let begun = Instant::now();
         for byte in bytes.iter().take(60) {
@@ -256,7 +256,7 @@ fn a_destination_that_trickles_is_left_within_the_limits() {
     let (mut raw, fd) = Raw::pair();
     let out = outgoing(&pair, &params);
     let begun = Instant::now();
-    out.start(Target::Connected(fd)).unwrap();
+    out.start(ConnectTo::Connected(fd)).unwrap();
     let mut bytes = Vec::new();
     reply().encode(&mut bytes).unwrap();
     for byte in bytes {

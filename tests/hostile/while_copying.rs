@@ -13,7 +13,7 @@ use crate::support::peer::Raw;
 use crate::support::sides::outgoing;
 use crate::support::time::LONG;
 use brant::error::Kind;
-use brant::migrate::{Params, Target};
+use brant::migrate::{ConnectTo, Params};
 use brant::vmm::EventKind;
 use brant::wire;
 use brant::wire::{Record, RecordType, HEADER_LEN};
@@ -46,7 +46,7 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
         };
         let (mut raw, fd) = Raw::pair();
         let out = outgoing(&pair, &params);
-        out.start_with(Target::Connected(fd), Box::new(Never))
+        out.start_with(ConnectTo::Connected(fd), Box::new(Never))
             .unwrap();
         for question in [R::Hello, R::EarlyEnd, R::LayoutEnd] {
             while raw.hear().unwrap().0.record_type() != Ok(Some(question)) {}

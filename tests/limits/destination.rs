@@ -9,7 +9,7 @@ use crate::support::peer::{self, Raw};
 use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::Kind;
-use brant::migrate::{Incoming, Params, Source};
+use brant::migrate::{AcceptFrom, Incoming, Params};
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire::{self, Header, Record, RecordType as R, HEADER_LEN};
 use std::io::{Read, Write};
@@ -161,7 +161,7 @@ fn destination(step: Step, manner: Manner, short: Short, then: impl FnOnce(&Inco
     let memory = Arc::clone(&pair.destination.memory);
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, short.params()).unwrap();
     let begun = Instant::now();
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     let handover_millis = if short == Short::Handover {
         1000
     } else {
@@ -427,7 +427,7 @@ fn what_the_vmm_takes_to_build_itself_is_not_the_peers_time() {
     let memory = Arc::clone(&pair.destination.memory);
     let params = Short::Connect.params();
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap();
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&hello());
     assert!(matches!(raw.hear_record(), Some(Record::HelloReply(_))));
     raw.say_bytes(&blob_bytes(R::Early, 10));
@@ -472,7 +472,7 @@ fn a_cancel_does_not_wait_for_a_peer_that_said_nonsense_and_stays() {
         let memory = Arc::clone(&pair.destination.memory);
         let params = Params::default();
         let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap();
-        inc.start(Source::Connected(fd)).unwrap();
+        inc.start(AcceptFrom::Connected(fd)).unwrap();
         raw.say_bytes(&[b'x'; HEADER_LEN]);
         assert!(raw.hear_abort().is_some());
         let begun = Instant::now();
@@ -503,7 +503,7 @@ fn announcing_a_block_again_and_again_costs_its_bytes_and_not_its_size() {
     let memory = Arc::clone(&pair.destination.memory);
     let params = Params::default();
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params).unwrap();
-    inc.start(Source::Connected(fd)).unwrap();
+    inc.start(AcceptFrom::Connected(fd)).unwrap();
     raw.say(&hello());
     raw.say(&Record::EarlyEnd(no_blobs()));
     let block = |id: u32| wire::Block {

@@ -8,7 +8,9 @@ use crate::support::peer::Raw;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::steering::{Facts, Next};
-use brant::migrate::{Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params,
+};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -116,8 +118,8 @@ fn slow_in_the_block() -> (Pair, Outgoing, Incoming, Relay) {
     .unwrap();
     let memory = Arc::clone(&pair.destination.memory);
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params()).unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
     relay.wait_carried(400_000);
     (pair, out, inc, relay)
 }
@@ -206,8 +208,8 @@ fn a_thread_that_loses_its_processor_inside_a_mark_does_not_fail_the_switchover(
     let memory = Arc::clone(&pair.destination.memory);
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, params()).unwrap();
     let (a, b) = UnixStream::pair().unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     thread.lock().unwrap().take().unwrap().join().unwrap();
@@ -235,8 +237,8 @@ fn a_slow_link_is_no_idle_peer() {
     .unwrap();
     let memory = Arc::clone(&pair.destination.memory);
     let inc = Incoming::new(memory, Arc::clone(&pair.to) as _, patient()).unwrap();
-    inc.start(Source::Connected(b.into())).unwrap();
-    out.start(Target::Connected(a.into())).unwrap();
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     drop(relay);
@@ -267,7 +269,7 @@ fn a_peer_that_takes_a_byte_now_and_then_is_left_at_the_limit_on_one_record() {
     .unwrap();
     let source = UnixStream::connect(&path).unwrap();
     set_send_buffer(&source, 2048);
-    out.start_with(Target::Connected(source.into()), Box::new(Never))
+    out.start_with(ConnectTo::Connected(source.into()), Box::new(Never))
         .unwrap();
     let raw = Raw(listener.accept().unwrap().0);
     let mut slow = raw.0.try_clone().unwrap();

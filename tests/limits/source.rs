@@ -12,7 +12,7 @@ use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::memory::{SlotDescription, NO_SLOT};
 use brant::migrate::steering::{Facts, Next};
-use brant::migrate::{Blockers, Decider, Decision, Outgoing, Resolution, Target};
+use brant::migrate::{Blockers, ConnectTo, Decider, Decision, Outgoing, Resolution};
 use brant::units::{Bytes, PAGE_SIZE};
 use brant::wire::{self, Record, RecordType as R};
 use std::net::{TcpListener, TcpStream};
@@ -161,7 +161,7 @@ fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)
             stay(&raw.0, manner, &right, reads, &stop);
         });
         let begun = Instant::now();
-        let target = Target::Connected(fd);
+        let target = ConnectTo::Connected(fd);
         match at {
             // Where pages are waited with, the decider's own words would be said.
             Answer::Ack => out.start_with(target, Box::new(Second)).unwrap(),
@@ -320,7 +320,7 @@ fn connecting_ends_at_the_earliest_limit() {
         )
         .unwrap();
         let begun = Instant::now();
-        out.start(Target::Endpoint(Endpoint::Tcp(at))).unwrap();
+        out.start(ConnectTo::Endpoint(Endpoint::Tcp(at))).unwrap();
         let error = out.wait(Some(LONG)).unwrap_err();
         let took = begun.elapsed();
         let awaited = format!("connecting to tcp:{at}: ");
@@ -347,7 +347,7 @@ fn a_switchover_that_takes_too_long_says_where_it_was() {
         )
         .unwrap();
         let begun = Instant::now();
-        out.start(Target::Connected(fd)).unwrap();
+        out.start(ConnectTo::Connected(fd)).unwrap();
         let error = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut raw = raw;

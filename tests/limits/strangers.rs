@@ -8,7 +8,7 @@ use crate::support::peer;
 use crate::support::time::LONG;
 use brant::channel::Endpoint;
 use brant::error::{Kind, Result};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Target};
+use brant::migrate::{Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::vmm::EventKind;
 use brant::wire::{Header, Hello, Record, HEADER_LEN};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -116,7 +116,7 @@ fn migrates_beside<T>(what: &str, endpoint: &Endpoint, strangers: impl FnOnce(&E
     let strangers = strangers(&at);
     let begun = Instant::now();
     let out = outgoing(&pair);
-    out.start(Target::Endpoint(at.clone())).unwrap();
+    out.start(ConnectTo::Endpoint(at.clone())).unwrap();
     let left = out.wait(Some(LONG));
     let arrived = inc.wait(Some(LONG));
     let took = begun.elapsed();
@@ -355,7 +355,7 @@ fn migrates_again(pair: &Pair, at: &Endpoint) {
     let inc = incoming(pair);
     assert_eq!(inc.listen(at).unwrap(), *at);
     let out = outgoing(pair);
-    out.start(Target::Endpoint(at.clone())).unwrap();
+    out.start(ConnectTo::Endpoint(at.clone())).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     pair.destination.pause();
@@ -484,7 +484,7 @@ fn a_shortage_of_descriptors_is_waited_out_with_a_warning() -> Result<()> {
     let mut destination = Destination::new(0);
     let at = Endpoint::parse(&destination.hear("listening"))?;
     let out = outgoing(&pair);
-    out.start(Target::Endpoint(at.clone()))?;
+    out.start(ConnectTo::Endpoint(at.clone()))?;
     let warning = destination.hear("short");
     assert!(warning.contains(&at.to_string()), "{warning}");
     assert!(warning.contains("descriptor"), "{warning}");
@@ -502,7 +502,7 @@ fn silent_strangers_give_up_their_descriptors_to_a_source() -> Result<()> {
     let mut destination = Destination::new(5);
     let at = Endpoint::parse(&destination.hear("listening"))?;
     let out = outgoing(&pair);
-    out.start(Target::Endpoint(at))?;
+    out.start(ConnectTo::Endpoint(at))?;
     // Nobody raises the limit.
     out.wait(Some(LONG))?;
     destination.hear("arrived");

@@ -11,7 +11,7 @@ use crate::whole::{busy_pair, migrates};
 use brant::channel::{Endpoint, Listener};
 use brant::error::{Kind, Result};
 use brant::memory::contents::Contents;
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::Pages;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn a_busy_guest_moves_over_tcp_and_goes_on_where_it_was() {
         let at = inc
             .listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
             .unwrap();
-        out.start(Target::Endpoint(at)).unwrap();
+        out.start(ConnectTo::Endpoint(at)).unwrap();
     });
     goes_on_at_the_destination(&pair);
 }
@@ -47,8 +47,8 @@ fn a_busy_guest_moves_over_a_unix_socket_and_goes_on_where_it_was() {
     let at = Endpoint::Unix(dir.path().join("s"));
     migrates(&pair, |out, inc| {
         let listener = Arc::new(Listener::bind(&at).unwrap());
-        inc.start(Source::Listener(listener)).unwrap();
-        out.start(Target::Endpoint(at.clone())).unwrap();
+        inc.start(AcceptFrom::Listener(listener)).unwrap();
+        out.start(ConnectTo::Endpoint(at.clone())).unwrap();
     });
     goes_on_at_the_destination(&pair);
 }
@@ -71,7 +71,7 @@ fn where_it_listens_is_told_from_the_start_on_and_stays_the_same() {
     }
     let (_a, b) = socketpair();
     let inc = incoming(&pair, &Params::default());
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     let error = inc.endpoint().unwrap_err();
     assert!(error.message().contains("handed in"), "{error}");
     inc.cancel().unwrap();
@@ -84,9 +84,10 @@ fn one_listener_awaits_one_migration_after_another() {
     for _ in 0..2 {
         let pair = busy_pair();
         migrates(&pair, |out, inc| {
-            inc.start(Source::Listener(Arc::clone(&listener))).unwrap();
+            inc.start(AcceptFrom::Listener(Arc::clone(&listener)))
+                .unwrap();
             let at = listener.local_endpoint().clone();
-            out.start(Target::Endpoint(at)).unwrap();
+            out.start(ConnectTo::Endpoint(at)).unwrap();
         });
         goes_on_at_the_destination(&pair);
     }
@@ -97,8 +98,8 @@ fn a_busy_guest_moves_over_descriptors_and_goes_on_where_it_was() {
     let pair = busy_pair();
     let (a, b) = socketpair();
     migrates(&pair, |out, inc| {
-        inc.start(Source::Connected(b)).unwrap();
-        out.start(Target::Connected(a)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
+        out.start(ConnectTo::Connected(a)).unwrap();
     });
     goes_on_at_the_destination(&pair);
 }
@@ -127,8 +128,8 @@ fn ten_blocks_of_odd_sizes_arrive_byte_for_byte() {
     pair.source.wait_goes_on(0);
     let (a, b) = socketpair();
     migrates(&pair, |out, inc| {
-        inc.start(Source::Connected(b)).unwrap();
-        out.start(Target::Connected(a)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
+        out.start(ConnectTo::Connected(a)).unwrap();
     });
 }
 
@@ -168,8 +169,8 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
     }
     let (a, b) = socketpair();
     migrates(&pair, |out, inc| {
-        inc.start(Source::Connected(b)).unwrap();
-        out.start(Target::Connected(a)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
+        out.start(ConnectTo::Connected(a)).unwrap();
         out.wait(Some(LONG)).unwrap();
         let stats = out.stats();
         assert!(stats.hole_pages >= 2 * 1996, "{stats:?}");
@@ -211,8 +212,8 @@ fn the_holes_of_a_memfd_stay_holes_at_the_destination() {
         quick(),
     )
     .unwrap();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(touched(&destination, "shm"), [9..10, 4000..4001]);

@@ -12,7 +12,7 @@ use crate::support::time::{cancel_promptly, LONG, MS};
 use brant::channel::Endpoint;
 use brant::error::Kind;
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo};
 use brant::wire::{Header, RecordType};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -82,8 +82,8 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     };
     let (proxy, a, b) = Proxy::new(Box::new(rule));
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     // The destination has all of the first pass, and its word of that gets lost.
     let begun = Instant::now();
@@ -111,8 +111,8 @@ fn what_was_acknowledged_and_not_written_since_is_not_pending() {
     pair.source.track();
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     // Everything of the first pass is acknowledged after some more.
     let begun = Instant::now();
@@ -146,7 +146,7 @@ fn a_cancel_while_connecting_is_prompt() {
     for at in [Endpoint::Tcp(at), Endpoint::Unix(path)] {
         let out = outgoing(&pair, &quick());
         let states = pair.from.states().len();
-        out.start(Target::Endpoint(at.clone())).unwrap();
+        out.start(ConnectTo::Endpoint(at.clone())).unwrap();
         while pair.from.states().len() == states {
             std::thread::yield_now();
         }
@@ -158,7 +158,7 @@ fn a_cancel_while_connecting_is_prompt() {
     // Connected, and nobody answers.
     let (a, _black_hole) = socketpair();
     let out = outgoing(&pair, &quick());
-    out.start(Target::Connected(a)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     pair.from.wait_state("negotiating");
     cancel_promptly("an unanswered HELLO", || out.cancel()).unwrap();
     // And at the destination: nobody comes, nobody speaks.
@@ -168,7 +168,7 @@ fn a_cancel_while_connecting_is_prompt() {
     cancel_promptly("listening", || inc.cancel()).unwrap();
     let (b, _silent) = socketpair();
     let inc = incoming(&pair, &quick());
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     pair.to.wait_state("negotiating");
     cancel_promptly("waiting for HELLO", || inc.cancel()).unwrap();
     assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::Cancelled);
@@ -193,8 +193,8 @@ fn a_cancel_while_the_peer_takes_nothing_is_prompt() {
     };
     let (_proxy, a, b) = Proxy::new(Box::new(rule));
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     hold.reached();
     // Until the socket is full and nothing moves any more.
     let (mut last, mut still) = (0, 0);
@@ -254,8 +254,8 @@ fn dropping_a_running_migration_cancels_it() {
     pair.source.fill(1);
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     pair.from.wait_passes(1);
     let begun = Instant::now();
@@ -267,8 +267,8 @@ fn dropping_a_running_migration_cancels_it() {
     // The other way round.
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     pair.from.wait_passes(2);
     drop(inc);

@@ -11,7 +11,7 @@ use crate::support::time::{LONG, MS};
 use crate::support::vmm::{blob, failure};
 use brant::error::{Kind, Result};
 use brant::memory::Whose;
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::wire::RecordType;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -34,14 +34,14 @@ fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_be
     pair.source.fill(1);
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     for (fd, found) in wrong() {
-        let error = out.start(Target::Connected(fd)).unwrap_err();
+        let error = out.start(ConnectTo::Connected(fd)).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         let expected = format!("expected a connected stream socket, found {found}");
         assert!(error.message().contains(&expected), "{error}");
         assert_eq!(out.wait(None).unwrap_err().kind(), Kind::State);
     }
     for (fd, found) in wrong() {
-        let error = inc.start(Source::Connected(fd)).unwrap_err();
+        let error = inc.start(AcceptFrom::Connected(fd)).unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert!(error.message().contains(found), "{error}");
         assert_eq!(inc.wait(None).unwrap_err().kind(), Kind::State);
@@ -50,8 +50,8 @@ fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_be
     assert_eq!(pair.from.calls("early_save"), 0);
     // Both can still be started.
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
     assert_eq!(differences(&pair.source, &pair.destination), [""; 0]);
@@ -200,8 +200,8 @@ fn end(how: How) -> (Result<()>, Result<()>) {
         .source
         .outgoing(&blockers, Arc::clone(&pair.from) as _, &from);
     let inc: Arc<Incoming> = incoming(&pair, &to);
-    inc.start(Source::Connected(b)).unwrap();
-    let target = Target::Connected(a);
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    let target = ConnectTo::Connected(a);
     let mut blocker = None;
     match how {
         How::CancelSource | How::CancelDestination | How::Block => {

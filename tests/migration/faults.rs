@@ -9,7 +9,7 @@ use crate::support::time::{LONG, MS};
 use crate::support::vmm::{blob, failure, Side};
 use brant::error::{Kind, Result};
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Params, Resolution, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Params, Resolution};
 use brant::vmm::EventKind;
 use brant::wire;
 use brant::wire::{Record, RecordType};
@@ -261,8 +261,8 @@ fn one_fault(fault: &Fault, then: Then, kinds: &[Kind], resolution: Resolution) 
         }
     }
     let (proxy, a, b) = Proxy::new(rule);
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     let result = out.wait(Some(LONG));
     let _ = inc.wait(Some(LONG));
     pair.assert_sound(what);

@@ -5,7 +5,7 @@ use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, HostMemory, Memory};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::{Bytes, Pages};
 use brant::vmm::Vmm;
 use brant::Result;
@@ -99,8 +99,8 @@ impl Guest {
             Params::default(),
         )
         .unwrap();
-        incoming.start(Source::Connected(b.into())).unwrap();
-        outgoing.start(Target::Connected(a.into())).unwrap();
+        incoming.start(AcceptFrom::Connected(b.into())).unwrap();
+        outgoing.start(ConnectTo::Connected(a.into())).unwrap();
         outgoing.wait(LONG).unwrap();
         incoming.wait(LONG).unwrap();
         for page in 0..PAGES {

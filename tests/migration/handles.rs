@@ -7,7 +7,7 @@ use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing, quick, socketpair};
 use crate::support::time::{LONG, MS};
 use brant::error::{Kind, Result};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Resolution, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params, Resolution};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn waiting_inside_a_callback_is_an_error_and_cancelling_there_only_asks() {
         list.push(out.wait(None).unwrap_err().kind());
         list.push(out.resolve(Resolution::Resume).unwrap_err().kind());
         let (a, _) = socketpair();
-        list.push(out.start(Target::Connected(a)).unwrap_err().kind());
+        list.push(out.start(ConnectTo::Connected(a)).unwrap_err().kind());
         out.cancel().unwrap();
         Ok(())
     });
@@ -38,8 +38,8 @@ fn waiting_inside_a_callback_is_an_error_and_cancelling_there_only_asks() {
     });
     assert!(!out.in_callback());
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Cancelled);
     let _ = inc.wait(Some(LONG));
     assert_eq!(*heard.lock().unwrap(), [Kind::Callback; 4]);
@@ -56,29 +56,33 @@ fn one_object_is_one_migration_and_one_tracker_has_one_at_a_time() {
     assert_eq!(kind(inc.wait(None)), Kind::State);
     let told: Arc<AtomicBool> = Arc::default();
     let (a, b) = socketpair();
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&told)).unwrap();
-    assert_eq!(kind(out.start(Target::Connected(fd()))), Kind::State);
-    assert_eq!(kind(inc.start(Source::Connected(fd()))), Kind::State);
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&told))
+        .unwrap();
+    assert_eq!(kind(out.start(ConnectTo::Connected(fd()))), Kind::State);
+    assert_eq!(kind(inc.start(AcceptFrom::Connected(fd()))), Kind::State);
     let second = outgoing(&pair, &quick());
-    assert_eq!(kind(second.start(Target::Connected(fd()))), Kind::Busy);
+    assert_eq!(kind(second.start(ConnectTo::Connected(fd()))), Kind::Busy);
     assert_eq!(kind(out.wait(Some(MS))), Kind::Pending);
     told.store(true, Ordering::SeqCst);
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
-    assert_eq!(kind(out.start(Target::Connected(fd()))), Kind::State);
+    assert_eq!(kind(out.start(ConnectTo::Connected(fd()))), Kind::State);
     assert_eq!(kind(out.cancel()), Kind::State);
     assert_eq!(kind(inc.cancel()), Kind::State);
     // One that was refused for that reason can be started later, once the guest is back.
-    assert_eq!(kind(second.start(Target::Connected(fd()))), Kind::State);
+    assert_eq!(kind(second.start(ConnectTo::Connected(fd()))), Kind::State);
     pair.source.memory.reclaim().unwrap();
     let (a, _peer) = socketpair();
-    second.start(Target::Connected(a)).unwrap();
+    second.start(ConnectTo::Connected(a)).unwrap();
     second.cancel().unwrap();
     // Cancelled before its start, it never starts.
     let third = outgoing(&pair, &quick());
     third.cancel().unwrap();
-    assert_eq!(kind(third.start(Target::Connected(fd()))), Kind::Cancelled);
+    assert_eq!(
+        kind(third.start(ConnectTo::Connected(fd()))),
+        Kind::Cancelled
+    );
 }
 
 #[test]
@@ -92,14 +96,14 @@ fn a_blocked_guest_does_not_start_and_one_that_becomes_blocked_is_never_paused()
     };
     let out = make();
     let reason = blockers.block("a disk is local");
-    let error = out.start(Target::Connected(socketpair().0)).unwrap_err();
+    let error = out.start(ConnectTo::Connected(socketpair().0)).unwrap_err();
     assert_eq!(error.kind(), Kind::Blocked);
     assert!(error.message().contains("a disk is local"), "{error}");
     drop(reason);
     let (a, b) = socketpair();
     let inc = incoming(&pair, &quick());
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     pair.from.wait_passes(2);
     let _reason = blockers.block("a GPU came");

@@ -11,7 +11,7 @@ use crate::support::time::{LONG, MS};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::error::Kind;
 use brant::memory::Memory;
-use brant::migrate::{Incoming, Outgoing, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Incoming, Outgoing};
 use brant::vmm::EventKind;
 use brant::wire::{Header, RecordType, MARKER_FLAG_FINAL};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,8 +81,9 @@ fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
     let told: Arc<AtomicBool> = Arc::default();
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&told)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&told))
+        .unwrap();
     pair.from.wait_passes(1);
     for round in 0..4 {
         let spec = match round % 2 {
@@ -130,8 +131,8 @@ fn with_relay(
         Verdict::Forward
     }));
     let (out, inc) = (outgoing(pair, &quick()), incoming(pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     (proxy, out, inc)
 }
 
@@ -212,8 +213,8 @@ fn a_block_added_here_only_ends_the_migration_by_its_name() {
     let pair = Pair::new(&[ram("ram", 600)]);
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start_with(Target::Connected(a), until(&Arc::default()))
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
     pair.from.wait_passes(1);
     pair.source.add(Ram::new(&ram("dimm7", 65)));

@@ -8,7 +8,7 @@ use crate::support::time::{LONG, MS};
 use crate::support::vmm::blob;
 use brant::error::Kind;
 use brant::migrate::steering::{Facts, Moment, Next};
-use brant::migrate::{Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo};
 
 #[test]
 fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
@@ -69,12 +69,12 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
     let pair = Pair::new(&[ram("ram", 65)]);
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
-    inc.start(Source::Connected(b)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
     let decider = Scripted(|facts: &Facts| match facts.moment {
         Moment::Synced => panic!("planted"),
         Moment::Walking => Next::GoOn,
     });
-    out.start_with(Target::Connected(a), Box::new(decider))
+    out.start_with(ConnectTo::Connected(a), Box::new(decider))
         .unwrap();
     assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Internal);
     let _ = inc.wait(Some(LONG));

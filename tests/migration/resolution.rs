@@ -7,7 +7,7 @@ use crate::support::time::{cancel_promptly, LONG, MS};
 use crate::support::vmm::failure;
 use brant::error::Kind;
 use brant::migrate::switchover::source::State;
-use brant::migrate::{Params, Resolution, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Params, Resolution};
 
 #[test]
 fn a_resolution_whose_resume_fails_can_be_given_again() {
@@ -42,8 +42,8 @@ fn the_switchover_timeout_gives_the_guest_back_when_an_operation_takes_too_long(
         };
         let (a, b) = socketpair();
         let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &quick()));
-        inc.start(Source::Connected(b)).unwrap();
-        out.start(Target::Connected(a)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
+        out.start(ConnectTo::Connected(a)).unwrap();
         assert_eq!(
             out.wait(Some(LONG)).unwrap_err().kind(),
             Kind::Timeout,

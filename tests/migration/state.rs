@@ -8,7 +8,7 @@ use crate::support::time::LONG;
 use crate::support::vmm::blob;
 use crate::whole::migrates;
 use brant::error::Kind;
-use brant::migrate::{Params, Source, Target};
+use brant::migrate::{AcceptFrom, ConnectTo, Params};
 
 #[test]
 fn state_blobs_of_nothing_and_of_megabytes_arrive_once_each_and_in_order() {
@@ -47,8 +47,8 @@ fn state_past_the_destinations_limit_is_refused_and_the_guest_runs_on() {
     };
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &small));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     let error = out.wait(Some(LONG)).unwrap_err();
     assert!(error.message().contains("4096 bytes allowed"), "{error}");
     assert_eq!(inc.wait(Some(LONG)).unwrap_err().kind(), Kind::Protocol);
@@ -71,8 +71,8 @@ fn early_blobs_come_before_the_layout_so_that_the_destination_builds_itself() {
     }
     let (a, b) = socketpair();
     migrates(&pair, |out, inc| {
-        inc.start(Source::Connected(b)).unwrap();
-        out.start(Target::Connected(a)).unwrap();
+        inc.start(AcceptFrom::Connected(b)).unwrap();
+        out.start(ConnectTo::Connected(a)).unwrap();
     });
     assert_eq!(pair.to.early_loaded(), *pair.from.early.lock().unwrap());
 }

@@ -7,7 +7,7 @@
 use brant::error::{Kind, Result};
 use brant::memory::block::{BlockDescription, BlockFlags};
 use brant::memory::Memory;
-use brant::migrate::{Incoming, Params, Source};
+use brant::migrate::{AcceptFrom, Incoming, Params};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::{Event, EventKind, StateBlob, Vmm};
 use brant::wire::{self, Blob, Header, Ours, Record, RecordType, HEADER_LEN};
@@ -302,7 +302,9 @@ pub fn destination(stream: &[u8]) -> Outcome {
     let begun = Instant::now();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let migration = Incoming::new(Arc::clone(&memory), Arc::clone(&taker) as _, params).unwrap();
-    migration.start(Source::Connected(theirs.into())).unwrap();
+    migration
+        .start(AcceptFrom::Connected(theirs.into()))
+        .unwrap();
     let mut to = &ours;
     let mut answer = Vec::new();
     // A source hands over after READY.

@@ -1,7 +1,7 @@
 //! The two sides of a migration of a [`Pair`], made and started.
 
 use super::pair::Pair;
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub fn socketpair() -> (OwnedFd, OwnedFd) {
 pub fn start(pair: &Pair, params: &Params) -> (Arc<Outgoing>, Arc<Incoming>) {
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(pair, params), incoming(pair, params));
-    inc.start(Source::Connected(b)).unwrap();
-    out.start(Target::Connected(a)).unwrap();
+    inc.start(AcceptFrom::Connected(b)).unwrap();
+    out.start(ConnectTo::Connected(a)).unwrap();
     (out, inc)
 }

@@ -5,7 +5,7 @@ use brant::dirty::tracker::{Clearing, Tracker};
 use brant::migrate::steering::{Facts, Moment, Next};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{
-    Blockers, Decider, Decision, Incoming, Outgoing, Params, Source, Stats, Target,
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params, Stats,
 };
 use brant::vmm::{Event, EventKind, StateSink, Vmm};
 use brant::{Error, Kind, Result};
@@ -122,9 +122,9 @@ pub fn migrate_by(
     let vmm = |i: usize| Arc::clone(&vmms[i]) as Arc<dyn Vmm>;
     let memory = Arc::clone(&destination.memory);
     let incoming = Incoming::new(memory, vmm(1), Params::default()).unwrap();
-    incoming.start(Source::Connected(there.into())).unwrap();
+    incoming.start(AcceptFrom::Connected(there.into())).unwrap();
     let outgoing = Outgoing::new(tracker, Blockers::new(), vmm(0), Params::default()).unwrap();
-    let to = Target::Connected(here.into());
+    let to = ConnectTo::Connected(here.into());
     match decider {
         Some(decider) => outgoing.start_with(to, decider).unwrap(),
         None => outgoing.start(to).unwrap(),

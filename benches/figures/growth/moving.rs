@@ -7,7 +7,7 @@ use crate::machine::{Reserved, GIB};
 use crate::report::Report;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BackingFile, Memory};
-use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::units::PAGE_SIZE;
 use brant::vmm::{Event, EventKind, Vmm};
 use std::fs::File;
@@ -79,8 +79,10 @@ impl Migration {
 
     fn start(&self) {
         let (a, b) = UnixStream::pair().unwrap();
-        self.incoming.start(Source::Connected(b.into())).unwrap();
-        self.outgoing.start(Target::Connected(a.into())).unwrap();
+        self.incoming
+            .start(AcceptFrom::Connected(b.into()))
+            .unwrap();
+        self.outgoing.start(ConnectTo::Connected(a.into())).unwrap();
     }
 
     /// Starts it; returns when the destination has everything that it needs for the first page,

@@ -5,7 +5,7 @@
 use super::*;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::iommufd::IommufdLog;
-use crate::dirty::iova::{DmaRange, Target};
+use crate::dirty::iova::{DmaRange, DmaTarget};
 use crate::dirty::testing::dma::Kernel;
 use crate::dirty::testing::{sync_all, take_all, Guest};
 use crate::dirty::tracker::StartWith;
@@ -39,7 +39,7 @@ fn to_block(iova: u64, pages: u64, offset: u64) -> DmaRange {
     DmaRange {
         iova,
         length: Bytes(pages * P),
-        target: Target::Block {
+        target: DmaTarget::Block {
             block: BlockId(0),
             offset: Bytes(offset * P),
         },
@@ -279,7 +279,7 @@ fn explicit_ranges_lead_to_blocks_and_to_guest_addresses() {
         DmaRange {
             iova: 1 << 20,
             length: Bytes(30 * P),
-            target: Target::Guest(GuestAddress(1000 * P)),
+            target: DmaTarget::Guest(GuestAddress(1000 * P)),
         },
     ])
     .unwrap();
@@ -318,7 +318,7 @@ fn ranges_that_cannot_be_are_refused() {
     assert!(with(|r| r.length = Bytes(0)).is_err());
     assert!(with(|r| r.length = Bytes(5)).is_err());
     assert!(with(|r| r.iova = 0u64.wrapping_sub(P)).is_err());
-    assert!(with(|r| r.target = Target::Guest(GuestAddress(0u64.wrapping_sub(P)))).is_err());
+    assert!(with(|r| r.target = DmaTarget::Guest(GuestAddress(0u64.wrapping_sub(P)))).is_err());
     assert!(Iovas::ranges(vec![good, to_block(P, 1, 7)]).is_err());
 }
 
@@ -330,7 +330,7 @@ fn ranges_past_the_end_of_their_block_harm_nothing() {
         DmaRange {
             iova: 1 << 40,
             length: Bytes(10 * P),
-            target: Target::Block {
+            target: DmaTarget::Block {
                 block: BlockId(77),
                 offset: Bytes(0),
             },

@@ -90,12 +90,12 @@ proptest! {
             }
             let mut found = BTreeSet::new();
             let mut total = 0;
-            for piece in map.pieces(GuestAddress(from * PAGE_SIZE + low), Pages(pages)) {
-                prop_assert!(piece.pages.0 > 0);
-                total += piece.pages.0;
-                for i in 0..piece.pages.0 {
-                    let b = u64::from(piece.block.0);
-                    found.insert((piece.skipped.0 + i, b, piece.first.0 + i));
+            for part in map.block_parts(GuestAddress(from * PAGE_SIZE + low), Pages(pages)) {
+                prop_assert!(part.pages.0 > 0);
+                total += part.pages.0;
+                for i in 0..part.pages.0 {
+                    let b = u64::from(part.block.0);
+                    found.insert((part.before.0 + i, b, part.first.0 + i));
                 }
             }
             // Two slots of two address spaces may show the same page at the same place.
@@ -286,9 +286,11 @@ fn the_last_guest_address_of_the_architecture_can_be_mapped() {
         .unwrap();
     assert_eq!(memory.map().guest_end(), 1 << GUEST_ADDRESS_BITS);
     let whole = memory.map();
-    let found: Vec<Piece> = whole.pieces(GuestAddress(0), Pages(u64::MAX)).collect();
+    let found: Vec<BlockPart> = whole
+        .block_parts(GuestAddress(0), Pages(u64::MAX))
+        .collect();
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].skipped, Pages(last / PAGE_SIZE));
+    assert_eq!(found[0].before, Pages(last / PAGE_SIZE));
 }
 
 proptest! {
@@ -454,8 +456,8 @@ fn whoever_looks_while_the_map_changes_sees_one_map_or_the_other() {
                     memory.with_map(|map| {
                         assert!(map.generation() >= last);
                         last = map.generation();
-                        for piece in map.pieces(GuestAddress(0), Pages(100)) {
-                            assert!(map.block(piece.block).is_some());
+                        for part in map.block_parts(GuestAddress(0), Pages(100)) {
+                            assert!(map.block(part.block).is_some());
                         }
                     });
                 }

@@ -27,10 +27,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Where a migration comes from.
+/// Where an incoming migration gets its connection.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Source {
+pub enum AcceptFrom {
     /// The first who says HELLO at this listener. It stays the VMM's too, and can be used for
     /// the next migration; what a VMM drops is free again once there is a source.
     Listener(Arc<Listener>),
@@ -42,7 +42,7 @@ pub enum Source {
 /// By the order that is asked for it was gone there first.
 const NEWS: Duration = Duration::from_secs(2);
 
-/// A [`Source`] that may be one.
+/// A [`AcceptFrom`] that may be one.
 enum Way {
     Listener(Arc<Listener>),
     Connected(Channel),
@@ -225,10 +225,10 @@ impl Work for Driver {
 
 impl Driver {
     /// Refuses a descriptor that is no connection.
-    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, source: Source) -> Result<Self> {
-        let way = match source {
-            Source::Listener(listener) => Way::Listener(listener),
-            Source::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
+    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, from: AcceptFrom) -> Result<Self> {
+        let way = match from {
+            AcceptFrom::Listener(listener) => Way::Listener(listener),
+            AcceptFrom::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
         };
         let memory = Arc::clone(&shared.memory);
         let recall = PinRecall::of(&memory)?;

@@ -11,7 +11,7 @@ mod negotiate;
 mod placement;
 mod sink;
 
-pub use driver::Source;
+pub use driver::AcceptFrom;
 
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
@@ -93,15 +93,15 @@ impl Incoming {
     ///
     /// Several connections are looked at together, and the first one on which a source's whole
     /// HELLO comes is the migration's. Strangers neither end nor delay the waiting, which has no
-    /// limit. The address is free again when there is a source: after a migration that failed,
+    /// limit. The address is free again when a source has said HELLO: after a migration that failed,
     /// another `Incoming` of the same memory can listen there.
     pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.start_with(|| Ok(Source::Listener(Arc::new(Listener::bind(endpoint)?))))?;
+        self.start_with(|| Ok(AcceptFrom::Listener(Arc::new(Listener::bind(endpoint)?))))?;
         self.endpoint()
     }
 
     /// The endpoint that this migration listens at, or has listened at, with the port that was
-    /// found: what [`Incoming::listen`] returned. It stays the same when there is a source, when
+    /// found: what [`Incoming::listen`] returned. It stays the same when a source has said HELLO, when
     /// nobody listens there any more, and when the migration is over.
     ///
     /// # Errors
@@ -122,21 +122,21 @@ impl Incoming {
     /// Starts it and returns. [`Kind::State`] where a guest runs in `memory`, or may be taken back
     /// there; [`Kind::Busy`] where another migration has to do with it. One that was handed over is
     /// overwritten.
-    pub fn start(&self, source: Source) -> Result<()> {
-        self.start_with(|| Ok(source))
+    pub fn start(&self, from: AcceptFrom) -> Result<()> {
+        self.start_with(|| Ok(from))
     }
 
-    fn start_with(&self, source: impl FnOnce() -> Result<Source>) -> Result<()> {
+    fn start_with(&self, from: impl FnOnce() -> Result<AcceptFrom>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         let claim = || shared.memory.ownership().arrive();
         shared.handle.start(claim, || {
-            let source = source()?;
-            let bound = match &source {
-                Source::Listener(listener) => Some(listener.local_endpoint().clone()),
-                Source::Connected(_) => None,
+            let from = from()?;
+            let bound = match &from {
+                AcceptFrom::Listener(listener) => Some(listener.local_endpoint().clone()),
+                AcceptFrom::Connected(_) => None,
             };
-            let driver = Driver::new(Arc::clone(shared), vmm, source)?;
+            let driver = Driver::new(Arc::clone(shared), vmm, from)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             let thread = spawn(Role::Migration, |_| (), move || work::run(driver))?;
             *shared.endpoint() = bound;

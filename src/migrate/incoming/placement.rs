@@ -2,7 +2,7 @@
 
 use super::lane::Lane;
 use super::sink::{PageSink, Place};
-use crate::channel::{Io, PartMut, Piece as _};
+use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::{Error, Result};
 use crate::memory::access::{self, Access};
 use crate::runtime::Recall;

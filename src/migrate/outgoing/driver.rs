@@ -33,10 +33,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Where a migration goes.
+/// Where an outgoing migration gets its connection.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Target {
+pub enum ConnectTo {
     /// A connection that brant makes.
     Endpoint(Endpoint),
     /// A connected stream socket that the VMM made; brant's from here on.
@@ -318,12 +318,12 @@ impl Driver {
     pub(super) fn new(
         shared: Arc<Shared>,
         vmm: Callbacks,
-        target: Target,
+        to: ConnectTo,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
-        let route = match target {
-            Target::Endpoint(endpoint) => Route::Endpoint(endpoint),
-            Target::Connected(fd) => Route::Connected([Channel::from_fd(fd)?].into()),
+        let route = match to {
+            ConnectTo::Endpoint(endpoint) => Route::Endpoint(endpoint),
+            ConnectTo::Connected(fd) => Route::Connected([Channel::from_fd(fd)?].into()),
         };
         let walk = Walk::over(shared.tracker.memory())?;
         let lent = shared.lent().clone();

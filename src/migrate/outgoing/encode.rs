@@ -73,11 +73,11 @@ fn count(header: &[u8; HEADER_LEN]) -> Pages {
 #[derive(Default)]
 pub(super) struct Records<'a> {
     /// Header, and for a run with contents, where they are.
-    list: Vec<([u8; HEADER_LEN], Option<Piece<'a>>)>,
+    list: Vec<([u8; HEADER_LEN], Option<PinnedRun<'a>>)>,
     put: Put,
 }
 
-type Piece<'a> = (&'a BlockPin, PageRun);
+type PinnedRun<'a> = (&'a BlockPin, PageRun);
 
 /// A record's header, as bytes: `of` is one of those that describe a run.
 fn header(of: fn(u32, Pages, u32) -> Header, run: PageRun) -> [u8; HEADER_LEN] {

@@ -10,7 +10,7 @@ mod lanes;
 mod ledger;
 mod replies;
 
-pub use driver::Target;
+pub use driver::ConnectTo;
 
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
@@ -39,7 +39,7 @@ use std::time::Duration;
 /// use brant::dirty::tracker::{Clearing, Tracker};
 /// use brant::error::Kind;
 /// use brant::memory::{Memory, NO_SLOT};
-/// use brant::migrate::{Blockers, Incoming, Outgoing, Params, Source, Target};
+/// use brant::migrate::{Blockers, Incoming, Outgoing, Params, AcceptFrom, ConnectTo};
 /// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use brant::vmm::Vmm;
 /// use std::os::unix::net::UnixStream;
@@ -76,10 +76,10 @@ use std::time::Duration;
 /// # fn main() -> brant::Result<()> {
 /// # let (a, b) = UnixStream::pair()?;
 /// # let incoming = Incoming::new(guest()?, Arc::new(Nothing), Params::default())?;
-/// # incoming.start(Source::Connected(b.into()))?;
+/// # incoming.start(AcceptFrom::Connected(b.into()))?;
 /// let tracker = Tracker::new(guest()?, Clearing::default())?;
 /// let outgoing = Outgoing::new(tracker, Blockers::new(), Arc::new(Nothing), Params::default())?;
-/// outgoing.start(Target::Connected(a.into()))?;
+/// outgoing.start(ConnectTo::Connected(a.into()))?;
 /// watch(&outgoing)?;
 /// let stats = outgoing.stats();
 /// println!("moved, the guest stood still for {:?}", stats.downtime.unwrap());
@@ -160,9 +160,9 @@ impl Outgoing {
     /// [`Kind::State`] where the guest was handed over and not taken back, or has to be resolved;
     /// [`Kind::Busy`] where another migration of the same guest is in progress, in either
     /// direction.
-    pub fn start(&self, target: Target) -> Result<()> {
+    pub fn start(&self, to: ConnectTo) -> Result<()> {
         self.start_with(
-            target,
+            to,
             Box::new(FitsDowntime::new(
                 self.shared.params.downtime_limit,
                 self.shared.params.total_timeout,
@@ -171,7 +171,7 @@ impl Outgoing {
     }
 
     /// The same with a decider of the caller's.
-    pub fn start_with(&self, target: Target, decider: Box<dyn Decider>) -> Result<()> {
+    pub fn start_with(&self, to: ConnectTo, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
         let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         let claim = || {
@@ -180,7 +180,7 @@ impl Outgoing {
             shared.tracker.memory().ownership().leave()
         };
         shared.handle.start(claim, || {
-            let driver = Driver::new(Arc::clone(shared), vmm, target, decider)?;
+            let driver = Driver::new(Arc::clone(shared), vmm, to, decider)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })

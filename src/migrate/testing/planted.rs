@@ -68,7 +68,7 @@ mod tests {
     use crate::memory::{BlockDescription, BlockFlags, Memory};
     use crate::migrate::switchover::{destination, source};
     use crate::migrate::{
-        Blockers, Incoming, Outgoing, Params, Resolution, Source, State, Stats, Target,
+        AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params, Resolution, State, Stats,
     };
     use crate::units::Bytes;
     use crate::vmm::{Event, EventKind, Role, StateBlob, StateSink, Vmm};
@@ -236,8 +236,8 @@ mod tests {
         let incoming = Incoming::new(to_memory, to.clone(), params()).unwrap();
         let (a, b) = UnixStream::pair().unwrap();
         *to.connection.lock().unwrap() = Some(b.try_clone().unwrap());
-        incoming.start(Source::Connected(b.into())).unwrap();
-        outgoing.start(Target::Connected(a.into())).unwrap();
+        incoming.start(AcceptFrom::Connected(b.into())).unwrap();
+        outgoing.start(ConnectTo::Connected(a.into())).unwrap();
         let limit = Some(Duration::from_secs(60));
         let left = outgoing.wait(limit);
         let arrived = incoming.wait(limit);

@@ -2,7 +2,7 @@
 //! processor's, for `tests/protocols.rs` to try them in every order that threads
 //! and memory can take.
 //!
-//! From brant, word for word: `bits/shared.rs` (the reported bitmap), `runtime/snapshot.rs`
+//! From brant, word for word: `bits/concurrent.rs` (the reported bitmap), `runtime/snapshot.rs`
 //! (the map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs`
 //! (a dirty ring, whose other side is the kernel), and, checked apart from the others,
 //! `runtime/grace.rs` (grace periods). Stand-ins: loom's types for
@@ -50,8 +50,8 @@ pub mod bits {
     mod heap;
     #[path = "../../../src/bits/runs.rs"]
     pub mod runs;
-    #[path = "../../../src/bits/shared.rs"]
-    pub mod shared;
+    #[path = "../../../src/bits/concurrent.rs"]
+    pub mod concurrent;
     #[path = "../../../src/bits/summary.rs"]
     pub mod summary;
     #[path = "../../../src/bits/words.rs"]

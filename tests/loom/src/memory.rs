@@ -33,11 +33,11 @@ impl Block {
     }
 }
 
-pub struct Piece {
+pub struct BlockPart {
     pub block: BlockId,
     pub first: Pages,
     pub pages: Pages,
-    pub skipped: Pages,
+    pub before: Pages,
 }
 
 #[derive(Default, Clone)]
@@ -55,14 +55,14 @@ impl Map {
         let lacks = |block: &&Arc<Block>| other.0.iter().all(|b| b.id() != block.id());
         Ok(self.0.iter().filter(lacks).cloned().collect())
     }
-    pub fn pieces(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = Piece> + '_ {
+    pub fn block_parts(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = BlockPart> + '_ {
         let first = from.0 / crate::units::PAGE_SIZE;
         let here = self.0.get((first / APART) as usize);
-        here.into_iter().map(move |block| Piece {
+        here.into_iter().map(move |block| BlockPart {
             block: block.id(),
             first: Pages(first % APART),
             pages,
-            skipped: Pages(0),
+            before: Pages(0),
         })
     }
 }

@@ -6,7 +6,7 @@
 //! so what holds here does not rest on them; and stores do not move before
 //! earlier loads.
 
-use brant_loom::bits::shared::Shared;
+use brant_loom::bits::concurrent::ConcurrentBitmap;
 use brant_loom::bits::summary::Bitmap;
 use brant_loom::dirty::protocol::{Position, Seen};
 use brant_loom::dirty::reported::{Reported, ReportedLog};
@@ -48,7 +48,7 @@ impl Page {
         let memory = AtomicUsize::new(0);
         Page { bit, memory }
     }
-    fn write_and_mark(&self, version: usize, shared: &Shared) {
+    fn write_and_mark(&self, version: usize, shared: &ConcurrentBitmap) {
         self.memory.store(version, Ordering::Relaxed);
         shared.mark(self.bit, 1);
     }
@@ -58,7 +58,7 @@ impl Page {
 }
 
 /// Collects, and reads the pages it is given.
-fn collect(shared: &Shared, wait: Duration, pages: &[&Page], read: &mut [usize]) -> bool {
+fn collect(shared: &ConcurrentBitmap, wait: Duration, pages: &[&Page], read: &mut [usize]) -> bool {
     let mut into = Bitmap::new(PAGES).unwrap();
     let complete = match shared.collect(wait, &mut into) {
         Ok(got) => {
@@ -83,7 +83,7 @@ fn collect(shared: &Shared, wait: Duration, pages: &[&Page], read: &mut [usize])
 #[test]
 fn no_mark_is_lost_and_none_is_collected_before_its_write() {
     check(2, || {
-        let all = Arc::new((Shared::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
+        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
         let theirs = Arc::clone(&all);
         let one = thread::spawn(move || {
             theirs.1.write_and_mark(1, &theirs.0);
@@ -106,7 +106,7 @@ fn no_mark_is_lost_and_none_is_collected_before_its_write() {
 #[test]
 fn a_buffer_that_is_used_again_is_clean_and_takes_marks() {
     check(3, || {
-        let all = Arc::new((Shared::new(PAGES).unwrap(), Page::new(3)));
+        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3)));
         let theirs = Arc::clone(&all);
         let setter = thread::spawn(move || {
             for version in 1..=3 {
@@ -129,7 +129,7 @@ fn a_buffer_that_is_used_again_is_clean_and_takes_marks() {
 #[test]
 fn a_mark_that_has_returned_is_in_the_very_next_collect() {
     check(3, || {
-        let all = Arc::new((Shared::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
+        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
         let returned = Arc::new(AtomicUsize::new(0));
         let theirs = Arc::clone(&all);
         let done = Arc::clone(&returned);
@@ -154,7 +154,7 @@ fn a_mark_that_has_returned_is_in_the_very_next_collect() {
 #[test]
 fn a_wait_that_runs_out_loses_nothing() {
     check(3, || {
-        let all = Arc::new((Shared::new(PAGES).unwrap(), Page::new(3)));
+        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3)));
         let theirs = Arc::clone(&all);
         let setter = thread::spawn(move || {
             theirs.1.write_and_mark(1, &theirs.0);

@@ -41,7 +41,7 @@ pub use crate::sys::kvm_ring::Enabled;
 use crate::sys::kvm_ring::{has_bitmap, is_enabled, ResetRings, RingVm};
 use crate::units::Pages;
 use crate::vmm::Vmm;
-use reaper::{Reaper, Shared};
+use reaper::{AskedRounds, Reaper};
 use rounds::{Look, Ring};
 use std::sync::Arc;
 
@@ -69,7 +69,7 @@ pub struct KvmRing {
     vmm: Arc<dyn Vmm>,
     /// Says when the vCPUs may be kicked.
     guest: Arc<Ownership>,
-    shared: Arc<Shared>,
+    shared: Arc<AskedRounds>,
     /// While started.
     reaper: Option<Reaper>,
     /// There is a bitmap too, for writes that no vCPU made.
@@ -103,7 +103,7 @@ impl KvmRing {
             switch,
             vmm: Arc::clone(&vmm),
             guest: Arc::default(),
-            shared: Arc::new(Shared::new(reset, vmm)),
+            shared: Arc::new(AskedRounds::new(reset, vmm)),
             reaper: None,
             with_bitmap,
             words: None,

@@ -52,7 +52,7 @@ impl State {
 }
 
 /// What the reaper, the log and the vCPU threads share.
-pub(super) struct Shared {
+pub(super) struct AskedRounds {
     vm: Arc<dyn ResetRings>,
     /// For `thread_start`.
     vmm: Arc<dyn Vmm>,
@@ -63,9 +63,9 @@ pub(super) struct Shared {
     answered: Condvar,
 }
 
-impl Shared {
+impl AskedRounds {
     pub fn new(vm: Arc<dyn ResetRings>, vmm: Arc<dyn Vmm>) -> Self {
-        Shared {
+        AskedRounds {
             vm,
             vmm,
             state: Mutex::default(),
@@ -130,7 +130,7 @@ impl Shared {
     }
 
     fn reap(&self) {
-        struct Gone<'a>(&'a Shared);
+        struct Gone<'a>(&'a AskedRounds);
         impl Drop for Gone<'_> {
             fn drop(&mut self) {
                 self.0.lock().reaping = false;
@@ -176,12 +176,12 @@ pub(super) fn no_ring(vcpu: u32) -> Error {
 
 /// The thread, ended when dropped.
 pub(super) struct Reaper {
-    shared: Arc<Shared>,
+    shared: Arc<AskedRounds>,
     thread: Option<Join<()>>,
 }
 
 impl Reaper {
-    pub fn start(shared: &Arc<Shared>) -> Result<Self> {
+    pub fn start(shared: &Arc<AskedRounds>) -> Result<Self> {
         let theirs = Arc::clone(shared);
         {
             let mut state = shared.lock();
@@ -214,7 +214,7 @@ impl Drop for Reaper {
 
 /// What vCPU threads and queries use. Cheap to share.
 #[derive(Clone)]
-pub struct Rings(pub(super) Arc<Shared>);
+pub struct Rings(pub(super) Arc<AskedRounds>);
 
 impl std::fmt::Debug for Rings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

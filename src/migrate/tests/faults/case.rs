@@ -15,7 +15,7 @@ use crate::error::{Error, Kind};
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::migrate::switchover::destination;
 use crate::migrate::{
-    Blockers, Decider, Decision, Incoming, Outgoing, Params, Resolution, Source, Target,
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params, Resolution,
 };
 use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::units::Pages;
@@ -318,7 +318,7 @@ fn attempt(
         let at = match (&endpoint, theirs) {
             (Some(endpoint), _) => Some(incoming.listen(endpoint)?),
             (None, Some(theirs)) => {
-                incoming.start(Source::Connected(theirs.into()))?;
+                incoming.start(AcceptFrom::Connected(theirs.into()))?;
                 None
             }
             (None, None) => None,
@@ -335,8 +335,8 @@ fn attempt(
         }
     };
     let target = match (at, ours) {
-        (Some(at), _) => Target::Endpoint(at),
-        (None, Some(ours)) => Target::Connected(ours.into()),
+        (Some(at), _) => ConnectTo::Endpoint(at),
+        (None, Some(ours)) => ConnectTo::Connected(ours.into()),
         (None, None) => return Err("no way to connect".to_owned()),
     };
     let script = Script {

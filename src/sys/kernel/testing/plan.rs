@@ -62,10 +62,10 @@ pub(crate) const CALLER: &str = "caller";
 
 /// A participant of a test.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Scope(Arc<Shared>);
+pub(crate) struct Scope(Arc<ScopeState>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct ScopeState {
     planned: Mutex<Option<(Call, Fault)>>,
     counts: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     fired: AtomicBool,

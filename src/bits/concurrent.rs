@@ -219,11 +219,11 @@ struct Collecting {
 /// A bitmap of fixed size that every thread may mark at any time.
 ///
 /// ```
-/// use brant::bits::{Bitmap, Shared};
+/// use brant::bits::{Bitmap, ConcurrentBitmap};
 /// use std::time::Duration;
 ///
 /// # fn main() -> brant::Result<()> {
-/// let marks = Shared::new(1 << 16)?;
+/// let marks = ConcurrentBitmap::new(1 << 16)?;
 /// std::thread::scope(|scope| {
 ///     for first in [0, 1000] {
 ///         let marks = &marks;
@@ -236,7 +236,7 @@ struct Collecting {
 /// # Ok(())
 /// # }
 /// ```
-pub struct Shared {
+pub struct ConcurrentBitmap {
     nbits: usize,
     heap_bytes: usize,
     /// Index of the buffer that setters use.
@@ -245,13 +245,13 @@ pub struct Shared {
     collecting: Mutex<Collecting>,
 }
 
-impl Shared {
+impl ConcurrentBitmap {
     /// `nbits` clear bits, twice. [`Kind::NoMemory`] when memory cannot be had;
     /// what is never marked is never touched.
-    pub fn new(nbits: usize) -> Result<Shared> {
+    pub fn new(nbits: usize) -> Result<ConcurrentBitmap> {
         let mut buffers = [Buffer::new(nbits)?, Buffer::new(nbits)?];
         let heap_bytes = buffers.iter_mut().map(Buffer::heap_bytes).sum();
-        Ok(Shared {
+        Ok(ConcurrentBitmap {
             nbits,
             heap_bytes,
             current: Apart(AtomicUsize::new(0)),
@@ -309,10 +309,10 @@ impl Shared {
         &self.buffers[current]
     }
 
-    /// [`Shared::mark`] of those of the `n` bits from `start` on whose bit in `words` is set, where
+    /// [`ConcurrentBitmap::mark`] of those of the `n` bits from `start` on whose bit in `words` is set, where
     /// bit `skip` of `words` stands for the first; bits past the end of either count as clear.
     /// Costs a look at each word, and an or into each that has a bit. For a thread that is pinned:
-    /// see [`Shared::mark_pinned`].
+    /// see [`ConcurrentBitmap::mark_pinned`].
     pub fn mark_words(&self, _pinned: &Guard, start: usize, words: &[u64], skip: usize, n: usize) {
         let given = cut(skip, n, words.len().saturating_mul(WORD_BITS));
         let bits = cut(start, given.len(), self.nbits);
@@ -350,7 +350,7 @@ impl Shared {
         })
     }
 
-    /// [`Shared::collect`] for other destinations than a bitmap of the same length: calls `f` with
+    /// [`ConcurrentBitmap::collect`] for other destinations than a bitmap of the same length: calls `f` with
     /// the index of the first bit of each group of 512 that has marks, in order, and its
     /// 8 words. `new` in the result is 0. If `f` panics, the groups not yet
     /// returned from are handed out again by the next collect.
@@ -449,9 +449,9 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for ConcurrentBitmap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("ConcurrentBitmap")
             .field("nbits", &self.nbits)
             .field("clean", &self.is_clean_hint())
             .finish()
@@ -490,11 +490,11 @@ mod tests {
     struct Stuck(Guard, usize);
 
     impl Stuck {
-        fn before_its_store(shared: &Shared) -> Stuck {
+        fn before_its_store(shared: &ConcurrentBitmap) -> Stuck {
             let guard = pin();
             Stuck(guard, shared.current.0.load(Ordering::Acquire))
         }
-        fn finish(self, shared: &Shared, bit: usize) {
+        fn finish(self, shared: &ConcurrentBitmap, bit: usize) {
             shared.buffers[self.1].set(bit..bit + 1);
             drop(self.0);
         }
@@ -519,7 +519,7 @@ mod tests {
             with in any::<bool>(),
         ) {
             let _alone = alone();
-            let shared = Shared::new(nbits).unwrap();
+            let shared = ConcurrentBitmap::new(nbits).unwrap();
             let mut into = Bitmap::new(nbits).unwrap();
             let mut all = Bitmap::new(nbits).unwrap();
             for marks in rounds {
@@ -556,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_bitmap_of_another_length_is_refused() {
-        let shared = Shared::new(100).unwrap();
+        let shared = ConcurrentBitmap::new(100).unwrap();
         shared.mark(99, 1);
         let error = shared
             .collect(LONG, &mut Bitmap::new(99).unwrap())
@@ -568,7 +568,7 @@ mod tests {
     #[test]
     fn a_wait_that_runs_out_loses_nothing_and_the_next_collect_has_it_all() {
         let _alone = alone();
-        let shared = &Shared::new(5000).unwrap();
+        let shared = &ConcurrentBitmap::new(5000).unwrap();
         let mut into = Bitmap::new(5000).unwrap();
         std::thread::scope(|s| {
             let (ready, is_ready) = mpsc::channel();
@@ -602,7 +602,7 @@ mod tests {
     #[test]
     fn a_callback_that_panics_gets_its_groups_again() {
         let _alone = alone();
-        let shared = Shared::new(10_000).unwrap();
+        let shared = ConcurrentBitmap::new(10_000).unwrap();
         for at in [0, 1000, 5000] {
             shared.mark(at, 1);
         }
@@ -622,7 +622,7 @@ mod tests {
     #[test]
     fn marks_from_a_thread_that_is_ending_are_collected() {
         let _alone = alone();
-        struct AtExit(Arc<Shared>, usize);
+        struct AtExit(Arc<ConcurrentBitmap>, usize);
         impl Drop for AtExit {
             fn drop(&mut self) {
                 self.0.mark(self.1, 1);
@@ -632,7 +632,7 @@ mod tests {
             static EARLY: std::cell::RefCell<Option<AtExit>> = const { std::cell::RefCell::new(None) };
             static LATE: std::cell::RefCell<Option<AtExit>> = const { std::cell::RefCell::new(None) };
         }
-        let shared = Arc::new(Shared::new(100).unwrap());
+        let shared = Arc::new(ConcurrentBitmap::new(100).unwrap());
         let theirs = Arc::clone(&shared);
         // Registered before and after the epoch's own handle, so that one of
         // the two destructors runs when that is gone, whatever the order.
@@ -663,7 +663,7 @@ mod tests {
         } else {
             100_000
         };
-        let shared = &Shared::new(BITS).unwrap();
+        let shared = &ConcurrentBitmap::new(BITS).unwrap();
         // Written with relaxed atomics, as guest memory is: the order has to come from mark.
         let cells: &Vec<AtomicU64> = &(0..BITS * SETTERS).map(|_| AtomicU64::new(0)).collect();
         let left = &AtomicUsize::new(SETTERS);
@@ -764,7 +764,7 @@ mod tests {
         ) {
             let _alone = alone();
             let start = if near { start % 700 } else { start };
-            let shared = Shared::new(nbits).unwrap();
+            let shared = ConcurrentBitmap::new(nbits).unwrap();
             shared.mark_words(&pin(), start, &words, skip, n);
             let mut into = Bitmap::new(nbits).unwrap();
             shared.collect(LONG, &mut into).unwrap();
@@ -784,7 +784,7 @@ mod tests {
     fn a_mark_that_has_returned_is_in_the_very_next_collect() {
         let _alone = alone();
         const ROUNDS: usize = 3000;
-        let shared = &Shared::new(1024).unwrap();
+        let shared = &ConcurrentBitmap::new(1024).unwrap();
         let turn = &AtomicU8::new(0);
         std::thread::scope(|s| {
             // Noise: marks the same group, so that the summary and `any` are often set by others.
