@@ -239,7 +239,7 @@ static int32_t told(int32_t code, brant_error *error)
     return code;
 }
 
-static int32_t out_starts(brant_outgoing *out)
+__attribute__((unused)) static int32_t out_starts(brant_outgoing *out)
 {
     brant_error *error = NULL;
     int32_t code;
