@@ -41,7 +41,7 @@ pub struct Channel {
     pub(super) peer: String,
     pub(super) counters: Counters,
     /// A send (a receive) ended in the middle of its parts. What is sent (or
-    /// received) next would be taken for the rest of them, so nothing is.
+    /// received) next would be taken for the rest of them, so nothing is but that rest.
     send_broken: bool,
     recv_broken: bool,
     /// How many bytes of its parts the last send moved that failed.
@@ -110,12 +110,25 @@ impl Channel {
     }
 
     /// The same until `recall` is raised: how many bytes went. The rest of them has to be sent
-    /// next, from wherever it is by then.
+    /// next, from wherever it is by then, by [`send_rest`](Self::send_rest) or
+    /// [`send_on`](Self::send_on): until then every other send is refused.
     ///
     /// # Errors
     /// As for [`send`](Self::send).
     pub fn send_unless(&mut self, parts: &[Part<'_>], recall: &Recall, io: &Io<'_>) -> Result<u64> {
         self.send_some(parts, Some(recall), io)
+    }
+
+    /// Sends the rest of what a recalled send was given, from another place.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send); then nothing may follow.
+    pub fn send_rest(&mut self, rest: &[Part<'_>], io: &Io<'_>) -> Result<()> {
+        let mut cursor = Cursor::new(rest);
+        let result = self.transfer(&mut cursor, io, false, None);
+        self.send_broken = result.is_err();
+        self.cut_at = cursor.moved;
+        result
     }
 
     fn send_some(
@@ -127,18 +140,18 @@ impl Channel {
         self.check(Direction::Send)?;
         let mut cursor = Cursor::new(parts);
         let result = self.transfer(&mut cursor, io, false, recall);
-        self.send_broken = result.is_err() && cursor.moved > 0;
+        self.send_broken = cursor.moved > 0 && !cursor.is_done();
         self.cut_at = cursor.moved;
         result.map(|()| cursor.moved)
     }
 
-    /// After a send that failed: how many bytes of its parts went.
+    /// After a send that failed or was recalled: how many bytes of its parts went.
     pub fn cut_at(&self) -> u64 {
         self.cut_at
     }
 
-    /// After a send of `parts` that a cancel or a limit ended in the middle: sends on, up to byte `to`
-    /// of them. There something else may follow.
+    /// After a send of `parts` that a cancel, a limit or a recall ended in the middle: sends on, up to
+    /// byte `to` of them. There something else may follow.
     ///
     /// # Errors
     /// As for [`send`](Self::send); then nothing may follow.

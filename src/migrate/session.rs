@@ -56,9 +56,20 @@ pub(super) fn finish(
     error: &Error,
     patience: Duration,
 ) -> bool {
-    let io = Io::patient(patience).within(Deadline::after(patience));
     matches!(error.kind(), Kind::Cancelled | Kind::Timeout)
-        && channel.send_on(parts, end, &io).is_ok()
+        && finish_record(channel, parts, end, patience)
+}
+
+/// After a send of `parts` that ended in the middle and left them readable: has `patience` with the
+/// peer until it has taken the bytes up to `end`, a record's. Whether it has.
+pub(super) fn finish_record(
+    channel: &mut Channel,
+    parts: &[Part<'_>],
+    end: u64,
+    patience: Duration,
+) -> bool {
+    let io = Io::patient(patience).within(Deadline::after(patience));
+    channel.send_on(parts, end, &io).is_ok()
 }
 
 /// A blob that waits to be sent.

@@ -1,7 +1,7 @@
 //! Taken pages into records: what each page holds, the headers that say so, and where the
 //! contents are in guest memory. No page is copied.
 
-use crate::channel::Part;
+use crate::channel::{Channel, Part};
 use crate::dirty::consumer::Content;
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Result};
@@ -167,7 +167,7 @@ impl<'a> Records<'a> {
 
     /// Of `first` and the records after it, byte `at` is where sending ended: where the record ends
     /// that it lies in, and the pages of all records to there, or of those that are `whole` before it.
-    pub(super) fn cut(&self, first: u64, at: u64, whole: bool) -> (u64, Put) {
+    fn cut(&self, first: u64, at: u64, whole: bool) -> (u64, Put) {
         let (mut end, mut put) = (first.min(at), Put::default());
         if at > 0 {
             end = first;
@@ -192,6 +192,21 @@ impl<'a> Records<'a> {
             }
         }
         (end, put)
+    }
+
+    /// Sending these after `first` bytes ended where the channel says. Has `finish` send on to the
+    /// end of the record that it lies in; which pages the destination has.
+    pub(super) fn cut_short(
+        &self,
+        first: u64,
+        channel: &mut Channel,
+        finish: impl FnOnce(&mut Channel, u64) -> bool,
+    ) -> Put {
+        let (end, all_to_there) = self.cut(first, channel.cut_at(), false);
+        match finish(channel, end) {
+            true => all_to_there,
+            false => self.cut(first, channel.cut_at(), true).1,
+        }
     }
 
     /// The same bytes, but the first `sent`, as they are now.

@@ -106,20 +106,25 @@ impl Lane {
             Err(e) => {
                 // The destination can only be told why at a record's end. What it has taken it
                 // has counted.
-                let at = channel.cut_at();
-                let (end, all_to_there) = records.cut(before, at, false);
-                self.put += match session::finish(channel, &parts, end, &e, self.patience) {
-                    true => all_to_there,
-                    false => records.cut(before, channel.cut_at(), true).1,
-                };
+                self.put += records.cut_short(before, channel, |channel, end| {
+                    session::finish(channel, &parts, end, &e, self.patience)
+                });
                 let (fault, blocks) = (channel.fault(), taken.blocks());
                 return Err(access::name_fault(e, fault, blocks, Access::Read));
             }
         };
         let all = before + put.bytes;
-        let rest = (sent < all)
-            .then(|| records.copy_rest(first, sent))
-            .transpose()?;
+        let rest = match (sent < all).then(|| records.copy_rest(first, sent)) {
+            Some(Err(e)) => {
+                // Straight from the pages once more, to the end of the record that is begun: without
+                // a copy nothing else can be told. Whoever recalls the pages waits a moment longer.
+                self.put += records.cut_short(before, channel, |channel, end| {
+                    session::finish_record(channel, &parts, end, self.patience)
+                });
+                return Err(e);
+            }
+            rest => rest.transpose()?,
+        };
         put.time = begun.elapsed();
         #[cfg(test)]
         let _planted = crate::migrate::planted::point("the ledger");
@@ -131,10 +136,12 @@ impl Lane {
             let limit = params::transfer(io.idle, rest.len() as u64).from_now();
             let parts = [Part::bytes(&rest)];
             let channel = &mut self.channel;
-            channel.send(&parts, &io.within(limit)).inspect_err(|e| {
-                let all = rest.len() as u64;
-                session::finish(channel, &parts, all, e, self.patience);
-            })?;
+            channel
+                .send_rest(&parts, &io.within(limit))
+                .inspect_err(|e| {
+                    let all = rest.len() as u64;
+                    session::finish(channel, &parts, all, e, self.patience);
+                })?;
         }
         Ok(put)
     }

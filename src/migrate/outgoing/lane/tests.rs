@@ -45,12 +45,15 @@ impl Side {
     }
 
     fn send_by(&mut self, io: &Io<'_>) -> Result<()> {
+        self.send_unless(&Recall::new()?, io)
+    }
+
+    fn send_unless(&mut self, recall: &Recall, io: &Io<'_>) -> Result<()> {
         let taken = self
             .consumer
             .take(&mut Cursor::default(), 64, Pages(PAGES))?;
         assert_eq!(self.consumer.pending(), Pages(0));
-        let recall = Recall::new()?;
-        self.lane.send(&[], taken, &recall, io).map(|_| ())
+        self.lane.send(&[], taken, recall, io).map(|_| ())
     }
 
     fn send_marker(&mut self) {
@@ -103,12 +106,25 @@ fn full_side() -> Side {
     side
 }
 
-/// Reads the header of the second record, and then has the sending cancelled in its middle.
-fn cancel_in_mid_record(mut peer: UnixStream, cancel: &Cancel) -> UnixStream {
+/// Reads the header of the second record, and then has the sending end in its middle.
+fn end_in_mid_record(mut peer: UnixStream, end: impl FnOnce()) -> UnixStream {
     peer.set_read_timeout(Some(LONG)).unwrap();
     peer.read_exact(&mut [0; 2 * HEADER_LEN]).unwrap();
-    cancel.cancel();
+    end();
     peer
+}
+
+/// Reads the second record's contents, and to the end what is said after it, which is one KEEPALIVE.
+fn reads_contents_and_a_keepalive(mut peer: UnixStream, pages: u64) {
+    let mut heard = Vec::new();
+    peer.read_to_end(&mut heard).unwrap();
+    let contents = (pages * crate::units::PAGE_SIZE) as usize;
+    assert_eq!(heard.len(), contents + HEADER_LEN);
+    assert!(heard[..contents]
+        .chunks(crate::units::PAGE_SIZE as usize)
+        .all(|page| page[0] == 7));
+    let last = Header::decode(heard[contents..].try_into().unwrap()).unwrap();
+    assert_eq!(last.record_type(), Ok(Some(RecordType::Keepalive)));
 }
 
 #[test]
@@ -116,13 +132,11 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
     let mut side = full_side();
     side.lane.patience = LONG;
     let cancel = Cancel::new().unwrap();
-    let heard = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (there, stop) = (side.peer.try_clone().unwrap(), &cancel);
         let reader = scope.spawn(move || {
-            let mut peer = cancel_in_mid_record(there, stop);
-            let mut rest = Vec::new();
-            peer.read_to_end(&mut rest).unwrap();
-            rest
+            let peer = end_in_mid_record(there, || _ = stop.cancel());
+            reads_contents_and_a_keepalive(peer, PAGES - 1);
         });
         let error = side.send_by(&Io::until(&cancel, LONG)).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled, "{error}");
@@ -133,13 +147,57 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
         let io = Io::patient(LONG);
         side.lane.say(&Record::Keepalive, &io).unwrap();
         side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
-        reader.join().unwrap()
+        reader.join().unwrap();
     });
-    // The contents to their end, and what was said after them.
-    let contents = ((PAGES - 1) * crate::units::PAGE_SIZE) as usize;
-    assert_eq!(heard.len(), contents + HEADER_LEN);
-    let last = Header::decode(heard[contents..].try_into().unwrap()).unwrap();
-    assert_eq!(last.record_type(), Ok(Some(RecordType::Keepalive)));
+}
+
+/// A page of zeros that ends the record before it.
+const PARTED: u64 = 90;
+
+/// Sends, is recalled in the middle of the second record, and cannot copy what is left, of whose last
+/// record a page is gone.
+fn recalled_without_a_copy(patience: Duration, then: fn(UnixStream)) -> (Error, Result<()>) {
+    let mut side = full_side();
+    side.lane.patience = patience;
+    let block = Arc::clone(&side.consumer.memory().map().blocks()[0]);
+    let last = block.page_address(Pages(PAGES - 1)) as usize;
+    // SAFETY: a page of the test's own memory, which nobody else uses now.
+    unsafe { block.page_address(Pages(PARTED)).write_volatile(0) };
+    let protect = |access| {
+        // SAFETY: a page of the test's own memory, which nobody reads but the kernel.
+        assert_eq!(0, unsafe { libc::mprotect(last as *mut _, 4096, access) });
+    };
+    let recall = Recall::new().unwrap();
+    std::thread::scope(|threads| {
+        let (there, recall) = (side.peer.try_clone().unwrap(), &recall);
+        threads.spawn(move || {
+            then(end_in_mid_record(there, || {
+                protect(libc::PROT_NONE);
+                recall.raise();
+            }));
+        });
+        let error = side.send_unless(recall, &Io::patient(LONG)).unwrap_err();
+        side.has_all("no copy");
+        let said = side.lane.say(&Record::Keepalive, &Io::patient(LONG));
+        side.lane = Lane::new(Channel::from_fd(UnixStream::pair().unwrap().0.into()).unwrap());
+        protect(libc::PROT_READ | libc::PROT_WRITE);
+        (error, said)
+    })
+}
+
+#[test]
+fn a_recalled_batch_that_cannot_be_copied_is_ended_at_a_records_end() {
+    let reads_on = |peer| reads_contents_and_a_keepalive(peer, PARTED - 1);
+    let (error, said) = recalled_without_a_copy(LONG, reads_on);
+    assert_eq!(error.kind(), Kind::Memory, "{error}");
+    said.unwrap();
+}
+
+#[test]
+fn nothing_is_said_inside_a_recalled_record_that_the_peer_reads_no_more_of() {
+    let (error, said) = recalled_without_a_copy(Duration::from_millis(1), drop);
+    assert_eq!(error.kind(), Kind::Memory, "{error}");
+    assert_eq!(said.unwrap_err().kind(), Kind::State);
 }
 
 #[test]
@@ -148,7 +206,7 @@ fn a_cancel_in_mid_record_does_not_wait_for_who_reads_no_more() {
     let cancel = Cancel::new().unwrap();
     let error = std::thread::scope(|scope| {
         let (there, stop) = (side.peer.try_clone().unwrap(), &cancel);
-        scope.spawn(move || cancel_in_mid_record(there, stop));
+        scope.spawn(move || end_in_mid_record(there, || _ = stop.cancel()));
         side.send_by(&Io::until(&cancel, LONG)).unwrap_err()
     });
     assert_eq!(error.kind(), Kind::Cancelled, "{error}");
