@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::error::{Kind, Result};
-use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Timeout};
+use crate::runtime::{wait_ready, Cancel, Deadline, Interest, Recall, Timeout};
 use crate::sys::event;
+use crate::sys::kernel::plan::Scope;
 use crate::sys::net::{self, Address, PARTS_MAX};
 use crate::units::{Bytes, PAGE_SIZE};
 use std::os::fd::AsRawFd;
@@ -416,6 +417,64 @@ fn a_peer_that_trickles_is_ended_by_the_deadline() {
         assert!(start.elapsed() < Duration::from_secs(2));
         assert!(to.counters().received > Bytes(0));
         done.cancel();
+    });
+}
+
+#[test]
+fn a_wake_up_that_a_recall_left_ends_one_wait_and_not_every_one() {
+    let (mut channel, _peer) = socketpair();
+    let recall = Recall::new().unwrap();
+    recall.raise_around(|| recall.lower());
+    let scope = Scope::default();
+    let io = Io::patient(Duration::from_millis(300));
+    let mut receive = |io: &Io<'_>| {
+        let mut byte = [0];
+        channel.recv_some_unless(&[PartMut::bytes(&mut byte)], &recall, io)
+    };
+    let error = scope.enter(|| receive(&io));
+    assert_eq!(error.unwrap_err().kind(), Kind::Timeout);
+    // One wait is ended by what was left, one by the limit. It was one in every two milliseconds.
+    let waits = scope.calls().iter().filter(|c| c.name == "ppoll").count();
+    assert_eq!(waits, 2);
+    // And the next recall is heard.
+    std::thread::scope(|s| {
+        let waiter = s.spawn(|| receive(&Io::patient(LONG)));
+        recall.raise();
+        assert_eq!(waiter.join().unwrap().unwrap(), 0);
+    });
+}
+
+#[test]
+fn after_a_recalled_send_nothing_but_its_rest_is_sent() {
+    let (mut channel, mut peer) = socketpair();
+    let recall = Recall::new().unwrap();
+    let bytes = pattern(4 << 20);
+    let sent = std::thread::scope(|s| {
+        let sender = s.spawn(|| {
+            let parts = [Part::bytes(&bytes)];
+            channel.send_unless(&parts, &recall, &Io::patient(LONG))
+        });
+        let mut first = [0];
+        peer.recv_exact(&[PartMut::bytes(&mut first)], &Io::patient(LONG))
+            .unwrap();
+        recall.raise();
+        sender.join().unwrap().unwrap()
+    });
+    assert!((1..bytes.len() as u64).contains(&sent), "{sent}");
+    let io = Io::patient(LONG);
+    let error = channel.send(&[Part::bytes(b"next")], &io).unwrap_err();
+    assert_eq!(error.kind(), Kind::State);
+    std::thread::scope(|s| {
+        let reader = s.spawn(|| {
+            let mut rest = vec![0; bytes.len() - 1 + 4];
+            peer.recv_exact(&[PartMut::bytes(&mut rest)], &io).unwrap();
+            rest
+        });
+        let rest = [Part::bytes(&bytes[sent as usize..])];
+        channel.send_rest(&rest, &io).unwrap();
+        channel.send(&[Part::bytes(b"next")], &io).unwrap();
+        let heard = reader.join().unwrap();
+        assert!(heard == [&bytes[1..], b"next"].concat());
     });
 }
 

@@ -58,6 +58,7 @@ impl Channel {
             let until = io.limit.earlier(idle).at();
             let start = Instant::now();
             let wake = if woken {
+                recall.inspect(|recall| recall.settle());
                 let pause = Deadline::after(BACK_OFF).earlier(until);
                 pause_until(io.cancel, pause)
             } else {

@@ -47,9 +47,35 @@ impl Recall {
         }
     }
 
-    /// Readable while it is raised, for poll.
+    /// Takes back a wake-up that nobody asks with any more; called by whoever was woken and finds
+    /// the flag down.
+    ///
+    /// Example: one thread raises the flag; the thread that is asked lowers it, and finds no wake-up
+    /// to take yet; the first raises the descriptor. From there on the descriptor is readable, the
+    /// flag is down, and every wait ends at once, until somebody raises it again.
+    ///
+    /// Whoever asks meanwhile has raised the flag before the descriptor: look at the flag after this
+    /// and before the next wait.
+    pub fn settle(&self) {
+        if !self.is_raised() {
+            let _ = self.notify.take();
+        }
+    }
+
+    /// Readable while it is raised, for poll; and now and then when it is not, see
+    /// [`settle`](Self::settle).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.notify.fd()
+    }
+}
+
+#[cfg(test)]
+impl Recall {
+    /// As [`raise`](Self::raise), with all of `between` in the middle of it.
+    pub(crate) fn raise_around(&self, between: impl FnOnce()) {
+        self.raised.store(true, Ordering::SeqCst);
+        between();
+        self.notify.raise();
     }
 }
 
@@ -73,5 +99,25 @@ mod tests {
             assert_eq!((recall.is_raised(), wake()), (true, Wake::Ready));
             recall.lower();
         }
+    }
+    #[test]
+    fn a_wake_up_that_came_after_the_lowering_is_taken_back_and_the_next_one_is_not() {
+        let recall = Recall::new().unwrap();
+        let wake = || {
+            let at_once = Deadline::after(Duration::ZERO);
+            wait_ready(recall.fd(), Interest::Read, None, at_once).unwrap()
+        };
+        recall.raise_around(|| recall.lower());
+        assert_eq!((recall.is_raised(), wake()), (false, Wake::Ready));
+        recall.settle();
+        assert_eq!((recall.is_raised(), wake()), (false, Wake::TimedOut));
+        // What is asked for is not.
+        recall.raise();
+        recall.settle();
+        assert_eq!((recall.is_raised(), wake()), (true, Wake::Ready));
+        recall.lower();
+        // Asked while it is being taken back: whoever looks at the flag before waiting sees it.
+        recall.raise_around(|| recall.settle());
+        assert_eq!((recall.is_raised(), wake()), (true, Wake::Ready));
     }
 }
