@@ -348,10 +348,10 @@ const char *brant_version(void);
 /**
  * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
  * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
- * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
- * whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
- * (what devices log), "balloon" (ballooned pages are not sent), "hints" (free-page hints),
- * "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+ * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
+ * (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
+ * "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
+ * (free-page hints), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -737,8 +737,8 @@ int32_t brant_guest_give_up(struct brant_guest *guest,
 
 /**
  * Says whether the guest must tell before it uses a ballooned page again: 1 if
- * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
- * and again after each reset of the device.
+ * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set
+ * up, and again after each reset of the device.
  *
  * - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
  * - Each call ends what was known: pages that counted as ballooned count as written in every
@@ -827,8 +827,8 @@ int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
 /**
  * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
  *
- * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
- * a migration starts: that one is refused or is not.
+ * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
+ * while a migration starts: that one is refused or is not.
  */
 typedef struct brant_blocker brant_blocker;
 
@@ -1084,10 +1084,10 @@ int32_t brant_saver_put(struct brant_saver *saver,
  * the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
  * others have all they had and all that was written since.
  *
- * Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function, but
- * `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free` is the
- * last call: all others on it, those of vCPU threads too, have returned before it begins. Its
- * consumers, measurements and migrations may be freed later.
+ * Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function,
+ * but `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free`
+ * is the last call: all others on it, those of vCPU threads too, have returned before it begins.
+ * Its consumers, measurements and migrations may be freed later.
  */
 typedef struct brant_tracker brant_tracker;
 
@@ -1162,15 +1162,15 @@ typedef struct brant_sync {
     uint64_t found_pages;
     /**
      * Pages that the logs found written, whether they were pending or not. Each log counts a page
-     * once for each sync that finds it; two logs that find the same page count it twice. Pages that
-     * count as dirty because a log failed are not among them.
+     * once for each sync that finds it; two logs that find the same page count it twice. Pages
+     * that count as dirty because a log failed are not among them.
      */
     uint64_t written_pages;
     /**
-     * Of how many pages a write since the last sync could be found. Not of a page that an earlier sync
-     * found and whose protection has not been restored since: in the manual-protect modes of KVM's
-     * log, one that nobody has taken. The guest's dirty rate is written_pages over observed_pages, times
-     * its memory.
+     * Of how many pages a write since the last sync could be found. Not of a page that an earlier
+     * sync found and whose protection has not been restored since: in the manual-protect modes of
+     * KVM's log, one that nobody has taken. The guest's dirty rate is written_pages over
+     * observed_pages, times its memory.
      */
     uint64_t observed_pages;
     /** Pages pending for it now. */
@@ -1226,10 +1226,10 @@ typedef struct brant_run {
 
 /**
  * Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
- * the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run
- * is handed out the protection of its pages is restored, so what is written later is found by a
- * later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
- * the next call begins at the beginning.
+ * the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a
+ * run is handed out the protection of its pages is restored, so what is written later is found by
+ * a later sync: read the pages after this returned. 0 runs: the walk has come to the end, and the
+ * next call begins at the beginning.
  *
  * The runs are in use until the next take, until `brant_tracker_stop` or until
  * `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A
@@ -1319,7 +1319,8 @@ typedef struct brant_tracker_stats {
     /** Whether tracking is on, for any consumer: 1 or 0. */
     uint32_t started;
     /**
-     * Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+     * Ballooned pages that a consumer named instead of reading; one that is named again counts
+     * again.
      */
     uint64_t ballooned_pages;
     /** Ballooned pages that were found written all the same: they are ballooned no more. */
@@ -1355,7 +1356,8 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
 #define BRANT_KVM_INITIALLY_SET 3
 /**
  * Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
- * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+ * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by
+ * `brant_tracker_ring_full`.
  */
 #define BRANT_KVM_RING 4
 
@@ -1430,9 +1432,9 @@ typedef struct brant_kvm_info {
 
 /**
  * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
- * guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required then,
- * and with rings `kick` and `thread_start` where they are there. A virtual machine has one dirty
- * log: only one tracker may be harvesting it at a time, or each takes what the other misses.
+ * guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required
+ * then, and with rings `kick` and `thread_start` where they are there. A virtual machine has one
+ * dirty log: only one tracker may be harvesting it at a time, or each takes what the other misses.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
                               const struct brant_kvm_log *kvm,
@@ -1451,12 +1453,13 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
                               struct brant_error **error);
 
 /**
- * Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet:
- * `bytes` for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for
- * what brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the
- * kernel offers one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
- * KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM: `brant_kvm_measure` says before what suits the guest.
- * BRANT_E_UNSUPPORTED without rings in this kernel, BRANT_E_STATE if they are enabled already.
+ * Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet: `bytes`
+ * for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for what
+ * brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the kernel offers
+ * one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
+ * KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM:
+ * `brant_kvm_measure` says before what suits the guest. BRANT_E_UNSUPPORTED without rings in this
+ * kernel, BRANT_E_STATE if they are enabled already.
  */
 int32_t brant_kvm_enable_ring(int32_t vm_fd,
                               uint64_t bytes,
@@ -1464,10 +1467,10 @@ int32_t brant_kvm_enable_ring(int32_t vm_fd,
                               struct brant_error **error);
 
 /**
- * Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU before
- * tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
- * KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told of
- * is not tracked.
+ * Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU
+ * before tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
+ * KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told
+ * of is not tracked.
  */
 int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
                                uint32_t vcpu,
@@ -1477,8 +1480,8 @@ int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
 /**
  * Says that a vCPU came out of KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. On that vCPU's thread, once
  * for each such exit, also while nothing is tracked. Returns when there is room: enter KVM_RUN
- * again. It waits for one round over all rings, made on a thread of brant's, and for nothing else: not
- * for a sync, nor for whoever pauses the guest meanwhile. An error means that the kernel
+ * again. It waits for one round over all rings, made on a thread of brant's, and for nothing else:
+ * not for a sync, nor for whoever pauses the guest meanwhile. An error means that the kernel
  * refuses to reset the ring.
  */
 int32_t brant_tracker_ring_full(struct brant_tracker *tracker,
@@ -1568,9 +1571,9 @@ typedef struct brant_kvm_costs {
  * are not looked at. Nothing of it stays, whatever the call returns. Any thread.
  *
  * `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
- * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
- * The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
- * and 0 for none, and `needed` may be NULL.
+ * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled,
+ * with zeros when the call fails. The reason of the recommendation is copied to `buffer` as
+ * `brant_tracker_get_kvm` does it; NULL and 0 for none, and `needed` may be NULL.
  *
  * BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
  * had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
@@ -1768,10 +1771,10 @@ int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
  * `brant_tracker_start`; between this call and that one it may fork. In a child made later each
  * harvest fails, and the parent's tracking is left alone.
  *
- * It finds what is written through the block's own mapping, by any thread, by the kernel for
- * one (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after
- * the write: writes to shared memory through another mapping, by `pwrite` or by another process;
- * holes punched into it; what goes to pinned pages (DMA, O_DIRECT reads, io_uring's registered buffers).
+ * It finds what is written through the block's own mapping, by any thread, by the kernel for one
+ * (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after the
+ * write: writes to shared memory through another mapping, by `pwrite` or by another process; holes
+ * punched into it; what goes to pinned pages (DMA, O_DIRECT reads, io_uring's registered buffers).
  *
  * Memory can be registered with one userfaultfd only: starting to track what another has is
  * BRANT_E_EXISTS and names the block. Here and at the start, BRANT_E_UNSUPPORTED where the
@@ -1782,9 +1785,9 @@ int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
  *
  * The first write to each page after a harvest costs a fault (about 2 microseconds); a harvest
  * walks the page tables of what the guest has touched (about a millisecond a GiB). Private memory
- * that nobody has touched costs next to nothing; shared memory gets page tables when tracking starts,
- * 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and one that is
- * new counts as written whole.
+ * that nobody has touched costs next to nothing; shared memory gets page tables when tracking
+ * starts, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and
+ * one that is new counts as written whole.
  */
 int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
                                     struct brant_error **error);
@@ -1807,8 +1810,8 @@ int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
  *
  * Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
  * consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
- * before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what the
- * child calls on it ends no use of runs in the parent.
+ * before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what
+ * the child calls on it ends no use of runs in the parent.
  */
 typedef struct brant_consumer brant_consumer;
 
@@ -1827,18 +1830,18 @@ typedef struct brant_consumer_stats {
     /** Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`. */
     uint64_t started;
     /**
-     * Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is 1;
-     * a migration and a measurement of the dirty rate count too. Messages name it so.
+     * Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is
+     * 1; a migration and a measurement of the dirty rate count too. Messages name it so.
      */
     uint64_t number;
 } brant_consumer_stats;
 
 /**
- * Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the guest
- * is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for it.
- * The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean start
- * beside others harvests the logs (for the others) and restores the protection of what they have
- * pending, one chunk after the other. Free it with `brant_consumer_free`.
+ * Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the
+ * guest is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for
+ * it. The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean
+ * start beside others harvests the logs (for the others) and restores the protection of what they
+ * have pending, one chunk after the other. Free it with `brant_consumer_free`.
  */
 int32_t brant_consumer_new(struct brant_tracker *tracker,
                            uint32_t with,
@@ -2246,15 +2249,15 @@ typedef struct brant_params {
 } brant_params;
 
 /**
- * In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages; the
- * destination discards their memory. No page is ballooned unless the guest must tell first
+ * In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;
+ * the destination discards their memory. No page is ballooned unless the guest must tell first
  * (`brant_guest_must_tell_host`).
  */
 #define BRANT_BALLOONED_SKIP 0
 /**
- * In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so if
- * it must not lose the memory behind them, because devices assigned to the guest have pinned it.
- * At the source free-page hints do nothing then.
+ * In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so
+ * if it must not lose the memory behind them, because devices assigned to the guest have pinned
+ * it. At the source free-page hints do nothing then.
  */
 #define BRANT_BALLOONED_SEND 1
 
@@ -2355,17 +2358,17 @@ typedef struct brant_stats {
     /** 0, or why it failed: BRANT_E_*. */
     int32_t error;
     /**
-     * How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
-     * and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
-     * After a failure or a cancel it is what it was, at most 9999: how far the migration had
-     * come. That it is over, `state` and `error` tell.
+     * How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of
+     * those and what remains. Never falls; 10000 once the guest runs at the destination, and not
+     * before. After a failure or a cancel it is what it was, at most 9999: how far the migration
+     * had come. That it is over, `state` and `error` tell.
      */
     uint32_t progress;
     /** The guest's memory. */
     uint64_t total_bytes;
     /**
-     * Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it has
-     * completed; after a failure or a cancel, what it was.
+     * Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it
+     * has completed; after a failure or a cancel, what it was.
      */
     uint64_t remaining_bytes;
     /** Bytes that went over the connection, headers included. */
@@ -2442,8 +2445,8 @@ typedef struct brant_stats {
     /** Pages put back into the tracker after a failure. */
     uint64_t put_back_pages;
     /**
-     * Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that is
-     * named again counts again.
+     * Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that
+     * is named again counts again.
      */
     uint64_t ballooned_pages;
     /** Pages that free-page hints took out of what was to be sent. Source only. */
@@ -2463,9 +2466,9 @@ typedef struct brant_stats {
 /**
  * Measures the dirty rate of a tracker's guest; any number of times, one at a time.
  *
- * Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement that
- * another thread makes. `brant_rate_free` is the last call: all others on it have returned before it
- * begins. It keeps what it needs of the tracker, which may be freed before it.
+ * Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement
+ * that another thread makes. `brant_rate_free` is the last call: all others on it have returned
+ * before it begins. It keeps what it needs of the tracker, which may be freed before it.
  */
 typedef struct brant_rate brant_rate;
 
@@ -2554,11 +2557,11 @@ int32_t brant_rate_new(struct brant_tracker *tracker,
 void brant_rate_free(struct brant_rate *rate);
 
 /**
- * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
- * runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
- * measures with `rate`. By log it is one more consumer of the tracker (see brant_consumer), also
- * beside a migration: its start restores the protection of all of the guest, and its three syncs
- * end rounds of free-page hints.
+ * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of
+ * yours waits in here, the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`;
+ * BRANT_E_BUSY while another thread measures with `rate`. By log it is one more consumer of the
+ * tracker (see brant_consumer), also beside a migration: its start restores the protection of all
+ * of the guest, and its three syncs end rounds of free-page hints.
  */
 int32_t brant_rate_measure(struct brant_rate *rate,
                            struct brant_dirty_rate *found,
@@ -2572,11 +2575,11 @@ int32_t brant_rate_finish(const struct brant_rate *rate,
                           struct brant_error **error);
 
 /**
- * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
- * apart, as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that
- * the vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A
- * page that two vCPUs wrote counts for both, and one that is written again after its ring was
- * emptied (when one is a quarter full, and at half of the period) counts again.
+ * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs apart,
+ * as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that the
+ * vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A page
+ * that two vCPUs wrote counts for both, and one that is written again after its ring was emptied
+ * (when one is a quarter full, and at half of the period) counts again.
  */
 int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
                              uint64_t *rates,
@@ -2585,10 +2588,9 @@ int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
                              struct brant_error **error);
 
 /**
- * How far the measurement is that is going on, in hundredths of a percent. 0 until the period
- * has begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
- * measurement has succeeded.
- * NULL: 0.
+ * How far the measurement is that is going on, in hundredths of a percent. 0 until the period has
+ * begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+ * measurement has succeeded. NULL: 0.
  */
 uint64_t brant_rate_progress(const struct brant_rate *rate);
 

@@ -6,8 +6,8 @@ use super::structs::{handle, put};
 use vm_memory::GuestAddress;
 
 /// Says whether the guest must tell before it uses a ballooned page again: 1 if
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set up,
-/// and again after each reset of the device.
+/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set
+/// up, and again after each reset of the device.
 ///
 /// - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
 /// - Each call ends what was known: pages that counted as ballooned count as written in every

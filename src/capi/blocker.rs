@@ -8,8 +8,8 @@ use std::ffi::c_char;
 
 /// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
 ///
-/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also while
-/// a migration starts: that one is refused or is not.
+/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
+/// while a migration starts: that one is refused or is not.
 pub struct brant_blocker {
     _blocker: Blocker,
 }

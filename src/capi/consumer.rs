@@ -18,8 +18,8 @@ use super::tracker::brant_tracker;
 ///
 /// Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
 /// consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
-/// before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what the
-/// child calls on it ends no use of runs in the parent.
+/// before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what
+/// the child calls on it ends no use of runs in the parent.
 pub struct brant_consumer {
     reader: Reader,
 }
@@ -40,18 +40,18 @@ pub struct brant_consumer_stats {
     pub put_back_pages: u64,
     /// Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`.
     pub started: u64,
-    /// Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is 1;
-    /// a migration and a measurement of the dirty rate count too. Messages name it so.
+    /// Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is
+    /// 1; a migration and a measurement of the dirty rate count too. Messages name it so.
     pub number: u64,
 }
 
 sized!(brant_consumer_stats);
 
-/// Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the guest
-/// is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for it.
-/// The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean start
-/// beside others harvests the logs (for the others) and restores the protection of what they have
-/// pending, one chunk after the other. Free it with `brant_consumer_free`.
+/// Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the
+/// guest is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for
+/// it. The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean
+/// start beside others harvests the logs (for the others) and restores the protection of what they
+/// have pending, one chunk after the other. Free it with `brant_consumer_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_new(
     tracker: *mut brant_tracker,

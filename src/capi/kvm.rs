@@ -22,7 +22,8 @@ pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
 /// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
 pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
 /// Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
-/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by `brant_tracker_ring_full`.
+/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by
+/// `brant_tracker_ring_full`.
 pub const BRANT_KVM_RING: u32 = 4;
 
 /// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
@@ -91,9 +92,9 @@ pub struct brant_kvm_info {
 sized!(brant_kvm_log, brant_kvm_info);
 
 /// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
-/// guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required then,
-/// and with rings `kick` and `thread_start` where they are there. A virtual machine has one dirty
-/// log: only one tracker may be harvesting it at a time, or each takes what the other misses.
+/// guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required
+/// then, and with rings `kick` and `thread_start` where they are there. A virtual machine has one
+/// dirty log: only one tracker may be harvesting it at a time, or each takes what the other misses.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,

@@ -160,9 +160,9 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 /// are not looked at. Nothing of it stays, whatever the call returns. Any thread.
 ///
 /// `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
-/// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled, with zeros when the call fails.
-/// The reason of the recommendation is copied to `buffer` as `brant_tracker_get_kvm` does it; NULL
-/// and 0 for none, and `needed` may be NULL.
+/// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled,
+/// with zeros when the call fails. The reason of the recommendation is copied to `buffer` as
+/// `brant_tracker_get_kvm` does it; NULL and 0 for none, and `needed` may be NULL.
 ///
 /// BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
 /// had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;

@@ -66,13 +66,13 @@ pub struct brant_params {
     pub reserved2: u32,
 }
 
-/// In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages; the
-/// destination discards their memory. No page is ballooned unless the guest must tell first
+/// In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;
+/// the destination discards their memory. No page is ballooned unless the guest must tell first
 /// (`brant_guest_must_tell_host`).
 pub const BRANT_BALLOONED_SKIP: u32 = 0;
-/// In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so if
-/// it must not lose the memory behind them, because devices assigned to the guest have pinned it.
-/// At the source free-page hints do nothing then.
+/// In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so
+/// if it must not lose the memory behind them, because devices assigned to the guest have pinned
+/// it. At the source free-page hints do nothing then.
 pub const BRANT_BALLOONED_SEND: u32 = 1;
 
 sized!(brant_params);

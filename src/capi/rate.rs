@@ -11,9 +11,9 @@ use std::time::Duration;
 
 /// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
 ///
-/// Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement that
-/// another thread makes. `brant_rate_free` is the last call: all others on it have returned before it
-/// begins. It keeps what it needs of the tracker, which may be freed before it.
+/// Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement
+/// that another thread makes. `brant_rate_free` is the last call: all others on it have returned
+/// before it begins. It keeps what it needs of the tracker, which may be freed before it.
 pub struct brant_rate {
     probe: Probe,
     /// Of the last measurement.
@@ -154,11 +154,11 @@ pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
     })
 }
 
-/// Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of yours waits in here, the guest
-/// runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY while another thread
-/// measures with `rate`. By log it is one more consumer of the tracker (see brant_consumer), also
-/// beside a migration: its start restores the protection of all of the guest, and its three syncs
-/// end rounds of free-page hints.
+/// Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of
+/// yours waits in here, the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`;
+/// BRANT_E_BUSY while another thread measures with `rate`. By log it is one more consumer of the
+/// tracker (see brant_consumer), also beside a migration: its start restores the protection of all
+/// of the guest, and its three syncs end rounds of free-page hints.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_measure(
     rate: *mut brant_rate,
@@ -198,11 +198,11 @@ pub unsafe extern "C" fn brant_rate_finish(
     })
 }
 
-/// Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs
-/// apart, as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that
-/// the vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A
-/// page that two vCPUs wrote counts for both, and one that is written again after its ring was
-/// emptied (when one is a quarter full, and at half of the period) counts again.
+/// Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs apart,
+/// as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that the
+/// vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A page
+/// that two vCPUs wrote counts for both, and one that is written again after its ring was emptied
+/// (when one is a quarter full, and at half of the period) counts again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_get_vcpus(
     rate: *const brant_rate,
@@ -228,10 +228,9 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
     })
 }
 
-/// How far the measurement is that is going on, in hundredths of a percent. 0 until the period
-/// has begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
-/// measurement has succeeded.
-/// NULL: 0.
+/// How far the measurement is that is going on, in hundredths of a percent. 0 until the period has
+/// begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+/// measurement has succeeded. NULL: 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_progress(rate: *const brant_rate) -> u64 {
     boundary!(or 0, {

@@ -33,13 +33,13 @@ pub struct brant_sync {
     /// does not count again. So for the pages of each log below.
     pub found_pages: u64,
     /// Pages that the logs found written, whether they were pending or not. Each log counts a page
-    /// once for each sync that finds it; two logs that find the same page count it twice. Pages that
-    /// count as dirty because a log failed are not among them.
+    /// once for each sync that finds it; two logs that find the same page count it twice. Pages
+    /// that count as dirty because a log failed are not among them.
     pub written_pages: u64,
-    /// Of how many pages a write since the last sync could be found. Not of a page that an earlier sync
-    /// found and whose protection has not been restored since: in the manual-protect modes of KVM's
-    /// log, one that nobody has taken. The guest's dirty rate is written_pages over observed_pages, times
-    /// its memory.
+    /// Of how many pages a write since the last sync could be found. Not of a page that an earlier
+    /// sync found and whose protection has not been restored since: in the manual-protect modes of
+    /// KVM's log, one that nobody has taken. The guest's dirty rate is written_pages over
+    /// observed_pages, times its memory.
     pub observed_pages: u64,
     /// Pages pending for it now.
     pub pending_pages: u64,

@@ -92,15 +92,15 @@ pub struct brant_stats {
     pub pass: u32,
     /// 0, or why it failed: BRANT_E_*.
     pub error: i32,
-    /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
-    /// and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
-    /// After a failure or a cancel it is what it was, at most 9999: how far the migration had
-    /// come. That it is over, `state` and `error` tell.
+    /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of
+    /// those and what remains. Never falls; 10000 once the guest runs at the destination, and not
+    /// before. After a failure or a cancel it is what it was, at most 9999: how far the migration
+    /// had come. That it is over, `state` and `error` tell.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it has
-    /// completed; after a failure or a cancel, what it was.
+    /// Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it
+    /// has completed; after a failure or a cancel, what it was.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -167,8 +167,8 @@ pub struct brant_stats {
     pub longest_clear_ns: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
-    /// Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that is
-    /// named again counts again.
+    /// Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that
+    /// is named again counts again.
     pub ballooned_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.
     pub hinted_pages: u64,

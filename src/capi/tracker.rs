@@ -23,10 +23,10 @@ use vm_memory::GuestAddress;
 /// the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
 /// others have all they had and all that was written since.
 ///
-/// Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function, but
-/// `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free` is the
-/// last call: all others on it, those of vCPU threads too, have returned before it begins. Its
-/// consumers, measurements and migrations may be freed later.
+/// Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function,
+/// but `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free`
+/// is the last call: all others on it, those of vCPU threads too, have returned before it begins.
+/// Its consumers, measurements and migrations may be freed later.
 pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
     /// The VMM itself.
@@ -94,7 +94,8 @@ pub struct brant_tracker_stats {
     pub chunk_shift: u32,
     /// Whether tracking is on, for any consumer: 1 or 0.
     pub started: u32,
-    /// Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+    /// Ballooned pages that a consumer named instead of reading; one that is named again counts
+    /// again.
     pub ballooned_pages: u64,
     /// Ballooned pages that were found written all the same: they are ballooned no more.
     pub ballooned_written_pages: u64,
@@ -277,10 +278,10 @@ pub unsafe extern "C" fn brant_tracker_sync(
 }
 
 /// Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
-/// the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a run
-/// is handed out the protection of its pages is restored, so what is written later is found by a
-/// later sync: read the pages after this returned. 0 runs: the walk has come to the end, and
-/// the next call begins at the beginning.
+/// the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a
+/// run is handed out the protection of its pages is restored, so what is written later is found by
+/// a later sync: read the pages after this returned. 0 runs: the walk has come to the end, and the
+/// next call begins at the beginning.
 ///
 /// The runs are in use until the next take, until `brant_tracker_stop` or until
 /// `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A

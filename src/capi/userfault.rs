@@ -12,10 +12,10 @@ use crate::dirty::userfault::UserfaultLog;
 /// `brant_tracker_start`; between this call and that one it may fork. In a child made later each
 /// harvest fails, and the parent's tracking is left alone.
 ///
-/// It finds what is written through the block's own mapping, by any thread, by the kernel for
-/// one (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after
-/// the write: writes to shared memory through another mapping, by `pwrite` or by another process;
-/// holes punched into it; what goes to pinned pages (DMA, O_DIRECT reads, io_uring's registered buffers).
+/// It finds what is written through the block's own mapping, by any thread, by the kernel for one
+/// (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after the
+/// write: writes to shared memory through another mapping, by `pwrite` or by another process; holes
+/// punched into it; what goes to pinned pages (DMA, O_DIRECT reads, io_uring's registered buffers).
 ///
 /// Memory can be registered with one userfaultfd only: starting to track what another has is
 /// BRANT_E_EXISTS and names the block. Here and at the start, BRANT_E_UNSUPPORTED where the
@@ -26,9 +26,9 @@ use crate::dirty::userfault::UserfaultLog;
 ///
 /// The first write to each page after a harvest costs a fault (about 2 microseconds); a harvest
 /// walks the page tables of what the guest has touched (about a millisecond a GiB). Private memory
-/// that nobody has touched costs next to nothing; shared memory gets page tables when tracking starts,
-/// 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and one that is
-/// new counts as written whole.
+/// that nobody has touched costs next to nothing; shared memory gets page tables when tracking
+/// starts, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and
+/// one that is new counts as written whole.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_userfault(
     tracker: *mut brant_tracker,

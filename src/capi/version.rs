@@ -39,10 +39,10 @@ const FEATURES: &[&str] = &[
 
 /// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
 /// known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
-/// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault" (userfaultfd's write protection;
-/// whether the kernel has it, `brant_tracker_add_userfault` says), "vhost", "vfio", "iommufd"
-/// (what devices log), "balloon" (ballooned pages are not sent), "hints" (free-page hints),
-/// "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+/// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
+/// (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
+/// "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
+/// (free-page hints), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
