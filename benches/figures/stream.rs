@@ -45,6 +45,13 @@ impl Ram {
     /// All of it written, with numbers that follow from `seed`: touched, and nothing that
     /// compresses.
     fn new(seed: u64) -> Ram {
+        let ram = Ram::fresh();
+        ram.fill(seed);
+        ram
+    }
+
+    /// None of it touched.
+    fn fresh() -> Ram {
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(
@@ -57,9 +64,7 @@ impl Ram {
             )
         };
         assert_ne!(at, libc::MAP_FAILED);
-        let ram = Ram(at.cast());
-        ram.fill(seed);
-        ram
+        Ram(at.cast())
     }
 
     fn fill(&self, seed: u64) {
@@ -93,6 +98,13 @@ impl Ram {
             })
             .unwrap();
         Arc::new(memory)
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `fresh`, and nobody uses it any more.
+        unsafe { libc::munmap(self.0.cast(), LENGTH) };
     }
 }
 
@@ -151,10 +163,23 @@ fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
 pub fn destination() {
     // SAFETY: the function has this type in bare.c.
     let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
-    let ram = Ram::new(1);
+    let touched = Ram::new(1);
+    // So many pages that the host has backed are free in this kernel from here on.
+    drop(Ram::new(1));
+    // What a cold contender received into.
+    let mut cold: Option<Ram> = None;
     println!("touched");
     for line in std::io::stdin().lock().lines() {
-        match line.unwrap().as_str() {
+        let line = line.unwrap();
+        let how = match line.strip_prefix("cold ") {
+            Some(how) => {
+                cold = Some(Ram::fresh());
+                how
+            }
+            None => &line,
+        };
+        let ram = cold.as_ref().unwrap_or(&touched);
+        match how {
             "brant" => {
                 let idle = Arc::new(Idle::default());
                 let incoming = Incoming::new(
@@ -186,7 +211,9 @@ pub fn destination() {
                     "what was sent has arrived"
                 );
                 // So that what stood here before does not pass for what comes next.
-                ram.fill(1);
+                if cold.take().is_none() {
+                    touched.fill(1);
+                }
                 println!("right");
             }
         }
@@ -230,24 +257,35 @@ impl Drop for Destination {
 
 /// All figures of streaming.
 pub fn measure(report: &mut Report) {
-    if !report.wants("stream.bare_fraction") {
-        return;
+    // Into memory that was touched before; and into memory that is freshly mapped, in a kernel
+    // whose own memory the host has backed.
+    for (figure, contenders) in [
+        ("stream.bare_fraction", ["brant", "bare"]),
+        ("stream.cold_ratio", ["cold brant", "cold bare"]),
+    ] {
+        if !report.wants(figure) {
+            continue;
+        }
+        if std::env::var_os("BRANT_BARE").is_none() {
+            report.skipped(figure, "BRANT_BARE is not set; use make bench");
+            continue;
+        }
+        let [brant, bare] = compare(contenders);
+        report.compared(figure, "GB/s", &brant, "send and recv in C", &bare);
     }
-    if std::env::var_os("BRANT_BARE").is_none() {
-        return report.skipped(
-            "stream.bare_fraction",
-            "BRANT_BARE is not set; use make bench",
-        );
-    }
+}
+
+/// Brant and the bare calls in turn, as the destination knows them.
+fn compare(contenders: [&str; 2]) -> [Runs; 2] {
     // SAFETY: the function has this type in bare.c.
     let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
     let mut destination = Destination::new();
     let seed = 2;
     let ram = Ram::new(seed);
     let memory = ram.memory();
-    let [brant, bare]: [Runs; 2] = alternate(RUNS, |contender| {
+    alternate(RUNS, |contender| {
         let begun;
-        destination.ask(["brant", "bare"][contender]);
+        destination.ask(contenders[contender]);
         let port: u16 = destination.answer().parse().unwrap();
         if contender == 0 {
             // What was handed over last time is back: nobody runs the copy.
@@ -270,12 +308,5 @@ pub fn measure(report: &mut Report) {
         destination.ask(&seed.to_string());
         assert_eq!(destination.answer(), "right");
         LENGTH as f64 / (end - begun) as f64
-    });
-    report.compared(
-        "stream.bare_fraction",
-        "GB/s",
-        &brant,
-        "send and recv in C",
-        &bare,
-    );
+    })
 }

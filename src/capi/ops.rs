@@ -71,6 +71,10 @@ pub struct brant_event {
 
 /// A thread that walks memory, decides, and sends or receives.
 pub const BRANT_ROLE_MIGRATION: u32 = 1;
+/// A thread that has the host back a destination's memory just before contents arrive for it
+/// (MADV_POPULATE_WRITE): at most one an incoming migration, and only where memory is not backed
+/// already. It calls no other operation.
+pub const BRANT_ROLE_PREFAULT: u32 = 4;
 /// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
 /// the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
 pub const BRANT_ROLE_REAPER: u32 = 5;
@@ -588,6 +592,7 @@ mod tests {
             assert_eq!(kind as u32, number);
         }
         assert_eq!(Role::Migration.number(), BRANT_ROLE_MIGRATION);
+        assert_eq!(Role::Prefault.number(), BRANT_ROLE_PREFAULT);
         assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
     }
 }

@@ -458,6 +458,11 @@ impl BlockPin {
             holder: Some(Arc::clone(holder)),
         }))
     }
+
+    /// The block, not pinned.
+    pub(crate) fn shared(&self) -> Arc<Block> {
+        Arc::clone(&self.block)
+    }
 }
 
 impl Clone for BlockPin {

@@ -186,6 +186,36 @@ impl Contents {
         })
     }
 
+    /// Whether the host has to back some pages of `range` when they are written next, and nobody but
+    /// the kernel has a say in it: no userfaultfd watches, and what lies below is known. Touches
+    /// nothing. Where the question cannot be asked, the answer is no.
+    pub fn wants_backing(&mut self, block: &Block, range: Range<Pages>) -> bool {
+        let mut wants = false;
+        let asked = self.on_ground(block, range, |this, ground, range| {
+            let known = ground.below != Below::Unknown && ground.watcher == Watcher::Nobody;
+            let Some(pagemap) = this.looks.pagemap().filter(|_| known) else {
+                return Err(Error::new(Kind::Unsupported, "not to be backed ahead"));
+            };
+            // The page of zeros that a read has put there is replaced by the first write.
+            let query = Query {
+                inverted: PFNZERO,
+                all: PRESENT | PFNZERO,
+                report: PRESENT,
+                ..Query::default()
+            };
+            let host = block.host() as u64;
+            let addresses = host + range.start.bytes().0..host + range.end.bytes().0;
+            let mut region = [Region::default()];
+            let (found, _) = pagemap.scan(addresses.clone(), &query, &mut region)?;
+            let [region] = region;
+            let backed =
+                found == 1 && region.start <= addresses.start && region.end >= addresses.end;
+            wants |= !backed;
+            Ok(())
+        });
+        asked.is_ok() && wants
+    }
+
     /// What one page is like, without touching it.
     pub fn see(&mut self, block: &Block, page: Pages) -> Result<Seen> {
         let mut seen = Seen::Empty;

@@ -6,6 +6,7 @@ use super::gather::gather;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{negotiate, Agreed};
 use super::placement::Placement;
+use super::prefault::Prefault;
 use super::sink::PageSink;
 use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
@@ -232,6 +233,7 @@ impl Driver {
         };
         let memory = Arc::clone(&shared.memory);
         let recall = PinRecall::of(&memory)?;
+        let prefault = Prefault::new(Arc::clone(&memory), vmm.clone());
         Ok(Driver {
             shared,
             vmm,
@@ -239,7 +241,7 @@ impl Driver {
             lane: None,
             hello: None,
             sink: PageSink::new(memory),
-            placement: Placement::Direct,
+            placement: Placement::Direct(Some(prefault)),
             recall,
             forgotten: Forgotten::default(),
             agreed: Agreed::default(),
@@ -347,6 +349,7 @@ impl Driver {
                     // Not what the source says if it goes back.
                     self.stats.pass = self.stats.pass.max(marker.pass);
                     if marker.is_final() {
+                        self.placement.finish();
                         // No pin is held while the VMM's operations run: they may change the map.
                         return self.sink.finish();
                     }

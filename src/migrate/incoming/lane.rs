@@ -4,7 +4,7 @@
 //! has its own acknowledgements. It knows records and their order in time, and nothing of guest
 //! memory: where pages go is [`super::sink`]'s, and which record may come now is the driver's.
 
-use crate::channel::{Channel, Io, PartMut};
+use crate::channel::{Channel, Io, PartMut, Piece as _};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
@@ -219,8 +219,8 @@ impl Lane {
         session::read_payload(&mut self.channel, header, io)
     }
 
-    /// Some of the `left` bytes of a record's payload into `room`, which has room for so many,
-    /// and along with the last of them what there is already of the next header: one system call
+    /// Some of the `left` bytes of a record's payload into `room`. Where there is room for all of
+    /// them, along with the last of them what there is already of the next header: one system call
     /// instead of two. 0 when `recall` is raised.
     pub(super) fn payload_into(
         &mut self,
@@ -231,7 +231,12 @@ impl Lane {
     ) -> Result<usize> {
         let Lane { channel, ahead, .. } = self;
         let parts = [room, PartMut::bytes(&mut ahead[..])];
-        let got = channel.recv_some_unless(&parts, recall, io)?;
+        let parts = if room.len() < left {
+            &parts[..1]
+        } else {
+            &parts[..]
+        };
+        let got = channel.recv_some_unless(parts, recall, io)?;
         self.ahead_len = got.saturating_sub(left);
         Ok(got.min(left))
     }

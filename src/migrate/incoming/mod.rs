@@ -9,6 +9,7 @@ mod known_zero;
 mod lane;
 mod negotiate;
 mod placement;
+mod prefault;
 mod sink;
 
 pub use driver::AcceptFrom;

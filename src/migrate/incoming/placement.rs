@@ -1,18 +1,20 @@
 //! How the contents of a run of pages get from a lane into guest memory.
 
 use super::lane::Lane;
+use super::prefault::{Ahead, Prefault};
 use super::sink::{PageSink, Place};
 use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::{Error, Result};
 use crate::memory::access::{self, Access};
 use crate::runtime::Recall;
-use crate::units::Pages;
+use crate::units::{Bytes, Pages};
 use crate::wire::Header;
 
 /// See the file's description.
 pub(super) enum Placement {
-    /// Read straight into guest memory: what comes is what the pages hold.
-    Direct,
+    /// Read straight into guest memory: what comes is what the pages hold. With what has it backed
+    /// ahead.
+    Direct(Option<Prefault>),
     /// Read into a buffer and decoded there first.
     // Every record that is agreed on today is plain contents.
     #[cfg_attr(not(test), allow(dead_code))]
@@ -84,7 +86,13 @@ impl Placement {
         let place = sink.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
         let placed = match self {
-            Placement::Direct => direct(lane, sink, header, place, recall, io),
+            Placement::Direct(prefault) => {
+                let ahead = match (prefault, &place) {
+                    (Some(prefault), Some(place)) => prefault.ahead(sink, place),
+                    _ => None,
+                };
+                direct(lane, sink, header, place, ahead, recall, io)
+            }
             Placement::Staged(staged) => {
                 drop(place);
                 staged.place(lane, sink, header, io)
@@ -96,6 +104,13 @@ impl Placement {
         }
         placed
     }
+
+    /// No more contents come.
+    pub(super) fn finish(&mut self) {
+        if let Placement::Direct(Some(prefault)) = self {
+            prefault.finish();
+        }
+    }
 }
 
 fn direct(
@@ -103,6 +118,7 @@ fn direct(
     sink: &mut PageSink,
     header: &Header,
     mut place: Option<Place>,
+    ahead: Option<Ahead<'_>>,
     recall: &Recall,
     io: &Io<'_>,
 ) -> Result<()> {
@@ -112,7 +128,17 @@ fn direct(
             return lane.skip(left, io);
         };
         let room = block.part_mut(run.range())?;
-        let room: PartMut<'_> = room.cut(header.payload as usize - left, usize::MAX);
+        let from = header.payload as usize - left;
+        let most = match &ahead {
+            // Not past what is backed: the kernel would take a fault for each page there.
+            Some(ahead) => {
+                let page = run.first() + Bytes(from as u64).pages_down();
+                let backed = (ahead.reach(block, page) - run.first()).bytes().0 as usize;
+                backed - from
+            }
+            None => usize::MAX,
+        };
+        let room: PartMut<'_> = room.cut(from, most);
         let got = lane.payload_into(room, left, recall, io).map_err(|e| {
             let blocks = std::iter::once(&**block);
             access::name_fault(e, lane.fault(), blocks, Access::Write)

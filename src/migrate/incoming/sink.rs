@@ -271,6 +271,12 @@ impl PageSink {
         Ok(place)
     }
 
+    /// Whether the host has to back pages of a run first, and it is the kernel's affair alone.
+    pub(super) fn wants_backing(&mut self, place: &Place) -> bool {
+        let (block, run) = place;
+        self.contents.wants_backing(block, run.range())
+    }
+
     /// Where the rest of a run's contents goes, the block pinned anew; `None` if it goes nowhere.
     pub(super) fn pin(&mut self, header: &Header) -> Result<Option<Place>> {
         Ok(self.target(header)?.1)

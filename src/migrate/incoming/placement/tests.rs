@@ -142,7 +142,9 @@ impl World {
 #[test]
 fn what_comes_plain_is_read_into_guest_memory_and_nothing_beside_it_is_written() {
     let mut world = World::new();
-    world.place(&mut Placement::Direct, 3, 2, 0x44).unwrap();
+    world
+        .place(&mut Placement::Direct(None), 3, 2, 0x44)
+        .unwrap();
     let pages: Vec<u8> = (2..6).map(|page| world.page(page)).collect();
     assert_eq!(pages, [0x11, 0x44, 0x44, 0x11]);
     world.next_is_zeros();
@@ -173,7 +175,7 @@ fn what_cannot_be_decoded_leaves_guest_memory_as_it_was() {
 #[test]
 fn contents_for_a_block_that_is_gone_are_read_and_go_nowhere() {
     for mut how in [
-        Placement::Direct,
+        Placement::Direct(None),
         Placement::Staged(Staged::new(Box::new(Inverted))),
     ] {
         let mut world = World::new();
@@ -187,7 +189,7 @@ fn contents_for_a_block_that_is_gone_are_read_and_go_nowhere() {
 #[test]
 fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
     for mut how in [
-        Placement::Direct,
+        Placement::Direct(None),
         Placement::Staged(Staged::new(Box::new(Inverted))),
     ] {
         let mut world = World::new();

@@ -1,0 +1,246 @@
+//! Backing guest memory just before contents are read into it.
+//!
+//! The first write to a page that is not backed is a fault. A read from a socket into such pages
+//! takes one fault a page, and costs two to three times what the copy does. Asking the kernel to
+//! back 64 pages at once costs half of their faults, and another thread can ask for the next 64
+//! while the connection's thread still copies into these.
+//!
+//! Only a run whose header has been read is backed, so never more than one run (2 MiB) ahead of
+//! what has arrived: a page that arrives as zero, or never, stays untouched. A run whose pages
+//! are backed already is left alone, and so is memory that a userfaultfd watches.
+//!
+//! The two threads share one list of pieces. Whoever is free takes the next piece; the
+//! connection's thread backs itself what it is about to read and nobody has taken. So a helper
+//! that gets no processor delays nothing. A piece that cannot be backed ends prefaulting: reading
+//! into it fails too, as a system call's error, and is told in words by whoever reads.
+//!
+//! The helper pins a block for one piece at a time: whoever removes the block waits no longer.
+
+use super::sink::{PageSink, Place};
+use crate::memory::{host, Block, Memory, PageRun};
+use crate::migrate::callbacks::Callbacks;
+use crate::runtime::thread::{spawn, Join, Role};
+use crate::sys::mem;
+use crate::units::Pages;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+/// What is backed at once: 256 KiB. The kernel zeroes it, and the copy finds it in the cache.
+const PIECE: Pages = Pages(64);
+/// For shorter runs the question what is backed costs more than it saves.
+const SHORTEST: Pages = Pages(8);
+
+/// The run that is being received, as far as nobody has taken it.
+struct Left {
+    block: Arc<Block>,
+    pages: Range<Pages>,
+}
+
+impl Left {
+    /// The next piece: whole pages of the host's.
+    fn take(&mut self) -> Range<Pages> {
+        let host_page = self.block.page_size().pages_down().0;
+        let end = (self.pages.start.0 + PIECE.0).next_multiple_of(host_page);
+        let end = Pages(end).min(self.pages.end);
+        let piece = self.pages.start..end;
+        self.pages.start = end;
+        piece
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pages.start >= self.pages.end
+    }
+}
+
+#[derive(Default)]
+struct State {
+    left: Option<Left>,
+    /// A piece could not be backed.
+    failed: bool,
+    ends: bool,
+    /// Pieces that the helper has backed.
+    #[cfg(test)]
+    helped: u64,
+}
+
+/// What the connection's thread and the helper share.
+struct Shared {
+    memory: Arc<Memory>,
+    state: Mutex<State>,
+    /// For the helper: there is a run, or it is to end.
+    asked: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn fail(&self) {
+        let mut state = self.lock();
+        state.failed = true;
+        state.left = None;
+    }
+
+    /// The helper's work.
+    fn help(&self) {
+        let mut state = self.lock();
+        while !state.ends {
+            let taken = state.left.as_mut().filter(|left| !left.is_empty());
+            let Some(left) = taken else {
+                state = self.asked.wait(state).unwrap_or_else(|e| e.into_inner());
+                continue;
+            };
+            let (block, piece) = (Arc::clone(&left.block), left.take());
+            drop(state);
+            // One that is gone needs nothing.
+            let backed = self
+                .memory
+                .pin(&block)
+                .is_none_or(|pin| host::prefault(&pin, piece).is_ok());
+            if !backed {
+                self.fail();
+            }
+            state = self.lock();
+            #[cfg(test)]
+            {
+                state.helped += 1;
+            }
+        }
+    }
+}
+
+/// See the file's description.
+pub(super) struct Prefault {
+    shared: Arc<Shared>,
+    /// For `thread_start`.
+    vmm: Callbacks,
+    helper: Helper,
+}
+
+enum Helper {
+    /// No run has wanted it so far.
+    Unborn,
+    Lives(Join<()>),
+    /// There is one processor, or no thread was to be had.
+    Never,
+}
+
+impl Prefault {
+    pub(super) fn new(memory: Arc<Memory>, vmm: Callbacks) -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2);
+        Prefault {
+            shared: Arc::new(Shared {
+                memory,
+                state: Mutex::new(State {
+                    // Before Linux 5.14 nobody can be asked.
+                    failed: !mem::can_populate(),
+                    ..State::default()
+                }),
+                asked: Condvar::new(),
+            }),
+            vmm,
+            helper: if alone { Helper::Never } else { Helper::Unborn },
+        }
+    }
+
+    /// Contents for a run come next. `None` where they need nothing ahead of them.
+    pub(super) fn ahead(&mut self, sink: &mut PageSink, place: &Place) -> Option<Ahead<'_>> {
+        let (block, run) = place;
+        if run.count() < SHORTEST || self.shared.lock().failed || !sink.wants_backing(place) {
+            return None;
+        }
+        let mut left = Left {
+            block: block.shared(),
+            pages: run.range(),
+        };
+        let first = left.take();
+        let more = !left.is_empty();
+        self.shared.lock().left = Some(left);
+        if more {
+            self.wake();
+        }
+        let ahead = Ahead {
+            shared: &self.shared,
+            run: *run,
+        };
+        ahead.back(block, first);
+        Some(ahead)
+    }
+
+    fn wake(&mut self) {
+        if let Helper::Unborn = self.helper {
+            let (vmm, shared) = (self.vmm.clone(), Arc::clone(&self.shared));
+            // A thread that the VMM does not let start (it panics in there) does nothing.
+            let help = move || {
+                if vmm.thread_start(Role::Prefault).is_ok() {
+                    shared.help();
+                }
+            };
+            self.helper = match spawn(Role::Prefault, |_| (), help) {
+                Ok(join) => Helper::Lives(join),
+                Err(_) => Helper::Never,
+            };
+        }
+        self.shared.asked.notify_one();
+    }
+
+    /// All has arrived: the helper ends soon. Does not wait.
+    pub(super) fn finish(&mut self) {
+        let mut state = self.shared.lock();
+        state.ends = true;
+        state.left = None;
+        drop(state);
+        self.shared.asked.notify_one();
+    }
+}
+
+impl Drop for Prefault {
+    /// Waits for the helper: it has at most one piece under way.
+    fn drop(&mut self) {
+        self.finish();
+        if let Helper::Lives(join) = std::mem::replace(&mut self.helper, Helper::Never) {
+            let _ = join.join();
+        }
+    }
+}
+
+/// One run whose contents are being read. Dropped, nothing more of it is backed.
+pub(super) struct Ahead<'a> {
+    shared: &'a Shared,
+    run: PageRun,
+}
+
+impl Ahead<'_> {
+    /// Contents for `page` are read next, into `block`: has that page backed, or in the making.
+    /// Returns the page up to which that is so.
+    pub(super) fn reach(&self, block: &Block, page: Pages) -> Pages {
+        loop {
+            let mut state = self.shared.lock();
+            let Some(left) = &mut state.left else {
+                return self.run.end();
+            };
+            if left.pages.start > page {
+                return left.pages.start;
+            }
+            let piece = left.take();
+            drop(state);
+            self.back(block, piece);
+        }
+    }
+
+    fn back(&self, block: &Block, piece: Range<Pages>) {
+        if host::prefault(block, piece).is_err() {
+            self.shared.fail();
+        }
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().left = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;
