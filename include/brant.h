@@ -913,6 +913,12 @@ typedef struct brant_event {
 /** A thread that walks memory, decides, and sends or receives. */
 #define BRANT_ROLE_MIGRATION 1
 /**
+ * A thread that has the host back a destination's memory just before contents arrive for it
+ * (MADV_POPULATE_WRITE): at most one an incoming migration, and only where memory is not backed
+ * already. It calls no other operation.
+ */
+#define BRANT_ROLE_PREFAULT 4
+/**
  * A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
  * the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
  */
