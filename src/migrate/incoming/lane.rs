@@ -4,7 +4,7 @@
 //! has its own acknowledgements. It knows records and their order in time, and nothing of guest
 //! memory: where pages go is [`super::sink`]'s, and which record may come now is the driver's.
 
-use crate::channel::{Channel, Io, PartMut, Piece as _};
+use crate::channel::{Channel, Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
