@@ -77,6 +77,19 @@ pub(super) fn finish_record(
 pub(super) struct StoredBlob {
     pub(super) blob: Blob,
     pub(super) data: Vec<u8>,
+    /// CRC-32 of the data.
+    checksum: u32,
+}
+
+impl StoredBlob {
+    /// A blob as the source sent it, checked.
+    pub(super) fn received(blob: Blob, data: Vec<u8>) -> Self {
+        StoredBlob {
+            blob,
+            data,
+            checksum: 0,
+        }
+    }
 }
 
 /// The blobs of one kind, as the VMM saved them.
@@ -123,7 +136,7 @@ impl Blobs {
     fn send_list(&self, channel: &mut Channel, kind: RecordType, io: &Io<'_>) -> Result<()> {
         for stored in &self.list {
             let mut head = Vec::with_capacity(HEADER_LEN + 160);
-            stored.blob.encode(kind, &mut head)?;
+            stored.blob.encode(kind, stored.checksum, &mut head)?;
             let parts = [Part::bytes(&head), Part::bytes(&stored.data)];
             send_whole(channel, &parts, io)?;
         }
@@ -152,7 +165,7 @@ impl crate::vmm::StateSink for Blobs {
             length,
         };
         // Encodes it once to have name and counts checked while the VMM can still hear of it.
-        described.encode(RecordType::State, &mut Vec::new())?;
+        described.encode(RecordType::State, 0, &mut Vec::new())?;
         let mut data = Vec::new();
         data.try_reserve_exact(blob.data.len())
             .map_err(|_| Error::no_memory(format_args!("state `{}`", blob.name), length))?;
@@ -160,6 +173,8 @@ impl crate::vmm::StateSink for Blobs {
         self.bytes += length;
         let stored = StoredBlob {
             blob: described,
+            // Of the copy: what the VMM's buffer holds later is its own affair.
+            checksum: crc32fast::hash(&data),
             data,
         };
         fallible::push(&mut self.list, stored, "state")?;

@@ -628,9 +628,9 @@ impl Record {
             Record::Handover(body) => self.put(body, 0, out),
             Record::Running(body) => self.put(body, 0, out),
             Record::Abort(body) => self.put(body, 0, out),
-            Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| 0),
+            Record::BlockRemoved { id } => append(out, self.record_type(), *id, |_| None),
             Record::LayoutOk | Record::EarlyOk | Record::Keepalive => {
-                append(out, self.record_type(), 0, |_| 0)
+                append(out, self.record_type(), 0, |_| None)
             }
         }
     }
@@ -640,7 +640,7 @@ impl Record {
         body.problem().map_err(|what| invalid(kind, what))?;
         append(out, kind, block, |out| {
             body.write(out);
-            0
+            None
         })
     }
 
@@ -668,6 +668,9 @@ impl Record {
                     payload.len()
                 ),
             ));
+        }
+        if !kind.is_page_run() && !kind.is_blob() {
+            header.check_payload(payload)?;
         }
         let block = |payload| {
             read::<Block>(kind, payload).map(|block| Block {
@@ -744,14 +747,14 @@ impl Blob {
     }
 
     /// Appends header and prefix to `out`; the caller sends `length` bytes of
-    /// data right after them. `kind` is [`RecordType::State`] or
+    /// data right after them, whose CRC-32 is `checksum`. `kind` is [`RecordType::State`] or
     /// [`RecordType::Early`]. On an error `out` is as it was.
     ///
     /// # Errors
     /// [`Kind::Invalid`] for another type, for a name outside its limits, and
     /// for data that with the prefix exceeds [`PAYLOAD_MAX`];
     /// [`Kind::NoMemory`].
-    pub fn encode(&self, kind: RecordType, out: &mut Vec<u8>) -> Result<()> {
+    pub fn encode(&self, kind: RecordType, checksum: u32, out: &mut Vec<u8>) -> Result<()> {
         if !kind.is_blob() {
             return Err(invalid(kind, "expected STATE or EARLY".into()));
         }
@@ -771,9 +774,18 @@ impl Blob {
             out.extend_from_slice(&self.instance.to_le_bytes());
             out.extend_from_slice(&self.version.to_le_bytes());
             out.extend_from_slice(&self.length.to_le_bytes());
-            // At most PAYLOAD_MAX, checked above.
-            self.length as u32
+            Some((self.length, checksum))
         })
+    }
+
+    /// Whether `payload`, all of it, is what was sent with this prefix.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] that names the blob.
+    pub fn check(&self, header: &Header, payload: &[u8]) -> Result<()> {
+        header
+            .check_payload(payload)
+            .map_err(|e| e.context(format_args!("blob `{}` ({})", self.name, self.instance)))
     }
 
     /// Reads the prefix at the front of `bytes`, which is the payload or as
@@ -829,13 +841,13 @@ fn read<B: Body>(kind: RecordType, payload: &[u8]) -> Result<B> {
     Ok(body)
 }
 
-/// Appends a header and what `write` writes. `write` returns how many bytes of
-/// payload the caller adds later.
+/// Appends a header and what `write` writes. `write` returns how many bytes of payload the caller
+/// adds later, which with what is written are at most [`PAYLOAD_MAX`], and their CRC-32.
 fn append(
     out: &mut Vec<u8>,
     kind: RecordType,
     block: u32,
-    write: impl FnOnce(&mut Vec<u8>) -> u32,
+    write: impl FnOnce(&mut Vec<u8>) -> Option<(u64, u32)>,
 ) -> Result<()> {
     // Everything that is written here is known to be shorter than this, so
     // that nothing below allocates.
@@ -845,8 +857,18 @@ fn append(
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_LEN]);
     let later = write(out);
-    let written = (out.len() - start - HEADER_LEN) as u32;
-    let header = Header::control(kind, block, written + later);
+    let written = &out[start + HEADER_LEN..];
+    let mut payload = crc32fast::Hasher::new();
+    payload.update(written);
+    let mut length = written.len() as u64;
+    if let Some((bytes, checksum)) = later {
+        payload.combine(&crc32fast::Hasher::new_with_initial_len(checksum, bytes));
+        length += bytes;
+    }
+    let header = Header {
+        count: payload.finalize(),
+        ..Header::control(kind, block, length as u32)
+    };
     out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
     Ok(())
 }

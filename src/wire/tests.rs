@@ -31,7 +31,7 @@ fn encode(any: &Any) -> Vec<u8> {
     match any {
         Any::Control(record) => record.encode(&mut out).unwrap(),
         Any::Blob(kind, blob, data) => {
-            blob.encode(*kind, &mut out).unwrap();
+            blob.encode(*kind, crc32fast::hash(data), &mut out).unwrap();
             out.extend_from_slice(data);
         }
         Any::Run(header, data) => {
@@ -40,6 +40,19 @@ fn encode(any: &Any) -> Vec<u8> {
         }
     }
     out
+}
+
+/// Has the header of a record that is no page run agree with what follows it.
+fn reseal(bytes: &mut [u8]) {
+    let (head, payload) = bytes.split_first_chunk_mut::<HEADER_LEN>().unwrap();
+    let header = Header::decode(head).unwrap();
+    if RecordType::from_number(header.kind).is_some_and(|kind| !kind.is_page_run()) {
+        let sealed = Header {
+            count: crc32fast::hash(payload),
+            ..header
+        };
+        *head = sealed.encode();
+    }
 }
 
 /// What a receiver does with a whole record in memory. `None`: skipped.
@@ -59,6 +72,7 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
     }
     if kind.is_blob() {
         let (blob, at) = Blob::decode(&header, payload)?;
+        blob.check(&header, payload)?;
         return Ok(Some(Any::Blob(kind, blob, payload[at..].to_vec())));
     }
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))

@@ -1,6 +1,7 @@
 //! A destination played to a source: it answers as it should until the test says otherwise, and
 //! what has to be true of the source afterwards.
 
+use crate::fuzz::mend;
 use crate::records::sample;
 use crate::support::deciders::Never;
 use crate::support::memory::ram;
@@ -33,6 +34,7 @@ pub fn answer(asked: RecordType, payload: &[u8]) -> Option<Vec<u8>> {
     let mut right = sample(*kind);
     if *kind == RecordType::Ack {
         right[HEADER_LEN..].copy_from_slice(&payload[..8]);
+        mend(&mut right);
     }
     Some(right)
 }

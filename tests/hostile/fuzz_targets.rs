@@ -91,6 +91,7 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
         if record.starts_with(b"BRNT\x08\x00") && record[HEADER_LEN] == 2 {
             record[HEADER_LEN + 16] = 2;
             record[HEADER_LEN + 24] = 0;
+            fuzz::mend(record);
         }
     }
     write("incoming", "small", &whole(&small));

@@ -1,6 +1,6 @@
 //! Records of a hostile peer: a well-formed one of each type, and how a field of it is changed.
 
-use crate::fuzz::{blob_bytes, bytes, page_bytes};
+use crate::fuzz::{blob_bytes, bytes, mend, page_bytes};
 use crate::support::peer;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
@@ -108,5 +108,6 @@ pub fn with(kind: RecordType, change: impl FnOnce(&mut Header)) -> Vec<u8> {
 pub fn patched(kind: RecordType, at: usize, with: &[u8]) -> Vec<u8> {
     let mut record = sample(kind);
     record[HEADER_LEN + at..HEADER_LEN + at + with.len()].copy_from_slice(with);
+    mend(&mut record);
     record
 }

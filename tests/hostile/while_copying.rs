@@ -3,7 +3,7 @@
 
 use crate::as_destination::{agree, answer, sending, sound, source_against};
 use crate::bounds::bounded;
-use crate::fuzz::bytes;
+use crate::fuzz::{bytes, mend};
 use crate::params::quick;
 use crate::records::sample;
 use crate::support::deciders::Never;
@@ -29,8 +29,9 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
         reason: "Abbruch: v\u{f6}llig".into(),
     }));
     // Cut in the middle of a character.
-    let umlaut = cancelled.iter().position(|b| *b == 0xc3).unwrap();
-    cancelled[umlaut] = b'?';
+    let mut text = cancelled[HEADER_LEN..].iter_mut();
+    *text.find(|b| **b == 0xc3).unwrap() = b'?';
+    mend(&mut cancelled);
     for (what, says, kind) in [
         ("it gives up", sample(R::Abort), Kind::Refused),
         ("it was cancelled, in no UTF-8", cancelled, Kind::Cancelled),

@@ -73,8 +73,10 @@ fn blob_bytes(kind: R, length: usize) -> Vec<u8> {
         length: length as u64,
     };
     let mut bytes = Vec::new();
-    blob.encode(kind, &mut bytes).unwrap();
-    bytes.resize(bytes.len() + length, 7);
+    let data = vec![7; length];
+    blob.encode(kind, crc32fast::hash(&data), &mut bytes)
+        .unwrap();
+    bytes.extend_from_slice(&data);
     bytes
 }
 

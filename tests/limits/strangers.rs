@@ -180,6 +180,11 @@ fn half_a_hello_and_what_is_none_end_nothing() {
     let mut lies = whole.clone();
     // Versions 9 to 1.
     lies[HEADER_LEN] = 9;
+    let sealed = Header {
+        count: crc32fast::hash(&lies[HEADER_LEN..]),
+        ..Header::decode(whole[..HEADER_LEN].try_into().unwrap()).unwrap()
+    };
+    lies[..HEADER_LEN].copy_from_slice(&sealed.encode());
     let mut long = Header::decode(whole[..HEADER_LEN].try_into().unwrap()).unwrap();
     long.payload = 1 << 30;
     let long = long.encode().to_vec();

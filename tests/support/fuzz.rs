@@ -71,9 +71,12 @@ fn one_record(data: &[u8]) {
         assert!(prefix <= payload.len());
         assert_eq!(prefix as u64 + blob.length, u64::from(header.payload));
         let mut again = Vec::new();
-        blob.encode(class.clone().unwrap().unwrap(), &mut again)
+        let sum = crc32(&payload[prefix..]);
+        blob.encode(class.clone().unwrap().unwrap(), sum, &mut again)
             .unwrap();
-        assert_eq!(again, data[..HEADER_LEN + prefix]);
+        if blob.check(&header, payload).is_ok() && payload.len() == header.payload as usize {
+            assert_eq!(again, data[..HEADER_LEN + prefix]);
+        }
     }
     if let Ok(record) = Record::decode(&header, payload) {
         assert_eq!(class, Ok(Some(record.record_type())));
@@ -94,9 +97,17 @@ fn one_record(data: &[u8]) {
     }
 }
 
-/// Gives the header at the front its magic and the checksum that belongs to it.
-fn mend(bytes: &mut [u8]) {
+/// Gives the record at the front its magic and the checksums that belong to it.
+pub fn mend(bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(b"BRNT");
+    let kind = RecordType::from_number(u16::from_le_bytes([bytes[4], bytes[5]]));
+    if kind.is_some_and(|kind| !kind.is_page_run()) {
+        let payload = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
+        let end = HEADER_LEN.saturating_add(payload as usize);
+        // One that is cut short is refused for that.
+        let sum = bytes.get(HEADER_LEN..end).map_or(0, crc32);
+        bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+    }
     let sum = crc32(&bytes[..HEADER_LEN - 4]);
     bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&sum.to_le_bytes());
 }
@@ -390,7 +401,7 @@ pub fn blob_bytes(kind: RecordType, name: &str, data: &[u8]) -> Vec<u8> {
         version: 2,
         length: data.len() as u64,
     };
-    blob.encode(kind, &mut bytes).unwrap();
+    blob.encode(kind, crc32(data), &mut bytes).unwrap();
     bytes.extend_from_slice(data);
     bytes
 }
@@ -516,13 +527,14 @@ pub fn mutate(session: &[Vec<u8>], mut next: impl FnMut() -> u64) -> Vec<u8> {
                 records[at][from..from + length].copy_from_slice(&edge[..length]);
                 mend(&mut records[at]);
             }
-            // A number somewhere in the payload.
+            // A number somewhere in the payload, with checksums that are right.
             7 | 8 if records[at].len() > HEADER_LEN => {
                 let length = [1, 2, 4, 8][below(4)];
                 let edge = EDGES[below(EDGES.len())].to_le_bytes();
                 let from = HEADER_LEN + below(records[at].len() - HEADER_LEN);
                 let to = (from + length).min(records[at].len());
                 records[at][from..to].copy_from_slice(&edge[..to - from]);
+                mend(&mut records[at]);
             }
             9 if !records[at].is_empty() => {
                 let bit = below(records[at].len() * 8);

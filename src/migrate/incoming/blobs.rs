@@ -52,9 +52,10 @@ pub(super) fn receive(
                 }
                 let mut data = lane.payload(&header, &waits.record(&header, limit))?;
                 let (blob, prefix) = wire::Blob::decode(&header, &data)?;
+                blob.check(&header, &data)?;
                 data.drain(..prefix);
                 bytes += u64::from(header.payload);
-                fallible::push(&mut list, StoredBlob { blob, data }, kind.name())?;
+                fallible::push(&mut list, StoredBlob::received(blob, data), kind.name())?;
             }
             Incomer::Control(Record::EarlyEnd(end)) if kind == RecordType::Early => {
                 break (end, Duration::ZERO);

@@ -11,7 +11,7 @@ fn a_blob_can_be_read_piecewise() {
         length: 900 << 20,
     };
     let mut bytes = Vec::new();
-    blob.encode(RecordType::State, &mut bytes).unwrap();
+    blob.encode(RecordType::State, 0, &mut bytes).unwrap();
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
     let prefix = &bytes[HEADER_LEN..];
     // The data is not there, and was not needed.
@@ -47,20 +47,20 @@ fn a_blob_beyond_the_payload_limit_is_refused_when_encoded() {
         length,
     };
     let mut out = Vec::new();
-    blob(most).encode(RecordType::State, &mut out).unwrap();
+    blob(most).encode(RecordType::State, 0, &mut out).unwrap();
     let header = Header::decode(out.first_chunk().unwrap()).unwrap();
     assert_eq!(header.payload, PAYLOAD_MAX);
     header.classify().unwrap();
     out.clear();
     for length in [most + 1, u64::from(u32::MAX), u64::MAX] {
         let error = blob(length)
-            .encode(RecordType::Early, &mut out)
+            .encode(RecordType::Early, 0, &mut out)
             .unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
     }
     assert_eq!(
         blob(0)
-            .encode(RecordType::Pages, &mut out)
+            .encode(RecordType::Pages, 0, &mut out)
             .unwrap_err()
             .kind(),
         Kind::Invalid
@@ -96,6 +96,7 @@ fn a_reason_that_is_not_utf_8_does_not_hide_the_code() {
     let mut bytes = abort("was abc");
     let at = bytes.len() - 2;
     bytes[at] = 0xff;
+    reseal(&mut bytes);
     let Some(Any::Control(Record::Abort(shown))) = decode(&bytes).unwrap() else {
         panic!("not an abort");
     };
@@ -104,6 +105,7 @@ fn a_reason_that_is_not_utf_8_does_not_hide_the_code() {
     let mut bytes = abort(&"x".repeat(1024));
     let from = bytes.len() - 1024;
     bytes[from..].fill(0xff);
+    reseal(&mut bytes);
     let Some(Any::Control(Record::Abort(long))) = decode(&bytes).unwrap() else {
         panic!("not an abort");
     };

@@ -177,6 +177,7 @@ fn invalid_fields_are_refused_both_ways() {
         let (_, value) = examples().into_iter().find(|(n, _)| *n == name).unwrap();
         let mut bytes = encode(&value);
         bytes[HEADER_LEN + at..][..patch.len()].copy_from_slice(patch);
+        reseal(&mut bytes);
         refused(decode(&bytes), &["found"]);
     }
 }

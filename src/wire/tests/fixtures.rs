@@ -72,8 +72,8 @@ fn a_marker_is_these_bytes() {
     // alike in encoding and decoding does not go unseen.
     #[rustfmt::skip]
     let bytes: &[u8] = &[
-        b'B', b'R', b'N', b'T',  8, 0,  0, 0,  0, 0, 0, 0,  0, 0, 0, 0,
-        0, 0, 0, 0, 0, 0, 0, 0,  40, 0, 0, 0,  0x7c, 0x26, 0x8a, 0xce,
+        b'B', b'R', b'N', b'T',  8, 0,  0, 0,  0, 0, 0, 0,  0xf1, 0x2f, 0xfd, 0xe3,
+        0, 0, 0, 0, 0, 0, 0, 0,  40, 0, 0, 0,  0x78, 0xab, 0x81, 0xf2,
         7, 0, 0, 0, 0, 0, 0, 0,  3, 0, 0, 0,  1, 0, 0, 0,
         8, 7, 6, 5, 4, 3, 2, 1,
         0x40, 0x42, 0x0f, 0, 0, 0, 0, 0,  0x80, 0x84, 0x1e, 0, 0, 0, 0, 0,

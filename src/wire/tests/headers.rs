@@ -25,6 +25,7 @@ fn every_truncation_that_the_header_owns_up_to_is_refused() {
             let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
             let payload = (length - HEADER_LEN) as u32;
             cut[..HEADER_LEN].copy_from_slice(&Header { payload, ..header }.encode());
+            reseal(&mut cut);
             assert!(
                 decode(&cut).is_err(),
                 "{name} with a payload of {payload} bytes"
@@ -44,6 +45,7 @@ fn trailing_bytes_are_refused_even_when_the_header_counts_them() {
             let counted = Header { payload, ..header }.encode();
             assert!(decode(&bytes).is_err(), "{name}");
             bytes[..HEADER_LEN].copy_from_slice(&counted);
+            reseal(&mut bytes);
             assert!(decode(&bytes).is_err(), "{name}, counted");
             bytes[..HEADER_LEN].copy_from_slice(&header.encode());
         }
@@ -63,6 +65,35 @@ fn every_single_bit_flip_of_a_header_is_refused() {
             Header::decode(bytes.first_chunk().unwrap()).is_ok(),
             "{name}"
         );
+    }
+}
+
+/// Of whatever is no page of the guest's.
+#[test]
+fn every_single_bit_flip_of_a_payload_is_refused_and_a_blob_is_named() {
+    for (name, value) in examples() {
+        let bytes = encode(&value);
+        if matches!(value, Any::Run(..)) {
+            continue;
+        }
+        for bit in HEADER_LEN * 8..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let error = decode(&flipped).unwrap_err();
+            assert_eq!(error.kind(), Kind::Protocol, "{name}, bit {bit}: {error}");
+        }
+        if let Any::Blob(_, blob, data) = &value {
+            if data.is_empty() {
+                continue;
+            }
+            let mut flipped = bytes.clone();
+            let last = flipped.len() - 1;
+            flipped[last] ^= 1;
+            refused(
+                decode(&flipped),
+                &["checksum", &format!("blob `{}` (3)", blob.name)],
+            );
+        }
     }
 }
 
@@ -135,7 +166,11 @@ fn a_known_type_has_one_valid_form_of_flag_and_unused_fields() {
         let flags = header.flags ^ FLAG_SKIPPABLE;
         refused(Header { flags, ..header }.classify(), &["skippable"]);
         if !kind.is_page_run() {
-            refused(Header { count: 1, ..header }.classify(), &["count 1"]);
+            let count = header.count ^ 1;
+            refused(
+                Header { count, ..header }.check_payload(&bytes[HEADER_LEN..]),
+                &[kind.name(), "checksum"],
+            );
             refused(
                 Header {
                     first_page: 1,
