@@ -2,7 +2,8 @@
  * What a stream of memory is held against: plain send() and recv() of 1 MiB each between two
  * buffers, with the socket options that brant sets. Built into a shared object by
  * scripts/bench and called by benches/figures/stream.rs in the same two processes, and on the
- * same memory, as brant.
+ * same memory, as brant. Beside that, for benches/figures/pages.rs: the same of pages that lie
+ * apart, a block of 256 pages a call, and a pass that only reads.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -10,6 +11,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #define CALL ((size_t)1 << 20)
 
@@ -61,4 +63,72 @@ int bare_receive(int fd, char *memory, size_t length)
 		length -= (size_t)n;
 	}
 	return error;
+}
+
+#define PAGE ((size_t)4096)
+#define BLOCK 256
+
+/* Moves every `stride`th page of the memory by `move`; 0, or a negative errno. */
+static int pages(int fd, char *memory, size_t length, size_t stride,
+		 ssize_t (*move)(int, const struct iovec *, int))
+{
+	size_t at = 0;
+
+	while (at < length) {
+		struct iovec parts[BLOCK], *part = parts;
+		int count = 0;
+
+		for (; count < BLOCK && at < length; at += stride * PAGE)
+			parts[count++] = (struct iovec){ memory + at, PAGE };
+		while (count > 0) {
+			ssize_t n = move(fd, part, count);
+
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n < 0)
+				return -errno;
+			if (n == 0)
+				return -EPIPE;
+			for (; count > 0 && (size_t)n >= part->iov_len; part++, count--)
+				n -= (ssize_t)part->iov_len;
+			if (count > 0) {
+				part->iov_base = (char *)part->iov_base + n;
+				part->iov_len -= (size_t)n;
+			}
+		}
+	}
+	return 0;
+}
+
+int bare_send_pages(int fd, const char *memory, size_t length, size_t stride)
+{
+	int error = options(fd);
+
+	return error ? error : pages(fd, (char *)memory, length, stride, writev);
+}
+
+int bare_receive_pages(int fd, char *memory, size_t length, size_t stride)
+{
+	int error = options(fd);
+
+	return error ? error : pages(fd, memory, length, stride, readv);
+}
+
+typedef unsigned long long words __attribute__((vector_size(64), may_alias));
+
+/* How many bytes are zero before the first page that is not. */
+__attribute__((target_clones("avx512f", "avx2", "default")))
+size_t bare_read_zeros(const char *memory, size_t length)
+{
+	for (size_t at = 0; at < length; at += PAGE) {
+		const words *from = (const words *)(memory + at);
+		words any = { 0 };
+
+		for (size_t i = 0; i < PAGE / sizeof(words); i += 4)
+			any |= (from[i] | from[i + 1]) | (from[i + 2] | from[i + 3]);
+		for (size_t i = 0; i < sizeof(words) / 8; i++)
+			if (any[i])
+				return at;
+	}
+	return length;
 }

@@ -22,6 +22,9 @@ GROUPS = [
                "recv in C", ">=", 0.85),
         Figure(r"stream\.cold_ratio$", "the same into memory that is freshly mapped, in a kernel whose own memory the host has "
                "backed: the destination backs what comes just before it does", ">=", 1.3),
+        Figure(r"zero\.scan_fraction$", "2 GiB of touched zeros: throughput over one vector pass that reads them", ">=", 0.85),
+        Figure(r"scatter\.bare_fraction/", "every so manyth page of 2 GiB: throughput over a bare writev of these pages, "
+               "received in blocks of 256", ">=", 0.85),
     ]),
     ("Standing still", [
         Figure(r"standstill\.idle_blocks/", "downtime of an idle guest of that many blocks, over that of an idle guest of "

@@ -7,6 +7,7 @@
 mod collect;
 mod growth;
 mod machine;
+mod pages;
 mod parts;
 mod readable;
 mod report;
@@ -28,11 +29,16 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
         measure: stream::measure,
+    },
+    Part {
+        what: "zero pages and pages that lie apart, beside a pass of reading and writev in C",
+        families: &["zero.", "scatter."],
+        measure: pages::measure,
     },
     Part {
         what: "how long a guest stands still",
@@ -94,6 +100,7 @@ fn main() {
             "--only" => only.push(value()),
             "--out" => out = Some(File::create(value()).expect("the results' file")),
             "--stream-destination" => return stream::destination(),
+            "--pages-destination" => return pages::destination(),
             other => panic!("unknown argument {other}; use make bench"),
         }
     }

@@ -24,10 +24,10 @@ use std::time::Duration;
 
 const LENGTH: usize = 1 << 30;
 const RUNS: usize = 7;
-const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(120);
 
 /// Nanoseconds of the clock that all processes share.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -39,59 +39,66 @@ fn now() -> u64 {
 }
 
 /// Private anonymous memory, like a guest's.
-struct Ram(*mut u8);
+pub struct Ram(pub *mut u8, usize);
 
 impl Ram {
     /// All of it written, with numbers that follow from `seed`: touched, and nothing that
     /// compresses.
-    fn new(seed: u64) -> Ram {
-        let ram = Ram::fresh();
+    pub fn new(length: usize, seed: u64) -> Ram {
+        let ram = Ram::fresh(length);
         ram.fill(seed);
         ram
     }
 
     /// None of it touched.
-    fn fresh() -> Ram {
+    pub fn fresh(length: usize) -> Ram {
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                LENGTH,
+                length,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
             )
         };
         assert_ne!(at, libc::MAP_FAILED);
-        Ram(at.cast())
+        Ram(at.cast(), length)
     }
 
     fn fill(&self, seed: u64) {
         // SAFETY: the mapping, which nobody else uses now.
-        let words = unsafe { std::slice::from_raw_parts_mut(self.0.cast::<u64>(), LENGTH / 8) };
+        let words = unsafe { std::slice::from_raw_parts_mut(self.0.cast::<u64>(), self.1 / 8) };
         for (i, word) in words.iter_mut().enumerate() {
             *word = value(seed, i);
         }
     }
 
+    /// All of it written, with zeros.
+    pub fn zero(&self) {
+        // SAFETY: the mapping, which nobody else uses now.
+        unsafe { std::ptr::write_bytes(self.0, 0, self.1) };
+    }
+
     fn holds(&self, seed: u64) -> bool {
         // SAFETY: the mapping, which nobody else uses now.
-        let words = unsafe { std::slice::from_raw_parts(self.0.cast::<u64>(), LENGTH / 8) };
+        let words = unsafe { std::slice::from_raw_parts(self.0.cast::<u64>(), self.1 / 8) };
         words
             .iter()
             .enumerate()
             .all(|(i, word)| *word == value(seed, i))
     }
 
-    fn memory(&self) -> Arc<Memory> {
+    /// The guest's only block.
+    pub fn memory(&self) -> Arc<Memory> {
         let memory = Memory::new().unwrap();
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
                 // SAFETY: mapped until the benchmark ends.
                 host: unsafe { brant::memory::HostMemory::new(self.0) },
-                length: Bytes(LENGTH as u64),
+                length: Bytes(self.1 as u64),
                 page_size: Bytes(4096),
                 file: None,
                 flags: BlockFlags::default(),
@@ -104,7 +111,7 @@ impl Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         // SAFETY: mapped by `fresh`, and nobody uses it any more.
-        unsafe { libc::munmap(self.0.cast(), LENGTH) };
+        unsafe { libc::munmap(self.0.cast(), self.1) };
     }
 }
 
@@ -116,10 +123,11 @@ fn value(seed: u64, i: usize) -> u64 {
 
 /// A VMM whose guest does nothing; keeps when each state began.
 #[derive(Default)]
-struct Idle(Mutex<Vec<(String, u64)>>);
+pub struct Idle(Mutex<Vec<(String, u64)>>);
 
 impl Idle {
-    fn when(&self, state: &str) -> u64 {
+    /// When a state began.
+    pub fn when(&self, state: &str) -> u64 {
         let states = self.0.lock().unwrap();
         let found = states.iter().find(|(name, _)| name == state);
         found
@@ -149,7 +157,7 @@ type BareSend = unsafe extern "C" fn(i32, *const u8, usize) -> i32;
 type BareReceive = unsafe extern "C" fn(i32, *mut u8, usize) -> i32;
 
 /// A function of the shared object that `benches/bare.c` was built into.
-fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
+pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
     let path = std::env::var("BRANT_BARE").expect("BRANT_BARE, which make bench sets");
     let path = std::ffi::CString::new(path).unwrap();
     // SAFETY: two C strings; the object has no constructors.
@@ -163,9 +171,9 @@ fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
 pub fn destination() {
     // SAFETY: the function has this type in bare.c.
     let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
-    let touched = Ram::new(1);
+    let touched = Ram::new(LENGTH, 1);
     // So many pages that the host has backed are free in this kernel from here on.
-    drop(Ram::new(1));
+    drop(Ram::new(LENGTH, 1));
     // What a cold contender received into.
     let mut cold: Option<Ram> = None;
     println!("touched");
@@ -173,7 +181,7 @@ pub fn destination() {
         let line = line.unwrap();
         let how = match line.strip_prefix("cold ") {
             Some(how) => {
-                cold = Some(Ram::fresh());
+                cold = Some(Ram::fresh(LENGTH));
                 how
             }
             None => &line,
@@ -220,12 +228,14 @@ pub fn destination() {
     }
 }
 
-struct Destination(Child, ChildStdin, BufReader<ChildStdout>);
+/// The other process, which is ended with this.
+pub struct Destination(Child, ChildStdin, BufReader<ChildStdout>);
 
 impl Destination {
-    fn new() -> Destination {
+    /// Started to do what `argument` says.
+    pub fn new(argument: &str) -> Destination {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg("--stream-destination")
+            .arg(argument)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -237,11 +247,13 @@ impl Destination {
         destination
     }
 
-    fn ask(&mut self, line: &str) {
+    /// Says a line.
+    pub fn ask(&mut self, line: &str) {
         writeln!(self.1, "{line}").unwrap();
     }
 
-    fn answer(&mut self) -> String {
+    /// Waits for a line.
+    pub fn answer(&mut self) -> String {
         let mut line = String::new();
         self.2.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
@@ -279,9 +291,9 @@ pub fn measure(report: &mut Report) {
 fn compare(contenders: [&str; 2]) -> [Runs; 2] {
     // SAFETY: the function has this type in bare.c.
     let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
-    let mut destination = Destination::new();
+    let mut destination = Destination::new("--stream-destination");
     let seed = 2;
-    let ram = Ram::new(seed);
+    let ram = Ram::new(LENGTH, seed);
     let memory = ram.memory();
     alternate(RUNS, |contender| {
         let begun;
