@@ -91,6 +91,7 @@ static void null_is_refused(void)
     char text[8];
     brant_error *e = NULL;
     unsigned tried = 0, refused = 0;
+    uint32_t id;
 
     halves[0] = still_with(&half, NULL, 0, 0);
     half.pause = half.run = NULL;
@@ -130,11 +131,13 @@ static void null_is_refused(void)
         s.guest,
         &(brant_ram_block){ .size = sizeof(brant_ram_block), .name = "x", .length = PAGE, .fd = -1 },
         NULL, &e));
-    REFUSES(brant_guest_remove_block(NULL, "ram", &e));
-    REFUSES(brant_guest_remove_block(s.guest, NULL, &e));
+    REFUSES(brant_guest_find_block(NULL, "ram", &id, &e));
+    REFUSES(brant_guest_find_block(s.guest, NULL, &id, &e));
+    REFUSES(brant_guest_find_block(s.guest, "ram", NULL, &e));
+    REFUSES(brant_guest_remove_block(NULL, s.block, &e));
     REFUSES(brant_guest_add_slot(NULL, &(brant_slot){ .size = sizeof(brant_slot) }, &e));
     REFUSES(brant_guest_add_slot(s.guest, NULL, &e));
-    REFUSES(brant_guest_add_slot(s.guest, &(brant_slot){ .size = sizeof(brant_slot) }, &e));
+    REFUSES(brant_guest_add_slot(s.guest, &(brant_slot){ .size = sizeof(brant_slot), .block = s.block }, &e));
     REFUSES(brant_guest_remove_slot(NULL, 0, 0, &e));
     REFUSES(brant_blocker_new(NULL, "x", &blocker, &e));
     REFUSES(brant_blocker_new(s.guest, NULL, &blocker, &e));
@@ -286,7 +289,7 @@ static void parameters(void)
 static void marks(void)
 {
     struct still s = still_new();
-    brant_slot slot = { .size = sizeof slot, .block = "ram", .offset = PAGE, .length = s.bytes - PAGE,
+    brant_slot slot = { .size = sizeof slot, .block = s.block, .offset = PAGE, .length = s.bytes - PAGE,
                         .guest_address = 1ull << 32, .slot = BRANT_NO_SLOT };
     brant_tracker_stats stats = { .size = sizeof stats };
     brant_sync sync = { .size = sizeof sync };
@@ -300,7 +303,7 @@ static void marks(void)
     ok(brant_tracker_start(s.tracker, BRANT_START_CLEAN, NULL) == BRANT_E_STATE,
        "tracking is started once");
     brant_tracker_mark(s.tracker, (1ull << 32) + 10 * PAGE - 1, 2); /* pages 10 and 11 */
-    brant_tracker_mark_block(s.tracker, 0, 511 * PAGE, 2 * PAGE);   /* across a stretch */
+    brant_tracker_mark_block(s.tracker, s.block, 511 * PAGE, 2 * PAGE);   /* across a stretch */
     brant_tracker_mark(s.tracker, 0, 1);                            /* nothing is there */
     must(brant_tracker_sync(s.tracker, BRANT_SYNC_STOPPED, &sync, &e));
     must(brant_tracker_take(s.tracker, runs, 4, &count, &e));
@@ -324,9 +327,46 @@ static void marks(void)
     still_free(&s);
 }
 
+/* A module is unplugged and another of its name plugged in: the first one's number names nothing. */
+static void block_numbers(void)
+{
+    struct still s = still_new();
+    char *more = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    brant_ram_block block = { .size = sizeof block, .name = "more", .host = more, .length = MIB };
+    brant_slot slot = { .size = sizeof slot, .length = MIB, .slot = BRANT_NO_SLOT };
+    brant_sync sync = { .size = sizeof sync };
+    uint32_t first, second, found = 4711;
+
+    if (more == MAP_FAILED)
+        bail("mmap: %s", strerror(errno));
+    must(brant_guest_add_block(s.guest, &block, &first, &e));
+    ok(brant_guest_find_block(s.guest, "more", &found, NULL) == 0 && found == first && first != s.block,
+       "a block's number is found by its name");
+    must(brant_guest_remove_block(s.guest, first, &e));
+    found = 4711;
+    ok(brant_guest_find_block(s.guest, "more", &found, NULL) == BRANT_E_NOT_FOUND && found == 4711,
+       "a name that is gone is not found");
+    must(brant_guest_add_block(s.guest, &block, &second, &e));
+    ok(second != first && second != s.block, "a block of the same name has another number");
+    slot.block = first;
+    ok(brant_guest_remove_block(s.guest, first, NULL) == BRANT_E_NOT_FOUND &&
+           brant_guest_add_slot(s.guest, &slot, NULL) == BRANT_E_NOT_FOUND &&
+           brant_guest_mark_poisoned(s.guest, first, 0, 1, NULL) == BRANT_E_NOT_FOUND &&
+           brant_guest_clear_poisoned(s.guest, first, 0, 1, NULL) == BRANT_E_NOT_FOUND,
+       "the number of a removed block is BRANT_E_NOT_FOUND");
+    must(brant_tracker_start(s.tracker, BRANT_START_CLEAN, &e));
+    brant_tracker_mark_block(s.tracker, first, 0, MIB);
+    must(brant_tracker_put_back(s.tracker, first, 0, 1, &e));
+    must(brant_tracker_sync(s.tracker, BRANT_SYNC_RUNNING, &sync, &e));
+    ok(sync.pending_pages == 0, "and marks by it mark nothing");
+    must(brant_guest_remove_block(s.guest, second, &e));
+    still_free(&s);
+    munmap(more, MIB);
+}
+
 int main(void)
 {
-    plan(3 + 5 + 1 + 2 + 4 + 2 + 7);
+    plan(3 + 5 + 1 + 2 + 4 + 2 + 7 + 5);
     versions();
     errors();
     null_is_fine();
@@ -334,5 +374,6 @@ int main(void)
     operations();
     parameters();
     marks();
+    block_numbers();
     return done();
 }

@@ -63,6 +63,7 @@ static struct bare bare_new(uint64_t bytes)
     static const uint8_t stride[] = { 0x88, 0x07, 0x81, 0xc7, 0, 0x10, 0, 0,  /* mov [edi], al; add edi, 4096 */
                                       0x49, 0x75, 0xf5, 0xf4 };               /* dec ecx; jnz; hlt */
     struct bare b = { .vm = -1 };
+    uint32_t block;
     struct kvm_sregs s;
 
     b.memory = mmap(NULL, BARE_PAGES * PAGE, PROT_READ | PROT_WRITE,
@@ -89,8 +90,8 @@ static struct bare bare_new(uint64_t bytes)
     must(brant_guest_add_block(b.guest, &(brant_ram_block){ .size = sizeof(brant_ram_block),
                                                             .name = "bare", .host = b.memory,
                                                             .length = BARE_PAGES * PAGE, .fd = -1 },
-                               NULL, &e));
-    must(brant_guest_add_slot(b.guest, &(brant_slot){ .size = sizeof(brant_slot), .block = "bare",
+                               &block, &e));
+    must(brant_guest_add_slot(b.guest, &(brant_slot){ .size = sizeof(brant_slot), .block = block,
                                                       .length = BARE_PAGES * PAGE,
                                                       .slot = BARE_SLOT }, &e));
     return b;

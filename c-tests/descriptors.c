@@ -140,13 +140,14 @@ static void kept(void)
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = mapped(fd, 4 * MIB),
                               .length = 4 * MIB, .fd = fd, .flags = BRANT_RAM_FILE };
     brant_guest *guest;
+    uint32_t id;
 
     must(brant_guest_new(NULL, NULL, &guest, &e));
-    must(brant_guest_add_block(guest, &block, NULL, &e));
+    must(brant_guest_add_block(guest, &block, &id, &e));
     ok(others_of(fd, &other) == 1 && fcntl(other, F_GETFD) == FD_CLOEXEC &&
            fcntl(fd, F_GETFD) == 0,
        "brant keeps one duplicate, which is closed on exec; the VMM's own is as it was");
-    must(brant_guest_remove_block(guest, "ram", &e));
+    must(brant_guest_remove_block(guest, id, &e));
     equal(others_of(fd, &other), 0, "it is closed with its block");
 
     /* The lowest free number is 0. */

@@ -24,6 +24,8 @@ enum {
     DIMMS = 3,
     CHANGES = 16,
     A_PASS = 4,
+    /* The region that is cut, and so its block's number: see vm_describe. */
+    CUT = 1,
 };
 
 /* Slots of ours are numbered from here, and lie far above the guest's memory. */
@@ -41,7 +43,8 @@ struct dimm {
     char name[16];
     void *here, *there;
     struct slot slot;
-    uint32_t id;
+    /* The block's number at the source and at the destination. */
+    uint32_t id, there_id;
 };
 
 struct plant {
@@ -75,7 +78,7 @@ static void kvm_slot(struct vm *vm, uint32_t number, uint64_t gpa, uint64_t byte
         bail("slot %u of %" PRIu64 " bytes at %#" PRIx64 ": %s", number, bytes, gpa, strerror(errno));
 }
 
-static void describe(struct vm *vm, const char *block, const struct slot *s)
+static void describe(struct vm *vm, uint32_t block, const struct slot *s)
 {
     brant_slot slot = {
         .size = sizeof slot,
@@ -99,7 +102,7 @@ static void make_slot(struct plant *p, struct slot *s, uint64_t gpa)
 {
     s->gpa = gpa;
     kvm_slot(p->from, s->number, gpa, s->bytes, (char *)p->region->host + s->offset);
-    describe(p->from, p->region->name, s);
+    describe(p->from, CUT, s);
 }
 
 static void delete_slot(struct plant *p, const struct slot *s)
@@ -191,23 +194,23 @@ static void add_dimm(struct plant *p, unsigned n)
     snprintf(d->name, sizeof d->name, "dimm%u", n);
     d->there = map_dimm();
     memset(d->there, 0x5a, DIMM_BYTES / 2);
-    add_block(p->to, d->name, d->there);
+    d->there_id = add_block(p->to, d->name, d->there);
     d->here = map_dimm();
     d->slot = (struct slot){ p->next_number++, 0, DIMM_BYTES, ELSEWHERE + (2 + n) * APART };
     kvm_slot(p->from, d->slot.number, d->slot.gpa, DIMM_BYTES, d->here);
     d->id = add_block(p->from, d->name, d->here);
     atomic_store(&p->newest, d->id);
-    describe(p->from, d->name, &d->slot);
+    describe(p->from, d->id, &d->slot);
     scribble(p, d);
     p->added++;
 }
 
 static void remove_dimm(struct plant *p, struct dimm *d)
 {
-    must(brant_guest_remove_block(p->from->guest, d->name, &e));
+    must(brant_guest_remove_block(p->from->guest, d->id, &e));
     kvm_slot(p->from, d->slot.number, d->slot.gpa, 0, NULL);
     munmap(d->here, DIMM_BYTES);
-    must(brant_guest_remove_block(p->to->guest, d->name, &e));
+    must(brant_guest_remove_block(p->to->guest, d->there_id, &e));
     munmap(d->there, DIMM_BYTES);
     d->here = NULL;
     p->removed++;
@@ -315,11 +318,11 @@ static void plant_new(struct plant *p, unsigned way)
     p->to = vm_new(&c);
     vm_track(p->from, &trackings[way]);
     vm_track(p->to, &trackings[way]);
-    p->region = &mv_regions(p->from->machine, &n)[1];
+    p->region = &mv_regions(p->from->machine, &n)[CUT];
     atomic_store(&p->newest, 1);
     slots = mv_slots(p->from->machine, &n);
     for (unsigned i = 0; i < n; i++)
-        if (slots[i].region == 1)
+        if (slots[i].region == CUT)
             p->cut[p->ncut++] = (struct slot){ slots[i].id, slots[i].offset, slots[i].bytes, slots[i].gpa };
     p->from->at_arg = p;
     vm_start(p->from);

@@ -129,11 +129,11 @@ static brant_guest *guest_new(char *host, struct journey *j)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = host, .length = BYTES,
                               .fd = -1 };
-    brant_slot slot = { .size = sizeof slot, .block = "ram", .length = BYTES, .slot = BRANT_NO_SLOT };
+    brant_slot slot = { .size = sizeof slot, .length = BYTES, .slot = BRANT_NO_SLOT };
     brant_guest *guest;
 
     MUST(brant_guest_new(&ops, j, &guest, NULL));
-    MUST(brant_guest_add_block(guest, &block, NULL, NULL));
+    MUST(brant_guest_add_block(guest, &block, &slot.block, NULL));
     MUST(brant_guest_add_slot(guest, &slot, NULL));
     return guest;
 }

@@ -135,7 +135,7 @@ static char *mapped(void)
 int main(void)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .length = PAGES * PAGE, .fd = -1 };
-    brant_slot slot = { .size = sizeof slot, .block = "ram", .length = PAGES * PAGE,
+    brant_slot slot = { .size = sizeof slot, .length = PAGES * PAGE,
                         .guest_address = GUEST_ADDRESS, .slot = BRANT_NO_SLOT };
     uint64_t seed = 1, marks = 0, longest = 0, over = 0, syncs = 0, taken = 0, lost = 0, until;
     brant_tracker_stats stats = { .size = sizeof stats };
@@ -147,7 +147,7 @@ int main(void)
     copy = mapped();
     block.host = memory;
     MUST(brant_guest_new(NULL, NULL, &guest, NULL));
-    MUST(brant_guest_add_block(guest, &block, NULL, NULL));
+    MUST(brant_guest_add_block(guest, &block, &slot.block, NULL));
     MUST(brant_guest_add_slot(guest, &slot, NULL));
     MUST(brant_tracker_new(guest, NULL, &tracker, NULL));
     MUST(brant_tracker_start(tracker, BRANT_START_CLEAN, NULL));

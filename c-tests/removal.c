@@ -46,7 +46,7 @@ static void two_free(struct two *t)
 
 static int32_t unplug(struct two *t, brant_error **e)
 {
-    return brant_guest_remove_block(t->still.guest, "more", e);
+    return brant_guest_remove_block(t->still.guest, t->number, e);
 }
 
 /* Whether it is refused as busy with all of these words. */

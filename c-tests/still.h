@@ -9,6 +9,7 @@
 
 struct still {
     brant_guest *guest;
+    uint32_t block;
     brant_tracker *tracker;
     char *memory;
     uint64_t bytes;
@@ -43,7 +44,7 @@ UNUSED static struct still still_with(const brant_ops *ops, void *opaque, char f
     memset(s.memory, fill, filled);
     block = block_of(&s);
     must(brant_guest_new(ops, opaque, &s.guest, &e));
-    must(brant_guest_add_block(s.guest, &block, NULL, &e));
+    must(brant_guest_add_block(s.guest, &block, &s.block, &e));
     must(brant_tracker_new(s.guest, NULL, &s.tracker, &e));
     return s;
 }

@@ -26,17 +26,18 @@ static void fill_block(void *structure, const struct still *s)
 
 static int32_t give_block(void *structure, const struct still *s, brant_error **e)
 {
-    int32_t code = brant_guest_add_block(s->guest, structure, NULL, e);
+    uint32_t id;
+    int32_t code = brant_guest_add_block(s->guest, structure, &id, e);
 
     if (code == 0)
-        brant_guest_remove_block(s->guest, "another", NULL);
+        brant_guest_remove_block(s->guest, id, NULL);
     return code;
 }
 
 static void fill_slot(void *structure, const struct still *s)
 {
-    brant_slot slot = { .size = sizeof slot, .block = "ram", .length = s->bytes,
-                        .slot = BRANT_NO_SLOT };
+    brant_slot slot = { .size = sizeof slot, .block = s->block, .slot = BRANT_NO_SLOT,
+                        .length = s->bytes };
 
     memcpy(structure, &slot, sizeof slot);
 }
@@ -102,8 +103,7 @@ static int32_t give_ops(void *structure, const struct still *s, brant_error **e)
 
 static const struct sized given[] = {
     { "brant_ram_block", sizeof(brant_ram_block), offsetof(brant_ram_block, fd), fill_block, give_block },
-    /* Without its last two fields it names KVM's slot 0. */
-    { "brant_slot", sizeof(brant_slot), sizeof(brant_slot), fill_slot, give_slot },
+    { "brant_slot", sizeof(brant_slot), offsetof(brant_slot, kvm_flags), fill_slot, give_slot },
     { "brant_tracker_config", sizeof(brant_tracker_config), sizeof(size_t), fill_config, give_config },
     { "brant_params", sizeof(brant_params), sizeof(size_t), fill_params, give_params },
     { "brant_ops", sizeof(brant_ops), offsetof(brant_ops, log_on), fill_ops, give_ops },

@@ -188,14 +188,14 @@ static void vm_describe(struct vm *vm, const brant_ops *ops, void *opaque)
 
         must(brant_guest_add_block(vm->guest, &block, &id, &e));
         take_back(block.fd);
-        /* Runs are turned into guest addresses by it. */
+        /* Slots name their blocks by it, and runs are turned into guest addresses. */
         if (id != i)
             bail("block %u has the number %u", i, id);
     }
     for (unsigned i = 0; i < nslots; i++) {
         brant_slot slot = {
             .size = sizeof slot,
-            .block = regions[slots[i].region].name,
+            .block = slots[i].region,
             .offset = slots[i].offset,
             .length = slots[i].bytes,
             .guest_address = slots[i].gpa,

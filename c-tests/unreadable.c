@@ -22,6 +22,7 @@ enum { PAGE = 4096, PAGES = 512, BROKEN = 300 };
 
 struct side {
     brant_guest *guest;
+    uint32_t ram;
     unsigned char *host;
     bool stands, ran;
     /* Bytes of stack that `save` uses. */
@@ -100,7 +101,7 @@ static void side_new(struct side *side)
     block.host = side->host;
     block.length = PAGES * PAGE;
     must(brant_guest_new(&ops, side, &side->guest, NULL), "guest");
-    must(brant_guest_add_block(side->guest, &block, NULL, NULL), "block");
+    must(brant_guest_add_block(side->guest, &block, &side->ram, NULL), "block");
 }
 
 static struct result migrate(struct side *from, struct side *to)
@@ -173,7 +174,7 @@ static unsigned declared(void)
     fill(&from, 7);
     fill(&to, 8);
     protect(&from, PROT_NONE);
-    must(brant_guest_mark_poisoned(from.guest, "ram", BROKEN * PAGE + 5, 1, NULL), "poisoned");
+    must(brant_guest_mark_poisoned(from.guest, from.ram, BROKEN * PAGE + 5, 1, NULL), "poisoned");
     r = migrate(&from, &to);
     return (r.source == 0 && r.destination == 0) | (to.ran && from.stands) << 1 |
            (to.host[BROKEN * PAGE] == 0 && to.host[BROKEN * PAGE - 1] == 7) << 2 |
@@ -188,14 +189,14 @@ static unsigned taken_back(void)
     side_new(&from);
     side_new(&to);
     fill(&from, 7);
-    must(brant_guest_mark_poisoned(from.guest, "ram", 0, PAGES * PAGE, NULL), "poisoned");
-    must(brant_guest_clear_poisoned(from.guest, "ram", 0, PAGES * PAGE, NULL), "taken back");
+    must(brant_guest_mark_poisoned(from.guest, from.ram, 0, PAGES * PAGE, NULL), "poisoned");
+    must(brant_guest_clear_poisoned(from.guest, from.ram, 0, PAGES * PAGE, NULL), "taken back");
     r = migrate(&from, &to);
     return (r.source == 0 && r.destination == 0) | (to.host[BROKEN * PAGE] == 7) << 1 |
            (r.stats.poisoned_pages == 0) << 2 |
-           (brant_guest_mark_poisoned(from.guest, "ram", 0, PAGES * PAGE + 1, NULL) ==
+           (brant_guest_mark_poisoned(from.guest, from.ram, 0, PAGES * PAGE + 1, NULL) ==
                 BRANT_E_INVALID &&
-            brant_guest_mark_poisoned(from.guest, "rom", 0, 1, NULL) == BRANT_E_NOT_FOUND) << 3;
+            brant_guest_mark_poisoned(from.guest, from.ram + 1, 0, 1, NULL) == BRANT_E_NOT_FOUND) << 3;
 }
 
 static unsigned deep(void)

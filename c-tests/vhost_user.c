@@ -101,6 +101,7 @@ static void plug(struct vmm *v, struct guest *to)
 static void plug_refused(struct vmm *v, struct guest *to)
 {
     brant_error *e = NULL;
+    uint32_t id;
     int32_t code;
 
     (void)to;
@@ -112,7 +113,8 @@ static void plug_refused(struct vmm *v, struct guest *to)
     brant_error_free(e);
     atomic_store(&disks[1].shared->refuse_log, false);
     /* The block without a slot is not the destination's. */
-    must(brant_guest_remove_block(v->guest->guest, blocks[2].name, &e));
+    must(brant_guest_find_block(v->guest->guest, blocks[2].name, &id, &e));
+    must(brant_guest_remove_block(v->guest->guest, id, &e));
     writes_wait(200);
 }
 

@@ -100,10 +100,9 @@ int main(int argc, char **argv)
     block.host = vmm.memory;
     block.length = BYTES;
     brant_slot slot = BRANT_INIT(brant_slot);
-    slot.block = "ram";
     slot.length = BYTES;
     slot.slot = BRANT_NO_SLOT;
-    expect_success(brant_guest_add_block(guest, &block, NULL, &error));
+    expect_success(brant_guest_add_block(guest, &block, &slot.block, &error));
     expect_success(brant_guest_add_slot(guest, &slot, &error));
 
     // Who tells of its writes: the marks. KVM's log would be added here.

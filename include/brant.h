@@ -145,10 +145,9 @@
  *         block.host = vmm.memory;
  *         block.length = BYTES;
  *         brant_slot slot = BRANT_INIT(brant_slot);
- *         slot.block = "ram";
  *         slot.length = BYTES;
  *         slot.slot = BRANT_NO_SLOT;
- *         expect_success(brant_guest_add_block(guest, &block, NULL, &error));
+ *         expect_success(brant_guest_add_block(guest, &block, &slot.block, &error));
  *         expect_success(brant_guest_add_slot(guest, &slot, &error));
  *
  *         // Who tells of its writes: the marks. KVM's log would be added here.
@@ -538,8 +537,10 @@ typedef struct brant_ram_block {
 typedef struct brant_slot {
     /** sizeof(brant_slot). */
     size_t size;
-    /** Name of the block. */
-    const char *block;
+    /** The block's number. */
+    uint32_t block;
+    /** KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none. */
+    uint32_t slot;
     /** Where in the block it begins, bytes, page-aligned. */
     uint64_t offset;
     /**
@@ -552,13 +553,13 @@ typedef struct brant_slot {
      * on RISC-V): no architecture has more addresses.
      */
     uint64_t guest_address;
-    /** KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none. */
-    uint32_t slot;
     /**
      * The KVM_MEM_* flags that the VMM set it with, without KVM_MEM_LOG_DIRTY_PAGES: brant
      * repeats them when it switches logging on and off.
      */
     uint32_t kvm_flags;
+    /** 0. */
+    uint32_t reserved;
 } brant_slot;
 
 struct brant_ops;
@@ -581,9 +582,10 @@ int32_t brant_guest_new(const struct brant_ops *ops,
 void brant_guest_free(struct brant_guest *guest);
 
 /**
- * Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
- * the tracker reports. While the guest is tracked all of the new block counts as dirty. At
- * most 4096.
+ * Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block, and
+ * every run that is taken. No other block of the guest ever has that number, also after this one was
+ * removed. Names are for the other side of a migration: they say which block is which there. While
+ * the guest is tracked all of the new block counts as dirty. At most 4096.
  *
  * While it migrates: first at the destination, then at the source, and while the source is
  * in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
@@ -596,7 +598,16 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
- * Removes a block and its slots. In this order:
+ * The number of the block with this name, into `*id`: for whoever has only the name, as an
+ * `early_load` that reads what the source wrote. BRANT_E_NOT_FOUND where there is none.
+ */
+int32_t brant_guest_find_block(const struct brant_guest *guest,
+                               const char *name,
+                               uint32_t *id,
+                               struct brant_error **error);
+
+/**
+ * Removes a block and its slots; BRANT_E_NOT_FOUND where it is gone already. In this order:
  *
  * 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
  *    let go of it. Marks of it may still come; they are ignored.
@@ -622,7 +633,7 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
  * the guest runs.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
-                                 const char *name,
+                                 uint32_t block,
                                  struct brant_error **error);
 
 /**
@@ -807,7 +818,7 @@ int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
  * take the declaration back.
  */
 int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
-                                  const char *block,
+                                  uint32_t block,
                                   uint64_t offset,
                                   uint64_t length,
                                   struct brant_error **error);
@@ -819,7 +830,7 @@ int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
  * above.
  */
 int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
-                                   const char *block,
+                                   uint32_t block,
                                    uint64_t offset,
                                    uint64_t length,
                                    struct brant_error **error);

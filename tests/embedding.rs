@@ -127,7 +127,7 @@ fn slot(memory: &Memory, bytes: u64) {
         .add_slot(&SlotDescription {
             slot: 0,
             flags: 0,
-            block: "ram".into(),
+            block: memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length: Bytes(bytes),
             guest_address: vm_memory::GuestAddress(0),
@@ -187,7 +187,7 @@ fn a_destination_may_take_its_memory_away_as_soon_as_it_hears_that_it_failed() {
     let (removed, removals) = mpsc::channel();
     let its = Arc::clone(&there);
     *vmm.failed.lock().unwrap() = Some(Box::new(move || {
-        its.remove_block("ram").unwrap();
+        its.remove_block(its.find_block("ram").unwrap()).unwrap();
         removed.send(()).unwrap();
     }));
     let (a, b) = UnixStream::pair().unwrap();

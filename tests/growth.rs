@@ -76,7 +76,7 @@ fn plug(memory: &Memory, name: &str, at: u64) {
         .add_slot(&SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: name.into(),
+            block: memory.find_block(name).unwrap(),
             offset: Bytes(0),
             length: Pages(PAGES).bytes(),
             guest_address: GuestAddress(at),
@@ -98,7 +98,9 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
         let at = |i: u64| (1 + i % 4) << 30;
         for i in 0..n {
             if i >= 4 {
-                memory.remove_block(&name(i)).unwrap();
+                memory
+                    .remove_block(memory.find_block(&name(i)).unwrap())
+                    .unwrap();
             }
             plug(&memory, &name(i), at(i));
             consumer.mark_guest(GuestAddress(at(i)), 1);
@@ -110,7 +112,9 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
             }
         }
         for i in 0..4 {
-            memory.remove_block(&name(i)).unwrap();
+            memory
+                .remove_block(memory.find_block(&name(i)).unwrap())
+                .unwrap();
         }
         consumer.sync(When::Running).unwrap();
         (IN_USE.load(Ordering::Relaxed), tracker.heap_bytes())

@@ -145,7 +145,7 @@ impl Changer<'_> {
         let slot = SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: block.to_owned(),
+            block: guest.memory.find_block(block).unwrap(),
             offset: Bytes(first * PAGE_SIZE),
             length: Bytes(pages * PAGE_SIZE),
             guest_address: GuestAddress(address),

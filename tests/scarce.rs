@@ -137,11 +137,11 @@ fn block(name: String, host: *mut u8, bytes: u64) -> BlockDescription {
     }
 }
 
-fn slot(number: u32, block: &str, bytes: u64) -> SlotDescription {
+fn slot(memory: &Memory, number: u32, block: &str, bytes: u64) -> SlotDescription {
     SlotDescription {
         slot: number,
         flags: 0,
-        block: block.to_owned(),
+        block: memory.find_block(block).unwrap(),
         offset: Bytes(0),
         length: Bytes(bytes),
         guest_address: GuestAddress(u64::from(number) << 32),
@@ -165,13 +165,13 @@ fn guest(bytes: u64) -> Arc<Memory> {
         }
     }
     memory.add_block(block("ram".into(), host, bytes)).unwrap();
-    memory.add_slot(&slot(0, "ram", bytes)).unwrap();
+    memory.add_slot(&slot(&memory, 0, "ram", bytes)).unwrap();
     for i in 1..BLOCKS {
         let name = format!("small-{i}");
         memory
             .add_block(block(name.clone(), reserve(PAGE), PAGE))
             .unwrap();
-        memory.add_slot(&slot(i, &name, PAGE)).unwrap();
+        memory.add_slot(&slot(&memory, i, &name, PAGE)).unwrap();
     }
     Arc::new(memory)
 }
@@ -250,16 +250,20 @@ fn blocks_and_slots_come_and_go() {
         let failed = scarcely("adding a block", || {
             memory.add_block(block("more".into(), host, BYTES))?;
             memory
-                .add_slot(&slot(BLOCKS, "more", BYTES))
+                .add_slot(&slot(&memory, BLOCKS, "more", BYTES))
                 .inspect_err(|_| {
-                    memory.remove_block("more").unwrap();
+                    memory
+                        .remove_block(memory.find_block("more").unwrap())
+                        .unwrap();
                 })
         });
         assert!(failed > 0);
         scarcely("removing a slot", || {
             memory.remove_slot(BLOCKS, GuestAddress(u64::from(BLOCKS) << 32))
         });
-        scarcely("removing a block", || memory.remove_block("more"));
+        scarcely("removing a block", || {
+            memory.remove_block(memory.find_block("more").unwrap())
+        });
         consumer.sync(When::Running).unwrap();
     });
 }
@@ -309,7 +313,7 @@ fn pages_are_given_back_and_declared_lost() {
             Ok(())
         });
         let failed = scarcely("declaring lost", || {
-            memory.mark_poisoned("ram", Bytes(0), Bytes(BYTES))
+            memory.mark_poisoned(memory.find_block("ram").unwrap(), Bytes(0), Bytes(BYTES))
         });
         assert!(failed > 0);
     });

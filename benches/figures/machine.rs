@@ -229,7 +229,7 @@ impl Machine {
                 .add_slot(&SlotDescription {
                     slot: slot as u32,
                     flags: 0,
-                    block: "ram".into(),
+                    block: memory.find_block("ram").unwrap(),
                     offset: Bytes(first * PAGE_SIZE),
                     length: Bytes((end - first) * PAGE_SIZE),
                     guest_address: GuestAddress(guest),

@@ -88,7 +88,7 @@ impl Guest {
         memory.add_slot(&SlotDescription {
             slot: 0,
             flags: 0,
-            block: "ram".into(),
+            block: memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length: Bytes(length),
             guest_address: GuestAddress(0),

@@ -68,7 +68,7 @@ static void args_fill(struct args *a)
     a->brant_ram_block = (brant_ram_block){ .size = sizeof a->brant_ram_block, .name = "more",
                                             .host = more, .length = BLOCK, .fd = -1,
                                             .flags = BRANT_RAM_FILE };
-    a->brant_slot = (brant_slot){ .size = sizeof a->brant_slot, .block = "ram", .length = BLOCK,
+    a->brant_slot = (brant_slot){ .size = sizeof a->brant_slot, .block = 0, .length = BLOCK,
                                   .guest_address = 1ull << 40, .slot = BRANT_NO_SLOT };
     a->brant_ops = all_operations;
     a->brant_params = (brant_params){ .size = sizeof a->brant_params };

@@ -37,10 +37,10 @@ static void guest_make(brant_guest **guest, char *host, struct side_of *side)
 {
     brant_ram_block block = { .size = sizeof block, .name = "ram", .host = host, .length = BLOCK,
                               .fd = -1 };
-    brant_slot slot = { .size = sizeof slot, .block = "ram", .length = BLOCK, .slot = BRANT_NO_SLOT };
+    brant_slot slot = { .size = sizeof slot, .length = BLOCK, .slot = BRANT_NO_SLOT };
 
     MUST(brant_guest_new(&all_operations, side, guest, NULL));
-    MUST(brant_guest_add_block(*guest, &block, NULL, NULL));
+    MUST(brant_guest_add_block(*guest, &block, &slot.block, NULL));
     MUST(brant_guest_add_slot(*guest, &slot, NULL));
 }
 

@@ -26,7 +26,7 @@ static int32_t guest_plug(struct guest *g, brant_error **e)
 {
     const struct block *b = &blocks[g->plugged];
     brant_ram_block block = { .size = sizeof block, .name = b->name, .length = b->length };
-    brant_slot slot = { .size = sizeof slot, .block = b->name, .length = b->length,
+    brant_slot slot = { .size = sizeof slot, .length = b->length,
                         .guest_address = b->gpa, .slot = BRANT_NO_SLOT };
     int32_t code;
 
@@ -44,6 +44,7 @@ static int32_t guest_plug(struct guest *g, brant_error **e)
         block.flags = BRANT_RAM_FILE;
         must(brant_guest_add_block(g->guest, &block, NULL, &e));
     }
+    must(brant_guest_find_block(g->guest, b->name, &slot.block, &e));
     code = brant_guest_add_slot(g->guest, &slot, e);
     g->plugged += code == 0;
     return code;

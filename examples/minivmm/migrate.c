@@ -108,6 +108,7 @@ static int describe_memory(struct migration *g)
 	const struct mv_region *regions = mv_regions(g->machine, &nregions);
 	const struct mv_slot *slots = mv_slots(g->machine, &nslots);
 	bool kvm = mv_vm_fd(g->machine) >= 0;
+	uint32_t ids[MV_MAX_REGIONS]; /* the blocks' numbers, by region */
 	brant_error *e;
 
 	for (unsigned i = 0; i < nregions; i++) {
@@ -119,13 +120,13 @@ static int describe_memory(struct migration *g)
 			.fd = regions[i].fd,
 			.flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
 		};
-		if (brant_guest_add_block(g->guest, &block, NULL, &e))
+		if (brant_guest_add_block(g->guest, &block, &ids[i], &e))
 			return fail(g, "memory block", e);
 	}
 	for (unsigned i = 0; i < nslots; i++) {
 		brant_slot slot = {
 			.size = sizeof(slot),
-			.block = regions[slots[i].region].name,
+			.block = ids[slots[i].region],
 			.offset = slots[i].offset,
 			.length = slots[i].bytes,
 			.guest_address = slots[i].gpa,

@@ -3,7 +3,7 @@
 use super::error::{brant_error, invalid};
 use super::ops::{brant_ops, Ops};
 use super::structs::{duplicated, handle, put, put_optional, read, sized, text};
-use crate::memory::{BackingFile, BlockDescription, BlockFlags, Memory, SlotDescription};
+use crate::memory::{BackingFile, BlockDescription, BlockFlags, BlockId, Memory, SlotDescription};
 use crate::migrate::Blockers;
 use crate::units::Bytes;
 use std::ffi::{c_char, c_void};
@@ -91,8 +91,10 @@ pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 pub struct brant_slot {
     /// sizeof(brant_slot).
     pub size: usize,
-    /// Name of the block.
-    pub block: *const c_char,
+    /// The block's number.
+    pub block: u32,
+    /// KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
+    pub slot: u32,
     /// Where in the block it begins, bytes, page-aligned.
     pub offset: u64,
     /// Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
@@ -101,11 +103,11 @@ pub struct brant_slot {
     /// Guest physical address of its first byte, page-aligned. The slot ends at 2^52 or below (2^59
     /// on RISC-V): no architecture has more addresses.
     pub guest_address: u64,
-    /// KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
-    pub slot: u32,
     /// The KVM_MEM_* flags that the VMM set it with, without KVM_MEM_LOG_DIRTY_PAGES: brant
     /// repeats them when it switches logging on and off.
     pub kvm_flags: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 sized!(brant_ram_block, brant_slot);
@@ -149,9 +151,10 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     })
 }
 
-/// Adds a block. `*id` (may be NULL) gets its number, for `brant_tracker_mark_block` and what
-/// the tracker reports. While the guest is tracked all of the new block counts as dirty. At
-/// most 4096.
+/// Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block, and
+/// every run that is taken. No other block of the guest ever has that number, also after this one was
+/// removed. Names are for the other side of a migration: they say which block is which there. While
+/// the guest is tracked all of the new block counts as dirty. At most 4096.
 ///
 /// While it migrates: first at the destination, then at the source, and while the source is
 /// in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
@@ -212,7 +215,26 @@ pub unsafe extern "C" fn brant_guest_add_block(
     })
 }
 
-/// Removes a block and its slots. In this order:
+/// The number of the block with this name, into `*id`: for whoever has only the name, as an
+/// `early_load` that reads what the source wrote. BRANT_E_NOT_FOUND where there is none.
+#[no_mangle]
+pub unsafe extern "C" fn brant_guest_find_block(
+    guest: *const brant_guest,
+    name: *const c_char,
+    id: *mut u32,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a string by contract.
+        let found = guest.memory.find_block(unsafe { text(name, "name") }?)?;
+        // SAFETY: null or a place by contract.
+        unsafe { put(id, "id", found.0) }
+    })
+}
+
+/// Removes a block and its slots; BRANT_E_NOT_FOUND where it is gone already. In this order:
 ///
 /// 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
 ///    let go of it. Marks of it may still come; they are ignored.
@@ -239,14 +261,13 @@ pub unsafe extern "C" fn brant_guest_add_block(
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,
-    name: *const c_char,
+    block: u32,
     error: *mut *mut brant_error,
 ) -> i32 {
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a string by contract.
-        guest.memory.remove_block(unsafe { text(name, "name") }?)
+        guest.memory.remove_block(BlockId(block))
     })
 }
 
@@ -268,11 +289,13 @@ pub unsafe extern "C" fn brant_guest_add_slot(
         let guest = unsafe { handle(guest, "guest") }?;
         // SAFETY: null or a structure by contract.
         let s = unsafe { read(slot) }?;
+        if s.reserved != 0 {
+            return Err(invalid("brant_slot.reserved is not 0"));
+        }
         guest.memory.add_slot(&SlotDescription {
             slot: s.slot,
             flags: s.kvm_flags,
-            // SAFETY: null or a string by contract.
-            block: unsafe { text(s.block, "brant_slot.block") }?.to_owned(),
+            block: BlockId(s.block),
             offset: Bytes(s.offset),
             length: Bytes(s.length),
             guest_address: GuestAddress(s.guest_address),
@@ -325,7 +348,7 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_mark_poisoned(
     guest: *mut brant_guest,
-    block: *const c_char,
+    block: u32,
     offset: u64,
     length: u64,
     error: *mut *mut brant_error,
@@ -333,11 +356,9 @@ pub unsafe extern "C" fn brant_guest_mark_poisoned(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a string by contract.
-        let block = unsafe { text(block, "block") }?;
         guest
             .memory
-            .mark_poisoned(block, Bytes(offset), Bytes(length))
+            .mark_poisoned(BlockId(block), Bytes(offset), Bytes(length))
     })
 }
 
@@ -348,7 +369,7 @@ pub unsafe extern "C" fn brant_guest_mark_poisoned(
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_clear_poisoned(
     guest: *mut brant_guest,
-    block: *const c_char,
+    block: u32,
     offset: u64,
     length: u64,
     error: *mut *mut brant_error,
@@ -356,10 +377,8 @@ pub unsafe extern "C" fn brant_guest_clear_poisoned(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let guest = unsafe { handle(guest, "guest") }?;
-        // SAFETY: null or a string by contract.
-        let block = unsafe { text(block, "block") }?;
         guest
             .memory
-            .clear_poisoned(block, Bytes(offset), Bytes(length))
+            .clear_poisoned(BlockId(block), Bytes(offset), Bytes(length))
     })
 }

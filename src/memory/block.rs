@@ -32,6 +32,12 @@ pub const BLOCKS_MAX: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u32);
 
+impl std::fmt::Display for BlockId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl BlockId {
     /// As an index into a table by block.
     pub fn index(self) -> usize {
@@ -75,7 +81,7 @@ pub struct BackingFile {
 /// # let flash = unsafe { std::alloc::alloc_zeroed(layout) };
 /// // SAFETY: 64 KiB that stay mapped until the block is removed.
 /// let host = unsafe { HostMemory::new(flash) };
-/// memory.add_block(BlockDescription {
+/// let flash = memory.add_block(BlockDescription {
 ///     flags: BlockFlags { rom: true, ..BlockFlags::default() },
 ///     ..BlockDescription::new("flash", host, Bytes(64 << 10))
 /// })?;
@@ -83,10 +89,10 @@ pub struct BackingFile {
 /// let at = GuestAddress((4 << 30) - (64 << 10));
 /// memory.add_slot(&SlotDescription {
 ///     slot: 3,
-///     ..SlotDescription::new("flash", at, Bytes(64 << 10))
+///     ..SlotDescription::new(flash, at, Bytes(64 << 10))
 /// })?;
 /// assert_eq!(memory.map().slot(3).unwrap().guest_address, at);
-/// memory.remove_block("flash")?; // and its slots
+/// memory.remove_block(flash)?; // and its slots
 /// # Ok(())
 /// # }
 /// ```

@@ -4,7 +4,7 @@
 //! Turns bytes of a block into pages of what backs it. What a declared page is to others is said
 //! in `poisoned`.
 
-use super::block::Block;
+use super::block::{Block, BlockId};
 use super::map::{no_block, Memory};
 use crate::error::{Error, Kind, Result};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -18,14 +18,14 @@ impl Memory {
     /// The contents of `length` bytes at `offset` of a block are lost. Every page with a byte in
     /// the range counts: a page of what backs the block, as the kernel takes it away whole. Any
     /// thread, at any time; takes a lock that is held for microseconds.
-    pub fn mark_poisoned(&self, block: &str, offset: Bytes, length: Bytes) -> Result<()> {
+    pub fn mark_poisoned(&self, block: BlockId, offset: Bytes, length: Bytes) -> Result<()> {
         let (block, range) = self.backing_pages(block, offset, length)?;
         block.poisoned().set(&range, true)
     }
 
     /// The pages of a range have contents again, written by the VMM or by a guest that is being
     /// reset: they count as written, for every tracker.
-    pub fn clear_poisoned(&self, block: &str, offset: Bytes, length: Bytes) -> Result<()> {
+    pub fn clear_poisoned(&self, block: BlockId, offset: Bytes, length: Bytes) -> Result<()> {
         let (block, range) = self.backing_pages(block, offset, length)?;
         let mut at = Pages(range.start);
         while let Some(run) = block.poisoned().next(at..Pages(range.end)) {
@@ -68,19 +68,20 @@ impl Memory {
 
     fn backing_pages(
         &self,
-        name: &str,
+        id: BlockId,
         offset: Bytes,
         length: Bytes,
     ) -> Result<(Arc<Block>, Range<u64>)> {
         let map = self.map();
-        let block = map.block_named(name).ok_or_else(|| no_block(name))?;
+        let block = map.block(id).ok_or_else(|| no_block(id))?;
         let end = offset.0.checked_add(length.0);
         let Some(end) = end.filter(|end| *end <= block.length().0 && length.0 > 0) else {
             return Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "block `{name}` has {} bytes; {length} from offset {offset} are none, or \
-                     reach past its end",
+                    "block `{}` has {} bytes; {length} from offset {offset} are none, or reach \
+                     past its end",
+                    block.name(),
                     block.length()
                 ),
             ));

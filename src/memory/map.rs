@@ -332,7 +332,8 @@ impl Memory {
         !self.written.is_empty()
     }
 
-    /// Adds a block. It maps to no guest address until a slot does that.
+    /// Adds a block. It maps to no guest address until a slot does that. The number that it gets is
+    /// no other block's in the life of the guest, also after it was removed.
     pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -404,20 +405,34 @@ impl Memory {
         });
     }
 
+    /// The number of the block with that name, for whoever has only the name.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none.
+    pub fn find_block(&self, name: &str) -> Result<BlockId> {
+        self.with_map(|map| map.block_named(name).map(|block| block.id()))
+            .ok_or_else(|| {
+                let message = format!("there is no block named `{name}`");
+                Error::new(Kind::NotFound, message)
+            })
+    }
+
     /// Removes a block and its slots. Returns when no thread of brant's touches its
     /// memory any more: a migration's thread that waits for its peer with pages of the block is
     /// asked to let go of them ([`PinRecall`](super::PinRecall)).
     ///
     /// # Errors
+    /// [`Kind::NotFound`] where there is no such block any more.
+    ///
     /// [`Kind::Busy`] while a consumer uses pages of it that it took
     /// ([`Consumer::take`](crate::dirty::consumer::Consumer::take)). The message names the
     /// consumer. Nothing has changed, and nothing was waited for.
-    pub fn remove_block(&self, name: &str) -> Result<()> {
+    pub fn remove_block(&self, id: BlockId) -> Result<()> {
         let block = {
             let mut change = self.lock();
             let mut map = Map::clone(&self.map());
-            let Some(block) = map.block_named(name).cloned() else {
-                return Err(no_block(name));
+            let Some(block) = map.block(id).cloned() else {
+                return Err(no_block(id));
             };
             // Until the map has changed, or the change was refused.
             let _leaving = Leaving::begin(&block)?;
@@ -435,14 +450,14 @@ impl Memory {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
         let d = description;
+        let Some(block) = map.block(d.block) else {
+            return Err(no_block(d.block));
+        };
         let invalid = |what: String| {
             Err(Error::new(
                 Kind::Invalid,
-                format!("slot {:#x} of block `{}`: {what}", d.slot, d.block),
+                format!("slot {:#x} of block `{}`: {what}", d.slot, block.name()),
             ))
-        };
-        let Some(block) = map.block_named(&d.block) else {
-            return Err(no_block(&d.block));
         };
         if map.slots().len() >= SLOTS_MAX {
             return invalid(format!("at most {SLOTS_MAX} slots"));
@@ -566,8 +581,13 @@ impl Memory {
     }
 }
 
-pub(super) fn no_block(name: &str) -> Error {
-    Error::new(Kind::NotFound, format!("there is no block named `{name}`"))
+pub(super) fn no_block(id: BlockId) -> Error {
+    Error::new(
+        Kind::NotFound,
+        format!(
+            "there is no block with number {id}, or it has been removed (its number is not used again)"
+        ),
+    )
 }
 
 #[cfg(test)]

@@ -53,8 +53,8 @@ impl Memory {
         let result = self.add_regions(memory, first_slot, &mut added);
         if let Err(e) = result {
             // The first error is the one to tell.
-            for (region, _) in memory.iter().zip(&added) {
-                let _ = self.remove_block(&name(region.start_addr()));
+            for block in added {
+                let _ = self.remove_block(block);
             }
             return Err(e);
         }
@@ -132,14 +132,14 @@ impl Memory {
         let added = self.add_slot(&SlotDescription {
             slot,
             flags,
-            block: name.to_owned(),
+            block: id,
             offset: Bytes(0),
             length: Bytes(length),
             guest_address: at,
         });
         if let Err(e) = added {
             // Both or neither. The first error is the one to tell.
-            let _ = self.remove_block(name);
+            let _ = self.remove_block(id);
             return Err(e);
         }
         Ok(id)

@@ -21,8 +21,8 @@ pub struct SlotDescription {
     pub slot: u32,
     /// `KVM_MEM_*` flags as the VMM set them, without `KVM_MEM_LOG_DIRTY_PAGES`.
     pub flags: u32,
-    /// Name of the block.
-    pub block: String,
+    /// The block.
+    pub block: BlockId,
     /// Where in the block it begins.
     pub offset: Bytes,
     /// How long it is.
@@ -33,11 +33,11 @@ pub struct SlotDescription {
 
 impl SlotDescription {
     /// The beginning of a block, at a guest address; no slot of KVM's.
-    pub fn new(block: impl Into<String>, guest_address: GuestAddress, length: Bytes) -> Self {
+    pub fn new(block: BlockId, guest_address: GuestAddress, length: Bytes) -> Self {
         SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: block.into(),
+            block,
             offset: Bytes(0),
             length,
             guest_address,

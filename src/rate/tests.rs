@@ -92,7 +92,10 @@ impl Guest {
     /// A tracker of a guest that has no memory yet.
     fn without_memory() -> Guest {
         let guest = Guest::new(&[1]);
-        guest.memory.remove_block("b0").unwrap();
+        guest
+            .memory
+            .remove_block(guest.memory.find_block("b0").unwrap())
+            .unwrap();
         guest
     }
 
@@ -258,7 +261,10 @@ fn by_sample_a_block_that_goes_meanwhile_is_left_out() {
     let mut gone = false;
     let rate = during(&probe, || {
         if !std::mem::replace(&mut gone, true) {
-            guest.memory.remove_block("b0").unwrap();
+            guest
+                .memory
+                .remove_block(guest.memory.find_block("b0").unwrap())
+                .unwrap();
             probe.finish();
         }
     })
@@ -279,7 +285,12 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
         // In either half, and most often one that no sync of the probe's has come between.
         guest
             .memory
-            .remove_block(if rounds == 0 { "b1" } else { "again" })
+            .remove_block(
+                guest
+                    .memory
+                    .find_block(if rounds == 0 { "b1" } else { "again" })
+                    .unwrap(),
+            )
             .unwrap();
         guest
             .memory

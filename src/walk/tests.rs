@@ -171,7 +171,11 @@ fn a_removed_block_does_not_wait_for_pages_that_an_outlet_has_unpinned() {
         .step(&world.consumer, Pages(64), &mut recorder)
         .unwrap();
     // Would wait for ever if the recorder had pins left.
-    world.guest.memory.remove_block("ram").unwrap();
+    world
+        .guest
+        .memory
+        .remove_block(world.guest.memory.find_block("ram").unwrap())
+        .unwrap();
     drop(recorder);
     assert_eq!(world.consumer.pending(), Pages(0));
 }

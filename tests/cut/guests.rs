@@ -68,7 +68,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
     let slot = SlotDescription {
         slot: NO_SLOT,
         flags: 0,
-        block: "ram".into(),
+        block: source.memory.find_block("ram").unwrap(),
         offset: Bytes(0),
         length: Bytes(2560 * PAGE_SIZE),
         guest_address: GuestAddress(0),

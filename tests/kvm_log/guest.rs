@@ -102,7 +102,7 @@ impl Guest {
                 .add_slot(&SlotDescription {
                     slot,
                     flags: 0,
-                    block: "ram".into(),
+                    block: memory.find_block("ram").unwrap(),
                     offset: Bytes(first * PAGE_SIZE),
                     length: Bytes(pages * PAGE_SIZE),
                     guest_address: GuestAddress(guest * PAGE_SIZE),

@@ -44,7 +44,7 @@ fn a_slot_that_goes_is_harvested_and_one_that_comes_is_logged() {
             .add_slot(&SlotDescription {
                 slot,
                 flags: 0,
-                block: "ram".into(),
+                block: guest.memory.find_block("ram").unwrap(),
                 offset: Bytes(first * PAGE_SIZE),
                 length: Bytes(pages * PAGE_SIZE),
                 guest_address: at,
@@ -120,7 +120,7 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     let slot = SlotDescription {
         slot: 0,
         flags: 0,
-        block: "ram".into(),
+        block: memory.find_block("ram").unwrap(),
         offset: Bytes(0),
         length: Bytes(pages * PAGE_SIZE),
         guest_address: GuestAddress(0),

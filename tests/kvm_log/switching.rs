@@ -69,7 +69,7 @@ fn a_slot_that_kvm_does_not_have_is_an_error_and_is_not_made() {
     let slot = SlotDescription {
         slot: 9,
         flags: 0,
-        block: "ram".into(),
+        block: guest.memory.find_block("ram").unwrap(),
         offset: Bytes(0),
         length: Bytes(8 * PAGE_SIZE),
         guest_address: free,

@@ -155,7 +155,7 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
             .add_slot(&SlotDescription {
                 slot: 0,
                 flags: 0,
-                block: "ram".into(),
+                block: memory.find_block("ram").unwrap(),
                 offset: Bytes(first * PAGE_SIZE),
                 length: Bytes(FOUR_MIB * PAGE_SIZE),
                 guest_address: GuestAddress(PAGE_SIZE),

@@ -124,7 +124,7 @@ fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)
         .add_slot(&SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: "ram".into(),
+            block: pair.source.memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length: Bytes(PAGES * PAGE_SIZE),
             guest_address: GuestAddress(0),

@@ -137,7 +137,9 @@ impl Guest {
             .retain(|(_, r)| r.spec.name != name);
         // A writer may still be in a burst with its copy of the list.
         drop(self.inner.gate.inside.write().unwrap());
-        self.memory.remove_block(name).unwrap();
+        self.memory
+            .remove_block(self.memory.find_block(name).unwrap())
+            .unwrap();
         let mut rams = self.inner.rams.lock().unwrap();
         let at = rams.iter().position(|(_, r)| r.spec.name == name).unwrap();
         let (_, ram) = rams.remove(at);

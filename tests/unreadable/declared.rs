@@ -21,7 +21,10 @@ fn a_migration_goes_on_without_pages_that_are_declared_poisoned_however_often_th
                 return;
             }
             let (at, length) = (Bytes(100 * PAGE as u64 + 1), Bytes(3 * PAGE as u64 - 2));
-            source.memory.mark_poisoned("ram", at, length).unwrap();
+            source
+                .memory
+                .mark_poisoned(source.memory.find_block("ram").unwrap(), at, length)
+                .unwrap();
             let id = source.memory.map().blocks()[0].id();
             let tracker = Tracker::new(Arc::clone(&source.memory), Clearing::default()).unwrap();
             let marks = Arc::clone(&tracker);
@@ -62,7 +65,9 @@ fn a_page_that_arrived_before_it_was_lost_is_what_it_was() {
         let hook = move || {
             lost.protect(50, libc::PROT_NONE);
             let at = Bytes(50 * PAGE as u64);
-            lost.memory.mark_poisoned("ram", at, Bytes(1)).unwrap();
+            lost.memory
+                .mark_poisoned(lost.memory.find_block("ram").unwrap(), at, Bytes(1))
+                .unwrap();
         };
         let outcome = migrate(&source, &destination, Some(Box::new(hook)));
         outcome.source.unwrap();
@@ -77,17 +82,23 @@ fn a_page_that_has_contents_again_is_sent_again() {
         source.fill(7);
         source.protect(50, libc::PROT_NONE);
         let (at, one) = (Bytes(50 * PAGE as u64), Bytes(1));
-        source.memory.mark_poisoned("ram", at, one).unwrap();
+        source
+            .memory
+            .mark_poisoned(source.memory.find_block("ram").unwrap(), at, one)
+            .unwrap();
         // What arrives takes a declaration back at the destination, too.
         destination
             .memory
-            .mark_poisoned("ram", Bytes(0), one)
+            .mark_poisoned(destination.memory.find_block("ram").unwrap(), Bytes(0), one)
             .unwrap();
         let again = Arc::clone(&source);
         let hook = move || {
             again.protect(50, libc::PROT_READ | libc::PROT_WRITE);
             again.set(50, 9);
-            again.memory.clear_poisoned("ram", at, one).unwrap();
+            again
+                .memory
+                .clear_poisoned(again.memory.find_block("ram").unwrap(), at, one)
+                .unwrap();
         };
         let outcome = migrate(&source, &destination, Some(Box::new(hook)));
         outcome.source.unwrap();
@@ -103,7 +114,9 @@ fn sampling_passes_over_pages_that_are_declared_poisoned() {
         side.fill(7);
         side.protect(150, libc::PROT_NONE);
         let at = Bytes(150 * PAGE as u64);
-        side.memory.mark_poisoned("ram", at, Bytes(1)).unwrap();
+        side.memory
+            .mark_poisoned(side.memory.find_block("ram").unwrap(), at, Bytes(1))
+            .unwrap();
         let tracker = Tracker::new(Arc::clone(&side.memory), Clearing::default()).unwrap();
         let params = rate::Params {
             way: Way::Sample {

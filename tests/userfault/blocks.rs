@@ -32,7 +32,9 @@ fn blocks_come_and_go_while_they_are_written() {
         }
         t.blocks[0].write(10, round);
         for i in 0..extra.len() {
-            t.memory.remove_block(&format!("extra{i}")).unwrap();
+            t.memory
+                .remove_block(t.memory.find_block(&format!("extra{i}")).unwrap())
+                .unwrap();
         }
         assert_eq!(t.found(), BTreeSet::from([(0, 10)]));
     }

@@ -115,7 +115,11 @@ fn blocks(report: &mut Report) {
         Growth::Linear,
         all,
         |n, memory| {
-            (0..n).for_each(|i| memory.remove_block(&format!("b{i}")).unwrap());
+            (0..n).for_each(|i| {
+                memory
+                    .remove_block(memory.find_block(&format!("b{i}")).unwrap())
+                    .unwrap()
+            });
         },
     );
     let many = |n| {

@@ -192,7 +192,7 @@ fn slot(memory: &Memory, number: u32, name: &str, offset: u64, length: u64, gues
         .add_slot(&SlotDescription {
             slot: number,
             flags: 0,
-            block: name.into(),
+            block: memory.find_block(name).unwrap(),
             offset: Bytes(offset),
             length: Bytes(length),
             guest_address: GuestAddress(guest),

@@ -92,12 +92,13 @@ class brant_ram_block(Structure):
 class brant_slot(Structure):
     _fields_ = [
         ("size", c_size_t),
-        ("block", c_char_p),
+        ("block", c_uint32),
+        ("slot", c_uint32),
         ("offset", c_uint64),
         ("length", c_uint64),
         ("guest_address", c_uint64),
-        ("slot", c_uint32),
         ("kvm_flags", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -264,7 +265,8 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
         c_int32,
         [_handle, POINTER(brant_ram_block), POINTER(c_uint32), _place],
     ),
-    "brant_guest_remove_block": (c_int32, [_handle, c_char_p, _place]),
+    "brant_guest_find_block": (c_int32, [_handle, c_char_p, POINTER(c_uint32), _place]),
+    "brant_guest_remove_block": (c_int32, [_handle, c_uint32, _place]),
     "brant_guest_add_slot": (c_int32, [_handle, POINTER(brant_slot), _place]),
     "brant_guest_remove_slot": (c_int32, [_handle, c_uint32, c_uint64, _place]),
     "brant_tracker_new": (c_int32, [_handle, POINTER(brant_tracker_config), _place, _place]),

@@ -202,7 +202,8 @@ class Guest(_Closes):
         blocks = self._blocks
         with self._changing, self._handle.use() as guest:
             blocks.check_unused(name)
-            native.call(native.lib.brant_guest_remove_block, guest, native.text(name, "name"))
+            number = _block_number(guest, native.text(name, "name"))
+            native.call(native.lib.brant_guest_remove_block, guest, number)
             blocks.remove(name)
 
     def add_slot(
@@ -221,9 +222,9 @@ class Guest(_Closes):
         """
         if length is None and block in self._blocks.by_name:
             length = max(0, self._blocks.by_name[block].view.nbytes - offset)
+        name = native.text(block, "block")
         described = native.sized(
             native.brant_slot,
-            block=native.text(block, "block"),
             offset=native.number(offset, "offset"),
             length=native.number(length or 0, "length"),
             guest_address=native.number(guest_address, "guest_address"),
@@ -231,6 +232,7 @@ class Guest(_Closes):
             kvm_flags=native.number(kvm_flags, "kvm_flags", 32),
         )
         with self._handle.use() as guest:
+            described.block = _block_number(guest, name)
             native.call(native.lib.brant_guest_add_slot, guest, byref(described))
 
     def remove_slot(self, guest_address: int, *, slot: Optional[int] = None) -> None:
@@ -245,6 +247,13 @@ class Guest(_Closes):
         if self.closed:
             return "<brant.Guest, closed>"
         return "<brant.Guest with blocks %s>" % ", ".join(map(repr, self._blocks.by_name))
+
+
+def _block_number(guest: Any, name: bytes) -> int:
+    """The library's number of the block with this name."""
+    number = c_uint32()
+    native.call(native.lib.brant_guest_find_block, guest, name, byref(number))
+    return number.value
 
 
 @dataclass(frozen=True)

@@ -189,10 +189,18 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         None,
     ),
     (
+        "brant_guest_find_block",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_guest_find_block(null(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
         "brant_guest_remove_block",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_remove_block(null_mut(), null(), e) })
+            Answer::Code(unsafe { brant_guest_remove_block(null_mut(), 0, e) })
         },
         None,
     ),
@@ -224,7 +232,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_guest_mark_poisoned",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_mark_poisoned(null_mut(), null(), 0, 1, e) })
+            Answer::Code(unsafe { brant_guest_mark_poisoned(null_mut(), 0, 0, 1, e) })
         },
         None,
     ),
@@ -232,7 +240,7 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
         "brant_guest_clear_poisoned",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
-            Answer::Code(unsafe { brant_guest_clear_poisoned(null_mut(), null(), 0, 1, e) })
+            Answer::Code(unsafe { brant_guest_clear_poisoned(null_mut(), 0, 0, 1, e) })
         },
         None,
     ),

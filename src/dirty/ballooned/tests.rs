@@ -214,7 +214,7 @@ impl World {
             .add_slot(&SlotDescription {
                 slot: SLOT,
                 flags: 0,
-                block: "ram".into(),
+                block: memory.find_block("ram").unwrap(),
                 offset: Bytes(0),
                 length,
                 guest_address: GuestAddress(0),

@@ -160,7 +160,7 @@ impl World {
         let added = self.memory.add_slot(&SlotDescription {
             slot,
             flags: 0,
-            block: name.clone(),
+            block: id,
             offset: Bytes(0),
             length: Bytes(pages * PAGE_SIZE),
             guest_address: GuestAddress(guest),
@@ -527,7 +527,9 @@ impl World {
                             .flight
                             .retain(|run| the_run(run).block.id() != block.id);
                     }
-                    self.memory.remove_block(&block.name).unwrap();
+                    self.memory
+                        .remove_block(self.memory.find_block(&block.name).unwrap())
+                        .unwrap();
                     self.kvm.delete(block.slot);
                 }
             }

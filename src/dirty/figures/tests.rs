@@ -110,7 +110,12 @@ fn a_block_is_added_and_removed_between_two_syncs_that_follow_one_another() {
             // The very next sync sees it: the addition came in between.
             assert_eq!(next(), 2);
             change.join().unwrap();
-            let change = s.spawn(|| guest.memory.remove_block("more").unwrap());
+            let change = s.spawn(|| {
+                guest
+                    .memory
+                    .remove_block(guest.memory.find_block("more").unwrap())
+                    .unwrap()
+            });
             until_somebody_waits();
             go_on.send(()).unwrap();
             assert_eq!(next(), 1);

@@ -31,7 +31,7 @@ fn tracked(mode: KvmMode, clearing: Clearing) -> (Guest, Kvm, Consumer) {
     let slot = SlotDescription {
         slot: SLOT,
         flags: 0,
-        block: "ram".to_owned(),
+        block: id,
         offset: Bytes(0),
         length: Pages(PAGES).bytes(),
         guest_address: GuestAddress(0),

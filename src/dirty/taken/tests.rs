@@ -94,7 +94,10 @@ fn a_block_is_removed_while_its_pages_are_on_their_way() {
     assert_eq!(taken.runs().count(), 0);
     assert_eq!(taken.pages(), Pages(2 * PAGES));
     // Waits for no pin.
-    guest.memory.remove_block("a").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("a").unwrap())
+        .unwrap();
     drop(taken);
     assert_eq!(consumer.pending(), Pages(PAGES));
 }

@@ -77,7 +77,7 @@ impl Guest {
         self.memory.add_slot(&SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: block.to_owned(),
+            block: self.memory.find_block(block).unwrap(),
             offset: Pages(first).bytes(),
             length: Pages(pages).bytes(),
             guest_address: GuestAddress(guest_page * PAGE_SIZE),

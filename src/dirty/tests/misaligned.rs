@@ -249,7 +249,7 @@ impl Both {
                 .add_slot(&SlotDescription {
                     slot: cut.slot,
                     flags: 0,
-                    block: format!("b{}", cut.block),
+                    block: memory.find_block(&format!("b{}", cut.block)).unwrap(),
                     offset: Bytes(cut.first * PAGE_SIZE),
                     length: Bytes(cut.pages * PAGE_SIZE),
                     guest_address: GuestAddress(cut.frame * PAGE_SIZE),

@@ -261,7 +261,7 @@ impl World {
         let added = self.memory.add_slot(&SlotDescription {
             slot,
             flags: 0,
-            block: block.name.clone(),
+            block: self.memory.find_block(&block.name).unwrap(),
             offset: Bytes(first * PAGE_SIZE),
             length: Bytes(pages * PAGE_SIZE),
             guest_address: GuestAddress(guest),
@@ -479,7 +479,9 @@ impl World {
                     // The removal waits for whoever holds a run of it.
                     self.flight
                         .retain(|f| the_run(&f.taken).block.id() != block.id);
-                    self.memory.remove_block(&block.name).unwrap();
+                    self.memory
+                        .remove_block(self.memory.find_block(&block.name).unwrap())
+                        .unwrap();
                     let (gone, slots) = std::mem::take(&mut self.slots)
                         .into_iter()
                         .partition(|s| s.block == block.id);

@@ -528,7 +528,7 @@ fn rom_and_other_address_spaces_are_not_asked_for() {
         guest.memory.add_slot(&crate::memory::SlotDescription {
             slot,
             flags,
-            block: "ram".to_owned(),
+            block: guest.memory.find_block("ram").unwrap(),
             offset: Bytes(page * P),
             length: Bytes(10 * P),
             guest_address: GuestAddress(at * P),

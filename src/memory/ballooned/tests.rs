@@ -43,7 +43,7 @@ fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, A
         .add_slot(&SlotDescription {
             slot: NO_SLOT,
             flags: 0,
-            block: "ram".into(),
+            block: memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length,
             guest_address: GuestAddress(GUEST),

@@ -24,11 +24,19 @@ fn block(name: &str, host: u64, length: u64) -> BlockDescription {
     }
 }
 
-fn slot(number: u32, block: &str, offset: u64, length: u64, guest: u64) -> SlotDescription {
+/// Of a block that is not there, with a number that no block ever has.
+fn slot(
+    memory: &Memory,
+    number: u32,
+    block: &str,
+    offset: u64,
+    length: u64,
+    guest: u64,
+) -> SlotDescription {
     SlotDescription {
         slot: number,
         flags: 0,
-        block: block.to_owned(),
+        block: memory.find_block(block).unwrap_or(BlockId(u32::MAX)),
         offset: Bytes(offset),
         length: Bytes(length),
         guest_address: GuestAddress(guest),
@@ -55,7 +63,7 @@ proptest! {
             let overlaps = known
                 .iter()
                 .any(|k| k.4 >> 16 == number >> 16 && k.0 < guest + pages && guest < k.0 + k.1);
-            let added = memory.add_slot(&slot(
+            let added = memory.add_slot(&slot(&memory,
                 number,
                 &format!("b{b}"),
                 first * PAGE_SIZE,
@@ -112,7 +120,7 @@ fn what_is_refused_says_what_was_expected_and_what_was_found() {
         .add_block(block("ram", HOST, 100 * PAGE_SIZE))
         .unwrap();
     memory
-        .add_slot(&slot(7, "ram", 0, 10 * PAGE_SIZE, 0x10_0000))
+        .add_slot(&slot(&memory, 7, "ram", 0, 10 * PAGE_SIZE, 0x10_0000))
         .unwrap();
     let far = HOST << 1;
     let sized = |page_size| BlockDescription {
@@ -193,52 +201,71 @@ fn what_is_refused_says_what_was_expected_and_what_was_found() {
     }
     let p = PAGE_SIZE;
     let slots = [
-        (slot(8, "rom", 0, p, 0), Kind::NotFound, vec!["`rom`"]),
-        (slot(7, "ram", 0, p, 0), Kind::Exists, vec!["0x7"]),
         (
-            slot(8, "ram", 1, p, 0),
+            slot(&memory, 8, "rom", 0, p, 0),
+            Kind::NotFound,
+            vec!["number 4294967295"],
+        ),
+        (slot(&memory, 7, "ram", 0, p, 0), Kind::Exists, vec!["0x7"]),
+        (
+            slot(&memory, 8, "ram", 1, p, 0),
             Kind::Invalid,
             vec!["0x8", "offset 1"],
         ),
-        (slot(8, "ram", 0, 0, 0), Kind::Invalid, vec!["length 0"]),
-        (slot(8, "ram", 0, 77, 0), Kind::Invalid, vec!["length 77"]),
         (
-            slot(8, "ram", 99 * p, 2 * p, 0),
+            slot(&memory, 8, "ram", 0, 0, 0),
+            Kind::Invalid,
+            vec!["length 0"],
+        ),
+        (
+            slot(&memory, 8, "ram", 0, 77, 0),
+            Kind::Invalid,
+            vec!["length 77"],
+        ),
+        (
+            slot(&memory, 8, "ram", 99 * p, 2 * p, 0),
             Kind::Invalid,
             vec!["405504", "8192", "409600"],
         ),
         (
-            slot(8, "ram", u64::MAX - 4095, p, 0),
+            slot(&memory, 8, "ram", u64::MAX - 4095, p, 0),
             Kind::Invalid,
             vec!["past the block's"],
         ),
         (
-            slot(8, "ram", 0, p, 9),
+            slot(&memory, 8, "ram", 0, p, 9),
             Kind::Invalid,
             vec!["0x9", "page-aligned"],
         ),
         (
-            slot(8, "ram", 0, p, u64::MAX - 4095),
+            slot(&memory, 8, "ram", 0, p, u64::MAX - 4095),
             Kind::Invalid,
             vec!["wrap"],
         ),
         (
-            slot(8, "ram", 0, p, 1 << 63),
+            slot(&memory, 8, "ram", 0, p, 1 << 63),
             Kind::Invalid,
             vec!["guest addresses end at", "0x8000000000000000"],
         ),
         (
-            slot(NO_SLOT, "ram", 0, 2 * p, (1 << GUEST_ADDRESS_BITS) - p),
+            slot(
+                &memory,
+                NO_SLOT,
+                "ram",
+                0,
+                2 * p,
+                (1 << GUEST_ADDRESS_BITS) - p,
+            ),
             Kind::Invalid,
             vec!["guest addresses end at"],
         ),
         (
-            slot(8, "ram", 0, p, 0x10_9000),
+            slot(&memory, 8, "ram", 0, p, 0x10_9000),
             Kind::Exists,
             vec!["0x8", "0x7", "0x100000..0x10a000"],
         ),
         (
-            slot(NO_SLOT, "ram", 0, p, 0x10_0000),
+            slot(&memory, NO_SLOT, "ram", 0, p, 0x10_0000),
             Kind::Exists,
             vec!["0x7"],
         ),
@@ -262,17 +289,14 @@ fn what_is_refused_says_what_was_expected_and_what_was_found() {
             .message()
             .contains(&format!("{number:#x} at guest address {guest:#x}")));
     }
-    assert_eq!(
-        memory.remove_block("rom").unwrap_err().kind(),
-        Kind::NotFound
-    );
+    assert_eq!(memory.find_block("rom").unwrap_err().kind(), Kind::NotFound);
     assert_eq!(
         (memory.map().blocks().len(), memory.map().slots().len()),
         (1, 1)
     );
     // The other address space is another place.
     memory
-        .add_slot(&slot(0x1_0008, "ram", 0, p, 0x10_0000))
+        .add_slot(&slot(&memory, 0x1_0008, "ram", 0, p, 0x10_0000))
         .unwrap();
 }
 
@@ -282,7 +306,7 @@ fn the_last_guest_address_of_the_architecture_can_be_mapped() {
     memory.add_block(block("ram", HOST, PAGE_SIZE)).unwrap();
     let last = (1 << GUEST_ADDRESS_BITS) - PAGE_SIZE;
     memory
-        .add_slot(&slot(0, "ram", 0, PAGE_SIZE, last))
+        .add_slot(&slot(&memory, 0, "ram", 0, PAGE_SIZE, last))
         .unwrap();
     assert_eq!(memory.map().guest_end(), 1 << GUEST_ADDRESS_BITS);
     let whole = memory.map();
@@ -312,9 +336,9 @@ proptest! {
                 0 | 1 => memory
                     .add_block(block(&name, HOST + (n << 20), PAGE_SIZE))
                     .and_then(|_| {
-                        memory.add_slot(&slot(n as u32, &name, 0, PAGE_SIZE, n << 20))
+                        memory.add_slot(&slot(&memory, n as u32, &name, 0, PAGE_SIZE, n << 20))
                     }),
-                2 => memory.remove_block(&name),
+                2 => memory.find_block(&name).and_then(|id| memory.remove_block(id)),
                 _ => memory.remove_slot(n as u32, GuestAddress(n << 20)),
             };
             if i == then {
@@ -360,6 +384,7 @@ fn the_slots_that_show_pages_of_a_block_are_found_among_many() {
         let number = |i: u32| b as u32 * 100 + i;
         memory
             .add_slot(&slot(
+                &memory,
                 1 << 16 | number(0),
                 &name,
                 0,
@@ -370,7 +395,14 @@ fn the_slots_that_show_pages_of_a_block_are_found_among_many() {
         for i in 0..10u32 {
             let at = u64::from(i) * 10 * PAGE_SIZE;
             memory
-                .add_slot(&slot(number(i), &name, at, 10 * PAGE_SIZE, (b << 32) + at))
+                .add_slot(&slot(
+                    &memory,
+                    number(i),
+                    &name,
+                    at,
+                    10 * PAGE_SIZE,
+                    (b << 32) + at,
+                ))
                 .unwrap();
         }
     }
@@ -427,7 +459,9 @@ fn removing_a_block_waits_for_whoever_holds_it() {
     let thread = {
         let memory = Arc::clone(&memory);
         std::thread::spawn(move || {
-            memory.remove_block("ram").unwrap();
+            memory
+                .remove_block(memory.find_block("ram").unwrap())
+                .unwrap();
             done.send(()).unwrap();
         })
     };
@@ -468,13 +502,60 @@ fn whoever_looks_while_the_map_changes_sees_one_map_or_the_other() {
     for _ in 0..100 {
         assert!(ids.insert(memory.add_block(block("a", HOST, 10 * PAGE_SIZE)).unwrap()));
         memory
-            .add_slot(&slot(1, "a", 0, 10 * PAGE_SIZE, 0x3000))
+            .add_slot(&slot(&memory, 1, "a", 0, 10 * PAGE_SIZE, 0x3000))
             .unwrap();
-        memory.remove_block("a").unwrap();
+        memory
+            .remove_block(memory.find_block("a").unwrap())
+            .unwrap();
     }
     stop.store(true, Ordering::Relaxed);
     for looker in lookers {
         looker.join().unwrap();
     }
     assert!(memory.map().slots().is_empty());
+}
+
+/// Example: a VMM keeps the number of a module, unplugs it, and plugs another of the same name. What
+/// the number named is gone: nothing that is said by it reaches the second module.
+#[test]
+fn the_number_of_a_removed_block_is_no_other_blocks() {
+    let memory = Memory::new().unwrap();
+    let mut numbers = std::collections::HashSet::new();
+    for round in 0..40 {
+        let id = memory
+            .add_block(block("dimm", HOST, 10 * PAGE_SIZE))
+            .unwrap();
+        assert!(numbers.insert(id), "{id:?} in round {round}");
+        assert_eq!(memory.find_block("dimm").unwrap(), id);
+        memory.remove_block(id).unwrap();
+        // A refused block may have used up a number, and gives none back.
+        let bad = memory.add_block(block("dimm", HOST, 1));
+        assert_eq!(bad.unwrap_err().kind(), Kind::Invalid);
+    }
+    let here = memory
+        .add_block(block("dimm", HOST, 10 * PAGE_SIZE))
+        .unwrap();
+    for gone in numbers {
+        let slot = SlotDescription::new(gone, GuestAddress(0), Bytes(PAGE_SIZE));
+        for refused in [
+            memory.remove_block(gone),
+            memory.mark_poisoned(gone, Bytes(0), Bytes(1)),
+            memory.clear_poisoned(gone, Bytes(0), Bytes(1)),
+            memory.add_slot(&slot),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), Kind::NotFound);
+            assert!(
+                error.message().contains(&format!("number {gone}")),
+                "{error}"
+            );
+        }
+    }
+    assert_eq!(memory.map().blocks().len(), 1);
+    assert_eq!(memory.poisoned_pages(), 0);
+    memory.remove_block(here).unwrap();
+    assert_eq!(
+        memory.find_block("dimm").unwrap_err().kind(),
+        Kind::NotFound
+    );
 }

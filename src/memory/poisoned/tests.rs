@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::memory::{BlockDescription, BlockFlags, Memory};
+use crate::memory::{BlockDescription, BlockFlags, BlockId, Memory};
 use crate::units::Bytes;
 use proptest::prelude::*;
 
@@ -73,9 +73,9 @@ proptest! {
             let pages = (offset / 4096) as usize..(offset + length).div_ceil(4096) as usize;
             model[pages].fill(mark);
             if mark {
-                memory.mark_poisoned("ram", Bytes(offset), Bytes(length)).unwrap();
+                memory.mark_poisoned(memory.find_block("ram").unwrap(), Bytes(offset), Bytes(length)).unwrap();
             } else {
-                memory.clear_poisoned("ram", Bytes(offset), Bytes(length)).unwrap();
+                memory.clear_poisoned(memory.find_block("ram").unwrap(), Bytes(offset), Bytes(length)).unwrap();
             }
         }
         prop_assert_eq!(memory.poisoned_pages(), model.iter().filter(|b| **b).count() as u64);
@@ -89,13 +89,19 @@ fn a_larger_page_of_the_hosts_is_lost_whole_and_cut_at_the_block() {
     let memory = memory(2 << 20, 100);
     let count = |from: u64, length: u64| {
         memory
-            .mark_poisoned("ram", Bytes(from), Bytes(length))
+            .mark_poisoned(
+                memory.find_block("ram").unwrap(),
+                Bytes(from),
+                Bytes(length),
+            )
             .unwrap();
         let found = declared(&memory, PAGES);
         let first = found.iter().position(|b| *b).unwrap();
         let pages = found.iter().filter(|b| **b).count();
         let all = Bytes((PAGES * 4096) as u64);
-        memory.clear_poisoned("ram", Bytes(0), all).unwrap();
+        memory
+            .clear_poisoned(memory.find_block("ram").unwrap(), Bytes(0), all)
+            .unwrap();
         assert_eq!(memory.poisoned_pages(), 0);
         (first, pages)
     };
@@ -111,8 +117,16 @@ fn ranges_that_are_none_and_blocks_that_are_not_there_are_refused() {
     let all = (PAGES * 4096) as u64;
     for (offset, length) in [(0, 0), (0, all + 1), (all, 1), (1, u64::MAX), (u64::MAX, 1)] {
         for refused in [
-            memory.mark_poisoned("ram", Bytes(offset), Bytes(length)),
-            memory.clear_poisoned("ram", Bytes(offset), Bytes(length)),
+            memory.mark_poisoned(
+                memory.find_block("ram").unwrap(),
+                Bytes(offset),
+                Bytes(length),
+            ),
+            memory.clear_poisoned(
+                memory.find_block("ram").unwrap(),
+                Bytes(offset),
+                Bytes(length),
+            ),
         ] {
             let error = refused.unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid, "{error}");
@@ -122,7 +136,9 @@ fn ranges_that_are_none_and_blocks_that_are_not_there_are_refused() {
             );
         }
     }
-    let error = memory.mark_poisoned("rom", Bytes(0), Bytes(1)).unwrap_err();
+    let error = memory
+        .mark_poisoned(BlockId(77), Bytes(0), Bytes(1))
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
     assert_eq!(memory.poisoned_pages(), 0);
 }
@@ -132,7 +148,9 @@ fn a_message_lists_the_first_few() {
     let memory = memory(4096, 0);
     for page in 0..6 {
         let at = Bytes(page * 2 * 4096);
-        memory.mark_poisoned("ram", at, Bytes(1)).unwrap();
+        memory
+            .mark_poisoned(memory.find_block("ram").unwrap(), at, Bytes(1))
+            .unwrap();
     }
     let text = memory.describe_poisoned();
     assert!(text.starts_with("block `ram`, offset 0x0, 4096 bytes, block `ram`, offset 0x2000,"));

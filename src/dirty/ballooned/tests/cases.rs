@@ -253,7 +253,7 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
                 .add_slot(&SlotDescription {
                     slot: 2,
                     flags: 0,
-                    block: "ram".into(),
+                    block: w.memory.find_block("ram").unwrap(),
                     offset: Bytes(0),
                     length: Bytes(64 * PAGE_SIZE),
                     guest_address: GuestAddress(1 << 40),

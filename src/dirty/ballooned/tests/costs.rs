@@ -21,7 +21,7 @@ fn huge() -> (Arc<Memory>, Consumer) {
         .add_slot(&SlotDescription {
             slot: crate::memory::NO_SLOT,
             flags: 0,
-            block: "ram".into(),
+            block: memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length,
             guest_address: GuestAddress(0),

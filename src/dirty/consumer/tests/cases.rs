@@ -378,6 +378,9 @@ fn a_slot_that_comes_is_pending_for_everybody_who_is_started() {
         assert_eq!(consumer.pending(), Pages(pages));
     }
     guest.memory.remove_slot(NO_SLOT, GuestAddress(0)).unwrap();
-    guest.memory.remove_block("ram").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("ram").unwrap())
+        .unwrap();
     assert_eq!(first.pending(), Pages(0));
 }

@@ -53,7 +53,10 @@ fn take(consumer: &Consumer, pages: u64) -> Taken {
 }
 
 fn refused(guest: &testing::Guest, block: &str) -> String {
-    let error = guest.memory.remove_block(block).unwrap_err();
+    let error = guest
+        .memory
+        .remove_block(guest.memory.find_block(block).unwrap())
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Busy, "{error}");
     error.to_string()
 }
@@ -86,7 +89,10 @@ fn a_block_is_not_removed_while_what_was_taken_of_it_is_in_use_and_nothing_chang
     );
     assert_eq!(after, before);
     // Of the other block nobody has anything.
-    guest.memory.remove_block("b").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("b").unwrap())
+        .unwrap();
     // Each who has some is named, and each is waited for by the caller.
     let also = take(&second, 1);
     let said = refused(&guest, "a");
@@ -101,7 +107,10 @@ fn a_block_is_not_removed_while_what_was_taken_of_it_is_in_use_and_nothing_chang
         "{said}"
     );
     also.delivered();
-    guest.memory.remove_block("a").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("a").unwrap())
+        .unwrap();
     for consumer in [&first, &second] {
         assert_eq!(consumer.pending(), Pages(0));
         // Of a block that is gone nothing comes back.
@@ -116,19 +125,28 @@ fn a_part_of_what_was_taken_and_a_copy_of_its_pin_are_uses_too() {
     let mut taken = take(&consumer, u64::MAX);
     let part = taken.split_off(|run| run.block() == BlockId(0)).unwrap();
     taken.delivered();
-    guest.memory.remove_block("b").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("b").unwrap())
+        .unwrap();
     refused(&guest, "a");
     let pin = BlockPin::clone(part.runs().next().unwrap().block);
     part.delivered();
     refused(&guest, "a");
     drop(pin);
-    guest.memory.remove_block("a").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("a").unwrap())
+        .unwrap();
     // What is on its way and is not looked at any more is no use.
     guest.block("c", PAGES);
     let mut taken = take(&consumer, u64::MAX);
     refused(&guest, "c");
     taken.unpin();
-    guest.memory.remove_block("c").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("c").unwrap())
+        .unwrap();
 }
 
 #[test]
@@ -145,7 +163,10 @@ fn two_trackers_of_a_guest_are_asked_before_either_changes() {
     assert_eq!(log.0.load(Ordering::SeqCst), changes);
     assert_eq!(first.pending(), Pages(2 * PAGES));
     drop(taken);
-    guest.memory.remove_block("a").unwrap();
+    guest
+        .memory
+        .remove_block(guest.memory.find_block("a").unwrap())
+        .unwrap();
 }
 
 /// A migration's thread is asked to let go, as ever, and the removal waits for it.
@@ -159,7 +180,8 @@ fn what_a_migration_takes_is_recalled_and_refuses_no_removal() {
     let memory = Arc::clone(&guest.memory);
     let (done, removed) = mpsc::channel();
     let remover = std::thread::spawn(move || {
-        done.send(memory.remove_block("a")).unwrap();
+        done.send(memory.remove_block(memory.find_block("a").unwrap()))
+            .unwrap();
     });
     while !recall.is_raised() {
         std::thread::yield_now();
@@ -192,7 +214,10 @@ fn a_walk_passes_over_a_block_that_is_being_removed_and_comes_to_it_if_it_stays(
     });
     let weak: Weak<dyn MapObserver> = Arc::downgrade(&observer) as Weak<dyn MapObserver>;
     guest.memory.observe(weak);
-    let error = guest.memory.remove_block("a").unwrap_err();
+    let error = guest
+        .memory
+        .remove_block(guest.memory.find_block("a").unwrap())
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Refused);
     let taken = observer.taken.lock().unwrap().take().unwrap();
     let blocks: Vec<_> = taken.blocks().map(|b| b.name().to_owned()).collect();
@@ -249,7 +274,10 @@ fn blocks_come_and_go_beside_readers_and_none_goes_while_it_is_read() {
             let id = guest.block(&name, 700);
             loop {
                 assert!(std::time::Instant::now() < end, "a reader never lets go");
-                match guest.memory.remove_block(&name) {
+                match guest
+                    .memory
+                    .remove_block(guest.memory.find_block(&name).unwrap())
+                {
                     Ok(()) => break,
                     Err(e) => assert_eq!(e.kind(), Kind::Busy, "{e}"),
                 }

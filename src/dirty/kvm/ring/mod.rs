@@ -154,7 +154,7 @@ impl KvmRing {
     /// vcpu.set_regs(&regs)?;
     ///
     /// let memory = Memory::new()?;
-    /// memory.add_block(BlockDescription {
+    /// let ram = memory.add_block(BlockDescription {
     ///     name: "ram".into(),
     ///     // SAFETY: 16 pages that stay until the program ends.
     ///     host: unsafe { HostMemory::new(ram) },
@@ -166,7 +166,7 @@ impl KvmRing {
     /// memory.add_slot(&SlotDescription {
     ///     slot: 0,
     ///     flags: 0,
-    ///     block: "ram".into(),
+    ///     block: ram,
     ///     offset: Bytes(0),
     ///     length: Bytes(16 * 4096),
     ///     guest_address: GuestAddress(0),

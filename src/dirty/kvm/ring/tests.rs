@@ -210,7 +210,10 @@ impl World {
             .add_slot(&SlotDescription {
                 slot,
                 flags: 0,
-                block: format!("b{}", block % self.blocks.len()),
+                block: self
+                    .memory
+                    .find_block(&format!("b{}", block % self.blocks.len()))
+                    .unwrap(),
                 offset: Bytes(first * PAGE_SIZE),
                 length: Bytes(pages * PAGE_SIZE),
                 guest_address: GuestAddress(guest),
@@ -787,7 +790,7 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
         .add_slot(&SlotDescription {
             slot: 1,
             flags: 0,
-            block: "huge".into(),
+            block: memory.find_block("huge").unwrap(),
             offset: Bytes(first * PAGE_SIZE),
             length: Bytes(5000 * PAGE_SIZE),
             guest_address: GuestAddress(0),

@@ -148,7 +148,10 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
     let slot = world.slots.remove(0);
     world.kvm.delete(slot.slot);
-    world.memory.remove_block(&world.blocks[0].name).unwrap();
+    world
+        .memory
+        .remove_block(world.memory.find_block(&world.blocks[0].name).unwrap())
+        .unwrap();
     assert!(!world.kvm.exists(slot.slot));
 }
 
@@ -242,7 +245,9 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
         let slot = world.slots[0].slot;
         world.kvm.guest_write(slot, 7);
         world.vmm_write(0, 9 * 4 + 3, 1, false);
-        let error = world.memory.remove_block(&world.blocks[0].name);
+        let error = world
+            .memory
+            .remove_block(world.memory.find_block(&world.blocks[0].name).unwrap());
         assert_eq!(error.unwrap_err().kind(), Kind::Busy);
         let guest = GuestAddress(world.slots[1].guest);
         let error = world.memory.remove_slot(world.slots[1].slot, guest);
@@ -346,7 +351,7 @@ fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
         .add_slot(&SlotDescription {
             slot: 1,
             flags: 0,
-            block: "ram".into(),
+            block: memory.find_block("ram").unwrap(),
             offset: Bytes(0),
             length: Bytes(100 * PAGE_SIZE),
             guest_address: GuestAddress(0),

@@ -242,7 +242,7 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
             .add_slot(&SlotDescription {
                 slot: 1,
                 flags: 0,
-                block: "ram".into(),
+                block: memory.find_block("ram").unwrap(),
                 offset: Bytes(0),
                 length: Bytes(pages * PAGE_SIZE),
                 guest_address: GuestAddress(0),

@@ -179,7 +179,10 @@ fn contents_for_a_block_that_is_gone_are_read_and_go_nowhere() {
         Placement::Staged(Staged::new(Box::new(Inverted))),
     ] {
         let mut world = World::new();
-        world.memory.remove_block("ram").unwrap();
+        world
+            .memory
+            .remove_block(world.memory.find_block("ram").unwrap())
+            .unwrap();
         world.place(&mut how, 0, 4, 0x0f).unwrap();
         assert!((0..PAGES).all(|page| world.page(page) == 0x11));
         world.next_is_zeros();

@@ -226,7 +226,9 @@ fn a_block_is_removed_while_its_run_is_backed_and_its_source_says_nothing() {
     let mut world = World::new(Area::new(Made::Anonymous, PAGES * PAGE).unwrap());
     let removed = |_: &Area, memory: &Memory| {
         // Returns when nothing of ours can touch it: the source is silent until then.
-        memory.remove_block("ram").unwrap();
+        memory
+            .remove_block(memory.find_block("ram").unwrap())
+            .unwrap();
     };
     world.place(0..512, 7, removed).unwrap();
     // Whatever was backed by then, no more is.

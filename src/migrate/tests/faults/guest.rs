@@ -218,7 +218,7 @@ impl Guest {
             memory.add_slot(&SlotDescription {
                 slot: if vm.is_some() { index as u32 } else { NO_SLOT },
                 flags: 0,
-                block: block.to_owned(),
+                block: memory.find_block(block).unwrap(),
                 offset: Bytes(0),
                 length: Bytes((PAGES * PAGE) as u64),
                 guest_address: GuestAddress(FRAMES[index] * PAGE_SIZE),
