@@ -68,6 +68,8 @@ pub enum Kind {
     /// Guest memory could not be read or written: poisoned, without permission, cut off
     /// the end of its file, or without room to be allocated.
     Memory = -24,
+    /// A file is no whole image of a guest: torn, short, or something else.
+    Image = -25,
 }
 
 impl Kind {
@@ -98,6 +100,7 @@ impl Kind {
             Kind::Internal => "internal error",
             Kind::Pending => "not over yet",
             Kind::Memory => "guest memory not accessible",
+            Kind::Image => "no whole image",
         }
     }
 }

@@ -5,6 +5,8 @@
 //! it directly. Each method says which thread calls it and what it may do in it.
 //! No method may wait for, or free, the migration that is calling it.
 
+pub(crate) mod callbacks;
+
 use crate::error::{Error, Kind, Result};
 
 /// One named blob of device or vCPU state, or of configuration.

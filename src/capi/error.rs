@@ -56,6 +56,9 @@ pub const BRANT_E_PENDING: i32 = -23;
 /// Guest memory could not be read or written: poisoned, without permission, cut off the end of
 /// its file, or without room to be allocated. The message names the block and the offset.
 pub const BRANT_E_MEMORY: i32 = -24;
+/// A file is no whole image of a guest: torn, short, or something else. The message names the file,
+/// the place in it, what was expected there and what was found.
+pub const BRANT_E_IMAGE: i32 = -25;
 
 /// The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
 /// and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
@@ -144,6 +147,7 @@ pub extern "C" fn brant_error_name(code: i32) -> *const c_char {
             BRANT_E_INTERNAL => c"internal error",
             BRANT_E_PENDING => c"not over yet",
             BRANT_E_MEMORY => c"guest memory not accessible",
+            BRANT_E_IMAGE => c"no whole image",
             _ => c"unknown error",
         }
         .as_ptr()
@@ -207,6 +211,7 @@ mod tests {
             (Kind::Internal, BRANT_E_INTERNAL),
             (Kind::Pending, BRANT_E_PENDING),
             (Kind::Memory, BRANT_E_MEMORY),
+            (Kind::Image, BRANT_E_IMAGE),
         ];
         for (i, (kind, code)) in codes.into_iter().enumerate() {
             assert_eq!(kind as i32, code);

@@ -78,6 +78,10 @@ pub const BRANT_ROLE_PREFAULT: u32 = 4;
 /// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
 /// the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
 pub const BRANT_ROLE_REAPER: u32 = 5;
+/// A thread that saves a guest to an image, or restores one from it, and calls the operations.
+pub const BRANT_ROLE_SNAPSHOT: u32 = 7;
+/// A thread that writes pages to an image, or reads them from it. It calls no other operation.
+pub const BRANT_ROLE_IMAGE: u32 = 9;
 
 /// The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
 /// table, copies it, and takes the `opaque` that each operation gets.
@@ -594,5 +598,7 @@ mod tests {
         assert_eq!(Role::Migration.number(), BRANT_ROLE_MIGRATION);
         assert_eq!(Role::Prefault.number(), BRANT_ROLE_PREFAULT);
         assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
+        assert_eq!(Role::Snapshot.number(), BRANT_ROLE_SNAPSHOT);
+        assert_eq!(Role::Image.number(), BRANT_ROLE_IMAGE);
     }
 }

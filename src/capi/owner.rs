@@ -31,6 +31,12 @@ pub const BRANT_GUEST_ARRIVING: u32 = 9;
 /// In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
 /// has made one since.
 pub const BRANT_GUEST_EMPTY: u32 = 10;
+/// In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here.
+pub const BRANT_GUEST_SAVING: u32 = 11;
+/// In `brant_guest_get_state`: a save to an image has paused the guest.
+pub const BRANT_GUEST_SAVE_PAUSED: u32 = 12;
+/// In `brant_guest_get_state`: a restore from an image is in progress.
+pub const BRANT_GUEST_RESTORING: u32 = 13;
 
 /// Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
 #[no_mangle]
@@ -121,6 +127,9 @@ mod tests {
             (Whose::GivenUp, BRANT_GUEST_GIVEN_UP),
             (Whose::Arriving, BRANT_GUEST_ARRIVING),
             (Whose::Empty, BRANT_GUEST_EMPTY),
+            (Whose::Saving, BRANT_GUEST_SAVING),
+            (Whose::SavePaused, BRANT_GUEST_SAVE_PAUSED),
+            (Whose::Restoring, BRANT_GUEST_RESTORING),
         ];
         for (whose, number) in numbers {
             assert_eq!(whose as u32, number);

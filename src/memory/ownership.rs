@@ -11,7 +11,10 @@
 //! by stopping and starting the guest, so that a kick after the hand-over would run a guest that
 //! runs elsewhere.
 //!
-//! A migration holds a `Claim`, from its start to the end of its object. What the claim says
+//! A save to an image and a restore from one take part in the same way: of all these at most one has a
+//! guest at a time, and the others are refused by its name.
+//!
+//! A migration, save or restore holds a `Claim`, from its start to the end of its object. What the claim says
 //! follows the migration's state (`Stage`). Used by the migrations and by dirty logs that kick.
 
 use crate::error::{Error, Kind, Result};
@@ -26,7 +29,7 @@ pub enum Whose {
     Unknown = 0,
     /// The guest runs here.
     Here = 1,
-    /// The guest is here and stands: `resume` or `run` failed.
+    /// The guest is here and stands: `resume` or `run` failed, or a save or restore left it so.
     Stands = 2,
     /// An outgoing migration sends the guest's memory; the guest runs here.
     Leaving = 3,
@@ -45,6 +48,12 @@ pub enum Whose {
     Arriving = 9,
     /// An incoming migration came to nothing: no guest is here, unless the VMM has made one since.
     Empty = 10,
+    /// A save writes the guest's memory to an image; the guest runs here.
+    Saving = 11,
+    /// A save has paused the guest, which is here.
+    SavePaused = 12,
+    /// A restore fills the guest's memory from an image.
+    Restoring = 13,
 }
 
 /// What the state of a migration means for the guest.
@@ -72,8 +81,12 @@ pub(crate) enum Stage {
     Arrived,
     /// Destination: no guest came.
     NotArrived,
-    /// Either side: the guest is here, and the VMM could not start it.
+    /// The guest is here and stands: the VMM could not start it, or is to start it itself.
     Stands,
+    /// Save: the guest is paused, or may be.
+    SavePaused,
+    /// Restore: the guest's memory is being written.
+    Restoring,
 }
 
 /// What is known of one guest: the rules, without a lock.
@@ -112,6 +125,8 @@ const OVERWRITTEN: &str =
                            whole guest may arrive in it; for another one make a new guest";
 const LEAVING: &str = "an outgoing migration of this guest is in progress";
 const ARRIVING: &str = "an incoming migration fills this guest's memory";
+const SAVING: &str = "this guest is being saved to an image";
+const RESTORING: &str = "this guest is being restored from an image";
 
 impl Guest {
     /// Why one that was given up may not go on here.
@@ -140,20 +155,32 @@ impl Guest {
     pub fn may_kick(self) -> bool {
         match self.whose {
             Whose::Unknown | Whose::Here => true,
-            Whose::Leaving => self.before != Whose::Stands,
+            Whose::Leaving | Whose::Saving => self.before != Whose::Stands,
             _ => false,
         }
     }
 
     /// An outgoing migration begins.
     pub fn leaves(self) -> Result<Guest> {
-        let no = |kind, why| Err(refused(kind, "outgoing migration", why));
+        self.read_by("outgoing migration", Whose::Leaving)
+    }
+
+    /// A save begins.
+    pub fn is_saved(self) -> Result<Guest> {
+        self.read_by("save to an image", Whose::Saving)
+    }
+
+    /// Something begins that needs the guest to be here.
+    fn read_by(self, what: &str, whose: Whose) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, what, why));
         match self.whose {
             Whose::Unknown | Whose::Here | Whose::Stands | Whose::Empty => Ok(Guest {
-                whose: Whose::Leaving,
+                whose,
                 before: self.whose,
                 overwritten: false,
             }),
+            Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
+            Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::HandedOver => no(Kind::State, HANDED_OVER),
@@ -164,13 +191,25 @@ impl Guest {
 
     /// An incoming migration begins.
     pub fn arrives(self) -> Result<Guest> {
-        let no = |kind, why| Err(refused(kind, "incoming migration", why));
+        self.filled_by("incoming migration", Whose::Arriving)
+    }
+
+    /// A restore begins.
+    pub fn is_restored(self) -> Result<Guest> {
+        self.filled_by("restore from an image", Whose::Restoring)
+    }
+
+    /// Something begins that overwrites the memory.
+    fn filled_by(self, what: &str, whose: Whose) -> Result<Guest> {
+        let no = |kind, why| Err(refused(kind, what, why));
         match self.whose {
             Whose::Unknown | Whose::Empty | Whose::HandedOver | Whose::GivenUp => Ok(Guest {
-                whose: Whose::Arriving,
+                whose,
                 before: self.whose,
                 ..self
             }),
+            Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
+            Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
@@ -202,7 +241,10 @@ impl Guest {
             Stage::HandingOver => to(Whose::HandingOver),
             Stage::HandedOver => to(Whose::HandedOver),
             // A guest that stood before and was not touched still stands.
-            Stage::Kept if (self.whose, self.before) == (Whose::Leaving, Whose::Stands) => {
+            Stage::Kept
+                if matches!(self.whose, Whose::Leaving | Whose::Saving)
+                    && self.before == Whose::Stands =>
+            {
                 to(Whose::Stands)
             }
             Stage::Kept => to(Whose::Here),
@@ -217,6 +259,11 @@ impl Guest {
             Stage::NotArrived if self.before == Whose::Unknown => to(Whose::Empty),
             Stage::NotArrived => to(self.as_before()),
             Stage::Stands => whole(Whose::Stands),
+            Stage::SavePaused => to(Whose::SavePaused),
+            Stage::Restoring => Guest {
+                overwritten: true,
+                ..to(Whose::Restoring)
+            },
         }
     }
 
@@ -224,12 +271,12 @@ impl Guest {
     #[must_use]
     pub fn let_go(self) -> Guest {
         let whose = match self.whose {
-            Whose::Leaving | Whose::Arriving => self.as_before(),
+            Whose::Leaving | Whose::Arriving | Whose::Saving | Whose::Restoring => self.as_before(),
             // Nobody is left who could resolve it: only the VMM's word that the copy is gone
             // brings it back.
             Whose::Unanswered | Whose::HandingOver => Whose::HandedOver,
             // It was paused and nobody resumed it.
-            Whose::Paused => Whose::Stands,
+            Whose::Paused | Whose::SavePaused => Whose::Stands,
             whose => whose,
         };
         Guest { whose, ..self }
@@ -244,10 +291,15 @@ impl Guest {
                 overwritten: false,
                 ..self
             }),
-            Whose::Leaving => Ok(Guest {
+            Whose::Leaving | Whose::Saving => Ok(Guest {
                 before: Whose::Here,
                 ..self
             }),
+            Whose::SavePaused => no(
+                Kind::Busy,
+                "a save to an image has paused it and will call `resume`",
+            ),
+            Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Paused => no(
                 Kind::Busy,
                 "an outgoing migration has paused it and will call `resume`, or hand it over",
@@ -275,6 +327,8 @@ impl Guest {
             Whose::Unknown | Whose::Empty | Whose::Here | Whose::Stands => self.runs_here(),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
+            Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
         }
     }
@@ -295,6 +349,8 @@ impl Guest {
             }),
             Whose::Leaving | Whose::Paused | Whose::HandingOver => no(Kind::Busy, LEAVING),
             Whose::Arriving => no(Kind::Busy, ARRIVING),
+            Whose::Saving | Whose::SavePaused => no(Kind::Busy, SAVING),
+            Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Unanswered => no(Kind::State, UNANSWERED),
         }
     }
@@ -360,6 +416,16 @@ impl Ownership {
     /// An incoming migration begins, if no guest is here and nothing else is going on.
     pub(crate) fn arrive(self: &Arc<Self>) -> Result<Claim> {
         self.claim(Guest::arrives)
+    }
+
+    /// A save begins, if the guest is here and nothing else is going on with it.
+    pub(crate) fn save(self: &Arc<Self>) -> Result<Claim> {
+        self.claim(Guest::is_saved)
+    }
+
+    /// A restore begins, if no guest is here and nothing else is going on.
+    pub(crate) fn restore(self: &Arc<Self>) -> Result<Claim> {
+        self.claim(Guest::is_restored)
     }
 
     /// The VMM says that the guest runs here: see `Guest::runs_here`.

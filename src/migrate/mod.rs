@@ -5,7 +5,6 @@
 //! socket; the drivers do it and decide nothing. What users see of a migration is in [`report`].
 
 pub mod blockers;
-mod callbacks;
 mod handle;
 pub mod incoming;
 mod layout;
@@ -26,6 +25,8 @@ mod work;
 
 #[cfg(test)]
 pub(crate) use testing::planted;
+
+use crate::vmm::callbacks;
 
 pub use blockers::{Blocker, Blockers};
 pub use incoming::{AcceptFrom, Incoming};

@@ -34,15 +34,17 @@ pub enum Role {
     Reaper = 5,
     /// Serves page faults through userfaultfd.
     Fault = 6,
-    /// Writes a live snapshot.
+    /// Saves a guest to an image, or restores one from it.
     Snapshot = 7,
     /// Measures how fast the guest dirties.
     DirtyRate = 8,
+    /// Writes pages to an image, or reads them from it.
+    Image = 9,
 }
 
 impl Role {
     /// Every role, by number.
-    pub const ALL: [Role; 8] = [
+    pub const ALL: [Role; 9] = [
         Role::Migration,
         Role::Channel,
         Role::Listener,
@@ -51,6 +53,7 @@ impl Role {
         Role::Fault,
         Role::Snapshot,
         Role::DirtyRate,
+        Role::Image,
     ];
 
     /// The stable number.
@@ -70,6 +73,7 @@ impl Role {
             Role::Fault => "brant-fault",
             Role::Snapshot => "brant-snapshot",
             Role::DirtyRate => "brant-dirtyrate",
+            Role::Image => "brant-image",
         }
     }
 

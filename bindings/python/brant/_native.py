@@ -57,6 +57,7 @@ CONSTANTS: Dict[str, int] = {
     "BRANT_E_INTERNAL": -22,
     "BRANT_E_PENDING": -23,
     "BRANT_E_MEMORY": -24,
+    "BRANT_E_IMAGE": -25,
     "BRANT_RAM_ROM": 1,
     "BRANT_RAM_ZEROED": 2,
     "BRANT_RAM_FILE": 4,

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use Whose as W;
 
-const ALL: [Whose; 11] = [
+const ALL: [Whose; 14] = [
     W::Unknown,
     W::Here,
     W::Stands,
@@ -18,11 +18,14 @@ const ALL: [Whose; 11] = [
     W::GivenUp,
     W::Arriving,
     W::Empty,
+    W::Saving,
+    W::SavePaused,
+    W::Restoring,
 ];
 
 fn guest(whose: Whose) -> Guest {
     let before = match whose {
-        W::Leaving | W::Paused | W::HandingOver => W::Here,
+        W::Leaving | W::Paused | W::HandingOver | W::Saving | W::SavePaused => W::Here,
         _ => W::Unknown,
     };
     Guest {
@@ -61,6 +64,9 @@ fn an_outgoing_migration_begins_only_where_the_guest_is_here_and_nothing_else_go
             (W::GivenUp, Err(Kind::State)),
             (W::Arriving, Err(Kind::Busy)),
             (W::Empty, Ok(W::Leaving)),
+            (W::Saving, Err(Kind::Busy)),
+            (W::SavePaused, Err(Kind::Busy)),
+            (W::Restoring, Err(Kind::Busy)),
         ],
     );
     let error = guest(W::HandedOver).leaves().unwrap_err();
@@ -86,6 +92,9 @@ fn an_incoming_migration_begins_only_where_no_guest_is_and_nothing_else_goes_on(
             (W::GivenUp, Ok(W::Arriving)),
             (W::Arriving, Err(Kind::Busy)),
             (W::Empty, Ok(W::Arriving)),
+            (W::Saving, Err(Kind::Busy)),
+            (W::SavePaused, Err(Kind::Busy)),
+            (W::Restoring, Err(Kind::Busy)),
         ],
     );
 }
@@ -106,6 +115,9 @@ fn a_guest_runs_here_by_the_vmms_word_only_where_no_other_copy_may_run() {
             (W::GivenUp, Err(Kind::State)),
             (W::Arriving, Err(Kind::Busy)),
             (W::Empty, Ok(W::Here)),
+            (W::Saving, Ok(W::Saving)),
+            (W::SavePaused, Err(Kind::Busy)),
+            (W::Restoring, Err(Kind::Busy)),
         ],
     );
 }
@@ -126,6 +138,9 @@ fn a_guest_that_is_gone_is_reclaimed_and_one_that_may_be_resolved_is_not() {
             (W::GivenUp, Ok(W::Here)),
             (W::Arriving, Err(Kind::Busy)),
             (W::Empty, Ok(W::Here)),
+            (W::Saving, Err(Kind::Busy)),
+            (W::SavePaused, Err(Kind::Busy)),
+            (W::Restoring, Err(Kind::Busy)),
         ],
     );
 }
@@ -146,6 +161,9 @@ fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
             (W::GivenUp, Ok(W::GivenUp)),
             (W::Arriving, Err(Kind::Busy)),
             (W::Empty, Ok(W::GivenUp)),
+            (W::Saving, Err(Kind::Busy)),
+            (W::SavePaused, Err(Kind::Busy)),
+            (W::Restoring, Err(Kind::Busy)),
         ],
     );
     let ended = guest(W::Here).given_up().unwrap();
@@ -153,8 +171,59 @@ fn a_guest_that_has_ended_is_given_up_and_then_another_may_arrive() {
 }
 
 #[test]
+fn migration_save_and_restore_of_one_guest_exclude_each_other_by_name() {
+    let (saves, restores) = (guest(W::Here).is_saved(), guest(W::Empty).is_restored());
+    let (leaves, arrives) = (guest(W::Here).leaves(), guest(W::Empty).arrives());
+    for (going_on, name) in [
+        (saves, "saved to an image"),
+        (restores, "restored from an image"),
+        (leaves, "outgoing migration of this guest"),
+        (arrives, "incoming migration fills"),
+    ] {
+        let busy = going_on.unwrap();
+        for refused in [
+            busy.is_saved(),
+            busy.is_restored(),
+            busy.leaves(),
+            busy.arrives(),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind(), Kind::Busy, "{error}");
+            assert!(error.message().contains(name), "{error}");
+        }
+    }
+    // A save needs a guest, a restore needs that none is here; as migrations do.
+    assert_eq!(
+        guest(W::HandedOver).is_saved().unwrap_err().kind(),
+        Kind::State
+    );
+    assert_eq!(
+        guest(W::Here).is_restored().unwrap_err().kind(),
+        Kind::State
+    );
+    // A guest that stood and was not touched stands afterwards; one that was paused may run.
+    let stood = guest(W::Stands).is_saved().unwrap();
+    assert_eq!(stood.comes_to(Stage::Kept).whose(), W::Stands);
+    assert_eq!(stood.let_go().whose(), W::Stands);
+    let paused = guest(W::Here)
+        .is_saved()
+        .unwrap()
+        .comes_to(Stage::SavePaused);
+    assert_eq!(paused.comes_to(Stage::Kept).whose(), W::Here);
+    assert_eq!(paused.let_go().whose(), W::Stands);
+    // What a restore that failed wrote over cannot be taken back.
+    let gone = guest(W::HandedOver).is_restored().unwrap();
+    assert!(gone.let_go().reclaimed().is_ok());
+    assert!(gone
+        .comes_to(Stage::Restoring)
+        .let_go()
+        .reclaimed()
+        .is_err());
+}
+
+#[test]
 fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
-    let allowed = [W::Unknown, W::Here, W::Leaving];
+    let allowed = [W::Unknown, W::Here, W::Leaving, W::Saving];
     for whose in ALL {
         assert_eq!(
             guest(whose).may_kick(),
