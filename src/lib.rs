@@ -70,6 +70,7 @@ pub mod error;
 pub mod memory;
 pub mod migrate;
 pub mod rate;
+pub mod snapshot;
 pub mod units;
 pub mod vmm;
 
@@ -81,6 +82,8 @@ mod fallible;
 pub mod capi;
 #[doc(hidden)]
 pub mod channel;
+#[doc(hidden)]
+pub mod image;
 #[doc(hidden)]
 pub mod page;
 #[doc(hidden)]

@@ -10,6 +10,8 @@ mod balloon;
 pub mod ballooned;
 pub mod block;
 #[doc(hidden)]
+pub mod blockers;
+#[doc(hidden)]
 pub mod contents;
 mod declared;
 mod ground;

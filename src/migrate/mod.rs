@@ -4,7 +4,6 @@
 //! ([`steering`], `switchover`) say what happens next and are tested without a clock or a
 //! socket; the drivers do it and decide nothing. What users see of a migration is in [`report`].
 
-pub mod blockers;
 mod handle;
 pub mod incoming;
 mod layout;
@@ -28,7 +27,6 @@ pub(crate) use testing::planted;
 
 use crate::vmm::callbacks;
 
-pub use blockers::{Blocker, Blockers};
 pub use incoming::{AcceptFrom, Incoming};
 pub use outgoing::{ConnectTo, Outgoing};
 pub use params::Params;
@@ -42,3 +40,5 @@ pub use switchover::source::{Resolution, State as SourceState};
 
 #[doc(inline)]
 pub use crate::channel::{Endpoint, Listener};
+#[doc(inline)]
+pub use crate::memory::blockers::{Blocker, Blockers};

@@ -8,6 +8,7 @@
 //! each of them fail.
 
 pub mod clock;
+pub mod disk;
 pub mod event;
 pub mod fd;
 pub mod file;

@@ -10,7 +10,8 @@ const LAYERS: &str = "\
 capi                        the C interface: checks, converts, calls down
 migrate, snapshot           what moves, when, and who runs the guest; memory at one instant
 rate, kvmstate              how fast a guest dirties, without migrating it; the state of vCPUs and VM
-walk, image                 in what order pages go, and where to; memory in a file
+image                       memory in a file: an outlet of a walk, and its reader
+walk                        in what order pages go, and where to
 dirty                       who wrote to memory: a log for each kind of writer, and the tracker
 memory                      blocks, map, what a page holds, the balloon
 wire, channel               records, bytes in and bytes out; connections

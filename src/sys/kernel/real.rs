@@ -2,10 +2,10 @@
 
 #[rustfmt::skip]
 pub use libc::{
-    accept4, bind, connect, eventfd, fallocate, fcntl, fstat, fstatfs, ftruncate, getpeername,
+    accept4, bind, connect, eventfd, fallocate, fcntl, fstat, fstatfs, fsync, ftruncate, getpeername,
     getrandom, getrusage, getsockname, getsockopt, ioctl, listen, lseek, madvise, memfd_create,
-    mincore, mmap, mprotect, munmap, pipe2, ppoll, pread, read, recvmsg, sendmsg, setsockopt,
-    shutdown, socket, sysinfo, write, writev,
+    mincore, mmap, mprotect, munmap, pipe2, ppoll, pread, pwrite, read, recvmsg, sendmsg,
+    setsockopt, shutdown, socket, sysinfo, write, writev,
 };
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -57,6 +57,11 @@ pub fn lstat(path: &Path) -> io::Result<Metadata> {
 /// unlink(2).
 pub fn unlink(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
+}
+
+/// rename(2).
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
 }
 
 /// clone(2): a thread of this name and stack.

@@ -43,6 +43,7 @@ calls! {
     fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) -> c_int;
     fn fstat(fd: c_int, stat: *mut libc::stat) -> c_int;
     fn fstatfs(fd: c_int, stat: *mut libc::statfs) -> c_int;
+    fn fsync(fd: c_int) -> c_int;
     fn ftruncate(fd: c_int, length: off_t) -> c_int;
     fn getpeername(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
     fn getrusage(who: c_int, usage: *mut rusage) -> c_int;
@@ -216,6 +217,19 @@ pub unsafe fn pread(fd: c_int, buffer: *mut c_void, length: size_t, offset: off_
     unsafe { real::pread(fd, buffer, length.min(most), offset) }
 }
 
+pub unsafe fn pwrite(fd: c_int, buffer: *const c_void, length: size_t, offset: off_t) -> ssize_t {
+    let most = match plan::next("pwrite") {
+        Some(Fault::Error(errno)) => {
+            set_errno(errno);
+            return -1;
+        }
+        Some(Fault::Short(most)) => most.max(1),
+        _ => length,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { real::pwrite(fd, buffer, length.min(most), offset) }
+}
+
 pub unsafe fn getrandom(buffer: *mut c_void, length: size_t, flags: c_uint) -> ssize_t {
     let most = match plan::next("getrandom") {
         Some(Fault::Error(errno)) => {
@@ -265,6 +279,11 @@ pub fn lstat(path: &Path) -> io::Result<Metadata> {
 pub fn unlink(path: &Path) -> io::Result<()> {
     check("unlink")?;
     real::unlink(path)
+}
+
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    check("rename")?;
+    real::rename(from, to)
 }
 
 /// The new thread belongs to the scope of the one that starts it.

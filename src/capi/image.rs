@@ -1,0 +1,559 @@
+//! A guest in a file: saves and restores.
+
+use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::guest::brant_guest;
+use super::ops::Ops;
+use super::outgoing::limit;
+use super::stats::BRANT_UNKNOWN;
+use super::structs::{handle, put, read, sized, write};
+use super::tracker::brant_tracker;
+use crate::error::Result;
+use crate::snapshot::{Restore, RestoreParams, Save, SaveParams, Stats};
+use std::ffi::{c_char, CStr, OsStr};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save` give.
+/// The guest runs while most of it is written and stands still for the last pages. One object, one
+/// save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+///
+/// The file gets its name when it is whole and on its device; until then what had that name stays. A
+/// save that fails or is cancelled leaves no file, and the guest runs on. A process that is killed
+/// while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody reads.
+///
+/// Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads, also
+/// while others wait, whose waits it ends. `brant_image_save_free` is the last call: all others on it
+/// have returned before it begins. Inside a callback of the same save, waiting and freeing are
+/// BRANT_E_CALLBACK, and cancelling only asks.
+pub struct brant_image_save {
+    save: Save,
+}
+
+/// A restore of a guest from a file that a save made, into a guest whose blocks match by name, length
+/// and page size; `early_load` may add them. One object, one restore. What is damaged, cut off or
+/// something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
+/// no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
+///
+/// Threads: as for brant_image_save.
+pub struct brant_image_restore {
+    restore: Restore,
+}
+
+/// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed.
+pub const BRANT_IMAGE_RESUME: u32 = 0;
+/// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so. After
+/// a failure or a cancel it is resumed.
+pub const BRANT_IMAGE_STAY_PAUSED: u32 = 1;
+/// In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
+/// Neither `pause` nor `resume` is called.
+pub const BRANT_IMAGE_ALREADY_PAUSED: u32 = 2;
+
+/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long reads
+/// and writes go past the page cache (O_DIRECT), where the file system lets them.
+pub const BRANT_IMAGE_DIRECT: u32 = 0;
+/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes through
+/// the page cache. For an image that is restored soon on the same host.
+pub const BRANT_IMAGE_CACHED: u32 = 1;
+
+/// How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with the
+/// range in the message.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_image_save_params {
+    /// sizeof(brant_image_save_params).
+    pub size: usize,
+    /// Passes go on until the rest can be written in half of this time; milliseconds, 1 to 3600000;
+    /// default 300. A guest that writes as fast as the disk is paused all the same.
+    pub downtime_limit_ms: u64,
+    /// After so many passes the guest is paused, however much is left; 1 to 1000; default 30.
+    pub max_passes: u32,
+    /// Threads that write; 1 to 64; default 2.
+    pub writers: u32,
+    /// BRANT_IMAGE_RESUME, BRANT_IMAGE_STAY_PAUSED or BRANT_IMAGE_ALREADY_PAUSED.
+    pub guest: u32,
+    /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
+    pub cache: u32,
+}
+
+/// How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
+/// the range in the message.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_image_restore_params {
+    /// sizeof(brant_image_restore_params).
+    pub size: usize,
+    /// The most bytes of what a VMM saved that are taken; 4 KiB to 1 TiB; default 256 MiB.
+    pub max_state_bytes: u64,
+    /// Threads that read; 1 to 64; default 2.
+    pub readers: u32,
+    /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
+    pub cache: u32,
+    /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the VMM
+    /// starts the guest itself, after `brant_guest_runs_here`.
+    pub guest: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Not started.
+pub const BRANT_IMAGE_IDLE: u32 = 0;
+/// Save: making the file. Restore: opening it, comparing memory layouts.
+pub const BRANT_IMAGE_PREPARING: u32 = 1;
+/// Save: writing memory while the guest runs.
+pub const BRANT_IMAGE_COPYING: u32 = 2;
+/// Save: the guest is paused; its state is saved and the last pages are written.
+pub const BRANT_IMAGE_PAUSED: u32 = 3;
+/// Save: the last page is written; the file is made whole and gets its name.
+pub const BRANT_IMAGE_FINISHING: u32 = 4;
+/// Restore: memory is being read.
+pub const BRANT_IMAGE_FILLING: u32 = 5;
+/// Restore: the VMM loads its state.
+pub const BRANT_IMAGE_LOADING: u32 = 6;
+/// Restore: the VMM starts the guest.
+pub const BRANT_IMAGE_STARTING: u32 = 7;
+/// It is done.
+pub const BRANT_IMAGE_COMPLETED: u32 = 8;
+/// It failed, or was cancelled.
+pub const BRANT_IMAGE_FAILED: u32 = 9;
+
+/// The figures of a save or a restore. Times are nanoseconds, sizes bytes, pages 4 KiB.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_image_stats {
+    /// sizeof(brant_image_stats).
+    pub size: usize,
+    /// The state: BRANT_IMAGE_IDLE to BRANT_IMAGE_FAILED.
+    pub state: u32,
+    /// Save: the pass over memory, from 1; 0 before the first.
+    pub pass: u32,
+    /// 0, or why it failed: BRANT_E_*.
+    pub error: i32,
+    /// How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has completed,
+    /// and not before.
+    pub progress: u32,
+    /// The guest's memory.
+    pub total_bytes: u64,
+    /// Of it, what is still to be written or read. May grow while a guest that is saved runs.
+    pub remaining_bytes: u64,
+    /// Pages with contents; one that is written again counts again.
+    pub data_pages: u64,
+    /// Pages that are zero, ballooned ones included, which take no room; one that is told again counts
+    /// again.
+    pub zero_pages: u64,
+    /// Save, of the zero pages: ballooned ones.
+    pub ballooned_pages: u64,
+    /// Save, of the zero pages: those whose contents the VMM has declared lost.
+    pub poisoned_pages: u64,
+    /// What the VMM saved, or loads.
+    pub state_bytes: u64,
+    /// How long the file is; less of it takes room on the disk, where pages are zero. 0 until that is
+    /// known.
+    pub file_bytes: u64,
+    /// Since the start.
+    pub elapsed_ns: u64,
+    /// Save: how long the guest stood still, from the call of `pause` to the return of `resume`;
+    /// BRANT_UNKNOWN before, and where brant did not do both.
+    pub downtime_ns: u64,
+}
+
+sized!(
+    brant_image_save_params,
+    brant_image_restore_params,
+    brant_image_stats
+);
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(BRANT_UNKNOWN - 1)
+}
+
+impl From<&Stats> for brant_image_stats {
+    fn from(stats: &Stats) -> Self {
+        brant_image_stats {
+            size: size_of::<Self>(),
+            state: stats.state as u32,
+            pass: stats.pass,
+            error: stats.error.map_or(0, |kind| kind as i32),
+            progress: stats.progress,
+            total_bytes: stats.total_bytes,
+            remaining_bytes: stats.remaining_bytes,
+            data_pages: stats.data_pages,
+            zero_pages: stats.zero_pages,
+            ballooned_pages: stats.ballooned_pages,
+            poisoned_pages: stats.poisoned_pages,
+            state_bytes: stats.state_bytes,
+            file_bytes: stats.file_bytes,
+            elapsed_ns: nanos(stats.elapsed),
+            downtime_ns: stats.downtime.map_or(BRANT_UNKNOWN, nanos),
+        }
+    }
+}
+
+fn direct(cache: u32) -> Result<bool> {
+    match cache {
+        BRANT_IMAGE_DIRECT => Ok(true),
+        BRANT_IMAGE_CACHED => Ok(false),
+        other => Err(invalid(format!(
+            "cache is BRANT_IMAGE_DIRECT (0) or BRANT_IMAGE_CACHED (1), not {other}"
+        ))),
+    }
+}
+
+fn or<T: PartialEq + Default>(value: T, default: T) -> T {
+    if value == T::default() {
+        default
+    } else {
+        value
+    }
+}
+
+/// # Safety
+/// Null or a structure as its size says.
+unsafe fn save_params(from: *const brant_image_save_params) -> Result<SaveParams> {
+    let mut params = SaveParams::default();
+    if from.is_null() {
+        return Ok(params);
+    }
+    // SAFETY: the caller's contract.
+    let p = unsafe { read(from) }?;
+    if p.guest > BRANT_IMAGE_ALREADY_PAUSED {
+        return Err(invalid(format!(
+            "guest is BRANT_IMAGE_RESUME (0), BRANT_IMAGE_STAY_PAUSED (1) or \
+             BRANT_IMAGE_ALREADY_PAUSED (2), not {}",
+            p.guest
+        )));
+    }
+    let limit = or(p.downtime_limit_ms, params.downtime_limit.as_millis() as u64);
+    params.downtime_limit = Duration::from_millis(limit);
+    params.max_passes = or(p.max_passes, params.max_passes);
+    params.writers = or(p.writers, params.writers);
+    params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
+    params.already_paused = p.guest == BRANT_IMAGE_ALREADY_PAUSED;
+    params.direct = direct(p.cache)?;
+    Ok(params)
+}
+
+/// # Safety
+/// Null or a structure as its size says.
+unsafe fn restore_params(from: *const brant_image_restore_params) -> Result<RestoreParams> {
+    let mut params = RestoreParams::default();
+    if from.is_null() {
+        return Ok(params);
+    }
+    // SAFETY: the caller's contract.
+    let p = unsafe { read(from) }?;
+    if p.reserved != 0 {
+        return Err(invalid("brant_image_restore_params.reserved is not 0"));
+    }
+    if p.guest > BRANT_IMAGE_STAY_PAUSED {
+        return Err(invalid(format!(
+            "guest is BRANT_IMAGE_RESUME (0) or BRANT_IMAGE_STAY_PAUSED (1), not {}",
+            p.guest
+        )));
+    }
+    params.max_state_bytes = or(p.max_state_bytes, params.max_state_bytes);
+    params.readers = or(p.readers, params.readers);
+    params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
+    params.direct = direct(p.cache)?;
+    Ok(params)
+}
+
+/// A path of C's: bytes, in whatever encoding.
+///
+/// # Safety
+/// Null or a string that lives for `'a`.
+unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
+    if path.is_null() {
+        return Err(invalid("path is NULL"));
+    }
+    // SAFETY: the caller's contract.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    Ok(Path::new(OsStr::from_bytes(bytes)))
+}
+
+/// Makes a save of the guest that `tracker` was made from. The operations of that guest must have
+/// `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters` may
+/// be NULL for what ships. Nothing happens before it is started.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_new(
+    tracker: *mut brant_tracker,
+    parameters: *const brant_image_save_params,
+    save: *mut *mut brant_image_save,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let tracker = unsafe { handle(tracker, "tracker") }?;
+        // SAFETY: null or a structure by contract.
+        let params = unsafe { save_params(parameters) }?;
+        if !params.already_paused {
+            tracker.ops.check_source()?;
+        }
+        if save.is_null() {
+            return Err(invalid("save is NULL"));
+        }
+        let made = Box::new(brant_image_save {
+            save: Save::new(
+                Arc::clone(&tracker.tracker),
+                tracker.blockers.clone(),
+                Arc::<Ops>::clone(&tracker.ops),
+                params,
+            )?,
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(save, "save", Box::into_raw(made)) }
+    })
+}
+
+/// Cancels a save that is going on, waits for its end, and frees it; NULL is fine. 0, or
+/// BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { save.as_ref() } {
+            None => 0,
+            Some(s) if s.save.in_callback() => BRANT_E_CALLBACK,
+            Some(_) => {
+                // SAFETY: from Box::into_raw above, not freed before, by contract.
+                drop(unsafe { Box::from_raw(save) });
+                0
+            }
+        }
+    })
+}
+
+/// Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular file,
+/// which is replaced when the image is whole. Room for all of it is needed beside what is there. Only
+/// its owner may read and write the image: it holds all that the guest's memory holds. BRANT_E_BUSY,
+/// BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_start(
+    save: *mut brant_image_save,
+    path: *const c_char,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let save = unsafe { handle(save, "save") }?;
+        // SAFETY: null or a string by contract.
+        save.save.start(unsafe { self::path(path) }?)
+    })
+}
+
+/// Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
+/// callback or a kernel call is in progress. Inside one of its callbacks it only asks for that. One
+/// that has ended is left alone.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_cancel(
+    save: *mut brant_image_save,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        unsafe { handle(save, "save") }?.save.cancel();
+        Ok(())
+    })
+}
+
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
+/// all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going on, else
+/// why it failed: then there is no image, and the guest runs on (or, if `resume` itself failed,
+/// stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's words and the
+/// place in the file.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_wait(
+    save: *mut brant_image_save,
+    timeout_ms: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let save = unsafe { handle(save, "save") }?;
+        save.save.wait(limit(timeout_ms))
+    })
+}
+
+/// Fills in the figures as they are now. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_get_stats(
+    save: *const brant_image_save,
+    stats: *mut brant_image_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let now = unsafe { handle(save, "save") }?.save.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets it. It
+/// stays the save's: do not close it. A code if `save` is NULL.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { save.as_ref() } {
+            Some(s) => s.save.notify_fd().as_raw_fd(),
+            None => BRANT_E_INVALID,
+        }
+    })
+}
+
+/// Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
+/// `load` too if the image holds state, and `early_load` if it holds configuration. `parameters` may be
+/// NULL for what ships. Nothing happens before it is started.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_new(
+    guest: *mut brant_guest,
+    parameters: *const brant_image_restore_params,
+    restore: *mut *mut brant_image_restore,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let guest = unsafe { handle(guest, "guest") }?;
+        // SAFETY: null or a structure by contract.
+        let params = unsafe { restore_params(parameters) }?;
+        if !params.stay_paused {
+            guest.ops.check_destination()?;
+        }
+        if restore.is_null() {
+            return Err(invalid("restore is NULL"));
+        }
+        let made = Box::new(brant_image_restore {
+            restore: Restore::new(
+                Arc::clone(&guest.memory),
+                Arc::<Ops>::clone(&guest.ops),
+                params,
+            )?,
+        });
+        // SAFETY: a place for a pointer by contract.
+        unsafe { put(restore, "restore", Box::into_raw(made)) }
+    })
+}
+
+/// Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that runs
+/// here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_restore) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { restore.as_ref() } {
+            None => 0,
+            Some(r) if r.restore.in_callback() => BRANT_E_CALLBACK,
+            Some(_) => {
+                // SAFETY: from Box::into_raw above, not freed before, by contract.
+                drop(unsafe { Box::from_raw(restore) });
+                0
+            }
+        }
+    })
+}
+
+/// Starts it, from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE where
+/// something else is going on with the guest, or a guest is here.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_start(
+    restore: *mut brant_image_restore,
+    path: *const c_char,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let restore = unsafe { handle(restore, "restore") }?;
+        // SAFETY: null or a string by contract.
+        restore.restore.start(unsafe { self::path(path) }?)
+    })
+}
+
+/// Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
+/// kernel call is in progress. Inside one of its callbacks it only asks for that. One that has ended is
+/// left alone; brant_image_restore_wait says whether the guest runs.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_cancel(
+    restore: *mut brant_image_restore,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        unsafe { handle(restore, "restore") }?.restore.cancel();
+        Ok(())
+    })
+}
+
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
+/// all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if it is
+/// still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. Then
+/// no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_wait(
+    restore: *mut brant_image_restore,
+    timeout_ms: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let restore = unsafe { handle(restore, "restore") }?;
+        restore.restore.wait(limit(timeout_ms))
+    })
+}
+
+/// Fills in the figures as they are now. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_get_stats(
+    restore: *const brant_image_restore,
+    stats: *mut brant_image_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let now = unsafe { handle(restore, "restore") }?.restore.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// An eventfd that becomes readable when the restore enters another state, for poll; reading it resets
+/// it. It stays the restore's: do not close it. A code if `restore` is NULL.
+#[no_mangle]
+pub unsafe extern "C" fn brant_image_restore_event_fd(
+    restore: *const brant_image_restore,
+) -> i32 {
+    boundary!(or BRANT_E_INTERNAL, {
+        // SAFETY: null or ours by contract.
+        match unsafe { restore.as_ref() } {
+            Some(r) => r.restore.notify_fd().as_raw_fd(),
+            None => BRANT_E_INVALID,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::State;
+
+    #[test]
+    fn the_numbers_of_states_are_those_of_the_header() {
+        let numbers = [
+            (State::Idle, BRANT_IMAGE_IDLE),
+            (State::Preparing, BRANT_IMAGE_PREPARING),
+            (State::Copying, BRANT_IMAGE_COPYING),
+            (State::Paused, BRANT_IMAGE_PAUSED),
+            (State::Finishing, BRANT_IMAGE_FINISHING),
+            (State::Filling, BRANT_IMAGE_FILLING),
+            (State::Loading, BRANT_IMAGE_LOADING),
+            (State::Starting, BRANT_IMAGE_STARTING),
+            (State::Completed, BRANT_IMAGE_COMPLETED),
+            (State::Failed, BRANT_IMAGE_FAILED),
+        ];
+        for (state, number) in numbers {
+            assert_eq!(state as u32, number);
+        }
+    }
+}

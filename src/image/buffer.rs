@@ -1,0 +1,46 @@
+//! Memory that a device can be given (`O_DIRECT`): it begins at a page's boundary.
+
+use crate::error::{Error, Result};
+use crate::units::PAGE_SIZE;
+
+/// Bytes from a page's boundary on.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    /// `length` bytes; [`crate::error::Kind::NoMemory`].
+    pub(super) fn new(length: usize) -> Result<Buffer> {
+        let page = PAGE_SIZE as usize;
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(length + page)
+            .map_err(|_| Error::no_memory("a buffer for pages", length as u64))?;
+        bytes.resize(length + page, 0);
+        let start = bytes.as_ptr().align_offset(page);
+        Ok(Buffer {
+            bytes,
+            start,
+            length,
+        })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.length]
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
+}
+
+/// Whether `bytes`, written at `offset`, is what a device can be given.
+pub(super) fn is_aligned(bytes: &[u8], offset: u64) -> bool {
+    let page = PAGE_SIZE as usize;
+    bytes.as_ptr().addr().is_multiple_of(page)
+        && bytes.len().is_multiple_of(page)
+        && offset.is_multiple_of(PAGE_SIZE)
+}

@@ -1,0 +1,327 @@
+//! Threads that write an image's pages, and the buffers that go to them and come back.
+//!
+//! A batch's pages are copied before they are written. Example of what that is for: a guest writes a
+//! page while the device reads it. The file then holds a mixture, and its checksum is of neither; file
+//! systems with checksums of their own call the mixture damaged. The copy also ends the pins of the
+//! batch: nobody who removes a block waits for a disk.
+//!
+//! **The newest version wins.** Batches are written at the same time and in any order, so one that has
+//! pages of another that is still on its way waits for it ([`Pool::room`]).
+
+use super::buffer::Buffer;
+use super::table::Table;
+use super::unfinished::Unfinished;
+use crate::dirty::taken::Taken;
+use crate::error::{Error, Kind, Result};
+use crate::runtime::{catch, spawn, Cancel, Join, Recall, Role};
+use crate::units::{Pages, PAGE_SIZE};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How often a wait looks whether it was cancelled.
+const LOOK: Duration = Duration::from_millis(10);
+/// Batches for each writer: one that it writes, one that is filled meanwhile.
+const BATCHES: usize = 2;
+
+/// Called first on each thread that an image starts; see [`crate::vmm::Vmm::thread_start`].
+pub type Announce = Arc<dyn Fn(Role) -> Result<()> + Send + Sync>;
+
+/// A block's place in the file, and what is there.
+#[derive(Debug)]
+pub(super) struct Area {
+    pub(super) name: String,
+    pub(super) length: u64,
+    pub(super) page_size: u64,
+    pub(super) rom: bool,
+    pub(super) offset: u64,
+    pub(super) table: Table,
+}
+
+/// Pages of one block, and what the image is to hold of them.
+pub(super) struct Piece {
+    pub(super) area: Arc<Area>,
+    pub(super) first: u64,
+    pub(super) count: u64,
+    /// Where in the batch's buffer their contents are, in pages; `None`: they are zero.
+    pub(super) at: Option<usize>,
+}
+
+/// What lies between a batch's first page and its last, by block and page.
+pub(super) type Span = Range<(u32, u64)>;
+
+/// The span of pages that were taken.
+pub(super) fn span(taken: &Taken) -> Span {
+    let mut runs = taken.runs();
+    let Some(first) = runs.next() else {
+        return (0, 0)..(0, 0);
+    };
+    let last = runs.last().unwrap_or(first);
+    let start = (first.block.id().0, first.pages.first().0);
+    start..(last.block.id().0, last.pages.end().0)
+}
+
+/// Pages on their way into the file.
+pub(super) struct Batch {
+    pub(super) taken: Taken,
+    pub(super) span: Span,
+    pub(super) buffer: Buffer,
+    pub(super) pieces: Vec<Piece>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Batch>,
+    free: Vec<Buffer>,
+    /// Of the batches in the queue and those that are being written.
+    spans: Vec<Span>,
+    /// What went wrong first.
+    error: Option<Error>,
+    closing: bool,
+    /// How many threads are left.
+    writers: usize,
+}
+
+struct Shared {
+    file: Unfinished,
+    cancel: Cancel,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// See the file's description. Dropped, it ends its threads and removes the file.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<Join<()>>,
+}
+
+/// Whether two spans have a page in common.
+fn overlap(a: &Span, b: &Span) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Pool {
+    /// Starts `writers` threads that write to `file`, with buffers of `pages` pages.
+    pub(super) fn start(
+        file: Unfinished,
+        writers: u32,
+        pages: Pages,
+        cancel: &Cancel,
+        announce: &Announce,
+    ) -> Result<Pool> {
+        let mut state = State::default();
+        for _ in 0..BATCHES * writers as usize {
+            state.free.push(Buffer::new(pages.bytes().0 as usize)?);
+        }
+        state.writers = writers as usize;
+        let mut pool = Pool {
+            shared: Arc::new(Shared {
+                file,
+                cancel: cancel.clone(),
+                state: Mutex::new(state),
+                changed: Condvar::new(),
+            }),
+            threads: Vec::new(),
+        };
+        for _ in 0..writers {
+            let (shared, announce) = (Arc::clone(&pool.shared), Arc::clone(announce));
+            let thread = spawn(Role::Image, |_| (), move || run(&shared, &announce))?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &Unfinished {
+        &self.shared.file
+    }
+
+    /// What went wrong, if anything did.
+    pub(super) fn check(&self) -> Result<()> {
+        self.shared.lock().error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Waits until `ready` gives something, or until it is asked to let go of pins (`None`).
+    fn wait<R>(
+        &self,
+        recall: Option<&Recall>,
+        mut ready: impl FnMut(&mut State) -> Option<R>,
+    ) -> Result<Option<R>> {
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(error) = &state.error {
+                return Err(error.clone());
+            }
+            self.shared.cancel.check("writing an image")?;
+            if let Some(ready) = ready(&mut state) {
+                return Ok(Some(ready));
+            }
+            if recall.is_some_and(Recall::is_raised) {
+                return Ok(None);
+            }
+            let waited = self.shared.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(|e| e.into_inner()).0;
+        }
+    }
+
+    /// A buffer for a batch of pages, none of which is on its way. `None`: somebody wants their
+    /// pins back.
+    pub(super) fn room(&self, span: &Span, recall: &Recall) -> Result<Option<Buffer>> {
+        self.wait(Some(recall), |state| {
+            let waits = state.spans.iter().any(|other| overlap(span, other));
+            match waits {
+                true => None,
+                false => state.free.pop(),
+            }
+        })
+    }
+
+    /// Has a batch written.
+    pub(super) fn submit(&self, batch: Batch) {
+        let mut state = self.shared.lock();
+        state.spans.push(batch.span.clone());
+        state.queue.push_back(batch);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until all batches are written.
+    pub(super) fn barrier(&self) -> Result<()> {
+        self.wait(None, |state| state.spans.is_empty().then_some(()))
+            .map(drop)
+    }
+
+    fn end(&mut self) {
+        let left = {
+            let mut state = self.shared.lock();
+            state.closing = true;
+            std::mem::take(&mut state.queue)
+        };
+        self.shared.changed.notify_all();
+        // Puts pages back, under a lock of the tracker's.
+        drop(left);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Ends the threads and hands out the file, into which all is written.
+    pub(super) fn into_file(mut self) -> Result<Unfinished> {
+        self.barrier()?;
+        self.end();
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        let shared = Arc::try_unwrap(shared)
+            .map_err(|_| Error::new(Kind::Internal, "a writer of the image is left"))?;
+        Ok(shared.file)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A writer's thread.
+fn run(shared: &Shared, announce: &Announce) {
+    let failed = |error: Error| {
+        shared.lock().error.get_or_insert(error);
+        shared.changed.notify_all();
+    };
+    if let Err(error) = announce(Role::Image) {
+        return failed(error);
+    }
+    loop {
+        let mut state = shared.lock();
+        let batch = loop {
+            if state.closing {
+                return;
+            }
+            match state.queue.pop_front() {
+                Some(batch) => break batch,
+                None => {
+                    state = shared
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(|e| e.into_inner())
+                }
+            }
+        };
+        drop(state);
+        let Batch {
+            taken,
+            span,
+            buffer,
+            pieces,
+        } = batch;
+        let written = catch(|| {
+            shared.cancel.check("writing an image")?;
+            write(&shared.file, &buffer, &pieces)
+        });
+        match written.and_then(|written| written) {
+            Ok(()) => taken.delivered(),
+            // The pages are pending again before anybody hears of it.
+            Err(error) => {
+                drop(taken);
+                failed(error);
+            }
+        }
+        let mut state = shared.lock();
+        if let Some(at) = state.spans.iter().position(|other| *other == span) {
+            state.spans.swap_remove(at);
+        }
+        state.free.push(buffer);
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+/// Brings a batch into the file.
+fn write(file: &Unfinished, buffer: &Buffer, pieces: &[Piece]) -> Result<()> {
+    for piece in pieces {
+        let area = &piece.area;
+        let (first, end) = (piece.first, piece.first + piece.count);
+        let Some(at) = piece.at else {
+            zero(file, area, first..end);
+            continue;
+        };
+        let from = at * PAGE_SIZE as usize;
+        let contents = &buffer.bytes()[from..from + Pages(piece.count).bytes().0 as usize];
+        let offset = area.offset + Pages(first).bytes().0;
+        area.table.set(first, contents)?;
+        file.write(contents, offset).map_err(|e| {
+            let doing = format!(
+                "block `{}`: writing {} bytes at {offset}, page {first} of the block",
+                area.name,
+                contents.len()
+            );
+            file.failed(&doing, e)
+        })?;
+    }
+    Ok(())
+}
+
+/// Pages are zero: those that had contents become holes.
+fn zero(file: &Unfinished, area: &Area, pages: Range<u64>) {
+    let mut at = pages.start;
+    while at < pages.end {
+        let first = at;
+        while at < pages.end && area.table.has(at) {
+            area.table.clear(at);
+            at += 1;
+        }
+        if first < at {
+            let (offset, length) = (Pages(first).bytes().0, Pages(at - first).bytes().0);
+            file.punch(area.offset + offset, length);
+        }
+        at += 1;
+    }
+}

@@ -1,0 +1,403 @@
+//! An image that is read: opened, checked, and brought into guest memory by several threads.
+//!
+//! A page goes into guest memory after its checksum was right, never before. Header and index are
+//! checked when the image is opened, the tables of checksums and the pages as they are read.
+
+use super::buffer::Buffer;
+use super::format::{BlobEntry, BlockEntry, Header, Index, HEADER_LEN, PIECE_PAGES};
+use super::pool::Announce;
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::image::format::page_sum;
+use crate::memory::access;
+use crate::memory::contents::{Contents, Held};
+use crate::memory::{Block, BlockPin, Memory};
+use crate::runtime::{catch, spawn, Cancel, Role};
+use crate::sys::disk::{self, Way};
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Bytes that are read at once, of what is kept in memory: what a file promises has to be there.
+const STEP: u64 = 1 << 20;
+/// Pages that are read at once.
+const PAGES_AT_ONCE: u64 = STRETCH_PAGES;
+
+/// An image, whose header and index are whole.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    cached: File,
+    direct: Option<File>,
+    index: Index,
+}
+
+/// How far a fill has come. Any thread.
+#[derive(Debug, Default)]
+pub struct Filled {
+    data: AtomicU64,
+    zero: AtomicU64,
+}
+
+impl Filled {
+    /// Pages that came with contents.
+    pub fn data_pages(&self) -> u64 {
+        self.data.load(Relaxed)
+    }
+
+    /// Pages that are zero.
+    pub fn zero_pages(&self) -> u64 {
+        self.zero.load(Relaxed)
+    }
+}
+
+impl Image {
+    /// Opens an image and checks what it says of itself.
+    ///
+    /// # Errors
+    /// [`Kind::Image`] and [`Kind::Version`] for what is no image that this software reads, with what
+    /// was expected and found.
+    pub fn open(path: &Path, way: Way) -> Result<Image> {
+        let named = |e: Error| e.context(format_args!("image `{}`", path.display()));
+        let cached = disk::open_for_reading(path, Way::Cached)
+            .map_err(|e| Error::os(format_args!("image `{}`", path.display()), e))?;
+        let mut image = Image {
+            path: path.to_owned(),
+            cached,
+            direct: None,
+            index: Index::default(),
+        };
+        let length = disk::length(image.cached.as_fd())
+            .map_err(|e| Error::os(format_args!("image `{}`", path.display()), e))?
+            .ok_or_else(|| Error::new(Kind::Image, "expected a regular file"))
+            .map_err(named)?;
+        let first = image.read_up_to(0, length.min(HEADER_LEN as u64), "its header")?;
+        let header = Header::decode(&first, length).map_err(named)?;
+        let bytes = header.file_length - header.index_offset;
+        let bytes = image.read_up_to(header.index_offset, bytes, "its index")?;
+        image.index = Index::decode(&bytes, &header).map_err(named)?;
+        if way == Way::Direct {
+            image.direct = disk::open_for_reading(path, way).ok();
+        }
+        Ok(image)
+    }
+
+    /// What is in it.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    fn wrong(&self, what: impl std::fmt::Display) -> Error {
+        let path = self.path.display();
+        Error::new(Kind::Image, format!("image `{path}`: {what}"))
+    }
+
+    fn failed(&self, what: &str, offset: u64, error: io::Error) -> Error {
+        let path = self.path.display();
+        let doing = format!("image `{path}`: reading {what} at offset {offset}");
+        Error::os(doing, error)
+    }
+
+    /// Fills `bytes` from `offset` on.
+    fn read(&self, bytes: &mut [u8], offset: u64, what: &str) -> Result<()> {
+        let direct = self.direct.as_ref();
+        let mut direct = direct.filter(|_| super::buffer::is_aligned(bytes, offset));
+        let (mut rest, mut at) = (bytes, offset);
+        while !rest.is_empty() {
+            let got = match direct {
+                None => disk::read_some(self.cached.as_fd(), rest, at),
+                Some(fd) => match disk::read_some(fd.as_fd(), rest, at) {
+                    // The device's blocks are larger than a page, or a read came back short.
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                        direct = None;
+                        continue;
+                    }
+                    got => got,
+                },
+            };
+            let got = got.map_err(|e| self.failed(what, at, e))?;
+            if got == 0 {
+                return Err(self.wrong(format_args!(
+                    "{what}: the file ends at {at}; expected {} bytes more",
+                    rest.len()
+                )));
+            }
+            rest = &mut rest[got..];
+            at += got as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads `length` bytes into memory that grows with what is there.
+    fn read_up_to(&self, offset: u64, length: u64, what: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < length {
+            let from = bytes.len();
+            let step = (length - from as u64).min(STEP) as usize;
+            fallible::reserve(&mut bytes, step, what)?;
+            bytes.resize(from + step, 0);
+            self.read(&mut bytes[from..], offset + from as u64, what)?;
+        }
+        Ok(bytes)
+    }
+
+    /// The bytes of a blob. The caller has found its length fit to be kept.
+    ///
+    /// # Errors
+    /// [`Kind::Image`] where its checksum is another.
+    pub fn blob(&self, blob: &BlobEntry) -> Result<Vec<u8>> {
+        let what = format!("state `{}`", blob.name);
+        let bytes = self.read_up_to(blob.offset, blob.length, &what)?;
+        let found = crc32fast::hash(&bytes);
+        if found != blob.sum {
+            return Err(self.wrong(format_args!(
+                "{what}, {} bytes at offset {}, is damaged: expected checksum {:08x}, found {found:08x}",
+                blob.length, blob.offset, blob.sum
+            )));
+        }
+        Ok(bytes)
+    }
+
+    /// Brings all pages into `targets`, the guest's blocks in the order of the index, on `readers`
+    /// threads. Some pages may have been written after an error.
+    ///
+    /// # Errors
+    /// [`Kind::Image`] for the first page that is damaged, [`Kind::Memory`] for memory that cannot be
+    /// written, [`Kind::Layout`] where a block was removed, and of reading.
+    pub fn fill(
+        self: &Arc<Self>,
+        memory: &Arc<Memory>,
+        targets: Vec<Arc<Block>>,
+        readers: u32,
+        cancel: &Cancel,
+        announce: &Announce,
+        filled: &Arc<Filled>,
+    ) -> Result<()> {
+        let mut units = Vec::new();
+        for (entry, block) in targets.iter().enumerate() {
+            let zeroed = block.is_zeroed();
+            for piece in 0..self.index.blocks[entry].pieces.len() {
+                let unit = Unit {
+                    entry,
+                    piece,
+                    zeroed,
+                };
+                fallible::push(&mut units, unit, "pieces of an image")?;
+            }
+        }
+        let fill = Arc::new(Fill {
+            image: Arc::clone(self),
+            memory: Arc::clone(memory),
+            targets,
+            units,
+            next: AtomicUsize::new(0),
+            cancel: cancel.clone(),
+            error: Mutex::new(None),
+            filled: Arc::clone(filled),
+        });
+        let mut threads = Vec::new();
+        for _ in 0..readers {
+            let (ours, announce) = (Arc::clone(&fill), Arc::clone(announce));
+            let work = move || {
+                let done = catch(|| announce(Role::Image).and_then(|()| ours.run()));
+                if let Err(error) = done.and_then(|done| done) {
+                    ours.error().get_or_insert(error);
+                }
+            };
+            match spawn(Role::Image, |_| (), work) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    fill.error().get_or_insert(error);
+                    break;
+                }
+            }
+        }
+        for thread in threads {
+            thread.join()?;
+        }
+        let error = fill.error().take();
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// One piece of a block's table, and the pages that it is of.
+struct Unit {
+    entry: usize,
+    piece: usize,
+    /// The block was known to read as zero before the first page was brought in.
+    zeroed: bool,
+}
+
+/// What the threads share.
+struct Fill {
+    image: Arc<Image>,
+    memory: Arc<Memory>,
+    targets: Vec<Arc<Block>>,
+    units: Vec<Unit>,
+    next: AtomicUsize,
+    cancel: Cancel,
+    /// What went wrong first.
+    error: Mutex<Option<Error>>,
+    filled: Arc<Filled>,
+}
+
+/// What one thread needs for itself.
+struct Hands {
+    buffer: Buffer,
+    table: Buffer,
+    contents: Contents,
+}
+
+impl Fill {
+    fn error(&self) -> MutexGuard<'_, Option<Error>> {
+        self.error.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Whether to stop: cancelled, or another thread has failed.
+    fn check(&self) -> Result<()> {
+        self.cancel.check("reading an image")?;
+        self.error().clone().map_or(Ok(()), Err)
+    }
+
+    fn run(&self) -> Result<()> {
+        let mut hands = Hands {
+            buffer: Buffer::new(Pages(PAGES_AT_ONCE).bytes().0 as usize)?,
+            table: Buffer::new(PIECE_PAGES as usize * 4)?,
+            contents: Contents::new(),
+        };
+        while let Some(unit) = self.units.get(self.next.fetch_add(1, Relaxed)) {
+            self.unit(unit, &mut hands)?;
+        }
+        Ok(())
+    }
+
+    fn unit(&self, unit: &Unit, hands: &mut Hands) -> Result<()> {
+        let entry = &self.image.index.blocks[unit.entry];
+        let block = &self.targets[unit.entry];
+        let first = unit.piece as u64 * PIECE_PAGES;
+        let pages = (entry.pages() - first).min(PIECE_PAGES);
+        let Hands {
+            buffer,
+            table,
+            contents,
+        } = hands;
+        let length = super::format::table_length(pages) as usize;
+        let table = &mut table.bytes_mut()[..length];
+        let offset = entry.table() + first * 4;
+        let what = format!("block `{}`: checksums", entry.name);
+        self.image.read(table, offset, &what)?;
+        let (found, expected) = (crc32fast::hash(table), entry.pieces[unit.piece]);
+        if found != expected {
+            return Err(self.image.wrong(format_args!(
+                "{what} at offset {offset} are damaged: expected checksum {expected:08x}, found {found:08x}"
+            )));
+        }
+        let sum = |page: u64| {
+            let at = page as usize * 4;
+            u32::from_le_bytes([0, 1, 2, 3].map(|i| table[at + i]))
+        };
+        let mut at = 0;
+        while at < pages {
+            self.check()?;
+            let zero = sum(at) == 0;
+            let most = pages.min(at + PAGES_AT_ONCE);
+            let mut end = at + 1;
+            while end < most && (sum(end) == 0) == zero {
+                end += 1;
+            }
+            let range = first + at..first + end;
+            if zero {
+                contents.refresh();
+                self.zeros(block, range, unit.zeroed, contents)?;
+            } else {
+                let sums = |page| sum(page - first);
+                self.data(entry, block, range, &mut *buffer, sums)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The block, if it is still there.
+    fn pin(&self, block: &Arc<Block>) -> Result<BlockPin> {
+        self.memory.pin(block).ok_or_else(|| {
+            let name = block.name();
+            let what = format!("block `{name}` was removed while an image was restored into it");
+            Error::new(Kind::Layout, what)
+        })
+    }
+
+    /// Says of pages that their contents are the image's.
+    fn arrived(&self, block: &Block, range: &Range<u64>) {
+        block.returned().arrived(range.clone());
+        block.poisoned().arrived(range.clone());
+    }
+
+    fn data(
+        &self,
+        entry: &BlockEntry,
+        block: &Arc<Block>,
+        range: Range<u64>,
+        buffer: &mut Buffer,
+        sum: impl Fn(u64) -> u32,
+    ) -> Result<()> {
+        let length = Pages(range.end - range.start).bytes().0 as usize;
+        let bytes = &mut buffer.bytes_mut()[..length];
+        let offset = entry.offset + Pages(range.start).bytes().0;
+        let what = format!("block `{}`: pages from {} on", entry.name, range.start);
+        self.image.read(bytes, offset, &what)?;
+        for (page, contents) in range.clone().zip(bytes.chunks_exact(PAGE_SIZE as usize)) {
+            let (found, expected) = (page_sum(contents), sum(page));
+            if found != expected {
+                return Err(self.image.wrong(format_args!(
+                    "block `{}`, page {page}, at offset {} of the file, is damaged: expected checksum \
+                     {expected:08x}, found {found:08x}",
+                    entry.name,
+                    entry.offset + Pages(page).bytes().0
+                )));
+            }
+        }
+        let pinned = self.pin(block)?;
+        let pages = Pages(range.start)..Pages(range.end);
+        self.arrived(&pinned, &range);
+        pinned.zeroed_no_more();
+        access::writable(&pinned, pages.clone())?;
+        pinned
+            .slice(pages.start, pages.end - pages.start)?
+            .copy_from(bytes);
+        self.memory.tell_written(pinned.id(), range.clone());
+        self.filled.data.fetch_add(range.end - range.start, Relaxed);
+        Ok(())
+    }
+
+    fn zeros(
+        &self,
+        block: &Arc<Block>,
+        range: Range<u64>,
+        zeroed: bool,
+        contents: &mut Contents,
+    ) -> Result<()> {
+        let pinned = self.pin(block)?;
+        self.arrived(&pinned, &range);
+        if !zeroed {
+            let mut to_write = Vec::new();
+            let pages = Pages(range.start)..Pages(range.end);
+            contents.split(&pinned, pages, |run, held| {
+                if held == Held::Data {
+                    to_write.push(run);
+                }
+            })?;
+            for run in to_write {
+                pinned.write_zeros(run)?;
+            }
+        }
+        self.memory.tell_written(pinned.id(), range.clone());
+        self.filled.zero.fetch_add(range.end - range.start, Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! What a save knows of each page of a block that is in the image: its checksum, or that it is zero.
+//!
+//! A row is one page of the table as it is in the file, and is made when the first page of its 4 MiB
+//! gets contents. So a guest that never touched most of its memory costs little here, and its table
+//! is mostly holes.
+
+use super::format::{page_sum, PIECE_PAGES};
+use crate::error::{Error, Result};
+use crate::fallible;
+use crate::units::PAGE_SIZE;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::OnceLock;
+
+/// Checksums in a row.
+const ROW: u64 = PAGE_SIZE / 4;
+/// Rows in a piece of the table that has a checksum of its own.
+const PIECE_ROWS: usize = (PIECE_PAGES / ROW) as usize;
+
+/// See the file's description. Any thread; who says something of a page is ordered by whoever gives
+/// pages to threads.
+#[derive(Debug)]
+pub(super) struct Table {
+    rows: Vec<OnceLock<Vec<AtomicU32>>>,
+}
+
+impl Table {
+    /// Of a block of `pages` pages that are all zero.
+    pub(super) fn new(pages: u64) -> Result<Table> {
+        let count = pages.div_ceil(ROW);
+        let rows = (0..count).map(|_| OnceLock::new());
+        Ok(Table {
+            rows: fallible::collect(rows, "checksums of pages")?,
+        })
+    }
+
+    fn row(&self, page: u64) -> Result<&[AtomicU32]> {
+        let row = &self.rows[(page / ROW) as usize];
+        if let Some(row) = row.get() {
+            return Ok(row);
+        }
+        let mut made = Vec::new();
+        fallible::reserve(&mut made, ROW as usize, "checksums of pages")?;
+        made.resize_with(ROW as usize, AtomicU32::default);
+        // Of two threads one is first.
+        let _ = row.set(made);
+        row.get()
+            .map(Vec::as_slice)
+            .ok_or_else(|| Error::no_memory("checksums of pages", PAGE_SIZE))
+    }
+
+    /// Whether the image has contents for a page.
+    pub(super) fn has(&self, page: u64) -> bool {
+        let row = self.rows[(page / ROW) as usize].get();
+        row.is_some_and(|row| row[(page % ROW) as usize].load(Relaxed) != 0)
+    }
+
+    /// The pages from `first` on hold `contents` in the image.
+    pub(super) fn set(&self, first: u64, contents: &[u8]) -> Result<()> {
+        for (page, contents) in (first..).zip(contents.chunks_exact(PAGE_SIZE as usize)) {
+            self.row(page)?[(page % ROW) as usize].store(page_sum(contents), Relaxed);
+        }
+        Ok(())
+    }
+
+    /// A page is zero in the image.
+    pub(super) fn clear(&self, page: u64) {
+        if let Some(row) = self.rows[(page / ROW) as usize].get() {
+            row[(page % ROW) as usize].store(0, Relaxed);
+        }
+    }
+
+    /// Calls `each` with the pieces of the table as they are in the file, in order, and whether there
+    /// is anything in it.
+    pub(super) fn pieces(&self, mut each: impl FnMut(&[u8], bool) -> Result<()>) -> Result<()> {
+        let mut bytes = Vec::new();
+        fallible::reserve(
+            &mut bytes,
+            PIECE_ROWS * PAGE_SIZE as usize,
+            "a table's piece",
+        )?;
+        for rows in self.rows.chunks(PIECE_ROWS) {
+            bytes.clear();
+            let mut any = false;
+            for row in rows {
+                let Some(row) = row.get() else {
+                    bytes.resize(bytes.len() + PAGE_SIZE as usize, 0);
+                    continue;
+                };
+                any = true;
+                for sum in row {
+                    bytes.extend_from_slice(&sum.load(Relaxed).to_le_bytes());
+                }
+            }
+            each(&bytes, any)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::format::{piece_count, table_length};
+
+    #[test]
+    fn a_table_is_as_long_as_the_format_says_and_mostly_holes_for_an_empty_guest() {
+        for pages in [1, ROW, ROW + 1, PIECE_PAGES, 3 * PIECE_PAGES + 5] {
+            let table = Table::new(pages).unwrap();
+            table.set(pages - 1, &[7; 4096]).unwrap();
+            let (mut length, mut pieces, mut full) = (0, 0, 0);
+            table
+                .pieces(|bytes, any| {
+                    length += bytes.len() as u64;
+                    pieces += 1;
+                    full += u64::from(any);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(length, table_length(pages), "{pages}");
+            assert_eq!(pieces, piece_count(pages), "{pages}");
+            assert_eq!(full, 1);
+        }
+    }
+
+    #[test]
+    fn a_page_is_known_until_it_is_zero_again() {
+        let table = Table::new(3000).unwrap();
+        table.set(1023, &[7; 8192]).unwrap();
+        let known = |table: &Table| [1022, 1023, 1024, 1025].map(|page| table.has(page));
+        assert_eq!(known(&table), [false, true, true, false]);
+        table.clear(1023);
+        table.clear(2999);
+        assert_eq!(known(&table), [false, false, true, false]);
+    }
+}

@@ -1,0 +1,343 @@
+//! The outlet that writes pages into an image, and what makes the image whole after the last one.
+
+use super::format::{
+    BlobEntry, BlobKind, BlockEntry, Header, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX, HEADER_LEN,
+};
+use super::pool::{span, Announce, Area, Batch, Piece, Pool};
+use super::table::Table;
+use super::unfinished::Unfinished;
+use crate::dirty::consumer::Content;
+use crate::dirty::taken::Taken;
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::memory::contents::{Contents, Held};
+use crate::memory::{Block, Map, Memory};
+use crate::runtime::{Cancel, Recall};
+use crate::sys::disk::Way;
+use crate::units::{Pages, PAGE_SIZE};
+use crate::vmm::{StateBlob, StateSink};
+use crate::walk::{Outlet, Put, BATCH_PAGES};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The most writers.
+pub const WRITERS_MAX: u32 = 64;
+
+/// What the VMM saved, until it is written.
+#[derive(Debug, Default)]
+pub struct Blobs {
+    list: Vec<(BlobEntry, Vec<u8>)>,
+    bytes: u64,
+    early: bool,
+}
+
+impl Blobs {
+    /// None yet. Those that come are early ones until [`Blobs::state_begins`].
+    pub fn new() -> Blobs {
+        Blobs {
+            early: true,
+            ..Blobs::default()
+        }
+    }
+
+    /// Those that come now are loaded when memory is there.
+    pub fn state_begins(&mut self) {
+        self.early = false;
+    }
+
+    /// Their bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl StateSink for Blobs {
+    fn put(&mut self, blob: &StateBlob<'_>) -> Result<()> {
+        let name = blob.name;
+        let fits = (1..=BLOB_NAME_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
+        if !fits || self.list.len() >= BLOBS_MAX {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "state {name:?}: a name has 1 to {BLOB_NAME_MAX} bytes and no control \
+                     characters, and there are at most {BLOBS_MAX} blobs"
+                ),
+            ));
+        }
+        let mut data = Vec::new();
+        data.try_reserve_exact(blob.data.len()).map_err(|_| {
+            Error::no_memory(format_args!("state `{name}`"), blob.data.len() as u64)
+        })?;
+        data.extend_from_slice(blob.data);
+        let entry = BlobEntry {
+            kind: match self.early {
+                true => BlobKind::Early,
+                false => BlobKind::State,
+            },
+            name: name.to_owned(),
+            instance: blob.instance,
+            version: blob.version,
+            offset: 0,
+            length: data.len() as u64,
+            sum: crc32fast::hash(&data),
+        };
+        self.bytes += entry.length;
+        fallible::push(&mut self.list, (entry, data), "state")
+    }
+}
+
+/// See the file's description.
+pub struct Writer {
+    pool: Pool,
+    contents: Contents,
+    areas: HashMap<u32, Arc<Area>>,
+    /// Behind the last area.
+    end: u64,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer")
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// Begins an image that is to be at `path`, of the blocks that `memory` has and may get.
+    ///
+    /// # Errors
+    /// Of the path, of the file system, and where buffers or threads cannot be had.
+    pub fn begin(
+        path: &Path,
+        memory: &Memory,
+        writers: u32,
+        way: Way,
+        cancel: &Cancel,
+        announce: &Announce,
+    ) -> Result<Writer> {
+        let file = Unfinished::begin(path, way)?;
+        let mut writer = Writer {
+            pool: Pool::start(file, writers, BATCH_PAGES, cancel, announce)?,
+            contents: Contents::new(),
+            areas: HashMap::new(),
+            end: HEADER_LEN as u64,
+        };
+        for block in memory.map().blocks() {
+            writer.area(block)?;
+        }
+        Ok(writer)
+    }
+
+    /// Where a block is in the file; a place behind all others for one that is new.
+    fn area(&mut self, block: &Block) -> Result<Arc<Area>> {
+        if let Some(area) = self.areas.get(&block.id().0) {
+            return Ok(Arc::clone(area));
+        }
+        let pages = block.pages().0;
+        let offset = self.end.next_multiple_of(ALIGN);
+        let end = offset + block.length().0 + super::format::table_length(pages);
+        // A limit on files is met here, before anything is written.
+        self.pool.file().set_length(end)?;
+        let area = Arc::new(Area {
+            name: block.name().to_owned(),
+            length: block.length().0,
+            page_size: block.page_size().0,
+            rom: block.flags().rom,
+            offset,
+            table: Table::new(pages)?,
+        });
+        let copy = Arc::clone(&area);
+        fallible::insert(&mut self.areas, block.id().0, copy, "an image's blocks")?;
+        self.end = end;
+        Ok(area)
+    }
+
+    /// The guest's blocks are those of `map` at the moment that the image shows.
+    ///
+    /// # Errors
+    /// Where there is no room for one that no page has been written of.
+    pub fn seal(&mut self, map: &Map) -> Result<()> {
+        for block in map.blocks() {
+            self.area(block)?;
+        }
+        let ids: HashSet<u32> = map.blocks().iter().map(|block| block.id().0).collect();
+        self.areas.retain(|id, area| {
+            let stays = ids.contains(id);
+            if !stays {
+                self.pool.file().punch(area.offset, area.length);
+            }
+            stays
+        });
+        Ok(())
+    }
+
+    /// Writes what the VMM saved, the tables, the index and the header, and gives the file its name.
+    /// How long it is.
+    ///
+    /// # Errors
+    /// Of writing. The file is gone then.
+    pub fn finish_image(mut self, blobs: Blobs, cancel: &Cancel) -> Result<u64> {
+        self.barrier()?;
+        let mut areas: Vec<_> = self.areas.drain().map(|(_, area)| area).collect();
+        areas.sort_by_key(|area| area.offset);
+        let file = self.pool.into_file()?;
+        let mut index = Index::default();
+        for area in areas {
+            cancel.check("writing an image")?;
+            index.blocks.push(table(&file, &area)?);
+        }
+        let mut at = self.end;
+        for (mut entry, data) in blobs.list {
+            cancel.check("writing an image")?;
+            entry.offset = at;
+            file.write(&data, at)
+                .map_err(|e| file.failed(&format!("writing state `{}`", entry.name), e))?;
+            at += entry.length;
+            index.blobs.push(entry);
+        }
+        let bytes = index.encode()?;
+        let header = Header {
+            file_length: at + bytes.len() as u64,
+            index_offset: at,
+            index_sum: crc32fast::hash(&bytes),
+        };
+        let index = |e: io::Error| file.failed("writing its index", e);
+        file.write(&bytes, at).map_err(index)?;
+        file.write(&header.encode(), 0).map_err(index)?;
+        cancel.check("writing an image")?;
+        file.finish()?;
+        Ok(header.file_length)
+    }
+}
+
+/// Writes a block's table, and says of the block what the index is to say.
+fn table(file: &Unfinished, area: &Area) -> Result<BlockEntry> {
+    let mut entry = BlockEntry {
+        name: area.name.clone(),
+        length: area.length,
+        page_size: area.page_size,
+        rom: area.rom,
+        offset: area.offset,
+        pieces: Vec::new(),
+    };
+    let mut at = entry.table();
+    area.table.pieces(|bytes, any| {
+        if any {
+            file.write(bytes, at).map_err(|e| {
+                file.failed(&format!("block `{}`: writing its checksums", area.name), e)
+            })?;
+        }
+        at += bytes.len() as u64;
+        fallible::push(&mut entry.pieces, crc32fast::hash(bytes), "checksums")
+    })?;
+    Ok(entry)
+}
+
+impl Outlet for Writer {
+    fn put(&mut self, mut taken: Taken, recall: &Recall) -> Result<Put> {
+        let begun = Instant::now();
+        let span = span(&taken);
+        let Some(mut buffer) = self.pool.room(&span, recall)? else {
+            // They are pending again, and a block may go.
+            return Ok(Put::default());
+        };
+        let mut put = Put::default();
+        let mut pieces = Vec::new();
+        let mut used = 0;
+        // The runs' protection is back, so what is asked from here on is true of them.
+        self.contents.refresh();
+        for run in taken.runs() {
+            // A guest has run here.
+            run.block.zeroed_no_more();
+            let area = self.area(run.block)?;
+            let mut hold = |range: std::ops::Range<Pages>, at| {
+                let piece = Piece {
+                    area: Arc::clone(&area),
+                    first: range.start.0,
+                    count: (range.end - range.start).0,
+                    at,
+                };
+                fallible::push(&mut pieces, piece, "a batch of pages")
+            };
+            let count = run.pages.count().0;
+            if run.content != Content::Used {
+                match run.content {
+                    Content::Returned => put.skipped_pages += count,
+                    _ => put.free_pages += count,
+                }
+                put.zero_pages += count;
+                hold(run.pages.range(), None)?;
+                continue;
+            }
+            let contents = &mut self.contents;
+            let (block, room) = (run.block, buffer.bytes_mut());
+            let poisoned = block.poisoned();
+            poisoned.split(run.pages.range(), |range, lost| {
+                if lost {
+                    let count = (range.end - range.start).0;
+                    put.poisoned_pages += count;
+                    put.zero_pages += count;
+                    return hold(range, None);
+                }
+                let mut failed = Ok(());
+                contents.split(block, range, |range, held| {
+                    if failed.is_err() {
+                        return;
+                    }
+                    let count = range.end - range.start;
+                    failed = match held {
+                        Held::Data => copy(block, &range, room, used).and_then(|()| {
+                            put.data_pages += count.0;
+                            used += count.index();
+                            hold(range, Some(used - count.index()))
+                        }),
+                        held => {
+                            put.hole_pages += u64::from(held == Held::Hole) * count.0;
+                            put.zero_pages += count.0;
+                            hold(range, None)
+                        }
+                    };
+                })?;
+                failed
+            })?;
+        }
+        put.bytes = put.data_pages * PAGE_SIZE;
+        put.time = begun.elapsed();
+        taken.unpin();
+        self.pool.submit(Batch {
+            taken,
+            span,
+            buffer,
+            pieces,
+        });
+        Ok(put)
+    }
+
+    fn progress(&mut self) -> Result<()> {
+        self.pool.check()
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.pool.barrier()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.pool.check()
+    }
+}
+
+/// Copies pages of a block to page `at` of `room`.
+fn copy(block: &Block, range: &std::ops::Range<Pages>, room: &mut [u8], at: usize) -> Result<()> {
+    let slice = block.slice(range.start, range.end - range.start)?;
+    let from = at * PAGE_SIZE as usize;
+    let Some(room) = room.get_mut(from..from + slice.len()) else {
+        let what = format!("a batch has more than {BATCH_PAGES} pages");
+        return Err(Error::new(Kind::Internal, what));
+    };
+    slice.copy_to(room);
+    Ok(())
+}

@@ -1,0 +1,366 @@
+//! [`Restore`]: a guest from a file.
+
+use super::report::{RestoreParams, State, Stats};
+use super::task::{Ending, Task};
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::image::format::{BlobEntry, BlobKind, BlockEntry, Index};
+use crate::image::{Announce, Filled, Image};
+use crate::memory::access::{self, Access};
+use crate::memory::ownership::{Claim, Stage};
+use crate::memory::{Block, Map, Memory};
+use crate::runtime::{catch, Role};
+use crate::sys::disk::Way;
+use crate::units::Pages;
+use crate::vmm::callbacks::Callbacks;
+use crate::vmm::{EventKind, StateBlob, Vmm};
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many differences a message lists.
+const DIFFERENCES: usize = 8;
+
+struct Shared {
+    memory: Arc<Memory>,
+    vmm: Arc<dyn Vmm>,
+    params: RestoreParams,
+    task: Task,
+    filled: Arc<Filled>,
+}
+
+/// A restore of a guest from a file that [`super::Save`] made. One object, one restore. The example is
+/// there.
+///
+/// The guest has blocks of the same names, lengths and page sizes as the one that was saved, or adds
+/// them in `early_load`. Header, index and what the VMM saved are checked before the first page of
+/// memory is written, each page before it is. After an error memory holds nothing of use, and no
+/// guest is here.
+///
+/// All methods may be called from any thread; inside a callback of the same restore, [`Restore::wait`]
+/// is an error and [`Restore::cancel`] does not wait.
+pub struct Restore {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Restore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restore")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Restore {
+    /// A restore into `memory`. Checks the parameters.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a parameter outside of its range.
+    pub fn new(memory: Arc<Memory>, vmm: Arc<dyn Vmm>, params: RestoreParams) -> Result<Restore> {
+        params.check()?;
+        Ok(Restore {
+            shared: Arc::new(Shared {
+                memory,
+                vmm,
+                params,
+                task: Task::new("restore")?,
+                filled: Arc::default(),
+            }),
+        })
+    }
+
+    /// Starts it, from the image at `path`, and returns. What it comes to is told by
+    /// [`Restore::wait`], the last event and the figures.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while a migration, a save or another restore of the same guest is going on;
+    /// [`Kind::State`] where a guest is here, or this was started before.
+    pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
+        let ours = Arc::clone(&self.shared);
+        let path = path.as_ref().to_owned();
+        let claim = || self.shared.memory.ownership().restore();
+        self.shared.task.start(claim, move |claim| {
+            let vmm = Callbacks::new(Arc::clone(&ours.vmm), ours.task.owner());
+            let run = Run {
+                shared: ours,
+                vmm,
+                claim,
+                path,
+                begun: Instant::now(),
+                ends: Stage::NotArrived,
+                stats: Stats {
+                    state: State::Preparing,
+                    ..Stats::default()
+                },
+            };
+            run.run();
+        })
+    }
+
+    /// Ends the restore and returns when its threads have: within a tenth of a second, unless a
+    /// callback of the VMM's or a kernel call is in progress. Inside a callback it only asks for that.
+    /// One that has ended by itself is left alone: ask [`Restore::wait`].
+    pub fn cancel(&self) {
+        self.shared.task.cancel();
+    }
+
+    /// Waits until the restore is over, or for `limit`: [`Kind::Pending`]. An error says why it
+    /// failed.
+    ///
+    /// # Errors
+    /// Of the restore; [`Kind::Callback`] inside one of its own callbacks.
+    pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
+        self.shared.task.wait(limit)
+    }
+
+    /// The figures as they are now.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.shared.task.stats();
+        stats.data_pages = self.shared.filled.data_pages();
+        stats.zero_pages = self.shared.filled.zero_pages();
+        let done = Pages(stats.data_pages + stats.zero_pages).bytes().0;
+        stats.remaining_bytes = stats.total_bytes.saturating_sub(done);
+        match stats.state {
+            State::Completed => stats.progress = 10_000,
+            _ => stats.advance(),
+        }
+        stats
+    }
+
+    /// An eventfd that becomes readable when the restore enters another state. It stays the restore's;
+    /// reading it resets it.
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
+        self.shared.task.notify.fd()
+    }
+
+    /// Whether a cancel was asked for.
+    #[cfg(test)]
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.shared.task.cancel.is_cancelled()
+    }
+
+    /// Whether this thread is inside one of this restore's callbacks.
+    pub fn in_callback(&self) -> bool {
+        self.shared.task.in_callback()
+    }
+}
+
+impl Drop for Restore {
+    /// Cancels what is going on and waits for it.
+    fn drop(&mut self) {
+        self.shared.task.shut_down();
+    }
+}
+
+/// What the thread owns.
+struct Run {
+    shared: Arc<Shared>,
+    vmm: Callbacks,
+    claim: Claim,
+    path: PathBuf,
+    begun: Instant,
+    /// What it comes to for the guest if it ended now.
+    ends: Stage,
+    stats: Stats,
+}
+
+/// A blob that is about to be loaded.
+type Loaded<'a> = (&'a BlobEntry, Vec<u8>);
+
+impl Run {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        // Whoever waits is told last, when file, pins and claim are gone.
+        let _end = Ending(&shared.task);
+        let _inside = self.vmm.enter();
+        let result = catch(|| self.restore()).and_then(|restored| restored);
+        self.claim.comes_to(self.ends);
+        self.stats.elapsed = self.begun.elapsed();
+        let (kind, message) = match &result {
+            Ok(()) => (EventKind::Completed, "the guest was restored".to_owned()),
+            Err(error) => (EventKind::Failed, error.message().to_owned()),
+        };
+        shared.task.ends(&self.stats, result.err());
+        self.vmm.event(kind, message);
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let (params, cancel) = (&shared.params, &shared.task.cancel);
+        self.vmm.thread_start(Role::Snapshot)?;
+        let way = match params.direct {
+            true => Way::Direct,
+            false => Way::Cached,
+        };
+        let image = Arc::new(Image::open(&self.path, way)?);
+        let index = image.index();
+        let (early, state) = self.read_blobs(&image)?;
+        for blob in &early {
+            cancel.check("the restore")?;
+            self.load("early_load", blob, |vmm, blob| vmm.early_load(blob))?;
+        }
+        let map = shared.memory.map();
+        self.stats.total_bytes = map.total().0;
+        let blocks = matching(index, &map)
+            .map_err(|e| e.context(format_args!("image `{}`", self.path.display())))?;
+        let reach = |blocks: &[Arc<Block>]| {
+            blocks.iter().try_for_each(|block| {
+                access::file_reaches(block, &(Pages(0)..block.pages()), Access::Write)
+            })
+        };
+        reach(&blocks)?;
+        self.enter(State::Filling);
+        cancel.check("the restore")?;
+        self.claim.comes_to(Stage::Restoring);
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
+        image.fill(
+            &shared.memory,
+            fallible::collect(blocks.iter().cloned(), "blocks")?,
+            params.readers,
+            cancel,
+            &announce,
+            &shared.filled,
+        )?;
+        // Pages that are zero were not touched: nothing else would find that they are gone.
+        reach(&blocks)?;
+        shared.memory.guest_ran();
+        self.enter(State::Loading);
+        for blob in &state {
+            cancel.check("the restore")?;
+            self.load("load", blob, |vmm, blob| vmm.load(blob))?;
+        }
+        self.vmm
+            .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
+        cancel.check("the restore")?;
+        // Whatever becomes of it, a whole guest is here.
+        self.ends = Stage::Stands;
+        if !params.stay_paused {
+            self.enter(State::Starting);
+            self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
+            self.ends = Stage::Arrived;
+        }
+        Ok(())
+    }
+
+    /// What the VMM saved, early blobs and state; all of it is checked before anything is loaded.
+    fn read_blobs<'a>(&mut self, image: &'a Image) -> Result<(Vec<Loaded<'a>>, Vec<Loaded<'a>>)> {
+        let shared = Arc::clone(&self.shared);
+        let most = shared.params.max_state_bytes;
+        let (mut early, mut state) = (Vec::new(), Vec::new());
+        for blob in &image.index().blobs {
+            shared.task.cancel.check("the restore")?;
+            self.stats.state_bytes = self.stats.state_bytes.saturating_add(blob.length);
+            if self.stats.state_bytes > most {
+                return Err(Error::new(
+                    Kind::Image,
+                    format!(
+                        "image `{}` holds more than the {most} bytes of state that are allowed here \
+                         (max_state_bytes)",
+                        self.path.display()
+                    ),
+                ));
+            }
+            let list = match blob.kind {
+                BlobKind::Early => &mut early,
+                BlobKind::State => &mut state,
+            };
+            fallible::push(list, (blob, image.blob(blob)?), "state")?;
+        }
+        Ok((early, state))
+    }
+
+    fn load(
+        &self,
+        name: &str,
+        (entry, data): &Loaded<'_>,
+        load: impl FnOnce(&dyn Vmm, &StateBlob<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let blob = StateBlob {
+            name: &entry.name,
+            instance: entry.instance,
+            version: entry.version,
+            data,
+        };
+        self.vmm
+            .call_that_makes_threads(name, |vmm| load(vmm, &blob))
+    }
+
+    fn enter(&mut self, state: State) {
+        self.stats.state = state;
+        self.stats.elapsed = self.begun.elapsed();
+        self.shared.task.publish(&self.stats);
+        self.vmm.event(EventKind::State, state.name().to_owned());
+    }
+}
+
+/// What differs between a block of the image's and ours of the same name, in words.
+fn difference(theirs: &BlockEntry, ours: &Block) -> Option<String> {
+    let kind = |rom| if rom { "ROM" } else { "RAM" };
+    let mut differences = Vec::new();
+    if ours.length().0 != theirs.length {
+        differences.push(format!(
+            "has {} bytes in the image and {} in the guest",
+            theirs.length,
+            ours.length()
+        ));
+    }
+    if ours.page_size().0 != theirs.page_size {
+        differences.push(format!(
+            "has pages of {} bytes in the image and of {} in the guest",
+            theirs.page_size,
+            ours.page_size()
+        ));
+    }
+    if ours.flags().rom != theirs.rom {
+        differences.push(format!(
+            "is {} in the image and {} in the guest",
+            kind(theirs.rom),
+            kind(!theirs.rom)
+        ));
+    }
+    let name = &theirs.name;
+    (!differences.is_empty()).then(|| format!("block `{name}` {}", differences.join(", and ")))
+}
+
+/// The guest's blocks in the order of the image's, if they are the same.
+fn matching(index: &Index, map: &Map) -> Result<Vec<Arc<Block>>> {
+    let mut blocks = Vec::new();
+    let mut told = Vec::new();
+    let mut names = HashSet::new();
+    for theirs in &index.blocks {
+        fallible::add(&mut names, theirs.name.as_str(), "an image's blocks")?;
+        match map.block_named(&theirs.name) {
+            None => told.push(format!(
+                "the image has a block `{}` of {} bytes and the guest has none of that name",
+                theirs.name, theirs.length
+            )),
+            Some(ours) => {
+                told.extend(difference(theirs, ours));
+                fallible::push(&mut blocks, Arc::clone(ours), "an image's blocks")?;
+            }
+        }
+    }
+    let missing = map
+        .blocks()
+        .iter()
+        .filter(|ours| !names.contains(ours.name()));
+    told.extend(missing.map(|ours| {
+        format!(
+            "the guest has a block `{}` of {} bytes and the image has none of that name",
+            ours.name(),
+            ours.length()
+        )
+    }));
+    if told.is_empty() {
+        return Ok(blocks);
+    }
+    let more = told.len().saturating_sub(DIFFERENCES);
+    told.truncate(DIFFERENCES);
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    Err(Error::new(Kind::Layout, told.join("; ")))
+}

@@ -1,0 +1,424 @@
+//! [`Save`]: a guest into a file.
+
+use super::converge::{pause_now, Facts};
+use super::report::{SaveParams, State, Stats};
+use super::task::{Ending, Task};
+use crate::dirty::consumer::Consumer;
+use crate::dirty::tracker::{StartWith, Tracker};
+use crate::dirty::When;
+use crate::error::{Error, Result};
+use crate::image::{Announce, Blobs, Writer};
+use crate::memory::blockers::Blockers;
+use crate::memory::ownership::{Claim, Stage};
+use crate::runtime::{catch, Role};
+use crate::sys::disk::Way;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::vmm::callbacks::Callbacks;
+use crate::vmm::{EventKind, Vmm};
+use crate::walk::{Outlet, Put, Walk, BATCH_PAGES};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often the figures are renewed.
+const RENEW: Duration = Duration::from_millis(100);
+
+struct Shared {
+    tracker: Arc<Tracker>,
+    blockers: Blockers,
+    vmm: Arc<dyn Vmm>,
+    params: SaveParams,
+    task: Task,
+}
+
+/// A save of a guest to a file. One object, one save.
+///
+/// The file gets its name when it is whole and on its device; until then what had that name stays as
+/// it is. A save that fails or is cancelled leaves no file, and the guest runs on.
+///
+/// All methods may be called from any thread; inside a callback of the same save, [`Save::wait`] is an
+/// error and [`Save::cancel`] does not wait.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, Tracker};
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::migrate::Blockers;
+/// use brant::snapshot::{Restore, RestoreParams, Save, SaveParams};
+/// use brant::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use brant::vmm::Vmm;
+/// use std::sync::Arc;
+///
+/// /// Stops and starts vCPUs, saves and loads their state. This one has none.
+/// struct Nothing;
+/// impl Vmm for Nothing {
+///     fn pause(&self) -> brant::Result<()> { Ok(()) }
+///     fn resume(&self) -> brant::Result<()> { Ok(()) }
+///     fn run(&self) -> brant::Result<()> { Ok(()) }
+/// }
+///
+/// # fn main() -> brant::Result<()> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("guest.image");
+/// let ram = || GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]);
+/// let guest = |ram: &GuestMemoryMmap| -> brant::Result<Arc<Memory>> {
+///     let memory = Arc::new(Memory::new()?);
+///     memory.add_guest_memory(ram, NO_SLOT)?;
+///     Ok(memory)
+/// };
+/// let here = ram()?;
+/// here.write_obj(42u8, GuestAddress(4096))?;
+/// let tracker = Tracker::new(guest(&here)?, Clearing::default())?;
+/// let save = Save::new(tracker, Blockers::new(), Arc::new(Nothing), SaveParams::default())?;
+/// save.start(&path)?;
+/// save.wait(None)?;
+///
+/// // Later, or at another host.
+/// let there = ram()?;
+/// let restore = Restore::new(guest(&there)?, Arc::new(Nothing), RestoreParams::default())?;
+/// restore.start(&path)?;
+/// restore.wait(None)?;
+/// assert_eq!(there.read_obj::<u8>(GuestAddress(4096))?, 42);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Save {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Save {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Save")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Save {
+    /// A save of the guest that `tracker` tracks. Checks the parameters.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Invalid`] for a parameter outside of its range.
+    pub fn new(
+        tracker: Arc<Tracker>,
+        blockers: Blockers,
+        vmm: Arc<dyn Vmm>,
+        params: SaveParams,
+    ) -> Result<Save> {
+        params.check()?;
+        Ok(Save {
+            shared: Arc::new(Shared {
+                tracker,
+                blockers,
+                vmm,
+                params,
+                task: Task::new("save")?,
+            }),
+        })
+    }
+
+    /// Starts it and returns. What it comes to is told by [`Save::wait`], the last event and the
+    /// figures. `path` is where the image is to be: nothing is there, or a regular file, which is
+    /// replaced. Room for all of it is needed beside what is there.
+    ///
+    /// # Errors
+    /// [`crate::Kind::Busy`] while a migration, another save or a restore of the same guest is going
+    /// on; [`crate::Kind::State`] where the guest is not here, or this was started before;
+    /// [`crate::Kind::Blocked`].
+    pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let path = path.as_ref().to_owned();
+        let claim = || {
+            shared.blockers.check()?;
+            shared.tracker.memory().guest_ran();
+            shared.tracker.memory().ownership().save()
+        };
+        let ours = Arc::clone(&self.shared);
+        self.shared.task.start(claim, move |claim| {
+            let task_owner = ours.task.owner();
+            let vmm = Callbacks::new(Arc::clone(&ours.vmm), task_owner);
+            let run = Run {
+                stats: Stats {
+                    state: State::Preparing,
+                    ..Stats::default()
+                },
+                shared: ours,
+                vmm,
+                claim,
+                path,
+                begun: Instant::now(),
+                renewed: Instant::now(),
+                paused_at: None,
+            };
+            run.run();
+        })
+    }
+
+    /// Ends the save and returns when the guest runs on and the file is gone: within a tenth of a
+    /// second, unless a callback of the VMM's or a kernel call is in progress. Inside a callback it
+    /// only asks for that. One that has ended by itself is left alone.
+    pub fn cancel(&self) {
+        self.shared.task.cancel();
+    }
+
+    /// Waits until the save is over, or for `limit`: [`crate::Kind::Pending`]. An error says why it
+    /// failed.
+    ///
+    /// # Errors
+    /// Of the save; [`crate::Kind::Callback`] inside one of its own callbacks.
+    pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
+        self.shared.task.wait(limit)
+    }
+
+    /// The figures as they are now.
+    pub fn stats(&self) -> Stats {
+        self.shared.task.stats()
+    }
+
+    /// An eventfd that becomes readable when the figures have changed. It stays the save's; reading it
+    /// resets it.
+    pub fn notify_fd(&self) -> BorrowedFd<'_> {
+        self.shared.task.notify.fd()
+    }
+
+    /// Whether a cancel was asked for.
+    #[cfg(test)]
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.shared.task.cancel.is_cancelled()
+    }
+
+    /// Whether this thread is inside one of this save's callbacks.
+    pub fn in_callback(&self) -> bool {
+        self.shared.task.in_callback()
+    }
+}
+
+impl Drop for Save {
+    /// Cancels what is going on and waits for it.
+    fn drop(&mut self) {
+        self.shared.task.shut_down();
+    }
+}
+
+/// What the thread owns.
+struct Run {
+    shared: Arc<Shared>,
+    vmm: Callbacks,
+    claim: Claim,
+    path: PathBuf,
+    begun: Instant,
+    renewed: Instant,
+    /// Since when the guest is paused, if it is and we are to resume it.
+    paused_at: Option<Instant>,
+    stats: Stats,
+}
+
+/// Stops tracking, whatever becomes of the save.
+struct Tracking(Consumer);
+
+impl Drop for Tracking {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+impl Run {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        // Whoever waits is told last, when file, pins and claim are gone.
+        let _end = Ending(&shared.task);
+        let _inside = self.vmm.enter();
+        let mut result = catch(|| self.save()).and_then(|saved| saved);
+        if self.paused_at.is_some() {
+            match (&result, shared.params.stay_paused) {
+                (Ok(()), true) => self.claim.comes_to(Stage::Stands),
+                _ => {
+                    if let Err(not_resumed) = self.resume() {
+                        let error = result.err().unwrap_or_else(|| not_resumed.clone());
+                        result = Err(Error::new(
+                            error.kind(),
+                            format!("{}; the guest stands: {not_resumed}", error.message()),
+                        ));
+                    }
+                }
+            }
+        } else if shared.params.already_paused {
+            self.claim.comes_to(Stage::Stands);
+        } else if self.stats.downtime.is_none() {
+            // It was never paused. One that was has been told of by `resume`.
+            self.claim.comes_to(Stage::Kept);
+        }
+        self.stats.elapsed = self.begun.elapsed();
+        let (kind, message) = match &result {
+            Ok(()) => {
+                (self.stats.progress, self.stats.remaining_bytes) = (10_000, 0);
+                let message = format!("the guest was saved in {} bytes", self.stats.file_bytes);
+                (EventKind::Completed, message)
+            }
+            Err(error) => (EventKind::Failed, error.message().to_owned()),
+        };
+        shared.task.ends(&self.stats, result.err());
+        self.vmm.event(kind, message);
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let (params, cancel) = (&shared.params, &shared.task.cancel);
+        self.vmm.thread_start(Role::Snapshot)?;
+        let memory = shared.tracker.memory();
+        self.stats.total_bytes = memory.with_map(|map| map.total()).0;
+        self.stats.remaining_bytes = self.stats.total_bytes;
+        let mut blobs = Blobs::new();
+        self.vmm
+            .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
+        let callbacks = self.vmm.clone();
+        let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
+        let way = match params.direct {
+            true => Way::Direct,
+            false => Way::Cached,
+        };
+        let (path, writers) = (&self.path, params.writers);
+        let mut writer = Writer::begin(path, memory, writers, way, cancel, &announce)?;
+        let consumer = Tracking(shared.tracker.consumer());
+        let mut walk = Walk::over(memory)?;
+        if params.already_paused {
+            self.claim.comes_to(Stage::SavePaused);
+        }
+        consumer.0.skip_returned(true);
+        consumer.0.start(StartWith::Everything)?;
+        if let Some(warning) = shared.tracker.warning() {
+            self.vmm.event(EventKind::Warning, warning.to_owned());
+        }
+        if !params.already_paused {
+            self.passes(&consumer.0, &mut walk, &mut writer)?;
+            self.pause()?;
+        }
+        self.enter(State::Paused);
+        cancel.check("the save")?;
+        blobs.state_begins();
+        self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
+        self.stats.state_bytes = blobs.bytes();
+        cancel.check("the save")?;
+        consumer.0.sync(When::Stopped)?;
+        // What the syncs of others find from here on, the guest has not written.
+        consumer.0.freeze();
+        self.pass(&consumer.0, &mut walk, &mut writer)?;
+        writer.seal(&memory.map())?;
+        drop(consumer);
+        if self.paused_at.is_some() && !params.stay_paused {
+            self.resume()?;
+        }
+        self.enter(State::Finishing);
+        self.stats.file_bytes = writer.finish_image(blobs, cancel)?;
+        Ok(())
+    }
+
+    /// Writes memory while the guest runs, until another pass is worth nothing.
+    fn passes(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let mut before = None;
+        self.enter(State::Copying);
+        loop {
+            let (begun, data) = (Instant::now(), self.stats.data_pages);
+            self.pass(consumer, walk, writer)?;
+            let took = begun.elapsed();
+            let report = consumer.sync(When::Running)?;
+            for warning in report.warnings {
+                self.vmm.event(EventKind::Warning, warning);
+            }
+            shared.blockers.check()?;
+            let remaining = consumer.to_read().bytes();
+            self.vmm.event(
+                EventKind::Pass,
+                format!(
+                    "pass {} done: {} pages to write",
+                    self.stats.pass,
+                    remaining.pages_up()
+                ),
+            );
+            let facts = Facts {
+                pass: self.stats.pass,
+                remaining,
+                before,
+                written: Pages(self.stats.data_pages - data).bytes(),
+                took,
+            };
+            if pause_now(&facts, params.downtime_limit, params.max_passes) {
+                return Ok(());
+            }
+            before = Some(remaining);
+        }
+    }
+
+    /// Writes all that is pending, and waits until it is in the file.
+    fn pass(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        self.stats.pass += 1;
+        walk.restart();
+        loop {
+            shared.task.cancel.check("the save")?;
+            writer.progress()?;
+            match walk.step(consumer, BATCH_PAGES, writer)? {
+                Some(put) => self.count(&put, consumer),
+                None => {
+                    writer.barrier()?;
+                    // Pages whose pins somebody wanted back are pending again. While the guest runs,
+                    // they have time until the next pass.
+                    let again = self.stats.state == State::Paused && consumer.pending() > Pages(0);
+                    if !again {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, put: &Put, consumer: &Consumer) {
+        self.stats.data_pages += put.data_pages;
+        self.stats.zero_pages += put.zero_pages;
+        self.stats.ballooned_pages += put.skipped_pages;
+        self.stats.poisoned_pages += put.poisoned_pages;
+        if self.renewed.elapsed() >= RENEW {
+            self.stats.remaining_bytes = Bytes(consumer.pending().0 * PAGE_SIZE).0;
+            self.renew();
+        }
+    }
+
+    fn renew(&mut self) {
+        self.renewed = Instant::now();
+        self.stats.elapsed = self.begun.elapsed();
+        self.stats.advance();
+        self.shared.task.publish(&self.stats);
+    }
+
+    fn enter(&mut self, state: State) {
+        self.stats.state = state;
+        self.renew();
+        self.vmm.event(EventKind::State, state.name().to_owned());
+    }
+
+    fn pause(&mut self) -> Result<()> {
+        self.shared.task.cancel.check("the save")?;
+        self.shared.blockers.check()?;
+        self.claim.comes_to(Stage::SavePaused);
+        // From here on `resume` is due, whether `pause` succeeds or not.
+        self.paused_at = Some(Instant::now());
+        self.vmm.call("pause", |vmm| vmm.pause())
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let Some(paused_at) = self.paused_at.take() else {
+            return Ok(());
+        };
+        let resumed = self
+            .vmm
+            .call_that_makes_threads("resume", |vmm| vmm.resume());
+        self.stats.downtime = Some(paused_at.elapsed());
+        self.claim.comes_to(match resumed {
+            Ok(()) => Stage::Kept,
+            Err(_) => Stage::Stands,
+        });
+        resumed
+    }
+}

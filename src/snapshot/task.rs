@@ -1,0 +1,183 @@
+//! A piece of work on a thread of its own, and what the VMM holds of it: started once, waited for,
+//! cancelled; its figures; how it ended.
+
+use super::report::{State, Stats};
+use crate::error::{Error, Kind, Result};
+use crate::runtime::{spawn, Cancel, Join, Notify, Role};
+use crate::vmm::callbacks::{check_not_inside, inside};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+struct Public {
+    stats: Stats,
+    error: Option<Error>,
+    started: bool,
+    over: bool,
+}
+
+/// See the file's description.
+pub(super) struct Task {
+    /// What it is, as it stands in a sentence.
+    what: &'static str,
+    pub(super) cancel: Cancel,
+    pub(super) notify: Notify,
+    public: Mutex<Public>,
+    ended: Condvar,
+    thread: Mutex<Option<Join<()>>>,
+}
+
+/// Tells everybody who waits that the thread has done all, when it is dropped.
+pub(super) struct Ending<'a>(pub(super) &'a Task);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let mut public = self.0.lock();
+        public.over = true;
+        drop(public);
+        self.0.ended.notify_all();
+        self.0.notify.raise();
+    }
+}
+
+impl Task {
+    pub(super) fn new(what: &'static str) -> Result<Task> {
+        Ok(Task {
+            what,
+            cancel: Cancel::new()?,
+            notify: Notify::new()?,
+            public: Mutex::new(Public {
+                stats: Stats::default(),
+                error: None,
+                started: false,
+                over: false,
+            }),
+            ended: Condvar::new(),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// Tells it from others, for as long as it is in one place (an `Arc`).
+    pub(super) fn owner(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Public> {
+        self.public.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<Join<()>>> {
+        self.thread.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Starts it, if it was not started before: `prepare` says whether it may begin, and hands to
+    /// `work` what it does that with.
+    pub(super) fn start<P: Send + 'static>(
+        &self,
+        prepare: impl FnOnce() -> Result<P>,
+        work: impl FnOnce(P) + Send + 'static,
+    ) -> Result<()> {
+        check_not_inside(self.owner(), "start")?;
+        let mut thread = self.thread();
+        if self.lock().started {
+            let what = format!("this {} was started before; make a new one", self.what);
+            return Err(Error::new(Kind::State, what));
+        }
+        self.cancel.check("starting it")?;
+        let prepared = prepare()?;
+        self.lock().stats.state = State::Preparing;
+        match spawn(Role::Snapshot, |_| (), move || work(prepared)) {
+            Ok(spawned) => {
+                *thread = Some(spawned);
+                self.lock().started = true;
+                Ok(())
+            }
+            Err(e) => {
+                // Nothing was begun.
+                self.lock().stats.state = State::Idle;
+                Err(e)
+            }
+        }
+    }
+
+    /// Asks for its end, and waits for it unless this thread is inside one of its callbacks.
+    pub(super) fn cancel(&self) {
+        self.cancel.cancel();
+        if !inside(self.owner()) {
+            self.wait_ended(None);
+        }
+    }
+
+    pub(super) fn wait(&self, limit: Option<Duration>) -> Result<()> {
+        check_not_inside(self.owner(), "wait")?;
+        if self.thread().is_none() {
+            let what = format!("this {} was not started", self.what);
+            return Err(Error::new(Kind::State, what));
+        }
+        if !self.wait_ended(limit) {
+            let what = format!("the {} is still going on", self.what);
+            return Err(Error::new(Kind::Pending, what));
+        }
+        self.lock().error.clone().map_or(Ok(()), Err)
+    }
+
+    fn wait_ended(&self, limit: Option<Duration>) -> bool {
+        if self.thread().is_none() {
+            return true;
+        }
+        let public = self.lock();
+        let going_on = |public: &mut Public| !public.over;
+        match limit {
+            None => {
+                let waited = self.ended.wait_while(public, going_on);
+                drop(waited.unwrap_or_else(|e| e.into_inner()));
+                true
+            }
+            Some(limit) => {
+                let waited = self.ended.wait_timeout_while(public, limit, going_on);
+                !waited.unwrap_or_else(|e| e.into_inner()).1.timed_out()
+            }
+        }
+    }
+
+    /// Renews the figures, and tells the VMM to look.
+    pub(super) fn publish(&self, stats: &Stats) {
+        let mut public = self.lock();
+        let error = public.stats.error;
+        public.stats = Stats { error, ..*stats };
+        drop(public);
+        self.notify.raise();
+    }
+
+    /// It has come to its end, with these figures.
+    pub(super) fn ends(&self, stats: &Stats, error: Option<Error>) {
+        let mut public = self.lock();
+        public.stats = Stats {
+            error: error.as_ref().map(Error::kind),
+            state: match error {
+                None => State::Completed,
+                Some(_) => State::Failed,
+            },
+            ..*stats
+        };
+        public.error = error;
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        self.lock().stats
+    }
+
+    pub(super) fn in_callback(&self) -> bool {
+        inside(self.owner())
+    }
+
+    /// Ends it and joins the thread: for whoever drops the VMM's object.
+    pub(super) fn shut_down(&self) {
+        self.cancel();
+        let thread = self.thread().take();
+        if let Some(thread) = thread {
+            if !inside(self.owner()) {
+                let _ = thread.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Saves and restores with one system call failing: the guest runs on, no file is left, and what
+//! succeeds is right.
+
+use crate::error::Result;
+use crate::memory::Whose;
+use crate::snapshot::testing::*;
+use crate::sys::kernel::plan::{Call, Fault, Scope};
+use crate::sys::kernel::plausible::faults;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
+
+fn guest() -> World {
+    let notes = Notes {
+        blobs: [Vec::new(), vec![("cpu", vec![4; 500])]],
+        ..Notes::default()
+    };
+    let here = world_of(1200, notes);
+    for page in (0..1200).filter(|page| page % 300 < 200) {
+        here.fill(page, page as u8 | 1);
+    }
+    here
+}
+
+fn save(world: &World, scope: &Scope, path: &Path) -> Result<()> {
+    scope.enter(|| world.save_to(path))
+}
+
+/// The first and the last call of each name and role, and one in between, with each thing that can
+/// become of it.
+fn cases(scope: &Scope, numbers: &mut Numbers) -> Vec<(Call, Fault)> {
+    let mut counts: BTreeMap<_, u64> = BTreeMap::new();
+    for call in scope.calls() {
+        *counts.entry((call.role, call.name)).or_default() += 1;
+    }
+    let mut cases = Vec::new();
+    for ((role, name), count) in counts {
+        let mut tried = vec![0, count - 1, numbers.below(count)];
+        tried.sort_unstable();
+        tried.dedup();
+        for number in tried {
+            let call = Call { role, name, number };
+            cases.extend(faults(name).iter().map(|fault| (call, *fault)));
+        }
+    }
+    cases
+}
+
+#[test]
+fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
+    let mut numbers = Numbers::seeded();
+    let (directory, path) = place();
+    let whole = Scope::default();
+    save(&guest(), &whole, &path).unwrap();
+    let (mut failed, mut succeeded) = (0, 0);
+    let cases = cases(&whole, &mut numbers);
+    assert!(cases.len() > 60, "{}", cases.len());
+    for (call, fault) in cases {
+        std::fs::write(&path, "older").unwrap();
+        let here = guest();
+        let scope = Scope::default();
+        scope.plan(call, fault);
+        let result = save(&here, &scope, &path);
+        let case = format!("{call}: {fault}: {result:?}");
+        assert!(!here.notes.paused.load(SeqCst), "{case}");
+        let whose = here.memory.ownership().whose();
+        assert!(
+            matches!(whose, Whose::Here | Whose::Unknown),
+            "{case}: {whose:?}"
+        );
+        assert_eq!(names(directory.path()), ["guest.image"], "{case}");
+        match result {
+            Ok(()) => {
+                succeeded += 1;
+                let there = world_of(1200, Notes::default());
+                there.restore_from(&path).unwrap();
+                assert!(there.contents() == here.contents(), "{case}");
+            }
+            Err(error) => {
+                failed += 1;
+                assert!(scope.fired(), "{case}");
+                assert!(!error.message().is_empty());
+                // A directory that cannot be synced has its file all the same.
+                if !error.message().contains("it is whole") {
+                    assert_eq!(std::fs::read(&path).unwrap(), b"older", "{case}");
+                }
+            }
+        }
+    }
+    println!("{failed} failed, {succeeded} succeeded");
+    assert!(failed > 20 && succeeded > 10, "{failed}, {succeeded}");
+}
+
+#[test]
+fn whatever_call_of_a_restore_fails_no_guest_runs_that_is_not_whole() {
+    let mut numbers = Numbers::seeded();
+    let (_directory, path) = place();
+    let here = guest();
+    here.save_to(&path).unwrap();
+    let contents = here.contents();
+    let restore = |scope: &Scope| {
+        let there = world_of(1200, Notes::default());
+        let result = scope.enter(|| there.restore_from(&path));
+        (there, result)
+    };
+    let whole = Scope::default();
+    restore(&whole).1.unwrap();
+    let (mut failed, mut succeeded) = (0, 0);
+    for (call, fault) in cases(&whole, &mut numbers) {
+        let scope = Scope::default();
+        scope.plan(call, fault);
+        let (there, result) = restore(&scope);
+        let case = format!("{call}: {fault}: {result:?}");
+        match result {
+            Ok(()) => {
+                succeeded += 1;
+                assert!(there.contents() == contents, "{case}");
+            }
+            Err(_) => {
+                failed += 1;
+                assert!(scope.fired(), "{case}");
+                assert!(!there.notes.calls().contains(&"run".into()), "{case}");
+            }
+        }
+    }
+    println!("{failed} failed, {succeeded} succeeded");
+    assert!(failed > 10 && succeeded > 10, "{failed}, {succeeded}");
+}
+
+#[test]
+fn a_disk_that_fills_up_fails_the_save_by_block_and_place() {
+    let (directory, path) = place();
+    let here = guest();
+    let scope = Scope::default();
+    let call = Call {
+        role: "brant-image",
+        name: "pwrite",
+        number: 2,
+    };
+    scope.plan(call, Fault::Error(libc::ENOSPC));
+    let error = save(&here, &scope, &path).unwrap_err();
+    assert!(error.message().contains("block `"), "{error}");
+    assert!(
+        error.message().contains("No space left on device"),
+        "{error}"
+    );
+    assert!(error.message().contains("guest.image"), "{error}");
+    assert!(names(directory.path()).is_empty());
+    // And when there is room again, the same guest is saved.
+    here.save_to(&path).unwrap();
+}

@@ -1,0 +1,358 @@
+//! What is restored is what was saved.
+
+use crate::error::Kind;
+use crate::image::Image;
+use crate::memory::{BlockFlags, Whose};
+use crate::snapshot::testing::*;
+use crate::snapshot::{RestoreParams, SaveParams, State};
+use crate::sys::disk::Way;
+use crate::units::PAGE_SIZE;
+use crate::vmm::{EventKind, Role};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{mpsc, Arc};
+
+#[test]
+fn a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_was_paused() {
+    let (_directory, path) = place();
+    let notes = Notes {
+        blobs: [
+            vec![("config", b"two disks".to_vec())],
+            vec![("cpu", vec![7; 10_000]), ("empty", Vec::new())],
+        ],
+        ..Notes::default()
+    };
+    let here = world_of(PAGES, notes);
+    let mut numbers = Numbers::seeded();
+    for _ in 0..PAGES / 2 {
+        here.fill(numbers.below(PAGES), numbers.next() as u8);
+    }
+    // The guest: writes data and zeros, everywhere, until it is paused; and again when it is resumed.
+    let (notes, ram) = (Arc::clone(&here.notes), here.ram.clone());
+    let (stop, written) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let guest = {
+        let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
+        std::thread::spawn(move || {
+            while !stop.load(SeqCst) {
+                if notes.paused.load(SeqCst) {
+                    notes.calls.lock().unwrap().push("stood".into());
+                    while notes.paused.load(SeqCst) && !stop.load(SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    continue;
+                }
+                let page = numbers.below(PAGES);
+                let value = (numbers.next() % 3).wrapping_mul(numbers.next());
+                write(&ram, page, value);
+                written.fetch_add(1, SeqCst);
+            }
+        })
+    };
+    // Paused means that no write is on its way.
+    let (notes, ram) = (Arc::clone(&here.notes), here.ram.clone());
+    let (sender, frozen) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    here.notes.hook("pause", move || {
+        while !notes.calls().contains(&"stood".to_owned()) {
+            std::thread::yield_now();
+        }
+        use vm_memory::{Bytes, GuestAddress};
+        // A save writes guest memory too.
+        write(&ram, 3, 0x1234);
+        let mut bytes = vec![0; (PAGES * PAGE_SIZE) as usize];
+        ram.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        sender.lock().unwrap().send(bytes).unwrap();
+        Ok(())
+    });
+    let save = here.save(SaveParams::default());
+    assert_eq!(save.stats().state, State::Idle);
+    save.start(&path).unwrap();
+    save.wait(Some(LONG)).unwrap();
+    let resumed_at = written.load(SeqCst);
+    while written.load(SeqCst) == resumed_at {
+        std::thread::yield_now();
+    }
+    stop.store(true, SeqCst);
+    guest.join().unwrap();
+    let stats = save.stats();
+    assert_eq!((stats.state, stats.error), (State::Completed, None));
+    assert_eq!((stats.progress, stats.remaining_bytes), (10_000, 0));
+    assert!(stats.downtime.is_some());
+    assert_eq!(stats.state_bytes, 10_009);
+    assert_eq!(here.memory.ownership().whose(), Whose::Here);
+    let calls = here.notes.calls();
+    let order = ["early_save", "pause", "save", "resume"];
+    let at = order.map(|name| calls.iter().position(|c| c == name).unwrap());
+    assert!(at.is_sorted(), "{calls:?}");
+    let roles = here.notes.roles.lock().unwrap().clone();
+    assert_eq!(roles.iter().filter(|r| **r == Role::Snapshot).count(), 1);
+    assert_eq!(roles.iter().filter(|r| **r == Role::Image).count(), 2);
+
+    let there = world();
+    // What was there before does not stay.
+    for page in 0..PAGES {
+        there.fill(page, 0xee);
+    }
+    let restore = there.restore(RestoreParams::default());
+    restore.start(&path).unwrap();
+    restore.wait(Some(LONG)).unwrap();
+    let frozen = frozen.recv().unwrap();
+    let restored = there.contents();
+    for (page, (a, b)) in frozen.chunks(4096).zip(restored.chunks(4096)).enumerate() {
+        assert!(a == b, "page {page}");
+    }
+    assert_eq!(there.memory.ownership().whose(), Whose::Here);
+    assert_eq!(
+        there
+            .notes
+            .calls()
+            .into_iter()
+            .filter(|c| c != "thread_start")
+            .collect::<Vec<_>>(),
+        ["early_load", "load", "load", "loaded", "run"]
+    );
+    assert_eq!(
+        *there.notes.loaded.lock().unwrap(),
+        [
+            ("config".into(), 0, 10, b"two disks".to_vec()),
+            ("cpu".into(), 0, 10, vec![7; 10_000]),
+            ("empty".into(), 1, 11, Vec::new()),
+        ]
+    );
+    let stats = restore.stats();
+    assert_eq!(stats.data_pages + stats.zero_pages, PAGES);
+    assert_eq!((stats.progress, stats.state), (10_000, State::Completed));
+    let events = there.notes.events.lock().unwrap();
+    assert_eq!(events.last().unwrap().kind, EventKind::Completed);
+}
+
+#[test]
+fn pages_that_are_zero_are_holes_and_stay_untouched_in_the_guest_that_is_restored() {
+    let (_directory, path) = place();
+    let here = world();
+    for page in [0, 5, PAGES - 1] {
+        here.fill(page, 9);
+    }
+    // Written, and zero.
+    for page in 1000..3000 {
+        here.fill(page, 0);
+    }
+    here.save_to(&path).unwrap();
+    let file = std::fs::metadata(&path).unwrap();
+    assert_eq!(
+        file.mode() & 0o777,
+        0o600,
+        "guest memory is its owner's alone"
+    );
+    let taken = file.blocks() * 512;
+    assert!(taken < 1 << 20, "{taken} bytes on the disk for three pages");
+    let there = world();
+    there.restore_from(&path).unwrap();
+    let map = there.memory.map();
+    let mut touched = 0;
+    let block = &map.blocks()[0];
+    crate::memory::contents::Contents::new()
+        .touched(block, crate::units::Pages(0)..block.pages(), |run| {
+            touched += run.end.0 - run.start.0;
+        })
+        .unwrap();
+    // The host may have backed a page with a larger one.
+    assert!(touched <= 3 * 512, "{touched} pages");
+    assert!(here.contents() == there.contents());
+}
+
+#[test]
+fn however_often_pages_are_written_the_file_is_bounded_by_the_guests_memory() {
+    let (_directory, path) = place();
+    let here = world();
+    // Every page, again before each pass ends.
+    let (ram, notes) = (here.ram.clone(), Arc::clone(&here.notes));
+    let stop = Arc::new(AtomicBool::new(false));
+    let guest = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            for value in 1.. {
+                for page in 0..PAGES {
+                    if stop.load(SeqCst) || notes.paused.load(SeqCst) {
+                        return;
+                    }
+                    write(&ram, page, value);
+                }
+            }
+        })
+    };
+    here.notes.hook("pause", {
+        let stop = Arc::clone(&stop);
+        let guest = std::sync::Mutex::new(Some(guest));
+        move || {
+            stop.store(true, SeqCst);
+            guest.lock().unwrap().take().unwrap().join().unwrap();
+            Ok(())
+        }
+    });
+    let save = here.save(SaveParams {
+        max_passes: 4,
+        downtime_limit: std::time::Duration::from_millis(1),
+        ..SaveParams::default()
+    });
+    save.start(&path).unwrap();
+    save.wait(Some(LONG)).unwrap();
+    assert!(save.stats().data_pages > PAGES, "pages were written again");
+    let file = std::fs::metadata(&path).unwrap();
+    let bound = PAGES * PAGE_SIZE + PAGES * 4 + (4 << 20);
+    assert!(file.len() <= bound, "{} of {bound}", file.len());
+    assert!(file.blocks() * 512 <= bound);
+    let there = world();
+    there.restore_from(&path).unwrap();
+    assert!(here.contents() == there.contents());
+}
+
+#[test]
+fn a_page_that_becomes_zero_between_two_passes_is_a_hole_again() {
+    let (_directory, path) = place();
+    let here = world();
+    for page in 0..4096 {
+        here.fill(page, 5);
+    }
+    let ram = here.ram.clone();
+    here.notes.hook("pause", move || {
+        use vm_memory::{Bytes, GuestAddress};
+        let zeros = vec![0; 4000 * PAGE_SIZE as usize];
+        ram.write_slice(&zeros, GuestAddress(0)).unwrap();
+        Ok(())
+    });
+    here.save_to(&path).unwrap();
+    let taken = std::fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(taken < 2 << 20, "{taken} bytes on the disk for 96 pages");
+    let there = world();
+    there.restore_from(&path).unwrap();
+    assert!(here.contents() == there.contents());
+}
+
+#[test]
+fn blocks_that_come_and_go_during_a_save_are_those_of_the_moment_of_the_pause() {
+    let (_directory, path) = place();
+    let here = world();
+    here.fill(7, 7);
+    let goes = Plugged::new(600);
+    let comes = Arc::new(Plugged::new(300));
+    goes.bytes().fill(1);
+    comes.bytes().fill(2);
+    goes.add_to(&here.memory, "goes", BlockFlags::default());
+    let (memory, new) = (Arc::clone(&here.memory), Arc::clone(&comes));
+    here.notes.hook("pause", move || {
+        memory.remove_block("goes")?;
+        let rom = BlockFlags {
+            rom: true,
+            ..BlockFlags::default()
+        };
+        new.add_to(&memory, "comes", rom);
+        Ok(())
+    });
+    here.save_to(&path).unwrap();
+    let image = Image::open(&path, Way::Cached).unwrap();
+    let names: Vec<_> = image
+        .index()
+        .blocks
+        .iter()
+        .map(|b| b.name.as_str())
+        .collect();
+    let ours = here.memory.map();
+    assert_eq!(names, [ours.blocks()[0].name(), "comes"]);
+    // A guest with the same blocks takes it, and one without says what it lacks.
+    let there = world();
+    let error = there.restore_from(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::Layout);
+    assert!(
+        error.message().contains("block `comes` of 1228800 bytes"),
+        "{error}"
+    );
+    assert_eq!(there.memory.ownership().whose(), Whose::Empty);
+    let new = Plugged::new(300);
+    let added = there.notes.loaded.lock().unwrap().len();
+    assert_eq!(added, 0, "nothing was loaded");
+    let rom = BlockFlags {
+        rom: true,
+        ..BlockFlags::default()
+    };
+    new.add_to(&there.memory, "comes", rom);
+    there.restore_from(&path).unwrap();
+    assert!(new.bytes().iter().all(|b| *b == 2));
+    drop(there);
+}
+
+#[test]
+fn layouts_that_differ_are_refused_with_each_difference_before_anything_is_written() {
+    let (_directory, path) = place();
+    let here = world();
+    here.fill(0, 1);
+    here.save_to(&path).unwrap();
+    let there = world_of(PAGES + 1, Notes::default());
+    there.fill(0, 3);
+    let more = Plugged::new(16);
+    more.add_to(&there.memory, "more", BlockFlags::default());
+    let before = there.contents();
+    let error = there.restore_from(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::Layout, "{error}");
+    let (theirs, ours) = (PAGES * PAGE_SIZE, (PAGES + 1) * PAGE_SIZE);
+    let difference = format!("has {theirs} bytes in the image and {ours} in the guest");
+    for words in [&difference, "block `more` of 65536 bytes", "guest.image"] {
+        assert!(error.message().contains(words), "{words}: {error}");
+    }
+    assert!(before == there.contents());
+    drop(there);
+}
+
+#[test]
+fn a_guest_that_is_paused_already_is_saved_in_one_pass_and_stays_paused() {
+    let (_directory, path) = place();
+    let here = world();
+    here.fill(77, 1);
+    here.notes.paused.store(true, SeqCst);
+    let save = here.save(SaveParams {
+        already_paused: true,
+        ..SaveParams::default()
+    });
+    save.start(&path).unwrap();
+    save.wait(Some(LONG)).unwrap();
+    assert_eq!((save.stats().pass, save.stats().downtime), (1, None));
+    let calls = here.notes.calls();
+    assert!(!calls.contains(&"pause".into()) && !calls.contains(&"resume".into()));
+    assert_eq!(here.memory.ownership().whose(), Whose::Stands);
+    here.memory.runs_here().unwrap();
+    let there = world();
+    let restore = there.restore(RestoreParams {
+        stay_paused: true,
+        ..RestoreParams::default()
+    });
+    restore.start(&path).unwrap();
+    restore.wait(Some(LONG)).unwrap();
+    assert!(!there.notes.calls().contains(&"run".into()));
+    assert_eq!(there.memory.ownership().whose(), Whose::Stands);
+    assert!(here.contents() == there.contents());
+    // What was restored can be saved again, and is the same.
+    let again = path.with_extension("again");
+    there.memory.runs_here().unwrap();
+    there.save_to(&again).unwrap();
+    let bytes = [&path, &again].map(|path| std::fs::read(path).unwrap());
+    assert!(bytes[0] == bytes[1]);
+}
+
+#[test]
+fn a_guest_that_is_to_stay_paused_does() {
+    let (_directory, path) = place();
+    let here = world();
+    let save = here.save(SaveParams {
+        stay_paused: true,
+        direct: false,
+        writers: 1,
+        ..SaveParams::default()
+    });
+    save.start(&path).unwrap();
+    save.wait(Some(LONG)).unwrap();
+    assert!(here.notes.paused.load(SeqCst));
+    assert_eq!(here.memory.ownership().whose(), Whose::Stands);
+}
