@@ -415,6 +415,11 @@ int32_t brant_has_feature(const char *name);
  * its file, or without room to be allocated. The message names the block and the offset.
  */
 #define BRANT_E_MEMORY (-24)
+/**
+ * A file is no whole image of a guest: torn, short, or something else. The message names the file,
+ * the place in it, what was expected there and what was found.
+ */
+#define BRANT_E_IMAGE (-25)
 
 /**
  * The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
@@ -707,6 +712,12 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
  * has made one since.
  */
 #define BRANT_GUEST_EMPTY 10
+/** In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here. */
+#define BRANT_GUEST_SAVING 11
+/** In `brant_guest_get_state`: a save to an image has paused the guest. */
+#define BRANT_GUEST_SAVE_PAUSED 12
+/** In `brant_guest_get_state`: a restore from an image is in progress. */
+#define BRANT_GUEST_RESTORING 13
 
 /** Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks. */
 int32_t brant_guest_get_state(const struct brant_guest *guest,
@@ -934,6 +945,10 @@ typedef struct brant_event {
  * the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
  */
 #define BRANT_ROLE_REAPER 5
+/** A thread that saves a guest to an image, or restores one from it, and calls the operations. */
+#define BRANT_ROLE_SNAPSHOT 7
+/** A thread that writes pages to an image, or reads them from it. It calls no other operation. */
+#define BRANT_ROLE_IMAGE 9
 
 /**
  * The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
@@ -2617,6 +2632,280 @@ uint64_t brant_rate_progress(const struct brant_rate *rate);
  */
 int32_t brant_rate_cancel(const struct brant_rate *rate,
                           struct brant_error **error);
+
+/* =============================================================================================
+ * Images: a guest in a file
+ * ============================================================================================= */
+
+/**
+ * A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save` give.
+ * The guest runs while most of it is written and stands still for the last pages. One object, one
+ * save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+ *
+ * The file gets its name when it is whole and on its device; until then what had that name stays. A
+ * save that fails or is cancelled leaves no file, and the guest runs on. A process that is killed
+ * while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody reads.
+ *
+ * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads, also
+ * while others wait, whose waits it ends. `brant_image_save_free` is the last call: all others on it
+ * have returned before it begins. Inside a callback of the same save, waiting and freeing are
+ * BRANT_E_CALLBACK, and cancelling only asks.
+ */
+typedef struct brant_image_save brant_image_save;
+
+/**
+ * A restore of a guest from a file that a save made, into a guest whose blocks match by name, length
+ * and page size; `early_load` may add them. One object, one restore. What is damaged, cut off or
+ * something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
+ * no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
+ *
+ * Threads: as for brant_image_save.
+ */
+typedef struct brant_image_restore brant_image_restore;
+
+/** In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed. */
+#define BRANT_IMAGE_RESUME 0
+/**
+ * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so. After
+ * a failure or a cancel it is resumed.
+ */
+#define BRANT_IMAGE_STAY_PAUSED 1
+/**
+ * In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
+ * Neither `pause` nor `resume` is called.
+ */
+#define BRANT_IMAGE_ALREADY_PAUSED 2
+
+/**
+ * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long reads
+ * and writes go past the page cache (O_DIRECT), where the file system lets them.
+ */
+#define BRANT_IMAGE_DIRECT 0
+/**
+ * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes through
+ * the page cache. For an image that is restored soon on the same host.
+ */
+#define BRANT_IMAGE_CACHED 1
+
+/**
+ * How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with the
+ * range in the message.
+ */
+typedef struct brant_image_save_params {
+    /** sizeof(brant_image_save_params). */
+    size_t size;
+    /**
+     * Passes go on until the rest can be written in half of this time; milliseconds, 1 to 3600000;
+     * default 300. A guest that writes as fast as the disk is paused all the same.
+     */
+    uint64_t downtime_limit_ms;
+    /** After so many passes the guest is paused, however much is left; 1 to 1000; default 30. */
+    uint32_t max_passes;
+    /** Threads that write; 1 to 64; default 2. */
+    uint32_t writers;
+    /** BRANT_IMAGE_RESUME, BRANT_IMAGE_STAY_PAUSED or BRANT_IMAGE_ALREADY_PAUSED. */
+    uint32_t guest;
+    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
+    uint32_t cache;
+} brant_image_save_params;
+
+/**
+ * How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
+ * the range in the message.
+ */
+typedef struct brant_image_restore_params {
+    /** sizeof(brant_image_restore_params). */
+    size_t size;
+    /** The most bytes of what a VMM saved that are taken; 4 KiB to 1 TiB; default 256 MiB. */
+    uint64_t max_state_bytes;
+    /** Threads that read; 1 to 64; default 2. */
+    uint32_t readers;
+    /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
+    uint32_t cache;
+    /**
+     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the VMM
+     * starts the guest itself, after `brant_guest_runs_here`.
+     */
+    uint32_t guest;
+    /** 0. */
+    uint32_t reserved;
+} brant_image_restore_params;
+
+/** Not started. */
+#define BRANT_IMAGE_IDLE 0
+/** Save: making the file. Restore: opening it, comparing memory layouts. */
+#define BRANT_IMAGE_PREPARING 1
+/** Save: writing memory while the guest runs. */
+#define BRANT_IMAGE_COPYING 2
+/** Save: the guest is paused; its state is saved and the last pages are written. */
+#define BRANT_IMAGE_PAUSED 3
+/** Save: the last page is written; the file is made whole and gets its name. */
+#define BRANT_IMAGE_FINISHING 4
+/** Restore: memory is being read. */
+#define BRANT_IMAGE_FILLING 5
+/** Restore: the VMM loads its state. */
+#define BRANT_IMAGE_LOADING 6
+/** Restore: the VMM starts the guest. */
+#define BRANT_IMAGE_STARTING 7
+/** It is done. */
+#define BRANT_IMAGE_COMPLETED 8
+/** It failed, or was cancelled. */
+#define BRANT_IMAGE_FAILED 9
+
+/** The figures of a save or a restore. Times are nanoseconds, sizes bytes, pages 4 KiB. */
+typedef struct brant_image_stats {
+    /** sizeof(brant_image_stats). */
+    size_t size;
+    /** The state: BRANT_IMAGE_IDLE to BRANT_IMAGE_FAILED. */
+    uint32_t state;
+    /** Save: the pass over memory, from 1; 0 before the first. */
+    uint32_t pass;
+    /** 0, or why it failed: BRANT_E_*. */
+    int32_t error;
+    /**
+     * How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has completed,
+     * and not before.
+     */
+    uint32_t progress;
+    /** The guest's memory. */
+    uint64_t total_bytes;
+    /** Of it, what is still to be written or read. May grow while a guest that is saved runs. */
+    uint64_t remaining_bytes;
+    /** Pages with contents; one that is written again counts again. */
+    uint64_t data_pages;
+    /**
+     * Pages that are zero, ballooned ones included, which take no room; one that is told again counts
+     * again.
+     */
+    uint64_t zero_pages;
+    /** Save, of the zero pages: ballooned ones. */
+    uint64_t ballooned_pages;
+    /** Save, of the zero pages: those whose contents the VMM has declared lost. */
+    uint64_t poisoned_pages;
+    /** What the VMM saved, or loads. */
+    uint64_t state_bytes;
+    /**
+     * How long the file is; less of it takes room on the disk, where pages are zero. 0 until that is
+     * known.
+     */
+    uint64_t file_bytes;
+    /** Since the start. */
+    uint64_t elapsed_ns;
+    /**
+     * Save: how long the guest stood still, from the call of `pause` to the return of `resume`;
+     * BRANT_UNKNOWN before, and where brant did not do both.
+     */
+    uint64_t downtime_ns;
+} brant_image_stats;
+
+/**
+ * Makes a save of the guest that `tracker` was made from. The operations of that guest must have
+ * `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters` may
+ * be NULL for what ships. Nothing happens before it is started.
+ */
+int32_t brant_image_save_new(struct brant_tracker *tracker,
+                             const struct brant_image_save_params *parameters,
+                             struct brant_image_save **save,
+                             struct brant_error **error);
+
+/**
+ * Cancels a save that is going on, waits for its end, and frees it; NULL is fine. 0, or
+ * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ */
+int32_t brant_image_save_free(struct brant_image_save *save);
+
+/**
+ * Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular file,
+ * which is replaced when the image is whole. Room for all of it is needed beside what is there. Only
+ * its owner may read and write the image: it holds all that the guest's memory holds. BRANT_E_BUSY,
+ * BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+ */
+int32_t brant_image_save_start(struct brant_image_save *save,
+                               const char *path,
+                               struct brant_error **error);
+
+/**
+ * Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
+ * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that. One
+ * that has ended is left alone.
+ */
+int32_t brant_image_save_cancel(struct brant_image_save *save,
+                                struct brant_error **error);
+
+/**
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
+ * all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going on, else
+ * why it failed: then there is no image, and the guest runs on (or, if `resume` itself failed,
+ * stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's words and the
+ * place in the file.
+ */
+int32_t brant_image_save_wait(struct brant_image_save *save,
+                              uint64_t timeout_ms,
+                              struct brant_error **error);
+
+/** Fills in the figures as they are now. Any thread, also inside callbacks. */
+int32_t brant_image_save_get_stats(const struct brant_image_save *save,
+                                   struct brant_image_stats *stats,
+                                   struct brant_error **error);
+
+/**
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it. It
+ * stays the save's: do not close it. A code if `save` is NULL.
+ */
+int32_t brant_image_save_event_fd(const struct brant_image_save *save);
+
+/**
+ * Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
+ * `load` too if the image holds state, and `early_load` if it holds configuration. `parameters` may be
+ * NULL for what ships. Nothing happens before it is started.
+ */
+int32_t brant_image_restore_new(struct brant_guest *guest,
+                                const struct brant_image_restore_params *parameters,
+                                struct brant_image_restore **restore,
+                                struct brant_error **error);
+
+/**
+ * Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that runs
+ * here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ */
+int32_t brant_image_restore_free(struct brant_image_restore *restore);
+
+/**
+ * Starts it, from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE where
+ * something else is going on with the guest, or a guest is here.
+ */
+int32_t brant_image_restore_start(struct brant_image_restore *restore,
+                                  const char *path,
+                                  struct brant_error **error);
+
+/**
+ * Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
+ * kernel call is in progress. Inside one of its callbacks it only asks for that. One that has ended is
+ * left alone; brant_image_restore_wait says whether the guest runs.
+ */
+int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
+                                   struct brant_error **error);
+
+/**
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
+ * all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if it is
+ * still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. Then
+ * no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+ */
+int32_t brant_image_restore_wait(struct brant_image_restore *restore,
+                                 uint64_t timeout_ms,
+                                 struct brant_error **error);
+
+/** Fills in the figures as they are now. Any thread, also inside callbacks. */
+int32_t brant_image_restore_get_stats(const struct brant_image_restore *restore,
+                                      struct brant_image_stats *stats,
+                                      struct brant_error **error);
+
+/**
+ * An eventfd that becomes readable when the restore enters another state, for poll; reading it resets
+ * it. It stays the restore's: do not close it. A code if `restore` is NULL.
+ */
+int32_t brant_image_restore_event_fd(const struct brant_image_restore *restore);
 
 /* =============================================================================================
  * Bitmaps, for whoever works on dirty bits

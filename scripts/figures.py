@@ -26,6 +26,13 @@ GROUPS = [
         Figure(r"scatter\.bare_fraction/", "every so manyth page of 2 GiB: throughput over a bare writev of these pages, "
                "received in blocks of 256", ">=", 0.85),
     ]),
+    ("A guest in a file", [
+        Figure(r"image\.write_fraction$", "1 GiB of data saved to a new file and synced: throughput over bare sequential "
+               "O_DIRECT writes and fsync", ">=", 0.9),
+        Figure(r"image\.write_direct$", "the same, over a save through the page cache"),
+        Figure(r"image\.read_fraction$", "1 GiB of data restored: throughput over bare sequential O_DIRECT reads",
+               ">=", 0.9),
+    ]),
     ("Standing still", [
         Figure(r"standstill\.idle_blocks/", "downtime of an idle guest of that many blocks, over that of an idle guest of "
                "1 MiB", "<=", 40),

@@ -6,6 +6,7 @@
 
 mod collect;
 mod growth;
+mod image;
 mod machine;
 mod pages;
 mod parts;
@@ -29,7 +30,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 12] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -39,6 +40,11 @@ const PARTS: [Part; 11] = [
         what: "zero pages and pages that lie apart, beside a pass of reading and writev in C",
         families: &["zero.", "scatter."],
         measure: pages::measure,
+    },
+    Part {
+        what: "a guest saved to a file and restored, beside bare writes and reads",
+        families: &["image."],
+        measure: image::measure,
     },
     Part {
         what: "how long a guest stands still",

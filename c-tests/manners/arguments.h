@@ -89,6 +89,9 @@ static void args_fill(struct args *a)
     a->brant_consumer_stats.size = sizeof a->brant_consumer_stats;
     a->brant_rate_params.size = sizeof a->brant_rate_params;
     a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
+    a->brant_image_save_params.size = sizeof a->brant_image_save_params;
+    a->brant_image_restore_params.size = sizeof a->brant_image_restore_params;
+    a->brant_image_stats.size = sizeof a->brant_image_stats;
 }
 
 /* A structure with another size, at the very end of what may be read. */

@@ -60,6 +60,9 @@ struct args {
     brant_consumer_stats brant_consumer_stats;
     brant_rate_params brant_rate_params;
     brant_dirty_rate brant_dirty_rate;
+    brant_image_save_params brant_image_save_params;
+    brant_image_restore_params brant_image_restore_params;
+    brant_image_stats brant_image_stats;
     brant_run runs[RUNS];
     char buffer[64];
     uint64_t words[4];
@@ -116,6 +119,8 @@ struct world {
     brant_rate *rate;
     brant_outgoing *outgoing;
     brant_incoming *incoming;
+    brant_image_save *save;
+    brant_image_restore *restore;
     brant_bitmap *bitmap, *other_bitmap;
     brant_blocker *blocker;
     brant_error *error;

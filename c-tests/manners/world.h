@@ -74,6 +74,8 @@ static void world_begin(struct world *w, enum state state)
     MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
     MUST(brant_outgoing_new(w->tracker, &params, &w->outgoing, NULL));
     MUST(brant_incoming_new(w->there, &params, &w->incoming, NULL));
+    MUST(brant_image_save_new(w->tracker, NULL, &w->save, NULL));
+    MUST(brant_image_restore_new(w->there, NULL, &w->restore, NULL));
     MUST(brant_bitmap_new(4096, &w->bitmap, NULL));
     MUST(brant_bitmap_new(4096, &w->other_bitmap, NULL));
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));
@@ -152,6 +154,8 @@ static void world_end(struct world *w)
 
     if (brant_outgoing_free(w->outgoing) || brant_incoming_free(w->incoming))
         wrong("a migration cannot be freed");
+    if (brant_image_save_free(w->save) || brant_image_restore_free(w->restore))
+        wrong("a save or a restore cannot be freed");
     brant_blocker_free(w->blocker);
     brant_rate_free(w->rate);
     brant_tracker_free(w->tracker);

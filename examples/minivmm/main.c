@@ -4,6 +4,8 @@
  *   minivmm demo     starts a guest, migrates it live into a second process, checks that nothing was lost (demo.c)
  *   minivmm send     starts a guest and migrates it to a `minivmm receive` somewhere else
  *   minivmm receive  waits for a guest and runs it
+ *   minivmm save     starts a guest and saves it to a file while it runs
+ *   minivmm restore  runs a guest from such a file
  */
 #define _GNU_SOURCE
 #include "interrupt.h"
@@ -343,6 +345,76 @@ out:
 	return status;
 }
 
+/* ---- save and restore ---- */
+
+static int save(const struct options *o)
+{
+	struct program p = {.o = o};
+	struct mg_image_result result = {0};
+	struct mv_counters before;
+	int status = 1;
+
+	if (program_new(&p, false))
+		goto out;
+	screen_say("%s, its writes found by %s", program_machine(&p), mg_tracked_by(p.migration));
+	if (program_start(&p)) {
+		status = p.ended_by ? 128 + p.ended_by : 1;
+		goto out;
+	}
+	if (!mg_save(p.migration, o->path, &result)) {
+		screen_say("%.2f s, %u passes, %" PRIu64 " pages with contents, %" PRIu64 " zero, a file of %.1f MB",
+			   result.seconds, result.passes, result.data_pages, result.zero_pages, (double)result.file_bytes / 1e6);
+		screen_say("the guest is in %s, and stood still for %.1f ms (limit %" PRIu64 " ms)", o->path, result.downtime_ms,
+			   o->migration.downtime_ms);
+		status = 0;
+	} else if (result.cancelled && p.ended_by) {
+		screen_say("the save is cancelled");
+		status = 128 + p.ended_by;
+	} else {
+		screen_complain("%s", mg_error(p.migration));
+	}
+	mv_counters(p.machine, -1, &before);
+	if (result.stands)
+		screen_say("the guest stands still here");
+	else if (p.ended_by != SIGTERM && say_it_runs(&p, "ran on", before.writes))
+		status = 1;
+out:
+	program_free(&p);
+	return status;
+}
+
+static int restore(const struct options *o)
+{
+	struct program p = {.o = o};
+	struct mg_image_result result = {0};
+	struct mv_counters before;
+	int status = 1;
+
+	if (program_new(&p, true))
+		goto out;
+	if (mg_restore(p.migration, o->path, &result)) {
+		if (result.cancelled && p.ended_by)
+			status = 128 + p.ended_by;
+		else
+			screen_complain("%s", mg_error(p.migration));
+		screen_say("%s", result.stands ? "the guest is here and could not be started" : "the guest never ran here");
+		goto out;
+	}
+	screen_say("%.2f s, %" PRIu64 " pages with contents, %" PRIu64 " zero", result.seconds, result.data_pages,
+		   result.zero_pages);
+	mv_counters(p.machine, -1, &before);
+	if (say_it_runs(&p, "runs", before.writes))
+		goto out;
+	status = 0;
+	run_on(&p);
+	if (mv_failed(p.machine))
+		status = 1;
+	screen_say("the guest ends with this program");
+out:
+	program_free(&p);
+	return status;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o;
@@ -360,5 +432,9 @@ int main(int argc, char **argv)
 		return demo(&o);
 	if (o.verb == SEND)
 		return send_guest(&o);
+	if (o.verb == SAVE)
+		return save(&o);
+	if (o.verb == RESTORE)
+		return restore(&o);
 	return o.ledger_fd >= 0 ? demo_receiver(&o) : receive(&o);
 }

@@ -626,6 +626,92 @@ int mg_receive_wait(struct migration *g, struct mg_result *result)
 	return code ? fail(g, "incoming migration", e) : 0;
 }
 
+/* ---- a guest in a file ---- */
+
+static void show_image(struct migration *g, const brant_image_stats *s, bool last)
+{
+	static const char *const stages[] = {
+		[BRANT_IMAGE_IDLE] = "preparing", [BRANT_IMAGE_PREPARING] = "preparing", [BRANT_IMAGE_COPYING] = "copying",
+		[BRANT_IMAGE_PAUSED] = "paused", [BRANT_IMAGE_FINISHING] = "finishing", [BRANT_IMAGE_FILLING] = "filling",
+		[BRANT_IMAGE_LOADING] = "loading", [BRANT_IMAGE_STARTING] = "starting", [BRANT_IMAGE_COMPLETED] = "done",
+		[BRANT_IMAGE_FAILED] = "failed"};
+	struct mg_progress p = {
+		.last = last, .stage = s->state <= BRANT_IMAGE_FAILED ? stages[s->state] : "", .pass = s->pass,
+		.percent = s->progress / 100.0, .dirtied_per_second = -1, .seconds_left = -1, .downtime = -1,
+		.bytes_per_second = s->elapsed_ns ? (double)s->data_pages * 4096 / ((double)s->elapsed_ns / 1e9) : -1};
+
+	if (g->hooks.progress)
+		g->hooks.progress(g->hooks.opaque, &p);
+}
+
+static void image_result(struct migration *g, int32_t code, const brant_image_stats *s, struct mg_image_result *result)
+{
+	uint32_t state = BRANT_GUEST_UNKNOWN;
+
+	brant_guest_get_state(g->guest, &state, NULL);
+	*result = (struct mg_image_result){
+		.cancelled = code == BRANT_E_CANCELLED,
+		.stands = state == BRANT_GUEST_STANDS,
+		.seconds = (double)s->elapsed_ns / 1e9,
+		.downtime_ms = known(s->downtime_ns, 1e-6),
+		.data_pages = s->data_pages,
+		.zero_pages = s->zero_pages,
+		.file_bytes = s->file_bytes,
+		.passes = s->pass,
+	};
+}
+
+int mg_save(struct migration *g, const char *path, struct mg_image_result *result)
+{
+	brant_image_save_params params = {.size = sizeof(params), .downtime_limit_ms = g->options.downtime_ms};
+	brant_image_stats s = {.size = sizeof(s)};
+	brant_image_save *save;
+	brant_error *e;
+	int32_t code = brant_image_save_new(g->tracker, &params, &save, &e);
+
+	if (code)
+		return fail(g, "save", e);
+	code = brant_image_save_start(save, path, &e);
+	while (!code && brant_image_save_wait(save, 0, NULL) == BRANT_E_PENDING) {
+		if (look(g, brant_image_save_event_fd(save)))
+			brant_image_save_cancel(save, NULL);
+		brant_image_save_get_stats(save, &s, NULL);
+		show_image(g, &s, false);
+	}
+	if (!code)
+		code = brant_image_save_wait(save, BRANT_NO_LIMIT, &e);
+	brant_image_save_get_stats(save, &s, NULL);
+	show_image(g, &s, true);
+	image_result(g, code, &s, result);
+	brant_image_save_free(save);
+	return code ? fail(g, "save", e) : 0;
+}
+
+int mg_restore(struct migration *g, const char *path, struct mg_image_result *result)
+{
+	brant_image_stats s = {.size = sizeof(s)};
+	brant_image_restore *restore;
+	brant_error *e;
+	int32_t code = brant_image_restore_new(g->guest, NULL, &restore, &e);
+
+	if (code)
+		return fail(g, "restore", e);
+	code = brant_image_restore_start(restore, path, &e);
+	while (!code && brant_image_restore_wait(restore, 0, NULL) == BRANT_E_PENDING) {
+		if (look(g, brant_image_restore_event_fd(restore)))
+			brant_image_restore_cancel(restore, NULL);
+		brant_image_restore_get_stats(restore, &s, NULL);
+		show_image(g, &s, false);
+	}
+	if (!code)
+		code = brant_image_restore_wait(restore, BRANT_NO_LIMIT, &e);
+	brant_image_restore_get_stats(restore, &s, NULL);
+	show_image(g, &s, true);
+	image_result(g, code, &s, result);
+	brant_image_restore_free(restore);
+	return code ? fail(g, "restore", e) : 0;
+}
+
 enum gv_workload mg_workload(struct migration *g)
 {
 	return (enum gv_workload)g->task.workload;

@@ -95,6 +95,20 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, size_t bound_len);
 int mg_receive_fd(struct migration *g, int fd);
 int mg_receive_wait(struct migration *g, struct mg_result *result);
+struct mg_image_result {
+	bool cancelled;
+	bool stands; /* the guest is here and could not be started */
+	double seconds, downtime_ms; /* downtime: below 0 where there was none */
+	uint64_t data_pages, zero_pages, file_bytes;
+	unsigned passes;
+};
+
+/* Saves the running machine to a file. 0: it is there, and the guest runs on. -1: there is none, and it runs on too, or
+ * stands. */
+int mg_save(struct migration *g, const char *path, struct mg_image_result *result);
+/* Fills a machine from such a file. 0: the guest runs here. */
+int mg_restore(struct migration *g, const char *path, struct mg_image_result *result);
+
 /* What the guest does that has come: the source's word. */
 enum gv_workload mg_workload(struct migration *g);
 

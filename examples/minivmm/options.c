@@ -13,24 +13,26 @@
 #include <sys/un.h>
 
 static const char usage[] =
-	"usage: minivmm demo|send|receive [options]\n"
+	"usage: minivmm demo|send|receive|save|restore [options]\n"
 	"  demo                       migrate a running guest into a second process and check it\n"
 	"  send --to ENDPOINT         run a guest here and migrate it to a waiting `minivmm receive`\n"
 	"  receive --listen ENDPOINT  wait for a guest and run it\n"
+	"  save --to FILE             run a guest here and save it to a file while it runs\n"
+	"  restore --from FILE        run a guest from such a file\n"
 	"  ENDPOINT is tcp:ADDRESS:PORT or unix:/PATH.\n"
-	"Ctrl-C while a guest is sent cancels the migration: the guest runs on. A second one ends it.\n"
-	"machine (demo, send, receive; the same for send and receive):\n"
+	"Ctrl-C while a guest is sent or saved cancels that: the guest runs on. A second one ends it.\n"
+	"machine (all; the same for send and receive, and for save and restore):\n"
 	"  --kind auto|kvm|process  what the guest is; auto: KVM if it can be had (auto)\n"
 	"  --memory SIZE            guest memory, 16M to 64T in whole pages (1G)\n"
 	"  --vcpus N                1 to 64 (1)\n"
 	"  --memfd                  shared memory instead of private memory\n"
-	"what the guest does (demo, send):\n"
+	"what the guest does (demo, send, save):\n"
 	"  --workload NAME          sweep, random, hot, mixed, idle (sweep)\n"
 	"  --rate PAGES             page writes a second of the whole guest, at most, to 1000M; 0: flat out (20000)\n"
 	"  --fill PERCENT           of memory filled with incompressible bytes before the start, 0 to 100 (50)\n"
 	"  --seed N                 of the fill and of random workloads (1)\n"
 	"  --after SECONDS          how long the guest runs before it migrates, 0 to 86400 (1)\n"
-	"migration (demo, send):\n"
+	"migration (demo, send; --downtime and the logs: save too):\n"
 	"  --transport tcp|unix|fd  between a demo's two processes (tcp)\n"
 	"  --downtime MS            the limit, 1 to 3600000 (300)\n"
 	"  --bandwidth BYTES        a second, at most, while the guest runs, 64k to 1T (no cap)\n"
@@ -49,7 +51,9 @@ const char *const options_workloads[] = {
 	[GV_IDLE] = "idle", [GV_SWEEP] = "sweep", [GV_RANDOM] = "random", [GV_HOT] = "hot", [GV_MIXED] = "mixed", NULL};
 
 enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, DOWNTIME, BANDWIDTH, TIMEOUT, LOG,
-       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, LEDGER, SOCKET, VERSION, HELP, END };
+       CHUNK_SHIFT, CLEAR_AT_SYNC, RING, AFTER, JSON, TO, LISTEN, FROM, LEDGER, SOCKET, VERSION, HELP, END };
+
+#define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
 
 /* Which commands an option does something for, and what it takes. */
 static const struct {
@@ -58,37 +62,40 @@ static const struct {
 	uint64_t least, most; /* both 0: not a number */
 	const char *takes;    /* NULL: no value */
 } table[] = {
-	[KIND - KIND] = {"kind", DEMO | SEND | RECEIVE, 0, 0, "auto, kvm or process"},
-	[MEMORY - KIND] = {"memory", DEMO | SEND | RECEIVE, 16u << 20, 1ull << 46, "16M to 64T in whole pages of 4096 bytes"},
-	[VCPUS - KIND] = {"vcpus", DEMO | SEND | RECEIVE, 1, 64, "1 to 64"},
-	[WORKLOAD - KIND] = {"workload", DEMO | SEND, 0, 0, "sweep, random, hot, mixed or idle"},
-	[RATE - KIND] = {"rate", DEMO | SEND, 0, 1000u << 20, "0 to 1000M page writes a second"},
-	[FILL - KIND] = {"fill", DEMO | SEND, 0, 100, "0 to 100 percent"},
-	[MEMFD - KIND] = {"memfd", DEMO | SEND | RECEIVE, 0, 0, NULL},
-	[SEED - KIND] = {"seed", DEMO | SEND, 0, UINT64_MAX, "a number of 64 bits"},
+	[KIND - KIND] = {"kind", ALL, 0, 0, "auto, kvm or process"},
+	[MEMORY - KIND] = {"memory", ALL, 16u << 20, 1ull << 46, "16M to 64T in whole pages of 4096 bytes"},
+	[VCPUS - KIND] = {"vcpus", ALL, 1, 64, "1 to 64"},
+	[WORKLOAD - KIND] = {"workload", DEMO | SEND | SAVE, 0, 0, "sweep, random, hot, mixed or idle"},
+	[RATE - KIND] = {"rate", DEMO | SEND | SAVE, 0, 1000u << 20, "0 to 1000M page writes a second"},
+	[FILL - KIND] = {"fill", DEMO | SEND | SAVE, 0, 100, "0 to 100 percent"},
+	[MEMFD - KIND] = {"memfd", ALL, 0, 0, NULL},
+	[SEED - KIND] = {"seed", DEMO | SEND | SAVE, 0, UINT64_MAX, "a number of 64 bits"},
 	[TRANSPORT - KIND] = {"transport", DEMO, 0, 0, "tcp, unix or fd"},
-	[DOWNTIME - KIND] = {"downtime", DEMO | SEND, 1, 3600000, "1 to 3600000 milliseconds"},
+	[DOWNTIME - KIND] = {"downtime", DEMO | SEND | SAVE, 1, 3600000, "1 to 3600000 milliseconds"},
 	[BANDWIDTH - KIND] = {"bandwidth", DEMO | SEND, 64u << 10, 1ull << 40, "64k to 1T bytes a second"},
 	[TIMEOUT - KIND] = {"timeout", DEMO | SEND, 1, 30 * 86400, "1 to 2592000 seconds"},
-	[LOG - KIND] = {"log", DEMO | SEND, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
-	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND, 6, 31, "6 to 31"},
-	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND, 0, 0, NULL},
-	[RING - KIND] = {"ring", DEMO | SEND, 0, 0, NULL},
-	[AFTER - KIND] = {"after", DEMO | SEND, 0, 86400, "0 to 86400 seconds"},
+	[LOG - KIND] = {"log", DEMO | SEND | SAVE, 0, 0, "auto, get-and-clear, manual, initially-set, measured or marks"},
+	[CHUNK_SHIFT - KIND] = {"chunk-shift", DEMO | SEND | SAVE, 6, 31, "6 to 31"},
+	[CLEAR_AT_SYNC - KIND] = {"clear-at-sync", DEMO | SEND | SAVE, 0, 0, NULL},
+	[RING - KIND] = {"ring", DEMO | SEND | SAVE, 0, 0, NULL},
+	[AFTER - KIND] = {"after", DEMO | SEND | SAVE, 0, 86400, "0 to 86400 seconds"},
 	[JSON - KIND] = {"json", DEMO | SEND | RECEIVE, 0, 0, NULL},
-	[TO - KIND] = {"to", SEND, 0, 0, "an endpoint"},
+	[TO - KIND] = {"to", SEND | SAVE, 0, 0, "an endpoint, or for save a path"},
 	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
+	[FROM - KIND] = {"from", RESTORE, 0, 0, "a path"},
 	/* Of a demo's second process only. */
 	[LEDGER - KIND] = {"ledger-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
 	[SOCKET - KIND] = {"socket-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
-	[VERSION - KIND] = {"version", DEMO | SEND | RECEIVE, 0, 0, NULL},
-	[HELP - KIND] = {"help", DEMO | SEND | RECEIVE, 0, 0, NULL},
+	[VERSION - KIND] = {"version", ALL, 0, 0, NULL},
+	[HELP - KIND] = {"help", ALL, 0, 0, NULL},
 };
 #define NOPTIONS (sizeof(table) / sizeof(table[0]))
 
+static const char *const verbs[] = {"demo", "send", "receive", "save", "restore", NULL};
+
 static const char *verb_name(enum verb verb)
 {
-	return verb == DEMO ? "demo" : verb == SEND ? "send" : "receive";
+	return verbs[__builtin_ctz(verb)];
 }
 
 /* The status of a command line that cannot be. */
@@ -257,7 +264,10 @@ static bool take(struct options *o, int option, uint64_t n, int *kind)
 	case RING: o->migration.ring = true; return true;
 	case AFTER: o->after = (double)n; return true;
 	case JSON: o->json = true; return true;
-	case TO: case LISTEN: o->endpoint = optarg; return true;
+	case TO: case LISTEN:
+		*(o->verb == SAVE ? &o->path : &o->endpoint) = optarg;
+		return true;
+	case FROM: o->path = optarg; return true;
 	case LEDGER: o->ledger_fd = (int)n; return true;
 	case SOCKET: o->socket_fd = (int)n; return true;
 	default: return true;
@@ -300,6 +310,8 @@ static int parse_options(int argc, char **argv, struct options *o, bool *done)
 		return refuse("where to? --to ENDPOINT");
 	if (o->verb == RECEIVE && !o->endpoint && o->socket_fd < 0)
 		return refuse("where? --listen ENDPOINT");
+	if ((o->verb == SAVE || o->verb == RESTORE) && (!o->path || !*o->path))
+		return refuse(o->verb == SAVE ? "where to? --to FILE" : "where from? --from FILE");
 	if (o->endpoint && (problem = endpoint_problem(o->endpoint, o->verb == RECEIVE)))
 		return refuse("--%s: %s: %s", o->verb == SEND ? "to" : "listen", o->endpoint, problem);
 	if (kind != MV_PROCESS && mv_kvm_available(why, sizeof(why))) {
@@ -314,7 +326,6 @@ static int parse_options(int argc, char **argv, struct options *o, bool *done)
 
 int options_parse(int argc, char **argv, struct options *o, bool *done)
 {
-	static const char *const verbs[] = {"demo", "send", "receive", NULL};
 	const char *verb = argc > 1 ? argv[1] : "";
 	int which = choice(verb, verbs);
 
@@ -325,7 +336,7 @@ int options_parse(int argc, char **argv, struct options *o, bool *done)
 		return 0;
 	}
 	if (which < 0)
-		return refuse("%s%s: demo, send or receive", *verb ? "no such command: " : "which command", verb);
+		return refuse("%s%s: demo, send, receive, save or restore", *verb ? "no such command: " : "which command", verb);
 	*o = (struct options){
 		.verb = (enum verb)(1 << which),
 		.machine = {.memory_bytes = 1u << 30, .vcpus = 1, .workload = GV_SWEEP, .rate = 20000, .fill_percent = 50,

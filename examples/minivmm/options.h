@@ -8,7 +8,7 @@
 #include "machine.h"
 #include "migrate.h"
 
-enum verb { DEMO = 1, SEND = 2, RECEIVE = 4 };
+enum verb { DEMO = 1, SEND = 2, RECEIVE = 4, SAVE = 8, RESTORE = 16 };
 enum transport { TCP, UNIX, FD };
 
 struct options {
@@ -18,7 +18,8 @@ struct options {
 	enum transport transport;
 	bool json;
 	double after; /* seconds that the guest runs before it migrates */
-	const char *endpoint;
+	const char *endpoint; /* of send and receive */
+	const char *path;     /* of save and restore */
 	/* How a demo's second process is told of the first; -1 in any other. */
 	int ledger_fd, socket_fd;
 };

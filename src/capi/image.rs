@@ -225,7 +225,10 @@ unsafe fn save_params(from: *const brant_image_save_params) -> Result<SaveParams
             p.guest
         )));
     }
-    let limit = or(p.downtime_limit_ms, params.downtime_limit.as_millis() as u64);
+    let limit = or(
+        p.downtime_limit_ms,
+        params.downtime_limit.as_millis() as u64,
+    );
     params.downtime_limit = Duration::from_millis(limit);
     params.max_passes = or(p.max_passes, params.max_passes);
     params.writers = or(p.writers, params.writers);
@@ -521,9 +524,7 @@ pub unsafe extern "C" fn brant_image_restore_get_stats(
 /// An eventfd that becomes readable when the restore enters another state, for poll; reading it resets
 /// it. It stays the restore's: do not close it. A code if `restore` is NULL.
 #[no_mangle]
-pub unsafe extern "C" fn brant_image_restore_event_fd(
-    restore: *const brant_image_restore,
-) -> i32 {
+pub unsafe extern "C" fn brant_image_restore_event_fd(restore: *const brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
         // SAFETY: null or ours by contract.
         match unsafe { restore.as_ref() } {

@@ -37,6 +37,7 @@ pub mod consumer;
 pub mod error;
 pub mod guest;
 pub mod hints;
+pub mod image;
 pub mod incoming;
 pub mod kvm;
 pub mod measure;

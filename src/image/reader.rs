@@ -334,7 +334,7 @@ impl Fill {
 
     /// Says of pages that their contents are the image's.
     fn arrived(&self, block: &Block, range: &Range<u64>) {
-        block.returned().arrived(range.clone());
+        block.ballooned().arrived(range.clone());
         block.poisoned().arrived(range.clone());
     }
 

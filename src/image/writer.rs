@@ -266,7 +266,7 @@ impl Outlet for Writer {
             let count = run.pages.count().0;
             if run.content != Content::Used {
                 match run.content {
-                    Content::Returned => put.skipped_pages += count,
+                    Content::Ballooned => put.ballooned_pages += count,
                     _ => put.free_pages += count,
                 }
                 put.zero_pages += count;

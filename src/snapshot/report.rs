@@ -74,7 +74,7 @@ pub struct Stats {
     /// Pages that are zero, ballooned ones included, which take no room; one that is told again counts
     /// again.
     pub zero_pages: u64,
-    /// Save, of the zero pages: those that the guest has given back.
+    /// Save, of the zero pages: ballooned ones.
     pub ballooned_pages: u64,
     /// Save, of the zero pages: those whose contents the VMM has declared lost.
     pub poisoned_pages: u64,
@@ -122,7 +122,6 @@ fn within<T: PartialOrd + std::fmt::Display>(
 
 /// How a guest is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct SaveParams {
     /// Passes go on until the rest can be written in half of this time; 1 ms to 1 hour, 300 ms unless
     /// it is said. A guest that writes faster than the disk is paused all the same: see `max_passes`.
@@ -167,7 +166,6 @@ impl SaveParams {
 
 /// How a guest is restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct RestoreParams {
     /// Threads that read; 1 to 64, 2 unless it is said.
     pub readers: u32,

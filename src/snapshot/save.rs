@@ -284,7 +284,7 @@ impl Run {
         if params.already_paused {
             self.claim.comes_to(Stage::SavePaused);
         }
-        consumer.0.skip_returned(true);
+        consumer.0.skip_ballooned(true);
         consumer.0.start(StartWith::Everything)?;
         if let Some(warning) = shared.tracker.warning() {
             self.vmm.event(EventKind::Warning, warning.to_owned());
@@ -377,7 +377,7 @@ impl Run {
     fn count(&mut self, put: &Put, consumer: &Consumer) {
         self.stats.data_pages += put.data_pages;
         self.stats.zero_pages += put.zero_pages;
-        self.stats.ballooned_pages += put.skipped_pages;
+        self.stats.ballooned_pages += put.ballooned_pages;
         self.stats.poisoned_pages += put.poisoned_pages;
         if self.renewed.elapsed() >= RENEW {
             self.stats.remaining_bytes = Bytes(consumer.pending().0 * PAGE_SIZE).0;

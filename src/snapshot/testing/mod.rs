@@ -5,8 +5,8 @@ use super::{Restore, RestoreParams, Save, SaveParams};
 use crate::dirty::tracker::{Clearing, Tracker};
 use crate::dirty::WriteMarks;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory, NO_SLOT};
 use crate::memory::blockers::Blockers;
+use crate::memory::{BlockDescription, BlockFlags, HostMemory, Memory, NO_SLOT};
 use crate::units::{Bytes, PAGE_SIZE};
 use crate::vmm::{Event, Role, StateBlob, StateSink, Vmm};
 use std::path::{Path, PathBuf};
@@ -181,14 +181,17 @@ impl World {
 
     /// Saves with what ships.
     pub(super) fn save_to(&self, path: &Path) -> Result<()> {
-        let save = self.save(SaveParams::default());
+        let (tracker, vmm) = (Arc::clone(&self.tracker), Arc::clone(&self.notes));
+        let save = Save::new(tracker, Blockers::new(), vmm, SaveParams::default())?;
         save.start(path)?;
         save.wait(Some(LONG))
     }
 
     /// Restores with what ships.
     pub(super) fn restore_from(&self, path: &Path) -> Result<()> {
-        let restore = self.restore(RestoreParams::default());
+        let vmm: Arc<Notes> = Arc::clone(&self.notes);
+        let params = RestoreParams::default();
+        let restore = Restore::new(Arc::clone(&self.memory), vmm, params)?;
         restore.start(path)?;
         restore.wait(Some(LONG))
     }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind};
 use crate::memory::Whose;
-use crate::migrate::{Blockers, Outgoing, Params, Target};
+use crate::migrate::{Blockers, ConnectTo, Outgoing, Params};
 use crate::snapshot::testing::*;
 use crate::snapshot::{Restore, RestoreParams, Save, SaveParams, State};
 use std::os::unix::net::UnixStream;
@@ -159,7 +159,7 @@ fn while_a_guest_is_saved_or_restored_nothing_else_begins_with_it() {
         let out = Outgoing::new(tracker, Blockers::new(), vmm, Params::default()).unwrap();
         let (a, _b) = UnixStream::pair().unwrap();
         let errors = [
-            out.start(Target::Connected(a.into())).unwrap_err(),
+            out.start(ConnectTo::Connected(a.into())).unwrap_err(),
             world.save(SaveParams::default()).start(&path).unwrap_err(),
             world
                 .restore(RestoreParams::default())

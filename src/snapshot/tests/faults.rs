@@ -15,8 +15,8 @@ fn guest() -> World {
         blobs: [Vec::new(), vec![("cpu", vec![4; 500])]],
         ..Notes::default()
     };
-    let here = world_of(1200, notes);
-    for page in (0..1200).filter(|page| page % 300 < 200) {
+    let here = world_of(700, notes);
+    for page in (0..700).filter(|page| page % 200 < 100) {
         here.fill(page, page as u8 | 1);
     }
     here
@@ -26,7 +26,7 @@ fn save(world: &World, scope: &Scope, path: &Path) -> Result<()> {
     scope.enter(|| world.save_to(path))
 }
 
-/// The first and the last call of each name and role, and one in between, with each thing that can
+/// The first call of each name and role and any other, with each thing that can
 /// become of it.
 fn cases(scope: &Scope, numbers: &mut Numbers) -> Vec<(Call, Fault)> {
     let mut counts: BTreeMap<_, u64> = BTreeMap::new();
@@ -35,8 +35,7 @@ fn cases(scope: &Scope, numbers: &mut Numbers) -> Vec<(Call, Fault)> {
     }
     let mut cases = Vec::new();
     for ((role, name), count) in counts {
-        let mut tried = vec![0, count - 1, numbers.below(count)];
-        tried.sort_unstable();
+        let mut tried = vec![0, numbers.below(count)];
         tried.dedup();
         for number in tried {
             let call = Call { role, name, number };
@@ -72,7 +71,7 @@ fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
         match result {
             Ok(()) => {
                 succeeded += 1;
-                let there = world_of(1200, Notes::default());
+                let there = world_of(700, Notes::default());
                 there.restore_from(&path).unwrap();
                 assert!(there.contents() == here.contents(), "{case}");
             }
@@ -99,7 +98,7 @@ fn whatever_call_of_a_restore_fails_no_guest_runs_that_is_not_whole() {
     here.save_to(&path).unwrap();
     let contents = here.contents();
     let restore = |scope: &Scope| {
-        let there = world_of(1200, Notes::default());
+        let there = world_of(700, Notes::default());
         let result = scope.enter(|| there.restore_from(&path));
         (there, result)
     };

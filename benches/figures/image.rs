@@ -1,0 +1,167 @@
+//! A guest of 1 GiB with contents on every page, saved to a file and restored from it, beside a bare
+//! program that writes and reads as many bytes one after another past the page cache (`O_DIRECT`), 2 MiB
+//! at a time, and syncs. And what going past the page cache is worth.
+
+use crate::report::{alternate, Report, Runs};
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::memory::{BlockDescription, HostMemory, Memory};
+use brant::migrate::Blockers;
+use brant::snapshot::{Restore, RestoreParams, Save, SaveParams};
+use brant::units::Bytes;
+use brant::vmm::Vmm;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const LENGTH: usize = 1 << 30;
+const STEP: usize = 2 << 20;
+const RUNS: usize = 7;
+const LONG: Duration = Duration::from_secs(300);
+
+/// A VMM with nothing to do.
+struct Idle;
+
+impl Vmm for Idle {
+    fn pause(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn run(&self) -> brant::Result<()> {
+        Ok(())
+    }
+}
+
+/// Memory that was touched before.
+struct Ram {
+    host: *mut u8,
+    memory: Arc<Memory>,
+}
+
+impl Ram {
+    /// With contents on every page, or one byte on each.
+    fn new(full: bool) -> Ram {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping where the kernel likes.
+        let host = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, access, flags, -1, 0) };
+        assert_ne!(host, libc::MAP_FAILED);
+        let host = host.cast::<u8>();
+        let mut state = 88172645463325252u64;
+        for at in (0..LENGTH).step_by(if full { 8 } else { 4096 }) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // SAFETY: inside our own mapping, aligned.
+            unsafe { host.add(at).cast::<u64>().write_volatile(state) };
+        }
+        let memory = Arc::new(Memory::new().unwrap());
+        // SAFETY: the mapping stays for the life of the process.
+        let at = unsafe { HostMemory::new(host) };
+        let block = BlockDescription::new("ram", at, Bytes(LENGTH as u64));
+        memory.add_block(block).unwrap();
+        Ram { host, memory }
+    }
+
+    /// Seconds to save it.
+    fn save(&self, path: &Path, params: SaveParams) -> f64 {
+        let tracker = Tracker::new(Arc::clone(&self.memory), Clearing::default()).unwrap();
+        let save = Save::new(tracker, Blockers::new(), Arc::new(Idle), params).unwrap();
+        let begun = Instant::now();
+        save.start(path).unwrap();
+        save.wait(Some(LONG)).unwrap();
+        begun.elapsed().as_secs_f64()
+    }
+
+    /// Seconds to restore into it.
+    fn restore(&self, path: &Path, params: RestoreParams) -> f64 {
+        // The guest of the turn before has ended.
+        self.memory.give_up().unwrap();
+        let memory = Arc::clone(&self.memory);
+        let restore = Restore::new(memory, Arc::new(Idle), params).unwrap();
+        let begun = Instant::now();
+        restore.start(path).unwrap();
+        restore.wait(Some(LONG)).unwrap();
+        begun.elapsed().as_secs_f64()
+    }
+
+    /// Seconds to write the same bytes to a new file and sync it.
+    fn write(&self, path: &Path) -> f64 {
+        let begun = Instant::now();
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        let file = options.custom_flags(libc::O_DIRECT).open(path).unwrap();
+        for at in (0..LENGTH).step_by(STEP) {
+            // SAFETY: inside our own mapping.
+            let put = unsafe {
+                libc::pwrite(file.as_raw_fd(), self.host.add(at).cast(), STEP, at as i64)
+            };
+            assert_eq!(put, STEP as isize, "{}", std::io::Error::last_os_error());
+        }
+        file.sync_all().unwrap();
+        begun.elapsed().as_secs_f64()
+    }
+
+    /// Seconds to read them back.
+    fn read(&self, path: &Path) -> f64 {
+        let begun = Instant::now();
+        let mut options = File::options();
+        options.read(true);
+        let file = options.custom_flags(libc::O_DIRECT).open(path).unwrap();
+        for at in (0..LENGTH).step_by(STEP) {
+            // SAFETY: inside our own mapping.
+            let got =
+                unsafe { libc::pread(file.as_raw_fd(), self.host.add(at).cast(), STEP, at as i64) };
+            assert_eq!(got, STEP as isize, "{}", std::io::Error::last_os_error());
+        }
+        begun.elapsed().as_secs_f64()
+    }
+}
+
+/// Bytes a second, of seconds.
+fn rate(seconds: f64) -> f64 {
+    LENGTH as f64 / seconds / 1e9
+}
+
+/// All figures of images.
+pub fn measure(report: &mut Report) {
+    if !report.wants_any("image.") {
+        return;
+    }
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench"));
+    std::fs::create_dir_all(&directory).unwrap();
+    let (image, bare) = (directory.join("bench.image"), directory.join("bench.bare"));
+    let remove = |path: &Path| drop(std::fs::remove_file(path));
+    let (from, to) = (Ram::new(true), Ram::new(false));
+    let (direct, mut cached) = (SaveParams::default(), SaveParams::default());
+    cached.direct = false;
+    let peer = "bare O_DIRECT";
+    let [ours, theirs, cached]: [Runs; 3] = alternate(RUNS, |contender| {
+        remove(&image);
+        remove(&bare);
+        rate(match contender {
+            0 => from.save(&image, direct),
+            1 => from.write(&bare),
+            _ => from.save(&image, cached),
+        })
+    });
+    report.compared("image.write_fraction", "GB/s", &ours, peer, &theirs);
+    report.compared("image.write_direct", "GB/s", &ours, "page cache", &cached);
+    remove(&image);
+    remove(&bare);
+    from.save(&image, direct);
+    from.write(&bare);
+    let [ours, theirs]: [Runs; 2] = alternate(RUNS, |contender| {
+        rate(match contender {
+            0 => to.restore(&image, RestoreParams::default()),
+            _ => to.read(&bare),
+        })
+    });
+    report.compared("image.read_fraction", "GB/s", &ours, peer, &theirs);
+    remove(&image);
+    remove(&bare);
+}

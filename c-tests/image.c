@@ -1,0 +1,232 @@
+/*
+ * A real guest in a file: saved while it runs, restored into another machine of this process. The guest's
+ * own check program then finds nothing missing, at both places, and every page is as it was when the guest
+ * was paused. And what goes wrong leaves the guest running and no file.
+ */
+#include "support.h"
+
+#include <dirent.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+static const struct mv_config config = {
+    .vcpus = 2,
+    .nregions = 2,
+    .regions = { { .bytes = 24 * MIB }, { .bytes = 8 * MIB + PAGE, .memfd = true } },
+    .workload = GV_MIXED,
+    .rate = 20000,
+    .fill_percent = 40,
+};
+
+static char directory[64], path[128];
+
+/* Files in the test's directory. */
+static unsigned files(void)
+{
+    DIR *d = opendir(directory);
+    struct dirent *entry;
+    unsigned count = 0;
+
+    if (!d)
+        bail("%s: %s", directory, strerror(errno));
+    while ((entry = readdir(d)))
+        count += entry->d_name[0] != '.' || strlen(entry->d_name) > 2;
+    closedir(d);
+    return count;
+}
+
+/* What is in memory once the state is saved is what the image has to hold. */
+static int32_t digest_at_save(struct vm *vm, enum op op, brant_reason *reason)
+{
+    (void)reason;
+    if (op == OP_SAVE) {
+        mv_counters(vm->machine, -1, &vm->frozen);
+        vm_digest(vm, vm->digests);
+    }
+    return 0;
+}
+
+static struct vm *destination(void)
+{
+    struct mv_config there = config;
+
+    there.incoming = true;
+    return vm_new(&there);
+}
+
+static int32_t save(struct vm *vm, const brant_image_save_params *params, brant_image_stats *stats, char *why, size_t len)
+{
+    brant_image_save *save;
+    brant_error *e = NULL;
+    int32_t code;
+
+    must(brant_image_save_new(atomic_load(&vm->tracker), params, &save, &e));
+    code = brant_image_save_start(save, path, &e);
+    if (code == 0)
+        code = brant_image_save_wait(save, patience(60000), &e);
+    snprintf(why, len, "%s", e ? brant_error_message(e) : "");
+    brant_error_free(e);
+    must(brant_image_save_get_stats(save, stats, &e));
+    brant_image_save_free(save);
+    return code;
+}
+
+static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_t len)
+{
+    brant_image_restore *restore;
+    brant_error *e = NULL;
+    int32_t code;
+
+    must(brant_image_restore_new(vm->guest, NULL, &restore, &e));
+    code = brant_image_restore_start(restore, path, &e);
+    if (code == 0)
+        code = brant_image_restore_wait(restore, patience(60000), &e);
+    snprintf(why, len, "%s", e ? brant_error_message(e) : "");
+    brant_error_free(e);
+    must(brant_image_restore_get_stats(restore, stats, &e));
+    brant_image_restore_free(restore);
+    return code;
+}
+
+/* Pages that differ between a guest that was saved and one that was restored. */
+static uint64_t differs(const struct vm *from, const struct vm *to)
+{
+    uint64_t count = 0;
+
+    for (uint64_t page = 0; page < from->pages; page++)
+        if (from->digests[page] != to->digests[page] && count++ < 5)
+            note("guest page %#" PRIx64 " was restored differently", page);
+    return count + (from->frozen.writes != to->frozen.writes);
+}
+
+static void there_and_back(const struct tracking *how, uint64_t ring)
+{
+    struct vm *from = vm_new_with_rings(&config, ring), *to = destination();
+    brant_image_stats saved = { .size = sizeof saved }, restored = { .size = sizeof restored };
+    char why[512];
+    int32_t code;
+
+    from->at = digest_at_save;
+    vm_track(from, how);
+    vm_start(from);
+    vm_writes(from, 3000);
+    code = save(from, NULL, &saved, why, sizeof why);
+    equal(code, 0, "%s: a running guest is saved (%s)", how->name, why);
+    ok(saved.state == BRANT_IMAGE_COMPLETED && saved.progress == 10000 && saved.downtime_ns != BRANT_UNKNOWN &&
+           saved.file_bytes <= (33 + 8) * MIB,
+       "%s: the figures say so", how->name);
+    ok(vm_runs_clean(from), "%s: it runs on", how->name);
+    code = restore(to, &restored, why, sizeof why);
+    equal(code, 0, "%s: it is restored into another machine (%s)", how->name, why);
+    if (code == 0) {
+        equal(differs(from, to), 0, "%s: every page is as it was when the guest was paused", how->name);
+        ok(vm_runs_clean(to), "%s: the restored guest goes on, and finds all of its pages", how->name);
+    } else {
+        skip("it was not restored", "%s: every page is as it was when the guest was paused", how->name);
+        skip("it was not restored", "%s: the restored guest goes on, and finds all of its pages", how->name);
+    }
+    vm_free(from);
+    vm_free(to);
+    unlink(path);
+}
+
+/* With a good image in place. */
+static void failures(void)
+{
+    static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
+    struct vm *from = vm_new(&config), *to;
+    brant_image_stats stats = { .size = sizeof stats };
+    struct rlimit limit, small;
+    char why[512];
+    uint32_t state;
+    int32_t code;
+    FILE *file;
+
+    vm_track(from, &how);
+    vm_start(from);
+    vm_writes(from, 1000);
+
+    /* No file may be longer than 1 MiB: as on a disk without room. */
+    getrlimit(RLIMIT_FSIZE, &limit);
+    small = limit;
+    small.rlim_cur = MIB;
+    setrlimit(RLIMIT_FSIZE, &small);
+    code = save(from, NULL, &stats, why, sizeof why);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    equal(code, BRANT_E_KERNEL, "without room the save fails (%s)", why);
+    ok(strstr(why, path) != NULL, "and its message names the file");
+    equal(stats.error, BRANT_E_KERNEL, "so do the figures");
+    equal(files(), 0, "no file is left");
+    ok(vm_runs_clean(from), "the guest runs on");
+
+    {
+        brant_image_save *canceled;
+        brant_outgoing *out;
+        int pair[2];
+
+        make_socketpair(pair);
+        must(brant_image_save_new(atomic_load(&from->tracker), NULL, &canceled, &e));
+        must(brant_image_save_start(canceled, path, &e));
+        must(brant_outgoing_new(atomic_load(&from->tracker), NULL, &out, &e));
+        code = brant_outgoing_start_fd(out, pair[0], NULL);
+        must(brant_image_save_cancel(canceled, &e));
+        /* A save of 32 MiB may be over by then. */
+        ok(code == BRANT_E_BUSY || (code == 0 && !brant_outgoing_cancel(out, NULL)),
+           "no migration begins while the guest is saved");
+        brant_outgoing_free(out);
+        code = brant_image_save_wait(canceled, 0, NULL);
+        ok(code == BRANT_E_CANCELLED || code == 0, "a save is cancelled, or was over");
+        equal(files(), code == 0, "a cancelled save leaves no file");
+        brant_image_save_free(canceled);
+        close(pair[1]);
+        unlink(path);
+    }
+    ok(vm_runs_clean(from), "the guest runs on");
+
+    code = save(from, NULL, &stats, why, sizeof why);
+    equal(code, 0, "when there is room the same guest is saved (%s)", why);
+    file = fopen(path, "r+");
+    if (!file || fseek(file, 2 * MIB + 4096 * 20 + 100, SEEK_SET) || fputc(0xa5, file) == EOF ||
+        fputc(0x5a, file) == EOF || fclose(file))
+        bail("%s: %s", path, strerror(errno));
+    to = destination();
+    code = restore(to, &stats, why, sizeof why);
+    /* The page may have been a hole, which says nothing. */
+    ok(code == BRANT_E_IMAGE || code == 0, "a damaged file is refused (%s)", why);
+    ok(code == 0 || (strstr(why, "page 20") && strstr(why, "expected checksum")), "by its page and what was expected");
+    vm_free(to);
+    if (truncate(path, 3 * MIB))
+        bail("truncate: %s", strerror(errno));
+    to = destination();
+    code = restore(to, &stats, why, sizeof why);
+    equal(code, BRANT_E_IMAGE, "a file that was cut is refused (%s)", why);
+    equal(atomic_load(&to->calls[OP_RUN]) + atomic_load(&to->calls[OP_LOAD]), 0, "nothing of it is loaded or run");
+    must(brant_guest_get_state(to->guest, &state, &e));
+    equal(state, BRANT_GUEST_EMPTY, "no guest is there");
+    vm_free(to);
+    vm_free(from);
+    unlink(path);
+}
+
+int main(void)
+{
+    static const struct tracking hows[] = {
+        { "get and clear", BRANT_KVM_GET_AND_CLEAR, BRANT_CLEAR_CHUNKED, 0 },
+        { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 },
+        { "initially set", BRANT_KVM_INITIALLY_SET, BRANT_CLEAR_CHUNKED, 12 },
+    };
+    char reason[256];
+
+    if (mv_kvm_available(reason, sizeof reason))
+        skip_all(reason);
+    plan(3 * 6 + 15);
+    snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
+    if (!mkdtemp(directory))
+        bail("mkdtemp: %s", strerror(errno));
+    snprintf(path, sizeof path, "%s/guest.image", directory);
+    for (unsigned i = 0; i < sizeof hows / sizeof hows[0]; i++)
+        there_and_back(&hows[i], 0);
+    failures();
+    rmdir(directory);
+    return done();
+}
