@@ -212,6 +212,8 @@ struct scenario {
     bool balloon;
     /* Cancelled in the first pass. */
     bool cancel;
+    /* Not a migration: saved to a file, and restored from it. */
+    bool image;
 };
 
 static const struct scenario scenarios[] = {
@@ -226,6 +228,7 @@ static const struct scenario scenarios[] = {
     { .name = "userfaultfd over a memfd", .log = USERFAULT, .memfd = true },
     { .name = "marks alone", .way = BY_TCP, .log = MARKS_ONLY },
     { .name = "a cancel", .way = BY_TCP, .log = KVM_LOG, .cancel = true },
+    { .name = "a guest saved to a file and restored", .log = KVM_LOG, .image = true },
 };
 #define SCENARIOS (int)(sizeof scenarios / sizeof scenarios[0])
 
@@ -241,6 +244,30 @@ static struct vm *new_vm(const struct scenario *s, bool incoming)
 
     vm->kick = true;
     return vm;
+}
+
+/* By a file, whose directory lies on a disk. */
+static void play_image(struct vm *from, struct vm *to)
+{
+    char directory[] = "/tmp/brant-syscalls-XXXXXX", path[64];
+    brant_image_restore *restore;
+    brant_image_save *save;
+
+    if (!mkdtemp(directory))
+        bail("mkdtemp: %s", strerror(errno));
+    snprintf(path, sizeof path, "%s/image", directory);
+    must(brant_image_save_new(atomic_load(&from->tracker), NULL, &save, &e));
+    must(brant_image_save_start(save, path, &e));
+    must(brant_image_save_wait(save, patience(60000), &e));
+    brant_image_save_free(save);
+    must(brant_image_restore_new(to->guest, NULL, &restore, &e));
+    must(brant_image_restore_start(restore, path, &e));
+    must(brant_image_restore_wait(restore, patience(60000), &e));
+    brant_image_restore_free(restore);
+    unlink(path);
+    rmdir(directory);
+    vm_free(from);
+    vm_free(to);
 }
 
 /* In a process of its own. */
@@ -276,6 +303,10 @@ static void play(const struct scenario *s)
     vm_writes(from, 500);
     if (s->balloon)
         brant_guest_mark_ballooned(from->guest, 12 * MIB, 2 * MIB);
+    if (s->image) {
+        play_image(from, to);
+        return;
+    }
     must(brant_outgoing_new(tracker, &params, &out, &e));
     must(brant_incoming_new(to->guest, &params, &in, &e));
     switch (s->way) {

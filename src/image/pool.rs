@@ -6,7 +6,7 @@
 //! batch: nobody who removes a block waits for a disk.
 //!
 //! **The newest version wins.** Batches are written at the same time and in any order, so one that has
-//! pages of another that is still on its way waits for it ([`Pool::room`]).
+//! pages of a stretch that is still on its way waits for it ([`Pool::room`]).
 
 use super::buffer::Buffer;
 use super::table::Table;
@@ -14,7 +14,7 @@ use super::unfinished::Unfinished;
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{catch, spawn, Cancel, Join, Recall, Role};
-use crate::units::{Pages, PAGE_SIZE};
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -51,15 +51,18 @@ pub(super) struct Piece {
 /// What lies between a batch's first page and its last, by block and page.
 pub(super) type Span = Range<(u32, u64)>;
 
-/// The span of pages that were taken.
+/// The span of pages that were taken, in whole stretches: where a file system keeps 2 MiB of a file in
+/// one piece of its cache, a write through the cache and one past it, to neighbours and at once, are an
+/// error of the later sync.
 pub(super) fn span(taken: &Taken) -> Span {
     let mut runs = taken.runs();
     let Some(first) = runs.next() else {
         return (0, 0)..(0, 0);
     };
     let last = runs.last().unwrap_or(first);
-    let start = (first.block.id().0, first.pages.first().0);
-    start..(last.block.id().0, last.pages.end().0)
+    let start = first.pages.first().0 / STRETCH_PAGES * STRETCH_PAGES;
+    let end = last.pages.end().0.next_multiple_of(STRETCH_PAGES);
+    (first.block.id().0, start)..(last.block.id().0, end)
 }
 
 /// Pages on their way into the file.
