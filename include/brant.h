@@ -955,7 +955,8 @@ typedef struct brant_event {
  * table, copies it, and takes the `opaque` that each operation gets.
  *
  * The operations of a migration are called one at a time on that migration's own thread, unless
- * it says otherwise below. All signals are masked there, but in the operations that may make
+ * it says otherwise below; those of a save or a restore in the same way on its own thread, as those of
+ * a source and a destination. All signals are masked there, but in the operations that may make
  * threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
  * that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
  * a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
