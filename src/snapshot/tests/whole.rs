@@ -244,7 +244,8 @@ fn blocks_that_come_and_go_during_a_save_are_those_of_the_moment_of_the_pause() 
     goes.add_to(&here.memory, "goes", BlockFlags::default());
     let (memory, new) = (Arc::clone(&here.memory), Arc::clone(&comes));
     here.notes.hook("pause", move || {
-        memory.remove_block("goes")?;
+        let goes = memory.map().block_named("goes").unwrap().id();
+        memory.remove_block(goes)?;
         let rom = BlockFlags {
             rom: true,
             ..BlockFlags::default()
