@@ -116,7 +116,7 @@ fn declared_in(text: &str) -> Vec<(&str, bool)> {
         ]
         .iter()
         .find_map(|begin| line.strip_prefix(begin))
-        .map(|rest| word(rest))
+        .map(word)
         .filter(|name| name.starts_with("BRANT_") || name.starts_with("brant_"));
         if let Some(name) = name {
             let mut above = lines[..i].iter().rev();

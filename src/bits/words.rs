@@ -14,46 +14,12 @@
 
 use super::{cut, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use once_cell::sync::Lazy;
-
-/// How wide the kernels of a table are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Plain Rust, for any architecture.
-    Portable,
-    /// AVX2 and POPCNT.
-    Avx2,
-    /// AVX-512 F, VPOPCNTDQ and VBMI2.
-    Avx512,
-}
-
-impl Level {
-    /// All of them, narrowest first.
-    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
-}
+pub(crate) use table::or_word;
+pub use table::{Kernels, Level};
 
 /// A span with this many groups that have a bit, and as many that have none, is mixed: at 1
 /// dirty page in 1,000 nearly half of them have one, and no processor guesses which.
 const MIXED: u32 = 4;
-
-/// Destination, source, mask of groups; returns bits newly set, and bits found.
-type DrainGroups = fn(&mut [u64], &mut [u64], u64) -> (u64, u64);
-
-/// A table of kernels of one level. There is one only where the machine can
-/// run it.
-pub struct Kernels {
-    level: Level,
-    count: fn(&[u64]) -> u64,
-    find_not: fn(&[u64], u64) -> Option<usize>,
-    or: fn(&mut [u64], &[u64]) -> u64,
-    or_span: fn(&mut [u64], &[u64], &mut u64) -> u64,
-    or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
-    /// The same two for spans of which some lines have a bit and some have none.
-    or_span_mixed: fn(&mut [u64], &[u64], &mut u64) -> u64,
-    or_span_shifted_mixed: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
-    or_groups: fn(&mut [u64], &[u64], u64) -> u64,
-    count_groups: fn(&[u64], u64) -> u64,
-    drain_groups: DrainGroups,
-}
 
 static PORTABLE: Kernels = Kernels {
     level: Level::Portable,
@@ -439,15 +405,6 @@ pub(crate) fn low_mask(n: usize) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn or_word(word: &mut u64, value: u64) -> u64 {
-    let new = value & !*word;
-    if new != 0 {
-        *word |= new;
-    }
-    u64::from(new.count_ones())
-}
-
-#[inline(always)]
 fn and_not_word(word: &mut u64, value: u64) -> u64 {
     let gone = *word & value;
     if gone != 0 {
@@ -456,9 +413,13 @@ fn and_not_word(word: &mut u64, value: u64) -> u64 {
     u64::from(gone.count_ones())
 }
 
+#[path = "words/portable.rs"]
 mod portable;
+#[path = "words/table.rs"]
+mod table;
 
 #[cfg(target_arch = "x86_64")]
+#[path = "words/x86.rs"]
 mod x86;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What [`super::skip`] keeps: for each consumer and block two bitmaps beside pending, made when
+//! What [`super::ballooned`] keeps: for each consumer and block two bitmaps beside pending, made when
 //! first needed, and for the tracker the round of hints that goes on.
 
 use super::run::Content;

@@ -2,7 +2,7 @@
 //!
 //! The VMM describes it; brant checks the description once and from then on holds it by
 //! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
-//! [`crate::memory::Memory::remove_block`] has not returned, or was refused ([`super::holds`]).
+//! [`crate::memory::Memory::remove_block`] has not returned, or was refused.
 
 use super::address::HostMemory;
 use super::ballooned::Ballooned;

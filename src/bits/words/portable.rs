@@ -1,7 +1,8 @@
 //! The kernels in plain Rust, for any architecture; the vectorised ones take from here what is left over at
 //! an end. Called by the tables of the parent alone.
 
-use super::{or_word, GROUP_WORDS};
+use super::super::GROUP_WORDS;
+use super::table::or_word;
 
 #[inline(always)]
 pub fn count(words: &[u64]) -> u64 {

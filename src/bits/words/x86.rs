@@ -1,7 +1,9 @@
 //! The loops of [`super::portable`] for x86-64's vectors: written once, and compiled for AVX2 and for AVX-512.
 //! Called by the tables of the parent alone.
 
-use super::{portable, Kernels, Level, GROUP_WORDS};
+use super::super::GROUP_WORDS;
+use super::portable;
+use super::table::{Kernels, Level};
 use std::arch::x86_64::*;
 
 /// A safe function for the table, round one with target features.

@@ -1,0 +1,47 @@
+//! What a table of loops consists of, and the one step that all of them share. The loops fill tables;
+//! `words` picks one.
+
+/// How wide the kernels of a table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust, for any architecture.
+    Portable,
+    /// AVX2 and POPCNT.
+    Avx2,
+    /// AVX-512 F, VPOPCNTDQ and VBMI2.
+    Avx512,
+}
+
+impl Level {
+    /// All of them, narrowest first.
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+}
+
+/// Destination, source, mask of groups; returns bits newly set, and bits found.
+pub(super) type DrainGroups = fn(&mut [u64], &mut [u64], u64) -> (u64, u64);
+
+/// A table of kernels of one level. There is one only where the machine can
+/// run it.
+pub struct Kernels {
+    pub(super) level: Level,
+    pub(super) count: fn(&[u64]) -> u64,
+    pub(super) find_not: fn(&[u64], u64) -> Option<usize>,
+    pub(super) or: fn(&mut [u64], &[u64]) -> u64,
+    pub(super) or_span: fn(&mut [u64], &[u64], &mut u64) -> u64,
+    pub(super) or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
+    /// The same two for spans of which some lines have a bit and some have none.
+    pub(super) or_span_mixed: fn(&mut [u64], &[u64], &mut u64) -> u64,
+    pub(super) or_span_shifted_mixed: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
+    pub(super) or_groups: fn(&mut [u64], &[u64], u64) -> u64,
+    pub(super) count_groups: fn(&[u64], u64) -> u64,
+    pub(super) drain_groups: DrainGroups,
+}
+
+#[inline(always)]
+pub(crate) fn or_word(word: &mut u64, value: u64) -> u64 {
+    let new = value & !*word;
+    if new != 0 {
+        *word |= new;
+    }
+    u64::from(new.count_ones())
+}
