@@ -166,7 +166,7 @@ pub fn measure(report: &mut Report) {
     }
     // SAFETY: the function has this type in bare.c.
     let bare_send: SendPages = unsafe { std::mem::transmute(bare(c"bare_send_pages")) };
-    // The first pass finds nothing: what is written is written afterwards.
+    // The first pass sends all of it, and is not measured.
     let ram = Ram::new(LENGTH, 2);
     for (name, stride) in scattered {
         let bytes = (LENGTH / PAGE).div_ceil(stride) * PAGE;

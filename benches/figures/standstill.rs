@@ -88,7 +88,7 @@ impl Ram {
                 .add_slot(&SlotDescription {
                     slot: i as u32,
                     flags: 0,
-                    block: memory.find_block(name).unwrap(),
+                    block: memory.find_block(&name).unwrap(),
                     offset: Bytes(0),
                     length: Bytes(length),
                     guest_address: GuestAddress(i * length),

@@ -39,6 +39,9 @@ struct Counts {
     /// How many of them each holder has.
     held: Vec<(Arc<Holder>, usize)>,
     leaving: bool,
+    /// How many wait for the last use to end. Most uses end with nobody waiting, and waking nobody
+    /// is a system call too.
+    waiting: usize,
 }
 
 /// The most holders that one message names.
@@ -91,16 +94,17 @@ impl Uses {
             counts.held.retain(|(_, count)| *count > 0);
         }
         counts.pins -= 1;
-        if counts.pins == 0 {
+        if counts.pins == 0 && counts.waiting > 0 {
             self.none.notify_all();
         }
     }
 
     /// Waits until there is none.
     pub fn wait(&self) {
-        let counts = self.lock();
+        let mut counts = self.lock();
+        counts.waiting += 1;
         let none = self.none.wait_while(counts, |counts| counts.pins > 0);
-        drop(none.unwrap_or_else(|e| e.into_inner()));
+        none.unwrap_or_else(|e| e.into_inner()).waiting -= 1;
     }
 }
 

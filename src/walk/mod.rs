@@ -4,10 +4,12 @@
 //! neither when a pass ends nor when the guest is paused, and holds nothing between two steps:
 //! pages are the outlet's from the moment they are taken.
 
+mod batch;
 mod outlet;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{next_size, BATCH_PAGES};
 pub use outlet::{Outlet, Put};
 
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -20,8 +22,6 @@ use std::sync::Arc;
 
 /// The most runs in one batch.
 const BATCH_RUNS: usize = 256;
-/// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
-pub const BATCH_PAGES: Pages = Pages(512);
 
 /// See the file's description.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use crate::runtime::{Limit, Timeout};
 use crate::sys::clock;
 use crate::units::Pages;
 use crate::vmm::{EventKind, Vmm};
-use crate::walk::{Outlet, Put, Walk, BATCH_PAGES};
+use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -553,12 +553,13 @@ impl Driver {
             .of("the last pages");
         let before = self.pages_sent();
         self.walk.restart();
+        let mut batch_pages = BATCH_PAGES;
         // Two walks in a row that find nothing: the first may have begun in the middle.
         loop {
             self.check_gate()?;
             self.lane()?.listen()?;
-            match self.step(BATCH_PAGES, &io) {
-                Ok(Some(_)) => {}
+            match self.step(batch_pages, &io) {
+                Ok(Some(put)) => batch_pages = walk::next_size(&put, batch_pages),
                 Ok(None) => break,
                 Err(e) => return Err(self.explain(e)),
             }

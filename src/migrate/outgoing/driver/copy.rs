@@ -13,7 +13,7 @@ use crate::migrate::outgoing::lane::Lane;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
-use crate::walk::{Outlet, Put, BATCH_PAGES};
+use crate::walk::{self, Outlet, Put, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -244,10 +244,11 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
         // A capped stream goes out in small pieces, so that it is even.
-        let batch_pages = match params.max_bandwidth {
+        let least = match params.max_bandwidth {
             Some(rate) => Pages(((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0)),
             None => BATCH_PAGES,
         };
+        let mut batch_pages = least;
         loop {
             shared.handle.cancel.check("the migration")?;
             self.lane()?.listen()?;
@@ -261,6 +262,10 @@ impl Driver {
                 return Ok(true);
             };
             self.course.sent(&batch);
+            batch_pages = match params.max_bandwidth {
+                Some(_) => least,
+                None => walk::next_size(&batch, batch_pages),
+            };
             let mut time = batch.time;
             if params.max_bandwidth.is_some() {
                 self.time_batch(&batch, begun, alone, io)?;
