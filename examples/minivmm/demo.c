@@ -79,8 +79,8 @@ static int receive(struct program *p)
 
 	if (program_new(p, true))
 		return 1;
-	if (o->socket_fd >= 0 ? mg_receive_fd(p->migration, o->socket_fd)
-			      : mg_receive_listen(p->migration, o->endpoint, l->endpoint, sizeof(l->endpoint))) {
+	if (mg_receive(p->migration, o->socket_fd >= 0 ? NULL : o->endpoint, o->socket_fd, l->endpoint,
+		       sizeof(l->endpoint))) {
 		snprintf(l->why, sizeof(l->why), "%s", mg_error(p->migration));
 		return 1;
 	}

@@ -315,7 +315,7 @@ static int receive(const struct options *o)
 
 	if (program_new(&p, true))
 		goto out;
-	if (mg_receive_listen(p.migration, o->endpoint, bound, sizeof(bound))) {
+	if (mg_receive(p.migration, o->endpoint, -1, bound, sizeof(bound))) {
 		screen_complain("%s", mg_error(p.migration));
 		goto out;
 	}

@@ -1,14 +1,17 @@
 /*
- * All that a VMM needs in order to have live migration, in one file: describing its memory, ten callbacks, and the
- * calls that start a migration and watch it. This is the file to copy from.
+ * All that a VMM needs in order to have live migration, in one file: describing its memory, a dozen operations, and the
+ * calls that start a migration and watch it. This is the file to copy from. How figures are shown is report.c's.
  */
 #define _GNU_SOURCE
 #include "migrate.h"
+
+#include "report.h"
 
 #include <brant.h>
 
 #include <inttypes.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +51,14 @@ static int fail(struct migration *g, const char *what, brant_error *e)
 	return -1;
 }
 
+/* Ends a function of a migration `g` where a call of brant's fails; the call gives `&e` for the reason. */
+#define MUST(what, call)                            \
+	do {                                        \
+		brant_error *e;                     \
+		if (call)                           \
+			return fail(g, what, e);    \
+	} while (0)
+
 const char *mg_error(struct migration *g)
 {
 	return g->error;
@@ -70,7 +81,6 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 static int enable_ring(void *opaque, int vm_fd)
 {
 	struct migration *g = opaque;
-	brant_error *e;
 
 	if (g->options.log_mode == MG_LOG_MEASURED) {
 		g->costs.size = sizeof(g->costs);
@@ -80,8 +90,8 @@ static int enable_ring(void *opaque, int vm_fd)
 		else
 			g->options.ring = g->costs.recommended == BRANT_KVM_RING;
 	}
-	if (g->options.ring && brant_kvm_enable_ring(vm_fd, 0, NULL, &e))
-		return fail(g, "dirty rings", e);
+	if (g->options.ring)
+		MUST("dirty rings", brant_kvm_enable_ring(vm_fd, 0, NULL, &e));
 	return 0;
 }
 
@@ -109,7 +119,6 @@ static int describe_memory(struct migration *g)
 	const struct mv_slot *slots = mv_slots(g->machine, &nslots);
 	bool kvm = mv_vm_fd(g->machine) >= 0;
 	uint32_t ids[MV_MAX_REGIONS]; /* the blocks' numbers, by region */
-	brant_error *e;
 
 	for (unsigned i = 0; i < nregions; i++) {
 		brant_ram_block block = {
@@ -120,8 +129,7 @@ static int describe_memory(struct migration *g)
 			.fd = regions[i].fd,
 			.flags = regions[i].fd < 0 ? 0 : BRANT_RAM_FILE,
 		};
-		if (brant_guest_add_block(g->guest, &block, &ids[i], &e))
-			return fail(g, "memory block", e);
+		MUST("memory block", brant_guest_add_block(g->guest, &block, &ids[i], &e));
 	}
 	for (unsigned i = 0; i < nslots; i++) {
 		brant_slot slot = {
@@ -133,33 +141,9 @@ static int describe_memory(struct migration *g)
 			.slot = kvm ? slots[i].id : BRANT_NO_SLOT,
 			.kvm_flags = slots[i].flags,
 		};
-		if (brant_guest_add_slot(g->guest, &slot, &e))
-			return fail(g, "memory slot", e);
+		MUST("memory slot", brant_guest_add_slot(g->guest, &slot, &e));
 	}
 	return 0;
-}
-
-static const brant_ops ops;
-
-/* Which of KVM's logs it is: by --log auto the engine picks. */
-static void name_log(struct migration *g)
-{
-	static const char *const names[] = {
-		[BRANT_KVM_AUTO] = "KVM's dirty log",
-		[BRANT_KVM_GET_AND_CLEAR] = "KVM's dirty log (get and clear)",
-		[BRANT_KVM_MANUAL_PROTECT] = "KVM's dirty log (manual protect)",
-		[BRANT_KVM_INITIALLY_SET] = "KVM's dirty log (manual protect, initially set)",
-	};
-	brant_kvm_info info = {.size = sizeof(info)};
-
-	if (brant_tracker_get_kvm(g->tracker, &info, NULL, 0, NULL, NULL))
-		info.mode = BRANT_KVM_AUTO;
-	if (info.mode == BRANT_KVM_RING)
-		snprintf(g->tracked_by, sizeof(g->tracked_by), "KVM's dirty rings (%" PRIu64 ", each of %" PRIu64 " entries)",
-			 info.vcpus, info.ring_bytes / 16);
-	else
-		snprintf(g->tracked_by, sizeof(g->tracked_by), "%s",
-			 info.mode < sizeof(names) / sizeof(names[0]) ? names[info.mode] : names[0]);
 }
 
 /* KVM knows what its guest writes. For one that is plain memory of this process userfaultfd does, where the kernel has it
@@ -176,11 +160,9 @@ static int add_log(struct migration *g)
 			.costs = g->costs.size ? &g->costs : NULL,
 		};
 
-		if (brant_tracker_add_kvm(g->tracker, &kvm, &e))
-			return fail(g, "KVM dirty log", e);
+		MUST("KVM dirty log", brant_tracker_add_kvm(g->tracker, &kvm, &e));
 		for (unsigned i = 0; g->options.ring && i < mv_vcpu_count(g->machine); i++)
-			if (brant_tracker_add_vcpu(g->tracker, i, mv_vcpu_fd(g->machine, i), &e))
-				return fail(g, "dirty ring", e);
+			MUST("dirty ring", brant_tracker_add_vcpu(g->tracker, i, mv_vcpu_fd(g->machine, i), &e));
 		return 0;
 	}
 	snprintf(g->tracked_by, sizeof(g->tracked_by), "its writers' own marks");
@@ -201,33 +183,10 @@ static int add_log(struct migration *g)
 
 const char *mg_tracked_by(struct migration *g)
 {
+	/* By --log auto the engine picks. */
 	if (mv_vm_fd(g->machine) >= 0)
-		name_log(g);
+		report_log(g->tracker, g->tracked_by, sizeof(g->tracked_by));
 	return g->tracked_by;
-}
-
-const char *mg_version(void)
-{
-	static char text[100];
-
-	snprintf(text, sizeof(text), "minivmm, with brant %s (built with the header of %d.%d.%d)\n", brant_version(),
-		 BRANT_VERSION_MAJOR, BRANT_VERSION_MINOR, BRANT_VERSION_PATCH);
-	return text;
-}
-
-struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks)
-{
-	struct migration *g = calloc(1, sizeof(*g));
-
-	if (!g)
-		return NULL;
-	g->options = *options;
-	g->hooks = *hooks;
-	if (brant_guest_new(&ops, g, &g->guest, NULL)) {
-		free(g);
-		return NULL;
-	}
-	return g;
 }
 
 int mg_attach(struct migration *g, struct mv_machine *m)
@@ -237,7 +196,6 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 		.clearing = g->options.clear_at_sync ? BRANT_CLEAR_AT_SYNC : BRANT_CLEAR_CHUNKED,
 		.chunk_shift = g->options.chunk_shift,
 	};
-	brant_error *e;
 
 	g->machine = m;
 	g->task = (struct task){
@@ -248,28 +206,29 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 	};
 	if (describe_memory(g))
 		return -1;
-	if (brant_tracker_new(g->guest, &config, &g->tracker, &e))
-		return fail(g, "tracker", e);
+	MUST("tracker", brant_tracker_new(g->guest, &config, &g->tracker, &e));
 	return add_log(g);
-}
-
-/* After the machine is destroyed: its threads mark until then. */
-void mg_free(struct migration *g)
-{
-	if (!g)
-		return;
-	brant_incoming_free(g->incoming);
-	brant_outgoing_free(g->outgoing);
-	brant_tracker_free(g->tracker);
-	brant_guest_free(g->guest);
-	free(g);
 }
 
 /* ---- the callbacks, on brant's thread ---- */
 
+/* What an operation returns when it fails, and why: the machine's own words, */
 static int why(struct migration *g, brant_reason *reason)
 {
 	brant_reason_set(reason, mv_error(g->machine));
+	return -1;
+}
+
+/* or these. */
+__attribute__((format(printf, 2, 3))) static int refuse(brant_reason *reason, const char *format, ...)
+{
+	char text[200];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	brant_reason_set(reason, text);
 	return -1;
 }
 
@@ -308,14 +267,9 @@ static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason 
 	struct migration *g = opaque;
 
 	if (strcmp(blob->name, "vcpu") != 0 || blob->version != STATE_VERSION ||
-	    blob->instance >= mv_vcpu_count(g->machine)) {
-		char text[200];
-
-		snprintf(text, sizeof(text), "blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name,
-			 blob->instance, blob->version);
-		brant_reason_set(reason, text);
-		return -1;
-	}
+	    blob->instance >= mv_vcpu_count(g->machine))
+		return refuse(reason, "blob `%s` %" PRIu32 " version %" PRIu32 " is not known here", blob->name, blob->instance,
+			      blob->version);
 	return mv_load_vcpu(g->machine, blob->instance, blob->data, blob->length) ? why(g, reason) : 0;
 }
 
@@ -331,24 +285,17 @@ static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *rea
 static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_reason *reason)
 {
 	struct migration *g = opaque;
+	static const char *const kinds[] = {"plain-memory", "KVM"};
 	struct task come, *here = &g->task;
-	char text[150];
 
-	if (strcmp(blob->name, "machine") != 0 || blob->version != MACHINE_VERSION || blob->length != sizeof(come)) {
-		brant_reason_set(reason, "the source is no minivmm of this version");
-		return -1;
-	}
+	if (strcmp(blob->name, "machine") != 0 || blob->version != MACHINE_VERSION || blob->length != sizeof(come))
+		return refuse(reason, "the source is no minivmm of this version");
 	memcpy(&come, blob->data, sizeof(come));
-	if (come.vcpus != here->vcpus || come.kvm != here->kvm) {
-		snprintf(text, sizeof(text), "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
-			 come.kvm ? "KVM" : "plain-memory", come.vcpus, here->kvm ? "KVM" : "plain-memory", here->vcpus);
-		brant_reason_set(reason, text);
-		return -1;
-	}
-	if (come.workload > GV_MIXED || !(come.rate >= 0)) {
-		brant_reason_set(reason, "the source's guest does what this minivmm does not know");
-		return -1;
-	}
+	if (come.vcpus != here->vcpus || come.kvm != here->kvm)
+		return refuse(reason, "the source is a %s guest of %" PRIu32 " vCPUs, the destination a %s guest of %" PRIu32,
+			      kinds[come.kvm != 0], come.vcpus, kinds[here->kvm], here->vcpus);
+	if (come.workload > GV_MIXED || !(come.rate >= 0))
+		return refuse(reason, "the source's guest does what this minivmm does not know");
 	*here = come;
 	return 0;
 }
@@ -413,51 +360,63 @@ static const brant_ops ops = {
 	.kick = op_kick,
 };
 
-/* ---- watching ---- */
+/* ---- its beginning and its end ---- */
 
-static double known(uint64_t value, double unit)
+struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks)
 {
-	return value == BRANT_UNKNOWN ? -1 : (double)value * unit;
+	struct migration *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return NULL;
+	g->options = *options;
+	g->hooks = *hooks;
+	if (brant_guest_new(&ops, g, &g->guest, NULL)) {
+		free(g);
+		return NULL;
+	}
+	return g;
 }
 
-static void show(struct migration *g, const brant_stats *s, bool last)
+/* After the machine is destroyed: its threads mark until then. */
+void mg_free(struct migration *g)
 {
-	struct mg_progress p = {
-		.last = last,
-		.percent = s->progress / 100.0,
-		.bytes_per_second = (double)s->throughput,
-		.dirtied_per_second = known(s->dirty_pages_per_second, 4096),
-		.seconds_left = known(s->time_left_ns, 1e-9),
-		.downtime = known(s->expected_downtime_ns, 1e-9),
-	};
-
-	if (!g->hooks.progress)
+	if (!g)
 		return;
-	switch (s->state) {
-	case BRANT_SOURCE_IDLE:
-	case BRANT_SOURCE_CONNECTING: p.stage = "connecting"; p.bytes_per_second = -1; break;
-	case BRANT_SOURCE_NEGOTIATING: p.stage = "agreeing"; p.bytes_per_second = -1; break;
-	case BRANT_SOURCE_COPYING: p.stage = "copying"; p.pass = s->pass; break;
-	case BRANT_SOURCE_COMPLETED: p.stage = "done"; p.seconds_left = 0; p.percent = 100; break;
-	case BRANT_SOURCE_RESUMING:
-	case BRANT_SOURCE_FAILED:
-	case BRANT_SOURCE_RESUME_FAILED: p.stage = "failed"; p.seconds_left = -1; break;
-	case BRANT_SOURCE_UNANSWERED:
-	case BRANT_SOURCE_TAKEN_BACK:
-	case BRANT_SOURCE_GIVEN_UP: p.stage = "unanswered"; p.seconds_left = -1; break;
-	case BRANT_DESTINATION_IDLE:
-	case BRANT_DESTINATION_LISTENING: return;
-	case BRANT_DESTINATION_NEGOTIATING: p.incoming = true; p.stage = "agreeing"; p.bytes_per_second = -1; break;
-	case BRANT_DESTINATION_RECEIVING: p.incoming = true; p.stage = "receiving"; break;
-	case BRANT_DESTINATION_RUNNING: p.incoming = true; p.stage = "done"; p.percent = 100; break;
-	case BRANT_DESTINATION_FAILED:
-	case BRANT_DESTINATION_START_FAILED: p.incoming = true; p.stage = "failed"; break;
-	default:
-		p.incoming = s->state >= BRANT_DESTINATION_IDLE;
-		p.stage = "switchover";
-		break;
-	}
-	g->hooks.progress(g->hooks.opaque, &p);
+	brant_incoming_free(g->incoming);
+	brant_outgoing_free(g->outgoing);
+	brant_tracker_free(g->tracker);
+	brant_guest_free(g->guest);
+	free(g);
+}
+
+/* ---- watching ---- */
+
+/* The two sides have the same calls. What follows says `mig_` for those of the side that this is. */
+
+static int32_t mig_wait(struct migration *g, uint64_t timeout_ms, brant_error **e)
+{
+	return g->incoming ? brant_incoming_wait(g->incoming, timeout_ms, e) : brant_outgoing_wait(g->outgoing, timeout_ms, e);
+}
+
+static int32_t mig_cancel(struct migration *g, brant_error **e)
+{
+	return g->incoming ? brant_incoming_cancel(g->incoming, e) : brant_outgoing_cancel(g->outgoing, e);
+}
+
+static int mig_event_fd(struct migration *g)
+{
+	return g->incoming ? brant_incoming_event_fd(g->incoming) : brant_outgoing_event_fd(g->outgoing);
+}
+
+static brant_stats mig_stats(struct migration *g)
+{
+	brant_stats s = BRANT_INIT(brant_stats);
+
+	if (g->incoming)
+		brant_incoming_get_stats(g->incoming, &s, NULL);
+	else
+		brant_outgoing_get_stats(g->outgoing, &s, NULL);
+	return s;
 }
 
 /* Waits for what the engine or the user has to say, half a second at most; whether the user wants an end. */
@@ -476,11 +435,41 @@ static bool look(struct migration *g, int event_fd)
 	return (fds[1].revents & POLLIN) && g->hooks.interrupted(g->hooks.opaque);
 }
 
-static void warn(struct migration *g, brant_error *e)
+static void show(struct migration *g, struct mg_progress p)
 {
-	if (g->hooks.warning)
-		g->hooks.warning(g->hooks.opaque, e ? brant_error_message(e) : "it cannot be cancelled");
-	brant_error_free(e);
+	if (p.stage[0] && g->hooks.progress)
+		g->hooks.progress(g->hooks.opaque, &p);
+}
+
+/* Shows how it goes until it is over; the code that it comes to, and why. */
+static int32_t watch(struct migration *g, brant_error **why_not)
+{
+	brant_stats s;
+	brant_error *e;
+
+	while (mig_wait(g, 0, NULL) == BRANT_E_PENDING) {
+		if (look(g, mig_event_fd(g)) && mig_cancel(g, &e)) {
+			if (g->hooks.warning)
+				g->hooks.warning(g->hooks.opaque, brant_error_message(e));
+			brant_error_free(e);
+		}
+		s = mig_stats(g);
+		if (mig_wait(g, 0, NULL) == BRANT_E_PENDING)
+			show(g, report_progress(&s, false));
+	}
+	s = mig_stats(g);
+	show(g, report_progress(&s, true));
+	return mig_wait(g, BRANT_NO_LIMIT, why_not);
+}
+
+static struct mg_result result_of(struct migration *g, int32_t code)
+{
+	brant_stats s = mig_stats(g);
+	struct mg_result r = report_result(&s);
+
+	r.cancelled = code == BRANT_E_CANCELLED;
+	r.limit_ms = (double)g->options.downtime_ms;
+	return r;
 }
 
 /* ---- the source ---- */
@@ -494,65 +483,20 @@ int mg_prepare_send(struct migration *g)
 		.max_bandwidth = g->options.bandwidth,
 		.total_timeout_ms = g->options.timeout_ms,
 	};
-	brant_error *e;
 
-	if (brant_outgoing_new(g->tracker, &params, &g->outgoing, &e))
-		return fail(g, "migration", e);
+	MUST("migration", brant_outgoing_new(g->tracker, &params, &g->outgoing, &e));
 	return 0;
-}
-
-/* Shows how it goes until it is over. */
-static void watch_outgoing(struct migration *g)
-{
-	brant_outgoing *out = g->outgoing;
-	brant_stats s = {.size = sizeof(s)};
-	brant_error *e;
-
-	while (brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING) {
-		if (look(g, brant_outgoing_event_fd(out)) && brant_outgoing_cancel(out, &e))
-			warn(g, e);
-		if (!brant_outgoing_get_stats(out, &s, NULL) && brant_outgoing_wait(out, 0, NULL) == BRANT_E_PENDING)
-			show(g, &s, false);
-	}
-	if (!brant_outgoing_get_stats(out, &s, NULL))
-		show(g, &s, true);
-}
-
-static enum mg_where where_outgoing(uint32_t state)
-{
-	switch (state) {
-	case BRANT_SOURCE_COMPLETED: return MG_RUNS_THERE;
-	case BRANT_SOURCE_RESUME_FAILED: return MG_STANDS_HERE;
-	case BRANT_SOURCE_UNANSWERED:
-	case BRANT_SOURCE_GIVEN_UP: return MG_MAYBE_THERE;
-	default: return MG_RUNS_HERE;
-	}
 }
 
 int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result)
 {
 	brant_outgoing *out = g->outgoing;
-	brant_stats s = {.size = sizeof(s)};
 	brant_error *e;
 	int32_t code = endpoint ? brant_outgoing_start(out, endpoint, &e) : brant_outgoing_start_fd(out, fd, &e);
 
-	if (code == 0) {
-		watch_outgoing(g);
-		code = brant_outgoing_wait(out, BRANT_NO_LIMIT, &e);
-	}
-	brant_outgoing_get_stats(out, &s, NULL);
-	*result = (struct mg_result){
-		.where = where_outgoing(s.state),
-		.cancelled = code == BRANT_E_CANCELLED,
-		.seconds = (double)s.elapsed_ns / 1e9,
-		.downtime_ms = (double)s.downtime_ns / 1e6,
-		.limit_ms = (double)g->options.downtime_ms,
-		.data_pages = s.data_pages,
-		.zero_pages = s.zero_pages,
-		.hole_pages = s.hole_pages,
-		.wire_bytes = s.wire_bytes,
-		.passes = s.pass,
-	};
+	if (code == 0)
+		code = watch(g, &e);
+	*result = result_of(g, code);
 	brant_outgoing_get_stats_json(out, result->json, sizeof(result->json), NULL, NULL);
 	/* Handed over without an answer, only the VMM can know whether the guest runs at the other side. This one cannot
 	 * ask, so it is on the safe side: one guest too few is better than one too many. */
@@ -565,100 +509,40 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 
 /* ---- the destination ---- */
 
-static int incoming_new(struct migration *g)
+int mg_receive(struct migration *g, const char *endpoint, int fd, char *bound, size_t bound_len)
 {
-	brant_error *e;
+	static const char what[] = "incoming migration";
 
-	if (brant_incoming_new(g->guest, NULL, &g->incoming, &e))
-		return fail(g, "incoming migration", e);
-	return 0;
-}
-
-int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, size_t bound_len)
-{
-	brant_error *e;
-
-	if (incoming_new(g))
-		return -1;
-	if (brant_incoming_listen(g->incoming, endpoint, &e) ||
-	    brant_incoming_get_endpoint(g->incoming, bound, bound_len, NULL, &e))
-		return fail(g, "incoming migration", e);
-	return 0;
-}
-
-int mg_receive_fd(struct migration *g, int fd)
-{
-	brant_error *e;
-
-	if (incoming_new(g))
-		return -1;
-	if (brant_incoming_start_fd(g->incoming, fd, &e))
-		return fail(g, "incoming migration", e);
+	MUST(what, brant_incoming_new(g->guest, NULL, &g->incoming, &e));
+	if (endpoint) {
+		MUST(what, brant_incoming_listen(g->incoming, endpoint, &e));
+		MUST(what, brant_incoming_get_endpoint(g->incoming, bound, bound_len, NULL, &e));
+	} else {
+		MUST(what, brant_incoming_start_fd(g->incoming, fd, &e));
+	}
 	return 0;
 }
 
 int mg_receive_wait(struct migration *g, struct mg_result *result)
 {
-	brant_incoming *in = g->incoming;
-	brant_stats s = {.size = sizeof(s)};
 	brant_error *e;
-	int32_t code;
+	int32_t code = watch(g, &e);
 
-	while (brant_incoming_wait(in, 0, NULL) == BRANT_E_PENDING) {
-		if (look(g, brant_incoming_event_fd(in)) && brant_incoming_cancel(in, &e))
-			warn(g, e);
-		if (!brant_incoming_get_stats(in, &s, NULL) && brant_incoming_wait(in, 0, NULL) == BRANT_E_PENDING)
-			show(g, &s, false);
-	}
-	code = brant_incoming_wait(in, BRANT_NO_LIMIT, &e);
-	if (!brant_incoming_get_stats(in, &s, NULL))
-		show(g, &s, true);
-	*result = (struct mg_result){
-		.where = s.state == BRANT_DESTINATION_RUNNING ? MG_RUNS_HERE
-			 : s.state == BRANT_DESTINATION_START_FAILED ? MG_STANDS_HERE : MG_NEVER_HERE,
-		.cancelled = code == BRANT_E_CANCELLED,
-		.seconds = (double)s.elapsed_ns / 1e9,
-		.data_pages = s.data_pages,
-		.zero_pages = s.zero_pages,
-		.wire_bytes = s.wire_bytes,
-	};
-	brant_incoming_get_stats_json(in, result->json, sizeof(result->json), NULL, NULL);
+	*result = result_of(g, code);
+	brant_incoming_get_stats_json(g->incoming, result->json, sizeof(result->json), NULL, NULL);
 	return code ? fail(g, "incoming migration", e) : 0;
 }
 
 /* ---- a guest in a file ---- */
-
-static void show_image(struct migration *g, const brant_image_stats *s, bool last)
-{
-	static const char *const stages[] = {
-		[BRANT_IMAGE_IDLE] = "preparing", [BRANT_IMAGE_PREPARING] = "preparing", [BRANT_IMAGE_COPYING] = "copying",
-		[BRANT_IMAGE_PAUSED] = "paused", [BRANT_IMAGE_FINISHING] = "finishing", [BRANT_IMAGE_FILLING] = "filling",
-		[BRANT_IMAGE_LOADING] = "loading", [BRANT_IMAGE_STARTING] = "starting", [BRANT_IMAGE_COMPLETED] = "done",
-		[BRANT_IMAGE_FAILED] = "failed"};
-	struct mg_progress p = {
-		.last = last, .stage = s->state <= BRANT_IMAGE_FAILED ? stages[s->state] : "", .pass = s->pass,
-		.percent = s->progress / 100.0, .dirtied_per_second = -1, .seconds_left = -1, .downtime = -1,
-		.bytes_per_second = s->elapsed_ns ? (double)s->data_pages * 4096 / ((double)s->elapsed_ns / 1e9) : -1};
-
-	if (g->hooks.progress)
-		g->hooks.progress(g->hooks.opaque, &p);
-}
 
 static void image_result(struct migration *g, int32_t code, const brant_image_stats *s, struct mg_image_result *result)
 {
 	uint32_t state = BRANT_GUEST_UNKNOWN;
 
 	brant_guest_get_state(g->guest, &state, NULL);
-	*result = (struct mg_image_result){
-		.cancelled = code == BRANT_E_CANCELLED,
-		.stands = state == BRANT_GUEST_STANDS,
-		.seconds = (double)s->elapsed_ns / 1e9,
-		.downtime_ms = known(s->downtime_ns, 1e-6),
-		.data_pages = s->data_pages,
-		.zero_pages = s->zero_pages,
-		.file_bytes = s->file_bytes,
-		.passes = s->pass,
-	};
+	*result = report_image_result(s);
+	result->cancelled = code == BRANT_E_CANCELLED;
+	result->stands = state == BRANT_GUEST_STANDS;
 }
 
 int mg_save(struct migration *g, const char *path, struct mg_image_result *result)
@@ -676,12 +560,12 @@ int mg_save(struct migration *g, const char *path, struct mg_image_result *resul
 		if (look(g, brant_image_save_event_fd(save)))
 			brant_image_save_cancel(save, NULL);
 		brant_image_save_get_stats(save, &s, NULL);
-		show_image(g, &s, false);
+		show(g, report_image_progress(&s, false));
 	}
 	if (!code)
 		code = brant_image_save_wait(save, BRANT_NO_LIMIT, &e);
 	brant_image_save_get_stats(save, &s, NULL);
-	show_image(g, &s, true);
+	show(g, report_image_progress(&s, true));
 	image_result(g, code, &s, result);
 	brant_image_save_free(save);
 	return code ? fail(g, "save", e) : 0;
@@ -701,12 +585,12 @@ int mg_restore(struct migration *g, const char *path, struct mg_image_result *re
 		if (look(g, brant_image_restore_event_fd(restore)))
 			brant_image_restore_cancel(restore, NULL);
 		brant_image_restore_get_stats(restore, &s, NULL);
-		show_image(g, &s, false);
+		show(g, report_image_progress(&s, false));
 	}
 	if (!code)
 		code = brant_image_restore_wait(restore, BRANT_NO_LIMIT, &e);
 	brant_image_restore_get_stats(restore, &s, NULL);
-	show_image(g, &s, true);
+	show(g, report_image_progress(&s, true));
 	image_result(g, code, &s, result);
 	brant_image_restore_free(restore);
 	return code ? fail(g, "restore", e) : 0;

@@ -1,6 +1,6 @@
 /*
  * What migration looks like to the rest of the VMM: give it a machine, tell it where to. Everything that touches brant
- * is behind this, in migrate.c; nothing here names it.
+ * is behind this, in migrate.c and report.c; nothing here names it.
  */
 #ifndef MINIVMM_MIGRATE_H
 #define MINIVMM_MIGRATE_H
@@ -90,10 +90,9 @@ int mg_prepare_send(struct migration *g);
  * `endpoint` is NULL. 0: the guest runs there and never again here. -1: see result->where. */
 int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result);
 
-/* Takes a machine in. Listening writes the endpoint that was bound to `bound`. mg_receive_wait returns 0 when the guest
- * runs here; -1: see result->where. */
-int mg_receive_listen(struct migration *g, const char *endpoint, char *bound, size_t bound_len);
-int mg_receive_fd(struct migration *g, int fd);
+/* Takes a machine in: listens at an endpoint, and writes what was bound to `bound`, or reads from a connected socket if
+ * `endpoint` is NULL. mg_receive_wait returns 0 when the guest runs here; -1: see result->where. */
+int mg_receive(struct migration *g, const char *endpoint, int fd, char *bound, size_t bound_len);
 int mg_receive_wait(struct migration *g, struct mg_result *result);
 struct mg_image_result {
 	bool cancelled;

@@ -1,0 +1,21 @@
+/*
+ * What brant's numbers are to the user of this program. For migrate.c, which has brant's handles.
+ */
+#ifndef MINIVMM_REPORT_H
+#define MINIVMM_REPORT_H
+
+#include "migrate.h"
+
+#include <brant.h>
+
+/* How far it is; `stage` is "" where there is nothing to show yet. */
+struct mg_progress report_progress(const brant_stats *s, bool last);
+/* What it came to, but for what only the caller knows: the limit, whether it was cancelled, the JSON. */
+struct mg_result report_result(const brant_stats *s);
+/* The same of an image that is saved or restored. */
+struct mg_progress report_image_progress(const brant_image_stats *s, bool last);
+struct mg_image_result report_image_result(const brant_image_stats *s);
+/* Which of KVM's logs a tracker uses. */
+void report_log(const brant_tracker *tracker, char *text, size_t len);
+
+#endif
