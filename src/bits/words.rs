@@ -423,4 +423,5 @@ mod table;
 mod x86;
 
 #[cfg(test)]
+#[path = "words/tests.rs"]
 mod tests;
