@@ -7,7 +7,7 @@
  *
  * oracle_begin and oracle_judge are the reference and the verdict, for a test that does
  * things of its own in between. oracle() is the whole of it for one kind of log: with random
- * blocks, slots and chunks, syncs, walks cut short, runs given back, tracking stopped and
+ * blocks, slots and chunks, syncs, walks cut short, runs put back, tracking stopped and
  * started, and all the time signals arriving and the process stopped and continued.
  * A kind of log is a struct oracle_kind: how it is added to a tracker. See oracle.c.
  */

@@ -600,7 +600,7 @@ impl Copy {
 }
 
 #[test]
-fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_given_back_between_syncs() {
+fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_discarded_between_syncs() {
     let mut random = Random::new("a_copy_by_userfaultfds_log_is_exact");
     for made in SMALL {
         // Writes past the mapping are no business of this log.

@@ -303,11 +303,11 @@ fn a_dirty_rate_is_measured() {
 }
 
 #[test]
-fn pages_are_given_back_and_declared_lost() {
+fn pages_are_ballooned_and_declared_lost() {
     alone(LIMIT, || {
         let memory = guest(BYTES);
         memory.set_must_tell_host(true);
-        scarcely("giving back", || {
+        scarcely("inflating", || {
             memory.mark_ballooned(GuestAddress(0), BYTES);
             memory.clear_ballooned(GuestAddress(0), BYTES);
             Ok(())

@@ -133,7 +133,7 @@ struct Shape {
     blocks: u64,
     source: Kind,
     destination: Kind,
-    /// Every second page given back.
+    /// Every second page ballooned.
     ballooned: bool,
     writes: bool,
 }

@@ -47,7 +47,7 @@ struct mv_region_config {
 	bool memfd; /* shared memory with an fd; otherwise private and anonymous */
 };
 
-/* Called by the machine. `opaque` is given back; any function may be NULL. */
+/* Called by the machine. `opaque` is passed on; any function may be NULL. */
 struct mv_hooks {
 	void *opaque;
 	/* Guest memory was written behind the dirty log's back: by the VMM (MV_KVM), by anyone (MV_PROCESS). Always after

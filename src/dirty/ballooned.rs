@@ -1,16 +1,18 @@
-//! What a walk does not read: pages that the guest has given back, and which of them.
+//! Ballooned pages in a walk: which of them are pending, named instead of read, or written.
 //!
-//! **Given back** (the balloon). Sticky, kept with the block ([`crate::memory::ballooned`]), and
-//! only where the guest must tell before it uses the page again. A walk of a consumer that
-//! skips ([`super::consumer::Consumer::skip_ballooned`]) hands them out as [`super::run::Content::Ballooned`], once, so that whoever
-//! keeps a copy hears of it. Protection is restored before that, as for any page (rule 1). So a
-//! page that is found dirty *afterwards* was written by a guest that broke its promise, or by
-//! somebody who marked it, and counts as taken back: what was promised is not what memory is lost
-//! for. A log cannot tell a write before the giving back from one after it if both come between
-//! two harvests; then the guest's promise counts.
+//! A page stays ballooned until the guest says otherwise. The set is kept with the block
+//! ([`crate::memory::ballooned`]), and is empty unless the guest must tell before it uses such a page
+//! again.
 //!
-//! A consumer has this for itself: what a migration skips is pending as before for a backup. Hints of
-//! free pages are in [`super::hints`].
+//! A consumer that wants it ([`super::consumer::Consumer::skip_ballooned`]) gets ballooned pages as
+//! [`super::run::Content::Ballooned`]: named, once, for whoever keeps a copy, and not to be read.
+//! Their protection is restored before that, as for any page (rule 1). A page that is found dirty
+//! *afterwards* was written by a guest that broke its promise, or by somebody who marked it. It is
+//! ballooned no longer: memory is not lost for a promise. A log cannot tell a write before the
+//! inflate from one after it when both come between two harvests; then the guest's promise counts.
+//!
+//! Each consumer has this for itself: a page that a migration does not read is pending as before for
+//! a backup. Hints of free pages are in [`super::hints`].
 
 use super::beside::range_of;
 use super::pending::{BlockState, PageSet, Seat};
@@ -21,8 +23,8 @@ use crate::units::STRETCH_PAGES;
 use std::ops::Range;
 
 impl BlockState {
-    /// What the pages from the start of `range` are for a consumer that skips. Their protection is
-    /// restored.
+    /// What the pages from the start of `range` are for a consumer that has ballooned pages named.
+    /// Their protection is restored.
     pub(super) fn claim(&mut self, seat: Seat, range: Range<u64>) -> Claim {
         let BlockState {
             pin_source, sets, ..
@@ -32,7 +34,7 @@ impl BlockState {
         };
         let claim = set.claim(pin_source, range);
         if let Claim::Written(page) = &claim {
-            // Whoever else was told that all of the host page is given back hears that it is not.
+            // Whoever else was told that all of the host page is ballooned hears that it is not.
             for set in sets
                 .iter_mut()
                 .flatten()
@@ -53,7 +55,7 @@ impl PageSet {
         match &claim {
             Claim::Ballooned(_) if passed.is_none() => match Bitmap::new(block.pages().index()) {
                 Ok(bits) => *passed = Some(bits),
-                // Sent like any other. It stays given back.
+                // Sent like any other. It stays ballooned.
                 Err(_) => return all,
             },
             Claim::Written(page) => self.is_used(page),
@@ -71,7 +73,7 @@ impl PageSet {
         }
     }
 
-    /// The next run of pages of `from..end` that are pending and given back.
+    /// The next run of pages of `from..end` that are pending and ballooned.
     pub(super) fn next_ballooned(&self, block: &Block, from: u64, end: u64) -> Option<Range<u64>> {
         let ballooned = block.ballooned();
         let mut at = from;
@@ -126,7 +128,7 @@ impl PageSet {
 }
 
 impl BlockState {
-    /// Takes back what was written since a consumer was told of it, and returns how many pages
+    /// Ends the ballooning of pages written since a consumer was told of them. Returns how many pages
     /// that were and how many of them were not pending there before.
     pub(super) fn clear_written(&mut self, seat: Seat) -> (u64, u64) {
         let before = self.set(seat).map_or(0, PageSet::count);

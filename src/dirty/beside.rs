@@ -8,7 +8,7 @@ use std::ops::Range;
 /// One block's bits beside what is pending of it.
 #[derive(Default)]
 pub(super) struct Beside {
-    /// Given-back pages that were handed out as such since they were given back: their
+    /// Ballooned pages that were handed out as such since they were ballooned: their
     /// protection was restored, so one that is pending again was written.
     pub passed: Option<Bitmap>,
     /// Pages that a hint took out of pending and that were not handed out since.

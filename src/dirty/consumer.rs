@@ -375,25 +375,25 @@ impl Consumer {
         Ok(taken)
     }
 
-    /// Has given-back pages told apart from others in what is handed out, and hinted pages
+    /// Has ballooned pages told apart from others in what is handed out, and hinted pages
     /// handed out as [`super::consumer::Content::Free`]; or neither, which is so unless it is said. Before
     /// [`Consumer::start`].
     pub fn skip_ballooned(&self, on: bool) {
         let seat = self.seat();
         let mut inner = self.lock();
-        inner.stop_skip_ballooned(seat);
+        inner.read_ballooned_too(seat);
         if let Some(member) = inner.member(seat) {
             member.skip_ballooned = on;
         }
     }
 
-    /// Pages that are pending and have to be read: what is known to be given back is left out.
+    /// Pages that are pending and have to be read: what is known to be ballooned is left out.
     pub fn to_read(&self) -> Pages {
         let now = self.published().now();
         Pages(now.pending.0.saturating_sub(now.ballooned))
     }
 
-    /// [`Consumer::take`] of what is not read: given-back and free pages.
+    /// [`Consumer::take`] of what is not read: ballooned and free pages.
     pub fn take_unread(&self, cursor: &mut Cursor, max_runs: usize) -> Result<Taken> {
         let all = Pages(u64::MAX);
         self.take_what(cursor, max_runs, all, true, Manner::Held)
@@ -422,7 +422,7 @@ impl Inner {
                 self.rearm_all()?;
             }
         } else {
-            // Before the logs start: of a page given back later they may know from before that.
+            // Before the logs start: of a page ballooned later they may know from before that.
             self.forget_news(seat);
             self.start_logs(everything)?;
         }

@@ -22,7 +22,7 @@ pub(super) struct ConsumerFigures {
     pub stats: ConsumerStats,
     pub started: bool,
     pub pending: Pages,
-    /// Of what is pending, given-back pages.
+    /// Of what is pending, ballooned pages.
     pub ballooned: u64,
 }
 

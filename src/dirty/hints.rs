@@ -5,8 +5,9 @@
 //! everything was restored before the round began ([`Tracker::begin_hints`] sees to that) and nothing
 //! was harvested since. What a later sync finds is pending again and wins.
 //!
-//! Hints are used for consumers that skip ([`super::consumer::Consumer::skip_ballooned`]); what a
-//! migration skips is pending as before for a backup.
+//! Hints are used for consumers that do not read ballooned pages
+//! ([`super::consumer::Consumer::skip_ballooned`]). What a migration does not read for a hint is
+//! pending as before for a backup.
 
 use super::pending::PageSet;
 use super::state::Inner;
@@ -23,7 +24,7 @@ const HINT_PAGES: u64 = 1 << 15;
 
 impl Inner {
     /// Takes pages out of pending that were free when the guest said so, for each consumer that
-    /// skips: some of the guest's pages `first..end`. The round is right. How many it took, and
+    /// uses hints: some of the guest's pages `first..end`. The round is right. How many it took, and
     /// where to go on.
     pub(super) fn take_hint(&mut self, first: u64, end: u64) -> Result<(Pages, Option<u64>)> {
         let from = |page: u64| GuestAddress(page.saturating_mul(PAGE_SIZE));
@@ -35,7 +36,7 @@ impl Inner {
         let begin = first + ahead.before.0;
         let stop = end.min(begin + HINT_PAGES);
         let mut used = Pages(0);
-        for seat in self.who_skips_ballooned() {
+        for seat in self.seats_that_skip_ballooned() {
             let mut here = 0;
             for part in map.block_parts(from(begin), Pages(stop - begin)) {
                 let state = self.blocks.get_mut(part.block);

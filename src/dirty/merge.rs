@@ -349,8 +349,7 @@ impl Sink for PendingSink<'_> {
             }
             let pages = part.first.0..part.first.0.saturating_add(part.pages.0);
             let found = state.merge(whose, |set| {
-                // That nothing is known is no evidence that a page which was given back was
-                // written.
+                // That nothing is known is no evidence that a ballooned page was written.
                 set.beside.put_back(pages.clone());
                 set.pending
                     .set_range(part.first.index(), part.pages.index())

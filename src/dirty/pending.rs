@@ -33,7 +33,7 @@ pub(super) enum Phase {
 pub(super) struct PageSet {
     /// Pages still to be handed out.
     pub pending: Pending,
-    /// What was skipped, and what was hinted at.
+    /// What was named as ballooned, and what was hinted at.
     pub beside: Beside,
     /// The consumer's.
     pub phase: Phase,

@@ -42,7 +42,7 @@ const CALL: Duration = Duration::from_micros(200);
 const PIECE: u64 = 2 << 20;
 
 /// Written pages, and nothing else in any mask: only in this form does the kernel take a
-/// page whose entry is empty (given back, swapped away) for a written one. Memory that is not
+/// page whose entry is empty (discarded, swapped away) for a written one. Memory that is not
 /// registered would count as written all over; `CHECK_WPASYNC` makes that an error.
 const WRITTEN_PAGES: Query = Query {
     flags: WP_MATCHING | CHECK_WPASYNC,

@@ -69,11 +69,11 @@ pub struct SyncReport {
     /// times its memory.
     pub observed: Pages,
     /// Pages that became pending because the guest has given them back since the last sync:
-    /// whoever has a copy is to be told. Only while given-back pages are skipped.
-    pub given_back: Pages,
+    /// whoever has a copy is to be told. Only where ballooned pages are not read.
+    pub newly_ballooned: Pages,
     /// Pages pending afterwards.
     pub pending: Pages,
-    /// Of those, pages given back: they are neither read nor sent.
+    /// Of those, ballooned pages: they are neither read nor sent.
     pub ballooned: Pages,
     /// All of it.
     pub time: Duration,
@@ -99,10 +99,10 @@ pub struct TrackerStats {
     pub clear_bits: u64,
     /// The longest restoring of one chunk.
     pub longest_clear: Duration,
-    /// Given-back pages that were handed out as such, neither read nor sent. One that is told
+    /// Ballooned pages that were handed out as such, neither read nor sent. One that is told
     /// again counts again.
     pub ballooned: Pages,
-    /// Given-back pages that were found written all the same, and count as taken back.
+    /// Ballooned pages that were found written all the same, and are ballooned no longer.
     pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,
@@ -130,9 +130,9 @@ pub struct ConsumerStats {
     pub clear_bits: u64,
     /// The longest restoring of one chunk meanwhile.
     pub longest_clear: Duration,
-    /// Given-back pages that were handed out as such. One that is told again counts again.
+    /// Ballooned pages that were handed out as such. One that is told again counts again.
     pub ballooned: Pages,
-    /// Given-back pages that were found written all the same, and count as taken back.
+    /// Ballooned pages that were found written all the same, and are ballooned no longer.
     pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,

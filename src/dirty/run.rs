@@ -58,8 +58,8 @@ pub(crate) enum Manner {
     Recallable,
 }
 
-/// What a run of pages is. Everything is [`Content::Used`] unless given-back pages are
-/// skipped ([`super::consumer::Consumer::skip_ballooned`]).
+/// What a run of pages is. Everything is [`Content::Used`] for a consumer that reads ballooned pages
+/// too ([`super::consumer::Consumer::skip_ballooned`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// The guest uses it.

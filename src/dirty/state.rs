@@ -18,9 +18,9 @@ use std::sync::Arc;
 /// What the tracker knows of one consumer, its pages apart: those are with the blocks.
 pub(super) struct Member {
     pub(super) phase: Phase,
-    /// Whether it has given-back pages told apart, and hints used.
+    /// Whether it has ballooned pages told apart, and hints used.
     pub(super) skip_ballooned: bool,
-    /// Of what is pending, given-back pages as of the last sync or start, less those handed out.
+    /// Of what is pending, ballooned pages as of the last sync or start, less those handed out.
     pub(super) ballooned: u64,
     pub(super) stats: ConsumerStats,
     /// Pages pending for it in all blocks.
@@ -289,7 +289,7 @@ impl Inner {
         let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
             return;
         };
-        // Nobody wrote it for that: if it is given back, it still is.
+        // Nobody wrote it for that: if it is ballooned, it still is.
         set.beside
             .put_back(first.0..first.0.saturating_add(count.0));
         let new = Pages(set.pending.set_range(first.index(), count.index()));

@@ -1,6 +1,6 @@
-//! A sync: all logs are harvested into what is pending for each consumer that follows, and what the
-//! guest has given back, or wrote although it had, is brought up to date. Part of what is done
-//! under the tracker's lock.
+//! A sync: all logs are harvested into what is pending for each consumer that follows. Pages that
+//! became ballooned, and ballooned pages that were written, are brought up to date. Part of what is
+//! done under the tracker's lock.
 
 use super::merge::PendingSink;
 use super::pending::{BlockState, Phase, Seat};
@@ -23,9 +23,9 @@ impl Inner {
         // A hint given before what is found now must not undo it.
         self.hints.close();
         // Before the harvest: what is found below may have been written before the page was
-        // given back, what is found later was not.
+        // ballooned, what is found later was not.
         let mut report = SyncReport {
-            given_back: self.harvest_news(whose),
+            newly_ballooned: self.harvest_news(whose),
             ..SyncReport::default()
         };
         let map = Arc::clone(&self.map);
@@ -103,8 +103,8 @@ impl Inner {
 }
 
 impl Inner {
-    /// The consumers that follow and have given-back pages told apart.
-    pub(super) fn who_skips_ballooned(&self) -> Vec<Seat> {
+    /// The consumers that follow and have ballooned pages told apart.
+    pub(super) fn seats_that_skip_ballooned(&self) -> Vec<Seat> {
         let mut seats = self.seats(Phase::Following);
         seats.retain(|seat| {
             self.members[*seat]
@@ -121,12 +121,12 @@ impl Inner {
         }
     }
 
-    /// Takes back what was found written since it was told, and returns how many pages became
-    /// pending with it for `whose`. Right after the harvest and not in the walk alone: what is to
+    /// Ends the ballooning of pages found written since they were told, and returns how many became
+    /// pending with that for `whose`. Right after the harvest and not in the walk alone: what is to
     /// be sent must not look as if it were not, least of all to whoever decides on the downtime.
     pub(super) fn clear_written(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        for seat in self.who_skips_ballooned() {
+        for seat in self.seats_that_skip_ballooned() {
             let mut all = 0;
             for state in self.blocks.iter_mut() {
                 let (broken, new) = state.clear_written(seat);
@@ -140,9 +140,9 @@ impl Inner {
         Pages(found)
     }
 
-    /// A consumer that skipped does not any more: what was to be handed out as free is pending
-    /// again.
-    pub(super) fn stop_skip_ballooned(&mut self, seat: Seat) {
+    /// A consumer reads ballooned and free pages from here on: what was to be handed out as free is
+    /// pending again.
+    pub(super) fn read_ballooned_too(&mut self, seat: Seat) {
         if let Some(member) = self.member(seat) {
             member.skip_ballooned = false;
             member.ballooned = 0;
@@ -155,9 +155,9 @@ impl Inner {
         }
     }
 
-    /// Counts what of pending is given back, for each consumer that skips.
+    /// Counts what of pending is ballooned, for each consumer that has it told apart.
     pub(super) fn count_ballooned(&mut self) {
-        for seat in self.who_skips_ballooned() {
+        for seat in self.seats_that_skip_ballooned() {
             let blocks = self.blocks.iter();
             let ballooned = blocks.filter_map(|b| {
                 let set = b.set(seat)?;
@@ -171,7 +171,7 @@ impl Inner {
     }
 
     /// A consumer that starts with all pages, and starts the logs, is not told of pages that
-    /// were given back before.
+    /// were ballooned before.
     pub(super) fn forget_news(&mut self, seat: Seat) {
         if self.member(seat).is_some_and(|m| m.skip_ballooned) {
             for block in self.map.blocks() {
@@ -180,11 +180,11 @@ impl Inner {
         }
     }
 
-    /// Makes pending what was given back since the last sync, for each consumer that skips, so
+    /// Makes pending what became ballooned since the last sync, for each consumer that has it told apart, so
     /// that it is told; how many pages that were for `whose`.
     pub(super) fn harvest_news(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
-        let seats = self.who_skips_ballooned();
+        let seats = self.seats_that_skip_ballooned();
         if seats.is_empty() {
             return Pages(0);
         }

@@ -19,7 +19,7 @@ const WINDOW: u64 = 1 << 21;
 pub(super) struct Wanted {
     /// Whose pages.
     pub seat: Seat,
-    /// Given-back pages are told apart.
+    /// Ballooned pages are told apart.
     pub skip_ballooned: bool,
     /// Only what is not read.
     pub unread: bool,
@@ -101,7 +101,7 @@ impl Inner {
                     Claim::Used(count) => (count, Content::Used),
                     Claim::Ballooned(count) => (count, Content::Ballooned),
                     Claim::Written(used) => {
-                        // Written although it was given back: all of the host page is the
+                        // Written although it was ballooned: all of the host page is the
                         // guest's again. Its pages are pending now, this one among them.
                         self.count_broken(seat, Pages(used.end - used.start));
                         // Some may lie before this one, and the walk is to end with none left.
@@ -113,7 +113,7 @@ impl Inner {
                 (end - first, Content::Used)
             };
             if what.unread && content == Content::Used {
-                // Taken back a moment ago.
+                // Deflated a moment ago.
                 cursor.page = first + count;
                 continue;
             }

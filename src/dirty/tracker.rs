@@ -8,8 +8,8 @@
 //! - the *copy* of each slot's bitmap in manual-protect mode (see [`super::kvm::log`]): the
 //!   argument of the clear;
 //! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
-//! - *skip*, kept with the block and not here: pages that the guest has given back (see
-//!   [`crate::memory::ballooned`], and `skip.rs` for what becomes of them in a walk);
+//! - *ballooned*, kept with the block and not here (see [`crate::memory::ballooned`], and
+//!   `ballooned.rs` for what becomes of such pages in a walk);
 //! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
 //!   the next page of it is handed out.
 //!

@@ -104,7 +104,7 @@ impl Watch {
         }
         let begun = self.userfault.register(range.clone()).and_then(|()| {
             let protected = Protected::new(block, &self.pagemap).inspect_err(|_| {
-                // It is not there any more, or is given back.
+                // It is not there any more, or is discarded.
                 let _ = self.userfault.unregister(range);
             })?;
             self.blocks.insert(block.id(), protected);

@@ -1,7 +1,7 @@
-//! What the VMM's balloon device says of a guest's memory: given back, in use again.
+//! What the VMM's balloon device says of a guest's memory: inflated, deflated.
 //!
 //! Turns guest addresses into pages of blocks, and tells trackers which pages count as written.
-//! Which pages count as given back is decided in `returned`.
+//! Which pages are ballooned because of it is decided in `ballooned`.
 
 use super::ballooned::{Forgotten, SLICE};
 use super::block::Block;
@@ -12,24 +12,24 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 impl Memory {
-    /// Says whether the guest must tell before it uses a page again that it gave back
+    /// Says whether the guest must tell before it uses a ballooned page again
     /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
-    /// runs. With `false`, what was given back counts as taken back; and so it does when it is
-    /// said again: the device was reset, and whoever drives it now knows nothing of what was
-    /// given before. What a source has said is kept until its guest runs here.
+    /// runs. With `false`, no page is ballooned any longer. The same with `true` when it is said
+    /// again: the device was reset, and whoever drives it now knows nothing of the pages ballooned
+    /// before. What a source has said is kept until its guest runs here.
     pub fn set_must_tell_host(&self, must: bool) {
         if self.gate.set(must) {
             drop(self.forget_ballooned());
         }
     }
 
-    /// Whether given-back pages may be skipped.
+    /// Whether pages may be ballooned.
     pub fn must_tell_host(&self) -> bool {
         self.gate.is_open()
     }
 
-    /// The guest runs from here on; nobody has promised that it tells, so nothing is skipped.
-    /// Called while the guest stands still.
+    /// The guest runs from here on. Where nobody has promised that it tells, no page is ballooned
+    /// any longer. Called while the guest stands still.
     pub(crate) fn settle_ballooned(&self) -> Forgotten {
         self.gate.arrives_no_more();
         if self.must_tell_host() {
@@ -78,7 +78,7 @@ impl Memory {
         });
     }
 
-    /// The guest uses what it had given back again, and is told after this that it may. Every
+    /// The guest uses ballooned bytes again, and is told after this that it may. Every
     /// page that has a byte in the range counts as written. Any thread; never waits for a
     /// migration.
     pub fn clear_ballooned(&self, address: GuestAddress, length: u64) {
@@ -90,7 +90,7 @@ impl Memory {
         });
     }
 
-    /// How many pages of a guest range count as given back.
+    /// How many pages of a guest range are ballooned.
     pub fn count_ballooned(&self, address: GuestAddress, length: u64) -> u64 {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
@@ -101,7 +101,7 @@ impl Memory {
         pages
     }
 
-    /// The source says that pages are given back: it has the guest's promise.
+    /// The source says that pages are ballooned: it has the guest's promise.
     pub(crate) fn inflate_from_source(
         &self,
         block: &Block,

@@ -1,22 +1,22 @@
-//! Which pages the guest has given back, by inflating its balloon.
+//! Which pages are ballooned: in the guest's balloon, which it has inflated with them.
 //!
 //! Kept with the guest's memory and not with a tracker, because it lives longer than any
 //! migration: a balloon is usually inflated long before one begins, and a destination has the
-//! guest's memory and no tracker yet. What is skipped because of it, and when, the tracker
-//! decides (`dirty/skip.rs`). What the VMM's balloon device calls is in `giving`: on any thread, and
+//! guest's memory and no tracker yet. What a walk does with ballooned pages, the tracker decides
+//! (`dirty/ballooned.rs`). What the VMM's balloon device calls is in `balloon`: on any thread, and
 //! it waits for nothing but a lock that is held for microseconds.
 //!
-//! **The gate.** A page may only be skipped if the guest must tell before it uses the page
+//! **The gate.** A page may only be ballooned if the guest must tell before it uses the page
 //! again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says so once
 //! ([`set_must_tell_host`](crate::memory::Memory::set_must_tell_host)); until it has, marks are
 //! ignored.
 //!
 //! **Larger host pages.** The balloon's unit is 4 KiB. A page of the host's that is larger
-//! counts as given back when all its parts are, and as taken back with the first of them.
+//! is ballooned when all its parts are, and no longer when the first of them is deflated.
 //!
-//! **The order of taking back.** The page stops being skipped first, and is marked dirty second.
+//! **The order of a deflate.** The page stops being ballooned first, and is marked dirty second.
 //! The other way round a sync and a walk that come between would use the mark up on a page that is
-//! still skipped.
+//! still ballooned.
 
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
@@ -40,14 +40,14 @@ const NEED_NOT: u8 = 2;
 #[derive(Default)]
 pub(super) struct Gate {
     gate: AtomicU8,
-    /// Some of what is given back a source has said, and its guest does not run here yet.
+    /// A source has named ballooned pages, and its guest does not run here yet.
     arriving: AtomicBool,
 }
 
 impl Gate {
-    /// The VMM says whether the guest must tell. Whether what was given back counts no more: the
-    /// guest need not tell, or the device was reset. Each block's lock, taken by whoever marks or
-    /// forgets, orders this.
+    /// The VMM says whether the guest must tell. Returns whether the pages ballooned so far stop
+    /// being so, because the guest need not tell or the device was reset. Each block's lock, taken
+    /// by whoever marks or forgets, orders this.
     pub(super) fn set(&self, must: bool) -> bool {
         let gate = if must { MUST_TELL } else { NEED_NOT };
         let before = self.gate.swap(gate, Ordering::SeqCst);
@@ -65,7 +65,7 @@ impl Gate {
         self.gate.load(Ordering::SeqCst) == NEED_NOT
     }
 
-    /// A source says what its guest has given back.
+    /// A source names its guest's ballooned pages.
     pub(super) fn arrives(&self) {
         self.arriving.store(true, Ordering::SeqCst);
     }
@@ -76,24 +76,24 @@ impl Gate {
     }
 }
 
-/// The given-back pages of one block. Bits are pages of 4 KiB.
+/// The ballooned pages of one block. Bits are pages of 4 KiB.
 pub struct Ballooned {
     pages: u64,
     /// Pages of 4 KiB in one of the host's.
     unit: u64,
     /// How many pages of the first host page lie before the block.
     phase: u64,
-    /// Pages that count as given back. Only a hint without the lock.
+    /// How many pages are ballooned. Only a hint without the lock.
     count: AtomicU64,
     state: Mutex<Option<State>>,
 }
 
 pub(super) struct State {
-    /// What the guest has given back.
+    /// Pages of 4 KiB in the guest's balloon.
     parts: Bitmap,
-    /// What counts as given back, where that is not the same: whole host pages.
+    /// Ballooned pages, where those are not the same: whole host pages.
     whole: Option<Bitmap>,
-    /// What came to count since a tracker last looked.
+    /// Pages that became ballooned since a tracker last looked.
     fresh: Bitmap,
 }
 
@@ -110,7 +110,7 @@ impl State {
         })
     }
 
-    /// What counts as given back.
+    /// The ballooned pages.
     pub(super) fn counting(&self) -> &Bitmap {
         self.whole.as_ref().unwrap_or(&self.parts)
     }
@@ -121,10 +121,10 @@ impl State {
 pub(crate) enum Claim {
     /// This many pages are in use.
     Used(u64),
-    /// This many pages are given back.
+    /// This many pages are ballooned.
     Ballooned(u64),
-    /// These pages (host pages, cut at the block) were used although they were given back, and
-    /// count as taken back now.
+    /// These pages (host pages, cut at the block) were written although they were ballooned, and
+    /// are ballooned no longer.
     Written(Range<u64>),
 }
 
@@ -151,7 +151,7 @@ impl Ballooned {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// How many pages count as given back.
+    /// How many pages are ballooned.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -178,8 +178,7 @@ impl Ballooned {
     }
 
     /// The guest has given pages back, if `allowed` still says so under the lock. `whole` is
-    /// called with what came to count as given back. Without memory for the bits nothing is
-    /// skipped.
+    /// called with the pages that became ballooned. Without memory for the bits no page does.
     pub(crate) fn inflate(
         &self,
         range: Range<u64>,
@@ -225,7 +224,7 @@ impl Ballooned {
             let mut at = range.start;
             while at < range.end {
                 let (from, end) = (at as usize, range.end as usize);
-                // What was given back before is no news. Not a look further than what is told: the
+                // What was ballooned before is no news. Not a look further than what is told: the
                 // guest can say it as often as it likes.
                 let start = parts.next_clear_before(from, end).unwrap_or(end);
                 let stop = parts.next_set_before(start, end).unwrap_or(end);
@@ -241,7 +240,7 @@ impl Ballooned {
     }
 
     /// The guest uses pages again. Returns the range that does: larger than what was asked where
-    /// that is part of a host page that counted as given back. It is to be marked dirty after this.
+    /// that is part of a ballooned host page. It is to be marked dirty after this.
     pub(crate) fn deflate(&self, range: Range<u64>) -> Range<u64> {
         let range = self.cut(range);
         if range.is_empty() {
@@ -280,7 +279,7 @@ impl Ballooned {
         }
     }
 
-    /// The first page of `from..end` that counts as given back.
+    /// The first page of `from..end` that is ballooned.
     pub(crate) fn next_before(&self, from: u64, end: u64) -> Option<u64> {
         if self.count() == 0 {
             return None;
@@ -294,8 +293,8 @@ impl Ballooned {
     }
 
     /// What the pages of `range` (not empty) are, from its start on. `passed` are pages that
-    /// were skipped before with their protection restored: one that is asked about again was
-    /// written since, unless it was given back anew, and counts as taken back.
+    /// were named as ballooned before, with their protection restored: one that is asked about
+    /// again was written since, unless it was ballooned anew, and is ballooned no longer.
     pub(crate) fn claim(&self, range: Range<u64>, passed: Option<&Bitmap>) -> Claim {
         let all = Claim::Used(range.end - range.start);
         if self.count() == 0 {
@@ -307,7 +306,7 @@ impl Ballooned {
         };
         let (from, len) = (range.start as usize, (range.end - range.start) as usize);
         // Not further than the range: asked for each run that is sent, in the downtime too, a look
-        // for the next given-back page of the whole block would cost what the guest is large.
+        // for the next ballooned page of the whole block would cost what the guest is large.
         let counting = state.counting();
         let Some(start) = counting.next_set_before(from, from + len) else {
             return all;
@@ -341,8 +340,8 @@ impl Ballooned {
         Claim::Written(page)
     }
 
-    /// Calls `each` with runs of what came to count as given back since the last call, and
-    /// forgets that it is news.
+    /// Calls `each` with runs of pages that became ballooned since the last call, and forgets that
+    /// they are news.
     pub(crate) fn take_news(&self, mut each: impl FnMut(usize, &[u64], usize)) {
         let mut from = 0;
         while self.count() != 0 {
@@ -362,7 +361,7 @@ impl Ballooned {
         }
     }
 
-    /// How many of the bits of `pending` count as given back. Costs what is set in both, not
+    /// How many of the bits of `pending` are ballooned pages. Costs what is set in both, not
     /// what the block is large.
     pub(crate) fn count_both(&self, pending: &Bitmap) -> u64 {
         let mut both = 0;
@@ -403,7 +402,7 @@ impl Ballooned {
         both
     }
 
-    /// Forgets everything; the bits of what counted as given back.
+    /// Forgets everything; the bits of what was ballooned.
     pub(super) fn forget(&self) -> Option<State> {
         let mut guard = self.lock();
         self.count.store(0, Ordering::Relaxed);

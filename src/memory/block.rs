@@ -366,7 +366,7 @@ impl Block {
         self.untouched.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Which of its pages the guest has given back.
+    /// Which of its pages are ballooned.
     pub fn ballooned(&self) -> &Ballooned {
         &self.ballooned
     }

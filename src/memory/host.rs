@@ -1,4 +1,4 @@
-//! Giving pages back to the host, and having them backed ahead of use.
+//! Discarding pages, so that the host has their memory again, and having pages backed ahead of use.
 //!
 //! What memory is can change after the VMM described it, so it is asked here too, before pages
 //! are said to be gone.
@@ -15,7 +15,7 @@ use std::ops::Range;
 /// Gives pages back to the host: they read as zero afterwards and cost no memory.
 /// [`Kind::Unsupported`] where that would not be so: a file whose descriptor the VMM did not
 /// give, a private mapping of a file, part of a huge page, memory that somebody else's userfaultfd
-/// fills. Some of the pages may have been given back by then.
+/// fills. Some of the pages may have been discarded by then.
 pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> Result<()> {
     contents.on_ground(block, range, |contents, ground, range| {
         let count = range.end - range.start;
@@ -27,7 +27,7 @@ pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> R
         };
         match (ground.tables, ground.below) {
             _ if ground.watcher == Watcher::Somebody => {}
-            // Of a huge page that is not whole the kernel gives back nothing, and says nothing.
+            // Of a huge page that is not whole the kernel discards nothing, and says nothing.
             (Tables::Private, Below::Zero) if ground.huge.is_none_or(whole) => {
                 // SAFETY: the range lies in the block, and is private memory without a file, of the
                 // guest's.
@@ -49,7 +49,7 @@ pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> R
             format!(
                 "block `{}` is here neither private memory without a file nor a shared mapping of \
                  a tmpfs file whose descriptor was given, or a userfaultfd fills it, so its pages \
-                 cannot be given back",
+                 cannot be discarded",
                 block.name()
             ),
         ))

@@ -63,8 +63,8 @@ pub struct Params {
     /// Destination: the most bytes of state that it takes, early configuration and device
     /// state each: 4 KiB to 1 TiB; 256 MiB.
     pub max_state_bytes: u64,
-    /// Source: pages that the guest gave back are neither read nor sent; destination: what the
-    /// source says is given back is given back to the host here too. On. Where nobody said that
+    /// Source: ballooned pages are neither read nor sent; destination: the memory of pages that the
+    /// source names as ballooned is discarded here too. On. Where nobody said that
     /// the guest must tell before it uses a page again, it makes no difference.
     pub skip_ballooned: bool,
 }

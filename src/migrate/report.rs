@@ -53,7 +53,7 @@ pub struct Stats {
     pub wire_bytes: u64,
     /// Pages sent (received) with their contents; a page sent twice counts twice.
     pub data_pages: u64,
-    /// Pages sent (received) as zero, without contents: holes, given-back and free pages included.
+    /// Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
     pub zero_pages: u64,
     /// Of those, pages that were never touched and so never read. Source only.
     pub hole_pages: u64,
@@ -130,7 +130,7 @@ pub struct Stats {
     pub longest_clear: Duration,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
-    /// Of the zero pages, those that the guest has given back, neither read nor sent (received as
+    /// Of the zero pages, the ballooned ones, neither read nor sent (received as
     /// such); one that is told again counts again.
     pub ballooned_pages: u64,
     /// Pages that free-page hints took out of what was to be sent. Source only.

@@ -115,7 +115,7 @@ record_types! {
     BlockAdded = 20, "BLOCK_ADDED", ToDestination, 22, 277;
     /// A RAM block was unplugged during the migration.
     BlockRemoved = 21, "BLOCK_REMOVED", ToDestination, 0, 0;
-    /// A run of pages that the guest has given back.
+    /// A run of ballooned pages.
     Ballooned = 22, "BALLOONED", ToDestination, 0, 0;
 }
 

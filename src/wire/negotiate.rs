@@ -16,7 +16,7 @@ pub const VERSION_MAX: u16 = 1;
 /// Bit of "zero-runs": ZEROS records stand for all-zero pages. Version 1 needs it.
 pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 
-/// Bit of "ballooned": BALLOONED records say which pages the guest has given back. Without it they are
+/// Bit of "ballooned": BALLOONED records say which pages are ballooned. Without it they are
 /// sent as zeros.
 pub const FEATURE_BALLOONED: u64 = 1 << 1;
 

@@ -22,7 +22,7 @@ fn assert_arrived(source: &Machine, destination: &Machine, what: &str) {
         let pages = theirs[n].1.spec.pages;
         for page in 0..pages {
             let place = (n, page);
-            let returned = destination
+            let ballooned = destination
                 .guest
                 .memory
                 .count_ballooned(address(n, page), PAGE_SIZE);
@@ -30,10 +30,10 @@ fn assert_arrived(source: &Machine, destination: &Machine, what: &str) {
             if knows.balloon.contains(&place) {
                 assert!(!resident.contains(&page), "{what}: {place:?} costs memory");
                 assert!(has.iter().all(|b| *b == 0), "{what}: {place:?} is not zero");
-                assert_eq!(returned, 1, "{what}: {place:?} is not known as given back");
+                assert_eq!(ballooned, 1, "{what}: {place:?} is not known as ballooned");
                 continue;
             }
-            assert_eq!(returned, 0, "{what}: {place:?} is in use");
+            assert_eq!(ballooned, 0, "{what}: {place:?} is in use");
             let zero = has.iter().all(|b| *b == 0);
             let fine = has == theirs[n].1.page(page) || (zero && knows.free.contains(&place));
             assert!(fine, "{what}: {place:?} is lost");
@@ -98,7 +98,7 @@ fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, 
 
 #[test]
 fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
-    let (mut skipped, mut hinted, mut again) = (0, 0, 0);
+    let (mut ballooned, mut hinted, mut again) = (0, 0, 0);
     for seed in 1..=6 {
         let what = format!("seed {seed}");
         let (from, threads) = busy(seed, seed % 3 != 0);
@@ -109,10 +109,10 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         assert_eq!(sent.ballooned_pages, got.ballooned_pages, "{what}");
         assert_eq!(sent.zero_pages, got.zero_pages, "{what}");
         assert!(sent.zero_pages >= sent.ballooned_pages, "{what}");
-        skipped += sent.ballooned_pages;
+        ballooned += sent.ballooned_pages;
         hinted += sent.hinted_pages;
         end(&from, threads);
-        // And on from there: what was given back is skipped again, at once.
+        // And on from there: what is ballooned is named again, at once.
         {
             let mut theirs = to.knows.lock().unwrap();
             let knows = from.knows.lock().unwrap();
@@ -124,7 +124,7 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         assert!(out.stats().ballooned_pages as usize >= to.knows.lock().unwrap().balloon.len());
         again += out.stats().ballooned_pages;
     }
-    assert!(skipped > 6 * 1500, "{skipped} pages skipped");
+    assert!(ballooned > 6 * 1500, "{ballooned} pages ballooned");
     assert!(hinted > 0, "no hint was ever used");
     assert!(again > 0);
 }

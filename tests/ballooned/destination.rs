@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 #[test]
-fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
+fn a_destination_whose_guest_does_not_come_forgets_what_was_ballooned() {
     struct Cancels(Arc<Mutex<Option<Arc<Outgoing>>>>);
     impl Decider for Cancels {
         fn decide(&mut self, facts: &Facts) -> Decision {
@@ -48,11 +48,11 @@ fn a_destination_whose_guest_does_not_come_forgets_what_was_given_back() {
 }
 
 #[test]
-fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_given_back() {
+fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_ballooned() {
     struct Plain(Arc<Machine>);
     impl Vmm for Plain {
         fn run(&self) -> Result<()> {
-            // The guest begins to run with nothing to be skipped.
+            // The guest begins to run with no page ballooned.
             self.0.run()
         }
     }
@@ -73,7 +73,7 @@ fn a_destination_that_is_not_told_of_the_promise_forgets_what_was_given_back() {
 }
 
 #[test]
-fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
+fn what_is_ballooned_during_the_last_pass_is_told_before_the_pause() {
     struct Gives(Arc<Machine>, bool);
     impl Decider for Gives {
         fn decide(&mut self, facts: &Facts) -> Decision {
@@ -86,7 +86,7 @@ fn what_is_given_back_during_the_last_pass_is_told_before_the_pause() {
             match (facts.moment, facts.pass) {
                 // Later than in pass 2 where telling the destination took long, on a busy machine.
                 (Moment::Synced, 2..) => {
-                    assert_eq!(facts.remaining, Bytes(0), "given back is not left to send");
+                    assert_eq!(facts.remaining, Bytes(0), "ballooned is not left to send");
                     Next::SwitchOver { expected: MS }.into()
                 }
                 _ => Next::GoOn.into(),

@@ -1,4 +1,4 @@
-//! A guest that gives memory back, takes it back and hints at free pages, with a VMM that knows
+//! A guest that inflates and deflates its balloon and hints at free pages, with a VMM that knows
 //! which pages it uses.
 
 use crate::support::guest::Guest;

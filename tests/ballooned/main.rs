@@ -1,5 +1,5 @@
 //! Whole migrations of guests that balloon and hint at free pages while they move: what they use is
-//! never lost; what they gave back reads as zero at the destination, costs no memory there, and is
+//! never lost; what is in the balloon reads as zero at the destination, costs no memory there, and is
 //! ballooned there too.
 
 #[path = "../support/mod.rs"]

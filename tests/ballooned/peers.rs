@@ -39,7 +39,7 @@ fn accepted(raw: &mut Raw, features: u64) {
 }
 
 #[test]
-fn discards_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
+fn ballooned_records_that_are_out_of_place_are_refused_by_name_and_touch_nothing() {
     let with = |header: Header| header.encode().to_vec();
     let ballooned = |block, first, count| Header::ballooned(block, Pages(first), count);
     let cases: Vec<(&str, u64, Vec<u8>, &str)> = vec![

@@ -1,5 +1,5 @@
 //! A guest that stands still: its ballooned pages are neither read nor sent, unless that is switched
-//! off or the guest takes pages back without telling first.
+//! off or the guest deflates without telling first.
 
 use crate::machine::{address, block, still, touched, Machine, PAGE};
 use crate::support::deciders::until;
@@ -33,7 +33,7 @@ fn move_still(
 }
 
 #[test]
-fn a_given_back_page_is_neither_read_nor_sent_whatever_the_host_left_in_it() {
+fn a_ballooned_page_is_neither_read_nor_sent_whatever_the_host_left_in_it() {
     let from = still(true);
     let (to, out) = move_still(&from, &quick(), &quick());
     let stats = out.stats();
@@ -51,7 +51,7 @@ fn a_given_back_page_is_neither_read_nor_sent_whatever_the_host_left_in_it() {
 }
 
 #[test]
-fn nothing_is_skipped_for_a_guest_that_need_not_tell_first() {
+fn no_page_is_ballooned_for_a_guest_that_need_not_tell_first() {
     let from = still(false);
     let (to, out) = move_still(&from, &quick(), &quick());
     assert_eq!(
@@ -62,7 +62,7 @@ fn nothing_is_skipped_for_a_guest_that_need_not_tell_first() {
 }
 
 #[test]
-fn nothing_is_skipped_when_it_is_switched_off() {
+fn ballooned_pages_are_sent_when_that_is_asked_for() {
     let off = Params {
         skip_ballooned: false,
         ..quick()
@@ -93,7 +93,7 @@ fn nothing_is_skipped_when_it_is_switched_off() {
 }
 
 #[test]
-fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
+fn a_hint_leaves_no_rubbish_behind_where_ballooned_pages_are_sent() {
     // At the source, at the destination, at neither.
     for (source, destination) in [(false, true), (true, false), (true, true)] {
         /// Hints before the first page is sent.
@@ -146,7 +146,7 @@ fn a_hint_leaves_no_rubbish_behind_where_skipping_is_switched_off() {
 }
 
 #[test]
-fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
+fn of_larger_host_pages_only_whole_ones_are_ballooned_and_arrive_as_such() {
     let spec = Spec {
         page_size: 2 << 20,
         ..ram("ram", 2048)
@@ -178,9 +178,9 @@ fn of_larger_host_pages_only_whole_ones_are_skipped_and_arrive_as_such() {
     assert_eq!(out.stats().ballooned_pages, 512);
     let (theirs, ours) = (from.guest.ram("ram"), to.guest.ram("ram"));
     for page in 0..2048 {
-        let returned = (begins + 512..begins + 1024).contains(&page);
+        let whole = (begins + 512..begins + 1024).contains(&page);
         let has = ours.page(page);
-        if returned {
+        if whole {
             assert!(has.iter().all(|b| *b == 0), "page {page}");
         } else {
             assert!(has == theirs.page(page), "page {page}");

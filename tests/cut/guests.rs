@@ -64,7 +64,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
             ram.fill(page, &mut random);
         }
     }
-    // Pages that the guest gave back, and never touched before.
+    // Ballooned pages, never touched before.
     let slot = SlotDescription {
         slot: NO_SLOT,
         flags: 0,

@@ -279,7 +279,7 @@ fn smaps(address: u64, made: Made) -> usize {
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Huge pages that were set aside for a test, and are given back after it. One test at a time, on
+/// Huge pages that were set aside for a test, and are released after it. One test at a time, on
 /// the whole machine.
 pub struct HugePool {
     before: String,

@@ -38,7 +38,7 @@ fn blocks_come_and_go_while_they_are_written() {
         }
         assert_eq!(t.found(), BTreeSet::from([(0, 10)]));
     }
-    // Removed means given back: another may watch it now.
+    // A removed block is watched no longer: another may watch it now.
     let other = tracked_with(log().unwrap(), extra);
     other.start();
     // A block that cannot be watched is refused, and the tracker goes on as before.

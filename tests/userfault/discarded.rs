@@ -1,10 +1,10 @@
-//! Memory that was given back to the kernel counts as written.
+//! Memory that was discarded counts as written.
 
 use crate::watched::{tracked, Ram, PAGE};
 use std::collections::BTreeSet;
 
 #[test]
-fn pages_that_private_memory_gave_back_count_as_written() {
+fn discarded_pages_of_private_memory_count_as_written() {
     let Some(t) = tracked(vec![Ram::anonymous(64)]) else {
         return;
     };
@@ -22,7 +22,7 @@ fn pages_that_private_memory_gave_back_count_as_written() {
 }
 
 #[test]
-fn whole_page_tables_of_memory_that_was_given_back_count_as_written() {
+fn whole_page_tables_of_memory_that_was_discarded_count_as_written() {
     // The kernel may free a page table that a give-back left empty, and its protection with it.
     const TABLE: usize = 512;
     let Some(t) = tracked(vec![Ram::anonymous(6 * TABLE)]) else {

@@ -1,7 +1,7 @@
-//! Given-back pages and hints against a model of KVM and of a guest that uses pages again at the
+//! Ballooned pages and hints against a model of KVM and of a guest that uses pages again at the
 //! worst moments. The oracle is a copy made as a destination makes it: contents at the time of
 //! reading, zeros for what is not read. A page that the guest uses must be equal in the end; one
-//! that it has given back must be told as such. That the oracle can fail is shown by engines with
+//! that is ballooned must be named as such. That the oracle can fail is shown by engines with
 //! known mistakes.
 
 mod cases;
@@ -30,13 +30,13 @@ use vm_memory::GuestAddress;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// Taking back does not mark the page.
+    /// A deflate does not mark the page.
     ForgetsToMark,
     /// A hint is used whatever its round.
     AnyRound,
     /// A round begins without restoring the protection of what waits for it.
     BeginsUnprotected,
-    /// Whether a page is given back is looked up before the clear, and then nothing is cleared.
+    /// Whether a page is ballooned is looked up before the clear, and then nothing is cleared.
     SkipsWithoutClearing,
 }
 
@@ -44,7 +44,7 @@ enum Mistake {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Has {
     Version(u64),
-    /// Told as given back.
+    /// Named as ballooned.
     Ballooned,
     /// Told to be zero, because it was hinted to be free.
     Zero,
@@ -98,19 +98,19 @@ struct Setup {
     pages: u64,
     /// log2 of the 4 KiB pages in one of the host's.
     unit: u32,
-    /// Pages given back before tracking starts.
+    /// Pages ballooned before tracking starts.
     balloon: Vec<(u64, u64)>,
 }
 
 #[derive(Debug, Clone)]
 enum Op {
-    /// The guest writes to a page that it has not given back.
+    /// The guest writes to a page that is not ballooned.
     Write(u64),
     /// The same in the middle of a call to the kernel.
     Race(Moment, u64),
-    /// The guest gives pages back. The VMM discards them, before it says so or after.
+    /// The guest inflates its balloon. The VMM discards the pages, before it says so or after.
     Inflate(u64, u64),
-    /// The guest takes pages back and writes to the first.
+    /// The guest deflates its balloon and writes to the first.
     Deflate(u64, u64),
     /// The same in the middle of a call to the kernel.
     RaceTake(Moment, u64, u64),
@@ -166,7 +166,7 @@ struct World {
     listed: Vec<Listed>,
     /// Pages by the version that they had when they were free, of hints that were used.
     free: BTreeMap<u64, u64>,
-    /// How often pages were given back.
+    /// How often the balloon was inflated.
     given: u64,
 }
 
@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    /// The VMM's part of taking a page back, and the guest's.
+    /// The VMM's part of a deflate, and the guest's.
     fn deflate(&mut self, first: u64, count: u64) {
         let range = self.range(first, count);
         let mut written = false;
@@ -319,7 +319,7 @@ impl World {
         let before = self.consumer.pending().0;
         let report = self.consumer.sync(when).map_err(|e| e.to_string())?;
         let after = self.consumer.pending().0;
-        if report.found.0 + report.given_back.0 != after - before {
+        if report.found.0 + report.newly_ballooned.0 != after - before {
             return Err(format!("{before} became {after}: {report:?}"));
         }
         let read = self.consumer.to_read().0;
@@ -560,7 +560,7 @@ impl World {
                 Some(Has::Zero) => self.free.get(&page) == Some(&version),
                 _ => false,
             };
-            // Nobody cares what a part of a host page holds that is given back; the VMM may have
+            // Nobody cares what a ballooned part of a host page holds; the VMM may have
             // discarded it.
             let fine = fine || (has.is_some() && !ballooned && balloon.contains(&page));
             if !fine {
@@ -658,7 +658,7 @@ proptest! {
     #![proptest_config(Config { cases: 512, ..Config::default() })]
 
     #[test]
-    fn no_page_is_lost_whatever_is_given_back_taken_back_and_hinted(
+    fn no_page_is_lost_whatever_is_inflated_deflated_and_hinted(
         setup in setup(),
         ops in prop::collection::vec(op(), 0..140),
     ) {
@@ -684,7 +684,7 @@ fn the_oracle_catches_taking_back_without_a_mark() {
 }
 
 #[test]
-fn the_oracle_catches_a_mark_before_the_page_stops_being_skipped() {
+fn the_oracle_catches_a_mark_before_the_page_stops_being_ballooned() {
     for right in [true, false] {
         let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
         // The VMM's part, in two steps; the guest does not write to the page.
@@ -751,7 +751,7 @@ fn the_oracle_catches_a_round_that_began_before_protection_was_restored() {
 }
 
 #[test]
-fn the_oracle_catches_a_skip_that_leaves_the_chunk_uncleared() {
+fn the_oracle_catches_a_ballooned_page_that_leaves_the_chunk_uncleared() {
     let found = condemned(Mistake::SkipsWithoutClearing, 400).expect("pages come again");
     assert!(
         found.contains("found again") || found.contains("is lost"),

@@ -504,7 +504,9 @@ impl World {
                     self.tracker.end_hints(round);
                     let now = self.copiers.iter().map(|c| c.consumer.pending());
                     if !now.eq(others) {
-                        return Err("a hint took pages from a consumer that skips nothing".into());
+                        return Err(
+                            "a hint took pages from a consumer that reads ballooned pages".into(),
+                        );
                     }
                 }
             }

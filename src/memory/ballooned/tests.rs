@@ -1,4 +1,4 @@
-//! What counts as given back: against a plain set, with host pages of several sizes.
+//! What is ballooned: against a plain set, with host pages of several sizes.
 
 use super::*;
 use crate::memory::{
@@ -64,7 +64,7 @@ fn at(page: u64) -> GuestAddress {
 }
 
 #[test]
-fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_not() {
+fn nothing_counts_until_the_guest_must_tell_and_nothing_does_when_it_need_not() {
     let (memory, block, marks) = memory(100, 4096, 0);
     memory.mark_ballooned(at(0), 100 * PAGE_SIZE);
     assert_eq!(block.ballooned().count(), 0);
@@ -84,7 +84,7 @@ fn nothing_counts_until_the_guest_must_tell_and_all_is_taken_back_when_it_need_n
 }
 
 #[test]
-fn a_device_that_is_set_up_again_knows_nothing_of_what_was_given_back_before() {
+fn a_device_that_is_set_up_again_knows_nothing_of_what_was_ballooned_before() {
     let (memory, block, marks) = memory(100, 4096, 0);
     memory.set_must_tell_host(true);
     memory.mark_ballooned(at(10), 20 * PAGE_SIZE);
@@ -118,7 +118,7 @@ fn what_a_source_said_is_forgotten_when_its_guest_does_not_come() {
 }
 
 #[test]
-fn a_whole_guest_is_given_and_taken_back_in_one_call() {
+fn a_whole_guest_is_inflated_and_deflated_in_one_call() {
     // Larger than what is moved under one lock, with host pages that lie across its edges.
     for (page_size, phase) in [(4096, 0), (2 << 20, 0), (2 << 20, 77)] {
         let pages = 3 * SLICE as u64 + 512 * 5;
@@ -159,7 +159,7 @@ fn a_whole_guest_is_given_and_taken_back_in_one_call() {
 }
 
 #[test]
-fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
+fn only_whole_pages_are_ballooned_and_touched_ones_are_not() {
     let (memory, block, marks) = memory(8, 4096, 0);
     memory.set_must_tell_host(true);
     memory.mark_ballooned(GuestAddress(GUEST + 1), 3 * PAGE_SIZE);
@@ -178,7 +178,7 @@ fn only_whole_pages_are_given_back_and_touched_ones_are_taken() {
 }
 
 #[test]
-fn what_is_given_or_taken_from_many_threads_is_counted_right() {
+fn what_is_inflated_or_deflated_from_many_threads_is_counted_right() {
     let (memory, block, _marks) = memory(4096, 4096, 0);
     memory.set_must_tell_host(true);
     std::thread::scope(|s| {
@@ -203,7 +203,7 @@ fn what_is_given_or_taken_from_many_threads_is_counted_right() {
 
 proptest! {
     #[test]
-    fn a_host_page_counts_when_every_part_is_given_back(
+    fn a_host_page_counts_when_every_part_is_ballooned(
         pages in 1..400u64,
         shift in 0..8u32,
         phase in 0..128u64,
@@ -214,7 +214,7 @@ proptest! {
         let phase = phase % unit;
         let (memory, block, marks) = memory(pages, unit * PAGE_SIZE, phase);
         memory.set_must_tell_host(true);
-        let returned = block.ballooned();
+        let ballooned = block.ballooned();
         let mut parts = BTreeSet::new();
         let host_page = |p: u64| (p + phase) / unit;
         for (give, first, count) in ops {
@@ -234,7 +234,7 @@ proptest! {
                 for p in range {
                     prop_assert!(marked.iter().any(|m| m.contains(&p)), "{p} is not marked");
                     parts.remove(&p);
-                    // And all that was skipped with it.
+                    // And all that was ballooned with it.
                     for q in (0..pages).filter(|q| counted.contains(q) && host_page(*q) == host_page(p)) {
                         prop_assert!(marked.iter().any(|m| m.contains(&q)), "{q} is not marked");
                     }
@@ -245,14 +245,14 @@ proptest! {
                 let all = (0..pages)
                     .filter(|q| host_page(*q) == host_page(p))
                     .all(|q| parts.contains(&q));
-                prop_assert_eq!(returned.count_range(p..p + 1), u64::from(all), "page {}", p);
+                prop_assert_eq!(ballooned.count_range(p..p + 1), u64::from(all), "page {}", p);
                 count += u64::from(all);
             }
-            prop_assert_eq!(returned.count(), count);
-            prop_assert_eq!(returned.count_range(0..pages), count);
+            prop_assert_eq!(ballooned.count(), count);
+            prop_assert_eq!(ballooned.count_range(0..pages), count);
             let mut all = Bitmap::new(pages as usize).unwrap();
             all.set_all();
-            prop_assert_eq!(returned.count_both(&all), count);
+            prop_assert_eq!(ballooned.count_both(&all), count);
         }
     }
 }

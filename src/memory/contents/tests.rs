@@ -261,7 +261,7 @@ fn pages_that_were_only_read_are_not_touched() {
 }
 
 #[test]
-fn pages_that_were_given_back_are_gone_in_every_kind_of_memory_or_it_is_an_error() {
+fn pages_that_were_discarded_are_gone_in_every_kind_of_memory_or_it_is_an_error() {
     let pool = HugePool::new(8);
     let huge: &[Made] = if pool.is_some() { &HUGE_KINDS } else { &[] };
     for made in SMALL.iter().chain(huge).copied() {
@@ -289,7 +289,7 @@ fn pages_that_were_given_back_are_gone_in_every_kind_of_memory_or_it_is_an_error
         let left = if gone { 0 } else { 9 };
         assert_eq!((area.read(600), area.read(700)), (left, left), "{made:?}");
         assert_eq!((area.read(0), area.read(1024)), (9, 9), "{made:?}");
-        // Part of a huge page: the kernel would say yes and give back nothing.
+        // Part of a huge page: the kernel would say yes and discard nothing.
         if made == Made::Huge {
             let error = discard(&mut contents, &block, pages(1024..1100)).unwrap_err();
             assert_eq!(error.kind(), Kind::Unsupported);
@@ -327,7 +327,7 @@ fn what_a_block_is_mapped_from_is_asked_when_it_matters() {
         "pages of the file are lost: {found:?}"
     );
     assert!(!found.contains(&99) && !found.contains(&600));
-    // Given back as private memory, they would be there again.
+    // Discarded as private memory, they would be there again.
     let error = discard(&mut contents, &block, pages(90..120)).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert_eq!((area.read(100), area.read(110)), (3, 3));

@@ -301,7 +301,7 @@ impl PageSink {
         made
     }
 
-    /// Takes a run of pages that the guest has given back.
+    /// Takes a run of ballooned pages.
     pub(super) fn ballooned(&mut self, header: &Header) -> Result<()> {
         let memory = Arc::clone(&self.memory);
         let (target, place, contents) = self.target(header)?;
@@ -316,10 +316,10 @@ impl PageSink {
             memory.inflate_from_source(&block, range.clone(), |pages| whole.push(pages));
         }
         for pages in whole {
-            // What cannot be given back is written below.
+            // What cannot be discarded is written below.
             let _ = host::discard(contents, &block, Pages(pages.start)..Pages(pages.end));
         }
-        // What is left: part of a larger host page, or memory that cannot be given back.
+        // What is left: part of a larger host page, or memory that cannot be discarded.
         let made = target.zero.make_zero(contents, &block, range);
         self.arrived(&run);
         made

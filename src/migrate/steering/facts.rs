@@ -25,7 +25,7 @@ pub enum Moment {
 pub struct PassFacts {
     /// Its number, from 1.
     pub number: u32,
-    /// Pages that were sent. Given-back and free pages, which nobody looks at, do not count.
+    /// Pages that were sent. Ballooned and free pages, which nobody looks at, do not count.
     pub pages: Pages,
     /// Of those, pages that went with their contents. The others were holes or zero.
     pub data: Pages,

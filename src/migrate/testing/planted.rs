@@ -34,7 +34,7 @@ fn plant_at(place: &str, fired: &Arc<AtomicBool>) {
     PLANTED.set(Some(planted));
 }
 
-/// Two places to panic at: here, and where what is given back is dropped.
+/// Two places to panic at: here, and where what was ballooned is forgotten.
 #[must_use]
 pub(crate) fn point(name: &str) -> Leaving {
     fire("before", name);

@@ -1,4 +1,4 @@
-//! Named cases of the model: pages given back, taken back and hinted at, one course at a time.
+//! Named cases of the model: pages inflated, deflated and hinted at, one course at a time.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn a_page_that_a_guest_wrote_although_it_gave_it_back_counts_as_taken_back() {
 }
 
 #[test]
-fn a_log_that_failed_is_no_evidence_that_a_page_which_was_given_back_was_written() {
+fn a_log_that_failed_is_no_evidence_that_a_ballooned_page_was_written() {
     for mode in MODES {
         let mut world = quiet(mode, SMALLEST, 256, &[(10, 100)]);
         world.drain();
@@ -44,7 +44,7 @@ fn a_log_that_failed_is_no_evidence_that_a_page_which_was_given_back_was_written
 }
 
 #[test]
-fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back() {
+fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_ballooned() {
     let mut world = World::new(
         &Setup {
             mode: KvmMode::Auto,
@@ -76,12 +76,12 @@ fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_given_back
 }
 
 #[test]
-fn what_was_written_just_before_it_was_given_back_stays_given_back() {
+fn what_was_written_just_before_it_was_ballooned_stays_ballooned() {
     for mode in MODES {
         let mut world = quiet(mode, SMALLEST, 256, &[]);
         world.sync(When::Running).unwrap();
         world.drain();
-        // Written and given back between two syncs: the logs still know of the write. The walk
+        // Written and ballooned between two syncs: the logs still know of the write. The walk
         // comes by before they are asked.
         for page in 0..40 {
             world.write(page);
@@ -143,7 +143,7 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
 }
 
 #[test]
-fn a_hint_takes_nothing_from_whoever_does_not_skip() {
+fn a_hint_takes_nothing_from_whoever_reads_ballooned_pages() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
     world.consumer.stop().unwrap();
     world.consumer.skip_ballooned(false);
@@ -156,7 +156,7 @@ fn a_hint_takes_nothing_from_whoever_does_not_skip() {
 }
 
 #[test]
-fn without_the_consumer_skipping_given_back_pages_are_handed_out_like_others() {
+fn a_consumer_that_reads_ballooned_pages_gets_them_like_others() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 200)]);
     world.consumer.stop().unwrap();
     world.consumer.skip_ballooned(false);
@@ -170,7 +170,7 @@ fn without_the_consumer_skipping_given_back_pages_are_handed_out_like_others() {
 }
 
 #[test]
-fn given_back_pages_are_not_counted_as_left_to_read() {
+fn ballooned_pages_are_not_counted_as_left_to_read() {
     let mut world = quiet(KvmMode::Auto, SMALLEST, 1000, &[(100, 700)]);
     assert_eq!(world.consumer.to_read(), Pages(300));
     world.walk(2, 100_000);
@@ -188,7 +188,7 @@ fn given_back_pages_are_not_counted_as_left_to_read() {
 }
 
 #[test]
-fn a_page_put_back_by_a_failure_is_still_given_back() {
+fn a_page_put_back_by_a_failure_is_still_ballooned() {
     let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(0, 256)]);
     world.drain();
     world.consumer.put_back(world.block, Pages(0), Pages(256));
@@ -280,7 +280,7 @@ fn every_event_that_makes_a_hint_unsafe_ends_its_round() {
 }
 
 #[test]
-fn what_was_hinted_and_not_told_is_pending_again_for_a_consumer_that_stops_skipping() {
+fn what_was_hinted_and_not_told_is_pending_again_for_a_consumer_that_reads_ballooned_pages() {
     let world = quiet(KvmMode::Auto, SMALLEST, 256, &[]);
     let round = world.consumer.begin_hints().unwrap();
     world

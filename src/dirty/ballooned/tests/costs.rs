@@ -47,12 +47,12 @@ fn what_the_guest_tells_of_its_balloon_costs_the_pages_told() {
     let (memory, consumer) = huge();
     let inflate = |page: u64| memory.mark_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
     let deflate = |page: u64| memory.clear_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
-    // 1 TiB at one end, so that a look for what is not given back goes far.
+    // 1 TiB at one end, so that a look for what is not ballooned goes far.
     memory.mark_ballooned(GuestAddress(0), 1 << 40);
     a_thousand_times("telling again", |i| inflate(i * 7));
-    a_thousand_times("giving more, ascending", |i| inflate((1 << 30) + i));
-    a_thousand_times("giving more, descending", |i| inflate((1 << 31) - i));
-    a_thousand_times("taking back and giving again", |i| {
+    a_thousand_times("inflating more, ascending", |i| inflate((1 << 30) + i));
+    a_thousand_times("inflating more, descending", |i| inflate((1 << 31) - i));
+    a_thousand_times("deflating and inflating again", |i| {
         deflate(i);
         inflate(i);
     });

@@ -433,7 +433,7 @@ impl Rounds {
         if was_known && !expected {
             self.overrun(vcpu, "pages were pushed behind entries that hold none");
             if let Some(ring) = self.rings.get_mut(&vcpu) {
-                // They were given back just now.
+                // They were released just now.
                 ring.expects_gap = false;
             }
         }

@@ -17,7 +17,7 @@ use crate::walk::{self, Outlet, Put, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// While the destination is told of given-back pages the guest runs and writes. Longer than this,
+/// While the destination is told of ballooned pages the guest runs and writes. Longer than this,
 /// and what was promised of the downtime is asked again, but not for ever: a guest may give
 /// pages back all the time.
 const TELLING: Duration = Duration::from_millis(2);
@@ -108,7 +108,7 @@ impl Driver {
         Ok((report, found))
     }
 
-    /// Tells the destination what the sync found to be given back or free, so that it is not told
+    /// Tells the destination what the sync found to be ballooned or free, so that it is not told
     /// while the guest stands still. Whether there was anything.
     fn send_unread(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.shared);

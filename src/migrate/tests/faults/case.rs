@@ -435,7 +435,7 @@ fn attempt(
     };
     let consumer = source.enter(|| outgoing.leftover());
     check(consumer.is_some(), || {
-        format!("{end}: the consumer is not given back")
+        format!("{end}: the consumer is not handed back")
     })?;
     source.enter(|| drop(outgoing));
     Ok((consumer, end))
