@@ -1,5 +1,5 @@
-//! Rules that the source text keeps: who imports whom, where unit tests stand, what is exported to C, and
-//! the header.
+//! Rules that the source text keeps: who imports whom, where unit tests stand, what is exported to C, the
+//! header, and which words are retired.
 
 mod api;
 #[cfg(feature = "capi")]
@@ -13,3 +13,4 @@ mod header;
 mod imports;
 mod layers;
 mod names;
+mod retired;

@@ -1,0 +1,133 @@
+//! Retired words: names and phrases that said a second time, or wrongly, what another word says.
+//!
+//! `docs/glossary.md` has the word for each thing. A word that came back would let a reader look for
+//! a difference that there is not.
+
+use std::fs;
+use std::path::Path;
+
+/// What is not to be found in any letter case, and why.
+const RETIRED: &[(&str, &str)] = &[
+    (
+        "given back",
+        "a page in the balloon is ballooned, one that madvise frees is discarded",
+    ),
+    (
+        "given-back",
+        "a page in the balloon is ballooned, one that madvise frees is discarded",
+    ),
+    (
+        "given_back",
+        "a page in the balloon is ballooned, one that madvise frees is discarded",
+    ),
+    (
+        "gave back",
+        "a page in the balloon is ballooned, one that madvise frees is discarded",
+    ),
+    (
+        "mark_discarded",
+        "brant_guest_mark_ballooned, Memory::mark_ballooned",
+    ),
+    (
+        "mark_taken",
+        "brant_guest_clear_ballooned, Memory::clear_ballooned; taken is a page out of pending",
+    ),
+    (
+        "skipped_pages",
+        "ballooned_pages; what is skipped is a record or a test",
+    ),
+    ("broken_pages", "ballooned_written_pages"),
+    ("skip_returned", "skip_ballooned"),
+    (
+        "brant_returned",
+        "BRANT_BALLOONED_SKIP, BRANT_BALLOONED_SEND",
+    ),
+    (
+        "brant_hint_",
+        "brant_tracker_begin_hints, brant_tracker_hint_free, brant_tracker_end_hints",
+    ),
+    ("brant_unblock", "brant_blocker_free; a block is RAM"),
+    (
+        "source::connected",
+        "AcceptFrom::Connected; a source is a side",
+    ),
+    (
+        "source::listener",
+        "AcceptFrom::Listener; a source is a side",
+    ),
+    ("target::endpoint", "ConnectTo::Endpoint"),
+    ("bits::shared", "bits::ConcurrentBitmap"),
+];
+
+/// Where they are looked for, below the crate's root.
+const PLACES: &[&str] = &[
+    "src", "include", "header", "docs", "c-tests", "examples", "bindings", "benches", "tests",
+];
+
+/// Each retired word in a text, by line.
+fn found(path: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.to_lowercase();
+        for (word, instead) in RETIRED {
+            if line.contains(word) {
+                found.push(format!("{path}:{}: \"{word}\": {instead}", number + 1));
+            }
+        }
+    }
+    found
+}
+
+fn each_text(at: &Path, f: &mut impl FnMut(&str, &str)) {
+    let mut entries: Vec<_> = fs::read_dir(at)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().unwrap().to_string_lossy();
+        if path.is_dir() {
+            // Build directories, and this test's own directory.
+            if name != "target"
+                && name != "rules"
+                && name != "__pycache__"
+                && !name.starts_with('.')
+            {
+                each_text(&path, f);
+            }
+            continue;
+        }
+        let ends = [
+            ".rs", ".h", ".in", ".c", ".md", ".py", ".pyi", ".abi", ".map", ".S",
+        ];
+        if ends.iter().any(|end| name.ends_with(end)) {
+            f(
+                &path.display().to_string(),
+                &fs::read_to_string(&path).unwrap(),
+            );
+        }
+    }
+}
+
+#[test]
+fn no_retired_word_comes_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut wrong, mut files) = (Vec::new(), 0);
+    for place in PLACES {
+        each_text(&root.join(place), &mut |path, text| {
+            files += 1;
+            wrong.extend(found(path, text));
+        });
+    }
+    assert!(files > 300, "only {files} files were looked at");
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn a_retired_word_is_complained_of_with_its_line_and_the_right_word() {
+    let text = "first\nA page that the guest Gave Back.\nbrant_hint_free();\nreturned\n";
+    let found = found("x.c", text);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("x.c:2: \"gave back\": ") && found[0].contains("ballooned"));
+    assert!(found[1].starts_with("x.c:3: ") && found[1].contains("brant_tracker_hint_free"));
+}
