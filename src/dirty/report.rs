@@ -68,7 +68,7 @@ pub struct SyncReport {
     /// pages that nobody has taken yet. The dirty rate of a guest is `written` over `observed`
     /// times its memory.
     pub observed: Pages,
-    /// Pages that became pending because the guest has given them back since the last sync:
+    /// Pages that became pending because they became ballooned since the last sync:
     /// whoever has a copy is to be told. Only where ballooned pages are not read.
     pub newly_ballooned: Pages,
     /// Pages pending afterwards.

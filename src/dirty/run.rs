@@ -64,7 +64,7 @@ pub(crate) enum Manner {
 pub enum Content {
     /// The guest uses it.
     Used,
-    /// The guest has given it back, and must tell before it uses it again.
+    /// In the guest's balloon: the guest must tell before it uses it again.
     Ballooned,
     /// The guest hinted that it was free, and has not written it since as far as is known.
     /// Whoever has no copy of it yet makes one of zeros.

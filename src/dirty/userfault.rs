@@ -118,7 +118,7 @@ impl Watch {
         self.process == std::process::id()
     }
 
-    /// Takes a block back. What cannot be taken back is not there any more: the VMM has
+    /// Ends the watch over a block. What cannot be unregistered is not there any more: the VMM has
     /// unmapped it.
     fn end(&mut self, block: BlockId) {
         if let Some(protected) = self.blocks.remove(&block) {

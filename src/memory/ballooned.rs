@@ -177,7 +177,7 @@ impl Ballooned {
         start.saturating_sub(self.phase)..(start + self.unit - self.phase).min(self.pages)
     }
 
-    /// The guest has given pages back, if `allowed` still says so under the lock. `whole` is
+    /// The guest inflates its balloon with pages, if `allowed` still says so under the lock. `whole` is
     /// called with the pages that became ballooned. Without memory for the bits no page does.
     pub(crate) fn inflate(
         &self,

@@ -1,4 +1,5 @@
-//! Retired words: names and phrases that said a second time, or wrongly, what another word says.
+//! Words: the glossary has each term once, and retired words do not come back. A retired word said
+//! a second time, or wrongly, what another word says.
 //!
 //! `docs/glossary.md` has the word for each thing. A word that came back would let a reader look for
 //! a difference that there is not.
@@ -130,4 +131,18 @@ fn a_retired_word_is_complained_of_with_its_line_and_the_right_word() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].starts_with("x.c:2: \"gave back\": ") && found[0].contains("ballooned"));
     assert!(found[1].starts_with("x.c:3: ") && found[1].contains("brant_tracker_hint_free"));
+}
+
+#[test]
+fn a_term_stands_once_in_the_glossary_and_in_order() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/glossary.md");
+    let text = fs::read_to_string(path).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| **"));
+    let terms: Vec<String> = rows
+        .map(|row| row.split("**").next().unwrap().to_lowercase())
+        .collect();
+    assert!(terms.len() > 50, "{terms:?}");
+    for pair in terms.windows(2) {
+        assert!(pair[0] < pair[1], "{} before {}", pair[0], pair[1]);
+    }
 }
