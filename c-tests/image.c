@@ -6,6 +6,7 @@
 #include "support.h"
 
 #include <dirent.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -130,7 +131,26 @@ static void there_and_back(const struct tracking *how, uint64_t ring)
     unlink(path);
 }
 
-/* With a good image in place. */
+/* A file system without room for the guest. */
+static void full_disk(struct vm *vm)
+{
+    brant_image_stats stats = { .size = sizeof stats };
+    char why[512];
+    int32_t code;
+
+    if (mount("tmpfs", directory, "tmpfs", 0, "size=4m")) {
+        for (int i = 0; i < 3; i++)
+            skip("no file system can be mounted here", "a full disk fails the save and the guest runs on");
+        return;
+    }
+    code = save(vm, NULL, &stats, why, sizeof why);
+    ok(code == BRANT_E_KERNEL && strstr(why, strerror(ENOSPC)), "a full disk fails the save (%s)", why);
+    equal(files(), 0, "no file is left on it");
+    ok(vm_runs_clean(vm), "the guest runs on");
+    if (umount(directory))
+        bail("umount: %s", strerror(errno));
+}
+
 static void failures(void)
 {
     static const struct tracking how = { "manual protect", BRANT_KVM_MANUAL_PROTECT, BRANT_CLEAR_CHUNKED, 6 };
@@ -159,6 +179,7 @@ static void failures(void)
     equal(files(), 0, "no file is left");
     ok(vm_runs_clean(from), "the guest runs on");
 
+    full_disk(from);
     {
         brant_image_save *canceled;
         brant_outgoing *out;
@@ -219,7 +240,7 @@ int main(void)
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(3 * 6 + 15);
+    plan(3 * 6 + 18);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));

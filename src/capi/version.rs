@@ -32,6 +32,7 @@ const FEATURES: &[&str] = &[
     "userfault",
     "balloon",
     "hints",
+    "image",
     "tcp",
     "unix",
     "fd",
@@ -42,7 +43,7 @@ const FEATURES: &[&str] = &[
 /// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
 /// (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
 /// "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
-/// (free-page hints), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {
