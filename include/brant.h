@@ -22,8 +22,9 @@
  *               duplicates what it keeps, and the VMM may close its own when the call has returned.
  *               The exception: brant_outgoing_start_fd and brant_incoming_start_fd own the socket
  *               that they are given, whatever they return.
- *   _free       A _free returns nothing, with two exceptions. Inside a callback of a migration that
- *               same migration cannot be freed: brant_outgoing_free and brant_incoming_free return
+ *   _free       A _free returns nothing, with four exceptions. Inside a callback of a migration, a
+ *               save or a restore that same object cannot be freed: brant_outgoing_free,
+ *               brant_incoming_free, brant_image_save_free and brant_image_restore_free return
  *               BRANT_E_CALLBACK there and free nothing. Elsewhere they return 0.
  *   Sizes       A structure that begins with `size` is initialised by BRANT_INIT(type). A field that
  *               is left 0 has its default. The structure of an older header is shorter, and is
@@ -350,7 +351,7 @@ const char *brant_version(void);
  * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
  * (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
  * "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
- * (free-page hints), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+ * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -2660,7 +2661,10 @@ typedef struct brant_image_save brant_image_save;
  * something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
  * no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
  *
- * Threads: as for brant_image_save.
+ * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of threads,
+ * also while others wait, whose waits it ends. `brant_image_restore_free` is the last call: all others
+ * on it have returned before it begins. Inside a callback of the same restore, waiting and freeing are
+ * BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_image_restore brant_image_restore;
 
@@ -2757,7 +2761,7 @@ typedef struct brant_image_restore_params {
 typedef struct brant_image_stats {
     /** sizeof(brant_image_stats). */
     size_t size;
-    /** The state: BRANT_IMAGE_IDLE to BRANT_IMAGE_FAILED. */
+    /** The state: BRANT_IMAGE_*, from _IDLE to _FAILED. */
     uint32_t state;
     /** Save: the pass over memory, from 1; 0 before the first. */
     uint32_t pass;

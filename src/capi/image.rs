@@ -37,7 +37,10 @@ pub struct brant_image_save {
 /// something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
 /// no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
 ///
-/// Threads: as for brant_image_save.
+/// Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of threads,
+/// also while others wait, whose waits it ends. `brant_image_restore_free` is the last call: all others
+/// on it have returned before it begins. Inside a callback of the same restore, waiting and freeing are
+/// BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_image_restore {
     restore: Restore,
 }
@@ -125,7 +128,7 @@ pub const BRANT_IMAGE_FAILED: u32 = 9;
 pub struct brant_image_stats {
     /// sizeof(brant_image_stats).
     pub size: usize,
-    /// The state: BRANT_IMAGE_IDLE to BRANT_IMAGE_FAILED.
+    /// The state: BRANT_IMAGE_*, from _IDLE to _FAILED.
     pub state: u32,
     /// Save: the pass over memory, from 1; 0 before the first.
     pub pass: u32,

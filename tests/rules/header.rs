@@ -328,6 +328,7 @@ fn the_sections_of_the_header_go_from_the_guest_over_its_migration_to_bitmaps() 
         "Parameters of a migration",
         "Statistics of a migration",
         "Rate",
+        "Images",
         "Bitmaps",
     ];
     assert_eq!(titles, wanted);
@@ -382,7 +383,13 @@ fn a_free_returns_nothing_or_the_opening_comment_names_it() {
         }
     }
     codes.sort();
-    assert_eq!(codes, ["brant_incoming_free", "brant_outgoing_free"]);
+    let wanted = [
+        "brant_image_restore_free",
+        "brant_image_save_free",
+        "brant_incoming_free",
+        "brant_outgoing_free",
+    ];
+    assert_eq!(codes, wanted);
     for name in codes {
         assert!(opening.contains(&name), "{name} returns a code");
     }

@@ -8,6 +8,7 @@ use crate::capi::consumer::*;
 use crate::capi::error::*;
 use crate::capi::guest::*;
 use crate::capi::hints::*;
+use crate::capi::image::*;
 use crate::capi::incoming::*;
 use crate::capi::kvm::*;
 use crate::capi::measure::*;
@@ -558,6 +559,118 @@ const EXPORTS: &[(&str, Call, Option<&str>)] = &[
             Answer::Code(unsafe { brant_rate_cancel(null(), e) })
         },
         None,
+    ),
+    (
+        "brant_image_save_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_save_start",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_start(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_restore_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_restore_start",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_start(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_event_fd(null()) })
+        },
+        Some("-22"),
     ),
     (
         "brant_kvm_enable_ring",
