@@ -4,7 +4,7 @@
 //! without reading on is refused here. It knows nothing of payload layouts.
 //! Senders and receivers of every channel call it.
 
-use super::kind::{RecordType, SKIPPED_PAYLOAD_MAX};
+use super::kind::{list_len, RecordType, LIST_PAGES_MAX, LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 
@@ -27,7 +27,7 @@ pub struct Header {
     pub flags: u16,
     /// The block's id, where the type is about a block; else 0.
     pub block: u32,
-    /// Of a page run, its pages; of every other record, the CRC-32 of its payload (0 where there
+    /// Of a page run, its pages; of a list of them, the runs; of every other record, the CRC-32 of its payload (0 where there
     /// is none).
     pub count: u32,
     /// The run's first page, counted from the start of the block; 0 for
@@ -195,6 +195,20 @@ impl Header {
                     )));
                 }
                 let exact = self.count * PAGE_SIZE as u32;
+                (exact, exact)
+            }
+            Some(RecordType::PagesList) => {
+                if !(1..=LIST_RUNS_MAX).contains(&self.count) {
+                    return Err(protocol(format!(
+                        "PAGES_LIST: expected 1 to {LIST_RUNS_MAX} runs, found {}",
+                        self.count
+                    )));
+                }
+                let list = list_len(self.count) as u32;
+                // Whole pages, at least one a run; what is no such number is refused by both limits.
+                let pages = self.payload.wrapping_sub(list) / PAGE_SIZE as u32;
+                let pages = pages.clamp(self.count, LIST_PAGES_MAX);
+                let exact = list + pages * PAGE_SIZE as u32;
                 (exact, exact)
             }
             Some(kind) => kind.payload_limits(),

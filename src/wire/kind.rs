@@ -13,6 +13,16 @@ pub const PAYLOAD_MAX: u32 = 1 << 30;
 /// receiver busy with.
 pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
 
+/// The most runs in one PAGES_LIST.
+pub const LIST_RUNS_MAX: u32 = 256;
+/// The most pages in one PAGES_LIST.
+pub const LIST_PAGES_MAX: u32 = 512;
+
+/// Bytes before the contents in a PAGES_LIST of so many runs: 8 for each, and a checksum.
+pub const fn list_len(runs: u32) -> usize {
+    runs as usize * 8 + 4
+}
+
 /// Who sends a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -69,6 +79,8 @@ macro_rules! record_types {
     };
 }
 
+const LIST_LEAST: u32 = list_len(1) as u32 + PAGE;
+const LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + LIST_PAGES_MAX * PAGE;
 const PAGE: u32 = PAGE_SIZE as u32;
 const STRETCH: u32 = PAGE * STRETCH_PAGES as u32;
 
@@ -117,6 +129,8 @@ record_types! {
     BlockRemoved = 21, "BLOCK_REMOVED", ToDestination, 0, 0;
     /// A run of ballooned pages.
     Ballooned = 22, "BALLOONED", ToDestination, 0, 0;
+    /// Short runs of pages that lie apart, with their bytes.
+    PagesList = 23, "PAGES_LIST", ToDestination, LIST_LEAST, LIST_MOST;
 }
 
 impl RecordType {
@@ -131,11 +145,11 @@ impl RecordType {
         self == RecordType::Keepalive
     }
 
-    /// Whether this is a run of pages: a header, and raw bytes or nothing.
+    /// Whether this is a run of pages, or a list of runs: a header, and raw bytes or nothing.
     pub fn is_page_run(self) -> bool {
         matches!(
             self,
-            RecordType::Pages | RecordType::Zeros | RecordType::Ballooned
+            RecordType::Pages | RecordType::Zeros | RecordType::Ballooned | RecordType::PagesList
         )
     }
 

@@ -11,6 +11,8 @@
 //!
 //! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a header and
 //!   raw bytes: [`Header::check_run`], then straight into guest memory;
+//! - a list of page runs ([`RecordType::PagesList`]) is a header, the list ([`decode_list`]), and raw
+//!   bytes for all of them;
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short
 //!   prefix, [`Blob`], so that the data can be read piecewise;
 //! - everything else is a [`Record`].
@@ -18,13 +20,18 @@
 mod cursor;
 mod header;
 mod kind;
+mod list;
 mod negotiate;
 mod records;
 #[cfg(test)]
 mod tests;
 
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
-pub use kind::{Direction, RecordType, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX};
+pub use kind::{
+    list_len, Direction, RecordType, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX,
+    SKIPPED_PAYLOAD_MAX,
+};
+pub use list::{decode_list, encode_list};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
     FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,

@@ -699,6 +699,7 @@ impl Record {
             RecordType::Pages
             | RecordType::Zeros
             | RecordType::Ballooned
+            | RecordType::PagesList
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

@@ -7,6 +7,7 @@ mod blobs;
 mod fields;
 mod fixtures;
 mod headers;
+mod lists;
 mod negotiation;
 mod properties;
 
@@ -67,7 +68,12 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         return Err(short());
     }
     if kind.is_page_run() {
-        header.check_run(Pages(u64::MAX))?;
+        if kind == RecordType::PagesList {
+            let list = &payload[..list_len(header.count)];
+            decode_list(&header, list, Pages(u64::MAX), |_, _| Ok(()))?;
+        } else {
+            header.check_run(Pages(u64::MAX))?;
+        }
         return Ok(Some(Any::Run(header, payload.to_vec())));
     }
     if kind.is_blob() {
@@ -76,6 +82,17 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         return Ok(Some(Any::Blob(kind, blob, payload[at..].to_vec())));
     }
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))
+}
+
+/// A list of these runs, and contents for them.
+fn list(block: u32, runs: &[(u64, u32)]) -> Any {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    encode_list(block, each, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    let mut payload = bytes[HEADER_LEN..].to_vec();
+    payload.resize(header.payload as usize, 0x5a);
+    Any::Run(header, payload)
 }
 
 /// One record of every type, with the fixture it is in.
@@ -200,6 +217,7 @@ fn examples() -> Vec<(&'static str, Any)> {
             "ballooned",
             Any::Run(Header::ballooned(1, Pages(1536), 511), vec![]),
         ),
+        ("pages_list", list(5, &[(510, 2), (513, 1), (9000, 1)])),
     ]
 }
 

@@ -58,6 +58,10 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
             }
         }
     }
+    // Single pages that lie apart, enough for a list of them.
+    for page in (100..140).step_by(2) {
+        source.ram("ram").fill(page, &mut random);
+    }
     // The destination's memory is garbage here and there.
     for (_, ram) in destination.rams() {
         for page in (0..ram.spec.pages).step_by(61) {

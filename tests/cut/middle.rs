@@ -1,7 +1,10 @@
 //! The man in the middle: passes records on, remembers each with what it carried, and cuts or
 //! silences the link at a place.
 
-use brant::wire::{Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
+use brant::units::Pages;
+use brant::wire::{
+    decode_list, list_len, Header, Record, RecordType, HEADER_LEN, MARKER_FLAG_FINAL,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -132,7 +135,7 @@ impl Middle {
         if kind == RecordType::Handover {
             self.log.lock().unwrap().handover = true;
         }
-        if kind.is_page_run() {
+        if kind.is_page_run() && kind != RecordType::PagesList {
             let mut log = self.log.lock().unwrap();
             let next = log.markers + 1;
             for page in 0..header.count as usize {
@@ -143,6 +146,18 @@ impl Middle {
         bytes.resize(HEADER_LEN + header.payload as usize, 0);
         self.from.read_exact(&mut bytes[HEADER_LEN..]).ok()?;
         let mut log = self.log.lock().unwrap();
+        if kind == RecordType::PagesList {
+            let list = &bytes[HEADER_LEN..][..list_len(header.count)];
+            let next = log.markers + 1;
+            decode_list(&header, list, Pages(u64::MAX), |first, count| {
+                for page in 0..count as usize {
+                    log.pages
+                        .insert((header.block, first.0 as usize + page), next);
+                }
+                Ok(())
+            })
+            .unwrap();
+        }
         log.kinds.insert(kind.name());
         let mut ends = kind == RecordType::Ready;
         if kind == RecordType::Marker {

@@ -23,6 +23,7 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_destination
                 R::Pages,
                 R::Zeros,
                 R::Ballooned,
+                R::PagesList,
                 R::Marker,
                 R::BlockAdded,
                 R::BlockRemoved,

@@ -76,6 +76,7 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::Pages => return page_bytes(4, 1, 1),
         R::Zeros => return Header::zeros(4, Pages(1), 1).encode().to_vec(),
         R::Ballooned => return Header::ballooned(4, Pages(1), 1).encode().to_vec(),
+        R::PagesList => return list_bytes(&[(1, 2), (4, 1)]),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
@@ -93,6 +94,16 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::BlockAdded => Record::BlockAdded(block(9, "ram", PAGES)),
         R::BlockRemoved => Record::BlockRemoved { id: 4 },
     })
+}
+
+/// A list of these runs of block 4, and contents for them.
+pub fn list_bytes(runs: &[(u64, u32)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    wire::encode_list(4, each, &mut bytes).unwrap();
+    let pages: u32 = runs.iter().map(|(_, count)| count).sum();
+    bytes.resize(bytes.len() + (pages * 4096) as usize, 0x5a);
+    bytes
 }
 
 /// A record with a field of its header changed, and the checksum right again.

@@ -4,11 +4,13 @@ use crate::as_source::{sent_to_destination, Step};
 use crate::bounds::bounded;
 use crate::fuzz::{blob_bytes, bytes, mend_all, page_bytes};
 use crate::params::quick;
-use crate::records::{block, end, hello, marker, patched, sample, state_end, with, PAGES};
+use crate::records::{
+    block, end, hello, list_bytes, marker, patched, sample, state_end, with, PAGES,
+};
 use brant::error::Kind;
 use brant::units::PAGE_SIZE;
 use brant::wire;
-use brant::wire::{Header, Record, RecordType};
+use brant::wire::{Header, Record, RecordType, HEADER_LEN};
 
 #[test]
 fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
@@ -101,6 +103,91 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             with(R::Zeros, |h| h.count = u32::MAX),
             Kind::Protocol,
             "ZEROS",
+        ),
+        // Lists of runs.
+        (
+            "a list of no runs",
+            p,
+            with(R::PagesList, |h| h.count = 0),
+            Kind::Protocol,
+            "1 to 256",
+        ),
+        (
+            "257 runs",
+            p,
+            with(R::PagesList, |h| h.count = 257),
+            Kind::Protocol,
+            "1 to 256",
+        ),
+        (
+            "a list without contents",
+            p,
+            with(R::PagesList, |h| h.payload = 20),
+            Kind::Protocol,
+            "payload",
+        ),
+        (
+            "a list of 1 GiB",
+            p,
+            with(R::PagesList, |h| h.payload = 1 << 30),
+            Kind::Protocol,
+            "payload",
+        ),
+        (
+            "fewer pages than the list has",
+            p,
+            with(R::PagesList, |h| h.payload -= 4096),
+            Kind::Protocol,
+            "runs of 2 pages",
+        ),
+        (
+            "a list of a block that was never announced",
+            p,
+            with(R::PagesList, |h| h.block = 5),
+            Kind::Protocol,
+            "block 5",
+        ),
+        (
+            "a list beyond the block",
+            p,
+            list_bytes(&[(1, 1), (PAGES - 1, 2)]),
+            Kind::Protocol,
+            "inside the block",
+        ),
+        (
+            "a list that begins beyond the block",
+            p,
+            with(R::PagesList, |h| h.first_page = u64::MAX),
+            Kind::Protocol,
+            "below 2^64",
+        ),
+        (
+            "a run over two stretches in a list",
+            p,
+            list_bytes(&[(1, 1), (511, 2)]),
+            Kind::Protocol,
+            "stretch",
+        ),
+        (
+            "a list that goes back",
+            p,
+            list_bytes(&[(9, 2), (10, 1)]),
+            Kind::Protocol,
+            "ascend",
+        ),
+        (
+            "a list with a bit flipped",
+            p,
+            patched(R::PagesList, 4, &[3]),
+            Kind::Protocol,
+            "checksum",
+        ),
+        (
+            "a list cut short",
+            p,
+            sample(R::PagesList)[..HEADER_LEN + 11].to_vec(),
+            Kind::PeerGone,
+            "",
         ),
         (
             "fewer bytes than pages",

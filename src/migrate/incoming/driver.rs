@@ -11,7 +11,7 @@ use super::sink::PageSink;
 use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
-use crate::memory::{Memory, PinRecall};
+use crate::memory::{Memory, PageRun, PinRecall};
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::handle::Handle;
 use crate::migrate::params::Params;
@@ -75,6 +75,8 @@ pub(super) struct Driver {
     hello: Option<Hello>,
     sink: PageSink,
     placement: Placement,
+    /// Room for the runs of one record that has a list of them.
+    listed: Vec<PageRun>,
     /// Raised by whoever removes a block.
     recall: Arc<PinRecall>,
     /// To be freed when the guest runs.
@@ -242,6 +244,7 @@ impl Driver {
             hello: None,
             sink: PageSink::new(memory),
             placement: Placement::Direct(Some(prefault)),
+            listed: Vec::new(),
             recall,
             forgotten: Forgotten::default(),
             agreed: Agreed::default(),
@@ -376,6 +379,7 @@ impl Driver {
             limit,
             sink,
             placement,
+            listed,
             recall,
             ..
         } = self;
@@ -390,6 +394,10 @@ impl Driver {
                 ));
             }
             RecordType::Ballooned => sink.ballooned(header)?,
+            RecordType::PagesList => {
+                let io = waits(shared, *limit).record(header, Limit::never());
+                placement.place_list(lane, sink, header, listed, recall, &io)?;
+            }
             _ => {
                 let io = waits(shared, *limit).record(header, Limit::never());
                 placement.place(lane, sink, header, recall, &io)?;

@@ -6,6 +6,7 @@
 
 use crate::channel::{Channel, Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
 use crate::migrate::session;
@@ -241,6 +242,29 @@ impl Lane {
         Ok(got.min(left))
     }
 
+    /// The same into many places that lie apart. They are the last there are of the payload.
+    pub(super) fn payload_into_each(
+        &mut self,
+        rooms: &[PartMut<'_>],
+        left: usize,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<usize> {
+        let Lane { channel, ahead, .. } = self;
+        let mut parts = Vec::new();
+        fallible::reserve(&mut parts, rooms.len() + 1, "places of pages")?;
+        parts.extend_from_slice(rooms);
+        parts.push(PartMut::bytes(&mut ahead[..]));
+        let got = channel.recv_some_unless(&parts, recall, io)?;
+        self.ahead_len = got.saturating_sub(left);
+        Ok(got.min(left))
+    }
+
+    /// The beginning of a record's payload, all of `bytes`.
+    pub(super) fn payload_begins(&mut self, bytes: &mut [u8], io: &Io<'_>) -> Result<()> {
+        self.channel.recv_exact(&[PartMut::bytes(bytes)], io)
+    }
+
     /// Reads `left` bytes of a record's payload and keeps none.
     pub(super) fn skip(&mut self, left: usize, io: &Io<'_>) -> Result<()> {
         session::drop_bytes(&mut self.channel, left, io)
@@ -256,7 +280,7 @@ impl Lane {
                 counts.zero_pages += pages;
                 counts.ballooned_pages += pages;
             }
-            _ => counts.data_pages += pages,
+            _ => counts.data_pages += header.data_pages(),
         }
     }
 

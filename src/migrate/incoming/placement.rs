@@ -4,11 +4,13 @@ use super::lane::Lane;
 use super::prefault::{Ahead, Prefault};
 use super::sink::{PageSink, Place};
 use crate::channel::{Io, IoPart as _, PartMut};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access::{self, Access};
+use crate::memory::{BlockPin, PageRun};
 use crate::runtime::Recall;
-use crate::units::{Bytes, Pages};
-use crate::wire::Header;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::wire::{list_len, Header, LIST_RUNS_MAX};
 
 /// See the file's description.
 pub(super) enum Placement {
@@ -105,12 +107,86 @@ impl Placement {
         placed
     }
 
+    /// The same for a list of short runs: all their contents go to their places with one call, as
+    /// far as they are there. `runs` is room for them that is kept from one record to the next.
+    pub(super) fn place_list(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut PageSink,
+        header: &Header,
+        runs: &mut Vec<PageRun>,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        if !matches!(self, Placement::Direct(_)) {
+            return Err(Error::new(
+                Kind::Protocol,
+                "PAGES_LIST: expected only where contents come plain",
+            ));
+        }
+        let mut list = [0; list_len(LIST_RUNS_MAX)];
+        let list = &mut list[..list_len(header.count)];
+        // No pin is held while the source takes its time.
+        lane.payload_begins(list, io)?;
+        recall.lower();
+        let block = sink.list(header, list, runs)?;
+        let placed = each(lane, sink, header, block, runs, recall, io);
+        // Whatever became of it, some of it may have been written.
+        for run in &*runs {
+            sink.arrived(run);
+        }
+        placed
+    }
+
     /// No more contents come.
     pub(super) fn finish(&mut self) {
         if let Placement::Direct(Some(prefault)) = self {
             prefault.finish();
         }
     }
+}
+
+fn each(
+    lane: &mut Lane,
+    sink: &mut PageSink,
+    header: &Header,
+    mut block: Option<BlockPin>,
+    runs: &[PageRun],
+    recall: &Recall,
+    io: &Io<'_>,
+) -> Result<()> {
+    let all = header.data_pages() as usize * PAGE_SIZE as usize;
+    let mut left = all;
+    while left > 0 {
+        let Some(pin) = &block else {
+            return lane.skip(left, io);
+        };
+        let mut rooms = Vec::new();
+        fallible::reserve(&mut rooms, runs.len(), "places of pages")?;
+        let mut done = all - left;
+        for run in runs {
+            let length = run.count().bytes().0 as usize;
+            if done < length {
+                rooms.push(pin.part_mut(run.range())?.cut(done, usize::MAX));
+            }
+            done = done.saturating_sub(length);
+        }
+        let got = lane
+            .payload_into_each(&rooms, left, recall, io)
+            .map_err(|e| {
+                let blocks = std::iter::once(&**pin);
+                access::name_fault(e, lane.fault(), blocks, Access::Write)
+            })?;
+        if got == 0 {
+            // Somebody removes a block, perhaps this one.
+            recall.lower();
+            drop(rooms);
+            drop(block);
+            block = sink.pin_block(header);
+        }
+        left -= got;
+    }
+    Ok(())
 }
 
 fn direct(

@@ -271,6 +271,44 @@ impl PageSink {
         Ok(place)
     }
 
+    /// Where the contents of a list of runs go: the block, pinned, and the runs in it, which take the
+    /// place of what `runs` has; `None` if they go nowhere.
+    pub(super) fn list(
+        &mut self,
+        header: &Header,
+        list: &[u8],
+        runs: &mut Vec<PageRun>,
+    ) -> Result<Option<BlockPin>> {
+        let target = self
+            .targets
+            .get_mut(&header.block)
+            .ok_or_else(|| unknown(header.block))?;
+        let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
+        runs.clear();
+        fallible::reserve(runs, header.count as usize, "a list of pages")?;
+        wire::decode_list(header, list, target.pages, |first, count| {
+            if let Some(block) = &pin {
+                runs.push(block.run(first, Pages(u64::from(count)))?);
+            }
+            Ok(())
+        })?;
+        // Not before all of it is known to be good.
+        if let Some(block) = &pin {
+            for run in &*runs {
+                target.zero.written(block, pages_of(run));
+                block.ballooned().arrived(pages_of(run));
+                block.poisoned().arrived(pages_of(run));
+            }
+        }
+        Ok(pin)
+    }
+
+    /// The block that a record is about, pinned anew; `None` if it is gone here.
+    pub(super) fn pin_block(&self, header: &Header) -> Option<BlockPin> {
+        let block = self.targets.get(&header.block)?.block.as_ref()?;
+        self.memory.pin(block)
+    }
+
     /// Whether the host has to back pages of a run first, and it is the kernel's affair alone.
     pub(super) fn wants_backing(&mut self, place: &Place) -> bool {
         let (block, run) = place;

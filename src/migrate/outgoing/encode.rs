@@ -11,7 +11,8 @@ use crate::memory::contents::{Contents, Held};
 use crate::memory::{BlockPin, PageRun};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::walk::Put;
-use crate::wire::{Header, HEADER_LEN};
+use crate::wire::{self, Header, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
+use std::ops::Range;
 
 /// Makes the records of one lane.
 #[derive(Debug)]
@@ -60,21 +61,43 @@ impl Encoder {
                     })
                 })?;
         }
+        records.gathered();
         Ok(records)
     }
 }
 
-/// How many pages a page run's header is of.
-fn count(header: &[u8; HEADER_LEN]) -> Pages {
-    Pages(Header::decode(header).map_or(0, |header| header.count.into()))
-}
+/// Runs of so many pages and less are gathered into lists. What a list saves, a call at the
+/// destination for each run, is little beside the copying of more.
+const SHORT: u64 = 8;
+/// Fewer short runs than this go as records of their own.
+const WORTH_A_LIST: usize = 16;
 
 /// A batch of records in the making.
 #[derive(Default)]
 pub(super) struct Records<'a> {
-    /// Header, and for a run with contents, where they are.
-    list: Vec<([u8; HEADER_LEN], Option<PinnedRun<'a>>)>,
+    list: Vec<Record>,
+    /// All headers, one behind the other, and the lists behind those of lists.
+    heads: Vec<u8>,
+    /// Where the contents are of those that have contents.
+    contents: Vec<PinnedRun<'a>>,
+    /// Short runs with contents, of one block, that are in no record yet.
+    short: Vec<PinnedRun<'a>>,
+    short_pages: u64,
     put: Put,
+}
+
+/// One of them.
+struct Record {
+    head: Range<usize>,
+    contents: Range<usize>,
+    data_pages: u64,
+    zero_pages: u64,
+}
+
+impl Record {
+    fn length(&self) -> u64 {
+        self.head.len() as u64 + Pages(self.data_pages).bytes().0
+    }
 }
 
 type PinnedRun<'a> = (&'a BlockPin, PageRun);
@@ -91,14 +114,81 @@ impl<'a> Records<'a> {
         let read = taken.runs().filter(|run| run.content == Content::Used);
         let most = taken.run_count() + read.map(|run| run.pages.count().index()).sum::<usize>();
         let mut records = Records::default();
-        fallible::reserve(&mut records.list, most, "a batch of records")?;
+        let what = "a batch of records";
+        fallible::reserve(&mut records.list, most, what)?;
+        fallible::reserve(&mut records.heads, most * HEADER_LEN, what)?;
+        fallible::reserve(&mut records.contents, most, what)?;
+        fallible::reserve(&mut records.short, LIST_RUNS_MAX as usize, what)?;
         Ok(records)
     }
 
+    /// What stands behind the last record's header, and is in `contents` behind its contents, is a
+    /// record.
+    fn record(&mut self, data_pages: u64, zero_pages: u64) {
+        let (head, contents) = match self.list.last() {
+            Some(last) => (last.head.end, last.contents.end),
+            None => (0, 0),
+        };
+        let record = Record {
+            head: head..self.heads.len(),
+            contents: contents..self.contents.len(),
+            data_pages,
+            zero_pages,
+        };
+        self.put.bytes += record.length();
+        self.put.data_pages += data_pages;
+        self.put.zero_pages += zero_pages;
+        self.list.push(record);
+    }
+
     fn zeros(&mut self, run: PageRun) {
-        self.list.push((header(Header::zeros, run), None));
-        self.put.zero_pages += run.count().0;
-        self.put.bytes += HEADER_LEN as u64;
+        self.heads.extend(header(Header::zeros, run));
+        self.record(0, run.count().0);
+    }
+
+    fn data(&mut self, (block, run): PinnedRun<'a>) {
+        self.heads.extend(header(Header::pages, run));
+        self.contents.push((block, run));
+        self.record(run.count().0, 0);
+    }
+
+    /// A short run with contents.
+    fn short(&mut self, (block, run): PinnedRun<'a>) {
+        let fits = self.short.first().is_none_or(|(_, first)| {
+            first.block() == run.block()
+                && run.first() >= first.end()
+                && (run.first() - first.first()).0 <= u64::from(u32::MAX)
+                && self.short.len() < LIST_RUNS_MAX as usize
+                && self.short_pages + run.count().0 <= u64::from(LIST_PAGES_MAX)
+        });
+        if !fits {
+            self.gathered();
+        }
+        self.short_pages += run.count().0;
+        self.short.push((block, run));
+    }
+
+    /// The short runs so far go, as a list or each by itself.
+    fn gathered(&mut self) {
+        let short = std::mem::take(&mut self.short);
+        let pages = std::mem::take(&mut self.short_pages);
+        let first = short.first().filter(|_| short.len() >= WORTH_A_LIST);
+        let listed = first.is_some_and(|(_, first)| {
+            let runs = short
+                .iter()
+                .map(|(_, run)| (run.first(), run.count().0 as u32));
+            // There is room: a list is shorter than the headers that it stands for.
+            wire::encode_list(first.block().0, runs, &mut self.heads).is_ok()
+        });
+        if listed {
+            self.contents.extend_from_slice(&short);
+            self.record(pages, 0);
+        } else {
+            short.iter().for_each(|run| self.data(*run));
+        }
+        // The room is kept.
+        self.short = short;
+        self.short.clear();
     }
 
     /// Pages whose contents are lost: what they were is not to be had, so they become zero.
@@ -115,9 +205,8 @@ impl<'a> Records<'a> {
             _ => self.put.free_pages += count,
         }
         if content == Content::Ballooned && ballooned {
-            self.list.push((header(Header::ballooned, run), None));
-            self.put.zero_pages += count;
-            self.put.bytes += HEADER_LEN as u64;
+            self.heads.extend(header(Header::ballooned, run));
+            self.record(0, count);
         } else {
             self.zeros(run);
         }
@@ -132,12 +221,8 @@ impl<'a> Records<'a> {
                 self.zeros(run);
             }
             Held::Zero => self.zeros(run),
-            Held::Data => {
-                let header = header(Header::pages, run);
-                self.list.push((header, Some((block, run))));
-                self.put.data_pages += count.0;
-                self.put.bytes += HEADER_LEN as u64 + count.bytes().0;
-            }
+            Held::Data if count.0 <= SHORT => self.short((block, run)),
+            Held::Data => self.data((block, run)),
         }
     }
 
@@ -154,11 +239,12 @@ impl<'a> Records<'a> {
     /// What to give to the socket after `first`: no page is copied.
     pub(super) fn parts<'p>(&'p self, first: &'p [u8]) -> Result<Vec<Part<'p>>> {
         let mut parts = Vec::new();
-        fallible::reserve(&mut parts, 1 + self.list.len() * 2, "a batch of records")?;
+        let count = 1 + self.list.len() + self.contents.len();
+        fallible::reserve(&mut parts, count, "a batch of records")?;
         parts.push(Part::bytes(first));
-        for (header, contents) in &self.list {
-            parts.push(Part::bytes(header));
-            if let Some((block, run)) = contents {
+        for record in &self.list {
+            parts.push(Part::bytes(&self.heads[record.head.clone()]));
+            for (block, run) in &self.contents[record.contents.clone()] {
                 parts.push(block.part(run.range())?);
             }
         }
@@ -172,24 +258,17 @@ impl<'a> Records<'a> {
         if at > 0 {
             end = first;
         }
-        for (header, contents) in &self.list {
+        for record in &self.list {
             if end >= at {
                 break;
             }
-            let (pages, data) = match contents {
-                Some((_, run)) => (run.count(), true),
-                None => (count(header), false),
-            };
-            let bytes = if data { pages.bytes().0 } else { 0 };
-            let next = end + HEADER_LEN as u64 + bytes;
+            let next = end + record.length();
             if whole && next > at {
                 break;
             }
             (end, put.bytes) = (next, next - first);
-            match data {
-                true => put.data_pages += pages.0,
-                false => put.zero_pages += pages.0,
-            }
+            put.data_pages += record.data_pages;
+            put.zero_pages += record.zero_pages;
         }
         (end, put)
     }
@@ -223,24 +302,23 @@ impl<'a> Records<'a> {
             rest.extend_from_slice(&bytes[from..]);
         };
         own(first, &mut skip);
-        for (header, contents) in &self.list {
-            own(header, &mut skip);
-            let Some((block, run)) = contents else {
-                continue;
-            };
-            let length = run.count().bytes().0 as usize;
-            let from = length.min(skip);
-            skip -= from;
-            if from < length {
-                let mut copy = [0u8; PAGE_SIZE as usize];
-                let first = run.first() + Bytes(from as u64).pages_down();
-                access::readable(block, first..run.end())?;
-                let mut from = from % copy.len();
-                for page in first.0..run.end().0 {
-                    let slice = block.slice(Pages(page), Pages(1))?;
-                    slice.copy_to(&mut copy[..]);
-                    own(&copy[from..], &mut 0);
-                    from = 0;
+        for record in &self.list {
+            own(&self.heads[record.head.clone()], &mut skip);
+            for (block, run) in &self.contents[record.contents.clone()] {
+                let length = run.count().bytes().0 as usize;
+                let from = length.min(skip);
+                skip -= from;
+                if from < length {
+                    let mut copy = [0u8; PAGE_SIZE as usize];
+                    let first = run.first() + Bytes(from as u64).pages_down();
+                    access::readable(block, first..run.end())?;
+                    let mut from = from % copy.len();
+                    for page in first.0..run.end().0 {
+                        let slice = block.slice(Pages(page), Pages(1))?;
+                        slice.copy_to(&mut copy[..]);
+                        own(&copy[from..], &mut 0);
+                        from = 0;
+                    }
                 }
             }
         }

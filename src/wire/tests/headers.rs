@@ -139,7 +139,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 22"],
+        &["999", "1 to 23"],
     );
     refused(
         Header {
@@ -198,6 +198,10 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
             RecordType::Pages => Header::pages(0, Pages(0), 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
             RecordType::Ballooned => Header::ballooned(0, Pages(0), 1),
+            RecordType::PagesList => Header {
+                count: 1,
+                ..Header::control(kind, 0, 0)
+            },
             _ => Header::control(kind, 0, 0),
         };
         for payload in [most + 1, u32::MAX] {
@@ -212,7 +216,8 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
                 &[kind.name()],
             );
         }
-        if kind != RecordType::Pages {
+        // The count says the exact payload of these.
+        if !matches!(kind, RecordType::Pages | RecordType::PagesList) {
             for payload in [least, most] {
                 Header { payload, ..base }.check_payload_limit().unwrap();
             }

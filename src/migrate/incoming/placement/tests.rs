@@ -201,3 +201,89 @@ fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
         assert_eq!(world.lane.received(), 0);
     }
 }
+
+/// A list of runs as it travels, and contents for it: page `n` of them is filled with `n` + 1.
+fn list(runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    crate::wire::encode_list(THEIRS, each, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    let mut payload = bytes.split_off(crate::wire::HEADER_LEN);
+    for page in 0..header.data_pages() {
+        payload.extend([page as u8 + 1; PAGE_SIZE as usize]);
+    }
+    (header, payload)
+}
+
+impl World {
+    fn place_list(&mut self, how: &mut Placement, header: &Header) -> Result<()> {
+        let World {
+            sink,
+            lane,
+            recall,
+            io,
+            ..
+        } = self;
+        how.place_list(lane, sink, header, &mut Vec::new(), recall, io)
+    }
+}
+
+#[test]
+fn the_contents_of_a_list_go_to_its_pages_and_nothing_between_them_is_written() {
+    let mut world = World::new();
+    let (header, mut payload) = list(&[(2, 1), (5, 2), (9, 1)]);
+    payload.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
+    let mut source = world.source.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        // In pieces that end anywhere.
+        scope.spawn(move || {
+            for piece in payload.chunks(1111) {
+                source.write_all(piece).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        world
+            .place_list(&mut Placement::Direct(None), &header)
+            .unwrap();
+    });
+    let pages: Vec<u8> = (1..11).map(|page| world.page(page)).collect();
+    assert_eq!(pages, [0x11, 1, 0x11, 0x11, 2, 3, 0x11, 0x11, 4, 0x11]);
+    world.next_is_zeros();
+}
+
+#[test]
+fn a_block_is_removed_while_the_contents_of_a_list_are_waited_for() {
+    let mut world = World::new();
+    let (header, payload) = list(&[(2, 1), (5, 2), (9, 1)]);
+    let (first, rest) = payload.split_at(payload.len() - 5000);
+    world.source.write_all(first).unwrap();
+    let (memory, mut source) = (Arc::clone(&world.memory), world.source.try_clone().unwrap());
+    std::thread::scope(|scope| {
+        // Returns when nothing of ours can touch it: the source is silent until then.
+        scope.spawn(move || {
+            memory
+                .remove_block(memory.find_block("ram").unwrap())
+                .unwrap();
+            source.write_all(rest).unwrap();
+            let next = Header::zeros(THEIRS, Pages(0), 1).encode();
+            source.write_all(&next).unwrap();
+        });
+        world
+            .place_list(&mut Placement::Direct(None), &header)
+            .unwrap();
+    });
+    assert_eq!(world.page(9), 0x11, "written after the removal");
+    world.next_is_zeros();
+}
+
+#[test]
+fn a_list_that_names_a_page_outside_its_block_writes_nothing_at_all() {
+    let mut world = World::new();
+    let (header, payload) = list(&[(2, 1), (PAGES, 1)]);
+    world.source.write_all(&payload).unwrap();
+    let error = world
+        .place_list(&mut Placement::Direct(None), &header)
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+}

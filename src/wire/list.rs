@@ -1,0 +1,139 @@
+//! PAGES_LIST: short runs of pages that lie apart, in one record.
+//!
+//! A guest that writes here and there leaves single pages. A record for each of them costs the
+//! destination a read for each. So the record begins with a list of runs, and the contents of
+//! all of them follow it in the same order. The list decides where contents go, so it has a
+//! checksum; contents have none, as in PAGES. Encoder and page sink call it.
+
+use super::header::{Header, HEADER_LEN};
+use super::kind::{list_len, RecordType};
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
+use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+
+const ENTRY: usize = 8;
+const CHECKSUM: usize = 4;
+
+impl Header {
+    /// Pages that this record brings contents for: of PAGES and PAGES_LIST.
+    pub fn data_pages(&self) -> u64 {
+        let list = match RecordType::from_number(self.kind) {
+            Some(RecordType::PagesList) => list_len(self.count) as u64,
+            _ => 0,
+        };
+        u64::from(self.payload).saturating_sub(list) / PAGE_SIZE
+    }
+}
+
+/// Appends header and list of a PAGES_LIST record to `out`; the contents of `runs`, in their order,
+/// follow. They ascend, each lies inside one stretch, and none is further than 2^32 pages from the
+/// first; there are 1 to [`super::LIST_RUNS_MAX`] of them, of at most [`super::LIST_PAGES_MAX`] pages. What breaks a
+/// rule, every receiver refuses. On an error `out` is as it was.
+///
+/// # Errors
+/// [`Kind::NoMemory`].
+pub fn encode_list(
+    block: u32,
+    runs: impl ExactSizeIterator<Item = (Pages, u32)>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let count = runs.len() as u32;
+    fallible::reserve(out, HEADER_LEN + list_len(count), "a list of pages")?;
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    let (mut base, mut pages) = (None, 0u32);
+    for (first, length) in runs {
+        let base = *base.get_or_insert(first.0);
+        out.extend_from_slice(&((first.0 - base) as u32).to_le_bytes());
+        out.extend_from_slice(&length.to_le_bytes());
+        pages += length;
+    }
+    let sum = crc32fast::hash(&out[start + HEADER_LEN..]);
+    out.extend_from_slice(&sum.to_le_bytes());
+    let header = Header {
+        kind: RecordType::PagesList.number(),
+        flags: 0,
+        block,
+        count,
+        first_page: base.unwrap_or(0),
+        payload: list_len(count) as u32 + pages * PAGE_SIZE as u32,
+    };
+    out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+    Ok(())
+}
+
+/// Calls `run` with the first page and the length of each run of a list, `list`, in a block of
+/// `block_pages`. [`list_len`] says how long the list is.
+///
+/// # Errors
+/// [`Kind::Protocol`] for a list that is damaged, that breaks a rule of [`encode_list`], or that is
+/// not what the header announced; those of `run`.
+pub fn decode_list(
+    header: &Header,
+    list: &[u8],
+    block_pages: Pages,
+    mut run: impl FnMut(Pages, u32) -> Result<()>,
+) -> Result<()> {
+    let refuse = |what: String| {
+        Error::new(
+            Kind::Protocol,
+            format!("PAGES_LIST: block {}: {what}", header.block),
+        )
+    };
+    let runs = match header.classify()? {
+        Some(RecordType::PagesList) => header.count as usize,
+        _ => return Err(refuse(format!("found type {}", header.kind))),
+    };
+    let whole = list.split_last_chunk::<CHECKSUM>();
+    let Some((entries, sum)) = whole.filter(|(entries, _)| entries.len() == runs * ENTRY) else {
+        return Err(refuse(format!(
+            "expected a list of {} bytes, found {}",
+            list_len(header.count),
+            list.len()
+        )));
+    };
+    let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(entries));
+    if expected != found {
+        return Err(refuse(format!(
+            "expected a list with the checksum {expected:#010x}, found {found:#010x}: it was damaged \
+             on its way"
+        )));
+    }
+    let mut after = header.first_page;
+    let mut pages = 0;
+    for (i, entry) in entries.chunks_exact(ENTRY).enumerate() {
+        let field = |at: usize| {
+            u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
+        };
+        let (offset, length) = (field(0), field(4));
+        let first = header.first_page.checked_add(u64::from(offset));
+        let end = first.and_then(|first| first.checked_add(u64::from(length)));
+        let (Some(first), Some(end)) = (first, end) else {
+            return Err(refuse(format!("run {i}: expected pages below 2^64")));
+        };
+        let what = if length == 0 {
+            "at least one page".to_owned()
+        } else if end > block_pages.0 {
+            format!("a run inside the block's {block_pages} pages")
+        } else if first / STRETCH_PAGES != (end - 1) / STRETCH_PAGES {
+            format!("a run inside one aligned stretch of {STRETCH_PAGES} pages")
+        } else if first < after || (i == 0 && offset != 0) {
+            format!("runs that ascend from page {} on", header.first_page)
+        } else {
+            pages += u64::from(length);
+            after = end;
+            run(Pages(first), length)?;
+            continue;
+        };
+        return Err(refuse(format!(
+            "run {i}: expected {what}, found {length} pages from page {first}"
+        )));
+    }
+    if pages != header.data_pages() {
+        return Err(refuse(format!(
+            "expected runs of {} pages, as many as the payload has, found {pages}",
+            header.data_pages()
+        )));
+    }
+    Ok(())
+}

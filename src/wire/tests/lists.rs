@@ -1,0 +1,125 @@
+//! Lists of short runs: what is encoded is decoded, and no other list is believed.
+
+use super::*;
+
+/// What a receiver makes of a list whose entries are `entries`, in a block of `pages`.
+fn decoded(first: u64, entries: &[(u32, u32)], pages: u64) -> Result<Vec<(u64, u32)>> {
+    let mut bytes: Vec<u8> = entries
+        .iter()
+        .flat_map(|(offset, count)| [offset.to_le_bytes(), count.to_le_bytes()].concat())
+        .collect();
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    let contents: u32 = entries.iter().map(|(_, count)| count % 512).sum();
+    let header = Header {
+        kind: RecordType::PagesList.number(),
+        flags: 0,
+        block: 7,
+        count: entries.len() as u32,
+        first_page: first,
+        payload: bytes.len() as u32 + contents.max(entries.len() as u32) * 4096,
+    };
+    runs(&header, &bytes, pages)
+}
+
+fn runs(header: &Header, list: &[u8], pages: u64) -> Result<Vec<(u64, u32)>> {
+    let mut found = Vec::new();
+    decode_list(header, list, Pages(pages), |first, count| {
+        found.push((first.0, count));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+#[test]
+fn a_list_ascends_inside_its_block_and_each_run_inside_one_stretch() {
+    let good = decoded(510, &[(0, 2), (2, 1), (40, 3)], 553).unwrap();
+    assert_eq!(good, [(510, 2), (512, 1), (550, 3)]);
+    for (first, entries, word) in [
+        (510, &[(0, 2), (2, 1), (40, 4)][..], "the block's 553 pages"),
+        (510, &[(0, 3)], "one aligned stretch"),
+        (510, &[(0, 0)], "at least one page"),
+        (510, &[(1, 1)], "ascend"),
+        (510, &[(0, 1), (0, 1)], "ascend"),
+        (500, &[(0, 5), (4, 1)], "ascend"),
+        (500, &[(0, 5), (9, 1), (7, 1)], "ascend"),
+        (u64::MAX, &[(0, 1)], "below 2^64"),
+        (u64::MAX - 7, &[(0, 1), (8, 1)], "the block's 553 pages"),
+        (0, &[(u32::MAX, 1)], "the block's 553 pages"),
+        (0, &[(0, u32::MAX)], "the block's 553 pages"),
+        (600, &[(0, 1)], "the block's 553 pages"),
+    ] {
+        refused(decoded(first, entries, 553), &["PAGES_LIST", word]);
+    }
+}
+
+#[test]
+fn a_list_that_is_damaged_or_of_another_length_is_refused() {
+    let Any::Run(header, payload) = list(5, &[(510, 2), (513, 1), (9000, 1)]) else {
+        unreachable!()
+    };
+    let whole = &payload[..list_len(header.count)];
+    assert_eq!(header.data_pages(), 4);
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        refused(runs(&header, &flipped, u64::MAX), &["checksum"]);
+    }
+    for length in 0..whole.len() {
+        refused(
+            runs(&header, &whole[..length], u64::MAX),
+            &["a list of 28 bytes"],
+        );
+    }
+    // As many contents as the list says, no more and no fewer.
+    for pages in [3, 5, 6, 512] {
+        let payload = whole.len() as u32 + pages * 4096;
+        let other = Header { payload, ..header };
+        refused(runs(&other, whole, u64::MAX), &["runs of"]);
+    }
+    for (count, payload, word) in [
+        (0, 4 + 4096, "1 to 256 runs"),
+        (257, header.payload, "1 to 256 runs"),
+        (u32::MAX, header.payload, "1 to 256 runs"),
+        (3, 28 + 4096 * 2, "payload"),
+        (3, 28 + 4096 * 513, "payload"),
+        (3, 28 + 4097 * 3, "payload"),
+        (3, 0, "payload"),
+        (3, 27, "payload"),
+        (3, u32::MAX, "payload"),
+    ] {
+        let header = Header {
+            count,
+            payload,
+            ..header
+        };
+        refused(header.classify(), &["PAGES_LIST", word]);
+    }
+    // A list is no run.
+    refused(header.check_run(Pages(u64::MAX)), &["PAGES, ZEROS"]);
+}
+
+proptest! {
+    #[test]
+    fn the_runs_of_a_list_come_back_as_they_were(
+        gaps in prop::collection::vec((0u64..5000, 1u32..3), 1..=256),
+        begin in 0u64..1 << 40,
+    ) {
+        let mut at = begin;
+        let given: Vec<(u64, u32)> = gaps
+            .into_iter()
+            .map(|(gap, count)| {
+                let mut first = at + gap;
+                if first % 512 + u64::from(count) > 512 {
+                    first = first.next_multiple_of(512);
+                }
+                at = first + u64::from(count);
+                (first, count)
+            })
+            .collect();
+        let Any::Run(header, payload) = list(1, &given) else {
+            unreachable!()
+        };
+        let found = runs(&header, &payload[..list_len(header.count)], u64::MAX).unwrap();
+        prop_assert_eq!(found, given);
+    }
+}
