@@ -551,6 +551,11 @@ pub fn mutate(session: &[Vec<u8>], mut next: impl FnMut() -> u64) -> Vec<u8> {
             }
         }
     }
+    // With checksums that are right, what was changed gets further.
+    if below(2) == 0 {
+        let whole = records.iter_mut().filter(|r| r.len() >= HEADER_LEN);
+        whole.for_each(|record| mend(record));
+    }
     let mut stream = records.concat();
     // Now and then in the middle of a record.
     if below(8) == 0 {
