@@ -115,11 +115,11 @@ fn refused(kind: Kind, what: &str, why: &str) -> Error {
 }
 
 const HANDED_OVER: &str = "the guest was handed over and runs at another place; when that copy is \
-                           known to be gone, brant_guest_reclaim takes the guest back";
+                           known to be gone, reclaim the guest";
 const UNANSWERED: &str = "the guest was handed over without an answer and may run at another \
-                          place; resolve that migration first (brant_outgoing_resolve)";
+                          place; resolve that migration first";
 const GIVEN_UP: &str = "the guest was given up here; when no copy of it runs anywhere, \
-                        brant_guest_reclaim takes it back";
+                        reclaim it";
 const OVERWRITTEN: &str =
     "its memory here was overwritten by an incoming migration that failed: a \
                            whole guest may arrive in it; for another one make a new guest";
@@ -216,12 +216,12 @@ impl Guest {
             Whose::Here => no(
                 Kind::State,
                 "the guest runs here, and its memory would be overwritten; make a new guest, or \
-                 call brant_guest_give_up once this one has ended",
+                 give this one up once it has ended",
             ),
             Whose::Stands => no(
                 Kind::State,
                 "a guest that could not be started stands here, and its memory would be \
-                 overwritten; make a new guest, or call brant_guest_give_up",
+                 overwritten; make a new guest, or give this one up",
             ),
         }
     }
