@@ -344,8 +344,18 @@ impl ConcurrentBitmap {
     ///   begins with it. (`into` may have received marks
     ///   that an earlier collect had left behind; its count tells.)
     pub fn collect(&self, wait: Duration, into: &mut Bitmap) -> Result<Collected> {
+        self.collect_unless(wait, &|| false, into)
+    }
+
+    /// [`Shared::collect`], which ends its wait early, with the same error, once `given_up` says so.
+    pub fn collect_unless(
+        &self,
+        wait: Duration,
+        given_up: &dyn Fn() -> bool,
+        into: &mut Bitmap,
+    ) -> Result<Collected> {
         into.check_len(self.nbits)?;
-        self.collect_by(wait, |words, summary| {
+        self.collect_by(wait, given_up, |words, summary| {
             drain_or_exchange(words, summary, into)
         })
     }
@@ -359,7 +369,7 @@ impl ConcurrentBitmap {
         wait: Duration,
         mut f: impl FnMut(usize, &[u64; GROUP_WORDS]),
     ) -> Result<Collected> {
-        self.collect_by(wait, |words, summary| {
+        self.collect_by(wait, &|| false, |words, summary| {
             let mut marked = 0;
             let mut span = 0;
             while let Some(found) = words::find_nonzero(summary, span) {
@@ -381,6 +391,7 @@ impl ConcurrentBitmap {
     fn collect_by(
         &self,
         wait: Duration,
+        given_up: &dyn Fn() -> bool,
         mut drain: impl FnMut(&mut Words, &mut Words) -> (u64, u64),
     ) -> Result<Collected> {
         let mut state = self.lock();
@@ -388,13 +399,13 @@ impl ConcurrentBitmap {
         // First what an earlier collect had to leave, then what is current:
         // both, or marks that returned before this call would be missing.
         if state.old.is_some() {
-            self.finish(&mut state, wait, &mut out, &mut drain)?;
+            self.finish(&mut state, wait, given_up, &mut out, &mut drain)?;
         }
         if self.is_clean_hint() {
             return Ok(out);
         }
         self.swap(&mut state);
-        self.finish(&mut state, wait, &mut out, &mut drain)?;
+        self.finish(&mut state, wait, given_up, &mut out, &mut drain)?;
         Ok(out)
     }
 
@@ -417,6 +428,7 @@ impl ConcurrentBitmap {
         &self,
         state: &mut Collecting,
         wait: Duration,
+        given_up: &dyn Fn() -> bool,
         out: &mut Collected,
         drain: &mut impl FnMut(&mut Words, &mut Words) -> (u64, u64),
     ) -> Result<()> {
@@ -425,7 +437,7 @@ impl ConcurrentBitmap {
         };
         let old = *old;
         let begun = Instant::now();
-        let over = grace.wait(wait.saturating_sub(out.waited));
+        let over = grace.wait_unless(wait.saturating_sub(out.waited), given_up);
         out.waited += begun.elapsed();
         if !over {
             return Err(Error::new(

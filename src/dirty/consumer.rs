@@ -32,6 +32,7 @@ use super::tracker::Tracker;
 use super::When;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{BlockId, Holder};
+use crate::runtime::Cancel;
 use crate::units::Pages;
 use std::sync::Arc;
 
@@ -206,7 +207,7 @@ impl Consumer {
     pub fn mark_all(&self) {
         let mut inner = self.lock();
         inner.hints.close();
-        for set in inner.blocks.sets_mut(self.seat()) {
+        for set in inner.all_sets(self.seat()) {
             set.pending.set_all();
             set.beside.forget();
             set.fresh_from = 0;
@@ -228,7 +229,7 @@ impl Consumer {
         inner.stop_logs_if_unused();
         // Where it could not be read to the end, every page may have been written.
         if harvested.as_ref().map_or(true, |report| report.postponed) {
-            for set in inner.blocks.sets_mut(self.seat()) {
+            for set in inner.all_sets(self.seat()) {
                 set.pending.set_all();
             }
         }
@@ -270,11 +271,20 @@ impl Consumer {
     /// log that fails, or that has to postpone, is an error; otherwise what a failed log
     /// covers is taken as dirty and the report has a warning.
     pub fn sync(&self, when: When) -> Result<SyncReport> {
+        self.sync_by(when, None)
+    }
+
+    /// [`Consumer::sync`], which waits for no thread of the VMM's any more once `cancel` is cancelled.
+    pub(crate) fn sync_unless(&self, when: When, cancel: &Cancel) -> Result<SyncReport> {
+        self.sync_by(when, Some(cancel))
+    }
+
+    fn sync_by(&self, when: When, cancel: Option<&Cancel>) -> Result<SyncReport> {
         let mut inner = self.lock();
         if inner.member(self.seat()).map(|m| m.phase) != Some(Phase::Following) {
             return Err(Error::new(Kind::State, "tracking is not started"));
         }
-        inner.sync(when, Some(self.seat()))
+        inner.sync_unless(when, Some(self.seat()), cancel)
     }
 
     /// Pages pending for it now.
@@ -429,7 +439,7 @@ impl Inner {
         let Some(total) = self.member(seat).map(|m| Arc::clone(&m.total)) else {
             return Ok(());
         };
-        for state in self.blocks.iter_mut() {
+        for state in self.all_blocks() {
             state.make_set(seat, &total)?;
             if let Some(set) = state.set_mut(seat).filter(|_| everything) {
                 // The chunks need no arming. What has been cleared since it was harvested is
@@ -448,7 +458,7 @@ impl Inner {
     }
 
     fn forget_sets(&mut self, seat: Seat) {
-        for state in self.blocks.iter_mut() {
+        for state in self.all_blocks() {
             state.drop_set(seat);
         }
     }

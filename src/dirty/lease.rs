@@ -45,7 +45,7 @@ impl Drop for Lease {
         while inner.members.last().is_some_and(Option::is_none) {
             inner.members.pop();
         }
-        for state in inner.blocks.iter_mut() {
+        for state in inner.all_blocks() {
             state.drop_set(self.seat);
         }
         inner.stop_logs_if_unused();

@@ -15,6 +15,7 @@ use crate::bits::summary::Bitmap;
 use crate::bits::words;
 use crate::error::Result;
 use crate::memory::{BlockId, BlockPart, Map};
+use crate::runtime::Cancel;
 use crate::units::Pages;
 use vm_memory::GuestAddress;
 
@@ -164,6 +165,8 @@ pub(super) struct PendingSink<'a> {
     pub reported: u64,
     /// How many of those had been reported before and not been protected since.
     pub known: u64,
+    /// See [`Sink::given_up`].
+    pub given_up: Option<Cancel>,
 }
 
 impl<'a> PendingSink<'a> {
@@ -177,6 +180,7 @@ impl<'a> PendingSink<'a> {
             found: 0,
             reported: 0,
             known: 0,
+            given_up: None,
         }
     }
 }
@@ -261,6 +265,10 @@ impl PendingSink<'_> {
 }
 
 impl Sink for PendingSink<'_> {
+    fn given_up(&self) -> Option<Cancel> {
+        self.given_up.clone()
+    }
+
     fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) {
         self.merge_bitmap(origin, words, pages);
     }

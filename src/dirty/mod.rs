@@ -19,6 +19,7 @@ pub mod iommufd;
 pub mod iova;
 pub mod kvm;
 mod lease;
+mod led;
 mod merge;
 mod pending;
 mod protected;
@@ -46,6 +47,7 @@ pub use write_marks::WriteMarks;
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};
 use crate::memory::{Block, BlockId, Map, Ownership, Slot};
+use crate::runtime::Cancel;
 use crate::units::Pages;
 use std::ops::Range;
 use std::sync::Arc;
@@ -207,6 +209,13 @@ pub trait Sink {
 
     /// It is not known what was written in these pages: all of them count as dirty.
     fn everything(&mut self, origin: Origin, pages: Pages);
+
+    /// By what whoever asked for the harvest takes the question back: a log that waits for somebody in
+    /// its harvest ends the wait then, and answers [`Harvested::Postponed`].
+    #[doc(hidden)]
+    fn given_up(&self) -> Option<Cancel> {
+        None
+    }
 }
 
 /// How a harvest went.
@@ -370,5 +379,9 @@ pub trait DirtyLog: Send {
 
     /// The map is about to change while the log is started: harvest what goes away into
     /// `sink`, start what is new. Pages of new slots are taken as dirty by the tracker.
+    ///
+    /// An error refuses the change, and the log is as it was before. Where somebody else refuses it,
+    /// this is called once more with the two maps the other way round. A log that cannot go back then
+    /// is led on from `old` by a later sync or change, and until then all memory counts as dirty.
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

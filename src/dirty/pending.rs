@@ -111,6 +111,7 @@ impl BlockState {
                     pending: Pending {
                         bits: Bitmap::new(pages)?,
                         total: Arc::clone(total),
+                        counts: true,
                     },
                     beside: Beside::default(),
                     phase: Phase::Stopped,
@@ -156,6 +157,8 @@ pub(super) struct Pending {
     bits: Bitmap,
     /// The consumer's, of all blocks. Changed under the tracker's lock alone.
     total: Arc<AtomicU64>,
+    /// Whether it is part of the total: not while the block is set aside.
+    counts: bool,
 }
 
 impl Pending {
@@ -165,9 +168,11 @@ impl Pending {
         struct Counting<'a>(&'a mut Pending, u64);
         impl Drop for Counting<'_> {
             fn drop(&mut self) {
-                let total = self.0.total.load(Ordering::Relaxed);
-                let total = total + self.0.bits.count() - self.1;
-                self.0.total.store(total, Ordering::Relaxed);
+                if self.0.counts {
+                    let total = self.0.total.load(Ordering::Relaxed);
+                    let total = total + self.0.bits.count() - self.1;
+                    self.0.total.store(total, Ordering::Relaxed);
+                }
             }
         }
         let before = self.bits.count();
@@ -203,11 +208,23 @@ impl Deref for Pending {
     }
 }
 
+impl Pending {
+    /// Whether it is part of the total from here on.
+    fn set_counts(&mut self, counts: bool) {
+        let total = self.total.load(Ordering::Relaxed);
+        let total = match (self.counts, counts) {
+            (true, false) => total - self.bits.count(),
+            (false, true) => total + self.bits.count(),
+            _ => total,
+        };
+        self.total.store(total, Ordering::Relaxed);
+        self.counts = counts;
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
-        let total = self.total.load(Ordering::Relaxed);
-        self.total
-            .store(total - self.bits.count(), Ordering::Relaxed);
+        self.set_counts(false);
     }
 }
 
@@ -259,9 +276,16 @@ impl Blocks {
         self.by_id.remove(&id);
     }
 
-    /// Each one's pages as a consumer sees them.
-    pub fn sets_mut(&mut self, seat: Seat) -> impl Iterator<Item = &mut PageSet> {
-        self.iter_mut().filter_map(move |state| state.set_mut(seat))
+    /// Moves what is known of these blocks to `other`, where it counts as pending or does not.
+    pub fn move_into(&mut self, other: &mut Blocks, blocks: &[Arc<Block>], counts: bool) {
+        for block in blocks {
+            if let Some(mut state) = self.by_id.remove(&block.id()) {
+                for set in state.sets.iter_mut().flatten() {
+                    set.pending.set_counts(counts);
+                }
+                other.by_id.insert(block.id(), state);
+            }
+        }
     }
 
     /// Bytes of bitmaps.

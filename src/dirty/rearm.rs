@@ -32,7 +32,9 @@ impl Inner {
             let range = chunks.pages_of(chunk);
             let begun = Instant::now();
             let mut done = Rearmed::default();
-            for log in logs.iter_mut().filter(|log| log.rearms()) {
+            // One that is astray has nothing here; all is dirty before it has.
+            let there = logs.iter_mut().filter(|log| !log.is_astray());
+            for log in there.filter(|log| log.rearms()) {
                 let this = log
                     .rearm(map, id, range.start as u64..range.end as u64)
                     .map_err(|e| {

@@ -18,6 +18,16 @@ pub enum Clearing {
     AtSync,
 }
 
+impl Clearing {
+    /// Of chunks, if there are any.
+    pub(super) fn shift(self) -> Option<u32> {
+        match self {
+            Clearing::Chunked { shift } => Some(shift),
+            Clearing::AtSync => None,
+        }
+    }
+}
+
 impl Default for Clearing {
     fn default() -> Self {
         Clearing::Chunked {

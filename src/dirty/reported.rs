@@ -10,8 +10,10 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::tree::{Index, Tree};
 use crate::memory::{BlockId, Map, Memory};
 use crate::runtime::grace::pin;
+use crate::runtime::snapshot::Retired;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::sync::{fence, Arc, AtomicBool, AtomicU64, Ordering};
+use crate::runtime::Cancel;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -217,8 +219,9 @@ impl Reported {
         self.strays.load(Ordering::Relaxed)
     }
 
-    /// Makes the table fit `map`: blocks that stay keep their marks.
-    fn fit(&self, map: &Map) -> Result<()> {
+    /// Makes the table fit `map`: blocks that stay keep their marks. A mark that goes on in the old
+    /// table, which is returned, is of one of those, or of a block that is gone.
+    fn fit(&self, map: &Map) -> Result<Retired<Table>> {
         let old = self.table.load();
         let mut marks = old.marks.clone();
         for block in map.blocks_not_in(&old.map)? {
@@ -231,8 +234,7 @@ impl Reported {
             marks.remove(&block.id());
         }
         let map = map.clone();
-        self.table.replace(Arc::new(Table { map, marks }));
-        Ok(())
+        Ok(self.table.retire(Arc::new(Table { map, marks })))
     }
 }
 
@@ -241,6 +243,9 @@ pub struct ReportedLog {
     reported: Arc<Reported>,
     /// [`GRACE`], or less for a test.
     grace: Duration,
+    /// Tables that a thread of the VMM may still be marking in. Nobody waits for it: it may have lost
+    /// its processor there, and whoever starts, stops or changes the map goes on.
+    retired: Vec<Retired<Table>>,
 }
 
 impl ReportedLog {
@@ -249,7 +254,13 @@ impl ReportedLog {
         ReportedLog {
             reported,
             grace: GRACE,
+            retired: Vec::new(),
         }
+    }
+
+    fn keep(&mut self, retired: Retired<Table>) {
+        self.retired.retain(|old| !old.is_free());
+        self.retired.push(retired);
     }
 }
 
@@ -283,7 +294,8 @@ impl DirtyLog for ReportedLog {
     }
 
     fn start(&mut self, map: &Map) -> Result<Initial> {
-        self.reported.fit(map)?;
+        let old = self.reported.fit(map)?;
+        self.keep(old);
         // SeqCst against the fence in `is_active`.
         self.reported.active.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -292,13 +304,16 @@ impl DirtyLog for ReportedLog {
 
     fn stop(&mut self, _map: &Map) -> Result<()> {
         self.reported.active.store(false, Ordering::SeqCst);
-        // Waits for marks in progress, then frees the buffers.
-        self.reported.table.replace(Arc::new(Table::default()));
+        let old = self.reported.table.retire(Arc::new(Table::default()));
+        self.keep(old);
         Ok(())
     }
 
     fn harvest(&mut self, _map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested> {
+        self.retired.retain(|old| !old.is_free());
         let table = self.reported.table.load();
+        let given_up = sink.given_up();
+        let given_up = || given_up.as_ref().is_some_and(Cancel::is_cancelled);
         let mut late = false;
         // For all blocks together: the thread that one waits for holds up the others too.
         let begun = Instant::now();
@@ -309,7 +324,7 @@ impl DirtyLog for ReportedLog {
         for Marks { block, shared } in table.marks.iter() {
             let done = sink.block(*block, &mut |pending| {
                 let left = grace.saturating_sub(begun.elapsed());
-                Ok(shared.collect(left, pending)?.marked)
+                Ok(shared.collect_unless(left, &given_up, pending)?.marked)
             });
             match done {
                 // A thread was held up in the middle of a mark for longer than we wait. The
@@ -320,6 +335,10 @@ impl DirtyLog for ReportedLog {
             }
         }
         Ok(match late {
+            true if given_up() => Harvested::Postponed(Error::new(
+                Kind::Cancelled,
+                "cancelled while a thread of the VMM was inside a mark",
+            )),
             true => Harvested::Postponed(still_inside(grace)),
             false => Harvested::Complete,
         })
@@ -327,7 +346,8 @@ impl DirtyLog for ReportedLog {
 
     fn map_changes(&mut self, _old: &Map, new: &Map, _sink: &mut dyn Sink) -> Result<()> {
         if self.reported.active.load(Ordering::SeqCst) {
-            self.reported.fit(new)?;
+            let old = self.reported.fit(new)?;
+            self.keep(old);
         }
         Ok(())
     }

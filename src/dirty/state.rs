@@ -5,7 +5,8 @@
 
 use super::beside::Hints;
 use super::figures::{ConsumerFigures, Figures, Published, Slow};
-use super::merge::{Nowhere, PendingSink};
+use super::led::{Change, Log};
+use super::merge::Nowhere;
 use super::pending::{Blocks, Phase, Seat};
 use super::report::{Clearing, ConsumerStats, TrackerStats};
 use super::{DirtyLog, Initial, When};
@@ -56,9 +57,11 @@ impl Member {
 
 pub(super) struct Inner {
     pub(super) clearing: Clearing,
-    pub(super) logs: Vec<Box<dyn DirtyLog>>,
+    pub(super) logs: Vec<Log>,
     /// The map that the logs know: the memory's, with the changes announced to us.
     pub(super) map: Arc<Map>,
+    /// The last change of it, until it has happened.
+    pub(super) change: Option<Change>,
     pub(super) blocks: Blocks,
     /// By seat.
     pub(super) members: Vec<Option<Member>>,
@@ -93,13 +96,13 @@ impl Inner {
         if let Some(member) = self.member(seat) {
             member.phase = phase;
         }
-        for set in self.blocks.sets_mut(seat) {
+        for set in self.all_sets(seat) {
             set.phase = phase;
         }
     }
 
     /// Room for a block: its chunks, none armed, and nobody's pages.
-    fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
+    pub(super) fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
         let shift = match self.clearing {
             Clearing::Chunked { shift } => Some(shift),
             Clearing::AtSync => None,
@@ -108,7 +111,7 @@ impl Inner {
     }
 
     /// Room for a block's pages, for each consumer that is started.
-    fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
+    pub(super) fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
         let Some(state) = self.blocks.get_mut(block) else {
             return Ok(());
         };
@@ -136,11 +139,17 @@ impl Inner {
         for block in map.blocks() {
             self.make_block(block)?;
         }
+        if let Some(change) = &mut self.change {
+            change.make_aside(self.clearing.shift())?;
+        }
         let mut unprotected = Vec::new();
         for i in 0..self.logs.len() {
             match self.logs[i].start(&map) {
-                Ok(Initial::Clean) => {}
-                Ok(Initial::Unprotected) => unprotected.push(i),
+                Ok(Initial::Clean) => self.logs[i].knows_the_map(),
+                Ok(Initial::Unprotected) => {
+                    self.logs[i].knows_the_map();
+                    unprotected.push(i);
+                }
                 Err(e) => {
                     let name = self.logs[i].name();
                     for log in &mut self.logs[..i] {
@@ -211,33 +220,8 @@ impl Inner {
         for log in &mut self.logs {
             // A log that cannot be switched off costs speed, not correctness.
             let _ = log.stop(&map);
+            log.knows_the_map();
         }
-    }
-
-    /// Makes room for the blocks that are not in `old` and has all logs follow a change;
-    /// if one refuses, those before it are led back.
-    pub(super) fn follow(&mut self, old: &Map, new: &Map) -> Result<()> {
-        for block in new.blocks_not_in(old)? {
-            self.make_block(&block)?;
-            self.make_started_sets(block.id())?;
-        }
-        let Inner { logs, blocks, .. } = self;
-        for i in 0..logs.len() {
-            let mut sink = PendingSink::new(old, blocks, logs[i].rearms(), None);
-            let Err(e) = logs[i].map_changes(old, new, &mut sink) else {
-                continue;
-            };
-            for log in &mut logs[..i] {
-                let mut sink = PendingSink::new(new, blocks, log.rearms(), None);
-                // The first error is the one to tell.
-                let _ = log.map_changes(new, old, &mut sink);
-            }
-            return Err(e.context(format_args!(
-                "{}: following a change of the memory map",
-                logs[i].name()
-            )));
-        }
-        Ok(())
     }
 
     /// Makes all that these slots and blocks show pending.
@@ -253,13 +237,6 @@ impl Inner {
                     chunks.arm_range(first.index(), pages.index());
                 }
             }
-        }
-    }
-
-    /// Forgets these blocks.
-    pub(super) fn forget_gone(&mut self, gone: &[Arc<Block>]) {
-        for block in gone {
-            self.blocks.remove(block.id());
         }
     }
 }
@@ -285,8 +262,7 @@ impl Inner {
 
 impl Inner {
     pub(super) fn put_back(&mut self, seat: Seat, block: BlockId, first: Pages, count: Pages) {
-        let state = self.blocks.get_mut(block);
-        let Some(set) = state.and_then(|state| state.set_mut(seat)) else {
+        let Some(set) = self.any_set(seat, block) else {
             return;
         };
         // Nobody wrote it for that: if it is ballooned, it still is.

@@ -7,6 +7,7 @@ use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
 use crate::memory::{BlockId, Map};
+use crate::runtime::Cancel;
 use crate::units::Pages;
 
 /// A sink before another one.
@@ -77,6 +78,10 @@ impl Sink for Counting<'_> {
 
     fn everything(&mut self, origin: Origin, pages: Pages) {
         self.sink.everything(origin, pages);
+    }
+
+    fn given_up(&self) -> Option<Cancel> {
+        self.sink.given_up()
     }
 }
 

@@ -9,6 +9,7 @@ use super::state::Inner;
 use super::{Harvested, When};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
+use crate::runtime::Cancel;
 use crate::units::Pages;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +17,16 @@ use std::time::Instant;
 impl Inner {
     /// Harvests all logs into every consumer that follows, and reports what that was for `whose`.
     pub(super) fn sync(&mut self, when: When, whose: Option<Seat>) -> Result<SyncReport> {
+        self.sync_unless(when, whose, None)
+    }
+
+    /// [`Inner::sync`], which waits for no thread of the VMM's any more once `cancel` is cancelled.
+    pub(super) fn sync_unless(
+        &mut self,
+        when: When,
+        whose: Option<Seat>,
+        cancel: Option<&Cancel>,
+    ) -> Result<SyncReport> {
         let begun = Instant::now();
         let mut others = self.seats(Phase::Following);
         others.retain(|seat| Some(*seat) != whose);
@@ -34,7 +45,21 @@ impl Inner {
         for log in logs {
             let log_begun = Instant::now();
             let mut sink = PendingSink::new(&map, blocks, log.rearms(), whose);
-            let outcome = log.harvest(&map, when, &mut sink);
+            sink.given_up = cancel.cloned();
+            let outcome = match log.find_the_way(&map, &mut sink) {
+                Ok(was_astray) => {
+                    if was_astray {
+                        report.failed = true;
+                        report.warnings.push(format!(
+                            "{} had not followed the memory map since a refused change, so all \
+                             memory counts as dirty; now it has",
+                            log.name()
+                        ));
+                    }
+                    log.harvest(&map, when, &mut sink)
+                }
+                Err(e) => Err(e),
+            };
             match outcome {
                 Ok(Harvested::Complete) => {}
                 Ok(Harvested::Told(told)) => {
@@ -147,7 +172,7 @@ impl Inner {
             member.skip_ballooned = false;
             member.ballooned = 0;
         }
-        for set in self.blocks.sets_mut(seat) {
+        for set in self.all_sets(seat) {
             if let Some(mut free) = set.beside.free.take() {
                 set.pending.with(|pending| free.take_all_into(pending));
             }

@@ -25,6 +25,7 @@
 use super::beside::Hints;
 use super::figures::{Figures, Slow};
 use super::guarded::Guarded;
+use super::led::{Change, Log};
 use super::pending::Blocks;
 use super::reported::{Reported, ReportedLog};
 use super::state::Inner;
@@ -34,6 +35,7 @@ use crate::memory::{BlockId, Map, MapObserver, Memory, WrittenObserver};
 use crate::runtime::fair::{Fair, FairGuard};
 use crate::units::Pages;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use vm_memory::GuestAddress;
 
@@ -49,6 +51,8 @@ pub struct Tracker {
     clearing: Clearing,
     pub(super) inner: Fair<Inner>,
     pub(super) figures: Mutex<Figures>,
+    /// The last change of the map was not taken back, and can be no more.
+    change_happened: AtomicBool,
 }
 
 impl std::fmt::Debug for Tracker {
@@ -77,9 +81,11 @@ impl Tracker {
         let reported = Arc::new(Reported::new(Arc::clone(&memory)));
         let tracker = Arc::new(Tracker {
             figures: Mutex::default(),
+            change_happened: AtomicBool::new(false),
             inner: Fair::new(Inner {
                 clearing,
-                logs: vec![Box::new(ReportedLog::new(Arc::clone(&reported)))],
+                logs: vec![Log::new(Box::new(ReportedLog::new(Arc::clone(&reported))))],
+                change: None,
                 map: memory.map(),
                 blocks: Blocks::default(),
                 members: Vec::new(),
@@ -140,7 +146,7 @@ impl Tracker {
         let at_sync = inner.clearing == Clearing::AtSync;
         let mut log = Guarded::new(log, at_sync)?;
         log.joins(self.memory.ownership());
-        inner.logs.push(Box::new(log));
+        inner.logs.push(Log::new(Box::new(log)));
         Ok(())
     }
 
@@ -248,6 +254,9 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
+        if self.tracker.change_happened.swap(false, Ordering::SeqCst) {
+            self.inner.change = None;
+        }
         for member in self.inner.members.iter().flatten() {
             member.published.publish(member.figures());
         }
@@ -296,26 +305,23 @@ impl MapObserver for Tracker {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.hints.close();
-        // Listed before anything changes: afterwards nothing may fail.
-        let (gone, came) = (old.blocks_not_in(new)?, new.blocks_not_in(old)?);
-        let (hidden, shown) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
-        if !inner.started {
-            // Pages can be pending after tracking was stopped; not those of a block that goes.
-            inner.forget_gone(&gone);
-            inner.map = Arc::clone(new);
-            return Ok(());
+        if self.change_happened.swap(false, Ordering::SeqCst) {
+            inner.change = None;
         }
-        if let Err(e) = inner.follow(old, new) {
-            // What a log that was led back knew of them, it may have forgotten.
-            inner.mark_fresh(&hidden, &gone);
-            inner.forget_gone(&came);
-            return Err(e);
+        match inner.change.take() {
+            Some(change) if change.is_taken_back_by(new) => inner.take_back(change),
+            _ => inner.follow(Change::new(old, new)?)?,
         }
-        // What a new slot's pages hold was written before anybody logged it.
-        inner.mark_fresh(&shown, &came);
-        inner.forget_gone(&gone);
-        inner.map = Arc::clone(new);
         Ok(())
+    }
+
+    fn map_changed(&self, _: &Map, _: &Map) {
+        // With it goes what was pending of blocks that are gone. Not worth a turn at the lock, which
+        // may be a whole sync: whoever has it does so at the end.
+        match self.inner.try_lock() {
+            Some(mut inner) => inner.change = None,
+            None => self.change_happened.store(true, Ordering::SeqCst),
+        }
     }
 }
 

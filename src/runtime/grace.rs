@@ -131,6 +131,11 @@ impl GracePeriod {
     /// Readers pin for nanoseconds, so spinning comes first; one that was preempted
     /// while pinned needs a time slice, so then the processor is given away.
     pub fn wait(&self, limit: Duration) -> bool {
+        self.wait_unless(limit, || false)
+    }
+
+    /// [`GracePeriod::wait`], which ends early, within a millisecond, once `given_up` says so.
+    pub fn wait_unless(&self, limit: Duration, given_up: impl Fn() -> bool) -> bool {
         // Readers pin for nanoseconds; yielding early gives a whole time slice away where others
         // want the processor (milliseconds, measured).
         const SPINS: u32 = 1024;
@@ -140,7 +145,7 @@ impl GracePeriod {
         while !self.has_passed() {
             round += 1;
             let elapsed = begun.elapsed();
-            if elapsed >= limit {
+            if elapsed >= limit || (round > SPINS && given_up()) {
                 return false;
             }
             if round < SPINS {

@@ -7,6 +7,7 @@
 use super::grace::{pin, GracePeriod, Guard};
 use super::sync::{Arc, AtomicPtr, Mutex, Ordering};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 /// How often a replacing thread looks up from its wait. Readers never hold a guard
@@ -69,6 +70,21 @@ impl<T> Snapshot<T> {
         self.update(|_| value);
     }
 
+    /// Replaces the value and waits for nobody: readers that are there go on with the old one, which
+    /// is the caller's to drop.
+    pub fn retire(&self, value: Arc<T>) -> Retired<T> {
+        let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
+        let old = self
+            .current
+            .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
+        Retired {
+            // SAFETY: the cell's own count of `old`, which is given up in `drop`, when nobody who
+            // found `old` in the cell is left.
+            old: ManuallyDrop::new(unsafe { Arc::from_raw(old) }),
+            grace: GracePeriod::begin(),
+        }
+    }
+
     /// Replaces the value by what `change` makes of it; one change at a time. Waits as
     /// [`Snapshot::replace`] does.
     pub fn update(&self, change: impl FnOnce(&T) -> Arc<T>) {
@@ -82,6 +98,27 @@ impl<T> Snapshot<T> {
         while !grace.wait(LOOK) {}
         // SAFETY: the cell's own count of `old`, which nobody can reach through the cell now.
         drop(unsafe { Arc::from_raw(old) });
+    }
+}
+
+/// A value that was replaced and that readers may still look at. Dropping it waits for them.
+pub struct Retired<T> {
+    old: ManuallyDrop<Arc<T>>,
+    grace: GracePeriod,
+}
+
+impl<T> Retired<T> {
+    /// Whether nobody looks at it any more, so that dropping it does not wait.
+    pub fn is_free(&self) -> bool {
+        self.grace.has_passed()
+    }
+}
+
+impl<T> Drop for Retired<T> {
+    fn drop(&mut self) {
+        while !self.grace.wait(LOOK) {}
+        // SAFETY: dropped here and nowhere else.
+        unsafe { ManuallyDrop::drop(&mut self.old) };
     }
 }
 

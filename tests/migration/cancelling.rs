@@ -11,13 +11,15 @@ use crate::support::sides::{incoming, outgoing, quick, socketpair, start};
 use crate::support::time::{cancel_promptly, LONG, MS};
 use brant::channel::Endpoint;
 use brant::error::Kind;
+use brant::memory::BlockId;
 use brant::migrate::switchover::source::State;
 use brant::migrate::{AcceptFrom, ConnectTo};
+use brant::units::Bytes;
 use brant::wire::{Header, RecordType};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -274,4 +276,43 @@ fn dropping_a_running_migration_cancels_it() {
     drop(inc);
     out.wait(Some(LONG)).unwrap_err();
     pair.assert_runs_on("destination dropped");
+}
+
+/// A thread of the VMM that lost its processor in the middle of a mark has the last sync wait for it,
+/// up to two seconds. A cancel does not.
+#[test]
+fn a_cancel_in_the_last_sync_does_not_wait_for_a_thread_inside_a_mark() {
+    let pair = Pair::new(&[ram("ram", 2000)]);
+    pair.source.fill(1);
+    pair.source.track();
+    let tracker = Arc::clone(&pair.source.tracker);
+    let (inside, go) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    let marking = {
+        let (inside, go) = (Arc::clone(&inside), Arc::clone(&go));
+        std::thread::spawn(move || {
+            inside.wait();
+            let _pinned = brant::runtime::grace::pin();
+            inside.wait();
+            go.wait();
+        })
+    };
+    let met = Arc::clone(&inside);
+    pair.from.at("save", move || {
+        tracker.mark_block(BlockId(0), Bytes(0), 1);
+        met.wait();
+        met.wait();
+        Ok(())
+    });
+    let (out, inc) = start(&pair, &quick());
+    pair.from.wait_state("last sync");
+    let _ = cancel_promptly("in the last sync", || out.cancel());
+    let ended = out.wait(Some(LONG)).unwrap_err();
+    assert_eq!(ended.kind(), Kind::Cancelled, "{ended}");
+    // Only now.
+    go.wait();
+    marking.join().unwrap();
+    let _ = inc.wait(Some(LONG));
+    pair.assert_runs_on("a cancel in the last sync");
+    pair.source.pause();
+    assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new());
 }

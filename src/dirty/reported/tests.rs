@@ -128,3 +128,53 @@ fn a_thread_held_up_in_a_mark_is_told_of_once_and_in_the_same_words_each_time() 
     assert!(warnings.iter().all(|w| *w == warnings[0]), "{warnings:?}");
     assert_eq!(sync_all(&consumer).len(), 3);
 }
+
+/// A thread that stands inside a mark until it is told to go on.
+fn standing_inside<R>(then: impl FnOnce() -> R) -> R {
+    let (inside, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _pinned = grace::pin();
+            inside.wait();
+            go.wait();
+        });
+        inside.wait();
+        let done = then();
+        go.wait();
+        done
+    })
+}
+
+#[test]
+fn a_cancel_ends_the_wait_of_a_sync_for_a_thread_inside_a_mark_and_loses_no_mark() {
+    let guest = Guest::new(10);
+    let block = guest.block("ram", 10);
+    let consumer = guest.tracker(Box::new(ReportedLog::new(Arc::new(Reported::new(
+        Arc::clone(&guest.memory),
+    )))));
+    consumer.start(StartWith::Nothing).unwrap();
+    consumer.mark_block(block, Bytes(0), 1);
+    let cancel = Cancel::new().unwrap();
+    let begun = Instant::now();
+    let error = standing_inside(|| {
+        cancel.cancel();
+        consumer.sync_unless(When::Stopped, &cancel).unwrap_err()
+    });
+    assert_eq!(error.kind(), Kind::Cancelled, "{error}");
+    // Not the whole of what a last sync waits.
+    assert!(begun.elapsed() < GRACE_LAST, "{:?}", begun.elapsed());
+    assert_eq!(sync_all(&consumer), [(block.0, 0)].into());
+}
+
+#[test]
+fn tracking_starts_stops_and_follows_the_map_while_a_thread_stands_inside_a_mark() {
+    let guest = Guest::new(20);
+    let block = guest.block("ram", 10);
+    let consumer = started(&guest);
+    standing_inside(|| {
+        consumer.stop().unwrap();
+        consumer.start(StartWith::Nothing).unwrap();
+        consumer.mark_block(block, Bytes(0), 1);
+    });
+    assert_eq!(sync_all(&consumer), [(block.0, 0)].into());
+}

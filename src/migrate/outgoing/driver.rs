@@ -180,7 +180,8 @@ impl Work for Driver {
             }
             Action::SyncLast => {
                 let begun = Instant::now();
-                self.consumer.sync(When::Stopped)?;
+                self.consumer
+                    .sync_unless(When::Stopped, &self.shared.handle.cancel)?;
                 // What the syncs of others find from here on, the guest has not written.
                 self.consumer.freeze();
                 self.stats.last_sync = Some(begun.elapsed());

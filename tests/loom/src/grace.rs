@@ -87,6 +87,11 @@ impl GracePeriod {
         pinned.all(|&(i, then)| READERS.counters[i].load(Ordering::Acquire) != then)
     }
 
+    /// As [`GracePeriod::wait`]: nobody gives up here.
+    pub fn wait_unless(&self, limit: Duration, _given_up: impl Fn() -> bool) -> bool {
+        self.wait(limit)
+    }
+
     /// Looks once if the limit is zero; otherwise waits as long as it takes.
     pub fn wait(&self, limit: Duration) -> bool {
         while !self.has_passed() {

@@ -41,6 +41,10 @@ pub trait Sink {
         block: BlockId,
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
     ) -> Result<()>;
+
+    fn given_up(&self) -> Option<crate::runtime::Cancel> {
+        None
+    }
 }
 
 #[derive(Debug)]

@@ -92,7 +92,10 @@ impl Driver {
     /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending. And how
     /// many pages were found since the last time, by others' syncs too.
     fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
-        let report = self.consumer.sync(When::Running)?;
+        let cancel = &self.shared.handle.cancel;
+        let report = self.consumer.sync_unless(When::Running, cancel)?;
+        // Of a wait that was given up nobody wants to hear.
+        cancel.check("syncing")?;
         // A log that fails each time says so once.
         if report.warnings != self.warned {
             for warning in &report.warnings {
