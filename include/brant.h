@@ -452,6 +452,10 @@ const char *brant_error_name(int32_t code);
 
 /* =============================================================================================
  * The guest: its memory and who has it
+ *
+ * One for each virtual machine: make it with the VMM's operations (the next section), add its blocks
+ * of memory, then the slots in which the guest sees them. What is known of the guest is told here
+ * too: who has it, what its balloon holds, which pages are lost, why it cannot move.
  * ============================================================================================= */
 
 /**
@@ -871,6 +875,9 @@ void brant_blocker_free(struct brant_blocker *blocker);
 
 /* =============================================================================================
  * Operations: what brant asks of the VMM
+ *
+ * A source needs `pause` and `resume`, a destination `run`. `save` goes with `load`, `early_save` with
+ * `early_load`.
  * ============================================================================================= */
 
 /**
@@ -1105,6 +1112,9 @@ int32_t brant_saver_put(struct brant_saver *saver,
 
 /* =============================================================================================
  * The tracker: which pages were written
+ *
+ * Make it, add logs (below), start; then sync and take as often as you like; stop. The VMM marks what
+ * it writes itself. A migration starts, syncs, takes and stops by itself.
  * ============================================================================================= */
 
 /**
@@ -1372,6 +1382,8 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
 
 /* ---------------------------------------------------------------------------------------------
  * The tracker's logs: KVM
+ *
+ * Which log suits is measured before rings are enabled: afterwards no bitmap works.
  * --------------------------------------------------------------------------------------------- */
 
 /**
@@ -1959,6 +1971,8 @@ void brant_tracker_end_hints(const struct brant_tracker *tracker,
 
 /* =============================================================================================
  * Outgoing: a migration from here, the source
+ *
+ * Make it of a tracker, start it, wait for it, free it. Who has the guest then: brant_outgoing_wait.
  * ============================================================================================= */
 
 /**
@@ -2083,6 +2097,8 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 
 /* =============================================================================================
  * Incoming: a migration to here, the destination
+ *
+ * Make it of a guest with the source's blocks, listen, wait, free it.
  * ============================================================================================= */
 
 /**
