@@ -7,7 +7,8 @@
  *
  * Three levels, each usable alone:
  *
- *   migration   a running guest moves to another process or host: brant_outgoing, brant_incoming
+ *   migration   a running guest moves to another process or host: brant_outgoing, brant_incoming;
+ *               or to a file and back: brant_image_save, brant_image_restore
  *   tracking    which pages of a guest were written, and how fast: brant_guest, brant_tracker,
  *               brant_consumer, brant_rate
  *   bitmaps     dirty bits are set, merged and walked: brant_bitmap
@@ -401,8 +402,8 @@ int32_t brant_has_feature(const char *name);
 /** Migration is blocked by a reason the VMM gave. */
 #define BRANT_E_BLOCKED (-19)
 /**
- * Handed over, and the destination did not say that the guest runs: it said nothing, or said that it
- * failed. The guest stands paused at the source until the VMM resolves the migration.
+ * Handed over, and the destination did not say that the guest runs: it said nothing, or said that
+ * it failed. The guest stands paused at the source until the VMM resolves the migration.
  */
 #define BRANT_E_UNANSWERED (-20)
 /** Called from inside a callback of the same object, where it would wait for itself. */
@@ -463,14 +464,14 @@ const char *brant_error_name(int32_t code);
  * and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
  *
  * It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
- * long as it lives. A guest that was handed over is not handed over again, one that runs here
- * is not overwritten, and one migration goes on at a time: what a migration must not begin with
- * is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
+ * long as it lives. A guest that was handed over is not handed over again, one that runs here is
+ * not overwritten, and one migration goes on at a time: what a migration must not begin with is
+ * BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
  * and use it for every migration of it; brant knows nothing of what another object does.
  *
- * Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last call:
- * all others on it have returned before it begins. Trackers and migrations made from it keep what
- * they need, and may be used and freed later.
+ * Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last
+ * call: all others on it have returned before it begins. Trackers and migrations made from it keep
+ * what they need, and may be used and freed later.
  */
 typedef struct brant_guest brant_guest;
 
@@ -480,11 +481,11 @@ typedef struct brant_guest brant_guest;
  */
 #define BRANT_RAM_ROM 1
 /**
- * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
- * need not look. Without it nothing is assumed of what is there. The flag counts until a page with
+ * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant need
+ * not look. Without it nothing is assumed of what is there. The flag counts until a page with
  * contents arrives for the block, or all pages have arrived, or a migration from here starts, or
- * brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was here.
- * So an incoming after one that broke may use the same block, as it was added.
+ * brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was
+ * here. So an incoming after one that broke may use the same block, as it was added.
  */
 #define BRANT_RAM_ZEROED 2
 /**
@@ -500,12 +501,12 @@ typedef struct brant_guest brant_guest;
  * Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
  * (a guest that is being restored from an image, say), before or after it is added. A migration
  * then touches all of it, waits for each page, and sends what the page is filled with. Register it
- * before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
- * a page holds changes by that, and no log sees it.
+ * before a migration from here starts, or mark what is registered later (`brant_tracker_mark`):
+ * what a page holds changes by that, and no log sees it.
  *
  * Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
- * kernel is asked before brant's own code looks. A page that breaks between that question and
- * the look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
+ * kernel is asked before brant's own code looks. A page that breaks between that question and the
+ * look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
  */
 typedef struct brant_ram_block {
     /** sizeof(brant_ram_block). */
@@ -525,13 +526,14 @@ typedef struct brant_ram_block {
     /** What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096. */
     uint64_t page_size;
     /**
-     * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from; makes
-     * its holes visible. BRANT_E_INVALID where the block is mapped from another file or offset, or
-     * is private memory without a file. That is asked of /proc/self/maps; where that cannot be read,
-     * where the block consists of several mappings, and where a file system shows another device
-     * there than in fstat (btrfs, some overlays), the descriptor is believed. Any number from 0 up is a descriptor; -1, the result of a
-     * failed dup, is BRANT_E_INVALID. brant keeps a duplicate, by which it may move the file
-     * position (lseek) that the two share. Without that flag: 0 or -1.
+     * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from;
+     * makes its holes visible. BRANT_E_INVALID where the block is mapped from another file or
+     * offset, or is private memory without a file. That is asked of /proc/self/maps; where that
+     * cannot be read, where the block consists of several mappings, and where a file system shows
+     * another device there than in fstat (btrfs, some overlays), the descriptor is believed. Any
+     * number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
+     * keeps a duplicate, by which it may move the file position (lseek) that the two share.
+     * Without that flag: 0 or -1.
      */
     int32_t fd;
     /** BRANT_RAM_*. */
@@ -587,20 +589,21 @@ int32_t brant_guest_new(const struct brant_ops *ops,
                         struct brant_error **error);
 
 /**
- * Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be taken back afterwards.
+ * Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be
+ * taken back afterwards.
  */
 void brant_guest_free(struct brant_guest *guest);
 
 /**
- * Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block, and
- * every run that is taken. No other block of the guest ever has that number, also after this one was
- * removed. Names are for the other side of a migration: they say which block is which there. While
- * the guest is tracked all of the new block counts as dirty. At most 4096.
+ * Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block,
+ * and every run that is taken. No other block of the guest ever has that number, also after this
+ * one was removed. Names are for the other side of a migration: they say which block is which
+ * there. While the guest is tracked all of the new block counts as dirty. At most 4096.
  *
- * While it migrates: first at the destination, then at the source, and while the source is
- * in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
- * BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late to
- * be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
+ * While it migrates: first at the destination, then at the source, and while the source is in
+ * BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
+ * BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late
+ * to be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
  */
 int32_t brant_guest_add_block(struct brant_guest *guest,
                               const struct brant_ram_block *block,
@@ -627,20 +630,21 @@ int32_t brant_guest_find_block(const struct brant_guest *guest,
  *    that are on their way to it go on from a copy.)
  * 3. Delete the slots from KVM, and unmap the memory.
  *
- * BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed out
- * are in use. Such runs are in use until the same consumer takes again, is stopped or is freed: the
- * message names it. The call waits for nobody and has changed nothing; make it again afterwards.
+ * BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed
+ * out are in use. Such runs are in use until the same consumer takes again, is stopped or is
+ * freed: the message names it. The call waits for nobody and has changed nothing; make it again
+ * afterwards.
  *
  * While it migrates: first at the source, then, once that call has returned, at the destination,
- * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
- * has on its way for the block goes nowhere. Example: the VMM removes it in its operation `save`, says so
- * in the state, and removes it at the destination in `load`. A block that only the source removes
- * is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
- * that is gone at the source and is still there at the destination ends the migration with
- * BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
- * before the destination is ready, and the guest stays at the source. From then on the destination's
- * guest is complete, and its blocks are its VMM's: one that is removed only there is missing when
- * the guest runs.
+ * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source
+ * still has on its way for the block goes nowhere. Example: the VMM removes it in its operation
+ * `save`, says so in the state, and removes it at the destination in `load`. A block that only the
+ * source removes is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two
+ * sides compare their blocks: one that is gone at the source and is still there at the destination
+ * ends the migration with BRANT_E_LAYOUT. One that is gone at the destination and not at the
+ * source ends it so at any time before the destination is ready, and the guest stays at the
+ * source. From then on the destination's guest is complete, and its blocks are its VMM's: one that
+ * is removed only there is missing when the guest runs.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  uint32_t block,
@@ -681,7 +685,8 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+ * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to
+ * arrive.
  */
 #define BRANT_GUEST_UNKNOWN 0
 /**
@@ -698,23 +703,23 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
 /** In `brant_guest_get_state`: the guest is being handed over; here it stands. */
 #define BRANT_GUEST_HANDING_OVER 5
 /**
- * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
- * and `brant_guest_reclaim` may take it back.
+ * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is
+ * here, and `brant_guest_reclaim` may take it back.
  */
 #define BRANT_GUEST_HANDED_OVER 6
 /** In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides. */
 #define BRANT_GUEST_UNANSWERED 7
 /**
- * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
- * or an incoming migration that failed after it had begun to write over a guest that was handed
- * over. What that one overwrote cannot be reclaimed.
+ * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY,
+ * `brant_guest_give_up`, or an incoming migration that failed after it had begun to write over a
+ * guest that was handed over. What that one overwrote cannot be reclaimed.
  */
 #define BRANT_GUEST_GIVEN_UP 8
 /** In `brant_guest_get_state`: an incoming migration is in progress. */
 #define BRANT_GUEST_ARRIVING 9
 /**
- * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
- * has made one since.
+ * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the
+ * VMM has made one since.
  */
 #define BRANT_GUEST_EMPTY 10
 /** In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here. */
@@ -747,17 +752,18 @@ int32_t brant_guest_runs_here(struct brant_guest *guest,
  *
  * BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
  * hand-over without an answer is to be resolved; once that migration is freed without having been
- * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
- * in progress.
+ * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration
+ * is in progress.
  */
 int32_t brant_guest_reclaim(struct brant_guest *guest,
                             struct brant_error **error);
 
 /**
- * Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
- * it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
- * `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
- * where one is to be resolved.
+ * Says that no guest is here that anybody needs: it has ended, it arrived and could not be
+ * started, it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on.
+ * Another may arrive in its memory, none leaves, and no vCPU is kicked. `brant_guest_reclaim`
+ * takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be
+ * resolved.
  */
 int32_t brant_guest_give_up(struct brant_guest *guest,
                             struct brant_error **error);
@@ -819,16 +825,16 @@ int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
 
 /**
  * The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
- * kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length). Without
- * this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs on. With
- * it the migration goes on: the page is neither read nor sent, however often it is found dirty, and
- * counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent before it
- * was lost, and not written since, it holds what it held. brant tells the destination's VMM
- * nothing of it: where that is to raise a machine check in its guest, put the list into the state
- * (`save`).
+ * kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length).
+ * Without this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs
+ * on. With it the migration goes on: the page is neither read nor sent, however often it is found
+ * dirty, and counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent
+ * before it was lost, and not written since, it holds what it held. brant tells the destination's
+ * VMM nothing of it: where that is to raise a machine check in its guest, put the list into the
+ * state (`save`).
  *
- * Every page with a byte in the range counts, and where the block is backed by larger pages,
- * every such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
+ * Every page with a byte in the range counts, and where the block is backed by larger pages, every
+ * such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
  * lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
  * range that is empty or reaches past its end. Contents that arrive here in an incoming migration
  * take the declaration back.
@@ -949,8 +955,9 @@ typedef struct brant_event {
  */
 #define BRANT_ROLE_PREFAULT 4
 /**
- * A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
- * the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
+ * A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks.
+ * Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other
+ * operation.
  */
 #define BRANT_ROLE_REAPER 5
 /** A thread that saves a guest to an image, or restores one from it, and calls the operations. */
@@ -959,18 +966,19 @@ typedef struct brant_event {
 #define BRANT_ROLE_IMAGE 9
 
 /**
- * The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
- * table, copies it, and takes the `opaque` that each operation gets.
+ * The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes
+ * the table, copies it, and takes the `opaque` that each operation gets.
  *
- * The operations of a migration are called one at a time on that migration's own thread, unless
- * it says otherwise below; those of a save or a restore in the same way on its own thread, as those of
- * a source and a destination. All signals are masked there, but in the operations that may make
+ * The operations of a migration are called one at a time on that migration's own thread, unless it
+ * says otherwise below; those of a save or a restore in the same way on its own thread, as those
+ * of a source and a destination. All signals are masked there, but in the operations that may make
  * threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
  * that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
  * a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
- * inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They return 0, or anything else for a
- * failure, whose reason they may set. Inside one, waiting for or freeing the migration that
- * calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
+ * inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They
+ * return 0, or anything else for a failure, whose reason they may set. Inside one, waiting for or
+ * freeing the migration that calls it is BRANT_E_CALLBACK; cancelling it only asks; everything
+ * else is allowed.
  *
  * A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
  * process take of it; every other thread of brant's has 2 MiB.
@@ -1015,9 +1023,9 @@ typedef struct brant_ops {
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
      * Destination: all memory is here; take one blob of state. Once for each, in the order of
-     * saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
-     * of this guest is started here (a backup's, from before the guest went away). A failure refuses
-     * the switchover and the guest runs on at the source.
+     * saving. May write guest memory: nothing arrives after it. Mark what it writes where a
+     * tracker of this guest is started here (a backup's, from before the guest went away). A
+     * failure refuses the switchover and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
                     const struct brant_state_blob *blob,
@@ -1073,12 +1081,12 @@ typedef struct brant_ops {
      */
     void (*thread_start)(void *opaque, uint32_t role);
     /**
-     * Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used with
-     * dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
-     * with page-modification logging hands over what it holds only at an exit, so without
-     * this such a sync misses some pages, which a later one finds. On whichever thread syncs,
-     * under brant's own locks: as in `log_on`, and do not wait for a thread that is
-     * inside a call of brant's, but `brant_tracker_ring_full` and marks.
+     * Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used
+     * with dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
+     * with page-modification logging hands over what it holds only at an exit, so without this
+     * such a sync misses some pages, which a later one finds. On whichever thread syncs, under
+     * brant's own locks: as in `log_on`, and do not wait for a thread that is inside a call of
+     * brant's, but `brant_tracker_ring_full` and marks.
      *
      * It may be done by pausing the guest and resuming it: it is called only where the guest runs
      * here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between
@@ -1981,10 +1989,10 @@ void brant_tracker_end_hints(const struct brant_tracker *tracker,
  * migration of it is in progress, in either direction, through whichever tracker: else the start
  * is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
  *
- * Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads, also
- * while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others on it have
- * returned before it begins. Inside a callback of the same migration, waiting and freeing are
- * BRANT_E_CALLBACK, and cancelling only asks.
+ * Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads,
+ * also while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others
+ * on it have returned before it begins. Inside a callback of the same migration, waiting and
+ * freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_outgoing brant_outgoing;
 
@@ -1992,8 +2000,8 @@ struct brant_params;
 
 /**
  * Makes a migration of the guest that `tracker` was made from. The operations of that guest must
- * have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships. Nothing
- * happens before it is started.
+ * have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships.
+ * Nothing happens before it is started.
  */
 int32_t brant_outgoing_new(struct brant_tracker *tracker,
                            const struct brant_params *parameters,
@@ -2021,9 +2029,9 @@ int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
                              struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
- * the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with what it is:
- * then nothing has begun.
+ * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
+ * whatever the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with
+ * what it is: then nothing has begun.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 int32_t fd,
@@ -2031,22 +2039,23 @@ int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
 
 /**
  * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
- * within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
- * One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+ * within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it
+ * only asks for that. One that has ended is left alone. After the hand-over: BRANT_E_STATE.
  */
 int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
                               struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
- * not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
- * on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
- * itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
- * paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
- * then it was, or never will be. That is so too where the destination said that it ended (the
- * hand-over came too late, `run` failed, it was cancelled): brant does not take a guest back by
- * itself once it was handed over, and the message holds the destination's words. A migration that was handed over ends with 0 or
- * BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+ * at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going on, else
+ * why it failed: then the guest runs on here, as if nothing had been (or, if `resume` itself
+ * failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused
+ * and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By then
+ * it was, or never will be. That is so too where the destination said that it ended (the hand-over
+ * came too late, `run` failed, it was cancelled): brant does not take a guest back by itself once
+ * it was handed over, and the message holds the destination's words. A migration that was handed
+ * over ends with 0 or BRANT_E_UNANSWERED and nothing else, and the last event and the figures say
+ * the same.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
@@ -2115,17 +2124,17 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
  * directory): a listener takes the first connection on which a source speaks, and that is no
  * proof of who it is. Hand in a connected socket where that is not enough.
  *
- * Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads, also
- * while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others on it have
- * returned before it begins. Inside a callback of the same migration, waiting and freeing are
- * BRANT_E_CALLBACK, and cancelling only asks.
+ * Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
+ * also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
+ * on it have returned before it begins. Inside a callback of the same migration, waiting and
+ * freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_incoming brant_incoming;
 
 /**
- * Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
- * `load` too if the source saves state, and `early_load` if it saves configuration. `parameters` may
- * be NULL for what ships.
+ * Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They
+ * need `load` too if the source saves state, and `early_load` if it saves configuration.
+ * `parameters` may be NULL for what ships.
  */
 int32_t brant_incoming_new(struct brant_guest *guest,
                            const struct brant_params *parameters,
@@ -2162,9 +2171,9 @@ int32_t brant_incoming_listen(struct brant_incoming *incoming,
 /**
  * The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
  * with the real port where 0 was asked for, and the address that an interface's name or a host's
- * name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL at
- * the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be NULL.
- * `buffer` may be NULL where `capacity` is 0.
+ * name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL
+ * at the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be
+ * NULL. `buffer` may be NULL where `capacity` is 0.
  *
  * The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
  * there is a source and when the migration is over: then nothing listens there any more.
@@ -2177,8 +2186,9 @@ int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
                                     struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
- * the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then nothing has begun.
+ * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
+ * whatever the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then
+ * nothing has begun.
  */
 int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 int32_t fd,
@@ -2186,9 +2196,10 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
 
 /**
  * Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
- * source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
- * hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
- * has to be a whole one, through a new brant_incoming.
+ * source without an answer may take it back. Returns within 100 ms unless a callback is in
+ * progress. Inside one of its callbacks it only asks for that. After the hand-over was received:
+ * BRANT_E_STATE. The memory is then half of a guest's: what comes in next has to be a whole one,
+ * through a new brant_incoming.
  */
 int32_t brant_incoming_cancel(struct brant_incoming *incoming,
                               struct brant_error **error);
@@ -2656,39 +2667,41 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
  * ============================================================================================= */
 
 /**
- * A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save` give.
- * The guest runs while most of it is written and stands still for the last pages. One object, one
- * save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+ * A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save`
+ * give. The guest runs while most of it is written and stands still for the last pages. One
+ * object, one save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
  *
- * The file gets its name when it is whole and on its device; until then what had that name stays. A
- * save that fails or is cancelled leaves no file, and the guest runs on. A process that is killed
- * while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody reads.
+ * The file gets its name when it is whole and on its device; until then what had that name stays.
+ * A save that fails or is cancelled leaves no file, and the guest runs on. A process that is
+ * killed while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody
+ * reads.
  *
- * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads, also
- * while others wait, whose waits it ends. `brant_image_save_free` is the last call: all others on it
- * have returned before it begins. Inside a callback of the same save, waiting and freeing are
- * BRANT_E_CALLBACK, and cancelling only asks.
+ * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
+ * also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
+ * others on it have returned before it begins. Inside a callback of the same save, waiting and
+ * freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_image_save brant_image_save;
 
 /**
- * A restore of a guest from a file that a save made, into a guest whose blocks match by name, length
- * and page size; `early_load` may add them. One object, one restore. What is damaged, cut off or
- * something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
- * no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
+ * A restore of a guest from a file that a save made, into a guest whose blocks match by name,
+ * length and page size; `early_load` may add them. One object, one restore. What is damaged, cut
+ * off or something else is BRANT_E_IMAGE, with the place in the file, what was expected and what
+ * was found; no page reaches guest memory whose checksum is wrong. After a failure no guest is
+ * here.
  *
- * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of threads,
- * also while others wait, whose waits it ends. `brant_image_restore_free` is the last call: all others
- * on it have returned before it begins. Inside a callback of the same restore, waiting and freeing are
- * BRANT_E_CALLBACK, and cancelling only asks.
+ * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
+ * threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
+ * call: all others on it have returned before it begins. Inside a callback of the same restore,
+ * waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
  */
 typedef struct brant_image_restore brant_image_restore;
 
 /** In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed. */
 #define BRANT_IMAGE_RESUME 0
 /**
- * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so. After
- * a failure or a cancel it is resumed.
+ * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
+ * After a failure or a cancel it is resumed.
  */
 #define BRANT_IMAGE_STAY_PAUSED 1
 /**
@@ -2698,19 +2711,19 @@ typedef struct brant_image_restore brant_image_restore;
 #define BRANT_IMAGE_ALREADY_PAUSED 2
 
 /**
- * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long reads
- * and writes go past the page cache (O_DIRECT), where the file system lets them.
+ * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
+ * reads and writes go past the page cache (O_DIRECT), where the file system lets them.
  */
 #define BRANT_IMAGE_DIRECT 0
 /**
- * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes through
- * the page cache. For an image that is restored soon on the same host.
+ * In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes
+ * through the page cache. For an image that is restored soon on the same host.
  */
 #define BRANT_IMAGE_CACHED 1
 
 /**
- * How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with the
- * range in the message.
+ * How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
+ * the range in the message.
  */
 typedef struct brant_image_save_params {
     /** sizeof(brant_image_save_params). */
@@ -2731,8 +2744,8 @@ typedef struct brant_image_save_params {
 } brant_image_save_params;
 
 /**
- * How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
- * the range in the message.
+ * How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID
+ * with the range in the message.
  */
 typedef struct brant_image_restore_params {
     /** sizeof(brant_image_restore_params). */
@@ -2744,8 +2757,8 @@ typedef struct brant_image_restore_params {
     /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
     uint32_t cache;
     /**
-     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the VMM
-     * starts the guest itself, after `brant_guest_runs_here`.
+     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the
+     * VMM starts the guest itself, after `brant_guest_runs_here`.
      */
     uint32_t guest;
     /** 0. */
@@ -2784,8 +2797,8 @@ typedef struct brant_image_stats {
     /** 0, or why it failed: BRANT_E_*. */
     int32_t error;
     /**
-     * How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has completed,
-     * and not before.
+     * How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has
+     * completed, and not before.
      */
     uint32_t progress;
     /** The guest's memory. */
@@ -2795,8 +2808,8 @@ typedef struct brant_image_stats {
     /** Pages with contents; one that is written again counts again. */
     uint64_t data_pages;
     /**
-     * Pages that are zero, ballooned ones included, which take no room; one that is told again counts
-     * again.
+     * Pages that are zero, ballooned ones included, which take no room; one that is told again
+     * counts again.
      */
     uint64_t zero_pages;
     /** Save, of the zero pages: ballooned ones. */
@@ -2806,8 +2819,8 @@ typedef struct brant_image_stats {
     /** What the VMM saved, or loads. */
     uint64_t state_bytes;
     /**
-     * How long the file is; less of it takes room on the disk, where pages are zero. 0 until that is
-     * known.
+     * How long the file is; less of it takes room on the disk, where pages are zero. 0 until that
+     * is known.
      */
     uint64_t file_bytes;
     /** Since the start. */
@@ -2821,8 +2834,8 @@ typedef struct brant_image_stats {
 
 /**
  * Makes a save of the guest that `tracker` was made from. The operations of that guest must have
- * `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters` may
- * be NULL for what ships. Nothing happens before it is started.
+ * `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
+ * may be NULL for what ships. Nothing happens before it is started.
  */
 int32_t brant_image_save_new(struct brant_tracker *tracker,
                              const struct brant_image_save_params *parameters,
@@ -2836,10 +2849,10 @@ int32_t brant_image_save_new(struct brant_tracker *tracker,
 int32_t brant_image_save_free(struct brant_image_save *save);
 
 /**
- * Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular file,
- * which is replaced when the image is whole. Room for all of it is needed beside what is there. Only
- * its owner may read and write the image: it holds all that the guest's memory holds. BRANT_E_BUSY,
- * BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+ * Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular
+ * file, which is replaced when the image is whole. Room for all of it is needed beside what is
+ * there. Only its owner may read and write the image: it holds all that the guest's memory holds.
+ * BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
  */
 int32_t brant_image_save_start(struct brant_image_save *save,
                                const char *path,
@@ -2854,11 +2867,11 @@ int32_t brant_image_save_cancel(struct brant_image_save *save,
                                 struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
- * all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going on, else
- * why it failed: then there is no image, and the guest runs on (or, if `resume` itself failed,
- * stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's words and the
- * place in the file.
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+ * at all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going
+ * on, else why it failed: then there is no image, and the guest runs on (or, if `resume` itself
+ * failed, stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's
+ * words and the place in the file.
  */
 int32_t brant_image_save_wait(struct brant_image_save *save,
                               uint64_t timeout_ms,
@@ -2870,15 +2883,15 @@ int32_t brant_image_save_get_stats(const struct brant_image_save *save,
                                    struct brant_error **error);
 
 /**
- * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it. It
- * stays the save's: do not close it. A code if `save` is NULL.
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
+ * It stays the save's: do not close it. A code if `save` is NULL.
  */
 int32_t brant_image_save_event_fd(const struct brant_image_save *save);
 
 /**
  * Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
- * `load` too if the image holds state, and `early_load` if it holds configuration. `parameters` may be
- * NULL for what ships. Nothing happens before it is started.
+ * `load` too if the image holds state, and `early_load` if it holds configuration. `parameters`
+ * may be NULL for what ships. Nothing happens before it is started.
  */
 int32_t brant_image_restore_new(struct brant_guest *guest,
                                 const struct brant_image_restore_params *parameters,
@@ -2886,8 +2899,9 @@ int32_t brant_image_restore_new(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that runs
- * here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ * Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that
+ * runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is
+ * freed.
  */
 int32_t brant_image_restore_free(struct brant_image_restore *restore);
 
@@ -2901,17 +2915,17 @@ int32_t brant_image_restore_start(struct brant_image_restore *restore,
 
 /**
  * Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
- * kernel call is in progress. Inside one of its callbacks it only asks for that. One that has ended is
- * left alone; brant_image_restore_wait says whether the guest runs.
+ * kernel call is in progress. Inside one of its callbacks it only asks for that. One that has
+ * ended is left alone; brant_image_restore_wait says whether the guest runs.
  */
 int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
                                    struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
- * all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if it is
- * still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. Then
- * no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+ * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+ * at all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if
+ * it is still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and
+ * others. Then no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
  */
 int32_t brant_image_restore_wait(struct brant_image_restore *restore,
                                  uint64_t timeout_ms,
@@ -2923,8 +2937,8 @@ int32_t brant_image_restore_get_stats(const struct brant_image_restore *restore,
                                       struct brant_error **error);
 
 /**
- * An eventfd that becomes readable when the restore enters another state, for poll; reading it resets
- * it. It stays the restore's: do not close it. A code if `restore` is NULL.
+ * An eventfd that becomes readable when the restore enters another state, for poll; reading it
+ * resets it. It stays the restore's: do not close it. A code if `restore` is NULL.
  */
 int32_t brant_image_restore_event_fd(const struct brant_image_restore *restore);
 

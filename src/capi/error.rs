@@ -44,8 +44,8 @@ pub const BRANT_E_VMM: i32 = -17;
 pub const BRANT_E_NOT_CONVERGED: i32 = -18;
 /// Migration is blocked by a reason the VMM gave.
 pub const BRANT_E_BLOCKED: i32 = -19;
-/// Handed over, and the destination did not say that the guest runs: it said nothing, or said that it
-/// failed. The guest stands paused at the source until the VMM resolves the migration.
+/// Handed over, and the destination did not say that the guest runs: it said nothing, or said that
+/// it failed. The guest stands paused at the source until the VMM resolves the migration.
 pub const BRANT_E_UNANSWERED: i32 = -20;
 /// Called from inside a callback of the same object, where it would wait for itself.
 pub const BRANT_E_CALLBACK: i32 = -21;

@@ -14,14 +14,14 @@ use vm_memory::GuestAddress;
 /// and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
 ///
 /// It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
-/// long as it lives. A guest that was handed over is not handed over again, one that runs here
-/// is not overwritten, and one migration goes on at a time: what a migration must not begin with
-/// is BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
+/// long as it lives. A guest that was handed over is not handed over again, one that runs here is
+/// not overwritten, and one migration goes on at a time: what a migration must not begin with is
+/// BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
 /// and use it for every migration of it; brant knows nothing of what another object does.
 ///
-/// Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last call:
-/// all others on it have returned before it begins. Trackers and migrations made from it keep what
-/// they need, and may be used and freed later.
+/// Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last
+/// call: all others on it have returned before it begins. Trackers and migrations made from it keep
+/// what they need, and may be used and freed later.
 pub struct brant_guest {
     pub(super) memory: Arc<Memory>,
     pub(super) blockers: Blockers,
@@ -31,11 +31,11 @@ pub struct brant_guest {
 /// In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
 /// only what is marked.
 pub const BRANT_RAM_ROM: u32 = 1;
-/// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant
-/// need not look. Without it nothing is assumed of what is there. The flag counts until a page with
+/// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant need
+/// not look. Without it nothing is assumed of what is there. The flag counts until a page with
 /// contents arrives for the block, or all pages have arrived, or a migration from here starts, or
-/// brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was here.
-/// So an incoming after one that broke may use the same block, as it was added.
+/// brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was
+/// here. So an incoming after one that broke may use the same block, as it was added.
 pub const BRANT_RAM_ZEROED: u32 = 2;
 /// In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
 /// `fd` names. Without it the block is private memory, or shared memory whose file brant is not
@@ -47,12 +47,12 @@ pub const BRANT_RAM_FILE: u32 = 4;
 /// Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
 /// (a guest that is being restored from an image, say), before or after it is added. A migration
 /// then touches all of it, waits for each page, and sends what the page is filled with. Register it
-/// before a migration from here starts, or mark what is registered later (`brant_tracker_mark`): what
-/// a page holds changes by that, and no log sees it.
+/// before a migration from here starts, or mark what is registered later (`brant_tracker_mark`):
+/// what a page holds changes by that, and no log sees it.
 ///
 /// Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
-/// kernel is asked before brant's own code looks. A page that breaks between that question and
-/// the look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
+/// kernel is asked before brant's own code looks. A page that breaks between that question and the
+/// look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ram_block {
@@ -68,13 +68,14 @@ pub struct brant_ram_block {
     pub length: u64,
     /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
     pub page_size: u64,
-    /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from; makes
-    /// its holes visible. BRANT_E_INVALID where the block is mapped from another file or offset, or
-    /// is private memory without a file. That is asked of /proc/self/maps; where that cannot be read,
-    /// where the block consists of several mappings, and where a file system shows another device
-    /// there than in fstat (btrfs, some overlays), the descriptor is believed. Any number from 0 up is a descriptor; -1, the result of a
-    /// failed dup, is BRANT_E_INVALID. brant keeps a duplicate, by which it may move the file
-    /// position (lseek) that the two share. Without that flag: 0 or -1.
+    /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from;
+    /// makes its holes visible. BRANT_E_INVALID where the block is mapped from another file or
+    /// offset, or is private memory without a file. That is asked of /proc/self/maps; where that
+    /// cannot be read, where the block consists of several mappings, and where a file system shows
+    /// another device there than in fstat (btrfs, some overlays), the descriptor is believed. Any
+    /// number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
+    /// keeps a duplicate, by which it may move the file position (lseek) that the two share.
+    /// Without that flag: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,
@@ -140,7 +141,8 @@ pub unsafe extern "C" fn brant_guest_new(
     })
 }
 
-/// Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be taken back afterwards.
+/// Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be
+/// taken back afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     boundary!(or(), {
@@ -151,15 +153,15 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     })
 }
 
-/// Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block, and
-/// every run that is taken. No other block of the guest ever has that number, also after this one was
-/// removed. Names are for the other side of a migration: they say which block is which there. While
-/// the guest is tracked all of the new block counts as dirty. At most 4096.
+/// Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block,
+/// and every run that is taken. No other block of the guest ever has that number, also after this
+/// one was removed. Names are for the other side of a migration: they say which block is which
+/// there. While the guest is tracked all of the new block counts as dirty. At most 4096.
 ///
-/// While it migrates: first at the destination, then at the source, and while the source is
-/// in BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
-/// BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late to
-/// be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
+/// While it migrates: first at the destination, then at the source, and while the source is in
+/// BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
+/// BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late
+/// to be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_block(
     guest: *mut brant_guest,
@@ -244,20 +246,21 @@ pub unsafe extern "C" fn brant_guest_find_block(
 ///    that are on their way to it go on from a copy.)
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
-/// BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed out
-/// are in use. Such runs are in use until the same consumer takes again, is stopped or is freed: the
-/// message names it. The call waits for nobody and has changed nothing; make it again afterwards.
+/// BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed
+/// out are in use. Such runs are in use until the same consumer takes again, is stopped or is
+/// freed: the message names it. The call waits for nobody and has changed nothing; make it again
+/// afterwards.
 ///
 /// While it migrates: first at the source, then, once that call has returned, at the destination,
-/// at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source still
-/// has on its way for the block goes nowhere. Example: the VMM removes it in its operation `save`, says so
-/// in the state, and removes it at the destination in `load`. A block that only the source removes
-/// is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: one
-/// that is gone at the source and is still there at the destination ends the migration with
-/// BRANT_E_LAYOUT. One that is gone at the destination and not at the source ends it so at any time
-/// before the destination is ready, and the guest stays at the source. From then on the destination's
-/// guest is complete, and its blocks are its VMM's: one that is removed only there is missing when
-/// the guest runs.
+/// at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source
+/// still has on its way for the block goes nowhere. Example: the VMM removes it in its operation
+/// `save`, says so in the state, and removes it at the destination in `load`. A block that only the
+/// source removes is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two
+/// sides compare their blocks: one that is gone at the source and is still there at the destination
+/// ends the migration with BRANT_E_LAYOUT. One that is gone at the destination and not at the
+/// source ends it so at any time before the destination is ready, and the guest stays at the
+/// source. From then on the destination's guest is complete, and its blocks are its VMM's: one that
+/// is removed only there is missing when the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,
@@ -332,16 +335,16 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
 }
 
 /// The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
-/// kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length). Without
-/// this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs on. With
-/// it the migration goes on: the page is neither read nor sent, however often it is found dirty, and
-/// counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent before it
-/// was lost, and not written since, it holds what it held. brant tells the destination's VMM
-/// nothing of it: where that is to raise a machine check in its guest, put the list into the state
-/// (`save`).
+/// kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length).
+/// Without this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs
+/// on. With it the migration goes on: the page is neither read nor sent, however often it is found
+/// dirty, and counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent
+/// before it was lost, and not written since, it holds what it held. brant tells the destination's
+/// VMM nothing of it: where that is to raise a machine check in its guest, put the list into the
+/// state (`save`).
 ///
-/// Every page with a byte in the range counts, and where the block is backed by larger pages,
-/// every such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
+/// Every page with a byte in the range counts, and where the block is backed by larger pages, every
+/// such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
 /// lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
 /// range that is empty or reaches past its end. Contents that arrive here in an incoming migration
 /// take the declaration back.

@@ -16,53 +16,55 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save` give.
-/// The guest runs while most of it is written and stands still for the last pages. One object, one
-/// save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+/// A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save`
+/// give. The guest runs while most of it is written and stands still for the last pages. One
+/// object, one save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
 ///
-/// The file gets its name when it is whole and on its device; until then what had that name stays. A
-/// save that fails or is cancelled leaves no file, and the guest runs on. A process that is killed
-/// while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody reads.
+/// The file gets its name when it is whole and on its device; until then what had that name stays.
+/// A save that fails or is cancelled leaves no file, and the guest runs on. A process that is
+/// killed while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody
+/// reads.
 ///
-/// Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads, also
-/// while others wait, whose waits it ends. `brant_image_save_free` is the last call: all others on it
-/// have returned before it begins. Inside a callback of the same save, waiting and freeing are
-/// BRANT_E_CALLBACK, and cancelling only asks.
+/// Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
+/// also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
+/// others on it have returned before it begins. Inside a callback of the same save, waiting and
+/// freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_image_save {
     save: Save,
 }
 
-/// A restore of a guest from a file that a save made, into a guest whose blocks match by name, length
-/// and page size; `early_load` may add them. One object, one restore. What is damaged, cut off or
-/// something else is BRANT_E_IMAGE, with the place in the file, what was expected and what was found;
-/// no page reaches guest memory whose checksum is wrong. After a failure no guest is here.
+/// A restore of a guest from a file that a save made, into a guest whose blocks match by name,
+/// length and page size; `early_load` may add them. One object, one restore. What is damaged, cut
+/// off or something else is BRANT_E_IMAGE, with the place in the file, what was expected and what
+/// was found; no page reaches guest memory whose checksum is wrong. After a failure no guest is
+/// here.
 ///
-/// Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of threads,
-/// also while others wait, whose waits it ends. `brant_image_restore_free` is the last call: all others
-/// on it have returned before it begins. Inside a callback of the same restore, waiting and freeing are
-/// BRANT_E_CALLBACK, and cancelling only asks.
+/// Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
+/// threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
+/// call: all others on it have returned before it begins. Inside a callback of the same restore,
+/// waiting and freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_image_restore {
     restore: Restore,
 }
 
 /// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed.
 pub const BRANT_IMAGE_RESUME: u32 = 0;
-/// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so. After
-/// a failure or a cancel it is resumed.
+/// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
+/// After a failure or a cancel it is resumed.
 pub const BRANT_IMAGE_STAY_PAUSED: u32 = 1;
 /// In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
 /// Neither `pause` nor `resume` is called.
 pub const BRANT_IMAGE_ALREADY_PAUSED: u32 = 2;
 
-/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long reads
-/// and writes go past the page cache (O_DIRECT), where the file system lets them.
+/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
+/// reads and writes go past the page cache (O_DIRECT), where the file system lets them.
 pub const BRANT_IMAGE_DIRECT: u32 = 0;
-/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes through
-/// the page cache. For an image that is restored soon on the same host.
+/// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`: everything goes
+/// through the page cache. For an image that is restored soon on the same host.
 pub const BRANT_IMAGE_CACHED: u32 = 1;
 
-/// How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with the
-/// range in the message.
+/// How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
+/// the range in the message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_image_save_params {
@@ -81,8 +83,8 @@ pub struct brant_image_save_params {
     pub cache: u32,
 }
 
-/// How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
-/// the range in the message.
+/// How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID
+/// with the range in the message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_image_restore_params {
@@ -94,8 +96,8 @@ pub struct brant_image_restore_params {
     pub readers: u32,
     /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
     pub cache: u32,
-    /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the VMM
-    /// starts the guest itself, after `brant_guest_runs_here`.
+    /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the
+    /// VMM starts the guest itself, after `brant_guest_runs_here`.
     pub guest: u32,
     /// 0.
     pub reserved: u32,
@@ -134,8 +136,8 @@ pub struct brant_image_stats {
     pub pass: u32,
     /// 0, or why it failed: BRANT_E_*.
     pub error: i32,
-    /// How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has completed,
-    /// and not before.
+    /// How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has
+    /// completed, and not before.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
@@ -143,8 +145,8 @@ pub struct brant_image_stats {
     pub remaining_bytes: u64,
     /// Pages with contents; one that is written again counts again.
     pub data_pages: u64,
-    /// Pages that are zero, ballooned ones included, which take no room; one that is told again counts
-    /// again.
+    /// Pages that are zero, ballooned ones included, which take no room; one that is told again
+    /// counts again.
     pub zero_pages: u64,
     /// Save, of the zero pages: ballooned ones.
     pub ballooned_pages: u64,
@@ -152,8 +154,8 @@ pub struct brant_image_stats {
     pub poisoned_pages: u64,
     /// What the VMM saved, or loads.
     pub state_bytes: u64,
-    /// How long the file is; less of it takes room on the disk, where pages are zero. 0 until that is
-    /// known.
+    /// How long the file is; less of it takes room on the disk, where pages are zero. 0 until that
+    /// is known.
     pub file_bytes: u64,
     /// Since the start.
     pub elapsed_ns: u64,
@@ -280,8 +282,8 @@ unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
 }
 
 /// Makes a save of the guest that `tracker` was made from. The operations of that guest must have
-/// `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters` may
-/// be NULL for what ships. Nothing happens before it is started.
+/// `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
+/// may be NULL for what ships. Nothing happens before it is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_new(
     tracker: *mut brant_tracker,
@@ -331,10 +333,10 @@ pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i
     })
 }
 
-/// Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular file,
-/// which is replaced when the image is whole. Room for all of it is needed beside what is there. Only
-/// its owner may read and write the image: it holds all that the guest's memory holds. BRANT_E_BUSY,
-/// BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+/// Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular
+/// file, which is replaced when the image is whole. Room for all of it is needed beside what is
+/// there. Only its owner may read and write the image: it holds all that the guest's memory holds.
+/// BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_start(
     save: *mut brant_image_save,
@@ -364,11 +366,11 @@ pub unsafe extern "C" fn brant_image_save_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
-/// all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going on, else
-/// why it failed: then there is no image, and the guest runs on (or, if `resume` itself failed,
-/// stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's words and the
-/// place in the file.
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+/// at all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going
+/// on, else why it failed: then there is no image, and the guest runs on (or, if `resume` itself
+/// failed, stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's
+/// words and the place in the file.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_wait(
     save: *mut brant_image_save,
@@ -397,8 +399,8 @@ pub unsafe extern "C" fn brant_image_save_get_stats(
     })
 }
 
-/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets it. It
-/// stays the save's: do not close it. A code if `save` is NULL.
+/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
+/// It stays the save's: do not close it. A code if `save` is NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -411,8 +413,8 @@ pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save
 }
 
 /// Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
-/// `load` too if the image holds state, and `early_load` if it holds configuration. `parameters` may be
-/// NULL for what ships. Nothing happens before it is started.
+/// `load` too if the image holds state, and `early_load` if it holds configuration. `parameters`
+/// may be NULL for what ships. Nothing happens before it is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_new(
     guest: *mut brant_guest,
@@ -443,8 +445,9 @@ pub unsafe extern "C" fn brant_image_restore_new(
     })
 }
 
-/// Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that runs
-/// here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+/// Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that
+/// runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is
+/// freed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -478,8 +481,8 @@ pub unsafe extern "C" fn brant_image_restore_start(
 }
 
 /// Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
-/// kernel call is in progress. Inside one of its callbacks it only asks for that. One that has ended is
-/// left alone; brant_image_restore_wait says whether the guest runs.
+/// kernel call is in progress. Inside one of its callbacks it only asks for that. One that has
+/// ended is left alone; brant_image_restore_wait says whether the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_cancel(
     restore: *mut brant_image_restore,
@@ -492,10 +495,10 @@ pub unsafe extern "C" fn brant_image_restore_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not at
-/// all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if it is
-/// still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. Then
-/// no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+/// at all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if
+/// it is still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and
+/// others. Then no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_wait(
     restore: *mut brant_image_restore,
@@ -524,8 +527,8 @@ pub unsafe extern "C" fn brant_image_restore_get_stats(
     })
 }
 
-/// An eventfd that becomes readable when the restore enters another state, for poll; reading it resets
-/// it. It stays the restore's: do not close it. A code if `restore` is NULL.
+/// An eventfd that becomes readable when the restore enters another state, for poll; reading it
+/// resets it. It stays the restore's: do not close it. A code if `restore` is NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_event_fd(restore: *const brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {

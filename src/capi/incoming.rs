@@ -26,17 +26,17 @@ use std::sync::Arc;
 /// directory): a listener takes the first connection on which a source speaks, and that is no
 /// proof of who it is. Hand in a connected socket where that is not enough.
 ///
-/// Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads, also
-/// while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others on it have
-/// returned before it begins. Inside a callback of the same migration, waiting and freeing are
-/// BRANT_E_CALLBACK, and cancelling only asks.
+/// Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
+/// also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
+/// on it have returned before it begins. Inside a callback of the same migration, waiting and
+/// freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_incoming {
     incoming: Incoming,
 }
 
-/// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
-/// `load` too if the source saves state, and `early_load` if it saves configuration. `parameters` may
-/// be NULL for what ships.
+/// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They
+/// need `load` too if the source saves state, and `early_load` if it saves configuration.
+/// `parameters` may be NULL for what ships.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_new(
     guest: *mut brant_guest,
@@ -116,9 +116,9 @@ pub unsafe extern "C" fn brant_incoming_listen(
 
 /// The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
 /// with the real port where 0 was asked for, and the address that an interface's name or a host's
-/// name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL at
-/// the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be NULL.
-/// `buffer` may be NULL where `capacity` is 0.
+/// name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL
+/// at the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be
+/// NULL. `buffer` may be NULL where `capacity` is 0.
 ///
 /// The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
 /// there is a source and when the migration is over: then nothing listens there any more.
@@ -141,8 +141,9 @@ pub unsafe extern "C" fn brant_incoming_get_endpoint(
     })
 }
 
-/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
-/// the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then nothing has begun.
+/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
+/// whatever the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then
+/// nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fd(
     incoming: *mut brant_incoming,
@@ -159,9 +160,10 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 }
 
 /// Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
-/// source without an answer may take it back. Returns within 100 ms unless a callback is in progress. Inside one of its callbacks it only asks for that. After the
-/// hand-over was received: BRANT_E_STATE. The memory is then half of a guest's: what comes in next
-/// has to be a whole one, through a new brant_incoming.
+/// source without an answer may take it back. Returns within 100 ms unless a callback is in
+/// progress. Inside one of its callbacks it only asks for that. After the hand-over was received:
+/// BRANT_E_STATE. The memory is then half of a guest's: what comes in next has to be a whole one,
+/// through a new brant_incoming.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_cancel(
     incoming: *mut brant_incoming,

@@ -75,26 +75,28 @@ pub const BRANT_ROLE_MIGRATION: u32 = 1;
 /// (MADV_POPULATE_WRITE): at most one an incoming migration, and only where memory is not backed
 /// already. It calls no other operation.
 pub const BRANT_ROLE_PREFAULT: u32 = 4;
-/// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks. Besides
-/// the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other operation.
+/// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks.
+/// Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other
+/// operation.
 pub const BRANT_ROLE_REAPER: u32 = 5;
 /// A thread that saves a guest to an image, or restores one from it, and calls the operations.
 pub const BRANT_ROLE_SNAPSHOT: u32 = 7;
 /// A thread that writes pages to an image, or reads them from it. It calls no other operation.
 pub const BRANT_ROLE_IMAGE: u32 = 9;
 
-/// The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes the
-/// table, copies it, and takes the `opaque` that each operation gets.
+/// The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes
+/// the table, copies it, and takes the `opaque` that each operation gets.
 ///
-/// The operations of a migration are called one at a time on that migration's own thread, unless
-/// it says otherwise below; those of a save or a restore in the same way on its own thread, as those of
-/// a source and a destination. All signals are masked there, but in the operations that may make
+/// The operations of a migration are called one at a time on that migration's own thread, unless it
+/// says otherwise below; those of a save or a restore in the same way on its own thread, as those
+/// of a source and a destination. All signals are masked there, but in the operations that may make
 /// threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
 /// that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
 /// a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
-/// inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They return 0, or anything else for a
-/// failure, whose reason they may set. Inside one, waiting for or freeing the migration that
-/// calls it is BRANT_E_CALLBACK; cancelling it only asks; everything else is allowed.
+/// inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They
+/// return 0, or anything else for a failure, whose reason they may set. Inside one, waiting for or
+/// freeing the migration that calls it is BRANT_E_CALLBACK; cancelling it only asks; everything
+/// else is allowed.
 ///
 /// A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
 /// process take of it; every other thread of brant's has 2 MiB.
@@ -139,9 +141,9 @@ pub struct brant_ops {
         ) -> i32,
     >,
     /// Destination: all memory is here; take one blob of state. Once for each, in the order of
-    /// saving. May write guest memory: nothing arrives after it. Mark what it writes where a tracker
-    /// of this guest is started here (a backup's, from before the guest went away). A failure refuses
-    /// the switchover and the guest runs on at the source.
+    /// saving. May write guest memory: nothing arrives after it. Mark what it writes where a
+    /// tracker of this guest is started here (a backup's, from before the guest went away). A
+    /// failure refuses the switchover and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -204,12 +206,12 @@ pub struct brant_ops {
     /// First thing on each new thread of brant's, on that thread: the place for affinity and
     /// seccomp. `role` is BRANT_ROLE_*.
     pub thread_start: Option<unsafe extern "C" fn(opaque: *mut c_void, role: u32)>,
-    /// Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used with
-    /// dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
-    /// with page-modification logging hands over what it holds only at an exit, so without
-    /// this such a sync misses some pages, which a later one finds. On whichever thread syncs,
-    /// under brant's own locks: as in `log_on`, and do not wait for a thread that is
-    /// inside a call of brant's, but `brant_tracker_ring_full` and marks.
+    /// Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used
+    /// with dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
+    /// with page-modification logging hands over what it holds only at an exit, so without this
+    /// such a sync misses some pages, which a later one finds. On whichever thread syncs, under
+    /// brant's own locks: as in `log_on`, and do not wait for a thread that is inside a call of
+    /// brant's, but `brant_tracker_ring_full` and marks.
     ///
     /// It may be done by pausing the guest and resuming it: it is called only where the guest runs
     /// here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between

@@ -18,17 +18,17 @@ use std::time::Duration;
 /// migration of it is in progress, in either direction, through whichever tracker: else the start
 /// is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
 ///
-/// Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads, also
-/// while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others on it have
-/// returned before it begins. Inside a callback of the same migration, waiting and freeing are
-/// BRANT_E_CALLBACK, and cancelling only asks.
+/// Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads,
+/// also while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others
+/// on it have returned before it begins. Inside a callback of the same migration, waiting and
+/// freeing are BRANT_E_CALLBACK, and cancelling only asks.
 pub struct brant_outgoing {
     outgoing: Outgoing,
 }
 
 /// Makes a migration of the guest that `tracker` was made from. The operations of that guest must
-/// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships. Nothing
-/// happens before it is started.
+/// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships.
+/// Nothing happens before it is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_new(
     tracker: *mut brant_tracker,
@@ -99,9 +99,9 @@ pub unsafe extern "C" fn brant_outgoing_start(
     })
 }
 
-/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on, whatever
-/// the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with what it is:
-/// then nothing has begun.
+/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
+/// whatever the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with
+/// what it is: then nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
     outgoing: *mut brant_outgoing,
@@ -118,8 +118,8 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
 }
 
 /// Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
-/// within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it only asks for that.
-/// One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+/// within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it
+/// only asks for that. One that has ended is left alone. After the hand-over: BRANT_E_STATE.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_cancel(
     outgoing: *mut brant_outgoing,
@@ -131,15 +131,16 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0:
-/// not at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going
-/// on, else why it failed: then the guest runs on here, as if nothing had been (or, if `resume`
-/// itself failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is
-/// paused and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By
-/// then it was, or never will be. That is so too where the destination said that it ended (the
-/// hand-over came too late, `run` failed, it was cancelled): brant does not take a guest back by
-/// itself once it was handed over, and the message holds the destination's words. A migration that was handed over ends with 0 or
-/// BRANT_E_UNANSWERED and nothing else, and the last event and the figures say the same.
+/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
+/// at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going on, else
+/// why it failed: then the guest runs on here, as if nothing had been (or, if `resume` itself
+/// failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused
+/// and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By then
+/// it was, or never will be. That is so too where the destination said that it ended (the hand-over
+/// came too late, `run` failed, it was cancelled): brant does not take a guest back by itself once
+/// it was handed over, and the message holds the destination's words. A migration that was handed
+/// over ends with 0 or BRANT_E_UNANSWERED and nothing else, and the last event and the figures say
+/// the same.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(
     outgoing: *mut brant_outgoing,

@@ -4,7 +4,8 @@ use super::error::brant_error;
 use super::guest::brant_guest;
 use super::structs::{handle, put};
 
-/// In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to arrive.
+/// In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to
+/// arrive.
 pub const BRANT_GUEST_UNKNOWN: u32 = 0;
 /// In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
 /// arrived, or `brant_guest_runs_here` said so.
@@ -17,19 +18,19 @@ pub const BRANT_GUEST_LEAVING: u32 = 3;
 pub const BRANT_GUEST_PAUSED: u32 = 4;
 /// In `brant_guest_get_state`: the guest is being handed over; here it stands.
 pub const BRANT_GUEST_HANDING_OVER: u32 = 5;
-/// In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is here,
-/// and `brant_guest_reclaim` may take it back.
+/// In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is
+/// here, and `brant_guest_reclaim` may take it back.
 pub const BRANT_GUEST_HANDED_OVER: u32 = 6;
 /// In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides.
 pub const BRANT_GUEST_UNANSWERED: u32 = 7;
-/// In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY, `brant_guest_give_up`,
-/// or an incoming migration that failed after it had begun to write over a guest that was handed
-/// over. What that one overwrote cannot be reclaimed.
+/// In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY,
+/// `brant_guest_give_up`, or an incoming migration that failed after it had begun to write over a
+/// guest that was handed over. What that one overwrote cannot be reclaimed.
 pub const BRANT_GUEST_GIVEN_UP: u32 = 8;
 /// In `brant_guest_get_state`: an incoming migration is in progress.
 pub const BRANT_GUEST_ARRIVING: u32 = 9;
-/// In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the VMM
-/// has made one since.
+/// In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the
+/// VMM has made one since.
 pub const BRANT_GUEST_EMPTY: u32 = 10;
 /// In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here.
 pub const BRANT_GUEST_SAVING: u32 = 11;
@@ -78,8 +79,8 @@ pub unsafe extern "C" fn brant_guest_runs_here(
 ///
 /// BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
 /// hand-over without an answer is to be resolved; once that migration is freed without having been
-/// resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration is
-/// in progress.
+/// resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration
+/// is in progress.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_reclaim(
     guest: *mut brant_guest,
@@ -92,10 +93,11 @@ pub unsafe extern "C" fn brant_guest_reclaim(
     })
 }
 
-/// Says that no guest is here that anybody needs: it has ended, it arrived and could not be started,
-/// it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on. Another may arrive in its memory, none leaves, and no vCPU is kicked.
-/// `brant_guest_reclaim` takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE
-/// where one is to be resolved.
+/// Says that no guest is here that anybody needs: it has ended, it arrived and could not be
+/// started, it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on.
+/// Another may arrive in its memory, none leaves, and no vCPU is kicked. `brant_guest_reclaim`
+/// takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be
+/// resolved.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_give_up(
     guest: *mut brant_guest,
