@@ -1,0 +1,120 @@
+//! Calls on saves to an image and restores from one.
+
+use super::{Answer, Export};
+use crate::capi::image::*;
+use std::ptr::{null, null_mut};
+
+pub const CALLS: &[Export] = &[
+    (
+        "brant_image_save_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_save_start",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_start(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_save_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_save_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_restore_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_image_restore_start",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_start(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_image_restore_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_image_restore_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+];

@@ -1,0 +1,193 @@
+//! Calls on both sides of a migration, and in their callbacks.
+
+use super::{Answer, Export};
+use crate::capi::incoming::*;
+use crate::capi::ops::*;
+use crate::capi::outgoing::*;
+use std::ptr::{null, null_mut};
+
+pub const CALLS: &[Export] = &[
+    (
+        "brant_incoming_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_incoming_get_endpoint",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_incoming_get_endpoint(null(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_listen",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_listen(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_start_fd",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_start_fd(null_mut(), -1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_get_stats_json",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_incoming_get_stats_json(null(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_incoming_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_reason_set",
+        |_| {
+            // SAFETY: nothing is passed.
+            unsafe { brant_reason_set(null_mut(), null()) };
+            Answer::Nothing
+        },
+        Some("nothing"),
+    ),
+    (
+        "brant_saver_put",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_saver_put(null_mut(), null(), 1, 1, null(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_new",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_new(null_mut(), null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_free",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_free(null_mut()) })
+        },
+        Some("-22"),
+    ),
+    (
+        "brant_outgoing_start",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_start(null_mut(), null(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_start_fd",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_start_fd(null_mut(), -1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_cancel",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_cancel(null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_wait",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_wait(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_resolve",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_resolve(null_mut(), 1, e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_get_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_get_stats(null(), null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_get_stats_json",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe {
+                brant_outgoing_get_stats_json(null(), null_mut(), 1, null_mut(), e)
+            })
+        },
+        None,
+    ),
+    (
+        "brant_outgoing_event_fd",
+        |_| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_event_fd(null()) })
+        },
+        Some("-22"),
+    ),
+];
