@@ -35,6 +35,11 @@ pub enum State {
 }
 
 impl State {
+    /// Whether nothing follows it.
+    pub fn is_over(self) -> bool {
+        matches!(self, State::Completed | State::Failed)
+    }
+
     /// A short name in plain words, for logs.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,7 +17,7 @@ use crate::vmm::{EventKind, StateBlob, Vmm};
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How many differences a message lists.
@@ -29,6 +29,7 @@ struct Shared {
     params: RestoreParams,
     task: Task,
     filled: Arc<Filled>,
+    begun: OnceLock<Instant>,
 }
 
 /// A restore of a guest from a file that [`super::Save`] made. One object, one restore. The example is
@@ -67,6 +68,7 @@ impl Restore {
                 params,
                 task: Task::new("restore")?,
                 filled: Arc::default(),
+                begun: OnceLock::new(),
             }),
         })
     }
@@ -83,12 +85,13 @@ impl Restore {
         let claim = || self.shared.memory.ownership().restore();
         self.shared.task.start(claim, move |claim| {
             let vmm = Callbacks::new(Arc::clone(&ours.vmm), ours.task.owner());
+            let begun = *ours.begun.get_or_init(Instant::now);
             let run = Run {
                 shared: ours,
                 vmm,
                 claim,
                 path,
-                begun: Instant::now(),
+                begun,
                 ends: Stage::NotArrived,
                 stats: Stats {
                     state: State::Preparing,
@@ -120,6 +123,9 @@ impl Restore {
         let mut stats = self.shared.task.stats();
         stats.data_pages = self.shared.filled.data_pages();
         stats.zero_pages = self.shared.filled.zero_pages();
+        if let (false, Some(begun)) = (stats.state.is_over(), self.shared.begun.get()) {
+            stats.elapsed = begun.elapsed();
+        }
         let done = Pages(stats.data_pages + stats.zero_pages).bytes().0;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(done);
         match stats.state {

@@ -20,6 +20,9 @@ pub(super) const PAGES: u64 = 16 * 1024 + 77;
 /// No test waits longer.
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
+/// A blob: name, instance, version and data.
+type Loaded = (String, u32, u32, Vec<u8>);
+
 type Hook = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// A VMM that notes what it is called for.
@@ -34,7 +37,7 @@ pub(super) struct Notes {
     /// Blobs that it saves, early ones and state.
     pub(super) blobs: [Vec<(&'static str, Vec<u8>)>; 2],
     /// Those that it was given.
-    pub(super) loaded: Mutex<Vec<(String, u32, u32, Vec<u8>)>>,
+    pub(super) loaded: Mutex<Vec<Loaded>>,
 }
 
 impl Notes {
@@ -298,9 +301,14 @@ impl Plugged {
         unsafe { HostMemory::new(self.host.cast()) }
     }
 
-    pub(super) fn bytes(&self) -> &mut [u8] {
-        // SAFETY: the mapping of `new`; the test is alone with it when it looks.
-        unsafe { std::slice::from_raw_parts_mut(self.host.cast(), self.length) }
+    pub(super) fn fill(&self, value: u8) {
+        // SAFETY: the mapping of `new`; the test is alone with it.
+        unsafe { std::ptr::write_bytes(self.host.cast::<u8>(), value, self.length) };
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping of `new`; nobody writes it while the test looks.
+        unsafe { std::slice::from_raw_parts(self.host.cast(), self.length) }
     }
 }
 

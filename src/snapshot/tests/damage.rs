@@ -185,7 +185,7 @@ fn an_image_that_promises_much_costs_no_memory() {
     here.save_to(&path).unwrap();
     let there = world_of(16, Notes::default());
     let restore = there.restore(RestoreParams {
-        max_state_bytes: 4999.max(4096),
+        max_state_bytes: 4999,
         ..RestoreParams::default()
     });
     restore.start(&path).unwrap();

@@ -239,8 +239,8 @@ fn blocks_that_come_and_go_during_a_save_are_those_of_the_moment_of_the_pause() 
     here.fill(7, 7);
     let goes = Plugged::new(600);
     let comes = Arc::new(Plugged::new(300));
-    goes.bytes().fill(1);
-    comes.bytes().fill(2);
+    goes.fill(1);
+    comes.fill(2);
     goes.add_to(&here.memory, "goes", BlockFlags::default());
     let (memory, new) = (Arc::clone(&here.memory), Arc::clone(&comes));
     here.notes.hook("pause", move || {
