@@ -12,7 +12,7 @@ use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
 use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
 use brant::dirty::When;
-use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
+use brant::memory::{BlockDescription, BlockFlags, Map, MapObserver, Memory, SlotDescription};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::rate::{self, Probe, Way};
 use brant::sys::kvm::{Region, Vm};
@@ -265,6 +265,53 @@ fn blocks_and_slots_come_and_go() {
             memory.remove_block(memory.find_block("more").unwrap())
         });
         consumer.sync(When::Running).unwrap();
+    });
+}
+
+/// Refuses every change of the map.
+struct Refuses;
+
+impl MapObserver for Refuses {
+    fn map_changes(&self, _: &Arc<Map>, _: &Arc<Map>) -> Result<()> {
+        Err(Error::new(Kind::Busy, "not now"))
+    }
+}
+
+/// A log that cannot be led back for want of memory does not watch the block that stays.
+#[test]
+fn a_removal_that_is_refused_loses_no_write() {
+    alone(LIMIT, || {
+        let memory = guest(BYTES);
+        let tracker = tracker(&memory).unwrap();
+        let consumer = tracker.consumer();
+        consumer.start(StartWith::Nothing).unwrap();
+        let refuses: Arc<dyn MapObserver> = Arc::new(Refuses);
+        memory.observe(Arc::downgrade(&refuses));
+        let block = memory.find_block("ram").unwrap();
+        let take_all = || {
+            let (mut cursor, mut found) = (Cursor::default(), false);
+            loop {
+                let taken = consumer.take(&mut cursor, 4096, Pages(u64::MAX)).unwrap();
+                if taken.is_empty() {
+                    return found;
+                }
+                found |= taken.runs().any(|run| {
+                    let pages = run.pages.first().0..run.pages.end().0;
+                    run.block.id() == block && pages.contains(&5)
+                });
+                taken.delivered();
+            }
+        };
+        let failed = scarcely("a removal that is refused", || {
+            let error = memory.remove_block(block).unwrap_err();
+            LEFT.store(-1, Ordering::Relaxed);
+            take_all();
+            tracker.mark_block(block, Bytes(5 * PAGE), 1);
+            consumer.sync(When::Running).unwrap();
+            assert!(take_all(), "page 5 is lost after: {error}");
+            Ok(())
+        });
+        assert!(failed > 0);
     });
 }
 

@@ -15,6 +15,19 @@ use crate::units::PAGE_SIZE;
 use std::os::fd::OwnedFd;
 
 /// The log of one hardware page table. See the file's description.
+///
+/// ```no_run
+/// use brant::dirty::iommufd::IommufdLog;
+/// use brant::dirty::iova::Iovas;
+/// use brant::dirty::tracker::Tracker;
+/// use std::os::fd::OwnedFd;
+///
+/// /// `hwpt_id` is what IOMMU_HWPT_ALLOC gave, asked for with IOMMU_HWPT_ALLOC_DIRTY_TRACKING.
+/// fn watch(tracker: &Tracker, iommufd: OwnedFd, hwpt_id: u32) -> brant::Result<()> {
+///     let log = IommufdLog::from_fd(iommufd, hwpt_id, Iovas::Guest)?;
+///     tracker.add_log(Box::new(log))
+/// }
+/// ```
 pub struct IommufdLog {
     iommufd: Box<dyn Ioctl>,
     hwpt_id: u32,

@@ -48,6 +48,25 @@ struct Watch {
 }
 
 /// See the file's description.
+///
+/// Any memory of this process, no KVM: who wrote to it is found all the same.
+///
+/// ```no_run
+/// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+/// use brant::dirty::userfault::UserfaultLog;
+/// use brant::dirty::When;
+/// use brant::memory::Memory;
+/// use std::sync::Arc;
+///
+/// fn written_by(memory: Arc<Memory>, work: impl FnOnce()) -> brant::Result<u64> {
+///     let tracker = Tracker::new(memory, Clearing::default())?;
+///     tracker.add_log(Box::new(UserfaultLog::new()?))?;
+///     let consumer = tracker.consumer();
+///     consumer.start(StartWith::Nothing)?;
+///     work();
+///     Ok(consumer.sync(When::Stopped)?.found.0)
+/// }
+/// ```
 pub struct UserfaultLog {
     watch: Option<Watch>,
     regions: Vec<Region>,

@@ -26,6 +26,20 @@ use std::os::fd::OwnedFd;
 pub const PAGE_SIZE_MAX: u64 = 1 << 30;
 
 /// The log of one device. See the file's description.
+///
+/// ```no_run
+/// use brant::dirty::iova::Iovas;
+/// use brant::dirty::tracker::Tracker;
+/// use brant::dirty::vfio::VfioDeviceLog;
+/// use std::os::fd::BorrowedFd;
+///
+/// /// `device` is what VFIO_GROUP_GET_DEVICE_FD returned; without a vIOMMU it writes by guest addresses.
+/// fn watch(tracker: &Tracker, device: BorrowedFd<'_>) -> brant::Result<()> {
+///     let device = device.try_clone_to_owned()?;
+///     let log = VfioDeviceLog::from_fd(device, Iovas::Guest, 4096)?;
+///     tracker.add_log(Box::new(log))
+/// }
+/// ```
 pub struct VfioDeviceLog {
     device: Box<dyn Ioctl>,
     iovas: Iovas,
@@ -249,6 +263,26 @@ impl DirtyLog for VfioDeviceLog {
 }
 
 /// The log of a container's type 1 IOMMU. See the file's description.
+///
+/// ```no_run
+/// use brant::dirty::iova::{DmaRange, DmaTarget, Iovas};
+/// use brant::dirty::tracker::Tracker;
+/// use brant::dirty::vfio::VfioContainerLog;
+/// use brant::memory::BlockId;
+/// use brant::units::Bytes;
+/// use std::os::fd::OwnedFd;
+///
+/// /// Of a container whose devices see 1 GiB of a block at IOVA 0 and nothing else.
+/// fn watch(tracker: &Tracker, container: OwnedFd, block: BlockId) -> brant::Result<()> {
+///     let mapped = DmaRange {
+///         iova: 0,
+///         length: Bytes(1 << 30),
+///         target: DmaTarget::Block { block, offset: Bytes(0) },
+///     };
+///     let log = VfioContainerLog::from_fd(container, Iovas::Ranges(vec![mapped]))?;
+///     tracker.add_log(Box::new(log))
+/// }
+/// ```
 pub struct VfioContainerLog {
     container: Box<dyn Ioctl>,
     iovas: Iovas,

@@ -126,6 +126,63 @@ pub trait VhostBackEnds: Send + Sync {
 }
 
 /// See the file's description.
+///
+/// One log for all back ends of a guest; here is one of them, in this process.
+///
+/// ```
+/// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
+/// use brant::dirty::vhost::{LogMemory, VhostBackEnds, VhostLog};
+/// use brant::dirty::When;
+/// use brant::memory::{Memory, NO_SLOT};
+/// use brant::units::Pages;
+/// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use brant::Result;
+/// use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+/// use std::sync::Arc;
+///
+/// /// A back end, as it knows the log: where its bits are, or null.
+/// #[derive(Default)]
+/// struct BackEnd(AtomicPtr<AtomicU8>);
+///
+/// impl BackEnd {
+///     /// It has written a page of the guest.
+///     fn wrote(&self, page: usize) {
+///         let log = self.0.load(Ordering::Acquire);
+///         if !log.is_null() {
+///             // SAFETY: the log reaches to the end of RAM, and is there until `log_off` returns.
+///             unsafe { &*log.add(page / 8) }.fetch_or(1 << (page % 8), Ordering::Release);
+///         }
+///     }
+/// }
+///
+/// impl VhostBackEnds for BackEnd {
+///     /// For a back end in another process: SET_LOG_BASE with `memory.fd()`.
+///     fn log_on(&self, memory: &LogMemory) -> Result<()> {
+///         self.0.store(memory.address().cast(), Ordering::Release);
+///         Ok(())
+///     }
+///     fn log_off(&self) -> Result<()> {
+///         self.0.store(std::ptr::null_mut(), Ordering::Release);
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let ram: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
+/// let memory = Arc::new(Memory::new()?);
+/// memory.add_guest_memory(&ram, NO_SLOT)?;
+/// let tracker = Tracker::new(memory, Clearing::default())?;
+/// let back_end = Arc::new(BackEnd::default());
+/// let back_ends: Arc<dyn VhostBackEnds> = Arc::clone(&back_end) as _;
+/// tracker.add_log(Box::new(VhostLog::new(back_ends, 0)?))?;
+///
+/// let consumer = tracker.consumer();
+/// consumer.start(StartWith::Nothing)?;
+/// back_end.wrote(7);
+/// assert_eq!(consumer.sync(When::Running)?.found, Pages(1));
+/// # Ok(())
+/// # }
+/// ```
 pub struct VhostLog {
     back_ends: Arc<dyn VhostBackEnds>,
     reach: u64,

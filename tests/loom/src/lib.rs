@@ -55,12 +55,12 @@ pub mod runtime {
 pub mod bits {
     #[path = "cells.rs"]
     mod cells;
+    #[path = "../../../src/bits/concurrent.rs"]
+    pub mod concurrent;
     #[path = "../../../src/bits/heap.rs"]
     mod heap;
     #[path = "../../../src/bits/runs.rs"]
     pub mod runs;
-    #[path = "../../../src/bits/concurrent.rs"]
-    pub mod concurrent;
     #[path = "../../../src/bits/summary.rs"]
     pub mod summary;
     #[path = "../../../src/bits/words.rs"]

@@ -55,7 +55,11 @@ impl Map {
         let lacks = |block: &&Arc<Block>| other.0.iter().all(|b| b.id() != block.id());
         Ok(self.0.iter().filter(lacks).cloned().collect())
     }
-    pub fn block_parts(&self, from: GuestAddress, pages: Pages) -> impl Iterator<Item = BlockPart> + '_ {
+    pub fn block_parts(
+        &self,
+        from: GuestAddress,
+        pages: Pages,
+    ) -> impl Iterator<Item = BlockPart> + '_ {
         let first = from.0 / crate::units::PAGE_SIZE;
         let here = self.0.get((first / APART) as usize);
         here.into_iter().map(move |block| BlockPart {

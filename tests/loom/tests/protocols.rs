@@ -83,7 +83,11 @@ fn collect(shared: &ConcurrentBitmap, wait: Duration, pages: &[&Page], read: &mu
 #[test]
 fn no_mark_is_lost_and_none_is_collected_before_its_write() {
     check(2, || {
-        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
+        let all = Arc::new((
+            ConcurrentBitmap::new(PAGES).unwrap(),
+            Page::new(3),
+            Page::new(5),
+        ));
         let theirs = Arc::clone(&all);
         let one = thread::spawn(move || {
             theirs.1.write_and_mark(1, &theirs.0);
@@ -129,7 +133,11 @@ fn a_buffer_that_is_used_again_is_clean_and_takes_marks() {
 #[test]
 fn a_mark_that_has_returned_is_in_the_very_next_collect() {
     check(3, || {
-        let all = Arc::new((ConcurrentBitmap::new(PAGES).unwrap(), Page::new(3), Page::new(5)));
+        let all = Arc::new((
+            ConcurrentBitmap::new(PAGES).unwrap(),
+            Page::new(3),
+            Page::new(5),
+        ));
         let returned = Arc::new(AtomicUsize::new(0));
         let theirs = Arc::clone(&all);
         let done = Arc::clone(&returned);
