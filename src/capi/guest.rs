@@ -74,8 +74,8 @@ pub struct brant_ram_block {
     /// cannot be read, where the block consists of several mappings, and where a file system shows
     /// another device there than in fstat (btrfs, some overlays), the descriptor is believed. Any
     /// number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
-    /// keeps a duplicate, by which it may move the file position (lseek) that the two share.
-    /// Without that flag: 0 or -1.
+    /// keeps a descriptor of its own; the file position of this one stays where it is, unless /proc
+    /// is missing. Without that flag: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,

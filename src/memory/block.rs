@@ -11,7 +11,7 @@ use super::poisoned::Poisoned;
 use super::untouched::Untouched;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
-use crate::sys::fd::is_path_only;
+use crate::sys::fd::{is_path_only, with_own_position};
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
@@ -289,6 +289,16 @@ impl Block {
                 })
             }
         };
+        // Holes of tmpfs alone are looked for by lseek (`contents`).
+        let of_tmpfs = identity.is_some_and(|i| i.kind == mem::FileKind::Tmpfs);
+        let file = file.map(|file| BackingFile {
+            fd: if of_tmpfs {
+                with_own_position(file.fd)
+            } else {
+                file.fd
+            },
+            ..file
+        });
         Ok(Block {
             id,
             name,

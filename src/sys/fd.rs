@@ -1,8 +1,10 @@
 //! Descriptors that come from outside of the crate: is it one, what is it, and is it closed on exec?
 
 use super::kernel;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// Takes a descriptor over and has it closed on exec, so that no program that the VMM starts
 /// keeps guest memory, a virtual machine or a connection alive.
@@ -43,6 +45,17 @@ pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: not -1; where it is open it stays so during the call, by the caller's promise, and
     // where it is not the kernel says so.
     kernel::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// The same file, with a position of its own: what is looked for by `lseek` moves no position that the
+/// VMM reads from. `fd` itself where that cannot be had: without /proc, or where the process may not
+/// open the file anew.
+pub fn with_own_position(fd: OwnedFd) -> OwnedFd {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    match kernel::open(OpenOptions::new().read(true), Path::new(&path)) {
+        Ok(file) => file.into(),
+        Err(_) => fd,
+    }
 }
 
 /// What a descriptor is of, for a message about one that is of something else.

@@ -28,8 +28,8 @@ fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Res
             format!("{what}: offset {offset} is past 2^63"),
         )
     })?;
-    // SAFETY: lseek touches no memory. It moves the file position, which nobody
-    // uses: guest memory is reached through its mapping.
+    // SAFETY: lseek touches no memory. It moves the file position of a descriptor that is brant's
+    // alone (`sys::fd::with_own_position`).
     let found = unsafe { kernel::lseek(fd.as_raw_fd(), at, whence) };
     if found >= 0 {
         return Ok(Some(found as u64));

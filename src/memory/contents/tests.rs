@@ -261,6 +261,25 @@ fn pages_that_were_only_read_are_not_touched() {
 }
 
 #[test]
+fn looking_for_holes_leaves_the_position_of_the_vmms_own_descriptor() {
+    use std::io::{Seek, SeekFrom};
+    for made in kinds::SMALL.into_iter().filter(|made| made.is_told()) {
+        let Some(area) = Area::new(made, PAGES * PAGE) else {
+            continue;
+        };
+        let mut file = area.file.as_ref().unwrap();
+        area.write(700, 9);
+        file.seek(SeekFrom::Start(123)).unwrap();
+        let block = block(&area);
+        for (way, mut contents) in ways() {
+            split(&mut contents, &block, 0..PAGES);
+            let position = file.stream_position().unwrap();
+            assert_eq!(position, 123, "{made:?}, {way}");
+        }
+    }
+}
+
+#[test]
 fn pages_that_were_discarded_are_gone_in_every_kind_of_memory_or_it_is_an_error() {
     let pool = HugePool::new(8);
     let huge: &[Made] = if pool.is_some() { &HUGE_KINDS } else { &[] };
