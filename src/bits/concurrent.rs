@@ -347,7 +347,8 @@ impl ConcurrentBitmap {
         self.collect_unless(wait, &|| false, into)
     }
 
-    /// [`Shared::collect`], which ends its wait early, with the same error, once `given_up` says so.
+    /// [`ConcurrentBitmap::collect`], which ends its wait early, with the same error, once `given_up`
+    /// says so.
     pub fn collect_unless(
         &self,
         wait: Duration,
