@@ -29,7 +29,7 @@ fn guest(specs: &[Spec]) -> Arc<Guest> {
             .add_slot(&SlotDescription {
                 slot: NO_SLOT,
                 flags: 0,
-                block: guest.memory.find_block(&spec.name).unwrap(),
+                block: guest.memory.find_block(spec.name).unwrap(),
                 offset: Bytes(0),
                 length: Bytes((spec.pages * PAGE) as u64),
                 guest_address: GuestAddress(n as u64 * APART),
