@@ -1,4 +1,5 @@
-//! The logs and the blocks led through a change of the memory map, and led back where it is refused.
+//! What leads logs and blocks through a change of the memory map, and back where it is refused. `follow`
+//! leads a tracker's.
 //!
 //! A change is asked for before it happens: every tracker of the guest, and every log of each,
 //! follows it, and any of them may refuse. Those before it are then led back. Two things must not be
@@ -15,11 +16,10 @@
 //! warning, until a sync or a later change has led it to the map that is.
 
 use super::merge::{Nowhere, PendingSink};
-use super::pending::{BlockState, Blocks, PageSet, Seat};
-use super::state::Inner;
+use super::pending::Blocks;
 use super::{DirtyLog, Extent};
 use crate::error::{Error, Kind, Result};
-use crate::memory::{Block, BlockId, Map, Slot};
+use crate::memory::{Block, Map, Slot};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl Log {
     }
 
     /// Leads it from `old`, or from the map that it knows, to `new`. After an error it is where it was.
-    fn lead(&mut self, old: &Arc<Map>, new: &Arc<Map>, blocks: &mut Blocks) -> Result<()> {
+    pub fn lead(&mut self, old: &Arc<Map>, new: &Arc<Map>, blocks: &mut Blocks) -> Result<()> {
         let from = self.knows.as_ref().unwrap_or(old);
         let mut sink = PendingSink::new(from, blocks, self.log.rearms(), None);
         self.log.map_changes(from, new, &mut sink)?;
@@ -60,7 +60,7 @@ impl Log {
     }
 
     /// Leads it from `new` back to `old`. Where that fails, it is astray.
-    fn lead_back(&mut self, new: &Arc<Map>, old: &Arc<Map>, blocks: &mut Blocks) {
+    pub fn lead_back(&mut self, new: &Arc<Map>, old: &Arc<Map>, blocks: &mut Blocks) {
         // The error that is told is that of whoever refused.
         if self.lead(new, old, blocks).is_err() {
             self.knows.get_or_insert_with(|| Arc::clone(new));
@@ -115,14 +115,14 @@ fn all_is_dirty(map: &Map, sink: &mut PendingSink<'_>) {
 /// What changes between two maps, listed before anything does: from then on nothing may fail for
 /// want of memory.
 pub(super) struct Change {
-    old: Arc<Map>,
-    new: Arc<Map>,
-    gone: Vec<Arc<Block>>,
-    came: Vec<Arc<Block>>,
-    hidden: Vec<Arc<Slot>>,
-    shown: Vec<Arc<Slot>>,
+    pub(super) old: Arc<Map>,
+    pub(super) new: Arc<Map>,
+    pub(super) gone: Vec<Arc<Block>>,
+    pub(super) came: Vec<Arc<Block>>,
+    pub(super) hidden: Vec<Arc<Slot>>,
+    pub(super) shown: Vec<Arc<Slot>>,
     /// What was known of the blocks that are gone.
-    aside: Blocks,
+    pub(super) aside: Blocks,
 }
 
 impl Change {
@@ -151,91 +151,3 @@ impl Change {
         Arc::ptr_eq(&self.old, new)
     }
 }
-
-impl Inner {
-    /// Has the logs and the blocks follow a change, which may still be taken back.
-    pub(super) fn follow(&mut self, mut change: Change) -> Result<()> {
-        if self.started {
-            if let Err(e) = self.lead_logs(&change) {
-                // What a log that was led back knew of them, it may have forgotten.
-                self.mark_fresh(&change.hidden, &change.gone);
-                self.forget(&change.came);
-                return Err(e);
-            }
-            // What a new slot's pages hold was written before anybody logged it.
-            self.mark_fresh(&change.shown, &change.came);
-        }
-        // Pages can be pending after tracking was stopped, too; not those of a block that goes.
-        self.blocks
-            .move_into(&mut change.aside, &change.gone, false);
-        self.map = Arc::clone(&change.new);
-        self.change = Some(change);
-        Ok(())
-    }
-
-    /// Undoes a change that was followed. Needs no memory, the logs apart.
-    pub(super) fn take_back(&mut self, mut change: Change) {
-        self.forget(&change.came);
-        change.aside.move_into(&mut self.blocks, &change.gone, true);
-        self.map = Arc::clone(&change.old);
-        if self.started {
-            let Inner { logs, blocks, .. } = self;
-            for log in logs {
-                log.lead_back(&change.new, &change.old, blocks);
-            }
-            self.mark_fresh(&change.hidden, &change.gone);
-        }
-    }
-
-    /// Makes room for the blocks that come and has all logs follow; if one refuses, those before it
-    /// are led back.
-    fn lead_logs(&mut self, change: &Change) -> Result<()> {
-        for block in &change.came {
-            self.make_block(block)?;
-            self.make_started_sets(block.id())?;
-        }
-        let Inner { logs, blocks, .. } = self;
-        for i in 0..logs.len() {
-            let Err(e) = logs[i].lead(&change.old, &change.new, blocks) else {
-                continue;
-            };
-            let name = logs[i].name();
-            for log in &mut logs[..i] {
-                log.lead_back(&change.new, &change.old, blocks);
-            }
-            return Err(e.context(format_args!("{name}: following a change of the memory map")));
-        }
-        Ok(())
-    }
-
-    /// Every block, those set aside included: what becomes of a consumer in the middle of a change
-    /// holds for them, should they come back.
-    pub(super) fn all_blocks(&mut self) -> impl Iterator<Item = &mut BlockState> {
-        let aside = self.change.iter_mut().flat_map(|c| c.aside.iter_mut());
-        self.blocks.iter_mut().chain(aside)
-    }
-
-    /// A consumer's pages of each of them.
-    pub(super) fn all_sets(&mut self, seat: Seat) -> impl Iterator<Item = &mut PageSet> {
-        self.all_blocks()
-            .filter_map(move |state| state.set_mut(seat))
-    }
-
-    /// A consumer's pages of one of them.
-    pub(super) fn any_set(&mut self, seat: Seat, block: BlockId) -> Option<&mut PageSet> {
-        let state = match self.blocks.get_mut(block) {
-            None => self.change.as_mut()?.aside.get_mut(block)?,
-            Some(state) => state,
-        };
-        state.set_mut(seat)
-    }
-
-    fn forget(&mut self, gone: &[Arc<Block>]) {
-        for block in gone {
-            self.blocks.remove(block.id());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -13,6 +13,7 @@ mod ballooned;
 mod beside;
 pub mod consumer;
 mod figures;
+mod follow;
 mod guarded;
 mod hints;
 pub mod iommufd;

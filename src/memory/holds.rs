@@ -11,7 +11,6 @@
 //! from when a removal has found nobody until it is through or refused. Whoever takes pages
 //! meanwhile passes over the block.
 
-use super::block::Block;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -99,6 +98,24 @@ impl Uses {
         }
     }
 
+    /// From here on nobody begins to hold the block, until [`Uses::stays`].
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] with the names of those who hold pages of it.
+    pub fn leaves(&self, block: &str) -> Result<()> {
+        let mut counts = self.lock();
+        if !counts.held.is_empty() {
+            return Err(in_use(block, &counts.held));
+        }
+        counts.leaving = true;
+        Ok(())
+    }
+
+    /// It is through, or refused.
+    pub fn stays(&self) {
+        self.lock().leaving = false;
+    }
+
     /// Waits until there is none.
     pub fn wait(&self) {
         let mut counts = self.lock();
@@ -113,28 +130,6 @@ impl Counts {
         let mut held = self.held.iter_mut();
         let one = held.find(|(other, _)| Arc::ptr_eq(other, holder));
         one.map(|(_, count)| count)
-    }
-}
-
-/// A block that nobody holds or begins to hold while this exists.
-pub(super) struct Leaving<'a>(&'a Block);
-
-impl<'a> Leaving<'a> {
-    /// # Errors
-    /// [`Kind::Busy`] with the names of those who hold pages of it.
-    pub fn begin(block: &'a Block) -> Result<Leaving<'a>> {
-        let mut counts = block.uses().lock();
-        if !counts.held.is_empty() {
-            return Err(in_use(block.name(), &counts.held));
-        }
-        counts.leaving = true;
-        Ok(Leaving(block))
-    }
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        self.0.uses().lock().leaving = false;
     }
 }
 

@@ -7,8 +7,8 @@
 
 use super::ballooned::Gate;
 use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
-use super::holds::Leaving;
 use super::index::{Blocks, ByBlock, ByGuest, ByHost, ById, ByName, ByNumber, Named, Slots};
+use super::leaving::Leaving;
 use super::ownership::Ownership;
 use super::tree::{Index as _, Tree};
 use super::written::{WrittenObserver, WrittenObservers};

@@ -18,6 +18,7 @@ mod ground;
 mod holds;
 pub mod host;
 pub mod index;
+mod leaving;
 pub mod map;
 pub mod ownership;
 mod page_run;

@@ -262,7 +262,10 @@ fn unsaid(header: &str, name: &str, comment: &str) -> Vec<String> {
     if declared(&format!("{name}_cancel")) {
         words.push(format!("`{name}_cancel`"));
     }
-    words.retain(|w| !comment.contains(w.as_str()));
+    // Words, wherever the lines break.
+    let comment = comment.replace('*', " ");
+    let comment = comment.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.retain(|w| !comment.contains(w.trim()));
     words
 }
 

@@ -1,0 +1,96 @@
+//! A tracker follows a change of the memory map with all its logs and blocks, or is led back.
+
+use super::led::Change;
+use super::pending::{BlockState, PageSet, Seat};
+use super::state::Inner;
+use crate::error::Result;
+use crate::memory::{Block, BlockId};
+use std::sync::Arc;
+
+impl Inner {
+    /// Has the logs and the blocks follow a change, which may still be taken back.
+    pub(super) fn follow(&mut self, mut change: Change) -> Result<()> {
+        if self.started {
+            if let Err(e) = self.lead_logs(&change) {
+                // What a log that was led back knew of them, it may have forgotten.
+                self.mark_fresh(&change.hidden, &change.gone);
+                self.forget(&change.came);
+                return Err(e);
+            }
+            // What a new slot's pages hold was written before anybody logged it.
+            self.mark_fresh(&change.shown, &change.came);
+        }
+        // Pages can be pending after tracking was stopped, too; not those of a block that goes.
+        self.blocks
+            .move_into(&mut change.aside, &change.gone, false);
+        self.map = Arc::clone(&change.new);
+        self.change = Some(change);
+        Ok(())
+    }
+
+    /// Undoes a change that was followed. Needs no memory, the logs apart.
+    pub(super) fn take_back(&mut self, mut change: Change) {
+        self.forget(&change.came);
+        change.aside.move_into(&mut self.blocks, &change.gone, true);
+        self.map = Arc::clone(&change.old);
+        if self.started {
+            let Inner { logs, blocks, .. } = self;
+            for log in logs {
+                log.lead_back(&change.new, &change.old, blocks);
+            }
+            self.mark_fresh(&change.hidden, &change.gone);
+        }
+    }
+
+    /// Makes room for the blocks that come and has all logs follow; if one refuses, those before it
+    /// are led back.
+    fn lead_logs(&mut self, change: &Change) -> Result<()> {
+        for block in &change.came {
+            self.make_block(block)?;
+            self.make_started_sets(block.id())?;
+        }
+        let Inner { logs, blocks, .. } = self;
+        for i in 0..logs.len() {
+            let Err(e) = logs[i].lead(&change.old, &change.new, blocks) else {
+                continue;
+            };
+            let name = logs[i].name();
+            for log in &mut logs[..i] {
+                log.lead_back(&change.new, &change.old, blocks);
+            }
+            return Err(e.context(format_args!("{name}: following a change of the memory map")));
+        }
+        Ok(())
+    }
+
+    /// Every block, those set aside included: what becomes of a consumer in the middle of a change
+    /// holds for them, should they come back.
+    pub(super) fn all_blocks(&mut self) -> impl Iterator<Item = &mut BlockState> {
+        let aside = self.change.iter_mut().flat_map(|c| c.aside.iter_mut());
+        self.blocks.iter_mut().chain(aside)
+    }
+
+    /// A consumer's pages of each of them.
+    pub(super) fn all_sets(&mut self, seat: Seat) -> impl Iterator<Item = &mut PageSet> {
+        self.all_blocks()
+            .filter_map(move |state| state.set_mut(seat))
+    }
+
+    /// A consumer's pages of one of them.
+    pub(super) fn any_set(&mut self, seat: Seat, block: BlockId) -> Option<&mut PageSet> {
+        let state = match self.blocks.get_mut(block) {
+            None => self.change.as_mut()?.aside.get_mut(block)?,
+            Some(state) => state,
+        };
+        state.set_mut(seat)
+    }
+
+    fn forget(&mut self, gone: &[Arc<Block>]) {
+        for block in gone {
+            self.blocks.remove(block.id());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
