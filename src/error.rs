@@ -1,7 +1,7 @@
-//! What can go wrong, as one type: a stable kind (which the C face turns into
-//! a `BRANT_E_*` code) and a sentence for the person who has to act on it.
+//! The error type of the crate: a stable kind, and a sentence for the person who has to act on it.
+//! The C interface turns the kind into a `BRANT_E_*` code.
 //!
-//! This file knows nothing of what any room does. Everyone above uses it.
+//! All modules use this one; it depends on none of them.
 
 use std::error::Error as Cause;
 use std::fmt;
@@ -10,9 +10,8 @@ use std::sync::Arc;
 use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{GuestMemoryError, GuestRegionCollectionError, VolatileMemoryError};
 
-/// The kind of an error. The numbers are part of the C ABI
-/// (`BRANT_E_INVALID` is -1, and so on): they never change meaning, and new
-/// ones are added at the end.
+/// The kind of an error. The numbers are part of the C ABI: `BRANT_E_INVALID` is -1, and so on. A
+/// number never changes its meaning; new ones are added at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(i32)]
 #[non_exhaustive]
@@ -21,13 +20,13 @@ pub enum Kind {
     Invalid = -1,
     /// The call is not allowed in the state the object is in.
     State = -2,
-    /// The object is in use by something else; try again when that has ended.
+    /// The object is in use elsewhere. Try again when that use has ended.
     Busy = -3,
     /// No such block, slot, or file.
     NotFound = -4,
-    /// Something of that name or in that place is there already.
+    /// A block, slot or file of that name or in that place exists already.
     Exists = -5,
-    /// Memory could not be had.
+    /// There is not enough memory.
     NoMemory = -6,
     /// The kernel, the machine or the peer cannot do this.
     Unsupported = -7,
@@ -39,36 +38,39 @@ pub enum Kind {
     PeerGone = -10,
     /// A time limit passed.
     Timeout = -11,
-    /// The operation was cancelled, here or by the peer, whom the message then names.
+    /// The operation was cancelled, here or by the peer. If by the peer, the message says so.
     Cancelled = -12,
     /// The peer sent what the protocol does not allow.
     Protocol = -13,
     /// The two sides' memory blocks differ.
     Layout = -14,
-    /// No protocol version or required feature in common.
+    /// The two sides have no protocol version in common, or one lacks a feature that the other
+    /// requires.
     Version = -15,
     /// The peer refused, and said why.
     Refused = -16,
-    /// A callback of the VMM failed.
+    /// An operation of the VMM failed.
     Vmm = -17,
-    /// What remained to be sent did not get small enough in time: the guest writes too fast, or
-    /// the link or its cap is too slow.
+    /// The rest to be sent did not get small enough in time. The guest writes too fast, or the link
+    /// or its cap is too slow.
     NotConverged = -18,
     /// Migration is blocked by a reason the VMM gave.
     Blocked = -19,
-    /// Handed over, and the destination did not say that the guest runs: it said nothing, or said
-    /// that it failed. The guest stands paused at the source until the VMM resolves the migration.
+    /// The source handed the guest over, and the destination did not say that the guest runs: it
+    /// said nothing, or that it failed. The guest stays paused at the source until the VMM resolves
+    /// the migration.
     Unanswered = -20,
-    /// Called from inside a callback of the same object, where it would wait for itself.
+    /// The call came from inside an operation that the same object called, and would wait for
+    /// itself.
     Callback = -21,
     /// A defect in brant itself, caught at a boundary.
     Internal = -22,
-    /// Not over yet: the wait ended before what was waited for.
+    /// The wait ended before the work that it waited for.
     Pending = -23,
-    /// Guest memory could not be read or written: poisoned, without permission, cut off
-    /// the end of its file, or without room to be allocated.
+    /// Guest memory could not be read or written. The page is poisoned, has no permission, was cut
+    /// off the end of its file, or finds no room to be allocated.
     Memory = -24,
-    /// A file is no whole image of a guest: torn, short, or something else.
+    /// A file is not a whole image of a guest: it is damaged, too short, or of another kind.
     Image = -25,
 }
 
@@ -108,9 +110,9 @@ impl Kind {
 /// An error: its kind, and a message that says what was expected, what was
 /// found, and which block, slot or peer it is about.
 ///
-/// Errors of the standard library's I/O, of kvm-ioctls and of vm-memory become one with `?`, so that
-/// the operations of a [`Vmm`](crate::vmm::Vmm) need no conversions. What an error was made of stays
-/// its [source](std::error::Error::source):
+/// `?` converts errors of the standard library's I/O, of kvm-ioctls and of vm-memory, so the
+/// operations of a [`Vmm`](crate::vmm::Vmm) need no conversions. The converted error remains the
+/// [source](std::error::Error::source):
 ///
 /// ```
 /// use brant::error::Kind;
@@ -132,11 +134,11 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     message: String,
-    /// Shared, because whoever waits for a migration gets its error again each time.
+    /// Shared, because each wait for a migration returns a copy of the migration's error.
     source: Option<Arc<dyn Cause + Send + Sync>>,
 }
 
-/// Errors are equal when they say the same; what they were made of does not count.
+/// Errors are equal when kind and message are; their sources do not count.
 impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
         (self.kind, &self.message) == (other.kind, &other.message)
@@ -145,7 +147,7 @@ impl PartialEq for Error {
 
 impl Eq for Error {}
 
-/// What fallible functions of this crate return.
+/// The result of this crate's fallible functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -158,7 +160,7 @@ impl Error {
         }
     }
 
-    /// An error of `kind` that says what `source` says, and keeps it.
+    /// An error of `kind` with the message of `source`, which it keeps.
     pub fn from_source(kind: Kind, source: impl Cause + Send + Sync + 'static) -> Self {
         Error {
             kind,
@@ -167,8 +169,8 @@ impl Error {
         }
     }
 
-    /// [`Kind::Kernel`] (or [`Kind::NoMemory`] for `ENOMEM`) from what the
-    /// operating system said about `what`.
+    /// The operating system's `error` about `what`: [`Kind::NoMemory`] for `ENOMEM`, else
+    /// [`Kind::Kernel`].
     pub fn os(what: impl fmt::Display, error: io::Error) -> Self {
         Error::from_source(os_kind(error.raw_os_error()), error).context(what)
     }
@@ -178,7 +180,7 @@ impl Error {
         Error::os(what, io::Error::last_os_error())
     }
 
-    /// Memory of `bytes` for `what` could not be had.
+    /// [`Kind::NoMemory`]: `bytes` for `what` could not be allocated.
     pub fn no_memory(what: impl fmt::Display, bytes: u64) -> Self {
         Error::new(
             Kind::NoMemory,
@@ -186,12 +188,12 @@ impl Error {
         )
     }
 
-    /// The kind.
+    /// The kind, for a program to decide by.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The message.
+    /// The message, for a person to read.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -210,7 +212,7 @@ impl Error {
     }
 }
 
-/// The kind of what a system call said.
+/// The kind of a failed system call's `errno`.
 fn os_kind(errno: Option<i32>) -> Kind {
     match errno {
         Some(libc::ENOMEM) => Kind::NoMemory,
@@ -218,7 +220,7 @@ fn os_kind(errno: Option<i32>) -> Kind {
     }
 }
 
-/// The kind of an I/O error that nothing else is known of.
+/// The kind of an I/O error whose circumstances are unknown.
 fn io_kind(error: &io::Error) -> Kind {
     match (error.raw_os_error(), error.kind()) {
         (None, io::ErrorKind::OutOfMemory) => Kind::NoMemory,

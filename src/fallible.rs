@@ -1,9 +1,8 @@
-//! Collections that grow by a guest's size or a peer's word: an error where Rust would end the
-//! process.
+//! Functions that grow a collection and return an error when there is no memory.
 //!
-//! `Vec::push`, `collect` and `insert` abort when there is no memory. That is fine for what has a
-//! fixed small size, and for nothing else here. Whoever collects blocks, slots, runs or names
-//! calls these.
+//! `Vec::push`, `collect` and `insert` of the standard library end the process then. That is
+//! acceptable only for a collection of a fixed small size. Code that collects blocks, slots, runs
+//! or names calls these functions: a guest's size or a peer decides how many there are.
 
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -62,7 +61,7 @@ pub fn add<T: Eq + Hash, S: BuildHasher>(
     Ok(set.insert(value))
 }
 
-/// There is no room for `count` of them.
+/// The error: no memory for `count` values of `T`.
 #[cold]
 fn grown<T>(what: &str, count: usize) -> Error {
     Error::no_memory(what, size_of::<T>().saturating_mul(count) as u64)
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
     use crate::error::Kind;
 
-    /// An iterator that promises more than there is memory for.
+    /// An iterator whose promised length needs more memory than there is.
     struct Promises;
 
     impl Iterator for Promises {

@@ -1,18 +1,21 @@
 //! brant: an embeddable live-migration engine for virtual machine monitors.
 //!
 //! Three levels, each usable alone:
-//! - [`bits`]: bitmaps that are walked and merged at the cost of what is set;
-//! - [`dirty::tracker`]: which pages of a guest were written, merged from every
-//!   [`dirty::DirtyLog`], and handed out only after their protection is restored;
-//! - [`migrate`]: a running guest moves, over the operations of [`vmm::Vmm`].
+//! - [`bits`]: bitmaps; a walk or a merge costs as much as there are set bits;
+//! - [`dirty::tracker`]: which pages of a guest were written, by the word of every
+//!   [`dirty::DirtyLog`]. A page is handed out only after its protection is restored;
+//! - [`migrate`]: a running guest moves to another host. The VMM takes part through the operations
+//!   of [`vmm::Vmm`].
 //!
-//! [`rate`] says how fast a guest writes, without a migration. What all of it stands on: the guest's
-//! [`memory`] and the [`dirty`] logs, [`units`] and [`error`]s.
+//! [`rate`] measures how fast a guest writes, without a migration. All levels rest on the guest's
+//! [`memory`], the [`dirty`] logs, [`units`] and [`error`]s.
 //!
-//! C programs use the same through `include/brant.h`. The feature `capi`, which is on by default,
-//! exports it; a Rust program needs none of it: `default-features = false`.
+//! C programs use the same levels through `include/brant.h`. The feature `capi`, on by default,
+//! exports the C functions. A Rust program needs none of them and can set `default-features =
+//! false`.
 //!
-//! [`kvm_ioctls`], with its [`kvm_bindings`], and [`vm_memory`] are re-exported: brant's functions take their types.
+//! brant re-exports [`kvm_ioctls`], its [`kvm_bindings`], and [`vm_memory`], because its functions
+//! take their types.
 //!
 //! # A guest moves
 //!
@@ -61,7 +64,7 @@
 //! # }
 //! ```
 #![deny(rustdoc::broken_intra_doc_links)]
-// What went wrong is an error; output is the program's. Tests say why they skip.
+// A library reports failures as errors; only the program prints. Tests may print why they skip.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod bits;
@@ -75,8 +78,8 @@ pub mod units;
 pub mod vmm;
 
 mod fallible;
-// No promises are made of these. They can be reached because the tests, the benchmarks and the fuzz
-// targets, which are crates of their own, need some of them.
+// These modules are public only for the tests, the benchmarks and the fuzz targets, which are
+// crates of their own. Their interfaces may change in any version.
 #[cfg(feature = "capi")]
 #[doc(hidden)]
 pub mod capi;

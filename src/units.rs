@@ -1,9 +1,9 @@
 //! Units that must not be mixed up: pages and bytes are different types.
 //!
-//! Guest physical addresses are [`vm_memory::GuestAddress`]; durations are
-//! [`std::time::Duration`]. A page, everywhere in brant, is a *tracking page*:
-//! the 4 KiB at which KVM, vhost and userfaultfd report writes on x86-64. What
-//! a block is backed by (2 MiB, 1 GiB) is a property of the block.
+//! Guest physical addresses are [`vm_memory::GuestAddress`]; durations are [`std::time::Duration`].
+//! A page, everywhere in brant, is a *tracking page*: the 4 KiB at which KVM, vhost and userfaultfd
+//! report writes on x86-64. The size of the host's pages behind a block (2 MiB, 1 GiB) is a
+//! property of the block.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
@@ -24,7 +24,8 @@ pub struct Pages(pub u64);
 pub struct Bytes(pub u64);
 
 impl Pages {
-    /// The same amount in bytes. Saturates; blocks are checked to be far smaller.
+    /// The same amount in bytes. Saturates, which never happens for a block: its length is checked
+    /// to be far smaller.
     pub fn bytes(self) -> Bytes {
         Bytes(self.0.saturating_mul(PAGE_SIZE))
     }
@@ -35,11 +36,11 @@ impl Pages {
 }
 
 impl Bytes {
-    /// How many whole pages lie below this offset.
+    /// The number of whole pages below this offset.
     pub fn pages_down(self) -> Pages {
         Pages(self.0 >> PAGE_SHIFT)
     }
-    /// How many pages it takes to hold this much.
+    /// The number of pages that hold these bytes, the last one perhaps in part.
     pub fn pages_up(self) -> Pages {
         Pages(self.0.div_ceil(PAGE_SIZE))
     }

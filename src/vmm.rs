@@ -1,9 +1,9 @@
-//! What brant asks of the VMM: one trait, with a default for everything that
-//! not every VMM has.
+//! What brant asks of the VMM: the trait [`Vmm`]. An operation that only some VMMs need has a
+//! default.
 //!
-//! The C face implements it over its table of callbacks; a Rust VMM implements
-//! it directly. Each method says which thread calls it and what it may do in it.
-//! No method may wait for, or free, the migration that is calling it.
+//! A Rust VMM implements the trait directly; the C interface implements it over `brant_ops`. Each
+//! method says which thread calls it and what it may do there. No method may wait for the migration
+//! that calls it, nor free it.
 
 pub(crate) mod callbacks;
 
@@ -12,23 +12,23 @@ use crate::error::{Error, Kind, Result};
 /// One named blob of device or vCPU state, or of configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct StateBlob<'a> {
-    /// What it is the state of; 1 to 128 bytes.
+    /// The name of the device, vCPU or configuration: 1 to 128 bytes.
     pub name: &'a str,
-    /// Which one of several of that name.
+    /// Tells blobs of one name apart.
     pub instance: u32,
-    /// Version of the format of `data`, the VMM's own numbering.
+    /// Version of the format of `data`, by the VMM's own numbering.
     pub version: u32,
-    /// The bytes; brant does not look inside.
+    /// The contents. brant does not look inside.
     pub data: &'a [u8],
 }
 
 /// Where a VMM puts its state while it saves.
 pub trait StateSink {
-    /// Appends one blob. The data is copied (or sent) before this returns.
+    /// Appends one blob. Its data has been copied or sent when this call returns.
     fn put(&mut self, blob: &StateBlob<'_>) -> Result<()>;
 }
 
-/// What a thread of brant's is for. The VMM hears it before the thread does anything.
+/// What a thread of brant's is for. brant tells the VMM before the thread does anything.
 #[doc(inline)]
 pub use crate::runtime::thread::Role;
 
@@ -41,14 +41,15 @@ pub enum EventKind {
     State = 1,
     /// A pass over memory ended and a sync followed.
     Pass = 2,
-    /// Something worth telling that is not an error: a clamped parameter, a log that
-    /// failed and was taken as all dirty.
+    /// Something that does not fail the migration but should be known: a clamped parameter, or a
+    /// log that failed, so that all its pages count as dirty.
     Warning = 3,
     /// The migration is over and succeeded.
     Completed = 4,
-    /// The migration is over and failed or was cancelled; on a source the guest runs on.
+    /// The migration is over: it failed or was cancelled. At a source the guest runs on.
     Failed = 5,
-    /// Handed over and never answered: the guest stays paused until the VMM resolves it.
+    /// The source handed the guest over, and no answer came. The guest stays paused until the VMM
+    /// resolves the migration.
     Unanswered = 6,
 }
 
@@ -66,13 +67,14 @@ fn has_no(what: &str) -> Error {
     Error::new(Kind::Vmm, format!("this VMM has no `{what}` operation"))
 }
 
-/// The operations of a VMM. Unless said otherwise they are called on the migration's
-/// own thread, one at a time.
+/// The operations of a VMM. brant calls them on the migration's own thread, one at a time, unless a
+/// method says otherwise.
 ///
-/// Two words' exact sense, on which the safety of a migration rests:
-/// - *Paused* means: every vCPU is out of `KVM_RUN` with pending I/O retired, no thread
-///   stands between a write to guest memory and its mark, no device writes guest memory.
-/// - *Write first, then mark*: a mark made before its write can be collected before the write lands.
+/// The safety of a migration rests on the exact sense of two words:
+/// - *Paused* means: every vCPU is out of `KVM_RUN` and its pending I/O is retired. No thread
+///   stands between a write to guest memory and its mark. No device writes guest memory.
+/// - *Write first, then mark*: a mark made before its write can be collected before the write
+///   lands.
 ///
 /// ```
 /// use brant::error::{Error, Kind};
@@ -134,15 +136,14 @@ fn has_no(what: &str) -> Error {
 /// # }
 /// ```
 pub trait Vmm: Send + Sync {
-    /// Source: stop the guest; returns when it is paused in the sense above. From before this
-    /// call until `resume` has returned well no `kick` is called, whichever tracker wants one;
-    /// those that had begun have ended.
+    /// Source: stop the guest, and return when it is paused in the sense above. No `kick` is in
+    /// progress when this is called, and no tracker calls one until `resume` has succeeded.
     fn pause(&self) -> Result<()> {
         Err(has_no("pause"))
     }
 
-    /// Source: let the guest run on after a migration that did not happen. Called after
-    /// `pause` was called, whether or not that succeeded; takes back what `release` let go.
+    /// Source: let the guest run on after a migration that did not happen. Follows a call of
+    /// `pause`, whether or not `pause` succeeded. Takes back what `release` let go.
     fn resume(&self) -> Result<()> {
         Err(has_no("resume"))
     }
@@ -153,8 +154,9 @@ pub trait Vmm: Send + Sync {
         Ok(())
     }
 
-    /// Destination: all of memory is here; take one blob. Called once for each, in the
-    /// order of saving. An error refuses the switchover and the source runs on.
+    /// Destination: take one blob. All of the guest's memory has arrived before. Called once for
+    /// each blob, in the order of saving. On an error the destination refuses the switchover, and
+    /// the guest runs on at the source.
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
         Err(Error::new(
             Kind::Vmm,
@@ -165,13 +167,14 @@ pub trait Vmm: Send + Sync {
         ))
     }
 
-    /// Destination: every blob was loaded. The last chance to refuse.
+    /// Destination: every blob has been loaded. An error here is the last chance to refuse the
+    /// guest.
     fn loaded(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Source, guest running, before the connection is made: configuration that the
-    /// destination needs in order to build itself.
+    /// Source, guest running, before the connection is made: put into `sink` the configuration that
+    /// the destination needs before it can build its machine.
     fn early_save(&self, sink: &mut dyn StateSink) -> Result<()> {
         let _ = sink;
         Ok(())
@@ -189,50 +192,53 @@ pub trait Vmm: Send + Sync {
         ))
     }
 
-    /// Source, guest paused, the destination is ready: let go of what only one may
-    /// hold (disk locks). An error keeps the guest here; `resume` follows.
+    /// Source, guest paused, destination ready: let go of what only one side may hold, such as disk
+    /// locks. On an error the guest stays here, and `resume` follows.
     fn release(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Destination: the guest is yours, let it run. Start it without long work before: one second
-    /// after the hand-over's limit has run out the source's VMM takes it that the guest runs here,
-    /// or never will. Fail only with the guest stopped.
+    /// Destination: the guest is this side's now; let it run, without long work before. One second
+    /// after the hand-over's time limit has passed, the source's VMM may assume that the guest runs
+    /// here or never will. When this fails, the guest must be stopped.
     fn run(&self) -> Result<()> {
         Err(has_no("run"))
     }
 
-    /// Switch dirty logging on for KVM memory slots (numbers as the VMM gave them), where
-    /// the VMM chose to do that itself. Any thread that starts a tracker or adds a slot.
+    /// Switch dirty logging on for KVM memory slots, by the numbers that the VMM gave them. Called
+    /// only when the VMM chose to switch logging itself, on any thread that starts a tracker or
+    /// adds a slot.
     fn log_on(&self, slots: &[u32]) -> Result<()> {
         let _ = slots;
         Err(has_no("log_on"))
     }
 
-    /// Switch it off again. Any thread that stops a tracker.
+    /// Switch dirty logging of these slots off again. Called on any thread that stops a tracker.
     fn log_off(&self, slots: &[u32]) -> Result<()> {
         let _ = slots;
         Err(has_no("log_off"))
     }
 
-    /// Make every vCPU leave `KVM_RUN` once and go on; returns when each has, or was outside. A
-    /// processor with page-modification logging hands what it holds to a dirty ring only then.
-    /// Called before a harvest of rings while the guest runs, on any thread that syncs. Must not
-    /// wait for a thread that is inside a call of brant's, except one that says that a ring is full.
+    /// Make every vCPU leave `KVM_RUN` once and go on. Return when each vCPU has left, or was
+    /// outside already. A processor with page-modification logging passes the pages that it holds
+    /// to a dirty ring only at such an exit. Called before a harvest of rings while the guest runs,
+    /// on any thread that syncs. Must not wait for a thread that is inside a call of brant's,
+    /// except a call that reports a full ring.
     ///
-    /// May be done by pausing the guest and resuming it: never called between `pause` and
-    /// `resume`, after a hand-over, or where a guest arrives or should have arrived.
+    /// A VMM may kick by pausing the guest and resuming it. For brant never calls this between
+    /// `pause` and `resume`, after a hand-over, or on a side where a guest arrives or failed to
+    /// arrive.
     fn kick(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Something happened. Any thread of brant's; must not block for long.
+    /// Hears of an [`Event`]. Called on any thread of brant's; must not block for long.
     fn event(&self, event: &Event) {
         let _ = event;
     }
 
-    /// First thing on each new thread of brant's, on that thread: the place to set
-    /// affinity or a seccomp filter. All signals are masked already.
+    /// Called first on each new thread of brant's, on that thread: the place to set affinity or a
+    /// seccomp filter. All signals are masked already.
     fn thread_start(&self, role: Role) {
         let _ = role;
     }

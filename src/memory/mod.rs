@@ -1,7 +1,7 @@
-//! What guest memory is: blocks, how they map to guest addresses and KVM slots, and
-//! what the host knows about their pages; and who has the guest.
+//! The guest's memory: its blocks, their map to guest addresses and KVM slots, what the host knows
+//! about their pages, and who has the guest.
 //!
-//! Not who wrote to it (that is `dirty`), nor what is sent of it (that is `migrate`).
+//! Writes to guest memory are found in `dirty`; `migrate` decides which pages are sent.
 
 #[doc(hidden)]
 pub mod access;

@@ -1,8 +1,8 @@
 //! A migration: what moves, when, and who runs the guest.
 //!
-//! By side: [`outgoing`] is the source's, [`incoming`] the destination's. Pure deciders
-//! ([`steering`], `switchover`) say what happens next and are tested without a clock or a
-//! socket; the drivers do it and decide nothing. What users see of a migration is in [`report`].
+//! [`outgoing`] is the source's side, [`incoming`] the destination's. The modules [`steering`] and
+//! `switchover` decide what happens next. They are pure and tested without a clock or a socket. The
+//! drivers of the two sides carry the decisions out. [`report`] holds the figures that users see.
 
 mod handle;
 pub mod incoming;

@@ -1,9 +1,9 @@
-//! A guest at one instant, in a file: [`Save`] writes one that runs or is paused, [`Restore`] starts one
-//! from the file, here or at another host.
+//! A guest at one instant, in a file. [`Save`] writes the file while the guest runs or is paused.
+//! [`Restore`] starts the guest from the file, here or on another host.
 //!
-//! A guest is saved while it runs: pages are written in passes, as a migration sends them, and the
-//! guest stands still for the last ones only. What is in the file is the guest at that moment. Of a
-//! guest, migrations, saves and restores exclude each other ([`crate::Kind::Busy`]).
+//! A save writes pages in passes, as a migration sends them, and pauses a running guest for the
+//! last pages only. The file holds the guest as it was at that moment. A guest has one migration,
+//! save or restore at a time; another one fails with [`crate::Kind::Busy`].
 //!
 //! | file | what |
 //! |---|---|

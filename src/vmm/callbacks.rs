@@ -1,6 +1,6 @@
-//! Calls into the VMM by whoever works on its guest: a migration, a save, a restore. A panic in one
-//! becomes an error, and while it runs this thread is known to be inside it, so that waiting for the
-//! caller from there is an error and not a deadlock.
+//! Calls of the VMM's operations by a migration, a save or a restore: the *owner* of the call. A
+//! panic in an operation becomes an error. While an operation runs, its thread is noted as inside
+//! it. If the operation then waits for its owner, the wait is an error and not a deadlock.
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime::thread::{catch, with_starters_mask};
@@ -9,16 +9,16 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 thread_local! {
-    /// Those whose callbacks this thread is in.
+    /// The owners of the operations that this thread is inside of.
     static INSIDE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether this thread is inside a callback of `owner`.
+/// Whether this thread is inside an operation that `owner` called.
 pub(crate) fn inside(owner: usize) -> bool {
     INSIDE.with_borrow(|list| list.contains(&owner))
 }
 
-/// An error instead of a deadlock.
+/// Refuses `what` where it would wait for its own caller: [`Kind::Callback`].
 pub(crate) fn check_not_inside(owner: usize, what: &str) -> Result<()> {
     if inside(owner) {
         return Err(Error::new(
@@ -56,13 +56,12 @@ impl Callbacks {
         Callbacks { vmm, owner }
     }
 
-    /// Makes this thread count as inside for as long as the guard lives: the migration's own
-    /// thread, from wherever it calls out.
+    /// Makes this thread count as inside an operation for as long as the guard lives.
     pub(crate) fn enter(&self) -> Entered {
         Entered::new(self.owner)
     }
 
-    /// Calls one operation; its error is told as the VMM's, by name.
+    /// Calls one operation. Its error becomes the VMM's, with the operation's name.
     pub(crate) fn call<T>(
         &self,
         name: &str,
@@ -74,8 +73,8 @@ impl Callbacks {
             .map_err(|e| e.context(format_args!("`{name}`")).into_kind(Kind::Vmm))
     }
 
-    /// [`Callbacks::call`] of an operation that may make threads which outlive it, vCPUs' above
-    /// all: they get the signal mask of whoever started the migration.
+    /// [`Callbacks::call`] for an operation that may start threads which outlive it, such as vCPU
+    /// threads. They inherit the signal mask of the thread that started the migration.
     pub(crate) fn call_that_makes_threads<T>(
         &self,
         name: &str,
@@ -86,11 +85,12 @@ impl Callbacks {
 
     pub(crate) fn event(&self, kind: EventKind, message: String) {
         let _entered = Entered::new(self.owner);
-        // A panic in there is the VMM's own; the migration does not depend on it.
+        // A panic in the VMM's `event` is dropped: the migration does not depend on it.
         let _ = catch(|| self.vmm.event(&Event { kind, message }));
     }
 
-    /// A panic in there is an error too: the thread goes on only to say so.
+    /// Calls the VMM's `thread_start`. A panic in it is an error, which the new thread reports
+    /// before it ends.
     pub(crate) fn thread_start(&self, role: crate::vmm::Role) -> Result<()> {
         self.call("thread_start", |vmm| {
             vmm.thread_start(role);

@@ -1,8 +1,9 @@
-//! A walk over pending pages: what is taken next, and into which [`Outlet`].
+//! A walk over pending pages: it takes them from a consumer batch by batch and puts them into an
+//! [`Outlet`].
 //!
-//! A walk takes pages from a consumer batch by batch. It knows no socket and no file, decides
-//! neither when a pass ends nor when the guest is paused, and holds nothing between two steps:
-//! pages are the outlet's from the moment they are taken.
+//! A walk knows no socket and no file. Its caller decides when a pass ends and when the guest is
+//! paused. Between two steps a walk holds no page: each page is the outlet's from the moment it is
+//! taken.
 
 mod batch;
 mod outlet;
@@ -27,7 +28,7 @@ const BATCH_RUNS: usize = 256;
 #[derive(Debug)]
 pub struct Walk {
     cursor: Cursor,
-    /// Raised by whoever removes a block.
+    /// Raised by the removal of a block.
     recall: Arc<PinRecall>,
 }
 
@@ -35,7 +36,7 @@ impl Walk {
     /// A walk over blocks of `memory`, at the beginning of the first.
     ///
     /// # Errors
-    /// When there is no descriptor for hearing of removed blocks.
+    /// When no descriptor can be made for the signal that a block was removed.
     pub fn over(memory: &Memory) -> Result<Walk> {
         Ok(Walk {
             cursor: Cursor::default(),
@@ -43,8 +44,8 @@ impl Walk {
         })
     }
 
-    /// Raised when a block has been removed, until it is lowered or the walk goes on: for who waits
-    /// between two steps and has to hear of that.
+    /// The signal that a block has been removed, for a thread that waits between two steps. It
+    /// stays raised until that thread lowers it or the walk goes on.
     pub fn removals(&self) -> &Recall {
         &self.recall
     }
@@ -58,7 +59,7 @@ impl Walk {
     /// to its end, and the next step begins again.
     ///
     /// # Errors
-    /// Of taking and of the outlet. What was taken is not lost.
+    /// Those of taking and of the outlet. Pages that were taken are not lost.
     pub fn step(
         &mut self,
         consumer: &Consumer,
@@ -73,7 +74,8 @@ impl Walk {
         put
     }
 
-    /// The same for pages that need not be read (ballooned, free), on a walk of their own.
+    /// [`Walk::step`] for pages that need not be read: ballooned and free ones. They need a walk of
+    /// their own.
     ///
     /// # Errors
     /// As for [`Walk::step`].
@@ -93,7 +95,7 @@ impl Walk {
         outlet: &mut impl Outlet,
         take: impl FnOnce() -> Result<Taken>,
     ) -> Result<Option<Put>> {
-        // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
+        // The walk pins nothing now. A removal from here on raises the signal again.
         self.recall.lower();
         let taken = take()?;
         if taken.is_empty() {
