@@ -1,24 +1,23 @@
-//! A consumer: somebody who wants to know which pages were written, each page once.
+//! A consumer: a user of the tracker who hears of each written page once.
 //!
-//! A tracker can have several at a time: a migration, an incremental backup, whoever measures a
-//! rate. Each has a *pending* of its own. A sync, whoever asks for it, adds what it found to the
-//! pending of every consumer that is started; a take empties the taker's only. So whatever one
-//! of them does, or whatever becomes of it, the others have all they had and all that was written
-//! since.
+//! A tracker can have several consumers at a time: a migration, an incremental backup, a
+//! measurement of the dirty rate. Each has a *pending* of its own. A sync by any of them adds the
+//! pages that it found to the pending of every started consumer. A take removes pages from the
+//! taker's pending only. So no consumer loses a page through what another one does.
 //!
-//! What they share is the protection of pages: the logs run while any consumer is started, and a
-//! chunk that one of them takes from is cleared for all. An example of what that must not
-//! lose: a sync harvests page 5 for a backup. A second consumer starts and wants to hear only of
-//! writes from now on. The guest writes page 5, which is still unprotected because nobody has
-//! cleared its chunk. The backup takes it: the clear drops the bit, and the second consumer never
-//! hears of the write. The ways out: a consumer that starts clean gets every page that others
-//! have pending (too many), or the protection of everything is restored before it starts. The
-//! second is what [`Consumer::start`] does.
+//! Consumers share the protection of pages. The logs run while any consumer is started, and a take
+//! by one consumer clears the chunk for all. Example of a write that must not be lost: a sync
+//! harvests page 5 for a backup. A second consumer starts and wants to hear only of writes from now
+//! on. The guest writes page 5, which is still unprotected because nobody has cleared its chunk.
+//! The backup takes page 5: the clear drops the bit, and the second consumer never hears of the
+//! write. There are two ways out. A consumer that starts clean could get every page that others
+//! have pending, which is too many. Or the protection of every chunk is restored before it starts:
+//! [`Consumer::start`] does that.
 //!
-//! **Clear before copy** holds for each of them: [`Consumer::take`] restores the protection of a
-//! chunk before it hands out the first page of it. A chunk that another consumer's take has
-//! cleared needs no second clear: what was written since is in the kernel's log, and a later
-//! sync brings it to everybody.
+//! **Clear before copy** holds for each consumer: [`Consumer::take`] restores the protection of a
+//! chunk before it hands out the chunk's first page. A chunk that another consumer's take has
+//! cleared needs no second clear. The kernel's log holds the writes since, and a later sync brings
+//! them to every consumer.
 
 use super::figures::Published;
 use super::lease::Lease;
@@ -38,10 +37,10 @@ use std::sync::Arc;
 
 pub use super::run::{Content, Cursor, Run};
 
-/// One user of a tracker's findings; see the file's description. All methods may be called from
-/// any thread; those that only ask tell what was so when the tracker's lock was last let go of, and
-/// do not wait. Dropping it ends it once nothing that it took is on its way any more, and if it was
-/// the last one that was started, the logs.
+/// One user of a tracker's pages; see the file's description. All methods may be called from any
+/// thread. Queries do not wait for the tracker's lock: they answer with the figures at its last
+/// release. A dropped consumer ends when none of the pages that it took are on their way any more.
+/// If no other consumer is started, the logs stop then.
 ///
 /// A backup needs no migration:
 ///
@@ -105,7 +104,7 @@ impl std::ops::Deref for Consumer {
 }
 
 impl Tracker {
-    /// Another consumer, not started. It needs no memory until it is.
+    /// Another consumer, not started. It needs memory only once it is started.
     pub fn consumer(self: &Arc<Self>) -> Consumer {
         self.consumer_that(
             |number| format!("consumer {number} of the tracker"),
@@ -113,8 +112,9 @@ impl Tracker {
         )
     }
 
-    /// One whose use of pages is told in other words, for whoever is refused the removal of a block:
-    /// `who` of the consumer's number, and what ends the use ([`Holder`]).
+    /// [`Tracker::consumer`] with words of its own for a refused removal of a block: `who` makes
+    /// the consumer's name from its number, and `until` says what ends the use of the pages
+    /// ([`Holder`]).
     pub(crate) fn consumer_that(
         self: &Arc<Self>,
         who: impl FnOnce(u64) -> String,
@@ -160,22 +160,22 @@ impl Consumer {
         &self.lease.published
     }
 
-    /// Which of the tracker's it is: 1 for the first that was made, a migration's and a
-    /// measurement's counted. A refused removal of a block names it so.
+    /// The consumer's number in its tracker, from 1 in the order of making; those of migrations and
+    /// measurements count. A refused removal of a block names it.
     pub fn number(&self) -> u64 {
         self.lease.number
     }
 
-    /// The tracker it is one of.
+    /// The consumer's tracker.
     pub fn tracker(&self) -> &Arc<Tracker> {
         &self.lease.tracker
     }
 
-    /// Starts it: from here on every write is found for it. What was pending for it before is
-    /// forgotten. Starts the logs if no other consumer has.
+    /// Starts the consumer: it hears of every write from here on. Pages that were pending for it
+    /// before are forgotten. Starts the logs if no other consumer has.
     ///
-    /// With [`StartWith::Nothing`] beside other consumers, the logs are harvested first (for the
-    /// others), and the protection of every chunk that still waits for it is restored.
+    /// With [`StartWith::Nothing`] beside other consumers, the call first harvests the logs for the
+    /// others, and then restores the protection of every chunk that waits for it.
     pub fn start(&self, with: StartWith) -> Result<()> {
         if with == StartWith::Nothing {
             let mut inner = self.lock();
@@ -197,7 +197,7 @@ impl Consumer {
         begun
     }
 
-    /// Whether it is started.
+    /// Whether the consumer is started.
     pub fn is_started(&self) -> bool {
         self.published().now().started
     }
@@ -215,19 +215,19 @@ impl Consumer {
         inner.count_ballooned();
     }
 
-    /// Stops it, after taking what the logs hold. What is pending stays and can be taken. Stops
+    /// Stops the consumer after a last harvest. Pending pages stay and can still be taken. Stops
     /// the logs if no other consumer is started.
     pub fn stop(&self) -> Result<()> {
         let mut inner = self.lock();
         let harvested = match inner.member(self.seat()).map(|m| m.phase) {
-            // What a stopped log still holds is gone afterwards, so it is read first.
+            // Stopping a log loses the pages that it holds, so they are harvested first.
             Some(Phase::Following) => inner.sync(When::Running, Some(self.seat())),
             Some(Phase::Frozen) => Ok(SyncReport::default()),
             _ => return Ok(()),
         };
         inner.set_phase(self.seat(), Phase::Stopped);
         inner.stop_logs_if_unused();
-        // Where it could not be read to the end, every page may have been written.
+        // If the harvest was not complete, any page may have been written.
         if harvested.as_ref().map_or(true, |report| report.postponed) {
             for set in inner.all_sets(self.seat()) {
                 set.pending.set_all();
@@ -236,19 +236,18 @@ impl Consumer {
         harvested.map(|_| ())
     }
 
-    /// Stops it without a last harvest: what is pending says nothing any more.
+    /// Stops the consumer without a last harvest. Its pending pages mean nothing afterwards.
     pub fn abandon(&self) {
         let mut inner = self.lock();
         inner.set_phase(self.seat(), Phase::Stopped);
         inner.stop_logs_if_unused();
     }
 
-    /// The guest stands still and the last harvest is in: what later syncs of others find is not
-    /// for this consumer. (A device that reports all that it may write to, at each sync, would
-    /// have the last pages sent again for as long as somebody syncs.) New memory is pending all
-    /// the same.
+    /// For a paused guest, after the last harvest: this consumer gets no page from later syncs of
+    /// others. Otherwise a device that reports at each sync all pages that it may write to would
+    /// have them sent again with every sync. Pages of new memory still become pending.
     ///
-    /// To be undone by [`Consumer::unfreeze`] *before* the guest runs again.
+    /// [`Consumer::unfreeze`] must follow *before* the guest runs again.
     pub fn freeze(&self) {
         let mut inner = self.lock();
         if inner.member(self.seat()).map(|m| m.phase) == Some(Phase::Following) {
@@ -256,7 +255,7 @@ impl Consumer {
         }
     }
 
-    /// Has it told of what syncs find again.
+    /// Lets the consumer get pages from syncs again.
     pub fn unfreeze(&self) {
         let mut inner = self.lock();
         if inner.member(self.seat()).map(|m| m.phase) == Some(Phase::Frozen) {
@@ -264,17 +263,17 @@ impl Consumer {
         }
     }
 
-    /// Harvests all logs into the pending of every consumer that is started, this one included,
-    /// and reports what it was for this one.
+    /// Harvests all logs into the pending of every started consumer, and reports the figures for
+    /// this one.
     ///
-    /// With [`When::Stopped`] the harvest is the last before memory counts as frozen, and a
-    /// log that fails, or that has to postpone, is an error; otherwise what a failed log
-    /// covers is taken as dirty and the report has a warning.
+    /// With [`When::Stopped`] the harvest is the last before memory counts as frozen: a log that
+    /// fails or postpones is an error. With [`When::Running`] all pages that a failed log covers
+    /// are taken as dirty, and the report has a warning.
     pub fn sync(&self, when: When) -> Result<SyncReport> {
         self.sync_by(when, None)
     }
 
-    /// [`Consumer::sync`], which waits for no thread of the VMM's any more once `cancel` is cancelled.
+    /// [`Consumer::sync`] that stops waiting for threads of the VMM's when `cancel` is cancelled.
     pub(crate) fn sync_unless(&self, when: When, cancel: &Cancel) -> Result<SyncReport> {
         self.sync_by(when, Some(cancel))
     }
@@ -287,12 +286,12 @@ impl Consumer {
         inner.sync_unless(when, Some(self.seat()), cancel)
     }
 
-    /// Pages pending for it now.
+    /// The number of pages pending for this consumer.
     pub fn pending(&self) -> Pages {
         self.published().now().pending
     }
 
-    /// Its totals since it started.
+    /// The consumer's totals since it started.
     pub fn stats(&self) -> ConsumerStats {
         self.published().now().stats
     }
@@ -301,19 +300,19 @@ impl Consumer {
     /// `max_pages` pages. No run crosses a stretch of 2 MiB. Before a run is handed out, the chunks
     /// it lies in are cleared.
     ///
-    /// An empty answer means that the walk has come to the end; the cursor is at the beginning
-    /// again. After an error nothing was taken.
+    /// An empty answer means that the walk has come to its end; the cursor is at the beginning
+    /// again. After an error no page was taken.
     ///
-    /// **What is taken is in use** until the [`Taken`] is delivered, dropped or unpinned: as long as
-    /// that lasts, [`Memory::remove_block`](crate::memory::Memory::remove_block) is refused for its
-    /// blocks. It names this consumer ([`Consumer::number`]). A walk that comes to a block in the
-    /// moment of its removal passes over it.
+    /// **Taken pages are in use** until the [`Taken`] is delivered, dropped or unpinned. Until then
+    /// [`Memory::remove_block`](crate::memory::Memory::remove_block) of their blocks is refused,
+    /// with an error that names this consumer by [`Consumer::number`]. A walk passes over a block
+    /// that is being removed.
     pub fn take(&self, cursor: &mut Cursor, max_runs: usize, max_pages: Pages) -> Result<Taken> {
         self.take_what(cursor, max_runs, max_pages, false, Manner::Held)
     }
 
-    /// [`Consumer::take`], for whoever is done with the pages at once or hears of removals: a
-    /// removal of a block waits for it.
+    /// [`Consumer::take`] for a caller that is done with the pages at once, or that hears of
+    /// removals. A removal of a block waits for this caller instead of being refused.
     pub(crate) fn take_recallable(
         &self,
         cursor: &mut Cursor,
@@ -323,7 +322,7 @@ impl Consumer {
         self.take_what(cursor, max_runs, max_pages, false, Manner::Recallable)
     }
 
-    /// [`Consumer::take_unread`], for the same.
+    /// [`Consumer::take_unread`] for such a caller.
     pub(crate) fn take_unread_recallable(
         &self,
         cursor: &mut Cursor,
@@ -333,7 +332,7 @@ impl Consumer {
         self.take_what(cursor, max_runs, all, true, Manner::Recallable)
     }
 
-    /// [`Consumer::take`], or of what that would hand out, only what is not read.
+    /// [`Consumer::take`] or [`Consumer::take_unread`].
     fn take_what(
         &self,
         cursor: &mut Cursor,
@@ -342,10 +341,11 @@ impl Consumer {
         unread: bool,
         manner: Manner,
     ) -> Result<Taken> {
-        // Before the lock, so that it is dropped, and puts back, after the lock: whatever happens.
+        // Made before the lock is taken, so that it is dropped after the lock: the drop puts pages
+        // back and takes the lock itself.
         let mut taken = Taken::nothing(&self.lease, manner);
         if max_runs == 0 || max_pages.0 == 0 {
-            // Nothing was asked for; that says nothing of the walk.
+            // A take of no run does not mean that the walk is at its end.
             return Ok(taken);
         }
         let mut guard = self.lock();
@@ -359,7 +359,7 @@ impl Consumer {
             unread,
         };
         while taken.run_count() < max_runs && left > 0 {
-            // Room first: a page that was taken could go nowhere.
+            // Makes room first: without room a taken page could not be kept.
             match taken.make_room() {
                 Ok(()) => {}
                 Err(e) if taken.is_empty() => return Err(e),
@@ -385,9 +385,8 @@ impl Consumer {
         Ok(taken)
     }
 
-    /// Has ballooned pages told apart from others in what is handed out, and hinted pages
-    /// handed out as [`super::consumer::Content::Free`]; or neither, which is so unless it is said. Before
-    /// [`Consumer::start`].
+    /// Sets whether takes tell ballooned pages apart from others, and hand out hinted pages as
+    /// [`super::consumer::Content::Free`]. Off by default. Call it before [`Consumer::start`].
     pub fn skip_ballooned(&self, on: bool) {
         let seat = self.seat();
         let mut inner = self.lock();
@@ -397,20 +396,20 @@ impl Consumer {
         }
     }
 
-    /// Pages that are pending and have to be read: what is known to be ballooned is left out.
+    /// The number of pending pages that have to be read: ballooned pages do not count.
     pub fn to_read(&self) -> Pages {
         let now = self.published().now();
         Pages(now.pending.0.saturating_sub(now.ballooned))
     }
 
-    /// [`Consumer::take`] of what is not read: ballooned and free pages.
+    /// [`Consumer::take`] of pages that are not read: ballooned and free ones.
     pub fn take_unread(&self, cursor: &mut Cursor, max_runs: usize) -> Result<Taken> {
         let all = Pages(u64::MAX);
         self.take_what(cursor, max_runs, all, true, Manner::Held)
     }
 
-    /// Makes pages pending again whose [`Taken`] was given up by [`Taken::delivered`] and that did not
-    /// arrive after all. Blocks that are gone are passed over. Works after [`Consumer::stop`] too.
+    /// Makes pages pending again that did not arrive although [`Taken::delivered`] was called for
+    /// them. Blocks that are gone are passed over. Works after [`Consumer::stop`] too.
     pub fn put_back(&self, block: BlockId, first: Pages, count: Pages) {
         self.lock().put_back(self.seat(), block, first, count);
     }
@@ -428,11 +427,11 @@ impl Inner {
         let everything = with == StartWith::Everything;
         if self.started {
             if !everything {
-                // What a sync has armed since: see the file's description.
+                // Restores the chunks that a sync has armed since: see the file's description.
                 self.rearm_all()?;
             }
         } else {
-            // Before the logs start: of a page ballooned later they may know from before that.
+            // Before the logs start, because a log may have found a page before it is ballooned.
             self.forget_news(seat);
             self.start_logs(everything)?;
         }
@@ -442,9 +441,9 @@ impl Inner {
         for state in self.all_blocks() {
             state.make_set(seat, &total)?;
             if let Some(set) = state.set_mut(seat).filter(|_| everything) {
-                // The chunks need no arming. What has been cleared since it was harvested is
-                // protected, or in the kernel's log: a write is found, whoever reads the page
-                // first.
+                // The chunks need no arming. A page that was cleared since its harvest is
+                // protected, or the kernel's log holds its write. So the write is found, whichever
+                // consumer reads the page first.
                 set.pending.set_all();
             }
         }

@@ -1,13 +1,12 @@
 //! Who wrote to guest memory: one [`DirtyLog`] for each way a page gets dirty.
 //!
-//! A log only knows its own source (a KVM bitmap, the VMM's marks). What all of them
-//! found together, and which of it is still to be sent, is the [`tracker`]'s.
+//! A log knows the writes of one kind of writer only, for example from a KVM bitmap or the VMM's
+//! marks. The [`tracker`] merges what all logs found, and knows which pages are still to be read.
 //!
-//! The trait is made for six kinds: KVM's bitmap and ring, the VMM's own marks, vhost,
-//! VFIO and userfaultfd. They differ in four ways, and each has its place here: what they
-//! give (bitmaps or lists of pages), where they say it is ([`Origin`]: a slot, a guest
-//! address, an IOVA), whether they can fail (then everything is dirty), and whether the
-//! last harvest is exact only with the vCPUs stopped.
+//! The trait serves KVM's bitmap and rings, the VMM's own marks, vhost, VFIO, iommufd and
+//! userfaultfd. These logs differ in four ways. They give bitmaps or lists of pages ([`Sink`]).
+//! They count pages from a slot, a guest address, an IOVA or a block ([`Origin`]). Some can fail,
+//! and then every page is dirty. Some are exact only when the vCPUs are stopped ([`Exact`]).
 
 mod ballooned;
 mod beside;
@@ -54,7 +53,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// Where the first page of what a log reports lies.
+/// The place of the first page that a log reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// Page `page` of a KVM slot.
@@ -66,8 +65,8 @@ pub enum Origin {
     },
     /// A guest physical address, page-aligned (vhost).
     Guest(GuestAddress),
-    /// An I/O virtual address, page-aligned (VFIO, iommufd). Without a vIOMMU it is the
-    /// guest address, and it is taken as one as long as no other translation is known.
+    /// An I/O virtual address, page-aligned (VFIO, iommufd). Without a vIOMMU an IOVA is the guest
+    /// address. brant treats it as one as long as no other translation is known.
     Iova(u64),
     /// Page `page` of a block.
     Block {
@@ -134,7 +133,7 @@ impl Extent {
         }
     }
 
-    /// What a slot shows.
+    /// The part of a block that a slot shows.
     pub(crate) fn of(slot: &Slot) -> Extent {
         Extent {
             block: slot.block,
@@ -142,7 +141,7 @@ impl Extent {
         }
     }
 
-    /// All of it is dirty.
+    /// Reports every page of the extent as dirty.
     pub(crate) fn everything(&self, sink: &mut dyn Sink) {
         let origin = Origin::Block {
             block: self.block,
@@ -152,13 +151,13 @@ impl Extent {
     }
 }
 
-/// When a log may be asked for the last time before the memory counts as frozen.
+/// When the last harvest of a log, the one before memory counts as frozen, is exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exact {
     /// Each harvest is exact for the writes that came before it.
     Always,
-    /// A harvest can miss what a running vCPU still holds back; exact once all are out of
-    /// `KVM_RUN` and their state is saved (page-modification logging, rings).
+    /// A harvest can miss pages that a running vCPU still holds back (page-modification logging,
+    /// rings). It is exact once all vCPUs are out of `KVM_RUN` and their state is saved.
     VcpusStopped,
 }
 
@@ -167,52 +166,54 @@ pub enum Exact {
 pub enum When {
     /// The guest runs.
     Running,
-    /// vCPUs are out of `KVM_RUN`, their state is saved, nothing writes any more.
+    /// The vCPUs are out of `KVM_RUN` and their state is saved. Nothing writes guest memory any
+    /// more.
     Stopped,
 }
 
-/// How dirty a log is when it has just been started.
+/// Which pages of a log count as dirty right after its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Initial {
-    /// From now on every write is logged.
+    /// No page. Every write from now on is logged.
     Clean,
-    /// Everything counts as dirty and nothing is protected: what a page holds is only
-    /// logged once [`DirtyLog::rearm`] has been called for it, or after the first harvest of a
-    /// log that clears in harvests. A log that does neither is refused at its start.
+    /// Every page, and none is protected. Writes to a page are logged only after
+    /// [`DirtyLog::rearm`] of that page, or after the first harvest of a log that clears in
+    /// harvests. A log that does neither is refused at its start.
     Unprotected,
 }
 
 /// Where a harvest puts what it found.
 pub trait Sink {
-    /// `pages` pages from `origin`, one bit each, bit 0 of `words[0]` first. Bits past
-    /// `pages` are ignored.
+    /// Reports `pages` pages from `origin` on, one bit each; bit 0 of `words[0]` is the first. Bits
+    /// past `pages` are ignored.
     fn bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages);
 
-    /// The same, where bits stay until protection is restored: `known` of them were reported by an
-    /// earlier harvest and have not been cleared since. Of those pages nobody can tell whether
-    /// they were written again. Returns how many bits are set.
+    /// [`Sink::bitmap`] for a log whose bits stay set until protection is restored. An earlier
+    /// harvest reported `known` of the bits, and they have not been cleared since. Whether those
+    /// pages were written again is unknown. Returns how many bits are set.
     fn lasting_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages, known: Pages) -> u64 {
         let _ = known;
         self.bitmap(origin, words, pages);
         crate::bits::words::count_range(words, 0, pages.index())
     }
 
-    /// Single pages, counted from `origin`.
+    /// Reports single pages, counted from `origin`.
     fn list(&mut self, origin: Origin, pages: &[u64]);
 
-    /// A log that is kept per block may merge into what is pending there itself: the
-    /// fewest copies. `merge` returns how many pages it reported, pending before or not.
+    /// Lets a log that keeps a bitmap for each block merge it into that block's pending itself,
+    /// which saves a copy. `merge` returns how many pages it reported, whether or not they were
+    /// pending before.
     fn block(
         &mut self,
         block: BlockId,
         merge: &mut dyn FnMut(&mut Bitmap) -> Result<u64>,
     ) -> Result<()>;
 
-    /// It is not known what was written in these pages: all of them count as dirty.
+    /// Reports all of these pages as dirty, because the log does not know which were written.
     fn everything(&mut self, origin: Origin, pages: Pages);
 
-    /// By what whoever asked for the harvest takes the question back: a log that waits for somebody in
-    /// its harvest ends the wait then, and answers [`Harvested::Postponed`].
+    /// The cancel of the caller that asked for the harvest. A log that waits for another thread
+    /// during its harvest ends the wait on a cancel, and answers [`Harvested::Postponed`].
     #[doc(hidden)]
     fn given_up(&self) -> Option<Cancel> {
         None
@@ -222,12 +223,12 @@ pub trait Sink {
 /// How a harvest went.
 #[derive(Debug)]
 pub enum Harvested {
-    /// Every write that came before it has been reported.
+    /// Every write before the harvest has been reported.
     Complete,
-    /// As complete, and this happened, one sentence each.
+    /// As [`Harvested::Complete`], with warnings, one sentence each.
     Told(Vec<String>),
-    /// Some of it comes with the next harvest, for this reason; nothing is lost. A last
-    /// harvest that ends like this is none.
+    /// Some pages come with the next harvest, for this reason; no page is lost. The last harvest
+    /// before memory counts as frozen must not end like this.
     Postponed(Error),
 }
 
@@ -242,9 +243,9 @@ pub struct Rearmed {
 
 /// One way a page gets dirty.
 ///
-/// Used by one thread at a time. All methods get the map as it was when what is to be
-/// read was logged. A panic in one of them is an error of the log, by name: the tracker takes
-/// what the log covers as dirty, and stops the other logs all the same.
+/// One thread at a time uses a log. All methods get the map as it was when the writes to be read
+/// were logged. A panic in a method is an error with the log's name. The tracker then takes all
+/// pages that the log covers as dirty, and it can still stop the other logs.
 ///
 /// A log of the VMM's own: an emulated device that notes the pages it writes.
 ///
@@ -304,8 +305,8 @@ pub struct Rearmed {
 /// # }
 /// ```
 pub trait DirtyLog: Send {
-    /// What it is: [`LogKind::Other`] for a log that is not one of brant's. The kind decides
-    /// nothing; it is told in reports.
+    /// The kind for reports, [`LogKind::Other`] for a log of the VMM's own. Nothing is decided by
+    /// it.
     fn kind(&self) -> LogKind {
         LogKind::Other
     }
@@ -315,26 +316,27 @@ pub trait DirtyLog: Send {
         self.kind().name()
     }
 
-    /// When its last harvest is exact.
+    /// When the log's last harvest is exact.
     fn exact(&self) -> Exact {
         Exact::Always
     }
 
-    /// Asks a log that would leave clearing to [`DirtyLog::rearm`] to clear all that it
-    /// reports in the harvest itself, or not to; returns whether it will. Before it is started.
+    /// Asks a log, before it is started, whether it clears each page in the harvest that reports it
+    /// (`whole`), or leaves the clearing to [`DirtyLog::rearm`]. Returns whether the log will clear
+    /// in harvests.
     fn clear_at_harvest(&mut self, whole: bool) -> bool {
         let _ = whole;
         false
     }
 
-    /// Which guest it logs: a tracker says so when the log is added to it. A log that has the
-    /// VMM's vCPUs kicked does so through this, because not every moment allows it.
+    /// Tells the log its guest; called when the log is added to a tracker. A log that needs the
+    /// VMM's vCPUs kicked asks `guest`, because a kick is not allowed at every moment.
     fn joins(&mut self, guest: &Arc<Ownership>) {
         let _ = guest;
     }
 
-    /// Whether protection is restored chunk by chunk ([`DirtyLog::rearm`]) after a
-    /// harvest. If not, a harvest has restored it already.
+    /// Whether protection is restored chunk by chunk ([`DirtyLog::rearm`]) after a harvest. If not,
+    /// the harvest itself restores it.
     fn rearms(&self) -> bool {
         false
     }
@@ -342,47 +344,47 @@ pub trait DirtyLog: Send {
     /// Starts logging, for every slot or block of `map` that this log covers.
     fn start(&mut self, map: &Map) -> Result<Initial>;
 
-    /// Stops logging. What has not been harvested is lost.
+    /// Stops logging. Pages that have not been harvested are lost.
     fn stop(&mut self, map: &Map) -> Result<()>;
 
-    /// Takes what the log holds into `sink`. Each page written before the call is reported
-    /// in this harvest or was in an earlier one. After an error nothing is known: the
-    /// tracker takes everything of [`DirtyLog::covered`] as dirty.
+    /// Moves the log's pages into `sink`. Each page written before the call is reported in this
+    /// harvest, unless an earlier one reported it. After an error the tracker takes all pages of
+    /// [`DirtyLog::covered`] as dirty.
     fn harvest(&mut self, map: &Map, when: When, sink: &mut dyn Sink) -> Result<Harvested>;
 
-    /// Calls `each` with the pages that are in this log's care, in pieces that may overlap.
+    /// Calls `each` with the pages whose writes this log finds, in pieces that may overlap.
     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent));
 
-    /// Bytes of bitmaps and rings that it holds for the memory tracked, the kernel's own
-    /// not counted.
+    /// Bytes of the log's bitmaps and rings for the memory tracked, without the kernel's own.
     fn heap_bytes(&self) -> u64 {
         0
     }
 
-    /// Pages that each vCPU wrote, by the harvests since the start, if this log knows: a ring
-    /// does, a bitmap does not. A page counts for each harvest that reported it.
+    /// Pages that each vCPU wrote, by the harvests since the start. `None` if the log cannot tell:
+    /// a ring can, a bitmap cannot. A page counts once for each harvest that reported it.
     fn vcpu_counts(&self) -> Option<Vec<u64>> {
         None
     }
 
-    /// Restores the protection of pages of a block, wherever they are mapped: what is
-    /// written to them after this returns is in a later harvest. Bits outside the range
-    /// may be cleared as well, if they have been harvested before.
+    /// Restores the protection of pages of a block, in every slot that shows them. A later harvest
+    /// reports the writes to them from the return of this call on. Bits outside the range may be
+    /// cleared as well, if they have been harvested before.
     fn rearm(&mut self, map: &Map, block: BlockId, pages: Range<u64>) -> Result<Rearmed> {
         let _ = (map, block, pages);
         Ok(Rearmed::default())
     }
 
-    /// Pages that it was told of and that are no memory of the guest's; since it was made.
+    /// Strays that the log has counted since it was made: pages outside of guest memory.
     fn strays(&self) -> u64 {
         0
     }
 
-    /// The map is about to change while the log is started: harvest what goes away into
-    /// `sink`, start what is new. Pages of new slots are taken as dirty by the tracker.
+    /// Prepares a started log for a change of the map: harvest the slots and blocks that go away
+    /// into `sink`, and start logging the new ones. The tracker takes the pages of new slots as
+    /// dirty.
     ///
-    /// An error refuses the change, and the log is as it was before. Where somebody else refuses it,
-    /// this is called once more with the two maps the other way round. A log that cannot go back then
-    /// is led on from `old` by a later sync or change, and until then all memory counts as dirty.
+    /// An error refuses the change, and the log is as it was before. When another observer refuses
+    /// the change, this is called once more with the two maps exchanged. If the log fails to go
+    /// back, a later sync or change leads it on from `old`. Until then all memory counts as dirty.
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()>;
 }

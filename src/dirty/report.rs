@@ -1,12 +1,11 @@
-//! What a tracker is told and what it tells: how protection is restored, what is pending at a start,
-//! and the reports and totals. Plain values.
+//! Plain values at the tracker's interface: its parameters, its reports and its totals.
 
 use super::LogKind;
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::units::Pages;
 use std::time::Duration;
 
-/// How protection is restored where a log leaves that to its user.
+/// How the tracker restores protection for a log that leaves this to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clearing {
     /// Chunks of 2^shift pages, each before the first of its pages is handed out.
@@ -39,9 +38,9 @@ impl Default for Clearing {
 /// What is pending when a consumer starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartWith {
-    /// Every page: whoever reads them all, and then what was written since, has a copy.
+    /// Every page. A consumer that reads them all, and then the pages written since, has a copy.
     Everything,
-    /// No page: only what is written from now on is found.
+    /// No page. The consumer hears of writes from now on.
     Nothing,
 }
 
@@ -49,15 +48,15 @@ pub enum StartWith {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LogReport {
-    /// What the log is.
+    /// The log's kind.
     pub kind: LogKind,
-    /// Its name: several logs may be of one kind.
+    /// The log's name: several logs may be of one kind.
     pub name: &'static str,
-    /// How long it took, kernel calls and merging.
+    /// The time of kernel calls and merging.
     pub time: Duration,
-    /// Pages that became pending through it.
+    /// Pages that became pending through this log.
     pub found: Pages,
-    /// Pages that it found written since it last could tell: see [`SyncReport::written`].
+    /// Pages that the log found written since it last could tell: see [`SyncReport::written`].
     pub written: Pages,
 }
 
@@ -65,39 +64,40 @@ pub struct LogReport {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct SyncReport {
-    /// Pages that became pending for the consumer that asked; a page that was pending there
-    /// already does not count again.
+    /// Pages that became pending for the consumer that asked for the sync. A page that was pending
+    /// already does not count.
     pub found: Pages,
-    /// Pages that the logs found written, whether they were pending or not: a guest that writes ahead
-    /// of a walk, where everything is pending, is seen here and not in `found`. Each log
-    /// counts a page once for each time that it finds it; two logs that find the same page count
-    /// it twice. Pages that were taken as dirty because a log failed do not count.
+    /// Pages that the logs found written, whether they were pending or not. When a guest writes
+    /// pages that a walk has not reached yet, they count here and not in `found`. Each log counts a
+    /// page once for each time that it finds it; two logs that find the same page count it twice.
+    /// Pages that were taken as dirty because a log failed do not count.
     pub written: Pages,
-    /// Of how many pages a write since the last sync could be found. The others were found before, and
-    /// their protection has not been restored since: in the manual-protect modes of KVM's log,
-    /// pages that nobody has taken yet. The dirty rate of a guest is `written` over `observed`
-    /// times its memory.
+    /// The number of pages for which a write since the last sync could be found. The other pages
+    /// were found before, and their protection has not been restored since. In the manual-protect
+    /// modes of KVM's log these are the pages that nobody has taken yet. The pages that a guest
+    /// wrote since the last sync are estimated as `written` over `observed` times its memory.
     pub observed: Pages,
-    /// Pages that became pending because they became ballooned since the last sync:
-    /// whoever has a copy is to be told. Only where ballooned pages are not read.
+    /// Pages that became pending because they became ballooned since the last sync: the holder of a
+    /// copy has to learn of it. 0 unless ballooned pages are skipped.
     pub newly_ballooned: Pages,
-    /// Pages pending afterwards.
+    /// Pages pending after the sync.
     pub pending: Pages,
-    /// Of those, ballooned pages: they are neither read nor sent.
+    /// Pending pages that are ballooned: they are neither read nor sent.
     pub ballooned: Pages,
-    /// All of it.
+    /// The time of the whole sync.
     pub time: Duration,
     /// Each log's share.
     pub logs: Vec<LogReport>,
-    /// A log will deliver some of what it holds in the next sync.
+    /// A log will deliver some of its pages in the next sync.
     pub postponed: bool,
-    /// A log failed, and what it covers counts as found: nobody knows how much was written.
+    /// A log failed, and all pages that it covers count as found. How many of them were written is
+    /// unknown.
     pub failed: bool,
-    /// Logs that failed (their pages were all taken as dirty) or come later, in words.
+    /// One sentence for each log that failed or postponed pages.
     pub warnings: Vec<String>,
 }
 
-/// Running totals since tracking started, whoever asked.
+/// Running totals since tracking started, over the syncs and takes of all consumers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrackerStats {
@@ -105,14 +105,15 @@ pub struct TrackerStats {
     pub syncs: u64,
     /// Clear calls made for chunks.
     pub clear_calls: u64,
-    /// Bits they cleared.
+    /// Dirty bits that these calls cleared.
     pub clear_bits: u64,
     /// The longest restoring of one chunk.
     pub longest_clear: Duration,
-    /// Ballooned pages that were handed out as such, neither read nor sent. One that is told
-    /// again counts again.
+    /// Ballooned pages that were handed out as such, neither read nor sent. A page that is handed
+    /// out again counts again.
     pub ballooned: Pages,
-    /// Ballooned pages that were found written all the same, and are ballooned no longer.
+    /// Ballooned pages that a log found written although they were ballooned. They are ballooned no
+    /// longer.
     pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,
@@ -124,25 +125,26 @@ pub struct TrackerStats {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerStats {
-    /// Syncs that it heard of, whoever asked for them.
+    /// Syncs while this consumer was started, by any consumer.
     pub syncs: u64,
-    /// Those of them in which a log failed, so that all that it covers was found.
+    /// Syncs in which a log failed, so that all pages that it covers were found.
     pub failed_syncs: u64,
-    /// Pages that became pending by them.
+    /// Pages that became pending by these syncs.
     pub found: Pages,
-    /// Pages that they found written: see [`SyncReport::written`].
+    /// Pages that these syncs found written: see [`SyncReport::written`].
     pub written: Pages,
     /// Pages put back.
     pub put_back: Pages,
-    /// Clear calls made for chunks meanwhile, whoever took from them.
+    /// Clear calls made for chunks meanwhile, for takes of any consumer.
     pub clear_calls: u64,
-    /// Bits they cleared.
+    /// Dirty bits that these calls cleared.
     pub clear_bits: u64,
     /// The longest restoring of one chunk meanwhile.
     pub longest_clear: Duration,
-    /// Ballooned pages that were handed out as such. One that is told again counts again.
+    /// Ballooned pages that were handed out as such. A page that is handed out again counts again.
     pub ballooned: Pages,
-    /// Ballooned pages that were found written all the same, and are ballooned no longer.
+    /// Ballooned pages that a log found written although they were ballooned. They are ballooned no
+    /// longer.
     pub ballooned_written: Pages,
     /// Pages that free-page hints took out of pending.
     pub hinted: Pages,

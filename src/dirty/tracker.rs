@@ -1,26 +1,26 @@
-//! The tracker: merges what all logs find into what is *pending*, and restores
-//! protection chunk by chunk before pages are handed out.
+//! The tracker merges the pages that all logs find into *pending*, and restores protection chunk by
+//! chunk before it hands pages out.
 //!
-//! The bitmaps that stand between the kernel and whoever reads pages, and why each exists:
-//! - the kernel's own (not ours);
+//! The bitmaps between the kernel and the consumers, and why each exists:
+//! - the kernel's own, which brant only reads and clears;
 //! - *pending*, one per block and consumer: pages still to be read, plain words under the
 //!   tracker's lock;
 //! - the *copy* of each slot's bitmap in manual-protect mode (see [`super::kvm::log`]): the
 //!   argument of the clear;
 //! - *reported*, for marks from any thread without a lock (see [`super::reported`]);
-//! - *ballooned*, kept with the block and not here (see [`crate::memory::ballooned`], and
-//!   `ballooned.rs` for what becomes of such pages in a walk);
-//! - *chunks*: one bit for each 2^shift pages, saying that the chunk must be cleared before
-//!   the next page of it is handed out.
+//! - *ballooned*, kept with the block and not here (see [`crate::memory::ballooned`];
+//!   `ballooned.rs` says what a walk does with such pages);
+//! - *chunks*: one bit for each 2^shift pages. A set bit says that the chunk must be cleared before
+//!   its next page is handed out.
 //!
 //! **Clear before copy.** [`super::consumer::Consumer::take`] is the only way to get at a pending
-//! page, and it restores the protection of the chunk first. So whatever the caller then decides, by
-//! reading the page or by seeing that it need not be read, a write that comes later is found
-//! by a later sync. Chunk bits belong to the tracker: whoever takes first from a chunk restores
-//! its protection for every consumer, and a later harvest arms it again for every consumer.
+//! page, and it restores the protection of the chunk first. The caller then reads the page, or sees
+//! that it need not be read. Either way a later sync finds each later write. Chunk bits belong to
+//! the tracker: the first take from a chunk restores its protection for every consumer, and a later
+//! harvest sets the bit again for every consumer.
 //!
-//! **Nothing is lost.** A page leaves a consumer's pending only through its own take. What of
-//! each consumer is in [`super::consumer`].
+//! **Nothing is lost.** A page leaves a consumer's pending only when that consumer takes it.
+//! [`super::consumer`] describes the consumers.
 
 use super::beside::Hints;
 use super::figures::{Figures, Slow};
@@ -41,9 +41,9 @@ use vm_memory::GuestAddress;
 
 pub use super::report::{Clearing, ConsumerStats, LogReport, StartWith, SyncReport, TrackerStats};
 
-/// See the file's description. Marks come from any thread and take no lock; everything else
-/// takes the tracker's lock, which is never held across anything but the kernel's log calls. Queries
-/// do not wait for it: they tell what was so when it was last let go of.
+/// See the file's description. Marks come from any thread and take no lock. Everything else takes
+/// the tracker's lock, which may be held across the kernel's log calls and no other blocking call.
+/// Queries do not wait for the lock: they answer with the figures at its last release.
 pub struct Tracker {
     memory: Arc<Memory>,
     reported: Arc<Reported>,
@@ -51,7 +51,7 @@ pub struct Tracker {
     clearing: Clearing,
     pub(super) inner: Fair<Inner>,
     pub(super) figures: Mutex<Figures>,
-    /// The last change of the map was not taken back, and can be no more.
+    /// The last change of the map has happened and cannot be undone any more.
     change_happened: AtomicBool,
 }
 
@@ -65,8 +65,8 @@ impl std::fmt::Debug for Tracker {
 }
 
 impl Tracker {
-    /// A tracker of `memory` that knows the VMM's own marks; add the other logs next. A chunk
-    /// shift out of range is clamped, and [`Tracker::warning`] says so.
+    /// A tracker of `memory` whose only log is the VMM's own marks; add the other logs next. A
+    /// chunk shift out of range is clamped, and [`Tracker::warning`] says so.
     pub fn new(memory: Arc<Memory>, clearing: Clearing) -> Result<Arc<Self>> {
         let (clearing, warning) = match clearing {
             Clearing::Chunked { shift } => {
@@ -111,7 +111,7 @@ impl Tracker {
         memory.observe_written(marks);
         let now = memory.observe(observer);
         let mut inner = tracker.lock();
-        // We may have been told of a later one in the meantime.
+        // An observer's call may have brought a later map in the meantime.
         if inner.map.generation() < now.generation() {
             inner.map = now;
         }
@@ -119,12 +119,12 @@ impl Tracker {
         Ok(tracker)
     }
 
-    /// The memory it tracks.
+    /// The guest's memory.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 
-    /// What was changed of what was asked for.
+    /// Which parameter was clamped, in words.
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
@@ -134,7 +134,7 @@ impl Tracker {
         self.clearing
     }
 
-    /// Adds a log; before tracking starts.
+    /// Adds a log. Allowed only before tracking starts.
     pub fn add_log(&self, log: Box<dyn DirtyLog>) -> Result<()> {
         let mut inner = self.lock();
         if inner.started {
@@ -150,7 +150,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// Where marks go.
+    /// The log that takes the VMM's marks.
     pub(super) fn reported(&self) -> &Arc<Reported> {
         &self.reported
     }
@@ -160,8 +160,8 @@ impl Tracker {
         self.reported.mark_guest(address, length);
     }
 
-    /// Reports writes of the pages that `words` has bits for, the first `pages` of them, counted
-    /// from a guest address: see [`Reported::mark_words`].
+    /// Reports writes by a bitmap of `pages` pages from a guest address on: see
+    /// [`Reported::mark_words`].
     pub fn mark_words(&self, address: GuestAddress, words: &[u64], pages: u64) {
         self.reported.mark_words(address, words, pages);
     }
@@ -171,8 +171,8 @@ impl Tracker {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// How many marks, of the VMM's or in a log that is shared with others, named addresses
-    /// where no block is.
+    /// The number of stray marks, from the VMM or from a log that other processes write to: marks
+    /// that name an address outside of every block.
     pub fn stray_marks(&self) -> u64 {
         self.reported.strays() + self.slow_figures().strays
     }
@@ -201,16 +201,17 @@ impl Tracker {
         }))
     }
 
-    /// Bytes of bitmaps and rings held for the memory tracked: what is pending for each
-    /// consumer, chunks, and the logs' own. The kernel's are not counted. Words that were never touched count too.
+    /// Bytes of bitmaps and rings for the memory tracked: each consumer's pending, the chunks, and
+    /// the logs' own. Words that were never touched count too, the kernel's memory does not.
     pub fn heap_bytes(&self) -> u64 {
         self.slow_figures().heap_bytes
     }
 }
 
 impl Tracker {
-    /// Restores the protection of every chunk that waits for it: one chunk at a time, so that
-    /// whoever takes pages gets on meanwhile. What a sync arms meanwhile is left.
+    /// Restores the protection of every chunk that waits for it. It takes the lock for one chunk at
+    /// a time, so that consumers can take pages in between. Chunks that a sync arms meanwhile are
+    /// left alone.
     pub(super) fn rearm_slowly(&self) -> Result<()> {
         let mut at = (BlockId(0), 0);
         loop {
@@ -224,7 +225,7 @@ impl Tracker {
 }
 
 impl Drop for Tracker {
-    /// Nobody is left to switch logging off, and a logged guest is a slow one.
+    /// Switches logging off: a logged guest is slow, and nobody else is left to do it.
     fn drop(&mut self) {
         let inner = self.inner.get_mut();
         if inner.started {
@@ -274,7 +275,7 @@ impl Tracker {
         }
     }
 
-    /// What was published last. Never waits for whoever holds the lock.
+    /// The figures published last. Never waits for the tracker's lock.
     pub(super) fn figures(&self) -> Figures {
         *self.published()
     }
@@ -294,7 +295,7 @@ impl Tracker {
         }
     }
 
-    /// Held for the copying of a few words.
+    /// Locks the published figures, which are only a few words to copy.
     fn published(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -316,8 +317,8 @@ impl MapObserver for Tracker {
     }
 
     fn map_changed(&self, _: &Map, _: &Map) {
-        // With it goes what was pending of blocks that are gone. Not worth a turn at the lock, which
-        // may be a whole sync: whoever has it does so at the end.
+        // Drops what was pending of blocks that are gone. Waiting for the lock may take a whole
+        // sync and is not worth it: the thread that holds the lock does this at its release.
         match self.inner.try_lock() {
             Some(mut inner) => inner.change = None,
             None => self.change_happened.store(true, Ordering::SeqCst),

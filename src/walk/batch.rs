@@ -1,18 +1,20 @@
 //! How many pages one batch has at most.
 //!
-//! A batch costs something beside its pages: a call to send it, a look at what is mapped, a
-//! destination that wakes up. Beside 2 MiB of contents that is little, beside the reading of 2 MiB of
-//! zeros it is a fifth. So batches grow while nothing but zeros goes.
+//! Each batch has a fixed cost: a call to send it, a look at what is mapped, the wake-up of the
+//! destination. That is little beside 2 MiB of contents, but a fifth of the time to read 2 MiB of
+//! zeros. So batches grow while only zero pages go.
 
 use super::outlet::Put;
 use crate::units::Pages;
 
 /// The most pages in one batch: 2 MiB, a millisecond or less on a link worth its name.
 pub const BATCH_PAGES: Pages = Pages(512);
-/// The same where the batches before held nothing but zeros: 8 MiB, should it be contents after all.
+/// The most pages in one batch after batches of zero pages only. If contents follow after all, 8
+/// MiB of them are sent at once.
 const ZEROS_PAGES: Pages = Pages(2048);
 
-/// What the next batch has at most, after one of at most `most` pages of which `put` became.
+/// The most pages of the next batch. The last batch had at most `most` pages, and `put` says what
+/// became of them.
 pub fn next_size(put: &Put, most: Pages) -> Pages {
     match put.data_pages {
         0 => Pages(most.0 * 2).clamp(BATCH_PAGES, ZEROS_PAGES),

@@ -1,8 +1,8 @@
 //! [`Outlet`]: where a walk sends pages.
 //!
-//! A walk knows which pages, an outlet knows where to: over a connection, into an image, into
-//! a test's memory. Between them stands [`Taken`]: whatever an outlet does not deliver becomes
-//! pending again, so no outlet has to think of what it owes after an error.
+//! A walk chooses the pages. An outlet sends them: over a connection, into an image, into a test's
+//! memory. A walk passes pages as [`Taken`], whose undelivered pages become pending again. So an
+//! outlet needs no repair of its own after an error.
 
 use crate::dirty::taken::Taken;
 use crate::error::Result;
@@ -13,45 +13,46 @@ use std::time::Duration;
 /// See the file's description.
 pub trait Outlet {
     /// Takes pages and sends them on. The outlet keeps `taken` until the pages have arrived, and
-    /// then says so ([`Taken::delivered`]); it may unpin them before.
+    /// then calls [`Taken::delivered`]. It may unpin them before.
     ///
-    /// Whoever removes a block waits for its pins and raises `recall`. An outlet that waits for
-    /// somebody else (a peer, a disk) while pages are pinned waits for that too, and then makes
-    /// do without the pins.
+    /// The removal of a block waits for the block's pins and raises `recall`. An outlet that waits
+    /// for a peer or a disk while pages are pinned also waits for `recall`. When `recall` is
+    /// raised, the outlet gives up the pins.
     ///
     /// # Errors
-    /// Of sending. The pages are pending again, now or when the outlet is dropped.
+    /// Those of sending. The pages become pending again, at once or when the outlet is dropped.
     fn put(&mut self, taken: Taken, recall: &Recall) -> Result<Put>;
 
-    /// Looks at what became of earlier pages, without waiting. Called between two puts.
+    /// Handles acknowledgements and failures of earlier pages, without waiting. Called between two
+    /// puts.
     ///
     /// # Errors
-    /// Of sending, found out since.
+    /// Those of sending earlier pages.
     fn progress(&mut self) -> Result<()>;
 
-    /// Waits until all that was put has arrived and is delivered.
+    /// Waits until all pages that were put have arrived and are delivered.
     ///
     /// # Errors
-    /// Of sending, and when a time limit or a cancel ends the wait.
+    /// Those of sending, and when a time limit or a cancel ends the wait.
     fn barrier(&mut self) -> Result<()>;
 
-    /// Says that no more pages come. They may still be on their way.
+    /// Says that no more pages come. Earlier pages may still be on their way.
     ///
     /// # Errors
-    /// Of sending.
+    /// Those of sending.
     fn finish(&mut self) -> Result<()>;
 }
 
 /// What became of pages that an outlet took.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Put {
-    /// Bytes given away, headers included.
+    /// Bytes sent or written, headers included.
     pub bytes: u64,
     /// Pages that went with their contents.
     pub data_pages: u64,
-    /// Pages that went as zero: holes, and all that was not read.
+    /// Pages that went as zero: zero pages, holes, and all pages that were not read.
     pub zero_pages: u64,
-    /// Of those, pages that were never touched.
+    /// Of the zero pages, those that were never touched.
     pub hole_pages: u64,
     /// Of the zero pages, ballooned ones.
     pub ballooned_pages: u64,
@@ -59,7 +60,7 @@ pub struct Put {
     pub free_pages: u64,
     /// Of the zero pages, those whose contents are lost, as the VMM has declared.
     pub poisoned_pages: u64,
-    /// From looking at the first page to having given the last byte away.
+    /// From the look at the first page until the last byte was sent or written.
     pub time: Duration,
 }
 
@@ -70,7 +71,7 @@ impl Put {
         self.data_pages + self.zero_pages - unread
     }
 
-    /// Whether the time says something of the link: not if most of it went into finding zeros.
+    /// Whether the time measures the link. It does not if most of it went into finding zero pages.
     pub fn measures_the_link(&self) -> bool {
         2 * self.data_pages >= self.read_pages()
     }
