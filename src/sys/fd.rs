@@ -52,7 +52,14 @@ pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 /// open the file anew.
 pub fn with_own_position(fd: OwnedFd) -> OwnedFd {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    match kernel::open(OpenOptions::new().read(true), Path::new(&path)) {
+    // Holes are made through it too, and that takes a descriptor that may write.
+    // SAFETY: asks for flags and touches no memory.
+    let flags = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) };
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(flags & libc::O_ACCMODE == libc::O_RDWR);
+    match kernel::open(&options, Path::new(&path)) {
         Ok(file) => file.into(),
         Err(_) => fd,
     }
