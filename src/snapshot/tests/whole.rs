@@ -168,7 +168,9 @@ fn pages_that_are_zero_are_holes_and_stay_untouched_in_the_guest_that_is_restore
 fn however_often_pages_are_written_the_file_is_bounded_by_the_guests_memory() {
     let (_directory, path) = place();
     let here = world();
-    // Every page, again before each pass ends.
+    // Every page over and over, and all of them once more right before the guest stands: a thread that
+    // gets no processor in time must not decide what is tried.
+    let last = here.ram.clone();
     let (ram, notes) = (here.ram.clone(), Arc::clone(&here.notes));
     let stop = Arc::new(AtomicBool::new(false));
     let guest = {
@@ -190,6 +192,7 @@ fn however_often_pages_are_written_the_file_is_bounded_by_the_guests_memory() {
         move || {
             stop.store(true, SeqCst);
             guest.lock().unwrap().take().unwrap().join().unwrap();
+            (0..PAGES).for_each(|page| write(&last, page, 7));
             Ok(())
         }
     });
