@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
 /// How long the selection may take.
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(10);
 /// How long one case may take. Nothing waits longer than three seconds twice, unless it hangs.
 const CASE: Duration = Duration::from_secs(30);
 /// Cases at a time.
