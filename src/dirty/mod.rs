@@ -321,9 +321,9 @@ pub trait DirtyLog: Send {
         Exact::Always
     }
 
-    /// Asks a log, before it is started, whether it clears each page in the harvest that reports it
-    /// (`whole`), or leaves the clearing to [`DirtyLog::rearm`]. Returns whether the log will clear
-    /// in harvests.
+    /// Asks a log that leaves clearing to [`DirtyLog::rearm`] to clear in each harvest all pages
+    /// that it reports (`whole`), or not to. Returns whether it will do so; other logs return
+    /// `false`. Called before the log is started.
     fn clear_at_harvest(&mut self, whole: bool) -> bool {
         let _ = whole;
         false

@@ -1,19 +1,18 @@
-//! Reads and writes of guest memory by our own code, made safe from signals.
+//! Reads and writes of guest memory by brant's own code, made safe from signals.
 //!
-//! Guest memory can be mapped and still not be there: a page whose contents the hardware lost
-//! (poison), a page behind `PROT_NONE`, the part that was cut off a file, a page for which a full
-//! tmpfs has no room. A load or store there is SIGBUS or SIGSEGV, which ends the process. A
-//! library installs no signal handler. So the kernel makes the access first
-//! (`MADV_POPULATE_READ`, `MADV_POPULATE_WRITE`), and its error is an [`Error`] that names the
-//! block and the offset.
+//! A page of guest memory can be mapped and still be inaccessible. The hardware lost its contents
+//! (poison), `PROT_NONE` forbids the access, its file was cut off, or a full tmpfs has no room for
+//! it. A load or store there is SIGBUS or SIGSEGV, which ends the process. A library installs no
+//! signal handler. So the kernel makes the access first (`MADV_POPULATE_READ`,
+//! `MADV_POPULATE_WRITE`), and a failure becomes an [`Error`] that names the block and the offset.
 //!
-//! Not for memory that only the kernel touches for us (what is sent from a block or received
-//! into one): there the system call fails by itself, and [`broken`] finds the words.
+//! Memory that only the kernel touches, when pages are sent or received, needs no such check. There
+//! the system call fails by itself, and [`broken`] makes the error.
 //!
-//! The answer is true of the moment of the question. A page that breaks between the question and
-//! the access still ends the process.
+//! The check holds for its own moment only. A page that breaks between the check and the access
+//! still ends the process.
 //!
-//! Never ask [`readable`] about a hole: reading allocates it.
+//! Never call [`readable`] for a hole: reading allocates it.
 
 use super::block::Block;
 use crate::error::{Error, Kind, Result};
@@ -48,7 +47,7 @@ impl Access {
     }
 }
 
-/// Has the kernel read pages of `block` first. After `Ok` a load from them is no signal, unless
+/// Makes the kernel read pages of `block`. After `Ok` a load from them raises no signal, unless
 /// they break meanwhile. [`Kind::Memory`] with the first page that cannot be read,
 /// [`Kind::NoMemory`] when there is no memory to read it into.
 pub fn readable(block: &Block, range: Range<Pages>) -> Result<()> {
@@ -60,8 +59,8 @@ pub fn readable(block: &Block, range: Range<Pages>) -> Result<()> {
     }
 }
 
-/// Has the kernel back pages of `block` for writing first, contents kept. Errors as those of
-/// [`readable`]; also where the kernel is older than 5.14, or the memory is a device's.
+/// Makes the kernel back pages of `block` for writing, and keeps their contents. Errors as those of
+/// [`readable`]; also when the kernel is older than 5.14, or the memory is a device's.
 pub fn writable(block: &Block, range: Range<Pages>) -> Result<()> {
     let (address, length) = span(block, &range)?;
     match mem::populate_write(address, length) {
@@ -87,8 +86,8 @@ impl Block {
     }
 }
 
-/// Why the kernel could not make an access to a page of `block` on our behalf, as an error that
-/// names both. For system calls that failed with `EFAULT`.
+/// The error for a system call that failed with `EFAULT` at a page of `block`. It names the block,
+/// the page and the cause.
 pub fn broken(block: &Block, page: Pages, access: Access) -> Error {
     let refused = access
         .populate(block.page_address(page), PAGE_SIZE as usize)
@@ -115,9 +114,8 @@ pub fn name_fault<'a>(
     }
 }
 
-/// An error, in the words of `access`, unless the file behind `block` reaches to the end of
-/// `range`. Pages that were cut off have no contents any more, and look like holes to whoever asks
-/// for data only.
+/// An error about `access` if the file behind `block` ends before `range` does. Pages that were cut
+/// off have no contents any more, but look like holes to a search for data.
 pub(crate) fn file_reaches(block: &Block, range: &Range<Pages>, access: Access) -> Result<()> {
     let Some(file) = block.file() else {
         return Ok(());
@@ -159,7 +157,7 @@ fn first_bad(block: &Block, range: Range<Pages>, access: Access) -> Result<()> {
         if let Some(error) = error(good, bad) {
             return Err(because(block, Pages(good), access, error.raw_os_error()));
         }
-        // That page is well again, or another was the first.
+        // That page is accessible again, or another page was the first.
         if error(range.start.0, range.end.0).is_none() {
             return Ok(());
         }
@@ -232,7 +230,8 @@ fn because(block: &Block, page: Pages, access: Access, refused: Option<i32>) -> 
     Error::new(
         kind,
         format!(
-            // No address: the peer hears this too, and need not know where memory lies here.
+            // No address, because the peer gets this message too and should not learn where memory
+            // lies here.
             "block `{}`: the page at offset {:#x} cannot be {}: {reason}",
             block.name(),
             page.bytes().0,
@@ -241,7 +240,7 @@ fn because(block: &Block, page: Pages, access: Access, refused: Option<i32>) -> 
     )
 }
 
-/// What is known of a page whose access would be SIGBUS.
+/// The likely cause when an access to a page would raise SIGBUS.
 fn bus_error(block: &Block, page: Pages) -> String {
     if let Some(file) = block.file() {
         let at = file.offset + page.bytes().0;

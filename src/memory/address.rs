@@ -1,9 +1,9 @@
-//! Where a block's memory lies in this process, together with the promise that goes with it.
+//! The address of a block's memory in this process, and the promise that the memory stays there.
 //!
-//! An address is a number; that memory lies there, and stays, is a promise. Whoever makes a
-//! [`HostMemory`] from a number gives it, in an `unsafe` block; or a mapping is handed over with it
-//! and keeps it by itself ([`HostMemory::region`]). Everything that brant does to a block's memory
-//! rests on this.
+//! An address is only a number; that memory lies there and stays is a promise. The VMM gives the
+//! promise in an `unsafe` block when it makes a [`HostMemory`] from a number. Or a [`HostMemory`]
+//! holds the mapping itself, which keeps the promise ([`HostMemory::region`]). All accesses of
+//! brant's to a block's memory rest on this promise.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use vm_memory::{
 #[derive(Debug, Clone)]
 pub struct HostMemory {
     start: *mut u8,
-    /// What keeps the memory mapped, where it is not the VMM.
+    /// Keeps the memory mapped, where the VMM does not.
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -30,12 +30,13 @@ impl HostMemory {
     /// Memory that the VMM mapped at `start`.
     ///
     /// # Safety
-    /// As many bytes from `start` on as the block is long are mapped until
-    /// [`crate::memory::Memory::remove_block`] has returned for it, or the [`crate::memory::Memory`]
-    /// and all that was made of it (trackers, migrations, pins) are dropped. They can be read, and
-    /// written unless the block is a ROM at a source. Other code accesses them by raw pointers or
-    /// volatile accesses only: there is no Rust reference to them. A page that cannot be accessed
-    /// when its turn comes is an error and not unsound (see `access.rs`).
+    /// From `start` on, as many bytes as the block is long are mapped until
+    /// [`crate::memory::Memory::remove_block`] has returned for it, or the
+    /// [`crate::memory::Memory`] and all that was made of it (trackers, migrations, pins) are
+    /// dropped. They can be read, and written unless the block is a ROM at a source. Other code
+    /// accesses them by raw pointers or volatile accesses only: there is no Rust reference to them.
+    /// A page that cannot be accessed when its turn comes is an error and not unsound (see
+    /// `access.rs`).
     pub const unsafe fn new(start: *mut u8) -> Self {
         HostMemory {
             start,

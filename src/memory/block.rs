@@ -1,8 +1,8 @@
 //! A RAM block: a named piece of guest memory that is contiguous in this process.
 //!
-//! The VMM describes it; brant checks the description once and from then on holds it by
-//! counted reference. A [`BlockPin`] is that reference plus a promise: while one exists,
-//! [`crate::memory::Memory::remove_block`] has not returned, or was refused.
+//! The VMM describes a block. brant checks the description once and from then on holds the block by
+//! counted reference. A [`BlockPin`] is such a reference plus a promise: while a pin exists,
+//! [`crate::memory::Memory::remove_block`] does not return, or is refused.
 
 use super::address::HostMemory;
 use super::ballooned::Ballooned;
@@ -45,24 +45,25 @@ impl BlockId {
     }
 }
 
-/// What is special about a block.
+/// Properties of a block, all off by default.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct BlockFlags {
-    /// The guest cannot write it: sent once, not logged. Marks still count (flash that
-    /// the VMM rewrites).
+    /// The guest cannot write the block: its pages are sent once and not logged. Marks still count,
+    /// for example of flash that the VMM rewrites.
     pub rom: bool,
-    /// Destination: the memory is known to read as zero, so nothing has to be looked at
-    /// before a zero page is left alone. That counts until a page with contents arrives, all pages
-    /// have arrived, or the block is sent; a later incoming into the same memory looks.
+    /// Destination: the VMM knows that the memory reads as zero, so brant need not look at a page
+    /// before it skips a zero page. This holds until a page with contents arrives, all pages have
+    /// arrived, or the block is sent. A later incoming migration into the same memory looks at the
+    /// pages again.
     pub zeroed: bool,
 }
 
 /// The file or memfd a block is mapped from.
 #[derive(Debug)]
 pub struct BackingFile {
-    /// Ours from here on.
+    /// The descriptor, which brant owns from now on.
     pub fd: OwnedFd,
-    /// Where in the file the block begins, bytes.
+    /// The offset in the file at which the block begins, in bytes.
     pub offset: u64,
 }
 
@@ -101,13 +102,13 @@ pub struct BlockDescription {
     /// 1 to 255 bytes without control characters, unique in the map; the destination's block has
     /// the same name.
     pub name: String,
-    /// The first byte in this process, page-aligned.
+    /// The address of the first byte in this process, page-aligned.
     pub host: HostMemory,
     /// Length; a multiple of `page_size`.
     pub length: Bytes,
-    /// What backs it: a power of two, 4 KiB to 1 GiB.
+    /// Size of the host's pages behind the block: a power of two, 4 KiB to 1 GiB.
     pub page_size: Bytes,
-    /// Set for a mapping of a file or memfd: makes its holes visible.
+    /// The file or memfd that the block is mapped from. With it brant can see the file's holes.
     pub file: Option<BackingFile>,
     /// See [`BlockFlags`].
     pub flags: BlockFlags,
@@ -141,12 +142,12 @@ pub struct Block {
     ballooned: Ballooned,
     poisoned: Poisoned,
     untouched: Mutex<Option<Arc<Untouched>>>,
-    /// Whether it reads as zero: so the VMM said, and nobody has written since.
+    /// The VMM said that the block reads as zero, and nobody has written to it since.
     zeroed: AtomicBool,
 }
 
-/// Which file the block's descriptor is of. What the block is mapped from is asked anew
-/// whenever it matters (see [`super::contents`]).
+/// The file of the block's descriptor. What the block is mapped from may change, so it is asked
+/// anew each time (see [`super::contents`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) device: u64,
@@ -195,7 +196,8 @@ impl Block {
                 name.len()
             ));
         }
-        // A name is shown on both sides, in messages and files, and the stream refuses these.
+        // The stream refuses control characters, because both sides show names in messages and
+        // files.
         if let Some(c) = name.chars().find(|c| c.is_control()) {
             return invalid(format!(
                 "a name has no control characters, this one has {c:?}"
@@ -226,8 +228,8 @@ impl Block {
         if (host as u64).checked_add(length.0).is_none() {
             return invalid(format!("{length} bytes from {host:p} wrap around"));
         }
-        // Without /proc (a chroot, a sandbox that forbids opening files) nothing is known of the
-        // mapping: then every page counts as touched.
+        // Without /proc (a chroot, a sandbox that forbids opening files) the mapping is unknown,
+        // and every page counts as touched.
         let mapping = pagemap::mapping_of(host as u64, length.0).unwrap_or(pagemap::Mapping::Other);
         let identity = match &file {
             None => None,
@@ -264,11 +266,11 @@ impl Block {
                         inode,
                         offset,
                     } => (device, inode, offset),
-                    // Several mappings, or nothing known.
+                    // Several mappings, or an unknown one: the descriptor's file is believed.
                     pagemap::Mapping::Other => (device, inode, file.offset),
                 };
-                // Some file systems show another device, and another inode, in maps than in stat:
-                // then nothing can be said.
+                // Some file systems show another device in maps than in stat. The inodes can be
+                // compared only when the devices are the same.
                 if found == device && mapped != inode {
                     return invalid(format!(
                         "the memory is mapped from another file (inode {mapped}) than the \
@@ -289,7 +291,7 @@ impl Block {
                 })
             }
         };
-        // Holes of tmpfs alone are looked for by lseek (`contents`).
+        // `contents` looks for holes by lseek in tmpfs files only.
         let of_tmpfs = identity.is_some_and(|i| i.kind == mem::FileKind::Tmpfs);
         let file = file.map(|file| BackingFile {
             fd: if of_tmpfs {
@@ -316,7 +318,7 @@ impl Block {
         })
     }
 
-    /// Its number.
+    /// The block's number.
     pub fn id(&self) -> BlockId {
         self.id
     }
@@ -332,11 +334,11 @@ impl Block {
     pub fn pages(&self) -> Pages {
         self.length.pages_down()
     }
-    /// The page size of what backs it.
+    /// The size of the host's pages behind the block.
     pub fn page_size(&self) -> Bytes {
         self.page_size
     }
-    /// What is special about it.
+    /// The block's properties.
     pub fn flags(&self) -> BlockFlags {
         self.flags
     }
@@ -344,28 +346,28 @@ impl Block {
     pub fn file(&self) -> Option<&BackingFile> {
         self.file.as_ref()
     }
-    /// What file that is.
+    /// The identity of that file.
     pub(super) fn identity(&self) -> Option<Identity> {
         self.identity
     }
 
-    /// The pages that userfaultfd's log has protected before anybody touched them; `None` while no
-    /// such log of ours watches the block.
+    /// The pages that the userfaultfd log protected before anybody touched them. `None` while no
+    /// such log of brant's watches the block.
     pub(crate) fn untouched(&self) -> Option<Arc<Untouched>> {
         self.lock_untouched().clone()
     }
 
-    /// A log begins to watch the block, or ends.
+    /// The userfaultfd log begins to watch the block, or ends (`None`).
     pub(crate) fn watch(&self, untouched: Option<Arc<Untouched>>) {
         *self.lock_untouched() = untouched;
     }
 
-    /// Whether it is known to read as zero, as [`BlockFlags::zeroed`] said.
+    /// Whether the block is still known to read as zero, by [`BlockFlags::zeroed`].
     pub(crate) fn is_zeroed(&self) -> bool {
         self.zeroed.load(Ordering::Relaxed)
     }
 
-    /// From now on it may hold anything.
+    /// From now on the block may hold anything.
     pub(crate) fn zeroed_no_more(&self) {
         if self.is_zeroed() {
             self.zeroed.store(false, Ordering::Relaxed);
@@ -376,11 +378,11 @@ impl Block {
         self.untouched.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Which of its pages are ballooned.
+    /// The block's ballooned pages.
     pub fn ballooned(&self) -> &Ballooned {
         &self.ballooned
     }
-    /// Which of its pages have lost their contents, as the VMM has declared.
+    /// The block's pages whose contents are lost, by the VMM's word.
     pub fn poisoned(&self) -> &Poisoned {
         &self.poisoned
     }
@@ -395,7 +397,7 @@ impl Block {
         self.host().wrapping_add((page.0 * PAGE_SIZE) as usize)
     }
 
-    /// A run of pages as a volatile slice, for whoever copies out of or into it.
+    /// A run of pages as a volatile slice, to copy out of or into.
     pub fn slice(&self, first: Pages, count: Pages) -> Result<VolatileSlice<'_>> {
         let end = first.0.checked_add(count.0);
         if end.is_none_or(|end| end > self.pages().0) {
@@ -418,7 +420,7 @@ impl Block {
         })
     }
 
-    /// A run of pages to be sent as it is, straight from guest memory.
+    /// A run of pages to be sent straight from guest memory, without a copy.
     #[doc(hidden)]
     pub fn part(&self, pages: Range<Pages>) -> Result<Part<'_>> {
         let slice = self.slice(pages.start, pages.end - pages.start)?;
@@ -426,7 +428,7 @@ impl Block {
         Ok(unsafe { Part::raw(slice.ptr_guard().as_ptr(), slice.len()) })
     }
 
-    /// A run of pages to be received into, straight into guest memory.
+    /// A run of pages to receive into, straight into guest memory, without a copy.
     #[doc(hidden)]
     pub fn part_mut(&self, pages: Range<Pages>) -> Result<PartMut<'_>> {
         let slice = self.slice(pages.start, pages.end - pages.start)?;
@@ -434,27 +436,27 @@ impl Block {
         Ok(unsafe { PartMut::raw(slice.ptr_guard_mut().as_ptr(), slice.len()) })
     }
 
-    /// Who uses its pages.
+    /// The uses of the block's pages.
     pub(super) fn uses(&self) -> &Uses {
         &self.uses
     }
 }
 
-/// A reference that keeps a block's memory from being taken away. Threads of brant's
-/// hold one across whatever blocks; nobody holds the map across it.
+/// A reference that keeps a block's memory mapped. A thread of brant's holds a pin, and not the
+/// map, across calls that may block.
 ///
-/// While a reader of dirty pages has one (in what it took), the block's removal is refused; for
-/// any other the removal waits.
+/// While a consumer's taken pages hold a pin, the removal of the block is refused. For any other
+/// pin the removal waits.
 #[derive(Debug)]
 pub struct BlockPin {
     block: Arc<Block>,
-    /// Whose it is, if a removal is refused because of it.
+    /// The pin's holder, if a removal is refused because of the pin.
     holder: Option<Arc<Holder>>,
 }
 
 impl BlockPin {
-    /// Pins `block`, which is known to be in the map; [`crate::memory::Memory::pin`] where it
-    /// is not known.
+    /// Pins `block`, which the caller knows to be in the map. Otherwise use
+    /// [`crate::memory::Memory::pin`].
     pub(crate) fn new(block: &Arc<Block>) -> Self {
         block.uses.begin();
         BlockPin {
@@ -463,8 +465,8 @@ impl BlockPin {
         }
     }
 
-    /// Pins `block` under a name, so that its removal is refused and does not wait. `None` when it
-    /// is being removed.
+    /// Pins `block` under a name, so that its removal is refused instead of waiting. `None` when
+    /// the block is being removed.
     ///
     /// # Errors
     /// [`Kind::NoMemory`].

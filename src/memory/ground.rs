@@ -1,11 +1,11 @@
-//! What the memory of a block is at this moment, and so what proves that a page of it holds
-//! nothing.
+//! What is mapped at a block's address at this moment, and which proof that a page holds nothing
+//! follows from it.
 //!
-//! A block is an address and a length. What is mapped there can change after the VMM described
-//! it: it registers the memory with a userfaultfd, maps another file over it, cuts its file off.
-//! So nothing is remembered from `add_block`. [`Looks::at`] asks the kernel which mapping holds a
-//! page, and keeps the answer until [`Looks::refresh`], which [`super::contents`] calls before each
-//! batch.
+//! A block is an address and a length. The mapping there can change after the VMM has described the
+//! block: the VMM registers the memory with a userfaultfd, maps another file over it, or cuts its
+//! file off. So nothing is remembered from `add_block`. [`Looks::at`] asks the kernel which mapping
+//! holds a page, and keeps the answer until [`Looks::refresh`], which [`super::contents`] calls
+//! before each batch.
 //!
 //! | memory | a page holds nothing when |
 //! |---|---|
@@ -16,12 +16,12 @@
 //! | shared memory whose file is not known | it is not in the page cache, and there is no swap |
 //! | any other; any that a userfaultfd of somebody else's watches | never: it is read |
 //!
-//! Why each of them is proof: a write to private memory makes an entry that only the VMM itself
-//! can take away again (`MADV_DONTNEED`, after which the page does read as zero); entries of
-//! pages in swap or on their way to another node are entries. tmpfs and hugetlbfs keep contents in
-//! the page cache and nowhere else but swap, so their file knows of writes through every
-//! mapping. A userfaultfd can give a page any contents when it is first touched, and its markers
-//! in page tables look like entries, so neither says anything where one watches.
+//! Why each row of the table is proof: a write to private memory makes an entry. Only the VMM
+//! itself can remove the entry (`MADV_DONTNEED`), and then the page does read as zero. A page in
+//! swap, or on its way to another node, has an entry too. tmpfs and hugetlbfs keep contents in the
+//! page cache or in swap and nowhere else, so the file knows of writes through every mapping. A
+//! userfaultfd can give a page any contents at its first touch, and its markers in page tables look
+//! like entries. So where a userfaultfd watches, neither an entry nor its absence is proof.
 
 use super::block::{Block, BlockId};
 use super::present::Reading;
@@ -35,21 +35,21 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// What our page tables say.
+/// What this process's page tables prove about a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tables {
-    /// Nothing that is needed.
+    /// Nothing.
     Silent,
-    /// A page that is present holds something; others may.
+    /// A present page holds something. Other pages may hold something too.
     Present,
-    /// A page with any entry may hold something; for others [`Below`] decides.
+    /// A page with any entry may hold something. For the other pages [`Below`] decides.
     Private,
 }
 
-/// What a page holds that has no entry, or of which entries say nothing.
+/// What a page holds when it has no entry, or when entries prove nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Below {
-    /// Nobody knows.
+    /// It is unknown.
     Unknown,
     /// Nothing.
     Zero,
@@ -64,9 +64,9 @@ pub(super) enum Below {
 /// Where a block lies in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileAt {
-    /// The block's own descriptor, or the one that was found behind the mapping.
+    /// Whether the descriptor is the block's own, or one that was found behind the mapping.
     given: bool,
-    /// Offset of the block's first byte in the file. It wraps around where the mapping begins inside
+    /// Offset of the block's first byte in the file. It wraps around if the mapping begins inside
     /// of the block.
     start: u64,
 }
@@ -83,17 +83,17 @@ impl FileAt {
     }
 }
 
-/// Which userfaultfd is told of what happens to the memory.
+/// Which userfaultfd the memory is registered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watcher {
     Nobody,
-    /// Our own log, which only protects.
+    /// That of brant's own log, which only protects pages.
     Log,
-    /// Somebody else's, who may fill pages when they are touched; or it is not known.
+    /// Another one, which may fill pages when they are touched; or it is unknown.
     Somebody,
 }
 
-/// What some pages of a block are.
+/// The kind of memory of some pages of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ground {
     pub(super) start: Pages,
@@ -101,14 +101,14 @@ pub(super) struct Ground {
     pub(super) tables: Tables,
     pub(super) below: Below,
     pub(super) watcher: Watcher,
-    /// What the kernel gives memory in, where it gives more than a page of ours at once: huge pages
-    /// that were set aside. Of other private memory a page that holds nothing can be read without
-    /// taking any: the kernel maps its page of zeros.
+    /// The size of the huge pages behind the memory, if they come from a pool that was set aside. A
+    /// read of an empty page takes a whole huge page from that pool. In other private memory such a
+    /// read takes no memory: the kernel maps its page of zeros.
     pub(super) huge: Option<Pages>,
 }
 
 impl Ground {
-    /// Pages of which nothing can be said.
+    /// Pages of an unknown kind.
     fn unknown(pages: Range<Pages>) -> Ground {
         Ground {
             start: pages.start,
@@ -130,9 +130,10 @@ struct Found {
     file: Option<(OwnedFd, FileKind)>,
 }
 
-/// What smaps said, where userfaultfd is not to be had and so nothing quicker can be asked. It
-/// walks all page tables of the process, so the answer is kept for a while: at most one part in
-/// [`SHARE`] of the time goes into it. A userfaultfd that somebody registers meanwhile is seen late.
+/// The answer of smaps, for a process that cannot have a userfaultfd and so has no quicker
+/// question. Reading smaps walks all page tables of the process. The answer is therefore kept for a
+/// while, so that at most one part in [`SHARE`] of the time goes into reading it. A userfaultfd
+/// that is registered meanwhile is seen late.
 #[derive(Debug)]
 struct Served {
     range: Range<u64>,
@@ -144,7 +145,7 @@ struct Served {
 /// See [`Served`].
 const SHARE: u32 = 20;
 
-/// Looks at mappings, and keeps the last answer. Of the process and for the thread that made it.
+/// Looks at mappings of the process that made it, and keeps the last answer. For one thread.
 #[derive(Debug)]
 pub(super) struct Looks {
     /// `None` without /proc.
@@ -176,25 +177,25 @@ impl Looks {
         }
     }
 
-    /// As on a kernel before 6.11.
+    /// Behaves as on a kernel before 6.11.
     #[cfg(test)]
     pub(super) fn ask_text_only(&mut self) {
         self.maps = self.maps.take().map(Maps::text_only);
     }
 
-    /// As where userfaultfd is not to be had.
+    /// Behaves as where userfaultfd is not available.
     #[cfg(test)]
     pub(super) fn ask_smaps_only(&mut self) {
         self.probe = None;
     }
 
-    /// As without the right to look behind mappings.
+    /// Behaves as without the right to look behind mappings.
     #[cfg(test)]
     pub(super) fn find_no_files(&mut self) {
         self.finds_files = false;
     }
 
-    /// For whoever is about to read pages.
+    /// The check for a caller that is about to read pages.
     pub(super) fn reading(&self) -> Reading<'_> {
         Reading::new(self.maps.as_ref(), self.pagemap.as_ref())
     }
@@ -203,7 +204,7 @@ impl Looks {
         self.pagemap.as_ref()
     }
 
-    /// Forgets what was seen: the next question asks the kernel.
+    /// Forgets the last answer: the next question asks the kernel.
     pub(super) fn refresh(&mut self) {
         self.last = None;
         let old = |s: &Served| s.asked.elapsed() > s.cost * SHARE;
@@ -212,7 +213,7 @@ impl Looks {
         }
     }
 
-    /// What `page` of `block` is, and how many pages after it are the same.
+    /// The kind of memory at `page` of `block`, and how many pages from there on are of that kind.
     pub(super) fn at(&mut self, block: &Block, page: Pages) -> Ground {
         if let Some((id, ground)) = &self.last {
             if *id == block.id() && (ground.start..ground.end).contains(&page) {
@@ -249,7 +250,7 @@ impl Looks {
         let end = Bytes(area.end.min(host + block.length().0) - host).pages_down();
         let mut ground = Ground::unknown(start..end);
         if area.inode == 0 || area.huge_anonymous {
-            // Shared memory has a file, if only one of the kernel's.
+            // Shared memory always has a file, sometimes one of the kernel's own.
             if !area.shared && self.pagemap.is_some() {
                 ground.tables = Tables::Private;
                 ground.below = Below::Zero;
@@ -283,7 +284,7 @@ impl Looks {
         if tables != Tables::Silent && self.pagemap.is_none() {
             return;
         }
-        // What lies behind the end of the file cannot be read at all, and must not pass for a hole.
+        // Pages behind the end of the file cannot be read at all, and must not pass for holes.
         if let Below::Tmpfs(at) | Below::Hugetlbfs(at) = below {
             let length = self.file(block, at).map(mem::file_length);
             let Some(Ok(Some(length))) = length else {
@@ -350,7 +351,7 @@ impl Looks {
         }
     }
 
-    /// Whether the memory at a page is registered for asynchronous protection, as our log does.
+    /// Whether the memory at a page is registered for asynchronous protection, as brant's log does.
     fn is_protected(&self, address: u64) -> bool {
         let query = Query {
             all: WPALLOWED,

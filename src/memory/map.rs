@@ -1,9 +1,8 @@
-//! The map: which blocks there are, at which guest addresses and in which KVM slots
-//! they appear.
+//! The map: the guest's blocks, and the guest addresses and KVM slots that show them.
 //!
-//! A [`Map`] is immutable. [`Memory`] holds the current one and swaps it by epoch, so
-//! that a mark from a vCPU thread looks a guest address up without a lock. Whoever
-//! tracks the memory is told of a change before it takes effect ([`MapObserver`]).
+//! A [`Map`] is immutable. [`Memory`] holds the current map and swaps it by epoch, so that a mark
+//! from a vCPU thread looks up a guest address without a lock. A tracker learns of a change before
+//! it takes effect ([`MapObserver`]).
 
 use super::ballooned::Gate;
 use super::block::{Block, BlockDescription, BlockId, BlockPin, BLOCKS_MAX};
@@ -26,8 +25,8 @@ pub use super::slot::{Slot, SlotDescription, NO_SLOT};
 
 /// The most slots in one map; KVM's own limit is 32764 an address space.
 pub const SLOTS_MAX: usize = 65536;
-/// Guest physical addresses have this many bits at most: what the architecture's page tables can
-/// hold. KVM refuses slots beyond what the processor at hand has of them.
+/// The most bits of a guest physical address, by the architecture's page tables. A processor may
+/// have fewer; KVM refuses slots beyond its limit.
 pub const GUEST_ADDRESS_BITS: u32 = if cfg!(target_arch = "riscv64") {
     // Sv57x4: the guest's addresses are two bits longer.
     59
@@ -60,7 +59,7 @@ impl std::fmt::Debug for Map {
     }
 }
 
-/// A part of a block that guest addresses lead to.
+/// A part of a block that a range of guest addresses maps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockPart {
     /// The block.
@@ -69,12 +68,12 @@ pub struct BlockPart {
     pub first: Pages,
     /// How many pages.
     pub pages: Pages,
-    /// How many pages of the range that was asked about come before it.
+    /// The pages between the start of the queried range and this part.
     pub before: Pages,
 }
 
 impl Map {
-    /// Counts the changes; two maps of one guest with the same generation are the same.
+    /// The number of changes so far. Two maps of one guest with the same generation are the same.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -107,14 +106,15 @@ impl Map {
         Bytes(self.total)
     }
 
-    /// Blocks of this map that `other` lacks. Costs what differs, if one was made from the other.
+    /// Blocks of this map that `other` lacks. If one map was made from the other, the cost is that
+    /// of the difference.
     pub fn blocks_not_in(&self, other: &Map) -> Result<Vec<Arc<Block>>> {
         // A number stands for one block for ever.
         self.blocks.not_in(&other.blocks, |_, _| true)
     }
 
-    /// Slots of this map that `other` lacks, or has otherwise. Costs what differs, if one was
-    /// made from the other.
+    /// Slots of this map that `other` lacks or has with other values. If one map was made from the
+    /// other, the cost is that of the difference.
     pub fn slots_not_in(&self, other: &Map) -> Result<Vec<Arc<Slot>>> {
         self.slots.not_in(&other.slots, |a, b| a == b)
     }
@@ -130,9 +130,9 @@ impl Map {
         })
     }
 
-    /// Which parts of blocks `pages` pages from a guest address are, by address. Addresses that no
-    /// slot maps are left out, and cost nothing. Addresses are page frames: the low 12 bits count
-    /// as 0. Allocates nothing.
+    /// The parts of blocks that `pages` pages from a guest address on map to, in the order of
+    /// addresses. Addresses that no slot maps are left out, and cost nothing. The low 12 bits of
+    /// the address count as 0. Allocates nothing.
     pub fn block_parts(
         &self,
         from: GuestAddress,
@@ -187,9 +187,9 @@ impl Map {
         self.blocks.insert(block);
     }
 
-    /// With the slots that show it.
+    /// Removes the block and the slots that show it.
     fn remove_block(&mut self, block: &Arc<Block>) {
-        // One by one: a list of them would be as long as there are slots.
+        // Slots go one by one, because a list of them could be as long as all slots.
         loop {
             let slot = self.slots_of(block.id(), 0..u64::MAX).next().cloned();
             let Some(slot) = slot else {
@@ -223,15 +223,15 @@ impl Map {
     }
 }
 
-/// Somebody who must know of a change before it happens: a tracker.
+/// An observer of the map that must know of a change before it happens: a tracker.
 pub trait MapObserver: Send + Sync {
-    /// The map is about to change from `old` to `new`. What the old one's slots logged
-    /// is still there to be read. An error refuses the change; observers that had agreed
-    /// to it before are then told of the change back.
+    /// The map is about to change from `old` to `new`. The logs of the old map's slots can still be
+    /// read. An error refuses the change. Observers that had agreed to the change are then called
+    /// for the change back.
     fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()>;
 
-    /// The map has changed from `old` to `new`. Whoever removed a block waits next until nobody
-    /// pins it.
+    /// The map has changed from `old` to `new`. If a block was removed, its removal next waits
+    /// until nobody pins the block.
     fn map_changed(&self, old: &Map, new: &Map) {
         let _ = (old, new);
     }
@@ -280,13 +280,13 @@ impl Memory {
         &self.ownership
     }
 
-    /// The map as it is now.
+    /// The current map.
     pub fn map(&self) -> Arc<Map> {
         self.current.load()
     }
 
-    /// Lets `look` see the map as it is now, without a lock and without counting a
-    /// reference. `look` must not block.
+    /// Calls `look` with the current map, without a lock and without counting a reference. `look`
+    /// must not block.
     pub fn with_map<R>(&self, look: impl FnOnce(&Map) -> R) -> R {
         self.current.with(look)
     }
@@ -296,11 +296,11 @@ impl Memory {
         self.current.get(pinned)
     }
 
-    /// Pins a block that is in the map now. `None` if it is not: then [`Memory::remove_block`]
-    /// may have returned, and the memory may be somebody else's.
+    /// Pins a block that is in the map now. `None` if the block is not in the map: then
+    /// [`Memory::remove_block`] may have returned, and the VMM may have unmapped the memory.
     pub fn pin(&self, block: &Arc<Block>) -> Option<BlockPin> {
-        // Pin first, then look: a removal takes the block out of the map before it waits for
-        // pins, so one that we do not see yet will see the pin.
+        // Pins first, then looks. A removal takes the block out of the map before it waits for
+        // pins. So a removal that this look misses will see the pin.
         let pin = BlockPin::new(block);
         self.with_map(|map| map.block(block.id()).is_some())
             .then_some(pin)
@@ -315,14 +315,14 @@ impl Memory {
         self.map()
     }
 
-    /// Tells `observer` of pages that count as written though no log saw it, from now on, until it
-    /// is dropped.
+    /// Tells `observer` of pages that count as written although no log saw a write, from now on,
+    /// until the observer is dropped.
     pub fn observe_written(&self, observer: Weak<dyn WrittenObserver>) {
         let _change = self.lock();
         self.written.add(observer);
     }
 
-    /// Pages count as written in every tracker. After the write.
+    /// Makes pages count as written in every tracker. Call it after the write.
     pub(crate) fn tell_written(&self, block: BlockId, range: Range<u64>) {
         self.written.tell(block, range);
     }
@@ -332,8 +332,8 @@ impl Memory {
         !self.written.is_empty()
     }
 
-    /// Adds a block. It maps to no guest address until a slot does that. The number that it gets is
-    /// no other block's in the life of the guest, also after it was removed.
+    /// Adds a block, which no guest address shows until a slot is added. The block's number is
+    /// never used again in the life of the guest, even after the block's removal.
     pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -368,28 +368,28 @@ impl Memory {
             ));
         };
         map.add_block(Arc::new(Block::new(id, description)?));
-        // Also when the change is refused: somebody may know the number by then.
+        // The number is used up even when the change is refused: an observer may have seen it.
         change.next_block = next;
         self.publish(&mut change, map)?;
         Ok(id)
     }
 
-    /// The VMM says that the guest runs here, where brant cannot know it. [`Kind::State`] or
-    /// [`Kind::Busy`] where it must not run. No block counts as zeroed any more.
+    /// The VMM says that the guest runs here, when brant cannot know it. [`Kind::State`] or
+    /// [`Kind::Busy`] when the guest must not run here. No block counts as zeroed any more.
     pub fn runs_here(&self) -> Result<()> {
         self.guest_ran();
         self.ownership().runs_here()
     }
 
-    /// The VMM says that no other copy of the guest runs or ever will: it is here again.
-    /// [`Kind::State`] or [`Kind::Busy`] where that cannot be. No block counts as zeroed any more.
+    /// The VMM says that no other copy of the guest runs or ever will: the guest is here again.
+    /// [`Kind::State`] or [`Kind::Busy`] when that cannot be. No block counts as zeroed any more.
     pub fn reclaim(&self) -> Result<()> {
         self.guest_ran();
         self.ownership().reclaim()
     }
 
-    /// The VMM says that the guest has ended here: another may arrive in its memory.
-    /// [`Kind::State`] or [`Kind::Busy`] where that cannot be. No block counts as zeroed any more.
+    /// The VMM says that the guest has ended here: another guest may arrive in its memory.
+    /// [`Kind::State`] or [`Kind::Busy`] when that cannot be. No block counts as zeroed any more.
     pub fn give_up(&self) -> Result<()> {
         self.guest_ran();
         self.ownership().give_up()
@@ -405,7 +405,7 @@ impl Memory {
         });
     }
 
-    /// The number of the block with that name, for whoever has only the name.
+    /// The number of the block with that name.
     ///
     /// # Errors
     /// `NotFound` where there is none.
@@ -417,14 +417,14 @@ impl Memory {
             })
     }
 
-    /// Removes a block and its slots. Returns when no thread of brant's touches its
-    /// memory any more: a migration's thread that waits for its peer with pages of the block is
+    /// Removes a block and its slots. Returns when no thread of brant's touches the block's memory
+    /// any more. A migration's thread that waits for its peer while it holds pages of the block is
     /// asked to let go of them ([`PinRecall`](super::PinRecall)).
     ///
     /// # Errors
     /// [`Kind::NotFound`] where there is no such block any more.
     ///
-    /// [`Kind::Busy`] while a consumer uses pages of it that it took
+    /// [`Kind::Busy`] while a consumer uses pages of the block that it took
     /// ([`Consumer::take`](crate::dirty::consumer::Consumer::take)). The message names the
     /// consumer. Nothing has changed, and nothing was waited for.
     pub fn remove_block(&self, id: BlockId) -> Result<()> {
@@ -434,7 +434,7 @@ impl Memory {
             let Some(block) = map.block(id).cloned() else {
                 return Err(no_block(id));
             };
-            // Until the map has changed, or the change was refused.
+            // Nobody begins to hold the block until the map has changed, or the change was refused.
             let _leaving = Leaving::begin(&block)?;
             map.remove_block(&block);
             self.publish(&mut change, map)?;
@@ -444,8 +444,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds a slot: maps part of a block to guest addresses and, unless its number is
-    /// [`NO_SLOT`], names the KVM slot that does so. The slot exists in KVM already.
+    /// Adds a slot: guest addresses that show part of a block. Unless its number is [`NO_SLOT`],
+    /// the slot exists in KVM already under that number.
     pub fn add_slot(&self, description: &SlotDescription) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -535,9 +535,9 @@ impl Memory {
         self.publish(&mut change, map)
     }
 
-    /// Removes a slot by its guest address (and number). Call it before deleting the
-    /// slot from KVM: what it has logged is harvested first, and is lost otherwise.
-    /// Nothing may write through the slot from this call on.
+    /// Removes a slot by its number and guest address. Call this before you delete the slot from
+    /// KVM: the call harvests the slot's log, which the deletion destroys. Nothing may write
+    /// through the slot from this call on.
     pub fn remove_slot(&self, slot: u32, guest_address: GuestAddress) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());

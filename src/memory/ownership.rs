@@ -1,21 +1,21 @@
-//! Who has the guest: one answer for each guest object, whatever uses it.
+//! Who has the guest: one answer for each guest object, for all its migrations, saves and restores.
 //!
 //! Example: a guest moved from here to host B. Minutes later another migration of the same guest
 //! object is started, to host C. Its memory here is whole and nothing looks wrong, but the guest
-//! runs at B: a second copy would run at C. So the answer belongs to the guest object and
-//! outlives the migration that gave the guest away. Whoever begins something asks here first,
-//! and asking and beginning are one step under one lock.
+//! runs at B: a second copy would run at C. So the answer belongs to the guest object and outlives
+//! the migration that gave the guest away. A migration, save or restore asks here before it begins.
+//! Asking and beginning are one step under one lock.
 //!
-//! The rules are `Guest`, a pure value that is tested by table. [`Ownership`] puts it behind a
-//! lock, and lets `pause` wait for kicks (`Ownership::kick`) that have begun: a VMM may kick its vCPUs
-//! by stopping and starting the guest, so that a kick after the hand-over would run a guest that
-//! runs elsewhere.
+//! The rules are in `Guest`, a pure value that is tested by table. [`Ownership`] puts it behind a
+//! lock. It also makes `pause` wait for kicks (`Ownership::kick`) that have begun. A VMM may kick
+//! its vCPUs by stopping and starting the guest, so a kick after the hand-over would start a guest
+//! that runs elsewhere.
 //!
-//! A save to an image and a restore from one take part in the same way: of all these at most one has a
-//! guest at a time, and the others are refused by its name.
+//! At most one migration, save or restore has a guest at a time. Another one is refused with an
+//! error that names the first.
 //!
-//! A migration, save or restore holds a `Claim`, from its start to the end of its object. What the claim says
-//! follows the migration's state (`Stage`). Used by the migrations and by dirty logs that kick.
+//! A migration, save or restore holds a `Claim` from its start to the end of its object, and
+//! reports each `Stage` that it comes to. Dirty logs that kick vCPUs ask here too.
 
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -25,11 +25,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 #[repr(u32)]
 #[non_exhaustive]
 pub enum Whose {
-    /// Nothing is known: the VMM runs the guest, or waits for one to arrive.
+    /// Nothing is known yet: the VMM runs the guest, or waits for a guest to arrive.
     Unknown = 0,
     /// The guest runs here.
     Here = 1,
-    /// The guest is here and stands: `resume` or `run` failed, or a save or restore left it so.
+    /// The guest is here and stands still: `resume` or `run` failed, or a save or restore left the
+    /// guest paused.
     Stands = 2,
     /// An outgoing migration sends the guest's memory; the guest runs here.
     Leaving = 3,
@@ -39,10 +40,10 @@ pub enum Whose {
     HandingOver = 5,
     /// The destination said that it runs the guest.
     HandedOver = 6,
-    /// Handed over without an answer: the VMM has to resolve the migration.
+    /// The guest was handed over without an answer. The VMM has to resolve the migration.
     Unanswered = 7,
-    /// The VMM gave the guest up here, or an incoming migration that failed has overwritten one that
-    /// was handed over.
+    /// The VMM gave the guest up here. Or the guest was handed over, and an incoming migration that
+    /// failed has overwritten its memory since.
     GivenUp = 8,
     /// An incoming migration fills the guest's memory.
     Arriving = 9,
@@ -81,7 +82,7 @@ pub(crate) enum Stage {
     Arrived,
     /// Destination: no guest came.
     NotArrived,
-    /// The guest is here and stands: the VMM could not start it, or is to start it itself.
+    /// The guest is here and stands still: the VMM could not start it, or will start it by itself.
     Stands,
     /// Save: the guest is paused, or may be.
     SavePaused,
@@ -89,14 +90,14 @@ pub(crate) enum Stage {
     Restoring,
 }
 
-/// What is known of one guest: the rules, without a lock.
+/// Who has one guest, and the rules by which that changes, without a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Guest {
     whose: Whose,
-    /// Where it goes back to when the migration in progress comes to nothing.
+    /// Who had the guest before the migration in progress.
     before: Whose,
-    /// An incoming migration wrote to the memory and no guest came of it: what was handed over
-    /// from here cannot be taken back, and counts as given up.
+    /// An incoming migration wrote to the memory and failed. A guest that was handed over from here
+    /// before cannot be taken back, and counts as given up.
     overwritten: bool,
 }
 
@@ -129,7 +130,7 @@ const SAVING: &str = "this guest is being saved to an image";
 const RESTORING: &str = "this guest is being restored from an image";
 
 impl Guest {
-    /// Why one that was given up may not go on here.
+    /// Why a guest that was given up may not run on here.
     fn why_given_up(self) -> &'static str {
         match self.overwritten {
             true => OVERWRITTEN,
@@ -137,7 +138,7 @@ impl Guest {
         }
     }
 
-    /// Who has it when the migration in progress comes to nothing.
+    /// Who has the guest when the migration in progress has changed nothing.
     fn as_before(self) -> Whose {
         match self.before {
             Whose::HandedOver if self.overwritten => Whose::GivenUp,
@@ -145,13 +146,14 @@ impl Guest {
         }
     }
 
-    /// Who has it.
+    /// Who has the guest.
     pub fn whose(self) -> Whose {
         self.whose
     }
 
-    /// Whether the VMM's `kick` may be called. Not while the guest is paused for a migration, nor
-    /// where another copy of it may run: a kick may start it.
+    /// Whether the VMM's `kick` may be called. It may start the guest, so it must not be called
+    /// while the guest is paused for a migration or a save, nor where another copy of the guest may
+    /// run.
     pub fn may_kick(self) -> bool {
         match self.whose {
             Whose::Unknown | Whose::Here => true,
@@ -267,15 +269,15 @@ impl Guest {
         }
     }
 
-    /// The migration in progress ends without having come to anything, its object with it.
+    /// The object of the migration in progress is dropped; the migration may be unfinished.
     #[must_use]
     pub fn let_go(self) -> Guest {
         let whose = match self.whose {
             Whose::Leaving | Whose::Arriving | Whose::Saving | Whose::Restoring => self.as_before(),
-            // Nobody is left who could resolve it: only the VMM's word that the copy is gone
-            // brings it back.
+            // The migration can no longer be resolved. The guest comes back only by the VMM's word
+            // that the other copy is gone.
             Whose::Unanswered | Whose::HandingOver => Whose::HandedOver,
-            // It was paused and nobody resumed it.
+            // The guest was paused, and nobody resumed it.
             Whose::Paused | Whose::SavePaused => Whose::Stands,
             whose => whose,
         };
@@ -342,7 +344,8 @@ impl Guest {
                 overwritten: false,
                 ..self
             }),
-            // It has gone already; what an incoming migration did to its memory stays true.
+            // The guest has left already. Whether an incoming migration overwrote its memory does
+            // not change.
             Whose::HandedOver | Whose::GivenUp => Ok(Guest {
                 whose: Whose::GivenUp,
                 ..self
@@ -359,7 +362,7 @@ impl Guest {
 #[derive(Debug, Default)]
 struct Inner {
     guest: Guest,
-    /// Counts the claims: an old one does not speak for the guest any more.
+    /// The number of the newest claim. Reports through older claims are ignored.
     claims: u64,
     /// Calls of `kick` in progress.
     kicks: u64,
@@ -383,8 +386,8 @@ impl Ownership {
         self.lock().guest.whose()
     }
 
-    /// Makes the guest what `change` says, if it may be, and waits for the kicks in progress if
-    /// none is allowed any more.
+    /// Makes `change` if it is allowed, and then waits for the kicks in progress if kicks are not
+    /// allowed any more.
     fn change(&self, change: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
         let mut inner = self.lock();
         change(&mut inner)?;
@@ -450,8 +453,8 @@ impl Ownership {
         })
     }
 
-    /// Calls the VMM's `kick`, if it may be called now; else `None`, and nothing is called. No
-    /// guest is paused for a migration while this is inside `kick`.
+    /// Calls the VMM's `kick` if that is allowed now; else returns `None`. No migration pauses the
+    /// guest while a `kick` is in progress.
     pub(crate) fn kick<R>(&self, kick: impl FnOnce() -> R) -> Option<R> {
         /// Counts down also when the VMM panics.
         struct Kicking<'a>(&'a Ownership);
@@ -483,8 +486,8 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The migration has come to `stage`. Where the guest is paused in it, returns when the
-    /// kicks in progress have ended. Ignored once another migration has the guest.
+    /// The migration has come to `stage`. If the guest is paused in that stage, this returns when
+    /// the kicks in progress have ended. Ignored once another claim on the guest was made.
     pub fn comes_to(&self, stage: Stage) {
         let _ = self.ownership.change(|inner| {
             if inner.claims == self.number {

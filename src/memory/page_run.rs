@@ -1,9 +1,9 @@
 //! [`PageRun`]: some pages of one block that follow one another, checked once.
 //!
 //! Example of what the check is for: a record of pages 510 to 513 belongs to two stretches, and so
-//! to two lanes; a run that ends past its block is memory of somebody else's. Whoever holds a
-//! `PageRun` needs no second check: its pages are inside the block, and inside one stretch of it.
-//! It is a plain value and pins nothing. [`Block::run`] makes it.
+//! to two lanes. A run that ends past its block is foreign memory. The pages of a `PageRun` are
+//! inside the block and inside one stretch, so no second check is needed. A `PageRun` is a plain
+//! value and pins nothing. [`Block::run`] makes it.
 
 use super::block::{Block, BlockId};
 use crate::error::{Error, Kind, Result};
@@ -45,8 +45,7 @@ impl PageRun {
         self.first..self.end()
     }
 
-    /// Some of them, again as a run: the pages of `range`, which lies inside this one. A range that
-    /// does not is cut.
+    /// The pages of `range`, as a run. A range that reaches out of this run is cut.
     pub fn part(&self, range: Range<Pages>) -> PageRun {
         let last = self.end() - Pages(1);
         let first = range.start.clamp(self.first, last);

@@ -1,6 +1,6 @@
 //! A slot: the part of a block that the guest sees at one place of its address space.
 //!
-//! What slots a guest has, and that they do not overlap, is the map's business (`map`).
+//! The list of a guest's slots, and the check that they do not overlap, are in `map`.
 
 use super::block::BlockId;
 use crate::sys::kvm::MEM_READONLY;
@@ -8,7 +8,7 @@ use crate::units::{Bytes, Pages};
 use std::ops::Range;
 use vm_memory::GuestAddress;
 
-/// The slot number of a piece that maps to guest addresses without being a KVM slot.
+/// The slot number of a slot that KVM does not know.
 pub const NO_SLOT: u32 = u32::MAX;
 
 /// A slot as the VMM describes it: `length` bytes of a block, at a guest address. Fields may be
@@ -16,8 +16,8 @@ pub const NO_SLOT: u32 = u32::MAX;
 /// [`BlockDescription`](super::block::BlockDescription).
 #[derive(Debug, Clone)]
 pub struct SlotDescription {
-    /// KVM's slot number, with the address space in the upper 16 bits; [`NO_SLOT`] if
-    /// this is no KVM slot.
+    /// KVM's slot number, with the address space in the upper 16 bits. [`NO_SLOT`] if KVM does not
+    /// know the slot.
     pub slot: u32,
     /// `KVM_MEM_*` flags as the VMM set them, without `KVM_MEM_LOG_DIRTY_PAGES`.
     pub flags: u32,
@@ -32,7 +32,8 @@ pub struct SlotDescription {
 }
 
 impl SlotDescription {
-    /// The beginning of a block, at a guest address; no slot of KVM's.
+    /// A slot that shows a block's first `length` bytes at a guest address, with the number
+    /// [`NO_SLOT`].
     pub fn new(block: BlockId, guest_address: GuestAddress, length: Bytes) -> Self {
         SlotDescription {
             slot: NO_SLOT,
@@ -52,9 +53,9 @@ pub struct Slot {
     pub slot: u32,
     /// `KVM_MEM_*` flags, without the logging flag.
     pub flags: u32,
-    /// The block it shows.
+    /// The block that the slot shows.
     pub block: BlockId,
-    /// First page of the block that it shows.
+    /// The first page of the block that the slot shows.
     pub first: Pages,
     /// How many pages.
     pub pages: Pages,
@@ -62,17 +63,17 @@ pub struct Slot {
     pub guest_address: GuestAddress,
     /// Host virtual address of the first byte.
     pub host_address: u64,
-    /// Whether the block is one that the guest cannot write.
+    /// Whether the guest cannot write the block.
     pub rom: bool,
 }
 
 impl Slot {
-    /// Whether KVM logs guest writes to it: a slot of KVM's, and writable.
+    /// Whether KVM logs guest writes to the slot: KVM knows it, and it is writable.
     pub fn is_logged(&self) -> bool {
         self.slot != NO_SLOT && self.flags & MEM_READONLY == 0 && !self.rom
     }
 
-    /// The guest addresses at which it shows its block.
+    /// The guest addresses at which the slot shows its block.
     pub(crate) fn guest_range(&self) -> Range<u64> {
         self.guest_address.0..self.guest_end()
     }
@@ -81,7 +82,7 @@ impl Slot {
         self.guest_address.0 + self.pages.bytes().0
     }
 
-    /// The address space it is in.
+    /// KVM's address space of the slot.
     pub(super) fn space(&self) -> u32 {
         match self.slot {
             NO_SLOT => 0,
