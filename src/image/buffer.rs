@@ -1,9 +1,9 @@
-//! Memory that a device can be given (`O_DIRECT`): it begins at a page's boundary.
+//! A page-aligned buffer, which `O_DIRECT` needs.
 
 use crate::error::{Error, Result};
 use crate::units::PAGE_SIZE;
 
-/// Bytes from a page's boundary on.
+/// A page-aligned buffer of bytes.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
@@ -12,7 +12,7 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// `length` bytes; [`crate::error::Kind::NoMemory`].
+    /// Allocates `length` bytes, or fails with [`crate::error::Kind::NoMemory`].
     pub(super) fn new(length: usize) -> Result<Buffer> {
         let page = PAGE_SIZE as usize;
         let mut bytes = Vec::new();
@@ -37,7 +37,7 @@ impl Buffer {
     }
 }
 
-/// Whether `bytes`, written at `offset`, is what a device can be given.
+/// Whether `bytes` may be written at `offset` past the page cache.
 pub(super) fn is_aligned(bytes: &[u8], offset: u64) -> bool {
     let page = PAGE_SIZE as usize;
     bytes.as_ptr().addr().is_multiple_of(page)

@@ -1,8 +1,8 @@
 //! The header and the index of an image, from values to bytes and back. Pure: no file, no guest.
 //!
-//! `docs/image.md` has the same byte by byte. All numbers are little-endian. What comes from a file is
-//! believed of nothing: each length and each place is checked against the limits here and against
-//! the file's own length before it is used, and the checksums before anything else is looked at.
+//! `docs/image.md` describes the format byte by byte. All numbers are little-endian. Nothing in a
+//! file is trusted. A checksum is checked before the fields that it covers are used. Each length
+//! and offset is checked against the limits here and against the file's length before it is used.
 
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -11,7 +11,7 @@ use crate::units::{Bytes, PAGE_SIZE};
 
 /// The first bytes of an image.
 pub const MAGIC: [u8; 8] = *b"BRANTIMG";
-/// The version that is written, and the only one that is read.
+/// The version that this software writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
 /// The header is one page.
 pub const HEADER_LEN: usize = PAGE_SIZE as usize;
@@ -28,7 +28,7 @@ pub const BLOBS_MAX: usize = 65_536;
 /// The longest name of a blob, in bytes.
 pub const BLOB_NAME_MAX: usize = 128;
 
-/// What the header says.
+/// The header: where the index is, and how long the file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// How long the file is.
@@ -44,15 +44,16 @@ pub struct Header {
 pub struct BlockEntry {
     /// Its name.
     pub name: String,
-    /// In bytes.
+    /// Length in bytes.
     pub length: u64,
-    /// Of what backed it.
+    /// Size of the host's pages behind the block when it was saved.
     pub page_size: u64,
     /// Whether the guest cannot write it.
     pub rom: bool,
-    /// Where its first page is. Page `n` is `n * 4096` further on, and its table follows the last one.
+    /// Offset of the block's first page. Page `n` is `n * 4096` bytes further on. The block's table
+    /// of checksums follows the last page.
     pub offset: u64,
-    /// The checksum of each piece of its table.
+    /// The checksum of each piece of the block's table.
     pub pieces: Vec<u32>,
 }
 
@@ -78,7 +79,7 @@ impl BlockEntry {
 pub enum BlobKind {
     /// Before the memory layouts are compared.
     Early = 1,
-    /// When all of memory is there.
+    /// After all pages have been restored.
     State = 2,
 }
 
@@ -87,11 +88,11 @@ pub enum BlobKind {
 pub struct BlobEntry {
     /// When it is loaded.
     pub kind: BlobKind,
-    /// What it is the state of.
+    /// The blob's name.
     pub name: String,
-    /// Which one of several of that name.
+    /// Tells blobs of one name apart.
     pub instance: u32,
-    /// The VMM's own version of it.
+    /// The VMM's version of the blob's format.
     pub version: u32,
     /// Where it is.
     pub offset: u64,
@@ -101,27 +102,27 @@ pub struct BlobEntry {
     pub sum: u32,
 }
 
-/// All that an image says of itself.
+/// The index: the image's blocks and blobs.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Index {
     /// The guest's blocks, in the order in which they lie in the file.
     pub blocks: Vec<BlockEntry>,
-    /// What the VMM saved, in its order.
+    /// The VMM's blobs, in the order of saving.
     pub blobs: Vec<BlobEntry>,
 }
 
-/// Bytes of the table of a block of `pages` pages, up to a whole page.
+/// Length in bytes of the table of a block of `pages` pages, rounded up to a whole page.
 pub fn table_length(pages: u64) -> u64 {
     Bytes(pages * 4).pages_up().bytes().0
 }
 
-/// Pieces of that table.
+/// The number of pieces of such a table.
 pub fn piece_count(pages: u64) -> u64 {
     pages.div_ceil(PIECE_PAGES)
 }
 
-/// What a table says of a page that holds `page`. 0 says that a page is zero, so no page with contents
-/// has it.
+/// The table's checksum of a page with the contents `page`. It is never 0, because 0 in a table
+/// means a zero page.
 pub fn page_sum(page: &[u8]) -> u32 {
     match crc32fast::hash(page) {
         0 => u32::MAX,
@@ -135,7 +136,7 @@ fn wrong(message: String) -> Error {
 }
 
 impl Header {
-    /// As bytes.
+    /// Encodes to bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -148,11 +149,12 @@ impl Header {
         bytes
     }
 
-    /// From the first page of a file of `length` bytes, or as much of one as there is.
+    /// Decodes the header from the first bytes of a file of `length` bytes: one page, or fewer if
+    /// the file is shorter.
     ///
     /// # Errors
-    /// [`Kind::Image`] for what is no image, or no whole one; [`Kind::Version`] for one of another
-    /// version.
+    /// [`Kind::Image`] for a file that is not an image, or not a whole one. [`Kind::Version`] for
+    /// an image of another version.
     pub fn decode(bytes: &[u8], length: u64) -> Result<Header> {
         let magic = bytes.get(..8);
         if magic != Some(&MAGIC) {
@@ -209,7 +211,7 @@ impl Header {
     }
 }
 
-/// Bytes that grow, fallibly.
+/// A byte vector that grows fallibly.
 #[derive(Default)]
 struct Bytewise(Vec<u8>);
 
@@ -229,7 +231,7 @@ impl Bytewise {
 /// Reads an index from its front.
 struct Fields<'a> {
     rest: &'a [u8],
-    /// Where the next byte is in the file.
+    /// The offset in the file of the next byte.
     at: u64,
 }
 
@@ -266,8 +268,8 @@ impl<'a> Fields<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A number of things of which each takes `least` bytes or more, so that no room is made for
-    /// more than there can be.
+    /// Reads a count of entries that take `least` bytes or more each. A count that the rest of the
+    /// index cannot hold is refused, before memory for it is allocated.
     fn count(&mut self, what: &str, most: usize, least: usize) -> Result<usize> {
         let at = self.at;
         let count = self.u32(what)? as usize;
@@ -299,15 +301,15 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The least that a block takes in an index, and a blob.
+/// The fewest bytes that a block, and a blob, takes in an index.
 const BLOCK_LEAST: usize = 8 * 3 + 4 + 2 + 1 + 4;
 const BLOB_LEAST: usize = 4 * 3 + 8 * 2 + 4 + 2 + 1;
 
 impl Index {
-    /// As bytes.
+    /// Encodes to bytes.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for one that is too long; [`Kind::NoMemory`].
+    /// [`Kind::Invalid`] for an index that is too long; [`Kind::NoMemory`].
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut to = Bytewise::default();
         to.put(&(self.blocks.len() as u32).to_le_bytes())?;
@@ -343,10 +345,10 @@ impl Index {
         Ok(to.0)
     }
 
-    /// From the bytes at `header.index_offset` up to the end of the file.
+    /// Decodes the index from the bytes at `header.index_offset` up to the end of the file.
     ///
     /// # Errors
-    /// [`Kind::Image`] for what does not fit together.
+    /// [`Kind::Image`] for an index that contradicts itself or the header.
     pub fn decode(bytes: &[u8], header: &Header) -> Result<Index> {
         let found = crc32fast::hash(bytes);
         if found != header.index_sum {
@@ -360,7 +362,7 @@ impl Index {
             at: header.index_offset,
         };
         let mut index = Index::default();
-        // Whatever a place says lies behind what was placed before, and before the index.
+        // Each area must begin behind the area before it, and end before the index.
         let mut free = HEADER_LEN as u64;
         let count = from.count("blocks", BLOCKS_MAX, BLOCK_LEAST)?;
         fallible::reserve(&mut index.blocks, count, "an image's blocks")?;

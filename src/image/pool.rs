@@ -1,12 +1,13 @@
-//! Threads that write an image's pages, and the buffers that go to them and come back.
+//! The threads that write an image's pages, and their buffers.
 //!
-//! A batch's pages are copied before they are written. Example of what that is for: a guest writes a
-//! page while the device reads it. The file then holds a mixture, and its checksum is of neither; file
-//! systems with checksums of their own call the mixture damaged. The copy also ends the pins of the
-//! batch: nobody who removes a block waits for a disk.
+//! A batch's pages are copied before they are written. Example of what goes wrong without a copy:
+//! the guest writes a page while the device reads it. The file then holds a mixture of two
+//! versions, and the checksum fits neither. A file system with checksums of its own calls the
+//! mixture damaged. The copy also ends the pins of the batch, so the removal of a block never waits
+//! for a disk.
 //!
-//! **The newest version wins.** Batches are written at the same time and in any order, so one that has
-//! pages of a stretch that is still on its way waits for it ([`Pool::room`]).
+//! **The newest version wins.** Batches are written at the same time and in any order. So a batch
+//! waits as long as another batch with pages of the same stretch is on its way ([`Pool::room`]).
 
 use super::buffer::Buffer;
 use super::table::Table;
@@ -20,15 +21,15 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// How often a wait looks whether it was cancelled.
+/// How often a wait checks for a cancel.
 const LOOK: Duration = Duration::from_millis(10);
-/// Batches for each writer: one that it writes, one that is filled meanwhile.
+/// Batches for each writer thread: one that the thread writes, and one that is filled meanwhile.
 const BATCHES: usize = 2;
 
 /// Called first on each thread that an image starts; see [`crate::vmm::Vmm::thread_start`].
 pub type Announce = Arc<dyn Fn(Role) -> Result<()> + Send + Sync>;
 
-/// A block's place in the file, and what is there.
+/// A block's area in the file, and its table.
 #[derive(Debug)]
 pub(super) struct Area {
     pub(super) name: String,
@@ -39,21 +40,21 @@ pub(super) struct Area {
     pub(super) table: Table,
 }
 
-/// Pages of one block, and what the image is to hold of them.
+/// Pages of one block, and the contents that the image gets for them.
 pub(super) struct Piece {
     pub(super) area: Arc<Area>,
     pub(super) first: u64,
     pub(super) count: u64,
-    /// Where in the batch's buffer their contents are, in pages; `None`: they are zero.
+    /// Position of the contents in the batch's buffer, in pages. `None` for zero pages.
     pub(super) at: Option<usize>,
 }
 
-/// What lies between a batch's first page and its last, by block and page.
+/// The range from a batch's first page to its last, by block and page.
 pub(super) type Span = Range<(u32, u64)>;
 
-/// The span of pages that were taken, in whole stretches: where a file system keeps 2 MiB of a file in
-/// one piece of its cache, a write through the cache and one past it, to neighbours and at once, are an
-/// error of the later sync.
+/// The span of taken pages, rounded to whole stretches. A file system may keep 2 MiB of a file in
+/// one piece of its cache. Two writes to neighbouring pages at once, one through the cache and one
+/// past it, then make a later sync fail.
 pub(super) fn span(taken: &Taken) -> Span {
     let mut runs = taken.runs();
     let Some(first) = runs.next() else {
@@ -77,12 +78,12 @@ pub(super) struct Batch {
 struct State {
     queue: VecDeque<Batch>,
     free: Vec<Buffer>,
-    /// Of the batches in the queue and those that are being written.
+    /// The spans of all batches in the queue or being written.
     spans: Vec<Span>,
-    /// What went wrong first.
+    /// The first error of any writer thread.
     error: Option<Error>,
     closing: bool,
-    /// How many threads are left.
+    /// The number of writer threads that still run.
     writers: usize,
 }
 
@@ -99,7 +100,7 @@ impl Shared {
     }
 }
 
-/// See the file's description. Dropped, it ends its threads and removes the file.
+/// See the file's description. A dropped pool ends its threads and removes the file.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<Join<()>>,
@@ -141,17 +142,17 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The file.
+    /// The file that the pool writes.
     pub(super) fn file(&self) -> &Unfinished {
         &self.shared.file
     }
 
-    /// What went wrong, if anything did.
+    /// Returns the first error of a writer thread, if there was one.
     pub(super) fn check(&self) -> Result<()> {
         self.shared.lock().error.clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until `ready` gives something, or until it is asked to let go of pins (`None`).
+    /// Waits until `ready` gives a value, or until a removal wants pins back (`None`).
     fn wait<R>(
         &self,
         recall: Option<&Recall>,
@@ -174,8 +175,8 @@ impl Pool {
         }
     }
 
-    /// A buffer for a batch of pages, none of which is on its way. `None`: somebody wants their
-    /// pins back.
+    /// A buffer for a batch with this span, when no page of the span is on its way any more. `None`
+    /// when a removal wants the pins back.
     pub(super) fn room(&self, span: &Span, recall: &Recall) -> Result<Option<Buffer>> {
         self.wait(Some(recall), |state| {
             let waits = state.spans.iter().any(|other| overlap(span, other));
@@ -186,7 +187,7 @@ impl Pool {
         })
     }
 
-    /// Has a batch written.
+    /// Queues a batch for the writer threads.
     pub(super) fn submit(&self, batch: Batch) {
         let mut state = self.shared.lock();
         state.spans.push(batch.span.clone());
@@ -208,14 +209,14 @@ impl Pool {
             std::mem::take(&mut state.queue)
         };
         self.shared.changed.notify_all();
-        // Puts pages back, under a lock of the tracker's.
+        // Dropping the batches puts their pages back, which takes a lock of the tracker's.
         drop(left);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 
-    /// Ends the threads and hands out the file, into which all is written.
+    /// Ends the threads and returns the file with all batches written.
     pub(super) fn into_file(mut self) -> Result<Unfinished> {
         self.barrier()?;
         self.end();
@@ -233,7 +234,7 @@ impl Drop for Pool {
     }
 }
 
-/// A writer's thread.
+/// The body of a writer thread.
 fn run(shared: &Shared, announce: &Announce) {
     let failed = |error: Error| {
         shared.lock().error.get_or_insert(error);
@@ -271,7 +272,7 @@ fn run(shared: &Shared, announce: &Announce) {
         });
         match written.and_then(|written| written) {
             Ok(()) => taken.delivered(),
-            // The pages are pending again before anybody hears of it.
+            // The pages are pending again before the error is published.
             Err(error) => {
                 drop(taken);
                 failed(error);
@@ -287,7 +288,7 @@ fn run(shared: &Shared, announce: &Announce) {
     }
 }
 
-/// Brings a batch into the file.
+/// Writes a batch to the file.
 fn write(file: &Unfinished, buffer: &Buffer, pieces: &[Piece]) -> Result<()> {
     for piece in pieces {
         let area = &piece.area;
@@ -312,7 +313,7 @@ fn write(file: &Unfinished, buffer: &Buffer, pieces: &[Piece]) -> Result<()> {
     Ok(())
 }
 
-/// Pages are zero: those that had contents become holes.
+/// Makes pages zero in the file: those that had contents become holes.
 fn zero(file: &Unfinished, area: &Area, pages: Range<u64>) {
     let mut at = pages.start;
     while at < pages.end {

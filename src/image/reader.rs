@@ -1,7 +1,7 @@
-//! An image that is read: opened, checked, and brought into guest memory by several threads.
+//! Reads an image: opens it, checks it, and brings its pages into guest memory on several threads.
 //!
-//! A page goes into guest memory after its checksum was right, never before. Header and index are
-//! checked when the image is opened, the tables of checksums and the pages as they are read.
+//! A page goes into guest memory only after its checksum was found right. Header and index are
+//! checked when the image is opened. Tables of checksums and pages are checked when they are read.
 
 use super::buffer::Buffer;
 use super::format::{BlobEntry, BlockEntry, Header, Index, HEADER_LEN, PIECE_PAGES};
@@ -23,12 +23,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Bytes that are read at once, of what is kept in memory: what a file promises has to be there.
+/// Bytes of the index or a blob that are read at once. The memory for them grows step by step, so a
+/// false length in a file cannot cause a large allocation.
 const STEP: u64 = 1 << 20;
-/// Pages that are read at once.
+/// Guest pages that are read at once.
 const PAGES_AT_ONCE: u64 = STRETCH_PAGES;
 
-/// An image, whose header and index are whole.
+/// An open image whose header and index were checked.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
@@ -37,7 +38,7 @@ pub struct Image {
     index: Index,
 }
 
-/// How far a fill has come. Any thread.
+/// The progress of a fill. May be read on any thread.
 #[derive(Debug, Default)]
 pub struct Filled {
     data: AtomicU64,
@@ -45,23 +46,23 @@ pub struct Filled {
 }
 
 impl Filled {
-    /// Pages that came with contents.
+    /// Pages filled with contents.
     pub fn data_pages(&self) -> u64 {
         self.data.load(Relaxed)
     }
 
-    /// Pages that are zero.
+    /// Zero pages.
     pub fn zero_pages(&self) -> u64 {
         self.zero.load(Relaxed)
     }
 }
 
 impl Image {
-    /// Opens an image and checks what it says of itself.
+    /// Opens an image and checks its header and index.
     ///
     /// # Errors
-    /// [`Kind::Image`] and [`Kind::Version`] for what is no image that this software reads, with what
-    /// was expected and found.
+    /// [`Kind::Image`] and [`Kind::Version`] for a file that is not an image of a version that this
+    /// software reads. The message says what was expected and found.
     pub fn open(path: &Path, way: Way) -> Result<Image> {
         let named = |e: Error| e.context(format_args!("image `{}`", path.display()));
         let cached = disk::open_for_reading(path, Way::Cached)
@@ -87,7 +88,7 @@ impl Image {
         Ok(image)
     }
 
-    /// What is in it.
+    /// The index of the image.
     pub fn index(&self) -> &Index {
         &self.index
     }
@@ -133,7 +134,7 @@ impl Image {
         Ok(())
     }
 
-    /// Reads `length` bytes into memory that grows with what is there.
+    /// Reads `length` bytes into memory that grows only as bytes arrive.
     fn read_up_to(&self, offset: u64, length: u64, what: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         while (bytes.len() as u64) < length {
@@ -146,10 +147,10 @@ impl Image {
         Ok(bytes)
     }
 
-    /// The bytes of a blob. The caller has found its length fit to be kept.
+    /// The bytes of a blob. The caller has checked the blob's length against its limit.
     ///
     /// # Errors
-    /// [`Kind::Image`] where its checksum is another.
+    /// [`Kind::Image`] when the blob's checksum is wrong.
     pub fn blob(&self, blob: &BlobEntry) -> Result<Vec<u8>> {
         let what = format!("state `{}`", blob.name);
         let bytes = self.read_up_to(blob.offset, blob.length, &what)?;
@@ -164,11 +165,11 @@ impl Image {
     }
 
     /// Brings all pages into `targets`, the guest's blocks in the order of the index, on `readers`
-    /// threads. Some pages may have been written after an error.
+    /// threads. When this fails, some pages have perhaps been written.
     ///
     /// # Errors
-    /// [`Kind::Image`] for the first page that is damaged, [`Kind::Memory`] for memory that cannot be
-    /// written, [`Kind::Layout`] where a block was removed, and of reading.
+    /// [`Kind::Image`] for the first page that is damaged, [`Kind::Memory`] for memory that cannot
+    /// be written, [`Kind::Layout`] when a block was removed, and errors of reading the file.
     pub fn fill(
         self: &Arc<Self>,
         memory: &Arc<Memory>,
@@ -225,7 +226,7 @@ impl Image {
     }
 }
 
-/// One piece of a block's table, and the pages that it is of.
+/// One piece of a block's table, and the pages whose checksums it holds.
 struct Unit {
     entry: usize,
     piece: usize,
@@ -233,7 +234,7 @@ struct Unit {
     zeroed: bool,
 }
 
-/// What the threads share.
+/// State that the reader threads share.
 struct Fill {
     image: Arc<Image>,
     memory: Arc<Memory>,
@@ -241,12 +242,12 @@ struct Fill {
     units: Vec<Unit>,
     next: AtomicUsize,
     cancel: Cancel,
-    /// What went wrong first.
+    /// The first error of any thread.
     error: Mutex<Option<Error>>,
     filled: Arc<Filled>,
 }
 
-/// What one thread needs for itself.
+/// Buffers and helpers of one thread.
 struct Hands {
     buffer: Buffer,
     table: Buffer,
@@ -323,7 +324,7 @@ impl Fill {
         Ok(())
     }
 
-    /// The block, if it is still there.
+    /// Pins the block, if it is still in the map.
     fn pin(&self, block: &Arc<Block>) -> Result<BlockPin> {
         self.memory.pin(block).ok_or_else(|| {
             let name = block.name();
@@ -332,7 +333,7 @@ impl Fill {
         })
     }
 
-    /// Says of pages that their contents are the image's.
+    /// Notes that pages hold the image's contents now.
     fn arrived(&self, block: &Block, range: &Range<u64>) {
         block.ballooned().arrived(range.clone());
         block.poisoned().arrived(range.clone());

@@ -1,8 +1,9 @@
-//! What a save knows of each page of a block that is in the image: its checksum, or that it is zero.
+//! The table of one block during a save: for each page in the image its checksum, or 0 for a zero
+//! page.
 //!
-//! A row is one page of the table as it is in the file, and is made when the first page of its 4 MiB
-//! gets contents. So a guest that never touched most of its memory costs little here, and its table
-//! is mostly holes.
+//! A row is one page of the table in the file, for 4 MiB of the guest. A row is made when the first
+//! of its pages gets contents. So a guest that never touched most of its memory needs few rows, and
+//! its table is mostly holes.
 
 use super::format::{page_sum, PIECE_PAGES};
 use crate::error::{Error, Result};
@@ -16,15 +17,15 @@ const ROW: u64 = PAGE_SIZE / 4;
 /// Rows in a piece of the table that has a checksum of its own.
 const PIECE_ROWS: usize = (PIECE_PAGES / ROW) as usize;
 
-/// See the file's description. Any thread; who says something of a page is ordered by whoever gives
-/// pages to threads.
+/// See the file's description. May be used on any thread. The pool gives a page to one thread at a
+/// time, so updates of a page are in order.
 #[derive(Debug)]
 pub(super) struct Table {
     rows: Vec<OnceLock<Vec<AtomicU32>>>,
 }
 
 impl Table {
-    /// Of a block of `pages` pages that are all zero.
+    /// The table of a block of `pages` pages, all zero.
     pub(super) fn new(pages: u64) -> Result<Table> {
         let count = pages.div_ceil(ROW);
         let rows = (0..count).map(|_| OnceLock::new());
@@ -41,7 +42,7 @@ impl Table {
         let mut made = Vec::new();
         fallible::reserve(&mut made, ROW as usize, "checksums of pages")?;
         made.resize_with(ROW as usize, AtomicU32::default);
-        // Of two threads one is first.
+        // If two threads make the row at once, the first one's is kept.
         let _ = row.set(made);
         row.get()
             .map(Vec::as_slice)
@@ -54,7 +55,7 @@ impl Table {
         row.is_some_and(|row| row[(page % ROW) as usize].load(Relaxed) != 0)
     }
 
-    /// The pages from `first` on hold `contents` in the image.
+    /// Notes that the pages from `first` on have `contents` in the image.
     pub(super) fn set(&self, first: u64, contents: &[u8]) -> Result<()> {
         for (page, contents) in (first..).zip(contents.chunks_exact(PAGE_SIZE as usize)) {
             self.row(page)?[(page % ROW) as usize].store(page_sum(contents), Relaxed);
@@ -62,15 +63,15 @@ impl Table {
         Ok(())
     }
 
-    /// A page is zero in the image.
+    /// Notes that a page is zero in the image.
     pub(super) fn clear(&self, page: u64) {
         if let Some(row) = self.rows[(page / ROW) as usize].get() {
             row[(page % ROW) as usize].store(0, Relaxed);
         }
     }
 
-    /// Calls `each` with the pieces of the table as they are in the file, in order, and whether there
-    /// is anything in it.
+    /// Calls `each` with the pieces of the table as they are in the file, in order, and whether the
+    /// piece has any checksum.
     pub(super) fn pieces(&self, mut each: impl FnMut(&[u8], bool) -> Result<()>) -> Result<()> {
         let mut bytes = Vec::new();
         fallible::reserve(

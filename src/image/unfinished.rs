@@ -1,8 +1,9 @@
-//! An image that is not whole yet: a file under a name of its own, beside the one that it will have.
+//! An image that is not whole yet: a file with a temporary name, in the directory of its final
+//! name.
 //!
-//! Whoever looks at the final name finds what was there before, or a whole image, never half of one.
-//! Dropped before it is finished, the file is removed. Only a process that is killed leaves one,
-//! named `.brant-image-` and 16 hexadecimal digits.
+//! The final name leads to the earlier file or to a whole image, never to a part of one. A file
+//! that is dropped before it is finished is removed. Only a process that is killed leaves one
+//! behind, named `.brant-image-` and 16 hexadecimal digits.
 
 use super::buffer::is_aligned;
 use crate::error::{Error, Kind, Result};
@@ -14,31 +15,32 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Shorter writes go through the page cache: each one past it waits for the device.
+/// Shorter writes go through the page cache, because each write past the cache waits for the
+/// device.
 pub(super) const DIRECT_LEAST: usize = 64 << 10;
 
 /// See the file's description.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     directory: PathBuf,
-    /// The name that it will have.
+    /// The final name.
     path: PathBuf,
-    /// The name that it has; empty when it has been given the other.
+    /// The temporary name; empty once the file has its final name.
     temporary: PathBuf,
     cached: File,
-    /// The same file, past the page cache, where the file system lets it be reached so.
+    /// The same file, opened past the page cache (`O_DIRECT`), if the file system allows it.
     direct: Option<File>,
     /// A write past the page cache was refused.
     refused: AtomicBool,
 }
 
-/// What is said of a path in messages.
+/// A path as messages show it.
 fn named(path: &Path) -> String {
     format!("image `{}`", path.display())
 }
 
 impl Unfinished {
-    /// Begins an image that is to be at `path`; nothing, or a regular file, is there now.
+    /// Begins an image that will get the name `path`, where nothing or a regular file exists now.
     pub(super) fn begin(path: &Path, way: Way) -> Result<Unfinished> {
         let invalid = |what: String| Error::new(Kind::Invalid, format!("{}: {what}", named(path)));
         if path.file_name().is_none() {
@@ -73,24 +75,25 @@ impl Unfinished {
             refused: AtomicBool::new(false),
         };
         if way == Way::Direct {
-            // Where it cannot be had (EINVAL of some file systems), the page cache does as well.
+            // Some file systems refuse `O_DIRECT` with EINVAL. Then writes go through the page
+            // cache.
             unfinished.direct = disk::open_for_writing(&unfinished.temporary, way).ok();
         }
         Ok(unfinished)
     }
 
-    /// What a failure of a call on it is as an error.
+    /// The error for a failed call on the file.
     pub(super) fn failed(&self, doing: &str, error: io::Error) -> Error {
         Error::os(format_args!("{}: {doing}", named(&self.path)), error)
     }
 
-    /// Has it end at `length`.
+    /// Sets the file's length.
     pub(super) fn set_length(&self, length: u64) -> Result<()> {
         disk::set_length(self.cached.as_fd(), length)
             .map_err(|e| self.failed(&format!("growing it to {length} bytes"), e))
     }
 
-    /// Writes bytes at a place. Any thread.
+    /// Writes bytes at an offset. May be called on any thread.
     pub(super) fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let (mut rest, mut at) = (bytes, offset);
         while !rest.is_empty() {
@@ -114,12 +117,12 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Makes a part of it a hole, if the file system can; else it keeps what it has.
+    /// Makes a part of the file a hole. If the file system cannot, the part keeps its contents.
     pub(super) fn punch(&self, offset: u64, length: u64) {
         let _ = mem::punch_hole(self.cached.as_fd(), offset, length);
     }
 
-    /// Gives it its name, and has file and name last.
+    /// Syncs the file to its device, gives it its name, and syncs the directory.
     pub(super) fn finish(mut self) -> Result<()> {
         disk::sync(self.cached.as_fd()).map_err(|e| self.failed("syncing it", e))?;
         disk::rename(&self.temporary, &self.path).map_err(|e| self.failed("naming it", e))?;

@@ -1,4 +1,4 @@
-//! The outlet that writes pages into an image, and what makes the image whole after the last one.
+//! The outlet that writes pages into an image and, after the last page, completes the image.
 
 use super::format::{
     BlobEntry, BlobKind, BlockEntry, Header, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX, HEADER_LEN,
@@ -23,10 +23,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The most writers.
+/// The most writer threads.
 pub const WRITERS_MAX: u32 = 64;
 
-/// What the VMM saved, until it is written.
+/// The VMM's blobs, kept in memory until they are written.
 #[derive(Debug, Default)]
 pub struct Blobs {
     list: Vec<(BlobEntry, Vec<u8>)>,
@@ -35,7 +35,7 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// None yet. Those that come are early ones until [`Blobs::state_begins`].
+    /// An empty list. Blobs that are added before [`Blobs::state_begins`] are early ones.
     pub fn new() -> Blobs {
         Blobs {
             early: true,
@@ -43,12 +43,12 @@ impl Blobs {
         }
     }
 
-    /// Those that come now are loaded when memory is there.
+    /// Blobs that are added from now on are state: a restore loads them after memory.
     pub fn state_begins(&mut self) {
         self.early = false;
     }
 
-    /// Their bytes.
+    /// The length of all blobs together.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -94,7 +94,7 @@ pub struct Writer {
     pool: Pool,
     contents: Contents,
     areas: HashMap<u32, Arc<Area>>,
-    /// Behind the last area.
+    /// The offset behind the last area of the file.
     end: u64,
 }
 
@@ -107,10 +107,10 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// Begins an image that is to be at `path`, of the blocks that `memory` has and may get.
+    /// Begins an image that will get the name `path`, of all blocks that `memory` has and may get.
     ///
     /// # Errors
-    /// Of the path, of the file system, and where buffers or threads cannot be had.
+    /// Those of the path and the file system, and when buffers or threads cannot be made.
     pub fn begin(
         path: &Path,
         memory: &Memory,
@@ -132,7 +132,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Where a block is in the file; a place behind all others for one that is new.
+    /// The area of a block in the file. A new block gets an area behind all others.
     fn area(&mut self, block: &Block) -> Result<Arc<Area>> {
         if let Some(area) = self.areas.get(&block.id().0) {
             return Ok(Arc::clone(area));
@@ -140,7 +140,7 @@ impl Writer {
         let pages = block.pages().0;
         let offset = self.end.next_multiple_of(ALIGN);
         let end = offset + block.length().0 + super::format::table_length(pages);
-        // A limit on files is met here, before anything is written.
+        // A limit on the length of files fails here, before anything is written.
         self.pool.file().set_length(end)?;
         let area = Arc::new(Area {
             name: block.name().to_owned(),
@@ -156,10 +156,10 @@ impl Writer {
         Ok(area)
     }
 
-    /// The guest's blocks are those of `map` at the moment that the image shows.
+    /// Fixes the image's blocks: those of `map`, the map when the guest was paused.
     ///
     /// # Errors
-    /// Where there is no room for one that no page has been written of.
+    /// When there is no room for a block of which no page was written yet.
     pub fn seal(&mut self, map: &Map) -> Result<()> {
         for block in map.blocks() {
             self.area(block)?;
@@ -175,11 +175,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what the VMM saved, the tables, the index and the header, and gives the file its name.
-    /// How long it is.
+    /// Writes the VMM's blobs, the tables, the index and the header, and gives the file its name.
+    /// Returns the file's length.
     ///
     /// # Errors
-    /// Of writing. The file is gone then.
+    /// Those of writing. The file is removed then.
     pub fn finish_image(mut self, blobs: Blobs, cancel: &Cancel) -> Result<u64> {
         self.barrier()?;
         let mut areas: Vec<_> = self.areas.drain().map(|(_, area)| area).collect();
@@ -214,7 +214,7 @@ impl Writer {
     }
 }
 
-/// Writes a block's table, and says of the block what the index is to say.
+/// Writes a block's table, and makes the block's entry of the index.
 fn table(file: &Unfinished, area: &Area) -> Result<BlockEntry> {
     let mut entry = BlockEntry {
         name: area.name.clone(),
@@ -242,13 +242,14 @@ impl Outlet for Writer {
         let begun = Instant::now();
         let span = span(&taken);
         let Some(mut buffer) = self.pool.room(&span, recall)? else {
-            // They are pending again, and a block may go.
+            // The pages are pending again, so a removal need not wait for this batch.
             return Ok(Put::default());
         };
         let mut put = Put::default();
         let mut pieces = Vec::new();
         let mut used = 0;
-        // The runs' protection is back, so what is asked from here on is true of them.
+        // The runs' protection has been restored, so what is found out from here on stays true or
+        // is logged.
         self.contents.refresh();
         for run in taken.runs() {
             // A guest has run here.

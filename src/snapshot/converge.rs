@@ -1,19 +1,20 @@
 //! Whether a save makes another pass or pauses the guest. Pure: no clock, no thread.
 //!
-//! A migration that cannot converge fails; a save pauses the guest, which runs on afterwards at the
-//! same place. So the question is only whether another pass makes the pause shorter.
+//! A migration that cannot converge fails. A save can pause the guest at any time, because the
+//! guest runs on here afterwards. So the only question is whether another pass makes the pause
+//! shorter.
 
 use crate::units::Bytes;
 use std::time::Duration;
 
-/// How it stands after a pass.
+/// The facts after a pass.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
     /// How many passes were made.
     pub(super) pass: u32,
-    /// What the guest has written during the last one.
+    /// Bytes that the guest wrote during the last pass.
     pub(super) remaining: Bytes,
-    /// The same after the pass before.
+    /// The value of `remaining` after the pass before.
     pub(super) before: Option<Bytes>,
     /// Bytes with contents that were written in the last pass, and the time that it took.
     pub(super) written: Bytes,
@@ -23,10 +24,10 @@ pub(super) struct Facts {
 /// Whether to pause now.
 pub(super) fn pause_now(facts: &Facts, downtime_limit: Duration, max_passes: u32) -> bool {
     let left = facts.remaining.0 as f64;
-    // A pass that wrote next to nothing measures no disk.
+    // A pass that wrote next to nothing does not measure the disk.
     let rate = facts.written.0 as f64 / facts.took.as_secs_f64().max(1e-3);
     let fits = left <= rate * downtime_limit.as_secs_f64() / 2.0;
-    // A quarter less is worth a pass.
+    // Another pass is worth its time if the last one left a quarter less.
     let stuck = facts
         .before
         .is_some_and(|before| left > before.0 as f64 * 0.75);

@@ -1,4 +1,4 @@
-//! What a save and a restore are told, and the figures that they tell.
+//! The parameters and the figures of a save and of a restore.
 
 use crate::error::{Error, Kind, Result};
 use crate::image::WRITERS_MAX;
@@ -6,7 +6,7 @@ use crate::units::PAGE_SIZE;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Where a save or a restore is. The numbers are part of the C ABI.
+/// The state of a save or a restore. The numbers are part of the C ABI.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -18,9 +18,9 @@ pub enum State {
     Preparing = 1,
     /// Save: writing memory while the guest runs.
     Copying = 2,
-    /// Save: the guest is paused; its state is saved and the last pages are written.
+    /// Save: the guest is paused. The VMM saves its state, and the last pages are written.
     Paused = 3,
-    /// Save: the last page is written; the file is made whole and gets its name.
+    /// Save: the last page has been written. The file is completed and gets its name.
     Finishing = 4,
     /// Restore: memory is being read.
     Filling = 5,
@@ -28,14 +28,14 @@ pub enum State {
     Loading = 6,
     /// Restore: the VMM starts the guest.
     Starting = 7,
-    /// It is done.
+    /// The save or restore succeeded.
     Completed = 8,
-    /// It failed, or was cancelled.
+    /// The save or restore failed or was cancelled.
     Failed = 9,
 }
 
 impl State {
-    /// Whether nothing follows it.
+    /// Whether this is an end: no other state follows.
     pub fn is_over(self) -> bool {
         matches!(self, State::Completed | State::Failed)
     }
@@ -61,42 +61,44 @@ impl State {
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Where it is.
+    /// The current state.
     pub state: State,
-    /// Why it failed.
+    /// Why the save or restore failed.
     pub error: Option<Kind>,
     /// Save: the pass over memory, from 1; 0 before the first.
     pub pass: u32,
-    /// How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has
-    /// completed, and not before.
+    /// The progress in hundredths of a percent, 0 to 10000. It never falls, and is 10000 only in
+    /// [`State::Completed`].
     pub progress: u32,
     /// The guest's memory, in bytes.
     pub total_bytes: u64,
-    /// Of it, what is still to be written or read. May grow while a guest that is saved runs.
+    /// Bytes of the guest's memory still to be written or read. May grow during a save while the
+    /// guest runs.
     pub remaining_bytes: u64,
-    /// Pages with contents; one that is written again counts again.
+    /// Pages with contents that were written or read. A page that is written again counts again.
     pub data_pages: u64,
-    /// Pages that are zero, ballooned ones included, which take no room; one that is told again counts
-    /// again.
+    /// Zero pages, ballooned ones included; they take no room in the file. A page that is handled
+    /// again counts again.
     pub zero_pages: u64,
     /// Save, of the zero pages: ballooned ones.
     pub ballooned_pages: u64,
     /// Save, of the zero pages: those whose contents the VMM has declared lost.
     pub poisoned_pages: u64,
-    /// What the VMM saved or loads, in bytes.
+    /// Bytes of the VMM's blobs.
     pub state_bytes: u64,
-    /// How long the file is; less of it takes room on the disk, where pages are zero. 0 until that is
-    /// known.
+    /// The length of the file; 0 until it is known. Zero pages take no room on the disk, so the
+    /// file may occupy less.
     pub file_bytes: u64,
     /// Since the start.
     pub elapsed: Duration,
     /// Save: how long the guest stood still, from the call of `pause` to the return of `resume`.
-    /// `None` before, and where it was left paused or had been paused before.
+    /// `None` before that, when the guest stays paused, and when it was paused already at the
+    /// start.
     pub downtime: Option<Duration>,
 }
 
 impl Stats {
-    /// Moves the progress on, never back.
+    /// Computes the progress anew; it never falls.
     pub(super) fn advance(&mut self) {
         let done = self.data_pages + self.zero_pages;
         let left = self.remaining_bytes / PAGE_SIZE;
@@ -125,25 +127,25 @@ fn within<T: PartialOrd + std::fmt::Display>(
     ))
 }
 
-/// How a guest is saved.
+/// Parameters of a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SaveParams {
-    /// Passes go on until the rest can be written in half of this time; 1 ms to 1 hour, 300 ms unless
-    /// it is said. A guest that writes faster than the disk is paused all the same: see `max_passes`.
+    /// Passes go on until the rest can be written in half of this time: 1 ms to 1 hour, by default
+    /// 300 ms. A guest that writes faster than the disk is paused nevertheless: see `max_passes`.
     pub downtime_limit: Duration,
-    /// After so many passes the guest is paused, however much is left; 1 to 1000, 30 unless it is said.
-    /// It is paused sooner where a pass leaves hardly less than the one before. With 1 the guest
-    /// is paused after one pass.
+    /// After this many passes the guest is paused, however much is left: 1 to 1000, by default 30.
+    /// It is paused sooner when a pass leaves hardly less than the pass before.
     pub max_passes: u32,
-    /// Threads that write; 1 to 64, 2 unless it is said.
+    /// Threads that write: 1 to 64, by default 2.
     pub writers: u32,
-    /// Whether long writes go past the page cache (`O_DIRECT`), where the file system lets them. So
-    /// it is unless it is said.
+    /// Whether long writes go past the page cache (`O_DIRECT`), if the file system allows it. On by
+    /// default.
     pub direct: bool,
-    /// The guest is paused when the save is started, and stays so: neither `pause` nor `resume` is
-    /// called. It is written in one pass.
+    /// The guest is paused already when the save starts, and stays paused: neither `pause` nor
+    /// `resume` is called. Its memory is written in one pass.
     pub already_paused: bool,
-    /// The guest stays paused once it is saved. After a failure or a cancel it runs on.
+    /// The guest stays paused after a successful save. After a failure or a cancel the guest runs
+    /// on.
     pub stay_paused: bool,
 }
 
@@ -169,17 +171,17 @@ impl SaveParams {
     }
 }
 
-/// How a guest is restored.
+/// Parameters of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestoreParams {
-    /// Threads that read; 1 to 64, 2 unless it is said.
+    /// Threads that read: 1 to 64, by default 2.
     pub readers: u32,
-    /// Whether long reads go past the page cache (`O_DIRECT`), where the file system lets them. So
-    /// it is unless it is said.
+    /// Whether long reads go past the page cache (`O_DIRECT`), if the file system allows it. On by
+    /// default.
     pub direct: bool,
-    /// The most bytes of what a VMM saved that are taken; 4 KiB to 1 TiB, 256 MiB unless it is said.
+    /// The most bytes of blobs that the restore accepts: 4 KiB to 1 TiB, by default 256 MiB.
     pub max_state_bytes: u64,
-    /// `run` is not called: the guest stands, and the VMM starts it.
+    /// brant does not call `run`: the guest stays paused, and the VMM starts it.
     pub stay_paused: bool,
 }
 

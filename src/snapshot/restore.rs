@@ -1,4 +1,4 @@
-//! [`Restore`]: a guest from a file.
+//! [`Restore`] starts a guest from a file.
 
 use super::report::{RestoreParams, State, Stats};
 use super::task::{Ending, Task};
@@ -32,16 +32,16 @@ struct Shared {
     begun: OnceLock<Instant>,
 }
 
-/// A restore of a guest from a file that [`super::Save`] made. One object, one restore. The example is
-/// there.
+/// A restore of a guest from a file that [`super::Save`] made. One object, one restore. For an
+/// example see [`super::Save`].
 ///
-/// The guest has blocks of the same names, lengths and page sizes as the one that was saved, or adds
-/// them in `early_load`. Header, index and what the VMM saved are checked before the first page of
-/// memory is written, each page before it is. After an error memory holds nothing of use, and no
+/// The guest has blocks of the same names, lengths and page sizes as the saved guest, or adds them
+/// in `early_load`. Header, index and blobs are checked before the first page of memory is written.
+/// Each page is checked before it is written. After an error memory holds nothing of use, and no
 /// guest is here.
 ///
-/// All methods may be called from any thread; inside a callback of the same restore, [`Restore::wait`]
-/// is an error and [`Restore::cancel`] does not wait.
+/// All methods may be called from any thread. Inside an operation that this restore called,
+/// [`Restore::wait`] is an error and [`Restore::cancel`] does not wait.
 pub struct Restore {
     shared: Arc<Shared>,
 }
@@ -73,12 +73,12 @@ impl Restore {
         })
     }
 
-    /// Starts it, from the image at `path`, and returns. What it comes to is told by
-    /// [`Restore::wait`], the last event and the figures.
+    /// Starts the restore from the image at `path`, and returns. [`Restore::wait`], the last event
+    /// and the figures tell how it ends.
     ///
     /// # Errors
-    /// [`Kind::Busy`] while a migration, a save or another restore of the same guest is going on;
-    /// [`Kind::State`] where a guest is here, or this was started before.
+    /// [`Kind::Busy`] while a migration, a save or another restore of the same guest is going on.
+    /// [`Kind::State`] when a guest is here, or this restore was started before.
     pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
         let ours = Arc::clone(&self.shared);
         let path = path.as_ref().to_owned();
@@ -102,23 +102,24 @@ impl Restore {
         })
     }
 
-    /// Ends the restore and returns when its threads have: within a tenth of a second, unless a
-    /// callback of the VMM's or a kernel call is in progress. Inside a callback it only asks for that.
-    /// One that has ended by itself is left alone: ask [`Restore::wait`].
+    /// Cancels the restore, and returns when its threads have ended. That takes a tenth of a second
+    /// at most, unless an operation of the VMM's or a kernel call is in progress. Inside an
+    /// operation the call does not wait. A restore that has ended by itself is left alone;
+    /// [`Restore::wait`] tells how it ended.
     pub fn cancel(&self) {
         self.shared.task.cancel();
     }
 
-    /// Waits until the restore is over, or for `limit`: [`Kind::Pending`]. An error says why it
-    /// failed.
+    /// Waits until the restore is over. After `limit` the wait ends with [`Kind::Pending`].
     ///
     /// # Errors
-    /// Of the restore; [`Kind::Callback`] inside one of its own callbacks.
+    /// The error of a restore that failed; [`Kind::Callback`] inside an operation that this restore
+    /// called.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.task.wait(limit)
     }
 
-    /// The figures as they are now.
+    /// The current figures.
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.task.stats();
         stats.data_pages = self.shared.filled.data_pages();
@@ -135,8 +136,8 @@ impl Restore {
         stats
     }
 
-    /// An eventfd that becomes readable when the restore enters another state. It stays the restore's;
-    /// reading it resets it.
+    /// An eventfd that becomes readable when the restore enters another state. A read resets it.
+    /// The restore owns it.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
         self.shared.task.notify.fd()
     }
@@ -147,27 +148,27 @@ impl Restore {
         self.shared.task.cancel.is_cancelled()
     }
 
-    /// Whether this thread is inside one of this restore's callbacks.
+    /// Whether this thread is inside an operation that this restore called.
     pub fn in_callback(&self) -> bool {
         self.shared.task.in_callback()
     }
 }
 
 impl Drop for Restore {
-    /// Cancels what is going on and waits for it.
+    /// Cancels a restore in progress and waits for its end.
     fn drop(&mut self) {
         self.shared.task.shut_down();
     }
 }
 
-/// What the thread owns.
+/// The values that the restore's thread owns.
 struct Run {
     shared: Arc<Shared>,
     vmm: Callbacks,
     claim: Claim,
     path: PathBuf,
     begun: Instant,
-    /// What it comes to for the guest if it ended now.
+    /// The stage that the guest would be in if the restore ended now.
     ends: Stage,
     stats: Stats,
 }
@@ -178,7 +179,7 @@ type Loaded<'a> = (&'a BlobEntry, Vec<u8>);
 impl Run {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        // Whoever waits is told last, when file, pins and claim are gone.
+        // Waiting threads wake last, when file, pins and claim are gone.
         let _end = Ending(&shared.task);
         let _inside = self.vmm.enter();
         let result = catch(|| self.restore()).and_then(|restored| restored);
@@ -230,7 +231,8 @@ impl Run {
             &announce,
             &shared.filled,
         )?;
-        // Pages that are zero were not touched: nothing else would find that they are gone.
+        // Zero pages were not touched, so only this check finds that their memory was cut off its
+        // file.
         reach(&blocks)?;
         shared.memory.guest_ran();
         self.enter(State::Loading);
@@ -241,7 +243,7 @@ impl Run {
         self.vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
         cancel.check("the restore")?;
-        // Whatever becomes of it, a whole guest is here.
+        // From here on a whole guest is here, even if a later step fails.
         self.ends = Stage::Stands;
         if !params.stay_paused {
             self.enter(State::Starting);
@@ -251,7 +253,7 @@ impl Run {
         Ok(())
     }
 
-    /// What the VMM saved, early blobs and state; all of it is checked before anything is loaded.
+    /// The VMM's early blobs and state blobs. All of them are checked before the first is loaded.
     fn read_blobs<'a>(&mut self, image: &'a Image) -> Result<(Vec<Loaded<'a>>, Vec<Loaded<'a>>)> {
         let shared = Arc::clone(&self.shared);
         let most = shared.params.max_state_bytes;
@@ -302,7 +304,7 @@ impl Run {
     }
 }
 
-/// What differs between a block of the image's and ours of the same name, in words.
+/// The difference between a block of the image and this guest's block of the same name, in words.
 fn difference(theirs: &BlockEntry, ours: &Block) -> Option<String> {
     let kind = |rom| if rom { "ROM" } else { "RAM" };
     let mut differences = Vec::new();

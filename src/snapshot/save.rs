@@ -1,4 +1,4 @@
-//! [`Save`]: a guest into a file.
+//! [`Save`] writes a guest to a file.
 
 use super::converge::{pause_now, Facts};
 use super::report::{SaveParams, State, Stats};
@@ -34,11 +34,11 @@ struct Shared {
 
 /// A save of a guest to a file. One object, one save.
 ///
-/// The file gets its name when it is whole and on its device; until then what had that name stays as
-/// it is. A save that fails or is cancelled leaves no file, and the guest runs on.
+/// The file gets its name when it is whole and on its device. Until then a file that had the name
+/// stays as it is. A save that fails or is cancelled leaves no new file, and the guest runs on.
 ///
-/// All methods may be called from any thread; inside a callback of the same save, [`Save::wait`] is an
-/// error and [`Save::cancel`] does not wait.
+/// All methods may be called from any thread. Inside an operation that this save called,
+/// [`Save::wait`] is an error and [`Save::cancel`] does not wait.
 ///
 /// ```
 /// use brant::dirty::tracker::{Clearing, Tracker};
@@ -117,14 +117,14 @@ impl Save {
         })
     }
 
-    /// Starts it and returns. What it comes to is told by [`Save::wait`], the last event and the
-    /// figures. `path` is where the image is to be: nothing is there, or a regular file, which is
-    /// replaced. Room for all of it is needed beside what is there.
+    /// Starts the save and returns. [`Save::wait`], the last event and the figures tell how it
+    /// ends. The image gets the name `path`, where nothing exists yet, or a regular file that is
+    /// replaced. The file system needs room for the image beside that file.
     ///
     /// # Errors
-    /// [`crate::Kind::Busy`] while a migration, another save or a restore of the same guest is going
-    /// on; [`crate::Kind::State`] where the guest is not here, or this was started before;
-    /// [`crate::Kind::Blocked`].
+    /// [`crate::Kind::Busy`] while a migration, another save or a restore of the same guest is
+    /// going on. [`crate::Kind::State`] when the guest is not here, or this save was started
+    /// before. [`crate::Kind::Blocked`].
     pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let path = path.as_ref().to_owned();
@@ -154,29 +154,29 @@ impl Save {
         })
     }
 
-    /// Ends the save and returns when the guest runs on and the file is gone: within a tenth of a
-    /// second, unless a callback of the VMM's or a kernel call is in progress. Inside a callback it
-    /// only asks for that. One that has ended by itself is left alone.
+    /// Cancels the save, and returns when the guest runs on and the file is gone. That takes a
+    /// tenth of a second at most, unless an operation of the VMM's or a kernel call is in progress.
+    /// Inside an operation the call does not wait. A save that has ended by itself is left alone.
     pub fn cancel(&self) {
         self.shared.task.cancel();
     }
 
-    /// Waits until the save is over, or for `limit`: [`crate::Kind::Pending`]. An error says why it
-    /// failed.
+    /// Waits until the save is over. After `limit` the wait ends with [`crate::Kind::Pending`].
     ///
     /// # Errors
-    /// Of the save; [`crate::Kind::Callback`] inside one of its own callbacks.
+    /// The error of a save that failed; [`crate::Kind::Callback`] inside an operation that this
+    /// save called.
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.task.wait(limit)
     }
 
-    /// The figures as they are now.
+    /// The current figures.
     pub fn stats(&self) -> Stats {
         self.shared.task.stats()
     }
 
-    /// An eventfd that becomes readable when the figures have changed. It stays the save's; reading it
-    /// resets it.
+    /// An eventfd that becomes readable when the figures have changed. A read resets it. The save
+    /// owns it.
     pub fn notify_fd(&self) -> BorrowedFd<'_> {
         self.shared.task.notify.fd()
     }
@@ -187,20 +187,20 @@ impl Save {
         self.shared.task.cancel.is_cancelled()
     }
 
-    /// Whether this thread is inside one of this save's callbacks.
+    /// Whether this thread is inside an operation that this save called.
     pub fn in_callback(&self) -> bool {
         self.shared.task.in_callback()
     }
 }
 
 impl Drop for Save {
-    /// Cancels what is going on and waits for it.
+    /// Cancels a save in progress and waits for its end.
     fn drop(&mut self) {
         self.shared.task.shut_down();
     }
 }
 
-/// What the thread owns.
+/// The values that the save's thread owns.
 struct Run {
     shared: Arc<Shared>,
     vmm: Callbacks,
@@ -208,12 +208,12 @@ struct Run {
     path: PathBuf,
     begun: Instant,
     renewed: Instant,
-    /// Since when the guest is paused, if it is and we are to resume it.
+    /// When the guest was paused, if the save paused it and has to resume it.
     paused_at: Option<Instant>,
     stats: Stats,
 }
 
-/// Stops tracking, whatever becomes of the save.
+/// Stops tracking when it is dropped, so after a failure too.
 struct Tracking(Consumer);
 
 impl Drop for Tracking {
@@ -225,7 +225,7 @@ impl Drop for Tracking {
 impl Run {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        // Whoever waits is told last, when file, pins and claim are gone.
+        // Waiting threads wake last, when file, pins and claim are gone.
         let _end = Ending(&shared.task);
         let _inside = self.vmm.enter();
         let mut result = catch(|| self.save()).and_then(|saved| saved);
@@ -245,7 +245,8 @@ impl Run {
         } else if shared.params.already_paused {
             self.claim.comes_to(Stage::Stands);
         } else if self.stats.downtime.is_none() {
-            // It was never paused. One that was has been told of by `resume`.
+            // The guest was never paused. For a guest that was, `resume` has already reported the
+            // stage.
             self.claim.comes_to(Stage::Kept);
         }
         self.stats.elapsed = self.begun.elapsed();
@@ -300,7 +301,8 @@ impl Run {
         self.stats.state_bytes = blobs.bytes();
         cancel.check("the save")?;
         consumer.0.sync(When::Stopped)?;
-        // What the syncs of others find from here on, the guest has not written.
+        // The guest is paused: it has written none of the pages that syncs of other consumers find
+        // from here on.
         consumer.0.freeze();
         self.pass(&consumer.0, &mut walk, &mut writer)?;
         writer.seal(&memory.map())?;
@@ -313,7 +315,7 @@ impl Run {
         Ok(())
     }
 
-    /// Writes memory while the guest runs, until another pass is worth nothing.
+    /// Writes memory while the guest runs, until another pass would not shorten the pause.
     fn passes(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let params = &shared.params;
@@ -351,7 +353,7 @@ impl Run {
         }
     }
 
-    /// Writes all that is pending, and waits until it is in the file.
+    /// Writes all pending pages, and waits until they are in the file.
     fn pass(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         self.stats.pass += 1;
@@ -363,8 +365,8 @@ impl Run {
                 Some(put) => self.count(&put, consumer),
                 None => {
                     writer.barrier()?;
-                    // Pages whose pins somebody wanted back are pending again. While the guest runs,
-                    // they have time until the next pass.
+                    // Pages whose pins a removal wanted back are pending again. While the guest
+                    // runs, the next pass takes them.
                     let again = self.stats.state == State::Paused && consumer.pending() > Pages(0);
                     if !again {
                         return Ok(());

@@ -1,5 +1,5 @@
-//! A piece of work on a thread of its own, and what the VMM holds of it: started once, waited for,
-//! cancelled; its figures; how it ended.
+//! A task: work on a thread of its own, which the VMM starts once, waits for and cancels. The task
+//! holds the figures and the result.
 
 use super::report::{State, Stats};
 use crate::error::{Error, Kind, Result};
@@ -17,7 +17,7 @@ struct Public {
 
 /// See the file's description.
 pub(super) struct Task {
-    /// What it is, as it stands in a sentence.
+    /// The task's name in messages.
     what: &'static str,
     pub(super) cancel: Cancel,
     pub(super) notify: Notify,
@@ -26,7 +26,7 @@ pub(super) struct Task {
     thread: Mutex<Option<Join<()>>>,
 }
 
-/// Tells everybody who waits that the thread has done all, when it is dropped.
+/// Wakes all waiting threads when it is dropped: the task's thread has done all its work.
 pub(super) struct Ending<'a>(pub(super) &'a Task);
 
 impl Drop for Ending<'_> {
@@ -56,7 +56,7 @@ impl Task {
         })
     }
 
-    /// Tells it from others, for as long as it is in one place (an `Arc`).
+    /// A number that tells the task from others: its address, which an `Arc` keeps constant.
     pub(super) fn owner(&self) -> usize {
         std::ptr::from_ref(self) as usize
     }
@@ -69,8 +69,8 @@ impl Task {
         self.thread.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Starts it, if it was not started before: `prepare` says whether it may begin, and hands to
-    /// `work` what it does that with.
+    /// Starts the task, if it was not started before. `prepare` decides whether it may begin, and
+    /// makes the value that `work` gets.
     pub(super) fn start<P: Send + 'static>(
         &self,
         prepare: impl FnOnce() -> Result<P>,
@@ -92,14 +92,15 @@ impl Task {
                 Ok(())
             }
             Err(e) => {
-                // Nothing was begun.
+                // The refused start leaves the task as it was.
                 self.lock().stats.state = State::Idle;
                 Err(e)
             }
         }
     }
 
-    /// Asks for its end, and waits for it unless this thread is inside one of its callbacks.
+    /// Cancels the task. Waits for its end unless this thread is inside an operation that the task
+    /// called.
     pub(super) fn cancel(&self) {
         self.cancel.cancel();
         if !inside(self.owner()) {
@@ -139,7 +140,7 @@ impl Task {
         }
     }
 
-    /// Renews the figures, and tells the VMM to look.
+    /// Renews the figures and notifies the VMM.
     pub(super) fn publish(&self, stats: &Stats) {
         let mut public = self.lock();
         let error = public.stats.error;
@@ -148,7 +149,7 @@ impl Task {
         self.notify.raise();
     }
 
-    /// It has come to its end, with these figures.
+    /// The task ends with these figures.
     pub(super) fn ends(&self, stats: &Stats, error: Option<Error>) {
         let mut public = self.lock();
         public.stats = Stats {
@@ -170,7 +171,7 @@ impl Task {
         inside(self.owner())
     }
 
-    /// Ends it and joins the thread: for whoever drops the VMM's object.
+    /// Cancels the task and joins its thread, when the VMM's object is dropped.
     pub(super) fn shut_down(&self) {
         self.cancel();
         let thread = self.thread().take();
