@@ -1,24 +1,22 @@
-//! Write protection by userfaultfd: any memory of this process is a guest, with no KVM.
+//! Write protection by userfaultfd: finds writes to any memory of this process, without KVM.
 //!
-//! A block's pages are registered with a userfaultfd in asynchronous mode (Linux 6.7). The
-//! kernel write-protects them; the first write to each faults, and the kernel lifts that
-//! page's protection itself and goes on: nobody has to serve the fault. A page without
-//! protection is a page that was written. A harvest is a walk over the page tables
-//! (`PAGEMAP_SCAN` with `PM_SCAN_WP_MATCHING`) that reports those pages and protects them again
-//! in the same step, before it returns and so before anybody reads them: there is nothing
-//! to clear later.
+//! A block's pages are registered with a userfaultfd in asynchronous mode (Linux 6.7). The kernel
+//! write-protects the pages. At the first write to a page the kernel lifts the page's protection by
+//! itself; no thread has to serve the fault. So a page without protection is a page that was
+//! written. A harvest is a walk over the page tables (`PAGEMAP_SCAN` with `PM_SCAN_WP_MATCHING`)
+//! that reports those pages and protects them again in the same step. They are protected before
+//! anybody reads them, so no clear follows later.
 //!
-//! What it sees is what is written *through the block's own mapping*: by threads of this
-//! process, by the kernel for it (`read`, vhost's worker), by a KVM guest, by
-//! `process_vm_writev` from elsewhere. It does not see a write to the same shared memory
-//! through another mapping, by `pwrite`, or by another process; nor a hole punched into it;
-//! nor what a device or the kernel writes to pages that it has pinned (DMA, `O_DIRECT` and
-//! `io_uring` buffers), for no page table is asked then. Whoever does such a thing marks it, after
-//! the write.
+//! The log finds writes *through the block's own mapping*: by threads of this process, by the
+//! kernel for it (`read`, vhost's worker), by a KVM guest, by `process_vm_writev` from another
+//! process. It does not find a write to the same shared memory through another mapping, by
+//! `pwrite`, or by another process. Nor does it find a hole punched into the memory, or writes of a
+//! device or the kernel to pinned pages (DMA, `O_DIRECT` and `io_uring` buffers), which ask no page
+//! table. The VMM must mark each such write, after it.
 //!
-//! What it costs grows with what the guest has touched and not with what is dirty alone: the page
-//! tables of that are walked in each harvest. Which memory of a block is protected, and how what was
-//! written to the rest is found, is in `protected`. `docs/dirty-tracking.md` has the figures.
+//! A harvest walks the page tables of all memory that the guest has touched, so its cost grows with
+//! that memory and not only with the dirty pages. `protected` decides which memory of a block is
+//! protected, and finds the writes to the rest. `docs/dirty-tracking.md` has the figures.
 
 use super::protected::Protected;
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
@@ -35,13 +33,14 @@ use std::sync::Arc;
 /// The regions that one call of the kernel's can report: 48 KiB.
 const REGIONS: usize = 2048;
 
-/// What exists while the log is started. Both descriptors are about the memory of the process
-/// that opened them, so they are opened at the start: a VMM may fork before it.
+/// The state of a started log. Both descriptors refer to the memory of the process that opened
+/// them. They are opened at the start of the log, because a VMM may fork before it.
 struct Watch {
     userfault: Userfault,
     pagemap: Pagemap,
-    /// Who started it. In a child of that process both descriptors reach the parent's memory: a
-    /// harvest would take the parent's pages, and the end of it would end the parent's.
+    /// The process that started the log. In a child of that process both descriptors still refer to
+    /// the parent's memory. A harvest in the child would take the parent's pages, and a stop would
+    /// end the parent's log.
     process: u32,
     /// Blocks that are registered.
     blocks: BTreeMap<BlockId, Protected>,
@@ -49,7 +48,7 @@ struct Watch {
 
 /// See the file's description.
 ///
-/// Any memory of this process, no KVM: who wrote to it is found all the same.
+/// It needs no KVM:
 ///
 /// ```no_run
 /// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -80,7 +79,7 @@ impl std::fmt::Debug for UserfaultLog {
     }
 }
 
-/// Read-only blocks are not watched, as no log does; marks of them count.
+/// Read-only blocks are not watched, as by every log. Marks of them count.
 fn is_watched(block: &Block) -> bool {
     !block.flags().rom
 }
@@ -95,10 +94,10 @@ fn range_of(block: &Block) -> Range<u64> {
 }
 
 impl UserfaultLog {
-    /// A log of all blocks that are not read-only. [`Kind::Unsupported`] says what this kernel or this
-    /// process lacks.
+    /// A log of all blocks that are not read-only. [`Kind::Unsupported`] says what this kernel or
+    /// this process lacks.
     pub fn new() -> Result<Self> {
-        // Only to see whether they can be had; see [`Watch`].
+        // Only tests whether the descriptors can be opened; see [`Watch`].
         Userfault::write_protect_async()?;
         Pagemap::open()?;
         let mut regions = Vec::new();
@@ -115,7 +114,7 @@ impl UserfaultLog {
 }
 
 impl Watch {
-    /// Registers a block and protects what is in it.
+    /// Registers a block and protects its pages.
     fn begin(&mut self, block: &Arc<Block>) -> Result<()> {
         let range = range_of(block);
         if let Some(before) = self.blocks.remove(&block.id()) {
@@ -123,7 +122,7 @@ impl Watch {
         }
         let begun = self.userfault.register(range.clone()).and_then(|()| {
             let protected = Protected::new(block, &self.pagemap).inspect_err(|_| {
-                // It is not there any more, or is discarded.
+                // Best effort: the memory may be unmapped already.
                 let _ = self.userfault.unregister(range);
             })?;
             self.blocks.insert(block.id(), protected);
@@ -137,8 +136,8 @@ impl Watch {
         self.process == std::process::id()
     }
 
-    /// Ends the watch over a block. What cannot be unregistered is not there any more: the VMM has
-    /// unmapped it.
+    /// Ends the watch over a block. If unregistering fails, the VMM has unmapped the memory
+    /// already.
     fn end(&mut self, block: BlockId) {
         if let Some(protected) = self.blocks.remove(&block) {
             protected.end();
@@ -155,7 +154,7 @@ impl Watch {
         }
     }
 
-    /// Merges what was written of a block into `pending`, and protects it again.
+    /// Merges the written pages of a block into `pending`, and protects them again.
     fn collect(
         &mut self,
         block: &Block,
@@ -164,7 +163,7 @@ impl Watch {
     ) -> Result<u64> {
         match self.blocks.get_mut(&block.id()) {
             Some(protected) => protected.collect(&self.pagemap, regions, pending),
-            // It could not be watched anew after an error, which is still so.
+            // After an error the block could not be watched anew.
             None => Err(Error::new(Kind::State, "it is not watched any more")),
         }
     }
@@ -233,9 +232,9 @@ impl DirtyLog for UserfaultLog {
                 watch.collect(block, regions, pending)
             });
             if let Err(e) = done {
-                // Part of the block was protected again and its pages are known to nobody:
-                // the error makes everything dirty. New memory may have been mapped there;
-                // then it is watched from now on, and the next harvest is a good one.
+                // Part of the block was protected again without a report of its pages. The error
+                // makes every page dirty. If new memory was mapped there, it is watched from now
+                // on, and the next harvest succeeds.
                 let _ = watch.begin(block);
                 let e = e.context(format_args!("block `{}`", block.name()));
                 first_error.get_or_insert(e);
@@ -256,7 +255,7 @@ impl DirtyLog for UserfaultLog {
             return Ok(());
         };
         if !watch.is_ours() {
-            // Every harvest says that nothing is known.
+            // Every harvest reports an error, which makes every page dirty.
             return Ok(());
         }
         let (gone, fresh) = (old.blocks_not_in(new)?, new.blocks_not_in(old)?);
@@ -288,7 +287,8 @@ impl DirtyLog for UserfaultLog {
 }
 
 impl Drop for UserfaultLog {
-    /// A child of fork() may hold the descriptor, and then closing ours ends nothing.
+    /// Unregisters explicitly: a child of fork() may hold the descriptor too, and then closing this
+    /// one ends nothing.
     fn drop(&mut self) {
         if let Some(mut watch) = self.watch.take() {
             watch.end_all();

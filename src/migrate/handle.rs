@@ -1,10 +1,9 @@
-//! What the VMM holds of a migration while a thread of ours works on it, the same on both
-//! sides: the state, the figures, the gate that a cancel and a hand-over compete for, waiting for
-//! the end.
+//! What the VMM's object and the migration's thread share, the same on both sides. It holds the
+//! state, the figures, and the gate that a cancel and a hand-over compete for. It lets threads wait
+//! for the end.
 //!
-//! **One truth.** The state says how the migration stands, and everything else follows it: what
-//! it means for the guest, the error, the figures, the last event. A defect after the hand-over
-//! changes none of them.
+//! **One truth.** Everything follows from the migration state: who has the guest, the error, the
+//! figures, the last event. A defect after the hand-over changes none of them.
 
 use super::callbacks::{check_not_inside, inside};
 use super::report::Stats;
@@ -19,18 +18,18 @@ use std::time::Duration;
 
 /// Nobody has taken the gate.
 const OPEN: u8 = 0;
-/// A cancel has it: no hand-over any more.
+/// A cancel has taken the gate: no hand-over can follow.
 const CANCELLED: u8 = 1;
-/// The hand-over has it: no cancel any more.
+/// The hand-over has taken the gate: no cancel can follow.
 const COMMITTED: u8 = 2;
 
-/// What both the VMM and the migration's thread see.
+/// The values that both the VMM and the migration's thread see.
 struct Public<S> {
     state: S,
     stats: Stats,
-    /// What went wrong first; once it is over, why it failed.
+    /// The first error; once the migration is over, why it failed.
     error: Option<Error>,
-    /// The thread has done all that it will do.
+    /// The migration's thread has done all its work.
     over: bool,
 }
 
@@ -41,7 +40,7 @@ impl<S: Side> Public<S> {
     }
 }
 
-/// Tells everybody who waits that the thread has done all, when it is dropped.
+/// Wakes all waiting threads when it is dropped: the migration's thread has done all its work.
 pub(super) struct Ending<'a, S: Side>(pub(super) &'a Handle<S>);
 
 impl<S: Side> Drop for Ending<'_, S> {
@@ -63,7 +62,7 @@ pub(super) struct Handle<S> {
 }
 
 impl<S: Side> Handle<S> {
-    /// Of a migration that has not begun.
+    /// The handle of a migration that has not begun.
     pub(super) fn new() -> Result<Self> {
         Ok(Handle {
             cancel: Cancel::new()?,
@@ -84,7 +83,7 @@ impl<S: Side> Handle<S> {
         })
     }
 
-    /// Tells this migration from others, for as long as it is in one place (an `Arc`).
+    /// A number that tells this migration from others: its address, which an `Arc` keeps constant.
     pub(super) fn owner(&self) -> usize {
         std::ptr::from_ref(self) as usize
     }
@@ -101,7 +100,8 @@ impl<S: Side> Handle<S> {
         self.claim.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Starts the thread that `spawn` makes, if none was started before and the guest can be had.
+    /// Starts the thread that `spawn` makes, if none was started before and the guest may be
+    /// claimed.
     pub(super) fn start(
         &self,
         claim: impl FnOnce() -> Result<Claim>,
@@ -117,7 +117,7 @@ impl<S: Side> Handle<S> {
         }
         self.cancel.check("starting a migration")?;
         *self.claim() = Some(claim()?);
-        // Whoever asks right after the start sees that it was started.
+        // Set before the thread runs, so that a query right after the start sees it.
         self.lock().enter(S::IDLE.step(S::START).state);
         match spawn() {
             Ok(spawned) => {
@@ -133,19 +133,21 @@ impl<S: Side> Handle<S> {
         }
     }
 
-    /// The hand-over's side of the race: whether it comes before any cancel.
+    /// The hand-over tries to take the gate. Returns whether it comes before any cancel.
     pub(super) fn commit(&self) -> bool {
         self.gate
             .compare_exchange(OPEN, COMMITTED, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 
-    /// The hand-over had the gate and did not happen: a cancel finds it as if it had been first.
+    /// The hand-over had taken the gate and did not happen. A cancel then finds the gate as if the
+    /// cancel had been first.
     pub(super) fn withdraw(&self) {
         self.gate.store(CANCELLED, Ordering::Release);
     }
 
-    /// The cancel's side. Waits for the end, unless this thread is inside a callback.
+    /// A cancel tries to take the gate. Waits for the end, unless this thread is inside an
+    /// operation of the VMM's.
     pub(super) fn cancel(&self, too_late: &str) -> Result<()> {
         let taken =
             self.gate
@@ -175,12 +177,12 @@ impl<S: Side> Handle<S> {
         self.error().map_or(Ok(()), Err)
     }
 
-    /// What went wrong first; once it is over, why it failed.
+    /// The first error; once the migration is over, why it failed.
     pub(super) fn error(&self) -> Option<Error> {
         self.lock().error.clone()
     }
 
-    /// Waits until the thread has done all, if there is one; whether it has.
+    /// Waits until the thread, if there is one, has done all its work. Returns whether it has.
     fn wait_ended(&self, limit: Option<Duration>) -> bool {
         if self.thread().is_none() {
             return true;
@@ -200,26 +202,26 @@ impl<S: Side> Handle<S> {
         }
     }
 
-    /// Whether the thread has done all that it will do.
+    /// Whether the thread has done all its work.
     pub(super) fn is_over(&self) -> bool {
         self.lock().over
     }
 
-    /// Waits for the end of one whose state says that it comes now.
+    /// Waits for the end of a migration whose state says that the end is near.
     pub(super) fn wait_over(&self) {
         if !inside(self.owner()) {
             self.wait_ended(None);
         }
     }
 
-    /// The thread's last word.
+    /// Marks the thread's work as done, and wakes all waiting threads.
     fn end(&self) {
         self.lock().over = true;
         self.ended.notify_all();
         self.notify.raise();
     }
 
-    /// Renews the figures, and tells the VMM to look.
+    /// Renews the figures and notifies the VMM.
     pub(super) fn publish(&self, stats: &Stats) {
         {
             let mut public = self.lock();
@@ -232,20 +234,20 @@ impl<S: Side> Handle<S> {
         self.notify.raise();
     }
 
-    /// Changes a figure when the thread has done all.
+    /// Changes a figure after the thread has done all its work.
     pub(super) fn amend(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.lock().stats);
     }
 
-    /// A state begins; `error` is the first thing that went wrong, if anything did. The guest
-    /// follows first: whoever hears of the state may begin what the state allows. Waits for kicks
-    /// where the guest is paused in the state.
+    /// Enters a state; `error` is the first error, if there was one. Who has the guest changes
+    /// first, because a thread that sees the new state may at once begin what the state allows. If
+    /// the guest is paused in the state, this waits for kicks in progress.
     pub(super) fn enter(&self, state: S, error: Option<Error>) {
         self.settle(state);
         self.show(state, state.verdict(error));
     }
 
-    /// What a state means for the guest is so from now on.
+    /// Makes the state's meaning for the guest take effect.
     pub(super) fn settle(&self, state: S) {
         if let Some(claim) = &*self.claim() {
             claim.comes_to(state.stage());
@@ -259,7 +261,8 @@ impl<S: Side> Handle<S> {
         public.error = error;
     }
 
-    /// Goes from the state to what `step` makes of it, if it makes anything. The error stays.
+    /// Goes from the current state to the one that `step` returns, unless `step` fails. The
+    /// migration's error stays.
     pub(super) fn go<R>(&self, step: impl FnOnce(S) -> Result<(S, R)>) -> Result<R> {
         let mut public = self.lock();
         let (state, result) = step(public.state)?;
@@ -267,27 +270,27 @@ impl<S: Side> Handle<S> {
         Ok(result)
     }
 
-    /// Where it is.
+    /// The current state.
     pub(super) fn state(&self) -> S {
         self.lock().state
     }
 
-    /// The figures as they are now.
+    /// The current figures.
     pub(super) fn stats(&self) -> Stats {
         self.lock().stats
     }
 
-    /// The same as JSON.
+    /// The current figures as JSON.
     pub(super) fn stats_json(&self) -> Result<String> {
         self.stats().to_json()
     }
 
-    /// Whether this thread is inside one of the migration's callbacks.
+    /// Whether this thread is inside an operation that this migration called.
     pub(super) fn in_callback(&self) -> bool {
         inside(self.owner())
     }
 
-    /// Cancels what is going on and joins the thread: for whoever drops the VMM's object.
+    /// Cancels the migration and joins its thread, when the VMM's object is dropped.
     pub(super) fn shut_down(&self) {
         let _ = self.cancel("");
         let thread = self.thread().take();

@@ -1,12 +1,12 @@
-//! What a user can set, with its limits. Checked once, before anything starts.
+//! The parameters of a migration and their limits, which are checked once, before anything starts.
 
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Limit, Timeout};
 use crate::wire;
 use std::time::{Duration, Instant};
 
-/// Parameters of a migration. [`Params::default`] is what ships. Fields may be added: name those
-/// that you set, and take the others from there.
+/// Parameters of a migration. Fields may be added in later versions: name the fields that you set,
+/// and take the others from [`Params::default`].
 ///
 /// ```
 /// use brant::migrate::Params;
@@ -23,49 +23,50 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
-    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. A ceiling for the
-    /// decision to switch over: not a promise, and not a target. Where the rest fits, passes go
-    /// on as long as the last one made it smaller.
+    /// The longest that the guest shall stand still: 1 ms to 1 h; 300 ms. It is a ceiling for the
+    /// decision to switch over: not a promise, and not a target. When the rest fits, passes go on
+    /// as long as the last pass made the rest smaller.
     pub downtime_limit: Duration,
-    /// Bytes a second that sending may use while the guest runs: 64 KiB/s to 1 TiB/s;
-    /// `None`, no cap. The switchover is not capped, and the link is not taken to be as slow as
-    /// the cap: now and then a batch is timed until it has arrived.
+    /// Bytes a second that sending may use while the guest runs: 64 KiB/s to 1 TiB/s; `None`, no
+    /// cap. The cap does not slow the switchover. It does not hide the link's bandwidth either: now
+    /// and then a batch is timed until it has arrived.
     pub max_bandwidth: Option<u64>,
-    /// Bytes a second that will be there at the switchover, when the user knows better than a
-    /// measurement can; same range; `None`, as measured.
+    /// Bytes a second that the link will carry at the switchover, if the user knows better than a
+    /// measurement: 64 KiB/s to 1 TiB/s; `None`, as measured.
     pub switchover_bandwidth: Option<u64>,
-    /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to
-    /// 30 days; 1 h. `None`, no limit. Whatever else is waited for ends with it too.
+    /// Source: the longest that a migration may take, from its start to the switchover: 1 ms to 30
+    /// days; 1 h. `None`, no limit. Every other wait of the migration ends with it too.
     pub total_timeout: Option<Duration>,
-    /// Destination: the same from the source's HELLO to the hand-over: 1 ms to 30 days; 1 day.
-    /// `None`, no limit. Waiting for somebody to connect does not count. It is there for a
-    /// source that goes on for ever, and longer than a source's own limit is meant to be.
+    /// Destination: the longest from the source's HELLO to the hand-over: 1 ms to 30 days; 1 day.
+    /// `None`, no limit. The wait for a connection does not count. The limit guards against a
+    /// source that goes on for ever, and should be longer than the source's own limit.
     pub incoming_timeout: Option<Duration>,
-    /// For connecting, and once more for agreeing on versions, configuration and layout: 1 ms
-    /// to 1 h; 10 s. The destination's `early_load` is part of the second at the source.
+    /// The limit for connecting, and once more for agreeing on versions, configuration and layout:
+    /// 1 ms to 1 h; 10 s. At the source, the time for agreeing includes the destination's
+    /// `early_load`.
     pub connect_timeout: Duration,
-    /// For a peer that moves not one byte, and for one record, which has beyond it the time that
-    /// its bytes take at 64 KiB/s: 1 ms to 1 h; 30 s. Between two records a destination waits
+    /// The limit for a peer that moves no byte: 1 ms to 1 h; 30 s. One record has this time and in
+    /// addition the time that its bytes take at 64 KiB/s. Between two records a destination waits
     /// for the switchover timeout if that is longer.
     pub io_timeout: Duration,
-    /// From the pause to the hand-over, past which the source takes the guest back, and on
-    /// the destination from ready to the hand-over, where the source's hand-over timeout is not
-    /// shorter: 1 ms to 1 h; 30 s.
+    /// Source: the longest from the pause to the hand-over; then the source takes the guest back.
+    /// Destination: the longest from ready to the hand-over, unless the source's hand-over timeout
+    /// is shorter. 1 ms to 1 h; 30 s.
     pub switchover_timeout: Duration,
-    /// Source: how long a hand-over counts once the destination is ready, which is told so: 1 ms
-    /// to 1 h; 30 s. `release` comes in this time. When it has run out, the source sends no
-    /// hand-over and keeps the guest, and the destination runs nothing on one that is under way.
-    /// One second later the destination has begun `run` or never will, and only then is a
-    /// migration that was handed over unanswered.
+    /// Source: how long a hand-over counts once the destination is ready: 1 ms to 1 h; 30 s. The
+    /// source tells the destination this time. `release` is called within it. When the time has run
+    /// out, the source sends no hand-over and keeps the guest. The destination then ignores a
+    /// hand-over that is under way. One second later the destination has begun `run` or never will.
+    /// Only then does a migration that was handed over become unanswered.
     pub handover_timeout: Duration,
     /// Connections: 1.
     pub channels: u32,
-    /// Destination: the most bytes of state that it takes, early configuration and device
-    /// state each: 4 KiB to 1 TiB; 256 MiB.
+    /// Destination: the most bytes of early configuration, and the most of device state, that it
+    /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
-    /// Source: ballooned pages are neither read nor sent; destination: the memory of pages that the
-    /// source names as ballooned is discarded here too. On. Where nobody said that
-    /// the guest must tell before it uses a page again, it makes no difference.
+    /// Source: ballooned pages are neither read nor sent. Destination: pages that the source names
+    /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
+    /// must tell before it uses a page again.
     pub skip_ballooned: bool,
 }
 
@@ -89,13 +90,13 @@ impl Default for Params {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// The slowest link that brant serves, bytes a second. Also what a record's time limit is
-/// reckoned with.
+/// The slowest link that brant serves, in bytes a second. A record's time limit is computed from
+/// it.
 pub const BANDWIDTH_MIN: u64 = 64 << 10;
 const BANDWIDTH_MAX: u64 = 1 << 40;
 
-/// The time for `bytes` as one thing: what a peer may be idle for, and the bytes on the slowest
-/// link that is served.
+/// The time limit for `bytes` as one transfer: the time that a peer may be idle, and the time of
+/// the bytes on the slowest link that brant serves.
 pub(super) fn transfer(idle: Timeout, bytes: u64) -> Timeout {
     let slowest = Duration::from_secs_f64(bytes as f64 / BANDWIDTH_MIN as f64);
     Timeout::new(
@@ -122,7 +123,7 @@ fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most:
 }
 
 impl Params {
-    /// What this side speaks.
+    /// The protocol versions and features of this side.
     pub(super) fn ours(&self) -> wire::Ours {
         let without = if self.skip_ballooned {
             0
@@ -132,24 +133,24 @@ impl Params {
         wire::Ours::default().without(without)
     }
 
-    /// For connecting, and for agreeing.
+    /// The limit for connecting, and for agreeing.
     pub(super) fn connect(&self) -> Timeout {
         Timeout::new("the connect timeout", self.connect_timeout)
     }
 
-    /// For a peer that moves nothing.
+    /// The limit for a peer that moves no byte.
     pub(super) fn io(&self) -> Timeout {
         Timeout::new("the I/O timeout", self.io_timeout)
     }
 
-    /// For `bytes` that are sent or received as one thing. A peer that moves a byte now and
-    /// then is never idle; this ends it.
+    /// The limit for `bytes` that are sent or received as one transfer. It ends a peer that moves a
+    /// byte now and then and so is never idle.
     pub(super) fn transfer(&self, bytes: u64) -> Timeout {
         transfer(self.io(), bytes)
     }
 
-    /// For the next acknowledgement, while the connection still holds `held` bytes of what was
-    /// sent: a slow link is no idle peer.
+    /// The limit for the next acknowledgement, while the connection still holds `held` sent bytes.
+    /// A peer behind a slow link is not idle.
     pub(super) fn acknowledgement(&self, held: u64) -> Timeout {
         match held {
             0 => self.io(),
@@ -160,7 +161,7 @@ impl Params {
         }
     }
 
-    /// What the guest may stand still.
+    /// The downtime limit.
     pub(super) fn downtime(&self) -> Timeout {
         Timeout::new("the downtime limit", self.downtime_limit)
     }
@@ -170,17 +171,17 @@ impl Params {
         Timeout::new("the switchover timeout", self.switchover_timeout)
     }
 
-    /// Source: until when all of it has to be done, but the switchover.
+    /// Source: the deadline of everything before the switchover.
     pub(super) fn total(&self, begun: Instant) -> Limit {
         total(self.total_timeout, begun)
     }
 
-    /// Destination: until when the guest has to be handed over.
+    /// Destination: the deadline of the hand-over.
     pub(super) fn incoming(&self, accepted: Instant) -> Limit {
         total(self.incoming_timeout, accepted)
     }
 
-    /// Refuses what is out of range, naming the range.
+    /// Refuses a parameter out of its range; the error names the range.
     pub fn check(&self) -> Result<()> {
         let ms = Duration::from_millis(1);
         within("the downtime limit", self.downtime_limit, ms, HOUR)?;

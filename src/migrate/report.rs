@@ -1,7 +1,7 @@
-//! What a user sees of a migration: one structure of figures, the same as JSON.
+//! The figures of a migration that a user sees, as one structure and as JSON.
 //!
-//! Filled by the drivers; the arithmetic (progress, time left) is pure and here, and so is how often
-//! the figures are renewed.
+//! The drivers fill the figures. The arithmetic here (progress, time left) is pure. So is the
+//! decision how often the figures are renewed.
 
 use super::state::State;
 use crate::error::{Error, Kind, Result};
@@ -9,11 +9,11 @@ use crate::units::PAGE_SIZE;
 use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
 
-/// The figures of a migration, at either side. Pages are 4 KiB. What says how it is now may fall:
-/// `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `throughput`, `bandwidth`,
+/// The figures of a migration, at either side. Pages are 4 KiB. Figures of the present moment may
+/// fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`, `throughput`, `bandwidth`,
 /// `dirty_pages_per_second`, `time_left`, `expected_downtime` and `sync`. All others only grow.
 ///
-/// `None` is a figure that is not known yet, or never will be at this side.
+/// `None` means that the figure is not known yet, or never known at this side.
 ///
 /// ```
 /// use brant::migrate::Stats;
@@ -32,22 +32,22 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// How the migration stands.
+    /// The migration state.
     pub state: State,
     /// The pass over memory, from 1; 0 before the first.
     pub pass: u32,
-    /// Why it failed.
+    /// Why the migration failed.
     #[serde(serialize_with = "as_code")]
     pub error: Option<Kind>,
-    /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of those
-    /// and what remains. Never falls; 10000 once the guest runs at the destination, and not before.
-    /// After a failure or a cancel it is what it was, at most 9999: how far the migration had
-    /// come. That it is over, `state` and `error` tell.
+    /// The progress in hundredths of a percent, 0 to 10000: pages sent (received) so far, as a part
+    /// of these and the pages that remain. It never falls, and is 10000 only once the guest runs at
+    /// the destination. After a failure or a cancel it keeps its last value, at most 9999. `state`
+    /// and `error` tell that the migration is over.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it has
-    /// completed; after a failure or a cancel, what it was.
+    /// Source: bytes pending now. Destination: `total_bytes` less the pages received so far. 0
+    /// after success; after a failure or a cancel, the last value.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -55,34 +55,35 @@ pub struct Stats {
     pub data_pages: u64,
     /// Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
     pub zero_pages: u64,
-    /// Of those, pages that were never touched and so never read. Source only.
+    /// Of the zero pages, those that were never touched and so never read. Source only.
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
-    /// Since the start.
+    /// Time since the start.
     #[serde(rename = "elapsed_ns", serialize_with = "as_nanos")]
     pub elapsed: Duration,
-    /// Bytes a second over the last second or so, everything included.
+    /// Bytes a second over about the last second, everything included.
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending.
     pub bandwidth: Option<u64>,
-    /// Pages a second that the guest wrote, as syncs found them when everything before had been
-    /// sent; a page that was written many times between two syncs counts once. `None` before the
-    /// first such sync, so all through the first pass.
+    /// Pages a second that the guest wrote. Only syncs before which every pending page had been
+    /// sent count. A page that was written many times between two syncs counts once. `None` before
+    /// the first such sync, so during the whole first pass.
     pub dirty_pages_per_second: Option<u64>,
-    /// Until the rest fits the downtime limit, at these rates; `None` while one of them is unknown,
-    /// when the link is not clearly faster than the guest, and after a failure.
+    /// Time until the rest fits the downtime limit, by `bandwidth` and `dirty_pages_per_second`.
+    /// `None` while one of the two is unknown, when the link is not clearly faster than the guest,
+    /// and after a failure.
     #[serde(rename = "time_left_ns", serialize_with = "as_nanos_or_null")]
     pub time_left: Option<Duration>,
     /// The downtime if the switchover came now.
     #[serde(rename = "expected_downtime_ns", serialize_with = "as_nanos_or_null")]
     pub expected_downtime: Option<Duration>,
-    /// What was expected when the guest was paused, kept to be compared.
+    /// The downtime that was expected when the guest was paused, to compare with `downtime`.
     #[serde(rename = "promised_downtime_ns", serialize_with = "as_nanos_or_0")]
     pub promised_downtime: Option<Duration>,
-    /// How long the guest stood still: from the call of `pause` to the destination's word that
-    /// it runs or, where it did not come to that, to the return of `resume`. `None` before. Of a guest
-    /// that still stands (unanswered, or not resumed): until that was known.
+    /// How long the guest stood still: from the call of `pause` to the destination's word that the
+    /// guest runs, or to the return of `resume` after a failure. `None` before. When the guest
+    /// still stands (unanswered, or not resumed), the time until this became known.
     #[serde(rename = "downtime_ns", serialize_with = "as_nanos_or_0")]
     pub downtime: Option<Duration>,
     /// Of the downtime: the VMM's `pause`.
@@ -118,10 +119,10 @@ pub struct Stats {
     pub state_bytes: u64,
     /// Syncs made.
     pub syncs: u64,
-    /// The last sync that was made with the guest running.
+    /// Time of the last sync that was made with the guest running.
     #[serde(rename = "sync_ns", serialize_with = "as_nanos_or_0")]
     pub sync: Option<Duration>,
-    /// Pages that syncs found.
+    /// Pages that became pending by syncs.
     pub found_pages: u64,
     /// Calls that cleared chunks.
     pub clear_calls: u64,
@@ -130,41 +131,43 @@ pub struct Stats {
     pub longest_clear: Duration,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
-    /// Of the zero pages, the ballooned ones, neither read nor sent (received as
-    /// such); one that is told again counts again.
+    /// Of the zero pages, the ballooned ones: neither read nor sent (received as ballooned). A page
+    /// that is named again counts again.
     pub ballooned_pages: u64,
-    /// Pages that free-page hints took out of what was to be sent. Source only.
+    /// Pages that free-page hints took out of pending. Source only.
     pub hinted_pages: u64,
-    /// Of the zero pages, those whose contents the VMM has declared lost, neither read nor sent; one
-    /// that is told again counts again. Source only.
+    /// Of the zero pages, the poisoned ones, whose contents the VMM has declared lost: neither read
+    /// nor sent. A page that is named again counts again. Source only.
     pub poisoned_pages: u64,
 }
 
 impl Stats {
-    /// As one JSON object with a field for each of the structure's. Durations are nanoseconds, and
-    /// their names end in `_ns`. What is not known is `null`; of the downtime, its parts and `sync`, what
-    /// has not come yet is 0. `error` is 0 or the number of the [`Kind`]; `state` is the state's name.
+    /// The figures as one JSON object with a field for each of the structure's. Durations are
+    /// nanoseconds, and their names end in `_ns`. An unknown figure is `null`, but an unknown
+    /// downtime, part of it or `sync` is 0. `error` is 0 or the number of the [`Kind`]; `state` is
+    /// the state's name.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|e| Error::new(Kind::Internal, format!("JSON: {e}")))
     }
 
-    /// Moves the progress on, never back: pages that are done, of those and what remains.
+    /// Computes the progress anew: the pages done, as a part of these and the pages that remain. It
+    /// never falls.
     pub(super) fn advance(&mut self) {
         let done = self.data_pages + self.zero_pages;
         let left = self.remaining_bytes / PAGE_SIZE;
         if done + left == 0 {
             return;
         }
-        // 99.99 % is as far as it goes before the guest runs at the other side.
+        // Before the guest runs at the other side the progress is at most 99.99 %.
         let now = (u128::from(done) * 10_000 / u128::from(done + left)).min(9_999) as u32;
         self.progress = self.progress.max(now);
     }
 
-    /// How long until the rest fits: what remains shrinks by the link's rate less the
-    /// guest's. `None` when it does not shrink, and as long as either rate is unknown.
+    /// Predicts the time until the rest fits: the rest shrinks by the link's rate less the guest's.
+    /// `None` when it does not shrink, and while either rate is unknown.
     ///
-    /// Both are measured, and vary by a tenth or more from one pass to the next. When they are
-    /// closer than a fifth, their difference is chance, and a time that follows from it is none.
+    /// Both rates are measured, and vary by a tenth or more from one pass to the next. When they
+    /// differ by less than a fifth, the difference is chance, and no time follows from it.
     pub(super) fn predict(&mut self, downtime_limit: Duration) {
         self.time_left = None;
         let (Some(bandwidth), Some(dirty)) = (self.bandwidth, self.dirty_pages_per_second) else {
@@ -210,7 +213,7 @@ fn as_nanos_or_null<S: Serializer>(
     time.map(nanos).serialize(to)
 }
 
-/// How often the figures are renewed and the VMM is told to look.
+/// How often the figures are renewed and the VMM is notified.
 pub(super) const RENEW: Duration = Duration::from_millis(50);
 
 /// When a migration's figures were renewed last.
@@ -218,7 +221,8 @@ pub(super) const RENEW: Duration = Duration::from_millis(50);
 pub(super) struct Renewed(Option<Instant>);
 
 impl Renewed {
-    /// The moment, where they are to be renewed: when it is time, and whenever `now` says so.
+    /// The current time if the figures are to be renewed: when [`RENEW`] has passed, or when `now`
+    /// is set.
     pub(super) fn due(&mut self, now: bool) -> Option<Instant> {
         let at = Instant::now();
         let due = now || self.0.is_none_or(|last| at - last >= RENEW);
@@ -235,7 +239,8 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// `bytes` in all have gone at `now`; the rate, renewed every half second.
+    /// Takes the total of `bytes` sent until `now`. Returns the rate, which is renewed every half
+    /// second.
     pub(super) fn rate(&mut self, now: Duration, bytes: u64) -> u64 {
         let passed = now.saturating_sub(self.at);
         let first = self.at.is_zero() && !passed.is_zero();

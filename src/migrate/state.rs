@@ -1,6 +1,7 @@
-//! The state of a migration, whichever side it is at: what figures, JSON and C say of it.
+//! The migration state of either side, as figures, JSON and C show it.
 //!
-//! The two machines have a state each; this is either. It decides nothing.
+//! Each of the two machines has a state of its own; [`State`] is one or the other. It decides
+//! nothing.
 
 use super::switchover::{destination, source, Machine};
 use serde::{Serialize, Serializer};
@@ -23,7 +24,7 @@ pub enum State {
 }
 
 impl State {
-    /// Its name, as in messages and JSON.
+    /// The state's name, as in messages and JSON.
     pub fn name(self) -> &'static str {
         match self {
             State::Source(state) => state.name(),
@@ -31,7 +32,8 @@ impl State {
         }
     }
 
-    /// Its number in the C interface. A source's numbers are below 32, a destination's from 32 on.
+    /// The state's number in the C interface. A source's numbers are below 32, a destination's from
+    /// 32 on.
     pub fn number(self) -> u32 {
         match self {
             State::Source(state) => state as u32,

@@ -1,16 +1,16 @@
-//! How fast the link is, from what was sent and how long the sending took; and how fast the
-//! guest dirties, from what syncs found. Pure.
+//! Two estimates: the link's bandwidth, from bytes sent and the time of sending; and the dirty
+//! rate, from the pages that syncs found. Pure.
 //!
-//! Only sending counts: not the time of a sync (a terabyte guest's takes as long as
-//! thousands of pages), not a scan for zero pages. Several windows are remembered, and
-//! the newest does not get to decide alone; but a link that has just become slow must be
-//! believed, so the estimate is the lower of the long and the short view.
+//! Only the time of sending counts, not that of a sync or of a scan for zero pages. A sync of a
+//! terabyte guest takes as long as thousands of pages. Several windows are remembered, so the
+//! newest does not decide alone. But a link that has just become slow must show at once, so the
+//! estimate is the lower of the long and the short view.
 //!
-//! A cap on the bandwidth hides the link: sending at the cap shows the cap and no more, and
-//! what a small batch takes to leave is what a copy into the socket takes. So with a cap some
-//! batches are *timed*: from the first byte to the destination's word that it has them all. That
-//! includes a round trip and says too little rather than too much; the switchover, which
-//! is not capped, will do as well.
+//! A cap on the bandwidth hides the link. Sending at the cap shows only the cap, and the time in
+//! which a small batch leaves is that of a copy into the socket. So with a cap some batches are
+//! *timed*: from the first byte until the destination says that it has the whole batch. The time
+//! includes a round trip, so the estimate is rather too low. The switchover, which is not capped,
+//! reaches at least this rate.
 
 use crate::units::Pages;
 use std::collections::VecDeque;
@@ -20,13 +20,13 @@ use std::time::Duration;
 const WINDOW: Duration = Duration::from_millis(100);
 /// How many windows, or timed batches, are remembered.
 const REMEMBERED: usize = 20;
-/// How many make the short view.
+/// How many windows make the short view.
 const SHORT: usize = 3;
-/// Fewer bytes than this, sent in less than a window, say nothing: much of them went into
-/// socket buffers (10 MiB of both ends' on a usual host), at the speed of a copy.
+/// Fewer bytes than this, sent in less than a window, do not measure the link. Many of them went
+/// into socket buffers at the speed of a copy; both ends' buffers have 10 MiB on a usual host.
 const LEAST_BYTES: u64 = 32 << 20;
-/// After a batch that was timed, none is for so many times as long: the link carries nothing
-/// while its sender waits for an answer.
+/// After a timed batch no batch is timed for this many times as long, because the link is idle
+/// while the sender waits for an answer.
 const TIMED_SHARE: u32 = 20;
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -47,8 +47,8 @@ impl Samples {
         self.0.push_back(sample);
     }
 
-    /// Bytes a second: the lower of what all say, `current` included, and what the newest say. A
-    /// sum that is not `enough` says nothing.
+    /// Bytes a second: the lower of the rate of all samples, with `current`, and the rate of the
+    /// newest ones. A sum that is not `enough` does not count.
     fn rate(&self, current: Sample, enough: impl Fn(&Sample) -> bool) -> Option<f64> {
         let rate = |samples: &mut dyn Iterator<Item = &Sample>| {
             let sum = samples.fold(Sample::default(), |a, b| Sample {
@@ -114,15 +114,15 @@ impl Bandwidth {
     }
 }
 
-/// A shorter time between two syncs says little of how fast a guest dirties: its writes come
+/// A shorter time between two syncs does not measure the dirty rate, because a guest's writes come
 /// in bursts.
 const DIRTY_WINDOW: Duration = Duration::from_millis(100);
 
 /// Pages a second that the guest writes, over the syncs of the last tenth of a second or more.
 ///
-/// A page that is pending already is not found again, so a sync in the middle of a pass finds
-/// few pages, or none, of a guest that writes flat out: most of what it writes is still to be
-/// sent. What such a sync found counts with the next one that comes when nothing was pending.
+/// A page that is pending already is not found again. So a sync in the middle of a pass finds few
+/// pages or none, even when the guest writes fast: most pages that it writes are still pending. The
+/// pages of such a sync count together with the next sync that comes when nothing was pending.
 #[derive(Debug, Default, Clone)]
 pub struct DirtyRate {
     pages: u64,
@@ -131,8 +131,8 @@ pub struct DirtyRate {
 }
 
 impl DirtyRate {
-    /// A sync found `pages` that were written in `time`; before it, everything was sent, or
-    /// some was still pending.
+    /// A sync found `pages` that were written in `time`. `all_sent` says whether no page was
+    /// pending before the sync.
     pub fn found(&mut self, pages: Pages, time: Duration, all_sent: bool) {
         self.pages += pages.0;
         self.time += time;
@@ -148,7 +148,7 @@ impl DirtyRate {
         }
     }
 
-    /// Pages a second; `None` before the first sync that could tell.
+    /// Pages a second; `None` before the first sync that counts.
     pub fn rate(&self) -> Option<f64> {
         self.rate
     }

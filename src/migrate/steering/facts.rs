@@ -27,18 +27,18 @@ pub struct PassFacts {
     pub number: u32,
     /// Pages that were sent. Ballooned and free pages, which nobody looks at, do not count.
     pub pages: Pages,
-    /// Of those, pages that went with their contents. The others were holes or zero.
+    /// Of `pages`, those that went with their contents. The others were holes or zero.
     pub data: Pages,
-    /// From the first page to the acknowledgement of the last, less what a cap of the
-    /// bandwidth made it wait.
+    /// From the first page to the acknowledgement of the last, less the waits for a bandwidth cap.
     pub time: Duration,
 }
 
-/// What is known. [`Facts::default`] is for tests of deciders: nothing is known.
+/// The facts that a decider decides by. In [`Facts::default`], for tests of deciders, nothing is
+/// known.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Facts {
-    /// When this is.
+    /// The moment of the decision.
     pub moment: Moment,
     /// Time since the migration started.
     pub elapsed: Duration,
@@ -48,14 +48,14 @@ pub struct Facts {
     pub pass: u32,
     /// All of the guest's memory.
     pub total: Bytes,
-    /// What is pending.
+    /// Bytes pending.
     pub remaining: Bytes,
     /// The last pass that sent anything and has ended.
     pub last_pass: Option<PassFacts>,
     /// Bytes a second that the link carries, as measured or as the user stated for the
     /// switchover; `None` before anything is known.
     pub bandwidth: Option<f64>,
-    /// Whether the user stated it. Then it is believed, whatever was measured.
+    /// Whether the user stated the bandwidth. A stated bandwidth overrides the measured one.
     pub stated: bool,
     /// Bytes a second that sending may use while the guest runs, if that is limited.
     pub cap: Option<f64>,
@@ -68,25 +68,24 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The downtime if the switchover came now: the last sync, then what remains and the
-    /// state. What the VMM's callbacks and the loading take comes on top and is not known
-    /// beforehand.
+    /// The downtime if the switchover came now: the last sync, then the rest and the state. The
+    /// time of the VMM's operations and of loading is not known beforehand and not included.
     pub fn expected_downtime(&self) -> Option<Duration> {
         Some(self.sync_time.saturating_add(self.sending()?))
     }
 
-    /// How long what remains, and the state, would take while the guest stands still.
+    /// The time to send the rest and the state while the guest stands still.
     ///
-    /// Two answers, of which the longer counts. What the link says: so many bytes at its rate.
-    /// And what the last pass says: so many pages took so long to arrive. The link alone knows
-    /// nothing of zero pages, which take no bandwidth and a destination's time; the last pass
-    /// alone is one sample. `None` as long as neither is known.
+    /// The longer of two estimates counts. The first divides the bytes by the link's bandwidth. The
+    /// second takes the time a page from the last pass. The bandwidth alone misses zero pages,
+    /// which take no bandwidth but the destination's time. The last pass alone is one sample.
+    /// `None` as long as neither is known.
     pub(super) fn sending(&self) -> Option<Duration> {
         let last = self.last_pass.filter(|pass| pass.pages.0 > 0);
         let similar = last.filter(|pass| self.resembles(pass));
         let by_link = self.link().map(|bandwidth| {
-            // Zero pages among what the guest dirtied: the next pages are as those of the last
-            // pass were. The first pass says nothing of that, it sent what was never touched.
+            // The next pages are expected to have the same share of zero pages as those of the last
+            // pass. The first pass does not count: it sent pages that the guest never touched.
             let share = match similar {
                 Some(pass) if pass.number > 1 && !self.stated => {
                     pass.data.0 as f64 / pass.pages.0 as f64
@@ -110,7 +109,7 @@ impl Facts {
         Some(seconds(longer?))
     }
 
-    /// How long a further pass over what remains would take, a sync included.
+    /// The time that a further pass over the rest would take, a sync included.
     pub(super) fn further_pass(&self) -> Option<Duration> {
         let capped = self.cap.filter(|cap| *cap > 0.0);
         let capped = capped.map_or(0.0, |cap| self.remaining.0 as f64 / cap);
@@ -122,14 +121,14 @@ impl Facts {
         self.bandwidth.filter(|bandwidth| *bandwidth > 0.0)
     }
 
-    /// Whether a pass was long enough to tell how long what remains would take. A pass of three
-    /// pages is a round trip and nothing else.
+    /// Whether a pass was long enough to predict the time of the rest from it. A pass of three
+    /// pages measures a round trip only.
     fn resembles(&self, pass: &PassFacts) -> bool {
         pass.pages.bytes().0 >= self.remaining.0 / 4
     }
 }
 
-/// A time that may be longer than there is a number for.
+/// A duration of `seconds`, cut where a `Duration` cannot hold it.
 pub(super) fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
@@ -137,16 +136,16 @@ pub(super) fn seconds(seconds: f64) -> Duration {
 /// What to do next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
-    /// Send on.
+    /// Go on sending.
     GoOn,
-    /// End the pass with a sync, before all of it is sent.
+    /// End the pass with a sync, before all its pages are sent.
     Sync,
     /// Stop the guest and switch over, expecting this downtime.
     SwitchOver {
         /// From pausing to running.
         expected: Duration,
     },
-    /// It will not be done in time.
+    /// Fail: the migration cannot finish in time.
     GiveUp(Error),
 }
 
@@ -166,7 +165,7 @@ impl From<Next> for Decision {
 
 /// Steers a migration. Called on the migration's thread; must not block.
 ///
-/// [`FitsDowntime`](super::FitsDowntime) is what ships. One of the VMM's own goes to
+/// The default is [`FitsDowntime`](super::FitsDowntime). A VMM passes a decider of its own to
 /// [`Outgoing::start_with`](crate::migrate::Outgoing::start_with):
 ///
 /// ```

@@ -1,4 +1,4 @@
-//! The decider that knows a downtime limit and a total timeout: it switches over when what remains
+//! The default decider, with a downtime limit and a total timeout: it switches over when the rest
 //! fits the limit. Pure.
 
 use super::facts::{Decider, Decision, Facts, Moment, Next};
@@ -6,27 +6,27 @@ use crate::error::{Error, Kind};
 use crate::units::Pages;
 use std::time::Duration;
 
-/// The first decider: *fits-downtime*. It switches over when what remains fits the downtime
-/// limit; otherwise the migration goes on until its total timeout, and then ends with an error
-/// that says what was missing.
+/// The default decider. It switches over when the rest fits the downtime limit. Otherwise the
+/// migration goes on until its total timeout, and then ends with an error that says what was
+/// missing.
 ///
-/// **The limit is a ceiling and not a target.** An idle guest of 2 GiB fits a limit of 300 ms
-/// when 700 MB of its first pass are left; paused then, it would stand still for all of them,
-/// and a few hundred milliseconds later there is nothing left to stand still for. So no pass is
-/// cut short, and where the rest fits, passes go on as long as the last one made the rest
-/// smaller. When one did not, the guest dirties as much as a pass sends, and the next rest that
-/// fits is taken.
+/// **The limit is a ceiling and not a target.** Example: an idle guest of 2 GiB fits a limit of 300
+/// ms when 700 MB of its first pass are left. Paused then, it would stand still while all of them
+/// are sent. A few hundred milliseconds later nothing would be left to send. So no pass is cut
+/// short. When the rest fits, passes go on as long as the last pass made the rest smaller. When a
+/// pass did not, the guest dirties as much as a pass sends, and the next rest that fits is taken.
 #[derive(Debug, Clone)]
 pub struct FitsDowntime {
     limit: Duration,
     total: Option<Duration>,
-    /// The pass that is going on is sent although the rest fitted before it.
+    /// The current pass is sent although the rest fitted before it.
     further: bool,
-    /// Such a pass made nothing smaller: no more of them.
+    /// A pass after a fitting rest did not make the rest smaller, so no more such passes follow.
     settled: bool,
 }
 
-/// A rest that takes less than this is not made smaller: hardly anybody notices.
+/// A rest that takes less time than this is not made smaller, because hardly anybody notices the
+/// pause.
 const UNNOTICED: Duration = Duration::from_micros(250);
 
 impl FitsDowntime {
@@ -40,8 +40,8 @@ impl FitsDowntime {
         }
     }
 
-    /// The pass that ended was to make a rest smaller that fitted already. If it did not, none
-    /// will be tried again: a guest whose rest fits only now and then must be paused when it does.
+    /// Judges a pass that was to make a fitting rest smaller. If it did not, no such pass is tried
+    /// again: a guest whose rest fits only now and then must be paused when it fits.
     fn settle(&mut self, facts: &Facts) {
         if std::mem::take(&mut self.further) && !shrank(facts) {
             self.settled = true;
@@ -50,21 +50,21 @@ impl FitsDowntime {
 
     /// Whether a further pass is worth its time although the rest fits.
     ///
-    /// A rest that is a quarter smaller after each pass takes four times the first such rest in
-    /// all, so there need be no other bound on their number.
+    /// If each pass makes the rest a quarter smaller, all passes together take four times the first
+    /// rest. So the number of passes needs no other bound.
     fn worth_another(&self, facts: &Facts) -> bool {
         let (Some(sending), Some(pass)) = (facts.sending(), facts.further_pass()) else {
             return false;
         };
         let in_time = |total| facts.elapsed.saturating_add(pass.saturating_mul(2)) < total;
-        // Where a cap makes passes slow, they may still add a quarter to the migration.
+        // When a cap makes passes slow, they may still add a quarter to the migration's time.
         let cheap = pass <= facts.elapsed / 4 || pass <= sending.saturating_mul(10);
         // The last sync stands still as well, whatever remains.
         let noticed = sending > UNNOTICED.max(facts.sync_time / 4);
         !self.settled && shrank(facts) && noticed && cheap && self.total.is_none_or(in_time)
     }
 
-    /// What to say when time is up.
+    /// The error for a migration whose time is up.
     pub fn shortfall(&self, facts: &Facts) -> Error {
         let mb = |bytes: f64| bytes / 1e6;
         let remaining = mb(facts.remaining.0 as f64);
@@ -81,7 +81,7 @@ impl FitsDowntime {
                     "{fits:.1} MB fit the downtime limit of {limit} ms at {:.1} MB/s",
                     mb(bandwidth)
                 );
-                // What the guest wrote since the last sync is not among what remains yet.
+                // The rest does not include the guest's writes since the last sync yet.
                 if facts.moment == Moment::Walking && remaining <= fits {
                     message += "; the time was up in the middle of a pass, before what the guest \
                                 wrote during it was known";
@@ -114,7 +114,7 @@ impl FitsDowntime {
     }
 }
 
-/// Whether the last pass left a quarter less than it sent. Less than that is chance.
+/// Whether the last pass left a quarter less than it sent. A smaller difference is chance.
 fn shrank(facts: &Facts) -> bool {
     facts.last_pass.is_some_and(|pass| {
         let sent = pass.pages.bytes().0;

@@ -1,13 +1,13 @@
 //! How often a pass may begin. Pure.
 //!
-//! A pass and its events cost little, and a pass of a few pages is over in microseconds. Where
-//! the decider only ever says to go on (nothing is dirty and something else is awaited, or all
-//! that is dirty is zero pages, which need no bandwidth), nothing else would keep a migration
-//! from a hundred thousand passes a second.
+//! A pass and its events cost little, and a pass of a few pages is over in microseconds. A decider
+//! may always say to go on: when no page is dirty and it waits for something else, or when all
+//! dirty pages are zero pages, which need no bandwidth. Without a limit such a migration would make
+//! a hundred thousand passes a second.
 //!
-//! Passes that converge are not held up: a wait gives the guest time to dirty more, so those
-//! that follow one another closely are let go, as many as a rest that shrinks by a tenth needs
-//! from a second to a millisecond.
+//! Passes that converge are not held up, because a wait gives the guest time to dirty more. So
+//! [`AT_ONCE`] passes may follow one another without a wait. A rest that shrinks by a tenth with
+//! each pass needs that many from a second down to a millisecond.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ const AT_ONCE: u32 = 64;
 /// Spaces passes.
 #[derive(Debug, Default, Clone)]
 pub(in crate::migrate) struct Passes {
-    /// When all passes so far are paid for, an interval each.
+    /// The time at which all passes so far are paid for, with one interval each.
     paid_at: Duration,
 }
 
 impl Passes {
-    /// How long to wait, from `now` (any clock that does not go back), before the next pass
-    /// begins. `idle`: there is nothing to send, so nothing is lost by waiting.
+    /// How long to wait from `now` before the next pass begins. `now` is of any clock that does not
+    /// go back. `idle` means that there is nothing to send, so a wait loses nothing.
     pub(in crate::migrate) fn next(&mut self, now: Duration, idle: bool) -> Duration {
         self.paid_at = self.paid_at.max(now) + INTERVAL;
         if idle {

@@ -1,8 +1,8 @@
 //! Who runs the guest, decided by two pure state machines, one on each side.
 //!
-//! `step(state, event)` gives the next state and what to do on entering it. No clock, no
-//! socket, no callback in here: the drivers carry actions out, and turn what came of it into
-//! the next event. So every path, with every failure at every point, can be walked by a test.
+//! `step(state, event)` gives the next state and what to do on entering it. The machines have no
+//! clock and no socket, and call no operation. The drivers carry the actions out, and turn each
+//! outcome into the next event. So a test can walk every path, with every failure at every point.
 //!
 //! The order that the two machines keep between them:
 //! 1. the source pauses the guest;
@@ -11,23 +11,24 @@
 //! 4. sends the last pages, then the end marker, then the state;
 //! 5. the destination checks the marker, then loads the state (devices read rings from
 //!    memory), and answers ready;
-//! 6. the source lets go of what only one may hold;
+//! 6. the source lets go of what only one side may hold;
 //! 7. the source takes the gate, which a cancel takes too: one of them gets it;
-//! 8. the source hands over. From before the first byte of that message it never resumes by itself;
-//! 9. the destination, and only with that message, runs the guest and says so.
+//! 8. the source hands over. From before the first byte of the hand-over it never resumes by
+//!    itself;
+//! 9. the destination runs the guest only after the hand-over, and says so.
 //!
-//! **A late hand-over runs nothing.** The example: the hand-over's limit is 1 s at the source,
-//! and the network holds the message for 5 s. After 1 s the source says that it has no answer.
-//! Its VMM asks the destination, which does not run the guest, and so takes the guest back. After
-//! 5 s the message arrives. A destination that ran the guest now would make it two. Asking
-//! more often does not help, for whatever is asked, the message can be later. What helps is a
-//! limit that both sides keep ([`window`]): the destination counts it from just before it says
-//! ready, looks right before `run`, and refuses what is later. The source counts it from the
-//! receipt of ready, which is later; sends nothing after it; and says that it has no answer only
-//! when the destination has begun to run the guest or never will.
+//! **A late hand-over runs nothing.** The example: the hand-over's limit is 1 s at the source, and
+//! the network holds the message for 5 s. After 1 s the source says that it has no answer. Its VMM
+//! asks the destination, which does not run the guest, and takes the guest back. After 5 s the
+//! message arrives. If the destination ran the guest now, two copies would run. Asking more often
+//! does not help, because the message can always come later. The way out is a limit that both sides
+//! keep ([`window`]). The destination counts the limit from just before it says ready, checks it
+//! right before `run`, and refuses a later hand-over. The source counts the limit from the receipt
+//! of ready, which is later, and sends no hand-over after it. The source says that it has no answer
+//! only when the destination has begun to run the guest or never will.
 //!
-//! What a state means for the guest itself is told to [`crate::memory::ownership`], which outlives
-//! the migration.
+//! [`crate::memory::ownership`], which outlives the migration, learns each state's meaning for the
+//! guest.
 
 pub mod destination;
 pub mod source;
@@ -37,7 +38,7 @@ use crate::error::{Error, Kind};
 use crate::memory::ownership::Stage;
 use crate::vmm::EventKind;
 
-/// Why something ended, as far as the machines care.
+/// Why an action failed, as far as the machines distinguish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// Somebody cancelled.
@@ -62,7 +63,7 @@ pub struct Step<S, A: 'static> {
     pub actions: &'static [A],
 }
 
-/// A side's machine, as whoever runs it sees it.
+/// The interface of a side's machine to its driver.
 pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
     /// What happened.
     type Event: Copy;
@@ -71,29 +72,28 @@ pub(super) trait Machine: Copy + PartialEq + std::fmt::Debug {
 
     /// Not started.
     const IDLE: Self;
-    /// The one end that is what the VMM asked for.
+    /// The end state of a successful migration.
     const SUCCESS: Self;
-    /// What the VMM's start is.
+    /// The event of the VMM's start.
     const START: Self::Event;
 
-    /// What a failure while doing `action` is (at the very start, of none).
+    /// The event of a failure in `action`; `None` before the first action.
     fn failed(failure: Failure, action: Option<Self::Action>) -> Self::Event;
     /// The next state and what to do on entering it.
     fn step(self, event: Self::Event) -> Step<Self, Self::Action>;
     /// Whether nothing happens any more without the VMM.
     fn is_over(self) -> bool;
-    /// Its name, as in messages and JSON.
+    /// The state's name, as in messages and JSON.
     fn name(self) -> &'static str;
-    /// What it means for the guest.
+    /// The state's meaning for the guest.
     fn stage(self) -> Stage;
-    /// What the VMM is told at the end.
+    /// The kind of the last event.
     fn ending(self) -> EventKind;
-    /// The error of a migration that ended in it, from the first thing that went wrong.
+    /// The error of a migration that ended in this state, made from the first error.
     fn explain(self, error: Error) -> Error;
 
-    /// What the migration's error is in this state, whatever has gone wrong: none where it
-    /// succeeded, one where it ended otherwise. So what is waited for, the last event and
-    /// the figures say the same.
+    /// The migration's error in this state: none after success, one after any other end. So a wait,
+    /// the last event and the figures agree.
     fn verdict(self, error: Option<Error>) -> Option<Error> {
         if self == Self::SUCCESS {
             None
