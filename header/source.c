@@ -141,7 +141,8 @@ int main(int argc, char **argv)
     if (here)
         printf("the guest runs on here\n");
     else
-        printf("the guest runs at the destination from %llu on\n", (unsigned long long)vmm.count);
+        printf("the guest runs at the destination from %llu on\n",
+               (unsigned long long)vmm.count);
 
     brant_outgoing_free(outgoing);
     make_guest(&vmm, ENDED);                    // the end of the example, whatever it was

@@ -15,28 +15,28 @@
  *
  * Rules that hold everywhere:
  *
- *   Errors      A function that can fail returns 0 or a negative BRANT_E_* code, whose meaning never
- *               changes. The sentence that goes with it is in the last parameter, the optional
- *               brant_error **.
- *   Ownership   Handles are the caller's, who frees them; NULL is fine. Strings and structures are
- *               copied during the call. Guest memory stays the VMM's. So do descriptors: brant
- *               duplicates what it keeps, and the VMM may close its own when the call has returned.
- *               The exception: brant_outgoing_start_fd and brant_incoming_start_fd own the socket
- *               that they are given, whatever they return.
- *   _free       A _free returns nothing, with four exceptions. Inside a callback of a migration, a
- *               save or a restore that same object cannot be freed: brant_outgoing_free,
- *               brant_incoming_free, brant_image_save_free and brant_image_restore_free return
- *               BRANT_E_CALLBACK there and free nothing. Elsewhere they return 0.
- *   Sizes       A structure that begins with `size` is initialised by BRANT_INIT(type). A field that
- *               is left 0 has its default. The structure of an older header is shorter, and is
- *               accepted; one of a newer header is accepted if what is new in it is 0.
- *   Threads     Each handle says which threads may use it. Callbacks come on brant's threads, unless
- *               they say otherwise.
+ *   Errors      A function that can fail returns 0 or a negative BRANT_E_* code. A code never
+ *               changes its meaning. The last parameter of the function, an optional
+ *               brant_error **, gets a sentence that says what went wrong.
+ *   Ownership   The caller owns each handle and frees it; NULL may be freed. Strings and structures
+ *               are copied during the call. Guest memory stays the VMM's. Descriptors stay the
+ *               VMM's too: brant duplicates those that it keeps, and the VMM may close its own when
+ *               the call has returned. There is one exception: brant_outgoing_start_fd and
+ *               brant_incoming_start_fd own the socket that they are given, whatever they return.
+ *   _free       A _free returns nothing, with four exceptions: brant_outgoing_free,
+ *               brant_incoming_free, brant_image_save_free and brant_image_restore_free return 0
+ *               or BRANT_E_CALLBACK. A migration, a save or a restore cannot be freed inside one of
+ *               its own callbacks: there they return BRANT_E_CALLBACK and free nothing.
+ *   Sizes       A structure that begins with `size` is initialised by BRANT_INIT(type). A field
+ *               that is left 0 has its default. A structure of an older header is shorter, and is
+ *               accepted. A structure of a newer header is accepted if its additional bytes are 0.
+ *   Threads     Each handle says which threads may use it. Callbacks come on brant's threads,
+ *               except where a callback says otherwise.
  *   Units       Lengths and offsets are bytes, pages have 4 KiB. Times that the VMM gives are
  *               milliseconds (_ms); times that brant measured are nanoseconds (_ns).
  *
  * A whole source and a whole destination follow. The guest is a thread that counts, in its memory
- * and in one device, and goes on counting at the destination. Both run as they stand here:
+ * and in one device, and goes on counting at the destination. Both programs run as they are:
  *
  *   $ cc source.c -o source $(pkg-config --cflags --libs brant)
  *   $ cc destination.c -o destination $(pkg-config --cflags --libs brant)
@@ -188,7 +188,8 @@
  *         if (here)
  *             printf("the guest runs on here\n");
  *         else
- *             printf("the guest runs at the destination from %llu on\n", (unsigned long long)vmm.count);
+ *             printf("the guest runs at the destination from %llu on\n",
+ *                    (unsigned long long)vmm.count);
  *
  *         brant_outgoing_free(outgoing);
  *         make_guest(&vmm, ENDED);                    // the end of the example, whatever it was
@@ -347,12 +348,13 @@ extern "C" {
 const char *brant_version(void);
 
 /**
- * Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
- * known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
+ * Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
+ * name. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
  * bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
- * (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
- * "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
- * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+ * (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
+ * "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
+ * (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread.
+ * NULL gives 0.
  */
 int32_t brant_has_feature(const char *name);
 
@@ -368,13 +370,13 @@ int32_t brant_has_feature(const char *name);
 #define BRANT_E_BUSY (-3)
 /** No such block, slot, or file. */
 #define BRANT_E_NOT_FOUND (-4)
-/** Something of that name or in that place is there already. */
+/** Another object has this name or this place already. */
 #define BRANT_E_EXISTS (-5)
-/** Memory could not be had. */
+/** Memory could not be allocated. */
 #define BRANT_E_NO_MEMORY (-6)
 /** The kernel, the machine or the peer cannot do this. */
 #define BRANT_E_UNSUPPORTED (-7)
-/** A system call failed for a reason that is not the caller's. */
+/** A system call failed, and the arguments of the caller are not the reason. */
 #define BRANT_E_KERNEL (-8)
 /** The connection could not be made, or failed. */
 #define BRANT_E_IO (-9)
@@ -382,7 +384,10 @@ int32_t brant_has_feature(const char *name);
 #define BRANT_E_PEER_GONE (-10)
 /** A time limit passed. */
 #define BRANT_E_TIMEOUT (-11)
-/** The operation was cancelled, here or by the peer, whom the message then names. */
+/**
+ * The operation was cancelled, here or by the peer. When the peer cancelled it, the message names
+ * the peer.
+ */
 #define BRANT_E_CANCELLED (-12)
 /** The peer sent what the protocol does not allow. */
 #define BRANT_E_PROTOCOL (-13)
@@ -395,22 +400,23 @@ int32_t brant_has_feature(const char *name);
 /** A callback of the VMM failed. */
 #define BRANT_E_VMM (-17)
 /**
- * What remained to be sent did not get small enough in time: the guest writes too fast, or the
- * link or its cap is too slow.
+ * The remaining pages did not get few enough in time: the guest writes too fast, or the link or
+ * its cap is too slow.
  */
 #define BRANT_E_NOT_CONVERGED (-18)
-/** Migration is blocked by a reason the VMM gave. */
+/** The guest has a blocker (`brant_blocker_new`); the message gives its reason. */
 #define BRANT_E_BLOCKED (-19)
 /**
- * Handed over, and the destination did not say that the guest runs: it said nothing, or said that
- * it failed. The guest stands paused at the source until the VMM resolves the migration.
+ * The guest was handed over, and the destination did not say that the guest runs: it said nothing,
+ * or said that it failed. The guest stands paused at the source until the VMM resolves the
+ * migration.
  */
 #define BRANT_E_UNANSWERED (-20)
-/** Called from inside a callback of the same object, where it would wait for itself. */
+/** The function was called inside a callback of the same object, where it would wait for itself. */
 #define BRANT_E_CALLBACK (-21)
 /** A defect in brant itself, caught at the boundary. */
 #define BRANT_E_INTERNAL (-22)
-/** Not over yet: the wait ended before what was waited for. Never why something failed. */
+/** Not over yet: the time of the wait ended first. Nothing ever fails with this code. */
 #define BRANT_E_PENDING (-23)
 /**
  * Guest memory could not be read or written: poisoned, without permission, cut off the end of
@@ -418,18 +424,19 @@ int32_t brant_has_feature(const char *name);
  */
 #define BRANT_E_MEMORY (-24)
 /**
- * A file is no whole image of a guest: torn, short, or something else. The message names the file,
- * the place in it, what was expected there and what was found.
+ * The file is not a whole image of a guest: it is torn, short, or something else. The message
+ * names the file, the place in it, what was expected there and what was found.
  */
 #define BRANT_E_IMAGE (-25)
 
 /**
- * The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
- * and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
- * success, to a new object on failure, whatever it held before. That object is the caller's. brant
- * sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
+ * The detail of an error. A function that can fail returns 0 or one of the `BRANT_E_*` codes. Its
+ * last parameter is a `brant_error **`, which may be NULL. Otherwise the function sets `*error`,
+ * whatever it held before: to NULL on success, to a new error on failure. The caller owns the new
+ * error. brant sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
  *
- * Threads: any, several at once. `brant_error_free` is the last call on it, and ends its message.
+ * Threads: any, several at once. `brant_error_free` is the last call on an error, and ends the
+ * life of its message.
  */
 typedef struct brant_error brant_error;
 
@@ -454,20 +461,22 @@ const char *brant_error_name(int32_t code);
 /* =============================================================================================
  * The guest: its memory and who has it
  *
- * One for each virtual machine: make it with the VMM's operations (the next section), add its blocks
- * of memory, then the slots in which the guest sees them. What is known of the guest is told here
- * too: who has it, what its balloon holds, which pages are lost, why it cannot move.
+ * Make one guest for each virtual machine, with the VMM's operations (the next section). Add its
+ * blocks of memory, then the slots in which the guest sees them. This section also has the calls
+ * about the guest itself: who has it, what its balloon holds, which pages are lost, and why it
+ * cannot move.
  * ============================================================================================= */
 
 /**
- * What a guest is to brant: blocks of memory, where they appear at guest physical addresses
- * and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
+ * A guest: its blocks of memory, their places at guest physical addresses and in KVM memory slots,
+ * and its blockers. Make one for each virtual machine.
  *
- * It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
- * long as it lives. A guest that was handed over is not handed over again, one that runs here is
- * not overwritten, and one migration goes on at a time: what a migration must not begin with is
- * BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
- * and use it for every migration of it; brant knows nothing of what another object does.
+ * The object also knows who has the virtual machine (`brant_guest_get_state`), across all
+ * migrations and for as long as the object lives. A guest that was handed over is not handed over
+ * again. A guest that runs here is not overwritten. One migration of a guest goes on at a time.
+ * When the guest state forbids a migration, its start is BRANT_E_STATE; when another migration has
+ * to end first, its start is BRANT_E_BUSY. So keep one object for each virtual machine, and use it
+ * for every migration of that machine: brant does not compare two objects.
  *
  * Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last
  * call: all others on it have returned before it begins. Trackers and migrations made from it keep
@@ -476,64 +485,70 @@ const char *brant_error_name(int32_t code);
 typedef struct brant_guest brant_guest;
 
 /**
- * In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
- * only what is marked.
+ * In `brant_ram_block.flags`: the guest cannot write the block. A migration sends the block once,
+ * and again only the pages of it that the VMM marks.
  */
 #define BRANT_RAM_ROM 1
 /**
  * In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant need
- * not look. Without it nothing is assumed of what is there. The flag counts until a page with
- * contents arrives for the block, or all pages have arrived, or a migration from here starts, or
- * brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was
- * here. So an incoming after one that broke may use the same block, as it was added.
+ * not look. Without this flag brant assumes nothing of the block's contents. The flag counts until
+ * a page with contents arrives for the block, all pages have arrived, a migration from here
+ * starts, or brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up is called for a
+ * guest that was here. So when an incoming migration breaks before that, the next one may use the
+ * same block, as it was added.
  */
 #define BRANT_RAM_ZEROED 2
 /**
  * In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
- * `fd` names. Without it the block is private memory, or shared memory whose file brant is not
- * told, and `fd` is 0 or -1.
+ * `fd` names. Without this flag the block is private memory, or shared memory whose file brant
+ * does not know, and `fd` is 0 or -1.
  */
 #define BRANT_RAM_FILE 4
 
 /**
  * A RAM block: guest memory that is contiguous in this process.
  *
- * Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
- * (a guest that is being restored from an image, say), before or after it is added. A migration
- * then touches all of it, waits for each page, and sends what the page is filled with. Register it
- * before a migration from here starts, or mark what is registered later (`brant_tracker_mark`):
- * what a page holds changes by that, and no log sees it.
+ * The VMM may register the memory with a userfaultfd of its own that fills pages when they are
+ * touched (for a guest that is being restored from an image, say), before or after the block is
+ * added. A migration then touches all of this memory, waits for each page, and sends the contents
+ * that the page gets. Register the memory before a migration from here starts, or mark the memory
+ * that is registered later (`brant_tracker_mark`): the contents of its pages change by the
+ * registration, and no log sees that.
  *
- * Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
- * kernel is asked before brant's own code looks. A page that breaks between that question and the
- * look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
+ * Memory that brant cannot read or write gives BRANT_E_MEMORY and no signal: brant asks the kernel
+ * before its own code accesses a page. A page that breaks between the question and the access (a
+ * file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
  */
 typedef struct brant_ram_block {
     /** sizeof(brant_ram_block). */
     size_t size;
     /**
-     * 1 to 255 bytes of UTF-8 without control characters, unique in the guest; the destination's
-     * block has the same.
+     * 1 to 255 bytes of UTF-8 without control characters, unique in the guest. The destination's
+     * block has the same name.
      */
     const char *name;
     /**
-     * Address of the first byte, page-aligned. The memory stays the VMM's, and mapped until
-     * `brant_guest_remove_block` has returned.
+     * Address of the first byte, page-aligned. The memory stays the VMM's, which keeps it mapped
+     * until `brant_guest_remove_block` has returned.
      */
     void *host;
     /** Bytes; a multiple of `page_size`. */
     uint64_t length;
-    /** What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096. */
+    /**
+     * Size of the host pages that back the block, bytes: a power of two from 4096 to 1 GiB; 0
+     * means 4096.
+     */
     uint64_t page_size;
     /**
-     * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from;
-     * makes its holes visible. BRANT_E_INVALID where the block is mapped from another file or
-     * offset, or is private memory without a file. That is asked of /proc/self/maps; where that
-     * cannot be read, where the block consists of several mappings, and where a file system shows
-     * another device there than in fstat (btrfs, some overlays), the descriptor is believed. Any
-     * number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
-     * keeps a descriptor of its own; the file position of this one stays where it is, unless /proc
-     * is missing. Without that flag: 0 or -1.
+     * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from. By
+     * it brant sees holes of the file. When the block is mapped from another file or offset, or is
+     * private memory without a file, adding it is BRANT_E_INVALID. brant compares the descriptor
+     * with /proc/self/maps. brant believes the descriptor without comparing it when
+     * /proc/self/maps cannot be read, when the block consists of several mappings, and when the
+     * file system shows another device there than in fstat (btrfs, some overlays). Any number from
+     * 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant keeps a
+     * descriptor of its own. The file position of the VMM's descriptor stays where it is, unless
+     * /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
      */
     int32_t fd;
     /** BRANT_RAM_*. */
@@ -542,7 +557,7 @@ typedef struct brant_ram_block {
     uint64_t fd_offset;
 } brant_ram_block;
 
-/** In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot. */
+/** In `brant_slot.slot`: the part of the block has guest addresses, but is no KVM memory slot. */
 #define BRANT_NO_SLOT 4294967295
 
 /** Part of a block as it appears to the guest. */
@@ -551,13 +566,16 @@ typedef struct brant_slot {
     size_t size;
     /** The block's number. */
     uint32_t block;
-    /** KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none. */
+    /**
+     * KVM's slot number, with the address space in the upper 16 bits; BRANT_NO_SLOT if this is no
+     * KVM slot.
+     */
     uint32_t slot;
-    /** Where in the block it begins, bytes, page-aligned. */
+    /** Where in the block the slot begins, bytes, page-aligned. */
     uint64_t offset;
     /**
-     * Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
-     * where brant made room for this one.
+     * Bytes, page-aligned. For a KVM slot this is exactly KVM's size: KVM writes a bitmap of its
+     * own size into the room that brant made for this length.
      */
     uint64_t length;
     /**
@@ -577,10 +595,10 @@ typedef struct brant_slot {
 struct brant_ops;
 
 /**
- * Makes a guest without memory. `ops` are the VMM's operations, for all that is made from this
- * guest: its migrations in both directions and its trackers. The table is copied. NULL: a guest
- * that is tracked and not migrated. Which operations a call cannot do without, that call says.
- * `opaque` is given to each operation, until the guest and all that was made from it are freed.
+ * Makes a guest without memory. `ops` are the VMM's operations, for all objects that are made from
+ * this guest: its migrations in both directions and its trackers. The table is copied. With NULL
+ * the guest can be tracked and not migrated. A call that needs an operation says so. brant passes
+ * `opaque` to each operation, until the guest and all objects that were made from it are freed.
  * BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
  */
 int32_t brant_guest_new(const struct brant_ops *ops,
@@ -589,21 +607,23 @@ int32_t brant_guest_new(const struct brant_ops *ops,
                         struct brant_error **error);
 
 /**
- * Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be
- * taken back afterwards.
+ * Frees a guest; NULL is fine. The guest state is lost by this. Blockers of the guest may be freed
+ * afterwards.
  */
 void brant_guest_free(struct brant_guest *guest);
 
 /**
- * Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block,
- * and every run that is taken. No other block of the guest ever has that number, also after this
- * one was removed. Names are for the other side of a migration: they say which block is which
- * there. While the guest is tracked all of the new block counts as dirty. At most 4096.
+ * Adds a block, one of at most 4096. `*id` (may be NULL) gets its number. Every other call and
+ * every taken run names the block by this number. No other block of the guest ever gets the same
+ * number, even after this block was removed. The name of a block is for the other side of a
+ * migration: the two sides match blocks by name. While the guest is tracked, all pages of the new
+ * block count as dirty.
  *
- * While it migrates: first at the destination, then at the source, and while the source is in
- * BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
- * BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late
- * to be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
+ * While the guest migrates, add the block first at the destination, then at the source, and while
+ * the source is in BRANT_SOURCE_COPYING. Before BRANT_SOURCE_COPYING the two sides compare their
+ * blocks, and a block that only one side has is BRANT_E_LAYOUT. A block that is added at the
+ * source after `pause` was called may come too late to be sent: then the migration fails with
+ * BRANT_E_STATE before the hand-over.
  */
 int32_t brant_guest_add_block(struct brant_guest *guest,
                               const struct brant_ram_block *block,
@@ -611,8 +631,8 @@ int32_t brant_guest_add_block(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
- * The number of the block with this name, into `*id`: for whoever has only the name, as an
- * `early_load` that reads what the source wrote. BRANT_E_NOT_FOUND where there is none.
+ * Finds the number of the block with this name and puts it into `*id`. Example: an `early_load`
+ * gets a name from the source and needs the number. BRANT_E_NOT_FOUND if no block has the name.
  */
 int32_t brant_guest_find_block(const struct brant_guest *guest,
                                const char *name,
@@ -620,44 +640,45 @@ int32_t brant_guest_find_block(const struct brant_guest *guest,
                                struct brant_error **error);
 
 /**
- * Removes a block and its slots; BRANT_E_NOT_FOUND where it is gone already. In this order:
+ * Removes a block and its slots; BRANT_E_NOT_FOUND if the block is gone already. In this order:
  *
- * 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
- *    let go of it. Marks of it may still come; they are ignored.
- * 2. Call this. What the slots logged is read and their logging switched off, so they must
- *    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
- *    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
- *    that are on their way to it go on from a copy.)
+ * 1. Make sure that nothing writes to the block any more: the vCPUs are stopped, or the guest no
+ *    longer uses the block. Marks of the block may still come; they are ignored.
+ * 2. Call this function. It reads the logs of the slots and switches their logging off, so the
+ *    slots must still be in KVM (see brant_guest_remove_slot). It returns when brant no longer
+ *    touches the memory: within milliseconds, however slow the peer of a migration is. (Pages that
+ *    are being sent to the peer are sent from a copy.)
  * 3. Delete the slots from KVM, and unmap the memory.
  *
  * BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed
  * out are in use. Such runs are in use until the same consumer takes again, is stopped or is
- * freed: the message names it. The call waits for nobody and has changed nothing; make it again
- * afterwards.
+ * freed; the message names the consumer. The call then returns at once and has changed nothing.
+ * Call it again when the use has ended.
  *
- * While it migrates: first at the source, then, once that call has returned, at the destination,
- * at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source
- * still has on its way for the block goes nowhere. Example: the VMM removes it in its operation
- * `save`, says so in the state, and removes it at the destination in `load`. A block that only the
- * source removes is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two
- * sides compare their blocks: one that is gone at the source and is still there at the destination
- * ends the migration with BRANT_E_LAYOUT. One that is gone at the destination and not at the
- * source ends it so at any time before the destination is ready, and the guest stays at the
- * source. From then on the destination's guest is complete, and its blocks are its VMM's: one that
- * is removed only there is missing when the guest runs.
+ * While the guest migrates, remove the block first at the source, then, when that call has
+ * returned, at the destination. This may happen at any moment from BRANT_SOURCE_COPYING on, also
+ * while the guest is paused. The destination ignores pages of the block that still arrive.
+ * Example: the VMM removes the block in its operation `save`, says so in the state, and removes
+ * the block at the destination in `load`. A block that only the source removes is fine too: it
+ * stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: a
+ * block that is gone at the source and still there at the destination ends the migration with
+ * BRANT_E_LAYOUT. A block that is gone only at the destination ends the migration with
+ * BRANT_E_LAYOUT at any time before the destination is ready, and the guest stays at the source.
+ * When the destination is ready its guest is complete. From then on, a block that is removed only
+ * at the destination is missing when the guest runs.
  */
 int32_t brant_guest_remove_block(struct brant_guest *guest,
                                  uint32_t block,
                                  struct brant_error **error);
 
 /**
- * Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already, with the
- * size and place given here: KVM first, then this call; to take it away, this side first
- * (brant_guest_remove_slot). A KVM slot that was replaced by one of another size before brant
- * heard of it cannot be read: all of it counts as dirty at each sync, with a warning. While the
- * guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
- * counts as dirty. A block may have any number of slots, at any page. Marks by guest address
- * find it once this has returned.
+ * Adds a slot: part of a block at a guest address. A KVM slot has to exist in KVM already, with
+ * the size and place given here. So add a slot to KVM first and then to brant; remove it from
+ * brant first (brant_guest_remove_slot) and then from KVM. When the VMM replaces a KVM slot by one
+ * of another size and does not tell brant first, brant cannot read its log: all its pages count as
+ * dirty at each sync, with a warning. While the guest is tracked, brant switches the new slot's
+ * logging on (or has the VMM do it), and all its pages count as dirty. A block may have any number
+ * of slots, at any page. Marks by guest address reach the slot when this call has returned.
  */
 int32_t brant_guest_add_slot(struct brant_guest *guest,
                              const struct brant_slot *slot,
@@ -668,16 +689,17 @@ int32_t brant_guest_add_slot(struct brant_guest *guest,
  * To delete a slot, or to move, resize or replace it:
  *
  * 1. Stop the vCPUs, or know that the guest does not use the slot. No thread may be between a
- *    write to it and the mark of that by guest address: from here on such a mark finds
- *    nothing.
- * 2. Call this, with KVM's slot as it was described: what it has logged is read, and its
- *    logging switched off by setting it once more as it was.
- * 3. Delete or move it in KVM (KVM_SET_USER_MEMORY_REGION), and make what takes its place.
- * 4. Describe that with brant_guest_add_slot: all of it counts as dirty.
+ *    write to the slot and its mark by guest address: after step 2 such a mark finds no memory.
+ * 2. Call this function while KVM's slot is as it was described. brant reads the slot's log, and
+ *    switches its logging off by setting the slot once more as it was.
+ * 3. Delete or move the slot in KVM (KVM_SET_USER_MEMORY_REGION), and make the slot that takes its
+ *    place.
+ * 4. Describe the new slot with brant_guest_add_slot: all its pages count as dirty.
  * 5. Let the vCPUs run.
  *
- * The other way round is worse: of a slot that was deleted before, the log is lost with it,
- * and all its pages count as dirty; one that was moved before is set back to where it was.
+ * Another order is worse. When the slot was deleted in KVM first, its log is lost, and all its
+ * pages count as dirty. When the slot was moved in KVM first, step 2 sets it back to its old
+ * place.
  */
 int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 uint32_t slot,
@@ -685,41 +707,47 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to
- * arrive.
+ * In `brant_guest_get_state`: brant knows nothing of the guest yet. The VMM runs it, or waits for
+ * a guest to arrive.
  */
 #define BRANT_GUEST_UNKNOWN 0
 /**
- * In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
- * arrived, or `brant_guest_runs_here` said so.
+ * In `brant_guest_get_state`: the guest runs here. A migration from here was tried, a migration to
+ * here has arrived, or `brant_guest_runs_here` said so.
  */
 #define BRANT_GUEST_HERE 1
-/** In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed. */
+/**
+ * In `brant_guest_get_state`: the guest is here and stands still, because `resume` or `run`
+ * failed.
+ */
 #define BRANT_GUEST_STANDS 2
 /** In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here. */
 #define BRANT_GUEST_LEAVING 3
 /** In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here. */
 #define BRANT_GUEST_PAUSED 4
-/** In `brant_guest_get_state`: the guest is being handed over; here it stands. */
+/** In `brant_guest_get_state`: the guest is being handed over, and stands still here. */
 #define BRANT_GUEST_HANDING_OVER 5
 /**
- * In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is
- * here, and `brant_guest_reclaim` may take it back.
+ * In `brant_guest_get_state`: the guest was handed over and runs at another place. Its memory is
+ * still here, and `brant_guest_reclaim` may take the guest back.
  */
 #define BRANT_GUEST_HANDED_OVER 6
-/** In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides. */
+/**
+ * In `brant_guest_get_state`: the guest was handed over without an answer, and the VMM decides by
+ * `brant_outgoing_resolve`.
+ */
 #define BRANT_GUEST_UNANSWERED 7
 /**
  * In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY,
- * `brant_guest_give_up`, or an incoming migration that failed after it had begun to write over a
- * guest that was handed over. What that one overwrote cannot be reclaimed.
+ * `brant_guest_give_up`, or an incoming migration that failed after it had begun to overwrite a
+ * guest that was handed over. A guest that was overwritten so cannot be reclaimed.
  */
 #define BRANT_GUEST_GIVEN_UP 8
 /** In `brant_guest_get_state`: an incoming migration is in progress. */
 #define BRANT_GUEST_ARRIVING 9
 /**
- * In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the
- * VMM has made one since.
+ * In `brant_guest_get_state`: an incoming migration failed or was cancelled. No guest is here,
+ * unless the VMM has made one since.
  */
 #define BRANT_GUEST_EMPTY 10
 /** In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here. */
@@ -729,71 +757,77 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
 /** In `brant_guest_get_state`: a restore from an image is in progress. */
 #define BRANT_GUEST_RESTORING 13
 
-/** Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks. */
+/**
+ * Puts the guest state, which says who has the guest, into `*state`: BRANT_GUEST_*. Any thread,
+ * also inside callbacks.
+ */
 int32_t brant_guest_get_state(const struct brant_guest *guest,
                               uint32_t *state,
                               struct brant_error **error);
 
 /**
- * Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
- * arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
- * then on an incoming migration is refused. Refused itself where the guest must not run:
- * BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
- * migration has paused it or fills its memory, and will call `resume` or `run`.
+ * Tells brant that the guest runs here. Only the VMM knows that when it has started a guest that
+ * did not arrive by a migration. The call is optional; a good moment is before the vCPUs run for
+ * the first time. From then on an incoming migration is refused. The call itself is refused when
+ * the guest must not run here: BRANT_E_STATE when the guest was handed over or given up, or its
+ * migration is unanswered; BRANT_E_BUSY when a migration has paused the guest or fills its memory,
+ * and will call `resume` or `run`.
  */
 int32_t brant_guest_runs_here(struct brant_guest *guest,
                               struct brant_error **error);
 
 /**
- * Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
- * runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
- * as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
- * and what it did at the other place is lost. `resume` is not called.
+ * Takes back a guest that was handed over or given up. By this call the VMM asserts that no other
+ * copy of the guest runs or ever will (the destination's host has died, or the destination's VMM
+ * has ended the guest). The guest then counts as running here; make the call before the vCPUs run.
+ * The guest goes on from where it was paused, and everything that it did at the other place is
+ * lost. `resume` is not called.
  *
- * BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
- * hand-over without an answer is to be resolved; once that migration is freed without having been
- * resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration
- * is in progress.
+ * BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, and
+ * while an unanswered migration has to be resolved. When the VMM frees an unanswered migration and
+ * does not resolve it, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a
+ * migration is in progress.
  */
 int32_t brant_guest_reclaim(struct brant_guest *guest,
                             struct brant_error **error);
 
 /**
- * Says that no guest is here that anybody needs: it has ended, it arrived and could not be
- * started, it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on.
- * Another may arrive in its memory, none leaves, and no vCPU is kicked. `brant_guest_reclaim`
- * takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be
- * resolved.
+ * Tells brant that nobody needs the guest that is here: it has ended, it arrived and could not be
+ * started, it was handed over, or the VMM waits for another guest. The guest state is
+ * BRANT_GUEST_GIVEN_UP from then on. Another guest may arrive in its memory, no guest leaves from
+ * here, and no vCPU is kicked. `brant_guest_reclaim` undoes this call. BRANT_E_BUSY while a
+ * migration is in progress, BRANT_E_STATE while an unanswered migration has to be resolved.
  */
 int32_t brant_guest_give_up(struct brant_guest *guest,
                             struct brant_error **error);
 
 /**
- * Says whether the guest must tell before it uses a ballooned page again: 1 if
- * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set
- * up, and again after each reset of the device.
+ * Tells brant whether the guest says so before it uses a ballooned page again: 1 if
+ * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the balloon's driver is
+ * set up, and again after each reset of the device.
  *
- * - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
- * - Each call ends what was known: pages that counted as ballooned count as written in every
- *   tracker, because after a reset nobody knows of them any more.
- * - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
- *   There 1 ends nothing: which pages are ballooned the source has told. Where nothing is said,
- *   they stop counting as ballooned when the guest runs.
+ * - Before the first call, and after a call with 0, no page counts as ballooned, and
+ *   `brant_guest_mark_ballooned` and `brant_guest_clear_ballooned` do nothing.
+ * - At each call, pages that counted as ballooned stop being ballooned and count as written in
+ *   every tracker: after a reset of the device nobody knows whether they are still in the balloon.
+ * - At a destination make the call in `load` at the latest, with the value that the source's guest
+ *   negotiated. There a call with 1 keeps the ballooned pages, because the source has named them.
+ *   Without a call they stop counting as ballooned when the guest runs.
  */
 int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    uint32_t must,
                                    struct brant_error **error);
 
 /**
- * The guest's balloon has taken `length` bytes at a guest physical address (inflate): they are
- * ballooned. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`)
- * is ballooned when all of it is. A migration neither reads nor sends a ballooned page. At the
- * destination it reads as zero and costs no memory.
+ * Tells brant that the guest's balloon has taken `length` bytes at a guest physical address
+ * (inflate): their pages are ballooned. Only whole pages of 4 KiB count; a larger host page
+ * (`brant_ram_block.page_size`) is ballooned when all of it is. A migration neither reads nor
+ * sends a ballooned page. At the destination the page reads as zero and costs no memory.
  *
- * - Any thread, whether a migration runs or not. Takes a lock that is held for microseconds and
- *   never waits for a migration.
- * - The VMM discards the memory (MADV_DONTNEED) before the call or after it. It does not mark the
- *   memory as written for that.
+ * - Any thread, whether a migration runs or not. The call takes a lock that is held for
+ *   microseconds, and never waits for a migration.
+ * - The VMM discards the memory (MADV_DONTNEED) before the call or after it. The VMM does not mark
+ *   the discarded memory as written.
  * - Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor
  *   for a guest that relies on what ballooned pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a
  *   value other than 0).
@@ -804,18 +838,20 @@ void brant_guest_mark_ballooned(const struct brant_guest *guest,
                                 uint64_t length);
 
 /**
- * The guest takes bytes out of its balloon (deflate) and uses them again. Call it before the guest
- * is told that it may, which is before the deflate request is put into the used ring. Every page
- * with a byte in the range stops being ballooned and counts as written, in every tracker of the
- * guest. Threads and ignored arguments as for `brant_guest_mark_ballooned`.
+ * Tells brant that the guest takes `length` bytes at a guest physical address out of its balloon
+ * (deflate) and will use them again. Call this before the VMM tells the guest that it may, which
+ * is before the VMM puts the deflate request into the used ring. Every page with a byte in the
+ * range stops being ballooned and counts as written, in every tracker of the guest. Threads and
+ * ignored arguments as for `brant_guest_mark_ballooned`.
  */
 void brant_guest_clear_ballooned(const struct brant_guest *guest,
                                  uint64_t guest_address,
                                  uint64_t length);
 
 /**
- * How many pages with a byte in a range of guest physical addresses are ballooned, into
- * `*ballooned`. At a destination: what the source said of them.
+ * Counts the ballooned pages with a byte in a range of guest physical addresses, and puts the
+ * count into `*ballooned`. At a destination these are the pages that the source named as
+ * ballooned.
  */
 int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
                                     uint64_t guest_address,
@@ -824,20 +860,21 @@ int32_t brant_guest_count_ballooned(const struct brant_guest *guest,
                                     struct brant_error **error);
 
 /**
- * The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
- * kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length).
- * Without this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs
- * on. With it the migration goes on: the page is neither read nor sent, however often it is found
- * dirty, and counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent
- * before it was lost, and not written since, it holds what it held. brant tells the destination's
- * VMM nothing of it: where that is to raise a machine check in its guest, put the list into the
- * state (`save`).
+ * Declares that the contents of `length` bytes at `offset` of a block are lost: the hardware
+ * failed, and the kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives
+ * the length). Without the declaration a migration that comes to such a page fails with
+ * BRANT_E_MEMORY, and the guest runs on. With the declaration the migration goes on: the page is
+ * neither read nor sent, however often it is found dirty, and counts in `poisoned_pages`. At the
+ * destination the page reads as zero. If the page was sent before its contents were lost, and was
+ * not written since, it has the contents that were sent. brant does not tell the destination's VMM
+ * of poisoned pages: when the destination's VMM should raise a machine check in its guest, put the
+ * list of pages into the device state (`save`).
  *
- * Every page with a byte in the range counts, and where the block is backed by larger pages, every
- * such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
- * lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
- * range that is empty or reaches past its end. Contents that arrive here in an incoming migration
- * take the declaration back.
+ * Every page with a byte in the range counts. When larger host pages back the block, each of those
+ * pages counts whole. Any thread, whether a migration runs or not, but no signal handler: the call
+ * takes a lock and may allocate. BRANT_E_NOT_FOUND if there is no such block, BRANT_E_INVALID if
+ * the range is empty or reaches past the end of the block. When an incoming migration brings
+ * contents for the page, the declaration ends.
  */
 int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
                                   uint32_t block,
@@ -846,10 +883,10 @@ int32_t brant_guest_mark_poisoned(struct brant_guest *guest,
                                   struct brant_error **error);
 
 /**
- * Pages that were declared poisoned have contents again: the VMM has mapped other memory in their
- * place, or resets the guest. Call it after that. They count as written in every tracker of the
- * guest. Pages of the range that were not declared stay as they are. Threads and errors as
- * above.
+ * Declares that poisoned pages have contents again: the VMM has mapped other memory in their
+ * place, or resets the guest. Make the call after that. The pages count as written in every
+ * tracker of the guest. Pages of the range that were not declared poisoned stay as they are.
+ * Threads and errors as for `brant_guest_mark_poisoned`.
  */
 int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
                                    uint32_t block,
@@ -858,32 +895,32 @@ int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
                                    struct brant_error **error);
 
 /**
- * A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
+ * A reason why a guest cannot migrate. It counts until `brant_blocker_free` takes it back.
  *
- * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
- * while a migration starts: that one is refused or is not.
+ * Threads: any. `brant_blocker_free` is the last call on a blocker. It may come after the guest
+ * was freed, and while a migration starts: that migration is then refused or not.
  */
 typedef struct brant_blocker brant_blocker;
 
 /**
- * Says that the guest cannot move, and why, until the blocker is taken back. A migration that
- * is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
- * fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
- * stays as long as the guest does.
+ * Tells brant that the guest cannot migrate, and why, until the blocker is freed. A migration that
+ * is started meanwhile is refused with BRANT_E_BLOCKED and the reason. A migration that is already
+ * in progress fails with BRANT_E_BLOCKED, unless it has paused the guest already. `blocker` may be
+ * NULL: then the reason counts as long as the guest exists.
  */
 int32_t brant_blocker_new(struct brant_guest *guest,
                           const char *reason,
                           struct brant_blocker **blocker,
                           struct brant_error **error);
 
-/** Takes a reason back; NULL is fine. */
+/** Takes a blocker's reason back and frees the blocker; NULL is fine. */
 void brant_blocker_free(struct brant_blocker *blocker);
 
 /* =============================================================================================
  * Operations: what brant asks of the VMM
  *
- * A source needs `pause` and `resume`, a destination `run`. `save` goes with `load`, `early_save` with
- * `early_load`.
+ * A source needs `pause` and `resume`, a destination needs `run`. `load` takes what `save` puts,
+ * and `early_load` takes what `early_save` puts.
  * ============================================================================================= */
 
 /**
@@ -901,8 +938,8 @@ typedef struct brant_reason brant_reason;
 typedef struct brant_saver brant_saver;
 
 /**
- * One blob of state or configuration, as `load` and `early_load` get it. Valid during the callback
- * only.
+ * One blob of device state or early configuration, as `load` and `early_load` get it. Valid during
+ * the callback only.
  */
 typedef struct brant_state_blob {
     /** sizeof(brant_state_blob) as brant knows it. */
@@ -924,14 +961,15 @@ typedef struct brant_state_blob {
 /** A pass over memory ended and a sync followed. */
 #define BRANT_EVENT_PASS 2
 /**
- * Worth telling and no error: a clamped parameter, a log that failed and was taken as all dirty.
+ * A warning, not an error. Examples: a parameter was clamped; a log failed, so all its pages count
+ * as dirty.
  */
 #define BRANT_EVENT_WARNING 3
-/** It is over and succeeded. */
+/** The migration is over and has succeeded. */
 #define BRANT_EVENT_COMPLETED 4
-/** It is over and failed or was cancelled. On a source the guest runs on. */
+/** The migration is over: it failed or was cancelled. On a source the guest runs on. */
 #define BRANT_EVENT_FAILED 5
-/** Handed over and never answered: the guest stays paused until `brant_outgoing_resolve`. */
+/** The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`. */
 #define BRANT_EVENT_UNANSWERED 6
 
 /** Something that happened. Valid during the callback only. */
@@ -950,82 +988,86 @@ typedef struct brant_event {
 #define BRANT_ROLE_MIGRATION 1
 /**
  * A thread that has the host back a destination's memory just before contents arrive for it
- * (MADV_POPULATE_WRITE): at most one an incoming migration, and only where memory is not backed
- * already. It calls no other operation.
+ * (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
+ * backed already. The thread calls no operation but `thread_start`.
  */
 #define BRANT_ROLE_PREFAULT 4
 /**
  * A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks.
- * Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other
- * operation.
+ * Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no operation but
+ * `thread_start`.
  */
 #define BRANT_ROLE_REAPER 5
 /** A thread that saves a guest to an image, or restores one from it, and calls the operations. */
 #define BRANT_ROLE_SNAPSHOT 7
-/** A thread that writes pages to an image, or reads them from it. It calls no other operation. */
+/**
+ * A thread that writes pages to an image, or reads them from it. It calls no operation but
+ * `thread_start`.
+ */
 #define BRANT_ROLE_IMAGE 9
 
 /**
- * The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes
- * the table, copies it, and takes the `opaque` that each operation gets.
+ * The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
+ * guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
  *
- * The operations of a migration are called one at a time on that migration's own thread, unless it
- * says otherwise below; those of a save or a restore in the same way on its own thread, as those
- * of a source and a destination. All signals are masked there, but in the operations that may make
- * threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
- * that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
- * a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
- * inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They
- * return 0, or anything else for a failure, whose reason they may set. Inside one, waiting for or
- * freeing the migration that calls it is BRANT_E_CALLBACK; cancelling it only asks; everything
- * else is allowed.
+ * A migration calls its operations one at a time on its own thread, unless an operation says
+ * otherwise below. A save calls the operations of a source so, and a restore those of a
+ * destination, each on its own thread. All signals are masked on that thread, except in the
+ * operations that may make threads. `early_load`, `load`, `loaded`, `run` and `resume` have the
+ * signal mask of the thread that started the migration. So a vCPU thread that is made in one of
+ * them can be kicked by a signal, and a signal handler of the VMM's may run on brant's thread
+ * meanwhile. A thread that is made in any other operation inherits a mask of all signals: the new
+ * thread has to clear the mask (pthread_sigmask) first. An operation returns 0, or any other value
+ * for a failure; then it may set the reason. Inside an operation, waiting for or freeing the
+ * migration that calls it is BRANT_E_CALLBACK, and cancelling that migration only asks for its
+ * end. Every other call is allowed.
  *
- * A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
- * process take of it; every other thread of brant's has 2 MiB.
+ * A migration's own thread has a stack of 8 MiB, every other thread of brant's has 2 MiB. The
+ * thread-local variables of the process take their part of the stack.
  *
- * Two contracts on which a guest's memory depends:
+ * A guest's memory depends on two contracts:
  * - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
  *   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after
  *   an I/O or MMIO exit, set immediate_exit and enter KVM_RUN again until it fails with EINTR: one
  *   retirement can be followed by another exit. A KVM_RUN that fails with EINTR leaves the
- *   exit_reason of the exit before, so look at what it returned first.
- * - Write first, then mark: a mark made before its write can be collected before the write
- *   lands, and then nobody hears of the write.
+ *   exit_reason of the exit before, so look at the return value of KVM_RUN first.
+ * - Write first, then mark: a sync can collect a mark that was made too early before the write
+ *   lands. Then the write is lost.
  *
  * A vCPU thread that ends while the guest migrates, because the guest has shut down, counts as
  * paused in `pause` and as outside of KVM_RUN in `kick`; keep its vCPU descriptor open until the
  * migration is over. Unless the guest is to start again at the destination, cancel the migration.
  *
  * brant_outgoing_cancel, brant_incoming_cancel, the waits and the frees wait for the migration's
- * thread, which may be inside an operation: call none of them with a lock held that an operation
- * takes.
+ * thread, which may be inside an operation. So do not call them while you hold a lock that an
+ * operation takes.
  */
 typedef struct brant_ops {
     /** sizeof(brant_ops). */
     size_t size;
     /**
-     * Source, required: stop the guest; return when it is paused in the sense above. From before
-     * this call until `resume` has returned well no `kick` is called, whichever tracker wants one;
-     * those that had begun have ended.
+     * Source, required: stop the guest; return when the guest is paused in the sense above. From
+     * before this call until `resume` has returned 0, brant calls no `kick` for any tracker of the
+     * guest. Kicks that began earlier have ended before this call.
      */
     int32_t (*pause)(void *opaque, struct brant_reason *reason);
     /**
-     * Source, required: a migration that had paused the guest did not happen; let it run on.
-     * Also called when `pause` failed. Takes back what `release` let go. Called on the thread
-     * of `brant_outgoing_resolve` when that decides so. Where it fails, the guest counts as
-     * standing here (BRANT_GUEST_STANDS).
+     * Source, required: let the guest run on, because a migration that had paused it did not
+     * happen. Also called when `pause` failed. Takes back what `release` let go. When
+     * `brant_outgoing_resolve` decides that the guest runs on, this is called on the thread of
+     * that call. When this fails, the guest counts as standing still here (BRANT_GUEST_STANDS).
      */
     int32_t (*resume)(void *opaque, struct brant_reason *reason);
     /**
      * Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
-     * the last harvest comes after it.
+     * the last harvest comes after `save`.
      */
     int32_t (*save)(void *opaque, struct brant_saver *saver, struct brant_reason *reason);
     /**
-     * Destination: all memory is here; take one blob of state. Once for each, in the order of
-     * saving. May write guest memory: nothing arrives after it. Mark what it writes where a
-     * tracker of this guest is started here (a backup's, from before the guest went away). A
-     * failure refuses the switchover and the guest runs on at the source.
+     * Destination: all memory is here; take one blob of device state. Called once for each blob,
+     * in the order of saving. May write guest memory: no page arrives after this call. When a
+     * tracker of this guest is started here (a backup's, from before the guest went away), mark
+     * the writes of `load`. A failure refuses the switchover, and the guest runs on at the source.
      */
     int32_t (*load)(void *opaque,
                     const struct brant_state_blob *blob,
@@ -1033,8 +1075,8 @@ typedef struct brant_ops {
     /** Destination: every blob was loaded; the last chance to refuse. */
     int32_t (*loaded)(void *opaque, struct brant_reason *reason);
     /**
-     * Source, guest running, before memory is sent: configuration that the destination needs
-     * in order to build itself.
+     * Source, guest running, before memory is sent: put the configuration that the destination
+     * needs in order to build its guest into `saver`.
      */
     int32_t (*early_save)(void *opaque,
                           struct brant_saver *saver,
@@ -1047,28 +1089,31 @@ typedef struct brant_ops {
                           const struct brant_state_blob *blob,
                           struct brant_reason *reason);
     /**
-     * Source, guest paused, destination ready: let go of what only one may hold, disk locks
-     * for one. After it comes the hand-over, or `resume`.
+     * Source, guest paused, destination ready: let go of everything that only one side may hold,
+     * disk locks for example. The hand-over comes next, or `resume`.
      */
     int32_t (*release)(void *opaque, struct brant_reason *reason);
     /**
-     * Destination, required: the guest is yours, let it run. Start it without long work before:
-     * when this is called the hand-over was in time, and one second after its limit has run out
-     * the source's VMM takes it that the guest runs here, or never will. Fail only with the guest
-     * stopped.
+     * Destination, required: the guest is yours, let it run. Start the guest at once, without long
+     * work before. When this is called the hand-over was in time. One second after the hand-over's
+     * limit the source's VMM assumes that `run` was called here, or never will be. When this
+     * fails, the guest has to be stopped.
      */
     int32_t (*run)(void *opaque, struct brant_reason *reason);
     /**
-     * Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
-     * (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot, under brant's
-     * own locks: in here and in `log_off` call nothing of brant's but marks, and take no lock
-     * that another thread holds around a brant_guest_* or brant_tracker_* call.
+     * Switch dirty logging on for `count` KVM memory slots, with BRANT_SWITCHED_BY_VMM. Called on
+     * the thread that starts tracking or adds a slot, under brant's own locks. So inside `log_on`
+     * and `log_off` call no function of brant's but marks, and take no lock that another thread
+     * holds around a brant_guest_* or brant_tracker_* call.
      */
     int32_t (*log_on)(void *opaque,
                       const uint32_t *slots,
                       size_t count,
                       struct brant_reason *reason);
-    /** Switch it off again. On whichever thread stops tracking or removes a slot. */
+    /**
+     * Switch dirty logging off again. Called on the thread that stops tracking or removes a
+     * slot.
+     */
     int32_t (*log_off)(void *opaque,
                        const uint32_t *slots,
                        size_t count,
@@ -1076,39 +1121,40 @@ typedef struct brant_ops {
     /** Something happened. Must not block for long. */
     void (*event)(void *opaque, const struct brant_event *event);
     /**
-     * First thing on each new thread of brant's, on that thread: the place for affinity and
-     * seccomp. `role` is BRANT_ROLE_*.
+     * A new thread of brant's calls this first: the place for affinity and seccomp. `role` is
+     * BRANT_ROLE_*.
      */
     void (*thread_start)(void *opaque, uint32_t role);
     /**
-     * Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used
-     * with dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
-     * with page-modification logging hands over what it holds only at an exit, so without this
-     * such a sync misses some pages, which a later one finds. On whichever thread syncs, under
-     * brant's own locks: as in `log_on`, and do not wait for a thread that is inside a call of
-     * brant's, but `brant_tracker_ring_full` and marks.
+     * Make every vCPU leave KVM_RUN once and go on; return when each vCPU has left, or was
+     * outside. Called with dirty rings (`brant_tracker_add_kvm`), before each sync of a running
+     * guest. A processor with page-modification logging hands over its entries only at an exit. So
+     * without a kick such a sync misses some pages, which a later sync finds. Called on the thread
+     * that syncs, under brant's own locks: the rules of `log_on` count. Also do not wait for a
+     * thread that is inside a call of brant's; waiting for `brant_tracker_ring_full` and for marks
+     * is fine.
      *
-     * It may be done by pausing the guest and resuming it: it is called only where the guest runs
-     * here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between
-     * `pause` and `resume`, never after a hand-over, and never where a guest arrives
-     * or should have arrived. `pause` waits for kicks that have begun.
+     * A kick may pause the guest and resume it, because brant calls `kick` only when the guest
+     * runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). brant never
+     * calls it between `pause` and `resume`, after a hand-over, or where a guest arrives or should
+     * have arrived. The call of `pause` waits for kicks that have begun.
      */
     int32_t (*kick)(void *opaque, struct brant_reason *reason);
 } brant_ops;
 
 /**
- * Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
- * what is not UTF-8. NULL is ignored.
+ * Sets the reason why a callback fails, in UTF-8. The migration's error shows the reason, with
+ * U+FFFD in place of bytes that are not UTF-8. NULL is ignored.
  */
 void brant_reason_set(struct brant_reason *reason,
                       const char *message);
 
 /**
- * Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
- * VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
- * about 1 GiB each and 65536 blobs. A blob that is refused would be missing at the
- * destination: `save` counts as failed then, whatever it returns, and for this reason unless it
- * sets another.
+ * Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the VMM's
+ * own `version` of the format, and `length` bytes at `data`, which are copied. A blob has at most
+ * about 1 GiB; there are at most 65536 blobs. A blob that is refused would be missing at the
+ * destination. So `save` then counts as failed, whatever it returns, and the refusal is the reason
+ * unless `save` sets another.
  */
 int32_t brant_saver_put(struct brant_saver *saver,
                         const char *name,
@@ -1121,25 +1167,27 @@ int32_t brant_saver_put(struct brant_saver *saver,
 /* =============================================================================================
  * The tracker: which pages were written
  *
- * Make it, add logs (below), start; then sync and take as often as you like; stop. The VMM marks what
- * it writes itself. A migration starts, syncs, takes and stops by itself.
+ * Make a tracker, add logs (below), start it; then sync and take as often as you like; stop it. The
+ * VMM marks its own writes. A migration starts, syncs, takes and stops by itself.
  * ============================================================================================= */
 
 /**
- * Tracks which pages of a guest are written. It merges what all logs find into what is
- * pending, and hands pending pages out after restoring their protection.
+ * Tracks which pages of a guest are written. A sync merges the pages that all logs find into
+ * pending. A take hands pending pages out after it has restored their protection.
  *
- * What is pending is kept apart for each consumer of the tracker: the VMM itself
- * (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), whoever it makes with
- * `brant_consumer_new`, a migration, a measurement of the dirty rate. A sync, whoever asks for it,
- * adds what it found to what is pending for each of them; a take empties what is pending for
- * the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
- * others have all they had and all that was written since.
+ * Each consumer of the tracker has pending pages of its own. Consumers are the VMM itself
+ * (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), each consumer that the VMM
+ * makes with `brant_consumer_new`, a migration, and a measurement of the dirty rate. A sync by any
+ * consumer adds the pages that it found to the pending pages of every consumer. A take removes
+ * pages from the pending pages of the taker alone. So a migration may run on a tracker that is in
+ * use. However the migration ends, every other consumer still has all its pending pages and all
+ * pages that were written since.
  *
  * Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function,
- * but `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free`
- * is the last call: all others on it, those of vCPU threads too, have returned before it begins.
- * Its consumers, measurements and migrations may be freed later.
+ * except `brant_tracker_ring_full`, waits for a sync or take that is in progress.
+ * `brant_tracker_free` is the last call: all others on it, those of vCPU threads too, have
+ * returned before it begins. The tracker's consumers, measurements and migrations may be freed
+ * later.
  */
 typedef struct brant_tracker brant_tracker;
 
@@ -1148,22 +1196,25 @@ typedef struct brant_tracker brant_tracker;
 /** In `brant_tracker_config.clearing`: a whole slot at each sync. */
 #define BRANT_CLEAR_AT_SYNC 1
 
-/** How a tracker works. All zero but the size is what ships. */
+/** How a tracker works. A field that is 0 has its default. */
 typedef struct brant_tracker_config {
     /** sizeof(brant_tracker_config). */
     size_t size;
-    /** BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us. */
+    /**
+     * BRANT_CLEAR_*: how brant restores protection after a harvest, in the modes in which KVM
+     * leaves that to brant.
+     */
     uint32_t clearing;
     /**
-     * log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
-     * the next migration's events have a warning.
+     * log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. A value out of range is clamped,
+     * and the next migration gives a BRANT_EVENT_WARNING.
      */
     uint32_t chunk_shift;
 } brant_tracker_config;
 
 /**
- * Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
- * log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
+ * Makes a tracker of a guest. The VMM tells the tracker of its own writes by marks; add KVM's log
+ * next. `config` may be NULL for the defaults. Free the tracker with `brant_tracker_free`.
  */
 int32_t brant_tracker_new(struct brant_guest *guest,
                           const struct brant_tracker_config *config,
@@ -1171,26 +1222,31 @@ int32_t brant_tracker_new(struct brant_guest *guest,
                           struct brant_error **error);
 
 /**
- * Frees a tracker; NULL is fine. Tracking stops, unless a migration or another consumer is using
- * it: then it stops when the last of them ends.
+ * Frees a tracker; NULL is fine. Tracking stops. While a migration or another consumer uses the
+ * tracker, tracking stops when the last of them ends.
  */
 void brant_tracker_free(struct brant_tracker *tracker);
 
-/** Every page is pending at the start: for whoever copies them all and then what changes. */
+/**
+ * Every page is pending at the start: for a consumer that copies all pages first and then the
+ * pages that change.
+ */
 #define BRANT_START_ALL 0
 /** No page is pending at the start: only what is written from now on is found. */
 #define BRANT_START_CLEAN 1
 
 /**
- * Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN; what was pending for it
- * before is forgotten. A migration tracks by itself and needs none of this.
+ * Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN. Pages that were pending
+ * for the VMM before are forgotten. A migration starts tracking by itself and does not need this
+ * call.
  */
 int32_t brant_tracker_start(struct brant_tracker *tracker,
                             uint32_t with,
                             struct brant_error **error);
 
 /**
- * Stops tracking for the VMM, after a last harvest. What is pending for it stays and can be taken.
+ * Stops tracking for the VMM, after a last harvest. Pages that are pending for the VMM stay so and
+ * can be taken.
  */
 int32_t brant_tracker_stop(struct brant_tracker *tracker,
                            struct brant_error **error);
@@ -1198,8 +1254,8 @@ int32_t brant_tracker_stop(struct brant_tracker *tracker,
 /** The guest may be running. */
 #define BRANT_SYNC_RUNNING 0
 /**
- * The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
- * an error instead of "all dirty".
+ * The guest is paused and its vCPU state is saved: the harvest is exact, and a log that fails is
+ * an error. (With BRANT_SYNC_RUNNING all pages of such a log count as dirty.)
  */
 #define BRANT_SYNC_STOPPED 1
 
@@ -1208,8 +1264,9 @@ typedef struct brant_sync {
     /** sizeof(brant_sync). */
     size_t size;
     /**
-     * Pages that became pending for the consumer that asked; one that was pending for it already
-     * does not count again. So for the pages of each log below.
+     * Pages that became pending for the consumer that asked. A page that was pending for that
+     * consumer already does not count again. The pages of each log below are counted in the same
+     * way.
      */
     uint64_t found_pages;
     /**
@@ -1219,15 +1276,15 @@ typedef struct brant_sync {
      */
     uint64_t written_pages;
     /**
-     * Of how many pages a write since the last sync could be found. Not of a page that an earlier
-     * sync found and whose protection has not been restored since: in the manual-protect modes of
-     * KVM's log, one that nobody has taken. The guest's dirty rate is written_pages over
-     * observed_pages, times its memory.
+     * Pages whose protection was in place since the last sync, so that a write to them could be
+     * found. A page that an earlier sync found is not among them before its protection is
+     * restored: in the manual-protect modes of KVM's log, before somebody takes it. The guest's
+     * dirty rate is written_pages divided by observed_pages, times the guest's memory.
      */
     uint64_t observed_pages;
-    /** Pages pending for it now. */
+    /** Pages that are pending now for the consumer that asked. */
     uint64_t pending_pages;
-    /** Nanoseconds, all of it. */
+    /** Nanoseconds that the whole sync took. */
     uint64_t time_ns;
     /** Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging. */
     uint64_t kvm_ns;
@@ -1237,7 +1294,10 @@ typedef struct brant_sync {
     uint64_t reported_ns;
     /** Pages found by the VMM's own marks and by nothing else before. */
     uint64_t reported_pages;
-    /** Logs that failed, so that all they cover counts as dirty, or that will deliver later. */
+    /**
+     * Logs that failed, so that all their pages count as dirty, and logs that will deliver some
+     * pages only later.
+     */
     uint64_t warnings;
     /** Nanoseconds for the logs of vhost and vhost-user back ends. */
     uint64_t vhost_ns;
@@ -1254,8 +1314,9 @@ typedef struct brant_sync {
 } brant_sync;
 
 /**
- * Harvests all logs into what is pending, for the VMM and for every other consumer. `when` is
- * BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, of what that was for the VMM, may be NULL.
+ * Harvests all logs into pending, for the VMM and for every other consumer. `when` is
+ * BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, which gets the figures of the VMM as a
+ * consumer, may be NULL.
  */
 int32_t brant_tracker_sync(struct brant_tracker *tracker,
                            uint32_t when,
@@ -1278,18 +1339,19 @@ typedef struct brant_run {
 
 /**
  * Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
- * the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a
- * run is handed out the protection of its pages is restored, so what is written later is found by
- * a later sync: read the pages after this returned. 0 runs: the walk has come to the end, and the
- * next call begins at the beginning.
+ * the last call ended. At most `capacity` runs are put into `runs`, and their number into
+ * `*count`. The call restores the protection of a run's pages before it hands the run out, so a
+ * later sync finds later writes: read the pages after the call has returned. 0 runs mean that the
+ * walk has come to its end, and that the next call begins at the first block.
  *
  * The runs are in use until the next take, until `brant_tracker_stop` or until
- * `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A
- * take that hands out 0 runs ends the use as well. So does one with a capacity of 0, which takes
- * nothing and leaves the walk where it is; `runs` may be NULL then.
+ * `brant_tracker_free`. While runs are in use, the removal of their blocks is BRANT_E_BUSY. A take
+ * that hands out 0 runs ends the use as well. A take with a capacity of 0 ends the use too; it
+ * takes nothing and leaves the walk where it is, and `runs` may then be NULL.
  *
  * Example: a backup writes the last run that it took to its file, and has nothing else to take for
- * an hour. It calls this with a capacity of 0; until then no block of the run can be removed.
+ * an hour. The backup calls this function with a capacity of 0. Before that call the block of the
+ * run cannot be removed.
  */
 int32_t brant_tracker_take(struct brant_tracker *tracker,
                            struct brant_run *runs,
@@ -1298,9 +1360,9 @@ int32_t brant_tracker_take(struct brant_tracker *tracker,
                            struct brant_error **error);
 
 /**
- * Makes pages pending for the VMM again that were taken and did not get where they belong. Works
- * after `brant_tracker_stop` too. A block that is gone is passed over. It does not end the use
- * of runs (see `brant_tracker_take`).
+ * Makes taken pages pending for the VMM again, when they were not delivered. Works after
+ * `brant_tracker_stop` too. Pages of a block that is gone are ignored. This call does not end the
+ * use of runs (see `brant_tracker_take`).
  */
 int32_t brant_tracker_put_back(struct brant_tracker *tracker,
                                uint32_t block,
@@ -1309,35 +1371,35 @@ int32_t brant_tracker_put_back(struct brant_tracker *tracker,
                                struct brant_error **error);
 
 /**
- * Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
- * thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
- * are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
+ * Marks `length` bytes at a guest physical address as written by the VMM. Call it after the write.
+ * Any thread; the call is lock-free and never waits, and costs nearly nothing while nobody tracks.
+ * Addresses without memory are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
  */
 void brant_tracker_mark(const struct brant_tracker *tracker,
                         uint64_t guest_address,
                         uint64_t length);
 
 /**
- * The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
- * 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
- * fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
- * VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
+ * `brant_tracker_mark` for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the
+ * page of 4 KiB at `guest_address` + 4096 i, for `pages` bits. It is for the log of a device that
+ * the VMM has read itself: the dirty bitmap of VFIO_IOMMU_UNMAP_DMA, or a vhost log of the VMM's
+ * own. Each set bit without memory counts in `stray_marks`. NULL is ignored.
  */
 void brant_tracker_mark_bitmap(const struct brant_tracker *tracker,
                                uint64_t guest_address,
                                const uint64_t *words,
                                uint64_t pages);
 
-/** The same for `length` bytes at an offset in a block. */
+/** `brant_tracker_mark` for `length` bytes at an offset in a block. */
 void brant_tracker_mark_block(const struct brant_tracker *tracker,
                               uint32_t block,
                               uint64_t offset,
                               uint64_t length);
 
 /**
- * Running totals. Those of pages found, pending and put back are the VMM's own (see
- * brant_tracker), since `brant_tracker_start`; the others are of all consumers together, since
- * the first of them started.
+ * Running totals. The totals of pages found, pending and put back are those of the VMM as a
+ * consumer (see brant_tracker), since `brant_tracker_start`. The other totals are of all consumers
+ * together, since the first of them started.
  */
 typedef struct brant_tracker_stats {
     /** sizeof(brant_tracker_stats). */
@@ -1357,13 +1419,13 @@ typedef struct brant_tracker_stats {
     /** Pages that the VMM put back. */
     uint64_t put_back_pages;
     /**
-     * Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+     * Marks at addresses without memory, bits of vhost logs included, since the tracker was
      * made.
      */
     uint64_t stray_marks;
     /**
-     * Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
-     * included; the kernel's own are not.
+     * Bytes of bitmaps and rings that brant holds for the guest's memory, in all its logs; the
+     * kernel's own bitmaps are not included.
      */
     uint64_t heap_bytes;
     /** The chunk shift in use; 0 when chunks are off. */
@@ -1371,15 +1433,15 @@ typedef struct brant_tracker_stats {
     /** Whether tracking is on, for any consumer: 1 or 0. */
     uint32_t started;
     /**
-     * Ballooned pages that a consumer named instead of reading; one that is named again counts
+     * Ballooned pages that a consumer named instead of reading; a page that is named again counts
      * again.
      */
     uint64_t ballooned_pages;
-    /** Ballooned pages that were found written all the same: they are ballooned no more. */
+    /** Ballooned pages that a log found written: they are no longer ballooned. */
     uint64_t ballooned_written_pages;
     /** Pages that free-page hints took out of pending. */
     uint64_t hinted_pages;
-    /** Hints that came after their round was over, and did nothing. */
+    /** Free-page hints that came after their round was over, and so did nothing. */
     uint64_t stale_hints;
 } brant_tracker_stats;
 
@@ -1391,33 +1453,37 @@ int32_t brant_tracker_get_stats(const struct brant_tracker *tracker,
 /* ---------------------------------------------------------------------------------------------
  * The tracker's logs: KVM
  *
- * Which log suits is measured before rings are enabled: afterwards no bitmap works.
+ * Measure which log suits the guest (brant_kvm_measure) before you enable rings: on a VM with rings
+ * no bitmap works.
  * --------------------------------------------------------------------------------------------- */
 
 /**
- * The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
- * else the bitmaps that `brant_kvm_log.costs` recommends, or without it initially set, else manual
- * protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
- * measured unasked; what suits the guest is measured before rings are enabled, by
- * `brant_kvm_measure`.
+ * brant chooses. When the VM's rings are enabled, it takes the ring (no bitmap works then). Else
+ * it takes the bitmaps that `brant_kvm_log.costs` recommends. Without `costs` it takes the first
+ * of initially set, manual protect and get-and-clear that the kernel has. `brant_tracker_get_kvm`
+ * says which log brant chose, and why. This mode measures nothing: call `brant_kvm_measure` before
+ * you enable rings to learn which log suits the guest.
  */
 #define BRANT_KVM_AUTO 0
 /** KVM_GET_DIRTY_LOG reads and clears. */
 #define BRANT_KVM_GET_AND_CLEAR 1
-/** KVM_CLEAR_DIRTY_LOG clears; starting protects all pages. */
+/** KVM_CLEAR_DIRTY_LOG clears; the start of tracking protects all pages. */
 #define BRANT_KVM_MANUAL_PROTECT 2
-/** KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once. */
+/**
+ * KVM_CLEAR_DIRTY_LOG clears; the start of tracking protects no page, and every page counts as
+ * dirty once.
+ */
 #define BRANT_KVM_INITIALLY_SET 3
 /**
- * Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
- * vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by
- * `brant_tracker_ring_full`.
+ * Each vCPU's dirty ring, for a VM whose rings were enabled (`brant_kvm_enable_ring`). Call
+ * `brant_tracker_add_vcpu` for each vCPU, and `brant_tracker_ring_full` at each exit with a full
+ * ring.
  */
 #define BRANT_KVM_RING 4
 
 /** brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described. */
 #define BRANT_SWITCHED_BY_BRANT 0
-/** The VMM does, in the `log_on` and `log_off` of the guest's operations. */
+/** The VMM switches logging, in the guest's operations `log_on` and `log_off`. */
 #define BRANT_SWITCHED_BY_VMM 1
 
 struct brant_kvm_costs;
@@ -1435,32 +1501,33 @@ typedef struct brant_kvm_log {
     /** 0. */
     uint32_t reserved;
     /**
-     * In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
-     * has another size is refused. 0: what the kernel says.
+     * In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` returned them; a vCPU
+     * whose ring has another size is refused. 0: the size that the kernel names.
      */
     uint64_t ring_bytes;
     /**
-     * What `brant_kvm_measure` filled, for BRANT_KVM_AUTO to go by; or NULL. Read during the call.
+     * The costs that `brant_kvm_measure` filled in, from which BRANT_KVM_AUTO chooses; or NULL.
+     * Read during the call.
      */
     const struct brant_kvm_costs *costs;
 } brant_kvm_log;
 
 /**
- * What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
- * about rings, and 0 in other modes.
+ * Which of KVM's dirty logs was chosen, and the totals of its rings. All fields but the first six
+ * are about rings, and 0 in other modes.
  */
 typedef struct brant_kvm_info {
     /** sizeof(brant_kvm_info). */
     size_t size;
     /** BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added. */
     uint32_t mode;
-    /** 1 if a bitmap is read besides the rings, for what no vCPU writes. */
+    /** 1 if a bitmap is read besides the rings, for writes that no vCPU makes. */
     uint32_t with_bitmap;
     /** vCPUs added. */
     uint64_t vcpus;
     /** Bytes of each vCPU's ring; 16 an entry. */
     uint64_t ring_bytes;
-    /** Bytes of bitmaps held for what the rings gave between syncs. */
+    /** Bytes of the bitmaps that hold the rings' pages between syncs. */
     uint64_t heap_bytes;
     /** Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most. */
     uint64_t rounds;
@@ -1470,34 +1537,45 @@ typedef struct brant_kvm_info {
     uint64_t full_exits;
     /** Times that a ring overran: the kernel pushed onto a full one. */
     uint64_t overruns;
-    /** Pushes that were lost in that, as far as they are known. No page is: see `recoveries`. */
+    /**
+     * Pushes that were lost in overruns, as far as brant knows. No page is lost: see
+     * `recoveries`.
+     */
     uint64_t lost_pushes;
-    /** Times that all slots were protected again and every page counted as dirty, after a loss. */
+    /**
+     * Times that all slots were protected again and every page counted as dirty, after a loss of
+     * pushes.
+     */
     uint64_t recoveries;
     /**
      * Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
      */
     uint64_t interrupted;
-    /** Pages that may have lost their protection in one of those, reported in every sync. */
+    /**
+     * Pages that may have lost their protection in an interrupted reset; every sync reports
+     * them.
+     */
     uint64_t doubtful_pages;
     /** Entries that named no page of the guest. */
     uint64_t stray_entries;
 } brant_kvm_info;
 
 /**
- * Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
- * guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required
- * then, and with rings `kick` and `thread_start` where they are there. A virtual machine has one
- * dirty log: only one tracker may be harvesting it at a time, or each takes what the other misses.
+ * Adds KVM's dirty bitmaps or rings to the logs of the tracker, before tracking starts. With
+ * BRANT_SWITCHED_BY_VMM brant calls the guest's operations `log_on` and `log_off`, which are then
+ * required. With rings it calls `kick` and `thread_start`, if the guest has them. A virtual
+ * machine has one dirty log, and only one tracker may harvest it at a time: each of two trackers
+ * would miss the pages that the other harvests.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
                               const struct brant_kvm_log *kvm,
                               struct brant_error **error);
 
 /**
- * Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
- * `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
- * and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
+ * Says which of KVM's logs the tracker uses, and why. The reason is copied to `buffer`, cut to
+ * `capacity` bytes and NUL-terminated. `*needed` (may be NULL) gets the bytes that the whole
+ * reason takes. `buffer` NULL and `capacity` 0 give no text. Before `brant_tracker_add_kvm` the
+ * mode is BRANT_KVM_AUTO. Any thread.
  */
 int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
                               struct brant_kvm_info *info,
@@ -1508,12 +1586,12 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
 
 /**
  * Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet: `bytes`
- * for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for what
- * brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the kernel offers
- * one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
- * KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM:
- * `brant_kvm_measure` says before what suits the guest. BRANT_E_UNSUPPORTED without rings in this
- * kernel, BRANT_E_STATE if they are enabled already.
+ * for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for the
+ * default of 256 KiB. `*bytes_in_use` (may be NULL) gets the size. When the kernel has a backup
+ * bitmap, for writes that no vCPU makes, it is enabled too. `vm_fd` is the descriptor that
+ * KVM_CREATE_VM returned; brant keeps no duplicate of it. Afterwards no bitmap works on this VM,
+ * so call `brant_kvm_measure` first to learn whether rings suit the guest. BRANT_E_UNSUPPORTED if
+ * this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already.
  */
 int32_t brant_kvm_enable_ring(int32_t vm_fd,
                               uint64_t bytes,
@@ -1521,10 +1599,10 @@ int32_t brant_kvm_enable_ring(int32_t vm_fd,
                               struct brant_error **error);
 
 /**
- * Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU
- * before tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
- * KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told
- * of is not tracked.
+ * Adds a vCPU to a tracker in mode ring, under any number that is not in use. Add each vCPU before
+ * tracking starts; add a vCPU that is made later before it first runs. `vcpu_fd` is the descriptor
+ * that KVM_CREATE_VCPU returned; brant maps the vCPU's ring and keeps no descriptor. A vCPU that
+ * was not added is not tracked.
  */
 int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
                                uint32_t vcpu,
@@ -1532,38 +1610,39 @@ int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
                                struct brant_error **error);
 
 /**
- * Says that a vCPU came out of KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. On that vCPU's thread, once
- * for each such exit, also while nothing is tracked. Returns when there is room: enter KVM_RUN
- * again. It waits for one round over all rings, made on a thread of brant's, and for nothing else:
- * not for a sync, nor for whoever pauses the guest meanwhile. An error means that the kernel
- * refuses to reset the ring.
+ * Tells brant that a vCPU left KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. Call it on that vCPU's
+ * thread, once for each such exit, also while nothing is tracked. It returns when the ring has
+ * room; then enter KVM_RUN again. The call waits for one round over all rings, which a thread of
+ * brant's makes. It waits for no sync, and for no thread that pauses the guest meanwhile. An error
+ * means that the kernel refuses to reset the ring.
  */
 int32_t brant_tracker_ring_full(struct brant_tracker *tracker,
                                 uint32_t vcpu,
                                 struct brant_error **error);
 
 /**
- * How many pages a vCPU has dirtied since it was added, into `*pages`. A page that it dirties
- * again after a harvest counts again, and so does one that several vCPUs share. Any thread.
+ * Counts the pages that a vCPU has dirtied since it was added, and puts the count into `*pages`. A
+ * page that the vCPU dirties again after a harvest counts again. A page that several vCPUs dirty
+ * counts for each of them. Any thread.
  */
 int32_t brant_tracker_vcpu_dirty(const struct brant_tracker *tracker,
                                  uint32_t vcpu,
                                  uint64_t *pages,
                                  struct brant_error **error);
 
-/**
- * The guest that is to be tracked, as far as the VMM knows it. All zero but the size: nothing is
- * known.
- */
+/** The guest that will be tracked, as far as the VMM knows it. A field that is 0 is unknown. */
 typedef struct brant_kvm_workload {
     /** sizeof(brant_kvm_workload). */
     size_t size;
-    /** Bytes of its memory; 0: unknown, and what a sync of clean memory costs does not count. */
+    /**
+     * Bytes of the guest's memory. 0: unknown, and the cost of a sync of clean memory does not
+     * count.
+     */
     uint64_t memory_bytes;
     /**
-     * Different pages of 4 KiB that it writes in a tenth of a second, times ten
-     * (brant_rate_measure with a period of 100 ms says it of a guest like it). 0: unknown, and the
-     * worst case counts: a guest that writes as fast as it can.
+     * Distinct pages of 4 KiB that the guest writes in a tenth of a second, times ten.
+     * (brant_rate_measure with a period of 100 ms measures this on a similar guest.) 0: unknown,
+     * and the worst case counts, a guest that writes as fast as it can.
      */
     uint64_t dirty_pages_per_second;
     /** Milliseconds that the measurement takes at most, 20 to 10000; 0: 200. */
@@ -1572,27 +1651,30 @@ typedef struct brant_kvm_workload {
 
 /** What one of KVM's logs costs, in nanoseconds of the processor that runs the guest or syncs. */
 typedef struct brant_kvm_cost {
-    /** 1, or 0 where the kernel has no such log or there was no time; then the others are 0. */
+    /**
+     * 1 if this log was measured. 0 if the kernel has no such log or the time ran out; then all
+     * other fields are 0.
+     */
     uint64_t measured;
     /** The guest's first write to a clean page. */
     uint64_t first_write_ns;
     /**
-     * A write of a guest that goes over its memory again and again, four times between two syncs:
-     * the mean of first writes and later ones. With a ring they are all first ones, because what
-     * a ring gave is protected again when a quarter of it is in use.
+     * A write of a guest that writes its whole memory four times between two syncs: the mean of
+     * first and later writes. With a ring each is a first write, because pages that the ring gave
+     * are protected again when a quarter of the ring is in use.
      */
     uint64_t busy_write_ns;
-    /** A sync, for each dirty page: finding it and protecting it again. */
+    /** The cost of a sync for each dirty page: finding the page and protecting it again. */
     uint64_t sync_page_ns;
-    /** A sync, for each GiB of the guest in which nothing is dirty. */
+    /** The cost of a sync for each GiB of the guest that has no dirty page. */
     uint64_t sync_gib_ns;
 } brant_kvm_cost;
 
-/** What `brant_kvm_measure` found. `brant_kvm_log.costs` takes it as it was filled. */
+/** The result of `brant_kvm_measure`. Give it unchanged to `brant_kvm_log.costs`. */
 typedef struct brant_kvm_costs {
     /** sizeof(brant_kvm_costs). */
     size_t size;
-    /** The kind that costs this guest least, BRANT_KVM_*; never BRANT_KVM_AUTO. */
+    /** The log that costs this guest least, BRANT_KVM_*; never BRANT_KVM_AUTO. */
     uint64_t recommended;
     /** As `brant_kvm_workload` said. */
     uint64_t memory_bytes;
@@ -1613,26 +1695,27 @@ typedef struct brant_kvm_costs {
 /**
  * Measures what each of KVM's logs costs on this machine, and recommends one. Call it before
  * `brant_kvm_enable_ring` (KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING): on a VM with rings no bitmap
- * works any more, so later there is nothing to choose. Rings suit a huge guest that writes little;
- * a guest that writes its memory again and again faults more often with them.
+ * works, so later there is no choice. Rings suit a huge guest that writes little; a guest that
+ * writes the same memory again and again faults more often with rings.
  *
  * Example: measure; enable rings if `costs.recommended` is BRANT_KVM_RING; make the VM's slots and
  * vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm_log.costs`.
  *
- * A guest of brant's own is tried, in two virtual machines that come and go with 4 MiB of memory
- * each, on the calling thread and no other. It takes 0.2 s at most, or `workload->limit_ms`,
- * and about as long as KVM needs to end a virtual machine on top; the VMM's own virtual machines
- * are not looked at. Nothing of it stays, whatever the call returns. Any thread.
+ * The call runs a guest of brant's own in two temporary virtual machines with 4 MiB of memory
+ * each, on the calling thread alone. It takes at most 0.2 s (or `workload->limit_ms`), plus about
+ * the time that KVM needs to end a virtual machine. It does not touch the VMM's own virtual
+ * machines. Whatever the call returns, it leaves nothing behind. Any thread.
  *
- * `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
- * the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled,
- * with zeros when the call fails. The reason of the recommendation is copied to `buffer` as
- * `brant_tracker_get_kvm` does it; NULL and 0 for none, and `needed` may be NULL.
+ * `kvm_fd` is a descriptor of /dev/kvm; brant keeps no duplicate of it. With -1 brant opens
+ * /dev/kvm for the time of the call. `workload` may be NULL when the VMM knows nothing of the
+ * guest. `costs` is filled in, with zeros when the call fails. The reason of the recommendation is
+ * copied to `buffer` as `brant_tracker_get_kvm` does; `buffer` NULL and `capacity` 0 give no text,
+ * and `needed` may be NULL.
  *
- * BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
- * had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
- * BRANT_E_TIMEOUT when not even one kind was measured in time; BRANT_E_INVALID for a limit out of
- * range or a descriptor of something else; BRANT_E_KERNEL when KVM refuses a call.
+ * BRANT_E_NO_MEMORY when 1 GiB of address space cannot be reserved (it is not touched);
+ * BRANT_E_UNSUPPORTED on any machine but x86-64, or when KVM does not run the guest;
+ * BRANT_E_TIMEOUT when not one log was measured in time; BRANT_E_INVALID for a limit out of range,
+ * or a descriptor that is not one of /dev/kvm; BRANT_E_KERNEL when KVM refuses a call.
  */
 int32_t brant_kvm_measure(int32_t kvm_fd,
                           const struct brant_kvm_workload *workload,
@@ -1648,14 +1731,17 @@ int32_t brant_kvm_measure(int32_t kvm_fd,
 
 /**
  * The memory of a vhost log: one bit for each 4 KiB of guest physical memory from address 0 on,
- * `log[page / 8] |= 1 << page % 8`, set by an atomic or after the write. Valid during the
- * callback only; what it names is there until all back ends have been moved to another log or
- * switched off.
+ * `log[page / 8] |= 1 << page % 8`. A back end sets the bit with an atomic `or`, after its write.
+ * This structure is valid during the callback only. The memory and the descriptor that it names
+ * exist until all back ends use another log or have stopped logging.
  */
 typedef struct brant_vhost_memory {
     /** sizeof(brant_vhost_memory) as brant knows it. */
     size_t size;
-    /** Where it is mapped in this process: what VHOST_SET_LOG_BASE of the kernel's vhost takes. */
+    /**
+     * The address of the log in this process, which VHOST_SET_LOG_BASE of the kernel's vhost
+     * takes.
+     */
     void *address;
     /**
      * Bytes; a multiple of 4096. The `mmap_size` of vhost-user's SET_LOG_BASE, whose
@@ -1663,9 +1749,9 @@ typedef struct brant_vhost_memory {
      */
     uint64_t length;
     /**
-     * A memfd of that length, sealed against shrinking and growing: what goes with
-     * vhost-user's SET_LOG_BASE. It stays brant's: duplicate it to keep it longer than the
-     * callback. Sending it over a socket duplicates it.
+     * A memfd of that length, sealed against shrinking and growing, for vhost-user's SET_LOG_BASE.
+     * The descriptor stays brant's: duplicate it to keep it longer than the callback. Sending it
+     * over a socket duplicates it.
      */
     int32_t fd;
     /** 0. */
@@ -1675,10 +1761,11 @@ typedef struct brant_vhost_memory {
 /**
  * Back ends of vhost and vhost-user that share one log.
  *
- * The operations are called on whichever thread starts or stops tracking or changes the
- * guest's memory, under brant's own locks: in there call nothing of brant's but marks and
+ * brant calls the operations on the thread that starts or stops tracking or changes the guest's
+ * memory, under brant's own locks. So inside them call no function of brant's but marks and
  * `brant_reason_set`, and take no lock that another thread holds around a brant_guest_* or
- * brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
+ * brant_tracker_* call. An operation returns 0, or any other value for a failure; then it may set
+ * the reason.
  */
 typedef struct brant_vhost_log {
     /** sizeof(brant_vhost_log). */
@@ -1686,39 +1773,40 @@ typedef struct brant_vhost_log {
     /** Given to the operations, until the tracker is freed and no migration uses it any more. */
     void *opaque;
     /**
-     * The log reaches to this guest address at least (exclusive); at most 2^48. 0: to the end of
-     * the highest slot, which is enough where used rings are in guest memory.
+     * The log reaches at least to this guest address (exclusive), which is at most 2^48. 0: it
+     * reaches to the end of the highest slot, which is enough when used rings are in guest memory.
      */
     uint64_t reach;
     /**
-     * Required. Have every back end log to this memory from now on; return when each does. For
-     * the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
+     * Required. Have every back end log to this memory from now on; return when each back end
+     * does. For the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
      * VHOST_SET_VRING_ADDR with VHOST_VRING_F_LOG. For vhost-user: SET_LOG_BASE and its reply,
      * then SET_FEATURES, and SET_VRING_ADDR, acknowledged.
      *
-     * Called when tracking starts, and again, with a longer log, when a slot is added that the
-     * one before does not reach: then the log base is all that changes, and the log before is
-     * gone after the return. So add the slot to brant first, and tell back ends of the new
-     * memory after that. A failure of the first call refuses the start, and `log_off`
-     * follows; a failure of a later one refuses the slot, and back ends may go on in either log.
+     * Called when tracking starts, and again with a longer log when a new slot lies beyond the end
+     * of the log. At such a later call only the log base changes, and the old log is gone when the
+     * call has returned. So add the slot to brant first, and tell back ends of the new memory
+     * after that. When the first call fails, tracking does not start, and `log_off` follows. When
+     * a later call fails, the slot is refused, and back ends may go on in either log.
      */
     int32_t (*log_on)(void *opaque,
                       const struct brant_vhost_memory *log,
                       struct brant_reason *reason);
     /**
      * Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
-     * return when none writes to a log any more. Also called after a first `log_on` that failed.
-     * A failure leaves the log mapped, used again by the next start; for ever, if there is none.
+     * return when no back end writes to a log any more. Also called when a first `log_on` failed.
+     * When this fails, the log stays mapped until the next start uses it again; without a next
+     * start it stays mapped for ever.
      */
     int32_t (*log_off)(void *opaque, struct brant_reason *reason);
 } brant_vhost_log;
 
 /**
- * Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes
- * the memory when tracking starts and brings it to the back ends by `log_on`. One for all
- * devices is the usual; several may be added. Bits beyond the guest's memory are counted
- * (`stray_marks`) and otherwise ignored. Paused means, for these, that all rings have stopped:
- * GET_VRING_BASE answered for each, and no write in flight.
+ * Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes the
+ * log's memory when tracking starts, and gives it to the back ends by `log_on`. One log for all
+ * devices is usual; several may be added. Bits beyond the guest's memory are counted
+ * (`stray_marks`) and otherwise ignored. For these devices *paused* means that all rings have
+ * stopped: GET_VRING_BASE was answered for each ring, and no write is in flight.
  */
 int32_t brant_tracker_add_vhost(struct brant_tracker *tracker,
                                 const struct brant_vhost_log *vhost,
@@ -1727,13 +1815,16 @@ int32_t brant_tracker_add_vhost(struct brant_tracker *tracker,
 /** In `brant_dma_range.block`: `address` is a guest physical address. */
 #define BRANT_NO_BLOCK 4294967295
 
-/** What a range of I/O virtual addresses shows to a device. One mapping for DMA, page-aligned. */
+/**
+ * The guest memory that a device sees at a range of I/O virtual addresses: one mapping for DMA,
+ * page-aligned.
+ */
 typedef struct brant_dma_range {
     /** The first I/O virtual address. */
     uint64_t iova;
     /** Bytes; not 0. */
     uint64_t length;
-    /** Where it begins: an offset in `block`, bytes, or a guest physical address. */
+    /** Where the memory begins: an offset in `block`, bytes, or a guest physical address. */
     uint64_t address;
     /** The block's number, or BRANT_NO_BLOCK. */
     uint32_t block;
@@ -1741,22 +1832,22 @@ typedef struct brant_dma_range {
     uint32_t reserved;
 } brant_dma_range;
 
-/** A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write. */
+/** The log of a VFIO device, or of a VFIO container with a type 1 IOMMU. */
 typedef struct brant_vfio_log {
     /** sizeof(brant_vfio_log). */
     size_t size;
-    /** Its descriptor. brant keeps a duplicate. */
+    /** The descriptor of the device or the container. brant keeps a duplicate. */
     int32_t fd;
     /** 0. */
     uint32_t reserved;
     /**
-     * For a device, in which pages it should track, bytes: a power of two from 4096 to 1 GiB; its
-     * driver may choose another. 0 means 4096. For a container, 0.
+     * For a device: the page size in which it should track, bytes, a power of two from 4096 to 1
+     * GiB; its driver may choose another. 0 means 4096. For a container: 0.
      */
     uint64_t page_size;
     /**
-     * What the device may write, without overlaps; copied. NULL: each writable slot of the guest
-     * is one mapping, at an I/O virtual address that is its guest address.
+     * The ranges that the device may write, without overlaps; copied. NULL: each writable slot of
+     * the guest is one mapping, whose I/O virtual address is the slot's guest address.
      */
     const struct brant_dma_range *ranges;
     /** How many; at most 65536. */
@@ -1781,10 +1872,10 @@ typedef struct brant_iommufd_log {
  * Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
  * _REPORT, _STOP; Linux 6.1); before tracking starts. BRANT_E_UNSUPPORTED if it keeps none.
  *
- * When the guest gets memory that the log was not started for, it is started anew and all that
- * it covers counts as dirty. Before DMA memory is unmapped or a slot removed that others still
- * show, stop the device's DMA to it; what it logged is read when the slot is removed. Not tried
- * on hardware yet: tested against the kernel's interface as its header has it.
+ * When the guest gets memory that the log was not started for, the log is started anew, and all
+ * pages that it covers count as dirty. Before you unmap DMA memory, or remove a slot whose memory
+ * other slots still show, stop the device's DMA to that memory. The log is read when the slot is
+ * removed. Not tried on hardware yet: tested against the interface in the kernel's header.
  */
 int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
                                       const struct brant_vfio_log *vfio,
@@ -1794,11 +1885,12 @@ int32_t brant_tracker_add_vfio_device(struct brant_tracker *tracker,
  * Adds the dirty log of a VFIO container whose type 1 IOMMU is set (VFIO_IOMMU_DIRTY_PAGES; Linux
  * 5.8); before tracking starts. BRANT_E_UNSUPPORTED if it has none.
  *
- * Each range is whole mappings: the kernel refuses to report part of one, and then all counts as
- * dirty. Where a device does not tell what it pins, the kernel reports every mapped page
- * each time. What was written disappears with a mapping: unmap memory that stays the guest's
- * with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and give the bitmap to
- * `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ * Each range has to consist of whole mappings: the kernel refuses to report part of a mapping, and
+ * then all pages count as dirty. When a device does not tell the kernel which pages it pins, the
+ * kernel reports every mapped page each time. The log of a mapping is lost with the mapping. So
+ * unmap memory that stays the guest's with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, and give the
+ * bitmap to `brant_tracker_mark_bitmap`. Not tried on hardware yet: see
+ * `brant_tracker_add_vfio_device`.
  */
 int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
                                          const struct brant_vfio_log *vfio,
@@ -1809,63 +1901,66 @@ int32_t brant_tracker_add_vfio_container(struct brant_tracker *tracker,
  * IOMMU_HWPT_GET_DIRTY_BITMAP; Linux 6.7); before tracking starts. BRANT_E_UNSUPPORTED if it
  * has none.
  *
- * All of each range is mapped while it is tracked: map a new slot for DMA before it is added
- * here, and unmap one after it was removed; a range with something unmapped in it counts as
- * dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+ * All of each range has to be mapped while it is tracked. So map a new slot for DMA before you add
+ * the slot to brant, and unmap a slot after you have removed it from brant. A range with an
+ * unmapped part counts as dirty at each sync. Not tried on hardware yet: see
+ * `brant_tracker_add_vfio_device`.
  */
 int32_t brant_tracker_add_iommufd(struct brant_tracker *tracker,
                                   const struct brant_iommufd_log *iommufd,
                                   struct brant_error **error);
 
 /**
- * Adds userfaultfd's write protection to what the tracker harvests; before tracking starts. All
- * memory of the guest's blocks is watched from then on, but that of BRANT_RAM_ROM: any memory of
- * this process can be a guest, with no KVM. Private and shared memory, files, transparent huge
- * pages; of hugetlbfs a huge page counts whole. Tracking starts in the process that calls
- * `brant_tracker_start`; between this call and that one it may fork. In a child made later each
- * harvest fails, and the parent's tracking is left alone.
+ * Adds userfaultfd's write protection to the logs of the tracker, before tracking starts. It
+ * watches all memory of the guest's blocks, except those with BRANT_RAM_ROM. So any memory of this
+ * process can be a guest, without KVM: private and shared memory, files and transparent huge
+ * pages. A huge page of hugetlbfs counts whole. Tracking starts in the process that calls
+ * `brant_tracker_start`; between this call and that one the process may fork. In a child that is
+ * made later each harvest fails, and the parent's tracking goes on.
  *
- * It finds what is written through the block's own mapping, by any thread, by the kernel for one
- * (`read`), by a KVM guest, or by `process_vm_writev`. It misses, and the VMM marks after the
- * write: writes to shared memory through another mapping, by `pwrite` or by another process; holes
- * punched into it; what goes to pinned pages (DMA, O_DIRECT reads, io_uring's registered buffers).
+ * It finds writes through the block's own mapping: by any thread, by the kernel for a thread
+ * (`read`), by a KVM guest, or by `process_vm_writev`. It misses other writes, which the VMM has
+ * to mark: writes to shared memory through another mapping, by `pwrite` or by another process;
+ * holes punched into shared memory; writes to pinned pages (DMA, O_DIRECT reads, io_uring's
+ * registered buffers).
  *
- * Memory can be registered with one userfaultfd only: starting to track what another has is
- * BRANT_E_EXISTS and names the block. Here and at the start, BRANT_E_UNSUPPORTED where the
- * kernel has no asynchronous write protection (Linux 6.7 has) or userfaultfd cannot be had; no
- * privilege is needed, only that the system call is not filtered or /dev/userfaultfd can be
- * opened. A process that is not dumpable (setuid without exec) cannot read its own
- * /proc/self/pagemap: BRANT_E_KERNEL.
+ * Memory can be registered with one userfaultfd only. When another userfaultfd has a block, the
+ * start of tracking is BRANT_E_EXISTS and names the block. This call and the start are
+ * BRANT_E_UNSUPPORTED when the kernel has no asynchronous write protection (Linux 6.7 has it), or
+ * when no userfaultfd can be made. No privilege is needed: it is enough that the system call is
+ * allowed, or that this process can open /dev/userfaultfd. A process that is not dumpable (setuid
+ * without exec) cannot read its own /proc/self/pagemap: BRANT_E_KERNEL.
  *
  * The first write to each page after a harvest costs a fault (about 2 microseconds); a harvest
- * walks the page tables of what the guest has touched (about a millisecond a GiB). Private memory
- * that nobody has touched costs next to nothing; shared memory gets page tables when tracking
- * starts, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is written, and
- * one that is new counts as written whole.
+ * walks the page tables of the memory that the guest has touched (about a millisecond a GiB).
+ * Private memory that nobody has touched costs next to nothing. Shared memory gets page tables
+ * when tracking starts, 2 MiB a GiB. A transparent huge page is mapped in small pages once it is
+ * written. A new transparent huge page counts as written whole.
  */
 int32_t brant_tracker_add_userfault(struct brant_tracker *tracker,
                                     struct brant_error **error);
 
 /* =============================================================================================
- * Consumers: others that are told which pages were written
+ * Consumers: other users of a tracker, each with its own pending pages
  * ============================================================================================= */
 
 /**
  * One more consumer of a tracker, beside the VMM itself: an incremental backup, a chain of
- * snapshots, a monitor. It has its own pending pages: all that was written since it was made and
- * that it has not taken. Nobody takes them from it, neither another consumer nor a migration.
+ * snapshots, a monitor. It has its own pending pages: all pages that were written since it was
+ * made and that it has not taken. Neither another consumer nor a migration takes these pages from
+ * it.
  *
  * Example: a backup has copied memory and keeps a consumer. 100 pages are written and synced; a
- * migration of the guest begins, syncs, sends, and fails. The backup takes 100 pages and what the
- * guest has written meanwhile.
+ * migration of the guest begins, syncs, sends, and fails. The backup takes the 100 pages, and the
+ * pages that the guest has written meanwhile.
  *
- * Its pages cost memory from when it is made until it is freed: one bit for each page of the
- * guest, of which what is never set is never touched.
+ * From when it is made until it is freed a consumer costs memory for its pending pages: one bit
+ * for each page of the guest. Parts of the bitmap without a set bit are never touched.
  *
- * Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
+ * Threads: any, several at once. A call waits for a sync or take that is in progress on any
  * consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
- * before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what
- * the child calls on it ends no use of runs in the parent.
+ * before it begins. The tracker may be freed before the consumer. A child made by `fork` has a
+ * copy of the consumer: calls of the child end no use of runs in the parent.
  */
 typedef struct brant_consumer brant_consumer;
 
@@ -1875,39 +1970,45 @@ typedef struct brant_consumer_stats {
     size_t size;
     /** Pages pending now. */
     uint64_t pending_pages;
-    /** Syncs that it heard of, whoever asked for them. */
+    /** Syncs since the consumer was made, by any consumer of the tracker. */
     uint64_t syncs;
-    /** Pages that became pending by them. */
+    /** Pages that became pending for the consumer by these syncs. */
     uint64_t found_pages;
     /** Pages put back. */
     uint64_t put_back_pages;
-    /** Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`. */
+    /**
+     * Whether syncs still add pages to the consumer's pending: 1, or 0 after
+     * `brant_consumer_stop`.
+     */
     uint64_t started;
     /**
-     * Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is
-     * 1; a migration and a measurement of the dirty rate count too. Messages name it so.
+     * The number of the consumer, for as long as the tracker lives. The VMM itself is 1.
+     * Migrations and measurements of the dirty rate get numbers too. Messages name a consumer by
+     * its number.
      */
     uint64_t number;
 } brant_consumer_stats;
 
 /**
- * Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the
- * guest is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for
- * it. The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean
- * start beside others harvests the logs (for the others) and restores the protection of what they
- * have pending, one chunk after the other. Free it with `brant_consumer_free`.
+ * Makes a consumer of a tracker, and starts it at once. With BRANT_START_ALL every page of the
+ * guest is pending for the consumer, with BRANT_START_CLEAN none. From then on every write is
+ * found for it. The logs are switched on if nobody tracks yet, and off when the last consumer
+ * ends. A start with BRANT_START_CLEAN beside other consumers harvests the logs for the others,
+ * and restores the protection of the others' pending pages, one chunk after the other. Free the
+ * consumer with `brant_consumer_free`.
  */
 int32_t brant_consumer_new(struct brant_tracker *tracker,
                            uint32_t with,
                            struct brant_consumer **consumer,
                            struct brant_error **error);
 
-/** Frees a consumer and what is pending for it; NULL is fine. The others notice nothing. */
+/** Frees a consumer and its pending pages; NULL is fine. Other consumers keep theirs. */
 void brant_consumer_free(struct brant_consumer *consumer);
 
 /**
- * Tells the consumer of no more writes, after a last harvest. What is pending stays and can be
- * taken. The logs are switched off if nobody else tracks. There is no second start: make another.
+ * Stops the consumer, after a last harvest: later writes are not found for it. Its pending pages
+ * stay so and can be taken. The logs are switched off if nobody else tracks. A stopped consumer
+ * cannot be started again: make another.
  */
 int32_t brant_consumer_stop(struct brant_consumer *consumer,
                             struct brant_error **error);
@@ -1919,8 +2020,8 @@ int32_t brant_consumer_sync(struct brant_consumer *consumer,
                             struct brant_error **error);
 
 /**
- * `brant_tracker_take` of what is pending for this consumer. The runs are in use until its next
- * take, until `brant_consumer_stop` or until `brant_consumer_free`.
+ * `brant_tracker_take` of this consumer's pending pages. The runs are in use until its next take,
+ * until `brant_consumer_stop` or until `brant_consumer_free`.
  */
 int32_t brant_consumer_take(struct brant_consumer *consumer,
                             struct brant_run *runs,
@@ -1928,7 +2029,7 @@ int32_t brant_consumer_take(struct brant_consumer *consumer,
                             size_t *count,
                             struct brant_error **error);
 
-/** `brant_tracker_put_back` into what is pending for this consumer. */
+/** `brant_tracker_put_back` into this consumer's pending pages. */
 int32_t brant_consumer_put_back(struct brant_consumer *consumer,
                                 uint32_t block,
                                 uint64_t first_page,
@@ -1945,24 +2046,25 @@ int32_t brant_consumer_get_stats(const struct brant_consumer *consumer,
  * ============================================================================================= */
 
 /**
- * Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
- * `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
- * that still wait for it: one kernel call for each chunk with dirty pages, all of which the
- * migration would make as well, later. The round is over with the next sync (a migration syncs
- * at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
- * round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
- * after a migration was started: try again.
+ * Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT), and puts its number into
+ * `*round`. After this call give the guest a new command id. The call restores the protection of
+ * all pages whose protection is not restored yet, by one kernel call for each chunk with dirty
+ * pages. The migration would otherwise make the same kernel calls later. The round ends with the
+ * next sync (a migration syncs at the end of each pass: BRANT_EVENT_PASS), with a change of the
+ * map, and when the next round begins. Any thread; may wait for a sync. BRANT_E_STATE while
+ * nothing is tracked. For a moment after the start of a migration nothing is tracked yet: try
+ * again.
  */
 int32_t brant_tracker_begin_hints(const struct brant_tracker *tracker,
                                   uint64_t *round,
                                   struct brant_error **error);
 
 /**
- * The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
- * guest physical address are free. Whole pages of them that are pending are not sent, this once,
- * and read as zero at the destination; what the guest writes to them later is found and sent. It
- * need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
- * hint is counted (`stale_hints`). Any thread; may wait for a sync.
+ * Tells brant that the guest hinted `length` bytes at a guest physical address as free, in answer
+ * to the command id that belongs to `round`. The whole pages in the range that are pending are not
+ * sent this once, and read as zero at the destination. The guest may write to these pages later
+ * without a word: such a write is found, and the page is sent. BRANT_E_STATE if the round is over:
+ * the hint does nothing, and is counted (`stale_hints`). Any thread; may wait for a sync.
  */
 int32_t brant_tracker_hint_free(const struct brant_tracker *tracker,
                                 uint64_t round,
@@ -1971,8 +2073,8 @@ int32_t brant_tracker_hint_free(const struct brant_tracker *tracker,
                                 struct brant_error **error);
 
 /**
- * Ends a round: hints of it that come later do nothing. One that is over already is fine, and
- * so is NULL. Any thread.
+ * Ends a round: hints of the round that come later do nothing. A round that is over already is
+ * fine, and so is NULL for `tracker`. Any thread.
  */
 void brant_tracker_end_hints(const struct brant_tracker *tracker,
                              uint64_t round);
@@ -1980,14 +2082,16 @@ void brant_tracker_end_hints(const struct brant_tracker *tracker,
 /* =============================================================================================
  * Outgoing: a migration from here, the source
  *
- * Make it of a tracker, start it, wait for it, free it. Who has the guest then: brant_outgoing_wait.
+ * Make it of a tracker, start it, wait for it, free it. brant_outgoing_wait says who has the guest
+ * afterwards.
  * ============================================================================================= */
 
 /**
- * A migration from here to somewhere else. One object, one migration; for another, make a new
- * one: it starts from all pages. It is started only where the guest is here and no other
- * migration of it is in progress, in either direction, through whichever tracker: else the start
- * is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
+ * A migration from here to another process or host. One object is one migration; make a new object
+ * for another migration, which starts from all pages. The start succeeds only when the guest is
+ * here and no other migration of the guest is in progress, in either direction and through any
+ * tracker. Else the start is BRANT_E_STATE (the guest was handed over, was given up or is
+ * unanswered) or BRANT_E_BUSY.
  *
  * Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads,
  * also while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others
@@ -2000,8 +2104,8 @@ struct brant_params;
 
 /**
  * Makes a migration of the guest that `tracker` was made from. The operations of that guest must
- * have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships.
- * Nothing happens before it is started.
+ * have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for the defaults.
+ * Nothing happens before the migration is started.
  */
 int32_t brant_outgoing_new(struct brant_tracker *tracker,
                            const struct brant_params *parameters,
@@ -2009,72 +2113,80 @@ int32_t brant_outgoing_new(struct brant_tracker *tracker,
                            struct brant_error **error);
 
 /**
- * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
- * the hand-over it waits for the answer instead, for the hand-over timeout and a second at most. A
- * guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
- * 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ * Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
+ * the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
+ * timeout and one second. When the migration is unanswered and not resolved, the guest then counts
+ * as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
+ * migration's own callbacks, where nothing is freed.
  *
- * The last call on the migration. To end waits on other threads first: brant_outgoing_cancel, join
- * those threads, free.
+ * This is the last call on the migration. When other threads wait for it, call
+ * brant_outgoing_cancel, join those threads, then free.
  */
 int32_t brant_outgoing_free(struct brant_outgoing *outgoing);
 
 /**
- * Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
- * localhost) or "unix:/PATH", and returns at once; what it comes to is told by
- * `brant_outgoing_wait`, the events and the figures.
+ * Starts the migration to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets,
+ * or localhost) or "unix:/PATH", and returns at once. `brant_outgoing_wait`, the events and the
+ * figures tell how it goes and how it ends.
  */
 int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
                              const char *endpoint,
                              struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
- * whatever the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with
- * what it is: then nothing has begun.
+ * Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
+ * owns the socket and its blocking mode, whatever the call returns. BRANT_E_INVALID for any other
+ * descriptor; the message says what the descriptor is, and nothing has begun.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 int32_t fd,
                                 struct brant_error **error);
 
 /**
- * Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
- * within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it
- * only asks for that. One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+ * Ends the migration at any moment before the hand-over, and returns when the guest runs on:
+ * within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
+ * own callbacks the call only asks for the end. On a migration that has ended the call does
+ * nothing. After the hand-over it is BRANT_E_STATE.
  */
 int32_t brant_outgoing_cancel(struct brant_outgoing *outgoing,
                               struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
- * at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going on, else
- * why it failed: then the guest runs on here, as if nothing had been (or, if `resume` itself
- * failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused
- * and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By then
- * it was, or never will be. That is so too where the destination said that it ended (the hand-over
- * came too late, `run` failed, it was cancelled): brant does not take a guest back by itself once
- * it was handed over, and the message holds the destination's words. A migration that was handed
- * over ends with 0 or BRANT_E_UNANSWERED and nothing else, and the last event and the figures say
- * the same.
+ * Waits until the migration is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+ * ever; 0: not at all). Returns 0 if the guest runs at the destination, BRANT_E_PENDING if the
+ * migration is still in progress, else the code that says why it failed. After a failure other
+ * than BRANT_E_UNANSWERED the guest runs on here as if nothing had been. (If `resume` itself
+ * failed, the guest stands paused: BRANT_SOURCE_RESUME_FAILED.)
+ *
+ * After BRANT_E_UNANSWERED the guest is paused and the VMM has to resolve the migration: ask the
+ * destination's VMM whether its `run` was called. By then `run` was called or never will be. This
+ * holds also when the destination said that it ended (the hand-over came too late, `run` failed,
+ * the migration was cancelled): brant does not take a guest back by itself once the guest was
+ * handed over, and the message holds the destination's words. A migration that was handed over
+ * ends with 0 or BRANT_E_UNANSWERED and nothing else. The last event and the figures agree.
  */
 int32_t brant_outgoing_wait(struct brant_outgoing *outgoing,
                             uint64_t timeout_ms,
                             struct brant_error **error);
 
-/** The destination does not run the guest (the VMM knows): it runs on here. */
+/** The VMM knows that the destination does not run the guest: the guest runs on here. */
 #define BRANT_RESOLVE_RESUME 1
-/** The destination runs it (the VMM knows), or nobody shall: it never runs here again. */
+/**
+ * The VMM knows that the destination runs the guest, or nobody shall run it: the guest never runs
+ * here again.
+ */
 #define BRANT_RESOLVE_DESTROY 2
 
 /**
- * The VMM's decision about a guest that was handed over without an answer, once: with
- * BRANT_RESOLVE_RESUME `resume` is called on this thread, and where that fails it can be resolved
- * again. In any other state: BRANT_E_STATE. Until it is resolved nothing else begins with the
- * guest. What the destination says of its brant_incoming decides:
+ * Resolves an unanswered migration, once: the VMM decides who has the guest. With
+ * BRANT_RESOLVE_RESUME `resume` is called on this thread; if `resume` fails, the migration can be
+ * resolved again. When the migration is not unanswered: BRANT_E_STATE. Until the migration is
+ * resolved, no migration, save or restore of the guest can start. Decide by what the destination's
+ * VMM says of its brant_incoming:
  *
  * - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
- * - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or its process
- *   is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
+ * - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or the
+ *   destination's process is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
  */
 int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
                                uint32_t resolution,
@@ -2088,9 +2200,9 @@ int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
                                  struct brant_error **error);
 
 /**
- * The same as one JSON object, by the same names, with null for what is unknown and "state" for
- * the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
- * gets how many it takes.
+ * The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
+ * "state" is the name of the state. The text in `buffer` is NUL-terminated and cut to `capacity`
+ * bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
  */
 int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
                                       char *buffer,
@@ -2099,8 +2211,8 @@ int32_t brant_outgoing_get_stats_json(const struct brant_outgoing *outgoing,
                                       struct brant_error **error);
 
 /**
- * An eventfd that becomes readable when the figures have changed, for poll; reading it resets
- * it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
+ * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
+ * The descriptor stays the migration's: do not close it. A negative code if `outgoing` is NULL.
  */
 int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 
@@ -2111,18 +2223,18 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
  * ============================================================================================= */
 
 /**
- * A migration from somewhere else to here, into a guest whose blocks match the source's by
- * name, length and page size. The guest runs only after the source handed it over, and in time:
- * the source says how long a hand-over counts, and a later one runs nothing
+ * A migration from somewhere else to here, into a guest whose blocks match the source's by name,
+ * length and page size. The guest runs only after the source has handed it over in time: the
+ * source says how long a hand-over counts. After a later hand-over no guest runs here
  * (BRANT_DESTINATION_FAILED).
  *
- * It is started only where no guest runs in that memory and nothing else is in progress with it:
- * else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
- * overwritten by the one that arrives.
+ * The start succeeds only when no guest runs in that memory and no other migration, save or
+ * restore of the guest is in progress: else it is BRANT_E_STATE or BRANT_E_BUSY. A guest that was
+ * handed over from here, or given up, is overwritten by the one that arrives.
  *
  * Who may connect is the VMM's decision (by the address, or the permissions of a socket's
- * directory): a listener takes the first connection on which a source speaks, and that is no
- * proof of who it is. Hand in a connected socket where that is not enough.
+ * directory): a listener takes the first connection on which a source speaks, which does not prove
+ * who the source is. When that is not enough, give brant_incoming_start_fd a connected socket.
  *
  * Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
  * also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
@@ -2132,9 +2244,9 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
 typedef struct brant_incoming brant_incoming;
 
 /**
- * Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They
- * need `load` too if the source saves state, and `early_load` if it saves configuration.
- * `parameters` may be NULL for what ships.
+ * Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The
+ * operations need `load` too if the source saves device state, and `early_load` if the source
+ * saves early configuration. `parameters` may be NULL for the defaults.
  */
 int32_t brant_incoming_new(struct brant_guest *guest,
                            const struct brant_params *parameters,
@@ -2143,8 +2255,9 @@ int32_t brant_incoming_new(struct brant_guest *guest,
 
 /**
  * Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
- * that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
- * is freed. The last call on the migration, as brant_outgoing_free.
+ * that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the migration's own
+ * callbacks, where nothing is freed. This is the last call on the migration, like
+ * brant_outgoing_free.
  */
 int32_t brant_incoming_free(struct brant_incoming *incoming);
 
@@ -2153,16 +2266,16 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
  * once. Port 0 is any free one; `brant_incoming_get_endpoint` tells which. Waits for a source
  * without a limit.
  *
- * Strangers end nothing and delay nothing. Several connections are looked at together; the
- * first one on which all of a source's first record comes is the migration's, and the others are
- * closed. So is a connection on which something else is said, or for as long as the connect
- * timeout nothing, and the oldest when there are more than 128. When the process has no
- * descriptor left for a connection, the connection waits until there is one, and a
- * BRANT_EVENT_WARNING says so.
+ * A connection from a stranger neither ends nor delays the migration. brant reads several
+ * connections together. The first connection on which all of a source's first record arrives is
+ * the migration's, and the others are closed. brant also closes a connection on which anything
+ * else arrives, a connection that is silent for the connect timeout, and the oldest of more than
+ * 128. When the process has no descriptor left for a connection, the connection waits until there
+ * is one, and a BRANT_EVENT_WARNING says so.
  *
- * The port, or the socket's file, is let go of when there is a source. To listen again after a
- * migration that failed: free this brant_incoming, make another one of the same guest, and
- * listen at what `brant_incoming_get_endpoint` says, which is free at once.
+ * brant frees the port, or removes the socket's file, when there is a source. To listen again
+ * after a migration that failed, free this brant_incoming, make another one of the same guest, and
+ * listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
  */
 int32_t brant_incoming_listen(struct brant_incoming *incoming,
                               const char *endpoint,
@@ -2170,14 +2283,15 @@ int32_t brant_incoming_listen(struct brant_incoming *incoming,
 
 /**
  * The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
- * with the real port where 0 was asked for, and the address that an interface's name or a host's
- * name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL
- * at the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be
- * NULL. `buffer` may be NULL where `capacity` is 0.
+ * with the real port when port 0 was given, and the address that an interface's name or a host's
+ * name stood for. The text is copied to `buffer`, cut to `capacity` bytes and NUL-terminated.
+ * `*needed` (may be NULL) gets the bytes that the whole text takes, with its NUL. `buffer` may be
+ * NULL when `capacity` is 0.
  *
- * The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
- * there is a source and when the migration is over: then nothing listens there any more.
- * BRANT_E_STATE before, and for a migration over a descriptor. Any thread, also inside callbacks.
+ * The endpoint stays the same from the return of `brant_incoming_listen` until
+ * `brant_incoming_free`. It stays so when there is a source and when the migration is over,
+ * although brant no longer listens there. BRANT_E_STATE before `brant_incoming_listen`, and for a
+ * migration over a descriptor. Any thread, also inside callbacks.
  */
 int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
                                     char *buffer,
@@ -2186,27 +2300,29 @@ int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
                                     struct brant_error **error);
 
 /**
- * Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
- * whatever the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then
- * nothing has begun.
+ * Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
+ * owns the socket, whatever the call returns. BRANT_E_INVALID for any other descriptor; the
+ * message says what the descriptor is, and nothing has begun.
  */
 int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 int32_t fd,
                                 struct brant_error **error);
 
 /**
- * Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
- * source without an answer may take it back. Returns within 100 ms unless a callback is in
- * progress. Inside one of its callbacks it only asks for that. After the hand-over was received:
- * BRANT_E_STATE. The memory is then half of a guest's: what comes in next has to be a whole one,
- * through a new brant_incoming.
+ * Ends the migration before the hand-over is received. 0 proves that the guest never runs here,
+ * now or later: the source of an unanswered migration may take the guest back. The call returns
+ * within 100 ms, unless a callback is in progress. Inside one of the migration's own callbacks the
+ * call only asks for the end. After the hand-over was received it is BRANT_E_STATE. A cancelled
+ * migration leaves the memory of half a guest: the next guest has to come in whole, through a new
+ * brant_incoming.
  */
 int32_t brant_incoming_cancel(struct brant_incoming *incoming,
                               struct brant_error **error);
 
 /**
  * Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
- * ever; 0: not at all): 0, BRANT_E_PENDING if it is still going on, else why it failed.
+ * ever; 0: not at all). Returns 0 if the guest runs here, BRANT_E_PENDING if the migration is
+ * still in progress, else the code that says why it failed.
  */
 int32_t brant_incoming_wait(struct brant_incoming *incoming,
                             uint64_t timeout_ms,
@@ -2231,79 +2347,81 @@ int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
  * Parameters of a migration
  * ============================================================================================= */
 
-/** In a time limit: none. */
+/** As the value of a time limit: no limit. */
 #define BRANT_NO_LIMIT 18446744073709551615ull
 
 /**
- * Parameters of a migration. 0 is the default everywhere; what is out of range is
- * BRANT_E_INVALID with the range in the message.
+ * Parameters of a migration. A field that is 0 has its default. A value out of range is
+ * BRANT_E_INVALID, with the range in the message.
  */
 typedef struct brant_params {
     /** sizeof(brant_params). */
     size_t size;
     /**
-     * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
-     * A ceiling for the decision to switch over: not a promise, and not a target. Where the
-     * rest fits, passes go on as long as the last one made it smaller, so a guest that writes
-     * little stands still for much less.
+     * The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is
+     * a ceiling for the decision to switch over: not a promise, and not a target. When the
+     * remaining pages fit the limit, passes go on as long as the last pass made the rest smaller.
+     * So a guest that writes little stands still for much less.
      */
     uint64_t downtime_limit_ms;
     /**
-     * Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
-     * no cap. The switchover is not capped, and the link is not taken to be as slow as the cap:
-     * now and then a batch is timed until it has arrived.
+     * Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default no
+     * cap. The switchover is not capped. brant does not take the cap for the speed of the link:
+     * now and then it measures how long a batch takes to arrive.
      */
     uint64_t max_bandwidth;
     /**
-     * Bytes a second that will be there at the switchover, when you know better than a
-     * measurement can (behind a cap, on a link that others will use then); same range; default
-     * as measured.
+     * Bytes a second that the link will carry at the switchover, if you know that better than a
+     * measurement can (behind a cap, on a link that others will use then). Same range; default:
+     * the measured bandwidth.
      */
     uint64_t switchover_bandwidth;
     /**
      * The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
-     * source from its start to the switchover, default one hour. At the destination from the
-     * source's first record to the hand-over, default one day: waiting for somebody to connect
-     * does not count. Whatever is waited for ends with the earliest of all limits that apply.
+     * source it counts from the start to the switchover, default one hour. At the destination it
+     * counts from the source's first record to the hand-over, default one day: waiting for a
+     * connection does not count. Every wait ends with the earliest of all limits that apply to it.
      */
     uint64_t total_timeout_ms;
     /**
-     * For connecting, and once more for agreeing on versions, configuration and layout;
-     * milliseconds, 1 to 3600000; default 10000. At the source the destination's `early_load` is
-     * part of the second. A listener gives each connection as long for its first record.
+     * The limit for connecting, and once more for agreeing on versions, configuration and layout;
+     * milliseconds, 1 to 3600000; default 10000. At the source the second limit includes the
+     * destination's `early_load`. A listener gives each connection the same time for its first
+     * record.
      */
     uint64_t connect_timeout_ms;
     /**
-     * For a peer that moves not one byte; also for one record, which has beyond it the time that
-     * its bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two
-     * records a destination waits for the switchover timeout if that is longer: the source's
-     * VMM may be saving.
+     * The limit for a peer that moves no byte. One record has this time and the time that its
+     * bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two records a
+     * destination waits for the switchover timeout if that is longer: the source's VMM may be
+     * saving.
      */
     uint64_t io_timeout_ms;
     /**
-     * From the pause to the hand-over, past which the source takes the guest back, and at the
-     * destination from ready to the hand-over, where the source's hand-over timeout is not
-     * shorter; milliseconds, 1 to 3600000; default 30000.
+     * The limit from the call of `pause` to the hand-over: when it runs out, the source takes the
+     * guest back. At the destination it is the limit from ready to the hand-over, unless the
+     * source's hand-over timeout is shorter. Milliseconds, 1 to 3600000; default 30000.
      */
     uint64_t switchover_timeout_ms;
     /**
-     * Source: how long a hand-over counts once the destination is ready, which is told so;
-     * milliseconds, 1 to 3600000; default 30000. `release` comes in this time. When it has run
-     * out, the source sends no hand-over and keeps the guest, and the destination runs nothing
-     * on one that is under way. One second later the destination has begun `run` or
-     * never will, and only then is a migration that was handed over unanswered.
+     * Source: how long a hand-over counts once the destination is ready; milliseconds, 1 to
+     * 3600000; default 30000. The source tells the destination. `release` is called in this time.
+     * When the time has run out, the source sends no hand-over and keeps the guest. A hand-over
+     * that is still under way then starts no guest at the destination. One second later the
+     * destination has begun `run` or never will. Only then is a migration that was handed over
+     * unanswered.
      */
     uint64_t handover_timeout_ms;
     /**
-     * Destination: the most bytes of early configuration, and of device state, that it takes;
-     * 4 KiB to 1 TiB; default 256 MiB.
+     * Destination: the most bytes of early configuration, and of device state, that brant takes; 4
+     * KiB to 1 TiB; default 256 MiB.
      */
     uint64_t max_state_bytes;
     /** Connections; 1. */
     uint32_t channels;
     /** 0. */
     uint32_t reserved;
-    /** BRANT_BALLOONED_*: what becomes of ballooned pages. */
+    /** BRANT_BALLOONED_*: whether ballooned pages are sent. */
     uint32_t ballooned;
     /** 0. */
     uint32_t reserved2;
@@ -2316,9 +2434,9 @@ typedef struct brant_params {
  */
 #define BRANT_BALLOONED_SKIP 0
 /**
- * In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so
- * if it must not lose the memory behind them, because devices assigned to the guest have pinned
- * it. At the source free-page hints do nothing then.
+ * In `brant_params.ballooned`: ballooned pages are sent like any other. A destination sets this if
+ * it must keep the memory of ballooned pages, because devices assigned to the guest have pinned
+ * it. At a source that sets this, free-page hints do nothing.
  */
 #define BRANT_BALLOONED_SEND 1
 
@@ -2398,15 +2516,15 @@ typedef struct brant_params {
 /** Destination: the guest was handed over and did not start. */
 #define BRANT_DESTINATION_START_FAILED 43
 
-/** In a figure of time or rate: not known yet. */
+/** As the value of a time or a rate: not known yet. */
 #define BRANT_UNKNOWN 18446744073709551615ull
 
 /**
  * The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
- * What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
- * `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`, `expected_downtime_ns`
- * and `sync_ns`. All others only grow. (`state` is a name and not a figure: it goes from
- * BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+ * Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
+ * `unacknowledged_pages`, `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`,
+ * `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
+ * it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
  */
 typedef struct brant_stats {
@@ -2416,20 +2534,21 @@ typedef struct brant_stats {
     uint32_t state;
     /** The pass over memory, from 1; 0 before the first. */
     uint32_t pass;
-    /** 0, or why it failed: BRANT_E_*. */
+    /** BRANT_E_*, why it failed; 0 if it has not failed. */
     int32_t error;
     /**
-     * How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of
-     * those and what remains. Never falls; 10000 once the guest runs at the destination, and not
-     * before. After a failure or a cancel it is what it was, at most 9999: how far the migration
-     * had come. That it is over, `state` and `error` tell.
+     * How far the migration is, in hundredths of a percent, 0 to 10000: pages sent (received) so
+     * far, divided by the sum of those and the remaining pages. Never falls. 10000 when the guest
+     * runs at the destination, and not before. After a failure or a cancel it keeps its last
+     * value, at most 9999. `state` and `error` tell that the migration is over.
      */
     uint32_t progress;
     /** The guest's memory. */
     uint64_t total_bytes;
     /**
-     * Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it
-     * has completed; after a failure or a cancel, what it was.
+     * Source: bytes that are pending now. Destination: `total_bytes` less the pages received so
+     * far. 0 when the migration has completed; after a failure or a cancel it keeps its last
+     * value.
      */
     uint64_t remaining_bytes;
     /** Bytes that went over the connection, headers included. */
@@ -2440,7 +2559,7 @@ typedef struct brant_stats {
      * Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
      */
     uint64_t zero_pages;
-    /** Of those, pages that were never touched and so never read. Source only. */
+    /** Of the zero pages, those that were never touched and so never read. Source only. */
     uint64_t hole_pages;
     /** Pages sent that the destination has not acknowledged. Source only. */
     uint64_t unacknowledged_pages;
@@ -2451,24 +2570,28 @@ typedef struct brant_stats {
     /** Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first. */
     uint64_t bandwidth;
     /**
-     * Pages a second that the guest wrote, as syncs found them when everything before had been
-     * sent; a page that was written many times between two syncs counts once. BRANT_UNKNOWN
-     * before the first such sync, so all through the first pass.
+     * Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
+     * before had been sent. A page that was written many times between two syncs counts once.
+     * BRANT_UNKNOWN before the first such sync, so during the whole first pass.
      */
     uint64_t dirty_pages_per_second;
     /**
-     * Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
-     * unknown, when the link is not clearly faster than the guest, and after a failure.
+     * The time until the remaining pages fit the downtime limit, at these rates. BRANT_UNKNOWN
+     * while one of the rates is unknown, when the link is not clearly faster than the guest, and
+     * after a failure.
      */
     uint64_t time_left_ns;
     /** The downtime if the switchover came now; BRANT_UNKNOWN at first. */
     uint64_t expected_downtime_ns;
-    /** What was expected when the guest was paused, kept to be compared. 0 before. */
+    /**
+     * The expected downtime at the moment when the guest was paused, to compare with
+     * `downtime_ns`. 0 before.
+     */
     uint64_t promised_downtime_ns;
     /**
-     * How long the guest stood still: from the call of `pause` to the destination's word that
-     * it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
-     * that still stands (unanswered, or not resumed): until that was known.
+     * How long the guest stood still: from the call of `pause` to the destination's word that the
+     * guest runs, or else to the return of `resume`. 0 before. When the guest still stands
+     * (unanswered, or not resumed), the time ends when that was known.
      */
     uint64_t downtime_ns;
     /** Of the downtime: the VMM's `pause`. */
@@ -2506,16 +2629,16 @@ typedef struct brant_stats {
     /** Pages put back into the tracker after a failure. */
     uint64_t put_back_pages;
     /**
-     * Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that
-     * is named again counts again.
+     * Of the zero pages, the ballooned ones: the source names them, and neither reads nor sends
+     * them. A page that is named again counts again.
      */
     uint64_t ballooned_pages;
-    /** Pages that free-page hints took out of what was to be sent. Source only. */
+    /** Pages that were pending and that free-page hints spared. Source only. */
     uint64_t hinted_pages;
     /**
      * Of the zero pages, those whose contents the VMM has declared lost
-     * (brant_guest_mark_poisoned), neither read nor sent; one that is told again counts again.
-     * Source only.
+     * (brant_guest_mark_poisoned), which are neither read nor sent. A page that is named again
+     * counts again. Source only.
      */
     uint64_t poisoned_pages;
 } brant_stats;
@@ -2529,51 +2652,54 @@ typedef struct brant_stats {
  *
  * Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement
  * that another thread makes. `brant_rate_free` is the last call: all others on it have returned
- * before it begins. It keeps what it needs of the tracker, which may be freed before it.
+ * before it begins. The tracker may be freed before the measurement.
  */
 typedef struct brant_rate brant_rate;
 
 /**
- * By all logs of the tracker: every page that is written is counted. The guest pays a write
- * fault for each, twice in the period. Whoever else uses the tracker loses nothing by it.
+ * By all logs of the tracker: every page that is written is counted. The guest pays a write fault
+ * for each written page, twice in the period. Other consumers of the tracker lose no page by it.
  */
 #define BRANT_RATE_BY_LOG 0
 /**
- * By the contents of some pages, read at the begin and the end of the period: an estimate, at
- * no cost to the guest. Works with a tracker that has no log. Pages written with what they held
- * already are not seen.
+ * By the contents of some pages, read at the begin and the end of the period: an estimate, at no
+ * cost to the guest. Works with a tracker that has no log. A page that is written with the
+ * contents that it already has is not seen.
  */
 #define BRANT_RATE_BY_SAMPLING 1
 
-/** What is to be measured. All zero but the size is what ships. */
+/** What a measurement measures. A field that is 0 has its default. */
 typedef struct brant_rate_params {
     /** sizeof(brant_rate_params). */
     size_t size;
     /**
-     * For how long, milliseconds, 10 to 60000; default 1000. The figure depends on it: see
-     * brant_dirty_rate.
+     * The period of the measurement, milliseconds, 10 to 60000; default 1000. The rate depends on
+     * the period: see brant_dirty_rate.
      */
     uint64_t period_ms;
     /** BRANT_RATE_BY_*. */
     uint32_t way;
     /**
-     * By sampling: how many pages of each GiB, 1 to 262144; default 512. 16 GiB are read twice
-     * at the most.
+     * By sampling: how many pages of each GiB are read, 1 to 262144; default 512. At most 16 GiB
+     * are read, twice.
      */
     uint32_t samples_per_gib;
 } brant_rate_params;
 
 /**
- * A dirty rate: distinct pages of 4 KiB that were written in the period, by the second. A page
- * that is written many times counts once, so over a short period the figure is near the speed
- * at which the guest writes, and over a long one it comes to the size of what it writes to.
+ * A dirty rate: distinct pages of 4 KiB that were written in the period, divided by its seconds. A
+ * page that is written many times counts once. So a short period gives about the speed at which
+ * the guest writes, and a long period tends to the number of different pages that it writes.
  */
 typedef struct brant_dirty_rate {
     /** sizeof(brant_dirty_rate). */
     size_t size;
-    /** Distinct pages written, by the second. */
+    /** Distinct pages written in the period, divided by its seconds. */
     uint64_t pages_per_second;
-    /** The same in bytes: what a migration would have to send, were each sent whole. */
+    /**
+     * pages_per_second in bytes: what a migration would have to send if it sent each page
+     * whole.
+     */
     uint64_t bytes_per_second;
     /**
      * How far pages_per_second may be off, up or down. By sampling: half of the interval that
@@ -2583,12 +2709,13 @@ typedef struct brant_dirty_rate {
     uint64_t error_pages_per_second;
     /** Distinct pages written in the period: counted, or estimated. */
     uint64_t written_pages;
-    /** Nanoseconds: the period as it was. */
+    /** Nanoseconds: how long the period really was. */
     uint64_t period_ns;
     /**
-     * By log: of written_pages, those written in both halves of the period. Few: the guest goes
-     * on to new pages, and a longer period would find more. Nearly all: it writes to the same
-     * pages again and again, and written_pages is how many they are. BRANT_UNKNOWN by sampling.
+     * By log: of written_pages, those written in both halves of the period. If these are few, the
+     * guest goes on to new pages, and a longer period would find more. If these are nearly all,
+     * the guest writes to the same pages again and again, and written_pages is how many they are.
+     * BRANT_UNKNOWN by sampling.
      */
     uint64_t rewritten_pages;
     /** By sampling: pages that were read. BRANT_UNKNOWN by log. */
@@ -2596,15 +2723,15 @@ typedef struct brant_dirty_rate {
     /** By sampling: of those, pages that had changed. BRANT_UNKNOWN by log. */
     uint64_t changed_pages;
     /**
-     * By log: 1 when a log failed, so that all it covers was counted, or will deliver some of
-     * what it holds later; else 0.
+     * By log: 1 when a log failed, so that all its pages were counted, or when a log will deliver
+     * some pages only later; else 0.
      */
     uint64_t warnings;
 } brant_dirty_rate;
 
 /**
- * Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for what
- * ships. Nothing happens before it is made. Free it with `brant_rate_free`.
+ * Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for the
+ * defaults. Nothing is measured before `brant_rate_measure`. Free it with `brant_rate_free`.
  */
 int32_t brant_rate_new(struct brant_tracker *tracker,
                        const struct brant_rate_params *parameters,
@@ -2612,35 +2739,35 @@ int32_t brant_rate_new(struct brant_tracker *tracker,
                        struct brant_error **error);
 
 /**
- * Frees it; NULL is fine. While another thread measures with it: brant_rate_cancel, join that
- * thread, free.
+ * Frees a measurement; NULL is fine. When another thread measures with it, call brant_rate_cancel,
+ * join that thread, then free.
  */
 void brant_rate_free(struct brant_rate *rate);
 
 /**
- * Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of
- * yours waits in here, the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`;
- * BRANT_E_BUSY while another thread measures with `rate`. By log it is one more consumer of the
- * tracker (see brant_consumer), also beside a migration: its start restores the protection of all
- * of the guest, and its three syncs end rounds of free-page hints.
+ * Measures, and returns when the period is over (`brant_rate_finish` ends it early). The calling
+ * thread waits, and the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY
+ * while another thread measures with `rate`. By log the measurement is one more consumer of the
+ * tracker (see brant_consumer), also beside a migration. Its start restores the protection of all
+ * of the guest's memory, and its three syncs end rounds of free-page hints.
  */
 int32_t brant_rate_measure(struct brant_rate *rate,
                            struct brant_dirty_rate *found,
                            struct brant_error **error);
 
 /**
- * Ends the period of the measurement that is going on: it returns what it found until now.
- * Does not wait for it. Nothing happens when there is none.
+ * Ends the period of the measurement that is in progress: `brant_rate_measure` returns the figures
+ * until now. The call does not wait for that. Without a measurement in progress it does nothing.
  */
 int32_t brant_rate_finish(const struct brant_rate *rate,
                           struct brant_error **error);
 
 /**
  * Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs apart,
- * as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that the
- * vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A page
- * that two vCPUs wrote counts for both, and one that is written again after its ring was emptied
- * (when one is a quarter full, and at half of the period) counts again.
+ * as KVM's rings do; At most `capacity` rates are put into `rates`, in the order of the numbers
+ * that the vCPUs were added with. `*count` gets how many vCPUs are known, 0 when no log can tell
+ * them apart. A page that two vCPUs wrote counts for both. A page that is written again after the
+ * rings were emptied (when one is a quarter full, and at half of the period) counts again.
  */
 int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
                              uint64_t *rates,
@@ -2649,15 +2776,15 @@ int32_t brant_rate_get_vcpus(const struct brant_rate *rate,
                              struct brant_error **error);
 
 /**
- * How far the measurement is that is going on, in hundredths of a percent. 0 until the period has
- * begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+ * How far the measurement in progress is, in hundredths of a percent. 0 until the period has
+ * begun. From 1 on, writes of the guest are seen. 9900 when the period is over, 10000 when the
  * measurement has succeeded. NULL: 0.
  */
 uint64_t brant_rate_progress(const struct brant_rate *rate);
 
 /**
- * Ends the measurement that is going on, and any later one, with BRANT_E_CANCELLED. Does not
- * wait for it.
+ * Ends the measurement that is in progress, and any later one, with BRANT_E_CANCELLED. The call
+ * does not wait for the end.
  */
 int32_t brant_rate_cancel(const struct brant_rate *rate,
                           struct brant_error **error);
@@ -2667,14 +2794,15 @@ int32_t brant_rate_cancel(const struct brant_rate *rate,
  * ============================================================================================= */
 
 /**
- * A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save`
- * give. The guest runs while most of it is written and stands still for the last pages. One
- * object, one save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+ * A save of a guest to a file: its memory as it is at one moment, and the blobs of `early_save`
+ * and `save`. The guest runs while most pages are written, and stands still for the last pages.
+ * One object is one save. Migrations, saves and restores of one guest exclude each other:
+ * BRANT_E_BUSY.
  *
- * The file gets its name when it is whole and on its device; until then what had that name stays.
- * A save that fails or is cancelled leaves no file, and the guest runs on. A process that is
- * killed while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody
- * reads.
+ * The file gets its name when it is whole and on its device. Until then an older file of that name
+ * stays. A save that fails or is cancelled leaves no file, and the guest runs on. A process that
+ * is killed during a save leaves a file named `.brant-image-` and 16 hexadecimal digits, which
+ * nobody reads.
  *
  * Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
  * also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
@@ -2685,10 +2813,10 @@ typedef struct brant_image_save brant_image_save;
 
 /**
  * A restore of a guest from a file that a save made, into a guest whose blocks match by name,
- * length and page size; `early_load` may add them. One object, one restore. What is damaged, cut
- * off or something else is BRANT_E_IMAGE, with the place in the file, what was expected and what
- * was found; no page reaches guest memory whose checksum is wrong. After a failure no guest is
- * here.
+ * length and page size; `early_load` may add blocks. One object is one restore. A file that is
+ * damaged, cut off or something else is BRANT_E_IMAGE, with the place in the file, what was
+ * expected and what was found. A page with a wrong checksum never reaches guest memory. After a
+ * failure no guest is here.
  *
  * Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
  * threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
@@ -2722,18 +2850,22 @@ typedef struct brant_image_restore brant_image_restore;
 #define BRANT_IMAGE_CACHED 1
 
 /**
- * How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
- * the range in the message.
+ * How a guest is saved. A field that is 0 has its default. A value out of range is
+ * BRANT_E_INVALID, with the range in the message.
  */
 typedef struct brant_image_save_params {
     /** sizeof(brant_image_save_params). */
     size_t size;
     /**
-     * Passes go on until the rest can be written in half of this time; milliseconds, 1 to 3600000;
-     * default 300. A guest that writes as fast as the disk is paused all the same.
+     * Passes go on until the remaining pages can be written in half of this time; milliseconds, 1
+     * to 3600000; default 300. When the guest writes as fast as the disk, it is paused all the
+     * same.
      */
     uint64_t downtime_limit_ms;
-    /** After so many passes the guest is paused, however much is left; 1 to 1000; default 30. */
+    /**
+     * After so many passes the guest is paused, however many pages remain; 1 to 1000; default
+     * 30.
+     */
     uint32_t max_passes;
     /** Threads that write; 1 to 64; default 2. */
     uint32_t writers;
@@ -2744,21 +2876,24 @@ typedef struct brant_image_save_params {
 } brant_image_save_params;
 
 /**
- * How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID
- * with the range in the message.
+ * How a guest is restored. A field that is 0 has its default. A value out of range is
+ * BRANT_E_INVALID, with the range in the message.
  */
 typedef struct brant_image_restore_params {
     /** sizeof(brant_image_restore_params). */
     size_t size;
-    /** The most bytes of what a VMM saved that are taken; 4 KiB to 1 TiB; default 256 MiB. */
+    /**
+     * The most bytes of early configuration and device state that brant takes; 4 KiB to 1 TiB;
+     * default 256 MiB.
+     */
     uint64_t max_state_bytes;
     /** Threads that read; 1 to 64; default 2. */
     uint32_t readers;
     /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
     uint32_t cache;
     /**
-     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the
-     * VMM starts the guest itself, after `brant_guest_runs_here`.
+     * BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: `run` is not
+     * called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
      */
     uint32_t guest;
     /** 0. */
@@ -2794,7 +2929,7 @@ typedef struct brant_image_stats {
     uint32_t state;
     /** Save: the pass over memory, from 1; 0 before the first. */
     uint32_t pass;
-    /** 0, or why it failed: BRANT_E_*. */
+    /** BRANT_E_*, why it failed; 0 if it has not failed. */
     int32_t error;
     /**
      * How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has
@@ -2803,31 +2938,31 @@ typedef struct brant_image_stats {
     uint32_t progress;
     /** The guest's memory. */
     uint64_t total_bytes;
-    /** Of it, what is still to be written or read. May grow while a guest that is saved runs. */
+    /**
+     * Bytes of the guest's memory that remain to be written or read. May grow while a guest that
+     * is saved runs.
+     */
     uint64_t remaining_bytes;
-    /** Pages with contents; one that is written again counts again. */
+    /** Pages with contents; a page that is written again counts again. */
     uint64_t data_pages;
     /**
-     * Pages that are zero, ballooned ones included, which take no room; one that is told again
-     * counts again.
+     * Pages that are zero, ballooned ones included; they take no room in the file. A page that is
+     * named again counts again.
      */
     uint64_t zero_pages;
     /** Save, of the zero pages: ballooned ones. */
     uint64_t ballooned_pages;
     /** Save, of the zero pages: those whose contents the VMM has declared lost. */
     uint64_t poisoned_pages;
-    /** What the VMM saved, or loads. */
+    /** Bytes of early configuration and device state. */
     uint64_t state_bytes;
-    /**
-     * How long the file is; less of it takes room on the disk, where pages are zero. 0 until that
-     * is known.
-     */
+    /** The length of the file; zero pages take no room on the disk. 0 until the length is known. */
     uint64_t file_bytes;
     /** Since the start. */
     uint64_t elapsed_ns;
     /**
      * Save: how long the guest stood still, from the call of `pause` to the return of `resume`;
-     * BRANT_UNKNOWN before, and where brant did not do both.
+     * BRANT_UNKNOWN before, and when brant did not call both.
      */
     uint64_t downtime_ns;
 } brant_image_stats;
@@ -2835,7 +2970,7 @@ typedef struct brant_image_stats {
 /**
  * Makes a save of the guest that `tracker` was made from. The operations of that guest must have
  * `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
- * may be NULL for what ships. Nothing happens before it is started.
+ * may be NULL for the defaults. Nothing happens before the start.
  */
 int32_t brant_image_save_new(struct brant_tracker *tracker,
                              const struct brant_image_save_params *parameters,
@@ -2843,16 +2978,17 @@ int32_t brant_image_save_new(struct brant_tracker *tracker,
                              struct brant_error **error);
 
 /**
- * Cancels a save that is going on, waits for its end, and frees it; NULL is fine. 0, or
- * BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+ * Cancels a save that is in progress, waits for its end, and frees it; NULL is fine. Returns 0, or
+ * BRANT_E_CALLBACK inside one of the save's own callbacks, where nothing is freed.
  */
 int32_t brant_image_save_free(struct brant_image_save *save);
 
 /**
- * Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular
- * file, which is replaced when the image is whole. Room for all of it is needed beside what is
- * there. Only its owner may read and write the image: it holds all that the guest's memory holds.
- * BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+ * Starts the save to `path` and returns at once. A regular file at `path` is replaced when the
+ * image is whole; anything else at `path` is refused. The image needs room beside the file that it
+ * replaces. Only its owner may read and write the image, because it holds all contents of the
+ * guest's memory. BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED when the guest cannot be saved
+ * now.
  */
 int32_t brant_image_save_start(struct brant_image_save *save,
                                const char *path,
@@ -2860,18 +2996,19 @@ int32_t brant_image_save_start(struct brant_image_save *save,
 
 /**
  * Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
- * callback or a kernel call is in progress. Inside one of its callbacks it only asks for that. One
- * that has ended is left alone.
+ * callback or a kernel call is in progress. Inside one of its own callbacks the call only asks for
+ * the end. A save that has ended stays as it is.
  */
 int32_t brant_image_save_cancel(struct brant_image_save *save,
                                 struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
- * at all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going
- * on, else why it failed: then there is no image, and the guest runs on (or, if `resume` itself
- * failed, stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's
- * words and the place in the file.
+ * Waits until the save is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever;
+ * 0: not at all). Returns 0 if the image is whole, has its name and is on its device,
+ * BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
+ * failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
+ * still: BRANT_GUEST_STANDS.) A disk without room is BRANT_E_KERNEL, with the system's words and
+ * the place in the file.
  */
 int32_t brant_image_save_wait(struct brant_image_save *save,
                               uint64_t timeout_ms,
@@ -2884,14 +3021,14 @@ int32_t brant_image_save_get_stats(const struct brant_image_save *save,
 
 /**
  * An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
- * It stays the save's: do not close it. A code if `save` is NULL.
+ * The descriptor stays the save's: do not close it. A negative code if `save` is NULL.
  */
 int32_t brant_image_save_event_fd(const struct brant_image_save *save);
 
 /**
- * Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
- * `load` too if the image holds state, and `early_load` if it holds configuration. `parameters`
- * may be NULL for what ships. Nothing happens before it is started.
+ * Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The
+ * operations need `load` too if the image holds device state, and `early_load` if it holds early
+ * configuration. `parameters` may be NULL for the defaults. Nothing happens before the start.
  */
 int32_t brant_image_restore_new(struct brant_guest *guest,
                                 const struct brant_image_restore_params *parameters,
@@ -2899,15 +3036,15 @@ int32_t brant_image_restore_new(struct brant_guest *guest,
                                 struct brant_error **error);
 
 /**
- * Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that
- * runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is
- * freed.
+ * Cancels a restore that is in progress, waits for its end, and frees it; NULL is fine. A guest
+ * that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
+ * callbacks, where nothing is freed.
  */
 int32_t brant_image_restore_free(struct brant_image_restore *restore);
 
 /**
- * Starts it, from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE where
- * something else is going on with the guest, or a guest is here.
+ * Starts the restore from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE
+ * when another migration, save or restore of the guest is in progress, or when a guest is here.
  */
 int32_t brant_image_restore_start(struct brant_image_restore *restore,
                                   const char *path,
@@ -2915,17 +3052,18 @@ int32_t brant_image_restore_start(struct brant_image_restore *restore,
 
 /**
  * Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
- * kernel call is in progress. Inside one of its callbacks it only asks for that. One that has
- * ended is left alone; brant_image_restore_wait says whether the guest runs.
+ * kernel call is in progress. Inside one of its own callbacks the call only asks for the end. A
+ * restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
  */
 int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
                                    struct brant_error **error);
 
 /**
- * Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
- * at all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if
- * it is still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and
- * others. Then no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+ * Waits until the restore is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+ * ever; 0: not at all). Returns 0 if the guest runs here (or stands still, with
+ * BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if the restore is still in progress, else the code
+ * that says why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
+ * failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
  */
 int32_t brant_image_restore_wait(struct brant_image_restore *restore,
                                  uint64_t timeout_ms,
@@ -2938,17 +3076,18 @@ int32_t brant_image_restore_get_stats(const struct brant_image_restore *restore,
 
 /**
  * An eventfd that becomes readable when the restore enters another state, for poll; reading it
- * resets it. It stays the restore's: do not close it. A code if `restore` is NULL.
+ * resets it. The descriptor stays the restore's: do not close it. A negative code if `restore` is
+ * NULL.
  */
 int32_t brant_image_restore_event_fd(const struct brant_image_restore *restore);
 
 /* =============================================================================================
- * Bitmaps, for whoever works on dirty bits
+ * Bitmaps: dirty bits by themselves
  * ============================================================================================= */
 
 /**
- * A bitmap with a summary level: walking and merging cost what is set, not what there is.
- * Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
+ * A bitmap with a summary level: the cost of walking and merging follows the set bits, not the
+ * length. Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
  *
  * Threads: any, one at a time. `brant_bitmap_free` is the last call on it.
  */
@@ -2958,8 +3097,8 @@ typedef struct brant_bitmap brant_bitmap;
 #define BRANT_BITMAP_BITS_MAX 1099511627776
 
 /**
- * Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as
- * bits are set. Free it with `brant_bitmap_free`.
+ * Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as bits
+ * are set. Free the bitmap with `brant_bitmap_free`.
  */
 int32_t brant_bitmap_new(uint64_t bits,
                          struct brant_bitmap **bitmap,
@@ -2968,7 +3107,7 @@ int32_t brant_bitmap_new(uint64_t bits,
 /** Frees a bitmap; NULL is fine. */
 void brant_bitmap_free(struct brant_bitmap *bitmap);
 
-/** How many bits are set; kept, so it costs nothing. 0 for NULL. */
+/** How many bits are set. The bitmap keeps this count, so the call costs nothing. 0 for NULL. */
 uint64_t brant_bitmap_count(const struct brant_bitmap *bitmap);
 
 /** Whether bit `bit` is set: 1 or 0, 0 also past the end and for NULL. */
@@ -2989,9 +3128,9 @@ int32_t brant_bitmap_clear(struct brant_bitmap *bitmap,
                            struct brant_error **error);
 
 /**
- * Sets in `bitmap`, from bit `at` on, what is set in the first `count` bits of `words` (of
- * which (count + 63) / 64 are read). `at` need not be a multiple of 64. `*changed` (may be
- * NULL) gets how many bits were newly set: one pass does both.
+ * Sets in `bitmap`, from bit `at` on, the bits that are set in the first `count` bits of `words`
+ * (of which (count + 63) / 64 words are read). `at` need not be a multiple of 64. `*changed` (may
+ * be NULL) gets how many bits were newly set; the call merges and counts in one pass.
  */
 int32_t brant_bitmap_merge_words(struct brant_bitmap *bitmap,
                                  uint64_t at,
@@ -3001,8 +3140,8 @@ int32_t brant_bitmap_merge_words(struct brant_bitmap *bitmap,
                                  struct brant_error **error);
 
 /**
- * Sets in `bitmap` what is set in `from`; both have the same length and are not the same.
- * Costs what is set in `from`. `*changed` (may be NULL) gets how many were newly set.
+ * Sets in `bitmap` the bits that are set in `from`, another bitmap of the same length. The cost
+ * follows the bits that are set in `from`. `*changed` (may be NULL) gets how many were newly set.
  */
 int32_t brant_bitmap_merge(struct brant_bitmap *bitmap,
                            const struct brant_bitmap *from,
@@ -3010,8 +3149,9 @@ int32_t brant_bitmap_merge(struct brant_bitmap *bitmap,
                            struct brant_error **error);
 
 /**
- * Finds the first run of set bits at or after `from`, and tells its first bit and its length,
- * cut to `longest` (1 or more). Returns 1 if there is one, 0 if not, or a code.
+ * Finds the first run of set bits at or after `from`. `*first` gets its first bit, and `*count`
+ * its length, cut to `longest` (1 or more). Returns 1 if there is a run, 0 if not, or a negative
+ * code.
  */
 int32_t brant_bitmap_next_run(const struct brant_bitmap *bitmap,
                               uint64_t from,

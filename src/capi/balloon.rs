@@ -5,16 +5,17 @@ use super::guest::brant_guest;
 use super::structs::{handle, put};
 use vm_memory::GuestAddress;
 
-/// Says whether the guest must tell before it uses a ballooned page again: 1 if
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Say it when the balloon's driver is set
-/// up, and again after each reset of the device.
+/// Tells brant whether the guest says so before it uses a ballooned page again: 1 if
+/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the balloon's driver is
+/// set up, and again after each reset of the device.
 ///
-/// - Before it is said, and after 0, no page counts as ballooned and the marks below do nothing.
-/// - Each call ends what was known: pages that counted as ballooned count as written in every
-///   tracker, because after a reset nobody knows of them any more.
-/// - At a destination say it in `load` at the latest, with what the source's guest had negotiated.
-///   There 1 ends nothing: which pages are ballooned the source has told. Where nothing is said,
-///   they stop counting as ballooned when the guest runs.
+/// - Before the first call, and after a call with 0, no page counts as ballooned, and
+///   `brant_guest_mark_ballooned` and `brant_guest_clear_ballooned` do nothing.
+/// - At each call, pages that counted as ballooned stop being ballooned and count as written in
+///   every tracker: after a reset of the device nobody knows whether they are still in the balloon.
+/// - At a destination make the call in `load` at the latest, with the value that the source's guest
+///   negotiated. There a call with 1 keeps the ballooned pages, because the source has named them.
+///   Without a call they stop counting as ballooned when the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_must_tell_host(
     guest: *mut brant_guest,
@@ -32,15 +33,15 @@ pub unsafe extern "C" fn brant_guest_must_tell_host(
     })
 }
 
-/// The guest's balloon has taken `length` bytes at a guest physical address (inflate): they are
-/// ballooned. Whole pages of 4 KiB count; a host page that is larger (`brant_ram_block.page_size`)
-/// is ballooned when all of it is. A migration neither reads nor sends a ballooned page. At the
-/// destination it reads as zero and costs no memory.
+/// Tells brant that the guest's balloon has taken `length` bytes at a guest physical address
+/// (inflate): their pages are ballooned. Only whole pages of 4 KiB count; a larger host page
+/// (`brant_ram_block.page_size`) is ballooned when all of it is. A migration neither reads nor
+/// sends a ballooned page. At the destination the page reads as zero and costs no memory.
 ///
-/// - Any thread, whether a migration runs or not. Takes a lock that is held for microseconds and
-///   never waits for a migration.
-/// - The VMM discards the memory (MADV_DONTNEED) before the call or after it. It does not mark the
-///   memory as written for that.
+/// - Any thread, whether a migration runs or not. The call takes a lock that is held for
+///   microseconds, and never waits for a migration.
+/// - The VMM discards the memory (MADV_DONTNEED) before the call or after it. The VMM does not mark
+///   the discarded memory as written.
 /// - Not for pages of VIRTIO_BALLOON_F_REPORTING, which the guest uses again without a word, nor
 ///   for a guest that relies on what ballooned pages hold (VIRTIO_BALLOON_F_PAGE_POISON with a
 ///   value other than 0).
@@ -59,10 +60,11 @@ pub unsafe extern "C" fn brant_guest_mark_ballooned(
     })
 }
 
-/// The guest takes bytes out of its balloon (deflate) and uses them again. Call it before the guest
-/// is told that it may, which is before the deflate request is put into the used ring. Every page
-/// with a byte in the range stops being ballooned and counts as written, in every tracker of the
-/// guest. Threads and ignored arguments as for `brant_guest_mark_ballooned`.
+/// Tells brant that the guest takes `length` bytes at a guest physical address out of its balloon
+/// (deflate) and will use them again. Call this before the VMM tells the guest that it may, which
+/// is before the VMM puts the deflate request into the used ring. Every page with a byte in the
+/// range stops being ballooned and counts as written, in every tracker of the guest. Threads and
+/// ignored arguments as for `brant_guest_mark_ballooned`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_clear_ballooned(
     guest: *const brant_guest,
@@ -78,8 +80,9 @@ pub unsafe extern "C" fn brant_guest_clear_ballooned(
     })
 }
 
-/// How many pages with a byte in a range of guest physical addresses are ballooned, into
-/// `*ballooned`. At a destination: what the source said of them.
+/// Counts the ballooned pages with a byte in a range of guest physical addresses, and puts the
+/// count into `*ballooned`. At a destination these are the pages that the source named as
+/// ballooned.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_count_ballooned(
     guest: *const brant_guest,

@@ -5,8 +5,8 @@ use super::structs::{handle, put, put_optional};
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
 
-/// A bitmap with a summary level: walking and merging cost what is set, not what there is.
-/// Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
+/// A bitmap with a summary level: the cost of walking and merging follows the set bits, not the
+/// length. Bit i is bit i % 64 of 64-bit word i / 64, as in KVM's logs.
 ///
 /// Threads: any, one at a time. `brant_bitmap_free` is the last call on it.
 pub struct brant_bitmap {
@@ -39,8 +39,8 @@ unsafe fn exclusive<'a>(bitmap: *mut brant_bitmap) -> Result<&'a mut Bitmap> {
     }
 }
 
-/// Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as
-/// bits are set. Free it with `brant_bitmap_free`.
+/// Makes a bitmap of `bits` bits, 0 to BRANT_BITMAP_BITS_MAX, all clear. Memory is taken as bits
+/// are set. Free the bitmap with `brant_bitmap_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_new(
     bits: u64,
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn brant_bitmap_free(bitmap: *mut brant_bitmap) {
     })
 }
 
-/// How many bits are set; kept, so it costs nothing. 0 for NULL.
+/// How many bits are set. The bitmap keeps this count, so the call costs nothing. 0 for NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_count(bitmap: *const brant_bitmap) -> u64 {
     boundary!(or 0, {
@@ -136,9 +136,9 @@ pub unsafe extern "C" fn brant_bitmap_clear(
     })
 }
 
-/// Sets in `bitmap`, from bit `at` on, what is set in the first `count` bits of `words` (of
-/// which (count + 63) / 64 are read). `at` need not be a multiple of 64. `*changed` (may be
-/// NULL) gets how many bits were newly set: one pass does both.
+/// Sets in `bitmap`, from bit `at` on, the bits that are set in the first `count` bits of `words`
+/// (of which (count + 63) / 64 words are read). `at` need not be a multiple of 64. `*changed` (may
+/// be NULL) gets how many bits were newly set; the call merges and counts in one pass.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_merge_words(
     bitmap: *mut brant_bitmap,
@@ -168,8 +168,8 @@ pub unsafe extern "C" fn brant_bitmap_merge_words(
     })
 }
 
-/// Sets in `bitmap` what is set in `from`; both have the same length and are not the same.
-/// Costs what is set in `from`. `*changed` (may be NULL) gets how many were newly set.
+/// Sets in `bitmap` the bits that are set in `from`, another bitmap of the same length. The cost
+/// follows the bits that are set in `from`. `*changed` (may be NULL) gets how many were newly set.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_merge(
     bitmap: *mut brant_bitmap,
@@ -199,8 +199,9 @@ pub unsafe extern "C" fn brant_bitmap_merge(
     })
 }
 
-/// Finds the first run of set bits at or after `from`, and tells its first bit and its length,
-/// cut to `longest` (1 or more). Returns 1 if there is one, 0 if not, or a code.
+/// Finds the first run of set bits at or after `from`. `*first` gets its first bit, and `*count`
+/// its length, cut to `longest` (1 or more). Returns 1 if there is a run, 0 if not, or a negative
+/// code.
 #[no_mangle]
 pub unsafe extern "C" fn brant_bitmap_next_run(
     bitmap: *const brant_bitmap,

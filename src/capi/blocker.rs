@@ -6,18 +6,18 @@ use super::structs::{handle, put, text};
 use crate::migrate::Blocker;
 use std::ffi::c_char;
 
-/// A reason why a guest cannot move, until it is taken back with `brant_blocker_free`.
+/// A reason why a guest cannot migrate. It counts until `brant_blocker_free` takes it back.
 ///
-/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
-/// while a migration starts: that one is refused or is not.
+/// Threads: any. `brant_blocker_free` is the last call on a blocker. It may come after the guest
+/// was freed, and while a migration starts: that migration is then refused or not.
 pub struct brant_blocker {
     _blocker: Blocker,
 }
 
-/// Says that the guest cannot move, and why, until the blocker is taken back. A migration that
-/// is started meanwhile is refused with BRANT_E_BLOCKED and the reason; one that is running
-/// fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
-/// stays as long as the guest does.
+/// Tells brant that the guest cannot migrate, and why, until the blocker is freed. A migration that
+/// is started meanwhile is refused with BRANT_E_BLOCKED and the reason. A migration that is already
+/// in progress fails with BRANT_E_BLOCKED, unless it has paused the guest already. `blocker` may be
+/// NULL: then the reason counts as long as the guest exists.
 #[no_mangle]
 pub unsafe extern "C" fn brant_blocker_new(
     guest: *mut brant_guest,
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn brant_blocker_new(
     })
 }
 
-/// Takes a reason back; NULL is fine.
+/// Takes a blocker's reason back and frees the blocker; NULL is fine.
 #[no_mangle]
 pub unsafe extern "C" fn brant_blocker_free(blocker: *mut brant_blocker) {
     boundary!(or(), {

@@ -6,20 +6,21 @@ use super::structs::{handle, put, sized, write};
 use super::tracker::brant_tracker;
 
 /// One more consumer of a tracker, beside the VMM itself: an incremental backup, a chain of
-/// snapshots, a monitor. It has its own pending pages: all that was written since it was made and
-/// that it has not taken. Nobody takes them from it, neither another consumer nor a migration.
+/// snapshots, a monitor. It has its own pending pages: all pages that were written since it was
+/// made and that it has not taken. Neither another consumer nor a migration takes these pages from
+/// it.
 ///
 /// Example: a backup has copied memory and keeps a consumer. 100 pages are written and synced; a
-/// migration of the guest begins, syncs, sends, and fails. The backup takes 100 pages and what the
-/// guest has written meanwhile.
+/// migration of the guest begins, syncs, sends, and fails. The backup takes the 100 pages, and the
+/// pages that the guest has written meanwhile.
 ///
-/// Its pages cost memory from when it is made until it is freed: one bit for each page of the
-/// guest, of which what is never set is never touched.
+/// From when it is made until it is freed a consumer costs memory for its pending pages: one bit
+/// for each page of the guest. Parts of the bitmap without a set bit are never touched.
 ///
-/// Threads: any, several at once. A call waits for a sync or take that is going on, on whichever
+/// Threads: any, several at once. A call waits for a sync or take that is in progress on any
 /// consumer of the tracker. `brant_consumer_free` is the last call: all others on it have returned
-/// before it begins. The tracker may be freed before it. A child made by `fork` has a copy: what
-/// the child calls on it ends no use of runs in the parent.
+/// before it begins. The tracker may be freed before the consumer. A child made by `fork` has a
+/// copy of the consumer: calls of the child end no use of runs in the parent.
 pub struct brant_consumer {
     reader: Reader,
 }
@@ -32,26 +33,29 @@ pub struct brant_consumer_stats {
     pub size: usize,
     /// Pages pending now.
     pub pending_pages: u64,
-    /// Syncs that it heard of, whoever asked for them.
+    /// Syncs since the consumer was made, by any consumer of the tracker.
     pub syncs: u64,
-    /// Pages that became pending by them.
+    /// Pages that became pending for the consumer by these syncs.
     pub found_pages: u64,
     /// Pages put back.
     pub put_back_pages: u64,
-    /// Whether it is told of what is written: 1, or 0 after `brant_consumer_stop`.
+    /// Whether syncs still add pages to the consumer's pending: 1, or 0 after
+    /// `brant_consumer_stop`.
     pub started: u64,
-    /// Which of the tracker's consumers it is, for as long as the tracker lives. The VMM itself is
-    /// 1; a migration and a measurement of the dirty rate count too. Messages name it so.
+    /// The number of the consumer, for as long as the tracker lives. The VMM itself is 1.
+    /// Migrations and measurements of the dirty rate get numbers too. Messages name a consumer by
+    /// its number.
     pub number: u64,
 }
 
 sized!(brant_consumer_stats);
 
-/// Makes a consumer of a tracker, which starts at once: with BRANT_START_ALL every page of the
-/// guest is pending for it, with BRANT_START_CLEAN none, and from then on every write is found for
-/// it. The logs are switched on if nobody tracks yet, and off when the last consumer ends. A clean
-/// start beside others harvests the logs (for the others) and restores the protection of what they
-/// have pending, one chunk after the other. Free it with `brant_consumer_free`.
+/// Makes a consumer of a tracker, and starts it at once. With BRANT_START_ALL every page of the
+/// guest is pending for the consumer, with BRANT_START_CLEAN none. From then on every write is
+/// found for it. The logs are switched on if nobody tracks yet, and off when the last consumer
+/// ends. A start with BRANT_START_CLEAN beside other consumers harvests the logs for the others,
+/// and restores the protection of the others' pending pages, one chunk after the other. Free the
+/// consumer with `brant_consumer_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_new(
     tracker: *mut brant_tracker,
@@ -73,7 +77,7 @@ pub unsafe extern "C" fn brant_consumer_new(
     })
 }
 
-/// Frees a consumer and what is pending for it; NULL is fine. The others notice nothing.
+/// Frees a consumer and its pending pages; NULL is fine. Other consumers keep theirs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_free(consumer: *mut brant_consumer) {
     boundary!(or(), {
@@ -84,8 +88,9 @@ pub unsafe extern "C" fn brant_consumer_free(consumer: *mut brant_consumer) {
     })
 }
 
-/// Tells the consumer of no more writes, after a last harvest. What is pending stays and can be
-/// taken. The logs are switched off if nobody else tracks. There is no second start: make another.
+/// Stops the consumer, after a last harvest: later writes are not found for it. Its pending pages
+/// stay so and can be taken. The logs are switched off if nobody else tracks. A stopped consumer
+/// cannot be started again: make another.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_stop(
     consumer: *mut brant_consumer,
@@ -113,8 +118,8 @@ pub unsafe extern "C" fn brant_consumer_sync(
     })
 }
 
-/// `brant_tracker_take` of what is pending for this consumer. The runs are in use until its next
-/// take, until `brant_consumer_stop` or until `brant_consumer_free`.
+/// `brant_tracker_take` of this consumer's pending pages. The runs are in use until its next take,
+/// until `brant_consumer_stop` or until `brant_consumer_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_take(
     consumer: *mut brant_consumer,
@@ -131,7 +136,7 @@ pub unsafe extern "C" fn brant_consumer_take(
     })
 }
 
-/// `brant_tracker_put_back` into what is pending for this consumer.
+/// `brant_tracker_put_back` into this consumer's pending pages.
 #[no_mangle]
 pub unsafe extern "C" fn brant_consumer_put_back(
     consumer: *mut brant_consumer,

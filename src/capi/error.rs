@@ -13,13 +13,13 @@ pub const BRANT_E_STATE: i32 = -2;
 pub const BRANT_E_BUSY: i32 = -3;
 /// No such block, slot, or file.
 pub const BRANT_E_NOT_FOUND: i32 = -4;
-/// Something of that name or in that place is there already.
+/// Another object has this name or this place already.
 pub const BRANT_E_EXISTS: i32 = -5;
-/// Memory could not be had.
+/// Memory could not be allocated.
 pub const BRANT_E_NO_MEMORY: i32 = -6;
 /// The kernel, the machine or the peer cannot do this.
 pub const BRANT_E_UNSUPPORTED: i32 = -7;
-/// A system call failed for a reason that is not the caller's.
+/// A system call failed, and the arguments of the caller are not the reason.
 pub const BRANT_E_KERNEL: i32 = -8;
 /// The connection could not be made, or failed.
 pub const BRANT_E_IO: i32 = -9;
@@ -27,7 +27,8 @@ pub const BRANT_E_IO: i32 = -9;
 pub const BRANT_E_PEER_GONE: i32 = -10;
 /// A time limit passed.
 pub const BRANT_E_TIMEOUT: i32 = -11;
-/// The operation was cancelled, here or by the peer, whom the message then names.
+/// The operation was cancelled, here or by the peer. When the peer cancelled it, the message names
+/// the peer.
 pub const BRANT_E_CANCELLED: i32 = -12;
 /// The peer sent what the protocol does not allow.
 pub const BRANT_E_PROTOCOL: i32 = -13;
@@ -39,33 +40,35 @@ pub const BRANT_E_VERSION: i32 = -15;
 pub const BRANT_E_REFUSED: i32 = -16;
 /// A callback of the VMM failed.
 pub const BRANT_E_VMM: i32 = -17;
-/// What remained to be sent did not get small enough in time: the guest writes too fast, or the
-/// link or its cap is too slow.
+/// The remaining pages did not get few enough in time: the guest writes too fast, or the link or
+/// its cap is too slow.
 pub const BRANT_E_NOT_CONVERGED: i32 = -18;
-/// Migration is blocked by a reason the VMM gave.
+/// The guest has a blocker (`brant_blocker_new`); the message gives its reason.
 pub const BRANT_E_BLOCKED: i32 = -19;
-/// Handed over, and the destination did not say that the guest runs: it said nothing, or said that
-/// it failed. The guest stands paused at the source until the VMM resolves the migration.
+/// The guest was handed over, and the destination did not say that the guest runs: it said nothing,
+/// or said that it failed. The guest stands paused at the source until the VMM resolves the
+/// migration.
 pub const BRANT_E_UNANSWERED: i32 = -20;
-/// Called from inside a callback of the same object, where it would wait for itself.
+/// The function was called inside a callback of the same object, where it would wait for itself.
 pub const BRANT_E_CALLBACK: i32 = -21;
 /// A defect in brant itself, caught at the boundary.
 pub const BRANT_E_INTERNAL: i32 = -22;
-/// Not over yet: the wait ended before what was waited for. Never why something failed.
+/// Not over yet: the time of the wait ended first. Nothing ever fails with this code.
 pub const BRANT_E_PENDING: i32 = -23;
 /// Guest memory could not be read or written: poisoned, without permission, cut off the end of
 /// its file, or without room to be allocated. The message names the block and the offset.
 pub const BRANT_E_MEMORY: i32 = -24;
-/// A file is no whole image of a guest: torn, short, or something else. The message names the file,
-/// the place in it, what was expected there and what was found.
+/// The file is not a whole image of a guest: it is torn, short, or something else. The message
+/// names the file, the place in it, what was expected there and what was found.
 pub const BRANT_E_IMAGE: i32 = -25;
 
-/// The detail of an error. Functions that can fail return 0 or one of the `BRANT_E_*` codes,
-/// and take a `brant_error **` last, which may be NULL. If it is not, it is set: to NULL on
-/// success, to a new object on failure, whatever it held before. That object is the caller's. brant
-/// sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
+/// The detail of an error. A function that can fail returns 0 or one of the `BRANT_E_*` codes. Its
+/// last parameter is a `brant_error **`, which may be NULL. Otherwise the function sets `*error`,
+/// whatever it held before: to NULL on success, to a new error on failure. The caller owns the new
+/// error. brant sets no errno and keeps no last error, and it writes nothing to stdout or stderr.
 ///
-/// Threads: any, several at once. `brant_error_free` is the last call on it, and ends its message.
+/// Threads: any, several at once. `brant_error_free` is the last call on an error, and ends the
+/// life of its message.
 pub struct brant_error {
     error: Error,
     message: CString,

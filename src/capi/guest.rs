@@ -10,14 +10,15 @@ use std::ffi::{c_char, c_void};
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// What a guest is to brant: blocks of memory, where they appear at guest physical addresses
-/// and in KVM memory slots, and reasons why it cannot move. One for each virtual machine.
+/// A guest: its blocks of memory, their places at guest physical addresses and in KVM memory slots,
+/// and its blockers. Make one for each virtual machine.
 ///
-/// It also knows who has the virtual machine (`brant_guest_get_state`), whatever uses it and for as
-/// long as it lives. A guest that was handed over is not handed over again, one that runs here is
-/// not overwritten, and one migration goes on at a time: what a migration must not begin with is
-/// BRANT_E_STATE, what it must wait for BRANT_E_BUSY. So keep one object for each virtual machine
-/// and use it for every migration of it; brant knows nothing of what another object does.
+/// The object also knows who has the virtual machine (`brant_guest_get_state`), across all
+/// migrations and for as long as the object lives. A guest that was handed over is not handed over
+/// again. A guest that runs here is not overwritten. One migration of a guest goes on at a time.
+/// When the guest state forbids a migration, its start is BRANT_E_STATE; when another migration has
+/// to end first, its start is BRANT_E_BUSY. So keep one object for each virtual machine, and use it
+/// for every migration of that machine: brant does not compare two objects.
 ///
 /// Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last
 /// call: all others on it have returned before it begins. Trackers and migrations made from it keep
@@ -28,54 +29,58 @@ pub struct brant_guest {
     pub(super) ops: Arc<Ops>,
 }
 
-/// In `brant_ram_block.flags`: the guest cannot write the block. It is sent once, and again
-/// only what is marked.
+/// In `brant_ram_block.flags`: the guest cannot write the block. A migration sends the block once,
+/// and again only the pages of it that the VMM marks.
 pub const BRANT_RAM_ROM: u32 = 1;
 /// In `brant_ram_block.flags`, at a destination: the block is known to read as zero, so brant need
-/// not look. Without it nothing is assumed of what is there. The flag counts until a page with
-/// contents arrives for the block, or all pages have arrived, or a migration from here starts, or
-/// brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up speaks of a guest that was
-/// here. So an incoming after one that broke may use the same block, as it was added.
+/// not look. Without this flag brant assumes nothing of the block's contents. The flag counts until
+/// a page with contents arrives for the block, all pages have arrived, a migration from here
+/// starts, or brant_guest_runs_here, brant_guest_reclaim or brant_guest_give_up is called for a
+/// guest that was here. So when an incoming migration breaks before that, the next one may use the
+/// same block, as it was added.
 pub const BRANT_RAM_ZEROED: u32 = 2;
 /// In `brant_ram_block.flags`: the block is a mapping, shared as a rule, of the file or memfd that
-/// `fd` names. Without it the block is private memory, or shared memory whose file brant is not
-/// told, and `fd` is 0 or -1.
+/// `fd` names. Without this flag the block is private memory, or shared memory whose file brant
+/// does not know, and `fd` is 0 or -1.
 pub const BRANT_RAM_FILE: u32 = 4;
 
 /// A RAM block: guest memory that is contiguous in this process.
 ///
-/// Memory may be registered with a userfaultfd of the VMM's that fills pages when they are touched
-/// (a guest that is being restored from an image, say), before or after it is added. A migration
-/// then touches all of it, waits for each page, and sends what the page is filled with. Register it
-/// before a migration from here starts, or mark what is registered later (`brant_tracker_mark`):
-/// what a page holds changes by that, and no log sees it.
+/// The VMM may register the memory with a userfaultfd of its own that fills pages when they are
+/// touched (for a guest that is being restored from an image, say), before or after the block is
+/// added. A migration then touches all of this memory, waits for each page, and sends the contents
+/// that the page gets. Register the memory before a migration from here starts, or mark the memory
+/// that is registered later (`brant_tracker_mark`): the contents of its pages change by the
+/// registration, and no log sees that.
 ///
-/// Memory that cannot be read or written when its turn comes is BRANT_E_MEMORY and no signal: the
-/// kernel is asked before brant's own code looks. A page that breaks between that question and the
-/// look (a file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
+/// Memory that brant cannot read or write gives BRANT_E_MEMORY and no signal: brant asks the kernel
+/// before its own code accesses a page. A page that breaks between the question and the access (a
+/// file is truncated at that moment, say) still ends the process with SIGBUS or SIGSEGV.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ram_block {
     /// sizeof(brant_ram_block).
     pub size: usize,
-    /// 1 to 255 bytes of UTF-8 without control characters, unique in the guest; the destination's
-    /// block has the same.
+    /// 1 to 255 bytes of UTF-8 without control characters, unique in the guest. The destination's
+    /// block has the same name.
     pub name: *const c_char,
-    /// Address of the first byte, page-aligned. The memory stays the VMM's, and mapped until
-    /// `brant_guest_remove_block` has returned.
+    /// Address of the first byte, page-aligned. The memory stays the VMM's, which keeps it mapped
+    /// until `brant_guest_remove_block` has returned.
     pub host: *mut c_void,
     /// Bytes; a multiple of `page_size`.
     pub length: u64,
-    /// What backs it, bytes: a power of two from 4096 to 1 GiB; 0 means 4096.
+    /// Size of the host pages that back the block, bytes: a power of two from 4096 to 1 GiB; 0
+    /// means 4096.
     pub page_size: u64,
-    /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from;
-    /// makes its holes visible. BRANT_E_INVALID where the block is mapped from another file or
-    /// offset, or is private memory without a file. That is asked of /proc/self/maps; where that
-    /// cannot be read, where the block consists of several mappings, and where a file system shows
-    /// another device there than in fstat (btrfs, some overlays), the descriptor is believed. Any
-    /// number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
-    /// keeps a descriptor of its own; the file position of this one stays where it is, unless /proc
-    /// is missing. Without that flag: 0 or -1.
+    /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from. By
+    /// it brant sees holes of the file. When the block is mapped from another file or offset, or is
+    /// private memory without a file, adding it is BRANT_E_INVALID. brant compares the descriptor
+    /// with /proc/self/maps. brant believes the descriptor without comparing it when
+    /// /proc/self/maps cannot be read, when the block consists of several mappings, and when the
+    /// file system shows another device there than in fstat (btrfs, some overlays). Any number from
+    /// 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant keeps a
+    /// descriptor of its own. The file position of the VMM's descriptor stays where it is, unless
+    /// /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,
@@ -83,7 +88,7 @@ pub struct brant_ram_block {
     pub fd_offset: u64,
 }
 
-/// In `brant_slot.slot`: maps to guest addresses without being a KVM memory slot.
+/// In `brant_slot.slot`: the part of the block has guest addresses, but is no KVM memory slot.
 pub const BRANT_NO_SLOT: u32 = 0xffff_ffff;
 
 /// Part of a block as it appears to the guest.
@@ -94,12 +99,13 @@ pub struct brant_slot {
     pub size: usize,
     /// The block's number.
     pub block: u32,
-    /// KVM's slot number, the address space in the upper 16 bits; BRANT_NO_SLOT if it is none.
+    /// KVM's slot number, with the address space in the upper 16 bits; BRANT_NO_SLOT if this is no
+    /// KVM slot.
     pub slot: u32,
-    /// Where in the block it begins, bytes, page-aligned.
+    /// Where in the block the slot begins, bytes, page-aligned.
     pub offset: u64,
-    /// Bytes, page-aligned. Of a KVM slot, exactly its size: KVM writes a bitmap of that size to
-    /// where brant made room for this one.
+    /// Bytes, page-aligned. For a KVM slot this is exactly KVM's size: KVM writes a bitmap of its
+    /// own size into the room that brant made for this length.
     pub length: u64,
     /// Guest physical address of its first byte, page-aligned. The slot ends at 2^52 or below (2^59
     /// on RISC-V): no architecture has more addresses.
@@ -113,10 +119,10 @@ pub struct brant_slot {
 
 sized!(brant_ram_block, brant_slot);
 
-/// Makes a guest without memory. `ops` are the VMM's operations, for all that is made from this
-/// guest: its migrations in both directions and its trackers. The table is copied. NULL: a guest
-/// that is tracked and not migrated. Which operations a call cannot do without, that call says.
-/// `opaque` is given to each operation, until the guest and all that was made from it are freed.
+/// Makes a guest without memory. `ops` are the VMM's operations, for all objects that are made from
+/// this guest: its migrations in both directions and its trackers. The table is copied. With NULL
+/// the guest can be tracked and not migrated. A call that needs an operation says so. brant passes
+/// `opaque` to each operation, until the guest and all objects that were made from it are freed.
 /// BRANT_E_UNSUPPORTED where the host's pages are not 4 KiB.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_new(
@@ -141,8 +147,8 @@ pub unsafe extern "C" fn brant_guest_new(
     })
 }
 
-/// Frees a guest; NULL is fine. What is known of who has it is gone then. Blockers of it may be
-/// taken back afterwards.
+/// Frees a guest; NULL is fine. The guest state is lost by this. Blockers of the guest may be freed
+/// afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     boundary!(or(), {
@@ -153,15 +159,17 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
     })
 }
 
-/// Adds a block. `*id` (may be NULL) gets its number, by which every other call names the block,
-/// and every run that is taken. No other block of the guest ever has that number, also after this
-/// one was removed. Names are for the other side of a migration: they say which block is which
-/// there. While the guest is tracked all of the new block counts as dirty. At most 4096.
+/// Adds a block, one of at most 4096. `*id` (may be NULL) gets its number. Every other call and
+/// every taken run names the block by this number. No other block of the guest ever gets the same
+/// number, even after this block was removed. The name of a block is for the other side of a
+/// migration: the two sides match blocks by name. While the guest is tracked, all pages of the new
+/// block count as dirty.
 ///
-/// While it migrates: first at the destination, then at the source, and while the source is in
-/// BRANT_SOURCE_COPYING. Before that the two sides compare their blocks, and one too many is a
-/// BRANT_E_LAYOUT. A block that is added at the source after `pause` was called may come too late
-/// to be sent: then the migration fails with BRANT_E_STATE before anything is handed over.
+/// While the guest migrates, add the block first at the destination, then at the source, and while
+/// the source is in BRANT_SOURCE_COPYING. Before BRANT_SOURCE_COPYING the two sides compare their
+/// blocks, and a block that only one side has is BRANT_E_LAYOUT. A block that is added at the
+/// source after `pause` was called may come too late to be sent: then the migration fails with
+/// BRANT_E_STATE before the hand-over.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_block(
     guest: *mut brant_guest,
@@ -217,8 +225,8 @@ pub unsafe extern "C" fn brant_guest_add_block(
     })
 }
 
-/// The number of the block with this name, into `*id`: for whoever has only the name, as an
-/// `early_load` that reads what the source wrote. BRANT_E_NOT_FOUND where there is none.
+/// Finds the number of the block with this name and puts it into `*id`. Example: an `early_load`
+/// gets a name from the source and needs the number. BRANT_E_NOT_FOUND if no block has the name.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_find_block(
     guest: *const brant_guest,
@@ -236,31 +244,32 @@ pub unsafe extern "C" fn brant_guest_find_block(
     })
 }
 
-/// Removes a block and its slots; BRANT_E_NOT_FOUND where it is gone already. In this order:
+/// Removes a block and its slots; BRANT_E_NOT_FOUND if the block is gone already. In this order:
 ///
-/// 1. See to it that nothing writes to the block any more: vCPUs stopped, or the guest has
-///    let go of it. Marks of it may still come; they are ignored.
-/// 2. Call this. What the slots logged is read and their logging switched off, so they must
-///    still be in KVM (see brant_guest_remove_slot). It returns when brant does not touch the
-///    memory any more: within milliseconds, however slow the peer of a migration is. (Pages
-///    that are on their way to it go on from a copy.)
+/// 1. Make sure that nothing writes to the block any more: the vCPUs are stopped, or the guest no
+///    longer uses the block. Marks of the block may still come; they are ignored.
+/// 2. Call this function. It reads the logs of the slots and switches their logging off, so the
+///    slots must still be in KVM (see brant_guest_remove_slot). It returns when brant no longer
+///    touches the memory: within milliseconds, however slow the peer of a migration is. (Pages that
+///    are being sent to the peer are sent from a copy.)
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
 /// BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed
 /// out are in use. Such runs are in use until the same consumer takes again, is stopped or is
-/// freed: the message names it. The call waits for nobody and has changed nothing; make it again
-/// afterwards.
+/// freed; the message names the consumer. The call then returns at once and has changed nothing.
+/// Call it again when the use has ended.
 ///
-/// While it migrates: first at the source, then, once that call has returned, at the destination,
-/// at any moment from BRANT_SOURCE_COPYING on, also while the guest is paused. What the source
-/// still has on its way for the block goes nowhere. Example: the VMM removes it in its operation
-/// `save`, says so in the state, and removes it at the destination in `load`. A block that only the
-/// source removes is fine too: it stays at the destination. Before BRANT_SOURCE_COPYING the two
-/// sides compare their blocks: one that is gone at the source and is still there at the destination
-/// ends the migration with BRANT_E_LAYOUT. One that is gone at the destination and not at the
-/// source ends it so at any time before the destination is ready, and the guest stays at the
-/// source. From then on the destination's guest is complete, and its blocks are its VMM's: one that
-/// is removed only there is missing when the guest runs.
+/// While the guest migrates, remove the block first at the source, then, when that call has
+/// returned, at the destination. This may happen at any moment from BRANT_SOURCE_COPYING on, also
+/// while the guest is paused. The destination ignores pages of the block that still arrive.
+/// Example: the VMM removes the block in its operation `save`, says so in the state, and removes
+/// the block at the destination in `load`. A block that only the source removes is fine too: it
+/// stays at the destination. Before BRANT_SOURCE_COPYING the two sides compare their blocks: a
+/// block that is gone at the source and still there at the destination ends the migration with
+/// BRANT_E_LAYOUT. A block that is gone only at the destination ends the migration with
+/// BRANT_E_LAYOUT at any time before the destination is ready, and the guest stays at the source.
+/// When the destination is ready its guest is complete. From then on, a block that is removed only
+/// at the destination is missing when the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_block(
     guest: *mut brant_guest,
@@ -274,13 +283,13 @@ pub unsafe extern "C" fn brant_guest_remove_block(
     })
 }
 
-/// Adds a slot: part of a block at a guest address. A KVM slot exists in KVM already, with the
-/// size and place given here: KVM first, then this call; to take it away, this side first
-/// (brant_guest_remove_slot). A KVM slot that was replaced by one of another size before brant
-/// heard of it cannot be read: all of it counts as dirty at each sync, with a warning. While the
-/// guest is tracked, brant switches the slot's logging on (or has the VMM do it) and all of it
-/// counts as dirty. A block may have any number of slots, at any page. Marks by guest address
-/// find it once this has returned.
+/// Adds a slot: part of a block at a guest address. A KVM slot has to exist in KVM already, with
+/// the size and place given here. So add a slot to KVM first and then to brant; remove it from
+/// brant first (brant_guest_remove_slot) and then from KVM. When the VMM replaces a KVM slot by one
+/// of another size and does not tell brant first, brant cannot read its log: all its pages count as
+/// dirty at each sync, with a warning. While the guest is tracked, brant switches the new slot's
+/// logging on (or has the VMM do it), and all its pages count as dirty. A block may have any number
+/// of slots, at any page. Marks by guest address reach the slot when this call has returned.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_slot(
     guest: *mut brant_guest,
@@ -310,16 +319,17 @@ pub unsafe extern "C" fn brant_guest_add_slot(
 /// To delete a slot, or to move, resize or replace it:
 ///
 /// 1. Stop the vCPUs, or know that the guest does not use the slot. No thread may be between a
-///    write to it and the mark of that by guest address: from here on such a mark finds
-///    nothing.
-/// 2. Call this, with KVM's slot as it was described: what it has logged is read, and its
-///    logging switched off by setting it once more as it was.
-/// 3. Delete or move it in KVM (KVM_SET_USER_MEMORY_REGION), and make what takes its place.
-/// 4. Describe that with brant_guest_add_slot: all of it counts as dirty.
+///    write to the slot and its mark by guest address: after step 2 such a mark finds no memory.
+/// 2. Call this function while KVM's slot is as it was described. brant reads the slot's log, and
+///    switches its logging off by setting the slot once more as it was.
+/// 3. Delete or move the slot in KVM (KVM_SET_USER_MEMORY_REGION), and make the slot that takes its
+///    place.
+/// 4. Describe the new slot with brant_guest_add_slot: all its pages count as dirty.
 /// 5. Let the vCPUs run.
 ///
-/// The other way round is worse: of a slot that was deleted before, the log is lost with it,
-/// and all its pages count as dirty; one that was moved before is set back to where it was.
+/// Another order is worse. When the slot was deleted in KVM first, its log is lost, and all its
+/// pages count as dirty. When the slot was moved in KVM first, step 2 sets it back to its old
+/// place.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_remove_slot(
     guest: *mut brant_guest,
@@ -334,20 +344,21 @@ pub unsafe extern "C" fn brant_guest_remove_slot(
     })
 }
 
-/// The contents of `length` bytes at `offset` of a block are lost: the hardware failed, and the
-/// kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives the length).
-/// Without this a migration that comes to such a page fails with BRANT_E_MEMORY and the guest runs
-/// on. With it the migration goes on: the page is neither read nor sent, however often it is found
-/// dirty, and counts in `poisoned_pages`. At the destination it reads as zero; if it had been sent
-/// before it was lost, and not written since, it holds what it held. brant tells the destination's
-/// VMM nothing of it: where that is to raise a machine check in its guest, put the list into the
-/// state (`save`).
+/// Declares that the contents of `length` bytes at `offset` of a block are lost: the hardware
+/// failed, and the kernel said so with SIGBUS (BUS_MCEERR_AO, BUS_MCEERR_AR; `si_addr_lsb` gives
+/// the length). Without the declaration a migration that comes to such a page fails with
+/// BRANT_E_MEMORY, and the guest runs on. With the declaration the migration goes on: the page is
+/// neither read nor sent, however often it is found dirty, and counts in `poisoned_pages`. At the
+/// destination the page reads as zero. If the page was sent before its contents were lost, and was
+/// not written since, it has the contents that were sent. brant does not tell the destination's VMM
+/// of poisoned pages: when the destination's VMM should raise a machine check in its guest, put the
+/// list of pages into the device state (`save`).
 ///
-/// Every page with a byte in the range counts, and where the block is backed by larger pages, every
-/// such page whole. Any thread, whether a migration runs or not, but no signal handler: it takes a
-/// lock and may allocate. BRANT_E_NOT_FOUND for a block that is not there, BRANT_E_INVALID for a
-/// range that is empty or reaches past its end. Contents that arrive here in an incoming migration
-/// take the declaration back.
+/// Every page with a byte in the range counts. When larger host pages back the block, each of those
+/// pages counts whole. Any thread, whether a migration runs or not, but no signal handler: the call
+/// takes a lock and may allocate. BRANT_E_NOT_FOUND if there is no such block, BRANT_E_INVALID if
+/// the range is empty or reaches past the end of the block. When an incoming migration brings
+/// contents for the page, the declaration ends.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_mark_poisoned(
     guest: *mut brant_guest,
@@ -365,10 +376,10 @@ pub unsafe extern "C" fn brant_guest_mark_poisoned(
     })
 }
 
-/// Pages that were declared poisoned have contents again: the VMM has mapped other memory in their
-/// place, or resets the guest. Call it after that. They count as written in every tracker of the
-/// guest. Pages of the range that were not declared stay as they are. Threads and errors as
-/// above.
+/// Declares that poisoned pages have contents again: the VMM has mapped other memory in their
+/// place, or resets the guest. Make the call after that. The pages count as written in every
+/// tracker of the guest. Pages of the range that were not declared poisoned stay as they are.
+/// Threads and errors as for `brant_guest_mark_poisoned`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_clear_poisoned(
     guest: *mut brant_guest,

@@ -5,13 +5,14 @@ use super::structs::{handle, put};
 use super::tracker::brant_tracker;
 use vm_memory::GuestAddress;
 
-/// Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) and gives its number in
-/// `*round`. Call it, then give the guest a new command id. Restores the protection of all pages
-/// that still wait for it: one kernel call for each chunk with dirty pages, all of which the
-/// migration would make as well, later. The round is over with the next sync (a migration syncs
-/// at the end of each pass: BRANT_EVENT_PASS), with a change of the memory map and with the next
-/// round. Any thread; may wait for a sync. BRANT_E_STATE while nothing is tracked, also a moment
-/// after a migration was started: try again.
+/// Begins a round of free-page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT), and puts its number into
+/// `*round`. After this call give the guest a new command id. The call restores the protection of
+/// all pages whose protection is not restored yet, by one kernel call for each chunk with dirty
+/// pages. The migration would otherwise make the same kernel calls later. The round ends with the
+/// next sync (a migration syncs at the end of each pass: BRANT_EVENT_PASS), with a change of the
+/// map, and when the next round begins. Any thread; may wait for a sync. BRANT_E_STATE while
+/// nothing is tracked. For a moment after the start of a migration nothing is tracked yet: try
+/// again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_begin_hints(
     tracker: *const brant_tracker,
@@ -29,11 +30,11 @@ pub unsafe extern "C" fn brant_tracker_begin_hints(
     })
 }
 
-/// The guest hinted, answering the command id that belongs to `round`, that `length` bytes at a
-/// guest physical address are free. Whole pages of them that are pending are not sent, this once,
-/// and read as zero at the destination; what the guest writes to them later is found and sent. It
-/// need not say a word before that. BRANT_E_STATE if the round is over: nothing happens, and the
-/// hint is counted (`stale_hints`). Any thread; may wait for a sync.
+/// Tells brant that the guest hinted `length` bytes at a guest physical address as free, in answer
+/// to the command id that belongs to `round`. The whole pages in the range that are pending are not
+/// sent this once, and read as zero at the destination. The guest may write to these pages later
+/// without a word: such a write is found, and the page is sent. BRANT_E_STATE if the round is over:
+/// the hint does nothing, and is counted (`stale_hints`). Any thread; may wait for a sync.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_hint_free(
     tracker: *const brant_tracker,
@@ -52,8 +53,8 @@ pub unsafe extern "C" fn brant_tracker_hint_free(
     })
 }
 
-/// Ends a round: hints of it that come later do nothing. One that is over already is fine, and
-/// so is NULL. Any thread.
+/// Ends a round: hints of the round that come later do nothing. A round that is over already is
+/// fine, and so is NULL for `tracker`. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_end_hints(tracker: *const brant_tracker, round: u64) {
     boundary!(or(), {

@@ -16,14 +16,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A save of a guest to a file: memory as it is at one moment, and what `early_save` and `save`
-/// give. The guest runs while most of it is written and stands still for the last pages. One
-/// object, one save. Migrations, saves and restores of one guest exclude each other: BRANT_E_BUSY.
+/// A save of a guest to a file: its memory as it is at one moment, and the blobs of `early_save`
+/// and `save`. The guest runs while most pages are written, and stands still for the last pages.
+/// One object is one save. Migrations, saves and restores of one guest exclude each other:
+/// BRANT_E_BUSY.
 ///
-/// The file gets its name when it is whole and on its device; until then what had that name stays.
-/// A save that fails or is cancelled leaves no file, and the guest runs on. A process that is
-/// killed while it saves leaves a file `.brant-image-` with 16 hexadecimal digits, which nobody
-/// reads.
+/// The file gets its name when it is whole and on its device. Until then an older file of that name
+/// stays. A save that fails or is cancelled leaves no file, and the guest runs on. A process that
+/// is killed during a save leaves a file named `.brant-image-` and 16 hexadecimal digits, which
+/// nobody reads.
 ///
 /// Threads: any, several at once. `brant_image_save_cancel` may be called by any number of threads,
 /// also while others wait, whose waits it ends. `brant_image_save_free` is the last call: all
@@ -34,10 +35,10 @@ pub struct brant_image_save {
 }
 
 /// A restore of a guest from a file that a save made, into a guest whose blocks match by name,
-/// length and page size; `early_load` may add them. One object, one restore. What is damaged, cut
-/// off or something else is BRANT_E_IMAGE, with the place in the file, what was expected and what
-/// was found; no page reaches guest memory whose checksum is wrong. After a failure no guest is
-/// here.
+/// length and page size; `early_load` may add blocks. One object is one restore. A file that is
+/// damaged, cut off or something else is BRANT_E_IMAGE, with the place in the file, what was
+/// expected and what was found. A page with a wrong checksum never reaches guest memory. After a
+/// failure no guest is here.
 ///
 /// Threads: any, several at once. `brant_image_restore_cancel` may be called by any number of
 /// threads, also while others wait, whose waits it ends. `brant_image_restore_free` is the last
@@ -63,17 +64,19 @@ pub const BRANT_IMAGE_DIRECT: u32 = 0;
 /// through the page cache. For an image that is restored soon on the same host.
 pub const BRANT_IMAGE_CACHED: u32 = 1;
 
-/// How a guest is saved. 0 is the default everywhere; what is out of range is BRANT_E_INVALID with
-/// the range in the message.
+/// How a guest is saved. A field that is 0 has its default. A value out of range is
+/// BRANT_E_INVALID, with the range in the message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_image_save_params {
     /// sizeof(brant_image_save_params).
     pub size: usize,
-    /// Passes go on until the rest can be written in half of this time; milliseconds, 1 to 3600000;
-    /// default 300. A guest that writes as fast as the disk is paused all the same.
+    /// Passes go on until the remaining pages can be written in half of this time; milliseconds, 1
+    /// to 3600000; default 300. When the guest writes as fast as the disk, it is paused all the
+    /// same.
     pub downtime_limit_ms: u64,
-    /// After so many passes the guest is paused, however much is left; 1 to 1000; default 30.
+    /// After so many passes the guest is paused, however many pages remain; 1 to 1000; default
+    /// 30.
     pub max_passes: u32,
     /// Threads that write; 1 to 64; default 2.
     pub writers: u32,
@@ -83,21 +86,22 @@ pub struct brant_image_save_params {
     pub cache: u32,
 }
 
-/// How a guest is restored. 0 is the default everywhere; what is out of range is BRANT_E_INVALID
-/// with the range in the message.
+/// How a guest is restored. A field that is 0 has its default. A value out of range is
+/// BRANT_E_INVALID, with the range in the message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_image_restore_params {
     /// sizeof(brant_image_restore_params).
     pub size: usize,
-    /// The most bytes of what a VMM saved that are taken; 4 KiB to 1 TiB; default 256 MiB.
+    /// The most bytes of early configuration and device state that brant takes; 4 KiB to 1 TiB;
+    /// default 256 MiB.
     pub max_state_bytes: u64,
     /// Threads that read; 1 to 64; default 2.
     pub readers: u32,
     /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
     pub cache: u32,
-    /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: it is not, and the
-    /// VMM starts the guest itself, after `brant_guest_runs_here`.
+    /// BRANT_IMAGE_RESUME: `run` is called at the end. BRANT_IMAGE_STAY_PAUSED: `run` is not
+    /// called, and the VMM starts the guest itself, after `brant_guest_runs_here`.
     pub guest: u32,
     /// 0.
     pub reserved: u32,
@@ -134,33 +138,33 @@ pub struct brant_image_stats {
     pub state: u32,
     /// Save: the pass over memory, from 1; 0 before the first.
     pub pass: u32,
-    /// 0, or why it failed: BRANT_E_*.
+    /// BRANT_E_*, why it failed; 0 if it has not failed.
     pub error: i32,
     /// How far it is, in hundredths of a percent, 0 to 10000. Never falls; 10000 once it has
     /// completed, and not before.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Of it, what is still to be written or read. May grow while a guest that is saved runs.
+    /// Bytes of the guest's memory that remain to be written or read. May grow while a guest that
+    /// is saved runs.
     pub remaining_bytes: u64,
-    /// Pages with contents; one that is written again counts again.
+    /// Pages with contents; a page that is written again counts again.
     pub data_pages: u64,
-    /// Pages that are zero, ballooned ones included, which take no room; one that is told again
-    /// counts again.
+    /// Pages that are zero, ballooned ones included; they take no room in the file. A page that is
+    /// named again counts again.
     pub zero_pages: u64,
     /// Save, of the zero pages: ballooned ones.
     pub ballooned_pages: u64,
     /// Save, of the zero pages: those whose contents the VMM has declared lost.
     pub poisoned_pages: u64,
-    /// What the VMM saved, or loads.
+    /// Bytes of early configuration and device state.
     pub state_bytes: u64,
-    /// How long the file is; less of it takes room on the disk, where pages are zero. 0 until that
-    /// is known.
+    /// The length of the file; zero pages take no room on the disk. 0 until the length is known.
     pub file_bytes: u64,
     /// Since the start.
     pub elapsed_ns: u64,
     /// Save: how long the guest stood still, from the call of `pause` to the return of `resume`;
-    /// BRANT_UNKNOWN before, and where brant did not do both.
+    /// BRANT_UNKNOWN before, and when brant did not call both.
     pub downtime_ns: u64,
 }
 
@@ -283,7 +287,7 @@ unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
 
 /// Makes a save of the guest that `tracker` was made from. The operations of that guest must have
 /// `pause` and `resume`, except with BRANT_IMAGE_ALREADY_PAUSED: else BRANT_E_INVALID. `parameters`
-/// may be NULL for what ships. Nothing happens before it is started.
+/// may be NULL for the defaults. Nothing happens before the start.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_new(
     tracker: *mut brant_tracker,
@@ -315,8 +319,8 @@ pub unsafe extern "C" fn brant_image_save_new(
     })
 }
 
-/// Cancels a save that is going on, waits for its end, and frees it; NULL is fine. 0, or
-/// BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+/// Cancels a save that is in progress, waits for its end, and frees it; NULL is fine. Returns 0, or
+/// BRANT_E_CALLBACK inside one of the save's own callbacks, where nothing is freed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -333,10 +337,11 @@ pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i
     })
 }
 
-/// Starts it and returns at once. The image is to be at `path`: nothing is there, or a regular
-/// file, which is replaced when the image is whole. Room for all of it is needed beside what is
-/// there. Only its owner may read and write the image: it holds all that the guest's memory holds.
-/// BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED where the guest cannot be saved now.
+/// Starts the save to `path` and returns at once. A regular file at `path` is replaced when the
+/// image is whole; anything else at `path` is refused. The image needs room beside the file that it
+/// replaces. Only its owner may read and write the image, because it holds all contents of the
+/// guest's memory. BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED when the guest cannot be saved
+/// now.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_start(
     save: *mut brant_image_save,
@@ -352,8 +357,8 @@ pub unsafe extern "C" fn brant_image_save_start(
 }
 
 /// Ends the save and returns when the guest runs on and the file is gone: within 100 ms, unless a
-/// callback or a kernel call is in progress. Inside one of its callbacks it only asks for that. One
-/// that has ended is left alone.
+/// callback or a kernel call is in progress. Inside one of its own callbacks the call only asks for
+/// the end. A save that has ended stays as it is.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_cancel(
     save: *mut brant_image_save,
@@ -366,11 +371,12 @@ pub unsafe extern "C" fn brant_image_save_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
-/// at all): 0 if the image is whole, has its name and lasts, BRANT_E_PENDING if it is still going
-/// on, else why it failed: then there is no image, and the guest runs on (or, if `resume` itself
-/// failed, stands: BRANT_GUEST_STANDS). A disk without room is BRANT_E_KERNEL, with the system's
-/// words and the place in the file.
+/// Waits until the save is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever;
+/// 0: not at all). Returns 0 if the image is whole, has its name and is on its device,
+/// BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
+/// failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
+/// still: BRANT_GUEST_STANDS.) A disk without room is BRANT_E_KERNEL, with the system's words and
+/// the place in the file.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_wait(
     save: *mut brant_image_save,
@@ -400,7 +406,7 @@ pub unsafe extern "C" fn brant_image_save_get_stats(
 }
 
 /// An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
-/// It stays the save's: do not close it. A code if `save` is NULL.
+/// The descriptor stays the save's: do not close it. A negative code if `save` is NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -412,9 +418,9 @@ pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save
     })
 }
 
-/// Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They need
-/// `load` too if the image holds state, and `early_load` if it holds configuration. `parameters`
-/// may be NULL for what ships. Nothing happens before it is started.
+/// Makes a restore into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The
+/// operations need `load` too if the image holds device state, and `early_load` if it holds early
+/// configuration. `parameters` may be NULL for the defaults. Nothing happens before the start.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_new(
     guest: *mut brant_guest,
@@ -445,9 +451,9 @@ pub unsafe extern "C" fn brant_image_restore_new(
     })
 }
 
-/// Cancels a restore that is going on, waits for its end, and frees it; NULL is fine. A guest that
-/// runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is
-/// freed.
+/// Cancels a restore that is in progress, waits for its end, and frees it; NULL is fine. A guest
+/// that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the restore's own
+/// callbacks, where nothing is freed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -464,8 +470,8 @@ pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_rest
     })
 }
 
-/// Starts it, from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE where
-/// something else is going on with the guest, or a guest is here.
+/// Starts the restore from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE
+/// when another migration, save or restore of the guest is in progress, or when a guest is here.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_start(
     restore: *mut brant_image_restore,
@@ -481,8 +487,8 @@ pub unsafe extern "C" fn brant_image_restore_start(
 }
 
 /// Ends the restore and returns when its threads have ended: within 100 ms, unless a callback or a
-/// kernel call is in progress. Inside one of its callbacks it only asks for that. One that has
-/// ended is left alone; brant_image_restore_wait says whether the guest runs.
+/// kernel call is in progress. Inside one of its own callbacks the call only asks for the end. A
+/// restore that has ended stays as it is; brant_image_restore_wait says whether the guest runs.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_cancel(
     restore: *mut brant_image_restore,
@@ -495,10 +501,11 @@ pub unsafe extern "C" fn brant_image_restore_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
-/// at all): 0 if the guest runs here (or stands, with BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if
-/// it is still going on, else why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and
-/// others. Then no guest is here, except where `run` itself failed: BRANT_GUEST_STANDS.
+/// Waits until the restore is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+/// ever; 0: not at all). Returns 0 if the guest runs here (or stands still, with
+/// BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if the restore is still in progress, else the code
+/// that says why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
+/// failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_wait(
     restore: *mut brant_image_restore,
@@ -528,7 +535,8 @@ pub unsafe extern "C" fn brant_image_restore_get_stats(
 }
 
 /// An eventfd that becomes readable when the restore enters another state, for poll; reading it
-/// resets it. It stays the restore's: do not close it. A code if `restore` is NULL.
+/// resets it. The descriptor stays the restore's: do not close it. A negative code if `restore` is
+/// NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_event_fd(restore: *const brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {

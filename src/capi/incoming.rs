@@ -13,18 +13,18 @@ use std::ffi::c_char;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-/// A migration from somewhere else to here, into a guest whose blocks match the source's by
-/// name, length and page size. The guest runs only after the source handed it over, and in time:
-/// the source says how long a hand-over counts, and a later one runs nothing
+/// A migration from somewhere else to here, into a guest whose blocks match the source's by name,
+/// length and page size. The guest runs only after the source has handed it over in time: the
+/// source says how long a hand-over counts. After a later hand-over no guest runs here
 /// (BRANT_DESTINATION_FAILED).
 ///
-/// It is started only where no guest runs in that memory and nothing else is in progress with it:
-/// else BRANT_E_STATE or BRANT_E_BUSY. A guest that was handed over from here, or given up, is
-/// overwritten by the one that arrives.
+/// The start succeeds only when no guest runs in that memory and no other migration, save or
+/// restore of the guest is in progress: else it is BRANT_E_STATE or BRANT_E_BUSY. A guest that was
+/// handed over from here, or given up, is overwritten by the one that arrives.
 ///
 /// Who may connect is the VMM's decision (by the address, or the permissions of a socket's
-/// directory): a listener takes the first connection on which a source speaks, and that is no
-/// proof of who it is. Hand in a connected socket where that is not enough.
+/// directory): a listener takes the first connection on which a source speaks, which does not prove
+/// who the source is. When that is not enough, give brant_incoming_start_fd a connected socket.
 ///
 /// Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
 /// also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
@@ -34,9 +34,9 @@ pub struct brant_incoming {
     incoming: Incoming,
 }
 
-/// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. They
-/// need `load` too if the source saves state, and `early_load` if it saves configuration.
-/// `parameters` may be NULL for what ships.
+/// Makes a migration into `guest`, whose operations must have `run`: else BRANT_E_INVALID. The
+/// operations need `load` too if the source saves device state, and `early_load` if the source
+/// saves early configuration. `parameters` may be NULL for the defaults.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_new(
     guest: *mut brant_guest,
@@ -66,8 +66,9 @@ pub unsafe extern "C" fn brant_incoming_new(
 }
 
 /// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. A guest
-/// that runs here runs on. 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing
-/// is freed. The last call on the migration, as brant_outgoing_free.
+/// that runs here runs on. Returns 0, or BRANT_E_CALLBACK inside one of the migration's own
+/// callbacks, where nothing is freed. This is the last call on the migration, like
+/// brant_outgoing_free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -88,16 +89,16 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 /// once. Port 0 is any free one; `brant_incoming_get_endpoint` tells which. Waits for a source
 /// without a limit.
 ///
-/// Strangers end nothing and delay nothing. Several connections are looked at together; the
-/// first one on which all of a source's first record comes is the migration's, and the others are
-/// closed. So is a connection on which something else is said, or for as long as the connect
-/// timeout nothing, and the oldest when there are more than 128. When the process has no
-/// descriptor left for a connection, the connection waits until there is one, and a
-/// BRANT_EVENT_WARNING says so.
+/// A connection from a stranger neither ends nor delays the migration. brant reads several
+/// connections together. The first connection on which all of a source's first record arrives is
+/// the migration's, and the others are closed. brant also closes a connection on which anything
+/// else arrives, a connection that is silent for the connect timeout, and the oldest of more than
+/// 128. When the process has no descriptor left for a connection, the connection waits until there
+/// is one, and a BRANT_EVENT_WARNING says so.
 ///
-/// The port, or the socket's file, is let go of when there is a source. To listen again after a
-/// migration that failed: free this brant_incoming, make another one of the same guest, and
-/// listen at what `brant_incoming_get_endpoint` says, which is free at once.
+/// brant frees the port, or removes the socket's file, when there is a source. To listen again
+/// after a migration that failed, free this brant_incoming, make another one of the same guest, and
+/// listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_listen(
     incoming: *mut brant_incoming,
@@ -115,14 +116,15 @@ pub unsafe extern "C" fn brant_incoming_listen(
 }
 
 /// The endpoint that the migration listens at, as text for the source's `brant_outgoing_start`:
-/// with the real port where 0 was asked for, and the address that an interface's name or a host's
-/// name stood for. Copied to `buffer`, of `capacity` bytes, cut where it is longer, and with a NUL
-/// at the end. The bytes that all of it takes, the NUL included, are in `needed`, which may be
-/// NULL. `buffer` may be NULL where `capacity` is 0.
+/// with the real port when port 0 was given, and the address that an interface's name or a host's
+/// name stood for. The text is copied to `buffer`, cut to `capacity` bytes and NUL-terminated.
+/// `*needed` (may be NULL) gets the bytes that the whole text takes, with its NUL. `buffer` may be
+/// NULL when `capacity` is 0.
 ///
-/// The same from the return of `brant_incoming_listen` until `brant_incoming_free`, also when
-/// there is a source and when the migration is over: then nothing listens there any more.
-/// BRANT_E_STATE before, and for a migration over a descriptor. Any thread, also inside callbacks.
+/// The endpoint stays the same from the return of `brant_incoming_listen` until
+/// `brant_incoming_free`. It stays so when there is a source and when the migration is over,
+/// although brant no longer listens there. BRANT_E_STATE before `brant_incoming_listen`, and for a
+/// migration over a descriptor. Any thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_get_endpoint(
     incoming: *const brant_incoming,
@@ -141,9 +143,9 @@ pub unsafe extern "C" fn brant_incoming_get_endpoint(
     })
 }
 
-/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
-/// whatever the call returns. BRANT_E_INVALID for any other descriptor, with what it is: then
-/// nothing has begun.
+/// Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
+/// owns the socket, whatever the call returns. BRANT_E_INVALID for any other descriptor; the
+/// message says what the descriptor is, and nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fd(
     incoming: *mut brant_incoming,
@@ -159,11 +161,12 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
     })
 }
 
-/// Ends it before the guest is taken over. 0 proves that the guest never runs here, now or later: a
-/// source without an answer may take it back. Returns within 100 ms unless a callback is in
-/// progress. Inside one of its callbacks it only asks for that. After the hand-over was received:
-/// BRANT_E_STATE. The memory is then half of a guest's: what comes in next has to be a whole one,
-/// through a new brant_incoming.
+/// Ends the migration before the hand-over is received. 0 proves that the guest never runs here,
+/// now or later: the source of an unanswered migration may take the guest back. The call returns
+/// within 100 ms, unless a callback is in progress. Inside one of the migration's own callbacks the
+/// call only asks for the end. After the hand-over was received it is BRANT_E_STATE. A cancelled
+/// migration leaves the memory of half a guest: the next guest has to come in whole, through a new
+/// brant_incoming.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_cancel(
     incoming: *mut brant_incoming,
@@ -176,7 +179,8 @@ pub unsafe extern "C" fn brant_incoming_cancel(
 }
 
 /// Waits until the guest runs here, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
-/// ever; 0: not at all): 0, BRANT_E_PENDING if it is still going on, else why it failed.
+/// ever; 0: not at all). Returns 0 if the guest runs here, BRANT_E_PENDING if the migration is
+/// still in progress, else the code that says why it failed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_wait(
     incoming: *mut brant_incoming,

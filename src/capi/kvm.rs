@@ -9,26 +9,27 @@ use crate::dirty::kvm::{KvmMode, LogSwitch, Request, Rings};
 use std::ffi::c_char;
 use std::sync::Arc;
 
-/// The best that kernel and VM have: the ring if the VM's rings are enabled (no bitmap works then),
-/// else the bitmaps that `brant_kvm_log.costs` recommends, or without it initially set, else manual
-/// protect, else get-and-clear. `brant_tracker_get_kvm` says which it is, and why. Nothing is
-/// measured unasked; what suits the guest is measured before rings are enabled, by
-/// `brant_kvm_measure`.
+/// brant chooses. When the VM's rings are enabled, it takes the ring (no bitmap works then). Else
+/// it takes the bitmaps that `brant_kvm_log.costs` recommends. Without `costs` it takes the first
+/// of initially set, manual protect and get-and-clear that the kernel has. `brant_tracker_get_kvm`
+/// says which log brant chose, and why. This mode measures nothing: call `brant_kvm_measure` before
+/// you enable rings to learn which log suits the guest.
 pub const BRANT_KVM_AUTO: u32 = 0;
 /// KVM_GET_DIRTY_LOG reads and clears.
 pub const BRANT_KVM_GET_AND_CLEAR: u32 = 1;
-/// KVM_CLEAR_DIRTY_LOG clears; starting protects all pages.
+/// KVM_CLEAR_DIRTY_LOG clears; the start of tracking protects all pages.
 pub const BRANT_KVM_MANUAL_PROTECT: u32 = 2;
-/// KVM_CLEAR_DIRTY_LOG clears; starting protects nothing and every page counts as dirty once.
+/// KVM_CLEAR_DIRTY_LOG clears; the start of tracking protects no page, and every page counts as
+/// dirty once.
 pub const BRANT_KVM_INITIALLY_SET: u32 = 3;
-/// Each vCPU's dirty ring, of a VM whose rings were enabled (`brant_kvm_enable_ring`). Tell of each
-/// vCPU by `brant_tracker_add_vcpu`, and of each exit with a full ring by
-/// `brant_tracker_ring_full`.
+/// Each vCPU's dirty ring, for a VM whose rings were enabled (`brant_kvm_enable_ring`). Call
+/// `brant_tracker_add_vcpu` for each vCPU, and `brant_tracker_ring_full` at each exit with a full
+/// ring.
 pub const BRANT_KVM_RING: u32 = 4;
 
 /// brant switches logging by KVM_SET_USER_MEMORY_REGION, with the slot as it was described.
 pub const BRANT_SWITCHED_BY_BRANT: u32 = 0;
-/// The VMM does, in the `log_on` and `log_off` of the guest's operations.
+/// The VMM switches logging, in the guest's operations `log_on` and `log_off`.
 pub const BRANT_SWITCHED_BY_VMM: u32 = 1;
 
 /// KVM's dirty bitmaps or rings.
@@ -45,15 +46,16 @@ pub struct brant_kvm_log {
     pub switched_by: u32,
     /// 0.
     pub reserved: u32,
-    /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` said; a vCPU whose ring
-    /// has another size is refused. 0: what the kernel says.
+    /// In mode ring: bytes of each vCPU's ring, as `brant_kvm_enable_ring` returned them; a vCPU
+    /// whose ring has another size is refused. 0: the size that the kernel names.
     pub ring_bytes: u64,
-    /// What `brant_kvm_measure` filled, for BRANT_KVM_AUTO to go by; or NULL. Read during the call.
+    /// The costs that `brant_kvm_measure` filled in, from which BRANT_KVM_AUTO chooses; or NULL.
+    /// Read during the call.
     pub costs: *const brant_kvm_costs,
 }
 
-/// What was picked of KVM's dirty logs, and how its rings fare. All but the first six fields are
-/// about rings, and 0 in other modes.
+/// Which of KVM's dirty logs was chosen, and the totals of its rings. All fields but the first six
+/// are about rings, and 0 in other modes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_info {
@@ -61,13 +63,13 @@ pub struct brant_kvm_info {
     pub size: usize,
     /// BRANT_KVM_*; BRANT_KVM_AUTO only as long as no KVM log was added.
     pub mode: u32,
-    /// 1 if a bitmap is read besides the rings, for what no vCPU writes.
+    /// 1 if a bitmap is read besides the rings, for writes that no vCPU makes.
     pub with_bitmap: u32,
     /// vCPUs added.
     pub vcpus: u64,
     /// Bytes of each vCPU's ring; 16 an entry.
     pub ring_bytes: u64,
-    /// Bytes of bitmaps held for what the rings gave between syncs.
+    /// Bytes of the bitmaps that hold the rings' pages between syncs.
     pub heap_bytes: u64,
     /// Rounds over all rings, each with one KVM_RESET_DIRTY_RINGS at most.
     pub rounds: u64,
@@ -77,13 +79,16 @@ pub struct brant_kvm_info {
     pub full_exits: u64,
     /// Times that a ring overran: the kernel pushed onto a full one.
     pub overruns: u64,
-    /// Pushes that were lost in that, as far as they are known. No page is: see `recoveries`.
+    /// Pushes that were lost in overruns, as far as brant knows. No page is lost: see
+    /// `recoveries`.
     pub lost_pushes: u64,
-    /// Times that all slots were protected again and every page counted as dirty, after a loss.
+    /// Times that all slots were protected again and every page counted as dirty, after a loss of
+    /// pushes.
     pub recoveries: u64,
     /// Resets that were interrupted, or may have been: the process was stopped, traced or frozen.
     pub interrupted: u64,
-    /// Pages that may have lost their protection in one of those, reported in every sync.
+    /// Pages that may have lost their protection in an interrupted reset; every sync reports
+    /// them.
     pub doubtful_pages: u64,
     /// Entries that named no page of the guest.
     pub stray_entries: u64,
@@ -91,10 +96,11 @@ pub struct brant_kvm_info {
 
 sized!(brant_kvm_log, brant_kvm_info);
 
-/// Adds KVM's dirty bitmaps or rings to what the tracker harvests; before tracking starts. Of the
-/// guest's operations it uses `log_on` and `log_off` with BRANT_SWITCHED_BY_VMM, both required
-/// then, and with rings `kick` and `thread_start` where they are there. A virtual machine has one
-/// dirty log: only one tracker may be harvesting it at a time, or each takes what the other misses.
+/// Adds KVM's dirty bitmaps or rings to the logs of the tracker, before tracking starts. With
+/// BRANT_SWITCHED_BY_VMM brant calls the guest's operations `log_on` and `log_off`, which are then
+/// required. With rings it calls `kick` and `thread_start`, if the guest has them. A virtual
+/// machine has one dirty log, and only one tracker may harvest it at a time: each of two trackers
+/// would miss the pages that the other harvests.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,
@@ -153,9 +159,10 @@ pub unsafe extern "C" fn brant_tracker_add_kvm(
     })
 }
 
-/// Says which of KVM's logs the tracker uses, and why: the reason is copied to `buffer`, cut to
-/// `capacity` bytes and NUL-terminated; `*needed` (may be NULL) gets the bytes that it takes. NULL
-/// and 0 for no text. Before `brant_tracker_add_kvm` the mode is BRANT_KVM_AUTO. Any thread.
+/// Says which of KVM's logs the tracker uses, and why. The reason is copied to `buffer`, cut to
+/// `capacity` bytes and NUL-terminated. `*needed` (may be NULL) gets the bytes that the whole
+/// reason takes. `buffer` NULL and `capacity` 0 give no text. Before `brant_tracker_add_kvm` the
+/// mode is BRANT_KVM_AUTO. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_get_kvm(
     tracker: *const brant_tracker,

@@ -9,18 +9,18 @@ use std::ffi::c_char;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-/// The guest that is to be tracked, as far as the VMM knows it. All zero but the size: nothing is
-/// known.
+/// The guest that will be tracked, as far as the VMM knows it. A field that is 0 is unknown.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_workload {
     /// sizeof(brant_kvm_workload).
     pub size: usize,
-    /// Bytes of its memory; 0: unknown, and what a sync of clean memory costs does not count.
+    /// Bytes of the guest's memory. 0: unknown, and the cost of a sync of clean memory does not
+    /// count.
     pub memory_bytes: u64,
-    /// Different pages of 4 KiB that it writes in a tenth of a second, times ten
-    /// (brant_rate_measure with a period of 100 ms says it of a guest like it). 0: unknown, and the
-    /// worst case counts: a guest that writes as fast as it can.
+    /// Distinct pages of 4 KiB that the guest writes in a tenth of a second, times ten.
+    /// (brant_rate_measure with a period of 100 ms measures this on a similar guest.) 0: unknown,
+    /// and the worst case counts, a guest that writes as fast as it can.
     pub dirty_pages_per_second: u64,
     /// Milliseconds that the measurement takes at most, 20 to 10000; 0: 200.
     pub limit_ms: u64,
@@ -30,27 +30,28 @@ pub struct brant_kvm_workload {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_cost {
-    /// 1, or 0 where the kernel has no such log or there was no time; then the others are 0.
+    /// 1 if this log was measured. 0 if the kernel has no such log or the time ran out; then all
+    /// other fields are 0.
     pub measured: u64,
     /// The guest's first write to a clean page.
     pub first_write_ns: u64,
-    /// A write of a guest that goes over its memory again and again, four times between two syncs:
-    /// the mean of first writes and later ones. With a ring they are all first ones, because what
-    /// a ring gave is protected again when a quarter of it is in use.
+    /// A write of a guest that writes its whole memory four times between two syncs: the mean of
+    /// first and later writes. With a ring each is a first write, because pages that the ring gave
+    /// are protected again when a quarter of the ring is in use.
     pub busy_write_ns: u64,
-    /// A sync, for each dirty page: finding it and protecting it again.
+    /// The cost of a sync for each dirty page: finding the page and protecting it again.
     pub sync_page_ns: u64,
-    /// A sync, for each GiB of the guest in which nothing is dirty.
+    /// The cost of a sync for each GiB of the guest that has no dirty page.
     pub sync_gib_ns: u64,
 }
 
-/// What `brant_kvm_measure` found. `brant_kvm_log.costs` takes it as it was filled.
+/// The result of `brant_kvm_measure`. Give it unchanged to `brant_kvm_log.costs`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_kvm_costs {
     /// sizeof(brant_kvm_costs).
     pub size: usize,
-    /// The kind that costs this guest least, BRANT_KVM_*; never BRANT_KVM_AUTO.
+    /// The log that costs this guest least, BRANT_KVM_*; never BRANT_KVM_AUTO.
     pub recommended: u64,
     /// As `brant_kvm_workload` said.
     pub memory_bytes: u64,
@@ -148,26 +149,27 @@ pub(super) unsafe fn measured(costs: *const brant_kvm_costs) -> Result<Option<Me
 
 /// Measures what each of KVM's logs costs on this machine, and recommends one. Call it before
 /// `brant_kvm_enable_ring` (KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING): on a VM with rings no bitmap
-/// works any more, so later there is nothing to choose. Rings suit a huge guest that writes little;
-/// a guest that writes its memory again and again faults more often with them.
+/// works, so later there is no choice. Rings suit a huge guest that writes little; a guest that
+/// writes the same memory again and again faults more often with rings.
 ///
 /// Example: measure; enable rings if `costs.recommended` is BRANT_KVM_RING; make the VM's slots and
 /// vCPUs; later add KVM's log with BRANT_KVM_AUTO and `brant_kvm_log.costs`.
 ///
-/// A guest of brant's own is tried, in two virtual machines that come and go with 4 MiB of memory
-/// each, on the calling thread and no other. It takes 0.2 s at most, or `workload->limit_ms`,
-/// and about as long as KVM needs to end a virtual machine on top; the VMM's own virtual machines
-/// are not looked at. Nothing of it stays, whatever the call returns. Any thread.
+/// The call runs a guest of brant's own in two temporary virtual machines with 4 MiB of memory
+/// each, on the calling thread alone. It takes at most 0.2 s (or `workload->limit_ms`), plus about
+/// the time that KVM needs to end a virtual machine. It does not touch the VMM's own virtual
+/// machines. Whatever the call returns, it leaves nothing behind. Any thread.
 ///
-/// `kvm_fd` is a descriptor of /dev/kvm; brant keeps nothing of it. -1: brant opens /dev/kvm for
-/// the time of the call. `workload` may be NULL: nothing is known of the guest. `costs` is filled,
-/// with zeros when the call fails. The reason of the recommendation is copied to `buffer` as
-/// `brant_tracker_get_kvm` does it; NULL and 0 for none, and `needed` may be NULL.
+/// `kvm_fd` is a descriptor of /dev/kvm; brant keeps no duplicate of it. With -1 brant opens
+/// /dev/kvm for the time of the call. `workload` may be NULL when the VMM knows nothing of the
+/// guest. `costs` is filled in, with zeros when the call fails. The reason of the recommendation is
+/// copied to `buffer` as `brant_tracker_get_kvm` does; `buffer` NULL and `capacity` 0 give no text,
+/// and `needed` may be NULL.
 ///
-/// BRANT_E_NO_MEMORY where 1 GiB of address space, which is reserved and not touched, is not to be
-/// had; BRANT_E_UNSUPPORTED on anything but x86-64, or where KVM does not run the guest;
-/// BRANT_E_TIMEOUT when not even one kind was measured in time; BRANT_E_INVALID for a limit out of
-/// range or a descriptor of something else; BRANT_E_KERNEL when KVM refuses a call.
+/// BRANT_E_NO_MEMORY when 1 GiB of address space cannot be reserved (it is not touched);
+/// BRANT_E_UNSUPPORTED on any machine but x86-64, or when KVM does not run the guest;
+/// BRANT_E_TIMEOUT when not one log was measured in time; BRANT_E_INVALID for a limit out of range,
+/// or a descriptor that is not one of /dev/kvm; BRANT_E_KERNEL when KVM refuses a call.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_measure(
     kvm_fd: i32,

@@ -23,8 +23,8 @@ pub struct brant_saver {
     refused: RefCell<Option<Error>>,
 }
 
-/// One blob of state or configuration, as `load` and `early_load` get it. Valid during the callback
-/// only.
+/// One blob of device state or early configuration, as `load` and `early_load` get it. Valid during
+/// the callback only.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_state_blob {
@@ -46,13 +46,14 @@ pub struct brant_state_blob {
 pub const BRANT_EVENT_STATE: u32 = 1;
 /// A pass over memory ended and a sync followed.
 pub const BRANT_EVENT_PASS: u32 = 2;
-/// Worth telling and no error: a clamped parameter, a log that failed and was taken as all dirty.
+/// A warning, not an error. Examples: a parameter was clamped; a log failed, so all its pages count
+/// as dirty.
 pub const BRANT_EVENT_WARNING: u32 = 3;
-/// It is over and succeeded.
+/// The migration is over and has succeeded.
 pub const BRANT_EVENT_COMPLETED: u32 = 4;
-/// It is over and failed or was cancelled. On a source the guest runs on.
+/// The migration is over: it failed or was cancelled. On a source the guest runs on.
 pub const BRANT_EVENT_FAILED: u32 = 5;
-/// Handed over and never answered: the guest stays paused until `brant_outgoing_resolve`.
+/// The guest was handed over without an answer: it stays paused until `brant_outgoing_resolve`.
 pub const BRANT_EVENT_UNANSWERED: u32 = 6;
 
 /// Something that happened. Valid during the callback only.
@@ -72,67 +73,69 @@ pub struct brant_event {
 /// A thread that walks memory, decides, and sends or receives.
 pub const BRANT_ROLE_MIGRATION: u32 = 1;
 /// A thread that has the host back a destination's memory just before contents arrive for it
-/// (MADV_POPULATE_WRITE): at most one an incoming migration, and only where memory is not backed
-/// already. It calls no other operation.
+/// (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
+/// backed already. The thread calls no operation but `thread_start`.
 pub const BRANT_ROLE_PREFAULT: u32 = 4;
 /// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks.
-/// Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no other
-/// operation.
+/// Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no operation but
+/// `thread_start`.
 pub const BRANT_ROLE_REAPER: u32 = 5;
 /// A thread that saves a guest to an image, or restores one from it, and calls the operations.
 pub const BRANT_ROLE_SNAPSHOT: u32 = 7;
-/// A thread that writes pages to an image, or reads them from it. It calls no other operation.
+/// A thread that writes pages to an image, or reads them from it. It calls no operation but
+/// `thread_start`.
 pub const BRANT_ROLE_IMAGE: u32 = 9;
 
-/// The VMM's operations, NULL where it has none. They belong to a guest: `brant_guest_new` takes
-/// the table, copies it, and takes the `opaque` that each operation gets.
+/// The VMM's operations. An operation that the VMM does not have is NULL. Operations belong to a
+/// guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
 ///
-/// The operations of a migration are called one at a time on that migration's own thread, unless it
-/// says otherwise below; those of a save or a restore in the same way on its own thread, as those
-/// of a source and a destination. All signals are masked there, but in the operations that may make
-/// threads: `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
-/// that started the migration, so a vCPU thread that is made in one can be kicked by a signal (and
-/// a handler of the VMM's may run on brant's thread meanwhile). A thread made in another operation
-/// inherits a mask of all signals: clear it (pthread_sigmask) first thing in that thread. They
-/// return 0, or anything else for a failure, whose reason they may set. Inside one, waiting for or
-/// freeing the migration that calls it is BRANT_E_CALLBACK; cancelling it only asks; everything
-/// else is allowed.
+/// A migration calls its operations one at a time on its own thread, unless an operation says
+/// otherwise below. A save calls the operations of a source so, and a restore those of a
+/// destination, each on its own thread. All signals are masked on that thread, except in the
+/// operations that may make threads. `early_load`, `load`, `loaded`, `run` and `resume` have the
+/// signal mask of the thread that started the migration. So a vCPU thread that is made in one of
+/// them can be kicked by a signal, and a signal handler of the VMM's may run on brant's thread
+/// meanwhile. A thread that is made in any other operation inherits a mask of all signals: the new
+/// thread has to clear the mask (pthread_sigmask) first. An operation returns 0, or any other value
+/// for a failure; then it may set the reason. Inside an operation, waiting for or freeing the
+/// migration that calls it is BRANT_E_CALLBACK, and cancelling that migration only asks for its
+/// end. Every other call is allowed.
 ///
-/// A migration's own thread has a stack of 8 MiB, less what the thread-local variables of the
-/// process take of it; every other thread of brant's has 2 MiB.
+/// A migration's own thread has a stack of 8 MiB, every other thread of brant's has 2 MiB. The
+/// thread-local variables of the process take their part of the stack.
 ///
-/// Two contracts on which a guest's memory depends:
+/// A guest's memory depends on two contracts:
 /// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
 ///   a write to guest memory and its mark, and no device writes guest memory. To retire I/O after
 ///   an I/O or MMIO exit, set immediate_exit and enter KVM_RUN again until it fails with EINTR: one
 ///   retirement can be followed by another exit. A KVM_RUN that fails with EINTR leaves the
-///   exit_reason of the exit before, so look at what it returned first.
-/// - Write first, then mark: a mark made before its write can be collected before the write
-///   lands, and then nobody hears of the write.
+///   exit_reason of the exit before, so look at the return value of KVM_RUN first.
+/// - Write first, then mark: a sync can collect a mark that was made too early before the write
+///   lands. Then the write is lost.
 ///
 /// A vCPU thread that ends while the guest migrates, because the guest has shut down, counts as
 /// paused in `pause` and as outside of KVM_RUN in `kick`; keep its vCPU descriptor open until the
 /// migration is over. Unless the guest is to start again at the destination, cancel the migration.
 ///
 /// brant_outgoing_cancel, brant_incoming_cancel, the waits and the frees wait for the migration's
-/// thread, which may be inside an operation: call none of them with a lock held that an operation
-/// takes.
+/// thread, which may be inside an operation. So do not call them while you hold a lock that an
+/// operation takes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_ops {
     /// sizeof(brant_ops).
     pub size: usize,
-    /// Source, required: stop the guest; return when it is paused in the sense above. From before
-    /// this call until `resume` has returned well no `kick` is called, whichever tracker wants one;
-    /// those that had begun have ended.
+    /// Source, required: stop the guest; return when the guest is paused in the sense above. From
+    /// before this call until `resume` has returned 0, brant calls no `kick` for any tracker of the
+    /// guest. Kicks that began earlier have ended before this call.
     pub pause: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
-    /// Source, required: a migration that had paused the guest did not happen; let it run on.
-    /// Also called when `pause` failed. Takes back what `release` let go. Called on the thread
-    /// of `brant_outgoing_resolve` when that decides so. Where it fails, the guest counts as
-    /// standing here (BRANT_GUEST_STANDS).
+    /// Source, required: let the guest run on, because a migration that had paused it did not
+    /// happen. Also called when `pause` failed. Takes back what `release` let go. When
+    /// `brant_outgoing_resolve` decides that the guest runs on, this is called on the thread of
+    /// that call. When this fails, the guest counts as standing still here (BRANT_GUEST_STANDS).
     pub resume: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
-    /// the last harvest comes after it.
+    /// the last harvest comes after `save`.
     pub save: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -140,10 +143,10 @@ pub struct brant_ops {
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Destination: all memory is here; take one blob of state. Once for each, in the order of
-    /// saving. May write guest memory: nothing arrives after it. Mark what it writes where a
-    /// tracker of this guest is started here (a backup's, from before the guest went away). A
-    /// failure refuses the switchover and the guest runs on at the source.
+    /// Destination: all memory is here; take one blob of device state. Called once for each blob,
+    /// in the order of saving. May write guest memory: no page arrives after this call. When a
+    /// tracker of this guest is started here (a backup's, from before the guest went away), mark
+    /// the writes of `load`. A failure refuses the switchover, and the guest runs on at the source.
     pub load: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -153,8 +156,8 @@ pub struct brant_ops {
     >,
     /// Destination: every blob was loaded; the last chance to refuse.
     pub loaded: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
-    /// Source, guest running, before memory is sent: configuration that the destination needs
-    /// in order to build itself.
+    /// Source, guest running, before memory is sent: put the configuration that the destination
+    /// needs in order to build its guest into `saver`.
     pub early_save: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -171,19 +174,19 @@ pub struct brant_ops {
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Source, guest paused, destination ready: let go of what only one may hold, disk locks
-    /// for one. After it comes the hand-over, or `resume`.
+    /// Source, guest paused, destination ready: let go of everything that only one side may hold,
+    /// disk locks for example. The hand-over comes next, or `resume`.
     pub release:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
-    /// Destination, required: the guest is yours, let it run. Start it without long work before:
-    /// when this is called the hand-over was in time, and one second after its limit has run out
-    /// the source's VMM takes it that the guest runs here, or never will. Fail only with the guest
-    /// stopped.
+    /// Destination, required: the guest is yours, let it run. Start the guest at once, without long
+    /// work before. When this is called the hand-over was in time. One second after the hand-over's
+    /// limit the source's VMM assumes that `run` was called here, or never will be. When this
+    /// fails, the guest has to be stopped.
     pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
-    /// Switch dirty logging on for `count` KVM memory slots, where the VMM does that itself
-    /// (BRANT_SWITCHED_BY_VMM). On whichever thread starts tracking or adds a slot, under brant's
-    /// own locks: in here and in `log_off` call nothing of brant's but marks, and take no lock
-    /// that another thread holds around a brant_guest_* or brant_tracker_* call.
+    /// Switch dirty logging on for `count` KVM memory slots, with BRANT_SWITCHED_BY_VMM. Called on
+    /// the thread that starts tracking or adds a slot, under brant's own locks. So inside `log_on`
+    /// and `log_off` call no function of brant's but marks, and take no lock that another thread
+    /// holds around a brant_guest_* or brant_tracker_* call.
     pub log_on: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -192,7 +195,8 @@ pub struct brant_ops {
             reason: *mut brant_reason,
         ) -> i32,
     >,
-    /// Switch it off again. On whichever thread stops tracking or removes a slot.
+    /// Switch dirty logging off again. Called on the thread that stops tracking or removes a
+    /// slot.
     pub log_off: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -203,27 +207,28 @@ pub struct brant_ops {
     >,
     /// Something happened. Must not block for long.
     pub event: Option<unsafe extern "C" fn(opaque: *mut c_void, event: *const brant_event)>,
-    /// First thing on each new thread of brant's, on that thread: the place for affinity and
-    /// seccomp. `role` is BRANT_ROLE_*.
+    /// A new thread of brant's calls this first: the place for affinity and seccomp. `role` is
+    /// BRANT_ROLE_*.
     pub thread_start: Option<unsafe extern "C" fn(opaque: *mut c_void, role: u32)>,
-    /// Make every vCPU leave KVM_RUN once and go on; return when each has, or was outside. Used
-    /// with dirty rings (`brant_tracker_add_kvm`), before each sync of a running guest: a processor
-    /// with page-modification logging hands over what it holds only at an exit, so without this
-    /// such a sync misses some pages, which a later one finds. On whichever thread syncs, under
-    /// brant's own locks: as in `log_on`, and do not wait for a thread that is inside a call of
-    /// brant's, but `brant_tracker_ring_full` and marks.
+    /// Make every vCPU leave KVM_RUN once and go on; return when each vCPU has left, or was
+    /// outside. Called with dirty rings (`brant_tracker_add_kvm`), before each sync of a running
+    /// guest. A processor with page-modification logging hands over its entries only at an exit. So
+    /// without a kick such a sync misses some pages, which a later sync finds. Called on the thread
+    /// that syncs, under brant's own locks: the rules of `log_on` count. Also do not wait for a
+    /// thread that is inside a call of brant's; waiting for `brant_tracker_ring_full` and for marks
+    /// is fine.
     ///
-    /// It may be done by pausing the guest and resuming it: it is called only where the guest runs
-    /// here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). Never between
-    /// `pause` and `resume`, never after a hand-over, and never where a guest arrives
-    /// or should have arrived. `pause` waits for kicks that have begun.
+    /// A kick may pause the guest and resume it, because brant calls `kick` only when the guest
+    /// runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). brant never
+    /// calls it between `pause` and `resume`, after a hand-over, or where a guest arrives or should
+    /// have arrived. The call of `pause` waits for kicks that have begun.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 
 sized!(brant_ops, brant_state_blob, brant_event);
 
-/// Sets why a callback fails, in UTF-8; shown in the migration's error, with U+FFFD in place of
-/// what is not UTF-8. NULL is ignored.
+/// Sets the reason why a callback fails, in UTF-8. The migration's error shows the reason, with
+/// U+FFFD in place of bytes that are not UTF-8. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *const c_char) {
     boundary!(or(), {
@@ -240,11 +245,11 @@ pub unsafe extern "C" fn brant_reason_set(reason: *mut brant_reason, message: *c
     })
 }
 
-/// Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the
-/// VMM's own `version` of the format, and `length` bytes at `data`, which are copied. At most
-/// about 1 GiB each and 65536 blobs. A blob that is refused would be missing at the
-/// destination: `save` counts as failed then, whatever it returns, and for this reason unless it
-/// sets another.
+/// Puts one blob of state: `name` of 1 to 128 bytes, `instance` for several of that name, the VMM's
+/// own `version` of the format, and `length` bytes at `data`, which are copied. A blob has at most
+/// about 1 GiB; there are at most 65536 blobs. A blob that is refused would be missing at the
+/// destination. So `save` then counts as failed, whatever it returns, and the refusal is the reason
+/// unless `save` sets another.
 #[no_mangle]
 pub unsafe extern "C" fn brant_saver_put(
     saver: *mut brant_saver,

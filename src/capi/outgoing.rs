@@ -13,10 +13,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A migration from here to somewhere else. One object, one migration; for another, make a new
-/// one: it starts from all pages. It is started only where the guest is here and no other
-/// migration of it is in progress, in either direction, through whichever tracker: else the start
-/// is BRANT_E_STATE (handed over, given up, to be resolved) or BRANT_E_BUSY.
+/// A migration from here to another process or host. One object is one migration; make a new object
+/// for another migration, which starts from all pages. The start succeeds only when the guest is
+/// here and no other migration of the guest is in progress, in either direction and through any
+/// tracker. Else the start is BRANT_E_STATE (the guest was handed over, was given up or is
+/// unanswered) or BRANT_E_BUSY.
 ///
 /// Threads: any, several at once. `brant_outgoing_cancel` may be called by any number of threads,
 /// also while others wait, whose waits it ends. `brant_outgoing_free` is the last call: all others
@@ -27,8 +28,8 @@ pub struct brant_outgoing {
 }
 
 /// Makes a migration of the guest that `tracker` was made from. The operations of that guest must
-/// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for what ships.
-/// Nothing happens before it is started.
+/// have `pause` and `resume`: else BRANT_E_INVALID. `parameters` may be NULL for the defaults.
+/// Nothing happens before the migration is started.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_new(
     tracker: *mut brant_tracker,
@@ -58,13 +59,14 @@ pub unsafe extern "C" fn brant_outgoing_new(
     })
 }
 
-/// Cancels a migration that is going on, waits for its end, and frees it; NULL is fine. After
-/// the hand-over it waits for the answer instead, for the hand-over timeout and a second at most. A
-/// guest that is unanswered and not resolved counts as handed over then (`brant_guest_reclaim`).
-/// 0, or BRANT_E_CALLBACK inside one of its own callbacks, where nothing is freed.
+/// Cancels a migration that is in progress, waits for its end, and frees it; NULL is fine. After
+/// the hand-over the call does not cancel: it waits for the answer, for at most the hand-over
+/// timeout and one second. When the migration is unanswered and not resolved, the guest then counts
+/// as handed over (`brant_guest_reclaim`). Returns 0, or BRANT_E_CALLBACK inside one of the
+/// migration's own callbacks, where nothing is freed.
 ///
-/// The last call on the migration. To end waits on other threads first: brant_outgoing_cancel, join
-/// those threads, free.
+/// This is the last call on the migration. When other threads wait for it, call
+/// brant_outgoing_cancel, join those threads, then free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
@@ -81,9 +83,9 @@ pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i
     })
 }
 
-/// Starts it, to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets, or
-/// localhost) or "unix:/PATH", and returns at once; what it comes to is told by
-/// `brant_outgoing_wait`, the events and the figures.
+/// Starts the migration to "tcp:ADDRESS:PORT" (a numeric IPv4 address, an IPv6 address in brackets,
+/// or localhost) or "unix:/PATH", and returns at once. `brant_outgoing_wait`, the events and the
+/// figures tell how it goes and how it ends.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start(
     outgoing: *mut brant_outgoing,
@@ -99,9 +101,9 @@ pub unsafe extern "C" fn brant_outgoing_start(
     })
 }
 
-/// Starts it over a connected stream socket (TCP, unix, vsock), which is brant's from here on,
-/// whatever the call returns, its blocking mode too. BRANT_E_INVALID for any other descriptor, with
-/// what it is: then nothing has begun.
+/// Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
+/// owns the socket and its blocking mode, whatever the call returns. BRANT_E_INVALID for any other
+/// descriptor; the message says what the descriptor is, and nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
     outgoing: *mut brant_outgoing,
@@ -117,9 +119,10 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
     })
 }
 
-/// Ends the migration, wherever it is before the hand-over, and returns when the guest runs on:
-/// within 100 ms, unless a callback or a kernel call is in progress. Inside one of its callbacks it
-/// only asks for that. One that has ended is left alone. After the hand-over: BRANT_E_STATE.
+/// Ends the migration at any moment before the hand-over, and returns when the guest runs on:
+/// within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
+/// own callbacks the call only asks for the end. On a migration that has ended the call does
+/// nothing. After the hand-over it is BRANT_E_STATE.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_cancel(
     outgoing: *mut brant_outgoing,
@@ -131,16 +134,18 @@ pub unsafe extern "C" fn brant_outgoing_cancel(
     })
 }
 
-/// Waits until it is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for ever; 0: not
-/// at all): 0 if the guest runs at the destination, BRANT_E_PENDING if it is still going on, else
-/// why it failed: then the guest runs on here, as if nothing had been (or, if `resume` itself
-/// failed, stands paused: BRANT_SOURCE_RESUME_FAILED). After BRANT_E_UNANSWERED the guest is paused
-/// and the VMM has to resolve it: ask the destination's VMM whether its `run` was called. By then
-/// it was, or never will be. That is so too where the destination said that it ended (the hand-over
-/// came too late, `run` failed, it was cancelled): brant does not take a guest back by itself once
-/// it was handed over, and the message holds the destination's words. A migration that was handed
-/// over ends with 0 or BRANT_E_UNANSWERED and nothing else, and the last event and the figures say
-/// the same.
+/// Waits until the migration is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
+/// ever; 0: not at all). Returns 0 if the guest runs at the destination, BRANT_E_PENDING if the
+/// migration is still in progress, else the code that says why it failed. After a failure other
+/// than BRANT_E_UNANSWERED the guest runs on here as if nothing had been. (If `resume` itself
+/// failed, the guest stands paused: BRANT_SOURCE_RESUME_FAILED.)
+///
+/// After BRANT_E_UNANSWERED the guest is paused and the VMM has to resolve the migration: ask the
+/// destination's VMM whether its `run` was called. By then `run` was called or never will be. This
+/// holds also when the destination said that it ended (the hand-over came too late, `run` failed,
+/// the migration was cancelled): brant does not take a guest back by itself once the guest was
+/// handed over, and the message holds the destination's words. A migration that was handed over
+/// ends with 0 or BRANT_E_UNANSWERED and nothing else. The last event and the figures agree.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_wait(
     outgoing: *mut brant_outgoing,
@@ -159,19 +164,21 @@ pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
     (timeout_ms != BRANT_NO_LIMIT).then(|| Duration::from_millis(timeout_ms))
 }
 
-/// The destination does not run the guest (the VMM knows): it runs on here.
+/// The VMM knows that the destination does not run the guest: the guest runs on here.
 pub const BRANT_RESOLVE_RESUME: u32 = 1;
-/// The destination runs it (the VMM knows), or nobody shall: it never runs here again.
+/// The VMM knows that the destination runs the guest, or nobody shall run it: the guest never runs
+/// here again.
 pub const BRANT_RESOLVE_DESTROY: u32 = 2;
 
-/// The VMM's decision about a guest that was handed over without an answer, once: with
-/// BRANT_RESOLVE_RESUME `resume` is called on this thread, and where that fails it can be resolved
-/// again. In any other state: BRANT_E_STATE. Until it is resolved nothing else begins with the
-/// guest. What the destination says of its brant_incoming decides:
+/// Resolves an unanswered migration, once: the VMM decides who has the guest. With
+/// BRANT_RESOLVE_RESUME `resume` is called on this thread; if `resume` fails, the migration can be
+/// resolved again. When the migration is not unanswered: BRANT_E_STATE. Until the migration is
+/// resolved, no migration, save or restore of the guest can start. Decide by what the destination's
+/// VMM says of its brant_incoming:
 ///
 /// - its `run` was called, or BRANT_DESTINATION_RUNNING: BRANT_RESOLVE_DESTROY;
-/// - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or its process
-///   is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
+/// - BRANT_DESTINATION_FAILED or _START_FAILED, `brant_incoming_cancel` returned 0, or the
+///   destination's process is gone and cannot have a running guest: BRANT_RESOLVE_RESUME.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_resolve(
     outgoing: *mut brant_outgoing,
@@ -210,9 +217,9 @@ pub unsafe extern "C" fn brant_outgoing_get_stats(
     })
 }
 
-/// The same as one JSON object, by the same names, with null for what is unknown and "state" for
-/// the name of the state. NUL-terminated and cut to `capacity` bytes; `*needed` (may be NULL)
-/// gets how many it takes.
+/// The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
+/// "state" is the name of the state. The text in `buffer` is NUL-terminated and cut to `capacity`
+/// bytes; `*needed` (may be NULL) gets the bytes that the whole text takes.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_stats_json(
     outgoing: *const brant_outgoing,
@@ -231,8 +238,8 @@ pub unsafe extern "C" fn brant_outgoing_get_stats_json(
     })
 }
 
-/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets
-/// it. It stays the migration's: do not close it. A code if `outgoing` is NULL.
+/// An eventfd that becomes readable when the figures have changed, for poll; reading it resets it.
+/// The descriptor stays the migration's: do not close it. A negative code if `outgoing` is NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_event_fd(outgoing: *const brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {

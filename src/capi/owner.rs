@@ -4,33 +4,35 @@ use super::error::brant_error;
 use super::guest::brant_guest;
 use super::structs::{handle, put};
 
-/// In `brant_guest_get_state`: nothing is known. The VMM runs the guest, or waits for one to
-/// arrive.
+/// In `brant_guest_get_state`: brant knows nothing of the guest yet. The VMM runs it, or waits for
+/// a guest to arrive.
 pub const BRANT_GUEST_UNKNOWN: u32 = 0;
-/// In `brant_guest_get_state`: the guest runs here. A migration from here has been, one to here has
-/// arrived, or `brant_guest_runs_here` said so.
+/// In `brant_guest_get_state`: the guest runs here. A migration from here was tried, a migration to
+/// here has arrived, or `brant_guest_runs_here` said so.
 pub const BRANT_GUEST_HERE: u32 = 1;
-/// In `brant_guest_get_state`: the guest is here and stands, for `resume` or `run` failed.
+/// In `brant_guest_get_state`: the guest is here and stands still, because `resume` or `run`
+/// failed.
 pub const BRANT_GUEST_STANDS: u32 = 2;
 /// In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here.
 pub const BRANT_GUEST_LEAVING: u32 = 3;
 /// In `brant_guest_get_state`: an outgoing migration has paused the guest, which is here.
 pub const BRANT_GUEST_PAUSED: u32 = 4;
-/// In `brant_guest_get_state`: the guest is being handed over; here it stands.
+/// In `brant_guest_get_state`: the guest is being handed over, and stands still here.
 pub const BRANT_GUEST_HANDING_OVER: u32 = 5;
-/// In `brant_guest_get_state`: the guest was handed over and runs at another place; its memory is
-/// here, and `brant_guest_reclaim` may take it back.
+/// In `brant_guest_get_state`: the guest was handed over and runs at another place. Its memory is
+/// still here, and `brant_guest_reclaim` may take the guest back.
 pub const BRANT_GUEST_HANDED_OVER: u32 = 6;
-/// In `brant_guest_get_state`: handed over without an answer; `brant_outgoing_resolve` decides.
+/// In `brant_guest_get_state`: the guest was handed over without an answer, and the VMM decides by
+/// `brant_outgoing_resolve`.
 pub const BRANT_GUEST_UNANSWERED: u32 = 7;
 /// In `brant_guest_get_state`: the guest was given up here: BRANT_RESOLVE_DESTROY,
-/// `brant_guest_give_up`, or an incoming migration that failed after it had begun to write over a
-/// guest that was handed over. What that one overwrote cannot be reclaimed.
+/// `brant_guest_give_up`, or an incoming migration that failed after it had begun to overwrite a
+/// guest that was handed over. A guest that was overwritten so cannot be reclaimed.
 pub const BRANT_GUEST_GIVEN_UP: u32 = 8;
 /// In `brant_guest_get_state`: an incoming migration is in progress.
 pub const BRANT_GUEST_ARRIVING: u32 = 9;
-/// In `brant_guest_get_state`: an incoming migration came to nothing. No guest is here, unless the
-/// VMM has made one since.
+/// In `brant_guest_get_state`: an incoming migration failed or was cancelled. No guest is here,
+/// unless the VMM has made one since.
 pub const BRANT_GUEST_EMPTY: u32 = 10;
 /// In `brant_guest_get_state`: a save to an image is in progress, and the guest runs here.
 pub const BRANT_GUEST_SAVING: u32 = 11;
@@ -39,7 +41,8 @@ pub const BRANT_GUEST_SAVE_PAUSED: u32 = 12;
 /// In `brant_guest_get_state`: a restore from an image is in progress.
 pub const BRANT_GUEST_RESTORING: u32 = 13;
 
-/// Who has the guest, into `*state`: BRANT_GUEST_*. Any thread, also inside callbacks.
+/// Puts the guest state, which says who has the guest, into `*state`: BRANT_GUEST_*. Any thread,
+/// also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_get_state(
     guest: *const brant_guest,
@@ -55,11 +58,12 @@ pub unsafe extern "C" fn brant_guest_get_state(
     })
 }
 
-/// Says that the guest runs here, where brant cannot know it: the VMM has started one that did not
-/// arrive by a migration. Optional; a good place is before the vCPUs run for the first time. From
-/// then on an incoming migration is refused. Refused itself where the guest must not run:
-/// BRANT_E_STATE where it was handed over, given up, or has to be resolved; BRANT_E_BUSY where a
-/// migration has paused it or fills its memory, and will call `resume` or `run`.
+/// Tells brant that the guest runs here. Only the VMM knows that when it has started a guest that
+/// did not arrive by a migration. The call is optional; a good moment is before the vCPUs run for
+/// the first time. From then on an incoming migration is refused. The call itself is refused when
+/// the guest must not run here: BRANT_E_STATE when the guest was handed over or given up, or its
+/// migration is unanswered; BRANT_E_BUSY when a migration has paused the guest or fills its memory,
+/// and will call `resume` or `run`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_runs_here(
     guest: *mut brant_guest,
@@ -72,15 +76,16 @@ pub unsafe extern "C" fn brant_guest_runs_here(
     })
 }
 
-/// Takes back a guest that was handed over or given up: the VMM asserts that no other copy of it
-/// runs or ever will (the host that it went to has died, or its VMM has ended it). The guest counts
-/// as one that runs here; call this before the vCPUs run. It goes on from where it was paused,
-/// and what it did at the other place is lost. `resume` is not called.
+/// Takes back a guest that was handed over or given up. By this call the VMM asserts that no other
+/// copy of the guest runs or ever will (the destination's host has died, or the destination's VMM
+/// has ended the guest). The guest then counts as running here; make the call before the vCPUs run.
+/// The guest goes on from where it was paused, and everything that it did at the other place is
+/// lost. `resume` is not called.
 ///
-/// BRANT_E_STATE where an incoming migration that failed has overwritten its memory, and where a
-/// hand-over without an answer is to be resolved; once that migration is freed without having been
-/// resolved, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a migration
-/// is in progress.
+/// BRANT_E_STATE when an incoming migration that failed has overwritten the guest's memory, and
+/// while an unanswered migration has to be resolved. When the VMM frees an unanswered migration and
+/// does not resolve it, the guest counts as handed over and can be reclaimed. BRANT_E_BUSY while a
+/// migration is in progress.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_reclaim(
     guest: *mut brant_guest,
@@ -93,11 +98,11 @@ pub unsafe extern "C" fn brant_guest_reclaim(
     })
 }
 
-/// Says that no guest is here that anybody needs: it has ended, it arrived and could not be
-/// started, it was handed over, or one is awaited. The state is BRANT_GUEST_GIVEN_UP from then on.
-/// Another may arrive in its memory, none leaves, and no vCPU is kicked. `brant_guest_reclaim`
-/// takes that back. BRANT_E_BUSY while a migration is in progress, BRANT_E_STATE where one is to be
-/// resolved.
+/// Tells brant that nobody needs the guest that is here: it has ended, it arrived and could not be
+/// started, it was handed over, or the VMM waits for another guest. The guest state is
+/// BRANT_GUEST_GIVEN_UP from then on. Another guest may arrive in its memory, no guest leaves from
+/// here, and no vCPU is kicked. `brant_guest_reclaim` undoes this call. BRANT_E_BUSY while a
+/// migration is in progress, BRANT_E_STATE while an unanswered migration has to be resolved.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_give_up(
     guest: *mut brant_guest,

@@ -6,61 +6,63 @@ use crate::error::Result;
 use crate::migrate::Params;
 use std::time::Duration;
 
-/// In a time limit: none.
+/// As the value of a time limit: no limit.
 pub const BRANT_NO_LIMIT: u64 = 0xffff_ffff_ffff_ffff;
 
-/// Parameters of a migration. 0 is the default everywhere; what is out of range is
-/// BRANT_E_INVALID with the range in the message.
+/// Parameters of a migration. A field that is 0 has its default. A value out of range is
+/// BRANT_E_INVALID, with the range in the message.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_params {
     /// sizeof(brant_params).
     pub size: usize,
-    /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300.
-    /// A ceiling for the decision to switch over: not a promise, and not a target. Where the
-    /// rest fits, passes go on as long as the last one made it smaller, so a guest that writes
-    /// little stands still for much less.
+    /// The longest that the guest shall stand still, milliseconds, 1 to 3600000; default 300. It is
+    /// a ceiling for the decision to switch over: not a promise, and not a target. When the
+    /// remaining pages fit the limit, passes go on as long as the last pass made the rest smaller.
+    /// So a guest that writes little stands still for much less.
     pub downtime_limit_ms: u64,
-    /// Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default
-    /// no cap. The switchover is not capped, and the link is not taken to be as slow as the cap:
-    /// now and then a batch is timed until it has arrived.
+    /// Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default no
+    /// cap. The switchover is not capped. brant does not take the cap for the speed of the link:
+    /// now and then it measures how long a batch takes to arrive.
     pub max_bandwidth: u64,
-    /// Bytes a second that will be there at the switchover, when you know better than a
-    /// measurement can (behind a cap, on a link that others will use then); same range; default
-    /// as measured.
+    /// Bytes a second that the link will carry at the switchover, if you know that better than a
+    /// measurement can (behind a cap, on a link that others will use then). Same range; default:
+    /// the measured bandwidth.
     pub switchover_bandwidth: u64,
     /// The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
-    /// source from its start to the switchover, default one hour. At the destination from the
-    /// source's first record to the hand-over, default one day: waiting for somebody to connect
-    /// does not count. Whatever is waited for ends with the earliest of all limits that apply.
+    /// source it counts from the start to the switchover, default one hour. At the destination it
+    /// counts from the source's first record to the hand-over, default one day: waiting for a
+    /// connection does not count. Every wait ends with the earliest of all limits that apply to it.
     pub total_timeout_ms: u64,
-    /// For connecting, and once more for agreeing on versions, configuration and layout;
-    /// milliseconds, 1 to 3600000; default 10000. At the source the destination's `early_load` is
-    /// part of the second. A listener gives each connection as long for its first record.
+    /// The limit for connecting, and once more for agreeing on versions, configuration and layout;
+    /// milliseconds, 1 to 3600000; default 10000. At the source the second limit includes the
+    /// destination's `early_load`. A listener gives each connection the same time for its first
+    /// record.
     pub connect_timeout_ms: u64,
-    /// For a peer that moves not one byte; also for one record, which has beyond it the time that
-    /// its bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two
-    /// records a destination waits for the switchover timeout if that is longer: the source's
-    /// VMM may be saving.
+    /// The limit for a peer that moves no byte. One record has this time and the time that its
+    /// bytes take at 64 KiB/s. Milliseconds, 1 to 3600000; default 30000. Between two records a
+    /// destination waits for the switchover timeout if that is longer: the source's VMM may be
+    /// saving.
     pub io_timeout_ms: u64,
-    /// From the pause to the hand-over, past which the source takes the guest back, and at the
-    /// destination from ready to the hand-over, where the source's hand-over timeout is not
-    /// shorter; milliseconds, 1 to 3600000; default 30000.
+    /// The limit from the call of `pause` to the hand-over: when it runs out, the source takes the
+    /// guest back. At the destination it is the limit from ready to the hand-over, unless the
+    /// source's hand-over timeout is shorter. Milliseconds, 1 to 3600000; default 30000.
     pub switchover_timeout_ms: u64,
-    /// Source: how long a hand-over counts once the destination is ready, which is told so;
-    /// milliseconds, 1 to 3600000; default 30000. `release` comes in this time. When it has run
-    /// out, the source sends no hand-over and keeps the guest, and the destination runs nothing
-    /// on one that is under way. One second later the destination has begun `run` or
-    /// never will, and only then is a migration that was handed over unanswered.
+    /// Source: how long a hand-over counts once the destination is ready; milliseconds, 1 to
+    /// 3600000; default 30000. The source tells the destination. `release` is called in this time.
+    /// When the time has run out, the source sends no hand-over and keeps the guest. A hand-over
+    /// that is still under way then starts no guest at the destination. One second later the
+    /// destination has begun `run` or never will. Only then is a migration that was handed over
+    /// unanswered.
     pub handover_timeout_ms: u64,
-    /// Destination: the most bytes of early configuration, and of device state, that it takes;
-    /// 4 KiB to 1 TiB; default 256 MiB.
+    /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
+    /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
     /// Connections; 1.
     pub channels: u32,
     /// 0.
     pub reserved: u32,
-    /// BRANT_BALLOONED_*: what becomes of ballooned pages.
+    /// BRANT_BALLOONED_*: whether ballooned pages are sent.
     pub ballooned: u32,
     /// 0.
     pub reserved2: u32,
@@ -70,9 +72,9 @@ pub struct brant_params {
 /// the destination discards their memory. No page is ballooned unless the guest must tell first
 /// (`brant_guest_must_tell_host`).
 pub const BRANT_BALLOONED_SKIP: u32 = 0;
-/// In `brant_params.ballooned`: ballooned pages are sent like any other. A destination wants it so
-/// if it must not lose the memory behind them, because devices assigned to the guest have pinned
-/// it. At the source free-page hints do nothing then.
+/// In `brant_params.ballooned`: ballooned pages are sent like any other. A destination sets this if
+/// it must keep the memory of ballooned pages, because devices assigned to the guest have pinned
+/// it. At a source that sets this, free-page hints do nothing.
 pub const BRANT_BALLOONED_SEND: u32 = 1;
 
 sized!(brant_params);

@@ -13,48 +13,49 @@ use std::time::Duration;
 ///
 /// Threads: any, several at once. `brant_rate_cancel` and `brant_rate_finish` end a measurement
 /// that another thread makes. `brant_rate_free` is the last call: all others on it have returned
-/// before it begins. It keeps what it needs of the tracker, which may be freed before it.
+/// before it begins. The tracker may be freed before the measurement.
 pub struct brant_rate {
     probe: Probe,
     /// Of the last measurement.
     vcpus: Mutex<Vec<u64>>,
 }
 
-/// By all logs of the tracker: every page that is written is counted. The guest pays a write
-/// fault for each, twice in the period. Whoever else uses the tracker loses nothing by it.
+/// By all logs of the tracker: every page that is written is counted. The guest pays a write fault
+/// for each written page, twice in the period. Other consumers of the tracker lose no page by it.
 pub const BRANT_RATE_BY_LOG: u32 = 0;
-/// By the contents of some pages, read at the begin and the end of the period: an estimate, at
-/// no cost to the guest. Works with a tracker that has no log. Pages written with what they held
-/// already are not seen.
+/// By the contents of some pages, read at the begin and the end of the period: an estimate, at no
+/// cost to the guest. Works with a tracker that has no log. A page that is written with the
+/// contents that it already has is not seen.
 pub const BRANT_RATE_BY_SAMPLING: u32 = 1;
 
-/// What is to be measured. All zero but the size is what ships.
+/// What a measurement measures. A field that is 0 has its default.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_rate_params {
     /// sizeof(brant_rate_params).
     pub size: usize,
-    /// For how long, milliseconds, 10 to 60000; default 1000. The figure depends on it: see
-    /// brant_dirty_rate.
+    /// The period of the measurement, milliseconds, 10 to 60000; default 1000. The rate depends on
+    /// the period: see brant_dirty_rate.
     pub period_ms: u64,
     /// BRANT_RATE_BY_*.
     pub way: u32,
-    /// By sampling: how many pages of each GiB, 1 to 262144; default 512. 16 GiB are read twice
-    /// at the most.
+    /// By sampling: how many pages of each GiB are read, 1 to 262144; default 512. At most 16 GiB
+    /// are read, twice.
     pub samples_per_gib: u32,
 }
 
-/// A dirty rate: distinct pages of 4 KiB that were written in the period, by the second. A page
-/// that is written many times counts once, so over a short period the figure is near the speed
-/// at which the guest writes, and over a long one it comes to the size of what it writes to.
+/// A dirty rate: distinct pages of 4 KiB that were written in the period, divided by its seconds. A
+/// page that is written many times counts once. So a short period gives about the speed at which
+/// the guest writes, and a long period tends to the number of different pages that it writes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_dirty_rate {
     /// sizeof(brant_dirty_rate).
     pub size: usize,
-    /// Distinct pages written, by the second.
+    /// Distinct pages written in the period, divided by its seconds.
     pub pages_per_second: u64,
-    /// The same in bytes: what a migration would have to send, were each sent whole.
+    /// pages_per_second in bytes: what a migration would have to send if it sent each page
+    /// whole.
     pub bytes_per_second: u64,
     /// How far pages_per_second may be off, up or down. By sampling: half of the interval that
     /// holds the true figure in 95 of 100 measurements. By log: the uncertainty of when the
@@ -62,18 +63,19 @@ pub struct brant_dirty_rate {
     pub error_pages_per_second: u64,
     /// Distinct pages written in the period: counted, or estimated.
     pub written_pages: u64,
-    /// Nanoseconds: the period as it was.
+    /// Nanoseconds: how long the period really was.
     pub period_ns: u64,
-    /// By log: of written_pages, those written in both halves of the period. Few: the guest goes
-    /// on to new pages, and a longer period would find more. Nearly all: it writes to the same
-    /// pages again and again, and written_pages is how many they are. BRANT_UNKNOWN by sampling.
+    /// By log: of written_pages, those written in both halves of the period. If these are few, the
+    /// guest goes on to new pages, and a longer period would find more. If these are nearly all,
+    /// the guest writes to the same pages again and again, and written_pages is how many they are.
+    /// BRANT_UNKNOWN by sampling.
     pub rewritten_pages: u64,
     /// By sampling: pages that were read. BRANT_UNKNOWN by log.
     pub sampled_pages: u64,
     /// By sampling: of those, pages that had changed. BRANT_UNKNOWN by log.
     pub changed_pages: u64,
-    /// By log: 1 when a log failed, so that all it covers was counted, or will deliver some of
-    /// what it holds later; else 0.
+    /// By log: 1 when a log failed, so that all its pages were counted, or when a log will deliver
+    /// some pages only later; else 0.
     pub warnings: u64,
 }
 
@@ -97,8 +99,8 @@ impl From<&Rate> for brant_dirty_rate {
     }
 }
 
-/// Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for what
-/// ships. Nothing happens before it is made. Free it with `brant_rate_free`.
+/// Makes a measurement of the guest that `tracker` tracks. `parameters` may be NULL for the
+/// defaults. Nothing is measured before `brant_rate_measure`. Free it with `brant_rate_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_new(
     tracker: *mut brant_tracker,
@@ -142,8 +144,8 @@ pub unsafe extern "C" fn brant_rate_new(
     })
 }
 
-/// Frees it; NULL is fine. While another thread measures with it: brant_rate_cancel, join that
-/// thread, free.
+/// Frees a measurement; NULL is fine. When another thread measures with it, call brant_rate_cancel,
+/// join that thread, then free.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
     boundary!(or(), {
@@ -154,11 +156,11 @@ pub unsafe extern "C" fn brant_rate_free(rate: *mut brant_rate) {
     })
 }
 
-/// Measures, and returns when the period is over (`brant_rate_finish` makes it so): a thread of
-/// yours waits in here, the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`;
-/// BRANT_E_BUSY while another thread measures with `rate`. By log it is one more consumer of the
-/// tracker (see brant_consumer), also beside a migration: its start restores the protection of all
-/// of the guest, and its three syncs end rounds of free-page hints.
+/// Measures, and returns when the period is over (`brant_rate_finish` ends it early). The calling
+/// thread waits, and the guest runs on. BRANT_E_CANCELLED after `brant_rate_cancel`; BRANT_E_BUSY
+/// while another thread measures with `rate`. By log the measurement is one more consumer of the
+/// tracker (see brant_consumer), also beside a migration. Its start restores the protection of all
+/// of the guest's memory, and its three syncs end rounds of free-page hints.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_measure(
     rate: *mut brant_rate,
@@ -184,8 +186,8 @@ pub unsafe extern "C" fn brant_rate_measure(
     })
 }
 
-/// Ends the period of the measurement that is going on: it returns what it found until now.
-/// Does not wait for it. Nothing happens when there is none.
+/// Ends the period of the measurement that is in progress: `brant_rate_measure` returns the figures
+/// until now. The call does not wait for that. Without a measurement in progress it does nothing.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_finish(
     rate: *const brant_rate,
@@ -199,10 +201,10 @@ pub unsafe extern "C" fn brant_rate_finish(
 }
 
 /// Pages a second that each vCPU wrote in the last measurement, where a log can tell vCPUs apart,
-/// as KVM's rings do; in `rates`, at most `capacity` of them, in the order of the numbers that the
-/// vCPUs were added with. How many vCPUs are known, 0 when no log can tell, is in `count`. A page
-/// that two vCPUs wrote counts for both, and one that is written again after its ring was emptied
-/// (when one is a quarter full, and at half of the period) counts again.
+/// as KVM's rings do; At most `capacity` rates are put into `rates`, in the order of the numbers
+/// that the vCPUs were added with. `*count` gets how many vCPUs are known, 0 when no log can tell
+/// them apart. A page that two vCPUs wrote counts for both. A page that is written again after the
+/// rings were emptied (when one is a quarter full, and at half of the period) counts again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_get_vcpus(
     rate: *const brant_rate,
@@ -228,8 +230,8 @@ pub unsafe extern "C" fn brant_rate_get_vcpus(
     })
 }
 
-/// How far the measurement is that is going on, in hundredths of a percent. 0 until the period has
-/// begun; from 1 on, what the guest writes is seen; 9900 when the period is over, 10000 when the
+/// How far the measurement in progress is, in hundredths of a percent. 0 until the period has
+/// begun. From 1 on, writes of the guest are seen. 9900 when the period is over, 10000 when the
 /// measurement has succeeded. NULL: 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_progress(rate: *const brant_rate) -> u64 {
@@ -239,8 +241,8 @@ pub unsafe extern "C" fn brant_rate_progress(rate: *const brant_rate) -> u64 {
     })
 }
 
-/// Ends the measurement that is going on, and any later one, with BRANT_E_CANCELLED. Does not
-/// wait for it.
+/// Ends the measurement that is in progress, and any later one, with BRANT_E_CANCELLED. The call
+/// does not wait for the end.
 #[no_mangle]
 pub unsafe extern "C" fn brant_rate_cancel(
     rate: *const brant_rate,

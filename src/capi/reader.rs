@@ -12,15 +12,16 @@ use crate::units::Pages;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Every page is pending at the start: for whoever copies them all and then what changes.
+/// Every page is pending at the start: for a consumer that copies all pages first and then the
+/// pages that change.
 pub const BRANT_START_ALL: u32 = 0;
 /// No page is pending at the start: only what is written from now on is found.
 pub const BRANT_START_CLEAN: u32 = 1;
 
 /// The guest may be running.
 pub const BRANT_SYNC_RUNNING: u32 = 0;
-/// The guest is paused and its vCPU state saved: the harvest is exact, and a log that fails is
-/// an error instead of "all dirty".
+/// The guest is paused and its vCPU state is saved: the harvest is exact, and a log that fails is
+/// an error. (With BRANT_SYNC_RUNNING all pages of such a log count as dirty.)
 pub const BRANT_SYNC_STOPPED: u32 = 1;
 
 /// What a sync found and what it cost.
@@ -29,21 +30,22 @@ pub const BRANT_SYNC_STOPPED: u32 = 1;
 pub struct brant_sync {
     /// sizeof(brant_sync).
     pub size: usize,
-    /// Pages that became pending for the consumer that asked; one that was pending for it already
-    /// does not count again. So for the pages of each log below.
+    /// Pages that became pending for the consumer that asked. A page that was pending for that
+    /// consumer already does not count again. The pages of each log below are counted in the same
+    /// way.
     pub found_pages: u64,
     /// Pages that the logs found written, whether they were pending or not. Each log counts a page
     /// once for each sync that finds it; two logs that find the same page count it twice. Pages
     /// that count as dirty because a log failed are not among them.
     pub written_pages: u64,
-    /// Of how many pages a write since the last sync could be found. Not of a page that an earlier
-    /// sync found and whose protection has not been restored since: in the manual-protect modes of
-    /// KVM's log, one that nobody has taken. The guest's dirty rate is written_pages over
-    /// observed_pages, times its memory.
+    /// Pages whose protection was in place since the last sync, so that a write to them could be
+    /// found. A page that an earlier sync found is not among them before its protection is
+    /// restored: in the manual-protect modes of KVM's log, before somebody takes it. The guest's
+    /// dirty rate is written_pages divided by observed_pages, times the guest's memory.
     pub observed_pages: u64,
-    /// Pages pending for it now.
+    /// Pages that are pending now for the consumer that asked.
     pub pending_pages: u64,
-    /// Nanoseconds, all of it.
+    /// Nanoseconds that the whole sync took.
     pub time_ns: u64,
     /// Nanoseconds for KVM's logs, bitmaps and rings, kernel and merging.
     pub kvm_ns: u64,
@@ -53,7 +55,8 @@ pub struct brant_sync {
     pub reported_ns: u64,
     /// Pages found by the VMM's own marks and by nothing else before.
     pub reported_pages: u64,
-    /// Logs that failed, so that all they cover counts as dirty, or that will deliver later.
+    /// Logs that failed, so that all their pages count as dirty, and logs that will deliver some
+    /// pages only later.
     pub warnings: u64,
     /// Nanoseconds for the logs of vhost and vhost-user back ends.
     pub vhost_ns: u64,

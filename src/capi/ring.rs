@@ -10,12 +10,12 @@ use crate::sys::kvm_ring::enable;
 use std::os::fd::AsFd;
 
 /// Enables KVM's dirty rings on a virtual machine that has no vCPU and no memory slot yet: `bytes`
-/// for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for what
-/// brant thinks best, 256 KiB. `*bytes_in_use` (may be NULL) gets the size. Where the kernel offers
-/// one, the backup bitmap for writes that no vCPU makes is enabled too. `vm_fd` is what
-/// KVM_CREATE_VM returned; brant keeps nothing of it. Afterwards no bitmap works on that VM:
-/// `brant_kvm_measure` says before what suits the guest. BRANT_E_UNSUPPORTED without rings in this
-/// kernel, BRANT_E_STATE if they are enabled already.
+/// for each vCPU, a power of two from 4096 to 1 MiB (65536 entries of 16 bytes), or 0 for the
+/// default of 256 KiB. `*bytes_in_use` (may be NULL) gets the size. When the kernel has a backup
+/// bitmap, for writes that no vCPU makes, it is enabled too. `vm_fd` is the descriptor that
+/// KVM_CREATE_VM returned; brant keeps no duplicate of it. Afterwards no bitmap works on this VM,
+/// so call `brant_kvm_measure` first to learn whether rings suit the guest. BRANT_E_UNSUPPORTED if
+/// this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_enable_ring(
     vm_fd: i32,
@@ -37,10 +37,10 @@ pub unsafe extern "C" fn brant_kvm_enable_ring(
     })
 }
 
-/// Tells a tracker in mode ring of a vCPU, under any number that is not in use: for each vCPU
-/// before tracking starts, and for one that is added later before it first runs. `vcpu_fd` is what
-/// KVM_CREATE_VCPU returned; brant maps its ring and keeps no descriptor. A vCPU that is not told
-/// of is not tracked.
+/// Adds a vCPU to a tracker in mode ring, under any number that is not in use. Add each vCPU before
+/// tracking starts; add a vCPU that is made later before it first runs. `vcpu_fd` is the descriptor
+/// that KVM_CREATE_VCPU returned; brant maps the vCPU's ring and keeps no descriptor. A vCPU that
+/// was not added is not tracked.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vcpu(
     tracker: *mut brant_tracker,
@@ -58,11 +58,11 @@ pub unsafe extern "C" fn brant_tracker_add_vcpu(
     })
 }
 
-/// Says that a vCPU came out of KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. On that vCPU's thread, once
-/// for each such exit, also while nothing is tracked. Returns when there is room: enter KVM_RUN
-/// again. It waits for one round over all rings, made on a thread of brant's, and for nothing else:
-/// not for a sync, nor for whoever pauses the guest meanwhile. An error means that the kernel
-/// refuses to reset the ring.
+/// Tells brant that a vCPU left KVM_RUN with KVM_EXIT_DIRTY_RING_FULL. Call it on that vCPU's
+/// thread, once for each such exit, also while nothing is tracked. It returns when the ring has
+/// room; then enter KVM_RUN again. The call waits for one round over all rings, which a thread of
+/// brant's makes. It waits for no sync, and for no thread that pauses the guest meanwhile. An error
+/// means that the kernel refuses to reset the ring.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_ring_full(
     tracker: *mut brant_tracker,
@@ -76,8 +76,9 @@ pub unsafe extern "C" fn brant_tracker_ring_full(
     })
 }
 
-/// How many pages a vCPU has dirtied since it was added, into `*pages`. A page that it dirties
-/// again after a harvest counts again, and so does one that several vCPUs share. Any thread.
+/// Counts the pages that a vCPU has dirtied since it was added, and puts the count into `*pages`. A
+/// page that the vCPU dirties again after a harvest counts again. A page that several vCPUs dirty
+/// counts for each of them. Any thread.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_vcpu_dirty(
     tracker: *const brant_tracker,

@@ -4,7 +4,7 @@ use super::structs::sized;
 use crate::migrate::report::nanos;
 use crate::migrate::Stats;
 
-/// In a figure of time or rate: not known yet.
+/// As the value of a time or a rate: not known yet.
 pub const BRANT_UNKNOWN: u64 = 0xffff_ffff_ffff_ffff;
 
 /// Source: not started.
@@ -76,10 +76,10 @@ pub const BRANT_DESTINATION_FAILED: u32 = 42;
 pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 
 /// The figures of a migration, at either side. Times are nanoseconds, sizes bytes, pages 4 KiB.
-/// What says how it is now may fall: `total_bytes`, `remaining_bytes`, `unacknowledged_pages`,
-/// `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`, `expected_downtime_ns`
-/// and `sync_ns`. All others only grow. (`state` is a name and not a figure: it goes from
-/// BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
+/// Some figures tell the present and may fall: `total_bytes`, `remaining_bytes`,
+/// `unacknowledged_pages`, `throughput`, `bandwidth`, `dirty_pages_per_second`, `time_left_ns`,
+/// `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
+/// it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -90,17 +90,18 @@ pub struct brant_stats {
     pub state: u32,
     /// The pass over memory, from 1; 0 before the first.
     pub pass: u32,
-    /// 0, or why it failed: BRANT_E_*.
+    /// BRANT_E_*, why it failed; 0 if it has not failed.
     pub error: i32,
-    /// How far it is, in hundredths of a percent, 0 to 10000: pages sent (received) so far, of
-    /// those and what remains. Never falls; 10000 once the guest runs at the destination, and not
-    /// before. After a failure or a cancel it is what it was, at most 9999: how far the migration
-    /// had come. That it is over, `state` and `error` tell.
+    /// How far the migration is, in hundredths of a percent, 0 to 10000: pages sent (received) so
+    /// far, divided by the sum of those and the remaining pages. Never falls. 10000 when the guest
+    /// runs at the destination, and not before. After a failure or a cancel it keeps its last
+    /// value, at most 9999. `state` and `error` tell that the migration is over.
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: pending now. Destination: `total_bytes` less the pages received so far. 0 when it
-    /// has completed; after a failure or a cancel, what it was.
+    /// Source: bytes that are pending now. Destination: `total_bytes` less the pages received so
+    /// far. 0 when the migration has completed; after a failure or a cancel it keeps its last
+    /// value.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -108,7 +109,7 @@ pub struct brant_stats {
     pub data_pages: u64,
     /// Pages sent (received) as zero, without contents: holes, ballooned and free pages included.
     pub zero_pages: u64,
-    /// Of those, pages that were never touched and so never read. Source only.
+    /// Of the zero pages, those that were never touched and so never read. Source only.
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
@@ -118,20 +119,22 @@ pub struct brant_stats {
     pub throughput: u64,
     /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
     pub bandwidth: u64,
-    /// Pages a second that the guest wrote, as syncs found them when everything before had been
-    /// sent; a page that was written many times between two syncs counts once. BRANT_UNKNOWN
-    /// before the first such sync, so all through the first pass.
+    /// Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
+    /// before had been sent. A page that was written many times between two syncs counts once.
+    /// BRANT_UNKNOWN before the first such sync, so during the whole first pass.
     pub dirty_pages_per_second: u64,
-    /// Until the rest fits the downtime limit, at these rates; BRANT_UNKNOWN while one of them is
-    /// unknown, when the link is not clearly faster than the guest, and after a failure.
+    /// The time until the remaining pages fit the downtime limit, at these rates. BRANT_UNKNOWN
+    /// while one of the rates is unknown, when the link is not clearly faster than the guest, and
+    /// after a failure.
     pub time_left_ns: u64,
     /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
     pub expected_downtime_ns: u64,
-    /// What was expected when the guest was paused, kept to be compared. 0 before.
+    /// The expected downtime at the moment when the guest was paused, to compare with
+    /// `downtime_ns`. 0 before.
     pub promised_downtime_ns: u64,
-    /// How long the guest stood still: from the call of `pause` to the destination's word that
-    /// it runs or, where it did not come to that, to the return of `resume`. 0 before. Of a guest
-    /// that still stands (unanswered, or not resumed): until that was known.
+    /// How long the guest stood still: from the call of `pause` to the destination's word that the
+    /// guest runs, or else to the return of `resume`. 0 before. When the guest still stands
+    /// (unanswered, or not resumed), the time ends when that was known.
     pub downtime_ns: u64,
     /// Of the downtime: the VMM's `pause`.
     pub pause_ns: u64,
@@ -167,14 +170,14 @@ pub struct brant_stats {
     pub longest_clear_ns: u64,
     /// Pages put back into the tracker after a failure.
     pub put_back_pages: u64,
-    /// Of the zero pages, the ballooned ones: named by the source, neither read nor sent. One that
-    /// is named again counts again.
+    /// Of the zero pages, the ballooned ones: the source names them, and neither reads nor sends
+    /// them. A page that is named again counts again.
     pub ballooned_pages: u64,
-    /// Pages that free-page hints took out of what was to be sent. Source only.
+    /// Pages that were pending and that free-page hints spared. Source only.
     pub hinted_pages: u64,
     /// Of the zero pages, those whose contents the VMM has declared lost
-    /// (brant_guest_mark_poisoned), neither read nor sent; one that is told again counts again.
-    /// Source only.
+    /// (brant_guest_mark_poisoned), which are neither read nor sent. A page that is named again
+    /// counts again. Source only.
     pub poisoned_pages: u64,
 }
 

@@ -13,20 +13,22 @@ use crate::units::{Bytes, Pages};
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
-/// Tracks which pages of a guest are written. It merges what all logs find into what is
-/// pending, and hands pending pages out after restoring their protection.
+/// Tracks which pages of a guest are written. A sync merges the pages that all logs find into
+/// pending. A take hands pending pages out after it has restored their protection.
 ///
-/// What is pending is kept apart for each consumer of the tracker: the VMM itself
-/// (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), whoever it makes with
-/// `brant_consumer_new`, a migration, a measurement of the dirty rate. A sync, whoever asks for it,
-/// adds what it found to what is pending for each of them; a take empties what is pending for
-/// the taker. So a migration may run on a tracker that is in use, and whatever becomes of it, the
-/// others have all they had and all that was written since.
+/// Each consumer of the tracker has pending pages of its own. Consumers are the VMM itself
+/// (`brant_tracker_start`, `_sync`, `_take`, `_put_back`, `_stop`), each consumer that the VMM
+/// makes with `brant_consumer_new`, a migration, and a measurement of the dirty rate. A sync by any
+/// consumer adds the pages that it found to the pending pages of every consumer. A take removes
+/// pages from the pending pages of the taker alone. So a migration may run on a tracker that is in
+/// use. However the migration ends, every other consumer still has all its pending pages and all
+/// pages that were written since.
 ///
 /// Threads: any, several at once. Marks (`brant_tracker_mark*`) never wait. Every other function,
-/// but `brant_tracker_ring_full`, waits for a sync or take that is going on. `brant_tracker_free`
-/// is the last call: all others on it, those of vCPU threads too, have returned before it begins.
-/// Its consumers, measurements and migrations may be freed later.
+/// except `brant_tracker_ring_full`, waits for a sync or take that is in progress.
+/// `brant_tracker_free` is the last call: all others on it, those of vCPU threads too, have
+/// returned before it begins. The tracker's consumers, measurements and migrations may be freed
+/// later.
 pub struct brant_tracker {
     pub(super) tracker: Arc<Tracker>,
     /// The VMM itself.
@@ -49,22 +51,23 @@ pub const BRANT_CLEAR_CHUNKED: u32 = 0;
 /// In `brant_tracker_config.clearing`: a whole slot at each sync.
 pub const BRANT_CLEAR_AT_SYNC: u32 = 1;
 
-/// How a tracker works. All zero but the size is what ships.
+/// How a tracker works. A field that is 0 has its default.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_tracker_config {
     /// sizeof(brant_tracker_config).
     pub size: usize,
-    /// BRANT_CLEAR_*: how protection is restored after a harvest, where KVM leaves that to us.
+    /// BRANT_CLEAR_*: how brant restores protection after a harvest, in the modes in which KVM
+    /// leaves that to brant.
     pub clearing: u32,
-    /// log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. Out of range it is clamped, and
-    /// the next migration's events have a warning.
+    /// log2 of the pages in a chunk, 6 to 31; 0 means 18, 1 GiB. A value out of range is clamped,
+    /// and the next migration gives a BRANT_EVENT_WARNING.
     pub chunk_shift: u32,
 }
 
-/// Running totals. Those of pages found, pending and put back are the VMM's own (see
-/// brant_tracker), since `brant_tracker_start`; the others are of all consumers together, since
-/// the first of them started.
+/// Running totals. The totals of pages found, pending and put back are those of the VMM as a
+/// consumer (see brant_tracker), since `brant_tracker_start`. The other totals are of all consumers
+/// together, since the first of them started.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_tracker_stats {
@@ -84,31 +87,31 @@ pub struct brant_tracker_stats {
     pub longest_clear_ns: u64,
     /// Pages that the VMM put back.
     pub put_back_pages: u64,
-    /// Marks at addresses where no block is, bits of vhost logs included; since the tracker was
+    /// Marks at addresses without memory, bits of vhost logs included, since the tracker was
     /// made.
     pub stray_marks: u64,
-    /// Bytes of bitmaps and rings that brant holds for the guest's memory, those of each log
-    /// included; the kernel's own are not.
+    /// Bytes of bitmaps and rings that brant holds for the guest's memory, in all its logs; the
+    /// kernel's own bitmaps are not included.
     pub heap_bytes: u64,
     /// The chunk shift in use; 0 when chunks are off.
     pub chunk_shift: u32,
     /// Whether tracking is on, for any consumer: 1 or 0.
     pub started: u32,
-    /// Ballooned pages that a consumer named instead of reading; one that is named again counts
+    /// Ballooned pages that a consumer named instead of reading; a page that is named again counts
     /// again.
     pub ballooned_pages: u64,
-    /// Ballooned pages that were found written all the same: they are ballooned no more.
+    /// Ballooned pages that a log found written: they are no longer ballooned.
     pub ballooned_written_pages: u64,
     /// Pages that free-page hints took out of pending.
     pub hinted_pages: u64,
-    /// Hints that came after their round was over, and did nothing.
+    /// Free-page hints that came after their round was over, and so did nothing.
     pub stale_hints: u64,
 }
 
 sized!(brant_tracker_config, brant_tracker_stats);
 
-/// Makes a tracker of a guest, which is to be told of the VMM's own writes by marks; add KVM's
-/// log next. `config` may be NULL for what ships. Free it with `brant_tracker_free`.
+/// Makes a tracker of a guest. The VMM tells the tracker of its own writes by marks; add KVM's log
+/// next. `config` may be NULL for the defaults. Free the tracker with `brant_tracker_free`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_new(
     guest: *mut brant_guest,
@@ -152,8 +155,8 @@ pub unsafe extern "C" fn brant_tracker_new(
     })
 }
 
-/// Frees a tracker; NULL is fine. Tracking stops, unless a migration or another consumer is using
-/// it: then it stops when the last of them ends.
+/// Frees a tracker; NULL is fine. Tracking stops. While a migration or another consumer uses the
+/// tracker, tracking stops when the last of them ends.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
     boundary!(or(), {
@@ -164,9 +167,9 @@ pub unsafe extern "C" fn brant_tracker_free(tracker: *mut brant_tracker) {
     })
 }
 
-/// Reports that the VMM wrote `length` bytes at a guest physical address. After the write. Any
-/// thread, lock-free, never waits; nearly free while nobody tracks. Addresses without memory
-/// are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
+/// Marks `length` bytes at a guest physical address as written by the VMM. Call it after the write.
+/// Any thread; the call is lock-free and never waits, and costs nearly nothing while nobody tracks.
+/// Addresses without memory are counted (`stray_marks`) and otherwise ignored. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_mark(
     tracker: *const brant_tracker,
@@ -181,10 +184,10 @@ pub unsafe extern "C" fn brant_tracker_mark(
     })
 }
 
-/// The same for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the page of
-/// 4 KiB at `guest_address` + 4096 i, for `pages` bits. What a device logged and the VMM has
-/// fetched itself goes in here: VFIO_IOMMU_UNMAP_DMA with a dirty bitmap, a vhost log of the
-/// VMM's own. Each bit where no memory is counts in `stray_marks`. NULL is ignored.
+/// `brant_tracker_mark` for a bitmap of pages: bit i of `words` (bit i % 64 of word i / 64) is the
+/// page of 4 KiB at `guest_address` + 4096 i, for `pages` bits. It is for the log of a device that
+/// the VMM has read itself: the dirty bitmap of VFIO_IOMMU_UNMAP_DMA, or a vhost log of the VMM's
+/// own. Each set bit without memory counts in `stray_marks`. NULL is ignored.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_mark_bitmap(
     tracker: *const brant_tracker,
@@ -218,7 +221,7 @@ pub unsafe extern "C" fn brant_tracker_mark_bitmap(
     })
 }
 
-/// The same for `length` bytes at an offset in a block.
+/// `brant_tracker_mark` for `length` bytes at an offset in a block.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_mark_block(
     tracker: *const brant_tracker,
@@ -234,8 +237,9 @@ pub unsafe extern "C" fn brant_tracker_mark_block(
     })
 }
 
-/// Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN; what was pending for it
-/// before is forgotten. A migration tracks by itself and needs none of this.
+/// Starts tracking for the VMM, with BRANT_START_ALL or BRANT_START_CLEAN. Pages that were pending
+/// for the VMM before are forgotten. A migration starts tracking by itself and does not need this
+/// call.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_start(
     tracker: *mut brant_tracker,
@@ -248,7 +252,8 @@ pub unsafe extern "C" fn brant_tracker_start(
     })
 }
 
-/// Stops tracking for the VMM, after a last harvest. What is pending for it stays and can be taken.
+/// Stops tracking for the VMM, after a last harvest. Pages that are pending for the VMM stay so and
+/// can be taken.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_stop(
     tracker: *mut brant_tracker,
@@ -260,8 +265,9 @@ pub unsafe extern "C" fn brant_tracker_stop(
     })
 }
 
-/// Harvests all logs into what is pending, for the VMM and for every other consumer. `when` is
-/// BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, of what that was for the VMM, may be NULL.
+/// Harvests all logs into pending, for the VMM and for every other consumer. `when` is
+/// BRANT_SYNC_RUNNING or BRANT_SYNC_STOPPED. `report`, which gets the figures of the VMM as a
+/// consumer, may be NULL.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_sync(
     tracker: *mut brant_tracker,
@@ -278,18 +284,19 @@ pub unsafe extern "C" fn brant_tracker_sync(
 }
 
 /// Takes runs of pages that are pending for the VMM, in the order of blocks and pages, from where
-/// the last call ended: at most `capacity` runs into `runs`, their number into `*count`. Before a
-/// run is handed out the protection of its pages is restored, so what is written later is found by
-/// a later sync: read the pages after this returned. 0 runs: the walk has come to the end, and the
-/// next call begins at the beginning.
+/// the last call ended. At most `capacity` runs are put into `runs`, and their number into
+/// `*count`. The call restores the protection of a run's pages before it hands the run out, so a
+/// later sync finds later writes: read the pages after the call has returned. 0 runs mean that the
+/// walk has come to its end, and that the next call begins at the first block.
 ///
 /// The runs are in use until the next take, until `brant_tracker_stop` or until
-/// `brant_tracker_free`: as long as that lasts, the removal of their blocks is BRANT_E_BUSY. A
-/// take that hands out 0 runs ends the use as well. So does one with a capacity of 0, which takes
-/// nothing and leaves the walk where it is; `runs` may be NULL then.
+/// `brant_tracker_free`. While runs are in use, the removal of their blocks is BRANT_E_BUSY. A take
+/// that hands out 0 runs ends the use as well. A take with a capacity of 0 ends the use too; it
+/// takes nothing and leaves the walk where it is, and `runs` may then be NULL.
 ///
 /// Example: a backup writes the last run that it took to its file, and has nothing else to take for
-/// an hour. It calls this with a capacity of 0; until then no block of the run can be removed.
+/// an hour. The backup calls this function with a capacity of 0. Before that call the block of the
+/// run cannot be removed.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_take(
     tracker: *mut brant_tracker,
@@ -306,9 +313,9 @@ pub unsafe extern "C" fn brant_tracker_take(
     })
 }
 
-/// Makes pages pending for the VMM again that were taken and did not get where they belong. Works
-/// after `brant_tracker_stop` too. A block that is gone is passed over. It does not end the use
-/// of runs (see `brant_tracker_take`).
+/// Makes taken pages pending for the VMM again, when they were not delivered. Works after
+/// `brant_tracker_stop` too. Pages of a block that is gone are ignored. This call does not end the
+/// use of runs (see `brant_tracker_take`).
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_put_back(
     tracker: *mut brant_tracker,

@@ -38,12 +38,13 @@ const FEATURES: &[&str] = &[
     "fd",
 ];
 
-/// Whether the library that is linked can do something: 1 if so, 0 if not or if the name is not
-/// known. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
+/// Whether the linked library has a feature: 1 if it does, 0 if not or if it does not know the
+/// name. Names: "bitmap", "tracker", "migration" (the three levels), "kvm-log" (KVM's dirty
 /// bitmaps), "kvm-ring" (its dirty rings), "reported" (the VMM's own marks), "userfault"
-/// (userfaultfd's write protection; whether the kernel has it, `brant_tracker_add_userfault` says),
-/// "vhost", "vfio", "iommufd" (what devices log), "balloon" (ballooned pages are not sent), "hints"
-/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread; NULL is no feature.
+/// (userfaultfd's write protection; `brant_tracker_add_userfault` says whether the kernel has it),
+/// "vhost", "vfio", "iommufd" (logs of devices), "balloon" (ballooned pages are not sent), "hints"
+/// (free-page hints), "image" (a guest in a file), "tcp", "unix", "fd" (transports). Any thread.
+/// NULL gives 0.
 #[no_mangle]
 pub unsafe extern "C" fn brant_has_feature(name: *const c_char) -> i32 {
     boundary!(or 0, {

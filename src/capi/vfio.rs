@@ -16,7 +16,8 @@ use vm_memory::GuestAddress;
 /// In `brant_dma_range.block`: `address` is a guest physical address.
 pub const BRANT_NO_BLOCK: u32 = 0xffff_ffff;
 
-/// What a range of I/O virtual addresses shows to a device. One mapping for DMA, page-aligned.
+/// The guest memory that a device sees at a range of I/O virtual addresses: one mapping for DMA,
+/// page-aligned.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_dma_range {
@@ -24,7 +25,7 @@ pub struct brant_dma_range {
     pub iova: u64,
     /// Bytes; not 0.
     pub length: u64,
-    /// Where it begins: an offset in `block`, bytes, or a guest physical address.
+    /// Where the memory begins: an offset in `block`, bytes, or a guest physical address.
     pub address: u64,
     /// The block's number, or BRANT_NO_BLOCK.
     pub block: u32,
@@ -32,21 +33,21 @@ pub struct brant_dma_range {
     pub reserved: u32,
 }
 
-/// A VFIO device, or a VFIO container with a type 1 IOMMU, that tells what devices write.
+/// The log of a VFIO device, or of a VFIO container with a type 1 IOMMU.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vfio_log {
     /// sizeof(brant_vfio_log).
     pub size: usize,
-    /// Its descriptor. brant keeps a duplicate.
+    /// The descriptor of the device or the container. brant keeps a duplicate.
     pub fd: i32,
     /// 0.
     pub reserved: u32,
-    /// For a device, in which pages it should track, bytes: a power of two from 4096 to 1 GiB; its
-    /// driver may choose another. 0 means 4096. For a container, 0.
+    /// For a device: the page size in which it should track, bytes, a power of two from 4096 to 1
+    /// GiB; its driver may choose another. 0 means 4096. For a container: 0.
     pub page_size: u64,
-    /// What the device may write, without overlaps; copied. NULL: each writable slot of the guest
-    /// is one mapping, at an I/O virtual address that is its guest address.
+    /// The ranges that the device may write, without overlaps; copied. NULL: each writable slot of
+    /// the guest is one mapping, whose I/O virtual address is the slot's guest address.
     pub ranges: *const brant_dma_range,
     /// How many; at most 65536.
     pub range_count: usize,
@@ -128,10 +129,10 @@ unsafe fn vfio_of(vfio: *const brant_vfio_log) -> Result<(OwnedFd, brant_vfio_lo
 /// Adds the log that a VFIO device keeps of its own DMA (VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
 /// _REPORT, _STOP; Linux 6.1); before tracking starts. BRANT_E_UNSUPPORTED if it keeps none.
 ///
-/// When the guest gets memory that the log was not started for, it is started anew and all that
-/// it covers counts as dirty. Before DMA memory is unmapped or a slot removed that others still
-/// show, stop the device's DMA to it; what it logged is read when the slot is removed. Not tried
-/// on hardware yet: tested against the kernel's interface as its header has it.
+/// When the guest gets memory that the log was not started for, the log is started anew, and all
+/// pages that it covers count as dirty. Before you unmap DMA memory, or remove a slot whose memory
+/// other slots still show, stop the device's DMA to that memory. The log is read when the slot is
+/// removed. Not tried on hardware yet: tested against the interface in the kernel's header.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_device(
     tracker: *mut brant_tracker,
@@ -157,11 +158,12 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_device(
 /// Adds the dirty log of a VFIO container whose type 1 IOMMU is set (VFIO_IOMMU_DIRTY_PAGES; Linux
 /// 5.8); before tracking starts. BRANT_E_UNSUPPORTED if it has none.
 ///
-/// Each range is whole mappings: the kernel refuses to report part of one, and then all counts as
-/// dirty. Where a device does not tell what it pins, the kernel reports every mapped page
-/// each time. What was written disappears with a mapping: unmap memory that stays the guest's
-/// with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and give the bitmap to
-/// `brant_tracker_mark_bitmap`. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+/// Each range has to consist of whole mappings: the kernel refuses to report part of a mapping, and
+/// then all pages count as dirty. When a device does not tell the kernel which pages it pins, the
+/// kernel reports every mapped page each time. The log of a mapping is lost with the mapping. So
+/// unmap memory that stays the guest's with VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, and give the
+/// bitmap to `brant_tracker_mark_bitmap`. Not tried on hardware yet: see
+/// `brant_tracker_add_vfio_device`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vfio_container(
     tracker: *mut brant_tracker,
@@ -190,9 +192,10 @@ pub unsafe extern "C" fn brant_tracker_add_vfio_container(
 /// IOMMU_HWPT_GET_DIRTY_BITMAP; Linux 6.7); before tracking starts. BRANT_E_UNSUPPORTED if it
 /// has none.
 ///
-/// All of each range is mapped while it is tracked: map a new slot for DMA before it is added
-/// here, and unmap one after it was removed; a range with something unmapped in it counts as
-/// dirty at each sync. Not tried on hardware yet: see `brant_tracker_add_vfio_device`.
+/// All of each range has to be mapped while it is tracked. So map a new slot for DMA before you add
+/// the slot to brant, and unmap a slot after you have removed it from brant. A range with an
+/// unmapped part counts as dirty at each sync. Not tried on hardware yet: see
+/// `brant_tracker_add_vfio_device`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_iommufd(
     tracker: *mut brant_tracker,

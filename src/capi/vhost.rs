@@ -11,22 +11,23 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// The memory of a vhost log: one bit for each 4 KiB of guest physical memory from address 0 on,
-/// `log[page / 8] |= 1 << page % 8`, set by an atomic or after the write. Valid during the
-/// callback only; what it names is there until all back ends have been moved to another log or
-/// switched off.
+/// `log[page / 8] |= 1 << page % 8`. A back end sets the bit with an atomic `or`, after its write.
+/// This structure is valid during the callback only. The memory and the descriptor that it names
+/// exist until all back ends use another log or have stopped logging.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vhost_memory {
     /// sizeof(brant_vhost_memory) as brant knows it.
     pub size: usize,
-    /// Where it is mapped in this process: what VHOST_SET_LOG_BASE of the kernel's vhost takes.
+    /// The address of the log in this process, which VHOST_SET_LOG_BASE of the kernel's vhost
+    /// takes.
     pub address: *mut c_void,
     /// Bytes; a multiple of 4096. The `mmap_size` of vhost-user's SET_LOG_BASE, whose
     /// `mmap_offset` is 0.
     pub length: u64,
-    /// A memfd of that length, sealed against shrinking and growing: what goes with
-    /// vhost-user's SET_LOG_BASE. It stays brant's: duplicate it to keep it longer than the
-    /// callback. Sending it over a socket duplicates it.
+    /// A memfd of that length, sealed against shrinking and growing, for vhost-user's SET_LOG_BASE.
+    /// The descriptor stays brant's: duplicate it to keep it longer than the callback. Sending it
+    /// over a socket duplicates it.
     pub fd: i32,
     /// 0.
     pub reserved: u32,
@@ -34,10 +35,11 @@ pub struct brant_vhost_memory {
 
 /// Back ends of vhost and vhost-user that share one log.
 ///
-/// The operations are called on whichever thread starts or stops tracking or changes the
-/// guest's memory, under brant's own locks: in there call nothing of brant's but marks and
+/// brant calls the operations on the thread that starts or stops tracking or changes the guest's
+/// memory, under brant's own locks. So inside them call no function of brant's but marks and
 /// `brant_reason_set`, and take no lock that another thread holds around a brant_guest_* or
-/// brant_tracker_* call. They return 0, or anything else for a failure, whose reason they may set.
+/// brant_tracker_* call. An operation returns 0, or any other value for a failure; then it may set
+/// the reason.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_vhost_log {
@@ -45,19 +47,19 @@ pub struct brant_vhost_log {
     pub size: usize,
     /// Given to the operations, until the tracker is freed and no migration uses it any more.
     pub opaque: *mut c_void,
-    /// The log reaches to this guest address at least (exclusive); at most 2^48. 0: to the end of
-    /// the highest slot, which is enough where used rings are in guest memory.
+    /// The log reaches at least to this guest address (exclusive), which is at most 2^48. 0: it
+    /// reaches to the end of the highest slot, which is enough when used rings are in guest memory.
     pub reach: u64,
-    /// Required. Have every back end log to this memory from now on; return when each does. For
-    /// the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
+    /// Required. Have every back end log to this memory from now on; return when each back end
+    /// does. For the kernel's vhost: VHOST_SET_LOG_BASE, VHOST_SET_FEATURES with VHOST_F_LOG_ALL,
     /// VHOST_SET_VRING_ADDR with VHOST_VRING_F_LOG. For vhost-user: SET_LOG_BASE and its reply,
     /// then SET_FEATURES, and SET_VRING_ADDR, acknowledged.
     ///
-    /// Called when tracking starts, and again, with a longer log, when a slot is added that the
-    /// one before does not reach: then the log base is all that changes, and the log before is
-    /// gone after the return. So add the slot to brant first, and tell back ends of the new
-    /// memory after that. A failure of the first call refuses the start, and `log_off`
-    /// follows; a failure of a later one refuses the slot, and back ends may go on in either log.
+    /// Called when tracking starts, and again with a longer log when a new slot lies beyond the end
+    /// of the log. At such a later call only the log base changes, and the old log is gone when the
+    /// call has returned. So add the slot to brant first, and tell back ends of the new memory
+    /// after that. When the first call fails, tracking does not start, and `log_off` follows. When
+    /// a later call fails, the slot is refused, and back ends may go on in either log.
     pub log_on: Option<
         unsafe extern "C" fn(
             opaque: *mut c_void,
@@ -66,8 +68,9 @@ pub struct brant_vhost_log {
         ) -> i32,
     >,
     /// Required. Have every back end stop logging (the features again without VHOST_F_LOG_ALL);
-    /// return when none writes to a log any more. Also called after a first `log_on` that failed.
-    /// A failure leaves the log mapped, used again by the next start; for ever, if there is none.
+    /// return when no back end writes to a log any more. Also called when a first `log_on` failed.
+    /// When this fails, the log stays mapped until the next start uses it again; without a next
+    /// start it stays mapped for ever.
     pub log_off:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
@@ -110,11 +113,11 @@ impl VhostBackEnds for Table {
     }
 }
 
-/// Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes
-/// the memory when tracking starts and brings it to the back ends by `log_on`. One for all
-/// devices is the usual; several may be added. Bits beyond the guest's memory are counted
-/// (`stray_marks`) and otherwise ignored. Paused means, for these, that all rings have stopped:
-/// GET_VRING_BASE answered for each, and no write in flight.
+/// Adds a log that vhost and vhost-user back ends write to; before tracking starts. brant makes the
+/// log's memory when tracking starts, and gives it to the back ends by `log_on`. One log for all
+/// devices is usual; several may be added. Bits beyond the guest's memory are counted
+/// (`stray_marks`) and otherwise ignored. For these devices *paused* means that all rings have
+/// stopped: GET_VRING_BASE was answered for each ring, and no write is in flight.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vhost(
     tracker: *mut brant_tracker,
