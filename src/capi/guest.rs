@@ -18,7 +18,7 @@ use vm_memory::GuestAddress;
 /// again. A guest that runs here is not overwritten. One migration of a guest goes on at a time.
 /// When the guest state forbids a migration, its start is BRANT_E_STATE; when another migration has
 /// to end first, its start is BRANT_E_BUSY. So keep one object for each virtual machine, and use it
-/// for every migration of that machine: brant does not compare two objects.
+/// for every migration of that machine: brant knows nothing of another object for the same machine.
 ///
 /// Threads: any, several at once; changes wait for one another. `brant_guest_free` is the last
 /// call: all others on it have returned before it begins. Trackers and migrations made from it keep
