@@ -6,14 +6,14 @@ use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum KvmMode {
-    /// The best that there is: [`choose()`](super::choose()) decides.
+    /// The best mode available: [`choose()`](super::choose()) decides.
     #[default]
     Auto = 0,
-    /// GET clears.
+    /// A bitmap that `KVM_GET_DIRTY_LOG` reads and clears.
     GetAndClear = 1,
-    /// CLEAR clears; starting protects everything.
+    /// A bitmap that `KVM_CLEAR_DIRTY_LOG` clears. A start protects every page.
     ManualProtect = 2,
-    /// CLEAR clears; starting protects nothing and sets every bit.
+    /// A bitmap that `KVM_CLEAR_DIRTY_LOG` clears. A start protects no page and sets every bit.
     InitiallySet = 3,
     /// No bitmap: each vCPU's ring. See [`super::ring`].
     Ring = 4,
@@ -41,7 +41,7 @@ impl KvmMode {
     }
 }
 
-/// What was picked.
+/// The chosen mode, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// Never [`KvmMode::Auto`].

@@ -15,18 +15,19 @@ use crate::vmm::Vmm;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// What is asked for. [`Request::default`] is [`KvmMode::Auto`], switched by brant.
+/// A request for KVM's log. By default the mode is [`KvmMode::Auto`], and brant switches the
+/// logging.
 #[derive(Default)]
 pub struct Request {
     /// A mode, or the best one.
     pub mode: KvmMode,
     /// Who switches the logging of slots.
     pub switch: LogSwitch,
-    /// With rings, asked to `kick` the vCPUs before a harvest while they run, and told of the
-    /// reaper's thread.
+    /// With rings, brant asks this VMM to `kick` the vCPUs before a harvest while they run, and
+    /// tells it of the reaper's thread.
     pub vmm: Option<Arc<dyn Vmm>>,
-    /// What [`super::measure()`] found, for [`KvmMode::Auto`] to go by. Without it, Auto goes by what
-    /// the kernel offers.
+    /// The result of [`super::measure()`], by which [`KvmMode::Auto`] chooses. Without it, Auto
+    /// chooses by what the kernel offers.
     pub measured: Option<Measured>,
     /// Bytes of each vCPU's ring, as enabling it said; a vCPU whose ring has another size is
     /// refused. 0: what the kernel says.
@@ -42,7 +43,7 @@ impl std::fmt::Debug for Request {
     }
 }
 
-/// What is used of KVM: for whoever has given the log to a tracker.
+/// The mode and the rings of a log, still usable after the log was given to a tracker.
 #[derive(Debug, Clone)]
 pub struct Used {
     /// The mode, and why.
@@ -51,7 +52,7 @@ pub struct Used {
     pub with_bitmap: bool,
     /// For vCPU threads, in mode ring: add each vCPU before it runs under tracking.
     pub rings: Option<Rings>,
-    /// In mode ring, what [`Request::ring_bytes`] was.
+    /// In mode ring, the value of [`Request::ring_bytes`].
     pub ring_bytes: u64,
 }
 

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-/// By so much after the limit the destination has begun to run the guest, or never will: room for
-/// what lies between its look at the clock and the call of `run`, and for two clocks that do not
-/// run alike (an hour at 100 parts in a million is 0.36 s).
+/// This long after the limit the destination has begun to run the guest, or never will. The margin
+/// covers the time between the destination's look at the clock and its call of `run`, and the drift
+/// of the two clocks (an hour at 100 parts in a million is 0.36 s).
 pub const MARGIN: Duration = Duration::from_secs(1);
 
 /// The time in which a hand-over counts.
@@ -19,22 +19,22 @@ pub struct Window {
 }
 
 impl Window {
-    /// It begins `now` and is `limit` long.
+    /// A window that begins `now` and is `limit` long.
     pub fn new(now: Duration, limit: Duration) -> Self {
         Window { opened: now, limit }
     }
 
-    /// How long it is.
+    /// The length of the window.
     pub fn limit(self) -> Duration {
         self.limit
     }
 
-    /// How much of it is left; zero when it is over.
+    /// The time left in the window; zero when it is over.
     pub fn left(self, now: Duration) -> Duration {
         self.opened.saturating_add(self.limit).saturating_sub(now)
     }
 
-    /// Whether a hand-over counts that is sent, or acted on, now.
+    /// Whether a hand-over counts that is sent now, or acted on now.
     pub fn is_open(self, now: Duration) -> bool {
         !self.left(now).is_zero()
     }
