@@ -90,8 +90,8 @@ pub const BRANT_ROLE_IMAGE: u32 = 9;
 /// guest: `brant_guest_new` copies the table, and takes the `opaque` that each operation gets.
 ///
 /// A migration calls its operations one at a time on its own thread, unless an operation says
-/// otherwise below. A save calls the operations of a source so, and a restore those of a
-/// destination, each on its own thread. All signals are masked on that thread, except in the
+/// otherwise below. In the same way a save calls the operations of a source, and a restore those of
+/// a destination, each on its own thread. All signals are masked on that thread, except in the
 /// operations that may make threads. `early_load`, `load`, `loaded`, `run` and `resume` have the
 /// signal mask of the thread that started the migration. So a vCPU thread that is made in one of
 /// them can be kicked by a signal, and a signal handler of the VMM's may run on brant's thread
@@ -101,8 +101,8 @@ pub const BRANT_ROLE_IMAGE: u32 = 9;
 /// migration that calls it is BRANT_E_CALLBACK, and cancelling that migration only asks for its
 /// end. Every other call is allowed.
 ///
-/// A migration's own thread has a stack of 8 MiB, every other thread of brant's has 2 MiB. The
-/// thread-local variables of the process take their part of the stack.
+/// The own thread of a migration, a save or a restore has a stack of 8 MiB, every other thread of
+/// brant's has 2 MiB. The thread-local variables of the process take their part of the stack.
 ///
 /// A guest's memory depends on two contracts:
 /// - Paused means: every vCPU is out of KVM_RUN with pending I/O retired, no thread stands between
