@@ -84,8 +84,8 @@ impl LogSwitch {
                 Ok(())
             }
             LogSwitch::Brant => {
-                // All of them, also after one that fails: each that stays logged costs the
-                // guest a fault a page for as long as it lives.
+                // All slots are switched off, even after one fails: a slot that stays logged costs
+                // the guest a fault a page for as long as it lives.
                 let mut result = Ok(());
                 for slot in slots {
                     result = result.and(Self::region(vm, slot, false));

@@ -1,21 +1,20 @@
 //! KVM's dirty rings: one for each vCPU, which lists the pages that it wrote.
 //!
-//! A sync costs what was dirtied and not what is mapped. The protocol of one ring is in
-//! `protocol`, a round over all of them and what can go wrong in `rounds`, the thread
+//! The cost of a sync grows with the dirtied pages, not with the mapped memory. The protocol of one
+//! ring is in `protocol`, a round over all of them and what can go wrong in `rounds`, the thread
 //! that makes rounds in `reaper`; this file is the [`DirtyLog`] over them.
 //!
-//! **Never with initially-set bitmaps.** Switching logging on protects nothing then, there is no
-//! bitmap that would say so, and rings stay empty while the guest writes. The capability is
-//! set to 0 before logging is switched on.
+//! **Never with initially-set bitmaps.** In that mode switching logging on protects no page, no
+//! bitmap shows it, and the rings stay empty while the guest writes. So the capability is set to 0
+//! before logging is switched on.
 //!
-//! **After an overrun**, or when too many pages are in doubt, pages are lost that stay writable: the
-//! kernel will never say anything of them again. So logging is switched off and on for all
-//! slots, which protects every page, and after that all pages are reported. What the guest writes
-//! in between is covered by that report, and what it writes later is logged: so this
-//! is exact with the guest running, as long as the report comes after the switching. It is
-//! done in the next sync and not by the reaper, because switching may be the VMM's, under
-//! the contract of `log_on`. The rings themselves are put right by the reaper at once, so that no
-//! vCPU hangs meanwhile.
+//! **After an overrun**, or when too many pages are in doubt, lost pages stay writable, and the
+//! kernel never reports them again. So logging is switched off and on for all slots, which protects
+//! every page, and then all pages are reported. The report covers writes before it, and later
+//! writes are logged. So this is exact with the guest running, as long as the report comes after
+//! the switching. The next sync does it and not the reaper, because the VMM may do the switching,
+//! under the contract of `log_on`. The reaper repairs the rings themselves at once, so that no vCPU
+//! hangs meanwhile.
 
 mod found;
 #[doc(hidden)]
@@ -53,10 +52,10 @@ const RECOVERIES: u32 = 3;
 struct NoVmm;
 impl Vmm for NoVmm {}
 
-/// Enables rings of `bytes` for each vCPU (0: what brant thinks best, 256 KiB) of a virtual machine
-/// that has no vCPU and no memory slot yet, and the backup bitmap where the kernel has one.
-/// Afterwards no bitmap works on that VM: [`measure`](super::measure::measure()) says beforehand
-/// what suits the guest.
+/// Enables rings of `bytes` for each vCPU (0: brant's default, 256 KiB) of a virtual machine that
+/// has no vCPU and no memory slot yet, and the backup bitmap where the kernel has one. Afterwards
+/// no bitmap works on that VM: [`measure`](super::measure::measure()) says beforehand what suits
+/// the guest.
 pub fn enable(vm: &kvm_ioctls::VmFd, bytes: u64) -> Result<Enabled> {
     crate::sys::kvm_ring::enable(&mut VmFd::new(VmFd::duplicate(vm)?)?, bytes)
 }
@@ -72,7 +71,7 @@ pub struct KvmRing {
     shared: Arc<AskedRounds>,
     /// While started.
     reaper: Option<Reaper>,
-    /// There is a bitmap too, for writes that no vCPU made.
+    /// Whether there is a bitmap too, for writes that no vCPU made.
     with_bitmap: bool,
     /// Where the kernel puts it.
     words: Option<Guarded>,
@@ -221,13 +220,13 @@ impl KvmRing {
         self.switch.set(&mut *self.vm, slots, on)
     }
 
-    /// Has a round made, and logging set up anew if pages were lost. Whether they were: then
-    /// every page is to be reported now.
+    /// Makes a round, and sets up logging anew if pages were lost. Returns whether pages were lost:
+    /// then every page must be reported now.
     fn collect(&mut self, map: &Map, look: Look) -> Result<bool> {
         let mut lost = false;
         for _ in 0..=RECOVERIES {
             if let Err(e) = self.shared.round(look, None) {
-                // What it harvested may not be protected.
+                // Pages that the failed round harvested may be unprotected.
                 self.shared.lock().rounds.lost = true;
                 return Err(e);
             }
@@ -298,7 +297,7 @@ impl KvmRing {
             let mut state = self.shared.lock();
             state.rounds.rings.values_mut().for_each(Ring::begin);
         }
-        // What others left in the rings is of no slot of ours.
+        // Entries that an earlier user left in the rings are not of this log's slots.
         self.shared.round(Look::Unknown, None)?;
         {
             let mut state = self.shared.lock();
@@ -317,7 +316,7 @@ impl KvmRing {
         }
         let slots = super::slots(map)?;
         if matches!(self.switch, LogSwitch::Brant) {
-            // Where somebody left logging on, switching it on would protect nothing.
+            // If logging was left on, switching it on would protect no page.
             self.switch(&slots, false)?;
         }
         self.switch(&slots, true)
