@@ -17,8 +17,10 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 /// Pages of a guest here: an odd number, and more than one piece of a table.
 pub(super) const PAGES: u64 = 16 * 1024 + 77;
-/// No test waits longer.
-pub(super) const LONG: Duration = Duration::from_secs(60);
+/// Pages of one that only has to be there.
+pub(super) const FEW: u64 = 3000;
+/// No test waits longer. A sync of a busy disk takes its time.
+pub(super) const LONG: Duration = Duration::from_secs(300);
 
 /// A blob: name, instance, version and data.
 type Loaded = (String, u32, u32, Vec<u8>);

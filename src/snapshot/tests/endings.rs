@@ -30,7 +30,7 @@ fn whatever_operation_fails_or_panics_the_guest_runs_on_and_what_was_there_stays
         for panics in [false, true] {
             let (directory, path) = place();
             std::fs::write(&path, "an older image").unwrap();
-            let here = world();
+            let here = world_of(FEW, Notes::default());
             here.fill(1, 1);
             here.notes.hook(operation, move || match panics {
                 true => panic!("in the VMM"),
@@ -71,8 +71,8 @@ fn whatever_operation_fails_or_panics_the_guest_runs_on_and_what_was_there_stays
 fn a_cancel_ends_a_save_wherever_it_is_and_leaves_no_file() {
     for operation in ["early_save", "pause", "save"] {
         let (directory, path) = place();
-        let here = world();
-        for page in 0..PAGES {
+        let here = world_of(FEW, Notes::default());
+        for page in 0..FEW {
             here.fill(page, 1);
         }
         let (reached, go) = gate(&here.notes, operation);
@@ -104,8 +104,8 @@ fn a_cancel_ends_a_save_wherever_it_is_and_leaves_no_file() {
 #[test]
 fn a_save_that_is_dropped_is_cancelled_and_one_that_is_over_cannot_be_started_again() {
     let (directory, path) = place();
-    let here = world();
-    for page in 0..PAGES {
+    let here = world_of(FEW, Notes::default());
+    for page in 0..FEW {
         here.fill(page, 1);
     }
     let save = here.save(SaveParams::default());
@@ -128,7 +128,7 @@ fn a_save_that_is_dropped_is_cancelled_and_one_that_is_over_cannot_be_started_ag
 #[test]
 fn waiting_for_a_save_inside_one_of_its_callbacks_is_an_error_and_a_cancel_there_only_asks() {
     let (directory, path) = place();
-    let here = world();
+    let here = world_of(FEW, Notes::default());
     let save = Arc::new(here.save(SaveParams::default()));
     let weak = Arc::downgrade(&save);
     let (told, tells) = mpsc::channel();
@@ -151,7 +151,7 @@ fn waiting_for_a_save_inside_one_of_its_callbacks_is_an_error_and_a_cancel_there
 #[test]
 fn while_a_guest_is_saved_or_restored_nothing_else_begins_with_it() {
     let (_directory, path) = place();
-    let here = world();
+    let here = world_of(FEW, Notes::default());
     here.save_to(&path).unwrap();
     let begin = |world: &World| {
         let vmm: Arc<Notes> = Arc::clone(&world.notes);
@@ -183,7 +183,7 @@ fn while_a_guest_is_saved_or_restored_nothing_else_begins_with_it() {
     go.send(()).unwrap();
     save.wait(Some(LONG)).unwrap();
 
-    let there = world();
+    let there = world_of(FEW, Notes::default());
     let (reached, go) = gate(&there.notes, "loaded");
     let restore = there.restore(RestoreParams::default());
     restore.start(&path).unwrap();
@@ -210,11 +210,11 @@ fn a_restore_whose_vmm_refuses_or_panics_leaves_no_guest_and_says_who_refused() 
         blobs: [vec![("early", vec![1])], vec![("cpu", vec![2])]],
         ..Notes::default()
     };
-    let here = world_of(PAGES, notes);
+    let here = world_of(FEW, notes);
     here.save_to(&path).unwrap();
     for operation in ["early_load", "load", "loaded", "run", "thread_start"] {
         for panics in [false, true] {
-            let there = world();
+            let there = world_of(FEW, Notes::default());
             there.notes.hook(operation, move || match panics {
                 true => panic!("in the VMM"),
                 false => no("not this one"),
@@ -237,12 +237,12 @@ fn a_restore_whose_vmm_refuses_or_panics_leaves_no_guest_and_says_who_refused() 
 #[test]
 fn a_cancelled_restore_never_runs_the_guest() {
     let (_directory, path) = place();
-    let here = world();
-    for page in 0..PAGES {
+    let here = world_of(FEW, Notes::default());
+    for page in 0..FEW {
         here.fill(page, 1);
     }
     here.save_to(&path).unwrap();
-    let there = world();
+    let there = world_of(FEW, Notes::default());
     let (reached, go) = gate(&there.notes, "loaded");
     let restore = there.restore(RestoreParams::default());
     restore.start(&path).unwrap();
