@@ -3008,7 +3008,8 @@ int32_t brant_image_save_cancel(struct brant_image_save *save,
  * BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
  * failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
  * still: BRANT_GUEST_STANDS.) A disk without room is BRANT_E_KERNEL, with the system's words and
- * the place in the file.
+ * the place in the file. One failure leaves the image whole and with its name, in place of the
+ * older file: the sync of its directory. The error says so; a crash of the host may undo the rename.
  */
 int32_t brant_image_save_wait(struct brant_image_save *save,
                               uint64_t timeout_ms,

@@ -12,6 +12,7 @@ use crate::sys::{file, mem};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -22,7 +23,9 @@ pub(super) const DIRECT_LEAST: usize = 64 << 10;
 /// See the file's description.
 #[derive(Debug)]
 pub(super) struct Unfinished {
-    directory: PathBuf,
+    /// The directory of both names. Open from the beginning: once the file has its final name,
+    /// nothing but the sync itself may fail.
+    directory: File,
     /// The final name.
     path: PathBuf,
     /// The temporary name; empty once the file has its final name.
@@ -43,8 +46,12 @@ impl Unfinished {
     /// Begins an image that will get the name `path`, where nothing or a regular file exists now.
     pub(super) fn begin(path: &Path, way: Way) -> Result<Unfinished> {
         let invalid = |what: String| Error::new(Kind::Invalid, format!("{}: {what}", named(path)));
-        if path.file_name().is_none() {
-            return Err(invalid("expected the path of a file".to_owned()));
+        // `Path::file_name` would pass `new/` and `new/.`, which no file can be renamed to.
+        let last = path.as_os_str().as_bytes().rsplit(|byte| *byte == b'/');
+        if matches!(last.into_iter().next(), None | Some(b"" | b"." | b"..")) {
+            return Err(invalid(
+                "expected the path of a file, which ends with a name".to_owned(),
+            ));
         }
         match file::look(path) {
             Ok(there) if there.is_file() => {}
@@ -61,13 +68,17 @@ impl Unfinished {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
+        let opened = disk::open_directory(&directory).map_err(|e| {
+            let what = "opening its directory, which is synced at the end and so must be readable";
+            Error::os(format_args!("{}: {what}", named(path)), e)
+        })?;
         let mut number = [0; 8];
         mem::random(&mut number)?;
         let number = u64::from_le_bytes(number);
         let temporary = directory.join(format!(".brant-image-{number:016x}"));
         let cached = disk::create(&temporary).map_err(|e| Error::os(named(path), e))?;
         let mut unfinished = Unfinished {
-            directory,
+            directory: opened,
             path: path.to_owned(),
             temporary,
             cached,
@@ -127,7 +138,7 @@ impl Unfinished {
         disk::sync(self.cached.as_fd()).map_err(|e| self.failed("syncing it", e))?;
         disk::rename(&self.temporary, &self.path).map_err(|e| self.failed("naming it", e))?;
         self.temporary = PathBuf::new();
-        disk::sync_directory(&self.directory).map_err(|e| {
+        disk::sync(self.directory.as_fd()).map_err(|e| {
             self.failed(
                 "it is whole and has its name, which may not last: syncing its directory",
                 e,

@@ -4,7 +4,7 @@
 use super::{file, kernel};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -133,7 +133,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     kernel::rename(from, to)
 }
 
-/// Waits until a directory's names are on its device.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
-    sync(file::open(path)?.as_fd())
+/// Opens a directory, to be synced: then its names are on its device.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    file::open(path)
 }

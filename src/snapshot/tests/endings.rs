@@ -314,6 +314,12 @@ fn a_path_that_is_no_place_for_an_image_is_refused_before_memory_is_written() {
     let link = directory.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_eq!(refused(&link).kind(), Kind::Invalid);
+    // The last four cannot be told from a file's path by `Path::file_name`.
+    for end in ["/", "/..", "/new/", "/new/.", "/new//", "/new/./"] {
+        let at = format!("{}{end}", directory.path().display());
+        let error = refused(at.as_ref());
+        assert_eq!(error.kind(), Kind::Invalid, "{end}: {error}");
+    }
     assert_eq!(refused("/".as_ref()).kind(), Kind::Invalid);
     let missing = directory.path().join("missing/guest.image");
     let error = refused(&missing);

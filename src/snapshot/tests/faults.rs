@@ -148,3 +148,53 @@ fn a_disk_that_fills_up_fails_the_save_by_block_and_place() {
     // And when there is room again, the same guest is saved.
     here.save_to(&path).unwrap();
 }
+
+#[test]
+fn once_an_image_has_its_name_no_lack_of_descriptors_or_rights_fails_the_save() {
+    let (directory, path) = place();
+    let whole = Scope::default();
+    save(&guest(), &whole, &path).unwrap();
+    let opens = whole.calls();
+    let opens = opens
+        .iter()
+        .filter(|call| (call.name, call.role) == ("open", "brant-snapshot"))
+        .count();
+    assert!(opens > 1, "{opens}");
+    for number in 0..opens as u64 {
+        for error in [libc::EACCES, libc::EMFILE] {
+            std::fs::write(&path, "older").unwrap();
+            let scope = Scope::default();
+            let call = Call {
+                role: "brant-snapshot",
+                name: "open",
+                number,
+            };
+            scope.plan(call, Fault::Error(error));
+            let result = save(&guest(), &scope, &path);
+            assert!(scope.fired(), "{call}");
+            // A failed save leaves what was there before.
+            let older = std::fs::read(&path).unwrap() == b"older";
+            assert_eq!(result.is_err(), older, "{call}: {result:?}");
+            assert_eq!(names(directory.path()), ["guest.image"], "{call}");
+        }
+    }
+}
+
+#[test]
+fn a_failing_sync_of_the_directory_is_told_though_the_image_is_whole_and_has_its_name() {
+    let (_directory, path) = place();
+    std::fs::write(&path, "older").unwrap();
+    let here = guest();
+    let scope = Scope::default();
+    let call = Call {
+        role: "brant-snapshot",
+        name: "fsync",
+        number: 1,
+    };
+    scope.plan(call, Fault::Error(libc::EIO));
+    let error = save(&here, &scope, &path).unwrap_err();
+    assert!(error.message().contains("it is whole"), "{error}");
+    let there = world_of(700, Notes::default());
+    there.restore_from(&path).unwrap();
+    assert!(there.contents() == here.contents());
+}
