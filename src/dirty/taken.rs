@@ -146,7 +146,9 @@ impl Taken {
         self.runs.clear();
     }
 
-    /// The same, with the memory in use on: for whoever hands it to a reader of its own.
+    /// The same, with the memory in use on: for whoever hands it to a reader of its own, as the C
+    /// interface does.
+    #[cfg(feature = "capi")]
     pub(crate) fn delivered_in_use(mut self) -> Vec<BlockPin> {
         self.runs.clear();
         std::mem::take(&mut self.pins)
