@@ -20,6 +20,11 @@ use crate::units::Pages;
 use vm_memory::GuestAddress;
 
 impl BlockState {
+    /// How many pages the block has.
+    fn pages(&self) -> u64 {
+        self.pin_source.pages().0
+    }
+
     /// Arms the chunks of a range.
     fn arm(&mut self, first: u64, pages: u64) {
         if let Some(chunks) = &mut self.chunks {
@@ -196,9 +201,14 @@ impl PendingSink<'_> {
         let map = self.map;
         let mut found = Merged::default();
         let blocks = &mut *self.blocks;
-        let mut give = |part: BlockPart| {
+        let mut give = |mut part: BlockPart| {
             if let Some(state) = blocks.get_mut(part.block) {
-                found += f(state, part);
+                // A log's word may reach past the end of the block: nothing was written there.
+                let room = state.pages().saturating_sub(part.first.0);
+                part.pages = Pages(part.pages.0.min(room));
+                if part.pages > Pages(0) {
+                    found += f(state, part);
+                }
             }
         };
         match origin {
@@ -212,7 +222,7 @@ impl PendingSink<'_> {
                 if let Some(slot) = map.slot(slot) {
                     give(BlockPart {
                         block: slot.block,
-                        first: slot.first + page,
+                        first: Pages(slot.first.0.saturating_add(page.0)),
                         pages: Pages(pages.0.min(slot.pages.0.saturating_sub(page.0))),
                         before: Pages(0),
                     });
@@ -293,6 +303,7 @@ impl Sink for PendingSink<'_> {
             let Some(state) = self.blocks.get_mut(block) else {
                 return;
             };
+            let room = room.min(state.pages().saturating_sub(base));
             let bit = |page: u64| base.saturating_add(from).saturating_add(page) as usize;
             for &page in pages.iter().take(AHEAD) {
                 state.prefetch(bit(page));

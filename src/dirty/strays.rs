@@ -91,6 +91,9 @@ mod tests {
     use crate::dirty::testing;
     use crate::dirty::tracker::StartWith;
     use crate::dirty::{DirtyLog, Extent, Harvested, Initial, LogKind, When};
+    use crate::memory::SlotDescription;
+    use crate::units::Bytes;
+    use vm_memory::GuestAddress;
 
     /// Reports pages that are not there, beside one that is.
     struct Wild(BlockId);
@@ -137,5 +140,77 @@ mod tests {
         assert_eq!(found, [(block.0, 5)].into());
         // Four of the first list, all of the other two, two of each bitmap.
         assert_eq!(consumer.stray_marks(), 4 + 2 + 1 + 2 + 2);
+    }
+
+    /// Reports, beside one page, pages that are not there, by every origin and in every way.
+    struct Far(BlockId);
+
+    impl DirtyLog for Far {
+        fn kind(&self) -> LogKind {
+            LogKind::Other
+        }
+        fn start(&mut self, _: &Map) -> Result<Initial> {
+            Ok(Initial::Clean)
+        }
+        fn stop(&mut self, _: &Map) -> Result<()> {
+            Ok(())
+        }
+        fn harvest(&mut self, _: &Map, _: When, sink: &mut dyn Sink) -> Result<Harvested> {
+            const FAR: u64 = 1 << 40;
+            let (block, slot) = (self.0, 9);
+            sink.list(
+                Origin::Block {
+                    block,
+                    page: Pages(0),
+                },
+                &[5, 64, FAR, FAR + 1],
+            );
+            for page in [64, FAR, u64::MAX] {
+                let page = Pages(page);
+                let address = page.0.checked_mul(4096).unwrap_or(u64::MAX - 4095);
+                for origin in [
+                    Origin::Block { block, page },
+                    Origin::Slot { slot, page },
+                    Origin::Slot { slot: 10, page },
+                    Origin::Guest(GuestAddress(address)),
+                    Origin::Iova(address),
+                ] {
+                    sink.list(origin, &[0, 1, FAR]);
+                    sink.bitmap(origin, &[0b111], Pages(3));
+                    assert_eq!(sink.lasting_bitmap(origin, &[1], Pages(1), Pages(1)), 0);
+                    sink.everything(origin, Pages(3));
+                }
+            }
+            // The bits past the end of a bitmap that begins in the block and in the slot.
+            let page = Pages(63);
+            sink.bitmap(Origin::Block { block, page }, &[0b110], Pages(3));
+            sink.bitmap(Origin::Slot { slot, page }, &[0b110], Pages(3));
+            Ok(Harvested::Complete)
+        }
+        fn covered(&self, _: &Map, _: &mut dyn FnMut(Extent)) {}
+        fn map_changes(&mut self, _: &Map, _: &Map, _: &mut dyn Sink) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn pages_that_no_block_has_do_not_count_as_written() {
+        let ram = testing::Guest::new(64);
+        let block = ram.block("ram", 64);
+        ram.memory
+            .add_slot(&SlotDescription {
+                slot: 9,
+                flags: 0,
+                block,
+                offset: Bytes(0),
+                length: Pages(64).bytes(),
+                guest_address: GuestAddress(0),
+            })
+            .unwrap();
+        let consumer = ram.tracker(Box::new(Far(block)));
+        consumer.start(StartWith::Nothing).unwrap();
+        let report = consumer.sync(When::Running).unwrap();
+        assert_eq!((report.found, report.pending), (Pages(1), Pages(1)));
+        assert_eq!(report.written, Pages(1));
     }
 }
