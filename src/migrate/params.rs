@@ -3,6 +3,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Limit, Timeout};
 use crate::wire;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Parameters of a migration. Fields may be added in later versions: name the fields that you set,
@@ -105,21 +106,50 @@ pub(super) fn transfer(idle: Timeout, bytes: u64) -> Timeout {
     )
 }
 
+/// In C, one field of both sides.
+const TOTAL: &str = "the total timeout";
+
 fn total(timeout: Option<Duration>, begun: Instant) -> Limit {
     match timeout {
-        Some(length) => Timeout::new("the total timeout", length).since(begun),
+        Some(length) => Timeout::new(TOTAL, length).since(begun),
         None => Limit::never(),
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Debug>(name: &str, value: T, least: T, most: T) -> Result<()> {
+/// A length of time as the documentation writes it: "300 ms", "1 h", "30 days".
+#[derive(PartialEq, PartialOrd)]
+struct Words(Duration);
+
+impl fmt::Display for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (micros, ms) = (self.0.as_micros(), self.0.as_millis());
+        let day = (HOUR * 24).as_millis();
+        match ms {
+            _ if self.0.subsec_nanos() % 1000 > 0 => write!(f, "{} ns", self.0.as_nanos()),
+            _ if micros % 1000 > 0 => write!(f, "{micros} µs"),
+            0 => f.write_str("0 ms"),
+            _ if ms == day => f.write_str("1 day"),
+            _ if ms % day == 0 => write!(f, "{} days", ms / day),
+            _ if ms % HOUR.as_millis() == 0 => write!(f, "{} h", ms / HOUR.as_millis()),
+            _ if ms % 1000 == 0 => write!(f, "{} s", ms / 1000),
+            _ => write!(f, "{ms} ms"),
+        }
+    }
+}
+
+fn within<T: PartialOrd + fmt::Display>(name: &str, value: T, least: T, most: T) -> Result<()> {
     if value < least || value > most {
         return Err(Error::new(
             Kind::Invalid,
-            format!("{name} is {value:?}; it can be {least:?} to {most:?}"),
+            format!("{name} is {value}; it can be {least} to {most}"),
         ));
     }
     Ok(())
+}
+
+fn time_within(name: &str, value: Duration, most: Duration) -> Result<()> {
+    let least = Duration::from_millis(1);
+    within(name, Words(value), Words(least), Words(most))
 }
 
 impl Params {
@@ -183,8 +213,7 @@ impl Params {
 
     /// Refuses a parameter out of its range; the error names the range.
     pub fn check(&self) -> Result<()> {
-        let ms = Duration::from_millis(1);
-        within("the downtime limit", self.downtime_limit, ms, HOUR)?;
+        time_within("the downtime limit", self.downtime_limit, HOUR)?;
         for (name, rate) in [
             ("the maximum bandwidth", self.max_bandwidth),
             ("the switchover bandwidth", self.switchover_bandwidth),
@@ -198,14 +227,18 @@ impl Params {
                 )?;
             }
         }
-        let totals = [self.total_timeout, self.incoming_timeout];
-        for total in totals.into_iter().flatten() {
-            within("the total timeout", total, ms, HOUR * 24 * 30)?;
+        for (name, total) in [
+            (TOTAL, self.total_timeout),
+            ("the incoming timeout", self.incoming_timeout),
+        ] {
+            if let Some(total) = total {
+                time_within(name, total, HOUR * 24 * 30)?;
+            }
         }
-        within("the connect timeout", self.connect_timeout, ms, HOUR)?;
-        within("the I/O timeout", self.io_timeout, ms, HOUR)?;
-        within("the switchover timeout", self.switchover_timeout, ms, HOUR)?;
-        within("the hand-over timeout", self.handover_timeout, ms, HOUR)?;
+        time_within("the connect timeout", self.connect_timeout, HOUR)?;
+        time_within("the I/O timeout", self.io_timeout, HOUR)?;
+        time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
+        time_within("the hand-over timeout", self.handover_timeout, HOUR)?;
         within("the number of channels", self.channels, 1, 1)?;
         within(
             "the maximum state in bytes",
@@ -221,81 +254,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_out_of_range_is_refused_with_the_range() {
+    fn what_is_out_of_range_is_refused_by_its_name_with_the_range() {
         let d = Params::default;
         d().check().unwrap();
         let wrong = [
-            (
-                Params {
-                    downtime_limit: Duration::ZERO,
-                    ..d()
-                },
-                "1ms to 3600s",
-            ),
-            (
-                Params {
-                    max_bandwidth: Some(1),
-                    ..d()
-                },
-                "65536 to 1099511627776",
-            ),
-            (
-                Params {
-                    switchover_bandwidth: Some(u64::MAX),
-                    ..d()
-                },
-                "65536 to 1099511627776",
-            ),
-            (
-                Params {
-                    total_timeout: Some(Duration::ZERO),
-                    ..d()
-                },
-                "1ms to 2592000s",
-            ),
-            (
-                Params {
-                    incoming_timeout: Some(HOUR * 24 * 31),
-                    ..d()
-                },
-                "1ms to 2592000s",
-            ),
-            (
-                Params {
-                    connect_timeout: HOUR * 2,
-                    ..d()
-                },
-                "1ms to 3600s",
-            ),
-            (
-                Params {
-                    io_timeout: Duration::ZERO,
-                    ..d()
-                },
-                "1ms to 3600s",
-            ),
-            (
-                Params {
-                    switchover_timeout: Duration::ZERO,
-                    ..d()
-                },
-                "1ms to 3600s",
-            ),
-            (
-                Params {
-                    handover_timeout: Duration::ZERO,
-                    ..d()
-                },
-                "1ms to 3600s",
-            ),
+            (Params { downtime_limit: Duration::ZERO, ..d() },
+             "the downtime limit is 0 ms; it can be 1 ms to 1 h"),
+            (Params { max_bandwidth: Some(1), ..d() },
+             "the maximum bandwidth in bytes a second is 1; it can be 65536 to 1099511627776"),
+            (Params { switchover_bandwidth: Some(u64::MAX), ..d() },
+             "the switchover bandwidth in bytes a second is 18446744073709551615; it can be 65536 to"),
+            (Params { total_timeout: Some(Duration::from_micros(10)), ..d() },
+             "the total timeout is 10 µs; it can be 1 ms to 30 days"),
+            (Params { incoming_timeout: Some(Duration::ZERO), ..d() },
+             "the incoming timeout is 0 ms; it can be 1 ms to 30 days"),
+            (Params { incoming_timeout: Some(HOUR * 24 * 31), ..d() },
+             "the incoming timeout is 31 days; it can be 1 ms to 30 days"),
+            (Params { connect_timeout: HOUR * 2, ..d() },
+             "the connect timeout is 2 h; it can be 1 ms to 1 h"),
+            (Params { io_timeout: HOUR + Duration::from_secs(1), ..d() },
+             "the I/O timeout is 3601 s; it can be 1 ms to 1 h"),
+            (Params { switchover_timeout: HOUR * 24, ..d() },
+             "the switchover timeout is 1 day; it can be 1 ms to 1 h"),
+            (Params { handover_timeout: HOUR + Duration::from_millis(1), ..d() },
+             "the hand-over timeout is 3600001 ms; it can be 1 ms to 1 h"),
             (Params { channels: 2, ..d() }, "1 to 1"),
-            (
-                Params {
-                    max_state_bytes: 0,
-                    ..d()
-                },
-                "4096 to",
-            ),
+            (Params { max_state_bytes: 0, ..d() }, "4096 to"),
         ];
         for (params, range) in wrong {
             let error = params.check().unwrap_err();
