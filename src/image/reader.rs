@@ -35,6 +35,7 @@ pub struct Image {
     path: PathBuf,
     cached: File,
     direct: Option<File>,
+    file_bytes: u64,
     index: Index,
 }
 
@@ -71,6 +72,7 @@ impl Image {
             path: path.to_owned(),
             cached,
             direct: None,
+            file_bytes: 0,
             index: Index::default(),
         };
         let length = disk::length(image.cached.as_fd())
@@ -79,6 +81,7 @@ impl Image {
             .map_err(named)?;
         let first = image.read_up_to(0, length.min(HEADER_LEN as u64), "its header")?;
         let header = Header::decode(&first, length).map_err(named)?;
+        image.file_bytes = header.file_length;
         let bytes = header.file_length - header.index_offset;
         let bytes = image.read_up_to(header.index_offset, bytes, "its index")?;
         image.index = Index::decode(&bytes, &header).map_err(named)?;
@@ -86,6 +89,11 @@ impl Image {
             image.direct = disk::open_for_reading(path, way).ok();
         }
         Ok(image)
+    }
+
+    /// How long the file is, by its header, which [`Image::open`] has held against the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     /// The index of the image.

@@ -202,6 +202,7 @@ impl Run {
             false => Way::Cached,
         };
         let image = Arc::new(Image::open(&self.path, way)?);
+        self.stats.file_bytes = image.file_bytes();
         let index = image.index();
         let (early, state) = self.read_blobs(&image)?;
         for blob in &early {

@@ -214,6 +214,24 @@ fn however_often_pages_are_written_the_file_is_bounded_by_the_guests_memory() {
 }
 
 #[test]
+fn the_figures_of_a_save_and_of_its_restore_tell_the_length_of_the_file() {
+    let (_directory, path) = place();
+    let here = world();
+    here.fill(7, 7);
+    let save = here.save(SaveParams::default());
+    save.start(&path).unwrap();
+    save.wait(Some(LONG)).unwrap();
+    let there = world();
+    let restore = there.restore(RestoreParams::default());
+    assert_eq!(restore.stats().file_bytes, 0, "no file is known yet");
+    restore.start(&path).unwrap();
+    restore.wait(Some(LONG)).unwrap();
+    let length = std::fs::metadata(&path).unwrap().len();
+    assert_eq!(save.stats().file_bytes, length);
+    assert_eq!(restore.stats().file_bytes, length);
+}
+
+#[test]
 fn a_page_that_becomes_zero_between_two_passes_is_a_hole_again() {
     let (_directory, path) = place();
     let here = world();
