@@ -2,6 +2,7 @@
 //! is done by the driver on a thread of its own.
 
 mod announced;
+mod asking;
 mod course;
 mod driver;
 mod encode;

@@ -197,6 +197,7 @@ impl From<Next> for Decision {
 /// assert_eq!(ThirdPass.decide(&facts).next, Next::SwitchOver { expected });
 /// ```
 pub trait Decider: Send {
-    /// What to do, given `facts`.
+    /// What to do, given `facts`. A panic fails the migration with
+    /// [`Kind::Vmm`](crate::Kind::Vmm) and a message that names the decider.
     fn decide(&mut self, facts: &Facts) -> Decision;
 }

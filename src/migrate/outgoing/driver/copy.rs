@@ -9,6 +9,7 @@ use crate::dirty::consumer::Cursor;
 use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
+use crate::migrate::outgoing::asking::ask;
 use crate::migrate::outgoing::lane::Lane;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
@@ -57,7 +58,7 @@ impl Driver {
                 ),
             );
             self.shared.handle.cancel.check("the migration")?;
-            let next = self.ask(Moment::Synced);
+            let next = self.ask(Moment::Synced)?;
             self.shared.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {
@@ -151,9 +152,9 @@ impl Driver {
         self.sending(io)?.2.barrier()
     }
 
-    fn ask(&mut self, moment: Moment) -> Next {
+    fn ask(&mut self, moment: Moment) -> Result<Next> {
         let facts = self.facts(moment);
-        self.decider.decide(&facts).next
+        Ok(ask(&mut *self.decider, &facts)?.next)
     }
 
     pub(super) fn facts(&self, moment: Moment) -> Facts {
@@ -230,7 +231,7 @@ impl Driver {
             );
         }
         match self.ask(Moment::Walking) {
-            Next::GiveUp(why) => Error::new(
+            Err(why) | Ok(Next::GiveUp(why)) => Error::new(
                 why.kind(),
                 format!("{} ({})", why.message(), error.message()),
             ),
@@ -255,7 +256,7 @@ impl Driver {
         loop {
             shared.handle.cancel.check("the migration")?;
             self.lane()?.listen()?;
-            match self.ask(Moment::Walking) {
+            match self.ask(Moment::Walking)? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
