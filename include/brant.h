@@ -404,7 +404,7 @@ int32_t brant_has_feature(const char *name);
  * its cap is too slow.
  */
 #define BRANT_E_NOT_CONVERGED (-18)
-/** The guest has a blocker (`brant_blocker_new`); the message gives its reason. */
+/** The guest can be neither migrated nor saved, for a reason that the VMM gave. */
 #define BRANT_E_BLOCKED (-19)
 /**
  * The guest was handed over, and the destination did not say that the guest runs: it said nothing,
@@ -895,18 +895,18 @@ int32_t brant_guest_clear_poisoned(struct brant_guest *guest,
                                    struct brant_error **error);
 
 /**
- * A reason why a guest cannot migrate. It counts until `brant_blocker_free` takes it back.
+ * A reason why a guest can be neither migrated nor saved, until `brant_blocker_free` takes it back.
  *
- * Threads: any. `brant_blocker_free` is the last call on a blocker. It may come after the guest
- * was freed, and while a migration starts: that migration is then refused or not.
+ * Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
+ * while a migration or a save starts: that one is refused or is not.
  */
 typedef struct brant_blocker brant_blocker;
 
 /**
- * Tells brant that the guest cannot migrate, and why, until the blocker is freed. A migration that
- * is started meanwhile is refused with BRANT_E_BLOCKED and the reason. A migration that is already
- * in progress fails with BRANT_E_BLOCKED, unless it has paused the guest already. `blocker` may be
- * NULL: then the reason counts as long as the guest exists.
+ * Says that the guest can be neither migrated nor saved, and why, until the blocker is taken back.
+ * A migration or save that is started meanwhile is refused with BRANT_E_BLOCKED and the reason. One
+ * that is running fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
+ * stays as long as the guest does.
  */
 int32_t brant_blocker_new(struct brant_guest *guest,
                           const char *reason,

@@ -54,7 +54,7 @@ pub enum Kind {
     /// The rest to be sent did not get small enough in time. The guest writes too fast, or the link
     /// or its cap is too slow.
     NotConverged = -18,
-    /// Migration is blocked by a reason the VMM gave.
+    /// The guest can be neither migrated nor saved, for a reason that the VMM gave.
     Blocked = -19,
     /// The source handed the guest over, and the destination did not say that the guest runs: it
     /// said nothing, or that it failed. The guest stays paused at the source until the VMM resolves
@@ -96,7 +96,7 @@ impl Kind {
             Kind::Refused => "refused by the peer",
             Kind::Vmm => "VMM callback failed",
             Kind::NotConverged => "did not converge",
-            Kind::Blocked => "migration blocked",
+            Kind::Blocked => "blocked by the VMM",
             Kind::Unanswered => "handed over, not answered",
             Kind::Callback => "called from its own callback",
             Kind::Internal => "internal error",

@@ -1,4 +1,4 @@
-//! Reasons why a guest cannot move.
+//! Reasons why a guest can be neither migrated nor saved.
 
 use super::error::brant_error;
 use super::guest::brant_guest;
@@ -6,18 +6,18 @@ use super::structs::{handle, put, text};
 use crate::migrate::Blocker;
 use std::ffi::c_char;
 
-/// A reason why a guest cannot migrate. It counts until `brant_blocker_free` takes it back.
+/// A reason why a guest can be neither migrated nor saved, until `brant_blocker_free` takes it back.
 ///
-/// Threads: any. `brant_blocker_free` is the last call on a blocker. It may come after the guest
-/// was freed, and while a migration starts: that migration is then refused or not.
+/// Threads: any. `brant_blocker_free` is the last call, also after the guest was freed, and also
+/// while a migration or a save starts: that one is refused or is not.
 pub struct brant_blocker {
     _blocker: Blocker,
 }
 
-/// Tells brant that the guest cannot migrate, and why, until the blocker is freed. A migration that
-/// is started meanwhile is refused with BRANT_E_BLOCKED and the reason. A migration that is already
-/// in progress fails with BRANT_E_BLOCKED, unless it has paused the guest already. `blocker` may be
-/// NULL: then the reason counts as long as the guest exists.
+/// Says that the guest can be neither migrated nor saved, and why, until the blocker is taken back.
+/// A migration or save that is started meanwhile is refused with BRANT_E_BLOCKED and the reason. One
+/// that is running fails with it unless the guest is paused already. `blocker` may be NULL: then the reason
+/// stays as long as the guest does.
 #[no_mangle]
 pub unsafe extern "C" fn brant_blocker_new(
     guest: *mut brant_guest,

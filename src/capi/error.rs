@@ -43,7 +43,7 @@ pub const BRANT_E_VMM: i32 = -17;
 /// The remaining pages did not get few enough in time: the guest writes too fast, or the link or
 /// its cap is too slow.
 pub const BRANT_E_NOT_CONVERGED: i32 = -18;
-/// The guest has a blocker (`brant_blocker_new`); the message gives its reason.
+/// The guest can be neither migrated nor saved, for a reason that the VMM gave.
 pub const BRANT_E_BLOCKED: i32 = -19;
 /// The guest was handed over, and the destination did not say that the guest runs: it said nothing,
 /// or said that it failed. The guest stands paused at the source until the VMM resolves the
@@ -144,7 +144,7 @@ pub extern "C" fn brant_error_name(code: i32) -> *const c_char {
             BRANT_E_REFUSED => c"refused by the peer",
             BRANT_E_VMM => c"VMM callback failed",
             BRANT_E_NOT_CONVERGED => c"did not converge",
-            BRANT_E_BLOCKED => c"migration blocked",
+            BRANT_E_BLOCKED => c"blocked by the VMM",
             BRANT_E_UNANSWERED => c"handed over, not answered",
             BRANT_E_CALLBACK => c"called from its own callback",
             BRANT_E_INTERNAL => c"internal error",

@@ -1,4 +1,4 @@
-//! Reasons why a guest cannot move now, each given by the VMM and taken back by it.
+//! Reasons why a guest can be neither migrated nor saved now. The VMM gives each and takes it back.
 
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, Weak};
@@ -9,7 +9,7 @@ struct List {
     reasons: Vec<(u64, String)>,
 }
 
-/// The reasons of one guest. Any thread.
+/// The reasons of one guest, for its migrations and its saves to a file. Any thread.
 ///
 /// ```
 /// use brant::error::Kind;
@@ -37,8 +37,8 @@ impl Blockers {
         Blockers::default()
     }
 
-    /// Adds a reason. A migration that is running fails with it before it would pause the
-    /// guest; one that has paused it goes on.
+    /// Adds a reason. While it stands, no migration and no save starts. A migration or save that is
+    /// running fails with it before it would pause the guest; one that has paused the guest goes on.
     pub fn block(&self, reason: &str) -> Blocker {
         let mut list = self.0.lock().unwrap_or_else(|e| e.into_inner());
         let number = list.next;
@@ -59,7 +59,10 @@ impl Blockers {
         let reasons: Vec<&str> = list.reasons.iter().map(|(_, r)| r.as_str()).collect();
         Err(Error::new(
             Kind::Blocked,
-            format!("migration is blocked: {}", reasons.join("; ")),
+            format!(
+                "the guest can be neither migrated nor saved: {}",
+                reasons.join("; ")
+            ),
         ))
     }
 }

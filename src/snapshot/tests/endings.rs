@@ -341,7 +341,12 @@ fn a_blocker_keeps_a_guest_from_being_saved() {
     let tracker = Arc::clone(&here.tracker);
     let save = Save::new(tracker, blockers.clone(), vmm, SaveParams::default()).unwrap();
     let reason = blockers.block("a device of the host's");
-    assert_eq!(save.start(&path).unwrap_err().kind(), Kind::Blocked);
+    let error = save.start(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::Blocked);
+    assert_eq!(
+        error.message(),
+        "the guest can be neither migrated nor saved: a device of the host's"
+    );
     drop(reason);
     let late = Mutex::new(None);
     here.notes.hook("early_save", move || {
