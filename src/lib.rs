@@ -7,6 +7,8 @@
 //! - [`migrate`]: a running guest moves to another host. The VMM takes part through the operations
 //!   of [`vmm::Vmm`].
 //!
+//! [`snapshot`] saves a running guest to a file and restores it from there.
+//!
 //! [`rate`] measures how fast a guest writes, without a migration. All levels rest on the guest's
 //! [`memory`], the [`dirty`] logs, [`units`] and [`error`]s.
 //!
