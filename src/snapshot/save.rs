@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::image::{Announce, Blobs, Writer};
 use crate::memory::blockers::Blockers;
 use crate::memory::ownership::{Claim, Stage};
+use crate::memory::Map;
 use crate::runtime::{catch, Role};
 use crate::sys::disk::Way;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
@@ -304,8 +305,8 @@ impl Run {
         // The guest is paused: it has written none of the pages that syncs of other consumers find
         // from here on.
         consumer.0.freeze();
-        self.pass(&consumer.0, &mut walk, &mut writer)?;
-        writer.seal(&memory.map())?;
+        let map = self.pass(&consumer.0, &mut walk, &mut writer)?;
+        writer.seal(&map)?;
         drop(consumer);
         if self.paused_at.is_some() && !params.stay_paused {
             self.resume()?;
@@ -353,8 +354,20 @@ impl Run {
         }
     }
 
-    /// Writes all pending pages, and waits until they are in the file.
-    fn pass(&mut self, consumer: &Consumer, walk: &mut Walk, writer: &mut Writer) -> Result<()> {
+    /// Writes all pending pages, and waits until they are in the file. Returns the map whose pages
+    /// these are: with a paused guest, no page of its blocks is pending.
+    ///
+    /// Example: another thread of the VMM's adds a block while the guest is paused. If the map were
+    /// taken after the last look at the pending pages, a block added between the two would be in the
+    /// map, and none of its pages in the file. So the map is taken first. The tracker makes a new
+    /// block's pages pending before the map has the block, so the look that follows finds them. A
+    /// block that is removed in between is not in the next map, and the pass goes on with that one.
+    fn pass(
+        &mut self,
+        consumer: &Consumer,
+        walk: &mut Walk,
+        writer: &mut Writer,
+    ) -> Result<Arc<Map>> {
         let shared = Arc::clone(&self.shared);
         self.stats.pass += 1;
         walk.restart();
@@ -367,9 +380,13 @@ impl Run {
                     writer.barrier()?;
                     // Pages whose pins a removal wanted back are pending again. While the guest
                     // runs, the next pass takes them.
-                    let again = self.stats.state == State::Paused && consumer.pending() > Pages(0);
-                    if !again {
-                        return Ok(());
+                    let map = shared.tracker.memory().map();
+                    let whole = consumer.pending() == Pages(0)
+                        && shared.tracker.memory().map().generation() == map.generation();
+                    #[cfg(test)]
+                    super::testing::looked_at_pending();
+                    if whole || self.stats.state != State::Paused {
+                        return Ok(map);
                     }
                 }
             }

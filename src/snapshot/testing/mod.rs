@@ -265,6 +265,24 @@ pub(super) fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+type Once = Box<dyn FnOnce()>;
+
+thread_local! {
+    static LOOKED: std::cell::Cell<Option<Once>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `what` once on this thread, a save's, after its next look at what is pending.
+pub(super) fn after_the_look_at_pending(what: impl FnOnce() + 'static) {
+    LOOKED.set(Some(Box::new(what)));
+}
+
+/// The place in a save's pass where [`after_the_look_at_pending`] takes effect.
+pub(super) fn looked_at_pending() {
+    if let Some(what) = LOOKED.take() {
+        what();
+    }
+}
+
 /// Memory for one more block.
 pub(super) struct Plugged {
     host: *mut libc::c_void,

@@ -378,3 +378,35 @@ fn a_guest_that_is_to_stay_paused_does() {
     assert!(here.notes.paused.load(SeqCst));
     assert_eq!(here.memory.ownership().whose(), Whose::Stands);
 }
+
+#[test]
+fn a_block_added_after_the_last_look_at_what_is_pending_is_never_in_the_image_without_its_contents()
+{
+    let (_directory, path) = place();
+    let here = world();
+    here.fill(7, 7);
+    let late = Arc::new(Plugged::new(300));
+    late.fill(0x5a);
+    let (memory, new) = (Arc::clone(&here.memory), Arc::clone(&late));
+    let added = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let adds = Arc::clone(&added);
+    // On the save's thread, with the guest paused.
+    here.notes.hook("save", move || {
+        let (memory, new) = (Arc::clone(&memory), Arc::clone(&new));
+        let adds = Arc::clone(&adds);
+        after_the_look_at_pending(move || {
+            new.add_to(&memory, "late", BlockFlags::default());
+            adds.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        Ok(())
+    });
+    here.save_to(&path).unwrap();
+    assert!(added.load(std::sync::atomic::Ordering::SeqCst));
+    // The block came after the moment that the image shows.
+    let image = Image::open(&path, Way::Cached).unwrap();
+    let blocks = &image.index().blocks;
+    assert!(blocks.iter().all(|block| block.name != "late"));
+    let there = world();
+    there.restore_from(&path).unwrap();
+    assert!(here.contents() == there.contents());
+}
