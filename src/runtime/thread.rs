@@ -161,7 +161,10 @@ pub fn spawn<T: Send + 'static>(
 /// no signal could ever reach it, and a vCPU thread could not be kicked out of `KVM_RUN`.
 pub fn with_starters_mask<T>(f: impl FnOnce() -> T) -> T {
     // A mask that cannot be put leaves ours, which is safe for us.
-    let _mask = STARTERS_MASK.get().and_then(|mask| mask.put().ok());
+    let _mask = STARTERS_MASK.get().and_then(|mask| {
+        mask.forget_pending_errors();
+        mask.put().ok()
+    });
     f()
 }
 
@@ -296,6 +299,26 @@ mod tests {
         assert_eq!(after, all);
         // On a thread that is not ours it changes nothing.
         assert_eq!(with_starters_mask(blocked), ours);
+    }
+
+    #[test]
+    fn a_signal_for_an_error_that_was_told_does_not_end_the_process_under_the_starters_mask() {
+        let join = spawn(
+            Role::Snapshot,
+            |_| (),
+            || {
+                for signal in [libc::SIGXFSZ, libc::SIGPIPE] {
+                    // As the kernel does after a write past the limit on file sizes.
+                    // SAFETY: signals this thread, where everything is masked.
+                    assert_eq!(
+                        unsafe { libc::pthread_kill(libc::pthread_self(), signal) },
+                        0
+                    );
+                }
+                with_starters_mask(|| 5)
+            },
+        );
+        assert_eq!(join.unwrap().join().unwrap(), 5);
     }
 
     #[test]

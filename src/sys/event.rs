@@ -135,6 +135,25 @@ impl SignalMask {
         SignalMask(all)
     }
 
+    /// Forgets what the kernel signalled to the calling thread for a call that failed and was told as
+    /// an error: SIGXFSZ for a write past the limit on file sizes, SIGPIPE. They stay pending while they are
+    /// masked, and would end the process under this mask. A signal that this mask keeps away stays.
+    pub fn forget_pending_errors(&self) {
+        // SAFETY: sigset_t is plain integers; all zero is an empty set. The sets live on this stack
+        // frame; nothing is written but `errors`.
+        unsafe {
+            let mut errors: libc::sigset_t = std::mem::zeroed();
+            for signal in [libc::SIGXFSZ, libc::SIGPIPE] {
+                if libc::sigismember(&self.0, signal) == 0 {
+                    libc::sigaddset(&mut errors, signal);
+                }
+            }
+            let now: libc::timespec = std::mem::zeroed();
+            // One at a time, until none is pending (EAGAIN).
+            while libc::sigtimedwait(&errors, std::ptr::null_mut(), &now) > 0 {}
+        }
+    }
+
     /// Puts this mask on the calling thread. A thread started meanwhile inherits it from its first
     /// instruction (pthread_create(3)).
     pub fn put(&self) -> io::Result<SignalsMasked> {

@@ -76,7 +76,7 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
     });
     out.start_with(ConnectTo::Connected(a), Box::new(decider))
         .unwrap();
-    assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Internal);
+    assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Vmm);
     let _ = inc.wait(Some(LONG));
     pair.assert_runs_on("decider");
 }

@@ -21,7 +21,10 @@ const HARMLESS: &[&str] = &[
     "pthread_getattr_np",
     "pthread_self",
     "pthread_sigmask",
+    "sigaddset",
     "sigfillset",
+    "sigismember",
+    "sigtimedwait",
     "sysconf",
 ];
 
