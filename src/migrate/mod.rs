@@ -4,6 +4,7 @@
 //! `switchover` decide what happens next. They are pure and tested without a clock or a socket. The
 //! drivers of the two sides carry the decisions out. [`report`] holds the figures that users see.
 
+mod common;
 mod handle;
 pub mod incoming;
 mod layout;
@@ -20,6 +21,7 @@ pub mod switchover;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod watching;
 mod work;
 
 #[cfg(test)]

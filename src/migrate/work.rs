@@ -2,7 +2,8 @@
 //! and what came of it is the machine's next event.
 
 use super::callbacks::Callbacks;
-use super::handle::{Ending, Handle};
+use super::common::Common;
+use super::handle::Ending;
 use super::state::Side;
 use super::switchover::{Failure, Machine};
 use crate::error::{Error, Kind, Result};
@@ -10,27 +11,15 @@ use crate::runtime::thread::{catch, Role};
 use crate::vmm::EventKind;
 use std::sync::Arc;
 
-/// What the VMM's object and the thread share.
-pub(super) trait Shared {
-    /// The side's machine.
-    type Machine: Side;
-    /// What the VMM holds.
-    fn handle(&self) -> &Handle<Self::Machine>;
-}
-
 /// What a driver can do.
 pub(super) trait Work {
-    /// What it shares with the VMM's object.
-    type Shared: Shared<Machine = Self::Machine>;
     /// The side's machine.
     type Machine: Side;
+    /// The guest, as this side has it.
+    type Guest;
 
-    /// What it shares with the VMM's object.
-    fn shared(&self) -> &Arc<Self::Shared>;
-    /// The VMM.
-    fn vmm(&self) -> &Callbacks;
-    /// The first thing that went wrong.
-    fn error(&mut self) -> &mut Option<Error>;
+    /// What drivers of both sides have.
+    fn common(&mut self) -> &mut Common<Self::Guest, Self::Machine>;
     /// A state begins: brings the figures up to date.
     fn enter(&mut self, state: Self::Machine);
     /// Does what the machine said. `None`: nothing that it has to know came of it.
@@ -38,43 +27,40 @@ pub(super) trait Work {
         &mut self,
         action: <Self::Machine as Machine>::Action,
     ) -> Result<Option<<Self::Machine as Machine>::Event>>;
-    /// What the action has come to already, taken once: where a defect of ours follows on what
-    /// the VMM or the peer has done, that is done all the same.
-    fn done(&mut self) -> Option<<Self::Machine as Machine>::Event>;
     /// A sentence on how well it went.
     fn success(&self) -> String;
 }
 
 /// Does all of it, on the migration's thread.
-pub(super) fn run<W: Work>(driver: W) {
-    let shared = Arc::clone(driver.shared());
+pub(super) fn run<W: Work>(mut driver: W) {
+    let shared = Arc::clone(&driver.common().shared);
     // Whoever waits is told last, when consumer, connection and pins are gone, and whatever happens.
-    let _end = Ending(shared.handle());
+    let _end = Ending(&shared.handle);
     work(driver);
 }
 
 fn work<W: Work>(mut driver: W) {
-    let _inside = driver.vmm().enter();
+    let vmm = driver.common().vmm.clone();
+    let shared = Arc::clone(&driver.common().shared);
+    let _inside = vmm.enter();
     let mut state = W::Machine::IDLE;
-    let mut event = match driver.vmm().thread_start(Role::Migration) {
+    let mut event = match vmm.thread_start(Role::Migration) {
         Ok(()) => W::Machine::START,
         Err(error) => failed(&mut driver, None, error),
     };
     loop {
         let next = state.step(event);
         state = next.state;
-        let error = driver.error().clone();
-        driver.shared().handle().enter(state, error);
+        let error = driver.common().error.clone();
+        shared.handle.enter(state, error);
         let entered = catch(|| {
             #[cfg(test)]
             let _planted = super::planted::point(&format!("entering {state:?}"));
             driver.enter(state);
         });
-        driver
-            .vmm()
-            .event(EventKind::State, state.name().to_owned());
+        vmm.event(EventKind::State, state.name().to_owned());
         if let Err(error) = entered {
-            warn(&driver, state, &error);
+            warn(&vmm, state, &error);
         }
         let mut outcome = None;
         for action in next.actions {
@@ -85,15 +71,15 @@ fn work<W: Work>(mut driver: W) {
                 let _planted = super::planted::point(&format!("{action:?}"));
                 driver.perform(*action)
             });
-            let done = driver.done();
+            let done = driver.common().done.take();
             match (result.and_then(|result| result), done) {
                 (Ok(event), _) => outcome = event.or(outcome),
                 (Err(error), Some(event)) => {
-                    warn(&driver, state, &error);
+                    warn(&vmm, state, &error);
                     outcome = Some(event);
                 }
                 // It is over, and nothing changes what it came to.
-                (Err(error), None) if state.is_over() => warn(&driver, state, &error),
+                (Err(error), None) if state.is_over() => warn(&vmm, state, &error),
                 (Err(error), None) => outcome = Some(failed(&mut driver, Some(*action), error)),
             }
         }
@@ -103,17 +89,17 @@ fn work<W: Work>(mut driver: W) {
             _ => event = W::Machine::failed(Failure::Other, None),
         }
     }
-    let message = match driver.shared().handle().error() {
+    let message = match shared.handle.error() {
         Some(error) => error.message().to_owned(),
         None => driver.success(),
     };
-    driver.vmm().event(state.ending(), message);
+    vmm.event(state.ending(), message);
 }
 
 /// Tells the VMM of something that went wrong and changes nothing.
-fn warn<W: Work>(driver: &W, state: W::Machine, error: &Error) {
+fn warn(vmm: &Callbacks, state: impl Machine, error: &Error) {
     let message = format!("the migration is `{}` all the same: {error}", state.name());
-    driver.vmm().event(EventKind::Warning, message);
+    vmm.event(EventKind::Warning, message);
 }
 
 fn failed<W: Work>(
@@ -129,11 +115,11 @@ fn failed<W: Work>(
         _ => Failure::Other,
     };
     // Where a cancel interrupted this side is nobody's business; that the peer cancelled is.
-    let ours = driver.shared().handle().cancel.is_cancelled();
+    let ours = driver.common().shared.handle.cancel.is_cancelled();
     let error = match error.kind() {
         Kind::Cancelled if ours => Error::new(Kind::Cancelled, "the migration was cancelled"),
         _ => error,
     };
-    driver.error().get_or_insert(error);
+    driver.common().error.get_or_insert(error);
     W::Machine::failed(failure, action)
 }

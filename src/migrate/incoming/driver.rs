@@ -12,17 +12,12 @@ use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::memory::{Memory, PageRun, PinRecall};
-use crate::migrate::callbacks::Callbacks;
-use crate::migrate::handle::Handle;
-use crate::migrate::params::Params;
-use crate::migrate::report::{Meter, Renewed, Stats};
+use crate::migrate::common::{Common, Migration};
 use crate::migrate::session;
 use crate::migrate::switchover::destination::{Action, Event, State};
-use crate::migrate::switchover::window::Window;
-use crate::migrate::work::{self, Work};
+use crate::migrate::work::Work;
 use crate::runtime::{Limit, Timeout};
-use crate::sys::clock;
-use crate::vmm::{EventKind, Vmm};
+use crate::vmm::EventKind;
 use crate::wire::{self, Header, Hello, Record, RecordType};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -49,17 +44,21 @@ enum Way {
     Connected(Channel),
 }
 
-/// What the VMM's object and the thread share.
-pub(super) struct Shared {
+/// Where the guest arrives.
+pub(super) struct Arriving {
     pub(super) memory: Arc<Memory>,
-    pub(super) vmm: Arc<dyn Vmm>,
-    pub(super) params: Params,
-    pub(super) handle: Handle<State>,
     /// Where it listens, or has listened.
-    pub(super) endpoint: Mutex<Option<Endpoint>>,
+    endpoint: Mutex<Option<Endpoint>>,
 }
 
-impl Shared {
+impl Arriving {
+    pub(super) fn new(memory: Arc<Memory>) -> Self {
+        Arriving {
+            memory,
+            endpoint: Mutex::default(),
+        }
+    }
+
     pub(super) fn endpoint(&self) -> MutexGuard<'_, Option<Endpoint>> {
         self.endpoint.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -67,8 +66,7 @@ impl Shared {
 
 /// What the thread owns.
 pub(super) struct Driver {
-    shared: Arc<Shared>,
-    vmm: Callbacks,
+    common: Common<Arriving, State>,
     way: Option<Way>,
     lane: Option<Lane>,
     /// What a listener's connection began with.
@@ -84,44 +82,16 @@ pub(super) struct Driver {
     agreed: Agreed,
     /// For how long a hand-over counts, as the source says.
     handover_limit: Duration,
-    /// In which it counts, from just before READY.
-    window: Option<Window>,
-    begun: Instant,
     /// When the guest has to be handed over, from the moment that there is a connection.
     limit: Limit,
-    meter: Meter,
-    stats: Stats,
-    renewed: Renewed,
-    error: Option<Error>,
-    /// See [`Work::done`].
-    done: Option<Event>,
-}
-
-impl work::Shared for Shared {
-    type Machine = State;
-    fn handle(&self) -> &Handle<State> {
-        &self.handle
-    }
 }
 
 impl Work for Driver {
-    type Shared = Shared;
     type Machine = State;
+    type Guest = Arriving;
 
-    fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    fn vmm(&self) -> &Callbacks {
-        &self.vmm
-    }
-
-    fn error(&mut self) -> &mut Option<Error> {
-        &mut self.error
-    }
-
-    fn done(&mut self) -> Option<Event> {
-        self.done.take()
+    fn common(&mut self) -> &mut Common<Arriving, State> {
+        &mut self.common
     }
 
     fn success(&self) -> String {
@@ -133,12 +103,12 @@ impl Work for Driver {
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         Ok(match action {
             Action::Accept => {
                 self.lane = Some(Lane::new(self.accept()?));
-                self.begun = Instant::now();
-                self.limit = shared.params.incoming(self.begun);
+                self.common.begun = Instant::now();
+                self.limit = shared.params.incoming(self.common.begun);
                 Some(Event::Accepted)
             }
             Action::Negotiate => {
@@ -155,11 +125,11 @@ impl Work for Driver {
             }
             Action::SendReady => {
                 let ready = Record::Ready(wire::Ready {
-                    load_micros: micros(self.stats.load),
+                    load_micros: micros(self.common.stats.load),
                 });
                 self.agree_on_blocks()?;
                 // Before it is sent, so that the source's begins later and ends later.
-                self.window = Some(Window::new(clock::boottime(), self.handover_limit));
+                self.common.open_window(self.handover_limit);
                 self.with_lane(|lane, waits| lane.send(waits, &ready))?;
                 Some(Event::ReadySent)
             }
@@ -168,36 +138,34 @@ impl Work for Driver {
                 Some(Event::Handover)
             }
             Action::TakeGate => {
-                if !self.handover_counts() {
+                if !self.common.handover_counts() {
                     return Ok(Some(self.late()));
                 }
-                let won = shared.handle.commit();
-                if !won {
-                    self.error
-                        .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
-                }
+                let won = self.common.take_gate();
                 Some(if won { Event::GateWon } else { Event::GateLost })
             }
             Action::CallRun => {
                 let begun = Instant::now();
                 // The VMM was told of the state, which may have taken it a while.
-                if !self.handover_counts() {
+                if !self.common.handover_counts() {
                     return Ok(Some(self.late()));
                 }
-                self.forgotten = shared.memory.settle_ballooned();
-                self.vmm.call_that_makes_threads("run", |vmm| vmm.run())?;
-                self.done = Some(Event::Started);
-                self.stats.run = Some(begun.elapsed());
-                self.done
+                self.forgotten = shared.guest.memory.settle_ballooned();
+                self.common
+                    .vmm
+                    .call_that_makes_threads("run", |vmm| vmm.run())?;
+                self.common.done = Some(Event::Started);
+                self.common.stats.run = Some(begun.elapsed());
+                self.common.done
             }
             Action::SendRunning => {
                 let running = Record::Running(wire::Running {
-                    run_micros: micros(self.stats.run),
+                    run_micros: micros(self.common.stats.run),
                 });
                 if let Some(lane) = &mut self.lane {
                     // The guest runs here whether or not the source hears of it.
                     if let Err(e) = lane.send_last(&shared.params, &running) {
-                        self.vmm.event(
+                        self.common.vmm.event(
                             EventKind::Warning,
                             format!("the guest runs, and the source could not be told: {e}"),
                         );
@@ -214,10 +182,10 @@ impl Work for Driver {
             }
             Action::Report => {
                 if shared.handle.state() == State::Running {
-                    self.stats.progress = 10_000;
-                    self.stats.remaining_bytes = 0;
+                    self.common.stats.progress = 10_000;
+                    self.common.stats.remaining_bytes = 0;
                 } else {
-                    shared.memory.abandon_ballooned();
+                    shared.guest.memory.abandon_ballooned();
                 }
                 self.renew(true);
                 None
@@ -228,17 +196,16 @@ impl Work for Driver {
 
 impl Driver {
     /// Refuses a descriptor that is no connection.
-    pub(super) fn new(shared: Arc<Shared>, vmm: Callbacks, from: AcceptFrom) -> Result<Self> {
+    pub(super) fn new(shared: Arc<Migration<Arriving, State>>, from: AcceptFrom) -> Result<Self> {
         let way = match from {
             AcceptFrom::Listener(listener) => Way::Listener(listener),
             AcceptFrom::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
         };
-        let memory = Arc::clone(&shared.memory);
+        let memory = Arc::clone(&shared.guest.memory);
         let recall = PinRecall::of(&memory)?;
-        let prefault = Prefault::new(Arc::clone(&memory), vmm.clone());
+        let prefault = Prefault::new(Arc::clone(&memory), shared.callbacks());
         Ok(Driver {
-            shared,
-            vmm,
+            common: Common::new(shared),
             way: Some(way),
             lane: None,
             hello: None,
@@ -249,23 +216,16 @@ impl Driver {
             forgotten: Forgotten::default(),
             agreed: Agreed::default(),
             handover_limit: Duration::ZERO,
-            window: None,
-            begun: Instant::now(),
             limit: Limit::never(),
-            meter: Meter::default(),
-            stats: Stats::default(),
-            renewed: Renewed::default(),
-            error: None,
-            done: None,
         })
     }
 
     fn renew(&mut self, now: bool) {
-        let Some(at) = self.renewed.due(now) else {
+        let Some(at) = self.common.renewed.due(now) else {
             return;
         };
-        let elapsed = at - self.begun;
-        let stats = &mut self.stats;
+        let elapsed = at - self.common.begun;
+        let stats = &mut self.common.stats;
         // It began anew when the connection came.
         stats.elapsed = stats.elapsed.max(elapsed);
         if let Some(lane) = &self.lane {
@@ -275,24 +235,29 @@ impl Driver {
             stats.zero_pages = counts.zero_pages;
             stats.ballooned_pages = counts.ballooned_pages;
         }
-        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
-        stats.total_bytes = self.shared.memory.with_map(|map| map.total().0);
+        stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
+        stats.total_bytes = self
+            .common
+            .shared
+            .guest
+            .memory
+            .with_map(|map| map.total().0);
         let seen = (stats.data_pages + stats.zero_pages) * crate::units::PAGE_SIZE;
         stats.remaining_bytes = stats.total_bytes.saturating_sub(seen);
         stats.advance();
-        self.shared.handle.publish(stats);
+        self.common.shared.handle.publish(stats);
     }
 
     /// What this side waits for and says on its connection, and the limits of that.
     fn with_lane<R>(&mut self, f: impl FnOnce(&mut Lane, &Waits<'_>) -> Result<R>) -> Result<R> {
         let Driver {
-            shared,
+            common,
             lane,
             limit,
             ..
         } = self;
         let lane = lane.as_mut().ok_or_else(no_connection)?;
-        f(lane, &waits(shared, *limit))
+        f(lane, &waits(&common.shared, *limit))
     }
 
     fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
@@ -300,20 +265,20 @@ impl Driver {
     }
 
     fn tell_peer(&mut self) {
-        let (Some(lane), Some(error)) = (&mut self.lane, &self.error) else {
+        let (Some(lane), Some(error)) = (&mut self.lane, &self.common.error) else {
             return;
         };
         if error.kind() != Kind::PeerGone {
-            lane.abort(&self.shared.handle.cancel, error);
+            lane.abort(&self.common.shared.handle.cancel, error);
         }
     }
 
     /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
     fn accept(&mut self) -> Result<Channel> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         match self.way.take() {
             Some(Way::Listener(listener)) => {
-                let vmm = self.vmm.clone();
+                let vmm = self.common.vmm.clone();
                 let mut warn = |message| vmm.event(EventKind::Warning, message);
                 let params = &shared.params;
                 let arrival = gather(&listener, params, &shared.handle.cancel, &mut warn)?;
@@ -327,16 +292,16 @@ impl Driver {
 
     fn negotiate(&mut self) -> Result<()> {
         let Driver {
-            shared,
+            common,
             lane,
             limit,
             sink,
-            vmm,
             ..
         } = self;
         let lane = lane.as_mut().ok_or_else(no_connection)?;
+        let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *limit);
-        let map = || shared.memory.map();
+        let map = || shared.guest.memory.map();
         self.agreed = negotiate(lane, &waits, self.hello.take(), vmm, map, sink)?;
         Ok(())
     }
@@ -350,7 +315,7 @@ impl Driver {
                     self.with_lane(|lane, _| lane.marker(&marker))?;
                     self.sink.look_again();
                     // Not what the source says if it goes back.
-                    self.stats.pass = self.stats.pass.max(marker.pass);
+                    self.common.stats.pass = self.common.stats.pass.max(marker.pass);
                     if marker.is_final() {
                         self.placement.finish();
                         // No pin is held while the VMM's operations run: they may change the map.
@@ -374,7 +339,7 @@ impl Driver {
     /// Takes a run of pages.
     fn pages(&mut self, kind: RecordType, header: &Header) -> Result<()> {
         let Driver {
-            shared,
+            common,
             lane,
             limit,
             sink,
@@ -395,11 +360,11 @@ impl Driver {
             }
             RecordType::Ballooned => sink.ballooned(header)?,
             RecordType::PagesList => {
-                let io = waits(shared, *limit).record(header, Limit::never());
+                let io = waits(&common.shared, *limit).record(header, Limit::never());
                 placement.place_list(lane, sink, header, listed, recall, &io)?;
             }
             _ => {
-                let io = waits(shared, *limit).record(header, Limit::never());
+                let io = waits(&common.shared, *limit).record(header, Limit::never());
                 placement.place(lane, sink, header, recall, &io)?;
             }
         }
@@ -412,18 +377,20 @@ impl Driver {
             blobs::receive(lane, waits, RecordType::State, Limit::never())
         })?;
         self.handover_limit = state.handover_limit;
-        self.stats.state_bytes = state.bytes;
+        self.common.stats.state_bytes = state.bytes;
         // The VMM's devices look into memory while they load: all of it has to be here by now.
         self.agree_on_blocks()?;
         let begun = Instant::now();
         for stored in &state.list {
-            self.vmm
+            self.common
+                .vmm
                 .call_that_makes_threads("load", |vmm| vmm.load(&stored.as_blob()))?;
-            self.shared.handle.cancel.check("loading")?;
+            self.common.shared.handle.cancel.check("loading")?;
         }
-        self.vmm
+        self.common
+            .vmm
             .call_that_makes_threads("loaded", |vmm| vmm.loaded())?;
-        self.stats.load = Some(begun.elapsed());
+        self.common.stats.load = Some(begun.elapsed());
         Ok(())
     }
 
@@ -435,7 +402,7 @@ impl Driver {
         let news = Timeout::new("the wait for the source's word of it", NEWS);
         // The block that is waited for, and until when: each has its own time.
         let mut awaited: Option<(u32, Limit)> = None;
-        let all = self.shared.params.switchover().from_now();
+        let all = self.common.shared.params.switchover().from_now();
         loop {
             let missing = self.sink.missing();
             if missing.is_none() && !self.with_lane(|lane, _| lane.has_more())? {
@@ -467,10 +434,15 @@ impl Driver {
     }
 
     fn await_handover(&mut self) -> Result<()> {
-        let left = self.window.map(|window| window.left(clock::boottime()));
         let window = Timeout::new("the source's hand-over timeout", self.handover_limit);
-        let window = window.with_left(left.unwrap_or_default());
-        let limit = self.shared.params.switchover().from_now().earlier(window);
+        let window = window.with_left(self.common.handover_left());
+        let limit = self
+            .common
+            .shared
+            .params
+            .switchover()
+            .from_now()
+            .earlier(window);
         loop {
             return match self.next(limit, "HANDOVER")? {
                 // It was on its way when this side said that it is ready.
@@ -492,11 +464,6 @@ impl Driver {
         }
     }
 
-    /// Whether a hand-over that is acted on now is in time.
-    fn handover_counts(&self) -> bool {
-        self.window.is_some_and(|w| w.is_open(clock::boottime()))
-    }
-
     /// It came and is not acted on.
     fn late(&mut self) -> Event {
         let error = Error::new(
@@ -507,14 +474,13 @@ impl Driver {
                 self.handover_limit
             ),
         );
-        self.error.get_or_insert(error);
         // If a cancel is asked for now, it comes before any `run`.
-        self.shared.handle.withdraw();
+        self.common.too_late(error);
         Event::Late
     }
 }
 
-fn waits(shared: &Shared, overall: Limit) -> Waits<'_> {
+fn waits(shared: &Migration<Arriving, State>, overall: Limit) -> Waits<'_> {
     Waits {
         cancel: &shared.handle.cancel,
         params: &shared.params,

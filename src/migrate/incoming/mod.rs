@@ -17,17 +17,15 @@ pub use driver::AcceptFrom;
 use crate::channel::{Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
-use crate::migrate::callbacks::Callbacks;
-use crate::migrate::handle::Handle;
+use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
-use crate::migrate::report::Stats;
 use crate::migrate::switchover::destination::State;
+use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
-use driver::{Driver, Shared};
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use driver::{Arriving, Driver};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A migration from somewhere else to here. One object, one migration; threads as for
@@ -39,7 +37,7 @@ use std::time::Duration;
 /// use brant::migrate::{Endpoint, Incoming, Params};
 /// use brant::vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use brant::vmm::Vmm;
-/// use std::sync::{Arc, Mutex};
+/// use std::sync::Arc;
 ///
 /// struct Machine;
 /// impl Vmm for Machine {
@@ -63,29 +61,16 @@ use std::time::Duration;
 /// # }
 /// ```
 pub struct Incoming {
-    shared: Arc<Shared>,
+    shared: Arc<Migration<Arriving, State>>,
 }
 
-impl std::fmt::Debug for Incoming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Incoming")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
-    }
-}
+watching!(Incoming, State);
 
 impl Incoming {
     /// A migration into `memory`. Checks the parameters.
     pub fn new(memory: Arc<Memory>, vmm: Arc<dyn Vmm>, params: Params) -> Result<Self> {
-        params.check()?;
         Ok(Incoming {
-            shared: Arc::new(Shared {
-                memory,
-                vmm,
-                params,
-                handle: Handle::new()?,
-                endpoint: Mutex::default(),
-            }),
+            shared: Migration::new(Arriving::new(memory), vmm, params)?,
         })
     }
 
@@ -108,7 +93,7 @@ impl Incoming {
     /// # Errors
     /// [`Kind::State`] where it does not listen: it was not started, or over a connection.
     pub fn endpoint(&self) -> Result<Endpoint> {
-        self.shared.endpoint().clone().ok_or_else(|| {
+        self.shared.guest.endpoint().clone().ok_or_else(|| {
             let why = match self.state() {
                 State::Idle => "it was not started",
                 _ => "its connection was handed in",
@@ -129,18 +114,17 @@ impl Incoming {
 
     fn start_with(&self, from: impl FnOnce() -> Result<AcceptFrom>) -> Result<()> {
         let shared = &self.shared;
-        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
-        let claim = || shared.memory.ownership().arrive();
+        let claim = || shared.guest.memory.ownership().arrive();
         shared.handle.start(claim, || {
             let from = from()?;
             let bound = match &from {
                 AcceptFrom::Listener(listener) => Some(listener.local_endpoint().clone()),
                 AcceptFrom::Connected(_) => None,
             };
-            let driver = Driver::new(Arc::clone(shared), vmm, from)?;
+            let driver = Driver::new(Arc::clone(shared), from)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             let thread = spawn(Role::Migration, |_| (), move || work::run(driver))?;
-            *shared.endpoint() = bound;
+            *shared.guest.endpoint() = bound;
             Ok(thread)
         })
     }
@@ -157,32 +141,6 @@ impl Incoming {
     /// [`Kind::Pending`].
     pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
         self.shared.handle.wait(limit)
-    }
-
-    /// Where it is.
-    pub fn state(&self) -> State {
-        self.shared.handle.state()
-    }
-
-    /// The figures as they are now.
-    pub fn stats(&self) -> Stats {
-        self.shared.handle.stats()
-    }
-
-    /// The same as JSON.
-    pub fn stats_json(&self) -> Result<String> {
-        self.shared.handle.stats_json()
-    }
-
-    /// An eventfd that becomes readable when the figures have changed. It stays the
-    /// migration's; reading it resets it.
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.handle.notify.fd()
-    }
-
-    /// Whether this thread is inside one of this migration's callbacks.
-    pub fn in_callback(&self) -> bool {
-        self.shared.handle.in_callback()
     }
 }
 

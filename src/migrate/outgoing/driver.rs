@@ -13,20 +13,17 @@ use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
-use crate::migrate::callbacks::Callbacks;
-use crate::migrate::handle::Handle;
-use crate::migrate::params::Params;
-use crate::migrate::report::{Meter, Renewed, Stats, RENEW};
+use crate::migrate::common::{Common, Migration};
+use crate::migrate::report::RENEW;
 use crate::migrate::session::{self, Blobs};
 use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
-use crate::migrate::switchover::window::{Window, MARGIN};
-use crate::migrate::work::{self, Work};
+use crate::migrate::switchover::window::MARGIN;
+use crate::migrate::work::Work;
 use crate::migrate::Blockers;
 use crate::runtime::{Limit, Timeout};
-use crate::sys::clock;
 use crate::units::Pages;
-use crate::vmm::{EventKind, Vmm};
+use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
 use crate::wire::{self, Record, Token};
 use std::os::fd::OwnedFd;
@@ -43,13 +40,10 @@ pub enum ConnectTo {
     Connected(OwnedFd),
 }
 
-/// What the VMM's object and the thread share.
-pub(super) struct Shared {
+/// The guest that leaves, and what its migration needs of it.
+pub(super) struct Leaving {
     pub(super) tracker: Arc<Tracker>,
     pub(super) blockers: Blockers,
-    pub(super) vmm: Arc<dyn Vmm>,
-    pub(super) params: Params,
-    pub(super) handle: Handle<State>,
     /// When `pause` was called.
     pub(super) paused_at: OnceLock<Instant>,
     /// A consumer of the caller's that the migration is to use instead of one of its own. Nobody
@@ -57,7 +51,7 @@ pub(super) struct Shared {
     pub(super) lent: Mutex<Option<Arc<Consumer>>>,
 }
 
-impl Shared {
+impl Leaving {
     /// How long the guest has stood still, if it was paused.
     pub(super) fn stood(&self) -> Option<Duration> {
         self.paused_at.get().map(Instant::elapsed)
@@ -70,15 +64,13 @@ impl Shared {
 
 /// What the thread owns.
 pub(super) struct Driver {
-    shared: Arc<Shared>,
-    vmm: Callbacks,
+    common: Common<Leaving, State>,
     consumer: Arc<Consumer>,
     /// Whether that is the caller's.
     lent: bool,
     route: Route,
     decider: Box<dyn Decider>,
     lane: Option<Lane>,
-    begun: Instant,
     /// Blocks that the destination knows.
     announced: Announced,
     token: Token,
@@ -91,50 +83,22 @@ pub(super) struct Driver {
     course: Course,
     /// What the last sync warned of.
     warned: Vec<String>,
-    meter: Meter,
     blobs: Blobs,
     switchover: Limit,
-    /// In which the hand-over counts, from the receipt of READY.
-    window: Option<Window>,
-    stats: Stats,
-    renewed: Renewed,
     /// It is over, and nothing is asked of the consumer any more: how far it came stays as it was.
     ended: bool,
-    /// The first thing that went wrong.
-    error: Option<Error>,
-    /// See [`Work::done`].
-    done: Option<Event>,
-}
-
-impl work::Shared for Shared {
-    type Machine = State;
-    fn handle(&self) -> &Handle<State> {
-        &self.handle
-    }
 }
 
 impl Work for Driver {
-    type Shared = Shared;
     type Machine = State;
+    type Guest = Leaving;
 
-    fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    fn vmm(&self) -> &Callbacks {
-        &self.vmm
-    }
-
-    fn error(&mut self) -> &mut Option<Error> {
-        &mut self.error
-    }
-
-    fn done(&mut self) -> Option<Event> {
-        self.done.take()
+    fn common(&mut self) -> &mut Common<Leaving, State> {
+        &mut self.common
     }
 
     fn success(&self) -> String {
-        let stood = self.stats.downtime.unwrap_or_default();
+        let stood = self.common.stats.downtime.unwrap_or_default();
         format!("downtime {:.1} ms", stood.as_secs_f64() * 1e3)
     }
 
@@ -161,19 +125,19 @@ impl Work for Driver {
             }
             Action::CallPause => {
                 let begun = Instant::now();
-                let _ = self.shared.paused_at.set(begun);
-                self.switchover = self.shared.params.switchover().from_now();
-                self.vmm.call("pause", |vmm| vmm.pause())?;
-                self.stats.pause = Some(begun.elapsed());
+                let _ = self.common.shared.guest.paused_at.set(begun);
+                self.switchover = self.common.shared.params.switchover().from_now();
+                self.common.vmm.call("pause", |vmm| vmm.pause())?;
+                self.common.stats.pause = Some(begun.elapsed());
                 self.check_gate()?;
                 Some(Event::Paused)
             }
             Action::CallSave => {
                 let begun = Instant::now();
                 let mut blobs = Blobs::default();
-                self.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
-                self.stats.save = Some(begun.elapsed());
-                self.stats.state_bytes = blobs.bytes();
+                self.common.vmm.call("save", |vmm| vmm.save(&mut blobs))?;
+                self.common.stats.save = Some(begun.elapsed());
+                self.common.stats.state_bytes = blobs.bytes();
                 self.blobs = blobs;
                 self.check_gate()?;
                 Some(Event::Saved)
@@ -181,10 +145,10 @@ impl Work for Driver {
             Action::SyncLast => {
                 let begun = Instant::now();
                 self.consumer
-                    .sync_unless(When::Stopped, &self.shared.handle.cancel)?;
+                    .sync_unless(When::Stopped, &self.common.shared.handle.cancel)?;
                 // What the syncs of others find from here on, the guest has not written.
                 self.consumer.freeze();
-                self.stats.last_sync = Some(begun.elapsed());
+                self.common.stats.last_sync = Some(begun.elapsed());
                 self.check_gate()?;
                 Some(Event::Synced)
             }
@@ -195,17 +159,17 @@ impl Work for Driver {
             Action::AwaitReady => {
                 let begun = Instant::now();
                 let ready = self.await_ready();
-                self.stats.ready = Some(begun.elapsed());
-                self.stats.load = Some(Duration::from_micros(ready?));
+                self.common.stats.ready = Some(begun.elapsed());
+                self.common.stats.load = Some(Duration::from_micros(ready?));
                 Some(Event::PeerReady)
             }
             Action::CallRelease => {
                 let begun = Instant::now();
-                self.vmm.call("release", |vmm| vmm.release())?;
-                self.stats.release = Some(begun.elapsed());
+                self.common.vmm.call("release", |vmm| vmm.release())?;
+                self.common.stats.release = Some(begun.elapsed());
                 self.check_gate()?;
                 // Before the destination's word, which can only be that it waited too long.
-                if !self.handover_counts() {
+                if !self.common.handover_counts() {
                     return Err(self
                         .too_late()
                         .context(format_args!("`release` took {:?}", begun.elapsed())));
@@ -217,43 +181,36 @@ impl Work for Driver {
                 Some(Event::Released)
             }
             Action::TakeGate => {
-                if !self.handover_counts() {
+                if !self.common.handover_counts() {
                     return Err(self.too_late());
                 }
-                let won = self.shared.handle.commit();
-                if !won {
-                    self.error
-                        .get_or_insert_with(|| Error::new(Kind::Cancelled, "cancelled"));
-                }
+                let won = self.common.take_gate();
                 Some(if won { Event::GateWon } else { Event::GateLost })
             }
             Action::SendHandover => {
-                if !self.handover_counts() {
+                if !self.common.handover_counts() {
                     let error = self.too_late();
-                    self.error.get_or_insert(error);
-                    self.shared.handle.withdraw();
+                    self.common.too_late(error);
                     return Ok(Some(Event::Late));
                 }
                 let io = self.until_decided().of("HANDOVER");
                 let record = Record::Handover(wire::Handover { token: self.token });
                 self.lane()?.say(&record, &io)?;
-                self.done = Some(Event::HandoverSent);
-                self.done
+                self.common.done = Some(Event::HandoverSent);
+                self.common.done
             }
             Action::AwaitRunning => {
                 let begun = Instant::now();
                 let run = self.await_running();
-                self.stats.handover = Some(begun.elapsed());
-                self.stats.run = Some(Duration::from_micros(run?));
-                self.done = Some(Event::PeerRunning);
+                self.common.stats.handover = Some(begun.elapsed());
+                self.common.stats.run = Some(Duration::from_micros(run?));
+                self.common.done = Some(Event::PeerRunning);
                 self.stood_until_now();
-                self.done
+                self.common.done
             }
             Action::WaitOut => {
                 loop {
-                    let left = self.window.map_or(Duration::ZERO, |window| {
-                        window.until_decided(clock::boottime())
-                    });
+                    let left = self.common.until_decided();
                     if left.is_zero() {
                         break;
                     }
@@ -265,14 +222,15 @@ impl Work for Driver {
             Action::CallResume => {
                 self.consumer.unfreeze();
                 let resumed = self
+                    .common
                     .vmm
                     .call_that_makes_threads("resume", |vmm| vmm.resume());
                 if resumed.is_ok() {
-                    self.done = Some(Event::Resumed);
+                    self.common.done = Some(Event::Resumed);
                 }
                 self.stood_until_now();
                 resumed?;
-                self.done
+                self.common.done
             }
             Action::PutBack => {
                 if let Some(lane) = &mut self.lane {
@@ -282,7 +240,7 @@ impl Work for Driver {
             }
             Action::TellPeer => {
                 // A success has none, whatever went wrong after it.
-                let error = self.shared.handle.error();
+                let error = self.common.shared.handle.error();
                 if let (Some(lane), Some(error)) = (&mut self.lane, error) {
                     lane.abort(&error);
                 }
@@ -300,7 +258,8 @@ impl Work for Driver {
                 if self.we_started_tracking {
                     // Whatever the migration came to, this does not change it.
                     if let Err(e) = self.consumer.stop() {
-                        self.vmm
+                        self.common
+                            .vmm
                             .event(EventKind::Warning, format!("stopping to track: {e}"));
                     }
                 }
@@ -317,8 +276,7 @@ impl Work for Driver {
 impl Driver {
     /// Refuses a descriptor that is no connection.
     pub(super) fn new(
-        shared: Arc<Shared>,
-        vmm: Callbacks,
+        shared: Arc<Migration<Leaving, State>>,
         to: ConnectTo,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
@@ -326,17 +284,15 @@ impl Driver {
             ConnectTo::Endpoint(endpoint) => Route::Endpoint(endpoint),
             ConnectTo::Connected(fd) => Route::Connected([Channel::from_fd(fd)?].into()),
         };
-        let walk = Walk::over(shared.tracker.memory())?;
-        let lent = shared.lent().clone();
+        let walk = Walk::over(shared.guest.tracker.memory())?;
+        let lent = shared.guest.lent().clone();
         Ok(Driver {
-            vmm,
             lent: lent.is_some(),
-            consumer: lent.unwrap_or_else(|| Arc::new(shared.tracker.consumer())),
-            shared,
+            consumer: lent.unwrap_or_else(|| Arc::new(shared.guest.tracker.consumer())),
+            common: Common::new(shared),
             route,
             decider,
             lane: None,
-            begun: Instant::now(),
             announced: Announced::default(),
             token: [0; 16],
             we_started_tracking: false,
@@ -345,27 +301,21 @@ impl Driver {
             told_poisoned: 0,
             course: Course::default(),
             warned: Vec::new(),
-            meter: Meter::default(),
             blobs: Blobs::default(),
             switchover: Limit::never(),
-            window: None,
-            stats: Stats::default(),
-            renewed: Renewed::default(),
             ended: false,
-            error: None,
-            done: None,
         })
     }
 
     /// Brings the figures up to date and tells the VMM to look, not too often.
     fn renew(&mut self, now: bool) {
-        let Some(at) = self.renewed.due(now) else {
+        let Some(at) = self.common.renewed.due(now) else {
             return;
         };
-        let elapsed = at - self.begun;
+        let elapsed = at - self.common.begun;
         let tracked = self.consumer.stats();
         let remaining = self.consumer.to_read();
-        let stats = &mut self.stats;
+        let stats = &mut self.common.stats;
         stats.elapsed = elapsed;
         if let Some(lane) = &self.lane {
             stats.wire_bytes = lane.sent();
@@ -377,9 +327,15 @@ impl Driver {
             stats.ballooned_pages = put.ballooned_pages;
             stats.poisoned_pages = put.poisoned_pages;
         }
-        stats.throughput = self.meter.rate(elapsed, stats.wire_bytes);
-        stats.total_bytes = self.shared.tracker.memory().with_map(|map| map.total().0);
-        if self.shared.handle.state().has_agreed() && !self.ended {
+        stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
+        stats.total_bytes = self
+            .common
+            .shared
+            .guest
+            .tracker
+            .memory()
+            .with_map(|map| map.total().0);
+        if self.common.shared.handle.state().has_agreed() && !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
         stats.syncs = tracked.syncs;
@@ -389,29 +345,29 @@ impl Driver {
         stats.put_back_pages = tracked.put_back.0;
         stats.hinted_pages = tracked.hinted.0;
         let facts = self.facts(Moment::Walking);
-        let stats = &mut self.stats;
+        let stats = &mut self.common.stats;
         if let Some(bandwidth) = facts.bandwidth {
             stats.bandwidth = Some(bandwidth as u64);
         }
         stats.dirty_pages_per_second = self.course.dirty_rate().map(|rate| rate as u64);
         if self.ended {
-            self.shared.handle.publish(stats);
+            self.common.shared.handle.publish(stats);
             return;
         }
-        if self.shared.paused_at.get().is_none() {
+        if self.common.shared.guest.paused_at.get().is_none() {
             if let Some(expected) = facts.expected_downtime() {
                 stats.expected_downtime = Some(expected);
             }
-            stats.predict(self.shared.params.downtime_limit);
+            stats.predict(self.common.shared.params.downtime_limit);
         }
         stats.advance();
-        self.shared.handle.publish(stats);
+        self.common.shared.handle.publish(stats);
     }
 
     /// What was paused runs again, or nobody knows when it will.
     fn stood_until_now(&mut self) {
-        if let Some(stood) = self.shared.stood() {
-            self.stats.downtime = Some(stood);
+        if let Some(stood) = self.common.shared.guest.stood() {
+            self.common.stats.downtime = Some(stood);
         }
     }
 
@@ -427,28 +383,23 @@ impl Driver {
         let sending = Sending {
             lane: self.lane.as_mut().ok_or_else(no_connection)?,
             announced: &mut self.announced,
-            memory: self.shared.tracker.memory(),
-            params: &self.shared.params,
-            pass: self.stats.pass,
+            memory: self.common.shared.guest.tracker.memory(),
+            params: &self.common.shared.params,
+            pass: self.common.stats.pass,
             io,
         };
         Ok((&mut self.walk, &self.consumer, sending))
     }
 
     fn report(&mut self) {
-        if self.shared.handle.state() == State::Completed {
-            self.stats.progress = 10_000;
-            self.stats.time_left = Some(Duration::ZERO);
-            self.stats.remaining_bytes = 0;
+        if self.common.shared.handle.state() == State::Completed {
+            self.common.stats.progress = 10_000;
+            self.common.stats.time_left = Some(Duration::ZERO);
+            self.common.stats.remaining_bytes = 0;
         } else {
-            self.stats.time_left = None;
+            self.common.stats.time_left = None;
         }
         self.renew(true);
-    }
-
-    /// Whether a hand-over that is sent now is one that the destination acts on.
-    fn handover_counts(&self) -> bool {
-        self.window.is_some_and(|w| w.is_open(clock::boottime()))
     }
 
     fn too_late(&self) -> Error {
@@ -457,33 +408,31 @@ impl Driver {
             format!(
                 "the destination was ready and the hand-over was not sent within the hand-over \
                  timeout of {:?}: a later one would run nothing, so the guest stays here",
-                self.shared.params.handover_timeout
+                self.common.shared.params.handover_timeout
             ),
         )
     }
 
     /// No cancel (it is too late for that), until the destination must have decided.
     fn until_decided(&self) -> Io<'static> {
-        let left = self.window.map_or(Duration::ZERO, |window| {
-            window.until_decided(clock::boottime())
-        });
+        let left = self.common.until_decided();
         let of = Timeout::new(
             "the hand-over timeout and one second, counted from READY,",
-            self.shared.params.handover_timeout + MARGIN,
+            self.common.shared.params.handover_timeout + MARGIN,
         );
         Io::patient(of).within(of.with_left(left))
     }
 
     /// Between two steps of the switchover: has somebody cancelled, is the time up?
     fn check_gate(&self) -> Result<()> {
-        self.shared.handle.cancel.check("the switchover")?;
+        self.common.shared.handle.cancel.check("the switchover")?;
         if self.switchover.expired() {
             return Err(Error::new(
                 Kind::Timeout,
                 format!(
                     "{} ran out while the guest stood still: it was {}",
                     self.switchover,
-                    self.shared.handle.state().name()
+                    self.common.shared.handle.state().name()
                 ),
             ));
         }
@@ -508,7 +457,7 @@ impl Driver {
 
     /// When the whole migration has to have come to its switchover.
     fn total(&self) -> Limit {
-        self.shared.params.total(self.begun)
+        self.common.shared.params.total(self.common.begun)
     }
 
     /// If sending failed because the peer went away, its own word for why is better.
@@ -533,7 +482,7 @@ impl Driver {
         if lost == std::mem::replace(&mut self.lost, lost) {
             return;
         }
-        let memory = self.shared.tracker.memory();
+        let memory = self.common.shared.guest.tracker.memory();
         let pages = memory.poisoned_pages();
         if pages == std::mem::replace(&mut self.told_poisoned, pages) {
             return;
@@ -542,13 +491,13 @@ impl Driver {
             "{pages} pages whose contents are declared lost are not sent: {}",
             memory.describe_poisoned()
         );
-        self.vmm.event(EventKind::Warning, text);
+        self.common.vmm.event(EventKind::Warning, text);
     }
 
     /// Everything that is left, the end marker, the state. The guest stands still.
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         let io = Io::until(&shared.handle.cancel, shared.params.io())
             .within(self.switchover)
             .of("the last pages");
@@ -566,8 +515,8 @@ impl Driver {
             }
         }
         let result = self.send_end(&io).map_err(|e| self.explain(e));
-        self.stats.last_send = Some(begun.elapsed());
-        self.stats.last_pages = self.pages_sent() - before;
+        self.common.stats.last_send = Some(begun.elapsed());
+        self.common.stats.last_pages = self.pages_sent() - before;
         result
     }
 
@@ -579,13 +528,13 @@ impl Driver {
     fn send_end(&mut self, io: &Io<'_>) -> Result<()> {
         self.sending(io)?.2.finish()?;
         // By the destination's READY it knows how long a hand-over counts.
-        let limit = self.shared.params.handover_timeout;
+        let limit = self.common.shared.params.handover_timeout;
         let lane = self.lane.as_mut().ok_or_else(no_connection)?;
         lane.send_state(&self.blobs, limit, &io.of("device state"))
     }
 
     fn await_ready(&mut self) -> Result<u64> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         let io = Io::until(&shared.handle.cancel, shared.params.switchover())
             .within(self.switchover)
             .of("READY");
@@ -593,7 +542,7 @@ impl Driver {
             // A block may still go, at both sides: the destination is not ready before it knows
             // that those which it misses are gone here too.
             self.walk.removals().lower();
-            let memory = shared.tracker.memory();
+            let memory = shared.guest.tracker.memory();
             let news = self.announced.news(memory, None)?;
             let lane = self.lane.as_mut().ok_or_else(no_connection)?;
             lane.say_encoded(&news, &io.of("BLOCK_REMOVED"))?;
@@ -612,8 +561,8 @@ impl Driver {
                     ));
                 }
                 // After the receipt, so that the destination's has begun before.
-                let limit = self.shared.params.handover_timeout;
-                self.window = Some(Window::new(clock::boottime(), limit));
+                let limit = self.common.shared.params.handover_timeout;
+                self.common.open_window(limit);
                 Ok(ready.load_micros)
             }
             other => Err(session::unexpected(other.record_type(), "READY")),

@@ -16,18 +16,17 @@ pub use driver::ConnectTo;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::error::{Error, Kind, Result};
-use crate::migrate::callbacks::{check_not_inside, Callbacks};
-use crate::migrate::handle::Handle;
+use crate::migrate::callbacks::check_not_inside;
+use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
-use crate::migrate::report::Stats;
 use crate::migrate::steering::{Decider, FitsDowntime};
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
+use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::migrate::Blockers;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
-use driver::{Driver, Shared};
-use std::os::fd::BorrowedFd;
+use driver::{Driver, Leaving};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -89,16 +88,10 @@ use std::time::Duration;
 /// # }
 /// ```
 pub struct Outgoing {
-    shared: Arc<Shared>,
+    shared: Arc<Migration<Leaving, State>>,
 }
 
-impl std::fmt::Debug for Outgoing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outgoing")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
-    }
-}
+watching!(Outgoing, State);
 
 impl Outgoing {
     /// A migration of the guest that `tracker` tracks. Checks the parameters.
@@ -131,17 +124,14 @@ impl Outgoing {
         vmm: Arc<dyn Vmm>,
         params: Params,
     ) -> Result<Self> {
-        params.check()?;
+        let guest = Leaving {
+            tracker,
+            blockers,
+            paused_at: OnceLock::new(),
+            lent: Mutex::new(lent),
+        };
         Ok(Outgoing {
-            shared: Arc::new(Shared {
-                tracker,
-                blockers,
-                vmm,
-                params,
-                handle: Handle::new()?,
-                paused_at: OnceLock::new(),
-                lent: Mutex::new(lent),
-            }),
+            shared: Migration::new(guest, vmm, params)?,
         })
     }
 
@@ -152,7 +142,7 @@ impl Outgoing {
         if !self.shared.handle.is_over() {
             return None;
         }
-        self.shared.lent().take().and_then(Arc::into_inner)
+        self.shared.guest.lent().take().and_then(Arc::into_inner)
     }
 
     /// Starts it and returns. What it comes to is told by [`Outgoing::wait`], the events and
@@ -174,14 +164,13 @@ impl Outgoing {
     /// The same with a decider of the caller's.
     pub fn start_with(&self, to: ConnectTo, decider: Box<dyn Decider>) -> Result<()> {
         let shared = &self.shared;
-        let vmm = Callbacks::new(Arc::clone(&shared.vmm), shared.handle.owner());
         let claim = || {
-            shared.blockers.check()?;
-            shared.tracker.memory().guest_ran();
-            shared.tracker.memory().ownership().leave()
+            shared.guest.blockers.check()?;
+            shared.guest.tracker.memory().guest_ran();
+            shared.guest.tracker.memory().ownership().leave()
         };
         shared.handle.start(claim, || {
-            let driver = Driver::new(Arc::clone(shared), vmm, to, decider)?;
+            let driver = Driver::new(Arc::clone(shared), to, decider)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })
@@ -227,13 +216,13 @@ impl Outgoing {
             let resume = step.actions.contains(&Action::CallResume);
             Ok((step.state, (step.state, resume)))
         })?;
-        let callbacks = Callbacks::new(Arc::clone(&self.shared.vmm), handle.owner());
+        let callbacks = self.shared.callbacks();
         let result = if resume {
             callbacks.call("resume", |vmm| vmm.resume())
         } else {
             Ok(())
         };
-        if let (true, Some(stood)) = (resume, self.shared.stood()) {
+        if let (true, Some(stood)) = (resume, self.shared.guest.stood()) {
             handle.amend(|stats| stats.downtime = Some(stood));
         }
         match &result {
@@ -243,32 +232,6 @@ impl Outgoing {
         }
         handle.notify.raise();
         result
-    }
-
-    /// Where it is.
-    pub fn state(&self) -> State {
-        self.shared.handle.state()
-    }
-
-    /// The figures as they are now.
-    pub fn stats(&self) -> Stats {
-        self.shared.handle.stats()
-    }
-
-    /// The same as JSON.
-    pub fn stats_json(&self) -> Result<String> {
-        self.shared.handle.stats_json()
-    }
-
-    /// An eventfd that becomes readable when the figures have changed. It stays the
-    /// migration's; reading it resets it.
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.handle.notify.fd()
-    }
-
-    /// Whether this thread is inside one of this migration's callbacks.
-    pub fn in_callback(&self) -> bool {
-        self.shared.handle.in_callback()
     }
 }
 

@@ -28,38 +28,40 @@ const TELL_AGAIN: u32 = 4;
 impl Driver {
     /// Sends memory until the decider says that the rest fits.
     pub(super) fn copy(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         self.consumer
-            .skip_ballooned(self.shared.params.skip_ballooned);
+            .skip_ballooned(self.common.shared.params.skip_ballooned);
         if self.consumer.is_started() {
             self.consumer.mark_all();
         } else {
             self.consumer.start(StartWith::Everything)?;
             self.we_started_tracking = true;
         }
-        if let Some(warning) = self.shared.tracker.warning() {
-            self.vmm.event(EventKind::Warning, warning.to_owned());
+        if let Some(warning) = self.common.shared.guest.tracker.warning() {
+            self.common
+                .vmm
+                .event(EventKind::Warning, warning.to_owned());
         }
         self.course.begin(Instant::now(), self.consumer.stats());
-        let mut pacer = Pacer::new(self.shared.params.max_bandwidth);
+        let mut pacer = Pacer::new(self.common.shared.params.max_bandwidth);
         let mut told_again = 0;
         loop {
-            self.stats.pass += 1;
+            self.common.stats.pass += 1;
             let all_sent = self.walk(&mut pacer)?;
             let (report, found) = self.sync(all_sent)?;
             self.renew(true);
-            self.vmm.event(
+            self.common.vmm.event(
                 EventKind::Pass,
                 format!(
                     "pass {} done: {} pages found dirty, {} to send",
-                    self.stats.pass,
+                    self.common.stats.pass,
                     found,
                     report.pending - report.ballooned
                 ),
             );
-            self.shared.handle.cancel.check("the migration")?;
+            self.common.shared.handle.cancel.check("the migration")?;
             let next = self.ask(Moment::Synced)?;
-            self.shared.blockers.check()?;
+            self.common.shared.guest.blockers.check()?;
             match next {
                 Next::SwitchOver { expected } => {
                     let begun = Instant::now();
@@ -69,7 +71,7 @@ impl Driver {
                     let again = told && took > TELLING && told_again < TELL_AGAIN;
                     if took <= shared.params.downtime_limit && !again {
                         // Kept as it was, to be held against what happens.
-                        self.stats.promised_downtime = Some(expected);
+                        self.common.stats.promised_downtime = Some(expected);
                         return Ok(());
                     }
                     told_again += 1;
@@ -84,38 +86,42 @@ impl Driver {
     /// Waits until the next pass may begin, where passes follow one another too closely. `idle`:
     /// the decider waits for something else than a smaller rest, there is none.
     fn await_turn(&mut self, idle: bool) {
-        let wait = self.course.passes.next(self.begun.elapsed(), idle);
+        let wait = self.course.passes.next(self.common.begun.elapsed(), idle);
         if !wait.is_zero() {
-            self.shared.handle.cancel.wait(wait);
+            self.common.shared.handle.cancel.wait(wait);
         }
     }
 
     /// Harvests the logs, and keeps what the sync says. `all_sent`: nothing was pending. And how
     /// many pages were found since the last time, by others' syncs too.
     fn sync(&mut self, all_sent: bool) -> Result<(SyncReport, Pages)> {
-        let cancel = &self.shared.handle.cancel;
+        let cancel = &self.common.shared.handle.cancel;
         let report = self.consumer.sync_unless(When::Running, cancel)?;
         // Of a wait that was given up nobody wants to hear.
         cancel.check("syncing")?;
         // A log that fails each time says so once.
         if report.warnings != self.warned {
             for warning in &report.warnings {
-                self.vmm.event(EventKind::Warning, warning.clone());
+                self.common.vmm.event(EventKind::Warning, warning.clone());
             }
             self.warned.clone_from(&report.warnings);
         }
         let tracked = self.consumer.stats();
-        let found = self
-            .course
-            .synced(Instant::now(), self.begun, report.time, tracked, all_sent);
-        self.stats.sync = Some(report.time);
+        let found = self.course.synced(
+            Instant::now(),
+            self.common.begun,
+            report.time,
+            tracked,
+            all_sent,
+        );
+        self.common.stats.sync = Some(report.time);
         Ok((report, found))
     }
 
     /// Tells the destination what the sync found to be ballooned or free, so that it is not told
     /// while the guest stands still. Whether there was anything.
     fn send_unread(&mut self) -> Result<bool> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         // The decider may switch over when the time is up just now: this is done or not done
         // within the downtime limit, then.
         let total = match self.total() {
@@ -159,30 +165,35 @@ impl Driver {
 
     pub(super) fn facts(&self, moment: Moment) -> Facts {
         let now = Instant::now();
-        let stated = self.shared.params.switchover_bandwidth;
+        let stated = self.common.shared.params.switchover_bandwidth;
         Facts {
             moment,
-            elapsed: now - self.begun,
-            since_sync: self.course.since_sync(now, self.begun),
-            pass: self.stats.pass,
-            total: Bytes(self.stats.total_bytes),
+            elapsed: now - self.common.begun,
+            since_sync: self.course.since_sync(now, self.common.begun),
+            pass: self.common.stats.pass,
+            total: Bytes(self.common.stats.total_bytes),
             remaining: self.consumer.to_read().bytes(),
             last_pass: self.course.last_pass(),
             bandwidth: stated
                 .map(|stated| stated as f64)
                 .or_else(|| self.course.bandwidth.estimate()),
             stated: stated.is_some(),
-            cap: self.shared.params.max_bandwidth.map(|cap| cap as f64),
+            cap: self
+                .common
+                .shared
+                .params
+                .max_bandwidth
+                .map(|cap| cap as f64),
             dirty_rate: self.course.dirty_rate(),
             sync_time: self.course.sync_time(),
-            state: Bytes(self.stats.state_bytes),
+            state: Bytes(self.common.stats.state_bytes),
         }
     }
 
     /// One walk over pending, or less if the decider wants a sync. Returns when all that was
     /// sent is acknowledged; whether that is all there was.
     fn walk(&mut self, pacer: &mut Pacer) -> Result<bool> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let total = self.total();
         let io = Io::until(&shared.handle.cancel, params.io())
@@ -201,7 +212,8 @@ impl Driver {
                 _ => e,
             }
         })?;
-        self.course.end_pass(self.stats.pass, begun.elapsed());
+        self.course
+            .end_pass(self.common.stats.pass, begun.elapsed());
         Ok(all)
     }
 
@@ -210,7 +222,7 @@ impl Driver {
     /// has not acknowledged anything for most of the time: then that was missing, and the decider,
     /// who knows only what was sent, would blame the guest.
     fn out_of_time(&mut self, error: Error) -> Error {
-        let elapsed = self.begun.elapsed();
+        let elapsed = self.common.begun.elapsed();
         let silence = self
             .lane
             .as_ref()
@@ -245,7 +257,7 @@ impl Driver {
 
     /// Sends what is pending; whether all of it.
     fn send_pass(&mut self, pacer: &mut Pacer, io: &Io<'_>) -> Result<bool> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         // A capped stream goes out in small pieces, so that it is even.
         let least = match params.max_bandwidth {
@@ -273,7 +285,7 @@ impl Driver {
             let mut time = batch.time;
             if params.max_bandwidth.is_some() {
                 self.time_batch(&batch, begun, alone, io)?;
-                let wait = pacer.next(self.begun.elapsed(), batch.bytes);
+                let wait = pacer.next(self.common.begun.elapsed(), batch.bytes);
                 let waited = Instant::now();
                 if !wait.is_zero() {
                     shared.handle.cancel.wait(wait);
@@ -291,11 +303,11 @@ impl Driver {
     /// Where the bandwidth is capped, now and then waits for a batch to arrive, and so measures
     /// the link behind the cap. `alone`: nothing else was on its way before the batch.
     fn time_batch(&mut self, batch: &Put, begun: Instant, alone: bool, io: &Io<'_>) -> Result<()> {
-        let now = self.begun.elapsed();
+        let now = self.common.begun.elapsed();
         if batch.measures_the_link() && self.course.bandwidth.wants_timed(now) {
             self.acknowledge_all(io)?;
             if alone {
-                let now = self.begun.elapsed();
+                let now = self.common.begun.elapsed();
                 self.course
                     .bandwidth
                     .timed(now, batch.bytes, begun.elapsed());

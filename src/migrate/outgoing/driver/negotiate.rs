@@ -21,11 +21,12 @@ impl Driver {
     /// looks at several connections takes the first one on which something is said. Where there is
     /// one already, the destination is told why there is no configuration.
     pub(super) fn connect(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
         self.lane = self.route.ready().map(Lane::new);
-        self.vmm
+        self.common
+            .vmm
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
@@ -37,7 +38,7 @@ impl Driver {
     }
 
     pub(super) fn negotiate(&mut self) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let early = std::mem::take(&mut self.blobs);
         // One limit for all of it, whatever the destination takes its time for.
@@ -75,7 +76,7 @@ impl Driver {
             Record::EarlyOk => {}
             other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
         }
-        let map = shared.tracker.memory().map();
+        let map = shared.guest.tracker.memory().map();
         // Many in one call: a guest may have thousands.
         let mut layout = Vec::new();
         for block in map.blocks() {

@@ -1,0 +1,43 @@
+//! What the VMM asks of a migration while it goes on, the same words at both sides.
+
+/// The questions of a type whose `shared` is a [`Migration`](super::common::Migration).
+macro_rules! watching {
+    ($migration:ident, $state:ty) => {
+        impl $migration {
+            /// Where it is.
+            pub fn state(&self) -> $state {
+                self.shared.handle.state()
+            }
+
+            /// The figures as they are now.
+            pub fn stats(&self) -> crate::migrate::Stats {
+                self.shared.handle.stats()
+            }
+
+            /// The same as JSON.
+            pub fn stats_json(&self) -> crate::error::Result<String> {
+                self.shared.handle.stats_json()
+            }
+
+            /// An eventfd that becomes readable when the figures have changed. It stays the
+            /// migration's; reading it resets it.
+            pub fn notify_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+                self.shared.handle.notify.fd()
+            }
+
+            /// Whether this thread is inside one of this migration's callbacks.
+            pub fn in_callback(&self) -> bool {
+                self.shared.handle.in_callback()
+            }
+        }
+
+        impl std::fmt::Debug for $migration {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($migration))
+                    .field("state", &self.state())
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+pub(super) use watching;
