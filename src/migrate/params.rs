@@ -125,7 +125,9 @@ impl fmt::Display for Words {
         let (micros, ms) = (self.0.as_micros(), self.0.as_millis());
         let day = (HOUR * 24).as_millis();
         match ms {
-            _ if self.0.subsec_nanos() % 1000 > 0 => write!(f, "{} ns", self.0.as_nanos()),
+            _ if !self.0.subsec_nanos().is_multiple_of(1000) => {
+                write!(f, "{} ns", self.0.as_nanos())
+            }
             _ if micros % 1000 > 0 => write!(f, "{micros} µs"),
             0 => f.write_str("0 ms"),
             _ if ms == day => f.write_str("1 day"),

@@ -310,10 +310,8 @@ mod tests {
                 for signal in [libc::SIGXFSZ, libc::SIGPIPE] {
                     // As the kernel does after a write past the limit on file sizes.
                     // SAFETY: signals this thread, where everything is masked.
-                    assert_eq!(
-                        unsafe { libc::pthread_kill(libc::pthread_self(), signal) },
-                        0
-                    );
+                    let result = unsafe { libc::pthread_kill(libc::pthread_self(), signal) };
+                    assert_eq!(result, 0);
                 }
                 with_starters_mask(|| 5)
             },
