@@ -717,8 +717,9 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
  */
 #define BRANT_GUEST_HERE 1
 /**
- * In `brant_guest_get_state`: the guest is here and stands still, because `resume` or `run`
- * failed.
+ * In `brant_guest_get_state`: the guest is here and stands still. `resume` or `run` failed, or a
+ * save left the guest paused (BRANT_IMAGE_STAY_PAUSED, BRANT_IMAGE_ALREADY_PAUSED). No `kick` is
+ * called in this state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again.
  */
 #define BRANT_GUEST_STANDS 2
 /** In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here. */
@@ -2829,12 +2830,14 @@ typedef struct brant_image_restore brant_image_restore;
 #define BRANT_IMAGE_RESUME 0
 /**
  * In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
- * After a failure or a cancel it is resumed.
+ * After a failure or a cancel it is resumed. After a success the guest's state is
+ * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
  */
 #define BRANT_IMAGE_STAY_PAUSED 1
 /**
  * In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
- * Neither `pause` nor `resume` is called.
+ * Neither `pause` nor `resume` is called. Afterwards the guest's state is BRANT_GUEST_STANDS: call
+ * `brant_guest_runs_here` before the vCPUs run again.
  */
 #define BRANT_IMAGE_ALREADY_PAUSED 2
 

@@ -51,10 +51,12 @@ pub struct brant_image_restore {
 /// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and resumed.
 pub const BRANT_IMAGE_RESUME: u32 = 0;
 /// In `brant_image_save_params.guest`: the guest runs, is paused for the last pages and stays so.
-/// After a failure or a cancel it is resumed.
+/// After a failure or a cancel it is resumed. After a success the guest's state is
+/// BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_IMAGE_STAY_PAUSED: u32 = 1;
 /// In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
-/// Neither `pause` nor `resume` is called.
+/// Neither `pause` nor `resume` is called. Afterwards the guest's state is BRANT_GUEST_STANDS: call
+/// `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_IMAGE_ALREADY_PAUSED: u32 = 2;
 
 /// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long

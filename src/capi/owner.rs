@@ -10,8 +10,9 @@ pub const BRANT_GUEST_UNKNOWN: u32 = 0;
 /// In `brant_guest_get_state`: the guest runs here. A migration from here was tried, a migration to
 /// here has arrived, or `brant_guest_runs_here` said so.
 pub const BRANT_GUEST_HERE: u32 = 1;
-/// In `brant_guest_get_state`: the guest is here and stands still, because `resume` or `run`
-/// failed.
+/// In `brant_guest_get_state`: the guest is here and stands still. `resume` or `run` failed, or a
+/// save left the guest paused (BRANT_IMAGE_STAY_PAUSED, BRANT_IMAGE_ALREADY_PAUSED). No `kick` is
+/// called in this state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_GUEST_STANDS: u32 = 2;
 /// In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here.
 pub const BRANT_GUEST_LEAVING: u32 = 3;
