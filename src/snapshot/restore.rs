@@ -197,10 +197,7 @@ impl Run {
         let shared = Arc::clone(&self.shared);
         let (params, cancel) = (&shared.params, &shared.task.cancel);
         self.vmm.thread_start(Role::Snapshot)?;
-        let way = match params.direct {
-            true => Way::Direct,
-            false => Way::Cached,
-        };
+        let way = Way::new(params.direct);
         let image = Arc::new(Image::open(&self.path, way)?);
         self.stats.file_bytes = image.file_bytes();
         let index = image.index();

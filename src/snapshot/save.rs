@@ -275,10 +275,7 @@ impl Run {
             .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
         let callbacks = self.vmm.clone();
         let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
-        let way = match params.direct {
-            true => Way::Direct,
-            false => Way::Cached,
-        };
+        let way = Way::new(params.direct);
         let (path, writers) = (&self.path, params.writers);
         let mut writer = Writer::begin(path, memory, writers, way, cancel, &announce)?;
         let consumer = Tracking(shared.tracker.consumer());

@@ -18,6 +18,14 @@ pub enum Way {
 }
 
 impl Way {
+    /// Past the page cache if `direct`, else through it.
+    pub fn new(direct: bool) -> Way {
+        match direct {
+            true => Way::Direct,
+            false => Way::Cached,
+        }
+    }
+
     fn flags(self) -> i32 {
         match self {
             Way::Cached => 0,

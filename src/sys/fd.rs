@@ -3,7 +3,7 @@
 use super::kernel;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// Takes a descriptor over and has it closed on exec, so that no program that the VMM starts
@@ -53,8 +53,7 @@ pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 pub fn with_own_position(fd: OwnedFd) -> OwnedFd {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     // Holes are made through it too, and that takes a descriptor that may write.
-    // SAFETY: asks for flags and touches no memory.
-    let flags = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) };
+    let flags = status_flags(fd.as_fd());
     let mut options = OpenOptions::new();
     options
         .read(true)
@@ -87,10 +86,15 @@ pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     }
 }
 
+/// The flags that a file was opened with (`F_GETFL`); negative where the kernel does not say.
+fn status_flags(fd: BorrowedFd<'_>) -> libc::c_int {
+    // SAFETY: asks for flags and touches no memory.
+    unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) }
+}
+
 /// Whether a descriptor names a file and gives no access to it (`O_PATH`, open(2)).
 pub fn is_path_only(fd: BorrowedFd<'_>) -> bool {
-    // SAFETY: asks for flags and touches no memory.
-    let flags = unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) };
+    let flags = status_flags(fd);
     flags >= 0 && flags & libc::O_PATH != 0
 }
 
