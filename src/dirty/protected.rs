@@ -8,7 +8,7 @@
 //! - A piece that holds nothing stays as it is. Nothing can be written to it without an entry in the
 //!   page tables, so a look for entries finds what was written; then the piece is protected.
 //! - Any other piece is protected, and of its pages that hold nothing a note is kept
-//!   ([`Untouched`]): the call that protects says of each page what it was in that moment.
+//!   ([`HiddenHoles`]): the call that protects says of each page what it was in that moment.
 //!
 //! Shared memory is protected whole. A page of it can be written and lose its entry again (to
 //! swap), and only a marker outlives that; what its file holds is asked of the file.
@@ -20,7 +20,7 @@
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{Block, Untouched};
+use crate::memory::{Block, HiddenHoles};
 use crate::sys::maps::Maps;
 use crate::sys::pagemap::{
     Pagemap, Query, Region, CHECK_WPASYNC, FILE, PFNZERO, PRESENT, SWAPPED, WP_MATCHING, WRITTEN,
@@ -137,7 +137,7 @@ pub(super) struct Protected {
     pace: Pace,
     /// Pieces that are protected, by their address; `None`: all of the block is.
     pieces: Option<Bitmap>,
-    untouched: Arc<Untouched>,
+    hidden_holes: Arc<HiddenHoles>,
 }
 
 impl Protected {
@@ -154,9 +154,9 @@ impl Protected {
             pace: Pace::new(piece),
             pieces: None,
             // Without memory for the note pages are read that need not be.
-            untouched: Arc::new(match private {
-                true => Untouched::new(block.pages()).or_else(|_| Untouched::none())?,
-                false => Untouched::none()?,
+            hidden_holes: Arc::new(match private {
+                true => HiddenHoles::new(block.pages()).or_else(|_| HiddenHoles::none())?,
+                false => HiddenHoles::none()?,
             }),
             range,
         };
@@ -164,7 +164,7 @@ impl Protected {
             let count = this.piece_of(this.range.end - 1) + 1;
             this.pieces = Some(Bitmap::new(count as usize)?);
         }
-        block.watch(Some(Arc::clone(&this.untouched)));
+        block.watch(Some(Arc::clone(&this.hidden_holes)));
         this.begin(pagemap).inspect_err(|_| {
             block.watch(None);
         })?;
@@ -179,7 +179,7 @@ impl Protected {
     /// Bytes held for it.
     pub(super) fn heap_bytes(&self) -> u64 {
         let pieces = self.pieces.as_ref().map_or(0, Bitmap::heap_bytes);
-        pieces as u64 + self.untouched.heap_bytes()
+        pieces as u64 + self.hidden_holes.heap_bytes()
     }
 
     /// It is not protected any more, or soon will not be.
@@ -211,7 +211,7 @@ impl Protected {
             let (protected, end) = self.alike(at);
             if protected {
                 let Protected {
-                    untouched, pace, ..
+                    hidden_holes, pace, ..
                 } = &*self;
                 pace.walk(&(at..end), |part| {
                     // With the list full the kernel stops, and has protected just what is on it:
@@ -219,7 +219,7 @@ impl Protected {
                     let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, regions)?;
                     for region in &regions[..found] {
                         let pages = pages_of(region, start, &(at..end));
-                        untouched.written(pages.clone());
+                        hidden_holes.written(pages.clone());
                         new += set(pending, pages);
                     }
                     Ok(walked)
@@ -285,7 +285,7 @@ impl Protected {
                 if is_copy(region.categories) {
                     written(pages);
                 } else {
-                    self.untouched.note(pages);
+                    self.hidden_holes.note(pages);
                 }
             }
             Ok(walked)
@@ -295,7 +295,7 @@ impl Protected {
             let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, &mut regions)?;
             for region in &regions[..found] {
                 let pages = pages_of(region, start, &range);
-                self.untouched.written(pages.clone());
+                self.hidden_holes.written(pages.clone());
                 written(pages);
             }
             Ok(walked)

@@ -6,9 +6,9 @@
 
 use super::address::HostMemory;
 use super::ballooned::Ballooned;
+use super::hidden_holes::HiddenHoles;
 use super::holds::{Holder, Uses};
 use super::poisoned::Poisoned;
-use super::untouched::Untouched;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::sys::fd::{is_path_only, with_own_position};
@@ -141,7 +141,7 @@ pub struct Block {
     uses: Uses,
     ballooned: Ballooned,
     poisoned: Poisoned,
-    untouched: Mutex<Option<Arc<Untouched>>>,
+    hidden_holes: Mutex<Option<Arc<HiddenHoles>>>,
     /// The VMM said that the block reads as zero, and nobody has written to it since.
     zeroed: AtomicBool,
 }
@@ -313,7 +313,7 @@ impl Block {
             uses: Uses::default(),
             ballooned: Ballooned::new(host as u64, length.pages_down(), page_size.0),
             poisoned: Poisoned::new(length.pages_down()),
-            untouched: Mutex::default(),
+            hidden_holes: Mutex::default(),
             zeroed: AtomicBool::new(flags.zeroed),
         })
     }
@@ -353,13 +353,13 @@ impl Block {
 
     /// The pages that the userfaultfd log protected before anybody touched them. `None` while no
     /// such log of brant's watches the block.
-    pub(crate) fn untouched(&self) -> Option<Arc<Untouched>> {
-        self.lock_untouched().clone()
+    pub(crate) fn hidden_holes(&self) -> Option<Arc<HiddenHoles>> {
+        self.lock_hidden_holes().clone()
     }
 
     /// The userfaultfd log begins to watch the block, or ends (`None`).
-    pub(crate) fn watch(&self, untouched: Option<Arc<Untouched>>) {
-        *self.lock_untouched() = untouched;
+    pub(crate) fn watch(&self, hidden_holes: Option<Arc<HiddenHoles>>) {
+        *self.lock_hidden_holes() = hidden_holes;
     }
 
     /// Whether the block is still known to read as zero, by [`BlockFlags::zeroed`].
@@ -374,8 +374,8 @@ impl Block {
         }
     }
 
-    fn lock_untouched(&self) -> std::sync::MutexGuard<'_, Option<Arc<Untouched>>> {
-        self.untouched.lock().unwrap_or_else(|e| e.into_inner())
+    fn lock_hidden_holes(&self) -> std::sync::MutexGuard<'_, Option<Arc<HiddenHoles>>> {
+        self.hidden_holes.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The block's ballooned pages.

@@ -16,8 +16,8 @@
 use super::access;
 use super::block::{Block, BlockId};
 use super::ground::{Below, FileAt, Ground, Looks, Tables, Watcher};
+use super::hidden_holes::HiddenHoles;
 use super::present::{Entries, Reading};
-use super::untouched::Untouched;
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
 use crate::sys::mem;
@@ -273,8 +273,8 @@ impl Contents {
             ground,
             pagemap: self.looks.pagemap(),
             file,
-            untouched: match ground.watcher {
-                Watcher::Log => block.untouched(),
+            hidden_holes: match ground.watcher {
+                Watcher::Log => block.hidden_holes(),
                 _ => None,
             },
             scratch: &mut self.scratch,
@@ -387,7 +387,7 @@ struct Question<'a> {
     ground: &'a Ground,
     pagemap: Option<&'a Pagemap>,
     file: Option<BorrowedFd<'a>>,
-    untouched: Option<Arc<Untouched>>,
+    hidden_holes: Option<Arc<HiddenHoles>>,
     scratch: &'a mut Scratch,
 }
 
@@ -403,14 +403,18 @@ impl Question<'_> {
         };
         let private = ground.tables == Tables::Private;
         let swapped = if private { SWAPPED } else { 0 };
-        let written = if self.untouched.is_some() { WRITTEN } else { 0 };
+        let written = if self.hidden_holes.is_some() {
+            WRITTEN
+        } else {
+            0
+        };
         let query = Query {
             any: PRESENT | swapped,
             report: PRESENT | SWAPPED | PFNZERO | written,
             ..Query::default()
         };
         let mut at = range.start;
-        let untouched = self.untouched.clone();
+        let hidden_holes = self.hidden_holes.clone();
         entries(pagemap, block, range.clone(), &query, |run, is| {
             // The kernel's page of zeros was put there by a read; nobody has written.
             if is & PFNZERO != 0 && ground.below == Below::Zero {
@@ -422,9 +426,12 @@ impl Question<'_> {
             };
             // Our log's marker looks like a page in swap. It is one that was written if the mark is off,
             // and if the log has no note of it there was something when it was made.
-            if let Some(untouched) = untouched.as_ref().filter(|_| is & (PRESENT | WRITTEN) == 0) {
+            if let Some(hidden_holes) = hidden_holes
+                .as_ref()
+                .filter(|_| is & (PRESENT | WRITTEN) == 0)
+            {
                 let mut noted = Vec::new();
-                untouched.runs(run.clone(), |run| noted.push(run));
+                hidden_holes.runs(run.clone(), |run| noted.push(run));
                 let mut from = run.start;
                 for hidden in noted {
                     self.entry(&mut at, from..hidden.start, here, filled)?;

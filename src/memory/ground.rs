@@ -337,7 +337,7 @@ impl Looks {
 
     fn watcher(&mut self, block: &Block, area: &Area) -> Watcher {
         let start = area.start.max(block.host() as u64);
-        if block.untouched().is_some() && self.is_protected(start) {
+        if block.hidden_holes().is_some() && self.is_protected(start) {
             return Watcher::Log;
         }
         let watched = match &self.probe {

@@ -15,6 +15,7 @@ pub mod blockers;
 pub mod contents;
 mod declared;
 mod ground;
+mod hidden_holes;
 mod holds;
 pub mod host;
 pub mod index;
@@ -30,16 +31,15 @@ mod slot;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tree;
-mod untouched;
 mod written;
 
 pub use address::HostMemory;
 pub use block::{BackingFile, Block, BlockDescription, BlockFlags, BlockId, BlockPin};
+pub(crate) use hidden_holes::HiddenHoles;
 pub(crate) use holds::Holder;
 pub use map::{BlockPart, Map, MapObserver, Memory};
 pub use ownership::{Ownership, Whose};
 pub use page_run::PageRun;
 pub use recall::PinRecall;
 pub use slot::{Slot, SlotDescription, NO_SLOT};
-pub(crate) use untouched::Untouched;
 pub use written::WrittenObserver;

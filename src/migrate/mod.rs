@@ -5,6 +5,7 @@
 //! drivers of the two sides carry the decisions out. [`report`] holds the figures that users see.
 
 mod common;
+mod control;
 mod handle;
 pub mod incoming;
 mod layout;
@@ -12,7 +13,6 @@ mod outbox;
 pub mod outgoing;
 pub mod params;
 pub mod report;
-mod session;
 pub mod state;
 pub mod steering;
 #[doc(hidden)]

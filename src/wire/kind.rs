@@ -1,7 +1,8 @@
 //! The record types: number, name, direction and payload limits of each.
 //!
 //! One table, so that a receiver can judge a header before it reads anything
-//! else. The layout of the payloads is in `records`. The header asks here.
+//! else, and the header asks it. Layouts: payloads of control records in `records`, runs of pages in
+//! `header`, lists of runs in `list`.
 
 use crate::units::{PAGE_SIZE, STRETCH_PAGES};
 

@@ -66,7 +66,7 @@ fn noted(protected: &Protected) -> BTreeSet<usize> {
     let all = Pages(0)..protected.block.pages();
     let mut pages = BTreeSet::new();
     protected
-        .untouched
+        .hidden_holes
         .runs(all, |run| pages.extend(run.start.index()..run.end.index()));
     pages
 }
@@ -116,7 +116,7 @@ fn a_page_is_noted_when_it_is_protected_empty_and_leaves_the_note_when_it_is_fou
         assert_eq!(noted(&protected), expected, "{made:?}");
         assert!(protected.heap_bytes() > 0);
         protected.end();
-        assert!(t.block.untouched().is_none());
+        assert!(t.block.hidden_holes().is_none());
     }
 }
 

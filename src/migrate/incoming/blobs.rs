@@ -3,7 +3,7 @@
 use super::lane::{Incomer, Lane, Waits};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
-use crate::migrate::session::{self, StoredBlob};
+use crate::migrate::control::{self, StoredBlob};
 use crate::runtime::Limit;
 use crate::vmm::StateBlob;
 use crate::wire::{self, BlobEnd, Record, RecordType};
@@ -63,7 +63,7 @@ pub(super) fn receive(
             Incomer::Control(Record::StateEnd(end)) if kind == RecordType::State => {
                 break (end.blobs, Duration::from_millis(end.handover_millis.into()));
             }
-            other => return Err(session::unexpected(other.kind(), kind.name())),
+            other => return Err(control::unexpected(other.kind(), kind.name())),
         }
     };
     let bytes = check_end(&list, end)?;

@@ -1,19 +1,19 @@
 //! The destination's driver: carries out what [`crate::migrate::switchover::destination`] says, on a
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
+use super::account::Account;
 use super::blobs;
 use super::gather::gather;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{negotiate, Agreed};
 use super::placement::Placement;
 use super::prefault::Prefault;
-use super::sink::PageSink;
 use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::memory::{Memory, PageRun, PinRecall};
 use crate::migrate::common::{Common, Migration};
-use crate::migrate::session;
+use crate::migrate::control;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::work::Work;
 use crate::runtime::{Limit, Timeout};
@@ -71,7 +71,7 @@ pub(super) struct Driver {
     lane: Option<Lane>,
     /// What a listener's connection began with.
     hello: Option<Hello>,
-    sink: PageSink,
+    account: Account,
     placement: Placement,
     /// Room for the runs of one record that has a list of them.
     listed: Vec<PageRun>,
@@ -172,7 +172,7 @@ impl Work for Driver {
                     }
                 }
                 // Not before: freeing these takes milliseconds where the guest is huge.
-                self.sink.free();
+                self.account.free();
                 self.forgotten = Forgotten::default();
                 None
             }
@@ -209,7 +209,7 @@ impl Driver {
             way: Some(way),
             lane: None,
             hello: None,
-            sink: PageSink::new(memory),
+            account: Account::new(memory),
             placement: Placement::Direct(Some(prefault)),
             listed: Vec::new(),
             recall,
@@ -295,14 +295,14 @@ impl Driver {
             common,
             lane,
             limit,
-            sink,
+            account,
             ..
         } = self;
         let lane = lane.as_mut().ok_or_else(no_connection)?;
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *limit);
         let map = || shared.guest.memory.map();
-        self.agreed = negotiate(lane, &waits, self.hello.take(), vmm, map, sink)?;
+        self.agreed = negotiate(lane, &waits, self.hello.take(), vmm, map, account)?;
         Ok(())
     }
 
@@ -313,19 +313,19 @@ impl Driver {
                 Incomer::Pages(kind, header) => self.pages(kind, &header)?,
                 Incomer::Control(Record::Marker(marker)) => {
                     self.with_lane(|lane, _| lane.marker(&marker))?;
-                    self.sink.look_again();
+                    self.account.look_again();
                     // Not what the source says if it goes back.
                     self.common.stats.pass = self.common.stats.pass.max(marker.pass);
                     if marker.is_final() {
                         self.placement.finish();
                         // No pin is held while the VMM's operations run: they may change the map.
-                        return self.sink.finish();
+                        return self.account.finish();
                     }
                 }
-                Incomer::Control(Record::BlockAdded(theirs)) => self.sink.added(&theirs)?,
-                Incomer::Control(Record::BlockRemoved { id }) => self.sink.remove(id)?,
+                Incomer::Control(Record::BlockAdded(theirs)) => self.account.added(&theirs)?,
+                Incomer::Control(Record::BlockRemoved { id }) => self.account.remove(id)?,
                 other => {
-                    return Err(session::unexpected(
+                    return Err(control::unexpected(
                         other.kind(),
                         "pages, a marker or a change of blocks",
                     ))
@@ -342,7 +342,7 @@ impl Driver {
             common,
             lane,
             limit,
-            sink,
+            account,
             placement,
             listed,
             recall,
@@ -350,7 +350,7 @@ impl Driver {
         } = self;
         let lane = lane.as_mut().ok_or_else(no_connection)?;
         match kind {
-            RecordType::Zeros => sink.zeros(header)?,
+            RecordType::Zeros => account.zeros(header)?,
             RecordType::Ballooned if !self.agreed.ballooned => {
                 return Err(Error::new(
                     Kind::Protocol,
@@ -358,14 +358,14 @@ impl Driver {
                      without",
                 ));
             }
-            RecordType::Ballooned => sink.ballooned(header)?,
+            RecordType::Ballooned => account.ballooned(header)?,
             RecordType::PagesList => {
                 let io = waits(&common.shared, *limit).record(header, Limit::never());
-                placement.place_list(lane, sink, header, listed, recall, &io)?;
+                placement.place_list(lane, account, header, listed, recall, &io)?;
             }
             _ => {
                 let io = waits(&common.shared, *limit).record(header, Limit::never());
-                placement.place(lane, sink, header, recall, &io)?;
+                placement.place(lane, account, header, recall, &io)?;
             }
         }
         lane.taken(kind, header);
@@ -404,7 +404,7 @@ impl Driver {
         let mut awaited: Option<(u32, Limit)> = None;
         let all = self.common.shared.params.switchover().from_now();
         loop {
-            let missing = self.sink.missing();
+            let missing = self.account.missing();
             if missing.is_none() && !self.with_lane(|lane, _| lane.has_more())? {
                 return Ok(());
             }
@@ -419,11 +419,11 @@ impl Driver {
             match (came, missing) {
                 (Ok(None), _) => {}
                 (Ok(Some(Incomer::Control(Record::BlockRemoved { id }))), _) => {
-                    self.sink.remove(id)?;
+                    self.account.remove(id)?;
                 }
                 (Ok(Some(other)), _) => {
                     let expected = "nothing but BLOCK_REMOVED before READY";
-                    return Err(session::unexpected(other.kind(), expected));
+                    return Err(control::unexpected(other.kind(), expected));
                 }
                 (Err(e), Some((_, missing))) if e.kind() == Kind::Timeout && word.expired() => {
                     return Err(missing);
@@ -447,7 +447,7 @@ impl Driver {
             return match self.next(limit, "HANDOVER")? {
                 // It was on its way when this side said that it is ready.
                 Incomer::Control(Record::BlockRemoved { id }) => {
-                    self.sink.remove(id)?;
+                    self.account.remove(id)?;
                     continue;
                 }
                 Incomer::Control(Record::Handover(handover))
@@ -459,7 +459,7 @@ impl Driver {
                     Kind::Protocol,
                     "the hand-over has another token than this session",
                 )),
-                other => Err(session::unexpected(other.kind(), "HANDOVER")),
+                other => Err(control::unexpected(other.kind(), "HANDOVER")),
             };
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! Of a block that the VMM knows to read as zero (`BRANT_RAM_ZEROED`), pages that did not arrive yet
 //! are known. That holds while nobody has written to it: the block remembers that, because the
-//! next incoming is told of the same block. Used by the page sink.
+//! next incoming is told of the same block. Used by the page account.
 
 use crate::bits::Stretches;
 use crate::error::{Error, Kind, Result};

@@ -2,14 +2,14 @@
 //!
 //! A lane counts the pages that came on it, which the source's markers are held against, and
 //! has its own acknowledgements. It knows records and their order in time, and nothing of guest
-//! memory: where pages go is [`super::sink`]'s, and which record may come now is the driver's.
+//! memory: where pages go is [`super::account`]'s, and which record may come now is the driver's.
 
 use crate::channel::{Channel, Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
+use crate::migrate::control;
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::Params;
-use crate::migrate::session;
 use crate::runtime::{Cancel, Deadline, Interest, Limit, Recall, Timeout};
 use crate::wire::{Header, Marker, Record, RecordType, HEADER_LEN};
 use std::time::Duration;
@@ -167,7 +167,7 @@ impl Lane {
         match kind {
             None | Some(RecordType::Keepalive) => Ok(None),
             Some(_) => match Record::decode(&header, &payload)? {
-                Record::Abort(abort) => Err(session::refused("the source", &abort)),
+                Record::Abort(abort) => Err(control::refused("the source", &abort)),
                 record => Ok(Some(Incomer::Control(record))),
             },
         }
@@ -217,7 +217,7 @@ impl Lane {
 
     /// All of a record's payload.
     pub(super) fn payload(&mut self, header: &Header, io: &Io<'_>) -> Result<Vec<u8>> {
-        session::read_payload(&mut self.channel, header, io)
+        control::read_payload(&mut self.channel, header, io)
     }
 
     /// Some of the `left` bytes of a record's payload into `room`. Where there is room for all of
@@ -267,7 +267,7 @@ impl Lane {
 
     /// Reads `left` bytes of a record's payload and keeps none.
     pub(super) fn skip(&mut self, left: usize, io: &Io<'_>) -> Result<()> {
-        session::drop_bytes(&mut self.channel, left, io)
+        control::drop_bytes(&mut self.channel, left, io)
     }
 
     /// A run of pages is where it belongs.
@@ -358,7 +358,7 @@ impl Lane {
 
     /// Tells the source why it is over, and waits until it has heard.
     pub(super) fn abort(&mut self, cancel: &Cancel, error: &Error) {
-        session::abort(&mut self.channel, &mut self.outbox, error);
+        control::abort(&mut self.channel, &mut self.outbox, error);
         // Somebody who cancels waits for this.
         if error.kind() != Kind::Cancelled {
             self.linger(&Io::until(cancel, LINGER));

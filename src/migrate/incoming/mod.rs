@@ -1,6 +1,7 @@
 //! The VMM's side of an incoming migration: start it, watch it, cancel it. The work is done by
 //! the driver on a thread of its own.
 
+mod account;
 mod authenticate;
 mod blobs;
 mod driver;
@@ -10,7 +11,6 @@ mod lane;
 mod negotiate;
 mod placement;
 mod prefault;
-mod sink;
 
 pub use driver::AcceptFrom;
 

@@ -1,16 +1,16 @@
 //! The destination's side of a session's beginning: what both sides agree on before the first
 //! page. Its order is that of `docs/wire.md`; each wait has the limits of `docs/limits.md`.
 
+use super::account::Account;
 use super::blobs;
 use super::lane::{Incomer, Lane, Waits};
-use super::sink::PageSink;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::BLOCKS_MAX;
 use crate::memory::Map;
 use crate::migrate::callbacks::Callbacks;
+use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
-use crate::migrate::session;
 use crate::runtime::Limit;
 use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
@@ -25,7 +25,7 @@ pub(super) struct Agreed {
     pub(super) ballooned: bool,
 }
 
-/// Answers the source until its RAM blocks are known to be ours too, and `sink` takes their pages.
+/// Answers the source until its RAM blocks are known to be ours too, and `account` takes their pages.
 /// `hello` if it was read before; `map` is asked for once the VMM has built itself.
 pub(super) fn negotiate(
     lane: &mut Lane,
@@ -33,7 +33,7 @@ pub(super) fn negotiate(
     hello: Option<Hello>,
     vmm: &Callbacks,
     map: impl FnOnce() -> Arc<Map>,
-    sink: &mut PageSink,
+    account: &mut Account,
 ) -> Result<Agreed> {
     // One limit for all that the source has to say. What this side's VMM takes to build itself
     // does not count.
@@ -42,7 +42,7 @@ pub(super) fn negotiate(
         Some(hello) => hello,
         None => match lane.next(waits, limit, "HELLO")? {
             Incomer::Control(Record::Hello(hello)) => hello,
-            other => return Err(session::unexpected(other.kind(), "HELLO")),
+            other => return Err(control::unexpected(other.kind(), "HELLO")),
         },
     };
     let (version, features) = wire::negotiate(&hello, &waits.params.ours())?;
@@ -68,7 +68,7 @@ pub(super) fn negotiate(
     let reply = wire::HelloReply {
         version,
         features,
-        software: session::software(),
+        software: control::software(),
     };
     lane.send(waits, &Record::HelloReply(reply))?;
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
@@ -77,7 +77,7 @@ pub(super) fn negotiate(
         vmm.call_that_makes_threads("early_load", |vmm| vmm.early_load(&stored.as_blob()))?;
         waits.cancel.check("building")?;
     }
-    sink.built();
+    account.built();
     lane.send(waits, &Record::EarlyOk)?;
     limit = limit.extended(building.elapsed());
     let theirs = layout(lane, waits, limit)?;
@@ -93,14 +93,14 @@ pub(super) fn negotiate(
     let map = map();
     // A block that both sides have removed may be in the source's list and not here any more. As
     // the map was looked at first, one that it lacks is known to be removed by now.
-    let gone = |name: &str| sink.was_removed(name);
+    let gone = |name: &str| account.was_removed(name);
     if let Some(difference) = layout_difference(&theirs, &names, &map, gone) {
         return Err(Error::new(Kind::Layout, difference));
     }
     for theirs in &theirs {
         match map.block_named(&theirs.name) {
-            Some(ours) => sink.add(theirs.id, ours)?,
-            None => sink.added(theirs)?,
+            Some(ours) => account.add(theirs.id, ours)?,
+            None => account.added(theirs)?,
         }
     }
     lane.send(waits, &Record::LayoutOk)?;
@@ -141,7 +141,7 @@ fn layout(lane: &mut Lane, waits: &Waits<'_>, limit: Limit) -> Result<Vec<wire::
                 }
                 return Ok(blocks);
             }
-            other => return Err(session::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
+            other => return Err(control::unexpected(other.kind(), "BLOCK or LAYOUT_END")),
         }
     }
 }

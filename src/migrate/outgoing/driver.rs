@@ -14,8 +14,8 @@ use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
+use crate::migrate::control::{self, Blobs};
 use crate::migrate::report::RENEW;
-use crate::migrate::session::{self, Blobs};
 use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
@@ -565,7 +565,7 @@ impl Driver {
                 self.common.open_window(limit);
                 Ok(ready.load_micros)
             }
-            other => Err(session::unexpected(other.record_type(), "READY")),
+            other => Err(control::unexpected(other.record_type(), "READY")),
         }
     }
 
@@ -573,7 +573,7 @@ impl Driver {
         let io = self.until_decided().of("RUNNING");
         match self.lane()?.hear(&io)? {
             Record::Running(running) => Ok(running.run_micros),
-            other => Err(session::unexpected(other.record_type(), "RUNNING")),
+            other => Err(control::unexpected(other.record_type(), "RUNNING")),
         }
     }
 }

@@ -11,9 +11,9 @@ use crate::channel::{Channel, Io, Part};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
+use crate::migrate::control::{self, Blobs, TELL};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::{self, Params};
-use crate::migrate::session::{self, Blobs, TELL};
 use crate::runtime::Recall;
 use crate::walk::Put;
 use crate::wire::Record;
@@ -107,7 +107,7 @@ impl Lane {
                 // The destination can only be told why at a record's end. What it has taken it
                 // has counted.
                 self.put += records.cut_short(before, channel, |channel, end| {
-                    session::finish(channel, &parts, end, &e, self.patience)
+                    control::finish(channel, &parts, end, &e, self.patience)
                 });
                 let (fault, blocks) = (channel.fault(), taken.blocks());
                 return Err(access::name_fault(e, fault, blocks, Access::Read));
@@ -119,7 +119,7 @@ impl Lane {
                 // Straight from the pages once more, to the end of the record that is begun: without
                 // a copy nothing else can be told. Whoever recalls the pages waits a moment longer.
                 self.put += records.cut_short(before, channel, |channel, end| {
-                    session::finish_record(channel, &parts, end, self.patience)
+                    control::finish_record(channel, &parts, end, self.patience)
                 });
                 return Err(e);
             }
@@ -140,7 +140,7 @@ impl Lane {
                 .send_rest(&parts, &io.within(limit))
                 .inspect_err(|e| {
                     let all = rest.len() as u64;
-                    session::finish(channel, &parts, all, e, self.patience);
+                    control::finish(channel, &parts, all, e, self.patience);
                 })?;
         }
         Ok(put)
@@ -154,12 +154,12 @@ impl Lane {
 
     /// Says one thing.
     pub(super) fn say(&mut self, record: &Record, io: &Io<'_>) -> Result<()> {
-        session::send(&mut self.channel, record, io)
+        control::send(&mut self.channel, record, io)
     }
 
     /// Says what is encoded already, a few records at once; none is fine.
     pub(super) fn say_encoded(&mut self, records: &[u8], io: &Io<'_>) -> Result<()> {
-        session::send_bytes(&mut self.channel, records, io)
+        control::send_bytes(&mut self.channel, records, io)
     }
 
     /// Sends the VMM's early configuration.
@@ -204,7 +204,7 @@ impl Lane {
             match self.replies.poll(&mut self.channel)? {
                 None => break,
                 Some(Record::Ack(ack)) => self.ledger.acknowledged(ack.number)?,
-                Some(other) => return Err(session::unexpected(other.record_type(), "ACK")),
+                Some(other) => return Err(control::unexpected(other.record_type(), "ACK")),
             }
         }
         Ok(())
@@ -225,7 +225,7 @@ impl Lane {
             let io = io.within(next.from_now()).of("an acknowledgement");
             match self.replies.wait(&mut self.channel, &io)? {
                 Record::Ack(ack) => self.ledger.acknowledged(ack.number)?,
-                other => return Err(session::unexpected(other.record_type(), "ACK")),
+                other => return Err(control::unexpected(other.record_type(), "ACK")),
             }
         }
         Ok(())
@@ -246,7 +246,7 @@ impl Lane {
 
     /// Tells the destination why it is over.
     pub(super) fn abort(&mut self, error: &Error) {
-        session::abort(&mut self.channel, &mut Outbox::default(), error);
+        control::abort(&mut self.channel, &mut Outbox::default(), error);
         self.replies.drain(&mut self.channel, TELL);
         let _ = self.channel.shutdown();
     }

@@ -3,7 +3,7 @@
 
 use crate::channel::{Channel, Io, PartMut};
 use crate::error::{Error, Kind, Result};
-use crate::migrate::session::refused;
+use crate::migrate::control::refused;
 use crate::runtime::{Deadline, Recall};
 use crate::wire::{Header, Record, RecordType, HEADER_LEN};
 use std::time::Duration;

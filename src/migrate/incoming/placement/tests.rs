@@ -48,7 +48,7 @@ struct World {
     block: Arc<Block>,
     /// Behind the block; reached through it alone.
     _host: Box<[Page]>,
-    sink: PageSink,
+    account: Account,
     lane: Lane,
     source: UnixStream,
     recall: Arc<PinRecall>,
@@ -83,15 +83,15 @@ impl World {
             })
             .unwrap();
         let block = Arc::clone(&memory.map().blocks()[0]);
-        let mut sink = PageSink::new(Arc::clone(&memory));
-        sink.add(THEIRS, &block).unwrap();
+        let mut account = Account::new(Arc::clone(&memory));
+        account.add(THEIRS, &block).unwrap();
         let (source, ours) = UnixStream::pair().unwrap();
         World {
             recall: PinRecall::of(&memory).unwrap(),
             memory,
             block,
             _host: host,
-            sink,
+            account,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
             io: Io::patient(Duration::from_secs(10)),
@@ -106,13 +106,13 @@ impl World {
         bytes.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
         self.source.write_all(&bytes).unwrap();
         let World {
-            sink,
+            account,
             lane,
             recall,
             io,
             ..
         } = self;
-        how.place(lane, sink, &header, recall, io)
+        how.place(lane, account, &header, recall, io)
     }
 
     fn next_is_zeros(&mut self) {
@@ -218,13 +218,13 @@ fn list(runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
 impl World {
     fn place_list(&mut self, how: &mut Placement, header: &Header) -> Result<()> {
         let World {
-            sink,
+            account,
             lane,
             recall,
             io,
             ..
         } = self;
-        how.place_list(lane, sink, header, &mut Vec::new(), recall, io)
+        how.place_list(lane, account, header, &mut Vec::new(), recall, io)
     }
 }
 

@@ -34,7 +34,7 @@ struct World {
     area: Area,
     memory: Arc<Memory>,
     machine: Arc<Machine>,
-    sink: PageSink,
+    account: Account,
     lane: Lane,
     placement: Placement,
     recall: Arc<PinRecall>,
@@ -59,8 +59,8 @@ impl World {
                 flags: BlockFlags::default(),
             })
             .unwrap();
-        let mut sink = PageSink::new(Arc::clone(&memory));
-        sink.add(0, &memory.map().blocks()[0]).unwrap();
+        let mut account = Account::new(Arc::clone(&memory));
+        account.add(0, &memory.map().blocks()[0]).unwrap();
         let (source, ours) = UnixStream::pair().unwrap();
         let machine = Arc::<Machine>::default();
         let vmm = Callbacks::new(Arc::clone(&machine) as Arc<dyn Vmm>, 1);
@@ -70,7 +70,7 @@ impl World {
             area,
             memory,
             machine,
-            sink,
+            account,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
         }
@@ -88,7 +88,7 @@ impl World {
         let World {
             area,
             memory,
-            sink,
+            account,
             lane,
             placement,
             recall,
@@ -105,7 +105,7 @@ impl World {
                 // Nobody reads on after an error.
                 let _ = source.write_all(&contents[PAGE..]);
             });
-            let placed = placement.place(lane, sink, &header, recall, &Io::patient(LONG));
+            let placed = placement.place(lane, account, &header, recall, &Io::patient(LONG));
             if placed.is_err() {
                 ends.shutdown(std::net::Shutdown::Both).unwrap();
             }
@@ -118,8 +118,8 @@ impl World {
         let block = Arc::clone(&self.memory.map().blocks()[0]);
         let pin = self.memory.pin(&block).unwrap();
         let run = pin.run(first, count).unwrap();
-        self.sink.look_again();
-        self.sink.wants_backing(&(pin, run))
+        self.account.look_again();
+        self.account.wants_backing(&(pin, run))
     }
 }
 

@@ -5,9 +5,9 @@
 use super::{no_connection, Driver};
 use crate::channel::Io;
 use crate::error::Result;
+use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
 use crate::migrate::outgoing::lane::Lane;
-use crate::migrate::session::{self, Blobs};
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, Record};
@@ -55,7 +55,7 @@ impl Driver {
             channels: 1,
             page_shift: PAGE_SHIFT as u8,
             role: wire::ROLE_BULK,
-            software: session::software(),
+            software: control::software(),
         };
         let Driver {
             lane, announced, ..
@@ -67,14 +67,14 @@ impl Driver {
                 wire::check_reply(&reply, &ours)?;
                 lane.set_ballooned(reply.features & wire::FEATURE_BALLOONED != 0);
             }
-            other => return Err(session::unexpected(other.record_type(), "HELLO_REPLY")),
+            other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
         }
         lane.send_early(&early, &io.of("EARLY"))?;
         // A destination that builds itself, or looks through its memory, says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
         match lane.hear(&answer.of("EARLY_OK"))? {
             Record::EarlyOk => {}
-            other => return Err(session::unexpected(other.record_type(), "EARLY_OK")),
+            other => return Err(control::unexpected(other.record_type(), "EARLY_OK")),
         }
         let map = shared.guest.tracker.memory().map();
         // Many in one call: a guest may have thousands.
@@ -96,7 +96,7 @@ impl Driver {
         lane.say(&Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
         match lane.hear(&answer.of("LAYOUT_OK"))? {
             Record::LayoutOk => Ok(()),
-            other => Err(session::unexpected(other.record_type(), "LAYOUT_OK")),
+            other => Err(control::unexpected(other.record_type(), "LAYOUT_OK")),
         }
     }
 }

@@ -62,7 +62,7 @@ impl Removed {
 }
 
 /// See the file's description.
-pub(super) struct PageSink {
+pub(super) struct Account {
     memory: Arc<Memory>,
     /// By the source's block number. A block of ours is the target of one at a time.
     targets: HashMap<u32, Target>,
@@ -77,7 +77,7 @@ pub(super) struct PageSink {
     complete_in: Option<u64>,
 }
 
-impl PageSink {
+impl Account {
     pub(super) fn new(memory: Arc<Memory>) -> Self {
         let removed: Arc<Removed> = Arc::default();
         let observer: Weak<dyn MapObserver> = {
@@ -85,7 +85,7 @@ impl PageSink {
             weak
         };
         memory.observe(observer);
-        PageSink {
+        Account {
             memory,
             targets: HashMap::new(),
             names: HashSet::new(),
@@ -182,10 +182,10 @@ impl PageSink {
         Ok(())
     }
 
-    /// All has arrived. Of blocks that are gone here [`PageSink::missing`] tells.
+    /// All has arrived. Of blocks that are gone here [`Account::missing`] tells.
     ///
     /// The guest stands still. Freeing the bitmaps of a guest of 1 TiB takes 3 to 4 ms, and what
-    /// is known of 4,096 blocks as long, so that is left to [`PageSink::free`].
+    /// is known of 4,096 blocks as long, so that is left to [`Account::free`].
     pub(super) fn finish(&mut self) -> Result<()> {
         let map = self.memory.map();
         self.spent = std::mem::take(&mut self.targets);
@@ -205,7 +205,7 @@ impl PageSink {
         Ok(())
     }
 
-    /// After [`PageSink::finish`]: a block that the source still has, by all that it said, and that
+    /// After [`Account::finish`]: a block that the source still has, by all that it said, and that
     /// is gone here: its number there, and the error that it comes to.
     pub(super) fn missing(&self) -> Option<(u32, Error)> {
         // The guest stands still: nothing is looked up in a map that has not changed.
@@ -221,7 +221,7 @@ impl PageSink {
         Some((*id, removed(&target.name)))
     }
 
-    /// Frees what [`PageSink::finish`] left, once the guest runs.
+    /// Frees what [`Account::finish`] left, once the guest runs.
     pub(super) fn free(&mut self) {
         self.spent = HashMap::new();
         self.names = HashSet::new();

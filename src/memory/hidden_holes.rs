@@ -15,17 +15,17 @@ use std::sync::{Mutex, MutexGuard};
 
 /// See the file's description.
 #[derive(Debug)]
-pub(crate) struct Untouched(Mutex<Bitmap>);
+pub(crate) struct HiddenHoles(Mutex<Bitmap>);
 
-impl Untouched {
+impl HiddenHoles {
     /// A note for a block of `pages` pages, empty. Memory that no page is noted in is not touched.
-    pub(crate) fn new(pages: Pages) -> Result<Untouched> {
-        Ok(Untouched(Mutex::new(Bitmap::new(pages.index())?)))
+    pub(crate) fn new(pages: Pages) -> Result<HiddenHoles> {
+        Ok(HiddenHoles(Mutex::new(Bitmap::new(pages.index())?)))
     }
 
     /// A note that stays empty, for want of memory: then pages are read that need not be.
-    pub(crate) fn none() -> Result<Untouched> {
-        Untouched::new(Pages(0))
+    pub(crate) fn none() -> Result<HiddenHoles> {
+        HiddenHoles::new(Pages(0))
     }
 
     /// These pages had no entry when they were protected.
