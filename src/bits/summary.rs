@@ -13,7 +13,7 @@
 //! - no bit at or beyond `len` is set, whatever was asked for.
 
 use super::heap::Words;
-use super::words::{self, Kernels};
+use super::words::{self, Kernels, Merged};
 use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
@@ -178,6 +178,11 @@ impl Bitmap {
         self.merge_words_with(words::best(), at, words, nbits)
     }
 
+    /// [`Bitmap::merge_words`] that also says how many bits were set before.
+    pub(crate) fn merge_words_counted(&mut self, at: usize, words: &[u64], nbits: usize) -> Merged {
+        self.merge_by(words::best(), at, words, nbits)
+    }
+
     /// [`Bitmap::merge_words`] with a certain table of kernels, to measure or
     /// to test one.
     pub fn merge_words_with(
@@ -187,17 +192,21 @@ impl Bitmap {
         words: &[u64],
         nbits: usize,
     ) -> u64 {
+        self.merge_by(kernels, at, words, nbits).new
+    }
+
+    fn merge_by(&mut self, kernels: &Kernels, at: usize, words: &[u64], nbits: usize) -> Merged {
         let bits = cut(at, nbits, self.nbits);
         let summary = &mut self.summary;
-        let new = kernels.or_at(
+        let merged = kernels.or_at(
             &mut self.words,
             bits.start,
             words,
             bits.len(),
             |span, mask| summary[span] |= mask,
         );
-        self.count += new;
-        new
+        self.count += merged.new;
+        merged
     }
 
     /// `self |= other`; returns how many bits became set. Costs what is set in `other`. If the

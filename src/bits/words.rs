@@ -14,7 +14,8 @@
 
 use super::{cut, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use once_cell::sync::Lazy;
-pub(crate) use table::or_word;
+use table::Met;
+pub(crate) use table::{or_word, Merged};
 pub use table::{Kernels, Level};
 
 /// A span with this many groups that have a bit, and as many that have none, is mixed: at 1
@@ -97,7 +98,7 @@ impl Kernels {
 
     /// See [`or_count_at`].
     pub fn or_count_at(&self, dst: &mut [u64], at_bit: usize, src: &[u64], nbits: usize) -> u64 {
-        self.or_at(dst, at_bit, src, nbits, |_, _| {})
+        self.or_at(dst, at_bit, src, nbits, |_, _| {}).new
     }
 
     /// [`Kernels::or_count_at`] that also says where it put bits:
@@ -111,16 +112,16 @@ impl Kernels {
         src: &[u64],
         nbits: usize,
         mut touched: impl FnMut(usize, u64),
-    ) -> u64 {
+    ) -> Merged {
+        let mut merged = Merged::default();
         let bits = cut(at_bit, nbits, dst.len().saturating_mul(WORD_BITS));
         let nbits = bits.len().min(src.len().saturating_mul(WORD_BITS));
         if nbits == 0 {
-            return 0;
+            return merged;
         }
         let first = bits.start / WORD_BITS;
         let shift = (bits.start % WORD_BITS) as u32;
         let full = nbits / WORD_BITS;
-        let mut new = 0;
         // Word i of the source, with its left neighbour's top bits below it.
         let carry = |i: usize| match (shift, i) {
             (0, _) | (_, 0) => 0,
@@ -133,7 +134,7 @@ impl Kernels {
             let at = first + i;
             let in_span = at % SPAN_WORDS;
             let in_group = at % GROUP_WORDS;
-            let mut mask = 0;
+            let mut met = Met::default();
             let n;
             if in_group != 0 {
                 // Up to the next group by single words, so that what follows
@@ -142,8 +143,8 @@ impl Kernels {
                 for k in i..i + n {
                     let value = src[k] << shift | carry(k);
                     if value != 0 {
-                        mask = 1;
-                        new += or_word(&mut dst[first + k], value);
+                        met.groups = 1;
+                        merged.word(&mut dst[first + k], value);
                     }
                 }
             } else {
@@ -151,17 +152,18 @@ impl Kernels {
                 let to = &mut dst[at..at + n];
                 let from = &src[i..i + n];
                 let previous = if i == 0 { 0 } else { src[i - 1] };
-                new += match (shift, mixed) {
-                    (0, false) => (self.or_span)(to, from, &mut mask),
-                    (0, true) => (self.or_span_mixed)(to, from, &mut mask),
-                    (_, false) => (self.or_span_shifted)(to, from, previous, shift, &mut mask),
-                    (_, true) => (self.or_span_shifted_mixed)(to, from, previous, shift, &mut mask),
+                merged.new += match (shift, mixed) {
+                    (0, false) => (self.or_span)(to, from, &mut met),
+                    (0, true) => (self.or_span_mixed)(to, from, &mut met),
+                    (_, false) => (self.or_span_shifted)(to, from, previous, shift, &mut met),
+                    (_, true) => (self.or_span_shifted_mixed)(to, from, previous, shift, &mut met),
                 };
+                merged.again += met.again;
                 mixed = (MIXED..=SPAN_WORDS as u32 / GROUP_WORDS as u32 - MIXED)
-                    .contains(&mask.count_ones());
+                    .contains(&met.groups.count_ones());
             }
-            if mask != 0 {
-                touched(at / SPAN_WORDS, mask << (in_span / GROUP_WORDS));
+            if met.groups != 0 {
+                touched(at / SPAN_WORDS, met.groups << (in_span / GROUP_WORDS));
             }
             i += n;
         }
@@ -175,7 +177,7 @@ impl Kernels {
         };
         let mut put = |at: usize, value: u64| {
             if value != 0 {
-                new += or_word(&mut dst[at], value);
+                merged.word(&mut dst[at], value);
                 touched(at / SPAN_WORDS, 1 << (at % SPAN_WORDS / GROUP_WORDS));
             }
         };
@@ -183,7 +185,7 @@ impl Kernels {
         if shift != 0 {
             put(first + full + 1, last >> (64 - shift));
         }
-        new
+        merged
     }
 
     /// `dst |= src` in the groups of `mask` only. Both are one span (64

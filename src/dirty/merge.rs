@@ -68,13 +68,23 @@ impl BlockState {
         pages: usize,
     ) -> Merged {
         let mut merged = Merged::default();
-        // In slices, so that each word is read from memory once, however often it is looked at.
-        for at in (0..pages).step_by(SLICE) {
-            let (some, words) = (SLICE.min(pages - at), &words[at / 64..]);
-            merged.bits += words::count_range(words, 0, some);
+        let slice = match self.following().take(2).count() {
+            0 => {
+                merged.bits = words::count_range(words, 0, pages);
+                return merged;
+            }
+            1 => pages.max(1),
+            _ => SLICE,
+        };
+        for at in (0..pages).step_by(slice) {
+            let (some, words) = (slice.min(pages - at), &words[at / 64..]);
+            let mut bits = 0;
             merged.found += self.merge(whose, |set| {
-                set.pending.merge_words(first + at, words, some)
+                let merged = set.pending.merge_words(first + at, words, some);
+                bits = merged.bits();
+                merged.new
             });
+            merged.bits += bits;
         }
         merged
     }

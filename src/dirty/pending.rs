@@ -8,6 +8,7 @@
 use super::beside::Beside;
 use crate::bits::chunks::Chunks;
 use crate::bits::summary::Bitmap;
+use crate::bits::words;
 use crate::error::Result;
 use crate::memory::{Block, BlockId};
 use std::collections::BTreeMap;
@@ -195,9 +196,9 @@ impl Pending {
         self.with(Bitmap::set_all)
     }
 
-    /// [`Bitmap::merge_words`].
-    pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> u64 {
-        self.with(|bits| bits.merge_words(at, words, nbits))
+    /// See [`Bitmap::merge_words`]; says also how many bits were pending before.
+    pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> words::Merged {
+        self.with(|bits| bits.merge_words_counted(at, words, nbits))
     }
 }
 
@@ -329,7 +330,9 @@ mod tests {
         change(1, 0, &|p| assert_eq!(p.set_range(10, 20), 20));
         change(1, 1, &|p| assert_eq!(p.set_range(0, 20), 20));
         change(0, 0, &|p| assert_eq!(p.clear_range(500, 9999), 500));
-        change(2, 1, &|p| assert_eq!(p.merge_words(999, &[0b1011], 64), 1));
+        change(2, 1, &|p| {
+            assert_eq!(p.merge_words(999, &[0b1011], 64).new, 1)
+        });
         check(&blocks, [520, 21]);
         let mut change = |at: usize, seat: Seat, change: &dyn Fn(&mut Pending)| {
             let state = blocks.get_mut(ids[at]).unwrap();

@@ -222,7 +222,7 @@ impl Inner {
                     let Some(Some(set)) = sets.get_mut(seat) else {
                         continue;
                     };
-                    let new = set.pending.merge_words(at, words, pages);
+                    let new = set.pending.merge_words(at, words, pages).new;
                     if Some(seat) == whose {
                         found += new;
                     }

@@ -2,7 +2,7 @@
 //! an end. Called by the tables of the parent alone.
 
 use super::super::GROUP_WORDS;
-use super::table::or_word;
+use super::table::{or_word, Met};
 
 #[inline(always)]
 pub fn count(words: &[u64]) -> u64 {
@@ -26,10 +26,15 @@ pub fn find_not(words: &[u64], fill: u64) -> Option<usize> {
 }
 
 /// A group: returns whether the source had a bit, and adds the bits newly
-/// set. No branch inside the loops, so that the compiler can use what
+/// set, and those that were set before. No branch inside the loops, so that the compiler can use what
 /// vectors the architecture has.
 #[inline(always)]
-fn or_group(dst: &mut [u64; GROUP_WORDS], src: &[u64; GROUP_WORDS], sum: &mut u64) -> bool {
+fn or_group(
+    dst: &mut [u64; GROUP_WORDS],
+    src: &[u64; GROUP_WORDS],
+    sum: &mut u64,
+    again: &mut u64,
+) -> bool {
     if src.iter().fold(0, |all, w| all | w) == 0 {
         return false;
     }
@@ -43,6 +48,9 @@ fn or_group(dst: &mut [u64; GROUP_WORDS], src: &[u64; GROUP_WORDS], sum: &mut u6
         }
         *sum += count(&new);
     }
+    if new != *src {
+        *again += count(src) - count(&new);
+    }
     true
 }
 
@@ -53,7 +61,7 @@ pub fn or(dst: &mut [u64], src: &[u64]) -> u64 {
     let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
     let mut new = 0;
     for (d, s) in to.iter_mut().zip(from) {
-        or_group(d, s, &mut new);
+        or_group(d, s, &mut new, &mut 0);
     }
     for (d, &s) in to_rest.iter_mut().zip(from_rest) {
         new += or_word(d, s);
@@ -61,11 +69,11 @@ pub fn or(dst: &mut [u64], src: &[u64]) -> u64 {
     new
 }
 
-/// [`or`] on at most one span that begins at a group. `touched` gets a bit for
+/// [`or`] on at most one span that begins at a group. `met` gets a bit for
 /// each group whose source was not zero.
 #[inline(always)]
-pub fn or_span(dst: &mut [u64], src: &[u64], touched: &mut u64) -> u64 {
-    or_span_shifted_by(dst, src, touched, |s| s)
+pub fn or_span(dst: &mut [u64], src: &[u64], met: &mut Met) -> u64 {
+    or_span_shifted_by(dst, src, met, |s| s)
 }
 
 /// [`or_span`] of the source shifted up by `shift` (1 to 63), where
@@ -76,9 +84,9 @@ pub fn or_span_shifted(
     src: &[u64],
     mut previous: u64,
     shift: u32,
-    touched: &mut u64,
+    met: &mut Met,
 ) -> u64 {
-    or_span_shifted_by(dst, src, touched, |s| {
+    or_span_shifted_by(dst, src, met, |s| {
         let value = s << shift | previous >> (64 - shift);
         previous = s;
         value
@@ -89,7 +97,7 @@ pub fn or_span_shifted(
 fn or_span_shifted_by(
     dst: &mut [u64],
     src: &[u64],
-    touched: &mut u64,
+    met: &mut Met,
     mut value: impl FnMut(u64) -> u64,
 ) -> u64 {
     let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
@@ -98,14 +106,16 @@ fn or_span_shifted_by(
     let mut mask = 0;
     for (g, (d, s)) in to.iter_mut().zip(from).enumerate() {
         let shifted = s.map(&mut value);
-        mask |= u64::from(or_group(d, &shifted, &mut new)) << g;
+        mask |= u64::from(or_group(d, &shifted, &mut new, &mut met.again)) << g;
     }
     for (d, &s) in to_rest.iter_mut().zip(from_rest) {
         let v = value(s);
         mask |= u64::from(v != 0) << to.len();
-        new += or_word(d, v);
+        let set = or_word(d, v);
+        new += set;
+        met.again += u64::from(v.count_ones()) - set;
     }
-    *touched |= mask;
+    met.groups |= mask;
     new
 }
 

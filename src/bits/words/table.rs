@@ -27,14 +27,45 @@ pub struct Kernels {
     pub(super) count: fn(&[u64]) -> u64,
     pub(super) find_not: fn(&[u64], u64) -> Option<usize>,
     pub(super) or: fn(&mut [u64], &[u64]) -> u64,
-    pub(super) or_span: fn(&mut [u64], &[u64], &mut u64) -> u64,
-    pub(super) or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
+    pub(super) or_span: fn(&mut [u64], &[u64], &mut Met) -> u64,
+    pub(super) or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut Met) -> u64,
     /// The same two for spans of which some lines have a bit and some have none.
-    pub(super) or_span_mixed: fn(&mut [u64], &[u64], &mut u64) -> u64,
-    pub(super) or_span_shifted_mixed: fn(&mut [u64], &[u64], u64, u32, &mut u64) -> u64,
+    pub(super) or_span_mixed: fn(&mut [u64], &[u64], &mut Met) -> u64,
+    pub(super) or_span_shifted_mixed: fn(&mut [u64], &[u64], u64, u32, &mut Met) -> u64,
     pub(super) or_groups: fn(&mut [u64], &[u64], u64) -> u64,
     pub(super) count_groups: fn(&[u64], u64) -> u64,
     pub(super) drain_groups: DrainGroups,
+}
+
+/// What a merge of a span has met, beside the bits that it has set.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    /// A bit for each group whose source has a bit.
+    pub(super) groups: u64,
+    /// Bits of the source that the destination had before.
+    pub(super) again: u64,
+}
+
+/// What the bits of a merge's source were to its destination.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Merged {
+    /// Bits that became set.
+    pub(crate) new: u64,
+    /// Bits that were set before.
+    pub(crate) again: u64,
+}
+
+impl Merged {
+    /// All bits of the source.
+    pub(crate) fn bits(self) -> u64 {
+        self.new + self.again
+    }
+
+    pub(super) fn word(&mut self, word: &mut u64, value: u64) {
+        let new = or_word(word, value);
+        self.new += new;
+        self.again += u64::from(value.count_ones()) - new;
+    }
 }
 
 #[inline(always)]

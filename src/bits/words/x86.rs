@@ -3,7 +3,7 @@
 
 use super::super::GROUP_WORDS;
 use super::portable;
-use super::table::{Kernels, Level};
+use super::table::{Kernels, Level, Met};
 use std::arch::x86_64::*;
 
 /// A safe function for the table, round one with target features.
@@ -25,13 +25,13 @@ macro_rules! table {
             count: door!($m::count, (w: &[u64]) -> u64),
             find_not: door!($m::find_not, (w: &[u64], fill: u64) -> Option<usize>),
             or: door!($m::or, (d: &mut [u64], s: &[u64]) -> u64),
-            or_span: door!($m::or_span, (d: &mut [u64], s: &[u64], t: &mut u64) -> u64),
+            or_span: door!($m::or_span, (d: &mut [u64], s: &[u64], t: &mut Met) -> u64),
             or_span_shifted: door!($m::or_span_shifted,
-                (d: &mut [u64], s: &[u64], p: u64, n: u32, t: &mut u64) -> u64),
+                (d: &mut [u64], s: &[u64], p: u64, n: u32, t: &mut Met) -> u64),
             or_span_mixed: door!($m::or_span_mixed,
-                (d: &mut [u64], s: &[u64], t: &mut u64) -> u64),
+                (d: &mut [u64], s: &[u64], t: &mut Met) -> u64),
             or_span_shifted_mixed: door!($m::or_span_shifted_mixed,
-                (d: &mut [u64], s: &[u64], p: u64, n: u32, t: &mut u64) -> u64),
+                (d: &mut [u64], s: &[u64], p: u64, n: u32, t: &mut Met) -> u64),
             or_groups: door!($m::or_groups, (d: &mut [u64], s: &[u64], m: u64) -> u64),
             count_groups: door!($m::count_groups, (w: &[u64], m: u64) -> u64),
             drain_groups: door!($m::drain_groups,
@@ -89,10 +89,16 @@ macro_rules! loops {
             portable::find_not(words, fill)
         }
 
-        /// One line: returns whether the source had a bit.
+        /// One line: returns whether the source had a bit. Counts the bits that became set, and
+        /// those that were set before.
         #[target_feature(enable = $feature)]
         #[inline]
-        fn or_line(dst: &mut [u64; GROUP_WORDS], value: Line, sum: &mut Sum) -> bool {
+        fn or_line(
+            dst: &mut [u64; GROUP_WORDS],
+            value: Line,
+            sum: &mut Sum,
+            again: &mut Sum,
+        ) -> bool {
             if !any(value) {
                 return false;
             }
@@ -101,6 +107,10 @@ macro_rules! loops {
             if any(new) {
                 store(dst, union(old, new));
                 sum.add(new);
+            }
+            let both = and_not(new, value);
+            if any(both) {
+                again.add(both);
             }
             true
         }
@@ -111,27 +121,30 @@ macro_rules! loops {
             let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
             for (d, s) in to.iter_mut().zip(from) {
-                or_line(d, load(s), &mut sum);
+                or_line(d, load(s), &mut sum, &mut Sum::zero());
             }
             sum.total() + portable::or(to_rest, from_rest)
         }
 
         #[target_feature(enable = $feature)]
-        pub(super) fn or_span(dst: &mut [u64], src: &[u64], touched: &mut u64) -> u64 {
+        pub(super) fn or_span(dst: &mut [u64], src: &[u64], met: &mut Met) -> u64 {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
+            let mut again = Sum::zero();
             let mut mask = 0;
             for (g, (d, s)) in to.iter_mut().zip(from).enumerate() {
-                mask |= u64::from(or_line(d, load(s), &mut sum)) << g;
+                mask |= u64::from(or_line(d, load(s), &mut sum, &mut again)) << g;
             }
             let mut new = sum.total();
             if !to_rest.is_empty() {
-                let mut last = 0;
+                let mut last = Met::default();
                 new += portable::or_span(to_rest, from_rest, &mut last);
-                mask |= last << to.len();
+                mask |= last.groups << to.len();
+                met.again += last.again;
             }
-            *touched |= mask;
+            met.groups |= mask;
+            met.again += again.total();
             new
         }
 
@@ -141,11 +154,12 @@ macro_rules! loops {
             src: &[u64],
             previous: u64,
             shift: u32,
-            touched: &mut u64,
+            met: &mut Met,
         ) -> u64 {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, from_rest) = src.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
+            let mut again = Sum::zero();
             let mut mask = 0;
             let mut before = load(&[previous; GROUP_WORDS]);
             let by = Shift::new(shift);
@@ -153,16 +167,18 @@ macro_rules! loops {
                 let line = load(s);
                 let value = shifted(before, line, by);
                 before = line;
-                mask |= u64::from(or_line(d, value, &mut sum)) << g;
+                mask |= u64::from(or_line(d, value, &mut sum, &mut again)) << g;
             }
             let mut new = sum.total();
             if !to_rest.is_empty() {
-                let mut last = 0;
+                let mut last = Met::default();
                 let previous = from.last().map_or(previous, |line| line[GROUP_WORDS - 1]);
                 new += portable::or_span_shifted(to_rest, from_rest, previous, shift, &mut last);
-                mask |= last << to.len();
+                mask |= last.groups << to.len();
+                met.again += last.again;
             }
-            *touched |= mask;
+            met.groups |= mask;
+            met.again += again.total();
             new
         }
 
@@ -179,21 +195,23 @@ macro_rules! loops {
         }
 
         #[target_feature(enable = $feature)]
-        pub(super) fn or_span_mixed(dst: &mut [u64], src: &[u64], touched: &mut u64) -> u64 {
+        pub(super) fn or_span_mixed(dst: &mut [u64], src: &[u64], met: &mut Met) -> u64 {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, _) = src.as_chunks::<GROUP_WORDS>();
             if !to_rest.is_empty() || to.len() != from.len() {
-                return or_span(dst, src, touched);
+                return or_span(dst, src, met);
             }
             let mut sum = Sum::zero();
+            let mut again = Sum::zero();
             let mask = lines_with_bits(from);
             for g in Each(mask) {
                 prefetch(&to[g]);
             }
             for g in Each(mask) {
-                or_line(&mut to[g], load(&from[g]), &mut sum);
+                or_line(&mut to[g], load(&from[g]), &mut sum, &mut again);
             }
-            *touched |= mask;
+            met.groups |= mask;
+            met.again += again.total();
             sum.total()
         }
 
@@ -203,14 +221,15 @@ macro_rules! loops {
             src: &[u64],
             previous: u64,
             shift: u32,
-            touched: &mut u64,
+            met: &mut Met,
         ) -> u64 {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, _) = src.as_chunks::<GROUP_WORDS>();
             if !to_rest.is_empty() || to.len() != from.len() {
-                return or_span_shifted(dst, src, previous, shift, touched);
+                return or_span_shifted(dst, src, previous, shift, met);
             }
             let mut sum = Sum::zero();
+            let mut again = Sum::zero();
             let mut mask = 0;
             let by = Shift::new(shift);
             // The last word of a line reaches into the next one.
@@ -226,9 +245,10 @@ macro_rules! loops {
                     g => load(&from[g - 1]),
                 };
                 let value = shifted(before, load(&from[g]), by);
-                mask |= u64::from(or_line(&mut to[g], value, &mut sum)) << g;
+                mask |= u64::from(or_line(&mut to[g], value, &mut sum, &mut again)) << g;
             }
-            *touched |= mask;
+            met.groups |= mask;
+            met.again += again.total();
             sum.total()
         }
 
@@ -243,7 +263,7 @@ macro_rules! loops {
                     break;
                 }
                 mask &= mask - 1;
-                or_line(&mut to[g], load(&from[g]), &mut sum);
+                or_line(&mut to[g], load(&from[g]), &mut sum, &mut Sum::zero());
             }
             let mut new = sum.total();
             if mask != 0 && mask.trailing_zeros() as usize == to.len() {
@@ -298,7 +318,7 @@ macro_rules! loops {
                 }
                 mask &= mask - 1;
                 let line = load(&from[g]);
-                if or_line(&mut to[g], line, &mut sum) {
+                if or_line(&mut to[g], line, &mut sum, &mut Sum::zero()) {
                     all.add(line);
                     from[g] = [0; GROUP_WORDS];
                 }
