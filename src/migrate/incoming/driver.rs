@@ -8,17 +8,18 @@ use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{negotiate, Agreed};
 use super::placement::Placement;
 use super::prefault::Prefault;
+use super::receiver::{Came, Receiver};
 use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
-use crate::memory::{Memory, PageRun, PinRecall};
+use crate::memory::Memory;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::work::Work;
 use crate::runtime::{Limit, Timeout};
 use crate::vmm::EventKind;
-use crate::wire::{self, Header, Hello, Record, RecordType};
+use crate::wire::{self, Hello, Record, RecordType};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -68,15 +69,11 @@ impl Arriving {
 pub(super) struct Driver {
     common: Common<Arriving, State>,
     way: Option<Way>,
-    lane: Option<Lane>,
+    /// Channel 0.
+    receiver: Option<Receiver>,
     /// What a listener's connection began with.
     hello: Option<Hello>,
     account: Account,
-    placement: Placement,
-    /// Room for the runs of one record that has a list of them.
-    listed: Vec<PageRun>,
-    /// Raised by whoever removes a block.
-    recall: Arc<PinRecall>,
     /// To be freed when the guest runs.
     forgotten: Forgotten,
     agreed: Agreed,
@@ -106,7 +103,12 @@ impl Work for Driver {
         let shared = Arc::clone(&self.common.shared);
         Ok(match action {
             Action::Accept => {
-                self.lane = Some(Lane::new(self.accept()?));
+                let channel = self.accept()?;
+                let memory = &shared.guest.memory;
+                let prefault = Prefault::new(Arc::clone(memory), shared.callbacks());
+                let placement = Placement::Direct(Some(prefault));
+                let receiver = Receiver::new(channel, memory, &self.account, placement)?;
+                self.receiver = Some(receiver);
                 self.common.begun = Instant::now();
                 self.limit = shared.params.incoming(self.common.begun);
                 Some(Event::Accepted)
@@ -162,9 +164,9 @@ impl Work for Driver {
                 let running = Record::Running(wire::Running {
                     run_micros: micros(self.common.stats.run),
                 });
-                if let Some(lane) = &mut self.lane {
+                if let Some(receiver) = &mut self.receiver {
                     // The guest runs here whether or not the source hears of it.
-                    if let Err(e) = lane.send_last(&shared.params, &running) {
+                    if let Err(e) = receiver.lane.send_last(&shared.params, &running) {
                         self.common.vmm.event(
                             EventKind::Warning,
                             format!("the guest runs, and the source could not be told: {e}"),
@@ -202,17 +204,12 @@ impl Driver {
             AcceptFrom::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
         };
         let memory = Arc::clone(&shared.guest.memory);
-        let recall = PinRecall::of(&memory)?;
-        let prefault = Prefault::new(Arc::clone(&memory), shared.callbacks());
         Ok(Driver {
             common: Common::new(shared),
             way: Some(way),
-            lane: None,
+            receiver: None,
             hello: None,
             account: Account::new(memory),
-            placement: Placement::Direct(Some(prefault)),
-            listed: Vec::new(),
-            recall,
             forgotten: Forgotten::default(),
             agreed: Agreed::default(),
             handover_limit: Duration::ZERO,
@@ -228,7 +225,7 @@ impl Driver {
         let stats = &mut self.common.stats;
         // It began anew when the connection came.
         stats.elapsed = stats.elapsed.max(elapsed);
-        if let Some(lane) = &self.lane {
+        if let Some(Receiver { lane, .. }) = &self.receiver {
             stats.wire_bytes = lane.received();
             let counts = lane.counts();
             stats.data_pages = counts.data_pages;
@@ -252,12 +249,12 @@ impl Driver {
     fn with_lane<R>(&mut self, f: impl FnOnce(&mut Lane, &Waits<'_>) -> Result<R>) -> Result<R> {
         let Driver {
             common,
-            lane,
+            receiver,
             limit,
             ..
         } = self;
-        let lane = lane.as_mut().ok_or_else(no_connection)?;
-        f(lane, &waits(&common.shared, *limit))
+        let receiver = receiver.as_mut().ok_or_else(no_connection)?;
+        f(&mut receiver.lane, &waits(&common.shared, *limit))
     }
 
     fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
@@ -265,11 +262,13 @@ impl Driver {
     }
 
     fn tell_peer(&mut self) {
-        let (Some(lane), Some(error)) = (&mut self.lane, &self.common.error) else {
+        let (Some(receiver), Some(error)) = (&mut self.receiver, &self.common.error) else {
             return;
         };
         if error.kind() != Kind::PeerGone {
-            lane.abort(&self.common.shared.handle.cancel, error);
+            receiver
+                .lane
+                .abort(&self.common.shared.handle.cancel, error);
         }
     }
 
@@ -293,83 +292,56 @@ impl Driver {
     fn negotiate(&mut self) -> Result<()> {
         let Driver {
             common,
-            lane,
+            receiver,
             limit,
             account,
             ..
         } = self;
-        let lane = lane.as_mut().ok_or_else(no_connection)?;
+        let receiver = receiver.as_mut().ok_or_else(no_connection)?;
+        let lane = &mut receiver.lane;
         let (shared, vmm) = (&common.shared, &common.vmm);
         let waits = waits(shared, *limit);
         let map = || shared.guest.memory.map();
         self.agreed = negotiate(lane, &waits, self.hello.take(), vmm, map, account)?;
+        receiver.agreed(self.agreed);
         Ok(())
     }
 
     /// Takes memory until the end marker.
     fn receive(&mut self) -> Result<()> {
         loop {
-            match self.next(Limit::never(), "pages or a marker")? {
-                Incomer::Pages(kind, header) => self.pages(kind, &header)?,
-                Incomer::Control(Record::Marker(marker)) => {
-                    self.with_lane(|lane, _| lane.marker(&marker))?;
-                    self.account.look_again();
+            let Driver {
+                common,
+                receiver,
+                limit,
+                account,
+                ..
+            } = self;
+            let receiver = receiver.as_mut().ok_or_else(no_connection)?;
+            match receiver.take(&waits(&common.shared, *limit))? {
+                Came::Pages => {}
+                Came::Marker(marker) => {
                     // Not what the source says if it goes back.
-                    self.common.stats.pass = self.common.stats.pass.max(marker.pass);
+                    common.stats.pass = common.stats.pass.max(marker.pass);
                     if marker.is_final() {
-                        self.placement.finish();
+                        receiver.finish();
                         // No pin is held while the VMM's operations run: they may change the map.
-                        return self.account.finish();
+                        return account.finish();
                     }
                 }
-                Incomer::Control(Record::BlockAdded(theirs)) => self.account.added(&theirs)?,
-                Incomer::Control(Record::BlockRemoved { id }) => self.account.remove(id)?,
-                other => {
+                Came::Other(Incomer::Control(Record::BlockAdded(theirs))) => {
+                    account.added(&theirs)?;
+                }
+                Came::Other(Incomer::Control(Record::BlockRemoved { id })) => account.remove(id)?,
+                Came::Other(other) => {
                     return Err(control::unexpected(
                         other.kind(),
                         "pages, a marker or a change of blocks",
                     ))
                 }
             }
-            self.with_lane(|lane, _| lane.flush())?;
             self.renew(false);
         }
-    }
-
-    /// Takes a run of pages.
-    fn pages(&mut self, kind: RecordType, header: &Header) -> Result<()> {
-        let Driver {
-            common,
-            lane,
-            limit,
-            account,
-            placement,
-            listed,
-            recall,
-            ..
-        } = self;
-        let lane = lane.as_mut().ok_or_else(no_connection)?;
-        match kind {
-            RecordType::Zeros => account.zeros(header)?,
-            RecordType::Ballooned if !self.agreed.ballooned => {
-                return Err(Error::new(
-                    Kind::Protocol,
-                    "BALLOONED: expected only where the feature \"ballooned\" was agreed on, found \
-                     without",
-                ));
-            }
-            RecordType::Ballooned => account.ballooned(header)?,
-            RecordType::PagesList => {
-                let io = waits(&common.shared, *limit).record(header, Limit::never());
-                placement.place_list(lane, account, header, listed, recall, &io)?;
-            }
-            _ => {
-                let io = waits(&common.shared, *limit).record(header, Limit::never());
-                placement.place(lane, account, header, recall, &io)?;
-            }
-        }
-        lane.taken(kind, header);
-        Ok(())
     }
 
     fn load(&mut self) -> Result<()> {

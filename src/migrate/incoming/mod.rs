@@ -11,6 +11,9 @@ mod lane;
 mod negotiate;
 mod placement;
 mod prefault;
+mod receiver;
+mod sink;
+mod targets;
 
 pub use driver::AcceptFrom;
 

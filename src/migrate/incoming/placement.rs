@@ -1,8 +1,8 @@
 //! How the contents of a run of pages get from a lane into guest memory.
 
-use super::account::{Account, Place};
 use super::lane::Lane;
 use super::prefault::{Ahead, Prefault};
+use super::sink::{Place, Sink};
 use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -48,7 +48,7 @@ impl Staged {
     fn place(
         &mut self,
         lane: &mut Lane,
-        account: &mut Account,
+        sink: &mut Sink,
         header: &Header,
         io: &Io<'_>,
     ) -> Result<()> {
@@ -61,7 +61,7 @@ impl Staged {
             .map_err(|_| Error::no_memory("decoded pages", length))?;
         self.contents.resize(length as usize, 0);
         self.decoder.decode(header, &payload, &mut self.contents)?;
-        let Some((block, run)) = account.pin(header)? else {
+        let Some((block, run)) = sink.pin(header)? else {
             return Ok(());
         };
         access::writable(&block, run.range())?;
@@ -72,12 +72,12 @@ impl Staged {
 }
 
 impl Placement {
-    /// Takes a run's contents off `lane` and puts them where `account` says; nowhere if the block is
+    /// Takes a run's contents off `lane` and puts them where `sink` says; nowhere if the block is
     /// gone here. No pin outlives the moment in which somebody wants it (`recall`).
     pub(super) fn place(
         &mut self,
         lane: &mut Lane,
-        account: &mut Account,
+        sink: &mut Sink,
         header: &Header,
         recall: &Recall,
         io: &Io<'_>,
@@ -85,24 +85,24 @@ impl Placement {
         // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
         recall.lower();
         // What the run is to be is checked before anything is believed of its length.
-        let place = account.data(header)?;
+        let place = sink.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
         let placed = match self {
             Placement::Direct(prefault) => {
                 let ahead = match (prefault, &place) {
-                    (Some(prefault), Some(place)) => prefault.ahead(account, place),
+                    (Some(prefault), Some(place)) => prefault.ahead(sink, place),
                     _ => None,
                 };
-                direct(lane, account, header, place, ahead, recall, io)
+                direct(lane, sink, header, place, ahead, recall, io)
             }
             Placement::Staged(staged) => {
                 drop(place);
-                staged.place(lane, account, header, io)
+                staged.place(lane, sink, header, io)
             }
         };
         // Whatever became of it, some of it may have been written.
         if let Some(run) = run {
-            account.arrived(&run);
+            sink.arrived(&run);
         }
         placed
     }
@@ -112,7 +112,7 @@ impl Placement {
     pub(super) fn place_list(
         &mut self,
         lane: &mut Lane,
-        account: &mut Account,
+        sink: &mut Sink,
         header: &Header,
         runs: &mut Vec<PageRun>,
         recall: &Recall,
@@ -129,11 +129,11 @@ impl Placement {
         // No pin is held while the source takes its time.
         lane.payload_begins(list, io)?;
         recall.lower();
-        let block = account.list(header, list, runs)?;
-        let placed = each(lane, account, header, block, runs, recall, io);
+        let block = sink.list(header, list, runs)?;
+        let placed = each(lane, sink, header, block, runs, recall, io);
         // Whatever became of it, some of it may have been written.
         for run in &*runs {
-            account.arrived(run);
+            sink.arrived(run);
         }
         placed
     }
@@ -148,7 +148,7 @@ impl Placement {
 
 fn each(
     lane: &mut Lane,
-    account: &mut Account,
+    sink: &mut Sink,
     header: &Header,
     mut block: Option<BlockPin>,
     runs: &[PageRun],
@@ -182,7 +182,7 @@ fn each(
             recall.lower();
             drop(rooms);
             drop(block);
-            block = account.pin_block(header);
+            block = sink.pin_block(header);
         }
         left -= got;
     }
@@ -191,7 +191,7 @@ fn each(
 
 fn direct(
     lane: &mut Lane,
-    account: &mut Account,
+    sink: &mut Sink,
     header: &Header,
     mut place: Option<Place>,
     ahead: Option<Ahead<'_>>,
@@ -223,7 +223,7 @@ fn direct(
             // Somebody removes a block, perhaps this one.
             recall.lower();
             drop(place);
-            place = account.pin(header)?;
+            place = sink.pin(header)?;
         }
         left -= got;
     }

@@ -16,7 +16,7 @@
 //!
 //! The helper pins a block for one piece at a time: whoever removes the block waits no longer.
 
-use super::account::{Account, Place};
+use super::sink::{Place, Sink};
 use crate::memory::{host, Block, Memory, PageRun};
 use crate::migrate::callbacks::Callbacks;
 use crate::runtime::thread::{spawn, Join, Role};
@@ -145,9 +145,9 @@ impl Prefault {
     }
 
     /// Contents for a run come next. `None` where they need nothing ahead of them.
-    pub(super) fn ahead(&mut self, account: &mut Account, place: &Place) -> Option<Ahead<'_>> {
+    pub(super) fn ahead(&mut self, sink: &mut Sink, place: &Place) -> Option<Ahead<'_>> {
         let (block, run) = place;
-        if run.count() < SHORTEST || self.shared.lock().failed || !account.wants_backing(place) {
+        if run.count() < SHORTEST || self.shared.lock().failed || !sink.wants_backing(place) {
             return None;
         }
         let mut left = Left {

@@ -5,6 +5,7 @@ use super::*;
 use crate::channel::Channel;
 use crate::error::Kind;
 use crate::memory::{Block, BlockDescription, BlockFlags, HostMemory, Memory, PinRecall};
+use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Waits;
 use crate::migrate::Params;
 use crate::runtime::{Cancel, Limit, Timeout};
@@ -48,7 +49,7 @@ struct World {
     block: Arc<Block>,
     /// Behind the block; reached through it alone.
     _host: Box<[Page]>,
-    account: Account,
+    sink: Sink,
     lane: Lane,
     source: UnixStream,
     recall: Arc<PinRecall>,
@@ -85,13 +86,14 @@ impl World {
         let block = Arc::clone(&memory.map().blocks()[0]);
         let mut account = Account::new(Arc::clone(&memory));
         account.add(THEIRS, &block).unwrap();
+        let sink = account.sink();
         let (source, ours) = UnixStream::pair().unwrap();
         World {
             recall: PinRecall::of(&memory).unwrap(),
             memory,
             block,
             _host: host,
-            account,
+            sink,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
             io: Io::patient(Duration::from_secs(10)),
@@ -106,13 +108,13 @@ impl World {
         bytes.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
         self.source.write_all(&bytes).unwrap();
         let World {
-            account,
+            sink,
             lane,
             recall,
             io,
             ..
         } = self;
-        how.place(lane, account, &header, recall, io)
+        how.place(lane, sink, &header, recall, io)
     }
 
     fn next_is_zeros(&mut self) {
@@ -218,13 +220,13 @@ fn list(runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
 impl World {
     fn place_list(&mut self, how: &mut Placement, header: &Header) -> Result<()> {
         let World {
-            account,
+            sink,
             lane,
             recall,
             io,
             ..
         } = self;
-        how.place_list(lane, account, header, &mut Vec::new(), recall, io)
+        how.place_list(lane, sink, header, &mut Vec::new(), recall, io)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::channel::{Channel, Io};
 use crate::error::Result;
 use crate::memory::testing::kinds::{Area, Filler, HugePool, Made, HUGE, PAGE, SMALL};
 use crate::memory::{BackingFile, BlockDescription, BlockFlags, HostMemory, PinRecall};
+use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Lane;
 use crate::migrate::incoming::placement::Placement;
 use crate::units::{Bytes, STRETCH_PAGES};
@@ -34,7 +35,7 @@ struct World {
     area: Area,
     memory: Arc<Memory>,
     machine: Arc<Machine>,
-    account: Account,
+    sink: Sink,
     lane: Lane,
     placement: Placement,
     recall: Arc<PinRecall>,
@@ -61,6 +62,7 @@ impl World {
             .unwrap();
         let mut account = Account::new(Arc::clone(&memory));
         account.add(0, &memory.map().blocks()[0]).unwrap();
+        let sink = account.sink();
         let (source, ours) = UnixStream::pair().unwrap();
         let machine = Arc::<Machine>::default();
         let vmm = Callbacks::new(Arc::clone(&machine) as Arc<dyn Vmm>, 1);
@@ -70,7 +72,7 @@ impl World {
             area,
             memory,
             machine,
-            account,
+            sink,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
         }
@@ -88,7 +90,7 @@ impl World {
         let World {
             area,
             memory,
-            account,
+            sink,
             lane,
             placement,
             recall,
@@ -105,7 +107,7 @@ impl World {
                 // Nobody reads on after an error.
                 let _ = source.write_all(&contents[PAGE..]);
             });
-            let placed = placement.place(lane, account, &header, recall, &Io::patient(LONG));
+            let placed = placement.place(lane, sink, &header, recall, &Io::patient(LONG));
             if placed.is_err() {
                 ends.shutdown(std::net::Shutdown::Both).unwrap();
             }
@@ -118,8 +120,8 @@ impl World {
         let block = Arc::clone(&self.memory.map().blocks()[0]);
         let pin = self.memory.pin(&block).unwrap();
         let run = pin.run(first, count).unwrap();
-        self.account.look_again();
-        self.account.wants_backing(&(pin, run))
+        self.sink.refresh();
+        self.sink.wants_backing(&(pin, run))
     }
 }
 

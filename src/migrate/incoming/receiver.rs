@@ -1,0 +1,121 @@
+//! One lane of the destination as a value: a connection, and what its page runs pass on their way
+//! into guest memory. Whoever has it drives it: the migration's thread, or one of its own.
+//!
+//! Takes page runs and markers, which every channel has. What else comes is its driver's affair.
+
+use super::account::Account;
+use super::lane::{Incomer, Lane, Waits};
+use super::negotiate::Agreed;
+use super::placement::Placement;
+use super::sink::Sink;
+use crate::channel::Channel;
+use crate::error::{Error, Kind, Result};
+use crate::memory::{Memory, PageRun, PinRecall};
+use crate::runtime::Limit;
+use crate::wire::{Header, Marker, Record, RecordType};
+use std::sync::Arc;
+
+/// See the file's description.
+pub(super) struct Receiver {
+    pub(super) lane: Lane,
+    sink: Sink,
+    placement: Placement,
+    /// Room for the runs of one record that has a list of them.
+    listed: Vec<PageRun>,
+    /// Raised by whoever removes a block.
+    recall: Arc<PinRecall>,
+    agreed: Agreed,
+}
+
+/// What was done with a record.
+pub(super) enum Came {
+    /// A run of pages is in memory.
+    Pages,
+    /// A marker's counts are right; it is acknowledged, or will be when there is room.
+    Marker(Marker),
+    /// Nothing yet: it is neither.
+    Other(Incomer),
+}
+
+impl Receiver {
+    /// Of pages that come on `channel` for the blocks of `account`.
+    ///
+    /// # Errors
+    /// `Kernel` when no descriptor can be had.
+    pub(super) fn new(
+        channel: Channel,
+        memory: &Memory,
+        account: &Account,
+        placement: Placement,
+    ) -> Result<Self> {
+        Ok(Receiver {
+            lane: Lane::new(channel),
+            sink: account.sink(),
+            placement,
+            listed: Vec::new(),
+            recall: PinRecall::of(memory)?,
+            agreed: Agreed::default(),
+        })
+    }
+
+    /// What both sides have agreed on, before the first run of pages.
+    pub(super) fn agreed(&mut self, agreed: Agreed) {
+        self.agreed = agreed;
+    }
+
+    /// Takes the next record.
+    pub(super) fn take(&mut self, waits: &Waits<'_>) -> Result<Came> {
+        let came = self.lane.next(waits, Limit::never(), "pages or a marker")?;
+        match came {
+            Incomer::Pages(kind, header) => {
+                self.pages(kind, &header, waits)?;
+                self.lane.flush()?;
+                Ok(Came::Pages)
+            }
+            Incomer::Control(Record::Marker(marker)) => {
+                self.lane.marker(&marker)?;
+                // What our memory is may have changed since the last one.
+                self.sink.refresh();
+                Ok(Came::Marker(marker))
+            }
+            other => Ok(Came::Other(other)),
+        }
+    }
+
+    fn pages(&mut self, kind: RecordType, header: &Header, waits: &Waits<'_>) -> Result<()> {
+        let Receiver {
+            lane,
+            sink,
+            placement,
+            listed,
+            recall,
+            agreed,
+        } = self;
+        match kind {
+            RecordType::Zeros => sink.zeros(header)?,
+            RecordType::Ballooned if !agreed.ballooned => {
+                return Err(Error::new(
+                    Kind::Protocol,
+                    "BALLOONED: expected only where the feature \"ballooned\" was agreed on, found \
+                     without",
+                ));
+            }
+            RecordType::Ballooned => sink.ballooned(header)?,
+            RecordType::PagesList => {
+                let io = waits.record(header, Limit::never());
+                placement.place_list(lane, sink, header, listed, recall, &io)?;
+            }
+            _ => {
+                let io = waits.record(header, Limit::never());
+                placement.place(lane, sink, header, recall, &io)?;
+            }
+        }
+        lane.taken(kind, header);
+        Ok(())
+    }
+
+    /// No more pages come.
+    pub(super) fn finish(&mut self) {
+        self.placement.finish();
+    }
+}
