@@ -237,8 +237,12 @@ static void failures(void)
     must(brant_guest_get_state(to->guest, &state, &e));
     equal(state, BRANT_GUEST_EMPTY, "no guest is there");
     vm_free(to);
-    vm_free(from);
     unlink(path);
+    to = destination();
+    code = restore(to, &stats, why, sizeof why);
+    equal(code, BRANT_E_NOT_FOUND, "a file that is not there is not found (%s)", why);
+    vm_free(to);
+    vm_free(from);
 }
 
 int main(void)
@@ -252,7 +256,7 @@ int main(void)
 
     if (mv_kvm_available(reason, sizeof reason))
         skip_all(reason);
-    plan(3 * 6 + 18);
+    plan(3 * 6 + 19);
     snprintf(directory, sizeof directory, "/tmp/brant-image-XXXXXX");
     if (!mkdtemp(directory))
         bail("mkdtemp: %s", strerror(errno));

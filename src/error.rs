@@ -175,6 +175,21 @@ impl Error {
         Error::from_source(os_kind(error.raw_os_error()), error).context(what)
     }
 
+    /// The operating system's `error` about a path, `what`: [`Kind::NotFound`] if the path leads
+    /// nowhere, [`Kind::Invalid`] if it is too long, else as [`Error::os`].
+    pub(crate) fn path(what: impl fmt::Display, error: io::Error) -> Self {
+        let kind = match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => Some(Kind::NotFound),
+            Some(libc::ENAMETOOLONG | libc::ELOOP) => Some(Kind::Invalid),
+            _ => None,
+        };
+        let error = Error::os(what, error);
+        match kind {
+            Some(kind) => error.into_kind(kind),
+            None => error,
+        }
+    }
+
     /// [`Error::os`] with the calling thread's last `errno`.
     pub fn last_os(what: impl fmt::Display) -> Self {
         Error::os(what, io::Error::last_os_error())

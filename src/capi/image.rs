@@ -343,7 +343,7 @@ pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i
 /// image is whole; anything else at `path` is refused. The image needs room beside the file that it
 /// replaces. Only its owner may read and write the image, because it holds all contents of the
 /// guest's memory. BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED when the guest cannot be saved
-/// now.
+/// now. BRANT_E_INVALID for an empty path.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_start(
     save: *mut brant_image_save,
@@ -377,7 +377,7 @@ pub unsafe extern "C" fn brant_image_save_cancel(
 /// 0: not at all). Returns 0 if the image is whole, has its name and is on its device,
 /// BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
 /// failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
-/// still: BRANT_GUEST_STANDS.) A disk without room is BRANT_E_KERNEL, with the system's words and
+/// still: BRANT_GUEST_STANDS.) A directory that does not exist is BRANT_E_NOT_FOUND. A disk without room is BRANT_E_KERNEL, with the system's words and
 /// the place in the file. One failure leaves the image whole and with its name, in place of the
 /// older file: the sync of its directory. The error says so; a crash of the host may undo the rename.
 #[no_mangle]
@@ -475,6 +475,7 @@ pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_rest
 
 /// Starts the restore from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE
 /// when another migration, save or restore of the guest is in progress, or when a guest is here.
+/// BRANT_E_INVALID for an empty path.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_start(
     restore: *mut brant_image_restore,
@@ -507,7 +508,7 @@ pub unsafe extern "C" fn brant_image_restore_cancel(
 /// Waits until the restore is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
 /// ever; 0: not at all). Returns 0 if the guest runs here (or stands still, with
 /// BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if the restore is still in progress, else the code
-/// that says why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
+/// that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
 /// failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_wait(

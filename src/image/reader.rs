@@ -14,6 +14,7 @@ use crate::memory::contents::{Contents, Held};
 use crate::memory::{Block, BlockPin, Memory};
 use crate::runtime::{catch, spawn, Cancel, Role};
 use crate::sys::disk::{self, Way};
+use crate::sys::fd;
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::fs::File;
 use std::io;
@@ -67,7 +68,7 @@ impl Image {
     pub fn open(path: &Path, way: Way) -> Result<Image> {
         let named = |e: Error| e.context(format_args!("image `{}`", path.display()));
         let cached = disk::open_for_reading(path, Way::Cached)
-            .map_err(|e| Error::os(format_args!("image `{}`", path.display()), e))?;
+            .map_err(|e| Error::path(format_args!("image `{}`", path.display()), e))?;
         let mut image = Image {
             path: path.to_owned(),
             cached,
@@ -77,7 +78,11 @@ impl Image {
         };
         let length = disk::length(image.cached.as_fd())
             .map_err(|e| Error::os(format_args!("image `{}`", path.display()), e))?
-            .ok_or_else(|| Error::new(Kind::Image, "expected a regular file"))
+            .ok_or_else(|| {
+                let found = fd::what_is(image.cached.as_fd());
+                let what = format!("expected a regular file, found {found}");
+                Error::new(Kind::Image, what)
+            })
             .map_err(named)?;
         let first = image.read_up_to(0, length.min(HEADER_LEN as u64), "its header")?;
         let header = Header::decode(&first, length).map_err(named)?;

@@ -8,11 +8,12 @@
 use super::buffer::is_aligned;
 use crate::error::{Error, Kind, Result};
 use crate::sys::disk::{self, Way};
-use crate::sys::{file, mem};
+use crate::sys::{fd, file, mem};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -57,12 +58,12 @@ impl Unfinished {
             Ok(there) if there.is_file() => {}
             Ok(there) => {
                 return Err(invalid(format!(
-                    "expected nothing or a regular file there, found {:?}",
-                    there.file_type()
+                    "expected nothing or a regular file there, found {}",
+                    fd::kind_of(there.mode())
                 )))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::os(named(path), e)),
+            Err(e) => return Err(Error::path(named(path), e)),
         }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -70,13 +71,13 @@ impl Unfinished {
         };
         let opened = disk::open_directory(&directory).map_err(|e| {
             let what = "opening its directory, which is synced at the end and so must be readable";
-            Error::os(format_args!("{}: {what}", named(path)), e)
+            Error::path(format_args!("{}: {what}", named(path)), e)
         })?;
         let mut number = [0; 8];
         mem::random(&mut number)?;
         let number = u64::from_le_bytes(number);
         let temporary = directory.join(format!(".brant-image-{number:016x}"));
-        let cached = disk::create(&temporary).map_err(|e| Error::os(named(path), e))?;
+        let cached = disk::create(&temporary).map_err(|e| Error::path(named(path), e))?;
         let mut unfinished = Unfinished {
             directory: opened,
             path: path.to_owned(),

@@ -1,7 +1,7 @@
 //! [`Restore`] starts a guest from a file.
 
 use super::report::{RestoreParams, State, Stats};
-use super::task::{Ending, Task};
+use super::task::{image_path, Ending, Task};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::image::format::{BlobEntry, BlobKind, BlockEntry, Index};
@@ -79,9 +79,11 @@ impl Restore {
     /// # Errors
     /// [`Kind::Busy`] while a migration, a save or another restore of the same guest is going on.
     /// [`Kind::State`] when a guest is here, or this restore was started before.
+    /// [`Kind::Invalid`] for an empty path. All that is found out about the file itself is an error
+    /// of [`Restore::wait`]: [`Kind::NotFound`] for a file that does not exist.
     pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
         let ours = Arc::clone(&self.shared);
-        let path = path.as_ref().to_owned();
+        let path = image_path(path.as_ref())?;
         let claim = || self.shared.memory.ownership().restore();
         self.shared.task.start(claim, move |claim| {
             let vmm = Callbacks::new(Arc::clone(&ours.vmm), ours.task.owner());

@@ -2,7 +2,7 @@
 
 use super::converge::{pause_now, Facts};
 use super::report::{SaveParams, State, Stats};
-use super::task::{Ending, Task};
+use super::task::{image_path, Ending, Task};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::{StartWith, Tracker};
 use crate::dirty::When;
@@ -125,10 +125,13 @@ impl Save {
     /// # Errors
     /// [`crate::Kind::Busy`] while a migration, another save or a restore of the same guest is
     /// going on. [`crate::Kind::State`] when the guest is not here, or this save was started
-    /// before. [`crate::Kind::Blocked`].
+    /// before. [`crate::Kind::Blocked`]. [`crate::Kind::Invalid`] for an empty path. All that is
+    /// found out about the file itself is an error of [`Save::wait`]: [`crate::Kind::NotFound`] for
+    /// a directory that does not exist, [`crate::Kind::Invalid`] for a path of something else than a
+    /// file.
     pub fn start(&self, path: impl AsRef<Path>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let path = path.as_ref().to_owned();
+        let path = image_path(path.as_ref())?;
         let claim = || {
             shared.blockers.check()?;
             shared.tracker.memory().guest_ran();

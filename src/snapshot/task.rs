@@ -5,8 +5,21 @@ use super::report::{State, Stats};
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{spawn, Cancel, Join, Notify, Role};
 use crate::vmm::callbacks::{check_not_inside, inside};
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
+
+/// The path of an image, which must not be empty.
+///
+/// # Errors
+/// [`Kind::Invalid`] for an empty path.
+pub(super) fn image_path(path: &Path) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        let what = "expected the path of an image, found an empty one";
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    Ok(path.to_owned())
+}
 
 struct Public {
     stats: Stats,

@@ -75,8 +75,14 @@ pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     if is_path_only(fd) {
         return "a descriptor that is open for its path only (O_PATH)";
     }
-    match stat.st_mode & libc::S_IFMT {
+    kind_of(stat.st_mode)
+}
+
+/// The kind of a file with the mode `st_mode`, in words.
+pub fn kind_of(mode: u32) -> &'static str {
+    match mode & libc::S_IFMT {
         libc::S_IFIFO => "a pipe",
+        libc::S_IFLNK => "a symbolic link",
         libc::S_IFREG => "a file",
         libc::S_IFDIR => "a directory",
         libc::S_IFCHR => "a character device",

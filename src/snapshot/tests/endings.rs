@@ -311,9 +311,13 @@ fn a_path_that_is_no_place_for_an_image_is_refused_before_memory_is_written() {
     };
     let error = refused(directory.path());
     assert_eq!(error.kind(), Kind::Invalid, "{error}");
+    assert!(error.message().contains("found a directory"), "{error}");
     let link = directory.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    assert_eq!(refused(&link).kind(), Kind::Invalid);
+    let error = refused(&link);
+    assert_eq!(error.kind(), Kind::Invalid, "{error}");
+    assert!(error.message().contains("found a symbolic link"), "{error}");
+    assert_eq!(refused("".as_ref()).kind(), Kind::Invalid);
     // The last four cannot be told from a file's path by `Path::file_name`.
     for end in ["/", "/..", "/new/", "/new/.", "/new//", "/new/./"] {
         let at = format!("{}{end}", directory.path().display());
@@ -321,15 +325,46 @@ fn a_path_that_is_no_place_for_an_image_is_refused_before_memory_is_written() {
         assert_eq!(error.kind(), Kind::Invalid, "{end}: {error}");
     }
     assert_eq!(refused("/".as_ref()).kind(), Kind::Invalid);
-    let missing = directory.path().join("missing/guest.image");
-    let error = refused(&missing);
-    assert!(error.message().contains("missing/guest.image"), "{error}");
     assert_eq!(names(directory.path()), ["link"]);
     let there = world_of(16, Notes::default());
-    let error = there.restore_from(directory.path()).unwrap_err();
-    assert_eq!(error.kind(), Kind::Image, "{error}");
-    assert!(there.restore_from(&path).is_err());
-    assert!(there.restore_from("/dev/zero".as_ref()).is_err());
+    let not_restored = |path: &std::path::Path, kind, words| {
+        let error = there.restore_from(path).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.message().contains(words), "{error}");
+    };
+    not_restored(directory.path(), Kind::Image, "found a directory");
+    not_restored(
+        "/dev/zero".as_ref(),
+        Kind::Image,
+        "found a character device",
+    );
+    not_restored("".as_ref(), Kind::Invalid, "found an empty one");
+}
+
+#[test]
+fn a_path_that_leads_nowhere_is_not_found_and_named() {
+    let (directory, path) = place();
+    let here = world_of(16, Notes::default());
+    std::fs::write(directory.path().join("file"), "no directory").unwrap();
+    for nowhere in ["missing/guest.image", "file/guest.image"] {
+        let at = directory.path().join(nowhere);
+        for error in [
+            here.save_to(&at).unwrap_err(),
+            world_of(16, Notes::default())
+                .restore_from(&at)
+                .unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), Kind::NotFound, "{error}");
+            assert!(error.message().contains(nowhere), "{error}");
+        }
+    }
+    assert!(!here.notes.calls().contains(&"pause".into()));
+    let there = world_of(16, Notes::default());
+    let error = there.restore_from(&path).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    let long = directory.path().join("x".repeat(300));
+    assert_eq!(here.save_to(&long).unwrap_err().kind(), Kind::Invalid);
+    assert_eq!(names(directory.path()), ["file"]);
 }
 
 #[test]
