@@ -55,8 +55,11 @@ pub const BRANT_IMAGE_RESUME: u32 = 0;
 /// BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_IMAGE_STAY_PAUSED: u32 = 1;
 /// In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
-/// Neither `pause` nor `resume` is called. Afterwards the guest's state is BRANT_GUEST_STANDS: call
-/// `brant_guest_runs_here` before the vCPUs run again.
+/// Neither `pause` nor `resume` is called. Afterwards the guest's state is what it was before,
+/// BRANT_GUEST_UNKNOWN or BRANT_GUEST_HERE, and the VMM starts the guest without a word to brant.
+/// `kick` may be called from the end of the save on, and must leave a guest standing that the VMM
+/// has paused. A guest that was BRANT_GUEST_STANDS or BRANT_GUEST_EMPTY before is
+/// BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
 pub const BRANT_IMAGE_ALREADY_PAUSED: u32 = 2;
 
 /// In `brant_image_save_params.cache` and `brant_image_restore_params.cache`, the default: long
@@ -377,9 +380,10 @@ pub unsafe extern "C" fn brant_image_save_cancel(
 /// 0: not at all). Returns 0 if the image is whole, has its name and is on its device,
 /// BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
 /// failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
-/// still: BRANT_GUEST_STANDS.) A directory that does not exist is BRANT_E_NOT_FOUND. A disk without room is BRANT_E_KERNEL, with the system's words and
-/// the place in the file. One failure leaves the image whole and with its name, in place of the
-/// older file: the sync of its directory. The error says so; a crash of the host may undo the rename.
+/// still: BRANT_GUEST_STANDS.) A directory that does not exist is BRANT_E_NOT_FOUND. A disk without
+/// room is BRANT_E_KERNEL, with the system's words and the place in the file. One failure leaves
+/// the image whole and with its name, in place of the older file: the sync of its directory. The
+/// error says so; a crash of the host may undo the rename.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_wait(
     save: *mut brant_image_save,
@@ -508,7 +512,8 @@ pub unsafe extern "C" fn brant_image_restore_cancel(
 /// Waits until the restore is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
 /// ever; 0: not at all). Returns 0 if the guest runs here (or stands still, with
 /// BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if the restore is still in progress, else the code
-/// that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
+/// that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE,
+/// BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
 /// failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_wait(

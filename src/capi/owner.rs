@@ -11,8 +11,9 @@ pub const BRANT_GUEST_UNKNOWN: u32 = 0;
 /// here has arrived, or `brant_guest_runs_here` said so.
 pub const BRANT_GUEST_HERE: u32 = 1;
 /// In `brant_guest_get_state`: the guest is here and stands still. `resume` or `run` failed, or a
-/// save left the guest paused (BRANT_IMAGE_STAY_PAUSED, BRANT_IMAGE_ALREADY_PAUSED). No `kick` is
-/// called in this state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again.
+/// save or restore left the guest paused (BRANT_IMAGE_STAY_PAUSED). No `kick` is called in this
+/// state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again. A guest that its VMM
+/// pauses by itself is not in this state: brant knows nothing of that pause.
 pub const BRANT_GUEST_STANDS: u32 = 2;
 /// In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here.
 pub const BRANT_GUEST_LEAVING: u32 = 3;
@@ -63,8 +64,8 @@ pub unsafe extern "C" fn brant_guest_get_state(
 /// did not arrive by a migration. The call is optional; a good moment is before the vCPUs run for
 /// the first time. From then on an incoming migration is refused. The call itself is refused when
 /// the guest must not run here: BRANT_E_STATE when the guest was handed over or given up, or its
-/// migration is unanswered; BRANT_E_BUSY when a migration has paused the guest or fills its memory,
-/// and will call `resume` or `run`.
+/// migration is unanswered; BRANT_E_BUSY when a migration, a save or a restore has paused the guest
+/// or fills its memory, and will call `resume` or `run`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_runs_here(
     guest: *mut brant_guest,

@@ -86,6 +86,8 @@ pub(crate) enum Stage {
     Stands,
     /// Save: the guest is paused, or may be.
     SavePaused,
+    /// Save: the guest that the VMM had paused by itself was saved, or not, and stands as before.
+    PausedByVmm,
     /// Restore: the guest's memory is being written.
     Restoring,
 }
@@ -262,6 +264,13 @@ impl Guest {
             Stage::NotArrived => to(self.as_before()),
             Stage::Stands => whole(Whose::Stands),
             Stage::SavePaused => to(Whose::SavePaused),
+            // Example: a VMM never calls `runs_here`, pauses its guest, saves it and starts it
+            // again. If the guest now counted as standing, its vCPUs would never be kicked again.
+            // The VMM paused it without a word here, and starts it without one.
+            Stage::PausedByVmm if matches!(self.before, Whose::Unknown | Whose::Here) => {
+                to(self.before)
+            }
+            Stage::PausedByVmm => to(Whose::Stands),
             Stage::Restoring => Guest {
                 overwritten: true,
                 ..to(Whose::Restoring)
@@ -299,7 +308,7 @@ impl Guest {
             }),
             Whose::SavePaused => no(
                 Kind::Busy,
-                "a save to an image has paused it and will call `resume`",
+                "a save to an image needs it to stand still; wait for the end of the save",
             ),
             Whose::Restoring => no(Kind::Busy, RESTORING),
             Whose::Paused => no(

@@ -142,10 +142,14 @@ pub struct SaveParams {
     /// default.
     pub direct: bool,
     /// The guest is paused already when the save starts, and stays paused: neither `pause` nor
-    /// `resume` is called. Its memory is written in one pass.
+    /// `resume` is called. Its memory is written in one pass. Afterwards the guest belongs to
+    /// whom it belonged before ([`Unknown`](crate::memory::Whose::Unknown) or
+    /// [`Here`](crate::memory::Whose::Here)), and the VMM starts it without a word to brant. A kick
+    /// of a vCPU must leave a guest standing that the VMM has paused.
     pub already_paused: bool,
-    /// The guest stays paused after a successful save. After a failure or a cancel the guest runs
-    /// on.
+    /// The guest stays paused after a successful save, as [`Stands`](crate::memory::Whose::Stands):
+    /// the VMM calls [`runs_here`](crate::memory::Memory::runs_here) before the vCPUs run again.
+    /// Until then no vCPU is kicked. After a failure or a cancel the guest runs on.
     pub stay_paused: bool,
 }
 
@@ -181,7 +185,8 @@ pub struct RestoreParams {
     pub direct: bool,
     /// The most bytes of blobs that the restore accepts: 4 KiB to 1 TiB, by default 256 MiB.
     pub max_state_bytes: u64,
-    /// brant does not call `run`: the guest stays paused, and the VMM starts it.
+    /// brant does not call `run`: the guest stays paused, and the VMM starts it, after
+    /// [`runs_here`](crate::memory::Memory::runs_here).
     pub stay_paused: bool,
 }
 

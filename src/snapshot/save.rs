@@ -247,7 +247,7 @@ impl Run {
                 }
             }
         } else if shared.params.already_paused {
-            self.claim.comes_to(Stage::Stands);
+            self.claim.comes_to(Stage::PausedByVmm);
         } else if self.stats.downtime.is_none() {
             // The guest was never paused. For a guest that was, `resume` has already reported the
             // stage.

@@ -222,6 +222,31 @@ fn migration_save_and_restore_of_one_guest_exclude_each_other_by_name() {
 }
 
 #[test]
+fn a_guest_that_the_vmm_paused_for_a_save_is_afterwards_whose_it_was_and_may_be_kicked() {
+    for (before, after) in [
+        (W::Unknown, W::Unknown),
+        (W::Here, W::Here),
+        (W::Stands, W::Stands),
+        (W::Empty, W::Stands),
+    ] {
+        let saving = guest(before).is_saved().unwrap();
+        let saved = saving.comes_to(Stage::SavePaused);
+        assert!(!saved.may_kick(), "{before:?}");
+        for ended in [saving, saved] {
+            let ended = ended.comes_to(Stage::PausedByVmm);
+            assert_eq!(ended.whose(), after, "{before:?}");
+            let may_kick = matches!(after, W::Unknown | W::Here);
+            assert_eq!(ended.may_kick(), may_kick, "{before:?}");
+        }
+    }
+    // A guest that brant paused is kicked only after the VMM has said that it runs.
+    let saving = guest(W::Unknown).is_saved().unwrap();
+    let stays = saving.comes_to(Stage::SavePaused).comes_to(Stage::Stands);
+    assert!(!stays.may_kick());
+    assert!(stays.runs_here().unwrap().may_kick());
+}
+
+#[test]
 fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
     let allowed = [W::Unknown, W::Here, W::Leaving, W::Saving];
     for whose in ALL {
