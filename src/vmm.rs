@@ -2,8 +2,7 @@
 //! default.
 //!
 //! A Rust VMM implements the trait directly; the C interface implements it over `brant_ops`. Each
-//! method says which thread calls it and what it may do there. No method may wait for the migration
-//! that calls it, nor free it.
+//! method says which thread calls it and what it may do there.
 
 pub(crate) mod callbacks;
 
@@ -67,14 +66,42 @@ fn has_no(what: &str) -> Error {
     Error::new(Kind::Vmm, format!("this VMM has no `{what}` operation"))
 }
 
-/// The operations of a VMM. brant calls them on the migration's own thread, one at a time, unless a
-/// method says otherwise.
+/// The operations of a VMM. A migration calls them one at a time on its own thread, unless a method
+/// says otherwise. A [save](crate::snapshot::Save) calls the operations of a source, a
+/// [restore](crate::snapshot::Restore) those of a destination, each on a thread of its own.
 ///
-/// The safety of a migration rests on the exact sense of two words:
+/// **Memory.** A guest's memory depends on two contracts:
 /// - *Paused* means: every vCPU is out of `KVM_RUN` and its pending I/O is retired. No thread
-///   stands between a write to guest memory and its mark. No device writes guest memory.
+///   stands between a write to guest memory and its mark. No device writes guest memory. To retire
+///   I/O after an I/O or MMIO exit, set `immediate_exit` and enter `KVM_RUN` again until it fails
+///   with `EINTR`: one retirement can be followed by another exit. A `KVM_RUN` that fails with
+///   `EINTR` leaves the `exit_reason` of the exit before.
 /// - *Write first, then mark*: a mark made before its write can be collected before the write
-///   lands.
+///   lands. Then the write is lost.
+///
+/// **Signals.** All signals are masked on brant's thread, except in the operations that may make
+/// threads. `early_load`, `load`, `loaded`, `run` and `resume` have the signal mask of the thread
+/// that started the migration. So a vCPU thread that is made in one of them can be kicked by a
+/// signal, and a signal handler of the VMM's may run on brant's thread meanwhile. A thread that is
+/// made in any other operation inherits a mask of all signals and has to clear it first.
+///
+/// **Stacks.** The thread of a migration, a save or a restore has a stack of 8 MiB. Every other
+/// thread of brant's has 2 MiB.
+///
+/// **Locks.** `cancel`, `wait` and the drop of a migration, a save or a restore wait for its
+/// thread, which may be inside an operation. So do not call them while you hold a lock that an
+/// operation takes. Inside an operation, `wait` on the object that called it is [`Kind::Callback`],
+/// and `cancel` only asks. Every other call is allowed. `log_on`, `log_off` and `kick` are called
+/// under brant's own locks: inside them call nothing of brant's but marks, and take no lock that
+/// another thread holds around a call on the [`Memory`](crate::memory::Memory) or a tracker.
+///
+/// **vCPUs that end.** A vCPU thread that ends while the guest migrates, because the guest has shut
+/// down, counts as paused in `pause` and as outside of `KVM_RUN` in `kick`. Keep its descriptor
+/// open until the migration is over. Unless the guest is to start again at the destination, cancel
+/// the migration.
+///
+/// **A panic** in an operation that a migration, a save or a restore calls is caught and counts as
+/// its failure. A panic in `event` is dropped.
 ///
 /// ```
 /// use brant::error::{Error, Kind};
@@ -137,26 +164,36 @@ fn has_no(what: &str) -> Error {
 /// ```
 pub trait Vmm: Send + Sync {
     /// Source: stop the guest, and return when it is paused in the sense above. No `kick` is in
-    /// progress when this is called, and no tracker calls one until `resume` has succeeded.
+    /// progress when this is called, and no tracker calls one until `resume` has succeeded. For a
+    /// guest that its user has paused already, return `Ok`, and remember for `resume` that the user
+    /// wants it paused.
     fn pause(&self) -> Result<()> {
         Err(has_no("pause"))
     }
 
-    /// Source: let the guest run on after a migration that did not happen. Follows a call of
-    /// `pause`, whether or not `pause` succeeded. Takes back what `release` let go.
+    /// Source: let the guest run on after a migration that did not happen, or after the last page
+    /// of a save was written. Follows a call of `pause`, whether or not `pause` succeeded. Takes
+    /// back what `release` let go. brant does not know whether the guest stood still before
+    /// `pause`: leave a guest paused that its user has paused, before the migration or since, and
+    /// return `Ok`. [`resolve`](crate::migrate::Outgoing::resolve) calls this on its caller's
+    /// thread. On an error the guest counts as standing still here
+    /// ([`Stands`](crate::memory::Whose::Stands)).
     fn resume(&self) -> Result<()> {
         Err(has_no("resume"))
     }
 
-    /// Source, guest paused: put all device and vCPU state into `sink`. May write guest memory.
+    /// Source, guest paused: put all device and vCPU state into `sink`. May write guest memory: the
+    /// last sync comes after this call.
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
         let _ = sink;
         Ok(())
     }
 
     /// Destination: take one blob. All of the guest's memory has arrived before. Called once for
-    /// each blob, in the order of saving. On an error the destination refuses the switchover, and
-    /// the guest runs on at the source.
+    /// each blob, in the order of saving. May write guest memory: no page arrives after this call.
+    /// When a tracker of this guest is started here (a backup's, from before the guest went away),
+    /// mark the writes. On an error the destination refuses the switchover, and the guest runs on
+    /// at the source.
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
         Err(Error::new(
             Kind::Vmm,
@@ -173,15 +210,15 @@ pub trait Vmm: Send + Sync {
         Ok(())
     }
 
-    /// Source, guest running, before the connection is made: put into `sink` the configuration that
-    /// the destination needs before it can build its machine.
+    /// Source, guest running, before the connection is made or the image's file: put into `sink`
+    /// the configuration that the destination needs before it can build its machine.
     fn early_save(&self, sink: &mut dyn StateSink) -> Result<()> {
         let _ = sink;
         Ok(())
     }
 
-    /// Destination, before the memory layouts are compared: take one configuration blob.
-    /// Blocks may be added to the memory map here.
+    /// Destination, before the memory layouts are compared: take one configuration blob. Blocks and
+    /// slots may be added here.
     fn early_load(&self, blob: &StateBlob<'_>) -> Result<()> {
         Err(Error::new(
             Kind::Vmm,
@@ -193,27 +230,30 @@ pub trait Vmm: Send + Sync {
     }
 
     /// Source, guest paused, destination ready: let go of what only one side may hold, such as disk
-    /// locks. On an error the guest stays here, and `resume` follows.
+    /// locks. The hand-over comes next, or `resume`. On an error the guest stays here, and `resume`
+    /// follows. A save calls no `release`.
     fn release(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Destination: the guest is this side's now; let it run, without long work before. One second
-    /// after the hand-over's time limit has passed, the source's VMM may assume that the guest runs
-    /// here or never will. When this fails, the guest must be stopped.
+    /// Destination: the guest is this side's now; let it run, without long work before. A guest
+    /// that its user had paused at the source may stay paused, if the source's `save` said so. One
+    /// second after the hand-over's time limit has passed, the source's VMM may assume that this
+    /// was called here or never will be. When this fails, the guest must be stopped.
     fn run(&self) -> Result<()> {
         Err(has_no("run"))
     }
 
     /// Switch dirty logging on for KVM memory slots, by the numbers that the VMM gave them. Called
     /// only when the VMM chose to switch logging itself, on any thread that starts a tracker or
-    /// adds a slot.
+    /// adds a slot, under brant's own locks: see above.
     fn log_on(&self, slots: &[u32]) -> Result<()> {
         let _ = slots;
         Err(has_no("log_on"))
     }
 
-    /// Switch dirty logging of these slots off again. Called on any thread that stops a tracker.
+    /// Switch dirty logging of these slots off again. Called on any thread that stops a tracker or
+    /// removes a slot, under brant's own locks: see above.
     fn log_off(&self, slots: &[u32]) -> Result<()> {
         let _ = slots;
         Err(has_no("log_off"))
@@ -222,12 +262,12 @@ pub trait Vmm: Send + Sync {
     /// Make every vCPU leave `KVM_RUN` once and go on. Return when each vCPU has left, or was
     /// outside already. A processor with page-modification logging passes the pages that it holds
     /// to a dirty ring only at such an exit. Called before a harvest of rings while the guest runs,
-    /// on any thread that syncs. Must not wait for a thread that is inside a call of brant's,
-    /// except a call that reports a full ring.
+    /// on any thread that syncs, under brant's own locks: see above. Must not wait for a thread
+    /// that is inside a call of brant's, except a call that reports a full ring, and marks.
     ///
-    /// A VMM may kick by pausing the guest and resuming it. For brant never calls this between
+    /// A VMM may kick by pausing the guest and resuming it, because brant never calls this between
     /// `pause` and `resume`, after a hand-over, or on a side where a guest arrives or failed to
-    /// arrive.
+    /// arrive. A guest that its user has paused must stay paused after a kick.
     fn kick(&self) -> Result<()> {
         Ok(())
     }

@@ -5,9 +5,9 @@ use super::guest::brant_guest;
 use super::structs::{handle, put};
 use vm_memory::GuestAddress;
 
-/// Tells brant whether the guest says so before it uses a ballooned page again: 1 if
-/// VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the balloon's driver is
-/// set up, and again after each reset of the device.
+/// Tells brant whether the guest announces each ballooned page that it is about to use again.
+/// `must` is 1 if VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the
+/// balloon's driver is set up, and again after each reset of the device.
 ///
 /// - Before the first call, and after a call with 0, no page counts as ballooned, and
 ///   `brant_guest_mark_ballooned` and `brant_guest_clear_ballooned` do nothing.
@@ -16,6 +16,9 @@ use vm_memory::GuestAddress;
 /// - At a destination make the call in `load` at the latest, with the value that the source's guest
 ///   negotiated. There a call with 1 keeps the ballooned pages, because the source has named them.
 ///   Without a call they stop counting as ballooned when the guest runs.
+/// - An image names no ballooned pages. After a restore they read as zero and count as in use,
+///   until the VMM marks those that its device still has: call this with 1 and mark them, in
+///   `load`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_must_tell_host(
     guest: *mut brant_guest,

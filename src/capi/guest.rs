@@ -170,6 +170,10 @@ pub unsafe extern "C" fn brant_guest_free(guest: *mut brant_guest) {
 /// blocks, and a block that only one side has is BRANT_E_LAYOUT. A block that is added at the
 /// source after `pause` was called may come too late to be sent: then the migration fails with
 /// BRANT_E_STATE before the hand-over.
+///
+/// While the guest is saved to an image, blocks may be added and removed at any time. The image has
+/// the blocks that the guest had when the last page was written, each with all of its pages. A
+/// restore needs the same blocks: add them before the restore, or in `early_load`.
 #[no_mangle]
 pub unsafe extern "C" fn brant_guest_add_block(
     guest: *mut brant_guest,

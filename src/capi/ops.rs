@@ -127,12 +127,16 @@ pub struct brant_ops {
     pub size: usize,
     /// Source, required: stop the guest; return when the guest is paused in the sense above. From
     /// before this call until `resume` has returned 0, brant calls no `kick` for any tracker of the
-    /// guest. Kicks that began earlier have ended before this call.
+    /// guest. Kicks that began earlier have ended before this call. A guest that its user has
+    /// paused already is fine: return 0, and remember for `resume` that the user wants it paused.
     pub pause: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, required: let the guest run on, because a migration that had paused it did not
-    /// happen. Also called when `pause` failed. Takes back what `release` let go. When
-    /// `brant_outgoing_resolve` decides that the guest runs on, this is called on the thread of
-    /// that call. When this fails, the guest counts as standing still here (BRANT_GUEST_STANDS).
+    /// happen. Also called when `pause` failed, and by a save once the last page is written. Takes
+    /// back what `release` let go. brant does not know whether the guest stood still before
+    /// `pause`: leave a guest paused that its user has paused, before the migration or since, and
+    /// return 0. When `brant_outgoing_resolve` decides that the guest runs on, this is called on
+    /// the thread of that call. When this fails, the guest counts as standing still here
+    /// (BRANT_GUEST_STANDS).
     pub resume: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Source, guest paused: put all device and vCPU state into `saver`. May write guest memory:
     /// the last harvest comes after `save`.
@@ -179,9 +183,10 @@ pub struct brant_ops {
     pub release:
         Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Destination, required: the guest is yours, let it run. Start the guest at once, without long
-    /// work before. When this is called the hand-over was in time. One second after the hand-over's
-    /// limit the source's VMM assumes that `run` was called here, or never will be. When this
-    /// fails, the guest has to be stopped.
+    /// work before. A guest that its user had paused at the source may stay paused here, if the
+    /// source's `save` said so: return 0. When this is called the hand-over was in time. One second
+    /// after the hand-over's limit the source's VMM assumes that `run` was called here, or never
+    /// will be. When this fails, the guest has to be stopped.
     pub run: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
     /// Switch dirty logging on for `count` KVM memory slots, with BRANT_SWITCHED_BY_VMM. Called on
     /// the thread that starts tracking or adds a slot, under brant's own locks. So inside `log_on`
@@ -219,9 +224,10 @@ pub struct brant_ops {
     /// is fine.
     ///
     /// A kick may pause the guest and resume it, because brant calls `kick` only when the guest
-    /// runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). brant never
-    /// calls it between `pause` and `resume`, after a hand-over, or where a guest arrives or should
-    /// have arrived. The call of `pause` waits for kicks that have begun.
+    /// runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE, _LEAVING and _SAVING). A
+    /// guest that its user has paused must stay paused after a kick. brant never calls it between
+    /// `pause` and `resume`, after a hand-over, or where a guest arrives or should have arrived.
+    /// The call of `pause` waits for kicks that have begun.
     pub kick: Option<unsafe extern "C" fn(opaque: *mut c_void, reason: *mut brant_reason) -> i32>,
 }
 

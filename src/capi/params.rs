@@ -53,7 +53,8 @@ pub struct brant_params {
     /// When the time has run out, the source sends no hand-over and keeps the guest. A hand-over
     /// that is still under way then starts no guest at the destination. One second later the
     /// destination has begun `run` or never will. Only then is a migration that was handed over
-    /// unanswered.
+    /// unanswered. Example: with the default, a guest whose destination dies at the hand-over
+    /// stands still for 31 seconds before BRANT_E_UNANSWERED.
     pub handover_timeout_ms: u64,
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
