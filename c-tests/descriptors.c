@@ -168,6 +168,76 @@ static void kept(void)
     close(fd);
 }
 
+/* ---- descriptors of something else ---- */
+
+static brant_error *said;
+
+static bool invalid(int32_t code, const char *what, const char *expected, const char *found)
+{
+    const char *words = said ? brant_error_message(said) : "no error";
+    bool good = code == BRANT_E_INVALID && strstr(words, expected) && strstr(words, found);
+
+    if (!good)
+        note("%s: %d, \"%s\"", what, code, words);
+    brant_error_free(said);
+    said = NULL;
+    return good;
+}
+
+static bool invalid_vm(struct still *s, int fd, const char *what, const char *expected, const char *found)
+{
+    brant_kvm_log log = { .size = sizeof log, .vm_fd = fd };
+
+    return invalid(brant_tracker_add_kvm(s->tracker, &log, &said), what, expected, found) &&
+           invalid(brant_kvm_enable_ring(fd, 0, NULL, &said), what, expected, found);
+}
+
+static void of_something_else(void)
+{
+    struct still s = still_new();
+    int fd = memfd(s.bytes), null = open("/dev/null", O_RDWR | O_CLOEXEC), pipes[2];
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), vm = kvm < 0 ? -1 : ioctl(kvm, 0xae01, 0);
+    int vcpu = vm < 0 ? -1 : ioctl(vm, 0xae41, 0);
+    const char *a_vm = "the descriptor that KVM_CREATE_VM returned";
+    brant_ram_block lent = block_of(&s), negative = block_of(&s), flagged = block_of(&s);
+    char *file = mapped(fd, s.bytes);
+    bool all = true;
+
+    if (pipe2(pipes, O_CLOEXEC))
+        bail("pipe2: %s", strerror(errno));
+    all &= invalid_vm(&s, fd, "a memfd as a VM", a_vm, "found a file");
+    all &= invalid_vm(&s, null, "/dev/null as a VM", a_vm, "found a character device");
+    all &= invalid_vm(&s, pipes[0], "a pipe as a VM", a_vm, "found a pipe");
+    if (kvm >= 0)
+        all &= invalid_vm(&s, kvm, "/dev/kvm as a VM", a_vm, "found /dev/kvm itself");
+    if (vcpu >= 0)
+        all &= invalid_vm(&s, vcpu, "a vCPU as a VM", a_vm, "found a descriptor");
+    all &= invalid_vm(&s, -1, "-1 as a VM", "no open descriptor", "is -1");
+    all &= invalid_vm(&s, -5, "-5 as a VM", "no open descriptor", "is -5");
+    ok(all, "a descriptor that is of no VM is invalid, and the error says what it is");
+
+    lent.name = negative.name = flagged.name = "other";
+    lent.flags = flagged.flags = BRANT_RAM_FILE;
+    lent.host = file;
+    lent.fd = pipes[0];
+    negative.fd = flagged.fd = -5;
+    all = invalid(brant_guest_add_block(s.guest, &lent, NULL, &said), "a pipe as a file", "block `other`",
+                  "found a pipe") &&
+          invalid(brant_guest_add_block(s.guest, &negative, NULL, &said), "-5", "fd is -5", "0 or -1") &&
+          invalid(brant_guest_add_block(s.guest, &flagged, NULL, &said), "-5 with BRANT_RAM_FILE", "is -5",
+                  "no open descriptor");
+    ok(all, "a block's descriptor is one of a file, and no negative number but -1");
+    close(pipes[0]);
+    close(pipes[1]);
+    still_free(&s);
+    munmap(file, s.bytes);
+    close(fd);
+    close(null);
+    close(vcpu);
+    close(vm);
+    close(kvm);
+}
+
 /* ---- calls that are refused ---- */
 
 struct refusal {
@@ -287,7 +357,7 @@ int main(void)
 
     if (!rings)
         note("left out: %s", why);
-    plan(2 * (1 + kvm + rings) + 4 + 3 + 3);
+    plan(2 * (1 + kvm + rings) + 4 + 2 + 3 + 3);
     random_begin();
     moves("plain memory", MV_PROCESS, 0);
     if (kvm)
@@ -295,6 +365,7 @@ int main(void)
     if (rings)
         moves("KVM's rings", MV_KVM, RING_DEFAULT);
     kept();
+    of_something_else();
     refused();
     handed_over();
     return done();

@@ -74,13 +74,14 @@ pub struct brant_ram_block {
     pub page_size: u64,
     /// With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from. By
     /// it brant sees holes of the file. When the block is mapped from another file or offset, or is
-    /// private memory without a file, adding it is BRANT_E_INVALID. brant compares the descriptor
-    /// with /proc/self/maps. brant believes the descriptor without comparing it when
-    /// /proc/self/maps cannot be read, when the block consists of several mappings, and when the
-    /// file system shows another device there than in fstat (btrfs, some overlays). Any number from
-    /// 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant keeps a
-    /// descriptor of its own. The file position of the VMM's descriptor stays where it is, unless
-    /// /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
+    /// private memory without a file, adding it is BRANT_E_INVALID. So is the descriptor of
+    /// something that cannot be mapped (a pipe, a socket, a terminal, /dev/null), and one that is
+    /// open for writing only. To compare, brant maps a page of the descriptor's file and looks at
+    /// both mappings in /proc/self/maps. brant believes a descriptor of a file without comparing it
+    /// when /proc/self/maps cannot be read, and when the block consists of several mappings. Any
+    /// number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
+    /// keeps a descriptor of its own. The file position of the VMM's descriptor stays where it is,
+    /// unless /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
     pub fd: i32,
     /// BRANT_RAM_*.
     pub flags: u32,
@@ -196,10 +197,10 @@ pub unsafe extern "C" fn brant_guest_add_block(
             )));
         }
         let of_file = b.flags & BRANT_RAM_FILE != 0;
-        if b.fd > 0 && !of_file {
+        if !of_file && !matches!(b.fd, 0 | -1) {
             return Err(invalid(format!(
                 "block `{name}`: fd is {}, and flags lack BRANT_RAM_FILE, which says that the \
-                 block is a shared mapping of it",
+                 block is mapped from its file; without that flag fd is 0 or -1",
                 b.fd
             )));
         }

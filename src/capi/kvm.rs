@@ -100,7 +100,8 @@ sized!(brant_kvm_log, brant_kvm_info);
 /// BRANT_SWITCHED_BY_VMM brant calls the guest's operations `log_on` and `log_off`, which are then
 /// required. With rings it calls `kick` and `thread_start`, if the guest has them. A virtual
 /// machine has one dirty log, and only one tracker may harvest it at a time: each of two trackers
-/// would miss the pages that the other harvests.
+/// would miss the pages that the other harvests. BRANT_E_INVALID if `vm_fd` is of no VM of this
+/// process.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_kvm(
     tracker: *mut brant_tracker,

@@ -15,7 +15,8 @@ use std::os::fd::AsFd;
 /// bitmap, for writes that no vCPU makes, it is enabled too. `vm_fd` is the descriptor that
 /// KVM_CREATE_VM returned; brant keeps no duplicate of it. Afterwards no bitmap works on this VM,
 /// so call `brant_kvm_measure` first to learn whether rings suit the guest. BRANT_E_UNSUPPORTED if
-/// this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already.
+/// this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already, BRANT_E_INVALID
+/// if `vm_fd` is of no VM of this process.
 #[no_mangle]
 pub unsafe extern "C" fn brant_kvm_enable_ring(
     vm_fd: i32,
@@ -40,7 +41,7 @@ pub unsafe extern "C" fn brant_kvm_enable_ring(
 /// Adds a vCPU to a tracker in mode ring, under any number that is not in use. Add each vCPU before
 /// tracking starts; add a vCPU that is made later before it first runs. `vcpu_fd` is the descriptor
 /// that KVM_CREATE_VCPU returned; brant maps the vCPU's ring and keeps no descriptor. A vCPU that
-/// was not added is not tracked.
+/// was not added is not tracked. BRANT_E_INVALID for a descriptor without a dirty ring.
 #[no_mangle]
 pub unsafe extern "C" fn brant_tracker_add_vcpu(
     tracker: *mut brant_tracker,

@@ -5,18 +5,19 @@
 //! [`crate::memory::Memory::remove_block`] does not return, or is refused.
 
 use super::address::HostMemory;
+use super::backing::{self, Identity};
 use super::ballooned::Ballooned;
 use super::hidden_holes::HiddenHoles;
 use super::holds::{Holder, Uses};
 use super::poisoned::Poisoned;
 use crate::channel::{Part, PartMut};
 use crate::error::{Error, Kind, Result};
-use crate::sys::fd::{is_path_only, with_own_position};
+use crate::sys::fd::with_own_position;
 use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_memory::VolatileSlice;
@@ -146,15 +147,6 @@ pub struct Block {
     zeroed: AtomicBool,
 }
 
-/// The file of the block's descriptor. What the block is mapped from may change, so it is asked
-/// anew each time (see [`super::contents`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) device: u64,
-    pub(super) inode: u64,
-    pub(super) kind: mem::FileKind,
-}
-
 // SAFETY: the pointer is an address of guest memory, which every thread of the VMM, the
 // guest and the kernel write to at any time; brant only ever copies from and to it by raw
 // or volatile accesses. The VMM keeps it mapped until `remove_block` has returned.
@@ -233,63 +225,10 @@ impl Block {
         let mapping = pagemap::mapping_of(host as u64, length.0).unwrap_or(pagemap::Mapping::Other);
         let identity = match &file {
             None => None,
-            Some(file) => {
-                if is_path_only(file.fd.as_fd()) {
-                    return invalid(
-                        "expected a descriptor through which its file can be read, found one that \
-                         is open for its path only (O_PATH)"
-                            .to_owned(),
-                    );
-                }
-                let (device, inode, _) = mem::inode_of(file.fd.as_fd())
-                    .map_err(|e| e.context(format_args!("block `{name}`")))?;
-                if !file.offset.is_multiple_of(PAGE_SIZE) {
-                    return invalid(format!(
-                        "the offset in the file is page-aligned; found {}",
-                        file.offset
-                    ));
-                }
-                let (found, mapped, offset) = match mapping {
-                    pagemap::Mapping::PrivateAnonymous => {
-                        return invalid(format!(
-                            "it is said to be mapped from the file of its descriptor (inode \
-                             {inode}), and what is mapped there is private memory without a file"
-                        ));
-                    }
-                    pagemap::Mapping::Shared {
-                        device,
-                        inode,
-                        offset,
-                    }
-                    | pagemap::Mapping::PrivateFile {
-                        device,
-                        inode,
-                        offset,
-                    } => (device, inode, offset),
-                    // Several mappings, or an unknown one: the descriptor's file is believed.
-                    pagemap::Mapping::Other => (device, inode, file.offset),
-                };
-                // Some file systems show another device in maps than in stat. The inodes can be
-                // compared only when the devices are the same.
-                if found == device && mapped != inode {
-                    return invalid(format!(
-                        "the memory is mapped from another file (inode {mapped}) than the \
-                         descriptor given with it (inode {inode})"
-                    ));
-                }
-                if found == device && offset != file.offset {
-                    return invalid(format!(
-                        "the memory is mapped from offset {offset} of its file, and the offset \
-                         given with it is {}",
-                        file.offset
-                    ));
-                }
-                Some(Identity {
-                    device,
-                    inode,
-                    kind: mem::file_kind(file.fd.as_fd()),
-                })
-            }
+            Some(file) => Some(
+                backing::identity(file, mapping)
+                    .map_err(|e| e.context(format_args!("block `{name}`")))?,
+            ),
         };
         // `contents` looks for holes by lseek in tmpfs files only.
         let of_tmpfs = identity.is_some_and(|i| i.kind == mem::FileKind::Tmpfs);

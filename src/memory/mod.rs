@@ -6,6 +6,7 @@
 #[doc(hidden)]
 pub mod access;
 mod address;
+mod backing;
 mod balloon;
 pub mod ballooned;
 pub mod block;

@@ -104,6 +104,12 @@ pub fn is_path_only(fd: BorrowedFd<'_>) -> bool {
     flags >= 0 && flags & libc::O_PATH != 0
 }
 
+/// Whether a descriptor gives no right to read its file (`O_WRONLY`).
+pub fn is_write_only(fd: BorrowedFd<'_>) -> bool {
+    let flags = status_flags(fd);
+    flags >= 0 && flags & libc::O_ACCMODE == libc::O_WRONLY
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

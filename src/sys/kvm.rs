@@ -7,15 +7,18 @@
 //! which a confined VMM may no longer be able to; so the calls are made here,
 //! with the structures of `kvm-bindings`.
 
+use super::fd::what_is;
 use super::{file, kernel};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 use kvm_bindings::{
     kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use once_cell::sync::OnceCell;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+pub(super) const KVM_GET_API_VERSION: u64 = 0xae00;
 const KVM_CHECK_EXTENSION: u64 = 0xae03;
 const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
 const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
@@ -78,12 +81,17 @@ pub trait Vm: Send {
     }
 }
 
+const EXPECTED: &str = "expected the descriptor that KVM_CREATE_VM returned";
+
 /// The kernel's KVM, through a VM descriptor.
 #[derive(Debug)]
 pub struct VmFd(OwnedFd);
 
 impl VmFd {
     /// Takes `fd`, which must be what `KVM_CREATE_VM` returned (or a duplicate of it).
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for any other descriptor, and for a VM of another process.
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let vm = VmFd(fd);
         // Every KVM since 2007 answers KVM_CHECK_EXTENSION on /dev/kvm, and on the
@@ -91,11 +99,29 @@ impl VmFd {
         // SAFETY: KVM_CHECK_EXTENSION takes an integer and touches no memory of ours.
         let answer = unsafe { kernel::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
         if answer < 0 {
-            return Err(Error::last_os(
-                "KVM_CHECK_EXTENSION (is this a KVM VM descriptor?)",
+            return Err(vm.is_no_vm(io::Error::last_os_error()));
+        }
+        // Only /dev/kvm itself tells the version.
+        // SAFETY: KVM_GET_API_VERSION takes nothing and touches no memory of ours.
+        if unsafe { kernel::ioctl(vm.0.as_raw_fd(), KVM_GET_API_VERSION as _, 0u64) } >= 0 {
+            let found = "/dev/kvm itself";
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("{EXPECTED}, found {found}"),
             ));
         }
         Ok(vm)
+    }
+
+    /// Why a descriptor on which `KVM_CHECK_EXTENSION` failed is refused.
+    fn is_no_vm(&self, error: io::Error) -> Error {
+        let found = match error.raw_os_error() {
+            Some(libc::ENOMEM | libc::EINTR) => return Error::os("KVM_CHECK_EXTENSION", error),
+            Some(libc::EIO) => "the VM of another process",
+            _ => what_is(self.fd()),
+        };
+        let found = format_args!("{EXPECTED}, found {found}");
+        Error::os(found, error).into_kind(Kind::Invalid)
     }
 
     /// A second descriptor of the VM of a VMM that uses `kvm-ioctls`.

@@ -9,7 +9,7 @@
 //!
 //! Nothing here knows of dirty logs: the machine is made, it writes, it is gone when dropped.
 
-use super::kvm::{Region, Vm, VmFd, MEM_LOG_DIRTY_PAGES};
+use super::kvm::{Region, Vm, VmFd, KVM_GET_API_VERSION, MEM_LOG_DIRTY_PAGES};
 use super::kvm_ring::RingMap;
 use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
@@ -24,7 +24,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 
-const KVM_GET_API_VERSION: u64 = 0xae00;
 const KVM_CREATE_VM: u64 = 0xae01;
 const KVM_GET_VCPU_MMAP_SIZE: u64 = 0xae04;
 const KVM_GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;

@@ -4,6 +4,7 @@
 //! and tests put a model behind the same traits. What the flags of an entry mean to whom is not
 //! known here; see `dirty/kvm/ring/protocol.rs`.
 
+use super::fd::what_is;
 use super::kvm::{Vm, VmFd};
 use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
@@ -298,12 +299,16 @@ impl RingMap {
     /// Maps the ring of a vCPU. `expected` is its size in bytes, 0 if nobody has said.
     pub fn new(vcpu: BorrowedFd<'_>, expected: u64) -> Result<Self> {
         let bytes = bytes_of(vcpu);
+        let no_ring = || {
+            let what = format!(
+                "expected the descriptor that KVM_CREATE_VCPU returned, of a VM whose rings were \
+                 enabled before; found one without a dirty ring ({})",
+                what_is(vcpu)
+            );
+            Error::new(Kind::Invalid, what)
+        };
         if bytes == 0 {
-            return Err(Error::new(
-                Kind::Invalid,
-                "this descriptor is of no vCPU with a dirty ring: expected what KVM_CREATE_VCPU \
-                 returned, of a VM whose rings were enabled before",
-            ));
+            return Err(no_ring());
         }
         if expected != 0 && expected != bytes {
             return Err(Error::new(
@@ -311,7 +316,11 @@ impl RingMap {
                 format!("the vCPU's dirty ring: {expected} bytes expected, {bytes} found"),
             ));
         }
-        let cannot = |e| Error::os("mapping a vCPU's dirty ring", e);
+        let cannot = |e: std::io::Error| match e.raw_os_error() {
+            // Files of huge pages refuse every offset that was tried, and so look like rings.
+            Some(libc::EINVAL | libc::ENODEV | libc::EACCES | libc::EPERM) => no_ring(),
+            _ => Error::os("mapping a vCPU's dirty ring", e),
+        };
         let both = libc::PROT_READ | libc::PROT_WRITE;
         Ok(RingMap {
             ring: Mapping::new(vcpu, bytes, both, libc::MAP_SHARED, RING_PAGE).map_err(cannot)?,

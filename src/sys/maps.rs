@@ -5,6 +5,7 @@
 //! of them a userfaultfd watches, and walks all page tables to say the rest.
 //! What a mapping is *good for* is decided above.
 
+use super::fd::is_write_only;
 use super::file::{self, Reader};
 use super::kernel;
 use crate::error::{Error, Result};
@@ -288,6 +289,59 @@ pub fn file_behind(area: &Area, accept: impl Fn(BorrowedFd<'_>) -> bool) -> Opti
     }
     let file = file::open(format!("/proc/self/fd/{}", path.as_raw_fd())).ok()?;
     Some(file.into())
+}
+
+/// What `/proc/self/maps` shows of memory that is mapped from a descriptor's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// This file, which need not have the device that `fstat` tells.
+    File {
+        /// Device that the file is on, as `major << 32 | minor`.
+        device: u64,
+        /// Inode number of the file.
+        inode: u64,
+    },
+    /// No memory can be mapped from it: a pipe, a socket, a directory, `/dev/null`.
+    NoMemory,
+    /// The descriptor is open for writing only.
+    WriteOnly,
+    /// The mapping could not be made or looked at: without /proc, or without address space.
+    Unknown,
+}
+
+/// What `/proc/self/maps` shows of memory that is mapped from this descriptor's file. Maps a page of
+/// the file and unmaps it again. The page is not touched, and takes no memory.
+pub fn shown_for(fd: BorrowedFd<'_>) -> Shown {
+    // A mapping of huge pages is as long as one of them, and is unmapped with that length only.
+    let length = super::mem::page_size_of(fd);
+    // SAFETY: a new mapping, where the kernel likes, which nobody can access.
+    let at = unsafe {
+        kernel::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            fd.as_raw_fd(),
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::ENODEV) => Shown::NoMemory,
+            Some(libc::EACCES) if is_write_only(fd) => Shown::WriteOnly,
+            _ => Shown::Unknown,
+        };
+    }
+    let area = Maps::open().and_then(|maps| maps.at(at as u64));
+    // SAFETY: the mapping made above.
+    unsafe { kernel::munmap(at, length) };
+    match area {
+        Ok(Some(area)) => Shown::File {
+            device: area.device,
+            inode: area.inode,
+        },
+        _ => Shown::Unknown,
+    }
 }
 
 #[cfg(test)]
