@@ -30,7 +30,7 @@ use super::taken::Taken;
 use super::tracker::Tracker;
 use super::When;
 use crate::error::{Error, Kind, Result};
-use crate::memory::{BlockId, Holder};
+use crate::memory::{BlockId, Holder, Map};
 use crate::runtime::Cancel;
 use crate::units::Pages;
 use std::sync::Arc;
@@ -289,6 +289,20 @@ impl Consumer {
     /// The number of pages pending for this consumer.
     pub fn pending(&self) -> Pages {
         self.published().now().pending
+    }
+
+    /// The number of pages pending for this consumer in the blocks of `map`. `None` if the tracker
+    /// does not know all of these blocks.
+    ///
+    /// While a block is being removed its pages are set aside: [`Consumer::pending`] leaves them
+    /// out, and a walk passes over them. This counts them, because the removal can still be refused.
+    pub(crate) fn pending_in(&self, map: &Map) -> Option<Pages> {
+        let mut inner = self.lock();
+        let mut pages = 0;
+        for block in map.blocks() {
+            pages += inner.any_set(self.seat(), block.id())?.pending.count();
+        }
+        Some(Pages(pages))
     }
 
     /// The consumer's totals since it started.

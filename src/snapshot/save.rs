@@ -362,6 +362,10 @@ impl Run {
     /// map, and none of its pages in the file. So the map is taken first. The tracker makes a new
     /// block's pages pending before the map has the block, so the look that follows finds them. A
     /// block that is removed in between is not in the next map, and the pass goes on with that one.
+    ///
+    /// Another example: a block is being removed, which sets its pages aside, and a log then refuses.
+    /// Its pages are pending again after the look. So the look counts pages that are set aside, and
+    /// the pass goes on until the block is gone or its pages are taken.
     fn pass(
         &mut self,
         consumer: &Consumer,
@@ -381,13 +385,14 @@ impl Run {
                     // Pages whose pins a removal wanted back are pending again. While the guest
                     // runs, the next pass takes them.
                     let map = shared.tracker.memory().map();
-                    let whole = consumer.pending() == Pages(0)
+                    let whole = consumer.pending_in(&map) == Some(Pages(0))
                         && shared.tracker.memory().map().generation() == map.generation();
                     #[cfg(test)]
                     super::testing::looked_at_pending();
                     if whole || self.stats.state != State::Paused {
                         return Ok(map);
                     }
+                    std::thread::yield_now();
                 }
             }
         }

@@ -30,6 +30,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+/// How soon the source looks again whether the removal of a block has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// Where an outgoing migration gets its connection.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -439,20 +442,30 @@ impl Driver {
         Ok(())
     }
 
-    /// The guest stands still, but its VMM can still have added memory after the last walk.
+    /// The guest stands still, but its VMM can still have added memory after the last walk. And it
+    /// may be removing a block: the pages that are set aside are no longer needed when the block is
+    /// gone, and would be missing at the destination when the removal is refused. So this waits for
+    /// the removal.
     fn check_all_sent(&self) -> Result<()> {
-        let left = self.consumer.pending();
-        if left.0 > 0 {
-            return Err(Error::new(
-                Kind::State,
-                format!(
-                    "memory was added after the last pages were sent: {left} pages would be \
-                     missing at the destination, so the guest stays here; add none between \
-                     `pause` and the migration's end"
-                ),
-            ));
+        let memory = self.common.shared.guest.tracker.memory();
+        loop {
+            let left = self.consumer.pending();
+            if left.0 > 0 {
+                return Err(Error::new(
+                    Kind::State,
+                    format!(
+                        "memory was added after the last pages were sent: {left} pages would be \
+                         missing at the destination, so the guest stays here; add none between \
+                         `pause` and the migration's end"
+                    ),
+                ));
+            }
+            if self.consumer.pending_in(&memory.map()) == Some(Pages(0)) {
+                return Ok(());
+            }
+            self.check_gate()?;
+            std::thread::sleep(LOOK_AGAIN);
         }
-        Ok(())
     }
 
     /// When the whole migration has to have come to its switchover.

@@ -1,16 +1,17 @@
 //! What is restored is what was saved.
 
-use crate::error::Kind;
+use crate::dirty::tracker::StartWith;
+use crate::error::{Error, Kind, Result};
 use crate::image::Image;
-use crate::memory::{BlockFlags, Whose};
+use crate::memory::{BlockFlags, Map, MapObserver, Whose};
 use crate::snapshot::testing::*;
 use crate::snapshot::{RestoreParams, SaveParams, State};
 use crate::sys::disk::Way;
-use crate::units::PAGE_SIZE;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::vmm::{EventKind, Role};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{mpsc, Arc};
+use std::sync::{mpsc, Arc, Mutex, Weak};
 
 #[test]
 fn a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_was_paused() {
@@ -410,4 +411,72 @@ fn a_block_added_after_the_last_look_at_what_is_pending_is_never_in_the_image_wi
     let there = world();
     there.restore_from(&path).unwrap();
     assert!(here.contents() == there.contents());
+}
+
+/// Refuses the removal of a block, after `go` was said.
+struct Refuses {
+    asked: Mutex<mpsc::Sender<()>>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl MapObserver for Refuses {
+    fn map_changes(&self, old: &Arc<Map>, new: &Arc<Map>) -> Result<()> {
+        if new.blocks().len() >= old.blocks().len() {
+            return Ok(());
+        }
+        self.asked.lock().unwrap().send(()).unwrap();
+        self.go.lock().unwrap().recv_timeout(LONG).unwrap();
+        Err(Error::new(Kind::Refused, "the block stays"))
+    }
+}
+
+#[test]
+fn a_block_whose_removal_is_refused_after_the_last_look_is_in_the_image_with_all_its_pages() {
+    const PLUG: u64 = 300;
+    let (_directory, path) = place();
+    let here = world_of(16, Notes::default());
+    let plug = Arc::new(Plugged::new(PLUG));
+    plug.fill(1);
+    plug.add_to(&here.memory, "plug", BlockFlags::default());
+    let id = here.memory.find_block("plug").unwrap();
+    let (asked, is_asked) = mpsc::channel();
+    let (say_go, go) = mpsc::channel();
+    let (asked, go) = (Mutex::new(asked), Mutex::new(go));
+    // Asked after the save's tracker, which was made before and has set the pages aside by then.
+    let refuses = Arc::new(Refuses { asked, go });
+    here.memory
+        .observe(Arc::downgrade(&refuses) as Weak<dyn MapObserver>);
+    let (memory, tracker, new) = (
+        Arc::clone(&here.memory),
+        Arc::clone(&here.tracker),
+        Arc::clone(&plug),
+    );
+    let (is_asked, say_go) = (Mutex::new(is_asked), Mutex::new(say_go));
+    let removal = Arc::new(Mutex::new(None));
+    let removes = Arc::clone(&removal);
+    // On the save's thread, with the guest paused: the block's newest contents are pending when its
+    // removal begins. The removal is refused only after the save has looked at what is pending.
+    here.notes.hook("save", move || {
+        new.fill(2);
+        tracker.mark_block(id, Bytes(0), Pages(PLUG).bytes().0);
+        // Another consumer's start harvests for the save's.
+        tracker.consumer().start(StartWith::Nothing)?;
+        let memory = Arc::clone(&memory);
+        *removes.lock().unwrap() = Some(std::thread::spawn(move || memory.remove_block(id)));
+        is_asked.lock().unwrap().recv_timeout(LONG).unwrap();
+        let say_go = say_go.lock().unwrap().clone();
+        after_the_look_at_pending(move || say_go.send(()).unwrap());
+        Ok(())
+    });
+    here.save_to(&path).unwrap();
+    let removal = removal.lock().unwrap().take().unwrap();
+    let refused = removal.join().unwrap().unwrap_err();
+    assert_eq!(refused.kind(), Kind::Refused, "{refused}");
+    let there = world_of(16, Notes::default());
+    let copy = Plugged::new(PLUG);
+    copy.add_to(&there.memory, "plug", BlockFlags::default());
+    there.restore_from(&path).unwrap();
+    assert!(copy.bytes() == plug.bytes());
+    drop(there);
+    drop(here);
 }
