@@ -80,7 +80,7 @@ static void silence(void)
     must(brant_incoming_new(to, &params, &incoming, &e));
     must(brant_incoming_start_fd(incoming, t[0], &e));
     ok(brant_incoming_wait(incoming, patience(8000), &e) == BRANT_E_TIMEOUT &&
-           says(e, "waiting for HELLO from the peer: the total timeout of 500 ms ran out"),
+           says(e, "waiting for HELLO from the peer: the incoming migration's total timeout of 500 ms ran out"),
        "so does a destination");
     brant_incoming_free(incoming);
     close(s[1]);

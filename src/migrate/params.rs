@@ -106,12 +106,14 @@ pub(super) fn transfer(idle: Timeout, bytes: u64) -> Timeout {
     )
 }
 
-/// In C, one field of both sides.
+/// The names of the limits of a whole migration, at the source and at the destination. In C both
+/// are `total_timeout_ms`.
 const TOTAL: &str = "the total timeout";
+const INCOMING: &str = "the incoming migration's total timeout";
 
-fn total(timeout: Option<Duration>, begun: Instant) -> Limit {
+fn total(name: &'static str, timeout: Option<Duration>, begun: Instant) -> Limit {
     match timeout {
-        Some(length) => Timeout::new(TOTAL, length).since(begun),
+        Some(length) => Timeout::new(name, length).since(begun),
         None => Limit::never(),
     }
 }
@@ -205,12 +207,12 @@ impl Params {
 
     /// Source: the deadline of everything before the switchover.
     pub(super) fn total(&self, begun: Instant) -> Limit {
-        total(self.total_timeout, begun)
+        total(TOTAL, self.total_timeout, begun)
     }
 
     /// Destination: the deadline of the hand-over.
     pub(super) fn incoming(&self, accepted: Instant) -> Limit {
-        total(self.incoming_timeout, accepted)
+        total(INCOMING, self.incoming_timeout, accepted)
     }
 
     /// Refuses a parameter out of its range; the error names the range.

@@ -413,7 +413,9 @@ fn waiting_for_somebody_to_connect_does_not_count() {
     let error = inc.wait(Some(LONG)).unwrap_err();
     assert_eq!(error.kind(), Kind::Timeout, "{error}");
     assert!(
-        error.message().contains("the total timeout of 1 ms"),
+        error
+            .message()
+            .contains("the incoming migration's total timeout of 1 ms"),
         "{error}"
     );
 }

@@ -71,7 +71,7 @@ impl Short {
             Short::Io | Short::IoAndSwitchover => "the I/O timeout of 1 s ran out",
             Short::Switchover => "the switchover timeout of 1 s ran out",
             Short::Handover => "the hand-over timeout and one second, counted from READY, of 2 s",
-            Short::Total => "the total timeout of 3 s ran out",
+            Short::Total => "total timeout of 3 s ran out",
             Short::None => "",
         }
     }
