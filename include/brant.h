@@ -542,13 +542,14 @@ typedef struct brant_ram_block {
     /**
      * With BRANT_RAM_FILE: the descriptor of the file or memfd that the block is mapped from. By
      * it brant sees holes of the file. When the block is mapped from another file or offset, or is
-     * private memory without a file, adding it is BRANT_E_INVALID. brant compares the descriptor
-     * with /proc/self/maps. brant believes the descriptor without comparing it when
-     * /proc/self/maps cannot be read, when the block consists of several mappings, and when the
-     * file system shows another device there than in fstat (btrfs, some overlays). Any number from
-     * 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant keeps a
-     * descriptor of its own. The file position of the VMM's descriptor stays where it is, unless
-     * /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
+     * private memory without a file, adding it is BRANT_E_INVALID. So is the descriptor of
+     * something that cannot be mapped (a pipe, a socket, a terminal, /dev/null), and one that is
+     * open for writing only. To compare, brant maps a page of the descriptor's file and looks at
+     * both mappings in /proc/self/maps. brant believes a descriptor of a file without comparing it
+     * when /proc/self/maps cannot be read, and when the block consists of several mappings. Any
+     * number from 0 up is a descriptor; -1, the result of a failed dup, is BRANT_E_INVALID. brant
+     * keeps a descriptor of its own. The file position of the VMM's descriptor stays where it is,
+     * unless /proc is missing. Without BRANT_RAM_FILE: 0 or -1.
      */
     int32_t fd;
     /** BRANT_RAM_*. */
@@ -624,6 +625,10 @@ void brant_guest_free(struct brant_guest *guest);
  * blocks, and a block that only one side has is BRANT_E_LAYOUT. A block that is added at the
  * source after `pause` was called may come too late to be sent: then the migration fails with
  * BRANT_E_STATE before the hand-over.
+ *
+ * While the guest is saved to an image, blocks may be added and removed at any time. The image has
+ * the blocks that the guest had when the last page was written, each with all of its pages. A
+ * restore needs the same blocks: add them before the restore, or in `early_load`.
  */
 int32_t brant_guest_add_block(struct brant_guest *guest,
                               const struct brant_ram_block *block,
@@ -718,8 +723,9 @@ int32_t brant_guest_remove_slot(struct brant_guest *guest,
 #define BRANT_GUEST_HERE 1
 /**
  * In `brant_guest_get_state`: the guest is here and stands still. `resume` or `run` failed, or a
- * save left the guest paused (BRANT_IMAGE_STAY_PAUSED, BRANT_IMAGE_ALREADY_PAUSED). No `kick` is
- * called in this state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again.
+ * save or restore left the guest paused (BRANT_IMAGE_STAY_PAUSED). No `kick` is called in this
+ * state, so the VMM calls `brant_guest_runs_here` before the vCPUs run again. A guest that its VMM
+ * pauses by itself is not in this state: brant knows nothing of that pause.
  */
 #define BRANT_GUEST_STANDS 2
 /** In `brant_guest_get_state`: an outgoing migration is in progress, and the guest runs here. */
@@ -771,8 +777,8 @@ int32_t brant_guest_get_state(const struct brant_guest *guest,
  * did not arrive by a migration. The call is optional; a good moment is before the vCPUs run for
  * the first time. From then on an incoming migration is refused. The call itself is refused when
  * the guest must not run here: BRANT_E_STATE when the guest was handed over or given up, or its
- * migration is unanswered; BRANT_E_BUSY when a migration has paused the guest or fills its memory,
- * and will call `resume` or `run`.
+ * migration is unanswered; BRANT_E_BUSY when a migration, a save or a restore has paused the guest
+ * or fills its memory, and will call `resume` or `run`.
  */
 int32_t brant_guest_runs_here(struct brant_guest *guest,
                               struct brant_error **error);
@@ -803,9 +809,9 @@ int32_t brant_guest_give_up(struct brant_guest *guest,
                             struct brant_error **error);
 
 /**
- * Tells brant whether the guest says so before it uses a ballooned page again: 1 if
- * VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the balloon's driver is
- * set up, and again after each reset of the device.
+ * Tells brant whether the guest announces each ballooned page that it is about to use again.
+ * `must` is 1 if VIRTIO_BALLOON_F_MUST_TELL_HOST was negotiated, else 0. Call this when the
+ * balloon's driver is set up, and again after each reset of the device.
  *
  * - Before the first call, and after a call with 0, no page counts as ballooned, and
  *   `brant_guest_mark_ballooned` and `brant_guest_clear_ballooned` do nothing.
@@ -814,6 +820,9 @@ int32_t brant_guest_give_up(struct brant_guest *guest,
  * - At a destination make the call in `load` at the latest, with the value that the source's guest
  *   negotiated. There a call with 1 keeps the ballooned pages, because the source has named them.
  *   Without a call they stop counting as ballooned when the guest runs.
+ * - An image names no ballooned pages. After a restore they read as zero and count as in use,
+ *   until the VMM marks those that its device still has: call this with 1 and mark them, in
+ *   `load`.
  */
 int32_t brant_guest_must_tell_host(struct brant_guest *guest,
                                    uint32_t must,
@@ -1049,14 +1058,18 @@ typedef struct brant_ops {
     /**
      * Source, required: stop the guest; return when the guest is paused in the sense above. From
      * before this call until `resume` has returned 0, brant calls no `kick` for any tracker of the
-     * guest. Kicks that began earlier have ended before this call.
+     * guest. Kicks that began earlier have ended before this call. A guest that its user has
+     * paused already is fine: return 0, and remember for `resume` that the user wants it paused.
      */
     int32_t (*pause)(void *opaque, struct brant_reason *reason);
     /**
      * Source, required: let the guest run on, because a migration that had paused it did not
-     * happen. Also called when `pause` failed. Takes back what `release` let go. When
-     * `brant_outgoing_resolve` decides that the guest runs on, this is called on the thread of
-     * that call. When this fails, the guest counts as standing still here (BRANT_GUEST_STANDS).
+     * happen. Also called when `pause` failed, and by a save once the last page is written. Takes
+     * back what `release` let go. brant does not know whether the guest stood still before
+     * `pause`: leave a guest paused that its user has paused, before the migration or since, and
+     * return 0. When `brant_outgoing_resolve` decides that the guest runs on, this is called on
+     * the thread of that call. When this fails, the guest counts as standing still here
+     * (BRANT_GUEST_STANDS).
      */
     int32_t (*resume)(void *opaque, struct brant_reason *reason);
     /**
@@ -1096,9 +1109,10 @@ typedef struct brant_ops {
     int32_t (*release)(void *opaque, struct brant_reason *reason);
     /**
      * Destination, required: the guest is yours, let it run. Start the guest at once, without long
-     * work before. When this is called the hand-over was in time. One second after the hand-over's
-     * limit the source's VMM assumes that `run` was called here, or never will be. When this
-     * fails, the guest has to be stopped.
+     * work before. A guest that its user had paused at the source may stay paused here, if the
+     * source's `save` said so: return 0. When this is called the hand-over was in time. One second
+     * after the hand-over's limit the source's VMM assumes that `run` was called here, or never
+     * will be. When this fails, the guest has to be stopped.
      */
     int32_t (*run)(void *opaque, struct brant_reason *reason);
     /**
@@ -1136,9 +1150,10 @@ typedef struct brant_ops {
      * is fine.
      *
      * A kick may pause the guest and resume it, because brant calls `kick` only when the guest
-     * runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE and _LEAVING). brant never
-     * calls it between `pause` and `resume`, after a hand-over, or where a guest arrives or should
-     * have arrived. The call of `pause` waits for kicks that have begun.
+     * runs here by all that brant knows (BRANT_GUEST_UNKNOWN, _HERE, _LEAVING and _SAVING). A
+     * guest that its user has paused must stay paused after a kick. brant never calls it between
+     * `pause` and `resume`, after a hand-over, or where a guest arrives or should have arrived.
+     * The call of `pause` waits for kicks that have begun.
      */
     int32_t (*kick)(void *opaque, struct brant_reason *reason);
 } brant_ops;
@@ -1566,7 +1581,8 @@ typedef struct brant_kvm_info {
  * BRANT_SWITCHED_BY_VMM brant calls the guest's operations `log_on` and `log_off`, which are then
  * required. With rings it calls `kick` and `thread_start`, if the guest has them. A virtual
  * machine has one dirty log, and only one tracker may harvest it at a time: each of two trackers
- * would miss the pages that the other harvests.
+ * would miss the pages that the other harvests. BRANT_E_INVALID if `vm_fd` is of no VM of this
+ * process.
  */
 int32_t brant_tracker_add_kvm(struct brant_tracker *tracker,
                               const struct brant_kvm_log *kvm,
@@ -1592,7 +1608,8 @@ int32_t brant_tracker_get_kvm(const struct brant_tracker *tracker,
  * bitmap, for writes that no vCPU makes, it is enabled too. `vm_fd` is the descriptor that
  * KVM_CREATE_VM returned; brant keeps no duplicate of it. Afterwards no bitmap works on this VM,
  * so call `brant_kvm_measure` first to learn whether rings suit the guest. BRANT_E_UNSUPPORTED if
- * this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already.
+ * this kernel has no rings, BRANT_E_STATE if the VM's rings are enabled already, BRANT_E_INVALID
+ * if `vm_fd` is of no VM of this process.
  */
 int32_t brant_kvm_enable_ring(int32_t vm_fd,
                               uint64_t bytes,
@@ -1603,7 +1620,7 @@ int32_t brant_kvm_enable_ring(int32_t vm_fd,
  * Adds a vCPU to a tracker in mode ring, under any number that is not in use. Add each vCPU before
  * tracking starts; add a vCPU that is made later before it first runs. `vcpu_fd` is the descriptor
  * that KVM_CREATE_VCPU returned; brant maps the vCPU's ring and keeps no descriptor. A vCPU that
- * was not added is not tracked.
+ * was not added is not tracked. BRANT_E_INVALID for a descriptor without a dirty ring.
  */
 int32_t brant_tracker_add_vcpu(struct brant_tracker *tracker,
                                uint32_t vcpu,
@@ -2410,7 +2427,8 @@ typedef struct brant_params {
      * When the time has run out, the source sends no hand-over and keeps the guest. A hand-over
      * that is still under way then starts no guest at the destination. One second later the
      * destination has begun `run` or never will. Only then is a migration that was handed over
-     * unanswered.
+     * unanswered. Example: with the default, a guest whose destination dies at the hand-over
+     * stands still for 31 seconds before BRANT_E_UNANSWERED.
      */
     uint64_t handover_timeout_ms;
     /**
@@ -2836,8 +2854,11 @@ typedef struct brant_image_restore brant_image_restore;
 #define BRANT_IMAGE_STAY_PAUSED 1
 /**
  * In `brant_image_save_params.guest`: the guest is paused when the save is started and stays so.
- * Neither `pause` nor `resume` is called. Afterwards the guest's state is BRANT_GUEST_STANDS: call
- * `brant_guest_runs_here` before the vCPUs run again.
+ * Neither `pause` nor `resume` is called. Afterwards the guest's state is what it was before,
+ * BRANT_GUEST_UNKNOWN or BRANT_GUEST_HERE, and the VMM starts the guest without a word to brant.
+ * `kick` may be called from the end of the save on, and must leave a guest standing that the VMM
+ * has paused. A guest that was BRANT_GUEST_STANDS or BRANT_GUEST_EMPTY before is
+ * BRANT_GUEST_STANDS: call `brant_guest_runs_here` before the vCPUs run again.
  */
 #define BRANT_IMAGE_ALREADY_PAUSED 2
 
@@ -2991,7 +3012,7 @@ int32_t brant_image_save_free(struct brant_image_save *save);
  * image is whole; anything else at `path` is refused. The image needs room beside the file that it
  * replaces. Only its owner may read and write the image, because it holds all contents of the
  * guest's memory. BRANT_E_BUSY, BRANT_E_STATE or BRANT_E_BLOCKED when the guest cannot be saved
- * now.
+ * now. BRANT_E_INVALID for an empty path.
  */
 int32_t brant_image_save_start(struct brant_image_save *save,
                                const char *path,
@@ -3010,9 +3031,10 @@ int32_t brant_image_save_cancel(struct brant_image_save *save,
  * 0: not at all). Returns 0 if the image is whole, has its name and is on its device,
  * BRANT_E_PENDING if the save is still in progress, else the code that says why it failed. After a
  * failure there is no image, and the guest runs on. (If `resume` itself failed, the guest stands
- * still: BRANT_GUEST_STANDS.) A disk without room is BRANT_E_KERNEL, with the system's words and
- * the place in the file. One failure leaves the image whole and with its name, in place of the
- * older file: the sync of its directory. The error says so; a crash of the host may undo the rename.
+ * still: BRANT_GUEST_STANDS.) A directory that does not exist is BRANT_E_NOT_FOUND. A disk without
+ * room is BRANT_E_KERNEL, with the system's words and the place in the file. One failure leaves
+ * the image whole and with its name, in place of the older file: the sync of its directory. The
+ * error says so; a crash of the host may undo the rename.
  */
 int32_t brant_image_save_wait(struct brant_image_save *save,
                               uint64_t timeout_ms,
@@ -3049,6 +3071,7 @@ int32_t brant_image_restore_free(struct brant_image_restore *restore);
 /**
  * Starts the restore from the image at `path`, and returns at once. BRANT_E_BUSY or BRANT_E_STATE
  * when another migration, save or restore of the guest is in progress, or when a guest is here.
+ * BRANT_E_INVALID for an empty path.
  */
 int32_t brant_image_restore_start(struct brant_image_restore *restore,
                                   const char *path,
@@ -3066,7 +3089,8 @@ int32_t brant_image_restore_cancel(struct brant_image_restore *restore,
  * Waits until the restore is over, for at most `timeout_ms` milliseconds (BRANT_NO_LIMIT: for
  * ever; 0: not at all). Returns 0 if the guest runs here (or stands still, with
  * BRANT_IMAGE_STAY_PAUSED), BRANT_E_PENDING if the restore is still in progress, else the code
- * that says why it failed: BRANT_E_IMAGE, BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
+ * that says why it failed: BRANT_E_NOT_FOUND when there is no file, BRANT_E_IMAGE,
+ * BRANT_E_VERSION, BRANT_E_LAYOUT and others. After a
  * failure no guest is here, unless `run` itself failed: BRANT_GUEST_STANDS.
  */
 int32_t brant_image_restore_wait(struct brant_image_restore *restore,
