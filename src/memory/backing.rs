@@ -10,14 +10,22 @@
 //! `/proc/self/maps` shows of the two mappings. That is exact on every file system. What no mapping
 //! can be made of has no memory.
 
-use super::block::BackingFile;
 use crate::error::{Error, Kind, Result};
 use crate::sys::fd::{is_path_only, what_is};
 use crate::sys::maps::{self, Shown};
 use crate::sys::mem;
 use crate::sys::pagemap::Mapping;
 use crate::units::PAGE_SIZE;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The file or memfd a block is mapped from.
+#[derive(Debug)]
+pub struct BackingFile {
+    /// The descriptor, which brant owns from now on.
+    pub fd: OwnedFd,
+    /// The offset in the file at which the block begins, in bytes.
+    pub offset: u64,
+}
 
 /// The file of a block's descriptor. What the block is mapped from may change, so the memory is
 /// asked anew each time (see [`super::contents`]).

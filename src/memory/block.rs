@@ -5,6 +5,7 @@
 //! [`crate::memory::Memory::remove_block`] does not return, or is refused.
 
 use super::address::HostMemory;
+pub use super::backing::BackingFile;
 use super::backing::{self, Identity};
 use super::ballooned::Ballooned;
 use super::hidden_holes::HiddenHoles;
@@ -17,7 +18,6 @@ use crate::sys::{mem, pagemap};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_memory::VolatileSlice;
@@ -57,15 +57,6 @@ pub struct BlockFlags {
     /// arrived, or the block is sent. A later incoming migration into the same memory looks at the
     /// pages again.
     pub zeroed: bool,
-}
-
-/// The file or memfd a block is mapped from.
-#[derive(Debug)]
-pub struct BackingFile {
-    /// The descriptor, which brant owns from now on.
-    pub fd: OwnedFd,
-    /// The offset in the file at which the block begins, in bytes.
-    pub offset: u64,
 }
 
 /// A block as the VMM describes it. Fields may be added: [`BlockDescription::new`] has the usual
