@@ -167,6 +167,12 @@ static void null_is_refused(void)
     REFUSES(brant_outgoing_start(out, "carrier pigeon", &e));
     REFUSES(brant_outgoing_start_fd(NULL, dup(0), &e));
     REFUSES(brant_outgoing_start_fd(out, -1, &e));
+    REFUSES(brant_outgoing_start_fds(NULL, (int[]){ dup(0) }, 1, &e));
+    REFUSES(brant_outgoing_start_fds(out, NULL, 1, &e));
+    REFUSES(brant_outgoing_start_fds(out, (int[]){ -1 }, 0, &e));
+    REFUSES(brant_outgoing_start_fds(out, (int[]){ -1 }, 65, &e));
+    REFUSES(brant_outgoing_start_fds(out, (int[]){ 0, 0 }, 2, &e));
+    REFUSES(brant_outgoing_start_fds(out, (int[]){ dup(0) }, 1, &e));
     REFUSES(brant_outgoing_cancel(NULL, &e));
     REFUSES(brant_outgoing_wait(NULL, 0, &e));
     REFUSES(brant_outgoing_resolve(NULL, BRANT_RESOLVE_RESUME, &e));
@@ -254,7 +260,7 @@ static void parameters(void)
         { .switchover_timeout_ms = 3600001 },
         { .handover_timeout_ms = 3600001 },
         { .max_state_bytes = 4095 },
-        { .channels = 2 },
+        { .channels = 65 },
     };
     brant_params most = { .size = sizeof most,
                           .downtime_limit_ms = 3600000,

@@ -21,8 +21,9 @@
  *   Ownership   The caller owns each handle and frees it; NULL may be freed. Strings and structures
  *               are copied during the call. Guest memory stays the VMM's. Descriptors stay the
  *               VMM's too: brant duplicates those that it keeps, and the VMM may close its own when
- *               the call has returned. There is one exception: brant_outgoing_start_fd and
- *               brant_incoming_start_fd own the socket that they are given, whatever they return.
+ *               the call has returned. There is one exception: brant_outgoing_start_fd,
+ *               brant_outgoing_start_fds and brant_incoming_start_fd own the sockets that they are
+ *               given, whatever they return.
  *   _free       A _free returns nothing, with four exceptions: brant_outgoing_free,
  *               brant_incoming_free, brant_image_save_free and brant_image_restore_free return 0
  *               or BRANT_E_CALLBACK. A migration, a save or a restore cannot be freed inside one of
@@ -996,6 +997,11 @@ typedef struct brant_event {
 
 /** A thread that walks memory, decides, and sends or receives. */
 #define BRANT_ROLE_MIGRATION 1
+/**
+ * A thread that sends, or receives, on one of several channels. A migration has one for each
+ * channel but channel 0, which is the migration thread's. It calls no operation but `thread_start`.
+ */
+#define BRANT_ROLE_CHANNEL 2
 /**
  * A thread that has the host back a destination's memory just before contents arrive for it
  * (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
@@ -2152,13 +2158,27 @@ int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
                              struct brant_error **error);
 
 /**
- * Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
- * owns the socket and its blocking mode, whatever the call returns. BRANT_E_INVALID for any other
- * descriptor; the message says what the descriptor is, and nothing has begun.
+ * Starts the migration over a connected stream socket (TCP, unix, vsock), which is its one channel.
+ * From this call on brant owns the socket and its blocking mode, whatever the call returns.
+ * BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
+ * `channels` of the parameters is more than 1; nothing has begun then.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 int32_t fd,
                                 struct brant_error **error);
+
+/**
+ * Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
+ * them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
+ * the sockets and their blocking mode, whatever the call returns; but no socket is taken when
+ * `fds` is NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID
+ * for another number of sockets (the message says how many are expected), and for any other
+ * descriptor; nothing has begun then.
+ */
+int32_t brant_outgoing_start_fds(struct brant_outgoing *outgoing,
+                                 const int32_t *fds,
+                                 size_t count,
+                                 struct brant_error **error);
 
 /**
  * Ends the migration at any moment before the hand-over, and returns when the guest runs on:
@@ -2436,7 +2456,7 @@ typedef struct brant_params {
      * KiB to 1 TiB; default 256 MiB.
      */
     uint64_t max_state_bytes;
-    /** Connections; 1. */
+    /** Source: connections to the destination, 1 to 64; default 1. */
     uint32_t channels;
     /** 0. */
     uint32_t reserved;

@@ -72,6 +72,9 @@ pub struct brant_event {
 
 /// A thread that walks memory, decides, and sends or receives.
 pub const BRANT_ROLE_MIGRATION: u32 = 1;
+/// A thread that sends, or receives, on one of several channels. A migration has one for each
+/// channel but channel 0, which is the migration thread's. It calls no operation but `thread_start`.
+pub const BRANT_ROLE_CHANNEL: u32 = 2;
 /// A thread that has the host back a destination's memory just before contents arrive for it
 /// (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
 /// backed already. The thread calls no operation but `thread_start`.
@@ -610,6 +613,7 @@ mod tests {
             assert_eq!(kind as u32, number);
         }
         assert_eq!(Role::Migration.number(), BRANT_ROLE_MIGRATION);
+        assert_eq!(Role::Channel.number(), BRANT_ROLE_CHANNEL);
         assert_eq!(Role::Prefault.number(), BRANT_ROLE_PREFAULT);
         assert_eq!(Role::Reaper.number(), BRANT_ROLE_REAPER);
         assert_eq!(Role::Snapshot.number(), BRANT_ROLE_SNAPSHOT);

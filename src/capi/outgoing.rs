@@ -4,7 +4,7 @@ use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRA
 use super::ops::Ops;
 use super::params::{brant_params, params, BRANT_NO_LIMIT};
 use super::stats::brant_stats;
-use super::structs::{handle, put, put_text, taken, text, write};
+use super::structs::{handle, put, put_text, taken, taken_all, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
 use crate::migrate::{ConnectTo, Outgoing, Resolution};
@@ -101,9 +101,10 @@ pub unsafe extern "C" fn brant_outgoing_start(
     })
 }
 
-/// Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
-/// owns the socket and its blocking mode, whatever the call returns. BRANT_E_INVALID for any other
-/// descriptor; the message says what the descriptor is, and nothing has begun.
+/// Starts the migration over a connected stream socket (TCP, unix, vsock), which is its one channel.
+/// From this call on brant owns the socket and its blocking mode, whatever the call returns.
+/// BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
+/// `channels` of the parameters is more than 1; nothing has begun then.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
     outgoing: *mut brant_outgoing,
@@ -116,6 +117,28 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
         // SAFETY: null or ours by contract.
         let outgoing = unsafe { handle(outgoing, "outgoing") }?;
         outgoing.outgoing.start(ConnectTo::Connected(fd))
+    })
+}
+
+/// Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
+/// them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
+/// the sockets and their blocking mode, whatever the call returns; but no socket is taken when
+/// `fds` is NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID
+/// for another number of sockets (the message says how many are expected), and for any other
+/// descriptor; nothing has begun then.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_start_fds(
+    outgoing: *mut brant_outgoing,
+    fds: *const i32,
+    count: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: handed over by contract.
+        let sockets = unsafe { taken_all(fds, count) }?;
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        outgoing.outgoing.start(ConnectTo::ConnectedAll(sockets))
     })
 }
 

@@ -59,7 +59,7 @@ pub struct brant_params {
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
-    /// Connections; 1.
+    /// Source: connections to the destination, 1 to 64; default 1.
     pub channels: u32,
     /// 0.
     pub reserved: u32,

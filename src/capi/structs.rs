@@ -143,6 +143,42 @@ pub(super) unsafe fn taken(fd: i32, name: &str) -> Result<OwnedFd> {
         .map_err(|e| invalid(format!("{name} is {fd}, which is no open descriptor ({e})")))
 }
 
+/// Connected sockets that C hands over, one for each channel. After an error about one of them
+/// the others are closed; none is taken when the list itself is wrong.
+///
+/// # Safety
+/// `fds` is null or an array of `count` descriptors, and nobody else closes those.
+pub(super) unsafe fn taken_all(fds: *const i32, count: usize) -> Result<Vec<OwnedFd>> {
+    if fds.is_null() {
+        return Err(invalid("fds is NULL"));
+    }
+    let most = usize::from(crate::wire::CHANNELS_MAX);
+    if !(1..=most).contains(&count) {
+        return Err(invalid(format!(
+            "expected 1 to {most} sockets, one for each channel; found {count}"
+        )));
+    }
+    // SAFETY: the caller's contract.
+    let fds = unsafe { std::slice::from_raw_parts(fds, count) };
+    for (at, fd) in fds.iter().enumerate() {
+        if let Some(before) = fds[..at].iter().position(|other| other == fd) {
+            return Err(invalid(format!(
+                "fds[{before}] and fds[{at}] are both {fd}: each channel has a socket of its own"
+            )));
+        }
+    }
+    let mut all = Vec::with_capacity(count);
+    let mut first_error = None;
+    for (at, fd) in fds.iter().enumerate() {
+        // SAFETY: the caller's contract.
+        match unsafe { taken(*fd, &format!("fds[{at}]")) } {
+            Ok(fd) => all.push(fd),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    first_error.map_or(Ok(all), Err)
+}
+
 /// A handle of C's.
 ///
 /// # Safety

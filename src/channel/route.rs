@@ -1,6 +1,7 @@
 //! How connections to a peer are made, as many as are needed: one for each lane of a migration,
 //! another in place of one that broke.
 
+use super::connect::{Attempt, Wait};
 use super::connection::Channel;
 use super::endpoint::Endpoint;
 use crate::error::{Error, Kind, Result};
@@ -17,26 +18,52 @@ pub enum Route {
 }
 
 impl Route {
-    /// A connection that need not be made first, if there is one.
-    pub fn ready(&mut self) -> Option<Channel> {
+    /// `count` connections that need not be made first, if there are so many.
+    pub fn ready(&mut self, count: usize) -> Option<Vec<Channel>> {
         match self {
             Route::Endpoint(_) => None,
-            Route::Connected(channels) => channels.pop_front(),
+            Route::Connected(channels) if channels.len() < count => None,
+            Route::Connected(channels) => Some(channels.drain(..count).collect()),
         }
     }
 
-    /// A connection.
+    /// `count` connections. All are begun before the first is waited for, so they take the time of
+    /// one. When one of them cannot be made, none is left.
     ///
     /// # Errors
-    /// As for [`Channel::connect`]; `State` when every connection that was handed in is used.
-    pub fn connect(&mut self, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Channel> {
-        match self {
-            Route::Endpoint(endpoint) => Channel::connect(endpoint, cancel, limit),
-            Route::Connected(channels) => channels.pop_front().ok_or_else(|| {
-                let message = "every connection that was handed in is used, and no endpoint is \
-                               known at which to make another";
-                Error::new(Kind::State, message)
-            }),
+    /// As for [`Channel::connect`], with the number of the connection where there are several;
+    /// `State` when too few are left of those that were handed in.
+    pub fn connect(
+        &mut self,
+        count: usize,
+        cancel: &Cancel,
+        limit: impl Into<Limit>,
+    ) -> Result<Vec<Channel>> {
+        let endpoint = match self {
+            Route::Endpoint(endpoint) => endpoint,
+            Route::Connected(_) => {
+                return self.ready(count).ok_or_else(|| {
+                    let message = "every connection that was handed in is used, and no endpoint \
+                                   is known at which to make another";
+                    Error::new(Kind::State, message)
+                })
+            }
+        };
+        let wait = Wait {
+            cancel,
+            limit: limit.into(),
+        };
+        let numbered = |at: usize, e: Error| match count {
+            1 => e,
+            _ => e.context(format_args!("channel {at} of {count}")),
+        };
+        let mut attempts = Vec::with_capacity(count);
+        for at in 0..count {
+            attempts.push(Attempt::begin(endpoint, wait).map_err(|e| numbered(at, e))?);
         }
+        let finished = attempts.into_iter().enumerate();
+        finished
+            .map(|(at, attempt)| attempt.finish().map_err(|e| numbered(at, e)))
+            .collect()
     }
 }

@@ -627,17 +627,50 @@ fn a_route_is_not_used_up_by_its_first_use() {
     let cancel = Cancel::new().unwrap();
     let listener = Listener::bind(&Endpoint::parse("tcp:127.0.0.1:0").unwrap()).unwrap();
     let mut route = Route::Endpoint(listener.local_endpoint().clone());
-    assert!(route.ready().is_none());
+    assert!(route.ready(1).is_none());
     for _ in 0..3 {
-        let _ours = route.connect(&cancel, soon()).unwrap();
+        let _ours = route.connect(1, &cancel, soon()).unwrap();
         listener.accept(&cancel, soon()).unwrap();
     }
     let (first, _a) = socketpair();
     let (second, _b) = socketpair();
     let mut route = Route::Connected([first, second].into());
-    assert!(route.ready().is_some());
-    assert!(route.connect(&cancel, soon()).is_ok());
-    assert!(route.ready().is_none());
-    let error = route.connect(&cancel, soon()).unwrap_err();
+    assert!(route.ready(3).is_none());
+    assert!(route.ready(1).is_some());
+    assert!(route.connect(1, &cancel, soon()).is_ok());
+    assert!(route.ready(1).is_none());
+    let error = route.connect(1, &cancel, soon()).unwrap_err();
     assert_eq!(error.kind(), Kind::State);
+}
+
+#[test]
+fn many_connections_are_made_together_and_none_is_left_where_one_fails() {
+    let cancel = Cancel::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let unix = Endpoint::Unix(dir.path().join("many"));
+    for endpoint in [Endpoint::parse("tcp:127.0.0.1:0").unwrap(), unix] {
+        let listener = Listener::bind(&endpoint).unwrap();
+        let mut route = Route::Endpoint(listener.local_endpoint().clone());
+        let ours = route.connect(64, &cancel, soon()).unwrap();
+        assert_eq!(ours.len(), 64);
+        // In the order in which they were begun.
+        for (number, mut channel) in (0u8..).zip(ours) {
+            let io = Io::patient(Duration::from_secs(10));
+            channel.send(&[Part::bytes(&[number])], &io).unwrap();
+            let mut theirs = listener.accept(&cancel, soon()).unwrap();
+            let mut heard = [0xff];
+            theirs
+                .recv_exact(&[PartMut::bytes(&mut heard)], &io)
+                .unwrap();
+            assert_eq!(heard, [number], "{endpoint}");
+        }
+        drop(listener);
+        let error = route.connect(3, &cancel, soon()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Io, "{error}");
+        let message = error.message();
+        assert!(
+            message.starts_with("channel 0 of 3: connecting to "),
+            "{message}"
+        );
+    }
 }

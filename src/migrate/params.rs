@@ -60,7 +60,7 @@ pub struct Params {
     /// hand-over that is under way. One second later the destination has begun `run` or never will.
     /// Only then does a migration that was handed over become unanswered.
     pub handover_timeout: Duration,
-    /// Connections: 1.
+    /// Source: connections to the destination, 1 to 64; 1.
     pub channels: u32,
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
@@ -243,7 +243,12 @@ impl Params {
         time_within("the I/O timeout", self.io_timeout, HOUR)?;
         time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
         time_within("the hand-over timeout", self.handover_timeout, HOUR)?;
-        within("the number of channels", self.channels, 1, 1)?;
+        within(
+            "the number of channels",
+            self.channels,
+            1,
+            u32::from(wire::CHANNELS_MAX),
+        )?;
         within(
             "the maximum state in bytes",
             self.max_state_bytes,
@@ -282,7 +287,8 @@ mod tests {
              "the switchover timeout is 1 day; it can be 1 ms to 1 h"),
             (Params { handover_timeout: HOUR + Duration::from_millis(1), ..d() },
              "the hand-over timeout is 3600001 ms; it can be 1 ms to 1 h"),
-            (Params { channels: 2, ..d() }, "1 to 1"),
+            (Params { channels: 0, ..d() }, "the number of channels is 0; it can be 1 to 64"),
+            (Params { channels: 65, ..d() }, "the number of channels is 65; it can be 1 to 64"),
             (Params { max_state_bytes: 0, ..d() }, "4096 to"),
         ];
         for (params, range) in wrong {

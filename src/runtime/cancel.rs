@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A cancellation that many threads share. Once cancelled, cancelled for ever.
+///
+/// One may stand under another ([`Cancel::under`]): what the upper one cancels, it cancels too.
 #[derive(Debug, Clone)]
 pub struct Cancel {
     inner: Arc<Inner>,
@@ -21,6 +23,7 @@ pub struct Cancel {
 struct Inner {
     cancelled: AtomicBool,
     fd: OwnedFd,
+    upper: Option<Cancel>,
 }
 
 impl Cancel {
@@ -29,11 +32,25 @@ impl Cancel {
     /// # Errors
     /// `Kernel` when no descriptor can be had.
     pub fn new() -> Result<Self> {
+        Cancel::make(None)
+    }
+
+    /// A new one that counts as cancelled also once `upper` is, and does not cancel `upper`: for a
+    /// part of what `upper` cancels as a whole.
+    ///
+    /// # Errors
+    /// As for [`Cancel::new`].
+    pub fn under(upper: &Cancel) -> Result<Self> {
+        Cancel::make(Some(upper.clone()))
+    }
+
+    fn make(upper: Option<Cancel>) -> Result<Self> {
         let fd = event::eventfd().map_err(|e| Error::os("eventfd for cancelling", e))?;
         Ok(Cancel {
             inner: Arc::new(Inner {
                 cancelled: AtomicBool::new(false),
                 fd,
+                upper,
             }),
         })
     }
@@ -49,13 +66,18 @@ impl Cancel {
         first
     }
 
-    /// Whether it was cancelled. One atomic load.
+    /// Whether it was cancelled. One atomic load, and one for that above it.
     pub fn is_cancelled(&self) -> bool {
         self.inner.cancelled.load(Ordering::Acquire)
+            || self.upper().is_some_and(Cancel::is_cancelled)
+    }
+
+    fn upper(&self) -> Option<&Cancel> {
+        self.inner.upper.as_ref()
     }
 
     /// A descriptor that becomes readable when cancelled and stays so: it is
-    /// to be polled, never read.
+    /// to be polled, never read. Not when that above it is cancelled.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.inner.fd.as_fd()
     }
@@ -143,9 +165,13 @@ pub fn wait_ready_or(
         Interest::Read => event::READABLE,
         Interest::Write => event::WRITABLE,
     };
+    let cancelled = |cancel: Option<&Cancel>| {
+        cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE))
+    };
     let mut polls = [
         Poll::new(fd, events),
-        cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE)),
+        cancelled(cancel),
+        cancelled(cancel.and_then(Cancel::upper)),
         other.map_or(Poll::none(), |fd| Poll::new(fd, event::READABLE)),
     ];
     loop {
@@ -191,6 +217,25 @@ mod tests {
         }
         let error = other.check("x").unwrap_err();
         assert_eq!(error.kind(), crate::error::Kind::Cancelled);
+    }
+
+    #[test]
+    fn a_cancel_under_another_ends_with_it_and_does_not_end_it() {
+        let upper = Cancel::new().unwrap();
+        let lower = Cancel::under(&upper).unwrap();
+        assert!(lower.cancel());
+        assert_eq!((lower.is_cancelled(), upper.is_cancelled()), (true, false));
+        let lower = Cancel::under(&upper).unwrap();
+        let there = lower.clone();
+        let waiter = std::thread::spawn(move || there.wait(Duration::from_secs(60)));
+        let never = Cancel::new().unwrap();
+        let start = Instant::now();
+        upper.cancel();
+        assert!(waiter.join().unwrap());
+        assert!(start.elapsed() < Duration::from_secs(20));
+        let wake = wait_ready(never.fd(), Interest::Read, Some(&lower), Deadline::never());
+        assert_eq!(wake.unwrap(), Wake::Cancelled);
+        assert!(lower.check("x").is_err());
     }
 
     #[test]

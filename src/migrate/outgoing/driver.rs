@@ -7,7 +7,7 @@ mod negotiate;
 use super::announced::Announced;
 use super::course::Course;
 use super::lane::Lane;
-use super::lanes::Sending;
+use super::lanes::{Lanes, Sending};
 use crate::channel::{Channel, Endpoint, Io, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
@@ -39,8 +39,35 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub enum ConnectTo {
     /// A connection that brant makes.
     Endpoint(Endpoint),
-    /// A connected stream socket that the VMM made; brant's from here on.
+    /// A connected stream socket that the VMM made; brant's from here on. For one channel.
     Connected(OwnedFd),
+    /// The same for [`Params::channels`](crate::migrate::Params::channels) channels: a socket for
+    /// each, channel 0 first.
+    ConnectedAll(Vec<OwnedFd>),
+}
+
+impl ConnectTo {
+    /// The way to the destination for `channels` channels. Refuses a descriptor that is no
+    /// connection, and another number of them.
+    fn route(self, channels: u32) -> Result<Route> {
+        let sockets = match self {
+            ConnectTo::Endpoint(endpoint) => return Ok(Route::Endpoint(endpoint)),
+            ConnectTo::Connected(socket) => vec![socket],
+            ConnectTo::ConnectedAll(sockets) => sockets,
+        };
+        if sockets.len() != channels as usize {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "expected a connected socket for each channel, {channels} by the parameters; \
+                     found {}",
+                    sockets.len()
+                ),
+            ));
+        }
+        let connected = sockets.into_iter().map(Channel::from_fd);
+        Ok(Route::Connected(connected.collect::<Result<_>>()?))
+    }
 }
 
 /// The guest that leaves, and what its migration needs of it.
@@ -73,7 +100,7 @@ pub(super) struct Driver {
     lent: bool,
     route: Route,
     decider: Box<dyn Decider>,
-    lane: Option<Lane>,
+    lanes: Option<Lanes>,
     /// Blocks that the destination knows.
     announced: Announced,
     token: Token,
@@ -179,7 +206,7 @@ impl Work for Driver {
                 }
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
-                self.lane()?.listen()?;
+                self.lanes()?.listen()?;
                 self.check_all_sent()?;
                 Some(Event::Released)
             }
@@ -198,7 +225,7 @@ impl Work for Driver {
                 }
                 let io = self.until_decided().of("HANDOVER");
                 let record = Record::Handover(wire::Handover { token: self.token });
-                self.lane()?.say(&record, &io)?;
+                self.first()?.say(&record, &io)?;
                 self.common.done = Some(Event::HandoverSent);
                 self.common.done
             }
@@ -236,16 +263,16 @@ impl Work for Driver {
                 self.common.done
             }
             Action::PutBack => {
-                if let Some(lane) = &mut self.lane {
-                    lane.give_up();
+                if let Some(lanes) = &mut self.lanes {
+                    lanes.give_up();
                 }
                 None
             }
             Action::TellPeer => {
                 // A success has none, whatever went wrong after it.
                 let error = self.common.shared.handle.error();
-                if let (Some(lane), Some(error)) = (&mut self.lane, error) {
-                    lane.abort(&error);
+                if let (Some(lanes), Some(error)) = (&mut self.lanes, error) {
+                    lanes.abort(&error);
                 }
                 None
             }
@@ -283,10 +310,7 @@ impl Driver {
         to: ConnectTo,
         decider: Box<dyn Decider>,
     ) -> Result<Self> {
-        let route = match to {
-            ConnectTo::Endpoint(endpoint) => Route::Endpoint(endpoint),
-            ConnectTo::Connected(fd) => Route::Connected([Channel::from_fd(fd)?].into()),
-        };
+        let route = to.route(shared.params.channels)?;
         let walk = Walk::over(shared.guest.tracker.memory())?;
         let lent = shared.guest.lent().clone();
         Ok(Driver {
@@ -295,7 +319,7 @@ impl Driver {
             common: Common::new(shared),
             route,
             decider,
-            lane: None,
+            lanes: None,
             announced: Announced::default(),
             token: [0; 16],
             we_started_tracking: false,
@@ -320,10 +344,10 @@ impl Driver {
         let remaining = self.consumer.to_read();
         let stats = &mut self.common.stats;
         stats.elapsed = elapsed;
-        if let Some(lane) = &self.lane {
-            stats.wire_bytes = lane.sent();
-            stats.unacknowledged_pages = lane.unacknowledged();
-            let put = lane.put();
+        if let Some(lanes) = &self.lanes {
+            stats.wire_bytes = lanes.sent();
+            stats.unacknowledged_pages = lanes.unacknowledged();
+            let put = lanes.put();
             stats.data_pages = put.data_pages;
             stats.zero_pages = put.zero_pages;
             stats.hole_pages = put.hole_pages;
@@ -374,8 +398,13 @@ impl Driver {
         }
     }
 
-    fn lane(&mut self) -> Result<&mut Lane> {
-        self.lane.as_mut().ok_or_else(no_connection)
+    fn lanes(&mut self) -> Result<&mut Lanes> {
+        self.lanes.as_mut().ok_or_else(no_connection)
+    }
+
+    /// The lane of channel 0, on which everything goes that is not pages.
+    fn first(&mut self) -> Result<&mut Lane> {
+        self.lanes().map(Lanes::first)
     }
 
     /// The walk, whose pages it takes, and where they go.
@@ -384,7 +413,7 @@ impl Driver {
         io: &'a Io<'io>,
     ) -> Result<(&'a mut Walk, &'a Consumer, Sending<'a, 'io>)> {
         let sending = Sending {
-            lane: self.lane.as_mut().ok_or_else(no_connection)?,
+            lanes: self.lanes.as_mut().ok_or_else(no_connection)?,
             announced: &mut self.announced,
             memory: self.common.shared.guest.tracker.memory(),
             params: &self.common.shared.params,
@@ -475,8 +504,8 @@ impl Driver {
 
     /// If sending failed because the peer went away, its own word for why is better.
     fn explain(&mut self, error: Error) -> Error {
-        match &mut self.lane {
-            Some(lane) => lane.explain(error),
+        match &mut self.lanes {
+            Some(lanes) => lanes.explain(error),
             None => error,
         }
     }
@@ -491,7 +520,7 @@ impl Driver {
 
     /// Tells the VMM what its guest loses, when that was not told yet.
     fn tell_poisoned(&mut self) {
-        let lost = self.lane.as_ref().map_or(0, |l| l.put().poisoned_pages);
+        let lost = self.lanes.as_ref().map_or(0, |l| l.put().poisoned_pages);
         if lost == std::mem::replace(&mut self.lost, lost) {
             return;
         }
@@ -520,7 +549,7 @@ impl Driver {
         // Two walks in a row that find nothing: the first may have begun in the middle.
         loop {
             self.check_gate()?;
-            self.lane()?.listen()?;
+            self.lanes()?.listen()?;
             match self.step(batch_pages, &io) {
                 Ok(Some(put)) => batch_pages = walk::next_size(&put, batch_pages),
                 Ok(None) => break,
@@ -534,7 +563,7 @@ impl Driver {
     }
 
     fn pages_sent(&self) -> u64 {
-        let put = self.lane.as_ref().map(Lane::put).unwrap_or_default();
+        let put = self.lanes.as_ref().map(Lanes::put).unwrap_or_default();
         put.data_pages + put.zero_pages
     }
 
@@ -542,7 +571,7 @@ impl Driver {
         self.sending(io)?.2.finish()?;
         // By the destination's READY it knows how long a hand-over counts.
         let limit = self.common.shared.params.handover_timeout;
-        let lane = self.lane.as_mut().ok_or_else(no_connection)?;
+        let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
         lane.send_state(&self.blobs, limit, &io.of("device state"))
     }
 
@@ -557,7 +586,7 @@ impl Driver {
             self.walk.removals().lower();
             let memory = shared.guest.tracker.memory();
             let news = self.announced.news(memory, None)?;
-            let lane = self.lane.as_mut().ok_or_else(no_connection)?;
+            let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
             lane.say_encoded(&news, &io.of("BLOCK_REMOVED"))?;
             let heard = lane.hear_after_acknowledgements(self.walk.removals(), &io)?;
             if let Some(heard) = heard {
@@ -566,7 +595,10 @@ impl Driver {
         };
         match ready {
             Record::Ready(ready) => {
-                let left = self.lane()?.unacknowledged();
+                // The last acknowledgements of the other channels may be on their way still.
+                let further = io.of("an acknowledgement");
+                self.lanes()?.await_further(&shared.params, &further)?;
+                let left = self.lanes()?.unacknowledged();
                 if left > 0 {
                     return Err(Error::new(
                         Kind::Protocol,
@@ -584,7 +616,7 @@ impl Driver {
 
     fn await_running(&mut self) -> Result<u64> {
         let io = self.until_decided().of("RUNNING");
-        match self.lane()?.hear(&io)? {
+        match self.first()?.hear(&io)? {
             Record::Running(running) => Ok(running.run_micros),
             other => Err(control::unexpected(other.record_type(), "RUNNING")),
         }

@@ -244,11 +244,16 @@ impl Lane {
         self.ledger.give_up();
     }
 
+    /// Ends the connection.
+    pub(super) fn close(&self) {
+        let _ = self.channel.shutdown();
+    }
+
     /// Tells the destination why it is over.
     pub(super) fn abort(&mut self, error: &Error) {
         control::abort(&mut self.channel, &mut Outbox::default(), error);
         self.replies.drain(&mut self.channel, TELL);
-        let _ = self.channel.shutdown();
+        self.close();
     }
 }
 

@@ -141,6 +141,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_outgoing_start_fds",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_start_fds(null_mut(), null(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_outgoing_cancel",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.

@@ -10,7 +10,7 @@ use crate::dirty::tracker::{StartWith, SyncReport};
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::outgoing::asking::ask;
-use crate::migrate::outgoing::lane::Lane;
+use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
@@ -224,9 +224,9 @@ impl Driver {
     fn out_of_time(&mut self, error: Error) -> Error {
         let elapsed = self.common.begun.elapsed();
         let silence = self
-            .lane
+            .lanes
             .as_ref()
-            .and_then(Lane::silence)
+            .and_then(Lanes::silence)
             .filter(|s| *s >= elapsed / 2);
         if let Some(silence) = silence {
             let sent = Pages(self.unacknowledged()).bytes();
@@ -252,7 +252,7 @@ impl Driver {
     }
 
     fn unacknowledged(&self) -> u64 {
-        self.lane.as_ref().map_or(0, Lane::unacknowledged)
+        self.lanes.as_ref().map_or(0, Lanes::unacknowledged)
     }
 
     /// Sends what is pending; whether all of it.
@@ -267,7 +267,7 @@ impl Driver {
         let mut batch_pages = least;
         loop {
             shared.handle.cancel.check("the migration")?;
-            self.lane()?.listen()?;
+            self.lanes()?.listen()?;
             match self.ask(Moment::Walking)? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),

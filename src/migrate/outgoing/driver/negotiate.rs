@@ -4,13 +4,13 @@
 
 use super::{no_connection, Driver};
 use crate::channel::Io;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
-use crate::migrate::outgoing::lane::Lane;
+use crate::migrate::outgoing::lanes::Lanes;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
-use crate::wire::{self, Hello, Record};
+use crate::wire::{self, Hello, HelloReply, Record};
 use std::sync::Arc;
 
 /// So many bytes of BLOCK records go out in one call.
@@ -24,15 +24,56 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
-        self.lane = self.route.ready().map(Lane::new);
+        let channels = shared.params.channels as usize;
+        self.lanes = self.route.ready(channels).and_then(Lanes::over);
         self.common
             .vmm
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
         self.blobs = early;
         let limit = shared.params.connect().from_now().earlier(self.total());
-        if self.lane.is_none() {
-            let channel = self.route.connect(&shared.handle.cancel, limit)?;
-            self.lane = Some(Lane::new(channel));
+        if self.lanes.is_none() {
+            let cancel = &shared.handle.cancel;
+            let connected = self.route.connect(channels, cancel, limit)?;
+            self.lanes = Lanes::over(connected);
+        }
+        Ok(())
+    }
+
+    /// Says HELLO on each channel, and checks each answer. Nothing is waited for between two
+    /// HELLOs: a destination may answer none before it has them all.
+    fn greet(&mut self, io: &Io<'_>) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
+        let ours = shared.params.ours();
+        let token = self.token;
+        let lanes = self.lanes()?;
+        for (channel, lane) in (0..).zip(lanes.all()) {
+            let hello = Hello {
+                version_min: ours.version_min,
+                version_max: ours.version_max,
+                features_offered: ours.offered,
+                features_required: ours.required,
+                token,
+                channel,
+                channels: shared.params.channels as u16,
+                page_shift: PAGE_SHIFT as u8,
+                role: wire::ROLE_BULK,
+                software: control::software(),
+            };
+            lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
+        }
+        let mut first: Option<HelloReply> = None;
+        for (channel, lane) in lanes.all().enumerate() {
+            let reply = match lane.hear(&io.of("HELLO_REPLY"))? {
+                Record::HelloReply(reply) => reply,
+                other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
+            };
+            wire::check_reply(&reply, &ours)?;
+            lane.set_ballooned(reply.features & wire::FEATURE_BALLOONED != 0);
+            match &first {
+                None => first = Some(reply),
+                Some(first) if *first == reply => {}
+                Some(first) => return Err(unlike(channel, first, &reply)),
+            }
         }
         Ok(())
     }
@@ -44,31 +85,11 @@ impl Driver {
         // One limit for all of it, whatever the destination takes its time for.
         let limit = params.connect().from_now().earlier(self.total());
         let io = Io::until(&shared.handle.cancel, params.io()).within(limit);
-        let ours = params.ours();
-        let hello = Hello {
-            version_min: ours.version_min,
-            version_max: ours.version_max,
-            features_offered: ours.offered,
-            features_required: ours.required,
-            token: self.token,
-            channel: 0,
-            channels: 1,
-            page_shift: PAGE_SHIFT as u8,
-            role: wire::ROLE_BULK,
-            software: control::software(),
-        };
+        self.greet(&io)?;
         let Driver {
-            lane, announced, ..
+            lanes, announced, ..
         } = self;
-        let lane = lane.as_mut().ok_or_else(no_connection)?;
-        lane.say(&Record::Hello(hello), &io.of("HELLO"))?;
-        match lane.hear(&io.of("HELLO_REPLY"))? {
-            Record::HelloReply(reply) => {
-                wire::check_reply(&reply, &ours)?;
-                lane.set_ballooned(reply.features & wire::FEATURE_BALLOONED != 0);
-            }
-            other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
-        }
+        let lane = lanes.as_mut().ok_or_else(no_connection)?.first();
         lane.send_early(&early, &io.of("EARLY"))?;
         // A destination that builds itself, or looks through its memory, says nothing meanwhile.
         let answer = Io::until(&shared.handle.cancel, params.connect()).within(limit);
@@ -99,4 +120,24 @@ impl Driver {
             other => Err(control::unexpected(other.record_type(), "LAYOUT_OK")),
         }
     }
+}
+
+/// Channel `channel` was answered otherwise than channel 0.
+fn unlike(channel: usize, first: &HelloReply, reply: &HelloReply) -> Error {
+    let said = |reply: &HelloReply| {
+        format!(
+            "version {}, features {:#x}, software `{}`",
+            reply.version,
+            reply.features,
+            reply.software.escape_debug()
+        )
+    };
+    Error::new(
+        Kind::Protocol,
+        format!(
+            "HELLO_REPLY on channel {channel}: expected {} as on channel 0, found {}",
+            said(first),
+            said(reply)
+        ),
+    )
 }
