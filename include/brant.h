@@ -2458,13 +2458,30 @@ typedef struct brant_params {
     uint64_t max_state_bytes;
     /** Source: connections to the destination, 1 to 64; default 1. */
     uint32_t channels;
-    /** 0. */
-    uint32_t reserved;
+    /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
+    uint32_t page_checksums;
     /** BRANT_BALLOONED_*: whether ballooned pages are sent. */
     uint32_t ballooned;
     /** 0. */
-    uint32_t reserved2;
+    uint32_t reserved;
 } brant_params;
+
+/** In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants. */
+#define BRANT_CHECKSUMS_DEFAULT 0
+/**
+ * In `brant_params.page_checksums`: contents of pages travel with a checksum (CRC-32). The
+ * destination compares it before they reach guest memory. Damaged contents fail the migration with
+ * BRANT_E_PROTOCOL, and the message names the block and the pages. The source copies pages to
+ * compute the checksum, because the guest writes meanwhile. A peer that has checksums off, or does
+ * not know them, is refused (BRANT_E_VERSION). Device state and control records always have
+ * checksums.
+ */
+#define BRANT_CHECKSUMS_ON 1
+/**
+ * In `brant_params.page_checksums`: no checksums of contents. A destination refuses a source that
+ * has them on.
+ */
+#define BRANT_CHECKSUMS_OFF 2
 
 /**
  * In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;

@@ -12,7 +12,7 @@ use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory};
-use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
+use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, PageChecksums, Params};
 use brant::units::Bytes;
 use brant::vmm::{Event, EventKind, Vmm};
 use std::io::{BufRead, BufReader, Write};
@@ -169,8 +169,6 @@ pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
 /// The other process: receives, once for each line on its standard input, in the way that the
 /// line says, and answers with the port, and at the end with the time.
 pub fn destination() {
-    // SAFETY: the function has this type in bare.c.
-    let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
     let touched = Ram::new(LENGTH, 1);
     // So many pages that the host has backed are free in this kernel from here on.
     drop(Ram::new(LENGTH, 1));
@@ -209,6 +207,8 @@ pub fn destination() {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 println!("{}", listener.local_addr().unwrap().port());
                 let (peer, _) = listener.accept().unwrap();
+                // SAFETY: the function has this type in bare.c.
+                let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
                 // SAFETY: the mapping, for its whole length.
                 assert_eq!(unsafe { receive(peer.as_raw_fd(), ram.0, LENGTH) }, 0);
                 println!("{}", now());
@@ -285,33 +285,48 @@ pub fn measure(report: &mut Report) {
         let [brant, bare] = compare(contenders);
         report.compared(figure, "GB/s", &brant, "send and recv in C", &bare);
     }
+    let figure = "stream.checksum_ratio";
+    if report.wants(figure) {
+        let [checked, plain] = compare(["checked brant", "brant"]);
+        report.compared(figure, "GB/s", &checked, "without checksums", &plain);
+    }
 }
 
 /// Brant and the bare calls in turn, as the destination knows them.
 fn compare(contenders: [&str; 2]) -> [Runs; 2] {
-    // SAFETY: the function has this type in bare.c.
-    let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
     let mut destination = Destination::new("--stream-destination");
     let seed = 2;
     let ram = Ram::new(LENGTH, seed);
     let memory = ram.memory();
     alternate(RUNS, |contender| {
         let begun;
-        destination.ask(contenders[contender]);
+        let how = contenders[contender];
+        // The destination does as the source wants.
+        let (how, page_checksums) = match how.strip_prefix("checked ") {
+            Some(how) => (how, PageChecksums::On),
+            None => (how, PageChecksums::Off),
+        };
+        destination.ask(how);
         let port: u16 = destination.answer().parse().unwrap();
-        if contender == 0 {
+        if how.ends_with("brant") {
             // What was handed over last time is back: nobody runs the copy.
             memory.reclaim().unwrap();
             let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
             let idle = Arc::new(Idle::default());
             let vmm = Arc::clone(&idle) as Arc<dyn Vmm>;
-            let outgoing = Outgoing::new(tracker, Blockers::new(), vmm, Params::default()).unwrap();
+            let params = Params {
+                page_checksums,
+                ..Params::default()
+            };
+            let outgoing = Outgoing::new(tracker, Blockers::new(), vmm, params).unwrap();
             let to = Endpoint::Tcp(([127, 0, 0, 1], port).into());
             outgoing.start(ConnectTo::Endpoint(to)).unwrap();
             outgoing.wait(Some(LONG)).unwrap();
             begun = idle.when("copying");
         } else {
             let to = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            // SAFETY: the function has this type in bare.c.
+            let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
             begun = now();
             // SAFETY: the mapping, for its whole length.
             assert_eq!(unsafe { send(to.as_raw_fd(), ram.0, LENGTH) }, 0);

@@ -3,7 +3,7 @@
 use super::error::invalid;
 use super::structs::{read, sized};
 use crate::error::Result;
-use crate::migrate::Params;
+use crate::migrate::{PageChecksums, Params};
 use std::time::Duration;
 
 /// As the value of a time limit: no limit.
@@ -61,13 +61,26 @@ pub struct brant_params {
     pub max_state_bytes: u64,
     /// Source: connections to the destination, 1 to 64; default 1.
     pub channels: u32,
-    /// 0.
-    pub reserved: u32,
+    /// BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum.
+    pub page_checksums: u32,
     /// BRANT_BALLOONED_*: whether ballooned pages are sent.
     pub ballooned: u32,
     /// 0.
-    pub reserved2: u32,
+    pub reserved: u32,
 }
+
+/// In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants.
+pub const BRANT_CHECKSUMS_DEFAULT: u32 = 0;
+/// In `brant_params.page_checksums`: contents of pages travel with a checksum (CRC-32). The
+/// destination compares it before they reach guest memory. Damaged contents fail the migration with
+/// BRANT_E_PROTOCOL, and the message names the block and the pages. The source copies pages to
+/// compute the checksum, because the guest writes meanwhile. A peer that has checksums off, or does
+/// not know them, is refused (BRANT_E_VERSION). Device state and control records always have
+/// checksums.
+pub const BRANT_CHECKSUMS_ON: u32 = 1;
+/// In `brant_params.page_checksums`: no checksums of contents. A destination refuses a source that
+/// has them on.
+pub const BRANT_CHECKSUMS_OFF: u32 = 2;
 
 /// In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;
 /// the destination discards their memory. No page is ballooned unless the guest must tell first
@@ -91,10 +104,8 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 || p.reserved2 != 0 {
-        return Err(invalid(
-            "brant_params.reserved or brant_params.reserved2 is not 0",
-        ));
+    if p.reserved != 0 {
+        return Err(invalid("brant_params.reserved is not 0"));
     }
     if p.ballooned > BRANT_BALLOONED_SEND {
         return Err(invalid(format!(
@@ -102,6 +113,17 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             p.ballooned
         )));
     }
+    let page_checksums = match p.page_checksums {
+        BRANT_CHECKSUMS_DEFAULT => PageChecksums::Default,
+        BRANT_CHECKSUMS_ON => PageChecksums::On,
+        BRANT_CHECKSUMS_OFF => PageChecksums::Off,
+        other => {
+            return Err(invalid(format!(
+                "brant_params.page_checksums is BRANT_CHECKSUMS_DEFAULT (0), BRANT_CHECKSUMS_ON (1) or \
+                 BRANT_CHECKSUMS_OFF (2), not {other}"
+            )))
+        }
+    };
     let ms = |value: u64, default: Duration| match value {
         0 => default,
         ms => Duration::from_millis(ms),
@@ -132,6 +154,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         } else {
             p.max_state_bytes
         },
+        page_checksums,
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };
     params.check()?;

@@ -65,10 +65,34 @@ pub struct Params {
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
+    /// Whether contents of pages travel with a checksum, which the destination compares before they
+    /// reach guest memory. Off by default at the source; a destination does by default what the
+    /// source wants. Where one side has it on and the other off, they do not agree.
+    pub page_checksums: PageChecksums,
     /// Source: ballooned pages are neither read nor sent. Destination: pages that the source names
     /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
     /// must tell before it uses a page again.
     pub skip_ballooned: bool,
+}
+
+/// Whether contents of pages travel with a checksum: see [`Params::page_checksums`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PageChecksums {
+    /// Source: off. Destination: as the source wants.
+    #[default]
+    Default = 0,
+    /// A peer that has them off, or does not know them, is refused.
+    On = 1,
+    /// None.
+    Off = 2,
+}
+
+/// Who asks what to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Source,
+    Destination,
 }
 
 impl Default for Params {
@@ -85,6 +109,7 @@ impl Default for Params {
             handover_timeout: Duration::from_secs(30),
             channels: 1,
             max_state_bytes: 256 << 20,
+            page_checksums: PageChecksums::Default,
             skip_ballooned: true,
         }
     }
@@ -157,14 +182,19 @@ fn time_within(name: &str, value: Duration, most: Duration) -> Result<()> {
 }
 
 impl Params {
-    /// The protocol versions and features of this side.
-    pub(super) fn ours(&self) -> wire::Ours {
-        let without = if self.skip_ballooned {
-            0
-        } else {
-            wire::FEATURE_BALLOONED
-        };
-        wire::Ours::default().without(without)
+    /// The protocol versions and features of a side.
+    pub(super) fn ours(&self, side: Side) -> wire::Ours {
+        let mut ours = wire::Ours::default();
+        if !self.skip_ballooned {
+            ours = ours.without(wire::FEATURE_BALLOONED);
+        }
+        match (self.page_checksums, side) {
+            (PageChecksums::On, _) => ours.requiring(wire::FEATURE_PAGE_CHECKSUMS),
+            (PageChecksums::Off, _) | (PageChecksums::Default, Side::Source) => {
+                ours.without(wire::FEATURE_PAGE_CHECKSUMS)
+            }
+            (PageChecksums::Default, Side::Destination) => ours,
+        }
     }
 
     /// The limit for connecting, and for agreeing.
@@ -261,6 +291,58 @@ impl Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_destination_takes_checksums_by_default_and_a_source_has_to_be_told() {
+        use PageChecksums as C;
+        // What source and destination were told, and whether they agree on checksums; `None`: on
+        // nothing.
+        let table = [
+            (C::Default, C::Default, Some(false)),
+            (C::Default, C::Off, Some(false)),
+            (C::Default, C::On, None),
+            (C::On, C::Default, Some(true)),
+            (C::On, C::On, Some(true)),
+            (C::On, C::Off, None),
+            (C::Off, C::Default, Some(false)),
+            (C::Off, C::On, None),
+            (C::Off, C::Off, Some(false)),
+        ];
+        for (source, destination, agreed) in table {
+            let of = |page_checksums, side| {
+                let params = Params {
+                    page_checksums,
+                    ..Params::default()
+                };
+                params.ours(side)
+            };
+            let ours = of(source, Side::Source);
+            let hello = wire::Hello {
+                version_min: 1,
+                version_max: 1,
+                features_offered: ours.offered,
+                features_required: ours.required,
+                token: [0; 16],
+                channel: 0,
+                channels: 1,
+                page_shift: 12,
+                role: wire::ROLE_BULK,
+                software: String::new(),
+            };
+            let reply = wire::negotiate(&hello, &of(destination, Side::Destination));
+            let found = reply
+                .as_ref()
+                .map(|(_, bits)| bits & wire::FEATURE_PAGE_CHECKSUMS != 0);
+            let row = (source, destination);
+            assert_eq!(found.ok(), agreed, "{row:?}");
+            if let Err(e) = reply {
+                assert!(
+                    e.message().contains("page-checksums (bit 5)"),
+                    "{row:?}: {e}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn what_is_out_of_range_is_refused_by_its_name_with_the_range() {

@@ -4,7 +4,9 @@
 //! without reading on is refused here. It knows nothing of payload layouts.
 //! Senders and receivers of every channel call it.
 
-use super::kind::{list_len, RecordType, LIST_PAGES_MAX, LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX};
+use super::kind::{
+    list_len, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX,
+};
 use crate::error::{Error, Kind, Result};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 
@@ -71,6 +73,16 @@ impl Header {
             count,
             first_page: first_page.0,
             payload: count.saturating_mul(PAGE_SIZE as u32),
+        }
+    }
+
+    /// The header of a PAGES record whose contents have a checksum behind them, [`CHECKSUM_LEN`]
+    /// bytes: their CRC-32.
+    pub fn checked_pages(block: u32, first_page: Pages, count: u32) -> Header {
+        let pages = Header::pages(block, first_page, count);
+        Header {
+            payload: pages.payload.saturating_add(CHECKSUM_LEN as u32),
+            ..pages
         }
     }
 
@@ -194,7 +206,7 @@ impl Header {
                         self.count
                     )));
                 }
-                let exact = self.count * PAGE_SIZE as u32;
+                let exact = self.count * PAGE_SIZE as u32 + self.checksum_len();
                 (exact, exact)
             }
             Some(RecordType::PagesList) => {
@@ -208,7 +220,7 @@ impl Header {
                 // Whole pages, at least one a run; what is no such number is refused by both limits.
                 let pages = self.payload.wrapping_sub(list) / PAGE_SIZE as u32;
                 let pages = pages.clamp(self.count, LIST_PAGES_MAX);
-                let exact = list + pages * PAGE_SIZE as u32;
+                let exact = list + pages * PAGE_SIZE as u32 + self.checksum_len();
                 (exact, exact)
             }
             Some(kind) => kind.payload_limits(),
@@ -273,6 +285,41 @@ impl Header {
         )))
     }
 
+    /// The contents in what follows the header of a PAGES with a checksum, or the list of a PAGES_LIST
+    /// with one, if they are what was sent.
+    ///
+    /// # Errors
+    /// [`Kind::Protocol`] with the pages and both checksums.
+    pub fn check_contents<'p>(&self, payload: &'p [u8]) -> Result<&'p [u8]> {
+        let Some((contents, sum)) = payload.split_last_chunk::<CHECKSUM_LEN>() else {
+            return Err(protocol(format!("{}: no checksum", self.name())));
+        };
+        let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(contents));
+        if expected == found {
+            return Ok(contents);
+        }
+        let pages = match RecordType::from_number(self.kind) {
+            Some(RecordType::PagesList) => {
+                format!(
+                    "{} pages from page {} on",
+                    self.data_pages(),
+                    self.first_page
+                )
+            }
+            _ => format!(
+                "pages {} to {}",
+                self.first_page,
+                self.first_page
+                    .saturating_add(u64::from(self.count).saturating_sub(1))
+            ),
+        };
+        Err(protocol(format!(
+            "{}: {pages}: expected contents with the checksum {expected:#010x}, found {found:#010x}: \
+             they were damaged on their way",
+            self.name()
+        )))
+    }
+
     /// Whether this is a page run that lies inside a block of `block_pages`
     /// and inside one stretch, with the payload its type has. After this, the
     /// pages `first_page .. first_page + count` may be indexed.
@@ -294,7 +341,9 @@ impl Header {
             ))
         };
         let payload = match self.record_type()? {
-            Some(RecordType::Pages) => u64::from(self.count) * PAGE_SIZE,
+            Some(RecordType::Pages) => {
+                u64::from(self.count) * PAGE_SIZE + u64::from(self.checksum_len())
+            }
             Some(RecordType::Zeros | RecordType::Ballooned) => 0,
             _ => return Err(refuse("PAGES, ZEROS or BALLOONED".into())),
         };
@@ -318,6 +367,26 @@ impl Header {
             return Err(refuse(format!("a payload of {payload} bytes")));
         }
         Ok(())
+    }
+
+    /// Whether this is a PAGES or PAGES_LIST with a checksum behind its contents: its payload is longer
+    /// by that than whole pages, and a list, are.
+    pub fn is_checked(&self) -> bool {
+        self.checksum_len() != 0
+    }
+
+    fn checksum_len(&self) -> u32 {
+        let before = match RecordType::from_number(self.kind) {
+            Some(RecordType::Pages) => 0,
+            Some(RecordType::PagesList) if self.count <= LIST_RUNS_MAX => {
+                list_len(self.count) as u32
+            }
+            _ => return 0,
+        };
+        match self.payload.wrapping_sub(before) % PAGE_SIZE as u32 {
+            over if over == CHECKSUM_LEN as u32 => over,
+            _ => 0,
+        }
     }
 
     /// What to call the record in a message.

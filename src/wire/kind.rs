@@ -14,6 +14,10 @@ pub const PAYLOAD_MAX: u32 = 1 << 30;
 /// receiver busy with.
 pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
 
+/// Bytes of the checksum behind the contents of PAGES and PAGES_LIST, where the feature
+/// "page-checksums" was agreed on.
+pub const CHECKSUM_LEN: usize = 4;
+
 /// The most runs in one PAGES_LIST.
 pub const LIST_RUNS_MAX: u32 = 256;
 /// The most pages in one PAGES_LIST.
@@ -81,9 +85,10 @@ macro_rules! record_types {
 }
 
 const LIST_LEAST: u32 = list_len(1) as u32 + PAGE;
-const LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + LIST_PAGES_MAX * PAGE;
+const LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + LIST_PAGES_MAX * PAGE + CHECKSUM;
 const PAGE: u32 = PAGE_SIZE as u32;
-const STRETCH: u32 = PAGE * STRETCH_PAGES as u32;
+const CHECKSUM: u32 = CHECKSUM_LEN as u32;
+const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
 
 record_types! {
     /// Opens a connection: versions, features, token, channel.
@@ -97,7 +102,7 @@ record_types! {
     /// The destination has the same blocks.
     LayoutOk = 5, "LAYOUT_OK", ToSource, 0, 0;
     /// A run of pages with their bytes.
-    Pages = 6, "PAGES", ToDestination, PAGE, STRETCH;
+    Pages = 6, "PAGES", ToDestination, PAGE, RUN_MOST;
     /// A run of pages that are all zero.
     Zeros = 7, "ZEROS", ToDestination, 0, 0;
     /// A numbered point in a channel's stream of page runs.

@@ -3,10 +3,11 @@
 //! A guest that writes here and there leaves single pages. A record for each of them costs the
 //! destination a read for each. So the record begins with a list of runs, and the contents of
 //! all of them follow it in the same order. The list decides where contents go, so it has a
-//! checksum; contents have none, as in PAGES. Encoder and page sink call it.
+//! checksum of its own; contents have one where it was agreed on, as in PAGES. Encoder and page sink
+//! call it.
 
 use super::header::{Header, HEADER_LEN};
-use super::kind::{list_len, RecordType};
+use super::kind::{list_len, RecordType, CHECKSUM_LEN};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
@@ -37,6 +38,27 @@ pub fn encode_list(
     runs: impl ExactSizeIterator<Item = (Pages, u32)>,
     out: &mut Vec<u8>,
 ) -> Result<()> {
+    encode(block, runs, 0, out)
+}
+
+/// The same where a checksum comes behind the contents, [`CHECKSUM_LEN`] bytes: their CRC-32.
+///
+/// # Errors
+/// [`Kind::NoMemory`].
+pub fn encode_checked_list(
+    block: u32,
+    runs: impl ExactSizeIterator<Item = (Pages, u32)>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    encode(block, runs, CHECKSUM_LEN as u32, out)
+}
+
+fn encode(
+    block: u32,
+    runs: impl ExactSizeIterator<Item = (Pages, u32)>,
+    behind: u32,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let count = runs.len() as u32;
     fallible::reserve(out, HEADER_LEN + list_len(count), "a list of pages")?;
     let start = out.len();
@@ -56,7 +78,7 @@ pub fn encode_list(
         block,
         count,
         first_page: base.unwrap_or(0),
-        payload: list_len(count) as u32 + pages * PAGE_SIZE as u32,
+        payload: list_len(count) as u32 + pages * PAGE_SIZE as u32 + behind,
     };
     out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
     Ok(())

@@ -28,13 +28,13 @@ mod tests;
 
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{
-    list_len, Direction, RecordType, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX,
+    list_len, Direction, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX,
     SKIPPED_PAYLOAD_MAX,
 };
-pub use list::{decode_list, encode_list};
+pub use list::{decode_list, encode_checked_list, encode_list};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
+    FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,

@@ -20,6 +20,9 @@ pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 /// sent as zeros.
 pub const FEATURE_BALLOONED: u64 = 1 << 1;
 
+/// Bit of "page-checksums": PAGES and PAGES_LIST have a checksum behind their contents.
+pub const FEATURE_PAGE_CHECKSUMS: u64 = 1 << 5;
+
 /// A feature with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Feature {
@@ -38,6 +41,10 @@ pub const FEATURES: &[Feature] = &[
     Feature {
         bit: 1,
         name: "ballooned",
+    },
+    Feature {
+        bit: 5,
+        name: "page-checksums",
     },
 ];
 
@@ -60,13 +67,21 @@ impl Default for Ours {
         Ours {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED,
+            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED | FEATURE_PAGE_CHECKSUMS,
             required: FEATURE_ZERO_RUNS,
         }
     }
 }
 
 impl Ours {
+    /// The same that insists on `features`.
+    pub fn requiring(self, features: u64) -> Ours {
+        Ours {
+            required: self.required | features,
+            ..self
+        }
+    }
+
     /// The same without features that this side was told to do without.
     pub fn without(self, features: u64) -> Ours {
         Ours {

@@ -74,6 +74,13 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         } else {
             header.check_run(Pages(u64::MAX))?;
         }
+        if header.is_checked() {
+            let list = match kind {
+                RecordType::PagesList => list_len(header.count),
+                _ => 0,
+            };
+            header.check_contents(&payload[list..])?;
+        }
         return Ok(Some(Any::Run(header, payload.to_vec())));
     }
     if kind.is_blob() {
@@ -93,6 +100,26 @@ fn list(block: u32, runs: &[(u64, u32)]) -> Any {
     let mut payload = bytes[HEADER_LEN..].to_vec();
     payload.resize(header.payload as usize, 0x5a);
     Any::Run(header, payload)
+}
+
+/// The same with a checksum behind them.
+fn checked_list(block: u32, runs: &[(u64, u32)]) -> Any {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    encode_checked_list(block, each, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    let Any::Run(_, mut payload) = list(block, runs) else {
+        unreachable!()
+    };
+    let contents = crc32fast::hash(&payload[list_len(header.count)..]);
+    payload.extend(contents.to_le_bytes());
+    Any::Run(header, payload)
+}
+
+/// Contents with a checksum behind them.
+fn sealed(mut contents: Vec<u8>) -> Vec<u8> {
+    contents.extend(crc32fast::hash(&contents).to_le_bytes());
+    contents
 }
 
 /// One record of every type, with the fixture it is in.
@@ -218,6 +245,17 @@ fn examples() -> Vec<(&'static str, Any)> {
             Any::Run(Header::ballooned(1, Pages(1536), 511), vec![]),
         ),
         ("pages_list", list(5, &[(510, 2), (513, 1), (9000, 1)])),
+        (
+            "pages_checked",
+            Any::Run(
+                Header::checked_pages(1, Pages(0x1_0000_01fe), 2),
+                sealed(page(8192)),
+            ),
+        ),
+        (
+            "pages_list_checked",
+            checked_list(5, &[(510, 2), (513, 1), (9000, 1)]),
+        ),
     ]
 }
 

@@ -106,7 +106,7 @@ impl Work for Driver {
                 let channel = self.accept()?;
                 let memory = &shared.guest.memory;
                 let prefault = Prefault::new(Arc::clone(memory), shared.callbacks());
-                let placement = Placement::Direct(Some(prefault));
+                let placement = Placement::new(Some(prefault));
                 let receiver = Receiver::new(channel, memory, &self.account, placement)?;
                 self.receiver = Some(receiver);
                 self.common.begun = Instant::now();

@@ -11,8 +11,9 @@ use crate::memory::Map;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
+use crate::migrate::params::Side;
 use crate::runtime::Limit;
-use crate::wire::{self, Hello, Record, RecordType, Token};
+use crate::wire::{self, Header, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,34 @@ pub(super) struct Agreed {
     pub(super) token: Token,
     /// Whether BALLOONED records may come.
     pub(super) ballooned: bool,
+    /// Whether contents come with a checksum behind them, and none without.
+    pub(super) checksums: bool,
+}
+
+impl Agreed {
+    /// Refuses a run of pages that was not agreed on.
+    pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
+        let (name, agreed) = match kind {
+            RecordType::Ballooned if !self.ballooned => ("ballooned", false),
+            RecordType::Pages | RecordType::PagesList if header.is_checked() != self.checksums => {
+                ("page-checksums", self.checksums)
+            }
+            _ => return Ok(()),
+        };
+        let what = match (kind, agreed) {
+            (RecordType::Ballooned, _) => "",
+            (_, true) => " with no checksum behind its contents",
+            (_, false) => " with a checksum behind its contents",
+        };
+        let agreed = if agreed { "is" } else { "is not" };
+        Err(Error::new(
+            Kind::Protocol,
+            format!(
+                "{}: found one{what}, and the feature \"{name}\" {agreed} agreed on",
+                kind.name()
+            ),
+        ))
+    }
 }
 
 /// Answers the source until its RAM blocks are known to be ours too, and `account` takes their pages.
@@ -45,7 +74,7 @@ pub(super) fn negotiate(
             other => return Err(control::unexpected(other.kind(), "HELLO")),
         },
     };
-    let (version, features) = wire::negotiate(&hello, &waits.params.ours())?;
+    let (version, features) = wire::negotiate(&hello, &waits.params.ours(Side::Destination))?;
     if hello.role != wire::ROLE_BULK {
         return Err(Error::new(
             Kind::Unsupported,
@@ -107,6 +136,7 @@ pub(super) fn negotiate(
     Ok(Agreed {
         token: hello.token,
         ballooned: features & wire::FEATURE_BALLOONED != 0,
+        checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
     })
 }
 

@@ -1,77 +1,87 @@
-//! How the contents of a run of pages get from a lane into guest memory.
+//! How the contents of runs of pages get from a lane into guest memory.
+//!
+//! Contents that come plain are read straight into guest memory. Contents that have to be looked at
+//! first are staged: read into a buffer, checked or decoded there, and then copied. So nothing that
+//! is damaged on its way reaches guest memory.
 
 use super::lane::Lane;
 use super::prefault::{Ahead, Prefault};
 use super::sink::{Place, Sink};
 use crate::channel::{Io, IoPart as _, PartMut};
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::{BlockPin, PageRun};
 use crate::runtime::Recall;
-use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::units::{Bytes, PAGE_SIZE};
 use crate::wire::{list_len, Header, LIST_RUNS_MAX};
 
 /// See the file's description.
-pub(super) enum Placement {
-    /// Read straight into guest memory: what comes is what the pages hold. With what has it backed
-    /// ahead.
-    Direct(Option<Prefault>),
-    /// Read into a buffer and decoded there first.
-    // Every record that is agreed on today is plain contents.
-    #[cfg_attr(not(test), allow(dead_code))]
-    Staged(Staged),
+pub(super) struct Placement {
+    /// What has memory backed ahead of plain contents.
+    prefault: Option<Prefault>,
+    staged: Staged,
 }
 
-/// Makes pages of what came for them.
-pub(super) trait Decode: Send {
-    /// Fills `contents`, which is as long as the run's pages. After an error none of it is used.
-    fn decode(&mut self, header: &Header, payload: &[u8], contents: &mut [u8]) -> Result<()>;
-}
-
-/// What is between a lane and guest memory where contents come encoded.
-pub(super) struct Staged {
-    decoder: Box<dyn Decode>,
-    /// The decoded pages of one run; a run lies inside one stretch, so this stays small.
-    contents: Vec<u8>,
+/// A record's payload on its way into guest memory. A record's pages lie inside one stretch, or are
+/// a list of limited length: the buffer is never larger than a few MiB, and is kept.
+#[derive(Default)]
+struct Staged {
+    payload: Vec<u8>,
 }
 
 impl Staged {
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub(super) fn new(decoder: Box<dyn Decode>) -> Self {
-        Staged {
-            decoder,
-            contents: Vec::new(),
-        }
-    }
-
-    fn place(
+    /// The `length` bytes that are left of a record's payload. Nothing is pinned while the source
+    /// takes its time.
+    fn read(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
-        header: &Header,
+        length: usize,
+        recall: &Recall,
         io: &Io<'_>,
-    ) -> Result<()> {
-        // No pin is held while the source takes its time.
-        let payload = lane.payload(header, io)?;
-        let length = Pages(u64::from(header.count)).bytes().0;
-        self.contents.clear();
-        self.contents
-            .try_reserve_exact(length as usize)
-            .map_err(|_| Error::no_memory("decoded pages", length))?;
-        self.contents.resize(length as usize, 0);
-        self.decoder.decode(header, &payload, &mut self.contents)?;
-        let Some((block, run)) = sink.pin(header)? else {
-            return Ok(());
-        };
-        access::writable(&block, run.range())?;
-        let room = block.slice(run.first(), run.count())?;
-        room.copy_from(&self.contents);
-        Ok(())
+    ) -> Result<&[u8]> {
+        if self.payload.len() < length {
+            let more = length - self.payload.len();
+            fallible::reserve(&mut self.payload, more, "contents of pages")?;
+            self.payload.resize(length, 0);
+        }
+        let mut got = 0;
+        while got < length {
+            let room = PartMut::bytes(&mut self.payload[got..length]);
+            match lane.payload_into(room, length - got, recall, io)? {
+                0 => recall.lower(),
+                more => got += more,
+            }
+        }
+        Ok(&self.payload[..length])
     }
 }
 
+/// Contents that have a checksum behind them, without it.
+fn checked<'p>(sink: &mut Sink, header: &Header, payload: &'p [u8]) -> Result<&'p [u8]> {
+    header
+        .check_contents(payload)
+        .map_err(|e| match sink.name_of(header.block) {
+            Some(name) => e.context(format_args!("block `{name}`")),
+            None => e,
+        })
+}
+
+/// Contents from a buffer into guest memory.
+fn write(block: &BlockPin, run: PageRun, contents: &[u8]) -> Result<()> {
+    access::writable(block, run.range())?;
+    block.slice(run.first(), run.count())?.copy_from(contents);
+    Ok(())
+}
+
 impl Placement {
+    pub(super) fn new(prefault: Option<Prefault>) -> Self {
+        Placement {
+            prefault,
+            staged: Staged::default(),
+        }
+    }
+
     /// Takes a run's contents off `lane` and puts them where `sink` says; nowhere if the block is
     /// gone here. No pin outlives the moment in which somebody wants it (`recall`).
     pub(super) fn place(
@@ -87,18 +97,15 @@ impl Placement {
         // What the run is to be is checked before anything is believed of its length.
         let place = sink.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
-        let placed = match self {
-            Placement::Direct(prefault) => {
-                let ahead = match (prefault, &place) {
-                    (Some(prefault), Some(place)) => prefault.ahead(sink, place),
-                    _ => None,
-                };
-                direct(lane, sink, header, place, ahead, recall, io)
-            }
-            Placement::Staged(staged) => {
-                drop(place);
-                staged.place(lane, sink, header, io)
-            }
+        let placed = if header.is_checked() {
+            drop(place);
+            self.place_checked(lane, sink, header, recall, io)
+        } else {
+            let ahead = match (&mut self.prefault, &place) {
+                (Some(prefault), Some(place)) => prefault.ahead(sink, place),
+                _ => None,
+            };
+            direct(lane, sink, header, place, ahead, recall, io)
         };
         // Whatever became of it, some of it may have been written.
         if let Some(run) = run {
@@ -118,19 +125,18 @@ impl Placement {
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
-        if !matches!(self, Placement::Direct(_)) {
-            return Err(Error::new(
-                Kind::Protocol,
-                "PAGES_LIST: expected only where contents come plain",
-            ));
-        }
         let mut list = [0; list_len(LIST_RUNS_MAX)];
         let list = &mut list[..list_len(header.count)];
         // No pin is held while the source takes its time.
         lane.payload_begins(list, io)?;
         recall.lower();
         let block = sink.list(header, list, runs)?;
-        let placed = each(lane, sink, header, block, runs, recall, io);
+        let placed = if header.is_checked() {
+            drop(block);
+            self.place_checked_list(lane, sink, header, runs, recall, io)
+        } else {
+            each(lane, sink, header, block, runs, recall, io)
+        };
         // Whatever became of it, some of it may have been written.
         for run in &*runs {
             sink.arrived(run);
@@ -138,9 +144,49 @@ impl Placement {
         placed
     }
 
+    fn place_checked(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut Sink,
+        header: &Header,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let length = header.payload as usize;
+        let payload = self.staged.read(lane, length, recall, io)?;
+        let contents = checked(sink, header, payload)?;
+        match sink.pin(header)? {
+            Some((block, run)) => write(&block, run, contents),
+            None => Ok(()),
+        }
+    }
+
+    fn place_checked_list(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut Sink,
+        header: &Header,
+        runs: &[PageRun],
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let length = header.payload as usize - list_len(header.count);
+        let payload = self.staged.read(lane, length, recall, io)?;
+        let mut contents = checked(sink, header, payload)?;
+        let Some(block) = sink.pin_block(header) else {
+            return Ok(());
+        };
+        for run in runs {
+            let (first, rest) = contents.split_at(run.count().bytes().0 as usize);
+            write(&block, *run, first)?;
+            contents = rest;
+        }
+        Ok(())
+    }
+
     /// No more contents come.
     pub(super) fn finish(&mut self) {
-        if let Placement::Direct(Some(prefault)) = self {
+        if let Some(prefault) = &mut self.prefault {
             prefault.finish();
         }
     }

@@ -9,7 +9,7 @@ use super::negotiate::Agreed;
 use super::placement::Placement;
 use super::sink::Sink;
 use crate::channel::Channel;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::memory::{Memory, PageRun, PinRecall};
 use crate::runtime::Limit;
 use crate::wire::{Header, Marker, Record, RecordType};
@@ -91,15 +91,9 @@ impl Receiver {
             recall,
             agreed,
         } = self;
+        agreed.check(kind, header)?;
         match kind {
             RecordType::Zeros => sink.zeros(header)?,
-            RecordType::Ballooned if !agreed.ballooned => {
-                return Err(Error::new(
-                    Kind::Protocol,
-                    "BALLOONED: expected only where the feature \"ballooned\" was agreed on, found \
-                     without",
-                ));
-            }
             RecordType::Ballooned => sink.ballooned(header)?,
             RecordType::PagesList => {
                 let io = waits.record(header, Limit::never());

@@ -98,6 +98,11 @@ impl Sink {
         Ok(pin)
     }
 
+    /// The name of the source's block of this number.
+    pub(super) fn name_of(&mut self, id: u32) -> Option<&str> {
+        self.view.get(id).ok().map(|target| target.name.as_str())
+    }
+
     /// The block that a record is about, pinned anew; `None` if it is gone here.
     pub(super) fn pin_block(&mut self, header: &Header) -> Option<BlockPin> {
         let block = self.view.get(header.block).ok()?.block.as_ref()?;

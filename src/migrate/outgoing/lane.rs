@@ -4,7 +4,7 @@
 //! A lane is a value: dropped, it puts back what did not arrive. It knows records and their
 //! order; which pages come next, and when it is over, is for others to say.
 
-use super::encode::Encoder;
+use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
 use super::replies::Replies;
 use crate::channel::{Channel, Io, Part};
@@ -47,9 +47,9 @@ impl Lane {
         }
     }
 
-    /// Whether the destination takes BALLOONED records, as agreed.
-    pub(super) fn set_ballooned(&mut self, on: bool) {
-        self.encoder.set_ballooned(on);
+    /// What the destination takes, as agreed.
+    pub(super) fn agree(&mut self, agreed: Agreed) {
+        self.encoder.agree(agreed);
     }
 
     /// What became of all pages that were sent.

@@ -5,7 +5,12 @@ use super::*;
 #[test]
 fn a_run_stays_inside_its_block_and_its_stretch() {
     let block = Pages(1500);
-    for build in [Header::pages, Header::zeros, Header::ballooned] {
+    for build in [
+        Header::pages,
+        Header::checked_pages,
+        Header::zeros,
+        Header::ballooned,
+    ] {
         for (first, count) in [
             (0, 1),
             (0, 512),
@@ -57,6 +62,45 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
         Header::control(RecordType::Ack, 0, 8).check_run(block),
         &["PAGES, ZEROS or BALLOONED"],
     );
+}
+
+#[test]
+fn every_flipped_bit_in_checked_contents_is_found_and_the_pages_are_named() {
+    let Some((_, Any::Run(header, payload))) = examples()
+        .into_iter()
+        .find(|(name, _)| *name == "pages_checked")
+    else {
+        unreachable!()
+    };
+    assert!(header.is_checked());
+    assert_eq!(header.data_pages(), 2);
+    assert_eq!(header.check_contents(&payload).unwrap(), &payload[..8192]);
+    for bit in 0..payload.len() * 8 {
+        let mut flipped = payload.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        refused(
+            header.check_contents(&flipped),
+            &["pages 4294967806 to 4294967807", "checksum"],
+        );
+    }
+    refused(header.check_contents(&payload[..3]), &["no checksum"]);
+}
+
+#[test]
+fn a_header_tells_by_its_payload_whether_a_checksum_follows_the_contents() {
+    let plain = Header::pages(1, Pages(0), 512);
+    let checked = Header::checked_pages(1, Pages(0), 512);
+    for (header, is) in [(plain, false), (checked, true)] {
+        assert_eq!(header.is_checked(), is);
+        assert_eq!(header.data_pages(), 512);
+        assert_eq!(header.classify(), Ok(Some(RecordType::Pages)));
+    }
+    // No other record has one.
+    assert!(!Header::control(RecordType::State, 0, 4100).is_checked());
+    for payload in [checked.payload - 1, checked.payload + 1, 4, u32::MAX] {
+        let wrong = Header { payload, ..checked };
+        refused(wrong.classify(), &["PAGES", "payload"]);
+    }
 }
 
 fn state_end(count: u32, handover_millis: u32) -> Record {

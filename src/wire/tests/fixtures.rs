@@ -31,6 +31,7 @@ fn there_is_an_example_of_every_type() {
         .map(|(_, value)| u16::from_le_bytes(encode(value)[4..6].try_into().unwrap()))
         .collect();
     numbers.sort_unstable();
+    numbers.dedup();
     assert_eq!(numbers, (1..=23).collect::<Vec<u16>>());
     for kind in RecordType::ALL {
         assert_eq!(RecordType::from_number(kind.number()), Some(*kind));

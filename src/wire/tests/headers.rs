@@ -24,6 +24,10 @@ fn every_truncation_that_the_header_owns_up_to_is_refused() {
             let mut cut = bytes[..length].to_vec();
             let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
             let payload = (length - HEADER_LEN) as u32;
+            if header.is_checked() && length == bytes.len() - CHECKSUM_LEN {
+                // All of the contents and no checksum: right where none was agreed on.
+                continue;
+            }
             cut[..HEADER_LEN].copy_from_slice(&Header { payload, ..header }.encode());
             reseal(&mut cut);
             assert!(

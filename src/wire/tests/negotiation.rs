@@ -30,7 +30,11 @@ fn ours(min: u16, max: u16, offered: u64, required: u64) -> Ours {
 fn the_newest_common_version_and_the_common_features_are_used() {
     for (theirs, here, chosen) in [
         (hello(1, 1, 1, 1), Ours::default(), (1, 1)),
-        (hello(1, 9, 0xff, 1), Ours::default(), (1, 3)),
+        (
+            hello(1, 9, 0xff, 1),
+            Ours::default(),
+            (1, Ours::default().offered),
+        ),
         (
             hello(1, 1, 3, 1),
             Ours::default().without(FEATURE_BALLOONED),

@@ -1,5 +1,5 @@
-//! Both ways of placing a run, fed through a real socket: what comes plain, and what has to be
-//! decoded first.
+//! Both ways of placing contents, fed through a real socket: what comes plain, and what has to be
+//! checked first.
 
 use super::*;
 use crate::channel::Channel;
@@ -9,8 +9,8 @@ use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Waits;
 use crate::migrate::Params;
 use crate::runtime::{Cancel, Limit, Timeout};
-use crate::units::{Bytes, PAGE_SIZE};
-use crate::wire::RecordType;
+use crate::units::{Bytes, Pages, PAGE_SIZE};
+use crate::wire::{self, RecordType};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,30 +19,6 @@ use std::time::Duration;
 const PAGES: u64 = 16;
 /// Another number than the destination's block has.
 const THEIRS: u32 = 77;
-
-/// An encoding that any mistake in offset or length shows through.
-struct Inverted;
-
-impl Decode for Inverted {
-    fn decode(&mut self, _: &Header, payload: &[u8], contents: &mut [u8]) -> Result<()> {
-        assert_eq!(payload.len(), contents.len());
-        for (to, from) in contents.iter_mut().zip(payload) {
-            *to = !from;
-        }
-        Ok(())
-    }
-}
-
-/// Writes half and then finds that it is nonsense.
-struct Broken;
-
-impl Decode for Broken {
-    fn decode(&mut self, _: &Header, _: &[u8], contents: &mut [u8]) -> Result<()> {
-        let half = contents.len() / 2;
-        contents[..half].fill(0xee);
-        Err(Error::new(Kind::Protocol, "the encoding ends too early"))
-    }
-}
 
 struct World {
     memory: Arc<Memory>,
@@ -54,6 +30,31 @@ struct World {
     source: UnixStream,
     recall: Arc<PinRecall>,
     io: Io<'static>,
+    placement: Placement,
+}
+
+/// How contents come.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Plain,
+    Checked,
+}
+
+impl How {
+    const ALL: [How; 2] = [How::Plain, How::Checked];
+
+    /// The header of a run whose pages are filled with `byte`, and what follows it.
+    fn record(self, first: u64, count: u32, byte: u8) -> (Header, Vec<u8>) {
+        let mut contents = vec![byte; (u64::from(count) * PAGE_SIZE) as usize];
+        let header = match self {
+            How::Plain => Header::pages(THEIRS, Pages(first), count),
+            How::Checked => {
+                contents.extend(crc32fast::hash(&contents).to_le_bytes());
+                Header::checked_pages(THEIRS, Pages(first), count)
+            }
+        };
+        (header, contents)
+    }
 }
 
 #[repr(align(4096))]
@@ -97,24 +98,29 @@ impl World {
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
             io: Io::patient(Duration::from_secs(10)),
+            placement: Placement::new(None),
         }
     }
 
-    /// Sends a run whose payload is `byte`, and another header behind it, in one write: the
-    /// beginning of the next record is not part of this one.
-    fn place(&mut self, how: &mut Placement, first: u64, count: u32, byte: u8) -> Result<()> {
-        let header = Header::pages(THEIRS, Pages(first), count);
-        let mut bytes = vec![byte; header.payload as usize];
+    /// Sends a run whose pages are filled with `byte`, and another header behind it, in one write:
+    /// the beginning of the next record is not part of this one.
+    fn place(&mut self, how: How, first: u64, count: u32, byte: u8) -> Result<()> {
+        let (header, mut bytes) = how.record(first, count, byte);
         bytes.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
         self.source.write_all(&bytes).unwrap();
+        self.placed(&header)
+    }
+
+    fn placed(&mut self, header: &Header) -> Result<()> {
         let World {
             sink,
             lane,
             recall,
             io,
+            placement,
             ..
         } = self;
-        how.place(lane, sink, &header, recall, io)
+        placement.place(lane, sink, header, recall, io)
     }
 
     fn next_is_zeros(&mut self) {
@@ -142,50 +148,46 @@ impl World {
 }
 
 #[test]
-fn what_comes_plain_is_read_into_guest_memory_and_nothing_beside_it_is_written() {
-    let mut world = World::new();
-    world
-        .place(&mut Placement::Direct(None), 3, 2, 0x44)
-        .unwrap();
-    let pages: Vec<u8> = (2..6).map(|page| world.page(page)).collect();
-    assert_eq!(pages, [0x11, 0x44, 0x44, 0x11]);
-    world.next_is_zeros();
-}
-
-#[test]
-fn what_comes_encoded_is_decoded_before_guest_memory_is_written() {
-    let mut world = World::new();
-    let mut staged = Placement::Staged(Staged::new(Box::new(Inverted)));
-    // The second run is shorter than the buffer that the first one left.
-    for (first, count, byte) in [(3, 4, 0x0f), (8, 1, 0xf0)] {
-        world.place(&mut staged, first, count, byte).unwrap();
-        world.next_is_zeros();
+fn contents_go_to_their_pages_and_nothing_beside_them_is_written() {
+    for how in How::ALL {
+        let mut world = World::new();
+        // The second run is shorter than the buffer that the first one may have left.
+        for (first, count, byte) in [(3, 4, 0x44), (9, 1, 0x55)] {
+            world.place(how, first, count, byte).unwrap();
+            world.next_is_zeros();
+        }
+        let pages: Vec<u8> = (2..11).map(|page| world.page(page)).collect();
+        let expected = [0x11, 0x44, 0x44, 0x44, 0x44, 0x11, 0x11, 0x55, 0x11];
+        assert_eq!(pages, expected, "{how:?}");
     }
-    let pages: Vec<u8> = (2..10).map(|page| world.page(page)).collect();
-    assert_eq!(pages, [0x11, 0xf0, 0xf0, 0xf0, 0xf0, 0x11, 0x0f, 0x11]);
 }
 
 #[test]
-fn what_cannot_be_decoded_leaves_guest_memory_as_it_was() {
-    let mut world = World::new();
-    let mut staged = Placement::Staged(Staged::new(Box::new(Broken)));
-    let error = world.place(&mut staged, 0, 4, 0x0f).unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol);
-    assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+fn contents_that_are_damaged_leave_guest_memory_as_it_was_and_the_error_names_them() {
+    // A bit of the contents, and of the checksum.
+    for at in [0, 4096 * 2 + 77, 4096 * 4 + 2] {
+        let mut world = World::new();
+        let (header, mut payload) = How::Checked.record(5, 4, 0x0f);
+        payload[at] ^= 0x40;
+        world.source.write_all(&payload).unwrap();
+        let error = world.placed(&header).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol);
+        for word in ["block `ram`", "pages 5 to 8", "checksum"] {
+            assert!(error.message().contains(word), "no {word} in {error}");
+        }
+        assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+    }
 }
 
 #[test]
 fn contents_for_a_block_that_is_gone_are_read_and_go_nowhere() {
-    for mut how in [
-        Placement::Direct(None),
-        Placement::Staged(Staged::new(Box::new(Inverted))),
-    ] {
+    for how in How::ALL {
         let mut world = World::new();
         world
             .memory
             .remove_block(world.memory.find_block("ram").unwrap())
             .unwrap();
-        world.place(&mut how, 0, 4, 0x0f).unwrap();
+        world.place(how, 0, 4, 0x0f).unwrap();
         assert!((0..PAGES).all(|page| world.page(page) == 0x11));
         world.next_is_zeros();
     }
@@ -193,99 +195,119 @@ fn contents_for_a_block_that_is_gone_are_read_and_go_nowhere() {
 
 #[test]
 fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
-    for mut how in [
-        Placement::Direct(None),
-        Placement::Staged(Staged::new(Box::new(Inverted))),
-    ] {
+    for how in How::ALL {
         let mut world = World::new();
-        let error = world.place(&mut how, PAGES - 1, 2, 0x0f).unwrap_err();
+        let error = world.place(how, PAGES - 1, 2, 0x0f).unwrap_err();
         assert_eq!(error.kind(), Kind::Protocol, "{error}");
         assert_eq!(world.lane.received(), 0);
     }
 }
 
 /// A list of runs as it travels, and contents for it: page `n` of them is filled with `n` + 1.
-fn list(runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
+fn list(how: How, runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
-    crate::wire::encode_list(THEIRS, each, &mut bytes).unwrap();
+    match how {
+        How::Plain => wire::encode_list(THEIRS, each, &mut bytes).unwrap(),
+        How::Checked => wire::encode_checked_list(THEIRS, each, &mut bytes).unwrap(),
+    }
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
-    let mut payload = bytes.split_off(crate::wire::HEADER_LEN);
+    let mut payload = bytes.split_off(wire::HEADER_LEN);
+    let list = payload.len();
     for page in 0..header.data_pages() {
         payload.extend([page as u8 + 1; PAGE_SIZE as usize]);
+    }
+    if header.is_checked() {
+        payload.extend(crc32fast::hash(&payload[list..]).to_le_bytes());
     }
     (header, payload)
 }
 
 impl World {
-    fn place_list(&mut self, how: &mut Placement, header: &Header) -> Result<()> {
+    fn place_list(&mut self, header: &Header) -> Result<()> {
         let World {
             sink,
             lane,
             recall,
             io,
+            placement,
             ..
         } = self;
-        how.place_list(lane, sink, header, &mut Vec::new(), recall, io)
+        placement.place_list(lane, sink, header, &mut Vec::new(), recall, io)
     }
 }
 
 #[test]
 fn the_contents_of_a_list_go_to_its_pages_and_nothing_between_them_is_written() {
-    let mut world = World::new();
-    let (header, mut payload) = list(&[(2, 1), (5, 2), (9, 1)]);
-    payload.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
-    let mut source = world.source.try_clone().unwrap();
-    std::thread::scope(|scope| {
-        // In pieces that end anywhere.
-        scope.spawn(move || {
-            for piece in payload.chunks(1111) {
-                source.write_all(piece).unwrap();
-                std::thread::yield_now();
-            }
+    for how in How::ALL {
+        let mut world = World::new();
+        let (header, mut payload) = list(how, &[(2, 1), (5, 2), (9, 1)]);
+        payload.extend(Header::zeros(THEIRS, Pages(0), 1).encode());
+        let mut source = world.source.try_clone().unwrap();
+        std::thread::scope(|scope| {
+            // In pieces that end anywhere.
+            scope.spawn(move || {
+                for piece in payload.chunks(1111) {
+                    source.write_all(piece).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            world.place_list(&header).unwrap();
         });
-        world
-            .place_list(&mut Placement::Direct(None), &header)
-            .unwrap();
-    });
-    let pages: Vec<u8> = (1..11).map(|page| world.page(page)).collect();
-    assert_eq!(pages, [0x11, 1, 0x11, 0x11, 2, 3, 0x11, 0x11, 4, 0x11]);
-    world.next_is_zeros();
+        let pages: Vec<u8> = (1..11).map(|page| world.page(page)).collect();
+        let expected = [0x11, 1, 0x11, 0x11, 2, 3, 0x11, 0x11, 4, 0x11];
+        assert_eq!(pages, expected, "{how:?}");
+        world.next_is_zeros();
+    }
 }
 
 #[test]
 fn a_block_is_removed_while_the_contents_of_a_list_are_waited_for() {
-    let mut world = World::new();
-    let (header, payload) = list(&[(2, 1), (5, 2), (9, 1)]);
-    let (first, rest) = payload.split_at(payload.len() - 5000);
-    world.source.write_all(first).unwrap();
-    let (memory, mut source) = (Arc::clone(&world.memory), world.source.try_clone().unwrap());
-    std::thread::scope(|scope| {
-        // Returns when nothing of ours can touch it: the source is silent until then.
-        scope.spawn(move || {
-            memory
-                .remove_block(memory.find_block("ram").unwrap())
-                .unwrap();
-            source.write_all(rest).unwrap();
-            let next = Header::zeros(THEIRS, Pages(0), 1).encode();
-            source.write_all(&next).unwrap();
+    for how in How::ALL {
+        let mut world = World::new();
+        let (header, payload) = list(how, &[(2, 1), (5, 2), (9, 1)]);
+        let (first, rest) = payload.split_at(payload.len() - 5000);
+        world.source.write_all(first).unwrap();
+        let (memory, mut source) = (Arc::clone(&world.memory), world.source.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            // Returns when nothing of ours can touch it: the source is silent until then.
+            scope.spawn(move || {
+                memory
+                    .remove_block(memory.find_block("ram").unwrap())
+                    .unwrap();
+                source.write_all(rest).unwrap();
+                let next = Header::zeros(THEIRS, Pages(0), 1).encode();
+                source.write_all(&next).unwrap();
+            });
+            world.place_list(&header).unwrap();
         });
-        world
-            .place_list(&mut Placement::Direct(None), &header)
-            .unwrap();
-    });
-    assert_eq!(world.page(9), 0x11, "written after the removal");
-    world.next_is_zeros();
+        assert_eq!(world.page(9), 0x11, "written after the removal");
+        world.next_is_zeros();
+    }
 }
 
 #[test]
 fn a_list_that_names_a_page_outside_its_block_writes_nothing_at_all() {
+    for how in How::ALL {
+        let mut world = World::new();
+        let (header, payload) = list(how, &[(2, 1), (PAGES, 1)]);
+        world.source.write_all(&payload).unwrap();
+        let error = world.place_list(&header).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
+        assert!((0..PAGES).all(|page| world.page(page) == 0x11));
+    }
+}
+
+#[test]
+fn a_list_whose_contents_are_damaged_writes_nothing_at_all() {
     let mut world = World::new();
-    let (header, payload) = list(&[(2, 1), (PAGES, 1)]);
+    let (header, mut payload) = list(How::Checked, &[(2, 1), (5, 2), (9, 1)]);
+    let at = payload.len() - 100;
+    payload[at] ^= 1;
     world.source.write_all(&payload).unwrap();
-    let error = world
-        .place_list(&mut Placement::Direct(None), &header)
-        .unwrap_err();
-    assert_eq!(error.kind(), Kind::Protocol, "{error}");
+    let error = world.place_list(&header).unwrap_err();
+    assert_eq!(error.kind(), Kind::Protocol);
+    assert!(error.message().contains("block `ram`"), "{error}");
+    assert!(error.message().contains("4 pages from page 2"), "{error}");
     assert!((0..PAGES).all(|page| world.page(page) == 0x11));
 }

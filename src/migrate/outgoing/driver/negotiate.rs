@@ -7,7 +7,9 @@ use crate::channel::Io;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
+use crate::migrate::outgoing::encode::Agreed;
 use crate::migrate::outgoing::lanes::Lanes;
+use crate::migrate::params::Side;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
 use crate::wire::{self, Hello, HelloReply, Record};
@@ -43,7 +45,7 @@ impl Driver {
     /// HELLOs: a destination may answer none before it has them all.
     fn greet(&mut self, io: &Io<'_>) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
-        let ours = shared.params.ours();
+        let ours = shared.params.ours(Side::Source);
         let token = self.token;
         let lanes = self.lanes()?;
         for (channel, lane) in (0..).zip(lanes.all()) {
@@ -68,7 +70,7 @@ impl Driver {
                 other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
             };
             wire::check_reply(&reply, &ours)?;
-            lane.set_ballooned(reply.features & wire::FEATURE_BALLOONED != 0);
+            lane.agree(Agreed::of(reply.features));
             match &first {
                 None => first = Some(reply),
                 Some(first) if *first == reply => {}
