@@ -56,7 +56,7 @@ TEST_PROGRAMS += $(C)/tests/manners
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick deps header map abi install install-debug uninstall clean help FORCE
+.PHONY: all lib pc examples c-tests demo test test-faults test-loom test-stock-kvm test-asan test-tsan test-valgrind test-minimum lint bench bench-quick bench-peers deps header map abi install install-debug uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 ## all: the libraries, brant.pc and the examples
@@ -122,6 +122,10 @@ bench: | deps
 ## bench-quick: the figures that answer "is it fast?", in two minutes once it is built
 bench-quick: | deps
 	@scripts/bench --quick $(if $(STRICT),--strict)
+
+## bench-peers: the same memory migrated by QEMU and by brant in turn (installed, or unpacked from Debian's package)
+bench-peers: | deps
+	@scripts/bench-peers
 
 ## deps: check for the tools needed; root on Debian: install the missing (BRANT_NO_INSTALL=1: only check)
 deps: $(C)/deps.stamp
@@ -240,6 +244,10 @@ target/bench/slowdown: benches/slowdown.c $(MACHINE) $(C)/libbrant.so | deps
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -Ic-tests -MF $(C)/slowdown.d -MT $@ $(LDFLAGS) -o $@ $< $(MACHINE) \
 	    -L$(C) -lbrant -lpthread $(rpath)
+
+target/bench/side: benches/peers/side.c $(C)/libbrant.so | deps
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -MF $(C)/side.d -MT $@ $(LDFLAGS) -o $@ $< -L$(C) -lbrant $(rpath)
 
 # --- installing --------------------------------------------------------------
 ## install: install to DESTDIR + PREFIX (/usr/local) what make has built

@@ -19,12 +19,20 @@ Figure = collections.namedtuple("Figure", "pattern meaning sense bound", default
 GROUPS = [
     ("Sending memory", [
         Figure(r"stream\.bare_fraction$", "1 GiB of data by TCP and one connection: throughput over a bare send and "
-               "recv in C", ">=", 0.85),
+               "recv in C", ">=", 0.95),
         Figure(r"stream\.cold_ratio$", "the same into memory that is freshly mapped, in a kernel whose own memory the host has "
                "backed: the destination backs what comes just before it does", ">=", 1.3),
         Figure(r"zero\.scan_fraction$", "2 GiB of touched zeros: throughput over one vector pass that reads them", ">=", 0.85),
         Figure(r"scatter\.bare_fraction/", "every so manyth page of 2 GiB: throughput over a bare writev of these pages, "
                "received in blocks of 256", ">=", 0.85),
+    ]),
+    ("Beside QEMU, from the migrate call to the running destination (make bench-peers)", [
+        Figure(r"stream\.qemu_ratio$", "2 GiB of data by TCP and one connection: throughput over QEMU's", ">=", 1.8),
+        Figure(r"stream\.qemu_multifd_ratio$", "the same by two connections, over QEMU's multifd", ">=", 1),
+        Figure(r"cpu\.qemu_ratio$", "processor time of both sides for one GiB of data, over QEMU's", "<=", 0.8),
+        Figure(r"cpu\.qemu_ratio/", "the same by several connections, over QEMU's multifd"),
+        Figure(r"zero\.qemu_ratio$", "2 GiB of zeros that were written: throughput over QEMU's", ">=", 2.5),
+        Figure(r"untouched\.qemu_ratio$", "2 GiB that were never touched: throughput over QEMU's", ">=", 50),
     ]),
     ("A guest in a file", [
         Figure(r"image\.write_fraction$", "1 GiB of data saved to a new file and synced: throughput over bare sequential "
