@@ -9,7 +9,7 @@ use brant::migrate::steering::{Facts, Next};
 use brant::migrate::{
     AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params,
 };
-use brant::sys::kvm::{Region, Vm};
+use brant::sys::kvm::{UserMemoryRegion, Vm};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{Event, EventKind, Vmm};
 use brant::wire::{self, Header, Hello, Record, HEADER_LEN};
@@ -63,7 +63,7 @@ impl Vm for Slots {
     fn enable_cap(&mut self, _: u32, _: u64) -> Result<()> {
         Ok(())
     }
-    fn set_region(&mut self, region: &Region) -> Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()> {
         self.0.store(region.flags, Ordering::SeqCst);
         Ok(())
     }

@@ -15,7 +15,7 @@ use brant::dirty::When;
 use brant::memory::{BlockDescription, BlockFlags, Map, MapObserver, Memory, SlotDescription};
 use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, Params};
 use brant::rate::{self, Probe, Way};
-use brant::sys::kvm::{Region, Vm};
+use brant::sys::kvm::{UserMemoryRegion, Vm};
 use brant::units::{Bytes, Pages};
 use brant::vmm::{StateBlob, StateSink, Vmm};
 use brant::{Error, Kind, Result};
@@ -187,7 +187,7 @@ impl Vm for Writing {
     fn enable_cap(&mut self, _: u32, _: u64) -> Result<()> {
         Ok(())
     }
-    fn set_region(&mut self, _: &Region) -> Result<()> {
+    fn set_region(&mut self, _: &UserMemoryRegion) -> Result<()> {
         Ok(())
     }
     fn get_dirty_log(&mut self, _: u32, words: &mut [u64]) -> Result<()> {

@@ -11,7 +11,7 @@ use brant::dirty::kvm::{KvmLog, KvmMode, KvmRing, LogSwitch};
 use brant::dirty::tracker::{Clearing, StartWith, SyncReport, Tracker};
 use brant::dirty::{DirtyLog, When};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
-use brant::sys::kvm::{Region, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
+use brant::sys::kvm::{UserMemoryRegion, Vm, VmFd, CAP_MANUAL_DIRTY_LOG_PROTECT2};
 use brant::sys::kvm_ring::{self, RingMap};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use kvm_bindings::{kvm_userspace_memory_region, KVM_CAP_DIRTY_LOG_RING_ACQ_REL};
@@ -52,7 +52,7 @@ impl Vm for Timed {
     fn enable_cap(&mut self, cap: u32, arg: u64) -> brant::Result<()> {
         self.0.enable_cap(cap, arg)
     }
-    fn set_region(&mut self, region: &Region) -> brant::Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> brant::Result<()> {
         self.0.set_region(region)
     }
     fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> brant::Result<()> {

@@ -80,22 +80,22 @@ impl ConnectionKind {
     }
 }
 
-/// Parts and the way they go.
-pub(super) trait Way: IoPart {
+/// Parts that go in one direction.
+pub(super) trait Directed: IoPart {
     /// To the peer or from it.
     const DIRECTION: Direction;
     /// Moves what goes now.
     fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize>;
 }
 
-impl Way for Part<'_> {
+impl Directed for Part<'_> {
     const DIRECTION: Direction = Direction::Send;
     fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
         kind.send(parts)
     }
 }
 
-impl Way for PartMut<'_> {
+impl Directed for PartMut<'_> {
     const DIRECTION: Direction = Direction::Receive;
     fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
         kind.recv(parts)

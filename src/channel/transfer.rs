@@ -4,7 +4,7 @@
 use super::connection::Channel;
 use super::cursor::{Cursor, CUT_PARTS};
 use super::io::Io;
-use super::kind::{Direction, Way};
+use super::kind::{Directed, Direction};
 use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Recall, Wake};
@@ -19,7 +19,7 @@ const BACK_OFF: Duration = Duration::from_millis(1);
 impl Channel {
     /// Moves the cursor's bytes; `some`: returns once any have moved. Returns early,
     /// too, when `recall` is raised.
-    pub(super) fn transfer<P: Way>(
+    pub(super) fn transfer<P: Directed>(
         &mut self,
         cursor: &mut Cursor<'_, P>,
         io: &Io<'_>,
@@ -72,7 +72,7 @@ impl Channel {
         Ok(())
     }
 
-    fn heed_at<P: Way>(&self, at: &Cursor<'_, P>, io: &Io<'_>) -> Result<()> {
+    fn heed_at<P: Directed>(&self, at: &Cursor<'_, P>, io: &Io<'_>) -> Result<()> {
         if io.cancel.is_some_and(Cancel::is_cancelled) {
             return Err(self.stopped(Kind::Cancelled, at, io, "cancelled"));
         }
@@ -92,7 +92,7 @@ impl Channel {
     }
 
     /// Moves what goes now, without waiting; 0 when nothing goes.
-    pub(super) fn at_once<P: Way>(&mut self, parts: &[P]) -> Result<usize> {
+    pub(super) fn at_once<P: Directed>(&mut self, parts: &[P]) -> Result<usize> {
         let io = Io::patient(Duration::ZERO);
         let mut cursor = Cursor::new(parts);
         while !cursor.is_done() {
@@ -106,7 +106,7 @@ impl Channel {
     }
 
     /// One call.
-    fn step<P: Way>(&mut self, cursor: &mut Cursor<'_, P>, io: &Io<'_>) -> Result<Step> {
+    fn step<P: Directed>(&mut self, cursor: &mut Cursor<'_, P>, io: &Io<'_>) -> Result<Step> {
         let mut cut = [P::EMPTY; CUT_PARTS];
         match P::go(&mut self.kind, cursor.window(&mut cut)) {
             Ok(0) if P::DIRECTION == Direction::Receive => {
@@ -149,7 +149,13 @@ impl Channel {
     }
 
     #[cold]
-    fn stopped<P: Way>(&self, kind: Kind, at: &Cursor<'_, P>, io: &Io<'_>, why: &str) -> Error {
+    fn stopped<P: Directed>(
+        &self,
+        kind: Kind,
+        at: &Cursor<'_, P>,
+        io: &Io<'_>,
+        why: &str,
+    ) -> Error {
         let mut message = format!("{}: {why}", self.doing(P::DIRECTION, io.what));
         if at.moved > 0 {
             message += &format!(" ({} of {} bytes moved)", at.moved, at.total());
@@ -168,7 +174,7 @@ impl Channel {
     }
 
     #[cold]
-    fn failed<P: Way>(&mut self, at: &Cursor<'_, P>, io: &Io<'_>, error: io::Error) -> Error {
+    fn failed<P: Directed>(&mut self, at: &Cursor<'_, P>, io: &Io<'_>, error: io::Error) -> Error {
         match error.raw_os_error() {
             Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN) => {
                 let why = format!("the peer is gone: {error}");

@@ -23,7 +23,8 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::{Block, HiddenHoles};
 use crate::sys::maps::Maps;
 use crate::sys::pagemap::{
-    Pagemap, Query, Region, CHECK_WPASYNC, FILE, PFNZERO, PRESENT, SWAPPED, WP_MATCHING, WRITTEN,
+    PageRegion, Pagemap, Query, CHECK_WPASYNC, FILE, PFNZERO, PRESENT, SWAPPED, WP_MATCHING,
+    WRITTEN,
 };
 use crate::units::{Pages, PAGE_SIZE};
 use std::cell::Cell;
@@ -201,7 +202,7 @@ impl Protected {
     pub(super) fn collect(
         &mut self,
         pagemap: &Pagemap,
-        regions: &mut [Region],
+        regions: &mut [PageRegion],
         pending: &mut Bitmap,
     ) -> Result<u64> {
         let start = self.range.start;
@@ -277,7 +278,7 @@ impl Protected {
             pieces.set_range(first as usize, count as usize);
         }
         let start = self.range.start;
-        let mut regions = [Region::default(); 128];
+        let mut regions = [PageRegion::default(); 128];
         self.pace.walk(&range, |part| {
             let (found, walked) = pagemap.scan(part, &WHAT_PAGES_WERE, &mut regions)?;
             for region in &regions[..found] {
@@ -338,7 +339,7 @@ fn what_is_mapped(range: &Range<u64>) -> (bool, u64) {
 }
 
 /// Pages of a region that lie in `range`, counted from `start`.
-fn pages_of(region: &Region, start: u64, range: &Range<u64>) -> Range<Pages> {
+fn pages_of(region: &PageRegion, start: u64, range: &Range<u64>) -> Range<Pages> {
     let first = region.start.max(range.start);
     let end = region.end.min(range.end).max(first);
     Pages((first - start) / PAGE_SIZE)..Pages((end - start) / PAGE_SIZE)

@@ -23,7 +23,7 @@ use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};
 use crate::memory::{Block, BlockId, Map};
-use crate::sys::pagemap::{Pagemap, Region};
+use crate::sys::pagemap::{PageRegion, Pagemap};
 use crate::sys::uffd::Userfault;
 use crate::units::Pages;
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ struct Watch {
 /// ```
 pub struct UserfaultLog {
     watch: Option<Watch>,
-    regions: Vec<Region>,
+    regions: Vec<PageRegion>,
 }
 
 impl std::fmt::Debug for UserfaultLog {
@@ -102,10 +102,10 @@ impl UserfaultLog {
         Pagemap::open()?;
         let mut regions = Vec::new();
         regions.try_reserve_exact(REGIONS).map_err(|_| {
-            let bytes = REGIONS * std::mem::size_of::<Region>();
+            let bytes = REGIONS * std::mem::size_of::<PageRegion>();
             Error::no_memory("userfaultfd's list of written regions", bytes as u64)
         })?;
-        regions.resize(REGIONS, Region::default());
+        regions.resize(REGIONS, PageRegion::default());
         Ok(UserfaultLog {
             watch: None,
             regions,
@@ -158,7 +158,7 @@ impl Watch {
     fn collect(
         &mut self,
         block: &Block,
-        regions: &mut [Region],
+        regions: &mut [PageRegion],
         pending: &mut Bitmap,
     ) -> Result<u64> {
         match self.blocks.get_mut(&block.id()) {
@@ -246,7 +246,7 @@ impl DirtyLog for UserfaultLog {
     fn heap_bytes(&self) -> u64 {
         let watched = self.watch.iter().flat_map(|watch| watch.blocks.values());
         watched.map(Protected::heap_bytes).sum::<u64>()
-            + (self.regions.capacity() * std::mem::size_of::<Region>()) as u64
+            + (self.regions.capacity() * std::mem::size_of::<PageRegion>()) as u64
     }
 
     fn map_changes(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {

@@ -15,7 +15,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMem
 
 /// Who hears of the writes to one region.
 #[derive(Default)]
-struct Region {
+struct MarkedRegion {
     /// Weak, because a tracker keeps the guest's memory, and with it the regions and their bitmaps.
     listeners: Snapshot<Vec<(Weak<Reported>, GuestAddress)>>,
 }
@@ -45,7 +45,7 @@ struct Region {
 /// ```
 #[derive(Clone, Default)]
 pub struct WriteMarks {
-    region: Arc<Region>,
+    region: Arc<MarkedRegion>,
     /// Where in the region this slice begins, bytes.
     offset: usize,
 }

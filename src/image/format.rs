@@ -30,7 +30,7 @@ pub const BLOB_NAME_MAX: usize = 128;
 
 /// The header: where the index is, and how long the file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct ImageHeader {
     /// How long the file is.
     pub file_length: u64,
     /// Where the index begins; it ends with the file.
@@ -135,7 +135,7 @@ fn wrong(message: String) -> Error {
     Error::new(Kind::Image, message)
 }
 
-impl Header {
+impl ImageHeader {
     /// Encodes to bytes.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
@@ -155,7 +155,7 @@ impl Header {
     /// # Errors
     /// [`Kind::Image`] for a file that is not an image, or not a whole one. [`Kind::Version`] for
     /// an image of another version.
-    pub fn decode(bytes: &[u8], length: u64) -> Result<Header> {
+    pub fn decode(bytes: &[u8], length: u64) -> Result<ImageHeader> {
         let magic = bytes.get(..8);
         if magic != Some(&MAGIC) {
             let found = &bytes[..bytes.len().min(8)];
@@ -188,7 +188,7 @@ impl Header {
                  found {found:08x}"
             )));
         }
-        let header = Header {
+        let header = ImageHeader {
             file_length: long(16),
             index_offset: long(24),
             index_sum: word(32),
@@ -349,7 +349,7 @@ impl Index {
     ///
     /// # Errors
     /// [`Kind::Image`] for an index that contradicts itself or the header.
-    pub fn decode(bytes: &[u8], header: &Header) -> Result<Index> {
+    pub fn decode(bytes: &[u8], header: &ImageHeader) -> Result<Index> {
         let found = crc32fast::hash(bytes);
         if found != header.index_sum {
             return Err(wrong(format!(

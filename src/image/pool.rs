@@ -41,7 +41,7 @@ pub(super) struct Area {
 }
 
 /// Pages of one block, and the contents that the image gets for them.
-pub(super) struct Piece {
+pub(super) struct BatchPart {
     pub(super) area: Arc<Area>,
     pub(super) first: u64,
     pub(super) count: u64,
@@ -71,7 +71,7 @@ pub(super) struct Batch {
     pub(super) taken: Taken,
     pub(super) span: Span,
     pub(super) buffer: Buffer,
-    pub(super) pieces: Vec<Piece>,
+    pub(super) pieces: Vec<BatchPart>,
 }
 
 #[derive(Default)]
@@ -289,7 +289,7 @@ fn run(shared: &Shared, announce: &Announce) {
 }
 
 /// Writes a batch to the file.
-fn write(file: &Unfinished, buffer: &Buffer, pieces: &[Piece]) -> Result<()> {
+fn write(file: &Unfinished, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()> {
     for piece in pieces {
         let area = &piece.area;
         let (first, end) = (piece.first, piece.first + piece.count);

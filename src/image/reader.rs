@@ -1,10 +1,10 @@
 //! Reads an image: opens it, checks it, and brings its pages into guest memory on several threads.
 //!
-//! A page goes into guest memory only after its checksum was found right. Header and index are
+//! A page goes into guest memory only after its checksum was found right. ImageHeader and index are
 //! checked when the image is opened. Tables of checksums and pages are checked when they are read.
 
 use super::buffer::Buffer;
-use super::format::{BlobEntry, BlockEntry, Header, Index, HEADER_LEN, PIECE_PAGES};
+use super::format::{BlobEntry, BlockEntry, ImageHeader, Index, HEADER_LEN, PIECE_PAGES};
 use super::pool::Announce;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -13,7 +13,7 @@ use crate::memory::access;
 use crate::memory::contents::{Contents, Held};
 use crate::memory::{Block, BlockPin, Memory};
 use crate::runtime::{catch, spawn, Cancel, Role};
-use crate::sys::disk::{self, Way};
+use crate::sys::disk::{self, Caching};
 use crate::sys::fd;
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
 use std::fs::File;
@@ -65,9 +65,9 @@ impl Image {
     /// # Errors
     /// [`Kind::Image`] and [`Kind::Version`] for a file that is not an image of a version that this
     /// software reads. The message says what was expected and found.
-    pub fn open(path: &Path, way: Way) -> Result<Image> {
+    pub fn open(path: &Path, caching: Caching) -> Result<Image> {
         let named = |e: Error| e.context(format_args!("image `{}`", path.display()));
-        let cached = disk::open_for_reading(path, Way::Cached)
+        let cached = disk::open_for_reading(path, Caching::Cached)
             .map_err(|e| Error::path(format_args!("image `{}`", path.display()), e))?;
         let mut image = Image {
             path: path.to_owned(),
@@ -85,13 +85,13 @@ impl Image {
             })
             .map_err(named)?;
         let first = image.read_up_to(0, length.min(HEADER_LEN as u64), "its header")?;
-        let header = Header::decode(&first, length).map_err(named)?;
+        let header = ImageHeader::decode(&first, length).map_err(named)?;
         image.file_bytes = header.file_length;
         let bytes = header.file_length - header.index_offset;
         let bytes = image.read_up_to(header.index_offset, bytes, "its index")?;
         image.index = Index::decode(&bytes, &header).map_err(named)?;
-        if way == Way::Direct {
-            image.direct = disk::open_for_reading(path, way).ok();
+        if caching == Caching::Direct {
+            image.direct = disk::open_for_reading(path, caching).ok();
         }
         Ok(image)
     }

@@ -7,7 +7,7 @@
 
 use super::buffer::is_aligned;
 use crate::error::{Error, Kind, Result};
-use crate::sys::disk::{self, Way};
+use crate::sys::disk::{self, Caching};
 use crate::sys::{fd, file, mem};
 use std::fs::File;
 use std::io;
@@ -45,7 +45,7 @@ fn named(path: &Path) -> String {
 
 impl Unfinished {
     /// Begins an image that will get the name `path`, where nothing or a regular file exists now.
-    pub(super) fn begin(path: &Path, way: Way) -> Result<Unfinished> {
+    pub(super) fn begin(path: &Path, caching: Caching) -> Result<Unfinished> {
         let invalid = |what: String| Error::new(Kind::Invalid, format!("{}: {what}", named(path)));
         // `Path::file_name` would pass `new/` and `new/.`, which no file can be renamed to.
         let last = path.as_os_str().as_bytes().rsplit(|byte| *byte == b'/');
@@ -86,10 +86,10 @@ impl Unfinished {
             direct: None,
             refused: AtomicBool::new(false),
         };
-        if way == Way::Direct {
+        if caching == Caching::Direct {
             // Some file systems refuse `O_DIRECT` with EINVAL. Then writes go through the page
             // cache.
-            unfinished.direct = disk::open_for_writing(&unfinished.temporary, way).ok();
+            unfinished.direct = disk::open_for_writing(&unfinished.temporary, caching).ok();
         }
         Ok(unfinished)
     }

@@ -1,9 +1,10 @@
 //! The outlet that writes pages into an image and, after the last page, completes the image.
 
 use super::format::{
-    BlobEntry, BlobKind, BlockEntry, Header, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX, HEADER_LEN,
+    BlobEntry, BlobKind, BlockEntry, ImageHeader, Index, ALIGN, BLOBS_MAX, BLOB_NAME_MAX,
+    HEADER_LEN,
 };
-use super::pool::{span, Announce, Area, Batch, Piece, Pool};
+use super::pool::{span, Announce, Area, Batch, BatchPart, Pool};
 use super::table::Table;
 use super::unfinished::Unfinished;
 use crate::dirty::consumer::Content;
@@ -13,7 +14,7 @@ use crate::fallible;
 use crate::memory::contents::{Contents, Held};
 use crate::memory::{Block, Map, Memory};
 use crate::runtime::{Cancel, Recall};
-use crate::sys::disk::Way;
+use crate::sys::disk::Caching;
 use crate::units::{Pages, PAGE_SIZE};
 use crate::vmm::{StateBlob, StateSink};
 use crate::walk::{Outlet, Put, BATCH_PAGES};
@@ -115,11 +116,11 @@ impl Writer {
         path: &Path,
         memory: &Memory,
         writers: u32,
-        way: Way,
+        caching: Caching,
         cancel: &Cancel,
         announce: &Announce,
     ) -> Result<Writer> {
-        let file = Unfinished::begin(path, way)?;
+        let file = Unfinished::begin(path, caching)?;
         let mut writer = Writer {
             pool: Pool::start(file, writers, BATCH_PAGES, cancel, announce)?,
             contents: Contents::new(),
@@ -200,7 +201,7 @@ impl Writer {
             index.blobs.push(entry);
         }
         let bytes = index.encode()?;
-        let header = Header {
+        let header = ImageHeader {
             file_length: at + bytes.len() as u64,
             index_offset: at,
             index_sum: crc32fast::hash(&bytes),
@@ -256,7 +257,7 @@ impl Outlet for Writer {
             run.block.zeroed_no_more();
             let area = self.area(run.block)?;
             let mut hold = |range: std::ops::Range<Pages>, at| {
-                let piece = Piece {
+                let piece = BatchPart {
                     area: Arc::clone(&area),
                     first: range.start.0,
                     count: (range.end - range.start).0,

@@ -21,7 +21,7 @@ use super::present::{Entries, Reading};
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
 use crate::sys::mem;
-use crate::sys::pagemap::{Pagemap, Query, Region, PFNZERO, PRESENT, SWAPPED, WRITTEN};
+use crate::sys::pagemap::{PageRegion, Pagemap, Query, PFNZERO, PRESENT, SWAPPED, WRITTEN};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -205,7 +205,7 @@ impl Contents {
             };
             let host = block.host() as u64;
             let addresses = host + range.start.bytes().0..host + range.end.bytes().0;
-            let mut region = [Region::default()];
+            let mut region = [PageRegion::default()];
             let (found, _) = pagemap.scan(addresses.clone(), &query, &mut region)?;
             let [region] = region;
             let backed =
@@ -687,7 +687,7 @@ fn entries(
     let page = |address: u64| Pages((address - base) / PAGE_SIZE);
     let mut at = base + range.start.bytes().0;
     let end = base + range.end.bytes().0;
-    let mut regions = [Region::default(); 64];
+    let mut regions = [PageRegion::default(); 64];
     while at < end {
         let (found, walked) = pagemap.scan(at..end, query, &mut regions)?;
         for region in &regions[..found] {

@@ -28,8 +28,8 @@ use super::present::Reading;
 use crate::error::Result;
 use crate::sys::maps::{self, Area, Maps};
 use crate::sys::mem::{self, FileKind};
-use crate::sys::pagemap::{Pagemap, Query, Region, WPALLOWED};
-use crate::sys::uffd::Probe;
+use crate::sys::pagemap::{PageRegion, Pagemap, Query, WPALLOWED};
+use crate::sys::uffd::WatchProbe;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -153,7 +153,7 @@ pub(super) struct Looks {
     /// `None` without /proc, and where the kernel has no `PAGEMAP_SCAN`.
     pagemap: Option<Pagemap>,
     /// `None` where userfaultfd cannot be had.
-    probe: Option<Probe>,
+    probe: Option<WatchProbe>,
     last: Option<(BlockId, Ground)>,
     /// Whether files are looked for behind mappings.
     finds_files: bool,
@@ -168,7 +168,7 @@ impl Looks {
         Looks {
             maps: Maps::open().ok(),
             pagemap: Pagemap::open().ok(),
-            probe: Probe::open().ok(),
+            probe: WatchProbe::open().ok(),
             last: None,
             finds_files: true,
             found: None,
@@ -360,7 +360,7 @@ impl Looks {
         };
         let page = address..address + PAGE_SIZE;
         self.pagemap.as_ref().is_some_and(|pagemap| {
-            let found = pagemap.scan(page, &query, &mut [Region::default()]);
+            let found = pagemap.scan(page, &query, &mut [PageRegion::default()]);
             matches!(found, Ok((1, _)))
         })
     }

@@ -34,7 +34,7 @@ use super::block::Block;
 use crate::error::Result;
 use crate::sys::maps::Maps;
 use crate::sys::mem;
-use crate::sys::pagemap::{Pagemap, Query, Region, PRESENT};
+use crate::sys::pagemap::{PageRegion, Pagemap, Query, PRESENT};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 
@@ -109,7 +109,7 @@ impl<'a> Reading<'a> {
             report: PRESENT,
             ..Query::default()
         };
-        let mut region = [Region::default()];
+        let mut region = [PageRegion::default()];
         let found = match self.pagemap {
             Some(pagemap) => pagemap.scan(addresses.clone(), &query, &mut region),
             None => return false,

@@ -264,7 +264,7 @@ pub unsafe fn zero_prefix(first: *const u8, pages: usize) -> usize {
 
 /// Neighbouring pages that are all zero, or none of which is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Run {
+pub struct Alike {
     /// The first page, counted from where [`split`] began.
     pub start: usize,
     /// How many pages; at least 1.
@@ -311,9 +311,9 @@ impl Split {
 }
 
 impl Iterator for Split {
-    type Item = Run;
+    type Item = Alike;
 
-    fn next(&mut self) -> Option<Run> {
+    fn next(&mut self) -> Option<Alike> {
         let start = self.next;
         if start >= self.pages {
             return None;
@@ -332,7 +332,7 @@ impl Iterator for Split {
             end += 1;
         }
         self.next = end;
-        Some(Run {
+        Some(Alike {
             start,
             len: end - start,
             zero,

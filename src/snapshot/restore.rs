@@ -10,7 +10,7 @@ use crate::memory::access::{self, Access};
 use crate::memory::ownership::{Claim, Stage};
 use crate::memory::{Block, Map, Memory};
 use crate::runtime::{catch, Role};
-use crate::sys::disk::Way;
+use crate::sys::disk::Caching;
 use crate::units::Pages;
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::{EventKind, StateBlob, Vmm};
@@ -36,7 +36,7 @@ struct Shared {
 /// example see [`super::Save`].
 ///
 /// The guest has blocks of the same names, lengths and page sizes as the saved guest, or adds them
-/// in `early_load`. Header, index and blobs are checked before the first page of memory is written.
+/// in `early_load`. ImageHeader, index and blobs are checked before the first page of memory is written.
 /// Each page is checked before it is written. After an error memory holds nothing of use, and no
 /// guest is here.
 ///
@@ -88,7 +88,7 @@ impl Restore {
         self.shared.task.start(claim, move |claim| {
             let vmm = Callbacks::new(Arc::clone(&ours.vmm), ours.task.owner());
             let begun = *ours.begun.get_or_init(Instant::now);
-            let run = Run {
+            let restoring = Restoring {
                 shared: ours,
                 vmm,
                 claim,
@@ -100,7 +100,7 @@ impl Restore {
                     ..Stats::default()
                 },
             };
-            run.run();
+            restoring.run();
         })
     }
 
@@ -164,7 +164,7 @@ impl Drop for Restore {
 }
 
 /// The values that the restore's thread owns.
-struct Run {
+struct Restoring {
     shared: Arc<Shared>,
     vmm: Callbacks,
     claim: Claim,
@@ -178,7 +178,7 @@ struct Run {
 /// A blob that is about to be loaded.
 type Loaded<'a> = (&'a BlobEntry, Vec<u8>);
 
-impl Run {
+impl Restoring {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         // Waiting threads wake last, when file, pins and claim are gone.
@@ -199,8 +199,8 @@ impl Run {
         let shared = Arc::clone(&self.shared);
         let (params, cancel) = (&shared.params, &shared.task.cancel);
         self.vmm.thread_start(Role::Snapshot)?;
-        let way = Way::new(params.direct);
-        let image = Arc::new(Image::open(&self.path, way)?);
+        let caching = Caching::new(params.direct);
+        let image = Arc::new(Image::open(&self.path, caching)?);
         self.stats.file_bytes = image.file_bytes();
         let index = image.index();
         let (early, state) = self.read_blobs(&image)?;

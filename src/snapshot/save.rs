@@ -12,7 +12,7 @@ use crate::memory::blockers::Blockers;
 use crate::memory::ownership::{Claim, Stage};
 use crate::memory::Map;
 use crate::runtime::{catch, Role};
-use crate::sys::disk::Way;
+use crate::sys::disk::Caching;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::{EventKind, Vmm};
@@ -141,7 +141,7 @@ impl Save {
         self.shared.task.start(claim, move |claim| {
             let task_owner = ours.task.owner();
             let vmm = Callbacks::new(Arc::clone(&ours.vmm), task_owner);
-            let run = Run {
+            let saving = Saving {
                 stats: Stats {
                     state: State::Preparing,
                     ..Stats::default()
@@ -154,7 +154,7 @@ impl Save {
                 renewed: Instant::now(),
                 paused_at: None,
             };
-            run.run();
+            saving.run();
         })
     }
 
@@ -205,7 +205,7 @@ impl Drop for Save {
 }
 
 /// The values that the save's thread owns.
-struct Run {
+struct Saving {
     shared: Arc<Shared>,
     vmm: Callbacks,
     claim: Claim,
@@ -226,7 +226,7 @@ impl Drop for Tracking {
     }
 }
 
-impl Run {
+impl Saving {
     fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         // Waiting threads wake last, when file, pins and claim are gone.
@@ -278,9 +278,9 @@ impl Run {
             .call("early_save", |vmm| vmm.early_save(&mut blobs))?;
         let callbacks = self.vmm.clone();
         let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
-        let way = Way::new(params.direct);
+        let caching = Caching::new(params.direct);
         let (path, writers) = (&self.path, params.writers);
-        let mut writer = Writer::begin(path, memory, writers, way, cancel, &announce)?;
+        let mut writer = Writer::begin(path, memory, writers, caching, cancel, &announce)?;
         let consumer = Tracking(shared.tracker.consumer());
         let mut walk = Walk::over(memory)?;
         if params.already_paused {

@@ -10,26 +10,26 @@ use std::path::Path;
 
 /// How a file is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Caching {
     /// Through the page cache.
     Cached,
     /// Past it (`O_DIRECT`): memory, position and length are multiples of the device's block.
     Direct,
 }
 
-impl Way {
+impl Caching {
     /// Past the page cache if `direct`, else through it.
-    pub fn new(direct: bool) -> Way {
+    pub fn new(direct: bool) -> Caching {
         match direct {
-            true => Way::Direct,
-            false => Way::Cached,
+            true => Caching::Direct,
+            false => Caching::Cached,
         }
     }
 
     fn flags(self) -> i32 {
         match self {
-            Way::Cached => 0,
-            Way::Direct => libc::O_DIRECT,
+            Caching::Cached => 0,
+            Caching::Direct => libc::O_DIRECT,
         }
     }
 }
@@ -42,18 +42,18 @@ pub fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a file that is there, for writing and reading.
-pub fn open_for_writing(path: &Path, way: Way) -> io::Result<File> {
+pub fn open_for_writing(path: &Path, caching: Caching) -> io::Result<File> {
     let mut options = File::options();
-    options.read(true).write(true).custom_flags(way.flags());
+    options.read(true).write(true).custom_flags(caching.flags());
     kernel::open(&options, path)
 }
 
 /// Opens a file for reading. Does not wait for the other end of a named pipe.
-pub fn open_for_reading(path: &Path, way: Way) -> io::Result<File> {
+pub fn open_for_reading(path: &Path, caching: Caching) -> io::Result<File> {
     let mut options = File::options();
     options
         .read(true)
-        .custom_flags(way.flags() | libc::O_NONBLOCK);
+        .custom_flags(caching.flags() | libc::O_NONBLOCK);
     kernel::open(&options, path)
 }
 

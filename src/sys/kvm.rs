@@ -40,7 +40,7 @@ pub const MAX_SLOT_PAGES: u64 = (1 << 31) - 1;
 
 /// A memory slot, as `KVM_SET_USER_MEMORY_REGION` takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Region {
+pub struct UserMemoryRegion {
     /// Address space in the upper 16 bits, slot number in the lower.
     pub slot: u32,
     /// `KVM_MEM_*`.
@@ -60,7 +60,7 @@ pub trait Vm: Send {
     /// `KVM_ENABLE_CAP` with one argument.
     fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()>;
     /// `KVM_SET_USER_MEMORY_REGION`.
-    fn set_region(&mut self, region: &Region) -> Result<()>;
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()>;
     /// `KVM_GET_DIRTY_LOG`. `words` holds `ceil(pages / 64)` words; the kernel writes all of them.
     /// It goes by the size that the slot has now, so `words` ends at a guard page
     /// ([`super::guarded`]): a VMM may have replaced the slot by a larger one.
@@ -196,7 +196,7 @@ impl Vm for VmFd {
         Ok(())
     }
 
-    fn set_region(&mut self, region: &Region) -> Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()> {
         let request = kvm_userspace_memory_region {
             slot: region.slot,
             flags: region.flags,
@@ -251,7 +251,7 @@ impl Vm for VmFd {
         let Some(page) = untouchable_page() else {
             return true;
         };
-        let mut probe = Region {
+        let mut probe = UserMemoryRegion {
             slot,
             flags: 0,
             guest_address,

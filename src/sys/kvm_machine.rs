@@ -9,7 +9,7 @@
 //!
 //! Nothing here knows of dirty logs: the machine is made, it writes, it is gone when dropped.
 
-use super::kvm::{Region, Vm, VmFd, KVM_GET_API_VERSION, MEM_LOG_DIRTY_PAGES};
+use super::kvm::{UserMemoryRegion, Vm, VmFd, KVM_GET_API_VERSION, MEM_LOG_DIRTY_PAGES};
 use super::kvm_ring::RingMap;
 use super::{file, kernel};
 use crate::error::{Error, Kind, Result};
@@ -297,7 +297,7 @@ impl Machine {
             _ => (&self.idle, IDLE),
         };
         // The memory is this machine's, and unmapped after the VM and the vCPU are gone.
-        let region = Region {
+        let region = UserMemoryRegion {
             slot,
             flags: if on { MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_address,

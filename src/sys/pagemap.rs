@@ -51,7 +51,7 @@ struct ScanArg {
 /// `struct page_region`: `start..end` are addresses.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Region {
+pub struct PageRegion {
     /// First byte.
     pub start: u64,
     /// One past the last byte.
@@ -95,7 +95,7 @@ impl Pagemap {
                 report: PRESENT,
                 ..Query::default()
             },
-            &mut [Region::default()],
+            &mut [PageRegion::default()],
         ) {
             Ok(_) => Ok(pagemap),
             Err(e) => Err(Error::new(
@@ -111,7 +111,7 @@ impl Pagemap {
         &self,
         range: std::ops::Range<u64>,
         query: &Query,
-        regions: &mut [Region],
+        regions: &mut [PageRegion],
     ) -> Result<(usize, u64)> {
         let mut arg = ScanArg {
             size: std::mem::size_of::<ScanArg>() as u64,
@@ -133,7 +133,7 @@ impl Pagemap {
 
     /// The first page in `range` that matches.
     pub fn first(&self, range: std::ops::Range<u64>, query: &Query) -> Result<Option<u64>> {
-        let mut region = Region::default();
+        let mut region = PageRegion::default();
         let mut arg = ScanArg {
             size: std::mem::size_of::<ScanArg>() as u64,
             flags: query.flags,

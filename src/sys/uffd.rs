@@ -1,5 +1,5 @@
 //! userfaultfd: the descriptor, which address ranges it is told of, and whether anybody's is told
-//! of an address ([`Probe`]).
+//! of an address ([`WatchProbe`]).
 //!
 //! Only what asynchronous write protection needs. Reading and restoring the protection is
 //! `PAGEMAP_SCAN`'s part, in [`super::pagemap`].
@@ -148,20 +148,20 @@ impl Userfault {
 /// looks at that before it reads what the page is to hold. So a userfaultfd of our own asks to fill
 /// a page from memory that cannot be read: `ENOENT` where nobody is told, another error where
 /// somebody is. Nothing is filled either way. A kernel that keeps to this is tried once
-/// ([`Probe::open`]).
+/// ([`WatchProbe::open`]).
 #[derive(Debug)]
-pub struct Probe {
+pub struct WatchProbe {
     fd: OwnedFd,
     unreadable: Unreadable,
 }
 
-impl Probe {
+impl WatchProbe {
     /// [`Kind::Unsupported`] where userfaultfd cannot be had, or the kernel answers otherwise.
-    pub fn open() -> Result<Probe> {
+    pub fn open() -> Result<WatchProbe> {
         static ANSWERS: OnceLock<bool> = OnceLock::new();
         let fd = new_fd()?;
         api(&fd, 0).map_err(|e| Error::os("UFFDIO_API", e))?;
-        let probe = Probe {
+        let probe = WatchProbe {
             fd,
             unreadable: Unreadable::new()?,
         };

@@ -6,7 +6,7 @@ use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory, SlotDescription};
 use brant::sys::kvm as sys;
-use brant::sys::kvm::{Region, Vm};
+use brant::sys::kvm::{UserMemoryRegion, Vm};
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::Vmm;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -47,7 +47,7 @@ impl Switches {
         self.calls.lock().unwrap().push((on, slots.to_vec()));
         for (slot, first, pages, guest) in SLOTS {
             if slots.contains(&slot) {
-                self.vm.lock().unwrap().set_region(&Region {
+                self.vm.lock().unwrap().set_region(&UserMemoryRegion {
                     slot,
                     flags: if on { LOGGED } else { 0 },
                     guest_address: guest * PAGE_SIZE,

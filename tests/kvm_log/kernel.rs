@@ -2,7 +2,7 @@
 
 use crate::vm::*;
 use brant::sys::kvm as sys;
-use brant::sys::kvm::{Region, Vm};
+use brant::sys::kvm::{UserMemoryRegion, Vm};
 
 #[test]
 fn initially_set_logs_are_all_ones_each_time_logging_is_switched_on() {
@@ -27,7 +27,7 @@ fn initially_set_logs_are_all_ones_each_time_logging_is_switched_on() {
             fd.clear_dirty_log(0, 0, pages as u32, &got).unwrap();
             fd.get_dirty_log(0, &mut got).unwrap();
             assert_eq!(got, words(pages), "{pages} pages");
-            fd.set_region(&Region { flags: 0, ..on }).unwrap();
+            fd.set_region(&UserMemoryRegion { flags: 0, ..on }).unwrap();
             fd.get_dirty_log(0, &mut got).unwrap_err();
         }
     }

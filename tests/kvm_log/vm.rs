@@ -1,7 +1,7 @@
 //! VMs and memory for these tests: what is mapped where, and KVM's regions over it.
 
 use brant::sys::kvm as sys;
-use brant::sys::kvm::Region;
+use brant::sys::kvm::UserMemoryRegion;
 use brant::units::PAGE_SIZE;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -99,11 +99,11 @@ pub fn ones(pages: u64) -> Vec<u64> {
 }
 
 /// A VM with one slot, logging off.
-pub fn one_slot(kvm: &Kvm, pages: u64) -> (VmFd, sys::VmFd, Ram, Region) {
+pub fn one_slot(kvm: &Kvm, pages: u64) -> (VmFd, sys::VmFd, Ram, UserMemoryRegion) {
     let vm = kvm.create_vm().unwrap();
     let ram = Ram::new(pages);
     region(&vm, 0, 0, 0, pages, ram.0 as u64);
-    let logged = Region {
+    let logged = UserMemoryRegion {
         slot: 0,
         flags: LOGGED,
         guest_address: 0,

@@ -18,7 +18,7 @@ use crate::dirty::tracker::{Clearing, StartWith, Tracker};
 use crate::dirty::When;
 use crate::error::{Kind, Result};
 use crate::memory::{BlockDescription, BlockFlags, BlockId, HostMemory, Memory, SlotDescription};
-use crate::sys::kvm::{Region, Vm};
+use crate::sys::kvm::{UserMemoryRegion, Vm};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -74,7 +74,7 @@ impl Vm for Hooked {
     fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()> {
         self.vm.enable_cap(cap, arg)
     }
-    fn set_region(&mut self, region: &Region) -> Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()> {
         self.vm.set_region(region)
     }
     fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::Slot;
-use crate::sys::kvm::{Region, Vm, MEM_LOG_DIRTY_PAGES};
+use crate::sys::kvm::{UserMemoryRegion, Vm, MEM_LOG_DIRTY_PAGES};
 use crate::vmm::Vmm;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl LogSwitch {
                 ),
             ));
         }
-        vm.set_region(&Region {
+        vm.set_region(&UserMemoryRegion {
             slot: slot.slot,
             flags: slot.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_address: slot.guest_address.0,

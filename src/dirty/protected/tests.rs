@@ -12,7 +12,7 @@ struct Tracked {
     block: Arc<Block>,
     userfault: Userfault,
     pagemap: Pagemap,
-    regions: Vec<Region>,
+    regions: Vec<PageRegion>,
 }
 
 impl Tracked {
@@ -42,7 +42,7 @@ impl Tracked {
             area,
             userfault,
             pagemap: Pagemap::open().unwrap(),
-            regions: vec![Region::default(); 64],
+            regions: vec![PageRegion::default(); 64],
         })
     }
 

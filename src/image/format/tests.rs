@@ -15,7 +15,7 @@ fn entry(name: &str, pages: u64, offset: u64) -> BlockEntry {
 }
 
 /// A small image's index, its bytes and its header.
-fn example() -> (Index, Vec<u8>, Header) {
+fn example() -> (Index, Vec<u8>, ImageHeader) {
     let ram = entry("ram", 3 * PIECE_PAGES + 1, ALIGN);
     let rom = entry("röm", 1, ram.end().next_multiple_of(ALIGN));
     let free = rom.end();
@@ -37,7 +37,7 @@ fn example() -> (Index, Vec<u8>, Header) {
     };
     let bytes = index.encode().unwrap();
     let index_offset = free + 10;
-    let header = Header {
+    let header = ImageHeader {
         file_length: index_offset + bytes.len() as u64,
         index_offset,
         index_sum: crc32fast::hash(&bytes),
@@ -46,9 +46,9 @@ fn example() -> (Index, Vec<u8>, Header) {
 }
 
 /// Decodes bytes whose checksum is right, whatever they say.
-fn decode(bytes: &[u8], header: &Header) -> Result<Index> {
+fn decode(bytes: &[u8], header: &ImageHeader) -> Result<Index> {
     let index_sum = crc32fast::hash(bytes);
-    let header = Header {
+    let header = ImageHeader {
         index_sum,
         ..*header
     };
@@ -59,7 +59,10 @@ fn decode(bytes: &[u8], header: &Header) -> Result<Index> {
 fn header_and_index_are_read_as_they_were_written() {
     let (index, bytes, header) = example();
     let first = header.encode();
-    assert_eq!(Header::decode(&first, header.file_length).unwrap(), header);
+    assert_eq!(
+        ImageHeader::decode(&first, header.file_length).unwrap(),
+        header
+    );
     assert_eq!(Index::decode(&bytes, &header).unwrap(), index);
     // The documented places.
     assert_eq!(&first[..12], b"BRANTIMG\x01\0\0\0");
@@ -72,7 +75,7 @@ fn a_header_that_is_not_ours_or_not_whole_says_what_was_found() {
     let (_, _, header) = example();
     let (good, length) = (header.encode(), header.file_length);
     let refused = |bytes: &[u8], length, words: &[&str]| {
-        let error = Header::decode(bytes, length).unwrap_err();
+        let error = ImageHeader::decode(bytes, length).unwrap_err();
         for word in words {
             assert!(error.message().contains(word), "{word}: {error}");
         }
@@ -97,14 +100,14 @@ fn a_header_that_is_not_ours_or_not_whole_says_what_was_found() {
         Kind::Image
     );
     for index_offset in [0, 4095, length + 1, u64::MAX] {
-        let bytes = Header {
+        let bytes = ImageHeader {
             index_offset,
             ..header
         }
         .encode();
         assert_eq!(refused(&bytes, length, &["its index begins"]), Kind::Image);
     }
-    let sparse = Header {
+    let sparse = ImageHeader {
         file_length: 1 << 40,
         index_offset: 4096,
         index_sum: 0,
@@ -191,7 +194,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..600),
         index_offset in any::<u64>(),
     ) {
-        let header = Header { file_length: 0, index_offset, index_sum: 0 };
+        let header = ImageHeader { file_length: 0, index_offset, index_sum: 0 };
         if index_offset < u64::MAX - 600 {
             let _ = decode(&bytes, &header);
         }

@@ -1,12 +1,12 @@
 //! What is torn, short or something else is refused with its place, and never taken for a guest.
 
 use crate::error::Kind;
-use crate::image::format::{Header, HEADER_LEN};
+use crate::image::format::{ImageHeader, HEADER_LEN};
 use crate::image::Image;
 use crate::memory::Whose;
 use crate::snapshot::testing::*;
 use crate::snapshot::RestoreParams;
-use crate::sys::disk::Way;
+use crate::sys::disk::Caching;
 use crate::units::PAGE_SIZE;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -38,7 +38,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
     let (_directory, path) = place();
     let (here, good) = example(&path);
     let contents = here.contents();
-    let image = Image::open(&path, Way::Cached).unwrap();
+    let image = Image::open(&path, Caching::Cached).unwrap();
     let first = image.index().blocks[0].offset;
     let end = good.len() as u64;
     let mut numbers = Numbers::seeded();
@@ -109,7 +109,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
 fn a_damaged_page_is_named_by_block_page_and_place_and_never_reaches_the_guest() {
     let (_directory, path) = place();
     let (_here, _) = example(&path);
-    let image = Image::open(&path, Way::Cached).unwrap();
+    let image = Image::open(&path, Caching::Cached).unwrap();
     let block = &image.index().blocks[0];
     let at = block.offset + 701 * PAGE_SIZE;
     let file = std::fs::File::options().write(true).open(&path).unwrap();
@@ -136,7 +136,7 @@ fn a_damaged_page_is_named_by_block_page_and_place_and_never_reaches_the_guest()
 fn a_damaged_table_blob_or_end_is_named_too() {
     let (_directory, path) = place();
     let (_here, good) = example(&path);
-    let image = Image::open(&path, Way::Cached).unwrap();
+    let image = Image::open(&path, Caching::Cached).unwrap();
     let (block, blobs) = (image.index().blocks[0].clone(), image.index().blobs.clone());
     let try_with = |at: u64, words: &str| {
         let mut bad = good.clone();
@@ -166,7 +166,7 @@ fn a_damaged_table_blob_or_end_is_named_too() {
 fn an_image_that_promises_much_costs_no_memory() {
     let (_directory, path) = place();
     // 2^40 bytes of nothing, with a header that says so.
-    let header = Header {
+    let header = ImageHeader {
         file_length: 1 << 40,
         index_offset: (1 << 40) - (64 << 20),
         index_sum: 1,

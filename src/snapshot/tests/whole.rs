@@ -6,7 +6,7 @@ use crate::image::Image;
 use crate::memory::{BlockFlags, Map, MapObserver, Whose};
 use crate::snapshot::testing::*;
 use crate::snapshot::{RestoreParams, SaveParams, State};
-use crate::sys::disk::Way;
+use crate::sys::disk::Caching;
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::vmm::{EventKind, Role};
 use std::os::unix::fs::MetadataExt;
@@ -276,7 +276,7 @@ fn blocks_that_come_and_go_during_a_save_are_those_of_the_moment_of_the_pause() 
         Ok(())
     });
     here.save_to(&path).unwrap();
-    let image = Image::open(&path, Way::Cached).unwrap();
+    let image = Image::open(&path, Caching::Cached).unwrap();
     let names: Vec<_> = image
         .index()
         .blocks
@@ -405,7 +405,7 @@ fn a_block_added_after_the_last_look_at_what_is_pending_is_never_in_the_image_wi
     here.save_to(&path).unwrap();
     assert!(added.load(std::sync::atomic::Ordering::SeqCst));
     // The block came after the moment that the image shows.
-    let image = Image::open(&path, Way::Cached).unwrap();
+    let image = Image::open(&path, Caching::Cached).unwrap();
     let blocks = &image.index().blocks;
     assert!(blocks.iter().all(|block| block.name != "late"));
     let there = world();

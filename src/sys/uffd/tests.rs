@@ -51,7 +51,7 @@ fn other(features: u64) -> OwnedFd {
 
 #[test]
 fn whether_a_userfaultfd_is_told_of_an_address_is_known_for_every_kind_of_memory() {
-    let probe = match Probe::open() {
+    let probe = match WatchProbe::open() {
         Ok(probe) => probe,
         Err(e) => {
             eprintln!("skipped: {e}");

@@ -8,8 +8,8 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{
-    Region, Vm, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE,
-    MEM_LOG_DIRTY_PAGES, MEM_READONLY,
+    UserMemoryRegion, Vm, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET,
+    MANUAL_PROTECT_ENABLE, MEM_LOG_DIRTY_PAGES, MEM_READONLY,
 };
 use crate::units::{PAGE_SHIFT, PAGE_SIZE};
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +20,7 @@ pub(crate) const ALL_CAPS: u64 = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
 
 /// A slot in the kernel.
 struct SlotState {
-    region: Region,
+    region: UserMemoryRegion,
     /// While logging is on.
     bitmap: Option<Vec<u64>>,
     /// Pages that the guest can write without a fault: one bit each.
@@ -155,7 +155,7 @@ impl Kvm {
     /// `KVM_SET_USER_MEMORY_REGION` by the VMM: creates a slot, not logged.
     pub fn create(&self, slot: u32, host: u64, pages: u64, guest: u64) {
         let mut state = SlotState {
-            region: Region {
+            region: UserMemoryRegion {
                 slot,
                 flags: 0,
                 guest_address: guest,
@@ -290,7 +290,7 @@ impl Vm for Kvm {
         Ok(())
     }
 
-    fn set_region(&mut self, region: &Region) -> Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()> {
         let mut guard = self.state();
         let state = &mut *guard;
         state.calls.regions += 1;
@@ -302,7 +302,7 @@ impl Vm for Kvm {
         // What the kernel does with a number that it does not know. The engine never means it.
         let slot = state.slots.entry(region.slot).or_insert_with(|| {
             let mut made = SlotState {
-                region: Region {
+                region: UserMemoryRegion {
                     flags: region.flags & !MEM_LOG_DIRTY_PAGES,
                     ..*region
                 },
@@ -315,7 +315,7 @@ impl Vm for Kvm {
         let was = slot.region;
         // Only the flags of a live slot can change; a move is the VMM's.
         let flags = was.flags & !MEM_LOG_DIRTY_PAGES | region.flags & MEM_LOG_DIRTY_PAGES;
-        if (Region { flags, ..was }) != *region {
+        if (UserMemoryRegion { flags, ..was }) != *region {
             return Err(errno(call, region.slot, "EINVAL"));
         }
         slot.region = *region;
@@ -415,7 +415,7 @@ mod tests {
         let mut kvm = Kvm::new(ALL_CAPS);
         kvm.create(3, 0x10_0000, pages, 0);
         kvm.enable_cap(CAP_MANUAL_DIRTY_LOG_PROTECT2, mode).unwrap();
-        let region = Region {
+        let region = UserMemoryRegion {
             flags: MEM_LOG_DIRTY_PAGES,
             ..kvm.state().slots[&3].region
         };

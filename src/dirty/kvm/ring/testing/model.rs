@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{
-    Region, Vm, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MEM_LOG_DIRTY_PAGES,
+    UserMemoryRegion, Vm, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_INITIALLY_SET, MEM_LOG_DIRTY_PAGES,
 };
 use crate::sys::kvm_ring::{Entry, Reset, ResetRings, RingMemory};
 use crate::units::{PAGE_SHIFT, PAGE_SIZE};
@@ -37,7 +37,7 @@ pub(crate) struct Interrupt {
 }
 
 struct SlotState {
-    region: Region,
+    region: UserMemoryRegion,
     writable: Vec<bool>,
     /// With `with_bitmap`: what no vCPU wrote.
     bitmap: Vec<u64>,
@@ -187,7 +187,7 @@ impl Model {
 
     pub fn create(&self, slot: u32, host: u64, pages: u64, guest: u64) {
         let state = SlotState {
-            region: Region {
+            region: UserMemoryRegion {
                 slot,
                 flags: 0,
                 guest_address: guest,
@@ -362,7 +362,7 @@ impl Vm for Model {
         Ok(())
     }
 
-    fn set_region(&mut self, region: &Region) -> Result<()> {
+    fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()> {
         let mut guard = self.state();
         let state = &mut *guard;
         if state.fail_regions > 0 {

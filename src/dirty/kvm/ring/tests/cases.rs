@@ -398,7 +398,7 @@ fn slots_that_somebody_left_logged_with_nothing_protected_lose_nothing() {
         let mut model = world.model.clone();
         model.set_mode(3);
         model
-            .set_region(&crate::sys::kvm::Region {
+            .set_region(&crate::sys::kvm::UserMemoryRegion {
                 slot,
                 flags: crate::sys::kvm::MEM_LOG_DIRTY_PAGES,
                 guest_address: u64::from(slot) << 30,
