@@ -12,6 +12,7 @@
 //! | `restore` | layout, memory, state, run |
 //! | `report` | parameters and figures |
 //! | `task` | a thread that is started once, waited for and cancelled |
+//! | `watching` | what the VMM asks of either while it is in progress |
 
 mod converge;
 mod report;
@@ -22,6 +23,7 @@ mod task;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 pub use report::{RestoreParams, SaveParams, State, Stats};
 pub use restore::Restore;

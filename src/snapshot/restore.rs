@@ -2,6 +2,7 @@
 
 use super::report::{RestoreParams, State, Stats};
 use super::task::{image_path, Ending, Task};
+use super::watching::watching;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::image::format::{BlobEntry, BlobKind, BlockEntry, Index};
@@ -15,10 +16,9 @@ use crate::units::Pages;
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::{EventKind, StateBlob, Vmm};
 use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// How many differences a message lists.
 const DIFFERENCES: usize = 8;
@@ -44,14 +44,6 @@ struct Shared {
 /// [`Restore::wait`] is an error and [`Restore::cancel`] does not wait.
 pub struct Restore {
     shared: Arc<Shared>,
-}
-
-impl std::fmt::Debug for Restore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Restore")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Restore {
@@ -112,15 +104,6 @@ impl Restore {
         self.shared.task.cancel();
     }
 
-    /// Waits until the restore is over. After `limit` the wait ends with [`Kind::Pending`].
-    ///
-    /// # Errors
-    /// The error of a restore that failed; [`Kind::Callback`] inside an operation that this restore
-    /// called.
-    pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        self.shared.task.wait(limit)
-    }
-
     /// The current figures.
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.task.stats();
@@ -137,31 +120,9 @@ impl Restore {
         }
         stats
     }
-
-    /// An eventfd that becomes readable when the restore enters another state. A read resets it.
-    /// The restore owns it.
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.task.notify.fd()
-    }
-
-    /// Whether a cancel was asked for.
-    #[cfg(test)]
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.shared.task.cancel.is_cancelled()
-    }
-
-    /// Whether this thread is inside an operation that this restore called.
-    pub fn in_callback(&self) -> bool {
-        self.shared.task.in_callback()
-    }
 }
 
-impl Drop for Restore {
-    /// Cancels a restore in progress and waits for its end.
-    fn drop(&mut self) {
-        self.shared.task.shut_down();
-    }
-}
+watching!(Restore, "restore");
 
 /// The values that the restore's thread owns.
 struct Restoring {

@@ -3,6 +3,7 @@
 use super::converge::{pause_now, Facts};
 use super::report::{SaveParams, State, Stats};
 use super::task::{image_path, Ending, Task};
+use super::watching::watching;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::{StartWith, Tracker};
 use crate::dirty::When;
@@ -17,7 +18,6 @@ use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::vmm::callbacks::Callbacks;
 use crate::vmm::{EventKind, Vmm};
 use crate::walk::{Outlet, Put, Walk, BATCH_PAGES};
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,14 +85,6 @@ struct Shared {
 /// ```
 pub struct Save {
     shared: Arc<Shared>,
-}
-
-impl std::fmt::Debug for Save {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Save")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Save {
@@ -165,44 +157,13 @@ impl Save {
         self.shared.task.cancel();
     }
 
-    /// Waits until the save is over. After `limit` the wait ends with [`crate::Kind::Pending`].
-    ///
-    /// # Errors
-    /// The error of a save that failed; [`crate::Kind::Callback`] inside an operation that this
-    /// save called.
-    pub fn wait(&self, limit: Option<Duration>) -> Result<()> {
-        self.shared.task.wait(limit)
-    }
-
     /// The current figures.
     pub fn stats(&self) -> Stats {
         self.shared.task.stats()
     }
-
-    /// An eventfd that becomes readable when the figures have changed. A read resets it. The save
-    /// owns it.
-    pub fn notify_fd(&self) -> BorrowedFd<'_> {
-        self.shared.task.notify.fd()
-    }
-
-    /// Whether a cancel was asked for.
-    #[cfg(test)]
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.shared.task.cancel.is_cancelled()
-    }
-
-    /// Whether this thread is inside an operation that this save called.
-    pub fn in_callback(&self) -> bool {
-        self.shared.task.in_callback()
-    }
 }
 
-impl Drop for Save {
-    /// Cancels a save in progress and waits for its end.
-    fn drop(&mut self) {
-        self.shared.task.shut_down();
-    }
-}
+watching!(Save, "save");
 
 /// The values that the save's thread owns.
 struct Saving {
