@@ -10,8 +10,8 @@ macro_rules! watching {
             ///
             /// # Errors
             #[doc = concat!("The error of a ", $what, " that failed;")]
-            #[doc = concat!("[`Callback`](crate::Kind::Callback) inside an operation that this ",
-                                    $what, " called.")]
+            /// [`Callback`](crate::Kind::Callback) inside an operation that
+            #[doc = concat!("this ", $what, " called.")]
             pub fn wait(&self, limit: Option<std::time::Duration>) -> crate::error::Result<()> {
                 self.shared.task.wait(limit)
             }
