@@ -1,5 +1,5 @@
-//! Which of KVM's logs is used, and why: the only place that decides it. Pure: what the kernel
-//! offers goes in, and what was measured.
+//! The choice between KVM's logs, and its reason. No other file decides it. Pure: the kernel's
+//! offer and the measured costs go in.
 
 use super::measure::costs::{cheapest, Measured};
 use super::mode::{Choice, KvmMode};
@@ -8,16 +8,16 @@ use crate::error::{Error, Kind, Result};
 /// What a kernel and a VM offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
-    /// What `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` answers.
+    /// The answer to `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
     pub manual: u64,
-    /// The VM has its rings enabled.
+    /// The VM's rings are enabled.
     pub ring: bool,
-    /// GET and CLEAR work on it: there is no ring, or a backup bitmap beside it.
+    /// GET and CLEAR work on the VM: it has no rings, or a backup bitmap beside them.
     pub bitmap: bool,
 }
 
 impl Offer {
-    /// Whether `mode` is one of them.
+    /// Whether the offer includes `mode`.
     fn has(self, mode: KvmMode) -> bool {
         match mode {
             KvmMode::Ring => self.ring,
@@ -26,8 +26,8 @@ impl Offer {
     }
 }
 
-/// Picks a mode, or says why `asked` cannot be. [`KvmMode::Auto`] goes by `measured`, as far as
-/// what it recommends is still to be had.
+/// Picks a mode, or says why `asked` is not possible. [`KvmMode::Auto`] follows `measured` as far
+/// as the VM still offers what it recommends.
 pub fn choose(asked: KvmMode, offer: Offer, measured: Option<&Measured>) -> Result<Choice> {
     let pick = |mode, reason: String| Ok(Choice { mode, reason });
     match asked {
@@ -59,7 +59,7 @@ pub fn choose(asked: KvmMode, offer: Offer, measured: Option<&Measured>) -> Resu
     }
 }
 
-/// What [`KvmMode::Auto`] comes to.
+/// The mode that [`KvmMode::Auto`] leads to.
 fn best(offer: Offer, measured: Option<&Measured>) -> Choice {
     if offer.ring {
         return with_rings(offer, measured);
@@ -88,8 +88,9 @@ fn best(offer: Offer, measured: Option<&Measured>) -> Choice {
     }
 }
 
-/// Rings are enabled: no bitmap works any more (but for what no vCPU writes), so nothing is left
-/// to decide. What the decision has cost is told, if somebody measured.
+/// The choice when rings are enabled. Bitmaps no longer work then, but for writes that no vCPU
+/// makes, so there is nothing left to choose. If costs were measured, the reason tells what the
+/// rings cost.
 fn with_rings(offer: Offer, measured: Option<&Measured>) -> Choice {
     let reason = if offer.bitmap {
         "this VM has its dirty rings enabled, and a bitmap for what no vCPU writes"
@@ -205,7 +206,7 @@ mod tests {
         for (offer, measured, expected, says) in [
             (bitmaps(3), &plain_is_faster, GetAndClear, "10 ns"),
             (bitmaps(3), &bitmap_is_faster, InitiallySet, "10 ns"),
-            // Of the kinds that were measured none is offered: the order without figures.
+            // None of the measured kinds is offered, so the order without figures counts.
             (bitmaps(1), &bitmap_is_faster, ManualProtect, "no ring"),
             (bitmaps(3), &ring_is_faster, InitiallySet, "none enabled"),
             (rings, &bitmap_is_faster, Ring, "would have been cheaper"),
@@ -215,7 +216,7 @@ mod tests {
             assert_eq!(got.mode, expected, "{offer:?}: {}", got.reason);
             assert!(got.reason.contains(says), "{}", got.reason);
         }
-        // Whoever asks for one gets it, whatever was measured.
+        // A kind that is asked for is used, whatever was measured.
         let asked = choose(InitiallySet, bitmaps(3), Some(&plain_is_faster)).unwrap();
         assert_eq!(asked.mode, InitiallySet);
     }

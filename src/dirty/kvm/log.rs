@@ -1,21 +1,20 @@
-//! The KVM dirty bitmap of each memory slot, in the older get-and-clear mode and in
-//! manual-protect mode.
+//! The KVM dirty bitmap of each memory slot, in the older get-and-clear mode and in manual-protect
+//! mode.
 //!
-//! **Get-and-clear.** `KVM_GET_DIRTY_LOG` takes the bits and protects the pages again
-//! before it returns; there is nothing to clear later.
+//! **Get-and-clear.** `KVM_GET_DIRTY_LOG` clears the bits and protects the pages again before it
+//! returns. No clear follows.
 //!
-//! **Manual protect** (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`). GET only copies;
-//! `KVM_CLEAR_DIRTY_LOG` clears the bits that it is given and protects their pages. The
-//! copy that a GET made is kept for each slot, because it says which bits may be cleared:
-//! those that somebody has seen. It is *consumed*: words used in a clear are zeroed. A
-//! second clear with the same words would erase a bit that the guest has set again in
-//! between, and nobody would ever hear of that write. Rounding a range out to the 64-page
-//! alignment that CLEAR demands would do exactly that to a neighbour.
+//! **Manual protect** (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`). GET only copies the bits.
+//! `KVM_CLEAR_DIRTY_LOG` clears the bits that it is given, and protects their pages. Each slot
+//! keeps the copy that the last GET made. It says which bits may be cleared: those that a harvest
+//! has seen. A clear *consumes* the copy: the words that it used are zeroed. A second clear with
+//! the same words would erase a bit that the guest has set again since, and that write would be
+//! lost. CLEAR demands ranges of 64 pages, and rounding out a range with a copy that was not
+//! consumed would do the same to the range's neighbours.
 //!
-//! With the second flag bit (initially set) logging starts with every bit set and no page
-//! protected, so that starting is cheap; protection then comes with the first clear of
-//! each range. The kernel does this at every creation of a bitmap, so the copy starts as
-//! all ones whenever logging is switched on.
+//! **Initially set** (the second flag). Logging starts with every bit set and no page protected, so
+//! a start is cheap. The first clear of a range protects its pages. The kernel does this whenever
+//! it creates a bitmap, so the copy is all ones whenever logging is switched on.
 
 use super::choose::{choose, Offer};
 use super::mode::KvmMode;
@@ -34,16 +33,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-/// Up to so many words (slots below 1 GiB) a slot's bitmap is read into room that all of them
-/// share, and copied. A mapping with a guard page for each of thousands of small slots would use
-/// up the mappings that a process may have.
+/// Bitmaps of up to this many words (slots below 1 GiB) are read into one buffer that all such
+/// slots share, and copied from there. A mapping with a guard page for each of thousands of small
+/// slots would exhaust the mappings that a process may have.
 const SHARED_WORDS: usize = 4096;
 
 /// The copy of one slot's bitmap: bits seen in a harvest and not cleared since.
 enum SlotCopy {
-    /// Copied from the room that small slots share.
+    /// Copied from the buffer that small slots share.
     Small(Vec<u64>),
-    /// Written by the kernel.
+    /// The kernel writes into it.
     Large(Guarded),
 }
 
@@ -86,8 +85,8 @@ impl SlotCopy {
         }
     }
 
-    /// Has the kernel fill it. An error where the slot in KVM is larger than the one described:
-    /// the kernel meets a guard page then, and not what lies behind the words.
+    /// Has the kernel fill the bitmap. An error if the slot in KVM is larger than described: the
+    /// kernel then meets a guard page, not the memory behind the words.
     fn get(&mut self, vm: &mut dyn Vm, slot: u32, room: &mut Option<Guarded>) -> Result<()> {
         let words = match self {
             SlotCopy::Large(words) => return vm.get_dirty_log(slot, words),
@@ -98,7 +97,7 @@ impl SlotCopy {
         }
         if let Some(room) = room {
             let room = room.tail(words.len());
-            // Of a slot that was made smaller the kernel fills the beginning only.
+            // For a slot that was made smaller the kernel fills only the beginning.
             room.fill(0);
             vm.get_dirty_log(slot, room)?;
             words.copy_from_slice(room);
@@ -107,12 +106,12 @@ impl SlotCopy {
     }
 }
 
-/// What is kept of one slot.
+/// The data kept for one slot.
 struct LoggedSlot {
     copy: SlotCopy,
-    /// How many bits of the copy are set: pages that are not protected, so whether they are written
-    /// again cannot be seen. The kernel has them all in the next GET, because only our own CLEAR
-    /// takes them away.
+    /// How many bits of the copy are set. Their pages are not protected, so further writes to them
+    /// cannot be seen. The next GET has all these bits again, because only brant's own CLEAR takes
+    /// them away.
     known: u64,
 }
 
@@ -121,15 +120,15 @@ pub struct KvmLog {
     vm: Box<dyn Vm>,
     switch: LogSwitch,
     asked: KvmMode,
-    /// What `asked` came to on this kernel. `Auto` until the first start.
+    /// The mode that `asked` led to on this kernel. `Auto` until the first start.
     mode: KvmMode,
     clear_at_harvest: bool,
     started: bool,
-    /// By slot number; only slots whose logging is on.
+    /// By slot number. Only slots whose logging is on are here.
     copies: BTreeMap<u32, LoggedSlot>,
-    /// Where the kernel puts the bitmaps of small slots.
+    /// The shared buffer for bitmaps of small slots.
     room: Option<Guarded>,
-    /// Calls to CLEAR made inside harvests, for the report.
+    /// CLEARs made inside harvests, for the report.
     clears_at_harvest: Rearmed,
 }
 
@@ -160,22 +159,23 @@ impl KvmLog {
         }
     }
 
-    /// A log of the virtual machine behind a descriptor, which is brant's from here on.
+    /// A log of the virtual machine behind a descriptor, which brant owns from now on.
     pub fn from_fd(vm: OwnedFd, mode: KvmMode, switch: LogSwitch) -> Result<Self> {
         Ok(KvmLog::new(Box::new(VmFd::new(vm)?), mode, switch))
     }
 
-    /// A log of the virtual machine of a VMM that uses `kvm-ioctls`; its descriptor is duplicated.
+    /// A log of the virtual machine of a VMM that uses `kvm-ioctls`. The descriptor is duplicated.
     pub fn from_vm(vm: &kvm_ioctls::VmFd, mode: KvmMode, switch: LogSwitch) -> Result<Self> {
         KvmLog::from_fd(VmFd::duplicate(vm)?, mode, switch)
     }
 
-    /// The mode in use: never [`KvmMode::Auto`] once started.
+    /// The mode in use. After the first start it is never [`KvmMode::Auto`].
     pub fn mode(&self) -> KvmMode {
         self.mode
     }
 
-    /// What was asked for, on this kernel. This log is the bitmap, so a ring is no part of the offer.
+    /// The mode for what was asked, on this kernel. This log reads bitmaps, so rings are not
+    /// offered.
     fn choose_mode(&self) -> Result<KvmMode> {
         let offer = Offer {
             manual: self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2),
@@ -185,8 +185,8 @@ impl KvmLog {
         Ok(choose(self.asked, offer, None)?.mode)
     }
 
-    /// Tells the kernel the mode. It can be switched at any time, and does nothing to
-    /// slots whose logging is on already.
+    /// Tells the kernel the mode. The mode can be switched at any time. Slots whose logging is on
+    /// already keep theirs.
     fn apply_mode(&mut self, mode: KvmMode) -> Result<()> {
         let arg = mode.manual();
         if arg == 0 && self.vm.check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2) == 0 {
@@ -234,14 +234,14 @@ impl KvmLog {
             page: Pages(0),
         };
         if !manual {
-            // All protected again: each bit is a write since the last GET.
+            // GET has protected every page again, so each bit is a write since the last GET.
             sink.bitmap(origin, words, slot.pages);
             return Ok(());
         }
         *known = sink.lasting_bitmap(origin, words, slot.pages, Pages(*known));
         if self.clear_at_harvest {
-            // The bits are in the sink, so the clear comes after they were seen and
-            // before any page is read.
+            // The bits are in the sink by now. So the clear comes after they were seen, and before
+            // any page is read.
             let done = clear(&mut *self.vm, slot, words, 0..slot.pages.0)?;
             *known = known.saturating_sub(done.bits);
             self.clears_at_harvest.calls += done.calls;
@@ -251,13 +251,13 @@ impl KvmLog {
     }
 }
 
-/// Clears what `words` has set for the pages `range` of a slot, rounded out to what
-/// CLEAR accepts, and consumes it.
+/// Clears the bits of `words` for the pages `range` of a slot, rounded out to what CLEAR accepts,
+/// and consumes them.
 fn clear(vm: &mut dyn Vm, slot: &Slot, words: &mut [u64], range: Range<u64>) -> Result<Rearmed> {
     use crate::bits::words as kernels;
     let all = (range.start / 64) as usize..(range.end.div_ceil(64) as usize).min(words.len());
-    // Only what is set: the ends are cut to the first and last word with a bit. Most
-    // chunks of a settled guest have none, and cost no call at all.
+    // The ends are cut to the first and last word with a bit. Most chunks of a settled guest have
+    // no bit, and cost no call.
     let Some(first) = kernels::find_nonzero(&words[..all.end], all.start) else {
         return Ok(Rearmed::default());
     };
@@ -266,7 +266,7 @@ fn clear(vm: &mut dyn Vm, slot: &Slot, words: &mut [u64], range: Range<u64>) -> 
         .rposition(|w| *w != 0)
         .map_or(0, |i| first + i);
     let start_page = first as u64 * 64;
-    // A multiple of 64, unless the range ends where the slot does.
+    // CLEAR takes a multiple of 64 pages, unless the range ends where the slot does.
     let end_page = (end as u64 * 64).min(slot.pages.0);
     let used = &mut words[first..end];
     vm.clear_dirty_log(slot.slot, start_page, (end_page - start_page) as u32, used)?;
@@ -281,8 +281,9 @@ impl DirtyLog for KvmLog {
     }
 
     fn exact(&self) -> Exact {
-        // With page-modification logging a GET kicks the vCPUs to empty their buffers, so a
-        // harvest is exact for what came before it; writes by vCPU ioctls end with the saving.
+        // With page-modification logging a GET kicks the vCPUs to empty their buffers, so a harvest
+        // has every write that came before it. Writes by vCPU ioctls end when the vCPUs' state has
+        // been saved.
         Exact::Always
     }
 
@@ -335,7 +336,8 @@ impl DirtyLog for KvmLog {
         let slots = slots.filter(|s| self.copies.contains_key(&s.slot));
         let result = fallible::collect(slots, SLOTS).and_then(|slots| self.switch(&slots, false));
         self.copies.clear();
-        // The mode applies to bitmaps made from now on; leave the VM as it was found.
+        // The mode applies to bitmaps made from now on. The VM is left in the mode in which it was
+        // found.
         result.and(self.apply_mode(KvmMode::GetAndClear))
     }
 
@@ -343,8 +345,8 @@ impl DirtyLog for KvmLog {
         let mut first_error = None;
         for slot in map.slots().iter().filter(|s| s.is_logged()) {
             if let Err(e) = self.harvest_slot(slot, sink) {
-                // One slot failed: in get-and-clear mode its bits may be gone. The others
-                // are fine and their bits are in the sink.
+                // One slot failed, and in get-and-clear mode its bits may be gone. The other slots'
+                // bits are in the sink.
                 sink.everything(
                     Origin::Slot {
                         slot: slot.slot,
@@ -363,8 +365,8 @@ impl DirtyLog for KvmLog {
         if !self.rearms() {
             return Ok(total);
         }
-        // Every slot that shows the block: aliases and the SMM address space have bitmaps
-        // of their own for the same memory.
+        // A clear covers every slot that shows the block: aliases and the SMM address space have
+        // bitmaps of their own for the same memory.
         for slot in map.slots_of(block, pages.clone()) {
             let from = pages.start.max(slot.first.0);
             let to = pages.end.min(slot.first.0 + slot.pages.0);
@@ -395,10 +397,10 @@ impl DirtyLog for KvmLog {
         let mut read = fallible::collect(gone.iter().copied(), SLOTS)?;
         read.clear();
         for slot in &gone {
-            // Deleting a slot frees its bitmap; what it holds is read before. A failed GET
-            // may have cleared what it could not deliver, so all counts as dirty then (the
-            // block can stay, and be seen through another slot). It does not refuse the
-            // change: the slot goes in any case.
+            // The bitmap is read here because deleting the slot frees it. A failed GET may have
+            // cleared bits that it did not deliver, so every page counts as dirty then: the block
+            // can stay, and be seen through another slot. The failure does not refuse the change,
+            // since the slot goes in any case.
             if self.harvest_slot(slot, sink).is_ok() {
                 read.push(slot);
             } else {
@@ -414,16 +416,17 @@ impl DirtyLog for KvmLog {
         for slot in &gone {
             self.copies.remove(&slot.slot);
         }
-        // A slot that stays in KVM would stay logged. One that cannot be switched off costs
-        // speed, and goes all the same. One that could not be read may be deleted already, and
-        // KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may be unmapped soon.
+        // Logging is switched off because the slot may stay in KVM. A slot whose logging cannot be
+        // switched off costs speed, and goes all the same. A slot that could not be read may be
+        // deleted already, and KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may
+        // be unmapped soon.
         let _ = self.switch(&read, false);
         self.start_slots(&fresh)?;
         if self.clear_at_harvest && self.mode == KvmMode::InitiallySet {
-            // Every page of them becomes pending now, through the tracker. Without this
-            // the next sync would find them all once more.
+            // The tracker makes every page of these slots pending now. Without this harvest the
+            // next sync would find all of them once more.
             for slot in &fresh {
-                // A failure leaves the bits where they are, for the next sync.
+                // On a failure the bits stay in the kernel, for the next sync.
                 let _ = self.harvest_slot(slot, sink);
             }
         }

@@ -1,6 +1,6 @@
 //! KVM's own dirty logging. The bitmap of each slot is in [`log`], the ring of each vCPU in
-//! [`ring`]. Which of them is used is decided in [`mod@choose`]; `open` asks the VM what it offers and
-//! makes the log; [`mod@measure`] tries what each costs, before a VMM enables rings.
+//! [`ring`]. [`mod@choose`] decides which of them is used. `open` asks the VM what it offers, and
+//! makes the log. [`mod@measure`] finds what each log costs, before a VMM enables rings.
 
 #[doc(hidden)]
 pub mod choose;
@@ -30,7 +30,7 @@ use crate::fallible;
 use crate::memory::{Map, Slot};
 use std::sync::Arc;
 
-/// What a list of them is called when there is no memory for it.
+/// What an error about memory calls a list of slots.
 const SLOTS: &str = "memory slots";
 
 /// The slots of a map whose writes KVM can log.
@@ -39,13 +39,13 @@ fn slots(map: &Map) -> Result<Vec<&Slot>> {
     fallible::collect(logged, SLOTS)
 }
 
-/// Those of some slots whose writes KVM can log.
+/// Those of the given slots whose writes KVM can log.
 fn of_kvm(slots: &[Arc<Slot>]) -> Result<Vec<&Slot>> {
     let slots = slots.iter().map(|slot| &**slot);
     fallible::collect(slots.filter(|s| s.is_logged()), SLOTS)
 }
 
-/// What KVM logs writes to: the slots of a map that are KVM's and writable.
+/// Passes on the extents whose writes KVM logs: the map's writable slots that are KVM's.
 fn logged(map: &Map, each: &mut dyn FnMut(Extent)) {
     for slot in map.slots().iter().filter(|s| s.is_logged()) {
         each(Extent::of(slot));

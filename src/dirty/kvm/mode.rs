@@ -1,8 +1,9 @@
-//! The kinds of KVM's logs, by name. Decides nothing.
+//! The kinds of KVM's logs, and their names.
 
 use crate::sys::kvm::{MANUAL_INITIALLY_SET, MANUAL_PROTECT_ENABLE};
 
-/// Which of KVM's logs, and how its bits are read and cleared. The numbers are part of the C ABI.
+/// The kind of KVM's log: where its bits are, and how they are read and cleared. The numbers are
+/// part of the C ABI.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum KvmMode {
@@ -15,12 +16,12 @@ pub enum KvmMode {
     ManualProtect = 2,
     /// A bitmap that `KVM_CLEAR_DIRTY_LOG` clears. A start protects no page and sets every bit.
     InitiallySet = 3,
-    /// No bitmap: each vCPU's ring. See [`super::ring`].
+    /// Entries in each vCPU's ring instead of a bitmap. See [`super::ring`].
     Ring = 4,
 }
 
 impl KvmMode {
-    /// As it stands in a sentence: "initially-set bitmaps".
+    /// The name as it stands in a sentence: "initially-set bitmaps".
     pub fn name(self) -> &'static str {
         match self {
             KvmMode::Auto => "KVM's best log",
@@ -31,7 +32,7 @@ impl KvmMode {
         }
     }
 
-    /// The argument of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` under which it works.
+    /// The argument of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` that sets this mode.
     pub(super) fn manual(self) -> u64 {
         match self {
             KvmMode::Auto | KvmMode::GetAndClear | KvmMode::Ring => 0,
@@ -46,6 +47,6 @@ impl KvmMode {
 pub struct Choice {
     /// Never [`KvmMode::Auto`].
     pub mode: KvmMode,
-    /// One sentence.
+    /// The reason, in one sentence.
     pub reason: String,
 }

@@ -1,5 +1,5 @@
-//! The one entry that chooses KVM's log of a virtual machine: what the VM and the kernel offer is
-//! asked here, [`choose`] decides, and the log is made.
+//! The one entry that chooses KVM's log of a virtual machine. It asks the VM and the kernel what
+//! they offer, has [`choose`] decide, and makes the log.
 
 use super::choose::{choose, Offer};
 use super::log::KvmLog;
@@ -19,18 +19,18 @@ use std::sync::Arc;
 /// logging.
 #[derive(Default)]
 pub struct Request {
-    /// A mode, or the best one.
+    /// A certain mode, or `Auto` for the best one.
     pub mode: KvmMode,
     /// Who switches the logging of slots.
     pub switch: LogSwitch,
-    /// With rings, brant asks this VMM to `kick` the vCPUs before a harvest while they run, and
-    /// tells it of the reaper's thread.
+    /// With rings, a harvest first asks this VMM to `kick` the vCPUs while they run. The VMM is
+    /// also told of the reaper's thread.
     pub vmm: Option<Arc<dyn Vmm>>,
     /// The result of [`super::measure()`], by which [`KvmMode::Auto`] chooses. Without it, Auto
     /// chooses by what the kernel offers.
     pub measured: Option<Measured>,
-    /// Bytes of each vCPU's ring, as enabling it said; a vCPU whose ring has another size is
-    /// refused. 0: what the kernel says.
+    /// Bytes of each vCPU's ring, as returned when rings were enabled. A vCPU whose ring has
+    /// another size is refused. With 0 the kernel is asked for the size.
     pub ring_bytes: u64,
 }
 
@@ -48,19 +48,19 @@ impl std::fmt::Debug for Request {
 pub struct Used {
     /// The mode, and why.
     pub choice: Choice,
-    /// A bitmap is read besides the rings.
+    /// Whether a bitmap is read besides the rings.
     pub with_bitmap: bool,
-    /// For vCPU threads, in mode ring: add each vCPU before it runs under tracking.
+    /// In mode ring, access for vCPU threads. Add each vCPU before it runs under tracking.
     pub rings: Option<Rings>,
     /// In mode ring, the value of [`Request::ring_bytes`].
     pub ring_bytes: u64,
 }
 
-/// A log for [`Tracker::add_log`](crate::dirty::tracker::Tracker::add_log), and what it is.
+/// A log for [`Tracker::add_log`](crate::dirty::tracker::Tracker::add_log), and how it works.
 pub struct Opened {
     /// The log.
     pub log: Box<dyn DirtyLog>,
-    /// What it is.
+    /// Its mode and rings.
     pub used: Used,
 }
 
@@ -92,8 +92,8 @@ impl Request {
         self.open_fd(VmFd::duplicate(vm)?)
     }
 
-    /// The log of the virtual machine behind what `KVM_CREATE_VM` returned, or a duplicate of it:
-    /// the descriptor is brant's from here on.
+    /// The log of the virtual machine behind the descriptor that `KVM_CREATE_VM` returned, or a
+    /// duplicate of that descriptor. brant owns the descriptor from now on.
     pub fn open_fd(self, vm: OwnedFd) -> Result<Opened> {
         let mut vm = VmFd::new(vm)?;
         let ring = is_enabled(&vm);

@@ -10,17 +10,17 @@ use std::sync::Arc;
 /// Who switches a slot's logging on and off.
 #[derive(Default)]
 pub enum LogSwitch {
-    /// brant, by `KVM_SET_USER_MEMORY_REGION` with the slot as it is in the map.
+    /// brant does, by `KVM_SET_USER_MEMORY_REGION` with the slot as it is in the map.
     #[default]
     Brant,
-    /// The VMM, in its `log_on` and `log_off` operations.
+    /// The VMM does, in its `log_on` and `log_off` operations.
     Vmm(Arc<dyn Vmm>),
 }
 
 impl LogSwitch {
     fn region(vm: &mut dyn Vm, slot: &Slot, on: bool) -> Result<()> {
-        // KVM_SET_USER_MEMORY_REGION makes a slot that is not there, over memory that the guest
-        // was never meant to see.
+        // For a slot that does not exist KVM_SET_USER_MEMORY_REGION would make one, over memory
+        // that the guest was never meant to see.
         if on && !vm.has_slot(slot.slot, slot.guest_address.0) {
             return Err(Error::new(
                 Kind::NotFound,
@@ -40,7 +40,7 @@ impl LogSwitch {
         })
     }
 
-    /// Switches `slots`; after an error on the way on, they are off.
+    /// Switches the logging of `slots`. If switching on fails, all of them are off afterwards.
     pub(super) fn set(&self, vm: &mut dyn Vm, slots: &[&Slot], on: bool) -> Result<()> {
         if slots.is_empty() {
             return Ok(());
@@ -50,7 +50,7 @@ impl LogSwitch {
                 let numbers = fallible::collect(slots.iter().map(|s| s.slot), super::SLOTS)?;
                 if on {
                     vmm.log_on(&numbers)?;
-                    // Otherwise the first harvest would fail, and say no more than ENOENT.
+                    // Without this check the first harvest would fail, and say no more than ENOENT.
                     match numbers.iter().find(|s| vm.is_logged(**s) == Some(false)) {
                         Some(slot) => {
                             let error = Error::new(
@@ -60,7 +60,7 @@ impl LogSwitch {
                                      {slot:#x}: set it once more with KVM_MEM_LOG_DIRTY_PAGES"
                                 ),
                             );
-                            // The first error is the one to tell.
+                            // The first error is the one that is returned.
                             let _ = vmm.log_off(&numbers);
                             Err(error)
                         }
@@ -74,8 +74,8 @@ impl LogSwitch {
                 for (done, slot) in slots.iter().enumerate() {
                     if let Err(e) = Self::region(vm, slot, true) {
                         for slot in &slots[..done] {
-                            // The first error is the one to tell; a slot that stays
-                            // logged only costs speed.
+                            // The first error is the one that is returned. A slot that stays logged
+                            // only costs speed.
                             let _ = Self::region(vm, slot, false);
                         }
                         return Err(e);
@@ -84,8 +84,8 @@ impl LogSwitch {
                 Ok(())
             }
             LogSwitch::Brant => {
-                // All slots are switched off, even after one fails: a slot that stays logged costs
-                // the guest a fault a page for as long as it lives.
+                // Every slot is switched off, even after one fails: a slot that stays logged costs
+                // the guest one fault a page for as long as the guest lives.
                 let mut result = Ok(());
                 for slot in slots {
                     result = result.and(Self::region(vm, slot, false));

@@ -1,10 +1,10 @@
-//! What each of KVM's logs costs, and which of them that recommends. Pure: figures go in.
+//! What each of KVM's logs costs, and which of them these costs recommend. Pure: figures go in.
 //!
-//! Example: a guest of 4 GiB goes over its memory again and again. With bitmaps each page faults
-//! once between two syncs, and later writes to it are free. A ring is emptied when a quarter of it
-//! is in use, so each of its pages is protected again long before the next sync, and faults once
-//! more: the guest writes at a fraction of the speed. A guest of 1 TiB that writes 100 pages a
-//! second is the other case: all bitmaps are read at each sync, where a ring holds ten entries.
+//! Example: a guest of 4 GiB writes to all of its memory again and again. With bitmaps each page
+//! faults once between two syncs, and later writes to it are free. A ring is emptied when a quarter
+//! of it is in use. So its pages are protected again long before the next sync, and fault once
+//! more: the guest writes at a fraction of the speed. The opposite example: a guest of 1 TiB writes
+//! 100 pages a second. With bitmaps each sync reads all of them, while a ring holds ten entries.
 
 use super::super::mode::{Choice, KvmMode};
 use crate::units::Bytes;
@@ -12,13 +12,13 @@ use std::time::Duration;
 
 /// Syncs that a migration in its later passes makes each second.
 const SYNCS_PER_SECOND: u64 = 10;
-/// A kind takes the place of one that stands before it in [`ORDER`] if it costs less than so
-/// many quarters of it. Figures of one short measurement differ by less without a reason.
+/// A kind takes the place of one before it in [`ORDER`] if it costs less than this many quarters of
+/// it. Figures of one short measurement differ by more than that only for a reason.
 const QUARTERS: u128 = 3;
-/// Nanoseconds of each second that nobody misses: what is below that is no reason to choose.
+/// Nanoseconds of each second that are not noticed. A cost below this is no reason to choose.
 const NEGLIGIBLE: u128 = 1_000_000;
-/// The order between kinds that cost much the same. Starting with initially-set bitmaps protects
-/// nothing at once; rings need the VMM's help (`brant_tracker_add_vcpu`, full exits).
+/// The order among kinds that cost about the same. A start with initially-set bitmaps protects no
+/// page at once. Rings need the VMM's help (`brant_tracker_add_vcpu`, full exits).
 const ORDER: [KvmMode; 4] = [
     KvmMode::InitiallySet,
     KvmMode::ManualProtect,
@@ -26,22 +26,24 @@ const ORDER: [KvmMode; 4] = [
     KvmMode::Ring,
 ];
 
-/// What one kind of log costs. Times of the processor on which the guest runs, or which syncs.
+/// The costs of one kind of log: processor time, of the guest for a write, of the syncing thread
+/// for a sync.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     /// The first write to a clean page.
     pub first_write: Duration,
-    /// A write of a guest that goes over its memory again and again, four times between two syncs
-    /// and with more pages than a quarter of its ring has entries: the mean of first writes and
-    /// later ones.
+    /// The mean write of a guest that goes over its memory again and again: four times between two
+    /// syncs, with more pages than a quarter of its ring has entries. The mean is over first and
+    /// later writes.
     pub busy_write: Duration,
-    /// A sync, for each page that was dirty: finding it and protecting it again.
+    /// A sync, for each dirty page: finding it and protecting it again.
     pub sync_page: Duration,
-    /// A sync, for each GiB of the guest in which nothing was dirty.
+    /// A sync, for each GiB of guest memory without a dirty page.
     pub sync_gib: Duration,
 }
 
-/// What each kind costs on this machine; `None` where it is not offered, or there was no time.
+/// The costs of each kind on this machine; `None` for a kind that is not offered, or for which the
+/// time did not suffice.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Costs {
     /// A write of a guest that is not tracked.
@@ -57,7 +59,7 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// What `mode` costs; nothing is known of [`KvmMode::Auto`].
+    /// The costs of `mode`; `None` for [`KvmMode::Auto`], which is no kind of its own.
     pub fn of(&self, mode: KvmMode) -> Option<&Cost> {
         match mode {
             KvmMode::Auto => None,
@@ -79,29 +81,29 @@ impl Costs {
     }
 }
 
-/// The guest that is to be tracked, as far as one knows it.
+/// What is known of the guest that will be tracked.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
-    /// Its memory; 0: no matter.
+    /// Bytes of its memory; 0 if the choice should not depend on them.
     pub memory: Bytes,
-    /// Pages that it dirties in a second, each counted once for a tenth of a second. `None`: it
-    /// writes as fast as it can, the case in which a log costs most.
+    /// Pages that it dirties in a second, where a page counts once in each tenth of a second.
+    /// `None`: it writes as fast as it can, which is where a log costs most.
     pub dirty_pages_per_second: Option<u64>,
 }
 
-/// What was measured, for which guest, and what it recommends.
+/// A measurement's figures, the guest they are judged for, and the recommendation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Measured {
     /// The figures.
     pub costs: Costs,
     /// The guest.
     pub workload: Workload,
-    /// The kind, and why.
+    /// The recommended kind, and why.
     pub choice: Choice,
 }
 
 impl Measured {
-    /// What figures recommend for a guest; `None` where nothing was measured.
+    /// What figures recommend for a guest; `None` without any figure.
     pub fn of(costs: Costs, workload: Workload) -> Option<Measured> {
         let choice = cheapest(&costs, workload, |_| true)?;
         Some(Measured {
@@ -112,21 +114,22 @@ impl Measured {
     }
 }
 
-/// What a kind costs in a guest's case: of a write, or of a second. Compared, never added up.
+/// The cost of a kind for a guest, in nanoseconds: of each write, or of each second. Costs are
+/// compared and never added up.
 fn nanoseconds(cost: &Cost, workload: Workload) -> u128 {
     let Some(pages) = workload.dirty_pages_per_second else {
-        // How fast the guest is, is what it notices. A sync runs on another processor.
+        // What the guest notices is how fast it writes. A sync runs on another processor.
         return cost.busy_write.as_nanos();
     };
-    // Saturating: the figures may be anybody's.
+    // Saturating, because a caller may pass any figures.
     let times = |ns: Duration, n: u64| ns.as_nanos().saturating_mul(u128::from(n));
     let page = cost.first_write.saturating_add(cost.sync_page);
     let clean = (times(cost.sync_gib, workload.memory.0) >> 30) * u128::from(SYNCS_PER_SECOND);
     times(page, pages).saturating_add(clean)
 }
 
-/// The kind that costs `workload` least, among those that were measured and that `offered`
-/// allows; `None` if there is none.
+/// The kind that costs `workload` least, among measured kinds that `offered` allows; `None` if
+/// there is none.
 pub fn cheapest(
     costs: &Costs,
     workload: Workload,
@@ -205,7 +208,7 @@ mod tests {
         })
     }
 
-    /// Much as on a machine that protects pages in software.
+    /// Figures much as on a machine that protects pages in software.
     fn software() -> Costs {
         Costs {
             untracked_write: Duration::from_nanos(10),
@@ -216,7 +219,8 @@ mod tests {
         }
     }
 
-    /// Much as on a processor that logs pages itself: a first write costs next to nothing.
+    /// Figures much as on a processor that logs pages itself, where a first write costs next to
+    /// nothing.
     fn hardware() -> Costs {
         Costs {
             untracked_write: Duration::from_nanos(5),
@@ -241,7 +245,7 @@ mod tests {
         for (costs, workload, expected) in [
             (software(), Workload::default(), KvmMode::InitiallySet),
             (hardware(), Workload::default(), KvmMode::InitiallySet),
-            // However much there is: it is the guest that has to be fast.
+            // Without a dirty rate the guest's size does not matter: the guest has to be fast.
             (
                 software(),
                 Workload {
@@ -253,10 +257,10 @@ mod tests {
             (software(), quiet(gib(1), 1000), KvmMode::InitiallySet),
             (software(), quiet(gib(1024), 100), KvmMode::Ring),
             (software(), quiet(gib(256), 1000), KvmMode::Ring),
-            // So many that reading the bitmaps is the smaller part.
+            // With so many dirty pages reading the bitmaps is the smaller part.
             (software(), quiet(gib(256), 100_000), KvmMode::InitiallySet),
             (hardware(), quiet(gib(256), 10_000), KvmMode::Ring),
-            // A bitmap is read for nothing, and that takes nothing worth a thought.
+            // The bitmap of an idle guest is read in vain, but the time for that is negligible.
             (software(), quiet(gib(1), 0), KvmMode::InitiallySet),
             (software(), quiet(gib(0), 0), KvmMode::InitiallySet),
         ] {

@@ -1,13 +1,13 @@
-//! What each of KVM's logs costs on this machine, tried on a guest of brant's own before the
-//! VMM decides for its guest: once rings are enabled no bitmap works any more on that VM.
+//! What each of KVM's logs costs on this machine, measured with a guest of brant's own. The VMM
+//! needs to know before it decides: once rings are enabled on a VM, no bitmap works there any more.
 //!
 //! A throw-away virtual machine with one vCPU ([`crate::sys::kvm_machine`]) writes to 4 MiB, under
-//! each kind in turn; a second one, with rings enabled, does so under rings. No thread is made:
-//! what brant's reaper does beside the guest (a round when a quarter of the ring is in use) is done
-//! here between two entries. Times are those of the thread's processor, so that whatever else runs
-//! on the machine counts little, and medians, so that a disturbance counts nothing.
+//! each kind of bitmap in turn. A second machine, with rings enabled, does so under rings. No
+//! thread is made: the reaper's work beside the guest (a round when a quarter of the ring is in
+//! use) is done here between two entries. Times are processor times of this thread, so that other
+//! load on the machine counts little. They are medians, so that single disturbances do not count.
 //!
-//! This file measures. What the figures recommend is decided in [`costs`].
+//! This file measures; [`costs`] decides what the figures recommend.
 
 pub mod costs;
 #[cfg(test)]
@@ -20,23 +20,22 @@ use crate::error::{Error, Kind, Result};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-/// How long a measurement takes at most when nothing else is said.
+/// The usual limit of a measurement.
 pub const LIMIT: Duration = Duration::from_millis(200);
-/// The shortest and the longest that can be asked for.
+/// The shortest and the longest limit.
 pub const LIMITS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(10));
 
-/// Measures what KVM's logs cost, for about `limit` ([`LIMIT`] is good; 20 ms to 10 s), and
-/// recommends one for `workload`. `kvm` is `/dev/kvm`, borrowed; `None` opens it.
+/// Measures the costs of KVM's logs for about `limit` (usually [`LIMIT`]; 20 ms to 10 s), and
+/// recommends one for `workload`. `kvm` is `/dev/kvm`, borrowed; with `None` it is opened.
 ///
-/// It runs on the calling thread and makes no other. Two virtual machines come and go, each
-/// with 4 MiB of memory that is touched; whatever becomes of it, nothing of them stays.
-/// The caller's own virtual machines are not looked at. Call it before rings are enabled
-/// ([`super::ring::enable`]).
+/// The measurement runs on the calling thread and makes no other. It creates two virtual machines,
+/// each with 4 MiB of touched memory, and removes them whatever happens. Virtual machines of the
+/// caller are not touched. Call it before rings are enabled ([`super::ring::enable`]).
 ///
 /// # Errors
-/// `Unsupported` where brant has no guest program (anything but x86-64), or where KVM does not run
-/// it; `Timeout` when not even one kind was measured within the limit; `Invalid` for another
-/// limit, or for a descriptor of something else; `Kernel` when KVM refuses a call.
+/// `Unsupported` where brant has no guest program (all but x86-64), or where KVM does not run it;
+/// `Timeout` if no kind could be measured within the limit; `Invalid` for a limit out of range, or
+/// for a descriptor of another kind of file; `Kernel` when KVM refuses a call.
 ///
 /// ```
 /// use brant::dirty::kvm::{measure, ring, KvmMode, Request, Workload};
@@ -88,7 +87,8 @@ pub fn measure(
     Ok(measured)
 }
 
-/// "; dirty rings, get-and-clear bitmaps were not measured: …", each reason once.
+/// A sentence's end on missing figures, with each reason once: "; dirty rings, get-and-clear
+/// bitmaps were not measured: …".
 fn not_measured(missing: &[(KvmMode, Error)]) -> String {
     let mut text = String::new();
     let mut left: Vec<&(KvmMode, Error)> = missing.iter().collect();

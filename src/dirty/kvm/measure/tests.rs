@@ -4,7 +4,7 @@ use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::sys::kernel::plausible::faults;
 use std::collections::BTreeMap;
 
-/// What was measured on a machine that protects pages in software, at rest.
+/// Figures of a machine that protects pages in software, recorded while the machine was idle.
 fn recorded() -> Costs {
     let cost = |first, busy, page, gib| {
         Some(Cost {
@@ -61,8 +61,7 @@ fn kinds_that_were_not_measured_for_one_reason_are_named_together() {
     assert_eq!(not_measured(&[]), "");
 }
 
-/// How often a call of one name is made to fail: the first times, in which each place that makes
-/// it comes by.
+/// How often a call of one name fails: its first calls, which include each place that makes it.
 const PLACES: u64 = 4;
 
 #[test]
@@ -95,7 +94,7 @@ fn a_measurement_that_any_call_fails_ends_with_what_it_has_or_says_what_failed()
             }
             match ended {
                 Ok(measured) => assert_ne!(measured.choice.mode, KvmMode::Auto),
-                // EINTR and EAGAIN are none.
+                // EINTR and EAGAIN are retried, and are no failures.
                 Err(e) => {
                     let retried = matches!(*fault, Fault::Error(libc::EINTR | libc::EAGAIN));
                     let late = e.kind() == Kind::Timeout;

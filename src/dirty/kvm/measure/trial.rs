@@ -1,4 +1,4 @@
-//! The trial itself: a guest of brant's own under each kind of log, with a clock. x86-64.
+//! The trial itself: brant's own guest runs under each kind of log, and is timed. x86-64 only.
 
 use super::{Cost, Costs};
 use crate::dirty::kvm::mode::KvmMode;
@@ -15,29 +15,30 @@ use crate::units::{Bytes, Pages};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// The pages that are written, at most: 4 MiB, so that touching them takes milliseconds.
+/// The most pages that the guest writes: 4 MiB, so that touching them takes milliseconds.
 const PAGES: u64 = 1024;
-/// Written between two looks at the clock, and the fewest that say anything: a quarter of the ring,
-/// which is when brant's reaper makes a round.
+/// Pages written between two looks at the clock, and the fewest that give a figure. A quarter of
+/// the ring: there brant's reaper makes a round.
 const BATCH: u64 = 256;
-/// One entry for each page. Room for what page-modification logging reserves (576 entries).
+/// One entry for each page. This includes the 576 entries that page-modification logging reserves.
 const RING_BYTES: u64 = PAGES * 16;
-/// Never touched, to see what a sync costs where nothing is dirty.
+/// Memory that is never touched, to measure a sync of clean pages.
 const IDLE: Bytes = Bytes(1 << 30);
-/// How often the pages are written between two syncs of a bitmap.
+/// How often the guest writes the pages between two syncs of a bitmap.
 const SWEEPS: u64 = 4;
-/// The same with a ring, where all sweeps are alike.
+/// The same for a ring, where all sweeps cost the same.
 const RING_SWEEPS: u64 = 2;
-/// How often everything is repeated, time permitting.
+/// How often each trial is repeated if there is time.
 const ROUNDS: usize = 5;
-/// How often an idle bitmap is read.
+/// How often the bitmap of clean pages is read.
 const LOOKS: usize = 5;
-/// Kinds, and the machines that are made for them.
+/// How many shares the limit is divided into: one for each kind, and one for each of the two
+/// machines.
 const SHARES: u32 = 6;
 
 type Missing = Vec<(KvmMode, Error)>;
 
-/// The figures, and why some are missing.
+/// The figures, and the reasons for those that are missing.
 pub fn measure(kvm: Option<BorrowedFd<'_>>, limit: Duration) -> Result<(Costs, Missing)> {
     let mut time = Time::new(limit);
     let kvm = kvm_machine::kvm(kvm)?;
@@ -51,7 +52,7 @@ pub fn measure(kvm: Option<BorrowedFd<'_>>, limit: Duration) -> Result<(Costs, M
         .machine
         .vm
         .check_extension(CAP_MANUAL_DIRTY_LOG_PROTECT2);
-    // What matters most comes first, in case time runs out.
+    // The most important kinds come first, in case time runs out.
     let kinds = [
         KvmMode::InitiallySet,
         KvmMode::Ring,
@@ -79,7 +80,7 @@ pub fn measure(kvm: Option<BorrowedFd<'_>>, limit: Duration) -> Result<(Costs, M
     Ok((costs, missing))
 }
 
-/// What is left of the limit, in equal shares for what is still to come.
+/// The limit's remaining time, in equal shares for the remaining trials.
 struct Time {
     limit: Duration,
     end: Instant,
@@ -99,7 +100,7 @@ impl Time {
         }
     }
 
-    /// The next share begins. An error once nothing is left.
+    /// Begins the next share. An error if no time remains.
     fn share(&mut self) -> Result<()> {
         let now = Instant::now();
         self.check()?;
@@ -132,7 +133,7 @@ fn timed<T>(what: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
     Ok((thread_time().saturating_sub(begun), done))
 }
 
-/// The middle one; at least a nanosecond, so that nothing looks free.
+/// The median, but at least one nanosecond, so that no cost is 0.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     let middle = times.get(times.len() / 2).copied().unwrap_or_default();
@@ -151,9 +152,9 @@ struct Emptied {
 }
 
 impl Emptied {
-    /// A round: harvest and RESET. How many pages it gave.
+    /// Makes a round, harvest and RESET, and returns how many pages it found.
     fn round(&mut self) -> Result<u64> {
-        // What an interrupted RESET leaves unprotected would look cheap.
+        // An interrupted RESET leaves pages unprotected, and their writes would look cheap.
         let _masked = SignalMask::full().put();
         let harvested = self.at.harvest(self.memory.entries(), |_, _| {});
         self.reset.reset()?;
@@ -162,7 +163,7 @@ impl Emptied {
     }
 }
 
-/// What the syncs of a trial took, and what for.
+/// The time that the syncs of a trial took, and the pages they found.
 #[derive(Default)]
 struct Syncs {
     time: Duration,
@@ -170,12 +171,13 @@ struct Syncs {
 }
 
 struct Trial {
-    // Before the machine, whose vCPU's ring it has mapped.
+    // Declared before the machine, to be dropped first: it has the ring of the machine's vCPU
+    // mapped.
     ring: Option<Emptied>,
     machine: Machine,
-    /// How many pages are written: fewer than there are where a fault is slow.
+    /// How many pages the guest writes: fewer than there are on a machine where a fault is slow.
     pages: u64,
-    /// What entering and leaving takes, with one write.
+    /// The time of entering and leaving the guest, with one write.
     bare: Duration,
     words: Guarded,
     idle: Guarded,
@@ -198,7 +200,7 @@ impl Trial {
         })
     }
 
-    /// The guest writes pages; its time, without coming and going.
+    /// Lets the guest write pages; returns its time, without that of entering and leaving.
     fn write(&mut self, first: u64, pages: u64, time: &Time) -> Result<Duration> {
         self.machine.order(Pages(first), Pages(pages));
         let mut took = Duration::ZERO;
@@ -216,7 +218,7 @@ impl Trial {
         }
     }
 
-    /// All pages once, a batch at a time, with `after` each.
+    /// Writes all pages once, in batches, and calls `after` behind each.
     fn sweep(
         &mut self,
         time: &Time,
@@ -231,10 +233,10 @@ impl Trial {
         Ok(took)
     }
 
-    /// A write while nothing is tracked, once every page is mapped.
+    /// The cost of a write while nothing is tracked, once every page is mapped.
     fn untracked(&mut self, time: &Time) -> Result<Duration> {
-        // A page that KVM maps costs about what one costs whose protection it lifts. A kind is to
-        // get through a clean sweep and more in its share.
+        // When KVM maps a page, that costs about as much as lifting its protection. In its share
+        // each kind should get through more than one sweep over clean pages.
         let batch = self.write(0, BATCH, time)?;
         let page = (batch.as_nanos() / u128::from(BATCH)).max(1);
         let fit = (time.left_of_share().as_nanos() / (2 * page)) as u64;
@@ -252,7 +254,7 @@ impl Trial {
         Ok(median(times))
     }
 
-    /// What `mode` costs, a bitmap. Logging is off afterwards, whatever comes.
+    /// The cost of `mode`, a kind of bitmap. Logging is off afterwards, whatever happens.
     fn bitmap(&mut self, mode: KvmMode, time: &Time) -> Result<Cost> {
         let done = self.set(mode.manual()).and_then(|()| {
             self.machine.log(DATA_SLOT, true)?;
@@ -280,7 +282,7 @@ impl Trial {
     }
 
     fn rounds(&mut self, mode: KvmMode, time: &Time) -> Result<Cost> {
-        // Every bit may be set at the beginning, with nothing protected.
+        // At the beginning every bit may be set, with no page protected.
         self.sync_bitmap(mode)?;
         let cost = self.repeat(time, |trial| {
             let clean = trial.sweep(time, |_| Ok(()))?;
@@ -298,7 +300,7 @@ impl Trial {
         })
     }
 
-    /// Repeats a round that tells what the clean sweep took, and the mean one.
+    /// Repeats a round, which returns the times of the clean sweep and of the mean one.
     fn repeat(
         &mut self,
         time: &Time,
@@ -309,7 +311,7 @@ impl Trial {
             self.syncs = Syncs::default();
             let (clean, mean) = match round(self) {
                 Ok(done) => done,
-                // Of the rounds before there are figures.
+                // The rounds before this one have given figures.
                 Err(e) if e.kind() == Kind::Timeout && !first.is_empty() => break,
                 Err(e) => return Err(e),
             };
@@ -325,7 +327,7 @@ impl Trial {
         })
     }
 
-    /// At least `pages` were found by this round's syncs.
+    /// Checks that this round's syncs found at least `pages`.
     fn found(&self, pages: u64) -> Result<()> {
         if self.syncs.pages >= pages {
             return Ok(());
@@ -337,7 +339,8 @@ impl Trial {
         ))
     }
 
-    /// As brant's log does it: GET, and where that clears nothing CLEAR of what it gave.
+    /// A sync as brant's log makes it: GET, then CLEAR of its bits in modes in which GET clears
+    /// nothing.
     fn sync_bitmap(&mut self, mode: KvmMode) -> Result<()> {
         let (vm, words) = (&mut self.machine.vm, &mut self.words);
         let (took, pages) = timed(|| get_and_clear(vm, mode, DATA_SLOT, words, PAGES))?;
@@ -346,7 +349,7 @@ impl Trial {
         Ok(())
     }
 
-    /// A sync of a GiB in which nothing is dirty.
+    /// The cost of a sync of 1 GiB without a dirty page.
     fn idle(&mut self, mode: KvmMode, time: &Time) -> Result<Duration> {
         self.machine.log(IDLE_SLOT, true)?;
         let (vm, words) = (&mut self.machine.vm, &mut self.idle);
@@ -359,11 +362,11 @@ impl Trial {
         Ok(median(times))
     }
 
-    /// What rings cost, of a machine that has them.
+    /// The cost of rings, on a machine that has them enabled.
     fn ring(mut self, manual: u64, time: &Time) -> Result<Cost> {
         self.untracked(time)?;
         if manual != 0 {
-            // Never with initially-set bitmaps: nothing would be protected.
+            // Rings never go with initially-set bitmaps, which would protect no page.
             self.set(0)?;
         }
         self.ring = Some(Emptied {
@@ -372,7 +375,7 @@ impl Trial {
             at: Position::default(),
         });
         self.machine.log(DATA_SLOT, true)?;
-        // What is not dirty is not in a ring: a sync costs nothing for it.
+        // Clean pages are not in a ring, so a sync costs nothing for them.
         self.repeat(time, |trial| {
             let clean = trial.sweep(time, Trial::sync_ring)?;
             let mut all = clean;
@@ -395,7 +398,7 @@ impl Trial {
     }
 }
 
-/// A sync of one slot; how many pages were dirty.
+/// Syncs one slot, and returns how many pages were dirty.
 fn get_and_clear(
     vm: &mut VmFd,
     mode: KvmMode,

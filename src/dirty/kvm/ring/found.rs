@@ -1,10 +1,10 @@
-//! What the rings gave since the last sync: a short list of pages for each block, and a
-//! bitmap for when it gets long.
+//! Pages that the rings reported since the last sync: for each block a short list, and a bitmap for
+//! when the list gets long.
 //!
-//! The list is what keeps a sync's cost to what was dirtied: pages go from it straight to
-//! pending, and nothing else of the guest's size is touched. It would grow with time, as
-//! a busy page is found again and again, so a full one goes into the bitmap. Pages are
-//! translated when they are harvested, by the slots that there were when they were pushed.
+//! The list keeps the cost of a sync proportional to the dirtied pages: they go from it straight to
+//! pending, and no other structure of the guest's size is touched. A busy page is found again and
+//! again, so the list would grow with time; a full list therefore goes into the bitmap. Pages are
+//! translated when they are harvested, by the slots that were there when they were pushed.
 
 use crate::bits::summary::Bitmap;
 use crate::dirty::{Origin, Sink};
@@ -14,16 +14,16 @@ use crate::units::Pages;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// More pages than that in doubt, and starting over is cheaper.
+/// The most pages in doubt. With more, protecting every page anew is cheaper.
 const DOUBTFUL_MAX: usize = 8192;
 
-/// As many pages in a list, 64 KiB, and the bitmap is cheaper; or as many as the block has. Tests
-/// come to both.
+/// The longest list: 64 KiB, or as many pages as the block has. From there on the bitmap is
+/// cheaper. Tests reach both cases.
 const LIST_MAX: usize = if cfg!(test) { 48 } else { 8192 };
 
-/// What was found of one block.
+/// The pages that were found in one block.
 struct Pile {
-    /// Never longer than `room`, which it has room for.
+    /// Never longer than `room`, for which it has the capacity.
     list: Vec<u64>,
     room: usize,
     bits: Bitmap,
@@ -43,7 +43,7 @@ impl Pile {
     }
 
     fn add(&mut self, page: u64) {
-        // A page that is emulated is found many times in a row.
+        // A write that KVM emulates is reported many times in a row.
         if self.list.last() == Some(&page) {
             return;
         }
@@ -61,22 +61,22 @@ impl Pile {
 pub(super) struct Found {
     map: Arc<Map>,
     blocks: BTreeMap<BlockId, Pile>,
-    /// The slot of the last page: most come in a row.
+    /// The slot of the last page. Most pages come from the same slot as the one before.
     last: Option<Slot>,
-    /// Pages that may have lost their protection, in every sync again.
+    /// Pages that may have lost their protection. They are reported in every sync.
     doubtful: BTreeSet<(BlockId, u64)>,
     /// Entries that named no page of the map.
     strays: u64,
 }
 
 impl Found {
-    /// From now on pages are those of `map`. Blocks that stay keep what was found of them.
+    /// Translates entries by `map` from now on. What was found in blocks that stay is kept.
     pub fn fit(&mut self, map: &Map) -> Result<()> {
         let mut fresh = Vec::new();
         for block in map.blocks_not_in(&self.map)? {
             fresh.push((block.id(), Pile::new(block.pages())?));
         }
-        // Nothing fails from here on.
+        // No step from here on can fail.
         self.blocks.extend(fresh);
         for block in self.map.blocks_not_in(map)? {
             self.blocks.remove(&block.id());
@@ -101,7 +101,7 @@ impl Found {
         }
     }
 
-    /// An entry of a ring.
+    /// Takes an entry of a ring.
     pub fn page(&mut self, slot: u32, offset: u64) {
         if let Some((block, page)) = self.page_of(slot, offset) {
             if let Some(pile) = self.blocks.get_mut(&block) {
@@ -110,7 +110,7 @@ impl Found {
         }
     }
 
-    /// An entry of which it is not known whether its page was protected again.
+    /// Takes an entry whose page may not be protected again.
     pub fn in_doubt(&mut self, slot: u32, offset: u64) {
         if let Some(page) = self.page_of(slot, offset) {
             self.doubtful.insert(page);
@@ -122,17 +122,17 @@ impl Found {
         self.doubtful.len() > DOUBTFUL_MAX
     }
 
-    /// How many pages are.
+    /// How many pages are in doubt.
     pub fn doubtful(&self) -> u64 {
         self.doubtful.len() as u64
     }
 
-    /// All are protected again.
+    /// Notes that every page is protected again.
     pub fn no_doubt(&mut self) {
         self.doubtful.clear();
     }
 
-    /// Moves all of it to `sink`. Costs what was found.
+    /// Moves the pages to `sink`. The cost grows with their number alone.
     pub fn give(&mut self, sink: &mut dyn Sink) -> Result<()> {
         for &(block, page) in &self.doubtful {
             if let Some(pile) = self.blocks.get_mut(&block) {
@@ -148,7 +148,7 @@ impl Found {
                 })?;
             }
             if !list.is_empty() {
-                // In order, so that neighbours go in one step.
+                // In order, so that neighbours become one run.
                 list.sort_unstable();
                 list.dedup();
                 let page = Pages(0);
@@ -159,18 +159,18 @@ impl Found {
         Ok(())
     }
 
-    /// Forgets everything; nothing is tracked.
+    /// Forgets everything. Called when nothing is tracked.
     pub fn clear(&mut self) {
         *self = Found::default();
     }
 
-    /// Bytes held.
+    /// Bytes of memory that lists and bitmaps hold.
     pub fn heap_bytes(&self) -> u64 {
         let bytes = |pile: &Pile| (pile.bits.heap_bytes() + pile.list.capacity() * 8) as u64;
         self.blocks.values().map(bytes).sum()
     }
 
-    /// Entries that named no page.
+    /// How many entries named no page of the map.
     pub fn strays(&self) -> u64 {
         self.strays
     }

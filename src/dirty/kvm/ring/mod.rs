@@ -44,18 +44,18 @@ use reaper::{AskedRounds, Reaper};
 use rounds::{Look, Ring};
 use std::sync::Arc;
 
-/// How often logging is set up anew in one harvest. Once is enough, unless rings overrun
-/// faster than that.
+/// How often one harvest sets up logging anew. Once is enough unless rings overrun faster than
+/// that.
 const RECOVERIES: u32 = 3;
 
 /// A VMM that has nothing to kick.
 struct NoVmm;
 impl Vmm for NoVmm {}
 
-/// Enables rings of `bytes` for each vCPU (0: brant's default, 256 KiB) of a virtual machine that
-/// has no vCPU and no memory slot yet, and the backup bitmap where the kernel has one. Afterwards
-/// no bitmap works on that VM: [`measure`](super::measure::measure()) says beforehand what suits
-/// the guest.
+/// Enables rings of `bytes` for each vCPU (0: brant's default, 256 KiB), and the backup bitmap
+/// where the kernel has one. The virtual machine must not have a vCPU or a memory slot yet.
+/// Afterwards no bitmap works on it. [`measure`](super::measure::measure()) says beforehand which
+/// log suits the guest.
 pub fn enable(vm: &kvm_ioctls::VmFd, bytes: u64) -> Result<Enabled> {
     crate::sys::kvm_ring::enable(&mut VmFd::new(VmFd::duplicate(vm)?)?, bytes)
 }
@@ -69,11 +69,11 @@ pub struct KvmRing {
     /// Says when the vCPUs may be kicked.
     guest: Arc<Ownership>,
     shared: Arc<AskedRounds>,
-    /// While started.
+    /// The thread that makes rounds, while the log is started.
     reaper: Option<Reaper>,
-    /// Whether there is a bitmap too, for writes that no vCPU made.
+    /// Whether there is also a bitmap, for writes that no vCPU made.
     with_bitmap: bool,
-    /// Where the kernel puts it.
+    /// Where the kernel puts the bitmap.
     words: Option<Guarded>,
 }
 
@@ -87,8 +87,9 @@ impl std::fmt::Debug for KvmRing {
 }
 
 impl KvmRing {
-    /// A log of the rings of `vm`, which has them enabled; add the vCPUs' next ([`Rings::add`]).
-    /// `vmm` is asked to `kick` the vCPUs before a harvest while they run, and told of the thread.
+    /// A log of the rings of `vm`, which has them enabled. Add the vCPUs next ([`Rings::add`]).
+    /// While vCPUs run, a harvest first asks `vmm` to `kick` them. `vmm` is also told of the
+    /// reaper's thread.
     pub fn new(
         vm: Box<dyn Vm>,
         reset: Arc<dyn ResetRings>,
@@ -109,8 +110,8 @@ impl KvmRing {
         }
     }
 
-    /// A log of the virtual machine of a VMM that uses `kvm-ioctls`, whose rings are enabled
-    /// ([`enable`]); its descriptor is duplicated.
+    /// A log of the rings of a virtual machine whose VMM uses `kvm-ioctls`. Rings must be enabled
+    /// ([`enable`]). The descriptor is duplicated.
     ///
     /// ```
     /// use brant::dirty::kvm::{ring, KvmRing, LogSwitch};
@@ -193,7 +194,7 @@ impl KvmRing {
         KvmRing::from_fd(VmFd::new(VmFd::duplicate(vm)?)?, switch, vmm)
     }
 
-    /// A log of the virtual machine behind a descriptor, whose rings are enabled.
+    /// A log of the rings of the virtual machine behind a descriptor. Rings must be enabled.
     pub fn from_fd(mut vm: VmFd, switch: LogSwitch, vmm: Option<Arc<dyn Vmm>>) -> Result<Self> {
         if !is_enabled(&vm) {
             return Err(Error::new(
@@ -206,12 +207,12 @@ impl KvmRing {
         Ok(KvmRing::new(Box::new(vm), reset, switch, vmm, with_bitmap))
     }
 
-    /// For vCPU threads and queries; usable after the log was given to a tracker.
+    /// Access for vCPU threads and queries. It stays usable after the log was given to a tracker.
     pub fn rings(&self) -> Rings {
         Rings(Arc::clone(&self.shared))
     }
 
-    /// Whether there is a bitmap too.
+    /// Whether there is also a bitmap, for writes that no vCPU made.
     pub fn with_bitmap(&self) -> bool {
         self.with_bitmap
     }
@@ -221,12 +222,12 @@ impl KvmRing {
     }
 
     /// Makes a round, and sets up logging anew if pages were lost. Returns whether pages were lost:
-    /// then every page must be reported now.
+    /// then the caller reports every page.
     fn collect(&mut self, map: &Map, look: Look) -> Result<bool> {
         let mut lost = false;
         for _ in 0..=RECOVERIES {
             if let Err(e) = self.shared.round(look, None) {
-                // Pages that the failed round harvested may be unprotected.
+                // The pages that the failed round harvested may be unprotected.
                 self.shared.lock().rounds.lost = true;
                 return Err(e);
             }
@@ -248,8 +249,8 @@ impl KvmRing {
                 return Err(e.context("setting up logging anew after an overrun"));
             }
         }
-        // It goes on overrunning; the next harvest goes on mending. In the last one there is
-        // nobody left to overrun it.
+        // The rings go on overrunning, and the next harvest repairs them. In the last harvest the
+        // guest is paused, so nothing overruns them any more.
         self.shared.lock().rounds.lost = true;
         match look {
             Look::All => Err(Error::new(
@@ -280,7 +281,7 @@ impl KvmRing {
         Ok(())
     }
 
-    /// After the rings: what the kernel itself wrote.
+    /// Reads the bitmaps, after the rings: writes of the kernel itself.
     fn get_bitmaps(&mut self, slots: &[&Slot], sink: &mut dyn Sink) -> Result<()> {
         if !self.with_bitmap {
             return Ok(());
@@ -297,7 +298,8 @@ impl KvmRing {
             let mut state = self.shared.lock();
             state.rounds.rings.values_mut().for_each(Ring::begin);
         }
-        // Entries that an earlier user left in the rings are not of this log's slots.
+        // Entries of an earlier user of the rings do not belong to this log's slots, so they are
+        // dropped.
         self.shared.round(Look::Unknown, None)?;
         {
             let mut state = self.shared.lock();
@@ -316,7 +318,7 @@ impl KvmRing {
         }
         let slots = super::slots(map)?;
         if matches!(self.switch, LogSwitch::Brant) {
-            // If logging was left on, switching it on would protect no page.
+            // If logging had been left on, switching it on would protect no page.
             self.switch(&slots, false)?;
         }
         self.switch(&slots, true)
@@ -339,7 +341,7 @@ impl DirtyLog for KvmRing {
     }
 
     fn exact(&self) -> Exact {
-        // With page-modification logging a running vCPU holds pages back.
+        // With page-modification logging a running vCPU holds back pages in a buffer.
         Exact::VcpusStopped
     }
 
@@ -395,7 +397,8 @@ impl DirtyLog for KvmRing {
         }
         let slots = super::slots(map)?;
         let result = self.switch(&slots, false);
-        // Nothing is pushed any more. A ring that is left full would stop its vCPU again and again.
+        // The kernel pushes no more entries. A ring that stayed full would stop its vCPU again and
+        // again.
         let emptied = self.shared.round(Look::Unknown, None);
         self.end();
         result.and(emptied)
@@ -408,9 +411,9 @@ impl DirtyLog for KvmRing {
         };
         let mut told = Vec::new();
         if when == When::Running {
-            // What a processor holds back comes at an exit. Without it, it comes in a later one. A
-            // guest that is paused for a migration holds nothing back, and one that was handed
-            // over must not be woken.
+            // A processor hands over the pages that it holds back when its vCPU leaves the guest.
+            // Without the kick they come with a later exit. A guest that is paused for a migration
+            // holds nothing back, and a guest that was handed over must not be woken.
             if let Some(Err(e)) = self.guest.kick(|| self.vmm.kick()) {
                 told.push(format!("`kick`: {}", e.message()));
             }
@@ -439,10 +442,11 @@ impl DirtyLog for KvmRing {
         }
         let (gone, fresh) = (old.slots_not_in(new)?, new.slots_not_in(old)?);
         let (gone, fresh) = (super::of_kvm(&gone)?, super::of_kvm(&fresh)?);
-        // Entries are of the slots as they were when they were pushed.
+        // Entries name the slots as they were when they were pushed.
         let collected = self.shared.round(Look::Unknown, None);
         let bitmaps = self.get_bitmaps(&gone, sink);
-        // What is reported after pages were lost is what the log covers then: no more what goes now.
+        // If pages were lost, the log reports every page that it covers then, and the slots that go
+        // are no longer among them.
         let lost = self.shared.lock().rounds.lost;
         if bitmaps.is_err() || collected.is_err() || lost {
             for slot in &gone {
@@ -455,21 +459,23 @@ impl DirtyLog for KvmRing {
         }
         {
             let mut state = self.shared.lock();
-            // The next sync is the one to tell.
+            // The next sync reports the loss.
             state.rounds.lost |= collected.is_err();
             state.rounds.found.give(sink)?;
             state.rounds.found.fit(new)?;
         }
-        // Those that go are the VMM's to delete. Were one deleted already (nothing can say so here, as
-        // GET can for bitmaps), KVM_SET_USER_MEMORY_REGION would make it anew, over memory that may
-        // be unmapped soon. A VMM that switches itself knows.
+        // Deleting the slots is the VMM's part. Had it deleted one already,
+        // KVM_SET_USER_MEMORY_REGION would make that slot anew, over memory that may be unmapped
+        // soon. For bitmaps a failed GET shows this; here nothing does. A VMM that switches logging
+        // itself knows.
         if matches!(self.switch, LogSwitch::Vmm(_)) {
-            // One that cannot be switched off costs speed, and goes all the same.
+            // A slot whose logging cannot be switched off costs speed, and goes all the same.
             let _ = self.switch(&gone, false);
         }
         self.switch(&fresh, true).inspect_err(|_| {
-            // Blocks that the old map has are all in there still, or were given away just now; if
-            // there is no room for the others, nothing of them is kept, and all counts as lost.
+            // The lists for blocks of the old map are still there, or were emptied just now. If
+            // there is no memory for the others, nothing in them is kept, and every page counts as
+            // lost.
             let mut state = self.shared.lock();
             if state.rounds.found.fit(old).is_err() {
                 state.rounds.lost = true;

@@ -1,14 +1,14 @@
-//! The thread on which every round is made, and how others have one made.
+//! The reaper: the one thread on which rounds over the rings are made, and how others ask for one.
 //!
-//! `KVM_RESET_DIRTY_RINGS` that a signal interrupts loses pages without a word, so it is only ever
-//! called on a thread of ours, whose signals are masked, and never on the VMM's. Who
-//! needs a round (a sync, a vCPU whose ring is full) asks for one and waits for its end. The
-//! reaper takes no lock but the rings', and calls nobody, so that waiting for it can
-//! never be a circle: a vCPU thread may wait here while another thread waits, with the
-//! tracker locked, for that vCPU to be paused or kicked.
+//! A `KVM_RESET_DIRTY_RINGS` that a signal interrupts loses pages without an error. So it is only
+//! called on a thread of brant's, whose signals are masked, and never on one of the VMM's. A sync,
+//! or a vCPU whose ring is full, asks for a round and waits for its end. The reaper takes no lock
+//! but the rings' and calls no code of the VMM's, so waiting for it cannot deadlock. A vCPU thread
+//! may wait here while another thread, with the tracker locked, waits for that vCPU to be paused or
+//! kicked.
 //!
-//! Between the asks it looks at each ring, one load, every 1 to 10 ms, and makes a round
-//! when one is a quarter full. It comes with tracking and goes with it.
+//! Unasked, the reaper looks at each ring every 1 to 10 ms, which costs one load. It makes a round
+//! when a ring is a quarter full. The thread starts and ends with tracking.
 
 use super::rounds::{Look, Ring, Rounds};
 use crate::error::{Error, Kind, Result};
@@ -21,22 +21,22 @@ use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(10);
-/// A ring that is this full is emptied: one quarter.
+/// A ring is emptied when it is this full: one quarter.
 const REAP_AT: u64 = 4;
-/// One that is this full is looked at more often.
+/// When a ring is this full, rings are looked at more often.
 const HURRY_AT: u64 = 16;
 
 #[derive(Default)]
 pub(super) struct State {
     pub rounds: Rounds,
-    /// Rounds asked for, and how many of those asks have been answered.
+    /// How many rounds were asked for, and how many of those requests were answered.
     asked: u64,
     answered: u64,
-    /// How thorough the next one has to be.
+    /// How thorough the next round has to be.
     look: Look,
-    /// What came of the last one.
+    /// The error of the last round.
     outcome: Option<Error>,
-    /// There is a thread that answers.
+    /// There is a reaper thread, which answers requests.
     reaping: bool,
     ends: bool,
 }
@@ -57,9 +57,9 @@ pub(super) struct AskedRounds {
     /// For `thread_start`.
     vmm: Arc<dyn Vmm>,
     state: Mutex<State>,
-    /// For the reaper: a round is asked for, or it is to end.
+    /// Wakes the reaper: a round was asked for, or the thread is to end.
     asked: Condvar,
-    /// For those who wait: a round ended.
+    /// Wakes those who wait for a round: one has ended.
     answered: Condvar,
 }
 
@@ -78,8 +78,8 @@ impl AskedRounds {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Has a round made that begins after this call, and waits for its end. `full`: the vCPU
-    /// on whose thread this is, if its ring is full.
+    /// Has a round made that begins after this call, and waits for its end. `full` is the vCPU
+    /// whose ring is full, when its thread calls this.
     pub fn round(self: &Arc<Self>, look: Look, full: Option<u32>) -> Result<()> {
         let mut state = self.lock();
         if let Some(vcpu) = full {
@@ -101,8 +101,8 @@ impl AskedRounds {
         }
         if state.answered < mine {
             drop(state);
-            // Nobody is reaping, for nothing is tracked; a ring may be full all the same. Not on
-            // this thread, which takes signals.
+            // There is no reaper because nothing is tracked, but a ring may be full all the same.
+            // The round cannot be made on the calling thread, which takes signals.
             let here = Arc::clone(self);
             let once = move || here.lock().answer(&here.vm);
             spawn(Role::Reaper, self.announce(), once)?.join()?;
@@ -114,15 +114,15 @@ impl AskedRounds {
         }
     }
 
-    /// What a thread of ours does first.
+    /// What a thread of brant's does first: it tells the VMM.
     fn announce(self: &Arc<Self>) -> impl FnOnce(Role) + Send + 'static {
         let theirs = Arc::clone(self);
         move |role| {
-            // Whoever waits for rounds is not to wait for a thread that failed in here.
+            // A failure in here must not end the thread: others wait for its rounds.
             if let Err(e) = catch(|| theirs.vmm.thread_start(role)) {
                 let note = format!("thread_start: {e}");
                 let notes = &mut theirs.lock().rounds.notes;
-                // Nobody reads them while nothing is tracked.
+                // Nobody reads the notes while nothing is tracked, so each is kept once.
                 notes.retain(|other| *other != note);
                 notes.push(note);
             }
@@ -146,7 +146,7 @@ impl AskedRounds {
                 self.answered.notify_all();
             }
             if state.ends {
-                // `_gone` takes the lock again.
+                // Dropping `_gone` takes the lock again.
                 drop(state);
                 return;
             }
@@ -174,7 +174,7 @@ pub(super) fn no_ring(vcpu: u32) -> Error {
     )
 }
 
-/// The thread, ended when dropped.
+/// The reaper thread, which ends when this is dropped.
 pub(super) struct Reaper {
     shared: Arc<AskedRounds>,
     thread: Option<Join<()>>,
@@ -206,13 +206,13 @@ impl Drop for Reaper {
         self.shared.lock().ends = true;
         self.shared.asked.notify_one();
         if let Some(thread) = self.thread.take() {
-            // A panic in it has failed the round that it was making; that was told.
+            // A panic of the thread has failed its round, and that was reported.
             let _ = thread.join();
         }
     }
 }
 
-/// What vCPU threads and queries use. Cheap to share.
+/// Access to the rings for vCPU threads and queries. Cheap to clone.
 #[derive(Clone)]
 pub struct Rings(pub(super) Arc<AskedRounds>);
 
@@ -225,8 +225,8 @@ impl std::fmt::Debug for Rings {
 }
 
 impl Rings {
-    /// Adds a vCPU's ring under the VMM's number of it. At any time, also while tracking; before
-    /// the vCPU runs for the first time under tracking.
+    /// Adds a vCPU's ring under the VMM's number of that vCPU. Allowed at any time, also while
+    /// tracking, but before the vCPU first runs under tracking.
     pub fn add(&self, vcpu: u32, ring: Box<dyn crate::sys::kvm_ring::RingMemory>) -> Result<()> {
         let ring = Ring::new(ring)?;
         let mut state = self.0.lock();
@@ -253,41 +253,42 @@ impl Rings {
         Ok(())
     }
 
-    /// Adds a vCPU of a VMM that uses `kvm-ioctls`; what is needed of it is mapped here.
+    /// Adds a vCPU of a VMM that uses `kvm-ioctls`. Its ring and its `kvm_run` are mapped here.
     pub fn add_vcpu(&self, number: u32, vcpu: &kvm_ioctls::VcpuFd) -> Result<()> {
         // SAFETY: the descriptor is open as long as `vcpu` is, which outlives this call.
         let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         self.add_fd(number, fd, 0)
     }
 
-    /// Adds the vCPU behind what `KVM_CREATE_VCPU` returned, whose ring has `bytes` bytes; 0: what
-    /// the kernel says.
+    /// Adds the vCPU of a descriptor that `KVM_CREATE_VCPU` returned, and whose ring has `bytes`
+    /// bytes. With 0 the kernel is asked for the size.
     pub fn add_fd(&self, number: u32, vcpu: BorrowedFd<'_>, bytes: u64) -> Result<()> {
         let ring = RingMap::new(vcpu, bytes);
         let ring = ring.map_err(|e| e.context(format_args!("vCPU {number}")))?;
         self.add(number, Box::new(ring))
     }
 
-    /// A vCPU came out with its ring full, and this is its thread: returns when there is room. Once
-    /// for each such exit. Takes no lock that is held across anything but rounds.
+    /// Makes room in the ring of a vCPU that came out with it full. Call this on the vCPU's thread,
+    /// once for each such exit. Returns when there is room. The only lock taken is held for rounds
+    /// alone.
     pub fn full(&self, vcpu: u32) -> Result<()> {
         self.0.round(Look::Heads, Some(vcpu))
     }
 
-    /// How many pages a vCPU has dirtied since it was added; one that is dirtied again
-    /// after a harvest counts again.
+    /// How many pages a vCPU has dirtied since it was added. A page that is dirtied again after a
+    /// harvest counts again.
     pub fn dirtied(&self, vcpu: u32) -> Result<u64> {
         let state = self.0.lock();
         let ring = state.rounds.rings.get(&vcpu);
         ring.map(|r| r.harvested).ok_or_else(|| no_ring(vcpu))
     }
 
-    /// Running totals.
+    /// Running totals of all rings.
     pub fn figures(&self) -> super::Figures {
         self.0.lock().rounds.figures()
     }
 
-    /// How many vCPUs there are, and the bytes of each one's ring (0 without any).
+    /// How many vCPUs there are, and the bytes of each ring (0 without any).
     pub fn vcpus(&self) -> (u64, u64) {
         let state = self.0.lock();
         let rings = &state.rounds.rings;
@@ -295,7 +296,7 @@ impl Rings {
         (rings.len() as u64, bytes)
     }
 
-    /// Bytes of bitmaps held.
+    /// Bytes of memory that the lists and bitmaps of found pages hold.
     pub fn heap_bytes(&self) -> u64 {
         self.0.lock().rounds.found.heap_bytes()
     }

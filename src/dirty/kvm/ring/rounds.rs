@@ -1,31 +1,30 @@
-//! A round over all rings: harvest, RESET, and only then is what was found there to be had. What
-//! goes wrong on the way is noticed and mended here.
+//! A round over all rings: harvest, then RESET; only then may what was found be used. A round also
+//! notices what goes wrong, and repairs it.
 //!
-//! **Overrun.** The kernel only warns when it pushes onto a full ring, and goes on. Pages are
-//! lost, they stay writable, and as many entries stay in use for ever without holding anything
-//! (*phantoms*): the next pages come behind them, where nobody looks, or the vCPU is told that
-//! its ring is full when there is nothing in it. It is noticed
-//! - (a) by as many entries as the ring has in one harvest;
-//! - (b) by a RESET that consumes less than was flagged, and stops at an entry that was pushed onto;
-//! - (c) by a dirty entry behind one that is not, which pushes in order cannot leave
-//!   ([`Position::look`]): in the last sync every ring is looked through for that, and one that
-//!   is under suspicion in each round;
-//! - (d) by a vCPU that comes out full again and again with nothing in its ring.
+//! **Overrun.** When the kernel pushes onto a full ring it only warns, and goes on. Pages are lost,
+//! and they stay writable. As many entries stay in use for ever without holding a page
+//! (*phantoms*). The next pages then come behind the phantoms, where nobody looks, or the vCPU is
+//! told that its ring is full when it is empty. An overrun shows by one of four signs:
+//! - (a) one harvest finds as many entries as the ring has;
+//! - (b) a RESET consumes less than was flagged, and stops at an entry that was pushed onto;
+//! - (c) an entry is dirty behind one that is not, which pushes in order cannot cause
+//!   ([`Position::look`]). The last sync looks for this in every ring, each round in the suspected
+//!   ones;
+//! - (d) a vCPU comes out full again and again, with nothing in its ring.
 //!
-//! The ring is put right at once, with the vCPU running: [`Resync`] finds the kernel's place from
-//! any dirty entry, and gives it the phantoms before that. Where there is no dirty entry, (d), the
-//! exit itself proves that the ring is in use up to its soft limit at least, and that many can
-//! be given. The lost pages are the log's: it switches logging off and on, which protects all
-//! pages, and reports everything (see `mod.rs`).
+//! The ring is repaired at once, with the vCPU running. [`Resync`] finds the kernel's place from
+//! any dirty entry, and gives the phantoms before that entry back to the kernel. In case (d) there
+//! is no dirty entry. There the exit proves that the ring is in use at least up to its soft limit,
+//! so that many entries can be given back. The log takes care of the lost pages: it switches
+//! logging off and on, which protects every page, and reports every page (see `mod.rs`).
 //!
-//! **An interrupted RESET** consumes entries and leaves the last ones, a batch of at most 64 pages,
-//! unprotected.
-//! It runs on a thread whose signals are masked; what cannot be masked (SIGSTOP, a
-//! debugger, the freezer) shows as a short count or as a sleep of that thread. The
-//! entries that it consumed are then *in doubt*: reported in every sync to the last. (All of them and
-//! not just the last 64: with those alone a process that is stopped and continued all the time
-//! still lost a page now and then.) What nothing shows is a stop that is taken back before this
-//! thread has heard of it, at the very end of a RESET.
+//! **An interrupted RESET** consumes entries but leaves the last batch of them, at most 64 pages,
+//! unprotected. RESET runs on a thread whose signals are masked. Interruptions that cannot be
+//! masked (SIGSTOP, a debugger, the freezer) show as a short count, or as a sleep of that thread.
+//! The pages of all entries that the RESET consumed are then *in doubt*: every sync up to the last
+//! reports them. Reporting the last 64 alone was not enough: a process that was stopped and
+//! continued all the time still lost a page now and then. One case shows by nothing: a stop at the
+//! very end of a RESET that is withdrawn before this thread has noticed it.
 
 use super::found::Found;
 use super::protocol::{Position, Resync, Seen, Settled, DIRTY};
@@ -34,26 +33,27 @@ use crate::sys::kvm_ring::{ResetRings, RingMemory, ENTRY_BYTES};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How often a vCPU has to come out full for nothing before (d) counts. Once is ordinary (a
-/// round was under way already); a VMM that reports one exit twice is not to break its ring.
+/// How often a vCPU may come out full with nothing in its ring before (d) counts. Once is ordinary,
+/// because a round may have been under way. And a VMM that reports one exit twice must not break
+/// its ring.
 const FULL_FOR_NOTHING: u32 = 4;
-/// How often a ring is looked at again in one round.
+/// How often one round looks at the same ring.
 const LOOKS: u32 = 8;
-/// How often RESET is called again after a short count.
+/// How often one round calls RESET again after a short count.
 const RESETS: u32 = 16;
-/// `KVM_DIRTY_RING_RSVD_ENTRIES`, and the buffer of page-modification logging.
+/// `KVM_DIRTY_RING_RSVD_ENTRIES`, without and with the buffer of page-modification logging.
 const RESERVE: u64 = 64;
 const RESERVE_PML: u64 = 512;
 
-/// Which rings a round looks through to the end, besides those under suspicion.
+/// Which rings a round looks through to the end, besides the suspected ones.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Look {
-    /// None: only entries in their order.
+    /// None: each ring is read in order, up to its first entry that is not dirty.
     #[default]
     Heads,
-    /// Those whose position is not known yet.
+    /// Rings whose position is not known yet.
     Unknown,
-    /// All of them: nothing may be left.
+    /// All rings: no page may be missed.
     All,
 }
 
@@ -61,28 +61,28 @@ pub(super) enum Look {
 pub(super) struct Ring {
     memory: Box<dyn RingMemory>,
     at: Position,
-    /// `at` is where the kernel is. Not so for a ring that somebody else used before us.
+    /// `at` is the kernel's place. False for a ring that another user may have used before.
     known: bool,
-    /// Something was wrong with it and it has not been seen right since.
+    /// An overrun was noticed, and the ring has not been seen in order since.
     suspect: bool,
-    /// A look found it clean after the last round.
+    /// After the last round a look at the whole ring found it clean.
     clean: bool,
-    /// This round found something at its place.
+    /// This round found an entry at the position.
     found: bool,
     /// The vCPU stands outside of KVM_RUN and says that the ring is full.
     pub full: bool,
-    /// How often it said so since anything was found.
+    /// How often the vCPU said so since an entry was last found.
     for_nothing: u32,
-    /// Something was found since it said so last.
+    /// An entry was found since the vCPU last said so.
     gave: bool,
-    /// What the vCPU's last exit was has been struck out, so if it is found full again, that is
+    /// The exit reason in `kvm_run` has been overwritten. If it says "ring full" later, that is
     /// another exit.
     struck_out: bool,
-    /// An overrun left phantoms that have not been found yet: a gap is no news.
+    /// The phantoms of a noticed overrun are not found yet, so a gap is no new overrun.
     expects_gap: bool,
     /// Entries harvested.
     pub harvested: u64,
-    /// Of those, before tracking started.
+    /// Entries harvested before tracking started; `harvested` includes them.
     pub harvested_before: u64,
 }
 
@@ -113,7 +113,8 @@ impl Ring {
         })
     }
 
-    /// Another tracker may have used it since: where the kernel is has to be found out again.
+    /// Prepares the ring for a tracker. Another one may have used it since, so the kernel's place
+    /// has to be found anew.
     pub fn begin(&mut self) {
         let entries = self.memory.entries();
         if self.at.flagged() > 0 {
@@ -129,12 +130,12 @@ impl Ring {
         self.harvested_before = self.harvested;
     }
 
-    /// Whether more than 1/`part` of it is dirty, as far as one load can tell.
+    /// Whether more than 1/`part` of the ring is dirty. Costs one load.
     pub fn fills(&self, part: u64) -> bool {
         self.known && self.at.fills(self.memory.entries(), part)
     }
 
-    /// `n` entries were harvested.
+    /// Counts `n` harvested entries.
     fn got(&mut self, n: u64) {
         self.harvested += n;
         self.gave |= n > 0;
@@ -144,10 +145,10 @@ impl Ring {
         self.memory.entries().len() as u64 * ENTRY_BYTES
     }
 
-    /// Entries that are in use for certain when the vCPU comes out full.
+    /// How many entries are certainly in use when the vCPU comes out with a full ring.
     fn soft_limit(&self) -> u64 {
         let len = self.memory.entries().len() as u64;
-        // A kernel with page-modification logging refuses rings that its buffer would fill.
+        // With page-modification logging the kernel refuses rings that its buffer alone would fill.
         match len {
             0..=RESERVE => 0,
             len if len < RESERVE + RESERVE_PML => len - RESERVE,
@@ -161,35 +162,36 @@ impl Ring {
 pub struct Figures {
     /// Rounds made.
     pub rounds: u64,
-    /// Entries harvested, of all rings. A page that is written, reset and written again counts twice.
+    /// Entries harvested from all rings. A page that is written, reset and written again counts
+    /// twice.
     pub harvested: u64,
-    /// Times that a vCPU came out with its ring full.
+    /// How often a vCPU came out with its ring full.
     pub full_exits: u64,
-    /// Times that a ring overran.
+    /// How often a ring overran.
     pub overruns: u64,
-    /// Pushes that were lost in them.
+    /// Pushes that were lost in overruns.
     pub lost: u64,
     /// RESETs that were interrupted, or may have been.
     pub interrupted: u64,
-    /// Times that logging was switched off and on, and everything was reported.
+    /// How often logging was switched off and on, after which every page was reported.
     pub recoveries: u64,
     /// Entries that named no page of the map.
     pub strays: u64,
-    /// Pages that may be unprotected and are reported in every sync.
+    /// Pages that may be unprotected. Every sync reports them.
     pub doubtful: u64,
 }
 
-/// All rings, and what they gave. Under one lock: see `reaper.rs`.
+/// All rings, and the pages found in them. One lock covers both: see `reaper.rs`.
 #[derive(Default)]
 pub(super) struct Rounds {
     /// By the VMM's number of the vCPU.
     pub rings: BTreeMap<u32, Ring>,
     pub found: Found,
-    /// Whether what is found is kept.
+    /// Whether found pages are kept.
     pub tracking: bool,
-    /// Pages were lost: everything counts as dirty once all are protected again.
+    /// Pages were lost. Once every page is protected again, all of them count as dirty.
     pub lost: bool,
-    /// What happened, in words, for the next sync's report.
+    /// Sentences on what happened, for the next sync's report.
     pub notes: Vec<String>,
     pub figures: Figures,
 }
@@ -203,7 +205,7 @@ fn keep(found: &mut Found, tracking: bool) -> impl FnMut(u32, u64) + '_ {
 }
 
 impl Rounds {
-    /// A round.
+    /// Makes one round over all rings.
     pub fn round(&mut self, vm: &Arc<dyn ResetRings>, look: Look) -> Result<()> {
         self.figures.rounds += 1;
         let mut flagged = 0;
@@ -251,7 +253,7 @@ impl Rounds {
         let Some(ring) = self.rings.get_mut(&vcpu) else {
             return;
         };
-        // One event goes by several signs.
+        // One overrun can show by several signs, and counts once.
         if !ring.suspect {
             self.figures.overruns += 1;
             if self.tracking {
@@ -268,7 +270,7 @@ impl Rounds {
         self.lost |= self.tracking;
     }
 
-    /// RESET of everything that is flagged.
+    /// Has the kernel reset every flagged entry.
     fn reset(&mut self, vm: &Arc<dyn ResetRings>, flagged: u64) -> Result<()> {
         if flagged == 0 {
             return Ok(());
@@ -281,7 +283,8 @@ impl Rounds {
                 break;
             }
             self.in_doubt();
-            // Interrupted, it goes on where it stopped; at an entry that was pushed onto, it does not.
+            // After an interruption the next RESET goes on where this one stopped. It does not go
+            // past an entry that was pushed onto.
             let goes_on = self.rings.values().any(|ring| {
                 let mut at = ring.at;
                 matches!(
@@ -301,9 +304,9 @@ impl Rounds {
         for (&vcpu, ring) in &mut self.rings {
             match ring.at.settle_by_flags(ring.memory.entries()) {
                 Settled::All => {}
-                // Overwritten, or the kernel does not come here at all.
+                // The ring overran, or the kernel stands elsewhere in it.
                 Settled::Before(_) | Settled::Overwritten => {
-                    // Harvested once more when the kernel's place is known again.
+                    // These entries are harvested once more when the kernel's place is known again.
                     ring.at.unflag(ring.memory.entries());
                     ring.known = false;
                     overran.push(vcpu);
@@ -316,7 +319,8 @@ impl Rounds {
         Ok(())
     }
 
-    /// A RESET ended, or may have ended, before it had protected what it consumed.
+    /// A RESET ended, or may have ended, before it protected the pages of all entries that it
+    /// consumed.
     fn in_doubt(&mut self) {
         self.figures.interrupted += 1;
         if !self.tracking {
@@ -333,12 +337,13 @@ impl Rounds {
             Position::before(entries, end, end - from, |slot, offset| {
                 self.found.in_doubt(slot, offset);
             });
-            // The vCPU may have come round to them meanwhile: what they named then is not known.
+            // The vCPU may have pushed onto these entries meanwhile. Then the pages that they named
+            // before are unknown.
             self.lost |= Position::came_round(entries, from, end);
         }
     }
 
-    /// Looks through a whole ring, and makes its position the kernel's.
+    /// Looks through a whole ring, and moves its position to the kernel's place.
     fn look(&mut self, vm: &Arc<dyn ResetRings>, vcpu: u32) -> Result<()> {
         let ring = &self.rings[&vcpu];
         let (mut in_order, mut seen) = (ring.clean, ring.found);
@@ -354,10 +359,11 @@ impl Rounds {
             };
             match what {
                 Seen::Clean => {
-                    // Clean before, in order since, and not full: the kernel is where we are.
+                    // The ring was clean, then in order, and is not full: the position is the
+                    // kernel's place.
                     if in_order && seen && ring.known {
                         ring.suspect = false;
-                        // There were no phantoms. The next gap is another overrun's.
+                        // There were no phantoms, so the next gap is another overrun.
                         ring.expects_gap = false;
                     }
                     ring.clean = ring.known;
@@ -400,7 +406,8 @@ impl Rounds {
             keep(slot, offset);
         });
         drop(keep);
-        // Nothing says how many it should be, so an interrupted one shows by going on.
+        // The right count is unknown here. So an interrupted RESET shows when the next one consumes
+        // more.
         let (mut count, mut went_on, mut disturbed, mut outcome) = (0, 0, false, Ok(()));
         let mut zeros = 0;
         while zeros < 2 && went_on < RESETS {
@@ -433,7 +440,7 @@ impl Rounds {
         if was_known && !expected {
             self.overrun(vcpu, "pages were pushed behind entries that hold none");
             if let Some(ring) = self.rings.get_mut(&vcpu) {
-                // They were released just now.
+                // The phantoms were given back just now.
                 ring.expects_gap = false;
             }
         }
@@ -441,14 +448,14 @@ impl Rounds {
             self.overrun(vcpu, "it was full to the last entry");
         }
         if disturbed {
-            // Which entries it was cannot be told from here.
+            // Which entries the interrupted RESET left unprotected is unknown here.
             self.figures.interrupted += 1;
             self.lost |= self.tracking;
         }
         Ok(())
     }
 
-    /// Sign (d), and its cure.
+    /// Sign (d) of an overrun, and its repair.
     fn full_for_nothing(&mut self, vm: &Arc<dyn ResetRings>, vcpu: u32) -> Result<()> {
         let Some(ring) = self.rings.get_mut(&vcpu) else {
             return Ok(());
@@ -466,8 +473,9 @@ impl Rounds {
         if ring.for_nothing <= FULL_FOR_NOTHING || give == 0 || !ring.memory.exited_full() {
             return Ok(());
         }
-        // What stands there may be an exit of long ago, and a ring that is given what it has not in
-        // use is broken for ever. The exit after this one is proof.
+        // `kvm_run` may hold an exit of long ago. If the kernel is given entries that are not in
+        // use, the ring is broken for ever. So the exit reason is overwritten, and only a new exit
+        // is proof.
         ring.memory.strike_out();
         if !std::mem::replace(&mut ring.struck_out, true) {
             return Ok(());
@@ -479,7 +487,7 @@ impl Rounds {
             ring.suspect = true;
             return self.look(vm, vcpu);
         }
-        // One window suffices where the position is known; else each that the ring has.
+        // With a known position one window is enough. Otherwise every window of the ring is tried.
         let windows = if ring.known {
             1
         } else {
@@ -494,7 +502,8 @@ impl Rounds {
             if count > 0 {
                 self.figures.lost += count;
                 ring.known = true;
-                // There can be many times as much; it was proved once, so this goes faster.
+                // There can be many times as many phantoms. The fault is proved now, so the next
+                // time takes less.
                 ring.for_nothing = FULL_FOR_NOTHING - 1;
                 break;
             }
@@ -508,7 +517,7 @@ impl Rounds {
         Ok(())
     }
 
-    /// Figures, with those that are kept elsewhere.
+    /// Running totals, with those that `found` counts.
     pub fn figures(&self) -> Figures {
         Figures {
             strays: self.found.strays(),
