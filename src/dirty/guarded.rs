@@ -1,9 +1,9 @@
-//! A log as the tracker holds it: a panic in it is an error that names the log, and a promise
-//! that it cannot keep is refused at its start.
+//! A dirty log as the tracker holds it. A panic in the log becomes an error that names it, and a
+//! promise that it cannot keep is refused when it is started.
 //!
-//! A [`DirtyLog`] may be a VMM's own. Were its panic to unwind through the tracker, the logs after
-//! it would not be stopped and their guests' logging would stay on; and whoever reads the message
-//! would look for the defect in here.
+//! A [`DirtyLog`] may be a VMM's own. If its panic unwound through the tracker, the logs after it
+//! would not be stopped, and their guests' logging would stay on. And a reader of the panic's
+//! message would look for the defect in brant.
 
 use super::strays::Counting;
 use super::{DirtyLog, Exact, Extent, Harvested, Initial, LogKind, Rearmed, Sink, When};
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 pub(super) struct Guarded {
     log: Box<dyn DirtyLog>,
-    /// Whether it clears all that it reports in the harvest itself.
+    /// Whether the log clears in the harvest all that it reports.
     clears: bool,
-    /// Pages that it reported and no block has.
+    /// Reported pages that no block has.
     strays: u64,
 }
 
@@ -26,7 +26,7 @@ fn guard<T>(name: &str, f: impl FnOnce() -> Result<T>) -> Result<T> {
     guard_or(name, f, || {})
 }
 
-/// The same, and calls `panicked` after a panic.
+/// [`guard`], which also calls `panicked` after a panic.
 fn guard_or<T>(name: &str, f: impl FnOnce() -> Result<T>, panicked: impl FnOnce()) -> Result<T> {
     catch(f).unwrap_or_else(|panic| {
         panicked();
@@ -38,7 +38,7 @@ fn guard_or<T>(name: &str, f: impl FnOnce() -> Result<T>, panicked: impl FnOnce(
 }
 
 impl Guarded {
-    /// `log`, which is asked to clear in its harvests or not to.
+    /// Wraps `log`, which is told whether to clear in its harvests.
     pub(super) fn new(mut log: Box<dyn DirtyLog>, clear_at_harvest: bool) -> Result<Self> {
         let name = name_of(&*log);
         let clears = guard(name, || Ok(log.clear_at_harvest(clear_at_harvest)))?;
@@ -50,7 +50,7 @@ impl Guarded {
     }
 }
 
-/// The log's name; its kind's where asking for it fails.
+/// The log's name, or its kind's if asking for the name panics.
 fn name_of(log: &dyn DirtyLog) -> &'static str {
     catch(|| log.name())
         .or_else(|_| catch(|| log.kind().name()))
@@ -85,12 +85,12 @@ impl DirtyLog for Guarded {
         let mut panicked = false;
         let started = guard_or(name, || self.log.start(map), || panicked = true);
         if panicked {
-            // It may have switched its logging on before.
+            // The log may have switched its logging on before it failed.
             let _ = self.stop(map);
         }
         let initial = started?;
         if initial == Initial::Unprotected && !self.rearms() && !self.clears {
-            // The first error is the one to tell.
+            // The first error is the one that is returned.
             let _ = self.stop(map);
             return Err(Error::new(
                 Kind::Invalid,
@@ -119,12 +119,12 @@ impl DirtyLog for Guarded {
 
     fn joins(&mut self, guest: &Arc<Ownership>) {
         let log = &mut self.log;
-        // A log that fails here fails again where it is used, and is told then.
+        // A log that fails here fails again where it is used, and the error is returned there.
         let _ = catch(|| log.joins(guest));
     }
 
     fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
-        // Of a log that cannot say what is in its care, all could be.
+        // A log that cannot tell which memory it covers may cover all of it.
         if catch(|| self.log.covered(map, each)).is_err() {
             for block in map.blocks() {
                 each(Extent::all_of(block));
@@ -232,7 +232,8 @@ mod tests {
         }
     }
 
-    /// A tracker of 64 pages with such a log between two witnesses, and whether they are on.
+    /// A tracker of 64 pages with such a log between two witnesses, and whether each of the three
+    /// is on.
     fn tracker(at: At, initial: Initial) -> (Arc<Tracker>, [Arc<AtomicBool>; 3], testing::Guest) {
         let ram = testing::Guest::new(64);
         ram.block("ram", 64);
@@ -274,7 +275,7 @@ mod tests {
         let consumer = tracker.consumer();
         consumer.start(StartWith::Nothing).unwrap();
         let report = consumer.sync(When::Running).unwrap();
-        // It could not even say what is in its care.
+        // The log could not even tell which memory it covers.
         assert_eq!(report.pending, Pages(64));
         assert!(report.warnings.iter().any(|w| w.contains("no crop")));
         let error = consumer.sync(When::Stopped).unwrap_err();

@@ -1,9 +1,8 @@
-//! What devices behind an iommufd page table write: the IOMMU sets a dirty bit in the entries
-//! of its tables, and a harvest reads and clears them (Linux 6.7).
+//! The dirty log of devices behind an iommufd page table. The IOMMU sets a dirty bit in the entries
+//! of its tables, and a harvest reads and clears these bits (Linux 6.7).
 //!
-//! Asked for mapping by mapping, because a range with something unmapped in it is an
-//! error. An entry for a huge page is dirty as a whole, and the kernel says so of every
-//! 4 KiB of it.
+//! The log is asked mapping by mapping, because a range with an unmapped part is an error. An entry
+//! for a huge page is dirty as a whole, and the kernel reports every 4 KiB of it.
 
 use super::iova::{Iovas, Reader};
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
@@ -36,8 +35,9 @@ pub struct IommufdLog {
 }
 
 impl IommufdLog {
-    /// The log of page table `hwpt_id`, which was allocated with dirty tracking; it is switched
-    /// off, which tells whether there is one. [`crate::error::Kind::Unsupported`] if not.
+    /// The log of page table `hwpt_id`, which was allocated with dirty tracking. Creating it
+    /// switches the tracking off, which shows whether the table has any:
+    /// [`crate::error::Kind::Unsupported`] if not.
     #[doc(hidden)]
     pub fn new(mut iommufd: Box<dyn Ioctl>, hwpt_id: u32, iovas: Iovas) -> Result<Self> {
         iommufd::set_dirty_tracking(&mut *iommufd, hwpt_id, false)?;
@@ -49,13 +49,13 @@ impl IommufdLog {
         })
     }
 
-    /// The same from an iommufd, which is brant's from here on.
+    /// The log of a page table of an iommufd, which brant owns from now on.
     pub fn from_fd(iommufd: OwnedFd, hwpt_id: u32, iovas: Iovas) -> Result<Self> {
         IommufdLog::new(Box::new(Descriptor::new(iommufd)), hwpt_id, iovas)
     }
 
     fn reader(&self, map: &Map) -> Result<Reader> {
-        // Mappings begin and end at pages of the host's, the least that the IOMMU asks for.
+        // Mappings begin and end at pages of the host, the smallest that the IOMMU accepts.
         Reader::new(&self.iovas.mapped(map)?, PAGE_SIZE, false)
     }
 }
@@ -101,9 +101,9 @@ impl DirtyLog for IommufdLog {
         let showing = self.iovas.showing(&gone)?;
         let unmapped = self.iovas.mapped_by(gone.iter().map(|slot| &**slot))?;
         let mapped = self.iovas.mapped_by(fresh.iter().map(|slot| &**slot))?;
-        // Before anything else, because it can refuse the change.
+        // First, because this step can refuse the change.
         reader.make_room(&mapped)?;
-        // What it has of them is understood by the old map.
+        // The log's bits of these mappings are understood by the old map.
         let (iommufd, hwpt_id) = (&mut *self.iommufd, self.hwpt_id);
         reader.harvest_of(&showing, &self.iovas, sink, |iova, length, page, bitmap| {
             iommufd::get_dirty_bitmap(iommufd, hwpt_id, iova, length, page, bitmap)

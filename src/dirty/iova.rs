@@ -1,11 +1,11 @@
-//! I/O virtual addresses: which of them devices may write, which guest memory they are, and
-//! how a bitmap of them becomes pages. What the logs of VFIO and iommufd share.
+//! I/O virtual addresses: which of them devices may write, which guest memory they show, and how a
+//! bitmap of them becomes pages. The logs of VFIO and iommufd share this file.
 //!
-//! A log is asked mapping by mapping, so a change of the memory map must not ask for all of them: a
-//! guest of thousands of slots would cost their square to plug. What goes is read (`Reader::harvest_of`),
-//! and the mappings that are read from then on differ by what changed (`Reader::follow`).
+//! A log is asked mapping by mapping. If each change of the memory map asked for all mappings,
+//! plugging thousands of slots would cost their square. So a change reads the mappings that go
+//! (`Reader::harvest_of`), and changes the list of mappings by the difference (`Reader::follow`).
 //!
-//! Not a log itself, and not a vIOMMU: the ranges are what the VMM says they are.
+//! This file is no log itself, and no vIOMMU: the VMM says which ranges there are.
 
 use super::{Extent, Origin, Sink};
 use crate::bits::words;
@@ -21,22 +21,22 @@ use vm_memory::GuestAddress;
 
 /// The most ranges that a VMM may give.
 pub const RANGES_MAX: usize = 65536;
-/// Pages asked for in one call, where a log may be asked piece by piece: 64 GiB in pages of
-/// 4 KiB, a bitmap of 2 MiB.
+/// Pages asked for in one call, where a log accepts parts of a mapping: 64 GiB in pages of 4 KiB, a
+/// bitmap of 2 MiB.
 const PAGES_A_CALL: u64 = 1 << 24;
-/// What a list of them is called when there is no memory for it.
+/// What an error about memory calls a list of them.
 const RANGES: &str = "ranges of IOVAs";
 
-/// What a range of IOVAs shows.
+/// The memory that a range of IOVAs shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DmaTarget {
-    /// Guest physical memory from this address on.
+    /// Guest-physical memory, from this address on.
     Guest(GuestAddress),
-    /// A block from this offset on.
+    /// A block, from this offset on.
     Block {
         /// The block.
         block: BlockId,
-        /// Bytes.
+        /// The offset in bytes.
         offset: Bytes,
     },
 }
@@ -46,9 +46,9 @@ pub enum DmaTarget {
 pub struct DmaRange {
     /// The first address, page-aligned.
     pub iova: u64,
-    /// Bytes, whole pages, not 0.
+    /// The length in bytes: whole pages, not 0.
     pub length: Bytes,
-    /// What it shows.
+    /// The memory that it shows.
     pub target: DmaTarget,
 }
 
@@ -57,7 +57,7 @@ impl DmaRange {
         self.iova..self.iova + self.length.0
     }
 
-    /// Where the page at `iova`, which lies in the range, is in the guest.
+    /// The place in the guest of the page at `iova`, which lies in the range.
     fn origin(&self, iova: u64) -> Origin {
         let into = iova - self.iova;
         match self.target {
@@ -70,7 +70,7 @@ impl DmaRange {
     }
 }
 
-/// How IOVAs are understood.
+/// How IOVAs lead to guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Iovas {
     /// An IOVA is a guest physical address, and each writable slot of the map is one mapping.
@@ -79,14 +79,14 @@ pub enum Iovas {
     Ranges(Vec<DmaRange>),
 }
 
-/// Whether devices see a slot: one of the first address space, and writable.
+/// Whether devices see a slot: it is writable, and in the first address space.
 fn is_mapped(slot: &Slot) -> bool {
     let first = slot.slot == NO_SLOT || slot.slot >> 16 == 0;
     first && slot.flags & MEM_READONLY == 0 && !slot.rom
 }
 
 impl Iovas {
-    /// IOVAs that show what the ranges say.
+    /// IOVAs that lead where the ranges say.
     pub fn ranges(mut ranges: Vec<DmaRange>) -> Result<Self> {
         let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
         if ranges.is_empty() || ranges.len() > RANGES_MAX {
@@ -132,13 +132,13 @@ impl Iovas {
     /// The ranges of IOVAs as they are mapped for DMA, in order.
     pub(super) fn mapped(&self, map: &Map) -> Result<Vec<Range<u64>>> {
         match self {
-            // Slots come by guest address.
+            // Slots come in order of guest addresses.
             Iovas::Guest => self.mapped_by(map.slots().iter()),
             Iovas::Ranges(ranges) => fallible::collect(ranges.iter().map(DmaRange::iovas), RANGES),
         }
     }
 
-    /// The ranges that are mapped for these slots: come and go with them.
+    /// The ranges that are mapped for these slots, and that come and go with them.
     pub(super) fn mapped_by<'a>(
         &self,
         slots: impl Iterator<Item = &'a Slot>,
@@ -148,12 +148,12 @@ impl Iovas {
                 slots.filter(|slot| is_mapped(slot)).map(Slot::guest_range),
                 RANGES,
             ),
-            // Those that the VMM gave are there whatever the map is.
+            // The VMM's ranges are there whatever the map is.
             Iovas::Ranges(_) => Ok(Vec::new()),
         }
     }
 
-    /// The ranges that show anything of these slots.
+    /// The ranges that show any part of these slots.
     pub(super) fn showing(&self, slots: &[Arc<Slot>]) -> Result<Vec<Range<u64>>> {
         let ranges = match self {
             Iovas::Guest => return self.mapped_by(slots.iter().map(|slot| &**slot)),
@@ -170,7 +170,7 @@ impl Iovas {
         fallible::collect(ranges.iter().filter(shows).map(DmaRange::iovas), RANGES)
     }
 
-    /// The pages of blocks that they show.
+    /// Passes on the pages of blocks that the IOVAs show.
     pub(super) fn covered(&self, map: &Map, each: &mut dyn FnMut(Extent)) {
         let mut guest = |from: GuestAddress, length: u64| {
             for part in map.block_parts(from, Bytes(length).pages_down()) {
@@ -208,20 +208,20 @@ impl Iovas {
         }
     }
 
-    /// Everything that they show, into a sink.
+    /// Reports every page that the IOVAs show.
     pub(super) fn everything(&self, map: &Map, sink: &mut dyn Sink) {
         self.covered(map, &mut |extent| extent.everything(sink));
     }
 
-    /// The ranges that have something of `iovas`.
+    /// The ranges that have a part of `iovas`.
     fn touching(ranges: &[DmaRange], iovas: Range<u64>) -> &[DmaRange] {
         let from = ranges.partition_point(|r| r.iovas().end <= iovas.start);
         let to = ranges.partition_point(|r| r.iova < iovas.end);
         &ranges[from..to.max(from)]
     }
 
-    /// A bitmap with a bit for each `page_size` bytes from `iova`, into a sink. A page larger
-    /// than ours is all of the pages in it.
+    /// Reports pages by a bitmap that has one bit for each `page_size` bytes from `iova` on. A
+    /// larger page stands for all pages of 4096 bytes in it.
     fn deliver(&self, sink: &mut dyn Sink, iova: u64, bitmap: &[u64], pages: u64, page_size: u64) {
         if page_size > PAGE_SIZE {
             let mut at = 0;
@@ -244,8 +244,8 @@ impl Iovas {
             let to = range.iovas().end.min(all.end);
             let skip = ((from - iova) / PAGE_SIZE) as usize;
             let pages = (to - from) / PAGE_SIZE;
-            // A range that begins inside a word of the bitmap: its head is shifted down, the
-            // rest goes word by word.
+            // The range begins inside a word of the bitmap: the head is shifted down, and the rest
+            // goes word by word.
             let head = match skip % 64 {
                 0 => 0,
                 within => {
@@ -268,7 +268,7 @@ impl Iovas {
         }
     }
 
-    /// All of what a range of IOVAs shows.
+    /// Reports every page that a range of IOVAs shows.
     pub(super) fn all_of(&self, sink: &mut dyn Sink, iovas: Range<u64>) {
         let ranges = match self {
             Iovas::Guest => {
@@ -285,9 +285,9 @@ impl Iovas {
     }
 }
 
-/// Rounds ranges, which are sorted, out to `page_size`, and joins those that then touch: one
-/// page of the device's may be part of two ranges, and asking for the first would clear what
-/// it has of the second.
+/// Rounds sorted ranges out to `page_size`, and joins those that touch then. Otherwise one page of
+/// the device's could be part of two ranges, and a report on the first would clear the bit that the
+/// second needs.
 pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Range<u64>>> {
     let mut out: Vec<Range<u64>> = Vec::new();
     for range in ranges {
@@ -309,8 +309,8 @@ pub(super) fn round_out(ranges: &[Range<u64>], page_size: u64) -> Result<Vec<Ran
     Ok(out)
 }
 
-/// At most `most` ranges that hold all of these, which are sorted: those with the least between
-/// them are joined.
+/// At most `most` ranges that hold all of these sorted ones. The ranges with the smallest gaps
+/// between them are joined.
 pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Result<Vec<Range<u64>>> {
     if ranges.len() <= most || most == 0 {
         return Ok(ranges);
@@ -318,7 +318,7 @@ pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Result<Vec<Ra
     let gap = |i: usize| ranges[i + 1].start - ranges[i].end;
     let mut gaps = fallible::collect(0..ranges.len() - 1, RANGES)?;
     gaps.sort_unstable_by_key(|&i| gap(i));
-    // The gaps to be closed: the least of them, as many as are too many.
+    // The smallest gaps are closed, as many as there are ranges too many.
     let mut close = fallible::collect(ranges.iter().map(|_| false), RANGES)?;
     for &i in &gaps[..ranges.len() - most] {
         close[i + 1] = true;
@@ -336,7 +336,7 @@ pub(super) fn at_most(mut ranges: Vec<Range<u64>>, most: usize) -> Result<Vec<Ra
 
 /// Asks a log for its bitmaps, range by range.
 pub(super) struct Reader {
-    /// Where each range ends, by where it begins.
+    /// The end of each range, by its beginning.
     spans: BTreeMap<u64, u64>,
     page_size: u64,
     whole: bool,
@@ -345,7 +345,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A reader of `spans`, which are multiples of `page_size`; in pieces, unless `whole`.
+    /// A reader of `spans`, which are multiples of `page_size`. Long ones are read in parts, unless
+    /// `whole`.
     pub(super) fn new(spans: &[Range<u64>], page_size: u64, whole: bool) -> Result<Self> {
         let mut reader = Reader {
             spans: BTreeMap::new(),
@@ -359,7 +360,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Whether `spans`, which are in order, are what it reads.
+    /// Whether this reads exactly `spans`, which are in order.
     pub(super) fn reads(&self, spans: &[Range<u64>]) -> bool {
         let ours = self.spans.iter().map(|(start, end)| *start..*end);
         ours.eq(spans.iter().cloned())
@@ -371,7 +372,7 @@ impl Reader {
         pages.max().unwrap_or(0).max(1).div_ceil(64) * 8
     }
 
-    /// Has room for `spans` as well: before they are [followed](Reader::follow).
+    /// Makes room for `spans` as well. Call it before [`Reader::follow`].
     pub(super) fn make_room(&mut self, spans: &[Range<u64>]) -> Result<()> {
         let page_size = self.page_size;
         for span in spans {
@@ -403,7 +404,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads no more what is `gone`, and from now on what is `fresh`, for which there is room.
+    /// Reads the ranges `gone` no more, and the ranges `fresh` from now on. There is room for
+    /// these.
     pub(super) fn follow(&mut self, gone: &[Range<u64>], fresh: &[Range<u64>]) {
         for span in gone {
             self.spans.remove(&span.start);
@@ -413,8 +415,8 @@ impl Reader {
         }
     }
 
-    /// Reads everything by `read` (IOVA, bytes, page size, zeroed bitmap) into `sink`. After an
-    /// error nothing is known of what was not read.
+    /// Reads all ranges by `read` (IOVA, bytes, page size, zeroed bitmap) into `sink`. After an
+    /// error the bits of the ranges that were not read are unknown.
     pub(super) fn harvest(
         &mut self,
         iovas: &Iovas,
@@ -427,7 +429,8 @@ impl Reader {
         spans.try_for_each(|span| read_span(span, by, bitmap, iovas, sink, &mut read))
     }
 
-    /// The same of these of its ranges. What could not be read counts as dirty.
+    /// Reads only `spans`, which are among its ranges. A range that could not be read counts as
+    /// dirty.
     pub(super) fn harvest_of(
         &mut self,
         spans: &[Range<u64>],
@@ -446,7 +449,7 @@ impl Reader {
     }
 }
 
-/// Reads a range `by` pages of a size, so many a call.
+/// Reads one range. `by` is the page size, and the most pages a call.
 fn read_span(
     span: Range<u64>,
     by: (u64, u64),

@@ -1,9 +1,9 @@
-//! The blocks that a tracker knows, by number, and what of each is pending for each consumer.
+//! The blocks that a tracker knows, by number, and the pending pages of each for each consumer.
 //!
-//! A block's number is never used again, so a table with a place for every number would grow
-//! for as long as memory is plugged and unplugged. This one holds what is there now. The
-//! total of what is pending for a consumer is kept beside it: whoever sends asks for it with every
-//! batch, and a sum over thousands of blocks would cost more than the batch.
+//! A block's number is never used again. A table with a place for every number would grow for as
+//! long as memory is plugged and unplugged, so this one holds only present blocks. The total of a
+//! consumer's pending pages is kept beside it: a migration asks for the total with every batch, and
+//! a sum over thousands of blocks would cost more than the batch.
 
 use super::beside::Beside;
 use crate::bits::chunks::Chunks;
@@ -16,35 +16,37 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// Which of a tracker's consumers: an index into the tracker's table of them.
+/// The number of one of a tracker's consumers: an index into the tracker's table of them.
 pub(super) type Seat = usize;
 
-/// What a consumer is told.
+/// Which news a consumer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nothing: it has not been started, or was stopped.
+    /// None: it has not been started, or was stopped.
     Stopped,
-    /// What every sync finds.
+    /// The pages that each sync finds.
     Following,
-    /// Of new memory only: the guest stands still, and its last harvest is in.
+    /// New memory only: the guest stands still, and the last harvest has been merged.
     Frozen,
 }
 
 /// One block's pages as one consumer sees them.
 pub(super) struct PageSet {
-    /// Pages still to be handed out.
+    /// Pages that the consumer has still to take.
     pub pending: Pending,
-    /// What was named as ballooned, and what was hinted at.
+    /// Pages that were named as ballooned or hinted as free.
     pub beside: Beside,
-    /// The consumer's.
+    /// The consumer's phase.
     pub phase: Phase,
-    /// No page from this one on was handed out since the consumer was started or had all made
-    /// pending. A walk over everything goes up, so one number tells first times from later ones.
+    /// No page from this one on was handed out since the consumer was started, or had all pages
+    /// made pending. A walk over all pages goes upwards, so one number tells first times from later
+    /// ones.
     pub fresh_from: u64,
 }
 
 impl PageSet {
-    /// Where a run that begins at `first` must end at the latest: a run is fresh, or none of it is.
+    /// Where a run that begins at `first` must end at the latest: a run is handed out for the first
+    /// time as a whole or not at all.
     pub fn cut_at_fresh(&self, first: u64) -> u64 {
         match first < self.fresh_from {
             true => self.fresh_from,
@@ -55,14 +57,14 @@ impl PageSet {
 
 /// One block as the tracker knows it.
 pub(super) struct BlockState {
-    /// What pins are made from.
+    /// The block from which pins are made.
     pub pin_source: Arc<Block>,
-    /// `None` when no log leaves clearing to us, or all is cleared at sync.
+    /// `None` if every log clears by itself, or everything is cleared at a sync.
     pub chunks: Option<Chunks>,
-    /// By consumer. `None` for one that was never started.
+    /// The page sets, by consumer. `None` for a consumer that was never started.
     pub sets: Vec<Option<PageSet>>,
-    /// What a log that merges by itself merges into when there are several consumers: empty
-    /// but for that moment.
+    /// Where a log that merges by itself merges to when there are several consumers. Empty except
+    /// during that merge.
     pub between: Option<Bitmap>,
 }
 
@@ -84,8 +86,8 @@ impl BlockState {
         self.sets.get_mut(seat)?.as_mut()
     }
 
-    /// Gives a consumer an empty set, told nothing yet. `total` counts what is pending for it in
-    /// all blocks.
+    /// Gives a consumer an empty set, in phase stopped. `total` counts its pending pages in all
+    /// blocks.
     pub fn make_set(&mut self, seat: Seat, total: &Arc<AtomicU64>) -> Result<()> {
         let pages = self.pin_source.pages().index();
         if self.sets.len() <= seat {
@@ -123,7 +125,7 @@ impl BlockState {
         Ok(())
     }
 
-    /// A consumer is gone, and its memory with it.
+    /// Frees the set of a consumer that is gone.
     pub fn drop_set(&mut self, seat: Seat) {
         if let Some(set) = self.sets.get_mut(seat) {
             *set = None;
@@ -136,7 +138,7 @@ impl BlockState {
         }
     }
 
-    /// Makes pages pending for everybody who is started, frozen or not.
+    /// Makes pages pending for every started consumer, also for a frozen one.
     pub fn set_for_all(&mut self, first: usize, pages: usize) {
         let sets = self.sets.iter_mut().flatten();
         for set in sets.filter(|set| set.phase != Phase::Stopped) {
@@ -153,19 +155,19 @@ impl BlockState {
     }
 }
 
-/// A block's pending pages. Read like a [`Bitmap`]; what changes them changes the total too.
+/// A block's pending pages. They are read like a [`Bitmap`]; each change also changes the total.
 pub(super) struct Pending {
     bits: Bitmap,
-    /// The consumer's, of all blocks. Changed under the tracker's lock alone.
+    /// The consumer's total over all blocks. Changed only under the tracker's lock.
     total: Arc<AtomicU64>,
-    /// Whether it is part of the total: not while the block is set aside.
+    /// Whether these pages are part of the total. They are not while the block is set aside.
     counts: bool,
 }
 
 impl Pending {
-    /// Lets `change` change the bits in any way.
+    /// Lets `change` change the bits in any way, and corrects the total.
     pub fn with<R>(&mut self, change: impl FnOnce(&mut Bitmap) -> R) -> R {
-        /// Also when `change` panics in the middle.
+        /// Corrects the total also when `change` panics in the middle.
         struct Counting<'a>(&'a mut Pending, u64);
         impl Drop for Counting<'_> {
             fn drop(&mut self) {
@@ -210,7 +212,7 @@ impl Deref for Pending {
 }
 
 impl Pending {
-    /// Whether it is part of the total from here on.
+    /// Makes these pages part of the total, or not.
     fn set_counts(&mut self, counts: bool) {
         let total = self.total.load(Ordering::Relaxed);
         let total = match (self.counts, counts) {
@@ -236,8 +238,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Adds a block, of which no page is pending for anybody; or gives one that is there fresh
-    /// chunks, none armed.
+    /// Adds a block without any pending page. A block that is there already gets fresh chunks, none
+    /// of them armed.
     pub fn add(&mut self, block: &Arc<Block>, chunk_shift: Option<u32>) -> Result<()> {
         let chunks = match chunk_shift {
             Some(shift) => Some(Chunks::new(block.pages().index(), shift)?),
@@ -257,18 +259,18 @@ impl Blocks {
         self.by_id.get_mut(&id)
     }
 
-    /// The first block whose number is `id` or more.
+    /// The first block whose number is at least `id`.
     pub fn at_or_after(&mut self, id: BlockId) -> Option<(BlockId, &mut BlockState)> {
         let mut from = self.by_id.range_mut(id..);
         from.next().map(|(id, state)| (*id, state))
     }
 
-    /// All of them, by number.
+    /// All blocks, by number.
     pub fn iter(&self) -> impl Iterator<Item = &BlockState> {
         self.by_id.values()
     }
 
-    /// All of them, by number.
+    /// All blocks, by number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut BlockState> {
         self.by_id.values_mut()
     }
@@ -277,7 +279,8 @@ impl Blocks {
         self.by_id.remove(&id);
     }
 
-    /// Moves what is known of these blocks to `other`, where it counts as pending or does not.
+    /// Moves these blocks to `other`, and with them all that is known of their pages. `counts` says
+    /// whether the pages are part of the totals there.
     pub fn move_into(&mut self, other: &mut Blocks, blocks: &[Arc<Block>], counts: bool) {
         for block in blocks {
             if let Some(mut state) = self.by_id.remove(&block.id()) {
@@ -289,7 +292,7 @@ impl Blocks {
         }
     }
 
-    /// Bytes of bitmaps.
+    /// Bytes of memory that bitmaps hold.
     pub fn heap_bytes(&self) -> u64 {
         self.iter().map(BlockState::heap_bytes).sum()
     }

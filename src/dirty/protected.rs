@@ -1,20 +1,22 @@
-//! One block under userfaultfd's write protection: which of its memory is protected, and what was
-//! written since it was.
+//! One block under userfaultfd's write protection: which parts of it are protected, and which pages
+//! were written since.
 //!
-//! Protecting a page that was never touched costs page tables (2 MiB a GiB), and leaves a marker that
-//! hides from everybody that the page holds nothing. So private memory is looked at first, a *piece*
-//! of 2 MiB at a time:
+//! Protecting a page that was never touched costs page tables (2 MiB a GiB). It also leaves a
+//! marker, which hides that the page is a hole. So private memory is looked at first, in *pieces*
+//! of 2 MiB:
 //!
-//! - A piece that holds nothing stays as it is. Nothing can be written to it without an entry in the
-//!   page tables, so a look for entries finds what was written; then the piece is protected.
-//! - Any other piece is protected, and of its pages that hold nothing a note is kept
-//!   ([`HiddenHoles`]): the call that protects says of each page what it was in that moment.
+//! - A piece of holes stays as it is. Nothing can be written to it without an entry in the page
+//!   tables. So a later look for entries finds what was written, and then the piece is protected.
+//! - Any other piece is protected, and its holes are noted ([`HiddenHoles`]): the call that
+//!   protects reports what each page was at that moment.
 //!
-//! Shared memory is protected whole. A page of it can be written and lose its entry again (to
-//! swap), and only a marker outlives that; what its file holds is asked of the file.
+//! Shared memory is protected as a whole. A page of it can be written and lose its entry again (to
+//! swap), and only a marker outlives that. Its holes are found by asking its file.
 //!
-//! Example of what must not be lost: page 5 of an empty piece is looked at, then written, then
-//! protected. Looking and protecting apart would find it empty before and clean after. So what the
+//! Example of a loss that this avoids: page 5 of an empty piece is looked at, then written, then
+//! protected. If looking and protecting were told apart, the page would be empty before and clean
+//! after. So the look decides only *whether* a piece is protected; the call that protects tells
+//! what is in it.
 //! look found decides only *whether* the piece is protected; what is in it is told by the call that
 //! protects.
 
@@ -36,15 +38,15 @@ use std::time::{Duration, Instant};
 const STEP_MAX: u64 = 1 << 30;
 /// The bytes that the first call looks at.
 const STEP_FIRST: u64 = 64 << 20;
-/// A call that takes longer than this is followed by one of half the bytes; one that takes less than a
-/// quarter of it, by one of twice as many.
+/// After a call that takes longer than this, the next one looks at half the bytes. After one that
+/// takes less than a quarter of it, the next one looks at twice as many.
 const CALL: Duration = Duration::from_micros(200);
-/// Bytes in a piece, where pages are no larger: what one page table maps.
+/// Bytes of a piece where pages are no larger: the range of one page table.
 const PIECE: u64 = 2 << 20;
 
-/// Written pages, and nothing else in any mask: only in this form does the kernel take a
-/// page whose entry is empty (discarded, swapped away) for a written one. Memory that is not
-/// registered would count as written all over; `CHECK_WPASYNC` makes that an error.
+/// Written pages, and nothing else in any mask. Only in this form does the kernel report a page
+/// whose entry is empty (discarded, swapped away) as written. Memory that is not registered would
+/// count as written everywhere; `CHECK_WPASYNC` makes it an error.
 const WRITTEN_PAGES: Query = Query {
     flags: WP_MATCHING | CHECK_WPASYNC,
     inverted: 0,
@@ -53,15 +55,15 @@ const WRITTEN_PAGES: Query = Query {
     report: WRITTEN,
 };
 
-/// The same, with what each page was. Kernels before July 2026 may leave out pages with an empty
-/// entry, and then leave them unprotected too: [`WRITTEN_PAGES`] finds those.
+/// Written pages, with what each page was. Kernels before July 2026 may leave out pages with an
+/// empty entry, and then leave them unprotected too: [`WRITTEN_PAGES`] finds those.
 const WHAT_PAGES_WERE: Query = Query {
     report: WRITTEN | PRESENT | SWAPPED | PFNZERO | FILE,
     ..WRITTEN_PAGES
 };
 
-/// Pages of private memory that were written at any time: with an entry that is neither the kernel's
-/// page of zeros nor a page of the file below. Protects nothing.
+/// Pages of private memory that were written at any time: their entry is neither the kernel's page
+/// of zeros nor a page of the file below. This query protects nothing.
 const COPIES: Query = Query {
     flags: CHECK_WPASYNC,
     inverted: PFNZERO | FILE,
@@ -70,18 +72,19 @@ const COPIES: Query = Query {
     report: PRESENT | SWAPPED,
 };
 
-/// How many bytes one call looks at. The kernel holds the process' memory map, shared, for as long as
-/// a call takes, and whoever wants to change the map waits, and then whoever wants to look at it:
-/// a first write to a page, say. A gigabyte without page tables is passed over in microseconds;
-/// one whose tables have to be made takes tens of milliseconds.
+/// How many bytes one call looks at. During a call the kernel holds the process' memory map,
+/// shared. A thread that wants to change the map waits for the call, and then threads that want to
+/// look at the map wait for that thread: one that first writes to a page, for example. A gigabyte
+/// without page tables takes microseconds; one whose tables must be made takes tens of
+/// milliseconds.
 struct Pace {
     step: Cell<u64>,
-    /// Calls end at multiples of the step, and so never inside a huge page.
+    /// Calls end at multiples of this step, and so never inside a huge page.
     least: u64,
 }
 
 impl Pace {
-    /// For memory whose pieces have that many bytes, a power of two.
+    /// A pace for memory with pieces of this many bytes, a power of two.
     fn new(piece: u64) -> Pace {
         Pace {
             step: Cell::new(STEP_FIRST.max(piece)),
@@ -89,7 +92,8 @@ impl Pace {
         }
     }
 
-    /// Makes a call that begins at an address: `call` is told where to end, and says where it did.
+    /// Makes a call that begins at an address. `call` is told where to end, and returns where it
+    /// ended.
     fn call<T>(&self, at: u64, call: impl FnOnce(u64) -> Result<T>) -> Result<T> {
         let step = self.step.get();
         let begun = Instant::now();
@@ -103,7 +107,7 @@ impl Pace {
         Ok(done)
     }
 
-    /// Calls `step` for each part of a range until it has got to the end.
+    /// Calls `step` for each part of a range until the end is reached.
     fn walk(
         &self,
         range: &Range<u64>,
@@ -124,7 +128,7 @@ impl Pace {
     }
 }
 
-/// Whether a page that was reported with these categories is one of [`COPIES`].
+/// Whether a page that was reported with these categories matches [`COPIES`].
 fn is_copy(categories: u64) -> bool {
     categories & (PRESENT | SWAPPED) != 0 && categories & (PFNZERO | FILE) == 0
 }
@@ -133,17 +137,17 @@ fn is_copy(categories: u64) -> bool {
 pub(super) struct Protected {
     block: Arc<Block>,
     range: Range<u64>,
-    /// Bytes in a piece.
+    /// Bytes of a piece.
     piece: u64,
     pace: Pace,
-    /// Pieces that are protected, by their address; `None`: all of the block is.
+    /// The protected pieces, by address; `None` if the whole block is protected.
     pieces: Option<Bitmap>,
     hidden_holes: Arc<HiddenHoles>,
 }
 
 impl Protected {
-    /// Protects what there is of a block. What was written before this returns may or may not be found
-    /// later.
+    /// Protects a block's memory. Writes that come before this returns may be found later, or may
+    /// not.
     pub(super) fn new(block: &Arc<Block>, pagemap: &Pagemap) -> Result<Protected> {
         let start = block.host() as u64;
         let range = start..start + block.length().0;
@@ -154,7 +158,7 @@ impl Protected {
             piece,
             pace: Pace::new(piece),
             pieces: None,
-            // Without memory for the note pages are read that need not be.
+            // Without memory for the notes, holes are read that need not be.
             hidden_holes: Arc::new(match private {
                 true => HiddenHoles::new(block.pages()).or_else(|_| HiddenHoles::none())?,
                 false => HiddenHoles::none()?,
@@ -172,18 +176,18 @@ impl Protected {
         Ok(this)
     }
 
-    /// The addresses that are registered.
+    /// The registered addresses.
     pub(super) fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// Bytes held for it.
+    /// Bytes of memory that bitmaps and notes hold.
     pub(super) fn heap_bytes(&self) -> u64 {
         let pieces = self.pieces.as_ref().map_or(0, Bitmap::heap_bytes);
         pieces as u64 + self.hidden_holes.heap_bytes()
     }
 
-    /// It is not protected any more, or soon will not be.
+    /// Tells that the block is no longer protected, or soon will not be.
     pub(super) fn end(&self) {
         self.block.watch(None);
     }
@@ -197,8 +201,8 @@ impl Protected {
         self.find_filled(pagemap, all, &mut |_| {})
     }
 
-    /// Merges what was written into `pending`, and protects it again; how many pages were not
-    /// pending before.
+    /// Merges written pages into `pending`, and protects them again. Returns how many of them were
+    /// not pending before.
     pub(super) fn collect(
         &mut self,
         pagemap: &Pagemap,
@@ -215,8 +219,8 @@ impl Protected {
                     hidden_holes, pace, ..
                 } = &*self;
                 pace.walk(&(at..end), |part| {
-                    // With the list full the kernel stops, and has protected just what is on it:
-                    // the walk goes on where it ended.
+                    // When the list is full the kernel stops, and has protected exactly the pages
+                    // on it. The walk goes on from there.
                     let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, regions)?;
                     for region in &regions[..found] {
                         let pages = pages_of(region, start, &(at..end));
@@ -235,8 +239,8 @@ impl Protected {
         Ok(new)
     }
 
-    /// Looks for pages that hold something in pieces that are not protected, and protects the pieces
-    /// in which there are any. `written` is called with what they hold.
+    /// Looks for written pages in pieces that are not protected, and protects the pieces that have
+    /// any. `written` is called with these pages.
     fn find_filled(
         &mut self,
         pagemap: &Pagemap,
@@ -245,7 +249,7 @@ impl Protected {
     ) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            // One page is enough to know: what else the piece holds is told when it is protected.
+            // One page is enough to decide. The call that protects the piece tells of the others.
             let (to, first) = self.pace.call(at, |end| {
                 let to = end.min(range.end);
                 Ok((to, pagemap.first(at..to, &COPIES)?))
@@ -263,15 +267,15 @@ impl Protected {
         Ok(())
     }
 
-    /// Protects whole pieces. `written` is called with pages that held something when that was done,
-    /// and of the others a note is made.
+    /// Protects whole pieces. `written` is called with the pages that held contents at that moment.
+    /// The other pages are noted as holes.
     fn protect(
         &mut self,
         pagemap: &Pagemap,
         range: Range<u64>,
         written: &mut dyn FnMut(Range<Pages>),
     ) -> Result<()> {
-        // Noted first: after an error part of it may be protected.
+        // Noted first, because after an error some pieces may be protected.
         let first = self.piece_of(range.start);
         let count = self.piece_of(range.end - 1) + 1 - first;
         if let Some(pieces) = &mut self.pieces {
@@ -291,7 +295,7 @@ impl Protected {
             }
             Ok(walked)
         })?;
-        // Pages that an old kernel left out, and with them what was written in between.
+        // Finds pages that an old kernel left out, with writes that came in between.
         self.pace.walk(&range, |part| {
             let (found, walked) = pagemap.scan(part, &WRITTEN_PAGES, &mut regions)?;
             for region in &regions[..found] {
@@ -303,7 +307,8 @@ impl Protected {
         })
     }
 
-    /// Whether the piece at an address is protected, and up to where the pieces after it are alike.
+    /// Whether the piece at an address is protected, and where the pieces of the same kind after it
+    /// end.
     fn alike(&self, at: u64) -> (bool, u64) {
         let Some(pieces) = &self.pieces else {
             return (true, self.range.end);
@@ -323,7 +328,8 @@ impl Protected {
     }
 }
 
-/// Whether all of a range is private memory, and the largest page in it. No, where that is not known.
+/// Whether a whole range is private memory, and the size of its largest page. `false` where that is
+/// unknown.
 fn what_is_mapped(range: &Range<u64>) -> (bool, u64) {
     let Ok(maps) = Maps::open() else {
         return (false, PAGE_SIZE);
@@ -338,14 +344,14 @@ fn what_is_mapped(range: &Range<u64>) -> (bool, u64) {
     (private && asked.is_ok() && end >= range.end, page_size)
 }
 
-/// Pages of a region that lie in `range`, counted from `start`.
+/// The pages of a region that lie in `range`, counted from `start`.
 fn pages_of(region: &PageRegion, start: u64, range: &Range<u64>) -> Range<Pages> {
     let first = region.start.max(range.start);
     let end = region.end.min(range.end).max(first);
     Pages((first - start) / PAGE_SIZE)..Pages((end - start) / PAGE_SIZE)
 }
 
-/// Makes pages pending; how many they are.
+/// Makes pages pending, and returns their number.
 fn set(pending: &mut Bitmap, pages: Range<Pages>) -> u64 {
     let count = pages.end.0 - pages.start.0;
     pending.set_range(pages.start.index(), count as usize);

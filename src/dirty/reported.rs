@@ -1,7 +1,8 @@
-//! What the VMM reports itself: writes of its device emulation, which KVM does not see.
+//! The dirty log of writes that the VMM reports itself: those of its device emulation, which KVM
+//! does not see.
 //!
-//! [`Reported`] is shared by any number of marking threads, which never wait, and one
-//! collector, the tracker, through [`ReportedLog`]. Marks are made after the write.
+//! [`Reported`] is shared by any number of marking threads, which never wait, and by one collector:
+//! the tracker, through [`ReportedLog`]. A mark comes after the write that it reports.
 
 use crate::bits::concurrent::ConcurrentBitmap;
 use crate::bits::words;
@@ -19,14 +20,14 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use vm_memory::GuestAddress;
 
-/// How long a harvest waits for threads that are in the middle of a mark. They mark for
-/// nanoseconds; one that was preempted there comes back within a few time slices.
+/// How long a harvest waits for threads that are inside a mark. A mark takes nanoseconds; a thread
+/// that is preempted in one comes back within a few time slices.
 const GRACE: Duration = Duration::from_millis(100);
-/// The same of the last harvest, after which there is none to read what was left: a busy machine
-/// keeps a thread away for longer than [`GRACE`], and the migration would fail.
+/// How long the last harvest waits for them. No later harvest reads what it leaves. A busy machine
+/// can keep a thread away for longer than [`GRACE`], and then the migration would fail.
 const GRACE_LAST: Duration = Duration::from_secs(2);
 
-/// The most pages that are marked under one pin: 128 MiB, microseconds.
+/// The most pages that are marked under one pin: 128 MiB, which takes microseconds.
 const PAGES_A_PIN: u64 = 32 << 10;
 
 /// The marks of one block.
@@ -36,7 +37,7 @@ struct Marks {
     shared: Arc<ConcurrentBitmap>,
 }
 
-/// By block.
+/// Marks of many blocks, by block.
 struct ByBlock;
 
 impl Index for ByBlock {
@@ -49,7 +50,7 @@ impl Index for ByBlock {
     fn reach(_: &Marks) {}
 }
 
-/// The marks of all blocks of a map, replaced whole when it changes.
+/// The marks of all blocks of a map. Replaced as a whole when the map changes.
 #[derive(Default)]
 struct Table {
     map: Map,
@@ -62,17 +63,17 @@ impl Table {
     }
 }
 
-/// The marks of all blocks. Cheap to share; see the file's description.
+/// The marks of all blocks. Cheap to share. See the file's description.
 pub struct Reported {
     memory: Arc<Memory>,
     active: AtomicBool,
     table: Snapshot<Table>,
-    /// Marks that named addresses where no block is.
+    /// Marks that named addresses without a block.
     strays: AtomicU64,
 }
 
 impl Reported {
-    /// Marks for `memory`. Nothing is recorded until a log of it is started.
+    /// Marks for the blocks of `memory`. They are recorded only while a log of them is started.
     pub fn new(memory: Arc<Memory>) -> Self {
         Reported {
             memory,
@@ -82,21 +83,21 @@ impl Reported {
         }
     }
 
-    /// Whether marks are recorded now. While not, a mark costs a load and a fence.
+    /// Whether marks are recorded now. While they are not, a mark costs a load and a fence.
     fn is_active(&self) -> bool {
         if self.active.load(Ordering::Relaxed) {
             return true;
         }
-        // The write that is being reported may still sit in this processor's store buffer,
-        // and whoever starts the log right now would read the page without it: after the
-        // fence it is visible to all, so a start that this second load does not see yet
-        // reads memory that has the write in it.
+        // The write that is reported may still be in this processor's store buffer. A migration
+        // that starts the log right now would then read the page without it. After the fence every
+        // processor sees the write. So if this second load does not see a start, the migration that
+        // makes that start reads memory with the write in it.
         fence(Ordering::SeqCst);
         self.active.load(Ordering::Relaxed)
     }
 
-    /// Reports a write of `length` bytes at a guest address. Any thread; lock-free, never
-    /// waits. Addresses outside the guest's memory are counted and otherwise ignored.
+    /// Reports a write of `length` bytes at a guest address. May be called on any thread; takes no
+    /// lock and never waits. Addresses outside of guest memory are counted and otherwise ignored.
     pub fn mark_guest(&self, address: GuestAddress, length: u64) {
         if length == 0 || !self.is_active() {
             return;
@@ -104,20 +105,20 @@ impl Reported {
         let first = address.0 / PAGE_SIZE;
         let last = address.0.saturating_add(length - 1) / PAGE_SIZE;
         let mut found = 0;
-        // In pieces, so that no thread stands pinned for long: whoever collects waits for it.
+        // In pieces, so that no pin is held for long: the collector waits for pins.
         let mut next = Some(first);
         while let Some(at) = next {
             next = self.mark_some(at, last, &mut found);
         }
-        // An alias can find more pages than were asked about, never fewer.
+        // With aliases more pages can be found than the range has, never fewer.
         if found < last - first + 1 {
             self.strays.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Marks the first of the guest's pages `first` to `last` that are some block's, under one
-    /// pin, and adds to `found` how many. Where to go on; `None` when it is done. What no slot maps
-    /// costs nothing, however much it is.
+    /// Under one pin, marks the first of the guest's pages `first` to `last` that some block has,
+    /// and adds their number to `found`. Returns where to go on, or `None` at the end. Addresses
+    /// without a slot cost nothing, however many there are.
     fn mark_some(&self, first: u64, last: u64, found: &mut u64) -> Option<u64> {
         let from = |page: u64| GuestAddress(page * PAGE_SIZE);
         let pinned = pin();
@@ -139,8 +140,9 @@ impl Reported {
         (next <= last).then_some(next)
     }
 
-    /// Reports writes of the pages that `words` has bits for, the first `pages` of them, counted
-    /// from a guest address. Any thread; lock-free. Each bit where no memory is counts as stray.
+    /// Reports writes of the first `pages` pages from a guest address, as far as `words` has bits
+    /// set for them. May be called on any thread; takes no lock. Each bit without memory counts as
+    /// a stray.
     pub fn mark_words(&self, address: GuestAddress, words: &[u64], pages: u64) {
         if !self.is_active() {
             return;
@@ -155,7 +157,8 @@ impl Reported {
         }
     }
 
-    /// The `pages` bits of `words` from bit `skip` on, which stands for the guest's page `first`.
+    /// Marks by the `pages` bits of `words` from bit `skip` on. That bit stands for the guest's
+    /// page `first`.
     fn mark_some_words(&self, first: u64, words: &[u64], skip: u64, pages: u64) {
         let count = |range: Range<u64>| {
             let (from, len) = (range.start as usize, (range.end - range.start) as usize);
@@ -165,12 +168,12 @@ impl Reported {
         if strays == 0 {
             return;
         }
-        // Addresses end before numbers of pages do.
+        // Saturating: the largest page numbers have no address.
         let from = GuestAddress(first.saturating_mul(PAGE_SIZE));
         let pinned = pin();
         let map = self.memory.map_pinned(&pinned);
         let table = self.table.get(&pinned);
-        // Two slots may show the same address, in two address spaces.
+        // Two slots can show the same address, in two address spaces.
         let mut known = skip;
         for part in map.block_parts(from, Pages(pages)) {
             let begin = skip + part.before.0;
@@ -188,7 +191,8 @@ impl Reported {
         self.strays.fetch_add(strays, Ordering::Relaxed);
     }
 
-    /// Reports a write of `length` bytes at an offset in a block. Any thread; lock-free.
+    /// Reports a write of `length` bytes at an offset in a block. May be called on any thread;
+    /// takes no lock.
     pub fn mark_block(&self, block: BlockId, offset: Bytes, length: u64) {
         if length == 0 || !self.is_active() {
             return;
@@ -208,19 +212,19 @@ impl Reported {
             }
             Some(marks) => Arc::clone(&marks.shared),
         };
-        // Too many for one pin: outside of it, where `mark` makes its own, and cuts at the block's
-        // end.
+        // Too many pages for one pin. `mark` makes pins of its own, and cuts the range at the
+        // block's end.
         drop(pinned);
         many.mark(first as usize, pages);
     }
 
-    /// How many marks named addresses where no block is.
+    /// How many marks named addresses without a block.
     pub fn strays(&self) -> u64 {
         self.strays.load(Ordering::Relaxed)
     }
 
-    /// Makes the table fit `map`: blocks that stay keep their marks. A mark that goes on in the old
-    /// table, which is returned, is of one of those, or of a block that is gone.
+    /// Makes the table fit `map`. Blocks that stay keep their marks. The old table is returned: a
+    /// thread may still be marking in it, but only for blocks that stay or that are gone.
     fn fit(&self, map: &Map) -> Result<Retired<Table>> {
         let old = self.table.load();
         let mut marks = old.marks.clone();
@@ -241,15 +245,15 @@ impl Reported {
 /// The collecting side of [`Reported`].
 pub struct ReportedLog {
     reported: Arc<Reported>,
-    /// [`GRACE`], or less for a test.
+    /// [`GRACE`], or a shorter time in a test.
     grace: Duration,
-    /// Tables that a thread of the VMM may still be marking in. Nobody waits for it: it may have lost
-    /// its processor there, and whoever starts, stops or changes the map goes on.
+    /// Tables in which a thread of the VMM may still be marking. Starts, stops and changes of the
+    /// map do not wait for that thread, which may have lost its processor there.
     retired: Vec<Retired<Table>>,
 }
 
 impl ReportedLog {
-    /// The log of `reported`.
+    /// The log of the marks in `reported`.
     pub fn new(reported: Arc<Reported>) -> Self {
         ReportedLog {
             reported,
@@ -264,7 +268,8 @@ impl ReportedLog {
     }
 }
 
-/// What a sync that had to leave a buffer says. The same text each time, so that the VMM hears it once.
+/// The error of a sync that had to leave a buffer for the next one. Its text is the same each time,
+/// so that the VMM is told once.
 fn still_inside(grace: Duration) -> Error {
     Error::new(
         Kind::Timeout,
@@ -296,7 +301,7 @@ impl DirtyLog for ReportedLog {
     fn start(&mut self, map: &Map) -> Result<Initial> {
         let old = self.reported.fit(map)?;
         self.keep(old);
-        // SeqCst against the fence in `is_active`.
+        // SeqCst, to be ordered against the fence in `is_active`.
         self.reported.active.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         Ok(Initial::Clean)
@@ -315,7 +320,8 @@ impl DirtyLog for ReportedLog {
         let given_up = sink.given_up();
         let given_up = || given_up.as_ref().is_some_and(Cancel::is_cancelled);
         let mut late = false;
-        // For all blocks together: the thread that one waits for holds up the others too.
+        // One limit for all blocks: the thread that the first block waits for holds up the others
+        // too.
         let begun = Instant::now();
         let grace = match when {
             When::Running => self.grace,
@@ -327,9 +333,9 @@ impl DirtyLog for ReportedLog {
                 Ok(shared.collect_unless(left, &given_up, pending)?.marked)
             });
             match done {
-                // A thread was held up in the middle of a mark for longer than we wait. The
-                // buffer is kept and read next time. All blocks after it find no time left, and
-                // have nothing of their own to say.
+                // A thread stood inside a mark for longer than the limit. Its buffer is kept, and
+                // the next sync reads it. The blocks after it have no time left, and add no error
+                // of their own.
                 Err(e) if e.kind() == Kind::Timeout => late = true,
                 done => done?,
             }

@@ -1,15 +1,15 @@
-//! What devices that are passed through with VFIO write: each device's own log of its DMA,
+//! The dirty logs of devices that are passed through with VFIO: each device's own log of its DMA,
 //! or, with the older interface, the log of a container's type 1 IOMMU.
 //!
-//! **Device log** ([`VfioDeviceLog`], Linux 6.1). Started for ranges of IOVAs; a report reads and
-//! clears. One that fails leaves the log in an unknown state: the interface wants all memory
-//! taken as dirty and the log started anew, which is done at once or, if that fails too, at
-//! the next harvest. The driver chooses the page size; a page larger than ours stands
-//! for all of the pages in it.
+//! **Device log** ([`VfioDeviceLog`], Linux 6.1). It is started for ranges of IOVAs. A report reads
+//! and clears it. A report that fails leaves the log in an unknown state: the interface wants all
+//! memory taken as dirty, and the log started anew. That is done at once or, if it fails too, at
+//! the next harvest. The driver chooses the page size; a page of a larger size stands for all pages
+//! of 4096 bytes in it.
 //!
-//! **Container log** ([`VfioContainerLog`], Linux 5.8). Asked for mapping by mapping, because a
-//! range may not split one. For devices that do not tell what they pin it reports every mapped
-//! page at every harvest; the kernel knows no better.
+//! **Container log** ([`VfioContainerLog`], Linux 5.8). It is asked mapping by mapping, because a
+//! range may not split a mapping. For devices that do not tell which pages they pin, it reports
+//! every mapped page at every harvest, because the kernel knows no better.
 
 use super::iova::{at_most, round_out, Iovas, Reader};
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Sink, When};
@@ -22,7 +22,7 @@ use crate::units::PAGE_SIZE;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-/// The largest page size that a VMM may ask a device's log for, bytes.
+/// The largest page size, in bytes, that a VMM may ask a device's log for.
 pub const PAGE_SIZE_MAX: u64 = 1 << 30;
 
 /// The log of one device. See the file's description.
@@ -43,24 +43,25 @@ pub const PAGE_SIZE_MAX: u64 = 1 << 30;
 pub struct VfioDeviceLog {
     device: Box<dyn Ioctl>,
     iovas: Iovas,
-    /// What page size to ask for.
+    /// The page size to ask for.
     hint: u64,
     started: bool,
-    /// What is logged now; `None` while not started, and while it could not be started again.
+    /// The ranges that are logged now; `None` while the log is not started, or could not be started
+    /// again.
     logging: Option<Logging>,
 }
 
 struct Logging {
-    /// The ranges it was started with.
+    /// The ranges that the log was started with.
     ranges: Vec<Range<u64>>,
-    /// The page size that the driver chose, or ours if that is larger.
+    /// The page size that the driver chose, or 4096 if that is larger.
     page_size: u64,
     reader: Reader,
 }
 
 impl VfioDeviceLog {
-    /// The log of the device behind `device`, tracked in pages of `page_size` bytes if the
-    /// driver likes: a power of two from 4096 to [`PAGE_SIZE_MAX`]. [`Kind::Unsupported`] if it has none.
+    /// The log of the device behind `device`. It asks the driver for pages of `page_size` bytes: a
+    /// power of two from 4096 to [`PAGE_SIZE_MAX`]. [`Kind::Unsupported`] if the device has no log.
     #[doc(hidden)]
     pub fn new(mut device: Box<dyn Ioctl>, iovas: Iovas, page_size: u64) -> Result<Self> {
         if !page_size.is_power_of_two() || !(PAGE_SIZE..=PAGE_SIZE_MAX).contains(&page_size) {
@@ -82,18 +83,18 @@ impl VfioDeviceLog {
         })
     }
 
-    /// The same from a device's descriptor, which is brant's from here on.
+    /// The log of the device behind a descriptor, which brant owns from now on.
     pub fn from_fd(device: OwnedFd, iovas: Iovas, page_size: u64) -> Result<Self> {
         VfioDeviceLog::new(Box::new(Descriptor::new(device)), iovas, page_size)
     }
 
-    /// Starts the device's log, which is off, for what may be written by `map`.
+    /// Starts the device's log, which is off, for the memory that devices may write by `map`.
     fn start_logging(&mut self, map: &Map) -> Result<()> {
         let mapped = self.iovas.mapped(map)?;
         // The kernel wants multiples of the page size that it is asked for.
         let mut asked = at_most(round_out(&mapped, self.hint)?, vfio::RANGES_MAX)?;
         if asked.is_empty() {
-            // A start without ranges is an error; there is nothing to log yet.
+            // A start without ranges is an error, and there is nothing to log yet.
             self.logging = Some(Logging {
                 ranges: Vec::new(),
                 page_size: self.hint,
@@ -104,8 +105,9 @@ impl VfioDeviceLog {
         let mut chosen = self.begin(self.hint, &asked)?;
         let whole = |r: &Range<u64>| (r.start | r.end).is_multiple_of(chosen);
         if chosen > self.hint && chosen.is_power_of_two() && !asked.iter().all(whole) {
-            // Reports are of whole pages of the device's, which may reach out of these ranges, and
-            // a driver may refuse that: once more, in its pages.
+            // Reports are of whole pages of the device's, which can reach out of these ranges, and
+            // a driver may refuse that. So the log is started again, with ranges in the driver's
+            // pages.
             vfio::logging_stop(&mut *self.device)?;
             asked = at_most(round_out(&mapped, chosen)?, vfio::RANGES_MAX)?;
             chosen = self.begin(chosen, &asked)?;
@@ -114,7 +116,7 @@ impl VfioDeviceLog {
         match made {
             Ok(logging) => self.logging = Some(logging),
             Err(e) => {
-                // The first error is the one to tell.
+                // The first error is the one that is returned.
                 let _ = vfio::logging_stop(&mut *self.device);
                 return Err(e);
             }
@@ -122,7 +124,7 @@ impl VfioDeviceLog {
         Ok(())
     }
 
-    /// Has the device log `ranges`; the page size that it chose.
+    /// Has the device log `ranges`, and returns the page size that it chose.
     fn begin(&mut self, page_size: u64, ranges: &[Range<u64>]) -> Result<u64> {
         let ranges = ranges.iter().map(|r| LoggingRange {
             iova: r.start,
@@ -159,14 +161,14 @@ impl VfioDeviceLog {
         }
     }
 
-    /// Off and on again: what a broken log needs.
+    /// Switches a broken log off and on again.
     fn restart(&mut self, map: &Map) -> Result<()> {
-        // A log that is broken may be off already.
+        // A broken log may be off already.
         let _ = self.stop_logging();
         self.start_logging(map)
     }
 
-    /// Reads what it has. After an error it has been started anew, or is off.
+    /// Reads the log. After an error the log has been started anew, or is off.
     fn read(&mut self, map: &Map, sink: &mut dyn Sink) -> Result<()> {
         let Some(logging) = &mut self.logging else {
             self.restart(map)
@@ -183,7 +185,7 @@ impl VfioDeviceLog {
                 vfio::logging_report(device, iova, length, page, bitmap)
             });
         done.map_err(|e| {
-            // Logging again before anybody reads the pages, all of which count as dirty.
+            // All pages count as dirty. The device logs again before any of them is read.
             match self.restart(map) {
                 Ok(()) => e.context("the device's log is started anew"),
                 Err(again) => Error::new(e.kind(), format!("{e}; and it does not start: {again}")),
@@ -232,14 +234,15 @@ impl DirtyLog for VfioDeviceLog {
         if !self.started || old.slots() == new.slots() {
             return Ok(());
         }
-        // Read first: what it has is understood by the old map.
+        // The log is read first, because its bits are understood by the old map.
         if self.read(old, sink).is_err() {
-            // That does not refuse the change; nothing is lost.
+            // A failed report does not refuse the change: with everything reported, no write is
+            // lost.
             self.iovas.everything(old, sink);
         }
         let wanted = self.iovas.mapped(new)?;
         let Some(logging) = &mut self.logging else {
-            // Off. The next harvest tries again.
+            // The log stays off, and the next harvest tries again.
             return Ok(());
         };
         let page_size = logging.page_size;
@@ -250,11 +253,11 @@ impl DirtyLog for VfioDeviceLog {
             }
             return Ok(());
         }
-        // A log's ranges cannot be changed: off, and on with the new ones. What is written in
-        // between nobody logs, so all counts as dirty, once it is on again.
+        // A log's ranges cannot be changed: it is switched off, and on with the new ones. Nothing
+        // logs writes in between, so every page counts as dirty once it is on again.
         let grown = self.restart(new);
         if grown.is_err() {
-            // As it was before; if that fails too, the next harvest tries again.
+            // Back to the old ranges. If that fails too, the next harvest tries again.
             let _ = self.restart(old);
         }
         self.iovas.everything(old, sink);
@@ -292,12 +295,12 @@ pub struct VfioContainerLog {
 }
 
 impl VfioContainerLog {
-    /// The log of the container behind `container`, whose IOMMU is set. [`Kind::Unsupported`]
-    /// if that has none.
+    /// The log of the container behind `container`, whose IOMMU is set. [`Kind::Unsupported`] if
+    /// the container has no log.
     #[doc(hidden)]
     pub fn new(mut container: Box<dyn Ioctl>, iovas: Iovas) -> Result<Self> {
         let can = vfio::type1_dirty(&mut *container)?;
-        // Only the smallest works.
+        // The kernel accepts only the smallest page size.
         let page_size = can.page_sizes & can.page_sizes.wrapping_neg();
         if !(PAGE_SIZE..=PAGE_SIZE_MAX).contains(&page_size) {
             return Err(Error::new(
@@ -318,12 +321,12 @@ impl VfioContainerLog {
         })
     }
 
-    /// The same from a container's descriptor, which is brant's from here on.
+    /// The log of the container behind a descriptor, which brant owns from now on.
     pub fn from_fd(container: OwnedFd, iovas: Iovas) -> Result<Self> {
         VfioContainerLog::new(Box::new(Descriptor::new(container)), iovas)
     }
 
-    /// An error if one of these mappings is longer than the kernel's bitmaps.
+    /// An error if one of these mappings needs a longer bitmap than the kernel accepts.
     fn check(&self, mapped: &[Range<u64>]) -> Result<()> {
         let bytes = Reader::bitmap_bytes(mapped, self.page_size);
         if bytes > self.bitmap_max {
@@ -387,13 +390,13 @@ impl DirtyLog for VfioContainerLog {
         let showing = self.iovas.showing(&gone)?;
         let unmapped = self.iovas.mapped_by(gone.iter().map(|slot| &**slot))?;
         let mapped = self.iovas.mapped_by(fresh.iter().map(|slot| &**slot))?;
-        // Before anything else, because it can refuse the change.
+        // First, because this step can refuse the change.
         self.check(&mapped)?;
         let Some(reader) = &mut self.reader else {
             return Ok(());
         };
         reader.make_room(&mapped)?;
-        // What it has of them is understood by the old map.
+        // The log's bits of these mappings are understood by the old map.
         let container = &mut *self.container;
         reader.harvest_of(&showing, &self.iovas, sink, |iova, length, page, bitmap| {
             vfio::type1_bitmap(container, iova, length, page, bitmap)

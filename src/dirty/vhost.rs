@@ -1,23 +1,23 @@
-//! What vhost and vhost-user back ends write: a log in shared memory that all of them set
-//! bits in, one bit for each 4 KiB of guest physical memory from address 0 on.
+//! The dirty log of vhost and vhost-user back ends: shared memory in which all of them set bits,
+//! one for each 4 KiB of guest-physical memory from address 0 on.
 //!
-//! brant makes the memory and the VMM brings it to its back ends ([`VhostBackEnds`]): the
-//! kernel's vhost takes the address of the mapping, vhost-user the descriptor. A back end
-//! writes guest memory first and then sets the bit by an atomic or; a harvest takes each word
-//! that is not zero by an atomic exchange. The exchange acquires what the or released, so a
-//! page whose bit was taken is read with what was written to it.
+//! brant makes the memory, and the VMM passes it to its back ends ([`VhostBackEnds`]): the kernel's
+//! vhost takes the address of the mapping, vhost-user the descriptor. A back end writes guest
+//! memory first, and then sets the bit by an atomic OR. A harvest takes each word that is not zero
+//! by an atomic exchange. The exchange acquires what the OR released, so a page whose bit was taken
+//! is read with that write in it.
 //!
-//! **Growing.** When guest memory comes to reach further than the log: a longer one is made,
-//! all back ends are moved to it, and only then the old one is read a last time. Until
-//! the last of them has moved, bits arrive in the old one. Moving reads a log and takes memory for
-//! one, both as long as guest memory is. So the new one is an eighth longer than the old one at
-//! least, and memory that is plugged in small pieces moves back ends now and then, not each time.
+//! **Growing.** When guest memory comes to reach further than the log, a longer log is made and all
+//! back ends are moved to it. Only then is the old log read a last time, because bits arrive in it
+//! until the last back end has moved. Moving reads one log and takes memory for another, and both
+//! are as long as guest memory reaches. So the new log is at least an eighth longer than the old
+//! one: when memory is plugged in small pieces, back ends move now and then and not each time.
 //!
-//! **Other changes of the map** cost what they change: of a slot that goes, the bits are read; for
-//! one that comes, memory is taken.
+//! **Other changes of the map** cost what they change. When a slot goes, its bits are read. When
+//! one comes, memory for its bits is taken.
 //!
-//! A log's memory is backed where RAM is; the rest of it, which holes in guest memory
-//! stand for, takes none until somebody writes there.
+//! A log's memory is backed for the addresses at which RAM is. The rest, which stands for holes in
+//! guest memory, takes no memory until a back end writes there.
 
 use super::{DirtyLog, Extent, Harvested, Initial, LogKind, Origin, Sink, When};
 use crate::bits::words;
@@ -33,14 +33,15 @@ use vm_memory::GuestAddress;
 
 /// The highest guest address that a log can reach: 2^48, a log of 8 GiB (of address space).
 pub const REACH_MAX: u64 = 1 << 48;
-/// Words of one page of the log; they stand for 128 MiB.
+/// Words in one page of the log. They stand for 128 MiB of guest memory.
 const PAGE_WORDS: usize = 512;
-/// Words that are looked at together: a cache line.
+/// Words that are looked at together: one cache line.
 const LINE: usize = 8;
-/// Logs that back ends may still write to because the VMM could not move or stop them all.
+/// The most logs that are kept because the VMM could not move or stop all back ends, and some may
+/// still write to them.
 const REFUSED_MAX: usize = 4;
 
-/// The memory of a log, for the VMM to hand to back ends.
+/// The memory of a log, which the VMM passes to back ends.
 #[derive(Debug)]
 pub struct LogMemory(Shm);
 
@@ -59,18 +60,19 @@ impl LogMemory {
         Ok(LogMemory(Shm::new(c"brant-vhost-log", length)?))
     }
 
-    /// A memfd of exactly [`LogMemory::length`] bytes, sealed against shrinking and growing: what
-    /// vhost-user's `SET_LOG_BASE` carries, with offset 0. A duplicate of it may be kept.
+    /// A memfd of exactly [`LogMemory::length`] bytes, sealed against shrinking and growing. It is
+    /// the descriptor that vhost-user's `SET_LOG_BASE` carries, with offset 0. The VMM may keep a
+    /// duplicate.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.fd()
     }
 
-    /// Address of the mapping in this process: what the kernel's `VHOST_SET_LOG_BASE` takes.
+    /// The address of the mapping in this process, for the kernel's `VHOST_SET_LOG_BASE`.
     pub fn address(&self) -> *mut u8 {
         self.0.address()
     }
 
-    /// Bytes; a multiple of 4096.
+    /// The length in bytes, a multiple of 4096.
     pub fn length(&self) -> u64 {
         self.0.length()
     }
@@ -80,9 +82,9 @@ impl LogMemory {
         self.0.reserve(pages.start / 8, pages.end.div_ceil(8))
     }
 
-    /// Takes memory for the bits of all that a map has RAM at.
+    /// Takes memory for the bits of all addresses at which a map has RAM.
     fn reserve_all(&self, map: &Map) -> Result<()> {
-        // Slots come by address: those that touch are one call.
+        // Slots come in order of addresses, so adjacent ones are joined into one call.
         let mut joined: Option<Range<u64>> = None;
         for slot in map.slots() {
             let next = pages_of(slot);
@@ -99,7 +101,7 @@ impl LogMemory {
     }
 }
 
-/// Bytes of a log that reaches to a guest address, whole pages.
+/// The bytes, in whole pages, of a log that reaches to a guest address.
 fn log_bytes(reach: u64) -> u64 {
     reach
         .div_ceil(PAGE_SIZE)
@@ -107,27 +109,27 @@ fn log_bytes(reach: u64) -> u64 {
         .next_multiple_of(PAGE_SIZE)
 }
 
-/// The VMM's back ends, all that use one log.
+/// The VMM's back ends that share one log.
 ///
-/// Called on whichever thread starts or stops tracking or changes the memory map, under the
-/// tracker's lock: nothing of brant's may be called in here but marks.
+/// The calls come on the thread that starts or stops tracking or changes the memory map, under the
+/// tracker's lock. So inside them only marks may be called, and no other function of brant's.
 pub trait VhostBackEnds: Send + Sync {
-    /// Have every back end log to this memory from now on; return when each does. Called when
-    /// tracking starts, and again, with a longer one, when guest memory has come to reach
-    /// further: then the one before is gone after the return. An error from the first
-    /// call refuses the start, and `log_off` follows; from a later one it refuses the change
-    /// of the map, and back ends may go on in either.
+    /// Has every back end log to this memory from now on, and returns when each of them does.
+    /// Called when tracking starts, and again with a longer log when guest memory has come to reach
+    /// further; after that return the log before is gone. An error of the first call refuses the
+    /// start, and `log_off` follows. An error of a later call refuses the change of the map, and
+    /// back ends may go on in either log.
     fn log_on(&self, memory: &LogMemory) -> Result<()>;
 
-    /// Have every back end stop logging; return when none writes to a log of brant's any more.
-    /// Also called after a first `log_on` that failed. After an error the memory of the log stays
-    /// mapped, also when the log itself is dropped.
+    /// Has every back end stop logging, and returns when none of them writes to a log of brant's
+    /// any more. Also called after a first `log_on` that failed. After an error the log's memory
+    /// stays mapped, even when the log itself is dropped.
     fn log_off(&self) -> Result<()>;
 }
 
 /// See the file's description.
 ///
-/// One log for all back ends of a guest; here is one of them, in this process.
+/// There is one log for all back ends of a guest. The example has one of them, in this process.
 ///
 /// ```
 /// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -188,7 +190,8 @@ pub struct VhostLog {
     reach: u64,
     on: bool,
     current: Option<LogMemory>,
-    /// Logs that some back end may write to though not all do: read as long as logging is on.
+    /// Logs to which some back end may write although not all do. They are read as long as logging
+    /// is on.
     refused: Vec<LogMemory>,
     strays: u64,
 }
@@ -200,8 +203,8 @@ fn pages_of(slot: &Slot) -> Range<u64> {
 }
 
 impl VhostLog {
-    /// A log for `back_ends` that reaches to guest address `reach` at least, exclusive; 0 if to
-    /// the end of RAM is enough (used rings are in RAM as a rule).
+    /// A log for `back_ends` that reaches at least to guest address `reach`, exclusive. With 0 it
+    /// reaches to the end of RAM, which is enough as a rule, because used rings are in RAM.
     pub fn new(back_ends: Arc<dyn VhostBackEnds>, reach: u64) -> Result<Self> {
         if reach > REACH_MAX {
             return Err(Error::new(
@@ -223,7 +226,7 @@ impl VhostLog {
         self.reach.max(map.guest_end())
     }
 
-    /// A log that reaches as far as `map`: one that was refused before, or a new one.
+    /// A log's memory that reaches as far as `map`: that of a log refused before, or a new one.
     fn memory_for(&mut self, map: &Map) -> Result<LogMemory> {
         let reach = self.reach(map);
         let fits = |m: &LogMemory| m.length() >= log_bytes(reach);
@@ -241,7 +244,7 @@ impl VhostLog {
             ));
         }
         let memory = match self.current.as_ref().map(|before| roomy(before, reach)) {
-            // A limit on files, or on memory, may leave no room for more than is needed.
+            // A limit on files or on memory may leave no room for more than the map needs.
             Some(roomy) => LogMemory::new(roomy).or_else(|_| LogMemory::new(reach))?,
             None => LogMemory::new(reach)?,
         };
@@ -249,7 +252,7 @@ impl VhostLog {
         Ok(memory)
     }
 
-    /// Reads all logs that back ends may write to. `maps`: those whose RAM is no stray.
+    /// Reads all logs to which back ends may write. Pages of RAM in one of `maps` are no strays.
     fn drain_all(&mut self, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
         for memory in self.current.iter().chain(&self.refused) {
             self.strays += drain(memory, maps, sink)?;
@@ -257,7 +260,7 @@ impl VhostLog {
         Ok(())
     }
 
-    /// Reads what all logs have of a slot.
+    /// Reads the bits that all logs have for a slot.
     fn drain_slot(&mut self, slot: &Slot, maps: &[&Map], sink: &mut dyn Sink) -> Result<()> {
         for memory in self.current.iter().chain(&self.refused) {
             self.strays += drain_pages(memory, pages_of(slot), maps, sink)?;
@@ -269,11 +272,11 @@ impl VhostLog {
     fn grow(&mut self, old: &Map, new: &Map, sink: &mut dyn Sink) -> Result<()> {
         let memory = self.memory_for(new)?;
         if let Err(e) = self.back_ends.log_on(&memory) {
-            // Some may have moved.
+            // Some back ends may have moved.
             self.refused.push(memory);
             return Err(e.context("moving vhost back ends to a longer log"));
         }
-        // Only now has the last of them set its last bit in the one before.
+        // Only now can no back end set a bit in the old log any more.
         match self.current.replace(memory) {
             None => {}
             Some(before) => match drain(&before, &[old, new], sink) {
@@ -285,21 +288,21 @@ impl VhostLog {
     }
 }
 
-/// How far a log reaches that follows `before` and reaches to `reach` at least: an eighth further,
-/// so that the next slots find room in it.
+/// The reach of the log that follows `before`, for guest memory that reaches to `reach`: an eighth
+/// longer than `before`, so that the next slots find room in it.
 fn roomy(before: &LogMemory, reach: u64) -> u64 {
     let length = before.length() + before.length() / 8;
     let further = length.saturating_mul(8 * PAGE_SIZE).min(REACH_MAX);
     reach.max(further)
 }
 
-/// Takes what a log holds into `sink`; returns how many pages were RAM in none of `maps`.
+/// Takes a log's bits into `sink`, and returns how many of them are RAM in none of `maps`.
 fn drain(memory: &LogMemory, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> {
     let all = memory.0.words();
     let mut strays = 0;
     let mut from = 0;
-    // What has never been written has no memory, and need not be read. A bit that is set
-    // now, where none was, belongs to the next harvest.
+    // Pages of the log that were never written have no memory, and need not be read. A bit set in
+    // one of them from now on belongs to the next harvest.
     while let Some(data) = mem::seek_data(memory.fd(), from)? {
         let end = mem::seek_hole(memory.fd(), data)?.unwrap_or(memory.length());
         let words = (data / 8) as usize..((end / 8) as usize).min(all.len());
@@ -314,8 +317,8 @@ fn drain(memory: &LogMemory, maps: &[&Map], sink: &mut dyn Sink) -> Result<u64> 
     Ok(strays)
 }
 
-/// The same of the words that the bits of these pages are in. The end of what has memory is not
-/// looked for: the kernel goes through all of it for that.
+/// Takes the bits of these pages, by whole words. The end of the backed part is not looked for: the
+/// kernel would go through all of it.
 fn drain_pages(
     memory: &LogMemory,
     pages: Range<u64>,
@@ -340,13 +343,14 @@ fn drain_pages(
     Ok(strays)
 }
 
-/// The words of a part of the log that begins at its word `at`.
+/// Takes the words of a part of the log that begins at the log's word `at`.
 fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink) -> u64 {
     let mut taken = [0u64; PAGE_WORDS];
     let mut range: Option<Range<usize>> = None;
     for (line, words) in page.chunks(LINE).enumerate() {
-        // Most of them are zero: one look at eight. It needs no order, because it only
-        // decides whether to look again; a bit that it misses was set after the harvest began.
+        // Most words are zero, so eight are looked at together. This look needs no order, because
+        // it only decides whether to look again. A bit that it misses was set after the harvest
+        // began.
         let any = words
             .iter()
             .fold(0, |any, w| any | w.load(Ordering::Relaxed));
@@ -358,8 +362,8 @@ fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink)
                 continue;
             }
             let at = line * LINE + i;
-            // Acquires the write that a bit was set for; and releases, so that a back end that
-            // sees its bit clear and sets it again comes after.
+            // Acquires the write that the bit was set for. Releases, so that a back end that sees
+            // the bit clear and sets it again comes after this harvest.
             taken[at] = word.swap(0, Ordering::AcqRel);
             range = Some(range.map_or(at, |r| r.start)..at + 1);
         }
@@ -375,7 +379,7 @@ fn drain_page(page: &[AtomicU64], at: usize, maps: &[&Map], sink: &mut dyn Sink)
         taken,
         Pages(pages),
     );
-    // What is left without all that is RAM.
+    // Bits of RAM are removed, so that strays remain.
     for map in maps {
         for part in map.block_parts(GuestAddress(first * PAGE_SIZE), Pages(pages)) {
             words::clear_range(taken, part.before.index(), part.pages.index());
@@ -396,7 +400,7 @@ impl DirtyLog for VhostLog {
     fn start(&mut self, map: &Map) -> Result<Initial> {
         let memory = self.memory_for(map)?;
         if let Err(e) = self.back_ends.log_on(&memory) {
-            // Some of them may log already.
+            // Some back ends may log already.
             if self.back_ends.log_off().is_err() {
                 self.refused.push(memory);
             } else {
@@ -404,7 +408,7 @@ impl DirtyLog for VhostLog {
             }
             return Err(e.context("having vhost back ends log"));
         }
-        // Bits of a log that is used again may be from before; a page too many is no harm.
+        // A log that is used again may have bits from before. A page too many does no harm.
         self.current = Some(memory);
         self.on = true;
         Ok(Initial::Clean)
@@ -422,7 +426,7 @@ impl DirtyLog for VhostLog {
                 Ok(())
             }
             Err(e) => {
-                // It may still be written to, by the address of its mapping.
+                // A back end may still write to this log, by the address of its mapping.
                 self.refused.extend(current);
                 Err(e.context("having vhost back ends stop logging"))
             }
@@ -450,7 +454,7 @@ impl DirtyLog for VhostLog {
         // A back end may have been told of new memory already.
         let maps = [old, new];
         for slot in &gone {
-            // What was logged of it is understood by the old map.
+            // The bits of a slot that goes are understood by the old map.
             if self.drain_slot(slot, &maps, sink).is_err() {
                 Extent::of(slot).everything(sink);
             }
@@ -468,8 +472,8 @@ impl DirtyLog for VhostLog {
 }
 
 impl Drop for VhostLog {
-    /// Whatever could not be switched off writes on, by the address that it was given: what was
-    /// mapped there next would be written to.
+    /// A log that could not be switched off is never unmapped: its back end goes on writing to the
+    /// address that it was given, and would hit whatever was mapped there next.
     fn drop(&mut self) {
         for memory in self
             .current

@@ -1,7 +1,7 @@
-//! The bitmap that vm-memory marks, connected to a tracker: whatever a VMM's device emulation writes
-//! through vm-memory is reported without a call of the VMM's.
+//! A bitmap type for vm-memory that reports to a tracker: writes that a VMM's device emulation
+//! makes through vm-memory are reported without a call of the VMM's.
 //!
-//! vm-memory makes a region's bitmap together with the region, when no tracker exists yet. So a
+//! vm-memory makes a region's bitmap together with the region, before any tracker exists. So a
 //! bitmap begins unconnected, and is connected later. It holds no bits of its own: a mark goes to
 //! the tracker's [`Reported`], by guest address.
 
@@ -13,14 +13,15 @@ use std::sync::{Arc, Weak};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
-/// Who hears of the writes to one region.
+/// The trackers that are told of writes to one region.
 #[derive(Default)]
 struct MarkedRegion {
-    /// Weak, because a tracker keeps the guest's memory, and with it the regions and their bitmaps.
+    /// Weak, because a tracker keeps the guest's memory alive, and with it the regions and their
+    /// bitmaps.
     listeners: Snapshot<Vec<(Weak<Reported>, GuestAddress)>>,
 }
 
-/// The bitmap for vm-memory's regions. Any thread marks; no lock is taken.
+/// The bitmap of vm-memory's regions. Any thread may mark; no lock is taken.
 ///
 /// ```
 /// use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -46,15 +47,15 @@ struct MarkedRegion {
 #[derive(Clone, Default)]
 pub struct WriteMarks {
     region: Arc<MarkedRegion>,
-    /// Where in the region this slice begins, bytes.
+    /// Where in the region this slice begins, in bytes.
     offset: usize,
 }
 
 impl WriteMarks {
-    /// Tells `tracker` of every write to `memory` from now on. Before the first write that has to be
-    /// found: before the tracker starts, or before anybody uses a region that was added to
-    /// the guest meanwhile. Several trackers may be connected; again is fine, and one that is dropped
-    /// hears nothing any more.
+    /// Tells `tracker` of every write to `memory` from now on. Call it before the first write that
+    /// must be found: before the tracker starts, or before anybody uses a region that was added to
+    /// the guest meanwhile. Several trackers may be connected, and a second call for the same one
+    /// does no harm. A tracker that is dropped is told nothing any more.
     pub fn connect(memory: &GuestMemoryMmap<WriteMarks>, tracker: &Tracker) {
         let reported = Arc::downgrade(tracker.reported());
         for region in memory.iter() {
@@ -88,7 +89,8 @@ impl BitmapSlice for WriteMarks {}
 impl Bitmap for WriteMarks {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let offset = self.offset.saturating_add(offset) as u64;
-        // Not inside a look at the snapshot: the last reference to a tracker's marks may go here.
+        // Outside of any look at the snapshot, because the last reference to a tracker's marks may
+        // go here.
         for (reported, start) in self.region.listeners.load().iter() {
             if let Some(reported) = reported.upgrade() {
                 reported.mark_guest(GuestAddress(start.0.saturating_add(offset)), len as u64);
@@ -96,7 +98,7 @@ impl Bitmap for WriteMarks {
         }
     }
 
-    /// `false`: what is dirty is the tracker's to say, and each page is handed out once.
+    /// Always `false`: the tracker has the dirty pages, and hands out each once.
     fn dirty_at(&self, _offset: usize) -> bool {
         false
     }
@@ -110,7 +112,7 @@ impl Bitmap for WriteMarks {
 }
 
 impl NewBitmap for WriteMarks {
-    /// Of a region of any length: it costs the same.
+    /// A region's bitmap costs the same whatever the region's length.
     fn with_len(_len: usize) -> Self {
         WriteMarks::default()
     }

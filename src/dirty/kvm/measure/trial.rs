@@ -32,8 +32,8 @@ const RING_SWEEPS: u64 = 2;
 const ROUNDS: usize = 5;
 /// How often the bitmap of clean pages is read.
 const LOOKS: usize = 5;
-/// How many shares the limit is divided into: one for each kind, and one for each of the two
-/// machines.
+/// One more than there are trials (four kinds, and writes without a log): [`Time::share`] subtracts
+/// one before it divides.
 const SHARES: u32 = 6;
 
 type Missing = Vec<(KvmMode, Error)>;
