@@ -1,17 +1,19 @@
-//! Ballooned pages in a walk: which of them are pending, named instead of read, or written.
+//! Ballooned pages in a walk: which pending pages are named as ballooned instead of read, and which
+//! of them were written after all.
 //!
-//! A page stays ballooned until the guest says otherwise. The set is kept with the block
-//! ([`crate::memory::ballooned`]), and is empty unless the guest must tell before it uses such a page
-//! again.
+//! A page stays ballooned until the guest deflates the balloon by it. The set of ballooned pages is
+//! kept with the block ([`crate::memory::ballooned`]). It is empty unless the guest has to tell
+//! before it uses such a page again.
 //!
-//! A consumer that wants it ([`super::consumer::Consumer::skip_ballooned`]) gets ballooned pages as
-//! [`super::run::Content::Ballooned`]: named, once, for whoever keeps a copy, and not to be read.
-//! Their protection is restored before that, as for any page (rule 1). A page that is found dirty
-//! *afterwards* was written by a guest that broke its promise, or by somebody who marked it. It is
-//! ballooned no longer: memory is not lost for a promise. A log cannot tell a write before the
-//! inflate from one after it when both come between two harvests; then the guest's promise counts.
+//! A consumer that skips ballooned pages ([`super::consumer::Consumer::skip_ballooned`]) gets them
+//! as [`super::run::Content::Ballooned`]. They are named once, for the holder of a copy, and are
+//! not to be read. Their protection is restored before that, as for every page. If such a page is
+//! found dirty *afterwards*, the guest broke its promise, or somebody marked the page. It is no
+//! longer ballooned then, since a broken promise is no reason to lose memory. A log cannot tell a
+//! write before the inflate from a write after it if both come between two harvests. There the
+//! guest's promise counts.
 //!
-//! Each consumer has this for itself: a page that a migration does not read is pending as before for
+//! Each consumer has this state for itself: a page that a migration skips is pending as before for
 //! a backup. Hints of free pages are in [`super::hints`].
 
 use super::beside::range_of;
@@ -23,8 +25,8 @@ use crate::units::STRETCH_PAGES;
 use std::ops::Range;
 
 impl BlockState {
-    /// What the pages from the start of `range` are for a consumer that has ballooned pages named.
-    /// Their protection is restored.
+    /// What the pages from the start of `range` are for a consumer that skips ballooned pages.
+    /// Their protection has been restored.
     pub(super) fn claim(&mut self, seat: Seat, range: Range<u64>) -> Claim {
         let BlockState {
             pin_source, sets, ..
@@ -34,7 +36,8 @@ impl BlockState {
         };
         let claim = set.claim(pin_source, range);
         if let Claim::Written(page) = &claim {
-            // Whoever else was told that all of the host page is ballooned hears that it is not.
+            // Every other consumer that was told that the host page is ballooned is told that it is
+            // not.
             for set in sets
                 .iter_mut()
                 .flatten()
@@ -55,7 +58,7 @@ impl PageSet {
         match &claim {
             Claim::Ballooned(_) if passed.is_none() => match Bitmap::new(block.pages().index()) {
                 Ok(bits) => *passed = Some(bits),
-                // Sent like any other. It stays ballooned.
+                // The page is sent like any other, and stays ballooned.
                 Err(_) => return all,
             },
             Claim::Written(page) => self.is_used(page),
@@ -64,7 +67,7 @@ impl PageSet {
         claim
     }
 
-    /// Pages are the guest's again, and to be read.
+    /// The guest uses these pages again, so they must be read.
     fn is_used(&mut self, pages: &Range<u64>) {
         let (from, len) = range_of(pages);
         self.pending.set_range(from, len);
@@ -73,7 +76,7 @@ impl PageSet {
         }
     }
 
-    /// The next run of pages of `from..end` that are pending and ballooned.
+    /// The next run of pages in `from..end` that are both pending and ballooned.
     pub(super) fn next_ballooned(&self, block: &Block, from: u64, end: u64) -> Option<Range<u64>> {
         let ballooned = block.ballooned();
         let mut at = from;
@@ -87,8 +90,8 @@ impl PageSet {
         }
     }
 
-    /// The next run of pages of `from..end` that are pending, cut at the end of its stretch: what is
-    /// handed out ends there, and to look on would cost all that is pending, for each stretch.
+    /// The next run of pending pages in `from..end`, cut at the end of its stretch, where every run
+    /// that is handed out ends. A longer look would cost all pending pages again for each stretch.
     pub(super) fn next_pending(&self, from: u64, end: u64) -> Option<Range<u64>> {
         let start = self.pending.next_set_before(from as usize, end as usize)?;
         let stretch_end = (start as u64 / STRETCH_PAGES + 1) * STRETCH_PAGES;
@@ -98,7 +101,7 @@ impl PageSet {
         Some(run.start as u64..run.end as u64)
     }
 
-    /// The next run of pages of `from..end`, in one stretch, that are to be handed out as free.
+    /// The next run of pages in `from..end`, within one stretch, that are to be handed out as free.
     pub(super) fn next_free(&self, from: u64, end: u64) -> Option<Range<u64>> {
         let free = self.beside.free.as_ref()?;
         let run = free.next_run_before(from as usize, end as usize)?;
@@ -108,7 +111,7 @@ impl PageSet {
         Some(start..end.min(self.cut_at_fresh(start)))
     }
 
-    /// The next page, from `from` on, that is pending although it was passed.
+    /// The next page from `from` on that is pending although it was named as ballooned.
     fn next_passed(&self, from: u64) -> Option<u64> {
         let passed = self.beside.passed.as_ref()?;
         let mut at = from as usize;
@@ -121,15 +124,15 @@ impl PageSet {
         }
     }
 
-    /// How many pages are pending.
+    /// The number of pending pages.
     fn count(&self) -> u64 {
         self.pending.count()
     }
 }
 
 impl BlockState {
-    /// Ends the ballooning of pages written since a consumer was told of them. Returns how many pages
-    /// that were and how many of them were not pending there before.
+    /// Ends the ballooning of pages that were written since a consumer was told of them. Returns
+    /// how many pages they were, and how many of them were not pending for that consumer before.
     pub(super) fn clear_written(&mut self, seat: Seat) -> (u64, u64) {
         let before = self.set(seat).map_or(0, PageSet::count);
         let (mut broken, mut at) = (0, 0);

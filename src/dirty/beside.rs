@@ -1,17 +1,17 @@
-//! What [`super::ballooned`] keeps: for each consumer and block two bitmaps beside pending, made when
-//! first needed, and for the tracker the round of hints that goes on.
+//! The data of [`super::ballooned`] and [`super::hints`]: for each consumer and block two bitmaps
+//! beside pending, made when first needed, and for the tracker the current round of hints.
 
 use super::run::Content;
 use crate::bits::summary::Bitmap;
 use std::ops::Range;
 
-/// One block's bits beside what is pending of it.
+/// One block's bits beside its pending pages.
 #[derive(Default)]
 pub(super) struct Beside {
-    /// Ballooned pages that were handed out as such since they were ballooned: their
-    /// protection was restored, so one that is pending again was written.
+    /// Ballooned pages that were handed out as ballooned since they were inflated. Their protection
+    /// was restored then, so such a page that is pending again was written.
     pub passed: Option<Bitmap>,
-    /// Pages that a hint took out of pending and that were not handed out since.
+    /// Pages that a hint took out of pending, and that were not handed out since.
     pub free: Option<Bitmap>,
 }
 
@@ -37,7 +37,7 @@ impl Beside {
             .sum()
     }
 
-    /// All is pending again, and not because it was written.
+    /// Forgets both bitmaps, because every page is pending again, and not because it was written.
     pub fn forget(&mut self) {
         for bits in [&mut self.passed, &mut self.free].into_iter().flatten() {
             bits.clear_all();
@@ -64,7 +64,7 @@ impl Beside {
     }
 }
 
-/// The round of hints that goes on.
+/// The current round of hints.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
     last: u64,
@@ -72,7 +72,7 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// What was hinted so far holds; what comes from now on is too late.
+    /// Ends the round: hints that were given so far count, and later ones come too late.
     pub fn close(&mut self) {
         self.open = false;
     }

@@ -1,32 +1,32 @@
-//! A tracker's figures, as they are published for whoever only looks.
+//! A tracker's figures, as published for queries.
 //!
-//! Whoever looks at a tracker does not wait for a sync, which takes a tenth of a second where
-//! a terabyte is tracked: what was true when the tracker's lock was last let go of is told.
+//! A sync of a terabyte takes a tenth of a second, and a query does not wait for it. The query
+//! returns the figures of the moment when the tracker's lock was last released.
 
 use super::report::{ConsumerStats, TrackerStats};
 use crate::units::Pages;
 use std::sync::{Mutex, MutexGuard};
 
-/// The tracker as it was when its lock was last let go of.
+/// The tracker's figures when its lock was last released.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Figures {
     pub stats: TrackerStats,
     pub started: bool,
-    /// As of the last sync, start or stop, or of the last look that did not have to wait.
+    /// As of the last sync, start or stop, or of the last query that did not have to wait.
     pub slow: Slow,
 }
 
-/// The same of one consumer.
+/// The figures of one consumer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ConsumerFigures {
     pub stats: ConsumerStats,
     pub started: bool,
     pub pending: Pages,
-    /// Of what is pending, ballooned pages.
+    /// How many of the pending pages are ballooned.
     pub ballooned: u64,
 }
 
-/// Where a consumer's figures are published. Held for the copying of a few words.
+/// Where a consumer's figures are published. Its lock is held for the copying of a few words.
 #[derive(Debug, Default)]
 pub(super) struct Published(Mutex<ConsumerFigures>);
 
@@ -44,12 +44,12 @@ impl Published {
     }
 }
 
-/// What is counted block by block, or asked of each log.
+/// Figures that are summed over blocks, or asked of each log.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Slow {
-    /// Bytes of bitmaps and rings.
+    /// Bytes of memory that bitmaps and rings hold.
     pub heap_bytes: u64,
-    /// Pages that logs were told of and that are no memory of the guest's.
+    /// Pages that logs were told of and that are no guest memory.
     pub strays: u64,
 }
 

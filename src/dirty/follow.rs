@@ -1,4 +1,5 @@
-//! A tracker follows a change of the memory map with all its logs and blocks, or is led back.
+//! How a tracker follows a change of the memory map with all its logs and blocks, and how it is led
+//! back.
 
 use super::led::Change;
 use super::pending::{BlockState, PageSet, Seat};
@@ -12,15 +13,16 @@ impl Inner {
     pub(super) fn follow(&mut self, mut change: Change) -> Result<()> {
         if self.started {
             if let Err(e) = self.lead_logs(&change) {
-                // What a log that was led back knew of them, it may have forgotten.
+                // A log that was led back may have forgotten what it knew of these pages.
                 self.mark_fresh(&change.hidden, &change.gone);
                 self.forget(&change.came);
                 return Err(e);
             }
-            // What a new slot's pages hold was written before anybody logged it.
+            // The contents of a new slot's pages were written before any log watched them.
             self.mark_fresh(&change.shown, &change.came);
         }
-        // Pages can be pending after tracking was stopped, too; not those of a block that goes.
+        // Pages can be pending after tracking was stopped too. Only the pages of a block that goes
+        // are dropped.
         self.blocks
             .move_into(&mut change.aside, &change.gone, false);
         self.map = Arc::clone(&change.new);
@@ -28,7 +30,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Undoes a change that was followed. Needs no memory, the logs apart.
+    /// Undoes a change that was followed. Apart from the logs, no step needs memory.
     pub(super) fn take_back(&mut self, mut change: Change) {
         self.forget(&change.came);
         change.aside.move_into(&mut self.blocks, &change.gone, true);
@@ -42,8 +44,8 @@ impl Inner {
         }
     }
 
-    /// Makes room for the blocks that come and has all logs follow; if one refuses, those before it
-    /// are led back.
+    /// Makes room for the blocks that come, and has all logs follow. If a log refuses, the logs
+    /// before it are led back.
     fn lead_logs(&mut self, change: &Change) -> Result<()> {
         for block in &change.came {
             self.make_block(block)?;
@@ -63,20 +65,20 @@ impl Inner {
         Ok(())
     }
 
-    /// Every block, those set aside included: what becomes of a consumer in the middle of a change
-    /// holds for them, should they come back.
+    /// Every block, including those set aside. A consumer's change of state in the middle of a
+    /// change of the map applies to these too, in case they come back.
     pub(super) fn all_blocks(&mut self) -> impl Iterator<Item = &mut BlockState> {
         let aside = self.change.iter_mut().flat_map(|c| c.aside.iter_mut());
         self.blocks.iter_mut().chain(aside)
     }
 
-    /// A consumer's pages of each of them.
+    /// A consumer's pages of each block, including those set aside.
     pub(super) fn all_sets(&mut self, seat: Seat) -> impl Iterator<Item = &mut PageSet> {
         self.all_blocks()
             .filter_map(move |state| state.set_mut(seat))
     }
 
-    /// A consumer's pages of one of them.
+    /// A consumer's pages of one block, which may be set aside.
     pub(super) fn any_set(&mut self, seat: Seat, block: BlockId) -> Option<&mut PageSet> {
         let state = match self.blocks.get_mut(block) {
             None => self.change.as_mut()?.aside.get_mut(block)?,

@@ -1,12 +1,13 @@
 //! Free-page hints (`VIRTIO_BALLOON_F_FREE_PAGE_HINT`): pages that the guest said were free.
 //!
-//! The guest may use such a page again without a word, so a hint takes the page out of pending once,
-//! and only if each write since the page was free is certain to be found: the protection of
-//! everything was restored before the round began ([`Tracker::begin_hints`] sees to that) and nothing
-//! was harvested since. What a later sync finds is pending again and wins.
+//! The guest may use such a page again without a word. So a hint takes the page out of pending
+//! once, and only if every write since the page was free is certain to be found. For that, the
+//! protection of every page is restored before the round begins ([`Tracker::begin_hints`]), and no
+//! harvest has come since. A page that a later sync finds is pending again, which overrides the
+//! hint.
 //!
-//! Hints are used for consumers that do not read ballooned pages
-//! ([`super::consumer::Consumer::skip_ballooned`]). What a migration does not read for a hint is
+//! Hints are used for consumers that skip ballooned pages
+//! ([`super::consumer::Consumer::skip_ballooned`]). A page that a migration skips by a hint is
 //! pending as before for a backup.
 
 use super::pending::PageSet;
@@ -19,12 +20,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// The most pages of a hint that are taken under one hold of the tracker's lock: 128 MiB.
+/// The most pages of a hint that are taken in one hold of the tracker's lock: 128 MiB.
 const HINT_PAGES: u64 = 1 << 15;
 
 impl Inner {
-    /// Takes pages out of pending that were free when the guest said so, for each consumer that
-    /// uses hints: some of the guest's pages `first..end`. The round is right. How many it took, and
+    /// Takes hinted pages out of pending, for each consumer that uses hints: some of the guest's
+    /// pages `first..end`. The caller has checked the round. Returns how many pages it took, and
     /// where to go on.
     pub(super) fn take_hint(&mut self, first: u64, end: u64) -> Result<(Pages, Option<u64>)> {
         let from = |page: u64| GuestAddress(page.saturating_mul(PAGE_SIZE));
@@ -32,7 +33,7 @@ impl Inner {
         let Some(ahead) = map.block_parts(from(first), Pages(end - first)).next() else {
             return Ok((Pages(0), None));
         };
-        // What no slot maps costs nothing.
+        // Addresses without a slot cost nothing.
         let begin = first + ahead.before.0;
         let stop = end.min(begin + HINT_PAGES);
         let mut used = Pages(0);
@@ -63,7 +64,7 @@ impl PageSet {
             empty => empty.insert(Bitmap::new(self.pending.len())?),
         };
         let (mut at, mut used) = (pages.start, 0);
-        // Not a look further than what is told.
+        // The search ends where the hint does.
         while let Some(run) = self.pending.next_run_before(at, pages.end) {
             used += self.pending.clear_range(run.start, run.len());
             free.set_range(run.start, run.len());
@@ -74,13 +75,13 @@ impl PageSet {
 }
 
 impl Tracker {
-    /// Begins a round of free-page hints and returns its number; call it, and only then ask the
-    /// guest.
+    /// Begins a round of free-page hints and returns its number. Call this first, and only then ask
+    /// the guest.
     ///
-    /// Restores the protection of every chunk that still waits for it, which is what the walk would
-    /// have done piece by piece: one kernel call for each chunk with dirty pages. With a log
-    /// that starts with nothing protected, before the first walk, that is the whole guest.
-    /// A round ends with the next sync, with any change of the memory map, and with the next round.
+    /// It restores the protection of every chunk that still waits for it, which the walk would
+    /// otherwise do chunk by chunk: one kernel call for each chunk with dirty pages. Before the
+    /// first walk, with a log that starts without any page protected, that is the whole guest. A
+    /// round ends with the next sync, with any change of the memory map, and with the next round.
     pub fn begin_hints(&self) -> Result<u64> {
         let not_started = || Error::new(Kind::State, "tracking is not started");
         if !self.is_started() {
@@ -91,25 +92,25 @@ impl Tracker {
         if !inner.started {
             return Err(not_started());
         }
-        // What a sync armed meanwhile.
+        // Chunks that a sync armed meanwhile.
         inner.rearm_all()?;
         Ok(inner.hints.begin())
     }
 
-    /// The guest said, after `round` began, that these bytes were free: what of it is pending, as
-    /// whole pages, is pending no more. Returns how many pages that were. [`Kind::State`] if the
-    /// round is over; the hint is counted and nothing happens.
+    /// Takes a hint: after `round` began, the guest said that these bytes were free. Whole pages of
+    /// them that are pending are pending no more. Returns how many pages they were. [`Kind::State`]
+    /// if the round is over; then the hint is counted as late, and nothing happens.
     pub fn hint_free(&self, round: u64, address: GuestAddress, length: u64) -> Result<Pages> {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
         let mut used = Pages(0);
         let mut next = Some(first);
         while let Some(at) = next {
-            // Some at a time, so that whoever sends gets on meanwhile.
+            // In parts, so that a migration can take pages in between.
             let mut inner = self.lock();
             if !inner.hints.goes_on(round) {
                 if at > first {
-                    // It was right when it came; the rest is sent.
+                    // The round was right when the hint came. The rest of its pages is sent.
                     break;
                 }
                 inner.stats.stale_hints += 1;
@@ -128,7 +129,7 @@ impl Tracker {
         Ok(used)
     }
 
-    /// Ends a round: hints of it that come later are stale.
+    /// Ends a round. Hints that come for it later are late.
     pub fn end_hints(&self, round: u64) {
         let mut inner = self.lock();
         if inner.hints.goes_on(round) {

@@ -1,9 +1,9 @@
-//! A consumer's place in its tracker: held by the consumer and by each of its [`Taken`]s, and given
-//! up with the last of them.
+//! A consumer's place in its tracker. The consumer and each of its [`Taken`]s hold it, and the last
+//! of them to go gives it up.
 //!
 //! Example: a migration ends, and its consumer is dropped while pages that it sent are still in an
-//! account. They go back into pending when the account is dropped, and until then the place must
-//! not belong to somebody else.
+//! account. When the account is dropped these pages return to pending. Until then the place must
+//! not belong to another consumer.
 //!
 //! [`Taken`]: super::taken::Taken
 
@@ -21,12 +21,12 @@ pub(super) struct Lease {
     /// See [`super::consumer::Consumer::number`].
     pub(super) number: u64,
     pub(super) published: Arc<Published>,
-    /// Whose the pages are that it has taken, and how that ends.
+    /// Who holds the taken pages, and how that ends.
     pub(super) holder: Arc<Holder>,
 }
 
 impl Lease {
-    /// Makes pages pending again. Blocks that are gone are passed over. Allocates nothing.
+    /// Makes pages pending again. Pages of blocks that are gone are ignored. Allocates nothing.
     pub(super) fn put_back(&self, runs: impl Iterator<Item = PageRun>) {
         let mut inner = self.tracker.lock();
         for run in runs {

@@ -1,19 +1,19 @@
-//! What leads logs and blocks through a change of the memory map, and back where it is refused. `follow`
-//! leads a tracker's.
+//! How logs and blocks are led through a change of the memory map, and led back if the change is
+//! refused. `follow` does this for a tracker.
 //!
-//! A change is asked for before it happens: every tracker of the guest, and every log of each,
-//! follows it, and any of them may refuse. Those before it are then led back. Two things must not be
-//! lost by that.
+//! A change is asked for before it happens. Every tracker of the guest, and every log of each
+//! tracker, follows it, and any of them may refuse it. Then those that followed before are led
+//! back. Two things must not get lost by that.
 //!
-//! **What is pending.** Example: a backup was stopped with 100 pages of a block pending. The block is to
-//! be removed; this tracker agrees, another refuses. The block stays, and the 100 pages must too. So a
-//! block that goes is set aside until the change has happened ([`Change`]), and what is led back is
-//! the same block.
+//! **Pending pages.** Example: a backup was stopped with 100 pages of a block pending. The block is
+//! to be removed; this tracker agrees, another one refuses. The block stays, so the 100 pages must
+//! stay too. For that, a block that goes is set aside until the change has happened ([`Change`]),
+//! and leading back restores that same block.
 //!
-//! **A log's way.** Leading back can fail, where a log needs memory for it. Such a log is *astray*: it
-//! knows the map that was refused and not the one that is ([`Log::knows`]). It may not watch memory that
-//! it did watch. So it is not asked what was written: everything counts as dirty at each sync, with a
-//! warning, until a sync or a later change has led it to the map that is.
+//! **A log's way back.** Leading back can fail if a log needs memory for it. Such a log is
+//! *astray*: it knows the refused map ([`Log::knows`]) and not the tracker's, and may no longer
+//! watch memory that it watched before. So it is not harvested: every page counts as dirty at each
+//! sync, with a warning, until a sync or a later change has led the log to the tracker's map.
 
 use super::merge::{Nowhere, PendingSink};
 use super::pending::Blocks;
@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// A log as the tracker has it.
 pub(super) struct Log {
     log: Box<dyn DirtyLog>,
-    /// The map that it knows, where that is not the tracker's.
+    /// The map that the log knows, if that is not the tracker's.
     knows: Option<Arc<Map>>,
 }
 
@@ -35,17 +35,18 @@ impl Log {
         Log { log, knows: None }
     }
 
-    /// Whether it does not know the tracker's map.
+    /// Whether the log knows another map than the tracker's.
     pub fn is_astray(&self) -> bool {
         self.knows.is_some()
     }
 
-    /// It has been started with the tracker's map, or is off.
+    /// Notes that the log was started with the tracker's map, or is off.
     pub fn knows_the_map(&mut self) {
         self.knows = None;
     }
 
-    /// Leads it from `old`, or from the map that it knows, to `new`. After an error it is where it was.
+    /// Leads the log to `new`, from `old` or from the map that it knows. After an error it knows
+    /// the same map as before.
     pub fn lead(&mut self, old: &Arc<Map>, new: &Arc<Map>, blocks: &mut Blocks) -> Result<()> {
         let from = self.knows.as_ref().unwrap_or(old);
         let mut sink = PendingSink::new(from, blocks, self.log.rearms(), None);
@@ -59,25 +60,25 @@ impl Log {
         Ok(())
     }
 
-    /// Leads it from `new` back to `old`. Where that fails, it is astray.
+    /// Leads the log from `new` back to `old`. If that fails, the log is astray.
     pub fn lead_back(&mut self, new: &Arc<Map>, old: &Arc<Map>, blocks: &mut Blocks) {
-        // The error that is told is that of whoever refused.
+        // The error that is returned is that of the log or tracker which refused the change.
         if self.lead(new, old, blocks).is_err() {
             self.knows.get_or_insert_with(|| Arc::clone(new));
         }
     }
 
-    /// Leads it to the tracker's map if it is astray. All counts as dirty then, and so it does where
-    /// that fails. Whether it was astray.
+    /// Leads a log that is astray to the tracker's map. Every page counts as dirty, also if this
+    /// fails. Returns whether the log was astray.
     ///
     /// # Errors
-    /// Why it still is.
+    /// The reason why the log is still astray.
     pub fn find_the_way(&mut self, map: &Arc<Map>, sink: &mut PendingSink<'_>) -> Result<bool> {
         let Some(from) = self.knows.clone() else {
             return Ok(false);
         };
         all_is_dirty(map, sink);
-        // What it gives is all known to be dirty.
+        // Every page is reported as dirty below, so what the log reports is dropped.
         let led = self.log.map_changes(&from, map, &mut Nowhere);
         led.map_err(|e| astray(e.kind(), &e))?;
         self.knows = None;
@@ -105,15 +106,15 @@ fn astray(kind: Kind, why: &Error) -> Error {
     )
 }
 
-/// Every page of every block: a log that is astray cannot say what is in its care.
+/// Every page of every block: a log that is astray cannot tell which memory it covers.
 fn all_is_dirty(map: &Map, sink: &mut PendingSink<'_>) {
     for block in map.blocks() {
         Extent::all_of(block).everything(sink);
     }
 }
 
-/// What changes between two maps, listed before anything does: from then on nothing may fail for
-/// want of memory.
+/// The difference between two maps, listed before any of it is applied. From then on no step may
+/// fail for want of memory.
 pub(super) struct Change {
     pub(super) old: Arc<Map>,
     pub(super) new: Arc<Map>,
@@ -121,7 +122,7 @@ pub(super) struct Change {
     pub(super) came: Vec<Arc<Block>>,
     pub(super) hidden: Vec<Arc<Slot>>,
     pub(super) shown: Vec<Arc<Slot>>,
-    /// What was known of the blocks that are gone.
+    /// The data on the blocks that are gone.
     pub(super) aside: Blocks,
 }
 
@@ -138,7 +139,8 @@ impl Change {
         })
     }
 
-    /// Gives the blocks that are set aside fresh chunks: the logs start in the middle of the change.
+    /// Gives the blocks that are set aside fresh chunks, because the logs start in the middle of
+    /// the change.
     pub fn make_aside(&mut self, chunk_shift: Option<u32>) -> Result<()> {
         for block in &self.gone {
             self.aside.add(block, chunk_shift)?;
@@ -146,7 +148,7 @@ impl Change {
         Ok(())
     }
 
-    /// Whether a change to `new` is this one taken back.
+    /// Whether a change to `new` takes this change back.
     pub fn is_taken_back_by(&self, new: &Arc<Map>) -> bool {
         Arc::ptr_eq(&self.old, new)
     }

@@ -1,13 +1,13 @@
-//! Where harvests go: positions of any kind become pages of blocks and are merged into
-//! what is pending for each consumer.
+//! Where harvests go: positions of any kind become pages of blocks, and are merged into the pending
+//! pages of each consumer.
 //!
-//! Slots and blocks begin at any page, so a word of a log seldom lies on a word of
-//! pending. The merge shifts ([`Bitmap::merge_words`]); nothing is done bit by bit.
+//! Slots and blocks begin at any page, so a word of a log seldom lies on one word of pending. The
+//! merge shifts words ([`Bitmap::merge_words`]) and never goes bit by bit.
 //!
-//! With one consumer that is one pass over what was harvested. With more, the words are merged
-//! in slices that stay in the cache, so the second consumer reads them for nearly nothing. All
-//! harvested words go into every consumer, not only those that were new to one: one consumer can
-//! have a page pending that another has just taken.
+//! With one consumer a merge is one pass over the harvested words. With more, the words are merged
+//! in slices that stay in the cache, so the second consumer costs next to nothing. Every consumer
+//! gets all harvested words, not only those that were new to one: a consumer can have a page
+//! pending that another one has just taken.
 
 use super::pending::{BlockState, Blocks, PageSet, Phase, Seat};
 use super::{Origin, Sink};
@@ -20,33 +20,34 @@ use crate::units::Pages;
 use vm_memory::GuestAddress;
 
 impl BlockState {
-    /// How many pages the block has.
+    /// The block's length in pages.
     fn pages(&self) -> u64 {
         self.pin_source.pages().0
     }
 
-    /// Arms the chunks of a range.
+    /// Arms the chunks of a range of pages.
     fn arm(&mut self, first: u64, pages: u64) {
         if let Some(chunks) = &mut self.chunks {
             chunks.arm_range(first as usize, pages as usize);
         }
     }
 
-    /// Has the memory of a page's bits on its way to the cache.
+    /// Starts to load the bits of a page into the cache.
     fn prefetch(&mut self, page: usize) {
         for (_, set) in self.following() {
             set.pending.prefetch(page);
         }
     }
 
-    /// The sets that a harvest goes into, each with whose it is.
+    /// The page sets that a harvest is merged into, with the consumers they belong to.
     fn following(&mut self) -> impl Iterator<Item = (Seat, &mut PageSet)> {
         let sets = self.sets.iter_mut().enumerate();
         let sets = sets.filter_map(|(seat, set)| Some((seat, set.as_mut()?)));
         sets.filter(|(_, set)| set.phase == Phase::Following)
     }
 
-    /// Has `merge` done to each set that a harvest goes into; what it returns of `whose`.
+    /// Calls `merge` for each page set that a harvest is merged into. Returns its result for the
+    /// set of `whose`.
     fn merge(&mut self, whose: Option<Seat>, mut merge: impl FnMut(&mut PageSet) -> u64) -> u64 {
         let mut found = 0;
         for (seat, set) in self.following() {
@@ -58,8 +59,8 @@ impl BlockState {
         found
     }
 
-    /// Merges the first `pages` bits of `words` into each set, at page `first`. How many pages of
-    /// `whose` that made pending, and how many bits there were.
+    /// Merges the first `pages` bits of `words` into each set, at page `first`. Counts the bits,
+    /// and the pages that became pending for `whose`.
     fn merge_words(
         &mut self,
         whose: Option<Seat>,
@@ -89,8 +90,8 @@ impl BlockState {
         merged
     }
 
-    /// Has a log merge into what is pending by itself; into each set, if there are several. What came
-    /// of it counts after an error too.
+    /// Has a log merge by itself: into the pending pages, or, if there are several sets, into a
+    /// bitmap that is then merged into each. What was merged before an error counts too.
     fn merge_by(
         &mut self,
         whose: Option<Seat>,
@@ -99,7 +100,7 @@ impl BlockState {
         let none = Merged::default();
         if self.following().nth(1).is_none() {
             let mut merged = Ok(0);
-            // Counted here, because an error can come after part of it was merged.
+            // Counted here, because an error can come after some pages were merged.
             let found = self.merge(whose, |set| {
                 let before = set.pending.count();
                 merged = set.pending.with(|pending| merge(pending));
@@ -108,7 +109,7 @@ impl BlockState {
             let bits = *merged.as_ref().unwrap_or(&found);
             return (Merged { found, bits }, merged.map(|_| ()));
         }
-        // It moves what it holds, and can do that once.
+        // The log moves its pages, and so can merge them only once.
         let between = self
             .between
             .take()
@@ -128,10 +129,10 @@ impl BlockState {
     }
 }
 
-/// What a merge came to.
+/// The result of a merge.
 #[derive(Debug, Default, Clone, Copy)]
 struct Merged {
-    /// Pages that became pending for the consumer that is counted.
+    /// Pages that became pending for the counted consumer.
     found: u64,
     /// Pages that were reported.
     bits: u64,
@@ -144,10 +145,10 @@ impl std::ops::AddAssign for Merged {
     }
 }
 
-/// Pages that are merged into every consumer before the next are: 8 KiB of words.
+/// Pages that are merged into every consumer before the next pages are: 8 KiB of words.
 const SLICE: usize = 64 << 10;
 
-/// A sink for what is known already.
+/// A sink that drops reports, for pages that are known to be dirty already.
 pub(super) struct Nowhere;
 
 impl Sink for Nowhere {
@@ -159,33 +160,33 @@ impl Sink for Nowhere {
     fn everything(&mut self, _: Origin, _: Pages) {}
 }
 
-/// How many pages of a list ahead their words are asked for: in a huge guest each is in
+/// How many pages ahead in a list their words are prefetched. In a huge guest these words are in
 /// memory that nobody has touched lately.
 const AHEAD: usize = 16;
 
-/// Turns positions into blocks and merges into pending.
+/// Turns positions into pages of blocks, and merges them into pending.
 pub(super) struct PendingSink<'a> {
-    /// By which slots and addresses are understood.
+    /// The map whose slots and addresses the log means.
     pub map: &'a Map,
-    /// What is pending.
+    /// The blocks with their pending pages.
     pub blocks: &'a mut Blocks,
-    /// Whether what is merged must be cleared before it is handed out.
+    /// Whether merged pages must be cleared before they are handed out.
     pub arms: bool,
-    /// Whose pages are counted.
+    /// The consumer whose pages are counted.
     pub whose: Option<Seat>,
-    /// Pages that became pending there: each counts when its bit first becomes set.
+    /// Pages that became pending for that consumer. A page counts when its bit first becomes set.
     pub found: u64,
-    /// Pages that were reported, whether they were pending or not, and not because nothing is known
-    /// of them.
+    /// Pages that were reported as written, pending or not. Pages reported because a log lost track
+    /// of them do not count.
     pub reported: u64,
-    /// How many of those had been reported before and not been protected since.
+    /// How many of those were reported before and have not been protected since.
     pub known: u64,
     /// See [`Sink::given_up`].
     pub given_up: Option<Cancel>,
 }
 
 impl<'a> PendingSink<'a> {
-    /// A sink for what a log reports of `map`. `arms`: the log leaves clearing to the tracker.
+    /// A sink for a log's reports by `map`. `arms`: the log leaves clearing to the tracker.
     pub fn new(map: &'a Map, blocks: &'a mut Blocks, arms: bool, whose: Option<Seat>) -> Self {
         PendingSink {
             map,
@@ -201,7 +202,7 @@ impl<'a> PendingSink<'a> {
 }
 
 impl PendingSink<'_> {
-    /// Calls `f` with each part of a block that `pages` pages from `origin` are.
+    /// Calls `f` with each part of a block that belongs to the `pages` pages from `origin` on.
     fn block_parts(
         &mut self,
         origin: Origin,
@@ -213,7 +214,7 @@ impl PendingSink<'_> {
         let blocks = &mut *self.blocks;
         let mut give = |mut part: BlockPart| {
             if let Some(state) = blocks.get_mut(part.block) {
-                // A log's word may reach past the end of the block: nothing was written there.
+                // A log's last word can reach past the block's end. Nothing was written there.
                 let room = state.pages().saturating_sub(part.first.0);
                 part.pages = Pages(part.pages.0.min(room));
                 if part.pages > Pages(0) {
@@ -254,14 +255,14 @@ impl PendingSink<'_> {
         found.bits
     }
 
-    /// Merges a bitmap, and returns how many bits of it there are in blocks.
+    /// Merges a bitmap, and returns how many of its bits are pages of blocks.
     fn merge_bitmap(&mut self, origin: Origin, words: &[u64], pages: Pages) -> u64 {
         let (arms, whose) = (self.arms, self.whose);
         let pages = Pages(pages.0.min(words.len() as u64 * 64));
         self.block_parts(origin, pages, |state, part| {
             if arms {
-                // Every chunk of the slot, dirty or not: looking is left to the walk, which
-                // reads a chunk's words once, outside the sync.
+                // Every chunk of the slot is armed, dirty or not. Which of them have bits is found
+                // by the walk, which reads a chunk's words once, outside of the sync.
                 state.arm(part.first.0, part.pages.0);
             }
             let (first, pages) = (part.first.index(), part.pages.index());
@@ -269,8 +270,8 @@ impl PendingSink<'_> {
             if skip.is_multiple_of(64) {
                 state.merge_words(whose, first, &words[skip / 64..], pages)
             } else {
-                // The part begins inside a word of the log: its head is shifted down by
-                // hand, the rest goes word by word.
+                // The part begins inside a word of the log: its head is shifted down here, and the
+                // rest goes word by word.
                 let head = (64 - skip % 64).min(pages);
                 let shifted = words[skip / 64] >> (skip % 64);
                 let mut new = state.merge_words(whose, first, &[shifted], head);
@@ -300,7 +301,7 @@ impl Sink for PendingSink<'_> {
     }
 
     fn list(&mut self, origin: Origin, pages: &[u64]) {
-        // One look for all of them where all are of one block: that is what rings give.
+        // One lookup is enough when all pages are of one block, as in the reports of rings.
         let (block, base, room) = match origin {
             Origin::Slot { slot, page } => match self.map.slot(slot) {
                 Some(slot) => (slot.block, slot.first.0, Some((page.0, slot.pages.0))),
@@ -323,7 +324,7 @@ impl Sink for PendingSink<'_> {
                 if let Some(&later) = pages.get(at + AHEAD) {
                     state.prefetch(bit(later));
                 }
-                // A row of pages is one range.
+                // Consecutive pages are merged as one range.
                 let row = pages[at..].iter().zip(0u64..);
                 let mut n = row
                     .take_while(|(&next, i)| page.checked_add(*i) == Some(next))
@@ -378,12 +379,12 @@ impl Sink for PendingSink<'_> {
             }
             let pages = part.first.0..part.first.0.saturating_add(part.pages.0);
             let found = state.merge(whose, |set| {
-                // That nothing is known is no evidence that a ballooned page was written.
+                // A lost track is no evidence that a ballooned page was written.
                 set.beside.put_back(pages.clone());
                 set.pending
                     .set_range(part.first.index(), part.pages.index())
             });
-            // How much of it was written is not known.
+            // How many of these pages were written is unknown.
             Merged { found, bits: 0 }
         });
     }

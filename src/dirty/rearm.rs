@@ -1,5 +1,5 @@
-//! Protection restored chunk by chunk, before pages are handed out, for a hint, or before a consumer
-//! starts clean. Part of what is done under the tracker's lock.
+//! Restoring protection chunk by chunk: before pages are handed out, for a round of hints, and
+//! before a consumer starts clean. This runs under the tracker's lock.
 
 use super::state::Inner;
 use super::Rearmed;
@@ -8,7 +8,7 @@ use crate::memory::BlockId;
 use std::time::Instant;
 
 impl Inner {
-    /// Clears the armed chunks that `pages` lie in.
+    /// Clears the armed chunks of these pages.
     pub(super) fn rearm(&mut self, id: BlockId, pages: std::ops::Range<u64>) -> Result<()> {
         let Inner {
             logs,
@@ -32,7 +32,8 @@ impl Inner {
             let range = chunks.pages_of(chunk);
             let begun = Instant::now();
             let mut done = Rearmed::default();
-            // One that is astray has nothing here; all is dirty before it has.
+            // A log that is astray is not asked. Every page counts as dirty before that log watches
+            // again.
             let there = logs.iter_mut().filter(|log| !log.is_astray());
             for log in there.filter(|log| log.rearms()) {
                 let this = log
@@ -48,7 +49,7 @@ impl Inner {
                 done.calls += this.calls;
                 done.bits += this.bits;
             }
-            // Disarmed only now: after an error the chunk is still to be cleared.
+            // Disarmed only after the clears: after an error the chunk is still to be cleared.
             chunks.disarm(chunk);
             let time = begun.elapsed();
             stats.clear_calls += done.calls;
@@ -63,8 +64,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Restores the protection of the next armed chunk at or after `at`, a block and a chunk of
-    /// it. `None` when there is none.
+    /// Restores the protection of the next armed chunk from `at` on, a block and a chunk of it.
+    /// Returns where to go on; `None` if there was no armed chunk.
     pub(super) fn rearm_next(&mut self, at: (BlockId, usize)) -> Result<Option<(BlockId, usize)>> {
         let (mut block, mut chunk) = at;
         while let Some((id, state)) = self.blocks.at_or_after(block) {
@@ -84,7 +85,7 @@ impl Inner {
         Ok(None)
     }
 
-    /// Restores the protection of every chunk that waits for it.
+    /// Restores the protection of every armed chunk.
     pub(super) fn rearm_all(&mut self) -> Result<()> {
         let mut at = (BlockId(0), 0);
         while let Some(next) = self.rearm_next(at)? {

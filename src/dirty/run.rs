@@ -1,9 +1,9 @@
-//! What a take hands out: runs of pages, what they are, and how far a walk over pending has come.
-//! Plain values; [`super::taken::Taken`] owns them.
+//! The values that a take hands out: runs of pages, what they are, and how far a walk over pending
+//! has come. [`super::taken::Taken`] owns the runs.
 
 use crate::memory::{BlockId, BlockPin, PageRun};
 
-/// Where a walk over pending is.
+/// The position of a walk over pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor {
     pub(super) block: u32,
@@ -25,22 +25,23 @@ impl Cursor {
     }
 }
 
-/// A run of taken pages, with its block. Their protection is restored: read them now.
+/// A run of taken pages, with its block. Their protection was restored just before, so now is the
+/// time to read them.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
     /// The block, pinned: its memory stays while the [`super::taken::Taken`] is borrowed.
     pub block: &'a BlockPin,
-    /// Which of its pages; they lie in one stretch of 2 MiB.
+    /// The pages, within one stretch of 2 MiB.
     pub pages: PageRun,
-    /// Whether they are to be read at all.
+    /// Whether the pages are to be read.
     pub content: Content,
-    /// Whether these pages were certainly never handed out to this consumer before, since it was
-    /// started or had every page made pending. Pages that were may be called old although they
-    /// were not (a walk of unread pages went past them), never the other way round.
+    /// Whether these pages were certainly never handed out to this consumer since it was started or
+    /// had every page made pending. `false` can be wrong (a walk over unread pages may have passed
+    /// them), `true` never is.
     pub first_time: bool,
 }
 
-/// A run as it is kept while it is on its way.
+/// A run as a [`Taken`](super::taken::Taken) keeps it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kept {
     pub pages: PageRun,
@@ -48,25 +49,25 @@ pub(super) struct Kept {
     pub first_time: bool,
 }
 
-/// How the blocks of what is taken are kept from being removed.
+/// How the blocks of taken pages are kept from being removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// A removal is refused: whoever reads the pages does so for as long as they like.
+    /// A removal is refused. The reader may take as long as it likes.
     Held,
-    /// A removal waits: whoever has the pages is done at once, or hears of removals by a
+    /// A removal waits. The holder of the pages soon ends by itself, or is told of removals by a
     /// [`crate::memory::PinRecall`].
     Recallable,
 }
 
-/// What a run of pages is. Everything is [`Content::Used`] for a consumer that reads ballooned pages
-/// too ([`super::consumer::Consumer::skip_ballooned`]).
+/// What the pages of a run are. For a consumer that reads ballooned pages too
+/// ([`super::consumer::Consumer::skip_ballooned`]) they are all [`Content::Used`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// The guest uses it.
     Used,
-    /// In the guest's balloon: the guest must tell before it uses it again.
+    /// In the guest's balloon. The guest has to tell before it uses such a page again.
     Ballooned,
-    /// The guest hinted that it was free, and has not written it since as far as is known.
-    /// Whoever has no copy of it yet makes one of zeros.
+    /// The guest hinted that the page was free, and no log has found a write to it since. A
+    /// destination without a copy of it makes one of zeros.
     Free,
 }

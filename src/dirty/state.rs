@@ -1,7 +1,7 @@
-//! A tracker's state, as its lock guards it: the logs, the map that they know, what is pending of
-//! each block, and the consumers. Here the logs are switched on and off, and follow the map; each
-//! further file adds one thing that is done with it ([`super::rearm`], [`super::sync`],
-//! [`super::take`]).
+//! A tracker's state, as its lock guards it: the logs, the map that they know, the pending pages of
+//! each block, and the consumers. This file switches the logs on and off. Other files each add one
+//! thing that is done with the state ([`super::rearm`], [`super::sync`], [`super::take`],
+//! [`super::follow`]).
 
 use super::beside::Hints;
 use super::figures::{ConsumerFigures, Figures, Published, Slow};
@@ -16,15 +16,16 @@ use crate::units::Pages;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// What the tracker knows of one consumer, its pages apart: those are with the blocks.
+/// The tracker's data on one consumer. Its pages are not here but with the blocks.
 pub(super) struct Member {
     pub(super) phase: Phase,
-    /// Whether it has ballooned pages told apart, and hints used.
+    /// Whether ballooned pages are named for it instead of read, and free-page hints used.
     pub(super) skip_ballooned: bool,
-    /// Of what is pending, ballooned pages as of the last sync or start, less those handed out.
+    /// How many of its pending pages were ballooned at the last sync or start, less those handed
+    /// out since.
     pub(super) ballooned: u64,
     pub(super) stats: ConsumerStats,
-    /// Pages pending for it in all blocks.
+    /// How many pages are pending for it in all blocks.
     pub(super) total: Arc<AtomicU64>,
     pub(super) published: Arc<Published>,
 }
@@ -58,16 +59,16 @@ impl Member {
 pub(super) struct Inner {
     pub(super) clearing: Clearing,
     pub(super) logs: Vec<Log>,
-    /// The map that the logs know: the memory's, with the changes announced to us.
+    /// The map that the logs know: the memory's map, with every announced change.
     pub(super) map: Arc<Map>,
-    /// The last change of it, until it has happened.
+    /// The last change of that map, until it has happened.
     pub(super) change: Option<Change>,
     pub(super) blocks: Blocks,
-    /// By seat.
+    /// The consumers, by seat.
     pub(super) members: Vec<Option<Member>>,
     /// How many consumers were ever made.
     pub(super) consumers: u64,
-    /// Whether the logs are on: while any consumer is started.
+    /// Whether the logs are on. They are while any consumer is started.
     pub(super) started: bool,
     pub(super) stats: TrackerStats,
     pub(super) hints: Hints,
@@ -91,7 +92,7 @@ impl Inner {
         those.map(|(seat, _)| seat).collect()
     }
 
-    /// Has a consumer told of what `phase` says from here on.
+    /// Puts a consumer into a phase.
     pub(super) fn set_phase(&mut self, seat: Seat, phase: Phase) {
         if let Some(member) = self.member(seat) {
             member.phase = phase;
@@ -101,7 +102,7 @@ impl Inner {
         }
     }
 
-    /// Room for a block: its chunks, none armed, and nobody's pages.
+    /// Makes room for a block: chunks, none of them armed, and no consumer's pages.
     pub(super) fn make_block(&mut self, block: &Arc<crate::memory::Block>) -> Result<()> {
         let shift = match self.clearing {
             Clearing::Chunked { shift } => Some(shift),
@@ -110,7 +111,7 @@ impl Inner {
         self.blocks.add(block, shift)
     }
 
-    /// Room for a block's pages, for each consumer that is started.
+    /// Makes room for a block's pages, for each consumer that is started.
     pub(super) fn make_started_sets(&mut self, block: BlockId) -> Result<()> {
         let Some(state) = self.blocks.get_mut(block) else {
             return Ok(());
@@ -127,12 +128,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Switches all logs on; nobody is started yet. With `everything`, the first consumer has
-    /// every page pending, and chunks are cleared when it takes; else all is protected when this
-    /// returns.
+    /// Switches all logs on, while no consumer is started yet. With `everything` the first consumer
+    /// begins with every page pending, and chunks are cleared when it takes pages. Otherwise every
+    /// page is protected when this returns.
     pub(super) fn start_logs(&mut self, everything: bool) -> Result<()> {
-        // Not the memory's current map: a change that we were told of already may not have
-        // taken effect there yet, and nobody would tell us again.
+        // The tracker's own map, and not the memory's current one: an announced change may not have
+        // taken effect there yet, and it would not be announced again.
         let map = Arc::clone(&self.map);
         self.stats = TrackerStats::default();
         self.hints.close();
@@ -153,7 +154,7 @@ impl Inner {
                 Err(e) => {
                     let name = self.logs[i].name();
                     for log in &mut self.logs[..i] {
-                        // The first error is the one to tell.
+                        // The first error is the one that is returned.
                         let _ = log.stop(&map);
                     }
                     return Err(e.context(format_args!("starting {name}")));
@@ -163,8 +164,8 @@ impl Inner {
         self.started = true;
         let begun = if everything {
             for block in self.blocks.iter_mut() {
-                // Nothing is handed out before its chunk is cleared. Where the log
-                // protected all at its start, that finds nothing to do.
+                // No page is handed out before its chunk is cleared. If the log protected
+                // everything at its start, the clear finds nothing to do.
                 if let Some(chunks) = &mut block.chunks {
                     chunks.arm_all();
                 }
@@ -180,7 +181,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Switches all logs off when no consumer is started any more.
+    /// Switches all logs off if no consumer is started any more.
     pub(super) fn stop_logs_if_unused(&mut self) {
         let used = self.members.iter().flatten();
         if self.started && used.filter(|m| m.phase != Phase::Stopped).count() == 0 {
@@ -188,8 +189,8 @@ impl Inner {
         }
     }
 
-    /// Restores the protection of everything, right at the start, for logs that began
-    /// unprotected and that `which` selects.
+    /// Restores the protection of every page right at the start, for the logs that `which` selects
+    /// and that began unprotected.
     fn protect_now(
         &mut self,
         map: &Map,
@@ -206,7 +207,8 @@ impl Inner {
                     log.rearm(map, block.id(), 0..block.pages().0)?;
                 }
             } else {
-                // It clears in its harvest; what that finds is all, and known already.
+                // The log clears in its harvest. What the harvest finds is everything, and is
+                // pending already.
                 log.harvest(map, When::Running, &mut Nowhere)?;
             }
         }
@@ -224,7 +226,7 @@ impl Inner {
         }
     }
 
-    /// Makes all that these slots and blocks show pending.
+    /// Makes all pages of these slots and blocks pending.
     pub(super) fn mark_fresh(&mut self, slots: &[Arc<Slot>], blocks: &[Arc<Block>]) {
         let ranges = slots
             .iter()
@@ -265,7 +267,7 @@ impl Inner {
         let Some(set) = self.any_set(seat, block) else {
             return;
         };
-        // Nobody wrote it for that: if it is ballooned, it still is.
+        // These pages become pending although nobody wrote them, so ballooned ones stay ballooned.
         set.beside
             .put_back(first.0..first.0.saturating_add(count.0));
         let new = Pages(set.pending.set_range(first.index(), count.index()));

@@ -1,7 +1,8 @@
-//! What a log reports and no block has: counted, and handed on, where it is passed over.
+//! Reported pages that no block has: they are counted, and passed on to the sink, which ignores
+//! them.
 //!
-//! Guest addresses and IOVAs are not looked at: devices write to what is no RAM, and the logs
-//! that name such addresses count for themselves.
+//! Reports by guest address or IOVA are not looked at here. Devices also write to addresses without
+//! RAM, and the logs of such addresses count their own strays.
 
 use super::{Origin, Sink};
 use crate::bits::summary::Bitmap;
@@ -10,16 +11,16 @@ use crate::memory::{BlockId, Map};
 use crate::runtime::Cancel;
 use crate::units::Pages;
 
-/// A sink before another one.
+/// A sink that counts strays before it passes reports on to another sink.
 pub(super) struct Counting<'a> {
     map: &'a Map,
     sink: &'a mut dyn Sink,
-    /// Pages of slots and blocks that do not have them.
+    /// Reported pages that their slot or block does not have.
     pub(super) strays: u64,
 }
 
 impl<'a> Counting<'a> {
-    /// By the slots and blocks of `map`, before `sink`.
+    /// Counts by the slots and blocks of `map`, and passes on to `sink`.
     pub(super) fn new(map: &'a Map, sink: &'a mut dyn Sink) -> Self {
         Counting {
             map,
@@ -28,7 +29,7 @@ impl<'a> Counting<'a> {
         }
     }
 
-    /// How many pages there are from `origin` on; `None` where that is not looked at.
+    /// How many pages there are from `origin` on; `None` for origins that are not looked at.
     fn room(&self, origin: Origin) -> Option<u64> {
         let (pages, from) = match origin {
             Origin::Slot { slot, page } => (self.map.slot(slot).map(|s| s.pages.0), page.0),
@@ -95,7 +96,7 @@ mod tests {
     use crate::units::Bytes;
     use vm_memory::GuestAddress;
 
-    /// Reports pages that are not there, beside one that is.
+    /// A log that reports pages which do not exist beside one that does.
     struct Wild(BlockId);
 
     impl DirtyLog for Wild {
@@ -138,11 +139,12 @@ mod tests {
         consumer.start(StartWith::Nothing).unwrap();
         let found = testing::sync_all(&consumer);
         assert_eq!(found, [(block.0, 5)].into());
-        // Four of the first list, all of the other two, two of each bitmap.
+        // Four of the first list, all of the other two lists, two of each bitmap.
         assert_eq!(consumer.stray_marks(), 4 + 2 + 1 + 2 + 2);
     }
 
-    /// Reports, beside one page, pages that are not there, by every origin and in every way.
+    /// A log that reports, beside one page, pages that do not exist, by every origin and in every
+    /// way.
     struct Far(BlockId);
 
     impl DirtyLog for Far {
@@ -181,7 +183,7 @@ mod tests {
                     sink.everything(origin, Pages(3));
                 }
             }
-            // The bits past the end of a bitmap that begins in the block and in the slot.
+            // A bitmap that begins in the block and in the slot, and has bits past their ends.
             let page = Pages(63);
             sink.bitmap(Origin::Block { block, page }, &[0b110], Pages(3));
             sink.bitmap(Origin::Slot { slot, page }, &[0b110], Pages(3));

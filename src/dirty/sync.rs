@@ -1,6 +1,6 @@
-//! A sync: all logs are harvested into what is pending for each consumer that follows. Pages that
-//! became ballooned, and ballooned pages that were written, are brought up to date. Part of what is
-//! done under the tracker's lock.
+//! A sync: all logs are harvested into the pending pages of each consumer that follows. It also
+//! brings up to date which pages became ballooned, and which ballooned pages were written. This
+//! runs under the tracker's lock.
 
 use super::merge::PendingSink;
 use super::pending::{BlockState, Phase, Seat};
@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl Inner {
-    /// Harvests all logs into every consumer that follows, and reports what that was for `whose`.
+    /// Harvests all logs for every consumer that follows, and reports the figures of `whose`.
     pub(super) fn sync(&mut self, when: When, whose: Option<Seat>) -> Result<SyncReport> {
         self.sync_unless(when, whose, None)
     }
 
-    /// [`Inner::sync`], which waits for no thread of the VMM's any more once `cancel` is cancelled.
+    /// [`Inner::sync`]. Once `cancel` is cancelled it no longer waits for threads of the VMM.
     pub(super) fn sync_unless(
         &mut self,
         when: When,
@@ -31,10 +31,10 @@ impl Inner {
         let mut others = self.seats(Phase::Following);
         others.retain(|seat| Some(*seat) != whose);
         let before: Vec<Pages> = others.iter().map(|seat| self.pending(*seat)).collect();
-        // A hint given before what is found now must not undo it.
+        // A free-page hint from before this harvest must not undo a page that it finds.
         self.hints.close();
-        // Before the harvest: what is found below may have been written before the page was
-        // ballooned, what is found later was not.
+        // Before the harvest: a page found below may have been written before it was ballooned. Of
+        // a page that a later harvest finds, this is certain not to be so.
         let mut report = SyncReport {
             newly_ballooned: self.harvest_news(whose),
             ..SyncReport::default()
@@ -128,7 +128,7 @@ impl Inner {
 }
 
 impl Inner {
-    /// The consumers that follow and have ballooned pages told apart.
+    /// The consumers that follow and skip ballooned pages.
     pub(super) fn seats_that_skip_ballooned(&self) -> Vec<Seat> {
         let mut seats = self.seats(Phase::Following);
         seats.retain(|seat| {
@@ -146,9 +146,9 @@ impl Inner {
         }
     }
 
-    /// Ends the ballooning of pages found written since they were told, and returns how many became
-    /// pending with that for `whose`. Right after the harvest and not in the walk alone: what is to
-    /// be sent must not look as if it were not, least of all to whoever decides on the downtime.
+    /// Ends the ballooning of pages that were found written since they were named. Returns how many
+    /// pages became pending with that for `whose`. This runs right after the harvest, and not only
+    /// in the walk, because the decision on the downtime needs the true number of pages to send.
     pub(super) fn clear_written(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
         for seat in self.seats_that_skip_ballooned() {
@@ -165,8 +165,8 @@ impl Inner {
         Pages(found)
     }
 
-    /// A consumer reads ballooned and free pages from here on: what was to be handed out as free is
-    /// pending again.
+    /// From now on a consumer reads ballooned and free pages too. Pages that were to be handed out
+    /// as free become pending again.
     pub(super) fn read_ballooned_too(&mut self, seat: Seat) {
         if let Some(member) = self.member(seat) {
             member.skip_ballooned = false;
@@ -180,7 +180,7 @@ impl Inner {
         }
     }
 
-    /// Counts what of pending is ballooned, for each consumer that has it told apart.
+    /// Counts the ballooned pages in pending, for each consumer that skips them.
     pub(super) fn count_ballooned(&mut self) {
         for seat in self.seats_that_skip_ballooned() {
             let blocks = self.blocks.iter();
@@ -195,8 +195,8 @@ impl Inner {
         }
     }
 
-    /// A consumer that starts with all pages, and starts the logs, is not told of pages that
-    /// were ballooned before.
+    /// Drops the news of pages that were ballooned before, for a consumer that starts with all
+    /// pages and starts the logs.
     pub(super) fn forget_news(&mut self, seat: Seat) {
         if self.member(seat).is_some_and(|m| m.skip_ballooned) {
             for block in self.map.blocks() {
@@ -205,8 +205,8 @@ impl Inner {
         }
     }
 
-    /// Makes pending what became ballooned since the last sync, for each consumer that has it told apart, so
-    /// that it is told; how many pages that were for `whose`.
+    /// Makes pages pending that became ballooned since the last sync, for each consumer that skips
+    /// ballooned pages, so that it is told of them. Returns how many they were for `whose`.
     pub(super) fn harvest_news(&mut self, whose: Option<Seat>) -> Pages {
         let mut found = 0;
         let seats = self.seats_that_skip_ballooned();
@@ -236,13 +236,13 @@ impl Inner {
     }
 }
 
-/// Clears in `bits` what `words` has set, from bit `at` on, a multiple of 64.
+/// Clears the bits that `words` has set, from bit `at` on, a multiple of 64.
 fn clear_words(bits: &mut Bitmap, at: usize, words: &[u64], pages: usize) {
     if bits.is_empty() {
         return;
     }
     for (i, word) in words.iter().take(pages.div_ceil(64)).enumerate() {
-        // Only what is set in both costs more than a look.
+        // Words without a common bit cost one look.
         let mut left = word & bits.words().get(at / 64 + i).copied().unwrap_or(0);
         while left != 0 {
             let from = left.trailing_zeros();

@@ -1,5 +1,5 @@
-//! A take: the next run of what is pending for a consumer, its protection restored, moved into a
-//! [`Taken`]. Part of what is done under the tracker's lock.
+//! A take: the next run of a consumer's pending pages has its protection restored, and moves into a
+//! [`Taken`]. This runs under the tracker's lock.
 
 use super::pending::{BlockState, Seat};
 use super::run::{Content, Cursor, Kept};
@@ -14,14 +14,14 @@ use std::ops::Range;
 /// Pages that a walk looks ahead: 8 GiB, 64 words of a summary.
 const WINDOW: u64 = 1 << 21;
 
-/// What a walk wants.
+/// The pages that a walk asks for.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
-    /// Whose pages.
+    /// The consumer.
     pub seat: Seat,
-    /// Ballooned pages are told apart.
+    /// Ballooned pages are named, not read.
     pub skip_ballooned: bool,
-    /// Only what is not read.
+    /// Only pages that are not read: ballooned and free ones.
     pub unread: bool,
 }
 
@@ -50,8 +50,8 @@ impl Inner {
                 *cursor = cursor.next_block();
                 continue;
             };
-            // Not all of a large block at once: of two bitmaps, the one with nothing for a long way
-            // would be looked through anew for each run of the other.
+            // A large block is not searched as a whole. There are two bitmaps, and one may have no
+            // bit for a long way. It would be searched again for each run that the other one has.
             let window = cursor.page.saturating_add(WINDOW);
             let found = if what.unread && !what.skip_ballooned {
                 None
@@ -60,7 +60,7 @@ impl Inner {
             } else {
                 set.next_pending(cursor.page, window)
             };
-            // A hinted page that was found written since is pending, and that wins.
+            // A hinted page that was found written since is pending, and is handed out as such.
             let before = found.as_ref().map_or(window, |found| found.start);
             if let Some(free) = set.next_free(cursor.page, before) {
                 let end = free.end;
@@ -89,9 +89,9 @@ impl Inner {
                 .min(stretch_end)
                 .min(set.cut_at_fresh(first))
                 .min(first.saturating_add(max_pages));
-            // Rule: protection comes back before anybody looks at the page, be it only to
-            // decide that it need not be read. (GET, the page is a hole, the guest writes
-            // it, CLEAR with the old copy: bit and page are both gone.)
+            // The protection of a page is restored before anything looks at the page, even if only
+            // to decide that it need not be read. Otherwise a page could be lost: GET; the page is
+            // a hole; the guest writes it; CLEAR with the old copy takes its bit.
             self.rearm(id, first..end)?;
             let Some(state) = self.blocks.get_mut(id) else {
                 return Ok(None);
@@ -101,10 +101,11 @@ impl Inner {
                     Claim::Used(count) => (count, Content::Used),
                     Claim::Ballooned(count) => (count, Content::Ballooned),
                     Claim::Written(used) => {
-                        // Written although it was ballooned: all of the host page is the
-                        // guest's again. Its pages are pending now, this one among them.
+                        // The page was written although it was ballooned. The guest uses the whole
+                        // host page again. All its pages are pending now, this one included.
                         self.count_broken(seat, Pages(used.end - used.start));
-                        // Some may lie before this one, and the walk is to end with none left.
+                        // Some of them may lie before this page, and the walk must not end before
+                        // it has taken them.
                         cursor.page = cursor.page.min(used.start);
                         continue;
                     }
@@ -113,7 +114,7 @@ impl Inner {
                 (end - first, Content::Used)
             };
             if what.unread && content == Content::Used {
-                // Deflated a moment ago.
+                // The guest deflated the page a moment ago.
                 cursor.page = first + count;
                 continue;
             }
@@ -135,8 +136,8 @@ impl Inner {
 }
 
 impl BlockState {
-    /// Moves pages from a consumer's pending into `taken`, which has room for a run. `None`, and they
-    /// stay pending, where the block is just being removed.
+    /// Moves pages from a consumer's pending into `taken`, which has room for a run. Returns
+    /// `None`, and the pages stay pending, if the block is just being removed.
     fn hand_out(
         &mut self,
         seat: Seat,
@@ -153,13 +154,14 @@ impl BlockState {
         let set = self.sets.get_mut(seat).and_then(Option::as_mut);
         if let Some(set) = set {
             run.first_time = set.fresh_from <= pages.start;
-            // First there, then no more here: in between the pages are in both.
+            // Added there first and removed here second: in between, the pages are in both places,
+            // not in none.
             if !taken.push(&self.pin_source, run)? {
                 return Ok(None);
             }
             set.fresh_from = set.fresh_from.max(pages.end);
             if content != Content::Free {
-                // A free page that is pending all the same was written since: it stays.
+                // A free page that is also pending was written since, so it stays pending.
                 set.pending.clear_range(first.index(), count.index());
             }
             set.beside.handed_out(pages, content);

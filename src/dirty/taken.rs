@@ -1,15 +1,14 @@
 //! [`Taken`]: pages that left a consumer's pending and are not delivered yet.
 //!
-//! Example of the loss that it prevents: a take clears the bits of 512 pages; while they are
-//! encoded, something panics. Nobody has the bits any more: they are not pending, and no account
-//! of sent pages has them either. A later walk finds nothing, and the destination keeps the old
-//! contents. Putting pages back by hand, on each way out of each function, mends the ways that
-//! somebody thought of. So the pages belong to a value: whoever has delivered them says so
-//! ([`Taken::delivered`]), and every other end of the value, a panic's unwinding included, makes
-//! the pages pending again.
+//! Example of the loss that this type prevents: a take clears the bits of 512 pages, and then the
+//! encoder panics. The bits are in no bitmap any more, and no account of sent pages has the pages
+//! either. A later walk finds nothing, and the destination keeps the old contents. Putting pages
+//! back by hand, on each way out of each function, covers only the ways that somebody thought of.
+//! So the pages belong to a value. The code that has delivered them says so ([`Taken::delivered`]).
+//! Every other end of the value, the unwinding of a panic included, makes the pages pending again.
 //!
-//! Between the two, the value may wait in an account of what is on its way, without its pins
-//! ([`Taken::unpin`]), and may be split ([`Taken::split_off`]).
+//! Until then, the value may wait in an account of sent pages without its pins ([`Taken::unpin`]),
+//! and may be split ([`Taken::split_off`]).
 
 use super::lease::Lease;
 use super::run::{Kept, Manner, Run};
@@ -21,20 +20,21 @@ use std::sync::Arc;
 
 /// See the file's description. [`super::consumer::Consumer::take`] makes it.
 ///
-/// It keeps the memory of its pages in use: until it is delivered, dropped or unpinned,
-/// [`Memory::remove_block`](crate::memory::Memory::remove_block) refuses to remove their blocks
-/// ([`Kind::Busy`](crate::Kind::Busy)).
+/// The memory of its pages stays in use until the value is delivered, dropped or unpinned.
+/// [`Memory::remove_block`](crate::memory::Memory::remove_block) refuses to remove their blocks for
+/// that long ([`Kind::Busy`](crate::Kind::Busy)).
 ///
-/// Dropping it puts its pages back: it takes the tracker's lock, so it is not dropped where that is
-/// held, and allocates nothing. Blocks that were removed meanwhile are passed over. As long as it
-/// exists its consumer counts as existing, and so what is pending for that consumer, and the logs
+/// Dropping it puts its pages back. That takes the tracker's lock, so it must not be dropped while
+/// that is held, and allocates nothing. Pages of blocks that were removed meanwhile are ignored. As
+/// long as the value exists its consumer exists too: that consumer's pending pages stay, and so do
+/// the logs if it is started.
 /// if it is started, stay.
 #[must_use = "dropped, it puts the pages back"]
 #[derive(Debug)]
 pub struct Taken {
     lease: Arc<Lease>,
     runs: Vec<Kept>,
-    /// One for each block, by number.
+    /// One pin for each block, by block number.
     pins: Vec<BlockPin>,
     manner: Manner,
 }
@@ -49,14 +49,14 @@ impl Taken {
         }
     }
 
-    /// Makes room for one more run, of another block maybe.
+    /// Makes room for one more run, which may be of another block.
     pub(super) fn make_room(&mut self) -> Result<()> {
         fallible::reserve(&mut self.runs, 1, "runs of pages")?;
         fallible::reserve(&mut self.pins, 1, "pins of blocks")
     }
 
-    /// Adds a run of `block`, for which there is room; `false`, and no run, where the block is just
-    /// being removed. In a take blocks come by number, ascending.
+    /// Adds a run of `block`, for which there is room. Returns `false`, and adds nothing, if the
+    /// block is just being removed. A take adds runs in ascending order of block numbers.
     pub(super) fn push(&mut self, block: &Arc<Block>, run: Kept) -> Result<bool> {
         if self.pins.last().is_none_or(|pin| pin.id() != block.id()) {
             let pin = match self.manner {
@@ -72,23 +72,22 @@ impl Taken {
         Ok(true)
     }
 
-    /// Whether there is no page in it.
+    /// Whether it has no page.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// How many runs there are.
+    /// The number of runs.
     pub fn run_count(&self) -> usize {
         self.runs.len()
     }
 
-    /// How many pages there are in all.
+    /// The number of pages in all runs.
     pub fn pages(&self) -> Pages {
         Pages(self.runs.iter().map(|run| run.pages.count().0).sum())
     }
 
-    /// The runs in order, each with its block. None of a block that is not pinned any more: see
-    /// [`Taken::unpin`].
+    /// The runs in order, each with its block. After [`Taken::unpin`] there are none.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> + Clone {
         self.runs.iter().filter_map(|run| {
             Some(Run {
@@ -105,21 +104,22 @@ impl Taken {
         self.pins.get(at.ok()?)
     }
 
-    /// The blocks that the pages belong to, each once, while they are pinned.
+    /// The blocks of the pages, each once, as long as they are pinned.
     pub fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.pins.iter().map(|pin| &**pin)
     }
 
-    /// Lets go of the blocks. The pages are still to be delivered, or put back; their memory is not
-    /// looked at any more, so a block may be removed meanwhile.
+    /// Lets go of the blocks, so that they may be removed. The pages still have to be delivered, or
+    /// are put back, but their memory can no longer be read through this value.
     pub fn unpin(&mut self) {
         self.pins = Vec::new();
     }
 
-    /// Splits off the runs for which `which` holds, for another lane. Pins both where this is pinned.
+    /// Splits off the runs for which `which` is true, for another lane. If the blocks are pinned,
+    /// they are pinned by both values.
     ///
     /// # Errors
-    /// [`crate::error::Kind::NoMemory`]; then nothing was split off.
+    /// [`crate::error::Kind::NoMemory`]. Nothing was split off then.
     pub fn split_off(&mut self, mut which: impl FnMut(&PageRun) -> bool) -> Result<Taken> {
         let mut other = Taken::nothing(&self.lease, self.manner);
         fallible::reserve(&mut other.runs, self.runs.len(), "runs of pages")?;
@@ -141,13 +141,13 @@ impl Taken {
         Ok(other)
     }
 
-    /// They have arrived where they were to go, and are pending no more.
+    /// The pages have arrived at their destination, and are no longer pending.
     pub fn delivered(mut self) {
         self.runs.clear();
     }
 
-    /// The same, with the memory in use on: for whoever hands it to a reader of its own, as the C
-    /// interface does.
+    /// [`Taken::delivered`], with the memory still in use: for a caller that passes the pages on to
+    /// a reader of its own, as the C interface does.
     #[cfg(feature = "capi")]
     pub(crate) fn delivered_in_use(mut self) -> Vec<BlockPin> {
         self.runs.clear();
@@ -157,7 +157,8 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        // Whoever removes a block does not wait for the tracker's lock as well.
+        // The pins go first, so that the removal of a block does not also wait for the tracker's
+        // lock.
         self.pins.clear();
         if !self.runs.is_empty() {
             self.lease.put_back(self.runs.iter().map(|run| run.pages));
