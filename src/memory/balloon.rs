@@ -1,7 +1,8 @@
-//! What the VMM's balloon device says of a guest's memory: inflated, deflated.
+//! The calls for the VMM's balloon device: pages with which the guest inflated the balloon, or by
+//! which it deflated it.
 //!
-//! Turns guest addresses into pages of blocks, and tells trackers which pages count as written.
-//! Which pages are ballooned because of it is decided in `ballooned`.
+//! This file turns guest addresses into pages of blocks, and tells trackers which pages count as
+//! written. `ballooned` decides which pages are ballooned after a call.
 
 use super::ballooned::{Forgotten, SLICE};
 use super::block::Block;
@@ -12,11 +13,11 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 impl Memory {
-    /// Says whether the guest must tell before it uses a ballooned page again
-    /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). At a destination before the guest
-    /// runs. With `false`, no page is ballooned any longer. The same with `true` when it is said
-    /// again: the device was reset, and whoever drives it now knows nothing of the pages ballooned
-    /// before. What a source has said is kept until its guest runs here.
+    /// Says whether the guest has to tell before it uses a ballooned page again
+    /// (`VIRTIO_BALLOON_F_MUST_TELL_HOST` was negotiated). A destination calls this before the
+    /// guest runs. With `false`, no page is ballooned any longer. The same holds when `true` is
+    /// said a second time: the device was reset then, and its driver knows nothing of the pages
+    /// ballooned before. Pages that a source has named stay ballooned until its guest runs here.
     pub fn set_must_tell_host(&self, must: bool) {
         if self.gate.set(must) {
             drop(self.forget_ballooned());
@@ -28,8 +29,8 @@ impl Memory {
         self.gate.is_open()
     }
 
-    /// The guest runs from here on. Where nobody has promised that it tells, no page is ballooned
-    /// any longer. Called while the guest stands still.
+    /// Called before the guest begins to run here, while it stands still. If nobody has promised
+    /// that the guest tells, no page is ballooned any longer.
     pub(crate) fn settle_ballooned(&self) -> Forgotten {
         self.gate.arrives_no_more();
         if self.must_tell_host() {
@@ -38,8 +39,8 @@ impl Memory {
         self.forget_ballooned()
     }
 
-    /// The guest of a source will not run here after all, and what was said of its pages says
-    /// nothing of another's.
+    /// The guest of a source will not run here after all. The pages that the source named mean
+    /// nothing for another guest, so they are forgotten.
     pub(crate) fn abandon_ballooned(&self) {
         if self.gate.arrives_no_more() {
             drop(self.forget_ballooned());
@@ -52,7 +53,7 @@ impl Memory {
             let Some(state) = block.ballooned().forget() else {
                 continue;
             };
-            // A pattern of a million runs is not walked through for nobody.
+            // Without an observer a pattern of a million runs is not walked through.
             let mut at = 0;
             while self.has_written_observers() {
                 let Some(run) = state.counting().next_run(at, SLICE) else {
@@ -66,8 +67,8 @@ impl Memory {
         forgotten
     }
 
-    /// The guest's balloon has `length` bytes at a guest address. Only whole pages count. Any
-    /// thread.
+    /// The guest has inflated its balloon with `length` bytes at a guest address. Only whole pages
+    /// count. May be called on any thread.
     pub fn mark_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0.div_ceil(PAGE_SIZE);
         let end = address.0.saturating_add(length) / PAGE_SIZE;
@@ -78,9 +79,9 @@ impl Memory {
         });
     }
 
-    /// The guest uses ballooned bytes again, and is told after this that it may. Every
-    /// page that has a byte in the range counts as written. Any thread; never waits for a
-    /// migration.
+    /// The guest deflates its balloon by these bytes. Tell it that it may use them after this call.
+    /// Every page that has a byte in the range counts as written. May be called on any thread;
+    /// never waits for a migration.
     pub fn clear_ballooned(&self, address: GuestAddress, length: u64) {
         let first = address.0 / PAGE_SIZE;
         let end = address.0.saturating_add(length).div_ceil(PAGE_SIZE);
@@ -101,7 +102,7 @@ impl Memory {
         pages
     }
 
-    /// The source says that pages are ballooned: it has the guest's promise.
+    /// Takes the source's word that pages are ballooned. The source has the guest's promise.
     pub(crate) fn inflate_from_source(
         &self,
         block: &Block,
@@ -117,14 +118,15 @@ impl Memory {
         if pages.is_empty() {
             return;
         }
-        // Held by count, because a pin must not be held across a lock.
+        // Held by reference count, because an epoch must not stay pinned across a lock.
         let map = self.map();
         let from = GuestAddress(pages.start.saturating_mul(PAGE_SIZE));
         for part in map.block_parts(from, Pages(pages.end - pages.start)) {
             let Some(block) = map.block(part.block) else {
                 continue;
             };
-            // In slices, so that nobody waits for the lock while a whole guest is moved.
+            // In slices, so that no thread waits for the lock while the bits of a whole guest are
+            // moved.
             let (mut at, end) = (part.first.0, part.first.0 + part.pages.0);
             while at < end {
                 let stop = (at + SLICE as u64).min(end);

@@ -1,21 +1,21 @@
-//! Which pages are ballooned: in the guest's balloon, which it has inflated with them.
+//! The ballooned pages: those with which the guest has inflated its balloon.
 //!
-//! Kept with the guest's memory and not with a tracker, because it lives longer than any
-//! migration: a balloon is usually inflated long before one begins, and a destination has the
-//! guest's memory and no tracker yet. What a walk does with ballooned pages, the tracker decides
-//! (`dirty/ballooned.rs`). What the VMM's balloon device calls is in `balloon`: on any thread, and
-//! it waits for nothing but a lock that is held for microseconds.
+//! They are kept with the guest's memory and not with a tracker, because they outlive migrations. A
+//! balloon is usually inflated long before a migration begins, and a destination has the guest's
+//! memory but no tracker yet. What a walk does with ballooned pages is the tracker's part
+//! (`dirty/ballooned.rs`). The calls for the VMM's balloon device are in `balloon`: they come on
+//! any thread, and wait only for a lock that is held for microseconds.
 //!
-//! **The gate.** A page may only be ballooned if the guest must tell before it uses the page
-//! again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says so once
-//! ([`set_must_tell_host`](crate::memory::Memory::set_must_tell_host)); until it has, marks are
+//! **The gate.** A page may count as ballooned only if the guest has to tell before it uses the
+//! page again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`). The VMM says once whether it does
+//! ([`set_must_tell_host`](crate::memory::Memory::set_must_tell_host)). Before that, marks are
 //! ignored.
 //!
-//! **Larger host pages.** The balloon's unit is 4 KiB. A page of the host's that is larger
-//! is ballooned when all its parts are, and no longer when the first of them is deflated.
+//! **Larger host pages.** The balloon's unit is 4 KiB. A larger page of the host's is ballooned
+//! when all its parts are, and no longer when the first of them is deflated.
 //!
-//! **The order of a deflate.** The page stops being ballooned first, and is marked dirty second.
-//! The other way round a sync and a walk that come between would use the mark up on a page that is
+//! **The order of a deflate.** First the page stops being ballooned, then it is marked dirty. In
+//! the other order a sync and a walk that come in between would use up the mark on a page that is
 //! still ballooned.
 
 use crate::bits::summary::Bitmap;
@@ -25,15 +25,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// The most pages whose bits are moved under one hold of a block's lock: 128 MiB, so that a
-/// walk that asks waits for microseconds, and a single bit costs little to find and to move.
+/// The most pages whose bits are moved in one hold of a block's lock: 128 MiB. A walk that waits
+/// for the lock then waits for microseconds, and a single bit costs little to find and to move.
 pub(super) const SLICE: usize = 1 << 15;
-/// Pages whose bits are compared at once.
+/// Pages whose bits are compared together.
 const GROUP: usize = 512;
 
-/// The gate, 0 as long as nobody has said anything: the guest must tell first.
+/// The gate is open: the guest has to tell first. (0 as long as the VMM has said nothing.)
 const MUST_TELL: u8 = 1;
-/// The gate: it need not.
+/// The gate is shut: the guest need not tell.
 const NEED_NOT: u8 = 2;
 
 /// The gate of a guest, for all its blocks.
@@ -45,9 +45,9 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// The VMM says whether the guest must tell. Returns whether the pages ballooned so far stop
-    /// being so, because the guest need not tell or the device was reset. Each block's lock, taken
-    /// by whoever marks or forgets, orders this.
+    /// Takes the VMM's word whether the guest has to tell. Returns whether the pages ballooned so
+    /// far stop being ballooned, because the guest need not tell or the device was reset. The order
+    /// against marks and deflates is that of each block's lock.
     pub(super) fn set(&self, must: bool) -> bool {
         let gate = if must { MUST_TELL } else { NEED_NOT };
         let before = self.gate.swap(gate, Ordering::SeqCst);
@@ -55,12 +55,12 @@ impl Gate {
         !must || again
     }
 
-    /// The guest must tell.
+    /// Whether the guest has to tell.
     pub(super) fn is_open(&self) -> bool {
         self.gate.load(Ordering::SeqCst) == MUST_TELL
     }
 
-    /// The VMM has said that the guest need not tell.
+    /// Whether the VMM has said that the guest need not tell.
     pub(super) fn is_shut(&self) -> bool {
         self.gate.load(Ordering::SeqCst) == NEED_NOT
     }
@@ -70,7 +70,8 @@ impl Gate {
         self.arriving.store(true, Ordering::SeqCst);
     }
 
-    /// That guest runs here, or never will. Whether a source had said anything.
+    /// The source's guest runs here now, or never will. Returns whether the source had named any
+    /// page.
     pub(super) fn arrives_no_more(&self) -> bool {
         self.arriving.swap(false, Ordering::SeqCst)
     }
@@ -79,11 +80,11 @@ impl Gate {
 /// The ballooned pages of one block. Bits are pages of 4 KiB.
 pub struct Ballooned {
     pages: u64,
-    /// Pages of 4 KiB in one of the host's.
+    /// Pages of 4 KiB in one page of the host's.
     unit: u64,
-    /// How many pages of the first host page lie before the block.
+    /// How many pages of 4 KiB of the first host page lie before the block.
     phase: u64,
-    /// How many pages are ballooned. Only a hint without the lock.
+    /// How many pages are ballooned. Without the lock this is only a hint.
     count: AtomicU64,
     state: Mutex<Option<State>>,
 }
@@ -91,9 +92,9 @@ pub struct Ballooned {
 pub(super) struct State {
     /// Pages of 4 KiB in the guest's balloon.
     parts: Bitmap,
-    /// Ballooned pages, where those are not the same: whole host pages.
+    /// Ballooned pages, as whole host pages, if host pages are larger.
     whole: Option<Bitmap>,
-    /// Pages that became ballooned since a tracker last looked.
+    /// Pages that became ballooned since a tracker last asked.
     fresh: Bitmap,
 }
 
@@ -110,13 +111,13 @@ impl State {
         })
     }
 
-    /// The ballooned pages.
+    /// The bits of ballooned pages.
     pub(super) fn counting(&self) -> &Bitmap {
         self.whole.as_ref().unwrap_or(&self.parts)
     }
 }
 
-/// What a page that is about to be handed out is.
+/// What pages are that are about to be handed out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Claim {
     /// This many pages are in use.
@@ -124,7 +125,7 @@ pub(crate) enum Claim {
     /// This many pages are ballooned.
     Ballooned(u64),
     /// These pages (host pages, cut at the block) were written although they were ballooned, and
-    /// are ballooned no longer.
+    /// are no longer ballooned.
     Written(Range<u64>),
 }
 
@@ -135,7 +136,7 @@ impl std::fmt::Debug for Ballooned {
 }
 
 impl Ballooned {
-    /// For a block at `host` of `pages`, backed by pages of `page_size` bytes.
+    /// For a block of `pages` pages at `host`, backed by host pages of `page_size` bytes.
     pub(super) fn new(host: u64, pages: Pages, page_size: u64) -> Self {
         let unit = page_size / PAGE_SIZE;
         Ballooned {
@@ -156,7 +157,7 @@ impl Ballooned {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// How many of a range do.
+    /// How many pages of a range are ballooned.
     pub fn count_range(&self, range: Range<u64>) -> u64 {
         match &*self.lock() {
             Some(state) => state.counting().count_range(
@@ -171,14 +172,15 @@ impl Ballooned {
         range.start.min(self.pages)..range.end.min(self.pages)
     }
 
-    /// The host page that a page lies in, cut at the block.
+    /// The pages of the host page that has a page, cut at the block.
     fn host_page(&self, page: u64) -> Range<u64> {
         let start = (page + self.phase) / self.unit * self.unit;
         start.saturating_sub(self.phase)..(start + self.unit - self.phase).min(self.pages)
     }
 
-    /// The guest inflates its balloon with pages, if `allowed` still says so under the lock. `whole` is
-    /// called with the pages that became ballooned. Without memory for the bits no page does.
+    /// The guest inflates its balloon with pages, if `allowed` is still true under the lock.
+    /// `whole` is called with the pages that became ballooned. Without memory for the bits no page
+    /// becomes ballooned.
     pub(crate) fn inflate(
         &self,
         range: Range<u64>,
@@ -224,8 +226,8 @@ impl Ballooned {
             let mut at = range.start;
             while at < range.end {
                 let (from, end) = (at as usize, range.end as usize);
-                // What was ballooned before is no news. Not a look further than what is told: the
-                // guest can say it as often as it likes.
+                // Pages that were ballooned before are no news. The search ends with the range,
+                // because the guest can repeat it as often as it likes.
                 let start = parts.next_clear_before(from, end).unwrap_or(end);
                 let stop = parts.next_set_before(start, end).unwrap_or(end);
                 if start < stop {
@@ -239,8 +241,8 @@ impl Ballooned {
             .store(state.counting().count(), Ordering::Relaxed);
     }
 
-    /// The guest uses pages again. Returns the range that does: larger than what was asked where
-    /// that is part of a ballooned host page. It is to be marked dirty after this.
+    /// The guest deflates the balloon by pages. Returns the range that is used again. It is larger
+    /// than `range` if that is part of a ballooned host page. The caller marks it dirty afterwards.
     pub(crate) fn deflate(&self, range: Range<u64>) -> Range<u64> {
         let range = self.cut(range);
         if range.is_empty() {
@@ -272,14 +274,14 @@ impl Ballooned {
         used
     }
 
-    /// The same, for contents that arrive: there is nothing to be marked.
+    /// Deflates pages whose contents arrive from a source. Nothing has to be marked then.
     pub(crate) fn arrived(&self, range: Range<u64>) {
         if self.count() != 0 || self.unit > 1 {
             self.deflate(range);
         }
     }
 
-    /// The first page of `from..end` that is ballooned.
+    /// The first ballooned page of `from..end`.
     pub(crate) fn next_before(&self, from: u64, end: u64) -> Option<u64> {
         if self.count() == 0 {
             return None;
@@ -292,9 +294,9 @@ impl Ballooned {
             .map(|page| page as u64)
     }
 
-    /// What the pages of `range` (not empty) are, from its start on. `passed` are pages that
-    /// were named as ballooned before, with their protection restored: one that is asked about
-    /// again was written since, unless it was ballooned anew, and is ballooned no longer.
+    /// What the pages at the beginning of `range` (not empty) are. `passed` are pages that were
+    /// named as ballooned before, with their protection restored. One of those that is asked about
+    /// again was written since, unless it was ballooned anew, and is no longer ballooned.
     pub(crate) fn claim(&self, range: Range<u64>, passed: Option<&Bitmap>) -> Claim {
         let all = Claim::Used(range.end - range.start);
         if self.count() == 0 {
@@ -305,8 +307,8 @@ impl Ballooned {
             return all;
         };
         let (from, len) = (range.start as usize, (range.end - range.start) as usize);
-        // Not further than the range: asked for each run that is sent, in the downtime too, a look
-        // for the next ballooned page of the whole block would cost what the guest is large.
+        // The search ends with the range. It is made for each run that is sent, in the downtime
+        // too. A search for the next ballooned page of the whole block would cost the guest's size.
         let counting = state.counting();
         let Some(start) = counting.next_set_before(from, from + len) else {
             return all;
@@ -340,8 +342,7 @@ impl Ballooned {
         Claim::Written(page)
     }
 
-    /// Calls `each` with runs of pages that became ballooned since the last call, and forgets that
-    /// they are news.
+    /// Calls `each` with runs of pages that became ballooned since the last call.
     pub(crate) fn take_news(&self, mut each: impl FnMut(usize, &[u64], usize)) {
         let mut from = 0;
         while self.count() != 0 {
@@ -361,8 +362,8 @@ impl Ballooned {
         }
     }
 
-    /// How many of the bits of `pending` are ballooned pages. Costs what is set in both, not
-    /// what the block is large.
+    /// How many pages of `pending` are ballooned. Costs the words that have bits in both, not the
+    /// block's size.
     pub(crate) fn count_both(&self, pending: &Bitmap) -> u64 {
         let mut both = 0;
         let mut from = 0;
@@ -402,7 +403,7 @@ impl Ballooned {
         both
     }
 
-    /// Forgets everything; the bits of what was ballooned.
+    /// Makes no page ballooned any more, and returns the old bits.
     pub(super) fn forget(&self) -> Option<State> {
         let mut guard = self.lock();
         self.count.store(0, Ordering::Relaxed);
@@ -410,8 +411,7 @@ impl Ballooned {
     }
 }
 
-/// Bits that nobody needs any more. Freeing those of a huge guest takes milliseconds: drop it
-/// when nobody waits.
+/// Old bits. Freeing those of a huge guest takes milliseconds, so drop this while no thread waits.
 #[must_use]
 #[derive(Default)]
 pub(crate) struct Forgotten(Vec<State>);

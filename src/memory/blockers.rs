@@ -1,4 +1,4 @@
-//! Reasons why a guest can be neither migrated nor saved now. The VMM gives each and takes it back.
+//! Reasons why a guest can be neither migrated nor saved now. The VMM gives each and withdraws it.
 
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, Weak};
@@ -9,7 +9,7 @@ struct List {
     reasons: Vec<(u64, String)>,
 }
 
-/// The reasons of one guest, for its migrations and its saves to a file. Any thread.
+/// The reasons of one guest, for its migrations and its saves. May be used on any thread.
 ///
 /// ```
 /// use brant::error::Kind;
@@ -24,7 +24,7 @@ struct List {
 #[derive(Debug, Default, Clone)]
 pub struct Blockers(Arc<Mutex<List>>);
 
-/// A reason that stands until this is dropped.
+/// A reason that counts until this is dropped.
 #[derive(Debug)]
 pub struct Blocker {
     list: Weak<Mutex<List>>,
@@ -37,8 +37,9 @@ impl Blockers {
         Blockers::default()
     }
 
-    /// Adds a reason. While it stands, no migration and no save starts. A migration or save that is
-    /// running fails with it before it would pause the guest; one that has paused the guest goes on.
+    /// Adds a reason. While it counts, no migration and no save starts. A migration or save that is
+    /// running fails with it before it would pause the guest. One that has paused the guest goes
+    /// on.
     pub fn block(&self, reason: &str) -> Blocker {
         let mut list = self.0.lock().unwrap_or_else(|e| e.into_inner());
         let number = list.next;
@@ -68,7 +69,7 @@ impl Blockers {
 }
 
 impl Blocker {
-    /// Has the reason stand as long as the guest does.
+    /// Lets the reason count as long as the guest exists.
     pub fn keep(mut self) {
         self.list = Weak::new();
     }

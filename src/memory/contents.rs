@@ -1,17 +1,17 @@
-//! What pages of a block hold: which of them hold nothing and need not be read, which are
-//! zero, which are data. The one place that decides it, for whoever sends pages, takes them in, or
-//! samples them.
+//! The contents of a block's pages: which of them are holes and need not be read, which are zero,
+//! which are data. No other file decides this, for sending, receiving or sampling pages.
 //!
-//! "Holds nothing" must be proven: a page taken for empty that is not is lost without a word. What
-//! proves it depends on the memory, and is in `ground`. What is not proven is read.
+//! That a page is a hole must be proven: a page with contents that is taken for a hole is lost
+//! without a word. What proves it depends on the kind of memory, and is in `ground`. A page without
+//! proof is read.
 //!
-//! Callers restore the protection of a range *before* they ask (clear before copy). Example of
-//! the loss otherwise: page 5 is found to hold nothing; the guest writes it; its dirty bit is cleared
-//! with the rest of the chunk. Each answer is made of questions asked during the call, so whatever
-//! was written before the protection came back is seen, and what is written later is logged.
+//! Callers restore the protection of a range *before* they ask (clear before copy). Example of the
+//! loss otherwise: page 5 is found to be a hole; the guest writes it; its dirty bit is cleared with
+//! the rest of the chunk. Every answer comes from questions that are asked during the call. So a
+//! write from before the protection came back is seen, and a later one is logged.
 //!
-//! A page is also touched by being read: a hole of a file is filled, a huge page is taken
-//! from the pool. So nothing here reads a page to find out whether it is empty.
+//! Reading a page also touches it: it fills a hole of a file, or takes a huge page from the pool.
+//! So nothing in this file reads a page to find out whether it is a hole.
 
 use super::access;
 use super::block::{Block, BlockId};
@@ -27,58 +27,59 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// What a run of pages holds.
+/// The contents of a run of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// Nothing, and that was known without reading it: it reads as zero.
+    /// A hole, known without reading it. It reads as zero.
     Hole,
-    /// Zeros.
+    /// Zeros, found by reading.
     Zero,
-    /// Something else.
+    /// Data.
     Data,
 }
 
-/// What one page is like to somebody who does not want to touch it.
+/// What is known of one page without touching it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// It reads as zero: nobody ever wrote it.
+    /// It was never written, and reads as zero.
     Empty,
-    /// It is not there, and what it will hold when it is touched is up to somebody else's
-    /// userfaultfd.
+    /// It is not there. A userfaultfd of somebody else's decides what it will hold when it is
+    /// touched.
     Absent,
-    /// It may hold something.
+    /// It may have contents.
     Filled,
 }
 
-/// So many pages of private memory are read rather than asked about: a read of one that holds
-/// nothing maps the kernel's page of zeros, and costs less than the question.
+/// Runs of private memory of up to this many pages are read at once. Reading a hole maps the
+/// kernel's page of zeros, which costs less than asking about it.
 const SHORT: u64 = 8;
-/// So many pages of a file are asked about one by one where the kernel cannot count them.
+/// Up to this many pages of a file are asked about one by one if the kernel cannot count them.
 const ONE_BY_ONE: u64 = 32;
-/// Pages that are read from a file at once.
+/// How many pages of a file are read in one call.
 const AT_ONCE: usize = 16;
-/// Pages whose residence is asked for at once.
+/// For how many pages one call asks whether they are resident.
 const RESIDENCE: usize = 512;
 
 #[repr(C, align(4096))]
 #[derive(Clone)]
 struct Page([u8; PAGE_SIZE as usize]);
 
-/// Says what pages hold. One for each thread that asks, of the process that it is made in.
+/// Tells the contents of pages. Each asking thread has one of its own, which works in the process
+/// that made it.
 #[derive(Debug)]
 pub struct Contents {
     looks: Looks,
     scratch: Scratch,
 }
 
-/// What is kept between questions.
+/// Buffers and findings that are kept between questions.
 #[derive(Default)]
 struct Scratch {
-    /// What was read from a file.
+    /// Pages that were read from a file.
     pages: Vec<Page>,
     /// This kernel has no `cachestat`.
     counts_nothing: bool,
-    /// Part of a file that is known to have contents, up to its end, for a walk that goes on in it.
+    /// Part of a file that is known to be data up to its end, for a walk that goes on in it.
     known: Option<(BlockId, Range<u64>)>,
 }
 
@@ -98,8 +99,8 @@ impl Default for Contents {
 }
 
 impl Contents {
-    /// Opens what it takes to ask this kernel. Where something cannot be had, less is proven and
-    /// more is read.
+    /// Opens the files through which this kernel is asked. If one cannot be opened, less is proven
+    /// and more is read.
     pub fn new() -> Self {
         Contents {
             looks: Looks::new(),
@@ -107,13 +108,13 @@ impl Contents {
         }
     }
 
-    /// What was seen of mappings until now is asked anew. Before each batch of pages.
+    /// Forgets what was found about mappings. Call it before each batch of pages.
     pub fn refresh(&mut self) {
         self.looks.refresh();
     }
 
-    /// Calls `each` with runs of pages, in order, that together are `range`, and what they hold. Pages
-    /// that hold nothing are not touched. An error if one that may hold something cannot be read.
+    /// Calls `each` with runs of pages and their contents. The runs come in order and cover
+    /// `range`. Holes are not touched. An error if a page that may have contents cannot be read.
     pub fn split(
         &mut self,
         block: &Block,
@@ -135,7 +136,7 @@ impl Contents {
                 );
             }
             let mut at = range.start;
-            // What is read is read after the questions: their answers share a descriptor.
+            // The pages are read after all questions, because the answers use one descriptor.
             let mut filled = Vec::new();
             this.filled(block, &ground, range.clone(), &mut |run, entries| {
                 filled.push((run, entries));
@@ -155,8 +156,8 @@ impl Contents {
         })
     }
 
-    /// Calls `filled` with each run of pages of `range` that may hold something, in order. What it is
-    /// not called with reads as zero, and nothing is touched.
+    /// Calls `filled` with each run of pages of `range` that may have contents, in order. All other
+    /// pages of `range` read as zero. No page is touched.
     pub fn touched(
         &mut self,
         block: &Block,
@@ -172,8 +173,8 @@ impl Contents {
         })
     }
 
-    /// An error if a page of `range` that may hold something cannot be read. Asks what
-    /// [`Contents::split`] asks, and reads nothing.
+    /// An error if a page of `range` that may have contents cannot be read. Asks the questions of
+    /// [`Contents::split`], and reads nothing.
     pub fn readable(&mut self, block: &Block, range: Range<Pages>) -> Result<()> {
         self.on_ground(block, range, |this, ground, range| {
             let mut filled = Vec::new();
@@ -186,9 +187,9 @@ impl Contents {
         })
     }
 
-    /// Whether the host has to back some pages of `range` when they are written next, and nobody but
-    /// the kernel has a say in it: no userfaultfd watches, and what lies below is known. Touches
-    /// nothing. Where the question cannot be asked, the answer is no.
+    /// Whether the next write to some pages of `range` makes the host back them, as a decision of
+    /// the kernel alone: no userfaultfd watches the pages, and the memory below them is known.
+    /// Touches nothing. `false` if the kernel cannot be asked.
     pub fn wants_backing(&mut self, block: &Block, range: Range<Pages>) -> bool {
         let mut wants = false;
         let asked = self.on_ground(block, range, |this, ground, range| {
@@ -196,7 +197,7 @@ impl Contents {
             let Some(pagemap) = this.looks.pagemap().filter(|_| known) else {
                 return Err(Error::new(Kind::Unsupported, "not to be backed ahead"));
             };
-            // The page of zeros that a read has put there is replaced by the first write.
+            // A page of zeros that a read has mapped is replaced by the first write.
             let query = Query {
                 inverted: PFNZERO,
                 all: PRESENT | PFNZERO,
@@ -216,7 +217,7 @@ impl Contents {
         asked.is_ok() && wants
     }
 
-    /// What one page is like, without touching it.
+    /// What is known of one page without touching it.
     pub fn see(&mut self, block: &Block, page: Pages) -> Result<Seen> {
         let mut seen = Seen::Empty;
         self.on_ground(block, page..page + Pages(1), |this, ground, range| {
@@ -228,7 +229,7 @@ impl Contents {
         Ok(seen)
     }
 
-    /// Calls `f` with each piece of `range` that is one kind of memory.
+    /// Calls `f` with each part of `range` that is one kind of memory.
     pub(super) fn on_ground(
         &mut self,
         block: &Block,
@@ -251,12 +252,12 @@ impl Contents {
         Ok(())
     }
 
-    /// The descriptor of the file that memory is mapped from.
+    /// The descriptor of the file that the memory is mapped from.
     pub(super) fn file<'a>(&'a self, block: &'a Block, at: FileAt) -> Option<BorrowedFd<'a>> {
         self.looks.file(block, at)
     }
 
-    /// Pages that may hold something, whoever watches.
+    /// Passes on pages that may have contents, whether or not a userfaultfd watches them.
     fn filled(
         &mut self,
         block: &Block,
@@ -289,7 +290,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Looks at every byte of pages that may hold something.
+    /// Reads every byte of pages that may have contents.
     fn read(
         &self,
         block: &Block,
@@ -301,8 +302,8 @@ impl Contents {
     ) -> Result<()> {
         let count = Pages(range.end.0.saturating_sub(range.start.0));
         let slice = block.slice(range.start, count)?;
-        // The only place where guest memory that was not just asked about here is read, so the place
-        // to make sure that it can be.
+        // No other place reads guest memory that no question has just covered. So this is where the
+        // memory is checked for being readable.
         let readable = reading.check(block, range.clone(), entries);
         if readable.is_err() && ground.watcher == Watcher::Somebody {
             self.have_filled(block, range.clone())?;
@@ -319,17 +320,16 @@ impl Contents {
         Ok(())
     }
 
-    /// Touches pages that are not there, as guest code would. Some userfaultfds serve faults of
-    /// user code only (`UFFD_USER_MODE_ONLY`), and the kernel's question whether such a page can be
-    /// read is refused.
+    /// Touches pages that are not there, as guest code would. Some userfaultfds serve only faults
+    /// of user code (`UFFD_USER_MODE_ONLY`), and the kernel's own read of such a page is refused.
     fn have_filled(&self, block: &Block, range: Range<Pages>) -> Result<()> {
         let Some(pagemap) = self.looks.pagemap() else {
             return Ok(());
         };
         let touch = |absent: Range<Pages>| {
             for page in absent.start.0..absent.end.0 {
-                // SAFETY: a page of the block, without an entry: its userfaultfd is asked for it, and
-                // this thread waits.
+                // SAFETY: a page of the block without an entry. This thread waits until its
+                // userfaultfd has filled it.
                 unsafe { block.page_address(Pages(page)).read_volatile() };
             }
         };
@@ -349,10 +349,10 @@ impl Contents {
     }
 }
 
-/// Pages that may hold something, and what their entries are.
+/// Takes runs of pages that may have contents, with what is known of their entries.
 type Filled<'a> = dyn FnMut(Range<Pages>, Entries) + 'a;
 
-/// Joins runs that touch. Of what entries are the least is known of both.
+/// Joins adjacent runs. For the joined run, the less that is known of either's entries counts.
 struct Merged<'a> {
     run: Range<Pages>,
     entries: Entries,
@@ -381,7 +381,7 @@ impl Merged<'_> {
     }
 }
 
-/// One question about pages of one kind of memory.
+/// A question about pages of one kind of memory.
 struct Question<'a> {
     block: &'a Block,
     ground: &'a Ground,
@@ -392,7 +392,7 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// What page tables know, and for the rest what lies below.
+    /// Asks the page tables, and for pages of which they tell nothing the memory below.
     fn tables(&mut self, range: Range<Pages>, filled: &mut Filled<'_>) -> Result<()> {
         let (block, ground) = (self.block, self.ground);
         let pagemap = match (ground.tables, self.pagemap) {
@@ -416,7 +416,7 @@ impl Question<'_> {
         let mut at = range.start;
         let hidden_holes = self.hidden_holes.clone();
         entries(pagemap, block, range.clone(), &query, |run, is| {
-            // The kernel's page of zeros was put there by a read; nobody has written.
+            // A read has mapped the kernel's page of zeros, and nobody has written.
             if is & PFNZERO != 0 && ground.below == Below::Zero {
                 return Ok(());
             }
@@ -424,8 +424,9 @@ impl Question<'_> {
                 0 => Entries::Absent,
                 _ => Entries::Present,
             };
-            // Our log's marker looks like a page in swap. It is one that was written if the mark is off,
-            // and if the log has no note of it there was something when it was made.
+            // The marker of brant's own log looks like a page in swap. If the mark is off, the page
+            // was written. If the log has no note of it, the page had contents when it was
+            // protected.
             if let Some(hidden_holes) = hidden_holes
                 .as_ref()
                 .filter(|_| is & (PRESENT | WRITTEN) == 0)
@@ -444,7 +445,8 @@ impl Question<'_> {
         self.below(at..range.end, Entries::Absent, filled)
     }
 
-    /// Pages that have an entry, and so hold something; those since `at` have none.
+    /// Takes pages that have an entry, and so may have contents. The pages from `at` up to them
+    /// have none.
     fn entry(
         &mut self,
         at: &mut Pages,
@@ -460,7 +462,7 @@ impl Question<'_> {
         Ok(())
     }
 
-    /// Pages of which page tables say nothing, or say that there is no entry.
+    /// Asks the memory below about pages of which page tables tell nothing, or that have no entry.
     fn below(
         &mut self,
         range: Range<Pages>,
@@ -488,8 +490,8 @@ impl Question<'_> {
         }
     }
 
-    /// A tmpfs file. Counting its pages in a range costs that range, whatever lies around it; asking
-    /// where a hole begins (`SEEK_HOLE`) costs a walk to the end of the data.
+    /// Asks about a tmpfs file. Counting the pages of a range costs that range alone. Asking where
+    /// a hole begins (`SEEK_HOLE`) costs a walk to the end of the data.
     fn tmpfs(
         &mut self,
         file: BorrowedFd<'_>,
@@ -505,7 +507,7 @@ impl Question<'_> {
         let count = match count(file, at, &range) {
             Ok(count) => count,
             Err(e) => {
-                // Of some files a process may not ask; some kernels never heard of it.
+                // A process may not ask about some files, and some kernels do not have the call.
                 self.scratch.counts_nothing = e.raw_os_error() == Some(libc::ENOSYS);
                 return self.by_seeking(file, at, range, &mut |run| filled(run, known));
             }
@@ -517,7 +519,8 @@ impl Question<'_> {
             filled(range, known);
             return Ok(());
         }
-        // Some of each. What is in our page tables is the most of it, as a rule, and known at once.
+        // The range has holes and data. Most of the data is in our page tables as a rule, which
+        // tell at once.
         let (Some(pagemap), Tables::Silent) = (self.pagemap, self.ground.tables) else {
             halves(file, at, range, &mut |run| filled(run, known));
             return Ok(());
@@ -546,8 +549,9 @@ impl Question<'_> {
         Ok(())
     }
 
-    /// The same where the kernel cannot count (before 6.5). What is known to be data is not asked about
-    /// again; whether a page is a hole is asked each time, which costs little.
+    /// Asks about a tmpfs file on a kernel that cannot count pages (before 6.5). A part that is
+    /// known to be data is not asked about again. Whether a page is a hole is asked each time,
+    /// which costs little.
     fn by_seeking(
         &mut self,
         file: BorrowedFd<'_>,
@@ -559,7 +563,7 @@ impl Question<'_> {
         let page = |offset: u64| range.start + Pages((offset - first) / PAGE_SIZE);
         let end = at.offset(range.end);
         let mut from = first;
-        // A walk that begins anew finds out anew: holes may have been punched.
+        // A walk that begins anew asks anew, because holes may have been punched.
         let mut known = self.scratch.known.take().filter(|(block, known)| {
             *block == self.block.id() && known.start <= first && first < known.end
         });
@@ -592,8 +596,8 @@ impl Question<'_> {
         Ok(())
     }
 
-    /// A hugetlbfs file says nothing of its holes, but reading *the file* finds zeros there and takes no
-    /// huge page from the pool, as reading the mapping would.
+    /// Asks about a hugetlbfs file. The file does not tell its holes, but reading *the file* finds
+    /// zeros there, and takes no huge page from the pool as reading the mapping would.
     fn hugetlbfs(
         &mut self,
         file: BorrowedFd<'_>,
@@ -612,23 +616,23 @@ impl Question<'_> {
             let buffer =
                 unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), bytes) };
             match mem::read_at(file, at.offset(from), buffer) {
-                // SAFETY: the buffer is so many pages, aligned, and ours.
+                // SAFETY: the buffer has this many pages, is aligned, and is ours.
                 Ok(()) => unsafe { zero::split(buffer.as_ptr(), count) }
                     .filter(|run| !run.zero)
                     .for_each(|run| {
                         let first = from + Pages(run.start as u64);
                         filled(first..first + Pages(run.len as u64));
                     }),
-                // What is wrong with it is for whoever reads the page to say.
+                // The reader of the page will find and report the error.
                 Err(_) => filled(from..to),
             }
             from = to;
         }
     }
 
-    /// Shared memory that nobody gave a descriptor of. What is not in the page cache is in swap or
-    /// nowhere. (A page that is in swap now stays there until the swap is given up, so the second
-    /// question is asked after the first.)
+    /// Asks about shared memory for which brant has no descriptor. A page that is not in the page
+    /// cache is in swap or nowhere. A page that is in swap at this moment stays there until the
+    /// swap entry is given up, so the second question is asked after the first.
     fn cached(&mut self, range: Range<Pages>, filled: &mut dyn FnMut(Range<Pages>)) {
         let mut from = range.start;
         while from < range.end {
@@ -655,8 +659,8 @@ fn count(file: BorrowedFd<'_>, at: FileAt, range: &Range<Pages>) -> std::io::Res
     mem::pages_with_contents(file, at.offset(range.start), length)
 }
 
-/// Finds the holes of a part of a tmpfs file by halves. Each half is asked about by itself: what one
-/// count says of the other would be true of no one moment.
+/// Finds the holes of a part of a tmpfs file by halving it. Each half is counted by itself: a
+/// difference of two counts would not be true at any one moment.
 fn halves(
     file: BorrowedFd<'_>,
     at: FileAt,
@@ -675,7 +679,7 @@ fn halves(
     }
 }
 
-/// Calls `each` with each run of pages whose entries match, and what they are.
+/// Calls `each` with each run of pages whose entries match the query, and their categories.
 fn entries(
     pagemap: &Pagemap,
     block: &Block,
@@ -691,7 +695,7 @@ fn entries(
     while at < end {
         let (found, walked) = pagemap.scan(at..end, query, &mut regions)?;
         for region in &regions[..found] {
-            // A huge page comes whole.
+            // A huge page is reported as a whole.
             let (start, to) = (region.start.max(at), region.end.min(end));
             if start < to {
                 each(page(start)..page(to), region.categories)?;

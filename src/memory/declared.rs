@@ -1,8 +1,8 @@
-//! What the VMM declares of a guest's memory: where contents are lost, and where there are some
+//! The VMM's declarations on lost contents: which pages have lost them, and which have contents
 //! again.
 //!
-//! Turns bytes of a block into pages of what backs it. What a declared page is to others is said
-//! in `poisoned`.
+//! This file turns bytes of a block into pages of its backing memory. What a declared page means to
+//! the rest of brant is in `poisoned`.
 
 use super::block::{Block, BlockId};
 use super::map::{no_block, Memory};
@@ -15,22 +15,24 @@ use std::sync::Arc;
 const DESCRIBED: usize = 4;
 
 impl Memory {
-    /// The contents of `length` bytes at `offset` of a block are lost. Every page with a byte in
-    /// the range counts: a page of what backs the block, as the kernel takes it away whole. Any
-    /// thread, at any time; takes a lock that is held for microseconds.
+    /// Declares the contents of `length` bytes at `offset` of a block lost. Every page with a byte
+    /// in the range counts, in the unit of the block's backing memory, because the kernel takes it
+    /// away whole. May be called on any thread at any time; takes a lock that is held for
+    /// microseconds.
     pub fn mark_poisoned(&self, block: BlockId, offset: Bytes, length: Bytes) -> Result<()> {
         let (block, range) = self.backing_pages(block, offset, length)?;
         block.poisoned().set(&range, true)
     }
 
-    /// The pages of a range have contents again, written by the VMM or by a guest that is being
-    /// reset: they count as written, for every tracker.
+    /// Says that the pages of a range have contents again, written by the VMM or by a guest that is
+    /// being reset. They count as written, for every tracker.
     pub fn clear_poisoned(&self, block: BlockId, offset: Bytes, length: Bytes) -> Result<()> {
         let (block, range) = self.backing_pages(block, offset, length)?;
         let mut at = Pages(range.start);
         while let Some(run) = block.poisoned().next(at..Pages(range.end)) {
             let run = run.start.0..run.end.0;
-            // It stops being passed over first: a walk between the two would use the mark up.
+            // The pages stop being ignored first. Otherwise a walk in between would use the mark
+            // up.
             block.poisoned().set(&run, false)?;
             at = Pages(run.end);
             self.tell_written(block.id(), run);
@@ -38,7 +40,7 @@ impl Memory {
         Ok(())
     }
 
-    /// How many pages are declared, in all blocks.
+    /// How many pages are declared lost, in all blocks.
     pub fn poisoned_pages(&self) -> u64 {
         self.with_map(|map| map.blocks().iter().map(|b| b.poisoned().count()).sum())
     }
@@ -86,7 +88,7 @@ impl Memory {
                 ),
             ));
         };
-        // The block may begin and end in the middle of what backs it.
+        // The block may begin and end in the middle of a page of its backing memory.
         let (host, unit) = (block.host() as u64, block.page_size().0);
         let first = ((host + offset.0) / unit * unit).saturating_sub(host);
         let last = ((host + end).div_ceil(unit) * unit - host).min(block.length().0);

@@ -1,11 +1,11 @@
-//! Pages of a block that userfaultfd's protection hides.
+//! Holes of a block that userfaultfd's protection hides.
 //!
-//! Protecting a page that was never touched puts a marker into its page-table entry, and to
-//! whoever asks then the page looks like one in swap. So the log notes which pages had no entry in
-//! the very call that protected them, and takes a page off the note when it finds it written.
-//! [`super::contents`] reads the note. A page that is on it reads as zero: it held nothing when it
-//! was protected, and no harvest has found it written since; what is written after a harvest is
-//! found by the next one.
+//! Protecting a page that was never touched puts a marker into its page-table entry. Queries then
+//! take the page for one in swap. So the log notes which pages had no entry, as the call that
+//! protected them reported, and removes a page from the note when it finds it written.
+//! [`super::contents`] reads the note. A noted page reads as zero: it was a hole when it was
+//! protected, and no harvest has found it written since. A write after the last harvest is found by
+//! the next one.
 
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
@@ -18,26 +18,27 @@ use std::sync::{Mutex, MutexGuard};
 pub(crate) struct HiddenHoles(Mutex<Bitmap>);
 
 impl HiddenHoles {
-    /// A note for a block of `pages` pages, empty. Memory that no page is noted in is not touched.
+    /// An empty note for a block of `pages` pages. Its memory is touched only where pages are
+    /// noted.
     pub(crate) fn new(pages: Pages) -> Result<HiddenHoles> {
         Ok(HiddenHoles(Mutex::new(Bitmap::new(pages.index())?)))
     }
 
-    /// A note that stays empty, for want of memory: then pages are read that need not be.
+    /// A note that stays empty, for want of memory. Holes are then read that need not be.
     pub(crate) fn none() -> Result<HiddenHoles> {
         HiddenHoles::new(Pages(0))
     }
 
-    /// These pages had no entry when they were protected.
+    /// Notes pages that had no entry when they were protected.
     pub(crate) fn note(&self, range: Range<Pages>) {
         let count = range.end.0.saturating_sub(range.start.0);
         self.bits().set_range(range.start.index(), count as usize);
     }
 
-    /// These pages were found written.
+    /// Removes pages that were found written.
     pub(crate) fn written(&self, range: Range<Pages>) {
         let mut bits = self.bits();
-        // What grows with what was written should cost nothing where nothing is noted.
+        // With an empty note, the cost must not grow with the number of written pages.
         if !bits.is_empty() {
             let count = range.end.0.saturating_sub(range.start.0);
             bits.clear_range(range.start.index(), count as usize);
@@ -58,7 +59,7 @@ impl HiddenHoles {
         }
     }
 
-    /// Bytes taken for it.
+    /// Bytes of memory that the note holds.
     pub(crate) fn heap_bytes(&self) -> u64 {
         self.bits().heap_bytes() as u64
     }

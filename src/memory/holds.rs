@@ -1,21 +1,20 @@
-//! Who uses pages of a block, and for how long: the counts that [`super::Memory::remove_block`]
-//! looks at.
+//! The uses of a block's pages: the counts that [`super::Memory::remove_block`] checks.
 //!
-//! Two kinds of use are told apart by how they end. A migration's thread ends its use within
-//! milliseconds when it is asked to ([`super::PinRecall`]): a removal waits for it. A reader of
-//! dirty pages ends its use when it is done, and brant cannot make it hurry: a removal that waited
-//! for it would hang where reader and remover are one thread. So such a use is *held* under a name,
-//! and a removal is refused as long as there is one.
+//! Uses are of two kinds, by how they end. A thread of a migration ends its use within milliseconds
+//! when asked to ([`super::PinRecall`]), and a removal waits for that. A reader of dirty pages ends
+//! its use when it is done, and brant cannot make it hurry. If a removal waited for it, and reader
+//! and remover are one thread, it would wait for ever. So such a use is *held* under a name, and a
+//! removal is refused while there is one.
 //!
-//! Between the look and the change of the map nobody may begin to hold: the block is *leaving*,
-//! from when a removal has found nobody until it is through or refused. Whoever takes pages
-//! meanwhile passes over the block.
+//! Between this check and the change of the map no use may begin to hold the block. The block is
+//! *leaving* then: from the moment when a removal has found no holder until it is done or refused.
+//! A take passes over a block that is leaving.
 
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-/// Who holds pages, and how that ends: words for whoever may not remove the block.
+/// A holder of pages, and how it ends its use: words for the error of a refused removal.
 #[derive(Debug)]
 pub struct Holder {
     /// As in "`consumer 2` has taken pages of it".
@@ -33,13 +32,13 @@ pub(super) struct Uses {
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// All of them.
+    /// The number of all uses.
     pins: usize,
     /// How many of them each holder has.
     held: Vec<(Arc<Holder>, usize)>,
     leaving: bool,
-    /// How many wait for the last use to end. Most uses end with nobody waiting, and waking nobody
-    /// is a system call too.
+    /// How many threads wait for the last use to end. Most uses end while nobody waits, and a
+    /// wake-up is a system call even then.
     waiting: usize,
 }
 
@@ -51,12 +50,12 @@ impl Uses {
         self.counts.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// One more that ends when it is asked to.
+    /// Counts one more use that ends when it is asked to.
     pub fn begin(&self) {
         self.lock().pins += 1;
     }
 
-    /// One more of `holder`'s; `false` if the block is leaving.
+    /// Counts one more use by `holder`. `false` if the block is leaving.
     pub fn hold(&self, holder: &Arc<Holder>) -> Result<bool> {
         let mut counts = self.lock();
         if counts.leaving {
@@ -74,7 +73,7 @@ impl Uses {
         Ok(true)
     }
 
-    /// One more of the kind of one that is there.
+    /// Counts one more use of the same kind as one that exists.
     pub fn again(&self, holder: Option<&Arc<Holder>>) {
         let mut counts = self.lock();
         if let Some(count) = holder.and_then(|holder| counts.of(holder)) {
@@ -83,7 +82,7 @@ impl Uses {
         counts.pins += 1;
     }
 
-    /// One less.
+    /// Counts one use less.
     pub fn end(&self, holder: Option<&Arc<Holder>>) {
         let mut counts = self.lock();
         if let Some(holder) = holder {
@@ -98,10 +97,10 @@ impl Uses {
         }
     }
 
-    /// From here on nobody begins to hold the block, until [`Uses::stays`].
+    /// From now on no use begins to hold the block, until [`Uses::stays`].
     ///
     /// # Errors
-    /// [`Kind::Busy`] with the names of those who hold pages of it.
+    /// [`Kind::Busy`] with the names of the holders of its pages.
     pub fn leaves(&self, block: &str) -> Result<()> {
         let mut counts = self.lock();
         if !counts.held.is_empty() {
@@ -111,12 +110,12 @@ impl Uses {
         Ok(())
     }
 
-    /// It is through, or refused.
+    /// The removal is done, or was refused.
     pub fn stays(&self) {
         self.lock().leaving = false;
     }
 
-    /// Waits until there is none.
+    /// Waits until the block has no use.
     pub fn wait(&self) {
         let mut counts = self.lock();
         counts.waiting += 1;

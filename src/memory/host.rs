@@ -1,7 +1,7 @@
-//! Discarding pages, so that the host has their memory again, and having pages backed ahead of use.
+//! Discarding pages, which frees their memory on the host, and having pages backed ahead of use.
 //!
-//! What memory is can change after the VMM described it, so it is asked here too, before pages
-//! are said to be gone.
+//! The kind of memory can change after the VMM described it. So this file asks again before it
+//! discards pages.
 
 use super::access;
 use super::block::Block;
@@ -12,10 +12,10 @@ use crate::sys::mem;
 use crate::units::Pages;
 use std::ops::Range;
 
-/// Gives pages back to the host: they read as zero afterwards and cost no memory.
-/// [`Kind::Unsupported`] where that would not be so: a file whose descriptor the VMM did not
-/// give, a private mapping of a file, part of a huge page, memory that somebody else's userfaultfd
-/// fills. Some of the pages may have been discarded by then.
+/// Discards pages: they read as zero afterwards and cost no memory. [`Kind::Unsupported`] where the
+/// kernel would not do so: a file whose descriptor the VMM did not give, a private mapping of a
+/// file, part of a huge page, memory that a userfaultfd of somebody else's fills. Some of the pages
+/// may have been discarded by then.
 pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> Result<()> {
     contents.on_ground(block, range, |contents, ground, range| {
         let count = range.end - range.start;
@@ -27,10 +27,10 @@ pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> R
         };
         match (ground.tables, ground.below) {
             _ if ground.watcher == Watcher::Somebody => {}
-            // Of a huge page that is not whole the kernel discards nothing, and says nothing.
+            // Of part of a huge page the kernel discards nothing, and returns no error.
             (Tables::Private, Below::Zero) if ground.huge.is_none_or(whole) => {
-                // SAFETY: the range lies in the block, and is private memory without a file, of the
-                // guest's.
+                // SAFETY: the range lies in the block, and is private memory of the guest's,
+                // without a file.
                 return unsafe {
                     mem::discard_private(slice.ptr_guard_mut().as_ptr(), slice.len())
                 };
@@ -56,8 +56,8 @@ pub fn discard(contents: &mut Contents, block: &Block, range: Range<Pages>) -> R
     })
 }
 
-/// Has the host back pages now, contents kept, so that their first write is cheap. An error
-/// where one of them cannot be written.
+/// Has the host back pages now, with their contents kept, so that their first write is cheap. An
+/// error if one of them cannot be written.
 pub fn prefault(block: &Block, range: Range<Pages>) -> Result<()> {
     access::writable(block, range)
 }

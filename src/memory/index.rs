@@ -1,4 +1,4 @@
-//! The orders in which a map keeps its blocks and slots, and how they are listed.
+//! The orders in which a map keeps its blocks and slots, and the lists of them.
 
 use super::block::{Block, BlockId};
 use super::slot::Slot;
@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-/// Blocks by number.
+/// Blocks in order of their numbers.
 pub(super) struct ById;
 
 impl Index for ById {
@@ -20,7 +20,7 @@ impl Index for ById {
     fn reach(_: &Arc<Block>) {}
 }
 
-/// Blocks by host address, and as far as they go there.
+/// Blocks in order of host addresses. A block reaches to its end there.
 pub(super) struct ByHost;
 
 impl Index for ByHost {
@@ -35,10 +35,10 @@ impl Index for ByHost {
     }
 }
 
-/// Blocks by name.
+/// Blocks in order of names.
 pub(super) struct ByName;
 
-/// A block's name, which is not copied for that.
+/// A block's name, by a reference to the block instead of a copy.
 #[derive(Clone)]
 pub(super) struct Named(Arc<Block>);
 
@@ -75,8 +75,8 @@ impl Index for ByName {
     fn reach(_: &Arc<Block>) {}
 }
 
-/// Slots by guest address (and number, for those of different address spaces), and as far as they
-/// go there.
+/// Slots in order of guest addresses, then of numbers (for slots of different address spaces). A
+/// slot reaches to its last address.
 pub(super) struct ByGuest;
 
 impl Index for ByGuest {
@@ -91,7 +91,7 @@ impl Index for ByGuest {
     }
 }
 
-/// KVM's slots by number.
+/// KVM's slots in order of numbers.
 pub(super) struct ByNumber;
 
 impl Index for ByNumber {
@@ -104,7 +104,7 @@ impl Index for ByNumber {
     fn reach(_: &Arc<Slot>) {}
 }
 
-/// Slots by the block and the pages of it that they show.
+/// Slots in order of the blocks and pages that they show.
 pub(super) struct ByBlock;
 
 impl Index for ByBlock {
@@ -127,19 +127,19 @@ macro_rules! list {
         pub struct $list<'a>(pub(super) &'a Tree<$index>);
 
         impl<'a> $list<'a> {
-            /// All of them, in order.
+            /// An iterator over the list, in order.
             pub fn iter(&self) -> $iter<'a> {
                 $iter(self.0.iter())
             }
-            /// How many there are.
+            /// The number of entries.
             pub fn len(&self) -> usize {
                 self.0.len()
             }
-            /// Whether there is none.
+            /// Whether the list is empty.
             pub fn is_empty(&self) -> bool {
                 self.0.len() == 0
             }
-            /// The one at place `n`, from 0.
+            /// The entry at place `n`, from 0.
             pub fn nth(&self, n: usize) -> Option<&'a $item> {
                 self.0.nth(n).map($of)
             }
@@ -159,7 +159,7 @@ macro_rules! list {
             }
         }
 
-        /// The one at a place, which there must be.
+        /// The entry at a place. The place must exist.
         impl std::ops::Index<usize> for $list<'_> {
             type Output = $item;
             fn index(&self, n: usize) -> &$item {
@@ -169,7 +169,7 @@ macro_rules! list {
             }
         }
 
-        /// Walks a list.
+        /// An iterator over a list.
         pub struct $iter<'a>(Iter<'a, $index>);
 
         impl<'a> Iterator for $iter<'a> {
@@ -199,7 +199,7 @@ list!(
 );
 
 impl PartialEq for Slots<'_> {
-    /// At once where one map was made from the other without a change to its slots.
+    /// Fast if one map was made from the other without a change to its slots.
     fn eq(&self, other: &Self) -> bool {
         self.0.is_same(other.0) || self.len() == other.len() && self.iter().eq(other.iter())
     }

@@ -3,12 +3,12 @@
 use super::block::Block;
 use crate::error::Result;
 
-/// A block that nobody holds or begins to hold while this exists.
+/// A block that is leaving: as long as this exists, no holder begins to use it.
 pub(super) struct Leaving<'a>(&'a Block);
 
 impl<'a> Leaving<'a> {
     /// # Errors
-    /// [`crate::Kind::Busy`] with the names of those who hold pages of it.
+    /// [`crate::Kind::Busy`] with the names of the holders of its pages.
     pub fn begin(block: &'a Block) -> Result<Leaving<'a>> {
         block.uses().leaves(block.name())?;
         Ok(Leaving(block))

@@ -1,14 +1,14 @@
-//! Pages whose contents are lost, as the VMM has declared them.
+//! Poisoned pages: their contents are lost, as the VMM has declared.
 //!
-//! Memory fails by hardware: the kernel takes the page away and sends the VMM SIGBUS
-//! (`BUS_MCEERR_AO`, `BUS_MCEERR_AR`). There is nothing left to send, and an attempt to read is an
-//! error ([`super::access`]). A VMM that wants its guest to go on, and to move, declares such
-//! pages ([`mark_poisoned`](crate::memory::Memory::mark_poisoned)). A declared page is neither read nor sent, however often it is found dirty. At the
-//! destination it reads as zero, unless its contents had arrived there before they were lost and
-//! nothing was written since: then it holds those.
+//! When memory fails, the kernel takes the page away and sends the VMM SIGBUS (`BUS_MCEERR_AO`,
+//! `BUS_MCEERR_AR`). There is nothing left to send, and an attempt to read the page is an error
+//! ([`super::access`]). If a VMM wants its guest to go on, and to move, it declares such pages
+//! ([`mark_poisoned`](crate::memory::Memory::mark_poisoned)). A declared page is neither read nor
+//! sent, however often it is found dirty. At the destination it reads as zero, unless its contents
+//! had arrived there before they were lost, and nothing was written since: then it holds those.
 //!
-//! Who asks: the sender, before it looks at a page, and rate sampling. Harvests and pending know
-//! nothing of this: a page that gets contents again was never missing there.
+//! The sender asks this file before it looks at a page, and so does rate sampling. Harvests and
+//! pending do not: a page that gets contents again was never missing there.
 
 use crate::bits::summary::Bitmap;
 use crate::error::Result;
@@ -20,9 +20,9 @@ use std::sync::{Mutex, MutexGuard};
 /// The poisoned pages of one block.
 pub struct Poisoned {
     pages: u64,
-    /// Only a hint without the lock.
+    /// How many pages are declared. Without the lock this is only a hint.
     count: AtomicU64,
-    /// Made with the first of them.
+    /// Made when the first page is declared.
     bits: Mutex<Option<Bitmap>>,
 }
 
@@ -50,7 +50,7 @@ impl Poisoned {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Declares pages, or takes that back.
+    /// Declares pages, or withdraws the declaration.
     pub(super) fn set(&self, range: &Range<u64>, poisoned: bool) -> Result<()> {
         let (from, len) = (range.start as usize, (range.end - range.start) as usize);
         let mut guard = self.lock();
@@ -68,7 +68,7 @@ impl Poisoned {
         Ok(())
     }
 
-    /// Contents arrive for pages: they have some again.
+    /// Contents arrive for pages, which ends their declaration.
     pub(crate) fn arrived(&self, range: Range<u64>) {
         if self.count() != 0 {
             // Clearing allocates nothing.
@@ -88,8 +88,8 @@ impl Poisoned {
         Some(Pages(start as u64)..Pages(run.end.min(end) as u64))
     }
 
-    /// Calls `each` with the runs that `range` is made of, and whether a run's pages are declared.
-    /// No lock is held meanwhile.
+    /// Calls `each` with the runs that make up `range`, and whether a run's pages are declared. No
+    /// lock is held during the call.
     pub fn split(
         &self,
         range: Range<Pages>,

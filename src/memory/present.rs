@@ -1,33 +1,33 @@
-//! Whether a run of pages can be read, asked once a run: for pages that are present in our page
-//! tables.
+//! Whether a run of pages can be read, found by one question a run, if its pages are present in our
+//! page tables.
 //!
-//! [`access::readable`] has the kernel read each page first: 30 to 130 ns for one of 4 KiB, which
-//! was a tenth of a migration's processor time. A walk over page tables (`PAGEMAP_SCAN`) costs
-//! 2 ns, and often was made already, to find out what is empty.
+//! [`access::readable`] has the kernel read each page first. That takes 30 to 130 ns for a page of
+//! 4 KiB, which was a tenth of a migration's processor time. A walk over page tables
+//! (`PAGEMAP_SCAN`) takes 2 ns, and was often made already, to find holes.
 //!
-//! A load from mapped memory is a signal for one of three reasons:
+//! A load from mapped memory raises a signal for one of three reasons:
 //!
 //! 1. *The page is not there, and the kernel cannot bring it.* It is poisoned (by the hardware, or
-//!    by `UFFDIO_POISON`), a guard page, in a swap that cannot be read, cut off its file, or there
-//!    is no memory for it. None of these is an entry that `PAGEMAP_SCAN` calls PRESENT: the
-//!    first three are markers in place of a page, which it calls SWAPPED, and the others have no
-//!    entry. (Cutting a file takes away entries beyond its new end, those of private copies too.)
-//! 2. *The mapping forbids it* (`PROT_NONE`). Entries are PRESENT all the same.
-//! 3. *A protection key forbids it* to this thread. Entries are PRESENT, and `PROCMAP_QUERY` calls
-//!    the mapping readable.
+//!    by `UFFDIO_POISON`), a guard page, in a swap that cannot be read, or cut off its file, or
+//!    there is no memory for it. `PAGEMAP_SCAN` calls none of these PRESENT: the first three are
+//!    markers in place of a page, which it calls SWAPPED, and the others have no entry. (Cutting a
+//!    file also removes entries beyond its new end, those of private copies included.)
+//! 2. *The mapping forbids it* (`PROT_NONE`). The entries can be PRESENT all the same.
+//! 3. *A protection key forbids it* to this thread. The entries are PRESENT, and `PROCMAP_QUERY`
+//!    calls the mapping readable.
 //!
-//! So a run can be read if all its entries are PRESENT, and one page of each mapping that it lies
-//! in can be: the second and the third reason hold for a mapping as a whole, and
-//! `MADV_POPULATE_READ` finds both. `PROCMAP_QUERY` only says where a mapping ends. Two more kinds
-//! of present page cost a fault and no signal: one that waits for NUMA balancing, and one that a
-//! userfaultfd protects from writes.
+//! The second and the third reason hold for a whole mapping, and `MADV_POPULATE_READ` finds both.
+//! So a run can be read if all its entries are PRESENT, and if one page of each of its mappings can
+//! be read. `PROCMAP_QUERY` only tells where a mapping ends. Two more kinds of present page cost a
+//! fault but raise no signal: one that waits for NUMA balancing, and one that a userfaultfd
+//! protects from writes.
 //!
-//! The scan comes first, the mappings after it, then the read, all in one call of
-//! [`super::contents`]. Nothing is remembered from one call to the next, so what may change between
-//! question and read is what may change with [`access::readable`] too. It is documented there.
+//! The scan comes first, then the mappings, then the read, all within one call of
+//! [`super::contents`]. Nothing is remembered between calls. So memory can change between question
+//! and read only as it can with [`access::readable`], where that is documented.
 //!
-//! Where anything is not as described, each page is asked about: a run with an entry that is not
-//! PRESENT, a kernel before 6.11, no /proc, a mapping of a device (`PAGEMAP_SCAN` passes it over).
+//! In every other case each page is asked about: a run with an entry that is not PRESENT, a kernel
+//! before 6.11, no /proc, a mapping of a device (`PAGEMAP_SCAN` skips it).
 
 use super::access;
 use super::block::Block;
@@ -38,27 +38,28 @@ use crate::sys::pagemap::{PageRegion, Pagemap, Query, PRESENT};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 
-/// What is known of the entries of pages in our page tables, from little to much for who wants to
-/// read them.
+/// What is known of pages' entries in our page tables. The order is from the worst to the best news
+/// for a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Entries {
-    /// One at least is not PRESENT.
+    /// At least one is not PRESENT.
     Absent,
-    /// Nobody looked.
+    /// They were not looked at.
     Unknown,
     /// All are PRESENT.
     Present,
 }
 
-/// For so few pages of which nothing is known the questions here cost more than one about each.
+/// For runs of up to this many pages with unknown entries, asking about each page costs less than
+/// the questions here.
 const SHORT: u64 = 8;
 
-/// Asks whether pages can be read. For one call: mappings are remembered.
+/// Asks whether pages can be read. Used for one call only, because it remembers mappings.
 #[derive(Debug)]
 pub(super) struct Reading<'a> {
     maps: Option<&'a Maps>,
     pagemap: Option<&'a Pagemap>,
-    /// Addresses of the last mapping of which a page could be read.
+    /// The addresses of the last mapping of which a page could be read.
     mapping: Range<u64>,
 }
 
@@ -71,8 +72,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// After `Ok` a load from pages of `block` is no signal, unless they break meanwhile. Errors as
-    /// those of [`access::readable`].
+    /// After `Ok` a load from these pages of `block` raises no signal, unless they break meanwhile.
+    /// The errors are those of [`access::readable`].
     pub(super) fn check(
         &mut self,
         block: &Block,
@@ -85,7 +86,7 @@ impl<'a> Reading<'a> {
         access::readable(block, range)
     }
 
-    /// Whether the questions asked here are enough, and answered well.
+    /// Whether the questions here are enough, and their answers allow the read.
     fn in_one_look(&mut self, block: &Block, range: &Range<Pages>, entries: Entries) -> bool {
         if range.start >= range.end || range.end > block.pages() {
             return false;
@@ -101,8 +102,8 @@ impl<'a> Reading<'a> {
         present && self.mappings_let(addresses)
     }
 
-    /// Whether the entries of all pages are PRESENT: one region covers them. (That no entry is
-    /// *not* PRESENT would prove less. The scan says nothing of mappings that it passes over.)
+    /// Whether the entries of all pages are PRESENT, so that one region covers them. (Finding no
+    /// entry that is *not* PRESENT would prove less, because the scan skips some mappings.)
     fn are_present(&self, addresses: &Range<u64>) -> bool {
         let query = Query {
             all: PRESENT,
@@ -120,7 +121,7 @@ impl<'a> Reading<'a> {
             && region.end >= addresses.end
     }
 
-    /// Whether the mappings let this thread read, by a page of each that is present.
+    /// Whether the mappings let this thread read, tried with one present page of each.
     fn mappings_let(&mut self, addresses: Range<u64>) -> bool {
         let Some(maps) = self.maps else {
             return false;

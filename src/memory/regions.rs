@@ -1,5 +1,5 @@
-//! Guest memory as vm-memory has it: a region becomes a block and a slot, and stays mapped as long as
-//! brant knows the block. For Rust VMMs; C ones describe blocks and slots by themselves.
+//! Guest memory of vm-memory: each region becomes a block and a slot, and stays mapped as long as
+//! brant knows the block. For VMMs in Rust; VMMs in C describe blocks and slots themselves.
 
 use super::address::HostMemory;
 use super::block::{BackingFile, BlockDescription, BlockFlags, BlockId};
@@ -12,13 +12,15 @@ use std::os::fd::AsFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _};
 
 impl Memory {
-    /// Adds all of a guest's memory: for each region a block and a slot, by address. The first slot
-    /// has the number `first_slot` in KVM, the next one more, and so on; with [`NO_SLOT`] none is
-    /// KVM's. The slots exist in KVM already. All regions are added, or none.
+    /// Adds all of a guest's memory: for each region a block and a slot, in order of addresses. The
+    /// first slot has KVM's number `first_slot`, the next one `first_slot + 1`, and so on. With
+    /// [`NO_SLOT`] no slot is KVM's. The slots must exist in KVM already. Either all regions are
+    /// added or none.
     ///
-    /// A block is named after its guest address, `ram-0x100000000`, so both sides of a migration
-    /// have the same names if they have the same regions. Memory with huge pages below it, ROMs and slots with
-    /// flags are added one by one: [`Memory::add_region`], [`Memory::add_block`].
+    /// A block is named after its guest address, for example `ram-0x100000000`. So both sides of a
+    /// migration have the same names if they have the same regions. Memory backed by huge pages,
+    /// ROMs and slots with flags are added one by one: [`Memory::add_region`],
+    /// [`Memory::add_block`].
     ///
     /// ```
     /// use brant::memory::{Memory, NO_SLOT};
@@ -40,7 +42,7 @@ impl Memory {
     /// ```
     ///
     /// # Errors
-    /// As of [`Memory::add_block`] and [`Memory::add_slot`], whose limits are these too.
+    /// Those of [`Memory::add_block`] and [`Memory::add_slot`], whose limits apply.
     pub fn add_guest_memory<B>(
         &self,
         memory: &GuestMemoryMmap<B>,
@@ -52,7 +54,7 @@ impl Memory {
         let mut added = Vec::new();
         let result = self.add_regions(memory, first_slot, &mut added);
         if let Err(e) = result {
-            // The first error is the one to tell.
+            // The first error is the one that is returned.
             for block in added {
                 let _ = self.remove_block(block);
             }
@@ -79,7 +81,7 @@ impl Memory {
         for region in memory.iter() {
             let at = region.start_addr();
             added.push(self.add_region(&name(at), memory, at, slot, 0)?);
-            // Also at the end of all numbers, where another slot's is found to be taken.
+            // Saturating: at the last number the next slot is refused because its number is taken.
             slot = match first_slot {
                 NO_SLOT => NO_SLOT,
                 _ => slot.wrapping_add(1) % NO_SLOT,
@@ -88,8 +90,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds a block from the region of `memory` that begins at `at`, and a slot with KVM number
-    /// `slot` (or [`NO_SLOT`]) that maps all of it there. The region stays mapped as long as brant
+    /// Adds a block from the region of `memory` that begins at `at`, and a slot that maps all of it
+    /// there, with KVM's number `slot` (or [`NO_SLOT`]). The region stays mapped as long as brant
     /// knows the block. [`Kind::NotFound`] if no region begins at `at`.
     pub fn add_region<B>(
         &self,
@@ -138,7 +140,8 @@ impl Memory {
             guest_address: at,
         });
         if let Err(e) = added {
-            // Both or neither. The first error is the one to tell.
+            // Block and slot are both added or neither is. The first error is the one that is
+            // returned.
             let _ = self.remove_block(id);
             return Err(e);
         }
@@ -146,7 +149,7 @@ impl Memory {
     }
 }
 
-/// The name of the block that is the region at `at`.
+/// The name of the block for the region at `at`.
 fn name(at: GuestAddress) -> String {
     format!("ram-{:#x}", at.0)
 }
@@ -174,7 +177,7 @@ mod tests {
             assert_eq!((shown.block, shown.guest_address.0), (*id, at));
             assert_eq!(map.block(*id).unwrap().name(), format!("ram-{at:#x}"));
         }
-        // The memory is the region's own, as long as it is known here.
+        // brant's block keeps the region mapped after the VMM's own reference is gone.
         drop(ram);
         let block = map.block_named("ram-0x100000000").unwrap();
         // SAFETY: inside the region.
@@ -187,14 +190,14 @@ mod tests {
         let there = regions(&[(1 << 20, 4096)]);
         memory.add_guest_memory(&there, 7).unwrap();
         let before = memory.map();
-        // Its second region's slot has a number that is taken.
+        // The number of the second region's slot is taken.
         let ram = regions(&[(0, 8192), (1 << 32, 4096)]);
         let refused = memory.add_guest_memory(&ram, 6).unwrap_err();
         assert_eq!(refused.kind(), Kind::Exists);
         let after = memory.map();
         assert_eq!(after.blocks().len(), before.blocks().len());
         assert_eq!(after.slots().len(), before.slots().len());
-        // And then it can be added with other numbers.
+        // Afterwards the memory can be added with other numbers.
         memory.add_guest_memory(&ram, 8).unwrap();
     }
 

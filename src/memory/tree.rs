@@ -1,33 +1,34 @@
-//! A sorted index that shares with its copies what it has in common with them.
+//! A sorted index whose copies share what they have in common.
 //!
-//! The memory map is immutable and replaced whole. With plain vectors each block that is plugged
-//! copies the list of all others: thousands of blocks, each a little dearer than the one before.
-//! Here a copy is a pointer, and a change makes anew the few nodes on the way to it. It follows
-//! that two maps can be compared at the cost of what differs: a node that both have is skipped
-//! with everything below it.
+//! The memory map is immutable, and a change replaces it as a whole. With plain vectors each block
+//! that is plugged would copy the list of all others: for thousands of blocks, each costs a little
+//! more than the one before. In this index a copy is a pointer, and a change makes anew only the
+//! few nodes on the way to it. It also follows that comparing two maps costs only their difference:
+//! a node that both have is skipped, with everything below it.
 //!
-//! A B+ tree: values in the leaves, at most [`MOST`] in each, in the order of their keys. Each
-//! place in a node also knows how far the values up to it *reach*, so that what holds an address is
-//! found without a look at all that begins before it ([`Tree::next_reaching`]).
+//! The index is a B+ tree. Its values are in the leaves, at most [`MOST`] in each, in the order of
+//! their keys. Each place in a node also knows how far the values up to it *reach*. So the value
+//! that holds an address is found without looking at all values that begin before it
+//! ([`Tree::next_reaching`]).
 
 use crate::error::Result;
 use crate::fallible;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// The most entries or children in a node. A change counts a reference to each in the nodes on the
-/// way to it, so small nodes make cheap changes.
+/// The most entries or children in a node. A change counts a reference to each entry of the nodes
+/// on its way, so small nodes make changes cheap.
 const MOST: usize = 8;
-/// The fewest in a node that has a neighbour.
+/// The fewest entries in a node that has a neighbour.
 const FEWEST: usize = 3;
 
-/// What is sorted, and by what.
+/// The values that are sorted, and their order.
 pub(crate) trait Index {
-    /// What is kept; cloned when its neighbours change, so something cheap.
+    /// What is kept. It is cloned when a neighbour changes, so it should be cheap to clone.
     type Value: Clone;
     /// Unique among the values of one tree.
     type Key: Ord + Clone;
-    /// How far a value reaches: where a range that begins at its key ends.
+    /// The end of the range that begins at a value's key.
     type Reach: Ord + Copy;
     fn key(value: &Self::Value) -> Self::Key;
     fn reach(value: &Self::Value) -> Self::Reach;
@@ -43,15 +44,15 @@ enum Node<I: Index> {
 
 /// A place in a node.
 struct Place<I: Index, T> {
-    /// The key of the value, or of the first one below.
+    /// The key of the value, or of the first value below.
     first: I::Key,
-    /// How far the value, or those below, reach; and how many they are. Kept so that a node is
-    /// made anew without a look at what is in it: each look would be a miss of the cache.
+    /// The reach of the value or of those below, and how many values these are. Kept here so that a
+    /// node is made anew without a look at its children, each of which would be a cache miss.
     here: I::Reach,
     len: usize,
-    /// How far the values up to here, those before it in the node included, reach.
+    /// The reach of all values up to here, including those before it in the node.
     reach: I::Reach,
-    /// Values here and before it in the node.
+    /// How many values there are up to here, including those before it in the node.
     count: usize,
     what: T,
 }
@@ -78,7 +79,7 @@ impl<I: Index> Clone for Node<I> {
 }
 
 impl<I: Index, T> Place<I, T> {
-    /// One that stands alone, until it is put in line.
+    /// A place outside of any node, until [`in_line`] puts it into one.
     fn new(first: I::Key, here: I::Reach, len: usize, what: T) -> Self {
         Place {
             first,
@@ -101,7 +102,7 @@ impl<I: Index, T: Clone> Clone for Place<I, T> {
     }
 }
 
-/// The places of a node, with what those before each of them add up to.
+/// The places of a node, each with the sum over those before it.
 fn in_line<I: Index, T>(mut places: Vec<Place<I, T>>) -> Arc<[Place<I, T>]> {
     let mut before: Option<(I::Reach, usize)> = None;
     for place in &mut places {
@@ -115,7 +116,7 @@ fn in_line<I: Index, T>(mut places: Vec<Place<I, T>>) -> Arc<[Place<I, T>]> {
     places.into()
 }
 
-/// Where the place of `key` is: the last that begins at or before it, or the first of all.
+/// The index of the place for `key`: the last that begins at or before it, or else the first.
 fn place_of<I: Index, T>(places: &[Place<I, T>], key: &I::Key) -> usize {
     places
         .partition_point(|place| place.first <= *key)
@@ -131,13 +132,13 @@ impl<I: Index> Node<I> {
         Node::Inner(in_line(places))
     }
 
-    /// A place for this node in the one above; `None` for an empty node.
+    /// A place for this node in the node above; `None` for an empty node.
     fn placed(self) -> Option<Place<I, Node<I>>> {
         let (first, here, len) = self.summary()?;
         Some(Place::new(first, here, len, self))
     }
 
-    /// The first key, the reach, and how many values; `None` for an empty node.
+    /// The first key, the reach and the number of values; `None` for an empty node.
     fn summary(&self) -> Option<(I::Key, I::Reach, usize)> {
         match self {
             Node::Leaf(places) => {
@@ -158,13 +159,13 @@ impl<I: Index> Node<I> {
         }
     }
 
-    /// A leaf, or two.
+    /// One leaf with these places, or two if they are too many.
     fn leaves(mut places: Vec<Place<I, I::Value>>) -> (Self, Option<Self>) {
         let after = (places.len() > MOST).then(|| places.split_off(places.len() / 2));
         (Node::leaf(places), after.map(Node::leaf))
     }
 
-    /// An inner node, or two.
+    /// One inner node with these places, or two if they are too many.
     fn inners(mut places: Vec<Place<I, Node<I>>>) -> (Self, Option<Self>) {
         let after = (places.len() > MOST).then(|| places.split_off(places.len() / 2));
         (Node::inner(places), after.map(Node::inner))
@@ -192,7 +193,7 @@ impl<I: Index> Node<I> {
         }
     }
 
-    /// Without the value at `key`, which is there. May leave too few, or none.
+    /// A copy without the value at `key`, which is there. It may have too few entries, or none.
     fn remove(&self, key: &I::Key) -> Self {
         match self {
             Node::Leaf(places) => {
@@ -207,7 +208,7 @@ impl<I: Index> Node<I> {
                 let node = places[at].what.remove(key);
                 let mut new = places.to_vec();
                 if node.places() < FEWEST && new.len() > 1 {
-                    // With the neighbour: one node, or two halves.
+                    // Joined with the neighbour, the two become one node or two halves.
                     let first = at.min(new.len() - 2);
                     let (node, after) = match first == at {
                         true => node.joined(&new[at + 1].what),
@@ -223,12 +224,12 @@ impl<I: Index> Node<I> {
         }
     }
 
-    /// Two neighbours of one height.
+    /// Joins two neighbours of one height.
     fn joined(&self, next: &Self) -> (Self, Option<Self>) {
         match (self, next) {
             (Node::Leaf(a), Node::Leaf(b)) => Self::leaves([&a[..], &b[..]].concat()),
             (Node::Inner(a), Node::Inner(b)) => Self::inners([&a[..], &b[..]].concat()),
-            // All leaves are equally deep.
+            // Does not happen: all leaves are equally deep.
             (a, b) => (a.clone(), Some(b.clone())),
         }
     }
@@ -239,7 +240,7 @@ impl<I: Index> Node<I> {
         before: &I::Key,
         past: I::Reach,
     ) -> Option<&I::Value> {
-        // The first place up to which anything reaches far enough: nothing before it does.
+        // The first place whose reach is far enough. No value before it reaches that far.
         match self {
             Node::Leaf(places) => {
                 let first = places.partition_point(|place| place.reach <= past);
@@ -271,7 +272,7 @@ impl<I: Index> Node<I> {
         }
     }
 
-    /// `None` for an empty node.
+    /// The first key; `None` for an empty node.
     fn first(&self) -> Option<&I::Key> {
         match self {
             Node::Leaf(places) => places.first().map(|place| &place.first),
@@ -288,7 +289,7 @@ impl<I: Index> Node<I> {
 }
 
 impl<I: Index> Tree<I> {
-    /// Adds a value, in the place of one with the same key.
+    /// Adds a value. It replaces a value with the same key.
     pub(crate) fn insert(&mut self, value: I::Value) {
         self.0 = Some(match self.0.take() {
             None => Node::leaf(vec![Place::new(I::key(&value), I::reach(&value), 1, value)]),
@@ -302,7 +303,7 @@ impl<I: Index> Tree<I> {
         });
     }
 
-    /// Takes the value with that key out.
+    /// Removes and returns the value with a key.
     pub(crate) fn remove(&mut self, key: &I::Key) -> Option<I::Value> {
         let found = self.get(key)?.clone();
         let mut root = self.0.as_ref().map(|root| root.remove(key));
@@ -318,12 +319,12 @@ impl<I: Index> Tree<I> {
         }
     }
 
-    /// The value with that key.
+    /// The value with a key.
     pub(crate) fn get(&self, key: &I::Key) -> Option<&I::Value> {
         self.get_by(|other| other.cmp(key))
     }
 
-    /// The value whose key compares as equal, by a comparison that agrees with the order of keys.
+    /// The value whose key compares as equal. `compare` has to agree with the order of keys.
     pub(crate) fn get_by(&self, compare: impl Fn(&I::Key) -> Ordering) -> Option<&I::Value> {
         let mut node = self.0.as_ref()?;
         loop {
@@ -342,7 +343,7 @@ impl<I: Index> Tree<I> {
         }
     }
 
-    /// The first value whose key lies after `after` (at the beginning without one) and before
+    /// The first value whose key lies after `after` (from the beginning without one) and before
     /// `before`, and that reaches past `past`. Allocates nothing.
     pub(crate) fn next_reaching(
         &self,
@@ -353,12 +354,12 @@ impl<I: Index> Tree<I> {
         self.0.as_ref()?.next_reaching(after, before, past)
     }
 
-    /// How far all values together reach.
+    /// The reach of all values together.
     pub(crate) fn reach(&self) -> Option<I::Reach> {
         self.0.as_ref()?.summary().map(|(_, reach, _)| reach)
     }
 
-    /// How many values there are.
+    /// The number of values.
     pub(crate) fn len(&self) -> usize {
         let summary = self.0.as_ref().and_then(Node::summary);
         summary.map_or(0, |(_, _, count)| count)
@@ -391,7 +392,7 @@ impl<I: Index> Tree<I> {
         iter
     }
 
-    /// Whether both are one and the same, and so equal.
+    /// Whether both are one tree in memory, and so equal.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (None, None) => true,
@@ -400,8 +401,8 @@ impl<I: Index> Tree<I> {
         }
     }
 
-    /// The values that `other` lacks, by key; `equal` says whether two with one key are the same.
-    /// Costs what differs, if one was made from the other.
+    /// The values that `other` lacks, by key. `equal` says whether two values with one key are the
+    /// same. If one tree was made from the other, this costs only their difference.
     pub(crate) fn not_in(
         &self,
         other: &Self,
@@ -419,7 +420,7 @@ impl<I: Index> Tree<I> {
                     break;
                 }
             }
-            // The taller one first, until both are of one height, and then both.
+            // The taller tree is descended first, until both have one height, and then both are.
             if a >= b {
                 ours = below(&ours)?;
             }
@@ -440,11 +441,11 @@ impl<I: Index> Tree<I> {
     }
 }
 
-/// Takes the nodes out of two lists that are in both. Both are in the order of keys, and a node has
-/// one first key wherever it is: so one walk through both finds them.
+/// Removes from two lists the nodes that are in both. Both lists are in the order of keys, and a
+/// node has the same first key in each, so one walk through both finds them.
 fn without_shared<I: Index>(ours: &mut Vec<&Node<I>>, theirs: &mut Vec<&Node<I>>) {
     let (mut a, mut b) = (0, 0);
-    // How many stay of those before.
+    // How many of the earlier nodes stay.
     let (mut kept, mut left) = (0, 0);
     while a < ours.len() && b < theirs.len() {
         let order = ours[a].first().cmp(&theirs[b].first());
@@ -468,7 +469,7 @@ fn without_shared<I: Index>(ours: &mut Vec<&Node<I>>, theirs: &mut Vec<&Node<I>>
     theirs.drain(left..b);
 }
 
-/// The nodes below `nodes`; leaves stay.
+/// The children of `nodes`. Leaves stay themselves.
 fn below<'a, I: Index>(nodes: &[&'a Node<I>]) -> Result<Vec<&'a Node<I>>> {
     const WHAT: &str = "what two maps differ in";
     let mut below = Vec::new();

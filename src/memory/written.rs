@@ -1,8 +1,8 @@
-//! Who is told of pages that count as written although no log saw the write: a page that the guest
-//! takes out of its balloon again, a page that arrived from a source, a poisoned page that has
-//! contents again.
+//! The observers of pages that count as written although no log saw a write: a page by which the
+//! guest deflates its balloon, a page that arrived from a source, a poisoned page that has contents
+//! again.
 //!
-//! Each tracker adds itself, and marks the pages for all its consumers.
+//! Each tracker is such an observer, and marks the pages for all its consumers.
 
 use super::block::BlockId;
 use crate::runtime::snapshot::Snapshot;
@@ -10,18 +10,19 @@ use crate::units::Pages;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
-/// Somebody who has to know of pages that count as written: a tracker's marks.
+/// An observer of pages that count as written: a tracker's marks.
 pub trait WrittenObserver: Send + Sync {
-    /// Pages of a block count as written. Any thread, after the write; must not wait.
+    /// Told that pages of a block count as written. Called on any thread, after the write; must not
+    /// wait.
     fn written(&self, block: BlockId, first: Pages, count: Pages);
 }
 
-/// Those of one guest.
+/// The observers of one guest.
 #[derive(Default)]
 pub(super) struct WrittenObservers(Snapshot<Vec<Weak<dyn WrittenObserver>>>);
 
 impl WrittenObservers {
-    /// One caller at a time: the map's lock.
+    /// Called by one thread at a time, under the map's lock.
     pub(super) fn add(&self, observer: Weak<dyn WrittenObserver>) {
         let mut all = self.0.load().to_vec();
         all.retain(|o| o.strong_count() > 0);
@@ -29,7 +30,7 @@ impl WrittenObservers {
         self.0.replace(Arc::new(all));
     }
 
-    /// Whether nobody listens.
+    /// Whether there is no observer.
     pub(super) fn is_empty(&self) -> bool {
         self.0.load().iter().all(|o| o.strong_count() == 0)
     }
