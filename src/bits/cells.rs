@@ -1,20 +1,20 @@
-//! Words that are atomics while threads share them, and plain memory while one thread
-//! is alone with them.
+//! Words that are atomics while threads share them, and plain memory while one thread has them for
+//! itself.
 //!
-//! Who is alone when is not known here: `ConcurrentBitmap` knows. `tests/loom` puts words
-//! in this place that notice when it is wrong.
+//! `ConcurrentBitmap` knows when a thread has them for itself; this file does not. `tests/loom`
+//! replaces this file by words that detect a wrong use.
 
 use super::heap::Words;
 use crate::error::Result;
 use std::cell::UnsafeCell;
 use std::sync::atomic::AtomicU64;
 
-/// See the file's description. A cell, because who is alone may also exchange the memory for
-/// other.
+/// See the file's description. A cell, because the thread that has the words for itself may also
+/// exchange their memory for other memory.
 pub(super) struct Cells(UnsafeCell<Words>);
 
 impl Cells {
-    /// `len` words, all zero; `what` they are for is named when there is no memory.
+    /// `len` words, all zero. `what` names them in the error when there is no memory.
     pub(super) fn zeroed(len: usize, what: &str) -> Result<Cells> {
         Ok(Cells(UnsafeCell::new(Words::zeroed(len, what)?)))
     }
@@ -27,27 +27,27 @@ impl Cells {
     /// Word `i`, shared.
     ///
     /// # Safety
-    /// Nobody is alone with these words.
+    /// No thread is inside [`Cells::alone`].
     #[inline]
     pub(super) unsafe fn at(&self, i: usize) -> &AtomicU64 {
-        // SAFETY: by the caller's promise nobody writes the cell.
+        // SAFETY: by the caller's promise no thread writes the cell.
         let words = unsafe { &*self.0.get() };
         assert!(i < words.len());
-        // SAFETY: inside (just checked), aligned, and alive as long as `words`. While
-        // they are shared they are reached only in this way.
+        // SAFETY: the index was just checked; the word is aligned, and alive as long as `words`.
+        // While words are shared, every access is an atomic one.
         unsafe { AtomicU64::from_ptr(words.as_ptr().add(i)) }
     }
 
     /// Calls `f` with all words as plain memory.
     ///
     /// # Safety
-    /// Until it returns nobody else comes here or to `at`, nor has what `at` gave, and all
-    /// that others did happened before.
+    /// Until this returns, no other thread calls this function or [`Cells::at`], or has a result of
+    /// `at`. All accesses of other threads happened before.
     pub(super) unsafe fn alone<R>(&self, f: impl FnOnce(&mut Words) -> R) -> R {
-        // SAFETY: by the caller's promise nobody else reads or writes cell or words.
+        // SAFETY: by the caller's promise no other thread accesses the cell or the words.
         f(unsafe { &mut *self.0.get() })
     }
 }
 
-// SAFETY: the words themselves are Sync, and whoever calls `alone` answers for the cell.
+// SAFETY: the words themselves are Sync, and callers of `alone` promise the rest for the cell.
 unsafe impl Sync for Cells {}

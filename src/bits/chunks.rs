@@ -1,24 +1,24 @@
-//! One bit per chunk of 2^shift pages: which chunks still have to be cleared
-//! in the kernel's log before their first page is read for sending.
+//! One bit per chunk of 2^shift pages: the chunks that must be cleared in the kernel's log before
+//! their first page is read for sending.
 //!
-//! Only the bits: who arms (a sync), who disarms (the walk, before the first
-//! page of a chunk is read) and what a clear is, the tracker knows.
+//! This file has only the bits. The tracker knows when a chunk is armed (at a sync), when it is
+//! disarmed (by the walk, before the chunk's first page is read), and what a clear is.
 
 use super::heap::Words;
 use super::{cut, words, WORD_BITS};
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
 
-/// Smallest shift. A chunk is then 64 pages, one word of the kernel's bitmap:
-/// KVM_CLEAR_DIRTY_LOG takes no less.
+/// The smallest shift. A chunk then has 64 pages, one word of the kernel's bitmap.
+/// KVM_CLEAR_DIRTY_LOG accepts no less.
 pub const CHUNK_SHIFT_MIN: u32 = 6;
-/// Largest shift. A slot has fewer than 2^31 pages, so one chunk holds it all.
+/// The largest shift. A slot has fewer than 2^31 pages, so one chunk holds all of them.
 pub const CHUNK_SHIFT_MAX: u32 = 31;
 /// The default: 2^18 pages, which is 1 GiB at 4 KiB a page.
 pub const CHUNK_SHIFT_DEFAULT: u32 = 18;
 
-/// Brings `shift` into the allowed range; the flag says whether it had to be changed,
-/// so that the caller can warn.
+/// Brings `shift` into the allowed range. The flag says whether it was changed, so that the caller
+/// can warn.
 pub fn clamp_shift(shift: u32) -> (u32, bool) {
     let clamped = shift.clamp(CHUNK_SHIFT_MIN, CHUNK_SHIFT_MAX);
     (clamped, clamped != shift)
@@ -47,9 +47,9 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Chunks of 2^`shift` pages for a block of `npages`; none is armed. The
-    /// last chunk may be short. [`Kind::Invalid`] when `shift` is out of range
-    /// (see [`clamp_shift`]), [`Kind::NoMemory`] when memory cannot be had.
+    /// Chunks of 2^`shift` pages for a block of `npages` pages. No chunk is armed, and the last one
+    /// may be short. [`Kind::Invalid`] if `shift` is out of range (see [`clamp_shift`]),
+    /// [`Kind::NoMemory`] if there is no memory.
     pub fn new(npages: usize, shift: u32) -> Result<Chunks> {
         if clamp_shift(shift).1 {
             return Err(Error::new(
@@ -71,7 +71,7 @@ impl Chunks {
         self.npages.div_ceil(1 << self.shift)
     }
 
-    /// Whether there is no chunk at all, which is so for a block of no pages.
+    /// Whether there is no chunk, as for a block without pages.
     pub fn is_empty(&self) -> bool {
         self.npages == 0
     }
@@ -81,14 +81,13 @@ impl Chunks {
         self.shift
     }
 
-    /// The chunk that `page` is in. (No check: a page beyond the block is in a
-    /// chunk beyond [`Chunks::len`], which is never armed.)
+    /// The chunk of `page`. A page beyond the block is not refused: its chunk is beyond
+    /// [`Chunks::len`], and never armed.
     pub fn chunk_of(&self, page: usize) -> usize {
         page >> self.shift
     }
 
-    /// The pages of `chunk`, cut at the end of the block; empty for a chunk
-    /// that does not exist.
+    /// The pages of `chunk`, cut at the end of the block. Empty for a chunk that does not exist.
     pub fn pages_of(&self, chunk: usize) -> Range<usize> {
         if chunk >= self.len() {
             return self.npages..self.npages;
@@ -96,8 +95,8 @@ impl Chunks {
         cut(chunk << self.shift, 1 << self.shift, self.npages)
     }
 
-    /// Arms every chunk that has a page in `start_page..start_page + npages`
-    /// (cut at the end of the block). Returns how many were not armed before.
+    /// Arms every chunk with a page in `start_page..start_page + npages`, cut at the end of the
+    /// block. Returns how many of them were not armed before.
     pub fn arm_range(&mut self, start_page: usize, npages: usize) -> usize {
         let pages = cut(start_page, npages, self.npages);
         if pages.is_empty() {
@@ -115,8 +114,7 @@ impl Chunks {
         self.arm_range(0, self.npages)
     }
 
-    /// Disarms `chunk` and says whether it was armed: whoever is told so owes
-    /// the clear.
+    /// Disarms `chunk`. Returns whether it was armed: then the caller has to clear it.
     pub fn disarm(&mut self, chunk: usize) -> bool {
         if !self.is_armed(chunk) {
             return false;
@@ -126,14 +124,14 @@ impl Chunks {
         true
     }
 
-    /// Whether `chunk` is armed; false for one that does not exist.
+    /// Whether `chunk` is armed. `false` for a chunk that does not exist.
     pub fn is_armed(&self, chunk: usize) -> bool {
         self.words
             .get(chunk / WORD_BITS)
             .is_some_and(|word| word >> (chunk % WORD_BITS) & 1 != 0)
     }
 
-    /// How many chunks are armed. Costs nothing.
+    /// How many chunks are armed. Takes constant time.
     pub fn count_armed(&self) -> usize {
         self.armed
     }

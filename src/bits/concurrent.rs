@@ -1,43 +1,39 @@
-//! The bitmap that any thread marks without waiting, and one thread at a time
-//! collects.
+//! A bitmap that any thread marks without waiting, and that one thread at a time collects.
 //!
-//! It is where the VMM's own threads report their writes to guest memory (the
-//! design's *reported* layer). It does not know about pages, and is not for the bits that a
-//! migration owns (`Bitmap` is). The tracker collects it at each sync.
+//! The VMM's own threads report their writes to guest memory here (the *reported* layer), and the
+//! tracker collects them at each sync. This file knows nothing of pages. A migration's own bits are
+//! in a `Bitmap`.
 //!
-//! There are two buffers. A setter pins the epoch, loads which buffer is
-//! current, ors its bits into that one, and unpins. The collector makes the other
-//! buffer current and waits until no thread that could have seen
-//! the old choice is pinned any more: the *grace wait*. From then on the old buffer
-//! is the collector's alone. It reads it with plain (vector) loads and zeroes it with
-//! plain stores, for the next swap. So collecting needs no exchange of each word,
-//! and setters never meet a lock.
+//! There are two buffers. A setter pins the epoch, loads which buffer is current, ORs its bits into
+//! that buffer, and unpins. The collector makes the other buffer current. Then it waits until every
+//! thread that could have seen the old choice has unpinned: the *grace wait*. From then on the
+//! collector has the old buffer for itself. It reads the buffer with plain (vector) loads, and
+//! zeroes it with plain stores for the next swap. So collecting needs no atomic exchange of each
+//! word, and setters meet no lock.
 //!
-//! Why it is right, step by step:
-//! - *No setter is overlooked.* Pinning ends with a full fence between the announcement of
-//!   the pin and the load of `current`; the collector has a full fence between its store
-//!   to `current` and its look at who is pinned. One of the two must see the
-//!   other: either the setter finds the new buffer, or the collector waits for it.
-//! - *What a setter wrote is seen.* Unpinning is a release, and the end of the
-//!   grace wait an acquire. So all that a setter did before it unpinned happens before the
-//!   collector's plain loads: its atomic stores to words, summary and `any`, in
-//!   whatever order, and, more important, the write to guest memory that
-//!   it marks. (Write first, then mark.)
-//! - *A bit that is set already needs no read-modify-write.* For the same reason: it is not the
-//!   bit that carries the order, it is the pin. A setter that finds its bit
-//!   set in the buffer that it has pinned knows that this buffer is collected
-//!   after its unpin, hence that the page is read after its write. And the bit cannot
-//!   be a stale one from the buffer's last use: the zeroing happened before the store that made the
-//!   buffer current again, and the setter acquired that store. (In a
-//!   bitmap that is harvested with exchanges, and without the wait, the same shortcut loses
-//!   pages: the load may pass the setter's own write, which is
-//!   still in its store buffer, while the harvester takes the bit and reads the old page.)
-//! - *A wait that runs out loses nothing.* The old buffer stays where it is, and
-//!   the next collect waits for it first. Until then there is no other swap, for
-//!   the other buffer is in use: setters never see more than these two.
+//! Why this is correct:
+//! - *No setter is overlooked.* A pin ends with a full fence, between the announcement of the pin
+//!   and the load of `current`. The collector has a full fence between its store to `current` and
+//!   its look at who is pinned. At least one of the two sees the other: the setter finds the new
+//!   buffer, or the collector waits for the setter.
+//! - *The collector sees what a setter wrote.* An unpin is a release, and the end of the grace wait
+//!   an acquire. So everything that a setter did before its unpin happens before the collector's
+//!   plain loads: its atomic stores to words, summary and `any`, in whatever order, and above all
+//!   the write to guest memory that it marks. (Write first, then mark.)
+//! - *A bit that is set already needs no read-modify-write,* because the pin carries the order and
+//!   not the bit. A setter that finds its bit set in the buffer that it has pinned knows that this
+//!   buffer is collected after its unpin, so the page is read after its write. The bit cannot be
+//!   left over from the buffer's last use either. The zeroing happened before the store that made
+//!   the buffer current again, and the setter acquired that store. (In a bitmap that is harvested
+//!   by exchanges, without a grace wait, the same shortcut loses pages. The load may pass the
+//!   setter's own write, which is still in the store buffer, while the harvester takes the bit and
+//!   reads the old page.)
+//! - *A wait that runs out loses nothing.* The old buffer stays as it is, and the next collect
+//!   first waits for it. Until then no other swap is made, because the other buffer is in use. So
+//!   setters never see more than these two buffers.
 //!
-//! The waiting is `runtime::grace`'s: only marks, lookups in the memory map and collects
-//! pin there, each for an instant. All of the above but the epoch itself is
+//! `runtime::grace` does the waiting. Only marks, lookups in the memory map and collects pin there,
+//! each for an instant. Except for the epoch itself, all of this is model-checked: `tests/loom`.
 //! model-checked: `tests/loom`.
 
 use super::cells::Cells;
@@ -50,30 +46,30 @@ use crate::runtime::grace::{self, GracePeriod, Guard};
 use crate::runtime::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use std::time::{Duration, Instant};
 
-/// Marked in one go, under one pin: what bounds the time that a mark of any size
-/// holds up a collector. (At most 512 words and 64 summary bits.)
+/// The most bits that are marked under one pin (512 words and 64 summary bits). This bounds how
+/// long a mark of any size holds up a collector.
 const BITS_A_PIN: usize = SPAN_WORDS * WORD_BITS;
 
-/// Pins the calling thread. Waits for nobody.
+/// Pins the calling thread. Never waits.
 fn pin() -> Guard {
     #[cfg(test)]
     tests::perhaps_preempted();
     grace::pin()
 }
 
-/// Keeps what is written often away from its neighbours' cache line. (Two: the
-/// adjacent-line prefetcher pairs them.)
+/// Keeps a value that is written often off the cache lines of its neighbours. Two lines, because
+/// the adjacent-line prefetcher pairs them.
 #[repr(align(128))]
 struct Apart<T>(T);
 
-/// One of the two bitmaps. Setters reach it by atomics; the collector, once
-/// it is alone with it, as plain memory.
+/// One of the two bitmaps. Setters access it by atomics. The collector, once it has the buffer for
+/// itself, accesses it as plain memory.
 struct Buffer {
-    /// The collector may exchange their memory for a bitmap's while it is alone with this
-    /// buffer (`drain_or_exchange`).
+    /// While the collector has this buffer for itself, it may exchange the memory for a bitmap's
+    /// (`drain_or_exchange`).
     words: Cells,
-    /// One bit a group of 8 words, as in [`Bitmap`]; a set one may be early
-    /// or late, but by the end of a grace wait it is right.
+    /// One bit for each group of 8 words, as in [`Bitmap`]. A bit may be set early or late, but is
+    /// right at the end of a grace wait.
     summary: Cells,
     /// Whether anything was marked.
     any: Apart<AtomicBool>,
@@ -95,9 +91,9 @@ impl Buffer {
 
     #[inline]
     fn word(&self, i: usize) -> &AtomicU64 {
-        // SAFETY: only a setter that holds this buffer comes here, and while one can, nobody
-        // is alone with it: the epoch's wait, and the store that makes the buffer current
-        // again, order the two.
+        // SAFETY: only a setter that holds this buffer calls this. While a setter can hold it, no
+        // thread has the buffer for itself: the epoch's wait, and the store that makes the buffer
+        // current again, order the two.
         unsafe { self.words.at(i) }
     }
 
@@ -107,8 +103,8 @@ impl Buffer {
         unsafe { self.summary.at(i) }
     }
 
-    /// Sets `bits`, which is not empty and inside. The caller is pinned, and
-    /// has loaded the choice of this buffer since.
+    /// Sets `bits`, which is not empty and lies inside. The caller is pinned, and has found this
+    /// buffer to be current since it pinned.
     #[inline]
     fn set(&self, bits: std::ops::Range<usize>) {
         let first = bits.start / WORD_BITS;
@@ -122,10 +118,11 @@ impl Buffer {
                 mask &= low_mask((bits.end - 1) % WORD_BITS + 1);
             }
             let word = self.word(i);
-            // Relaxed throughout: see the head of this file for what carries the order.
+            // Relaxed everywhere: the file's description says what carries the order.
             if word.load(Ordering::Relaxed) & mask != mask {
                 if mask == u64::MAX {
-                    // All ones is the same, whoever else is at this word: nobody clears one here.
+                    // Storing all ones is the same as an OR, whatever other threads do: no thread
+                    // clears a bit here.
                     word.store(mask, Ordering::Relaxed);
                 } else {
                     word.fetch_or(mask, Ordering::Relaxed);
@@ -138,8 +135,8 @@ impl Buffer {
         }
     }
 
-    /// Sets those of `bits`, which is not empty and inside, whose bit in `words` is set: bit
-    /// `skip` of them is the one of `bits.start`. The caller is pinned, as for [`Buffer::set`].
+    /// Sets those of `bits` whose bit in `words` is set. `bits` is not empty and lies inside. Bit
+    /// `skip` of `words` stands for `bits.start`. The caller is pinned, as for [`Buffer::set`].
     fn set_words(&self, bits: std::ops::Range<usize>, words: &[u64], skip: usize) {
         let first = bits.start / WORD_BITS;
         let last = (bits.end - 1) / WORD_BITS;
@@ -157,7 +154,7 @@ impl Buffer {
                 word.fetch_or(mask, Ordering::Relaxed);
             }
             if group != Some(i / GROUP_WORDS) {
-                // After a word of the one before was set, and before this one is left.
+                // All words of the group before are set, so its summary bit comes now.
                 if let Some(group) = group.replace(i / GROUP_WORDS) {
                     self.note(group);
                 }
@@ -168,15 +165,14 @@ impl Buffer {
         }
     }
 
-    /// Notes that a group has marks, whose words are set.
+    /// Notes that a group has marks. Its words are set already.
     #[inline]
     fn note(&self, group: usize) {
         let summary = self.summary(group / WORD_BITS);
         let bit = 1 << (group % WORD_BITS);
-        // `any` before the summary, and the summary's bit a release that
-        // whoever relies on it acquires: so a mark that has returned is
-        // visible in `any`, although another thread may have set it.
-        // Collecting from an untouched buffer can then be skipped.
+        // `any` is set before the summary. The summary's bit is a release, which a thread that
+        // relies on the bit acquires. So a mark that has returned is visible in `any`, even if
+        // another thread has set the bit. A collect can then skip an untouched buffer.
         if summary.load(Ordering::Acquire) & bit == 0 {
             if !self.any.0.load(Ordering::Relaxed) {
                 self.any.0.store(true, Ordering::Relaxed);
@@ -188,8 +184,8 @@ impl Buffer {
     /// Calls `f` with the words and the summary as plain memory.
     ///
     /// # Safety
-    /// No setter can hold this buffer (it is not current, and a grace wait
-    /// has passed since it was), and the caller is the one collector.
+    /// No setter can hold this buffer (it is not current, and a grace wait has passed since it
+    /// was), and the caller is the only collector.
     unsafe fn plain<R>(&self, f: impl FnOnce(&mut Words, &mut Words) -> R) -> R {
         // SAFETY: the caller's promise.
         unsafe {
@@ -199,24 +195,24 @@ impl Buffer {
     }
 }
 
-/// What a collect found.
+/// The result of a collect.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Bits that were not set before in what was collected into.
+    /// Marked bits that were not set before in the destination.
     pub new: u64,
-    /// Bits that had been marked.
+    /// Marked bits.
     pub marked: u64,
-    /// How long the grace wait took, of the whole.
+    /// How long the grace wait took.
     pub waited: Duration,
 }
 
-/// What only the collecting thread uses.
+/// State that only the collecting thread uses.
 struct Collecting {
     /// The buffer that was swapped out and is not drained yet, and the wait for it.
     old: Option<(usize, GracePeriod)>,
 }
 
-/// A bitmap of fixed size that every thread may mark at any time.
+/// A bitmap of fixed size that any thread may mark at any time.
 ///
 /// ```
 /// use brant::bits::{Bitmap, ConcurrentBitmap};
@@ -246,8 +242,8 @@ pub struct ConcurrentBitmap {
 }
 
 impl ConcurrentBitmap {
-    /// `nbits` clear bits, twice. [`Kind::NoMemory`] when memory cannot be had;
-    /// what is never marked is never touched.
+    /// Two buffers of `nbits` clear bits. [`Kind::NoMemory`] if there is no memory. Memory without
+    /// marks is never touched.
     pub fn new(nbits: usize) -> Result<ConcurrentBitmap> {
         let mut buffers = [Buffer::new(nbits)?, Buffer::new(nbits)?];
         let heap_bytes = buffers.iter_mut().map(Buffer::heap_bytes).sum();
@@ -260,25 +256,26 @@ impl ConcurrentBitmap {
         })
     }
 
-    /// How many bits there are, marked or not.
+    /// The number of bits, marked or not.
     pub fn len(&self) -> usize {
         self.nbits
     }
 
-    /// Whether it has no bits at all, marked or not.
+    /// Whether the bitmap has length 0.
     pub fn is_empty(&self) -> bool {
         self.nbits == 0
     }
 
-    /// Bytes taken from the heap (of the address space: untouched ones are not backed).
+    /// Bytes taken from the heap. This is address space: untouched pages of it are not backed.
     pub fn heap_bytes(&self) -> usize {
         self.heap_bytes
     }
 
-    /// Marks the `n` bits from `start` on, cut at the end. From any thread, also one that is just
-    /// ending, and from a signal handler. Lock-free: waits for nobody, and allocates nothing.
+    /// Marks the `n` bits from `start` on, cut at the end. May be called on any thread, even one
+    /// that is just ending, and in a signal handler. Takes no lock, never waits, and allocates
+    /// nothing.
     ///
-    /// Write to memory first, then mark: a mark before the write can be collected, and the page
+    /// Write to memory first, then mark. A mark before the write can be collected, and the page
     /// sent, before the write lands.
     pub fn mark(&self, start: usize, n: usize) {
         let bits = cut(start, n, self.nbits);
@@ -290,8 +287,8 @@ impl ConcurrentBitmap {
         }
     }
 
-    /// The same for a thread that is pinned already. A collector waits for it, so not for more
-    /// than some ten thousand bits.
+    /// [`ConcurrentBitmap::mark`] for a thread that is pinned already. A collector waits for that
+    /// thread, so mark no more than some ten thousand bits under one pin.
     pub fn mark_pinned(&self, _pinned: &Guard, start: usize, n: usize) {
         let bits = cut(start, n, self.nbits);
         if !bits.is_empty() {
@@ -299,20 +296,20 @@ impl ConcurrentBitmap {
         }
     }
 
-    /// The buffer for marks, for a thread that is pinned.
+    /// The buffer for marks. The calling thread is pinned.
     fn current(&self) -> &Buffer {
-        // After the pin, which is a full fence. Acquire: what the collector did to this
-        // buffer (zeroing it) before making it current.
+        // After the pin, which is a full fence. Acquire, for the zeroing that the collector did
+        // before it made this buffer current.
         let current = self.current.0.load(Ordering::Acquire);
         #[cfg(test)]
         tests::perhaps_preempted();
         &self.buffers[current]
     }
 
-    /// [`ConcurrentBitmap::mark`] of those of the `n` bits from `start` on whose bit in `words` is set, where
-    /// bit `skip` of `words` stands for the first; bits past the end of either count as clear.
-    /// Costs a look at each word, and an or into each that has a bit. For a thread that is pinned:
-    /// see [`ConcurrentBitmap::mark_pinned`].
+    /// Marks those of the `n` bits from `start` on whose bit in `words` is set. Bit `skip` of
+    /// `words` stands for bit `start`. Bits past the end of either count as clear. Costs a look at
+    /// each word, and an OR into each with a bit. The calling thread is pinned: see
+    /// [`ConcurrentBitmap::mark_pinned`].
     pub fn mark_words(&self, _pinned: &Guard, start: usize, words: &[u64], skip: usize, n: usize) {
         let given = cut(skip, n, words.len().saturating_mul(WORD_BITS));
         let bits = cut(start, given.len(), self.nbits);
@@ -321,9 +318,9 @@ impl ConcurrentBitmap {
         }
     }
 
-    /// Whether nothing is waiting to be collected. A hint: true can be out of date
-    /// at once when somebody marks, but a mark that returned before
-    /// the call (in the sense of happens-before) makes it false until it is collected.
+    /// Whether there is nothing to collect. `true` is only a hint, since any thread may mark at
+    /// once. But a mark that returned before this call (in the sense of happens-before) makes it
+    /// `false` until it is collected.
     pub fn is_clean_hint(&self) -> bool {
         self.buffers
             .iter()
@@ -331,24 +328,23 @@ impl ConcurrentBitmap {
     }
 
     /// Moves all marks into `into`, a bitmap of the same length. Every mark that returned before
-    /// this call is in it (or was in an earlier collect); one that runs at the same time is
-    /// in this or in the next.
+    /// this call is in it, or was in an earlier collect. A mark that runs at the same time is in
+    /// this collect or in the next.
     ///
-    /// Costs the grace wait (normally about a microsecond; a setter that was
-    /// preempted in the middle of a mark is what makes it longer) and what is marked.
+    /// The cost is the grace wait and the marked groups. The wait is normally about a microsecond;
+    /// a setter that was preempted inside a mark makes it longer.
     ///
     /// # Errors
     /// - [`Kind::Invalid`]: the length differs; nothing was done.
-    /// - [`Kind::Timeout`]: a thread stood inside a mark for all of `wait`.
-    ///   Nothing is lost: what was swapped out stays, and the next collect
-    ///   begins with it. (`into` may have received marks
-    ///   that an earlier collect had left behind; its count tells.)
+    /// - [`Kind::Timeout`]: a thread stood inside a mark for all of `wait`. No mark is lost: the
+    ///   swapped-out buffer stays, and the next collect begins with it. (`into` may have received
+    ///   marks that an earlier collect had left behind; its count tells.)
     pub fn collect(&self, wait: Duration, into: &mut Bitmap) -> Result<Collected> {
         self.collect_unless(wait, &|| false, into)
     }
 
-    /// [`ConcurrentBitmap::collect`], which ends its wait early, with the same error, once `given_up`
-    /// says so.
+    /// [`ConcurrentBitmap::collect`] that ends its wait early, with the same error, once `given_up`
+    /// returns true.
     pub fn collect_unless(
         &self,
         wait: Duration,
@@ -361,10 +357,9 @@ impl ConcurrentBitmap {
         })
     }
 
-    /// [`ConcurrentBitmap::collect`] for other destinations than a bitmap of the same length: calls `f` with
-    /// the index of the first bit of each group of 512 that has marks, in order, and its
-    /// 8 words. `new` in the result is 0. If `f` panics, the groups not yet
-    /// returned from are handed out again by the next collect.
+    /// [`ConcurrentBitmap::collect`] into any destination. Calls `f` with the first bit's index and
+    /// the 8 words of each group of 512 bits that has marks, in order. `new` in the result is 0. If
+    /// `f` panics, the next collect passes on again each group whose call of `f` had not returned.
     pub fn collect_with(
         &self,
         wait: Duration,
@@ -397,8 +392,8 @@ impl ConcurrentBitmap {
     ) -> Result<Collected> {
         let mut state = self.lock();
         let mut out = Collected::default();
-        // First what an earlier collect had to leave, then what is current:
-        // both, or marks that returned before this call would be missing.
+        // First the buffer that an earlier collect had to leave, then the current one. With one of
+        // them alone, marks that returned before this call could be missing.
         if state.old.is_some() {
             self.finish(&mut state, wait, given_up, &mut out, &mut drain)?;
         }
@@ -411,20 +406,18 @@ impl ConcurrentBitmap {
     }
 
     fn lock(&self) -> MutexGuard<'_, Collecting> {
-        // A panic while collecting leaves `old` in place, which is all that
-        // is needed to go on.
+        // A panic during a collect leaves `old` in place, so the next collect can go on from there.
         self.collecting.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Makes the other buffer current, which is clean, and begins the grace wait for
-    /// this one.
+    /// Makes the other, clean buffer current, and begins the grace wait for this one.
     fn swap(&self, state: &mut Collecting) {
         let old = self.current.0.load(Ordering::Relaxed);
         self.current.0.swap(1 - old, Ordering::SeqCst);
         state.old = Some((old, GracePeriod::begin()));
     }
 
-    /// Waits out the grace wait for `state.old`, then drains it.
+    /// Waits for the end of the grace wait of `state.old`, and then drains that buffer.
     fn finish(
         &self,
         state: &mut Collecting,
@@ -451,8 +444,8 @@ impl ConcurrentBitmap {
             ));
         }
         let buffer = &self.buffers[old];
-        // SAFETY: `old` is not current since `swap`, the grace wait that
-        // began there is over, and we hold the collectors' lock.
+        // SAFETY: `old` has not been current since `swap`, the grace wait that began there is over,
+        // and this thread holds the collectors' lock.
         let (new, marked) = unsafe { buffer.plain(drain) };
         out.new += new;
         out.marked += marked;
@@ -483,8 +476,8 @@ mod tests {
         static UNLUCKY: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
 
-    /// On threads that asked for it: now and then gives the processor away at the
-    /// worst places of a mark, which a scheduler does too rarely for a test.
+    /// On threads that asked for it: yields the processor now and then at the worst places of a
+    /// mark. A scheduler does so too rarely for a test.
     pub(super) fn perhaps_preempted() {
         UNLUCKY.with(|x| {
             if x.get() != 0 {
@@ -498,8 +491,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Holds the epoch back on the calling thread, as a setter that is stuck
-    /// in the middle of a mark does.
+    /// Holds the epoch back on the calling thread, as a setter does that is stuck inside a mark.
     struct Stuck(Guard, usize);
 
     impl Stuck {
@@ -513,7 +505,7 @@ mod tests {
         }
     }
 
-    /// Tests that hold the epoch back disturb those that count on it.
+    /// Tests that hold the epoch back would disturb tests that wait for it.
     static ALONE: Mutex<()> = Mutex::new(());
     fn alone() -> MutexGuard<'static, ()> {
         ALONE.lock().unwrap_or_else(|e| e.into_inner())
@@ -560,7 +552,7 @@ mod tests {
                 prop_assert!(shared.is_clean_hint());
             }
             for buffer in &shared.buffers {
-                // SAFETY: every setter of this test is done.
+                // SAFETY: every setter of this test has ended.
                 let clean = unsafe { buffer.plain(|w, s| words::is_zero(w) && words::is_zero(s)) };
                 prop_assert!(clean);
             }
@@ -647,8 +639,8 @@ mod tests {
         }
         let shared = Arc::new(ConcurrentBitmap::new(100).unwrap());
         let theirs = Arc::clone(&shared);
-        // Registered before and after the epoch's own handle, so that one of
-        // the two destructors runs when that is gone, whatever the order.
+        // Registered before and after the epoch's own handle, so that one of the two destructors
+        // runs when that handle is gone, whatever the order.
         std::thread::spawn(move || {
             EARLY.with(|slot| *slot.borrow_mut() = Some(AtExit(Arc::clone(&theirs), 1)));
             theirs.mark(0, 1);
@@ -660,12 +652,11 @@ mod tests {
         assert_eq!(shared.collect(LONG, &mut into).unwrap().marked, 3);
     }
 
-    /// Each setter writes a version into its page's cell and then marks the page; the
-    /// collector, for each page it is given, reads the cell. In the end every
-    /// page must have been read at its last version: a lost mark, or one collected
-    /// before its write was visible, leaves an old one. Setters of the same page write
-    /// the same value or a greater one, so bits that are set already
-    /// are met all the time.
+    /// Each setter writes a version into its page's cell and then marks the page. The collector
+    /// reads the cell of each page that it is given. In the end every page must have been read at
+    /// its last version. A lost mark, or one that was collected before its write was visible,
+    /// leaves an older one. Setters of the same page write the same value or a greater one, so
+    /// setters often find their bit set already.
     #[test]
     fn eight_threads_mark_one_collects_and_no_mark_is_lost() {
         let _alone = alone();
@@ -677,7 +668,7 @@ mod tests {
             100_000
         };
         let shared = &ConcurrentBitmap::new(BITS).unwrap();
-        // Written with relaxed atomics, as guest memory is: the order has to come from mark.
+        // Written with relaxed atomics, as guest memory is: the order has to come from `mark`.
         let cells: &Vec<AtomicU64> = &(0..BITS * SETTERS).map(|_| AtomicU64::new(0)).collect();
         let left = &AtomicUsize::new(SETTERS);
         let done = &[const { AtomicU64::new(0) }; SETTERS];
@@ -714,7 +705,7 @@ mod tests {
             let mut into = Bitmap::new(BITS).unwrap();
             loop {
                 let last = left.load(Ordering::Acquire) == 0;
-                // Short waits too, so that leftovers are met.
+                // Some waits are short, so that buffers are left for the next collect.
                 let wait = if collects.is_multiple_of(3) && !last {
                     Duration::ZERO
                 } else {
@@ -736,7 +727,8 @@ mod tests {
                     }
                 }
                 into.clear_all();
-                // What had returned before a collect that succeeded was in it, or before it.
+                // A mark that returned before a successful collect was in that collect or in an
+                // earlier one.
                 for (me, mark) in returned.iter().enumerate().filter(|_| whole) {
                     let page = (mark & 0xffff_ffff) as usize;
                     let seen = read[page * SETTERS + me];
@@ -800,7 +792,7 @@ mod tests {
         let shared = &ConcurrentBitmap::new(1024).unwrap();
         let turn = &AtomicU8::new(0);
         std::thread::scope(|s| {
-            // Noise: marks the same group, so that the summary and `any` are often set by others.
+            // Marks the same group, so that summary and `any` are often set by another thread.
             s.spawn(move || {
                 while turn.load(Ordering::Relaxed) != 2 {
                     shared.mark(1, 1);

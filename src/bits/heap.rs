@@ -1,29 +1,28 @@
-//! Zeroed words on the heap: aligned to a cache line, fallible, and not touched
-//! before they are used.
+//! Zeroed words on the heap: aligned to a cache line, allocated fallibly, and not touched before
+//! they are used.
 //!
-//! Not a general vector: its length never changes. `Bitmap`, `Chunks` and
-//! `ConcurrentBitmap` keep their words in it.
+//! This is no general vector: its length never changes. `Bitmap`, `Chunks` and `ConcurrentBitmap`
+//! keep their words in it.
 
 use crate::error::{Error, Result};
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// A cache line, which is also what one AVX-512 register holds.
+/// Bytes of a cache line, which is also the size of an AVX-512 register.
 const LINE: usize = 64;
 
 /// A fixed number of zeroed words.
 pub(crate) struct Words {
-    /// What the allocator gave; `None` when there is nothing to hold.
+    /// The allocation; `None` for length 0.
     block: Option<(NonNull<u8>, Layout)>,
-    /// The first word: `block`, rounded up to a line.
+    /// The first word: the beginning of the allocation, rounded up to a line.
     first: NonNull<u64>,
     len: usize,
 }
 
 impl Words {
-    /// `len` words, all zero. Errors with [`crate::error::Kind::NoMemory`],
-    /// naming `what`.
+    /// `len` words, all zero. Fails with [`crate::error::Kind::NoMemory`], which names `what`.
     pub(crate) fn zeroed(len: usize, what: &str) -> Result<Words> {
         if len == 0 {
             return Ok(Words {
@@ -33,10 +32,9 @@ impl Words {
             });
         }
         let no_memory = || Error::no_memory(what, (len as u64).saturating_mul(8));
-        // The line's alignment is made by hand: asked for more alignment than
-        // malloc gives by itself, the standard library's system allocator
-        // cannot use calloc, and writes the zeros, which would touch all of a
-        // bitmap of which perhaps nothing is ever used.
+        // The words are aligned to a line by hand. For more alignment than malloc gives by itself,
+        // the standard library's system allocator cannot use calloc. It would write the zeros, and
+        // so touch all of a bitmap of which perhaps no word is ever used.
         let bytes = len
             .checked_mul(8)
             .and_then(|bytes| bytes.checked_add(LINE - 8))
@@ -47,8 +45,8 @@ impl Words {
         let block = NonNull::new(raw).ok_or_else(no_memory)?;
         let skip = block.as_ptr().align_offset(LINE);
         debug_assert!(skip <= LINE - 8);
-        // SAFETY: the block is 8-aligned, so at most LINE - 8 bytes are
-        // skipped, and that many were asked for beyond `len` words.
+        // SAFETY: the allocation is 8-aligned, so at most LINE - 8 bytes are skipped. That many
+        // were added beyond `len` words.
         let first = unsafe { block.add(skip) }.cast::<u64>();
         Ok(Words {
             block: Some((block, layout)),
@@ -57,13 +55,13 @@ impl Words {
         })
     }
 
-    /// The first word, for whoever shares the words between threads. May be
-    /// written through as long as no slice of these words is in use.
+    /// The first word, for callers that share the words between threads. Writes through the pointer
+    /// are allowed as long as no slice of these words is in use.
     pub(crate) fn as_ptr(&self) -> *mut u64 {
         self.first.as_ptr()
     }
 
-    /// Bytes taken from the allocator.
+    /// Bytes taken from the heap.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.block.map_or(0, |(_, layout)| layout.size())
     }
@@ -72,15 +70,15 @@ impl Words {
 impl Deref for Words {
     type Target = [u64];
     fn deref(&self) -> &[u64] {
-        // SAFETY: `first` is aligned and `len` initialised (zeroed) words
-        // follow it; they live as long as self.
+        // SAFETY: `first` is aligned, and `len` initialised (zeroed) words follow it that live as
+        // long as `self`.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for Words {
     fn deref_mut(&mut self) -> &mut [u64] {
-        // SAFETY: as for `deref`, and `&mut self` makes it the only one.
+        // SAFETY: as for `deref`; `&mut self` makes this slice the only one.
         unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
     }
 }
@@ -88,16 +86,15 @@ impl DerefMut for Words {
 impl Drop for Words {
     fn drop(&mut self) {
         if let Some((block, layout)) = self.block {
-            // SAFETY: came from alloc_zeroed with this layout, freed once.
+            // SAFETY: allocated by alloc_zeroed with this layout, and freed once.
             unsafe { dealloc(block.as_ptr(), layout) };
         }
     }
 }
 
-// SAFETY: an owned block of plain integers, like Box<[u64]>.
+// SAFETY: an owned allocation of plain integers, like Box<[u64]>.
 unsafe impl Send for Words {}
-// SAFETY: through `&Words` it is only read, except by way of `as_ptr`, whose
-// users answer for that themselves.
+// SAFETY: `&Words` only reads, except through `as_ptr`, whose callers make their own promises.
 unsafe impl Sync for Words {}
 
 #[cfg(test)]
@@ -117,8 +114,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_had_is_an_error_and_not_an_abort() {
-        // (An allocation that nobody looks at may be optimised away, and then
-        // never fails: hence the black box.)
+        // An unused allocation may be optimised away, and then never fails. The black box prevents
+        // that.
         for len in [usize::MAX, usize::MAX / 8, usize::MAX / 16, 1 << 57] {
             assert_eq!(
                 std::hint::black_box(Words::zeroed(len, "test"))

@@ -1,8 +1,7 @@
-//! Runs of set bits, one after the other.
+//! Iterators over runs of set bits.
 //!
-//! Iterators only: they read, and never clear what they found. The sender's
-//! walk and the chunked clear call them; [`Bitmap::next_run`] is the same one
-//! step at a time, for whoever changes the bitmap in between.
+//! They read and never clear. The sender's walk and the chunked clear use them.
+//! [`Bitmap::next_run`] is the same as single steps, for callers that change the bitmap in between.
 
 use super::summary::Bitmap;
 use super::words;
@@ -18,8 +17,7 @@ pub struct Runs<'a> {
 }
 
 impl Bitmap {
-    /// The runs of set bits from `from` on, in order. A run that `from` is
-    /// inside begins at `from`.
+    /// The runs of set bits from `from` on, in order. A run around `from` begins at `from`.
     pub fn runs(&self, from: usize) -> Runs<'_> {
         Runs::new(self, from)
     }
@@ -41,8 +39,8 @@ impl<'a> Runs<'a> {
         self
     }
 
-    /// Also cuts runs at every multiple of `grid` bits (0 counts as 1): with
-    /// 512, no run crosses a 2 MiB stretch, which no record may.
+    /// Also cuts runs at every multiple of `grid` bits (0 counts as 1). With 512, no run crosses
+    /// from one stretch of 2 MiB into the next, which no record may do.
     pub fn cut_at_multiples_of(mut self, grid: usize) -> Self {
         self.grid = grid.max(1);
         self
@@ -62,8 +60,8 @@ impl Iterator for Runs<'_> {
 
 impl std::iter::FusedIterator for Runs<'_> {}
 
-/// The runs of set bits among the first `nbits` bits of plain `words`
-/// (cut at their end), in order. Costs one read of the words.
+/// The runs of set bits among the first `nbits` bits of plain `words` (cut at their end), in order.
+/// Costs one read of the words.
 pub fn of_words(words: &[u64], nbits: usize) -> WordRuns<'_> {
     WordRuns {
         words,
@@ -72,7 +70,7 @@ pub fn of_words(words: &[u64], nbits: usize) -> WordRuns<'_> {
     }
 }
 
-/// What [`of_words`] returns.
+/// The iterator of [`of_words`].
 #[derive(Clone, Debug)]
 pub struct WordRuns<'a> {
     words: &'a [u64],
@@ -108,7 +106,7 @@ pub(super) mod tests {
         out
     }
 
-    /// Bits in clumps, so that runs are long as well as short.
+    /// Bits in clumps, so that there are long runs and short ones.
     pub(crate) fn clumps() -> impl Strategy<Value = Vec<bool>> {
         prop::collection::vec((any::<bool>(), 0usize..300), 0..20).prop_map(|parts| {
             parts

@@ -1,11 +1,12 @@
 //! [`Stretches`]: a bit for each page, set by many lanes at once.
 //!
-//! A stretch (2 MiB) belongs to one lane, and its bits fill one cache line: lanes set bits
-//! without ever waiting for the line of another. There is no summary above the words, which all
-//! lanes would share: a record stays inside one stretch, so whoever asks looks at eight words.
+//! A stretch (2 MiB) belongs to one lane, and its bits fill one cache line. So a lane sets bits
+//! without waiting for another lane's cache line. There is no summary above the words, because all
+//! lanes would share it. Queries stay inside one stretch, as records do, so they look at eight
+//! words.
 //!
-//! Bits are set with relaxed order. They say something of pages whose lane the caller is, or of
-//! pages whose lanes have been joined; in both cases what happened before is already ordered.
+//! Bits are accessed with relaxed order. A caller asks about pages of its own lane, or of lanes
+//! whose threads have been joined. In both cases earlier accesses are ordered already.
 
 use super::heap::Words;
 use super::{cut, group_rounded_words, WORD_BITS};
@@ -13,14 +14,14 @@ use crate::error::Result;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// See the file's description. Any thread may call any of it.
+/// See the file's description. Any thread may call any method.
 pub struct Stretches {
     words: Words,
     len: usize,
 }
 
 impl Stretches {
-    /// `nbits` bits, none set. Memory that no bit is set in is never touched. Errors with
+    /// `nbits` clear bits. Memory without a set bit is never touched. Fails with
     /// [`crate::error::Kind::NoMemory`].
     pub fn new(nbits: usize) -> Result<Stretches> {
         Ok(Stretches {
@@ -34,7 +35,7 @@ impl Stretches {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -44,17 +45,17 @@ impl Stretches {
         self.words.heap_bytes()
     }
 
-    /// Sets `n` bits from `start`; bits past the end are left out.
+    /// Sets `n` bits from `start` on. Bits past the end are ignored.
     pub fn set_range(&self, start: usize, n: usize) {
         self.each_word(start, n, |word, mask| {
-            // Looking costs less than writing what is there already.
+            // A look costs less than a write of bits that are set already.
             if word.load(Relaxed) & mask != mask {
                 word.fetch_or(mask, Relaxed);
             }
         });
     }
 
-    /// Clears `n` bits from `start`; bits past the end are left out.
+    /// Clears `n` bits from `start` on. Bits past the end are ignored.
     pub fn clear_range(&self, start: usize, n: usize) {
         self.each_word(start, n, |word, mask| {
             if word.load(Relaxed) & mask != 0 {
@@ -63,7 +64,7 @@ impl Stretches {
         });
     }
 
-    /// Whether bit `bit` is set; a bit past the end is not.
+    /// Whether bit `bit` is set. `false` past the end.
     pub fn is_set(&self, bit: usize) -> bool {
         bit < self.len && self.word(bit / WORD_BITS).load(Relaxed) >> (bit % WORD_BITS) & 1 != 0
     }
@@ -103,8 +104,8 @@ impl Stretches {
 
     fn word(&self, i: usize) -> &AtomicU64 {
         assert!(i < self.words.len());
-        // SAFETY: inside (just checked), aligned, and alive as long as `self`. Nobody makes a
-        // slice of these words: they are reached only in this way.
+        // SAFETY: the index was just checked; the word is aligned, and alive as long as `self`. No
+        // slice of these words is ever made: every access is an atomic one.
         unsafe { AtomicU64::from_ptr(self.words.as_ptr().add(i)) }
     }
 }
@@ -152,9 +153,9 @@ mod tests {
         }
     }
 
-    /// Stands in for lanes, which never share a stretch: two threads that do lose no bit of one
-    /// another. They begin each round together; with plain loads and stores instead of atomic
-    /// ones hundreds of rounds lose bits where two cores are free.
+    /// Two threads that share stretches lose no bit of each other. (Lanes never share one.) The
+    /// threads begin each round together. With plain loads and stores instead of atomic ones,
+    /// hundreds of rounds lose bits where two cores are free.
     #[test]
     fn bits_that_two_threads_set_at_once_are_all_there() {
         const ROUNDS: usize = 5000;
@@ -190,11 +191,11 @@ mod tests {
         let first = (bits.words.as_ptr() as usize).next_multiple_of(4096);
         let pages = (bits.words.len() * 8 - 4096) / 4096;
         let mut in_memory = vec![0u8; pages];
-        // SAFETY: whole pages inside the words; one byte for each.
+        // SAFETY: whole pages inside the words, and one byte for each.
         let done = unsafe { libc::mincore(first as *mut _, pages * 4096, in_memory.as_mut_ptr()) };
         assert_eq!(done, 0);
         let touched = in_memory.iter().filter(|page| **page & 1 != 0).count();
-        // One, or one huge page.
+        // One page, or one huge page.
         assert!((1..=512).contains(&touched), "{touched} of {pages}");
     }
 }

@@ -1,16 +1,16 @@
-//! A bitmap with a summary level above its words and a count beside them, so
-//! that what is done with it costs what is set and not what it could hold.
+//! A bitmap with a summary level above its words and a count beside them. The cost of its
+//! operations grows with the set bits and not with its length.
 //!
-//! One summary bit stands for a group of 8 words: 512 pages, a 2 MiB stretch,
-//! one cache line. A bitmap of 8 TiB of guest memory is 256 MiB of words and 512 KiB of
-//! summary. Not for sharing between threads (`ConcurrentBitmap` is), and it does not
-//! know what its bits stand for. The tracker's pending, skip and fresh sets are these.
+//! One summary bit stands for a group of 8 words: 512 pages, a stretch of 2 MiB, one cache line.
+//! The bitmap of 8 TiB of guest memory has 256 MiB of words and 512 KiB of summary. Threads must
+//! not share it (`ConcurrentBitmap` is for that), and it does not know what its bits stand for. The
+//! tracker uses it for pending and for the sets beside it.
 //!
-//! What always holds:
-//! - a summary bit is set if and only if its group has a set bit (exact: after a clear, the
-//!   groups at both ends, one line each, are looked at again);
+//! Invariants:
+//! - a summary bit is set if and only if its group has a set bit. (After a clear, the groups at
+//!   both ends are looked at again, one line each);
 //! - `count` is the number of set bits;
-//! - no bit at or beyond `len` is set, whatever was asked for.
+//! - no bit at or beyond `len` is set, whatever a caller asked for.
 
 use super::heap::Words;
 use super::words::{self, Kernels, Merged};
@@ -18,7 +18,7 @@ use super::{cut, group_rounded_words, GROUP_BITS, GROUP_WORDS, SPAN_WORDS, WORD_
 use crate::error::{Error, Kind, Result};
 use std::ops::Range;
 
-/// A set of pages (or of whatever a bit stands for), of fixed size.
+/// A set of pages, or of whatever else a bit stands for, of fixed size.
 ///
 /// ```
 /// use brant::bits::Bitmap;
@@ -35,15 +35,15 @@ use std::ops::Range;
 pub struct Bitmap {
     /// Rounded up to whole groups.
     words: Words,
-    /// One bit a group.
+    /// One bit for each group.
     summary: Words,
     nbits: usize,
     count: u64,
 }
 
 impl Bitmap {
-    /// `nbits` clear bits; 0 is allowed. Memory that no bit is set in is not
-    /// touched. [`Kind::NoMemory`] when it cannot be had.
+    /// `nbits` clear bits; 0 is allowed. Memory without a set bit is not touched.
+    /// [`Kind::NoMemory`] if there is no memory.
     pub fn new(nbits: usize) -> Result<Bitmap> {
         let nwords = group_rounded_words(nbits);
         Ok(Bitmap {
@@ -54,45 +54,44 @@ impl Bitmap {
         })
     }
 
-    /// How many bits there are, set or not.
+    /// The number of bits, set or not.
     pub fn len(&self) -> usize {
         self.nbits
     }
 
-    /// How many bits are set. Costs nothing.
+    /// How many bits are set. Takes constant time.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether no bit is set. Costs nothing.
+    /// Whether no bit is set. Takes constant time.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Whether bit `i` is set; false beyond the end.
+    /// Whether bit `i` is set. `false` beyond the end.
     pub fn test(&self, i: usize) -> bool {
         self.words
             .get(i / WORD_BITS)
             .is_some_and(|word| word >> (i % WORD_BITS) & 1 != 0)
     }
 
-    /// The words; bits from [`Bitmap::len`] on are zero. Their number is
-    /// `len` / 64, rounded up.
+    /// The words: `len` / 64 of them, rounded up. Bits from [`Bitmap::len`] on are zero.
     pub fn words(&self) -> &[u64] {
         &self.words[..self.nbits.div_ceil(WORD_BITS)]
     }
 
-    /// Bytes taken from the heap (of the address space: untouched ones are not backed).
+    /// Bytes taken from the heap. This is address space: untouched pages of it are not backed.
     pub fn heap_bytes(&self) -> usize {
         self.words.heap_bytes() + self.summary.heap_bytes()
     }
 
-    /// Sets every bit; returns how many were clear.
+    /// Sets every bit. Returns how many were clear.
     pub fn set_all(&mut self) -> u64 {
         self.set_range(0, self.nbits)
     }
 
-    /// Clears every bit; returns how many were set. Costs what is set.
+    /// Clears every bit. Returns how many were set. The cost grows with the set bits.
     pub fn clear_all(&mut self) -> u64 {
         for (span, mask) in dirty_spans(&self.summary) {
             for_each_group(mask, |g| {
@@ -106,8 +105,7 @@ impl Bitmap {
         std::mem::take(&mut self.count)
     }
 
-    /// Sets the `n` bits from `start` on, cut at the end; returns how many
-    /// were clear.
+    /// Sets the `n` bits from `start` on, cut at the end. Returns how many were clear.
     pub fn set_range(&mut self, start: usize, n: usize) -> u64 {
         let bits = cut(start, n, self.nbits);
         if bits.is_empty() {
@@ -122,15 +120,15 @@ impl Bitmap {
         new
     }
 
-    /// Has the memory of a bit on its way to the cache, for a [`Bitmap::set_range`] that comes a
-    /// little later. Changes nothing; a bit past the end is passed over.
+    /// Starts to load a bit's memory into the cache, for a [`Bitmap::set_range`] a little later.
+    /// Changes nothing. A bit past the end is ignored.
     pub fn prefetch(&self, bit: usize) {
         words::prefetch(&self.words, bit / WORD_BITS);
         words::prefetch(&self.summary, bit / GROUP_BITS / WORD_BITS);
     }
 
-    /// Clears the `n` bits from `start` on, cut at the end; returns how many
-    /// were set. Costs what is set there.
+    /// Clears the `n` bits from `start` on, cut at the end. Returns how many were set. The cost
+    /// grows with the set bits there.
     pub fn clear_range(&mut self, start: usize, n: usize) -> u64 {
         let bits = cut(start, n, self.nbits);
         if bits.is_empty() || self.count == 0 {
@@ -140,13 +138,13 @@ impl Bitmap {
         let groups = groups_of(&bits);
         let mut from = groups.start;
         while let Some(first) = words::next_set(&self.summary, from, groups.end) {
-            // A whole run of groups with bits at once, cut so that the count of the run and
-            // the clearing of it find it in the cache.
+            // Consecutive groups with bits are taken together. The run is cut so short that its
+            // count leaves it in the cache for the clear.
             let end = groups.end.min(first + WORD_BITS);
             let end = words::next_clear(&self.summary, first, end).unwrap_or(end);
             let part = bits.start.max(first * GROUP_BITS)..bits.end.min(end * GROUP_BITS);
             cleared += words::clear_range(&mut self.words, part.start, part.len());
-            // Groups wholly inside are empty now. Those at the ends may not be.
+            // Groups that lie inside as a whole are empty now. The first and the last may not be.
             let keep_first = !self.group_is_zero(first);
             let keep_last = !self.group_is_zero(end - 1);
             words::clear_range(&mut self.summary, first, end - first);
@@ -170,10 +168,10 @@ impl Bitmap {
             == 0
     }
 
-    /// `self[at..at + nbits] |= words[0..nbits]`, for any alignment; returns
-    /// how many bits became set. Bits of `words` from `nbits` on are ignored,
-    /// and what would fall beyond the end of either is left out. Costs one read of `words`, and
-    /// a line of self for each group that gets bits.
+    /// `self[at..at + nbits] |= words[0..nbits]`, for any alignment. Returns how many bits became
+    /// set. Bits of `words` from `nbits` on are ignored, and so are bits that would fall beyond the
+    /// end of either. Costs one read of `words`, and one line of `self` for each group that gets
+    /// bits.
     pub fn merge_words(&mut self, at: usize, words: &[u64], nbits: usize) -> u64 {
         self.merge_words_with(words::best(), at, words, nbits)
     }
@@ -209,8 +207,8 @@ impl Bitmap {
         merged
     }
 
-    /// `self |= other`; returns how many bits became set. Costs what is set in `other`. If the
-    /// lengths differ, what `other` has beyond the end of self is left out.
+    /// `self |= other`. Returns how many bits became set. The cost grows with the set bits of
+    /// `other`. If the lengths differ, bits of `other` beyond the end of `self` are ignored.
     pub fn merge(&mut self, other: &Bitmap) -> u64 {
         if other.nbits > self.nbits {
             return self.merge_words(0, other.words(), other.nbits);
@@ -227,9 +225,9 @@ impl Bitmap {
         new
     }
 
-    /// Moves every set bit of self to `dst` and leaves self empty; returns how many
-    /// bits of `dst` became set. Costs what is set in self. If the lengths
-    /// differ, bits beyond the end of `dst` stay in self.
+    /// Moves every set bit of `self` to `dst`, and leaves `self` empty. Returns how many bits of
+    /// `dst` became set. The cost grows with the set bits of `self`. If the lengths differ, bits
+    /// beyond the end of `dst` stay in `self`.
     pub fn take_all_into(&mut self, dst: &mut Bitmap) -> u64 {
         if self.nbits > dst.nbits {
             let new = dst.merge(self);
@@ -241,13 +239,12 @@ impl Bitmap {
         new
     }
 
-    /// The first set bit at or after `from`. Costs a read of the summary
-    /// between the two.
+    /// The first set bit at or after `from`. Costs a read of the summary between the two.
     pub fn next_set(&self, from: usize) -> Option<usize> {
         if from >= self.nbits {
             return None;
         }
-        // Here first: a walk mostly finds the next bit in the same group.
+        // This group comes first, because a walk mostly finds the next bit in it.
         let group = from / GROUP_BITS;
         let in_group = words::next_set(&self.words, from, (group + 1) * GROUP_BITS);
         in_group.or_else(|| {
@@ -256,8 +253,7 @@ impl Bitmap {
         })
     }
 
-    /// The first set bit in `from..end`. What lies beyond `end` is not looked at, however
-    /// empty it is.
+    /// The first set bit in `from..end`. The search ends at `end`.
     pub fn next_set_before(&self, from: usize, end: usize) -> Option<usize> {
         let end = end.min(self.nbits);
         if from >= end {
@@ -273,15 +269,13 @@ impl Bitmap {
         })
     }
 
-    /// The first run of set bits in `from..end`, cut there. What lies beyond `end` is not looked
-    /// at, however empty it is.
+    /// The first run of set bits in `from..end`, cut there. The search ends at `end`.
     pub fn next_run_before(&self, from: usize, end: usize) -> Option<Range<usize>> {
         let start = self.next_set_before(from, end)?;
         Some(self.run_at(start, end - start))
     }
 
-    /// The first clear bit in `from..end`; none if all of them are set. What lies beyond `end` is
-    /// not looked at.
+    /// The first clear bit in `from..end`; `None` if all of them are set. The search ends at `end`.
     pub fn next_clear_before(&self, from: usize, end: usize) -> Option<usize> {
         words::next_clear(&self.words, from, end.min(self.nbits))
     }
@@ -291,8 +285,7 @@ impl Bitmap {
         words::next_clear(&self.words, from, self.nbits)
     }
 
-    /// The first run of set bits at or after `from`, cut at `max_len` bits
-    /// (0 counts as 1).
+    /// The first run of set bits at or after `from`, cut at `max_len` bits (0 counts as 1).
     pub fn next_run(&self, from: usize, max_len: usize) -> Option<Range<usize>> {
         let start = self.next_set(from)?;
         Some(self.run_at(start, max_len.max(1)))
@@ -314,7 +307,7 @@ impl Bitmap {
         words::count_range(&self.words, bits.start, bits.len())
     }
 
-    /// The same bits again. [`Kind::NoMemory`] when memory cannot be had.
+    /// A copy. [`Kind::NoMemory`] if there is no memory.
     pub fn try_clone(&self) -> Result<Bitmap> {
         let mut copy = Bitmap::new(self.nbits)?;
         copy.merge(self);
@@ -346,9 +339,8 @@ impl std::fmt::Debug for Bitmap {
     }
 }
 
-/// Moves the groups that `summary` names from `words` to `dst`, which is at
-/// least as long, and zeroes both. Returns how many bits became set in
-/// `dst`, and how many there were.
+/// Moves the groups that `summary` names from `words` to `dst`, which is at least as long, and
+/// zeroes both. Returns how many bits became set in `dst`, and how many were moved.
 pub(super) fn drain(words: &mut [u64], summary: &mut [u64], dst: &mut Bitmap) -> (u64, u64) {
     let kernels = words::best();
     let (mut new, mut all) = (0, 0);
@@ -369,16 +361,16 @@ pub(super) fn drain(words: &mut [u64], summary: &mut [u64], dst: &mut Bitmap) ->
     (new, all)
 }
 
-/// [`drain`] for words and summary of the same length as those of `dst`, which moves the fewer
-/// groups of the two: where `dst` has much fewer groups with bits than the words, they exchange
-/// their memory, what `dst` had is drained into what it has got, and the rest only has to be
-/// counted. Nothing is moved into an empty bitmap.
+/// [`drain`] for words and summary of the same length as those of `dst`. It moves the smaller set
+/// of groups. If `dst` has far fewer groups with bits than the words, the two exchange their
+/// memory. The old groups of `dst` are drained into it then, and the others only have to be
+/// counted. If `dst` is empty, no group is moved.
 pub(super) fn drain_or_exchange(
     words: &mut Words,
     summary: &mut Words,
     dst: &mut Bitmap,
 ) -> (u64, u64) {
-    /// Counting reads a line; moving one reads two and writes two.
+    /// Counting a group reads one line; moving it reads two and writes two.
     const MUCH: u64 = 3;
     let same = words.len() == dst.words.len() && summary.len() == dst.summary.len();
     let groups_in = |summary: &[u64]| words::count(summary);
@@ -389,7 +381,8 @@ pub(super) fn drain_or_exchange(
     let kernels = words::best();
     let marked = dirty_spans(summary)
         .map(|(span, mask)| {
-            // What is not in the mask is zero: where most is, all of it is read in order.
+            // Groups outside of the mask are zero. If most groups are in it, all of them are read
+            // in order.
             let mask = if mask.count_ones() > 32 {
                 u64::MAX
             } else {
@@ -402,13 +395,13 @@ pub(super) fn drain_or_exchange(
     std::mem::swap(summary, &mut dst.summary);
     let before = std::mem::replace(&mut dst.count, marked);
     if before != 0 {
-        // Leaves the words clean, as an empty bitmap's are.
+        // This leaves the words clean, as those of an empty bitmap.
         drain(words, summary, dst);
     }
     (dst.count - before, marked)
 }
 
-/// The words that summary word `span` stands for.
+/// The words of the summary word `span`.
 pub(super) fn span_of(words: &[u64], span: usize) -> Range<usize> {
     cut(span * SPAN_WORDS, SPAN_WORDS, words.len())
 }
@@ -431,7 +424,7 @@ pub(super) fn for_each_group(mut mask: u64, mut f: impl FnMut(usize)) {
     }
 }
 
-/// The groups that `bits` (not empty) has a part in.
+/// The groups that have a part of `bits`, which is not empty.
 fn groups_of(bits: &Range<usize>) -> Range<usize> {
     bits.start / GROUP_BITS..(bits.end - 1) / GROUP_BITS + 1
 }
@@ -442,7 +435,7 @@ mod tests {
     use crate::bits::words::{kernels, Level};
     use proptest::prelude::*;
 
-    /// Everything that always holds, and that the bits are those of the model.
+    /// Checks the invariants, and that the bits are those of the model.
     fn check(map: &Bitmap, model: &[bool]) {
         assert_eq!(map.len(), model.len());
         assert_eq!(map.count(), model.iter().filter(|&&b| b).count() as u64);
@@ -550,7 +543,7 @@ mod tests {
                         prop_assert_eq!(map.merge_words_with(k, a, &words, n), new);
                     }
                     Op::MergeMap(ranges, len) => {
-                        // Of any length, and of the same one.
+                        // Of any length, and of the same length.
                         for len in [len, nbits] {
                             let mut other = vec![false; len];
                             for &(a, n) in &ranges {
@@ -666,7 +659,7 @@ mod tests {
 
     #[test]
     fn an_empty_bitmap_of_an_8_tib_guest_costs_no_memory_and_no_time() {
-        // 2^31 pages; touched, the words would be 256 MiB.
+        // 2^31 pages. If touched, the words would take 256 MiB.
         let mut map = Bitmap::new(1 << 31).unwrap();
         map.set_range((1 << 31) - 1, 1);
         map.set_range(12_345_678, 3);

@@ -1,16 +1,14 @@
-//! Kernels on plain words: or, count, move, find, with as many bits at a time
-//! as the machine has.
+//! Kernels on plain words: OR, count, move and find, on as many bits at a time as the machine can.
 //!
-//! Three versions of each hot loop exist: AVX-512 (with VPOPCNTDQ and VBMI2), AVX2, and a portable one that
-//! every architecture compiles. One table of them is chosen at the first call.
-//! The free functions use that table; [`kernels`] hands out a certain one, for
-//! tests and benchmarks. No state, no allocation. `Bitmap`, `ConcurrentBitmap`, `Chunks` and the tracker's
-//! harvests call this.
+//! Each hot loop has three versions: AVX-512 (with VPOPCNTDQ and VBMI2), AVX2, and a portable one
+//! for every architecture. The first call chooses a table of them. The free functions use that
+//! table. [`kernels`] returns a given table, for tests and benchmarks. The kernels have no state
+//! and allocate nothing. `Bitmap`, `ConcurrentBitmap`, `Chunks` and the tracker's harvests call
+//! them.
 //!
-//! The loops are bound by memory, so what they save is memory traffic: a
-//! destination line is not read when its source is zero, and not written when
-//! nothing in it is new. (A line that is never written stays clean in the cache, and
-//! a page that is never written is not even backed.)
+//! Memory bounds these loops, so they save memory traffic. A destination line is not read if its
+//! source is zero, and not written if no bit in it is new. (A line that is never written stays
+//! clean in the cache, and a page that is never written is not even backed.)
 
 use super::{cut, GROUP_WORDS, SPAN_WORDS, WORD_BITS};
 use once_cell::sync::Lazy;
@@ -18,8 +16,8 @@ use table::Met;
 pub(crate) use table::{or_word, Merged};
 pub use table::{Kernels, Level};
 
-/// A span with this many groups that have a bit, and as many that have none, is mixed: at 1
-/// dirty page in 1,000 nearly half of them have one, and no processor guesses which.
+/// A span with at least this many groups with a bit, and as many without, is mixed. At 1 dirty page
+/// in 1,000 nearly half of the groups have a bit, and no processor predicts which.
 const MIXED: u32 = 4;
 
 static PORTABLE: Kernels = Kernels {
@@ -68,7 +66,7 @@ pub fn best() -> &'static Kernels {
 }
 
 impl Kernels {
-    /// Which level this is.
+    /// The table's level.
     pub fn level(&self) -> Level {
         self.level
     }
@@ -101,10 +99,9 @@ impl Kernels {
         self.or_at(dst, at_bit, src, nbits, |_, _| {}).new
     }
 
-    /// [`Kernels::or_count_at`] that also says where it put bits:
-    /// `touched(s, mask)` is called with the index of a span of 64 groups of
-    /// the destination, and with a bit for each group of it that had a
-    /// set bit merged into it. Groups are counted from `dst[0]`.
+    /// [`Kernels::or_count_at`] that also tells where it set bits. It calls `touched(s, mask)` with
+    /// the index of a span of 64 groups of the destination, and a mask of the groups of it that got
+    /// a bit. Groups are counted from `dst[0]`.
     pub(crate) fn or_at(
         &self,
         dst: &mut [u64],
@@ -137,8 +134,8 @@ impl Kernels {
             let mut met = Met::default();
             let n;
             if in_group != 0 {
-                // Up to the next group by single words, so that what follows
-                // is whole lines of the destination.
+                // Single words up to the next group, so that the rest goes by whole lines of the
+                // destination.
                 n = (GROUP_WORDS - in_group).min(full - i);
                 for k in i..i + n {
                     let value = src[k] << shift | carry(k);
@@ -167,8 +164,8 @@ impl Kernels {
             }
             i += n;
         }
-        // What is left: the source's last, partial word, and what the shift
-        // pushes out of it or of the last full one.
+        // The rest: the source's last, partial word, and the bits that the shift moves out of it or
+        // of the last full word.
         let tail = nbits % WORD_BITS;
         let last = if tail == 0 {
             0
@@ -188,52 +185,51 @@ impl Kernels {
         merged
     }
 
-    /// `dst |= src` in the groups of `mask` only. Both are one span (64
-    /// groups of 8 words) or what is left of one; groups beyond are ignored.
-    /// Returns the number of bits newly set.
+    /// `dst |= src` in the groups of `mask` only. Both are one span (64 groups of 8 words) or the
+    /// beginning of one; groups beyond are ignored. Returns how many bits became set.
     pub(crate) fn or_groups(&self, dst: &mut [u64], src: &[u64], mask: u64) -> u64 {
         let n = dst.len().min(src.len());
         (self.or_groups)(&mut dst[..n], &src[..n], mask)
     }
 
-    /// Number of set bits in the groups of `mask`, of a span or what is left of one.
+    /// The number of set bits in the groups of `mask`, in a span or the beginning of one.
     pub(crate) fn count_groups(&self, words: &[u64], mask: u64) -> u64 {
         (self.count_groups)(words, mask)
     }
 
-    /// [`Kernels::or_groups`], and zeroes these groups of `src`. Returns how
-    /// many bits were newly set in `dst`, and how many `src` had.
+    /// [`Kernels::or_groups`] that zeroes these groups of `src`. Returns how many bits became set
+    /// in `dst`, and how many `src` had.
     pub(crate) fn drain_groups(&self, dst: &mut [u64], src: &mut [u64], mask: u64) -> (u64, u64) {
         let n = dst.len().min(src.len());
         (self.drain_groups)(&mut dst[..n], &mut src[..n], mask)
     }
 }
 
-/// Number of set bits.
+/// The number of set bits.
 pub fn count(words: &[u64]) -> u64 {
     best().count(words)
 }
 
-/// `dst |= src`; returns how many bits of `dst` became set. The lengths must
-/// be equal; if they are not, what is longer is left alone beyond the shorter one.
+/// `dst |= src`. Returns how many bits of `dst` became set. The lengths must be equal; otherwise
+/// the longer one is ignored beyond the end of the shorter.
 pub fn or_count(dst: &mut [u64], src: &[u64]) -> u64 {
     best().or_count(dst, src)
 }
 
-/// `dst[at_bit..at_bit + nbits] |= src[0..nbits]`, for any alignment; returns
-/// how many bits of `dst` became set. Bits of `src` from `nbits` on are
-/// ignored; what would fall beyond the end of either is left out. A misaligned
-/// merge makes the same passes over memory as an aligned one.
+/// `dst[at_bit..at_bit + nbits] |= src[0..nbits]`, for any alignment. Returns how many bits of
+/// `dst` became set. Bits of `src` from `nbits` on are ignored, and so are bits that would fall
+/// beyond the end of either. A misaligned merge makes the same passes over memory as an aligned
+/// one.
 pub fn or_count_at(dst: &mut [u64], at_bit: usize, src: &[u64], nbits: usize) -> u64 {
     best().or_count_at(dst, at_bit, src, nbits)
 }
 
-/// Copies `src` to `dst` and zeroes `src`. The lengths must be equal; if they
-/// are not, what is longer is left alone beyond the shorter one.
+/// Copies `src` to `dst` and zeroes `src`. The lengths must be equal; otherwise the longer one is
+/// ignored beyond the end of the shorter.
 pub fn take(dst: &mut [u64], src: &mut [u64]) {
     debug_assert_eq!(dst.len(), src.len());
-    // Half a first-level cache at a time, so that the zeros go to lines that are still
-    // there. memcpy and memset are as wide as the machine without our help.
+    // Half a first-level cache at a time, so that the zeros go to lines that are still in it.
+    // memcpy and memset are as wide as the machine by themselves.
     const PIECE: usize = 2048;
     for (dst, src) in dst.chunks_mut(PIECE).zip(src.chunks_mut(PIECE)) {
         let n = dst.len().min(src.len());
@@ -272,8 +268,7 @@ fn next_not(words: &[u64], from_bit: usize, end_bit: usize, fill: u64) -> Option
     let end = end_bit.div_ceil(WORD_BITS);
     let mut at = from_bit / WORD_BITS;
     let mut found = (words[at] ^ fill) & (u64::MAX << (from_bit % WORD_BITS));
-    // The bit wanted is mostly near: only a longer search is worth the call
-    // through the table.
+    // The searched bit is mostly near. Only a longer search is worth the call through the table.
     let near = (at + GROUP_WORDS).min(end);
     while found == 0 {
         at += 1;
@@ -289,7 +284,7 @@ fn next_not(words: &[u64], from_bit: usize, end_bit: usize, fill: u64) -> Option
     (bit < end_bit).then_some(bit)
 }
 
-/// Number of set bits among the `len` bits from bit `start` on (cut at the end of `words`).
+/// The number of set bits among the `len` bits from bit `start` on (cut at the end of `words`).
 pub fn count_range(words: &[u64], start: usize, len: usize) -> u64 {
     let bits = cut(start, len, words.len().saturating_mul(WORD_BITS));
     let Some(parts) = Parts::of(&bits) else {
@@ -303,8 +298,8 @@ pub fn count_range(words: &[u64], start: usize, len: usize) -> u64 {
     n
 }
 
-/// Says that the word of this index will be needed soon, if there is one. A hint, and nothing
-/// where the architecture has none.
+/// Prefetches the word of this index, if there is one. A hint, which does nothing on architectures
+/// without it.
 pub fn prefetch(words: &[u64], index: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(word) = words.get(index) {
@@ -314,7 +309,8 @@ pub fn prefetch(words: &[u64], index: usize) {
     let _ = (words, index);
 }
 
-/// The `len` bits from `start` on, 64 at most, in the low bits of a word; clear past the end.
+/// The `len` bits from `start` on, at most 64, in the low bits of a word. Bits past the end are
+/// clear.
 pub(crate) fn bits_at(words: &[u64], start: usize, len: usize) -> u64 {
     let word = |i: usize| words.get(i).copied().unwrap_or(0);
     let (i, shift) = (start / 64, start % 64);
@@ -328,8 +324,8 @@ pub(crate) fn bits_at(words: &[u64], start: usize, len: usize) -> u64 {
     }
 }
 
-/// Sets the `len` bits from bit `start` on (cut at the end of `words`);
-/// returns how many were clear.
+/// Sets the `len` bits from bit `start` on (cut at the end of `words`). Returns how many were
+/// clear.
 pub fn set_range(words: &mut [u64], start: usize, len: usize) -> u64 {
     let bits = cut(start, len, words.len().saturating_mul(WORD_BITS));
     let Some(parts) = Parts::of(&bits) else {
@@ -348,8 +344,8 @@ pub fn set_range(words: &mut [u64], start: usize, len: usize) -> u64 {
     new
 }
 
-/// Clears the `len` bits from bit `start` on (cut at the end of `words`);
-/// returns how many were set. Words that are zero already are not written.
+/// Clears the `len` bits from bit `start` on (cut at the end of `words`). Returns how many were
+/// set. Words that are zero already are not written.
 pub fn clear_range(words: &mut [u64], start: usize, len: usize) -> u64 {
     let bits = cut(start, len, words.len().saturating_mul(WORD_BITS));
     let Some(parts) = Parts::of(&bits) else {
@@ -370,8 +366,8 @@ pub fn clear_range(words: &mut [u64], start: usize, len: usize) -> u64 {
     cleared
 }
 
-/// A range of bits as words: the first with its mask, the last with its mask
-/// (where it is another), whole words between.
+/// A range of bits as words: the first with its mask, the last with its mask if it is another word,
+/// and the whole words between.
 struct Parts {
     first: usize,
     head: u64,

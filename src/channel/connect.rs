@@ -12,17 +12,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// Between two tries to connect to a unix listener whose queue is full: the
-/// kernel offers nothing to poll for.
+/// The pause between two tries to connect to a unix listener whose queue is full: the kernel has
+/// nothing to poll for.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
 impl Channel {
-    /// Connects to `endpoint`. Refused is refused: whether to try again is the
-    /// caller's to decide. (A unix listener with a full queue is waited for.)
+    /// Connects to `endpoint`. A refused connection is an error; the caller decides whether to try
+    /// again. (If a unix listener's queue is full, this waits for it.)
     ///
     /// # Errors
-    /// `Io` with the address when the connection cannot be made, `Timeout`,
-    /// `Cancelled`, `Invalid` for port 0.
+    /// `Io` with the address when the connection cannot be made, `Timeout`, `Cancelled`, `Invalid`
+    /// for port 0.
     pub fn connect(endpoint: &Endpoint, cancel: &Cancel, limit: impl Into<Limit>) -> Result<Self> {
         let wait = Wait {
             cancel,

@@ -1,8 +1,8 @@
-//! One connection: sends and receives bytes, straight from and into guest memory, until all is
-//! moved, the peer is gone, time is up or it is cancelled.
+//! One connection: sends and receives bytes, straight from and into guest memory, until all are
+//! moved, the peer is gone, a time limit passes or it is cancelled.
 //!
-//! Not a codec and not a pacer. `connect` and `listener` make channels. A [`ConnectionKind`] carries
-//! the bytes, and `transfer` moves them. One thread uses a channel at a time: the workers of
+//! It neither encodes nor paces. `connect` and `listener` make channels. A [`ConnectionKind`]
+//! carries the bytes, and `transfer` moves them. One thread at a time uses a channel: a worker of
 //! `migrate`.
 
 use super::cursor::Cursor;
@@ -17,10 +17,10 @@ use crate::units::Bytes;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// What a channel has done so far.
+/// Counters of a channel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counters {
-    /// Bytes the kernel took (not: bytes that arrived).
+    /// Bytes that this kernel took. They may not have arrived.
     pub sent: Bytes,
     /// Bytes received.
     pub received: Bytes,
@@ -28,7 +28,7 @@ pub struct Counters {
     pub send_calls: u64,
     /// Calls of the connection's `recv` that moved bytes.
     pub recv_calls: u64,
-    /// Time spent waiting for room to send: the link, or the peer, was the slower.
+    /// Time spent waiting for room to send, because the link or the peer was slower.
     pub send_waited: Duration,
     /// Time spent waiting for bytes to receive.
     pub recv_waited: Duration,
@@ -40,29 +40,29 @@ pub struct Channel {
     pub(super) kind: ConnectionKind,
     pub(super) peer: String,
     pub(super) counters: Counters,
-    /// A send (a receive) ended in the middle of its parts. What is sent (or
-    /// received) next would be taken for the rest of them, so nothing is but that rest.
+    /// A send (a receive) ended in the middle of its parts. The peer would take the next bytes for
+    /// the rest of these parts, so only that rest may follow.
     send_broken: bool,
     recv_broken: bool,
-    /// How many bytes of its parts the last send moved that failed.
+    /// How many bytes of its parts the last failed send moved.
     cut_at: u64,
     pub(super) fault: Option<usize>,
 }
 
 impl Channel {
-    /// Takes a connected stream socket (TCP, unix, vsock). It is ours from now
-    /// on, also on failure.
+    /// Takes a connected stream socket (TCP, unix, vsock). It is brant's from now on, also after an
+    /// error.
     ///
     /// # Errors
-    /// `Invalid` when it is not a stream socket or not connected.
+    /// `Invalid` when it is no stream socket, or not connected.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         Channel::from_fd_after(fd, Bytes(0))
     }
 
-    /// The same of a socket from which `received` bytes were read before.
+    /// [`from_fd`](Self::from_fd) for a socket from which `received` bytes were read before.
     ///
     /// # Errors
-    /// As for [`from_fd`](Self::from_fd).
+    /// Those of [`from_fd`](Self::from_fd).
     pub fn from_fd_after(fd: OwnedFd, received: Bytes) -> Result<Self> {
         let kind = ConnectionKind::Socket(Socket::new(fd)?);
         Ok(Channel {
@@ -79,50 +79,51 @@ impl Channel {
         })
     }
 
-    /// The peer as messages name it.
+    /// The peer's name in messages.
     pub fn peer(&self) -> &str {
         &self.peer
     }
 
-    /// After an error of kind `Memory`: the address that the kernel could not read from, or
-    /// write to. Whoever knows the parts makes words of it.
+    /// After an error of kind `Memory`: the address that the kernel could not read or write. The
+    /// code that made the parts turns it into words.
     pub fn fault(&self) -> Option<usize> {
         self.fault
     }
 
-    /// What was done so far.
+    /// The counters so far.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Sends all bytes of all parts, in order. Sent is taken by this kernel,
-    /// not received by the peer.
+    /// Sends all bytes of all parts, in order. When this returns, this kernel has taken them; the
+    /// peer may not have received them.
     ///
-    /// After an error some of the bytes may be gone. The stream has then no
-    /// known position and every later send is refused.
+    /// After an error some of the bytes may have been sent. The position in the stream is unknown
+    /// then, and every later send is refused.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` (the limit, or nothing taken for `io.idle`);
-    /// `PeerGone`; `Memory` where the kernel cannot read a part, see
-    /// [`fault`](Self::fault); `State` after an earlier error; `Io`.
+    /// `Cancelled`; `Timeout` (the limit, or no byte taken for `io.idle`); `PeerGone`; `Memory`
+    /// when the kernel cannot read a part, see [`fault`](Self::fault); `State` after an earlier
+    /// error; `Io`.
     pub fn send(&mut self, parts: &[Part<'_>], io: &Io<'_>) -> Result<()> {
         self.send_some(parts, None, io).map(|_| ())
     }
 
-    /// The same until `recall` is raised: how many bytes went. The rest of them has to be sent
-    /// next, from wherever it is by then, by [`send_rest`](Self::send_rest) or
-    /// [`send_on`](Self::send_on): until then every other send is refused.
+    /// [`send`](Self::send) that ends when `recall` is raised. Returns how many bytes were sent.
+    /// The others have to be sent next, from wherever they are by then, by
+    /// [`send_rest`](Self::send_rest) or [`send_on`](Self::send_on). Until then every other send is
+    /// refused.
     ///
     /// # Errors
-    /// As for [`send`](Self::send).
+    /// Those of [`send`](Self::send).
     pub fn send_unless(&mut self, parts: &[Part<'_>], recall: &Recall, io: &Io<'_>) -> Result<u64> {
         self.send_some(parts, Some(recall), io)
     }
 
-    /// Sends the rest of what a recalled send was given, from another place.
+    /// Sends the rest of a recalled send from another place.
     ///
     /// # Errors
-    /// As for [`send`](Self::send); then nothing may follow.
+    /// Those of [`send`](Self::send). After an error nothing may follow.
     pub fn send_rest(&mut self, rest: &[Part<'_>], io: &Io<'_>) -> Result<()> {
         let mut cursor = Cursor::new(rest);
         let result = self.transfer(&mut cursor, io, false, None);
@@ -145,16 +146,16 @@ impl Channel {
         result.map(|()| cursor.moved)
     }
 
-    /// After a send that failed or was recalled: how many bytes of its parts went.
+    /// How many bytes of its parts a failed or recalled send has sent.
     pub fn cut_at(&self) -> u64 {
         self.cut_at
     }
 
-    /// After a send of `parts` that a cancel, a limit or a recall ended in the middle: sends on, up to
-    /// byte `to` of them. There something else may follow.
+    /// Goes on with a send of `parts` that a cancel, a limit or a recall ended in the middle, up to
+    /// byte `to` of them. Other bytes may follow there.
     ///
     /// # Errors
-    /// As for [`send`](Self::send); then nothing may follow.
+    /// Those of [`send`](Self::send). After an error nothing may follow.
     pub fn send_on(&mut self, parts: &[Part<'_>], to: u64, io: &Io<'_>) -> Result<()> {
         let mut rest = Vec::new();
         let mut at = 0;
@@ -174,12 +175,12 @@ impl Channel {
         result
     }
 
-    /// Receives until all parts are full. A peer that sends a byte now and
-    /// then is ended by the limit only: give one.
+    /// Receives until all parts are full. Set a limit: nothing else ends the wait for a peer that
+    /// sends a byte now and then.
     ///
     /// # Errors
-    /// As for [`send`](Self::send); `PeerGone` also when the stream ends
-    /// before, or in the middle of, the parts.
+    /// Those of [`send`](Self::send); `PeerGone` also when the stream ends before the parts or in
+    /// the middle of them.
     pub fn recv_exact(&mut self, parts: &[PartMut<'_>], io: &Io<'_>) -> Result<()> {
         self.check(Direction::Receive)?;
         let mut cursor = Cursor::new(parts);
@@ -188,19 +189,19 @@ impl Channel {
         result
     }
 
-    /// Receives what there is, at least one byte (none for parts without
-    /// room), and returns how many.
+    /// Receives the bytes that are there, and waits for at least one (for none if the parts have no
+    /// room). Returns how many.
     ///
     /// # Errors
-    /// As for [`recv_exact`](Self::recv_exact).
+    /// Those of [`recv_exact`](Self::recv_exact).
     pub fn recv_some(&mut self, parts: &[PartMut<'_>], io: &Io<'_>) -> Result<usize> {
         self.recv_some_or(parts, None, io)
     }
 
-    /// The same until `recall` is raised: 0 then.
+    /// [`recv_some`](Self::recv_some) that returns 0 when `recall` is raised.
     ///
     /// # Errors
-    /// As for [`recv_exact`](Self::recv_exact).
+    /// Those of [`recv_exact`](Self::recv_exact).
     pub fn recv_some_unless(
         &mut self,
         parts: &[PartMut<'_>],
@@ -222,31 +223,30 @@ impl Channel {
         Ok(cursor.moved as usize)
     }
 
-    /// Receives what is there now, without waiting; 0 when there is nothing.
+    /// Receives the bytes that are there, without waiting; 0 if there are none.
     ///
     /// # Errors
-    /// `PeerGone` at the end of the stream; else as for
-    /// [`recv_exact`](Self::recv_exact).
+    /// `PeerGone` at the end of the stream; otherwise those of [`recv_exact`](Self::recv_exact).
     pub fn try_recv(&mut self, parts: &[PartMut<'_>]) -> Result<usize> {
         self.check(Direction::Receive)?;
         self.at_once(parts)
     }
 
-    /// Sends what goes now of `bytes`, without waiting, and returns how many; 0 when
-    /// nothing goes. What is left has to be sent before anything else.
+    /// Sends as many of `bytes` as it can without waiting, and returns how many; 0 if none. The
+    /// others have to be sent before anything else.
     ///
     /// # Errors
-    /// As for [`send`](Self::send).
+    /// Those of [`send`](Self::send).
     pub fn try_send(&mut self, bytes: &[u8]) -> Result<usize> {
         self.check(Direction::Send)?;
         self.at_once(&[Part::bytes(bytes)])
     }
 
-    /// Waits until there is room to send, or something to receive. Either may turn out to be
-    /// little, or nothing: try.
+    /// Waits until there is room to send, or something to receive. The next call may still find
+    /// little or nothing.
     ///
     /// # Errors
-    /// `Kernel` or `NoMemory` when it cannot be waited.
+    /// `Kernel` or `NoMemory` when the wait itself fails.
     pub fn wait(
         &self,
         interest: Interest,
@@ -256,14 +256,14 @@ impl Channel {
         self.kind.wait(interest, None, cancel, until)
     }
 
-    /// How many bytes of what was sent the peer has not: its kernel (TCP), or itself (a unix
-    /// socket). 0 where that is not known.
+    /// How many sent bytes the peer does not have: its kernel (TCP), or the peer itself (a unix
+    /// socket). 0 if that is unknown.
     pub fn held(&self) -> u64 {
         self.kind.unsent()
     }
 
-    /// Whether the peer has closed its end, or the connection has failed.
-    /// Bytes that it sent before may still be there to receive. Does not wait.
+    /// Whether the peer has closed its end, or the connection has failed. Earlier bytes of the peer
+    /// may still be there to receive. Does not wait.
     ///
     /// # Errors
     /// `Kernel` when poll fails.
@@ -271,8 +271,8 @@ impl Channel {
         self.kind.hung_up().map_err(|e| Error::os("poll", e))
     }
 
-    /// Ends the connection in both directions: the peer finds the end of the
-    /// stream once it has received what was sent. Twice is fine.
+    /// Ends the connection in both directions. The peer finds the end of the stream after it has
+    /// received what was sent. A second call does no harm.
     ///
     /// # Errors
     /// `Kernel`.
@@ -280,7 +280,7 @@ impl Channel {
         self.kind.shutdown().map_err(|e| Error::os("shutdown", e))
     }
 
-    /// Refuses to go on where an earlier transfer ended in the middle.
+    /// Refuses a transfer after an earlier one that ended in the middle.
     fn check(&self, direction: Direction) -> Result<()> {
         let (broken, what) = match direction {
             Direction::Send => (self.send_broken, "send"),

@@ -1,25 +1,26 @@
-//! How far a list of parts has been moved, and which of them the next call is given.
+//! How far a list of parts has been moved, and which parts the next call gets.
 
 use super::parts::IoPart;
 use crate::sys::net::PARTS_MAX;
 use crate::units::PAGE_SIZE;
 
-/// The most bytes one system call is given. Against a reader that drains as
-/// fast as we fill, one call would go on for as long as it has bytes, and a
-/// cancel would wait for it. This much takes a millisecond or two to copy.
+/// The most bytes that one system call gets. If a peer drains as fast as this side fills, a call
+/// goes on as long as it has bytes, and a cancel would wait for it. Copying this many takes a
+/// millisecond or two.
 pub(super) const CALL_BYTES: usize = 4 << 20;
-/// Parts that are copied to begin a call in the middle of one.
+/// How many parts are copied for a call that begins in the middle of a part.
 pub(super) const CUT_PARTS: usize = 64;
 
-/// How far a list of parts has been moved.
+/// The position in a list of parts.
 pub(super) struct Cursor<'p, P> {
-    /// What is left; the first is not moved entirely.
+    /// The parts that are left. The first one is not moved entirely.
     parts: &'p [P],
-    /// Bytes of the first part that are moved.
+    /// How many bytes of the first part are moved.
     offset: usize,
-    /// Bytes moved.
+    /// How many bytes are moved.
     pub moved: u64,
-    /// A part could not be read or written: go page by page to find which.
+    /// A part could not be read or written. From now on each call gets one page, to find the page
+    /// that fails.
     narrow: bool,
 }
 
@@ -39,7 +40,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         self.parts.is_empty()
     }
 
-    /// All bytes, moved and left.
+    /// The number of all bytes, moved or left.
     pub fn total(&self) -> u64 {
         let left: u64 = self.parts.iter().map(|p| p.len() as u64).sum();
         self.moved + left - self.offset as u64
@@ -66,13 +67,13 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         self.offset = 0;
     }
 
-    /// Goes page by page from here on. False if it already did.
+    /// Gives each call one page from now on. Returns false if it did so already.
     pub fn narrow(&mut self) -> bool {
         !std::mem::replace(&mut self.narrow, true)
     }
 
-    /// The parts of the next call: as they are, where it begins at the start
-    /// of one; else copied to `cut`, whose first begins in the middle.
+    /// The parts for the next call. If it begins at the start of a part they are the list's own.
+    /// Otherwise they are copied to `cut`, whose first part begins in the middle.
     pub fn window<'s>(&self, cut: &'s mut [P; CUT_PARTS]) -> &'s [P]
     where
         'p: 's,
@@ -126,12 +127,12 @@ mod tests {
             let mut next = 4096usize;
             let mut parts = Vec::new();
             for length in &lengths {
-                // SAFETY: never given to the kernel.
+                // SAFETY: never passed to the kernel.
                 parts.push(unsafe { Part::raw(next as *const u8, *length) });
                 next += length + 13; // apart, so that a step from one to another shows
             }
             let total: u64 = lengths.iter().map(|l| *l as u64).sum();
-            // Where the byte of each position is.
+            // The address of the byte at a position.
             let place = |mut position: u64| {
                 let mut address = 4096u64;
                 for length in &lengths {
@@ -149,7 +150,7 @@ mod tests {
                 if cursor.is_done() {
                     break;
                 }
-                // (Not for long: narrow goes by single pages.)
+                // Only for a while, because it goes by single pages.
                 cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
                 let mut cut = [Part::EMPTY; CUT_PARTS];
                 let window = cursor.window(&mut cut);

@@ -1,5 +1,5 @@
-//! Where a channel leads, as text: `tcp:HOST:PORT` or `unix:/path`. Parsing
-//! and printing only. Names are not looked up: a lookup cannot be cancelled.
+//! The text form of endpoints: `tcp:HOST:PORT` or `unix:/path`. This file only parses and prints.
+//! Names are not looked up, because a lookup cannot be cancelled.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::net::{Address, UNIX_PATH_MAX};
@@ -8,8 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A place to connect to or to listen at.
-///
+/// An address to connect to or to listen at.
 /// ```
 /// use brant::migrate::Endpoint;
 ///
@@ -21,18 +20,18 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Endpoint {
-    /// TCP over IPv4 or IPv6. Port 0 is "any free one", for a listener only.
+    /// TCP over IPv4 or IPv6. Port 0 means any free port, and is allowed for a listener only.
     Tcp(SocketAddr),
     /// A unix stream socket at an absolute path of at most 107 bytes.
     Unix(PathBuf),
 }
 
 impl Endpoint {
-    /// Reads `tcp:HOST:PORT` (HOST an IPv4 address, an IPv6 address in
-    /// brackets, or `localhost` for 127.0.0.1) or `unix:/path`.
+    /// Parses `tcp:HOST:PORT` (HOST is an IPv4 address, an IPv6 address in brackets, or `localhost`
+    /// for 127.0.0.1) or `unix:/path`.
     ///
     /// # Errors
-    /// `Invalid`, saying what to write instead.
+    /// `Invalid`, with what to write instead.
     pub fn parse(text: &str) -> Result<Self> {
         if let Some(rest) = text.strip_prefix("tcp:") {
             parse_tcp(text, rest).map(Endpoint::Tcp)
@@ -62,7 +61,7 @@ fn parse_tcp(text: &str, rest: &str) -> Result<SocketAddr> {
     let Some((host, port)) = rest.rsplit_once(':') else {
         return Err(invalid(text, "no port; expected tcp:HOST:PORT".to_owned()));
     };
-    // u16's own parser takes a plus sign, which no port has.
+    // The parser of u16 accepts a plus sign, which no port has.
     let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     let port = match port.parse::<u16>() {
         Ok(port) if digits => port,
@@ -74,7 +73,7 @@ fn parse_tcp(text: &str, rest: &str) -> Result<SocketAddr> {
     if host == "localhost" {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
-    // The standard parser knows the brackets and a numeric scope (%2) of IPv6.
+    // The standard parser accepts the brackets and a numeric scope (%2) of IPv6.
     format!("{host}:{port}").parse().map_err(|_| {
         let why = if host.contains(':') && !host.starts_with('[') {
             format!("an IPv6 address is written in brackets: tcp:[{host}]:{port}")

@@ -1,22 +1,22 @@
-//! For what, how long, and until what, a transfer may wait.
+//! The bounds of a transfer's wait: cancel, time limits, and the name of what is transferred.
 
 use crate::runtime::{Cancel, Limit, Timeout};
 
 /// See the file's description.
 #[derive(Debug, Clone, Copy)]
 pub struct Io<'a> {
-    /// Ends it with `Cancelled`.
+    /// Ends the transfer with `Cancelled`.
     pub cancel: Option<&'a Cancel>,
-    /// Ends it with `Timeout`, however well it goes.
+    /// Ends the transfer with `Timeout`, even if it makes progress.
     pub limit: Limit,
-    /// Ends it with `Timeout` when not one byte has moved for this long.
+    /// Ends the transfer with `Timeout` when no byte has moved for this long.
     pub idle: Timeout,
-    /// What is sent or waited for, for messages; "" for bytes of no name.
+    /// What is transferred, for messages; "" for bytes without a name.
     pub what: &'static str,
 }
 
 impl<'a> Io<'a> {
-    /// No cancel and no limit but that on idleness.
+    /// No cancel, and no time limit but that on idleness.
     pub fn patient(idle: impl Into<Timeout>) -> Io<'static> {
         Io {
             cancel: None,
@@ -26,7 +26,7 @@ impl<'a> Io<'a> {
         }
     }
 
-    /// Until `cancel`, without a limit but that on idleness.
+    /// Until `cancel`, with no time limit but that on idleness.
     pub fn until(cancel: &'a Cancel, idle: impl Into<Timeout>) -> Io<'a> {
         Io {
             cancel: Some(cancel),
@@ -34,7 +34,7 @@ impl<'a> Io<'a> {
         }
     }
 
-    /// The same, no longer than to `limit`.
+    /// The same bounds, and `limit`.
     #[must_use]
     pub fn within(self, limit: impl Into<Limit>) -> Io<'a> {
         Io {
@@ -43,7 +43,7 @@ impl<'a> Io<'a> {
         }
     }
 
-    /// The same, for `what`.
+    /// The same bounds, for `what`.
     #[must_use]
     pub fn of(self, what: &'static str) -> Io<'a> {
         Io { what, ..self }

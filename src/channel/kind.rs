@@ -1,8 +1,9 @@
-//! The kinds of connection that carry a channel's bytes, and the verbs that each kind has.
+//! The kinds of connection that carry a channel's bytes, and the operations of each kind.
 //!
-//! One kind so far. A second (TLS over a socket, say) is another variant and its own file; what
-//! is above, the transfer and the channel, goes by these verbs and never by a descriptor. So a
-//! kind may send where it was asked to receive, and wait for something else than was asked for.
+//! There is one kind so far. A second one (TLS over a socket, for example) is another variant, with
+//! a file of its own. The layers above, transfer and channel, use these operations and never a
+//! descriptor. So a kind may send while it was asked to receive, and may wait for another event
+//! than it was asked for.
 
 use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
@@ -18,7 +19,7 @@ pub(super) enum ConnectionKind {
 }
 
 impl ConnectionKind {
-    /// The peer as messages name it.
+    /// The peer's name in messages.
     pub fn peer(&self) -> String {
         match self {
             ConnectionKind::Socket(socket) => {
@@ -27,22 +28,23 @@ impl ConnectionKind {
         }
     }
 
-    /// Sends what goes now, without waiting; how many bytes. `WouldBlock` when nothing goes.
+    /// Sends as much as it can without waiting, and returns how many bytes. `WouldBlock` if none.
     pub fn send(&mut self, parts: &[Part<'_>]) -> io::Result<usize> {
         match self {
             ConnectionKind::Socket(socket) => socket.send(parts),
         }
     }
 
-    /// Receives what is there, without waiting; how many bytes, 0 for the end of the stream.
+    /// Receives the bytes that are there, without waiting, and returns how many; 0 at the end of
+    /// the stream.
     pub fn recv(&mut self, parts: &[PartMut<'_>]) -> io::Result<usize> {
         match self {
             ConnectionKind::Socket(socket) => socket.recv(parts),
         }
     }
 
-    /// Waits until there is room to send, or something to receive; until `recall` is raised, which
-    /// counts as ready too; until cancelled or late.
+    /// Waits until there is room to send, or something to receive. Also ends as ready when `recall`
+    /// is raised, and ends on a cancel or at the deadline.
     pub fn wait(
         &self,
         interest: Interest,
@@ -58,7 +60,7 @@ impl ConnectionKind {
         }
     }
 
-    /// How many bytes of what was sent the peer has not, as far as that is known.
+    /// How many sent bytes the peer does not have, as far as that is known.
     pub fn unsent(&self) -> u64 {
         match self {
             ConnectionKind::Socket(socket) => socket.unsent(),
@@ -72,7 +74,7 @@ impl ConnectionKind {
         }
     }
 
-    /// Ends the connection in both directions; twice is fine.
+    /// Ends the connection in both directions. A second call does no harm.
     pub fn shutdown(&self) -> io::Result<()> {
         match self {
             ConnectionKind::Socket(socket) => socket.shutdown(),
@@ -84,7 +86,7 @@ impl ConnectionKind {
 pub(super) trait Directed: IoPart {
     /// To the peer or from it.
     const DIRECTION: Direction;
-    /// Moves what goes now.
+    /// Moves as many bytes as possible without waiting.
     fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize>;
 }
 
@@ -102,17 +104,17 @@ impl Directed for PartMut<'_> {
     }
 }
 
-/// To the peer or from it.
+/// The direction of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// To it.
+    /// To the peer.
     Send,
-    /// From it.
+    /// From the peer.
     Receive,
 }
 
 impl Direction {
-    /// What to wait for where nothing goes.
+    /// The event to wait for when no byte can be moved.
     pub fn interest(self) -> Interest {
         match self {
             Direction::Send => Interest::Write,

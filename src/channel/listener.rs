@@ -1,6 +1,5 @@
-//! Waiting for a peer: a listening TCP or unix socket. It does not decide who
-//! may connect; that is the VMM's business (the address, the directory's
-//! permissions).
+//! A listening TCP or unix socket, which waits for a peer. The VMM decides who may connect, by the
+//! address or by the directory's permissions.
 
 use super::connection::Channel;
 use super::endpoint::Endpoint;
@@ -24,7 +23,7 @@ pub struct Listener {
     made: Option<Made>,
 }
 
-/// A socket file that we made: its path and identity.
+/// A socket file that brant made: its path and identity.
 #[derive(Debug)]
 struct Made {
     path: PathBuf,
@@ -33,7 +32,7 @@ struct Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // Somebody may have put another file there since.
+        // Another program may have put a file there since.
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             let _ = file::remove(&self.path);
         }
@@ -46,14 +45,14 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 impl Listener {
-    /// Listens at `endpoint`. TCP: the address may be in `TIME_WAIT`, and an
-    /// IPv6 one listens to IPv6 only. Unix: a socket file at which nobody
-    /// listens any more is removed first; the file is removed again on drop.
+    /// Listens at `endpoint`. TCP: the address may be in `TIME_WAIT`, and an IPv6 address listens
+    /// to IPv6 only. Unix: a socket file whose listener is gone is removed first. The file is
+    /// removed again when this is dropped.
     ///
     /// # Errors
-    /// `Exists` when something listens there, or the path is another kind of
-    /// file; `Invalid` when the address is not of this machine; `NotFound`
-    /// when the directory does not exist; `Io` otherwise.
+    /// `Exists` when a program listens there, or the path is another kind of file; `Invalid` when
+    /// the address is not one of this machine; `NotFound` when the directory does not exist; `Io`
+    /// otherwise.
     pub fn bind(endpoint: &Endpoint) -> Result<Self> {
         let address = endpoint.address();
         let failed = |e: io::Error| bind_error(endpoint, &e);
@@ -65,7 +64,7 @@ impl Listener {
                 net::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
                     .map_err(failed)?;
                 if matches!(at, SocketAddr::V6(_)) {
-                    // Listens where it was told, whatever net.ipv6.bindv6only says.
+                    // IPv6 only, whatever net.ipv6.bindv6only says.
                     net::set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)
                         .map_err(failed)?;
                 }
@@ -93,25 +92,25 @@ impl Listener {
         Ok(Listener { fd, local, made })
     }
 
-    /// Where it listens: with the real port, when 0 was asked for.
+    /// The endpoint at which it listens, with the real port if 0 was asked for.
     pub fn local_endpoint(&self) -> &Endpoint {
         &self.local
     }
 
-    /// What to poll for waiting.
+    /// The descriptor to poll.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// The path of the socket file it will remove, if there is one.
+    /// The path of the socket file that it will remove, if there is one.
     pub fn socket_file(&self) -> Option<&Path> {
         self.made.as_ref().map(|m| m.path.as_path())
     }
 
-    /// Takes a connection that waits, without waiting for one.
+    /// Accepts a waiting connection, without waiting for one.
     ///
     /// # Errors
-    /// `Kernel` when the listener itself is broken.
+    /// `Kernel` when the listener itself has failed.
     #[doc(hidden)]
     pub fn accept_now(&self) -> Result<Accepted> {
         let error = match net::accept(self.fd.as_fd()) {
@@ -131,8 +130,7 @@ impl Listener {
     /// Waits for a connection.
     ///
     /// # Errors
-    /// `Cancelled`; `Timeout` when `deadline` passes; `Kernel` when no
-    /// descriptor can be had.
+    /// `Cancelled`; `Timeout` when `deadline` passes; `Kernel` when no descriptor can be made.
     #[doc(hidden)]
     pub fn accept(&self, cancel: &Cancel, deadline: Deadline) -> Result<Channel> {
         loop {
@@ -150,7 +148,7 @@ impl Listener {
             }
             match self.accept_now()? {
                 Accepted::Connection(newcomer) => match newcomer.into_channel() {
-                    // Gone again before it was looked at: wait for the next.
+                    // The connection was gone before it was looked at. Wait for the next one.
                     Err(e) if e.kind() == Kind::Invalid => {}
                     other => return other,
                 },
@@ -163,28 +161,29 @@ impl Listener {
     }
 }
 
-/// What there is to accept.
+/// The result of one accept.
 #[derive(Debug)]
 pub enum Accepted {
     /// A connection.
     Connection(Newcomer),
-    /// One that is gone already: there may be others.
+    /// A connection that is gone already. There may be others.
     Gone,
-    /// None.
+    /// No connection waits.
     Nobody,
-    /// One for which the process, or the machine, has no descriptor or memory now. It waits.
+    /// The process or the machine has no descriptor or memory for the next connection, which goes
+    /// on waiting.
     Shortage(io::Error),
 }
 
-/// Whether an error of accept is about one connection that is gone already,
-/// not about the listener (accept(2): "treat them like EAGAIN").
+/// Whether an error of accept is about one connection that is gone already, and not about the
+/// listener (accept(2): "treat them like EAGAIN").
 fn next_connection(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(
             libc::EINTR
                 | libc::ECONNABORTED
-                // A firewall's rule.
+                // A firewall rule.
                 | libc::EPERM
                 | libc::EPROTO
                 | libc::ENOPROTOOPT
@@ -209,15 +208,15 @@ fn bind_error(endpoint: &Endpoint, error: &io::Error) -> Error {
     Error::new(kind, format!("listening at {endpoint}: {error}"))
 }
 
-/// Removes the socket file at `path` if nobody listens there. A program that
-/// binds between the question and the removal would lose its file; the
-/// identity is compared to keep that window as short as it can be made.
+/// Removes the socket file at `path` if no program listens there. A program that binds between this
+/// question and the removal would lose its file. Comparing the identity keeps that window as short
+/// as possible.
 fn remove_stale(endpoint: &Endpoint, path: &Path) -> Result<()> {
     let exists = |what: &str| Error::new(Kind::Exists, format!("listening at {endpoint}: {what}"));
     let failed = |e: io::Error| bind_error(endpoint, &e);
     let data = match file::look(path) {
         Ok(data) => data,
-        // Gone by itself: bind again.
+        // The file is gone already: bind again.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed(e)),
     };
@@ -228,10 +227,10 @@ fn remove_stale(endpoint: &Endpoint, path: &Path) -> Result<()> {
     let probe = net::stream_socket(&address)
         .map_err(|e| Error::os(format_args!("a socket for {endpoint}"), e))?;
     match net::connect(probe.as_fd(), &address) {
-        // unix(7): the target is a socket file, and not a listening socket.
+        // unix(7): the path is a socket file without a listening socket.
         Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // Connected, a full queue, another socket type: somebody is there.
+        // Connected, a full queue, or another socket type: a program is there.
         _ => return Err(exists("another program listens there")),
     }
     if identity(path).is_ok_and(|now| now == (data.dev(), data.ino())) {
@@ -288,7 +287,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let endpoint = Endpoint::Unix(path.clone());
-        // A listener that died leaves its file.
+        // A listener that ended without a cleanup leaves its file.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = Listener::bind(&endpoint).unwrap();
@@ -297,7 +296,7 @@ mod tests {
         assert_eq!(error.kind(), Kind::Exists);
         assert!(error.message().contains("another program"), "{error}");
         assert!(path.exists());
-        // That question was a connection; the next one still comes through.
+        // The question itself was a connection. The next connection still comes through.
         let cancel = Cancel::new().unwrap();
         drop(listener.accept(&cancel, soon()).unwrap());
         hello(&listener);
@@ -316,7 +315,7 @@ mod tests {
         assert!(error.message().contains("not a socket"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         std::fs::remove_file(&path).unwrap();
-        // On drop: not what took our file's place.
+        // A file that has taken the place of brant's stays when the listener is dropped.
         let listener = Listener::bind(&endpoint).unwrap();
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         std::fs::write(&path, "precious").unwrap();

@@ -1,32 +1,32 @@
-//! The limits of a listener: what connections of strangers may cost.
+//! The limits of a listener: how much the connections of strangers may cost.
 //!
-//! Anybody who reaches an address can connect to it. So the connections that are looked at, those
-//! that are accepted at once, their time and the warnings about them are all bounded, here. The
-//! time that a connection has for its HELLO is the VMM's to say (`connect_timeout`), and how many
-//! bytes are read of it is the wire's.
+//! Anybody who reaches an address can connect to it. So this file bounds how many connections are
+//! looked at, how many are accepted at once, how long they may be silent, and how often a warning
+//! comes. The VMM sets the time that a connection has for its HELLO (`connect_timeout`), and the
+//! wire sets how many bytes of it are read.
 //!
-//! Numbers only; who acts on them is `listener`, `waiting` and the destination's `gather`.
+//! There are only numbers here. `listener`, `waiting` and the destination's `gather` apply them.
 
 use std::time::Duration;
 
-/// Connections that may wait to be accepted; the kernel cuts it to its own limit
-/// (`net.core.somaxconn`). When the queue is full a source's call is lost for a second: room
-/// for many strangers.
+/// The most connections that wait to be accepted; the kernel cuts it to its own limit
+/// (`net.core.somaxconn`). It has room for many strangers, because a source's call is lost for a
+/// second when the queue is full.
 pub const BACKLOG: i32 = 4096;
 
-/// Accepted connections that are looked at together. When there is one more, the place that most
-/// of them came from loses its oldest.
+/// How many accepted connections are looked at together. When one more comes, the network with the
+/// most of them loses its oldest.
 pub const LOOKED_AT: usize = 128;
 
-/// Connections that are accepted between two looks at those that there are.
+/// How many connections are accepted between two looks at the accepted ones.
 pub const ACCEPTED_AT_ONCE: usize = 16;
 
-/// When the process has no descriptor for a connection: until the next try.
+/// The pause before the next accept when the process has no descriptor for a connection.
 pub const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);
 
-/// When the process has no descriptor for a connection: an accepted one that has been silent for
-/// so long is closed, and its descriptor is free.
+/// When the process has no descriptor for a connection, an accepted one that has been silent for
+/// this long is closed to free one.
 pub const SILENCE: Duration = Duration::from_secs(1);
 
-/// Between two warnings about strangers.
+/// The shortest time between two warnings about strangers.
 pub const WARNING_PAUSE: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
-//! Byte transports: where they lead (endpoint), how they come about (listener and newcomer,
-//! connect, a descriptor handed in), moving bytes over them (connection, transfer), and pacing.
+//! Byte transports: the addresses (endpoint), the ways to make a connection (listener and newcomer,
+//! connect, a given descriptor), the transfer of bytes (connection, transfer), and pacing.
 //!
-//! Verbs, no descriptors: what is above sends, receives, waits and shuts down, whatever kind of
-//! connection carries the bytes. Knows nothing of records: bytes in, bytes out. Used by `migrate`.
+//! Code above sends, receives, waits and shuts down, without a descriptor, whatever kind of
+//! connection carries the bytes. Nothing in this module knows of records. `migrate` uses it.
 
 mod connect;
 mod connection;

@@ -1,7 +1,7 @@
-//! A connection that a listener has accepted and of which nobody knows yet what it wants.
+//! A connection that a listener has accepted, and whose purpose is still unknown.
 //!
-//! Not a channel: most are gone before that would be of use, and each costs the fewest system
-//! calls. `migrate` reads of each what it has to say and makes a channel of the one it wants.
+//! It is no channel, because most newcomers are dismissed soon, and each should cost few system
+//! calls. `migrate` reads the first bytes of each, and makes a channel of the one that it wants.
 
 use super::connection::Channel;
 use super::parts::{Part, PartMut};
@@ -27,42 +27,42 @@ impl Newcomer {
         }
     }
 
-    /// Receives what is there now; how many bytes, 0 for the end of the stream.
+    /// Receives the bytes that are there, and returns how many; 0 at the end of the stream.
     ///
     /// # Errors
-    /// The kernel's: `WouldBlock` when nothing is there.
+    /// The kernel's: `WouldBlock` if there are none.
     pub fn recv(&mut self, room: &mut [u8]) -> io::Result<usize> {
         let got = self.socket.recv(&[PartMut::bytes(room)])?;
         self.received += got;
         Ok(got)
     }
 
-    /// Sends these bytes, if there is room for them now, and ends the connection.
+    /// Sends these bytes if there is room for them now, and ends the connection.
     pub fn dismiss(&mut self, last: &[u8]) {
-        // A stranger who does not hear it misses nothing.
+        // If this fails, the stranger only misses the reason.
         let _ = self.socket.send(&[Part::bytes(last)]);
         let _ = self.socket.shutdown();
     }
 
-    /// The peer as messages name it; `None` where it has no address.
+    /// The peer's name in messages; `None` if it has no address.
     pub fn peer(&self) -> Option<String> {
         self.socket.peer()
     }
 
-    /// Where the peer is, roughly: its IPv4 address, or the network part of its IPv6 address.
+    /// The peer's network: its IPv4 address, or the network part of its IPv6 address.
     pub fn peer_network(&self) -> Option<IpAddr> {
         self.socket.peer_network()
     }
 
-    /// What to poll for waiting.
+    /// The descriptor to poll.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.fd()
     }
 
-    /// A channel, which has received so far what was received here.
+    /// A channel that counts the bytes received here.
     ///
     /// # Errors
-    /// As for [`Channel::from_fd`]: the connection may be gone.
+    /// Those of [`Channel::from_fd`]: the connection may be gone.
     pub fn into_channel(self) -> Result<Channel> {
         Channel::from_fd_after(self.socket.into_fd(), Bytes(self.received as u64))
     }

@@ -1,16 +1,16 @@
-//! Places in memory that a channel moves bytes from and to: our own buffers and guest memory.
+//! Places in memory from and to which a channel moves bytes: brant's own buffers and guest memory.
 //!
-//! Guest memory changes while it is read, so a part is no slice: an address and a length, which
-//! the kernel alone looks behind. Made by `memory` (a block's pages) and by whoever has bytes of
-//! its own; cut to what one call takes by the transfer.
+//! Guest memory changes while it is read, so a part is no slice but an address and a length, and
+//! only the kernel accesses the memory. `memory` makes parts of a block's pages, and other code
+//! makes them of its own bytes. The transfer cuts them to what one call takes.
 
 use self::sealed::Sealed;
 use std::marker::PhantomData;
 
-/// What scatter lists are cut by: a place in memory and its length. Implemented by [`Part`] and
-/// [`PartMut`] alone, which are `struct iovec` in memory.
+/// A place in memory and its length, by which scatter lists are cut. Only [`Part`] and [`PartMut`]
+/// implement it, whose layout is that of `struct iovec`.
 pub trait IoPart: Copy + Sealed {
-    /// A part of no bytes.
+    /// A part without bytes.
     const EMPTY: Self;
     /// The address of the first byte.
     fn address(self) -> usize;
@@ -20,31 +20,31 @@ pub trait IoPart: Copy + Sealed {
     fn is_empty(self) -> bool {
         self.len() == 0
     }
-    /// The part from byte `from` on, at most `most` bytes; cut to what there is.
+    /// The part from byte `from` on, with at most `most` bytes, cut at its end.
     fn cut(self, from: usize, most: usize) -> Self;
 }
 
-/// Parts as the kernel has them: `struct iovec`, one after another.
+/// Parts in the kernel's form: an array of `struct iovec`.
 pub(super) fn iovecs<P: IoPart>(parts: &[P]) -> &[libc::iovec] {
     const { assert!(size_of::<P>() == size_of::<libc::iovec>()) };
     // SAFETY: `IoPart` is implemented below, for types that are transparent over iovec.
     unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
 }
 
-/// Bytes to send: where they are and how many. Not a `&[u8]`, because guest
-/// memory changes while it is read; the kernel copies from it and nobody else looks.
+/// Bytes to send: their address and number. Not a `&[u8]`, because guest memory changes while it is
+/// read. Only the kernel reads it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Part<'a>(libc::iovec, PhantomData<&'a [u8]>);
 
-/// Room for bytes to receive. A copy names the same room: parts that overlap
-/// are the kernel's to write in order, no reference is made from them.
+/// Room for bytes to receive. A copy names the same room. If parts overlap the kernel writes them
+/// in order; no reference is made from them.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct PartMut<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
 
 impl<'a> Part<'a> {
-    /// Bytes of our own.
+    /// A buffer of brant's own.
     pub fn bytes(bytes: &'a [u8]) -> Self {
         Part(
             libc::iovec {
@@ -55,12 +55,11 @@ impl<'a> Part<'a> {
         )
     }
 
-    /// `len` bytes at `ptr`, which may be written by others meanwhile.
+    /// `len` bytes at `ptr`, which other code may write meanwhile.
     ///
     /// # Safety
-    /// For `'a`, the range belongs to nothing that its owner would not have
-    /// sent to the peer. (A range that is not mapped is an error, not
-    /// undefined: the kernel does the reading.)
+    /// For `'a`, the owner of the range wants it to be sent to the peer. (A range that is not
+    /// mapped is an error, not undefined: the kernel reads it.)
     pub unsafe fn raw(ptr: *const u8, len: usize) -> Self {
         Part(
             libc::iovec {
@@ -73,7 +72,7 @@ impl<'a> Part<'a> {
 }
 
 impl<'a> PartMut<'a> {
-    /// A buffer of our own.
+    /// A buffer of brant's own.
     pub fn bytes(bytes: &'a mut [u8]) -> Self {
         PartMut(
             libc::iovec {
@@ -84,12 +83,12 @@ impl<'a> PartMut<'a> {
         )
     }
 
-    /// `len` bytes at `ptr`, which others may read and write meanwhile.
+    /// `len` bytes at `ptr`, which other code may read and write meanwhile.
     ///
     /// # Safety
-    /// For `'a`, no Rust reference covers the range and it is not the place of
-    /// anything but what the peer may write: guest memory. (A range that is
-    /// not mapped is an error, not undefined: the kernel does the writing.)
+    /// For `'a`, no Rust reference covers the range, and all of it is memory that the peer may
+    /// write: guest memory. (A range that is not mapped is an error, not undefined: the kernel
+    /// writes it.)
     pub unsafe fn raw(ptr: *mut u8, len: usize) -> Self {
         PartMut(
             libc::iovec {
@@ -136,6 +135,6 @@ io_part!(Part);
 io_part!(PartMut);
 
 mod sealed {
-    /// Nobody outside can implement it.
+    /// Keeps other crates from implementing the trait.
     pub trait Sealed {}
 }

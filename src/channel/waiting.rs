@@ -1,4 +1,4 @@
-//! Waiting for a listener and for many newcomers at once.
+//! Waiting for a listener and for many newcomers together.
 
 use super::listener::Listener;
 use super::listener_limits::LOOKED_AT;
@@ -7,12 +7,12 @@ use crate::runtime::{Cancel, Deadline};
 use crate::sys::event::{self, Poll};
 use std::io;
 
-/// Waits for whatever comes first: a connection at `listener`, something to receive of one of
-/// `newcomers`, at most [`LOOKED_AT`] of which are looked at, the cancel, the deadline. Which
-/// newcomers have something, in their order. A signal may end it early.
+/// Waits for the first of these: a connection at `listener`, bytes of one of `newcomers` (at most
+/// [`LOOKED_AT`] of them), the cancel, the deadline. Returns which newcomers have bytes, in their
+/// order. A signal may end the wait early.
 ///
 /// # Errors
-/// The kernel's: more descriptors than the process may have, no memory.
+/// The kernel's: more descriptors than the process may have, or no memory.
 pub fn wait_for_any<'n>(
     listener: Option<&Listener>,
     newcomers: impl IntoIterator<Item = &'n Newcomer>,

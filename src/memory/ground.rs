@@ -49,15 +49,15 @@ pub(super) enum Tables {
 /// What a page holds when it has no entry, or when entries prove nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Below {
-    /// It is unknown.
+    /// Unknown contents.
     Unknown,
-    /// Nothing.
+    /// Zeros.
     Zero,
-    /// What a tmpfs file holds.
+    /// The contents of a tmpfs file.
     Tmpfs(FileAt),
-    /// What a hugetlbfs file holds.
+    /// The contents of a hugetlbfs file.
     Hugetlbfs(FileAt),
-    /// What the page cache holds, if there is no swap.
+    /// The contents of the page cache, if there is no swap.
     Cached,
 }
 

@@ -567,7 +567,7 @@ impl Memory {
         for (agreed, observer) in observers.iter().enumerate() {
             if let Err(e) = observer.map_changes(&old, &map) {
                 for observer in &observers[..agreed] {
-                    // The first error is the one to tell.
+                    // The first error is the one that is returned.
                     let _ = observer.map_changes(&map, &old);
                 }
                 return Err(e);

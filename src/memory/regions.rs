@@ -81,7 +81,7 @@ impl Memory {
         for region in memory.iter() {
             let at = region.start_addr();
             added.push(self.add_region(&name(at), memory, at, slot, 0)?);
-            // Saturating: at the last number the next slot is refused because its number is taken.
+            // After the last number comes 0. If another slot has that number, this one is refused.
             slot = match first_slot {
                 NO_SLOT => NO_SLOT,
                 _ => slot.wrapping_add(1) % NO_SLOT,

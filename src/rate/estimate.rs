@@ -23,14 +23,14 @@ pub struct Rate {
     pub written: Pages,
     /// Distinct pages written, by the second.
     pub pages_per_second: f64,
-    /// How far that may be off, up or down. By sampling: half the width of the interval that
-    /// holds the true figure in 95 of 100 measurements. By log: what would be wrong if
-    /// nothing, or twice as much, was written while logging began and while it ended.
+    /// How far the rate may be off, up or down. By sampling: half the width of the interval that
+    /// contains the true rate in 95 of 100 measurements. By log: the error if no page, or twice as
+    /// many, were written while logging began and while it ended.
     pub error: f64,
-    /// By log: pages written in the first half of the period and again in the second. Few
-    /// beside `written`: the guest goes on to new pages, and a longer period would find more in
-    /// proportion. Near `written`: it writes to the same ones, of which `written` is the number
-    /// rather than a speed.
+    /// By log: pages written in the first half of the period and again in the second. If they are
+    /// few beside `written`, the guest goes on to new pages, and a longer period would find more in
+    /// proportion. If they are nearly `written`, the guest writes to the same pages, and `written`
+    /// is their number rather than a speed.
     pub rewritten: Option<Pages>,
     /// By sampling: pages read, and of those the ones that had changed. A page that was
     /// written with what it held already has not.

@@ -1,9 +1,9 @@
-//! How fast a guest dirties its memory, without migrating it.
+//! How fast a guest dirties its memory, measured without migrating it.
 //!
-//! A [`Probe`] measures for a period and says what it found, in one of two [`Way`]s: by the
-//! tracker's logs, exact and at the cost of logging; or by reading some pages twice, an
-//! estimate with a stated error, at no cost to the guest. What is made of the counts is in
-//! `estimate`, which has no clock and no memory; the reading is in `sample`.
+//! A [`Probe`] measures for a period, in one of two [`Way`]s. The tracker's logs give an exact
+//! count, at the cost of logging. Reading some pages twice gives an estimate with a stated error,
+//! at no cost to the guest. `estimate` makes a rate of the counts; it has no clock and no memory.
+//! `sample` reads the pages.
 
 #[doc(hidden)]
 pub mod estimate;
@@ -22,37 +22,38 @@ use crate::units::Pages;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// The shortest period: below it the edges of the window are a large part of it.
+/// The shortest period. Below it, beginning and ending would be a large part of it.
 pub const PERIOD_MIN: Duration = Duration::from_millis(10);
-/// The longest.
+/// The longest period.
 pub const PERIOD_MAX: Duration = Duration::from_secs(60);
-/// What ships.
+/// The default period.
 pub const PERIOD_DEFAULT: Duration = Duration::from_secs(1);
-/// Pages read of each GiB, unless told otherwise: one in 512. At 1 GiB/s of memory that is
-/// read, 1 TiB takes two seconds for each of the two readings.
+/// The default number of pages read of each GiB: one in 512. When memory is read at 1 GiB/s, 1 TiB
+/// takes two seconds for each of the two readings.
 pub const SAMPLES_DEFAULT: u32 = 512;
-/// The most that can be asked for: every page.
+/// The largest number of pages of each GiB: every page.
 pub const SAMPLES_MAX: u32 = 1 << 18;
 
-/// How it is measured.
+/// The way to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// By all logs of the tracker, as one more consumer of it: whoever else uses it loses nothing.
-    /// The guest pays a write fault for each page that it writes, twice in the period.
+    /// By all logs of the tracker, as one more consumer, so that other consumers lose nothing. The
+    /// guest takes a write fault for each page that it writes, twice in the period.
     Log,
-    /// By the contents of some pages, read at the begin and the end of the period. Needs no log.
+    /// By the contents of some pages, read at the beginning and at the end of the period. Needs no
+    /// log.
     Sample {
         /// How many pages of each GiB, 1 to [`SAMPLES_MAX`]; at least one page in all.
         per_gib: u32,
     },
 }
 
-/// What is to be measured.
+/// The parameters of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
-    /// How.
+    /// The way to measure.
     pub way: Way,
-    /// For how long: [`PERIOD_MIN`] to [`PERIOD_MAX`].
+    /// The length of the period: [`PERIOD_MIN`] to [`PERIOD_MAX`].
     pub period: Duration,
 }
 
@@ -88,26 +89,26 @@ impl Params {
     }
 }
 
-/// Progress: hundredths of a percent.
+/// Progress of a complete measurement, in hundredths of a percent.
 const DONE: u32 = 10_000;
-/// The period is over, or as good as.
+/// Progress when the period is over.
 const ENDING: u32 = 9_900;
 
-/// Where a measurement is, and what was asked of it.
+/// The state of a measurement, and what was asked of it.
 #[derive(Debug, Default)]
 struct State {
     measuring: bool,
     cancelled: bool,
-    /// The period is to end now.
+    /// The period has to end now.
     finish: bool,
-    /// When the period began, while it is going on.
+    /// When the period began. `None` before and after it.
     begun: Option<Instant>,
     progress: u32,
 }
 
-/// Measures the dirty rate of a tracker's guest; any number of times, one at a time.
+/// Measures the dirty rate of a tracker's guest, any number of times, one at a time.
 ///
-/// All methods may be called from any thread.
+/// Every method may be called on any thread.
 ///
 /// ```
 /// use brant::dirty::tracker::{Clearing, Tracker};
@@ -162,7 +163,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Probe {
-    /// A measurement that can be made. Checks the parameters.
+    /// A probe for these parameters, which are checked.
     pub fn new(tracker: Arc<Tracker>, params: Params) -> Result<Self> {
         params.check()?;
         Ok(Probe {
@@ -177,9 +178,9 @@ impl Probe {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Measures, and returns when the period is over ([`Probe::finish`] makes it so) or the
-    /// probe is cancelled ([`Kind::Cancelled`]). [`Kind::Busy`] while another thread measures
-    /// with this probe.
+    /// Measures, and returns when the period is over. [`Probe::finish`] ends the period early;
+    /// [`Probe::cancel`] ends the measurement with [`Kind::Cancelled`]. [`Kind::Busy`] while
+    /// another thread measures with this probe.
     pub fn measure(&self) -> Result<Rate> {
         let mut state = self.state();
         if state.measuring {
@@ -188,7 +189,7 @@ impl Probe {
                 "another thread is measuring with this probe",
             ));
         }
-        // What was asked of the last one is done with; not so a cancel.
+        // Requests to the last measurement are forgotten, but not a cancel.
         *state = State {
             measuring: true,
             cancelled: state.cancelled,
@@ -205,22 +206,22 @@ impl Probe {
         Ok(rate)
     }
 
-    /// Ends the measurement that is going on, and any later one, with [`Kind::Cancelled`].
-    /// Does not wait for it.
+    /// Ends the current measurement, and every later one, with [`Kind::Cancelled`]. Does not wait
+    /// for the end.
     pub fn cancel(&self) {
         self.state().cancelled = true;
         self.asked.notify_all();
     }
 
-    /// Ends the period of the measurement that is going on: it returns what it found until
-    /// now. Does not wait for it. Nothing, when there is none.
+    /// Ends the period of the current measurement, which then returns what it has found. Does not
+    /// wait for the end. Does nothing without a measurement.
     pub fn finish(&self) {
         self.state().finish = true;
         self.asked.notify_all();
     }
 
-    /// How far the measurement is, in hundredths of a percent. 0 until the period has begun;
-    /// from 1 on, what the guest writes is seen; 9,900 when the period is over, 10,000 when the
+    /// The progress of the measurement, in hundredths of a percent. 0 until the period has begun.
+    /// From 1 on, every write of the guest is seen. 9,900 when the period is over, 10,000 when the
     /// measurement has succeeded.
     pub fn progress(&self) -> u32 {
         let state = self.state();
@@ -243,12 +244,12 @@ impl Probe {
         Ok(())
     }
 
-    /// Whoever looks is told that the period has begun.
+    /// Notes that the period has begun, for queries of the progress.
     fn begin(&self, begun: Instant) {
         self.state().begun = Some(begun);
     }
 
-    /// Waits until `begun + after`, or until the period is to end.
+    /// Waits until `begun + after`, or until the period has to end.
     fn wait(&self, begun: Instant, after: Duration) -> Result<()> {
         let mut state = self.state();
         while !state.cancelled && !state.finish {
@@ -265,23 +266,24 @@ impl Probe {
         self.check()
     }
 
-    /// The period is over.
+    /// Notes that the period is over.
     fn ending(&self) {
         self.state().progress = ENDING;
     }
 
     fn by_log(&self) -> Result<Rate> {
-        // However the measurement ends, it is dropped, and tracking stops if nobody else tracks.
+        // However the measurement ends, this consumer is dropped. Tracking stops then, unless
+        // another consumer is started.
         let consumer = self.tracker.consumer();
         let called = Instant::now();
         consumer.start(StartWith::Nothing)?;
         let vcpus_before = consumer.vcpu_counts();
-        // Slots are protected one after the other: the window of each began somewhere in here.
+        // Slots are protected one after the other. The period of each slot began during this.
         let begun = Instant::now();
         let starting = begun - called;
         self.begin(begun);
-        // Which pages were written in the first half is kept aside; those that the second
-        // half finds again were written in both.
+        // The pages written in the first half are remembered. Those that the second half finds
+        // again were written in both.
         self.wait(begun, self.params.period / 2)?;
         let first = consumer.sync(When::Running)?;
         let mut seen = Vec::new();
@@ -294,15 +296,15 @@ impl Probe {
         let edges = starting + ending.elapsed();
         let (in_second, new) = drain(&consumer, &mut seen)?;
         let per_vcpu = consumer.vcpu_counts().map(|mut counts| {
-            // Others may have had the logs on before.
+            // Other consumers may have had the logs on before.
             for (count, before) in counts.iter_mut().zip(vcpus_before.unwrap_or_default()) {
                 *count = count.saturating_sub(before);
             }
             counts
         });
         Ok(estimate::logged(&estimate::Logged {
-            // What was taken, and not what the syncs found: a block that comes meanwhile is
-            // pending without a sync, and one that goes is pending no more after it.
+            // The pages that were taken count, not those that the syncs found. A block that comes
+            // meanwhile is pending without a sync, and a block that goes is not pending after one.
             first: in_first,
             second: in_second,
             both: in_second - new,
@@ -318,20 +320,20 @@ impl Probe {
         let mut sample = sample::Sample::choose(memory, per_gib)?;
         let begun = Instant::now();
         sample.read(memory, || self.check())?;
-        // Only from here on every write is seen.
+        // Every write is seen only from now on.
         self.begin(begun);
         self.wait(begun, self.params.period)?;
         self.ending();
-        // Read in the same order at much the same pace: each page is seen again after the
-        // time between the two beginnings.
+        // Both readings have the same order and about the same pace. So each page is read again
+        // after about the time between the two beginnings.
         let period = begun.elapsed();
         let counts = sample.compare(memory, || self.check())?;
         Ok(estimate::sampled(&counts, period))
     }
 }
 
-/// Takes all that is pending into `seen`, one bitmap for each block: how many pages that were,
-/// and how many of them are new there.
+/// Takes every pending page into `seen`, one bitmap for each block. Returns how many pages they
+/// were, and how many of them are new there.
 fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, Pages)> {
     let mut cursor = Cursor::default();
     let (mut all, mut new) = (0, 0);
@@ -349,7 +351,7 @@ fn drain(consumer: &Consumer, seen: &mut Vec<Option<Bitmap>>) -> Result<(Pages, 
                 seen[block] = Some(Bitmap::new(run.block.pages().index())?);
             }
             if let Some(seen) = &mut seen[block] {
-                // A walk that the guest writes behind may come to a page twice.
+                // While the guest writes behind the walk, the walk can come to a page twice.
                 let (first, count) = (run.pages.first(), run.pages.count());
                 all += count.0;
                 new += seen.set_range(first.index(), count.index());

@@ -1,5 +1,6 @@
-//! Some pages of a guest, read twice: which pages, and what they held the first time. Pages
-//! that the host never backed are not read, so that they stay so. The probe calls it.
+//! A sample of a guest's pages, which are read twice: which pages, and a checksum of their first
+//! contents. Pages that the host never backed are not read, so that they stay unbacked. The probe
+//! calls this file.
 
 use super::estimate::{choose, Sampled};
 use crate::error::{Error, Result};
@@ -14,13 +15,13 @@ use std::sync::Arc;
 
 /// Pages in a GiB.
 const GIB_PAGES: u64 = 1 << 18;
-/// The most pages of a sample: 64 MiB of notes, and 16 GiB to be read. Enough for an
-/// error of a two-thousandth of memory, whatever its size.
+/// The most pages of a sample: 64 MiB of notes, and 16 GiB to read. They are enough for an error of
+/// a two-thousandth of memory, whatever its size.
 const MOST: u64 = 4 << 20;
 /// Pages that are read under one pin of their block.
 const AT_ONCE: usize = 256;
 
-/// A page, and what it held.
+/// A page, and its contents at the first reading.
 struct Note {
     page: Pages,
     sum: u32,
@@ -28,7 +29,7 @@ struct Note {
 
 /// The sample of one block.
 struct Part {
-    /// Not pinned: it may go.
+    /// Not pinned, so the block may be removed.
     block: Arc<Block>,
     gone: bool,
     notes: Vec<Note>,
@@ -48,14 +49,14 @@ impl Sample {
         let total: u64 = map.blocks().iter().map(|b| b.pages().0).sum();
         let wanted = u128::from(total) * u128::from(per_gib) / u128::from(GIB_PAGES);
         let count = (wanted as u64).clamp(1, MOST).min(total);
-        // Anything that the guest cannot foresee.
+        // A seed that the guest cannot foresee.
         let seed = RandomState::new().build_hasher().finish();
         let mut chosen = choose(Pages(total), count, seed).peekable();
         let mut parts = Vec::new();
         let mut before = Pages(0);
         for block in map.blocks() {
             let end = before + block.pages();
-            // A share of them, and one for each edge.
+            // The block's share of the pages, and one more for each edge.
             let room = (u128::from(count) * u128::from(block.pages().0) / u128::from(total.max(1)))
                 as usize
                 + 2;
@@ -85,7 +86,8 @@ impl Sample {
         })
     }
 
-    /// Calls `f` with each note and what its page holds now. Blocks that are gone are dropped.
+    /// Calls `f` with each note and the page's contents now. Notes for blocks that are gone are
+    /// dropped.
     fn each(
         &mut self,
         memory: &Memory,
@@ -115,12 +117,12 @@ impl Sample {
         Ok(())
     }
 
-    /// Reads all of it for the first time.
+    /// Reads every page for the first time.
     pub(super) fn read(&mut self, memory: &Memory, check: impl Fn() -> Result<()>) -> Result<()> {
         self.each(memory, check, |note, now| note.sum = now)
     }
 
-    /// Reads all of it once more, and counts what has changed.
+    /// Reads every page again, and counts those that have changed.
     pub(super) fn compare(
         &mut self,
         memory: &Memory,
@@ -140,16 +142,16 @@ impl Sample {
     }
 }
 
-/// What a page holds, in 32 bits; two contents are the same by chance once in 2^32. The page
-/// is copied first: the guest may be writing it.
+/// A checksum of a page's contents, in 32 bits. Two different contents have the same one by chance
+/// once in 2^32. The page is copied first, because the guest may be writing it.
 ///
-/// A page that is not there yet, because somebody else's userfaultfd fills it when it is touched,
-/// is not fetched for that. It counts as one that nobody has written; if it is there when it is looked
-/// at again it counts as written, which it may be.
+/// A page that is not there yet, because another userfaultfd fills it at the first touch, is not
+/// touched for this. It counts as never written. If it is there at the second reading it counts as
+/// written, which it may be.
 fn checksum(contents: &mut Contents, block: &BlockPin, page: Pages, zero: u32) -> Result<u32> {
     let just = page..page + Pages(1);
     if block.poisoned().next(just.clone()).is_some() {
-        // Nothing is there to be read; it counts as unchanged.
+        // There is no contents to read, so the page counts as unchanged.
         return Ok(zero);
     }
     match contents.see(block, page)? {

@@ -1,5 +1,5 @@
-//! The probe on memory of this process: marks in the place of a guest's writes, and writes
-//! that sampling sees. A real guest is in `c-tests/rate.c`.
+//! The probe on memory of this process, with marks for the logs and writes for the sampling.
+//! `c-tests/rate.c` has a real guest.
 
 use super::*;
 use crate::dirty::tracker::Clearing;
@@ -9,7 +9,7 @@ use crate::units::{Bytes, PAGE_SIZE};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Memory in blocks of so many pages.
+/// Memory in blocks of the given numbers of pages.
 struct Guest {
     memory: Arc<Memory>,
     tracker: Arc<Tracker>,
@@ -17,21 +17,21 @@ struct Guest {
     pages: u64,
 }
 
-// SAFETY: the memory is reached by volatile accesses alone.
+// SAFETY: the memory is only accessed by volatile loads and stores.
 unsafe impl Sync for Guest {}
 
 impl Guest {
-    /// Private and anonymous.
+    /// In private anonymous memory.
     fn new(blocks: &[u64]) -> Guest {
         Guest::of(blocks, None)
     }
 
-    /// All blocks in one file of memory, which is shared.
+    /// All blocks in one memfd, mapped shared.
     fn shared(blocks: &[u64]) -> Guest {
-        // SAFETY: a new descriptor, and a string that ends.
+        // SAFETY: a new descriptor, and a string that ends with NUL.
         let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
         assert!(fd >= 0);
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: the descriptor was just made, and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let file = std::fs::File::from(fd);
         file.set_len(blocks.iter().sum::<u64>() * PAGE_SIZE)
@@ -45,7 +45,7 @@ impl Guest {
             Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
             None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
         };
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let ram = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -63,7 +63,7 @@ impl Guest {
             memory
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
-                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    // SAFETY: the test's own memory, or an address that is never accessed.
                     host: unsafe {
                         crate::memory::HostMemory::new(
                             ram.cast::<u8>().wrapping_add((before * PAGE_SIZE) as usize),
@@ -106,7 +106,7 @@ impl Guest {
     fn write(&self, page: u64) {
         assert!(page < self.pages);
         let at = self.ram.wrapping_add((page * PAGE_SIZE) as usize);
-        // SAFETY: inside the mapping (just checked).
+        // SAFETY: inside the mapping, as just checked.
         unsafe { at.write_volatile(at.read_volatile().wrapping_add(1)) };
     }
 
@@ -124,7 +124,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody reads any more.
+        // SAFETY: this test's own mapping, which no thread reads any more.
         unsafe { libc::munmap(self.ram.cast(), (self.pages * PAGE_SIZE) as usize) };
     }
 }
@@ -135,8 +135,8 @@ const EVERY: Way = Way::Sample {
     per_gib: SAMPLES_MAX,
 };
 
-/// Measures on another thread; `during` runs again and again, from when the period has begun to
-/// when it ends.
+/// Measures on another thread. `during` runs again and again from the beginning of the period to
+/// its end.
 fn during(probe: &Probe, mut during: impl FnMut()) -> Result<Rate> {
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| probe.measure());
@@ -184,7 +184,7 @@ fn by_log_pages_written_in_both_halves_are_told() {
     let probe = guest.probe(Way::Log, SHORT * 2);
     let mut rounds = 0;
     let rate = during(&probe, || {
-        // 50 pages over and over; one page each in the first half, the second half.
+        // 50 pages all the time, and one more page in each half.
         let second = probe.progress() > DONE / 2;
         guest
             .tracker
@@ -197,8 +197,8 @@ fn by_log_pages_written_in_both_halves_are_told() {
     })
     .unwrap();
     assert!(rounds > 1);
-    // The clock of the progress and that of the halves are not quite the same, and the other
-    // thread can have slept through a half.
+    // The progress and the halves have slightly different clocks, and the writing thread can have
+    // slept through a half.
     assert!(
         rate.written >= Pages(51) && rate.written <= Pages(52),
         "{rate:?}"
@@ -218,7 +218,7 @@ fn by_log_an_idle_guest_dirties_nothing() {
 fn by_sample_of_every_page_what_changed_is_counted_and_holes_stay_holes() {
     for make in [Guest::new, Guest::shared] {
         let guest = make(&[300, 211]);
-        // Half of it was never touched.
+        // Every second page was never touched.
         for page in (0..511).step_by(2) {
             guest.write(page);
         }
@@ -227,7 +227,7 @@ fn by_sample_of_every_page_what_changed_is_counted_and_holes_stay_holes() {
         let mut once = false;
         let rate = during(&probe, || {
             if !std::mem::replace(&mut once, true) {
-                // Of both halves.
+                // Pages of both kinds.
                 (0..511).step_by(5).for_each(|page| guest.write(page));
                 probe.finish();
             }
@@ -282,7 +282,7 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
     let probe = guest.probe(Way::Log, SHORT * 2);
     let mut rounds = 0u64;
     let rate = during(&probe, || {
-        // In either half, and most often one that no sync of the probe's has come between.
+        // In either half, and mostly a block that goes before any sync of the probe's.
         guest
             .memory
             .remove_block(
@@ -296,7 +296,7 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
             .memory
             .add_block(BlockDescription {
                 name: "again".to_owned(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { crate::memory::HostMemory::new(b1) },
                 length,
                 page_size: Bytes(PAGE_SIZE),
@@ -307,8 +307,8 @@ fn by_log_blocks_that_come_and_go_meanwhile_are_counted_and_fail_nothing() {
         rounds += 1;
     })
     .unwrap();
-    // All of a new block counts as written, and is a block of its own each time; those that
-    // went before anybody took their pages do not.
+    // Every page of a new block counts as written, and each time it is another block. Pages of a
+    // block that went before they were taken do not count.
     assert!(rate.written >= Pages(30), "{rate:?}");
     assert_eq!(rate.written.0 % 30, 0, "{rate:?}");
     assert_eq!(rate.rewritten, Some(Pages(0)), "{rate:?}");
@@ -351,7 +351,7 @@ fn a_measurement_is_cancelled_from_any_thread_and_leaves_the_tracker_stopped() {
         let error = during(&probe, || probe.cancel()).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled);
         assert!(!guest.tracker.is_started());
-        // Once cancelled, cancelled.
+        // A cancelled probe stays cancelled.
         assert_eq!(probe.measure().unwrap_err().kind(), Kind::Cancelled);
     }
 }
@@ -361,10 +361,10 @@ fn a_period_that_is_ended_early_gives_what_was_found_until_then() {
     for way in [Way::Log, EVERY] {
         let guest = Guest::new(&[100]);
         let probe = guest.probe(way, LONG);
-        // Asked before there is anything to end: nothing.
+        // Before there is a measurement, this does nothing.
         probe.finish();
         let rate = during(&probe, || {
-            // The first reading of a sample may still be going on.
+            // The first reading of a sample may still be in progress.
             guest.write(7);
             guest
                 .tracker
@@ -385,7 +385,8 @@ fn one_probe_measures_once_at_a_time() {
     let probe = guest.probe(EVERY, LONG);
     let mut asked = false;
     let ended = during(&probe, || {
-        // Once: after the cancel the first measurement may be over, and none is busy.
+        // Asked only once: after the cancel the first measurement may be over, and then the probe
+        // is not busy.
         if !std::mem::replace(&mut asked, true) {
             assert_eq!(probe.measure().unwrap_err().kind(), Kind::Busy);
             probe.cancel();
@@ -421,7 +422,7 @@ fn limits_are_refused_by_name() {
     }
 }
 
-/// A guest of 256 MiB in a memfd, in which every page holds something.
+/// A guest of 256 MiB in a memfd, in which every page has contents.
 fn full_memfd() -> Guest {
     let guest = Guest::shared(&[FULL]);
     (0..FULL).for_each(|page| guest.write(page));
@@ -432,8 +433,8 @@ const FULL: u64 = 64 << 10;
 
 #[test]
 fn by_sample_a_page_of_a_full_memfd_does_not_cost_a_walk_over_the_file() {
-    // To ask where the next hole begins is a walk to the end of the data: for each of these pages
-    // that is minutes.
+    // A question where the next hole begins is a walk to the end of the data. For each of these
+    // pages that takes minutes.
     let guest = full_memfd();
     let probe = guest.probe(EVERY, PERIOD_MIN);
     let begun = Instant::now();
@@ -456,7 +457,7 @@ fn by_sample_a_cancel_is_heard_while_a_full_memfd_is_read() {
         probe.cancel();
         let (result, ended) = measuring.join().unwrap();
         assert_eq!(result.unwrap_err().kind(), Kind::Cancelled);
-        // 100 ms are promised; a loaded machine may take ten times as long.
+        // The promise is 100 ms. A loaded machine may take ten times as long.
         let took = ended.saturating_duration_since(cancelled);
         assert!(took < Duration::from_secs(1), "{took:?}");
     });

@@ -1,6 +1,6 @@
-//! Cancelling: one flag and one eventfd, so that both a running loop and a
-//! sleeping poll see it. Waiting that can be cancelled, because that is what
-//! the eventfd is for. Used by everything that waits or loops.
+//! Cancelling: a flag for a running loop, and an eventfd for a sleeping poll. Waits that can be
+//! cancelled are here too, because they poll the eventfd. All code that waits or loops uses this
+//! file.
 
 use super::Deadline;
 use crate::error::{Error, Result};
@@ -27,10 +27,10 @@ struct Inner {
 }
 
 impl Cancel {
-    /// A new one, not cancelled.
+    /// A cancellation that has not happened yet.
     ///
     /// # Errors
-    /// `Kernel` when no descriptor can be had.
+    /// `Kernel` when no descriptor can be made.
     pub fn new() -> Result<Self> {
         Cancel::make(None)
     }
@@ -55,10 +55,10 @@ impl Cancel {
         })
     }
 
-    /// Cancels. True for the first caller. Any thread; also a signal handler
-    /// (an atomic and a write, both async-signal-safe).
+    /// Cancels. Returns true for the first caller. May be called on any thread and in a signal
+    /// handler (an atomic and a write, both async-signal-safe).
     pub fn cancel(&self) -> bool {
-        // The flag before the fd: whoever the fd wakes must find the flag set.
+        // The flag comes before the fd, because a thread that the fd wakes must find the flag set.
         let first = !self.inner.cancelled.swap(true, Ordering::AcqRel);
         if first {
             let _ = event::eventfd_raise(self.inner.fd.as_fd());
@@ -82,14 +82,14 @@ impl Cancel {
         self.inner.fd.as_fd()
     }
 
-    /// Sleeps for `duration`, or until cancelled. True when cancelled.
+    /// Sleeps for `duration`, or until cancelled. Returns whether it is cancelled.
     pub fn wait(&self, duration: Duration) -> bool {
         let until = Deadline::after(duration);
         loop {
             match wait_ready(self.fd(), Interest::Read, Some(self), until) {
                 Ok(Wake::Cancelled | Wake::Ready) => return true,
                 Ok(Wake::TimedOut) => return self.is_cancelled(),
-                // poll had no memory: a plain short sleep instead.
+                // poll had no memory, so a plain short sleep replaces it.
                 Err(_) => {
                     let left = until.remaining().unwrap_or(Duration::MAX);
                     std::thread::sleep(left.min(Duration::from_millis(1)));
@@ -101,7 +101,7 @@ impl Cancel {
         }
     }
 
-    /// `Err(Cancelled)` naming `what`, if cancelled.
+    /// `Err(Cancelled)` that names `what`, if cancelled.
     ///
     /// # Errors
     /// `Cancelled`.
@@ -116,28 +116,28 @@ impl Cancel {
     }
 }
 
-/// What a descriptor is waited for.
+/// The event that a wait for a descriptor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// Something to read, or to accept.
+    /// Bytes to read, or a connection to accept.
     Read,
-    /// Room to write, or a connection made.
+    /// Room to write, or the end of connecting.
     Write,
 }
 
-/// Why a wait ended.
+/// The reason why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// The descriptor is ready, or has failed or hung up: try, and see.
+    /// The descriptor is ready, has failed or has hung up. The next call on it tells which.
     Ready,
-    /// Cancelled. Wins over the other two.
+    /// Cancelled. This overrides the other two.
     Cancelled,
     /// The deadline passed.
     TimedOut,
 }
 
-/// Waits until `fd` is ready, `cancel` is cancelled or `until` has passed. A
-/// signal handler that runs meanwhile (on a thread of the VMM's) changes nothing.
+/// Waits until `fd` is ready, `cancel` is cancelled or `until` has passed. A signal handler that
+/// runs meanwhile (on a thread of the VMM's) does not end the wait.
 ///
 /// # Errors
 /// `Kernel` or `NoMemory` when poll itself fails.
@@ -150,10 +150,10 @@ pub fn wait_ready(
     wait_ready_or(fd, interest, None, cancel, until)
 }
 
-/// The same; `other`, when it is readable, counts as ready too.
+/// [`wait_ready`] for two descriptors: it also ends as ready when `other` is readable.
 ///
 /// # Errors
-/// As for [`wait_ready`].
+/// Those of [`wait_ready`].
 pub fn wait_ready_or(
     fd: BorrowedFd<'_>,
     interest: Interest,

@@ -1,5 +1,5 @@
-//! A point in time after which something is given up. Monotonic; no waiting
-//! happens here. Used by whatever waits.
+//! A point in time at which a wait is given up. It is on the monotonic clock. Nothing waits in this
+//! file.
 
 use std::time::{Duration, Instant};
 
@@ -8,33 +8,33 @@ use std::time::{Duration, Instant};
 pub struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// A deadline that does not come. Costs no clock reading.
+    /// A deadline that never comes. It reads no clock.
     pub const fn never() -> Self {
         Deadline(None)
     }
 
-    /// `duration` from now; never, if that is further than the clock goes.
+    /// `duration` from now, or never if the clock does not go that far.
     pub fn after(duration: Duration) -> Self {
         Deadline(Instant::now().checked_add(duration))
     }
 
-    /// At `instant`.
+    /// The deadline at `instant`.
     pub const fn at(instant: Instant) -> Self {
         Deadline(Some(instant))
     }
 
-    /// Time left: `None` for never, zero once it has passed.
+    /// The time left: `None` for never, zero once the deadline has passed.
     pub fn remaining(self) -> Option<Duration> {
         self.0
             .map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether it has passed.
+    /// Whether the deadline has passed.
     pub fn expired(self) -> bool {
         self.0.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// Whichever of the two comes first.
+    /// The earlier of the two.
     #[must_use]
     pub fn earlier(self, other: Deadline) -> Deadline {
         match (self.0, other.0) {
@@ -43,14 +43,14 @@ impl Deadline {
         }
     }
 
-    /// The same, `by` later; never, if that is further than the clock goes.
+    /// The deadline `by` later, or never if the clock does not go that far.
     #[must_use]
     pub fn later(self, by: Duration) -> Deadline {
         Deadline(self.0.and_then(|at| at.checked_add(by)))
     }
 
-    /// Time left as poll(2) takes it: milliseconds rounded up (rounded down, the
-    /// last fraction would be a busy loop), -1 for never, at most `i32::MAX`.
+    /// The time left as poll(2) takes it, in milliseconds: -1 for never, at most `i32::MAX`. It is
+    /// rounded up, because the last fraction would otherwise be a busy loop.
     pub fn poll_timeout_ms(self) -> i32 {
         self.remaining().map_or(-1, round_up_ms)
     }

@@ -1,9 +1,9 @@
-//! [`Fair`]: a lock that goes to whoever has waited longest.
+//! [`Fair`]: a lock that goes to the thread that has waited longest.
 //!
-//! The standard library's mutex goes to whoever is quickest. A thread that unlocks it and locks
-//! it again at once nearly always wins against a thread that has to be woken first: a tracker
-//! that was synced over and over kept the addition of a block waiting for seconds. Here
-//! everybody takes a number, so a wait is as long as what those in front do, once each.
+//! The standard library's mutex goes to the quickest thread. A thread that unlocks it and at once
+//! locks it again nearly always wins against a thread that has to wake up first. So a tracker that
+//! was synced over and over kept the addition of a block waiting for seconds. With this lock each
+//! thread takes a number, and waits for one turn of each thread before it.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -13,20 +13,20 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 pub struct Fair<T> {
     queue: Mutex<Queue>,
     turn: Condvar,
-    /// Locked only by whose turn it is, so never waited for.
+    /// Locked only by the thread whose turn it is, so no thread waits for it.
     value: Mutex<T>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// The number that the next to come takes.
+    /// The number that the next thread takes.
     next: u64,
-    /// The number whose turn it is; equal to `next` when nobody holds the lock.
+    /// The number whose turn it is. It equals `next` when no thread holds the lock.
     serving: u64,
 }
 
 impl<T> Fair<T> {
-    /// A lock around `value`, which nobody holds.
+    /// A lock around `value`, which no thread holds.
     pub fn new(value: T) -> Self {
         Fair {
             queue: Mutex::default(),
@@ -35,7 +35,7 @@ impl<T> Fair<T> {
         }
     }
 
-    /// Waits for everybody who came before. A panic of an earlier holder is passed over.
+    /// Waits for every thread that came before. A panic of an earlier holder is ignored.
     pub fn lock(&self) -> FairGuard<'_, T> {
         let mut queue = self.queue();
         let number = queue.next;
@@ -47,7 +47,7 @@ impl<T> Fair<T> {
         self.guard()
     }
 
-    /// The lock if nobody holds it; never waits.
+    /// Takes the lock if no thread holds it. Never waits.
     pub fn try_lock(&self) -> Option<FairGuard<'_, T>> {
         let mut queue = self.queue();
         if queue.serving != queue.next {
@@ -58,7 +58,7 @@ impl<T> Fair<T> {
         Some(self.guard())
     }
 
-    /// The value, of which the caller is the only user.
+    /// The value, which no other thread can use now.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut().unwrap_or_else(|e| e.into_inner())
     }
@@ -85,7 +85,7 @@ impl<T> Fair<T> {
 #[derive(Debug)]
 pub struct FairGuard<'a, T> {
     lock: &'a Fair<T>,
-    /// `None` only while it is being dropped.
+    /// `None` only while the guard is dropped.
     value: Option<MutexGuard<'a, T>>,
 }
 
@@ -110,7 +110,7 @@ impl<T> DerefMut for FairGuard<'_, T> {
 
 impl<T> Drop for FairGuard<'_, T> {
     fn drop(&mut self) {
-        // First the value: the next in the queue does not wait for it.
+        // The value's own lock goes first, so that the next thread does not wait for it.
         self.value = None;
         let mut queue = self.lock.queue();
         queue.serving += 1;
@@ -126,7 +126,7 @@ mod tests {
     use std::sync::Arc;
     use std::thread;
 
-    /// Until `n` threads wait for `lock`.
+    /// Returns when `n` threads wait for `lock`.
     fn until_waiting(lock: &Fair<Vec<u32>>, n: u64) {
         while lock.waiting() < n {
             thread::yield_now();
@@ -145,7 +145,7 @@ mod tests {
         }
         assert!(lock.try_lock().is_none());
         drop(held);
-        // Comes after all of them, however quick it is.
+        // This thread comes after all of them, however quick it is.
         assert_eq!(*lock.lock(), (0..8).collect::<Vec<u32>>());
         for thread in threads {
             thread.join().unwrap();

@@ -76,8 +76,8 @@ impl Readers {
             match *step {
                 Step::Idle => {
                     self.rounds.fetch_add(1, Ordering::Relaxed);
-                    // After this, looks at counters; before it, whatever was replaced by those
-                    // who count on this round.
+                    // The fence stands between the replacements, made by threads that rely on this
+                    // round, and the looks at counters.
                     fence(Ordering::SeqCst);
                     *step = Step::Before;
                 }

@@ -1,13 +1,13 @@
-//! Time limits with names. A wait that runs out of time says which of its limits ended it, in
-//! the words of the parameter that the user can change.
+//! Time limits with names. A wait that runs out of time tells which of its limits ended it, by the
+//! name of the parameter that the user can change.
 //!
-//! A [`Timeout`] is a length of time, a [`Limit`] is its end on the clock. Neither waits.
+//! A [`Timeout`] is a length of time, a [`Limit`] its end on the clock. Neither of them waits.
 
 use super::Deadline;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How long something may take, and the name of the parameter that says so.
+/// How long something may take, and the name of the parameter for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeout {
     name: &'static str,
@@ -15,17 +15,17 @@ pub struct Timeout {
 }
 
 impl Timeout {
-    /// `name` as it stands in a sentence: "the connect timeout".
+    /// `name` is how the limit is called in a sentence: "the connect timeout".
     pub const fn new(name: &'static str, length: Duration) -> Self {
         Timeout { name, length }
     }
 
-    /// How long.
+    /// The length of time.
     pub const fn length(self) -> Duration {
         self.length
     }
 
-    /// Its end, if it begins now.
+    /// The limit of a time that begins now.
     pub fn from_now(self) -> Limit {
         Limit {
             at: Deadline::after(self.length),
@@ -33,7 +33,7 @@ impl Timeout {
         }
     }
 
-    /// Its end, if it began at `begun`.
+    /// The limit of a time that began at `begun`.
     pub fn since(self, begun: Instant) -> Limit {
         Limit {
             at: begun
@@ -43,7 +43,7 @@ impl Timeout {
         }
     }
 
-    /// Its end, if `left` of it is left.
+    /// The limit of a time of which `left` remains.
     pub fn with_left(self, left: Duration) -> Limit {
         Limit {
             at: Deadline::after(left),
@@ -51,7 +51,7 @@ impl Timeout {
         }
     }
 
-    /// The longer of two.
+    /// The longer of the two.
     #[must_use]
     pub fn longer(self, other: Timeout) -> Timeout {
         if other.length > self.length {
@@ -94,17 +94,17 @@ impl Limit {
         }
     }
 
-    /// The moment.
+    /// The moment at which it ends.
     pub const fn at(self) -> Deadline {
         self.at
     }
 
-    /// Whether it has passed.
+    /// Whether that moment has passed.
     pub fn expired(self) -> bool {
         self.at.expired()
     }
 
-    /// Whichever of the two comes first, with its name.
+    /// The earlier of the two, with its name.
     #[must_use]
     pub fn earlier(self, other: impl Into<Limit>) -> Limit {
         let other = other.into();
@@ -115,7 +115,7 @@ impl Limit {
         }
     }
 
-    /// The same, `by` later: for time that is not to count.
+    /// The limit `by` later, for time that must not count.
     #[must_use]
     pub fn extended(self, by: Duration) -> Limit {
         Limit {

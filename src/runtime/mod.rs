@@ -1,7 +1,7 @@
-//! What every thread of ours runs on: its role and signal mask, cancelling,
-//! deadlines, and the eventfd that tells the VMM to look.
+//! What brant's threads are built on: roles and signal masks, cancelling, deadlines, and the
+//! eventfd that tells the VMM to look.
 //!
-//! Knows nothing of migration. Used by every room above.
+//! Nothing in this module knows of migration. All layers above use it.
 
 pub mod cancel;
 pub mod deadline;
@@ -26,33 +26,33 @@ use crate::sys::{event, file};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// An eventfd that becomes readable when there is something new to look at
-/// (statistics, an event). Many raises between two looks are one wake-up.
+/// An eventfd that becomes readable when there is something new to look at (statistics, an event).
+/// Many raises between two looks are one wake-up.
 #[derive(Debug, Clone)]
 pub struct Notify {
     fd: Arc<OwnedFd>,
 }
 
 impl Notify {
-    /// A new one, not raised.
+    /// A notifier that is not raised.
     ///
     /// # Errors
-    /// `Kernel` when no descriptor can be had.
+    /// `Kernel` when no descriptor can be made.
     pub fn new() -> Result<Self> {
         let fd = event::eventfd().map_err(|e| Error::os("eventfd for notifications", e))?;
         Ok(Notify { fd: Arc::new(fd) })
     }
 
-    /// Makes the fd readable. Never waits: a full counter wakes the reader
-    /// just as well (eventfd(2): only `O_NONBLOCK` matters, which we set).
+    /// Makes the fd readable. Never waits, since the descriptor is `O_NONBLOCK` and a full counter
+    /// wakes the reader too (eventfd(2)).
     pub fn raise(&self) {
-        // The one failure left is a descriptor that somebody closed behind
-        // our back, and then nobody is listening.
+        // The only failure left is a descriptor that other code has closed, and then nobody reads
+        // it.
         let _ = event::eventfd_raise(self.fd.as_fd());
     }
 
-    /// Takes the raises since the last call, and with them the readability.
-    /// The VMM does the same by reading eight bytes.
+    /// Takes the raises since the last call, so that the fd is no longer readable. The VMM does the
+    /// same by reading eight bytes.
     ///
     /// # Errors
     /// `Kernel` when the descriptor cannot be read.
@@ -68,7 +68,7 @@ impl Notify {
     /// A duplicate (closed on exec) for the VMM to keep and close.
     ///
     /// # Errors
-    /// `Kernel` when no descriptor can be had.
+    /// `Kernel` when no descriptor can be made.
     pub fn duplicate(&self) -> Result<OwnedFd> {
         file::duplicate(self.fd()).map_err(|e| Error::os("duplicating an eventfd", e))
     }

@@ -1,13 +1,13 @@
-//! Asking a thread of ours, which may be waiting for its peer, to let go of what it holds
-//! meanwhile. The thread goes on afterwards; ending it is [`super::Cancel`]'s.
+//! A request to a thread of brant's, which may be waiting for its peer, to let go of what it holds
+//! meanwhile. The thread goes on afterwards. Ending it is the part of [`super::Cancel`].
 
 use super::Notify;
 use crate::error::Result;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag, and a descriptor that wakes whoever polls. Raised by anybody; lowered by the thread
-/// that is asked, before it takes hold of something.
+/// A flag, and a descriptor that wakes a poll. Any thread raises it. The thread that is asked
+/// lowers it before it takes hold of anything.
 #[derive(Debug)]
 pub struct Recall {
     raised: AtomicBool,
@@ -15,10 +15,10 @@ pub struct Recall {
 }
 
 impl Recall {
-    /// A new one, not raised.
+    /// A recall that is not raised.
     ///
     /// # Errors
-    /// `Kernel` when no descriptor can be had.
+    /// `Kernel` when no descriptor can be made.
     pub fn new() -> Result<Self> {
         Ok(Recall {
             raised: AtomicBool::new(false),
@@ -26,44 +26,45 @@ impl Recall {
         })
     }
 
-    /// Asks. Does not wait.
+    /// Asks the thread to let go. Does not wait.
     pub fn raise(&self) {
-        // The flag before the descriptor: whoever that wakes must find the flag set.
+        // The flag comes before the descriptor, because a thread that the descriptor wakes must
+        // find the flag set.
         self.raised.store(true, Ordering::SeqCst);
         self.notify.raise();
     }
 
-    /// Whether somebody has asked since it was lowered.
+    /// Whether it was raised since it was last lowered.
     pub fn is_raised(&self) -> bool {
         self.raised.load(Ordering::SeqCst)
     }
 
-    /// What was asked so far is done: nothing is held now.
+    /// Ends all requests so far: the thread holds nothing now.
     pub fn lower(&self) {
-        // The flag first: one that asks in between finds its wake-up taken, but the flag is looked
+        // The flag comes first. A raise in between loses its wake-up here, but the flag is looked
         // at before each wait.
         if self.raised.swap(false, Ordering::SeqCst) {
             let _ = self.notify.take();
         }
     }
 
-    /// Takes back a wake-up that nobody asks with any more; called by whoever was woken and finds
-    /// the flag down.
+    /// Takes back a wake-up without a request. Call it when a wait was ended by the descriptor and
+    /// the flag is down.
     ///
-    /// Example: one thread raises the flag; the thread that is asked lowers it, and finds no wake-up
-    /// to take yet; the first raises the descriptor. From there on the descriptor is readable, the
-    /// flag is down, and every wait ends at once, until somebody raises it again.
+    /// Example: thread A raises the flag; the thread that is asked lowers it, and finds no wake-up
+    /// to take back yet; thread A raises the descriptor. From then on the descriptor is readable
+    /// with the flag down, and every wait ends at once, until the next raise.
     ///
-    /// Whoever asks meanwhile has raised the flag before the descriptor: look at the flag after this
-    /// and before the next wait.
+    /// A thread that asks meanwhile has raised the flag before the descriptor. So look at the flag
+    /// after this call and before the next wait.
     pub fn settle(&self) {
         if !self.is_raised() {
             let _ = self.notify.take();
         }
     }
 
-    /// Readable while it is raised, for poll; and now and then when it is not, see
-    /// [`settle`](Self::settle).
+    /// A descriptor for poll. It is readable while the recall is raised, and sometimes when it is
+    /// not: see [`settle`](Self::settle).
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.notify.fd()
     }
@@ -71,7 +72,7 @@ impl Recall {
 
 #[cfg(test)]
 impl Recall {
-    /// As [`raise`](Self::raise), with all of `between` in the middle of it.
+    /// [`raise`](Self::raise) with a call of `between` in its middle.
     pub(crate) fn raise_around(&self, between: impl FnOnce()) {
         self.raised.store(true, Ordering::SeqCst);
         between();
@@ -111,12 +112,13 @@ mod tests {
         assert_eq!((recall.is_raised(), wake()), (false, Wake::Ready));
         recall.settle();
         assert_eq!((recall.is_raised(), wake()), (false, Wake::TimedOut));
-        // What is asked for is not.
+        // A recall that is raised is not settled.
         recall.raise();
         recall.settle();
         assert_eq!((recall.is_raised(), wake()), (true, Wake::Ready));
         recall.lower();
-        // Asked while it is being taken back: whoever looks at the flag before waiting sees it.
+        // Raised while the wake-up is taken back: a thread that looks at the flag before it waits
+        // sees the request.
         recall.raise_around(|| recall.settle());
         assert_eq!((recall.is_raised(), wake()), (true, Wake::Ready));
     }

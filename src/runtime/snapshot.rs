@@ -1,8 +1,8 @@
-//! [`Snapshot`]: an immutable value that is read without locks and replaced whole.
+//! [`Snapshot`]: an immutable value that is read without a lock and replaced as a whole.
 //!
-//! For the memory map: vCPU and device threads look at it with every mark, and it
-//! changes a few times in a guest's life. Replacing waits for a grace period and
-//! drops the old value on the replacing thread, never on a reader's.
+//! The memory map is such a value. vCPU and device threads read it with every mark, and it changes
+//! a few times in a guest's life. A replacement waits for a grace period, and the replacing thread
+//! drops the old value, so no reader ever does.
 
 use super::grace::{pin, GracePeriod, Guard};
 use super::sync::{Arc, AtomicPtr, Mutex, Ordering};
@@ -10,20 +10,20 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::time::Duration;
 
-/// How often a replacing thread looks up from its wait. Readers never hold a guard
-/// across anything that blocks, so the loop around it ends.
+/// How long one wait of a replacing thread lasts before the next. The loop of waits ends, because
+/// readers hold no guard across calls that block.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// See the file's description. `T` is shared by reference and by counted reference.
+/// See the file's description. Readers get `T` by reference, or as an `Arc`.
 pub struct Snapshot<T> {
-    /// Always a valid pointer from `Arc::into_raw`; this holds one count.
+    /// Always a valid pointer from `Arc::into_raw`, for which this holds one count.
     current: AtomicPtr<T>,
-    /// Old values are dropped by the replacing thread; one replaces at a time.
+    /// Held by the thread that replaces the value and drops the old one.
     writer: Mutex<()>,
 }
 
-// SAFETY: a Snapshot hands out `&T` and `Arc<T>` on any thread and drops T on the
-// thread that replaces or drops it; that is what `Arc<T>: Send + Sync` needs.
+// SAFETY: a Snapshot hands out `&T` and `Arc<T>` on any thread, and drops T on the thread that
+// replaces or drops it. `Arc<T>: Send + Sync` needs the same.
 unsafe impl<T: Send + Sync> Send for Snapshot<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Snapshot<T> {}
@@ -37,78 +37,78 @@ impl<T> Snapshot<T> {
         }
     }
 
-    /// Lets `look` see the current value. Lock-free. `look` must not block and must not
+    /// Calls `look` with the current value. Takes no lock. `look` must not block, and must not
     /// replace a snapshot.
     pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(self.get(&pin()))
     }
 
-    /// The current value, for a thread that is pinned already: one pin does for several looks.
+    /// The current value, for a thread that is pinned already. One pin is enough for several looks.
     pub fn get<'g>(&'g self, _pinned: &'g Guard) -> &'g T {
         let current = self.current.load(Ordering::Acquire);
-        // SAFETY: the pointer came from Arc::into_raw, and its count is only given up
-        // after a grace period that began when it was no longer current; the guard, which
-        // outlives the reference, is from before the load.
+        // SAFETY: the pointer came from Arc::into_raw. Its count is given up only after a grace
+        // period that began when the pointer was no longer current. The guard, which outlives the
+        // reference, was made before the load.
         unsafe { &*current }
     }
 
-    /// A counted reference to the current value, to be held as long as one likes.
+    /// A counted reference to the current value, which may be kept for any time.
     pub fn load(&self) -> Arc<T> {
         let _guard = pin();
         let current = self.current.load(Ordering::Acquire);
-        // SAFETY: as in `with`, the count that the cell holds is there while we are
-        // pinned, so there is a count to add to.
+        // SAFETY: as in `with`, the cell's own count exists while this thread is pinned, so it can
+        // be added to.
         unsafe {
             Arc::increment_strong_count(current);
             Arc::from_raw(current)
         }
     }
 
-    /// Replaces the value. When it returns, no [`Snapshot::with`] sees the old value any
-    /// more. Waits for readers, which do not block.
+    /// Replaces the value. When this returns, no [`Snapshot::with`] sees the old value any more.
+    /// Waits for readers, which do not block.
     pub fn replace(&self, value: Arc<T>) {
         self.update(|_| value);
     }
 
-    /// Replaces the value and waits for nobody: readers that are there go on with the old one, which
-    /// is the caller's to drop.
+    /// Replaces the value without waiting. Current readers go on with the old value, which the
+    /// caller has to drop.
     pub fn retire(&self, value: Arc<T>) -> Retired<T> {
         let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
         let old = self
             .current
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
         Retired {
-            // SAFETY: the cell's own count of `old`, which is given up in `drop`, when nobody who
-            // found `old` in the cell is left.
+            // SAFETY: the cell's own count of `old`. It is given up in `drop`, after every reader
+            // that found `old` in the cell has gone.
             old: ManuallyDrop::new(unsafe { Arc::from_raw(old) }),
             grace: GracePeriod::begin(),
         }
     }
 
-    /// Replaces the value by what `change` makes of it; one change at a time. Waits as
+    /// Replaces the value by the result of `change`; one change at a time. Waits as
     /// [`Snapshot::replace`] does.
     pub fn update(&self, change: impl FnOnce(&T) -> Arc<T>) {
         let _writer = self.writer.lock().unwrap_or_else(|e| e.into_inner());
-        // Only we could replace it.
+        // Other threads cannot replace the value while this one holds the lock.
         let value = change(&self.load());
         let old = self
             .current
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
         let grace = GracePeriod::begin();
         while !grace.wait(LOOK) {}
-        // SAFETY: the cell's own count of `old`, which nobody can reach through the cell now.
+        // SAFETY: the cell's own count of `old`, which no thread can reach through the cell now.
         drop(unsafe { Arc::from_raw(old) });
     }
 }
 
-/// A value that was replaced and that readers may still look at. Dropping it waits for them.
+/// A replaced value that readers may still use. Dropping it waits for them.
 pub struct Retired<T> {
     old: ManuallyDrop<Arc<T>>,
     grace: GracePeriod,
 }
 
 impl<T> Retired<T> {
-    /// Whether nobody looks at it any more, so that dropping it does not wait.
+    /// Whether no reader uses it any more, so that dropping it does not wait.
     pub fn is_free(&self) -> bool {
         self.grace.has_passed()
     }
@@ -130,7 +130,8 @@ impl<T: Default> Default for Snapshot<T> {
 
 impl<T> Drop for Snapshot<T> {
     fn drop(&mut self) {
-        // Relaxed: `&mut self` says that nobody reads, and came after all who did.
+        // Relaxed: `&mut self` says that no thread reads now, and that all earlier reads happened
+        // before.
         let current = self.current.load(Ordering::Relaxed);
         // SAFETY: the cell's own count.
         drop(unsafe { Arc::from_raw(current) });

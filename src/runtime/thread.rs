@@ -1,11 +1,11 @@
-//! Threads of ours: started with every signal masked, announced to the VMM
-//! before they do anything, and unable to let a panic out or write it to
-//! stderr. The same boundary, without a thread, serves the C face.
+//! brant's threads: each starts with every signal masked, and is announced to the VMM before it
+//! does anything. No panic leaves it or writes to stderr. The C interface uses the same panic
+//! boundary without a thread.
 //!
-//! Every signal: a dirty-ring reset that a signal interrupts loses pages, and
-//! handlers of the VMM's have no business on stacks they do not know. (A
-//! masked SIGSEGV or SIGBUS that the thread itself causes ends the process,
-//! whatever handler there is: the kernel forces it, signal(7).)
+//! Every signal is masked for two reasons. A dirty-ring reset that a signal interrupts loses pages.
+//! And the VMM's signal handlers must not run on stacks that they do not know. (If the thread
+//! itself causes a SIGSEGV or SIGBUS, the process ends, whatever handler there is: the kernel
+//! forces a masked signal, signal(7).)
 
 use crate::error::{Error, Kind, Result};
 use crate::sys;
@@ -16,8 +16,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Once;
 
-/// What a thread of ours does. The numbers are part of the C ABI: they never
-/// change meaning.
+/// The work of a thread of brant's. The numbers are part of the C ABI, and never change their
+/// meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -56,13 +56,13 @@ impl Role {
         Role::Image,
     ];
 
-    /// The stable number.
+    /// The number in the C ABI.
     pub const fn number(self) -> u32 {
         self as u32
     }
 
-    /// The thread's name; at most 15 bytes, which is what the kernel keeps
-    /// (`TASK_COMM_LEN` is 16 with the NUL).
+    /// The thread's name. At most 15 bytes, which is what the kernel keeps (`TASK_COMM_LEN` is 16
+    /// with the NUL).
     pub const fn name(self) -> &'static str {
         match self {
             Role::Migration => "brant-migration",
@@ -77,9 +77,10 @@ impl Role {
         }
     }
 
-    /// The size of the thread's stack, in bytes; documented, so not left to the environment
-    /// (`RUST_MIN_STACK`). The threads that call the VMM's operations have what a C program's
-    /// threads usually have. Of the others there may be many, and a VMM may lock all its memory.
+    /// The size of the thread's stack, in bytes. It is documented, so it does not depend on the
+    /// environment (`RUST_MIN_STACK`). Threads that call the VMM's operations have the usual size
+    /// of a C program's threads. Of the others there may be many, and a VMM may lock all its
+    /// memory, so their stacks are smaller.
     pub const fn stack(self) -> usize {
         match self {
             Role::Migration | Role::Snapshot => 8 << 20,
@@ -88,7 +89,8 @@ impl Role {
     }
 }
 
-/// A thread of ours, to be joined. Dropped without, it runs on by itself.
+/// A thread of brant's, to be joined. If this is dropped without a join, the thread runs on by
+/// itself.
 #[must_use = "a thread that nobody joins cannot report its failure"]
 #[derive(Debug)]
 pub struct Join<T> {
@@ -97,10 +99,10 @@ pub struct Join<T> {
 }
 
 impl<T> Join<T> {
-    /// Waits for the thread to end. Its value, or what its panic said.
+    /// Waits for the thread to end, and returns its value.
     ///
     /// # Errors
-    /// `Internal` when it panicked; `State` when it would wait for itself.
+    /// `Internal` with the panic's message when it panicked; `State` when it would wait for itself.
     pub fn join(self) -> Result<T> {
         if self.handle.thread().id() == std::thread::current().id() {
             return Err(Error::new(
@@ -110,30 +112,30 @@ impl<T> Join<T> {
         }
         match self.handle.join() {
             Ok(result) => result,
-            // Only a thread-local's destructor could get here.
+            // Only the destructor of a thread-local can panic here.
             Err(payload) => Err(panicked(payload)),
         }
         .map_err(|e| e.context(format_args!("thread {}", self.role.name())))
     }
 
-    /// Whether it has ended, so that joining would not wait.
+    /// Whether the thread has ended, so that a join would not wait.
     pub fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }
 
-    /// Its role.
+    /// The thread's role.
     pub fn role(&self) -> Role {
         self.role
     }
 }
 
-/// Starts a thread that calls `announce` with its role and then `body`. All
-/// signals are masked from its first instruction: the mask is set here, before
-/// it exists, and inherited; the caller's own mask is back on return.
+/// Starts a thread that calls `announce` with its role, and then `body`. All signals are masked
+/// from its first instruction on: this function sets the mask before it makes the thread, which
+/// inherits it. On return the caller has its own mask again.
 ///
 /// # Errors
-/// `Kernel` (`EAGAIN`: limit of threads) or `NoMemory` when there is no thread
-/// to be had; neither closure has run then.
+/// `Kernel` (`EAGAIN`: the limit of threads) or `NoMemory` when no thread can be made. Neither
+/// closure has run then.
 pub fn spawn<T: Send + 'static>(
     role: Role,
     announce: impl FnOnce(Role) + Send + 'static,
@@ -157,10 +159,10 @@ pub fn spawn<T: Send + 'static>(
 }
 
 /// Runs `f` with the signal mask of the thread that started this one, if this is a thread of
-/// ours: a thread that `f` makes then has the mask that the VMM's own threads have. With ours,
-/// no signal could ever reach it, and a vCPU thread could not be kicked out of `KVM_RUN`.
+/// brant's. A thread that `f` makes then has the mask of the VMM's own threads. With brant's mask
+/// no signal would ever reach it, and a vCPU thread could not be kicked out of `KVM_RUN`.
 pub fn with_starters_mask<T>(f: impl FnOnce() -> T) -> T {
-    // A mask that cannot be put leaves ours, which is safe for us.
+    // If the mask cannot be set, brant's mask stays, which is safe for brant.
     let _mask = STARTERS_MASK.get().and_then(|mask| {
         mask.forget_pending_errors();
         mask.put().ok()
@@ -169,24 +171,24 @@ pub fn with_starters_mask<T>(f: impl FnOnce() -> T) -> T {
 }
 
 thread_local! {
-    // Of a thread of ours: the mask of the thread that started it.
+    // On a thread of brant's: the mask of the thread that started it.
     static STARTERS_MASK: Cell<Option<SignalMask>> = const { Cell::new(None) };
-    // Constant and without a destructor: no allocation, usable at any time of
-    // a thread's life.
+    // Constant and without a destructor, so it needs no allocation and can be used at any time of a
+    // thread's life.
     static QUIET: Cell<u32> = const { Cell::new(0) };
-    // Where the last quiet panic was; touched only by one.
+    // The place of the last quiet panic.
     static PLACE: Cell<Option<String>> = const { Cell::new(None) };
 }
 
 static HOOKED: AtomicBool = AtomicBool::new(false);
 
-/// Puts our panic hook before the one that is there, once per process. It
-/// swallows panics inside our boundaries and hands on all others. A hook that
-/// the program sets later replaces ours; that is the program's choice.
+/// Installs brant's panic hook before the existing one, once per process. It swallows panics inside
+/// brant's boundaries, and passes all others on. A hook that the program sets later replaces it,
+/// which is the program's choice.
 #[allow(clippy::disallowed_methods, reason = "the one hook that brant sets")]
 fn hook() {
     static ONCE: Once = Once::new();
-    // The hook cannot be changed by a thread that is panicking.
+    // A thread that is panicking cannot change the hook.
     if HOOKED.load(Ordering::Acquire) || std::thread::panicking() {
         return;
     }
@@ -204,8 +206,8 @@ fn hook() {
     });
 }
 
-/// Runs `f` with panics kept off stderr on this thread. They still unwind.
-/// Costs a thread-local counter.
+/// Runs `f` while this thread's panics write nothing to stderr. They still unwind. Costs a
+/// thread-local counter.
 pub fn quiet_panics<T>(f: impl FnOnce() -> T) -> T {
     struct Loud;
     impl Drop for Loud {
@@ -219,9 +221,9 @@ pub fn quiet_panics<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// Runs `f` inside our boundary: a panic becomes an error and writes nothing.
-/// Allocates only when it catches one. What `f` was changing when it
-/// panicked may be half done: the caller must fail whatever owns it.
+/// Runs `f` inside brant's panic boundary: a panic becomes an error and writes nothing. Allocates
+/// only when it catches one. Data that `f` was changing when it panicked may be half changed, so
+/// the caller must fail the object that owns it.
 ///
 /// # Errors
 /// `Internal` with the panic's message and place.
@@ -235,7 +237,7 @@ fn panicked(payload: Box<dyn Any + Send>) -> Error {
     } else if let Some(text) = payload.downcast_ref::<String>() {
         text.clone()
     } else {
-        // Its destructor is somebody's code, and could panic in its turn.
+        // The payload's destructor is code of another crate, and could panic too.
         std::mem::forget(payload);
         "a panic without a message".to_owned()
     };
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// The blocked signals of the calling thread as the kernel prints them.
+    /// The blocked signals of the calling thread, as the kernel prints them.
     fn blocked() -> u64 {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let line = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
@@ -274,7 +276,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(blocked(), before);
-        // Kept by the kernel: KILL and STOP. Kept by the C library: 32 and 33.
+        // The kernel never blocks KILL and STOP, the C library never 32 and 33.
         let never = bit(libc::SIGKILL) | bit(libc::SIGSTOP) | bit(32) | bit(33);
         assert_eq!(receiver.recv().unwrap(), !never);
         assert_eq!(join.join().unwrap(), !never);
@@ -297,7 +299,7 @@ mod tests {
         assert_eq!(made, ours);
         assert_ne!(all, ours);
         assert_eq!(after, all);
-        // On a thread that is not ours it changes nothing.
+        // A thread that is not brant's keeps its mask.
         assert_eq!(with_starters_mask(blocked), ours);
     }
 
@@ -308,8 +310,8 @@ mod tests {
             |_| (),
             || {
                 for signal in [libc::SIGXFSZ, libc::SIGPIPE] {
-                    // As the kernel does after a write past the limit on file sizes.
-                    // SAFETY: signals this thread, where everything is masked.
+                    // As the kernel does after a write past the limit on file sizes. SAFETY:
+                    // signals this thread, on which every signal is masked.
                     let result = unsafe { libc::pthread_kill(libc::pthread_self(), signal) };
                     assert_eq!(result, 0);
                 }
@@ -338,9 +340,9 @@ mod tests {
         }
     }
 
-    /// The size of the calling thread's stack, as the C library has it.
+    /// The stack size of the calling thread, by the C library.
     fn stack() -> usize {
-        // SAFETY: the attributes are filled by the first call, read by the second and freed.
+        // SAFETY: the attributes are filled by the first call, read by the second, and freed.
         unsafe {
             let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
             assert_eq!(
@@ -358,7 +360,7 @@ mod tests {
     fn a_threads_stack_is_as_documented() {
         for role in Role::ALL {
             let size = spawn(role, |_| (), stack).unwrap().join().unwrap();
-            // The C library may take a page for itself, or give a larger stack that was freed.
+            // The C library may use a page of the stack, or reuse a larger stack that was freed.
             assert!(size >= role.stack() - 4096, "{role:?}: {size}");
         }
     }
@@ -413,7 +415,7 @@ mod tests {
         assert_eq!(catch(|| 5).unwrap(), 5);
     }
 
-    /// Runs this test again in a process of its own, whose stderr is its own.
+    /// Runs this test again in a process of its own, and returns what that process wrote to stderr.
     fn stderr_of(test: &str, case: &str) -> String {
         let module = module_path!().split_once("::").unwrap().1;
         let out = std::process::Command::new(std::env::current_exe().unwrap())

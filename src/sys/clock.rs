@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Time since the host booted, the time that it slept included (`CLOCK_BOOTTIME`).
+/// Time since the host booted, including the time that it slept (`CLOCK_BOOTTIME`).
 pub fn boottime() -> Duration {
     let mut now = libc::timespec {
         tv_sec: 0,
@@ -14,7 +14,7 @@ pub fn boottime() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// Time for which the calling thread has had a processor, a guest that it ran included
+/// Time for which the calling thread had a processor, including a guest that it ran
 /// (`CLOCK_THREAD_CPUTIME_ID`).
 pub fn thread_time() -> Duration {
     let mut now = libc::timespec {

@@ -1,5 +1,5 @@
-//! Files that are written and read by position, past the page cache or through it, and what makes
-//! them last: their own sync, a rename, their directory's sync.
+//! Files that are written and read by position, through the page cache or past it, and what makes
+//! them durable: a sync of the file, a rename, and a sync of the directory.
 
 use super::{file, kernel};
 use std::fs::File;
@@ -8,12 +8,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// How a file is reached.
+/// The way in which a file is accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caching {
     /// Through the page cache.
     Cached,
-    /// Past it (`O_DIRECT`): memory, position and length are multiples of the device's block.
+    /// Past the page cache (`O_DIRECT`). Memory, position and length must be multiples of the
+    /// device's block.
     Direct,
 }
 
@@ -34,14 +35,14 @@ impl Caching {
     }
 }
 
-/// Makes a file that only its owner reads and writes; an error if something of that name is there.
+/// Makes a file that only its owner may read and write. An error if the name exists.
 pub fn create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create_new(true).mode(0o600);
     kernel::open(&options, path)
 }
 
-/// Opens a file that is there, for writing and reading.
+/// Opens an existing file for writing and reading.
 pub fn open_for_writing(path: &Path, caching: Caching) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).custom_flags(caching.flags());
@@ -57,7 +58,7 @@ pub fn open_for_reading(path: &Path, caching: Caching) -> io::Result<File> {
     kernel::open(&options, path)
 }
 
-/// How long a regular file is; `None` for what is no regular file.
+/// The length of a regular file; `None` for any other kind of file.
 pub fn length(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -74,7 +75,7 @@ fn position(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
-/// Cuts a file, or has it end with a hole.
+/// Sets the length of a file: cuts it, or lets it end with a hole.
 pub fn set_length(fd: BorrowedFd<'_>, length: u64) -> io::Result<()> {
     let length = position(length)?;
     loop {
@@ -89,7 +90,7 @@ pub fn set_length(fd: BorrowedFd<'_>, length: u64) -> io::Result<()> {
     }
 }
 
-/// Writes some of `bytes` at `offset`; how many.
+/// Writes some of `bytes` at `offset`, and returns how many.
 pub fn write_some(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
     let at = position(offset)?;
     loop {
@@ -127,7 +128,7 @@ pub fn read_some(fd: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> io::Resul
     }
 }
 
-/// Waits until a file, with all that was written to it, is on its device.
+/// Waits until a file, with all writes to it, is on its device.
 pub fn sync(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: touches no memory.
     match unsafe { kernel::fsync(fd.as_raw_fd()) } {
@@ -136,12 +137,12 @@ pub fn sync(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Gives a file another name, in place of whatever has it.
+/// Renames a file. A file that has the new name is replaced.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     kernel::rename(from, to)
 }
 
-/// Opens a directory, to be synced: then its names are on its device.
+/// Opens a directory for [`sync`], after which its names are on its device.
 pub fn open_directory(path: &Path) -> io::Result<File> {
     file::open(path)
 }

@@ -1,19 +1,19 @@
-//! System calls a thread waits and is woken by: eventfds, `ppoll`, and the
-//! signal mask it waits under.
+//! System calls by which a thread waits and is woken: eventfds, `ppoll`, and the signal mask under
+//! which it waits.
 //!
-//! Thin and safe: each function is one call, errors are `io::Error`. What a
-//! wake-up means is decided in `runtime`, the only caller.
+//! Each function is one call and safe; errors are `io::Error`. `runtime`, the only caller, decides
+//! what a wake-up means.
 
 use super::kernel;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Ready to read, or a connection to accept.
+/// Bytes to read, or a connection to accept.
 pub const READABLE: i16 = libc::POLLIN;
-/// Ready to write, or a connection made.
+/// Room to write, or the end of connecting.
 pub const WRITABLE: i16 = libc::POLLOUT;
-/// The other end has stopped writing, or is gone.
+/// The other end has stopped writing or is gone, or the descriptor has failed.
 pub const HUNG_UP: i16 = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
 
 /// A new eventfd with count 0, non-blocking and closed on exec.
@@ -23,12 +23,12 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Adds 1 to an eventfd. A full counter (`EAGAIN`) is no error: whoever polls
-/// it is going to wake. Async-signal-safe.
+/// Adds 1 to an eventfd. A full counter (`EAGAIN`) is no error, because it wakes a poll too.
+/// Async-signal-safe.
 pub fn eventfd_raise(fd: BorrowedFd<'_>) -> io::Result<()> {
     let one: u64 = 1;
     loop {
@@ -46,7 +46,7 @@ pub fn eventfd_raise(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Takes the count of an eventfd and sets it to 0. 0 when nothing was raised.
+/// Takes the count of an eventfd, and sets it to 0. Returns 0 if nothing was raised.
 pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count: u64 = 0;
     loop {
@@ -70,8 +70,8 @@ pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
 pub struct Poll(libc::pollfd);
 
 impl Poll {
-    /// Ask for `events` of `fd`. Polling a closed descriptor is harmless (the
-    /// kernel answers `POLLNVAL`), so the borrow need not be kept.
+    /// Asks for `events` of `fd`. Polling a closed descriptor is harmless (the kernel answers
+    /// `POLLNVAL`), so the borrow need not be kept.
     pub fn new(fd: BorrowedFd<'_>, events: i16) -> Self {
         Poll(libc::pollfd {
             fd: fd.as_raw_fd(),
@@ -80,7 +80,7 @@ impl Poll {
         })
     }
 
-    /// An entry the kernel skips (a negative descriptor).
+    /// An entry that the kernel skips (a negative descriptor).
     pub fn none() -> Self {
         Poll(libc::pollfd {
             fd: -1,
@@ -89,15 +89,14 @@ impl Poll {
         })
     }
 
-    /// What the last [`poll`] found; errors and hang-ups come unasked.
+    /// The result of the last [`poll`]. Errors and hang-ups are reported unasked.
     pub fn found(&self) -> i16 {
         self.0.revents
     }
 }
 
-/// Waits until something asked for is found or `timeout` (`None`: for ever)
-/// has passed. Returns how many entries found something; `EINTR` is returned,
-/// because only the caller knows how much time is left.
+/// Waits until an entry has a result, or `timeout` has passed (`None`: for ever). Returns how many
+/// entries have a result. `EINTR` is returned, because only the caller knows how much time is left.
 pub fn poll(polls: &mut [Poll], timeout: Option<Duration>) -> io::Result<usize> {
     let time = timeout.map(|t| libc::timespec {
         tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
@@ -120,13 +119,13 @@ pub fn poll(polls: &mut [Poll], timeout: Option<Duration>) -> io::Result<usize> 
     Ok(n as usize)
 }
 
-/// A signal mask, to be put on a thread for a while.
+/// A signal mask for a thread.
 #[derive(Clone, Copy)]
 pub struct SignalMask(libc::sigset_t);
 
 impl SignalMask {
-    /// Every signal that can be blocked. (Not SIGKILL and SIGSTOP, nor the two which the C library
-    /// keeps for setuid and thread cancellation.)
+    /// Every signal that can be blocked. SIGKILL and SIGSTOP cannot, nor the two that the C library
+    /// keeps for setuid and thread cancellation.
     pub fn full() -> SignalMask {
         // SAFETY: sigset_t is plain integers; all zero is a value of it.
         let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -135,9 +134,9 @@ impl SignalMask {
         SignalMask(all)
     }
 
-    /// Forgets what the kernel signalled to the calling thread for a call that failed and was told as
-    /// an error: SIGXFSZ for a write past the limit on file sizes, SIGPIPE. They stay pending while they are
-    /// masked, and would end the process under this mask. A signal that this mask keeps away stays.
+    /// Forgets pending signals of the calling thread whose call returned an error too: SIGXFSZ for
+    /// a write past the limit on file sizes, SIGPIPE. While masked they stay pending, and would end
+    /// the process under this mask. A signal that this mask blocks stays pending.
     pub fn forget_pending_errors(&self) {
         // SAFETY: sigset_t is plain integers; all zero is an empty set. The sets live on this stack
         // frame; nothing is written but `errors`.
@@ -154,8 +153,8 @@ impl SignalMask {
         }
     }
 
-    /// Puts this mask on the calling thread. A thread started meanwhile inherits it from its first
-    /// instruction (pthread_create(3)).
+    /// Sets this mask on the calling thread. A thread that is started meanwhile inherits it from
+    /// its first instruction on (pthread_create(3)).
     pub fn put(&self) -> io::Result<SignalsMasked> {
         // SAFETY: sigset_t is plain integers; all zero is a value of it.
         let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -171,17 +170,16 @@ impl SignalMask {
     }
 }
 
-/// The mask of the calling thread is another until this is dropped, when the one that was there
-/// before comes back.
+/// Holds another mask on the calling thread. When this is dropped, the mask from before comes back.
 #[must_use]
 pub struct SignalsMasked {
     before: SignalMask,
-    /// The mask is the thread's: this must not be dropped on another.
+    /// The mask belongs to this thread, so this must not be dropped on another one.
     not_send: std::marker::PhantomData<*const ()>,
 }
 
 impl SignalsMasked {
-    /// The mask that was there before, for a thread that is started meanwhile.
+    /// The mask from before, for a thread that is started meanwhile.
     pub fn before(&self) -> SignalMask {
         self.before
     }

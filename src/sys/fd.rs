@@ -1,4 +1,5 @@
-//! Descriptors that come from outside of the crate: is it one, what is it, and is it closed on exec?
+//! Descriptors from outside of the crate: whether they are open, what they are of, and whether they
+//! are closed on exec.
 
 use super::kernel;
 use std::fs::OpenOptions;
@@ -6,22 +7,22 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-/// Takes a descriptor over and has it closed on exec, so that no program that the VMM starts
+/// Takes over a descriptor and sets it to be closed on exec, so that no program that the VMM starts
 /// keeps guest memory, a virtual machine or a connection alive.
 ///
 /// # Errors
-/// `EBADF` when `fd` is no open descriptor (-1, the result of a failed `dup`, is none);
-/// nothing is closed then.
+/// `EBADF` when `fd` is no open descriptor (-1, the result of a failed `dup`, is none). Nothing is
+/// closed then.
 ///
 /// # Safety
-/// Nobody else closes `fd`.
+/// No other code closes `fd`.
 pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer.
     let flags = unsafe { kernel::fcntl(fd, libc::F_GETFD, 0) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: an open descriptor, and the caller's promise that it is nobody else's.
+    // SAFETY: an open descriptor, which by the caller's promise nobody else owns.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: F_SETFD takes an integer.
     if unsafe { kernel::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
@@ -30,29 +31,29 @@ pub unsafe fn take(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
-/// A second descriptor of what is open at `fd`, closed on exec, so that no program that the VMM
-/// starts keeps guest memory or a virtual machine alive. The first stays as it is.
+/// A second descriptor of the open file of `fd`, closed on exec, so that no program that the VMM
+/// starts keeps guest memory or a virtual machine alive. `fd` stays as it is.
 ///
 /// # Errors
 /// `EBADF` when `fd` is no open descriptor (-1, the result of a failed `dup`, is none).
 ///
 /// # Safety
-/// Nobody closes `fd` during the call.
+/// No code closes `fd` during the call.
 pub unsafe fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: not -1; where it is open it stays so during the call, by the caller's promise, and
-    // where it is not the kernel says so.
+    // SAFETY: not -1. If it is open it stays open during the call, by the caller's promise. If not,
+    // the kernel says so.
     kernel::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// The same file, with a position of its own: what is looked for by `lseek` moves no position that the
-/// VMM reads from. `fd` itself where that cannot be had: without /proc, or where the process may not
-/// open the file anew.
+/// The same file, with a position of its own, so that a search by `lseek` does not move a position
+/// from which the VMM reads. `fd` itself if that is not possible: without /proc, or if the process
+/// may not open the file anew.
 pub fn with_own_position(fd: OwnedFd) -> OwnedFd {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    // Holes are made through it too, and that takes a descriptor that may write.
+    // Holes are punched through this descriptor too, which needs the permission to write.
     let flags = status_flags(fd.as_fd());
     let mut options = OpenOptions::new();
     options
@@ -64,7 +65,7 @@ pub fn with_own_position(fd: OwnedFd) -> OwnedFd {
     }
 }
 
-/// What a descriptor is of, for a message about one that is of something else.
+/// The kind of file behind a descriptor, for a message that another kind was expected.
 pub fn what_is(fd: BorrowedFd<'_>) -> &'static str {
     // SAFETY: an all-zero stat is a valid value of that plain structure.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -92,13 +93,13 @@ pub fn kind_of(mode: u32) -> &'static str {
     }
 }
 
-/// The flags that a file was opened with (`F_GETFL`); negative where the kernel does not say.
+/// The flags with which a file was opened (`F_GETFL`); negative if the kernel does not tell.
 fn status_flags(fd: BorrowedFd<'_>) -> libc::c_int {
     // SAFETY: asks for flags and touches no memory.
     unsafe { kernel::fcntl(fd.as_raw_fd(), libc::F_GETFL, 0) }
 }
 
-/// Whether a descriptor names a file and gives no access to it (`O_PATH`, open(2)).
+/// Whether a descriptor names a file without access to it (`O_PATH`, open(2)).
 pub fn is_path_only(fd: BorrowedFd<'_>) -> bool {
     let flags = status_flags(fd);
     flags >= 0 && flags & libc::O_PATH != 0
@@ -118,7 +119,7 @@ mod tests {
     fn a_descriptor_that_is_taken_is_closed_on_exec() {
         // SAFETY: a new descriptor of this test's.
         let fd = unsafe { libc::memfd_create(c"taken".as_ptr(), 0) };
-        // SAFETY: nobody else has it.
+        // SAFETY: nobody else owns it.
         let taken = unsafe { take(fd) }.unwrap();
         // SAFETY: F_GETFD takes no pointer.
         let flags = unsafe { libc::fcntl(taken.as_raw_fd(), libc::F_GETFD) };

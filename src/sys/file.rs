@@ -1,5 +1,5 @@
-//! System calls on files by their paths, and of descriptors whatever they are of: open, look,
-//! remove, duplicate.
+//! System calls on files by their paths (open, look, remove), and the duplication of any
+//! descriptor.
 
 use super::kernel;
 use std::fs::{File, Metadata};
@@ -12,7 +12,7 @@ pub(super) fn open(path: impl AsRef<Path>) -> io::Result<File> {
     kernel::open(File::options().read(true), path.as_ref())
 }
 
-/// A file that is read from here on.
+/// A file that is read from its present position on.
 pub(super) struct Reader(pub(super) File);
 
 impl Read for Reader {
@@ -21,7 +21,7 @@ impl Read for Reader {
     }
 }
 
-/// What is at a path, a symbolic link itself if it is one.
+/// The metadata of the file at a path; of a symbolic link, those of the link itself.
 pub fn look(path: &Path) -> io::Result<Metadata> {
     kernel::lstat(path)
 }

@@ -1,9 +1,10 @@
-//! Words that end at a page which nobody may touch: room for a bitmap whose length the kernel
-//! knows better than we do.
+//! Words that end at an inaccessible page: a buffer for a bitmap whose length the kernel knows
+//! better than brant.
 //!
-//! `KVM_GET_DIRTY_LOG` writes the bitmap of the slot as it is, and takes no length. When a VMM has
-//! replaced the slot by a larger one and not said so yet, the kernel writes past the end of what
-//! was made for the old one. Here it meets the guard page, stops and says `EFAULT`.
+//! `KVM_GET_DIRTY_LOG` writes the bitmap of the slot as it is now, and takes no length. If a VMM
+//! has replaced the slot by a larger one without telling brant yet, the kernel writes past the end
+//! of a buffer made for the old slot. With this buffer the kernel meets the guard page, stops, and
+//! answers `EFAULT`.
 
 use super::kernel;
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ const PAGE: usize = 4096;
 #[derive(Debug)]
 pub struct Guarded {
     base: NonNull<u8>,
-    /// Bytes before the guard page; whole pages.
+    /// Bytes before the guard page: whole pages.
     body: usize,
     words: usize,
 }
@@ -27,7 +28,7 @@ unsafe impl Send for Guarded {}
 unsafe impl Sync for Guarded {}
 
 impl Guarded {
-    /// `words` words; `what` is for the error when there is no memory for them.
+    /// `words` words. `what` names them in the error when there is no memory.
     pub fn new(words: usize, what: impl std::fmt::Display) -> Result<Guarded> {
         let bytes = words.saturating_mul(8);
         let no_memory = || Error::no_memory(&what, bytes as u64);
@@ -60,7 +61,7 @@ impl Guarded {
         Ok(guarded)
     }
 
-    /// The last `words` of them, which end where all of them end.
+    /// The last `words` words, which end at the guard page.
     pub fn tail(&mut self, words: usize) -> &mut [u64] {
         let skip = self.words.saturating_sub(words);
         &mut self[skip..]
@@ -111,10 +112,11 @@ mod tests {
             assert!(guarded.tail(words + 1).len() == words);
             // SAFETY: one past the end of the words, not read here.
             let end = unsafe { tail.add(1) };
-            // The kernel, asked to write from there on or across it, says EFAULT.
+            // When the kernel has to write from there on, or across it, it answers EFAULT.
             let zero = std::fs::File::open("/dev/zero").unwrap();
             for (from, bytes) in [(end.cast::<u8>(), 8), (tail.cast::<u8>(), 16)] {
-                // SAFETY: the words are ours; what lies after them is what is tried.
+                // SAFETY: the words are the test's own; the kernel's write behind them is what is
+                // tested.
                 let got = unsafe { libc::read(zero.as_raw_fd(), from.cast(), bytes) };
                 assert!(got < bytes as isize, "{words} words: {got} bytes");
             }

@@ -1,32 +1,31 @@
-//! The boundary between brant and a descriptor that is driven by ioctls on structures:
-//! VFIO devices, VFIO containers, iommufd.
+//! The boundary between brant and descriptors that are driven by ioctls on structures: VFIO
+//! devices, VFIO containers, iommufd.
 //!
-//! [`Ioctl`] is what tests put a model of the kernel behind: it sees each call as the kernel
-//! would, number and bytes. What is in the structures is the business of [`super::vfio`] and
-//! [`super::iommufd`].
+//! Tests put a model of the kernel behind [`Ioctl`], which sees each call as the kernel does: a
+//! number and bytes. [`super::vfio`] and [`super::iommufd`] know the structures.
 
 use super::kernel;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Something that takes ioctls.
+/// A file that takes ioctls.
 pub trait Ioctl: Send {
-    /// One call. `size` is the bytes at `argument`, for whoever wants to look; the kernel goes
-    /// by what the structure says itself.
+    /// Makes one call. `size` is the number of bytes at `argument`, for models of the kernel. The
+    /// kernel itself goes by the sizes in the structure.
     ///
     /// # Safety
-    /// `argument` points to the structure that `request` takes, `size` bytes that may be read
-    /// and written; what that points to in turn is as large as it says, and all of it
-    /// lives until the call returns.
+    /// `argument` points to the structure that `request` takes, of `size` bytes that may be read
+    /// and written. Memory that the structure points to is as large as the structure says. All of
+    /// it lives until the call returns.
     unsafe fn ioctl(&mut self, request: u32, argument: *mut u8, size: usize) -> io::Result<()>;
 }
 
-/// A descriptor, whose ioctls are the kernel's.
+/// A descriptor, whose ioctls go to the kernel.
 #[derive(Debug)]
 pub struct Descriptor(OwnedFd);
 
 impl Descriptor {
-    /// Takes `fd`. Whether it understands anything is found out by asking.
+    /// Takes `fd`. The first call shows whether it is of the right kind.
     pub fn new(fd: OwnedFd) -> Self {
         Descriptor(fd)
     }
@@ -43,7 +42,7 @@ impl Ioctl for Descriptor {
     }
 }
 
-/// The C compiler accepts `c`: how numbers and layouts are compared with the system's headers.
+/// Lets the C compiler check `c`, which compares numbers and layouts with the system's headers.
 #[cfg(test)]
 pub(super) fn assert_compiles(c: &str) {
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,7 @@
-//! The iommufd ioctls that tell which pages devices behind a hardware page table wrote
-//! (Linux 6.7).
+//! The iommufd ioctls that tell which pages devices behind a hardware page table wrote (Linux 6.7).
 //!
-//! Numbers and layouts are those of `linux/iommufd.h`. Where the system's header knows them, a
-//! test has the C compiler compare.
+//! Numbers and layouts are those of `linux/iommufd.h`. If the system's header has them, a test lets
+//! the C compiler compare them.
 
 use super::ioctl::Ioctl;
 use crate::error::{Error, Kind, Result};
@@ -38,7 +37,8 @@ struct GetBitmap {
     data: u64,
 }
 
-/// Switches tracking on or off. On clears what was dirty before; off can be repeated.
+/// Switches tracking on or off. Switching on clears earlier dirty bits. Switching off may be
+/// repeated.
 pub fn set_dirty_tracking(iommufd: &mut dyn Ioctl, hwpt_id: u32, on: bool) -> Result<()> {
     let mut set = SetTracking {
         size: size_of::<SetTracking>() as u32,
@@ -47,7 +47,7 @@ pub fn set_dirty_tracking(iommufd: &mut dyn Ioctl, hwpt_id: u32, on: bool) -> Re
         reserved: 0,
     };
     let size = size_of::<SetTracking>();
-    // SAFETY: the structure that this takes, without pointers or padding.
+    // SAFETY: the structure of this ioctl, without pointers or padding.
     let done = unsafe {
         iommufd.ioctl(
             HWPT_SET_DIRTY_TRACKING,
@@ -70,9 +70,9 @@ pub fn set_dirty_tracking(iommufd: &mut dyn Ioctl, hwpt_id: u32, on: bool) -> Re
     })
 }
 
-/// Ors into `words` which pages of `length` bytes from `iova` were written, and clears them in
-/// the page table. A bit for each `page_size` bytes, bit 0 for `iova`; `words` are zeros
-/// before. All of the range is mapped.
+/// ORs into `words` which pages of `length` bytes from `iova` on were written, and clears them in
+/// the page table. There is one bit for each `page_size` bytes, bit 0 for `iova`. `words` are zero
+/// before. The whole range is mapped.
 pub fn get_dirty_bitmap(
     iommufd: &mut dyn Ioctl,
     hwpt_id: u32,
@@ -102,8 +102,8 @@ pub fn get_dirty_bitmap(
         data: words.as_mut_ptr() as u64,
     };
     let size = size_of::<GetBitmap>();
-    // SAFETY: the structure that this takes; the kernel sets a bit for each page of the
-    // range, for which there is room (checked above).
+    // SAFETY: the structure of this ioctl. The kernel sets a bit for each page of the range, for
+    // which there is room, as checked above.
     let done = unsafe {
         iommufd.ioctl(
             HWPT_GET_DIRTY_BITMAP,

@@ -1,11 +1,10 @@
 //! The KVM virtual-machine ioctls that dirty logging needs.
 //!
-//! [`Vm`] is the boundary: [`VmFd`] is the kernel, and tests put a model of the
-//! kernel behind the same trait. `kvm-ioctls` has no `KVM_CLEAR_DIRTY_LOG`, its
-//! `get_dirty_log` allocates the whole bitmap at each call (256 MiB for 8 TiB),
-//! and its `VmFd` cannot be made from a descriptor without opening `/dev/kvm`,
-//! which a confined VMM may no longer be able to; so the calls are made here,
-//! with the structures of `kvm-bindings`.
+//! [`Vm`] is the boundary: [`VmFd`] is the kernel, and tests put a model of the kernel behind the
+//! same trait. The calls are made here, with the structures of `kvm-bindings`, for three reasons.
+//! `kvm-ioctls` has no `KVM_CLEAR_DIRTY_LOG`. Its `get_dirty_log` allocates the whole bitmap at
+//! each call (256 MiB for 8 TiB). Its `VmFd` cannot be made from a descriptor without opening
+//! `/dev/kvm`, which a confined VMM may no longer be able to do.
 
 use super::fd::what_is;
 use super::{file, kernel};
@@ -27,9 +26,9 @@ const KVM_ENABLE_CAP: u64 = 0x4068_aea3;
 
 /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
 pub const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
-/// First flag bit of that capability: GET only copies, CLEAR clears.
+/// First flag of that capability: GET only copies, CLEAR clears.
 pub const MANUAL_PROTECT_ENABLE: u64 = 1;
-/// Second flag bit: logging starts with every bit set and nothing protected.
+/// Second flag: logging starts with every bit set and no page protected.
 pub const MANUAL_INITIALLY_SET: u64 = 2;
 /// `KVM_MEM_LOG_DIRTY_PAGES`.
 pub const MEM_LOG_DIRTY_PAGES: u32 = 1;
@@ -47,13 +46,13 @@ pub struct UserMemoryRegion {
     pub flags: u32,
     /// Guest physical address of the first byte.
     pub guest_address: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u64,
     /// Host virtual address of the first byte.
     pub host_address: u64,
 }
 
-/// What dirty logging asks of a virtual machine.
+/// The calls to a virtual machine that dirty logging needs.
 pub trait Vm: Send {
     /// `KVM_CHECK_EXTENSION` on the VM: 0 when the capability is absent.
     fn check_extension(&self, cap: u32) -> u64;
@@ -61,20 +60,20 @@ pub trait Vm: Send {
     fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()>;
     /// `KVM_SET_USER_MEMORY_REGION`.
     fn set_region(&mut self, region: &UserMemoryRegion) -> Result<()>;
-    /// `KVM_GET_DIRTY_LOG`. `words` holds `ceil(pages / 64)` words; the kernel writes all of them.
-    /// It goes by the size that the slot has now, so `words` ends at a guard page
-    /// ([`super::guarded`]): a VMM may have replaced the slot by a larger one.
+    /// `KVM_GET_DIRTY_LOG`. `words` has `ceil(pages / 64)` words, and the kernel writes all of
+    /// them. It goes by the size that the slot has now, which the VMM may have enlarged. So `words`
+    /// ends at a guard page ([`super::guarded`]).
     fn get_dirty_log(&mut self, slot: u32, words: &mut [u64]) -> Result<()>;
-    /// `KVM_CLEAR_DIRTY_LOG` of `pages` pages from `first`; the bits in `words`
-    /// (bit 0 is page `first`) say which. `first` is a multiple of 64, `pages`
-    /// too unless the range ends where the slot does (otherwise `EINVAL`).
+    /// `KVM_CLEAR_DIRTY_LOG` of `pages` pages from `first` on, for the bits that are set in `words`
+    /// (bit 0 is page `first`). `first` is a multiple of 64, and so is `pages` unless the range
+    /// ends where the slot does (otherwise `EINVAL`).
     fn clear_dirty_log(&mut self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<()>;
-    /// Whether KVM has a slot of that number; `true` where it cannot be told.
+    /// Whether KVM has a slot of that number; `true` if that cannot be known.
     fn has_slot(&mut self, slot: u32, guest_address: u64) -> bool {
         let _ = (slot, guest_address);
         true
     }
-    /// Whether a slot's writes are logged in a bitmap; `None` where it cannot be told.
+    /// Whether a slot's writes are logged in a bitmap; `None` if that cannot be known.
     fn is_logged(&mut self, slot: u32) -> Option<bool> {
         let _ = slot;
         None
@@ -94,9 +93,9 @@ impl VmFd {
     /// [`Kind::Invalid`] for any other descriptor, and for a VM of another process.
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let vm = VmFd(fd);
-        // Every KVM since 2007 answers KVM_CHECK_EXTENSION on /dev/kvm, and on the
-        // VM since 3.17. A descriptor of anything else fails with ENOTTY or worse.
-        // SAFETY: KVM_CHECK_EXTENSION takes an integer and touches no memory of ours.
+        // KVM answers KVM_CHECK_EXTENSION on /dev/kvm since 2007, and on a VM since 3.17. A
+        // descriptor of anything else fails, with ENOTTY for example. SAFETY: the ioctl takes an
+        // integer and accesses no memory.
         let answer = unsafe { kernel::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
         if answer < 0 {
             return Err(vm.is_no_vm(io::Error::last_os_error()));
@@ -137,7 +136,7 @@ impl VmFd {
     }
 }
 
-/// A page of address space that nobody can read or write, the same for the whole process.
+/// A page of address space without any permission, one for the whole process.
 fn untouchable_page() -> Option<u64> {
     static PAGE: OnceCell<u64> = OnceCell::new();
     let page = PAGE.get_or_try_init(|| {
@@ -157,7 +156,7 @@ fn untouchable_page() -> Option<u64> {
     page.ok().copied()
 }
 
-/// Why the last call on this thread failed.
+/// The errno of the last failed call on this thread.
 pub(super) fn last_errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
@@ -222,8 +221,8 @@ impl Vm for VmFd {
             ..Default::default()
         };
         request.__bindgen_anon_1.dirty_bitmap = words.as_mut_ptr().cast();
-        // SAFETY: the kernel writes round_up(pages, 64) / 8 bytes, which is what the
-        // caller made `words` for, and at most up to the guard page behind them.
+        // SAFETY: the kernel writes round_up(pages, 64) / 8 bytes, for which the caller made
+        // `words`, and stops at the guard page behind them.
         let result = unsafe { kernel::ioctl(self.0.as_raw_fd(), KVM_GET_DIRTY_LOG as _, &request) };
         check("KVM_GET_DIRTY_LOG", slot, result)
     }
@@ -244,9 +243,9 @@ impl Vm for VmFd {
         check("KVM_CLEAR_DIRTY_LOG", slot, result)
     }
 
-    /// KVM has no call that asks. One that would change the size and the host address of a slot
-    /// that exists is refused with `EINVAL`, before anything is done; where there is no such
-    /// slot, the same call makes one, of a page that nobody can touch, which is deleted at once.
+    /// KVM has no call that asks this. A call that would change size and host address of an
+    /// existing slot is refused with `EINVAL` before it does anything. If there is no such slot,
+    /// the same call makes one, of an inaccessible page, and that slot is deleted at once.
     fn has_slot(&mut self, slot: u32, guest_address: u64) -> bool {
         let Some(page) = untouchable_page() else {
             return true;
@@ -261,17 +260,17 @@ impl Vm for VmFd {
         match self.set_region(&probe) {
             Ok(()) => {
                 probe.size = 0;
-                // A slot that cannot be deleted again is a page of which every use fails.
+                // A slot that cannot be deleted again has a page of which every use fails.
                 let _ = self.set_region(&probe);
                 false
             }
-            // A slot that would overlap another is a new one.
+            // A slot that would overlap another one is new.
             Err(_) => last_errno() != libc::EEXIST,
         }
     }
 
     fn is_logged(&mut self, slot: u32) -> Option<bool> {
-        // A clear of no pages looks for the bitmap first, and does nothing.
+        // A clear of no pages checks for the bitmap first, and does nothing.
         let mut none = 0u64;
         let mut request = kvm_clear_dirty_log {
             slot,
@@ -284,7 +283,7 @@ impl Vm for VmFd {
         match (result, last_errno()) {
             (0.., _) => Some(true),
             (_, libc::ENOENT) => Some(false),
-            // No such call (before Linux 5.0), or a VM with rings.
+            // The call does not exist (before Linux 5.0), or the VM has rings.
             _ => None,
         }
     }

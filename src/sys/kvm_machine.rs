@@ -1,13 +1,14 @@
 //! A virtual machine of brant's own, for measuring: one vCPU, a few pages of memory, and a program
-//! that writes one byte to each page that it is told of. x86-64.
+//! that writes one byte to each page that it is told. x86-64 only.
 //!
-//! The guest starts in 64-bit mode at privilege level 3 and stays there: level 3 runs natively on
-//! every KVM, while a KVM without hardware of its own emulates level 0. There is no IDT. The
-//! program needs no privilege either: a store to an address without memory ends it
-//! (`KVM_EXIT_MMIO`), and the next `KVM_RUN` begins it anew with what its mailbox says. Segments
-//! hold what VMX checks at every entry (Intel SDM vol. 3, "Checks on Guest Segment Registers").
+//! The guest starts in 64-bit mode at privilege level 3 and stays there. Level 3 runs natively on
+//! every KVM, while a KVM without virtualisation in hardware emulates level 0. There is no IDT. The
+//! program needs no privilege: it ends with a store to an address without memory (`KVM_EXIT_MMIO`).
+//! The next `KVM_RUN` begins it anew, with the contents of its mailbox. The segments have the
+//! values that VMX checks at every entry (Intel SDM vol. 3, "Checks on Guest Segment Registers").
 //!
-//! Nothing here knows of dirty logs: the machine is made, it writes, it is gone when dropped.
+//! Nothing in this file knows of dirty logs. It makes the machine, lets it write, and removes it
+//! when it is dropped.
 
 use super::kvm::{UserMemoryRegion, Vm, VmFd, KVM_GET_API_VERSION, MEM_LOG_DIRTY_PAGES};
 use super::kvm_ring::RingMap;
@@ -33,7 +34,7 @@ const KVM_SET_REGS: u64 = 0x4090_ae82;
 const KVM_GET_SREGS: u64 = 0x8138_ae83;
 const KVM_SET_SREGS: u64 = 0x4138_ae84;
 const KVM_SET_CPUID2: u64 = 0x4008_ae90;
-/// The only version that there is.
+/// The only version that exists.
 const API_VERSION: i32 = 12;
 
 /// Guest addresses: descriptors, page tables, code and mailbox, each a page.
@@ -41,23 +42,23 @@ const DESCRIPTORS: u64 = 0x1000;
 const TABLES: u64 = 0x2000;
 const CODE: u64 = 0x5000;
 const MAILBOX: u64 = 0x6000;
-/// Those pages and some: slot 0, never logged.
+/// Those pages and some more: slot 0, which is never logged.
 const CONTROL_BYTES: u64 = 0x8000;
 const CONTROL_SLOT: u32 = 0;
-/// What is written: from here on, at most up to `NOTHING`.
+/// The pages that the guest writes begin here, and end at `NOTHING` at the latest.
 const DATA: u64 = 2 << 20;
-/// An address that the page tables know, without memory behind it.
+/// An address that the page tables map, without memory behind it.
 const NOTHING: u64 = 0x3fe0_0000;
 
 /// The slot of the pages that are written.
 pub const DATA_SLOT: u32 = 1;
 /// The slot of the memory that is never touched.
 pub const IDLE_SLOT: u32 = 2;
-/// Where that one lies, past all that the guest can reach.
+/// The guest address of that memory, beyond all that the guest can reach.
 const IDLE: u64 = 4 << 30;
 
-/// Present, writable, user, accessed (a table); and dirty, of 2 MiB (a page). So the processor
-/// never writes to them.
+/// Present, writable, user, accessed (for a table); also dirty and of 2 MiB (for a page). With
+/// these bits set the processor never writes to the entries.
 const TABLE_BITS: u64 = 0x27;
 const PAGE_BITS: u64 = 0xe7;
 
@@ -69,18 +70,18 @@ const PROGRAM: [u8; 26] = [
     0x41, 0x88, 0x09, 0xeb, 0xe6, // tell, and again
 ];
 
-/// Why the guest came out.
+/// The reason why the guest came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It has written all that it was told to.
+    /// It has written all pages that it was told to.
     Done,
     /// Its dirty ring is full: empty it and go on.
     RingFull,
-    /// A signal for this thread came.
+    /// A signal for this thread interrupted it.
     Interrupted,
 }
 
-/// Memory of ours, unmapped when dropped.
+/// Memory of brant's own, unmapped when dropped.
 #[derive(Debug)]
 struct Memory {
     at: NonNull<u8>,
@@ -108,7 +109,8 @@ impl Memory {
 
     fn put(&mut self, at: u64, bytes: &[u8]) {
         assert!(at as usize + bytes.len() <= self.bytes);
-        // SAFETY: inside the mapping, as was just looked at; volatile or not, the guest stands.
+        // SAFETY: inside the mapping, as just checked. The guest does not run, so the access need
+        // not be volatile.
         unsafe {
             let to = self.at.as_ptr().add(at as usize);
             to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
@@ -122,7 +124,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, to which no reference was given out.
+        // SAFETY: a mapping of this object's own, to which no reference was given out.
         unsafe { kernel::munmap(self.at.as_ptr().cast(), self.bytes) };
     }
 }
@@ -130,11 +132,11 @@ impl Drop for Memory {
 /// See the file's description.
 #[derive(Debug)]
 pub struct Machine {
-    // In this order they go: nothing runs any more when the memory is unmapped.
+    // The fields are dropped in this order, so nothing runs any more when the memory is unmapped.
     /// The vCPU's `struct kvm_run`.
     run: Memory,
     vcpu: OwnedFd,
-    /// For the calls of [`Vm`].
+    /// Used for the calls of [`Vm`].
     pub vm: VmFd,
     control: Memory,
     data: Memory,
@@ -152,18 +154,18 @@ fn refused(what: &str, error: io::Error) -> Error {
     Error::os(format_args!("{what} of a measuring guest"), error)
 }
 
-/// One ioctl without an argument.
+/// Makes an ioctl without an argument.
 fn call(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<i32> {
     raw_call(fd, request).map_err(|e| refused(what, e))
 }
 
-/// The same, with the system's own error.
+/// [`call`] that returns the system's own error.
 fn raw_call(fd: BorrowedFd<'_>, request: u64) -> io::Result<i32> {
     // SAFETY: 0 is no address.
     answer(unsafe { kernel::ioctl(fd.as_raw_fd(), request as _, 0u64) })
 }
 
-/// One ioctl on a structure, of the size and shape that the request has in its number or by its
+/// Makes an ioctl on a structure, whose size and layout are in the request's number or in its
 /// manual.
 fn call_with<T>(fd: BorrowedFd<'_>, what: &str, request: u64, argument: &mut T) -> Result<()> {
     // SAFETY: the kernel reads or fills the structure, which is borrowed for the call.
@@ -172,7 +174,8 @@ fn call_with<T>(fd: BorrowedFd<'_>, what: &str, request: u64, argument: &mut T) 
     Ok(())
 }
 
-/// One ioctl that makes a descriptor. KVM makes no virtual machine while a signal is pending.
+/// Makes an ioctl that returns a descriptor. KVM makes no virtual machine while a signal is
+/// pending, so it is repeated.
 fn make(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<OwnedFd> {
     let made = loop {
         match raw_call(fd, request) {
@@ -180,11 +183,11 @@ fn make(fd: BorrowedFd<'_>, what: &str, request: u64) -> Result<OwnedFd> {
             made => break made.map_err(|e| refused(what, e))?,
         }
     };
-    // SAFETY: the kernel has just made it, for nobody else.
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(made) })
 }
 
-/// `/dev/kvm`, opened; or a second descriptor of the one that is given.
+/// `/dev/kvm`, opened, or a second descriptor of the given one.
 pub fn kvm(fd: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     let Some(fd) = fd else {
         let mut options = File::options();
@@ -230,8 +233,8 @@ fn segment(selector: u16, type_: u8, code: bool) -> kvm_segment {
 }
 
 impl Machine {
-    /// A machine whose guest writes to `data` and that has `idle` beside it. `ring_bytes`: its dirty
-    /// rings are enabled with that size; 0 for none.
+    /// A machine whose guest writes to `data` pages, and that has `idle` bytes beside them. With
+    /// `ring_bytes`, dirty rings of that size are enabled; 0 for none.
     pub fn new(kvm: BorrowedFd<'_>, data: Pages, idle: Bytes, ring_bytes: u64) -> Result<Machine> {
         assert!(DATA + data.bytes().0 <= NOTHING);
         let mut vm = VmFd::new(make(kvm, "KVM_CREATE_VM", KVM_CREATE_VM)?)?;
@@ -254,7 +257,8 @@ impl Machine {
             vcpu,
             vm,
             control: control()?,
-            // The memory is touched here and not in the guest's first sweep: that is far cheaper.
+            // The memory is touched here and not in the guest's first sweep, because that is far
+            // cheaper.
             data: Memory::new(data.bytes(), libc::MAP_POPULATE)?,
             idle: Memory::new(idle, libc::MAP_NORESERVE)?,
         };
@@ -266,7 +270,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Long mode has to be there, so the vCPU is told of all that this KVM supports.
+    /// The vCPU needs long mode, so it is told of every feature that this KVM supports.
     fn set_cpuid(&self, kvm: BorrowedFd<'_>) -> Result<()> {
         #[repr(C)]
         struct Cpuid {
@@ -289,14 +293,14 @@ impl Machine {
         call_with(vcpu, "KVM_SET_CPUID2", KVM_SET_CPUID2, &mut *cpuid)
     }
 
-    /// Switches the logging of a slot.
+    /// Switches the logging of a slot on or off.
     pub fn log(&mut self, slot: u32, on: bool) -> Result<()> {
         let (memory, guest_address) = match slot {
             CONTROL_SLOT => (&self.control, 0),
             DATA_SLOT => (&self.data, DATA),
             _ => (&self.idle, IDLE),
         };
-        // The memory is this machine's, and unmapped after the VM and the vCPU are gone.
+        // The memory belongs to this machine, and is unmapped after the VM and the vCPU are gone.
         let region = UserMemoryRegion {
             slot,
             flags: if on { MEM_LOG_DIRTY_PAGES } else { 0 },
@@ -348,13 +352,13 @@ impl Machine {
         call_with(vcpu, "KVM_SET_REGS", KVM_SET_REGS, &mut regs)
     }
 
-    /// The vCPU's ring, which is there if it was asked for.
+    /// The vCPU's ring, if rings were asked for.
     pub fn ring(&self) -> Result<RingMap> {
         RingMap::new(self.vcpu.as_fd(), 0)
     }
 
-    /// Tells the guest what to write when it is entered next: `pages` pages from `first` of the data
-    /// slot, at least one.
+    /// Tells the guest which pages to write at its next entry: `pages` pages from `first` on of the
+    /// data slot, at least one.
     pub fn order(&mut self, first: Pages, pages: Pages) {
         assert!(pages.0 > 0 && (first.0 + pages.0) * PAGE_SIZE <= self.data.bytes as u64);
         self.control.put_word(MAILBOX, DATA + first.bytes().0);
@@ -369,11 +373,11 @@ impl Machine {
                 _ => Err(refused("KVM_RUN", e)),
             };
         }
-        // SAFETY: mapped, at least that long, and the kernel writes it in KVM_RUN only.
+        // SAFETY: mapped, and at least that long. The kernel writes it only in KVM_RUN.
         let run = unsafe { self.run.at.cast::<kvm_run>().as_ref() };
         match run.exit_reason {
             KVM_EXIT_MMIO => {
-                // SAFETY: for that exit reason the union holds that.
+                // SAFETY: for this exit reason the union holds an MMIO access.
                 let mmio = unsafe { run.__bindgen_anon_1.mmio };
                 match (mmio.phys_addr, mmio.is_write) {
                     (NOTHING, 1..) => Ok(Exit::Done),
@@ -402,7 +406,8 @@ fn control() -> Result<Memory> {
     memory.put_word(DESCRIPTORS + 16, 0x00cf_f300_0000_ffff); // data, level 3, accessed
     memory.put_word(DESCRIPTORS + 24, 0x0000_8b00_0000_0067 | tss << 16); // busy TSS below 16 MiB
     memory.put(tss + 0x66, &[0x68]); // no I/O bitmap: it begins at the end
-                                     // One table of each level, and all of the first GiB in 2 MiB pages, one to one.
+
+    // One table of each level, and all of the first GiB in 2 MiB pages, one to one.
     memory.put_word(TABLES, (TABLES + PAGE_SIZE) | TABLE_BITS);
     memory.put_word(TABLES + PAGE_SIZE, (TABLES + 2 * PAGE_SIZE) | TABLE_BITS);
     for entry in 0..512 {

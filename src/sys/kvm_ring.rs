@@ -1,8 +1,8 @@
-//! KVM's dirty rings: enabling them, mapping a vCPU's, and `KVM_RESET_DIRTY_RINGS`.
+//! KVM's dirty rings: enabling them, mapping the ring of a vCPU, and `KVM_RESET_DIRTY_RINGS`.
 //!
 //! [`ResetRings`] and [`RingMemory`] are the boundary: [`RingVm`] and [`RingMap`] are the kernel,
-//! and tests put a model behind the same traits. What the flags of an entry mean to whom is not
-//! known here; see `dirty/kvm/ring/protocol.rs`.
+//! and tests put a model behind the same traits. The meaning of an entry's flags is in
+//! `dirty/kvm/ring/protocol.rs`.
 
 use super::fd::what_is;
 use super::kvm::{Vm, VmFd};
@@ -12,30 +12,30 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const KVM_RESET_DIRTY_RINGS: u64 = 0xaec7;
-/// `KVM_CAP_DIRTY_LOG_RING` (5.11): for processors whose stores are seen in order.
+/// `KVM_CAP_DIRTY_LOG_RING` (5.11): for processors whose stores become visible in order.
 const CAP_DIRTY_LOG_RING: u32 = 192;
-/// `KVM_CAP_DIRTY_LOG_RING_ACQ_REL` (6.1): the same with ordered flags, for all.
+/// `KVM_CAP_DIRTY_LOG_RING_ACQ_REL` (6.1): the same with ordered flags, for all processors.
 const CAP_DIRTY_LOG_RING_ACQ_REL: u32 = 223;
 /// `KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP` (6.2): a bitmap for writes that no vCPU makes.
 pub const CAP_DIRTY_LOG_RING_WITH_BITMAP: u32 = 225;
-/// `KVM_DIRTY_LOG_PAGE_OFFSET`: the page of a vCPU's descriptor where its ring begins.
+/// `KVM_DIRTY_LOG_PAGE_OFFSET`: the page of a vCPU's descriptor at which its ring begins.
 const RING_PAGE: i64 = 64;
 /// `KVM_EXIT_DIRTY_RING_FULL`.
 const EXIT_DIRTY_RING_FULL: u32 = 31;
-/// `KVM_EXIT_INTR`, on which every VMM enters again.
+/// `KVM_EXIT_INTR`, after which every VMM enters the guest again.
 const EXIT_INTR: u32 = 10;
-/// Where `struct kvm_run` has `exit_reason`.
+/// The offset of `exit_reason` in `struct kvm_run`.
 const EXIT_REASON_AT: usize = 8;
 const PAGE: u64 = 4096;
 /// `KVM_DIRTY_RING_MAX_ENTRIES` entries of 16 bytes.
 const BYTES_MAX: u64 = 65536 * ENTRY_BYTES;
-/// What is used when nothing is asked for: 16384 entries, 256 KiB a vCPU. Reaped at a quarter,
-/// that leaves room for a dozen of the kernel's batches of emulated instructions.
+/// The default: 16384 entries, 256 KiB a vCPU. The reaper empties a ring at a quarter, and the rest
+/// then has room for a dozen of the kernel's batches of emulated instructions.
 const BYTES_DEFAULT: u64 = 16384 * ENTRY_BYTES;
 /// `sizeof(struct kvm_dirty_gfn)`.
 pub const ENTRY_BYTES: u64 = 16;
 
-/// `struct kvm_dirty_gfn`, which the kernel and we write at the same time.
+/// `struct kvm_dirty_gfn`, which the kernel and brant write at the same time.
 #[repr(C)]
 #[derive(Default)]
 pub struct Entry {
@@ -43,21 +43,22 @@ pub struct Entry {
     pub flags: AtomicU32,
     /// Address space in the upper 16 bits, slot number in the lower.
     pub slot: AtomicU32,
-    /// Page of the slot.
+    /// Index of the page in the slot.
     pub offset: AtomicU64,
 }
 
-/// What a `KVM_RESET_DIRTY_RINGS` did.
+/// The result of a `KVM_RESET_DIRTY_RINGS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reset {
-    /// Entries that it consumed, of all rings.
+    /// How many entries of all rings it consumed.
     pub count: u64,
-    /// The calling thread slept in it, so it may have been stopped, frozen or traced meanwhile:
-    /// then the call ended early and left out the protecting of the last entries it consumed.
+    /// The calling thread slept during the call, so it may have been stopped, frozen or traced. In
+    /// that case the call ended early, and did not protect the pages of the last entries that it
+    /// consumed.
     pub disturbed: bool,
 }
 
-/// What is asked of a virtual machine with rings.
+/// The call to a virtual machine with rings.
 pub trait ResetRings: Send + Sync {
     /// `KVM_RESET_DIRTY_RINGS`.
     fn reset(&self) -> Result<Reset>;
@@ -67,35 +68,36 @@ pub trait ResetRings: Send + Sync {
 pub trait RingMemory: Send {
     /// The entries; their number is a power of two.
     fn entries(&self) -> &[Entry];
-    /// Whether the vCPU left `KVM_RUN` last because its ring was full. Asked while it is out.
+    /// Whether the vCPU last left `KVM_RUN` because its ring was full. Call it while the vCPU is
+    /// out.
     fn exited_full(&self) -> bool;
-    /// Makes an exit with a full ring, of which the VMM has been told, read as one by a signal: so
-    /// [`RingMemory::exited_full`] says later whether there was another. While the vCPU is out.
+    /// Makes an exit with a full ring, of which the VMM has told, look like one by a signal. A
+    /// later [`RingMemory::exited_full`] then tells of another exit. Call it while the vCPU is out.
     fn strike_out(&self);
 }
 
-/// What enabling came to.
+/// The result of enabling rings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Enabled {
     /// Bytes of each vCPU's ring.
     pub bytes: u64,
-    /// There is a bitmap too, for writes that no vCPU makes.
+    /// There is also a bitmap, for writes that no vCPU makes.
     pub with_bitmap: bool,
 }
 
-/// Which capability enables rings here, and the most bytes it allows.
+/// The capability that enables rings here, and the most bytes that it allows.
 fn offered(vm: &dyn Vm) -> Option<(u32, u64)> {
     let acquire = vm.check_extension(CAP_DIRTY_LOG_RING_ACQ_REL);
     if acquire > 0 {
         return Some((CAP_DIRTY_LOG_RING_ACQ_REL, acquire));
     }
-    // Without ordered flags only where the processor keeps the order of stores by itself.
+    // Unordered flags will do only where the processor keeps stores in order.
     let ordered = cfg!(any(target_arch = "x86_64", target_arch = "x86"));
     let plain = vm.check_extension(CAP_DIRTY_LOG_RING);
     (ordered && plain > 0).then_some((CAP_DIRTY_LOG_RING, plain))
 }
 
-/// The size to ask for, or what is wrong with the one that was asked for.
+/// The size to ask for, or the error about the requested one.
 fn size_of_ring(asked: u64, most: u64) -> Result<u64> {
     let most = most.min(BYTES_MAX);
     if asked == 0 {
@@ -118,8 +120,9 @@ fn size_of_ring(asked: u64, most: u64) -> Result<u64> {
     }
 }
 
-/// Enables dirty rings of `bytes` (0: our choice) for each vCPU of a VM that has none yet, and the
-/// backup bitmap where the kernel offers one, which has to come before the first memory slot.
+/// Enables dirty rings of `bytes` (0: brant's default) for each vCPU of a VM that has no vCPU yet,
+/// and the backup bitmap if the kernel has one. The bitmap has to come before the first memory
+/// slot.
 pub fn enable(vm: &mut VmFd, bytes: u64) -> Result<Enabled> {
     let Some((cap, most)) = offered(vm) else {
         return Err(Error::new(
@@ -135,7 +138,7 @@ pub fn enable(vm: &mut VmFd, bytes: u64) -> Result<Enabled> {
         ));
     }
     vm.enable_cap(cap, bytes).map_err(|e| {
-        // EINVAL for both; only the small sizes leave a doubt.
+        // The kernel's answer is EINVAL for either cause; only for small sizes both are possible.
         let reason = if bytes < (64 + 512) * ENTRY_BYTES {
             "either there are vCPUs already (expected none), or a ring on this processor has to \
              hold more than its reserve of 64 entries, 576 with page-modification logging: then \
@@ -159,20 +162,20 @@ pub fn enable(vm: &mut VmFd, bytes: u64) -> Result<Enabled> {
 
 /// Whether a VM has its rings enabled: without them, RESET is `EINVAL`.
 pub fn is_enabled(vm: &VmFd) -> bool {
-    // Nothing is flagged, so there is nothing that a signal could make it lose; the mask is for
-    // whoever breaks that rule.
+    // No entry is flagged, so a signal cannot make the call lose pages. The mask is for callers
+    // that break this rule.
     let _masked = super::event::SignalMask::full().put();
     reset(vm.fd()) >= 0
 }
 
-/// Whether GET and CLEAR work on a VM: with rings, only if it has the backup bitmap as well.
+/// Whether GET and CLEAR work on a VM. With rings they do only if it has the backup bitmap as well.
 ///
 /// # Errors
-/// What KVM says instead of either: a VM that it has given up, say.
+/// An answer of KVM's that tells neither, for example from a VM that it has given up.
 pub fn has_bitmap(vm: &mut VmFd) -> Result<bool> {
-    // Page 1 is no multiple of 64: EINVAL where there are bitmaps, before anything is
-    // touched, and ENXIO before that where there are none. Any other answer says nothing; taken
-    // for a yes it would fail each last sync, for a no it would lose the writes of no vCPU.
+    // Page 1 is not a multiple of 64. With bitmaps that is EINVAL, before KVM touches anything;
+    // without them ENXIO comes first. Any other answer tells nothing. Taken for a yes it would fail
+    // each last sync; taken for a no it would lose writes that no vCPU made.
     match (vm.clear_dirty_log(0, 1, 0, &[]), super::kvm::last_errno()) {
         (Ok(()), _) | (Err(_), libc::EINVAL) => Ok(true),
         (Err(_), libc::ENXIO) => Ok(false),
@@ -181,13 +184,13 @@ pub fn has_bitmap(vm: &mut VmFd) -> Result<bool> {
 }
 
 fn reset(vm: BorrowedFd<'_>) -> libc::c_int {
-    // SAFETY: takes no argument and touches no memory of ours but the rings, whose entries are
-    // atomics.
+    // SAFETY: takes no argument, and accesses no memory of the process but the rings, whose entries
+    // are atomics.
     unsafe { kernel::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS as _, 0) }
 }
 
 /// How often the calling thread has gone to sleep so far. Being stopped (`SIGSTOP`), traced or
-/// frozen counts too; being preempted does not.
+/// frozen counts; being preempted does not.
 fn times_slept() -> Option<i64> {
     // SAFETY: all zero is a valid value of that plain structure.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -233,7 +236,7 @@ struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: shared memory of the kernel's and ours; what is read of it is atomics.
+// SAFETY: shared memory of the kernel's and brant's, which is read through atomics only.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -267,7 +270,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, to which nobody has a reference any more.
+        // SAFETY: a mapping of this object's own, to which no reference exists any more.
         unsafe { kernel::munmap(self.at.cast(), self.bytes) };
     }
 }
@@ -279,14 +282,14 @@ pub struct RingMap {
     run: Mapping,
 }
 
-/// Whether a page of a vCPU's descriptor belongs to a ring: only those cannot be mapped
-/// privately. A page that belongs to nothing can be mapped, and kills whoever touches it.
+/// Whether a page of a vCPU's descriptor belongs to a ring: only those pages cannot be mapped
+/// privately. A page that belongs to nothing can be mapped, but an access to it kills the process.
 fn is_ring_page(vcpu: BorrowedFd<'_>, page: i64) -> bool {
     let private = Mapping::new(vcpu, PAGE, libc::PROT_READ, libc::MAP_PRIVATE, page);
     matches!(private, Err(e) if e.raw_os_error() == Some(libc::EINVAL))
 }
 
-/// How many bytes the ring of a vCPU has; 0 without one.
+/// The bytes of a vCPU's ring; 0 without one.
 fn bytes_of(vcpu: BorrowedFd<'_>) -> u64 {
     let sizes = (0..).map(|shift| 1i64 << shift);
     let sizes = sizes.take_while(|&pages| {
@@ -296,7 +299,7 @@ fn bytes_of(vcpu: BorrowedFd<'_>) -> u64 {
 }
 
 impl RingMap {
-    /// Maps the ring of a vCPU. `expected` is its size in bytes, 0 if nobody has said.
+    /// Maps the ring of a vCPU. `expected` is its size in bytes, 0 if that is unknown.
     pub fn new(vcpu: BorrowedFd<'_>, expected: u64) -> Result<Self> {
         let bytes = bytes_of(vcpu);
         let no_ring = || {
@@ -331,7 +334,8 @@ impl RingMap {
 
 impl RingMap {
     fn exit_reason(&self) -> &AtomicU32 {
-        // SAFETY: inside the mapped page, aligned; an atomic, as the kernel writes it at any time.
+        // SAFETY: inside the mapped page, and aligned. An atomic, because the kernel writes it at
+        // any time.
         unsafe { &*self.run.at.add(EXIT_REASON_AT).cast::<AtomicU32>() }
     }
 }
@@ -339,9 +343,9 @@ impl RingMap {
 impl RingMemory for RingMap {
     fn entries(&self) -> &[Entry] {
         let len = self.ring.bytes / ENTRY_BYTES as usize;
-        // SAFETY: the mapping lives as long as self, is page-aligned, and all of it is ring (asked
-        // of the kernel when it was made). An entry is nothing but atomics, for which any
-        // bytes are valid and the kernel's writes are no races.
+        // SAFETY: the mapping lives as long as `self` and is page-aligned. All of it is ring, which
+        // the kernel confirmed when it was made. An entry has only atomics, for which all bytes are
+        // valid and the kernel's writes are no data races.
         unsafe { std::slice::from_raw_parts(self.ring.at.cast::<Entry>(), len) }
     }
 

@@ -1,9 +1,9 @@
-//! What is mapped where in this process: one mapping at a time, by address.
+//! The mappings of this process, one at a time, by address.
 //!
-//! `PROCMAP_QUERY` (Linux 6.11) answers for one address. Older kernels only have the whole text of
-//! `/proc/self/maps`, which grows with the number of mappings; `/proc/self/smaps` also tells which
-//! of them a userfaultfd watches, and walks all page tables to say the rest.
-//! What a mapping is *good for* is decided above.
+//! `PROCMAP_QUERY` (Linux 6.11) answers for one address. Older kernels have only the whole text of
+//! `/proc/self/maps`, which grows with the number of mappings. `/proc/self/smaps` also tells which
+//! of them a userfaultfd watches, but walks all page tables for the rest of its contents. What a
+//! mapping is *good for* is decided in the layers above.
 
 use super::fd::is_write_only;
 use super::file::{self, Reader};
@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 const PROCMAP_QUERY: u64 = 0xc068_6611;
 const QUERY_SHARED: u64 = 8;
 
-/// The name that the kernel gives to private memory of huge pages without a file of the VMM's.
+/// The kernel's name for private memory of huge pages without a file of the VMM's.
 const HUGE_ANONYMOUS: &[u8] = b"/anon_hugepage (deleted)";
 
 /// `struct procmap_query`.
@@ -44,33 +44,33 @@ struct ProcmapQuery {
 /// One mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Area {
-    /// First byte.
+    /// The first byte.
     pub start: u64,
     /// One past the last byte.
     pub end: u64,
-    /// Whether writes go to the file, or to others who share it.
+    /// Whether writes go to the file, or to other processes that share it.
     pub shared: bool,
     /// Device that the file is on, as `major << 32 | minor`; 0 without a file.
     pub device: u64,
     /// Inode number of the file; 0 without one.
     pub inode: u64,
-    /// Where in the file the first byte lies.
+    /// The offset in the file of the first byte.
     pub offset: u64,
-    /// Bytes in a page of it; 0 where only the text is there to be asked.
+    /// Bytes in one of its pages; 0 if only the text could be read.
     pub page_size: u64,
     /// Private memory of huge pages that has no file of the VMM's. Its inode is one of the kernel's
-    /// own, which nobody else can reach.
+    /// own, which no other code can reach.
     pub huge_anonymous: bool,
 }
 
 impl Area {
-    /// Its addresses.
+    /// The mapping's addresses.
     pub fn range(&self) -> Range<u64> {
         self.start..self.end
     }
 }
 
-/// An open `/proc/self/maps`. It tells of the process that opened it.
+/// An open `/proc/self/maps`, for the process that opened it.
 #[derive(Debug)]
 pub struct Maps {
     file: File,
@@ -79,7 +79,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Opens it.
+    /// Opens `/proc/self/maps`.
     pub fn open() -> Result<Maps> {
         let file =
             file::open("/proc/self/maps").map_err(|e| Error::os("opening /proc/self/maps", e))?;
@@ -87,7 +87,8 @@ impl Maps {
             file,
             queries: true,
         };
-        // Address 0 is mapped by nobody who is well: an old kernel does not know the question.
+        // No healthy process maps address 0, so another answer than "nothing mapped" comes from an
+        // old kernel.
         maps.queries = !matches!(
             maps.query(0, None),
             Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT))
@@ -95,14 +96,14 @@ impl Maps {
         Ok(maps)
     }
 
-    /// As on a kernel that has no `PROCMAP_QUERY`.
+    /// Behaves as on a kernel without `PROCMAP_QUERY`.
     #[cfg(test)]
     pub(crate) fn text_only(mut self) -> Maps {
         self.queries = false;
         self
     }
 
-    /// What is mapped at an address; `None` where nothing is.
+    /// The mapping at an address; `None` if nothing is mapped there.
     pub fn at(&self, address: u64) -> Result<Option<Area>> {
         let mut found = None;
         self.over(address..address.saturating_add(1), |area| {
@@ -112,8 +113,8 @@ impl Maps {
         Ok(found)
     }
 
-    /// The addresses of the mapping at an address. `None` where nothing is mapped, and where only
-    /// the text is there to be asked: that costs more than it tells.
+    /// The addresses of the mapping at an address. `None` if nothing is mapped there, and on
+    /// kernels that have only the text: reading that costs more than the answer is worth.
     pub fn bounds(&self, address: u64) -> Option<Range<u64>> {
         if !self.queries {
             return None;
@@ -122,8 +123,8 @@ impl Maps {
         Some(found.vma_start..found.vma_end)
     }
 
-    /// Calls `each` with the mappings that lie in a range of addresses or reach into it, in order.
-    /// Ends at an address where nothing is mapped, and when `each` says false.
+    /// Calls `each` with the mappings that overlap a range of addresses, in order. Ends at an
+    /// address where nothing is mapped, and when `each` returns false.
     pub fn over(&self, range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> {
         if !self.queries {
             return by_text(range, each);
@@ -150,7 +151,7 @@ impl Maps {
         let shared = found.vma_flags & QUERY_SHARED != 0;
         let huge_anonymous = !shared && found.inode != 0 && {
             let mut name = [0u8; 64];
-            // A longer name is an error, and not the one looked for.
+            // A longer name is an error, and cannot be the one looked for.
             self.query(address, Some(&mut name)).is_ok_and(|q| {
                 let length = (q.vma_name_size as usize).saturating_sub(1);
                 q.inode == found.inode && name.get(..length) == Some(HUGE_ANONYMOUS)
@@ -188,7 +189,7 @@ impl Maps {
     }
 }
 
-/// [`Maps::over`] from the text, where the kernel is older than 6.11.
+/// [`Maps::over`] from the text, for kernels before 6.11.
 fn by_text(range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> {
     let mut at = range.start;
     lines("/proc/self/maps", |line| {
@@ -203,8 +204,9 @@ fn by_text(range: Range<u64>, mut each: impl FnMut(Area) -> bool) -> Result<()> 
     })
 }
 
-/// The mappings in a range of addresses that a userfaultfd is told of when pages are missing or
-/// only in the page cache. Walks all page tables of the process: for where nothing else answers.
+/// The mappings in a range of addresses for which a userfaultfd gets faults on missing pages, or on
+/// pages that are only in the page cache. Walks all page tables of the process, so it is for
+/// kernels where nothing else answers.
 pub fn served_by_userfault(range: Range<u64>) -> Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut area = None;
@@ -230,7 +232,8 @@ fn is_served(flags: &[u8]) -> bool {
         .any(|flag| matches!(flag, b"um" | b"ui"))
 }
 
-/// Calls `each` with each line of a file until that says false. Names in it need not be text.
+/// Calls `each` with each line of a file until `each` returns false. Names in a line need not be
+/// UTF-8.
 fn lines(path: &str, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
     let read = |e| Error::os(format_args!("reading {path}"), e);
     let mut reader = BufReader::with_capacity(1 << 16, Reader(file::open(path).map_err(read)?));
@@ -272,13 +275,13 @@ fn parse(line: &[u8]) -> Option<Area> {
     })
 }
 
-/// A descriptor of the file behind a mapping, though nobody gave one: `None` without the right to
-/// ask (`CAP_CHECKPOINT_RESTORE`), and for whatever is no regular file of `accept`.
+/// A descriptor of the file behind a mapping for which the VMM gave none. `None` without the right
+/// to ask (`CAP_CHECKPOINT_RESTORE`), and for anything but a regular file that `accept` accepts.
 pub fn file_behind(area: &Area, accept: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
     use std::os::fd::AsFd;
     use std::os::unix::fs::OpenOptionsExt;
     let link = format!("/proc/self/map_files/{:x}-{:x}", area.start, area.end);
-    // Opening a device can do anything; a path descriptor does nothing yet.
+    // Opening a device can have any effect. A path descriptor has none yet.
     let mut options = File::options();
     options
         .read(true)

@@ -1,5 +1,5 @@
-//! The memory calls: where a file has holes, giving pages back, and having the kernel do an
-//! access first that would end the process if it failed.
+//! Calls on memory: where a file has holes, discarding pages, and letting the kernel make an access
+//! first that would otherwise end the process if it failed.
 
 use super::kernel;
 use crate::error::{Error, Kind, Result};
@@ -15,8 +15,8 @@ pub fn seek_data(fd: BorrowedFd<'_>, offset: u64) -> Result<Option<u64>> {
     seek(fd, offset, libc::SEEK_DATA, "SEEK_DATA")
 }
 
-/// The first byte of a hole at or after `offset` (the end of the file is one);
-/// `None` when `offset` lies past the end.
+/// The first byte of a hole at or after `offset`; the end of the file counts as one. `None` if
+/// `offset` lies past the end.
 pub fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> Result<Option<u64>> {
     seek(fd, offset, libc::SEEK_HOLE, "SEEK_HOLE")
 }
@@ -28,8 +28,8 @@ fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Res
             format!("{what}: offset {offset} is past 2^63"),
         )
     })?;
-    // SAFETY: lseek touches no memory. It moves the file position of a descriptor that is brant's
-    // alone (`sys::fd::with_own_position`).
+    // SAFETY: lseek accesses no memory. It moves the position of a descriptor that only brant uses
+    // (`sys::fd::with_own_position`).
     let found = unsafe { kernel::lseek(fd.as_raw_fd(), at, whence) };
     if found >= 0 {
         return Ok(Some(found as u64));
@@ -41,11 +41,11 @@ fn seek(fd: BorrowedFd<'_>, offset: u64, whence: libc::c_int, what: &str) -> Res
     }
 }
 
-/// Gives private anonymous pages back: they read as zero afterwards (`MADV_DONTNEED`).
+/// Discards private anonymous pages: they read as zero afterwards (`MADV_DONTNEED`).
 ///
 /// # Safety
-/// `address..address+length` is private anonymous memory of the VMM's that nothing
-/// but guest code and brant uses, page-aligned.
+/// `address..address+length` is page-aligned, and is private anonymous memory of the VMM's that
+/// only guest code and brant use.
 pub unsafe fn discard_private(address: *mut u8, length: usize) -> Result<()> {
     // SAFETY: the caller's promise.
     let result = unsafe { kernel::madvise(address.cast(), length, libc::MADV_DONTNEED) };
@@ -78,25 +78,26 @@ pub fn punch_hole(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel fault pages in for reading (`MADV_POPULATE_READ`, 5.14): an error where a
-/// read would be a signal. `EINVAL`: this kernel does not know the call, or the mapping is
-/// of a kind (device memory) or has permissions for which the call gives no answer.
+/// Has the kernel fault in pages for reading (`MADV_POPULATE_READ`, 5.14). An error where a read
+/// would raise a signal. `EINVAL`: the kernel does not have the call, or the mapping is of a kind
+/// (device memory) or has permissions for which the call gives no answer.
 ///
-/// Changes no contents, so any range of addresses may be asked about. Never for a hole of a
-/// file: a read allocates it.
+/// It changes no contents, so any range of addresses is allowed. Do not use it for a hole of a
+/// file, which a read allocates.
 pub fn populate_read(address: *const u8, length: usize) -> io::Result<()> {
     advise(address, length, MADV_POPULATE_READ)
 }
 
-/// The same for writing (`MADV_POPULATE_WRITE`, 5.14): pages are allocated, contents kept.
+/// [`populate_read`] for writing (`MADV_POPULATE_WRITE`, 5.14): pages are allocated, and their
+/// contents kept.
 pub fn populate_write(address: *mut u8, length: usize) -> io::Result<()> {
     advise(address, length, MADV_POPULATE_WRITE)
 }
 
 fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<()> {
     loop {
-        // SAFETY: the two advices that come here fault pages in as an access would, and
-        // change neither contents nor mappings.
+        // SAFETY: the two advices passed here fault in pages as an access would, and change neither
+        // contents nor mappings.
         let result = unsafe { kernel::madvise(address.cast_mut().cast(), length, advice) };
         if result == 0 {
             return Ok(());
@@ -108,10 +109,10 @@ fn advise(address: *const u8, length: usize, advice: libc::c_int) -> io::Result<
     }
 }
 
-/// Whether this kernel knows `populate_read` and `populate_write`.
+/// Whether this kernel has the calls of `populate_read` and `populate_write`.
 pub fn can_populate() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
-    // No pages is a valid question everywhere the advice exists.
+    // A range of no pages is valid on every kernel that has the advice.
     *KNOWN.get_or_init(|| populate_read(std::ptr::null(), 0).is_ok())
 }
 
@@ -123,8 +124,9 @@ pub fn is_mapped(page: *const u8) -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
 }
 
-/// A pipe through which the kernel reads or writes memory on our behalf: it answers `EFAULT`
-/// where we would get a signal. For what `populate_read` and `populate_write` say nothing of.
+/// A pipe through which the kernel reads or writes memory for brant: it answers `EFAULT` where an
+/// access of brant's would raise a signal. For memory on which `populate_read` and `populate_write`
+/// give no answer.
 #[derive(Debug)]
 pub struct Pipe {
     reader: OwnedFd,
@@ -132,10 +134,10 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// How many pages can be asked about at once.
+    /// How many pages one question covers at most.
     pub const PAGES: usize = 256;
 
-    /// A new one, empty, closed on exec.
+    /// A new pipe, empty and closed on exec.
     pub fn new() -> io::Result<Pipe> {
         let mut ends = [0; 2];
         // SAFETY: the kernel fills two integers.
@@ -144,7 +146,7 @@ impl Pipe {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just made, and nobody else owns it.
         let end = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Pipe {
             reader: end(ends[0]),
@@ -164,19 +166,19 @@ impl Pipe {
             part.iov_len = 1;
         }
         let writer = self.writer.as_raw_fd();
-        // SAFETY: the first `pages` of them; the kernel reads the bytes, or says EFAULT.
+        // SAFETY: the first `pages` parts; the kernel reads their bytes, or answers EFAULT.
         let put = unsafe { kernel::writev(writer, parts.as_ptr(), pages as libc::c_int) };
         let moved = Pipe::moved(put, pages);
-        // What came through in part must not be in the way of the next question.
+        // Bytes of a partial write must not stay in the pipe for the next question.
         let mut bytes = [0u8; Pipe::PAGES];
         let reader = self.reader.as_raw_fd();
-        // SAFETY: a buffer of ours, of that length.
+        // SAFETY: a buffer of this function's, of that length.
         let got = unsafe { kernel::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) };
         moved.and_then(|()| Pipe::moved(got, pages))
     }
 
-    /// Writes zeros over `length` bytes, at most 4096, of guest memory. After an error the pipe
-    /// is of no further use.
+    /// Writes zeros over `length` bytes of guest memory, at most 4096. After an error the pipe
+    /// cannot be used any more.
     ///
     /// # Safety
     /// No Rust reference covers the range, and its contents are not needed.
@@ -186,7 +188,7 @@ impl Pipe {
         // SAFETY: at most the bytes of ZEROS.
         let put = unsafe { kernel::write(self.writer.as_raw_fd(), ZEROS.as_ptr().cast(), length) };
         Pipe::moved(put, length)?;
-        // SAFETY: the kernel writes there, by the caller's promise, or says EFAULT.
+        // SAFETY: the kernel writes there, by the caller's promise, or answers EFAULT.
         let got = unsafe { kernel::read(self.reader.as_raw_fd(), address.cast(), length) };
         Pipe::moved(got, length)
     }
@@ -194,14 +196,15 @@ impl Pipe {
     fn moved(moved: isize, wanted: usize) -> io::Result<()> {
         match usize::try_from(moved) {
             Ok(moved) if moved == wanted => Ok(()),
-            // A fault after some bytes: the next page of two.
+            // The kernel wrote some bytes before a fault: the range covers two pages, and the
+            // second one failed.
             Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
             Err(_) => Err(io::Error::last_os_error()),
         }
     }
 }
 
-/// The length of a regular file, in bytes; `None` for anything else (a device has none).
+/// The length of a regular file in bytes; `None` for any other file (a device has none).
 pub fn file_length(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
     let stat = stat(fd)?;
     let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
@@ -214,7 +217,7 @@ pub fn file_system_is_full(fd: BorrowedFd<'_>) -> bool {
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which outlives the call.
     let result = unsafe { kernel::fstatfs(fd.as_raw_fd(), &mut stat) };
-    // A file system without a limit says 0 of 0.
+    // A file system without a limit reports 0 of 0 blocks.
     result == 0 && stat.f_blocks > 0 && stat.f_bavail == 0
 }
 
@@ -228,8 +231,8 @@ fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     Ok(stat)
 }
 
-/// The device (as `major << 32 | minor`) and inode number behind a descriptor, and whether it is
-/// a regular file (a memfd is one).
+/// The device (as `major << 32 | minor`) and inode number of a descriptor, and whether it is a
+/// regular file (a memfd is one).
 pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
     let stat = stat(fd)?;
     let device = u64::from(libc::major(stat.st_dev)) << 32 | u64::from(libc::minor(stat.st_dev));
@@ -237,21 +240,20 @@ pub fn inode_of(fd: BorrowedFd<'_>) -> Result<(u64, u64, bool)> {
     Ok((device, stat.st_ino, regular))
 }
 
-/// What a file's holes say of its pages.
+/// What a file's holes prove about its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// tmpfs (memfd, /dev/shm): holes are exactly the pages that were never written, through
-    /// whatever mapping, because its page cache is the file.
+    /// tmpfs (memfd, /dev/shm): holes are exactly the pages that were never written through any
+    /// mapping, because the page cache is the file.
     Tmpfs,
-    /// hugetlbfs: the same is true, but nothing says where they are; `read` finds zeros there and
-    /// allocates nothing.
+    /// hugetlbfs: the same holds, but no call tells where the holes are. `read` finds zeros there,
+    /// and allocates nothing.
     Hugetlbfs,
-    /// Any other, or no regular file. It may know of pages in the page cache that its answer to
-    /// `SEEK_HOLE` leaves out.
+    /// Any other file. Its answer to `SEEK_HOLE` may leave out pages that are in the page cache.
     Other,
 }
 
-/// The kind of the file behind a descriptor, which may be one of a path only.
+/// The kind of the file behind a descriptor, which may be a path descriptor.
 pub fn file_kind(fd: BorrowedFd<'_>) -> FileKind {
     const TMPFS_MAGIC: u64 = 0x0102_1994;
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -303,17 +305,18 @@ pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::
     Ok(counts.cached + counts.evicted)
 }
 
-/// Which pages from `address` on are in memory, one byte each, its lowest bit set (`mincore`).
+/// Which pages from `address` on are in memory: one byte each, with its lowest bit set if so
+/// (`mincore`).
 pub fn resident(address: *const u8, pages: &mut [u8]) -> io::Result<()> {
     let length = pages.len() * 4096;
-    // SAFETY: writes one byte for each page, as many as there are.
+    // SAFETY: writes one byte for each page, for which the slice has room.
     if unsafe { kernel::mincore(address.cast_mut().cast(), length, pages.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// Whether this machine has, or is just giving up, any swap.
+/// Whether this machine has any swap, or is giving up some at the moment.
 pub fn has_swap() -> bool {
     // SAFETY: an all-zero sysinfo is a valid value of that plain structure.
     let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
@@ -322,15 +325,15 @@ pub fn has_swap() -> bool {
     result != 0 || info.totalswap != 0
 }
 
-/// The device on which memfds and shared anonymous memory are: the kernel's own tmpfs, which is
-/// mounted nowhere.
+/// The device of memfds and shared anonymous memory: the kernel's own tmpfs, which is mounted
+/// nowhere.
 pub fn shared_memory_device() -> Result<u64> {
     // SAFETY: takes a string, makes a descriptor.
     let fd = unsafe { kernel::memfd_create(c"brant".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(Error::last_os("memfd_create"));
     }
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: just made, and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     inode_of(fd.as_fd()).map(|(device, _, _)| device)
 }

@@ -1,11 +1,11 @@
-//! Every system call and ioctl that brant makes, one file a subsystem.
+//! Every system call and ioctl that brant makes, one file for each subsystem.
 //!
-//! A wrapper here checks nothing but the kernel's own answer and turns it into
-//! an [`crate::error::Error`]; what a call is *for* is decided above. Newer
-//! kernel interfaces than the installed headers know are defined here.
+//! A wrapper checks only the kernel's answer, and turns it into an [`crate::error::Error`]. The
+//! layers above decide what a call is *for*. Kernel interfaces that are newer than the installed
+//! headers are defined here.
 //!
-//! The calls themselves are the functions of `kernel`, where the crate's unit tests can make
-//! each of them fail.
+//! The calls themselves are the functions of `kernel`, where the crate's unit tests can make each
+//! of them fail.
 
 pub mod clock;
 pub mod disk;

@@ -1,8 +1,7 @@
-//! System calls on stream sockets: make, bind, connect, accept, and moving
-//! bytes with scatter lists.
+//! System calls on stream sockets: make, bind, connect, accept, and transfers with scatter lists.
 //!
-//! Thin: each function is one call, errors are `io::Error`. Which error means
-//! what, waiting and retrying are `channel`'s, the only caller.
+//! Each function is one call; errors are `io::Error`. `channel`, the only caller, knows what an
+//! error means, waits and retries.
 
 use super::kernel;
 use std::ffi::OsStr;
@@ -12,8 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-/// The longest path of a unix socket in bytes: `sun_path` is 108 with its
-/// closing NUL (unix(7)).
+/// The longest path of a unix socket, in bytes: `sun_path` has 108 with the closing NUL (unix(7)).
 pub const UNIX_PATH_MAX: usize = 107;
 
 /// The most parts one `sendmsg` or `recvmsg` takes (`UIO_MAXIOV`, 1024).
@@ -26,7 +24,7 @@ pub enum Address {
     Inet(SocketAddr),
     /// A unix socket's path.
     Unix(PathBuf),
-    /// A unix socket without a name, or a family that is not named here.
+    /// A unix socket without a path, or another address family.
     Unnamed,
 }
 
@@ -102,7 +100,8 @@ impl RawAddress {
         let len = self.len as usize;
         match i32::from(self.storage.ss_family) {
             libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
-                // SAFETY: the family says what the kernel wrote there; every bit pattern is one.
+                // SAFETY: the family tells what the kernel wrote there, and every bit pattern is
+                // valid.
                 let sin = unsafe { place.cast::<libc::sockaddr_in>().read() };
                 Address::Inet(SocketAddr::V4(SocketAddrV4::new(
                     Ipv4Addr::from(u32::from_be(sin.sin_addr.s_addr)),
@@ -145,7 +144,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// A new stream socket of `address`'s family, non-blocking and closed on exec.
+/// A new stream socket for `address`'s family, non-blocking and closed on exec.
 pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
     let family = match address {
         Address::Inet(SocketAddr::V4(_)) => libc::AF_INET,
@@ -155,7 +154,7 @@ pub fn stream_socket(address: &Address) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers are passed.
     let fd = check(unsafe { kernel::socket(family, kind, 0) })?;
-    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -167,9 +166,9 @@ pub fn bind(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     Ok(())
 }
 
-/// connect(2). On a non-blocking socket TCP answers `EINPROGRESS` (wait until
-/// it is writable, then ask [`take_error`]); a unix socket whose listener has
-/// a full queue answers `EAGAIN`, and can only be tried again.
+/// connect(2). On a non-blocking socket TCP answers `EINPROGRESS`: wait until the socket is
+/// writable, then ask [`take_error`]. A unix socket whose listener has a full queue answers
+/// `EAGAIN`, and can only be tried again.
 pub fn connect(fd: BorrowedFd<'_>, address: &Address) -> io::Result<()> {
     let raw = RawAddress::encode(address)?;
     // SAFETY: storage holds an encoded address of `len` bytes.
@@ -196,11 +195,11 @@ pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             flags,
         )
     })?;
-    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// The address this end is bound to.
+/// The address to which this end is bound.
 pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     let mut raw = RawAddress::empty();
     // SAFETY: storage and len are writable and len is storage's size.
@@ -214,7 +213,7 @@ pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     Ok(raw.decode())
 }
 
-/// The address of the other end; `ENOTCONN` when there is none.
+/// The address of the other end; `ENOTCONN` without one.
 pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Address> {
     let mut raw = RawAddress::empty();
     // SAFETY: storage and len are writable and len is storage's size.
@@ -260,7 +259,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     Ok(value)
 }
 
-/// Takes the error a socket holds (`SO_ERROR`); reading it clears it.
+/// Takes and clears the error that a socket holds (`SO_ERROR`).
 pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
     let error = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
     Ok((error != 0).then(|| io::Error::from_raw_os_error(error)))
@@ -286,8 +285,8 @@ pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// How many bytes a socket holds that were sent: of TCP's, those which the peer's kernel has not
-/// acknowledged; of a unix socket's, those which the peer has not read (`SIOCOUTQ`, tcp(7)).
+/// How many sent bytes a socket still holds. TCP: those that the peer's kernel has not
+/// acknowledged. Unix socket: those that the peer has not read (`SIOCOUTQ`, tcp(7)).
 pub fn unsent(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     let into = &raw mut bytes;
@@ -304,33 +303,33 @@ fn message(parts: &[libc::iovec]) -> libc::msghdr {
     message
 }
 
-/// Sends what the socket takes now of the first [`PARTS_MAX`] parts; returns
-/// the bytes taken. Never waits, whatever `O_NONBLOCK` says (the flag is the
-/// open file's, and somebody else may hold it too); never raises SIGPIPE.
+/// Sends as much of the first [`PARTS_MAX`] parts as the socket takes now, and returns the number
+/// of bytes. Never waits, whatever `O_NONBLOCK` says: the flag belongs to the open file, which
+/// other code may also use. Never raises SIGPIPE.
 ///
 /// # Safety
-/// Each part names memory that its owner would have sent to the peer. (Memory
-/// that is not mapped is `EFAULT`, not undefined: the kernel does the reading.)
+/// The owner of each part's memory wants it to be sent to the peer. (Memory that is not mapped is
+/// `EFAULT`, not undefined: the kernel reads it.)
 pub unsafe fn send(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usize> {
     let message = message(parts);
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: the count is the slice's or less; what each part names is the caller's promise,
-    // and the kernel only reads it.
+    // SAFETY: the count is at most the slice's. The caller vouches for the memory of each part,
+    // which the kernel only reads.
     let n = unsafe { kernel::sendmsg(fd.as_raw_fd(), &message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives what is there now into the first [`PARTS_MAX`] parts; returns the
-/// bytes received, 0 for the end of the stream (or for no room). Never waits.
-/// Descriptors a peer attaches are dropped by the kernel: no room is offered.
+/// Receives the bytes that are there now into the first [`PARTS_MAX`] parts, and returns their
+/// number: 0 at the end of the stream (or without room). Never waits. Descriptors that a peer
+/// attaches are dropped by the kernel, because there is no room for them.
 ///
 /// # Safety
-/// Each part names memory that the peer may write, and that no Rust reference
-/// covers. (Memory that is not mapped is `EFAULT`.)
+/// The peer may write the memory of each part, and no Rust reference covers it. (Memory that is not
+/// mapped is `EFAULT`.)
 pub unsafe fn recv(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usize> {
     let mut message = message(parts);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: the count is the slice's or less; what each part names is the caller's promise.
+    // SAFETY: the count is at most the slice's. The caller vouches for the memory of each part.
     let n = unsafe { kernel::recvmsg(fd.as_raw_fd(), &mut message, flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }

@@ -1,8 +1,8 @@
 //! `/proc/self/pagemap`: which pages of this process's memory were ever touched.
 //!
-//! `PAGEMAP_SCAN` (6.7) is per process: it sees the page tables of the caller.
-//! So it tells the truth about private anonymous memory only; a page of shared
-//! memory can be in the page cache and not in our tables.
+//! `PAGEMAP_SCAN` (6.7) reads the page tables of the calling process. So its answer is complete for
+//! private anonymous memory only: a page of shared memory can be in the page cache without being in
+//! these page tables.
 
 use super::maps::Maps;
 use super::{file, kernel};
@@ -20,12 +20,12 @@ pub const PRESENT: u64 = 8;
 pub const FILE: u64 = 4;
 /// The page is in swap.
 pub const SWAPPED: u64 = 16;
-/// The page is the shared zero page: it was read, never written.
+/// The page is the kernel's page of zeros: it was read and never written.
 pub const PFNZERO: u64 = 32;
 /// The page was written since it was last write-protected (asynchronous userfaultfd).
 pub const WRITTEN: u64 = 2;
 
-/// Write-protect what matches, in the same walk.
+/// Write-protect matching pages in the same walk.
 pub const WP_MATCHING: u64 = 1;
 /// Fail with `EPERM` on memory not registered for asynchronous write-protection.
 pub const CHECK_WPASYNC: u64 = 2;
@@ -52,27 +52,27 @@ struct ScanArg {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 pub struct PageRegion {
-    /// First byte.
+    /// The first byte.
     pub start: u64,
     /// One past the last byte.
     pub end: u64,
-    /// Which of the asked categories hold.
+    /// Those of the reported categories that hold.
     pub categories: u64,
 }
 
-/// What to look for. A page matches when `(categories ^ inverted)` has all of
-/// `all` and, if it is not 0, one of `any`.
+/// What to look for. A page matches if `(categories ^ inverted)` has all bits of `all` and, unless
+/// `any` is 0, one bit of `any`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Query {
     /// [`WP_MATCHING`], [`CHECK_WPASYNC`].
     pub flags: u64,
-    /// Categories whose sense is turned round first.
+    /// Categories that are inverted first.
     pub inverted: u64,
     /// Categories that must all hold.
     pub all: u64,
     /// Categories of which one must hold.
     pub any: u64,
-    /// Categories reported (regions are cut where these differ).
+    /// Categories to report. Regions are cut where these differ.
     pub report: u64,
 }
 
@@ -81,12 +81,12 @@ pub struct Query {
 pub struct Pagemap(File);
 
 impl Pagemap {
-    /// Opens it; [`Kind::Unsupported`] where the kernel has no `PAGEMAP_SCAN`.
+    /// Opens it. [`Kind::Unsupported`] if the kernel has no `PAGEMAP_SCAN`.
     pub fn open() -> Result<Self> {
         let file = file::open("/proc/self/pagemap")
             .map_err(|e| Error::os("opening /proc/self/pagemap", e))?;
         let pagemap = Pagemap(file);
-        // An empty range is a valid question everywhere the ioctl exists.
+        // An empty range is valid on every kernel that has the ioctl.
         let page = 4096;
         match pagemap.scan(
             page..page,
@@ -105,8 +105,8 @@ impl Pagemap {
         }
     }
 
-    /// Scans `range` (addresses, page-aligned) into `regions`: how many were
-    /// filled, and the address where the walk ended. Short of `range.end`, go on from there.
+    /// Scans `range` (addresses, page-aligned) into `regions`. Returns how many were filled, and
+    /// the address where the walk ended. If that is before `range.end`, go on from there.
     pub fn scan(
         &self,
         range: std::ops::Range<u64>,
@@ -153,8 +153,8 @@ impl Pagemap {
         Ok((found > 0).then_some(region.start))
     }
 
-    /// Write-protects what matches in `range` and reports nothing ([`WP_MATCHING`] is added
-    /// to the flags): the address where the walk ended.
+    /// Write-protects matching pages in `range` and reports nothing ([`WP_MATCHING`] is added to
+    /// the flags). Returns the address where the walk ended.
     pub fn protect(&self, range: std::ops::Range<u64>, query: &Query) -> Result<u64> {
         let mut arg = ScanArg {
             size: std::mem::size_of::<ScanArg>() as u64,
@@ -172,7 +172,7 @@ impl Pagemap {
         Ok(arg.walk_end)
     }
 
-    /// The call itself.
+    /// Makes the call.
     ///
     /// # Safety
     /// `vec` is the address of `vec_len` writable regions.
@@ -187,41 +187,42 @@ impl Pagemap {
     }
 }
 
-/// What a stretch of address space is mapped to.
+/// The kind of mapping behind a range of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mapping {
     /// Private memory with no file behind it.
     PrivateAnonymous,
-    /// Shared with one file or memfd all through, in its order.
+    /// Shared memory of one file or memfd throughout, in the file's order.
     Shared {
         /// Device that the file is on, as `major << 32 | minor`.
         device: u64,
         /// Inode number of the file.
         inode: u64,
-        /// Where in the file the first byte lies.
+        /// The offset in the file of the first byte.
         offset: u64,
     },
-    /// The same, private: what is written does not go to the file.
+    /// The same, but private: writes do not go to the file.
     PrivateFile {
         /// Device that the file is on, as `major << 32 | minor`.
         device: u64,
         /// Inode number of the file.
         inode: u64,
-        /// Where in the file the first byte lies.
+        /// The offset in the file of the first byte.
         offset: u64,
     },
-    /// Of several kinds, or not mapped all through.
+    /// Of several kinds, or not mapped throughout.
     Other,
 }
 
-/// What `length` bytes at `start` are mapped to, all of them.
+/// The kind of mapping behind all of `length` bytes at `start`.
 pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
     let end = start.saturating_add(length);
     let mut at = start;
     let mut kind: Option<Mapping> = None;
     Maps::open()?.over(start..end, |area| {
         let (device, inode) = (area.device, area.inode);
-        // As this piece would have it at `start`: then all pieces of one mapping are equal.
+        // The offset that `start` would have by this piece: it is equal for all pieces of one
+        // mapping.
         let offset = area.offset.wrapping_add(start).wrapping_sub(area.start);
         let this = match (area.shared, inode) {
             (true, 0) => Mapping::Other,
@@ -242,6 +243,6 @@ pub fn mapping_of(start: u64, length: u64) -> Result<Mapping> {
         kind = Some(if same { this } else { Mapping::Other });
         same
     })?;
-    // What ended before `end` is not mapped all through.
+    // Mappings that end before `end` do not cover the range.
     Ok(kind.filter(|_| at >= end).unwrap_or(Mapping::Other))
 }

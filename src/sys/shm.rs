@@ -1,7 +1,7 @@
-//! Shared memory that other processes, or the kernel, write to: a sealed memfd and its
-//! mapping, as words that are reached by atomics alone.
+//! Shared memory that other processes, or the kernel, write to: a sealed memfd and its mapping, as
+//! words that are only accessed by atomics.
 //!
-//! What the words mean is not known here; the vhost log is made of it.
+//! The vhost log is built on it, and knows what the words mean.
 
 use super::kernel;
 use crate::error::{Error, Kind, Result};
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-/// A memfd of fixed size, mapped shared and writable. Reads as zero at first.
+/// A memfd of fixed size, mapped shared and writable. It is all zero at first.
 #[derive(Debug)]
 pub struct Shm {
     fd: OwnedFd,
@@ -18,15 +18,15 @@ pub struct Shm {
     words: usize,
 }
 
-// SAFETY: the mapping is the object's own, and is reached through atomics only.
+// SAFETY: the mapping belongs to the object, and is accessed through atomics only.
 unsafe impl Send for Shm {}
 // SAFETY: as above.
 unsafe impl Sync for Shm {}
 
 impl Shm {
-    /// `length` bytes, a multiple of 4096 and not 0, in a memfd called `name`. Its size is
-    /// sealed: whoever gets the descriptor can neither shrink it, which would end every
-    /// process that touches what is cut off, nor let it grow. Nothing is backed by memory yet.
+    /// `length` bytes, a multiple of 4096 and not 0, in a memfd called `name`. Its size is sealed.
+    /// So a process that gets the descriptor can neither enlarge it nor shrink it; shrinking would
+    /// end every process that touches the cut part. No part is backed by memory yet.
     pub fn new(name: &CStr, length: u64) -> Result<Shm> {
         let no_memory = || Error::no_memory(format_args!("shared memory {name:?}"), length);
         let bytes = usize::try_from(length).map_err(|_| no_memory())?;
@@ -54,7 +54,7 @@ impl Shm {
         if fd < 0 {
             return Err(Error::last_os(format_args!("memfd_create of {name:?}")));
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just made, and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: a descriptor of ours; touches no memory.
         if unsafe { kernel::ftruncate(fd.as_raw_fd(), size) } != 0 {
@@ -89,13 +89,13 @@ impl Shm {
                 address,
                 words: bytes / 8,
             }),
-            // The kernel gives no mapping at address 0 that was not asked for.
+            // The kernel maps at address 0 only when asked to.
             None => Err(no_memory()),
         }
     }
 
-    /// Takes memory for a range now, bytes rounded out to pages: who writes there later cannot
-    /// be ended for want of it. What is in it stays.
+    /// Takes memory for a range now, bytes rounded out to pages, so that no later write there ends
+    /// a process for want of memory. Contents stay.
     pub fn reserve(&self, start: u64, end: u64) -> Result<()> {
         let end = end.min(self.length());
         if start >= end {
@@ -120,53 +120,54 @@ impl Shm {
         })
     }
 
-    /// Closes the descriptor and leaves the mapping where it is, for ever: for memory that somebody may
-    /// still write to, by its address.
+    /// Closes the descriptor, and leaves the mapping in place for ever: for memory to which other
+    /// code may still write by its address.
     pub fn leave_mapped(self) {
         let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: read once, of an object that is not dropped and that nobody sees again.
+        // SAFETY: read once, from an object that is neither dropped nor used again.
         drop(unsafe { std::ptr::read(&this.fd) });
     }
 
-    /// Its descriptor.
+    /// The descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Address of its first byte in this process.
+    /// The address of the first byte in this process.
     pub fn address(&self) -> *mut u8 {
         self.address.as_ptr().cast()
     }
 
-    /// Bytes.
+    /// The length in bytes.
     pub fn length(&self) -> u64 {
         self.words as u64 * 8
     }
 
-    /// All of it.
+    /// All words.
     pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: a mapping of that many words, aligned to a page, that lives as long as `self`.
-        // Others who write to it do so atomically by the protocol it is made for; one
-        // that does not can lose its own bits, and nothing else is decided by them.
+        // Other writers use atomics by the protocol that the memory is for. One that does not can
+        // lose its own bits, and decides nothing else.
         unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.words) }
     }
 }
 
 impl Drop for Shm {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and no borrow of it is left.
+        // SAFETY: mapped in `new`, and no borrow of it exists any more.
         unsafe { kernel::munmap(self.address.as_ptr().cast(), self.words * 8) };
     }
 }
 
-/// How long a file may get by this process (`RLIMIT_FSIZE`). Asked for first, because growing one
-/// past it is SIGXFSZ, which ends a process that does not expect it. A memfd is a file.
+/// The longest file that this process may write (`RLIMIT_FSIZE`). It is checked first, because
+/// enlarging a file beyond it raises SIGXFSZ, which ends a process that does not expect it. A memfd
+/// is a file too.
 fn file_size_limit() -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
     };
-    // SAFETY: the kernel fills the structure, which outlives the call. Where it fails the
+    // SAFETY: the kernel fills the structure, which outlives the call. If the call fails, the
     // structure says that there is no limit.
     unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
     limit.rlim_cur

@@ -1,8 +1,8 @@
 //! userfaultfd: the descriptor, which address ranges it is told of, and whether anybody's is told
 //! of an address ([`WatchProbe`]).
 //!
-//! Only what asynchronous write protection needs. Reading and restoring the protection is
-//! `PAGEMAP_SCAN`'s part, in [`super::pagemap`].
+//! Only what asynchronous write protection needs is here. `PAGEMAP_SCAN` reads and restores the
+//! protection, in [`super::pagemap`].
 
 use super::kernel;
 use crate::error::{Error, Kind, Result};
@@ -15,9 +15,9 @@ const UFFDIO_API: u64 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
-/// On `/dev/userfaultfd` (6.1): a new userfaultfd, with the flags of the system call.
+/// On `/dev/userfaultfd` (6.1): makes a userfaultfd, with the flags of the system call.
 const USERFAULTFD_IOC_NEW: u64 = 0xaa00;
-/// Faults of user code only. No permission is asked for with it (5.11).
+/// Faults of user code only. This needs no permission (5.11).
 const USER_MODE_ONLY: libc::c_int = 1;
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
@@ -26,7 +26,7 @@ const REGISTER_MODE_WP: u64 = 2;
 const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
 /// Protection of anonymous pages that are not there yet (6.4).
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-/// The kernel lifts the protection itself and wakes nobody (6.7).
+/// The kernel itself lifts the protection, and wakes nobody (6.7).
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 #[repr(C)]
@@ -59,13 +59,13 @@ struct Unregister {
     len: u64,
 }
 
-/// A userfaultfd of the process that opened it: a child of fork() that uses it reaches its
+/// A userfaultfd of the process that opened it. In a child of fork() it still refers to the
 /// parent's memory, and so do ranges that are registered through it.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
 
 impl Userfault {
-    /// One for asynchronous write protection. [`Kind::Unsupported`] says what is missing:
+    /// A userfaultfd for asynchronous write protection. [`Kind::Unsupported`] says what is missing:
     /// the system call, the permission, or the kernel's feature.
     pub fn write_protect_async() -> Result<Self> {
         let fd = new_fd()?;
@@ -73,7 +73,8 @@ impl Userfault {
         let Err(error) = api(&fd, wanted) else {
             return Ok(Userfault(fd));
         };
-        // A refused question leaves the descriptor as it was, so it can be asked what it has.
+        // A refused request leaves the descriptor as it was, so that it can be asked for its
+        // features.
         let has = match api(&fd, 0) {
             Ok(features) => format!("its features are {features:#x}"),
             Err(_) => format!("UFFDIO_API: {error}"),
@@ -87,8 +88,8 @@ impl Userfault {
         ))
     }
 
-    /// Has the kernel keep the written state of a range of addresses. Whole pages of what
-    /// backs it; [`Kind::Exists`] when another userfaultfd has some of it.
+    /// Has the kernel keep the written state of a range of addresses, in whole pages of the backing
+    /// memory. [`Kind::Exists`] if part of it is registered with another userfaultfd.
     pub fn register(&self, range: Range<u64>) -> Result<()> {
         let Err(error) = register(&self.0, &range, REGISTER_MODE_WP) else {
             return Ok(());
@@ -123,8 +124,8 @@ impl Userfault {
         })
     }
 
-    /// Takes a range back: its pages are as they were before. (Closing the descriptor would
-    /// not do: a child of fork() may hold another of it.)
+    /// Ends the registration of a range, whose pages are as before then. (Closing the descriptor
+    /// would not do that, because a child of fork() may hold another one of it.)
     pub fn unregister(&self, range: Range<u64>) -> Result<()> {
         let mut arg = Unregister {
             start: range.start,
@@ -141,8 +142,8 @@ impl Userfault {
     }
 }
 
-/// Says whether any userfaultfd is told of an address, this process's or another's that was
-/// given one of this process.
+/// Tells whether any userfaultfd watches an address: one of this process, or one of another process
+/// that was made for this process.
 ///
 /// Linux has no question for it. But it fills a page only where *some* userfaultfd is told of it, and
 /// looks at that before it reads what the page is to hold. So a userfaultfd of our own asks to fill
@@ -156,7 +157,7 @@ pub struct WatchProbe {
 }
 
 impl WatchProbe {
-    /// [`Kind::Unsupported`] where userfaultfd cannot be had, or the kernel answers otherwise.
+    /// [`Kind::Unsupported`] if there is no userfaultfd, or if the kernel answers otherwise.
     pub fn open() -> Result<WatchProbe> {
         static ANSWERS: OnceLock<bool> = OnceLock::new();
         let fd = new_fd()?;
@@ -181,8 +182,8 @@ impl WatchProbe {
         Ok(probe)
     }
 
-    /// Whether a userfaultfd is told of what happens at `address`, a page's first: in whatever
-    /// mode. `true` if that cannot be known.
+    /// Whether a userfaultfd watches `address`, the first of a page, in whatever mode. `true` if
+    /// that cannot be known.
     pub fn is_watched(&self, address: u64) -> bool {
         let mut arg = Copy {
             dst: address,
@@ -191,13 +192,13 @@ impl WatchProbe {
             mode: 0,
             copy: 0,
         };
-        // SAFETY: the kernel reads and writes the structure, which outlives the call. It fills
-        // nothing: what it would fill the page from cannot be read.
+        // SAFETY: the kernel reads and writes the structure, which outlives the call. It fills no
+        // page, because the contents cannot be read.
         let result = unsafe { kernel::ioctl(self.fd.as_raw_fd(), UFFDIO_COPY as _, &mut arg) };
         result == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
     }
 
-    /// A page that another userfaultfd is told of, and then no more.
+    /// Tries the question with a page that another userfaultfd watches, and then watches no more.
     fn answers_truly(&self) -> Result<bool> {
         let other = new_fd()?;
         api(&other, 0).map_err(|e| Error::os("UFFDIO_API", e))?;
@@ -212,11 +213,11 @@ impl WatchProbe {
     }
 }
 
-/// A page that nobody can read.
+/// A page without any permission.
 #[derive(Debug)]
 struct Unreadable(*mut libc::c_void);
 
-// SAFETY: an address that is only ever given to the kernel.
+// SAFETY: an address that is only passed to the kernel.
 unsafe impl Send for Unreadable {}
 // SAFETY: as above.
 unsafe impl Sync for Unreadable {}
@@ -250,7 +251,7 @@ impl Unreadable {
 
 impl Drop for Unreadable {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and nobody else's.
+        // SAFETY: mapped in `new`, and used by nobody else.
         unsafe { kernel::munmap(self.0, Self::LENGTH) };
     }
 }
@@ -263,8 +264,8 @@ fn register(fd: &OwnedFd, range: &Range<u64>, mode: u64) -> std::io::Result<()> 
         mode,
         ioctls: 0,
     };
-    // SAFETY: the kernel reads and writes the structure, which outlives the call. What is
-    // in the memory named stays as it is.
+    // SAFETY: the kernel reads and writes the structure, which outlives the call. The contents of
+    // the named memory stay as they are.
     if unsafe { kernel::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &mut arg) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
@@ -285,15 +286,15 @@ fn api(fd: &OwnedFd, features: u64) -> std::io::Result<u64> {
     Ok(arg.features)
 }
 
-/// A new descriptor. Nobody ever waits for a fault in asynchronous mode, so the kind that
-/// only handles user code's faults does for the kernel's writes too, and needs no
-/// permission; `/dev/userfaultfd` is for where the system call itself is filtered.
+/// A new descriptor. In asynchronous mode no thread ever waits for a fault. So the kind that
+/// handles only faults of user code will do for writes of the kernel too, and needs no permission.
+/// `/dev/userfaultfd` is for processes whose system call is filtered.
 fn new_fd() -> Result<OwnedFd> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY;
     // SAFETY: takes an integer and touches no memory of ours.
     let fd = unsafe { kernel::userfaultfd(flags) };
     if fd >= 0 {
-        // SAFETY: the kernel just made this descriptor and nobody else has it.
+        // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
         return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     let refused = std::io::Error::last_os_error();
@@ -306,7 +307,7 @@ fn new_fd() -> Result<OwnedFd> {
             // SAFETY: takes an integer and touches no memory of ours.
             let fd = unsafe { kernel::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW as _, flags) };
             if fd >= 0 {
-                // SAFETY: the kernel just made this descriptor and nobody else has it.
+                // SAFETY: the kernel has just made this descriptor, and nobody else owns it.
                 return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
             }
             std::io::Error::last_os_error()

@@ -1,8 +1,7 @@
-//! The VFIO ioctls that tell which pages a device wrote: the log of a device itself
-//! (`VFIO_DEVICE_FEATURE` with DMA logging, Linux 6.1), and that of the type 1 IOMMU
-//! of a container (`VFIO_IOMMU_DIRTY_PAGES`).
+//! The VFIO ioctls that tell which pages a device wrote: the log of a device (`VFIO_DEVICE_FEATURE`
+//! with DMA logging, Linux 6.1), and that of a container's type 1 IOMMU (`VFIO_IOMMU_DIRTY_PAGES`).
 //!
-//! Numbers and layouts are those of `linux/vfio.h`; a test has the C compiler compare them.
+//! Numbers and layouts are those of `linux/vfio.h`; a test lets the C compiler compare them.
 
 use super::ioctl::Ioctl;
 use crate::error::{Error, Kind, Result};
@@ -10,7 +9,8 @@ use crate::fallible;
 
 /// `VFIO_DEVICE_FEATURE`, on a device.
 pub const DEVICE_FEATURE: u32 = 0x3b75;
-/// `VFIO_IOMMU_DIRTY_PAGES`, on a container: the same number; the descriptor decides.
+/// `VFIO_IOMMU_DIRTY_PAGES`, on a container. The number is the same; the descriptor decides which
+/// is meant.
 pub const IOMMU_DIRTY_PAGES: u32 = 0x3b75;
 /// `VFIO_IOMMU_GET_INFO`.
 pub const IOMMU_GET_INFO: u32 = 0x3b70;
@@ -39,23 +39,23 @@ pub const DIRTY_PAGES_GET: u32 = 4;
 const INFO_CAPS: u32 = 1 << 1;
 /// `VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`.
 const CAP_MIGRATION: u16 = 2;
-/// More than any kernel has capabilities for.
+/// More bytes of capabilities than any kernel has.
 const INFO_MAX: usize = 64 << 10;
 
-/// How many ranges of a device's log the kernel promises to take: those that fit a page.
+/// How many ranges of a device's log the kernel accepts for certain: as many as fit a page.
 pub const RANGES_MAX: usize = 4096 / size_of::<LoggingRange>();
 
-/// IOVAs to be logged: `vfio_device_feature_dma_logging_range`.
+/// IOVAs to log: `vfio_device_feature_dma_logging_range`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoggingRange {
-    /// The first.
+    /// The first address.
     pub iova: u64,
-    /// Bytes.
+    /// The length in bytes.
     pub length: u64,
 }
 
-/// `vfio_device_feature`, its data following.
+/// `vfio_device_feature`, followed by its data.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Feature {
@@ -83,7 +83,7 @@ struct LoggingReport {
     bitmap: u64,
 }
 
-/// `vfio_iommu_type1_dirty_bitmap`, its data following.
+/// `vfio_iommu_type1_dirty_bitmap`, followed by its data.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct DirtyBitmap {
@@ -91,7 +91,7 @@ struct DirtyBitmap {
     flags: u32,
 }
 
-/// `vfio_iommu_type1_dirty_bitmap_get`, with the `vfio_bitmap` that it ends in.
+/// `vfio_iommu_type1_dirty_bitmap_get`, with the `vfio_bitmap` at its end.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct DirtyBitmapGet {
@@ -113,21 +113,21 @@ struct Type1Info {
     pad: u32,
 }
 
-/// What a device's feature is called with: head and data in one piece.
+/// The argument of a call on a device's feature: head and data in one piece.
 #[repr(C)]
 struct With<H, D>(H, D);
 
-/// Calls with a structure that is handed over whole.
+/// Makes a call with a whole structure.
 ///
 /// # Safety
-/// `argument` is what `request` takes, without padding, and pointers in it are as the kernel
-/// expects them.
+/// `argument` is the structure of `request`, without padding, and its pointers are what the kernel
+/// expects.
 unsafe fn call<T>(io: &mut dyn Ioctl, request: u32, argument: &mut T) -> std::io::Result<()> {
-    // SAFETY: the caller's promise; a structure of ours for as long as the call takes.
+    // SAFETY: the caller's promise; the structure is borrowed for the call.
     unsafe { io.ioctl(request, std::ptr::from_mut(argument).cast(), size_of::<T>()) }
 }
 
-/// What an error of the first call on a descriptor means.
+/// The error of the first call on a descriptor, with what it means.
 fn first(what: &str, expected: &str, error: std::io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT) => Error::new(
@@ -155,7 +155,7 @@ pub fn logging_probe(device: &mut dyn Ioctl) -> Result<()> {
 }
 
 /// Starts the device's log of `ranges`, which do not overlap and are multiples of `page_size`.
-/// Returns the page size that the driver chose instead of that.
+/// Returns the page size that the driver chose.
 pub fn logging_start(
     device: &mut dyn Ioctl,
     page_size: u64,
@@ -174,7 +174,7 @@ pub fn logging_start(
             ranges: ranges.as_ptr() as u64,
         },
     );
-    // SAFETY: head and data without padding; the kernel reads `num_ranges` ranges, which are there.
+    // SAFETY: head and data without padding; the kernel reads `num_ranges` ranges, which exist.
     unsafe { call(device, DEVICE_FEATURE, &mut start) }.map_err(|e| {
         Error::os(
             format_args!(
@@ -187,20 +187,20 @@ pub fn logging_start(
     Ok(start.1.page_size)
 }
 
-/// Stops it.
+/// Stops the device's log.
 pub fn logging_stop(device: &mut dyn Ioctl) -> Result<()> {
     let mut stop = Feature {
         argsz: size_of::<Feature>() as u32,
         flags: FEATURE_SET | DMA_LOGGING_STOP,
     };
-    // SAFETY: a head without data is what it takes.
+    // SAFETY: this call takes a head without data.
     unsafe { call(device, DEVICE_FEATURE, &mut stop) }
         .map_err(|e| Error::os("VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP", e))
 }
 
-/// Ors into `words` which pages of `length` bytes from `iova` the device wrote, and clears them
-/// in its log. The bitmap has a bit for each `page_size` bytes, bit 0 for `iova`; only bits that
-/// are set are touched, so `words` are zeros before.
+/// ORs into `words` which pages of `length` bytes from `iova` on the device wrote, and clears them
+/// in its log. There is one bit for each `page_size` bytes, bit 0 for `iova`. The kernel only sets
+/// bits, so `words` are zero before.
 pub fn logging_report(
     device: &mut dyn Ioctl,
     iova: u64,
@@ -222,8 +222,8 @@ pub fn logging_report(
             bitmap: words.as_mut_ptr() as u64,
         },
     );
-    // SAFETY: head and data without padding; the kernel writes a bit for each page of the
-    // range, for which there is room (checked above).
+    // SAFETY: head and data without padding; the kernel writes a bit for each page of the range,
+    // for which there is room, as checked above.
     unsafe { call(device, DEVICE_FEATURE, &mut report) }.map_err(|e| {
         Error::os(
             format_args!(
@@ -248,12 +248,12 @@ fn check_room(length: u64, page_size: u64, words: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// What a container's IOMMU can say of dirty pages.
+/// What a container's IOMMU can report about dirty pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Type1Dirty {
-    /// The page sizes that a bitmap can have, one bit each; only the smallest works.
+    /// The page sizes that a bitmap can have, one bit each. The kernel accepts only the smallest.
     pub page_sizes: u64,
-    /// The most bytes of one bitmap.
+    /// The longest bitmap, in bytes.
     pub bitmap_max: u64,
 }
 
@@ -262,12 +262,12 @@ pub fn type1_dirty(container: &mut dyn Ioctl) -> Result<Type1Dirty> {
     const HEAD: usize = size_of::<Type1Info>();
     const WHAT: &str = "VFIO_IOMMU_GET_INFO";
     let ask = |container: &mut dyn Ioctl, size: usize| -> Result<Vec<u8>> {
-        // In words, so that the kernel finds its structure aligned.
+        // As words, so that the kernel finds its structure aligned.
         let mut words = Vec::new();
         fallible::reserve(&mut words, size.div_ceil(8), WHAT)?;
         words.resize(size.div_ceil(8), 0u64);
         words[0] = (size as u64).to_le();
-        // SAFETY: `size` bytes that begin with a structure whose argsz says so.
+        // SAFETY: `size` bytes that begin with a structure whose argsz has that value.
         let done = unsafe { container.ioctl(IOMMU_GET_INFO, words.as_mut_ptr().cast(), size) };
         done.map_err(|e| first(WHAT, "a VFIO container with a type 1 IOMMU", e))?;
         let bytes = words.iter().flat_map(|w| w.to_ne_bytes());
@@ -276,7 +276,7 @@ pub fn type1_dirty(container: &mut dyn Ioctl) -> Result<Type1Dirty> {
         Ok(bytes)
     };
     let mut bytes = ask(container, HEAD)?;
-    // With too little room the kernel says how much it needs, and leaves the capabilities out.
+    // With too little room the kernel reports how much it needs, and leaves out the capabilities.
     let needed = at::<4>(&bytes, 0).map_or(0, u32::from_ne_bytes) as usize;
     if needed > INFO_MAX {
         return Err(Error::new(
@@ -292,13 +292,13 @@ pub fn type1_dirty(container: &mut dyn Ioctl) -> Result<Type1Dirty> {
         0 => 0,
         _ => at::<4>(&bytes, 16).map_or(0, u32::from_ne_bytes) as usize,
     };
-    // Each capability lies behind the one before it, so the walk ends.
+    // Each capability lies behind the one before it, so this loop ends.
     while next >= HEAD {
         let Some(id) = at::<2>(&bytes, next).map(u16::from_ne_bytes) else {
             break;
         };
         if id == CAP_MIGRATION {
-            // Header (8 bytes), flags, what aligns the next, page sizes, size of a bitmap.
+            // Header (8 bytes), flags, padding, page sizes, size of a bitmap.
             let sizes = at::<8>(&bytes, next + 16).map(u64::from_ne_bytes);
             let most = at::<8>(&bytes, next + 24).map(u64::from_ne_bytes);
             if let (Some(page_sizes), Some(bitmap_max)) = (sizes, most) {
@@ -334,15 +334,15 @@ pub fn type1_switch(container: &mut dyn Ioctl, on: bool) -> Result<()> {
             DIRTY_PAGES_STOP
         },
     };
-    // SAFETY: a head without data is what it takes.
+    // SAFETY: this call takes a head without data.
     unsafe { call(container, IOMMU_DIRTY_PAGES, &mut switch) }.map_err(|e| {
         let which = if on { "START" } else { "STOP" };
         Error::os(format_args!("VFIO_IOMMU_DIRTY_PAGES {which}"), e)
     })
 }
 
-/// Which pages of `length` bytes from `iova` were, or may have been, written since the last
-/// call, into `words`, which are zeros before. The range splits no mapping.
+/// Writes into `words`, which are zero before, which pages of `length` bytes from `iova` on were
+/// written, or may have been, since the last call. The range splits no mapping.
 pub fn type1_bitmap(
     container: &mut dyn Ioctl,
     iova: u64,
@@ -539,7 +539,7 @@ mod tests {
     #[test]
     fn the_migration_capability_is_found_behind_another() {
         let mut caps = Vec::new();
-        // At 24: another one, 16 bytes, the next at 40.
+        // At offset 24: another capability of 16 bytes, the next one at 40.
         caps.extend(1u16.to_ne_bytes());
         caps.extend(1u16.to_ne_bytes());
         caps.extend(40u32.to_ne_bytes());
@@ -565,7 +565,7 @@ mod tests {
             info(24, INFO_CAPS, 24, &[]),
             info(24, INFO_CAPS, u32::MAX, &[]),
             info(32, INFO_CAPS, 24, &circle),
-            // Cut off in the middle of the capability.
+            // The capability is cut off in the middle.
             info(
                 40,
                 INFO_CAPS,

@@ -11,10 +11,10 @@ use std::collections::HashMap;
 
 const PAGES: u64 = 1000;
 
-/// Keeps what it is given. Pages arrive at a barrier, as they do where there is a peer.
+/// Keeps the pages that it is given. They arrive at a barrier, as with a peer.
 #[derive(Default)]
 struct Recorder {
-    /// The first byte of each page, by the number of its block and its own.
+    /// The first byte of each page, by its block's number and its own number.
     kept: HashMap<(u32, u64), u8>,
     waiting: Vec<Taken>,
     calls: usize,
@@ -70,7 +70,7 @@ impl Outlet for Recorder {
     }
 }
 
-/// A whole pass: all that is pending, and the wait for it.
+/// A whole pass: every pending page, and the wait for their arrival.
 fn pass(walk: &mut Walk, consumer: &Consumer, outlet: &mut impl Outlet) -> Result<Put> {
     let mut all = Put::default();
     loop {
@@ -149,12 +149,13 @@ fn an_outlet_that_fails_at_any_call_loses_no_page() {
         };
         let error = pass(&mut world.walk, &world.consumer, &mut recorder).unwrap_err();
         assert_eq!(error.kind(), Kind::Io);
-        // What it kept may have arrived: only the pages that it delivered are not pending.
+        // Kept pages may have arrived: pages are no longer pending only if the recorder delivered
+        // them.
         let delivered = recorder.waiting.is_empty() && fails_at + 1 == whole.calls;
         drop(recorder);
         let expected = if delivered { 0 } else { PAGES };
         assert_eq!(world.consumer.pending(), Pages(expected), "call {fails_at}");
-        // And the next outlet gets them all.
+        // The next outlet gets the other pages.
         let mut next = Recorder::default();
         world.walk.restart();
         pass(&mut world.walk, &world.consumer, &mut next).unwrap();
@@ -170,7 +171,7 @@ fn a_removed_block_does_not_wait_for_pages_that_an_outlet_has_unpinned() {
         .walk
         .step(&world.consumer, Pages(64), &mut recorder)
         .unwrap();
-    // Would wait for ever if the recorder had pins left.
+    // This would wait without end if the recorder still had pins.
     world
         .guest
         .memory

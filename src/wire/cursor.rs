@@ -1,7 +1,7 @@
 //! A bounds-checked reader over one payload.
 //!
-//! Every step names the field it reads, so that a short payload is reported by
-//! what is missing from it. Only `records` uses it.
+//! Each step names the field that it reads, so that the error on a short payload names what is
+//! missing. Only `records` uses this.
 
 use crate::error::{Error, Kind, Result};
 
@@ -13,7 +13,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Over the payload (or prefix) `bytes` of a record called `record`.
+    /// A reader over `bytes`, the payload (or its prefix) of a record called `record`.
     pub(super) fn new(record: &'static str, bytes: &'a [u8]) -> Self {
         Reader {
             record,
@@ -71,8 +71,8 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_le_bytes)
     }
 
-    /// `length` bytes of UTF-8, at most `limit`. Nothing is allocated before
-    /// both the limit and the presence of the bytes are known.
+    /// `length` bytes of UTF-8, at most `limit`. Nothing is allocated before the limit has been
+    /// checked and the bytes are known to be there.
     pub(super) fn text(&mut self, field: &str, length: usize, limit: usize) -> Result<String> {
         let head = self.bytes(field, length, limit)?;
         let text = std::str::from_utf8(head)
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
         Ok(owned)
     }
 
-    /// The same for text that only people read: U+FFFD stands for what is not UTF-8.
+    /// [`Reader::text`] for text that only people read: U+FFFD replaces what is not UTF-8.
     pub(super) fn text_lossy(
         &mut self,
         field: &str,
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    /// The end of the payload: there must be nothing left.
+    /// The end of the payload. An error if bytes are left.
     pub(super) fn finish(self) -> Result<()> {
         if self.rest.is_empty() {
             return Ok(());

@@ -1,8 +1,8 @@
-//! The header that every record begins with: 32 bytes with a checksum.
+//! The header at the beginning of every record: 32 bytes with a checksum.
 //!
-//! It says what follows and how much of it, and everything that can be refused
-//! without reading on is refused here. It knows nothing of payload layouts.
-//! Senders and receivers of every channel call it.
+//! It says which record follows, and how long it is. Everything that can be refused by the header
+//! alone is refused here. Payload layouts are not known here. Senders and receivers of every
+//! channel use this file.
 
 use super::kind::{
     list_len, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX,
@@ -17,25 +17,24 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"BRNT");
 /// Flag bit 0: a receiver that does not know the type skips the record.
 pub const FLAG_SKIPPABLE: u16 = 1;
 
-/// Bytes that the checksum covers: all before itself.
+/// The bytes that the checksum covers: all before it.
 const CHECKED_LEN: usize = 28;
 
-/// A header, decoded.
+/// A decoded header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Header {
-    /// The type's number; not necessarily one that this version knows.
+    /// The type's number, which this version may not know.
     pub kind: u16,
     /// [`FLAG_SKIPPABLE`] or nothing.
     pub flags: u16,
-    /// The block's id, where the type is about a block; else 0.
+    /// The block's id, if the type is about a block; else 0.
     pub block: u32,
-    /// Of a page run, its pages; of a list of them, the runs; of every other record, the CRC-32 of its payload (0 where there
-    /// is none).
+    /// For a page run, its pages. For a list of runs, the number of runs. For every other record,
+    /// the CRC-32 of its payload (0 without one).
     pub count: u32,
-    /// The run's first page, counted from the start of the block; 0 for
-    /// everything but page runs.
+    /// The run's first page, counted from the block's beginning; 0 for all records but page runs.
     pub first_page: u64,
-    /// Bytes that follow the header.
+    /// How many bytes follow the header.
     pub payload: u32,
 }
 
@@ -44,8 +43,8 @@ fn protocol(message: String) -> Error {
 }
 
 impl Header {
-    /// The header of a control record or blob: `payload` bytes follow, whose checksum is for the
-    /// caller to put into [`Header::count`].
+    /// The header of a control record or blob. `payload` bytes follow, and the caller puts their
+    /// checksum into [`Header::count`].
     pub fn control(kind: RecordType, block: u32, payload: u32) -> Header {
         Header {
             kind: kind.number(),
@@ -61,10 +60,10 @@ impl Header {
         }
     }
 
-    /// The header of a PAGES record; `count` times 4096 raw bytes follow it.
+    /// The header of a PAGES record; `count` times 4096 raw bytes follow.
     ///
-    /// The caller keeps to [`Header::check_run`]'s rules. A count beyond a
-    /// stretch gives a header that every receiver refuses.
+    /// The caller keeps the rules of [`Header::check_run`]. Every receiver refuses a header whose
+    /// count goes beyond a stretch.
     pub fn pages(block: u32, first_page: Pages, count: u32) -> Header {
         Header {
             kind: RecordType::Pages.number(),
@@ -98,7 +97,7 @@ impl Header {
         }
     }
 
-    /// The header of a BALLOONED record, which is all there is of it.
+    /// The header of a BALLOONED record, which has no payload.
     pub fn ballooned(block: u32, first_page: Pages, count: u32) -> Header {
         Header {
             kind: RecordType::Ballooned.number(),
@@ -106,7 +105,7 @@ impl Header {
         }
     }
 
-    /// The header as it travels, checksum included.
+    /// The header's bytes on the wire, with the checksum.
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -124,8 +123,7 @@ impl Header {
     /// Reads a header, of a known type or not.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] for a wrong magic, a wrong checksum, or a flag that
-    /// has no meaning.
+    /// [`Kind::Protocol`] for a wrong magic, a wrong checksum, or a flag without a meaning.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| {
@@ -163,12 +161,11 @@ impl Header {
         Ok(header)
     }
 
-    /// The type, or `None` for a record that is to be skipped: its payload is
-    /// read and thrown away.
+    /// The type, or `None` for a record to skip, whose payload is read and dropped.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] for an unknown type without the skippable flag, and
-    /// for a known one whose flag is not that of its type.
+    /// [`Kind::Protocol`] for an unknown type without the skippable flag, and for a known type
+    /// whose flag differs from its type's.
     pub fn record_type(&self) -> Result<Option<RecordType>> {
         let skippable = self.flags & FLAG_SKIPPABLE != 0;
         match RecordType::from_number(self.kind) {
@@ -189,16 +186,16 @@ impl Header {
         }
     }
 
-    /// Whether the payload announced is one that a record of this type can
-    /// have. To be asked before anything is read or allocated for it.
+    /// Whether a record of this type can have the announced payload. Check this before anything is
+    /// read or allocated for it.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] with the limits and what was found; and what
-    /// [`Header::record_type`] refuses.
+    /// [`Kind::Protocol`] with the limits and the announced length; and the errors of
+    /// [`Header::record_type`].
     pub fn check_payload_limit(&self) -> Result<()> {
         let kind = self.record_type()?;
         let (least, most) = match kind {
-            // The run's own length decides; its limits come with it.
+            // The run's own length decides, and its limits follow.
             Some(RecordType::Pages) => {
                 if !(1..=STRETCH_PAGES).contains(&u64::from(self.count)) {
                     return Err(protocol(format!(
@@ -217,7 +214,8 @@ impl Header {
                     )));
                 }
                 let list = list_len(self.count) as u32;
-                // Whole pages, at least one a run; what is no such number is refused by both limits.
+                // Whole pages, at least one for each run. A payload of no such length is refused by
+                // both limits.
                 let pages = self.payload.wrapping_sub(list) / PAGE_SIZE as u32;
                 let pages = pages.clamp(self.count, LIST_PAGES_MAX);
                 let exact = list + pages * PAGE_SIZE as u32 + self.checksum_len();
@@ -241,9 +239,9 @@ impl Header {
         Ok(())
     }
 
-    /// [`Header::record_type`], after [`Header::check_payload_limit`] and the
-    /// check that fields which the type does not use are zero: all that can be
-    /// known from a header alone. `None` means skip.
+    /// [`Header::record_type`], after [`Header::check_payload_limit`] and the check that fields
+    /// without a use in the type are zero. These are all checks of a header alone. `None` means
+    /// skip.
     ///
     /// # Errors
     /// [`Kind::Protocol`].
@@ -266,9 +264,9 @@ impl Header {
         Ok(kind)
     }
 
-    /// Whether `payload`, all that follows the header of a control record or blob, is what was sent.
-    /// Device state with a flipped bit is as dangerous as a guest page with one, and much rarer
-    /// noticed: nothing else looks at it.
+    /// Whether `payload`, all bytes behind the header of a control record or blob, is what was
+    /// sent. A flipped bit in device state is as dangerous as one in a guest page, and is noticed
+    /// more rarely, because no other check covers it.
     ///
     /// # Errors
     /// [`Kind::Protocol`] with both checksums.
@@ -324,8 +322,8 @@ impl Header {
     /// and inside one stretch, with the payload its type has. After this, the
     /// pages `first_page .. first_page + count` may be indexed.
     ///
-    /// A run never crosses a stretch, because a stretch belongs to one channel
-    /// and that is what keeps older versions of a page from arriving last.
+    /// A run never crosses a stretch, because each stretch belongs to one channel. So an older
+    /// version of a page never arrives last.
     ///
     /// # Errors
     /// [`Kind::Protocol`], with the block, what was expected and what was found.

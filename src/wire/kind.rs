@@ -1,7 +1,7 @@
 //! The record types: number, name, direction and payload limits of each.
 //!
-//! One table, so that a receiver can judge a header before it reads anything
-//! else, and the header asks it. Layouts: payloads of control records in `records`, runs of pages in
+//! They are in one table, so that a receiver can judge a header before it reads on; the header asks
+//! it. The layouts are elsewhere: payloads of control records in `records`, runs of pages in
 //! `header`, lists of runs in `list`.
 
 use crate::units::{PAGE_SIZE, STRETCH_PAGES};
@@ -9,9 +9,8 @@ use crate::units::{PAGE_SIZE, STRETCH_PAGES};
 /// The largest payload that any record may announce: 1 GiB.
 pub const PAYLOAD_MAX: u32 = 1 << 30;
 
-/// The largest payload of a skippable record of a type that this version does
-/// not know: 64 KiB. Enough for what one can do without, too little to keep a
-/// receiver busy with.
+/// The largest payload of a skippable record of an unknown type: 64 KiB. It is enough for data that
+/// a receiver can do without, and too little to keep a receiver busy.
 pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
 
 /// Bytes of the checksum behind the contents of PAGES and PAGES_LIST, where the feature
@@ -23,12 +22,12 @@ pub const LIST_RUNS_MAX: u32 = 256;
 /// The most pages in one PAGES_LIST.
 pub const LIST_PAGES_MAX: u32 = 512;
 
-/// Bytes before the contents in a PAGES_LIST of so many runs: 8 for each, and a checksum.
+/// Bytes before the contents of a PAGES_LIST with this many runs: 8 for each run, and a checksum.
 pub const fn list_len(runs: u32) -> usize {
     runs as usize * 8 + 4
 }
 
-/// Who sends a record.
+/// Which side sends a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The source, to the destination.
@@ -49,10 +48,10 @@ macro_rules! record_types {
         }
 
         impl RecordType {
-            /// Every type, by ascending number.
+            /// Every type, in ascending order of numbers.
             pub const ALL: &'static [RecordType] = &[$(RecordType::$variant,)*];
 
-            /// The type of this number, if this version knows it.
+            /// The type of a number, if this version knows it.
             pub fn from_number(number: u16) -> Option<RecordType> {
                 match number {
                     $($number => Some(RecordType::$variant),)*
@@ -60,14 +59,14 @@ macro_rules! record_types {
                 }
             }
 
-            /// The name that the specification and the error messages use.
+            /// The name in the specification and in error messages.
             pub fn name(self) -> &'static str {
                 match self {
                     $(RecordType::$variant => $name,)*
                 }
             }
 
-            /// Who may send it.
+            /// Which side may send it.
             pub fn direction(self) -> Direction {
                 match self {
                     $(RecordType::$variant => Direction::$direction,)*
@@ -145,13 +144,14 @@ impl RecordType {
         self as u16
     }
 
-    /// Whether a receiver that does not know the type may pass over it. Fixed
-    /// for each type, so that a header has one valid form.
+    /// Whether a receiver that does not know the type may skip it. This is fixed for each type, so
+    /// that a header has only one valid form.
     pub fn is_skippable(self) -> bool {
         self == RecordType::Keepalive
     }
 
-    /// Whether this is a run of pages, or a list of runs: a header, and raw bytes or nothing.
+    /// Whether this is a run of pages or a list of runs: a header, followed by raw bytes or
+    /// nothing.
     pub fn is_page_run(self) -> bool {
         matches!(
             self,
@@ -164,7 +164,7 @@ impl RecordType {
         matches!(self, RecordType::State | RecordType::Early)
     }
 
-    /// Whether the header's block field is in use; elsewhere it is zero.
+    /// Whether the header's block field is used. In other types it is zero.
     pub fn uses_block(self) -> bool {
         self.is_page_run()
             || matches!(

@@ -16,7 +16,7 @@ const ENTRY: usize = 8;
 const CHECKSUM: usize = 4;
 
 impl Header {
-    /// Pages that this record brings contents for: of PAGES and PAGES_LIST.
+    /// How many pages' contents this record carries, if it is a PAGES or PAGES_LIST.
     pub fn data_pages(&self) -> u64 {
         let list = match RecordType::from_number(self.kind) {
             Some(RecordType::PagesList) => list_len(self.count) as u64,
@@ -26,10 +26,11 @@ impl Header {
     }
 }
 
-/// Appends header and list of a PAGES_LIST record to `out`; the contents of `runs`, in their order,
-/// follow. They ascend, each lies inside one stretch, and none is further than 2^32 pages from the
-/// first; there are 1 to [`super::LIST_RUNS_MAX`] of them, of at most [`super::LIST_PAGES_MAX`] pages. What breaks a
-/// rule, every receiver refuses. On an error `out` is as it was.
+/// Appends header and list of a PAGES_LIST record to `out`. The caller sends the contents of `runs`
+/// behind them, in the same order. The runs ascend. Each lies inside one stretch, and none is
+/// further than 2^32 pages from the first. There are 1 to [`super::LIST_RUNS_MAX`] runs, of at most
+/// [`super::LIST_PAGES_MAX`] pages together. Every receiver refuses a list that breaks a rule. On
+/// an error `out` is unchanged.
 ///
 /// # Errors
 /// [`Kind::NoMemory`].
@@ -84,12 +85,12 @@ fn encode(
     Ok(())
 }
 
-/// Calls `run` with the first page and the length of each run of a list, `list`, in a block of
-/// `block_pages`. [`list_len`] says how long the list is.
+/// Calls `run` with the first page and the length of each run of `list`, in a block of
+/// `block_pages`. [`list_len`] tells the length of the list.
 ///
 /// # Errors
-/// [`Kind::Protocol`] for a list that is damaged, that breaks a rule of [`encode_list`], or that is
-/// not what the header announced; those of `run`.
+/// [`Kind::Protocol`] for a list that is damaged, breaks a rule of [`encode_list`], or differs from
+/// the header; and the errors of `run`.
 pub fn decode_list(
     header: &Header,
     list: &[u8],

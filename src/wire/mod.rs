@@ -1,21 +1,21 @@
-//! What the two sides say to each other, as bytes.
+//! The messages between the two sides, as bytes.
 //!
-//! Pure: bytes in, bytes out. No socket, clock or thread, and no knowledge of
-//! the order in which records may arrive (that is the state machines' in
-//! `migrate`). `docs/wire.md` is the specification this room implements; a
-//! number in there and a number in here are the same number for ever.
+//! Pure: bytes in, bytes out. No socket, clock or thread is used here. The state machines in
+//! `migrate` know in which order records may arrive. `docs/wire.md` is the specification of this
+//! module. A number there and the same number here never change.
 //!
-//! A receiver reads [`HEADER_LEN`] bytes, calls [`Header::decode`] and then
-//! [`Header::classify`], which refuses a payload that is too large for its
-//! type before a byte of it is read or a buffer for it exists. Then, by type:
+//! A receiver reads [`HEADER_LEN`] bytes, and calls [`Header::decode`] and then
+//! [`Header::classify`]. This refuses a payload that is too large for its type, before a byte of it
+//! is read or a buffer for it is allocated. The type decides what follows:
 //!
-//! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a header and
-//!   raw bytes: [`Header::check_run`], then straight into guest memory;
-//! - a list of page runs ([`RecordType::PagesList`]) is a header, the list ([`decode_list`]), and raw
-//!   bytes for all of them;
-//! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short
-//!   prefix, [`Blob`], so that the data can be read piecewise;
-//! - everything else is a [`Record`].
+//! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a
+//!   header and raw bytes. They are checked by [`Header::check_run`], and go straight into guest
+//!   memory;
+//! - a list of page runs ([`RecordType::PagesList`]) is a header, the list ([`decode_list`]), and
+//!   raw bytes for all runs;
+//! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short prefix, [`Blob`], so
+//!   that the data can be read in parts;
+//! - every other record is a [`Record`].
 
 mod cursor;
 mod header;

@@ -1,8 +1,8 @@
 //! Which version and features two sides use, decided from what each offers.
 //!
-//! Pure functions over [`Hello`] and [`HelloReply`]; the handshake itself is in
-//! `migrate`. Unknown requirements are refused by name, so that whoever reads
-//! the message knows what to upgrade or switch off.
+//! Pure functions over [`Hello`] and [`HelloReply`]; the handshake itself is in `migrate`. An
+//! unknown requirement is refused by name, so that a reader of the message knows what to upgrade or
+//! switch off.
 
 use super::records::{Hello, HelloReply};
 use crate::error::{Error, Kind, Result};
@@ -13,10 +13,10 @@ pub const VERSION_MIN: u16 = 1;
 /// The newest protocol version that this library speaks.
 pub const VERSION_MAX: u16 = 1;
 
-/// Bit of "zero-runs": ZEROS records stand for all-zero pages. Version 1 needs it.
+/// Bit of "zero-runs": ZEROS records stand for zero pages. Version 1 requires it.
 pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 
-/// Bit of "ballooned": BALLOONED records say which pages are ballooned. Without it they are
+/// Bit of "ballooned": BALLOONED records say which pages are ballooned. Without it these pages are
 /// sent as zeros.
 pub const FEATURE_BALLOONED: u64 = 1 << 1;
 
@@ -32,7 +32,7 @@ pub struct Feature {
     pub name: &'static str,
 }
 
-/// Every feature that has a name. Bits are never given out twice.
+/// Every feature that has a name. A bit is never reused.
 pub const FEATURES: &[Feature] = &[
     Feature {
         bit: 0,
@@ -48,7 +48,7 @@ pub const FEATURES: &[Feature] = &[
     },
 ];
 
-/// What one side can do and insists on.
+/// What one side can use, and what it requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ours {
     /// The oldest version acceptable.
@@ -62,7 +62,7 @@ pub struct Ours {
 }
 
 impl Default for Ours {
-    /// All that this library speaks, and what version 1 needs.
+    /// Everything that this library speaks, and what version 1 requires.
     fn default() -> Self {
         Ours {
             version_min: VERSION_MIN,
@@ -91,8 +91,8 @@ impl Ours {
     }
 }
 
-/// The features in `bits`, for a message: names where there are names, bit
-/// numbers where there are none, "none" for 0.
+/// The features in `bits` for a message: their names, or bit numbers for unknown ones, or "none"
+/// for 0.
 pub fn feature_names(bits: u64) -> String {
     let mut names = String::new();
     for bit in (0..u64::BITS).filter(|bit| bits >> bit & 1 != 0) {
@@ -117,13 +117,12 @@ fn refuse(message: String) -> Error {
     Error::new(Kind::Version, message)
 }
 
-/// What the destination answers to `hello`: the highest version in both
-/// ranges, and the features that both sides offer.
+/// The destination's answer to `hello`: the highest version in both ranges, and the features that
+/// both sides offer.
 ///
 /// # Errors
-/// [`Kind::Version`] when the version ranges do not overlap, or when either
-/// side requires a feature that the other does not offer;
-/// [`Kind::Unsupported`] for pages that are not of 4 KiB.
+/// [`Kind::Version`] if the version ranges do not overlap, or if one side requires a feature that
+/// the other does not offer; [`Kind::Unsupported`] for pages of another size than 4 KiB.
 pub fn negotiate(hello: &Hello, ours: &Ours) -> Result<(u16, u64)> {
     let version = hello.version_max.min(ours.version_max);
     if version < hello.version_min.max(ours.version_min) {
@@ -158,11 +157,11 @@ pub fn negotiate(hello: &Hello, ours: &Ours) -> Result<(u16, u64)> {
     Ok((version, hello.features_offered & ours.offered))
 }
 
-/// Whether the source, which offered `ours`, can live with `reply`.
+/// Whether `reply` is acceptable to the source, which offered `ours`.
 ///
 /// # Errors
-/// [`Kind::Version`] for a version outside the offered range, a feature that
-/// was not offered, or a required one that is missing.
+/// [`Kind::Version`] for a version outside the offered range, a feature that was not offered, or a
+/// required one that is missing.
 pub fn check_reply(reply: &HelloReply, ours: &Ours) -> Result<()> {
     if !(ours.version_min..=ours.version_max).contains(&reply.version) {
         return Err(refuse(format!(

@@ -1,10 +1,9 @@
-//! The payload of every record but page runs: its fields, their order and
-//! their limits.
+//! The payload of every record but page runs: its fields, their order and their limits.
 //!
-//! What is valid is said once per record (`problem`) and applied both ways:
-//! breaking it when encoding is the caller's fault ([`Kind::Invalid`]), when
-//! decoding the peer's ([`Kind::Protocol`]). `migrate` builds and takes these
-//! apart; the order in which they may come is not known here.
+//! The rules of each record are stated once (`problem`) and applied both ways. When encoding, a
+//! broken rule is the caller's fault ([`Kind::Invalid`]); when decoding, the peer's
+//! ([`Kind::Protocol`]). `migrate` makes and reads these records, and knows the order in which they
+//! may come.
 
 use super::cursor::Reader;
 use super::header::{Header, HEADER_LEN};
@@ -12,7 +11,7 @@ use super::kind::{RecordType, PAYLOAD_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::units::PAGE_SIZE;
 
-/// The session's token: the same on every connection, and again in HANDOVER.
+/// The session's token: the same on every connection, and repeated in HANDOVER.
 pub type Token = [u8; 16];
 
 /// The most connections that one session may have.
@@ -21,11 +20,11 @@ pub const CHANNELS_MAX: u16 = 64;
 pub const BLOCKS_MAX: u32 = 4096;
 /// The most blobs of state, and of early configuration, in one session.
 pub const BLOBS_MAX: u32 = 65_536;
-/// The longest limit of a hand-over: an hour.
+/// The longest time limit of a hand-over: an hour.
 pub const HANDOVER_MILLIS_MAX: u32 = 3_600_000;
 /// The longest prefix of a blob, in bytes; the data follows it.
 pub const BLOB_PREFIX_MAX: usize = BLOB_FIXED_LEN + BLOB_NAME_MAX;
-/// Block flag bit 0: the guest cannot write to it; it is sent once.
+/// Block flag bit 0: the guest cannot write to the block, so it is sent once.
 pub const BLOCK_FLAG_ROM: u32 = 1;
 /// Marker flag bit 0: no page run follows on this channel.
 pub const MARKER_FLAG_FINAL: u32 = 1;
@@ -34,12 +33,12 @@ const SOFTWARE_MAX: usize = 64;
 const BLOCK_NAME_MAX: usize = 255;
 const BLOB_NAME_MAX: usize = 128;
 const REASON_MAX: usize = 1024;
-/// Name length, instance, version, data length.
+/// Length of name, instance, version, length of data.
 const BLOB_FIXED_LEN: usize = 1 + 4 + 4 + 8;
-/// No payload of a control record is longer (ABORT is the longest).
+/// The longest payload of a control record, that of ABORT.
 const CONTROL_PAYLOAD_MAX: usize = 1030;
 
-/// What is wrong with a record, or `Ok`.
+/// The broken rule of a record, or `Ok`.
 type Checked = std::result::Result<(), String>;
 
 /// A payload with a fixed order of fields.
@@ -51,7 +50,7 @@ trait Body: Sized {
     }
 }
 
-/// Names end up in C strings, logs and file names on both sides.
+/// Names are used in C strings, logs and file names on both sides.
 fn check_name(field: &str, name: &str, least: usize, most: usize) -> Checked {
     if !(least..=most).contains(&name.len()) {
         return Err(format!(
@@ -77,35 +76,36 @@ fn read_u8_text(reader: &mut Reader<'_>, field: &str, limit: usize) -> Result<St
     reader.text(field, usize::from(length), limit)
 }
 
-/// [`Hello::role`]: pages as they come up, and on channel 0 all that steers the session.
+/// [`Hello::role`]: pages in the order of the walk and, on channel 0, everything that steers the
+/// session.
 pub const ROLE_BULK: u8 = 0;
-/// [`Hello::role`]: pages that the destination has asked for and waits for, which must not queue
+/// [`Hello::role`]: pages that the destination has asked for and waits for. They must not queue
 /// behind others.
 pub const ROLE_URGENT: u8 = 1;
 
 /// HELLO: opens a connection. Its layout is the same in every version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
-    /// The oldest version the source speaks; at least 1.
+    /// The oldest version that the source speaks; at least 1.
     pub version_min: u16,
-    /// The newest version the source speaks.
+    /// The newest version that the source speaks.
     pub version_max: u16,
     /// Features the source can use, as bits.
     pub features_offered: u64,
-    /// Those of them without which it refuses.
+    /// Those of them that the source requires.
     pub features_required: u64,
-    /// The session this connection belongs to.
+    /// The token of the session to which the connection belongs.
     pub token: Token,
-    /// Which of the session's connections this is, from 0.
+    /// The number of this connection in the session, from 0.
     pub channel: u16,
     /// How many connections the session has, 1 to [`CHANNELS_MAX`].
     pub channels: u16,
     /// log2 of the source's tracking page.
     pub page_shift: u8,
-    /// What the connection is for: [`ROLE_BULK`] or [`ROLE_URGENT`]; later versions may have
+    /// The purpose of the connection: [`ROLE_BULK`] or [`ROLE_URGENT`]. Later versions may have
     /// others.
     pub role: u8,
-    /// What software it is, for messages only; at most 64 bytes.
+    /// The name of the source's software, for messages only; at most 64 bytes.
     pub software: String,
 }
 
@@ -168,14 +168,14 @@ impl Body for Hello {
     }
 }
 
-/// HELLO_REPLY: what both sides use on this connection.
+/// HELLO_REPLY: the version and features for this connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelloReply {
-    /// The version chosen.
+    /// The chosen version.
     pub version: u16,
-    /// The features chosen, as bits.
+    /// The chosen features, as bits.
     pub features: u64,
-    /// What software it is, for messages only; at most 64 bytes.
+    /// The name of the destination's software, for messages only; at most 64 bytes.
     pub software: String,
 }
 
@@ -205,11 +205,11 @@ impl Body for HelloReply {
 /// BLOCK and BLOCK_ADDED: one RAM block of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// What later records call it; travels in the header.
+    /// The number of the block in later records. It travels in the header.
     pub id: u32,
     /// Its length in bytes, a multiple of 4096 and not 0.
     pub length: u64,
-    /// What backs it at the source: a power of two, 4096 or more, in bytes.
+    /// The size of the pages behind it at the source, in bytes: a power of two, 4096 or more.
     pub page_size: u64,
     /// [`BLOCK_FLAG_ROM`] or nothing.
     pub flags: u32,
@@ -241,8 +241,8 @@ impl Body for Block {
 
     fn problem(&self) -> Checked {
         check_name("name", &self.name, 0, BLOCK_NAME_MAX)?;
-        // Above i64::MAX no address space could hold it, and offsets in files
-        // and sums of lengths would overflow further on.
+        // No address space could hold a block above i64::MAX, and later sums of lengths and offsets
+        // in files would overflow.
         if self.length == 0
             || !self.length.is_multiple_of(PAGE_SIZE)
             || self.length > i64::MAX as u64
@@ -268,7 +268,7 @@ impl Body for Block {
     }
 }
 
-/// LAYOUT_END: what the blocks before it add up to.
+/// LAYOUT_END: the sums over the blocks before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayoutEnd {
     /// BLOCK records sent, at most [`BLOCKS_MAX`].
@@ -301,10 +301,10 @@ impl Body for LayoutEnd {
     }
 }
 
-/// MARKER: a point in a channel's stream, with what was sent up to it.
+/// MARKER: a point in a channel's stream, with the sums of what was sent before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marker {
-    /// 1, 2, 3 and so on, counted on each channel by itself.
+    /// The marker's number: 1, 2, 3 and so on, counted on each channel.
     pub number: u64,
     /// The pass that the source is in.
     pub pass: u32,
@@ -386,12 +386,12 @@ impl Body for Ack {
     }
 }
 
-/// EARLY_END, and the beginning of STATE_END: what the blobs before it add up to.
+/// EARLY_END, and the beginning of STATE_END: the sums over the blobs before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobEnd {
     /// Blobs sent, at most [`BLOBS_MAX`].
     pub count: u32,
-    /// The sum of their data in bytes, prefixes not counted.
+    /// The sum of their data in bytes, without prefixes.
     pub bytes: u64,
 }
 
@@ -419,12 +419,12 @@ impl Body for BlobEnd {
     }
 }
 
-/// STATE_END: what the state adds up to, and for how long a hand-over counts.
+/// STATE_END: the sums over the state, and the time limit of a hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateEnd {
-    /// What the blobs of state add up to.
+    /// The sums over the blobs of state.
     pub blobs: BlobEnd,
-    /// From READY on, a hand-over counts for so many milliseconds: 1 to [`HANDOVER_MILLIS_MAX`].
+    /// For how many milliseconds after READY a hand-over counts: 1 to [`HANDOVER_MILLIS_MAX`].
     pub handover_millis: u32,
 }
 
@@ -472,10 +472,10 @@ impl Body for Ready {
     }
 }
 
-/// HANDOVER: the guest is the destination's from here on.
+/// HANDOVER: the guest belongs to the destination from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handover {
-    /// The session's token once more.
+    /// The session's token again.
     pub token: Token,
 }
 
@@ -494,7 +494,7 @@ impl Body for Handover {
 /// RUNNING: the guest runs on the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
-    /// How long starting it took, in microseconds.
+    /// How long starting the guest took, in microseconds.
     pub run_micros: u64,
 }
 
@@ -515,9 +515,9 @@ impl Body for Running {
 pub struct Abort {
     /// A `BRANT_E_*` code.
     pub code: i32,
-    /// Why, for people. Beyond 1024 bytes it is cut when encoded, between two
-    /// characters. Free text: whoever shows it has to mind control characters. U+FFFD stands for
-    /// what a peer sent that is not UTF-8: the code counts whatever the text is.
+    /// The reason, for people. When encoded, it is cut between two characters beyond 1024 bytes. It
+    /// is free text: code that shows it has to mind control characters. U+FFFD replaces bytes of a
+    /// peer that are not UTF-8, so that the code counts whatever the text is.
     pub reason: String,
 }
 
@@ -543,7 +543,7 @@ impl Body for Abort {
     }
 }
 
-/// A control record: everything but page runs and blobs.
+/// A control record: every record but page runs and blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// HELLO.
@@ -580,13 +580,13 @@ pub enum Record {
     BlockAdded(Block),
     /// BLOCK_REMOVED.
     BlockRemoved {
-        /// The block's id; travels in the header.
+        /// The block's id, which travels in the header.
         id: u32,
     },
 }
 
 impl Record {
-    /// Its type.
+    /// The record's type.
     pub fn record_type(&self) -> RecordType {
         match self {
             Record::Hello(_) => RecordType::Hello,
@@ -609,8 +609,7 @@ impl Record {
         }
     }
 
-    /// Appends the record, header and payload, to `out`. On an error `out` is
-    /// as it was.
+    /// Appends the record, header and payload, to `out`. On an error `out` is unchanged.
     ///
     /// # Errors
     /// [`Kind::Invalid`] for a field outside its limits; [`Kind::NoMemory`].
@@ -644,13 +643,12 @@ impl Record {
         })
     }
 
-    /// Takes a control record apart. `payload` is all of `header.payload`
-    /// bytes. Allocates no more than `payload` is long.
+    /// Decodes a control record. `payload` has all `header.payload` bytes. Allocates no more than
+    /// the length of `payload`.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] for a header or payload that is not exactly what its
-    /// type prescribes, and for page runs, blobs and types unknown here, which
-    /// are no control records; [`Kind::NoMemory`].
+    /// [`Kind::Protocol`] for a header or payload that is not exactly what its type prescribes, and
+    /// for page runs, blobs and unknown types, which are no control records; [`Kind::NoMemory`].
     pub fn decode(header: &Header, payload: &[u8]) -> Result<Record> {
         let Some(kind) = header.classify()? else {
             return Err(Error::new(
@@ -711,28 +709,27 @@ impl Record {
     }
 }
 
-/// The prefix of a STATE or EARLY record; `length` bytes of data follow it in
-/// the same payload.
+/// The prefix of a STATE or EARLY record. `length` bytes of data follow it in the same payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// What it is the state of, 1 to 128 bytes.
+    /// The name of the part whose state it is, 1 to 128 bytes.
     pub name: String,
-    /// Which of several of that name.
+    /// Tells blobs of one name apart.
     pub instance: u32,
-    /// The version of the data's own format, for the VMM.
+    /// The VMM's version of the data's format.
     pub version: u32,
-    /// Bytes of data.
+    /// The length of the data in bytes.
     pub length: u64,
 }
 
 impl Blob {
-    /// Bytes that the prefix takes.
+    /// The length of the prefix in bytes.
     pub fn prefix_len(&self) -> usize {
         BLOB_FIXED_LEN + self.name.len()
     }
 
-    /// Bytes that a prefix takes whose first byte is `first`: what a receiver
-    /// that reads piecewise has to read before [`Blob::decode`].
+    /// The length of a prefix that begins with the byte `first`: how much a receiver that reads in
+    /// parts has to read before [`Blob::decode`].
     ///
     /// # Errors
     /// [`Kind::Protocol`] for a name outside 1 to 128 bytes.
@@ -747,14 +744,13 @@ impl Blob {
         Ok(BLOB_FIXED_LEN + name)
     }
 
-    /// Appends header and prefix to `out`; the caller sends `length` bytes of
-    /// data right after them, whose CRC-32 is `checksum`. `kind` is [`RecordType::State`] or
-    /// [`RecordType::Early`]. On an error `out` is as it was.
+    /// Appends header and prefix to `out`. The caller sends `length` bytes of data right behind
+    /// them. `checksum` is the CRC-32 of these data. `kind` is [`RecordType::State`] or
+    /// [`RecordType::Early`]. On an error `out` is unchanged.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for another type, for a name outside its limits, and
-    /// for data that with the prefix exceeds [`PAYLOAD_MAX`];
-    /// [`Kind::NoMemory`].
+    /// [`Kind::Invalid`] for another type, for a name outside its limits, and if data and prefix
+    /// together exceed [`PAYLOAD_MAX`]; [`Kind::NoMemory`].
     pub fn encode(&self, kind: RecordType, checksum: u32, out: &mut Vec<u8>) -> Result<()> {
         if !kind.is_blob() {
             return Err(invalid(kind, "expected STATE or EARLY".into()));
@@ -789,15 +785,13 @@ impl Blob {
             .map_err(|e| e.context(format_args!("blob `{}` ({})", self.name, self.instance)))
     }
 
-    /// Reads the prefix at the front of `bytes`, which is the payload or as
-    /// much of it as is there, at least the prefix. Returns it with the number
-    /// of bytes it took: the data begins there. Its length is then known to be
-    /// exactly the rest of the payload.
+    /// Reads the prefix at the front of `bytes`, the payload or a beginning of it that has the
+    /// whole prefix. Returns it with its length in bytes, where the data begins. The data's length
+    /// is then known to be exactly the rest of the payload.
     ///
     /// # Errors
-    /// [`Kind::Protocol`] for a record that is no blob, a prefix that is cut
-    /// short, a name outside its limits, or a length that is not what the
-    /// header leaves room for; [`Kind::NoMemory`].
+    /// [`Kind::Protocol`] for a record that is no blob, a prefix that is cut short, a name outside
+    /// its limits, or a length other than the header allows; [`Kind::NoMemory`].
     pub fn decode(header: &Header, bytes: &[u8]) -> Result<(Blob, usize)> {
         let kind = match header.classify()? {
             Some(kind) if kind.is_blob() => kind,
@@ -842,16 +836,16 @@ fn read<B: Body>(kind: RecordType, payload: &[u8]) -> Result<B> {
     Ok(body)
 }
 
-/// Appends a header and what `write` writes. `write` returns how many bytes of payload the caller
-/// adds later, which with what is written are at most [`PAYLOAD_MAX`], and their CRC-32.
+/// Appends a header and the bytes that `write` writes. `write` returns how many bytes of payload
+/// the caller adds later, and their CRC-32. Together with the written bytes they are at most
+/// [`PAYLOAD_MAX`].
 fn append(
     out: &mut Vec<u8>,
     kind: RecordType,
     block: u32,
     write: impl FnOnce(&mut Vec<u8>) -> Option<(u64, u32)>,
 ) -> Result<()> {
-    // Everything that is written here is known to be shorter than this, so
-    // that nothing below allocates.
+    // Every record that is written here is shorter than this, so no step below allocates.
     let room = HEADER_LEN + CONTROL_PAYLOAD_MAX;
     out.try_reserve(room)
         .map_err(|_| Error::no_memory(kind.name(), room as u64))?;

@@ -1,7 +1,7 @@
-//! The promises of the wire, tested: fixtures, round trips, refusals.
+//! Tests of the wire's promises: fixtures, round trips, refusals.
 //!
-//! The fixtures in `tests/fixtures/wire` are bytes that no version may stop
-//! understanding. They are written anew only with `BRANT_REGEN_FIXTURES=1`.
+//! The fixtures in `tests/fixtures/wire` are bytes that every version has to understand. They are
+//! written anew only with `BRANT_REGEN_FIXTURES=1`.
 
 mod blobs;
 mod fields;
@@ -43,7 +43,7 @@ fn encode(any: &Any) -> Vec<u8> {
     out
 }
 
-/// Has the header of a record that is no page run agree with what follows it.
+/// Corrects the header of a record that is no page run, to agree with its payload.
 fn reseal(bytes: &mut [u8]) {
     let (head, payload) = bytes.split_first_chunk_mut::<HEADER_LEN>().unwrap();
     let header = Header::decode(head).unwrap();
@@ -56,7 +56,7 @@ fn reseal(bytes: &mut [u8]) {
     }
 }
 
-/// What a receiver does with a whole record in memory. `None`: skipped.
+/// Decodes a whole record in memory, as a receiver does. `None`: skipped.
 fn decode(bytes: &[u8]) -> Result<Option<Any>> {
     let short = || crate::error::Error::new(Kind::Protocol, "cut short");
     let (head, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or_else(short)?;
@@ -91,7 +91,7 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))
 }
 
-/// A list of these runs, and contents for them.
+/// A list of these runs, with contents.
 fn list(block: u32, runs: &[(u64, u32)]) -> Any {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));

@@ -1,5 +1,5 @@
-//! The kernels in plain Rust, for any architecture; the vectorised ones take from here what is left over at
-//! an end. Called by the tables of the parent alone.
+//! The kernels in plain Rust, for any architecture. The vectorised kernels use them for the rest at
+//! an end. Only the tables of the parent call them.
 
 use super::super::GROUP_WORDS;
 use super::table::{or_word, Met};
@@ -11,8 +11,7 @@ pub fn count(words: &[u64]) -> u64 {
 
 #[inline(always)]
 pub fn find_not(words: &[u64], fill: u64) -> Option<usize> {
-    // A line at a time without a branch in it, which the compiler turns into
-    // vectors; then the word.
+    // By whole lines without a branch, which the compiler turns into vectors, and then by words.
     let mut blocks = words.chunks_exact(GROUP_WORDS);
     let mut at = 0;
     for block in blocks.by_ref() {
@@ -54,7 +53,7 @@ fn or_group(
     true
 }
 
-/// `dst |= src`, the same length. Returns the bits newly set.
+/// `dst |= src`, of the same length. Returns how many bits became set.
 #[inline(always)]
 pub fn or(dst: &mut [u64], src: &[u64]) -> u64 {
     let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
@@ -76,8 +75,8 @@ pub fn or_span(dst: &mut [u64], src: &[u64], met: &mut Met) -> u64 {
     or_span_shifted_by(dst, src, met, |s| s)
 }
 
-/// [`or_span`] of the source shifted up by `shift` (1 to 63), where
-/// `previous` is the word before `src[0]`.
+/// [`or_span`] of the source shifted up by `shift` (1 to 63). `previous` is the word before
+/// `src[0]`.
 #[inline(always)]
 pub fn or_span_shifted(
     dst: &mut [u64],

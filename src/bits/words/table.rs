@@ -1,7 +1,7 @@
-//! What a table of loops consists of, and the one step that all of them share. The loops fill tables;
-//! `words` picks one.
+//! What a table of loops consists of, and the one step that all of them share. The loops' files
+//! fill the tables, and `words` picks one.
 
-/// How wide the kernels of a table are.
+/// The width of a table's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust, for any architecture.
@@ -13,15 +13,14 @@ pub enum Level {
 }
 
 impl Level {
-    /// All of them, narrowest first.
+    /// All levels, the narrowest first.
     pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
 }
 
-/// Destination, source, mask of groups; returns bits newly set, and bits found.
+/// Destination, source, mask of groups. Returns the bits that became set, and the bits found.
 pub(super) type DrainGroups = fn(&mut [u64], &mut [u64], u64) -> (u64, u64);
 
-/// A table of kernels of one level. There is one only where the machine can
-/// run it.
+/// A table of kernels of one level. It exists only where the machine can run them.
 pub struct Kernels {
     pub(super) level: Level,
     pub(super) count: fn(&[u64]) -> u64,
@@ -29,7 +28,7 @@ pub struct Kernels {
     pub(super) or: fn(&mut [u64], &[u64]) -> u64,
     pub(super) or_span: fn(&mut [u64], &[u64], &mut Met) -> u64,
     pub(super) or_span_shifted: fn(&mut [u64], &[u64], u64, u32, &mut Met) -> u64,
-    /// The same two for spans of which some lines have a bit and some have none.
+    /// The two functions above for spans in which some lines have a bit and others have none.
     pub(super) or_span_mixed: fn(&mut [u64], &[u64], &mut Met) -> u64,
     pub(super) or_span_shifted_mixed: fn(&mut [u64], &[u64], u64, u32, &mut Met) -> u64,
     pub(super) or_groups: fn(&mut [u64], &[u64], u64) -> u64,

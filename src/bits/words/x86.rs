@@ -1,17 +1,17 @@
-//! The loops of [`super::portable`] for x86-64's vectors: written once, and compiled for AVX2 and for AVX-512.
-//! Called by the tables of the parent alone.
+//! The loops of [`super::portable`] for x86-64's vectors: written once, and compiled for AVX2 and
+//! for AVX-512. Only the tables of the parent call them.
 
 use super::super::GROUP_WORDS;
 use super::portable;
 use super::table::{Kernels, Level, Met};
 use std::arch::x86_64::*;
 
-/// A safe function for the table, round one with target features.
+/// A safe function for the table, around one with target features.
 macro_rules! door {
     ($inner:path, ($($arg:ident: $type:ty),*) -> $out:ty) => {{
         fn door($($arg: $type),*) -> $out {
-            // SAFETY: the table this goes into is handed out by `kernels`
-            // alone, after it has seen that the machine has the features.
+            // SAFETY: only `kernels` returns the table with this function, after it has checked
+            // that the machine has the features.
             unsafe { $inner($($arg),*) }
         }
         door
@@ -56,20 +56,19 @@ impl Iterator for Each {
     }
 }
 
-/// So many lines ahead of what is read in order: a page of memory.
+/// How many lines ahead a sequential read prefetches: a page of memory.
 const AHEAD: usize = 64;
 
-/// Says that a line will be needed. Where there is none it does nothing.
+/// Prefetches a line. Does nothing for an address without memory.
 #[inline(always)]
 pub(super) fn prefetch(line: *const [u64; GROUP_WORDS]) {
-    // SAFETY: a hint; it cannot fault and changes nothing that a program sees.
+    // SAFETY: a hint; it cannot fault, and changes nothing that a program sees.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
-/// The loops over groups, which are the same at every width. `$feature` is what they
-/// need, and these must be in scope: `Line` (8 words in registers),
-/// `load`, `store`, `union`, `and_not`, `any`, `Sum` with `add` and `total`,
-/// and `shifted`.
+/// The loops over groups, which are the same at every width. `$feature` names the features they
+/// need. The following must be in scope: `Line` (8 words in registers), `load`, `store`, `union`,
+/// `and_not`, `any`, `Sum` with `add` and `total`, and `shifted`.
 macro_rules! loops {
     ($feature:literal) => {
         #[target_feature(enable = $feature)]
@@ -77,7 +76,7 @@ macro_rules! loops {
             let (lines, rest) = words.as_chunks::<GROUP_WORDS>();
             let mut sum = Sum::zero();
             for line in lines {
-                // The hardware's own looking ahead ends with each page of memory.
+                // The hardware's own prefetching ends at each page of memory.
                 prefetch(std::ptr::from_ref(line).wrapping_add(AHEAD));
                 sum.add(load(line));
             }
@@ -182,7 +181,7 @@ macro_rules! loops {
             new
         }
 
-        /// Which lines of a span have a bit, without a branch for each.
+        /// Which lines of a span have a bit, found without a branch for each.
         #[target_feature(enable = $feature)]
         #[inline]
         fn lines_with_bits(lines: &[[u64; GROUP_WORDS]]) -> u64 {
@@ -232,7 +231,7 @@ macro_rules! loops {
             let mut again = Sum::zero();
             let mut mask = 0;
             let by = Shift::new(shift);
-            // The last word of a line reaches into the next one.
+            // The last word of a line reaches into the next line.
             let lines = lines_with_bits(from);
             let reached = lines | lines << 1 | 1;
             let len = to.len();
@@ -301,8 +300,8 @@ macro_rules! loops {
         pub(super) fn drain_groups(dst: &mut [u64], src: &mut [u64], mut mask: u64) -> (u64, u64) {
             let (to, to_rest) = dst.as_chunks_mut::<GROUP_WORDS>();
             let (from, from_rest) = src.as_chunks_mut::<GROUP_WORDS>();
-            // All at once: where few groups are marked the hardware does not see which
-            // line comes next, and one miss after the other would be waited for.
+            // All lines are prefetched at once. If few groups are marked the hardware cannot
+            // predict the next line, and the loop would wait for one cache miss after the other.
             for g in Each(mask) {
                 if let (Some(to), Some(from)) = (to.get(g), from.get(g)) {
                     prefetch(from);
@@ -471,8 +470,7 @@ mod avx2 {
         #[target_feature(enable = "avx2,popcnt")]
         #[inline]
         fn add(&mut self, line: Line) {
-            // Bits per byte of both halves, at most 16, then summed into four
-            // words.
+            // Bits per byte of both halves, at most 16, then summed into four words.
             let bytes = _mm256_add_epi8(bits_per_byte(line.0), bits_per_byte(line.1));
             let four = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
             self.0 = _mm256_add_epi64(self.0, four);
@@ -487,7 +485,7 @@ mod avx2 {
         }
     }
 
-    /// AVX2 has no count of bits: the bits of each half byte by table.
+    /// AVX2 cannot count bits, so the bits of each half byte come from a table.
     #[target_feature(enable = "avx2,popcnt")]
     #[inline]
     fn bits_per_byte(v: __m256i) -> __m256i {

@@ -1,12 +1,12 @@
 //! The door to the kernel: every system call that brant makes is one of these functions.
 //!
-//! They are the C library's own, by their own names, and a few of the standard library's that
-//! make system calls. The crate's unit tests get the same names from `testing::faulty` instead, where
-//! each call can be made to fail (`plan` says which, `plausible` says with what). No other
-//! build contains any of that.
+//! They are the C library's own, under their own names, and a few of the standard library's that
+//! make system calls. The crate's unit tests get the same names from `testing::faulty` instead,
+//! where each call can be made to fail. `plan` says which call fails, `plausible` says with which
+//! error. No other build contains these.
 //!
-//! Only the files of `sys` call them; a test reads the crate's sources and fails where
-//! something passes the door by.
+//! Only the files of `sys` call them. A test reads the crate's sources, and fails if a call passes
+//! by this door.
 
 mod real;
 #[cfg(not(test))]

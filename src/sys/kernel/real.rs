@@ -1,4 +1,4 @@
-//! The system calls as they are.
+//! The real system calls.
 
 #[rustfmt::skip]
 pub use libc::{
@@ -17,7 +17,8 @@ use std::thread::JoinHandle;
 /// userfaultfd(2), which has no function in the C library.
 ///
 /// # Safety
-/// None is needed: it takes an integer and touches no memory. Unsafe as all of these are.
+/// There is no condition: it takes an integer and accesses no memory. It is unsafe only to be like
+/// the other calls.
 pub unsafe fn userfaultfd(flags: libc::c_int) -> libc::c_int {
     // SAFETY: takes an integer and touches no memory of ours.
     unsafe { libc::syscall(libc::SYS_userfaultfd, flags) as libc::c_int }
@@ -26,7 +27,7 @@ pub unsafe fn userfaultfd(flags: libc::c_int) -> libc::c_int {
 /// cachestat(2), which has no function in the C library.
 ///
 /// # Safety
-/// `range` is a structure of two words, `counts` one of five that may be written.
+/// `range` is a structure of two words, `counts` one of five words that may be written.
 pub unsafe fn cachestat<R, C>(fd: libc::c_int, range: *const R, counts: *mut C) -> libc::c_int {
     const CACHESTAT: libc::c_long = 451;
     const { assert!(size_of::<R>() == 16 && size_of::<C>() == 40) };

@@ -1,4 +1,4 @@
-//! Nothing passes the door by, and a planned fault comes when it was planned for.
+//! No call passes by the door, and a planned fault comes at its call.
 
 use super::testing::plan::{Call, Fault, Scope, CALLER};
 use super::testing::plausible::{faults, TABLE};
@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use syn::visit::Visit;
 
-/// Functions of the C library that make no system call which could fail: they compute, ask the
-/// C library itself, or have no way to fail with arguments that are right.
+/// Functions of the C library that make no system call which could fail: they compute, ask the C
+/// library itself, or cannot fail with correct arguments.
 const HARMLESS: &[&str] = &[
     "clock_gettime",
     "getrlimit",
@@ -43,7 +43,8 @@ const STANDARD: &[&[&str]] = &[
     &["try_clone_to_owned"],
 ];
 
-/// Every function that a file names and every method that it calls, except in what only tests compile.
+/// Every function that a file names and every method that it calls, except in parts that only tests
+/// compile.
 #[derive(Default)]
 struct Calls(Vec<String>);
 
@@ -76,7 +77,7 @@ impl<'ast> Visit<'ast> for Calls {
             .iter()
             .map(|s| s.ident.to_string())
             .collect();
-        // A function is named to be called or to be handed on; a constant has capitals.
+        // A function is named to be called or to be passed on. A constant's name has capitals.
         let last = names.last().and_then(|name| name.chars().next());
         if last.is_some_and(char::is_lowercase) {
             self.0.push(names.join("::"));
@@ -89,7 +90,7 @@ impl<'ast> Visit<'ast> for Calls {
     }
 }
 
-/// What a call passes the door by with, if it does.
+/// The reason why a call passes by the door, if it does.
 fn passes_by(call: &str) -> bool {
     let names: Vec<&str> = call.split("::").collect();
     match names[..] {
@@ -113,7 +114,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Files that a test module alone brings in; by their path in `src`, as a checkout may be anywhere.
+/// Files that only a test module uses, by their path in `src`, because a checkout may be anywhere.
 fn only_tests(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_str().unwrap();
     let parts = path.iter().filter_map(|p| p.to_str());
@@ -150,7 +151,7 @@ fn every_system_call_of_the_crate_goes_through_the_door() {
             strays.extend(strange.map(|call| format!("{}: {call}", file.display())));
         }
     }
-    // A test that finds nothing has looked at nothing.
+    // If the test finds no call, it has not looked at the sources.
     assert!(through > 60, "{through}");
     assert!(strays.is_empty(), "{strays:#?}");
 }
@@ -181,7 +182,7 @@ fn what_passes_the_door_by_is_seen() {
     assert_eq!(found, expected);
 }
 
-/// The names that the door's functions ask with are those of the table.
+/// The names by which the door's functions ask are those of the table.
 #[test]
 fn every_call_at_the_door_has_its_faults() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sys/kernel/testing/faulty.rs");
@@ -222,7 +223,7 @@ fn the_planned_call_fails_once_and_no_other() {
     });
     assert!(scope.fired());
     assert_eq!(scope.calls().len(), 4);
-    // Who belongs to no scope is left alone.
+    // Threads outside of any scope are not affected.
     scope.plan(call("eventfd", 4), Fault::Error(libc::EMFILE));
     assert!(event::eventfd().is_ok());
     assert!(!scope.fired());
@@ -260,12 +261,12 @@ fn a_short_count_moves_so_much_and_not_more() {
     };
     scope.plan(call("sendmsg", 0), Fault::Short(5));
     let bytes = parts(&mut bytes);
-    // SAFETY: this test's bytes.
+    // SAFETY: bytes of this test's.
     let sent = scope.enter(|| unsafe { net::send(from.as_fd(), &bytes) });
     assert_eq!(sent.unwrap(), 5);
     scope.plan(call("recvmsg", 0), Fault::Short(4));
     let room = parts(&mut room);
-    // SAFETY: this test's room.
+    // SAFETY: a buffer of this test's.
     let receive = || scope.enter(|| unsafe { net::recv(to.as_fd(), &room) });
     assert_eq!(receive().unwrap(), 4);
     assert_eq!(receive().unwrap(), 1);

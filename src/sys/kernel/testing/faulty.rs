@@ -1,4 +1,4 @@
-//! The system calls for the crate's unit tests: each asks [`plan`] first whether it is to fail.
+//! The system calls for the crate's unit tests. Each asks [`plan`] first whether it has to fail.
 
 use super::super::real;
 use super::plan::{self, Fault};
@@ -11,11 +11,11 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 fn set_errno(errno: c_int) {
-    // SAFETY: the C library's place for this thread's errno.
+    // SAFETY: the C library's errno of this thread.
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// The calls that work or fail, and have nothing in between.
+/// Calls that either work or fail, without partial results.
 macro_rules! calls {
     ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
         pub unsafe fn $name($($argument: $type),*) -> $result {
@@ -82,7 +82,7 @@ pub unsafe fn cachestat<R, C>(fd: c_int, range: *const R, counts: *mut C) -> c_i
     unsafe { real::cachestat(fd, range, counts) }
 }
 
-/// What an ioctl or fcntl may be given as its last argument.
+/// The types of an ioctl's or fcntl's last argument.
 pub trait Word {
     fn word(self) -> usize;
 }
@@ -140,10 +140,10 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: c_int) -> c_int {
     }
 }
 
-/// As many of a message's parts as make `most` bytes.
+/// The first parts of a message that together have `most` bytes.
 ///
 /// # Safety
-/// The message has the parts that it says.
+/// The message has the parts that it names.
 unsafe fn cut(message: &msghdr, most: usize) -> Vec<iovec> {
     // SAFETY: the caller's promise.
     let parts = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
@@ -243,7 +243,7 @@ pub unsafe fn getrandom(buffer: *mut c_void, length: size_t, flags: c_uint) -> s
     unsafe { real::getrandom(buffer, length.min(most), flags) }
 }
 
-/// The error that a call of that name is to give.
+/// The error that a call of this name has to return.
 fn check(name: &'static str) -> io::Result<()> {
     match plan::next(name) {
         Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
@@ -286,7 +286,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     real::rename(from, to)
 }
 
-/// The new thread belongs to the scope of the one that starts it.
+/// The new thread belongs to the scope of the thread that starts it.
 pub fn spawn<T: Send + 'static>(
     name: &'static str,
     stack: usize,

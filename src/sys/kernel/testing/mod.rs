@@ -1,4 +1,4 @@
-//! The same door for unit tests, where each call can be made to fail.
+//! The door to the kernel for unit tests, where each call can be made to fail.
 
 pub(in crate::sys) mod faulty;
 pub(crate) mod plan;

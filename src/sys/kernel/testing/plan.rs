@@ -1,12 +1,12 @@
-//! Which system call fails, and on whose behalf calls are made.
+//! Which system call fails, and for which participant of a test.
 //!
-//! A [`Scope`] is one participant of a test: the source of a migration, say. A thread belongs to
-//! a scope while it is inside [`Scope::enter`]; the threads that it starts through
-//! `runtime::thread::spawn` belong to it as well, each under its own role. Threads of no scope
-//! make their calls as ever, so that tests beside each other do not meet.
+//! A [`Scope`] is one participant, for example the source of a migration. A thread belongs to a
+//! scope while it is inside [`Scope::enter`]. The threads that it starts through
+//! `runtime::thread::spawn` belong to the scope as well, each under its own role. Calls of threads
+//! without a scope are not affected, so that tests can run side by side.
 //!
-//! A scope counts the calls of each role by name, and makes one of them fail: the third `sendmsg`
-//! of `brant-migration`, say, with `ENOBUFS`. Once: the next call works.
+//! A scope counts the calls of each role by name, and makes one of them fail: for example the third
+//! `sendmsg` of `brant-migration`, with `ENOBUFS`. The next call works.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,17 +14,16 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What becomes of a call instead.
+/// The planned result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It does nothing and fails, with this errno.
+    /// The call does nothing and fails with this errno.
     Error(i32),
-    /// It does what it was asked for and fails all the same: a call that a signal interrupted
-    /// (connect).
+    /// The call does its work and fails all the same, as a connect that a signal interrupts.
     Done(i32),
-    /// It moves this many bytes at the most, at least one.
+    /// The call moves at most this many bytes, at least one.
     Short(usize),
-    /// It finds the end of the stream.
+    /// The call finds the end of the stream.
     End,
 }
 
@@ -40,14 +39,14 @@ impl fmt::Display for Fault {
     }
 }
 
-/// One call of a role: its name, and the how manieth of that name, from 0.
+/// One call of a role: its name, and its number among the calls of that name, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Call {
     /// The thread's role; [`CALLER`] for the thread that entered the scope.
     pub role: &'static str,
-    /// The system call; of an ioctl, the request.
+    /// The system call, or an ioctl's request.
     pub name: &'static str,
-    /// How many of that name this role made before.
+    /// How many calls of that name this role made before.
     pub number: u64,
 }
 
@@ -57,7 +56,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// The role of a thread of the test's, which calls into brant as a VMM does.
+/// The role of a thread of the test's that calls into brant as a VMM does.
 pub(crate) const CALLER: &str = "caller";
 
 /// A participant of a test.
@@ -76,13 +75,13 @@ thread_local! {
 }
 
 impl Scope {
-    /// The call that is to fail; in place of one that was planned before and has not come yet.
+    /// Plans the call that has to fail. It replaces a planned call that has not come yet.
     pub(crate) fn plan(&self, call: Call, fault: Fault) {
         self.0.fired.store(false, Ordering::SeqCst);
         *lock(&self.0.planned) = Some((call, fault));
     }
 
-    /// Whether the planned call came and failed.
+    /// Whether the planned call has come and failed.
     pub(crate) fn fired(&self) -> bool {
         self.0.fired.load(Ordering::SeqCst)
     }
@@ -96,13 +95,13 @@ impl Scope {
         counts.iter().flat_map(each).collect()
     }
 
-    /// The calling thread belongs to this scope while `body` runs.
+    /// Makes the calling thread belong to this scope while `body` runs.
     pub(crate) fn enter<T>(&self, body: impl FnOnce() -> T) -> T {
         self.enter_as(CALLER, body)
     }
 
     fn enter_as<T>(&self, role: &'static str, body: impl FnOnce() -> T) -> T {
-        /// Also if `body` panics.
+        /// Ends that also if `body` panics.
         struct Leave(Option<(Scope, &'static str)>);
         impl Drop for Leave {
             fn drop(&mut self) {
@@ -126,7 +125,7 @@ impl Scope {
     }
 }
 
-/// What a thread does that is started by the calling one: it belongs to the same scope.
+/// Wraps the body of a thread that the calling one starts, so that it belongs to the same scope.
 pub(in crate::sys) fn inherited<T>(
     role: &'static str,
     body: impl FnOnce() -> T,
@@ -138,9 +137,9 @@ pub(in crate::sys) fn inherited<T>(
     }
 }
 
-/// What is to become of a call of that name on this thread; `None`: what ever does.
+/// The planned result of a call of that name on this thread; `None` for the real one.
 pub(in crate::sys) fn next(name: &'static str) -> Option<Fault> {
-    // A destructor of a thread-local may make calls, too.
+    // The destructor of a thread-local may make calls too.
     let here = HERE.try_with(|here| here.try_borrow().ok()?.clone());
     let (scope, role) = here.ok().flatten()?;
     scope.next(role, name)

@@ -1,8 +1,9 @@
-//! With what each system call can plausibly fail: the table that a sweep goes through.
+//! The errors with which each system call can plausibly fail: the table for a sweep.
 //!
-//! From the calls' manual pages and the kernel's sources, for descriptors and addresses that are
-//! right: no `EBADF` of a descriptor that is ours, no `EINVAL` of flags that never change. A
-//! system call filter may refuse any call that a kernel can lack: `ENOSYS` or `EPERM`.
+//! They come from the calls' manual pages and the kernel's sources, for correct descriptors and
+//! addresses. So there is no `EBADF` for brant's own descriptors, and no `EINVAL` for flags that
+//! never change. A system call filter may refuse any call that a kernel can lack, with `ENOSYS` or
+//! `EPERM`.
 
 use super::plan::Fault::{self, Done, End, Error, Short};
 use libc as c;
@@ -40,7 +41,7 @@ const REQUESTS: &[(libc::c_ulong, &str)] = &[
     (0xc068_6611, "PROCMAP_QUERY"),
 ];
 
-/// What can become of a call. Empty: it cannot fail.
+/// The possible faults of a call. Empty if it cannot fail.
 pub(crate) fn faults(name: &str) -> &'static [Fault] {
     TABLE
         .iter()
@@ -123,10 +124,10 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     ("KVM_ENABLE_CAP", &[Error(c::EINVAL), Error(c::ENOMEM), Error(c::EIO)]),
     ("KVM_SET_USER_MEMORY_REGION", &[Error(c::ENOMEM), Error(c::EINVAL), Error(c::EIO)]),
     ("KVM_GET_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOMEM), Error(c::ENOENT)]),
-    // Not EINVAL: it is the answer to a question (`sys::kvm_ring::has_bitmap`), and no lie.
+    // No EINVAL, because that answers a question truly (`sys::kvm_ring::has_bitmap`).
     ("KVM_CLEAR_DIRTY_LOG", &[Error(c::EFAULT), Error(c::EIO), Error(c::ENOENT)]),
     ("KVM_RESET_DIRTY_RINGS", &[Error(c::EIO), Error(c::EINVAL), Error(c::EFAULT)]),
-    // Those of a measuring guest.
+    // Requests of the measuring guest.
     ("KVM_GET_API_VERSION", &[Error(c::ENOTTY)]),
     ("KVM_CREATE_VM", &[Error(c::EMFILE), Error(c::ENFILE), Error(c::ENOMEM), Error(c::EPERM), Error(c::EBUSY)]),
     ("KVM_GET_VCPU_MMAP_SIZE", &[Error(c::EINVAL)]),
@@ -137,6 +138,6 @@ pub(in crate::sys) const TABLE: &[(&str, &[Fault])] = &[
     ("KVM_GET_SREGS", &[Error(c::ENOMEM)]),
     ("KVM_SET_SREGS", &[Error(c::EINVAL), Error(c::ENOMEM)]),
     ("KVM_SET_CPUID2", &[Error(c::E2BIG), Error(c::EINVAL), Error(c::ENOMEM)]),
-    // VFIO and iommufd, whose requests are not told apart.
+    // VFIO and iommufd, whose requests share one name.
     ("ioctl", &[Error(c::EIO), Error(c::ENOMEM), Error(c::EINTR), Error(c::ENOTTY)]),
 ];
