@@ -26,7 +26,7 @@ const MIB: u64 = 1 << 20;
 
 /// Memory of one block, "ram", which stays mapped.
 fn memory(bytes: u64, zeroed: bool) -> (Arc<Memory>, *mut u8) {
-    // SAFETY: a new mapping where the kernel likes.
+    // SAFETY: a new mapping at an address of the kernel's choice.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -42,7 +42,7 @@ fn memory(bytes: u64, zeroed: bool) -> (Arc<Memory>, *mut u8) {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new(at.cast()) },
             length: Bytes(bytes),
             page_size: Bytes(4096),

@@ -64,7 +64,7 @@ fn plug(memory: &Memory, name: &str, at: u64) {
     memory
         .add_block(BlockDescription {
             name: name.into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new((HOST + at) as *mut u8) },
             length: Pages(PAGES).bytes(),
             page_size: Bytes(PAGE_SIZE),

@@ -200,7 +200,7 @@ struct Area(*mut u8, usize);
 
 impl Area {
     fn new(length: usize) -> Area {
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -218,7 +218,7 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: our own mapping.
+        // SAFETY: this test's own mapping.
         unsafe { libc::munmap(self.0.cast(), self.1) };
     }
 }

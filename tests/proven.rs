@@ -626,7 +626,7 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_discarded_be
                     }),
                     // Shared memory keeps what it holds, and a private file comes back.
                     1 if made == Made::Anonymous => {
-                        // SAFETY: inside our own mapping.
+                        // SAFETY: inside this test's own mapping.
                         let given = unsafe {
                             let length = (end - first) * PAGE;
                             libc::madvise(area.page(first).cast(), length, libc::MADV_DONTNEED)

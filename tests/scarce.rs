@@ -115,7 +115,7 @@ fn scarcely(what: &str, mut operation: impl FnMut() -> Result<()>) -> i64 {
 
 /// Reserved, never touched but where a test does.
 fn reserve(bytes: u64) -> *mut u8 {
-    // SAFETY: a new mapping where the kernel likes; it stays for the life of the process.
+    // SAFETY: a new mapping at an address of the kernel's choice; it stays for the life of the process.
     let at = unsafe {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;

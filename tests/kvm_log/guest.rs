@@ -88,7 +88,7 @@ impl Guest {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { brant::memory::HostMemory::new(ram.0) },
                 length: Bytes(PAGES * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),

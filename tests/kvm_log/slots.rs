@@ -86,7 +86,7 @@ fn a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_
 fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     let vm = kvm.create_vm().unwrap();
     let reserved = (larger * PAGE_SIZE) as usize;
-    // SAFETY: a new mapping where the kernel likes; nothing of it is touched.
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing of it is touched.
     let host = unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -109,7 +109,7 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new(host.cast()) },
             length: Bytes(pages * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
@@ -169,6 +169,6 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
         "{named}"
     );
     consumer.stop().unwrap();
-    // SAFETY: our own mapping; the machine does not run.
+    // SAFETY: this test's own mapping; the machine does not run.
     unsafe { libc::munmap(host, reserved) };
 }

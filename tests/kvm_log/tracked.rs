@@ -143,7 +143,7 @@ fn a_misaligned_block_of_4_mib_is_cleared_by_one_ioctl() {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { brant::memory::HostMemory::new(ram.0) },
                 length: Bytes((first + FOUR_MIB) * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),

@@ -36,7 +36,7 @@ pub struct Ram(pub *mut u8, pub usize);
 impl Ram {
     pub fn new(pages: u64) -> Ram {
         let length = (pages * PAGE_SIZE) as usize;
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -68,7 +68,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: our own mapping; the VM that used it is gone or does not run.
+        // SAFETY: this test's own mapping; the VM that used it is gone or does not run.
         unsafe { libc::munmap(self.0.cast(), self.1) };
     }
 }

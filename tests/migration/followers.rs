@@ -41,7 +41,7 @@ struct Guest {
 
 impl Guest {
     fn new(zeroed: bool) -> Guest {
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),

@@ -177,7 +177,7 @@ impl Fenced {
     fn describe(&self, name: &str) -> BlockDescription {
         BlockDescription {
             name: name.to_owned(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new(self.base.wrapping_add(PAGE)) },
             length: Bytes((self.pages * PAGE) as u64),
             page_size: Bytes(PAGE_SIZE),

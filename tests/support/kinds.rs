@@ -107,7 +107,7 @@ unsafe impl Sync for Area {}
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, that nobody uses any more.
+        // SAFETY: this test's own mapping, that nobody uses any more.
         unsafe {
             let from = self.at.sub(self.apart);
             libc::munmap(from.cast(), self.length + 2 * self.apart)
@@ -118,7 +118,7 @@ impl Drop for Area {
 fn memfd(flags: libc::c_uint) -> Option<File> {
     // SAFETY: a new descriptor from a static name.
     let fd = unsafe { libc::memfd_create(c"kinds".as_ptr(), libc::MFD_CLOEXEC | flags) };
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: just made, and nobody else owns it.
     (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
 }
 
@@ -164,7 +164,7 @@ impl Area {
         let fd = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let apart = if made.is_huge() { 0 } else { PAGE };
-        // SAFETY: a new mapping where the kernel likes, and one over the inside of it.
+        // SAFETY: a new mapping at an address of the kernel's choice, and one over the inside of it.
         let at = unsafe {
             let mut over = std::ptr::null_mut();
             if apart > 0 {
@@ -220,7 +220,7 @@ impl Area {
         let at = page * PAGE / self.made.page_size() * self.made.page_size();
         let length = self.made.page_size();
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes, gone again before this returns.
+        // SAFETY: a new mapping at an address of the kernel's choice, gone again before this returns.
         unsafe {
             let other = libc::mmap(
                 std::ptr::null_mut(),
@@ -362,7 +362,7 @@ impl Filler {
             eprintln!("skipped: userfaultfd: {e}");
             return None;
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just made, and nobody else owns it.
         let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) });
         // Missing pages of huge and of shared memory.
         let mut api = [0xaau64, 1 << 4 | 1 << 5, 0];

@@ -105,7 +105,7 @@ impl Ram {
     pub fn describe(&self) -> BlockDescription {
         BlockDescription {
             name: self.spec.name.to_owned(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new(self.host) },
             length: Bytes((self.spec.pages * PAGE) as u64),
             page_size: Bytes(self.spec.page_size),

@@ -86,7 +86,7 @@ impl Side {
             (Made::MemfdPrivate, _) => libc::MAP_PRIVATE,
             _ => libc::MAP_SHARED,
         };
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let host = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let fd = file.as_ref().map_or(-1, |file| file.as_raw_fd());
@@ -100,7 +100,7 @@ impl Side {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { brant::memory::HostMemory::new(host) },
                 length: Bytes((PAGES * PAGE) as u64),
                 page_size: Bytes(PAGE as u64),
@@ -133,17 +133,17 @@ impl Side {
     }
 
     pub fn set(&self, page: usize, value: u8) {
-        // SAFETY: inside our own mapping.
+        // SAFETY: inside this test's own mapping.
         unsafe { self.at(page).write_volatile(value) };
     }
 
     pub fn get(&self, page: usize) -> u8 {
-        // SAFETY: inside our own mapping.
+        // SAFETY: inside this test's own mapping.
         unsafe { self.at(page).read_volatile() }
     }
 
     pub fn protect(&self, page: usize, protection: libc::c_int) {
-        // SAFETY: a page of our own mapping.
+        // SAFETY: a page of this test's own mapping.
         let done = unsafe { libc::mprotect(self.at(page).cast(), PAGE, protection) };
         assert_eq!(done, 0);
     }
@@ -185,7 +185,7 @@ impl Side {
 
 impl Drop for Side {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody uses any more.
+        // SAFETY: this test's own mapping, which nobody uses any more.
         unsafe { libc::munmap(self.host.cast(), PAGES * PAGE) };
     }
 }

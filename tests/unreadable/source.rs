@@ -137,7 +137,7 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
         blind
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { brant::memory::HostMemory::new(source.host) },
                 length: Bytes((PAGES * PAGE) as u64),
                 page_size: Bytes(PAGE as u64),

@@ -97,6 +97,6 @@ fn what_page_tables_do_not_see_is_missed_as_documented_and_found_when_marked() {
             .mark_block(BlockId(0), Bytes(page * PAGE_SIZE), PAGE_SIZE);
         assert_eq!(t.found(), BTreeSet::from([(0, page as usize)]), "{what}");
     }
-    // SAFETY: our own mapping.
+    // SAFETY: this test's own mapping.
     unsafe { libc::munmap(other.cast(), 64 * PAGE) };
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 fn replace(ram: &Ram, first: usize, pages: usize) {
-    // SAFETY: our own mapping, that nobody has a reference into.
+    // SAFETY: this test's own mapping, that nobody has a reference into.
     unsafe {
         let at = ram.at.add(first * PAGE).cast();
         let rw = libc::PROT_READ | libc::PROT_WRITE;

@@ -46,7 +46,7 @@ unsafe impl Send for Ram {}
 pub fn map(length: usize, flags: libc::c_int, file: Option<&File>) -> Option<*mut u8> {
     let fd = file.map_or(-1, AsRawFd::as_raw_fd);
     let rw = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping where the kernel likes.
+    // SAFETY: a new mapping at an address of the kernel's choice.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), length, rw, flags, fd, 0) };
     (at != libc::MAP_FAILED).then_some(at.cast())
 }
@@ -130,7 +130,7 @@ impl Ram {
     pub fn describe(&self, name: &str) -> BlockDescription {
         BlockDescription {
             name: name.to_owned(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { brant::memory::HostMemory::new(self.at) },
             length: Bytes((self.pages * PAGE) as u64),
             page_size: Bytes(PAGE_SIZE),
@@ -145,7 +145,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, that nobody uses any more.
+        // SAFETY: this test's own mapping, that nobody uses any more.
         unsafe { libc::munmap(self.at.sub(self.before).cast(), self.whole) };
     }
 }

@@ -1,8 +1,8 @@
-//! Ballooned pages and hints against a model of KVM and of a guest that uses pages again at the
-//! worst moments. The oracle is a copy made as a destination makes it: contents at the time of
-//! reading, zeros for what is not read. A page that the guest uses must be equal in the end; one
-//! that is ballooned must be named as such. That the oracle can fail is shown by engines with
-//! known mistakes.
+//! Ballooned pages and hints, tried with a model of KVM and with a guest that uses pages again at
+//! the worst moments. The oracle is a copy made as a destination makes it: contents at the time of
+//! reading, zeros for pages that are not read. In the end a page that the guest uses must be equal,
+//! and a ballooned page must be named as ballooned. Engines with known mistakes show that the
+//! oracle can fail.
 
 mod cases;
 mod costs;
@@ -26,33 +26,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
-/// What is wrong with the engine or the VMM under test.
+/// The mistake of the engine or the VMM under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
     /// A deflate does not mark the page.
     ForgetsToMark,
-    /// A hint is used whatever its round.
+    /// A hint of any round is used.
     AnyRound,
-    /// A round begins without restoring the protection of what waits for it.
+    /// A round begins without restoring the protection of armed chunks.
     BeginsUnprotected,
-    /// Whether a page is ballooned is looked up before the clear, and then nothing is cleared.
+    /// Whether a page is ballooned is looked up before the clear, and then the chunk is not
+    /// cleared.
     SkipsWithoutClearing,
 }
 
-/// What the destination has of a page.
+/// The destination's knowledge of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Has {
     Version(u64),
     /// Named as ballooned.
     Ballooned,
-    /// Told to be zero, because it was hinted to be free.
+    /// Zero, because the page was hinted to be free.
     Zero,
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// The model's handle, with things to do in the middle of its calls.
+/// The model's handle, with actions in the middle of its calls.
 struct Hooked {
     vm: Box<dyn Vm>,
     hooks: Arc<Mutex<BTreeMap<Moment, Vec<Hook>>>>,
@@ -96,7 +97,7 @@ struct Setup {
     mode: KvmMode,
     clearing: Clearing,
     pages: u64,
-    /// log2 of the 4 KiB pages in one of the host's.
+    /// log2 of the pages of 4 KiB in one page of the host's.
     unit: u32,
     /// Pages ballooned before tracking starts.
     balloon: Vec<(u64, u64)>,
@@ -106,13 +107,13 @@ struct Setup {
 enum Op {
     /// The guest writes to a page that is not ballooned.
     Write(u64),
-    /// The same in the middle of a call to the kernel.
+    /// The guest writes to such a page in the middle of a call to the kernel.
     Race(Moment, u64),
-    /// The guest inflates its balloon. The VMM discards the pages, before it says so or after.
+    /// The guest inflates its balloon. The VMM discards the pages before or after it tells brant.
     Inflate(u64, u64),
-    /// The guest deflates its balloon and writes to the first.
+    /// The guest deflates its balloon and writes to the first page.
     Deflate(u64, u64),
-    /// The same in the middle of a call to the kernel.
+    /// The guest does so in the middle of a call to the kernel.
     RaceTake(Moment, u64, u64),
     Sync,
     Walk(usize, u64),
@@ -123,14 +124,14 @@ enum Op {
     MarkAll,
     /// The VMM begins a round of hints.
     Begin,
-    /// The guest puts free pages on its list, if it was asked.
+    /// The guest puts free pages on its list, if a round has begun.
     Hint(u64, u64),
     /// A hint reaches the VMM.
     Deliver(usize),
     End,
 }
 
-/// One run.
+/// One taken run.
 struct Flight {
     taken: Taken,
 }
@@ -157,14 +158,14 @@ struct World {
     block: BlockId,
     pages: u64,
     unit: u64,
-    /// What the guest has in its balloon.
+    /// The pages in the guest's balloon.
     balloon: Arc<Mutex<BTreeSet<u64>>>,
     copy: BTreeMap<u64, Has>,
     flight: Vec<Flight>,
     cursor: Cursor,
     round: Option<u64>,
     listed: Vec<Listed>,
-    /// Pages by the version that they had when they were free, of hints that were used.
+    /// The pages of used hints, with the versions that they had when they were free.
     free: BTreeMap<u64, u64>,
     /// How often the balloon was inflated.
     given: u64,
@@ -201,7 +202,7 @@ impl World {
         let block = memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { crate::memory::HostMemory::new(HOST as *mut u8) },
                 length,
                 page_size: Bytes(unit * PAGE_SIZE),
@@ -265,7 +266,7 @@ impl World {
         }
     }
 
-    /// Does something at that moment of the next call.
+    /// Does something at a moment of the next call.
     fn hook(&mut self, moment: Moment, hook: Hook) {
         self.hooks
             .lock()
@@ -282,7 +283,7 @@ impl World {
             if !self.balloon.lock().unwrap().insert(page) {
                 continue;
             }
-            // What is discarded changes, and no log knows.
+            // A discard changes the contents, and no log sees that.
             if before {
                 self.kvm.other_write(HOST + page * PAGE_SIZE);
             }
@@ -293,7 +294,7 @@ impl World {
         }
     }
 
-    /// The VMM's part of a deflate, and the guest's.
+    /// A deflate: the VMM's part, then the guest's.
     fn deflate(&mut self, first: u64, count: u64) {
         let range = self.range(first, count);
         let mut written = false;
@@ -361,7 +362,8 @@ impl World {
             if run.content == Content::Used {
                 self.flight.push(flight);
             } else {
-                // Nothing is read. Records of one stretch go out in the order of their taking.
+                // Ballooned pages are not read. Records of one stretch are sent in the order of the
+                // takes.
                 self.read_stretch(flight.stretch());
                 self.read(flight);
             }
@@ -426,7 +428,7 @@ impl World {
                 );
             }
             Op::Inflate(first, count) => {
-                // What is in flight reads a page that is being discarded: both are fine.
+                // Pages in flight may be read while they are discarded; either contents are fine.
                 self.inflate(first, count);
             }
             Op::Deflate(first, count) => self.deflate(first, count),
@@ -535,7 +537,7 @@ impl World {
 
     fn finish(&mut self) -> Verdict {
         self.hooks.lock().unwrap().clear();
-        // Half of what is in flight arrives, in order; the rest goes back.
+        // Half of the runs in flight arrive, in order. The others are put back.
         let half = self.flight.len() / 2;
         for (i, flight) in std::mem::take(&mut self.flight).into_iter().enumerate() {
             if i < half {
@@ -556,11 +558,11 @@ impl World {
             let fine = match has {
                 Some(Has::Version(v)) if v == version => !ballooned,
                 Some(Has::Ballooned) => ballooned,
-                // Free, and not written since.
+                // The page was free, and has not been written since.
                 Some(Has::Zero) => self.free.get(&page) == Some(&version),
                 _ => false,
             };
-            // Nobody cares what a ballooned part of a host page holds; the VMM may have
+            // The contents of a ballooned part of a host page do not matter. The VMM may have
             // discarded it.
             let fine = fine || (has.is_some() && !ballooned && balloon.contains(&page));
             if !fine {
@@ -628,7 +630,7 @@ fn moment() -> impl Strategy<Value = Moment> {
     ])
 }
 
-/// Few pages come often, so that things meet.
+/// A few pages come often, so that actions meet.
 fn page() -> impl Strategy<Value = u64> {
     prop_oneof![2 => 0..40u64, 1 => any::<u64>()]
 }
@@ -667,7 +669,7 @@ proptest! {
     }
 }
 
-/// What the oracle says of `cases` random migrations, always the same ones.
+/// The oracle's verdict on `cases` random migrations, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
     oracle::condemned::<World>(setup(), op(), 40..140, mistake, cases)
 }
@@ -687,7 +689,7 @@ fn the_oracle_catches_taking_back_without_a_mark() {
 fn the_oracle_catches_a_mark_before_the_page_stops_being_ballooned() {
     for right in [true, false] {
         let mut world = quiet(KvmMode::Auto, SMALLEST, 256, &[(3, 1)]);
-        // The VMM's part, in two steps; the guest does not write to the page.
+        // The VMM's part, in two steps. The guest does not write to the page.
         let clear = |world: &World| world.memory.map().blocks()[0].ballooned().deflate(3..4);
         let mark = |world: &World| {
             world
@@ -730,20 +732,20 @@ fn the_oracle_catches_a_round_that_began_before_protection_was_restored() {
                 balloon: vec![],
             };
             let ops = [
-                // Page 5 is dirty, and the kernel need not say so again.
+                // Page 5 is dirty, and the kernel need not report it again.
                 Op::Drain,
                 Op::Write(5),
                 Op::Write(9),
                 Op::Sync,
                 Op::Begin,
                 Op::Hint(5, 1),
-                // Used again without a word, before its chunk is cleared because of page 9.
+                // Used again without a word, before its chunk is cleared for page 9.
                 Op::Write(5),
                 Op::Deliver(0),
                 Op::Drain,
             ];
             let found = verdict::<World>(&setup, &ops, mistake);
-            // Getting has protected everything in the older mode.
+            // In the older mode a GET has protected everything.
             let harmless = mistake == Mistake::None || mode == KvmMode::GetAndClear;
             assert_eq!(found.is_ok(), harmless, "{mode:?}, {mistake:?}: {found:?}");
         }

@@ -1,8 +1,8 @@
-//! Several consumers of one tracker against a model of KVM: whatever each of them does, and whatever
-//! migrations come to between, no consumer misses a write since its start.
+//! Several consumers of one tracker, tried with a model of KVM. Whatever each consumer does, and
+//! whatever migrations run in between, no consumer misses a write since its start.
 //!
-//! The oracle is a copy for each consumer, made from what that consumer's takes hand out and nothing
-//! else. That it can fail is shown by engines with known mistakes ([`Mistake`]).
+//! The oracle is a copy for each consumer, made only of the pages that it takes. Engines with known
+//! mistakes ([`Mistake`]) show that the oracle can fail.
 
 mod cases;
 mod removal;
@@ -24,17 +24,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vm_memory::GuestAddress;
 
-/// What is wrong with the engine under test.
+/// The mistake of the engine under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
-    /// A consumer starts clean while chunks wait for their clear.
+    /// A consumer starts clean while chunks are still armed.
     StartsUnprotected,
-    /// A migration begins by forgetting what everybody has pending.
+    /// A migration begins by forgetting every consumer's pending pages.
     MigrationForgets,
-    /// A take empties what is pending for everybody.
+    /// A take empties every consumer's pending.
     TakesFromAll,
-    /// Only what is new to the one who asked is given to the others.
+    /// Other consumers get only the pages that were new to the one that synced.
     GivesWhatIsNew,
 }
 
@@ -54,7 +54,7 @@ enum Op {
     /// The guest writes in the middle of a later call to the kernel.
     Race(Moment, u32, u32),
     Make(bool),
-    /// Any consumer, the migration among them.
+    /// A sync by any consumer, which may be the migration.
     Sync(u32),
     Take(u32, u32, u32),
     Read(u32),
@@ -65,11 +65,11 @@ enum Op {
     Free(u32),
     /// A migration begins on the tracker as it is.
     Migrate,
-    /// The guest is paused and the last harvest made.
+    /// The guest is paused, and the last harvest is made.
     Pause,
-    /// The migration is over, whatever it has delivered; the guest runs.
+    /// The migration ends, whatever it has delivered, and the guest runs.
     EndMigration,
-    /// The guest hints that pages are free, and they are.
+    /// The guest hints that pages are free, which is true.
     Hint(u32, u32),
     Fail(u32, u32),
     AddBlock(u64),
@@ -87,15 +87,15 @@ struct BlockInfo {
 
 type Versions = BTreeMap<u64, u64>;
 
-/// A consumer, and the copy that is kept with it.
+/// A consumer with its copy.
 struct Copier {
     consumer: Consumer,
     /// By host address.
     copy: Versions,
     cursor: Cursor,
-    /// Each of one run.
+    /// Taken pages that are not read yet, one run each.
     flight: Vec<Taken>,
-    /// What the guest had when it was stopped.
+    /// The guest's contents when the consumer was stopped.
     stopped: Option<Versions>,
 }
 
@@ -107,9 +107,9 @@ struct World {
     blocks: Vec<BlockInfo>,
     copiers: Vec<Copier>,
     migration: Option<Copier>,
-    /// Since the migration's last harvest.
+    /// The guest is paused, and the migration's last harvest has been made.
     paused: bool,
-    /// Something fails now and then.
+    /// Calls of the model fail now and then.
     failures: bool,
     next: u64,
 }
@@ -148,7 +148,7 @@ impl World {
             .memory
             .add_block(BlockDescription {
                 name: name.clone(),
-                // SAFETY: nobody looks at the memory.
+                // SAFETY: the memory is never accessed.
                 host: unsafe { HostMemory::new(host as *mut u8) },
                 length: Bytes(pages * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    /// Starts a consumer; false if that failed, as it may where the kernel fails.
+    /// Starts a consumer. `false` if that failed, which is allowed when the kernel's calls fail.
     fn start(
         &mut self,
         copier: &mut Copier,
@@ -222,10 +222,10 @@ impl World {
             return Err(format!("start failed: {e}"));
         }
         copier.stopped = None;
-        // The copy is made anew, or has them.
+        // The copy is made anew, or has these pages already.
         copier.flight.drain(..).for_each(Taken::delivered);
         copier.cursor = Cursor::default();
-        // Whoever starts with nothing has a copy already.
+        // A consumer that starts with nothing has a copy already.
         copier.copy = match everything {
             true => Versions::new(),
             false => self.versions(),
@@ -304,7 +304,7 @@ impl World {
                 }
             }
         }
-        // Nobody loses by another's sync.
+        // No consumer loses pages by another one's sync.
         for copier in self.copiers.iter().chain(&self.migration) {
             let (_, before) = others
                 .iter()
@@ -360,7 +360,7 @@ impl World {
         Ok(more)
     }
 
-    /// What a run holds is read some time after it was taken.
+    /// The pages of a run are read some time after the take.
     fn read(kvm: &Kvm, copy: &mut Versions, taken: Taken) {
         arrives(taken, |run, page| {
             let at = run.block.host() as u64 + page * PAGE_SIZE;
@@ -389,7 +389,7 @@ impl World {
 
     fn apply(&mut self, op: &Op) -> Verdict {
         match *op {
-            // A guest that is paused writes nothing.
+            // A paused guest writes nothing.
             Op::Guest(..) | Op::Vmm(..) | Op::Race(..) if self.paused => {}
             Op::Guest(block, page) => {
                 let (block, page) = self.page(block, page);
@@ -407,8 +407,8 @@ impl World {
             }
             Op::Make(everything) => {
                 if self.copiers.len() < 4 {
-                    // What is written in the middle of a start may be found or not: it is in
-                    // the copy that is made after it.
+                    // A write in the middle of a start may be found or not, because the copy that
+                    // is made afterwards has it.
                     let made = self.make(everything, false)?;
                     self.copiers.extend(made);
                 }
@@ -432,7 +432,8 @@ impl World {
             }
             Op::Drain(which) => self.drain(which)?,
             Op::Stop(which) => {
-                // What lands in the middle of the last harvest was written before it ends or not.
+                // A write in the middle of the last harvest may come before the harvest's end or
+                // after it.
                 self.kvm.no_races();
                 let versions = self.versions();
                 let n = self.copiers.len().max(1);
@@ -491,7 +492,7 @@ impl World {
                 if self.tracker.is_started() {
                     let (block, page) = self.page(block, page);
                     let at = GuestAddress(block.guest + page * PAGE_SIZE);
-                    // A round ends with any sync of anybody's; this one is as short as can be.
+                    // A round ends with any consumer's sync, so this one is as short as possible.
                     let round = match self.tracker.begin_hints() {
                         Ok(round) => round,
                         Err(_) if self.failures => return Ok(()),
@@ -517,7 +518,7 @@ impl World {
             Op::AddBlock(pages) => {
                 if !self.paused {
                     self.add_block(pages);
-                    // Nobody has heard of it: all of it is pending for everybody.
+                    // No consumer was told of these pages, so they are pending for all.
                 }
             }
             Op::RemoveBlock(which) => {
@@ -539,7 +540,7 @@ impl World {
         Ok(())
     }
 
-    /// The guest is still: what a copy lacks is lost.
+    /// The guest stands still: a page that a copy lacks now is lost.
     fn finish(&mut self) -> Verdict {
         self.kvm.calm();
         self.failures = false;
@@ -553,7 +554,7 @@ impl World {
                 }
             }
         }
-        // One sync is for all of them, whoever asks.
+        // One sync serves all consumers, whoever makes it.
         if let Some(any) = self.copiers.iter().find(|c| c.consumer.is_started()) {
             any.consumer
                 .sync(When::Stopped)
@@ -683,7 +684,7 @@ proptest! {
     }
 }
 
-/// Whether the oracle condemns any of `cases` random courses, always the same ones.
+/// Whether the oracle finds a loss in any of `cases` random courses, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
     oracle::condemned::<World>(setup(), ordinary(), 40..120, mistake, cases)
 }

@@ -1,5 +1,5 @@
-//! Who waits for a sync, and who does not: a tracker with a log whose harvest takes as long as
-//! the test wants.
+//! Which calls wait for a sync and which do not: a tracker with a log whose harvest lasts as long
+//! as the test wants.
 
 use crate::dirty::testing::Guest;
 use crate::dirty::tracker::{StartWith, Tracker};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 const LONG: Duration = Duration::from_secs(10);
 
-/// Ends the thread that syncs, also when the test fails.
+/// Ends the syncing thread, also when the test fails.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
@@ -23,7 +23,7 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// Says how many blocks each harvest sees, and returns when it is told to.
+/// Reports how many blocks each harvest sees, and returns when it is told to.
 struct Slow(Sender<usize>, Receiver<()>);
 
 impl DirtyLog for Slow {
@@ -37,7 +37,7 @@ impl DirtyLog for Slow {
         Ok(())
     }
     fn harvest(&mut self, map: &Map, _: When, _sink: &mut dyn Sink) -> Result<Harvested> {
-        // Nobody listens any more when the test is over.
+        // At the end of the test nobody receives any more.
         if self.0.send(map.blocks().len()).is_ok() {
             let _ = self.1.recv_timeout(LONG);
         }
@@ -107,7 +107,7 @@ fn a_block_is_added_and_removed_between_two_syncs_that_follow_one_another() {
             let change = s.spawn(|| guest.memory.add_block(guest.describe("more", 10)).unwrap());
             until_somebody_waits();
             go_on.send(()).unwrap();
-            // The very next sync sees it: the addition came in between.
+            // The very next sync sees the block, so the addition came in between.
             assert_eq!(next(), 2);
             change.join().unwrap();
             let change = s.spawn(|| {

@@ -1,5 +1,5 @@
-//! Changes of the map that somebody refuses: what is pending stays, and a log that cannot be led back
-//! loses no write.
+//! Changes of the map that an observer refuses: pending pages stay, and a log that cannot be led
+//! back loses no write.
 
 use super::*;
 use crate::dirty::consumer::Consumer;
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Weak};
 
-/// Refuses changes while it is told to, and does something in the middle of each.
+/// Refuses changes when told to, and does something in the middle of each.
 struct Refuses(AtomicBool, Mutex<Option<Box<dyn Fn() + Send>>>);
 
 impl MapObserver for Refuses {
@@ -43,13 +43,13 @@ fn refused(guest: &Guest, block: BlockId) {
     assert_eq!(error.kind(), Kind::Refused, "{error}");
 }
 
-/// Watches the blocks of the map that it was last led to, and nothing else; led back it fails when it
-/// is told to.
+/// A log that watches only the blocks of the map that it was last led to. When told to, it fails to
+/// be led back.
 #[derive(Clone, Default)]
 struct Watches {
     blocks: Arc<Mutex<BTreeSet<BlockId>>>,
     written: Arc<Mutex<Vec<(BlockId, u64)>>>,
-    /// Fails to take a block in.
+    /// Fails to watch one more block.
     fails: Arc<AtomicBool>,
 }
 
@@ -95,7 +95,7 @@ impl DirtyLog for Watches {
     }
 }
 
-/// A guest of two blocks of 100 pages, each watched by `log`, and nothing pending.
+/// A guest of two blocks of 100 pages, both watched by `log`, with no page pending.
 fn watched(log: &Watches) -> (Guest, Consumer, [BlockId; 2]) {
     let guest = Guest::new(1000);
     let blocks = [guest.block("a", 100), guest.block("b", 100)];
@@ -121,7 +121,7 @@ fn a_refused_removal_leaves_a_stopped_consumer_what_it_has_pending() {
         }
         refused(&guest, a);
         assert_eq!(stopped.pending(), Pages(3));
-        // Taken, and back in the middle of the next refusal.
+        // Taken before, and put back in the middle of the next refusal.
         let taken = stopped
             .take(&mut Default::default(), usize::MAX, Pages(u64::MAX))
             .unwrap();
@@ -159,7 +159,7 @@ fn a_consumer_that_starts_or_ends_in_the_middle_of_a_refused_removal_has_all_its
     take_all(&second);
     log.write(a, 9);
     assert_eq!(sync_all(&second), [(a.0, 9)].into());
-    // The third's place is free, and what was pending there nobody's.
+    // The third consumer's place is free, and its pending pages are gone.
     let next = consumer.consumer();
     assert_eq!(next.pending(), Pages(0));
     next.start(StartWith::Nothing).unwrap();
@@ -174,7 +174,7 @@ fn a_log_that_could_not_be_led_back_has_everything_count_as_dirty_until_it_is() 
     log.fails.store(true, Ordering::SeqCst);
     refused(&guest, a);
     take_all(&consumer);
-    // What it does not see is not lost, as often as it is asked.
+    // Writes that the log does not see are not lost, however often it is asked.
     for _ in 0..2 {
         log.write(a, 3);
         let report = consumer.sync(When::Running).unwrap();
@@ -189,7 +189,7 @@ fn a_log_that_could_not_be_led_back_has_everything_count_as_dirty_until_it_is() 
     let error = consumer.sync(When::Stopped).unwrap_err();
     assert_eq!(error.kind(), Kind::NoMemory, "{error}");
     take_all(&consumer);
-    // The next sync that can leads it back, and the one after it is exact.
+    // The next sync that can leads the log back, and the sync after that is exact.
     log.fails.store(false, Ordering::SeqCst);
     log.write(a, 4);
     let report = consumer.sync(When::Stopped).unwrap();
@@ -201,7 +201,7 @@ fn a_log_that_could_not_be_led_back_has_everything_count_as_dirty_until_it_is() 
     log.write(a, 5);
     log.write(b, 6);
     assert_eq!(sync_all(&consumer), [(a.0, 5), (b.0, 6)].into());
-    // So does a change that goes through.
+    // A change that succeeds does the same.
     log.fails.store(true, Ordering::SeqCst);
     refused(&guest, a);
     take_all(&consumer);

@@ -1,4 +1,4 @@
-//! What is protected, what is noted, and what leaves the note.
+//! Which pages are protected, which are noted, and which leave the note.
 
 use super::*;
 use crate::memory::testing::kinds::{Area, Made, HUGE};
@@ -84,7 +84,7 @@ fn a_page_is_noted_when_it_is_protected_empty_and_leaves_the_note_when_it_is_fou
         };
         let (first, second) = (piece_of(700), piece_of(1800));
         t.area.write(700, 1);
-        // Read, and so the kernel's page of zeros; of a private file, the file's page.
+        // A read maps the kernel's page of zeros or, in a private file mapping, the file's page.
         t.area.read(701);
         let mut protected = t.begin();
         let mut expected: BTreeSet<usize> = first.collect();
@@ -128,8 +128,8 @@ fn shared_memory_is_protected_whole_and_nothing_is_noted() {
     let mut protected = t.begin();
     assert!(protected.pieces.is_none() && noted(&protected).is_empty());
     t.area.write(600, 1);
-    // Its entry goes, its contents stay: only the mark in the entry tells that it was written.
-    // SAFETY: inside our own mapping.
+    // The page's entry goes and its contents stay, so only the mark in the entry tells that it was
+    // written. SAFETY: inside this test's own mapping.
     unsafe { libc::madvise(t.area.page(600).cast(), 4096, libc::MADV_DONTNEED) };
     assert!(t.collect(&mut protected).contains(&600));
 }
@@ -158,7 +158,7 @@ fn a_call_that_takes_long_is_followed_by_shorter_ones_and_none_ends_inside_a_pie
         }
         assert_eq!(pace.step.get(), piece);
         let begun = Instant::now();
-        // Anything may hold a thread up now and then.
+        // On a busy machine any call may take long now and then.
         while pace.step.get() < STEP_MAX.max(piece) {
             assert!(begun.elapsed() < Duration::from_secs(30));
             call(Duration::ZERO);

@@ -1,4 +1,4 @@
-//! Marks by address and by bitmap, against the same marks page by page.
+//! Marks by address and by bitmap, compared with the same marks page by page.
 
 use super::*;
 use crate::dirty::consumer::Consumer;
@@ -31,7 +31,7 @@ fn a_mark_of_every_address_there_is_costs_what_is_mapped() {
         consumer.mark_guest(GuestAddress(0), u64::MAX);
         consumer.mark_guest(GuestAddress(5), u64::MAX - 5);
     }
-    // Microseconds. Step by step over the addresses it would be minutes.
+    // This takes microseconds. A walk over all addresses would take minutes.
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -57,7 +57,7 @@ proptest! {
         guest.block("a", 390);
         guest.block("b", 390);
         for (i, (first, count, at)) in slots.into_iter().enumerate() {
-            // One that overlaps is refused.
+            // A slot that overlaps another one is refused.
             let _ = guest.slot(["a", "b"][i % 2], first, count, at);
         }
         let (by_words, by_bits) = (started(&guest), started(&guest));
@@ -82,7 +82,7 @@ fn a_bitmap_at_the_end_of_all_addresses_is_stray_and_harms_nothing() {
     consumer.mark_words(GuestAddress(u64::MAX - 4095), &words, u64::MAX);
     assert_eq!(sync_all(&consumer).len(), 0);
     assert_eq!(consumer.stray_marks(), 65536);
-    // Nothing is marked, and nothing is stray.
+    // No bit is set, so no page is marked and none is stray.
     consumer.mark_words(GuestAddress(0), &[0; 100], 6400);
     assert_eq!(consumer.stray_marks(), 65536);
 }
@@ -122,7 +122,7 @@ fn a_thread_held_up_in_a_mark_is_told_of_once_and_in_the_same_words_each_time() 
         go.wait();
         warnings
     });
-    // One line for all blocks, without a time that differs from sync to sync.
+    // One sentence for all blocks, without a time that would differ from sync to sync.
     assert_eq!(warnings[0].len(), 1, "{warnings:?}");
     assert!(warnings[0][0].contains("for 3ms"), "{warnings:?}");
     assert!(warnings.iter().all(|w| *w == warnings[0]), "{warnings:?}");
@@ -161,7 +161,7 @@ fn a_cancel_ends_the_wait_of_a_sync_for_a_thread_inside_a_mark_and_loses_no_mark
         consumer.sync_unless(When::Stopped, &cancel).unwrap_err()
     });
     assert_eq!(error.kind(), Kind::Cancelled, "{error}");
-    // Not the whole of what a last sync waits.
+    // The wait ended early, before the time limit of a last sync.
     assert!(begun.elapsed() < GRACE_LAST, "{:?}", begun.elapsed());
     assert_eq!(sync_all(&consumer), [(block.0, 0)].into());
 }

@@ -1,4 +1,5 @@
-//! What a sync says was written, in each mode of KVM's log. (Of rings: `kvm/ring/tests.rs`.)
+//! How many pages a sync reports as written, in each mode of KVM's log. (Rings:
+//! `kvm/ring/tests.rs`.)
 
 use super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -21,7 +22,7 @@ const MODES: [KvmMode; 3] = [
 /// Chunks of 64 pages.
 const CHUNKED: Clearing = Clearing::Chunked { shift: 6 };
 
-/// A guest of one slot, tracked by KVM's log, all of whose pages are pending.
+/// A guest of one slot, tracked by KVM's log, with all pages pending.
 fn tracked(mode: KvmMode, clearing: Clearing) -> (Guest, Kvm, Consumer) {
     let guest = Guest::new(PAGES as usize);
     let id = guest.block("ram", PAGES);
@@ -71,7 +72,7 @@ fn an_idle_guest_in_the_middle_of_its_first_pass_has_written_nothing_in_each_mod
                 take(&consumer, &mut cursor, some);
                 walked += some;
                 let observed = match (mode, clearing) {
-                    // Protection comes with the first clear, chunk by chunk.
+                    // The first clear of a chunk protects it.
                     (KvmMode::InitiallySet, CHUNKED) => walked.next_multiple_of(64),
                     _ => PAGES,
                 };
@@ -109,12 +110,12 @@ fn a_page_that_is_not_protected_yet_counts_once_and_is_observed_again_after_its_
             kvm.guest_write(SLOT, page);
         }
         assert_eq!(sync(&consumer), (3, PAGES), "{mode:?}");
-        // Written again, and nobody can tell: KVM's bitmap still has them.
+        // The page is written again, but KVM's bitmap has its bit already, so this cannot be seen.
         kvm.guest_write(SLOT, 70);
         kvm.guest_write(SLOT, 300);
         assert_eq!(sync(&consumer), (1, PAGES - 3), "{mode:?}");
         assert_eq!(sync(&consumer), (0, PAGES - 4), "{mode:?}");
-        // The first chunk is taken, with page 5.
+        // The first chunk is cleared when page 5 is taken.
         take(&consumer, &mut Cursor::default(), 1);
         kvm.guest_write(SLOT, 5);
         assert_eq!(sync(&consumer), (1, PAGES - 3), "{mode:?}");
@@ -129,7 +130,7 @@ fn marks_count_as_written_whether_pending_or_not() {
     assert_eq!(sync(&consumer), (10, 0));
     assert_eq!(sync(&consumer), (0, 0));
     take(&consumer, &mut Cursor::default(), 64);
-    // With a second consumer too, when what is marked is merged by way of a bitmap of its own.
+    // With a second consumer, marks are merged through a bitmap of their own.
     let other = consumer.consumer();
     other.start(StartWith::Everything).unwrap();
     consumer.mark_guest(GuestAddress(0), 3 << 12);

@@ -1,5 +1,5 @@
-//! The promises of pages that were taken: none is lost whatever becomes of them, and they say
-//! whether they are handed out for the first time.
+//! The promises on taken pages: none is lost whatever happens to them, and they tell whether they
+//! are handed out for the first time.
 
 use super::*;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -10,7 +10,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 const PAGES: u64 = 2000;
 
-/// A guest of two blocks, all of whose pages are pending.
+/// A guest of two blocks, with all pages pending.
 fn guest() -> (Guest, Consumer) {
     let guest = Guest::new(2 * PAGES as usize);
     guest.block("a", PAGES);
@@ -27,7 +27,7 @@ fn take(consumer: &Consumer, pages: u64) -> Taken {
         .unwrap()
 }
 
-/// First page, pages, and whether it is the first time, of each run of a block.
+/// The runs of a block: first page, number of pages, and whether it is the first time.
 fn runs(taken: &Taken, block: u32) -> Vec<(u64, u64, bool)> {
     let runs = taken.runs().filter(|run| run.block.id().0 == block);
     runs.map(|r| (r.pages.first().0, r.pages.count().0, r.first_time))
@@ -60,7 +60,7 @@ fn each_half_of_a_split_is_delivered_or_put_back_by_itself() {
     let all = consumer.pending();
     let mut taken = take(&consumer, u64::MAX);
     assert_eq!((taken.run_count(), taken.pages()), (8, all));
-    // By stretch, as lanes are assigned.
+    // By stretch, as pages are assigned to lanes.
     let odd = taken.split_off(|run| run.first().0 / 512 % 2 == 1).unwrap();
     assert_eq!(runs(&odd, 0), [(512, 512, true), (1536, 464, true)]);
     assert_eq!(runs(&taken, 1), [(0, 512, true), (1024, 512, true)]);
@@ -70,7 +70,7 @@ fn each_half_of_a_split_is_delivered_or_put_back_by_itself() {
     assert_eq!(consumer.pending(), Pages(0));
     drop(taken);
     assert_eq!(consumer.pending(), Pages(4 * 512));
-    // A predicate that panics loses nothing either.
+    // A predicate that panics loses no page either.
     let mut taken = take(&consumer, u64::MAX);
     let broken = catch_unwind(AssertUnwindSafe(|| {
         let mut left = 3;
@@ -93,7 +93,7 @@ fn a_block_is_removed_while_its_pages_are_on_their_way() {
     taken.unpin();
     assert_eq!(taken.runs().count(), 0);
     assert_eq!(taken.pages(), Pages(2 * PAGES));
-    // Waits for no pin.
+    // The removal waits for no pin.
     guest
         .memory
         .remove_block(guest.memory.find_block("a").unwrap())
@@ -140,7 +140,7 @@ fn a_run_says_whether_its_pages_are_handed_out_for_the_first_time() {
     let first = consumer.take(&mut cursor, 1, Pages(300)).unwrap();
     assert_eq!(runs(&first, 0), [(0, 300, true)]);
     drop(first);
-    // Written meanwhile or put back: not for the first time. The rest of the stretch is new.
+    // Pages that were written meanwhile or put back are not new. The rest of the stretch is.
     let again = consumer
         .take(&mut Cursor::default(), 2, Pages(512))
         .unwrap();
@@ -156,7 +156,7 @@ fn a_run_says_whether_its_pages_are_handed_out_for_the_first_time() {
     let new = take(&consumer, u64::MAX);
     assert_eq!(runs(&new, c), [(0, 64, true)]);
     new.delivered();
-    // Another migration by the same consumer begins anew.
+    // A second migration by the same consumer begins anew.
     consumer.mark_all();
     let all = take(&consumer, u64::MAX);
     assert!(all.runs().all(|run| run.first_time));
@@ -168,13 +168,13 @@ fn a_run_says_whether_its_pages_are_handed_out_for_the_first_time() {
     assert_eq!(runs(&take(&consumer, 1), 0), [(7, 1, true)]);
 }
 
-/// Adds a block whose memory nobody looks at.
+/// Adds a block whose memory is never accessed.
 fn guest_block(consumer: &Consumer) -> u32 {
     let block = consumer
         .memory()
         .add_block(crate::memory::BlockDescription {
             name: "c".to_owned(),
-            // SAFETY: an address that nothing looks at.
+            // SAFETY: an address that is never accessed.
             host: unsafe {
                 crate::memory::HostMemory::new(std::ptr::without_provenance_mut(1 << 45))
             },

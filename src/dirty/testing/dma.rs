@@ -1,7 +1,6 @@
-//! A model of what the kernel makes of the ioctls of VFIO and iommufd, from their headers'
-//! words: it sees number and bytes of each call, refuses what the kernel refuses, keeps
-//! dirty bits and loses what the kernel would lose. No hardware is behind it. A test, and
-//! nothing else.
+//! A model of the kernel's side of the ioctls of VFIO and iommufd, after the text of their headers.
+//! It sees number and bytes of each call, refuses what the kernel refuses, keeps dirty bits, and
+//! loses what the kernel would lose. There is no hardware behind it. Only tests use it.
 
 use crate::sys::ioctl::Ioctl;
 use std::collections::{BTreeSet, VecDeque};
@@ -9,17 +8,17 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What was called, in short, and what a device would do.
+/// The calls made, in short, and the state of the log and the device.
 #[derive(Default)]
 pub struct State {
     /// Each call, with its arguments.
     pub calls: Vec<String>,
-    /// Errors for calls whose name begins like that, one each.
+    /// Errors for calls whose name begins with the text, one each.
     pub fail: VecDeque<(&'static str, i32)>,
-    /// Whether it logs, and in which ranges (of a device), in which pages.
+    /// The ranges that a device's log covers, if it is on.
     pub logging: Option<Vec<Range<u64>>>,
     pub page: u64,
-    /// Dirty pages, by number of `page`.
+    /// Dirty pages, by their number in units of `page`.
     dirty: BTreeSet<u64>,
     /// The page size that the driver insists on.
     pub driver_page: Option<u64>,
@@ -63,7 +62,7 @@ impl Kernel {
         Box::new(Iommufd(self.clone()))
     }
 
-    /// The device writes: logged only where and while it logs.
+    /// The device writes. The write is logged only inside the ranges, and while the log is on.
     pub fn write(&self, iova: u64) {
         let mut state = self.lock();
         let Some(ranges) = &state.logging else { return };
@@ -87,8 +86,8 @@ impl State {
         }
     }
 
-    /// Ors what is dirty of a range into a bitmap of `page`s and clears it: a page of the
-    /// device's that is part of the range is clean afterwards as a whole.
+    /// ORs the dirty pages of a range into a bitmap of pages of `page` bytes, and clears them. A
+    /// page of the device's that lies partly in the range is clean afterwards as a whole.
     fn report(&mut self, iova: u64, length: u64, page: u64, bitmap: u64) {
         let pages = iova / self.page..(iova + length).div_ceil(self.page);
         let dirty: Vec<u64> = self.dirty.range(pages).copied().collect();
@@ -114,7 +113,7 @@ fn bad<T>() -> io::Result<T> {
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-/// The structure as words of 32 bits: how the ABI of all of them is laid out.
+/// The structure as words of 32 bits, by which the ABI of all of them is laid out.
 fn words(argument: *mut u8, size: usize) -> Vec<u32> {
     assert!(size.is_multiple_of(4));
     // SAFETY: `size` bytes by the contract of the trait.
@@ -161,7 +160,7 @@ impl Ioctl for Device {
                 state.dirty.clear();
                 state.logging = Some(ranges);
                 let chosen = state.page;
-                // SAFETY: where the structure has its page size.
+                // SAFETY: the place of the page size in the structure.
                 unsafe { argument.add(8).cast::<u64>().write_unaligned(chosen) };
                 Ok(())
             }
@@ -174,7 +173,8 @@ impl Ioctl for Device {
             (0x1_0008, 40) => {
                 let (iova, length, page) = (long(&w, 2), long(&w, 4), long(&w, 6));
                 state.called(format!("report {iova:x}+{length:x} {page}"))?;
-                // Drivers look for the range that a report is of, and refuse what lies in none.
+                // Drivers look for the logged range of a report, and refuse a report that lies in
+                // none.
                 let logged = |r: &Range<u64>| r.start <= iova && iova + length <= r.end;
                 if !state.logging.iter().flatten().any(logged)
                     || page < 4096
@@ -205,7 +205,7 @@ impl Ioctl for Container {
                 info[4] = 0;
             } else {
                 info.extend([2 | 1 << 16, 0, 0, 0]);
-                // Its page and a larger one.
+                // The container's page size and a larger one.
                 let sizes = state.page | 1 << 30;
                 info.extend([sizes as u32, (sizes >> 32) as u32]);
                 info.extend([state.bitmap_max as u32, (state.bitmap_max >> 32) as u32]);
@@ -273,7 +273,7 @@ impl Ioctl for Iommufd {
                 assert_eq!((w[2], w[3]), (0, 0), "flags, reserved");
                 let (iova, length, page) = (long(&w, 4), long(&w, 6), long(&w, 8));
                 state.called(format!("get {iova:x}+{length:x} {page} of {}", w[1]))?;
-                // All of it is mapped, by whatever mappings touch.
+                // The whole range must be mapped, by mappings that touch.
                 let mut at = iova;
                 for range in &state.mapped {
                     if range.contains(&at) {

@@ -1,5 +1,5 @@
-//! A guest whose memory is never touched, and what a tracker finds of it: for tests of logs
-//! that only know addresses. Nothing else.
+//! A guest whose memory is never touched, and the pages that a tracker finds in it: for tests of
+//! logs that only know addresses.
 
 pub(crate) mod dma;
 pub(crate) mod oracle;
@@ -52,7 +52,7 @@ impl Guest {
         }
     }
 
-    /// A block in memory that no other has.
+    /// A block in memory that no other block has.
     pub fn block(&self, name: &str, pages: u64) -> BlockId {
         self.memory.add_block(self.describe(name, pages)).unwrap()
     }
@@ -62,7 +62,7 @@ impl Guest {
         assert!((used + pages as usize) * PAGE_SIZE as usize <= self.bytes);
         BlockDescription {
             name: name.to_owned(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe {
                 crate::memory::HostMemory::new(self.host.wrapping_add(used * PAGE_SIZE as usize))
             },
@@ -98,7 +98,7 @@ impl Drop for Guest {
     }
 }
 
-/// Everything pending, as (block, page).
+/// All pending pages, as (block, page).
 pub fn take_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {
     let mut found = BTreeSet::new();
     let mut cursor = Cursor::default();
@@ -115,7 +115,7 @@ pub fn take_all(consumer: &Consumer) -> BTreeSet<(u32, u64)> {
     }
 }
 
-/// Each run by itself: what is on its way arrives, or does not, run by run.
+/// Splits taken pages into single runs, so that each can arrive, or not, by itself.
 pub fn apart(mut taken: Taken) -> Vec<Taken> {
     let mut each = Vec::new();
     while !taken.is_empty() {
@@ -126,7 +126,7 @@ pub fn apart(mut taken: Taken) -> Vec<Taken> {
     each
 }
 
-/// The one run of what [`apart`] made.
+/// The only run of a value that [`apart`] made.
 pub fn the_run(taken: &Taken) -> Run<'_> {
     let mut runs = taken.runs();
     let one = runs.next().unwrap();

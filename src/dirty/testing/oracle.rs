@@ -1,7 +1,7 @@
-//! The loop that models of a tracker share: a course is played, step by step, and an oracle says
-//! whether anything was lost. The oracle itself is tried by engines with known mistakes.
+//! The loop that the models of a tracker share: a course is played step by step, and an oracle says
+//! whether a write was lost. The oracle itself is tried with engines that have known mistakes.
 //!
-//! What a model's world holds, which steps there are and what must be true at the end is its own.
+//! Each model has its own world, steps and final check.
 
 use super::the_run;
 use crate::dirty::run::Run;
@@ -11,23 +11,23 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 use std::fmt::Debug;
 use std::ops::Range;
 
-/// What the oracle says: an error is a mistake found.
+/// The oracle's verdict. An error is a mistake that it found.
 pub type Verdict = Result<(), String>;
 
-/// A tracker, what it tracks, and a copy made from what it hands out.
+/// A tracker, its guest, and a copy made of the pages that it hands out.
 pub trait Model: Sized {
-    /// What there is at the beginning.
+    /// The state at the beginning.
     type Setup: Debug;
-    /// What can happen.
+    /// A step of a course.
     type Step: Debug;
-    /// What can be wrong with the engine.
+    /// The engine's mistake.
     type Mistake: Copy;
 
     /// The world at the beginning, with an engine that makes this mistake.
     fn begin(setup: &Self::Setup, mistake: Self::Mistake) -> Self;
-    /// Something happens.
+    /// Plays one step.
     fn step(&mut self, step: &Self::Step) -> Verdict;
-    /// Everything arrives: is anything lost?
+    /// Lets every page arrive, and checks whether a write was lost.
     fn end(&mut self) -> Verdict;
 }
 
@@ -40,8 +40,8 @@ pub fn verdict<M: Model>(setup: &M::Setup, steps: &[M::Step], mistake: M::Mistak
     model.end()
 }
 
-/// What the oracle finds in any of `cases` random courses, always the same ones; `None` if it
-/// acquits them all.
+/// The oracle's finding in any of `cases` random courses, always the same ones; `None` if it finds
+/// nothing.
 pub fn condemned<M: Model>(
     setups: impl Strategy<Value = M::Setup>,
     steps: impl Strategy<Value = M::Step>,
@@ -67,7 +67,7 @@ pub fn condemned<M: Model>(
     }
 }
 
-/// One run arrives: each of its pages is looked at, and it is delivered.
+/// One run arrives: each of its pages is looked at, and then it is delivered.
 pub fn arrives(taken: Taken, mut each: impl FnMut(&Run<'_>, u64)) {
     let run = the_run(&taken);
     for page in run.pages.first().0..run.pages.end().0 {
@@ -76,7 +76,7 @@ pub fn arrives(taken: Taken, mut each: impl FnMut(&Run<'_>, u64)) {
     taken.delivered();
 }
 
-/// Any of what is on its way.
+/// Removes any one of the values on their way.
 pub fn any_of<T>(on_its_way: &mut Vec<T>, selector: u32) -> Option<T> {
     let n = on_its_way.len();
     (n > 0).then(|| on_its_way.swap_remove(selector as usize % n))

@@ -1,10 +1,10 @@
-//! Blocks and slots that begin and end anywhere: a tracker over the model of KVM and a log
-//! of guest addresses, against a second tracker that knows pages one by one and nothing
-//! of words, shifts or runs.
+//! Blocks and slots that begin and end at any page: a tracker over the model of KVM and a log of
+//! guest addresses, compared with a second tracker that keeps single pages, and knows nothing of
+//! words, shifts or runs.
 //!
-//! Both are led through the same writes, syncs and takes. They must agree on what each log
-//! found (a page counts once: when its bit first becomes set in what is pending), on what is
-//! pending, and on how often the kernel was called.
+//! Both get the same writes, syncs and takes. They must agree on three figures: how many pages each
+//! log found (a page counts once, when its bit first becomes set in pending), which pages are
+//! pending, and how often the kernel was called.
 
 use crate::bits::chunks::CHUNK_SHIFT_DEFAULT;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
-/// A log of guest addresses, as vhost's is: what it is told is what its next harvest reports.
+/// A log of guest addresses, like vhost's. Its next harvest reports the pages that it was told.
 #[derive(Clone, Default)]
 struct ByAddress(Arc<Mutex<Vec<Report>>>);
 
@@ -55,7 +55,7 @@ impl DirtyLog for ByAddress {
     }
 }
 
-/// How memory is cut. Pages throughout.
+/// How memory is divided. All figures are in pages.
 #[derive(Debug, Clone)]
 struct Layout {
     mode: KvmMode,
@@ -74,17 +74,17 @@ struct Cut {
     frame: u64,
 }
 
-/// What the tracker must do, page by page.
+/// The expected behaviour of the tracker, page by page.
 struct Model {
     layout: Layout,
     /// By block and page.
     pending: Vec<Vec<bool>>,
-    /// By slot and page: the kernel's bit; whether the page can be written without a fault;
-    /// whether a harvest has seen the bit since it was last cleared.
+    /// By slot and page: the kernel's bit; whether the page can be written without a fault; whether
+    /// a harvest has seen the bit since it was last cleared.
     bit: Vec<Vec<bool>>,
     writable: Vec<Vec<bool>>,
     seen: Vec<Vec<bool>>,
-    /// By block: chunks that have to be cleared before their next page goes.
+    /// By block: the chunks that have to be cleared before their next page is taken.
     armed: Vec<BTreeSet<u64>>,
     reports: Vec<Report>,
     marks: Vec<(usize, u64)>,
@@ -127,7 +127,7 @@ impl Model {
         u64::from(!was)
     }
 
-    /// Clears what was seen of the pages `range` of a slot, with the words that they lie in.
+    /// Clears the seen bits for the pages `range` of a slot, by whole words.
     fn clear(&mut self, slot: usize, range: std::ops::Range<u64>) {
         let end = (range.end.div_ceil(64) * 64).min(self.layout.slots[slot].pages);
         let mut any = false;
@@ -142,7 +142,7 @@ impl Model {
         self.clears += u64::from(any);
     }
 
-    /// What each log finds: the VMM's marks, KVM, guest addresses.
+    /// How many pages each log finds: the VMM's marks, KVM, guest addresses.
     fn sync(&mut self) -> [u64; 3] {
         let mut found = [0; 3];
         for (block, page) in std::mem::take(&mut self.marks) {
@@ -151,7 +151,7 @@ impl Model {
         for i in 0..self.layout.slots.len() {
             let cut = self.layout.slots[i].clone();
             for page in 0..cut.pages {
-                // Set in this GET, or not: the copy is new each time.
+                // Each GET makes the copy anew.
                 self.seen[i][page as usize] = self.bit[i][page as usize];
                 if self.bit[i][page as usize] {
                     found[1] += self.found(cut.block, cut.first + page);
@@ -161,7 +161,7 @@ impl Model {
                 (KvmMode::GetAndClear, _) => {
                     let before = self.clears;
                     self.clear(i, 0..cut.pages);
-                    // The kernel's own doing.
+                    // The kernel protects the pages itself, so these clears do not count.
                     self.clears = before;
                 }
                 (_, Clearing::AtSync) => self.clear(i, 0..cut.pages),
@@ -187,7 +187,7 @@ impl Model {
         found
     }
 
-    /// A page is handed out, if it is pending.
+    /// Takes a page if it is pending.
     fn take(&mut self, block: usize, page: u64) -> bool {
         if let Clearing::Chunked { shift } = self.layout.clearing {
             let chunk = page >> shift;
@@ -212,7 +212,7 @@ impl Model {
     }
 }
 
-/// The tracker, and beside it the model.
+/// The tracker and the model.
 struct Both {
     kvm: Kvm,
     memory: Arc<Memory>,
@@ -232,8 +232,7 @@ impl Both {
             memory
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
-                    // Nobody looks at this memory.
-                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    // SAFETY: an address that is never accessed.
                     host: unsafe { crate::memory::HostMemory::new(host(i) as *mut u8) },
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
@@ -300,7 +299,7 @@ impl Both {
         self.same_clears("a sync");
     }
 
-    /// Takes some of what is pending; whether there was any.
+    /// Takes some pending pages. Returns whether there were any.
     fn take(&mut self, pages: u64) -> bool {
         let taken = self
             .consumer
@@ -340,8 +339,8 @@ enum Step {
     Drain,
 }
 
-/// Cuts that follow each other, and some that show a part of a block once more: at other
-/// guest addresses, or at any in the second address space.
+/// Slots that follow one another, and some that show a part of a block once more: at other guest
+/// addresses, or at any address in the second address space.
 fn layout() -> impl Strategy<Value = Layout> {
     let mode = prop::sample::select(vec![
         KvmMode::GetAndClear,
@@ -455,7 +454,8 @@ proptest! {
         }
         both.sync();
         both.drain();
-        // What was written while it was pending, its chunk cleared already, comes once more.
+        // A page that was written while it was pending, after its chunk was cleared, comes once
+        // more.
         both.sync();
         both.drain();
         let still = both.consumer.sync(When::Stopped).unwrap();
@@ -463,8 +463,8 @@ proptest! {
     }
 }
 
-/// A block of 4 MiB, cut at pages one past a multiple of 64, and a guest address that is odd
-/// by a page as well.
+/// A block of 4 MiB whose slots begin one page behind a multiple of 64, at guest addresses that are
+/// one page off too.
 fn four_mib(clearing: Clearing, first: u64, slots: u64) -> Layout {
     const PAGES: u64 = 1024;
     let mut layout = Layout {
@@ -491,8 +491,8 @@ fn four_mib(clearing: Clearing, first: u64, slots: u64) -> Layout {
     layout
 }
 
-/// All pages dirty, by the kernel and by a log of guest addresses that is off by a page;
-/// how often the kernel is called to clear them.
+/// Makes all pages dirty, by the kernel and by a log of guest addresses that is one page off.
+/// Returns how often the kernel is called to clear them.
 fn clears_of_all(layout: &Layout) -> u64 {
     let mut both = Both::new(layout);
     for slot in 0..layout.slots.len() {
@@ -519,8 +519,8 @@ fn what_is_held_for_a_page_is_counted_with_what_the_logs_hold() {
     let words = (1u64 << 20) / 8;
     let both = Both::new(&layout);
     let held = both.consumer.heap_bytes();
-    // Pending, the copy of the slot's bitmap, and two buffers for the VMM's marks; their
-    // summaries are a 512th.
+    // Pending, the copy of the slot's bitmap, and two buffers for the VMM's marks. Their summaries
+    // take a 512th more.
     assert!(
         (4 * words..4 * words + words / 64).contains(&held),
         "{held}"
@@ -558,7 +558,7 @@ fn a_misaligned_block_costs_one_clear_for_each_chunk_of_each_slot() {
                 let last = s.first + s.pages - 1;
                 (last >> shift) - (s.first >> shift) + 1
             });
-            // A chunk whose words of a slot went with its neighbour's costs nothing.
+            // A chunk costs no call if the neighbour's clear has covered its words.
             let most: u64 = chunks.sum();
             let clears = clears_of_all(&layout);
             assert!(
@@ -571,7 +571,8 @@ fn a_misaligned_block_costs_one_clear_for_each_chunk_of_each_slot() {
 
 #[test]
 fn memory_in_two_slots_is_cleared_in_both_before_it_is_handed_out() {
-    // The second time at other guest addresses, or in the address space of system management.
+    // The second slot is at other guest addresses, or in the address space of system management
+    // mode.
     for space in [0, 1] {
         for clearing in [
             Clearing::Chunked { shift: 6 },
@@ -601,14 +602,14 @@ fn memory_in_two_slots_is_cleared_in_both_before_it_is_handed_out() {
             };
             let mut both = Both::new(&layout);
             let again = layout.slots[1].slot;
-            // Page 100, through either; it counts once.
+            // Page 100 is written through either slot, and counts once.
             both.write(0, 100);
             both.write(1, 67);
             both.sync();
             assert_eq!(both.consumer.pending(), Pages(1));
             both.drain();
             assert!(both.kvm.is_protected(0, 100) && both.kvm.is_protected(again, 67));
-            // Written through the other only: that one's bit tells.
+            // Written through the second slot only, so only that slot's bit shows it.
             both.write(1, 67);
             both.sync();
             assert_eq!(both.consumer.pending(), Pages(1));
@@ -621,8 +622,8 @@ fn memory_in_two_slots_is_cleared_in_both_before_it_is_handed_out() {
 
 #[test]
 fn a_chunk_rounded_out_over_a_neighbour_that_was_sent_takes_none_of_its_new_bits() {
-    // Wherever the slot begins, pages 63 and 64 of the block lie in two chunks; and, but for
-    // multiples of 64, in one word of the slot's bitmap.
+    // Wherever the slot begins, pages 63 and 64 of the block lie in two chunks. Unless it begins at
+    // a multiple of 64, they lie in one word of the slot's bitmap.
     for first in 0..=63 {
         let mut both = Both::new(&Layout {
             mode: KvmMode::InitiallySet,
@@ -639,7 +640,7 @@ fn a_chunk_rounded_out_over_a_neighbour_that_was_sent_takes_none_of_its_new_bits
         both.write(0, 63 - first);
         both.write(0, 64 - first);
         both.sync();
-        // Page 63 is handed out, and then written again.
+        // Page 63 is taken, and then written again.
         assert!(both.take(1));
         both.write(0, 63 - first);
         // The clear for page 64 comes after that write.

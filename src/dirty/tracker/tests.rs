@@ -1,10 +1,9 @@
-//! The tracker against a model of KVM: whatever the guest, the VMM, failures and hotplug
-//! do in between, a copy made from what [`Consumer::take`] hands out ends up equal to the
-//! guest.
+//! The tracker, tried with a model of KVM. Whatever the guest, the VMM, failures and hotplug do, a
+//! copy made of the pages that [`Consumer::take`] hands out ends up equal to the guest.
 //!
-//! The oracle is that copy. It gets a page's version when a run is *read*, which the tests
-//! put at any time after the take. Nothing else is assumed of how the tracker works. That
-//! the oracle can fail is shown by giving it engines with known mistakes ([`Mistake`]).
+//! The oracle is that copy. It gets a page's version when a run is *read*, which happens at any
+//! time after the take. It assumes nothing else about the tracker. Engines with known mistakes
+//! ([`Mistake`]) show that the oracle can fail.
 
 mod cases;
 mod logs;
@@ -26,7 +25,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is wrong with the engine under test.
+/// The mistake of the engine under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
@@ -43,7 +42,7 @@ struct SlotSpec {
     block: u32,
     first: u32,
     pages: u32,
-    /// Address space 1, which system-management mode uses.
+    /// Address space 1, which system management mode uses.
     smm: bool,
     gap: u32,
 }
@@ -83,10 +82,10 @@ enum Op {
         runs: u32,
         pages: u32,
     },
-    /// One of the runs taken and not read yet is read.
+    /// A run that was taken and not read yet is read.
     Read(u32),
     PutBack(u32),
-    /// Everything pending is taken and read.
+    /// Every pending page is taken and read.
     Drain,
     MarkAll,
     Fail {
@@ -117,9 +116,9 @@ struct SlotInfo {
 }
 
 struct Flight {
-    /// One run.
+    /// Taken pages of one run.
     taken: Taken,
-    /// What the engine with a mistake has made its mind up about: versions by host page.
+    /// Pages that an engine with a mistake has decided on before the take: versions by host page.
     early: Rc<HashMap<u64, u64>>,
 }
 
@@ -134,7 +133,7 @@ struct World {
     copy: HashMap<u64, u64>,
     flight: Vec<Flight>,
     cursor: Cursor,
-    /// Gets and clears that may fail.
+    /// GETs and CLEARs may fail.
     failures: bool,
     next: u64,
     guest_end: [u64; 2],
@@ -148,8 +147,8 @@ macro_rules! expect {
     };
 }
 
-/// A page of `pages`, more often one where something could go wrong: at multiples of 64,
-/// at the ends, and a few that come again and again.
+/// One of `pages` pages. Pages at multiples of 64 and at the ends come more often, because mistakes
+/// show there. A few pages come again and again.
 fn pick(selector: u32, pages: u64) -> u64 {
     let s = u64::from(selector / 4);
     let page = match selector % 4 {
@@ -205,7 +204,7 @@ impl World {
         self.cursor = Cursor::default();
         self.copy.clear();
         if with == StartWith::Nothing {
-            // Whoever starts with nothing has a copy already.
+            // A consumer that starts with nothing has a copy already.
             for block in &self.blocks {
                 for page in 0..block.pages {
                     let at = block.host + page * PAGE_SIZE;
@@ -216,7 +215,8 @@ impl World {
     }
 
     fn add_block(&mut self, pages: u64) {
-        // Addresses of our own choice: nobody looks at this memory, and nothing is there.
+        // Addresses of the test's choice, at which nothing is mapped: this memory is never
+        // accessed.
         let host = 0x2000_0000_0000 + self.next * (1 << 36);
         let name = format!("b{}", self.next);
         self.next += 1;
@@ -224,7 +224,7 @@ impl World {
             .memory
             .add_block(BlockDescription {
                 name: name.clone(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                 length: Bytes(pages * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),
@@ -380,7 +380,7 @@ impl World {
         Ok(more)
     }
 
-    /// What an engine with a mistake decides before the take.
+    /// The pages that an engine with a mistake decides on before the take.
     fn early(&self) -> HashMap<u64, u64> {
         let hosts = self
             .blocks
@@ -461,7 +461,7 @@ impl World {
             Op::AddSlot(spec) => self.add_slot(spec, false),
             Op::RefusedSlot(spec) => self.add_slot(spec, true),
             Op::RemoveSlot(which) => {
-                // The contract: nobody writes through a slot that goes.
+                // By contract nobody writes through a slot that goes.
                 self.kvm.no_races();
                 if !self.slots.is_empty() {
                     let slot = self.slots.swap_remove(*which as usize % self.slots.len());
@@ -476,7 +476,7 @@ impl World {
                 if self.blocks.len() > 1 {
                     self.kvm.no_races();
                     let block = self.blocks.swap_remove(*which as usize % self.blocks.len());
-                    // The removal waits for whoever holds a run of it.
+                    // The removal waits for the holder of a run of the block.
                     self.flight
                         .retain(|f| the_run(&f.taken).block.id() != block.id);
                     self.memory
@@ -504,7 +504,7 @@ impl World {
         Ok(())
     }
 
-    /// The guest is still: what the copy lacks is lost.
+    /// The guest stands still: a page that the copy lacks now is lost.
     fn finish(&mut self) -> Verdict {
         self.kvm.calm();
         self.failures = false;
@@ -608,7 +608,7 @@ fn setup() -> impl Strategy<Value = Setup> {
         })
 }
 
-/// What happens in the ordinary course of a migration.
+/// The ordinary events of a migration.
 fn ordinary() -> impl Strategy<Value = Op> {
     let moment = prop::sample::select(vec![
         Moment::BeforeGet,
@@ -631,7 +631,7 @@ fn ordinary() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// And what goes wrong, comes and goes.
+/// Failures and hotplug as well.
 fn anything() -> impl Strategy<Value = Op> {
     let rare = prop_oneof![
         1 => Just(Op::SyncStopped),
@@ -669,7 +669,7 @@ proptest! {
     }
 }
 
-/// Whether the oracle condemns any of `cases` random migrations, always the same ones.
+/// Whether the oracle finds a loss in any of `cases` random migrations, always the same ones.
 fn condemned(mistake: Mistake, cases: u32) -> Option<String> {
     oracle::condemned::<World>(setup(), ordinary(), 40..120, mistake, cases)
 }
@@ -697,7 +697,7 @@ fn the_oracle_catches_a_hole_test_before_the_clear() {
     assert!(found.contains("is lost"), "{found}");
 }
 
-/// One block of `pages` in one slot from page `first` on, all of the copy made already.
+/// One block of `pages` in one slot from page `first` on, with a complete copy.
 fn settled(clearing: Clearing, pages: u64, first: u32, mistake: Mistake) -> World {
     let setup = Setup {
         mode: KvmMode::InitiallySet,
@@ -711,7 +711,7 @@ fn settled(clearing: Clearing, pages: u64, first: u32, mistake: Mistake) -> Worl
     world.add_slot(
         &SlotSpec {
             block: 0,
-            // As `pick` reads it: exactly `first`.
+            // `pick` makes exactly `first` of this.
             first: first * 4 + 3,
             pages: length - 1,
             smm: false,

@@ -1,6 +1,6 @@
-//! The logs of VFIO and of iommufd against a model of the kernel's side of their ioctls: the
-//! exact calls, what becomes of errors, and that nothing which a device wrote is missed. There
-//! was no hardware to try them on.
+//! The logs of VFIO and iommufd, tried with a model of the kernel's side of their ioctls: which
+//! calls are made, what errors lead to, and that no write of a device is missed. There was no
+//! hardware to try them with.
 
 use super::*;
 use crate::dirty::consumer::Consumer;
@@ -63,7 +63,7 @@ fn a_device_s_log_is_probed_started_reported_and_stopped_by_these_calls() {
     assert_eq!(sync_all(&consumer), pages([5, 129]));
     let reports = ["report 0+64000 4096", "report 3e8000+1e000 4096"];
     assert_eq!(kernel.calls(), reports);
-    // Read and cleared, and the bitmap is zeroed before each call.
+    // The log was read and cleared, and the bitmap is zeroed before each call.
     assert!(sync_all(&consumer).is_empty());
     kernel.calls();
     consumer.stop().unwrap();
@@ -78,7 +78,7 @@ fn a_page_larger_than_ours_is_all_of_the_pages_in_it() {
     consumer.start(StartWith::Nothing).unwrap();
     kernel.calls();
     kernel.write(3 * P);
-    // The last page of the device's reaches past the slot, and begins before the other.
+    // The device's last page reaches past the first slot, and begins before the second.
     kernel.write(99 * P);
     kernel.write(1001 * P);
     assert_eq!(
@@ -96,10 +96,10 @@ fn what_is_asked_for_is_rounded_out_to_the_page_size_asked_for() {
     let (guest, kernel) = (guest(), Kernel::default());
     let consumer = device(&guest, &kernel, Iovas::Guest, 2 << 20);
     consumer.start(StartWith::Nothing).unwrap();
-    // Guest pages 0 to 511 and 512 to 1535: they touch, and are one.
+    // Guest pages 0 to 511 and 512 to 1535 are adjacent, and are one range.
     assert_eq!(kernel.calls()[1], "start 2097152 [0..600000]");
     kernel.write(1010 * P);
-    // Guest pages 512 to 1023, of which 1000 and on are RAM.
+    // Guest pages 512 to 1023, of which 1000 and later are RAM.
     assert_eq!(sync_all(&consumer), pages(100..124));
 }
 
@@ -107,7 +107,7 @@ fn what_is_asked_for_is_rounded_out_to_the_page_size_asked_for() {
 fn one_device_page_in_two_ranges_is_lost_to_neither() {
     let (guest, kernel) = (Guest::new(40), Kernel::default());
     guest.block("ram", 40);
-    // Touching, and the border is inside a page of the device's.
+    // The slots are adjacent, and their border lies inside a page of the device's.
     guest.slot("ram", 0, 10, 0).unwrap();
     guest.slot("ram", 10, 10, 14).unwrap();
     kernel.lock().driver_page = Some(16 * P);
@@ -124,7 +124,7 @@ fn too_many_ranges_are_joined_where_the_least_lies_between_them() {
     guest.block("ram", 600);
     let mut at = 0;
     for i in 0..600u64 {
-        // Gaps of 1 page, but every third one of 50.
+        // Gaps of 1 page; every third one has 50.
         at += if i % 3 == 0 { 51 } else { 2 };
         guest.slot("ram", i, 1, at).unwrap();
     }
@@ -138,7 +138,7 @@ fn too_many_ranges_are_joined_where_the_least_lies_between_them() {
     for slot in slots {
         kernel.write(slot.guest_address.0);
     }
-    // What lies between is never asked for.
+    // Addresses between the ranges are never asked for.
     assert_eq!(sync_all(&consumer), pages(0..600));
     assert_eq!(kernel.calls().len(), 2 + 600);
 }
@@ -156,7 +156,7 @@ fn after_an_error_everything_is_dirty_and_the_log_is_started_anew() {
     let calls = kernel.calls();
     assert_eq!(calls[2], "stop");
     assert!(calls[3].starts_with("start 4096"));
-    // And goes on as before.
+    // Logging goes on as before.
     kernel.write(7 * P);
     assert_eq!(sync_all(&consumer), pages([7]));
 }
@@ -172,10 +172,10 @@ fn a_log_that_does_not_start_again_is_tried_at_each_sync_and_all_is_dirty_until_
     for _ in 0..2 {
         assert_eq!(sync_all(&consumer), everything());
         assert!(kernel.lock().logging.is_none());
-        // Nobody logs this.
+        // This write is not logged.
         kernel.write(7 * P);
     }
-    // Now it starts, and what was written until then is not known.
+    // The log starts now, and earlier writes are unknown.
     assert_eq!(sync_all(&consumer), everything());
     kernel.write(8 * P);
     assert_eq!(sync_all(&consumer), pages([8]));
@@ -190,7 +190,7 @@ fn an_error_of_the_last_harvest_is_one() {
     kernel.fail("report", libc::EIO);
     let error = consumer.sync(When::Stopped).unwrap_err();
     assert!(error.message().contains("last harvest of vfio"), "{error}");
-    // The guest runs on, and nothing is lost.
+    // The guest runs on, and no write is lost.
     assert_eq!(take_all(&consumer), everything());
 }
 
@@ -239,7 +239,7 @@ fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
     assert_eq!(sync_all(&consumer), pages(0..140));
     kernel.write(2003 * P);
     assert_eq!(sync_all(&consumer), pages([133]));
-    // What goes is read first, and restarts nothing.
+    // The mapping that goes is read first, and nothing is restarted.
     kernel.calls();
     kernel.write(2004 * P);
     kernel.write(3 * P);
@@ -250,7 +250,7 @@ fn new_memory_restarts_a_device_s_log_and_all_counts_as_dirty() {
     assert_eq!(kernel.calls().len(), 3);
     assert_eq!(sync_all(&consumer), pages([3, 134]));
     assert_eq!(kernel.calls().len(), 2);
-    // Nor does the same place again.
+    // The same place, added again, restarts nothing either.
     guest.slot("ram", 130, 10, 2000).unwrap();
     assert!(kernel.calls().iter().all(|c| c.starts_with("report")));
 }
@@ -297,7 +297,7 @@ fn explicit_ranges_lead_to_blocks_and_to_guest_addresses() {
         kernel.write(iova);
     }
     kernel.write((1 << 20) + 2 * P);
-    // Not mapped: nobody logs it.
+    // Not mapped, so no log covers it.
     kernel.write(5 * P);
     assert_eq!(sync_all(&consumer), pages([100, 199, 3, 30, 31, 72, 102]));
     kernel.fail("report", libc::EIO);
@@ -399,7 +399,7 @@ fn a_container_s_larger_pages_are_all_of_ours_in_them() {
     kernel.write(40 * P);
     kernel.write(79 * P);
     assert_eq!(sync_all(&consumer), pages((16..32).chain(48..64)));
-    // A slot that no mapping in such pages can be refuses the change of the map.
+    // A slot that cannot be a mapping of such pages refuses the change of the map.
     guest.block("odd", 3);
     assert_eq!(sync_all(&consumer).len(), 3);
     assert!(guest.slot("odd", 0, 3, 1000).is_err());
@@ -459,7 +459,7 @@ fn a_page_table_s_log_is_switched_and_asked_mapping_by_mapping() {
         ["get 0+64000 4096 of 7", "get 3e8000+1e000 4096 of 7"]
     );
     assert!(sync_all(&consumer).is_empty());
-    // Memory that is no longer mapped is an error of the harvest, and dirty.
+    // For memory that is no longer mapped the harvest fails, and the memory counts as dirty.
     kernel.lock().mapped.truncate(1);
     assert_eq!(sync_all(&consumer), everything());
     kernel.lock().mapped.push(1000 * P..1030 * P);
@@ -475,7 +475,7 @@ fn a_page_table_s_log_is_switched_and_asked_mapping_by_mapping() {
     assert_eq!(error.kind(), Kind::Unsupported);
 }
 
-/// Asking for every mapping with each of them would be the square of a guest's slots.
+/// Asking for every mapping at each change would cost the square of a guest's slots.
 #[test]
 fn of_a_map_that_changes_only_what_goes_is_asked_for() {
     for in_container in [true, false] {
@@ -509,7 +509,8 @@ fn of_a_map_that_changes_only_what_goes_is_asked_for() {
             "{calls:?}"
         );
         assert_eq!(take_all(&consumer), pages([133]));
-        // What could not be read counts as dirty, and is gone all the same. The rest is still read.
+        // The mapping that could not be read counts as dirty, and is gone all the same. The others
+        // are still read.
         kernel.fail("get", libc::EIO);
         gone(0);
         assert_eq!(take_all(&consumer), pages(0..100));
@@ -561,7 +562,7 @@ fn a_guest_without_memory_yet_starts_a_log_when_it_gets_some() {
 #[derive(Debug, Clone)]
 struct Case {
     page_shift: u32,
-    /// Page of the block, pages, hole before it.
+    /// First page of the block, number of pages, and the hole before it.
     slots: Vec<(u64, u64, u64)>,
     explicit: bool,
     syncs: Vec<Vec<u64>>,
@@ -593,7 +594,7 @@ proptest! {
         guest.block("ram", 400);
         let page = P << case.page_shift;
         kernel.lock().driver_page = Some(page);
-        // Explicit: IOVA i shows page p of the block; otherwise guest address i does.
+        // With ranges, IOVA i shows page p of the block; without, it is guest address i.
         let (mut at, mut shown, mut ranges) = (0, Vec::new(), Vec::new());
         for &(first, n, gap) in &case.slots {
             at += gap;

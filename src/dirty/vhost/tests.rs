@@ -1,5 +1,5 @@
-//! The vhost log, through a real tracker: threads and another process write and mark by
-//! atomics, the log grows under them, a model says page by page what must be found.
+//! The vhost log under a real tracker: threads and another process write and mark by atomics, the
+//! log grows meanwhile, and a model says page by page what must be found.
 
 use super::*;
 use crate::dirty::consumer::Consumer;
@@ -11,17 +11,18 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, RwLock};
 
-/// Back ends as they come: they keep what they were given, and can be told to refuse.
+/// Back ends that keep what they were given, and that refuse when told to.
 #[derive(Default)]
 struct Ends {
-    /// The log in use: what `log_on` gave, mapped a second time by a duplicate of its descriptor.
+    /// The log in use, as `log_on` passed it, mapped a second time by a duplicate of its
+    /// descriptor.
     log: RwLock<Option<Mapped>>,
     said: Mutex<Vec<String>>,
     /// Where the kernel's vhost would write: the last mapping that `log_on` named.
     address: AtomicUsize,
     refuse_on: AtomicBool,
     refuse_off: AtomicBool,
-    /// Moves to the log that it refuses all the same.
+    /// Moves to a log that it refuses.
     moves_anyway: AtomicBool,
 }
 
@@ -54,7 +55,7 @@ impl Mapped {
         }
     }
 
-    /// Whether it was not set before.
+    /// Sets a bit. Returns whether it was clear before.
     fn set(&self, page: u64) -> bool {
         let (word, bit) = (&self.words[page as usize / 64], 1 << (page % 64));
         word.fetch_or(bit, Ordering::AcqRel) & bit == 0
@@ -88,7 +89,7 @@ impl VhostBackEnds for Ends {
             .store(memory.address() as usize, Ordering::Relaxed);
         let refuses = self.refuse_on.load(Ordering::Relaxed);
         if !refuses || self.moves_anyway.load(Ordering::Relaxed) {
-            // The lock waits for marks in progress: all have moved when this returns.
+            // The lock waits for marks in progress, so every back end has moved when this returns.
             *self.log.write().unwrap() = Some(Mapped::of(memory));
         }
         match refuses {
@@ -148,7 +149,7 @@ fn a_log_reaches_to_the_end_of_ram_or_as_far_as_asked() {
         (32769, 0, 8192),
         (1, 1 << 40, 32 << 20),
         (1, (1 << 27) + 1, 8192),
-        // Sparse: 8 GiB of log of which one page is backed.
+        // Sparse: of the log's 8 GiB one page is backed.
         (REACH_MAX / PAGE_SIZE, 0, REACH_MAX >> 15),
     ] {
         let guest = Guest::new(1);
@@ -191,7 +192,7 @@ fn bits_outside_of_ram_are_counted_and_harm_nothing() {
     assert_eq!(consumer.stray_marks(), 5);
 }
 
-/// A page's version; a mark says that it has changed.
+/// The versions of pages. A mark says that a version has changed.
 struct Versions(Shm);
 
 impl Versions {
@@ -203,7 +204,7 @@ impl Versions {
 const THREADS: u64 = 2;
 const HAMMERED: u64 = 5000;
 
-/// Writes and marks as a back end does, again and again; how many bits were not set before.
+/// Writes and marks as a back end does, again and again. Returns how many bits were clear before.
 fn hammer(
     versions: &Versions,
     set: impl Fn(u64) -> bool,
@@ -212,7 +213,7 @@ fn hammer(
 ) -> u64 {
     let (mut n, mut new) = (0, 0);
     while !stop(n) {
-        // A plain generator, because another process uses this after a fork.
+        // A plain generator, because another process uses it after a fork.
         seed = seed
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
@@ -225,14 +226,14 @@ fn hammer(
     new
 }
 
-/// Follows the versions by what is found; at the end nothing may have been missed.
+/// Copies the versions of found pages. At the end no version may be missing.
 struct Follower<'a> {
     versions: &'a Versions,
     copy: Vec<u64>,
 }
 
 impl Follower<'_> {
-    /// A sync, and a copy of what it found in the first block. How much it found.
+    /// Syncs, and copies the found pages of the first block. Returns how many there were.
     fn follow(&mut self, consumer: &Consumer) -> u64 {
         let found = sync_all(consumer);
         for &(_, page) in found.iter().filter(|(block, _)| *block == 0) {
@@ -262,8 +263,8 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        // By the descriptor, as a process that it was sent to.
-        // SAFETY: a new mapping of this process.
+        // By the descriptor, as in a process to which it was sent. SAFETY: a new mapping of this
+        // process.
         let log = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -308,8 +309,8 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
                 })
             })
             .collect();
-        // As long as the other process writes.
-        // SAFETY: our child; `status` outlives the call.
+        // As long as the other process writes. SAFETY: this test's child; `status` outlives the
+        // call.
         while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
             found += follower.follow(&consumer);
         }
@@ -318,7 +319,7 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
     });
     assert_eq!(status, 0);
     found += follower.follow(&consumer);
-    // Each bit that somebody set was found once: neither less nor more.
+    // Each bit that was set was found once, neither less nor more.
     assert_eq!(found, set + versions.at(HAMMERED).load(Ordering::Relaxed));
     assert_eq!(follower.missed(), Vec::<u64>::new());
     assert_eq!(consumer.stray_marks(), 0);
@@ -326,7 +327,7 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
 
 #[test]
 fn each_bit_that_is_set_is_taken_exactly_once() {
-    /// Counts, and forgets.
+    /// Counts pages, and drops them.
     struct Count(u64);
     impl Sink for Count {
         fn bitmap(&mut self, _: Origin, words: &[u64], _: Pages) {
@@ -351,7 +352,7 @@ fn each_bit_that_is_set_is_taken_exactly_once() {
             .map(|i| {
                 let (mapped, running) = (&mapped, &running);
                 scope.spawn(move || {
-                    // So few that a taken word is being filled again while it is taken.
+                    // So few pages that a word is filled again while it is taken.
                     let pages = (0..3_000_000u64).map(|n| (n * 7 + i * 31) % 256);
                     let new = pages.filter(|&page| mapped.set(page)).count() as u64;
                     running.fetch_sub(1, Ordering::Relaxed);
@@ -400,7 +401,7 @@ fn growing_under_the_hands_of_writers_loses_nothing() {
             while marks.load(Ordering::Relaxed) < before + 2000 {
                 std::thread::yield_now();
             }
-            // Each is one page of the log further up: 128 MiB.
+            // Each slot is one page of the log further up: 128 MiB.
             guest.slot("more", step, 1, (step + 1) * 32768).unwrap();
             if step % 3 == 0 {
                 follower.follow(&consumer);
@@ -414,11 +415,12 @@ fn growing_under_the_hands_of_writers_loses_nothing() {
     assert!((20..50).contains(&moves), "{moves} moves to a longer log");
 }
 
-/// Each call of `fallocate`, of the log's `SEEK`s, and each move would be as long as the guest.
+/// If a call of `fallocate`, a `SEEK` in the log or a move depended on the guest's size, this would
+/// take minutes.
 #[test]
 fn memory_in_thousands_of_slots_costs_what_comes_or_goes() {
     const SLOTS: u64 = 4000;
-    // A page of the log each: 128 MiB apart.
+    // One page of the log apart: 128 MiB.
     const APART: u64 = 32768;
     let guest = Guest::new(SLOTS as usize + 1);
     guest.block("first", 1);
@@ -444,7 +446,7 @@ fn memory_in_thousands_of_slots_costs_what_comes_or_goes() {
             .remove_slot(crate::memory::NO_SLOT, at)
             .unwrap();
     };
-    // Of a slot that goes, its own bit is read, and no other.
+    // Of the log only the bit of the slot that goes is read.
     gone(SLOTS / 2);
     assert_eq!(consumer.pending().0, 1);
     assert_eq!(take_all(&consumer), [(1, SLOTS / 2)].into());
@@ -465,7 +467,7 @@ fn a_log_that_grows_grows_by_an_eighth_or_to_the_furthest_there_is() {
 
 #[test]
 fn a_bit_set_in_the_old_log_while_back_ends_move_is_found() {
-    /// The last moment at which the old log may be written to: just before the move returns.
+    /// A write at the last moment at which the old log may be used: just before the move returns.
     struct Late {
         ends: Ends,
         first: AtomicBool,
@@ -508,7 +510,7 @@ fn what_was_logged_of_a_slot_is_found_after_it_is_gone() {
         .remove_slot(crate::memory::NO_SLOT, GuestAddress(100 * PAGE_SIZE))
         .unwrap();
     assert_eq!(sync_all(&consumer), [(0, 3)].into());
-    // From now on it is nowhere.
+    // The page is nowhere from now on.
     ends.set(104);
     assert!(sync_all(&consumer).is_empty());
     assert_eq!(consumer.stray_marks(), 1);
@@ -526,22 +528,22 @@ fn a_refused_log_refuses_the_change_with_the_reason_and_loses_nothing() {
     assert_eq!(error.kind(), Kind::Vmm);
     assert!(error.message().contains("disk 2 hung up"), "{error}");
     assert_eq!(guest.memory.map().slots().len(), 1);
-    // The one before is still in use.
+    // The log before is still in use.
     ends.set(2);
     let new_block = (0..4).map(|p| (1, p));
     let expected: BTreeSet<_> = [(0, 1), (0, 2)].into_iter().chain(new_block).collect();
     assert_eq!(sync_all(&consumer), expected);
-    // A back end that moved all the same is heard too.
+    // A back end that moved in spite of the refusal is read too.
     ends.moves_anyway.store(true, Ordering::Relaxed);
     assert!(guest.slot("more", 0, 4, 1 << 20).is_err());
     ends.set(3);
     ends.moves_anyway.store(false, Ordering::Relaxed);
     assert!(sync_all(&consumer).contains(&(0, 3)));
-    // However often: what is held for it has a bound.
+    // However often this happens, the number of kept logs is bounded.
     for step in 1..10 {
         assert!(guest.slot("more", 0, 4, (1 << 20) + (step << 16)).is_err());
     }
-    // And agreed to in the end, with a log that was refused before.
+    // In the end the VMM agrees, and a log that was refused before is used.
     ends.refuse_on.store(false, Ordering::Relaxed);
     guest.slot("more", 0, 4, 1 << 20).unwrap();
     ends.set((1 << 20) + 1);
@@ -573,11 +575,11 @@ fn a_log_that_could_not_be_switched_off_stays_where_it_may_be_written_to() {
     let (_guest, ends, consumer) = simple(10);
     consumer.start(StartWith::Nothing).unwrap();
     ends.refuse_off.store(true, Ordering::Relaxed);
-    // Whether that fails or not, tracking is off.
+    // Tracking is off, whether this fails or not.
     let _ = consumer.stop();
     assert!(!consumer.is_started());
     let address = ends.address.load(Ordering::Relaxed);
-    // SAFETY: the promise that is tested: it is mapped still.
+    // SAFETY: the promise under test: the log is still mapped.
     let word = unsafe { AtomicU64::from_ptr(address as *mut u64) };
     word.fetch_or(1 << 4, Ordering::AcqRel);
     // The same memory is used again.
@@ -598,7 +600,8 @@ fn a_log_that_could_not_be_switched_off_outlives_the_tracker() {
         assert_eq!(consumer.start(StartWith::Nothing).is_ok(), start);
         let address = ends.address.load(Ordering::Relaxed);
         drop((consumer, guest));
-        // What the kernel's vhost would do, by that address: not into memory of somebody else's.
+        // The kernel's vhost would write to that address. It must not be another object's memory by
+        // now.
         let next = Shm::new(c"brant-test", 4096).unwrap();
         assert_ne!(
             next.address() as usize,
@@ -645,14 +648,14 @@ fn memory_that_was_never_written_to_is_not_read_and_takes_no_memory() {
     );
 }
 
-/// First page of the block, pages, pages of hole before it.
+/// First page of the block, number of pages, and the hole before it.
 type SlotOf = (u64, u64, u64);
 
 #[derive(Debug, Clone)]
 struct Layout {
     /// Pages of each block, and its slots.
     blocks: Vec<(u64, Vec<SlotOf>)>,
-    /// Guest pages marked before each of the syncs.
+    /// The guest pages that are marked before each sync.
     marks: Vec<Vec<u64>>,
 }
 
@@ -688,7 +691,7 @@ proptest! {
             }
         }
         let ends = Arc::new(Ends::default());
-        // Far enough for all marks.
+        // The log reaches far enough for all marks.
         let consumer = tracker(&guest, &ends, 8192 * PAGE_SIZE);
         consumer.start(StartWith::Nothing).unwrap();
         let mut strays = 0;
@@ -712,7 +715,7 @@ proptest! {
     }
 }
 
-/// Prints; alternates what is compared.
+/// Prints figures, and alternates the contenders.
 #[test]
 #[ignore = "measures"]
 fn a_harvest_of_a_log_that_was_written_all_over_costs_about_one_read_of_it() {
@@ -725,7 +728,8 @@ fn a_harvest_of_a_log_that_was_written_all_over_costs_about_one_read_of_it() {
     let mut sink = Nothing;
     let mut best = [Duration::MAX; 4];
     for round in 0..8 {
-        // Each word has been written: no part of it is a hole. Then one in 4096 is dirty.
+        // Each word has been written, so no part of the log is a hole. Then one page in 64, or one
+        // in 64 * 4096, is dirty.
         for (case, step) in [(1, 64), (2, 64 * 4096)] {
             (0..whole).step_by(step).for_each(|page| {
                 mapped.set(page);
@@ -749,7 +753,7 @@ fn a_harvest_of_a_log_that_was_written_all_over_costs_about_one_read_of_it() {
     );
 }
 
-/// Takes what it is given, and forgets it.
+/// A sink that drops everything.
 struct Nothing;
 
 impl Sink for Nothing {

@@ -46,7 +46,7 @@ impl Area {
         });
         let area = Area::of(file, made);
         for page in 0..PAGES {
-            // SAFETY: inside our own mapping.
+            // SAFETY: inside this test's own mapping.
             unsafe { area.page(page).write_volatile(9) };
         }
         area
@@ -58,7 +58,7 @@ impl Area {
             (Some(file), Made::MemfdPrivate) => (libc::MAP_PRIVATE, file.as_raw_fd()),
             (Some(file), _) => (libc::MAP_SHARED, file.as_raw_fd()),
         };
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let at = libc::mmap(std::ptr::null_mut(), LENGTH, access, flags, fd, 0);
@@ -71,7 +71,7 @@ impl Area {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { crate::memory::HostMemory::new(at.cast()) },
                 length: Pages(PAGES).bytes(),
                 page_size: Bytes(PAGE_SIZE),
@@ -91,7 +91,7 @@ impl Area {
     }
 
     fn protect(&self, page: u64, protection: libc::c_int) {
-        // SAFETY: a page of our own mapping.
+        // SAFETY: a page of this test's own mapping.
         let result = unsafe { libc::mprotect(self.page(page).cast(), 4096, protection) };
         assert_eq!(result, 0);
     }
@@ -108,7 +108,7 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody uses any more.
+        // SAFETY: this test's own mapping, which nobody uses any more.
         unsafe { libc::munmap(self.block.host().cast(), LENGTH) };
     }
 }
@@ -131,7 +131,7 @@ fn memory_that_is_there_is_readable_and_takes_zeros() {
             result.unwrap();
         }
         for page in 0..PAGES {
-            // SAFETY: inside our own mapping.
+            // SAFETY: inside this test's own mapping.
             let holds = unsafe { area.page(page).read_volatile() };
             assert_eq!(
                 holds,
@@ -212,7 +212,7 @@ fn a_poisoned_page_is_named_as_such() {
 #[test]
 fn where_nothing_is_mapped_is_said() {
     let area = Area::new(Made::Private);
-    // SAFETY: a page of our own mapping, not used after.
+    // SAFETY: a page of this test's own mapping, not used after.
     unsafe { libc::munmap(area.page(63).cast(), 4096) };
     for result in area.both(0..PAGES) {
         assert_names(result, Kind::Memory, 63, "nothing is mapped there");
@@ -235,7 +235,7 @@ fn the_pipe_that_asks_where_populating_says_nothing_finds_the_same_pages() {
         );
         for page in 0..PAGES {
             if page != 33 {
-                // SAFETY: inside our own mapping.
+                // SAFETY: inside this test's own mapping.
                 let holds = unsafe { area.page(page).read_volatile() };
                 assert_eq!(holds, if page < 33 { 0 } else { 9 });
             }
@@ -313,7 +313,7 @@ fn a_descriptor_of_another_file_than_what_is_mapped_is_refused() {
             Some((file, flags)) => (flags, file.as_raw_fd()),
         };
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),

@@ -31,7 +31,7 @@ fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, A
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
             length,
             page_size: Bytes(page_size),

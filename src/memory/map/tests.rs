@@ -15,7 +15,7 @@ const HOST: u64 = 0x2000_0000_0000;
 fn block(name: &str, host: u64, length: u64) -> BlockDescription {
     BlockDescription {
         name: name.to_owned(),
-        // SAFETY: the test's own memory, or an address that nothing looks at.
+        // SAFETY: the test's own memory, or an address that is never accessed.
         host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
         length: Bytes(length),
         page_size: Bytes(PAGE_SIZE),

@@ -12,7 +12,7 @@ const PAGES: usize = 2048;
 /// into what was mapped at a multiple of 2 MiB.
 fn memory(page_size: u64, skipped: usize) -> Memory {
     const TWO_MIB: usize = 2 << 20;
-    // SAFETY: a new mapping where the kernel likes, kept for the life of the process.
+    // SAFETY: a new mapping at an address of the kernel's choice, kept for the life of the process.
     let at = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -29,7 +29,7 @@ fn memory(page_size: u64, skipped: usize) -> Memory {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { crate::memory::HostMemory::new(begin as *mut u8) },
             length: Bytes((PAGES * 4096) as u64),
             page_size: Bytes(page_size),

@@ -10,7 +10,7 @@ struct Mapped(*mut u8);
 impl Mapped {
     fn new(flags: libc::c_int, fd: libc::c_int, offset: i64) -> Mapped {
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, rw, flags, fd, offset) };
         assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         Mapped(at.cast())
@@ -23,7 +23,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: our own mapping.
+        // SAFETY: this test's own mapping.
         unsafe { libc::munmap(self.0.cast(), LENGTH) };
     }
 }
@@ -96,7 +96,7 @@ fn a_question_and_the_text_agree_on_what_a_mapping_is() {
 fn mappings_of_a_range_come_in_order_and_end_at_a_hole() {
     let mapped = Mapped::new(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
     let start = mapped.address();
-    // SAFETY: our own mapping: its second page becomes one that is mapped otherwise.
+    // SAFETY: this test's own mapping: its second page becomes one that is mapped otherwise.
     unsafe { libc::mprotect(mapped.0.add(4096).cast(), 4096, libc::PROT_READ) };
     let queries = Maps::open().unwrap();
     let text = Maps {

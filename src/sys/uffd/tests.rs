@@ -18,7 +18,7 @@ struct Mapped(*mut libc::c_void);
 impl Mapped {
     fn new(flags: libc::c_int, fd: libc::c_int) -> Option<Mapped> {
         let rw = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, rw, flags, fd, 0) };
         (at != libc::MAP_FAILED).then_some(Mapped(at))
     }
@@ -26,7 +26,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: our own mapping.
+        // SAFETY: this test's own mapping.
         unsafe { libc::munmap(self.0, LENGTH) };
     }
 }
@@ -37,7 +37,7 @@ fn memfd(flags: libc::c_uint) -> Option<OwnedFd> {
     if fd < 0 {
         return None;
     }
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: just made, and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: a descriptor of ours.
     (unsafe { libc::ftruncate(fd.as_raw_fd(), LENGTH as i64) } == 0).then_some(fd)

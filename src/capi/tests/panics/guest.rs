@@ -11,7 +11,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_new(null(), null_mut(), null_mut(), e) })
         },
         None,
@@ -19,7 +19,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_guest_free(null_mut()) };
             Answer::Nothing
         },
@@ -28,7 +28,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_add_block",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_add_block(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -36,7 +36,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_find_block",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_find_block(null(), null(), null_mut(), e) })
         },
         None,
@@ -44,7 +44,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_remove_block",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_remove_block(null_mut(), 0, e) })
         },
         None,
@@ -52,7 +52,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_add_slot",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_add_slot(null_mut(), null(), e) })
         },
         None,
@@ -60,7 +60,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_remove_slot",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_remove_slot(null_mut(), 1, 1, e) })
         },
         None,
@@ -68,7 +68,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_must_tell_host",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_must_tell_host(null_mut(), 1, e) })
         },
         None,
@@ -76,7 +76,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_mark_poisoned",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_mark_poisoned(null_mut(), 0, 0, 1, e) })
         },
         None,
@@ -84,7 +84,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_clear_poisoned",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_clear_poisoned(null_mut(), 0, 0, 1, e) })
         },
         None,
@@ -92,7 +92,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_mark_ballooned",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_guest_mark_ballooned(null(), 1, 1) };
             Answer::Nothing
         },
@@ -101,7 +101,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_clear_ballooned",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_guest_clear_ballooned(null(), 1, 1) };
             Answer::Nothing
         },
@@ -110,7 +110,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_count_ballooned",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_count_ballooned(null(), 1, 1, null_mut(), e) })
         },
         None,
@@ -118,7 +118,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_get_state",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_get_state(null(), null_mut(), e) })
         },
         None,
@@ -126,7 +126,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_runs_here",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_runs_here(null_mut(), e) })
         },
         None,
@@ -134,7 +134,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_reclaim",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_reclaim(null_mut(), e) })
         },
         None,
@@ -142,7 +142,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_guest_give_up",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_guest_give_up(null_mut(), e) })
         },
         None,
@@ -150,7 +150,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_blocker_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_blocker_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -158,7 +158,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_blocker_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_blocker_free(null_mut()) };
             Answer::Nothing
         },

@@ -8,7 +8,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -16,7 +16,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_free",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_free(null_mut()) })
         },
         Some("-22"),
@@ -24,7 +24,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_start",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_start(null_mut(), null(), e) })
         },
         None,
@@ -32,7 +32,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_cancel",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_cancel(null_mut(), e) })
         },
         None,
@@ -40,7 +40,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_wait",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_wait(null_mut(), 1, e) })
         },
         None,
@@ -48,7 +48,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -56,7 +56,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_save_event_fd",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_save_event_fd(null()) })
         },
         Some("-22"),
@@ -64,7 +64,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -72,7 +72,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_free",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_free(null_mut()) })
         },
         Some("-22"),
@@ -80,7 +80,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_start",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_start(null_mut(), null(), e) })
         },
         None,
@@ -88,7 +88,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_cancel",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_cancel(null_mut(), e) })
         },
         None,
@@ -96,7 +96,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_wait",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_wait(null_mut(), 1, e) })
         },
         None,
@@ -104,7 +104,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -112,7 +112,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_image_restore_event_fd",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_image_restore_event_fd(null()) })
         },
         Some("-22"),

@@ -10,7 +10,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -18,7 +18,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_free",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_free(null_mut()) })
         },
         Some("-22"),
@@ -26,7 +26,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_get_endpoint",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_incoming_get_endpoint(null(), null_mut(), 1, null_mut(), e)
             })
@@ -36,7 +36,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_listen",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_listen(null_mut(), null(), e) })
         },
         None,
@@ -44,7 +44,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_start_fd",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_start_fd(null_mut(), -1, e) })
         },
         None,
@@ -52,7 +52,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_cancel",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_cancel(null_mut(), e) })
         },
         None,
@@ -60,7 +60,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_wait",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_wait(null_mut(), 1, e) })
         },
         None,
@@ -68,7 +68,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -76,7 +76,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_get_stats_json",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_incoming_get_stats_json(null(), null_mut(), 1, null_mut(), e)
             })
@@ -86,7 +86,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_incoming_event_fd",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_incoming_event_fd(null()) })
         },
         Some("-22"),
@@ -94,7 +94,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_reason_set",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_reason_set(null_mut(), null()) };
             Answer::Nothing
         },
@@ -103,7 +103,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_saver_put",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_saver_put(null_mut(), null(), 1, 1, null(), 1, e) })
         },
         None,
@@ -111,7 +111,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -119,7 +119,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_free",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_free(null_mut()) })
         },
         Some("-22"),
@@ -127,7 +127,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_start",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_start(null_mut(), null(), e) })
         },
         None,
@@ -135,7 +135,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_start_fd",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_start_fd(null_mut(), -1, e) })
         },
         None,
@@ -151,7 +151,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_cancel",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_cancel(null_mut(), e) })
         },
         None,
@@ -159,7 +159,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_wait",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_wait(null_mut(), 1, e) })
         },
         None,
@@ -167,7 +167,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_resolve",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_resolve(null_mut(), 1, e) })
         },
         None,
@@ -175,7 +175,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -183,7 +183,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_get_stats_json",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_outgoing_get_stats_json(null(), null_mut(), 1, null_mut(), e)
             })
@@ -193,7 +193,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_outgoing_event_fd",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_outgoing_event_fd(null()) })
         },
         Some("-22"),

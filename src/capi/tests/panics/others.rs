@@ -11,7 +11,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_new(1, null_mut(), e) })
         },
         None,
@@ -19,7 +19,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_bitmap_free(null_mut()) };
             Answer::Nothing
         },
@@ -28,7 +28,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_count",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Number(unsafe { brant_bitmap_count(null()) })
         },
         Some("0"),
@@ -36,7 +36,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_test",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_test(null(), 1) })
         },
         Some("0"),
@@ -44,7 +44,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_set",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_set(null_mut(), 1, 1, null_mut(), e) })
         },
         None,
@@ -52,7 +52,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_clear",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_clear(null_mut(), 1, 1, null_mut(), e) })
         },
         None,
@@ -60,7 +60,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_merge_words",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_bitmap_merge_words(null_mut(), 1, null(), 1, null_mut(), e)
             })
@@ -70,7 +70,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_merge",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_merge(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -78,7 +78,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_bitmap_next_run",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_bitmap_next_run(null(), 1, 1, null_mut(), null_mut()) })
         },
         Some("-22"),
@@ -86,7 +86,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_error_code",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_error_code(null()) })
         },
         Some("-22"),
@@ -94,7 +94,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_error_message",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Text(unsafe { brant_error_message(null()) })
         },
         Some("\"\""),
@@ -102,7 +102,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_error_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_error_free(null_mut()) };
             Answer::Nothing
         },
@@ -111,7 +111,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_error_name",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Text(brant_error_name(-1))
         },
         Some("\"unknown error\""),
@@ -119,7 +119,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_rate_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -127,7 +127,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_rate_free(null_mut()) };
             Answer::Nothing
         },
@@ -136,7 +136,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_measure",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_rate_measure(null_mut(), null_mut(), e) })
         },
         None,
@@ -144,7 +144,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_finish",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_rate_finish(null(), e) })
         },
         None,
@@ -152,7 +152,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_get_vcpus",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_rate_get_vcpus(null(), null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -160,7 +160,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_progress",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Number(unsafe { brant_rate_progress(null()) })
         },
         Some("0"),
@@ -168,7 +168,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_rate_cancel",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_rate_cancel(null(), e) })
         },
         None,
@@ -176,7 +176,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_version",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Text(brant_version())
         },
         Some("\"\""),
@@ -184,7 +184,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_has_feature",
         |_| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_has_feature(null()) })
         },
         Some("0"),

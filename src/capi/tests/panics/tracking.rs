@@ -16,7 +16,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_kvm_enable_ring",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_kvm_enable_ring(-1, 1, null_mut(), e) })
         },
         None,
@@ -24,7 +24,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_kvm_measure",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_kvm_measure(-1, null(), null_mut(), null_mut(), 0, null_mut(), e)
             })
@@ -34,7 +34,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_vcpu",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_vcpu(null_mut(), 1, -1, e) })
         },
         None,
@@ -42,7 +42,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_ring_full",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_ring_full(null_mut(), 1, e) })
         },
         None,
@@ -50,7 +50,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_vcpu_dirty",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_vcpu_dirty(null(), 1, null_mut(), e) })
         },
         None,
@@ -58,7 +58,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_get_kvm",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe {
                 brant_tracker_get_kvm(null(), null_mut(), null_mut(), 1, null_mut(), e)
             })
@@ -68,7 +68,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_new(null_mut(), null(), null_mut(), e) })
         },
         None,
@@ -76,7 +76,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_tracker_free(null_mut()) };
             Answer::Nothing
         },
@@ -85,7 +85,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_kvm",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_kvm(null_mut(), null(), e) })
         },
         None,
@@ -93,7 +93,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_mark",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_tracker_mark(null(), 1, 1) };
             Answer::Nothing
         },
@@ -102,7 +102,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_mark_block",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_tracker_mark_block(null(), 1, 1, 1) };
             Answer::Nothing
         },
@@ -111,7 +111,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_start",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_start(null_mut(), 1, e) })
         },
         None,
@@ -119,7 +119,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_stop",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_stop(null_mut(), e) })
         },
         None,
@@ -127,7 +127,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_sync",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_sync(null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -135,7 +135,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_take",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_take(null_mut(), null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -143,7 +143,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_put_back",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_put_back(null_mut(), 1, 1, 1, e) })
         },
         None,
@@ -151,7 +151,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_new",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_new(null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -159,7 +159,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_free",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_consumer_free(null_mut()) };
             Answer::Nothing
         },
@@ -168,7 +168,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_stop",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_stop(null_mut(), e) })
         },
         None,
@@ -176,7 +176,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_sync",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_sync(null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -184,7 +184,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_take",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_take(null_mut(), null_mut(), 1, null_mut(), e) })
         },
         None,
@@ -192,7 +192,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_put_back",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_put_back(null_mut(), 1, 1, 1, e) })
         },
         None,
@@ -200,7 +200,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_consumer_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_consumer_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -208,7 +208,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_begin_hints",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_begin_hints(null(), null_mut(), e) })
         },
         None,
@@ -216,7 +216,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_hint_free",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_hint_free(null(), 1, 1, 1, e) })
         },
         None,
@@ -224,7 +224,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_end_hints",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_tracker_end_hints(null(), 1) };
             Answer::Nothing
         },
@@ -233,7 +233,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_get_stats",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_get_stats(null(), null_mut(), e) })
         },
         None,
@@ -241,7 +241,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_mark_bitmap",
         |_| {
-            // SAFETY: nothing is passed.
+            // SAFETY: every pointer is null.
             unsafe { brant_tracker_mark_bitmap(null(), 1, null(), 1) };
             Answer::Nothing
         },
@@ -250,7 +250,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_vhost",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_vhost(null_mut(), null(), e) })
         },
         None,
@@ -258,7 +258,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_vfio_device",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_vfio_device(null_mut(), null(), e) })
         },
         None,
@@ -266,7 +266,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_vfio_container",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_vfio_container(null_mut(), null(), e) })
         },
         None,
@@ -274,7 +274,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_iommufd",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_iommufd(null_mut(), null(), e) })
         },
         None,
@@ -282,7 +282,7 @@ pub const CALLS: &[Export] = &[
     (
         "brant_tracker_add_userfault",
         |e| {
-            // SAFETY: nothing is passed, but a place for an error.
+            // SAFETY: every pointer is null, except that for the error.
             Answer::Code(unsafe { brant_tracker_add_userfault(null_mut(), e) })
         },
         None,

@@ -1,4 +1,4 @@
-//! Named cases of the model: pages inflated, deflated and hinted at, one course at a time.
+//! Named cases of the model, one course each: pages that are inflated, deflated or hinted.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn one_walk_sends_all_of_a_host_page_that_was_written_although_it_was_ballooned(
     world.kvm.guest_write(SLOT, 50);
     world.balloon.lock().unwrap().remove(&50);
     world.sync(When::Stopped).unwrap();
-    // The walk has passed by an earlier page of that host page when it finds out.
+    // The walk has passed an earlier page of that host page when it finds the write.
     world.consumer.put_back(world.block, Pages(35), Pages(1));
     // As a source does while the guest stands still.
     while world.walk(3, 7) {
@@ -81,8 +81,8 @@ fn what_was_written_just_before_it_was_ballooned_stays_ballooned() {
         let mut world = quiet(mode, SMALLEST, 256, &[]);
         world.sync(When::Running).unwrap();
         world.drain();
-        // Written and ballooned between two syncs: the logs still know of the write. The walk
-        // comes by before they are asked.
+        // Written and ballooned between two syncs, so the logs still have the write. The walk comes
+        // by before they are harvested.
         for page in 0..40 {
             world.write(page);
         }
@@ -115,7 +115,7 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
         world.drain();
         world.sync(When::Running).unwrap();
         world.drain();
-        // Every eighth page, by a guest that breaks its promise or by a log that is coarse.
+        // Every eighth page, by a guest that breaks its promise or by a coarse log.
         for page in (0..1024).step_by(8) {
             world.kvm.guest_write(SLOT, page);
         }
@@ -123,7 +123,7 @@ fn what_was_written_in_spite_of_the_promise_is_left_to_read_once_a_sync_has_foun
         let before = world.consumer.to_read();
         let whole = 1 << unit;
         assert_eq!(before, Pages(128 * whole.min(8)), "unit {unit}");
-        // It is what the walk then has to read: a downtime was decided on by it.
+        // The decision on the downtime was made with this number of pages to read.
         let mut read = 0;
         let mut cursor = Cursor::default();
         loop {
@@ -180,7 +180,7 @@ fn ballooned_pages_are_not_counted_as_left_to_read() {
     world.sync(When::Running).unwrap();
     assert_eq!(world.consumer.to_read(), Pages(0));
     assert!(world.consumer.pending() >= Pages(60));
-    // Told without reading anything else, as before a switchover.
+    // Named without reading any other page, as before a switchover.
     world.apply(&Op::Unread).unwrap();
     assert!(world.consumer.stats().ballooned >= before + Pages(60));
     assert_eq!(world.consumer.pending(), Pages(0));
@@ -204,7 +204,7 @@ fn a_hint_is_used_once_and_only_in_its_round() {
         for clearing in [SMALLEST, Clearing::AtSync] {
             let mut world = quiet(mode, clearing, 256, &[]);
             let early = world.consumer.begin_hints().unwrap();
-            // All protected now, whatever the mode: what is written is found.
+            // Everything is protected now, whatever the mode, so writes are found.
             assert!(
                 (0..256).all(|p| world.kvm.is_protected(SLOT, p)),
                 "{mode:?}"
@@ -216,12 +216,12 @@ fn a_hint_is_used_once_and_only_in_its_round() {
             };
             assert_eq!(free(&world, early, 0, 100).unwrap(), Pages(100));
             assert_eq!(free(&world, early, 50, 100).unwrap(), Pages(50));
-            // Used again, without a word.
+            // Used again without a word.
             world.write(7);
             world.sync(When::Running).unwrap();
             let stale = free(&world, early, 200, 1).unwrap_err();
             assert_eq!(stale.kind(), Kind::State);
-            // A later bit wins, and is not undone by a new round that begins after it.
+            // A later bit overrides the hint, and a round that begins after it does not undo it.
             assert_eq!(world.consumer.pending(), Pages(107));
             world.drain();
             assert_eq!(world.copy[&7], Has::Version(world.version(7)));

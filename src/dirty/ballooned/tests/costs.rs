@@ -1,15 +1,15 @@
-//! What ballooning and hinting cost: the pages told, and not the guest's size.
+//! The cost of ballooning and hinting grows with the named pages, not with the guest's size.
 
 use super::*;
 
-/// 16 TiB, of which nothing is ever touched.
+/// 16 TiB, of which no page is ever touched.
 fn huge() -> (Arc<Memory>, Consumer) {
     let memory = Arc::new(Memory::new().unwrap());
     let length = Bytes(16 << 40);
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: nobody looks at the memory.
+            // SAFETY: the memory is never accessed.
             host: unsafe { HostMemory::new((1u64 << 45) as *mut u8) },
             length,
             page_size: Bytes(PAGE_SIZE),
@@ -34,7 +34,8 @@ fn huge() -> (Arc<Memory>, Consumer) {
     (memory, consumer)
 }
 
-/// Runs `f` a thousand times. What costs the guest's size costs a thousand times milliseconds.
+/// Runs `f` a thousand times. If one run cost the guest's size, this would take a thousand times
+/// milliseconds.
 fn a_thousand_times(what: &str, mut f: impl FnMut(u64)) {
     let begun = std::time::Instant::now();
     (0..1000).for_each(&mut f);
@@ -47,7 +48,7 @@ fn what_the_guest_tells_of_its_balloon_costs_the_pages_told() {
     let (memory, consumer) = huge();
     let inflate = |page: u64| memory.mark_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
     let deflate = |page: u64| memory.clear_ballooned(GuestAddress(page * PAGE_SIZE), PAGE_SIZE);
-    // 1 TiB at one end, so that a look for what is not ballooned goes far.
+    // 1 TiB at one end, so that a search for a page that is not ballooned goes far.
     memory.mark_ballooned(GuestAddress(0), 1 << 40);
     a_thousand_times("telling again", |i| inflate(i * 7));
     a_thousand_times("inflating more, ascending", |i| inflate((1 << 30) + i));
@@ -75,7 +76,7 @@ fn a_hint_costs_the_pages_hinted_at() {
         assert_eq!(consumer.hint_free(round, at, PAGE_SIZE).unwrap(), Pages(0));
     });
     consumer.put_back(BlockId(0), Pages(0), Pages(10));
-    // All of the guest, and more than there is.
+    // All of the guest, and more.
     let all = consumer
         .hint_free(round, GuestAddress(0), u64::MAX)
         .unwrap();
@@ -87,7 +88,7 @@ fn a_hint_costs_the_pages_hinted_at() {
 fn handing_out_what_is_free_costs_what_is_free() {
     let (_memory, consumer) = huge();
     consumer.start(StartWith::Nothing).unwrap();
-    // Every other page of 2 MiB is free, and then nothing until the very last page is used.
+    // Every other page of 2 MiB is free, and the next used page after that is the very last one.
     for i in 0..1000 {
         consumer.put_back(BlockId(0), Pages(i * 512), Pages(1));
     }

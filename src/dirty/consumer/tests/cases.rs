@@ -1,4 +1,4 @@
-//! Named cases of the model: what one consumer does, and what the others still have.
+//! Named cases of the model: what one consumer does, and which pages the others still have.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn quiet(mode: KvmMode) -> World {
     World::new(&setup, Mistake::None)
 }
 
-/// The page that the file's description tells of.
+/// The page of the example in the file's description.
 #[test]
 fn a_write_to_a_page_that_another_has_pending_is_found_by_a_consumer_that_started_clean() {
     for mode in MODES {
@@ -40,7 +40,7 @@ fn a_consumer_that_starts_clean_is_not_told_of_what_was_written_before() {
     for mode in MODES {
         let mut world = quiet(mode);
         world.apply(&Op::Make(true)).unwrap();
-        // Some of it harvested, some of it taken, some of it not known yet.
+        // Some writes have been harvested, some pages taken, some writes are not known yet.
         for page in 0..200 {
             world.apply(&Op::Guest(0, page)).unwrap();
             if page == 100 {
@@ -112,7 +112,7 @@ fn a_start_that_fails_leaves_the_others_what_they_have() {
     world.apply(&Op::Guest(0, 3)).unwrap();
     world.apply(&Op::Sync(0)).unwrap();
     let second = world.tracker.consumer();
-    // The clear that would protect for it.
+    // The clear that would protect a page for it fails.
     world.kvm.fail(0, 1);
     second.start(StartWith::Nothing).unwrap_err();
     assert!(!second.is_started());
@@ -134,7 +134,7 @@ fn a_frozen_consumer_hears_of_new_memory_alone() {
     world.apply(&Op::Migrate).unwrap();
     world.apply(&Op::Drain(1)).unwrap();
     world.apply(&Op::Pause).unwrap();
-    // As of a device's log that reports all that it may write to, each time.
+    // As with a device's log that reports each time all that it may write to.
     world.kvm.fail(1, 0);
     world.failures = true;
     world.apply(&Op::Sync(0)).unwrap();
@@ -147,7 +147,7 @@ fn a_frozen_consumer_hears_of_new_memory_alone() {
     world.finish().unwrap();
 }
 
-/// A log that gives what it has once, straight into pending, and keeps nothing: as the VMM's marks
+/// A log that reports each page once, straight into pending, and keeps nothing, as the VMM's marks
 /// and rings do.
 #[derive(Clone, Default)]
 struct Moves(Arc<std::sync::Mutex<BTreeSet<u64>>>, Arc<AtomicBool>);
@@ -214,7 +214,7 @@ fn what_a_log_moves_out_once_reaches_every_consumer() {
     assert_eq!(first.stats().found, Pages(6));
     assert_eq!(second.stats().found, Pages(5));
     assert_eq!(third.stats().syncs, 1);
-    // One that fails in the middle: what it gave, and all that it covers.
+    // A log that fails in the middle: the pages that it reported, and every page that it covers.
     log.0.lock().unwrap().insert(200);
     log.1.store(true, Ordering::SeqCst);
     assert_eq!(second.sync(When::Running).unwrap().warnings.len(), 1);
@@ -227,7 +227,7 @@ fn what_a_log_moves_out_once_reaches_every_consumer() {
 
 #[test]
 fn words_of_any_length_and_alignment_reach_every_consumer() {
-    /// Gives a long bitmap from any page on.
+    /// Reports a long bitmap from any page on.
     struct Long(Arc<AtomicU64>);
     impl DirtyLog for Long {
         fn kind(&self) -> LogKind {
@@ -265,7 +265,7 @@ fn words_of_any_length_and_alignment_reach_every_consumer() {
     let second = first.consumer();
     first.start(StartWith::Nothing).unwrap();
     second.start(StartWith::Nothing).unwrap();
-    // That was a sync for the first.
+    // That sync was one for the first consumer too.
     take_all(&first);
     for at in [0, 1, 63, 64, 65_535, 65_536, 131_073, PAGES - 1] {
         from.store(at, Ordering::SeqCst);
@@ -281,7 +281,7 @@ fn words_of_any_length_and_alignment_reach_every_consumer() {
 }
 
 /// Threads: two that write and mark, and three consumers that sync, take, put back, stop and start
-/// as they like.
+/// at random.
 #[test]
 fn consumers_on_threads_of_their_own_miss_no_mark() {
     const PAGES: usize = 2048;
@@ -314,7 +314,7 @@ fn consumers_on_threads_of_their_own_miss_no_mark() {
                     let consumer = tracker.consumer();
                     let read = |page: usize| versions[page].load(Ordering::SeqCst);
                     let start = |copy: &mut Vec<u64>| {
-                        // What is written between the two is found, and read again.
+                        // A write between the two is found, and its page is read again.
                         consumer.start(StartWith::Nothing).unwrap();
                         *copy = (0..PAGES).map(read).collect();
                     };

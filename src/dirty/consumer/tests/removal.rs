@@ -1,5 +1,5 @@
-//! The removal of a block whose pages somebody has taken: refused at once and by name while a reader
-//! uses them, waited for while a migration has them, never in the middle.
+//! The removal of a block with taken pages. It is refused at once, by name, while a reader uses
+//! them. It waits while a migration has them. It never happens in the middle of a use.
 
 use super::*;
 use crate::memory::{BlockPin, MapObserver, PinRecall};
@@ -35,7 +35,7 @@ impl DirtyLog for Counts {
     }
 }
 
-/// A guest of blocks `a` and `b`, and a consumer for whom all of it is pending.
+/// A guest of blocks `a` and `b`, and a consumer with all pages pending.
 fn guest() -> (testing::Guest, Consumer, Counts) {
     let guest = testing::Guest::new(64 * PAGES as usize);
     guest.block("a", PAGES);
@@ -88,12 +88,12 @@ fn a_block_is_not_removed_while_what_was_taken_of_it_is_in_use_and_nothing_chang
         second.pending(),
     );
     assert_eq!(after, before);
-    // Of the other block nobody has anything.
+    // No consumer has a page of the other block.
     guest
         .memory
         .remove_block(guest.memory.find_block("b").unwrap())
         .unwrap();
-    // Each who has some is named, and each is waited for by the caller.
+    // Each consumer that has pages is named.
     let also = take(&second, 1);
     let said = refused(&guest, "a");
     assert!(
@@ -113,7 +113,7 @@ fn a_block_is_not_removed_while_what_was_taken_of_it_is_in_use_and_nothing_chang
         .unwrap();
     for consumer in [&first, &second] {
         assert_eq!(consumer.pending(), Pages(0));
-        // Of a block that is gone nothing comes back.
+        // For a block that is gone nothing is put back.
         consumer.put_back(BlockId(0), Pages(3), Pages(5));
         assert_eq!(consumer.pending(), Pages(0));
     }
@@ -138,7 +138,7 @@ fn a_part_of_what_was_taken_and_a_copy_of_its_pin_are_uses_too() {
         .memory
         .remove_block(guest.memory.find_block("a").unwrap())
         .unwrap();
-    // What is on its way and is not looked at any more is no use.
+    // Pages on their way that are no longer read are no use of the block.
     guest.block("c", PAGES);
     let mut taken = take(&consumer, u64::MAX);
     refused(&guest, "c");
@@ -169,7 +169,7 @@ fn two_trackers_of_a_guest_are_asked_before_either_changes() {
         .unwrap();
 }
 
-/// A migration's thread is asked to let go, as ever, and the removal waits for it.
+/// A migration's thread is asked to let go, and the removal waits for it.
 #[test]
 fn what_a_migration_takes_is_recalled_and_refuses_no_removal() {
     let (guest, consumer, _) = guest();
@@ -192,7 +192,7 @@ fn what_a_migration_takes_is_recalled_and_refuses_no_removal() {
     remover.join().unwrap();
 }
 
-/// Takes in the middle of a removal, and then refuses it.
+/// Takes pages in the middle of a removal, and then refuses the removal.
 struct TakesThenRefuses {
     consumer: Consumer,
     taken: std::sync::Mutex<Option<Taken>>,
@@ -222,14 +222,14 @@ fn a_walk_passes_over_a_block_that_is_being_removed_and_comes_to_it_if_it_stays(
     let taken = observer.taken.lock().unwrap().take().unwrap();
     let blocks: Vec<_> = taken.blocks().map(|b| b.name().to_owned()).collect();
     assert_eq!(blocks, ["b"]);
-    // What the tracker forgot when it agreed is all pending again.
+    // All pages that the tracker dropped when it agreed are pending again.
     let rest = take(&observer.consumer, u64::MAX);
     assert_eq!(rest.pages(), Pages(PAGES));
     assert_eq!(rest.blocks().next().unwrap().name(), "a");
 }
 
-/// Readers on threads of their own, and one who plugs and unplugs: no memory is unmapped under a
-/// reader, no removal waits for one, and each succeeds when nobody reads.
+/// Readers on threads of their own, and a thread that plugs and unplugs. No memory is unmapped
+/// while it is read, no removal waits for a reader, and each succeeds when nobody reads.
 #[test]
 fn blocks_come_and_go_beside_readers_and_none_goes_while_it_is_read() {
     const ROUNDS: usize = 60;
@@ -261,7 +261,7 @@ fn blocks_come_and_go_beside_readers_and_none_goes_while_it_is_read() {
                         _ => taken.delivered(),
                     }
                     if rounds % 50 == n {
-                        // One that ends while another thread removes.
+                        // A consumer that ends while another thread removes the block.
                         consumer = tracker.consumer();
                         consumer.start(StartWith::Nothing).unwrap();
                     }

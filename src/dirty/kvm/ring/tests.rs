@@ -1,6 +1,6 @@
-//! The ring log under the tracker against the model: whatever guest, signals, overruns, hotplug and
-//! failures do, a copy made of what the tracker hands out ends up equal to the guest, no
-//! vCPU hangs, and afterwards the rings are exact again.
+//! The ring log under the tracker, tried with the model. Whatever guest, signals, overruns, hotplug
+//! and failures do, a copy made of the pages that the tracker hands out ends up equal to the guest.
+//! No vCPU hangs, and afterwards the rings are exact again.
 
 mod cases;
 
@@ -26,14 +26,14 @@ enum Op {
         slot: u8,
         page: u16,
     },
-    /// Pages in a row.
+    /// Consecutive pages.
     Sweep {
         vcpu: u8,
         slot: u8,
         page: u16,
         pages: u16,
     },
-    /// Emulated stores to one page: an entry each, and nobody looks whether there is room.
+    /// Emulated stores to one page. Each takes an entry, and nothing checks for room.
     Burst {
         vcpu: u8,
         slot: u8,
@@ -71,7 +71,7 @@ enum Op {
         first: u16,
         pages: u16,
     },
-    /// Stopped and started; `anew` with another tracker, which knows nothing of the rings.
+    /// Stops and starts; `anew` with another tracker, which knows nothing of the rings.
     Restart {
         anew: bool,
     },
@@ -101,11 +101,11 @@ struct World {
     blocks: Vec<(BlockId, u64, u64)>,
     slots: Vec<SlotInfo>,
     copy: HashMap<u64, u64>,
-    /// Each of one run.
+    /// Taken pages that are not read yet, one run each.
     flight: Vec<Taken>,
     cursor: Cursor,
     next: u64,
-    /// Something was told to fail.
+    /// A failure was planned.
     failures: bool,
 }
 
@@ -139,7 +139,7 @@ fn attach(model: &Model, memory: &Arc<Memory>, setup: &Setup, vcpus: usize) -> (
 impl World {
     fn new(setup: &Setup) -> World {
         let model = Model::new(setup.with_bitmap);
-        // Left over by somebody else.
+        // The mode that an earlier user has left.
         model.set_mode(3);
         let memory = Arc::new(Memory::new().unwrap());
         let vcpus = usize::from(setup.vcpus);
@@ -168,7 +168,7 @@ impl World {
                 .memory
                 .add_block(BlockDescription {
                     name: format!("b{i}"),
-                    // SAFETY: the test's own memory, or an address that nothing looks at.
+                    // SAFETY: the test's own memory, or an address that is never accessed.
                     host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                     length: Bytes(pages * PAGE_SIZE),
                     page_size: Bytes(PAGE_SIZE),
@@ -432,7 +432,7 @@ impl World {
         self.drain()?;
         self.compare()?;
         expect!(!self.model.broken(), "more was released than was in use");
-        // The rings are of use again: what is written now is found, and after a while nothing else.
+        // The rings work again: new writes are found and, after a while, no other page is.
         for round in 0..4 {
             let before: u64 = self.rings.figures().recoveries;
             for vcpu in 0..self.vcpus {
@@ -547,7 +547,7 @@ proptest! {
             let done = world.apply(op);
             prop_assert!(done.is_ok(), "{}", done.unwrap_err());
         }
-        // A race can push onto a full ring; that is no ordinary write.
+        // A race can push onto a full ring, which is no ordinary write.
         if !world.model.overran() {
             prop_assert_eq!(world.rings.figures().overruns, 0);
             prop_assert_eq!(world.rings.figures().recoveries, 0);

@@ -1,3 +1,3 @@
-//! What tests of KVM's logs share.
+//! Helpers for tests of KVM's logs.
 
 pub(crate) mod model;

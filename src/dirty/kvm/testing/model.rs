@@ -1,10 +1,10 @@
-//! A model of KVM's dirty bitmaps behind [`Vm`], for tests: what a guest's write does to
-//! bits and protection, and what GET and CLEAR do to both.
+//! A model of KVM's dirty bitmaps behind [`Vm`], for tests: how a guest's write changes bits and
+//! protection, and how GET and CLEAR change both.
 //!
-//! It is the kernel at its least helpful. A page that is not protected is written without
-//! a trace; initially-set logging protects nothing; a GET that fails in get-and-clear mode
-//! has taken the bits with it. What a page holds is a version, a number that goes up with
-//! each write, kept by host address: two slots that show the same memory share it.
+//! It is the kernel at its least helpful. A write to a page that is not protected leaves no trace.
+//! Initially-set logging protects no page. A GET that fails in get-and-clear mode has cleared the
+//! bits. A page's contents are a version, a number that grows with each write. Versions are kept by
+//! host address, so two slots that show the same memory share them.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{
@@ -15,7 +15,7 @@ use crate::units::{PAGE_SHIFT, PAGE_SIZE};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Bit in what a capability check answers: everything that KVM has.
+/// The bits of the capability's answer: every mode that KVM has.
 pub(crate) const ALL_CAPS: u64 = MANUAL_PROTECT_ENABLE | MANUAL_INITIALLY_SET;
 
 /// A slot in the kernel.
@@ -23,7 +23,7 @@ struct SlotState {
     region: UserMemoryRegion,
     /// While logging is on.
     bitmap: Option<Vec<u64>>,
-    /// Pages that the guest can write without a fault: one bit each.
+    /// Pages that the guest can write without a fault, one bit each.
     writable: Vec<u64>,
 }
 
@@ -43,7 +43,7 @@ impl SlotState {
     }
 }
 
-/// When, in a call, a guest's write that races with it lands.
+/// At which point of a call a racing write of the guest lands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Moment {
     BeforeGet,
@@ -52,7 +52,7 @@ pub(crate) enum Moment {
     AfterClear,
 }
 
-/// Calls made, and what they touched.
+/// The calls made, and how much they covered.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Calls {
     pub gets: u64,
@@ -73,12 +73,12 @@ struct State {
     fail_clears: u32,
     fail_regions: u32,
     clear_twice: bool,
-    /// With `clear_twice`: the words of each slot's last CLEAR.
+    /// With `clear_twice`, the words of each slot's last CLEAR.
     last_clear: HashMap<u32, (u64, Vec<u64>)>,
     calls: Calls,
 }
 
-/// The kernel's side, for the test; [`Kvm::vm`] is the engine's.
+/// The kernel's side, for the test. The engine gets [`Kvm::vm`].
 #[derive(Clone, Default)]
 pub(crate) struct Kvm(Arc<Mutex<State>>);
 
@@ -103,7 +103,7 @@ impl State {
             .or_default() += 1;
         let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
         if state.writable[word] & bit == 0 {
-            // The fault: the bit is set, and further writes are not seen.
+            // The fault sets the bit, and further writes are not seen.
             state.writable[word] |= bit;
             if let Some(bitmap) = &mut state.bitmap {
                 bitmap[word] |= bit;
@@ -117,7 +117,7 @@ impl State {
         }
     }
 
-    /// CLEAR as the kernel does it, once its arguments are accepted.
+    /// CLEAR as the kernel does it, once it has accepted the arguments.
     fn clear(&mut self, slot: u32, first: u64, words: &[u64]) {
         let state = self.slots.get_mut(&slot).unwrap();
         let bitmap = state.bitmap.as_mut().unwrap();
@@ -126,7 +126,7 @@ impl State {
             let Some(word) = bitmap.get_mut(from + i) else {
                 break;
             };
-            // Bits that are not set any more are left alone, and so are their pages.
+            // Bits that are clear already, and their pages, do not change.
             let hit = *word & mask;
             *word &= !hit;
             state.writable[from + i] &= !hit;
@@ -165,7 +165,7 @@ impl Kvm {
             bitmap: None,
             writable: Vec::new(),
         };
-        // Mapped and writable already: the hardest case for whoever starts to log.
+        // Mapped and writable already, which is the hardest case for a start of logging.
         state.writable = state.ones();
         assert!(self.state().slots.insert(slot, state).is_none());
     }
@@ -185,12 +185,12 @@ impl Kvm {
         self.state().write(slot, page);
     }
 
-    /// Somebody else writes to a page: KVM sees nothing.
+    /// A write that KVM does not see.
     pub fn other_write(&self, host: u64) {
         *self.state().versions.entry(host >> PAGE_SHIFT).or_default() += 1;
     }
 
-    /// What a page holds.
+    /// The version of a page.
     pub fn version(&self, host: u64) -> u64 {
         let state = self.state();
         state
@@ -200,7 +200,7 @@ impl Kvm {
             .unwrap_or(0)
     }
 
-    /// The guest will write to that page at that moment of the next call.
+    /// Lets the guest write to a page at a moment of the next call.
     pub fn race(&self, moment: Moment, slot: u32, page: u64) {
         self.state()
             .races
@@ -209,25 +209,25 @@ impl Kvm {
             .push((slot, page));
     }
 
-    /// The next `gets` and `clears` fail.
+    /// Lets the next `gets` and `clears` calls fail.
     pub fn fail(&self, gets: u32, clears: u32) {
         let mut state = self.state();
         state.fail_gets = gets;
         state.fail_clears = clears;
     }
 
-    /// The next `n` region calls fail.
+    /// Lets the next `n` region calls fail.
     pub fn fail_regions(&self, n: u32) {
         self.state().fail_regions = n;
     }
 
-    /// Every CLEAR is followed by a second one with the words of the one before it, as by
-    /// an engine that does not consume its copy.
+    /// Repeats every CLEAR with the words of the CLEAR before it, as an engine does that does not
+    /// consume its copy.
     pub fn clear_twice(&self) {
         self.state().clear_twice = true;
     }
 
-    /// No failures and no races from now on.
+    /// No failure and no race from now on.
     pub fn calm(&self) {
         let mut state = self.state();
         state.fail_gets = 0;
@@ -236,17 +236,17 @@ impl Kvm {
         state.races.clear();
     }
 
-    /// Forgets the writes that were to race with calls.
+    /// Forgets the planned racing writes.
     pub fn no_races(&self) {
         self.state().races.clear();
     }
 
-    /// Calls so far.
+    /// The calls made so far.
     pub fn calls(&self) -> Calls {
         self.state().calls
     }
 
-    /// Whether a slot is logged, and the mode that was set last.
+    /// Whether a slot is logged, and the mode that was last set.
     pub fn logged(&self, slot: u32) -> bool {
         let state = self.state();
         let state = &state.slots[&slot];
@@ -257,12 +257,12 @@ impl Kvm {
         state.bitmap.is_some()
     }
 
-    /// The capability's argument as set last.
+    /// The capability's argument as last set.
     pub fn mode(&self) -> u64 {
         self.state().mode
     }
 
-    /// Whether a page is protected (its next write leaves a trace).
+    /// Whether a page is protected, so that its next write leaves a trace.
     pub fn is_protected(&self, slot: u32, page: u64) -> bool {
         self.state().slots[&slot].writable[(page / 64) as usize] >> (page % 64) & 1 == 0
     }
@@ -278,7 +278,7 @@ impl Vm for Kvm {
 
     fn enable_cap(&mut self, cap: u32, arg: u64) -> Result<()> {
         let mut state = self.state();
-        // The second flag means nothing without the first.
+        // The second flag needs the first.
         let allowed = state.caps & ALL_CAPS;
         if cap != CAP_MANUAL_DIRTY_LOG_PROTECT2
             || arg & !allowed != 0
@@ -299,7 +299,7 @@ impl Vm for Kvm {
             state.fail_regions -= 1;
             return Err(errno(call, region.slot, "ENOMEM"));
         }
-        // What the kernel does with a number that it does not know. The engine never means it.
+        // The kernel makes a slot for a number that it does not know. The engine never wants that.
         let slot = state.slots.entry(region.slot).or_insert_with(|| {
             let mut made = SlotState {
                 region: UserMemoryRegion {
@@ -313,7 +313,7 @@ impl Vm for Kvm {
             made
         });
         let was = slot.region;
-        // Only the flags of a live slot can change; a move is the VMM's.
+        // Only the flags of an existing slot can change here. Moving a slot is the VMM's part.
         let flags = was.flags & !MEM_LOG_DIRTY_PAGES | region.flags & MEM_LOG_DIRTY_PAGES;
         if (UserMemoryRegion { flags, ..was }) != *region {
             return Err(errno(call, region.slot, "EINVAL"));
@@ -324,7 +324,7 @@ impl Vm for Kvm {
             slot.writable = slot.ones();
         } else if slot.bitmap.is_none() {
             if state.mode & MANUAL_INITIALLY_SET != 0 {
-                // Every bit set, nothing protected.
+                // Every bit set, no page protected.
                 slot.bitmap = Some(slot.ones());
             } else {
                 slot.bitmap = Some(vec![0; slot.writable.len()]);
@@ -354,7 +354,7 @@ impl Vm for Kvm {
             "the kernel writes the whole bitmap"
         );
         let fails = state.fail_gets > 0;
-        // A copy that fails half-way has written half of it.
+        // A copy that fails half-way has written half of the words.
         let copied = if fails { words.len() / 2 } else { words.len() };
         words[..copied].copy_from_slice(&bitmap[..copied]);
         if !manual {
@@ -458,7 +458,7 @@ mod tests {
         kvm.get_dirty_log(3, &mut words).unwrap();
         assert_eq!(words, [!0b100]);
         assert_eq!(kvm.version(0x10_1000), 2);
-        // A clear without the bit does nothing to its page.
+        // A clear without the bit does nothing to the page.
         kvm.clear_dirty_log(3, 0, 64, &[0]).unwrap();
         assert!(!kvm.is_protected(3, 1));
     }

@@ -1,4 +1,4 @@
-//! Named cases of the model: each is a course that once lost a page, or could.
+//! Named cases of the model: courses that once lost a page, or could.
 
 use super::*;
 
@@ -9,8 +9,8 @@ fn a_write_between_harvest_and_take_is_in_what_is_read_after_the_take() {
         let slot = world.slots[0].slot;
         world.kvm.guest_write(slot, 5);
         world.sync(When::Running).unwrap();
-        // Page 5 is not protected any more, and its bit is in the copy: the kernel will not
-        // tell of this write. The clear comes after it, so the reading must too.
+        // Page 5 is no longer protected, and its bit is in the copy, so the kernel will not report
+        // this write. The clear comes after the write, so the read must come after it too.
         world.kvm.race(Moment::BeforeClear, slot, 5);
         world.take(1, 1).unwrap();
         assert_eq!(world.finish().is_ok(), mistake == Mistake::None);
@@ -44,19 +44,20 @@ fn a_hole_written_between_harvest_and_take_is_not_lost() {
 #[test]
 fn a_chunk_rounded_out_to_64_pages_leaves_its_neighbours_new_bits_alone() {
     for mistake in [Mistake::None, Mistake::ClearTwice] {
-        // The slot begins at page 32 of the block: word 0 of its bitmap is in two chunks.
+        // The slot begins at page 32 of the block, so word 0 of its bitmap lies in two chunks.
         let mut world = settled(SMALLEST, 256, 32, mistake);
         let slot = world.slots[0].slot;
         world.kvm.guest_write(slot, 10);
         world.kvm.guest_write(slot, 40);
         world.sync(When::Running).unwrap();
-        // Block page 42: chunk 0. Its clear is rounded out over slot page 40, block page 72.
+        // Page 42 of the block is in chunk 0. Its clear is rounded out over slot page 40, which is
+        // page 72 of the block.
         world.take(1, 1).unwrap();
         assert!(world.kvm.is_protected(slot, 40));
         let flight = world.flight.pop().unwrap();
         assert_eq!(the_run(&flight.taken).pages.first().0, 42);
         world.read(flight);
-        // Written again after it was read: only the kernel's bit knows.
+        // Written again after it was read, which only the kernel's bit shows.
         world.kvm.guest_write(slot, 10);
         let clears = world.kvm.calls().clears;
         world.take(1, 1).unwrap();
@@ -67,7 +68,7 @@ fn a_chunk_rounded_out_to_64_pages_leaves_its_neighbours_new_bits_alone() {
                 "there was nothing left to clear"
             );
         } else {
-            // What the second clear of an unconsumed copy does.
+            // The effect of a second clear with a copy that was not consumed.
             world.kvm.guest_write(slot, 100);
             world.sync(When::Running).unwrap();
             // The first sync found page 10 again, so here it is taken, read, written ...
@@ -134,7 +135,7 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
     let slot = world.slots.remove(0);
     world.kvm.guest_write(slot.slot, 7);
-    // The wrong order: what it logged is gone, and so is the slot.
+    // The wrong order: the slot is gone, and with it the writes that it logged.
     world.kvm.delete(slot.slot);
     let guest = GuestAddress(slot.guest);
     world.memory.remove_slot(slot.slot, guest).unwrap();
@@ -144,7 +145,7 @@ fn a_slot_that_was_deleted_before_it_was_removed_counts_as_dirty_and_is_not_made
     );
     assert_eq!(world.consumer.pending(), Pages(256));
     world.finish().unwrap();
-    // And so when the whole block goes.
+    // The same when the whole block goes.
     let mut world = settled(SMALLEST, 256, 0, Mistake::None);
     let slot = world.slots.remove(0);
     world.kvm.delete(slot.slot);
@@ -257,7 +258,7 @@ fn a_change_that_another_observer_refuses_loses_no_page() {
         assert!(world.consumer.pending().0 >= 3);
         let error = world.memory.add_block(BlockDescription {
             name: "refused".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { crate::memory::HostMemory::new((1u64 << 45) as *mut u8) },
             length: Bytes(77 * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
@@ -300,8 +301,8 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
     world.start(StartWith::Nothing);
     let (slot, guest) = (world.slots[0].slot, GuestAddress(world.slots[0].guest));
     world.kvm.guest_write(slot, 7);
-    // After the harvest of the slot that was to go: only the kernel's bit knows, and the
-    // log, led back, has a copy of all ones.
+    // After the harvest of the slot that was to go: only the kernel's bit has the write, and the
+    // log that was led back has a copy of all ones.
     world.kvm.race(Moment::AfterGet, slot, 8);
     let error = world.memory.remove_slot(slot, guest).unwrap_err();
     assert!(error.message().starts_with("vhost: "), "{error}");
@@ -311,7 +312,7 @@ fn a_change_that_a_later_log_refuses_loses_no_page() {
 
 #[test]
 fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
-    /// Starts tracking in the middle of a change, after the tracker has been told of it.
+    /// Starts tracking in the middle of a change, after the tracker was told of the change.
     struct Starts(Mutex<Option<Consumer>>, AtomicBool);
     impl MapObserver for Starts {
         fn map_changes(&self, _: &Arc<Map>, _: &Arc<Map>) -> Result<()> {
@@ -337,7 +338,7 @@ fn a_start_knows_a_change_that_was_announced_and_not_yet_made() {
     memory
         .add_block(BlockDescription {
             name: "ram".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
             length: Bytes(100 * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
@@ -382,7 +383,7 @@ fn a_start_that_fails_leaves_the_vm_as_it_was() {
     world.kvm.fail_regions(1);
     let error = world.consumer.start(StartWith::Everything).unwrap_err();
     assert!(error.message().starts_with("starting kvm-log"), "{error}");
-    // A slot was switched on in vain, or a clear fails.
+    // Switching on one slot was undone, or a clear fails.
     world.kvm.fail(0, 1);
     world.consumer.start(StartWith::Nothing).unwrap_err();
     assert!(!world.consumer.is_started());

@@ -1,8 +1,8 @@
-//! What logs report, of whatever kind and from whatever thread, ends up at the pages it means.
+//! Reports of a log of any kind, on any thread, reach the pages that they mean.
 
 use super::*;
 
-/// A log that reports what it is told to, by guest addresses or pages of blocks.
+/// A log that reports what it is told to, by guest addresses or by pages of blocks.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<Tell>>>);
 
@@ -43,7 +43,7 @@ impl DirtyLog for Told {
     }
 }
 
-/// Pages of blocks that `page` pages after an origin is.
+/// The pages of blocks that lie `page` pages after an origin.
 fn naive(world: &World, origin: Origin, page: u64) -> Vec<(BlockId, u64)> {
     let block = |id| world.blocks.iter().find(|b| b.id == id);
     match origin {
@@ -172,7 +172,7 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     let mut last = false;
     loop {
         world.consumer.sync(When::Running).unwrap();
-        // A map that is swapped under the marks.
+        // The map is swapped during the marks.
         world.add_block(64);
         world.apply(&Op::RemoveBlock(1)).unwrap();
         loop {
@@ -192,7 +192,7 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
         if last {
             break;
         }
-        // One more round after all have ended.
+        // One more round after all threads have ended.
         last = threads.iter().all(|t| t.is_finished());
     }
     for thread in threads {
@@ -204,8 +204,8 @@ fn marks_from_many_threads_during_syncs_and_hotplug_are_all_found() {
     assert_eq!(world.consumer.stray_marks(), 0);
 }
 
-/// What a sync of 1 TiB costs in which nothing is dirty, against one read of its bitmap.
-/// Not a test: it measures. Run it in a release build with `--ignored --nocapture`.
+/// The cost of a sync of 1 TiB without a dirty page, compared with one read of its bitmap. This
+/// measures and tests nothing. Run it in a release build with `--ignored --nocapture`.
 #[test]
 #[ignore = "measures"]
 fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
@@ -229,7 +229,7 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: the test's own memory, or an address that nothing looks at.
+                // SAFETY: the test's own memory, or an address that is never accessed.
                 host: unsafe { crate::memory::HostMemory::new(host as *mut u8) },
                 length: Bytes(pages * PAGE_SIZE),
                 page_size: Bytes(PAGE_SIZE),

@@ -1,3 +1,3 @@
-//! What tests of the ring share.
+//! Helpers for tests of the rings.
 
 pub(crate) mod model;

@@ -1,8 +1,9 @@
 //! A model of KVM's dirty rings, for tests: the kernel at its least helpful.
 //!
-//! It pushes onto a full ring without a word, and what was there stays in use for ever. An interrupted
-//! RESET consumes entries without protecting their pages. Switching logging on with the
-//! initially-set flag protects nothing. What a page holds is a version, as in `kvm/testing/model.rs`.
+//! It pushes onto a full ring without an error, and the overwritten entries stay in use for ever.
+//! An interrupted RESET consumes entries without protecting their pages. Switching logging on with
+//! the initially-set flag protects no page. A page's contents are a version, as in
+//! `kvm/testing/model.rs`.
 
 use crate::error::{Error, Kind, Result};
 use crate::sys::kvm::{
@@ -14,12 +15,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Entries that the kernel keeps free for what one exit can push.
+/// Entries that the kernel keeps free for the pushes of one exit.
 const RESERVE: u64 = 64;
-/// Pages that RESET protects at once.
+/// Pages that RESET protects together.
 const BATCH: usize = 64;
 
-/// When a write lands that races with a RESET.
+/// At which point of a RESET a racing write lands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Moment {
     Before,
@@ -30,16 +31,16 @@ pub(crate) enum Moment {
 /// A signal during the next RESET.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Interrupt {
-    /// After so many entries.
+    /// After how many entries it comes.
     pub after: u64,
-    /// The thread was stopped, and can know it; a short count shows in any case.
+    /// The thread was stopped, and can find that out. A short count shows in any case.
     pub traced: bool,
 }
 
 struct SlotState {
     region: UserMemoryRegion,
     writable: Vec<bool>,
-    /// With `with_bitmap`: what no vCPU wrote.
+    /// With `with_bitmap`: the pages that no vCPU wrote.
     bitmap: Vec<u64>,
 }
 
@@ -53,7 +54,7 @@ struct Ring {
     entries: Arc<Vec<Entry>>,
     dirty: u64,
     reset: u64,
-    /// What `exit_reason` says. It stays until KVM_RUN is entered again.
+    /// Whether `exit_reason` says that the ring is full. It stays until KVM_RUN is entered again.
     exited_full: bool,
 }
 
@@ -89,9 +90,9 @@ struct State {
     interrupt: Option<Interrupt>,
     fail_resets: u32,
     fail_regions: u32,
-    /// A ring was pushed onto that was full.
+    /// An entry was pushed onto a full ring.
     overran: bool,
-    /// More was released than was in use: the kernel's counter is below zero, for ever.
+    /// More entries were released than were in use: the kernel's counter is below zero for ever.
     broken: bool,
     resets: u64,
 }
@@ -108,7 +109,7 @@ impl State {
         if !state.logged() {
             return;
         }
-        // An emulated store pushes each time, one that is not only at the fault.
+        // An emulated store pushes each time, any other store only at the fault.
         let pushes = if stores > 1 { stores } else { protected.into() };
         for _ in 0..pushes {
             self.overran |= self.rings[vcpu].push(slot, page);
@@ -132,7 +133,7 @@ impl State {
     }
 }
 
-/// The kernel's side, for the test; itself what the engine gets.
+/// The kernel's side, for the test, and what the engine gets.
 #[derive(Clone, Default)]
 pub(crate) struct Model(Arc<Mutex<State>>);
 
@@ -204,12 +205,12 @@ impl Model {
         assert!(self.state().slots.remove(&slot).is_some());
     }
 
-    /// A vCPU writes a page, `stores` times by stores that are emulated if more than once.
+    /// A vCPU writes a page `stores` times. If that is more than once, the stores are emulated.
     pub fn write(&self, vcpu: usize, slot: u32, page: u64, stores: u64) {
         self.state().write(vcpu, slot, page, stores);
     }
 
-    /// The kernel itself writes, for no vCPU.
+    /// The kernel itself writes, without a vCPU.
     pub fn kernel_writes(&self, slot: u32, page: u64) {
         let mut state = self.state();
         let Some(at) = state.slots.get_mut(&slot) else {
@@ -222,7 +223,7 @@ impl Model {
         *state.versions.entry(host).or_default() += 1;
     }
 
-    /// KVM_RUN is entered. Whether it comes out at once.
+    /// Enters KVM_RUN. Returns whether it comes out at once.
     pub fn is_full(&self, vcpu: usize) -> bool {
         let ring = &mut self.state().rings[vcpu];
         ring.exited_full = ring.is_full();
@@ -261,7 +262,7 @@ impl Model {
         state.fail_regions = regions;
     }
 
-    /// Nothing goes wrong from now on.
+    /// No failure from now on.
     pub fn calm(&self) {
         let mut state = self.state();
         state.races.clear();
@@ -307,7 +308,7 @@ impl ResetRings for Model {
             let mut batch = Vec::new();
             loop {
                 if interrupt.is_some_and(|i| count >= i.after) {
-                    // What is in the batch was consumed, and is not protected.
+                    // The entries of this batch are consumed, and their pages are not protected.
                     stopped = true;
                     break 'all;
                 }
@@ -334,7 +335,8 @@ impl ResetRings for Model {
             }
             state.protect(&mut batch);
         }
-        // Where all was consumed and nothing can tell, nothing can be asked of the engine.
+        // If all entries were consumed and nothing shows the interruption, the engine cannot know
+        // it.
         let rest = state
             .rings
             .iter()

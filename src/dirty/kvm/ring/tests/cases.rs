@@ -1,4 +1,4 @@
-//! Named cases of the model: overruns, interrupted resets, kicks, and what a sync costs.
+//! Named cases of the model: overruns, interrupted RESETs, kicks, and the cost of a sync.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn each_size_of_overrun_is_noticed_told_and_survived() {
             world.write(1, 1, 9, 1).unwrap();
             let overran = world.model.overran();
             let report = world.consumer.sync(When::Running).unwrap();
-            // Exactly full is taken for an overrun too.
+            // An exactly full ring is taken for an overrun too.
             let full = stores >= entries as u64;
             assert!(!overran || full);
             assert_eq!(world.rings.figures().overruns, u64::from(full), "{stores}");
@@ -41,7 +41,7 @@ fn each_size_of_overrun_is_noticed_told_and_survived() {
 #[test]
 fn a_gap_that_only_a_last_look_can_find_is_found_and_told() {
     let mut world = simple(256, 1);
-    // What a reset that races with an overrun leaves: three in use that hold nothing.
+    // The result of a RESET that races with an overrun: three entries in use that hold no page.
     {
         let ring = world.model.ring(0);
         world.write(0, 1, 1, 3).unwrap();
@@ -76,7 +76,8 @@ fn an_interrupted_reset_keeps_its_last_pages_dirty_to_the_end() {
         world.model.interrupt(Interrupt { after: 90, traced });
         world.consumer.sync(When::Running).unwrap();
         world.drain().unwrap();
-        // The last of what was consumed were not protected: nobody hears of these.
+        // The pages of the last consumed entries were not protected, so these writes leave no
+        // trace.
         for page in 0..100 {
             world.write(0, 1, page, 1).unwrap();
         }
@@ -91,8 +92,8 @@ fn an_interrupted_reset_keeps_its_last_pages_dirty_to_the_end() {
 fn a_page_is_handed_out_only_after_its_reset() {
     let mut world = simple(256, 1);
     world.write(0, 1, 5, 1).unwrap();
-    // Before the RESET protects it, the page is still writable: the write leaves no trace, so
-    // whoever reads the page has to come later.
+    // Until RESET has protected it, the page is still writable, and a write leaves no trace. So a
+    // read of the page has to come later.
     world.model.race(Moment::Before, 0, 1, 5);
     world.consumer.sync(When::Running).unwrap();
     world.drain().unwrap();
@@ -103,7 +104,7 @@ fn a_page_is_handed_out_only_after_its_reset() {
 #[test]
 fn saying_full_many_times_for_nothing_does_not_break_a_ring() {
     let world = simple(256, 1);
-    // Once before there was any exit, and once with one that was answered long ago.
+    // Once before there was any exit, and once with an exit that was answered long ago.
     for filled in [0, 192] {
         for page in 0..filled {
             world.write(0, 1, page, 1).unwrap();
@@ -132,7 +133,7 @@ fn a_sync_with_nothing_dirty_makes_no_reset_and_one_with_something_makes_one() {
     assert_eq!(world.rings.dirtied(2).unwrap(), 1);
 }
 
-/// Counts kicks, and writes a page in each: what a processor held back.
+/// Counts kicks, and writes a page in each: one that a processor held back.
 struct Kicked(Model, AtomicU64);
 
 impl Vmm for Kicked {
@@ -157,7 +158,7 @@ fn an_idle_guest_in_the_middle_of_its_first_pass_has_written_nothing() {
         let report = world.consumer.sync(When::Running).unwrap();
         assert_eq!((report.written.0, report.observed.0), (0, all));
     }
-    // One page of what was taken, one that is still pending: both are writes.
+    // One taken page, and one that is still pending. Both count as writes.
     let slot = world.slots[0].slot;
     for page in [3, 300] {
         world.write(0, slot, page, 1).unwrap();
@@ -222,7 +223,7 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
     memory
         .add_block(BlockDescription {
             name: "huge".into(),
-            // SAFETY: the test's own memory, or an address that nothing looks at.
+            // SAFETY: the test's own memory, or an address that is never accessed.
             host: unsafe { crate::memory::HostMemory::new(0x1000_0000_0000 as *mut u8) },
             length: Bytes(pages * PAGE_SIZE),
             page_size: Bytes(PAGE_SIZE),
@@ -230,7 +231,7 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
             flags: BlockFlags::default(),
         })
         .unwrap();
-    // The model has a small slot far into it; nothing is ever allocated for the rest.
+    // The model has a small slot far into it. Nothing is allocated for the rest.
     let first = pages - 5000;
     model.create(1, 0x1000_0000_0000 + first * PAGE_SIZE, 5000, 0);
     memory
@@ -257,12 +258,12 @@ fn a_sync_of_a_tebibyte_costs_what_was_dirtied() {
     }
     assert_eq!(consumer.sync(When::Running).unwrap().found.0, 1000);
     assert_eq!(consumer.sync(When::Stopped).unwrap().found.0, 0);
-    // Of 2 x 32 MiB of bitmaps, what was touched. Other tests run beside this one.
+    // The touched part of 2 x 32 MiB of bitmaps. Other tests run at the same time.
     let touched = resident().saturating_sub(before);
     assert!(touched < 4096, "{touched} pages of memory were touched");
 }
 
-/// Three entries in use that hold nothing, as a reset that races with an overrun leaves them.
+/// Leaves three entries in use that hold no page, as a RESET that races with an overrun does.
 fn leave_a_gap(world: &World, page: u64, at: usize) {
     let ring = world.model.ring(0);
     world.write(0, 1, page, 3).unwrap();
@@ -275,12 +276,12 @@ fn leave_a_gap(world: &World, page: u64, at: usize) {
 #[test]
 fn a_gap_long_after_a_ring_that_was_just_full_is_news_and_loses_nothing() {
     let mut world = simple(256, 1);
-    // Full to the last entry, and not one more: there are no phantoms.
+    // Full to the last entry and not beyond, so there are no phantoms.
     world.write(0, 1, 7, 256).unwrap();
     world.consumer.sync(When::Running).unwrap();
     assert_eq!(world.rings.figures().recoveries, 1);
     world.drain().unwrap();
-    // In order again, and seen to be.
+    // In order again, and seen in order.
     for page in 10..14 {
         world.write(0, 1, page, 1).unwrap();
         world.consumer.sync(When::Running).unwrap();
@@ -301,9 +302,9 @@ fn entries_of_a_disturbed_reset_that_are_pushed_onto_at_once_leave_no_page_unpro
         for page in 0..190 {
             world.write(0, 1, page, 1).unwrap();
         }
-        // All of it is consumed, the last batch is not protected; and before that is noticed, the guest
-        // goes on and comes round to the entries that named those pages (emulated stores: nobody looks
-        // whether the ring is full).
+        // All entries are consumed, and the last batch is not protected. Before that is noticed,
+        // the guest goes on, and comes round to the entries that named those pages. (Its stores are
+        // emulated, so nothing checks whether the ring is full.)
         world.model.interrupt(Interrupt {
             after: 190,
             traced: true,
@@ -324,7 +325,7 @@ fn entries_of_a_disturbed_reset_that_are_pushed_onto_at_once_leave_no_page_unpro
     }
 }
 
-/// Fails to start a thread's work.
+/// Fails at the beginning of a thread.
 struct Unannounced(AtomicU64);
 
 impl Vmm for Unannounced {
@@ -348,7 +349,7 @@ fn each_thread_that_makes_rounds_is_announced_and_what_came_of_that_is_told() {
     );
     let rings = log.rings();
     rings.add(0, world.model.ring(0)).unwrap();
-    // Nothing is tracked yet.
+    // No page is tracked yet.
     rings.full(0).unwrap();
     assert_eq!(vmm.0.load(Ordering::SeqCst), 1);
     let tracker = Tracker::new(Arc::clone(&world.memory), Clearing::default()).unwrap();
@@ -374,7 +375,7 @@ fn two_trackers_in_turn_find_what_is_written_at_each_sync_and_call_it_no_overrun
         assert_eq!(report.found.0, 30, "round {round}: {report:?}");
         assert!(report.warnings.is_empty(), "{report:?}");
         world.consumer.stop().unwrap();
-        // Somebody else, for a while; the first tracker stays.
+        // Another tracker uses the rings for a while. The first one stays.
         let (other, _) = attach(&world.model, &world.memory, &world.setup, 1);
         other.start(StartWith::Nothing).unwrap();
         for page in 0..7 {
@@ -393,7 +394,7 @@ fn slots_that_somebody_left_logged_with_nothing_protected_lose_nothing() {
     let mut world = simple(256, 1);
     world.consumer.stop().unwrap();
     let setup = world.setup.clone();
-    // With the initially-set mode: every page stays writable, and switching on is no switch.
+    // In initially-set mode every page stays writable, and switching on again changes nothing.
     for (slot, first, pages, block) in [(1, 0, 500, 0), (2, 513, 187, 0), (3, 3, 127, 1)] {
         let mut model = world.model.clone();
         model.set_mode(3);
@@ -423,7 +424,7 @@ fn a_reset_that_stops_at_an_entry_pushed_onto_is_told_at_once_and_not_in_the_las
     for page in 0..190 {
         world.write(0, 1, page, 1).unwrap();
     }
-    // Between harvest and reset: onto the first of what was harvested.
+    // Between harvest and RESET: onto the first harvested entry.
     for page in 200..280 {
         world.model.race(Moment::Before, 0, 1, page);
     }
