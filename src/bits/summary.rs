@@ -176,13 +176,12 @@ impl Bitmap {
         self.merge_words_with(words::best(), at, words, nbits)
     }
 
-    /// [`Bitmap::merge_words`] that also says how many bits were set before.
+    /// [`Bitmap::merge_words`] that also returns how many bits were set before.
     pub(crate) fn merge_words_counted(&mut self, at: usize, words: &[u64], nbits: usize) -> Merged {
         self.merge_by(words::best(), at, words, nbits)
     }
 
-    /// [`Bitmap::merge_words`] with a certain table of kernels, to measure or
-    /// to test one.
+    /// [`Bitmap::merge_words`] with a given table of kernels, for tests and benchmarks.
     pub fn merge_words_with(
         &mut self,
         kernels: &Kernels,

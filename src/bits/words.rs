@@ -119,7 +119,7 @@ impl Kernels {
         let first = bits.start / WORD_BITS;
         let shift = (bits.start % WORD_BITS) as u32;
         let full = nbits / WORD_BITS;
-        // Word i of the source, with its left neighbour's top bits below it.
+        // Word i of the shifted source: the top bits of its left neighbour are below it.
         let carry = |i: usize| match (shift, i) {
             (0, _) | (_, 0) => 0,
             _ => src[i - 1] >> (64 - shift),

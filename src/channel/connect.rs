@@ -1,7 +1,7 @@
-//! Making a connection to an endpoint. Once: whether to try again is the caller's to decide.
+//! Making one connection to an endpoint. The caller decides whether to try again.
 //!
-//! An [`Attempt`] is begun without waiting and finished later, so that the connections of many
-//! channels are made in the time of one.
+//! An [`Attempt`] is begun without waiting and finished later, so that connecting many channels
+//! takes the time of one.
 
 use super::connection::Channel;
 use super::endpoint::Endpoint;
@@ -123,7 +123,7 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Waits until it stands. Errors as those of [`Channel::connect`].
+    /// Waits until the connection is made. The errors are those of [`Channel::connect`].
     pub(super) fn finish(mut self) -> Result<Channel> {
         loop {
             let Wait { cancel, limit } = self.wait;
@@ -148,8 +148,8 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
-        // TCP lets a socket connect to itself when it is given, by chance, the
-        // very port it calls and nobody listens there.
+        // A TCP socket can connect to itself, if by chance it gets the port that it calls and no
+        // program listens there.
         if let Address::Inet(_) = self.address {
             let failed = |e| self.failed(e);
             let local = net::local_address(self.fd.as_fd()).map_err(failed)?;

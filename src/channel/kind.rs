@@ -82,7 +82,7 @@ impl ConnectionKind {
     }
 }
 
-/// Parts that go in one direction.
+/// Parts that are moved in one direction.
 pub(super) trait Directed: IoPart {
     /// To the peer or from it.
     const DIRECTION: Direction;

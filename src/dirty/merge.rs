@@ -69,6 +69,7 @@ impl BlockState {
         pages: usize,
     ) -> Merged {
         let mut merged = Merged::default();
+        // With several sets in slices, so that each word comes from memory once.
         let slice = match self.following().take(2).count() {
             0 => {
                 merged.bits = words::count_range(words, 0, pages);

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A cancellation that many threads share. Once cancelled, cancelled for ever.
+/// A cancellation that many threads share. It cannot be undone.
 ///
-/// One may stand under another ([`Cancel::under`]): what the upper one cancels, it cancels too.
+/// A cancellation may stand under another one ([`Cancel::under`]). When the upper one is cancelled,
+/// so is the lower one.
 #[derive(Debug, Clone)]
 pub struct Cancel {
     inner: Arc<Inner>,
@@ -66,7 +67,7 @@ impl Cancel {
         first
     }
 
-    /// Whether it was cancelled. One atomic load, and one for that above it.
+    /// Whether it is cancelled. Costs one atomic load, and one more for the upper cancellation.
     pub fn is_cancelled(&self) -> bool {
         self.inner.cancelled.load(Ordering::Acquire)
             || self.upper().is_some_and(Cancel::is_cancelled)
@@ -76,8 +77,8 @@ impl Cancel {
         self.inner.upper.as_ref()
     }
 
-    /// A descriptor that becomes readable when cancelled and stays so: it is
-    /// to be polled, never read. Not when that above it is cancelled.
+    /// A descriptor that becomes readable on the cancel and stays so. Poll it, and never read it. A
+    /// cancel of the upper cancellation does not make it readable.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.inner.fd.as_fd()
     }

@@ -87,7 +87,7 @@ const EXPECTED: &str = "expected the descriptor that KVM_CREATE_VM returned";
 pub struct VmFd(OwnedFd);
 
 impl VmFd {
-    /// Takes `fd`, which must be what `KVM_CREATE_VM` returned (or a duplicate of it).
+    /// Takes `fd`, which `KVM_CREATE_VM` returned (or a duplicate of that).
     ///
     /// # Errors
     /// [`Kind::Invalid`] for any other descriptor, and for a VM of another process.

@@ -269,8 +269,8 @@ pub fn file_kind(fd: BorrowedFd<'_>) -> FileKind {
     }
 }
 
-/// The size of the pages that mappings of a descriptor's file have, in bytes: that of its huge pages
-/// if it is a file of hugetlbfs, else 4 KiB.
+/// The page size in bytes of mappings of a file: that of its huge pages if it is on hugetlbfs, else
+/// 4 KiB.
 pub fn page_size_of(fd: BorrowedFd<'_>) -> usize {
     match (file_kind(fd), stat(fd)) {
         (FileKind::Hugetlbfs, Ok(stat)) => (stat.st_blksize as usize).max(4096),
@@ -278,8 +278,8 @@ pub fn page_size_of(fd: BorrowedFd<'_>) -> usize {
     }
 }
 
-/// How many pages of a part of a tmpfs file have contents, in memory or in swap
-/// (`cachestat`, 6.5). Looks at that part only, whatever lies around it.
+/// How many pages of a part of a tmpfs file have contents, in memory or in swap (`cachestat`, 6.5).
+/// Looks at that part only, whatever lies around it.
 pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<u64> {
     #[repr(C)]
     struct Part {

@@ -1,5 +1,5 @@
-//! userfaultfd: the descriptor, which address ranges it is told of, and whether anybody's is told
-//! of an address ([`WatchProbe`]).
+//! userfaultfd: the descriptor, which address ranges are registered with it, and whether any
+//! userfaultfd watches an address ([`WatchProbe`]).
 //!
 //! Only what asynchronous write protection needs is here. `PAGEMAP_SCAN` reads and restores the
 //! protection, in [`super::pagemap`].
@@ -145,11 +145,11 @@ impl Userfault {
 /// Tells whether any userfaultfd watches an address: one of this process, or one of another process
 /// that was made for this process.
 ///
-/// Linux has no question for it. But it fills a page only where *some* userfaultfd is told of it, and
-/// looks at that before it reads what the page is to hold. So a userfaultfd of our own asks to fill
-/// a page from memory that cannot be read: `ENOENT` where nobody is told, another error where
-/// somebody is. Nothing is filled either way. A kernel that keeps to this is tried once
-/// ([`WatchProbe::open`]).
+/// Linux has no call for that question. But `UFFDIO_COPY` fills a page only if *some* userfaultfd
+/// watches it, and checks that before it reads the contents. So a userfaultfd of brant's own asks
+/// to fill a page from memory that cannot be read. The answer is `ENOENT` if no userfaultfd
+/// watches, and another error if one does. No page is filled either way. [`WatchProbe::open`] tries
+/// once whether the kernel behaves like this.
 #[derive(Debug)]
 pub struct WatchProbe {
     fd: OwnedFd,

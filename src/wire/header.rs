@@ -85,7 +85,7 @@ impl Header {
         }
     }
 
-    /// The header of a ZEROS record, which is all there is of it.
+    /// The header of a ZEROS record, which has no payload.
     pub fn zeros(block: u32, first_page: Pages, count: u32) -> Header {
         Header {
             kind: RecordType::Zeros.number(),
@@ -283,8 +283,8 @@ impl Header {
         )))
     }
 
-    /// The contents in what follows the header of a PAGES with a checksum, or the list of a PAGES_LIST
-    /// with one, if they are what was sent.
+    /// The contents in `payload`, if they are what was sent. `payload` is all that follows the
+    /// header of a PAGES with a checksum, or the list of a PAGES_LIST with one.
     ///
     /// # Errors
     /// [`Kind::Protocol`] with the pages and both checksums.
@@ -318,9 +318,9 @@ impl Header {
         )))
     }
 
-    /// Whether this is a page run that lies inside a block of `block_pages`
-    /// and inside one stretch, with the payload its type has. After this, the
-    /// pages `first_page .. first_page + count` may be indexed.
+    /// Whether this page run lies inside a block of `block_pages` and inside one stretch, with the
+    /// payload of its type. After this check, the pages `first_page .. first_page + count` may be
+    /// used as indexes.
     ///
     /// A run never crosses a stretch, because each stretch belongs to one channel. So an older
     /// version of a page never arrives last.
@@ -367,8 +367,8 @@ impl Header {
         Ok(())
     }
 
-    /// Whether this is a PAGES or PAGES_LIST with a checksum behind its contents: its payload is longer
-    /// by that than whole pages, and a list, are.
+    /// Whether this is a PAGES or PAGES_LIST with a checksum behind its contents. Then its payload
+    /// is longer by the checksum than whole pages, and the list, take.
     pub fn is_checked(&self) -> bool {
         self.checksum_len() != 0
     }
@@ -387,7 +387,7 @@ impl Header {
         }
     }
 
-    /// What to call the record in a message.
+    /// The record's name in messages.
     fn name(&self) -> String {
         match RecordType::from_number(self.kind) {
             Some(kind) => kind.name().into(),

@@ -1,10 +1,10 @@
 //! PAGES_LIST: short runs of pages that lie apart, in one record.
 //!
-//! A guest that writes here and there leaves single pages. A record for each of them costs the
-//! destination a read for each. So the record begins with a list of runs, and the contents of
-//! all of them follow it in the same order. The list decides where contents go, so it has a
-//! checksum of its own; contents have one where it was agreed on, as in PAGES. Encoder and page sink
-//! call it.
+//! A guest that writes here and there leaves single dirty pages. With one record for each page, the
+//! destination would make one read for each. So the record begins with a list of runs, and the
+//! contents of all runs follow in the same order. The list has a checksum of its own, because it
+//! decides where contents go. The contents have one if the sides agreed on it, as in PAGES. The
+//! encoder and the page sink use this file.
 
 use super::header::{Header, HEADER_LEN};
 use super::kind::{list_len, RecordType, CHECKSUM_LEN};

@@ -74,7 +74,7 @@ impl Default for Ours {
 }
 
 impl Ours {
-    /// The same that insists on `features`.
+    /// The offer that also requires `features`.
     pub fn requiring(self, features: u64) -> Ours {
         Ours {
             required: self.required | features,
@@ -82,7 +82,7 @@ impl Ours {
         }
     }
 
-    /// The same without features that this side was told to do without.
+    /// The offer without features that this side was told not to use.
     pub fn without(self, features: u64) -> Ours {
         Ours {
             offered: self.offered & !features,

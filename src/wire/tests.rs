@@ -102,7 +102,7 @@ fn list(block: u32, runs: &[(u64, u32)]) -> Any {
     Any::Run(header, payload)
 }
 
-/// The same with a checksum behind them.
+/// The same list with a checksum behind the contents.
 fn checked_list(block: u32, runs: &[(u64, u32)]) -> Any {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
@@ -122,7 +122,7 @@ fn sealed(mut contents: Vec<u8>) -> Vec<u8> {
     contents
 }
 
-/// One record of every type, with the fixture it is in.
+/// One record of every type, with the name of its fixture.
 fn examples() -> Vec<(&'static str, Any)> {
     let block = |id, name: &str, flags| Block {
         id,

@@ -24,9 +24,9 @@ pub fn find_not(words: &[u64], fill: u64) -> Option<usize> {
     rest.iter().position(|&w| w != fill).map(|i| at + i)
 }
 
-/// A group: returns whether the source had a bit, and adds the bits newly
-/// set, and those that were set before. No branch inside the loops, so that the compiler can use what
-/// vectors the architecture has.
+/// ORs a group. Returns whether the source had a bit. Counts the bits that became set, and those
+/// that were set before. The loops have no branch, so that the compiler can use the architecture's
+/// vectors.
 #[inline(always)]
 fn or_group(
     dst: &mut [u64; GROUP_WORDS],
@@ -68,8 +68,8 @@ pub fn or(dst: &mut [u64], src: &[u64]) -> u64 {
     new
 }
 
-/// [`or`] on at most one span that begins at a group. `met` gets a bit for
-/// each group whose source was not zero.
+/// [`or`] on at most one span that begins at a group. `met` gets a bit for each group whose source
+/// is not zero.
 #[inline(always)]
 pub fn or_span(dst: &mut [u64], src: &[u64], met: &mut Met) -> u64 {
     or_span_shifted_by(dst, src, met, |s| s)

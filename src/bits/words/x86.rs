@@ -88,7 +88,7 @@ macro_rules! loops {
             portable::find_not(words, fill)
         }
 
-        /// One line: returns whether the source had a bit. Counts the bits that became set, and
+        /// ORs one line. Returns whether the source had a bit. Counts the bits that became set, and
         /// those that were set before.
         #[target_feature(enable = $feature)]
         #[inline]
