@@ -26,7 +26,7 @@ struct Side {
 }
 
 fn holds_data(page: u64) -> bool {
-    LONG_RUN.contains(&page) || page % 3 == 0
+    LONG_RUN.contains(&page) || page.is_multiple_of(3)
 }
 
 fn fill(block: &Block, page: u64, seed: u64) {
