@@ -13,14 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// The socket under a channel, to do to it what a channel does not.
+/// The socket under a channel, for calls that a channel does not make.
 fn fd(channel: &Channel) -> BorrowedFd<'_> {
     match &channel.kind {
         kind::ConnectionKind::Socket(socket) => socket.fd(),
     }
 }
 
-/// Long enough never to end a test that works.
+/// Longer than any test takes that works.
 const LONG: Duration = Duration::from_secs(20);
 
 fn soon() -> Deadline {
@@ -46,18 +46,18 @@ fn socketpair() -> (Channel, Channel) {
     )
 }
 
-/// So small that most calls take only some of their bytes. (The sending side:
-/// a tiny receive window makes TCP wait for its window probes.)
+/// Makes buffers so small that most calls move only a part of their bytes. Only on the sending
+/// side, because with a tiny receive window TCP waits for its window probes.
 fn tiny_buffers(channel: &Channel) {
     net::set_option(fd(channel), libc::SOL_SOCKET, libc::SO_SNDBUF, 4096).unwrap();
 }
 
-/// Bytes whose order and place both matter.
+/// Bytes by which order and place both show.
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
 }
 
-/// Cuts `bytes` to pieces of lengths that repeat from `lengths`.
+/// Cuts `bytes` into parts, whose lengths repeat those in `lengths`.
 fn cut_up<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
     let mut pieces = Vec::new();
     for length in lengths.iter().cycle() {
@@ -83,7 +83,7 @@ fn all_bytes_arrive_in_order_through_tiny_buffers() {
         tiny_buffers(&from);
         tiny_buffers(&to);
         let data = pattern(1_500_000);
-        // Over 1,024 parts, of all sizes, empty ones among them.
+        // More than 1,024 parts of all sizes, empty ones included.
         let pieces = cut_up(&data, &[1, 0, 4096, 7, 64, 3000, 2, 0, 1, 100, 5]);
         assert!(pieces.len() > 2 * PARTS_MAX, "{}", pieces.len());
         let parts: Vec<Part> = pieces.iter().map(|p| Part::bytes(p)).collect();
@@ -111,7 +111,7 @@ fn all_bytes_arrive_in_order_through_tiny_buffers() {
     }
 }
 
-/// Runs `blocked` until it waits, cancels, and wants it back soon.
+/// Runs `blocked` until it waits, cancels it, and expects it to return soon.
 fn cancelled_soon<T: Send>(name: &str, blocked: impl FnOnce(&Cancel) -> Result<T> + Send) {
     let cancel = Cancel::new().unwrap();
     let (sender, receiver) = mpsc::channel();
@@ -133,7 +133,7 @@ fn cancelled_soon<T: Send>(name: &str, blocked: impl FnOnce(&Cancel) -> Result<T
     assert_eq!(error.kind(), Kind::Cancelled, "{name}: {error}");
 }
 
-/// Until the kernel shows the thread in ppoll.
+/// Returns when the kernel shows the thread in ppoll.
 fn wait_until_asleep(tid: i32) {
     let path = format!("/proc/self/task/{tid}/syscall");
     let poll = format!("{} ", libc::SYS_ppoll);
@@ -210,7 +210,7 @@ fn nothing_is_moved_once_cancelled() {
     drop(to);
 }
 
-/// A TCP listener whose queue is full: the next connection gets no answer.
+/// A TCP listener whose queue is full, so that the next connection gets no answer.
 fn deaf_tcp_listener() -> (OwnedFd, Vec<OwnedFd>, Endpoint) {
     let any = Endpoint::parse("tcp:127.0.0.1:0").unwrap().address();
     let listener = net::stream_socket(&any).unwrap();
@@ -220,7 +220,7 @@ fn deaf_tcp_listener() -> (OwnedFd, Vec<OwnedFd>, Endpoint) {
     let Address::Inet(inet) = address else {
         panic!("not TCP");
     };
-    // A queue of 0 holds one; the connections after it stay half open.
+    // A queue of length 0 holds one connection. The connections after it stay half open.
     let fill = |_| {
         let fd = net::stream_socket(&address).unwrap();
         let _ = net::connect(fd.as_fd(), &address);
@@ -300,7 +300,7 @@ fn the_end_of_the_stream_is_the_peer_gone_and_says_how_far_it_came() {
         assert_eq!(error.kind(), Kind::PeerGone);
         assert!(error.message().contains("3 of 10 bytes"), "{error}");
         assert!(to.peer_hung_up().unwrap());
-        // Its position is lost: nothing that follows may be taken for more of it.
+        // The position in the stream is lost, so no later byte may be taken for more of it.
         let error = to.try_recv(&[PartMut::bytes(&mut room)]).unwrap_err();
         assert_eq!(error.kind(), Kind::State);
     }
@@ -310,8 +310,8 @@ fn the_end_of_the_stream_is_the_peer_gone_and_says_how_far_it_came() {
 fn sending_to_a_peer_that_is_gone_is_an_error_and_no_signal() {
     for (mut from, to) in [tcp_pair(), socketpair()] {
         drop(to);
-        // A blocked signal becomes pending even where it is ignored, as Rust's
-        // start-up has SIGPIPE ignored: so one that was raised shows.
+        // Rust ignores SIGPIPE from its start. A blocked signal becomes pending even if it is
+        // ignored, so this shows whether one was raised.
         let _blocked = event::SignalMask::full().put().unwrap();
         let data = vec![0u8; 8 << 20];
         let error = from
@@ -370,7 +370,7 @@ fn a_peer_that_does_nothing_is_given_up_after_the_idle_time() {
     assert_eq!(error.kind(), Kind::Timeout);
     assert!(error.message().contains("took nothing"), "{error}");
     assert!(from.counters().send_waited >= Duration::from_millis(50));
-    // Part of it went: what follows would be read as the rest.
+    // A part was sent, so the peer would read the next bytes as the rest.
     let error = from.send(&[Part::bytes(b"x")], &io).unwrap_err();
     assert_eq!(error.kind(), Kind::State);
 }
@@ -436,7 +436,7 @@ fn a_wake_up_that_a_recall_left_ends_one_wait_and_not_every_one() {
     // One wait is ended by what was left, one by the limit. It was one in every two milliseconds.
     let waits = scope.calls().iter().filter(|c| c.name == "ppoll").count();
     assert_eq!(waits, 2);
-    // And the next recall is heard.
+    // The next recall is noticed too.
     std::thread::scope(|s| {
         let waiter = s.spawn(|| receive(&Io::patient(LONG)));
         recall.raise();
@@ -493,7 +493,7 @@ fn trying_to_receive_never_waits() {
     assert_eq!(error.kind(), Kind::PeerGone);
 }
 
-/// Three pages of which the middle one is not there.
+/// Three pages, the middle one not mapped.
 struct Holed(*mut u8);
 
 impl Holed {
@@ -523,7 +523,7 @@ impl Holed {
 
 impl Drop for Holed {
     fn drop(&mut self) {
-        // SAFETY: made by mmap in new, nothing points there any more.
+        // SAFETY: mapped in `new`, and nothing points there any more.
         unsafe { libc::munmap(self.0.cast(), 3 * Self::PAGE) };
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels of every width do what a list of booleans does.
+//! The kernels of every width, compared with a list of booleans.
 
 use super::*;
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn levels() -> impl Iterator<Item = &'static Kernels> {
     Level::ALL.into_iter().filter_map(kernels)
 }
 
-/// Words as they come: mostly zero in one place, full or mixed in another.
+/// Words as in practice: mostly zero in one place, full or mixed in another.
 fn words(max: usize) -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![
         4 => Just(0u64),
@@ -107,7 +107,7 @@ proptest! {
         dst in words(1200), src in words(1200), at in 0usize..40_000,
         near in 0usize..1200, nbits in 0usize..80_000,
     ) {
-        // Half of the time near the start, where much fits.
+        // Half of the positions are near the start, where many bits fit.
         let at = if nbits % 2 == 0 { at } else { near };
         let mut model = bits_of(&dst);
         let from = bits_of(&src);
@@ -207,7 +207,7 @@ fn spans_of_which_half_the_lines_have_a_bit_are_merged_alike_at_every_width() {
         state ^= state << 17;
         state
     };
-    // Six spans and a bit; after the first the others are known to be mixed.
+    // A little more than six spans. After the first one the others are known to be mixed.
     let mut some = |share: u64| -> Vec<u64> {
         let mut words = vec![0; 6 * SPAN_WORDS + 13];
         for line in words.chunks_mut(GROUP_WORDS) {

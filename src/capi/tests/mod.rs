@@ -1,3 +1,3 @@
-//! Tests of the C face as a whole, from inside the crate.
+//! Tests of the whole C interface, from inside the crate.
 
 mod panics;

@@ -1,5 +1,5 @@
-//! A panic below any export comes back as what that function returns when it fails. Which
-//! exports there are is read from the header. A test, and nothing else.
+//! A panic below any export comes back as the value that the function returns when it fails. The
+//! exports are read from the header. Only tests use this file.
 
 mod guest;
 mod images;
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 const HEADER: &str = include_str!("../../../include/brant.h");
 
-/// What a function makes of a panic.
+/// How a function reports a panic.
 enum Answer {
     Nothing,
     Code(i32),
@@ -38,9 +38,9 @@ impl Answer {
 
 type Call = unsafe fn(*mut *mut brant_error) -> Answer;
 
-/// Name, a call, and what it returns when it panics; null where that is BRANT_E_INTERNAL with
-/// an error object. The arguments do not matter: none is used before the panic, and what is
-/// wrong with them is said before the other.
+/// Name, a call, and its return value after a panic; null if that is BRANT_E_INTERNAL with an error
+/// object. The arguments do not matter: the panic comes before they are used, and before errors
+/// about them.
 type Export = (&'static str, Call, Option<&'static str>);
 
 const EXPORTS: [&[Export]; 5] = [

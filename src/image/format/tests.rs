@@ -1,4 +1,4 @@
-//! What is written is read again, and nothing else is taken for it.
+//! What is written is read back, and nothing else is taken for an image.
 
 use super::*;
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ fn example() -> (Index, Vec<u8>, ImageHeader) {
     (index, bytes, header)
 }
 
-/// Decodes bytes whose checksum is right, whatever they say.
+/// Decodes bytes with a correct checksum.
 fn decode(bytes: &[u8], header: &ImageHeader) -> Result<Index> {
     let index_sum = crc32fast::hash(bytes);
     let header = ImageHeader {
@@ -150,7 +150,7 @@ fn a_place_that_is_not_the_blocks_own_is_refused_by_name() {
         assert_eq!(error.kind(), Kind::Image);
         assert!(error.message().contains("block `ram`"), "{error}");
     }
-    // Over one another, twice, or a blob in a block.
+    // Areas that overlap, come twice, or a blob inside a block.
     let mut index = good.clone();
     index.blocks[1].offset = ram.offset;
     let error = decode(&index.encode().unwrap(), &header).unwrap_err();
@@ -170,7 +170,7 @@ fn a_place_that_is_not_the_blocks_own_is_refused_by_name() {
 #[test]
 fn an_index_that_promises_much_gets_no_room_for_it() {
     let (_, _, header) = example();
-    // 2^32 - 1 blocks, in eight bytes.
+    // 2^32 - 1 blocks in eight bytes.
     let error = decode(&[0xff; 8], &header).unwrap_err();
     assert!(error.message().contains("expected 0 at most"), "{error}");
     let error = decode(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], &header).unwrap_err();

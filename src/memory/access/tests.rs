@@ -1,5 +1,5 @@
-//! Memory that is not there, in every way that can be made here. An access that is not asked
-//! about first ends the test process, which is a failure too.
+//! Inaccessible memory of every kind that can be made here. An access without a check ends the test
+//! process, which is a failure too.
 
 use super::*;
 use crate::memory::testing::kinds::poison;
@@ -11,13 +11,13 @@ use std::sync::Arc;
 const PAGES: u64 = 64;
 const LENGTH: usize = (PAGES * PAGE_SIZE) as usize;
 
-/// A mapping and a block over it. The file behind it, if there is one, is known or not.
+/// A mapping and a block over it. If there is a file, the block knows it or does not.
 struct Area {
     block: Arc<Block>,
     file: Option<File>,
 }
 
-/// How memory can be made.
+/// The kinds of memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Made {
     Private,
@@ -34,7 +34,7 @@ const ALL: [Made; 4] = [
 ];
 
 impl Area {
-    /// All of it written.
+    /// Makes memory with every page written.
     fn new(made: Made) -> Area {
         let file = (made != Made::Private).then(|| {
             // SAFETY: makes a descriptor, which is ours.
@@ -96,7 +96,7 @@ impl Area {
         assert_eq!(result, 0);
     }
 
-    /// Both kinds of access to a range, and what came of them.
+    /// The results of both kinds of access to a range.
     fn both(&self, range: Range<u64>) -> [Result<()>; 2] {
         let range = || Pages(range.start)..Pages(range.end);
         [
@@ -113,7 +113,8 @@ impl Drop for Area {
     }
 }
 
-/// An error of that kind, about the page at that offset of block `ram`, with these words.
+/// Checks for an error of this kind, about the page at that offset of block `ram`, with these
+/// words.
 fn assert_names(result: Result<()>, kind: Kind, page: u64, words: &str) {
     let error = result.unwrap_err();
     assert_eq!(error.kind(), kind, "{error}");
@@ -295,7 +296,8 @@ fn a_descriptor_of_another_file_than_what_is_mapped_is_refused() {
     let shared = Some((&mapped, libc::MAP_SHARED));
     let private = Some((&mapped, libc::MAP_PRIVATE));
     let page = PAGE_SIZE;
-    // What is mapped, from where, the descriptor, the offset that is told, and what is said.
+    // Protection and flags of the mapping, its offset, the descriptor, the offset that the VMM
+    // tells, and the error.
     let cases = [
         (None, 0, &mapped, 0, Some("private memory without a file")),
         (shared, 0, &other, 0, Some("another file")),

@@ -1,4 +1,4 @@
-//! What is ballooned: against a plain set, with host pages of several sizes.
+//! Ballooned pages, compared with a plain set, with host pages of several sizes.
 
 use super::*;
 use crate::memory::{
@@ -12,7 +12,7 @@ use vm_memory::GuestAddress;
 
 const GUEST: u64 = 0x10_0000;
 
-/// Marks that came, as pages of blocks.
+/// The marks that were made, as pages of blocks.
 #[derive(Default)]
 struct Marks(Mutex<Vec<Range<u64>>>);
 
@@ -22,10 +22,10 @@ impl WrittenObserver for Marks {
     }
 }
 
-/// A block of `pages` whose first page is the one after `phase` others of its host page.
+/// A block of `pages` pages whose first page lies behind `phase` others in its host page.
 fn memory(pages: u64, page_size: u64, phase: u64) -> (Arc<Memory>, Arc<Block>, Arc<Marks>) {
     let memory = Arc::new(Memory::new().unwrap());
-    // Nobody looks at this memory, and nothing is there.
+    // This memory is never accessed, and nothing is mapped there.
     let host = 0x2000_0000_0000 + phase * PAGE_SIZE;
     let length = Bytes(pages * PAGE_SIZE);
     memory
@@ -92,7 +92,7 @@ fn a_device_that_is_set_up_again_knows_nothing_of_what_was_ballooned_before() {
     memory.set_must_tell_host(true);
     assert_eq!(block.ballooned().count(), 0);
     assert_eq!(*marks.0.lock().unwrap(), vec![10..30; 1]);
-    // A destination may say it before its memory comes and after: that is no reset.
+    // A destination may say this before its memory comes and after; the second time is no reset.
     memory.inflate_from_source(&block, 40..50, |_| {});
     memory.set_must_tell_host(true);
     assert_eq!(block.ballooned().count(), 10);
@@ -119,7 +119,7 @@ fn what_a_source_said_is_forgotten_when_its_guest_does_not_come() {
 
 #[test]
 fn a_whole_guest_is_inflated_and_deflated_in_one_call() {
-    // Larger than what is moved under one lock, with host pages that lie across its edges.
+    // Larger than the part that is moved in one hold of the lock, with host pages across its edges.
     for (page_size, phase) in [(4096, 0), (2 << 20, 0), (2 << 20, 77)] {
         let pages = 3 * SLICE as u64 + 512 * 5;
         let (memory, block, marks) = memory(pages, page_size, phase);
@@ -168,7 +168,7 @@ fn only_whole_pages_are_ballooned_and_touched_ones_are_not() {
     memory.clear_ballooned(GuestAddress(GUEST + 2 * PAGE_SIZE - 1), 1);
     assert_eq!(block.ballooned().next_before(0, u64::MAX), Some(2));
     assert_eq!(*marks.0.lock().unwrap(), vec![1..2; 1]);
-    // Beyond all memory, and nothing at all.
+    // Beyond all memory, and of no length.
     memory.mark_ballooned(GuestAddress(u64::MAX - 1), u64::MAX);
     memory.clear_ballooned(GuestAddress(u64::MAX), u64::MAX);
     memory.mark_ballooned(GuestAddress(0), u64::MAX);
@@ -186,7 +186,8 @@ fn what_is_inflated_or_deflated_from_many_threads_is_counted_right() {
             let memory = &memory;
             s.spawn(move || {
                 for i in 0..2000u64 {
-                    // A quarter each, so that what each leaves is known.
+                    // A quarter of the pages for each thread, so that each thread's final state is
+                    // known.
                     let page = n * 1024 + i * 7 % 1024;
                     memory.mark_ballooned(at(page), PAGE_SIZE);
                     if page % 3 == 0 {
@@ -234,7 +235,7 @@ proptest! {
                 for p in range {
                     prop_assert!(marked.iter().any(|m| m.contains(&p)), "{p} is not marked");
                     parts.remove(&p);
-                    // And all that was ballooned with it.
+                    // Every ballooned page of the same host page ends too.
                     for q in (0..pages).filter(|q| counted.contains(q) && host_page(*q) == host_page(p)) {
                         prop_assert!(marked.iter().any(|m| m.contains(&q)), "{q} is not marked");
                     }

@@ -1,5 +1,5 @@
-//! What is said of pages, against what was really done to them, for every kind of memory. And that
-//! nobody touches a page by asking.
+//! What is said of pages, compared with what was really done to them, for every kind of memory.
+//! Asking touches no page.
 
 use super::super::host::{discard, prefault};
 use super::*;
@@ -76,7 +76,7 @@ fn touched(contents: &mut Contents, block: &Block, range: Range<usize>) -> BTree
     found
 }
 
-/// Runs and what they hold; they cover the range without a gap.
+/// The runs and their contents, which cover the range without a gap.
 fn split(contents: &mut Contents, block: &Block, range: Range<usize>) -> Vec<(usize, Held)> {
     let mut all = Vec::new();
     let mut at = range.start;
@@ -92,7 +92,7 @@ fn split(contents: &mut Contents, block: &Block, range: Range<usize>) -> Vec<(us
     all
 }
 
-/// The ways to ask that a kernel, a sandbox or a lack of rights may leave.
+/// Ways to ask, as they remain on an old kernel, in a sandbox or without rights.
 fn ways() -> Vec<(&'static str, Contents)> {
     let mut text = Contents::new();
     text.looks.ask_text_only();
@@ -111,7 +111,7 @@ fn ways() -> Vec<(&'static str, Contents)> {
     ]
 }
 
-/// Whether holes of such memory can be told, by that way.
+/// Whether holes of such memory can be found in that way.
 fn provable(made: Made, way: &str) -> bool {
     // SAFETY: asks who we are.
     let root = unsafe { libc::geteuid() } == 0;
@@ -123,7 +123,7 @@ fn provable(made: Made, way: &str) -> bool {
     }
 }
 
-/// Writes some pages in one way or another: which hold something, and which are zero again.
+/// Writes some pages in several ways. Returns which have contents, and which are zero again.
 fn scatter(area: &Area, random: &mut Random) -> (BTreeSet<usize>, BTreeSet<usize>) {
     let (mut filled, mut zero) = (BTreeSet::new(), BTreeSet::new());
     let total = area.pages();
@@ -133,7 +133,7 @@ fn scatter(area: &Area, random: &mut Random) -> (BTreeSet<usize>, BTreeSet<usize
         let past = area.file.is_some() && random.below(3) == 0;
         let value = if random.below(4) == 0 { 0 } else { 7 };
         for page in first..(first + long).min(total) {
-            // A private mapping has its own copy by then, perhaps.
+            // A private mapping may have a copy of its own by then.
             if past && !area.made.is_shared() && filled.contains(&page) {
                 continue;
             }
@@ -154,7 +154,7 @@ fn scatter(area: &Area, random: &mut Random) -> (BTreeSet<usize>, BTreeSet<usize
 }
 
 impl Area {
-    /// What a page that was written holds.
+    /// The contents of a written page.
     fn read_back(&self, page: usize) -> u8 {
         self.read(page)
     }
@@ -308,7 +308,7 @@ fn pages_that_were_discarded_are_gone_in_every_kind_of_memory_or_it_is_an_error(
         let left = if gone { 0 } else { 9 };
         assert_eq!((area.read(600), area.read(700)), (left, left), "{made:?}");
         assert_eq!((area.read(0), area.read(1024)), (9, 9), "{made:?}");
-        // Part of a huge page: the kernel would say yes and discard nothing.
+        // Part of a huge page: the kernel would return success and discard nothing.
         if made == Made::Huge {
             let error = discard(&mut contents, &block, pages(1024..1100)).unwrap_err();
             assert_eq!(error.kind(), Kind::Unsupported);
@@ -321,7 +321,7 @@ fn what_a_block_is_mapped_from_is_asked_when_it_matters() {
     let area = Area::new(Made::Anonymous, PAGES * PAGE).unwrap();
     let (block, mut contents) = (block(&area), Contents::new());
     assert_eq!(touched(&mut contents, &block, 0..PAGES), BTreeSet::new());
-    // A file is mapped over part of it, whose pages have no entries in our tables.
+    // A file is mapped over part of the block. Its pages have no entries in our tables.
     let file = Area::new(Made::Memfd, PAGES * PAGE).unwrap();
     for page in [10, 100, 110, 599] {
         file.write(page, 3);
@@ -346,7 +346,7 @@ fn what_a_block_is_mapped_from_is_asked_when_it_matters() {
         "pages of the file are lost: {found:?}"
     );
     assert!(!found.contains(&99) && !found.contains(&600));
-    // Discarded as private memory, they would be there again.
+    // If they were discarded as private memory, they would come back.
     let error = discard(&mut contents, &block, pages(90..120)).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
     assert_eq!((area.read(100), area.read(110)), (3, 3));
@@ -364,7 +364,7 @@ fn pages_cut_off_a_file_are_an_error_and_no_hole() {
         assert_eq!(split(&mut contents, &block, 0..half).len(), half);
         for (way, contents) in &mut ways() {
             if *way == "no map_files" && !made.is_told() {
-                // Nobody knows of the file then.
+                // The file is unknown then.
                 continue;
             }
             contents.refresh();
@@ -404,7 +404,7 @@ fn memory_that_somebody_fills_on_demand_holds_what_he_fills_it_with() {
                     continue;
                 };
                 let what = format!("{made:?}, {way}, flags {flags}");
-                // What smaps said is kept for a while.
+                // The answer of smaps is kept for a while.
                 let anew = |contents: &mut Contents| {
                     if way == "no userfaultfd" {
                         *contents = Contents::new();
@@ -412,7 +412,7 @@ fn memory_that_somebody_fills_on_demand_holds_what_he_fills_it_with() {
                     }
                 };
                 anew(&mut contents);
-                // Nothing is kept of what was seen before it was registered.
+                // No answer from before the registration is kept.
                 let found = touched(&mut contents, &block, 0..1200);
                 assert!(found.iter().copied().eq(mine.clone()), "{what}: {found:?}");
                 let page = Pages(mine.start as u64 + 5);
@@ -474,8 +474,8 @@ fn a_block_whose_descriptor_or_offset_is_not_what_is_mapped_is_refused() {
         Area::new(Made::Memfd, 300 * PAGE).unwrap(),
         Area::new(Made::Memfd, 300 * PAGE).unwrap(),
     );
-    // Two mappings of the same file, one behind the other, are as good as one.
-    // SAFETY: inside this test's own mapping.
+    // Two adjacent mappings of the same file are as good as one. SAFETY: inside this test's own
+    // mapping.
     unsafe { libc::mprotect(area.at.cast(), 100 * PAGE, libc::PROT_READ) };
     let add = |from: &Area, offset| {
         Memory::new().unwrap().add_block(BlockDescription {

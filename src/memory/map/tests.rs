@@ -1,5 +1,5 @@
-//! The map against a list of slots that is searched page by page, what is refused and how
-//! that is said, and changes while others look or hold on to a block.
+//! The map, compared with a list of slots that is searched page by page; which changes are refused,
+//! with which words; and changes while other threads look at the map or hold a block.
 
 use super::*;
 use crate::memory::block::NAME_MAX;
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-/// An address where nothing is mapped: nobody looks at the memory here.
+/// An address where nothing is mapped. The memory is never accessed.
 const HOST: u64 = 0x2000_0000_0000;
 
 fn block(name: &str, host: u64, length: u64) -> BlockDescription {
@@ -24,7 +24,7 @@ fn block(name: &str, host: u64, length: u64) -> BlockDescription {
     }
 }
 
-/// Of a block that is not there, with a number that no block ever has.
+/// A slot of a block that does not exist, with a number that no block ever has.
 fn slot(
     memory: &Memory,
     number: u32,
@@ -320,8 +320,8 @@ fn the_last_guest_address_of_the_architecture_can_be_mapped() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Blocks and slots come and go in any order; what two maps have and lack is what their lists
-    /// say.
+    /// Blocks and slots come and go in any order. The differences of two maps are those of their
+    /// lists.
     #[test]
     fn two_maps_are_compared_as_if_their_lists_were(
         ops in prop::collection::vec((0..40u64, 0..4u8), 1..120),
@@ -331,7 +331,7 @@ proptest! {
         let mut before = memory.map();
         for (i, (n, what)) in ops.into_iter().enumerate() {
             let name = format!("b{n}");
-            // Refused where the thing is there already, or is not.
+            // Refused if it exists already, or does not exist.
             let _ = match what {
                 0 | 1 => memory
                     .add_block(block(&name, HOST + (n << 20), PAGE_SIZE))
@@ -380,7 +380,7 @@ fn the_slots_that_show_pages_of_a_block_are_found_among_many() {
         memory
             .add_block(block(&name, HOST + (b << 32), 100 * PAGE_SIZE))
             .unwrap();
-        // All of it, in the second address space, and then each ten pages.
+        // The whole block in the second address space, and then each ten pages.
         let number = |i: u32| b as u32 * 100 + i;
         memory
             .add_slot(&slot(
@@ -442,7 +442,7 @@ fn a_region_that_its_owner_drops_stays_mapped_as_long_as_its_block() {
     drop(owner);
     let map = memory.map();
     let block = map.block_named("ram").unwrap();
-    // An unmapped page would be a signal here.
+    // An access to an unmapped page would raise a signal here.
     let mut copy = [9u8; 0x4000];
     let slice = block.slice(Pages(0), Pages(4)).unwrap();
     slice.copy_to(&mut copy[..]);
@@ -465,7 +465,7 @@ fn removing_a_block_waits_for_whoever_holds_it() {
             done.send(()).unwrap();
         })
     };
-    // Gone from the map first, so that nobody new finds it.
+    // The block leaves the map first, so that no new thread finds it.
     while memory.with_map(|map| map.block_named("ram").is_some()) {
         std::thread::yield_now();
     }
@@ -515,8 +515,9 @@ fn whoever_looks_while_the_map_changes_sees_one_map_or_the_other() {
     assert!(memory.map().slots().is_empty());
 }
 
-/// Example: a VMM keeps the number of a module, unplugs it, and plugs another of the same name. What
-/// the number named is gone: nothing that is said by it reaches the second module.
+/// Example: a VMM keeps the number of a memory module, unplugs the module, and plugs another one of
+/// the same name. The old number names nothing any more, so no call by that number reaches the
+/// second module.
 #[test]
 fn the_number_of_a_removed_block_is_no_other_blocks() {
     let memory = Memory::new().unwrap();
@@ -528,7 +529,7 @@ fn the_number_of_a_removed_block_is_no_other_blocks() {
         assert!(numbers.insert(id), "{id:?} in round {round}");
         assert_eq!(memory.find_block("dimm").unwrap(), id);
         memory.remove_block(id).unwrap();
-        // A refused block may have used up a number, and gives none back.
+        // A refused block may have used up a number, which is not used again either.
         let bad = memory.add_block(block("dimm", HOST, 1));
         assert_eq!(bad.unwrap_err().kind(), Kind::Invalid);
     }

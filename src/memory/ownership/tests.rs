@@ -1,4 +1,4 @@
-//! The rules by table, and what threads may do at once.
+//! The rules as a table, and calls of several threads at once.
 
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -35,7 +35,7 @@ fn guest(whose: Whose) -> Guest {
     }
 }
 
-/// What a call comes to in each state: the next state, or the kind of the refusal.
+/// The result of a call in each state: the next state, or the kind of the refusal.
 fn table(
     call: impl Fn(Guest) -> Result<Guest>,
     rows: &[(Whose, std::result::Result<Whose, Kind>)],
@@ -192,7 +192,7 @@ fn migration_save_and_restore_of_one_guest_exclude_each_other_by_name() {
             assert!(error.message().contains(name), "{error}");
         }
     }
-    // A save needs a guest, a restore needs that none is here; as migrations do.
+    // A save needs a guest here, a restore needs that none is here. Migrations need the same.
     assert_eq!(
         guest(W::HandedOver).is_saved().unwrap_err().kind(),
         Kind::State
@@ -201,7 +201,8 @@ fn migration_save_and_restore_of_one_guest_exclude_each_other_by_name() {
         guest(W::Here).is_restored().unwrap_err().kind(),
         Kind::State
     );
-    // A guest that stood and was not touched stands afterwards; one that was paused may run.
+    // A guest that stood still and was not touched stands still afterwards. One that was paused may
+    // run.
     let stood = guest(W::Stands).is_saved().unwrap();
     assert_eq!(stood.comes_to(Stage::Kept).whose(), W::Stands);
     assert_eq!(stood.let_go().whose(), W::Stands);
@@ -211,7 +212,7 @@ fn migration_save_and_restore_of_one_guest_exclude_each_other_by_name() {
         .comes_to(Stage::SavePaused);
     assert_eq!(paused.comes_to(Stage::Kept).whose(), W::Here);
     assert_eq!(paused.let_go().whose(), W::Stands);
-    // What a restore that failed wrote over cannot be taken back.
+    // A guest whose memory a failed restore has overwritten cannot be taken back.
     let gone = guest(W::HandedOver).is_restored().unwrap();
     assert!(gone.let_go().reclaimed().is_ok());
     assert!(gone
@@ -256,7 +257,7 @@ fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
             "{whose:?}"
         );
     }
-    // Where an incoming migration has failed there is half a guest.
+    // After a failed incoming migration the memory has half a guest.
     let failed = guest(W::Unknown)
         .arrives()
         .unwrap()
@@ -266,7 +267,7 @@ fn a_kick_is_allowed_only_where_the_guest_runs_here_and_may() {
     assert!(!failed.may_kick());
     assert!(failed.leaves().unwrap().may_kick());
     assert!(failed.runs_here().unwrap().may_kick());
-    // One that `resume` could not start is not started by a kick of the next migration's.
+    // A guest that `resume` could not start is not started by a kick of the next migration.
     let stood = guest(W::Stands).leaves().unwrap();
     assert!(!stood.may_kick());
     assert_eq!(stood.comes_to(Stage::Kept).whose(), W::Stands);
@@ -284,7 +285,7 @@ fn what_an_incoming_migration_overwrote_is_not_taken_back() {
 
     let filled = gone.arrives().unwrap().comes_to(Stage::Filling);
     let back = filled.comes_to(Stage::NotArrived);
-    // The state tells it too: one that counts as handed over can be reclaimed.
+    // The state tells this too: a guest that counts as handed over can be reclaimed.
     assert_eq!(back.whose(), W::GivenUp);
     for refused in [
         back.reclaimed(),
@@ -297,11 +298,11 @@ fn what_an_incoming_migration_overwrote_is_not_taken_back() {
         assert_eq!(error.kind(), Kind::State);
         assert!(error.message().contains("was overwritten"), "{error}");
     }
-    // A whole guest that arrives there is one like any other.
+    // A whole guest that arrives there is a guest like any other.
     let arrived = back.arrives().unwrap().comes_to(Stage::Filling);
     let gone = arrived.comes_to(Stage::Arrived).leaves().unwrap();
     assert!(gone.comes_to(Stage::HandedOver).reclaimed().is_ok());
-    // So is one that the VMM builds where an incoming migration failed.
+    // So is a guest that the VMM makes after a failed incoming migration.
     let failed = guest(W::Unknown)
         .arrives()
         .unwrap()
@@ -321,7 +322,7 @@ fn a_claim_that_is_dropped_leaves_the_guest_where_it_was() {
     let claim = ownership.leave().unwrap();
     claim.comes_to(Stage::Unanswered);
     drop(claim);
-    // Nobody can resolve it any more: it counts as handed over.
+    // The migration can no longer be resolved, so the guest counts as handed over.
     assert_eq!(ownership.whose(), W::HandedOver);
     assert_eq!(ownership.leave().unwrap_err().kind(), Kind::State);
     ownership.reclaim().unwrap();
@@ -361,7 +362,7 @@ fn of_many_who_begin_at_once_one_does() {
                     Ok(_) => drop(begun.fetch_add(1, Ordering::SeqCst)),
                     Err(e) => assert_eq!(e.kind(), Kind::Busy, "{e}"),
                 }
-                // Until everybody has tried.
+                // Until every thread has tried.
                 barrier.wait();
             });
         }
@@ -392,7 +393,7 @@ fn pausing_waits_for_the_kicks_that_have_begun_and_no_other_begins() {
             assert!(over.load(Ordering::SeqCst), "paused during a kick");
             claim
         });
-        // Forbidden from before the wait on: whoever asks now is refused.
+        // Kicks are forbidden from before the wait on, so a kick is refused now.
         while ownership.whose() != W::Paused {
             std::thread::yield_now();
         }

@@ -1,4 +1,4 @@
-//! What is declared, against a list of pages.
+//! Declared pages, compared with a list.
 
 use super::*;
 use crate::error::Kind;
@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 const PAGES: usize = 2048;
 
-/// A guest with one block, `ram`, of which nothing is touched. The block begins `skipped` pages
-/// into what was mapped at a multiple of 2 MiB.
+/// A guest with one block, `ram`, which is never touched. The block begins `skipped` pages behind a
+/// multiple of 2 MiB.
 fn memory(page_size: u64, skipped: usize) -> Memory {
     const TWO_MIB: usize = 2 << 20;
     // SAFETY: a new mapping at an address of the kernel's choice, kept for the life of the process.
@@ -40,7 +40,7 @@ fn memory(page_size: u64, skipped: usize) -> Memory {
     memory
 }
 
-/// The declared pages, by looking in pieces of `step`.
+/// The declared pages, asked for in parts of `step` pages.
 fn declared(memory: &Memory, step: usize) -> Vec<bool> {
     let map = memory.map();
     let mut found = Vec::new();

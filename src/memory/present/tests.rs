@@ -1,5 +1,5 @@
-//! Where one look says that pages can be read, the kernel can read them; and where they are simply
-//! there, one look is enough. Nothing here reads memory itself.
+//! When one question says that pages can be read, the kernel can read them. When pages are simply
+//! there, one question is enough. The tests themselves never read the memory.
 
 use super::*;
 use crate::error::Kind;
@@ -13,10 +13,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 const PAGES: usize = 64;
-/// In place of a page: an access is a signal (Linux 6.13).
+/// A guard page: an access raises a signal (Linux 6.13).
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
-/// What is asked. `None`, said to stderr, before Linux 6.11.
+/// The files that are asked. `None`, with a message on stderr, before Linux 6.11.
 struct Asked(Maps, Pagemap);
 
 impl Asked {
@@ -35,7 +35,7 @@ impl Asked {
         Reading::new(Some(&self.0), Some(&self.1)).in_one_look(block, &range, entries)
     }
 
-    /// What a scan calls the entries.
+    /// What a scan reports of the entries.
     fn scanned(&self, block: &Block, range: &Range<usize>) -> Entries {
         let host = block.host() as u64;
         let addresses = host + (range.start * PAGE) as u64..host + (range.end * PAGE) as u64;
@@ -52,7 +52,7 @@ impl Asked {
     }
 }
 
-/// Memory of a kind, all written, and a block over it.
+/// Memory of a kind, with every page written, and a block over it.
 fn written(made: Made, length: usize) -> Option<(Area, Arc<Block>)> {
     let area = Area::new(made, length)?;
     (0..area.pages()).for_each(|page| area.write(page, 1));
@@ -76,7 +76,7 @@ fn written(made: Made, length: usize) -> Option<(Area, Arc<Block>)> {
     Some((area, block))
 }
 
-/// What can be wrong with a page, and with those after it.
+/// The defects of a page, and of the pages after it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Wrong {
     Forbidden,
@@ -96,14 +96,14 @@ const WRONG: [Wrong; 6] = [
     Wrong::Unmapped,
 ];
 
-/// What keeps pages as they were made.
+/// Objects that keep pages in their state.
 #[derive(Default)]
 struct Kept {
     keys: Vec<Key>,
     poison: Vec<OwnedFd>,
 }
 
-/// Does it; false where this machine or this memory cannot.
+/// Gives a page a defect. `false` if this machine or this memory cannot have it.
 fn make(area: &Area, wrong: Wrong, page: usize, kept: &mut Kept) -> bool {
     let at = area.page(page);
     // SAFETY: a page of the test's own mapping, which nobody reads.
@@ -152,7 +152,7 @@ fn pages_that_are_there_are_not_asked_about_one_by_one() {
             assert!(asked.one_look(&block, &all, entries), "{made:?}");
             assert!(asked.one_look(&block, &(3..20), entries), "{made:?}");
         }
-        // Several mappings, each of which can be read.
+        // Several mappings, all of them readable.
         if !made.is_huge() {
             // SAFETY: a page of the test's own mapping.
             let done = unsafe { libc::mprotect(area.page(9).cast(), PAGE, libc::PROT_READ) };
@@ -206,8 +206,8 @@ impl Random {
     }
 }
 
-/// The kernel is asked to read each page (through a pipe). Whatever was done to memory, in any
-/// order: one look never says yes where that fails.
+/// The kernel is asked to read each page (through a pipe). Whatever was done to the memory, in any
+/// order: one question never says yes where that read fails.
 #[test]
 fn one_look_never_says_more_than_the_kernel_can_read() {
     let Some(asked) = Asked::new() else {

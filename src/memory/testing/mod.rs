@@ -1,4 +1,4 @@
-//! Memory of every kind, for unit tests: what the integration tests use.
+//! Memory of every kind for unit tests: the integration tests' own file.
 
 #[path = "../../../tests/support/kinds.rs"]
 pub(crate) mod kinds;

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 
-/// Ranges by their start, and a number that tells two values of one key apart.
+/// Ranges, sorted by their start, with a number that tells values of one key apart.
 struct Ranges;
 
 type Value = (u64, u64, u32);
@@ -23,7 +23,7 @@ impl Index for Ranges {
 enum Op {
     Insert(u64, u64),
     Remove(u64),
-    /// From here on the tree is compared with what it was now.
+    /// The tree is compared with its present state from now on.
     Remember,
 }
 
@@ -35,7 +35,7 @@ fn op(keys: u64) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Everything that always holds of a node; its height.
+/// Checks the invariants of a node, and returns its height.
 fn check_node(node: &Node<Ranges>, root: bool) -> usize {
     assert!(node.places() <= MOST);
     assert!(root || node.places() >= FEWEST, "{} places", node.places());
@@ -74,7 +74,8 @@ fn missing(of: &BTreeMap<u64, Value>, from: &BTreeMap<u64, Value>) -> Vec<Value>
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 48 } else { 512 }))]
 
-    /// Every operation against the standard library's map, and against a search through all.
+    /// Every operation, compared with the standard library's map and with a search through all
+    /// values.
     #[test]
     fn a_tree_is_a_sorted_map_whose_ranges_are_found(
         keys in prop_oneof![Just(30u64), Just(5000u64)],
@@ -149,7 +150,7 @@ fn a_change_copies_the_way_to_it_and_a_comparison_looks_at_nothing_else() {
     assert!(tree.remove(&12).is_some());
     let fresh = nodes(&tree).difference(&nodes(&before)).count();
     assert!(fresh <= 24, "{fresh} nodes of {}", nodes(&tree).len());
-    // How often two values are compared says how much was looked at.
+    // The number of comparisons of two values tells how many values were looked at.
     let compared = std::cell::Cell::new(0);
     let equal = |a: &Value, b: &Value| {
         compared.set(compared.get() + 1);
@@ -167,7 +168,7 @@ std::thread_local! {
     static COMPARED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// A key that counts how often one is compared with another.
+/// A key that counts its comparisons.
 #[derive(Clone, PartialEq, Eq)]
 struct Counted(u64);
 

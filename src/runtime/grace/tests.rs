@@ -12,7 +12,7 @@ impl Reader {
         let thread = std::thread::spawn(move || {
             let guard = pin();
             pinned_tx.send(()).unwrap();
-            // Also when the test has failed.
+            // This also returns when the test has failed.
             let _ = let_go_rx.recv();
             drop(guard);
         });
@@ -66,8 +66,8 @@ fn pins_inside_pins_count_each() {
     assert!(grace.wait(Duration::from_secs(10)));
 }
 
-/// Readers that load a box and look into it, writers that replace it and make the old one
-/// unusable after a grace period: more threads than counters.
+/// Readers that load a box and read it, and writers that replace it and make the old one unusable
+/// after a grace period. There are more threads than counters.
 #[test]
 fn nobody_sees_what_was_made_unusable_after_a_grace_period() {
     const READERS: usize = 90;
@@ -81,7 +81,7 @@ fn nobody_sees_what_was_made_unusable_after_a_grace_period() {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     let guard = pin();
                     let at = cell.0.load(Ordering::Acquire);
-                    // SAFETY: freed after a grace period only, and this thread is pinned.
+                    // SAFETY: freed only after a grace period, and this thread is pinned.
                     let seen = unsafe { at.read_volatile() };
                     drop(guard);
                     assert_eq!(seen, 7);
@@ -99,7 +99,7 @@ fn nobody_sees_what_was_made_unusable_after_a_grace_period() {
                     let old = cell.0.swap(new, Ordering::AcqRel);
                     let grace = GracePeriod::begin();
                     assert!(grace.wait(Duration::from_secs(60)));
-                    // SAFETY: out of the cell, and nobody can have it any more.
+                    // SAFETY: out of the cell, and no thread can have it any more.
                     unsafe {
                         old.write_volatile(0);
                         drop(Box::from_raw(old));
@@ -114,6 +114,6 @@ fn nobody_sees_what_was_made_unusable_after_a_grace_period() {
         reader.join().unwrap();
     }
     assert_eq!(ended, [true, true]);
-    // SAFETY: the last one, which nobody has now.
+    // SAFETY: the last one, which no thread has now.
     drop(unsafe { Box::from_raw(cell.0.load(Ordering::Acquire)) });
 }

@@ -1,5 +1,4 @@
-//! A guest that is a few MiB of memory, and a VMM that is a few atomics: what saves and restores are
-//! tested with.
+//! A guest of a few MiB of memory and a VMM of a few atomics, for tests of saves and restores.
 
 use super::{Restore, RestoreParams, Save, SaveParams};
 use crate::dirty::tracker::{Clearing, Tracker};
@@ -15,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-/// Pages of a guest here: an odd number, and more than one piece of a table.
+/// Pages of a guest: an odd number, and more than one piece of a table.
 pub(super) const PAGES: u64 = 16 * 1024 + 77;
-/// Pages of one that only has to be there.
+/// Pages of a guest whose size does not matter.
 pub(super) const FEW: u64 = 3000;
-/// No test waits longer. A sync of a busy disk takes its time.
+/// The longest wait of a test. A sync of a busy disk takes its time.
 pub(super) const LONG: Duration = Duration::from_secs(300);
 
 /// A blob: name, instance, version and data.
@@ -27,18 +26,18 @@ type Loaded = (String, u32, u32, Vec<u8>);
 
 type Hook = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
-/// A VMM that notes what it is called for.
+/// A VMM that notes which operations are called.
 #[derive(Default)]
 pub(super) struct Notes {
     pub(super) calls: Mutex<Vec<String>>,
     pub(super) events: Mutex<Vec<Event>>,
     pub(super) roles: Mutex<Vec<Role>>,
     pub(super) paused: AtomicBool,
-    /// What happens inside of an operation, by its name.
+    /// Actions inside of an operation, by its name.
     pub(super) hooks: Mutex<Vec<(&'static str, Arc<Hook>)>>,
     /// Blobs that it saves, early ones and state.
     pub(super) blobs: [Vec<(&'static str, Vec<u8>)>; 2],
-    /// Those that it was given.
+    /// The blobs that were loaded.
     pub(super) loaded: Mutex<Vec<Loaded>>,
 }
 
@@ -154,19 +153,19 @@ pub(super) fn world_of(pages: u64, notes: Notes) -> World {
 }
 
 impl World {
-    /// Writes to a page.
+    /// Writes a value to a page.
     pub(super) fn write(&self, page: u64, value: u64) {
         write(&self.ram, page, value);
     }
 
-    /// All of a page.
+    /// Fills a page.
     pub(super) fn fill(&self, page: u64, value: u8) {
         let bytes = [value; PAGE_SIZE as usize];
         let at = GuestAddress(page * PAGE_SIZE);
         self.ram.write_slice(&bytes, at).unwrap();
     }
 
-    /// All of its first block.
+    /// The contents of the first block.
     pub(super) fn contents(&self) -> Vec<u8> {
         let length = self.memory.map().blocks()[0].length().0 as usize;
         let mut bytes = vec![0; length];
@@ -184,7 +183,7 @@ impl World {
         Restore::new(Arc::clone(&self.memory), vmm, params).unwrap()
     }
 
-    /// Saves with what ships.
+    /// Saves with default parameters.
     pub(super) fn save_to(&self, path: &Path) -> Result<()> {
         let (tracker, vmm) = (Arc::clone(&self.tracker), Arc::clone(&self.notes));
         let save = Save::new(tracker, Blockers::new(), vmm, SaveParams::default())?;
@@ -192,7 +191,7 @@ impl World {
         save.wait(Some(LONG))
     }
 
-    /// Restores with what ships.
+    /// Restores with default parameters.
     pub(super) fn restore_from(&self, path: &Path) -> Result<()> {
         let vmm: Arc<Notes> = Arc::clone(&self.notes);
         let params = RestoreParams::default();
@@ -202,7 +201,7 @@ impl World {
     }
 }
 
-/// Writes to a page of a guest.
+/// Writes a value to a page of a guest, as its VMM does.
 pub(super) fn write(ram: &GuestMemoryMmap<WriteMarks>, page: u64, value: u64) {
     let at = GuestAddress(page * PAGE_SIZE + value % 500 * 8);
     ram.write_obj(value, at).unwrap();
@@ -213,11 +212,11 @@ pub(super) fn no(what: &str) -> Result<()> {
     Err(Error::new(Kind::Busy, what))
 }
 
-/// Numbers that look random, the same for the same seed.
+/// Pseudo-random numbers, the same for the same seed.
 pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    /// A seed that is printed, or the one that BRANT_SEED says.
+    /// A new seed, which is printed, or that of BRANT_SEED.
     pub(super) fn seeded() -> Numbers {
         let given = std::env::var("BRANT_SEED")
             .ok()
@@ -246,9 +245,9 @@ impl Numbers {
     }
 }
 
-/// A directory of the test's own, and the path of an image in it.
+/// A directory of the test's own, and a path for an image in it.
 pub(super) fn place() -> (tempfile::TempDir, PathBuf) {
-    // Not in memory: O_DIRECT is to be met.
+    // Not on a tmpfs, because O_DIRECT should be used.
     let directory =
         tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
     let path = directory.path().join("guest.image");
@@ -271,7 +270,7 @@ thread_local! {
     static LOOKED: std::cell::Cell<Option<Once>> = const { std::cell::Cell::new(None) };
 }
 
-/// Runs `what` once on this thread, a save's, after its next look at what is pending.
+/// Runs `what` once on this thread, a save's, after the save's next look at what is pending.
 pub(super) fn after_the_look_at_pending(what: impl FnOnce() + 'static) {
     LOOKED.set(Some(Box::new(what)));
 }
@@ -322,12 +321,12 @@ impl Plugged {
     }
 
     pub(super) fn fill(&self, value: u8) {
-        // SAFETY: the mapping of `new`; the test is alone with it.
+        // SAFETY: the mapping of `new`, which only the test uses.
         unsafe { std::ptr::write_bytes(self.host.cast::<u8>(), value, self.length) };
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping of `new`; nobody writes it while the test looks.
+        // SAFETY: the mapping of `new`, which no thread writes meanwhile.
         unsafe { std::slice::from_raw_parts(self.host.cast(), self.length) }
     }
 }

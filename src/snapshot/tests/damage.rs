@@ -1,4 +1,5 @@
-//! What is torn, short or something else is refused with its place, and never taken for a guest.
+//! A file that is torn, too short or of another kind is refused, with the place of the damage, and
+//! never restored.
 
 use crate::error::Kind;
 use crate::image::format::{ImageHeader, HEADER_LEN};
@@ -11,7 +12,7 @@ use crate::units::PAGE_SIZE;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// A small image with some of everything.
+/// A small image with every kind of content.
 fn example(path: &Path) -> (World, Vec<u8>) {
     let notes = Notes {
         blobs: [vec![("early", vec![3; 77])], vec![("cpu", vec![4; 5000])]],
@@ -46,7 +47,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
     for round in 0..150 {
         let mut bad = good.clone();
         let what = match round % 5 {
-            // One bit, in the header, the index or what was saved.
+            // One bit in the header, in the index or in a blob.
             0 => {
                 let tail = image.index().blocks[0].table();
                 let at = match numbers.below(2) {
@@ -69,7 +70,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
                 bad.truncate(length as usize);
                 format!("{length} of {end} bytes")
             }
-            // A torn write: some device blocks hold what was there before.
+            // A torn write: some device blocks have their old contents.
             3 => {
                 let at = numbers.below(end / 512) as usize * 512;
                 let length = (1 + numbers.below(16) as usize) * 512;
@@ -77,7 +78,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
                 bad[at..to].fill(numbers.next() as u8);
                 format!("bytes {at}..{to}")
             }
-            // Two places exchanged.
+            // Two parts exchanged.
             _ => {
                 let place = |n: u64| (first + n * PAGE_SIZE) as usize;
                 let (a, b) = (place(numbers.below(1500)), place(numbers.below(1500)));
@@ -90,7 +91,7 @@ fn a_file_that_was_changed_anywhere_is_refused_or_the_guest_is_the_one_that_was_
         std::fs::write(&path, &bad).unwrap();
         let (there, result) = restored(&path);
         match result {
-            // What was changed is of no page: a hole's bytes, or the same as before.
+            // The change is in no page: in a hole's bytes, or to the same bytes as before.
             Ok(()) => assert!(there.contents() == contents, "round {round}: {what}"),
             Err(e) => {
                 refused += 1;
@@ -149,7 +150,7 @@ fn a_damaged_table_blob_or_end_is_named_too() {
         there
     };
     try_with(block.table() + 8, "checksums at offset");
-    // Nothing is loaded of a state that is damaged in part, and memory is not touched.
+    // No blob is loaded if one of the state is damaged, and memory is not touched.
     let there = try_with(blobs[1].offset + 4999, "state `cpu`, 5000 bytes");
     assert!(there.notes.loaded.lock().unwrap().is_empty());
     assert!(there.contents().iter().all(|b| *b == 0));
@@ -165,7 +166,7 @@ fn a_damaged_table_blob_or_end_is_named_too() {
 #[test]
 fn an_image_that_promises_much_costs_no_memory() {
     let (_directory, path) = place();
-    // 2^40 bytes of nothing, with a header that says so.
+    // A hole of 2^40 bytes, with a header that says so.
     let header = ImageHeader {
         file_length: 1 << 40,
         index_offset: (1 << 40) - (64 << 20),
@@ -176,7 +177,7 @@ fn an_image_that_promises_much_costs_no_memory() {
     file.set_len(1 << 40).unwrap();
     let error = restored(&path).1.unwrap_err();
     assert!(error.message().contains("index at offset"), "{error}");
-    // And state that is more than is allowed is not read.
+    // State that is longer than allowed is not read.
     let notes = Notes {
         blobs: [Vec::new(), vec![("large", vec![1; 5000])]],
         ..Notes::default()

@@ -1,4 +1,4 @@
-//! However a save or a restore ends, the guest runs where it should and no file is left.
+//! However a save or a restore ends, the guest runs where it should, and no file is left behind.
 
 use crate::error::{Error, Kind};
 use crate::memory::Whose;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{mpsc, Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Holds an operation up until it is let go of; says when it is reached.
+/// Holds an operation until it is released. Reports when the operation is reached.
 fn gate(notes: &Notes, operation: &'static str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (reached, is_reached) = mpsc::channel();
     let (go, goes) = mpsc::channel::<()>();
@@ -52,11 +52,11 @@ fn whatever_operation_fails_or_panics_the_guest_runs_on_and_what_was_there_stays
             let expected = match operation {
                 "resume" => Whose::Stands,
                 "pause" | "save" => Whose::Here,
-                // It was never touched.
+                // The guest was never touched.
                 _ => Whose::Here,
             };
             assert_eq!(whose, expected, "{case}");
-            // A later save succeeds where the VMM lets it.
+            // A later save succeeds if the VMM allows it.
             if operation != "resume" {
                 assert!(!here.notes.paused.load(SeqCst), "{case}");
             }
@@ -85,7 +85,7 @@ fn a_cancel_ends_a_save_wherever_it_is_and_leaves_no_file() {
                 save.cancel();
                 begun.elapsed()
             });
-            // Let go of once it was asked for.
+            // Released after the cancel.
             while !save.is_cancelled() {
                 std::thread::yield_now();
             }
@@ -113,14 +113,14 @@ fn a_save_that_is_dropped_is_cancelled_and_one_that_is_over_cannot_be_started_ag
     save.start(&path).unwrap();
     assert_eq!(save.start(&path).unwrap_err().kind(), Kind::State);
     drop(save);
-    // Cancelled, or done just before: nothing in between.
+    // Cancelled, or complete just before; nothing in between.
     let left = names(directory.path());
     assert!(left.is_empty() || left == ["guest.image"], "{left:?}");
     assert_eq!(here.memory.ownership().whose(), Whose::Here);
     let save = here.save(SaveParams::default());
     save.start(&path).unwrap();
     save.wait(Some(LONG)).unwrap();
-    // One that has ended is left alone.
+    // A cancel after the end has no effect.
     save.cancel();
     save.wait(None).unwrap();
 }
@@ -197,7 +197,7 @@ fn while_a_guest_is_saved_or_restored_nothing_else_begins_with_it() {
     }
     go.send(()).unwrap();
     restore.wait(Some(LONG)).unwrap();
-    // And then it is a guest like any other; one cannot be restored over it.
+    // Then it is a guest like any other, over which no other guest can be restored.
     let again = there.restore(RestoreParams::default());
     assert_eq!(again.start(&path).unwrap_err().kind(), Kind::State);
     there.save_to(&path).unwrap();

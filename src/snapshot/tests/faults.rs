@@ -1,5 +1,5 @@
-//! Saves and restores with one system call failing: the guest runs on, no file is left, and what
-//! succeeds is right.
+//! Saves and restores with one failing system call: the guest runs on, no file is left behind, and
+//! what succeeds is right.
 
 use crate::error::Result;
 use crate::memory::Whose;
@@ -26,8 +26,7 @@ fn save(world: &World, scope: &Scope, path: &Path) -> Result<()> {
     scope.enter(|| world.save_to(path))
 }
 
-/// The first call of each name and role and any other, with each thing that can
-/// become of it.
+/// The first call of each name and role and one later call, each with every fault that it can have.
 fn cases(scope: &Scope, numbers: &mut Numbers) -> Vec<(Call, Fault)> {
     let mut counts: BTreeMap<_, u64> = BTreeMap::new();
     for call in scope.calls() {
@@ -79,7 +78,7 @@ fn whatever_call_of_a_save_fails_the_guest_runs_on_and_no_half_file_is_left() {
                 failed += 1;
                 assert!(scope.fired(), "{case}");
                 assert!(!error.message().is_empty());
-                // A directory that cannot be synced has its file all the same.
+                // If the directory cannot be synced, its file is there all the same.
                 if !error.message().contains("it is whole") {
                     assert_eq!(std::fs::read(&path).unwrap(), b"older", "{case}");
                 }
@@ -145,7 +144,7 @@ fn a_disk_that_fills_up_fails_the_save_by_block_and_place() {
     );
     assert!(error.message().contains("guest.image"), "{error}");
     assert!(names(directory.path()).is_empty());
-    // And when there is room again, the same guest is saved.
+    // When there is room again, the same guest is saved.
     here.save_to(&path).unwrap();
 }
 
@@ -172,7 +171,7 @@ fn once_an_image_has_its_name_no_lack_of_descriptors_or_rights_fails_the_save() 
             scope.plan(call, Fault::Error(error));
             let result = save(&guest(), &scope, &path);
             assert!(scope.fired(), "{call}");
-            // A failed save leaves what was there before.
+            // A failed save leaves the earlier file.
             let older = std::fs::read(&path).unwrap() == b"older";
             assert_eq!(result.is_err(), older, "{call}: {result:?}");
             assert_eq!(names(directory.path()), ["guest.image"], "{call}");

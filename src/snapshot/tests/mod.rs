@@ -1,4 +1,4 @@
-//! What saves and restores promise.
+//! The promises of saves and restores.
 
 mod damage;
 mod endings;

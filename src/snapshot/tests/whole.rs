@@ -1,4 +1,4 @@
-//! What is restored is what was saved.
+//! A restored guest is the saved guest.
 
 use crate::dirty::tracker::StartWith;
 use crate::error::{Error, Kind, Result};
@@ -52,7 +52,7 @@ fn a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_was_pause
             }
         })
     };
-    // Paused means that no write is on its way.
+    // `pause` returns when no write is in progress.
     let (notes, ram) = (Arc::clone(&here.notes), here.ram.clone());
     let (sender, frozen) = mpsc::channel();
     let sender = std::sync::Mutex::new(sender);
@@ -93,7 +93,7 @@ fn a_guest_that_writes_while_it_is_saved_is_restored_as_it_was_when_it_was_pause
     assert_eq!(roles.iter().filter(|r| **r == Role::Image).count(), 2);
 
     let there = world();
-    // What was there before does not stay.
+    // The old contents do not stay.
     for page in 0..PAGES {
         there.fill(page, 0xee);
     }
@@ -137,7 +137,7 @@ fn pages_that_are_zero_are_holes_and_stay_untouched_in_the_guest_that_is_restore
     for page in [0, 5, PAGES - 1] {
         here.fill(page, 9);
     }
-    // Written, and zero.
+    // Written with zeros.
     for page in 1000..3000 {
         here.fill(page, 0);
     }
@@ -285,7 +285,8 @@ fn blocks_that_come_and_go_during_a_save_are_those_of_the_moment_of_the_pause() 
         .collect();
     let ours = here.memory.map();
     assert_eq!(names, [ours.blocks()[0].name(), "comes"]);
-    // A guest with the same blocks takes it, and one without says what it lacks.
+    // A guest with the same blocks accepts the image; for another one the error says what is
+    // missing.
     let there = world();
     let error = there.restore_from(&path).unwrap_err();
     assert_eq!(error.kind(), Kind::Layout);
@@ -357,7 +358,7 @@ fn a_guest_that_is_paused_already_is_saved_in_one_pass_and_stays_paused() {
     assert!(!there.notes.calls().contains(&"run".into()));
     assert_eq!(there.memory.ownership().whose(), Whose::Stands);
     assert!(here.contents() == there.contents());
-    // What was restored can be saved again, and is the same.
+    // A restored guest can be saved again, with the same result.
     let again = path.with_extension("again");
     there.memory.runs_here().unwrap();
     there.save_to(&again).unwrap();
@@ -404,7 +405,7 @@ fn a_block_added_after_the_last_look_at_what_is_pending_is_never_in_the_image_wi
     });
     here.save_to(&path).unwrap();
     assert!(added.load(std::sync::atomic::Ordering::SeqCst));
-    // The block came after the moment that the image shows.
+    // The block came after the moment of the image.
     let image = Image::open(&path, Caching::Cached).unwrap();
     let blocks = &image.index().blocks;
     assert!(blocks.iter().all(|block| block.name != "late"));

@@ -1,4 +1,4 @@
-//! What the kernel says of mappings, asked for one by one and read from its text.
+//! The kernel's answers about single mappings, compared with its text.
 
 use super::*;
 use std::os::fd::{AsFd, FromRawFd};
@@ -39,8 +39,8 @@ fn memfd(name: &std::ffi::CStr) -> File {
     file
 }
 
-/// What both say of the page at an address. (A neighbour that another test maps meanwhile may
-/// grow the area, so only that page is compared.)
+/// Both answers about the page at an address. (Only that page is compared, because a neighbour that
+/// another test maps meanwhile may enlarge the area.)
 fn both(address: u64) -> Option<Area> {
     let page = |area: Area| {
         assert!(area.start <= address && address + 4096 <= area.end);
@@ -74,7 +74,7 @@ fn both(address: u64) -> Option<Area> {
 
 #[test]
 fn a_question_and_the_text_agree_on_what_a_mapping_is() {
-    // No text, and a name that ends a line early.
+    // A name that is not UTF-8 and ends its line early.
     let file = memfd(c"brant \xff\n x");
     let fd = file.as_raw_fd();
     use std::os::unix::fs::MetadataExt;
@@ -119,7 +119,7 @@ fn mappings_of_a_range_come_in_order_and_end_at_a_hole() {
         })
         .unwrap();
         assert_eq!(seen, 1);
-        // Nobody has the lowest addresses.
+        // The lowest addresses are never mapped.
         maps.over(4096..8192, |area| panic!("{area:?}")).unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! Whether a userfaultfd is told of an address: the answer against registrations that the test made,
-//! and against what smaps says.
+//! Whether a userfaultfd watches an address: the answer, compared with the test's own registrations
+//! and with smaps.
 
 use super::*;
 use crate::sys::maps;
@@ -7,7 +7,7 @@ use std::os::fd::FromRawFd;
 use std::time::{Duration, Instant};
 
 const LENGTH: usize = 4 << 20;
-/// Longer than a child takes to its exec on any machine.
+/// Longer than a child takes from fork to exec on any machine.
 const LONG: Duration = Duration::from_secs(30);
 const REGISTER_MODE_MINOR: u64 = 4;
 /// Missing and minor faults of shared memory and of huge pages, write protection of them.
@@ -117,6 +117,6 @@ fn whether_a_userfaultfd_is_told_of_an_address_is_known_for_every_kind_of_memory
     // SAFETY: the kernel fills the structure.
     assert_eq!(unsafe { libc::fstat(file.as_raw_fd(), &mut stat) }, 0);
     assert_eq!(stat.st_blocks, 0);
-    // Nobody is told of what is not mapped.
+    // An address that is not mapped is not watched.
     assert!(!probe.is_watched(4096 * 16));
 }

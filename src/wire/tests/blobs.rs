@@ -1,4 +1,4 @@
-//! Blobs and reasons: read piecewise, cut where they must be, refused where they are too long.
+//! Blobs and reasons: read in parts, cut where necessary, refused when too long.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn a_blob_can_be_read_piecewise() {
     blob.encode(RecordType::State, 0, &mut bytes).unwrap();
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
     let prefix = &bytes[HEADER_LEN..];
-    // The data is not there, and was not needed.
+    // The data are not there, and are not needed.
     assert_eq!(Blob::prefix_len_from(prefix[0]).unwrap(), prefix.len());
     assert_eq!(
         Blob::decode(&header, prefix).unwrap(),
@@ -24,7 +24,7 @@ fn a_blob_can_be_read_piecewise() {
     for short in 0..prefix.len() {
         refused(Blob::decode(&header, &prefix[..short]), &["STATE"]);
     }
-    // What comes after the payload is not read as part of it.
+    // Bytes after the payload are not read as a part of it.
     let mut more = prefix.to_vec();
     more.resize(BLOB_PREFIX_MAX, 0xee);
     let small = Header {
@@ -101,7 +101,7 @@ fn a_reason_that_is_not_utf_8_does_not_hide_the_code() {
         panic!("not an abort");
     };
     assert_eq!((shown.code, &*shown.reason), (-12, "was a\u{fffd}c"));
-    // What becomes three times as long is cut again when it is passed on.
+    // A text that becomes three times as long is cut again when it is passed on.
     let mut bytes = abort(&"x".repeat(1024));
     let from = bytes.len() - 1024;
     bytes[from..].fill(0xff);

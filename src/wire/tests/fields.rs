@@ -1,4 +1,4 @@
-//! What a record's fields may hold, both ways.
+//! Which values a record's fields may have, both when encoding and when decoding.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
         }
         refused(build(3, Pages(0), 1).check_run(Pages(0)), &["0 pages"]);
     }
-    // The largest that can be: no overflow on the way there.
+    // The largest possible values: no overflow on the way there.
     Header::zeros(0, Pages(u64::MAX - 1), 1)
         .check_run(Pages(u64::MAX))
         .unwrap();
@@ -143,7 +143,7 @@ fn invalid_fields_are_refused_both_ways() {
         hello(|h| h.channels = 0),
         hello(|h| h.channels = 257),
         hello(|h| h.channel = 4),
-        // Urgent, as the example is.
+        // The example is urgent.
         hello(|h| h.channel = 0),
         hello(|h| h.software = "x".repeat(65)),
         hello(|h| h.software = "a\nb".into()),
@@ -177,7 +177,7 @@ fn invalid_fields_are_refused_both_ways() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert_eq!(out, [1, 2, 3], "untouched on an error");
     }
-    // The same, arriving: (fixture, offset in the payload, bytes put there).
+    // The same when decoding: (fixture, offset in the payload, bytes written there).
     let mut too_many = 257u16.to_le_bytes().to_vec();
     too_many.push(12);
     for (name, at, patch) in [

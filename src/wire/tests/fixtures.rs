@@ -1,4 +1,4 @@
-//! Bytes that no version may stop understanding, and that the specification lists what there is.
+//! Fixed bytes that every version has to understand; and the specification lists every record.
 
 use super::*;
 
@@ -70,8 +70,8 @@ fn the_specification_lists_the_types_as_they_are() {
 
 #[test]
 fn a_marker_is_these_bytes() {
-    // By hand from docs/wire.md (the checksum from zlib), so that an error made
-    // alike in encoding and decoding does not go unseen.
+    // Made by hand from docs/wire.md (the checksum by zlib), so that a mistake that encoder and
+    // decoder share shows.
     #[rustfmt::skip]
     let bytes: &[u8] = &[
         b'B', b'R', b'N', b'T',  8, 0,  0, 0,  0, 0, 0, 0,  0xf1, 0x2f, 0xfd, 0xe3,

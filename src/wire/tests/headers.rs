@@ -1,4 +1,5 @@
-//! Records that are cut short, changed by a bit, of an unknown type or too long: refused by the header where that can tell.
+//! Records that are cut short, have a flipped bit, are of an unknown type or are too long: refused
+//! by the header alone if it shows.
 
 use super::*;
 
@@ -15,7 +16,7 @@ fn every_truncation_of_every_record_is_refused() {
     }
 }
 
-/// The payload cut, and the header made to agree with it.
+/// The payload is cut, and the header changed to agree with it.
 #[test]
 fn every_truncation_that_the_header_owns_up_to_is_refused() {
     for (name, value) in examples() {
@@ -72,7 +73,7 @@ fn every_single_bit_flip_of_a_header_is_refused() {
     }
 }
 
-/// Of whatever is no page of the guest's.
+/// A flipped bit in any payload but pages.
 #[test]
 fn every_single_bit_flip_of_a_payload_is_refused_and_a_blob_is_named() {
     for (name, value) in examples() {
@@ -220,7 +221,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
                 &[kind.name()],
             );
         }
-        // The count says the exact payload of these.
+        // The count of these types determines the exact payload.
         if !matches!(kind, RecordType::Pages | RecordType::PagesList) {
             for payload in [least, most] {
                 Header { payload, ..base }.check_payload_limit().unwrap();

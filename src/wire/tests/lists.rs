@@ -1,8 +1,8 @@
-//! Lists of short runs: what is encoded is decoded, and no other list is believed.
+//! Lists of short runs: an encoded list is decoded, and no other list is accepted.
 
 use super::*;
 
-/// What a receiver makes of a list whose entries are `entries`, in a block of `pages`.
+/// What a receiver decodes from a list with these entries, in a block of `pages`.
 fn decoded(first: u64, entries: &[(u32, u32)], pages: u64) -> Result<Vec<(u64, u32)>> {
     let mut bytes: Vec<u8> = entries
         .iter()
@@ -70,7 +70,7 @@ fn a_list_that_is_damaged_or_of_another_length_is_refused() {
             &["a list of 28 bytes"],
         );
     }
-    // As many contents as the list says, no more and no fewer.
+    // Exactly as many contents as the list says.
     for pages in [3, 5, 6, 512] {
         let payload = whole.len() as u32 + pages * 4096;
         let other = Header { payload, ..header };

@@ -1,4 +1,4 @@
-//! What two sides agree on, and what they refuse each other.
+//! What two sides agree on, and what each refuses.
 
 use super::*;
 

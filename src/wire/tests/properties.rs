@@ -1,4 +1,4 @@
-//! Whatever can be encoded is decoded to the same; whatever arrives never panics.
+//! Everything that can be encoded is decoded to the same value; no bytes that arrive cause a panic.
 
 use super::*;
 
@@ -146,8 +146,8 @@ proptest! {
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
     ) {
-        // Whatever a decoder accepts, encodes to the same bytes again. The reason of an ABORT may
-        // be other than UTF-8, and is shown all the same.
+        // Whatever a decoder accepts encodes to the same bytes. The reason of an ABORT may be
+        // invalid UTF-8, and is shown all the same.
         let mut bytes = encode(&value);
         if bytes.len() > HEADER_LEN {
             let at = HEADER_LEN + at.index(bytes.len() - HEADER_LEN);
@@ -208,7 +208,7 @@ proptest! {
 
 #[test]
 fn huge_lengths_are_refused_before_anything_is_allocated_for_them() {
-    // Lengths inside the payload, far beyond what is there.
+    // Lengths inside the payload that are far beyond its end.
     for (name, at, patch) in [
         ("hello", 42, &[64][..]),
         ("block", 20, &[0xff, 0]),
@@ -221,7 +221,7 @@ fn huge_lengths_are_refused_before_anything_is_allocated_for_them() {
         bytes[HEADER_LEN + at..][..patch.len()].copy_from_slice(patch);
         refused(decode(&bytes), &["expected"]);
     }
-    // A header that announces more than is there.
+    // A header that announces more bytes than follow.
     for &kind in RecordType::ALL {
         let header = Header::control(kind, 0, kind.payload_limits().1);
         assert!(Blob::decode(&header, &[]).is_err());
@@ -229,7 +229,7 @@ fn huge_lengths_are_refused_before_anything_is_allocated_for_them() {
             assert!(Record::decode(&header, &[]).is_err());
         }
     }
-    // Text takes what it is long, no more.
+    // Text takes as much memory as it is long.
     for (_, value) in examples() {
         let bytes = encode(&value);
         let text = match decode(&bytes).unwrap().unwrap() {
