@@ -1,13 +1,12 @@
-//! Words: the glossary has each term once, and retired words do not come back. A retired word said
-//! a second time, or wrongly, what another word says.
+//! Words: the glossary has each term once, and retired words do not come back.
 //!
-//! `docs/glossary.md` has the word for each thing. A word that came back would let a reader look for
-//! a difference that there is not.
+//! `docs/glossary.md` has one word for each thing. A retired word was a second word for a thing, or a
+//! wrong one. If it came back, a reader would look for a difference that does not exist.
 
 use std::fs;
 use std::path::Path;
 
-/// What is not to be found in any letter case, and why.
+/// Retired words, in any letter case, each with the right word.
 const RETIRED: &[(&str, &str)] = &[
     (
         "given back",
@@ -60,9 +59,21 @@ const RETIRED: &[(&str, &str)] = &[
     ("bits::shared", "bits::ConcurrentBitmap"),
 ];
 
-/// Where they are looked for, below the crate's root.
+/// The directories and files that are searched, below the crate's root.
 const PLACES: &[&str] = &[
-    "src", "include", "header", "docs", "c-tests", "examples", "bindings", "benches", "tests",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "src",
+    "include",
+    "header",
+    "docs",
+    "c-tests",
+    "examples",
+    "bindings",
+    "benches",
+    "tests",
 ];
 
 /// Each retired word in a text, by line.
@@ -79,7 +90,12 @@ fn found(path: &str, text: &str) -> Vec<String> {
     found
 }
 
+/// Calls `f` with the path and the text of a file, or of each text file below a directory.
 fn each_text(at: &Path, f: &mut impl FnMut(&str, &str)) {
+    if at.is_file() {
+        f(&at.display().to_string(), &fs::read_to_string(at).unwrap());
+        return;
+    }
     let mut entries: Vec<_> = fs::read_dir(at)
         .unwrap()
         .map(|e| e.unwrap().path())

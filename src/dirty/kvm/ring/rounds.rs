@@ -15,7 +15,7 @@
 //! The ring is repaired at once, with the vCPU running. [`Resync`] finds the kernel's place from
 //! any dirty entry, and gives the phantoms before that entry back to the kernel. In case (d) there
 //! is no dirty entry. There the exit proves that the ring is in use at least up to its soft limit,
-//! so that many entries can be given back. The log takes care of the lost pages: it switches
+//! so that many entries can be returned to the kernel. The log takes care of the lost pages: it switches
 //! logging off and on, which protects every page, and reports every page (see `mod.rs`).
 //!
 //! **An interrupted RESET** consumes entries but leaves the last batch of them, at most 64 pages,
@@ -440,7 +440,7 @@ impl Rounds {
         if was_known && !expected {
             self.overrun(vcpu, "pages were pushed behind entries that hold none");
             if let Some(ring) = self.rings.get_mut(&vcpu) {
-                // The phantoms were given back just now.
+                // The phantoms were returned to the kernel just now.
                 ring.expects_gap = false;
             }
         }
