@@ -85,6 +85,7 @@ static void null_is_refused(void)
     brant_guest *guest;
     brant_run run;
     brant_stats stats = { .size = sizeof stats };
+    brant_lane_stats lane = { .size = sizeof lane };
     brant_tracker_stats tracker_stats = { .size = sizeof tracker_stats };
     uint64_t words = 0, first, length;
     size_t count;
@@ -179,6 +180,9 @@ static void null_is_refused(void)
     REFUSES(brant_outgoing_resolve(out, 0, &e));
     REFUSES(brant_outgoing_get_stats(NULL, &stats, &e));
     REFUSES(brant_outgoing_get_stats(out, NULL, &e));
+    REFUSES(brant_outgoing_lane_stats(NULL, 0, &lane, &e));
+    REFUSES(brant_outgoing_lane_stats(out, 0, NULL, &e));
+    REFUSES(brant_outgoing_lane_stats(out, 1, &lane, &e));
     REFUSES(brant_outgoing_get_stats_json(NULL, text, sizeof text, NULL, &e));
     REFUSES(brant_outgoing_get_stats_json(out, NULL, 1, NULL, &e));
     REFUSES(brant_incoming_new(NULL, NULL, &in, &e));

@@ -2237,6 +2237,17 @@ int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
                                  struct brant_stats *stats,
                                  struct brant_error **error);
 
+struct brant_lane_stats;
+
+/**
+ * Fills in the figures of one channel as they are now, from 0; all zero before there is a connection.
+ * A channel that the parameters do not have is BRANT_E_INVALID. Any thread, also inside callbacks.
+ */
+int32_t brant_outgoing_lane_stats(const struct brant_outgoing *outgoing,
+                                  uint32_t channel,
+                                  struct brant_lane_stats *stats,
+                                  struct brant_error **error);
+
 /**
  * The figures of brant_stats as one JSON object, by the same names. An unknown figure is null, and
  * "state" is the name of the state. The text in `buffer` is NUL-terminated and cut to `capacity`
@@ -2697,7 +2708,58 @@ typedef struct brant_stats {
      * counts again. Source only.
      */
     uint64_t poisoned_pages;
+    /**
+     * For how long one channel had more pages than it could send while another had none: what
+     * several channels lose because each 2 MiB of memory belong to one of them. Divided by
+     * `elapsed_ns` it is a share of the migration. Source only; 0 with one channel.
+     */
+    uint64_t uneven_ns;
 } brant_stats;
+
+/** A channel: there is no connection yet, or the migration is over. */
+#define BRANT_LANE_CLOSED 0
+/** A channel: everything that was given to it is done and acknowledged. */
+#define BRANT_LANE_IDLE 1
+/** A channel: it has something to do, or waits for its peer. */
+#define BRANT_LANE_BUSY 2
+
+/**
+ * The figures of one channel of a migration, with what encodes for it or decodes from it. Times are
+ * nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
+ * `silence_ns` tell the present and may fall; all others only grow.
+ */
+typedef struct brant_lane_stats {
+    /** sizeof(brant_lane_stats). */
+    size_t size;
+    /** BRANT_LANE_*. */
+    uint32_t state;
+    /** 0. */
+    uint32_t reserved;
+    /** Bytes that went over the connection, headers included. */
+    uint64_t wire_bytes;
+    /** Pages sent (received) with their contents. */
+    uint64_t data_pages;
+    /** Pages sent (received) as zero, without contents. */
+    uint64_t zero_pages;
+    /** Pages sent that the destination has not acknowledged. Source only. */
+    uint64_t unacknowledged_pages;
+    /** Pages that wait for the channel. Source only; 0 on channel 0. */
+    uint64_t queued_pages;
+    /**
+     * For how long the other channels waited because as many pages waited for this one as may wait.
+     * Source only; 0 on channel 0.
+     */
+    uint64_t queue_wait_ns;
+    /** For how long the connection had no room. Source only. */
+    uint64_t send_wait_ns;
+    /** For how long the channel had nothing to do. 0 on channel 0. */
+    uint64_t idle_ns;
+    /**
+     * For how long the destination has had something to acknowledge and has acknowledged nothing;
+     * 0 when it has nothing. Source only.
+     */
+    uint64_t silence_ns;
+} brant_lane_stats;
 
 /* =============================================================================================
  * Rate: how fast a guest dirties its memory, without a migration

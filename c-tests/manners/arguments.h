@@ -95,6 +95,7 @@ static void args_fill(struct args *a)
     a->brant_sync.size = sizeof a->brant_sync;
     a->brant_tracker_stats.size = sizeof a->brant_tracker_stats;
     a->brant_consumer_stats.size = sizeof a->brant_consumer_stats;
+    a->brant_lane_stats.size = sizeof a->brant_lane_stats;
     a->brant_rate_params.size = sizeof a->brant_rate_params;
     a->brant_dirty_rate.size = sizeof a->brant_dirty_rate;
     a->brant_image_save_params.size = sizeof a->brant_image_save_params;

@@ -58,6 +58,7 @@ struct args {
     brant_sync brant_sync;
     brant_tracker_stats brant_tracker_stats;
     brant_consumer_stats brant_consumer_stats;
+    brant_lane_stats brant_lane_stats;
     brant_rate_params brant_rate_params;
     brant_dirty_rate brant_dirty_rate;
     brant_image_save_params brant_image_save_params;

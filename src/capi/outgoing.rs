@@ -3,7 +3,7 @@
 use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
 use super::ops::Ops;
 use super::params::{brant_params, params, BRANT_NO_LIMIT};
-use super::stats::brant_stats;
+use super::stats::{brant_lane_stats, brant_stats};
 use super::structs::{handle, put, put_text, taken, taken_all, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
@@ -235,6 +235,24 @@ pub unsafe extern "C" fn brant_outgoing_get_stats(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let now = unsafe { handle(outgoing, "outgoing") }?.outgoing.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// Fills in the figures of one channel as they are now, from 0; all zero before there is a connection.
+/// A channel that the parameters do not have is BRANT_E_INVALID. Any thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_lane_stats(
+    outgoing: *const brant_outgoing,
+    channel: u32,
+    stats: *mut brant_lane_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let outgoing = unsafe { handle(outgoing, "outgoing") }?;
+        let now = outgoing.outgoing.lane_stats(channel)?;
         // SAFETY: null or a structure by contract.
         unsafe { write(stats, &(&now).into()) }
     })

@@ -2,7 +2,7 @@
 
 use super::structs::sized;
 use crate::migrate::report::nanos;
-use crate::migrate::Stats;
+use crate::migrate::{LaneStats, Stats};
 
 /// As the value of a time or a rate: not known yet.
 pub const BRANT_UNKNOWN: u64 = 0xffff_ffff_ffff_ffff;
@@ -179,9 +179,75 @@ pub struct brant_stats {
     /// (brant_guest_mark_poisoned), which are neither read nor sent. A page that is named again
     /// counts again. Source only.
     pub poisoned_pages: u64,
+    /// For how long one channel had more pages than it could send while another had none: what
+    /// several channels lose because each 2 MiB of memory belong to one of them. Divided by
+    /// `elapsed_ns` it is a share of the migration. Source only; 0 with one channel.
+    pub uneven_ns: u64,
 }
 
 sized!(brant_stats);
+
+/// A channel: there is no connection yet, or the migration is over.
+pub const BRANT_LANE_CLOSED: u32 = 0;
+/// A channel: everything that was given to it is done and acknowledged.
+pub const BRANT_LANE_IDLE: u32 = 1;
+/// A channel: it has something to do, or waits for its peer.
+pub const BRANT_LANE_BUSY: u32 = 2;
+
+/// The figures of one channel of a migration, with what encodes for it or decodes from it. Times are
+/// nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
+/// `silence_ns` tell the present and may fall; all others only grow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct brant_lane_stats {
+    /// sizeof(brant_lane_stats).
+    pub size: usize,
+    /// BRANT_LANE_*.
+    pub state: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Bytes that went over the connection, headers included.
+    pub wire_bytes: u64,
+    /// Pages sent (received) with their contents.
+    pub data_pages: u64,
+    /// Pages sent (received) as zero, without contents.
+    pub zero_pages: u64,
+    /// Pages sent that the destination has not acknowledged. Source only.
+    pub unacknowledged_pages: u64,
+    /// Pages that wait for the channel. Source only; 0 on channel 0.
+    pub queued_pages: u64,
+    /// For how long the other channels waited because as many pages waited for this one as may wait.
+    /// Source only; 0 on channel 0.
+    pub queue_wait_ns: u64,
+    /// For how long the connection had no room. Source only.
+    pub send_wait_ns: u64,
+    /// For how long the channel had nothing to do. 0 on channel 0.
+    pub idle_ns: u64,
+    /// For how long the destination has had something to acknowledge and has acknowledged nothing;
+    /// 0 when it has nothing. Source only.
+    pub silence_ns: u64,
+}
+
+sized!(brant_lane_stats);
+
+impl From<&LaneStats> for brant_lane_stats {
+    fn from(s: &LaneStats) -> Self {
+        brant_lane_stats {
+            size: size_of::<Self>(),
+            state: s.state as u32,
+            reserved: 0,
+            wire_bytes: s.wire_bytes,
+            data_pages: s.data_pages,
+            zero_pages: s.zero_pages,
+            unacknowledged_pages: s.unacknowledged_pages,
+            queued_pages: s.queued_pages,
+            queue_wait_ns: nanos(s.queue_wait),
+            send_wait_ns: nanos(s.send_wait),
+            idle_ns: nanos(s.idle),
+            silence_ns: s.silence.map_or(0, nanos),
+        }
+    }
+}
 
 impl From<&Stats> for brant_stats {
     fn from(s: &Stats) -> Self {
@@ -226,6 +292,7 @@ impl From<&Stats> for brant_stats {
             ballooned_pages: s.ballooned_pages,
             hinted_pages: s.hinted_pages,
             poisoned_pages: s.poisoned_pages,
+            uneven_ns: nanos(s.uneven),
         }
     }
 }
@@ -256,6 +323,19 @@ mod tests {
         // Longer than can be told, and still known.
         assert_eq!(known.time_left_ns, BRANT_UNKNOWN - 1);
         assert_eq!(known.error, -11);
+    }
+
+    #[test]
+    fn lane_states_are_those_of_the_header() {
+        use crate::migrate::LaneState as L;
+        for (ours, header) in [
+            (L::Closed, BRANT_LANE_CLOSED),
+            (L::Idle, BRANT_LANE_IDLE),
+            (L::Busy, BRANT_LANE_BUSY),
+        ] {
+            assert_eq!(ours as u32, header);
+        }
+        assert_eq!(brant_lane_stats::from(&LaneStats::default()).silence_ns, 0);
     }
 
     #[test]

@@ -253,7 +253,21 @@ impl Channel {
         cancel: Option<&Cancel>,
         until: Deadline,
     ) -> Result<Wake> {
-        self.kind.wait(interest, None, cancel, until)
+        self.wait_or(interest, None, cancel, until)
+    }
+
+    /// The same; also until `recall` is raised, which counts as ready.
+    ///
+    /// # Errors
+    /// As for [`wait`](Self::wait).
+    pub fn wait_or(
+        &self,
+        interest: Interest,
+        recall: Option<&Recall>,
+        cancel: Option<&Cancel>,
+        until: Deadline,
+    ) -> Result<Wake> {
+        self.kind.wait(interest, recall, cancel, until)
     }
 
     /// How many sent bytes the peer does not have: its kernel (TCP), or the peer itself (a unix

@@ -115,30 +115,50 @@ impl Taken {
         self.pins = Vec::new();
     }
 
-    /// Splits off the runs for which `which` is true, for another lane. If the blocks are pinned,
-    /// they are pinned by both values.
+    /// Splits off the runs for which `which` holds, for another lane: it is asked with each run's
+    /// block. Of a block that is not pinned any more, nothing is split off. Each part pins the blocks
+    /// that it has runs of.
     ///
     /// # Errors
     /// [`crate::error::Kind::NoMemory`]. Nothing was split off then.
-    pub fn split_off(&mut self, mut which: impl FnMut(&PageRun) -> bool) -> Result<Taken> {
+    pub fn split_off(&mut self, mut which: impl FnMut(&Block, &PageRun) -> bool) -> Result<Taken> {
         let mut other = Taken::nothing(&self.lease, self.manner);
         fallible::reserve(&mut other.runs, self.runs.len(), "runs of pages")?;
         fallible::reserve(&mut other.pins, self.pins.len(), "pins of blocks")?;
         let (runs, pins) = (&mut other.runs, &mut other.pins);
         let held = &self.pins;
         self.runs.retain(|run| {
-            let goes = which(&run.pages);
+            let block = run.pages.block();
+            let at = held.binary_search_by_key(&block, |pin| pin.id());
+            let pin = at.ok().map(|at| &held[at]);
+            let goes = pin.is_some_and(|pin| which(pin, &run.pages));
             if goes {
-                let block = run.pages.block();
                 if pins.last().is_none_or(|pin| pin.id() != block) {
-                    let at = held.binary_search_by_key(&block, |pin| pin.id());
-                    pins.extend(at.ok().map(|at| held[at].clone()));
+                    pins.extend(pin.cloned());
                 }
                 runs.push(*run);
             }
             !goes
         });
+        let left = &self.runs;
+        self.pins.retain(|pin| {
+            left.binary_search_by_key(&pin.id(), |run| run.pages.block())
+                .is_ok()
+        });
         Ok(other)
+    }
+
+    /// Puts the runs back whose blocks `gone` names, and lets go of those blocks. Allocates nothing:
+    /// whoever removes a block calls it for pages that wait for a lane.
+    pub(crate) fn leave_out(&mut self, gone: impl Fn(BlockId) -> bool) {
+        if !self.pins.iter().any(|pin| gone(pin.id())) {
+            return;
+        }
+        self.pins.retain(|pin| !gone(pin.id()));
+        let left_out = |run: &Kept| gone(run.pages.block());
+        let runs = self.runs.iter().filter(|run| left_out(run));
+        self.lease.put_back(runs.map(|run| run.pages));
+        self.runs.retain(|run| !left_out(run));
     }
 
     /// The pages have arrived at their destination, and are no longer pending.

@@ -183,15 +183,15 @@ impl crate::vmm::StateSink for Blobs {
 }
 
 /// Tells the peer why it is over, if the stream is at a record's end and the peer takes it
-/// at once; first what is left to say.
-pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) {
+/// at once; first what is left to say. Whether it could be told: else the peer learns it from the
+/// end of the connection.
+pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) -> bool {
     let record = Record::Abort(Abort {
         code: error.kind() as i32,
         reason: error.message().to_owned(),
     });
     let io = Io::patient(TELL).within(Deadline::after(TELL));
-    // It learns it from the end of the connection otherwise.
-    let _ = outbox.send(channel, &record, &io);
+    outbox.send(channel, &record, &io).is_ok()
 }
 
 /// What an ABORT of the peer's is as an error here.

@@ -6,9 +6,10 @@
 //! figures, the last event. A defect after the hand-over changes none of them.
 
 use super::callbacks::{check_not_inside, inside};
-use super::report::Stats;
+use super::report::{LaneStats, Stats};
 use super::state::Side;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::ownership::Claim;
 use crate::runtime::thread::Join;
 use crate::runtime::{Cancel, Notify};
@@ -27,6 +28,8 @@ const COMMITTED: u8 = 2;
 struct Public<S> {
     state: S,
     stats: Stats,
+    /// Of each channel that there is.
+    lanes: Vec<LaneStats>,
     /// The first error; once the migration is over, why it failed.
     error: Option<Error>,
     /// The migration's thread has done all its work.
@@ -74,6 +77,7 @@ impl<S: Side> Handle<S> {
                     state: S::IDLE.into(),
                     ..Stats::default()
                 },
+                lanes: Vec::new(),
                 error: None,
                 over: false,
             }),
@@ -278,6 +282,34 @@ impl<S: Side> Handle<S> {
     /// The current figures.
     pub(super) fn stats(&self) -> Stats {
         self.lock().stats
+    }
+
+    /// Has `fill` bring the figures of so many channels up to date.
+    pub(super) fn publish_lanes(&self, channels: u32, fill: impl FnOnce(&mut [LaneStats])) {
+        let mut public = self.lock();
+        let channels = channels as usize;
+        if public.lanes.len() == channels
+            || fallible::reserve(&mut public.lanes, channels, "figures").is_ok()
+        {
+            public.lanes.resize(channels, LaneStats::default());
+            fill(&mut public.lanes);
+        }
+    }
+
+    /// The figures of one of `channels` channels; all zero before there is a connection.
+    pub(super) fn lane_stats(&self, channels: u32, channel: u32) -> Result<LaneStats> {
+        if channel >= channels {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "expected a channel from 0 to {}, found {channel}",
+                    channels - 1
+                ),
+            ));
+        }
+        let public = self.lock();
+        let lane = public.lanes.get(channel as usize).copied();
+        Ok(lane.unwrap_or_default())
     }
 
     /// The current figures as JSON.

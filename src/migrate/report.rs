@@ -139,6 +139,11 @@ pub struct Stats {
     /// Of the zero pages, the poisoned ones, whose contents the VMM has declared lost: neither read
     /// nor sent. A page that is named again counts again. Source only.
     pub poisoned_pages: u64,
+    /// For how long one channel had more pages than it could send while another had none: what several
+    /// channels lose because each stretch of memory belongs to one of them. As a share of the
+    /// migration: divided by `elapsed`. Source only; 0 with one channel.
+    #[serde(rename = "uneven_ns", serialize_with = "as_nanos")]
+    pub uneven: Duration,
 }
 
 impl Stats {
@@ -183,6 +188,48 @@ impl Stats {
             self.time_left = Duration::try_from_secs_f64(excess / (link - dirty)).ok();
         }
     }
+}
+
+/// What a lane is doing. The numbers are part of the C ABI.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+#[non_exhaustive]
+pub enum LaneState {
+    /// There is no connection yet, or the migration is over.
+    #[default]
+    Closed = 0,
+    /// Everything that was given to it is done and acknowledged.
+    Idle = 1,
+    /// It has something to do, or waits for its peer.
+    Busy = 2,
+}
+
+/// The figures of one lane of a migration: a connection, and what encodes for it or decodes from it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LaneStats {
+    /// What it is doing.
+    pub state: LaneState,
+    /// Bytes that went over the connection, headers included.
+    pub wire_bytes: u64,
+    /// Pages sent (received) with their contents.
+    pub data_pages: u64,
+    /// Pages sent (received) as zero.
+    pub zero_pages: u64,
+    /// Pages sent that the destination has not acknowledged. Source only.
+    pub unacknowledged_pages: u64,
+    /// Pages that wait for the lane. Source only; 0 on channel 0.
+    pub queued_pages: u64,
+    /// For how long the others waited because this lane had as many pages waiting as may wait. Source
+    /// only; 0 on channel 0.
+    pub queue_wait: Duration,
+    /// For how long the connection had no room. Source only.
+    pub send_wait: Duration,
+    /// For how long it had nothing to do. 0 on channel 0.
+    pub idle: Duration,
+    /// For how long the destination has had something to acknowledge and has acknowledged nothing;
+    /// `None` when it has nothing. Source only.
+    pub silence: Option<Duration>,
 }
 
 /// Whole nanoseconds.
@@ -329,7 +376,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 39);
+        assert_eq!(value.as_object().unwrap().len(), 40);
     }
 
     #[test]

@@ -16,8 +16,10 @@ const ZEROS_PAGES: Pages = Pages(2048);
 /// The most pages of the next batch. The last batch had at most `most` pages, and `put` says what
 /// became of them.
 pub fn next_size(put: &Put, most: Pages) -> Pages {
-    match put.data_pages {
-        0 => Pages(most.0 * 2).clamp(BATCH_PAGES, ZEROS_PAGES),
+    match (put.data_pages, put.zero_pages) {
+        // All of it is still on its way to whoever looks at it.
+        (0, 0) => most,
+        (0, _) => Pages(most.0 * 2).clamp(BATCH_PAGES, ZEROS_PAGES),
         _ => BATCH_PAGES,
     }
 }
@@ -42,5 +44,6 @@ mod tests {
         assert_eq!(most, ZEROS_PAGES);
         assert_eq!(next_size(&put(1, most.0 - 1), most), BATCH_PAGES);
         assert_eq!(next_size(&put(512, 0), BATCH_PAGES), BATCH_PAGES);
+        assert_eq!(next_size(&put(0, 0), ZEROS_PAGES), ZEROS_PAGES);
     }
 }

@@ -60,7 +60,8 @@ pub struct Put {
     pub free_pages: u64,
     /// Of the zero pages, those whose contents are lost, as the VMM has declared.
     pub poisoned_pages: u64,
-    /// From the look at the first page until the last byte was sent or written.
+    /// From the look at the first page until the last byte was sent or written. Where several
+    /// threads send: the time in which all of them together have sent this.
     pub time: Duration,
 }
 
@@ -69,6 +70,21 @@ impl Put {
     pub fn read_pages(&self) -> u64 {
         let unread = self.ballooned_pages + self.free_pages + self.poisoned_pages;
         self.data_pages + self.zero_pages - unread
+    }
+
+    /// What came since it was `before`; no time.
+    #[must_use]
+    pub fn since(&self, before: &Put) -> Put {
+        Put {
+            bytes: self.bytes - before.bytes,
+            data_pages: self.data_pages - before.data_pages,
+            zero_pages: self.zero_pages - before.zero_pages,
+            hole_pages: self.hole_pages - before.hole_pages,
+            ballooned_pages: self.ballooned_pages - before.ballooned_pages,
+            free_pages: self.free_pages - before.free_pages,
+            poisoned_pages: self.poisoned_pages - before.poisoned_pages,
+            time: Duration::ZERO,
+        }
     }
 
     /// Whether the time measures the link. It does not if most of it went into finding zero pages.

@@ -61,7 +61,9 @@ fn each_half_of_a_split_is_delivered_or_put_back_by_itself() {
     let mut taken = take(&consumer, u64::MAX);
     assert_eq!((taken.run_count(), taken.pages()), (8, all));
     // By stretch, as pages are assigned to lanes.
-    let odd = taken.split_off(|run| run.first().0 / 512 % 2 == 1).unwrap();
+    let odd = taken
+        .split_off(|_, run| run.first().0 / 512 % 2 == 1)
+        .unwrap();
     assert_eq!(runs(&odd, 0), [(512, 512, true), (1536, 464, true)]);
     assert_eq!(runs(&taken, 1), [(0, 512, true), (1024, 512, true)]);
     assert_eq!(odd.blocks().count(), 2);
@@ -74,7 +76,7 @@ fn each_half_of_a_split_is_delivered_or_put_back_by_itself() {
     let mut taken = take(&consumer, u64::MAX);
     let broken = catch_unwind(AssertUnwindSafe(|| {
         let mut left = 3;
-        taken.split_off(|_| {
+        taken.split_off(|_, _| {
             left -= 1;
             assert!(left > 0, "planted");
             left % 2 == 0
@@ -99,6 +101,28 @@ fn a_block_is_removed_while_its_pages_are_on_their_way() {
         .remove_block(guest.memory.find_block("a").unwrap())
         .unwrap();
     drop(taken);
+    assert_eq!(consumer.pending(), Pages(PAGES));
+}
+
+#[test]
+fn what_is_left_out_is_pinned_no_more_and_the_rest_stays() {
+    let (guest, consumer) = guest();
+    let mut taken = take(&consumer, u64::MAX);
+    let gone = guest.memory.find_block("a").unwrap();
+    // Nothing of it is there.
+    let mut half = taken.split_off(|_, run| run.block() != gone).unwrap();
+    half.leave_out(|block| block == gone);
+    assert_eq!(half.pages(), Pages(PAGES));
+    taken.leave_out(|block| block == gone);
+    assert!(taken.is_empty());
+    // A block that stays has its pages back, once.
+    assert_eq!(consumer.pending(), Pages(PAGES));
+    assert_eq!(consumer.stats().put_back, Pages(PAGES));
+    guest.memory.remove_block(gone).unwrap();
+    drop(taken);
+    assert_eq!(consumer.pending(), Pages(0));
+    assert_eq!(half.blocks().count(), 1);
+    drop(half);
     assert_eq!(consumer.pending(), Pages(PAGES));
 }
 

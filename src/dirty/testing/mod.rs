@@ -120,7 +120,7 @@ pub fn apart(mut taken: Taken) -> Vec<Taken> {
     let mut each = Vec::new();
     while !taken.is_empty() {
         let mut first = true;
-        let one = taken.split_off(|_| std::mem::take(&mut first));
+        let one = taken.split_off(|_, _| std::mem::take(&mut first));
         each.push(one.unwrap());
     }
     each

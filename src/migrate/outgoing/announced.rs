@@ -31,6 +31,40 @@ impl Announced {
         self.at = Some(map.generation());
     }
 
+    /// Whether `memory` has changed since the destination was told of all of it.
+    pub(super) fn is_behind(&self, memory: &Memory) -> bool {
+        self.at != Some(memory.with_map(Map::generation))
+    }
+
+    /// Whether the destination does not know a block of `taken` yet.
+    pub(super) fn lacks(&self, taken: &Taken) -> bool {
+        taken
+            .blocks()
+            .any(|block| !self.blocks.contains(&block.id()))
+    }
+
+    /// All that the destination has to hear of `memory`, as bytes: for several channels, on which
+    /// nothing is on its way then.
+    pub(super) fn all_news(&mut self, memory: &Memory) -> Result<Vec<u8>> {
+        let map = memory.map();
+        let mut news = Vec::new();
+        // Those that went first: one that comes may have the name of one that went.
+        let gone = self.blocks.iter().copied();
+        let gone = gone.filter(|id| map.block(*id).is_none());
+        for id in fallible::collect(gone, BLOCKS)? {
+            Record::BlockRemoved { id: id.0 }.encode(&mut news)?;
+            self.blocks.remove(&id);
+        }
+        for block in map.blocks() {
+            if !self.blocks.contains(&block.id()) {
+                Record::BlockAdded(describe(block)).encode(&mut news)?;
+                self.add(block.id())?;
+            }
+        }
+        self.at = Some(map.generation());
+        Ok(news)
+    }
+
     /// What the destination has to hear before `taken`: of blocks that went, and of those that
     /// came since. As bytes, to be sent with the runs: what waits for the peer alone would wait
     /// with their pins.

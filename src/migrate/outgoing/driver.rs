@@ -15,13 +15,13 @@ use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control::{self, Blobs};
-use crate::migrate::report::RENEW;
+use crate::migrate::report::{LaneState, LaneStats, RENEW};
 use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
 use crate::migrate::work::Work;
 use crate::migrate::Blockers;
-use crate::runtime::{Limit, Timeout};
+use crate::runtime::{Cancel, Limit, Timeout};
 use crate::units::Pages;
 use crate::vmm::EventKind;
 use crate::walk::{self, Outlet, Put, Walk, BATCH_PAGES};
@@ -188,7 +188,7 @@ impl Work for Driver {
             }
             Action::AwaitReady => {
                 let begun = Instant::now();
-                let ready = self.await_ready();
+                let ready = self.await_ready().map_err(|e| self.explain(e));
                 self.common.stats.ready = Some(begun.elapsed());
                 self.common.stats.load = Some(Duration::from_micros(ready?));
                 Some(Event::PeerReady)
@@ -206,7 +206,8 @@ impl Work for Driver {
                 }
                 // A destination that has given up meanwhile has said so, or is gone: the last
                 // moment to hear it and keep the guest.
-                self.lanes()?.listen()?;
+                let listened = self.lanes()?.listen();
+                listened.map_err(|e| self.explain(e))?;
                 self.check_all_sent()?;
                 Some(Event::Released)
             }
@@ -353,6 +354,18 @@ impl Driver {
             stats.hole_pages = put.hole_pages;
             stats.ballooned_pages = put.ballooned_pages;
             stats.poisoned_pages = put.poisoned_pages;
+            stats.uneven = lanes.uneven();
+            let shared = &self.common.shared;
+            let over = self.ended;
+            shared
+                .handle
+                .publish_lanes(shared.params.channels, |stats| {
+                    lanes.fill(stats);
+                    if over {
+                        let closed = |lane: &mut LaneStats| lane.state = LaneState::Closed;
+                        stats.iter_mut().for_each(closed);
+                    }
+                });
         }
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self
@@ -395,6 +408,14 @@ impl Driver {
     fn stood_until_now(&mut self) {
         if let Some(stood) = self.common.shared.guest.stood() {
             self.common.stats.downtime = Some(stood);
+        }
+    }
+
+    /// What ends a wait for the destination: a cancel, or what one of several channels has found.
+    fn stop(&self) -> Cancel {
+        match &self.lanes {
+            Some(lanes) => lanes.stop().clone(),
+            None => self.common.shared.handle.cancel.clone(),
         }
     }
 
@@ -512,10 +533,17 @@ impl Driver {
 
     /// Sends some pages; `None` when the walk has come to its end.
     fn step(&mut self, most: Pages, io: &Io<'_>) -> Result<Option<Put>> {
-        let (walk, consumer, mut lanes) = self.sending(io)?;
-        let put = walk.step(consumer, most, &mut lanes);
-        self.tell_poisoned();
-        put
+        loop {
+            let (walk, consumer, mut lanes) = self.sending(io)?;
+            let put = lanes
+                .progress()
+                .and_then(|()| walk.step(consumer, most, &mut lanes));
+            self.tell_poisoned();
+            // Pages that went back after the walk had passed them are a walk's again.
+            if !matches!(put, Ok(None)) || !self.lanes()?.take_again() {
+                return put;
+            }
+        }
     }
 
     /// Tells the VMM what its guest loses, when that was not told yet.
@@ -540,7 +568,8 @@ impl Driver {
     fn send_last(&mut self) -> Result<()> {
         let begun = Instant::now();
         let shared = Arc::clone(&self.common.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.io())
+        let stop = self.stop();
+        let io = Io::until(&stop, shared.params.io())
             .within(self.switchover)
             .of("the last pages");
         let before = self.pages_sent();
@@ -549,7 +578,6 @@ impl Driver {
         // Two walks in a row that find nothing: the first may have begun in the middle.
         loop {
             self.check_gate()?;
-            self.lanes()?.listen()?;
             match self.step(batch_pages, &io) {
                 Ok(Some(put)) => batch_pages = walk::next_size(&put, batch_pages),
                 Ok(None) => break,
@@ -577,7 +605,8 @@ impl Driver {
 
     fn await_ready(&mut self) -> Result<u64> {
         let shared = Arc::clone(&self.common.shared);
-        let io = Io::until(&shared.handle.cancel, shared.params.switchover())
+        let stop = self.stop();
+        let io = Io::until(&stop, shared.params.switchover())
             .within(self.switchover)
             .of("READY");
         let ready = loop {
@@ -586,7 +615,12 @@ impl Driver {
             self.walk.removals().lower();
             let memory = shared.guest.tracker.memory();
             let news = self.announced.news(memory, None)?;
-            let lane = self.lanes.as_mut().ok_or_else(no_connection)?.first();
+            let lanes = self.lanes.as_mut().ok_or_else(no_connection)?;
+            if !news.is_empty() {
+                // On no channel is anything on its way that is about the block.
+                lanes.await_further(&io.of("an acknowledgement"))?;
+            }
+            let lane = lanes.first();
             lane.say_encoded(&news, &io.of("BLOCK_REMOVED"))?;
             let heard = lane.hear_after_acknowledgements(self.walk.removals(), &io)?;
             if let Some(heard) = heard {
@@ -596,9 +630,10 @@ impl Driver {
         match ready {
             Record::Ready(ready) => {
                 // The last acknowledgements of the other channels may be on their way still.
-                let further = io.of("an acknowledgement");
-                self.lanes()?.await_further(&shared.params, &further)?;
-                let left = self.lanes()?.unacknowledged();
+                let lanes = self.lanes()?;
+                lanes.await_further(&io.of("an acknowledgement"))?;
+                lanes.rejoin()?;
+                let left = lanes.unacknowledged();
                 if left > 0 {
                     return Err(Error::new(
                         Kind::Protocol,

@@ -14,10 +14,13 @@ use crate::memory::access::{self, Access};
 use crate::migrate::control::{self, Blobs, TELL};
 use crate::migrate::outbox::Outbox;
 use crate::migrate::params::{self, Params};
-use crate::runtime::Recall;
+use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::Put;
 use crate::wire::Record;
 use std::time::{Duration, Instant};
+
+/// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
+const MARKERS_WAITING: usize = 256;
 
 /// The most records that are read from the destination between two batches.
 const LISTEN_RECORDS: usize = 64;
@@ -67,14 +70,44 @@ impl Lane {
         self.ledger.unacknowledged()
     }
 
-    /// See [`Ledger::silence`].
-    pub(super) fn silence(&self) -> Option<Duration> {
-        self.ledger.silence()
+    /// See [`Ledger::silent_since`].
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.ledger.silent_since()
     }
 
-    /// Whether enough was sent since the last marker for another.
-    pub(super) fn marker_is_due(&self) -> bool {
-        self.ledger.marker_is_due()
+    /// How long the connection had no room.
+    pub(super) fn waited(&self) -> Duration {
+        self.channel.counters().send_waited
+    }
+
+    /// Whether the destination has said ABORT here.
+    pub(super) fn peer_ended(&self) -> bool {
+        self.replies.ended()
+    }
+
+    /// [`Lane::send`], and a marker where enough was sent since the last. A destination that has too
+    /// many to acknowledge is waited for.
+    pub(super) fn send_counted(
+        &mut self,
+        first: &[u8],
+        taken: Taken,
+        pass: u32,
+        recall: &Recall,
+        params: &Params,
+        io: &Io<'_>,
+    ) -> Result<Put> {
+        let put = self.send(first, taken, recall, io)?;
+        if self.ledger.marker_is_due() {
+            self.send_marker(pass, false, io)?;
+            self.await_acknowledgements(MARKERS_WAITING, params, io)?;
+        }
+        Ok(put)
+    }
+
+    /// Waits until the destination says something, `work` is raised, or `stop` is cancelled.
+    pub(super) fn wait_for_peer_or(&self, work: &Recall, stop: &Cancel) -> Result<Wake> {
+        self.channel
+            .wait_or(Interest::Read, Some(work), Some(stop), Deadline::never())
     }
 
     /// Sends taken pages, whose protection has been restored, and before them `first`. After an
@@ -244,16 +277,36 @@ impl Lane {
         self.ledger.give_up();
     }
 
+    /// The destination's word for why it is over, if it is here.
+    pub(super) fn reason(&mut self) -> Option<Error> {
+        self.replies.reason(&mut self.channel)
+    }
+
+    /// The same, waited for no longer than `limit`.
+    pub(super) fn await_reason(&mut self, limit: Duration) -> Option<Error> {
+        let io = Io::patient(limit).within(Deadline::after(limit));
+        loop {
+            match self.replies.wait(&mut self.channel, &io) {
+                Ok(_) => {}
+                Err(error) => return self.peer_ended().then_some(error),
+            }
+        }
+    }
+
+    /// Tells the destination why it is over; whether that could be told.
+    pub(super) fn tell(&mut self, error: &Error) -> bool {
+        control::abort(&mut self.channel, &mut Outbox::default(), error)
+    }
+
+    /// After that, lets the destination read it, and ends the connection.
+    pub(super) fn drain(&mut self) {
+        self.replies.drain(&mut self.channel, TELL);
+        self.close();
+    }
+
     /// Ends the connection.
     pub(super) fn close(&self) {
         let _ = self.channel.shutdown();
-    }
-
-    /// Tells the destination why it is over.
-    pub(super) fn abort(&mut self, error: &Error) {
-        control::abort(&mut self.channel, &mut Outbox::default(), error);
-        self.replies.drain(&mut self.channel, TELL);
-        self.close();
     }
 }
 

@@ -1,38 +1,117 @@
 //! The lanes of a migration, and the walk's outlet that they are together.
 //!
-//! Lane 0 is the migration thread's. It carries the pages, and every record that is not about
-//! pages. The further lanes carry their final markers.
+//! Lane 0 is the migration thread's: it sends pages there itself, and every record that is not about
+//! pages. Each further lane has a worker from the end of the handshake until the destination is
+//! ready. With one channel there is no worker, no queue and no lock.
+//!
+//! Every stretch belongs to one lane ([`Assignment`]). So a batch is split: the workers' shares go
+//! into their queues first, then lane 0 sends its own, while they send theirs.
 
 use super::announced::Announced;
+use super::assignment::Assignment;
+use super::balance::{Balance, Load};
+use super::failure::{Cause, Failure};
 use super::lane::Lane;
+use super::queue::{leave_out_removed, What, Work};
+use super::worker::{Figures, Shared, Worker};
 use crate::channel::{Channel, Io};
 use crate::dirty::taken::Taken;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::Memory;
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::control::TELL;
 use crate::migrate::params::Params;
-use crate::runtime::Recall;
+use crate::migrate::report::{LaneState, LaneStats};
+use crate::runtime::{wait_ready_or, Cancel, Interest, Recall, Wake};
 use crate::walk::{Outlet, Put};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// The most markers that may wait for their acknowledgement: 16 GiB of pages, or a million runs.
-const MARKERS_WAITING: usize = 256;
+/// On how many channels it is tried to tell the destination why it is over: each may take
+/// [`TELL`], and a cancel has a tenth of a second.
+const TOLD_ON: usize = 3;
+
+/// The lane of a further channel.
+#[derive(Debug)]
+enum Further {
+    /// The migration thread's.
+    Here(Lane),
+    /// A worker's.
+    Working(Worker),
+    /// Its worker is gone with it.
+    Gone,
+}
 
 /// See the file's description.
 #[derive(Debug)]
 pub(super) struct Lanes {
     first: Lane,
     /// Those of the channels 1, 2 and so on.
-    further: Vec<Lane>,
+    further: Vec<Further>,
+    shared: Arc<Shared>,
+    assignment: Assignment,
+    /// What of the workers' pages was told to the walk.
+    told: Put,
+    /// Since when the batch that is being put is worked at.
+    since: Option<Instant>,
+    /// Pages went back that the walk has passed.
+    again: bool,
 }
 
 impl Lanes {
-    /// A lane over each channel, channel 0 first; `None` without a channel.
-    pub(super) fn over(channels: Vec<Channel>) -> Option<Lanes> {
+    /// A lane over each channel, channel 0 first. `cancel` ends the migration.
+    ///
+    /// # Errors
+    /// Without a channel, and when there is no descriptor for what the lanes share.
+    pub(super) fn over(channels: Vec<Channel>, params: &Params, cancel: &Cancel) -> Result<Lanes> {
+        let several = channels.len() > 1;
+        let stop = match several {
+            true => Cancel::under(cancel)?,
+            false => cancel.clone(),
+        };
         let mut lanes = channels.into_iter().map(Lane::new);
-        Some(Lanes {
-            first: lanes.next()?,
-            further: lanes.collect(),
+        let first = lanes
+            .next()
+            .ok_or_else(|| Error::new(Kind::Internal, "no channel for a migration"))?;
+        let further: Vec<Further> = lanes.map(Further::Here).collect();
+        Ok(Lanes {
+            first,
+            assignment: Assignment::to(1 + further.len()),
+            further,
+            shared: Arc::new(Shared {
+                failure: Failure::new(stop),
+                balance: Balance::default(),
+                news: Arc::new(Recall::new()?),
+                params: params.clone(),
+            }),
+            told: Put::default(),
+            since: None,
+            again: false,
         })
+    }
+
+    /// Starts a worker for each further lane.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub(super) fn start(&mut self, memory: &Memory, vmm: &Callbacks) -> Result<()> {
+        for further in &mut self.further {
+            if let Further::Here(lane) = std::mem::replace(further, Further::Gone) {
+                *further = Further::Working(Worker::start(lane, &self.shared, memory, vmm)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What ends a wait on any lane: a cancel of the migration, or the failure of another lane.
+    pub(super) fn stop(&self) -> &Cancel {
+        self.shared.failure.stop()
+    }
+
+    /// Whether there is more than one.
+    pub(super) fn several(&self) -> bool {
+        !self.further.is_empty()
     }
 
     /// Lane 0.
@@ -40,62 +119,298 @@ impl Lanes {
         &mut self.first
     }
 
-    /// All lanes, in the order of their channels.
+    /// All lanes that the migration's thread has, in the order of their channels: before workers
+    /// are started and after they have ended, all there are.
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Lane> {
-        std::iter::once(&mut self.first).chain(&mut self.further)
+        let further = self.further.iter_mut().filter_map(|further| match further {
+            Further::Here(lane) => Some(lane),
+            Further::Working(_) | Further::Gone => None,
+        });
+        std::iter::once(&mut self.first).chain(further)
     }
 
-    fn each(&self) -> impl Iterator<Item = &Lane> {
-        std::iter::once(&self.first).chain(&self.further)
+    fn workers(&mut self) -> impl Iterator<Item = &mut Worker> {
+        self.further.iter_mut().filter_map(|further| match further {
+            Further::Working(worker) => Some(worker),
+            Further::Here(_) | Further::Gone => None,
+        })
+    }
+
+    fn further(&self) -> impl Iterator<Item = Figures> + '_ {
+        self.further.iter().map(|further| match further {
+            Further::Here(lane) => Figures::of(lane),
+            Further::Working(worker) => worker.figures(),
+            Further::Gone => Figures::default(),
+        })
+    }
+
+    fn figures(&self) -> impl Iterator<Item = Figures> + '_ {
+        std::iter::once(Figures::of(&self.first)).chain(self.further())
     }
 
     /// What became of all pages that were sent.
     pub(super) fn put(&self) -> Put {
-        let mut put = Put::default();
-        self.each().for_each(|lane| put += lane.put());
-        put
+        self.figures().fold(Put::default(), |mut put, lane| {
+            put += lane.put;
+            put
+        })
     }
 
     /// Bytes that went over the connections.
     pub(super) fn sent(&self) -> u64 {
-        self.each().map(Lane::sent).sum()
+        self.figures().map(|lane| lane.sent).sum()
     }
 
     /// Pages sent and not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
-        self.each().map(Lane::unacknowledged).sum()
+        self.figures().map(|lane| lane.unacknowledged).sum()
     }
 
-    /// The longest [`Lane::silence`].
+    /// For how long the destination has had markers to acknowledge on a lane and has acknowledged
+    /// none there: the longest of all lanes'.
     pub(super) fn silence(&self) -> Option<Duration> {
-        self.each().filter_map(Lane::silence).max()
+        let since = self.figures().filter_map(|lane| lane.silent_since).min();
+        since.map(|since| since.elapsed())
+    }
+
+    /// How long one lane had more than it could send while another had nothing.
+    pub(super) fn uneven(&self) -> Duration {
+        self.shared.balance.uneven()
+    }
+
+    /// What the workers have sent since this was asked last.
+    fn sent_meanwhile(&mut self) -> Put {
+        let now = self.further().fold(Put::default(), |mut put, lane| {
+            put += lane.put;
+            put
+        });
+        now.since(&std::mem::replace(&mut self.told, now))
+    }
+
+    /// Whether pages went back that the walk has passed, since this was asked last.
+    pub(super) fn take_again(&mut self) -> bool {
+        std::mem::take(&mut self.again)
+    }
+
+    /// The figures of each lane, into `stats`.
+    pub(super) fn fill(&self, stats: &mut [LaneStats]) {
+        let queued =
+            std::iter::once((0, Duration::ZERO)).chain(self.further.iter().map(|further| {
+                match further {
+                    Further::Working(worker) => (worker.queue().pages(), worker.full),
+                    Further::Here(_) | Further::Gone => (0, Duration::ZERO),
+                }
+            }));
+        for ((stats, lane), (queued, full)) in stats.iter_mut().zip(self.figures()).zip(queued) {
+            let idle = lane.unacknowledged == 0 && queued == 0;
+            stats.state = match idle {
+                true => LaneState::Idle,
+                false => LaneState::Busy,
+            };
+            stats.wire_bytes = lane.sent;
+            stats.data_pages = lane.put.data_pages;
+            stats.zero_pages = lane.put.zero_pages;
+            stats.unacknowledged_pages = lane.unacknowledged;
+            stats.queued_pages = queued;
+            // A worker that has ended has nothing more to tell of its queue.
+            stats.queue_wait = stats.queue_wait.max(full);
+            stats.send_wait = lane.waited;
+            stats.idle = stats.idle.max(lane.idle);
+            stats.silence = lane.silent_since.map(|since| since.elapsed());
+        }
     }
 
     /// What the destination said meanwhile on any of them.
+    ///
+    /// # Errors
+    /// That one has failed.
     pub(super) fn listen(&mut self) -> Result<()> {
-        self.all().try_for_each(Lane::listen)
+        self.all().try_for_each(Lane::listen)?;
+        self.check()
     }
 
-    /// Waits until the further lanes have every acknowledgement, after their final markers.
-    pub(super) fn await_further(&mut self, params: &Params, io: &Io<'_>) -> Result<()> {
-        let mut further = self.further.iter_mut();
-        further.try_for_each(|lane| lane.await_acknowledgements(0, params, io))
+    /// Refuses to go on where a worker has failed.
+    fn check(&self) -> Result<()> {
+        match self.several() {
+            true => self.stop().check("a channel"),
+            false => Ok(()),
+        }
     }
 
-    /// If sending failed because the peer went away, its own word for why is better.
+    /// Waits until `ready`, of which a worker tells by its news, or until `recall` is raised.
+    fn wait(
+        &mut self,
+        io: &Io<'_>,
+        recall: Option<&Recall>,
+        mut ready: impl FnMut(&mut Lanes) -> bool,
+    ) -> Result<()> {
+        let news = Arc::clone(&self.shared.news);
+        loop {
+            news.lower();
+            self.check()?;
+            if ready(self) || recall.is_some_and(Recall::is_raised) {
+                return Ok(());
+            }
+            let stop = self.shared.failure.stop();
+            let until = io.limit.at();
+            let removed = recall.map(Recall::fd);
+            match wait_ready_or(news.fd(), Interest::Read, removed, Some(stop), until)? {
+                Wake::Ready => {
+                    news.settle();
+                    recall.into_iter().for_each(Recall::settle);
+                }
+                Wake::Cancelled => self.check()?,
+                Wake::TimedOut => {
+                    let message = format!(
+                        "sending {} on several channels: {} ran out",
+                        io.what, io.limit
+                    );
+                    return Err(Error::new(Kind::Timeout, message));
+                }
+            }
+        }
+    }
+
+    /// Has a worker do `work`, once it has room. `hand` are taken pages that this thread holds
+    /// meanwhile: what belongs to a block that is removed is put back.
+    fn give(
+        &mut self,
+        at: usize,
+        mut work: Work,
+        memory: &Memory,
+        recall: Option<&Recall>,
+        hand: &mut [&mut Taken],
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let mut full = None;
+        loop {
+            let Further::Working(worker) = &mut self.further[at] else {
+                return Err(Error::new(Kind::Internal, "a channel without its thread"));
+            };
+            work = match worker.queue().add(work, memory) {
+                None => {
+                    let waited: Option<Instant> = full;
+                    worker.full += waited.map_or(Duration::ZERO, |since| since.elapsed());
+                    return Ok(());
+                }
+                Some(work) => work,
+            };
+            full.get_or_insert_with(Instant::now);
+            // Lane 0 has nothing to do meanwhile.
+            let shared = Arc::clone(&self.shared);
+            let _full = shared.balance.be(Load::Full);
+            let _idle = shared.balance.be(Load::Idle);
+            self.wait(io, recall, |lanes| match &lanes.further[at] {
+                Further::Working(worker) => worker.queue().has_room(),
+                _ => true,
+            })?;
+            if let Some(recall) = recall.filter(|recall| recall.is_raised()) {
+                // Lowered first: whoever removes another block asks again.
+                recall.lower();
+                if let What::Pages(taken) = &mut work.what {
+                    leave_out_removed(taken, memory);
+                }
+                for taken in hand.iter_mut() {
+                    leave_out_removed(taken, memory);
+                }
+            }
+        }
+    }
+
+    /// Waits until the workers have done all their work, and have every acknowledgement if the last
+    /// of it was a marker.
+    pub(super) fn await_further(&mut self, io: &Io<'_>) -> Result<()> {
+        if !self.several() {
+            return Ok(());
+        }
+        self.wait(io, None, |lanes| {
+            lanes.workers().all(|worker| worker.queue().is_done())
+        })
+    }
+
+    /// Ends the workers, whose work is done: their lanes are this thread's again.
+    ///
+    /// # Errors
+    /// Those of the workers.
+    pub(super) fn rejoin(&mut self) -> Result<()> {
+        self.end_workers();
+        match self.shared.failure.reason() {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn end_workers(&mut self) {
+        for further in &mut self.further {
+            if let Further::Working(_) = further {
+                if let Further::Working(worker) = std::mem::replace(further, Further::Gone) {
+                    match worker.end() {
+                        Ok(lane) => *further = Further::Here(lane),
+                        Err(error) => self.shared.failure.offer(Cause::Found, error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn stop_workers(&mut self) {
+        if self.workers().next().is_some() {
+            self.stop().cancel();
+            for worker in self.workers() {
+                worker.queue().close();
+            }
+            self.end_workers();
+        }
+    }
+
+    /// Why sending failed with `error`: the first reason of any lane's, and better than that a
+    /// connection broke, the peer's own word for why. The workers have ended after that.
     pub(super) fn explain(&mut self, error: Error) -> Error {
-        self.all().fold(error, |error, lane| lane.explain(error))
+        if !self.several() {
+            return self.first.explain(error);
+        }
+        let cause = Cause::of(&error, self.first.peer_ended());
+        self.shared.failure.offer(cause, error.clone());
+        self.stop_workers();
+        let Some((cause, reason)) = self.shared.failure.reason() else {
+            return error;
+        };
+        if cause != Cause::Broke {
+            return reason;
+        }
+        let heard = self.all().find_map(Lane::reason);
+        // It goes another way than what broke, and may come a little later.
+        heard
+            .or_else(|| self.first.await_reason(TELL))
+            .unwrap_or(reason)
     }
 
     /// Gives everything that was not acknowledged back.
     pub(super) fn give_up(&mut self) {
+        self.stop_workers();
         self.all().for_each(Lane::give_up);
     }
 
-    /// Tells the destination why it is over, and closes.
+    /// Tells the destination why it is over, and closes. On channel 0; where a record was cut there, on
+    /// the first channel on which it can be told.
     pub(super) fn abort(&mut self, error: &Error) {
-        self.first.abort(error);
-        self.further.iter().for_each(Lane::close);
+        self.stop_workers();
+        let told = self
+            .all()
+            .take(TOLD_ON)
+            .find_map(|lane| lane.tell(error).then_some(lane));
+        if let Some(lane) = told {
+            // The reason is lost with a connection that is closed before it is read.
+            lane.drain();
+        }
+        self.all().for_each(|lane| lane.close());
+    }
+}
+
+impl Drop for Lanes {
+    /// A migration that is dropped on the way leaves no thread.
+    fn drop(&mut self) {
+        self.stop_workers();
     }
 }
 
@@ -110,38 +425,132 @@ pub(super) struct Sending<'a, 'io> {
     pub(super) io: &'a Io<'io>,
 }
 
-impl Outlet for Sending<'_, '_> {
-    fn put(&mut self, taken: Taken, recall: &Recall) -> Result<Put> {
-        let news = self.announced.news(self.memory, Some(&taken))?;
-        let lane = &mut self.lanes.first;
-        let put = lane.send(&news, taken, recall, self.io)?;
-        if lane.marker_is_due() {
-            lane.send_marker(self.pass, false, self.io)?;
-            lane.await_acknowledgements(MARKERS_WAITING, self.params, self.io)?;
+impl Sending<'_, '_> {
+    fn work(&self, what: What) -> Work {
+        Work {
+            what,
+            pass: self.pass,
+            limit: self.io.limit,
         }
+    }
+
+    /// A batch over several lanes.
+    fn spread(&mut self, mut taken: Taken, recall: &Recall) -> Result<Put> {
+        let since = self.lanes.since.take().unwrap_or_else(Instant::now);
+        if self.announced.lacks(&taken) {
+            // It was added after the last look. The destination is told while nothing is pinned.
+            self.lanes.again = true;
+            drop(taken);
+            self.announce()?;
+            return Ok(Put::default());
+        }
+        let assignment = self.lanes.assignment;
+        let count = self.lanes.further.len();
+        let mut shares = Vec::new();
+        fallible::reserve(&mut shares, count, "shares of a batch")?;
+        // Bit n: there is something for lane n.
+        let lanes = taken.runs().fold(0u64, |lanes, run| {
+            lanes | 1 << assignment.lane(run.block, &run.pages)
+        });
+        for at in 0..count {
+            if lanes & 2 << at != 0 {
+                let share = taken.split_off(|block, run| assignment.lane(block, run) == at + 1)?;
+                shares.push((at, share));
+            }
+        }
+        let mut shares = shares.into_iter();
+        while let Some((at, share)) = shares.next() {
+            let mut hand: Vec<&mut Taken> = Vec::new();
+            fallible::reserve(&mut hand, 1 + shares.len(), "shares of a batch")?;
+            hand.push(&mut taken);
+            hand.extend(shares.as_mut_slice().iter_mut().map(|(_, share)| share));
+            let work = self.work(What::Pages(share));
+            let (memory, io) = (self.memory, self.io);
+            self.lanes
+                .give(at, work, memory, Some(recall), &mut hand, io)?;
+        }
+        let mut put = Put::default();
+        if !taken.is_empty() {
+            let shared = Arc::clone(&self.lanes.shared);
+            let _full = shared.balance.be(Load::Full);
+            put = self.lanes.first.send_counted(
+                &[],
+                taken,
+                self.pass,
+                recall,
+                self.params,
+                self.io,
+            )?;
+        }
+        put += self.lanes.sent_meanwhile();
+        put.time = since.elapsed();
         Ok(put)
     }
 
+    /// Tells the destination of blocks that came and went, by the rule for several connections: all
+    /// that was sent is acknowledged, then channel 0 says it, and all lanes wait until the destination
+    /// has followed.
+    fn announce(&mut self) -> Result<()> {
+        self.barrier()?;
+        let news = self.announced.all_news(self.memory)?;
+        let first = &mut self.lanes.first;
+        first.say_encoded(&news, self.io)?;
+        first.send_marker(self.pass, false, self.io)?;
+        first.await_acknowledgements(0, self.params, self.io)
+    }
+}
+
+impl Outlet for Sending<'_, '_> {
+    fn put(&mut self, taken: Taken, recall: &Recall) -> Result<Put> {
+        if self.lanes.several() {
+            return self.spread(taken, recall);
+        }
+        let news = self.announced.news(self.memory, Some(&taken))?;
+        let lane = &mut self.lanes.first;
+        lane.send_counted(&news, taken, self.pass, recall, self.params, self.io)
+    }
+
     fn progress(&mut self) -> Result<()> {
-        self.lanes.listen()
+        self.lanes.listen()?;
+        if self.lanes.several() {
+            self.lanes.since.get_or_insert_with(Instant::now);
+            if self.announced.is_behind(self.memory) {
+                self.announce()?;
+            }
+        }
+        Ok(())
     }
 
     /// What is on its way, or in a socket's buffer, costs the destination time: a header of 32
     /// bytes that says that 2 MiB are zero, as long as 2 MiB of pages. None of it may be left
     /// when the guest is paused.
     fn barrier(&mut self) -> Result<()> {
-        self.lanes.first.send_marker(self.pass, false, self.io)?;
-        self.lanes
-            .first
-            .await_acknowledgements(0, self.params, self.io)
+        for at in 0..self.lanes.further.len() {
+            let work = self.work(What::Marker { last: false });
+            let (memory, io) = (self.memory, self.io);
+            self.lanes.give(at, work, memory, None, &mut [], io)?;
+        }
+        let first = &mut self.lanes.first;
+        first.send_marker(self.pass, false, self.io)?;
+        first.await_acknowledgements(0, self.params, self.io)?;
+        self.lanes.await_further(self.io)
     }
 
     fn finish(&mut self) -> Result<()> {
-        let news = self.announced.news(self.memory, None)?;
-        self.lanes.first.say_encoded(&news, self.io)?;
-        let pass = self.pass;
-        self.lanes
-            .all()
-            .try_for_each(|lane| lane.send_marker(pass, true, self.io))
+        if !self.lanes.several() {
+            let news = self.announced.news(self.memory, None)?;
+            self.lanes.first.say_encoded(&news, self.io)?;
+        } else if self.announced.is_behind(self.memory) {
+            self.announce()?;
+        }
+        for at in 0..self.lanes.further.len() {
+            let work = self.work(What::Marker { last: true });
+            let (memory, io) = (self.memory, self.io);
+            self.lanes.give(at, work, memory, None, &mut [], io)?;
+        }
+        self.lanes.first.send_marker(self.pass, true, self.io)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::wire::{Marker, MARKER_FLAG_FINAL};
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// After so many pages a marker is due, so that the account stays short.
 const MARKER_PAGES: u64 = 16 << 10;
@@ -75,10 +75,10 @@ impl Ledger {
         (self.marker.number - self.acknowledged) as usize
     }
 
-    /// For how long the destination has had markers to acknowledge and has acknowledged none;
-    /// `None` where it has none.
-    pub(super) fn silence(&self) -> Option<Duration> {
-        self.silent_since.map(|since| since.elapsed())
+    /// Since when the destination has had markers to acknowledge and has acknowledged none; `None`
+    /// where it has none.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.silent_since
     }
 
     /// Whether enough was sent since the last marker for another.

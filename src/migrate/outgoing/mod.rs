@@ -3,13 +3,18 @@
 
 mod announced;
 mod asking;
+mod assignment;
+mod balance;
 mod course;
 mod driver;
 mod encode;
+mod failure;
 mod lane;
 mod lanes;
 mod ledger;
+mod queue;
 mod replies;
+mod worker;
 
 pub use driver::ConnectTo;
 
@@ -19,6 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
+use crate::migrate::report::LaneStats;
 use crate::migrate::steering::{Decider, FitsDowntime};
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
 use crate::migrate::watching::watching;
@@ -183,6 +189,15 @@ impl Outgoing {
     /// After the hand-over it is too late: [`Kind::State`].
     pub fn cancel(&self) -> Result<()> {
         self.shared.handle.cancel("the guest has been handed over")
+    }
+
+    /// The figures of one channel as they are now, from 0; all zero before there is a connection.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] where the parameters have no such channel.
+    pub fn lane_stats(&self, channel: u32) -> Result<LaneStats> {
+        let shared = &self.shared;
+        shared.handle.lane_stats(shared.params.channels, channel)
     }
 
     /// Waits until the migration is over, or for `limit`: [`Kind::Pending`]. An error says why

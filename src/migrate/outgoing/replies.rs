@@ -15,9 +15,16 @@ const LONGEST: usize = 128 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Replies {
     bytes: Vec<u8>,
+    /// It has said ABORT.
+    ended: bool,
 }
 
 impl Replies {
+    /// Whether it has said ABORT.
+    pub(super) fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// The next record that is here in full, without waiting.
     pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Option<Record>> {
         // A few reads, whatever comes: what is skipped gives no record to return with.
@@ -118,7 +125,10 @@ impl Replies {
             self.bytes.drain(..length);
             match record {
                 None => {}
-                Some(Record::Abort(abort)) => return Err(refused("the destination", &abort)),
+                Some(Record::Abort(abort)) => {
+                    self.ended = true;
+                    return Err(refused("the destination", &abort));
+                }
                 Some(record) => return Ok(Some(record)),
             }
         }

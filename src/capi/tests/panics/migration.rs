@@ -149,6 +149,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_outgoing_lane_stats",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_lane_stats(null(), 0, null_mut(), e) })
+        },
+        None,
+    ),
+    (
         "brant_outgoing_cancel",
         |e| {
             // SAFETY: every pointer is null, except that for the error.

@@ -123,7 +123,7 @@ fn a_block_is_not_removed_while_what_was_taken_of_it_is_in_use_and_nothing_chang
 fn a_part_of_what_was_taken_and_a_copy_of_its_pin_are_uses_too() {
     let (guest, consumer, _) = guest();
     let mut taken = take(&consumer, u64::MAX);
-    let part = taken.split_off(|run| run.block() == BlockId(0)).unwrap();
+    let part = taken.split_off(|_, run| run.block() == BlockId(0)).unwrap();
     taken.delivered();
     guest
         .memory

@@ -128,7 +128,8 @@ impl Driver {
             total if total.expired() => shared.params.downtime().from_now(),
             total => total,
         };
-        let io = Io::until(&shared.handle.cancel, shared.params.io())
+        let stop = self.stop();
+        let io = Io::until(&stop, shared.params.io())
             .within(total)
             .of("pages");
         let mut cursor = Cursor::default();
@@ -196,9 +197,8 @@ impl Driver {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let total = self.total();
-        let io = Io::until(&shared.handle.cancel, params.io())
-            .within(total)
-            .of("pages");
+        let stop = self.stop();
+        let io = Io::until(&stop, params.io()).within(total).of("pages");
         self.course.begin_pass();
         let begun = Instant::now();
         let walked = self.send_pass(pacer, &io).and_then(|all| {
@@ -267,7 +267,6 @@ impl Driver {
         let mut batch_pages = least;
         loop {
             shared.handle.cancel.check("the migration")?;
-            self.lanes()?.listen()?;
             match self.ask(Moment::Walking)? {
                 Next::GoOn => {}
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),

@@ -27,7 +27,8 @@ impl Driver {
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
         let channels = shared.params.channels as usize;
-        self.lanes = self.route.ready(channels).and_then(Lanes::over);
+        let over = |channels| Lanes::over(channels, &shared.params, &shared.handle.cancel);
+        self.lanes = self.route.ready(channels).map(over).transpose()?;
         self.common
             .vmm
             .call("early_save", |vmm| vmm.early_save(&mut early))?;
@@ -36,7 +37,7 @@ impl Driver {
         if self.lanes.is_none() {
             let cancel = &shared.handle.cancel;
             let connected = self.route.connect(channels, cancel, limit)?;
-            self.lanes = Lanes::over(connected);
+            self.lanes = Some(over(connected)?);
         }
         Ok(())
     }
@@ -118,9 +119,14 @@ impl Driver {
         };
         lane.say(&Record::LayoutEnd(end), &io.of("LAYOUT_END"))?;
         match lane.hear(&answer.of("LAYOUT_OK"))? {
-            Record::LayoutOk => Ok(()),
-            other => Err(control::unexpected(other.record_type(), "LAYOUT_OK")),
+            Record::LayoutOk => {}
+            other => return Err(control::unexpected(other.record_type(), "LAYOUT_OK")),
         }
+        let vmm = &self.common.vmm;
+        lanes
+            .as_mut()
+            .ok_or_else(no_connection)?
+            .start(shared.guest.tracker.memory(), vmm)
     }
 }
 

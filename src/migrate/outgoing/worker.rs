@@ -1,0 +1,212 @@
+//! A further lane on a thread of its own: takes work from a queue, encodes, sends, reads
+//! acknowledgements, and gives the lane back when it ends.
+//!
+//! It decides nothing. What it finds wrong it tells all lanes ([`Failure`]) before it ends.
+
+use super::balance::{Balance, Load};
+use super::failure::{Cause, Failure};
+use super::lane::Lane;
+use super::queue::{Next, Queue, What, Work};
+use crate::channel::Io;
+use crate::error::{Error, Kind, Result};
+use crate::memory::Memory;
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::params::Params;
+use crate::runtime::thread::{catch, spawn, Join, Role};
+use crate::runtime::{Recall, Wake};
+use crate::walk::Put;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How far a lane is, for other threads.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Figures {
+    /// What became of all pages that were sent.
+    pub(super) put: Put,
+    /// Bytes that went over the connection.
+    pub(super) sent: u64,
+    /// Pages sent and not acknowledged.
+    pub(super) unacknowledged: u64,
+    /// Since when the destination has had markers and has acknowledged none.
+    pub(super) silent_since: Option<Instant>,
+    /// How long it had nothing to send.
+    pub(super) idle: Duration,
+    /// How long the connection had no room.
+    pub(super) waited: Duration,
+}
+
+impl Figures {
+    pub(super) fn of(lane: &Lane) -> Figures {
+        Figures {
+            put: lane.put(),
+            sent: lane.sent(),
+            unacknowledged: lane.unacknowledged(),
+            silent_since: lane.silent_since(),
+            idle: Duration::ZERO,
+            waited: lane.waited(),
+        }
+    }
+}
+
+/// What the threads of all lanes share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) failure: Failure,
+    pub(super) balance: Balance,
+    /// Raised for the migration's thread: a queue has room, or all of it is done.
+    pub(super) news: Arc<Recall>,
+    pub(super) params: Params,
+}
+
+/// A lane at work on its thread.
+#[derive(Debug)]
+pub(super) struct Worker {
+    queue: Arc<Queue>,
+    figures: Arc<Mutex<Figures>>,
+    thread: Join<Lane>,
+    /// How long the migration's thread has waited for room in the queue.
+    pub(super) full: Duration,
+}
+
+impl Worker {
+    /// Starts a thread for `lane`.
+    ///
+    /// # Errors
+    /// When there is no thread, descriptor or memory for it. The lane is gone then, with nothing on
+    /// its way.
+    pub(super) fn start(
+        lane: Lane,
+        shared: &Arc<Shared>,
+        memory: &Memory,
+        vmm: &Callbacks,
+    ) -> Result<Worker> {
+        let queue = Queue::new(memory, &shared.news)?;
+        let figures = Arc::new(Mutex::new(Figures::of(&lane)));
+        let mut work = Working {
+            lane,
+            queue: Arc::clone(&queue),
+            figures: Arc::clone(&figures),
+            shared: Arc::clone(shared),
+            idle: Duration::ZERO,
+        };
+        let vmm = vmm.clone();
+        let body = move || {
+            work.run(&vmm);
+            work.lane
+        };
+        Ok(Worker {
+            queue,
+            figures,
+            thread: spawn(Role::Channel, |_| (), body)?,
+            full: Duration::ZERO,
+        })
+    }
+
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// How far it is.
+    pub(super) fn figures(&self) -> Figures {
+        *lock(&self.figures)
+    }
+
+    /// Ends the thread, at once where the lanes are stopped, else when its work is done. The lane,
+    /// with what is not acknowledged.
+    pub(super) fn end(self) -> Result<Lane> {
+        self.queue.close();
+        let lane = self.thread.join();
+        self.queue.give_up();
+        lane
+    }
+}
+
+fn lock(figures: &Mutex<Figures>) -> MutexGuard<'_, Figures> {
+    figures.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// What the thread owns.
+struct Working {
+    lane: Lane,
+    queue: Arc<Queue>,
+    figures: Arc<Mutex<Figures>>,
+    shared: Arc<Shared>,
+    idle: Duration,
+}
+
+impl Working {
+    /// The body of the thread.
+    fn run(&mut self, vmm: &Callbacks) {
+        // A panic leaves the lane, and what it has not acknowledged, to whoever joins.
+        let done = catch(|| {
+            vmm.thread_start(Role::Channel)?;
+            self.work()
+        });
+        if let Err(error) = done.and_then(|done| done) {
+            let error = self.lane.explain(error);
+            let cause = Cause::of(&error, self.lane.peer_ended());
+            self.shared.failure.offer(cause, error);
+            // Nobody waits for what is never done.
+            self.shared.news.raise();
+        }
+        let _ = catch(|| self.publish());
+    }
+
+    fn publish(&mut self) {
+        *lock(&self.figures) = Figures {
+            idle: self.idle,
+            ..Figures::of(&self.lane)
+        };
+    }
+
+    fn work(&mut self) -> Result<()> {
+        loop {
+            self.lane.listen()?;
+            self.publish();
+            match self.queue.next() {
+                Next::Work(work) => self.perform(work)?,
+                Next::Closed => return Ok(()),
+                Next::Nothing => self.wait()?,
+            }
+        }
+    }
+
+    fn perform(&mut self, work: Work) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let params = &shared.params;
+        let io = Io::until(shared.failure.stop(), params.io())
+            .within(work.limit)
+            .of("pages");
+        match work.what {
+            // What was in it belongs to a block that is gone.
+            What::Pages(taken) if taken.is_empty() => Ok(()),
+            What::Pages(taken) => {
+                let pins = self.queue.pins();
+                self.lane
+                    .send_counted(&[], taken, work.pass, pins, params, &io)
+                    .map(drop)
+            }
+            What::Marker { last } => {
+                self.lane.send_marker(work.pass, last, &io)?;
+                self.lane.await_acknowledgements(0, params, &io)
+            }
+        }
+    }
+
+    /// Waits for work, and for what the destination says.
+    fn wait(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let idle = self.shared.balance.be(Load::Idle);
+        let stop = self.shared.failure.stop();
+        let woken = self.lane.wait_for_peer_or(self.queue.work(), stop);
+        drop(idle);
+        self.idle += begun.elapsed();
+        match woken? {
+            Wake::Cancelled => Err(Error::new(Kind::Cancelled, "a channel was stopped")),
+            Wake::Ready | Wake::TimedOut => {
+                self.queue.work().settle();
+                Ok(())
+            }
+        }
+    }
+}
