@@ -17,6 +17,8 @@ use super::access;
 use super::block::{Block, BlockId};
 use super::ground::{Below, FileAt, Ground, Looks, Tables, Watcher};
 use super::hidden_holes::HiddenHoles;
+use super::overview::Overview;
+use super::page_run::PageRun;
 use super::present::{Entries, Reading};
 use crate::error::{Error, Kind, Result};
 use crate::page::zero;
@@ -50,9 +52,6 @@ pub enum Seen {
     Filled,
 }
 
-/// Runs of private memory of up to this many pages are read at once. Reading a hole maps the
-/// kernel's page of zeros, which costs less than asking about it.
-const SHORT: u64 = 8;
 /// Up to this many pages of a file are asked about one by one if the kernel cannot count them.
 const ONE_BY_ONE: u64 = 32;
 /// How many pages of a file are read in one call.
@@ -70,6 +69,8 @@ struct Page([u8; PAGE_SIZE as usize]);
 pub struct Contents {
     looks: Looks,
     scratch: Scratch,
+    /// What one look at many runs saw; of nothing between two calls.
+    overview: Overview,
 }
 
 /// Buffers and findings that are kept between questions.
@@ -105,6 +106,7 @@ impl Contents {
         Contents {
             looks: Looks::new(),
             scratch: Scratch::default(),
+            overview: Overview::default(),
         }
     }
 
@@ -121,19 +123,77 @@ impl Contents {
         range: Range<Pages>,
         mut each: impl FnMut(Range<Pages>, Held),
     ) -> Result<()> {
+        self.split_on_ground(block, range, &mut (0..0), &mut each)
+    }
+
+    /// [`Contents::split`] for many runs of `block`, in order. Runs that lie near each other share one
+    /// look at page tables.
+    pub fn split_runs(
+        &mut self,
+        block: &Block,
+        runs: &[PageRun],
+        mut each: impl FnMut(PageRun, Held),
+    ) -> Result<()> {
+        let (mut rest, mut mapping) = (runs, 0..0);
+        while !rest.is_empty() {
+            let looked = self.look_over(block, rest)?;
+            let (these, others) = rest.split_at(looked.max(1));
+            let split = these.iter().try_for_each(|run| {
+                self.split_on_ground(block, run.range(), &mut mapping, &mut |range, held| {
+                    each(run.part(range), held)
+                })
+            });
+            self.overview.forget();
+            split?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Looks at page tables for the first of `runs` together: for how many, 0 where page tables prove
+    /// nothing.
+    fn look_over(&mut self, block: &Block, runs: &[PageRun]) -> Result<usize> {
+        let near = Overview::reach(runs.iter().map(PageRun::range));
+        let Some(first) = runs.first().filter(|_| near > 0) else {
+            return Ok(0);
+        };
+        let ground = self.looks.at(block, first.first());
+        let here = runs[..near].iter();
+        let here = here.take_while(|run| run.end() <= ground.end).count();
+        let (Some(pagemap), Some(last)) = (self.looks.pagemap(), runs[..here].last()) else {
+            return Ok(0);
+        };
+        if ground.watcher == Watcher::Somebody || ground.below == Below::Unknown {
+            return Ok(0);
+        }
+        let span = first.first()..last.end();
+        self.overview.look(pagemap, block, span)?;
+        let covered = runs[..here].iter();
+        let covered = covered.take_while(|run| self.overview.covers(&run.range()));
+        Ok(covered.count())
+    }
+
+    /// `mapping` is of this call of the caller's: addresses of which a page could be read.
+    fn split_on_ground(
+        &mut self,
+        block: &Block,
+        range: Range<Pages>,
+        mapping: &mut Range<u64>,
+        each: &mut impl FnMut(Range<Pages>, Held),
+    ) -> Result<()> {
         self.on_ground(block, range, |this, ground, range| {
-            let short = range.end.0 - range.start.0 <= SHORT;
-            let cheap = ground.below == Below::Zero && ground.huge.is_none();
-            if cheap && short || ground.watcher == Watcher::Somebody {
-                let mut reading = this.looks.reading();
-                return this.read(
-                    block,
-                    &ground,
-                    range,
-                    Entries::Unknown,
-                    &mut reading,
-                    &mut each,
-                );
+            let seen = this.overview.covers(&range);
+            let asked = if ground.watcher == Watcher::Somebody {
+                Some(Entries::Unknown)
+            } else if seen && this.overview.has_pages(&range) {
+                // A present page may hold something, whatever it is a page of.
+                Some(Entries::Present)
+            } else {
+                None
+            };
+            if let Some(entries) = asked {
+                let mut reading = this.looks.reading(mapping);
+                return this.read(block, &ground, range, entries, &mut reading, each);
             }
             let mut at = range.start;
             // The pages are read after all questions, because the answers use one descriptor.
@@ -141,13 +201,13 @@ impl Contents {
             this.filled(block, &ground, range.clone(), &mut |run, entries| {
                 filled.push((run, entries));
             })?;
-            let mut reading = this.looks.reading();
+            let mut reading = this.looks.reading(mapping);
             for (run, entries) in filled {
                 if at < run.start {
                     each(at..run.start, Held::Hole);
                 }
                 at = run.end;
-                this.read(block, &ground, run, entries, &mut reading, &mut each)?;
+                this.read(block, &ground, run, entries, &mut reading, each)?;
             }
             if at < range.end {
                 each(at..range.end, Held::Hole);
@@ -181,7 +241,8 @@ impl Contents {
             this.filled(block, &ground, range, &mut |run, entries| {
                 filled.push((run, entries));
             })?;
-            let mut reading = this.looks.reading();
+            let mut mapping = 0..0;
+            let mut reading = this.looks.reading(&mut mapping);
             let mut runs = filled.into_iter();
             runs.try_for_each(|(run, entries)| reading.check(block, run, entries))
         })
@@ -279,6 +340,7 @@ impl Contents {
                 _ => None,
             },
             scratch: &mut self.scratch,
+            overview: &self.overview,
         };
         let mut merged = Merged {
             run: range.start..range.start,
@@ -389,6 +451,7 @@ struct Question<'a> {
     file: Option<BorrowedFd<'a>>,
     hidden_holes: Option<Arc<HiddenHoles>>,
     scratch: &'a mut Scratch,
+    overview: &'a Overview,
 }
 
 impl Question<'_> {
@@ -414,8 +477,8 @@ impl Question<'_> {
             ..Query::default()
         };
         let mut at = range.start;
-        let hidden_holes = self.hidden_holes.clone();
-        entries(pagemap, block, range.clone(), &query, |run, is| {
+        let (hidden_holes, overview) = (self.hidden_holes.clone(), self.overview);
+        let each = |run: Range<Pages>, is: u64| {
             // A read has mapped the kernel's page of zeros, and nobody has written.
             if is & PFNZERO != 0 && ground.below == Below::Zero {
                 return Ok(());
@@ -441,7 +504,12 @@ impl Question<'_> {
                 return self.entry(&mut at, from..run.end, here, filled);
             }
             self.entry(&mut at, run, here, filled)
-        })?;
+        };
+        if overview.covers(&range) {
+            overview.entries(range.clone(), &query, each)?;
+        } else {
+            entries(pagemap, block, range.clone(), &query, each)?;
+        }
         self.below(at..range.end, Entries::Absent, filled)
     }
 

@@ -195,9 +195,9 @@ impl Looks {
         self.finds_files = false;
     }
 
-    /// The check for a caller that is about to read pages.
-    pub(super) fn reading(&self) -> Reading<'_> {
-        Reading::new(self.maps.as_ref(), self.pagemap.as_ref())
+    /// The check for a caller that is about to read pages, and what it knows of mappings.
+    pub(super) fn reading<'a>(&'a self, mapping: &'a mut Range<u64>) -> Reading<'a> {
+        Reading::new(self.maps.as_ref(), self.pagemap.as_ref(), mapping)
     }
 
     pub(super) fn pagemap(&self) -> Option<&Pagemap> {

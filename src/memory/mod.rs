@@ -22,6 +22,7 @@ pub mod host;
 pub mod index;
 mod leaving;
 pub mod map;
+mod overview;
 pub mod ownership;
 mod page_run;
 pub mod poisoned;

@@ -23,8 +23,9 @@
 //! protects from writes.
 //!
 //! The scan comes first, then the mappings, then the read, all within one call of
-//! [`super::contents`]. Nothing is remembered between calls. So memory can change between question
-//! and read only as it can with [`access::readable`], where that is documented.
+//! [`super::contents`]. A call about many runs scans for some of them at a time, and remembers the
+//! last mapping. Nothing is remembered between calls. So memory can change between question and
+//! read only as it can with [`access::readable`], where that is documented.
 //!
 //! In every other case each page is asked about: a run with an entry that is not PRESENT, a kernel
 //! before 6.11, no /proc, a mapping of a device (`PAGEMAP_SCAN` skips it).
@@ -54,21 +55,26 @@ pub(super) enum Entries {
 /// the questions here.
 const SHORT: u64 = 8;
 
-/// Asks whether pages can be read. Used for one call only, because it remembers mappings.
+/// Asks whether pages can be read. Used for one call only, because it remembers a mapping.
 #[derive(Debug)]
 pub(super) struct Reading<'a> {
     maps: Option<&'a Maps>,
     pagemap: Option<&'a Pagemap>,
     /// The addresses of the last mapping of which a page could be read.
-    mapping: Range<u64>,
+    mapping: &'a mut Range<u64>,
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn new(maps: Option<&'a Maps>, pagemap: Option<&'a Pagemap>) -> Self {
+    /// `mapping` is none at the beginning of a call of [`super::contents`].
+    pub(super) fn new(
+        maps: Option<&'a Maps>,
+        pagemap: Option<&'a Pagemap>,
+        mapping: &'a mut Range<u64>,
+    ) -> Self {
         Reading {
             maps,
             pagemap,
-            mapping: 0..0,
+            mapping,
         }
     }
 
@@ -135,7 +141,7 @@ impl<'a> Reading<'a> {
                 if mem::populate_read(at as *const u8, PAGE_SIZE as usize).is_err() {
                     return false;
                 }
-                self.mapping = mapping;
+                *self.mapping = mapping;
             }
             at = self.mapping.end;
         }

@@ -92,6 +92,36 @@ fn split(contents: &mut Contents, block: &Block, range: Range<usize>) -> Vec<(us
     all
 }
 
+/// The same for runs of random lengths that lie apart, asked about together.
+fn split_runs(contents: &mut Contents, block: &Block, random: &mut Random) -> Vec<(usize, Held)> {
+    let (mut runs, mut at) = (Vec::new(), 0);
+    let most = [1, 3, 40, 900][random.below(4)];
+    loop {
+        let gap = [1, 3, 70, 300][random.below(4)];
+        let first = at + random.below(gap);
+        let stretch = block.stretch_pages().index();
+        let end = (first + 1 + random.below(most)).min((first / stretch + 1) * stretch);
+        if end > block.pages().index() {
+            break;
+        }
+        let count = Pages((end - first) as u64);
+        runs.push(block.run(Pages(first as u64), count).unwrap());
+        at = end;
+    }
+    let mut found = Vec::new();
+    contents.refresh();
+    contents
+        .split_runs(block, &runs, |run, held| {
+            let run = run.range();
+            found.extend((run.start.index()..run.end.index()).map(|page| (page, held)));
+        })
+        .unwrap();
+    let all = runs.iter().flat_map(|run| run.first().0..run.end().0);
+    let pages = found.iter().map(|(page, _)| *page as u64);
+    assert!(all.eq(pages), "each page once, in order");
+    found
+}
+
 /// Ways to ask, as they remain on an old kernel, in a sandbox or without rights.
 fn ways() -> Vec<(&'static str, Contents)> {
     let mut text = Contents::new();
@@ -204,6 +234,12 @@ fn holds_what_it_says(made: Made, length: usize, random: &mut Random, rounds: us
                     }
                     at = to;
                 }
+                for _ in 0..20 {
+                    for (page, held) in split_runs(contents, &block, random) {
+                        let is = filled.contains(&page);
+                        assert_eq!(held == Held::Data, is, "{what}: page {page} is {held:?}");
+                    }
+                }
                 assert_eq!(area.backed(), backed, "{what}: splitting took memory");
             }
             for _ in 0..50 {
@@ -258,6 +294,35 @@ fn pages_that_were_only_read_are_not_touched() {
     let mut all: BTreeSet<usize> = (0..PAGES).step_by(2).collect();
     all.insert(5);
     assert_eq!(touched(&mut contents, &block, 0..PAGES), all);
+}
+
+#[test]
+fn scattered_pages_that_nobody_touched_are_holes_and_get_no_entry() {
+    let area = Area::new(Made::Anonymous, PAGES * PAGE).unwrap();
+    let (block, mut contents) = (block(&area), Contents::new());
+    let pagemap = Pagemap::open().unwrap();
+    let host = area.at as u64;
+    let query = Query {
+        any: PRESENT | SWAPPED,
+        report: PRESENT,
+        ..Query::default()
+    };
+    let entries = || pagemap.first(host..host + (PAGES * PAGE) as u64, &query);
+    // Near each other, far from each other, and one that is alone.
+    for stride in [2, 16, 64, 200, PAGES] {
+        let each = (0..PAGES).step_by(stride);
+        let each = each.map(|page| block.run(Pages(page as u64), Pages(1)).unwrap());
+        let runs: Vec<PageRun> = each.collect();
+        let mut holes = 0;
+        contents.refresh();
+        contents
+            .split_runs(&block, &runs, |_, held| {
+                holes += usize::from(held == Held::Hole)
+            })
+            .unwrap();
+        assert_eq!(holes, runs.len(), "every {stride}th page");
+        assert_eq!(entries().unwrap(), None, "every {stride}th page");
+    }
 }
 
 #[test]
@@ -373,6 +438,13 @@ fn pages_cut_off_a_file_are_an_error_and_no_hole() {
                 .unwrap_err();
             assert_eq!(error.kind(), Kind::Memory, "{made:?}, {way}: {error}");
             assert!(error.message().contains("`ram`"), "{error}");
+            // Pages near each other, of which the last two are cut off.
+            let apart = (half - 18..=half + 2).step_by(2);
+            let apart = apart.map(|page| block.run(Pages(page as u64), Pages(1)).unwrap());
+            let error = contents
+                .split_runs(&block, &apart.collect::<Vec<_>>(), |_, _| ())
+                .unwrap_err();
+            assert_eq!(error.kind(), Kind::Memory, "{made:?}, {way}: {error}");
         }
         file.set_len((PAGES * PAGE) as u64).unwrap();
     }

@@ -32,14 +32,14 @@ impl Asked {
 
     fn one_look(&self, block: &Block, range: &Range<usize>, entries: Entries) -> bool {
         let range = Pages(range.start as u64)..Pages(range.end as u64);
-        Reading::new(Some(&self.0), Some(&self.1)).in_one_look(block, &range, entries)
+        Reading::new(Some(&self.0), Some(&self.1), &mut (0..0)).in_one_look(block, &range, entries)
     }
 
     /// What a scan reports of the entries.
     fn scanned(&self, block: &Block, range: &Range<usize>) -> Entries {
         let host = block.host() as u64;
         let addresses = host + (range.start * PAGE) as u64..host + (range.end * PAGE) as u64;
-        match Reading::new(None, Some(&self.1)).are_present(&addresses) {
+        match Reading::new(None, Some(&self.1), &mut (0..0)).are_present(&addresses) {
             true => Entries::Present,
             false => Entries::Absent,
         }
@@ -48,7 +48,7 @@ impl Asked {
     fn check(&self, block: &Block, range: &Range<usize>) -> Result<()> {
         let pages = Pages(range.start as u64)..Pages(range.end as u64);
         let entries = self.scanned(block, range);
-        Reading::new(Some(&self.0), Some(&self.1)).check(block, pages, entries)
+        Reading::new(Some(&self.0), Some(&self.1), &mut (0..0)).check(block, pages, entries)
     }
 }
 
