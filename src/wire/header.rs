@@ -206,20 +206,25 @@ impl Header {
                 let exact = self.count * PAGE_SIZE as u32 + self.checksum_len();
                 (exact, exact)
             }
-            Some(RecordType::PagesList) => {
+            Some(kind) if kind.is_list() => {
                 if !(1..=LIST_RUNS_MAX).contains(&self.count) {
                     return Err(protocol(format!(
-                        "PAGES_LIST: expected 1 to {LIST_RUNS_MAX} runs, found {}",
+                        "{}: expected 1 to {LIST_RUNS_MAX} runs, found {}",
+                        kind.name(),
                         self.count
                     )));
                 }
                 let list = list_len(self.count) as u32;
-                // Whole pages, at least one for each run. A payload of no such length is refused by
-                // both limits.
-                let pages = self.payload.wrapping_sub(list) / PAGE_SIZE as u32;
-                let pages = pages.clamp(self.count, LIST_PAGES_MAX);
-                let exact = list + pages * PAGE_SIZE as u32 + self.checksum_len();
-                (exact, exact)
+                if kind == RecordType::ZerosList {
+                    (list, list)
+                } else {
+                    // Whole pages, at least one for each run. A payload of no such length is refused
+                    // by both limits.
+                    let pages = self.payload.wrapping_sub(list) / PAGE_SIZE as u32;
+                    let pages = pages.clamp(self.count, LIST_PAGES_MAX);
+                    let exact = list + pages * PAGE_SIZE as u32 + self.checksum_len();
+                    (exact, exact)
+                }
             }
             Some(kind) => kind.payload_limits(),
             None => (0, SKIPPED_PAYLOAD_MAX),

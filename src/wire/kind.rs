@@ -17,12 +17,12 @@ pub const SKIPPED_PAYLOAD_MAX: u32 = 64 << 10;
 /// "page-checksums" was agreed on.
 pub const CHECKSUM_LEN: usize = 4;
 
-/// The most runs in one PAGES_LIST.
+/// The most runs in one PAGES_LIST or ZEROS_LIST.
 pub const LIST_RUNS_MAX: u32 = 256;
-/// The most pages in one PAGES_LIST.
+/// The most pages in one PAGES_LIST or ZEROS_LIST.
 pub const LIST_PAGES_MAX: u32 = 512;
 
-/// Bytes before the contents of a PAGES_LIST with this many runs: 8 for each run, and a checksum.
+/// Bytes of a list of this many runs: 8 for each run, and a checksum.
 pub const fn list_len(runs: u32) -> usize {
     runs as usize * 8 + 4
 }
@@ -85,6 +85,8 @@ macro_rules! record_types {
 
 const LIST_LEAST: u32 = list_len(1) as u32 + PAGE;
 const LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + LIST_PAGES_MAX * PAGE + CHECKSUM;
+const ZEROS_LIST_LEAST: u32 = list_len(1) as u32;
+const ZEROS_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32;
 const PAGE: u32 = PAGE_SIZE as u32;
 const CHECKSUM: u32 = CHECKSUM_LEN as u32;
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
@@ -136,6 +138,8 @@ record_types! {
     Ballooned = 22, "BALLOONED", ToDestination, 0, 0;
     /// Short runs of pages that lie apart, with their bytes.
     PagesList = 23, "PAGES_LIST", ToDestination, LIST_LEAST, LIST_MOST;
+    /// Runs of zero pages that lie apart.
+    ZerosList = 24, "ZEROS_LIST", ToDestination, ZEROS_LIST_LEAST, ZEROS_LIST_MOST;
 }
 
 impl RecordType {
@@ -150,13 +154,18 @@ impl RecordType {
         self == RecordType::Keepalive
     }
 
-    /// Whether this is a run of pages or a list of runs: a header, followed by raw bytes or
-    /// nothing.
+    /// Whether this is a run of pages or a list of runs: no control record and no blob.
     pub fn is_page_run(self) -> bool {
-        matches!(
-            self,
-            RecordType::Pages | RecordType::Zeros | RecordType::Ballooned | RecordType::PagesList
-        )
+        self.is_list()
+            || matches!(
+                self,
+                RecordType::Pages | RecordType::Zeros | RecordType::Ballooned
+            )
+    }
+
+    /// Whether this is a list of runs of pages ([`super::decode_list`]).
+    pub fn is_list(self) -> bool {
+        matches!(self, RecordType::PagesList | RecordType::ZerosList)
     }
 
     /// Whether this is a blob: a prefix ([`super::Blob`]), then data.

@@ -1,13 +1,13 @@
-//! PAGES_LIST: short runs of pages that lie apart, in one record.
+//! PAGES_LIST and ZEROS_LIST: short runs of pages that lie apart, in one record.
 //!
 //! A guest that writes here and there leaves single dirty pages. With one record for each page, the
-//! destination would make one read for each. So the record begins with a list of runs, and the
-//! contents of all runs follow in the same order. The list has a checksum of its own, because it
-//! decides where contents go. The contents have one if the sides agreed on it, as in PAGES. The
-//! encoder and the page sink use this file.
+//! destination would make one read for each. So the record begins with a list of runs. In a
+//! PAGES_LIST the contents of all runs follow in the same order; the pages of a ZEROS_LIST are zero.
+//! The list has a checksum of its own, because it decides where contents go. The contents have one
+//! if the sides agreed on it, as in PAGES. The encoder and the page sink use this file.
 
 use super::header::{Header, HEADER_LEN};
-use super::kind::{list_len, RecordType, CHECKSUM_LEN};
+use super::kind::{list_len, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
@@ -16,10 +16,10 @@ const ENTRY: usize = 8;
 const CHECKSUM: usize = 4;
 
 impl Header {
-    /// How many pages' contents this record carries, if it is a PAGES or PAGES_LIST.
+    /// How many pages' contents this record carries: 0 unless it is a PAGES or PAGES_LIST.
     pub fn data_pages(&self) -> u64 {
         let list = match RecordType::from_number(self.kind) {
-            Some(RecordType::PagesList) => list_len(self.count) as u64,
+            Some(kind) if kind.is_list() => list_len(self.count) as u64,
             _ => 0,
         };
         u64::from(self.payload).saturating_sub(list) / PAGE_SIZE
@@ -39,7 +39,7 @@ pub fn encode_list(
     runs: impl ExactSizeIterator<Item = (Pages, u32)>,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    encode(block, runs, 0, out)
+    encode(RecordType::PagesList, block, runs, 0, out)
 }
 
 /// The same where a checksum comes behind the contents, [`CHECKSUM_LEN`] bytes: their CRC-32.
@@ -51,10 +51,23 @@ pub fn encode_checked_list(
     runs: impl ExactSizeIterator<Item = (Pages, u32)>,
     out: &mut Vec<u8>,
 ) -> Result<()> {
-    encode(block, runs, CHECKSUM_LEN as u32, out)
+    encode(RecordType::PagesList, block, runs, CHECKSUM_LEN as u32, out)
+}
+
+/// Appends a whole ZEROS_LIST record of `runs`, which keep to the rules of [`encode_list`].
+///
+/// # Errors
+/// [`Kind::NoMemory`].
+pub fn encode_zeros_list(
+    block: u32,
+    runs: impl ExactSizeIterator<Item = (Pages, u32)>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    encode(RecordType::ZerosList, block, runs, 0, out)
 }
 
 fn encode(
+    kind: RecordType,
     block: u32,
     runs: impl ExactSizeIterator<Item = (Pages, u32)>,
     behind: u32,
@@ -73,16 +86,31 @@ fn encode(
     }
     let sum = crc32fast::hash(&out[start + HEADER_LEN..]);
     out.extend_from_slice(&sum.to_le_bytes());
+    let contents = match kind {
+        RecordType::PagesList => pages * PAGE_SIZE as u32 + behind,
+        _ => 0,
+    };
     let header = Header {
-        kind: RecordType::PagesList.number(),
+        kind: kind.number(),
         flags: 0,
         block,
         count,
         first_page: base.unwrap_or(0),
-        payload: list_len(count) as u32 + pages * PAGE_SIZE as u32 + behind,
+        payload: list_len(count) as u32 + contents,
     };
     out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
     Ok(())
+}
+
+/// How many pages a list has that [`decode_list`] has accepted.
+pub fn listed_pages(list: &[u8]) -> u64 {
+    let entries = list.chunks_exact(ENTRY);
+    let length = |entry: &[u8]| {
+        entry
+            .last_chunk()
+            .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    };
+    entries.map(|entry| u64::from(length(entry))).sum()
 }
 
 /// Calls `run` with the first page and the length of each run of `list`, in a block of
@@ -97,16 +125,18 @@ pub fn decode_list(
     block_pages: Pages,
     mut run: impl FnMut(Pages, u32) -> Result<()>,
 ) -> Result<()> {
+    let kind = header.classify()?.filter(|kind| kind.is_list());
     let refuse = |what: String| {
+        let name = kind.map_or("a list of pages", RecordType::name);
         Error::new(
             Kind::Protocol,
-            format!("PAGES_LIST: block {}: {what}", header.block),
+            format!("{name}: block {}: {what}", header.block),
         )
     };
-    let runs = match header.classify()? {
-        Some(RecordType::PagesList) => header.count as usize,
-        _ => return Err(refuse(format!("found type {}", header.kind))),
-    };
+    if kind.is_none() {
+        return Err(refuse(format!("found type {}", header.kind)));
+    }
+    let runs = header.count as usize;
     let whole = list.split_last_chunk::<CHECKSUM>();
     let Some((entries, sum)) = whole.filter(|(entries, _)| entries.len() == runs * ENTRY) else {
         return Err(refuse(format!(
@@ -123,7 +153,7 @@ pub fn decode_list(
         )));
     }
     let mut after = header.first_page;
-    let mut pages = 0;
+    let mut pages = 0u64;
     for (i, entry) in entries.chunks_exact(ENTRY).enumerate() {
         let field = |at: usize| {
             u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
@@ -152,11 +182,18 @@ pub fn decode_list(
             "run {i}: expected {what}, found {length} pages from page {first}"
         )));
     }
-    if pages != header.data_pages() {
-        return Err(refuse(format!(
+    let right = match kind {
+        Some(RecordType::PagesList) => pages == header.data_pages(),
+        _ => pages <= u64::from(LIST_PAGES_MAX),
+    };
+    if right {
+        return Ok(());
+    }
+    Err(refuse(match kind {
+        Some(RecordType::PagesList) => format!(
             "expected runs of {} pages, as many as the payload has, found {pages}",
             header.data_pages()
-        )));
-    }
-    Ok(())
+        ),
+        _ => format!("expected runs of at most {LIST_PAGES_MAX} pages, found {pages}"),
+    }))
 }

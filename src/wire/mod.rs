@@ -11,8 +11,8 @@
 //! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a
 //!   header and raw bytes. They are checked by [`Header::check_run`], and go straight into guest
 //!   memory;
-//! - a list of page runs ([`RecordType::PagesList`]) is a header, the list ([`decode_list`]), and
-//!   raw bytes for all runs;
+//! - a list of page runs ([`RecordType::PagesList`], [`RecordType::ZerosList`]) is a header, the list
+//!   ([`decode_list`]), and in a PAGES_LIST raw bytes for all runs;
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short prefix, [`Blob`], so
 //!   that the data can be read in parts;
 //! - every other record is a [`Record`].
@@ -31,7 +31,7 @@ pub use kind::{
     list_len, Direction, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX,
     SKIPPED_PAYLOAD_MAX,
 };
-pub use list::{decode_list, encode_checked_list, encode_list};
+pub use list::{decode_list, encode_checked_list, encode_list, encode_zeros_list, listed_pages};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
     FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,

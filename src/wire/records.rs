@@ -698,6 +698,7 @@ impl Record {
             | RecordType::Zeros
             | RecordType::Ballooned
             | RecordType::PagesList
+            | RecordType::ZerosList
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

@@ -68,7 +68,7 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         return Err(short());
     }
     if kind.is_page_run() {
-        if kind == RecordType::PagesList {
+        if kind.is_list() {
             let list = &payload[..list_len(header.count)];
             decode_list(&header, list, Pages(u64::MAX), |_, _| Ok(()))?;
         } else {
@@ -91,11 +91,15 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
     Record::decode(&header, payload).map(|record| Some(Any::Control(record)))
 }
 
-/// A list of these runs, with contents.
-fn list(block: u32, runs: &[(u64, u32)]) -> Any {
+/// A list of these runs, and contents for them if it is a PAGES_LIST.
+fn list(kind: RecordType, block: u32, runs: &[(u64, u32)]) -> Any {
     let mut bytes = Vec::new();
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
-    encode_list(block, each, &mut bytes).unwrap();
+    match kind {
+        RecordType::ZerosList => encode_zeros_list(block, each, &mut bytes),
+        _ => encode_list(block, each, &mut bytes),
+    }
+    .unwrap();
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
     let mut payload = bytes[HEADER_LEN..].to_vec();
     payload.resize(header.payload as usize, 0x5a);
@@ -108,7 +112,7 @@ fn checked_list(block: u32, runs: &[(u64, u32)]) -> Any {
     let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
     encode_checked_list(block, each, &mut bytes).unwrap();
     let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
-    let Any::Run(_, mut payload) = list(block, runs) else {
+    let Any::Run(_, mut payload) = list(RecordType::PagesList, block, runs) else {
         unreachable!()
     };
     let contents = crc32fast::hash(&payload[list_len(header.count)..]);
@@ -244,7 +248,14 @@ fn examples() -> Vec<(&'static str, Any)> {
             "ballooned",
             Any::Run(Header::ballooned(1, Pages(1536), 511), vec![]),
         ),
-        ("pages_list", list(5, &[(510, 2), (513, 1), (9000, 1)])),
+        (
+            "pages_list",
+            list(RecordType::PagesList, 5, &[(510, 2), (513, 1), (9000, 1)]),
+        ),
+        (
+            "zeros_list",
+            list(RecordType::ZerosList, 5, &[(510, 2), (513, 1), (9216, 500)]),
+        ),
         (
             "pages_checked",
             Any::Run(

@@ -135,7 +135,7 @@ impl Middle {
         if kind == RecordType::Handover {
             self.log.lock().unwrap().handover = true;
         }
-        if kind.is_page_run() && kind != RecordType::PagesList {
+        if kind.is_page_run() && !kind.is_list() {
             let mut log = self.log.lock().unwrap();
             let next = log.markers + 1;
             for page in 0..header.count as usize {
@@ -146,7 +146,7 @@ impl Middle {
         bytes.resize(HEADER_LEN + header.payload as usize, 0);
         self.from.read_exact(&mut bytes[HEADER_LEN..]).ok()?;
         let mut log = self.log.lock().unwrap();
-        if kind == RecordType::PagesList {
+        if kind.is_list() {
             let list = &bytes[HEADER_LEN..][..list_len(header.count)];
             let next = log.markers + 1;
             decode_list(&header, list, Pages(u64::MAX), |first, count| {

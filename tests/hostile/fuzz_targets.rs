@@ -83,13 +83,13 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
     let whole = |records: &[Vec<u8>]| [&[1][..], &records.concat()].concat();
     write("incoming", "session", &whole(&session));
     write("incoming", "handshake", &whole(&session[..5]));
-    write("incoming", "copying", &whole(&session[..12]));
+    write("incoming", "copying", &whole(&session[..14]));
     // Without the pages, which are most of it and say nothing to a fuzzer.
     let mut small = session.clone();
-    small.retain(|r| !r.starts_with(b"BRNT\x06\x00"));
+    small.retain(|r| !r.starts_with(b"BRNT\x06\x00") && !r.starts_with(b"BRNT\x17\x00"));
     for record in &mut small {
         if record.starts_with(b"BRNT\x08\x00") && record[HEADER_LEN] == 2 {
-            record[HEADER_LEN + 16] = 2;
+            record[HEADER_LEN + 16] = 4;
             record[HEADER_LEN + 24] = 0;
             fuzz::mend(record);
         }

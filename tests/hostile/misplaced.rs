@@ -24,6 +24,7 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_destination
                 R::Zeros,
                 R::Ballooned,
                 R::PagesList,
+                R::ZerosList,
                 R::Marker,
                 R::BlockAdded,
                 R::BlockRemoved,

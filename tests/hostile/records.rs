@@ -1,6 +1,6 @@
 //! Records of a hostile peer: a well-formed one of each type, and how a field of it is changed.
 
-use crate::fuzz::{blob_bytes, bytes, mend, page_bytes};
+use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes};
 use crate::support::peer;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
@@ -76,7 +76,8 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::Pages => return page_bytes(4, 1, 1),
         R::Zeros => return Header::zeros(4, Pages(1), 1).encode().to_vec(),
         R::Ballooned => return Header::ballooned(4, Pages(1), 1).encode().to_vec(),
-        R::PagesList => return list_bytes(&[(1, 2), (4, 1)]),
+        R::PagesList => return list_bytes(kind, &[(1, 2), (4, 1)]),
+        R::ZerosList => return list_bytes(kind, &[(1, 2), (4, 1)]),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
@@ -96,14 +97,9 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
     })
 }
 
-/// A list of these runs of block 4, and contents for them.
-pub fn list_bytes(runs: &[(u64, u32)]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
-    wire::encode_list(4, each, &mut bytes).unwrap();
-    let pages: u32 = runs.iter().map(|(_, count)| count).sum();
-    bytes.resize(bytes.len() + (pages * 4096) as usize, 0x5a);
-    bytes
+/// A list of these runs of block 4, and contents for them if its type has contents.
+pub fn list_bytes(kind: RecordType, runs: &[(u64, u32)]) -> Vec<u8> {
+    fuzz::list_bytes(kind, 4, runs)
 }
 
 /// A record with a field of its header changed, and the checksum right again.
@@ -112,6 +108,13 @@ pub fn with(kind: RecordType, change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::decode(record[..HEADER_LEN].try_into().unwrap()).unwrap();
     change(&mut header);
     record[..HEADER_LEN].copy_from_slice(&header.encode());
+    record
+}
+
+/// A record with a bit of its payload changed, and no checksum mended.
+pub fn flipped(kind: RecordType, at: usize) -> Vec<u8> {
+    let mut record = sample(kind);
+    record[HEADER_LEN + at] ^= 1;
     record
 }
 

@@ -5,7 +5,7 @@ use crate::bounds::bounded;
 use crate::fuzz::{blob_bytes, bytes, mend_all, page_bytes};
 use crate::params::quick;
 use crate::records::{
-    block, end, hello, list_bytes, marker, patched, sample, state_end, with, PAGES,
+    block, end, flipped, hello, list_bytes, marker, patched, sample, state_end, with, PAGES,
 };
 use brant::error::Kind;
 use brant::units::PAGE_SIZE;
@@ -150,7 +150,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
         (
             "a list beyond the block",
             p,
-            list_bytes(&[(1, 1), (PAGES - 1, 2)]),
+            list_bytes(R::PagesList, &[(1, 1), (PAGES - 1, 2)]),
             Kind::Protocol,
             "inside the block",
         ),
@@ -164,21 +164,21 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
         (
             "a run over two stretches in a list",
             p,
-            list_bytes(&[(1, 1), (511, 2)]),
+            list_bytes(R::PagesList, &[(1, 1), (511, 2)]),
             Kind::Protocol,
             "stretch",
         ),
         (
             "a list that goes back",
             p,
-            list_bytes(&[(9, 2), (10, 1)]),
+            list_bytes(R::PagesList, &[(9, 2), (10, 1)]),
             Kind::Protocol,
             "ascend",
         ),
         (
             "a list with a bit flipped",
             p,
-            patched(R::PagesList, 4, &[3]),
+            flipped(R::PagesList, 4),
             Kind::Protocol,
             "checksum",
         ),
@@ -186,6 +186,69 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             "a list cut short",
             p,
             sample(R::PagesList)[..HEADER_LEN + 11].to_vec(),
+            Kind::PeerGone,
+            "",
+        ),
+        (
+            "a list of no runs of zeros",
+            p,
+            with(R::ZerosList, |h| h.count = 0),
+            Kind::Protocol,
+            "1 to 256",
+        ),
+        (
+            "257 runs of zeros",
+            p,
+            with(R::ZerosList, |h| (h.count, h.payload) = (257, 257 * 8 + 4)),
+            Kind::Protocol,
+            "1 to 256",
+        ),
+        (
+            "a list of zeros with contents",
+            p,
+            with(R::ZerosList, |h| h.payload += 3 * 4096),
+            Kind::Protocol,
+            "ZEROS_LIST: expected a payload of 20 bytes",
+        ),
+        (
+            "a list of zeros of a block that was never announced",
+            p,
+            with(R::ZerosList, |h| h.block = 5),
+            Kind::Protocol,
+            "block 5",
+        ),
+        (
+            "a list of zeros beyond the block",
+            p,
+            list_bytes(R::ZerosList, &[(1, 1), (PAGES - 1, 2)]),
+            Kind::Protocol,
+            "inside the block",
+        ),
+        (
+            "a list of zeros that goes back",
+            p,
+            list_bytes(R::ZerosList, &[(9, 2), (10, 1)]),
+            Kind::Protocol,
+            "ascend",
+        ),
+        (
+            "a run of zeros over two stretches in a list",
+            p,
+            list_bytes(R::ZerosList, &[(1, 1), (511, 2)]),
+            Kind::Protocol,
+            "stretch",
+        ),
+        (
+            "a list of zeros with a bit flipped",
+            p,
+            flipped(R::ZerosList, 4),
+            Kind::Protocol,
+            "checksum",
+        ),
+        (
+            "a list of zeros cut short",
+            p,
+            sample(R::ZerosList)[..HEADER_LEN + 11].to_vec(),
             Kind::PeerGone,
             "",
         ),

@@ -67,6 +67,7 @@ fn one_record(data: &[u8]) {
             assert_eq!(header.first_page / 512, last / 512, "{header:?}");
         }
     }
+    one_list(&header, payload);
     if let Ok((blob, prefix)) = Blob::decode(&header, payload) {
         assert!(prefix <= payload.len());
         assert_eq!(prefix as u64 + blob.length, u64::from(header.payload));
@@ -97,10 +98,53 @@ fn one_record(data: &[u8]) {
     }
 }
 
+/// A list of runs, if this is one: what is taken from it lies in the block, ascends, is no more than a
+/// list may have, and would be written like this.
+fn one_list(header: &Header, payload: &[u8]) {
+    let length = wire::list_len(header.count.min(wire::LIST_RUNS_MAX));
+    let list = &payload[..payload.len().min(length)];
+    for pages in [1, RAM_PAGES as u64, 1 << 40, u64::MAX] {
+        let mut runs = Vec::new();
+        let all = wire::decode_list(header, list, Pages(pages), |first, count| {
+            runs.push((first, count));
+            Ok(())
+        });
+        let mut at = 0;
+        for (first, count) in &runs {
+            let last = first.0 + u64::from(*count) - 1;
+            assert!(*count > 0 && first.0 >= at && last < pages, "{header:?}");
+            assert_eq!(first.0 / 512, last / 512, "{header:?}");
+            at = last + 1;
+        }
+        if all.is_err() {
+            continue;
+        }
+        let sum: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
+        assert!(runs.len() <= 256 && sum <= 512, "{header:?}");
+        let (mut again, runs) = (Vec::new(), runs.into_iter());
+        let whole = match header.record_type().unwrap().unwrap() {
+            RecordType::ZerosList => wire::encode_zeros_list(header.block, runs, &mut again),
+            _ if header.is_checked() => wire::encode_checked_list(header.block, runs, &mut again),
+            _ => wire::encode_list(header.block, runs, &mut again),
+        };
+        whole.unwrap();
+        assert_eq!(again, [&header.encode()[..], list].concat());
+    }
+}
+
 /// Gives the record at the front its magic and the checksums that belong to it.
 pub fn mend(bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(b"BRNT");
     let kind = RecordType::from_number(u16::from_le_bytes([bytes[4], bytes[5]]));
+    if kind.is_some_and(RecordType::is_list) {
+        let runs = u32::from_le_bytes(bytes[12..16].try_into().unwrap());
+        let end = HEADER_LEN + runs.min(wire::LIST_RUNS_MAX) as usize * 8;
+        if let Some(sum) = bytes.get(HEADER_LEN..end).map(crc32) {
+            if let Some(place) = bytes.get_mut(end..end + 4) {
+                place.copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+    }
     if kind.is_some_and(|kind| !kind.is_page_run()) {
         let payload = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
         let end = HEADER_LEN.saturating_add(payload as usize);
@@ -413,6 +457,20 @@ pub fn page_bytes(block: u32, first: u64, count: u32) -> Vec<u8> {
     bytes
 }
 
+/// A list of these runs of a block, and contents for them if its type has contents.
+pub fn list_bytes(kind: RecordType, block: u32, runs: &[(u64, u32)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let each = runs.iter().map(|(first, count)| (Pages(*first), *count));
+    match kind {
+        RecordType::ZerosList => wire::encode_zeros_list(block, each, &mut bytes),
+        _ => wire::encode_list(block, each, &mut bytes),
+    }
+    .unwrap();
+    let header = Header::decode(bytes[..HEADER_LEN].try_into().unwrap()).unwrap();
+    bytes.resize(HEADER_LEN + header.payload as usize, 0x5a);
+    bytes
+}
+
 /// A whole session as a source sends it, with a record of each type that it has.
 pub fn session() -> Vec<Vec<u8>> {
     let token = *b"the sessions own";
@@ -468,8 +526,10 @@ pub fn session() -> Vec<Vec<u8>> {
         Header::zeros(1, Pages(0), 64).encode().to_vec(),
         Header::zeros(2, Pages(1), 3).encode().to_vec(),
         Header::ballooned(1, Pages(5), 9).encode().to_vec(),
+        list_bytes(RecordType::PagesList, 1, &[(3, 1), (9, 2)]),
+        list_bytes(RecordType::ZerosList, 1, &[(20, 1), (22, 4)]),
         bytes(&Record::BlockRemoved { id: 2 }),
-        marker(2, wire::MARKER_FLAG_FINAL, 5, 3, 76),
+        marker(2, wire::MARKER_FLAG_FINAL, 7, 6, 81),
         blob_bytes(RecordType::State, "cpu", &[4; 40]),
         blob_bytes(RecordType::State, "net", &[]),
         bytes(&Record::StateEnd(state_end(2, 40))),

@@ -11,9 +11,10 @@
 
 use crate::bits::Stretches;
 use crate::error::{Error, Kind, Result};
+use crate::fallible;
 use crate::memory::access;
 use crate::memory::contents::{Contents, Held};
-use crate::memory::Block;
+use crate::memory::{Block, PageRun};
 use crate::units::Pages;
 use std::ops::Range;
 
@@ -47,35 +48,39 @@ impl KnownZero {
         }
     }
 
-    /// Has pages of `block`, which this is the knowledge of, read as zero.
+    /// Has runs of pages of `block`, which this is the knowledge of, read as zero.
     pub(super) fn make_zero(
         &self,
         contents: &mut Contents,
         block: &Block,
-        range: Range<u64>,
+        runs: &[PageRun],
     ) -> Result<()> {
         let Some(written) = &self.written else {
-            return write_zeros(contents, block, range);
+            return write_zeros(contents, block, runs);
         };
-        let (mut at, end) = (range.start as usize, range.end as usize);
-        while let Some(run) = written.next_run(at..end) {
-            at = run.end;
-            write_zeros(contents, block, run.start as u64..run.end as u64)?;
+        let mut not_zero = Vec::new();
+        for run in runs {
+            let (mut at, end) = (run.first().index(), run.end().index());
+            while let Some(found) = written.next_run(at..end) {
+                at = found.end;
+                let part = run.part(Pages(found.start as u64)..Pages(found.end as u64));
+                fallible::push(&mut not_zero, part, "pages that are to be zero")?;
+            }
         }
-        Ok(())
+        write_zeros(contents, block, &not_zero)
     }
 }
 
-fn write_zeros(contents: &mut Contents, block: &Block, range: Range<u64>) -> Result<()> {
+fn write_zeros(contents: &mut Contents, block: &Block, runs: &[PageRun]) -> Result<()> {
     let mut to_write = Vec::new();
     // Reading costs less than writing and leaves shared pages shared.
     contents
-        .split(block, Pages(range.start)..Pages(range.end), |run, held| {
+        .split_runs(block, runs, |run, held| {
             if held == Held::Data {
-                to_write.push(run);
+                to_write.push(run.range());
             }
         })
-        .map_err(|e| unwritable(e, block, Pages(range.start)..Pages(range.end)))?;
+        .map_err(|e| unwritable(e, block, runs))?;
     for run in to_write {
         block.zeroed_no_more();
         block.write_zeros(run)?;
@@ -85,9 +90,10 @@ fn write_zeros(contents: &mut Contents, block: &Block, range: Range<u64>) -> Res
 
 /// Pages of a block that could not be looked at, in the words of what was wanted of them: they
 /// were to be written, if they are not zero already.
-fn unwritable(error: Error, block: &Block, range: Range<Pages>) -> Error {
+fn unwritable(error: Error, block: &Block, runs: &[PageRun]) -> Error {
+    let refused = |run: &PageRun| access::writable(block, run.range()).err();
     match error.kind() {
-        Kind::Memory => access::writable(block, range).err().unwrap_or(error),
+        Kind::Memory => runs.iter().find_map(refused).unwrap_or(error),
         _ => error,
     }
 }
@@ -146,6 +152,18 @@ mod tests {
             }
         }
 
+        /// Pages as runs, each inside one stretch.
+        fn runs(&self, range: Range<u64>) -> Vec<PageRun> {
+            let (mut runs, mut at) = (Vec::new(), range.start);
+            while at < range.end {
+                let end = (at / STRETCH_PAGES + 1) * STRETCH_PAGES;
+                let count = Pages(end.min(range.end) - at);
+                runs.push(self.block.run(Pages(at), count).unwrap());
+                at = end;
+            }
+            runs
+        }
+
         fn write(&self, page: u64) {
             // SAFETY: inside our own mapping.
             unsafe { self.block.page_address(Pages(page)).write_volatile(9) };
@@ -190,7 +208,9 @@ mod tests {
         for stretch in [4, 0, 2, 1, 3] {
             let begin = stretch * STRETCH_PAGES;
             let range = begin + 1..(begin + STRETCH_PAGES).min(PAGES);
-            known.make_zero(&mut contents, &area.block, range).unwrap();
+            known
+                .make_zero(&mut contents, &area.block, &area.runs(range))
+                .unwrap();
         }
         assert_eq!(area.touched(), before, "none was touched that was not");
         // The first page of a stretch was not asked for.
@@ -209,12 +229,16 @@ mod tests {
             known.written(&area.block, 3..5);
             area.write(3);
             area.write(4);
-            known.make_zero(&mut contents, &area.block, 0..10).unwrap();
+            known
+                .make_zero(&mut contents, &area.block, &area.runs(0..10))
+                .unwrap();
             assert_eq!((area.read(3), area.read(4)), (0, 0));
             // And after it.
             known.written(&area.block, 3..4);
             area.write(3);
-            known.make_zero(&mut contents, &area.block, 0..10).unwrap();
+            known
+                .make_zero(&mut contents, &area.block, &area.runs(0..10))
+                .unwrap();
             assert_eq!(area.read(3), 0);
         }
     }
@@ -227,7 +251,7 @@ mod tests {
         area.write(7);
         let known = KnownZero::of(&area.block).unwrap();
         known
-            .make_zero(&mut contents, &area.block, 0..PAGES)
+            .make_zero(&mut contents, &area.block, &area.runs(0..PAGES))
             .unwrap();
         assert_eq!(area.read(7), 9, "the page was looked at");
         // Another incoming, after one that brought only zeros.
@@ -235,7 +259,7 @@ mod tests {
         known.written(&area.block, 100..101);
         let known = KnownZero::of(&area.block).unwrap();
         known
-            .make_zero(&mut contents, &area.block, 0..PAGES)
+            .make_zero(&mut contents, &area.block, &area.runs(0..PAGES))
             .unwrap();
         assert_eq!(
             area.read(7),

@@ -284,6 +284,12 @@ impl Lane {
         }
     }
 
+    /// So many zero pages of a list are where they belong.
+    pub(super) fn taken_zeros(&mut self, pages: u64) {
+        self.counts.records += 1;
+        self.counts.zero_pages += pages;
+    }
+
     /// Holds the source's count of what it sent on this lane against what came, and
     /// acknowledges.
     pub(super) fn marker(&mut self, marker: &Marker) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::channel::Channel;
 use crate::error::Result;
 use crate::memory::{Memory, PageRun, PinRecall};
 use crate::runtime::Limit;
-use crate::wire::{Header, Marker, Record, RecordType};
+use crate::wire::{self, list_len, Header, Marker, Record, RecordType, LIST_RUNS_MAX};
 use std::sync::Arc;
 
 /// See the file's description.
@@ -95,6 +95,15 @@ impl Receiver {
         match kind {
             RecordType::Zeros => sink.zeros(header)?,
             RecordType::Ballooned => sink.ballooned(header)?,
+            RecordType::ZerosList => {
+                let mut list = [0; list_len(LIST_RUNS_MAX)];
+                let list = &mut list[..list_len(header.count)];
+                let io = waits.record(header, Limit::never());
+                lane.payload_begins(list, &io)?;
+                sink.zeros_list(header, list, listed)?;
+                lane.taken_zeros(wire::listed_pages(list));
+                return Ok(());
+            }
             RecordType::PagesList => {
                 let io = waits.record(header, Limit::never());
                 placement.place_list(lane, sink, header, listed, recall, &io)?;

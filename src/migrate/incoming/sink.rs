@@ -77,6 +77,26 @@ impl Sink {
         list: &[u8],
         runs: &mut Vec<PageRun>,
     ) -> Result<Option<BlockPin>> {
+        let (target, pin, _) = self.listed(header, list, runs)?;
+        // Not before all of it is known to be good.
+        if let Some(block) = &pin {
+            for run in &*runs {
+                target.zero.written(block, pages_of(run));
+                block.ballooned().arrived(pages_of(run));
+                block.poisoned().arrived(pages_of(run));
+            }
+        }
+        Ok(pin)
+    }
+
+    /// The target of a list of runs, and our block, pinned, with the runs in it; `None` and no runs where
+    /// it is gone here.
+    fn listed(
+        &mut self,
+        header: &Header,
+        list: &[u8],
+        runs: &mut Vec<PageRun>,
+    ) -> Result<(&Target, Option<BlockPin>, &mut Contents)> {
         let target = self.view.get(header.block)?;
         let pin = target.block.as_ref().and_then(|b| self.memory.pin(b));
         runs.clear();
@@ -87,15 +107,7 @@ impl Sink {
             }
             Ok(())
         })?;
-        // Not before all of it is known to be good.
-        if let Some(block) = &pin {
-            for run in &*runs {
-                target.zero.written(block, pages_of(run));
-                block.ballooned().arrived(pages_of(run));
-                block.poisoned().arrived(pages_of(run));
-            }
-        }
-        Ok(pin)
+        Ok((target, pin, &mut self.contents))
     }
 
     /// The name of the source's block of this number.
@@ -134,8 +146,28 @@ impl Sink {
         };
         block.ballooned().arrived(pages_of(&run));
         block.poisoned().arrived(pages_of(&run));
-        let made = target.zero.make_zero(contents, &block, pages_of(&run));
+        let made = target.zero.make_zero(contents, &block, &[run]);
         self.arrived(&run);
+        made
+    }
+
+    /// Takes a list of runs of zero pages. `runs` is room for them.
+    pub(super) fn zeros_list(
+        &mut self,
+        header: &Header,
+        list: &[u8],
+        runs: &mut Vec<PageRun>,
+    ) -> Result<()> {
+        let (target, pin, contents) = self.listed(header, list, runs)?;
+        let Some(block) = pin else {
+            return Ok(());
+        };
+        for run in &*runs {
+            block.ballooned().arrived(pages_of(run));
+            block.poisoned().arrived(pages_of(run));
+        }
+        let made = target.zero.make_zero(contents, &block, runs);
+        runs.iter().for_each(|run| self.arrived(run));
         made
     }
 
@@ -158,7 +190,7 @@ impl Sink {
             let _ = host::discard(contents, &block, Pages(pages.start)..Pages(pages.end));
         }
         // What is left: part of a larger host page, or memory that cannot be discarded.
-        let made = target.zero.make_zero(contents, &block, range);
+        let made = target.zero.make_zero(contents, &block, &[run]);
         self.arrived(&run);
         made
     }

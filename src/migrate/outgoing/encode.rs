@@ -66,26 +66,32 @@ impl Encoder {
         let mut records = Records::for_runs(taken, self.agreed, &mut self.own)?;
         // The runs' protection is back, so what is asked from here on is true of them.
         self.contents.refresh();
+        let mut used = Used::default();
         for run in taken.runs() {
             // A guest has run here.
             run.block.zeroed_no_more();
             if run.content != Content::Used {
+                used.look(&mut self.contents, &mut records)?;
                 records.unread(run.pages, run.content);
                 continue;
             }
-            let contents = &mut self.contents;
+            if used.block.is_some_and(|block| block.id() != run.block.id()) {
+                used.look(&mut self.contents, &mut records)?;
+            }
+            used.block = Some(run.block);
             run.block
                 .poisoned()
                 .split(run.pages.range(), |range, lost| {
+                    let part = run.pages.part(range);
                     if lost {
-                        records.poisoned(run.pages.part(range));
+                        used.look(&mut self.contents, &mut records)?;
+                        records.poisoned(part);
                         return Ok(());
                     }
-                    contents.split(run.block, range, |range, held| {
-                        records.held(run.block, run.pages.part(range), held)
-                    })
+                    fallible::push(&mut used.runs, part, "runs of pages")
                 })?;
         }
+        used.look(&mut self.contents, &mut records)?;
         records.gathered();
         match records.failed.take() {
             Some(error) => Err(error),
@@ -94,11 +100,37 @@ impl Encoder {
     }
 }
 
+/// Runs of one block that the guest uses, until somebody looks at what they hold: at all of them
+/// together.
+#[derive(Default)]
+struct Used<'t> {
+    block: Option<&'t BlockPin>,
+    runs: Vec<PageRun>,
+}
+
+impl<'t> Used<'t> {
+    /// Makes records of the runs so far.
+    fn look(&mut self, contents: &mut Contents, records: &mut Records<'t>) -> Result<()> {
+        let Some(block) = self.block else {
+            return Ok(());
+        };
+        let looked = contents.split_runs(block, &self.runs, |run, held| {
+            records.held(block, run, held);
+        });
+        self.runs.clear();
+        looked
+    }
+}
+
 /// Runs of so many pages and less are gathered into lists. What a list saves, a call at the
 /// destination for each run, is little beside the copying of more.
 const SHORT: u64 = 8;
 /// Fewer short runs than this go as records of their own.
 const WORTH_A_LIST: usize = 16;
+/// The same of zero pages, which cost no copying.
+const SHORT_ZEROS: u64 = 64;
+/// Two runs of zero pages are as well off as records of their own: a list is a second read.
+const ZEROS_WORTH_A_LIST: usize = 3;
 
 /// The most pages of one record whose contents are the encoder's own: 256 KiB, which stay in a
 /// processor's cache from the copying to the sending, and at the destination likewise.
@@ -162,6 +194,11 @@ pub(super) struct Records<'a> {
     /// Short runs with contents, of one block, that are in no record yet.
     short: Vec<PinnedRun<'a>>,
     short_pages: u64,
+    /// Short runs of zero pages of that block, likewise.
+    zeros: Vec<PageRun>,
+    zeros_pages: u64,
+    /// The last run that was looked at.
+    last: Option<PageRun>,
     put: Put,
     /// The first thing that went wrong. There are no records then.
     failed: Option<Error>,
@@ -196,6 +233,25 @@ impl Source<'_> {
 
 type PinnedRun<'a> = (&'a BlockPin, PageRun);
 
+/// Whether `run` fits into one list with `runs`, of so many `pages`, which it comes after.
+fn fits(mut runs: impl ExactSizeIterator<Item = PageRun>, pages: u64, run: PageRun) -> bool {
+    let count = runs.len();
+    runs.next().is_none_or(|first| {
+        (run.first() - first.first()).0 <= u64::from(u32::MAX)
+            && count < LIST_RUNS_MAX as usize
+            && pages + run.count().0 <= u64::from(LIST_PAGES_MAX)
+    })
+}
+
+/// Runs as a list has them, and their block.
+fn lists<I: ExactSizeIterator<Item = PageRun> + Clone>(
+    runs: I,
+) -> Option<(u32, impl ExactSizeIterator<Item = (Pages, u32)>)> {
+    let first = runs.clone().next()?;
+    let runs = runs.map(|run| (run.first(), run.count().0 as u32));
+    Some((first.block().0, runs))
+}
+
 /// A record's header, as bytes: `of` is one of those that describe a run.
 fn header(of: fn(u32, Pages, u32) -> Header, run: PageRun) -> [u8; HEADER_LEN] {
     of(run.block().0, run.first(), run.count().0 as u32).encode()
@@ -215,6 +271,9 @@ impl<'a> Records<'a> {
             agreed,
             short: Vec::new(),
             short_pages: 0,
+            zeros: Vec::new(),
+            zeros_pages: 0,
+            last: None,
             put: Put::default(),
             failed: None,
         };
@@ -223,6 +282,7 @@ impl<'a> Records<'a> {
         fallible::reserve(&mut records.heads, most * HEADER_LEN, what)?;
         fallible::reserve(&mut records.contents, most, what)?;
         fallible::reserve(&mut records.short, LIST_RUNS_MAX as usize, what)?;
+        fallible::reserve(&mut records.zeros, LIST_RUNS_MAX as usize, what)?;
         Ok(records)
     }
 
@@ -249,11 +309,27 @@ impl<'a> Records<'a> {
     }
 
     fn zeros(&mut self, run: PageRun) {
+        if run.count().0 <= SHORT_ZEROS {
+            return self.short_zeros(run);
+        }
+        self.gathered();
+        self.zeros_record(run);
+    }
+
+    fn zeros_record(&mut self, run: PageRun) {
         self.heads.extend(header(Header::zeros, run));
         self.record(0, run.count().0);
     }
 
     fn data(&mut self, (block, run): PinnedRun<'a>) {
+        if run.count().0 <= SHORT {
+            return self.short((block, run));
+        }
+        self.gathered();
+        self.data_record((block, run));
+    }
+
+    fn data_record(&mut self, (block, run): PinnedRun<'a>) {
         if !self.agreed.checksums {
             self.heads.extend(header(Header::pages, run));
             self.contents.push(Source::Guest((block, run)));
@@ -292,39 +368,73 @@ impl<'a> Records<'a> {
         }
     }
 
+    /// The next run that is looked at. Runs that are in no record yet go first where it does not come
+    /// after them: a walk may step back to pages that it has seen, and the newest word on a page has
+    /// to be the last.
+    fn next(&mut self, run: PageRun) {
+        let after = |last: PageRun| last.block() == run.block() && run.first() >= last.end();
+        if !self.last.is_some_and(after) {
+            self.gathered();
+        }
+        self.last = Some(run);
+    }
+
     /// A short run with contents.
     fn short(&mut self, (block, run): PinnedRun<'a>) {
-        let fits = self.short.first().is_none_or(|(_, first)| {
-            first.block() == run.block()
-                && run.first() >= first.end()
-                && (run.first() - first.first()).0 <= u64::from(u32::MAX)
-                && self.short.len() < LIST_RUNS_MAX as usize
-                && self.short_pages + run.count().0 <= u64::from(LIST_PAGES_MAX)
-        });
-        if !fits {
+        if !fits(
+            self.short.iter().map(|(_, run)| *run),
+            self.short_pages,
+            run,
+        ) {
             self.gathered();
         }
         self.short_pages += run.count().0;
         self.short.push((block, run));
     }
 
-    /// The short runs so far go, as a list or each by itself.
+    /// A short run of zero pages.
+    fn short_zeros(&mut self, run: PageRun) {
+        if !fits(self.zeros.iter().copied(), self.zeros_pages, run) {
+            self.gathered();
+        }
+        self.zeros_pages += run.count().0;
+        self.zeros.push(run);
+    }
+
+    /// The short runs so far go, as lists or each by itself.
     fn gathered(&mut self) {
+        let zeros = std::mem::take(&mut self.zeros);
+        let pages = std::mem::take(&mut self.zeros_pages);
+        let listed = zeros.len() >= ZEROS_WORTH_A_LIST
+            && lists(zeros.iter().copied()).is_some_and(|(block, runs)| {
+                wire::encode_zeros_list(block, runs, &mut self.heads).is_ok()
+            });
+        if listed {
+            self.record(0, pages);
+        } else {
+            zeros.iter().for_each(|run| self.zeros_record(*run));
+        }
+        // The room is kept.
+        self.zeros = zeros;
+        self.zeros.clear();
+
         let short = std::mem::take(&mut self.short);
         let pages = std::mem::take(&mut self.short_pages);
-        let first = short.first().filter(|_| short.len() >= WORTH_A_LIST);
-        let listed = first.is_some_and(|(_, first)| {
-            let runs = short
-                .iter()
-                .map(|(_, run)| (run.first(), run.count().0 as u32));
-            let (block, heads) = (first.block().0, &mut self.heads);
+        let checksums = self.agreed.checksums;
+        let listed = short.len() >= WORTH_A_LIST && {
+            let runs = short.iter().map(|(_, run)| *run);
             // There is room: a list is shorter than the headers that it stands for.
-            match self.agreed.checksums {
-                true => wire::encode_checked_list(block, runs, heads).is_ok(),
-                false => wire::encode_list(block, runs, heads).is_ok(),
+            match (lists(runs), checksums) {
+                (Some((block, runs)), true) => {
+                    wire::encode_checked_list(block, runs, &mut self.heads).is_ok()
+                }
+                (Some((block, runs)), false) => {
+                    wire::encode_list(block, runs, &mut self.heads).is_ok()
+                }
+                (None, _) => false,
             }
-        });
-        if listed && self.agreed.checksums {
+        };
+        if listed && checksums {
             if let Some(own) = self.checked(&short) {
                 self.contents.push(Source::Own(own));
                 self.record(pages, 0);
@@ -334,27 +444,29 @@ impl<'a> Records<'a> {
                 .extend(short.iter().map(|run| Source::Guest(*run)));
             self.record(pages, 0);
         } else {
-            short.iter().for_each(|run| self.data(*run));
+            short.iter().for_each(|run| self.data_record(*run));
         }
-        // The room is kept.
         self.short = short;
         self.short.clear();
     }
 
     /// Pages whose contents are lost: what they were is not to be had, so they become zero.
     fn poisoned(&mut self, run: PageRun) {
+        self.next(run);
         self.put.poisoned_pages += run.count().0;
         self.zeros(run);
     }
 
     /// Pages that nobody looks at: they read as zero at the destination.
     fn unread(&mut self, run: PageRun, content: Content) {
+        self.next(run);
         let count = run.count().0;
         match content {
             Content::Ballooned => self.put.ballooned_pages += count,
             _ => self.put.free_pages += count,
         }
         if content == Content::Ballooned && self.agreed.ballooned {
+            self.gathered();
             self.heads.extend(header(Header::ballooned, run));
             self.record(0, count);
         } else {
@@ -364,6 +476,7 @@ impl<'a> Records<'a> {
 
     /// Pages by what they hold.
     fn held(&mut self, block: &'a BlockPin, run: PageRun, held: Held) {
+        self.next(run);
         let count = run.count();
         match held {
             Held::Hole => {
@@ -371,7 +484,6 @@ impl<'a> Records<'a> {
                 self.zeros(run);
             }
             Held::Zero => self.zeros(run),
-            Held::Data if count.0 <= SHORT => self.short((block, run)),
             Held::Data => self.data((block, run)),
         }
     }

@@ -2,21 +2,32 @@
 
 use super::*;
 
+const LISTS: [RecordType; 2] = [RecordType::PagesList, RecordType::ZerosList];
+
 /// What a receiver decodes from a list with these entries, in a block of `pages`.
-fn decoded(first: u64, entries: &[(u32, u32)], pages: u64) -> Result<Vec<(u64, u32)>> {
+fn decoded(
+    kind: RecordType,
+    first: u64,
+    entries: &[(u32, u32)],
+    pages: u64,
+) -> Result<Vec<(u64, u32)>> {
     let mut bytes: Vec<u8> = entries
         .iter()
         .flat_map(|(offset, count)| [offset.to_le_bytes(), count.to_le_bytes()].concat())
         .collect();
     bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
     let contents: u32 = entries.iter().map(|(_, count)| count % 512).sum();
+    let contents = match kind {
+        RecordType::PagesList => contents.max(entries.len() as u32) * 4096,
+        _ => 0,
+    };
     let header = Header {
-        kind: RecordType::PagesList.number(),
+        kind: kind.number(),
         flags: 0,
         block: 7,
         count: entries.len() as u32,
         first_page: first,
-        payload: bytes.len() as u32 + contents.max(entries.len() as u32) * 4096,
+        payload: bytes.len() as u32 + contents,
     };
     runs(&header, &bytes, pages)
 }
@@ -32,8 +43,10 @@ fn runs(header: &Header, list: &[u8], pages: u64) -> Result<Vec<(u64, u32)>> {
 
 #[test]
 fn a_list_ascends_inside_its_block_and_each_run_inside_one_stretch() {
-    let good = decoded(510, &[(0, 2), (2, 1), (40, 3)], 553).unwrap();
-    assert_eq!(good, [(510, 2), (512, 1), (550, 3)]);
+    for kind in LISTS {
+        let good = decoded(kind, 510, &[(0, 2), (2, 1), (40, 3)], 553).unwrap();
+        assert_eq!(good, [(510, 2), (512, 1), (550, 3)]);
+    }
     for (first, entries, word) in [
         (510, &[(0, 2), (2, 1), (40, 4)][..], "the block's 553 pages"),
         (510, &[(0, 3)], "one aligned stretch"),
@@ -48,54 +61,78 @@ fn a_list_ascends_inside_its_block_and_each_run_inside_one_stretch() {
         (0, &[(0, u32::MAX)], "the block's 553 pages"),
         (600, &[(0, 1)], "the block's 553 pages"),
     ] {
-        refused(decoded(first, entries, 553), &["PAGES_LIST", word]);
+        for kind in LISTS {
+            refused(decoded(kind, first, entries, 553), &[kind.name(), word]);
+        }
     }
 }
 
 #[test]
 fn a_list_that_is_damaged_or_of_another_length_is_refused() {
-    let Any::Run(header, payload) = list(5, &[(510, 2), (513, 1), (9000, 1)]) else {
-        unreachable!()
-    };
-    let whole = &payload[..list_len(header.count)];
-    assert_eq!(header.data_pages(), 4);
-    for bit in 0..whole.len() * 8 {
-        let mut flipped = whole.to_vec();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        refused(runs(&header, &flipped, u64::MAX), &["checksum"]);
-    }
-    for length in 0..whole.len() {
-        refused(
-            runs(&header, &whole[..length], u64::MAX),
-            &["a list of 28 bytes"],
-        );
-    }
-    // Exactly as many contents as the list says.
-    for pages in [3, 5, 6, 512] {
-        let payload = whole.len() as u32 + pages * 4096;
-        let other = Header { payload, ..header };
-        refused(runs(&other, whole, u64::MAX), &["runs of"]);
-    }
-    for (count, payload, word) in [
-        (0, 4 + 4096, "1 to 256 runs"),
-        (257, header.payload, "1 to 256 runs"),
-        (u32::MAX, header.payload, "1 to 256 runs"),
-        (3, 28 + 4096 * 2, "payload"),
-        (3, 28 + 4096 * 513, "payload"),
-        (3, 28 + 4097 * 3, "payload"),
-        (3, 0, "payload"),
-        (3, 27, "payload"),
-        (3, u32::MAX, "payload"),
-    ] {
-        let header = Header {
-            count,
-            payload,
-            ..header
+    for kind in LISTS {
+        let Any::Run(header, payload) = list(kind, 5, &[(510, 2), (513, 1), (9000, 1)]) else {
+            unreachable!()
         };
-        refused(header.classify(), &["PAGES_LIST", word]);
+        let whole = &payload[..list_len(header.count)];
+        let with_contents = kind == RecordType::PagesList;
+        assert_eq!(header.data_pages(), if with_contents { 4 } else { 0 });
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let found = runs(&header, &flipped, u64::MAX);
+            refused(found, &[kind.name(), "checksum"]);
+        }
+        for length in 0..whole.len() {
+            refused(
+                runs(&header, &whole[..length], u64::MAX),
+                &[kind.name(), "a list of 28 bytes"],
+            );
+        }
+        // Exactly as many contents as the list says.
+        for pages in [1, 2, 3, 5, 6, 512] {
+            let payload = whole.len() as u32 + pages * 4096;
+            let other = Header { payload, ..header };
+            refused(runs(&other, whole, u64::MAX), &[kind.name()]);
+        }
+        for (count, payload, word) in [
+            (0, header.payload, "1 to 256 runs"),
+            (257, header.payload, "1 to 256 runs"),
+            (u32::MAX, header.payload, "1 to 256 runs"),
+            (3, 28 + 4096 * 513, "payload"),
+            (3, 28 + 4097 * 3, "payload"),
+            (3, 0, "payload"),
+            (3, 27, "payload"),
+            (3, 29, "payload"),
+            (2, header.payload + 1, "payload"),
+            (3, u32::MAX, "payload"),
+        ] {
+            let header = Header {
+                count,
+                payload,
+                ..header
+            };
+            refused(header.classify(), &[kind.name(), word]);
+        }
+        // A list is no run.
+        refused(header.check_run(Pages(u64::MAX)), &["PAGES, ZEROS"]);
     }
-    // A list is no run.
-    refused(header.check_run(Pages(u64::MAX)), &["PAGES, ZEROS"]);
+    // And a run is no list.
+    let run = Header::zeros(5, Pages(0), 1);
+    refused(runs(&run, &[], u64::MAX), &["found type 7"]);
+}
+
+#[test]
+fn a_list_of_zeros_has_no_more_pages_than_a_list_with_contents_may_have() {
+    let whole = [(0, 256), (256, 256)];
+    assert_eq!(
+        decoded(RecordType::ZerosList, 0, &whole, 4096).unwrap(),
+        [(0, 256), (256, 256)]
+    );
+    let more = [(0, 256), (256, 256), (600, 1)];
+    refused(
+        decoded(RecordType::ZerosList, 0, &more, 4096),
+        &["ZEROS_LIST", "at most 512 pages", "found 513"],
+    );
 }
 
 proptest! {
@@ -116,10 +153,17 @@ proptest! {
                 (first, count)
             })
             .collect();
-        let Any::Run(header, payload) = list(1, &given) else {
-            unreachable!()
-        };
-        let found = runs(&header, &payload[..list_len(header.count)], u64::MAX).unwrap();
-        prop_assert_eq!(found, given);
+        for kind in LISTS {
+            let given: Vec<(u64, u32)> = match kind {
+                // At most 512 pages.
+                RecordType::ZerosList => given.iter().map(|(first, _)| (*first, 1)).collect(),
+                _ => given.clone(),
+            };
+            let Any::Run(header, payload) = list(kind, 1, &given) else {
+                unreachable!()
+            };
+            let found = runs(&header, &payload[..list_len(header.count)], u64::MAX).unwrap();
+            prop_assert_eq!(found, given);
+        }
     }
 }

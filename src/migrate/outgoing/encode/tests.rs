@@ -1,6 +1,8 @@
 //! Records whose contents are guest memory and records whose contents are the encoder's own: what
 //! is sent, sent on later, and known to have been sent is right for both.
 
+mod lists;
+
 use super::*;
 use crate::channel::IoPart as _;
 use crate::dirty::consumer::{Consumer, Cursor};
@@ -93,7 +95,7 @@ fn records(mut stream: &[u8]) -> Vec<(u64, Vec<u64>)> {
                 })
                 .unwrap();
             }
-            kind => assert_eq!(kind, RecordType::Zeros),
+            kind => assert!(matches!(kind, RecordType::Zeros | RecordType::ZerosList)),
         }
         if header.is_checked() {
             header.check_contents(&payload[list..]).unwrap();
