@@ -149,6 +149,11 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         } else {
             p.channels
         },
+        incoming_channels: if p.channels == 0 {
+            d.incoming_channels
+        } else {
+            p.channels
+        },
         max_state_bytes: if p.max_state_bytes == 0 {
             d.max_state_bytes
         } else {

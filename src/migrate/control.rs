@@ -186,12 +186,17 @@ impl crate::vmm::StateSink for Blobs {
 /// at once; first what is left to say. Whether it could be told: else the peer learns it from the
 /// end of the connection.
 pub(super) fn abort(channel: &mut Channel, outbox: &mut Outbox, error: &Error) -> bool {
-    let record = Record::Abort(Abort {
-        code: error.kind() as i32,
-        reason: error.message().to_owned(),
-    });
+    let record = goodbye(error);
     let io = Io::patient(TELL).within(Deadline::after(TELL));
     outbox.send(channel, &record, &io).is_ok()
+}
+
+/// The ABORT that says `error`.
+pub(super) fn goodbye(error: &Error) -> Record {
+    Record::Abort(Abort {
+        code: error.kind() as i32,
+        reason: error.message().to_owned(),
+    })
 }
 
 /// What an ABORT of the peer's is as an error here.

@@ -6,6 +6,7 @@
 
 mod common;
 mod control;
+mod failure;
 mod handle;
 pub mod incoming;
 mod layout;

@@ -71,6 +71,17 @@ impl Outbox {
     }
 }
 
+impl Outbox {
+    /// Says the rest of a record, and `record`, as far as there is room now. Nothing follows it.
+    pub(super) fn last_at_once(&mut self, channel: &mut Channel, record: &Record) {
+        let mut bytes = std::mem::take(&mut self.rest);
+        if record.encode(&mut bytes).is_ok() {
+            // It learns it from the end of the connection otherwise.
+            let _ = channel.try_send(&bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

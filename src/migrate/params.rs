@@ -62,6 +62,9 @@ pub struct Params {
     pub handover_timeout: Duration,
     /// Source: connections to the destination, 1 to 64; 1.
     pub channels: u32,
+    /// Destination: the most connections that it takes of a source: 1 to 64; 64. A source that wants
+    /// more is refused.
+    pub incoming_channels: u32,
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
@@ -108,6 +111,7 @@ impl Default for Params {
             switchover_timeout: Duration::from_secs(30),
             handover_timeout: Duration::from_secs(30),
             channels: 1,
+            incoming_channels: 64,
             max_state_bytes: 256 << 20,
             page_checksums: PageChecksums::Default,
             skip_ballooned: true,
@@ -273,11 +277,13 @@ impl Params {
         time_within("the I/O timeout", self.io_timeout, HOUR)?;
         time_within("the switchover timeout", self.switchover_timeout, HOUR)?;
         time_within("the hand-over timeout", self.handover_timeout, HOUR)?;
+        let most = u32::from(wire::CHANNELS_MAX);
+        within("the number of channels", self.channels, 1, most)?;
         within(
-            "the number of channels",
-            self.channels,
+            "the most channels of a source",
+            self.incoming_channels,
             1,
-            u32::from(wire::CHANNELS_MAX),
+            most,
         )?;
         within(
             "the maximum state in bytes",
@@ -369,8 +375,10 @@ mod tests {
              "the switchover timeout is 1 day; it can be 1 ms to 1 h"),
             (Params { handover_timeout: HOUR + Duration::from_millis(1), ..d() },
              "the hand-over timeout is 3600001 ms; it can be 1 ms to 1 h"),
-            (Params { channels: 0, ..d() }, "the number of channels is 0; it can be 1 to 64"),
+             (Params { channels: 0, ..d() }, "the number of channels is 0; it can be 1 to 64"),
             (Params { channels: 65, ..d() }, "the number of channels is 65; it can be 1 to 64"),
+            (Params { incoming_channels: 65, ..d() },
+             "the most channels of a source is 65; it can be 1 to 64"),
             (Params { max_state_bytes: 0, ..d() }, "4096 to"),
         ];
         for (params, range) in wrong {

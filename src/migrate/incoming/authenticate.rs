@@ -1,9 +1,12 @@
-//! Who may open the session: what a connection of a listener has to say before it is the source's.
+//! Who may open the session and who belongs to it: what a connection has to say before it is the
+//! source's.
 //!
 //! Whoever sends a whole, valid HELLO for channel 0 is taken for the source. A HELLO is no proof of
 //! identity: who may connect is the VMM's decision (the address, a directory's permissions), and a
-//! proof will be checked here. Somebody who speaks this protocol and says something else is told
-//! why it is refused; everybody else is closed without a word.
+//! proof will be checked here. The session's other channels are known by its token. Their HELLO may
+//! come before that of channel 0: such a connection waits, a stranger among strangers, until the
+//! session has begun. Somebody who speaks this protocol and says something else is told why it is
+//! refused; everybody else is closed without a word.
 //!
 //! Called by `gather`, which waits. Knows the first record and nothing of what follows it.
 
@@ -18,10 +21,94 @@ use std::time::Instant;
 /// The longest HELLO.
 const HELLO_MAX: usize = HEADER_LEN + RecordType::Hello.payload_limits().1 as usize;
 
-/// The session's connection, and what was said on it.
+/// A connection of the session's, and what was said on it.
 pub(super) struct Arrival {
     pub(super) channel: Channel,
     pub(super) hello: Hello,
+}
+
+/// The session that a HELLO of channel 0 has opened, and which of its channels are there.
+pub(super) struct Session {
+    opening: Hello,
+    there: Vec<bool>,
+}
+
+impl Session {
+    pub(super) fn new(opening: Hello) -> Self {
+        let mut session = Session {
+            there: vec![false; usize::from(opening.channels)],
+            opening,
+        };
+        session.there[usize::from(session.opening.channel)] = true;
+        session
+    }
+
+    /// Takes a connection in on which `hello` was said, if it belongs to the session.
+    ///
+    /// # Errors
+    /// Why it does not, in the words of what was expected and what was found.
+    pub(super) fn admit(&mut self, hello: &Hello) -> Result<()> {
+        let opening = &self.opening;
+        check_role(hello)?;
+        let refused = |what: String| Err(Error::new(Kind::Protocol, format!("HELLO: {what}")));
+        if hello.token != opening.token {
+            return refused("expected the token of the session that goes on, found another".into());
+        }
+        if hello.channels != opening.channels {
+            return refused(format!(
+                "expected a connection of the session's {} channels, found one of {}",
+                opening.channels, hello.channels
+            ));
+        }
+        let said = |h: &Hello| {
+            let versions = (h.version_min, h.version_max, h.page_shift);
+            (versions, h.features_offered, h.features_required)
+        };
+        if said(hello) != said(opening) {
+            return refused(
+                "expected the versions and features that channel 0 offers, found others".into(),
+            );
+        }
+        match self.there.get_mut(usize::from(hello.channel)) {
+            Some(there) if !*there => {
+                *there = true;
+                Ok(())
+            }
+            _ => refused(format!("channel {} is there already", hello.channel)),
+        }
+    }
+
+    /// A channel that was taken in is gone again.
+    pub(super) fn forget(&mut self, channel: u16) {
+        if let Some(there) = self.there.get_mut(usize::from(channel)) {
+            *there = false;
+        }
+    }
+
+    /// The channels that are missing; none: the session is complete.
+    pub(super) fn missing(&self) -> Vec<usize> {
+        let all = self.there.iter().enumerate();
+        all.filter(|(_, there)| !**there).map(|(n, _)| n).collect()
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.there.iter().all(|there| *there)
+    }
+}
+
+/// Refuses a connection that is not for pages as they come up.
+pub(super) fn check_role(hello: &Hello) -> Result<()> {
+    if hello.role == wire::ROLE_BULK {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        format!(
+            "the source opened a connection of role {}; this version takes bulk ones, {}",
+            hello.role,
+            wire::ROLE_BULK
+        ),
+    ))
 }
 
 /// A connection on which a HELLO may come.
@@ -34,8 +121,8 @@ pub(super) struct Candidate {
     pub(super) limit: Limit,
     bytes: [u8; HELLO_MAX],
     pub(super) got: usize,
-    /// All of it is here.
-    pub(super) done: bool,
+    /// All of it is here. Such a connection waits for the session that it belongs to.
+    pub(super) hello: Option<Hello>,
 }
 
 /// What was said so far.
@@ -58,7 +145,7 @@ impl Candidate {
             limit: params.connect().from_now(),
             bytes: [0; HELLO_MAX],
             got: 0,
-            done: false,
+            hello: None,
         }
     }
 
@@ -66,6 +153,13 @@ impl Candidate {
     pub(super) fn read(&mut self, ready: bool) -> Said {
         if !ready {
             return Said::NotAll;
+        }
+        if self.hello.is_some() {
+            // Whoever waits for an answer has nothing to say meanwhile, and may be gone.
+            return match self.newcomer.recv(&mut [0]) {
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Said::NotAll,
+                _ => Said::Nothing,
+            };
         }
         loop {
             let want = match self.header() {
@@ -118,25 +212,14 @@ impl Candidate {
             _ => return Said::Nothing,
         };
         match record {
-            // Channel 0 opens the session. Whoever says otherwise is no source that could begin one.
-            Ok(Record::Hello(hello)) if hello.channel != 0 => self.refuse(&Error::new(
-                Kind::Unsupported,
-                format!(
-                    "HELLO: expected channel 0, which opens a session, found channel {} of {} (role {})",
-                    hello.channel, hello.channels, hello.role
-                ),
-            )),
-            Ok(Record::Hello(hello)) => {
-                self.done = true;
-                Said::Hello(hello)
-            }
+            Ok(Record::Hello(hello)) => Said::Hello(hello),
             Ok(_) => Said::Nothing,
             Err(error) => self.refuse(&error),
         }
     }
 
     /// Somebody who speaks this protocol is told what was wrong, without waiting for room.
-    fn refuse(&mut self, error: &Error) -> Said {
+    pub(super) fn refuse(&mut self, error: &Error) -> Said {
         if self.bytes[..4] != wire::MAGIC.to_le_bytes() {
             return Said::Nothing;
         }

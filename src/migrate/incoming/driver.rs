@@ -3,36 +3,43 @@
 
 use super::account::Account;
 use super::blobs;
-use super::gather::gather;
+use super::figures::Figures;
+use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
-use super::negotiate::{negotiate, Agreed};
+use super::negotiate::{answer, hellos, negotiate};
 use super::placement::Placement;
 use super::prefault::Prefault;
 use super::receiver::{Came, Receiver};
+use super::workers::Workers;
 use crate::channel::{Channel, Endpoint, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
 use crate::memory::Memory;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
+use crate::migrate::params::Params;
+use crate::migrate::report::RENEW;
 use crate::migrate::switchover::destination::{Action, Event, State};
 use crate::migrate::work::Work;
-use crate::runtime::{Limit, Timeout};
+use crate::runtime::{Deadline, Limit, Timeout};
 use crate::vmm::EventKind;
-use crate::wire::{self, Hello, Record, RecordType};
+use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Where an incoming migration gets its connection.
+/// Where an incoming migration gets its connections.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptFrom {
-    /// The first who says HELLO at this listener. It stays the VMM's too, and can be used for
+    /// The first who says HELLO at this listener, and the other connections of that source. It stays the VMM's too, and can be used for
     /// the next migration; what a VMM drops is free again once there is a source.
     Listener(Arc<Listener>),
-    /// A connected stream socket that the VMM made; brant's from here on.
+    /// A connected stream socket that the VMM made; brant's from here on. Of a source that has one
+    /// channel.
     Connected(OwnedFd),
+    /// The same of a source that has as many channels, in any order.
+    ConnectedAll(Vec<OwnedFd>),
 }
 
 /// How long a destination that misses a block waits for the source's word that it is gone there too.
@@ -42,7 +49,7 @@ const NEWS: Duration = Duration::from_secs(2);
 /// A [`AcceptFrom`] that may be one.
 enum Way {
     Listener(Arc<Listener>),
-    Connected(Channel),
+    Connected(Vec<Channel>),
 }
 
 /// Where the guest arrives.
@@ -50,6 +57,8 @@ pub(super) struct Arriving {
     pub(super) memory: Arc<Memory>,
     /// Where it listens, or has listened.
     endpoint: Mutex<Option<Endpoint>>,
+    /// Of each channel, in their order.
+    figures: Mutex<Vec<Arc<Figures>>>,
 }
 
 impl Arriving {
@@ -57,7 +66,12 @@ impl Arriving {
         Arriving {
             memory,
             endpoint: Mutex::default(),
+            figures: Mutex::default(),
         }
+    }
+
+    pub(super) fn figures(&self) -> MutexGuard<'_, Vec<Arc<Figures>>> {
+        self.figures.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     pub(super) fn endpoint(&self) -> MutexGuard<'_, Option<Endpoint>> {
@@ -69,14 +83,17 @@ impl Arriving {
 pub(super) struct Driver {
     common: Common<Arriving, State>,
     way: Option<Way>,
-    /// Channel 0.
-    receiver: Option<Receiver>,
+    /// Where the session's other channels come from, until they are all there.
+    gathering: Option<Gathering>,
+    /// By their number, but for those that have threads of their own.
+    lanes: Vec<Receiver>,
     /// What a listener's connection began with.
     hello: Option<Hello>,
     account: Account,
     /// To be freed when the guest runs.
     forgotten: Forgotten,
-    agreed: Agreed,
+    /// The session's.
+    token: Token,
     /// For how long a hand-over counts, as the source says.
     handover_limit: Duration,
     /// When the guest has to be handed over, from the moment that there is a connection.
@@ -100,15 +117,16 @@ impl Work for Driver {
     }
 
     fn perform(&mut self, action: Action) -> Result<Option<Event>> {
+        self.act(action).map_err(|error| self.explain(error))
+    }
+}
+
+impl Driver {
+    fn act(&mut self, action: Action) -> Result<Option<Event>> {
         let shared = Arc::clone(&self.common.shared);
         Ok(match action {
             Action::Accept => {
-                let channel = self.accept()?;
-                let memory = &shared.guest.memory;
-                let prefault = Prefault::new(Arc::clone(memory), shared.callbacks());
-                let placement = Placement::new(Some(prefault));
-                let receiver = Receiver::new(channel, memory, &self.account, placement)?;
-                self.receiver = Some(receiver);
+                self.accept()?;
                 self.common.begun = Instant::now();
                 self.limit = shared.params.incoming(self.common.begun);
                 Some(Event::Accepted)
@@ -130,6 +148,7 @@ impl Work for Driver {
                     load_micros: micros(self.common.stats.load),
                 });
                 self.agree_on_blocks()?;
+                self.nothing_follows()?;
                 // Before it is sent, so that the source's begins later and ends later.
                 self.common.open_window(self.handover_limit);
                 self.with_lane(|lane, waits| lane.send(waits, &ready))?;
@@ -164,7 +183,7 @@ impl Work for Driver {
                 let running = Record::Running(wire::Running {
                     run_micros: micros(self.common.stats.run),
                 });
-                if let Some(receiver) = &mut self.receiver {
+                if let Some(receiver) = self.lanes.first_mut() {
                     // The guest runs here whether or not the source hears of it.
                     if let Err(e) = receiver.lane.send_last(&shared.params, &running) {
                         self.common.vmm.event(
@@ -194,24 +213,24 @@ impl Work for Driver {
             }
         })
     }
-}
 
-impl Driver {
     /// Refuses a descriptor that is no connection.
     pub(super) fn new(shared: Arc<Migration<Arriving, State>>, from: AcceptFrom) -> Result<Self> {
         let way = match from {
             AcceptFrom::Listener(listener) => Way::Listener(listener),
-            AcceptFrom::Connected(fd) => Way::Connected(Channel::from_fd(fd)?),
+            AcceptFrom::Connected(fd) => Way::Connected(vec![Channel::from_fd(fd)?]),
+            AcceptFrom::ConnectedAll(fds) => Way::Connected(all(fds, &shared.params)?),
         };
         let memory = Arc::clone(&shared.guest.memory);
         Ok(Driver {
             common: Common::new(shared),
             way: Some(way),
-            receiver: None,
+            gathering: None,
+            lanes: Vec::new(),
             hello: None,
             account: Account::new(memory),
             forgotten: Forgotten::default(),
-            agreed: Agreed::default(),
+            token: Token::default(),
             handover_limit: Duration::ZERO,
             limit: Limit::never(),
         })
@@ -225,13 +244,20 @@ impl Driver {
         let stats = &mut self.common.stats;
         // It began anew when the connection came.
         stats.elapsed = stats.elapsed.max(elapsed);
-        if let Some(Receiver { lane, .. }) = &self.receiver {
-            stats.wire_bytes = lane.received();
-            let counts = lane.counts();
-            stats.data_pages = counts.data_pages;
-            stats.zero_pages = counts.zero_pages;
-            stats.ballooned_pages = counts.ballooned_pages;
+        for lane in &self.lanes {
+            lane.figures.renew(&lane.lane);
         }
+        let figures = self.common.shared.guest.figures();
+        (stats.wire_bytes, stats.data_pages, stats.zero_pages) = (0, 0, 0);
+        for one in figures.iter().map(|figures| figures.stats()) {
+            stats.wire_bytes += one.wire_bytes;
+            stats.data_pages += one.data_pages;
+            stats.zero_pages += one.zero_pages;
+        }
+        stats.ballooned_pages = figures.iter().map(|figures| figures.ballooned()).sum();
+        let passes = figures.iter().map(|figures| figures.last_pass());
+        stats.pass = passes.max().unwrap_or(0);
+        drop(figures);
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self
             .common
@@ -245,94 +271,205 @@ impl Driver {
         self.common.shared.handle.publish(stats);
     }
 
-    /// What this side waits for and says on its connection, and the limits of that.
+    /// What this side waits for and says on channel 0, and the limits of that.
     fn with_lane<R>(&mut self, f: impl FnOnce(&mut Lane, &Waits<'_>) -> Result<R>) -> Result<R> {
         let Driver {
             common,
-            receiver,
+            lanes,
             limit,
             ..
         } = self;
-        let receiver = receiver.as_mut().ok_or_else(no_connection)?;
-        f(&mut receiver.lane, &waits(&common.shared, *limit))
+        let first = lanes.first_mut().ok_or_else(no_connection)?;
+        f(&mut first.lane, &waits(&common.shared, *limit))
     }
 
     fn next(&mut self, limit: Limit, what: &'static str) -> Result<Incomer> {
         self.with_lane(|lane, waits| lane.next(waits, limit, what))
     }
 
+    /// If a connection broke because the source has ended the migration, it may have said so on
+    /// another one.
+    fn explain(&mut self, error: Error) -> Error {
+        if !matches!(error.kind(), Kind::PeerGone | Kind::Io) {
+            return error;
+        }
+        let waits = waits(&self.common.shared, self.limit);
+        let mut lanes = self.lanes.iter_mut().map(|receiver| &mut receiver.lane);
+        let said = lanes.find_map(|lane| {
+            let heard = lane.heed_abort(&waits).err();
+            heard.filter(|_| lane.was_told())
+        });
+        said.unwrap_or(error)
+    }
+
     fn tell_peer(&mut self) {
-        let (Some(receiver), Some(error)) = (&mut self.receiver, &self.common.error) else {
+        let Some(error) = &self.common.error else {
             return;
         };
-        if error.kind() != Kind::PeerGone {
-            receiver
-                .lane
-                .abort(&self.common.shared.handle.cancel, error);
+        let Some((first, others)) = self.lanes.split_first_mut() else {
+            return;
+        };
+        for other in &mut *others {
+            other.lane.abort_at_once(error);
+        }
+        // Nobody is there where the only connection broke.
+        if error.kind() != Kind::PeerGone || !others.is_empty() {
+            first.lane.abort(&self.common.shared.handle.cancel, error);
+        }
+        for other in others {
+            other.lane.close();
         }
     }
 
     /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
-    fn accept(&mut self) -> Result<Channel> {
+    fn accept(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
         match self.way.take() {
             Some(Way::Listener(listener)) => {
                 let vmm = self.common.vmm.clone();
                 let mut warn = |message| vmm.event(EventKind::Warning, message);
-                let params = &shared.params;
-                let arrival = gather(&listener, params, &shared.handle.cancel, &mut warn)?;
+                let mut gathering = Gathering::new(listener, shared.params.clone());
+                let arrival = gathering.open(&shared.handle.cancel, &mut warn)?;
+                let channels = arrival.hello.channels;
+                // With one channel all of them are there, and the address is free.
+                self.gathering = (channels > 1).then_some(gathering);
                 self.hello = Some(arrival.hello);
-                Ok(arrival.channel)
+                let first = receiver(&shared, &self.account, 0, arrival.channel, channels)?;
+                self.add(first);
             }
-            Some(Way::Connected(channel)) => Ok(channel),
-            None => Err(Error::new(Kind::Internal, "accepted twice")),
+            Some(Way::Connected(channels)) => {
+                let count = channels.len() as u16;
+                for (number, channel) in (0..).zip(channels) {
+                    let lane = receiver(&shared, &self.account, number, channel, count)?;
+                    self.add(lane);
+                }
+            }
+            None => return Err(Error::new(Kind::Internal, "accepted twice")),
         }
-    }
-
-    fn negotiate(&mut self) -> Result<()> {
-        let Driver {
-            common,
-            receiver,
-            limit,
-            account,
-            ..
-        } = self;
-        let receiver = receiver.as_mut().ok_or_else(no_connection)?;
-        let lane = &mut receiver.lane;
-        let (shared, vmm) = (&common.shared, &common.vmm);
-        let waits = waits(shared, *limit);
-        let map = || shared.guest.memory.map();
-        self.agreed = negotiate(lane, &waits, self.hello.take(), vmm, map, account)?;
-        receiver.agreed(self.agreed);
         Ok(())
     }
 
-    /// Takes memory until the end marker.
+    fn add(&mut self, lane: Receiver) {
+        let mut figures = self.common.shared.guest.figures();
+        figures.push(Arc::clone(&lane.figures));
+        self.lanes.push(lane);
+    }
+
+    fn negotiate(&mut self) -> Result<()> {
+        // One limit for all that the source has to say, its other connections included. What this
+        // side's VMM takes to build itself does not count.
+        let limit = self.common.shared.params.connect().from_now();
+        self.greet(limit)?;
+        let Driver {
+            common,
+            lanes,
+            limit: overall,
+            account,
+            ..
+        } = self;
+        let first = lanes.first_mut().ok_or_else(no_connection)?;
+        let (shared, vmm) = (&common.shared, &common.vmm);
+        let waits = waits(shared, *overall);
+        let map = || shared.guest.memory.map();
+        negotiate(&mut first.lane, &waits, limit, vmm, map, account)
+    }
+
+    /// Answers the HELLO of every channel.
+    fn greet(&mut self, limit: Limit) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
+        let waits = waits(&shared, self.limit);
+        let hello = match self.hello.take() {
+            Some(hello) => hello,
+            None => hellos(&mut self.lanes, &waits, limit)?,
+        };
+        let (reply, agreed) = answer(&hello, &shared.params)?;
+        self.token = agreed.token;
+        for receiver in &mut self.lanes {
+            receiver.agreed(agreed);
+            receiver.lane.send(&waits, &reply)?;
+        }
+        if let Some(mut gathering) = self.gathering.take() {
+            let vmm = self.common.vmm.clone();
+            let mut warn = |message| vmm.event(EventKind::Warning, message);
+            let limit = limit.earlier(self.limit);
+            gathering.others(&shared.handle.cancel, limit, &mut warn, &mut |arrived| {
+                for came in arrived.drain(..) {
+                    let (number, channels) = (came.hello.channel, came.hello.channels);
+                    let account = &self.account;
+                    let mut lane = receiver(&shared, account, number, came.channel, channels)?;
+                    lane.agreed(agreed);
+                    lane.lane.send(&waits, &reply)?;
+                    self.add(lane);
+                }
+                let mut lanes = self.lanes.iter_mut();
+                lanes.try_for_each(|receiver| receiver.lane.heed_abort(&waits))
+            })?;
+            self.lanes.sort_by_key(|lane| lane.channel);
+        }
+        let figures = self.lanes.iter().map(|lane| Arc::clone(&lane.figures));
+        *shared.guest.figures() = figures.collect();
+        Ok(())
+    }
+
+    /// Takes memory until the end marker of each channel.
     fn receive(&mut self) -> Result<()> {
+        if self.lanes.is_empty() {
+            return Err(no_connection());
+        }
+        let others = self.lanes.split_off(1);
+        if others.is_empty() {
+            self.receive_first(None)?;
+        } else {
+            let shared = Arc::clone(&self.common.shared);
+            let workers = Workers::start(&shared, self.limit, others)?;
+            if let Err(error) = self.receive_first(Some(&workers)) {
+                workers.offer(&self.lanes[0], error);
+            }
+            while !workers.wait(RENEW) {
+                self.renew(false);
+            }
+            let (others, failure) = workers.join();
+            self.lanes.extend(others);
+            if let Some((_, error)) = failure {
+                return Err(error);
+            }
+            shared.handle.cancel.check("the migration")?;
+        }
+        // No pin is held while the VMM's operations run: they may change the map.
+        self.account.finish()
+    }
+
+    /// Takes what comes on channel 0 until its end marker.
+    fn receive_first(&mut self, workers: Option<&Workers>) -> Result<()> {
+        let shared = Arc::clone(&self.common.shared);
+        let waits = match workers {
+            None => waits(&shared, self.limit),
+            Some(workers) => workers.waits(),
+        };
         loop {
-            let Driver {
-                common,
-                receiver,
-                limit,
-                account,
-                ..
-            } = self;
-            let receiver = receiver.as_mut().ok_or_else(no_connection)?;
-            match receiver.take(&waits(&common.shared, *limit))? {
+            let begins = waits.patience().from_now();
+            // The others go on while nothing comes here, and so do the figures.
+            while workers.is_some() && !begins.expired() {
+                waits.cancel.check("waiting for pages or a marker")?;
+                let soon = Deadline::after(RENEW).earlier(begins.at());
+                if self.lanes[0].lane.wait_for_more(waits.cancel, soon)? {
+                    break;
+                }
+                self.renew(false);
+            }
+            match self.lanes[0].take(&waits, begins)? {
                 Came::Pages => {}
-                Came::Marker(marker) => {
-                    // Not what the source says if it goes back.
-                    common.stats.pass = common.stats.pass.max(marker.pass);
-                    if marker.is_final() {
-                        receiver.finish();
-                        // No pin is held while the VMM's operations run: they may change the map.
-                        return account.finish();
-                    }
+                Came::Marker(marker) if marker.is_final() => {
+                    self.lanes[0].finish();
+                    return Ok(());
                 }
+                Came::Marker(_) => {}
                 Came::Other(Incomer::Control(Record::BlockAdded(theirs))) => {
-                    account.added(&theirs)?;
+                    self.account.added(&theirs)?;
                 }
-                Came::Other(Incomer::Control(Record::BlockRemoved { id })) => account.remove(id)?,
+                Came::Other(Incomer::Control(Record::BlockRemoved { id })) => {
+                    self.account.remove(id)?;
+                }
                 Came::Other(other) => {
                     return Err(control::unexpected(
                         other.kind(),
@@ -405,6 +542,23 @@ impl Driver {
         }
     }
 
+    /// Nothing follows a channel's final MARKER but on channel 0: looked at as the last thing before
+    /// READY. A connection that has ended by itself has done all it was for.
+    fn nothing_follows(&mut self) -> Result<()> {
+        let waits = waits(&self.common.shared, self.limit);
+        let limit = waits.params.switchover().from_now();
+        for Receiver { channel, lane, .. } in self.lanes.iter_mut().skip(1) {
+            while lane.has_more().unwrap_or(false) {
+                let came = lane.next_or_skipped(&waits, limit, "nothing after the final MARKER")?;
+                if let Some(came) = came {
+                    let expected = format!("nothing after the final MARKER of channel {channel}");
+                    return Err(control::unexpected(came.kind(), &expected));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn await_handover(&mut self) -> Result<()> {
         let window = Timeout::new("the source's hand-over timeout", self.handover_limit);
         let window = window.with_left(self.common.handover_left());
@@ -422,9 +576,7 @@ impl Driver {
                     self.account.remove(id)?;
                     continue;
                 }
-                Incomer::Control(Record::Handover(handover))
-                    if handover.token == self.agreed.token =>
-                {
+                Incomer::Control(Record::Handover(handover)) if handover.token == self.token => {
                     Ok(())
                 }
                 Incomer::Control(Record::Handover(_)) => Err(Error::new(
@@ -450,6 +602,35 @@ impl Driver {
         self.common.too_late(error);
         Event::Late
     }
+}
+
+/// The connections that a VMM has handed in.
+fn all(fds: Vec<OwnedFd>, params: &Params) -> Result<Vec<Channel>> {
+    let most = params.incoming_channels as usize;
+    if !(1..=most).contains(&fds.len()) {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "expected 1 to {most} connections, which is the most channels of a source; found {}",
+                fds.len()
+            ),
+        ));
+    }
+    fds.into_iter().map(Channel::from_fd).collect()
+}
+
+/// A lane of a session of so many `channels`, on `channel`.
+fn receiver(
+    shared: &Migration<Arriving, State>,
+    account: &Account,
+    number: u16,
+    channel: Channel,
+    channels: u16,
+) -> Result<Receiver> {
+    let memory = &shared.guest.memory;
+    let prefault = Prefault::new(Arc::clone(memory), shared.callbacks(), channels.into());
+    let placement = Placement::new(Some(prefault));
+    Receiver::new(number, channel, memory, account, placement)
 }
 
 fn waits(shared: &Migration<Arriving, State>, overall: Limit) -> Waits<'_> {

@@ -1,82 +1,132 @@
-//! Listening for the source: the connections of a listener are looked at together, and the first
-//! one on which a whole HELLO comes is the session's.
+//! Listening for the source: the connections of a listener are looked at together. The first one
+//! on which a whole HELLO of channel 0 comes opens the session; then those of its other channels
+//! are found among whatever else there is, in any order.
 //!
 //! Port scanners, health checks and silent clients connect too. None of them ends the waiting or
-//! delays it. What they cost is bounded by [`crate::channel::listener_limits`]. What a connection
-//! has to say before it is the session's, and how one that says something else is refused, is
-//! [`super::authenticate`]'s.
+//! delays it. What they cost is bounded by [`crate::channel::listener_limits`]; connections of the
+//! session do not count there. What a connection has to say before it is the session's, and how one
+//! that says something else is refused, is [`super::authenticate`]'s.
 //!
 //! Called by the destination's driver.
 
-use super::authenticate::{Arrival, Candidate, Said};
+use super::authenticate::{check_role, Arrival, Candidate, Said, Session};
 use crate::channel::listener::Accepted;
 use crate::channel::listener_limits::{
     ACCEPTED_AT_ONCE, LOOKED_AT, SHORTAGE_PAUSE, SILENCE, WARNING_PAUSE,
 };
 use crate::channel::waiting::wait_for_any;
 use crate::channel::Listener;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::migrate::params::Params;
-use crate::runtime::{Cancel, Deadline};
+use crate::runtime::{Cancel, Deadline, Limit};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Waits for a HELLO. `warn` is told what a VMM's user should know of, a few times a minute at
-/// the most.
-///
-/// # Errors
-/// `Cancelled`; whatever breaks the listener itself.
-pub(super) fn gather(
-    listener: &Listener,
-    params: &Params,
-    cancel: &Cancel,
-    warn: &mut dyn FnMut(String),
-) -> Result<Arrival> {
-    let mut gathering = Gathering {
-        listener,
-        params,
-        candidates: Vec::new(),
-        closed_until: None,
-        short: false,
-        warned: None,
-        warn,
-    };
-    loop {
-        cancel.check("waiting for a connection")?;
-        let ready = gathering.wait(cancel);
-        if let Some(arrival) = gathering.look(&ready) {
-            return Ok(arrival);
-        }
-        if let Some(arrival) = gathering.take_in()? {
-            return Ok(arrival);
-        }
-    }
-}
+/// Between two looks at the connections of the session while others are waited for.
+const LOOK: Duration = Duration::from_millis(50);
 
-struct Gathering<'a> {
-    listener: &'a Listener,
-    params: &'a Params,
+/// What a VMM's user should know of.
+pub(super) type Warn<'a> = dyn FnMut(String) + 'a;
+
+/// See the file's description.
+pub(super) struct Gathering {
+    listener: Arc<Listener>,
+    params: Params,
     /// In the order in which they came.
     candidates: Vec<Candidate>,
+    /// Once channel 0 is there.
+    session: Option<Session>,
+    /// Connections of the session's that nobody has been given.
+    arrived: Vec<Arrival>,
     /// Until then no connection is accepted: there was no descriptor for one.
     closed_until: Option<Deadline>,
     /// Whether the last try found no descriptor.
     short: bool,
     warned: Option<Instant>,
-    warn: &'a mut dyn FnMut(String),
 }
 
 /// Which candidates there is something to read of, by their place.
 type Ready = [bool; LOOKED_AT];
 
-impl Gathering<'_> {
-    /// Waits until there is something to do, and closes who has had their time.
-    fn wait(&mut self, cancel: &Cancel) -> Ready {
+impl Gathering {
+    pub(super) fn new(listener: Arc<Listener>, params: Params) -> Self {
+        Gathering {
+            listener,
+            params,
+            candidates: Vec::new(),
+            session: None,
+            arrived: Vec::new(),
+            closed_until: None,
+            short: false,
+            warned: None,
+        }
+    }
+
+    /// Waits for the HELLO that opens a session. `warn` is told what a VMM's user should know of, a
+    /// few times a minute at the most.
+    ///
+    /// # Errors
+    /// `Cancelled`; whatever breaks the listener itself.
+    pub(super) fn open(&mut self, cancel: &Cancel, warn: &mut Warn<'_>) -> Result<Arrival> {
+        loop {
+            cancel.check("waiting for a connection")?;
+            self.turn(cancel, Deadline::never(), warn)?;
+            if let Some(arrival) = self.arrived.pop() {
+                // Those that came before it and belong to it.
+                self.session = Some(Session::new(arrival.hello.clone()));
+                self.sort_out(warn);
+                return Ok(arrival);
+            }
+        }
+    }
+
+    /// Waits for the session's other channels, until `limit`. `alive` is asked now and then whether
+    /// those that are there still are.
+    ///
+    /// # Errors
+    /// `Cancelled`; `Timeout` with the channels that did not come; what `alive` says.
+    pub(super) fn others(
+        &mut self,
+        cancel: &Cancel,
+        limit: Limit,
+        warn: &mut Warn<'_>,
+        alive: &mut dyn FnMut(&mut Vec<Arrival>) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            alive(&mut self.arrived)?;
+            let Some(session) = self.session.as_ref().filter(|s| !s.is_complete()) else {
+                return Ok(());
+            };
+            cancel.check("waiting for the source's other connections")?;
+            if limit.expired() {
+                return Err(missing(&session.missing(), &limit));
+            }
+            let soon = Deadline::after(LOOK).earlier(limit.at());
+            self.turn(cancel, soon, warn)?;
+        }
+    }
+
+    /// One wait, and what comes of it.
+    fn turn(&mut self, cancel: &Cancel, until: Deadline, warn: &mut Warn<'_>) -> Result<()> {
+        let ready = self.wait(cancel, until, warn);
+        self.look(&ready, warn);
+        if self.session.is_none() && !self.arrived.is_empty() {
+            return Ok(());
+        }
+        self.take_in(warn)
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&mut self, cancel: &Cancel, until: Deadline, warn: &mut Warn<'_>) -> Ready {
         if self.closed_until.is_none_or(Deadline::expired) {
             self.closed_until = None;
         }
-        let listener = self.closed_until.is_none().then_some(self.listener);
-        let mut until = self.closed_until.unwrap_or(Deadline::never());
+        let listener = self.closed_until.is_none().then_some(&*self.listener);
+        let mut until = self
+            .closed_until
+            .unwrap_or(Deadline::never())
+            .earlier(until);
         for candidate in &self.candidates {
             until = until.earlier(candidate.limit.at());
         }
@@ -89,7 +139,7 @@ impl Gathering<'_> {
                 if !self.candidates.is_empty() {
                     self.candidates.remove(0);
                 }
-                self.shortage(&e);
+                self.shortage(&e, warn);
                 std::thread::sleep(Duration::from_millis(1));
                 [false; LOOKED_AT]
             }
@@ -97,40 +147,108 @@ impl Gathering<'_> {
     }
 
     /// Reads on where there is something, and closes who is gone, wrong or late.
-    fn look(&mut self, ready: &Ready) -> Option<Arrival> {
+    fn look(&mut self, ready: &Ready, warn: &mut Warn<'_>) {
         let mut ready = ready.iter();
-        let mut arrival = None;
-        let mut wrong = None;
-        self.candidates.retain_mut(|candidate| {
+        for mut candidate in std::mem::take(&mut self.candidates) {
             let ready = ready.next().is_some_and(|ready| *ready);
-            if arrival.is_some() {
-                return true;
+            if self.is_open() {
+                // Nobody else can open it.
+                self.candidates.push(candidate);
+                continue;
             }
-            match candidate.read(ready) {
-                Said::NotAll => !candidate.limit.expired(),
-                Said::Hello(hello) => {
-                    arrival = Some(hello);
-                    true
-                }
-                Said::Wrong(error) => {
-                    wrong = Some(error);
-                    false
-                }
-                Said::Nothing => false,
+            let said = candidate.read(ready);
+            let late = candidate.limit.expired();
+            match self.judge(candidate, said, warn) {
+                Some(candidate) if !late => self.candidates.push(candidate),
+                Some(candidate) => self.dismiss(candidate, warn),
+                None => {}
             }
-        });
-        if let Some(error) = wrong {
-            self.warning(error);
         }
-        let hello = arrival?;
-        let at = self.candidates.iter().position(|c| c.done)?;
-        self.candidates.swap_remove(at).arrived(hello)
+    }
+
+    /// Whether the session's first connection has come and was not handed out yet.
+    fn is_open(&self) -> bool {
+        self.session.is_none() && !self.arrived.is_empty()
+    }
+
+    /// What becomes of a connection on which that was said; comes back if it is a candidate still.
+    fn judge(
+        &mut self,
+        mut candidate: Candidate,
+        said: Said,
+        warn: &mut Warn<'_>,
+    ) -> Option<Candidate> {
+        let hello = match said {
+            Said::NotAll => return Some(candidate),
+            Said::Nothing => return None,
+            Said::Wrong(message) => {
+                self.warning(message, warn);
+                return None;
+            }
+            Said::Hello(hello) => hello,
+        };
+        let admitted = match &mut self.session {
+            Some(session) => session.admit(&hello),
+            None => match check_role(&hello) {
+                // Its session may begin.
+                Ok(()) if hello.channel != 0 => {
+                    candidate.hello = Some(hello);
+                    return Some(candidate);
+                }
+                role => role,
+            },
+        };
+        match admitted {
+            Ok(()) => {
+                let channel = hello.channel;
+                match candidate.arrived(hello) {
+                    Some(arrival) => self.arrived.push(arrival),
+                    // It broke just now.
+                    None => self.session.iter_mut().for_each(|s| s.forget(channel)),
+                }
+            }
+            Err(error) => {
+                if let Said::Wrong(message) = candidate.refuse(&error) {
+                    self.warning(message, warn);
+                }
+            }
+        }
+        None
+    }
+
+    /// Closes one whose time is over.
+    fn dismiss(&mut self, mut candidate: Candidate, warn: &mut Warn<'_>) {
+        // Nothing but a part of a HELLO: it is closed without a word.
+        let Some(hello) = candidate.hello.take() else {
+            return;
+        };
+        let error = Error::new(
+            Kind::Protocol,
+            format!(
+                "HELLO: expected channel 0 within {}, which opens a session, found channel {} of {}",
+                self.params.connect(),
+                hello.channel,
+                hello.channels
+            ),
+        );
+        if let Said::Wrong(message) = candidate.refuse(&error) {
+            self.warning(message, warn);
+        }
+    }
+
+    /// A session has begun: who has said HELLO for another channel belongs to it or to none.
+    fn sort_out(&mut self, warn: &mut Warn<'_>) {
+        for mut candidate in std::mem::take(&mut self.candidates) {
+            let said = candidate.hello.take().map_or(Said::NotAll, Said::Hello);
+            let stays = self.judge(candidate, said, warn);
+            self.candidates.extend(stays);
+        }
     }
 
     /// Accepts who waits, a few at a time. Most say HELLO at once.
-    fn take_in(&mut self) -> Result<Option<Arrival>> {
+    fn take_in(&mut self, warn: &mut Warn<'_>) -> Result<()> {
         if self.closed_until.is_some() {
-            return Ok(None);
+            return Ok(());
         }
         for _ in 0..ACCEPTED_AT_ONCE {
             let newcomer = match self.listener.accept_now()? {
@@ -145,31 +263,26 @@ impl Gathering<'_> {
                     } else {
                         self.closed_until = Some(Deadline::after(SHORTAGE_PAUSE));
                     }
-                    self.shortage(&error);
-                    return Ok(None);
+                    self.shortage(&error, warn);
+                    return Ok(());
                 }
             };
             self.short = false;
-            let mut candidate = Candidate::new(newcomer, self.params);
-            match candidate.read(true) {
-                Said::Nothing => continue,
-                Said::Wrong(error) => {
-                    self.warning(error);
-                    continue;
+            let mut candidate = Candidate::new(newcomer, &self.params);
+            let said = candidate.read(true);
+            let Some(mut candidate) = self.judge(candidate, said, warn) else {
+                if self.is_open() {
+                    return Ok(());
                 }
-                Said::Hello(hello) => match candidate.arrived(hello) {
-                    None => continue,
-                    arrival => return Ok(arrival),
-                },
-                Said::NotAll => {}
-            }
+                continue;
+            };
             candidate.place = candidate.newcomer.peer_network();
             if self.candidates.len() >= LOOKED_AT {
                 self.make_room();
             }
             self.candidates.push(candidate);
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Closes one: the oldest from where most come from. So a place that opens many closes its
@@ -186,25 +299,39 @@ impl Gathering<'_> {
         }
     }
 
-    fn shortage(&mut self, error: &io::Error) {
+    fn shortage(&mut self, error: &io::Error, warn: &mut Warn<'_>) {
         if !self.short {
             self.short = true;
             let at = self.listener.local_endpoint();
-            self.warning(format!(
+            let message = format!(
                 "a connection at {at} has to wait: the process has no descriptor for it ({error})"
-            ));
+            );
+            self.warning(message, warn);
         }
     }
 
-    fn warning(&mut self, message: String) {
+    fn warning(&mut self, message: String, warn: &mut Warn<'_>) {
         if self
             .warned
             .is_none_or(|last| last.elapsed() >= WARNING_PAUSE)
         {
             self.warned = Some(Instant::now());
-            (self.warn)(message);
+            warn(message);
         }
     }
+}
+
+/// The error for channels that did not come.
+pub(super) fn missing(channels: &[usize], limit: &Limit) -> Error {
+    let names: Vec<String> = channels.iter().map(usize::to_string).collect();
+    let s = if names.len() == 1 { "" } else { "s" };
+    Error::new(
+        Kind::Timeout,
+        format!(
+            "waiting for HELLO on channel{s} {}: {limit} ran out",
+            names.join(", ")
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -216,17 +343,9 @@ mod tests {
     #[test]
     fn a_place_that_opens_many_connections_closes_its_own_oldest() {
         let endpoint = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
-        let listener = Listener::bind(&endpoint).unwrap();
+        let listener = Arc::new(Listener::bind(&endpoint).unwrap());
         let params = Params::default();
-        let mut gathering = Gathering {
-            listener: &listener,
-            params: &params,
-            candidates: Vec::new(),
-            closed_until: None,
-            short: false,
-            warned: None,
-            warn: &mut |_| {},
-        };
+        let mut gathering = Gathering::new(Arc::clone(&listener), params.clone());
         let at = match listener.local_endpoint() {
             Endpoint::Tcp(at) => *at,
             Endpoint::Unix(_) => unreachable!(),

@@ -4,7 +4,7 @@
 //! has its own acknowledgements. It knows records and their order in time, and nothing of guest
 //! memory: where pages go is [`super::account`]'s, and which record may come now is the driver's.
 
-use crate::channel::{Channel, Io, IoPart as _, PartMut};
+use crate::channel::{Channel, Counters, Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::migrate::control;
@@ -34,7 +34,7 @@ pub(super) struct Waits<'a> {
 impl<'a> Waits<'a> {
     /// How long the source may say nothing: between two records its VMM may be pausing or saving,
     /// for as long as the switchover may take.
-    fn patience(&self) -> Timeout {
+    pub(super) fn patience(&self) -> Timeout {
         self.params.io().longer(self.params.switchover())
     }
 
@@ -85,6 +85,8 @@ pub(super) struct Lane {
     outbox: Outbox,
     counts: Counts,
     last_marker: u64,
+    /// The source's ABORT has come.
+    told: bool,
 }
 
 impl Lane {
@@ -96,6 +98,7 @@ impl Lane {
             outbox: Outbox::default(),
             counts: Counts::default(),
             last_marker: 0,
+            told: false,
         }
     }
 
@@ -103,9 +106,9 @@ impl Lane {
         self.counts
     }
 
-    /// Bytes that came on the connection.
-    pub(super) fn received(&self) -> u64 {
-        self.channel.counters().received.0
+    /// What the connection has done so far.
+    pub(super) fn counters(&self) -> Counters {
+        self.channel.counters()
     }
 
     /// Where the last read could not write to memory, if that is why it failed.
@@ -126,6 +129,20 @@ impl Lane {
         let begins = limit.earlier(waits.patience().from_now());
         loop {
             if let Some(came) = self.one(waits, begins, limit, what)? {
+                return Ok(came);
+            }
+        }
+    }
+
+    /// The same where only the wait for the record's header has a limit.
+    pub(super) fn next_by(
+        &mut self,
+        waits: &Waits<'_>,
+        begins: Limit,
+        what: &'static str,
+    ) -> Result<Incomer> {
+        loop {
+            if let Some(came) = self.one(waits, begins, Limit::never(), what)? {
                 return Ok(came);
             }
         }
@@ -167,7 +184,10 @@ impl Lane {
         match kind {
             None | Some(RecordType::Keepalive) => Ok(None),
             Some(_) => match Record::decode(&header, &payload)? {
-                Record::Abort(abort) => Err(control::refused("the source", &abort)),
+                Record::Abort(abort) => {
+                    self.told = true;
+                    Err(control::refused("the source", &abort))
+                }
                 record => Ok(Some(Incomer::Control(record))),
             },
         }
@@ -180,6 +200,37 @@ impl Lane {
             self.ahead_len = self.channel.try_recv(&[ahead])?;
         }
         Ok(self.ahead_len > 0)
+    }
+
+    /// Waits for the source to say something, until `until` or `cancel`, and acknowledges meanwhile
+    /// what there is room for. Whether it has.
+    pub(super) fn wait_for_more(&mut self, cancel: &Cancel, until: Deadline) -> Result<bool> {
+        if self.has_more()? {
+            return Ok(true);
+        }
+        self.flush()?;
+        self.channel.wait(Interest::Read, Some(cancel), until)?;
+        self.has_more()
+    }
+
+    /// Whether the source's ABORT is why this lane failed.
+    pub(super) fn was_told(&self) -> bool {
+        self.told
+    }
+
+    /// The source's ABORT, if that is what it has said next.
+    ///
+    /// # Errors
+    /// What it comes to; or the connection is gone.
+    pub(super) fn heed_abort(&mut self, waits: &Waits<'_>) -> Result<()> {
+        if !self.has_more()? || self.ahead_len < HEADER_LEN {
+            return Ok(());
+        }
+        let kind = Header::decode(&self.ahead)?.classify()?;
+        if kind == Some(RecordType::Abort) {
+            self.next(waits, waits.params.io().from_now(), "ABORT")?;
+        }
+        Ok(())
     }
 
     /// The next header. The wait for its first byte is a wait for the source to have something
@@ -323,6 +374,28 @@ impl Lane {
         self.outbox.flush(&mut self.channel)
     }
 
+    /// The same, with a wait for room: nothing is to be read any more.
+    pub(super) fn flush_all(&mut self, waits: &Waits<'_>) -> Result<()> {
+        let limit = waits.params.io().from_now().earlier(waits.overall);
+        loop {
+            self.flush()?;
+            if self.outbox.is_empty() {
+                return Ok(());
+            }
+            waits.cancel.check("the migration")?;
+            if limit.expired() {
+                let message = format!(
+                    "sending ACK to {}: {limit} ran out: the peer took nothing",
+                    self.channel.peer()
+                );
+                return Err(Error::new(Kind::Timeout, message));
+            }
+            let until = limit.at();
+            self.channel
+                .wait(Interest::Write, Some(waits.cancel), until)?;
+        }
+    }
+
     /// Says something that the source is waiting for.
     pub(super) fn send(&mut self, waits: &Waits<'_>, record: &Record) -> Result<()> {
         let io = waits.params.io();
@@ -372,6 +445,17 @@ impl Lane {
         if cancel.is_cancelled() {
             self.linger(&Io::patient(LINGER_CANCELLED));
         }
+        let _ = self.channel.shutdown();
+    }
+
+    /// The same in passing: what goes at once, and nobody is waited for.
+    pub(super) fn abort_at_once(&mut self, error: &Error) {
+        self.outbox
+            .last_at_once(&mut self.channel, &control::goodbye(error));
+    }
+
+    /// Ends the connection.
+    pub(super) fn close(&self) {
         let _ = self.channel.shutdown();
     }
 

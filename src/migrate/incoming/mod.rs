@@ -5,6 +5,7 @@ mod account;
 mod authenticate;
 mod blobs;
 mod driver;
+mod figures;
 mod gather;
 mod known_zero;
 mod lane;
@@ -14,6 +15,7 @@ mod prefault;
 mod receiver;
 mod sink;
 mod targets;
+mod workers;
 
 pub use driver::AcceptFrom;
 
@@ -22,6 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::common::Migration;
 use crate::migrate::params::Params;
+use crate::migrate::report::{LaneState, LaneStats};
 use crate::migrate::switchover::destination::State;
 use crate::migrate::watching::watching;
 use crate::migrate::work;
@@ -122,7 +125,7 @@ impl Incoming {
             let from = from()?;
             let bound = match &from {
                 AcceptFrom::Listener(listener) => Some(listener.local_endpoint().clone()),
-                AcceptFrom::Connected(_) => None,
+                AcceptFrom::Connected(_) | AcceptFrom::ConnectedAll(_) => None,
             };
             let driver = Driver::new(Arc::clone(shared), from)?;
             // It announces itself in there, where a panic of the VMM's ends the migration.
@@ -130,6 +133,24 @@ impl Incoming {
             *shared.guest.endpoint() = bound;
             Ok(thread)
         })
+    }
+
+    /// The figures of one of the source's channels as they are now; all zero before it has come.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a channel that the parameters do not allow.
+    pub fn lane_stats(&self, channel: u32) -> Result<LaneStats> {
+        let most = self.shared.params.incoming_channels;
+        if channel >= most {
+            let message = format!("expected a channel from 0 to {}, found {channel}", most - 1);
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let figures = self.shared.guest.figures();
+        let mut stats = figures.get(channel as usize).map(|figures| figures.stats());
+        if let Some(stats) = stats.as_mut().filter(|_| self.shared.handle.is_over()) {
+            stats.state = LaneState::Closed;
+        }
+        Ok(stats.unwrap_or_default())
     }
 
     /// Ends it before the guest is taken over; then it never runs here, which a successful return

@@ -2,8 +2,10 @@
 //! page. Its order is that of `docs/wire.md`; each wait has the limits of `docs/limits.md`.
 
 use super::account::Account;
+use super::authenticate::{check_role, Session};
 use super::blobs;
 use super::lane::{Incomer, Lane, Waits};
+use super::receiver::Receiver;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::block::BLOCKS_MAX;
@@ -11,12 +13,15 @@ use crate::memory::Map;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
-use crate::migrate::params::Side;
-use crate::runtime::Limit;
+use crate::migrate::params::{Params, Side};
+use crate::runtime::{Deadline, Limit};
 use crate::wire::{self, Header, Hello, Record, RecordType, Token};
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Between two looks at connections of which any may speak next.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What was agreed on.
 #[derive(Debug, Default, Clone, Copy)]
@@ -54,43 +59,19 @@ impl Agreed {
     }
 }
 
-/// Answers the source until its RAM blocks are known to be ours too, and `account` takes their pages.
-/// `hello` if it was read before; `map` is asked for once the VMM has built itself.
-pub(super) fn negotiate(
-    lane: &mut Lane,
-    waits: &Waits<'_>,
-    hello: Option<Hello>,
-    vmm: &Callbacks,
-    map: impl FnOnce() -> Arc<Map>,
-    account: &mut Account,
-) -> Result<Agreed> {
-    // One limit for all that the source has to say. What this side's VMM takes to build itself
-    // does not count.
-    let mut limit = waits.params.connect().from_now();
-    let hello = match hello {
-        Some(hello) => hello,
-        None => match lane.next(waits, limit, "HELLO")? {
-            Incomer::Control(Record::Hello(hello)) => hello,
-            other => return Err(control::unexpected(other.kind(), "HELLO")),
-        },
-    };
-    let (version, features) = wire::negotiate(&hello, &waits.params.ours(Side::Destination))?;
-    if hello.role != wire::ROLE_BULK {
+/// The answer to the HELLO of channel 0, the same on every channel, and what is agreed on by it.
+///
+/// # Errors
+/// Versions or features that do not go together; more channels than this side takes.
+pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)> {
+    let (version, features) = wire::negotiate(hello, &params.ours(Side::Destination))?;
+    check_role(hello)?;
+    if u32::from(hello.channels) > params.incoming_channels {
         return Err(Error::new(
             Kind::Unsupported,
             format!(
-                "the source opened a connection of role {}; this version takes bulk ones, {}",
-                hello.role,
-                wire::ROLE_BULK
-            ),
-        ));
-    }
-    if (hello.channel, hello.channels) != (0, 1) {
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!(
-                "the source wants {} channels; this version takes one",
-                hello.channels
+                "the source wants {} channels; this side takes at most {} (its number of channels)",
+                hello.channels, params.incoming_channels
             ),
         ));
     }
@@ -99,7 +80,72 @@ pub(super) fn negotiate(
         features,
         software: control::software(),
     };
-    lane.send(waits, &Record::HelloReply(reply))?;
+    let agreed = Agreed {
+        token: hello.token,
+        ballooned: features & wire::FEATURE_BALLOONED != 0,
+        checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
+    };
+    Ok((Record::HelloReply(reply), agreed))
+}
+
+/// Reads the HELLO of each connection that the VMM has handed in, whichever comes first, and puts
+/// them in the order of their channels. Returns the one of channel 0.
+pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) -> Result<Hello> {
+    let count = lanes.len();
+    let mut said: Vec<Option<Hello>> = vec![None; count];
+    let mut session: Option<Session> = None;
+    while let Some(silent) = said.iter().position(Option::is_none) {
+        if count > 1 {
+            // A short look at each: which one speaks first is not known.
+            let soon = Deadline::after(LOOK).earlier(limit.at());
+            lanes[silent].lane.wait_for_more(waits.cancel, soon)?;
+        }
+        for (receiver, said) in lanes.iter_mut().zip(&mut said) {
+            let lane = &mut receiver.lane;
+            if said.is_some() {
+                lane.heed_abort(waits)?;
+                continue;
+            }
+            if count > 1 && !lane.has_more()? && !limit.expired() {
+                continue;
+            }
+            let hello = match lane.next(waits, limit, "HELLO")? {
+                Incomer::Control(Record::Hello(hello)) => hello,
+                other => return Err(control::unexpected(other.kind(), "HELLO")),
+            };
+            if usize::from(hello.channels) != count {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "the source wants {} channels; the connections that were handed in here \
+                         are {count}",
+                        hello.channels
+                    ),
+                ));
+            }
+            match &mut session {
+                Some(session) => session.admit(&hello)?,
+                None => session = Some(Session::new(hello.clone())),
+            }
+            receiver.channel = hello.channel;
+            *said = Some(hello);
+        }
+    }
+    lanes.sort_by_key(|receiver| receiver.channel);
+    let opening = said.into_iter().flatten().find(|h| h.channel == 0);
+    opening.ok_or_else(|| Error::new(Kind::Internal, "no HELLO of channel 0"))
+}
+
+/// Answers the source on channel 0 until its RAM blocks are known to be ours too, and `account`
+/// takes their pages. `map` is asked for once the VMM has built itself.
+pub(super) fn negotiate(
+    lane: &mut Lane,
+    waits: &Waits<'_>,
+    mut limit: Limit,
+    vmm: &Callbacks,
+    map: impl FnOnce() -> Arc<Map>,
+    account: &mut Account,
+) -> Result<()> {
     let early = blobs::receive(lane, waits, RecordType::Early, limit)?;
     let building = Instant::now();
     for stored in &early.list {
@@ -132,12 +178,7 @@ pub(super) fn negotiate(
             None => account.added(theirs)?,
         }
     }
-    lane.send(waits, &Record::LayoutOk)?;
-    Ok(Agreed {
-        token: hello.token,
-        ballooned: features & wire::FEATURE_BALLOONED != 0,
-        checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
-    })
+    lane.send(waits, &Record::LayoutOk)
 }
 
 /// The source's RAM blocks, as it announces them.

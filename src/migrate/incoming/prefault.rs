@@ -122,13 +122,15 @@ enum Helper {
     /// No run has wanted it so far.
     Unborn,
     Lives(Join<()>),
-    /// There is one processor, or no thread was to be had.
+    /// There are too few processors, or no thread was to be had.
     Never,
 }
 
 impl Prefault {
-    pub(super) fn new(memory: Arc<Memory>, vmm: Callbacks) -> Self {
-        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2);
+    /// For one of `lanes` connections. It has a helper where there are processors for as many
+    /// helpers as connections.
+    pub(super) fn new(memory: Arc<Memory>, vmm: Callbacks, lanes: usize) -> Self {
+        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2 * lanes);
         Prefault {
             shared: Arc::new(Shared {
                 memory,

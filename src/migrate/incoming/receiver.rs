@@ -4,6 +4,7 @@
 //! Takes page runs and markers, which every channel has. What else comes is its driver's affair.
 
 use super::account::Account;
+use super::figures::Figures;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::Agreed;
 use super::placement::Placement;
@@ -17,7 +18,10 @@ use std::sync::Arc;
 
 /// See the file's description.
 pub(super) struct Receiver {
+    /// Its number in the session.
+    pub(super) channel: u16,
     pub(super) lane: Lane,
+    pub(super) figures: Arc<Figures>,
     sink: Sink,
     placement: Placement,
     /// Room for the runs of one record that has a list of them.
@@ -43,13 +47,16 @@ impl Receiver {
     /// # Errors
     /// `Kernel` when no descriptor can be had.
     pub(super) fn new(
+        number: u16,
         channel: Channel,
         memory: &Memory,
         account: &Account,
         placement: Placement,
     ) -> Result<Self> {
         Ok(Receiver {
+            channel: number,
             lane: Lane::new(channel),
+            figures: Arc::default(),
             sink: account.sink(),
             placement,
             listed: Vec::new(),
@@ -63,17 +70,20 @@ impl Receiver {
         self.agreed = agreed;
     }
 
-    /// Takes the next record.
-    pub(super) fn take(&mut self, waits: &Waits<'_>) -> Result<Came> {
-        let came = self.lane.next(waits, Limit::never(), "pages or a marker")?;
+    /// Takes the next record, whose header is here by `begins`.
+    pub(super) fn take(&mut self, waits: &Waits<'_>, begins: Limit) -> Result<Came> {
+        let came = self.lane.next_by(waits, begins, "pages or a marker")?;
         match came {
             Incomer::Pages(kind, header) => {
                 self.pages(kind, &header, waits)?;
                 self.lane.flush()?;
+                self.figures.renew(&self.lane);
                 Ok(Came::Pages)
             }
             Incomer::Control(Record::Marker(marker)) => {
                 self.lane.marker(&marker)?;
+                self.figures.pass(marker.pass);
+                self.figures.renew(&self.lane);
                 // What our memory is may have changed since the last one.
                 self.sink.refresh();
                 Ok(Came::Marker(marker))
@@ -90,6 +100,7 @@ impl Receiver {
             listed,
             recall,
             agreed,
+            ..
         } = self;
         agreed.check(kind, header)?;
         match kind {
@@ -120,5 +131,6 @@ impl Receiver {
     /// No more pages come.
     pub(super) fn finish(&mut self) {
         self.placement.finish();
+        self.figures.done();
     }
 }

@@ -10,7 +10,6 @@
 use super::announced::Announced;
 use super::assignment::Assignment;
 use super::balance::{Balance, Load};
-use super::failure::{Cause, Failure};
 use super::lane::Lane;
 use super::queue::{leave_out_removed, What, Work};
 use super::worker::{Figures, Shared, Worker};
@@ -21,6 +20,7 @@ use crate::fallible;
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
 use crate::migrate::control::TELL;
+use crate::migrate::failure::{Cause, Failure};
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
 use crate::runtime::{wait_ready_or, Cancel, Interest, Recall, Wake};

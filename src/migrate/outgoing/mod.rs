@@ -8,7 +8,6 @@ mod balance;
 mod course;
 mod driver;
 mod encode;
-mod failure;
 mod lane;
 mod lanes;
 mod ledger;

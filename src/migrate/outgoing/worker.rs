@@ -4,13 +4,13 @@
 //! It decides nothing. What it finds wrong it tells all lanes ([`Failure`]) before it ends.
 
 use super::balance::{Balance, Load};
-use super::failure::{Cause, Failure};
 use super::lane::Lane;
 use super::queue::{Next, Queue, What, Work};
 use crate::channel::Io;
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
+use crate::migrate::failure::{Cause, Failure};
 use crate::migrate::params::Params;
 use crate::runtime::thread::{catch, spawn, Join, Role};
 use crate::runtime::{Recall, Wake};

@@ -199,7 +199,7 @@ fn a_run_outside_its_block_is_refused_before_its_payload_is_read() {
         let mut world = World::new();
         let error = world.place(how, PAGES - 1, 2, 0x0f).unwrap_err();
         assert_eq!(error.kind(), Kind::Protocol, "{error}");
-        assert_eq!(world.lane.received(), 0);
+        assert_eq!(world.lane.counters().received, Bytes(0));
     }
 }
 

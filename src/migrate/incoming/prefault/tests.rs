@@ -68,7 +68,7 @@ impl World {
         let vmm = Callbacks::new(Arc::clone(&machine) as Arc<dyn Vmm>, 1);
         World {
             recall: PinRecall::of(&memory).unwrap(),
-            placement: Placement::new(Some(Prefault::new(Arc::clone(&memory), vmm))),
+            placement: Placement::new(Some(Prefault::new(Arc::clone(&memory), vmm, 1))),
             area,
             memory,
             machine,

@@ -1,13 +1,18 @@
 //! Why the lanes of a migration have failed: one reason for all of them, whichever thread finds it.
 //!
-//! Example: the destination refuses a record on lane 3. It sends ABORT there and closes every
-//! connection. Lane 1 finds its connection broken before lane 3 has read the ABORT. The user is to
-//! hear what the destination said, and not that a connection broke. So the first error wins, but
-//! what the peer said wins over what merely broke.
+//! Example: the peer refuses a record on lane 3. It sends ABORT there and closes every connection.
+//! Lane 1 finds its connection broken before lane 3 has read the ABORT. The user is to hear what
+//! the peer said, and not that a connection broke. So the first error wins, but what the peer said
+//! wins over what merely broke; and where one lane breaks, the others may read on for a moment.
 
 use crate::error::{Error, Kind};
 use crate::runtime::Cancel;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+/// For how long lanes read on after one of them broke: the peer's ABORT comes before the end of its
+/// connection, but perhaps behind pages.
+const READ_ON: Duration = Duration::from_millis(100);
 
 /// Why an error happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,9 +62,24 @@ impl Failure {
         &self.stop
     }
 
-    /// An error on a lane. One that only tells of the stop is none.
+    /// An error on a lane, which ends all of them. One that only tells of the stop is none.
     pub(super) fn offer(&self, cause: Cause, error: Error) {
-        if cause != Cause::Said && error.kind() == Kind::Cancelled && self.stop.is_cancelled() {
+        self.note(cause, error);
+        self.stop.cancel();
+    }
+
+    /// The same of a lane beside others. Where it merely broke, they have a moment to read why.
+    pub(super) fn offer_beside_others(&self, cause: Cause, error: Error) {
+        self.note(cause, error);
+        if cause == Cause::Broke {
+            self.stop.wait(READ_ON);
+        }
+        self.stop.cancel();
+    }
+
+    fn note(&self, cause: Cause, error: Error) {
+        let stopped = error.kind() == Kind::Cancelled && self.stop.is_cancelled();
+        if cause != Cause::Said && stopped {
             return;
         }
         let mut reason = self.lock();
@@ -70,8 +90,6 @@ impl Failure {
         if better {
             *reason = Some((cause, error));
         }
-        drop(reason);
-        self.stop.cancel();
     }
 
     /// The reason so far.

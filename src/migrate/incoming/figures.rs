@@ -1,0 +1,67 @@
+//! The figures of one lane, which its thread brings up to date and any other reads.
+
+use super::lane::Lane;
+use crate::migrate::report::{nanos, LaneState, LaneStats};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// See the file's description. Two cache lines of its own: lanes do not wait for each other's.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct Figures {
+    wire_bytes: AtomicU64,
+    data_pages: AtomicU64,
+    zero_pages: AtomicU64,
+    ballooned_pages: AtomicU64,
+    waited_nanos: AtomicU64,
+    pass: AtomicU32,
+    /// Its final marker has come.
+    done: AtomicBool,
+}
+
+impl Figures {
+    /// What came on the lane so far.
+    pub(super) fn renew(&self, lane: &Lane) {
+        let (counts, wire) = (lane.counts(), lane.counters());
+        self.wire_bytes.store(wire.received.0, Relaxed);
+        self.data_pages.store(counts.data_pages, Relaxed);
+        self.zero_pages.store(counts.zero_pages, Relaxed);
+        self.ballooned_pages.store(counts.ballooned_pages, Relaxed);
+        self.waited_nanos.store(nanos(wire.recv_waited), Relaxed);
+    }
+
+    /// All of it has come.
+    pub(super) fn done(&self) {
+        self.done.store(true, Relaxed);
+    }
+
+    /// The source is in this pass. Never an earlier one than it said before.
+    pub(super) fn pass(&self, pass: u32) {
+        self.pass.fetch_max(pass, Relaxed);
+    }
+
+    /// The last pass that the source has named on the lane.
+    pub(super) fn last_pass(&self) -> u32 {
+        self.pass.load(Relaxed)
+    }
+
+    /// Of the zero pages, the ballooned ones.
+    pub(super) fn ballooned(&self) -> u64 {
+        self.ballooned_pages.load(Relaxed)
+    }
+
+    /// As the user sees them.
+    pub(super) fn stats(&self) -> LaneStats {
+        LaneStats {
+            state: match self.done.load(Relaxed) {
+                true => LaneState::Idle,
+                false => LaneState::Busy,
+            },
+            wire_bytes: self.wire_bytes.load(Relaxed),
+            data_pages: self.data_pages.load(Relaxed),
+            zero_pages: self.zero_pages.load(Relaxed),
+            idle: Duration::from_nanos(self.waited_nanos.load(Relaxed)),
+            ..LaneStats::default()
+        }
+    }
+}

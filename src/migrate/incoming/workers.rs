@@ -1,0 +1,175 @@
+//! The lanes of a session beside channel 0, while memory arrives: each has a thread of its own,
+//! from the first page run to its final marker. The first error ends all lanes.
+//!
+//! Channel 0 stays with the migration's thread, which waits for the others here and has all lanes
+//! back afterwards: whatever follows the passes has one owner and no lock.
+
+use super::driver::Arriving;
+use super::lane::Waits;
+use super::receiver::{Came, Receiver};
+use crate::error::{Error, Result};
+use crate::migrate::callbacks::Callbacks;
+use crate::migrate::common::Migration;
+use crate::migrate::control;
+use crate::migrate::failure::{Cause, Failure};
+use crate::migrate::switchover::destination::State;
+use crate::runtime::thread::{catch, spawn, Join, Role};
+use crate::runtime::{Cancel, Limit};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// What the lanes' threads share.
+struct Shared {
+    migration: Arc<Migration<Arriving, State>>,
+    overall: Limit,
+    failure: Failure,
+    /// Threads that have not ended.
+    left: Mutex<usize>,
+    ended: Condvar,
+}
+
+impl Shared {
+    fn left(&self) -> MutexGuard<'_, usize> {
+        self.left.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// One thread less, however it ends.
+    fn leave(&self) -> impl Drop + '_ {
+        struct Leaving<'a>(&'a Shared);
+        impl Drop for Leaving<'_> {
+            fn drop(&mut self) {
+                *self.0.left() -= 1;
+                self.0.ended.notify_all();
+            }
+        }
+        Leaving(self)
+    }
+
+    fn waits(&self) -> Waits<'_> {
+        Waits {
+            cancel: self.failure.stop(),
+            params: &self.migration.params,
+            overall: self.overall,
+        }
+    }
+}
+
+/// See the file's description. Dropped, it ends the threads and waits for them.
+pub(super) struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<Join<Receiver>>,
+}
+
+impl Workers {
+    /// Starts a thread for each of `lanes`, which began with the session's channel 0.
+    ///
+    /// # Errors
+    /// There is no thread, or no descriptor, to be had.
+    pub(super) fn start(
+        migration: &Arc<Migration<Arriving, State>>,
+        overall: Limit,
+        lanes: Vec<Receiver>,
+    ) -> Result<Workers> {
+        let stop = Cancel::under(&migration.handle.cancel)?;
+        let mut workers = Workers {
+            shared: Arc::new(Shared {
+                migration: Arc::clone(migration),
+                overall,
+                failure: Failure::new(stop),
+                left: Mutex::new(0),
+                ended: Condvar::new(),
+            }),
+            threads: Vec::with_capacity(lanes.len()),
+        };
+        for lane in lanes {
+            let (shared, vmm) = (Arc::clone(&workers.shared), migration.callbacks());
+            *workers.shared.left() += 1;
+            let spawned = spawn(Role::Channel, |_| (), move || work(lane, &shared, &vmm));
+            match spawned {
+                Ok(thread) => workers.threads.push(thread),
+                Err(error) => {
+                    *workers.shared.left() -= 1;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(workers)
+    }
+
+    /// What bounds channel 0's waits: they end with the first error of any lane.
+    pub(super) fn waits(&self) -> Waits<'_> {
+        self.shared.waits()
+    }
+
+    /// Channel 0 has failed.
+    pub(super) fn offer(&self, first: &Receiver, error: Error) {
+        let cause = Cause::of(&error, first.lane.was_told());
+        self.shared.failure.offer_beside_others(cause, error);
+    }
+
+    /// Waits until all threads have ended, or for `limit`. Whether they have.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let ended = &self.shared.ended;
+        let waited = ended.wait_timeout_while(self.shared.left(), limit, |left| *left > 0);
+        *waited.unwrap_or_else(|e| e.into_inner()).0 == 0
+    }
+
+    /// The lanes, once their threads have ended, and why they failed.
+    pub(super) fn join(mut self) -> (Vec<Receiver>, Option<(Cause, Error)>) {
+        let mut lanes = Vec::with_capacity(self.threads.len());
+        for thread in std::mem::take(&mut self.threads) {
+            match thread.join() {
+                Ok(lane) => lanes.push(lane),
+                Err(error) => self.shared.failure.offer(Cause::Found, error),
+            }
+        }
+        lanes.sort_by_key(|lane| lane.channel);
+        (lanes, self.shared.failure.reason())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.shared.failure.stop().cancel();
+        }
+        for thread in std::mem::take(&mut self.threads) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One lane's thread. The lane comes back, whatever became of it.
+fn work(mut lane: Receiver, shared: &Shared, vmm: &Callbacks) -> Receiver {
+    let _leaving = shared.leave();
+    let received = catch(|| {
+        vmm.thread_start(Role::Channel)?;
+        receive(&mut lane, &shared.waits())
+    });
+    if let Err(error) = received.and_then(|received| received) {
+        let cause = Cause::of(&error, lane.lane.was_told());
+        let error = match cause {
+            Cause::Said => error,
+            _ => error.context(format_args!("channel {}", lane.channel)),
+        };
+        shared.failure.offer_beside_others(cause, error);
+    }
+    lane
+}
+
+/// Takes memory until the final marker, and has that acknowledged.
+fn receive(lane: &mut Receiver, waits: &Waits<'_>) -> Result<()> {
+    loop {
+        match lane.take(waits, waits.patience().from_now())? {
+            Came::Pages => {}
+            Came::Marker(marker) if marker.is_final() => {
+                lane.finish();
+                return lane.lane.flush_all(waits);
+            }
+            Came::Marker(_) => {}
+            Came::Other(other) => {
+                return Err(control::unexpected(other.kind(), "pages or a marker"));
+            }
+        }
+    }
+}
