@@ -194,6 +194,15 @@ static void null_is_refused(void)
     REFUSES(brant_incoming_get_endpoint(NULL, text, sizeof text, NULL, &e));
     REFUSES(brant_incoming_start_fd(NULL, dup(0), &e));
     REFUSES(brant_incoming_start_fd(in, -1, &e));
+    REFUSES(brant_incoming_start_fds(NULL, (int[]){ dup(0) }, 1, &e));
+    REFUSES(brant_incoming_start_fds(in, NULL, 1, &e));
+    REFUSES(brant_incoming_start_fds(in, (int[]){ -1 }, 0, &e));
+    REFUSES(brant_incoming_start_fds(in, (int[]){ -1 }, 65, &e));
+    REFUSES(brant_incoming_start_fds(in, (int[]){ 0, 0 }, 2, &e));
+    REFUSES(brant_incoming_start_fds(in, (int[]){ dup(0) }, 1, &e));
+    REFUSES(brant_incoming_lane_stats(NULL, 0, &lane, &e));
+    REFUSES(brant_incoming_lane_stats(in, 0, NULL, &e));
+    REFUSES(brant_incoming_lane_stats(in, 64, &lane, &e));
     REFUSES(brant_incoming_cancel(NULL, &e));
     REFUSES(brant_incoming_wait(NULL, 0, &e));
     REFUSES(brant_incoming_get_stats(NULL, &stats, &e));

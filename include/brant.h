@@ -2317,12 +2317,14 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
  *
  * A connection from a stranger neither ends nor delays the migration. brant reads several
  * connections together. The first connection on which all of a source's first record arrives is
- * the migration's, and the others are closed. brant also closes a connection on which anything
- * else arrives, a connection that is silent for the connect timeout, and the oldest of more than
- * 128. When the process has no descriptor left for a connection, the connection waits until there
+ * the migration's. When that source has several channels, its other connections are found by what
+ * they say first, in any order, among those of strangers; they have the connect timeout, which
+ * begins with the first one. All other connections are closed. brant also closes a connection on
+ * which anything else arrives, a connection that is silent for the connect timeout, and the oldest
+ * of more than 128 that do not belong to the source. When the process has no descriptor left for a connection, the connection waits until there
  * is one, and a BRANT_EVENT_WARNING says so.
  *
- * brant frees the port, or removes the socket's file, when there is a source. To listen again
+ * brant frees the port, or removes the socket's file, when the source has all its connections. To listen again
  * after a migration that failed, free this brant_incoming, make another one of the same guest, and
  * listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
  */
@@ -2349,13 +2351,26 @@ int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
                                     struct brant_error **error);
 
 /**
- * Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
- * owns the socket, whatever the call returns. BRANT_E_INVALID for any other descriptor; the
- * message says what the descriptor is, and nothing has begun.
+ * Starts the migration over a connected stream socket (TCP, unix, vsock), from a source with one
+ * channel. From this call on brant owns the socket, whatever the call returns. BRANT_E_INVALID for
+ * any other descriptor; the message says what the descriptor is, and nothing has begun.
  */
 int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 int32_t fd,
                                 struct brant_error **error);
+
+/**
+ * Starts the migration over connected stream sockets, one for each channel of the source: `fds` has
+ * `count` of them, in any order. Which channel each one is, the source says on it; all have said so
+ * before the connect timeout. A source with another number of channels is refused. From this call
+ * on brant owns the sockets, whatever the call returns. No socket is taken, though, when `fds` is
+ * NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID for more
+ * sockets than `channels` of the parameters, and for any other descriptor; nothing has begun then.
+ */
+int32_t brant_incoming_start_fds(struct brant_incoming *incoming,
+                                 const int32_t *fds,
+                                 size_t count,
+                                 struct brant_error **error);
 
 /**
  * Ends the migration before the hand-over is received. 0 proves that the guest never runs here,
@@ -2381,6 +2396,16 @@ int32_t brant_incoming_wait(struct brant_incoming *incoming,
 int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
                                  struct brant_stats *stats,
                                  struct brant_error **error);
+
+/**
+ * Fills in the figures of one channel as they are now, counted from 0; all zero before the source
+ * has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
+ * thread, also inside callbacks.
+ */
+int32_t brant_incoming_lane_stats(const struct brant_incoming *incoming,
+                                  uint32_t channel,
+                                  struct brant_lane_stats *stats,
+                                  struct brant_error **error);
 
 /** As `brant_outgoing_get_stats_json`. */
 int32_t brant_incoming_get_stats_json(const struct brant_incoming *incoming,
@@ -2467,7 +2492,10 @@ typedef struct brant_params {
      * KiB to 1 TiB; default 256 MiB.
      */
     uint64_t max_state_bytes;
-    /** Source: connections to the destination, 1 to 64; default 1. */
+    /**
+     * Source: connections to the destination, 1 to 64; default 1. Destination: the most connections
+     * that it takes of a source, 1 to 64; default 64. A source that wants more is refused.
+     */
     uint32_t channels;
     /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
     uint32_t page_checksums;
@@ -2752,7 +2780,10 @@ typedef struct brant_lane_stats {
     uint64_t queue_wait_ns;
     /** For how long the connection had no room. Source only. */
     uint64_t send_wait_ns;
-    /** For how long the channel had nothing to do. 0 on channel 0. */
+    /**
+     * For how long the channel had nothing to do. Source: 0 on channel 0. Destination: for how long
+     * it waited for bytes.
+     */
     uint64_t idle_ns;
     /**
      * For how long the destination has had something to acknowledge and has acknowledged nothing;

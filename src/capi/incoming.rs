@@ -5,8 +5,8 @@ use super::guest::brant_guest;
 use super::ops::Ops;
 use super::outgoing::limit;
 use super::params::{brant_params, params};
-use super::stats::brant_stats;
-use super::structs::{check_room, handle, put, put_text, taken, text, write};
+use super::stats::{brant_lane_stats, brant_stats};
+use super::structs::{check_room, handle, put, put_text, taken, taken_all, text, write};
 use crate::channel::Endpoint;
 use crate::migrate::{AcceptFrom, Incoming};
 use std::ffi::c_char;
@@ -91,12 +91,14 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 ///
 /// A connection from a stranger neither ends nor delays the migration. brant reads several
 /// connections together. The first connection on which all of a source's first record arrives is
-/// the migration's, and the others are closed. brant also closes a connection on which anything
-/// else arrives, a connection that is silent for the connect timeout, and the oldest of more than
-/// 128. When the process has no descriptor left for a connection, the connection waits until there
+/// the migration's. When that source has several channels, its other connections are found by what
+/// they say first, in any order, among those of strangers; they have the connect timeout, which
+/// begins with the first one. All other connections are closed. brant also closes a connection on
+/// which anything else arrives, a connection that is silent for the connect timeout, and the oldest
+/// of more than 128 that do not belong to the source. When the process has no descriptor left for a connection, the connection waits until there
 /// is one, and a BRANT_EVENT_WARNING says so.
 ///
-/// brant frees the port, or removes the socket's file, when there is a source. To listen again
+/// brant frees the port, or removes the socket's file, when the source has all its connections. To listen again
 /// after a migration that failed, free this brant_incoming, make another one of the same guest, and
 /// listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
 #[no_mangle]
@@ -143,9 +145,9 @@ pub unsafe extern "C" fn brant_incoming_get_endpoint(
     })
 }
 
-/// Starts the migration over a connected stream socket (TCP, unix, vsock). From this call on brant
-/// owns the socket, whatever the call returns. BRANT_E_INVALID for any other descriptor; the
-/// message says what the descriptor is, and nothing has begun.
+/// Starts the migration over a connected stream socket (TCP, unix, vsock), from a source with one
+/// channel. From this call on brant owns the socket, whatever the call returns. BRANT_E_INVALID for
+/// any other descriptor; the message says what the descriptor is, and nothing has begun.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fd(
     incoming: *mut brant_incoming,
@@ -158,6 +160,28 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
         // SAFETY: null or ours by contract.
         let incoming = unsafe { handle(incoming, "incoming") }?;
         incoming.incoming.start(AcceptFrom::Connected(fd))
+    })
+}
+
+/// Starts the migration over connected stream sockets, one for each channel of the source: `fds` has
+/// `count` of them, in any order. Which channel each one is, the source says on it; all have said so
+/// before the connect timeout. A source with another number of channels is refused. From this call
+/// on brant owns the sockets, whatever the call returns. No socket is taken, though, when `fds` is
+/// NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID for more
+/// sockets than `channels` of the parameters, and for any other descriptor; nothing has begun then.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_start_fds(
+    incoming: *mut brant_incoming,
+    fds: *const i32,
+    count: usize,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: handed over by contract.
+        let sockets = unsafe { taken_all(fds, count) }?;
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        incoming.incoming.start(AcceptFrom::ConnectedAll(sockets))
     })
 }
 
@@ -204,6 +228,25 @@ pub unsafe extern "C" fn brant_incoming_get_stats(
     boundary!(error, {
         // SAFETY: null or ours by contract.
         let now = unsafe { handle(incoming, "incoming") }?.incoming.stats();
+        // SAFETY: null or a structure by contract.
+        unsafe { write(stats, &(&now).into()) }
+    })
+}
+
+/// Fills in the figures of one channel as they are now, counted from 0; all zero before the source
+/// has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
+/// thread, also inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_incoming_lane_stats(
+    incoming: *const brant_incoming,
+    channel: u32,
+    stats: *mut brant_lane_stats,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        // SAFETY: null or ours by contract.
+        let incoming = unsafe { handle(incoming, "incoming") }?;
+        let now = incoming.incoming.lane_stats(channel)?;
         // SAFETY: null or a structure by contract.
         unsafe { write(stats, &(&now).into()) }
     })

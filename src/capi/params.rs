@@ -59,7 +59,8 @@ pub struct brant_params {
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
-    /// Source: connections to the destination, 1 to 64; default 1.
+    /// Source: connections to the destination, 1 to 64; default 1. Destination: the most connections
+    /// that it takes of a source, 1 to 64; default 64. A source that wants more is refused.
     pub channels: u32,
     /// BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum.
     pub page_checksums: u32,

@@ -221,7 +221,8 @@ pub struct brant_lane_stats {
     pub queue_wait_ns: u64,
     /// For how long the connection had no room. Source only.
     pub send_wait_ns: u64,
-    /// For how long the channel had nothing to do. 0 on channel 0.
+    /// For how long the channel had nothing to do. Source: 0 on channel 0. Destination: for how long
+    /// it waited for bytes.
     pub idle_ns: u64,
     /// For how long the destination has had something to acknowledge and has acknowledged nothing;
     /// 0 when it has nothing. Source only.

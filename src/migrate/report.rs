@@ -225,7 +225,8 @@ pub struct LaneStats {
     pub queue_wait: Duration,
     /// For how long the connection had no room. Source only.
     pub send_wait: Duration,
-    /// For how long it had nothing to do. 0 on channel 0.
+    /// For how long it had nothing to do. Source: 0 on channel 0. Destination: for how long it waited
+    /// for bytes.
     pub idle: Duration,
     /// For how long the destination has had something to acknowledge and has acknowledged nothing;
     /// `None` when it has nothing. Source only.

@@ -1,12 +1,15 @@
 //! What arrives over several connections, whatever their order in time.
 
 use crate::scripted::*;
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
 use crate::support::random::Random;
 use crate::support::time::LONG;
 use brant::error::Kind;
 use brant::migrate::{LaneState, LaneStats};
 use brant::wire::Record;
 use std::io::Read;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 fn seed() -> u64 {
@@ -27,8 +30,14 @@ fn the_newest_version_of_a_page_stays_however_the_channels_interleave() {
     let seed = seed();
     for (round, channels) in [1, 2, 3, 4, 7, 64].into_iter().enumerate() {
         let mut random = Random(seed.wrapping_add(round as u64));
-        let mut session = Session::of(channels, &quick(), random.next());
-        session.pair.destination.fill(7);
+        let pair = Pair::new(&[ram("ram", PAGES as usize)]);
+        // Zero pages have something to change.
+        let there = pair.destination.ram("ram");
+        for page in (0..PAGES as usize).step_by(3) {
+            there.word(page * 4096 + 8).store(7, Ordering::Relaxed);
+        }
+        drop(there);
+        let mut session = Session::over(pair, channels, &quick(), random.next());
         session.agree();
         let mut model: Vec<Option<u8>> = vec![None; PAGES as usize];
         let mut streams = vec![Vec::new(); channels];
@@ -129,7 +138,7 @@ fn the_state_is_loaded_once_the_end_marker_of_every_channel_has_come() {
             let there = std::sync::Arc::clone(&seen);
             session.pair.to.at("loaded", move || {
                 let byte = ram.page(5 * STRETCH as usize + 2)[4095];
-                there.store(byte, std::sync::atomic::Ordering::SeqCst);
+                there.store(byte, Ordering::SeqCst);
                 Ok(())
             });
             seen
@@ -140,7 +149,7 @@ fn the_state_is_loaded_once_the_end_marker_of_every_channel_has_come() {
         }
         let ready = session.lanes[0].hear_record();
         assert!(matches!(ready, Some(Record::Ready(_))), "{ready:?}");
-        assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), 0x77);
+        assert_eq!(seen.load(Ordering::SeqCst), 0x77);
         session.inc.cancel().unwrap();
     }
 }

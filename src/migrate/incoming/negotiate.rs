@@ -113,6 +113,7 @@ pub(super) fn hellos(lanes: &mut [Receiver], waits: &Waits<'_>, limit: Limit) ->
                 Incomer::Control(Record::Hello(hello)) => hello,
                 other => return Err(control::unexpected(other.kind(), "HELLO")),
             };
+            check_role(&hello)?;
             if usize::from(hello.channels) != count {
                 return Err(Error::new(
                     Kind::Unsupported,

@@ -50,6 +50,22 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_incoming_lane_stats",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_lane_stats(null(), 0, null_mut(), e) })
+        },
+        None,
+    ),
+    (
+        "brant_incoming_start_fds",
+        |e| {
+            // SAFETY: every pointer is null, except that for the error.
+            Answer::Code(unsafe { brant_incoming_start_fds(null_mut(), null(), 1, e) })
+        },
+        None,
+    ),
+    (
         "brant_incoming_cancel",
         |e| {
             // SAFETY: every pointer is null, except that for the error.
