@@ -1,5 +1,5 @@
-//! Promises to whoever embeds brant that are about *where* its functions may be called and what
-//! becomes of what was handed in: from inside operations, while the map changes, at a drop.
+//! Promises about *where* a VMM may call brant's functions (inside operations, while the map
+//! changes, at a drop), and about what happens to the arguments.
 
 use brant::channel::Endpoint;
 use brant::dirty::kvm::{KvmLog, KvmMode, LogSwitch};
@@ -135,7 +135,7 @@ fn slot(memory: &Memory, bytes: u64) {
         .unwrap();
 }
 
-/// Runs something that must not hang, on a thread of its own.
+/// Runs something that must not hang on a thread of its own.
 fn in_time<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
     let (tx, rx) = mpsc::channel();
     std::thread::spawn(move || tx.send(f()));
@@ -217,7 +217,7 @@ fn a_destination_may_take_its_memory_away_as_soon_as_it_hears_that_it_failed() {
 struct Raw(UnixStream);
 
 impl Raw {
-    /// As far as the first page, for a destination with one block "ram", announced as 1.
+    /// Speaks up to the first page, to a destination with one block "ram", which is announced as 1.
     fn accepted(bytes: u64, incoming: &Incoming) -> Raw {
         let (a, b) = UnixStream::pair().unwrap();
         a.set_read_timeout(Some(LONG)).unwrap();
@@ -356,7 +356,7 @@ fn a_wait_that_runs_out_is_told_from_a_migration_that_timed_out() {
         params,
     )
     .unwrap();
-    // A peer that accepts and keeps silent.
+    // A peer that accepts and stays silent.
     let (a, _mute) = UnixStream::pair().unwrap();
     outgoing.start(ConnectTo::Connected(a.into())).unwrap();
     let error = outgoing.wait(Some(Duration::ZERO)).unwrap_err();

@@ -1,6 +1,6 @@
-//! What takes memory, and what does not: nothing is left of what was plugged and unplugged for as
-//! long as a guest lives, and a thread's first mark allocates nothing. Counted by an allocator, in a
-//! program of its own for that reason.
+//! Which actions take memory and which do not. Blocks that were plugged and unplugged leave nothing
+//! behind, however long a guest lives. A thread's first mark allocates nothing. An allocator
+//! counts, so this is a program of its own.
 
 use brant::dirty::consumer::Cursor;
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -18,11 +18,12 @@ struct Counting;
 static IN_USE: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Of this thread. In the program's own block of thread locals, which is there from the start.
+    /// Allocations of this thread. In the program's own block of thread locals, which exists from
+    /// the start.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// One test at a time: what is in use is counted for the whole program.
+/// One test at a time, because memory in use is counted for the whole program.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -56,7 +57,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Nobody looks at the memory.
+/// The memory is never accessed.
 const HOST: u64 = 0x2000_0000_0000;
 const PAGES: u64 = 4096;
 
@@ -93,7 +94,7 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
     let consumer = tracker.consumer();
     consumer.start(StartWith::Everything).unwrap();
     let turn = |n: u64| {
-        // A few are there at a time, and the last of them were made last.
+        // A few exist at a time, and the last ones were made last.
         let name = |i: u64| format!("dimm{}", i % 4);
         let at = |i: u64| (1 + i % 4) << 30;
         for i in 0..n {
@@ -131,8 +132,8 @@ fn twenty_thousand_blocks_that_came_and_went_leave_nothing() {
     );
 }
 
-/// Memory comes from a map of the process that a scan of page tables may hold: whoever asks for it
-/// waits as long as that takes.
+/// An allocation may need the process' memory map, which a scan of page tables may hold. It would
+/// wait as long as the scan takes.
 #[test]
 fn no_mark_allocates_not_even_a_thread_s_first() {
     let _alone = alone();

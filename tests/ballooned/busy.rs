@@ -1,4 +1,4 @@
-//! Guests that balloon and hint while they move, or whose migration is cancelled: nothing that they
+//! Guests that balloon and hint while they move, or whose migration is cancelled: no page that they
 //! use is lost.
 
 use crate::machine::{address, specs, touched, Machine};
@@ -12,12 +12,12 @@ use brant::vmm::{EventKind, Vmm};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// What must be true of a destination whose guest has not been written since it arrived.
+/// Checks a destination whose guest has not been written since it arrived.
 fn assert_arrived(source: &Machine, destination: &Machine, what: &str) {
     let knows = source.knows.lock().unwrap();
     let (theirs, ours) = (source.guest.rams(), destination.guest.rams());
     for n in 0..theirs.len() {
-        // Before anybody looks: reading fills the holes of a memfd.
+        // Asked before any read, because reading fills the holes of a memfd.
         let resident = touched(&destination.guest.memory, n);
         let pages = theirs[n].1.spec.pages;
         for page in 0..pages {
@@ -47,7 +47,7 @@ fn busy(seed: u64, hints: bool) -> (Arc<Machine>, Vec<std::thread::JoinHandle<()
     machine.guest.fill(seed);
     {
         let mut knows = machine.knows.lock().unwrap();
-        // Long before anybody thinks of migrating.
+        // Long before any migration.
         machine.inflate(&mut knows, 0, 500, 1000);
         machine.inflate(&mut knows, 1, 1, 512);
     }
@@ -70,7 +70,7 @@ fn end(machine: &Machine, threads: Vec<std::thread::JoinHandle<()>>) {
 /// Migrates `from` to a new machine, after some passes.
 fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, Incoming) {
     let to = Machine::new(&specs());
-    // It is not as clean as it could be.
+    // Its memory is not empty before.
     to.guest.fill(77);
     let told = Arc::new(AtomicBool::new(false));
     let passes = AtomicU64::new(0);
@@ -80,7 +80,7 @@ fn moves(from: &Arc<Machine>, params: &Params) -> (Arc<Machine>, Arc<Outgoing>, 
             tell.store(true, Ordering::SeqCst);
         }
     }));
-    // Slow enough for passes in which something can happen.
+    // Slow enough that something can happen during the passes.
     let params = Params {
         max_bandwidth: Some(256 << 20),
         ..params.clone()
@@ -103,7 +103,7 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         let what = format!("seed {seed}");
         let (from, threads) = busy(seed, seed % 3 != 0);
         let (to, out, inc) = moves(&from, &quick());
-        // The source's guest stands still from here on; so does the destination's.
+        // Both guests stand still from now on.
         assert_arrived(&from, &to, &what);
         let (sent, got) = (out.stats(), inc.stats());
         assert_eq!(sent.ballooned_pages, got.ballooned_pages, "{what}");
@@ -112,7 +112,7 @@ fn a_guest_that_gives_back_takes_back_and_hints_while_it_moves_arrives_whole() {
         ballooned += sent.ballooned_pages;
         hinted += sent.hinted_pages;
         end(&from, threads);
-        // And on from there: what is ballooned is named again, at once.
+        // The guest moves on from there, and its ballooned pages are named again at once.
         {
             let mut theirs = to.knows.lock().unwrap();
             let knows = from.knows.lock().unwrap();
@@ -134,7 +134,7 @@ fn a_migration_that_is_cancelled_loses_nothing_of_what_comes_and_goes() {
     for seed in 1..=4u64 {
         let (from, threads) = busy(seed, true);
         let to = Machine::new(&specs());
-        // Somebody tracks already, so that what is written after the cancel is known too.
+        // A consumer tracks already, so that writes after the cancel are known too.
         from.guest.track();
         let (out, inc) = (from.outgoing(&quick()), to.incoming(&quick()));
         let (a, b) = socketpair();
@@ -155,7 +155,7 @@ fn a_migration_that_is_cancelled_loses_nothing_of_what_comes_and_goes() {
         assert_eq!(out.wait(Some(LONG)).unwrap_err().kind(), Kind::Cancelled);
         inc.wait(Some(LONG)).unwrap_err();
         from.pause().unwrap();
-        // What is neither the same over there nor pending is lost.
+        // A page that neither equals the destination's nor is pending is lost.
         {
             let pending = from.guest.pending();
             let knows = from.knows.lock().unwrap();

@@ -1,4 +1,5 @@
-//! What a destination remembers of ballooned pages, forgets, and is told before the pause.
+//! Which ballooned pages a destination remembers, which it forgets, and which it is told before the
+//! pause.
 
 use crate::machine::{address, still, touched, Machine};
 use crate::support::memory::ram;
@@ -77,14 +78,14 @@ fn what_is_ballooned_during_the_last_pass_is_told_before_the_pause() {
     struct Gives(Arc<Machine>, bool);
     impl Decider for Gives {
         fn decide(&mut self, facts: &Facts) -> Decision {
-            // In the middle of the second pass; the sync after it finds them.
+            // In the middle of the second pass; the sync behind it finds the pages.
             if facts.pass == 2 && facts.moment == Moment::Walking && !self.1 {
                 self.1 = true;
                 let memory = &self.0.guest.memory;
                 memory.mark_ballooned(address(0, 1200), 700 * PAGE_SIZE);
             }
             match (facts.moment, facts.pass) {
-                // Later than in pass 2 where telling the destination took long, on a busy machine.
+                // Later than in pass 2 if naming the pages took long, on a busy machine.
                 (Moment::Synced, 2..) => {
                     assert_eq!(facts.remaining, Bytes(0), "ballooned is not left to send");
                     Next::SwitchOver { expected: MS }.into()
@@ -93,7 +94,7 @@ fn what_is_ballooned_during_the_last_pass_is_told_before_the_pause() {
             }
         }
     }
-    /// Looks, when it is paused, whether the destination is done with all of it.
+    /// Checks at the pause whether the destination has taken all of them.
     struct Looks(Arc<Machine>, OnceLock<Weak<Outgoing>>, AtomicU64);
     impl Vmm for Looks {
         fn pause(&self) -> Result<()> {

@@ -17,7 +17,7 @@ use vm_memory::GuestAddress;
 
 pub const PAGE: usize = PAGE_SIZE as usize;
 
-/// Between the guest addresses of two blocks.
+/// The distance between the guest addresses of two blocks.
 const APART: u64 = 1 << 32;
 
 /// A guest with its blocks at guest addresses.
@@ -47,7 +47,7 @@ pub fn address(n: usize, page: usize) -> GuestAddress {
     GuestAddress(n as u64 * APART + (page * PAGE) as u64)
 }
 
-/// The pages that cost memory.
+/// The pages that take memory on the host.
 pub fn touched(memory: &Memory, n: usize) -> BTreeSet<usize> {
     let block = block(memory, n);
     let mut contents = Contents::new();
@@ -64,12 +64,12 @@ type Place = (usize, usize);
 
 type Hook = Box<dyn FnMut(&Event) + Send>;
 
-/// What the guest knows of its memory.
+/// The guest's own knowledge of its memory.
 #[derive(Default)]
 pub struct Knows {
     /// Pages in the balloon.
     pub balloon: BTreeSet<Place>,
-    /// Pages that are free: nobody cares what they hold, until they are written.
+    /// Free pages, whose contents do not matter until they are written.
     pub free: BTreeSet<Place>,
     /// Pages on their way to the VMM as hints, with the round that asked for them.
     pub hints: Vec<(u64, Place, usize)>,
@@ -82,7 +82,7 @@ pub struct Machine {
     pub round: AtomicU64,
     pub running: RwLock<bool>,
     pub stop: AtomicBool,
-    /// Does something at each event.
+    /// Called at each event.
     pub event: Mutex<Option<Hook>>,
 }
 
@@ -96,7 +96,7 @@ impl Vmm for Machine {
         Ok(())
     }
     fn loaded(&self) -> Result<()> {
-        // What the balloon's state says.
+        // As the balloon device's state says after its load.
         self.guest.memory.set_must_tell_host(true);
         Ok(())
     }
@@ -179,7 +179,8 @@ impl Machine {
                     }
                 }
                 4 => {
-                    // Back again, with the VMM's leave, and used at once or later.
+                    // The guest deflates by the pages and, once the VMM has allowed it, uses them
+                    // at once or later.
                     for page in first..first + count {
                         if knows.balloon.remove(&(n, page)) {
                             self.guest
@@ -203,7 +204,7 @@ impl Machine {
                     let round = self.round.load(Ordering::SeqCst);
                     if round != 0 && all(&knows.balloon).1 {
                         knows.hints.push((round, (n, first), count));
-                        // From here on nobody cares what they hold.
+                        // From now on their contents do not matter.
                         knows.free.extend((first..first + count).map(|p| (n, p)));
                     }
                 }
@@ -213,7 +214,7 @@ impl Machine {
                         let (round, (n, page), count) =
                             knows.hints.swap_remove(random.below(waiting));
                         let length = (count * PAGE) as u64;
-                        // It may be over by now: then nothing happens.
+                        // The round may be over by now, and then nothing happens.
                         let _ = self
                             .guest
                             .tracker
@@ -238,7 +239,7 @@ pub fn specs() -> [Spec; 2] {
     [ram("ram", 3000), shared("shm", 1500)]
 }
 
-/// A guest that stands still, with pages 100 to 1099 in the balloon and rubbish left in them.
+/// A guest that stands still, with pages 100 to 1099 in the balloon, which have old contents.
 pub fn still(told_first: bool) -> Arc<Machine> {
     let machine = Machine::new(&[ram("ram", 2000)]);
     machine.guest.memory.set_must_tell_host(told_first);

@@ -1,6 +1,6 @@
-//! Whole migrations of guests that balloon and hint at free pages while they move: what they use is
-//! never lost; what is in the balloon reads as zero at the destination, costs no memory there, and is
-//! ballooned there too.
+//! Whole migrations of guests that balloon and hint at free pages while they move. No page that
+//! they use is lost. Pages in the balloon read as zero at the destination, cost no memory there,
+//! and are ballooned there too.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Peers that send BALLOONED where it has no place, and peers without the feature.
+//! Peers that send BALLOONED where it is not allowed, and peers without the feature.
 
 use crate::machine::{touched, Machine};
 use crate::support::memory::ram;

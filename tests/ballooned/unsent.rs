@@ -1,5 +1,5 @@
-//! A guest that stands still: its ballooned pages are neither read nor sent, unless that is switched
-//! off or the guest deflates without telling first.
+//! A guest that stands still: its ballooned pages are neither read nor sent, unless that is
+//! switched off or the guest deflates without telling first.
 
 use crate::machine::{address, block, still, touched, Machine, PAGE};
 use crate::support::deciders::until;
@@ -23,7 +23,7 @@ fn move_still(
     let (out, inc) = (from.outgoing(source), to.incoming(destination));
     let (a, b) = socketpair();
     inc.start(AcceptFrom::Connected(b)).unwrap();
-    // After one whole pass.
+    // Switches over after one whole pass.
     let told = Arc::new(AtomicBool::new(true));
     out.start_with(ConnectTo::Connected(a), until(&told))
         .unwrap();
@@ -74,7 +74,8 @@ fn ballooned_pages_are_sent_when_that_is_asked_for() {
         (0, 2000)
     );
     assert_eq!(differences(&from.guest, &to.guest), Vec::<String>::new());
-    // At the destination alone: told as zeros, and the host keeps the memory.
+    // Switched off at the destination alone: the pages are sent as zeros, and the host keeps their
+    // memory.
     let from = still(true);
     let (to, out) = move_still(&from, &quick(), &off);
     assert_eq!(
@@ -94,7 +95,7 @@ fn ballooned_pages_are_sent_when_that_is_asked_for() {
 
 #[test]
 fn a_hint_leaves_no_rubbish_behind_where_ballooned_pages_are_sent() {
-    // At the source, at the destination, at neither.
+    // Switched off at the destination, at the source, or at neither.
     for (source, destination) in [(false, true), (true, false), (true, true)] {
         /// Hints before the first page is sent.
         struct Hints(Arc<Machine>, bool);
@@ -157,7 +158,7 @@ fn of_larger_host_pages_only_whole_ones_are_ballooned_and_arrive_as_such() {
     from.guest.fill(3);
     to.guest.fill(4);
     let phase = |machine: &Machine| block(&machine.guest.memory, 0).host() as usize / PAGE % 512;
-    // One host page but for 4 KiB, one whole one, two halves, by where the memory happens to lie.
+    // All but 4 KiB of one host page, one whole one, and two halves, wherever the memory lies.
     let begins = (512 - phase(&from)) % 512;
     for page in 0..511 {
         from.guest

@@ -1,5 +1,5 @@
-//! What must be true after a link was cut: who has the guest, and that every page which was not
-//! acknowledged is pending. The last is checked against what the man in the middle saw.
+//! What must be true after a link was cut: who has the guest, and that every unacknowledged page is
+//! pending. The latter is checked by the records that the man in the middle has seen.
 
 use crate::cases::Case;
 use crate::middle::{Cut, Log};
@@ -9,16 +9,16 @@ use brant::error::{Kind, Result};
 use brant::migrate::switchover::source::State;
 use brant::migrate::{Outgoing, Resolution};
 
-/// How many pages were proved to be pending, and how many to be there.
+/// How many pages were proven to be pending, and how many to have arrived.
 #[derive(Default, Clone, Copy)]
 pub struct Proved {
     pub pending: usize,
     pub there: usize,
 }
 
-/// Every page is pending at the source; or its newest version was sent, a marker after that
-/// acknowledged, the acknowledgement passed on to the source, and the destination (if there is
-/// one left to look at) has just that in its memory. The source's guest stands still.
+/// Checks each page, with the source's guest standing still. It is pending at the source. Or its
+/// newest version was sent, a marker after that was acknowledged, the acknowledgement was passed on
+/// to the source, and the destination (if there is one to look at) has this version in its memory.
 pub fn covered(source: &Guest, destination: Option<&Guest>, log: &Log, what: &str) -> Proved {
     let pending = source.pending();
     let mut proved = Proved::default();
@@ -54,7 +54,7 @@ pub fn covered(source: &Guest, destination: Option<&Guest>, log: &Log, what: &st
     proved
 }
 
-/// The source is over, one way or the other; `ran`: the destination has taken the guest.
+/// Checks the source after its end. `ran`: the destination has taken the guest.
 pub fn settled(
     pair: &Pair,
     out: &Outgoing,

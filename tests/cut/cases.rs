@@ -1,4 +1,4 @@
-//! Many places to cut at, several at a time, with a sum of what came of them.
+//! Many places to cut at, several at a time, and a sum of the results.
 
 use crate::afterwards::{covered, resolve, settled, Proved};
 use crate::guests::{
@@ -31,7 +31,7 @@ impl Case {
     }
 }
 
-/// What came of all cases.
+/// The results of all cases.
 #[derive(Default)]
 pub struct Sum {
     pub outcomes: BTreeMap<String, usize>,
@@ -64,8 +64,8 @@ fn one(case: &Case, sum: &Mutex<Sum>) -> Log {
     let result = out.wait(Some(LONG));
     let there = inc.wait(Some(LONG));
     let took = begun.elapsed();
-    // A limit may be waited for once on each side, and the source's silence be what the
-    // destination waits for next. Neither is ever exceeded by much.
+    // Each side may wait for one limit, and the destination may begin its wait when the source
+    // falls silent. Neither limit is exceeded by much.
     let most = match case.cut {
         Cut::Silent(..) => SHORT * 4 + MS * 3000,
         _ => UNUSED,
@@ -106,7 +106,7 @@ fn one(case: &Case, sum: &Mutex<Sum>) -> Log {
     log
 }
 
-/// Runs all cases, several at a time; panics with the names of those that went wrong.
+/// Runs all cases, several at a time. Panics with the names of those that failed.
 pub fn all(cases: Vec<Case>, threads: usize) -> Sum {
     let sum = Mutex::new(Sum::default());
     let wrong = Mutex::new(Vec::new());
@@ -147,7 +147,7 @@ pub fn all(cases: Vec<Case>, threads: usize) -> Sum {
     sum
 }
 
-/// What came by in migrations that nobody disturbs: the longest of a few.
+/// The records of undisturbed migrations: the longest of a few.
 pub fn undisturbed() -> Log {
     let mut longest = Log::default();
     for _ in 0..3 {
@@ -158,7 +158,7 @@ pub fn undisturbed() -> Log {
             sum.outcomes.keys().collect::<Vec<_>>(),
             ["completed, destination ran: true"]
         );
-        // Every type but the one that says that it is over.
+        // Every type but ABORT.
         let all = RecordType::ALL.iter().map(|k| k.name());
         let missing: Vec<_> = all.filter(|name| !log.kinds.contains(name)).collect();
         assert_eq!(missing, ["ABORT"]);
@@ -171,7 +171,7 @@ pub fn undisturbed() -> Log {
     longest
 }
 
-/// A place counted from the beginning, and one from where the end comes near.
+/// A place counted from the beginning, and one counted from near the end.
 pub fn early(way: Way, n: u64) -> Place {
     Place {
         way,

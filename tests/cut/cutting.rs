@@ -1,4 +1,4 @@
-//! The link is cut at each boundary between two records, at bytes in between, and silenced.
+//! The link is cut at each boundary between two records and at bytes in between, and is silenced.
 
 use crate::cases::{all, early, tail, undisturbed, Case};
 use crate::middle::Cut;
@@ -16,7 +16,7 @@ fn a_link_cut_at_any_boundary_between_records_loses_no_page_and_no_guest() {
             add(Cut::After(early(way, n)));
             add(Cut::Before(early(way, n)));
         }
-        // Where the guest changes hands: often enough for both resolutions.
+        // Near the hand-over, often enough for both resolutions.
         for n in 0..=log.tail(way).0 {
             for cut in [Cut::After(tail(way, n)), Cut::Before(tail(way, n))] {
                 add(cut);
@@ -24,8 +24,8 @@ fn a_link_cut_at_any_boundary_between_records_loses_no_page_and_no_guest() {
             }
         }
     }
-    // How many there are of the others is a little different each time, so counting alone
-    // may pass over a type that comes once.
+    // The number of the other records differs a little each time, so counting alone may miss a type
+    // that comes once.
     for kind in RecordType::ALL {
         if *kind != RecordType::Abort {
             add(Cut::AfterFirst(*kind));
@@ -53,8 +53,8 @@ fn a_link_cut_at_any_byte_loses_no_page_and_no_guest() {
     let mut random = Random(seed);
     let mut cases = Vec::new();
     for n in 0..200 {
-        // The pages are most of the bytes: a third of the cuts goes to where the guest changes
-        // hands, and a fifth to the destination's few words.
+        // Most of the bytes are pages. So a third of the cuts are near the hand-over, and a fifth
+        // in the destination's few records.
         let mut below = |n: u64| random.next() % n;
         let place = match n % 15 {
             0..=1 => early(1, below(log.bytes[1])),
@@ -64,7 +64,7 @@ fn a_link_cut_at_any_byte_loses_no_page_and_no_guest() {
         };
         cases.push(Case::new(n, Cut::Byte(place)));
     }
-    // Within HANDOVER, the last 48 bytes of the source's: both resolutions at each place.
+    // Inside HANDOVER, the last 48 bytes of the source: both resolutions at each place.
     for back in [1, 8, 16, 17, 32, 48] {
         for _ in 0..2 {
             let place = tail(0, log.tail(0).1 - back);

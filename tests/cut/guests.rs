@@ -1,4 +1,4 @@
-//! The two guests and their VMMs: a migration that holds every type of record.
+//! The two guests and their VMMs, and a migration that has every type of record.
 
 use crate::killing::die;
 use crate::support::deciders::Scripted;
@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::GuestAddress;
 
-/// Every limit of one whose link falls silent: all of them may be.
+/// Every time limit of a migration whose link falls silent, since any of them may run out.
 pub const SHORT: Duration = Duration::from_millis(250);
 
-/// 16 MiB, most of it never touched.
+/// 16 MiB, most of which is never touched.
 pub fn specs() -> Vec<Spec> {
     vec![
         ram("ram", 2560),
@@ -31,7 +31,7 @@ pub fn specs() -> Vec<Spec> {
     ]
 }
 
-/// The block that comes on the way.
+/// The block that is added during the migration.
 fn late(seed: u64) -> Ram {
     let ram = Ram::new(&shared("comes", 64));
     let mut random = Random(seed);
@@ -46,7 +46,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
     let mut random = Random(7);
     for (_, ram) in source.rams() {
         for stretch in (0..ram.spec.pages).step_by(512) {
-            // Data at a stretch's beginning and end, and zeros that were written.
+            // Data at the beginning and the end of a stretch, and zeros that were written.
             for page in [3, 4, 20, 511] {
                 if stretch + page < ram.spec.pages {
                     ram.fill(stretch + page, &mut random);
@@ -62,7 +62,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
     for page in (100..140).step_by(2) {
         source.ram("ram").fill(page, &mut random);
     }
-    // The destination's memory is garbage here and there.
+    // Some of the destination's memory has old contents.
     for (_, ram) in destination.rams() {
         for page in (0..ram.spec.pages).step_by(61) {
             ram.fill(page, &mut random);
@@ -82,7 +82,7 @@ pub fn guests() -> (Arc<Guest>, Arc<Guest>) {
     source
         .memory
         .mark_ballooned(GuestAddress(40 * PAGE_SIZE), 4 * PAGE_SIZE);
-    // Somebody used the tracker before and had seen nothing yet: it must get all of it back.
+    // A consumer was started before and has taken no page yet: in the end it must have all of them.
     source.track_with(StartWith::Everything);
     (source, destination)
 }
@@ -114,7 +114,7 @@ pub fn equip_source(vmm: &TestVmm) {
     *vmm.state.lock().unwrap() = vec![blob("cpu", 0, &[1; 700]), blob("net", 3, &[])];
 }
 
-/// `place` is where it ends by its own hand, if at all.
+/// `place` is where the process kills itself, if it does.
 pub fn equip_destination(vmm: &TestVmm, place: Option<&str>) {
     let guest = Arc::downgrade(&vmm.guest);
     let dies = place == Some("receiving");
@@ -132,7 +132,7 @@ pub fn limits(limit: Duration) -> Params {
         connect_timeout: limit,
         io_timeout: limit,
         switchover_timeout: limit,
-        // An answer that does not come is waited for, so long and a second.
+        // The wait for a missing answer takes this long and one second more.
         handover_timeout: MS * 1500,
         switchover_bandwidth: Some(1 << 30),
         ..Params::default()

@@ -1,4 +1,4 @@
-//! The process of the other side is killed in each of its phases.
+//! The other side's process is killed in each of its phases.
 
 use crate::afterwards::{covered, resolve, settled};
 use crate::cases::Case;
@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// No word, no destructor, no flush.
+/// Ends the process without a message, a destructor or a flush.
 pub fn die() -> Result<()> {
     // SAFETY: a signal to this very process.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
@@ -29,7 +29,7 @@ const ROLE: &str = "BRANT_TEST_ROLE";
 
 const PLACE: &str = "BRANT_TEST_DIES_AT";
 
-/// Runs one side in a process of its own, over this connection, to die at `place`.
+/// Runs one side in a process of its own, over this connection. It dies at `place`.
 fn spawn(role: &str, place: &str, connection: OwnedFd) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "killing::the_other_process"])
@@ -42,8 +42,8 @@ fn spawn(role: &str, place: &str, connection: OwnedFd) -> Child {
         .unwrap()
 }
 
-/// Not a test but the process that the tests below start: one side of a migration on its
-/// standard input.
+/// No test, but the process that the tests below start: one side of a migration on its standard
+/// input.
 #[test]
 fn the_other_process() {
     let Ok(role) = std::env::var(ROLE) else {
@@ -62,7 +62,7 @@ fn the_other_process() {
             .unwrap();
         out.wait(Some(LONG)).unwrap();
     } else {
-        // Nothing here to compare with: the source is elsewhere.
+        // There is no source in this process to compare with.
         let alone = Pair::of(Guest::new(&[]), Arc::clone(&pair.destination));
         equip_destination(&alone.to, Some(&place));
         if place != "receiving" {
@@ -85,7 +85,7 @@ fn reap(mut child: Child, what: &str) {
 
 #[test]
 fn a_destination_killed_in_any_phase_leaves_the_guest_where_it_belongs() {
-    // Where it dies, and whether the guest was handed over by then: no, yes, perhaps.
+    // Where it dies, and whether the guest had been handed over by then: no, yes, perhaps.
     let places = [
         ("listening", Some(false)),
         ("negotiating", Some(false)),

@@ -1,10 +1,10 @@
-//! The link is cut everywhere, and the peer is killed everywhere: a 16 MiB guest whose migration
-//! holds every type of record, cut at each boundary between two records, at 200 bytes in between,
-//! silenced without a word, and with the other process gone in each of its phases.
+//! The link is cut and the peer is killed at every place. A 16 MiB guest's migration with every
+//! type of record is cut at each boundary between two records and at 200 bytes in between; it is
+//! silenced; and the other process is killed in each of its phases.
 //!
-//! After each of them exactly the right side has the guest, it was over in time, and what the
-//! tracker holds covers every page that was not acknowledged. `tests/migration/faults.rs` has the
-//! faults that are not the network's.
+//! After each case exactly the right side has the guest, the end came in time, and the tracker's
+//! pending covers every unacknowledged page. `tests/migration/faults.rs` has the faults that are
+//! not the network's.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! The man in the middle: passes records on, remembers each with what it carried, and cuts or
-//! silences the link at a place.
+//! The man in the middle: passes records on, remembers each with its contents, and cuts or silences
+//! the link at a place.
 
 use brant::units::Pages;
 use brant::wire::{
@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Every limit of a migration whose link is cut: none of them may be needed.
+/// Every time limit of a migration whose link is cut. None of them should run out.
 pub const UNUSED: Duration = Duration::from_secs(8);
 
 /// A direction: 0 from the source, 1 from the destination.
 pub type Way = usize;
 
-/// So many records, or bytes, have gone this way since it began; or, because how many there are
-/// of them is a little different each time, since its end came near: the source's final marker,
-/// the destination's READY.
+/// A place in one direction: this many records, or bytes, since the beginning, or since the end
+/// came near. (The number of records differs a little each time.) The end is near at the source's
+/// final marker and at the destination's READY.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Place {
     pub way: Way,
@@ -34,34 +34,35 @@ pub struct Place {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cut {
     Never,
-    /// Both directions end as soon as so many records have gone through.
+    /// Both directions end as soon as this many records have been passed on.
     After(Place),
-    /// Both directions end when the record after those was sent, and does not get through.
+    /// Both directions end when the next record was sent, which is not passed on.
     Before(Place),
     /// Both directions end as soon as the first record of this type has gone through.
     AfterFirst(RecordType),
-    /// Both directions end as soon as so many bytes have gone through.
+    /// Both directions end as soon as this many bytes have been passed on.
     Byte(Place),
-    /// When so many records have, nothing gets through any more, either way, and nobody is told.
+    /// After this many records nothing is passed on any more, in either direction, and no side is
+    /// told.
     Silent(Place),
 }
 
-/// What came by.
+/// The records that have passed.
 #[derive(Default)]
 pub struct Log {
     pub records: [u64; 2],
     pub bytes: [u64; 2],
-    /// Both of these when the end of the direction came near.
+    /// Records and bytes at the moment when the end of the direction came near.
     pub tail: [Option<(u64, u64)>; 2],
     pub kinds: BTreeSet<&'static str>,
-    /// Of each page the newest version: the number of the marker that comes after it.
+    /// For the newest version of each page, the number of the marker behind it.
     pub pages: HashMap<(u32, usize), u64>,
     pub markers: u64,
     /// The newest acknowledgement that was passed on.
     pub acked: u64,
-    /// The source has said it: some of its bytes, at least.
+    /// The source has sent it, or some of its bytes.
     pub handover: bool,
-    /// The record that was the last one to get through in the direction of the cut.
+    /// The last record that was passed on in the direction of the cut.
     pub cut_after: Option<&'static str>,
 }
 
@@ -88,12 +89,14 @@ impl Middle {
         let _ = self.to.shutdown(Shutdown::Both);
     }
 
-    /// Whether this direction is `place.n` records (or bytes) from where `place` counts.
+    /// Whether this direction is `place.n` records (or bytes) behind the point from which `place`
+    /// counts.
     pub fn is_at(&self, place: Place, log: &Log) -> bool {
         place.way == self.way && self.left(place, log) == Some((0, 0))
     }
 
-    /// Records and bytes that are left to `place.n`; `None` before its beginning, and past it.
+    /// How many records and bytes remain up to `place.n`; `None` before the point from which it
+    /// counts, and behind the place.
     pub fn left(&self, place: Place, log: &Log) -> Option<(u64, u64)> {
         let (records, bytes) = match place.tail {
             true => log.tail[self.way]?,
@@ -106,7 +109,7 @@ impl Middle {
         }
     }
 
-    /// Whether the cut comes now, between two records; `read`: the next one was sent.
+    /// Whether the cut comes now, between two records. `read`: the next one was sent.
     pub fn at_boundary(&mut self, read: bool) -> bool {
         let log = self.log.lock().unwrap();
         let (here, silent) = match self.cut {
@@ -126,7 +129,7 @@ impl Middle {
         here
     }
 
-    /// What is read counts as sent, whether or not it gets through.
+    /// A record that was read counts as sent, whether or not it is passed on.
     pub fn read(&mut self) -> Option<(Vec<u8>, RecordType)> {
         let mut bytes = vec![0u8; HEADER_LEN];
         self.from.read_exact(&mut bytes).ok()?;
@@ -171,7 +174,7 @@ impl Middle {
         Some((bytes, kind))
     }
 
-    /// Passes a record on; whether there is to be another.
+    /// Passes a record on. Returns whether to go on with another one.
     pub fn write(&mut self, bytes: &[u8], kind: RecordType) -> bool {
         if self.silent.load(Ordering::SeqCst) {
             return true;
@@ -199,7 +202,8 @@ impl Middle {
     }
 
     pub fn run(mut self) {
-        // Brant never says it, and takes it at any time: so it is said here, once each way.
+        // brant never sends KEEPALIVE, and accepts it at any time. So it is sent here, once in each
+        // direction.
         let mut keepalive = Vec::new();
         Record::Keepalive.encode(&mut keepalive).unwrap();
         let keepalive_after = [20, 4][self.way];
@@ -234,7 +238,7 @@ impl Middle {
 }
 
 impl Wire {
-    /// And the ends for source and destination.
+    /// A wire with this cut, and the ends for source and destination.
     pub fn new(cut: Cut) -> (Wire, OwnedFd, OwnedFd) {
         let (source, a) = UnixStream::pair().unwrap();
         let (b, destination) = UnixStream::pair().unwrap();
@@ -261,7 +265,7 @@ impl Wire {
         (wire, source.into(), destination.into())
     }
 
-    /// Once both sides are over: all that came by.
+    /// After the end of both sides: everything that has passed.
     pub fn finish(mut self) -> Log {
         for end in &self.ends {
             let _ = end.shutdown(Shutdown::Both);
@@ -274,7 +278,7 @@ impl Wire {
 }
 
 impl Log {
-    /// Records and bytes that are left when the end comes near.
+    /// How many records and bytes follow after the end has come near.
     pub fn tail(&self, way: Way) -> (u64, u64) {
         let (records, bytes) = self.tail[way].unwrap();
         (self.records[way] - records, self.bytes[way] - bytes)

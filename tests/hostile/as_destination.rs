@@ -1,5 +1,5 @@
-//! A destination played to a source: it answers as it should until the test says otherwise, and
-//! what has to be true of the source afterwards.
+//! A destination played to a source: it answers correctly until the test says otherwise. Also the
+//! checks of the source afterwards.
 
 use crate::fuzz::mend;
 use crate::records::sample;
@@ -18,7 +18,7 @@ use brant::wire::{Record, RecordType, HEADER_LEN};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a destination answers, and to what.
+/// The records that a destination answers, with the answers.
 pub const ANSWERS: [(RecordType, RecordType); 6] = [
     (RecordType::Hello, RecordType::HelloReply),
     (RecordType::EarlyEnd, RecordType::EarlyOk),
@@ -39,7 +39,7 @@ pub fn answer(asked: RecordType, payload: &[u8]) -> Option<Vec<u8>> {
     Some(right)
 }
 
-/// A source that has something to send and never converges, and its peer, which has said nothing.
+/// A source that has pages to send and never converges, and its peer, which has said nothing.
 pub fn sending(params: &Params) -> (Pair, Arc<Outgoing>, Raw) {
     let pair = Pair::new(&[ram("ram", 600)]);
     pair.source.fill(1);
@@ -50,8 +50,8 @@ pub fn sending(params: &Params) -> (Pair, Arc<Outgoing>, Raw) {
     (pair, out, raw)
 }
 
-/// Plays a destination: `say` makes of each right answer what is sent, until it says `None`;
-/// then only listens, for at most so long.
+/// Plays a destination. `say` turns each right answer into what is sent, until it returns `None`.
+/// Then the destination only listens, for at most this long.
 pub fn play(
     mut raw: Raw,
     mut say: impl FnMut(&mut Raw, RecordType, Vec<u8>) -> Option<()>,
@@ -69,7 +69,7 @@ pub fn play(
     }
 }
 
-/// Starts a source, and has a destination played to it.
+/// Starts a source, and plays a destination to it.
 pub fn source_against(
     params: Params,
     goes_on: bool,
@@ -94,7 +94,8 @@ pub fn source_against(
     (pair, out, result)
 }
 
-/// After whatever a destination did: the guest runs here, or the source says that it cannot know.
+/// Checks, whatever a destination did, that the guest runs here or the source says that it cannot
+/// know.
 pub fn sound(pair: &Pair, out: &Outgoing, result: &Result<()>, what: &str) {
     pair.assert_sound(what);
     if let Err(e) = result {

@@ -1,4 +1,5 @@
-//! A source played to a destination: it does as it should up to a step, and then what the test says.
+//! A source played to a destination: it speaks correctly up to a step, and then says what the test
+//! wants.
 
 use crate::records::{block, end, hello, marker, state_end, PAGES};
 use crate::support::memory::ram;
@@ -13,7 +14,7 @@ use brant::wire;
 use brant::wire::{Header, Record};
 use std::net::Shutdown;
 
-/// What the destination is waiting for.
+/// The step at which the destination waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     Hello,
@@ -33,7 +34,7 @@ pub const STEPS: [Step; 6] = [
     Step::Handover,
 ];
 
-/// A source that does as it should up to a step.
+/// Speaks as a correct source up to a step.
 pub fn reach(raw: &mut Raw, step: Step) {
     if step > Step::Hello {
         raw.say(&Record::Hello(hello()));
@@ -62,7 +63,7 @@ pub fn reach(raw: &mut Raw, step: Step) {
     }
 }
 
-/// A destination that was waiting for `step` is sent `what`, and refuses it: how.
+/// Sends `what` to a destination that waits at `step` and must refuse it. Returns how it refused.
 pub fn sent_to_destination(step: Step, what: &[u8], params: Params) -> (Error, Option<String>) {
     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
     let (mut raw, fd) = Raw::pair();
@@ -80,12 +81,12 @@ pub fn sent_to_destination(step: Step, what: &[u8], params: Params) -> (Error, O
     (error, told)
 }
 
-/// A source that has come as far as the first page.
+/// Speaks as a correct source up to the first page.
 pub fn accepted(raw: &mut Raw) {
     reach(raw, Step::Passes);
 }
 
-/// A source that waits for nothing but its turn to hand over.
+/// Speaks as a correct source up to the hand-over.
 pub fn ready(raw: &mut Raw) {
     reach(raw, Step::Handover);
 }

@@ -1,4 +1,4 @@
-//! Blobs and blocks without end, and blocks that are gone again when they are announced.
+//! Blobs and blocks without end, and blocks that are gone when they are announced.
 
 use crate::as_source::{reach, sent_to_destination, Step};
 use crate::bounds::bounded;
@@ -34,7 +34,7 @@ fn more_blobs_or_blocks_than_there_can_be_are_refused_as_they_come() {
             _ => blob_bytes(kind, "x", &[]),
         };
         let mut stream = one.repeat(count);
-        // The blocks' names are alike; nobody looks at them before the end.
+        // The blocks have the same name, which is checked only at the end.
         stream.extend(sample(kind));
         stream
     };
@@ -50,7 +50,7 @@ fn more_blobs_or_blocks_than_there_can_be_are_refused_as_they_come() {
     bounded();
 }
 
-/// What became of a block that the source announced when it was gone here already.
+/// The result for a block that the source announced when it was gone here already.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Late {
     Arrives,
@@ -70,7 +70,7 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
         bytes(&Record::Marker(last))
     };
     let removed_here = Refused(Kind::Layout, "`late` was removed at the destination");
-    // Whether another of its name has come here since, what the source says, what comes of it.
+    // Whether another block of its name has come here since, what the source says, and the result.
     let cases: Vec<(bool, Vec<Vec<u8>>, Late)> = vec![
         (
             false,
@@ -94,7 +94,7 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
             removed_here,
         ),
         (true, vec![added(9, 8), last(0, 0, 0)], removed_here),
-        // Nothing is believed of it that would not be of one that is here.
+        // Its records are checked like those for a block that exists.
         (
             false,
             vec![added(9, 8), zeros(7, 2)],
@@ -160,7 +160,7 @@ fn a_block_that_is_gone_again_when_it_is_announced_takes_nothing_and_has_to_go()
                 inc.cancel().unwrap();
             }
             Refused(kind, word) => {
-                // The source's last chance to say that its block is gone too.
+                // The last moment at which the source can say that its block is gone too.
                 raw.say_bytes(&bytes(&Record::StateEnd(state_end(0, 0))));
                 let told = raw.hear_abort();
                 drop(raw);
@@ -199,7 +199,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     let before = data();
     raw.say_bytes(&Header::control(RecordType::Early, 0, wire::PAYLOAD_MAX).encode());
     raw.say_bytes(&vec![1; 3 << 20]);
-    // It has taken all of that when the socket is empty again.
+    // When the socket is empty again, the destination has taken everything.
     let begun = Instant::now();
     while inc.state() != DestinationState::Negotiating || pending_bytes(&raw.0) > 0 {
         assert!(begun.elapsed() < LONG);
@@ -209,7 +209,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     println!("1 GiB announced, 3 MiB sent: {grown} KiB more");
     assert!(grown < 700 << 10, "{grown} KiB");
     inc.cancel().unwrap();
-    // More than is allowed is refused at its header.
+    // A block too many is refused by its header.
     let (mut raw, fd) = Raw::pair();
     let inc = incoming(&pair, &quick());
     inc.start(AcceptFrom::Connected(fd)).unwrap();
@@ -220,7 +220,7 @@ fn a_source_that_announces_much_and_sends_little_costs_little() {
     bounded();
 }
 
-/// Bytes that the peer has not taken yet.
+/// How many bytes the peer has not taken yet.
 fn pending_bytes(socket: &UnixStream) -> i32 {
     let mut bytes = 0;
     // SAFETY: SIOCOUTQ writes one int.

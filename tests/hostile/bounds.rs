@@ -1,5 +1,5 @@
-//! Limits on the whole process: how much memory there is at once and in one piece, and no panic
-//! inside brant. The allocator counts; each test asks before and after.
+//! Limits on the whole process: how much memory is in use, how large one allocation is, and that
+//! brant does not panic. An allocator counts, and each test checks before and after.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ pub fn grown(size: usize) {
     LARGEST.fetch_max(size, Ordering::Relaxed);
 }
 
-// SAFETY: all of it is the system's allocator's; this only counts.
+// SAFETY: the system's allocator does everything; this only counts.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         grown(layout.size());
@@ -47,19 +47,19 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// No allocation is larger than this: the list of as many blobs as there can be, about 100 bytes
-/// each, is the largest. No test of this file makes a larger one either.
+/// The largest allocation: a list of as many blobs as there can be, of about 100 bytes each. The
+/// tests themselves make no larger one either.
 const ONE_ALLOCATION: usize = 8 << 20;
 
-/// All tests at once, and all that they migrate.
+/// The most memory for all tests together, with everything that they migrate.
 const AT_ONCE: usize = 64 << 20;
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
-/// Also those of failed assertions: what is printed then takes memory of its own.
+/// Includes panics of failed assertions, whose messages take memory.
 static ANY_PANICS: AtomicUsize = AtomicUsize::new(0);
 
-/// To be called first and last in each test.
+/// Call this first and last in each test.
 #[allow(
     clippy::disallowed_methods,
     reason = "this program's hook: it counts panics"
@@ -69,7 +69,7 @@ pub fn bounded() {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // Brant's own, caught or not; a failed assertion of a test's is another matter.
+            // Panics of brant, caught or not. Failed assertions of tests do not count here.
             let ours = info
                 .location()
                 .is_some_and(|at| !at.file().contains("tests/"));

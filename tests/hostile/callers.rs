@@ -1,4 +1,4 @@
-//! A listener takes one connection, and a second gets nowhere.
+//! A listener takes one connection, and a second one achieves nothing.
 
 use crate::bounds::bounded;
 use crate::fuzz::bytes;
@@ -40,7 +40,7 @@ fn a_listener_takes_one_connection_and_a_second_gets_nowhere() {
         first.read_exact(&mut head).unwrap();
         let kind = Header::decode(&head).unwrap().record_type();
         assert_eq!(kind, Ok(Some(RecordType::HelloReply)));
-        // With the same token, with another: nobody is there to look at it.
+        // With the same token or another one, no thread looks at it.
         for token in [TOKEN, [6; 16]] {
             let Ok(mut second) = call() else {
                 continue;
@@ -51,7 +51,7 @@ fn a_listener_takes_one_connection_and_a_second_gets_nowhere() {
             let _ = second.read_to_end(&mut answer);
             assert_eq!(answer, b"", "{at}: a second session");
         }
-        // The first one's session goes on as if nothing had been.
+        // The first connection's session goes on undisturbed.
         let mut raw = vec![0; Header::decode(&head).unwrap().payload as usize];
         first.read_exact(&mut raw).unwrap();
         first.write_all(&sample(RecordType::EarlyEnd)).unwrap();

@@ -1,4 +1,4 @@
-//! A recorded session, changed in some thousand ways, is refused or harmless at both sides.
+//! A recorded session, changed in some thousand ways, is refused or does no harm, on both sides.
 
 use crate::as_destination::{sound, source_against};
 use crate::bounds::bounded;
@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A real source's records to a real destination, as they went by; and the destination's.
+/// The records of a real migration: the source's, and the destination's.
 fn recorded() -> [Vec<Vec<u8>>; 2] {
     let pair = Pair::new(&[ram("ram", fuzz::RAM_PAGES)]);
     let ram = pair.source.ram("ram");
@@ -77,7 +77,7 @@ fn a_destination_whose_answers_change_is_left_or_harmless() {
         ..quick()
     };
     let states = Mutex::new(std::collections::BTreeMap::new());
-    // Which answer is changed: those to HELLO, EARLY_END, LAYOUT_END, two markers and so on.
+    // Which answer is changed: that to HELLO, EARLY_END, LAYOUT_END, two markers and so on.
     let rounds: Vec<_> = (0..600)
         .map(|n| (n, random.below(7), Random(random.next())))
         .collect();
@@ -90,7 +90,7 @@ fn a_destination_whose_answers_change_is_left_or_harmless() {
                 return Some(());
             }
             raw.say_bytes(&fuzz::mutate(&[right], || random.next()));
-            // It may have been harmless: goes on for as long as the source does.
+            // The change may have done no harm. Then this goes on as long as the source does.
             raw.0.set_read_timeout(Some(MS * 8)).unwrap();
             Some(())
         });

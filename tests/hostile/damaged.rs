@@ -1,4 +1,4 @@
-//! Records cut short at any byte, and headers with any bit flipped, are refused at both sides.
+//! Records cut short at any byte, and headers with any flipped bit, are refused on both sides.
 
 use crate::as_destination::{sound, source_against, ANSWERS};
 use crate::bounds::bounded;
@@ -18,7 +18,7 @@ fn a_record_cut_short_at_any_byte_is_refused_at_the_destination() {
     let whole = session.concat();
     let pages: usize = session[..8].iter().map(Vec::len).sum();
     let mut count = 0;
-    // Pages of data are long and all alike inside: a byte in a hundred of those.
+    // The contents of pages are long and uniform, so only one byte in a hundred is tried there.
     for length in (0..whole.len()).filter(|n| !(pages..pages + 12_384).contains(n) || n % 100 == 0)
     {
         let outcome = fuzz::destination(&whole[..length]);
@@ -52,7 +52,7 @@ fn a_flipped_bit_in_a_header_is_always_refused_at_the_destination() {
     bounded();
 }
 
-/// A flipped bit in a vCPU's state once arrived as success. Pages have no checksum of their own.
+/// A flipped bit in a vCPU's state once arrived without an error.
 #[test]
 fn a_flipped_bit_in_state_or_a_control_record_is_always_refused_at_the_destination() {
     bounded();
@@ -76,7 +76,7 @@ fn a_flipped_bit_in_state_or_a_control_record_is_always_refused_at_the_destinati
         }
         let blob = Blob::decode(&header, &session[at][HEADER_LEN..]);
         if let Some((blob, _)) = blob.ok().filter(|(blob, _)| blob.length > 0) {
-            // The last byte is the VMM's own.
+            // The last byte is from the VMM.
             let mut flipped = session.clone();
             *flipped[at].last_mut().unwrap() ^= 1;
             let error = fuzz::destination(&flipped.concat()).result.unwrap_err();
@@ -95,7 +95,7 @@ fn an_answer_cut_short_leaves_the_guest_where_it_belongs() {
     bounded();
     let mut cases = Vec::new();
     for (question, kind) in ANSWERS {
-        // Nothing of it, some of the header, all of the header, some of the contents.
+        // No byte, some of the header, all of the header, some of the contents.
         let whole = sample(kind).len();
         let mut lengths = vec![0, 1, 17, 31, 32, 33, whole - 1];
         lengths.retain(|length| *length < whole);

@@ -1,4 +1,5 @@
-//! Fields of a destination's answers that lie are refused by the source with what was expected.
+//! Answers of a destination with a false field are refused by the source, with the expected value
+//! in the message.
 
 use crate::as_destination::{sound, source_against, ANSWERS};
 use crate::bounds::bounded;

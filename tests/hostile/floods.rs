@@ -1,4 +1,4 @@
-//! Peers that flood the connection extend no limit and hold up no cancel.
+//! Peers that flood the connection extend no time limit and delay no cancel.
 
 use crate::as_destination::{agree, sending, sound, source_against, ANSWERS};
 use crate::as_source::{accepted, reach, Step};
@@ -21,13 +21,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Says KEEPALIVE as fast as the socket takes it, for much longer than the limit.
+/// Sends KEEPALIVE as fast as the socket takes it, for much longer than the limit.
 fn flood(socket: &UnixStream, first: Option<&Record>) {
     let many = sample(RecordType::Keepalive).repeat(4096);
     let begun = Instant::now();
     let mut socket = socket;
     if let Some(first) = first {
-        // In one write: a pause behind it would be the end of what is said before READY.
+        // In one write, because a pause would end the time for records before READY.
         let mut bytes = Vec::new();
         first.encode(&mut bytes).unwrap();
         bytes.extend_from_slice(&many);
@@ -45,7 +45,7 @@ fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
         (Step::Early, None),
         (Step::Layout, None),
         (Step::Handover, None),
-        // The destination looks for what is still to be said, before it is ready.
+        // Before READY the destination reads what the source may still send.
         (Step::State, Some(Record::StateEnd(state_end(0, 0)))),
     ] {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
@@ -100,7 +100,7 @@ fn a_flood_of_keepalives_extends_no_step_that_has_a_limit() {
     bounded();
 }
 
-/// Sends `records` as fast as a thread can, until told to stop, and reads all that comes.
+/// Sends `records` as fast as a thread can until told to stop, and reads everything that comes.
 struct Flood {
     socket: UnixStream,
     stop: Arc<AtomicBool>,
@@ -108,7 +108,7 @@ struct Flood {
 }
 
 impl Flood {
-    /// `first` comes once, before all others.
+    /// `first` is sent once, before all others.
     fn new(raw: Raw, first: Option<&Record>, record: &Record) -> Flood {
         let (mut one, mut begin) = (Vec::new(), Vec::new());
         record.encode(&mut one).unwrap();
@@ -120,17 +120,17 @@ impl Flood {
         let flooded = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
         {
-            // One thread: a stream socket may mix the bytes of several.
+            // One thread, because a stream socket may mix the bytes of several.
             let (stop, flooded) = (Arc::clone(&stop), Arc::clone(&flooded));
             let (mut to, many) = (raw.0.try_clone().unwrap(), one.repeat(8000));
-            // A failure must end, too.
+            // This must end after a failure too.
             let begun = Instant::now();
             threads.push(std::thread::spawn(move || {
                 if to.write_all(&begin).is_err() {
                     return;
                 }
                 while !stop.load(Ordering::SeqCst) && begun.elapsed() < MS * 5000 {
-                    // Whole records only, or the peer finds garbage.
+                    // Whole records only, because the peer would take other bytes for damage.
                     if to.write_all(&many).is_err() {
                         break;
                     }

@@ -1,5 +1,5 @@
-//! The fuzz targets go on working: on their seeds, on mutations of those, and the seeds are of today's
-//! wire format.
+//! The fuzz targets work on their seeds and on mutations of these, and the seeds have today's wire
+//! format.
 
 use crate::bounds::bounded;
 use crate::fuzz;
@@ -45,7 +45,7 @@ fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
         let data = &incoming[random.below(incoming.len())];
         let mut changed = data.clone();
         for _ in 0..1 + random.below(4) {
-            // As a fuzzer does, who knows nothing of records.
+            // As a fuzzer does that knows nothing of records.
             let at = random.below(changed.len());
             match random.below(4) {
                 0 => changed.truncate(at.max(1)),
@@ -62,7 +62,7 @@ fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
 
 #[test]
 fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
-    // BRANT_WRITE_SEEDS writes them anew.
+    // BRANT_WRITE_SEEDS writes the seeds anew.
     let anew = std::env::var_os("BRANT_WRITE_SEEDS").is_some();
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
     let write = |target: &str, name: &str, data: &[u8]| {
@@ -84,7 +84,7 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
     write("incoming", "session", &whole(&session));
     write("incoming", "handshake", &whole(&session[..5]));
     write("incoming", "copying", &whole(&session[..14]));
-    // Without the pages, which are most of it and say nothing to a fuzzer.
+    // Without the pages, which take most of the bytes and teach a fuzzer nothing.
     let mut small = session.clone();
     small.retain(|r| !r.starts_with(b"BRNT\x06\x00") && !r.starts_with(b"BRNT\x17\x00"));
     for record in &mut small {

@@ -1,7 +1,7 @@
-//! Peers that do not keep to the protocol. Each is refused with a reason, within the limits of
-//! time and memory, without a panic, and nobody runs a guest that was not handed over.
+//! Peers that break the protocol. Each is refused with a reason, within the limits of time and
+//! memory, without a panic. No side runs a guest that was not handed over.
 //!
-//! A process of its own, because an allocator counts what all of it takes (`bounds`).
+//! A process of its own, because an allocator counts all of its memory (`bounds`).
 
 #[path = "../support/fuzz.rs"]
 mod fuzz;

@@ -1,4 +1,4 @@
-//! Each type of record where it has no place is refused by its name, at both sides.
+//! Each type of record at a wrong place is refused by its name, on both sides.
 
 use crate::as_destination::{sound, source_against, ANSWERS};
 use crate::as_source::{sent_to_destination, Step, STEPS};
@@ -65,7 +65,7 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_source() {
     }
     each(&cases, |&(question, right, kind)| {
         let allowed = *kind == right || *kind == R::Keepalive;
-        // An acknowledgement may come before READY, but not one of what was not sent.
+        // An acknowledgement may come before READY, but not for a marker that was not sent.
         if allowed || (right, *kind) == (R::Ready, R::Ack) {
             return;
         }
@@ -87,7 +87,7 @@ fn a_record_in_a_place_that_is_not_its_own_is_refused_by_name_at_the_source() {
         assert_eq!(error.kind(), expected, "{what}: {error}");
         let word = match kind {
             R::Abort => "no [2J more",
-            // Too long for anything that a destination says, or named.
+            // Too long for every record of a destination, or refused by name.
             _ => kind.name(),
         };
         assert!(error.message().contains(word), "{what}: {error}");

@@ -1,12 +1,12 @@
-//! Parameters of these tests: short limits, the seed, and many cases at a time.
+//! Parameters of these tests: short time limits, the seed, and many cases at a time.
 
 use crate::support::time::MS;
 use brant::migrate::Params;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What a limit of the tests below is; and what may come on top of it on a busy machine, with
-/// the second for which a destination listens after it has said why.
+/// The time limits of these tests, and how much longer a busy machine may take. That includes the
+/// second for which a destination listens after it has said why it ends.
 pub const LIMIT: Duration = Duration::from_millis(400);
 
 pub const SLACK: Duration = Duration::from_millis(4000);
@@ -15,13 +15,14 @@ pub fn quick() -> Params {
     Params {
         switchover_bandwidth: Some(1 << 30),
         max_state_bytes: 1 << 20,
-        // An answer that does not come is waited for, so long and a second.
+        // The wait for a missing answer takes this long and one second more.
         handover_timeout: MS * 1000,
         ..Params::default()
     }
 }
 
-/// Does something with each of many, several at a time: most of them wait for a limit.
+/// Does something with each of many values, several at a time, because most of them wait for a
+/// limit.
 pub fn each<T: Sync>(all: &[T], what: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Records of a hostile peer: a well-formed one of each type, and how a field of it is changed.
+//! Records of a hostile peer: a well-formed one of each type, and changes of their fields.
 
 use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes};
 use crate::support::peer;
@@ -57,7 +57,7 @@ pub fn marker(
     }
 }
 
-/// What a well-formed record of each type looks like.
+/// A well-formed record of each type.
 pub fn sample(kind: RecordType) -> Vec<u8> {
     use RecordType as R;
     bytes(&match kind {
@@ -102,7 +102,7 @@ pub fn list_bytes(kind: RecordType, runs: &[(u64, u32)]) -> Vec<u8> {
     fuzz::list_bytes(kind, 4, runs)
 }
 
-/// A record with a field of its header changed, and the checksum right again.
+/// A record with a changed field in its header, and a correct checksum.
 pub fn with(kind: RecordType, change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut record = sample(kind);
     let mut header = Header::decode(record[..HEADER_LEN].try_into().unwrap()).unwrap();

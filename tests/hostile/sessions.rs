@@ -1,5 +1,5 @@
-//! Whole sessions that go wrong in one place: nothing runs that was not handed over, and the
-//! guest stays where it belongs.
+//! Whole sessions with one mistake: no guest runs that was not handed over, and the guest stays
+//! where it belongs.
 
 use crate::as_destination::{agree, sending};
 use crate::as_source::{accepted, reach, ready, Step};
@@ -260,7 +260,7 @@ fn a_hostile_destination_is_left_and_the_guest_runs_on() {
         if kind == Kind::PeerGone {
             drop(raw);
         } else {
-            // Reads on, so that the source is not held up.
+            // Reads on, so that the source can go on.
             std::thread::spawn(move || raw.hear_abort());
         }
         let error = out.wait(Some(LONG)).unwrap_err();

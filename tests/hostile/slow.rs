@@ -1,4 +1,4 @@
-//! Peers that trickle or fall silent are left within the limits, in every step.
+//! Peers that trickle or fall silent are given up within the limits, at every step.
 
 use crate::as_destination::{answer, reply, sound, source_against, ANSWERS};
 use crate::as_source::{accepted, reach, ready, Step};
@@ -21,7 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Sends bytes one at a time, each well within the limit on idleness, until nobody listens.
+/// Sends bytes one at a time, each well within the limit on idleness, until nobody reads any more.
 fn trickle(socket: &UnixStream, bytes: &[u8]) {
     trickle_every(socket, bytes, LIMIT / 12);
 }
@@ -56,15 +56,15 @@ fn a_source_that_trickles_is_ended_in_every_step() {
         (Step::State, sample(R::StateEnd)),
         (Step::Handover, sample(R::Handover)),
     ];
-    // The limit on one record, where the step has none of its own; and the step's, where
-    // much more time is allowed for a record.
+    // The limit on one record, if the step has none of its own; and the step's limit, where a
+    // record is allowed much more time.
     let step_alone = || Params {
         io_timeout: LONG,
         ..strict()
     };
     std::thread::scope(|scope| {
         for (step, record) in &cases {
-            // All of it slowly, and the contents slowly.
+            // The whole record slowly, or only the contents.
             for (from, own) in [
                 (0, false),
                 (HEADER_LEN, false),
@@ -76,7 +76,7 @@ fn a_source_that_trickles_is_ended_in_every_step() {
                     if record.len() < from + 8 {
                         return;
                     }
-                    // These wait for as long as the source goes on.
+                    // These steps wait as long as the source goes on.
                     if own && matches!(step, Step::Passes | Step::State) {
                         return;
                     }
@@ -91,7 +91,7 @@ fn a_source_that_trickles_is_ended_in_every_step() {
                     let socket = raw.0.try_clone().unwrap();
                     let slowly = record[from..].iter().copied().cycle().take(200);
                     let slowly: Vec<u8> = slowly.collect();
-                    // Few bytes would be over before their time is.
+                    // A few bytes would all arrive before their time limit.
                     let complete = record.len() - from < 14;
                     let bytes = if complete { &slowly[..7] } else { &slowly[..] };
                     let told = std::thread::scope(|scope| {
@@ -120,7 +120,7 @@ fn a_destination_that_trickles_is_left_in_every_step() {
     bounded();
     std::thread::scope(|scope| {
         for (question, kind) in ANSWERS {
-            // Nobody waits for an acknowledgement while copying: that of the final marker, then.
+            // No acknowledgement is waited for during the copying, so the final marker's is tried.
             scope.spawn(move || {
                 let what = format!("{} trickles", kind.name());
                 let begun = Mutex::new(Instant::now());
@@ -131,7 +131,7 @@ fn a_destination_that_trickles_is_left_in_every_step() {
                             return Some(());
                         }
                         *begun.lock().unwrap() = Instant::now();
-                        // RUNNING has until a second after the hand-over's limit.
+                        // RUNNING may come up to a second after the hand-over's limit.
                         let pause = match kind {
                             R::Running => LIMIT / 3,
                             _ => LIMIT / 12,
@@ -146,13 +146,13 @@ fn a_destination_that_trickles_is_left_in_every_step() {
                     _ => Kind::Timeout,
                 };
                 assert_eq!(error.kind(), expected, "{what}: {error}");
-                // The step that waits for EARLY_OK may take both limits.
+                // The step that waits for EARLY_OK may use both limits.
                 assert!(took < LIMIT * 2 + SLACK, "{what}: {took:?}");
                 sound(&pair, &out, &result, &what);
             });
         }
-        // One that reads a byte now and then. While the guest runs, the whole migration's limit
-        // counts; a connection that takes bytes is not dead.
+        // A destination that reads a byte now and then. While the guest runs, only the whole
+        // migration's limit counts, because a connection that takes bytes is not dead.
         scope.spawn(|| {
             let pair = Pair::new(&[ram("ram", 6000)]);
             pair.source.fill(3);
@@ -203,7 +203,7 @@ fn a_source_that_trickles_or_falls_silent_is_ended_within_the_limits() {
     Record::Hello(hello()).encode(&mut first).unwrap();
     let mut page = Header::pages(4, Pages(0), 1).encode().to_vec();
     page.resize(page.len() + 4096, 1);
-    // What is said before, then what is said a byte at a time.
+    // What is said before, and what is then said a byte at a time.
     type Before = fn(&mut Raw);
     let cases: [(&str, Before, Vec<u8>); 5] = [
         ("HELLO", |_| (), first),

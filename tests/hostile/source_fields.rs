@@ -1,4 +1,5 @@
-//! Fields of a source's records that lie are refused by the destination with what was expected.
+//! Records of a source with a false field are refused by the destination, with the expected value
+//! in the message.
 
 use crate::as_source::{sent_to_destination, Step};
 use crate::bounds::bounded;
@@ -371,7 +372,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             Kind::Layout,
             "28672",
         ),
-        // Markers that lie.
+        // Markers with false figures.
         (
             "a marker: number",
             p,
@@ -548,7 +549,7 @@ fn fields_that_lie_are_refused_with_what_was_expected_at_the_destination() {
             Kind::Protocol,
             "6 bytes",
         ),
-        // The sum is right in these; only the count is not.
+        // The sum is correct in these; only the count is wrong.
         (
             "more blobs said than came",
             s,

@@ -1,5 +1,5 @@
-//! What a destination says while pages are copied: giving up is heard at once, and READY without an
-//! acknowledgement is not believed.
+//! Messages of a destination while pages are copied: its ABORT is noticed at once, and READY
+//! without an acknowledgement is refused.
 
 use crate::as_destination::{agree, answer, sending, sound, source_against};
 use crate::bounds::bounded;
@@ -38,7 +38,7 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
         ("an unsent marker", unsent, Kind::Protocol),
         ("READY", sample(R::Ready), Kind::Protocol),
     ] {
-        // At this rate a pass takes much longer than anybody waits here.
+        // At this rate a pass takes much longer than any wait of this test.
         let pair = Pair::new(&[ram("ram", 3000)]);
         pair.source.fill(1);
         let params = Params {
@@ -56,7 +56,7 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
         // The first page is on its way.
         raw.0.read_exact(&mut [0; HEADER_LEN]).unwrap();
         raw.say_bytes(&says);
-        // It goes on reading, so that nothing but its word can be what ends it.
+        // The destination goes on reading, so that only its message can end the migration.
         let mut from = raw.0.try_clone().unwrap();
         let reader = std::thread::spawn(move || {
             let mut sink = vec![0; 1 << 16];
@@ -77,7 +77,7 @@ fn a_destination_that_gives_up_is_heard_in_the_middle_of_a_pass() {
 #[test]
 fn ready_without_an_acknowledgement_is_not_believed() {
     bounded();
-    // The idle guest's first pass is acknowledged, which the source waits for, and nothing later.
+    // The idle guest's first pass is acknowledged, for which the source waits. Nothing later is.
     let mut markers = 0;
     let (pair, out, result) = source_against(quick(), false, LONG, |raw, asked, right| {
         markers += usize::from(asked == RecordType::Marker);
@@ -103,7 +103,7 @@ fn an_acknowledgement_that_comes_twice_or_out_of_order_is_refused() {
         for number in numbers {
             raw.say(&Record::Ack(wire::Ack { number }));
         }
-        // The source hears it between two batches, so somebody has to take those.
+        // The source reads the message between two batches, so these have to be taken.
         let mut from = raw.0.try_clone().unwrap();
         let taker = std::thread::spawn(move || {
             let mut sink = vec![0; 1 << 20];

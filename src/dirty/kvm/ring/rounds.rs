@@ -13,10 +13,10 @@
 //! - (d) a vCPU comes out full again and again, with nothing in its ring.
 //!
 //! The ring is repaired at once, with the vCPU running. [`Resync`] finds the kernel's place from
-//! any dirty entry, and gives the phantoms before that entry back to the kernel. In case (d) there
-//! is no dirty entry. There the exit proves that the ring is in use at least up to its soft limit,
-//! so that many entries can be returned to the kernel. The log takes care of the lost pages: it switches
-//! logging off and on, which protects every page, and reports every page (see `mod.rs`).
+//! any dirty entry, and returns the phantoms before that entry to the kernel. In case (d) there is
+//! no dirty entry. There the exit proves that the ring is in use at least up to its soft limit, so
+//! that many entries can be returned. The log takes care of the lost pages: it switches logging off
+//! and on, which protects every page, and reports every page (see `mod.rs`).
 //!
 //! **An interrupted RESET** consumes entries but leaves the last batch of them, at most 64 pages,
 //! unprotected. RESET runs on a thread whose signals are masked. Interruptions that cannot be
