@@ -1,10 +1,10 @@
-//! Memory that comes, goes and moves while it is migrated, with a whole VMM at work meanwhile:
-//! eight threads that write and then mark, and eight that mark whatever there is, was or may
-//! come, by guest address and by block. `tests/migration` has what is true of each of them alone.
+//! Memory that is plugged, unplugged and moved during a migration, with a whole VMM at work: eight
+//! threads that write and then mark, and eight that mark any memory that exists, existed or will
+//! exist, by guest address and by block. `tests/migration` has the promises on each change alone.
 //!
-//! What is removed is unmapped as soon as the removing call has returned, so that a touch that
-//! comes later is a crash. The order between the two sides is the one that the header asks
-//! for: a block comes at the destination first, and goes at the source first.
+//! A removed block is unmapped as soon as the call has returned, so a later access is a crash. The
+//! order between the two sides is the one that the header asks for: a block comes at the
+//! destination first, and goes at the source first.
 
 mod support;
 
@@ -31,18 +31,18 @@ use support::time::LONG;
 use vm_memory::GuestAddress;
 
 const MS: Duration = Duration::from_millis(1);
-/// Between two bursts of a thread's: sixteen threads on few processors are not to keep the
+/// The pause between two bursts of a thread. Sixteen threads on few processors should not keep the
 /// migration from its work.
 const PAUSE: Duration = Duration::from_micros(50);
 const WRITERS: u64 = 8;
 const MARKERS: u64 = 8;
 /// Changes of the memory in one migration.
 const CHANGES: usize = 30;
-/// Guest addresses are handed out in pieces of 8 MiB, more than a block is long.
+/// Guest addresses are assigned in pieces of 8 MiB, more than the length of a block.
 const APART: u64 = 8 << 20;
 const PLACES: usize = 24;
 
-/// A slot: so many pages of a block from `first` on, at a guest address.
+/// A slot: pages of a block from `first` on, at a guest address.
 #[derive(Clone, Copy)]
 struct Slot {
     first: u64,
@@ -50,11 +50,11 @@ struct Slot {
     address: u64,
 }
 
-/// The source's VMM, as far as it is not the support's.
+/// The part of the source's VMM that is not in `support`.
 struct Machine {
     guest: Arc<Guest>,
-    /// Where each block appears. Whoever writes by guest address holds it from the write to the
-    /// mark, as a VMM must: a slot is removed when nobody is in between.
+    /// The slots of each block. A thread that writes by guest address holds the lock from the write
+    /// to the mark, as a VMM must: a slot is removed when no thread is between the two.
     slots: RwLock<HashMap<BlockId, Vec<Slot>>>,
     newest: AtomicU32,
     written: AtomicU64,
@@ -82,7 +82,7 @@ impl Machine {
                         let address = slot.address + offset - slot.first * PAGE_SIZE;
                         self.guest.tracker.mark_guest(GuestAddress(address), 8);
                     } else {
-                        // Slots may move meanwhile.
+                        // From here on slots may move.
                         drop(slots);
                         store();
                         self.guest.tracker.mark_block(*id, Bytes(offset), 8);
@@ -95,8 +95,8 @@ impl Machine {
         }
     }
 
-    /// Marks that nothing was written for: of blocks that are there, that are just going, that
-    /// are long gone or still to come, and over their ends.
+    /// Marks without a write: for blocks that exist, that are just going, that are gone or will
+    /// come, and past their ends.
     fn mark(&self, number: u64, seed: u64) {
         let mut random = Random(seed);
         let tracker = &self.guest.tracker;
@@ -130,9 +130,9 @@ struct Changer<'a> {
     machine: &'a Machine,
     destination: &'a Guest,
     random: Random,
-    /// Places in guest memory where nothing is.
+    /// Unused guest addresses.
     free: Vec<u64>,
-    /// Blocks that are gone at the source and not yet at the destination.
+    /// Blocks that are gone at the source but not yet at the destination.
     late: Vec<&'static str>,
     done: [usize; 4],
 }
@@ -158,7 +158,7 @@ impl Changer<'_> {
         }
     }
 
-    /// Lets a block appear to the guest, in one slot or in two.
+    /// Maps a block into the guest, by one slot or two.
     fn appear(&mut self, name: &'static str) {
         let guest = Arc::clone(&self.machine.guest);
         let pages = guest.ram(name).spec.pages as u64;
@@ -201,7 +201,7 @@ impl Changer<'_> {
     fn remove(&mut self, name: &'static str) {
         let guest = &self.machine.guest;
         let id = guest.memory.map().block_named(name).unwrap().id();
-        // Unmapped inside, right after brant's call has returned.
+        // Unmapped in here, right after brant's call has returned.
         guest.remove(name);
         let slots = self.machine.slots.write().unwrap().remove(&id);
         self.free
@@ -219,7 +219,7 @@ impl Changer<'_> {
         }
     }
 
-    /// Moves a slot to another guest address, or lets a block appear that has none.
+    /// Moves a slot to another guest address, or maps a block that has no slot.
     fn move_slot(&mut self) {
         let rams = self.machine.guest.rams();
         let (id, name) = {
@@ -265,7 +265,7 @@ impl Changer<'_> {
         match (self.random.below(6), one(&some), one(&none)) {
             (0 | 1, _, Some(name)) => self.add(name),
             (2, Some(name), _) => self.remove(name),
-            // One that is hardly there.
+            // A block that came just before.
             (3, _, Some(name)) => {
                 self.add(name);
                 self.remove(name);
@@ -314,7 +314,7 @@ fn seed() -> u64 {
     seed
 }
 
-/// One migration, over TCP or a pair of sockets; given up on the way, or completed.
+/// One migration, over TCP or a pair of sockets, cancelled on the way or completed.
 fn round(random: &mut Random, tcp: bool, cancelled: bool) -> [usize; 4] {
     let pair = Pair::new(&[ram("ram", 600), shared("shm", 1025)]);
     pair.source.fill(random.next());
@@ -348,7 +348,7 @@ fn round(random: &mut Random, tcp: bool, cancelled: bool) -> [usize; 4] {
             let (machine, seed) = (&machine, random.next());
             scope.spawn(move || machine.mark(number, seed));
         }
-        // Whatever fails below, they end.
+        // The threads end, whatever fails below.
         struct Stop<'a>(&'a Machine);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -378,7 +378,7 @@ fn round(random: &mut Random, tcp: bool, cancelled: bool) -> [usize; 4] {
         }
         if cancelled {
             out.cancel().unwrap();
-            // And go on, in a migration that is over.
+            // The changes go on when the migration has ended.
             for _ in 0..4 {
                 changer.change();
             }
@@ -413,7 +413,7 @@ fn round(random: &mut Random, tcp: bool, cancelled: bool) -> [usize; 4] {
         };
         assert_eq!(names(&pair.source), names(&pair.destination));
         if !cancelled {
-            // Nobody has written since: the source's guest stands still.
+            // The source's guest stands still, so nothing was written since.
             let differ = differences(&pair.source, &pair.destination);
             assert_eq!(differ, Vec::<String>::new());
             pair.destination.pause();

@@ -1,5 +1,5 @@
 //! Measuring KVM's logs before rings are enabled, on the real KVM: the figures are complete, the
-//! caller's VM and process are as they were, and a limit is a limit.
+//! caller's VM and process are unchanged, and a time limit is kept.
 
 use brant::dirty::kvm::measure::{measure, LIMIT, LIMITS};
 use brant::dirty::kvm::{KvmMode, Measured, Request, Workload};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// One at a time: they count what the process has open and mapped.
+/// One test at a time, because they count the process' descriptors and mappings.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> Option<(MutexGuard<'static, ()>, kvm_ioctls::Kvm)> {
@@ -32,7 +32,7 @@ const KINDS: [KvmMode; 4] = [
     KvmMode::Ring,
 ];
 
-/// Which of them this KVM has.
+/// Whether this KVM has a mode.
 fn offered(kvm: &kvm_ioctls::Kvm, mode: KvmMode) -> bool {
     let manual = kvm.check_extension_raw(168);
     match mode {
@@ -50,14 +50,14 @@ fn held() -> (Vec<String>, usize) {
         let target = std::fs::read_link(entry.unwrap().path());
         open.extend(target.map(|t| t.to_string_lossy().into_owned()));
     }
-    // Reading the directory opens it, and threads of the test harness come and go.
+    // The directory itself is open during the read, and threads of the test harness come and go.
     open.retain(|name| name.contains("kvm"));
     open.sort();
     let status = std::fs::read_to_string("/proc/self/maps").unwrap();
     let large = status.lines().filter(|line| {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let hex = |text| u64::from_str_radix(text, 16).unwrap();
-        // 1 GiB that is never touched, and what KVM maps of a vCPU.
+        // 1 GiB that is never touched, and KVM's mappings of a vCPU.
         hex(to) - hex(from) >= 1 << 30 || line.contains("kvm")
     });
     let large = large.count();
@@ -84,7 +84,7 @@ fn every_kind_that_this_kvm_has_is_measured_and_the_recommendation_is_one_of_the
         let Some(cost) = cost else { continue };
         for figure in [cost.first_write, cost.busy_write, cost.sync_page] {
             assert!(!figure.is_zero(), "{mode:?}: {cost:?}");
-            // Not a time of something else: a fault takes microseconds.
+            // A plausible time: a fault takes microseconds.
             assert!(figure < Duration::from_millis(10), "{mode:?}: {cost:?}");
         }
         assert_eq!(cost.sync_gib.is_zero(), mode == KvmMode::Ring, "{cost:?}");
@@ -118,7 +118,8 @@ fn a_huge_guest_that_writes_little_is_recommended_what_its_figures_say() {
     };
     let measured = measure(Some(borrowed(&kvm)), workload, LIMITS.1).unwrap();
     assert_eq!(measured.workload, workload);
-    // Reading 2 GiB of bitmaps ten times a second is more than one page of a ring anywhere.
+    // On any machine, reading 2 GiB of bitmaps ten times a second costs more than one page in a
+    // ring.
     let expected = offered(&kvm, KvmMode::Ring);
     assert_eq!(
         measured.choice.mode == KvmMode::Ring,
@@ -155,7 +156,7 @@ fn nothing_stays_of_a_measurement_whatever_became_of_it() {
 fn the_limit_bounds_the_measurement() {
     let Some((_turn, _kvm)) = turn() else { return };
     let begun = Instant::now();
-    // Either way.
+    // The result does not matter.
     let _ = measure(None, Workload::default(), LIMITS.0);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
@@ -185,7 +186,7 @@ fn the_callers_machine_is_as_it_was_with_its_log_and_its_rings() {
     drop(memory);
 }
 
-/// Has KVM write a page: the wall clock.
+/// Lets KVM write a page: that of the wall clock.
 fn dirty(vcpu: &kvm_ioctls::VcpuFd, address: u64) {
     let entry = kvm_bindings::kvm_msr_entry {
         index: 0x4b56_4d00,
@@ -243,12 +244,12 @@ fn signals_that_come_all_the_time_do_not_end_it() {
         libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
     }
     let stop = AtomicBool::new(false);
-    // SAFETY: asks for the thread's own name.
+    // SAFETY: asks for the thread's own id.
     let target = unsafe { libc::pthread_self() };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::SeqCst) {
-                // SAFETY: the thread waits in this scope for us.
+                // SAFETY: the thread waits for this one in the scope.
                 unsafe { libc::pthread_kill(target, libc::SIGUSR1) };
                 std::thread::park_timeout(Duration::from_micros(500));
             }

@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use vm_memory::GuestAddress;
 
-/// A guest of 250 pages in three slots that are no multiples of 64 pages, with a gap, and a
-/// fourth that shows pages of the second again.
+/// A guest of 250 pages in three slots, whose lengths are no multiples of 64 pages, with a gap, and
+/// a fourth slot that shows pages of the second one again.
 pub struct Guest {
     pub vm: VmFd,
     pub vcpu: VcpuFd,
@@ -35,7 +35,7 @@ pub const SLOTS: [(u32, u64, u64, u64); 4] = [
     (3, 80, 20, 230),
 ];
 
-/// Switches logging as a VMM would.
+/// Switches logging as a VMM does.
 pub struct Switches {
     pub vm: Mutex<sys::VmFd>,
     pub host: u64,
@@ -135,7 +135,7 @@ impl Guest {
         (guest, switches)
     }
 
-    /// Has the guest increment the first byte of each of these page frames.
+    /// Lets the guest increment the first byte of each of these page frames.
     pub fn writes(&mut self, frames: &[u64]) {
         let mut code = Vec::new();
         for frame in frames {

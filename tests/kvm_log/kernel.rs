@@ -1,4 +1,4 @@
-//! What the kernel does with a slot's bitmap: the model in the unit tests rests on it.
+//! How the kernel treats a slot's bitmap. The model in the unit tests relies on it.
 
 use crate::vm::*;
 use brant::sys::kvm as sys;
@@ -18,7 +18,7 @@ fn initially_set_logs_are_all_ones_each_time_logging_is_switched_on() {
         for _ in 0..2 {
             fd.set_region(&on).unwrap();
             let mut got = words(pages);
-            // GET only copies, so a second one says the same.
+            // GET only copies, so a second one returns the same.
             for _ in 0..2 {
                 got.fill(0);
                 fd.get_dirty_log(0, &mut got).unwrap();

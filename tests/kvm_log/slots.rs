@@ -74,7 +74,8 @@ fn a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_
             KvmMode::ManualProtect,
             KvmMode::InitiallySet,
         ] {
-            // A bitmap of 512 bytes and one of 64 KiB and a word, and what KVM has then.
+            // A bitmap of 512 bytes and one of 64 KiB and a word, and the pages of the slot that
+            // replaces it in KVM.
             for (pages, larger) in [(4096, 1 << 20), ((1 << 19) + 64, 1 << 20)] {
                 replace_slot(&kvm, mode, pages, larger);
             }
@@ -82,7 +83,7 @@ fn a_slot_that_was_replaced_by_a_larger_one_counts_as_dirty_and_nothing_else_is_
     });
 }
 
-/// KVM's slot 0 becomes larger behind brant's back, and then what it was.
+/// KVM's slot 0 becomes larger without brant's knowledge, and then what it was.
 fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
     let vm = kvm.create_vm().unwrap();
     let reserved = (larger * PAGE_SIZE) as usize;
@@ -155,7 +156,7 @@ fn replace_slot(kvm: &Kvm, mode: KvmMode, pages: u64, larger: u64) {
         );
         assert_eq!(take_all(), pages, "{named}");
     }
-    // In the right order all is well again.
+    // In the right order everything works again.
     memory.remove_slot(0, GuestAddress(0)).unwrap();
     set(0, 0);
     set(pages, 0);

@@ -1,4 +1,4 @@
-//! Who switches the logging of slots, and what happens where nothing was switched.
+//! Who switches the logging of slots, and what happens if it was not switched.
 
 use crate::guest::*;
 use crate::vm::*;
@@ -28,7 +28,7 @@ fn the_vmm_can_switch_the_logging_itself() {
     assert_eq!(*calls, [(true, all.clone()), (false, all)]);
 }
 
-/// A VMM whose `log_on` forgets to do it.
+/// A VMM whose `log_on` does not switch anything.
 struct Forgets(Mutex<Vec<bool>>);
 
 impl Vmm for Forgets {
@@ -78,7 +78,7 @@ fn a_slot_that_kvm_does_not_have_is_an_error_and_is_not_made() {
     let error = guest.consumer.start(StartWith::Everything).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound);
     assert!(error.message().contains("no memory slot 0x9"), "{error}");
-    // Whoever makes it now makes a new one; of one that exists, size and memory cannot change.
+    // Now the call makes a new slot. Size and memory of an existing slot cannot change.
     region(&guest.vm, 9, 0, free.0, 16, guest.ram.0 as u64);
     assert!(guest.flags_are_off(), "the slots that exist are not logged");
     guest.memory.remove_slot(9, free).unwrap();

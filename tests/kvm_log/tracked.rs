@@ -1,4 +1,5 @@
-//! The tracker with a guest that really writes: every page is found, once, whatever shape its slots have.
+//! The tracker with a guest that really writes: every page is found, once, whatever the shape of
+//! its slots.
 
 use crate::guest::*;
 use crate::vm::*;
@@ -38,15 +39,15 @@ fn every_page_the_guest_writes_is_found_and_none_twice() {
         let all = guest.drain(|guest| guest.writes(&[2, 63, 64, 69, 70, 226]));
         assert_eq!(all.len() as u64, PAGES, "{mode:?} {clearing:?}");
 
-        // Guest frames; the block's pages are 2, 63, 64, 69, 70, 102, 103, 219, and 85
-        // through the second look at it.
+        // Guest frames. The block's pages are 2, 63, 64, 69, 70, 102, 103, 219, and 85 through the
+        // slot that shows it again.
         guest.writes(&[2, 63, 64, 69, 70, 102, 110, 226, 235]);
         guest.consumer.sync(When::Running).unwrap();
         let wrote = BTreeSet::from([CODE, 2, 63, 64, 69, 70, 85, 102, 103, 219]);
         let first = guest.drain(|_| ());
         assert_eq!(first, wrote, "{mode:?} {clearing:?}");
 
-        // Written again between the harvest and the taking of the rest.
+        // Written again between the harvest and the take of the rest.
         guest.writes(&[64, 226]);
         guest.consumer.sync(When::Running).unwrap();
         guest.drain(|guest| guest.writes(&[64, 65, 226, 85, 235]));
@@ -61,7 +62,7 @@ fn every_page_the_guest_writes_is_found_and_none_twice() {
         guest.consumer.stop().unwrap();
         assert!(guest.flags_are_off(), "{mode:?} {clearing:?}");
 
-        // And again: the kernel makes new bitmaps.
+        // A second start, for which the kernel makes new bitmaps.
         guest.copy.fill(0xff);
         guest.consumer.start(StartWith::Nothing).unwrap();
         assert_eq!(guest.consumer.pending(), Pages(0));
@@ -88,8 +89,8 @@ fn a_write_through_another_slot_of_the_same_memory_is_found() {
         for frames in [[80, 235], [230, 85], [235, 85], [230, 230]] {
             guest.writes(&frames);
             guest.consumer.sync(When::Running).unwrap();
-            // Taking a page protects it in both: what is written then, through either, shows
-            // in the next sync.
+            // A take protects the page in both slots, so the next sync finds a later write through
+            // either.
             guest.drain(|guest| guest.writes(&frames));
             guest.consumer.sync(When::Stopped).unwrap();
             guest.drain(|_| ());

@@ -1,4 +1,4 @@
-//! VMs and memory for these tests: what is mapped where, and KVM's regions over it.
+//! VMs and memory for these tests: mappings, and KVM's regions over them.
 
 use brant::sys::kvm as sys;
 use brant::sys::kvm::UserMemoryRegion;
@@ -8,9 +8,9 @@ use kvm_ioctls::{Kvm, VmFd};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// For a test in a process of its own.
+/// The time limit of a test in a process of its own.
 pub const LIMIT: Duration = Duration::from_secs(120);
-/// The code's page in the first slot; the guest only reads it.
+/// The page of the code in the first slot, which the guest only reads.
 pub const CODE: u64 = 1;
 pub const LOGGED: u32 = sys::MEM_LOG_DIRTY_PAGES;
 

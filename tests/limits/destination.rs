@@ -1,6 +1,6 @@
-//! Limits that hold at the destination: at each place where it waits for its peer, a peer that keeps
-//! silent, that trickles or that chatters is left at the earliest limit that applies, with a
-//! message that says what was waited for and which limit ran out; and a cancel is prompt there.
+//! Time limits of the destination. At each place where it waits for its peer, the peer stays
+//! silent, trickles or chatters. The wait ends at the earliest limit that applies, with a message
+//! that names the limit and what was waited for. A cancel ends each of these waits promptly.
 
 use crate::slow::*;
 use crate::support::memory::ram;
@@ -51,7 +51,7 @@ const STEPS: [Step; 9] = [
 ];
 
 impl Step {
-    /// Whether the middle of a record is waited for.
+    /// Whether the wait is in the middle of a record.
     fn is_data(self) -> bool {
         matches!(self, Step::EarlyData | Step::PagesData | Step::StateData)
     }
@@ -84,7 +84,7 @@ fn no_blobs() -> wire::BlobEnd {
     wire::BlobEnd { count: 0, bytes: 0 }
 }
 
-/// A source that does as it should until `step`: what would be right then.
+/// Speaks as a correct source until `step`. Returns what would be right next.
 fn speaks_until(raw: &mut Raw, step: Step, handover_millis: u32) -> Vec<u8> {
     if step == Step::Hello {
         return bytes(&hello());
@@ -156,7 +156,7 @@ fn speaks_until(raw: &mut Raw, step: Step, handover_millis: u32) -> Vec<u8> {
     bytes(&Record::Handover(wire::Handover { token: TOKEN }))
 }
 
-/// A destination whose peer stays at `step` in its manner: calls `then` when it does.
+/// A destination whose peer stays at `step` in its manner. `then` is called at that moment.
 fn destination(step: Step, manner: Manner, short: Short, then: impl FnOnce(&Incoming)) -> End {
     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
     let (mut raw, fd) = Raw::pair();
@@ -171,7 +171,7 @@ fn destination(step: Step, manner: Manner, short: Short, then: impl FnOnce(&Inco
     };
     let mut right = speaks_until(&mut raw, step, handover_millis);
     if !step.is_data() {
-        // What trickles is the header.
+        // Only the header trickles.
         right.truncate(HEADER_LEN);
     }
     let stop = AtomicBool::new(false);
@@ -180,7 +180,7 @@ fn destination(step: Step, manner: Manner, short: Short, then: impl FnOnce(&Inco
         then(&inc);
         let mut told = None;
         if short != Short::None {
-            // The peer is told while it stays.
+            // The peer hears the reason while it stays.
             let socket = raw.0.try_clone().unwrap();
             told = hear_abort(&socket);
         }
@@ -197,7 +197,7 @@ fn destination(step: Step, manner: Manner, short: Short, then: impl FnOnce(&Inco
     end
 }
 
-/// The reason that a destination gives, whatever the socket's timeout for reading.
+/// The reason that a destination gives, whatever the socket's read timeout.
 fn hear_abort(socket: &UnixStream) -> Option<String> {
     let mut heard = Vec::new();
     let mut socket = socket;
@@ -230,7 +230,7 @@ fn a_destination_leaves_its_peer_at_the_earliest_limit_and_says_what_it_waited_f
     let all: &[Manner] = &[Silent, Trickles, Chatters];
     let halting: &[Manner] = &[Silent, Trickles];
     let (own, both) = (Short::Connect, Short::IoAndSwitchover);
-    // What is waited for; the manners; the short limit; what the message says of both.
+    // What is waited for; the manners; the short limit; the message's words for both.
     let cases: [(S, &[Manner], Short, &str, &str); 20] = [
         (
             S::Handover,
@@ -468,8 +468,8 @@ fn a_cancel_is_prompt_wherever_a_destination_waits() {
 
 #[test]
 fn a_cancel_does_not_wait_for_a_peer_that_said_nonsense_and_stays() {
-    // The destination reads on for a second, so that the peer hears why: the fastest of a few
-    // cancels tells that from a busy machine.
+    // The destination reads on for a second, so that the peer hears the reason. The fastest of a
+    // few cancels shows that this is not the machine's load.
     let fastest = (0..5).map(|_| {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
         let (mut raw, fd) = Raw::pair();
@@ -494,7 +494,7 @@ fn a_cancel_does_not_wait_for_a_peer_that_said_nonsense_and_stays() {
 
 #[test]
 fn announcing_a_block_again_and_again_costs_its_bytes_and_not_its_size() {
-    // Every other page of 256 MiB is there: looking through that takes tens of milliseconds.
+    // Every other page of 256 MiB is present. A look through all of it takes tens of milliseconds.
     let pages = 64 << 10;
     let pair = Pair::new(&[ram("ram", pages)]);
     let there = pair.destination.ram("ram");
@@ -530,7 +530,7 @@ fn announcing_a_block_again_and_again_costs_its_bytes_and_not_its_size() {
     }
     let begun = Instant::now();
     raw.say_bytes(&again);
-    // A zero page, with all that is known of its stretch; and then that it is all there.
+    // A zero page, for which its whole stretch is looked at; then the end of the pages.
     raw.say_bytes(&Header::zeros(2000, Pages(600), 1).encode());
     raw.say(&Record::Marker(wire::Marker {
         number: 1,

@@ -1,5 +1,5 @@
-//! Limits of time, and what holds whoever is in no hurry: peers that are slow in any manner, a
-//! block removed while its pages trickle, and strangers at a listener.
+//! Time limits, and waits that must be short: peers that are slow in any manner, a block that is
+//! removed while its pages trickle, and strangers at a listener.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! Whoever removes a block gets its pins soon, however slowly the peer of a migration takes or
-//! sends that block's pages; and what was on its way arrives all the same.
+//! The removal of a block soon gets back its pins, however slowly a migration's peer takes or sends
+//! the block's pages. Pages that were on their way arrive all the same.
 
 use crate::support::guest::differences;
 use crate::support::memory::ram;
@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two small pieces. All of a batch would take minutes.
+/// The pause between two small pieces. A whole batch would take minutes.
 const SLOW: Duration = Duration::from_millis(200);
 const PIECE: usize = 10_000;
-/// Milliseconds are promised.
+/// The promise is milliseconds.
 const SOON: Duration = Duration::from_secs(4);
 
 /// Carries bytes from a source to a destination, slowly from some point on, and back at once.
@@ -32,7 +32,7 @@ struct Relay {
 }
 
 impl Relay {
-    /// Slow from byte `from` on: so many bytes at a time.
+    /// A relay that is slow from byte `from` on: `piece` bytes at a time.
     fn new(from: usize, piece: usize) -> (Relay, UnixStream, UnixStream) {
         let (source, a) = UnixStream::pair().unwrap();
         let (b, destination) = UnixStream::pair().unwrap();
@@ -103,8 +103,8 @@ fn params() -> Params {
     }
 }
 
-/// Two sides with a relay between them that has begun to be slow in the middle of the block
-/// `gone`, which the walk comes to first.
+/// Two sides with a relay between them. It has begun to be slow in the middle of the block `gone`,
+/// to which the walk comes first.
 fn slow_in_the_block() -> (Pair, Outgoing, Incoming, Relay) {
     let pair = Pair::new(&[ram("gone", 600), ram("stays", 300)]);
     pair.source.fill(3);
@@ -154,7 +154,7 @@ fn a_block_is_removed_soon_at_both_sides_while_its_pages_trickle_and_the_migrati
 
 #[test]
 fn what_is_copied_for_a_removal_is_what_would_have_been_sent() {
-    // Another block goes: that on its way arrives, in part from the copy.
+    // Another block is removed. The block on its way arrives, partly from the copy.
     let (pair, out, inc, relay) = slow_in_the_block();
     promptly("at the source", || pair.source.remove("stays"));
     promptly("at the destination", || pair.destination.remove("stays"));
@@ -190,7 +190,7 @@ fn a_thread_that_loses_its_processor_inside_a_mark_does_not_fail_the_switchover(
     pair.from.at("pause", move || {
         let (inside, there) = std::sync::mpsc::channel();
         *made.lock().unwrap() = Some(std::thread::spawn(move || {
-            // As in a mark, or in any look at the map.
+            // As in a mark or any lookup in the map.
             let _pinned = brant::runtime::grace::pin();
             inside.send(()).unwrap();
             std::thread::sleep(Duration::from_millis(400));
@@ -218,8 +218,8 @@ fn a_thread_that_loses_its_processor_inside_a_mark_does_not_fail_the_switchover(
 
 #[test]
 fn a_slow_link_is_no_idle_peer() {
-    // 100 KB a second, a little more than the slowest that is served. The socket holds all of
-    // the memory: the acknowledgement takes far longer than the I/O timeout.
+    // 100 KB a second, a little faster than the slowest peer that is allowed. The socket holds all
+    // of the memory, so the acknowledgement takes far longer than the I/O timeout.
     let pair = Pair::new(&[ram("ram", 130)]);
     pair.source.fill(3);
     let (relay, a, b) = Relay::new(0, 2 * PIECE);
@@ -290,7 +290,7 @@ fn a_peer_that_takes_a_byte_now_and_then_is_left_at_the_limit_on_one_record() {
     pair.assert_runs_on("a trickle");
 }
 
-/// Whatever the machine's limit: these tests run as root, or the default is enough.
+/// Ignores the machine's limit if the test runs as root. Otherwise the default is enough.
 fn set_send_buffer(socket: &UnixStream, bytes: libc::c_int) {
     for option in [libc::SO_SNDBUF, libc::SO_SNDBUFFORCE] {
         // SAFETY: four readable bytes on this stack frame.

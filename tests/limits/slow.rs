@@ -1,5 +1,5 @@
-//! Peers that are slow in one of three manners, limits of which one is short, and what to expect
-//! of a migration then. Used by `source` and `destination`.
+//! Peers that are slow in one of three manners, time limits of which one is short, and the expected
+//! end of a migration. For `source` and `destination`.
 
 use brant::error::{Error, Kind};
 use brant::migrate::Params;
@@ -10,36 +10,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const MS: Duration = Duration::from_millis(1);
-/// The limit that is to run out. Before it does, the place that a test is about must be reached.
+/// The limit that should run out. The place that a test is about must be reached before.
 pub const SHORT: Duration = Duration::from_millis(1000);
-/// The same of the whole migration.
+/// The same for the whole migration.
 pub const TOTAL: Duration = Duration::from_millis(3000);
 /// All other limits.
 pub const NEVER: Duration = Duration::from_secs(600);
-/// Far more than the short ones on a busy machine, and far less than the others.
+/// Far more than the short limits on a busy machine, and far less than the others.
 pub const SOON: Duration = Duration::from_secs(25);
 
-/// How a peer stays.
+/// The manner in which a peer is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// Says and takes nothing.
+    /// Sends and takes nothing.
     Silent,
-    /// Says a byte of what is right, takes some bytes, now and then.
+    /// Now and then sends a byte of the right answer, and takes some bytes.
     Trickles,
-    /// Says KEEPALIVE, and takes nothing.
+    /// Sends KEEPALIVE, and takes nothing.
     Chatters,
 }
 pub use Manner::{Chatters, Silent, Trickles};
 
-/// Which parameter is short.
+/// The parameter that is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Short {
     Connect,
     Io,
-    /// Both: between two records a destination waits for the longer.
+    /// Both of them: between two records a destination waits for the longer one.
     IoAndSwitchover,
     Switchover,
-    /// The source's; a destination is told.
+    /// The source's, which tells it to the destination.
     Handover,
     Total,
     None,
@@ -64,7 +64,7 @@ impl Short {
         }
     }
 
-    /// How a message names it.
+    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Short::Connect => "the connect timeout of 1 s ran out",
@@ -77,7 +77,7 @@ impl Short {
     }
 }
 
-/// A record limit has the time of its bytes on top.
+/// The limit of a record includes time for its bytes.
 pub const RECORD: &str =
     "the limit on one record (the I/O timeout, and its bytes at 64 KiB/s) of 1.";
 
@@ -87,13 +87,13 @@ pub fn bytes(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// Stays in its manner until the other side closes or `stop`. Of `right` it says a byte at a time.
+/// Stays in its manner until the other side closes or `stop`. It sends `right` a byte at a time.
 pub fn stay(socket: &UnixStream, manner: Manner, right: &[u8], reads: bool, stop: &AtomicBool) {
     socket.set_read_timeout(Some(MS * 5)).unwrap();
     socket.set_write_timeout(Some(MS * 50)).unwrap();
     let keepalive = bytes(&Record::Keepalive);
     let mut socket = socket;
-    // Not the last byte: the right answer would end the wait.
+    // Without the last byte, because the complete answer would end the wait.
     let mut right = right[..right.len().saturating_sub(1)].iter();
     while !stop.load(Ordering::SeqCst) {
         match manner {
@@ -108,7 +108,7 @@ pub fn stay(socket: &UnixStream, manner: Manner, right: &[u8], reads: bool, stop
             }
             Chatters => {
                 if socket.write_all(&keepalive).is_err() {
-                    // No room, or no peer: a part of one may have gone.
+                    // No room or no peer. A part of a record may have been sent.
                     break;
                 }
             }
@@ -120,7 +120,7 @@ pub fn stay(socket: &UnixStream, manner: Manner, right: &[u8], reads: bool, stop
     }
 }
 
-/// What came of it, and how long it took.
+/// The result, and how long it took.
 pub struct End {
     pub error: Error,
     pub took: Duration,
@@ -146,7 +146,7 @@ impl End {
         assert!(*took < SOON, "{what}: {took:?}");
     }
 }
-/// A tenth of a second is promised.
+/// The promise is a tenth of a second.
 pub const PROMPT: Duration = Duration::from_secs(2);
 
 pub fn prompt(what: &str, cancel: impl FnOnce()) {

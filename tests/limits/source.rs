@@ -1,6 +1,6 @@
-//! Limits that hold at the source: at each place where it waits for its peer, a peer that keeps
-//! silent, that trickles or that chatters is left at the earliest limit that applies, with a
-//! message that says what was waited for and which limit ran out; and a cancel is prompt there.
+//! Time limits of the source. At each place where it waits for its peer, the peer stays silent,
+//! trickles or chatters. The wait ends at the earliest limit that applies, with a message that
+//! names the limit and what was waited for. A cancel ends each of these waits promptly.
 
 use crate::slow::*;
 use crate::support::memory::ram;
@@ -35,7 +35,7 @@ enum Answer {
     Room,
     /// Acknowledgements before the guest is paused.
     Ack,
-    /// Room for device state while it stands still.
+    /// Room for device state while the guest stands still.
     StateRoom,
     Ready,
     Running,
@@ -70,7 +70,7 @@ fn answer(asked: R, payload: &[u8]) -> Option<Vec<u8>> {
     }))
 }
 
-/// A destination that does as it should until it is asked for `at`: what would be right then.
+/// Answers as a correct destination until it is asked for `at`. Returns what would be right next.
 fn answers_until(raw: &mut Raw, at: Answer) -> Option<Vec<u8>> {
     loop {
         let (header, payload) = raw.hear()?;
@@ -102,7 +102,7 @@ fn answers_until(raw: &mut Raw, at: Answer) -> Option<Vec<u8>> {
     }
 }
 
-/// Switches over in the second pass, if anybody lets it.
+/// Switches over in the second pass if that is possible.
 struct Second;
 
 impl Decider for Second {
@@ -115,7 +115,7 @@ impl Decider for Second {
     }
 }
 
-/// A source whose peer stays at `at` in its manner: calls `then` when it does.
+/// A source whose peer stays at `at` in its manner. `then` is called at that moment.
 fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)) -> End {
     let pair = Pair::new(&[ram("ram", PAGES as usize)]);
     pair.source.fill(3);
@@ -134,7 +134,7 @@ fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)
         let mut state = pair.from.state.lock().unwrap();
         state.push(blob("gpu", 0, &vec![1; 8 << 20]));
     }
-    // The guest balloons all the time: the destination is told before each pause.
+    // The guest balloons all the time, so pages have to be named before each pause.
     let memory = Arc::clone(&pair.source.memory);
     memory.set_must_tell_host(true);
     let passes = std::sync::atomic::AtomicU64::new(0);
@@ -163,7 +163,7 @@ fn source(at: Answer, manner: Manner, short: Short, then: impl FnOnce(&Outgoing)
         let begun = Instant::now();
         let target = ConnectTo::Connected(fd);
         match at {
-            // Where pages are waited with, the decider's own words would be said.
+            // With pages to wait for, the decider's own words would be in the message.
             Answer::Ack => out.start_with(target, Box::new(Second)).unwrap(),
             _ => out.start(target).unwrap(),
         }
@@ -283,14 +283,14 @@ fn a_source_leaves_its_peer_at_the_earliest_limit_and_says_what_it_waited_for() 
                         A::Running => [Kind::Unanswered; 2],
                         _ => [Kind::Timeout, Kind::NotConverged],
                     };
-                    // What the connection may still hold gives an acknowledgement more time.
+                    // Bytes that the connection may still hold give an acknowledgement more time.
                     let limit = match (at, short) {
                         (A::Ack, Short::Io) => "the I/O timeout",
                         _ => short.name(),
                     };
                     end.check(&what, &kinds, awaited, limit);
                     if (at, short) == (A::Ack, Short::Total) {
-                        // The guest is idle, and was sent whole: it is not to blame.
+                        // The guest is idle and was sent as a whole, so it is not the cause.
                         assert_eq!(end.error.kind(), Kind::Timeout, "{what}: {}", end.error);
                         let cause = "has acknowledged nothing for ";
                         assert!(end.error.message().contains(cause), "{what}: {}", end.error);
@@ -305,7 +305,7 @@ fn a_source_leaves_its_peer_at_the_earliest_limit_and_says_what_it_waited_for() 
 fn connecting_ends_at_the_earliest_limit() {
     // A listener whose queue is full.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // SAFETY: changes the queue's length of a listening socket of ours.
+    // SAFETY: changes the queue's length of this test's listening socket.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
     let at = listener.local_addr().unwrap();
     let _first = TcpStream::connect(at).unwrap();

@@ -1,5 +1,5 @@
-//! Strangers at a listener: whoever connects and is no source costs the waiting nothing, neither
-//! its end nor a delay, and a real migration goes through beside each of them.
+//! Strangers at a listener. Whoever connects without being a source neither ends the wait nor
+//! delays it, and a real migration succeeds beside each of them.
 
 use crate::support::guest::differences;
 use crate::support::memory::ram;
@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A real source waits for its answer for ten seconds, a silent stranger held the listener for
-/// as long: a delay of one stranger's would show.
+/// A real source waits ten seconds for its answer. A silent stranger once held the listener for as
+/// long, so the delay of one stranger would show.
 const SOON: Duration = Duration::from_secs(5);
 
 fn params() -> Params {
@@ -108,7 +108,7 @@ fn at_each_kind_of_address(each: impl Fn(&Endpoint)) {
     }
 }
 
-/// A whole migration, with `strangers` there before its source and for as long as it takes.
+/// A whole migration, with `strangers` connected before its source and until its end.
 fn migrates_beside<T>(what: &str, endpoint: &Endpoint, strangers: impl FnOnce(&Endpoint) -> T) {
     let pair = pair();
     let inc = incoming(&pair);
@@ -131,7 +131,7 @@ fn migrates_beside<T>(what: &str, endpoint: &Endpoint, strangers: impl FnOnce(&E
     assert_eq!(differ, Vec::<String>::new(), "{what} at {at}");
 }
 
-/// Connections that say something and stay, and that is all.
+/// Connections that say something and then only stay.
 fn stay(at: &Endpoint, count: usize, say: &[u8]) -> Vec<Box<dyn Stream>> {
     let one = || {
         let mut stream = call(at).unwrap();
@@ -188,7 +188,7 @@ fn half_a_hello_and_what_is_none_end_nothing() {
     let mut long = Header::decode(whole[..HEADER_LEN].try_into().unwrap()).unwrap();
     long.payload = 1 << 30;
     let long = long.encode().to_vec();
-    // Connections of a session that nobody has opened here.
+    // Connections of a session that was not opened here.
     let second = bytes(&Record::Hello(Hello {
         channel: 1,
         channels: 2,
@@ -281,7 +281,7 @@ fn of_a_stranger_that_talks_without_end_little_is_read() {
         let at = inc.listen(endpoint).unwrap();
         let mut stream = call(&at).unwrap();
         let mut written = 0;
-        // It is closed with what it said unread. As much as a socket holds may go.
+        // The connection is closed with bytes unread. As many bytes as a socket holds can be sent.
         while stream.write_all(&[0x55; 1 << 16]).is_ok() {
             written += 1 << 16;
             assert!(written < 256 << 20, "{at}: it is read on and on");
@@ -308,7 +308,7 @@ fn somebody_who_speaks_the_protocol_is_told_what_was_wrong_and_so_is_the_vmm() {
             panic!("no ABORT");
         };
         assert_eq!(abort.reason, "expected HELLO, found LAYOUT_OK");
-        // Told before the stranger's connection is closed, or right after it.
+        // The warning comes before the stranger's connection is closed, or right after.
         let begun = Instant::now();
         while pair.to.events(EventKind::Warning).is_empty() {
             assert!(begun.elapsed() < LONG, "the VMM is not told");
@@ -343,7 +343,7 @@ fn after_a_migration_that_failed_the_same_address_can_be_listened_at_at_once() {
         let pair = pair();
         let inc = incoming(&pair);
         let at = inc.listen(endpoint).unwrap();
-        // A whole HELLO is a session, and this one ends.
+        // A whole HELLO begins a session, and this one ends.
         let mut stream = call(&at).unwrap();
         stream.write_all(&hello()).unwrap();
         let mut head = [0; HEADER_LEN];
@@ -351,7 +351,7 @@ fn after_a_migration_that_failed_the_same_address_can_be_listened_at_at_once() {
         drop(stream);
         let error = inc.wait(Some(LONG)).unwrap_err();
         assert!(matches!(error.kind(), Kind::PeerGone | Kind::Io), "{error}");
-        // The same guest, the same address, port included.
+        // The same guest and the same address, port included.
         migrates_again(&pair, &at);
     });
 }
@@ -372,7 +372,7 @@ fn migrates_again(pair: &Pair, at: &Endpoint) {
 
 const CHILD: &str = "BRANT_STRANGERS_CHILD";
 
-/// Sets how many descriptors this process may have; how many it might before.
+/// Sets how many descriptors this process may have. Returns the earlier limit.
 fn descriptors(most: libc::rlim_t) -> libc::rlim_t {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -396,7 +396,8 @@ fn open() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The destination's process: its limit on descriptors is its own. Says what it does, a line each.
+/// The destination's process, which has a limit on descriptors of its own. It reports what it does,
+/// one line each.
 #[test]
 fn the_process_without_descriptors() {
     let Ok(silent) = std::env::var(CHILD) else {
@@ -410,7 +411,7 @@ fn the_process_without_descriptors() {
     let silent: usize = silent.parse().unwrap();
     let before = open();
     let strangers = stay(&at, silent, b"");
-    // Both ends of each are here.
+    // Both ends of each connection are in this process.
     let begun = Instant::now();
     while open() < before + 2 * silent {
         assert!(begun.elapsed() < LONG, "the strangers are not let in");
@@ -419,7 +420,7 @@ fn the_process_without_descriptors() {
     // SAFETY: duplicates standard input; the number is the lowest that is free.
     let free = unsafe { libc::dup(0) };
     assert!(free > 0);
-    // SAFETY: ours from the line above.
+    // SAFETY: made in the line above.
     unsafe { libc::close(free) };
     let before = descriptors(free as libc::rlim_t);
     println!("\nlistening {at}");
@@ -429,7 +430,7 @@ fn the_process_without_descriptors() {
         std::thread::sleep(Duration::from_millis(1));
     }
     println!("\nshort {}", pair.to.events(EventKind::Warning)[0]);
-    // The silent ones have descriptors that can be had; else there are more only later.
+    // Silent connections hold descriptors that can be freed; without them more come only later.
     if silent == 0 {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).unwrap();
@@ -465,7 +466,7 @@ impl Destination {
         Destination { child, lines }
     }
 
-    /// What follows `word` on the next line that begins with it.
+    /// The text behind `word` on the next line that begins with it.
     fn hear(&mut self, word: &str) -> String {
         for line in &mut self.lines {
             if let Some(rest) = line.unwrap().strip_prefix(word) {
@@ -493,7 +494,7 @@ fn a_shortage_of_descriptors_is_waited_out_with_a_warning() -> Result<()> {
     let warning = destination.hear("short");
     assert!(warning.contains(&at.to_string()), "{warning}");
     assert!(warning.contains("descriptor"), "{warning}");
-    // Only now may it have more.
+    // Only now may the process have more.
     let mut to = destination.child.stdin.take().unwrap();
     to.write_all(b"go on\n").unwrap();
     out.wait(Some(LONG))?;
@@ -508,7 +509,7 @@ fn silent_strangers_give_up_their_descriptors_to_a_source() -> Result<()> {
     let at = Endpoint::parse(&destination.hear("listening"))?;
     let out = outgoing(&pair);
     out.start(ConnectTo::Endpoint(at))?;
-    // Nobody raises the limit.
+    // The limit stays.
     out.wait(Some(LONG))?;
     destination.hear("arrived");
     Ok(())

@@ -1,6 +1,6 @@
-//! In place of brant's `bits/cells.rs`: each word is one of loom's atomics. Being alone with
-//! them is claimed from loom, which fails the model if anybody's access
-//! is not ordered before or after, be it to a word or to where the words are.
+//! Replaces brant's `bits/cells.rs`. Each word is one of loom's atomics. A thread that has the
+//! words for itself claims that from loom, which fails the model if any access to a word, or to the
+//! words' address, is not ordered before or after.
 
 use super::heap::Words;
 use crate::error::Result;
@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 
 pub(super) struct Cells {
     words: Vec<UnsafeCell<AtomicU64>>,
-    /// Stands for the cell that holds the words' address.
+    /// Replaces the cell with the words' address.
     place: loom::cell::UnsafeCell<()>,
 }
 
@@ -46,8 +46,7 @@ impl Cells {
             *word = self.exclusively(i, |word| *word);
         }
         let result = f(&mut plain);
-        // Others run here, if nothing keeps them: they must have no business with these words.
-        // SAFETY: as in `at`.
+        // Other threads may run here, and must have no access to these words. SAFETY: as in `at`.
         self.words.iter().take(1).for_each(|word| unsafe {
             (*word.get()).meet();
         });

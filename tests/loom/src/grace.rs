@@ -1,9 +1,9 @@
-//! In place of brant's `runtime/grace.rs`: the smallest epoch that makes the same promises.
+//! Replaces brant's `runtime/grace.rs`: the smallest epoch with the same promises.
 //!
-//! Each thread has a counter, odd while it is pinned. A grace period remembers the odd
-//! ones and has passed when each has moved. The fences are where crossbeam-epoch has them: after
-//! the announcement of a pin, and before the look at who is pinned. Unpinning is a
-//! release, seeing it an acquire.
+//! Each thread has a counter, which is odd while the thread is pinned. A grace period remembers the
+//! odd counters, and has passed when each of them has changed. The fences are where crossbeam-epoch
+//! has them: after the announcement of a pin, and before the look at who is pinned. An unpin is a
+//! release, and seeing it an acquire.
 
 use crate::runtime::sync::{fence, AtomicUsize, Ordering};
 use std::sync::atomic::AtomicUsize as Plain;
@@ -13,7 +13,7 @@ use std::time::Duration;
 const THREADS: usize = 5;
 
 struct Readers {
-    /// Not loom's: a thread that is not counted yet has not pinned either.
+    /// Not one of loom's: a thread that is not counted yet has not pinned either.
     registered: Plain,
     counters: [AtomicUsize; THREADS],
 }
@@ -45,9 +45,9 @@ pub fn pin() -> Guard {
     ME.with(|me| {
         if me.depth.replace(me.depth.get() + 1) == 0 {
             let counter = &READERS.counters[me.counter];
-            // An exchange, as crossbeam-epoch has it on x86: who sees this pin has also
-            // acquired the unpin before it. (A plain store ends the release sequence, and
-            // loom finds the difference.)
+            // An exchange, as in crossbeam-epoch on x86: a thread that sees this pin has also
+            // acquired the unpin before it. (A plain store would end the release sequence, and loom
+            // finds the difference.)
             counter.fetch_add(1, Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
@@ -62,14 +62,14 @@ impl Drop for Guard {
             if me.depth.get() == 0 {
                 let counter = &READERS.counters[me.counter];
                 counter.fetch_add(1, Ordering::Release);
-                // Whoever waited may go on here, before this thread does anything more.
+                // A waiting thread may go on here, before this thread does anything more.
                 counter.meet();
             }
         });
     }
 }
 
-/// Readers that were pinned when it began, each with its counter as it was then.
+/// The readers that were pinned at its beginning, each with its counter at that time.
 #[derive(Debug)]
 pub struct GracePeriod(Vec<(usize, usize)>);
 
@@ -87,7 +87,7 @@ impl GracePeriod {
         pinned.all(|&(i, then)| READERS.counters[i].load(Ordering::Acquire) != then)
     }
 
-    /// As [`GracePeriod::wait`]: nobody gives up here.
+    /// As [`GracePeriod::wait`], because no model cancels.
     pub fn wait_unless(&self, limit: Duration, _given_up: impl Fn() -> bool) -> bool {
         self.wait(limit)
     }

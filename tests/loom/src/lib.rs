@@ -1,15 +1,14 @@
-//! brant's lock-free files, compiled a second time with loom's atomics in place of the
-//! processor's, for `tests/protocols.rs` to try them in every order that threads
-//! and memory can take.
+//! brant's lock-free files, compiled a second time with loom's atomics instead of the processor's.
+//! `tests/protocols.rs` tries them in every order that threads and memory allow.
 //!
-//! From brant, word for word: `bits/concurrent.rs` (the reported bitmap), `runtime/snapshot.rs`
-//! (the map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs`
-//! (a dirty ring, whose other side is the kernel), and, checked apart from the others,
-//! `runtime/grace.rs` (grace periods). Stand-ins: loom's types for
-//! `runtime/sync.rs`; words that notice races for `bits/cells.rs`; a
-//! simpler epoch with the same promise for `runtime/grace.rs` in all that counts on it, because the
-//! real one has too many steps to be tried in every order together with theirs; the few types of
-//! `memory` and `dirty` that `reported.rs` names.
+//! Word for word from brant: `bits/concurrent.rs` (the reported bitmap), `runtime/snapshot.rs` (the
+//! map's cell), `dirty/reported.rs` (when marks are recorded), `dirty/kvm/ring/protocol.rs` (a
+//! dirty ring, whose other side is the kernel) and, checked apart from the others,
+//! `runtime/grace.rs` (grace periods). Replaced are: `runtime/sync.rs` by loom's types;
+//! `bits/cells.rs` by words that notice races; `runtime/grace.rs`, for the files that use it, by a
+//! simpler epoch with the same promise, because the real one has too many steps to be tried in
+//! every order together with theirs; and the few types of `memory` and `dirty` that `reported.rs`
+//! names.
 #![allow(dead_code, missing_docs)]
 
 #[path = "../../../src/error.rs"]
@@ -29,7 +28,7 @@ pub mod runtime {
     #[path = "sync.rs"]
     pub mod sync;
 
-    /// Nobody cancels here.
+    /// No model cancels.
     pub struct Cancel;
 
     impl Cancel {

@@ -1,4 +1,4 @@
-//! Of brant's `dirty`, the part that `reported.rs` implements and calls.
+//! The part of brant's `dirty` that `reported.rs` implements and calls.
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Result};

@@ -1,5 +1,5 @@
-//! Of brant's `memory`, what `reported.rs` looks at: blocks of a few pages, each at the guest
-//! address that is its number, 1 MiB apart, in a map that is held as brant holds it.
+//! The part of brant's `memory` that `reported.rs` uses: blocks of a few pages, each at the guest
+//! address that is its number, 1 MiB apart, in a map that is kept as brant keeps it.
 
 #[path = "../../../src/memory/tree.rs"]
 pub mod tree;

@@ -1,4 +1,4 @@
-//! In place of brant's `runtime/readers.rs`: two counters, and a thread's is by its turn.
+//! Replaces brant's `runtime/readers.rs`: two counters, which threads get in turn.
 
 use crate::runtime::sync::{AtomicU64, AtomicUsize, Mutex};
 use std::sync::atomic::{AtomicUsize as Plain, Ordering};
@@ -12,7 +12,7 @@ pub(super) struct Readers {
     pub(super) current: AtomicUsize,
     pub(super) rounds: AtomicU64,
     pub(super) step: Mutex<super::round::Step>,
-    /// Not loom's: which thread gets which counter makes no difference.
+    /// Not one of loom's: which thread gets which counter makes no difference.
     threads: Plain,
 }
 

@@ -1,11 +1,11 @@
-//! In place of brant's `runtime/sync.rs`: loom's types, each atomic with a second
-//! one that is written just before every access.
+//! Replaces brant's `runtime/sync.rs` by loom's types. Each atomic has a second one, which is
+//! written just before every access.
 //!
-//! The second is nothing but a mark that threads met here. Loom takes two loads for independent,
-//! remembers only the last access of a location, and so never tries the order in
-//! which another thread's load comes between a load and a store: which is
-//! what most of brant's mistakes could be (load a word, then or a bit into it). Two writes it
-//! takes for dependent, and tries both orders.
+//! The second one only marks that threads met here. Loom takes two loads for independent, and
+//! remembers only the last access of a location. So it never tries the order in which another
+//! thread's load comes between a load and a store. Most possible mistakes of brant's have that
+//! order (load a word, then OR a bit into it). Two writes are dependent for loom, which tries both
+//! orders.
 
 use loom::sync::atomic as inner;
 pub use loom::sync::atomic::{fence, Ordering};
@@ -23,7 +23,7 @@ macro_rules! atomic {
                 let met = inner::AtomicBool::new(false);
                 $name { met, value: <$inner>::new(value) }
             }
-            /// A place where threads may be switched, and nothing else.
+            /// Only a place where loom may switch threads.
             pub fn meet(&self) -> &$inner {
                 self.met.store(true, Ordering::Relaxed);
                 &self.value
@@ -56,7 +56,7 @@ impl AtomicUsize {
     }
 }
 
-/// On a processor whose updates are no fences.
+/// As on a processor whose updates are no fences.
 pub fn fence_after_update() {
     fence(Ordering::SeqCst);
 }
@@ -80,7 +80,7 @@ impl AtomicU64 {
     pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
         self.meet().fetch_or(bits, order)
     }
-    /// Claims that nobody else can be at it, which loom checks.
+    /// Claims that no other thread can access the value, which loom checks.
     pub fn with_mut<R>(&mut self, f: impl FnOnce(&mut u64) -> R) -> R {
         self.value.with_mut(f)
     }

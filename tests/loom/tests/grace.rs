@@ -1,8 +1,9 @@
-//! Grace periods: what was replaced is nobody's any more when one has passed, in every order
-//! of up to three threads' steps (with a bounded number of preemptions).
+//! Grace periods: when one has passed, no thread has the replaced value any more. This is tried in
+//! every order of up to three threads' steps (with a bounded number of preemptions).
 //!
-//! Whoever looks reads a cell that loom watches; whoever replaced it writes to it after the
-//! grace period, as if it freed it. The two at once are a race, which loom reports.
+//! A reader reads a cell that loom watches. The thread that replaced the value writes to the old
+//! cell after the grace period, as if it freed the cell. If both can happen at once, loom reports a
+//! race.
 
 use brant_loom::runtime::real::grace::{pin, GracePeriod};
 use brant_loom::runtime::sync::{Arc, AtomicUsize, Ordering};
@@ -30,16 +31,16 @@ impl Cell {
         }
     }
 
-    /// As whoever marks does.
+    /// As a mark does.
     fn look(&self) {
         let guard = pin();
         let now = self.current.load(Ordering::Acquire);
-        // SAFETY: nobody frees it while this thread is pinned.
+        // SAFETY: no thread frees it while this one is pinned.
         self.values[now].with(|usable| assert!(unsafe { *usable }, "value {now} was freed"));
         drop(guard);
     }
 
-    /// As whoever replaces a map does.
+    /// As a replacement of the map does.
     fn replace(&self, old: usize, new: usize) {
         self.current.swap(new, Ordering::AcqRel);
         wait();
@@ -76,7 +77,7 @@ fn a_reader_never_sees_what_was_freed_after_a_grace_period() {
     });
 }
 
-/// Two periods in a row: a reader that came under the number that was current before the first.
+/// Two periods in a row, with a reader under the number that was current before the first.
 #[test]
 fn a_reader_that_came_late_under_the_old_number_is_waited_for_by_the_next() {
     check(3, || {
@@ -110,8 +111,8 @@ fn readers_on_different_counters_are_both_waited_for() {
     });
 }
 
-/// Two that wait carry one another's rounds on: a period that begins in the middle of a round is
-/// not over with it.
+/// Two waiting threads carry each other's rounds on. A period that begins in the middle of a round
+/// does not end with it.
 #[test]
 fn a_period_that_begins_during_a_round_waits_for_the_next() {
     check(2, || {

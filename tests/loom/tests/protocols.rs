@@ -1,10 +1,9 @@
-//! What brant promises about its lock-free parts, in every order of up to three
-//! threads' steps (with a bounded number of preemptions) that the memory model allows.
+//! brant's promises about its lock-free parts, in every order of up to three threads' steps (with a
+//! bounded number of preemptions) that the memory model allows.
 //!
-//! Guest memory is relaxed atomics here, as it is for a processor: nothing may come from it.
-//! Not seen by loom: accesses that are SeqCst count as AcqRel (only fences are more),
-//! so what holds here does not rest on them; and stores do not move before
-//! earlier loads.
+//! Guest memory is made of relaxed atomics here, as it is for a processor, so no order can come
+//! from it. Loom does not see two things. Accesses that are SeqCst count as AcqRel (only fences are
+//! more), so no promise here depends on them. And stores do not move before earlier loads.
 
 use brant_loom::bits::concurrent::ConcurrentBitmap;
 use brant_loom::bits::summary::Bitmap;
@@ -37,7 +36,7 @@ fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     println!("{orders:?} orders");
 }
 
-/// A page of the guest, and what the collector read of it last.
+/// A page of the guest, and the version that the collector last read.
 struct Page {
     bit: usize,
     memory: AtomicUsize,
@@ -129,7 +128,7 @@ fn a_buffer_that_is_used_again_is_clean_and_takes_marks() {
     });
 }
 
-/// Another thread may have set the summary's bit and `any`: still it is not overlooked.
+/// Another thread may have set the summary's bit and `any`. The mark is found all the same.
 #[test]
 fn a_mark_that_has_returned_is_in_the_very_next_collect() {
     check(3, || {
@@ -233,8 +232,7 @@ fn when_replace_returns_nobody_looks_at_the_old_value() {
         let theirs = Arc::clone(&cell);
         let reader = thread::spawn(move || theirs.with(Value::look));
         cell.replace(Arc::new(Value::new(1)));
-        // As a VMM does with a block's memory when its removal returns.
-        // SAFETY: loom checks it.
+        // As a VMM does with a block's memory when its removal returns. SAFETY: loom checks it.
         old.1.with_mut(|alive| unsafe { *alive = false });
         reader.join().unwrap();
     });
@@ -252,7 +250,7 @@ fn two_that_replace_drop_each_value_once() {
     });
 }
 
-/// What is pending in the first block, and the page that is read from it.
+/// The pending pages of the first block, and the page that is read.
 struct Pending(Bitmap);
 
 impl Sink for Pending {
@@ -283,8 +281,8 @@ fn reported(blocks: u32) -> Arc<Reported> {
     Arc::new(Reported::new(Arc::new(Memory::new(map(blocks)))))
 }
 
-/// A log that is started says that all pages are read from then on. A write is in
-/// such a read or its mark is recorded.
+/// When a log has been started, all pages are read afterwards. A write is seen by such a read, or
+/// its mark is recorded.
 #[test]
 fn a_write_at_the_start_of_the_log_is_read_or_recorded() {
     check(3, || {
@@ -340,7 +338,7 @@ fn a_write_while_the_log_runs_is_harvested_though_the_map_changes() {
     });
 }
 
-/// Loom sees it when a buffer is freed under a mark, and when one is not freed at all.
+/// Loom notices a buffer that is freed during a mark, and one that is never freed.
 #[test]
 fn a_mark_at_the_stop_of_the_log_meets_no_freed_buffer() {
     check(3, || {
@@ -357,7 +355,7 @@ fn a_mark_at_the_stop_of_the_log_meets_no_freed_buffer() {
 /// The kernel's side of a dirty ring: a vCPU that pushes, and RESET.
 struct Kernel {
     entries: Vec<Entry>,
-    /// Whether each page can be written without a fault: under the lock that faults and RESET take.
+    /// Whether each page can be written without a fault. Faults and RESET take the lock.
     writable: Mutex<Vec<bool>>,
     memory: Vec<AtomicUsize>,
 }
@@ -378,14 +376,14 @@ impl Kernel {
 
     fn push(&self, dirty: &mut u64, page: u64) {
         let entry = &self.entries[*dirty as usize % self.entries.len()];
-        // Slot and offset say the same, so that halves of two entries show.
+        // Slot and offset are equal, so that a mixture of two entries shows.
         entry.slot.store(page as u32, Ordering::Relaxed);
         entry.offset.store(page, Ordering::Relaxed);
         entry.flags.store(1, Ordering::Release);
         *dirty += 1;
     }
 
-    /// The guest writes; the page is protected or it is not, and stays so until it is written.
+    /// The guest writes to a page, whose protection does not change before the write.
     fn write(&self, dirty: &mut u64, page: u64, version: usize) {
         let mut writable = self.writable.lock().unwrap();
         if !std::mem::replace(&mut writable[page as usize], true) {
@@ -416,7 +414,7 @@ fn whole(slot: u32, offset: u64) -> usize {
     offset as usize
 }
 
-/// A page that is read after the RESET of its harvest is read at its last version in the end.
+/// A page that is read after the RESET of its harvest has been read at its last version in the end.
 #[test]
 fn no_write_between_harvest_and_reset_of_a_ring_is_lost() {
     check(3, || {
@@ -445,7 +443,7 @@ fn no_write_between_harvest_and_reset_of_a_ring_is_lost() {
     });
 }
 
-/// Or a guest that runs would be taken for one whose ring has overrun.
+/// Otherwise a running guest would be taken for one whose ring has overrun.
 #[test]
 fn a_ring_that_is_pushed_to_in_order_never_seems_to_have_a_gap() {
     check(3, || {
