@@ -1,7 +1,7 @@
-//! "Zero" and "never touched" are proven, in every kind of memory: what may hold something is read,
-//! and what holds nothing is touched on neither side.
+//! "Zero" and "never touched" are proven, in every kind of memory. A page that may have contents is
+//! read, and a hole is touched on neither side.
 //!
-//! Tests that would end in a signal if the promise were broken run in a process of their own.
+//! A test that would end in a signal if the promise were broken runs in a process of its own.
 
 use alone::alone;
 use brant::dirty::consumer::{Consumer, Cursor};
@@ -28,7 +28,7 @@ mod alone;
 mod kinds;
 
 const LONG: Duration = Duration::from_secs(60);
-/// For a whole test in its own process.
+/// The time limit of a test in a process of its own.
 const LIMIT: Duration = Duration::from_secs(240);
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -83,7 +83,7 @@ fn tracker_of(memory: &Arc<Memory>) -> Arc<Tracker> {
 
 type Hook = Box<dyn FnMut() -> Result<()> + Send>;
 
-/// A VMM that does what the test asks for.
+/// A VMM whose operations do what the test asks for.
 #[derive(Default)]
 struct Plain {
     at_pass: Mutex<Option<Hook>>,
@@ -125,7 +125,7 @@ impl Vmm for Plain {
     }
 }
 
-/// Switches over after so many passes.
+/// Switches over after this many passes.
 struct After(u32);
 
 impl Decider for After {
@@ -184,7 +184,7 @@ fn set(area: &Area, page: usize, value: u64) {
     unsafe { area.page(page).cast::<u64>().add(77).write_volatile(value) };
 }
 
-/// That each page of `area` holds what `should` says.
+/// Checks that each page of `area` has the contents that `should` returns.
 fn assert_holds(area: &Area, should: impl Fn(usize) -> u64, what: &str) {
     let wrong: BTreeMap<usize, (u64, u64)> = (0..area.pages())
         .map(|page| (page, (word(area, page), should(page))))
@@ -230,7 +230,8 @@ fn memory_that_somebody_fills_on_demand_arrives_as_he_fills_it() {
                     let vmm = Plain::default();
                     let later = Arc::new(Mutex::new(None));
                     if when == WhileItMoves {
-                        // What is found untouched in the first pass is another's in the second.
+                        // Memory that the first pass finds untouched is another mapping in the
+                        // second.
                         let (later, tracker) = (Arc::clone(&later), Arc::clone(&tracker));
                         let (area, mine) = (Arc::clone(&area), mine.clone());
                         let length = area.length as u64;
@@ -270,7 +271,7 @@ fn memory_that_somebody_fills_on_demand_arrives_as_he_fills_it() {
     });
 }
 
-/// Which pages of the destination are wrong after a second guest came into it.
+/// The wrong pages of the destination after a second guest came into it.
 fn second_guest(what: &str, first: impl Fn(&Area, &Arc<Memory>)) {
     const LENGTH: usize = 4 << 20;
     for made in [Made::Anonymous, Made::Memfd, Made::Disk] {
@@ -288,7 +289,7 @@ fn second_guest(what: &str, first: impl Fn(&Area, &Arc<Memory>)) {
     }
 }
 
-/// A guest that is full of something.
+/// A guest whose pages all have contents.
 fn full(pages: usize) -> Area {
     let area = Area::new(Made::Anonymous, pages * PAGE).unwrap();
     for page in 0..area.pages() {
@@ -315,7 +316,7 @@ fn a_destination_that_was_zeroed_is_looked_at_after_a_migration_that_broke() {
 #[test]
 fn a_destination_that_was_zeroed_is_looked_at_when_its_guest_has_run_and_gone() {
     second_guest("handed over", |to, memory| {
-        // The guest that this VMM began with.
+        // The guest with which this VMM began.
         for page in 0..to.pages() {
             set(to, page, 9);
         }
@@ -332,7 +333,7 @@ fn a_destination_that_was_zeroed_is_looked_at_when_its_guest_has_run_and_gone() 
 
 #[test]
 fn a_destination_that_was_zeroed_is_not_looked_at_in_vain() {
-    // The flag counts again when the migration before brought nothing.
+    // The flag counts again if the migration before brought no page.
     let to = Area::new(Made::Disk, 4 << 20).unwrap();
     let memory = memory_of(&to, true);
     let source = Area::new(Made::Anonymous, 4 << 20).unwrap();
@@ -345,7 +346,7 @@ fn a_destination_that_was_zeroed_is_not_looked_at_in_vain() {
     assert_eq!(to.backed(), 0, "a file on a disk was read");
 }
 
-/// Has every page be dirty again after each pass, in one long run or page by page.
+/// Makes every page dirty again after each pass, in one long run or page by page.
 fn all_dirty(tracker: &Arc<Tracker>, length: usize, scattered: bool) -> Hook {
     let tracker = Arc::clone(tracker);
     Box::new(move || {
@@ -394,7 +395,7 @@ fn passes_in_which_all_is_dirty_touch_no_hole() {
     }
 }
 
-/// Whether this machine lets brant prove that pages of such memory hold nothing.
+/// Whether brant can prove on this machine that pages of such memory are holes.
 fn provable(made: Made) -> bool {
     // SAFETY: asks who we are.
     made != Made::Disk && (made != Made::TmpfsUntold || unsafe { libc::geteuid() } == 0)
@@ -427,7 +428,7 @@ fn untouched_huge_pages_stay_untouched_where_the_pool_is_too_small_for_them() {
     alone(LIMIT, || {
         const LENGTH: usize = 64 << 20;
         for made in HUGE_KINDS {
-            // One page at each side.
+            // One page for each side.
             let Some(_pool) = HugePool::new(2) else {
                 return;
             };
@@ -482,7 +483,7 @@ fn userfault_log() -> Option<Box<UserfaultLog>> {
     }
 }
 
-/// Bytes of page tables that this process has.
+/// Bytes of this process' page tables.
 fn page_tables() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|l| l.strip_prefix("VmPTE:")).unwrap();
@@ -498,7 +499,7 @@ fn what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks() 
             return;
         };
         let source = Area::new(Made::Anonymous, LENGTH).unwrap();
-        // Alone in its 2 MiB, two in one, and a whole 2 MiB.
+        // One page alone in its 2 MiB, two in the same 2 MiB, and a whole 2 MiB.
         let touched: BTreeSet<usize> = [100 * 512 + 9, 800_000, 800_001]
             .into_iter()
             .chain(512 * 50..512 * 51)
@@ -515,7 +516,7 @@ fn what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks() 
         *vmm.at_pass.lock().unwrap() = Some(all_dirty(&tracker, LENGTH, false));
         let outcome = migrate(&tracker, &memory_of(&to, false), 5, vmm);
         outcome.completed("sparse");
-        // To protect all of it took 16 MiB, and reading it as much again.
+        // Protecting all of it took 16 MiB, and reading it as much again.
         let more = page_tables().saturating_sub(tables);
         assert!(more < 2 << 20, "{more} bytes of page tables were made");
         let pages = (LENGTH / PAGE) as u64;
@@ -532,7 +533,7 @@ fn what_nobody_touched_is_neither_protected_nor_read_while_userfaultfd_tracks() 
     });
 }
 
-/// A copy that is kept by the dirty log and by what is said of pages alone.
+/// A copy that is updated only by the dirty log and by what is said of pages.
 struct Copy {
     consumer: Consumer,
     contents: Contents,
@@ -555,7 +556,7 @@ impl Copy {
         })
     }
 
-    /// Takes all that is pending, as a migration does.
+    /// Takes every pending page, as a migration does.
     fn pass(&mut self, area: &Area) {
         let mut cursor = Cursor::default();
         loop {
@@ -603,9 +604,9 @@ impl Copy {
 fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_discarded_between_syncs() {
     let mut random = Random::new("a_copy_by_userfaultfds_log_is_exact");
     for made in SMALL {
-        // Writes past the mapping are no business of this log.
+        // This log does not see writes that go past the mapping.
         let area = Area::new(made, 60 * HUGE + 5 * PAGE).unwrap();
-        // Most of it begins as memory that nobody touched.
+        // Most of the memory begins untouched.
         for page in 0..area.pages() / 4 {
             if random.below(10) == 0 {
                 set(&area, page, 1);
@@ -624,7 +625,8 @@ fn a_copy_by_userfaultfds_log_is_exact_whatever_was_written_read_or_discarded_be
                     0 => (first..end).for_each(|page| {
                         std::hint::black_box(word(&area, page));
                     }),
-                    // Shared memory keeps what it holds, and a private file comes back.
+                    // Shared memory keeps its contents, and a private file mapping gets those of
+                    // the file.
                     1 if made == Made::Anonymous => {
                         // SAFETY: inside this test's own mapping.
                         let given = unsafe {
@@ -653,7 +655,7 @@ fn pages_first_written_while_the_log_looks_at_them_are_not_lost() {
     let mut random = Random::new("pages_first_written_while_the_log_looks_at_them");
     for round in 0..6 {
         let area = Area::new(Made::Anonymous, 64 << 20).unwrap();
-        // Some pieces are protected from the start, and hide what they do not hold.
+        // Some pieces are protected from the start, which hides their holes.
         for _ in 0..8 {
             set(&area, random.below(area.pages()), 1);
         }

@@ -1,10 +1,10 @@
-//! Memory that runs out: whatever brant allocates of 8 KiB or more, by a guest's size or a peer's
-//! word, may fail. Then a call, or a migration, ends with an error, and works when it is tried
-//! again. It never ends the process.
+//! Memory that runs out. Every allocation of 8 KiB or more whose size depends on a guest or a peer
+//! may fail. The call or the migration then ends with an error, and succeeds when it is tried
+//! again. The process never ends.
 //!
-//! Each operation is tried with its first such allocation failing, then its second, and so on
-//! until none is left to fail. In a process of its own for each test: Rust ends a process whose
-//! allocation fails where nobody looks.
+//! Each operation is tried with its first such allocation failing, then its second, and so on until
+//! none fails. Each test runs in a process of its own, because Rust ends a process if an allocation
+//! fails that is not checked.
 
 use alone::alone;
 use brant::dirty::consumer::Cursor;
@@ -29,14 +29,14 @@ use vm_memory::GuestAddress;
 #[path = "support/alone.rs"]
 mod alone;
 
-/// What counts as large.
+/// The size of a large allocation, in bytes.
 const LARGE: usize = 8 << 10;
 const LONG: Duration = Duration::from_secs(30);
-/// For a whole test in its own process.
+/// The time limit of a test in a process of its own.
 const LIMIT: Duration = Duration::from_secs(180);
 const PAGE: u64 = 4096;
 
-/// Large allocations that still succeed; below 0: all do.
+/// How many large allocations still succeed; below 0, all do.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
 /// Whether one has failed.
 static FAILED: AtomicBool = AtomicBool::new(false);
@@ -88,8 +88,9 @@ unsafe impl GlobalAlloc for Scarce {
 #[global_allocator]
 static ALLOCATOR: Scarce = Scarce;
 
-/// Does `operation` with its nth large allocation failing, for each n there is. It either fails
-/// for want of memory or goes on without; and succeeds in the end. How often one failed.
+/// Does `operation` with its nth large allocation failing, for every n. It either fails for want of
+/// memory or goes on without that memory, and it succeeds in the end. Returns how often an
+/// allocation failed.
 fn scarcely(what: &str, mut operation: impl FnMut() -> Result<()>) -> i64 {
     for n in 0.. {
         eprintln!("{what}: large allocation {n} fails");
@@ -113,7 +114,7 @@ fn scarcely(what: &str, mut operation: impl FnMut() -> Result<()>) -> i64 {
     unreachable!()
 }
 
-/// Reserved, never touched but where a test does.
+/// Reserves memory, which only the test touches.
 fn reserve(bytes: u64) -> *mut u8 {
     // SAFETY: a new mapping at an address of the kernel's choice; it stays for the life of the process.
     let at = unsafe {
@@ -176,7 +177,7 @@ fn guest(bytes: u64) -> Arc<Memory> {
     Arc::new(memory)
 }
 
-/// A virtual machine that writes a page of each slot between two looks.
+/// A virtual machine that writes a page of each slot between two harvests.
 #[derive(Default)]
 struct Writing(Arc<AtomicU64>);
 
@@ -212,7 +213,7 @@ fn tracker(memory: &Arc<Memory>) -> Result<Arc<Tracker>> {
     Ok(tracker)
 }
 
-/// A VMM with state of 1 MiB and no guest that runs.
+/// A VMM with state of 1 MiB, whose guest does not run.
 struct Standing;
 
 impl Vmm for Standing {
@@ -369,12 +370,12 @@ fn pages_are_ballooned_and_declared_lost() {
 #[test]
 fn a_guest_migrates() {
     alone(LIMIT, || {
-        // Each batch allocates: not too many of them.
+        // A small guest, because each batch allocates.
         let (here, there) = (guest(16 << 20), guest(16 << 20));
         let tracker = tracker(&here).unwrap();
         let vmm = || Arc::new(Standing) as Arc<dyn Vmm>;
         let failed = scarcely("migrating", || {
-            // One that succeeded although an allocation failed has handed the guest over.
+            // A migration that succeeded although an allocation failed has handed the guest over.
             let _ = here.reclaim();
             let _ = there.give_up();
             let (a, b) = UnixStream::pair().map_err(|e| Error::os("socketpair", e))?;
@@ -419,7 +420,7 @@ fn a_limit_on_the_size_of_files_is_an_error_of_the_vhost_log_and_no_signal() {
             rlim_cur: 4096,
             rlim_max: libc::RLIM_INFINITY,
         };
-        // SAFETY: reads the structure; this process alone has the limit.
+        // SAFETY: reads the structure; the limit is this process' own.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
         let consumer = tracker.consumer();
         let error = consumer.start(StartWith::Everything).unwrap_err();

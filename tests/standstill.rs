@@ -1,7 +1,6 @@
-//! How long the guest stands still, which passes are made before that, and the figures that
-//! tell of both. Whole migrations in one process; what takes long is counted and not timed, so
-//! that a busy machine changes nothing. The times themselves are figures: `standstill.*` of
-//! `make bench`.
+//! How long the guest stands still, which passes are made before that, and the figures for both.
+//! Whole migrations in one process. Long work is counted and not timed, so that a busy machine
+//! changes nothing. The times themselves are figures: `standstill.*` of `make bench`.
 
 mod support;
 
@@ -43,7 +42,7 @@ fn incoming(pair: &Pair, params: &Params) -> Arc<Incoming> {
     Arc::new(Incoming::new(memory, vmm, params.clone()).unwrap())
 }
 
-/// Both sides over a socketpair, until both have ended.
+/// Runs both sides over a socketpair until both have ended.
 fn run(pair: &Pair, out: &Outgoing, inc: &Incoming) -> (Result<()>, Result<()>) {
     let (a, b) = UnixStream::pair().unwrap();
     inc.start(AcceptFrom::Connected(b.into())).unwrap();
@@ -53,7 +52,7 @@ fn run(pair: &Pair, out: &Outgoing, inc: &Incoming) -> (Result<()>, Result<()>) 
     ended
 }
 
-/// A migration that completes; the source's figures.
+/// Makes a migration that completes, and returns the source's figures.
 fn completes(pair: &Pair, params: &Params) -> Stats {
     let (out, inc) = (outgoing(pair, params), incoming(pair, params));
     let (here, there) = run(pair, &out, &inc);
@@ -82,7 +81,7 @@ fn an_idle_guest_stands_still_for_none_of_its_pages() {
     let stats = completes(&pair, &params);
     assert_eq!(stats.pass, 1);
     assert_eq!(stats.data_pages, 40 * MIB as u64 + stats.last_pages);
-    // What `save` wrote is all that was left.
+    // Only the page that `save` wrote was left.
     assert_eq!(stats.last_pages, 1, "{stats:?}");
 }
 
@@ -90,19 +89,19 @@ fn an_idle_guest_stands_still_for_none_of_its_pages() {
 fn a_guest_that_writes_little_stands_still_for_a_few_of_its_pages() {
     let pair = Pair::new(&[ram("ram", 32 * MIB)]);
     pair.source.fill(1);
-    // 16 writes a millisecond and more: after a pass of 32 MiB, hundreds of pages are dirty.
+    // At least 16 writes a millisecond: after a pass of 32 MiB, hundreds of pages are dirty.
     pair.source.writers(1, MS);
     pair.source.track();
     let stats = completes(&pair, &Params::default());
-    // The pages of the last millisecond or two, where a cut first pass would leave thousands.
-    // A busy machine may make it fifty times as long.
+    // The pages of the last millisecond or two. A cut first pass would leave thousands. A busy
+    // machine may take fifty times as long.
     assert!(stats.last_pages < 2_000, "{stats:?}");
     assert!(stats.pass >= 2, "{stats:?}");
 }
 
 // --- everything is acknowledged before the pause --------------------------------------------
 
-/// Migrates with a look at the source's figures when `pause` is called.
+/// Migrates, and looks at the source's figures when `pause` is called.
 fn unacknowledged_at_the_pause(pair: &Pair) -> u64 {
     let params = Params::default();
     let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));
@@ -121,13 +120,14 @@ fn unacknowledged_at_the_pause(pair: &Pair) -> u64 {
 
 #[test]
 fn zero_pages_and_holes_that_are_on_their_way_are_waited_for_before_the_pause() {
-    // Never touched here, and full there: each header makes the destination write 2 MiB.
+    // Never touched at the source, and with contents at the destination: each header makes the
+    // destination write 2 MiB.
     for spec in [ram("ram", 64 * MIB), shared("ram", 64 * MIB)] {
         let pair = Pair::new(std::slice::from_ref(&spec));
         pair.destination.fill(1);
         assert_eq!(unacknowledged_at_the_pause(&pair), 0);
     }
-    // And zero pages that were touched.
+    // Zero pages that were touched.
     let pair = Pair::new(&[ram("ram", 32 * MIB)]);
     let ram = pair.source.ram("ram");
     (0..ram.spec.pages).for_each(|page| ram.word(page * 4096).store(0, Ordering::Relaxed));
@@ -137,8 +137,8 @@ fn zero_pages_and_holes_that_are_on_their_way_are_waited_for_before_the_pause() 
 
 #[test]
 fn what_the_guest_writes_while_an_acknowledgement_is_awaited_is_not_sent_after_the_pause() {
-    // Before the acknowledgement gets through the guest has written a quarter of its memory:
-    // pages of which a source that does not wait would learn in its last sync.
+    // Before the acknowledgement arrives, the guest has written a quarter of its memory. A source
+    // that does not wait would find these pages in its last sync.
     let pair = Pair::new(&[ram("ram", MIB)]);
     pair.source.fill(1);
     let held = Arc::new(AtomicBool::new(true));
@@ -166,14 +166,14 @@ fn what_the_guest_writes_while_an_acknowledgement_is_awaited_is_not_sent_after_t
 
 // --- passes end, and are limited in rate ----------------------------------------------------
 
-/// What a log says of the guest's memory as long as the guest runs.
+/// What a log reports of the guest's memory as long as the guest runs.
 #[derive(Clone, Copy, PartialEq)]
 enum Says {
-    /// All of it was written.
+    /// Every page was written.
     AllDirty,
-    /// Nothing: it fails.
+    /// Nothing, because its harvest fails.
     Fails,
-    /// The same, and when the guest stands still too.
+    /// Its harvest also fails when the guest stands still.
     FailsInTheEnd,
 }
 
@@ -215,8 +215,8 @@ impl DirtyLog for Says {
 
 #[test]
 fn a_guest_whose_dirty_pages_are_all_zero_is_switched_over_after_a_few_passes() {
-    // Touched and never touched, and written with zeros again and again: no data is sent before
-    // `save` writes some, so no bandwidth is ever known.
+    // Touched memory and untouched memory, written with zeros again and again. No contents are sent
+    // before `save` writes some, so no bandwidth is ever known.
     let pair = Pair::new(&[ram("ram", 4 * MIB), ram("more", 16 * MIB)]);
     let ram = pair.source.ram("ram");
     (0..ram.spec.pages).for_each(|page| ram.word(page * 4096).store(0, Ordering::Relaxed));
@@ -244,7 +244,7 @@ fn a_log_that_always_fails_over_untouched_memory_ends_the_migration_and_says_so_
         let warnings = pair.from.events(EventKind::Warning);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("the test's broken log"));
-        // Nobody knows how much is written.
+        // The dirty rate is unknown.
         assert_eq!(out.stats().dirty_pages_per_second, None);
         if says == Says::FailsInTheEnd {
             let error = here.unwrap_err();
@@ -280,7 +280,7 @@ fn passes_and_events_are_limited_in_rate_whatever_the_decider_says() {
         let begun = Instant::now();
         out.start_with(ConnectTo::Connected(a.into()), Box::new(Never))
             .unwrap();
-        // Enough for every pass that may be made at once.
+        // Enough for every pass that may be made without a pause.
         pair.from.wait_passes(if busy { 70 } else { 5 });
         out.cancel().unwrap();
         let intervals = begun.elapsed().as_millis() as usize / 50;
@@ -295,7 +295,7 @@ fn passes_and_events_are_limited_in_rate_whatever_the_decider_says() {
 
 #[test]
 fn behind_a_cap_a_guest_that_fits_the_link_is_switched_over() {
-    // A hot set that takes a second at the cap and milliseconds without.
+    // A working set that takes a second at the cap, and milliseconds without one.
     let pair = Pair::new(&[ram("ram", 5 * MIB)]);
     pair.source.fill(1);
     pair.source.writers(1, Duration::ZERO);
@@ -313,7 +313,7 @@ fn behind_a_cap_a_guest_that_fits_the_link_is_switched_over() {
 
 // --- figures --------------------------------------------------------------------------------
 
-/// Fields that say how it is now.
+/// Fields that tell the present state.
 const MAY_FALL: [&str; 9] = [
     "total_bytes",
     "remaining_bytes",
@@ -336,7 +336,7 @@ fn numbers(json: &str) -> BTreeMap<String, i64> {
     known.collect()
 }
 
-/// Whether every figure of `now` is at least what it was; the error number is negative.
+/// Checks that every figure of `now` is at least its value in `was`. The error number is negative.
 fn grown(was: &BTreeMap<String, i64>, now: &BTreeMap<String, i64>) {
     for (name, before) in was {
         let after = now[name];
@@ -345,7 +345,7 @@ fn grown(was: &BTreeMap<String, i64>, now: &BTreeMap<String, i64>) {
     }
 }
 
-/// Waits for the next renewal of the figures.
+/// Waits until the figures are renewed.
 fn look(fd: std::os::fd::BorrowedFd<'_>) {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
@@ -372,7 +372,7 @@ fn all_figures_but_those_that_the_header_names_only_grow() {
     for name in MAY_FALL {
         assert!(said.contains(&format!("`{name}`")), "{name} in: {said}");
     }
-    // One that completes, with free pages, and one that is refused after its pause.
+    // A migration that completes, with free pages, and one that is refused after its pause.
     for refused in [false, true] {
         let pair = Pair::new(&[ram("ram", 16 * MIB), shared("shm", 4 * MIB)]);
         pair.source.ram("ram").fill_all(&mut Random(1));
@@ -448,7 +448,7 @@ fn the_dirty_rate_and_the_time_left_are_unknown_through_the_first_pass() {
         }
     }
     assert!(first > 0);
-    // It writes faster than 8 MiB/s, so there is a rate, and no time that would do.
+    // The guest writes faster than 8 MiB/s, so there is a dirty rate but no downtime that would do.
     pair.from.wait_passes(3);
     let stats = out.stats();
     let dirty = stats.dirty_pages_per_second;
@@ -460,7 +460,7 @@ fn the_dirty_rate_and_the_time_left_are_unknown_through_the_first_pass() {
 #[test]
 fn downtime_says_how_long_the_guest_stood_even_if_the_switchover_was_refused() {
     let pair = Pair::new(&[ram("ram", MIB)]);
-    // From inside `pause` to inside `resume`: what is said has to be more.
+    // Measured from inside `pause` to inside `resume`. The reported time has to be longer.
     let stood = Arc::new(Mutex::new((None, None)));
     let (from, to) = (Arc::clone(&stood), Arc::clone(&stood));
     pair.from.at("pause", move || {
@@ -488,7 +488,7 @@ fn downtime_of_an_unanswered_guest_is_told_again_when_it_was_resumed() {
     let pair = Pair::new(&[ram("ram", MIB)]);
     let rule = at(Point::Nth(RecordType::Handover, 1), Verdict::Cut);
     let (_proxy, a, b) = Proxy::new(rule);
-    // Unanswered is told when the destination can have begun no more.
+    // The source reports UNANSWERED when the destination can no longer begin to run the guest.
     let params = Params {
         handover_timeout: MS * 200,
         ..Params::default()
@@ -500,7 +500,7 @@ fn downtime_of_an_unanswered_guest_is_told_again_when_it_was_resumed() {
     inc.wait(Some(LONG)).unwrap_err();
     let until_known = out.stats().downtime.expect("it stands");
     let asked = Instant::now();
-    // Whatever the VMM needs to find out.
+    // The time that the VMM needs to find out.
     std::thread::sleep(MS * 5);
     out.resolve(Resolution::Resume).unwrap();
     let in_all = out.stats().downtime.expect("it stood");

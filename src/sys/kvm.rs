@@ -94,8 +94,8 @@ impl VmFd {
     pub fn new(fd: OwnedFd) -> Result<Self> {
         let vm = VmFd(fd);
         // KVM answers KVM_CHECK_EXTENSION on /dev/kvm since 2007, and on a VM since 3.17. A
-        // descriptor of anything else fails, with ENOTTY for example. SAFETY: the ioctl takes an
-        // integer and accesses no memory.
+        // descriptor of anything else fails, with ENOTTY for example.
+        // SAFETY: the ioctl takes an integer and accesses no memory.
         let answer = unsafe { kernel::ioctl(vm.0.as_raw_fd(), KVM_CHECK_EXTENSION as _, 3u64) };
         if answer < 0 {
             return Err(vm.is_no_vm(io::Error::last_os_error()));

@@ -1,4 +1,5 @@
-//! A guest of 250 pages that writes what it is told to, its tracker, and a VMM that switches logging.
+//! A guest of 250 pages that writes what it is told to, its tracker, and a VMM that switches
+//! logging.
 
 use crate::vm::*;
 use brant::dirty::consumer::{Consumer, Cursor};

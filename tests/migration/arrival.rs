@@ -1,5 +1,5 @@
-//! What arrives: the memory of a busy guest byte for byte, over each kind of connection, and of
-//! untouched memory nothing.
+//! What arrives: the memory of a busy guest byte for byte, over each kind of connection; and no
+//! page of untouched memory.
 
 use crate::support::guest::{differences, Guest};
 use crate::support::memory::{ram, rom, shared, Spec};
@@ -151,18 +151,18 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
     let pair = Pair::new(&[ram("ram", 2000), shared("shm", 2000)]);
     let mut random = Random(5);
     for name in ["ram", "shm"] {
-        // Of the source's pages only these are ever touched.
+        // Only these pages of the source are ever touched.
         for page in [0, 700, 701, 1999] {
             pair.source.ram(name).fill(page, &mut random);
         }
-        // One of them holds zeros by now.
+        // One of them is zero by now.
         for word in 0..512 {
             pair.source
                 .ram(name)
                 .word(701 * 4096 + word * 8)
                 .store(0, Ordering::Relaxed);
         }
-        // The destination's were full of something here.
+        // The destination has old contents here.
         for page in 100..200 {
             pair.destination.ram(name).fill(page, &mut random);
         }
@@ -176,9 +176,9 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
         assert!(stats.hole_pages >= 2 * 1996, "{stats:?}");
         assert!(stats.data_pages < 20, "{stats:?}");
         inc.wait(Some(LONG)).unwrap();
-        // 4 pages that the source touched, of which 701 is zero and need not be written; and
-        // the 100 that were garbage. (Comparing has read every page: that fills a memfd's
-        // holes, so that block has a test of its own.)
+        // 4 pages that the source touched, of which 701 is zero and need not be written; and the
+        // 100 with old contents. (The comparison has read every page, which fills a memfd's holes,
+        // so a test of its own is for that block.)
         let runs = touched(&pair.destination, "ram");
         let pages: u64 = runs.iter().map(|r| r.end - r.start).sum();
         assert!((103..=104).contains(&pages), "{pages} pages touched");
@@ -189,7 +189,7 @@ fn what_was_never_touched_stays_untouched_and_garbage_becomes_zero() {
 
 #[test]
 fn the_holes_of_a_memfd_stay_holes_at_the_destination() {
-    // No comparing VMM here: looking at a memfd's hole through a mapping fills it.
+    // Without a VMM that compares, because a read of a memfd's hole through a mapping fills it.
     let specs = [shared("shm", 4096)];
     let (source, destination) = (Guest::new(&specs), Guest::new(&specs));
     source.ram("shm").fill(9, &mut Random(1));

@@ -1,4 +1,4 @@
-//! A cancel at any moment: prompt, the guest stays here, and no page is unaccounted for.
+//! A cancel at any moment is prompt, the guest stays here, and no page is lost.
 
 use crate::support::deciders::until;
 use crate::support::guest::{differences, lost};
@@ -38,14 +38,14 @@ fn a_cancel_at_any_moment_leaves_the_guest_here_and_no_page_unaccounted_for() {
         pair.source.writers(1, Duration::ZERO);
         pair.source.track();
         let (out, inc) = start(&pair, &quick());
-        // From microseconds to tens of milliseconds, each size as likely.
+        // From microseconds to tens of milliseconds; each order of magnitude is as likely.
         let wait = Duration::from_micros(1 << random.below(16))
             + Duration::from_micros(random.next() % 99);
         std::thread::sleep(wait);
         let result = cancel_promptly(&format!("after {wait:?}"), || out.cancel());
         let _ = inc.wait(Some(LONG));
         pair.assert_sound("a cancel");
-        // It had ended, or was too late, or was in time.
+        // The migration had ended, or the cancel came too late, or in time.
         if result.is_err() || out.state() == State::Completed {
             out.wait(Some(LONG)).unwrap();
             assert_eq!(pair.world.who(), (false, true), "round {round}");
@@ -87,7 +87,7 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
-    // The destination has all of the first pass, and its word of that gets lost.
+    // The destination has the whole first pass, and its acknowledgement gets lost.
     let begun = Instant::now();
     while proxy.seen(RecordType::Ack) == 0 {
         assert!(begun.elapsed() < LONG);
@@ -95,7 +95,7 @@ fn what_was_never_acknowledged_is_pending_even_if_it_arrived() {
     }
     cancel_promptly("without an acknowledgement", || out.cancel()).unwrap();
     assert_eq!(pair.source.pending().len(), 1600);
-    // The idle guest's pages were sent, and put back just once.
+    // The idle guest's pages were sent, and put back exactly once.
     assert_eq!(out.stats().put_back_pages, 1600);
     assert_eq!(out.stats().unacknowledged_pages, 0);
     inc.wait(Some(LONG)).unwrap_err();
@@ -116,7 +116,7 @@ fn what_was_acknowledged_and_not_written_since_is_not_pending() {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start_with(ConnectTo::Connected(a), until(&Arc::default()))
         .unwrap();
-    // Everything of the first pass is acknowledged after some more.
+    // After a while the whole first pass is acknowledged.
     let begun = Instant::now();
     while out.stats().unacknowledged_pages > 0 || out.stats().pass < 2 {
         assert!(begun.elapsed() < LONG);
@@ -125,7 +125,7 @@ fn what_was_acknowledged_and_not_written_since_is_not_pending() {
     pair.source.poke("ram", 77 * 4096, 1);
     out.cancel().unwrap();
     let pending = pair.source.pending();
-    // Page 77, unless it was sent and acknowledged in the meantime.
+    // Page 77, unless it was sent and acknowledged meanwhile.
     assert!(pending.len() <= 1, "{pending:?}");
 }
 
@@ -138,7 +138,7 @@ fn a_cancel_while_connecting_is_prompt() {
     let path = dir.path().join("full");
     let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
     for fd in [tcp.as_raw_fd(), unix.as_raw_fd()] {
-        // SAFETY: changes the queue's length of a listening socket of ours.
+        // SAFETY: changes the queue's length of this test's listening socket.
         assert_eq!(unsafe { libc::listen(fd, 0) }, 0);
     }
     let at = tcp.local_addr().unwrap();
@@ -157,13 +157,13 @@ fn a_cancel_while_connecting_is_prompt() {
         assert_eq!(error.kind(), Kind::Cancelled, "{at}: {error}");
         pair.assert_runs_on("connecting");
     }
-    // Connected, and nobody answers.
+    // Connected, without an answer.
     let (a, _black_hole) = socketpair();
     let out = outgoing(&pair, &quick());
     out.start(ConnectTo::Connected(a)).unwrap();
     pair.from.wait_state("negotiating");
     cancel_promptly("an unanswered HELLO", || out.cancel()).unwrap();
-    // And at the destination: nobody comes, nobody speaks.
+    // At the destination: no connection comes, or no record.
     let inc = incoming(&pair, &quick());
     inc.listen(&Endpoint::parse("tcp:127.0.0.1:0").unwrap())
         .unwrap();
@@ -198,7 +198,7 @@ fn a_cancel_while_the_peer_takes_nothing_is_prompt() {
     inc.start(AcceptFrom::Connected(b)).unwrap();
     out.start(ConnectTo::Connected(a)).unwrap();
     hold.reached();
-    // Until the socket is full and nothing moves any more.
+    // Until the socket is full and no byte moves any more.
     let (mut last, mut still) = (0, 0);
     while still < 5 {
         std::thread::sleep(MS * 10);
@@ -266,7 +266,7 @@ fn dropping_a_running_migration_cancels_it() {
     assert!(!pair.source.tracker.is_started(), "logged for ever");
     inc.wait(Some(LONG)).unwrap_err();
     pair.assert_runs_on("dropped");
-    // The other way round.
+    // The cancel at the other side.
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));
     inc.start(AcceptFrom::Connected(b)).unwrap();
@@ -278,8 +278,8 @@ fn dropping_a_running_migration_cancels_it() {
     pair.assert_runs_on("destination dropped");
 }
 
-/// A thread of the VMM that lost its processor in the middle of a mark has the last sync wait for it,
-/// up to two seconds. A cancel does not.
+/// The last sync waits up to two seconds for a thread of the VMM that was preempted inside a mark.
+/// A cancel does not wait.
 #[test]
 fn a_cancel_in_the_last_sync_does_not_wait_for_a_thread_inside_a_mark() {
     let pair = Pair::new(&[ram("ram", 2000)]);
@@ -308,7 +308,7 @@ fn a_cancel_in_the_last_sync_does_not_wait_for_a_thread_inside_a_mark() {
     let _ = cancel_promptly("in the last sync", || out.cancel());
     let ended = out.wait(Some(LONG)).unwrap_err();
     assert_eq!(ended.kind(), Kind::Cancelled, "{ended}");
-    // Only now.
+    // Only now does the thread go on.
     go.wait();
     marking.join().unwrap();
     let _ = inc.wait(Some(LONG));

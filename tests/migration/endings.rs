@@ -1,5 +1,5 @@
-//! How migrations end: what is refused before anything begins, and what the figures say of one that
-//! came to nothing.
+//! How migrations end: what is refused before the start, and the figures of a migration that
+//! failed.
 
 use crate::support::deciders::Never;
 use crate::support::guest::{differences, Guest};
@@ -58,19 +58,19 @@ fn a_descriptor_that_is_no_connection_is_refused_at_the_start_and_nothing_has_be
     pair.assert_sound("afterwards");
 }
 
-/// How a migration is brought to its end.
+/// The way in which a migration ends.
 #[derive(Clone, Copy)]
 enum How {
-    /// An operation of the source's VMM, of the destination's, fails.
+    /// An operation of the source's VMM fails, or one of the destination's.
     From(&'static str),
     To(&'static str),
-    /// Something happens while pages are copied.
+    /// An event while pages are copied.
     CancelSource,
     CancelDestination,
     Block,
     /// A block is longer at the destination.
     Longer,
-    /// Something happens to the connection.
+    /// A fault of the connection.
     Relay(Point, Fault),
     /// A limit runs out: the source's while the destination builds itself, the destination's while
     /// pages are copied.
@@ -84,7 +84,7 @@ enum Fault {
     Swallow,
 }
 
-/// The rows of the table in `docs/errors.md`: what each side is told. No kind: it is success.
+/// The rows of the table in `docs/errors.md`: the error of each side. No kind means success.
 const ENDINGS: [(&str, How, &[Kind], &[Kind]); 18] = {
     use How::*;
     use Kind as K;
@@ -164,7 +164,7 @@ const ENDINGS: [(&str, How, &[Kind], &[Kind]); 18] = {
     ]
 };
 
-/// Brings a migration to its end: what each side is told.
+/// Ends a migration in this way. Returns the result of each side.
 fn end(how: How) -> (Result<()>, Result<()>) {
     let longer = if let How::Longer = how { 101 } else { 100 };
     let pair = Pair::of(
@@ -291,7 +291,7 @@ fn unconnected() -> OwnedFd {
 fn progress_says_how_far_a_migration_had_come_that_came_to_nothing() {
     let pair = Pair::new(&[ram("ram", 4000)]);
     pair.source.fill(2);
-    // Some of the first pass has gone when it is cancelled, and most has not.
+    // A part of the first pass has been sent at the cancel, and most has not.
     let slow = Params {
         max_bandwidth: Some(4 << 20),
         ..Params::default()

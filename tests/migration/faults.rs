@@ -27,9 +27,9 @@ enum How {
 enum Fault {
     /// An operation fails or panics.
     Op(Side, &'static str, How),
-    /// The network does something.
+    /// A fault of the network.
     Net(Point, Verdict),
-    /// A cancel inside this operation, or on entering this state.
+    /// A cancel inside this operation, or when this state is entered.
     Cancel(Side, &'static str),
     /// The destination refuses its state, and then the source's `resume` fails.
     NotResumed(How),
@@ -41,15 +41,15 @@ enum Then {
     Untouched,
     /// The source's guest runs on.
     RunsOn,
-    /// It was paused and runs on.
+    /// The source's guest was paused and runs on.
     Resumed,
     /// Handed over, unanswered; the destination does not run.
     Unanswered,
     /// Handed over, unanswered; the destination runs.
     UnansweredThere,
-    /// Nobody runs: resume failed.
+    /// The guest runs nowhere, because `resume` failed.
     NotResumed,
-    /// Too late: the destination runs.
+    /// The fault came too late, and the destination runs.
     Completed,
     /// The destination does not run. Both sides ended at the same time.
     NotThere,
@@ -254,7 +254,7 @@ fn comes_to_fault(
         connect_timeout: limit,
         io_timeout: limit,
         switchover_timeout: limit,
-        // An answer that does not come is waited for, so long and a second.
+        // The wait for a missing answer takes this long and one second more.
         handover_timeout: MS * 2000,
         ..quick()
     };
@@ -414,7 +414,7 @@ fn at_every_fault_at_every_point_exactly_the_right_side_runs_the_guest() {
     println!("{} cases", cases.len());
     let cases = Mutex::new(cases.into_iter());
     let wrong = Mutex::new(Vec::new());
-    // Most of them wait for a time limit, so several at a time.
+    // Several at a time, because most of them wait for a time limit.
     std::thread::scope(|scope| {
         for _ in 0..6 {
             scope.spawn(|| loop {

@@ -1,5 +1,5 @@
-//! What an incoming migration does to those who know the memory from before: users of a tracker of
-//! the same guest, and a block's promise to read as zero.
+//! What an incoming migration means for objects that knew the memory before: consumers of a tracker
+//! of the same guest, and a block's promise to read as zero.
 
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -32,7 +32,7 @@ impl Vmm for Nothing {
     }
 }
 
-/// A guest of one block, whose "vCPU" is this test.
+/// A guest of one block. The test is its "vCPU".
 struct Guest {
     at: *mut u8,
     memory: Arc<Memory>,
@@ -57,7 +57,7 @@ impl Guest {
         memory
             .add_block(BlockDescription {
                 name: "ram".into(),
-                // SAFETY: unmapped when the guest is dropped, after everything that was made of it.
+                // SAFETY: unmapped when the guest is dropped, after every object that uses it.
                 host: unsafe { HostMemory::new(at.cast()) },
                 length: Pages(PAGES).bytes(),
                 page_size: Bytes(PAGE as u64),
@@ -75,7 +75,7 @@ impl Guest {
     /// Writes a page, and marks it.
     fn write(&self, page: u64, byte: u8) {
         let id = self.memory.map().block_named("ram").unwrap().id();
-        // SAFETY: inside the mapping, which nobody has references into.
+        // SAFETY: inside the mapping, to which there are no references.
         unsafe {
             std::ptr::write_bytes(self.at.add(page as usize * PAGE), byte, PAGE);
         }
@@ -116,7 +116,7 @@ impl Drop for Guest {
     }
 }
 
-/// All that is pending, as pages.
+/// All pending pages.
 fn taken(consumer: &Consumer) -> BTreeSet<u64> {
     let (mut cursor, mut found) = (Cursor::default(), BTreeSet::new());
     loop {
@@ -142,7 +142,7 @@ fn what_arrives_counts_as_written_for_whoever_follows_the_memory() {
     assert_eq!(taken(&backup).len() as u64, PAGES);
 
     here.moves_to(&there);
-    // It goes on over there: new contents, a page that becomes zero.
+    // The guest goes on there: new contents, and a page that becomes zero.
     there.write(3, 7);
     there.write(500, 8);
     there.write(50, 0);
@@ -167,7 +167,7 @@ fn a_block_in_which_a_guest_ran_is_not_taken_for_zeroed() {
         let (from, to) = (Guest::new(false), Guest::new(true));
         from.write(1, 9);
         runs(&to);
-        // A guest of before, which ends.
+        // An earlier guest, which ends.
         to.write(5, 6);
         to.memory.give_up().unwrap();
         from.moves_to(&to);

@@ -1,5 +1,5 @@
-//! How the two objects may be used: once, not from their own callbacks, not by a blocked guest, with
-//! parameters in range.
+//! How the two objects may be used: once, not inside their own callbacks, not for a blocked guest,
+//! and with parameters in range.
 
 use crate::support::deciders::until;
 use crate::support::memory::ram;
@@ -70,13 +70,13 @@ fn one_object_is_one_migration_and_one_tracker_has_one_at_a_time() {
     assert_eq!(kind(out.start(ConnectTo::Connected(fd()))), Kind::State);
     assert_eq!(kind(out.cancel()), Kind::State);
     assert_eq!(kind(inc.cancel()), Kind::State);
-    // One that was refused for that reason can be started later, once the guest is back.
+    // A migration that was refused for that reason can be started later, when the guest is back.
     assert_eq!(kind(second.start(ConnectTo::Connected(fd()))), Kind::State);
     pair.source.memory.reclaim().unwrap();
     let (a, _peer) = socketpair();
     second.start(ConnectTo::Connected(a)).unwrap();
     second.cancel().unwrap();
-    // Cancelled before its start, it never starts.
+    // A migration that is cancelled before its start never starts.
     let third = outgoing(&pair, &quick());
     third.cancel().unwrap();
     assert_eq!(

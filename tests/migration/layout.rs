@@ -1,4 +1,5 @@
-//! Blocks of both sides: compared by name at the start, and coming and going while pages are copied.
+//! Blocks of both sides: compared by name at the start, and plugged and unplugged while pages are
+//! copied.
 
 use crate::support::deciders::until;
 use crate::support::guest::Guest;
@@ -101,7 +102,7 @@ fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
         let passes = pair.from.events(EventKind::Pass).len();
         pair.from.wait_passes(passes + 2);
         if round < 3 {
-            // Returns when nobody can touch it any more; unmapped right after.
+            // Returns when no thread can access the block any more; it is unmapped right after.
             pair.source.remove("comes");
             pair.destination.remove("comes");
         }
@@ -116,7 +117,8 @@ fn blocks_that_come_and_go_while_copying_end_equal_and_unmapped() {
     assert_eq!(pair.world.who(), (false, true));
 }
 
-/// Starts a migration through a relay, which does `then` when it sees `here`, before it passes it on.
+/// Starts a migration through a relay. When the relay sees `here`, it does `then`, and only then
+/// passes the record on.
 fn with_relay(
     pair: &Pair,
     here: impl Fn(&Header, &[u8]) -> bool + Send + 'static,
@@ -167,7 +169,7 @@ fn a_block_that_goes_at_both_sides_between_any_two_records_ends_nothing() {
         pair.source.fill(1);
         let (source, destination) = (Arc::clone(&pair.source), Arc::clone(&pair.destination));
         let (_proxy, out, inc) = with_relay(&pair, here, move || {
-            // Unmapped inside, right after brant's call has returned.
+            // Unmapped in here, right after brant's call has returned.
             source.remove("goes");
             destination.remove("goes");
         });

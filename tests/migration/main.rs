@@ -1,8 +1,8 @@
-//! Whole migrations in one process, through the public API: what arrives, who runs the guest
-//! after every failure at every point, and what is pending afterwards.
+//! Whole migrations in one process, through the public API: what arrives, who runs the guest after
+//! every failure at every point, and which pages are pending afterwards.
 //!
-//! The guest, the VMMs and the network are in `support`. Tests are named after what they promise,
-//! files after what they are about.
+//! The guest, the VMMs and the network are in `support`. Tests are named after their promise, files
+//! after their subject.
 
 #[path = "../support/mod.rs"]
 mod support;

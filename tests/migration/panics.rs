@@ -58,14 +58,14 @@ fn a_panic_in_any_operation_fails_the_migration_and_nothing_is_printed() {
         );
         assert_eq!(pair.world.who(), (op != "run", false), "{op}");
     }
-    // Events are only told; a panic there is the VMM's own.
+    // A panic in an event's operation changes nothing for the migration.
     let pair = Pair::new(&[ram("ram", 65)]);
     pair.from.at("event", || panic!("planted"));
     pair.to.at("event", || panic!("planted"));
     let (out, inc) = start(&pair, &quick());
     out.wait(Some(LONG)).unwrap();
     inc.wait(Some(LONG)).unwrap();
-    // A decider is the caller's code too.
+    // A decider is code of the caller too.
     let pair = Pair::new(&[ram("ram", 65)]);
     let (a, b) = socketpair();
     let (out, inc) = (outgoing(&pair, &quick()), incoming(&pair, &quick()));

@@ -1,4 +1,4 @@
-//! Progress and figures as the VMM sees them, up to the end or to giving up.
+//! Progress and figures as the VMM sees them, up to the end or a failure.
 
 use crate::support::guest::lost;
 use crate::support::memory::ram;
@@ -28,7 +28,7 @@ fn a_guest_faster_than_its_link_is_given_up_with_both_rates_and_runs_on() {
     });
     let params = Params {
         max_bandwidth: Some(8 << 20),
-        // The link is no faster than its cap, which a socketpair's estimate would deny.
+        // The bandwidth is that of the cap; the estimate from a socketpair would be higher.
         switchover_bandwidth: Some(8 << 20),
         downtime_limit: MS * 10,
         total_timeout: Some(MS * 2000),
@@ -54,7 +54,7 @@ fn a_guest_faster_than_its_link_is_given_up_with_both_rates_and_runs_on() {
     assert_eq!(lost(&pair.source, &pair.destination), Vec::<String>::new());
 }
 
-/// Waits for the next renewal of the figures.
+/// Waits until the figures are renewed.
 fn look(fd: std::os::fd::BorrowedFd<'_>) {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),

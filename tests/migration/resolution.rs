@@ -1,4 +1,5 @@
-//! A switchover that took too long or was given up, and what the VMM decides when nobody answered.
+//! A switchover that took too long or was cancelled, and the VMM's decision when there was no
+//! answer.
 
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -31,7 +32,7 @@ fn a_resolution_whose_resume_fails_can_be_given_again() {
 fn the_switchover_timeout_gives_the_guest_back_when_an_operation_takes_too_long() {
     for op in ["pause", "save", "release"] {
         let pair = Pair::new(&[ram("ram", 65)]);
-        // Longer than the limit: there is no event for time that passes.
+        // Longer than the limit. There is no event that tells that time has passed.
         pair.from.at(op, || {
             std::thread::sleep(MS * 150);
             Ok(())

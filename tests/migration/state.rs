@@ -1,4 +1,4 @@
-//! The state of devices, early and late: it arrives once and in order, within its limit.
+//! Device state, early and late: it arrives once, in order, and within its limit.
 
 use crate::support::guest::Guest;
 use crate::support::memory::{ram, shared};

@@ -1,4 +1,4 @@
-//! A whole migration of a busy guest, and what must be true after each.
+//! A whole migration of a busy guest, and the checks after each.
 
 use crate::support::memory::{ram, shared};
 use crate::support::pair::Pair;
@@ -9,9 +9,9 @@ use brant::migrate::{Incoming, Outgoing, Params};
 use brant::vmm::EventKind;
 use std::time::Duration;
 
-/// A whole migration with what must be true after each.
+/// A whole migration, with the checks after each.
 pub fn migrates(pair: &Pair, run: impl FnOnce(&Outgoing, &Incoming)) {
-    // The bandwidth has to be measured, so the first pass gets some way before it can end.
+    // The bandwidth has to be measured, so a part of the first pass is sent before it can end.
     let params = Params::default();
     let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));
     run(&out, &inc);

@@ -1,4 +1,4 @@
-//! What of the library is public, for Rust programs.
+//! Which parts of the library are public for Rust programs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn is_hidden(attributes: &[Attribute]) -> bool {
     lists.any(|list| list.tokens.to_string() == "hidden")
 }
 
-/// The names of a file's public modules that have a page.
+/// The names of a file's public modules that are documented.
 fn documented_modules(file: &Path) -> BTreeSet<String> {
     let items = items(file);
     let modules = items.iter().filter_map(|item| match item {

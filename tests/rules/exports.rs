@@ -1,7 +1,6 @@
-//! What the C face exports, read from its source: every exported function is
-//! in `src/capi` and is nothing but the panic boundary, and nothing meant for C
-//! is missing from the header. That the library's symbols agree is checked by
-//! `scripts/test`, on the linked library.
+//! The exports of the C interface, read from its source. Every exported function is in `src/capi`
+//! and is only the panic boundary, and everything for C is in the header. `scripts/test` checks the
+//! symbols of the linked library.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,7 +38,7 @@ fn parsed(path: &Path) -> syn::File {
     syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// What is wrong with the exports of one file, and how many there are.
+/// The wrong exports of one file, and the number of all its exports.
 #[derive(Default)]
 struct Exports {
     in_capi: bool,
@@ -122,7 +121,7 @@ impl<'ast> Visit<'ast> for Exports {
         visit::visit_item_static(self, item);
     }
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
-        // An export that a macro makes could not be seen here, nor by cbindgen.
+        // Neither this test nor cbindgen can see an export that a macro makes.
         if names_symbol(&item.tokens.to_string()) {
             self.complaints
                 .push("a macro writes an exported function; write it out".to_string());
@@ -193,8 +192,8 @@ fn an_export_without_the_boundary_is_noticed() {
 
 #[test]
 fn everything_written_for_c_reaches_the_header() {
-    // cbindgen drops what it cannot evaluate (a constant that is a cast, say)
-    // and types that no function mentions, with no more than a warning.
+    // cbindgen drops constants that it cannot evaluate (a cast, for example) and types that no
+    // function mentions, with no more than a warning.
     let mut missing = Vec::new();
     let words: std::collections::HashSet<&str> = HEADER
         .split(|c: char| !c.is_alphanumeric() && c != '_')

@@ -3,7 +3,7 @@
 
 use crate::assemble::{assemble, Parts};
 
-/// What the build script made of `src/capi`, just now.
+/// The header that the build script has just made of `src/capi`.
 const GENERATED: &str = include_str!(concat!(env!("OUT_DIR"), "/brant.h"));
 
 #[test]
@@ -28,8 +28,8 @@ fn the_committed_header_is_the_generated_one() {
     );
 }
 
-/// The header alone, twice in one file, as each of the languages that it promises; for whoever
-/// has cargo only. `scripts/test` does it with every compiler that is there.
+/// Compiles the header alone, twice in one file, in each language that it promises. This is for
+/// developers with cargo only; `scripts/test` does so with every available compiler.
 #[test]
 fn the_header_compiles_as_c99_c11_and_cxx17_with_every_warning_an_error() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -76,7 +76,7 @@ fn the_header_compiles_as_c99_c11_and_cxx17_with_every_warning_an_error() {
     }
 }
 
-/// Two files of declarations, what cbindgen writes of them (constants first), and the header.
+/// Makes a header of two files of declarations and of cbindgen's output for them (constants first).
 fn small(template: &str) -> Result<String, String> {
     let sources = [
         (
@@ -252,7 +252,7 @@ fn handles(header: &str) -> Vec<(&str, &str)> {
     found.collect()
 }
 
-/// What a handle's comment lacks.
+/// What is missing in a handle's comment.
 fn unsaid(header: &str, name: &str, comment: &str) -> Vec<String> {
     let mut words = vec!["Threads: ".to_owned()];
     let declared = |function: &str| header.contains(&format!(" {function}("));
@@ -262,7 +262,7 @@ fn unsaid(header: &str, name: &str, comment: &str) -> Vec<String> {
     if declared(&format!("{name}_cancel")) {
         words.push(format!("`{name}_cancel`"));
     }
-    // Words, wherever the lines break.
+    // Words are compared, wherever the lines break.
     let comment = comment.replace('*', " ");
     let comment = comment.split_whitespace().collect::<Vec<_>>().join(" ");
     words.retain(|w| !comment.contains(w.trim()));
@@ -289,7 +289,7 @@ fn each_handle_says_which_threads_may_use_it_and_how_free_and_cancel_may_race() 
     );
 }
 
-/// The sections of the header: the banner's first line, and what stands below it.
+/// The sections of the header: the banner's first line, and the text below it.
 fn sections(header: &str) -> Vec<(&str, &str)> {
     let banner = |text: &'static str| format!("\n/* {text}");
     let (thick, thin) = (banner("===="), banner("----"));
@@ -337,7 +337,7 @@ fn the_sections_of_the_header_go_from_the_guest_over_its_migration_to_bitmaps() 
     assert_eq!(titles, wanted);
 }
 
-/// Constants of a section that nothing else in it speaks of, neither by name nor as one of a group
+/// Constants of a section that no other text in it mentions, by name or as one of a group
 /// (`BRANT_E_*`).
 fn constants_without_users(section: &str) -> Vec<&str> {
     let defined = section.split("#define ").skip(1);
@@ -357,7 +357,7 @@ fn constants_without_users(section: &str) -> Vec<&str> {
 fn constants_stand_beside_their_users() {
     for (title, section) in sections(GENERATED) {
         let mut alone = constants_without_users(section);
-        // Whoever compares versions uses these.
+        // These are for programs that compare versions.
         alone.retain(|name| !name.starts_with("BRANT_VERSION_"));
         assert!(
             alone.is_empty(),
@@ -375,7 +375,7 @@ fn a_free_returns_nothing_or_the_opening_comment_names_it() {
     let mut codes = Vec::new();
     for declaration in declarations.split(";\n") {
         let line = declaration.lines().last().unwrap_or_default();
-        // What ends a handle takes the handle and nothing else.
+        // A `_free` function takes the handle and nothing else.
         let Some((before, _)) = line.split_once("_free(struct ") else {
             continue;
         };

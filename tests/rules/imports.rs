@@ -1,10 +1,10 @@
-//! Which file imports which, read from the source: `use` lines and the paths in the code. Test
-//! code is left out.
+//! Which file imports which, read from the source: `use` lines and the paths in the code. Test code
+//! is left out.
 //!
-//! A name is followed to the file that defines it. `use crate::memory::Block` is an import of
-//! `memory/block.rs`, because `memory/mod.rs` only hands the name on (`pub use block::Block`). So
-//! handing on a name is marked as that, and naming a module is no import: what is named in it is.
-//! A method called on a value is not seen; its type was imported by whoever made the value.
+//! A name is followed to the file that defines it. `use crate::memory::Block` imports
+//! `memory/block.rs`, because `memory/mod.rs` only re-exports the name (`pub use block::Block`). So
+//! a re-export is marked as one, and naming a module is no import: the names in it are. A method
+//! called on a value is not seen, but the file that made the value has imported its type.
 
 use crate::graph::Graph;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,18 +14,18 @@ use syn::visit::{self, Visit};
 /// The files of a crate's `src`, by their path in it.
 pub struct Sources(BTreeMap<String, String>);
 
-/// One import, for messages: who, whom, and by what words.
+/// One import, for messages: the importing file, the imported file, and the words.
 #[derive(Clone, Debug)]
 pub struct Import {
     pub from: String,
     pub to: String,
     pub path: String,
-    /// The importing file only hands the name on, with `pub use`.
+    /// The importing file only re-exports the name, with `pub use`.
     pub handed_on: bool,
 }
 
 impl Sources {
-    /// Those of this crate.
+    /// The sources of this crate.
     pub fn of_this_crate() -> Sources {
         fn add(root: &Path, dir: &Path, files: &mut BTreeMap<String, String>) {
             for entry in std::fs::read_dir(dir).unwrap() {
@@ -44,7 +44,7 @@ impl Sources {
         Sources(files)
     }
 
-    /// Made up.
+    /// Sources made up for a test.
     pub fn new(files: &[(&str, &str)]) -> Sources {
         let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
         Sources(files.iter().map(owned).collect())
@@ -55,7 +55,7 @@ impl Sources {
         self.0.iter().map(|(path, text)| (&path[..], &text[..]))
     }
 
-    /// All imports of code that is not a test's, one of each two files.
+    /// All imports of code outside of tests, one for each pair of files.
     pub fn imports(&self) -> Vec<Import> {
         let mut tree = Tree {
             sources: self,
@@ -81,7 +81,7 @@ impl Sources {
     }
 }
 
-/// The imports as a graph; a file that only hands a name on does not depend on it.
+/// The imports as a graph. A file that only re-exports a name does not depend on it.
 pub fn graph(imports: &[Import]) -> Graph {
     let mut graph = Graph::new();
     for import in imports.iter().filter(|i| !i.handed_on) {
@@ -94,14 +94,14 @@ pub fn graph(imports: &[Import]) -> Graph {
 
 type Name = Vec<String>;
 
-/// What one module says about names.
+/// The names of one module.
 #[derive(Default)]
 struct Module {
     file: String,
     children: BTreeSet<String>,
-    /// Names of items defined here.
+    /// Names of items that it defines.
     defined: BTreeSet<String>,
-    /// Names that `use` brings in, and the path as written.
+    /// Names that `use` brings in, with the paths as written.
     aliases: BTreeMap<String, Name>,
     globs: Vec<Name>,
 }
@@ -109,13 +109,13 @@ struct Module {
 struct Tree<'a> {
     sources: &'a Sources,
     modules: BTreeMap<Name, Module>,
-    /// Of each module: its file and the items in it that are not a test's. There are two of one
-    /// name where a platform has its own.
+    /// For each module its file and its items outside of tests. Two modules can have one name, for
+    /// different platforms.
     parsed: Vec<(Name, String, Vec<syn::Item>)>,
 }
 
 impl Tree<'_> {
-    /// Reads a module's file, and then its children's. `dir` is where those are.
+    /// Reads a module's file, and then those of its children, which are in `dir`.
     fn load(&mut self, module: &[String], file: &str, dir: &str) {
         let text = &self.sources.0.get(file);
         let text = text.unwrap_or_else(|| panic!("{file} is declared and not there"));
@@ -168,7 +168,8 @@ impl Tree<'_> {
         }
     }
 
-    /// A path as written in a module, from the crate's root; `None` for what is not this crate's.
+    /// A path as written in a module, made absolute from the crate's root; `None` for a path into
+    /// another crate.
     fn absolute(&self, module: &[String], path: &[String], depth: usize) -> Option<Name> {
         let mut here = module.to_vec();
         let mut rest = path;
@@ -219,7 +220,7 @@ impl Tree<'_> {
                     has.then(|| [&glob[..], std::slice::from_ref(name)].concat())
                 });
                 if let Some(other) = by_name.or(by_glob) {
-                    // What another crate defines was handed on by this file.
+                    // This file re-exports the name of another crate.
                     let Some(other) = self.absolute(&module, &other, 0) else {
                         return Some(known.file.clone());
                     };
@@ -232,7 +233,7 @@ impl Tree<'_> {
     }
 }
 
-/// Collects what one module defines and brings in.
+/// Collects the names that one module defines and brings in.
 #[derive(Default)]
 struct Names {
     module: Module,
@@ -297,7 +298,7 @@ fn leaves(tree: &syn::UseTree) -> Vec<(Option<String>, Name)> {
     found
 }
 
-/// Collects whom one module's code names.
+/// Collects the files that one module's code names.
 struct Reader<'a> {
     tree: &'a Tree<'a>,
     module: &'a [String],
@@ -334,7 +335,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What a macro is given is not parsed: whatever looks like a path counts as one.
+    /// The arguments of a macro are not parsed: everything that looks like a path counts as one.
     fn words(&mut self, text: &str) {
         let (mut path, mut joined) = (Name::new(), false);
         let mut chars = text.chars().peekable();
@@ -447,11 +448,11 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 
     /// `pub(in crate::x)` and `pub(super)` import nothing.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
-    /// Nor does an attribute.
+    /// An attribute imports nothing.
     fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
 }
 
-/// Whether what has these attributes is there only for tests.
+/// Whether an item with these attributes exists only for tests.
 pub fn of_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let syn::Meta::List(list) = &attribute.meta else {
@@ -487,7 +488,7 @@ fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// Who imports whom in a made-up crate: `"from -> to"`.
+/// The imports of a made-up crate: `"from -> to"`.
 #[cfg(test)]
 fn read(files: &[(&str, &str)]) -> Vec<String> {
     let all = Sources::new(files).imports();

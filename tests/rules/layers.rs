@@ -1,11 +1,11 @@
-//! The layers of brant, and that no import goes up and no two files import each other.
+//! The layers of brant: no import goes up, and no two files import each other.
 
 use crate::graph::circles;
 use crate::imports::{graph, Import, Sources};
 use std::collections::BTreeMap;
 
-/// A line is a layer: its modules, and what is in them. A module uses modules of lower lines. The
-/// same words are in `docs/architecture.md`.
+/// Each line is a layer: its modules, and what they are. A module uses modules of lower lines.
+/// `docs/architecture.md` has the same words.
 const LAYERS: &str = "\
 capi                        the C interface: checks, converts, calls down
 migrate, snapshot           what moves, when, and who runs the guest; memory at one instant
@@ -23,10 +23,10 @@ fallible                    allocations that may fail
 units, error                pages and bytes as types; what went wrong
 ";
 
-/// Imports that go up today: from, to, and why. Whoever mends one removes its line.
+/// Known imports that go up: from, to, and why. Remove a line when you have mended its import.
 const UPWARDS: &[(&str, &str, &str)] = &[];
 
-/// Files that import each other today, and why. Whoever opens a circle removes its line.
+/// Known files that import each other, and why. Remove a line when you have opened its circle.
 const CIRCLES: &[(&[&str], &str)] = &[];
 
 /// The layer of each module, counted from the top.
@@ -56,14 +56,14 @@ fn upwards(imports: &[Import]) -> Vec<&Import> {
         Some(layer) => *layer,
         None => panic!("src/{file} belongs to no layer: give its module a line in LAYERS"),
     };
-    // The crate's root hands names on.
+    // The crate's root re-exports names.
     let among = imports.iter().filter(|i| i.from != "lib.rs");
     among
         .filter(|i| module_of(&i.from) != module_of(&i.to) && layer(&i.to) <= layer(&i.from))
         .collect()
 }
 
-/// What is wrong with imports, held against the lists of what is known.
+/// The wrong imports that are not in the lists of known ones, and the known ones that are gone.
 fn complaints(
     imports: &[Import],
     known_upwards: &[(&str, &str, &str)],
@@ -110,7 +110,7 @@ fn complaints(
 #[test]
 fn no_import_goes_up_and_no_two_files_import_each_other() {
     let imports = Sources::of_this_crate().imports();
-    // The reader reads at all.
+    // If the reader finds few imports, it has not read the sources.
     assert!(imports.len() > 300, "{} imports", imports.len());
     let wrong = complaints(&imports, UPWARDS, CIRCLES);
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
@@ -166,7 +166,7 @@ fn an_import_upwards_and_a_circle_are_complained_of_and_so_is_a_list_that_is_out
         "{wrong:?}"
     );
 
-    // A name that is only handed on goes up, too.
+    // A re-export goes up too.
     let handed = with("rate.rs", "pub use crate::migrate::lane::Lane;");
     assert_eq!(complaints(&handed, none, &[]), [said]);
 

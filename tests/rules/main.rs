@@ -1,5 +1,5 @@
-//! Rules that the source text keeps: who imports whom, where unit tests stand, what is exported to C, the
-//! header, and which words are retired.
+//! Rules for the source text: imports, the places of unit tests, exports to C, the header, and
+//! retired words.
 
 mod api;
 #[cfg(feature = "capi")]

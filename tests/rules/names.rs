@@ -1,9 +1,9 @@
-//! Where unit tests stand: those of `x.rs` at its end or in `x/tests.rs` (`x/tests/`), their helpers
-//! in `x/testing/`. So a name says what is test code, and nothing else needs to be looked up.
+//! Where unit tests are: those of `x.rs` at its end or in `x/tests.rs` (`x/tests/`), their helpers
+//! in `x/testing/`. So a path tells whether a file is test code.
 
 use crate::imports::{of_tests, Sources};
 
-/// What is out of place in a file.
+/// The modules of a file that are out of place.
 fn out_of_place(path: &str, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     let name = path.rsplit('/').next().unwrap();
@@ -24,8 +24,8 @@ fn out_of_place(path: &str, text: &str) -> Vec<String> {
                 "{path}: mod {named}: `tests` and `testing`, and no others, are behind #[cfg(test)]"
             ));
         }
-        // What `#[path]` may say of it all the same: where its name says that it is. A file that
-        // tests/loom compiles too, elsewhere, needs that.
+        // `#[path]` may still name the regular place. A file that `tests/loom` compiles too, from
+        // elsewhere, needs that.
         let its_own = format!("{}/{named}.rs", name.trim_end_matches(".rs"));
         let elsewhere = module.attrs.iter().any(|a| match &a.meta {
             syn::Meta::NameValue(meta) if a.path().is_ident("path") => {

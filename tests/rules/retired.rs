@@ -1,7 +1,7 @@
 //! Words: the glossary has each term once, and retired words do not come back.
 //!
-//! `docs/glossary.md` has one word for each thing. A retired word was a second word for a thing, or a
-//! wrong one. If it came back, a reader would look for a difference that does not exist.
+//! `docs/glossary.md` has one word for each thing. A retired word was a second word for a thing, or
+//! a wrong one. If it came back, a reader would look for a difference that does not exist.
 
 use std::fs;
 use std::path::Path;
@@ -104,7 +104,7 @@ fn each_text(at: &Path, f: &mut impl FnMut(&str, &str)) {
     for path in entries {
         let name = path.file_name().unwrap().to_string_lossy();
         if path.is_dir() {
-            // Build directories, and this test's own directory.
+            // Build directories and this test's own directory are left out.
             if name != "target"
                 && name != "rules"
                 && name != "__pycache__"

@@ -1,19 +1,20 @@
-//! A test in a process of its own: where the promise is that nothing ends the process, and where a
-//! broken one must not take the other tests with it.
+//! A test in a process of its own. It is for promises that nothing ends the process, where a broken
+//! promise must not end the other tests.
 
 use std::io::{Read, Seek};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Set to the name of the test that this process is for.
+/// The environment variable with the name of the test that this process runs.
 const VARIABLE: &str = "BRANT_TEST_ALONE";
 
-/// Runs `body`, a closure in a test, in a process of its own, which is this program with only that
-/// test. A signal, a failed assertion and no end within `limit` there fail the test here. What it says it
-/// skipped is said here too.
+/// Runs `body`, a closure in a test, in a process of its own: this program with only that test. The
+/// test here fails after a signal, a failed assertion, or if that process does not end within
+/// `limit`. What it reports as skipped is reported here too.
 pub fn alone<F: FnOnce()>(limit: Duration, body: F) {
-    // `program::module::test::{{closure}}`. Were it another, no test would run, which is seen below.
+    // `program::module::test::{{closure}}`. If it had another form no test would run, which is
+    // noticed below.
     let whole = std::any::type_name::<F>();
     let (_, path) = whole.split_once("::").unwrap();
     let name = path.trim_end_matches("::{{closure}}");
@@ -51,6 +52,6 @@ pub fn alone<F: FnOnce()>(limit: Duration, body: F) {
     };
     assert_eq!(status.signal(), None, "ended by a signal: {text}");
     assert!(status.success(), "{status}: {text}");
-    // A name that is no test's runs nothing, and would pass.
+    // A name without a test would run nothing, and pass.
     assert!(text.contains("1 passed"), "{name} is no test: {text}");
 }

@@ -1,4 +1,4 @@
-//! Who decides when a migration switches over: a closure, a flag, or nobody.
+//! Deciders on when a migration switches over: a closure, a flag, or never.
 
 use super::time::MS;
 use brant::migrate::steering::{Facts, Moment, Next};
@@ -6,7 +6,7 @@ use brant::migrate::{Decider, Decision};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Decides what a closure says.
+/// Decides by a closure.
 pub struct Scripted<F>(pub F);
 
 impl<F: FnMut(&Facts) -> Next + Send> Decider for Scripted<F> {

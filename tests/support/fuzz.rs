@@ -1,7 +1,7 @@
-//! What is fed to a fuzzer: the decoder of records, and a whole incoming migration, each given
-//! arbitrary bytes; and a mutator that knows records. The targets in `fuzz/` are nothing but
-//! calls of these; `tests/hostile` runs them for a moment on the seeds, so that they go on
-//! working between two rounds of fuzzing. Anything wrong is a panic.
+//! The inputs of a fuzzer: the decoder of records and a whole incoming migration, each with
+//! arbitrary bytes; and a mutator that knows records. The targets in `fuzz/` only call these
+//! functions. `tests/hostile` runs them for a moment on the seeds, so that they keep working
+//! between two rounds of fuzzing. Every defect shows as a panic.
 #![allow(dead_code)]
 
 use brant::error::{Kind, Result};
@@ -19,20 +19,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const PAGE: usize = PAGE_SIZE as usize;
-/// Pages of the block that is there from the beginning, and of the one that is added.
+/// Pages of the block that exists from the beginning, and of the one that is added.
 pub const RAM_PAGES: usize = 64;
 const LATE_PAGES: usize = 8;
-/// What lies before and behind each block, and never changes.
+/// The bytes before and behind each block, which must never change.
 const CANARY: u8 = 0xc5;
-/// How long a destination may say nothing before it is taken to be waiting.
+/// How long a destination may be silent before it counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The most state that the destination here takes.
+/// The most state that this destination accepts.
 pub const MAX_STATE: u64 = 64 << 10;
 
 // --- the decoder ------------------------------------------------------------------------------
 
-/// One record, as it is and with its checksum mended: nothing panics, nothing is accepted that
-/// would be written differently.
+/// Decodes one record, as it is and with a corrected checksum. Nothing panics, and every accepted
+/// record encodes to the same bytes.
 pub fn decoder(data: &[u8]) {
     one_record(data);
     if data.len() >= HEADER_LEN {
@@ -148,7 +148,7 @@ pub fn mend(bytes: &mut [u8]) {
     if kind.is_some_and(|kind| !kind.is_page_run()) {
         let payload = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
         let end = HEADER_LEN.saturating_add(payload as usize);
-        // One that is cut short is refused for that.
+        // A record that is cut short is refused for that.
         let sum = bytes.get(HEADER_LEN..end).map_or(0, crc32);
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
     }
@@ -156,7 +156,7 @@ pub fn mend(bytes: &mut [u8]) {
     bytes[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// The same for every header that is found by going from one to the next.
+/// [`mend`] for every header that is found by going from one to the next.
 pub fn mend_all(stream: &mut [u8]) {
     let mut at = 0;
     while let Some(rest) = stream.get_mut(at..).filter(|rest| rest.len() >= HEADER_LEN) {
@@ -166,7 +166,7 @@ pub fn mend_all(stream: &mut [u8]) {
     }
 }
 
-/// Written anew from `docs/wire.md`, not brant's.
+/// Written for this test from `docs/wire.md`, and not brant's own.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
@@ -183,7 +183,7 @@ struct Fenced {
     pages: usize,
 }
 
-// SAFETY: a mapping of its own; who writes it is brant, through the address.
+// SAFETY: a mapping of its own, which only brant writes, by the address.
 unsafe impl Send for Fenced {}
 // SAFETY: as above.
 unsafe impl Sync for Fenced {}
@@ -208,7 +208,7 @@ impl Fenced {
             pages,
         };
         for canary in fenced.canaries() {
-            // SAFETY: one page inside the mapping, which nobody else knows yet.
+            // SAFETY: one page inside the mapping, which no other code knows yet.
             unsafe { std::ptr::write_bytes(canary, CANARY, PAGE) };
         }
         fenced
@@ -232,7 +232,7 @@ impl Fenced {
 
     fn check(&self) {
         for canary in self.canaries() {
-            // SAFETY: one page inside the mapping, and nobody writes any more.
+            // SAFETY: one page inside the mapping, which no thread writes any more.
             let page = unsafe { std::slice::from_raw_parts(canary, PAGE) };
             assert!(
                 page.iter().all(|b| *b == CANARY),
@@ -244,12 +244,12 @@ impl Fenced {
 
 impl Drop for Fenced {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; brant has let go of it.
+        // SAFETY: mapped in `new` with this length, and brant does not use it any more.
         unsafe { libc::munmap(self.base.cast(), (self.pages + 2) * PAGE) };
     }
 }
 
-/// Takes all state, adds a block when it is time, and notes whether it is told to run.
+/// A VMM that loads any state, adds a block at the right time, and notes whether it is told to run.
 struct Taker {
     memory: Arc<Memory>,
     late: Fenced,
@@ -281,10 +281,10 @@ impl Vmm for Taker {
     }
 }
 
-/// What came of a stream.
+/// The result of a stream.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the migration came to.
+    /// The migration's result.
     pub result: Result<()>,
     /// How many bytes the destination answered.
     pub answered: usize,
@@ -292,8 +292,8 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// A fuzzer's bytes: if the first is odd, the headers in the rest are mended, so that the
-/// fuzzer gets past the checksum.
+/// Takes a fuzzer's bytes. If the first one is odd, the headers in the others are corrected, so
+/// that the fuzzer gets past the checksum.
 pub fn incoming(data: &[u8]) -> Option<Outcome> {
     let (first, stream) = data.split_first()?;
     let mut stream = stream.to_vec();
@@ -303,22 +303,22 @@ pub fn incoming(data: &[u8]) -> Option<Outcome> {
     Some(destination(&stream))
 }
 
-/// Where the last record that begins as a HANDOVER does begins; the end if there is none.
+/// The offset of the last record that begins as a HANDOVER; the end if there is none.
 fn handover_at(stream: &[u8]) -> usize {
     let begins = [&b"BRNT"[..], &(RecordType::Handover as u16).to_le_bytes()].concat();
     let at = stream.windows(begins.len()).rposition(|w| w == begins);
     at.unwrap_or(stream.len())
 }
 
-/// Reads what a destination says until it is ready, ends or has nothing to say for a while: it waits
-/// for the rest of a record whose length has changed.
+/// Reads a destination's records until it is ready, ends, or is silent for a while. It is silent
+/// when it waits for the rest of a record whose length has changed.
 fn hear_ready(socket: &UnixStream, answer: &mut Vec<u8>) {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut at = 0;
     loop {
         while let Some(head) = answer.get(at..at + HEADER_LEN) {
             let header = Header::decode(head.try_into().unwrap()).unwrap();
-            // After an ABORT it waits for us to close.
+            // After an ABORT it waits for this side to close.
             if let Ok(Some(RecordType::Ready | RecordType::Abort)) = header.record_type() {
                 return;
             }
@@ -333,8 +333,8 @@ fn hear_ready(socket: &UnixStream, answer: &mut Vec<u8>) {
     }
 }
 
-/// A destination of 64 pages is sent these bytes, and then the end. It comes to an end soon,
-/// writes nothing but its memory, says why, and does not run unless it was handed over to.
+/// Sends these bytes, and then the end, to a destination of 64 pages. It has to end soon, write
+/// only its memory, say why, and run only after a hand-over.
 pub fn destination(stream: &[u8]) -> Outcome {
     let memory = Arc::new(Memory::new().unwrap());
     let ram = Fenced::new(RAM_PAGES);
@@ -364,7 +364,7 @@ pub fn destination(stream: &[u8]) -> Outcome {
     let mut answer = Vec::new();
     // A source hands over after READY.
     let (before, handover) = stream.split_at(handover_at(stream));
-    // It may have had enough before the end.
+    // It may have ended before.
     let _ = to.write_all(before);
     if !handover.is_empty() {
         hear_ready(&ours, &mut answer);
@@ -377,14 +377,14 @@ pub fn destination(stream: &[u8]) -> Outcome {
     let result = migration.wait(Some(Duration::from_secs(10)));
     let took = begun.elapsed();
     drop(migration);
-    // The peer's end is at hand all the time, so no limit is ever waited for.
+    // This side's end comes without a pause, so no time limit should run out.
     assert!(took < Duration::from_secs(8), "{took:?}: {result:?}");
     let ran = taker.ran.load(Ordering::SeqCst);
     match &result {
         Ok(()) => {
             assert_eq!(ran, 1);
             assert!(taker.loaded.load(Ordering::SeqCst));
-            // Nobody can know a token that was not in HELLO.
+            // The token must be that of HELLO.
             let token = &stream[HEADER_LEN + 20..HEADER_LEN + 36];
             let times = stream.windows(16).filter(|w| *w == token).count();
             assert!(times >= 2, "ran without a hand-over");
@@ -407,7 +407,7 @@ pub fn destination(stream: &[u8]) -> Outcome {
         }
     }
     let answered = answer.len();
-    // All that it says is records; the last may be cut short by the connection's end.
+    // It sends only records; the connection's end may cut the last one.
     let mut at = 0;
     while let Some(head) = answer.get(at..at + HEADER_LEN) {
         let header = Header::decode(head.try_into().unwrap()).unwrap();
@@ -537,7 +537,7 @@ pub fn session() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Numbers that are the end of something.
+/// Numbers at the edges of ranges.
 const EDGES: [u64; 24] = [
     0,
     1,
@@ -580,14 +580,14 @@ pub fn mutate(session: &[Vec<u8>], mut next: impl FnMut() -> u64) -> Vec<u8> {
             1 => records.insert(other, records[at].clone()),
             2 => records.swap(at, other),
             3 => records.truncate(at + 1),
-            // A field of the header, with a checksum that is right.
+            // A field of the header, with a correct checksum.
             4..=6 if records[at].len() >= HEADER_LEN => {
                 let (from, length) = [(4, 2), (6, 2), (8, 4), (12, 4), (16, 8), (24, 4)][below(6)];
                 let edge = EDGES[below(EDGES.len())].to_le_bytes();
                 records[at][from..from + length].copy_from_slice(&edge[..length]);
                 mend(&mut records[at]);
             }
-            // A number somewhere in the payload, with checksums that are right.
+            // A number somewhere in the payload, with correct checksums.
             7 | 8 if records[at].len() > HEADER_LEN => {
                 let length = [1, 2, 4, 8][below(4)];
                 let edge = EDGES[below(EDGES.len())].to_le_bytes();
@@ -611,13 +611,13 @@ pub fn mutate(session: &[Vec<u8>], mut next: impl FnMut() -> u64) -> Vec<u8> {
             }
         }
     }
-    // With checksums that are right, what was changed gets further.
+    // With correct checksums a change gets further.
     if below(2) == 0 {
         let whole = records.iter_mut().filter(|r| r.len() >= HEADER_LEN);
         whole.for_each(|record| mend(record));
     }
     let mut stream = records.concat();
-    // Now and then in the middle of a record.
+    // Now and then the stream ends in the middle of a record.
     if below(8) == 0 {
         let length = below(stream.len());
         stream.truncate(length);

@@ -1,7 +1,7 @@
-//! A guest: plain process memory, and threads that write it.
+//! A guest: plain process memory, and threads that write to it.
 //!
-//! The threads stop when the VMM is told to pause, and mark each write after it. Also here: where
-//! the memory of two guests differs, and what neither arrived nor is pending.
+//! The threads stop when the VMM is told to pause, and mark each write after it. Also here: the
+//! differences of two guests' memory, and the pages that neither arrived nor are pending.
 
 use super::memory::{Ram, Spec, PAGE};
 use super::random::Random;
@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Threads go through it while the guest runs.
+/// Threads pass it while the guest runs.
 struct Gate {
     inside: RwLock<()>,
     running: AtomicBool,
@@ -41,7 +41,7 @@ impl Gate {
         self.running.store(true, Ordering::SeqCst);
         self.changed.notify_all();
     }
-    /// Returns when it runs, or is stopped for good.
+    /// Returns when the guest runs, or is stopped for good.
     fn wait_running(&self) {
         let mut lock = self.lock.lock().unwrap();
         while !self.running.load(Ordering::SeqCst) && !self.stop.load(Ordering::SeqCst) {
@@ -60,7 +60,7 @@ struct Inner {
     gate: Gate,
     /// All blocks.
     rams: Mutex<Vec<(BlockId, Arc<Ram>)>>,
-    /// Where the writers write.
+    /// The blocks to which the writers write.
     targets: Mutex<Vec<(BlockId, Arc<Ram>)>>,
 }
 
@@ -70,9 +70,9 @@ pub struct Guest {
     pub tracker: Arc<Tracker>,
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// The consumer that migrations use, if the test wants to know what did not arrive.
+    /// The consumer for migrations, if the test asks for it to know which pages did not arrive.
     tracked: Mutex<Option<Consumer>>,
-    /// Which may have it.
+    /// The migration that may have the consumer.
     migration: Mutex<Weak<Outgoing>>,
 }
 
@@ -128,14 +128,14 @@ impl Guest {
         ram
     }
 
-    /// Unplugs a block: nobody writes it any more, brant lets go of it, it is unmapped.
+    /// Unplugs a block: no writer uses it any more, brant lets go of it, and it is unmapped.
     pub fn remove(&self, name: &str) {
         self.inner
             .targets
             .lock()
             .unwrap()
             .retain(|(_, r)| r.spec.name != name);
-        // A writer may still be in a burst with its copy of the list.
+        // A writer may still be in a burst, with its own copy of the list.
         drop(self.inner.gate.inside.write().unwrap());
         self.memory
             .remove_block(self.memory.find_block(name).unwrap())
@@ -143,7 +143,7 @@ impl Guest {
         let mut rams = self.inner.rams.lock().unwrap();
         let at = rams.iter().position(|(_, r)| r.spec.name == name).unwrap();
         let (_, ram) = rams.remove(at);
-        // The last reference: unmapped right here.
+        // This is the last reference, so the block is unmapped here.
         assert!(Arc::into_inner(ram).is_some());
     }
 
@@ -174,8 +174,8 @@ impl Guest {
         }
     }
 
-    /// Starts a thread that writes while the guest runs, in these pages of one block only: for
-    /// tests in which the number of records shall stay small.
+    /// Starts a thread that writes while the guest runs, only in these pages of one block. For
+    /// tests in which the number of records should stay small.
     pub fn writer_within(&self, name: &str, pages: Range<usize>, pause: Duration) {
         let inner = Arc::clone(&self.inner);
         let ram = self.ram(name);
@@ -190,15 +190,15 @@ impl Guest {
         self.threads.lock().unwrap().push(thread);
     }
 
-    /// For a test's own writers: once the guest runs, lets `write` write into these blocks (and
-    /// mark it) before the guest can be paused and before any of them can be unmapped. False
-    /// if the guest is stopped for good.
+    /// For a test's own writers. When the guest runs, lets `write` write into these blocks and mark
+    /// the writes, before the guest can be paused and before a block can be unmapped. `false` if
+    /// the guest is stopped for good.
     pub fn while_running(&self, write: impl FnOnce(&[(BlockId, Arc<Ram>)])) -> bool {
         let gate = &self.inner.gate;
         gate.wait_running();
         let _inside = gate.inside.read().unwrap();
         if gate.running.load(Ordering::SeqCst) {
-            // Cloned inside, and gone before whoever removes a block gets past the gate.
+            // Cloned inside the gate, and dropped before the removal of a block gets past the gate.
             let targets = self.inner.targets.lock().unwrap().clone();
             write(&targets);
         }
@@ -223,12 +223,12 @@ impl Guest {
         self.tracker.mark_block(*id, Bytes(offset as u64), 8);
     }
 
-    /// The first writer's own counter, which lies in the guest's memory.
+    /// The first writer's counter, which is in the guest's memory.
     pub fn counter(&self) -> u64 {
         self.rams()[0].1.word(0).load(Ordering::Relaxed)
     }
 
-    /// Waits until the first writer has gone on from `from`.
+    /// Waits until the first writer has counted beyond `from`.
     pub fn wait_goes_on(&self, from: u64) {
         let begun = Instant::now();
         while self.counter() <= from {
@@ -237,8 +237,8 @@ impl Guest {
         }
     }
 
-    /// Has migrations use a consumer that is started already, so that what did not arrive, and
-    /// what is written after a migration that failed, can be told by [`Guest::pending`].
+    /// Lets migrations use a consumer that is already started. [`Guest::pending`] then tells which
+    /// pages did not arrive, or were written after a migration that failed.
     pub fn track(&self) {
         self.track_with(StartWith::Nothing);
     }
@@ -249,7 +249,7 @@ impl Guest {
         *self.tracked.lock().unwrap() = Some(consumer);
     }
 
-    /// The consumer, from the last migration if that has it.
+    /// The consumer, taken from the last migration if that has it.
     fn tracked(&self) -> MutexGuard<'_, Option<Consumer>> {
         let mut tracked = self.tracked.lock().unwrap();
         if let Some(migration) = self.migration.lock().unwrap().upgrade() {
@@ -277,7 +277,8 @@ impl Guest {
         out
     }
 
-    /// All pages pending for the consumer of [`Guest::track`], after a last sync. They stay pending.
+    /// All pages pending for the consumer of [`Guest::track`], after a last sync. They stay
+    /// pending.
     pub fn pending(&self) -> HashSet<(String, usize)> {
         let tracked = self.tracked();
         let consumer = tracked
@@ -285,7 +286,7 @@ impl Guest {
             .expect("the guest is tracked, and its migration over");
         consumer.sync(When::Stopped).unwrap();
         let mut pages = HashSet::new();
-        // Dropped together, when no page is left to be taken.
+        // Dropped together, when there is no more page to take.
         let mut all: Vec<Taken> = Vec::new();
         let mut cursor = Cursor::default();
         loop {
@@ -315,7 +316,7 @@ impl Inner {
                     let targets = self.targets.lock().unwrap().clone();
                     for _ in 0..16 {
                         let (id, ram) = &targets[random.below(targets.len())];
-                        // The first page's beginning is the counters'.
+                        // The counters are at the beginning of the first page.
                         let offset =
                             random.below(ram.spec.pages) * PAGE + 2048 + random.below(256) * 8;
                         // Now and then a page becomes zero again, or nearly so.
@@ -360,7 +361,7 @@ impl Inner {
     }
 }
 
-/// Where two guests' memory differs, at most a few of the places.
+/// The differences of two guests' memory, at most a few of them.
 pub fn differences(a: &Guest, b: &Guest) -> Vec<String> {
     let mut found = Vec::new();
     let theirs = b.rams();
@@ -378,8 +379,8 @@ pub fn differences(a: &Guest, b: &Guest) -> Vec<String> {
     found
 }
 
-/// After a migration that did not happen, with the source paused: pages that are neither
-/// the same at the destination nor pending. There shall be none.
+/// The lost pages after a migration that failed, with the source paused: those that neither equal
+/// the destination's nor are pending. There should be none.
 pub fn lost(source: &Guest, destination: &Guest) -> Vec<String> {
     let pending = source.pending();
     let theirs = destination.rams();

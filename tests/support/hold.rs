@@ -1,9 +1,9 @@
-//! A place at which a thread is stopped until the test lets it go on.
+//! A place at which a thread stops until the test lets it go on.
 
 use super::time::LONG;
 use std::sync::{Arc, Condvar, Mutex};
 
-/// A place to stop somebody at until the test says so.
+/// A place at which threads stop until the test releases them.
 #[derive(Default)]
 pub struct Hold {
     state: Mutex<(bool, bool)>,
@@ -14,7 +14,7 @@ impl Hold {
     pub fn new() -> Arc<Hold> {
         Arc::default()
     }
-    /// For whoever is to be held.
+    /// Called by the thread that should stop.
     pub fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.0 = true;
@@ -23,7 +23,7 @@ impl Hold {
             state = self.changed.wait(state).unwrap();
         }
     }
-    /// Waits until somebody is there.
+    /// Waits until a thread has come.
     pub fn reached(&self) {
         let state = self.state.lock().unwrap();
         let (_state, out) = self
@@ -32,7 +32,7 @@ impl Hold {
             .unwrap();
         assert!(!out.timed_out(), "nobody came to the hold");
     }
-    /// Lets everybody go on.
+    /// Lets every thread go on.
     pub fn go(&self) {
         self.state.lock().unwrap().1 = true;
         self.changed.notify_all();

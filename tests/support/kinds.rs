@@ -1,7 +1,8 @@
-//! Memory of every kind that a guest's can be, a pool of huge pages for as long as a test runs,
-//! and somebody who fills memory on demand through a userfaultfd of his own.
+//! Memory of every kind that a guest can have, a pool of huge pages for as long as a test runs, and
+//! a filler that serves missing pages through a userfaultfd of its own.
 //!
-//! Only the kernel's interfaces, nothing of brant: the library's unit tests use it too.
+//! Only the kernel's interfaces are used here, and nothing of brant: the library's unit tests use
+//! this file too.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -16,13 +17,13 @@ use std::thread::JoinHandle;
 pub const PAGE: usize = 4096;
 pub const HUGE: usize = 2 << 20;
 
-/// How memory is made.
+/// The kinds of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
     Anonymous,
     SharedAnonymous,
     Memfd,
-    /// A memfd whose descriptor brant is not given.
+    /// A memfd whose descriptor brant does not get.
     MemfdUntold,
     MemfdPrivate,
     MemfdPrivateUntold,
@@ -66,7 +67,7 @@ impl Made {
         )
     }
 
-    /// Whether brant is given the descriptor.
+    /// Whether brant gets the descriptor.
     pub fn is_told(self) -> bool {
         matches!(
             self,
@@ -93,10 +94,10 @@ pub struct Area {
     pub made: Made,
     pub at: *mut u8,
     pub length: usize,
-    /// What it is mapped from.
+    /// The file that it is mapped from.
     pub file: Option<File>,
-    /// Bytes at both ends that are mapped with it: a neighbour of the same kind would be one
-    /// mapping with it to whoever looks.
+    /// Bytes at both ends that are mapped with it. Without them an adjacent mapping of the same
+    /// kind would look like a part of this one.
     apart: usize,
 }
 
@@ -137,7 +138,7 @@ fn unlinked(directory: PathBuf) -> Option<File> {
 }
 
 impl Area {
-    /// `length` bytes; `None` where this machine has no such memory.
+    /// Maps `length` bytes; `None` if this machine has no such memory.
     pub fn new(made: Made, length: usize) -> Option<Area> {
         let file = match made {
             Made::Anonymous | Made::SharedAnonymous | Made::Huge => None,
@@ -181,8 +182,8 @@ impl Area {
             return None;
         }
         if !made.is_huge() {
-            // A transparent huge page would be touched whole.
-            // SAFETY: advice about our own mapping.
+            // A transparent huge page would be touched as a whole.
+            // SAFETY: advice about this object's own mapping.
             unsafe { libc::madvise(at, length, libc::MADV_NOHUGEPAGE) };
         }
         Some(Area {
@@ -213,8 +214,7 @@ impl Area {
         unsafe { self.page(page).read_volatile() }
     }
 
-    /// Writes past the mapping: into its file, through another mapping of it (hugetlbfs has no
-    /// `write`).
+    /// Writes past the mapping: to its file, through another mapping (hugetlbfs has no `write`).
     pub fn write_file(&self, page: usize, value: u8) {
         let file = self.file.as_ref().expect("a file");
         let at = page * PAGE / self.made.page_size() * self.made.page_size();
@@ -237,11 +237,11 @@ impl Area {
         }
     }
 
-    /// Bytes of memory that it takes.
+    /// How many bytes of memory it takes.
     pub fn backed(&self) -> usize {
         use std::os::unix::fs::MetadataExt;
         let file = self.file.as_ref().map_or(0, |file| {
-            // What a private mapping copied is not in here.
+            // The copies of a private mapping are not included.
             file.metadata().unwrap().blocks() as usize * 512
         });
         let mine = match (self.made.is_shared(), self.made) {
@@ -252,8 +252,8 @@ impl Area {
     }
 }
 
-/// What smaps counts as this process's own of the mappings at an address (of huge pages, all that
-/// is mapped).
+/// How many bytes smaps counts as this process' own in the mappings at an address (for huge pages,
+/// all that is mapped).
 fn smaps(address: u64, made: Made) -> usize {
     let text = std::fs::read("/proc/self/smaps").unwrap();
     let text = String::from_utf8_lossy(&text);
@@ -279,21 +279,21 @@ fn smaps(address: u64, made: Made) -> usize {
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Huge pages that were set aside for a test, and are released after it. One test at a time, on
-/// the whole machine.
+/// Huge pages that are reserved for a test, and released after it. One test at a time, on the whole
+/// machine.
 pub struct HugePool {
     before: String,
     _turn: File,
 }
 
 impl HugePool {
-    /// A pool of `pages` free huge pages of 2 MiB, exactly; `None`, said to stderr, where that
-    /// cannot be.
+    /// A pool of exactly `pages` free huge pages of 2 MiB; `None`, with a message on stderr, if
+    /// that is not possible.
     pub fn new(pages: usize) -> Option<HugePool> {
         let skip = |why: String| eprintln!("skipped: {pages} huge pages cannot be had: {why}");
         let turn = File::create(std::env::temp_dir().join("brant-huge-pages.lock"));
         let turn = turn.map_err(|e| skip(e.to_string())).ok()?;
-        // SAFETY: waits for a lock on a descriptor of ours.
+        // SAFETY: waits for a lock on a descriptor of this function's.
         unsafe { libc::flock(turn.as_raw_fd(), libc::LOCK_EX) };
         let before = std::fs::read_to_string(POOL);
         let before = before.map_err(|e| skip(e.to_string())).ok()?;
@@ -313,7 +313,7 @@ impl HugePool {
         Some(pool)
     }
 
-    /// How many are free.
+    /// How many huge pages are free.
     pub fn free() -> usize {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap();
         let line = text.lines().find_map(|l| l.strip_prefix("HugePages_Free:"));
@@ -334,8 +334,7 @@ const UFFDIO_COPY: u64 = 0xc028_aa03;
 pub const MISSING: u64 = 1;
 pub const USER_MODE_ONLY: libc::c_int = 1;
 
-/// Somebody who serves the missing pages of memory: page `n` holds `n + 1` in each of its
-/// 64-bit words.
+/// A thread that serves missing pages: page `n` gets `n + 1` in each of its 64-bit words.
 pub struct Filler {
     fd: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
@@ -343,14 +342,14 @@ pub struct Filler {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What page `page` holds once it was filled.
+/// The contents of page `page` after it was filled.
 pub fn filling(page: usize) -> u64 {
     page as u64 + 1
 }
 
 impl Filler {
-    /// Serves missing pages of `pages` of `area`. `flags` of the system call; `features` of the
-    /// kind of memory. `None`, said to stderr, where that cannot be.
+    /// Serves missing pages of `pages` of `area`. `flags` are those of the system call. `None`,
+    /// with a message on stderr, if that is not possible.
     pub fn new(area: &Area, pages: Range<usize>, flags: libc::c_int) -> Option<Filler> {
         // SAFETY: takes an integer; a new descriptor.
         let fd = unsafe {
@@ -432,8 +431,8 @@ fn serve(fd: &OwnedFd, base: u64, page_size: usize, stop: &AtomicBool, served: &
             contents.resize(contents.len() + PAGE / 8, filling(page));
         }
         let mut copy = [address, contents.as_ptr() as u64, page_size as u64, 0, 0];
-        // SAFETY: the kernel reads the contents and fills a page that waits for them. One that came
-        // meanwhile is an error, which means that it is there.
+        // SAFETY: the kernel reads the contents and fills a page for which a thread waits. If the
+        // page came meanwhile the call fails, and the page is there.
         unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_COPY as _, &mut copy) };
         served.fetch_add(1, Ordering::SeqCst);
     }
@@ -442,10 +441,10 @@ fn serve(fd: &OwnedFd, base: u64, page_size: usize, stop: &AtomicBool, served: &
 const UFFDIO_POISON: u64 = 0xc020_aa08;
 const POISON: u64 = 1 << 14;
 
-/// The contents of pages are lost, as the hardware would take them away (`UFFDIO_POISON`), until
-/// what is returned is dropped. `None`, said to stderr, where this machine or this memory cannot.
+/// Loses the contents of pages, as the hardware would (`UFFDIO_POISON`), until the returned value
+/// is dropped. `None`, with a message on stderr, if this machine or this memory cannot do so.
 pub fn poison(at: *mut u8, length: usize) -> Option<OwnedFd> {
-    // SAFETY: a new descriptor, then ioctls that read and fill words of ours, about memory of the
+    // SAFETY: a new descriptor, then ioctls that read and fill local words, for memory of the
     // test's own.
     unsafe {
         let flags = libc::O_CLOEXEC | USER_MODE_ONLY;
@@ -467,7 +466,7 @@ pub fn poison(at: *mut u8, length: usize) -> Option<OwnedFd> {
             eprintln!("skipped: no userfaultfd for this memory");
             return None;
         }
-        // Where there is an entry already it is not replaced.
+        // An existing entry would not be replaced.
         assert_eq!(libc::madvise(at.cast(), length, libc::MADV_DONTNEED), 0);
         if ask(UFFDIO_POISON, &mut [start, bytes, 0, 0]) != 0 {
             eprintln!("skipped: a guard page there cannot be poisoned");
@@ -478,11 +477,11 @@ pub fn poison(at: *mut u8, length: usize) -> Option<OwnedFd> {
 }
 
 /// A protection key that forbids all access to the thread that made it, and to threads that it
-/// makes.
+/// starts.
 pub struct Key(libc::c_long);
 
 impl Key {
-    /// `None`, said to stderr, where the processor has none.
+    /// A new key; `None`, with a message on stderr, if the processor has no keys.
     pub fn new() -> Option<Key> {
         const DISABLE_ACCESS: libc::c_long = 1;
         // SAFETY: takes integers.
@@ -493,7 +492,7 @@ impl Key {
         (key >= 0).then_some(Key(key))
     }
 
-    /// Puts it on readable and writable memory, or takes it off again.
+    /// Puts the key on readable and writable memory, or removes it.
     pub fn put(&self, at: *mut u8, length: usize, on: bool) {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let key = if on { self.0 } else { 0 };
@@ -510,7 +509,7 @@ impl Drop for Key {
     }
 }
 
-/// What differs between two contents of pages, for a message.
+/// The differences between two contents of pages, for a message.
 pub fn differing(pages: &BTreeMap<usize, (u64, u64)>) -> String {
     let shown: Vec<String> = pages
         .iter()

@@ -1,4 +1,4 @@
-//! The memory of one block of a guest: of which kind, mapped, written and read.
+//! The memory of one block of a guest: its kind, its mapping, and reads and writes.
 
 use super::random::Random;
 use brant::memory::block::{BackingFile, BlockDescription, BlockFlags};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const PAGE: usize = PAGE_SIZE as usize;
 
-/// What a block of the guest's is.
+/// The description of a block.
 #[derive(Clone)]
 pub struct Spec {
     pub name: &'static str,
@@ -60,7 +60,7 @@ unsafe impl Sync for Ram {}
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length, and nobody uses it any more.
+        // SAFETY: mapped in `new` with this length, and not used any more.
         unsafe { libc::munmap(self.host.cast(), self.spec.pages * PAGE) };
     }
 }
@@ -72,9 +72,9 @@ impl Ram {
             // SAFETY: a literal name; the descriptor is owned at once.
             let fd = unsafe { libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) };
             assert!(fd >= 0);
-            // SAFETY: fresh from the kernel.
+            // SAFETY: just made, and nobody else owns it.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            // SAFETY: changes only the length of our own file.
+            // SAFETY: only changes the length of this function's own file.
             assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), length as i64) }, 0);
             (libc::MAP_SHARED, Some(fd))
         } else {
@@ -92,8 +92,8 @@ impl Ram {
             )
         };
         assert_ne!(host, libc::MAP_FAILED);
-        // What is touched shall be what is written, so no huge pages.
-        // SAFETY: advice about our own mapping.
+        // Without huge pages, so that only written pages are touched.
+        // SAFETY: advice about this object's own mapping.
         unsafe { libc::madvise(host, length, libc::MADV_NOHUGEPAGE) };
         Ram {
             spec: spec.clone(),
@@ -127,14 +127,14 @@ impl Ram {
         unsafe { &*self.host.add(offset).cast::<AtomicU64>() }
     }
 
-    /// A page that nobody writes now.
+    /// A page that no thread writes now.
     pub fn page(&self, page: usize) -> &[u8] {
         assert!(page < self.spec.pages);
         // SAFETY: within the mapping; the caller has the writers stopped.
         unsafe { std::slice::from_raw_parts(self.host.add(page * PAGE), PAGE) }
     }
 
-    /// Writes something into every word of a page.
+    /// Writes a number into every word of a page.
     pub fn fill(&self, page: usize, random: &mut Random) {
         for word in 0..PAGE / 8 {
             self.word(page * PAGE + word * 8)

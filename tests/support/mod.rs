@@ -1,7 +1,7 @@
-//! A guest, two VMMs and a network for the tests of whole migrations, all in one process.
+//! A guest, two VMMs and a network for tests of whole migrations, all in one process.
 //!
-//! Everything here uses brant's public API and knows nothing of how brant does what it does. A
-//! test imports what it uses by the name of its file.
+//! They use brant's public API and know nothing of its inside. A test imports what it uses by the
+//! name of the file.
 #![allow(dead_code)]
 
 pub mod deciders;

@@ -33,13 +33,13 @@ impl Pair {
         }
     }
 
-    /// Nothing went wrong so far, whatever came of it.
+    /// Checks that nothing went wrong so far, whatever the result was.
     pub fn assert_sound(&self, what: &str) {
         let wrongs = self.world.wrongs.lock().unwrap();
         assert!(wrongs.is_empty(), "{what}: {wrongs:?}");
     }
 
-    /// The guest runs at the source as if nothing had been.
+    /// Checks that the guest runs at the source, undisturbed.
     pub fn assert_runs_on(&self, what: &str) {
         self.assert_sound(what);
         assert_eq!(self.world.who(), (true, false), "{what}: who runs");

@@ -1,4 +1,4 @@
-//! A peer that says what the test tells it to say, record by record.
+//! A peer that sends what the test tells it to, record by record.
 
 use super::time::LONG;
 use brant::wire::{Header, Hello, Record, RecordType, HEADER_LEN, ROLE_BULK};
@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-/// What a source says first; a test says what is different.
+/// A source's first record; a test changes what should differ.
 pub fn hello() -> Hello {
     Hello {
         version_min: 1,
@@ -57,7 +57,7 @@ impl Raw {
         let (header, payload) = self.hear()?;
         Some(Record::decode(&header, &payload).unwrap())
     }
-    /// Hears until the end; the reason if there was an ABORT.
+    /// Reads until the end. Returns the reason if there was an ABORT.
     pub fn hear_abort(&mut self) -> Option<String> {
         let mut reason = None;
         while let Some((header, payload)) = self.hear() {

@@ -1,6 +1,6 @@
-//! Numbers that look random and are the same for the same seed.
+//! Pseudo-random numbers, the same for the same seed.
 
-/// A small generator of numbers, repeatable by its seed.
+/// A small generator, repeatable by its seed.
 #[derive(Clone)]
 pub struct Random(pub u64);
 

@@ -1,4 +1,4 @@
-//! A connection through a man in the middle who reads records, and drops, cuts or changes them.
+//! A connection through a man in the middle, who reads records, and drops, cuts or changes them.
 
 use brant::wire::{Header, RecordType, HEADER_LEN, MARKER_FLAG_FINAL};
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// What the proxy does with a record.
+/// The proxy's action on a record.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Forward,
@@ -21,13 +21,13 @@ pub enum Verdict {
     CutMid,
     /// The connection ends right after it.
     CutAfter,
-    /// From here on nothing gets through either way, and nobody is told.
+    /// From now on nothing is passed on in either direction, and no side is told.
     Swallow,
-    /// Other bytes instead.
+    /// Other bytes are sent instead.
     Replace(Vec<u8>),
 }
 
-/// Where in a session something shall happen.
+/// A point in a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
     /// The n-th record of a type, from 1.
@@ -38,7 +38,7 @@ pub enum Point {
 
 type Rule = dyn FnMut(&Header, &[u8]) -> Verdict + Send;
 
-/// A rule that does something at one point and forwards all else.
+/// A rule that acts at one point, and passes all other records on.
 pub fn at(point: Point, verdict: Verdict) -> Box<Rule> {
     let mut seen = 0;
     let mut last_marker = 0;
@@ -66,7 +66,7 @@ pub fn at(point: Point, verdict: Verdict) -> Box<Rule> {
     })
 }
 
-/// A man in the middle who reads records.
+/// A man in the middle, who reads records.
 pub struct Proxy {
     ends: [UnixStream; 2],
     threads: Vec<JoinHandle<()>>,
@@ -120,7 +120,7 @@ impl Proxy {
                         }
                         Verdict::CutAfter => {
                             let _ = to.write_all(&bytes);
-                            // Both directions end; what is on its way still arrives.
+                            // Both directions end. Bytes on their way still arrive.
                             let _ = to.shutdown(Shutdown::Write);
                             let _ = from.shutdown(Shutdown::Both);
                             return;
@@ -148,7 +148,7 @@ impl Proxy {
         (proxy, source.into(), destination.into())
     }
 
-    /// How many records of a type came by.
+    /// How many records of a type have passed.
     pub fn seen(&self, kind: RecordType) -> usize {
         self.seen
             .lock()

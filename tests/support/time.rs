@@ -1,14 +1,14 @@
-//! Lengths of time that tests share, and a cancel that must be prompt.
+//! Times that tests share, and a cancel that must be prompt.
 
 use brant::error::Result;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes that is not broken.
+/// Longer than anything takes that works.
 pub const LONG: Duration = Duration::from_secs(30);
-/// To count in.
+/// One millisecond, for multiples of it.
 pub const MS: Duration = Duration::from_millis(1);
 
-/// Cancels and says how long that took.
+/// Cancels, and fails if that took long.
 pub fn cancel_promptly(what: &str, cancel: impl FnOnce() -> Result<()>) -> Result<()> {
     let begun = Instant::now();
     let result = cancel();

@@ -1,6 +1,6 @@
-//! A VMM that does what a test tells it to at any of its operations, and remembers every call.
+//! A VMM that does what a test tells it to in any of its operations, and remembers every call.
 //!
-//! It also watches who runs the guest: two running guests are an error whatever the test is about.
+//! It also watches who runs the guest: two running guests are an error in every test.
 
 use super::guest::{differences, Guest};
 use super::hold::Hold;
@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 pub struct World {
     /// Source, destination.
     runs: Mutex<(bool, bool)>,
-    /// What went wrong, for the test to assert that nothing did.
+    /// What went wrong. A test asserts that this is empty.
     pub wrongs: Mutex<Vec<String>>,
 }
 
@@ -42,7 +42,7 @@ pub enum Side {
     Destination,
 }
 
-/// What is done at an operation, besides what it does anyway.
+/// An action in an operation, besides what that does anyway.
 pub type Hook = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,7 +65,7 @@ struct Heard {
 /// A VMM.
 pub struct TestVmm {
     pub guest: Arc<Guest>,
-    /// At the destination, the guest to compare with when `run` is called.
+    /// At the destination: the guest to compare with when `run` is called.
     source: Option<Arc<Guest>>,
     world: Arc<World>,
     side: Side,
@@ -74,12 +74,13 @@ pub struct TestVmm {
     changed: Condvar,
     pub state: Mutex<Vec<OwnedBlob>>,
     pub early: Mutex<Vec<OwnedBlob>>,
-    /// What `early_load` adds a block for: its name.
+    /// The blobs for which `early_load` adds a block, by name.
     pub builds: Mutex<HashMap<String, Spec>>,
 }
 
 impl TestVmm {
-    /// A VMM of `guest` on one side; with `source`, it compares its guest's memory with that one's.
+    /// A VMM of `guest` on one side. With `source`, it compares its guest's memory with that
+    /// guest's.
     pub fn new(
         guest: &Arc<Guest>,
         source: Option<Arc<Guest>>,
@@ -100,7 +101,7 @@ impl TestVmm {
         })
     }
 
-    /// Does `hook` at `operation`, or on entering a state (by its name).
+    /// Calls `hook` in `operation`, or when the state of that name is entered.
     pub fn at(&self, operation: &str, hook: impl Fn() -> Result<()> + Send + Sync + 'static) {
         self.hooks
             .lock()
@@ -211,7 +212,7 @@ impl Vmm for TestVmm {
             let mut wrongs = self.world.wrongs.lock().unwrap();
             wrongs.push("saved a running guest".into());
         }
-        // Saving writes guest memory: what it writes must arrive.
+        // A save of state writes guest memory, and that write must arrive.
         if let Some((_, ram)) = self.guest.rams().first() {
             let counter = ram.word(1024).load(Ordering::Relaxed);
             self.guest.poke(ram.spec.name, 1024, counter + 1);
@@ -222,7 +223,7 @@ impl Vmm for TestVmm {
     fn load(&self, blob: &StateBlob<'_>) -> Result<()> {
         self.call("load");
         self.heard.lock().unwrap().blobs.push(own(blob));
-        // Devices look into guest memory while they load: it must be complete by now.
+        // Devices read guest memory while they load, so it must be complete by now.
         self.compare("load");
         self.hook("load")
     }
@@ -280,7 +281,7 @@ impl TestVmm {
     fn compare(&self, when: &str) {
         let Some(source) = &self.source else { return };
         let found = differences(source, &self.guest);
-        // A source that has lost the connection runs on while a load is still going on here.
+        // A source that has lost the connection runs on, while a load is still in progress here.
         let resumed = when != "run" && self.world.who().0;
         if !found.is_empty() && !resumed {
             let mut wrongs = self.world.wrongs.lock().unwrap();

@@ -86,7 +86,7 @@ fn a_page_that_has_contents_again_is_sent_again() {
             .memory
             .mark_poisoned(source.memory.find_block("ram").unwrap(), at, one)
             .unwrap();
-        // What arrives takes a declaration back at the destination, too.
+        // Contents that arrive end a declaration at the destination too.
         destination
             .memory
             .mark_poisoned(destination.memory.find_block("ram").unwrap(), Bytes(0), one)

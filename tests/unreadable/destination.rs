@@ -6,7 +6,7 @@ use crate::side::{each, small_tmpfs, unmount, words, Broken, Made, Side, ALL, PA
 use crate::LIMIT;
 use brant::Kind;
 
-/// What makes a page one that cannot be written.
+/// The ways in which a page cannot be written.
 const UNWRITABLE: [Broken; 4] = [
     Broken::Poisoned,
     Broken::Forbidden,
@@ -55,11 +55,11 @@ fn a_rom_that_is_mapped_read_only_is_left_alone_where_it_holds_what_is_sent() {
                 destination.set(page, 0);
                 destination.protect(page, libc::PROT_READ);
             }
-            // Zeros onto zeros: nothing has to be written.
+            // Zeros over zeros: nothing has to be written.
             let outcome = migrate(&source, &destination, None);
             outcome.source.unwrap();
             outcome.destination.unwrap();
-            // Contents have to be.
+            // Contents have to be written.
             source.set(9, 1);
             let outcome = migrate(&source, &destination, None);
             outcome.assert_destination_failed(9, "does not let it be written");
@@ -88,7 +88,7 @@ fn a_full_tmpfs_at_the_destination_fails_the_migration() {
         );
         assert_eq!(outcome.source.unwrap_err().kind(), Kind::Refused);
         drop(destination);
-        // Zeros for memory that nobody touched need no room.
+        // Zeros for untouched memory need no room.
         let source = Side::new(Made::Private);
         let destination = Side::with(Made::Tmpfs, false, dir.path().to_str());
         let outcome = migrate(&source, &destination, None);

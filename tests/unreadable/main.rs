@@ -1,8 +1,7 @@
-//! Guest memory that cannot be read, or written: the migration fails with an error that names
-//! block and offset, and the guest runs on. Never a signal.
+//! Guest memory that cannot be read or written: the migration fails with an error that names block
+//! and offset, and the guest runs on. There is never a signal.
 //!
-//! Each test runs again in a process of its own, so that a signal is one failed test and the
-//! others still run.
+//! Each test runs in a process of its own, so that a signal fails one test only.
 
 use std::time::Duration;
 
@@ -17,5 +16,5 @@ mod migrate;
 mod side;
 mod source;
 
-/// For a whole test in its own process.
+/// The time limit of a test in a process of its own.
 const LIMIT: Duration = Duration::from_secs(120);

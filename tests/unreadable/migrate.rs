@@ -1,4 +1,4 @@
-//! A migration between two memories, and what is to be said of one that failed for a page.
+//! A migration between two memories, and the checks of one that failed for a page.
 
 use crate::side::{Side, PAGE};
 use brant::dirty::tracker::{Clearing, Tracker};
@@ -18,8 +18,7 @@ const LONG: Duration = Duration::from_secs(30);
 
 pub type Hook = Box<dyn Fn() + Send + Sync>;
 
-/// A VMM that counts, keeps what it is warned of, and does something in `save` and after each
-/// pass.
+/// A VMM that counts, keeps its warnings, and calls a hook in `save` and after each pass.
 #[derive(Default)]
 pub struct Counting {
     stands: AtomicBool,
@@ -61,7 +60,7 @@ impl Vmm for Counting {
     }
 }
 
-/// What became of a migration at both sides.
+/// The result of a migration on both sides.
 pub struct Outcome {
     pub source: Result<()>,
     pub destination: Result<()>,
@@ -70,13 +69,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// It failed at the source, for the page at `page` of block `ram`, with `words`.
+    /// Checks that it failed at the source, for page `page` of block `ram`, with `words`.
     pub fn assert_source_failed(&self, page: usize, words: &str) {
         assert_names(self.source.as_ref().unwrap_err(), Kind::Memory, page, words);
         assert!(self.destination.is_err());
     }
 
-    /// It failed at the destination, which told the source.
+    /// Checks that it failed at the destination, which told the source.
     pub fn assert_destination_failed(&self, page: usize, words: &str) {
         let error = self.destination.as_ref().unwrap_err();
         assert_names(error, Kind::Memory, page, words);
@@ -93,8 +92,8 @@ pub fn assert_names(error: &Error, kind: Kind, page: usize, words: &str) {
     }
 }
 
-/// Migrates; `save` does something to the source's guest while it stands. However it ends, one
-/// guest runs.
+/// Migrates. `save` may change the source's guest while it stands still. However the migration
+/// ends, one guest runs.
 pub fn migrate(source: &Side, destination: &Side, save: Option<Hook>) -> Outcome {
     let tracker = Tracker::new(Arc::clone(&source.memory), Clearing::default()).unwrap();
     migrate_with(tracker, destination, save)
@@ -104,7 +103,7 @@ pub fn migrate_with(tracker: Arc<Tracker>, destination: &Side, save: Option<Hook
     migrate_by(tracker, destination, None, save, None)
 }
 
-/// The same by a decider of the test's; `pass` does something after each pass.
+/// [`migrate`] with a decider of the test's; `pass` is called after each pass.
 pub fn migrate_by(
     tracker: Arc<Tracker>,
     destination: &Side,
@@ -112,7 +111,7 @@ pub fn migrate_by(
     save: Option<Hook>,
     pass: Option<Hook>,
 ) -> Outcome {
-    // Some tests migrate the same memory again: the guest is back, and its copy has ended.
+    // Some tests migrate the same memory again. The guest is back then, and its copy has ended.
     tracker.memory().reclaim().unwrap();
     destination.memory.give_up().unwrap();
     let (here, there) = UnixStream::pair().unwrap();
@@ -147,7 +146,7 @@ pub fn migrate_by(
     outcome
 }
 
-/// Switches over after so many passes.
+/// Switches over after this many passes.
 pub struct After(pub u32);
 
 impl Decider for After {

@@ -1,4 +1,4 @@
-//! Memory of each kind, and what can happen to a page of it.
+//! Memory of each kind, and the defects that a page of it can get.
 
 use crate::kinds::{poison, Key};
 use brant::memory::{BackingFile, BlockDescription, BlockFlags, Memory};
@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 pub const PAGE: usize = 4096;
 pub const PAGES: usize = 256;
 
-/// How memory is made.
+/// The kinds of memory.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Made {
     Private,
     Memfd,
-    /// Shared, and brant is not told of the file.
+    /// Shared memory whose file brant does not know.
     Unknown,
     MemfdPrivate,
     /// A file on a tmpfs.
@@ -30,12 +30,12 @@ pub const ALL: [Made; 5] = [
     Made::Tmpfs,
 ];
 
-/// What has happened to a page.
+/// The defects of a page.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Broken {
     Poisoned,
     Forbidden,
-    /// By a protection key.
+    /// Forbidden by a protection key.
     ByKey,
     ReadOnly,
     CutOff,
@@ -46,13 +46,13 @@ pub struct Side {
     pub host: *mut u8,
     file: Option<File>,
     pub memory: Arc<Memory>,
-    /// What keeps poisoned pages poisoned.
+    /// Descriptors that keep poisoned pages poisoned.
     poison: Mutex<Vec<OwnedFd>>,
-    /// What forbids access by a key.
+    /// The key that forbids access.
     key: Mutex<Option<Key>>,
 }
 
-// SAFETY: a mapping of the test's own, to which it writes while nobody else does.
+// SAFETY: a mapping of the test's own, which no other code writes at the same time.
 unsafe impl Send for Side {}
 // SAFETY: as above.
 unsafe impl Sync for Side {}
@@ -62,7 +62,8 @@ impl Side {
         Side::with(made, false, None)
     }
 
-    /// `tmpfs`: where one is mounted, for [`Made::Tmpfs`]; else /dev/shm.
+    /// Makes a side. `tmpfs` is where one is mounted, for [`Made::Tmpfs`]; without it /dev/shm is
+    /// used.
     pub fn with(made: Made, rom: bool, tmpfs: Option<&str>) -> Arc<Side> {
         let file = match made {
             Made::Private => None,
@@ -120,7 +121,7 @@ impl Side {
         })
     }
 
-    /// The same number in the first byte of every page.
+    /// Writes the same number into the first byte of every page.
     pub fn fill(&self, value: u8) {
         for page in 0..PAGES {
             self.set(page, value);
@@ -148,8 +149,8 @@ impl Side {
         assert_eq!(done, 0);
     }
 
-    /// Does it to a page; false where this machine or this memory cannot. A file is cut from
-    /// that page on.
+    /// Gives a page a defect. `false` if this machine or this memory cannot have it. A file is cut
+    /// from that page on.
     pub fn make(&self, broken: Broken, page: usize) -> bool {
         match broken {
             Broken::Poisoned => return self.poison(page),
@@ -190,7 +191,7 @@ impl Drop for Side {
     }
 }
 
-/// What an error says of a broken page.
+/// The words of an error about a broken page.
 pub fn words(broken: Broken, made: Made, access: &str) -> String {
     match broken {
         Broken::Poisoned => format!("cannot be {access}: it is poisoned"),
@@ -202,7 +203,7 @@ pub fn words(broken: Broken, made: Made, access: &str) -> String {
     }
 }
 
-/// Calls `f` with each kind of memory and each of `breakages` that there is of it.
+/// Calls `f` with each kind of memory and each of `breakages` that it can have.
 pub fn each(breakages: &[Broken], mut f: impl FnMut(Made, Broken)) {
     for made in ALL {
         for &broken in breakages {
@@ -214,12 +215,13 @@ pub fn each(breakages: &[Broken], mut f: impl FnMut(Made, Broken)) {
     }
 }
 
-/// A tmpfs of `pages` that only this process sees; it goes with it. `None` without the right.
+/// A tmpfs of `pages` that only this process sees, and that ends with it. `None` without the right
+/// to mount.
 pub fn small_tmpfs(pages: usize) -> Option<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     let target = std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap();
     let options = std::ffi::CString::new(format!("size={}", pages * PAGE)).unwrap();
-    // SAFETY: strings that end; this process alone gets the mount, and it goes with it.
+    // SAFETY: strings that end with NUL. Only this process gets the mount, which ends with it.
     let mounted = unsafe {
         libc::unshare(libc::CLONE_NEWNS) == 0
             && libc::mount(

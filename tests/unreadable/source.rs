@@ -1,4 +1,4 @@
-//! A page that cannot be read: at the source, and while a dirty rate is sampled.
+//! A page that cannot be read, at the source and while a dirty rate is sampled.
 
 use crate::alone::alone;
 use crate::migrate::{assert_names, migrate, migrate_by, migrate_with, After, Hook};
@@ -30,10 +30,10 @@ fn a_page_that_cannot_be_read_at_the_source_fails_the_migration_and_the_guest_ru
             }
             let outcome = migrate(&source, &destination, None);
             outcome.assert_source_failed(100, &words(broken, made, "read"));
-            // The destination was told why, in full: nothing was cut short.
+            // The destination was told the whole reason: no record was cut short.
             let told = outcome.destination.unwrap_err();
             assert_names(&told, Kind::Refused, 100, "");
-            // And the guest's other pages are as they were.
+            // The guest's other pages are unchanged.
             assert_eq!((source.get(0), source.get(99)), (7, 7));
         });
     });
@@ -84,7 +84,7 @@ fn a_page_that_cannot_be_read_fails_the_sampling_of_the_dirty_rate() {
     });
 }
 
-/// This thread, and those that it makes, without privileges until this is dropped.
+/// Holds this thread, and threads that it starts, without privileges until it is dropped.
 struct Rights([u32; 6]);
 
 const CAPABILITIES: [u32; 2] = [0x2008_0522, 0];
@@ -132,7 +132,8 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
         let outcome = migrate(&source, &destination, None);
         outcome.source.unwrap();
         assert_eq!((destination.get(0), destination.get(252)), (7, 7));
-        // The same memory without its descriptor. Who may look behind mappings finds the file.
+        // The same memory without its descriptor. A process with the right to look behind mappings
+        // finds the file.
         let blind = Memory::new().unwrap();
         blind
             .add_block(BlockDescription {
@@ -151,7 +152,7 @@ fn a_full_tmpfs_at_the_source_is_no_trouble_where_its_holes_are_known_and_an_err
             migrate_with(tracker, &Side::new(Made::Private), None)
         };
         migrate().source.unwrap();
-        // To others every page counts as touched.
+        // Without that right every page counts as touched.
         let rights = Rights::given_up();
         let outcome = migrate();
         drop(rights);
@@ -174,7 +175,7 @@ fn a_page_that_breaks_between_two_passes_fails_the_migration_and_the_guest_runs_
                     (Arc::clone(&source), Arc::clone(&tracker), Arc::clone(&can));
                 let done = AtomicBool::new(false);
                 Box::new(move || {
-                    // Once: the first pass has read the page.
+                    // Only once: the first pass has read the page.
                     if !done.swap(true, Ordering::SeqCst) {
                         can.store(source.make(broken, 100), Ordering::SeqCst);
                         marks.mark_block(id, Bytes(0), (PAGES * PAGE) as u64);

@@ -19,7 +19,7 @@ fn blocks_come_and_go_while_they_are_written() {
                 .memory
                 .add_block(ram.describe(&format!("extra{i}")))
                 .unwrap();
-            // Its contents are new, all of them.
+            // All of its contents are new.
             let new = t.take();
             assert_eq!(new.len(), ram.pages);
             assert!(new.iter().all(|(block, _)| *block == id.index()));
@@ -38,7 +38,7 @@ fn blocks_come_and_go_while_they_are_written() {
         }
         assert_eq!(t.found(), BTreeSet::from([(0, 10)]));
     }
-    // A removed block is watched no longer: another may watch it now.
+    // A removed block is no longer watched, so another log may watch it now.
     let other = tracked_with(log().unwrap(), extra);
     other.start();
     // A block that cannot be watched is refused, and the tracker goes on as before.

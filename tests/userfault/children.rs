@@ -35,7 +35,7 @@ fn a_child_s_copy_of_the_memory_changes_nothing_for_the_parent() {
     }
     t.start();
     t.blocks[0].write(3, 2);
-    // Both write the same pages, protected and not, while they share them.
+    // Both processes write the same pages, protected and unprotected, while they share them.
     in_a_child(|| {
         for page in [3, 4, 40] {
             // SAFETY: the child's copy.

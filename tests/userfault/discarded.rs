@@ -1,4 +1,4 @@
-//! Memory that was discarded counts as written.
+//! Discarded memory counts as written.
 
 use crate::watched::{tracked, Ram, PAGE};
 use std::collections::BTreeSet;
@@ -23,7 +23,7 @@ fn discarded_pages_of_private_memory_count_as_written() {
 
 #[test]
 fn whole_page_tables_of_memory_that_was_discarded_count_as_written() {
-    // The kernel may free a page table that a give-back left empty, and its protection with it.
+    // The kernel may free a page table that a discard has emptied, and with it the protection.
     const TABLE: usize = 512;
     let Some(t) = tracked(vec![Ram::anonymous(6 * TABLE)]) else {
         return;
@@ -41,7 +41,7 @@ fn whole_page_tables_of_memory_that_was_discarded_count_as_written() {
     assert_eq!(result, 0);
     let given: BTreeSet<_> = (3..3 + 4 * TABLE).map(|page| (0, page)).collect();
     assert_eq!(t.found(), given);
-    // And again, with what is empty now protected.
+    // Once more, with the empty memory protected.
     assert_eq!(t.found(), BTreeSet::new());
     t.blocks[0].write(2 * TABLE, 7);
     assert_eq!(t.found(), BTreeSet::from([(0, 2 * TABLE)]));

@@ -1,4 +1,4 @@
-//! Each written page is found once, and no other, however many runs there are.
+//! Each written page is found once, and no other page is, however many runs there are.
 
 use crate::watched::{ten_blocks, tracked, Ram, Random};
 use brant::dirty::When;
@@ -29,7 +29,7 @@ fn each_written_page_is_found_once_and_no_other() {
                 written.insert((block, page));
             }
         }
-        // Reading is not writing.
+        // A read is no write.
         for _ in 0..500 {
             let block = random.below(t.blocks.len());
             let page = random.below(t.blocks[block].pages);

@@ -1,4 +1,4 @@
-//! What the kernel writes for somebody, and what page tables do not see.
+//! Writes that the kernel makes for a process, and writes that page tables do not see.
 
 use crate::watched::{asked_of_a_child, in_a_child, map, tracked, Ram, PAGE};
 use brant::memory::BlockId;
@@ -16,7 +16,7 @@ fn what_the_kernel_writes_for_somebody_is_found() {
     t.start();
     let zero = File::open("/dev/zero").unwrap();
     for (block, ram) in t.blocks.iter().enumerate() {
-        // A read into it, across two pages.
+        // A read(2) into the memory, across two pages.
         // SAFETY: inside the mapping.
         let got = unsafe {
             let to = ram.at.add(10 * PAGE - 8);
@@ -26,8 +26,8 @@ fn what_the_kernel_writes_for_somebody_is_found() {
         assert_eq!(t.found(), BTreeSet::from([(block, 9), (block, 10)]));
         // Another process that writes into this one.
         let parent = std::process::id() as libc::pid_t;
-        // SAFETY: numbers only. Some systems let only those write who are named; others do not
-        // know the call.
+        // SAFETY: takes numbers only. Some systems allow this write only for named processes;
+        // others do not have the call.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY) };
         let written = asked_of_a_child(|| {
             let from = [7u8; 8];

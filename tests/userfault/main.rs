@@ -1,6 +1,6 @@
-//! The userfaultfd log on the real kernel: any memory of this process, and who writes to it.
+//! The userfaultfd log on the real kernel: memory of this process of any kind, and its writers.
 //!
-//! Where the kernel has no asynchronous write protection (before Linux 6.7) these tests say so and
+//! If the kernel has no asynchronous write protection (before Linux 6.7) these tests say so and
 //! pass.
 
 mod blocks;

@@ -1,4 +1,4 @@
-//! A scan that fails, memory that is another userfaultfd's, and stopping.
+//! A scan that fails, memory that another userfaultfd watches, and the stop of the log.
 
 use crate::watched::{log, tracked, tracked_with, Ram, PAGE};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -38,7 +38,7 @@ fn a_scan_that_fails_makes_everything_dirty_and_the_next_is_a_good_one() {
     t.blocks[0].write(31, 1);
     t.blocks[0].write(2, 1);
     assert_eq!(t.found(), BTreeSet::from([(0, 2), (0, 31)]));
-    // The last sync of all may not guess.
+    // The very last sync may not guess.
     replace(&t.blocks[0], 0, 64);
     let error = t.consumer.sync(When::Stopped).unwrap_err();
     assert!(error.message().contains("userfault"), "{error}");
@@ -65,7 +65,7 @@ fn memory_of_another_userfaultfd_is_refused_by_name_and_stays_the_other_s() {
     assert!(error.message().contains("another userfaultfd"), "{error}");
     taken.write(5, 1);
     assert_eq!(first.found(), BTreeSet::from([(0, 5)]), "the first goes on");
-    // What the failed start had registered already is free again.
+    // The memory that the failed start had registered is free again.
     let third = tracked_with(log().unwrap(), vec![]);
     third.memory.add_block(free.describe("free")).unwrap();
     third.start();
@@ -83,7 +83,7 @@ fn stopping_gives_the_memory_back_even_when_a_child_holds_the_descriptor() {
     t.start();
     t.blocks[0].write(1, 1);
     let mut pipe = [0; 2];
-    // SAFETY: two descriptors; the child only waits for its end of file and goes.
+    // SAFETY: two descriptors; the child only waits for the end of its file, and ends.
     let child = unsafe {
         assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
         let child = libc::fork();
@@ -98,7 +98,7 @@ fn stopping_gives_the_memory_back_even_when_a_child_holds_the_descriptor() {
     t.consumer.stop().unwrap();
     assert_eq!(t.take(), BTreeSet::from([(0, 1)]), "a stop harvests first");
     let again = t.consumer.start(StartWith::Nothing);
-    // SAFETY: our own descriptors and child.
+    // SAFETY: this test's own descriptors and child.
     unsafe {
         libc::close(pipe[0]);
         libc::close(pipe[1]);

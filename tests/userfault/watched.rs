@@ -1,5 +1,5 @@
-//! Memory of this process that the log watches: of each kind, written, and compared with what was
-//! found. Where the kernel has no asynchronous write protection the tests say so and pass.
+//! Memory of this process that the log watches: of each kind, written, and compared with the found
+//! pages. If the kernel has no asynchronous write protection the tests say so and pass.
 
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::tracker::{Clearing, StartWith, Tracker};
@@ -82,7 +82,7 @@ impl Ram {
         Ram::of(pages, libc::MAP_SHARED, Some(memfd(pages * PAGE)))
     }
 
-    /// Private to a file: pages are copied when they are first written.
+    /// A private mapping of a file: pages are copied at their first write.
     pub fn copied(pages: usize) -> Ram {
         Ram::of(pages, libc::MAP_PRIVATE, Some(memfd(pages * PAGE)))
     }
@@ -151,7 +151,7 @@ impl Drop for Ram {
 }
 
 pub struct Tracked {
-    // Before the memory: it stops first.
+    // Dropped before the memory, so that tracking stops first.
     pub consumer: Consumer,
     pub memory: Arc<Memory>,
     pub blocks: Vec<Ram>,
@@ -180,7 +180,7 @@ impl Tracked {
         self.consumer.start(StartWith::Nothing).unwrap();
     }
 
-    /// How many pages a sync finds; it has no complaints.
+    /// How many pages a sync finds. It must not warn.
     pub fn sync(&self, when: When) -> u64 {
         let report = self.consumer.sync(when).unwrap();
         assert_eq!(report.warnings, Vec::<String>::new());
@@ -192,7 +192,7 @@ impl Tracked {
         report.found.0
     }
 
-    /// All that is pending, as (block, page).
+    /// All pending pages, as (block, page).
     pub fn take(&self) -> BTreeSet<(usize, usize)> {
         let mut pages = BTreeSet::new();
         let mut cursor = Cursor::default();
@@ -266,7 +266,7 @@ impl Tracked {
     }
 }
 
-/// Whether `work` said yes.
+/// Runs `work` in a child process, and returns its answer.
 pub fn asked_of_a_child(work: impl FnOnce() -> bool) -> bool {
     // SAFETY: `work` makes system calls and stores to memory, nothing that needs a lock.
     unsafe {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 extern "C" fn on_signal(_: libc::c_int) {}
 
-/// Sends a signal to a thread again and again, for as long as it lives. System calls of that thread are
-/// interrupted by it, not begun anew.
+/// Sends a signal to a thread again and again, as long as it lives. The thread's system calls are
+/// interrupted, and not restarted.
 struct Pester {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<u64>>,

@@ -129,7 +129,8 @@ fn shared_memory_is_protected_whole_and_nothing_is_noted() {
     assert!(protected.pieces.is_none() && noted(&protected).is_empty());
     t.area.write(600, 1);
     // The page's entry goes and its contents stay, so only the mark in the entry tells that it was
-    // written. SAFETY: inside this test's own mapping.
+    // written.
+    // SAFETY: inside this test's own mapping.
     unsafe { libc::madvise(t.area.page(600).cast(), 4096, libc::MADV_DONTNEED) };
     assert!(t.collect(&mut protected).contains(&600));
 }

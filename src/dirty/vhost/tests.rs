@@ -263,8 +263,8 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        // By the descriptor, as in a process to which it was sent. SAFETY: a new mapping of this
-        // process.
+        // By the descriptor, as in a process to which it was sent.
+        // SAFETY: a new mapping of this process.
         let log = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -309,8 +309,8 @@ fn no_write_of_threads_or_of_another_process_is_missed() {
                 })
             })
             .collect();
-        // As long as the other process writes. SAFETY: this test's child; `status` outlives the
-        // call.
+        // As long as the other process writes.
+        // SAFETY: this test's child; `status` outlives the call.
         while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
             found += follower.follow(&consumer);
         }

@@ -546,8 +546,8 @@ fn a_block_whose_descriptor_or_offset_is_not_what_is_mapped_is_refused() {
         Area::new(Made::Memfd, 300 * PAGE).unwrap(),
         Area::new(Made::Memfd, 300 * PAGE).unwrap(),
     );
-    // Two adjacent mappings of the same file are as good as one. SAFETY: inside this test's own
-    // mapping.
+    // Two adjacent mappings of the same file are as good as one.
+    // SAFETY: inside this test's own mapping.
     unsafe { libc::mprotect(area.at.cast(), 100 * PAGE, libc::PROT_READ) };
     let add = |from: &Area, offset| {
         Memory::new().unwrap().add_block(BlockDescription {

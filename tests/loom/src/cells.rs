@@ -46,7 +46,8 @@ impl Cells {
             *word = self.exclusively(i, |word| *word);
         }
         let result = f(&mut plain);
-        // Other threads may run here, and must have no access to these words. SAFETY: as in `at`.
+        // Other threads may run here, and must have no access to these words.
+        // SAFETY: as in `at`.
         self.words.iter().take(1).for_each(|word| unsafe {
             (*word.get()).meet();
         });

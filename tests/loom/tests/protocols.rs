@@ -232,7 +232,8 @@ fn when_replace_returns_nobody_looks_at_the_old_value() {
         let theirs = Arc::clone(&cell);
         let reader = thread::spawn(move || theirs.with(Value::look));
         cell.replace(Arc::new(Value::new(1)));
-        // As a VMM does with a block's memory when its removal returns. SAFETY: loom checks it.
+        // As a VMM does with a block's memory when its removal returns.
+        // SAFETY: loom checks it.
         old.1.with_mut(|alive| unsafe { *alive = false });
         reader.join().unwrap();
     });
