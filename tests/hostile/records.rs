@@ -111,14 +111,14 @@ pub fn with(kind: RecordType, change: impl FnOnce(&mut Header)) -> Vec<u8> {
     record
 }
 
-/// A record with a bit of its payload changed, and no checksum mended.
+/// A record with a flipped bit in its payload, whose checksum is left as it was.
 pub fn flipped(kind: RecordType, at: usize) -> Vec<u8> {
     let mut record = sample(kind);
     record[HEADER_LEN + at] ^= 1;
     record
 }
 
-/// A record with bytes of its payload changed, as long as it was.
+/// A record with changed bytes in its payload, of the same length.
 pub fn patched(kind: RecordType, at: usize, with: &[u8]) -> Vec<u8> {
     let mut record = sample(kind);
     record[HEADER_LEN + at..HEADER_LEN + at + with.len()].copy_from_slice(with);
