@@ -267,6 +267,7 @@ static void parameters(void)
         { .max_bandwidth = 65535 },
         { .max_bandwidth = (1ull << 40) + 1 },
         { .switchover_bandwidth = 1 },
+        { .switchover_max_bandwidth = 65535 },
         { .total_timeout_ms = 30ull * 24 * 3600 * 1000 + 1 },
         { .connect_timeout_ms = 3600001 },
         { .io_timeout_ms = UINT64_MAX - 1 },
@@ -279,6 +280,7 @@ static void parameters(void)
                           .downtime_limit_ms = 3600000,
                           .max_bandwidth = 1ull << 40,
                           .switchover_bandwidth = 65536,
+                          .switchover_max_bandwidth = 65536,
                           .total_timeout_ms = BRANT_NO_LIMIT,
                           .connect_timeout_ms = 1,
                           .channels = 1 };

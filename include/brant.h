@@ -2181,6 +2181,17 @@ int32_t brant_outgoing_start_fds(struct brant_outgoing *outgoing,
                                  struct brant_error **error);
 
 /**
+ * Changes the cap on the bandwidth (`brant_params.max_bandwidth`) of a migration, started or not:
+ * at once, for all channels together. 0 is no cap. BRANT_E_INVALID for a cap out of range, which
+ * changes nothing. From the pause on, and after the end, the call returns 0 and has no effect: the
+ * switchover has a cap of its own (`brant_params.switchover_max_bandwidth`). Any thread, also
+ * inside callbacks.
+ */
+int32_t brant_outgoing_set_max_bandwidth(struct brant_outgoing *outgoing,
+                                         uint64_t bytes_per_second,
+                                         struct brant_error **error);
+
+/**
  * Ends the migration at any moment before the hand-over, and returns when the guest runs on:
  * within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
  * own callbacks the call only asks for the end. On a migration that has ended the call does
@@ -2439,9 +2450,12 @@ typedef struct brant_params {
      */
     uint64_t downtime_limit_ms;
     /**
-     * Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default no
-     * cap. The switchover is not capped. brant does not take the cap for the speed of the link:
-     * now and then it measures how long a batch takes to arrive.
+     * Bytes a second that sending may use while the guest runs, all channels together, 64 KiB/s to
+     * 1 TiB/s; default no cap. In no second does brant give the kernel more than 2 % above the cap
+     * to send, headers included. Example: a cap of 100 MB/s is 102 MB in any second at most.
+     * `brant_outgoing_set_max_bandwidth` changes it. The switchover is not capped by it. brant does
+     * not take the cap for the speed of the link: now and then it measures how long a batch takes
+     * to arrive.
      */
     uint64_t max_bandwidth;
     /**
@@ -2492,6 +2506,12 @@ typedef struct brant_params {
      * KiB to 1 TiB; default 256 MiB.
      */
     uint64_t max_state_bytes;
+    /**
+     * Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
+     * no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
+     * with the cap, so the guest is paused when less is left to send.
+     */
+    uint64_t switchover_max_bandwidth;
     /**
      * Source: connections to the destination, 1 to 64; default 1. Destination: the most connections
      * that it takes of a source, 1 to 64; default 64. A source that wants more is refused.

@@ -142,6 +142,26 @@ pub unsafe extern "C" fn brant_outgoing_start_fds(
     })
 }
 
+/// Changes the cap on the bandwidth (`brant_params.max_bandwidth`) of a migration, started or not:
+/// at once, for all channels together. 0 is no cap. BRANT_E_INVALID for a cap out of range, which
+/// changes nothing. From the pause on, and after the end, the call returns 0 and has no effect: the
+/// switchover has a cap of its own (`brant_params.switchover_max_bandwidth`). Any thread, also
+/// inside callbacks.
+#[no_mangle]
+pub unsafe extern "C" fn brant_outgoing_set_max_bandwidth(
+    outgoing: *mut brant_outgoing,
+    bytes_per_second: u64,
+    error: *mut *mut brant_error,
+) -> i32 {
+    boundary!(error, {
+        let cap = (bytes_per_second != 0).then_some(bytes_per_second);
+        // SAFETY: null or ours by contract.
+        unsafe { handle(outgoing, "outgoing") }?
+            .outgoing
+            .set_max_bandwidth(cap)
+    })
+}
+
 /// Ends the migration at any moment before the hand-over, and returns when the guest runs on:
 /// within 100 ms, unless a callback or a kernel call is in progress. Inside one of the migration's
 /// own callbacks the call only asks for the end. On a migration that has ended the call does

@@ -21,9 +21,12 @@ pub struct brant_params {
     /// remaining pages fit the limit, passes go on as long as the last pass made the rest smaller.
     /// So a guest that writes little stands still for much less.
     pub downtime_limit_ms: u64,
-    /// Bytes a second that sending may use while the guest runs, 64 KiB/s to 1 TiB/s; default no
-    /// cap. The switchover is not capped. brant does not take the cap for the speed of the link:
-    /// now and then it measures how long a batch takes to arrive.
+    /// Bytes a second that sending may use while the guest runs, all channels together, 64 KiB/s to
+    /// 1 TiB/s; default no cap. In no second does brant give the kernel more than 2 % above the cap
+    /// to send, headers included. Example: a cap of 100 MB/s is 102 MB in any second at most.
+    /// `brant_outgoing_set_max_bandwidth` changes it. The switchover is not capped by it. brant does
+    /// not take the cap for the speed of the link: now and then it measures how long a batch takes
+    /// to arrive.
     pub max_bandwidth: u64,
     /// Bytes a second that the link will carry at the switchover, if you know that better than a
     /// measurement can (behind a cap, on a link that others will use then). Same range; default:
@@ -59,6 +62,10 @@ pub struct brant_params {
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
+    /// Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
+    /// no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
+    /// with the cap, so the guest is paused when less is left to send.
+    pub switchover_max_bandwidth: u64,
     /// Source: connections to the destination, 1 to 64; default 1. Destination: the most connections
     /// that it takes of a source, 1 to 64; default 64. A source that wants more is refused.
     pub channels: u32,
@@ -161,6 +168,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             p.max_state_bytes
         },
         page_checksums,
+        switchover_max_bandwidth: some(p.switchover_max_bandwidth),
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };
     params.check()?;

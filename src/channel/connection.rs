@@ -8,6 +8,7 @@
 use super::cursor::Cursor;
 use super::io::Io;
 use super::kind::{ConnectionKind, Direction};
+use super::pacing::Pacer;
 use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
 use crate::error::{Error, Kind, Result};
@@ -15,6 +16,7 @@ use crate::fallible;
 use crate::runtime::{Cancel, Deadline, Interest, Recall, Wake};
 use crate::units::Bytes;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Counters of a channel.
@@ -32,6 +34,8 @@ pub struct Counters {
     pub send_waited: Duration,
     /// Time spent waiting for bytes to receive.
     pub recv_waited: Duration,
+    /// Time spent waiting for the pacer, which is no part of `send_waited`.
+    pub paced: Duration,
 }
 
 /// See the file's description.
@@ -47,6 +51,8 @@ pub struct Channel {
     /// How many bytes of its parts the last failed send moved.
     cut_at: u64,
     pub(super) fault: Option<usize>,
+    /// What holds sending to a stated bandwidth, if anything does.
+    pub(super) pacer: Option<Arc<Pacer>>,
 }
 
 impl Channel {
@@ -76,7 +82,15 @@ impl Channel {
             recv_broken: false,
             cut_at: 0,
             fault: None,
+            pacer: None,
         })
+    }
+
+    /// From now on nothing is sent before `pacer` grants it, headers and control records included.
+    /// Except what completes a record that an error has cut ([`Channel::send_on`]), and what goes
+    /// without waiting ([`Channel::try_send`]).
+    pub fn set_pacer(&mut self, pacer: Arc<Pacer>) {
+        self.pacer = Some(pacer);
     }
 
     /// The peer's name in messages.
@@ -169,7 +183,10 @@ impl Channel {
             at = end;
         }
         let mut cursor = Cursor::new(&rest);
+        // Who ends a migration has a tenth of a second in all.
+        let pacer = self.pacer.take();
         let result = self.transfer(&mut cursor, io, false, None);
+        self.pacer = pacer;
         self.send_broken = result.is_err();
         self.cut_at += cursor.moved;
         result

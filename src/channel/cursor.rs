@@ -72,9 +72,22 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         !std::mem::replace(&mut self.narrow, true)
     }
 
-    /// The parts for the next call. If it begins at the start of a part they are the list's own.
-    /// Otherwise they are copied to `cut`, whose first part begins in the middle.
-    pub fn window<'s>(&self, cut: &'s mut [P; CUT_PARTS]) -> &'s [P]
+    /// Bytes that are not moved, or [`CALL_BYTES`] if those are fewer.
+    pub fn left(&self) -> usize {
+        let mut left = 0usize;
+        for part in self.parts {
+            left = left.saturating_add(part.len());
+            if left - self.offset >= CALL_BYTES {
+                return CALL_BYTES;
+            }
+        }
+        left - self.offset
+    }
+
+    /// The parts of the next call, of `most` bytes at most, which are [`CALL_BYTES`] or fewer: as
+    /// they are, where it begins at the start of one and may end at the end of one; else copied to
+    /// `cut`, whose first begins in the middle.
+    pub fn window<'s>(&self, most: usize, cut: &'s mut [P; CUT_PARTS]) -> &'s [P]
     where
         'p: 's,
     {
@@ -83,11 +96,11 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         };
         if self.narrow {
             let page = PAGE_SIZE as usize;
-            cut[0] = first.cut(self.offset, page - self.address() % page);
+            cut[0] = first.cut(self.offset, most.min(page - self.address() % page));
             return &cut[..1];
         }
         let mut bytes = 0usize;
-        if self.offset == 0 && first.len() <= CALL_BYTES {
+        if self.offset == 0 && first.len() <= CALL_BYTES && most >= CALL_BYTES {
             let fits = self.parts.iter().take(PARTS_MAX).take_while(|p| {
                 bytes = bytes.saturating_add(p.len());
                 bytes <= CALL_BYTES
@@ -97,9 +110,9 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         let mut offset = self.offset;
         let mut count = 0;
         for (to, part) in cut.iter_mut().zip(self.parts) {
-            *to = part.cut(offset, CALL_BYTES - bytes);
+            *to = part.cut(offset, most - bytes);
             (bytes, offset, count) = (bytes + to.len(), 0, count + 1);
-            if bytes == CALL_BYTES {
+            if bytes == most {
                 break;
             }
         }
@@ -122,6 +135,9 @@ mod tests {
             ),
             shares in prop::collection::vec(1usize..=1000, 1..20),
             narrow_from in 0u64..(8 * CALL_BYTES as u64),
+            limits in prop::collection::vec(
+                prop_oneof![Just(CALL_BYTES), (CALL_BYTES / 64)..CALL_BYTES], 1..5,
+            ),
         ) {
             // Addresses only: no call is made with them.
             let mut next = 4096usize;
@@ -145,17 +161,19 @@ mod tests {
                 unreachable!()
             };
             let mut cursor = Cursor::new(&parts);
-            for share in shares.iter().cycle() {
+            for (share, most) in shares.iter().cycle().zip(limits.iter().cycle()) {
                 prop_assert_eq!(cursor.total(), total);
+                let left = (total - cursor.moved).min(CALL_BYTES as u64);
+                prop_assert_eq!(cursor.left() as u64, left);
                 if cursor.is_done() {
                     break;
                 }
                 // Only for a while, because it goes by single pages.
                 cursor.narrow = (narrow_from..narrow_from + 100_000).contains(&cursor.moved);
                 let mut cut = [Part::EMPTY; CUT_PARTS];
-                let window = cursor.window(&mut cut);
+                let window = cursor.window(*most, &mut cut);
                 let bytes: usize = window.iter().map(|p| p.len()).sum();
-                prop_assert!((1..=CALL_BYTES).contains(&bytes), "{bytes}");
+                prop_assert!((1..=*most).contains(&bytes), "{bytes}");
                 prop_assert!(window.len() <= PARTS_MAX);
                 let mut position = cursor.moved;
                 for part in window.iter().filter(|p| !p.is_empty()) {

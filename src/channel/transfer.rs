@@ -2,9 +2,10 @@
 //! the same for both directions and every kind of connection, and what its errors say.
 
 use super::connection::Channel;
-use super::cursor::{Cursor, CUT_PARTS};
+use super::cursor::{Cursor, CALL_BYTES, CUT_PARTS};
 use super::io::Io;
 use super::kind::{Directed, Direction};
+use super::pacing::{Grant, Pacer, Turn};
 use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Recall, Wake};
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 /// (TCP short of memory does that): long enough not to spin.
 const BACK_OFF: Duration = Duration::from_millis(1);
 
+/// The longest that a paced sender waits before it looks up.
+const PACE: Duration = Duration::from_millis(20);
+
 impl Channel {
     /// Moves the cursor's bytes; `some`: returns once any have moved. Returns early,
     /// too, when `recall` is raised.
@@ -26,6 +30,11 @@ impl Channel {
         some: bool,
         recall: Option<&Recall>,
     ) -> Result<()> {
+        let pacer = match P::DIRECTION {
+            Direction::Send => self.pacer.clone(),
+            Direction::Receive => None,
+        };
+        let mut turn = pacer.as_deref().map(Pacer::turn);
         let mut idle_until = None;
         let mut woken = false;
         while !cursor.is_done() {
@@ -34,7 +43,16 @@ impl Channel {
             if recall.is_some_and(Recall::is_raised) {
                 return Ok(());
             }
-            match self.step(cursor, io)? {
+            match self.paced_step(cursor, io, turn.as_mut())? {
+                Step::Later(wait) => {
+                    let start = Instant::now();
+                    pause_until(
+                        io.cancel,
+                        Deadline::after(wait.min(PACE)).earlier(io.limit.at()),
+                    );
+                    self.counters.paced += start.elapsed();
+                    continue;
+                }
                 Step::Moved(n) => {
                     cursor.advance(n);
                     if some {
@@ -96,19 +114,47 @@ impl Channel {
         let io = Io::patient(Duration::ZERO);
         let mut cursor = Cursor::new(parts);
         while !cursor.is_done() {
-            match self.step(&mut cursor, &io)? {
+            match self.step(&mut cursor, &io, CALL_BYTES)? {
                 Step::Moved(n) => return Ok(n),
                 Step::Again => {}
-                Step::Nothing => return Ok(0),
+                Step::Nothing | Step::Later(_) => return Ok(0),
             }
         }
         Ok(0)
     }
 
-    /// One call.
-    fn step<P: Directed>(&mut self, cursor: &mut Cursor<'_, P>, io: &Io<'_>) -> Result<Step> {
+    /// One call, of no more bytes than the pacer grants.
+    fn paced_step<P: Directed>(
+        &mut self,
+        cursor: &mut Cursor<'_, P>,
+        io: &Io<'_>,
+        turn: Option<&mut Turn<'_>>,
+    ) -> Result<Step> {
+        let Some(turn) = turn else {
+            return self.step(cursor, io, CALL_BYTES);
+        };
+        let granted = match turn.ask(cursor.left() as u64) {
+            Grant::Wait(wait) => return Ok(Step::Later(wait)),
+            Grant::Bytes(bytes) => bytes,
+        };
+        let step = self.step(cursor, io, granted as usize);
+        let moved = match &step {
+            Ok(Step::Moved(n)) => *n as u64,
+            _ => 0,
+        };
+        turn.give_back(granted - moved);
+        step
+    }
+
+    /// One call, of `most` bytes at most.
+    fn step<P: Directed>(
+        &mut self,
+        cursor: &mut Cursor<'_, P>,
+        io: &Io<'_>,
+        most: usize,
+    ) -> Result<Step> {
         let mut cut = [P::EMPTY; CUT_PARTS];
-        match P::go(&mut self.kind, cursor.window(&mut cut)) {
+        match P::go(&mut self.kind, cursor.window(most, &mut cut)) {
             Ok(0) if P::DIRECTION == Direction::Receive => {
                 let why = "the peer closed the connection";
                 Err(self.stopped(Kind::PeerGone, cursor, io, why))
@@ -206,6 +252,8 @@ enum Step {
     Again,
     /// Nothing goes now.
     Nothing,
+    /// Nothing may go for so long.
+    Later(Duration),
 }
 
 /// Waits for `pause` to pass, or the cancel. A pause that passes is `Ready`.

@@ -28,9 +28,13 @@ pub struct Params {
     /// decision to switch over: not a promise, and not a target. When the rest fits, passes go on
     /// as long as the last pass made the rest smaller.
     pub downtime_limit: Duration,
-    /// Bytes a second that sending may use while the guest runs: 64 KiB/s to 1 TiB/s; `None`, no
-    /// cap. The cap does not slow the switchover. It does not hide the link's bandwidth either: now
-    /// and then a batch is timed until it has arrived.
+    /// Bytes a second that sending may use while the guest runs, all connections together: 64 KiB/s
+    /// to 1 TiB/s; `None`, no cap. No second carries more than 2 % above it, headers included, from
+    /// what this kernel was given to send. [`Outgoing::set_max_bandwidth`] changes it. The cap does
+    /// not slow the switchover. It does not hide the link's bandwidth either: now and then a batch is
+    /// timed until it has arrived.
+    ///
+    /// [`Outgoing::set_max_bandwidth`]: crate::migrate::Outgoing::set_max_bandwidth
     pub max_bandwidth: Option<u64>,
     /// Bytes a second that the link will carry at the switchover, if the user knows better than a
     /// measurement: 64 KiB/s to 1 TiB/s; `None`, as measured.
@@ -68,6 +72,10 @@ pub struct Params {
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
+    /// Source: bytes a second that sending may use from the pause on: 64 KiB/s to 1 TiB/s; `None`, no
+    /// cap. With a cap the guest stands still for longer, and what is expected of the downtime
+    /// counts with it.
+    pub switchover_max_bandwidth: Option<u64>,
     /// Whether contents of pages travel with a checksum, which the destination compares before they
     /// reach guest memory. Off by default at the source; a destination does by default what the
     /// source wants. Where one side has it on and the other off, they do not agree.
@@ -114,6 +122,7 @@ impl Default for Params {
             incoming_channels: 64,
             max_state_bytes: 256 << 20,
             page_checksums: PageChecksums::Default,
+            switchover_max_bandwidth: None,
             skip_ballooned: true,
         }
     }
@@ -185,6 +194,23 @@ fn time_within(name: &str, value: Duration, most: Duration) -> Result<()> {
     within(name, Words(value), Words(least), Words(most))
 }
 
+fn check_bandwidth(name: &str, bytes_per_second: Option<u64>) -> Result<()> {
+    match bytes_per_second {
+        Some(rate) => within(
+            &format!("{name} in bytes a second"),
+            rate,
+            BANDWIDTH_MIN,
+            BANDWIDTH_MAX,
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a [`Params::max_bandwidth`] out of its range.
+pub(super) fn check_max_bandwidth(bytes_per_second: Option<u64>) -> Result<()> {
+    check_bandwidth("the maximum bandwidth", bytes_per_second)
+}
+
 impl Params {
     /// The protocol versions and features of a side.
     pub(super) fn ours(&self, side: Side) -> wire::Ours {
@@ -252,19 +278,10 @@ impl Params {
     /// Refuses a parameter out of its range; the error names the range.
     pub fn check(&self) -> Result<()> {
         time_within("the downtime limit", self.downtime_limit, HOUR)?;
-        for (name, rate) in [
-            ("the maximum bandwidth", self.max_bandwidth),
-            ("the switchover bandwidth", self.switchover_bandwidth),
-        ] {
-            if let Some(rate) = rate {
-                within(
-                    &format!("{name} in bytes a second"),
-                    rate,
-                    BANDWIDTH_MIN,
-                    BANDWIDTH_MAX,
-                )?;
-            }
-        }
+        check_max_bandwidth(self.max_bandwidth)?;
+        check_bandwidth("the switchover bandwidth", self.switchover_bandwidth)?;
+        let capped = self.switchover_max_bandwidth;
+        check_bandwidth("the maximum bandwidth of the switchover", capped)?;
         for (name, total) in [
             (TOTAL, self.total_timeout),
             ("the incoming timeout", self.incoming_timeout),
@@ -359,6 +376,8 @@ mod tests {
              "the downtime limit is 0 ms; it can be 1 ms to 1 h"),
             (Params { max_bandwidth: Some(1), ..d() },
              "the maximum bandwidth in bytes a second is 1; it can be 65536 to 1099511627776"),
+            (Params { switchover_max_bandwidth: Some(65_535), ..d() },
+             "the maximum bandwidth of the switchover in bytes a second is 65535; it can be 65536 to"),
             (Params { switchover_bandwidth: Some(u64::MAX), ..d() },
              "the switchover bandwidth in bytes a second is 18446744073709551615; it can be 65536 to"),
             (Params { total_timeout: Some(Duration::from_micros(10)), ..d() },

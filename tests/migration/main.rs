@@ -14,6 +14,7 @@ mod faults;
 mod followers;
 mod handles;
 mod layout;
+mod pacing;
 mod panics;
 mod progress;
 mod resolution;

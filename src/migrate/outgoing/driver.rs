@@ -8,7 +8,7 @@ use super::announced::Announced;
 use super::course::Course;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
-use crate::channel::{Channel, Endpoint, Io, Route};
+use crate::channel::{Channel, Endpoint, Io, Pacer, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
@@ -74,6 +74,8 @@ impl ConnectTo {
 pub(super) struct Leaving {
     pub(super) tracker: Arc<Tracker>,
     pub(super) blockers: Blockers,
+    /// What holds all lanes together to the stated bandwidth.
+    pub(super) pacer: Arc<Pacer>,
     /// When `pause` was called.
     pub(super) paused_at: OnceLock<Instant>,
     /// A consumer of the caller's that the migration is to use instead of one of its own. Nobody
@@ -156,7 +158,10 @@ impl Work for Driver {
             Action::CallPause => {
                 let begun = Instant::now();
                 let _ = self.common.shared.guest.paused_at.set(begun);
-                self.switchover = self.common.shared.params.switchover().from_now();
+                let params = &self.common.shared.params;
+                self.switchover = params.switchover().from_now();
+                let pacer = &self.common.shared.guest.pacer;
+                pacer.override_rate(params.switchover_max_bandwidth);
                 self.common.vmm.call("pause", |vmm| vmm.pause())?;
                 self.common.stats.pause = Some(begun.elapsed());
                 self.check_gate()?;

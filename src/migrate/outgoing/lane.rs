@@ -65,6 +65,11 @@ impl Lane {
         self.channel.counters().sent.0
     }
 
+    /// For how long the cap on the bandwidth has held sending back.
+    pub(super) fn paced(&self) -> Duration {
+        self.channel.counters().paced
+    }
+
     /// Pages sent and not acknowledged.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.ledger.unacknowledged()
@@ -111,7 +116,8 @@ impl Lane {
     }
 
     /// Sends taken pages, whose protection has been restored, and before them `first`. After an
-    /// error, or a panic, what was taken is pending again.
+    /// error, or a panic, what was taken is pending again, or in the account of what is not
+    /// acknowledged where all of it went before a cancel was heeded.
     ///
     /// When `recall` is raised while the peer takes its time, what is left is copied, and sent
     /// once nothing is pinned any more.
@@ -139,11 +145,19 @@ impl Lane {
             Err(e) => {
                 // The destination can only be told why at a record's end. What it has taken it
                 // has counted.
-                self.put += records.cut_short(before, channel, |channel, end| {
+                let went = records.cut_short(before, channel, |channel, end| {
                     control::finish(channel, &parts, end, &e, self.patience)
                 });
+                self.put += went;
                 let (fault, blocks) = (channel.fault(), taken.blocks());
-                return Err(access::name_fault(e, fault, blocks, Access::Read));
+                let error = access::name_fault(e, fault, blocks, Access::Read);
+                if went.bytes == put.bytes {
+                    // The last of it went all the same: sent, and not acknowledged.
+                    taken.unpin();
+                    let (data, zero) = (put.data_pages, put.zero_pages);
+                    self.ledger.sent(taken, count, data, zero);
+                }
+                return Err(error);
             }
         };
         let all = before + put.bytes;

@@ -13,7 +13,7 @@ use super::balance::{Balance, Load};
 use super::lane::Lane;
 use super::queue::{leave_out_removed, What, Work};
 use super::worker::{Figures, Shared, Worker};
-use crate::channel::{Channel, Io};
+use crate::channel::{Channel, Io, Pacer};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -60,17 +60,26 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// A lane over each channel, channel 0 first. `cancel` ends the migration.
+    /// A lane over each channel, channel 0 first, all under the cap of `pacer`. `cancel` ends the
+    /// migration.
     ///
     /// # Errors
     /// Without a channel, and when there is no descriptor for what the lanes share.
-    pub(super) fn over(channels: Vec<Channel>, params: &Params, cancel: &Cancel) -> Result<Lanes> {
+    pub(super) fn over(
+        channels: Vec<Channel>,
+        pacer: &Arc<Pacer>,
+        params: &Params,
+        cancel: &Cancel,
+    ) -> Result<Lanes> {
         let several = channels.len() > 1;
         let stop = match several {
             true => Cancel::under(cancel)?,
             false => cancel.clone(),
         };
-        let mut lanes = channels.into_iter().map(Lane::new);
+        let mut lanes = channels.into_iter().map(|mut channel| {
+            channel.set_pacer(Arc::clone(pacer));
+            Lane::new(channel)
+        });
         let first = lanes
             .next()
             .ok_or_else(|| Error::new(Kind::Internal, "no channel for a migration"))?;
@@ -159,6 +168,14 @@ impl Lanes {
     /// Bytes that went over the connections.
     pub(super) fn sent(&self) -> u64 {
         self.figures().map(|lane| lane.sent).sum()
+    }
+
+    /// For how long the cap on the bandwidth has held the slowest of them back.
+    pub(super) fn paced(&self) -> Duration {
+        self.figures()
+            .map(|lane| lane.paced)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Pages sent and not acknowledged.

@@ -17,12 +17,13 @@ mod worker;
 
 pub use driver::ConnectTo;
 
+use crate::channel::Pacer;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::callbacks::check_not_inside;
 use crate::migrate::common::Migration;
-use crate::migrate::params::Params;
+use crate::migrate::params::{check_max_bandwidth, Params};
 use crate::migrate::report::LaneStats;
 use crate::migrate::steering::{Decider, FitsDowntime};
 use crate::migrate::switchover::source::{step, Action, Event, Resolution, State};
@@ -132,6 +133,7 @@ impl Outgoing {
         let guest = Leaving {
             tracker,
             blockers,
+            pacer: Arc::new(Pacer::new(params.max_bandwidth)),
             paused_at: OnceLock::new(),
             lent: Mutex::new(lent),
         };
@@ -179,6 +181,17 @@ impl Outgoing {
             // It announces itself in there, where a panic of the VMM's ends the migration.
             spawn(Role::Migration, |_| (), move || work::run(driver))
         })
+    }
+
+    /// Changes [`Params::max_bandwidth`] while the migration runs, or before it starts: at once, for
+    /// all connections together. `None` is no cap. At the switchover, and after the end, the call
+    /// changes nothing.
+    ///
+    /// [`Kind::Invalid`] for a bandwidth out of its range; the cap stays as it was.
+    pub fn set_max_bandwidth(&self, bytes_per_second: Option<u64>) -> Result<()> {
+        check_max_bandwidth(bytes_per_second)?;
+        self.shared.guest.pacer.state_rate(bytes_per_second);
+        Ok(())
     }
 
     /// Ends the migration, wherever it is before the hand-over, and returns when the guest

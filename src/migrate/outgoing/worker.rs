@@ -33,6 +33,8 @@ pub(super) struct Figures {
     pub(super) idle: Duration,
     /// How long the connection had no room.
     pub(super) waited: Duration,
+    /// How long the cap on the bandwidth held it back.
+    pub(super) paced: Duration,
 }
 
 impl Figures {
@@ -44,6 +46,7 @@ impl Figures {
             silent_since: lane.silent_since(),
             idle: Duration::ZERO,
             waited: lane.waited(),
+            paced: lane.paced(),
         }
     }
 }

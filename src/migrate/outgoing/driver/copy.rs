@@ -3,7 +3,7 @@
 //! the facts.
 
 use super::Driver;
-use crate::channel::pacing::Pacer;
+use crate::channel::pacing::burst_bytes;
 use crate::channel::Io;
 use crate::dirty::consumer::Cursor;
 use crate::dirty::tracker::{StartWith, SyncReport};
@@ -14,7 +14,7 @@ use crate::migrate::outgoing::lanes::Lanes;
 use crate::migrate::steering::{Facts, Moment, Next};
 use crate::units::{Bytes, Pages, PAGE_SHIFT};
 use crate::vmm::EventKind;
-use crate::walk::{self, Outlet, Put, BATCH_PAGES};
+use crate::walk::{self, Outlet, BATCH_PAGES};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,11 +43,10 @@ impl Driver {
                 .event(EventKind::Warning, warning.to_owned());
         }
         self.course.begin(Instant::now(), self.consumer.stats());
-        let mut pacer = Pacer::new(self.common.shared.params.max_bandwidth);
         let mut told_again = 0;
         loop {
             self.common.stats.pass += 1;
-            let all_sent = self.walk(&mut pacer)?;
+            let all_sent = self.walk()?;
             let (report, found) = self.sync(all_sent)?;
             self.renew(true);
             self.common.vmm.event(
@@ -166,7 +165,11 @@ impl Driver {
 
     pub(super) fn facts(&self, moment: Moment) -> Facts {
         let now = Instant::now();
-        let stated = self.common.shared.params.switchover_bandwidth;
+        let params = &self.common.shared.params;
+        let stated = params.switchover_bandwidth;
+        let bandwidth = stated
+            .map(|stated| stated as f64)
+            .or_else(|| self.course.bandwidth.estimate());
         Facts {
             moment,
             elapsed: now - self.common.begun,
@@ -175,15 +178,18 @@ impl Driver {
             total: Bytes(self.common.stats.total_bytes),
             remaining: self.consumer.to_read().bytes(),
             last_pass: self.course.last_pass(),
-            bandwidth: stated
-                .map(|stated| stated as f64)
-                .or_else(|| self.course.bandwidth.estimate()),
+            // What the link carries and the switchover may not use does not shorten the downtime.
+            bandwidth: match params.switchover_max_bandwidth {
+                Some(cap) => Some(bandwidth.unwrap_or(f64::MAX).min(cap as f64)),
+                None => bandwidth,
+            },
             stated: stated.is_some(),
             cap: self
                 .common
                 .shared
-                .params
-                .max_bandwidth
+                .guest
+                .pacer
+                .stated()
                 .map(|cap| cap as f64),
             dirty_rate: self.course.dirty_rate(),
             sync_time: self.course.sync_time(),
@@ -193,7 +199,7 @@ impl Driver {
 
     /// One walk over pending, or less if the decider wants a sync. Returns when all that was
     /// sent is acknowledged; whether that is all there was.
-    fn walk(&mut self, pacer: &mut Pacer) -> Result<bool> {
+    fn walk(&mut self) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
         let params = &shared.params;
         let total = self.total();
@@ -201,7 +207,7 @@ impl Driver {
         let io = Io::until(&stop, params.io()).within(total).of("pages");
         self.course.begin_pass();
         let begun = Instant::now();
-        let walked = self.send_pass(pacer, &io).and_then(|all| {
+        let walked = self.send_pass(&io).and_then(|all| {
             self.acknowledge_all(&io)?;
             Ok(all)
         });
@@ -256,15 +262,11 @@ impl Driver {
     }
 
     /// Sends what is pending; whether all of it.
-    fn send_pass(&mut self, pacer: &mut Pacer, io: &Io<'_>) -> Result<bool> {
+    fn send_pass(&mut self, io: &Io<'_>) -> Result<bool> {
         let shared = Arc::clone(&self.common.shared);
-        let params = &shared.params;
-        // A capped stream goes out in small pieces, so that it is even.
-        let least = match params.max_bandwidth {
-            Some(rate) => Pages(((rate / 20) >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0)),
-            None => BATCH_PAGES,
-        };
-        let mut batch_pages = least;
+        let mut batch_pages = BATCH_PAGES;
+        // Whether the last batch was one that shows how fast the link is.
+        let mut contents = false;
         loop {
             shared.handle.cancel.check("the migration")?;
             match self.ask(Moment::Walking)? {
@@ -272,46 +274,66 @@ impl Driver {
                 Next::Sync | Next::SwitchOver { .. } => return Ok(false),
                 Next::GiveUp(error) => return Err(error),
             }
-            let (begun, alone) = (Instant::now(), self.unacknowledged() == 0);
+            let cap = shared.guest.pacer.stated();
+            let timing = cap.is_some() && contents && self.prepare_timing(io)?;
+            if let Some(cap) = cap {
+                batch_pages = capped_batch(cap);
+            }
+            let (begun, paced, sent) = (Instant::now(), self.paced(), self.sent());
             let Some(batch) = self.step(batch_pages, io)? else {
                 return Ok(true);
             };
             self.course.sent(&batch);
-            batch_pages = match params.max_bandwidth {
-                Some(_) => least,
-                None => walk::next_size(&batch, batch_pages),
-            };
-            let mut time = batch.time;
-            if params.max_bandwidth.is_some() {
-                self.time_batch(&batch, begun, alone, io)?;
-                let wait = pacer.next(self.common.begun.elapsed(), batch.bytes);
-                let waited = Instant::now();
-                if !wait.is_zero() {
-                    shared.handle.cancel.wait(wait);
-                }
-                self.course.waited(waited.elapsed());
-                time = begun.elapsed();
-            }
-            if batch.measures_the_link() {
+            self.course.waited(self.paced().saturating_sub(paced));
+            batch_pages = walk::next_size(&batch, batch_pages);
+            contents = batch.measures_the_link();
+            if contents {
+                // Under a cap the waits for it count too.
+                let time = cap.map_or(batch.time, |_| begun.elapsed());
                 self.course.bandwidth.sent(batch.bytes, time);
+                if timing {
+                    self.acknowledge_all(io)?;
+                    let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
+                    let bytes = self.sent().saturating_sub(sent);
+                    self.course.bandwidth.timed(now, bytes, took);
+                }
             }
             self.renew(false);
         }
     }
 
-    /// Where the bandwidth is capped, now and then waits for a batch to arrive, and so measures
-    /// the link behind the cap. `alone`: nothing else was on its way before the batch.
-    fn time_batch(&mut self, batch: &Put, begun: Instant, alone: bool, io: &Io<'_>) -> Result<()> {
-        let now = self.common.begun.elapsed();
-        if batch.measures_the_link() && self.course.bandwidth.wants_timed(now) {
-            self.acknowledge_all(io)?;
-            if alone {
-                let now = self.common.begun.elapsed();
-                self.course
-                    .bandwidth
-                    .timed(now, batch.bytes, begun.elapsed());
-            }
-        }
-        Ok(())
+    /// Bytes that went over the connections.
+    fn sent(&self) -> u64 {
+        self.lanes.as_ref().map_or(0, Lanes::sent)
     }
+
+    /// For how long the cap on the bandwidth has held sending back.
+    fn paced(&self) -> Duration {
+        self.lanes.as_ref().map_or(Duration::ZERO, Lanes::paced)
+    }
+
+    /// Where the bandwidth is capped, now and then a batch is timed until it has arrived, and so the
+    /// link behind the cap is measured. Whether the next one is; then nothing else is on its way, and
+    /// the batch goes at the speed of the link: the wait before it has made room for that.
+    fn prepare_timing(&mut self, io: &Io<'_>) -> Result<bool> {
+        if !self
+            .course
+            .bandwidth
+            .wants_timed(self.common.begun.elapsed())
+        {
+            return Ok(false);
+        }
+        self.acknowledge_all(io)?;
+        let shared = &self.common.shared;
+        let wait = shared.guest.pacer.until_full();
+        shared.handle.cancel.wait(wait);
+        self.course.waited(wait);
+        Ok(true)
+    }
+}
+
+/// The pages of a batch under a cap: what goes at once, so that a batch can be timed, and that
+/// whoever cancels does not wait for more.
+fn capped_batch(cap: u64) -> Pages {
+    Pages((burst_bytes(cap) >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0))
 }

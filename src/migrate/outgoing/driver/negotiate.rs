@@ -3,7 +3,7 @@
 //! `docs/limits.md`.
 
 use super::{no_connection, Driver};
-use crate::channel::Io;
+use crate::channel::{Channel, Io};
 use crate::error::{Error, Kind, Result};
 use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
@@ -27,7 +27,10 @@ impl Driver {
         mem::random(&mut self.token)?;
         let mut early = Blobs::default();
         let channels = shared.params.channels as usize;
-        let over = |channels| Lanes::over(channels, &shared.params, &shared.handle.cancel);
+        let pacer = &shared.guest.pacer;
+        let over = |channels: Vec<Channel>| {
+            Lanes::over(channels, pacer, &shared.params, &shared.handle.cancel)
+        };
         self.lanes = self.route.ready(channels).map(over).transpose()?;
         self.common
             .vmm

@@ -143,6 +143,9 @@ fn a_cancel_in_mid_record_can_still_be_told_to_who_reads_on() {
         // What the destination has whole, it has counted.
         let put = side.lane.put();
         assert_eq!((put.data_pages, put.zero_pages), (PAGES - 1, 1));
+        // All of it went, and nothing is acknowledged.
+        assert_eq!(side.lane.unacknowledged(), PAGES);
+        side.lane.give_up();
         side.has_all("cancelled");
         let io = Io::patient(LONG);
         side.lane.say(&Record::Keepalive, &io).unwrap();

@@ -1,0 +1,165 @@
+//! The cap on the bandwidth, over a real connection whose other end counts what the kernel was given.
+
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::sides::{incoming, outgoing};
+use crate::support::time::LONG;
+use brant::error::Kind;
+use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// So many bytes had been sent at some moment between the two times.
+type Sample = (Instant, Instant, u64);
+
+/// A man in the middle who counts what the source sends.
+struct Counting {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How many bytes wait to be read.
+fn waiting(socket: &UnixStream) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &mut bytes) };
+    assert_eq!(result, 0);
+    bytes as u64
+}
+
+impl Counting {
+    fn new() -> (Counting, UnixStream, UnixStream) {
+        let (source, mut a) = UnixStream::pair().unwrap();
+        let (mut b, destination) = UnixStream::pair().unwrap();
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&samples);
+        let (mut back_from, mut back_to) = (b.try_clone().unwrap(), a.try_clone().unwrap());
+        let forth = std::thread::spawn(move || {
+            let mut read = 0;
+            let mut bytes = vec![0; 64 << 10];
+            loop {
+                let before = Instant::now();
+                let sent = read + waiting(&a);
+                seen.lock().unwrap().push((before, Instant::now(), sent));
+                let n = a.read(&mut bytes).unwrap_or(0);
+                if n == 0 || b.write_all(&bytes[..n]).is_err() {
+                    break;
+                }
+                read += n as u64;
+            }
+            let _ = b.shutdown(Shutdown::Write);
+        });
+        let back = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut back_from, &mut back_to);
+            let _ = back_to.shutdown(Shutdown::Write);
+        });
+        let threads = vec![forth, back];
+        (Counting { samples, threads }, source, destination)
+    }
+
+    /// Both sides have ended: all samples.
+    fn samples(self) -> Vec<Sample> {
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        std::mem::take(&mut *self.samples.lock().unwrap())
+    }
+}
+
+/// The most bytes in any second of `samples`, never too many: a second of the samples' clock is at
+/// most one of the sender's.
+fn fullest_second(samples: &[Sample]) -> u64 {
+    let (mut first, mut most) = (0, 0);
+    for (_, after, sent) in samples {
+        while *after - samples[first].0 > Duration::from_secs(1) {
+            first += 1;
+        }
+        most = most.max(sent.saturating_sub(samples[first].2));
+    }
+    most
+}
+
+fn wait_for_bytes(out: &Outgoing, bytes: u64) {
+    let begun = Instant::now();
+    while out.stats().wire_bytes < bytes {
+        assert!(begun.elapsed() < LONG, "{:?}", out.stats());
+        assert!(out.stats().error.is_none(), "{:?}", out.wait(None));
+        let _ = out.wait(Some(Duration::from_millis(5)));
+    }
+}
+
+#[test]
+fn no_second_of_a_migration_carries_more_than_the_cap_which_can_be_changed_meanwhile() {
+    const SLOW: u64 = 4 << 20;
+    const FAST: u64 = 16 << 20;
+    let pair = Pair::new(&[ram("ram", 8 << 10)]);
+    pair.source.fill(1);
+    let params = Params {
+        max_bandwidth: Some(SLOW),
+        ..Params::default()
+    };
+    let paused = Arc::new(OnceLock::new());
+    let pausing = Arc::clone(&paused);
+    pair.from.at("pause", move || {
+        pausing.get_or_init(Instant::now);
+        Ok(())
+    });
+    let (counting, a, b) = Counting::new();
+    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
+    wait_for_bytes(&out, 6 << 20);
+    // What is in force stays so where another cannot be.
+    let error = out.set_max_bandwidth(Some(1)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert!(error.message().contains("65536 to"), "{error}");
+    let changed = Instant::now();
+    out.set_max_bandwidth(Some(FAST)).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    pair.assert_sound("a capped migration");
+    let paused = paused.get().copied().expect("it was paused");
+    let samples = counting.samples();
+    let until = |end| &samples[..samples.partition_point(|(_, after, _)| *after < end)];
+    let slow = fullest_second(until(changed));
+    // The switchover is not capped.
+    let fast = fullest_second(until(paused));
+    println!("{slow} bytes in a second of {SLOW}, {fast} of {FAST}");
+    assert!(slow * 100 <= SLOW * 102 && fast * 100 <= FAST * 102);
+    assert!(fast > SLOW * 3 / 2, "the new cap was not used");
+}
+
+#[test]
+fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() {
+    const CAP: u64 = 1 << 20;
+    let pair = Pair::new(&[ram("ram", 512)]);
+    pair.source.fill(1);
+    pair.source.writers(1, Duration::from_millis(1));
+    let params = Params {
+        switchover_max_bandwidth: Some(CAP),
+        // All that is left fits, whatever it is.
+        downtime_limit: Duration::from_secs(600),
+        ..Params::default()
+    };
+    let (counting, a, b) = Counting::new();
+    let (out, inc) = (outgoing(&pair, &params), incoming(&pair, &params));
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    pair.assert_sound("a capped switchover");
+    drop(counting.samples());
+    let stats = out.stats();
+    let bytes = stats.last_pages * 4096;
+    println!("{stats:?}");
+    assert!(bytes > 0, "nothing was left for the switchover");
+    // Less the credit that it begins with.
+    let least = (bytes as f64 / CAP as f64 - 0.02).max(0.0);
+    assert!(stats.last_send.unwrap().as_secs_f64() >= least, "{stats:?}");
+    assert!(stats.promised_downtime.unwrap().as_secs_f64() >= least * 0.5);
+}
