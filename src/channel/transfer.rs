@@ -133,11 +133,17 @@ impl Channel {
         let Some(turn) = turn else {
             return self.step(cursor, io, CALL_BYTES);
         };
-        let granted = match turn.ask(cursor.left() as u64) {
+        let want = cursor.left() as u64;
+        let granted = match turn.ask(want) {
             Grant::Wait(wait) => return Ok(Step::Later(wait)),
             Grant::Bytes(bytes) => bytes,
         };
-        let step = self.step(cursor, io, granted as usize);
+        // All that is wanted need not be cut.
+        let most = match granted < want {
+            true => granted as usize,
+            false => CALL_BYTES,
+        };
+        let step = self.step(cursor, io, most);
         let moved = match &step {
             Ok(Step::Moved(n)) => *n as u64,
             _ => 0,
