@@ -1,6 +1,6 @@
 /*
- * The manners of the C interface, each in small: versions, errors, NULL, descriptors, parameters
- * and marks. Needs no KVM. What a migration does to a guest is the matter of other programs;
+ * The manners of the C interface, each on a small scale: versions, errors, NULL, descriptors,
+ * parameters and marks. Needs no KVM. What a migration does to a guest is tested by other programs.
  * structures.c, bitmap.c and callbacks.c have subjects of their own.
  */
 #include "still.h"
@@ -72,7 +72,7 @@ static void null_is_fine(void)
        "what may be NULL may be NULL");
 }
 
-/* All that cannot be NULL. Each line gives BRANT_E_INVALID, and the error says so too. */
+/* Every argument that must not be NULL: each gives BRANT_E_INVALID, and the error says so too. */
 static void null_is_refused(void)
 {
     struct still s = still_new(), bare = still_with(NULL, NULL, 0, 0), halves[2];
@@ -224,7 +224,7 @@ static void null_is_refused(void)
     still_free(&s);
 }
 
-/* Whether the error says this; frees it. */
+/* Whether the error's message has this text. Frees the error. */
 static bool says(brant_error *error, const char *text)
 {
     bool found = strstr(brant_error_message(error), text) != NULL;
@@ -347,7 +347,8 @@ static void marks(void)
     still_free(&s);
 }
 
-/* A module is unplugged and another of its name plugged in: the first one's number names nothing. */
+/* A memory module is unplugged, and another one of its name plugged in. The first one's number
+ * names nothing then. */
 static void block_numbers(void)
 {
     struct still s = still_new();

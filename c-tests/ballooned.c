@@ -1,9 +1,9 @@
 /*
- * A balloon and free-page hints on a guest that runs while it is migrated: under KVM, and as
- * a process. The guest works in the lower half of its memory. The upper half, which it has
- * not touched, is in the balloon or free; in the end, or in the middle of the migration, the
- * guest takes all of it out of the balloon and uses it. It records each write, so it knows what it must
- * find.
+ * A balloon and free-page hints on a guest that runs while it is migrated, under KVM and as a
+ * process. The guest works in the lower half of its memory. The upper half, which it has not
+ * touched, is in the balloon or free. At the end or in the middle of the migration the guest
+ * deflates the balloon and uses all of its memory. It records each write, so it knows which
+ * contents it must find.
  */
 #include "support.h"
 
@@ -24,7 +24,7 @@ static struct vm *make(enum mv_kind kind, bool memfd, bool incoming)
         .memfd = memfd,
         .workload = GV_MIXED,
         .rate = 4000,
-        /* So that no page is a hole, and what is not sent is not sent for being ballooned. */
+        /* So that no page is a hole, and pages are left out only because they are ballooned. */
         .fill_percent = 100,
         .seed = 11,
         .incoming = incoming,
@@ -46,7 +46,7 @@ static void track(struct vm *vm, enum mv_kind kind)
     atomic_store(&vm->tracker, tracker);
 }
 
-/* What vCPU `i` has never touched of its part. */
+/* The part of vCPU `i`'s memory that it has never touched. */
 static struct range upper_half(struct vm *vm, unsigned i)
 {
     uint64_t gpa, n = mv_record(vm->machine, i, &gpa, NULL, 0);
@@ -54,7 +54,7 @@ static struct range upper_half(struct vm *vm, unsigned i)
     return (struct range){ gpa + (n / 2 + 1) * PAGE, n - n / 2 - 1 };
 }
 
-/* Pages of it that cost memory here. */
+/* How many pages of the range take memory in this process. */
 static uint64_t resident(struct vm *vm, struct range r)
 {
     uint8_t *in = must_alloc(r.pages, 1);
@@ -68,12 +68,12 @@ static uint64_t resident(struct vm *vm, struct range r)
     return count;
 }
 
-/* The VMM's balloon device: the guest has put these pages into the balloon. */
+/* The VMM's balloon device: the guest inflates the balloon with these pages. */
 static void inflate(struct vm *vm, struct range r, bool memfd)
 {
     void *host = mv_host(vm->machine, r.gpa, r.pages * PAGE);
 
-    /* 256 at a time, as they come over the queue. */
+    /* 256 pages at a time, as they come over the queue. */
     for (uint64_t at = 0; at < r.pages; at += 256) {
         uint64_t n = r.pages - at < 256 ? r.pages - at : 256;
 
@@ -97,7 +97,7 @@ static uint64_t ballooned(struct vm *vm)
     return pages;
 }
 
-/* The guest uses all of its memory from here on. */
+/* The guest uses all of its memory from now on. */
 static void use_all(struct vm *vm)
 {
     mv_set_rate(vm->machine, 0);
@@ -105,8 +105,8 @@ static void use_all(struct vm *vm)
         bail("workload: %s", mv_error(vm->machine));
 }
 
-/* What was resident of the balloon at the source in the end, and at the destination when it
- * was about to run. */
+/* The resident pages of the balloon: at the source in the end, and at the destination just before
+ * the guest runs. */
 static struct range balloon[VCPUS];
 static uint64_t looked_at, cost;
 
@@ -130,7 +130,7 @@ static int32_t at_destination(struct vm *vm, enum op op, brant_reason *reason)
     return 0;
 }
 
-/* Waits until the source's figures say so. */
+/* Waits until the source's figures show this pass. */
 static void until(struct journey *j, uint32_t pass)
 {
     struct pollfd changed = { brant_outgoing_event_fd(j->out), POLLIN, 0 };
@@ -205,7 +205,7 @@ static void used_again_meanwhile(enum mv_kind kind, bool memfd, const char *name
     vm_writes(from, 500);
     for (unsigned i = 0; i < VCPUS; i++)
         half[i] = upper_half(from, i);
-    /* The first vCPU's is in the balloon, half of the other's is free. */
+    /* The first vCPU's half is in the balloon; half of the other one's is free. */
     inflate(from, half[0], memfd);
     hinted = (struct range){ half[1].gpa, half[1].pages / 2 };
     must(brant_guest_must_tell_host(to->guest, 1, &e));
@@ -221,7 +221,7 @@ static void used_again_meanwhile(enum mv_kind kind, bool memfd, const char *name
     equal(brant_tracker_hint_free(tracker, stale, hinted.gpa, hinted.pages * PAGE, NULL),
           BRANT_E_STATE, "%s: and refused after the next sync", name);
     brant_tracker_end_hints(tracker, round);
-    /* The balloon comes back with a word, what was free is used without one. */
+    /* The balloon's pages are used after a word to the VMM, the free ones without one. */
     deflate(from, half[0]);
     if (mv_set_workload(from->machine, GV_SWEEP))
         bail("workload: %s", mv_error(from->machine));
@@ -234,7 +234,8 @@ static void used_again_meanwhile(enum mv_kind kind, bool memfd, const char *name
        "%s: a guest that uses it again while it moves moves%s%s", name,
        j.source.code ? ": " : "", j.source.why);
     equal(ballooned(to), 0, "%s: no page is ballooned any more", name);
-    /* Half a sweep of a slow guest may be all there was: it goes on with it over there. */
+    /* A slow guest may have made only half a sweep. It goes on with the sweep at the destination.
+     */
     ok(vm_runs_clean(to), "%s: the guest finds what it wrote before, meanwhile and since", name);
     mv_set_rate(to->machine, 0);
     vm_writes(to, to->pages);

@@ -1,6 +1,7 @@
 /*
- * A guest without a VMM: it runs at privilege level 0 without paging, so a KVM that emulates such code
- * pushes an entry for each byte of a string store, and no ring is large enough for that. For ring.c.
+ * A guest without a VMM, for ring.c. It runs at privilege level 0 without paging. A KVM that
+ * emulates such code pushes an entry for each byte of a string store, and no ring is large enough
+ * for that.
  */
 #ifndef BARE_H
 #define BARE_H
@@ -23,7 +24,7 @@ struct bare {
     brant_guest *guest;
     brant_tracker *tracker;
     uint64_t full_exits, taken;
-    /* How often each full exit is told again. */
+    /* How often each full exit is reported again. */
     unsigned told_again;
 };
 
@@ -117,7 +118,7 @@ static void bare_free(struct bare *b)
     free(b->copy);
 }
 
-/* Runs the guest's program at `code` to its end. False: it came out full for ever. */
+/* Runs the guest's program at `code` to its end. False if it came out with a full ring for ever. */
 static bool bare_runs(struct bare *b, uint64_t code, uint64_t at, uint64_t n, uint8_t value)
 {
     struct kvm_regs r = { .rip = code, .rdi = at, .rcx = n, .rax = value, .rflags = 2 };
@@ -172,8 +173,8 @@ static brant_sync bare_sync(struct bare *b, uint32_t when)
     return sync;
 }
 
-/* Any use of the ring, then one that is known: it is exact again if just that is found. Few pages, or
- * they would overrun the smallest ring once more. */
+/* Uses the ring in any way, then in a known way. The ring is exact again if exactly the known pages
+ * are found. There are few pages, because more would overrun the smallest ring again. */
 static bool bare_is_exact(struct bare *b)
 {
     for (int round = 0; round < 3; round++) {

@@ -1,5 +1,5 @@
 /*
- * The bitmap against a naive model, an array of bytes.
+ * The bitmap, compared with a naive model: an array of bytes.
  */
 #include "still.h"
 
@@ -17,7 +17,7 @@ static void check_bitmap(const brant_bitmap *bitmap, const uint8_t *model, uint6
             *good = model[i] == (i >= first);
         if (!*good)
             return;
-        /* It ends because it is long enough, or because the next bit is clear. */
+        /* The run ends because it is long enough, or because the next bit is clear. */
         *good = length == longest || first + length == bits || !model[first + length];
         set += length;
         at = first + length;

@@ -1,5 +1,6 @@
 /*
- * What may be called inside a callback, what threads and events tell, and what blocks a migration.
+ * Which calls are allowed inside a callback, what threads and events report, and what blocks a
+ * migration.
  */
 #include "still.h"
 

@@ -1,10 +1,10 @@
 /*
- * What other users of a tracker have, whatever becomes of a migration on it: a real guest that
- * writes, in each of KVM's logs. A backup (a consumer of its own) and the VMM itself each keep a
- * copy of the guest; 100 pages and more are pending for both when a migration begins. It is
- * refused at once, or in the last callback of either side; cancelled; cut off after thousands of
- * pages were delivered; handed over without an answer; completed. Each time both copies become
- * the guest by what is pending for them and what was written since.
+ * What other users of a tracker keep, whatever happens to a migration on it: a real guest that
+ * writes, with each of KVM's logs. A backup (a consumer of its own) and the VMM itself each keep a
+ * copy of the guest. At least 100 pages are pending for both when a migration begins. The migration
+ * is refused at once, or in the last callback of either side; cancelled; cut off after thousands of
+ * pages were delivered; handed over without an answer; or completed. Each time both copies become
+ * equal to the guest by their pending pages and later writes.
  */
 #include "support.h"
 
@@ -30,7 +30,7 @@ static const struct mv_config config = {
     .fill_percent = 80,
 };
 
-/* Somebody who keeps a copy of the guest: the backup, or with NULL the VMM itself. */
+/* The keeper of a copy of the guest: the backup, or with NULL the VMM itself. */
 struct keeper {
     const char *name;
     brant_consumer *consumer;
@@ -66,7 +66,7 @@ static uint64_t keeper_pending(struct keeper *k)
     return own.pending_pages;
 }
 
-/* Takes at most so many runs, and copies them. */
+/* Takes at most `most` runs, and copies them. */
 static size_t keeper_take(struct keeper *k, size_t most)
 {
     brant_run runs[64];
@@ -118,7 +118,7 @@ static void begin(void)
     keepers[1] = (struct keeper){ .name = "the VMM", .copy = copy_new(from) };
     vm_start(from);
     vm_writes(from, 1000);
-    /* The one has copied the guest and hears of changes, the other takes all of it. */
+    /* One keeper has copied the guest and is told of changes, the other takes every page. */
     vm_pause(from);
     copy_all(&keepers[0].copy);
     must(brant_consumer_new(atomic_load(&from->tracker), BRANT_START_CLEAN, &keepers[0].consumer, &e));
@@ -135,7 +135,7 @@ static void end(void)
     vm_free(from);
 }
 
-/* 100 pages and more are pending for both, and stay so. */
+/* Makes at least 100 pages pending for both, which they stay. */
 static void have_pages(void)
 {
     do {
@@ -169,8 +169,8 @@ static int32_t fails_in(struct vm *vm, enum op op, brant_reason *reason)
     return -1;
 }
 
-/* Waits until so many pages are at the destination, while the keepers go on with what they do: both
- * sync, and the VMM takes. */
+/* Waits until this many pages are at the destination. Meanwhile the keepers go on: both sync, and
+ * the VMM takes. */
 static void until_delivered(struct journey *j, uint64_t pages)
 {
     uint64_t limit = now_us() + (uint64_t)patience(30000) * 1000;
@@ -182,7 +182,7 @@ static void until_delivered(struct journey *j, uint64_t pages)
             return;
         if (s.state >= BRANT_SOURCE_COMPLETED || now_us() > limit)
             bail("the migration did not get there: state %u", s.state);
-        /* Nobody is in its way, and it is in nobody's. */
+        /* The keepers and the migration do not disturb each other. */
         if (round % 8 == 0) {
             keeper_sync(&keepers[random_below(KEEPERS)], BRANT_SYNC_RUNNING);
             keeper_take(&keepers[1], 1 + random_below(3));
@@ -193,7 +193,7 @@ static void until_delivered(struct journey *j, uint64_t pages)
 
 static bool migrate(enum ending how)
 {
-    /* Slow where it is to be caught in the middle. */
+    /* Slow, so that the migration can be caught in the middle. */
     brant_params params = { .size = sizeof params,
                             .max_bandwidth = how == CANCELLED || how == CUT ? 40 * MIB : 0 };
     struct vm *to = destination(how == REFUSED_AT_ONCE ? PAGE : 0);
@@ -255,7 +255,7 @@ static void one(enum ending how)
     }
     if (how != COMPLETED)
         vm_pause(from);
-    /* One sync is for all, whoever asks. */
+    /* One sync serves all consumers, whoever makes it. */
     keeper_sync(&keepers[random_below(KEEPERS)], BRANT_SYNC_STOPPED);
     for (int i = 0; i < KEEPERS; i++) {
         struct keeper *k = &keepers[i];

@@ -1,6 +1,6 @@
 /*
- * Copies of a guest in this process, and migrations between them: what owner.c and late.c share. A copy
- * "runs" when its VMM was told so; how many run at once is counted.
+ * Copies of a guest in this process, and migrations between them, for owner.c and late.c. A copy
+ * "runs" when its VMM was told so. How many copies run at once is counted.
  */
 #ifndef COPIES_H
 #define COPIES_H
@@ -19,7 +19,7 @@
 #include "tap.h"
 
 enum { PAGES = 64, BYTES = PAGES * 4096 };
-/* The hand-over's limit where it is waited out. brant adds a second. */
+/* The hand-over's time limit where it runs out. brant adds a second. */
 enum { LIMIT_MS = 1200 };
 
 static void must_at(int32_t code, brant_error *e, const char *what, int line)
@@ -36,7 +36,7 @@ static void must_at(int32_t code, brant_error *e, const char *what, int line)
 
 /* ---- copies of a guest, and their VMM ---- */
 
-/* How many copies run, and the most that ever did. */
+/* How many copies run, and the most that ever ran at once. */
 static atomic_int running, most;
 
 struct copy {
@@ -46,11 +46,11 @@ struct copy {
     atomic_bool runs;
     atomic_int pauses, resumes, started;
     bool run_fails, resume_fails, load_fails;
-    /* Its VMM is slow to hear of a state: see op_event. */
+    /* The copy's VMM takes long to hear of a state: see op_event. */
     bool slow_to_hear;
-    /* `release` takes so long. */
+    /* How long `release` takes. */
     atomic_int release_ms;
-    /* Waited for inside `save`, if there. */
+    /* If set, waited for inside `save`. */
     sem_t *in_save, *save_goes_on;
 };
 
@@ -146,8 +146,8 @@ static int32_t op_run(void *opaque, brant_reason *reason)
     return 0;
 }
 
-/* The VMM is slow to hear of a state: at the destination, that the hand-over has come; at the source,
- * that it is about to be sent. */
+/* The VMM takes long to hear of a state: at the destination, that the hand-over has come; at the
+ * source, that it will be sent now. */
 static void op_event(void *opaque, const brant_event *event)
 {
     struct copy *copy = opaque;
@@ -229,7 +229,7 @@ static void pair_new(int pair[2])
         bail("socketpair: %s", strerror(errno));
 }
 
-/* What starting it comes to: its code and, in `why`, its message. The peer is silent or gone. */
+/* The result of a start: its code and, in `why`, its message. The peer is silent or gone. */
 static char why[512];
 
 static int32_t told(int32_t code, brant_error *error)
@@ -295,7 +295,7 @@ static uint32_t out_state(const brant_outgoing *out)
     return stats.state;
 }
 
-/* A whole migration: what it comes to at both sides. */
+/* A whole migration's results on both sides. */
 struct result { int32_t source, destination; };
 
 static struct result migrate(struct copy *from, struct copy *to)

@@ -1,8 +1,8 @@
 /*
- * Whose a descriptor is. What the VMM lends to a call stays the VMM's: it may close its own right
- * after, and brant goes on with a duplicate. A call that is refused keeps no duplicate. A connected
- * socket is handed over: brant closes it, whatever becomes of the call. What needs KVM is left out
- * where there is none.
+ * Who owns a descriptor. A descriptor that the VMM lends to a call stays the VMM's: it may close it
+ * right after, and brant goes on with a duplicate. A refused call keeps no duplicate. A connected
+ * socket is handed over: brant closes it, whatever the call returns. Without KVM the calls that
+ * need it are left out.
  */
 #include "still.h"
 
@@ -63,7 +63,7 @@ static char *mapped(int fd, uint64_t bytes)
 
 /* ---- lent, and closed right after the call ---- */
 
-/* What stands at the numbers that were lent: a call on a number that brant kept fails. */
+/* Other files at the numbers that were lent, so that a call on a number that brant kept fails. */
 static int strangers[64], nstrangers;
 
 static int lent_for_a_call(int fd)

@@ -1,9 +1,8 @@
 /*
- * The tracker on a real guest that writes while it is looked at: every page that the
- * guest wrote is found, in each mode of KVM's log, each way of clearing, with one vCPU
- * and with several. What it is held against is in oracle.h; oracle.c does the same for
- * every kind of log, with signals and stops.
- * Not about migrations: the tracker alone.
+ * The tracker on a real guest that writes during syncs. Every page that the guest wrote is found,
+ * in each mode of KVM's log, with each way of clearing, with one vCPU and with several. The checks
+ * are in oracle.h; oracle.c makes them for every kind of log, with signals and stops. This tests
+ * the tracker alone, and no migration.
  */
 #include "oracle.h"
 

@@ -1,6 +1,7 @@
 /*
- * What a VMM that embeds brant relies on around a migration: names, blockers, signals in threads that its operations make, messages of operations that fail, places
- * where the library must work without /proc. Needs no KVM.
+ * What a VMM that embeds brant relies on around a migration: names, blockers, signals in threads
+ * that its operations make, messages of operations, and places where the library must work without
+ * /proc. Needs no KVM.
  */
 #include "support.h"
 
@@ -40,7 +41,7 @@ static brant_guest *guest_of(char *memory, const brant_ops *ops, void *opaque)
     return guest;
 }
 
-/* Whether the error says all of this; frees it. */
+/* Whether the error's message has all of these texts. Frees the error. */
 static bool says(brant_error *error, const char *text)
 {
     bool found = strstr(brant_error_message(error), text) != NULL;
@@ -133,7 +134,7 @@ static void ends_close(struct ends *m)
 
 /* ---- signals ---- */
 
-/* What `run` makes: a thread as a vCPU's, that a signal must reach. */
+/* The thread that `run` makes, as a vCPU's, which a signal must reach. */
 struct vcpu {
     pthread_t thread;
     pthread_mutex_t lock;
@@ -201,7 +202,7 @@ static int32_t save_a_bad_piece(void *opaque, brant_saver *saver, brant_reason *
     (void)reason;
     int32_t put = brant_saver_put(saver, "", 0, 1, "x", 1, NULL);
 
-    /* The VMM that looks at what it returned, and the one that does not. */
+    /* A VMM that checks the return value, or one that does not. */
     return *(bool *)opaque ? put : 0;
 }
 
@@ -243,7 +244,7 @@ static int in_child(int (*body)(void))
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
-/* Moves a guest; what was written must be there. */
+/* Moves a guest, and checks that its contents arrived. */
 static int moves(void)
 {
     brant_ops ops = { .size = sizeof ops, .pause = nothing, .resume = nothing, .run = nothing };

@@ -1,6 +1,6 @@
 /*
- * The endpoint that a destination listens at: asked for by a call of its own, before it listens,
- * while it does and afterwards, into buffers of every size. Needs no KVM.
+ * The endpoint at which a destination listens. It is asked for by a call of its own before, while
+ * and after it listens, into buffers of every size. Needs no KVM.
  */
 #include "support.h"
 
@@ -34,7 +34,7 @@ static brant_incoming *incoming_of(brant_guest *guest)
     return incoming;
 }
 
-/* Whether there is no endpoint to be had, for this reason. */
+/* Whether there is no endpoint, for this reason. */
 static bool nowhere(const brant_incoming *incoming, const char *why)
 {
     char text[64] = "untouched";
@@ -69,7 +69,7 @@ static bool cut_as_asked(const brant_incoming *incoming, const char *whole)
     return good;
 }
 
-/* A migration to where a destination says that it listens; the text is in `bound`. */
+/* A migration to the endpoint that a destination reports, whose text is in `bound`. */
 static void moved(const char *asked, char *bound, size_t capacity, void *here, void *there)
 {
     brant_guest *from = guest_of(here), *to = guest_of(there);
@@ -115,7 +115,7 @@ static void over_a_descriptor(void *memory)
     brant_guest_free(guest);
 }
 
-/* A listener that fails before it listens leaves none behind. */
+/* A listener that fails before it listens leaves no file behind. */
 static void taken(void *memory)
 {
     brant_guest *first = guest_of(memory), *second = guest_of(memory);

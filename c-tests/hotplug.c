@@ -1,9 +1,9 @@
 /*
- * Memory that changes while a real guest migrates: slots are deleted and made again, cut
- * elsewhere, and moved to another guest address and back; blocks are added with a KVM slot of
- * their own, and removed again and unmapped at once. In the order that the header asks for,
- * while eight threads mark all of it. And slots that go while the guest stands still, in that
- * order and in the wrong one: what it wrote through them arrives all the same.
+ * Memory that changes while a real guest migrates. Slots are deleted and made again, cut elsewhere,
+ * and moved to another guest address and back. Blocks are added with a KVM slot of their own,
+ * removed again, and unmapped at once. This happens in the order that the header asks for, while
+ * eight threads mark all of the memory. Slots also go while the guest stands still, in the right
+ * order and in the wrong one: what the guest wrote through them arrives all the same.
  */
 #include "support.h"
 
@@ -24,11 +24,11 @@ enum {
     DIMMS = 3,
     CHANGES = 16,
     A_PASS = 4,
-    /* The region that is cut, and so its block's number: see vm_describe. */
+    /* The region that is cut anew, whose index is its block's number: see vm_describe. */
     CUT = 1,
 };
 
-/* Slots of ours are numbered from here, and lie far above the guest's memory. */
+/* The numbers of this test's slots begin here, and the slots lie far above the guest's memory. */
 #define FIRST_NUMBER 100u
 #define ELSEWHERE (1ull << 36)
 #define APART (64 * MIB)
@@ -49,7 +49,7 @@ struct dimm {
 
 struct plant {
     struct vm *from, *to;
-    /* The block that is cut anew: which region it is, and its slots now. */
+    /* The block that is cut anew: its region, and its slots now. */
     const struct mv_region *region;
     struct slot cut[2];
     unsigned ncut;
@@ -57,14 +57,14 @@ struct plant {
     uint32_t next_number;
     unsigned added, removed, passes;
     atomic_uint changes;
-    /* Changes of the memory, and the guest's last pause, one at a time. */
+    /* Held by one change of the memory at a time, or by the guest's last pause. */
     pthread_mutex_t changing;
     bool paused;
     atomic_bool stop;
     atomic_uint newest;
 };
 
-/* Deletes the slot if `bytes` is 0. */
+/* Makes a slot, or deletes it if `bytes` is 0. */
 static void kvm_slot(struct vm *vm, uint32_t number, uint64_t gpa, uint64_t bytes, void *host)
 {
     struct kvm_userspace_memory_region region = {
@@ -97,7 +97,7 @@ static void forget(struct vm *vm, const struct slot *s)
     must(brant_guest_remove_slot(vm->guest, s->number, s->gpa, &e));
 }
 
-/* A slot of the cut block. The guest stands still. */
+/* Makes a slot of the cut block while the guest stands still. */
 static void make_slot(struct plant *p, struct slot *s, uint64_t gpa)
 {
     s->gpa = gpa;
@@ -111,7 +111,7 @@ static void delete_slot(struct plant *p, const struct slot *s)
     kvm_slot(p->from, s->number, s->gpa, 0, NULL);
 }
 
-/* The block is seen through one slot or two from now on, with other numbers. */
+/* Shows the block by one slot or two from now on, with other numbers. */
 static void cut_anew(struct plant *p)
 {
     uint64_t pages = p->region->bytes / PAGE, at = random_below(pages);
@@ -140,7 +140,8 @@ static void move_there_and_back(struct plant *p)
     vm_pause(p->from);
     forget(p->from, s);
     make_slot(p, s, ELSEWHERE);
-    /* The guest's word comes back at once, marked in both places; it checks its pages itself. */
+    /* The guest's word is restored at once, with marks at both addresses, because the guest checks
+     * its pages itself. */
     kept = *host;
     *host = ~kept;
     brant_tracker_mark(atomic_load(&p->from->tracker), s->gpa + page * PAGE, 8);
@@ -216,7 +217,7 @@ static void remove_dimm(struct plant *p, struct dimm *d)
     p->removed++;
 }
 
-/* One change at random; false once the guest was paused for good. */
+/* Makes one change at random. False once the guest was paused for the last time. */
 static bool change(struct plant *p)
 {
     unsigned n = (unsigned)random_below(DIMMS);
@@ -246,7 +247,7 @@ static bool change(struct plant *p)
     return goes_on;
 }
 
-/* Marks whatever there is, was, and may come. */
+/* Marks any memory that exists, existed or may come. */
 static void *marks(void *arg)
 {
     struct plant *p = arg;
@@ -268,7 +269,7 @@ static void *marks(void *arg)
     return NULL;
 }
 
-/* Waits for a change to be whole, and lets none begin. */
+/* Waits until a change is complete, and lets no other begin. */
 static int32_t pause_changes(void *opaque, brant_reason *reason)
 {
     struct vm *vm = opaque;
@@ -280,7 +281,7 @@ static int32_t pause_changes(void *opaque, brant_reason *reason)
     return op_pause(opaque, reason);
 }
 
-/* Some changes come before each pass ends, however busy this machine is. */
+/* Some changes come before each pass ends, however busy the machine is. */
 static void await_changes(struct vm *vm, const brant_event *event)
 {
     struct plant *p = vm->at_arg;
@@ -329,7 +330,7 @@ static void plant_new(struct plant *p, unsigned way)
     vm_writes(p->from, 200);
 }
 
-/* Whether a surviving block is the same at both sides; then takes it away. */
+/* Whether a surviving block is equal on both sides. Then removes it. */
 static bool dimm_equal(struct plant *p, struct dimm *d)
 {
     bool equal = memcmp(d->here, d->there, DIMM_BYTES) == 0;
@@ -338,7 +339,7 @@ static bool dimm_equal(struct plant *p, struct dimm *d)
     return equal;
 }
 
-/* The source's migration state, as its stats say it. */
+/* The source's migration state, by its statistics. */
 static uint32_t state_of(struct journey *j)
 {
     brant_stats stats = { .size = sizeof stats };
@@ -350,8 +351,8 @@ static uint32_t state_of(struct journey *j)
 static void changes_while_copying(unsigned way)
 {
     const char *name = trackings[way].name;
-    /* At that bandwidth the guest could stand still for a few pages only: it goes on being
-     * copied until it hardly writes. */
+    /* At this bandwidth the downtime allows only a few pages, so the guest is copied until it
+     * hardly writes any more. */
     brant_params params = { .size = sizeof params,
                             .max_bandwidth = 48 * MIB,
                             .switchover_bandwidth = 64 << 10 };
@@ -400,7 +401,7 @@ static void changes_while_copying(unsigned way)
 
 /* ---- slots that go for good ---- */
 
-/* The guest stands still, and nobody has read what it wrote last. */
+/* The guest stands still, and its last writes were not harvested yet. */
 static int32_t slots_go(struct vm *vm, enum op op, brant_reason *reason)
 {
     struct plant *p = vm->at_arg;
@@ -435,7 +436,7 @@ static void slots_that_go(unsigned way, bool wrong_order)
         note("source: %s; destination: %s", j.source.why, j.destination.why);
     ok(j.source.code == 0 && journey_equal(&j) && vm_runs_clean(p.to),
        "%s, a slot %s: what the guest wrote through it arrives", name, order);
-    /* KVM refuses a slot where another is. */
+    /* KVM refuses a slot that overlaps another one. */
     gone = true;
     for (unsigned i = 0; i < p.ncut; i++) {
         struct kvm_userspace_memory_region region = {

@@ -1,7 +1,7 @@
 /*
- * A real guest in a file: saved while it runs, restored into another machine of this process. The guest's
- * own check program then finds nothing missing, at both places, and every page is as it was when the guest
- * was paused. And what goes wrong leaves the guest running and no file.
+ * A real guest in a file: saved while it runs, and restored into another machine of this process.
+ * On both machines the guest's own check program finds nothing missing, and every page is as it was
+ * at the pause. When a save fails, the guest runs on and there is no file.
  */
 #include "support.h"
 
@@ -36,7 +36,7 @@ static unsigned files(void)
     return count;
 }
 
-/* What is in memory once the state is saved is what the image has to hold. */
+/* The image must have the memory at the end of the save of state. */
 static int32_t digest_at_save(struct vm *vm, enum op op, brant_reason *reason)
 {
     (void)reason;
@@ -89,7 +89,7 @@ static int32_t restore(struct vm *vm, brant_image_stats *stats, char *why, size_
     return code;
 }
 
-/* Pages that differ between a guest that was saved and one that was restored. */
+/* How many pages differ between a saved guest and a restored one. */
 static uint64_t differs(const struct vm *from, const struct vm *to)
 {
     uint64_t count = 0;
@@ -170,7 +170,7 @@ static void failures(void)
     vm_start(from);
     vm_writes(from, 1000);
 
-    /* No file may be longer than 1 MiB: as on a disk without room. */
+    /* No file may be longer than 1 MiB, as on a full disk. */
     getrlimit(RLIMIT_FSIZE, &limit);
     small = limit;
     small.rlim_cur = MIB;
@@ -195,7 +195,7 @@ static void failures(void)
         must(brant_outgoing_new(atomic_load(&from->tracker), NULL, &out, &e));
         code = brant_outgoing_start_fd(out, pair[0], NULL);
         must(brant_image_save_cancel(canceled, &e));
-        /* A save of 32 MiB may be over by then. */
+        /* A save of 32 MiB may be complete by then. */
         ok(code == BRANT_E_BUSY || (code == 0 && !brant_outgoing_cancel(out, NULL)),
            "no migration begins while the guest is saved");
         brant_outgoing_free(out);
@@ -213,7 +213,7 @@ static void failures(void)
     file = fopen(path, "r+");
     if (!file)
         bail("%s: %s", path, strerror(errno));
-    /* The first page with contents after some: what a hole's place holds says nothing. Blocks begin at
+    /* Finds the first page with contents, because the bytes of a hole mean nothing. Blocks begin at
      * 2 MiB. */
     while (fseek(file, (long)(2 * MIB + page * PAGE), SEEK_SET) == 0 && fread(contents, sizeof contents, 1, file) == 1 &&
            memcmp(contents, zeros, sizeof zeros) == 0)

@@ -1,8 +1,8 @@
 /*
- * A VMM that kicks its vCPUs in the roughest way: it pauses the guest and resumes it. With dirty rings brant
- * kicks before each sync of a running guest. So no kick may come between `pause` and `resume`, after a
- * hand-over, or where a guest arrives: it would run a guest that stands, and then two run. Whichever
- * tracker asks, on whichever thread. On real guests with rings.
+ * A VMM that kicks its vCPUs in the roughest way: it pauses the guest and resumes it. With dirty
+ * rings brant kicks before each sync of a running guest. So no kick may come between `pause` and
+ * `resume`, after a hand-over, or where a guest arrives: it would run a guest that stands still,
+ * and then two run. That holds for every tracker, on every thread. On real guests with rings.
  */
 #include "support.h"
 
@@ -19,9 +19,9 @@ static const struct mv_config config = {
 
 struct host {
     struct vm *vm;
-    /* Of the machine, which has one controlling thread at a time. */
+    /* The machine's lock, for one controlling thread at a time. */
     pthread_mutex_t control;
-    /* The guest runs here by all that the VMM was told. */
+    /* Whether the guest runs here, by all that the VMM was told. */
     atomic_bool may_run;
     atomic_int kicks, inside;
     /* Kicks of a guest that must not run, and pauses during a kick. */
@@ -40,7 +40,7 @@ static int32_t rough_kick(void *opaque, brant_reason *reason)
     (void)reason;
     atomic_fetch_add(&host->inside, 1);
     if (!atomic_load(&host->may_run)) {
-        /* The test would be over if it did what it does. */
+        /* The kick is only counted here; really made, it would end the test. */
         atomic_fetch_add(&host->wrong_kicks, 1);
     } else {
         pthread_mutex_lock(&host->control);
@@ -113,7 +113,7 @@ static const brant_ops host_ops = { .size = sizeof host_ops, .pause = host_pause
                                     .save = host_save, .load = host_load, .release = host_release,
                                     .run = host_run, .kick = rough_kick };
 
-/* A tracker of its rings, with rough kicks. */
+/* A tracker of the machine's rings, with rough kicks. */
 static brant_tracker *ring_tracker(struct host *host)
 {
     brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = mv_vm_fd(host->vm->machine),
@@ -141,7 +141,7 @@ static struct host *host_new(bool runs)
         atomic_store(&host->may_run, true);
         vm_start(host->vm);
     } else {
-        /* One is awaited here. */
+        /* This machine waits for a guest. */
         must(brant_guest_give_up(host->vm->guest, &e));
     }
     return host;
@@ -183,7 +183,7 @@ static void syncs_begin(struct host *host)
         bail("no thread");
 }
 
-/* Until some more syncs have been made. */
+/* Returns after some more syncs. */
 static void syncs_go_on(struct host *host)
 {
     int from = atomic_load(&host->syncs);
@@ -211,7 +211,7 @@ static bool stands_still(struct host *host)
     return vm_written(host->vm) == written;
 }
 
-/* Migrates by `tracker`; what it comes to at the source. */
+/* Migrates by `tracker`. Returns the result at the source. */
 static int32_t migrate(brant_tracker *tracker, struct host *to)
 {
     brant_outgoing *out;
@@ -269,7 +269,7 @@ static void there_and_back(void)
     syncs_end(d);
     ok(vm_runs_clean(d->vm), "the guest goes on there");
 
-    /* Back: one machine of this test's runs once, so home is a new one. */
+    /* A machine of this test runs only once, so the way back leads to a new one. */
     host_free(s);
     s = host_new(false);
     d->vm->at = NULL;
@@ -293,7 +293,7 @@ static void there_and_back(void)
 
 enum { ROUNDS = 6 };
 
-/* One tracker has the rings and is synced by a thread of the VMM's; another is migrated with. */
+/* One tracker has the rings, and a thread of the VMM's syncs it. A migration uses the other. */
 static void two_trackers(void)
 {
     struct host *s = host_new(true);

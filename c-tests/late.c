@@ -1,6 +1,6 @@
 /*
- * A hand-over, or what belongs to it, that comes late or not at all: the guest runs on one side or stands, and
- * the VMM learns which. Not about who may begin what (owner.c).
+ * A hand-over, or a message that belongs to it, that comes late or never. The guest runs on one
+ * side or stands still, and the VMM learns which. owner.c tests who may begin what.
  */
 #include "copies.h"
 #include "relay.h"
@@ -141,7 +141,7 @@ static void answer_lost(void)
     copy_free(d);
 }
 
-/* The destination's clock begins before the source's: it may be over when the source's is not. */
+/* The destination's clock begins before the source's, so it may end before. */
 static void ready_held(void)
 {
     struct copy *s = copy_new(true), *d = copy_new(false);
@@ -177,7 +177,7 @@ static void slow_release(void)
     pair_new(pair);
     MUST(brant_incoming_start_fd(in, pair[1], &e));
     MUST(brant_outgoing_start_fd(out, pair[0], &e));
-    /* Its own clock, or the destination's word that it waits no longer. */
+    /* The source ends by its own clock, or by the destination's message that it no longer waits. */
     ok(out_ends(out) != 0 && out_state(out) == BRANT_SOURCE_FAILED && s->resumes == 1 && s->runs &&
            in_ends(in) != 0 && d->started == 0,
        "a source whose release outlasts the hand-over's limit hands nothing over and runs on");

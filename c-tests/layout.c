@@ -1,9 +1,8 @@
 /*
- * Memory layouts that are not the usual ones, migrated with a real guest in them: blocks
- * and slots that begin and end anywhere, several slots to a block, many blocks. And layouts
- * that differ between the two sides: refused at both, with words that say which block and
- * how, and the guest runs on.
- * Destinations that refuse need no machine: they are blocks alone.
+ * Unusual memory layouts, migrated with a real guest in them: blocks and slots that begin and end
+ * anywhere, several slots for a block, many blocks. Also layouts that differ between the two sides:
+ * both refuse, with words that name the block and the difference, and the guest runs on. A
+ * destination that refuses needs no machine, only blocks.
  */
 #include "support.h"
 
@@ -46,7 +45,7 @@ static const struct layout layouts[] = {
 
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0], WAYS = 4, MIGRATION_PROMISES = 3 };
 
-/* way: 0 and 1 over a socket pair, 2 and 3 over TCP. */
+/* `way`: 0 and 1 over a socket pair, 2 and 3 over TCP. */
 static void migrates(const struct layout *layout, unsigned way)
 {
     struct mv_config c = layout->config;

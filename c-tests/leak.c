@@ -1,8 +1,7 @@
 /*
- * 300 migrations one after the other in one process: as many file descriptors and
- * threads after them as after the first 50, and no more memory, however they end.
- * Not about what arrives (switchover.c). Needs no KVM: the guest is a few MiB of
- * this process.
+ * 300 migrations one after the other in one process. However they end, there are as many file
+ * descriptors and threads after the last as after the first 50, and no more memory. switchover.c
+ * tests what arrives. Needs no KVM: the guest is a few MiB of this process.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -19,8 +18,8 @@
 #include "tap.h"
 
 enum { MIGRATIONS = 300, WARM = 50, BYTES = 4 << 20 };
-/* What the allocator may keep more of: it is not exact, and a migration that kept
- * one page would be 1000 KiB more. */
+/* How much more memory the allocator may keep. It is not exact, and if each migration kept one page
+ * that would be 1000 KiB. */
 enum { RESIDENT_KIB = 512, HEAP_KIB = 32 };
 
 enum end { COMPLETES, CANCELLED, REFUSED, BY_TCP, CUT, CANCELLED_THERE, BLOCKED, UNANSWERED, ENDS };
@@ -69,7 +68,7 @@ static long entries(const char *path)
 
 static struct held held(void)
 {
-    /* A thread that was waited for is still there until the kernel is done with it. */
+    /* A thread that was joined still exists until the kernel is done with it. */
     for (unsigned ms = patience(5000); entries("/proc/self/task") > 3 && ms > 0; ms--)
         sleep_us(1000);
 
@@ -138,7 +137,7 @@ static brant_guest *guest_new(char *host, struct journey *j)
     return guest;
 }
 
-/* Whether it ended as it should. A cancel, or a cut, may come too late. */
+/* Whether it ended as expected. A cancel or a cut may come too late. */
 static bool migrate(enum end end)
 {
     struct journey j = { .end = end };
@@ -204,7 +203,7 @@ static bool migrate(enum end end)
         note("%s: %s: %s", ends[end], brant_error_name(code), brant_error_message(error));
     brant_error_free(error);
     brant_blocker_free(blocker);
-    /* Some are freed while they are going on. */
+    /* Some are freed while they are in progress. */
     brant_incoming_free(in);
     brant_outgoing_free(out);
     brant_tracker_free(tracker);

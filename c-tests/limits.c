@@ -1,7 +1,7 @@
 /*
- * Time limits and strangers, as a VMM in C meets them: the total timeout holds at both sides from
- * the beginning, waiting for somebody to connect does not count, and whoever else connects to a
- * listener neither ends nor delays a migration. Needs no KVM.
+ * Time limits and strangers, as a VMM in C meets them. The total timeout holds on both sides from
+ * the beginning. Waiting for a connection does not count. A stranger at a listener neither ends nor
+ * delays a migration. Needs no KVM.
  */
 #include "support.h"
 
@@ -37,7 +37,7 @@ static brant_guest *guest_of(char *memory)
     return guest;
 }
 
-/* Whether the error says this; frees it. */
+/* Whether the error's message has this text. Frees the error. */
 static bool says(brant_error *error, const char *text)
 {
     bool found = strstr(brant_error_message(error), text) != NULL;
@@ -53,7 +53,7 @@ static brant_params total_ms(uint64_t ms)
     return (brant_params){ .size = sizeof(brant_params), .total_timeout_ms = ms };
 }
 
-/* A peer that accepts everything and says nothing. */
+/* A peer that accepts everything and sends nothing. */
 static void silence(void)
 {
     char *here = private_memory(), *there = private_memory();
@@ -70,7 +70,7 @@ static void silence(void)
     must(brant_tracker_new(from, NULL, &tracker, &e));
     must(brant_outgoing_new(tracker, &params, &outgoing, &e));
     must(brant_outgoing_start_fd(outgoing, s[0], &e));
-    /* Less than the connect timeout, which is ten seconds. */
+    /* Shorter than the connect timeout, which is ten seconds. */
     ok(brant_outgoing_wait(outgoing, patience(8000), &e) == BRANT_E_TIMEOUT &&
            says(e, "waiting for HELLO_REPLY from the peer: the total timeout of 500 ms ran out"),
        "a source leaves a silent peer when its total timeout has run out");

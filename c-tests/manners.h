@@ -1,10 +1,9 @@
 /*
- * Twists the arguments of every function of the C interface, one at a time, and
- * holds the function to what the header promises: a code, an error object that
- * goes with it, nothing written to where results go, no crash, no deadlock, no
- * descriptor or thread left over. Which functions there are, and what is valid and
- * refused of each argument, is a table that scripts/gen-api-test writes from the
- * header; included by what it writes, and by nothing else. Needs no KVM.
+ * Twists the arguments of every function of the C interface, one at a time, and checks the header's
+ * promises: a code, an error object that fits it, nothing written to results, no crash, no
+ * deadlock, no descriptor or thread left over. scripts/gen-api-test writes a table from the header:
+ * the functions, and valid and refused values of each argument. Only that table's program includes
+ * this file. Needs no KVM.
  *
  * time limit: 180 s
  */

@@ -1,9 +1,8 @@
 /*
- * Eight threads that write to memory and mark what they wrote, as fast as they
- * can, while another syncs, takes, copies and puts back: every write is in the copy
- * in the end, and no mark ever waited for anything. How long the longest mark took
- * is told and not judged: with more threads than processors it is how long the
- * kernel let another run. Needs no KVM.
+ * Eight threads write to memory and mark their writes as fast as they can, while another one syncs,
+ * takes, copies and puts back. In the end every write is in the copy, and no mark ever waited. The
+ * longest mark's time is reported and not judged: with more threads than processors it is the time
+ * for which the kernel ran another thread. Needs no KVM.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,7 +29,7 @@ struct setter {
     unsigned number;
     uint64_t seed, marks, longest_ns, over_100us;
     long waits;
-    /* What it last wrote to each page, in its own place there. */
+    /* The last value written to each page, at this thread's own place there. */
     uint64_t last[PAGES];
 };
 static struct setter setters[SETTERS];
@@ -98,7 +97,7 @@ static void must_at(int32_t code, const char *what, int line)
 }
 #define MUST(call) must_at(call, #call, __LINE__)
 
-/* Takes what is pending, to the end of the walk, and copies it; one run in `back` is put back. */
+/* Takes pending pages to the end of the walk, and copies them. One run in `back` is put back. */
 static uint64_t take(unsigned back, uint64_t *seed)
 {
     brant_run runs[64];
@@ -154,7 +153,7 @@ int main(void)
     for (unsigned i = 0; i < SETTERS; i++) {
         setters[i].number = i;
         setters[i].seed = i * 7919 + 1;
-        /* Touched before: a first touch in the kernel may wait. */
+        /* Touched before, because a first touch may wait in the kernel. */
         memset(setters[i].last, 0, sizeof setters[i].last);
         if (pthread_create(&setters[i].thread, NULL, set, &setters[i]))
             bail("no thread");
@@ -189,7 +188,7 @@ int main(void)
          waited);
     ok(marks > 10000 && syncs > 10, "marks and syncs go on beside each other");
     equal(lost, 0, "every write that was marked is found");
-    /* A mark that took a lock would wait thousands of times. A few are the kernel's own. */
+    /* A mark that took a lock would wait thousands of times. A few waits are the kernel's own. */
     ok(waited <= SETTERS * 4, "no mark ever waits");
     MUST(brant_tracker_stop(tracker, NULL));
     brant_tracker_free(tracker);

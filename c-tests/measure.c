@@ -1,6 +1,6 @@
 /*
- * What KVM's logs cost, measured before a VMM chooses: the figures are whole, what AUTO picks is what
- * they recommend and says so, nothing stays behind, and what is no descriptor or no limit is refused.
+ * The costs of KVM's logs, measured before a VMM chooses. The figures are complete, AUTO picks the
+ * recommended log and says so, nothing is left behind, and a wrong descriptor or limit is refused.
  */
 #include "support.h"
 
@@ -66,7 +66,7 @@ static bool refused(int32_t code, int32_t expected, brant_error **e, const char 
     return good;
 }
 
-/* Adds the log of a new machine and says what was picked. */
+/* Adds the log of a new machine, and returns the mode that was picked. */
 static uint32_t picked(int kvm, const brant_kvm_costs *costs, bool rings, char *reason, size_t size)
 {
     int vm = ioctl(kvm, KVM_CREATE_VM, 0);
@@ -92,7 +92,7 @@ static uint32_t picked(int kvm, const brant_kvm_costs *costs, bool rings, char *
 
 int main(void)
 {
-    /* Ten seconds are the most that can be asked for; it takes a fraction of them. */
+    /* Ten seconds are the longest limit. The measurement takes a fraction of it. */
     brant_kvm_workload workload = { .size = sizeof workload, .limit_ms = 10000 };
     brant_kvm_costs costs = { .size = sizeof costs }, some;
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), null = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -130,7 +130,8 @@ int main(void)
     note("%s", why);
     ok(strstr(why, "measured") && (mode == costs.recommended || costs.recommended == BRANT_KVM_RING),
        "AUTO picks what was recommended as long as it is to be had, and says why");
-    /* The same machine, had bitmaps been dear: AUTO goes by the figures, and not by its habit. */
+    /* The same machine, if bitmaps were expensive: AUTO follows the figures, and not its order
+     * without figures. */
     some = costs;
     some.get_and_clear = (brant_kvm_cost){ 1, 1, 1, 1, 1 };
     mode = picked(kvm, &some, false, why, sizeof why);

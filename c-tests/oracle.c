@@ -1,6 +1,6 @@
 /*
- * Every kind of log before the oracle: see oracle.h for what is promised of each. A new kind
- * is a line in the table.
+ * Every kind of log before the oracle. oracle.h has the promises for each. For a new kind, add a
+ * line to the table.
  *
  * time limit: 300 s
  */

@@ -1,15 +1,14 @@
 /*
- * The oracle of the tracker: whatever is done with it while a guest writes, every page that
- * the guest wrote is found, a copy kept with nothing but what is handed out equals the guest,
- * and of a guest that stands still nothing is found twice. Held against three things that
- * know nothing of any log: the guest's own record of its writes, a digest of every page, and
- * the copy.
+ * The oracle of the tracker. Whatever happens to the tracker while a guest writes, every page that
+ * the guest wrote is found, a copy made only of the pages that are handed out equals the guest, and
+ * nothing is found twice in a guest that stands still. Three things that know nothing of any log
+ * decide this: the guest's own record of its writes, a digest of every page, and the copy.
  *
- * oracle_begin and oracle_judge are the reference and the verdict, for a test that does
- * things of its own in between. oracle() is the whole of it for one kind of log: with random
- * blocks, slots and chunks, syncs, walks cut short, runs put back, tracking stopped and
- * started, and all the time signals arriving and the process stopped and continued.
- * A kind of log is a struct oracle_kind: how it is added to a tracker. See oracle.c.
+ * oracle_begin and oracle_judge are the reference and the verdict, for a test with actions of its
+ * own in between. oracle() does everything for one kind of log: random blocks, slots and chunks,
+ * syncs, walks cut short, runs put back, tracking stopped and started, and all the time signals and
+ * stops of the process. A kind of log is a struct oracle_kind, which says how the log is added to a
+ * tracker. See oracle.c.
  */
 #ifndef ORACLE_H
 #define ORACLE_H
@@ -23,9 +22,9 @@
 
 /* ---- the guest's record ---- */
 
-/* Of a moment: for each page of the work area the number of its last write, and the number of
- * the write that its vCPU may have been stopped in: the page is written first, the record
- * after it. */
+/* The guest's record at one moment: for each page of the work area the number of its last write,
+ * and for each vCPU the number of the write in which it may have been stopped. (The page is written
+ * first, the record after it.) */
 struct record {
     uint64_t *sequence, *in_flight, *work_page, pages;
 };
@@ -58,7 +57,7 @@ UNUSED static void record_free(struct record *r)
 
 /* ---- the reference and the verdict ---- */
 
-/* From here on every write has to be found. The guest stands still, nothing is pending. */
+/* From now on every write has to be found. The guest stands still, and nothing is pending. */
 struct reference {
     struct record record;
     uint64_t *digests;
@@ -75,8 +74,8 @@ UNUSED static struct reference oracle_begin(struct vm *vm, struct copy *copy)
 
 enum { ORACLE_JUDGED = 5 };
 
-/* What came between KVM and its rings while tracked: a process stopped in the wrong instant leaves
- * pages in doubt, which every sync reports, and after an overrun all pages are. */
+/* What disturbed the rings while they were tracked. A process that is stopped in the wrong moment
+ * leaves pages in doubt, which every sync reports. After an overrun every page is reported. */
 UNUSED static brant_kvm_info oracle_rings(struct vm *vm)
 {
     brant_kvm_info info = { .size = sizeof info };
@@ -92,12 +91,14 @@ UNUSED static bool oracle_undisturbed(struct vm *vm)
     return info.interrupted == 0 && info.recoveries == 0;
 }
 
-/* The guest stands still, all was harvested and taken. `pauses`: how often it was paused since
- * the reference. `exact`: the logs report no more than was written. Five promises. */
+/* The verdict: five promises. The guest stands still, and everything was harvested and taken.
+ * `pauses`: how often the guest was paused since the reference. `exact`: the logs report only
+ * written pages. */
 UNUSED static void oracle_judge(struct vm *vm, struct copy *copy, struct reference *then,
                                 const char *name, unsigned pauses, bool exact)
 {
-    /* Before it lie stacks and page tables, which are also written with what they hold already. */
+    /* Before the work area lie stacks and page tables, to which the guest also writes unchanged
+     * values. */
     const struct gv_mailbox *mailbox = mv_host(vm->machine, GV_VCPU_GPA, sizeof *mailbox);
     uint64_t first_record = mailbox->record_gpa / PAGE;
     uint64_t *before = then->digests, *after = must_alloc(vm->pages, 8);
@@ -134,7 +135,7 @@ UNUSED static void oracle_judge(struct vm *vm, struct copy *copy, struct referen
     ok(changed >= recorded && lost_digests == 0,
        "%s: every page that changed is found, records and mailboxes too", name);
     equal(copy_differs(copy), 0, "%s: a copy of what was handed out equals the guest", name);
-    /* KVM logs a page when the vCPU is allowed to write it; the pause can come before it does. */
+    /* KVM logs a page when it allows the vCPU to write it; the pause can come before the write. */
     if (!ok(!exact || idle <= (uint64_t)mv_vcpu_count(vm->machine) * pauses,
             "%s: no more is found than was written, but the page that a vCPU was about to write",
             name))
@@ -151,7 +152,7 @@ UNUSED static void oracle_judge(struct vm *vm, struct copy *copy, struct referen
     free(after);
 }
 
-/* Takes a little, and gives it back without looking at it: as of a pass that failed. */
+/* Takes a few pages, and puts them back without reading them, as after a pass that failed. */
 UNUSED static void oracle_put_back(struct vm *vm)
 {
     brant_tracker *tracker = atomic_load(&vm->tracker);
@@ -165,8 +166,8 @@ UNUSED static void oracle_put_back(struct vm *vm)
 
 /* ---- what comes from outside ---- */
 
-/* Interrupts what this process waits for, thousands of times a second, and stops and continues
- * the whole of it. */
+/* Interrupts this process' waits thousands of times a second, and stops and continues the whole
+ * process. */
 struct weather {
     timer_t timer;
     pid_t stopper;
@@ -182,8 +183,8 @@ static void oracle_interrupted(int signal)
     atomic_fetch_add(&oracle_signals, 1);
 }
 
-/* One stop is always followed by its continue: the two are not to be separated, so it is
- * asked to end and not killed. */
+/* The stopper continues the process after each stop. So it is asked to end and not killed, which
+ * could come between the two. */
 static void oracle_stopper(pid_t parent, atomic_int *ends, uint64_t seed)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -202,7 +203,7 @@ UNUSED static struct weather weather_begin(void)
 {
     struct sigaction act = { .sa_handler = oracle_interrupted };
     struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2 };
-    /* A prime, so that it does not keep step with anything. */
+    /* A prime, so that it keeps in step with nothing. */
     struct itimerspec every = { { 0, 397000 }, { 0, 397000 } };
     struct weather w;
     uint64_t seed = random_below(UINT64_MAX);
@@ -214,7 +215,7 @@ UNUSED static struct weather weather_begin(void)
     w.stopper = fork();
     if (w.stopper == 0)
         oracle_stopper(self, w.ends, seed);
-    /* Without SA_RESTART: what is interrupted is told so. */
+    /* Without SA_RESTART, so that interrupted calls return EINTR. */
     if (w.stopper < 0 || sigaction(SIGUSR2, &act, NULL) ||
         timer_create(CLOCK_MONOTONIC, &event, &w.timer) || timer_settime(w.timer, 0, &every, NULL))
         bail("signals: %s", strerror(errno));
@@ -238,19 +239,20 @@ UNUSED static void weather_end(struct weather *w)
 /* A kind of log. */
 struct oracle_kind {
     const char *name;
-    /* Adds it to the tracker, before that is started; the guest stands still. NULL: the VMM's
-     * marks are the only log. `mode` is what is below. */
+    /* Adds the log to the tracker before that is started, while the guest stands still. NULL: the
+     * VMM's marks are the only log. `mode` is the field below. */
     void (*add)(struct vm *vm, brant_tracker *tracker, uint32_t mode);
     uint32_t mode, clearing;
-    /* The machine that it sees the writes of. */
+    /* The kind of machine whose writes it sees. */
     enum mv_kind machine;
-    /* It may report pages that were not written. */
+    /* Whether it may report pages that were not written. */
     bool inexact;
-    /* 0, or -1 and why it cannot be used here. NULL: it can, wherever the machine can. */
+    /* Returns 0, or -1 and the reason why the kind cannot be used here. NULL: it can, wherever the
+     * machine can. */
     int (*available)(char *why, size_t len);
-    /* The machine has dirty rings, of so many bytes each; or RING_DEFAULT. */
+    /* The size in bytes of the machine's dirty rings, or RING_DEFAULT; 0 without rings. */
     uint64_t ring_bytes;
-    /* After the tracker has gone. May be NULL. */
+    /* Called after the tracker has been freed. May be NULL. */
     void (*removed)(struct vm *vm);
 };
 
@@ -270,7 +272,7 @@ static struct mv_config oracle_layout(const struct oracle_kind *kind, unsigned v
 
     for (unsigned i = 0; i < c.nregions; i++) {
         struct mv_region_config *r = &c.regions[i];
-        /* The first is where the guest keeps what it needs to run. */
+        /* The first block has what the guest needs to run. */
         uint64_t pages = (i == 0 ? 4096 : 64) + random_below(4096);
 
         r->bytes = pages * PAGE;
@@ -293,7 +295,7 @@ static void oracle_track(struct vm *vm, const struct oracle_kind *kind)
     atomic_store(&vm->tracker, tracker);
 }
 
-/* The guest stands still from here on, and all that it wrote is in the copy. */
+/* The guest stands still from now on, and the copy gets everything that it wrote. */
 static void oracle_settle(struct vm *vm, struct copy *copy)
 {
     vm_pause(vm);
@@ -301,7 +303,7 @@ static void oracle_settle(struct vm *vm, struct copy *copy)
     copy_drain(copy);
 }
 
-/* ORACLE_PROMISES of them. */
+/* Checks all ORACLE_PROMISES. */
 UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
 {
     static const enum gv_workload workloads[] = { GV_RANDOM, GV_SWEEP, GV_HOT };
@@ -362,7 +364,7 @@ UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
             oracle_settle(vm, &copy);
             pauses++;
             if (random_below(2)) {
-                /* As a migration that was cancelled leaves it to the next. */
+                /* As a cancelled migration leaves it to the next one. */
                 exact = exact && oracle_undisturbed(vm);
                 must(brant_tracker_stop(atomic_load(&vm->tracker), &e));
                 must(brant_tracker_start(atomic_load(&vm->tracker), BRANT_START_CLEAN, &e));
@@ -370,7 +372,7 @@ UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
             vm_resume(vm);
             break;
         case 4:
-            /* A walk under the guest's eyes: it writes between one run and the next. */
+            /* A walk while the guest writes between one run and the next. */
             for (uint64_t steps = 5 + random_below(30); steps > 0; steps--) {
                 copy_take(&copy, 1, 1 + random_below(3));
                 vm_writes(vm, 1 + random_below(20));
@@ -396,7 +398,7 @@ UNUSED static void oracle(const struct oracle_kind *kind, unsigned vcpus)
 
 /* ---- the kinds that need no more than this ---- */
 
-/* Write protection by userfaultfd, of a guest under KVM: nobody marks what that writes. */
+/* userfaultfd's write protection of a guest under KVM, whose writes nobody marks. */
 UNUSED static void oracle_add_userfault(struct vm *vm, brant_tracker *tracker, uint32_t mode)
 {
     (void)vm, (void)mode;

@@ -1,7 +1,7 @@
 /*
- * Who has a guest: from the header alone, whatever is tried with a guest object, one copy of the guest
- * runs or none, and brant says why it refuses. Guests are memory of this process. Not about hand-overs that come
- * late (late.c), nor about what arrives (switchover.c), nor about kicks (kick.c).
+ * Who has a guest. By the header alone, and whatever is tried with a guest object, at most one copy
+ * of the guest runs, and brant says why it refuses. Guests are memory of this process. late.c tests
+ * late hand-overs, switchover.c what arrives, kick.c kicks.
  */
 #include "copies.h"
 #include "relay.h"
@@ -27,7 +27,7 @@ static void handed_over(void)
        "nor through another tracker of it");
     ok(brant_guest_runs_here(s->guest, NULL) == BRANT_E_STATE && s->pauses == 1 && s->resumes == 0,
        "it may not run here by anybody's word, and nothing of the VMM's was called");
-    /* The other host has burnt down. */
+    /* The other host is destroyed. */
     set_runs(first, false);
     ok(brant_guest_reclaim(s->guest, NULL) == 0 && state_of(s) == BRANT_GUEST_HERE,
        "it is here again when the VMM says that the other copy is gone");
@@ -76,8 +76,8 @@ static void unanswered(void)
     ok(s->runs && state_of(s) == BRANT_GUEST_HERE, "resolved to resume, it runs here");
     brant_outgoing_free(out);
     brant_incoming_free(in);
-    /* The destination's guest could not be started, and may be the only one, for all that
-     * its side knows. */
+    /* The destination's guest could not be started. As far as its side knows, it may be the only
+     * one. */
     in = in_new(d);
     ok(in_starts(in) == BRANT_E_STATE, "a guest that could not be started is not overwritten");
     MUST(brant_guest_give_up(d->guest, &e));
@@ -225,7 +225,7 @@ static void hops(void)
     int good = 0, at = 0;
 
     for (int hop = 0; hop < HOPS; hop++) {
-        /* There, back, and on: 0 1 0 2 0 1 and so on. */
+        /* To another host, back, and on to the next: 0 1 0 2 0 1 and so on. */
         int to = at ? 0 : 1 + hop / 2 % 2;
 
         hosts[at]->host[hop * 4096] = (char)hop;

@@ -1,12 +1,13 @@
 /*
- * Three ways in which a consumer of KVM's dirty log loses a page, planted here for good and
- * each shown to be noticed by a comparison of memory; and next to each the tracker in the
- * very same scenario, which does not lose it:
- *   - a page is copied before its protection is restored;
- *   - one copy of the bitmap is used for two clears;
- *   - a page is seen to be a hole before its protection is restored.
- * Nothing is left to chance: the guest sweeps over all of its pages, and stands still while
- * the consumer works.
+ * Three ways in which a consumer of KVM's dirty log loses a page. They are planted here, and a
+ * comparison of memory notices each. Beside each stands the tracker in the same scenario, which
+ * loses nothing:
+ * - a page is copied before its protection is restored;
+ * - one copy of the bitmap is used for two clears;
+ * - a page is found to be a hole before its protection is restored.
+ *
+ * Nothing depends on chance: the guest sweeps over all of its pages, and stands still while the
+ * consumer works.
  */
 #include "support.h"
 
@@ -31,7 +32,7 @@ static struct vm *sweeping_vm(bool cut)
     };
 
     if (cut) {
-        /* Both odd, and apart from a multiple of 64 by different numbers. */
+        /* Both odd, with different distances to a multiple of 64. */
         c.regions[0].nslots = 3;
         c.regions[0].slot_bytes[0] = 1037 * PAGE;
         c.regions[0].slot_bytes[1] = 1111 * PAGE;
@@ -39,7 +40,7 @@ static struct vm *sweeping_vm(bool cut)
     return vm_new(&c);
 }
 
-/* Lets it write every page of the work area at least once, and stops it. */
+/* Lets the guest write every page of the work area at least once, and stops it. */
 static void write_all(struct vm *vm)
 {
     vm_resume(vm);
@@ -90,7 +91,7 @@ static void raw_copy(struct copy *copy, const uint64_t *words)
             memcpy(copy->memory + page * PAGE, mv_host(copy->vm->machine, page * PAGE, PAGE), PAGE);
 }
 
-/* Work pages that differ: the rest is partly written by the VMM, which KVM does not log. */
+/* How many work pages differ. The VMM writes some of the others, which KVM does not log. */
 static uint64_t work_differs(struct copy *copy)
 {
     uint64_t first, differs = 0, n = mv_record(copy->vm->machine, 0, &first, NULL, 0);
@@ -101,7 +102,7 @@ static uint64_t work_differs(struct copy *copy)
     return differs;
 }
 
-/* Whether nobody has touched the page, in private memory. */
+/* Whether a page of private memory was never touched. */
 static bool is_hole(struct vm *vm, uint64_t page)
 {
     static int fd = -1;
@@ -128,7 +129,8 @@ static void copied_before(const struct tracking *how, bool wrong)
     write_all(vm);
     vm_sync(vm, BRANT_SYNC_RUNNING);
     if (wrong) {
-        /* In this mode KVM may be asked as often as one likes; so what is pending is copied now ... */
+        /* In this mode KVM may be asked any number of times, so the pending pages are copied now
+         * ... */
         raw_get(vm, words);
         raw_copy(&copy, words);
     }
@@ -137,7 +139,7 @@ static void copied_before(const struct tracking *how, bool wrong)
         size_t count;
         brant_run runs[64];
 
-        /* ... and when the tracker hands it out it has been copied already. */
+        /* ... and they are already copied when the tracker hands them out. */
         do
             must(brant_tracker_take(atomic_load(&vm->tracker), runs, 64, &count, &e));
         while (count);
@@ -185,9 +187,9 @@ static void cleared_twice_by_hand(bool wrong)
     copy_free(&copy);
 }
 
-/* Chunks that share words of a slot's bitmap with their neighbours, because the slots begin
- * anywhere. The guest writes all pages once between two of the pieces that are taken, then
- * never again: so what a piece loses of its neighbour stays lost. Between each two in turn. */
+/* Chunks share words of a slot's bitmap with their neighbours, because the slots begin anywhere.
+ * The guest writes all pages once between two of the pieces that are taken, and never again, so a
+ * loss in a neighbour stays a loss. This is done between each two pieces in turn. */
 static void cleared_in_pieces(const struct tracking *how)
 {
     struct vm *vm = sweeping_vm(true);
@@ -251,7 +253,7 @@ static void hole_after(const struct tracking *how)
     must(brant_tracker_start(atomic_load(&vm->tracker), BRANT_START_ALL, &e));
     vm_sync(vm, BRANT_SYNC_RUNNING);
     for (int taken = 0;; taken++) {
-        /* Half of memory is handed out before the guest has run, and half after. */
+        /* Half of memory is handed out before the guest has run, and half afterwards. */
         if (taken == SLOT_PAGES / 512 / 2)
             write_all(vm);
         must(brant_tracker_take(atomic_load(&vm->tracker), &run, 1, &count, &e));

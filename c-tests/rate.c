@@ -1,9 +1,9 @@
 /*
- * The dirty rate of a real guest, without migrating it: what a measurement says against the
- * guest's own record of the same time, by log and by sampling, with one vCPU and with
- * several; by rings also what it says of each vCPU. The guest stands still when the period begins and when it ends, so that both
- * have the same pages to count, and no clock decides.
- * How good an estimate is on average is a test in src/rate/estimate.rs.
+ * The dirty rate of a real guest that does not migrate: a measurement, compared with the guest's
+ * own record of the same time, by log and by sampling, with one vCPU and with several; with rings
+ * also for each vCPU. The guest stands still at the beginning and at the end of the period. So both
+ * count the same pages, and no clock decides. A test in src/rate/estimate.rs shows how good an
+ * estimate is on average.
  */
 #include "support.h"
 
@@ -31,7 +31,7 @@ enum {
 struct measurement {
     brant_rate *rate;
     brant_dirty_rate found;
-    /* Pages a second of each vCPU, and of how many that is known. */
+    /* Pages a second of each vCPU, and the number of vCPUs for which they are known. */
     uint64_t vcpus[VCPUS];
     size_t known;
     int32_t code;
@@ -68,8 +68,8 @@ static void end(struct measurement *m)
     brant_rate_free(m->rate);
 }
 
-/* The guest's record of a moment in which it stands still: each vCPU's pages after those of the one
- * before, how many of which are in `pages`. */
+/* The guest's record while it stands still: each vCPU's pages behind those of the one before.
+ * `pages` gets the number for each vCPU. */
 static uint64_t *record(struct vm *vm, uint64_t pages[VCPUS])
 {
     uint64_t *sequence = must_alloc(vm->pages, sizeof *sequence), *next = sequence;
@@ -91,8 +91,8 @@ static uint64_t written_by(struct vm *vm, unsigned vcpu)
     return c.writes;
 }
 
-/* Lets the guest make so many writes, of which each vCPU some, and stops it again: how many pages it
- * recorded, and each vCPU did. */
+/* Lets the guest make `n` writes, some by each vCPU, and stops it. Returns how many pages it
+ * recorded; `by_vcpu` gets those of each vCPU. */
 static uint64_t writes(struct vm *vm, uint64_t n, uint64_t by_vcpu[VCPUS])
 {
     uint64_t pages[VCPUS], distinct = 0, at = 0;
@@ -132,7 +132,7 @@ static void of_vcpus(const struct measurement *m, const uint64_t by_vcpu[VCPUS],
         uint64_t found = (m->vcpus[i] * m->found.period_ns + 500000000) / 1000000000;
 
         note("%s: vCPU %u recorded %" PRIu64 " pages, %" PRIu64 " found", name, i, by_vcpu[i], found);
-        /* As for all: what it writes beside the pages that it records. */
+        /* As for all vCPUs together: each also writes pages that it does not record. */
         good += apart(found, by_vcpu[i]) * 20 <= by_vcpu[i];
         sum += m->vcpus[i];
     }
@@ -150,7 +150,7 @@ static void by_log(struct vm *vm, const struct tracking *how, unsigned vcpus)
 
     snprintf(name, sizeof name, "by log, %s, %u vCPU%s", how->name, vcpus, vcpus > 1 ? "s" : "");
     vm_track(vm, how);
-    /* What one measurement found is no part of the next. */
+    /* A measurement does not include the pages of an earlier one. */
     begin(&m, vm, BRANT_RATE_BY_LOG, 0);
     writes(vm, 2000, by_vcpu);
     must(brant_rate_finish(m.rate, &e));
@@ -165,7 +165,7 @@ static void by_log(struct vm *vm, const struct tracking *how, unsigned vcpus)
          m.found.error_pages_per_second);
     ok(m.code == 0 && written >= recorded,
        "%s: every page that the guest recorded is counted", name);
-    /* Beside them are the pages of the records, of the mailboxes and of devices. */
+    /* Other written pages are those of the records, of the mailboxes and of devices. */
     ok(apart(written, recorded) * 20 <= recorded, "%s: within 5 percent of its record", name);
     ok(apart(m.found.pages_per_second * m.found.period_ns / 1000000000, written) <=
                1 + m.found.period_ns / 1000000000 + written / 1000 &&
@@ -173,7 +173,7 @@ static void by_log(struct vm *vm, const struct tracking *how, unsigned vcpus)
            m.found.rewritten_pages <= written && m.found.warnings == 0 &&
            m.found.sampled_pages == BRANT_UNKNOWN,
        "%s: the rate is the pages by the period", name);
-    /* The logs are off: the guest pays for nothing, and another start finds nothing old. */
+    /* The logs are off, so the guest pays nothing, and another start finds no old writes. */
     must(brant_tracker_start(atomic_load(&vm->tracker), BRANT_START_CLEAN, &e));
     ok(vm_sync(vm, BRANT_SYNC_STOPPED).pending_pages == 0,
        "%s: the tracker is free again and clean", name);
@@ -208,7 +208,7 @@ static void by_sampling(struct vm *vm)
                    m.found.error_pages_per_second == 0,
                "by sampling of every page: what changed is counted");
         else
-            /* Three times the stated error: once in 200 million runs. */
+            /* Three times the stated error is exceeded once in 200 million runs. */
             ok(m.code == 0 && m.found.sampled_pages < vm->pages / 32 &&
                    (double)apart(m.found.written_pages, changed) <=
                        3.0 * (double)m.found.error_pages_per_second *
@@ -251,7 +251,7 @@ static void at_any_time(struct vm *vm)
     vm_untrack(vm);
 }
 
-/* Which has written some, and stands still. */
+/* A guest that has written some pages, and stands still. */
 static struct vm *new_guest(unsigned vcpus, uint64_t bytes, uint64_t ring_bytes)
 {
     struct mv_config c = { .vcpus = vcpus, .memory_bytes = bytes, .workload = GV_SWEEP,
@@ -264,8 +264,8 @@ static struct vm *new_guest(unsigned vcpus, uint64_t bytes, uint64_t ring_bytes)
     return vm;
 }
 
-/* By rings that know which vCPU it was. Several are held back, each more than the one before, so that
- * one taken for another shows. */
+/* By rings, which know the vCPU of each write. Several vCPUs are held back, each more than the one
+ * before, so that a mix-up shows. */
 static void by_ring(unsigned vcpus)
 {
     struct vm *vm;
@@ -276,8 +276,8 @@ static void by_ring(unsigned vcpus)
             skip(why, "by log, ring, %u vCPUs", vcpus);
         return;
     }
-    /* Room for each to go on to new pages: one that is written again after its ring was emptied counts
-     * again. */
+    /* Room for each vCPU to go on to new pages, because a page that is written again after its ring
+     * was emptied counts again. */
     vm = new_guest(vcpus, vcpus * 128 * MIB, RING_DEFAULT);
     if (vcpus > 1)
         mv_set_rate(vm->machine, 0);

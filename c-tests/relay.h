@@ -1,6 +1,6 @@
 /*
- * A relay between two sides that holds a record until it is told, or loses it: what owner.c and late.c
- * put between their copies.
+ * A relay between two sides that holds a record until told otherwise, or loses it, for owner.c and
+ * late.c.
  */
 #ifndef RELAY_H
 #define RELAY_H
@@ -48,7 +48,7 @@ static void pass_on(struct relay *relay, int from, int to)
             if (relay->lost)
                 continue;
         }
-        /* A side that is gone does not end the other's words. */
+        /* A side that has gone does not end the other direction. */
         if (!all_sent(to, record, 32 + payload))
             continue;
     }

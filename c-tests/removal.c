@@ -1,8 +1,8 @@
 /*
- * A block whose runs somebody has taken: its removal is BRANT_E_BUSY, at once, with the name of who has
- * them and how that ends, and changes nothing. Each end of the use that the header names ends it: the next
- * take, one of 0 runs, one with room for none, stop, free. A migration's pages are in nobody's way. And
- * what a sync says of pages that were pending already. Needs no KVM.
+ * A block with taken runs. Its removal is BRANT_E_BUSY at once and changes nothing. The message
+ * names who has the runs, and how that ends. Each end of the use that the header names ends it: the
+ * next take, a take of 0 runs, a take without room, stop, free. A migration's pages never refuse a
+ * removal. Also what a sync reports of pages that were pending already. Needs no KVM.
  */
 #include "still.h"
 
@@ -12,7 +12,7 @@
 
 enum { MORE_PAGES = 64 };
 
-/* A still guest with a block more, of which all is pending for the VMM. */
+/* A still guest with one more block, all of whose pages are pending for the VMM. */
 struct two {
     struct still still;
     char *more;
@@ -49,7 +49,7 @@ static int32_t unplug(struct two *t, brant_error **e)
     return brant_guest_remove_block(t->still.guest, t->number, e);
 }
 
-/* Whether it is refused as busy with all of these words. */
+/* Whether the removal is refused as busy, with all of these words. */
 static bool is_busy(struct two *t, const char *who)
 {
     static const char ends[] = "until it takes again, is stopped or is freed";
@@ -72,7 +72,7 @@ static uint64_t pending(struct two *t)
     return s.pending_pages;
 }
 
-/* Takes until it has a run of the block; how many runs that is. */
+/* Takes until it has a run of the block. Returns the number of runs. */
 static size_t take_of_more(struct two *t, brant_consumer *consumer, brant_run *runs, size_t capacity)
 {
     size_t count;
@@ -105,7 +105,7 @@ static void refused(void)
     take_of_more(&t, NULL, &run, 1);
     before = pending(&t);
     ok(is_busy(&t, "the VMM itself"), "a block whose runs the VMM has taken is not removed, and it is told so");
-    /* It is all there: it can be marked, taken, and named. */
+    /* The block still works: it can be marked, taken and named. */
     brant_tracker_mark_block(t.still.tracker, t.number, 0, PAGE);
     must(brant_tracker_sync(t.still.tracker, BRANT_SYNC_RUNNING, NULL, &e));
     same = pending(&t) == before + 1;
@@ -141,7 +141,7 @@ static bool ends_it(enum ends how, bool own)
     must(brant_tracker_start(t.still.tracker, own ? BRANT_START_CLEAN : BRANT_START_ALL, &e));
     if (!own)
         must(brant_consumer_new(t.still.tracker, BRANT_START_CLEAN, &consumer, &e));
-    /* The block's last page, and nothing after it. */
+    /* The block's last page, and none behind it. */
     brant_tracker_mark_block(t.still.tracker, t.number, (MORE_PAGES - 1) * PAGE, PAGE);
     must(brant_tracker_sync(t.still.tracker, BRANT_SYNC_RUNNING, NULL, &e));
     take_of_more(&t, consumer, runs, 64);
@@ -186,7 +186,7 @@ static bool ends_it(enum ends how, bool own)
     return good;
 }
 
-/* A take with room for none ends the use, takes nothing, and leaves the walk where it is. */
+/* A take without room ends the use, takes nothing, and leaves the walk where it is. */
 static void no_room(void)
 {
     struct two t = two_new();
@@ -206,7 +206,7 @@ static void no_room(void)
     two_free(&t);
 }
 
-/* A child made by fork has copies: it ends nothing here. */
+/* A child made by fork has copies, and ends nothing here. */
 static void forked(void)
 {
     struct two t = two_new();
@@ -288,7 +288,7 @@ static void beside_a_free(void)
         refused += code == BRANT_E_BUSY;
         good = code == 0 || code == BRANT_E_BUSY;
         pthread_join(thread, NULL);
-        /* Freed: nobody has any. */
+        /* The consumer is freed, so nobody has a run. */
         good = good && (code == 0 || unplug(&t, NULL) == 0);
         plug(&t);
     }

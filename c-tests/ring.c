@@ -1,10 +1,11 @@
 /*
- * KVM's dirty rings on real guests: nothing that a guest writes is lost, whatever the size of the
- * rings, with signals at the vCPU threads all the time, with the process stopped and continued,
- * over syncs, starts and stops, and after rings have overrun.
+ * KVM's dirty rings on real guests. No write of a guest is lost, whatever the size of the rings:
+ * with signals at the vCPU threads all the time, with the process stopped and continued, over
+ * syncs, starts and stops, and after overruns.
  *
- * Two guests. minivmm's, whose own record and memory are what the tracker's pages are
- * held against; and a bare one (bare.h), which overruns every ring.
+ * There are two guests. minivmm's has a record and memory of its own, with which the tracker's
+ * pages are compared. The bare one (bare.h) overruns every ring.
+ *
  * time limit: 300 s
  */
 #include "bare.h"
@@ -76,7 +77,7 @@ static void some_syncs(struct vm *vm, struct copy *copy, int rounds)
     }
 }
 
-/* Pages that differ from what they were at `before`, and were not found. */
+/* How many pages differ from `before` and were not found. */
 static uint64_t not_found(struct vm *vm, const struct copy *copy, const uint64_t *before,
                           uint64_t *changed, uint64_t *idle)
 {
@@ -131,13 +132,13 @@ static void exact(unsigned vcpus, uint64_t bytes, bool kick)
         some_syncs(vm, &copy, 6);
         if (part == 2)
             break;
-        /* A migration that is given up, and the next one. */
+        /* A migration that is cancelled, and the next one. */
         vm_pause(vm);
         vm_sync(vm, BRANT_SYNC_STOPPED);
         copy_drain(&copy);
         must(brant_tracker_stop(tracker, &e));
         if (part == 1) {
-            /* Whoever comes next does not know where the rings stand. */
+            /* The next tracker does not know the rings' positions. */
             vm_untrack(vm);
             track(vm, BRANT_KVM_RING);
             tracker = atomic_load(&vm->tracker);
@@ -174,7 +175,7 @@ static void exact(unsigned vcpus, uint64_t bytes, bool kick)
     free(before);
 }
 
-/* Whether every thread of a process stands. */
+/* Whether every thread of a process is stopped. */
 static bool all_stopped(pid_t process)
 {
     char path[64], text[4096], list[4096];
@@ -207,7 +208,7 @@ static bool all_stopped(pid_t process)
     return all;
 }
 
-/* A stop that is taken back before the threads have heard of it can be seen by nobody, so each is
+/* A stop that is withdrawn before the threads have noticed it cannot be seen, so each stop is
  * awaited. */
 __attribute__((noreturn)) static void stop_and_continue(pid_t process)
 {
@@ -216,13 +217,13 @@ __attribute__((noreturn)) static void stop_and_continue(pid_t process)
         while (getppid() == process && !all_stopped(process))
             ;
         kill(process, SIGCONT);
-        /* Where all is slow, the guest gets as far. */
+        /* On a slow machine the guest gets as far. */
         usleep(patience(100 + (unsigned)i * 13 % 1500));
     }
     _exit(0);
 }
 
-/* The process is stopped and continued all the time: what no mask keeps out of a reset. */
+/* The process is stopped and continued all the time, and no mask keeps that out of a reset. */
 static void stopped_and_continued(void)
 {
     struct mv_config c = config;
@@ -261,9 +262,9 @@ static void stopped_and_continued(void)
     copy_free(&copy);
 }
 
-/* Somebody else's initially-set mode is still on, and perhaps his logging: switching it on would
- * protect nothing then, and a ring stay empty while the guest writes. The guest's code runs natively:
- * stores that KVM emulates are logged all the same. */
+/* Another program's initially-set mode is still on, and perhaps its logging. Switching logging on
+ * would protect no page then, and a ring would stay empty while the guest writes. The guest's code
+ * runs natively, because stores that KVM emulates are logged all the same. */
 static void left_by_somebody(bool logging)
 {
     struct kvm_enable_cap cap = { .cap = 168, .args = { 3 } };
@@ -308,7 +309,7 @@ static void left_by_somebody(bool logging)
 
 enum { OVERRUN = 4 };
 
-/* Stores of `n` bytes at once, several times, with syncs in between, and what comes of it. */
+/* Stores of `n` bytes at once, several times, with syncs in between; then the checks. */
 static void overrun(uint64_t bytes, uint64_t n)
 {
     struct bare b = bare_new(bytes);
@@ -346,7 +347,7 @@ static void overrun(uint64_t bytes, uint64_t n)
     bare_free(&b);
 }
 
-/* Makes the kernel push for a vCPU that does not run: the pages of a wall clock. */
+/* Makes the kernel push for a vCPU that does not run: pages of a wall clock. */
 static void push(int vcpu, uint64_t gpa)
 {
     struct { struct kvm_msrs head; struct kvm_msr_entry entry; } msr = {
@@ -362,8 +363,8 @@ static void added_later(void)
     uint64_t dirty = 0;
     int later;
 
-    /* The code is mapped: with nested paging KVM lets a page that is first read be written
-     * too, and says that it is dirty. */
+    /* The code's page is mapped first. With nested paging KVM makes a page writable when it is
+     * first read, and reports it as dirty. */
     bare_runs(&b, STRIDE_AT, 16 * PAGE, 1, 0);
     bare_track(&b);
     bare_runs(&b, STRIDE_AT, 16 * PAGE, 10, 1);
@@ -449,8 +450,8 @@ static void refusals(void)
 
 enum { REFUSALS = 9 };
 
-/* A VMM that tells of an exit again and again: what is in exit_reason is old then, and the ring is
- * not to be given what it has not in use. */
+/* A VMM that reports an exit again and again. exit_reason is old then, and the ring must not be
+ * given entries that are not in use. */
 static void told_again(void)
 {
     struct bare b = bare_new(4096);
@@ -458,7 +459,7 @@ static void told_again(void)
 
     b.told_again = 20;
     bare_track(&b);
-    /* Until a ring was full: whether it is depends on who is quicker, the guest or the reaper. */
+    /* Until a ring was full, which depends on whether the guest or the reaper is faster. */
     for (int i = 0; runs && i < 64 && (i < 8 || b.full_exits == 0); i++)
         runs = bare_runs(&b, STRIDE_AT, 16 * PAGE, 1500, (uint8_t)(i + 1));
     ok(runs && b.full_exits > 0, "full exits that are told again and again do not hold up the guest");
@@ -469,7 +470,7 @@ static void told_again(void)
     bare_free(&b);
 }
 
-/* A probe and a migration, each with a tracker that stays. */
+/* A rate probe and a migration, each with a tracker that stays. */
 static void in_turn(void)
 {
     struct bare b = bare_new(65536);
@@ -487,8 +488,8 @@ static void in_turn(void)
         must(brant_tracker_start(b.tracker, BRANT_START_CLEAN, &e));
         bare_runs(&b, STRIDE_AT, (16 + (uint64_t)i) * PAGE, 20, (uint8_t)(i + 1));
         found = bare_sync(&b, BRANT_SYNC_RUNNING).found_pages;
-        /* While logging is off, nested paging may join what it has mapped into large pages and map
-         * them anew when they are read: the pages of the code count as well then. */
+        /* While logging is off, nested paging may join mapped pages into large ones and map them
+         * anew when they are read. Then the pages of the code count too. */
         wrong += found < 20 || found > 20 + 3;
         bare_take(&b);
         wrong += bare_differs(&b);

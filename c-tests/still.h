@@ -1,6 +1,6 @@
 /*
- * A guest without a machine: a few pages of this process that nobody writes to, for tests that
- * need something to migrate and no KVM.
+ * A guest without a machine: a few pages of this process that are never written, for tests that
+ * need a guest to migrate but no KVM.
  */
 #ifndef STILL_H
 #define STILL_H
@@ -31,8 +31,8 @@ UNUSED static int32_t nothing(void *opaque, brant_reason *reason)
 UNUSED static const brant_ops plain = { .size = sizeof plain, .pause = nothing, .resume = nothing,
                                         .run = nothing };
 
-/* One with these operations. The first `filled` bytes of its memory hold `fill`; the rest has never
- * been touched. */
+/* A guest with these operations. The first `filled` bytes of its memory have the value `fill`; the
+ * others were never touched. */
 UNUSED static struct still still_with(const brant_ops *ops, void *opaque, char fill, uint64_t filled)
 {
     struct still s = { .bytes = 4 * MIB };
@@ -49,7 +49,7 @@ UNUSED static struct still still_with(const brant_ops *ops, void *opaque, char f
     return s;
 }
 
-/* One that can move. */
+/* A guest that can move. */
 UNUSED static struct still still_new(void)
 {
     return still_with(&plain, NULL, 0, 0);

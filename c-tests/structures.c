@@ -1,6 +1,6 @@
 /*
- * Structures of other sizes than the library's: smaller ones are accepted, a tail that nobody knows
- * must be zero, and no byte behind a caller's structure is written.
+ * Structures of other sizes than the library's. Smaller ones are accepted, an unknown tail must be
+ * zero, and no byte behind a caller's structure is written.
  */
 #include "still.h"
 
@@ -117,7 +117,8 @@ static void structures_given(void)
 
     for (int i = 0; i < GIVEN; i++) {
         const struct sized *g = &given[i];
-        /* Exactly as long as it says, so that a sanitizer sees a byte too many being read. */
+        /* Exactly as long as its size says, so that a sanitizer notices a byte too many that is
+         * read. */
         char *structure = must_alloc(1, g->size + TAIL);
         char *small = must_alloc(1, g->smaller);
         brant_error *e = NULL;

@@ -1,11 +1,10 @@
 /*
- * What the C tests that use a real guest share: a guest of examples/minivmm that
- * is described to brant, its migration from one to another in this process, what
- * was found of its memory, and numbers at random. Included once by each such
- * program, after which tap.h need not be. Not a model of a VMM: see
- * examples/minivmm/migrate.c for that.
+ * Helpers for C tests with a real guest: a guest of examples/minivmm that is described to brant,
+ * its migration to another one in this process, the pages found in its memory, and random numbers.
+ * Each such program includes this once, and need not include tap.h. It is no model of a VMM:
+ * examples/minivmm/migrate.c is one.
  *
- * What cannot happen ends the program (must, bail), so that tests read straight on.
+ * Impossible events end the program (must, bail), so that tests have no branches for them.
  */
 #ifndef SUPPORT_H
 #define SUPPORT_H
@@ -53,8 +52,8 @@ UNUSED static void sleep_us(uint64_t us)
 
 static uint64_t random_state;
 
-/* From SEED in the environment, or the clock; printed, so that a failure can be
- * tried again. */
+/* Begins with SEED from the environment, or with the clock. The seed is printed, so that a failure
+ * can be repeated. */
 UNUSED static void random_begin(void)
 {
     const char *seed = getenv("SEED");
@@ -71,7 +70,7 @@ UNUSED static uint64_t random_below(uint64_t n)
 
 /* ---- errors ---- */
 
-/* `code` is what a call returned that has to succeed. */
+/* Checks `code`, the result of a call that has to succeed. */
 UNUSED static void must_at(int32_t code, brant_error *e, const char *what, int line)
 {
     if (code)
@@ -102,27 +101,27 @@ enum op { OP_PAUSE, OP_RESUME, OP_SAVE, OP_LOAD, OP_RELEASE, OP_RUN, OP_COUNT };
 struct vm {
     struct mv_machine *machine;
     brant_guest *guest;
-    /* Where the machine's marks go. Exchanged while the guest stands still only. */
+    /* The tracker that gets the machine's marks. Exchanged only while the guest stands still. */
     _Atomic(brant_tracker *) tracker;
     uint64_t pages;
-    /* A digest of each page, taken when it is frozen for good (release) or has arrived
-     * (run, before it runs). */
+    /* A digest of each page, taken when the guest is paused for good (release) or has arrived (run,
+     * before it runs). */
     uint64_t *digests;
     struct mv_counters frozen;
-    /* Called at the beginning of each operation; anything but 0 fails it. NULL: nothing. */
+    /* Called at the beginning of each operation, and fails it unless it returns 0. May be NULL. */
     int32_t (*at)(struct vm *vm, enum op op, brant_reason *reason);
     void *at_arg;
-    /* Called with each event. NULL: nothing. */
+    /* Called with each event. May be NULL. */
     void (*on_event)(struct vm *vm, const brant_event *event);
     atomic_int calls[OP_COUNT];
-    /* Bytes of each vCPU's dirty ring; 0: it has none. */
+    /* Bytes of each vCPU's dirty ring; 0 without one. */
     uint64_t ring_bytes;
-    /* The tracker kicks the vCPUs before it harvests. */
+    /* Whether the tracker kicks the vCPUs before it harvests. */
     bool kick;
     atomic_ullong full_exits;
 };
 
-/* The size of a dirty ring that is left to brant. */
+/* brant's default size of a dirty ring. */
 #define RING_DEFAULT UINT64_MAX
 
 static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
@@ -132,8 +131,8 @@ static void vm_mark(void *opaque, uint64_t gpa, uint64_t len)
     brant_tracker_mark(atomic_load(&vm->tracker), gpa, len);
 }
 
-/* Where a test sets it: gives each descriptor that a vm lends to brant, to be closed or replaced by
- * `lent_back` right after the call. */
+/* If a test sets this, it gets each descriptor that a vm lends to brant. `lent_back` closes or
+ * replaces it right after the call. */
 static int (*lent)(int fd);
 static void (*lent_back)(int fd);
 
@@ -188,7 +187,7 @@ static void vm_describe(struct vm *vm, const brant_ops *ops, void *opaque)
 
         must(brant_guest_add_block(vm->guest, &block, &id, &e));
         take_back(block.fd);
-        /* Slots name their blocks by it, and runs are turned into guest addresses. */
+        /* Slots name their blocks by this number, and runs become guest addresses by it. */
         if (id != i)
             bail("block %u has the number %u", i, id);
     }
@@ -207,9 +206,9 @@ static void vm_describe(struct vm *vm, const brant_ops *ops, void *opaque)
     }
 }
 
-/* A guest that has not started yet, with dirty rings of so many bytes (0: none; or RING_DEFAULT) and
- * these operations, which are given `opaque`, or the struct vm where that is NULL. Its hooks are given
- * the struct vm. */
+/* A guest that has not started yet, with dirty rings of `bytes` (0: none; or RING_DEFAULT) and
+ * these operations. They get `opaque`, or the struct vm if that is NULL. The hooks get the struct
+ * vm. */
 UNUSED static struct vm *vm_new_with(const struct mv_config *config, uint64_t bytes,
                                      const brant_ops *ops, void *opaque)
 {
@@ -231,7 +230,7 @@ UNUSED static struct vm *vm_new_with(const struct mv_config *config, uint64_t by
     return vm;
 }
 
-/* What migrates a vm: see below. */
+/* The operations that migrate a vm: see below. */
 static const brant_ops vm_ops;
 
 UNUSED static struct vm *vm_new_with_rings(const struct mv_config *config, uint64_t bytes)
@@ -250,7 +249,7 @@ struct tracking {
     uint32_t mode, clearing, shift;
 };
 
-/* Adds KVM's log to a tracker of it, and its vCPUs if they have rings. */
+/* Adds KVM's log of the guest to a tracker, and its vCPUs if they have rings. */
 UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mode)
 {
     brant_kvm_log kvm = { .size = sizeof kvm, .vm_fd = lend(mv_vm_fd(vm->machine)), .mode = mode };
@@ -265,7 +264,7 @@ UNUSED static void vm_add_kvm(struct vm *vm, brant_tracker *tracker, uint32_t mo
     }
 }
 
-/* Gives it a tracker. It stands still, or has not started. */
+/* Gives the guest a tracker. It stands still, or has not started. */
 UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
 {
     brant_tracker_config config = { sizeof config, how->clearing, how->shift };
@@ -276,7 +275,7 @@ UNUSED static void vm_track(struct vm *vm, const struct tracking *how)
     atomic_store(&vm->tracker, tracker);
 }
 
-/* It stands still. */
+/* Frees the guest's tracker while it stands still. */
 UNUSED static void vm_untrack(struct vm *vm)
 {
     brant_tracker_free(atomic_exchange(&vm->tracker, NULL));
@@ -311,7 +310,7 @@ UNUSED static void vm_resume(struct vm *vm)
         bail("resume: %s", mv_error(vm->machine));
 }
 
-/* Lets it run until it has written `n` pages more. */
+/* Lets the guest run until it has written `n` pages more. */
 UNUSED static void vm_writes(struct vm *vm, uint64_t n)
 {
     if (mv_wait_writes(vm->machine, n, patience(30000)))
@@ -326,8 +325,8 @@ UNUSED static uint64_t vm_written(struct vm *vm)
     return c.writes;
 }
 
-/* The guest's own word: it goes on writing, and all that it wrote is there, and so is
- * all that the VMM wrote for it. */
+/* The guest's own check: it goes on writing, and finds everything that it wrote and that the VMM
+ * wrote for it. */
 UNUSED static bool vm_runs_clean(struct vm *vm)
 {
     struct mv_counters c;
@@ -394,7 +393,7 @@ UNUSED static void copy_all(struct copy *copy)
         bail("guest memory cannot be read");
 }
 
-/* A run that was handed out before this call. */
+/* Copies a run that was handed out before this call. */
 UNUSED static void copy_run(struct copy *copy, const brant_run *run)
 {
     uint64_t page = run_page(copy->vm, run);
@@ -404,7 +403,7 @@ UNUSED static void copy_run(struct copy *copy, const brant_run *run)
     copy->taken += run->pages;
 }
 
-/* Takes at most `calls` times `capacity` runs and copies them. True at the end of the walk. */
+/* Takes at most `calls` times `capacity` runs, and copies them. True at the end of the walk. */
 UNUSED static bool copy_take(struct copy *copy, uint64_t calls, size_t capacity)
 {
     brant_tracker *tracker = atomic_load(&copy->vm->tracker);
@@ -422,7 +421,7 @@ UNUSED static bool copy_take(struct copy *copy, uint64_t calls, size_t capacity)
     return false;
 }
 
-/* Takes all that is pending: a walk may have begun in the middle. */
+/* Takes every pending page. The walk may have begun in the middle. */
 UNUSED static void copy_drain(struct copy *copy)
 {
     brant_tracker_stats stats = { .size = sizeof stats };
@@ -433,7 +432,7 @@ UNUSED static void copy_drain(struct copy *copy)
     } while (stats.pending_pages);
 }
 
-/* Pages that differ, of a guest that stands still. */
+/* How many pages differ, for a guest that stands still. */
 UNUSED static uint64_t copy_differs(struct copy *copy)
 {
     uint64_t differs = 0;
@@ -475,7 +474,7 @@ static int32_t op_pause(void *opaque, brant_reason *reason)
 {
     struct vm *vm = opaque;
 
-    /* A pause that takes its time: what the guest writes meanwhile only the last sync finds. */
+    /* A slow pause: only the last sync finds what the guest writes meanwhile. */
     if (mv_wait_writes(vm->machine, 100, patience(10000)) || mv_pause(vm->machine))
         return op_fails(vm, reason);
     return op_begins(vm, OP_PAUSE, reason);
@@ -495,7 +494,7 @@ static int32_t op_save(void *opaque, brant_saver *saver, brant_reason *reason)
     static __thread uint8_t state[MV_VCPU_STATE_MAX];
     uint64_t stamp = now_us();
 
-    /* Saving may write guest memory. Nobody else writes this page. */
+    /* A save may write guest memory. Nothing else writes this page. */
     if (mv_write(vm->machine, 0, &stamp, sizeof stamp))
         return op_fails(vm, reason);
     for (unsigned i = 0; i < mv_vcpu_count(vm->machine); i++) {
@@ -597,7 +596,7 @@ UNUSED static void make_socketpair(int pair[2])
         bail("socketpair: %s", strerror(errno));
 }
 
-/* Makes both migrations. They are started with begin_*, or as a test likes. */
+/* Makes both migrations. begin_* or a test starts them. */
 UNUSED static void journey_new(struct journey *j, struct vm *from, struct vm *to,
                                const brant_params *params)
 {
@@ -627,7 +626,7 @@ UNUSED static void journey_begin(struct journey *j, bool tcp)
     journey_begin_fds(j, pair[0], pair[1]);
 }
 
-/* Waits for the end at both sides and frees both migrations but, if `keep`, the source's. */
+/* Waits for the end on both sides, and frees both migrations except, if `keep`, the source's. */
 UNUSED static void journey_end(struct journey *j, bool keep)
 {
     brant_error *e = NULL;
@@ -660,7 +659,7 @@ UNUSED static bool journey_equal(const struct journey *j)
            j->from->frozen.writes == j->to->frozen.writes && j->from->frozen.writes > 0;
 }
 
-/* 0, or -1 and why this KVM has no dirty rings of so many bytes. */
+/* 0, or -1 and the reason why this KVM has no dirty rings of this size. */
 UNUSED static int rings_available(uint64_t bytes, char *why, size_t len)
 {
     brant_error *e = NULL;
@@ -682,7 +681,7 @@ UNUSED static int rings_available(uint64_t bytes, char *why, size_t len)
     return code ? -1 : 0;
 }
 
-/* Without KVM none of the program's promises can be tried. */
+/* Without KVM no promise of the program can be tested. */
 UNUSED static void need_kvm(void)
 {
     char why[200];

@@ -1,10 +1,9 @@
 /*
- * Migrations that do not happen, of a real guest: cancelled at any moment, the peer gone at
- * any moment, refused by one side's VMM, too slow, handed over and not answered. Each time
- * the guest goes on where it should, and nowhere else, finds all of its memory as it wrote
- * it, and can be migrated afterwards with the same tracker.
- * The guest itself travels on from case to case, so that what one case spoils the next
- * ones notice too.
+ * Migrations of a real guest that fail: cancelled at any moment, the peer gone at any moment,
+ * refused by one side's VMM, too slow, or handed over without an answer. Each time the guest goes
+ * on where it should and nowhere else, finds all of its memory as it wrote it, and can be migrated
+ * afterwards with the same tracker. The same guest goes from case to case, so damage by one case
+ * shows in the next.
  */
 #include "support.h"
 
@@ -29,7 +28,7 @@ static const struct mv_config config = {
 /* The guest, where it is now. */
 static struct vm *current;
 
-/* The VMM itself has tracking on, before, during and after the migration, for a copy of its own. */
+/* The VMM itself tracks before, during and after the migration, for a copy of its own. */
 static bool vmm_tracks;
 static struct copy backup;
 
@@ -122,10 +121,10 @@ enum { STATE_END = 11, READY = 15, HANDOVER = 16, RUNNING = 17 };
 
 struct middle {
     int source, destination; /* our ends */
-    /* The record of which nothing is passed on any more: then both connections are closed,
-     * or, if `silent`, stay open without a word. */
+    /* The record from which on nothing is passed on. Then both connections are closed or, if
+     * `silent`, stay open without a record. */
     unsigned stop_at;
-    /* The same after so many bytes from the source. */
+    /* The same, after this many bytes of the source. */
     uint64_t stop_after;
     bool silent;
     atomic_bool seen;
@@ -261,7 +260,7 @@ static void migrates_now(const char *name)
     }
 }
 
-/* Whether the VMM's copy becomes the guest by what is pending for the VMM, whatever the migration
+/* Whether the VMM's copy becomes equal to the guest by its pending pages, whatever the migration
  * took meanwhile. */
 static bool completes(struct vm *from)
 {
@@ -298,7 +297,7 @@ static void kept(struct plot *plot, const char *name, bool failed_as_expected)
     migrates_now(name);
 }
 
-/* The source gave it away all the same: the same number of promises. */
+/* The source handed the guest over all the same. As many promises as kept(). */
 static void gave(struct plot *plot, const char *name)
 {
     if (!ok(plot->cancelled == BRANT_E_STATE && plot->j.destination.code == 0,
@@ -360,8 +359,8 @@ static void cancelled_inside(enum op op, const char *name)
     plot_free(plot);
 }
 
-/* At the very entry of each state, which no operation can hit: the last ones on both sides of
- * the gate, before and after which a cancel means the opposite. */
+/* At the very beginning of each state, which no operation can hit. The last of them are on both
+ * sides of the point of no return, before and after which a cancel means the opposite. */
 static void cancelled_at(const char *state, bool too_late)
 {
     struct plot *plot = plot_new(NULL);
@@ -416,7 +415,7 @@ static void cancelled_any_time(uint64_t longest_us)
     begun = now_us();
     plot->cancelled = brant_outgoing_cancel(plot->j.out, NULL);
     took = now_us() - begun;
-    /* It waits for a connection for as long as it takes; there may never have been one. */
+    /* It waits for a connection without a limit, and there may never have been one. */
     if (brant_incoming_wait(plot->j.in, 3000, NULL) == BRANT_E_PENDING)
         brant_incoming_cancel(plot->j.in, NULL);
     journey_end(&plot->j, true);
@@ -445,7 +444,7 @@ static void peer_gone(unsigned stop_at, uint64_t stop_after, const char *name)
     plot_free(plot);
 }
 
-/* At the source a reason of its own VMM's, or at the destination, whose reason travels. */
+/* Refused by the source's own VMM, or by the destination's, whose reason is sent to the source. */
 static void refused(bool there, enum op op, const char *reason, const char *name)
 {
     struct plot *plot = plot_new(NULL);
@@ -481,7 +480,8 @@ static void too_slow(void)
     plot_free(plot);
 }
 
-/* Whether a guest that was handed over without an answer stands still here, and says so. */
+/* Whether a guest that was handed over without an answer stands still here, and its state says so.
+ */
 static bool stands_still(struct plot *plot)
 {
     struct vm *from = plot->j.from;
@@ -494,7 +494,8 @@ static bool stands_still(struct plot *plot)
            brant_outgoing_cancel(plot->j.out, NULL) == BRANT_E_STATE;
 }
 
-/* The hand-over is lost: the destination never runs, which the VMM knows, and resumes. */
+/* The hand-over is lost. The destination never runs, which the VMM knows, and so it resumes the
+ * guest. */
 static void unanswered_resumed(bool silent, const char *name)
 {
     brant_params params = { .size = sizeof params, .handover_timeout_ms = patience(1500),
@@ -537,7 +538,7 @@ static void unstarted_resumed(void)
     plot_free(plot);
 }
 
-/* The hand-over arrives or not; the source's VMM gives the guest up. */
+/* The hand-over arrives or not, and the source's VMM gives the guest up. */
 static void unanswered_destroyed(bool arrives)
 {
     brant_params params = { .size = sizeof params, .handover_timeout_ms = patience(1500) };
@@ -636,7 +637,7 @@ int main(void)
     enum { TRACKINGS = sizeof trackings / sizeof trackings[0] };
 
     need_kvm();
-    /* In short: a tracker that clears by itself, and not one that lets KVM do it. */
+    /* The short version: a tracker that clears by itself, and not one that lets KVM do it. */
     plan((brief() ? 1 : TRACKINGS) * (CASES * PROMISES + TRACKED_CASES * (PROMISES + 1)) + brief());
     random_begin();
     if (brief())

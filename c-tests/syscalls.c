@@ -1,10 +1,11 @@
 /*
- * The system calls of brant's threads, against the list of docs/threads.md: whoever confines
- * these threads by that list is not surprised.
+ * The system calls of brant's threads, compared with the list of docs/threads.md, so that a VMM can
+ * confine these threads by that list.
  *
- * Each thread of brant's gets a filter in `thread_start` that has the kernel ask before every
- * system call; a thread of the test's notes the number and has it go on. The VMM's operations
- * run on other threads, so what is noted is brant's own. One scenario is one process.
+ * Each thread of brant's gets a filter in `thread_start`, by which the kernel asks before every
+ * system call. A thread of the test's notes the number and lets the call go on. The VMM's
+ * operations run on other threads, so the noted calls are brant's own. Each scenario is a process
+ * of its own.
  *
  * time limit: 400 s
  */
@@ -26,19 +27,20 @@
 
 /* ---- what is noted ---- */
 
-/* Without a lock: a thread that waits for the supervisor must not hold what that waits for. */
+/* Without a lock, because a thread that waits for the supervisor must not hold a lock that the
+ * supervisor waits for. */
 struct noted {
     /* Descriptors; 0: not yet, -1: not any more. */
     atomic_int listeners[LISTENERS], count;
     int wake[2];
-    /* The supervisor's alone. */
+    /* Only the supervisor uses this. */
     bool seen[CALLS];
     atomic_int unfiltered;
 };
 
 static struct noted noted;
 
-/* Answers the kernel, until it is told to stop. */
+/* Answers the kernel until told to stop. */
 static void *supervise(void *unused)
 {
     (void)unused;
@@ -52,7 +54,8 @@ static void *supervise(void *unused)
             if (fd > 0)
                 polls[n++] = (struct pollfd){ .fd = fd, .events = POLLIN };
         }
-        /* A thread that has just got its filter cannot wake anybody: it looks by itself. */
+        /* A thread that has just got its filter can wake no other thread, so the supervisor looks
+         * by itself. */
         if (poll(polls, (nfds_t)n, 2) < 0)
             continue;
         if (polls[0].revents) {
@@ -67,14 +70,14 @@ static void *supervise(void *unused)
 
             if (polls[i].revents & POLLIN &&
                 ioctl(polls[i].fd, SECCOMP_IOCTL_NOTIF_RECV, &ask) == 0) {
-                /* That one is the test's own. */
+                /* This call is the test's own. */
                 if (ask.data.nr >= 0 && ask.data.nr < CALLS && ask.data.nr != SYS_seccomp)
                     noted.seen[ask.data.nr] = true;
                 answer.id = ask.id;
                 answer.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
                 ioctl(polls[i].fd, SECCOMP_IOCTL_NOTIF_SEND, &answer);
             } else if (polls[i].revents & (POLLHUP | POLLERR | POLLNVAL)) {
-                /* The last thread under it has ended. */
+                /* The last thread with this filter has ended. */
                 for (int k = 0; k < LISTENERS; k++)
                     if (atomic_load(&noted.listeners[k]) == polls[i].fd)
                         atomic_store(&noted.listeners[k], -1);
@@ -84,7 +87,8 @@ static void *supervise(void *unused)
     }
 }
 
-/* On a thread of brant's. One that another of brant's made has that one's filter already. */
+/* Called on a thread of brant's. A thread that another one of brant's made has that one's filter
+ * already. */
 static void op_thread_start(void *opaque, uint32_t role)
 {
     struct sock_filter ask_always[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF) };
@@ -93,7 +97,7 @@ static void op_thread_start(void *opaque, uint32_t role)
 
     (void)opaque, (void)role;
     fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-    /* From here on each call of this thread waits until the supervisor knows of the listener. */
+    /* From now on each call of this thread waits until the supervisor knows the listener. */
     if (fd > 0) {
         int at = atomic_fetch_add(&noted.count, 1);
 
@@ -105,7 +109,7 @@ static void op_thread_start(void *opaque, uint32_t role)
 
 /* ---- operations elsewhere ---- */
 
-/* One of the VMM's operations, done by a thread that brant's wait for. */
+/* One of the VMM's operations, made by a thread for which brant's waits. */
 struct job {
     int32_t (*op)(void *, brant_reason *);
     int32_t (*op_saver)(void *, brant_saver *, brant_reason *);
@@ -208,11 +212,11 @@ struct scenario {
     enum log log;
     uint32_t mode;
     bool memfd;
-    /* The guest's balloon gave pages back. */
+    /* The guest has ballooned pages. */
     bool balloon;
     /* Cancelled in the first pass. */
     bool cancel;
-    /* Not a migration: saved to a file, and restored from it. */
+    /* A save to a file and a restore from it, instead of a migration. */
     bool image;
 };
 
@@ -246,7 +250,7 @@ static struct vm *new_vm(const struct scenario *s, bool incoming)
     return vm;
 }
 
-/* By a file, whose directory lies on a disk. */
+/* By a file whose directory is on a disk. */
 static void play_image(struct vm *from, struct vm *to)
 {
     char directory[] = "/tmp/brant-syscalls-XXXXXX", path[64];
@@ -270,7 +274,7 @@ static void play_image(struct vm *from, struct vm *to)
     vm_free(to);
 }
 
-/* In a process of its own. */
+/* Plays a scenario in a process of its own. */
 static void play(const struct scenario *s)
 {
     brant_tracker_config config = { .size = sizeof config };
@@ -385,7 +389,7 @@ static const char *name_of(int call)
     return (size_t)call < known && syscall_names[call] ? syscall_names[call] : "?";
 }
 
-/* Whether it can be tried here; if not, why. */
+/* Whether the scenario can be tried here; if not, why. */
 static bool possible(const struct scenario *s, char *why, size_t len)
 {
     if (s->log == KVM_LOG)

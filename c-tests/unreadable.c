@@ -1,8 +1,8 @@
 /*
- * Guest memory that is mapped and cannot be read or written, by the header alone: the migration
- * fails with BRANT_E_MEMORY, the message names block and offset, and the guest runs on; or it
- * goes on without pages that were declared poisoned. And a `save` that uses the stack which
- * the header promises. Each case in a process of its own: a signal is a failed case.
+ * Guest memory that is mapped but cannot be read or written, by the header alone. The migration
+ * fails with BRANT_E_MEMORY, the message names block and offset, and the guest runs on. Or the
+ * migration goes on without pages that were declared poisoned. Also a `save` that uses the stack
+ * that the header promises. Each case is a process of its own, so that a signal is a failed case.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +25,7 @@ struct side {
     uint32_t ram;
     unsigned char *host;
     bool stands, ran;
-    /* Bytes of stack that `save` uses. */
+    /* How many bytes of stack `save` uses. */
     size_t stack;
 };
 
@@ -131,7 +131,7 @@ static struct result migrate(struct side *from, struct side *to)
     return result;
 }
 
-/* What a case found, a bit for each of its promises. */
+/* The results of a case, one bit for each of its promises. */
 typedef unsigned (*body)(void);
 
 static unsigned at_the_source(void)
@@ -206,7 +206,7 @@ static unsigned deep(void)
 
     side_new(&from);
     side_new(&to);
-    /* What is left is for the frames above, and for the process's thread-local variables. */
+    /* The rest is for the frames above, and for the process's thread-local variables. */
     from.stack = (8 << 20) - (512 << 10);
     r = migrate(&from, &to);
     return (r.source == 0) | (r.destination == 0) << 1 | (to.ran && from.stands) << 2 | 1 << 3;

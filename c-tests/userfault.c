@@ -1,7 +1,7 @@
 /*
- * Any memory of this process as a guest: userfaultfd's write protection through the C
- * interface. Threads of this process are the guest, or another tracker's KVM guest is, whose
- * log is the witness. What the log itself does, page by page, is in tests/userfault.
+ * Any memory of this process as a guest: userfaultfd's write protection through the C interface.
+ * The guest is threads of this process, or the KVM guest of another tracker, whose log is the
+ * witness. tests/userfault tests the log itself page by page.
  */
 #include "support.h"
 
@@ -29,7 +29,7 @@ struct writer {
     pthread_t thread;
     unsigned number;
     _Atomic(uint64_t) writes;
-    /* 1 for each page written, block by block. */
+    /* 1 for each written page, block by block. */
     uint8_t *record[BLOCKS];
 };
 static struct writer writers[WRITERS];
@@ -92,7 +92,7 @@ static void *write_on(void *arg)
         random = random * 6364136223846793005ull + 1442695040888963407ull;
         unsigned i = (unsigned)(random >> 33) % BLOCKS;
         uint64_t page = (random >> 40) % blocks[i].pages;
-        /* A place of its own in each page: each write changes something. */
+        /* A place of its own in each page, so that each write changes a byte. */
         _Atomic(uint64_t) *at = (void *)(blocks[i].host + page * PAGE + w->number * 1024 + page % 128 * 8);
 
         w->record[i][page] = 1;
@@ -138,7 +138,7 @@ static bool writers_have(uint64_t writes)
 
 static uint8_t *found[BLOCKS];
 
-/* Takes and copies all that is pending; how many pages. */
+/* Takes and copies every pending page. Returns the number of pages. */
 static uint64_t take(brant_tracker *tracker)
 {
     uint64_t taken = 0;
@@ -166,7 +166,7 @@ static brant_sync sync_now(brant_tracker *tracker, uint32_t when)
     return s;
 }
 
-/* One stop of all threads of this process, and its end, 20 times. */
+/* Stops all threads of this process and continues them, 20 times. */
 static pid_t stopper_start(void)
 {
     pid_t child, parent = getpid();
@@ -194,7 +194,7 @@ static void on_signal(int number)
     atomic_fetch_add(&signals, 1);
 }
 
-/* To whichever thread the kernel likes; 0: no more. */
+/* To any thread that the kernel chooses; 0: no more. */
 static void signals_every(long microseconds)
 {
     static timer_t timer;
@@ -324,7 +324,7 @@ static void refuse_the_call(void)
         _exit(9);
 }
 
-/* In a child whose system call is filtered: there is still the device. */
+/* In a child whose system call is filtered, which can still use the device. */
 static void device_serves_too(brant_guest *guest)
 {
     bool device = access("/dev/userfaultfd", R_OK | W_OK) == 0;
@@ -354,7 +354,7 @@ static void device_serves_too(brant_guest *guest)
         brant_tracker *tracker;
         brant_error *why = NULL;
 
-        /* Nobody, who may not open it. */
+        /* A user who may not open the device. */
         if (device && setuid(65534))
             _exit(8);
         refuse_the_call();
@@ -378,7 +378,7 @@ static void ends_leave_nothing(brant_guest *guest)
         must(brant_tracker_new(guest, NULL, &tracker, &e));
         must(brant_tracker_add_userfault(tracker, &e));
         must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
-        /* Freed while it is on. */
+        /* Freed while it is started. */
         brant_tracker_free(tracker);
     }
     ok(true, "a tracker that is freed gives the memory back");
@@ -408,7 +408,7 @@ static void guest_of_kvm(unsigned vcpus)
 
     vm_track(vm, &how);
     kvm = atomic_load(&vm->tracker);
-    /* Nobody marks for this one: what the VMM writes, it finds too. */
+    /* Nobody marks for this tracker: it finds the VMM's writes too. */
     must(brant_tracker_new(vm->guest, NULL, &userfault, &e));
     must(brant_tracker_add_userfault(userfault, &e));
     vm_start(vm);
@@ -460,7 +460,8 @@ static void guest_of_kvm(unsigned vcpus)
     note("%u vCPUs: %" PRIu64 " pages found by both, %" PRIu64 " by userfaultfd alone", vcpus, both,
          only_userfault);
     ok(both > 500 && only_kvm == 0, "%u vCPUs: userfaultfd finds every page that KVM's log has", vcpus);
-    /* The page is made writable, then KVM lets the vCPU write it and logs that: a pause can come between. */
+    /* The page is made writable, and then KVM lets the vCPU write it and logs that. A pause can
+     * come in between. */
     ok(changed == 0 && only_userfault <= vcpus, "%u vCPUs: and no page that was not written", vcpus);
     equal(copy_differs(&by_userfault), 0, "%u vCPUs: a copy of what it handed out equals the guest", vcpus);
     must(brant_tracker_stop(userfault, &e));

@@ -1,12 +1,10 @@
 /*
- * A guest whose disks are other processes: two back ends that speak vhost-user (memory
- * table, log in shared memory, features, stop of a ring) write guest memory through
- * descriptors of it, and mark what they wrote in brant's log. It migrates while they write,
- * and all of it arrives.
+ * A guest whose disks are other processes. Two back ends that speak vhost-user (memory table, log
+ * in shared memory, features, stop of a ring) write guest memory through its descriptors, and mark
+ * their writes in brant's log. The guest migrates while they write, and all of it arrives.
  *
- * The guest is nothing but memfds: what the back ends write is all that is written, so a write
- * of theirs that is missed is a page that differs. That it would be seen is
- * tried with back ends that do not log. Needs no KVM.
+ * The guest has only memfds, and only the back ends write to them, so a missed write of theirs is a
+ * page that differs. Back ends that do not log show that this is noticed. Needs no KVM.
  */
 #include "vhost/guest.h"
 
@@ -56,12 +54,13 @@ static void tracker_follows(void)
     guest_free(&copy);
 }
 
-/* What a VMM has fetched itself, from a mapping for DMA that it removes or from another log. */
+/* A bitmap that the VMM has fetched itself, from a DMA mapping that it removes or from another log.
+ */
 static void bitmap_marked(void)
 {
     struct guest g;
     brant_tracker *tracker;
-    /* Page 70, pages 126 to 129, and one beyond what is said to be there. */
+    /* Page 70, pages 126 to 129, and one beyond the given number of pages. */
     uint64_t words[3] = { 0, 3ull << 62 | 1ull << 6, 3 | 1ull << 40 };
     uint64_t first = blocks[1].gpa - 70 * PAGE;
     brant_tracker_stats stats = { .size = sizeof stats };
@@ -74,7 +73,7 @@ static void bitmap_marked(void)
     brant_tracker_mark_bitmap(tracker, first, words, 168);
     must(brant_tracker_start(tracker, BRANT_START_CLEAN, &e));
     brant_tracker_mark_bitmap(tracker, first, words, 168);
-    /* Nowhere, and as far up as it goes. */
+    /* An address without memory, the highest that there is. */
     brant_tracker_mark_bitmap(tracker, 0xfffffffffffff000, words, 192);
     must(brant_tracker_sync(tracker, BRANT_SYNC_RUNNING, NULL, &e));
     must(brant_tracker_take(tracker, runs, 8, &count, &e));
@@ -90,7 +89,7 @@ static void plug(struct vmm *v, struct guest *to)
 {
     uint64_t before = v->length;
 
-    /* The destination has it first; the source's back ends are told last. */
+    /* The destination has the block first; the source's back ends are told last. */
     must(guest_plug(to, &e));
     must(guest_plug(v->guest, &e));
     ok(v->length > before && v->logs_on >= 2, "memory further up moves them to a longer log");
@@ -112,7 +111,7 @@ static void plug_refused(struct vmm *v, struct guest *to)
     note("%s", brant_error_message(e));
     brant_error_free(e);
     atomic_store(&disks[1].shared->refuse_log, false);
-    /* The block without a slot is not the destination's. */
+    /* The destination does not have the block without a slot. */
     must(brant_guest_find_block(v->guest->guest, blocks[2].name, &id, &e));
     must(brant_guest_remove_block(v->guest->guest, id, &e));
     writes_wait(200);

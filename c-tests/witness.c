@@ -1,9 +1,9 @@
 /*
- * The tracker against an independent witness: what KVM's log says that the guest wrote is
- * what the memory manager says was written to the same memory. The witness is userfaultfd
- * in its asynchronous write-protect mode, read by PAGEMAP_SCAN (Linux 6.7); it lives in
- * the process' page tables, knows nothing of KVM, and sees the VMM's own writes too.
- * Both begin at one moment of a guest that stands still, and both end at another.
+ * The tracker, compared with an independent witness: the pages that KVM's log reports are those
+ * that the memory manager saw written in the same memory. The witness is userfaultfd in its
+ * asynchronous write-protect mode, read by PAGEMAP_SCAN (Linux 6.7). It lives in the process' page
+ * tables, knows nothing of KVM, and sees the VMM's own writes too. Both begin at one moment in
+ * which the guest stands still, and end at another.
  */
 #include "support.h"
 
@@ -37,7 +37,7 @@ enum { PROMISES = 4 };
 
 static int uffd, pagemap;
 
-/* 0, or why it cannot be had. */
+/* NULL, or the reason why there is no witness here. */
 static const char *witness_new(void)
 {
     static char why[128];
@@ -56,8 +56,8 @@ static const char *witness_new(void)
     return why;
 }
 
-/* Sets seen[page] for all that was written since the last time, and begins anew.
- * `seen` NULL: only begins anew. */
+/* Sets seen[page] for every page written since the last call, and begins anew. With `seen` NULL it
+ * only begins anew. */
 static void witness_ask(struct vm *vm, uint8_t *seen)
 {
     static struct scanned found[256];
@@ -142,8 +142,8 @@ static void one_case(struct vm *vm, struct copy *copy, const struct tracking *ho
             note("brant alone found guest page %#" PRIx64, page);
     }
     note("%s: %" PRIu64 " pages found by both", how->name, both);
-    /* The memory manager lets KVM write the page first, then KVM lets the vCPU, and logs it. A
-     * pause that comes between leaves a page that the witness has seen and nobody has written. */
+    /* The memory manager lets KVM write the page first; then KVM lets the vCPU write it, and logs
+     * that. A pause in between leaves a page that the witness has seen and nobody has written. */
     ok(both > 500 && lost == 0 && only_witness <= mv_vcpu_count(vm->machine),
        "%s: brant finds every page that the witness saw written", how->name);
     equal(only_brant, 0, "%s: brant finds no page that the witness saw unwritten", how->name);

@@ -1,7 +1,7 @@
 /*
- * BRANT_INIT in each place where a structure begins: a variable, a static one, a member and an
- * element. Compiled as C and as C++, with every warning an error; never run. That it fits every
- * structure with a size is checked by scripts/test, which runs what it makes.
+ * BRANT_INIT wherever a structure can begin: a variable, a static variable, a member and an
+ * element. Compiled as C and as C++ with every warning an error, and never run. scripts/test checks
+ * that it fits every structure with a size, and runs that program.
  */
 #include "brant.h"
 

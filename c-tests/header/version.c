@@ -1,6 +1,6 @@
 /*
- * Prints the version that the header's macros say, to be compared with the
- * crate's. Used by scripts/test.
+ * Prints the version of the header's macros, for a comparison with the crate's. Used by
+ * scripts/test.
  */
 #include <stdio.h>
 

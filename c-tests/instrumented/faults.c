@@ -1,8 +1,8 @@
 /*
- * Faults that are planted, one a run, by which scripts/test-instrumented learns that a tool is
- * in: each must be reported, and a run without any must not be. Half of them are brant's own
- * code going wrong, because of what it was told: that shows that the library is instrumented
- * and not only the program.
+ * Planted faults, one for each run, by which scripts/test-instrumented learns that a tool is
+ * active: each fault must be reported, and a run without one must be clean. Half of them make
+ * brant's own code fail, by false arguments. That shows that the library is instrumented too, and
+ * not only the program.
  */
 #include <brant.h>
 
@@ -15,7 +15,7 @@
 
 enum { WORDS = 128, BITS = WORDS * 64 };
 
-/* Never written: what the compiler cannot know it cannot leave out. */
+/* Never written, but the compiler cannot know that, and so cannot remove code. */
 static volatile int one = 1;
 
 static struct brant_bitmap *bitmap(void)
@@ -27,7 +27,7 @@ static struct brant_bitmap *bitmap(void)
     return made;
 }
 
-/* brant reads `more` words past the end of what it was given. */
+/* brant reads `more` words past the end of its argument. */
 static void merged(struct brant_bitmap *into, int more)
 {
     uint64_t *words = malloc(WORDS * sizeof *words);
@@ -77,7 +77,7 @@ static void leak(void)
     char stack[4096];
 
     leak_one();
-    /* What is left of the pointer on the stack would be found there. */
+    /* A copy of the pointer that is left on the stack would hide the leak. */
     memset(stack, one, sizeof stack);
     __asm__ volatile("" : : "r"(stack) : "memory");
 }
@@ -100,7 +100,7 @@ static void *racing(void *brants)
     return NULL;
 }
 
-/* Two threads change one thing without a lock. Neither the library nor C allows it. */
+/* Two threads change one object without a lock, which neither the library nor C allows. */
 static void race(bool brants)
 {
     pthread_t there;

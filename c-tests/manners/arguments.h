@@ -12,7 +12,7 @@ static int lend(struct args *a)
     return a->fd = dup(more_fd);
 }
 
-/* A connection, whose other end is gone by now. */
+/* A connection whose other end is closed. */
 static int hand_over(struct args *a)
 {
     struct stat made;
@@ -34,7 +34,7 @@ static const int *hand_over_list(struct args *a)
     return &a->fd;
 }
 
-/* A virtual machine, where there are any. */
+/* A virtual machine, if there are any. */
 static int lend_vm(struct args *a)
 {
     if (kvm_fd < 0)
@@ -103,7 +103,7 @@ static void args_fill(struct args *a)
     a->brant_image_stats.size = sizeof a->brant_image_stats;
 }
 
-/* A structure with another size, at the very end of what may be read. */
+/* A structure of another size, at the very end of readable memory. */
 static void *resized(const struct argument *arg, const void *valid, size_t size, char tail)
 {
     size_t there = size < sizeof(size_t) ? sizeof(size_t) : size;
@@ -127,7 +127,7 @@ static void args_lend(const struct row *row, struct args *a)
         if (arg->kind != GIVEN || !arg->fd || a->null >> i & 1)
             continue;
         memcpy(&size, at, sizeof size);
-        /* What is no structure has none. */
+        /* An argument that is no structure has none. */
         if (size < arg->fd + sizeof a->fd || size == SIZE_MAX)
             continue;
         if (arg->machine)

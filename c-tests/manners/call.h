@@ -1,5 +1,5 @@
 /*
- * One call, and what is promised of each.
+ * One call, and the promises for each call.
  */
 #ifndef MANNERS_CALL_H
 #define MANNERS_CALL_H
@@ -50,7 +50,7 @@ static void call(struct world *w, const struct row *row, struct args *a, bool wi
         if (a->handed && !w->threads && got != 0 && left_open(a))
             wrong("failed, and left the socket open that was handed over");
     }
-    /* What brant keeps of it is counted when the world ends. */
+    /* Duplicates that brant keeps are counted at the end of the world. */
     if (a->lent && close(a->fd))
         wrong("closed the descriptor that was lent");
     for (int i = 0; i < ARGS; i++) {

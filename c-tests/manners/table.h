@@ -1,6 +1,6 @@
 /*
- * What a row of the table says of a function, and what its caller is given: the types that the table written
- * by scripts/gen-api-test is made of, and how what went wrong is told.
+ * A row of the table for each function, and the arguments of a call: the types of the table that
+ * scripts/gen-api-test writes. Also how a failure is reported.
  */
 #ifndef MANNERS_TABLE_H
 #define MANNERS_TABLE_H
@@ -25,7 +25,7 @@
 #include "tap.h"
 
 enum { PAGE = 4096, BLOCK = 64 * PAGE, ARGS = 8, FIELDS = 4, RUNS = 8 };
-/* What a call may be promised to return, beside codes and numbers. */
+/* Promised results of a call, besides codes and numbers. */
 #define FINE (INT64_MAX - 1)       /* as if nothing were twisted */
 #define DESCRIPTOR (INT64_MAX - 2) /* an open one */
 #define WITH_KVM (INT64_MAX - 3)   /* 0 where there is KVM */
@@ -40,7 +40,7 @@ enum kind { NONE, HANDLE, OUT_HANDLE, OUT_NUMBER, POINTER, TEXT, GIVEN, FILLED, 
 
 struct world;
 
-/* What one call is made with. */
+/* The arguments of one call. */
 struct args {
     brant_ram_block brant_ram_block;
     brant_slot brant_slot;
@@ -69,7 +69,7 @@ struct args {
     uint64_t words[4];
     uint64_t outs[ARGS];
     uint64_t timeout_ms;
-    /* A descriptor that is lent for the call, or a socket that becomes brant's by it. */
+    /* A descriptor that is lent for the call, or a socket that the call hands over to brant. */
     int fd;
     bool lent, handed;
     ino_t socket;
@@ -93,7 +93,7 @@ struct argument {
     int64_t null, wrong;
     size_t size, offset, fd;
     struct { const char *name; size_t offset; } fields[FIELDS];
-    /* That descriptor is of a virtual machine. */
+    /* The descriptor is one of a virtual machine. */
     bool machine;
 };
 
@@ -129,7 +129,7 @@ struct world {
     brant_saver *saver;
     struct side_of sides[2];
     bool at_destination, threads;
-    /* What is done once inside an operation, at which side. */
+    /* Called once inside an operation, at either side. */
     void (*inside)(struct world *, void *);
     void *inside_arg;
     enum operation operation;
@@ -146,7 +146,7 @@ static char current[200];
 static char problem[400];
 static unsigned seconds = 10;
 
-/* Says what is tried now, for whoever finds it hanging or crashed. */
+/* Notes what is tried now, for a test that hangs or crashes. */
 __attribute__((format(printf, 1, 2))) static void trying(const char *format, ...)
 {
     va_list args;
@@ -198,8 +198,8 @@ static bool is_open(int fd)
     return fcntl(fd, F_GETFD) >= 0;
 }
 
-/* Whether a socket that was handed over is still open: a thread that an earlier call started may
- * by now have opened another descriptor with its number. */
+/* Whether a socket that was handed over is still open. A thread that an earlier call started may
+ * have opened another descriptor with its number by now. */
 static bool left_open(const struct args *a)
 {
     struct stat now;

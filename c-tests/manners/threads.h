@@ -8,7 +8,7 @@
 
 struct hammer {
     struct world *w;
-    /* Called in turn; NULL: all that any thread may call, at random. */
+    /* Called in turn; NULL: every function that any thread may call, at random. */
     const struct row *const *some;
     atomic_bool *stop;
     atomic_ullong calls;
@@ -59,7 +59,7 @@ static void hammered(enum state state, const struct row *const *one, const struc
     for (int i = 0; i < 2; i++)
         if (pthread_create(&ids[i], NULL, hammer_run, &h[i]))
             bail("no thread");
-    /* On a busy machine a thread may not have begun by then. */
+    /* On a busy machine a thread may not have begun yet. */
     do
         nanosleep(&t, NULL);
     while (h[0].calls == 0 || h[1].calls == 0);
@@ -90,7 +90,7 @@ static const struct row *named(const char *name)
     bail("there is no %s", name);
 }
 
-/* The pairs that a VMM's threads are most often in, for longer. */
+/* The most frequent pairs of calls by a VMM's threads, for longer. */
 static void try_pairs(void)
 {
     const struct row *const marks[] = { named("brant_tracker_mark"),

@@ -166,7 +166,7 @@ static void try_states(const struct row *row)
         if (row->gone)
             blocked(&w);
         call(&w, row, &a, true, expected);
-        /* And what it left of everything is still of use. */
+        /* Everything that the call left can still be used. */
         for (int i = 0; i < FUNCTIONS; i++)
             if (!rows[i].gone && rows[i].any_thread) {
                 args_fill(&a);

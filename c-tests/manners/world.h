@@ -1,5 +1,6 @@
 /*
- * A source, a destination and all other handles, in one of the states that a call may find them in.
+ * A source, a destination and all other handles, in one of the states in which a call may find
+ * them.
  */
 #ifndef MANNERS_WORLD_H
 #define MANNERS_WORLD_H
@@ -13,7 +14,7 @@ static int32_t operation(void *opaque, enum operation op, brant_saver *saver, br
 
     if (w->inside && w->operation == op && w->side == (s->destination ? DESTINATION : SOURCE) &&
         atomic_fetch_add(&w->begun, 1) == 0) {
-        /* Not before both were started: what is done here may free them. */
+        /* Only after both were started, because the call here may free them. */
         sem_wait(&w->connected);
         w->reason = reason;
         w->saver = saver;
@@ -46,11 +47,11 @@ static void guest_make(brant_guest **guest, char *host, struct side_of *side)
 
 static int descriptors_before, threads_before;
 
-/* The state that it is to be in; FRESH: it is to enter none. */
+/* Begins a world in this state; FRESH enters no state. */
 static void world_begin(struct world *w, enum state state)
 {
-    /* What stays unanswered because a callback waits for it must not take long (a second comes
-     * on top); what is to be handed over may take as long as it does. */
+    /* A migration that stays unanswered because a callback waits for it must not take long (a
+     * second comes on top). One that should be handed over may take its time. */
     bool handed_over = state == COMPLETED || state == UNANSWERED;
     brant_params params = { .size = sizeof params,
                             .handover_timeout_ms = handed_over ? 0 : 100,
@@ -68,7 +69,7 @@ static void world_begin(struct world *w, enum state state)
     guest_make(&w->guest, memory[0], &w->sides[0]);
     guest_make(&w->there, memory[1], &w->sides[1]);
     MUST(brant_tracker_new(w->guest, NULL, &w->tracker, NULL));
-    /* One that is done: what is tracked is a matter of the state. */
+    /* A consumer that is stopped, because the state decides what is tracked. */
     MUST(brant_consumer_new(w->tracker, BRANT_START_CLEAN, &w->consumer, NULL));
     MUST(brant_consumer_stop(w->consumer, NULL));
     MUST(brant_rate_new(w->tracker, &rate, &w->rate, NULL));
@@ -81,7 +82,7 @@ static void world_begin(struct world *w, enum state state)
     MUST(brant_bitmap_set(w->bitmap, 5, 2, NULL, NULL));
     MUST(brant_blocker_new(w->guest, "for now", &w->blocker, NULL));
     brant_blocker_free(w->blocker);
-    /* A blocker of another guest than those that migrate. */
+    /* A blocker of a guest that does not migrate. */
     w->blocker = NULL;
     brant_tracker_start(NULL, 0, &w->error);
 }
@@ -173,7 +174,7 @@ static void world_end(struct world *w)
     left = open_descriptors() - descriptors_before;
     if (left)
         wrong("%d descriptors are left over", left);
-    /* A thread that was waited for is still counted until the kernel is done with it. */
+    /* A thread that was joined is still counted until the kernel is done with it. */
     for (unsigned ms = patience(10000); (left = threads() - threads_before) > 0 && ms > 0; ms--)
         nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
     if (left)

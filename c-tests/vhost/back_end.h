@@ -6,7 +6,7 @@
 
 #include "vhost/protocol.h"
 
-/* What the test may know of it and tell it beside the protocol. */
+/* What the test may read and tell it beside the protocol. */
 struct shared {
     _Atomic uint64_t writes;
     atomic_bool mute, refuse_log;
@@ -28,7 +28,7 @@ static uint64_t back_end_random(struct back_end *b, uint64_t n)
     return gv_mix(b->random) % n;
 }
 
-/* Writes at a place in the guest, then marks. What it writes is never there twice. */
+/* Writes at a place in the guest, then marks. It never writes a value twice. */
 static void back_end_write(struct back_end *b, uint64_t gpa, uint64_t length)
 {
     uint64_t stamp = gv_mix(b->random ^ atomic_load(&b->shared->writes));
@@ -56,7 +56,7 @@ static void back_end_burst(struct back_end *b)
     for (int i = 0; i < 16 && b->table.payload.table.count; i++) {
         uint64_t which = back_end_random(b, b->table.payload.table.count);
         struct region r = b->table.payload.table.regions[which];
-        /* Mostly the first half MiB of each, so that it can converge. */
+        /* Mostly the first half MiB of each region, so that the migration can converge. */
         uint64_t within = back_end_random(b, 32) ? 512 << 10 : r.size;
         uint64_t length = 8 + 8 * back_end_random(b, RUN_MAX * PAGE / 8);
         uint64_t at = 8 * back_end_random(b, within / 8);
@@ -66,7 +66,7 @@ static void back_end_burst(struct back_end *b)
         back_end_write(b, r.gpa + at, length);
         atomic_fetch_add(&b->shared->writes, 1);
     }
-    /* As a device with something else to do now and then. */
+    /* As a device with other work now and then. */
     usleep(200);
 }
 

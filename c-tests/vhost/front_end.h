@@ -1,5 +1,5 @@
 /*
- * The VMM's side of vhost-user: it starts back ends and asks them.
+ * The VMM's side of vhost-user: starts back ends and asks them.
  */
 #ifndef VHOST_FRONT_END_H
 #define VHOST_FRONT_END_H
@@ -14,8 +14,8 @@ struct disk {
 
 static struct disk disks[BACK_ENDS];
 
-/* Sends and, if it is to be answered, waits for that. 0, or -1 if the back end is gone or
- * says no. */
+/* Sends a message, and waits for the answer if there should be one. 0, or -1 if the back end is
+ * gone or refuses. */
 static int ask(struct disk *d, struct message *m, const int *fds, unsigned count, uint64_t *answer)
 {
     uint32_t request = m->request;
@@ -86,7 +86,7 @@ static void disk_start(struct disk *d, int i)
         bail("the back end does not listen");
 }
 
-/* How it ended: 0 if it did by itself when its socket was closed. */
+/* How the back end ended: 0 if by itself, when its socket was closed. */
 static int disk_end(struct disk *d)
 {
     int status = -1;

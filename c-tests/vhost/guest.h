@@ -10,7 +10,7 @@ struct block { const char *name; uint64_t gpa, length; };
 
 static const struct block blocks[BLOCKS] = {
     { "low", 0, 24 * MIB },
-    /* Neither begins nor ends at a word of the log, and there is a hole before it. */
+    /* Neither begins nor ends at a word of the log, and has a hole before it. */
     { "high", 128 * MIB + 5 * PAGE, 8 * MIB + 3 * PAGE },
     { "plugged", 1024 * MIB + 3 * PAGE, 2 * MIB + 7 * PAGE },
 };
@@ -84,7 +84,7 @@ static void tell_memory(struct guest *g)
     }
 }
 
-/* Pages that differ. */
+/* How many pages differ. */
 static uint64_t differ(const struct guest *a, const struct guest *b)
 {
     uint64_t differs = 0;
@@ -162,7 +162,7 @@ static int rings(bool run)
 static int32_t on_pause(void *opaque, brant_reason *reason)
 {
     (void)opaque, (void)reason;
-    /* What is written now only the last sync finds. */
+    /* Only the last sync finds what is written now. */
     writes_wait(200);
     return rings(false);
 }
@@ -212,7 +212,7 @@ static brant_tracker *track(struct guest *g, struct vmm *v)
     return tracker;
 }
 
-/* The way between the two: it stops in the middle of the first pass until it is let go on. */
+/* The connection between the two: it stops in the middle of the first pass until it is released. */
 struct way {
     int source, destination;
     atomic_bool in_the_middle, go_on;
@@ -247,7 +247,7 @@ static void *way_run(void *arg)
                 if ((now = send(*to, buffer + sent, (size_t)(n - sent), MSG_NOSIGNAL)) <= 0)
                     n = 0;
             if (n <= 0) {
-                /* One that has ended takes the other with it. */
+                /* A direction that has ended ends the other one. */
                 shutdown(*to, SHUT_RDWR);
                 open = 0;
                 break;
@@ -257,13 +257,13 @@ static void *way_run(void *arg)
     }
     close(way->source);
     close(way->destination);
-    /* For whoever waits for a middle that never came. */
+    /* For a thread that waits for a middle that never came. */
     atomic_store(&way->in_the_middle, true);
     return NULL;
 }
 
-/* A migration to `to`, while the disks write; in the middle of its first pass, `during`
- * happens. The code of the source. */
+/* Migrates to `to` while the disks write. In the middle of the first pass, `during` is called.
+ * Returns the source's code. */
 static int32_t migrate(struct vmm *v, brant_tracker *tracker, struct guest *to,
                        void (*during)(struct vmm *, struct guest *), brant_stats *stats)
 {
@@ -280,7 +280,8 @@ static int32_t migrate(struct vmm *v, brant_tracker *tracker, struct guest *to,
     way.destination = destination[0];
     if (pthread_create(&thread, NULL, way_run, &way))
         bail("no thread");
-    /* The same two guests each time: the copy that an earlier migration made has ended. */
+    /* The two guests are always the same ones: the copy that an earlier migration made has ended.
+     */
     must(brant_guest_give_up(to->guest, &e));
     must(brant_guest_reclaim(v->guest->guest, &e));
     must(brant_incoming_new(to->guest, NULL, &in, &e));

@@ -1,5 +1,5 @@
 /*
- * vhost-user, as much of it as a log takes: messages over a socket, with descriptors.
+ * The part of vhost-user that a log needs: messages over a socket, with descriptors.
  */
 #ifndef VHOST_PROTOCOL_H
 #define VHOST_PROTOCOL_H
@@ -64,7 +64,7 @@ static int message_send(int fd, struct message *m, const int *fds, unsigned coun
     return sendmsg(fd, &h, MSG_NOSIGNAL) == (ssize_t)part.iov_len ? 0 : -1;
 }
 
-/* One message; descriptors that come with it into fds, -1 for those that do not. */
+/* Receives one message. Its descriptors go into `fds`, -1 for each missing one. */
 static int message_receive(int fd, struct message *m, int *fds)
 {
     struct iovec part = { m, HEAD };
