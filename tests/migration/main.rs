@@ -9,6 +9,7 @@ mod support;
 
 mod arrival;
 mod cancelling;
+mod channels;
 mod endings;
 mod faults;
 mod followers;
