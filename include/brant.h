@@ -1004,8 +1004,8 @@ typedef struct brant_event {
 #define BRANT_ROLE_CHANNEL 2
 /**
  * A thread that has the host back a destination's memory just before contents arrive for it
- * (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
- * backed already. The thread calls no operation but `thread_start`.
+ * (MADV_POPULATE_WRITE). An incoming migration has at most one for each channel, and only for
+ * memory that is not backed already. The thread calls no operation but `thread_start`.
  */
 #define BRANT_ROLE_PREFAULT 4
 /**

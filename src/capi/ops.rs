@@ -76,8 +76,8 @@ pub const BRANT_ROLE_MIGRATION: u32 = 1;
 /// channel but channel 0, which is the migration thread's. It calls no operation but `thread_start`.
 pub const BRANT_ROLE_CHANNEL: u32 = 2;
 /// A thread that has the host back a destination's memory just before contents arrive for it
-/// (MADV_POPULATE_WRITE). An incoming migration has at most one, and only for memory that is not
-/// backed already. The thread calls no operation but `thread_start`.
+/// (MADV_POPULATE_WRITE). An incoming migration has at most one for each channel, and only for
+/// memory that is not backed already. The thread calls no operation but `thread_start`.
 pub const BRANT_ROLE_PREFAULT: u32 = 4;
 /// A thread that harvests dirty rings before they fill, while a tracker in mode ring tracks.
 /// Besides the KVM_RESET_DIRTY_RINGS ioctl it calls futex and getrusage. It calls no operation but
