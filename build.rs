@@ -1,8 +1,8 @@
-//! The build script: generates the C header from `src/capi` and `header` into `OUT_DIR` (with the
-//! feature `capi`), and gives the cdylib its soname. It never writes into the source tree: copying
-//! the header to `include/brant.h` is `make header`, and `tests/rules/header.rs`
-//! says when that is due. Symbol versions are not its business either: they are
-//! put on when the Makefile links the shared library that is shipped.
+//! The build script. It generates the C header from `src/capi` and `header` into `OUT_DIR` (with
+//! the feature `capi`), and gives the cdylib its soname. It never writes into the source tree:
+//! `make header` copies the header to `include/brant.h`, and `tests/rules/header.rs` says when that
+//! is needed. It adds no symbol versions: the Makefile does when it links the shared library for
+//! release.
 
 use std::env;
 
@@ -32,9 +32,10 @@ mod header {
     use std::path::Path;
     use std::{fs, process};
 
-    /// Where the C face lives, relative to the crate.
+    /// The directory of the C interface, relative to the crate.
     const CAPI: &str = "src/capi";
-    /// Where the rest of the header is: its sections, and the programs of its opening comment.
+    /// The directory of the header's other parts: its sections, and the programs of its opening
+    /// comment.
     const TEXT: &str = "header";
 
     pub fn generate() {
@@ -46,7 +47,7 @@ mod header {
         let written = made
             .and_then(|text| fs::write(&out, text).map_err(|e| format!("{}: {e}", out.display())));
         if let Err(why) = written {
-            // One "error:" line a cause, not a backtrace of this script.
+            // One "error:" line for each cause, instead of a backtrace of this script.
             eprintln!("error: brant.h cannot be generated: {why}");
             process::exit(1);
         }
@@ -64,7 +65,8 @@ mod header {
         })
     }
 
-    /// What cbindgen makes of `src/capi`; it follows the `mod` lines of `mod.rs`, not those for tests.
+    /// cbindgen's output for `src/capi`. It follows the `mod` lines of `mod.rs`, except those for
+    /// tests.
     fn declarations(root: &Path) -> Result<String, String> {
         let settings = root.join("cbindgen.toml");
         let config = cbindgen::Config::from_file(&settings)

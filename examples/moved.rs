@@ -1,7 +1,7 @@
-//! A KVM guest that counts moves while it runs: `cargo run --example moved` (needs /dev/kvm).
+//! A KVM guest that counts its moves while it runs: `cargo run --example moved` (needs /dev/kvm).
 //!
-//! Both sides are in one process, so that there is nothing to set up: a virtual machine here, another
-//! there, and TCP between them. What a VMM of its own would split is marked.
+//! Both sides are in one process, so that nothing has to be set up: one virtual machine here,
+//! another one there, and TCP between them. Comments mark what a real VMM would split.
 
 use brant::dirty::kvm::Request;
 use brant::dirty::tracker::{Clearing, Tracker};
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Real mode: counts in memory at 0x8000, and tells the VMM at each step.
+/// Real-mode code that counts in memory at 0x8000, and tells the VMM at each step.
 const CODE: &[u8] = &[
     0x66, 0xff, 0x06, 0x00, 0x80, // again: inc dword [0x8000]
     0xe6, 0x80, //                   out 0x80, al
@@ -37,13 +37,13 @@ struct Machine {
     vcpu: Mutex<VcpuFd>,
     runs: AtomicBool,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// For the thread.
+    /// Used by the vCPU's thread.
     own: std::sync::Weak<Machine>,
 }
 
 impl Machine {
     fn new(kvm: &Kvm) -> Result<Arc<Self>> {
-        // Below and above the hole that devices have.
+        // Below and above the hole for devices.
         let ranges = [(GuestAddress(0), MIB), (GuestAddress(4 << 30), 64 * MIB)];
         let ram = Ram::from_ranges(&ranges)?;
         let vm = kvm.create_vm()?;
@@ -77,7 +77,7 @@ impl Machine {
         }))
     }
 
-    /// brant's view of the memory.
+    /// The memory as brant knows it.
     fn memory(&self) -> Result<Arc<Memory>> {
         let memory = Arc::new(Memory::new()?);
         memory.add_guest_memory(&self.ram, 0)?;
@@ -93,7 +93,7 @@ impl Machine {
     }
 
     fn run_vcpu(&self) {
-        // This guest leaves KVM_RUN at each step by itself; others are kicked by a signal.
+        // This guest leaves KVM_RUN at each step by itself. Other guests are kicked by a signal.
         while self.runs.load(Ordering::SeqCst) {
             match self.vcpu().run() {
                 Ok(VcpuExit::IoOut(0x80, _)) => {}
@@ -103,8 +103,8 @@ impl Machine {
                 }
             }
         }
-        // The exit for an `out` is finished by the next KVM_RUN: without it, the state that is
-        // saved would be the one before the instruction's end.
+        // The next KVM_RUN completes the exit of an `out`. Without it, the saved state would be
+        // that before the end of the instruction.
         let mut vcpu = self.vcpu();
         vcpu.set_kvm_immediate_exit(1);
         let _ = vcpu.run();
@@ -135,7 +135,7 @@ impl Vmm for Machine {
     }
 
     fn save(&self, sink: &mut dyn StateSink) -> Result<()> {
-        // What this guest uses; a whole one has some twenty blobs of state.
+        // The state that this guest uses. A complete guest has some twenty blobs of state.
         let regs = self.vcpu().get_regs()?;
         let data: Vec<u8> = [regs.rip, regs.rax, regs.rflags]
             .iter()

@@ -1,19 +1,19 @@
 //! Puts the C header together: the text of `header/brant.h.in`, with each declaration of `src/capi`
-//! in the section that the text gives it. Pure text to text. `build.rs` calls it with what cbindgen
-//! made of the declarations; `tests/rules/header.rs` tries it on small examples.
+//! in the section that the text gives it. Pure: text in, text out. `build.rs` calls it with
+//! cbindgen's output for the declarations; `tests/rules/header.rs` tries it on small examples.
 //!
-//! Two lines of the text are commands:
+//! Two kinds of lines of the text are commands:
 //!
 //! - `@items WORD...` stands for declarations, in the order of the words. A word is a file of
-//!   `src/capi` (`stats.rs`), a name (`brant_sync`), or the begin of names (`BRANT_SYNC_*`). A file
-//!   stands for all of its declarations that no other word names, in the file's order.
+//!   `src/capi` (`stats.rs`), a name (`brant_sync`), or the beginning of names (`BRANT_SYNC_*`). A
+//!   file stands for all of its declarations that no other word names, in the file's order.
 //! - `@program FILE` stands for a file of `header/`, as lines of the comment around it.
 //!
 //! A declaration without a section is an error, and so is a word without a declaration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the header is put together from.
+/// The parts of the header.
 pub struct Parts<'a> {
     /// The text with the commands.
     pub template: &'a str,
@@ -21,20 +21,20 @@ pub struct Parts<'a> {
     pub programs: &'a [(String, String)],
     /// The files of `src/capi`: name and text.
     pub sources: &'a [(String, String)],
-    /// The declarations as cbindgen writes them, a blank line between two.
+    /// The declarations as cbindgen writes them, with a blank line between two.
     pub generated: &'a str,
 }
 
-/// A declaration of `src/capi`: where it is made, and what C sees.
+/// A declaration of `src/capi`: its place there, and its text in C.
 struct Item {
     name: String,
     file: String,
-    /// Stands right below the declaration before it: one of a group of constants.
+    /// Follows the declaration before it without a blank line: one of a group of constants.
     joined: bool,
     text: String,
 }
 
-/// The whole header, or what is wrong with its parts.
+/// The whole header, or the error in its parts.
 pub fn assemble(parts: &Parts) -> Result<String, String> {
     let items = items(parts)?;
     let placed = placed(parts.template, &items)?;
@@ -70,7 +70,7 @@ fn command(line: &str) -> Option<(&str, &str)> {
     Some(line.split_once(' ').unwrap_or((line, "")))
 }
 
-/// The declarations in the order of `src/capi`, each with its C.
+/// The declarations in the order of `src/capi`, each with its text in C.
 fn items(parts: &Parts) -> Result<Vec<Item>, String> {
     let mut texts = BTreeMap::new();
     for text in parts.generated.split("\n\n").map(str::trim) {
@@ -102,8 +102,8 @@ fn items(parts: &Parts) -> Result<Vec<Item>, String> {
     }
 }
 
-/// What a file of `src/capi` declares for C, and whether no blank line separates it from the
-/// declaration before.
+/// The names that a file of `src/capi` declares for C, and whether each follows the declaration
+/// before it without a blank line.
 fn declared_in(text: &str) -> Vec<(&str, bool)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -127,7 +127,7 @@ fn declared_in(text: &str) -> Vec<(&str, bool)> {
     found
 }
 
-/// The letters of a name that a text begins with.
+/// The name at the beginning of a text.
 fn word(text: &str) -> &str {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     &text[..end.unwrap_or(text.len())]
@@ -211,7 +211,7 @@ fn placed(template: &str, items: &[Item]) -> Result<Vec<Vec<usize>>, String> {
     }
 }
 
-/// Declarations one after the other, after the types that they use and that come later.
+/// Declarations one after the other. Types that they use and that come later are put before them.
 fn section_text(items: &[Item], section: &[usize], declared: &mut BTreeSet<String>) -> String {
     let mut text = String::new();
     for (at, &i) in section.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! What it costs to collect the marks of an 8 TiB guest: brant's two buffers swapped by epoch,
-//! a plain memcpy of the same size, the exchange of each word with zero, and a lock that setters
-//! take for reading and the collector for writing.
+//! The cost of collecting the marks of an 8 TiB guest. The contenders are brant's two buffers
+//! swapped by epoch, a plain memcpy of the same size, the exchange of each word with zero, and a
+//! lock that setters take for reading and the collector for writing.
 //!
-//! While a contender collects, a thread goes on setting bits in the way that the contender
-//! prescribes. After each run what was collected is compared, word for word, with all that
-//! was ever set: no scheme may lose a mark or invent one.
+//! While a contender collects, a thread goes on setting bits in that contender's way. After each
+//! run the collected bits are compared with all bits that were ever set, word for word: no
+//! contender may lose a mark or invent one.
 
 use crate::report::{alternate, Report, Runs};
 use brant::bits::{words, Bitmap, ConcurrentBitmap};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const PAGES: usize = 1 << 31;
 const WORDS: usize = PAGES / 64;
 const RUNS: usize = 5;
-/// More than the last-level cache: 640 MiB.
+/// 640 MiB, more than the last-level cache.
 const OTHER_WORDS: usize = 640 << 17;
 /// Marked pages in a cluster: 16 MiB of guest memory.
 const CLUSTER: usize = 4096;
@@ -28,7 +28,7 @@ struct Case {
     name: &'static str,
     density: f64,
     clustered: bool,
-    /// Pending is not empty: so much is in it already, scattered or clustered.
+    /// The density of pending before the collection, scattered or clustered.
     onto: f64,
     onto_clustered: bool,
 }
@@ -114,20 +114,20 @@ const CASES: [Case; 11] = [
 ];
 
 impl Case {
-    /// The runs of pages that are marked, in order, the same each time.
+    /// Calls `f` with the marked runs of pages, in order, the same ones each time.
     fn marked(&self, f: impl FnMut(usize, usize)) {
         let len = if self.clustered { CLUSTER } else { 1 };
         scatter(self.density, len, 0x1234_5678_9abc_def1, f);
     }
 
-    /// The runs of pages that pending has before.
+    /// Calls `f` with the runs of pages that are pending before.
     fn before(&self, f: impl FnMut(usize, usize)) {
         let len = if self.onto_clustered { CLUSTER } else { 1 };
         scatter(self.onto, len, 0xfedc_ba98_7654_3211, f);
     }
 }
 
-/// Runs of `len` pages that make up `density` of all.
+/// Calls `f` with runs of `len` pages that make up `density` of all pages.
 fn scatter(density: f64, len: usize, mut state: u64, mut f: impl FnMut(usize, usize)) {
     if density == 0.0 {
         return;
@@ -141,7 +141,7 @@ fn scatter(density: f64, len: usize, mut state: u64, mut f: impl FnMut(usize, us
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Gaps from 0 to twice the mean: cheap, and even enough.
+        // Gaps from 0 to twice the mean, which is cheap and even enough.
         let gap = (state >> 32) as f64 / (1u64 << 32) as f64 * 2.0 * (mean + 0.5);
         at += gap as usize;
         if at + len > PAGES {
@@ -152,7 +152,7 @@ fn scatter(density: f64, len: usize, mut state: u64, mut f: impl FnMut(usize, us
     }
 }
 
-/// How the setter sets a bit.
+/// The way in which the setter sets a bit.
 #[derive(Clone, Copy, PartialEq)]
 enum Scheme {
     Brant,
@@ -166,16 +166,16 @@ const SCHEMES: [Scheme; 4] = [Scheme::Brant, Scheme::Memcpy, Scheme::Xchg, Schem
 struct Arena {
     shared: ConcurrentBitmap,
     pending: Bitmap,
-    /// What the case marks.
+    /// The bits that the case marks.
     template: Vec<u64>,
-    /// What the case has in pending before.
+    /// The bits that are pending before.
     before: Vec<u64>,
-    /// For the other schemes: what is marked, and what is collected into.
+    /// For the other contenders: the marks, and the collected bits.
     words: Vec<AtomicU64>,
     into: Vec<u64>,
     lock: RwLock<()>,
-    /// Read before each run, so that no contender finds its memory in a cache because of what
-    /// was done to prepare it.
+    /// Read before each run, so that no contender finds its memory in a cache because of the
+    /// preparation.
     other: Vec<u64>,
     /// The setter's next mark.
     next: u64,
@@ -195,8 +195,8 @@ const GO: u8 = 1;
 const SETTING: u8 = 2;
 const STOP: u8 = 3;
 
-/// Sets bits from when it is told to until it is told to stop; returns the number of the next
-/// one, and the longest time that one took.
+/// Sets bits between a start and a stop. Returns the number of the next bit, and the longest time
+/// that one took.
 fn setter(state: &AtomicU8, mut k: u64, set: impl Fn(usize)) -> (u64, Duration) {
     while state.load(Ordering::Acquire) != GO {
         std::hint::spin_loop();
@@ -207,7 +207,7 @@ fn setter(state: &AtomicU8, mut k: u64, set: impl Fn(usize)) -> (u64, Duration) 
         set(wander(k));
         longest = longest.max(begun.elapsed());
         k += 1;
-        // Only the first time: a stop must not be undone.
+        // Only the first time, because a stop must not be undone.
         let _ = state.compare_exchange(GO, SETTING, Ordering::AcqRel, Ordering::Relaxed);
         if state.load(Ordering::Acquire) == STOP {
             return (k, longest);
@@ -218,7 +218,7 @@ fn setter(state: &AtomicU8, mut k: u64, set: impl Fn(usize)) -> (u64, Duration) 
     }
 }
 
-/// Word by word, as it is done elsewhere: words that are not zero are exchanged with zero.
+/// Word by word, as elsewhere: words that are not zero are exchanged with zero.
 fn xchg(words: &[AtomicU64], into: &mut [u64]) -> u64 {
     let mut new = 0;
     for (word, into) in words.iter().zip(into) {
@@ -237,7 +237,7 @@ impl Arena {
         words.resize_with(WORDS, || AtomicU64::new(0));
         let mut pending = Bitmap::new(PAGES).unwrap();
         let shared = ConcurrentBitmap::new(PAGES).unwrap();
-        // Touch everything: both buffers, pending, the others' arrays.
+        // Touches everything: both buffers, pending, and the arrays of the other contenders.
         for _ in 0..2 {
             shared.mark(0, PAGES);
             shared.collect(LONG, &mut pending).unwrap();
@@ -272,7 +272,7 @@ impl Arena {
         });
     }
 
-    /// One collection; its time in milliseconds, and the longest time a setter needed.
+    /// Makes one collection. Returns its time in milliseconds, and the longest time of a setter.
     fn run(&mut self, scheme: Scheme, case: &Case) -> (f64, Duration) {
         match scheme {
             Scheme::Brant => {
@@ -321,15 +321,15 @@ impl Arena {
                 Scheme::Brant => {
                     shared.collect(LONG, pending).unwrap();
                 }
-                // The same size, from memory that nobody changes meanwhile.
+                // The same size, from memory that no thread changes meanwhile.
                 Scheme::Memcpy => into.copy_from_slice(template),
                 Scheme::Xchg => {
                     std::hint::black_box(xchg(words, into));
                 }
                 Scheme::RwLock => {
                     let _write = lock.write().unwrap();
-                    // SAFETY: setters go through the lock, which is held for writing, so
-                    // nobody else is at these words.
+                    // SAFETY: setters take the lock, which is held for writing here, so no other
+                    // thread accesses these words.
                     let plain = unsafe {
                         std::slice::from_raw_parts_mut(
                             words.as_ptr().cast_mut().cast::<u64>(),
@@ -351,7 +351,7 @@ impl Arena {
         (time.as_secs_f64() * 1e3, longest)
     }
 
-    /// Collects what came late, and compares with what was set. Leaves everything empty.
+    /// Collects late marks, and compares with the set bits. Leaves everything empty.
     fn check(&mut self, scheme: Scheme, setters: std::ops::Range<u64>) {
         match scheme {
             Scheme::Memcpy => {}
@@ -409,7 +409,7 @@ pub fn measure(report: &mut Report) {
     let mut arena = Arena::new();
     for case in &CASES {
         let name = |figure: &str| format!("collect.{figure}/{}", case.name);
-        // Where both are dense, collecting means to read and to write two bitmaps; a memcpy reads
+        // If both bitmaps are dense, collecting reads and writes two of them, while a memcpy reads
         // one and writes one. So that is a figure of its own.
         let over_memcpy = if case.onto == 0.0 {
             "memcpy_ratio"

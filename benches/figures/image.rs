@@ -1,6 +1,6 @@
-//! A guest of 1 GiB with contents on every page, saved to a file and restored from it, beside a bare
-//! program that writes and reads as many bytes one after another past the page cache (`O_DIRECT`), 2 MiB
-//! at a time, and syncs. And what going past the page cache is worth.
+//! A guest of 1 GiB with contents on every page, saved to a file and restored from it. It is
+//! compared with a bare program that writes and reads as many bytes one after another past the page
+//! cache (`O_DIRECT`), 2 MiB at a time, and syncs. Also the gain of going past the page cache.
 
 use crate::report::{alternate, Report, Runs};
 use brant::dirty::tracker::{Clearing, Tracker};
@@ -122,7 +122,7 @@ impl Ram {
     }
 }
 
-/// Bytes a second, of seconds.
+/// Bytes a second, from seconds.
 fn rate(seconds: f64) -> f64 {
     LENGTH as f64 / seconds / 1e9
 }

@@ -1,10 +1,10 @@
-//! Huge guests that cost nothing: VMs of the real KVM whose memory is reserved and never
-//! touched, tracked, with a clock on the kernel's calls and a hand on its clears. What the
-//! figures of syncs are measured on; measures nothing itself.
+//! Huge guests that cost nothing: VMs of the real KVM whose memory is reserved and never touched.
+//! They are tracked; the kernel's calls are timed, and clears can be changed. The figures of syncs
+//! use them; this file measures nothing itself.
 //!
-//! No vCPU runs. Logging starts with every bit set, so a density is made by clearing all but
-//! the wanted share; from then on the kernel answers each GET with the same bits, because
-//! the clears of the walks between the syncs are kept from it.
+//! No vCPU runs. Logging starts with every bit set, and a density is made by clearing all but the
+//! wanted share. From then on the kernel answers each GET with the same bits, because the clears of
+//! walks between the syncs do not reach it.
 
 use brant::dirty::consumer::{Consumer, Cursor};
 use brant::dirty::kvm::{KvmLog, KvmMode, KvmRing, LogSwitch};
@@ -27,9 +27,9 @@ pub const GIB: u64 = 1 << 30;
 pub enum Clear {
     /// It reaches the kernel.
     Pass,
-    /// It reaches the kernel without the pages wanted: one in `1 / density`, scattered.
+    /// It reaches the kernel without the wanted pages: one in `1 / density`, scattered.
     Leave { density: f64 },
-    /// It does not.
+    /// It does not reach the kernel.
     Drop,
 }
 
@@ -42,7 +42,7 @@ pub struct Control {
     pub clears: u64,
 }
 
-/// The kernel with a clock, and with a hand on its clears.
+/// The kernel, with timed calls and changed clears.
 struct Timed(VmFd, Arc<Mutex<Control>>);
 
 impl Vm for Timed {
@@ -91,7 +91,8 @@ fn without(words: &[u64], density: f64) -> Vec<u64> {
     words
 }
 
-/// Calls `f` with the word and the bit of a scattered share of `words`, another for each `seed`.
+/// Calls `f` with the word and the bit of each bit of a scattered share of `words`. Each `seed`
+/// gives another share.
 pub fn scattered(words: &mut [u64], density: f64, seed: u64, f: impl Fn(&mut u64, u64)) {
     if density > 0.0 {
         let mut state = 0x1234_5678_9abc_def1u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -111,7 +112,7 @@ pub fn scattered(words: &mut [u64], density: f64, seed: u64, f: impl Fn(&mut u64
     }
 }
 
-/// Address space for a slot.
+/// Reserved address space for a slot.
 pub struct Reserved(*mut u8, usize);
 
 impl Reserved {
@@ -148,20 +149,20 @@ impl Drop for Reserved {
 pub struct Shape {
     /// Of guest memory.
     pub length: u64,
-    /// Into how many slots it is cut.
+    /// The number of slots.
     pub slots: u64,
-    /// Blocks are cut one page past a multiple of 64, and guest addresses are off by a page
-    /// from both.
+    /// Blocks are cut one page past a multiple of 64, and guest addresses differ from both by one
+    /// page.
     pub odd: bool,
     pub mode: KvmMode,
     pub clearing: Clearing,
-    /// vCPUs, which never run, with dirty rings as they ship: the log is theirs and `mode` does
-    /// not matter. 0: none, and no rings.
+    /// How many vCPUs there are. They never run, and have dirty rings of the default size, which
+    /// are the log then, whatever `mode` is. 0: no vCPUs and no rings.
     pub ring_vcpus: u64,
 }
 
 impl Shape {
-    /// One slot, as what ships tracks it.
+    /// One slot, tracked with the defaults.
     pub fn plain(length: u64) -> Shape {
         Shape {
             length,
@@ -178,7 +179,8 @@ impl Shape {
 pub struct Machine {
     pub consumer: Consumer,
     pub control: Arc<Mutex<Control>>,
-    /// Of all dirty rings. The kernel's memory, which is the VMM's cost all the same.
+    /// Bytes of all dirty rings. They are the kernel's memory, but a cost of the VMM's all the
+    /// same.
     pub ring_bytes: u64,
     vcpus: Vec<VcpuFd>,
     vm: kvm_ioctls::VmFd,
@@ -186,7 +188,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Not started yet. `others`: logs beside KVM's.
+    /// Makes a machine whose tracker is not started yet. `others`: logs beside KVM's.
     pub fn new(kvm: &Kvm, shape: &Shape, others: Vec<Box<dyn DirtyLog>>) -> Machine {
         let vm = kvm.create_vm().unwrap();
         let ring = match shape.ring_vcpus {
@@ -273,10 +275,10 @@ impl Machine {
         }
     }
 
-    /// Starts it with a share of its pages dirty, which every sync from now on finds again.
+    /// Starts the tracker with a share of the pages dirty, which every later sync finds again.
     pub fn start_dirty(&self, density: f64) {
         self.clears(Clear::Leave { density });
-        // Clears everything, and so leaves what is wanted.
+        // This clears everything but the wanted pages.
         self.consumer.start(StartWith::Nothing).unwrap();
         self.clears(Clear::Drop);
     }
@@ -293,13 +295,13 @@ impl Machine {
         drain(&self.consumer);
     }
 
-    /// Has KVM write these pages for each vCPU, `each` of its own, all over the guest.
+    /// Lets KVM write `each` pages for each vCPU, other ones for each, all over the guest.
     pub fn write(&self, each: u64, length: u64) {
         let all = each * self.vcpus.len() as u64;
         for (n, vcpu) in self.vcpus.iter().enumerate() {
             for i in 0..each {
                 let page = n as u64 * each + i;
-                // Address 0 would switch it off.
+                // Address 0 would switch the clock off.
                 write_clock(vcpu, (length / PAGE_SIZE / all * page + 1) * PAGE_SIZE);
             }
         }
@@ -312,7 +314,7 @@ impl Machine {
         (report, self.control.lock().unwrap().get)
     }
 
-    /// Has the kernel write the bitmap of the first slot.
+    /// Lets the kernel write the bitmap of the first slot.
     pub fn get(&self, words: &mut [u64]) {
         boundary(&self.vm).get_dirty_log(0, words).unwrap();
     }
@@ -330,7 +332,7 @@ pub fn drain(consumer: &Consumer) {
     }
 }
 
-/// Has KVM store the time at a guest address, in three stores, by the way that logs what this vCPU
+/// Lets KVM store the time at a guest address, in three stores, by the path that logs this vCPU's
 /// writes.
 pub fn write_clock(vcpu: &VcpuFd, address: u64) {
     #[repr(C)]
@@ -356,7 +358,7 @@ pub fn write_clock(vcpu: &VcpuFd, address: u64) {
     assert_eq!(set, 1, "KVM writes the time");
 }
 
-/// brant's side of it.
+/// The VM as brant's boundary.
 pub fn boundary(vm: &kvm_ioctls::VmFd) -> VmFd {
     // SAFETY: the descriptor is open while `vm` is.
     let fd = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
@@ -368,7 +370,7 @@ pub fn has_rings(kvm: &Kvm) -> bool {
     kvm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into()) > 0
 }
 
-/// KVM, with dirty logs that start all set; or why there is none.
+/// KVM with initially-set logs, or the reason why there is none.
 pub fn kvm() -> Result<Kvm, String> {
     match Kvm::new() {
         Ok(kvm) if kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG_PROTECT2.into()) & 3 == 3 => {

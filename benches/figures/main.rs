@@ -1,8 +1,8 @@
-//! The measured figures of brant, each beside what it is held against. Run it with
-//! `make bench`, which builds what it needs, keeps the results and prints the table.
+//! The measured figures of brant, each beside a comparison. Run them with `make bench`, which
+//! builds what they need, keeps the results and prints the table.
 //!
-//! Absolute times mean little on a shared machine, so each figure is a ratio: contenders take
-//! turns in one run, over memory that was touched before.
+//! Absolute times mean little on a shared machine, so each figure is a ratio: contenders take turns
+//! in one run, over memory that was touched before.
 
 mod collect;
 mod growth;
@@ -22,10 +22,11 @@ use report::Report;
 use std::fs::File;
 use std::time::Instant;
 
-/// What is measured together. Its line is printed when it begins: some take minutes.
+/// Figures that are measured together. Their line is printed at their beginning, because some take
+/// minutes.
 struct Part {
     what: &'static str,
-    /// How its figures' names begin.
+    /// The beginnings of their names.
     families: &'static [&'static str],
     measure: fn(&mut Report),
 }
@@ -101,7 +102,7 @@ fn main() {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("an option's value");
         match argument.as_str() {
-            // cargo says this when it benches; without it, it only checks that this runs.
+            // cargo passes this for benchmarks. Without it, it only checks that the program runs.
             "--bench" => asked = true,
             "--only" => only.push(value()),
             "--out" => out = Some(File::create(value()).expect("the results' file")),

@@ -1,10 +1,10 @@
-//! What pages cost that do not come in long runs of data, in 2 GiB of memory: zeros that were
-//! touched, against one vector pass that reads them; and every second, sixteenth and
-//! sixty-fourth page, against a bare `writev` of the same pages that is received in blocks of
-//! 256 (`benches/bare.c`).
+//! The cost of pages that are not in long runs of data, in 2 GiB of memory. Touched zero pages are
+//! compared with one vector pass that reads them. Every second, sixteenth and sixty-fourth page is
+//! compared with a bare `writev` of the same pages, received in blocks of 256 (`benches/bare.c`).
 //!
-//! The processes and the clock are those of `stream`. Scattered pages are what was written last: the
-//! VMM's `pause` reports them, so they are the last pass, and the clock starts when `pause` returns.
+//! The processes and the clock are those of `stream`. Scattered pages are the last that were
+//! written: the VMM's `pause` reports them, so they are the last pass, and the clock starts when
+//! `pause` returns.
 
 use crate::report::{alternate, Report, Runs};
 use crate::stream::{bare, now, Destination, Idle, Ram, LONG};
@@ -70,11 +70,11 @@ pub fn destination() {
     }
 }
 
-/// A VMM whose guest has written pages when it is paused.
+/// A VMM whose guest has written pages at its pause.
 struct Writes {
     idle: Idle,
     tracker: OnceLock<Arc<Tracker>>,
-    /// How far apart the pages are that were written; 0, none.
+    /// The distance of the written pages; 0 for none.
     stride: usize,
     paused: AtomicU64,
 }
@@ -99,7 +99,7 @@ impl Vmm for Writes {
     }
 }
 
-/// Sends `ram`; when it began, and when what is measured of it began.
+/// Sends `ram`. Returns when it began, and when the measured part began.
 fn send(ram: &Ram, port: u16, stride: usize) -> [u64; 2] {
     let tracker = Tracker::new(ram.memory(), Clearing::default()).unwrap();
     let vmm = Arc::new(Writes {
@@ -166,7 +166,7 @@ pub fn measure(report: &mut Report) {
     }
     // SAFETY: the function has this type in bare.c.
     let bare_send: SendPages = unsafe { std::mem::transmute(bare(c"bare_send_pages")) };
-    // The first pass sends all of it, and is not measured.
+    // The first pass sends everything, and is not measured.
     let ram = Ram::new(LENGTH, 2);
     for (name, stride) in scattered {
         let bytes = (LENGTH / PAGE).div_ceil(stride) * PAGE;

@@ -1,10 +1,9 @@
-//! What each part of a sync costs, for guests of 256 GiB to 3 TiB: KVM's GET, merging what it
-//! gave, the VMM's marks, and the logs of 24 vhost devices. And that slots and addresses which
-//! are no multiples of 64 pages cost what aligned ones do.
+//! The cost of each part of a sync, for guests of 256 GiB to 3 TiB: KVM's GET, merging its bitmaps,
+//! the VMM's marks, and the logs of 24 vhost devices. Also: slots and addresses that are no
+//! multiples of 64 pages cost the same as aligned ones.
 //!
-//! Devices write a tenth of what vCPUs do, the marks of the VMM in runs of 32 pages. Each
-//! device has a log of its own here, as vhost-user back ends have that were not given one to
-//! share.
+//! Devices write a tenth as much as vCPUs, and the VMM marks runs of 32 pages. Each device has a
+//! log of its own here, as vhost-user back ends have when they do not share one.
 
 use crate::machine::{has_rings, kvm, scattered, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
@@ -26,19 +25,19 @@ const SIZES: [(&str, u64); 3] = [
 ];
 const DENSITIES: [(&str, f64); 4] = [("0%", 0.0), ("0.1%", 0.001), ("1%", 0.01), ("10%", 0.1)];
 const DEVICES: u64 = 24;
-/// Bytes for a guest page, all in all: KVM's own maps of a slot (10), its two bitmaps, ours,
-/// and those of the devices.
+/// Bytes for each guest page in all: KVM's own maps of a slot (10), its two bitmaps, brant's, and
+/// those of the devices.
 const BYTES_PER_PAGE: u64 = 10 + (2 + 4 + DEVICES) / 8 + 1;
-/// Of a guest of 256 GiB whose vCPUs have rings.
+/// The vCPUs of a guest of 256 GiB with rings.
 const VCPUS: u64 = 64;
-/// What is left to whoever else is on the machine.
+/// The memory that is left for other processes.
 const SPARE: u64 = 2 * GIB;
-/// How long a sync of a 256 GiB guest took elsewhere, once its misaligned blocks no longer
-/// made a clear of every other page (73 ms before). Another machine: an order of magnitude.
+/// How long a sync of a 256 GiB guest took on another machine, after misaligned blocks no longer
+/// made a clear for every second page (73 ms before). It gives an order of magnitude.
 const ELSEWHERE_MS: f64 = 12.0;
 
-/// A log by guest address, off from slots as the addresses say. What it holds stays: each
-/// harvest finds it again.
+/// A log by guest address, as far off from the slots as the addresses say. Its bits stay, so each
+/// harvest finds them again.
 struct ByAddress {
     words: Vec<u64>,
 }
@@ -51,18 +50,18 @@ impl ByAddress {
     }
 }
 
-/// One vhost device: where its log is.
+/// A vhost device, with the place of its log.
 #[derive(Default)]
 struct Device {
     log: Mutex<Option<(usize, usize)>>,
 }
 
 impl Device {
-    /// Logs what it wrote since the last sync.
+    /// Logs the device's writes since the last sync.
     fn write(&self, number: u64, density: f64) {
         if let Some((address, length)) = *self.log.lock().unwrap() {
             let words = std::ptr::slice_from_raw_parts_mut(address as *mut u64, length / 8);
-            // SAFETY: the mapping stays while the log is on, and nobody harvests meanwhile.
+            // SAFETY: the mapping stays while the log is on, and no harvest runs meanwhile.
             scattered(unsafe { &mut *words }, density, number, |word, bit| {
                 *word |= bit
             });
@@ -138,7 +137,8 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Clear calls for a block of 4 MiB that is all dirty, beside those of an aligned one.
+/// The clear calls for a block of 4 MiB whose pages are all dirty, compared with those for an
+/// aligned one.
 fn clear_ioctls(report: &mut Report, kvm: &Kvm) {
     let [odd, even]: [Runs; 2] = alternate(1, |contender| {
         let mut shape = Shape::plain(4 << 20);
@@ -155,8 +155,8 @@ fn clear_ioctls(report: &mut Report, kvm: &Kvm) {
     report.compared("sync.clear_ioctls", "calls", &odd, "aligned", &even);
 }
 
-/// 256 GiB in several slots, cut one page past multiples of 64, with a log of guest addresses
-/// that is off by a page from them; beside the same cut at multiples of 64.
+/// 256 GiB in several slots, cut one page past multiples of 64, with a log of guest addresses that
+/// is one page off from them; compared with slots cut at multiples of 64.
 fn misaligned(report: &mut Report, kvm: &Kvm) {
     const DENSITY: f64 = 0.1;
     let length = SIZES[0].1;
@@ -188,7 +188,7 @@ fn misaligned(report: &mut Report, kvm: &Kvm) {
     }
 }
 
-/// What the machine can still give.
+/// The memory that the machine has free.
 fn available() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
@@ -211,7 +211,7 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
     let machine = Machine::new(kvm, &Shape::plain(length), logs);
     machine.start_dirty(density);
     let block = machine.consumer.memory().map().blocks()[0].id();
-    // One run of 32 pages in so many.
+    // One run of 32 pages in each `step`.
     let step = (density > 0.0).then(|| (32.0 * 10.0 / density) as u64);
     let names = ["kvm", "merge", "reported", "vhost", "whole"];
     let mut figures: [Runs; 5] = Default::default();
@@ -261,8 +261,8 @@ fn parts(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density: f64) 
     }
 }
 
-/// What brant holds for each page of the guest, the dirty rings included, beside the three
-/// bitmaps of a slot's own, a global one and a migration's.
+/// brant's memory for each page of the guest, including the dirty rings. It is compared with three
+/// bitmaps: one of a slot, a global one and a migration's.
 pub fn layers(report: &mut Report) {
     use brant::dirty::kvm::KvmMode;
     const FAMILY: &str = "layers.bytes_per_page/";
@@ -274,7 +274,7 @@ pub fn layers(report: &mut Report) {
         Err(reason) => return report.skipped(FAMILY, &reason),
     };
     let length = SIZES[0].1;
-    // A ring is cleared by being harvested.
+    // A harvest clears a ring.
     for (name, mode, clearing, ring_vcpus) in [
         ("get-and-clear", KvmMode::GetAndClear, Clearing::AtSync, 0),
         ("manual", KvmMode::InitiallySet, Clearing::default(), 0),

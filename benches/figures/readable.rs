@@ -1,13 +1,13 @@
-//! What asking first costs: finding out that pages can be read before our own code does, beside a
-//! whole migration of the same pages, whose part it is.
+//! The cost of asking first whether pages can be read, before brant's own code reads them. It is
+//! compared with a whole migration of the same pages, of which it is a part.
 //!
-//! Two ways: `readable.share` is what a migration asks (`Contents::readable`: what holds nothing,
-//! and one look a run where pages are present); `readable.each` has the kernel read each page
-//! (`access::readable`), which is for pages that are not present. The first has more in it than the
-//! check: a migration must know what holds nothing, whoever checks.
+//! There are two ways. `readable.share` is what a migration asks (`Contents::readable`: which pages
+//! are holes, and one question a run if pages are present). `readable.each` lets the kernel read
+//! each page (`access::readable`), which is for pages that are not present. The first way does more
+//! than the check, because a migration has to know the holes in any case.
 //!
-//! Both are processor time of this process, which is source and destination, over a socket pair: what
-//! else runs on the machine counts for neither. Memory was touched before, at both sides.
+//! Both are processor time of this process, which is source and destination, over a socket pair, so
+//! other load on the machine counts for neither. Memory was touched before on both sides.
 
 use crate::report::{alternate, Report};
 use brant::dirty::tracker::{Clearing, Tracker};
@@ -26,7 +26,7 @@ const PAGES: usize = 128 << 10;
 const RUNS: usize = 7;
 const LONG: Duration = Duration::from_secs(120);
 
-/// Seconds that the processors have worked for this process.
+/// Seconds for which processors have worked for this process.
 fn processor() -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -53,7 +53,7 @@ impl Vmm for Idle {
     }
 }
 
-/// One side's memory, of which every `step`th page is written. It stays mapped.
+/// One side's memory, every `step`th page of which is written. It stays mapped.
 struct Ram {
     memory: Arc<Memory>,
     step: usize,
@@ -75,7 +75,7 @@ impl Ram {
             Some(_) => libc::MAP_SHARED,
             None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         };
-        // A mapping of a file begins at its begin; the other is aligned below.
+        // A mapping of a file begins at the file's beginning; the other kind is aligned below.
         let room = if memfd { length } else { length + HUGE };
         // SAFETY: a new mapping where the kernel likes, and advice about it.
         let host = unsafe {
@@ -122,8 +122,8 @@ impl Ram {
         }
     }
 
-    /// Seconds to ask about all that is written, in the runs that a migration reads: about each
-    /// page, or each run.
+    /// Seconds to ask about every written page, in the runs that a migration reads: page by page,
+    /// or run by run.
     fn ask(&self, each: bool) -> f64 {
         let mut contents = Contents::new();
         let map = self.memory.map();

@@ -1,11 +1,11 @@
-//! Rows of figures: medians of alternating runs, printed as they come and written one JSON
-//! object a line. Knows nothing of what is measured; the measuring modules call it.
+//! Rows of figures: medians of alternating runs, printed as they come, and written as one JSON
+//! object a line. This file knows nothing of what is measured; the measuring modules call it.
 
 use serde_json::{json, Value};
 use std::fs::File;
 use std::io::Write;
 
-/// Figures go here.
+/// The destination of figures.
 pub struct Report {
     only: Vec<String>,
     out: Option<File>,
@@ -13,8 +13,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Figures whose name begins with one of `only`, or all where there is none; one JSON object a
-    /// line to `out`.
+    /// Reports figures whose name begins with one of `only`, or all if that is empty, as one JSON
+    /// object a line to `out`.
     pub fn new(only: Vec<String>, out: Option<File>) -> Report {
         Report {
             only,
@@ -23,7 +23,7 @@ impl Report {
         }
     }
 
-    /// Whether no figure was wanted: none was measured, and none said why not.
+    /// Whether no figure was wanted: none was measured, and none was skipped with a reason.
     pub fn is_empty(&self) -> bool {
         self.empty
     }
@@ -38,7 +38,7 @@ impl Report {
         self.wants(family) || self.only.iter().any(|only| only.starts_with(family))
     }
 
-    /// A figure and what it is held against.
+    /// Reports a figure and its comparison.
     pub fn compared(&mut self, name: &str, unit: &str, ours: &Runs, peer: &str, theirs: &Runs) {
         let (value, peer_value) = (ours.median(), theirs.median());
         let ratio = value / peer_value;
@@ -48,8 +48,8 @@ impl Report {
         }));
     }
 
-    /// How a cost grows: at the larger size, and what that may be; the ratios of the two turn by
-    /// turn, and by the clock; and the share of the smaller side that was fixed, and subtracted.
+    /// Reports how a cost grows: the cost at the larger size and the allowed one; their ratios turn
+    /// by turn, and by the clock; and the fixed share of the smaller side, which was subtracted.
     pub fn grown(
         &mut self,
         name: &str,
@@ -67,7 +67,7 @@ impl Report {
         }));
     }
 
-    /// A figure that could not be measured here.
+    /// Reports a figure that could not be measured here.
     pub fn skipped(&mut self, name: &str, reason: &str) {
         if self.wants_any(name) {
             self.empty = false;
@@ -103,27 +103,27 @@ impl Report {
     }
 }
 
-/// What one contender needed, run by run.
+/// One contender's figures, run by run.
 #[derive(Default, Debug)]
 pub struct Runs(Vec<f64>);
 
 impl Runs {
-    /// A figure that is known, or that does not vary.
+    /// A single figure that is known, or that does not vary.
     pub fn of(value: f64) -> Runs {
         Runs(vec![value])
     }
 
-    /// One more run.
+    /// Adds the figure of one more run.
     pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
-    /// The middle one.
+    /// The median.
     pub fn median(&self) -> f64 {
         self.quartiles()[1]
     }
 
-    /// Where the middle half of them begins, the middle one, and where that half ends.
+    /// The lower quartile, the median, and the upper quartile.
     pub fn quartiles(&self) -> [f64; 3] {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -134,8 +134,8 @@ impl Runs {
     }
 }
 
-/// Runs the contenders in turn, A B A B, `runs` times each after one turn that does not count
-/// (it touches the memory). What a contender returns is its figure.
+/// Runs the contenders in turn (A B A B), `runs` times each, after one turn that does not count
+/// because it touches the memory. A contender returns its figure.
 pub fn alternate<const N: usize>(runs: usize, mut run: impl FnMut(usize) -> f64) -> [Runs; N] {
     let mut all: [Runs; N] = std::array::from_fn(|_| Runs::default());
     for turn in 0..=runs {

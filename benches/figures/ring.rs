@@ -1,10 +1,9 @@
-//! A sync by dirty ring costs what was dirtied: 1,000 pages in guests of 1 GiB to 1 TiB, beside
-//! KVM's bitmap of the same guest.
+//! A sync by dirty rings costs as much as there are dirtied pages: 1,000 pages in guests of 1 GiB
+//! to 1 TiB, compared with KVM's bitmap of the same guest.
 //!
-//! The memory is reserved and not touched but for those pages. KVM itself writes them, for a
-//! vCPU that never runs: setting the wall-clock MSR has it store the time at an address,
-//! by the same way that logs what a guest writes. It stores three times, so the ring gets
-//! 3,000 entries.
+//! The memory is reserved, and only those pages are touched. KVM itself writes them, for a vCPU
+//! that never runs: setting the wall-clock MSR makes it store the time at an address, by the path
+//! that logs a guest's writes. It stores three times, so the ring gets 3,000 entries.
 
 use crate::machine::{boundary, kvm, write_clock, Reserved, GIB};
 use crate::report::{alternate, Report, Runs};
@@ -34,7 +33,7 @@ const SIZES: [(&str, u64); 4] = [
 ];
 const DIRTY: u64 = 1000;
 
-/// The kernel's RESET with a clock.
+/// The kernel's RESET, timed.
 struct Timed(RingVm, Arc<AtomicU64>);
 
 impl ResetRings for Timed {
@@ -124,16 +123,16 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Has KVM write the pages, all over the guest.
+    /// Lets KVM write the pages, all over the guest.
     fn write(&self) {
         for page in 0..DIRTY {
-            // Address 0 would switch it off.
+            // Address 0 would switch the clock off.
             let page = self.length / PAGE_SIZE / DIRTY * page + 1;
             write_clock(&self.vcpu, page * PAGE_SIZE);
         }
     }
 
-    /// A sync, and everything taken afterwards; its microseconds and pages.
+    /// Syncs, and then takes every page. Returns the sync's microseconds and pages.
     fn sync(&self) -> (f64, u64) {
         let report = self.consumer.sync(When::Running).unwrap();
         let mut cursor = Cursor::default();

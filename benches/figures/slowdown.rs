@@ -1,12 +1,12 @@
-//! How fast a guest writes while it is tracked, over how fast it does when it is not, for each
-//! way of tracking. A real guest: `benches/slowdown.c`, which `make bench` builds.
+//! How fast a guest writes while it is tracked, divided by how fast it writes when it is not, for
+//! each way of tracking. The guest is a real one: `benches/slowdown.c`, which `make bench` builds.
 
 use crate::report::{alternate, Report, Runs};
 use std::process::Command;
 
 const RUNS: usize = 5;
 const FAMILY: &str = "guest.slowdown/";
-/// As the program knows them.
+/// The program's names of the ways.
 const MODES: [&str; 5] = [
     "get-and-clear",
     "manual",

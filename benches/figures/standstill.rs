@@ -1,7 +1,7 @@
-//! How long a guest stands still: migrations over TCP on the loopback, from the call of `pause`
-//! to the receipt of "running", in milliseconds. Each row changes one condition and is held
-//! against a guest of 1 MiB that is idle, whose downtime is the round trips alone; the row of a
-//! guest that writes is held against the downtime limit.
+//! How long a guest stands still, in milliseconds: migrations over TCP on the loopback, from the
+//! call of `pause` to the receipt of "running". Each row changes one condition, and is compared
+//! with an idle guest of 1 MiB, whose downtime is only the round trips. The row of a writing guest
+//! is compared with the downtime limit.
 //!
 //! Source and destination are one process. Memory that counts as touched was written before.
 
@@ -22,18 +22,18 @@ use vm_memory::GuestAddress;
 
 const FAMILY: &str = "standstill.";
 const RUNS: usize = 5;
-/// Writes a second of the guest that writes.
+/// Writes a second of the writing guest.
 const WRITES: u64 = 20_000;
 const LONG: Duration = Duration::from_secs(300);
 
-/// What the destination's memory is.
+/// The kind of the destination's memory.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     /// Private anonymous memory that was never touched.
     Fresh,
     /// The same, all of it written.
     Touched,
-    /// Shared memory without a descriptor: what was never touched cannot be told.
+    /// Shared memory without a descriptor, whose untouched pages cannot be told.
     Unknown,
 }
 
@@ -65,7 +65,7 @@ impl Ram {
         ram
     }
 
-    /// Cut into as many blocks, and a slot of each; the first block.
+    /// Makes a guest of `blocks` blocks, with a slot for each. Also returns the first block.
     fn memory(&self, blocks: u64) -> (Arc<Memory>, BlockId) {
         let memory = Memory::new().unwrap();
         let length = self.1 / blocks;
@@ -106,7 +106,7 @@ impl Drop for Ram {
     }
 }
 
-/// Pauses a guest that may be writing: between two bursts.
+/// Pauses a guest that may be writing, between two bursts.
 #[derive(Default)]
 struct Guest {
     paused: RwLock<bool>,
@@ -126,7 +126,7 @@ impl Vmm for Guest {
     }
 }
 
-/// What is changed of an idle guest that was touched on neither side.
+/// The difference to an idle guest whose memory was touched on neither side.
 #[derive(Clone, Copy)]
 struct Shape {
     length: u64,
@@ -147,7 +147,7 @@ const IDLE: Shape = Shape {
     writes: false,
 };
 
-/// Writes until it is stopped: a page here and a page there, and each mark after its write.
+/// Writes until stopped: a page here and a page there, with each mark after its write.
 fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), stop: &AtomicBool) {
     const BURST: u64 = 20;
     let begun = Instant::now();
@@ -170,7 +170,7 @@ fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), st
             }
         }
         drop(paused);
-        // While the guest stands still nothing becomes due.
+        // While the guest stands still no write becomes due.
         if due.saturating_sub(written) > WRITES / 10 {
             written = due;
         }
@@ -178,7 +178,7 @@ fn write(guest: &Guest, tracker: &Tracker, block: BlockId, ram: (usize, u64), st
     }
 }
 
-/// Migrates once; milliseconds of downtime.
+/// Migrates once, and returns the downtime in milliseconds.
 fn downtime(shape: &Shape) -> f64 {
     let from = Ram::new(shape.length, shape.source, 7);
     let to = Ram::new(shape.length, shape.destination, 7);
@@ -265,7 +265,7 @@ pub fn measure(report: &mut Report) {
         if !report.wants(&name) {
             continue;
         }
-        // Touching 8 GiB again for each run takes a while.
+        // Touching 8 GiB again for each run takes long.
         let runs = match shape.destination {
             Kind::Fresh => RUNS,
             _ => (RUNS * GIB as usize * 2 / shape.length as usize).clamp(2, RUNS),

@@ -1,12 +1,11 @@
-//! How much of what the kernel can carry brant carries: 1 GiB that does not compress, over TCP
-//! on the loopback, against plain send and receive calls of 1 MiB (`benches/bare.c`).
+//! How much of the kernel's throughput brant reaches: 1 GiB that does not compress, over TCP on the
+//! loopback, compared with plain send and receive calls of 1 MiB (`benches/bare.c`).
 //!
-//! Source and destination are two processes, the same two for both contenders, and both work
-//! from and into the same memory, which was touched before. The clock (`CLOCK_MONOTONIC`, which
-//! all processes share) starts at the source when the connection stands: for brant when copying
-//! begins, for the bare sender before its first call. It stops at the destination when the
-//! last byte of memory is in place; for brant that includes the sync and the pause of an idle
-//! guest, and the end marker.
+//! Source and destination are two processes, the same two for both contenders, and both contenders
+//! use the same memory, which was touched before. The clock (`CLOCK_MONOTONIC`, which all processes
+//! share) starts at the source when the connection is made: for brant when copying begins, for the
+//! bare sender before its first call. It stops at the destination when the last byte of memory is
+//! in place. For brant that includes the sync and the pause of an idle guest, and the end marker.
 
 use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
@@ -42,15 +41,14 @@ pub fn now() -> u64 {
 pub struct Ram(pub *mut u8, usize);
 
 impl Ram {
-    /// All of it written, with numbers that follow from `seed`: touched, and nothing that
-    /// compresses.
+    /// Written everywhere, with numbers that depend on `seed`: touched, and incompressible.
     pub fn new(length: usize, seed: u64) -> Ram {
         let ram = Ram::fresh(length);
         ram.fill(seed);
         ram
     }
 
-    /// None of it touched.
+    /// Not touched.
     pub fn fresh(length: usize) -> Ram {
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
@@ -75,7 +73,7 @@ impl Ram {
         }
     }
 
-    /// All of it written, with zeros.
+    /// Writes zeros everywhere.
     pub fn zero(&self) {
         // SAFETY: the mapping, which nobody else uses now.
         unsafe { std::ptr::write_bytes(self.0, 0, self.1) };
@@ -121,7 +119,7 @@ fn value(seed: u64, i: usize) -> u64 {
     z ^ (z >> 27)
 }
 
-/// A VMM whose guest does nothing; keeps when each state began.
+/// A VMM whose guest does nothing, and which notes when each state began.
 #[derive(Default)]
 pub struct Idle(Mutex<Vec<(String, u64)>>);
 
@@ -156,7 +154,7 @@ impl Vmm for Idle {
 type BareSend = unsafe extern "C" fn(i32, *const u8, usize) -> i32;
 type BareReceive = unsafe extern "C" fn(i32, *mut u8, usize) -> i32;
 
-/// A function of the shared object that `benches/bare.c` was built into.
+/// A function of the shared object made from `benches/bare.c`.
 pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
     let path = std::env::var("BRANT_BARE").expect("BRANT_BARE, which make bench sets");
     let path = std::ffi::CString::new(path).unwrap();
@@ -166,13 +164,13 @@ pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
     found
 }
 
-/// The other process: receives, once for each line on its standard input, in the way that the
-/// line says, and answers with the port, and at the end with the time.
+/// The other process. For each line on its standard input it receives in the way that the line
+/// says, and answers with the port and, at the end, with the time.
 pub fn destination() {
     let touched = Ram::new(LENGTH, 1);
-    // So many pages that the host has backed are free in this kernel from here on.
+    // From now on this kernel has as many free pages that the host has backed.
     drop(Ram::new(LENGTH, 1));
-    // What a cold contender received into.
+    // The memory into which a cold contender received.
     let mut cold: Option<Ram> = None;
     println!("touched");
     for line in std::io::stdin().lock().lines() {
@@ -218,7 +216,7 @@ pub fn destination() {
                     ram.holds(seed.parse().unwrap()),
                     "what was sent has arrived"
                 );
-                // So that what stood here before does not pass for what comes next.
+                // So that old contents cannot be taken for new ones.
                 if cold.take().is_none() {
                     touched.fill(1);
                 }
@@ -228,11 +226,11 @@ pub fn destination() {
     }
 }
 
-/// The other process, which is ended with this.
+/// The other process, which ends when this is dropped.
 pub struct Destination(Child, ChildStdin, BufReader<ChildStdout>);
 
 impl Destination {
-    /// Started to do what `argument` says.
+    /// Starts the process with `argument`.
     pub fn new(argument: &str) -> Destination {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .arg(argument)
@@ -247,7 +245,7 @@ impl Destination {
         destination
     }
 
-    /// Says a line.
+    /// Sends a line.
     pub fn ask(&mut self, line: &str) {
         writeln!(self.1, "{line}").unwrap();
     }
@@ -269,8 +267,8 @@ impl Drop for Destination {
 
 /// All figures of streaming.
 pub fn measure(report: &mut Report) {
-    // Into memory that was touched before; and into memory that is freshly mapped, in a kernel
-    // whose own memory the host has backed.
+    // Into memory that was touched before, and into freshly mapped memory, in a kernel whose own
+    // memory the host has backed.
     for (figure, contenders) in [
         ("stream.bare_fraction", ["brant", "bare"]),
         ("stream.cold_ratio", ["cold brant", "cold bare"]),
@@ -292,7 +290,7 @@ pub fn measure(report: &mut Report) {
     }
 }
 
-/// Brant and the bare calls in turn, as the destination knows them.
+/// brant and the bare calls in turn, by the destination's names for them.
 fn compare(contenders: [&str; 2]) -> [Runs; 2] {
     let mut destination = Destination::new("--stream-destination");
     let seed = 2;
@@ -301,7 +299,7 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
     alternate(RUNS, |contender| {
         let begun;
         let how = contenders[contender];
-        // The destination does as the source wants.
+        // The destination does what the source asks for.
         let (how, page_checksums) = match how.strip_prefix("checked ") {
             Some(how) => (how, PageChecksums::On),
             None => (how, PageChecksums::Off),
@@ -309,7 +307,7 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
         destination.ask(how);
         let port: u16 = destination.answer().parse().unwrap();
         if how.ends_with("brant") {
-            // What was handed over last time is back: nobody runs the copy.
+            // The guest that was handed over before is back, and its copy does not run.
             memory.reclaim().unwrap();
             let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
             let idle = Arc::new(Idle::default());

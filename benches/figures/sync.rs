@@ -1,5 +1,5 @@
-//! What a sync costs beside the kernel's own work, and how long clearing a chunk takes, on slots
-//! of 256 GiB and 1 TiB of the real KVM.
+//! The cost of a sync beside the kernel's own work, and the time for clearing a chunk, on slots of
+//! 256 GiB and 1 TiB of the real KVM.
 
 use crate::machine::{kvm, Clear, Machine, Shape, GIB};
 use crate::report::{alternate, Report, Runs};
@@ -60,7 +60,7 @@ fn over_kernel(report: &mut Report, kvm: &Kvm, name: &str, length: u64, density:
             machine.drain();
             (synced.time - get).as_secs_f64() * 1e3
         } else {
-            // A GET has just written what a sync reads; so here.
+            // A GET has just written the memory that a sync reads, so one is made here too.
             machine.get(&mut from);
             let begun = Instant::now();
             to.copy_from_slice(&from);
@@ -81,7 +81,7 @@ fn longest_clear(report: &mut Report, kvm: &Kvm) {
             machine.drain();
             machine.consumer.stats().longest_clear
         } else {
-            // Starting clean is one clear of the whole slot.
+            // A clean start is one clear of the whole slot.
             machine.consumer.start(StartWith::Nothing).unwrap();
             machine.control.lock().unwrap().clearing
         };

@@ -1,4 +1,4 @@
-//! Arbitrary bytes as one record. What is done with them is in `tests/support/fuzz.rs`.
+//! Arbitrary bytes as one record. `tests/support/fuzz.rs` decodes and checks them.
 #![no_main]
 
 #[path = "../../tests/support/fuzz.rs"]

@@ -1,5 +1,5 @@
-//! Arbitrary bytes as what a source sends to a whole incoming migration. What is done with them
-//! is in `tests/support/fuzz.rs`.
+//! Arbitrary bytes as the stream of a source to a whole incoming migration. `tests/support/fuzz.rs`
+//! sends and checks them.
 #![no_main]
 
 #[path = "../../tests/support/fuzz.rs"]

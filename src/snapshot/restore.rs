@@ -36,7 +36,7 @@ struct Shared {
 /// example see [`super::Save`].
 ///
 /// The guest has blocks of the same names, lengths and page sizes as the saved guest, or adds them
-/// in `early_load`. ImageHeader, index and blobs are checked before the first page of memory is written.
+/// in `early_load`. Header, index and blobs are checked before the first page of memory is written.
 /// Each page is checked before it is written. After an error memory holds nothing of use, and no
 /// guest is here.
 ///

@@ -1,5 +1,5 @@
-//! Growth along blocks and slots: adding and removing them, untracked, tracked, and with each log
-//! that keeps something of the map; and the layout exchange.
+//! Growth with the number of blocks and slots: adding and removing them, untracked, tracked, and
+//! with each log that keeps data of the map; and the exchange of layouts.
 
 use super::moving::Migration;
 use super::{block, row, slot, Growth, MIB, NOWHERE};
@@ -17,11 +17,11 @@ use brant::units::PAGE_SIZE;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// Eight times as many are all that a guest may have.
+/// A guest may have eight times as many.
 const BLOCKS: u64 = 512;
-/// Eight times as many are about all that KVM has in one address space.
+/// KVM has about eight times as many in one address space.
 const SLOTS: u64 = 4000;
-/// Of which the other address space has one.
+/// The number of the one slot in the other address space.
 const HIGH: u32 = 1 << 16;
 
 /// A back end that logs nothing.
@@ -67,8 +67,8 @@ impl By {
     }
 }
 
-/// A guest of one block that shows nothing yet but all of it in the other address space: one long
-/// slot, above which all others lie.
+/// A guest of one block. Only one slot exists yet, which shows all of it in the other address
+/// space: a long slot, above which all others lie.
 fn unplugged(count: u64, by: By) -> (Arc<Memory>, Consumer) {
     let memory = Arc::new(Memory::new().unwrap());
     block(&memory, "ram", NOWHERE as *mut u8, count * MIB);
@@ -123,7 +123,7 @@ fn blocks(report: &mut Report) {
         },
     );
     let many = |n| {
-        // A page each, which nobody touches.
+        // One page for each block, which is never touched.
         let sides = [Reserved::new(n * PAGE_SIZE), Reserved::new(n * PAGE_SIZE)];
         let made = sides.each_ref().map(|side| {
             let memory = Arc::new(Memory::new().unwrap());

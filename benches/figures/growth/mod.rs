@@ -1,29 +1,30 @@
-//! What costs more than it must where a guest is larger, or has more blocks, slots, vCPUs or runs:
-//! each operation at two sizes, eight times apart, over what linear growth (or none) allows. A ratio
-//! of 1 grows as it should; 8 is one factor of the size too many; 1.3 is the most that is accepted.
+//! Operations that cost more than necessary when a guest is larger, or has more blocks, slots,
+//! vCPUs or runs. Each operation is made at two sizes, eight times apart. The figure is its cost at
+//! the larger size over what linear growth (or none) allows. A ratio of 1 grows as it should; 8 is
+//! one factor of the size too many; 1.3 is the most that is accepted.
 //!
-//! **What is counted** is the process' time on processors, all threads together. The time by the
-//! clock depends on who else is on the machine (three busy loops on two processors made 3.2 of 1.2).
-//! It stands beside the figure, because waiting costs no processor.
+//! **What is counted** is the process' time on processors, all threads together. Time by the clock
+//! depends on the other load of the machine (three busy loops on two processors turned 1.2 into
+//! 3.2). It is reported beside the figure, because waiting costs no processor.
 //!
-//! **The sizes take turns.** What may cost eight times as much at the larger size is done eight times
-//! at the smaller one, to eight guests that are all there before the clock starts. So both turns go
-//! through as much memory: the dirty bitmap of a small guest stays in a cache of the processor that a
-//! bitmap eight times as large does not fit in. The ratio is taken turn by turn; the figure is the
-//! middle one, and the middle half of them is its range.
+//! **The sizes take turns.** An operation that may cost eight times as much at the larger size is
+//! made eight times at the smaller one, for eight guests that all exist before the clock starts. So
+//! both turns go through the same amount of memory: the dirty bitmap of one small guest would stay
+//! in a processor cache that is too small for the larger bitmap. The ratio is taken turn by turn;
+//! the figure is the median, and the middle half of the ratios is its range.
 //!
-//! **Fixed costs** (threads, sockets, a handshake) would hide growth: the small side has them eight
-//! times. Where there are such, the operation is also done at next to no size, and its cost is
-//! subtracted from both sides. Where that is more than half of the small side, what is left would be
-//! noise: then the whole of the large side is held against the fixed cost and the allowed growth of
-//! the rest.
+//! **Fixed costs** (threads, sockets, a handshake) would hide growth, because the small side has
+//! them eight times. Where there are fixed costs, the operation is also made at almost no size, and
+//! that cost is subtracted from both sides. If it is more than half of the small side, the
+//! difference would be noise. Then the whole large side is compared with the fixed cost plus the
+//! allowed growth of the rest.
 //!
 //! **The logarithm.** The map finds blocks and slots in trees, so a change costs the logarithm of
-//! their number: eight times as many cost 1.25 of the linear growth at 32,000 and 1.38 at 2,000. The
-//! sizes are those that the limits are for (4,096 blocks; 32,764 slots).
+//! their number: eight times as many cost 1.25 of the linear growth at 32,000, and 1.38 at 2,000.
+//! The sizes are those of the limits (4,096 blocks; 32,764 slots).
 //!
-//! Memory of which nothing is read is reserved and never touched; what a migration reads was
-//! touched before.
+//! Memory that is not read is reserved and never touched. Memory that a migration reads was touched
+//! before.
 
 mod map;
 mod moving;
@@ -38,22 +39,22 @@ use std::time::Instant;
 use vm_memory::GuestAddress;
 
 const FAMILY: &str = "growth.";
-/// How far apart the two sizes are.
+/// The ratio of the two sizes.
 const APART: u64 = 8;
 const RUNS: usize = 7;
 const MIB: u64 = 1 << 20;
 
-/// How much the larger size may cost.
+/// How much the operation may cost at the larger size.
 enum Growth {
-    /// As much as the smaller one.
+    /// As much as at the smaller size.
     None,
     /// Eight times as much.
     Linear,
-    /// The same, beside what it costs at this size, which is next to none.
+    /// Eight times as much, beyond its cost at this size, which is almost none.
     Beside(u64),
 }
 
-/// What one turn took, in microseconds.
+/// The time of one turn, in microseconds.
 #[derive(Clone, Copy)]
 struct Turn {
     /// On processors.
@@ -62,7 +63,7 @@ struct Turn {
     wall: f64,
 }
 
-/// One row: `work` is done at a size, to what `prepare` has made for that size.
+/// One row: `work` is done with what `prepare` has made for a size.
 fn row<T>(
     report: &mut Report,
     name: &str,
@@ -76,7 +77,7 @@ fn row<T>(
     });
 }
 
-/// The same where the work, done to each that was made, says what it took.
+/// [`row`] for work that returns its own time.
 fn row_of<T>(
     report: &mut Report,
     name: &str,
@@ -130,7 +131,7 @@ fn row_of<T>(
     );
 }
 
-/// A function of its own, so that what counts instructions can be told to count in here alone.
+/// A function of its own, so that a tool that counts instructions can count in here alone.
 #[inline(never)]
 fn timed(work: impl FnOnce()) -> Turn {
     let (cpu, begun) = (on_processors(), Instant::now());
@@ -141,12 +142,12 @@ fn timed(work: impl FnOnce()) -> Turn {
     }
 }
 
-/// Nanoseconds that all threads of this process were on processors.
+/// Nanoseconds for which all threads of this process were on processors.
 fn on_processors() -> u64 {
     nanoseconds(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// The same of this thread.
+/// Nanoseconds for which this thread was on a processor.
 fn on_a_processor() -> u64 {
     nanoseconds(libc::CLOCK_THREAD_CPUTIME_ID)
 }
@@ -177,7 +178,7 @@ fn backed(
     memory
         .add_block(BlockDescription {
             name: name.into(),
-            // SAFETY: mapped as long as the memory is used, or never looked at.
+            // SAFETY: mapped as long as the memory is used, or never accessed.
             host: unsafe { HostMemory::new(host) },
             length: Bytes(length),
             page_size: Bytes(page_size),
@@ -200,7 +201,7 @@ fn slot(memory: &Memory, number: u32, name: &str, offset: u64, length: u64, gues
         .unwrap();
 }
 
-/// An address that nothing is mapped at, for blocks that nobody looks at.
+/// An address without a mapping, for blocks that are never accessed.
 const NOWHERE: u64 = 0x2000_0000_0000;
 
 /// All figures of growth.

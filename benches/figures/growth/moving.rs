@@ -1,5 +1,5 @@
-//! Growth along a guest's size, kind of memory and runs where it moves: what is sent, how a
-//! destination begins and what a cancel costs. From one memory to another in this process, over a
+//! Growth with a guest's size, kind of memory and runs when it moves: what is sent, how a
+//! destination begins, and the cost of a cancel. From one memory to another in this process, over a
 //! pair of sockets.
 
 use super::{backed, block, on_a_processor, row, row_of, Growth, Turn, MIB};
@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 const LONG: Duration = Duration::from_secs(60);
 const HUGE_PAGE: u64 = 2 * MIB;
 
-/// A VMM that has a guest of memory alone, and tells when its migration enters another state, with
-/// the time that the migration's thread was on a processor until then, in nanoseconds.
+/// A VMM whose guest is only memory. It reports each new state of its migration, with the
+/// nanoseconds for which the migration's thread was on a processor until then.
 struct Watched(Mutex<Sender<(String, u64)>>);
 
 impl Vmm for Watched {
@@ -36,7 +36,7 @@ impl Vmm for Watched {
     }
     fn event(&self, event: &Event) {
         if event.kind == EventKind::State {
-            // Whoever does not look has let go of the other end.
+            // A receiver that is not interested has dropped its end.
             let told = (event.message.clone(), on_a_processor());
             let _ = self.0.lock().unwrap().send(told);
         }
@@ -85,8 +85,8 @@ impl Migration {
         self.outgoing.start(ConnectTo::Connected(a.into())).unwrap();
     }
 
-    /// Starts it; returns when the destination has everything that it needs for the first page,
-    /// with the nanoseconds that its thread needed for that.
+    /// Starts the destination, and returns when it has everything that it needs for the first page.
+    /// Returns the nanoseconds that its thread needed for that.
     fn start_receiving(&self) -> u64 {
         self.start();
         loop {
@@ -109,7 +109,7 @@ struct Ram {
     address: *mut u8,
     length: u64,
     page_size: u64,
-    /// Where the mapping is shared.
+    /// The file of a shared mapping.
     file: Option<OwnedFd>,
 }
 
@@ -152,7 +152,7 @@ impl Ram {
         }
     }
 
-    /// A guest whose memory is a piece of this.
+    /// A guest whose memory is a part of this.
     fn memory(&self, offset: u64, length: u64) -> Arc<Memory> {
         let file = self.file.as_ref().map(|fd| BackingFile {
             fd: fd.try_clone().unwrap(),
@@ -179,7 +179,7 @@ impl Drop for Ram {
     }
 }
 
-/// Huge pages for as long as this lives, of the machine's own if it has that many.
+/// Huge pages as long as this exists, from the machine's own if it has enough.
 struct HugePages(Option<String>);
 
 impl HugePages {
@@ -233,8 +233,8 @@ fn sending(report: &mut Report) {
             let (small, nothing) = match (kind, what) {
                 // Both sides together: 128 MiB.
                 ("hugetlb", _) => (8 * MIB, HUGE_PAGE),
-                // What is next to free needs much of it, or all of its cost is fixed. A file's
-                // end is limited by its file system.
+                // An almost free operation needs a large size, or all of its cost is fixed. A
+                // file's length is limited by its file system.
                 ("file", "holes") => (256 * MIB, PAGE_SIZE),
                 (_, "holes") => (8 * GIB, PAGE_SIZE),
                 _ => (32 * MIB, PAGE_SIZE),
@@ -255,7 +255,7 @@ fn sending(report: &mut Report) {
                 let byte = [7, 0][usize::from(what == "zeros")];
                 here.fill(0, length, byte);
             }
-            // Both sizes send the same pages: in one piece, or in eight.
+            // Both sizes send the same pages, in one run or in eight.
             let mut at = 0u64;
             let piece = |size| {
                 let offset = at.next_multiple_of(size) % length;
@@ -268,7 +268,7 @@ fn sending(report: &mut Report) {
     }
 }
 
-/// As many pages between holes: each page, and each hole, is a run of its own.
+/// The same number of pages, with holes between them: each page and each hole is a run.
 fn sending_runs(report: &mut Report) {
     const PIECES: u64 = 2048;
     let length = 2 * super::APART * PIECES * PAGE_SIZE;
@@ -293,8 +293,8 @@ fn sending_runs(report: &mut Report) {
     }
 }
 
-/// Two memories of which the first 16 MiB are there, and a source that sends them slowly: in the
-/// middle of its first pass for as long as it is let.
+/// Two memories whose first 16 MiB are touched, and a source that sends them slowly: it stays in
+/// the middle of its first pass.
 fn slow(length: u64) -> (Migration, [Reserved; 2]) {
     const TOUCHED: u64 = 16 * MIB;
     let sides = [Reserved::new(length), Reserved::new(length)];
@@ -328,7 +328,7 @@ fn beginning_and_end(report: &mut Report) {
     let begun = |length| {
         let made = slow(length);
         made.0.start_receiving();
-        // Both are in the midst of it once pages have arrived.
+        // Both sides are in the middle once pages have arrived.
         while made.0.incoming.stats().data_pages == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

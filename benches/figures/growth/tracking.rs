@@ -1,4 +1,4 @@
-//! Growth along a guest's size, its vCPUs and the runs that its dirty pages come in: marks, balloon
+//! Growth with a guest's size, its vCPUs and the number of runs of its dirty pages: marks, balloon
 //! and hints, and the tracker's start, sync, take and stop.
 
 use super::{block, row, slot, Growth, NOWHERE};
@@ -13,13 +13,13 @@ use kvm_ioctls::Kvm;
 use std::sync::Arc;
 use vm_memory::GuestAddress;
 
-/// Of guest memory, where nothing depends on what is in it.
+/// Bytes of guest memory, where the contents do not matter.
 const LENGTH: u64 = 64 * GIB;
 const VCPUS: u64 = 8;
-/// Runs of one page; the guest is as large at both sizes.
+/// The number of runs of one page. The guest has the same size at both sizes.
 const PIECES: u64 = 1 << 14;
 
-/// A tracker of so many bytes that nobody looks at.
+/// A tracker of this many bytes, which are never accessed.
 fn huge(length: u64) -> (Arc<Memory>, Arc<Tracker>) {
     let memory = Arc::new(Memory::new().unwrap());
     block(&memory, "ram", NOWHERE as *mut u8, length);
@@ -36,7 +36,7 @@ fn started(length: u64) -> (Arc<Tracker>, Consumer) {
 }
 
 fn marks_and_balloon(report: &mut Report) {
-    /// One such map is done in too little time.
+    /// One such bitmap takes too little time.
     const TIMES: u64 = 32;
     let words = |pages: u64| vec![0x5555_5555_5555_5555; pages as usize / 64];
     let marked = |pages| {
@@ -85,13 +85,13 @@ fn marks_and_balloon(report: &mut Report) {
     });
 }
 
-/// As many pages of one guest, each a run of its own.
+/// The pages of one guest, each a run of its own.
 fn runs(report: &mut Report) {
     const APART_PAGES: u64 = LENGTH / PAGE_SIZE / (8 * PIECES);
     let made = |_| started(LENGTH);
     let scattered = |pieces: u64, it: &mut (Arc<Tracker>, Consumer)| {
         let block = it.1.memory().map().blocks()[0].id();
-        // From one end to the other, however many.
+        // From one end to the other, whatever their number.
         let step = APART_PAGES * (8 * PIECES / pieces) * PAGE_SIZE;
         for i in 0..pieces {
             it.1.mark_block(block, Bytes(i * step), 1);
@@ -103,7 +103,7 @@ fn runs(report: &mut Report) {
         scattered(pieces, &mut it);
         it
     };
-    // A guest without a dirty page has its bitmaps looked at.
+    // The bitmaps of a guest without a dirty page are still looked at.
     let growth = Growth::Beside(1);
     row(report, "sync/runs", PIECES, growth, marked, |_, it| {
         it.1.sync(When::Running).unwrap();
@@ -153,7 +153,8 @@ fn tracking(report: &mut Report, kvm: &Kvm) {
     });
 }
 
-/// As many pages written by each vCPU: what its ring holds, and what its ring is.
+/// The same number of pages written by each vCPU: the entries of its ring, and the size of its
+/// ring.
 fn vcpus(report: &mut Report, kvm: &Kvm) {
     const EACH: u64 = 32;
     let made = |ring_vcpus| {
