@@ -1,9 +1,8 @@
 /*
- * What a stream of memory is held against: plain send() and recv() of 1 MiB each between two
- * buffers, with the socket options that brant sets. Built into a shared object by
- * scripts/bench and called by benches/figures/stream.rs in the same two processes, and on the
- * same memory, as brant. Beside that, for benches/figures/pages.rs: the same of pages that lie
- * apart, a block of 256 pages a call, and a pass that only reads.
+ * The comparison for a stream of memory: plain send() and recv() of 1 MiB each between two buffers, with the socket
+ * options that brant sets. scripts/bench builds this into a shared object. benches/figures/stream.rs calls it in the
+ * same two processes as brant, and on the same memory. For benches/figures/pages.rs there are also transfers of pages
+ * that lie apart, 256 pages a call, and a pass that only reads.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -21,13 +20,13 @@ static int options(int fd)
 
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) < 0)
 		return -errno;
-	/* As brant does. No SO_SNDBUF and no SO_RCVBUF: setting one ends the kernel's tuning. */
+	/* As brant does. Neither SO_SNDBUF nor SO_RCVBUF is set, because setting one ends the kernel's tuning. */
 	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)) < 0)
 		return -errno;
 	return 0;
 }
 
-/* Sends all of the memory; 0, or a negative errno. */
+/* Sends all of the memory. Returns 0 or a negative errno. */
 int bare_send(int fd, const char *memory, size_t length)
 {
 	int error = options(fd);
@@ -45,7 +44,7 @@ int bare_send(int fd, const char *memory, size_t length)
 	return error;
 }
 
-/* Fills all of the memory; 0, or a negative errno. */
+/* Fills all of the memory. Returns 0 or a negative errno. */
 int bare_receive(int fd, char *memory, size_t length)
 {
 	int error = options(fd);
@@ -68,7 +67,7 @@ int bare_receive(int fd, char *memory, size_t length)
 #define PAGE ((size_t)4096)
 #define BLOCK 256
 
-/* Moves every `stride`th page of the memory by `move`; 0, or a negative errno. */
+/* Moves every `stride`th page of the memory by `move`. Returns 0 or a negative errno. */
 static int pages(int fd, char *memory, size_t length, size_t stride,
 		 ssize_t (*move)(int, const struct iovec *, int))
 {

@@ -1,13 +1,12 @@
 /*
- * How many pages a second a guest writes, flat out, while it is tracked in the way that is
- * named, or not at all. The guest is the one of examples/minivmm, with one vCPU and 256 MiB
- * that it writes at random; brant syncs ten times a second and takes all that is pending, as
- * the passes of a migration do, and copies none of it. Prints the rate alone, or in its place
- * why there is none. Called by benches/figures/slowdown.rs.
+ * How many pages a second a guest writes at full speed, while it is tracked in the named way or not at all. The guest
+ * is that of examples/minivmm, with one vCPU and 256 MiB that it writes at random. brant syncs ten times a second and
+ * takes every pending page, as the passes of a migration do, but copies none. Prints only the rate, or the reason why
+ * there is none. Called by benches/figures/slowdown.rs.
  */
 #include "support.h"
 
-/* Counted after a beginning in which the guest writes every page once. */
+/* The time that counts comes after a beginning in which the guest writes every page once. */
 enum { COUNTED_MS = 1000, SYNC_MS = 100 };
 
 static const struct tracking ways[] = {
@@ -59,7 +58,7 @@ int main(int argc, char **argv)
     vm = vm_new_with_rings(&config, ring_bytes);
     vm->kick = true;
     vm_start(vm);
-    /* The first touch of a page costs the host more than anything measured here. */
+    /* The first touch of a page costs the host more than anything that is measured here. */
     vm_writes(vm, vm->pages);
     vm_pause(vm);
     mv_set_workload(vm->machine, GV_RANDOM);

@@ -60,7 +60,7 @@ static int32_t run(void *opaque, brant_reason *reason)
     return 0;
 }
 
-/* A VM whose memory KVM logs, as a source's. */
+/* A VM whose KVM logs writes to the memory, as a source's does. */
 static int new_vm(void *memory, uint64_t bytes)
 {
     int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);

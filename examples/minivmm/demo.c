@@ -1,6 +1,7 @@
 /*
- * The demo: a guest migrates into a second process of this program while it runs. The two share a piece of memory, the
- * ledger, in which each puts a digest of every guest page and the guest's counters. Nothing of the guest goes that way.
+ * The demo: a guest migrates into a second process of this program while it runs. The two processes share a piece of
+ * memory, the ledger. Each writes a digest of every guest page and the guest's counters into it. No part of the guest
+ * goes that way.
  */
 #define _GNU_SOURCE
 #include "digest.h"
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What the two processes tell each other. */
+/* What each process tells the other one. */
 struct side {
 	uint64_t digest_us, writes;
 	long long pages; /* digested; 0 = not yet, -1 = failed */
@@ -46,7 +47,7 @@ static double now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* Digests every page into one side's half of the ledger, apart from everything else's time. */
+/* Digests every page into one side's half of the ledger, outside of all timed work. */
 static void digest(struct program *p, struct side *side, uint64_t *digests)
 {
 	struct mv_counters c;
@@ -109,7 +110,7 @@ int demo_receiver(const struct options *o)
 	return status;
 }
 
-/* This program again, with the same machine and where to find the ledger. */
+/* Starts this program again, with the same machine and the place of the ledger. */
 static pid_t start_receiver(const struct options *o, int ledger_fd, int socket_fd, const char *listen)
 {
 	char memory[32], vcpus[16], ledger[16], socket[16];
@@ -138,7 +139,7 @@ static pid_t start_receiver(const struct options *o, int ledger_fd, int socket_f
 	args[n] = NULL;
 	child = fork();
 	if (child == 0) {
-		/* It does not outlive a demo that is killed, nor one that was before this line. */
+		/* The receiver does not outlive a demo that is killed, or that was killed before this line. */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (getppid() != parent)
 			_exit(127);
@@ -150,7 +151,7 @@ static pid_t start_receiver(const struct options *o, int ledger_fd, int socket_f
 
 /* ---- the first process ---- */
 
-/* Waits until the receiver listens; -1: it is gone, or somebody wants an end. */
+/* Waits until the receiver listens. Returns -1 if it is gone, or if the user wants an end. */
 static int await_receiver(struct program *p, pid_t *child)
 {
 	for (int i = 0; i < 3000; i++) {
@@ -217,7 +218,7 @@ static void announce(struct program *p, pid_t child)
 		   o->transport == TCP ? "TCP" : o->transport == UNIX ? "a unix socket" : "a socket pair");
 }
 
-/* Everything between the first process's guest and its verification. The command's status. */
+/* Everything between the first process's guest and its check. Returns the command's status. */
 static int run(struct program *p, pid_t *child, int socket_fd)
 {
 	const struct options *o = p->o;

@@ -1,7 +1,7 @@
 /*
  * Page digests (digest.h): a multiply-mix hash over eight independent lanes, and a walk over guest memory that never
- * reads a page nobody has touched. Reading a hole of a memfd through its mapping allocates the page; in private memory
- * it fills page tables with the zero page. Either would change what a later migration finds, and cost more than the
+ * reads an untouched page. Reading a hole of a memfd through its mapping allocates the page. In private memory it
+ * fills page tables with the zero page. Either would change what a later migration finds, and cost more than the
  * digest.
  */
 #define _GNU_SOURCE
@@ -31,14 +31,14 @@ uint64_t mv_digest_page(const void *page)
 
 	for (unsigned i = 0; i < LANES; i++)
 		lane[i] = (i + 1) * 0xe7037ed1a0b428dbull;
-	/* Unrolled, so that the lanes are registers and eight products are under way at once. */
+	/* Unrolled, so that the lanes are registers and eight products are computed at once. */
 	for (unsigned at = 0; at < MV_PAGE; at += LANES * 8)
 #pragma GCC unroll 8
 		for (unsigned i = 0; i < LANES; i++) {
 			uint64_t word;
 
 			memcpy(&word, p + at + i * 8, 8);
-			/* The rotation brings the high bits, which a product only pushes out, back to where they count. */
+			/* A product only moves bits upwards. The rotation brings the high bits back down, where they count. */
 			lane[i] = rotate((lane[i] ^ word) * k, 29);
 		}
 	for (unsigned i = 0; i < LANES; i++)

@@ -1,5 +1,5 @@
 /*
- * What machine.c shares with its two backends, kvm.c and process.c. Nobody else includes it.
+ * The interface between machine.c and its two backends, kvm.c and process.c. No other file includes this.
  */
 #ifndef MINIVMM_INTERNAL_H
 #define MINIVMM_INTERNAL_H
@@ -13,18 +13,19 @@
 struct mv_vcpu;
 
 struct mv_backend {
-	/* VM, slots and vCPUs. Called once, from mv_machine_new, with memory mapped. */
+	/* Makes the VM, its slots and its vCPUs. Called once, from mv_machine_new, when the memory is mapped. */
 	int (*create)(struct mv_machine *m);
 	void (*destroy)(struct mv_machine *m);
-	/* A fresh guest: boot code into memory, every vCPU to its first instruction. */
+	/* Makes a fresh guest: boot code in memory, and every vCPU at its first instruction. */
 	int (*boot)(struct mv_machine *m);
 	long (*save_vcpu)(struct mv_vcpu *v, void *buf, size_t cap);
 	int (*load_vcpu)(struct mv_vcpu *v, const void *buf, size_t len);
-	/* On the vCPU's thread: run the guest until m->stop, with I/O retired; -1 = dead (mvi_fail was called). */
+	/* Runs the guest on the vCPU's thread until m->stop, with I/O retired. Returns -1 if the vCPU is dead (mvi_fail was
+	 * called). */
 	int (*run)(struct mv_vcpu *v);
-	/* Make a vCPU that is in the guest, or just about to enter it, come out. With m->lock held. */
+	/* Makes a vCPU come out that is in the guest or just about to enter it. m->lock is held. */
 	void (*kick)(struct mv_vcpu *v);
-	/* The vCPU is about to be let go: undo what kick did. With m->lock held. */
+	/* Undoes what kick did, before the vCPU goes on. m->lock is held. */
 	void (*unkick)(struct mv_vcpu *v);
 };
 
@@ -39,7 +40,7 @@ struct mv_vcpu {
 	bool thread_made;
 	bool loaded; /* has a state to run from */
 
-	/* Under m->lock. */
+	/* These two under m->lock. */
 	bool parked;  /* out of the guest, waiting for mv_resume */
 	bool outside; /* parked, or waiting in mvi_next_burst: not in KVM_RUN */
 	uint64_t kicks_asked, kicks_seen;
@@ -71,7 +72,7 @@ struct mv_machine {
 	struct mv_slot slots[MV_MAX_REGIONS * MV_MAX_REGION_SLOTS];
 	uint64_t bytes; /* of all regions */
 
-	/* Layout of guest memory. */
+	/* The layout of guest memory. */
 	uint64_t tables_gpa, ntables_pd, ntables_pdpt; /* boot page tables: 1 PML4, then PDPTs, then PDs */
 	uint64_t work_gpa, work_pages;
 
@@ -92,18 +93,18 @@ struct mv_machine {
 	double rate;
 };
 
-/* Keeps the text for mv_error and returns -1. */
+/* Keeps the text for mv_error. Returns -1. */
 int mvi_error(struct mv_machine *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* The same for a vCPU thread that cannot go on. */
+/* mvi_error for a vCPU thread that cannot go on. */
 int mvi_dead(struct mv_vcpu *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int mvi_kick_signal(const struct mv_machine *m);
 
 uint64_t mvi_record_gpa(const struct mv_machine *m, unsigned vcpu);
 
-/* The guest asks what next: waits out pace and throttle, then says how many pages to write (0 = look at the mailbox).
- * Returns promptly when the machine is to stop. */
+/* The guest asks what to do next. Waits out pace and throttle, then returns how many pages to write (0: look at the
+ * mailbox). Returns promptly when the machine has to stop. */
 uint32_t mvi_next_burst(struct mv_vcpu *v);
-/* After a kick that was no pause. */
+/* Called after a kick that was no pause. */
 void mvi_kick_seen(struct mv_vcpu *v);
 
 static inline bool mvi_stopping(struct mv_machine *m)

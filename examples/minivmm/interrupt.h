@@ -1,15 +1,16 @@
 /*
- * Ctrl-C, and a request to terminate, as something that a loop can wait for: no handler runs, and no call of another
- * thread is disturbed.
+ * Ctrl-C, and a request to terminate, as events that a loop can wait for. No handler runs, and no call of another
+ * thread is interrupted.
  */
 #ifndef MINIVMM_INTERRUPT_H
 #define MINIVMM_INTERRUPT_H
 
-/* Before any thread is made: all of them leave SIGINT and SIGTERM to whoever reads them here. 0 or -1. */
+/* Call this before any thread is made: every thread then leaves SIGINT and SIGTERM to the reader here. Returns 0 or
+ * -1. */
 int interrupt_init(void);
-/* Readable when one of them has come. */
+/* A descriptor that is readable when one of them has come. */
 int interrupt_fd(void);
-/* Waits up to `seconds` for one. Gives SIGINT or SIGTERM, which then has been read, or 0. */
+/* Waits up to `seconds` for one of them. Returns SIGINT or SIGTERM, which has been read then, or 0. */
 int interrupt_wait(double seconds);
 
 #endif

@@ -1,15 +1,15 @@
 /*
- * The KVM backend: VM, memory slots, vCPUs, the run loop, and the saving and loading of vCPU state. x86-64, no
- * in-kernel interrupt controller, no interrupts at all: the guest computes and asks (guest.c).
+ * The KVM backend: VM, memory slots, vCPUs, the run loop, and the saving and loading of vCPU state. x86-64 only,
+ * without an in-kernel interrupt controller and without interrupts: the guest computes and asks (guest.c).
  *
- * The guest starts in 64-bit mode at privilege level 3 and never executes an instruction at level 0, nor in any earlier
- * mode: KVM_SET_SREGS puts the vCPU there, on page tables that are ready in guest memory. All segment state is what the
- * processor itself would hold there, since VMX checks it at every entry (Intel SDM vol. 3, "Checks on Guest Segment
- * Registers"): accessed code and data segments of level 3, a busy 64-bit TSS in TR, no LDT. The two ports are open to
- * level 3 twice over. IOPL 3 is enough for a processor, but a KVM that has no hardware of its own and runs level 3
- * natively (KVM-PVM) loses IOPL at the first entry, and goes by the TSS's I/O bitmap; QEMU's emulated SVM refuses a
- * bitmap in a busy TSS, and goes by IOPL. There is no IDT: any exception is a triple fault, which KVM reports as
- * KVM_EXIT_SHUTDOWN.
+ * The guest starts in 64-bit mode at privilege level 3, and never executes an instruction at level 0 or in an earlier
+ * mode. KVM_SET_SREGS puts the vCPU there, on page tables that are ready in guest memory. All segment state has the
+ * values that the processor itself would have, because VMX checks them at every entry (Intel SDM vol. 3, "Checks on
+ * Guest Segment Registers"): accessed code and data segments of level 3, a busy 64-bit TSS in TR, no LDT. The two
+ * ports are opened to level 3 in two ways. A processor needs only IOPL 3. A KVM without hardware of its own that runs
+ * level 3 natively (KVM-PVM) loses IOPL at the first entry, and uses the TSS's I/O bitmap. QEMU's emulated SVM
+ * refuses a bitmap in a busy TSS, and uses IOPL. There is no IDT: any exception is a triple fault, which KVM reports
+ * as KVM_EXIT_SHUTDOWN.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -71,7 +71,8 @@ int mv_kvm_available(char *why, size_t why_len)
 	return vm < 0 ? -1 : 0;
 }
 
-/* Everything KVM supports here. A VMM that migrates between unlike hosts offers the common part instead. */
+/* Every feature that KVM supports here. A VMM that migrates between different hosts offers their common part instead.
+ */
 static int set_cpuid(struct mv_vcpu *v, struct kvm_cpuid2 *cpuid)
 {
 	return ioctl(v->fd, KVM_SET_CPUID2, cpuid) < 0 ? mvi_error(v->m, "KVM_SET_CPUID2: %s", strerror(errno)) : 0;
@@ -157,11 +158,11 @@ static void destroy(struct mv_machine *m)
 #define TSS_SELECTOR (3 << 3)
 #define TSS_GPA (GV_GDT_GPA + 0x100)
 #define TSS_BYTES 0x68
-/* The I/O permission bitmap: a clear bit allows the port. One byte of ones must follow the last. */
+/* The I/O permission bitmap: a clear bit allows the port. One byte of ones must follow the last byte. */
 #define IO_BITMAP_BYTES ((GV_PORT_PANIC + 4) / 8)
 #define TSS_LIMIT (TSS_BYTES + IO_BITMAP_BYTES)
 
-/* Present, writable, user. Accessed and dirty are set beforehand, so that nothing ever writes to the tables again. */
+/* Present, writable, user. Accessed and dirty are set too, so that the processor never writes to the tables. */
 #define PTE_TABLE 0x27ull
 #define PTE_PAGE_2M 0xe7ull
 
@@ -222,7 +223,7 @@ static int reset_vcpu(struct mv_vcpu *v)
 		.rip = GV_CODE_GPA,
 		.rflags = 0x3002, /* IOPL 3 */
 		.rdi = mvi_mailbox_gpa(v->index),
-		/* As after a call: 8 off a multiple of 16. */
+		/* As after a call: 8 bytes off a multiple of 16. */
 		.rsp = mvi_mailbox_gpa(v->index) + GV_VCPU_PAGES * GV_PAGE - 8,
 	};
 
@@ -277,7 +278,7 @@ static int on_io(struct mv_vcpu *v)
 	if (run->io.size == 4 && run->io.count == 1) {
 		if (run->io.direction == KVM_EXIT_IO_IN && run->io.port == GV_PORT_BURST) {
 			value = mvi_next_burst(v);
-			/* It reaches the guest's register when KVM_RUN is entered again, not before. */
+			/* The value reaches the guest's register at the next KVM_RUN, and not before. */
 			memcpy(data, &value, sizeof value);
 			return 0;
 		}
@@ -308,7 +309,7 @@ static int dead_exit(struct mv_vcpu *v)
 	}
 }
 
-/* The only way out without an error is EINTR: see mv_pause. */
+/* EINTR is the only way out without an error: see mv_pause. */
 static int run_vcpu(struct mv_vcpu *v)
 {
 	const struct mv_hooks *hooks = &v->m->config.hooks;
@@ -346,7 +347,7 @@ static int run_vcpu(struct mv_vcpu *v)
 	}
 }
 
-/* Order matters: a signal that comes before KVM_RUN is entered is spent, but the flag stays. */
+/* The order matters: a signal that comes before KVM_RUN is entered has no effect there, but the flag stays. */
 static void kick(struct mv_vcpu *v)
 {
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
@@ -361,9 +362,10 @@ static void unkick(struct mv_vcpu *v)
 /* ---- vCPU state ------------------------------------------------------------------------------------------------ */
 
 /*
- * A state is a header and sections, each with an identifier and a length; what this KVM does not have is left out. The
- * order of the table is the order of loading: special registers before everything that depends on the mode, general
- * registers before events (KVM_SET_REGS drops a pending exception), the MSRs, among them the TSC, late, mp_state last.
+ * A state is a header and sections, each with an identifier and a length. Sections that this KVM does not have are
+ * left out. The order of the table is the order of loading: special registers before everything that depends on the
+ * mode, general registers before events (KVM_SET_REGS drops a pending exception), the MSRs, the TSC among them, late,
+ * and mp_state last.
  */
 #define STATE_MAGIC 0x5550436d6d76696dull
 #define STATE_VERSION 1u
@@ -401,7 +403,7 @@ static const struct {
 };
 #define NPARTS (sizeof parts / sizeof parts[0])
 
-/* What a 64-bit guest can have changed. The TSC last: it runs on while the others are set. */
+/* The MSRs that a 64-bit guest can have changed. The TSC comes last, because it runs on while the others are set. */
 static const uint32_t msrs[] = {
 	0x174,      /* SYSENTER_CS */
 	0x175,      /* SYSENTER_ESP */
@@ -417,7 +419,8 @@ static const uint32_t msrs[] = {
 };
 #define NMSRS (sizeof msrs / sizeof msrs[0])
 
-/* struct kvm_msrs with room for one entry; its own ends in an array without a length, after which C allows no field. */
+/* struct kvm_msrs with room for one entry. The original ends in an array without a length, after which C allows no
+ * field. */
 struct one_msr {
 	__u32 nmsrs, pad;
 	struct kvm_msr_entry entry;
@@ -444,7 +447,7 @@ static bool has_cap(struct mv_machine *m, int cap)
 	return cap == 0 || ioctl(m->vm_fd, KVM_CHECK_EXTENSION, (long)cap) > 0;
 }
 
-/* Bytes of the part, or 0 if this KVM has no such thing. */
+/* The bytes of the part, or 0 if this KVM does not have it. */
 static uint32_t part_bytes(struct mv_machine *m, unsigned i)
 {
 	int bytes;
@@ -457,13 +460,13 @@ static uint32_t part_bytes(struct mv_machine *m, unsigned i)
 	}
 	if (parts[i].id == S_MSRS)
 		return NMSRS * sizeof(struct kvm_msr_entry);
-	/* xsave says all that fpu says. */
+	/* The xsave section includes all of the fpu section. */
 	if (parts[i].id == S_FPU && has_cap(m, KVM_CAP_XSAVE))
 		return 0;
 	return parts[i].bytes;
 }
 
-/* One at a time, since KVM_GET_MSRS stops at the first that is not there. Absent ones are left with index 0. */
+/* One at a time, because KVM_GET_MSRS stops at the first one that does not exist. Such ones keep index 0. */
 static void get_msrs(struct mv_vcpu *v, struct kvm_msr_entry *out)
 {
 	for (unsigned i = 0; i < NMSRS; i++) {
@@ -522,7 +525,7 @@ static long save_vcpu(struct mv_vcpu *v, void *buf, size_t cap)
 		if (!data)
 			return mvi_error(v->m, "the buffer for the vCPU state is too small");
 		memcpy(at, &section, sizeof section);
-		/* Into memory of the right alignment, whatever the caller's buffer has. */
+		/* In memory of the right alignment, whatever the caller's buffer has. */
 		at = calloc(1, section.bytes);
 		if (!at)
 			return mvi_error(v->m, "out of memory");
@@ -565,7 +568,7 @@ static int load_part(struct mv_vcpu *v, const struct state_section *section, con
 
 static int load_vcpu(struct mv_vcpu *v, const void *buf, size_t len)
 {
-	/* take() hands out places; nothing is written through them here. */
+	/* take() returns places; nothing is written through them here. */
 	struct cursor c = {.buf = (unsigned char *)(uintptr_t)buf, .cap = len};
 	struct state_header header;
 	const void *p = take(&c, sizeof header);

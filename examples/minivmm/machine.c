@@ -1,6 +1,6 @@
 /*
- * The machine (machine.h): guest memory and its layout, the vCPU threads' life (start, pause, resume, kick), the pacing
- * of the guest, and the checks from outside. What differs between a KVM guest and a guest in plain memory is behind
+ * The machine (machine.h): guest memory and its layout, the vCPU threads (start, pause, resume, kick), the pacing of
+ * the guest, and the checks from outside. The differences between a KVM guest and a guest in plain memory are behind
  * struct mv_backend. The part worth copying is pause: see mv_pause.
  */
 #define _GNU_SOURCE
@@ -75,7 +75,7 @@ void *mv_host(struct mv_machine *m, uint64_t gpa, uint64_t len)
 	return NULL;
 }
 
-/* Copies piece by piece: what is contiguous for the guest may cross regions. */
+/* Copies part by part, because guest memory that is contiguous for the guest may cross regions. */
 static int copy_guest(struct mv_machine *m, uint64_t gpa, void *out, const void *in, uint64_t len)
 {
 	if (gpa > m->bytes || len > m->bytes - gpa)
@@ -117,7 +117,7 @@ int mv_write(struct mv_machine *m, uint64_t gpa, const void *buf, uint64_t len)
 	return 0;
 }
 
-/* One aligned word that the guest reads meanwhile. */
+/* Writes one aligned word that the guest may read meanwhile. */
 static void write_word(struct mv_machine *m, uint64_t gpa, uint64_t value)
 {
 	gv_put(mv_host(m, gpa, 8), value);
@@ -129,8 +129,8 @@ uint64_t mv_memory_bytes(struct mv_machine *m)
 	return m->bytes;
 }
 
-/* Reserves the region with unmapped pages around it, at the same offset from a 2 MiB boundary as in the guest, so that
- * a huge page of the host can back a huge page of the guest. */
+/* Reserves the region with unmapped pages around it. Its offset from a 2 MiB boundary is that in the guest, so that a
+ * huge page of the host can back a huge page of the guest. */
 static int map_region(struct mv_machine *m, unsigned index, const struct mv_region_config *rc)
 {
 	struct mv_region *r = &m->regions[index];
@@ -158,8 +158,8 @@ static int map_region(struct mv_machine *m, unsigned index, const struct mv_regi
 		return mvi_error(m, "%s: cannot map %llu bytes: %s", r->name, (unsigned long long)r->bytes,
 				 strerror(errno));
 	r->host = mapped;
-	/* Without: one touched page is one page of host memory, and holes stay where the guest left them. EINVAL means a
-	 * kernel without transparent huge pages, which is as good. */
+	/* Without huge pages one touched page is one page of host memory, and the guest's holes stay. EINVAL means a kernel
+	 * without transparent huge pages, which is as good. */
 	madvise(mapped, r->bytes, m->config.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	return 0;
 }
@@ -268,7 +268,7 @@ static int lay_out(struct mv_machine *m)
 	return 0;
 }
 
-/* Computed, not read from guest memory: a guest (or a peer) must not be able to send the VMM astray. */
+/* Computed, and not read from guest memory: neither a guest nor a peer may mislead the VMM. */
 static void partition(const struct mv_machine *m, unsigned vcpu, uint64_t *first_gpa, uint64_t *record_gpa)
 {
 	*first_gpa = m->work_gpa;
@@ -332,7 +332,7 @@ int mvi_kick_signal(const struct mv_machine *m)
 	return m->config.kick_signal ? m->config.kick_signal : SIGRTMIN + 4;
 }
 
-/* It only has to interrupt KVM_RUN. */
+/* The handler only has to interrupt KVM_RUN. */
 static void on_kick(int signal)
 {
 	(void)signal;
@@ -367,7 +367,7 @@ static int set_up(struct mv_machine *m)
 		return mvi_error(m, "out of memory");
 	for (unsigned i = 0; i < m->nvcpus; i++) {
 		m->vcpus[i] = (struct mv_vcpu){.m = m, .index = i, .fd = -1, .parked = true, .outside = true};
-		/* The first question is answered at once, for a mailbox that came with a request in it. */
+		/* The first question is answered at once, in case the mailbox came with a request in it. */
 		m->vcpus[i].nudge_seen = (uint64_t)-1;
 	}
 	if (set_up_threads(m) < 0 || make_memory(m) < 0 || lay_out(m) < 0)
@@ -447,7 +447,7 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * NS + (uint64_t)ts.tv_nsec;
 }
 
-/* False once the time has come. */
+/* False when the time has come. */
 static bool wait_until(struct mv_machine *m, pthread_cond_t *cond, uint64_t ns)
 {
 	struct timespec ts = {.tv_sec = (time_t)(ns / NS), .tv_nsec = (long)(ns % NS)};
@@ -504,7 +504,7 @@ int mv_start(struct mv_machine *m)
 	m->want = MV_WANT_RUNNING;
 	atomic_store(&m->stop, false);
 	m->started = true;
-	/* vCPU threads take no signal but the kick: the program's own handlers are none of their business. */
+	/* vCPU threads take no signal but the kick, so that the program's own handlers never run on them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	for (unsigned i = 0; i < m->nvcpus && status == 0; i++) {
@@ -520,13 +520,14 @@ int mv_start(struct mv_machine *m)
 
 /*
  * A vCPU can be in four places when the pause comes:
- *  - in the guest: the kick's signal takes it out, KVM_RUN returns EINTR;
- *  - between the look at `stop` and the KVM_RUN call: the signal is spent before the call, but the kick has also set
- *    immediate_exit, so KVM_RUN returns EINTR without entering;
- *  - handling an exit: it finishes (write and mark included) and calls KVM_RUN again, which completes the instruction
- *    (an `in` gets its value only there) and returns EINTR because of immediate_exit;
- *  - waiting out its pace: the broadcast wakes it, and it goes on as above.
- * So KVM_RUN's EINTR is the only way out, and a vCPU that took it has no I/O pending: its registers are the truth.
+ * - In the guest: the kick's signal takes it out, and KVM_RUN returns EINTR.
+ * - Between the look at `stop` and the call of KVM_RUN: the signal comes before the call, but the kick has also set
+ *   immediate_exit, so KVM_RUN returns EINTR without entering the guest.
+ * - Handling an exit: it finishes (write and mark included) and calls KVM_RUN again. That completes the instruction
+ *   (an `in` gets its value only there), and returns EINTR because of immediate_exit.
+ * - Waiting out its pace: the broadcast wakes it, and it goes on as above.
+ *
+ * So EINTR of KVM_RUN is the only way out. A vCPU that took it has no I/O pending, and its registers are complete.
  */
 int mv_pause(struct mv_machine *m)
 {
@@ -555,8 +556,8 @@ int mv_resume(struct mv_machine *m)
 	pthread_mutex_lock(&m->lock);
 	m->want = MV_WANT_RUNNING;
 	atomic_store(&m->stop, false);
-	/* The vCPUs leave `parked` themselves, under the lock. A pause that comes before one wakes finds it still parked,
-	 * and it stays so. */
+	/* The vCPUs leave `parked` themselves, under the lock. If a pause comes before one wakes, that vCPU is still parked
+	 * and stays so. */
 	pthread_cond_broadcast(&m->vcpu_cond);
 	pthread_mutex_unlock(&m->lock);
 	return 0;
@@ -599,7 +600,7 @@ void mvi_kick_seen(struct mv_vcpu *v)
 
 /* ---- pacing ---------------------------------------------------------------------------------------------------- */
 
-/* Waits to `ns`, unless the machine is to stop, the pace changes, or the vCPU is wanted at its mailbox. */
+/* Waits until `ns`, unless the machine has to stop, the pace changes, or the vCPU has to look at its mailbox. */
 static bool sleep_until(struct mv_vcpu *v, uint64_t ns)
 {
 	struct mv_machine *m = v->m;
@@ -610,8 +611,8 @@ static bool sleep_until(struct mv_vcpu *v, uint64_t ns)
 	return false;
 }
 
-/* The vCPU owes rest in proportion to the time it ran. Bursts are short and timers are not exact, so the debt is
- * gathered and paid in pieces of 2 ms or more, by the clock and not by what was asked of it. */
+/* The vCPU owes rest in proportion to the time it ran. Bursts are short and timers are inexact, so the debt is
+ * collected and paid in parts of 2 ms or more, as measured by the clock. */
 static bool throttle(struct mv_vcpu *v, uint64_t now)
 {
 	uint64_t rest, slept;
@@ -642,7 +643,7 @@ static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
 			pthread_cond_wait(&m->vcpu_cond, &m->lock);
 		return 0;
 	}
-	/* A vCPU that begins has nothing to catch up on. */
+	/* A vCPU that begins has no delay to make up for. */
 	if (v->pace_seen != m->pace || v->due_ns == 0) {
 		v->pace_seen = m->pace;
 		v->due_ns = now;
@@ -656,7 +657,7 @@ static uint32_t pace(struct mv_vcpu *v, uint64_t workload)
 	burst = rate / 100; /* a hundred a second, within bounds */
 	burst = burst < 1 ? 1 : burst > FLAT_OUT_BURST ? FLAT_OUT_BURST : (uint32_t)burst;
 	now = now_ns();
-	/* A late vCPU may catch up, but not on more than 50 ms. */
+	/* A late vCPU may catch up on at most 50 ms. */
 	if (v->due_ns + NS / 20 < now)
 		v->due_ns = now - NS / 20;
 	v->due_ns += (uint64_t)(burst / rate * (double)NS);
@@ -684,7 +685,7 @@ uint32_t mvi_next_burst(struct mv_vcpu *v)
 	pthread_mutex_unlock(&m->lock);
 
 	if (n > 0) {
-		/* The VMM's own write to guest memory. Its count lives there too, and so migrates. */
+		/* The VMM's own write to guest memory. Its count is in guest memory too, and so it migrates. */
 		struct gv_device *dev = mv_host(m, mailbox_gpa + GV_PAGE, sizeof *dev);
 		uint64_t seq = gv_get(&dev->seq) + 1;
 
@@ -804,7 +805,8 @@ void mv_counters(struct mv_machine *m, int vcpu, struct mv_counters *out)
 	}
 }
 
-/* Waits, with m->lock held, until done(m, arg) or the time is up. Every burst of every vCPU is an occasion to look. */
+/* Waits, with m->lock held, until done(m, arg) is true or the time is up. It is asked after every burst of every
+ * vCPU. */
 static int watch(struct mv_machine *m, bool (*done)(struct mv_machine *, uint64_t), uint64_t arg, unsigned timeout_ms)
 {
 	uint64_t end = now_ns() + timeout_ms * 1000000ull;
@@ -883,7 +885,7 @@ uint64_t mv_record(struct mv_machine *m, unsigned vcpu, uint64_t *first_page_gpa
 	return pages;
 }
 
-/* A write in flight has stored some of its three words, in order, over what the record says. */
+/* A write in flight has stored some of its three words, in order, over the recorded ones. */
 static bool page_in_flight(const uint64_t *word, uint64_t gpa, uint64_t seq, uint64_t next)
 {
 	uint64_t old = gv_stamp(gpa, seq), new = gv_stamp(gpa, next);
@@ -927,7 +929,7 @@ static void verify_vcpu(struct mv_machine *m, unsigned vcpu, struct mv_verify *o
 			out->first_bad_gpa = gpa;
 	}
 	out->in_flight += in_flight;
-	/* Between the VMM's write and the guest's own count the device page is one ahead. */
+	/* Between the VMM's write and the guest's own count, the device page is one ahead. */
 	if ((dev->seq != mb->bursts && dev->seq != mb->bursts + 1) || (dev->seq > 0 && dev->stamp != gv_mix(dev->seq))) {
 		if (out->bad++ == 0)
 			out->first_bad_gpa = mvi_mailbox_gpa(vcpu) + GV_PAGE;

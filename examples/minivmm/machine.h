@@ -30,32 +30,34 @@
 #define MV_MAX_REGION_SLOTS 8
 #define MV_MAX_VCPUS 512
 #define MV_PAGE 4096u
-/* Enough for any mv_save_vcpu. */
+/* Room for the result of any mv_save_vcpu. */
 #define MV_VCPU_STATE_MAX 32768u
 
 enum mv_kind { MV_KVM = 0, MV_PROCESS = 1 };
 
-/* One RAM block. Regions follow each other in guest memory without gaps, in the order given. In host memory they lie
- * apart, with unmapped pages on both sides, so that a run over the end of a block is a crash and not a surprise. */
+/* One RAM block. Regions follow each other in guest memory without gaps, in the given order. In host memory they lie
+ * apart, with unmapped pages on both sides, so that an access beyond the end of a block crashes. */
 struct mv_region_config {
 	const char *name; /* NULL: "ram", "ram1", "ram2", ... */
 	uint64_t bytes;   /* a multiple of 4 KiB */
-	/* How the block is cut into KVM memory slots, in order: multiples of 4 KiB. The last may be 0 = what is left.
+	/* How the block is divided into KVM memory slots, in order: multiples of 4 KiB. The last may be 0 for the rest.
 	 * nslots 0: one slot. */
 	unsigned nslots;
 	uint64_t slot_bytes[MV_MAX_REGION_SLOTS];
 	bool memfd; /* shared memory with an fd; otherwise private and anonymous */
 };
 
-/* Called by the machine. `opaque` is passed on; any function may be NULL. */
+/* Functions that the machine calls. They get `opaque`. Any of them may be NULL. */
 struct mv_hooks {
 	void *opaque;
-	/* Guest memory was written behind the dirty log's back: by the VMM (MV_KVM), by anyone (MV_PROCESS). Always after
-	 * the write, and no vCPU is ever paused between a write and its mark. */
+	/* Guest memory was written by somebody whom the dirty log does not see: the VMM (MV_KVM), or anyone (MV_PROCESS).
+	 * Always called after the write. No vCPU is ever paused between a write and its mark. */
 	void (*mark)(void *opaque, uint64_t gpa, uint64_t len);
-	/* KVM_CREATE_VM is done; there are no slots and no vCPUs yet. A dirty ring can only be enabled here. 0 or -1. */
+	/* KVM_CREATE_VM is done, and there are no slots and no vCPUs yet. A dirty ring can only be enabled now. Returns 0 or
+	 * -1. */
 	int (*vm_created)(void *opaque, int vm_fd);
-	/* A vCPU came out with KVM_EXIT_DIRTY_RING_FULL and will re-enter when this returns. 0, or -1 to fail the vCPU. */
+	/* A vCPU came out with KVM_EXIT_DIRTY_RING_FULL, and enters again when this returns. Returns 0, or -1 to fail the
+	 * vCPU. */
 	int (*dirty_ring_full)(void *opaque, unsigned vcpu);
 };
 
@@ -75,15 +77,15 @@ struct mv_config {
 	                        * groups of 16 pages. The rest is never touched by the VMM. */
 	uint64_t seed;
 
-	/* The memory and the vCPUs come from another machine with the same vcpus and regions: nothing is written here, and
-	 * mv_start wants every vCPU loaded first. */
+	/* The memory and the vCPUs come from another machine with the same vcpus and regions. This machine writes nothing to
+	 * the memory, and mv_start needs every vCPU to be loaded first. */
 	bool incoming;
 
 	int kick_signal; /* 0 = SIGRTMIN + 4 */
 	struct mv_hooks hooks;
 };
 
-/* A block as made. */
+/* A block as it was made. */
 struct mv_region {
 	char name[32];
 	uint64_t gpa, bytes;
@@ -91,7 +93,7 @@ struct mv_region {
 	int fd; /* -1 = private anonymous memory. The block is the whole file, from offset 0. */
 };
 
-/* A KVM memory slot as registered (MV_PROCESS: as it would be). */
+/* A KVM memory slot as registered (MV_PROCESS: as it would be registered). */
 struct mv_slot {
 	uint32_t id;     /* as in struct kvm_userspace_memory_region.slot */
 	uint32_t flags;  /* at registration: 0, no dirty log */
@@ -115,24 +117,25 @@ struct mv_verify {
 
 struct mv_machine;
 
-/* 0, or -1 and in `why` the reason that MV_KVM cannot be used here. */
+/* Returns 0, or -1 with the reason in `why` that MV_KVM cannot be used here. */
 int mv_kvm_available(char *why, size_t why_len);
 
-/* NULL on failure, with the reason in `err`. The configuration is copied. No thread runs yet. */
+/* Returns NULL on failure, with the reason in `err`. The configuration is copied. No thread runs yet. */
 struct mv_machine *mv_machine_new(const struct mv_config *config, char *err, size_t err_len);
 /* Stops and joins all vCPU threads, closes, unmaps. NULL is fine. */
 void mv_destroy(struct mv_machine *m);
-/* The first failure of a vCPU thread if there was one, or the last failed call's reason. "" = none. */
+/* The first failure of a vCPU thread if there was one, else the reason of the last failed call. "" for none. */
 const char *mv_error(struct mv_machine *m);
 
 /* Creates the vCPU threads: they run at once. An incoming machine must have been loaded. */
 int mv_start(struct mv_machine *m);
-/* Returns when every vCPU is out of KVM_RUN with its pending I/O retired and no write lacks its mark. From then on
- * guest memory and vCPU state stand still. -1 if a vCPU thread had died (the others are paused all the same). */
+/* Returns when every vCPU is out of KVM_RUN with its pending I/O retired, and no write lacks its mark. From then on
+ * guest memory and vCPU state do not change. Returns -1 if a vCPU thread had died; the others are paused all the
+ * same. */
 int mv_pause(struct mv_machine *m);
 int mv_resume(struct mv_machine *m);
-/* Makes every vCPU leave KVM_RUN once (and go on); returns when each has, or was outside. With hardware page
- * modification logging the kernel fills a dirty ring only at such an exit. */
+/* Makes every vCPU leave KVM_RUN once and go on. Returns when each has left, or was outside. With page-modification
+ * logging in hardware the kernel fills a dirty ring only at such an exit. */
 int mv_kick(struct mv_machine *m);
 bool mv_failed(struct mv_machine *m);
 
@@ -142,36 +145,38 @@ unsigned mv_vcpu_count(struct mv_machine *m);
 const struct mv_region *mv_regions(struct mv_machine *m, unsigned *n);
 const struct mv_slot *mv_slots(struct mv_machine *m, unsigned *n);
 
-/* The machine must not be running. Save returns the bytes written (at most MV_VCPU_STATE_MAX). What this KVM lacks is
- * left out of the state; loading a state that holds something this KVM lacks is an error that names it. */
+/* The machine must not be running. Saving returns the number of bytes (at most MV_VCPU_STATE_MAX). Parts that this
+ * KVM does not have are left out of the state. Loading a state with a part that this KVM does not have is an error
+ * that names the part. */
 long mv_save_vcpu(struct mv_machine *m, unsigned vcpu, void *buf, size_t cap);
 int mv_load_vcpu(struct mv_machine *m, unsigned vcpu, const void *buf, size_t len);
 
 /* Page writes per second of the whole guest; 0 = flat out. Takes effect at once. */
 void mv_set_rate(struct mv_machine *m, double pages_per_second);
-/* Keep a vCPU (or all: vcpu = -1) off the processor `percent` (0..99) of the time, between its bursts. */
+/* Keeps a vCPU (or all: vcpu = -1) off the processor for `percent` (0..99) of the time, between its bursts. */
 void mv_set_throttle(struct mv_machine *m, int vcpu, unsigned percent);
-/* Changes the workload of a running or paused guest (a VMM write to the mailboxes: marked). */
+/* Changes the workload of a running or paused guest, by a write of the VMM's to the mailboxes, which is marked. */
 int mv_set_workload(struct mv_machine *m, enum gv_workload workload);
 
-/* vcpu = -1: the sum of all. Counted by the guest in its own memory, so they go on after a migration. */
+/* vcpu = -1: the sum over all. The guest counts in its own memory, so the counters go on after a migration. */
 void mv_counters(struct mv_machine *m, int vcpu, struct mv_counters *out);
-/* Waits until the guest has made at least n more page writes. -1 on timeout or a dead vCPU. */
+/* Waits until the guest has made at least n more page writes. Returns -1 on a timeout or a dead vCPU. */
 int mv_wait_writes(struct mv_machine *m, uint64_t n, unsigned timeout_ms);
 
-/* Has every vCPU check its own pages against its records. The guest must be running. Pages that are bad in *bad. */
+/* Lets every vCPU check its own pages against its records. The guest must be running. *bad gets the number of bad
+ * pages. */
 int mv_self_check(struct mv_machine *m, unsigned timeout_ms, uint64_t *bad);
-/* The same from outside, on a guest that stands still. 0 = all is well, -1 = see *out. */
+/* The same check from outside, for a guest that stands still. Returns 0 if all is well, or -1: see *out. */
 int mv_verify_host(struct mv_machine *m, struct mv_verify *out);
 
-/* A vCPU's partition and the guest's own record of it: record[i] is the sequence number of the last write to page i,
- * 0 = never. Copies at most `n` entries to `record` (NULL: none) and returns the page count. Any guest that is not
- * stopped is a moving target. */
+/* A vCPU's partition and the guest's own record of it. record[i] is the sequence number of the last write to page i,
+ * 0 for none. Copies at most `n` entries to `record` (NULL: none), and returns the number of pages. In a guest that
+ * is not stopped they change meanwhile. */
 uint64_t mv_record(struct mv_machine *m, unsigned vcpu, uint64_t *first_page_gpa, uint64_t *record, uint64_t n);
 
-/* Host address of guest memory, good for len bytes; NULL if that leaves the region. */
+/* The host address of guest memory, valid for len bytes; NULL if these leave the region. */
 void *mv_host(struct mv_machine *m, uint64_t gpa, uint64_t len);
-/* Across regions. mv_write marks what it wrote, after writing it. -1 beyond guest memory. */
+/* Across regions. mv_write marks its write afterwards. Returns -1 beyond guest memory. */
 int mv_read(struct mv_machine *m, uint64_t gpa, void *buf, uint64_t len);
 int mv_write(struct mv_machine *m, uint64_t gpa, const void *buf, uint64_t len);
 uint64_t mv_memory_bytes(struct mv_machine *m);

@@ -49,7 +49,7 @@ static void progress(void *opaque, const struct mg_progress *progress)
 {
 	struct program *p = opaque;
 
-	/* A demo's second process is silent: the first one shows it. */
+	/* A demo's second process prints nothing: the first one shows its progress. */
 	if (p->o->ledger_fd < 0)
 		screen_progress(progress);
 }
@@ -60,7 +60,7 @@ static void warning(void *opaque, const char *message)
 	screen_say("warning: %s", message);
 }
 
-/* The first Ctrl-C cancels; another, while that has not come to anything, ends the program. */
+/* The first Ctrl-C cancels. Another one, before the cancel has taken effect, ends the program. */
 static bool interrupted(void *opaque)
 {
 	struct program *p = opaque;
@@ -82,7 +82,7 @@ int program_new(struct program *p, bool incoming)
 	const struct options *o = p->o;
 	struct mg_hooks hooks = {
 		.opaque = p, .frozen = frozen, .arrived = arrived, .progress = progress, .warning = warning,
-		/* A terminal's Ctrl-C reaches both processes of a demo; the first one decides. */
+		/* A terminal's Ctrl-C reaches both processes of a demo. The first one decides. */
 		.interrupt_fd = o->ledger_fd < 0 ? interrupt_fd() : -1, .interrupted = interrupted};
 	struct mg_options options = o->migration;
 	struct mv_config config = o->machine;
@@ -126,7 +126,7 @@ const char *program_machine(struct program *p)
 	return text;
 }
 
-/* Page writes a second since the last look; below 0 at the first. */
+/* Page writes a second since the last call; below 0 at the first. */
 static double measure(struct program *p)
 {
 	struct mv_counters c;
@@ -185,7 +185,7 @@ int program_check(struct program *p, uint64_t writes_before, uint64_t *writes, u
 	return 0;
 }
 
-/* Checks a guest that runs here and says what it found. */
+/* Checks a guest that runs here, and prints the result. */
 static int say_it_runs(struct program *p, const char *how, uint64_t writes_before)
 {
 	uint64_t writes = 0, bad = 0, errors = 0;
@@ -199,7 +199,7 @@ static int say_it_runs(struct program *p, const char *how, uint64_t writes_befor
 	return 0;
 }
 
-/* On a terminal the guest runs until somebody ends it. */
+/* On a terminal the guest runs until the user ends it. */
 static void run_on(struct program *p)
 {
 	if (!screen_is_terminal())
@@ -216,7 +216,7 @@ static void run_on(struct program *p)
 		screen_complain("%s", mv_error(p->machine));
 }
 
-/* Cancelled by this side's user; otherwise by the peer's, which is a failure like any other here. */
+/* Whether this side's user cancelled. A cancel by the peer is a failure like any other here. */
 static bool cancelled_here(struct program *p, const struct mg_result *result)
 {
 	return result->cancelled && p->ended_by;
@@ -252,7 +252,7 @@ int program_failed(struct program *p, const struct mg_result *result)
 	case MG_RUNS_HERE:
 		mv_counters(p->machine, -1, &c);
 		screen_say("the migration %s: the guest runs on here", cancelled_here(p, result) ? "is cancelled" : "failed");
-		/* Nobody waits for a look when the program is told to terminate. */
+		/* When the program is told to terminate, nobody waits for a check. */
 		if (p->ended_by != SIGTERM && say_it_runs(p, "ran on", c.writes))
 			status = 1;
 		break;

@@ -1,6 +1,7 @@
 /*
- * All that a VMM needs in order to have live migration, in one file: describing its memory, a dozen operations, and the
- * calls that start a migration and watch it. This is the file to copy from. How figures are shown is report.c's.
+ * Everything that a VMM needs for live migration, in one file: the description of its memory, a dozen operations, and
+ * the calls that start a migration and watch it. This is the file to copy from. report.c decides how figures are
+ * shown.
  */
 #define _GNU_SOURCE
 #include "migrate.h"
@@ -20,7 +21,7 @@
 #define STATE_VERSION 1u
 #define MACHINE_VERSION 2u
 
-/* What both sides must know of the machine besides its memory, as it travels. */
+/* What both sides must know of the machine besides its memory, as it is sent. */
 struct task {
 	uint32_t vcpus, kvm, workload, reserved;
 	double rate;
@@ -34,12 +35,12 @@ struct migration {
 	brant_tracker *tracker;
 	brant_outgoing *outgoing;
 	brant_incoming *incoming;
-	/* With --log measured: what each of KVM's logs costs here; `size` is 0 where that is not known. */
+	/* With --log measured: the costs of KVM's logs here. `size` is 0 if they are unknown. */
 	brant_kvm_costs costs;
 	char tracked_by[100];
-	/* What the machine's owner asked of it: it holds at the destination too. */
+	/* What the machine's owner asked of it. It also holds at the destination. */
 	struct task task;
-	/* The log sees all that is written, the VMM's own writes too. */
+	/* The log sees every write, including the VMM's own. */
 	bool no_marks;
 	char error[512];
 };
@@ -51,7 +52,7 @@ static int fail(struct migration *g, const char *what, brant_error *e)
 	return -1;
 }
 
-/* Ends a function of a migration `g` where a call of brant's fails; the call gives `&e` for the reason. */
+/* Ends a function of a migration `g` when a call of brant's fails. The call passes `&e` to get the reason. */
 #define MUST(what, call)                            \
 	do {                                        \
 		brant_error *e;                     \
@@ -66,7 +67,8 @@ const char *mg_error(struct migration *g)
 
 /* ---- the VMM's own writes ---- */
 
-/* On vCPU and device threads, after the write. Never waits; nearly free while nobody migrates. */
+/* Called on vCPU and device threads, after the write. Never waits, and costs almost nothing while there is no
+ * migration. */
 static void mark(void *opaque, uint64_t gpa, uint64_t len)
 {
 	struct migration *g = opaque;
@@ -77,14 +79,14 @@ static void mark(void *opaque, uint64_t gpa, uint64_t len)
 
 /* ---- dirty rings: three places where a VMM has to do something for them (and mg_attach, op_kick) ---- */
 
-/* Before there is a vCPU or a slot: once rings are enabled, no bitmap works any more. */
+/* Called before there is a vCPU or a slot: once rings are enabled, no bitmap works any more. */
 static int enable_ring(void *opaque, int vm_fd)
 {
 	struct migration *g = opaque;
 
 	if (g->options.log_mode == MG_LOG_MEASURED) {
 		g->costs.size = sizeof(g->costs);
-		/* Nothing is said of the guest: it may write all the time. */
+		/* No workload is given: the guest may write all the time. */
 		if (brant_kvm_measure(-1, NULL, &g->costs, NULL, 0, NULL, NULL))
 			g->costs.size = 0; /* No time on a busy machine: as with --log auto. */
 		else
@@ -95,7 +97,7 @@ static int enable_ring(void *opaque, int vm_fd)
 	return 0;
 }
 
-/* On the vCPU's thread, which then enters the guest again. */
+/* Called on the vCPU's thread, which then enters the guest again. */
 static int ring_full(void *opaque, unsigned vcpu)
 {
 	struct migration *g = opaque;
@@ -146,8 +148,8 @@ static int describe_memory(struct migration *g)
 	return 0;
 }
 
-/* KVM knows what its guest writes. For one that is plain memory of this process userfaultfd does, where the kernel has it
- * (Linux 6.7); elsewhere its writers mark what they write, as device models do. */
+/* KVM knows what its guest writes. For a guest in plain memory of this process, userfaultfd finds the writes if the
+ * kernel has it (Linux 6.7). Otherwise the guest's writers mark their writes, as device models do. */
 static int add_log(struct migration *g)
 {
 	brant_error *e;
@@ -183,7 +185,7 @@ static int add_log(struct migration *g)
 
 const char *mg_tracked_by(struct migration *g)
 {
-	/* By --log auto the engine picks. */
+	/* With --log auto the engine chooses. */
 	if (mv_vm_fd(g->machine) >= 0)
 		report_log(g->tracker, g->tracked_by, sizeof(g->tracked_by));
 	return g->tracked_by;
@@ -212,14 +214,14 @@ int mg_attach(struct migration *g, struct mv_machine *m)
 
 /* ---- the callbacks, on brant's thread ---- */
 
-/* What an operation returns when it fails, and why: the machine's own words, */
+/* The result of an operation that fails, with the reason in the machine's own words, ... */
 static int why(struct migration *g, brant_reason *reason)
 {
 	brant_reason_set(reason, mv_error(g->machine));
 	return -1;
 }
 
-/* or these. */
+/* ... or in these words. */
 __attribute__((format(printf, 2, 3))) static int refuse(brant_reason *reason, const char *format, ...)
 {
 	char text[200];
@@ -273,7 +275,7 @@ static int32_t op_load(void *opaque, const brant_state_blob *blob, brant_reason 
 	return mv_load_vcpu(g->machine, blob->instance, blob->data, blob->length) ? why(g, reason) : 0;
 }
 
-/* What must be the same at both sides, besides memory: refused early if it is not. */
+/* What must be equal on both sides besides memory. The destination refuses early if it is not. */
 static int32_t op_early_save(void *opaque, brant_saver *saver, brant_reason *reason)
 {
 	struct migration *g = opaque;
@@ -300,7 +302,7 @@ static int32_t op_early_load(void *opaque, const brant_state_blob *blob, brant_r
 	return 0;
 }
 
-/* The guest is not ours any more once this has returned: a VMM with disks lets go of their locks here. */
+/* When this has returned, the guest no longer belongs to this side. A VMM with disks releases their locks here. */
 static int32_t op_release(void *opaque, brant_reason *reason)
 {
 	struct migration *g = opaque;
@@ -321,7 +323,7 @@ static int32_t op_loaded(void *opaque, brant_reason *reason)
 	return 0;
 }
 
-/* Nothing that takes long: the source counts on it that the guest runs by now, or never will. */
+/* No long work here: the source relies on it that the guest runs by now, or never will. */
 static int32_t op_run(void *opaque, brant_reason *reason)
 {
 	struct migration *g = opaque;
@@ -377,7 +379,7 @@ struct migration *mg_new(const struct mg_options *options, const struct mg_hooks
 	return g;
 }
 
-/* After the machine is destroyed: its threads mark until then. */
+/* Called after the machine is destroyed, because its threads mark until then. */
 void mg_free(struct migration *g)
 {
 	if (!g)
@@ -391,7 +393,7 @@ void mg_free(struct migration *g)
 
 /* ---- watching ---- */
 
-/* The two sides have the same calls. What follows says `mig_` for those of the side that this is. */
+/* The two sides have the same calls. Below, `mig_` stands for the calls of this side. */
 
 static int32_t mig_wait(struct migration *g, uint64_t timeout_ms, brant_error **e)
 {
@@ -419,7 +421,7 @@ static brant_stats mig_stats(struct migration *g)
 	return s;
 }
 
-/* Waits for what the engine or the user has to say, half a second at most; whether the user wants an end. */
+/* Waits for an event of the engine's or the user's, at most half a second. Returns whether the user wants an end. */
 static bool look(struct migration *g, int event_fd)
 {
 	struct pollfd fds[] = {
@@ -429,7 +431,7 @@ static bool look(struct migration *g, int event_fd)
 	uint64_t count;
 
 	poll(fds, 2, 500);
-	/* Emptied, so that the next poll waits for something new. */
+	/* Emptied, so that the next poll waits for a new event. */
 	if ((fds[0].revents & POLLIN) && read(event_fd, &count, sizeof(count)) != sizeof(count))
 		return false;
 	return (fds[1].revents & POLLIN) && g->hooks.interrupted(g->hooks.opaque);
@@ -441,7 +443,7 @@ static void show(struct migration *g, struct mg_progress p)
 		g->hooks.progress(g->hooks.opaque, &p);
 }
 
-/* Shows how it goes until it is over; the code that it comes to, and why. */
+/* Shows the progress until the end. Returns the migration's code, and the reason. */
 static int32_t watch(struct migration *g, brant_error **why_not)
 {
 	brant_stats s;
@@ -474,7 +476,7 @@ static struct mg_result result_of(struct migration *g, int32_t code)
 
 /* ---- the source ---- */
 
-/* Parameters that the engine does not take are refused here. */
+/* Refuses parameters that the engine does not accept. */
 int mg_prepare_send(struct migration *g)
 {
 	brant_params params = {
@@ -498,8 +500,8 @@ int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result 
 		code = watch(g, &e);
 	*result = result_of(g, code);
 	brant_outgoing_get_stats_json(out, result->json, sizeof(result->json), NULL, NULL);
-	/* Handed over without an answer, only the VMM can know whether the guest runs at the other side. This one cannot
-	 * ask, so it is on the safe side: one guest too few is better than one too many. */
+	/* After a hand-over without an answer, only the VMM can find out whether the guest runs at the other side. This VMM
+	 * cannot ask. So it chooses the safe side: one guest too few is better than one too many. */
 	if (code == BRANT_E_UNANSWERED)
 		brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, NULL);
 	brant_outgoing_free(out);

@@ -1,6 +1,6 @@
 /*
- * What migration looks like to the rest of the VMM: give it a machine, tell it where to. Everything that touches brant
- * is behind this, in migrate.c and report.c; nothing here names it.
+ * Migration, as the rest of the VMM sees it: give it a machine, and tell it where to. Only migrate.c and report.c,
+ * behind this, use brant; nothing here names it.
  */
 #ifndef MINIVMM_MIGRATE_H
 #define MINIVMM_MIGRATE_H
@@ -12,18 +12,19 @@
 
 struct mg_options {
 	uint64_t downtime_ms, bandwidth, timeout_ms; /* 0: the engine's defaults */
-	/* 0 the best there is. Of a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED what
-	 * costs least on this machine, rings included. Of a process: MG_LOG_MARKS, so that only what is marked is found. */
+	/* 0 is the best one. For a KVM guest: 1 get-and-clear, 2 manual protect, 3 initially set, MG_LOG_MEASURED the one
+	 * that costs least on this machine, rings included. For a process: MG_LOG_MARKS, so that only marked writes are
+	 * found. */
 	unsigned log_mode;
 	unsigned chunk_shift;                        /* 0: the default */
 	bool clear_at_sync;
 	bool ring; /* KVM's dirty rings instead of a bitmap; KVM guests only */
-	/* What the guest does; a destination is told by the source. */
+	/* The guest's workload. The source tells it to the destination. */
 	enum gv_workload workload;
 	double rate;
 };
 
-/* How far a migration is. A figure that nobody can know yet is below 0. */
+/* The progress of a migration. A figure that cannot be known yet is below 0. */
 struct mg_progress {
 	bool incoming;     /* the destination's view: of rates, only what comes in is known there */
 	bool last;         /* it is over */
@@ -34,23 +35,24 @@ struct mg_progress {
 	double seconds_left, downtime;               /* until the switchover; if it came now, seconds */
 };
 
-/* What the VMM does at the turning points, besides pausing and running its machine. NULL = nothing. */
+/* What the VMM does at the turning points, besides pausing and running its machine. NULL: nothing. */
 struct mg_hooks {
 	void *opaque;
-	/* Source: the guest stands still, all of its memory has arrived at the other side. */
+	/* Source: the guest stands still, and all of its memory has arrived at the other side. */
 	void (*frozen)(void *opaque);
-	/* Destination: all memory and state is here, the guest has not run yet. */
+	/* Destination: all memory and state has arrived, and the guest has not run yet. */
 	void (*arrived)(void *opaque);
-	/* Now and then while it goes on, on the thread that waits for it. */
+	/* Called now and then during a migration, on the thread that waits for it. */
 	void (*progress)(void *opaque, const struct mg_progress *progress);
-	/* Something worth telling. Any thread. */
+	/* A warning. Called on any thread. */
 	void (*warning)(void *opaque, const char *message);
-	/* Readable when somebody wants the migration to end (-1: nobody ever does), and what reads that: whether to cancel. */
+	/* A descriptor that is readable when the user wants an end (-1: never), and the function that reads it and returns
+	 * whether to cancel. */
 	int interrupt_fd;
 	bool (*interrupted)(void *opaque);
 };
 
-/* Where the guest is when a migration is over. */
+/* Where the guest is after a migration. */
 enum mg_where {
 	MG_RUNS_HERE,
 	MG_RUNS_THERE,
@@ -70,28 +72,29 @@ struct mg_result {
 
 struct migration;
 
-/* Before mv_machine_new: the machine's hooks come from here. After it: mg_attach, before mv_start. */
+/* Call this before mv_machine_new, because the machine's hooks come from here; and mg_attach after it, before
+ * mv_start. */
 struct migration *mg_new(const struct mg_options *options, const struct mg_hooks *hooks);
 struct mv_hooks mg_machine_hooks(struct migration *g);
 int mg_attach(struct migration *g, struct mv_machine *m);
 void mg_free(struct migration *g);
-/* Why the last call failed. */
+/* The reason why the last call failed. */
 const char *mg_error(struct migration *g);
 
-/* The engine's version, as a line. */
+/* The engine's version, as a line of text. */
 const char *mg_version(void);
 
-/* How the guest's writes are found, once it is attached: "KVM's dirty log (manual protect)" and the like. */
+/* How the guest's writes are found, once it is attached: for example "KVM's dirty log (manual protect)". */
 const char *mg_tracked_by(struct migration *g);
 
-/* Before the guest runs: whether the options can be had. */
+/* Before the guest runs: whether the options are possible. */
 int mg_prepare_send(struct migration *g);
 /* Migrates the running machine to an endpoint ("tcp:127.0.0.1:4444", "unix:/path"), or over a connected socket if
- * `endpoint` is NULL. 0: the guest runs there and never again here. -1: see result->where. */
+ * `endpoint` is NULL. 0: the guest runs there, and never again here. -1: see result->where. */
 int mg_send(struct migration *g, const char *endpoint, int fd, struct mg_result *result);
 
-/* Takes a machine in: listens at an endpoint, and writes what was bound to `bound`, or reads from a connected socket if
- * `endpoint` is NULL. mg_receive_wait returns 0 when the guest runs here; -1: see result->where. */
+/* Receives a machine: listens at an endpoint, and writes the bound one to `bound`; or reads from a connected socket
+ * if `endpoint` is NULL. mg_receive_wait returns 0 when the guest runs here; -1: see result->where. */
 int mg_receive(struct migration *g, const char *endpoint, int fd, char *bound, size_t bound_len);
 int mg_receive_wait(struct migration *g, struct mg_result *result);
 struct mg_image_result {
@@ -102,13 +105,13 @@ struct mg_image_result {
 	unsigned passes;
 };
 
-/* Saves the running machine to a file. 0: it is there, and the guest runs on. -1: there is none, and it runs on too, or
- * stands. */
+/* Saves the running machine to a file. 0: the file exists, and the guest runs on. -1: there is no file, and the guest
+ * runs on too, or stands still. */
 int mg_save(struct migration *g, const char *path, struct mg_image_result *result);
 /* Fills a machine from such a file. 0: the guest runs here. */
 int mg_restore(struct migration *g, const char *path, struct mg_image_result *result);
 
-/* What the guest does that has come: the source's word. */
+/* The workload of a guest that has arrived, as the source told it. */
 enum gv_workload mg_workload(struct migration *g);
 
 #endif

@@ -1,4 +1,4 @@
-/* Reading the command line: a table of the options, then what goes together. */
+/* Reading the command line: a table of the options, then which of them go together. */
 #define _GNU_SOURCE
 #include "options.h"
 
@@ -55,7 +55,7 @@ enum { KIND = 256, MEMORY, VCPUS, WORKLOAD, RATE, FILL, MEMFD, SEED, TRANSPORT, 
 
 #define ALL (DEMO | SEND | RECEIVE | SAVE | RESTORE)
 
-/* Which commands an option does something for, and what it takes. */
+/* The commands for which an option has an effect, and its value. */
 static const struct {
 	const char *name;
 	unsigned verbs;
@@ -83,7 +83,7 @@ static const struct {
 	[TO - KIND] = {"to", SEND | SAVE, 0, 0, "an endpoint, or for save a path"},
 	[LISTEN - KIND] = {"listen", RECEIVE, 0, 0, "an endpoint"},
 	[FROM - KIND] = {"from", RESTORE, 0, 0, "a path"},
-	/* Of a demo's second process only. */
+	/* Only for a demo's second process. */
 	[LEDGER - KIND] = {"ledger-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
 	[SOCKET - KIND] = {"socket-fd", RECEIVE, 0, INT32_MAX, "a descriptor"},
 	[VERSION - KIND] = {"version", ALL, 0, 0, NULL},
@@ -98,7 +98,7 @@ static const char *verb_name(enum verb verb)
 	return verbs[__builtin_ctz(verb)];
 }
 
-/* The status of a command line that cannot be. */
+/* Reports an impossible command line. Returns the exit status. */
 static int refuse(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static int refuse(const char *fmt, ...)
 {
@@ -119,7 +119,7 @@ static bool number(const char *text, uint64_t *out)
 	char *end;
 	unsigned shift = 0;
 
-	/* strtoull would take a sign and leading blanks. */
+	/* strtoull would accept a sign and leading blanks. */
 	if (*text < '0' || *text > '9')
 		return false;
 	errno = 0;
@@ -178,7 +178,7 @@ static const char *endpoint_problem(const char *text, bool listen)
 	return NULL;
 }
 
-/* What can be had without swapping. */
+/* How much memory can be had without swapping. */
 static uint64_t available_memory(void)
 {
 	FILE *file = fopen("/proc/meminfo", "r");
@@ -193,7 +193,7 @@ static uint64_t available_memory(void)
 	return kib << 10;
 }
 
-/* Options that would do nothing, and what cannot be together. */
+/* Refuses options without an effect, and options that exclude each other. */
 static int check_together(struct options *o, const bool *given)
 {
 	struct mg_options *m = &o->migration;
@@ -228,7 +228,7 @@ static int check_together(struct options *o, const bool *given)
 	return 0;
 }
 
-/* One option; false: not a value that it takes. */
+/* Takes one option. False if the value is not one that it accepts. */
 static bool take(struct options *o, int option, uint64_t n, int *kind)
 {
 	static const char *const kinds[] = {"kvm", "process", "auto", NULL};

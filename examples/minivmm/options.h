@@ -1,6 +1,6 @@
 /*
- * The command line: what each command takes, in which ranges, and what goes together. All of it is looked at before there
- * is a guest.
+ * The command line: the options of each command, their ranges, and which of them go together. All of it is checked
+ * before there is a guest.
  */
 #ifndef MINIVMM_OPTIONS_H
 #define MINIVMM_OPTIONS_H
@@ -20,13 +20,13 @@ struct options {
 	double after; /* seconds that the guest runs before it migrates */
 	const char *endpoint; /* of send and receive */
 	const char *path;     /* of save and restore */
-	/* How a demo's second process is told of the first; -1 in any other. */
+	/* By these a demo's second process finds the first; -1 in any other process. */
 	int ledger_fd, socket_fd;
 };
 
 extern const char *const options_workloads[]; /* by enum gv_workload */
 
-/* Reads the command line. 0, or the status to exit with (0 after --help and --version: *done is true). */
+/* Reads the command line. Returns 0, or the exit status (0 after --help and --version, with *done true). */
 int options_parse(int argc, char **argv, struct options *o, bool *done);
 
 #endif

@@ -1,11 +1,11 @@
 /*
- * The guest that is plain process memory: the same workload (guest/workload.h) run by threads of this process on the
- * machine's memory. For machines without /dev/kvm, and for testing an engine without a hypervisor. Whoever has no
- * userfaultfd sees such a guest's stores only if it reports them, so it reports each one through the mark hook, after
- * the store, as a device model would.
+ * The guest in plain process memory: the same workload (guest/workload.h), run by threads of this process on the
+ * machine's memory. It is for machines without /dev/kvm, and for testing an engine without a hypervisor. Without
+ * userfaultfd such a guest's stores are seen only if it reports them. So it reports each one through the mark hook,
+ * after the store, as a device model would.
  *
- * A vCPU here has no registers worth saving: everything is in its mailbox, and it is paused between two writes only.
- * The state holds the write count, and the start compares it with the memory that came.
+ * A vCPU here has no registers to save: all of its state is in its mailbox, and it is only paused between two writes.
+ * The saved state has the write count, and the start compares that with the memory that came.
  */
 #include <string.h>
 
@@ -84,8 +84,8 @@ static int load_vcpu(struct mv_vcpu *v, const void *buf, size_t len)
 	return 0;
 }
 
-/* The partition is what the VMM laid out, whatever the mailbox says: nothing in guest memory may send these threads
- * outside it (a KVM guest is held by its slots instead). */
+/* The partition is the one that the VMM laid out, whatever the mailbox says. Nothing in guest memory may lead these
+ * threads out of it. (A KVM guest's slots do that for it.) */
 static int mailbox_is_sane(struct mv_vcpu *v, const struct gv_mailbox *mb)
 {
 	uint64_t first_gpa, pages = mv_record(v->m, v->index, &first_gpa, NULL, 0);

@@ -18,23 +18,24 @@ struct program {
 	struct mv_machine *machine;
 	struct migration *migration;
 	struct ledger *ledger; /* of a demo */
-	/* The signal that ended it, 0: none. */
+	/* The signal that ended the program; 0 for none. */
 	int ended_by;
-	/* Guest page writes when it was looked at last, and when that was. */
+	/* The guest's page writes at the last look, and the time of that look. */
 	uint64_t seen_writes;
 	double seen_at;
 };
 
-/* The machine and all that is needed to migrate it; said on stderr why not. */
+/* Makes the machine and everything to migrate it. Prints the reason on stderr if it cannot. */
 int program_new(struct program *p, bool incoming);
 void program_free(struct program *p);
 /* "a KVM guest of 1024 MiB with 4 vCPUs". */
 const char *program_machine(struct program *p);
-/* Starts the guest and lets it run for as long as --after says; -1: it could not, or somebody wants an end. */
+/* Starts the guest, and lets it run as long as --after says. -1 if it could not start, or if the user wants an end.
+ */
 int program_start(struct program *p);
-/* Migrates the running guest. -1: said on stderr why not. */
+/* Migrates the running guest. -1 with the reason on stderr. */
 int program_migrate(struct program *p, const char *endpoint, int fd, struct mg_result *result);
-/* After a failure: says where the guest is, and sees that it runs on where it does. The command's status. */
+/* After a failure: prints where the guest is, and checks a guest that runs on. Returns the command's status. */
 int program_failed(struct program *p, const struct mg_result *result);
 /* Whether the guest goes on here, by its own word: it counts on, and its pages hold what it wrote. */
 int program_check(struct program *p, uint64_t writes_before, uint64_t *writes, uint64_t *bad, uint64_t *errors, char *why,
@@ -43,7 +44,7 @@ int program_check(struct program *p, uint64_t writes_before, uint64_t *writes, u
 /* demo.c. */
 int demo(const struct options *o);
 int demo_receiver(const struct options *o);
-/* At the moment that the guest has left, and that it has come. */
+/* Called when the guest has left, and when it has arrived. */
 void demo_frozen(struct program *p);
 void demo_arrived(struct program *p);
 

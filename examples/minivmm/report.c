@@ -1,13 +1,13 @@
 /*
- * What brant's numbers are to the user of this program: a word for each state, figures in seconds and bytes, the name of
- * the log. Nothing here starts or changes anything; a VMM that shows less needs none of it.
+ * brant's numbers in the words of this program's user: a word for each state, figures in seconds and bytes, the name
+ * of the log. Nothing here starts or changes anything; a VMM that shows less needs none of it.
  */
 #include "report.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 
-/* What a migration's state is to the user, and where the guest is if it ends there. States that are no row here are
+/* How a migration's state is shown, and where the guest is if the migration ends in it. States without a row are
  * parts of the switchover. */
 static const struct view {
 	const char *stage; /* "": nothing is shown */
@@ -128,7 +128,7 @@ void report_log(const brant_tracker *tracker, char *text, size_t len)
 	brant_kvm_info info = BRANT_INIT(brant_kvm_info);
 
 	brant_tracker_get_kvm(tracker, &info, NULL, 0, NULL, NULL);
-	/* A newer library may know a newer log. Only the last name shows the figures. */
+	/* A newer library may have a newer log. Only the last name shows the figures. */
 	if (info.mode >= sizeof(names) / sizeof(names[0]))
 		info.mode = BRANT_KVM_AUTO;
 	snprintf(text, len, names[info.mode], info.vcpus, info.ring_bytes / 16);

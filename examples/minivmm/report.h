@@ -1,5 +1,5 @@
 /*
- * What brant's numbers are to the user of this program. For migrate.c, which has brant's handles.
+ * brant's numbers in the words of this program's user. For migrate.c, which has brant's handles.
  */
 #ifndef MINIVMM_REPORT_H
 #define MINIVMM_REPORT_H
@@ -8,11 +8,11 @@
 
 #include <brant.h>
 
-/* How far it is; `stage` is "" where there is nothing to show yet. */
+/* The progress; `stage` is "" while there is nothing to show. */
 struct mg_progress report_progress(const brant_stats *s, bool last);
-/* What it came to, but for what only the caller knows: the limit, whether it was cancelled, the JSON. */
+/* The result, except what only the caller knows: the limit, whether it was cancelled, the JSON. */
 struct mg_result report_result(const brant_stats *s);
-/* The same of an image that is saved or restored. */
+/* The progress of an image that is saved or restored. */
 struct mg_progress report_image_progress(const brant_image_stats *s, bool last);
 struct mg_image_result report_image_result(const brant_image_stats *s);
 /* Which of KVM's logs a tracker uses. */

@@ -34,7 +34,7 @@ static double now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-/* Asked each time: a window can be resized. */
+/* Asked each time, because a window can be resized. */
 static unsigned width(void)
 {
 	struct winsize size;
@@ -44,8 +44,8 @@ static unsigned width(void)
 	return size.ws_col < MAX_WIDTH ? size.ws_col : MAX_WIDTH;
 }
 
-/* Of so many columns, those that the bottom line takes: the last makes some terminals wrap, and a terminal itself writes
- * "^C" behind the line. */
+/* How many of the columns the bottom line uses. The last column makes some terminals wrap, and a terminal itself
+ * writes "^C" behind the line. */
 static unsigned usable(unsigned columns)
 {
 	return columns <= 3 ? 1 : columns < MAX_WIDTH ? columns - 3 : MAX_WIDTH - 3;
@@ -64,7 +64,7 @@ static void amount(char *out, size_t len, double bytes, const char *unit)
 	snprintf(out, len, "%.*f %s%s", bytes < 9.95 && i ? 1 : 0, bytes, prefixes[i], unit);
 }
 
-/* "33 ms", "1.2 s", "12 min", "5 h"; "?" when it is not known. */
+/* "33 ms", "1.2 s", "12 min", "5 h"; "?" if unknown. */
 static void duration(char *out, size_t len, double seconds)
 {
 	if (seconds < 0)
@@ -98,7 +98,7 @@ static void describe(struct texts *t, const struct mg_progress *p)
 	char text[32];
 	unsigned tenths;
 
-	/* Rounded down: 100 % is the end, not nearly. */
+	/* Rounded down, because 100 % means the end. */
 	tenths = (unsigned)(p->percent * 10 + 1e-6);
 	snprintf(t->percent, sizeof(t->percent), "%3u.%u %%", tenths / 10, tenths % 10);
 	snprintf(t->stage, sizeof(t->stage), "%s", p->stage);
@@ -113,8 +113,8 @@ static void describe(struct texts *t, const struct mg_progress *p)
 	snprintf(t->downtime, sizeof(t->downtime), "downtime %s", text);
 }
 
-/* The fields in the order in which they are wanted; a narrow terminal gets the first ones. Each keeps its column, so the
- * bar keeps its length from one second to the next. */
+/* The fields in the order of their importance; a narrow terminal gets the first ones. Each keeps its column, so that
+ * the bar keeps its length from one second to the next. */
 void screen_bar(char *out, size_t len, unsigned columns, const struct mg_progress *p)
 {
 	struct texts t;
@@ -128,7 +128,7 @@ void screen_bar(char *out, size_t len, unsigned columns, const struct mg_progres
 
 	describe(&t, p);
 	columns = usable(columns);
-	/* The percentage stands after the bar; a terminal that has no room for both has no bar. */
+	/* The percentage comes after the bar. A terminal without room for both has no bar. */
 	used = (unsigned)strlen(t.percent) + 1;
 	bar = columns >= used + MIN_BAR ? MIN_BAR : 0;
 	room = columns - (bar + used < columns ? bar + used : columns);
@@ -227,7 +227,7 @@ void screen_progress(const struct mg_progress *p)
 	struct texts t;
 	double time = now();
 
-	/* Ten times a second is as often as anybody reads, twice where it is kept. */
+	/* Ten times a second is as fast as anybody reads; twice if the lines are kept. */
 	if (!p->last && time - shown < (terminal ? 0.1 : 0.5))
 		return;
 	shown = time;

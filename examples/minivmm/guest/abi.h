@@ -1,7 +1,7 @@
 /*
- * What the guest program and the VMM agree on: the layout of a vCPU's mailbox, the device page, the stamp that a
- * write leaves in a page, and the I/O ports. Included by guest.c (freestanding), machine.c and process.c. It holds no
- * code but the few pure functions that both sides must compute alike.
+ * The agreement between the guest program and the VMM: the layout of a vCPU's mailbox, the device page, the stamp
+ * that a write leaves in a page, and the I/O ports. Included by guest.c (freestanding), machine.c and process.c. The
+ * only code here is a few pure functions that both sides must compute alike.
  */
 #ifndef MINIVMM_GUEST_ABI_H
 #define MINIVMM_GUEST_ABI_H
@@ -11,7 +11,7 @@
 #define GV_PAGE 4096u
 #define GV_WORDS (GV_PAGE / 8u)
 
-/* Guest physical = guest virtual: the boot page tables map everything one to one. */
+/* Guest physical addresses equal guest virtual ones: the boot page tables map everything one to one. */
 #define GV_GDT_GPA 0x1000u     /* GDT, and behind it the TSS */
 #define GV_CODE_GPA 0x10000u   /* must equal the address in guest.ld */
 #define GV_CODE_MAX 0x10000u   /* bytes reserved for the program */
@@ -34,8 +34,8 @@ enum gv_workload {
 	GV_MIXED = 4,  /* as GV_HOT, but the upper half of the partition is never touched */
 };
 
-/* One page per vCPU. Three cache lines: written by the VMM before the first instruction; written by the guest only;
- * written by the VMM at run time (each such store is marked: it is a write to guest memory that KVM does not see). */
+/* One page for each vCPU. Three cache lines: written by the VMM before the first instruction; written
+ * only by the guest; written by the VMM at run time. (Each such store is marked, because KVM does not see it.) */
 struct gv_mailbox {
 	uint64_t magic;
 	uint64_t vcpu;
@@ -64,15 +64,15 @@ struct gv_mailbox {
 	uint64_t pad3[6];
 };
 
-/* Written by the VMM with every answer greater than 0, as a device would by DMA, and compared by the guest. A VMM
- * write that a migration loses shows as a device_errors count on the destination. */
+/* The VMM writes this page with every answer greater than 0, as a device would by DMA, and the guest compares it. If
+ * a migration loses a write of the VMM's, device_errors on the destination counts it. */
 struct gv_device {
 	uint64_t seq;
 	uint64_t stamp; /* gv_mix(seq) */
 };
 
-/* Words that the guest and the VMM use at the same time. Plain moves on x86; release order so that whoever sees a
- * record sees the page's write too. */
+/* Words that the guest and the VMM use at the same time. Plain moves on x86, in release order, so that a reader that
+ * sees a record also sees the page's write. */
 static inline uint64_t gv_get(const uint64_t *p)
 {
 	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
@@ -92,8 +92,8 @@ static inline uint64_t gv_mix(uint64_t x)
 	return x ^ (x >> 31);
 }
 
-/* A write with sequence number `seq` to the page at `gpa` stores this in the page's first word, its complement in the
- * last, and it once more, rotated, in a word that moves from write to write. */
+/* The value that a write with sequence number `seq` to the page at `gpa` stores in the page's first word. The last
+ * word gets its complement, and another word, which moves from write to write, gets it rotated. */
 static inline uint64_t gv_stamp(uint64_t gpa, uint64_t seq)
 {
 	return gv_mix(seq ^ (gpa << 20) ^ (gpa >> 12));

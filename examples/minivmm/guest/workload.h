@@ -24,7 +24,7 @@ static inline uint64_t gv_random(struct gv_mailbox *mb)
 	return x;
 }
 
-/* 0 .. n-1, from the high bits. */
+/* A number in 0 .. n-1, from the high bits. */
 static inline uint64_t gv_below(struct gv_mailbox *mb, uint64_t n)
 {
 	return (uint64_t)(((unsigned __int128)gv_random(mb) * n) >> 64);
@@ -51,8 +51,8 @@ static inline uint64_t gv_choose(struct gv_mailbox *mb, uint64_t workload)
 	}
 }
 
-/* Page first, record second, counter third. A guest stopped anywhere in between has at most this one page ahead of
- * its record, and mv_verify_host knows how to tell. */
+/* The page is written first, the record second, the counter third. A guest that is stopped in between has at most
+ * this one page ahead of its record, and mv_verify_host can tell that. */
 static inline void gv_write_page(struct gv_ctx *ctx, struct gv_mailbox *mb, uint64_t mb_gpa, uint64_t page)
 {
 	uint64_t gpa = mb->first_gpa + page * GV_PAGE;
@@ -75,7 +75,7 @@ static inline void gv_write_page(struct gv_ctx *ctx, struct gv_mailbox *mb, uint
 	gv_wrote(ctx, mb_gpa, sizeof *mb);
 }
 
-/* Only ever between two writes, so there is no page in flight to allow for. */
+/* Called only between two writes, so no page is in flight. */
 static inline void gv_check(struct gv_ctx *ctx, struct gv_mailbox *mb, uint64_t mb_gpa, uint64_t request)
 {
 	uint64_t bad = 0, first_bad = 0, page;
