@@ -93,7 +93,7 @@ impl brant_error {
 #[no_mangle]
 pub unsafe extern "C" fn brant_error_code(error: *const brant_error) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
-        // SAFETY: null or an error of ours by contract.
+        // SAFETY: by contract null, or an error that brant made.
         unsafe { error.as_ref() }.map_or(0, |e| e.error.kind() as i32)
     })
 }
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn brant_error_code(error: *const brant_error) -> i32 {
 #[no_mangle]
 pub unsafe extern "C" fn brant_error_message(error: *const brant_error) -> *const c_char {
     boundary!(or c"".as_ptr(), {
-        // SAFETY: null or an error of ours by contract.
+        // SAFETY: by contract null, or an error that brant made.
         unsafe { error.as_ref() }.map_or(c"".as_ptr(), |e| e.message.as_ptr())
     })
 }

@@ -587,7 +587,7 @@ mod tests {
         let failed = |reason: Option<&CStr>| {
             let text = reason.map_or(std::ptr::null(), CStr::as_ptr);
             let error = call_back(std::ptr::null_mut(), |_, reason| {
-                // SAFETY: a reason of ours; null or a string.
+                // SAFETY: a reason that brant made; null or a string.
                 unsafe { brant_reason_set(reason, text) };
                 -5
             });

@@ -182,7 +182,7 @@ pub(super) unsafe fn taken_all(fds: *const i32, count: usize) -> Result<Vec<Owne
 /// A handle of C's.
 ///
 /// # Safety
-/// `handle` is null or a handle of ours that is not freed for `'a`.
+/// `handle` is null or a handle of brant's that is not freed for `'a`.
 pub(super) unsafe fn handle<'a, T>(handle: *const T, name: &str) -> Result<&'a T> {
     // SAFETY: the caller's contract.
     unsafe { handle.as_ref() }.ok_or_else(|| invalid(format!("{name} is NULL")))
@@ -201,7 +201,7 @@ pub(super) unsafe fn put<T>(out: *mut T, name: &str, value: T) -> Result<()> {
     Ok(())
 }
 
-/// The same where the caller may not want to know.
+/// [`put`] for a result that the caller may not want.
 ///
 /// # Safety
 /// As for [`put`].

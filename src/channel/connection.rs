@@ -273,10 +273,7 @@ impl Channel {
         self.wait_or(interest, None, cancel, until)
     }
 
-    /// The same; also until `recall` is raised, which counts as ready.
-    ///
-    /// # Errors
-    /// As for [`wait`](Self::wait).
+    /// The same, which also ends as ready when `recall` is raised.
     pub fn wait_or(
         &self,
         interest: Interest,

@@ -1,12 +1,12 @@
 //! One look at our page tables for many runs of pages that lie near each other.
 //!
-//! Example: a batch has every second page of 2 MiB. A question about each page is 256 system
-//! calls, and takes a third of the time in which the pages are sent. One `PAGEMAP_SCAN` over the
-//! whole span is one call and a few nanoseconds for each page, those between the runs included.
+//! Example: a batch has every second page of 2 MiB. A question about each page takes 256 system
+//! calls, and a third of the time in which the pages are sent. One `PAGEMAP_SCAN` over the whole
+//! span is one call. It takes a few nanoseconds for each page, including those between the runs.
 //!
 //! An overview is made by one system call, and dropped before [`super::contents`] returns to its
-//! caller. So it says what one `PAGEMAP_SCAN` for each run would say: it is asked for after the
-//! protection of all the runs came back, and their pages are read after it.
+//! caller. So its answer is that of one `PAGEMAP_SCAN` for each run: the call comes after the
+//! protection of all the runs was restored, and their pages are read after it.
 
 use super::block::Block;
 use crate::error::Result;
@@ -15,27 +15,27 @@ use crate::sys::pagemap::{PageRegion, Pagemap, Query, PFNZERO, PRESENT, SWAPPED,
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 
-/// Pages between two runs that cost less to pass over than a question of its own does.
+/// How many pages between two runs may be passed over: that costs less than a question of its own.
 const NEAR: u64 = 64;
-/// The most pages of runs that one look is made for. What is seen of a page is to be no older than
-/// what is seen of the last page of one long run.
+/// The most pages of runs for one look. The answer about a page must not be older than the one
+/// about the last page of a single long run.
 const PAGES_MAX: u64 = 512;
-/// The most regions of one answer: more than there are runs in a batch.
+/// The most regions of one answer, which is more than the runs of a batch.
 const REGIONS: usize = 512;
 
 /// See the file's description.
 #[derive(Debug, Default)]
 pub(super) struct Overview {
-    /// The pages that were looked at; none.
+    /// The pages that were looked at; empty for none.
     span: Range<u64>,
-    /// Those that have an entry, in order; as pages of the block.
+    /// The regions of pages with an entry, in order, as pages of the block.
     regions: Vec<PageRegion>,
     found: usize,
 }
 
 impl Overview {
-    /// How many of the first `runs`, pages of one block, one look is made for; 0 where the first is too
-    /// long for it.
+    /// For how many of the first `runs`, pages of one block, one look is made; 0 if the first run
+    /// is too long for it.
     pub(super) fn reach(runs: impl Iterator<Item = Range<Pages>>) -> usize {
         let (mut count, mut pages) = (0, 0);
         let mut last: Option<Pages> = None;
@@ -51,8 +51,8 @@ impl Overview {
         count
     }
 
-    /// Looks at `span` of `block`. What did not fit into the answer is not covered. An overview of
-    /// nothing where the kernel refuses.
+    /// Looks at `span` of `block`. Pages that do not fit into the answer are not covered. If the
+    /// kernel refuses, the overview covers nothing.
     pub(super) fn look(
         &mut self,
         pagemap: &Pagemap,
@@ -63,7 +63,7 @@ impl Overview {
         let missing = REGIONS - self.regions.len();
         fallible::reserve(&mut self.regions, missing, "a look at page tables")?;
         self.regions.resize(REGIONS, PageRegion::default());
-        // No more than there can be: the kernel takes as much room of its own.
+        // No more regions than there can be, because the kernel allocates as much memory.
         let most = (span.end - span.start).index().min(REGIONS);
         let query = Query {
             any: PRESENT | SWAPPED,
@@ -79,7 +79,7 @@ impl Overview {
         };
         let page =
             |address: u64| (address.clamp(addresses.start, addresses.end) - host) / PAGE_SIZE;
-        // A huge page comes whole.
+        // A huge page is reported as a whole.
         for region in &mut self.regions[..found] {
             (region.start, region.end) = (page(region.start), page(region.end));
         }
@@ -88,7 +88,7 @@ impl Overview {
         Ok(())
     }
 
-    /// What was seen is of the past.
+    /// Forgets the answer, which is of the past.
     pub(super) fn forget(&mut self) {
         self.span = 0..0;
         self.found = 0;
@@ -129,7 +129,7 @@ impl Overview {
         Ok(())
     }
 
-    /// Regions with a page of `range`.
+    /// The regions with a page of `range`.
     fn over(&self, range: &Range<Pages>) -> impl Iterator<Item = &PageRegion> {
         let all = &self.regions[..self.found];
         let (start, end) = (range.start.0, range.end.0);

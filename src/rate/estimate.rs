@@ -1,27 +1,26 @@
-//! What counts of pages say of a dirty rate, and how well. Pure: no clock, no memory, no log.
-//! The probe calls it.
+//! What counted pages tell of a dirty rate, and how certain it is. Pure: no clock, no memory, no
+//! log. The probe calls this file.
 //!
-//! A rate is *distinct pages written in the period, by the second*. A page that is
-//! written many times counts once, so the figure depends on the period: over a short one it
-//! is near the speed at which the guest writes, over a long one it comes to the size of
-//! what the guest writes to. [`Rate::rewritten`] says which of the two a measurement by log is
-//! near.
+//! A rate is the number of *distinct* pages written in the period, for each second. A page that is
+//! written many times counts once, so the rate depends on the period. Over a short period it is
+//! near the speed at which the guest writes. Over a long one it comes to the number of pages that
+//! the guest uses. [`Rate::rewritten`] tells which of the two a measurement by log is near.
 
 use crate::units::Pages;
 use std::time::Duration;
 
-/// Of the normal distribution: 95 % lie within this many deviations of the middle.
+/// 95 % of a normal distribution lie within this many standard deviations of the mean.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// A dirty rate, as it was measured.
+/// A measured dirty rate.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Rate {
-    /// For how long it was looked at.
+    /// The length of the measurement.
     pub period: Duration,
-    /// Distinct pages written in the period: counted by log, estimated by sampling.
+    /// Distinct pages written in the period: counted by log, or estimated by sampling.
     pub written: Pages,
-    /// Distinct pages written, by the second.
+    /// Distinct pages written in a second.
     pub pages_per_second: f64,
     /// How far the rate may be off, up or down. By sampling: half the width of the interval that
     /// contains the true rate in 95 of 100 measurements. By log: the error if no page, or twice as
@@ -32,17 +31,17 @@ pub struct Rate {
     /// proportion. If they are nearly `written`, the guest writes to the same pages, and `written`
     /// is their number rather than a speed.
     pub rewritten: Option<Pages>,
-    /// By sampling: pages read, and of those the ones that had changed. A page that was
-    /// written with what it held already has not.
+    /// By sampling: pages that were read, and how many of them had changed. A write of the contents
+    /// that a page has already does not change it.
     pub sampled: Option<(Pages, Pages)>,
-    /// By log, where a log can tell: pages that each vCPU wrote, once for each harvest that
-    /// found them.
+    /// By log, if a log can tell: the pages that each vCPU wrote. A page counts once for each
+    /// harvest that found it.
     pub per_vcpu: Option<Vec<u64>>,
-    /// A log failed, and all that it covers was counted; or will deliver some of it later.
+    /// A log failed, and every page that it covers was counted. Or a log delivers some pages later.
     pub warned: bool,
 }
 
-/// Counts of a measurement by log.
+/// The counts of a measurement by log.
 #[derive(Debug, Clone, Default)]
 pub struct Logged {
     /// Pages found in the first half.
@@ -51,24 +50,24 @@ pub struct Logged {
     pub second: Pages,
     /// Pages found in both.
     pub both: Pages,
-    /// From when all was protected to when all had been harvested.
+    /// The time from when every page was protected to when every log was harvested.
     pub period: Duration,
-    /// How long protecting and harvesting took, together.
+    /// How long protecting and harvesting took together.
     pub edges: Duration,
     /// Whether a log failed or postponed.
     pub warned: bool,
-    /// What the logs know of vCPUs.
+    /// The pages of each vCPU, if the logs know them.
     pub per_vcpu: Option<Vec<u64>>,
 }
 
-/// Counts of a measurement by sampling.
+/// The counts of a measurement by sampling.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sampled {
-    /// Pages of the guest.
+    /// The guest's memory.
     pub total: Pages,
     /// Pages that were read twice.
     pub read: Pages,
-    /// Of those, pages that had changed.
+    /// How many of them had changed.
     pub changed: Pages,
 }
 
@@ -100,10 +99,10 @@ pub fn logged(counts: &Logged) -> Rate {
 /// The rate by sampling.
 ///
 /// The share of changed pages is that of the sample. Its interval is Wilson's (E. B. Wilson,
-/// "Probable inference, the law of succession, and statistical inference", 1927), which
-/// also holds where few or no pages changed; as it is not symmetric, the error is its longer
-/// arm. One page is drawn of each of as many equal parts of memory, which is at least as
-/// good as drawing from all of it, for which the interval is made.
+/// "Probable inference, the law of succession, and statistical inference", 1927), which also holds
+/// when few pages or none changed. The interval is not symmetric, so the error is its longer arm.
+/// Memory is divided into equal parts, and one page is drawn from each. That is at least as good as
+/// drawing from all of memory, for which the interval is made.
 pub fn sampled(counts: &Sampled, period: Duration) -> Rate {
     let (total, n, changed) = (
         counts.total.0 as f64,
@@ -118,7 +117,7 @@ pub fn sampled(counts: &Sampled, period: Duration) -> Rate {
         // Every page was read.
         (changed / n, 0.0)
     } else {
-        // Nothing was read that is still there: nothing is known.
+        // No page that was read is still there, so nothing is known.
         (0.0, 1.0)
     };
     Rate {
@@ -133,7 +132,7 @@ pub fn sampled(counts: &Sampled, period: Duration) -> Rate {
     }
 }
 
-/// Wilson's interval of 95 % for a share that `n` draws gave.
+/// Wilson's interval of 95 % for a share found by `n` draws.
 fn wilson(share: f64, n: f64) -> (f64, f64) {
     let z2 = Z * Z / n;
     let middle = share + z2 / 2.0;
@@ -144,8 +143,8 @@ fn wilson(share: f64, n: f64) -> (f64, f64) {
     )
 }
 
-/// One page of each of `count` equal parts of `total` pages, in order. Fewer than `count` when
-/// there are fewer pages.
+/// One page of each of `count` equal parts of `total` pages, in order. There are fewer than `count`
+/// if there are fewer pages.
 pub fn choose(total: Pages, count: u64, seed: u64) -> impl Iterator<Item = Pages> {
     let count = count.min(total.0);
     let mut state = seed;
@@ -238,7 +237,8 @@ mod tests {
         const TOTAL: u64 = 4000;
         const SAMPLE: u64 = 200;
         const MEASUREMENTS: u64 = 1000;
-        // How dirty, and in how long runs: a run of 400 pages is many of the parts.
+        // The share of dirty pages, and the length of their runs. A run of 400 pages covers many
+        // parts.
         for (share, run) in [
             (0.0, 1),
             (0.001, 1),
@@ -254,7 +254,7 @@ mod tests {
             for seed in 0..MEASUREMENTS {
                 let runs = (share * TOTAL as f64 / run as f64).round() as u64;
                 let mut dirty = vec![false; TOTAL as usize];
-                // Runs in places of their own: another guest for each measurement.
+                // The runs lie elsewhere in each measurement, as in another guest.
                 for place in choose(Pages(TOTAL / run), runs, seed ^ 0xabcd) {
                     let first = (place.0 * run) as usize;
                     dirty[first..first + run as usize].fill(true);
@@ -278,9 +278,10 @@ mod tests {
                 sum += rate.pages_per_second;
             }
             let named = format!("{share} dirty in runs of {run}");
-            // Always the same draws: no chance decides here.
+            // The draws are always the same, so no chance decides here.
             assert!(within * 100 >= MEASUREMENTS * 94, "{named}: {within}");
-            // And on average it is the true one: the mean of so many is 30 times as good.
+            // On average the rate is the true one. The mean of so many measurements is 30 times as
+            // exact.
             let mean = sum / MEASUREMENTS as f64;
             let one = (share * (1.0 - share) / SAMPLE as f64).sqrt() * TOTAL as f64;
             assert!(

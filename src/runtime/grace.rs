@@ -1,30 +1,31 @@
-//! Grace periods: waiting until no thread can still see what was just replaced.
+//! Grace periods: waiting until no thread can still see a value that was just replaced.
 //!
-//! Readers [`pin`]: two additions to a counter, no lock, no wait, no memory from the heap. A mark
-//! of a thread that has never made one before must not have to wait for the process' memory map,
-//! which a scan of page tables may hold. Whoever replaced something begins a [`GracePeriod`]; when
-//! it has passed, every reader that could have loaded the old value has unpinned.
+//! Readers [`pin`]. That is two additions to a counter, without a lock, a wait or memory from the
+//! heap. The first mark of a thread must not wait for the process' memory map, which a scan of page
+//! tables may hold. A thread that replaced a value begins a [`GracePeriod`]. When it has passed,
+//! every reader that could have loaded the old value has unpinned.
 //!
-//! Readers come under one of two numbers, 0 or 1, the *current* one, and are counted under it,
-//! spread over many counters (`readers.rs`). A *round* waits in two steps:
+//! Readers are counted under one of two numbers, 0 or 1: the *current* one at that time. The counts
+//! are spread over many counters (`readers.rs`). A *round* waits in two steps:
 //!
-//! 1. until nobody is left under the number that is not current;
-//! 2. that number is made current, and then until nobody is left under the other.
+//! 1. until no reader is left under the number that is not current;
+//! 2. that number becomes current, and then until no reader is left under the other.
 //!
-//! New readers come under the number that is not waited for, so each step ends, however many
-//! there are. A grace period has passed when a round that began after it has been made. Whoever
-//! waits carries the round on as far as it goes; nobody else has to be there for that.
+//! New readers are counted under the number that is not waited for, so each step ends, however many
+//! readers come. A grace period has passed when a round that began after it is complete. Each
+//! waiting thread carries the round on as far as it goes, so no thread depends on another one for
+//! that.
 //!
-//! Why it is right, for a reader that was pinned before the grace period began: it is counted under
-//! one of the two numbers, the round looks at its counter under both, after having begun, and goes
-//! on only when it has seen 0 there. Counters are never below the readers that they count, because
-//! a reader leaves where it came. And for a reader whose coming the look at its counter has missed:
-//! between its coming and its loading of a value there is a full fence, and one between the
-//! replacing and the look. The look missed the coming, so the loading cannot miss the
-//! replacing.
+//! Why this is correct for a reader that pinned before the grace period began: the reader is
+//! counted under one of the two numbers. The round looks at that counter under both numbers, after
+//! it began, and goes on only when it has seen 0. A counter is never below the number of its
+//! readers, because a reader leaves the same counter. It is also correct for a reader whose pin the
+//! look has missed. There is a full fence between a reader's pin and its load of a value, and
+//! another between the replacement and the look. Since the look missed the pin, the load cannot
+//! miss the replacement.
 //!
-//! A child of fork() has the counters of all threads of its parent, and only one of the threads:
-//! a reader that was pinned at that moment is waited for there for ever.
+//! A child of fork() has the counters of all its parent's threads, but only one of the threads. In
+//! the child, a reader that was pinned at that moment is waited for without end.
 
 use super::readers::{readers, shard, Readers};
 use super::round::Step;
@@ -35,11 +36,12 @@ use std::time::{Duration, Instant};
 /// A reader, until it is dropped.
 pub struct Guard(&'static AtomicUsize);
 
-/// Makes this thread a reader until the guard is dropped. Never waits and never allocates; in a
-/// signal handler too.
+/// Makes this thread a reader until the guard is dropped. Never waits and never allocates. Allowed
+/// in a signal handler too.
 pub fn pin() -> Guard {
     let readers = readers();
-    // A number that is not current any more only makes the next round wait for us as well.
+    // A number that is no longer current does no harm: the next round also waits for this reader
+    // then.
     let number = readers.current.load(Ordering::Relaxed) & 1;
     let count = &readers.shards[shard()].0[number];
     count.fetch_add(1, Ordering::Relaxed);
@@ -49,7 +51,8 @@ pub fn pin() -> Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // What was read before this is read before whoever sees it frees or reuses it.
+        // Release: this thread's reads come before any free or reuse by a thread that sees the
+        // counter.
         self.0.fetch_sub(1, Ordering::Release);
     }
 }
@@ -61,15 +64,15 @@ impl Readers {
         shards.all(|shard| shard.0[number].load(Ordering::Acquire) == 0)
     }
 
-    /// Carries the round on, or begins one, as far as it goes without waiting.
+    /// Carries the round on, or begins one, as far as that goes without waiting.
     fn go_on(&self, wanted: u64) {
         let mut step = match self.step.try_lock() {
             Ok(step) => step,
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
-            // Somebody else is at it.
+            // Another thread carries it on.
             Err(TryLockError::WouldBlock) => return,
         };
-        // The look at the counters is after whatever the one before us did.
+        // The look at the counters comes after all that the thread before did.
         fence(Ordering::SeqCst);
         while self.rounds.load(Ordering::Relaxed) < wanted {
             let current = self.current.load(Ordering::Relaxed) & 1;
@@ -86,7 +89,8 @@ impl Readers {
                     *step = Step::After(current);
                 }
                 Step::After(number) if self.none_under(number) => {
-                    // Releases what readers did before they left to whoever finds that it is over.
+                    // Passes what readers did before they left to threads that find the round
+                    // complete.
                     self.rounds.fetch_add(1, Ordering::Release);
                     *step = Step::Idle;
                 }
@@ -96,26 +100,27 @@ impl Readers {
     }
 }
 
-/// Passes when every guard that existed at [`GracePeriod::begin`] has been dropped.
+/// A wait that ends when every guard that existed at [`GracePeriod::begin`] has been dropped.
 #[derive(Debug)]
 pub struct GracePeriod {
-    /// What [`Readers::rounds`] comes to when it has passed.
+    /// The value of [`Readers::rounds`] at which it has passed.
     wanted: u64,
 }
 
 impl GracePeriod {
-    /// Begins one. Call it after the new value has been published.
+    /// Begins a grace period. Call it after the new value has been published.
     pub fn begin() -> Self {
-        // The new value is published before the round, which is seen not to have begun, begins.
+        // The new value must be published before the round begins that this thread sees not to have
+        // begun.
         fence(Ordering::SeqCst);
         let now = readers().rounds.load(Ordering::Relaxed);
-        // The round after this moment: not the one that goes on, if one does.
+        // The first round that begins after this moment. A round in progress does not count.
         GracePeriod {
             wanted: now.next_multiple_of(2) + 2,
         }
     }
 
-    /// Whether it has passed; tries to bring that about. Never waits.
+    /// Whether it has passed. Carries the round on, and never waits.
     pub fn has_passed(&self) -> bool {
         let readers = readers();
         if readers.rounds.load(Ordering::Acquire) >= self.wanted {
@@ -125,19 +130,19 @@ impl GracePeriod {
         readers.rounds.load(Ordering::Acquire) >= self.wanted
     }
 
-    /// Waits until it has passed, `limit` at the most; whether it has. The caller must
+    /// Waits until it has passed, but at most for `limit`. Returns whether it has. The caller must
     /// not hold a guard.
     ///
-    /// Readers pin for nanoseconds, so spinning comes first; one that was preempted
-    /// while pinned needs a time slice, so then the processor is given away.
+    /// Readers pin for nanoseconds, so the wait spins first. A reader that was preempted while
+    /// pinned needs a time slice, so then the wait yields the processor.
     pub fn wait(&self, limit: Duration) -> bool {
         self.wait_unless(limit, || false)
     }
 
-    /// [`GracePeriod::wait`], which ends early, within a millisecond, once `given_up` says so.
+    /// [`GracePeriod::wait`] that ends early, within a millisecond, once `given_up` returns true.
     pub fn wait_unless(&self, limit: Duration, given_up: impl Fn() -> bool) -> bool {
-        // Readers pin for nanoseconds; yielding early gives a whole time slice away where others
-        // want the processor (milliseconds, measured).
+        // Readers pin for nanoseconds. An early yield gives away a whole time slice if other
+        // threads want the processor (milliseconds, as measured).
         const SPINS: u32 = 1024;
         const YIELDS: u32 = 1088;
         let begun = Instant::now();
