@@ -273,7 +273,10 @@ impl Channel {
         self.wait_or(interest, None, cancel, until)
     }
 
-    /// The same, which also ends as ready when `recall` is raised.
+    /// [`wait`](Self::wait) that also ends as ready when `recall` is raised.
+    ///
+    /// # Errors
+    /// Those of [`wait`](Self::wait).
     pub fn wait_or(
         &self,
         interest: Interest,
