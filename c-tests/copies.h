@@ -251,7 +251,7 @@ __attribute__((unused)) static int32_t out_starts(brant_outgoing *out)
     return told(code, error);
 }
 
-static int32_t in_starts(brant_incoming *in)
+__attribute__((unused)) static int32_t in_starts(brant_incoming *in)
 {
     brant_error *error = NULL;
     int32_t code;
@@ -279,7 +279,7 @@ static int32_t in_ends(brant_incoming *in)
     return told(code, error);
 }
 
-static uint32_t in_state(const brant_incoming *in)
+__attribute__((unused)) static uint32_t in_state(const brant_incoming *in)
 {
     brant_stats stats = { .size = sizeof stats };
 
@@ -287,12 +287,22 @@ static uint32_t in_state(const brant_incoming *in)
     return stats.state;
 }
 
-static uint32_t out_state(const brant_outgoing *out)
+__attribute__((unused)) static uint32_t out_state(const brant_outgoing *out)
 {
     brant_stats stats = { .size = sizeof stats };
 
     MUST(brant_outgoing_get_stats(out, &stats, &e));
     return stats.state;
+}
+
+/* Both sides start, over a pair of sockets. */
+static void both_start(brant_outgoing *out, brant_incoming *in)
+{
+    int pair[2];
+
+    pair_new(pair);
+    MUST(brant_incoming_start_fd(in, pair[1], &e));
+    MUST(brant_outgoing_start_fd(out, pair[0], &e));
 }
 
 /* A whole migration's results on both sides. */
@@ -303,11 +313,8 @@ static struct result migrate(struct copy *from, struct copy *to)
     brant_outgoing *out = out_new(from, 0);
     brant_incoming *in = in_new(to);
     struct result result;
-    int pair[2];
 
-    pair_new(pair);
-    MUST(brant_incoming_start_fd(in, pair[1], &e));
-    MUST(brant_outgoing_start_fd(out, pair[0], &e));
+    both_start(out, in);
     result.source = out_ends(out);
     result.destination = in_ends(in);
     brant_outgoing_free(out);

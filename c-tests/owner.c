@@ -46,12 +46,9 @@ static void unanswered(void)
     struct copy *s = copy_new(true), *d = copy_new(false), *second = copy_new(false);
     brant_outgoing *out = out_new(s, 0), *again;
     brant_incoming *in = in_new(d), *back;
-    int pair[2];
 
     d->run_fails = true;
-    pair_new(pair);
-    MUST(brant_incoming_start_fd(in, pair[1], &e));
-    MUST(brant_outgoing_start_fd(out, pair[0], &e));
+    both_start(out, in);
     ok(out_ends(out) == BRANT_E_UNANSWERED && strstr(why, "no vCPUs today") && in_ends(in) != 0,
        "a guest that could not be started there is unanswered here");
     ok(state_of(s) == BRANT_GUEST_UNANSWERED && state_of(d) == BRANT_GUEST_STANDS,
@@ -105,9 +102,7 @@ static void unanswered(void)
     d->run_fails = true;
     out = out_new(s, 0);
     in = in_new(d);
-    pair_new(pair);
-    MUST(brant_incoming_start_fd(in, pair[1], &e));
-    MUST(brant_outgoing_start_fd(out, pair[0], &e));
+    both_start(out, in);
     out_ends(out);
     MUST(brant_outgoing_resolve(out, BRANT_RESOLVE_DESTROY, &e));
     again = out_new(s, 0);
@@ -181,7 +176,6 @@ static void two_at_once(void)
     brant_incoming *in = in_new(d), *beside;
     brant_params params = limited(0);
     sem_t in_save, go;
-    int pair[2];
 
     sem_init(&in_save, 0, 0);
     sem_init(&go, 0, 0);
@@ -190,9 +184,7 @@ static void two_at_once(void)
     MUST(brant_tracker_new(s->guest, NULL, &other, &e));
     MUST(brant_outgoing_new(other, &params, &second, &e));
     beside = in_new(s);
-    pair_new(pair);
-    MUST(brant_incoming_start_fd(in, pair[1], &e));
-    MUST(brant_outgoing_start_fd(out, pair[0], &e));
+    both_start(out, in);
     wait_for(&in_save);
     ok(out_starts(second) == BRANT_E_BUSY && strstr(why, "outgoing"),
        "a second outgoing migration through another tracker is refused while the first goes on");
