@@ -14,7 +14,8 @@ use crate::error::Result;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// See the file's description. Any thread may call any method.
+/// A bit for each page, set by many lanes at once: the bits of a stretch of 2 MiB fill one cache
+/// line. Any thread may call any method.
 pub struct Stretches {
     words: Words,
     len: usize,

@@ -54,6 +54,11 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 
 /// The place of the first page that a log reports.
+///
+/// A log may report pages that the guest does not have: of a slot or block that is gone, past the
+/// end of one, or at an address without memory. Such pages are passed over. They are strays
+/// ([`Tracker::stray_marks`](tracker::Tracker::stray_marks)) and count neither as found nor as
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// Page `page` of a KVM slot.
@@ -77,7 +82,7 @@ pub enum Origin {
     },
 }
 
-/// The kinds of logs.
+/// The kinds of logs: seven that brant has, and those of a VMM's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum LogKind {

@@ -18,7 +18,9 @@ use crate::memory::{Block, BlockId, BlockPin, PageRun};
 use crate::units::Pages;
 use std::sync::Arc;
 
-/// See the file's description. [`super::consumer::Consumer::take`] makes it.
+/// Pages that left a consumer's pending and are not delivered yet. Every end of this value but
+/// [`Taken::delivered`] makes them pending again, a panic's unwinding included.
+/// [`Consumer::take`](super::consumer::Consumer::take) makes it.
 ///
 /// The memory of its pages stays in use until the value is delivered, dropped or unpinned.
 /// [`Memory::remove_block`](crate::memory::Memory::remove_block) refuses to remove their blocks for

@@ -41,7 +41,10 @@ use vm_memory::GuestAddress;
 
 pub use super::report::{Clearing, ConsumerStats, LogReport, StartWith, SyncReport, TrackerStats};
 
-/// See the file's description. Marks come from any thread and take no lock. Everything else takes
+/// Merges the pages that all of a guest's dirty logs find, for any number of consumers
+/// ([`Tracker::consumer`]), and restores the protection of pages before it hands them out.
+///
+/// Marks come from any thread and take no lock. Everything else takes
 /// the tracker's lock, which may be held across the kernel's log calls and no other blocking call.
 /// Queries do not wait for the lock: they answer with the figures at its last release.
 pub struct Tracker {
@@ -171,8 +174,10 @@ impl Tracker {
         self.reported.mark_block(block, offset, length);
     }
 
-    /// The number of stray marks, from the VMM or from a log that other processes write to: marks
-    /// that name an address outside of every block.
+    /// The number of stray marks since the tracker was made: marks by the VMM or by a log of another
+    /// process (vhost) that name an address outside of every block. A mark of memory that was
+    /// removed is one too. Strays are ignored and lose no page; many of them mean that the VMM's map
+    /// and brant's differ.
     pub fn stray_marks(&self) -> u64 {
         self.reported.strays() + self.slow_figures().strays
     }

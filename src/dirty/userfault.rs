@@ -46,7 +46,9 @@ struct Watch {
     blocks: BTreeMap<BlockId, Protected>,
 }
 
-/// See the file's description.
+/// Write protection by userfaultfd, in asynchronous mode (Linux 6.7): finds writes through a block's
+/// own mapping, by threads of this process, by a KVM guest, and by the kernel for either. It does
+/// not find writes through another mapping of the same memory, nor by devices (DMA).
 ///
 /// It needs no KVM:
 ///

@@ -25,7 +25,8 @@ use std::os::fd::OwnedFd;
 /// The largest page size, in bytes, that a VMM may ask a device's log for.
 pub const PAGE_SIZE_MAX: u64 = 1 << 30;
 
-/// The log of one device. See the file's description.
+/// The log that a device keeps of its own DMA. Started for ranges of IOVAs; a harvest reads and
+/// clears it. Linux 6.1.
 ///
 /// ```no_run
 /// use brant::dirty::iova::Iovas;
@@ -265,7 +266,8 @@ impl DirtyLog for VfioDeviceLog {
     }
 }
 
-/// The log of a container's type 1 IOMMU. See the file's description.
+/// The log of a container's type 1 IOMMU. For devices that do not tell what they pin it reports
+/// every mapped page at every harvest. Linux 5.8.
 ///
 /// ```no_run
 /// use brant::dirty::iova::{DmaRange, DmaTarget, Iovas};

@@ -127,7 +127,9 @@ pub trait VhostBackEnds: Send + Sync {
     fn log_off(&self) -> Result<()>;
 }
 
-/// See the file's description.
+/// The log of vhost and vhost-user back ends: shared memory in which all of them set bits, one for
+/// each 4 KiB of guest physical memory from address 0 on. brant makes the memory, and the VMM brings
+/// it to its back ends ([`VhostBackEnds`]).
 ///
 /// There is one log for all back ends of a guest. The example has one of them, in this process.
 ///

@@ -12,7 +12,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-/// The first byte of a block's memory. See the file's description.
+/// The first byte of a block's memory, and the promise that the memory stays mapped: given by the
+/// VMM ([`HostMemory::new`], unsafe), or kept by the value itself ([`HostMemory::region`]).
 #[derive(Debug, Clone)]
 pub struct HostMemory {
     start: *mut u8,

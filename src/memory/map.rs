@@ -333,7 +333,22 @@ impl Memory {
     }
 
     /// Adds a block, which no guest address shows until a slot is added. The block's number is
-    /// never used again in the life of the guest, even after the block's removal.
+    /// never used again in the life of the guest, even after the block's removal. The two sides of a
+    /// migration match blocks by name. While the guest is tracked, all pages of the new block count
+    /// as dirty.
+    ///
+    /// While the guest migrates, add the block first at the destination, then at the source, and
+    /// while the source is in [`Copying`](crate::migrate::SourceState::Copying). Before that state
+    /// the two sides compare their blocks, and a block that only one side has is
+    /// [`Kind::Layout`]. A block that is added at the source after `pause` was called may come too
+    /// late to be sent: then the migration fails with [`Kind::State`] before the hand-over.
+    ///
+    /// While the guest is saved to an image, blocks may be added and removed at any time. The image
+    /// has the blocks that the guest had when the last page was written, each with all of its pages.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a description that cannot be, with what was expected and found.
+    /// [`Kind::Exists`] for a name that another block has, or memory that it overlaps.
     pub fn add_block(&self, description: BlockDescription) -> Result<BlockId> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -417,9 +432,25 @@ impl Memory {
             })
     }
 
-    /// Removes a block and its slots. Returns when no thread of brant's touches the block's memory
-    /// any more. A migration's thread that waits for its peer while it holds pages of the block is
-    /// asked to let go of them ([`PinRecall`](super::PinRecall)).
+    /// Removes a block and its slots. In this order:
+    ///
+    /// 1. Make sure that nothing writes to the block any more: the vCPUs are stopped, or the guest no
+    ///    longer uses the block. Marks of the block may still come; they are ignored.
+    /// 2. Call this. It reads the logs of the block's slots and switches their logging off, so the
+    ///    slots must still be in KVM (see [`Memory::remove_slot`]). It returns when no thread of
+    ///    brant's touches the block's memory any more: within milliseconds, however slow the peer of
+    ///    a migration is. A migration's thread that waits for its peer while it holds pages of the
+    ///    block is asked to let go of them ([`PinRecall`](super::PinRecall)).
+    /// 3. Delete the slots from KVM, and unmap the memory.
+    ///
+    /// While the guest migrates, remove the block first at the source, then, when that call has
+    /// returned, at the destination. This may happen at any moment from
+    /// [`Copying`](crate::migrate::SourceState::Copying) on, also while the guest is paused. Example:
+    /// the VMM removes the block in [`Vmm::save`](crate::vmm::Vmm::save), says so in its state, and
+    /// removes the block at the destination in [`Vmm::load`](crate::vmm::Vmm::load). A block that
+    /// only the source removes stays at the destination. A block that is gone only at the
+    /// destination ends the migration with [`Kind::Layout`] until the destination is ready; from
+    /// then on it is missing when the guest runs.
     ///
     /// # Errors
     /// [`Kind::NotFound`] where there is no such block any more.
@@ -444,8 +475,15 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds a slot: guest addresses that show part of a block. Unless its number is [`NO_SLOT`],
-    /// the slot exists in KVM already under that number.
+    /// Adds a slot: guest addresses that show part of a block. Unless its number is [`NO_SLOT`], the
+    /// slot exists in KVM already, under that number, with this size and in this place. So add a
+    /// slot to KVM first and then here; remove it here first and then from KVM. While the guest is
+    /// tracked, brant switches the new slot's logging on (or has the VMM do it), and all its pages
+    /// count as dirty. A block may have any number of slots, at any page. Marks by guest address
+    /// reach the slot when this call has returned.
+    ///
+    /// When the VMM replaces a KVM slot by one of another size and does not tell brant first, brant
+    /// cannot read its log: all its pages count as dirty at each sync, with a warning.
     pub fn add_slot(&self, description: &SlotDescription) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());
@@ -535,9 +573,20 @@ impl Memory {
         self.publish(&mut change, map)
     }
 
-    /// Removes a slot by its number and guest address. Call this before you delete the slot from
-    /// KVM: the call harvests the slot's log, which the deletion destroys. Nothing may write
-    /// through the slot from this call on.
+    /// Removes a slot by its number (or [`NO_SLOT`]) and guest address. The block stays. To delete a
+    /// slot, or to move, resize or replace it:
+    ///
+    /// 1. Stop the vCPUs, or know that the guest does not use the slot. No thread may be between a
+    ///    write to the slot and its mark by guest address: after step 2 such a mark finds no memory.
+    /// 2. Call this while KVM's slot is as it was described. It harvests the slot's log, and switches
+    ///    its logging off by setting the slot once more as it was.
+    /// 3. Delete or move the slot in KVM, and make the slot that takes its place.
+    /// 4. Describe the new slot with [`Memory::add_slot`]: all its pages count as dirty.
+    /// 5. Let the vCPUs run.
+    ///
+    /// Another order is worse. When the slot was deleted in KVM first, its log is lost, and all its
+    /// pages count as dirty. When the slot was moved in KVM first, step 2 sets it back to its old
+    /// place.
     pub fn remove_slot(&self, slot: u32, guest_address: GuestAddress) -> Result<()> {
         let mut change = self.lock();
         let mut map = Map::clone(&self.map());

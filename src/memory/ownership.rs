@@ -377,7 +377,8 @@ struct Inner {
     kicks: u64,
 }
 
-/// See the file's description. One for each guest; any thread.
+/// Who has the guest: one answer for all migrations, saves and restores of a guest object, which
+/// exclude each other by it. Any thread.
 #[derive(Debug, Default)]
 pub struct Ownership {
     inner: Mutex<Inner>,

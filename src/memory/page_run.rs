@@ -10,7 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::units::{Pages, STRETCH_PAGES};
 use std::ops::Range;
 
-/// See the file's description.
+/// Some pages of one block that follow one another, checked once: they are inside the block and
+/// inside one stretch of 2 MiB. A plain value, which pins nothing. [`Block::run`] makes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageRun {
     first: Pages,

@@ -24,7 +24,7 @@ use std::sync::Arc;
 /// The most runs in one batch.
 const BATCH_RUNS: usize = 256;
 
-/// See the file's description.
+/// A walk over a consumer's pending pages, batch by batch, into an [`Outlet`].
 #[derive(Debug)]
 pub struct Walk {
     cursor: Cursor,

@@ -10,7 +10,7 @@ use crate::runtime::Recall;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-/// See the file's description.
+/// Where a walk sends pages: over a connection, into an image, into a test's memory.
 pub trait Outlet {
     /// Takes pages and sends them on. The outlet keeps `taken` until the pages have arrived, and
     /// then calls [`Taken::delivered`]. It may unpin them before.

@@ -202,7 +202,8 @@ impl Body for HelloReply {
     }
 }
 
-/// BLOCK and BLOCK_ADDED: one RAM block of the source.
+/// BLOCK and BLOCK_ADDED: one RAM block of the source, as it is told to the destination. Not the
+/// block itself, which is `memory::Block`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// The number of the block in later records. It travels in the header.

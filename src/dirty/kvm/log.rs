@@ -115,7 +115,8 @@ struct LoggedSlot {
     known: u64,
 }
 
-/// See the file's description.
+/// KVM's dirty bitmap of each memory slot as a tracker's log, in get-and-clear mode or in
+/// manual-protect mode ([`KvmMode`]).
 pub struct KvmLog {
     vm: Box<dyn Vm>,
     switch: LogSwitch,

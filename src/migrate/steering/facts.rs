@@ -138,9 +138,9 @@ pub(super) fn seconds(seconds: f64) -> Duration {
 pub enum Next {
     /// Go on sending.
     GoOn,
-    /// End the pass with a sync, before all its pages are sent.
+    /// End the pass with a sync, before all its pages are sent. After a sync: as `GoOn`.
     Sync,
-    /// Stop the guest and switch over, expecting this downtime.
+    /// Stop the guest and switch over, expecting this downtime. In the middle of a pass: as `Sync`.
     SwitchOver {
         /// From pausing to running.
         expected: Duration,
@@ -164,6 +164,20 @@ impl From<Next> for Decision {
 }
 
 /// Steers a migration. Called on the migration's thread; must not block.
+///
+/// The decider is asked before each batch of pages ([`Moment::Walking`]) and after each sync
+/// ([`Moment::Synced`]). An answer has these effects:
+///
+/// | answer | `Walking` | `Synced` |
+/// |---|---|---|
+/// | [`Next::GoOn`] | the batch is sent | the next pass begins |
+/// | [`Next::Sync`] | the pass ends with a sync | as `GoOn` |
+/// | [`Next::SwitchOver`] | as `Sync`: what is dirty is unknown before a sync; the decider is asked again after it | the guest is paused, unless ballooned pages have to be named first |
+/// | [`Next::GiveUp`] | the migration fails with the error | the same |
+///
+/// A migration whose total timeout runs out while it waits for the peer asks once more, with
+/// `Walking`. A `GiveUp` is then the error of the migration; any other answer leaves the error of
+/// the wait.
 ///
 /// The default is [`FitsDowntime`](super::FitsDowntime). A VMM passes a decider of its own to
 /// [`Outgoing::start_with`](crate::migrate::Outgoing::start_with):

@@ -60,7 +60,9 @@ pub fn enable(vm: &kvm_ioctls::VmFd, bytes: u64) -> Result<Enabled> {
     crate::sys::kvm_ring::enable(&mut VmFd::new(VmFd::duplicate(vm)?)?, bytes)
 }
 
-/// See the file's description.
+/// KVM's dirty rings as a tracker's log: one ring for each vCPU, which lists the pages that the vCPU
+/// wrote. A thread of brant's empties the rings while it tracks. The cost of a sync grows with the
+/// dirtied pages, not with the mapped memory. [`Rings`] takes the vCPUs.
 pub struct KvmRing {
     vm: Box<dyn Vm>,
     switch: LogSwitch,
