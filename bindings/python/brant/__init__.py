@@ -2,18 +2,18 @@
 
 Two levels, each usable alone:
 
-* :class:`Bitmap`: a bitmap that is walked and merged at the cost of what is set;
-* :class:`Guest` and :class:`Tracker`: which pages of memory were written, found by
-  userfaultfd, by KVM or by marks, and handed out once, to each :class:`Consumer` apart.
+* :class:`Bitmap`: a bitmap whose walks and merges cost as much as there are set bits;
+* :class:`Guest` and :class:`Tracker`: which pages of memory were written, found by userfaultfd, by
+  KVM or by marks. Each written page is handed out once, and to each :class:`Consumer` apart.
 
-A page is 4096 bytes (:data:`PAGE_SIZE`) everywhere. A failed call raises
-:class:`BrantError`, with the library's code and its sentence. Objects that hold something
-of the library's are context managers with ``close()``; closing twice is fine, and any
-other use of a closed one is a ``ValueError``. They may be used from any thread.
+A page is 4096 bytes (:data:`PAGE_SIZE`) everywhere. A failed call raises :class:`BrantError`, with
+the library's code and message. Objects that hold a handle of the library's are context managers
+with ``close()``. A second ``close()`` does nothing; any other use of a closed object is a
+``ValueError``. All objects may be used from any thread.
 
-Nothing is compiled: this is ctypes over the shared library, which is looked for where the
-environment's ``BRANT_LIBRARY`` says, else in the repository that this file is part of
-(``target/c``), else by the system's loader.
+Nothing is compiled: this is ctypes over the shared library. It is looked for where the environment
+variable ``BRANT_LIBRARY`` says, else in the repository that has this file (``target/c``), else by
+the system's loader.
 """
 
 from ._native import PAGE_SIZE, BrantError, has_feature, library_path, version

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 from weakref import finalize
 
-#: Bytes of a page: what is tracked, counted and handed out.
+#: Bytes of a page, the unit in which memory is tracked, counted and handed out.
 PAGE_SIZE = 4096
 
-#: The header's constants that are used here, by the header's names.
+#: The header's constants that are used here, under the header's names.
 CONSTANTS: Dict[str, int] = {
     "BRANT_BITMAP_BITS_MAX": 1 << 40,
     "BRANT_E_INVALID": -1,
@@ -239,7 +239,7 @@ _handle = c_void_p
 _place = POINTER(c_void_p)
 _number = POINTER(c_uint64)
 
-#: What each function returns and takes.
+#: The result and the parameters of each function.
 PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     "brant_version": (c_char_p, []),
     "brant_has_feature": (c_int32, [c_char_p]),
@@ -259,7 +259,8 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
     ),
     "brant_bitmap_merge": (c_int32, [_handle, _handle, _number, _place]),
     "brant_bitmap_next_run": (c_int32, [_handle, c_uint64, c_uint64, _number, _number]),
-    # The operations are for migrations, and for logging that the VMM switches: not for Python.
+    # The operations are for migrations and for a VMM that switches logging itself, and not for
+    # Python.
     "brant_guest_new": (c_int32, [c_void_p, c_void_p, _place, _place]),
     "brant_guest_free": (None, [_handle]),
     "brant_guest_add_block": (
@@ -311,7 +312,7 @@ PROTOTYPES: Dict[str, Tuple[Any, List[Any]]] = {
 
 
 def _places() -> Iterator[Tuple[str, str]]:
-    """Where the library may be, best first, and who says so."""
+    """The places where the library may be, the best first, each with who names it."""
     told = os.environ.get("BRANT_LIBRARY")
     if told:
         yield told, "BRANT_LIBRARY"
@@ -351,7 +352,7 @@ lib, _path = _load()
 
 
 def library_path() -> str:
-    """The library that is in use: a path, or the name that the system's loader was given."""
+    """The library in use: a path, or the name that the system's loader was given."""
     return _path
 
 
@@ -362,8 +363,8 @@ def version() -> str:
 
 
 def has_feature(name: str) -> bool:
-    """Whether the library was built with something: "bitmap", "tracker", "kvm-log",
-    "reported", "userfault", and what the header names besides."""
+    """Whether the library was built with a feature: "bitmap", "tracker", "kvm-log", "reported",
+    "userfault", and others that the header names."""
     return bool(lib.brant_has_feature(text(name, "name")))
 
 
@@ -385,7 +386,7 @@ class BrantError(Exception):
 
 
 def call(function: Callable[..., int], *arguments: Any) -> None:
-    """Calls a function whose last parameter is a place for an error; raises it."""
+    """Calls a function whose last parameter is a place for an error, and raises that error."""
     error = c_void_p()
     code = function(*arguments, byref(error))
     if code == 0:
@@ -396,7 +397,7 @@ def call(function: Callable[..., int], *arguments: Any) -> None:
 
 
 def number(value: int, name: str, bits: int = 64) -> int:
-    """An unsigned number; ctypes would cut what does not fit, and say nothing."""
+    """Checks an unsigned number, because ctypes cuts one that does not fit without an error."""
     value = operator.index(value)
     if not 0 <= value < 1 << bits:
         raise ValueError("%s is a number from 0 to 2^%d - 1, not %d" % (name, bits, value))
@@ -414,10 +415,10 @@ def text(value: str, name: str) -> bytes:
 
 
 class Handle:
-    """Something of the library's that is freed once: by ``close``, or when nobody refers to it
-    any more. While a call is using it, freeing waits for the end of that call.
+    """A handle of the library's that is freed once: by ``close``, or when nothing refers to it any
+    more. While a call uses it, freeing waits for the end of that call.
 
-    ``keep`` is what has to live for as long as the library may look at it."""
+    ``keep`` is an object that has to live as long as the library may use it."""
 
     def __init__(
         self,
@@ -430,13 +431,13 @@ class Handle:
         state = _State(what, value, free)
         self._state = state
         self.keep = keep
-        # Also at the interpreter's end, before modules are taken apart.
+        # Also called at the interpreter's end, before modules are removed.
         self._finalizer = finalize(owner, state.close)
 
     @contextmanager
     def use(self) -> Iterator[int]:
-        """The pointer, for the time of a call."""
-        # Another thread may close it meanwhile; then this call's end is what frees it.
+        """The pointer, for the duration of a call."""
+        # Another thread may close it meanwhile. Then the end of this call frees it.
         keep = self.keep
         value = self._state.enter()
         try:
@@ -458,13 +459,13 @@ class Handle:
 class _State:
     def __init__(self, what: str, value: int, free: Callable[[int], None]) -> None:
         self.what, self.value = what, value
-        #: Emptied by whoever frees it: taking the last of a list is one step, whatever
-        #: interrupts what.
+        #: The thread that frees it empties this list. Taking the last element is one step, however
+        #: the interpreter is interrupted.
         self.free = [free]
         self.closed = False
         self.users = 0
-        # A finalizer or a signal's handler can run anywhere, in the middle of `enter` of the same
-        # thread too: so a user is counted before it looks, and what is freed is taken first.
+        # A finalizer or a signal handler can run anywhere, even in the middle of `enter` on the
+        # same thread. So a user is counted before it looks, and a value to be freed is taken first.
         self.lock = threading.RLock()
 
     def enter(self) -> int:
@@ -501,7 +502,7 @@ class _State:
 
 
 def made(function: Callable[..., int], *arguments: Any) -> int:
-    """What a function made: its place for it is the parameter before the error's."""
+    """The handle that a function made. Its place is the parameter before the error's."""
     place = c_void_p()
     call(function, *arguments, byref(place))
     assert place.value is not None
@@ -514,12 +515,12 @@ def constant(name: str) -> int:
 
 
 def sized(structure: type, **fields: Any) -> Any:
-    """A structure with its size and these fields set, all others 0."""
+    """A structure with its size and these fields set, and all others 0."""
     return structure(size=ctypes.sizeof(structure), **fields)
 
 
 def choice(names: Dict[str, int], value: str, what: str) -> int:
-    """The constant for a name of a setting."""
+    """The constant for the name of a setting."""
     if not isinstance(value, str):
         raise TypeError("%s is a str, not %s" % (what, type(value).__name__))
     try:

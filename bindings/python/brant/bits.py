@@ -1,4 +1,4 @@
-"""Level one: bitmaps with a summary, for whoever works on dirty bits."""
+"""Level one: bitmaps with a summary, for programs that work on dirty bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ALL = (1 << 64) - 1
 class Bitmap:
     """A bitmap of ``bits`` bits, 0 to 2^40, all clear.
 
-    Walking and merging cost what is set, not what there is; memory is taken as bits are set.
-    Bit i is bit i % 64 of the 64-bit word i // 64, as in KVM's logs.
+    The cost of walking and merging grows with the set bits and not with the length. Memory is taken
+    when bits are set. Bit i is bit i % 64 of the 64-bit word i // 64, as in KVM's logs.
     """
 
     def __init__(self, bits: int) -> None:
@@ -28,7 +28,7 @@ class Bitmap:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Frees it. Again is fine."""
+        """Frees the bitmap. A second call does nothing."""
         self._handle.close()
 
     def __enter__(self) -> "Bitmap":
@@ -47,7 +47,7 @@ class Bitmap:
         raise TypeError("a Bitmap is not copied or pickled; merge it into another")
 
     def __len__(self) -> int:
-        """How many bits it has, set or not."""
+        """The number of bits, set or not."""
         return self._bits
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Bitmap:
             return int(native.lib.brant_bitmap_count(bitmap))
 
     def test(self, bit: int) -> bool:
-        """Whether a bit is set; not so past the end."""
+        """Whether a bit is set. False past the end."""
         with self._lock, self._handle.use() as bitmap:
             return bool(native.lib.brant_bitmap_test(bitmap, native.number(bit, "bit")))
 
@@ -69,11 +69,11 @@ class Bitmap:
         return isinstance(bit, int) and 0 <= bit <= _ALL and self.test(bit)
 
     def set(self, first: int, count: int = 1) -> int:
-        """Sets ``count`` bits from ``first``; how many of them were clear before."""
+        """Sets ``count`` bits from ``first`` on. Returns how many of them were clear."""
         return self._change(native.lib.brant_bitmap_set, first, count)
 
     def clear(self, first: int, count: int = 1) -> int:
-        """Clears ``count`` bits from ``first``; how many of them were set before."""
+        """Clears ``count`` bits from ``first`` on. Returns how many of them were set."""
         return self._change(native.lib.brant_bitmap_clear, first, count)
 
     def _change(self, function: Any, first: int, count: int) -> int:
@@ -84,23 +84,25 @@ class Bitmap:
         return changed.value
 
     def merge(self, other: "Bitmap") -> int:
-        """Sets what is set in ``other``, of the same length; how many bits that newly set."""
+        """Sets the bits that are set in ``other``, which has the same length. Returns how many
+        became set."""
         changed = c_uint64()
         if other is self:
             return 0
-        # In one order everywhere, or two merges that cross would wait for each other.
+        # The locks are taken in one order everywhere. Otherwise two merges in opposite directions
+        # would wait for each other.
         one, two = sorted((self, other), key=id)
         with one._lock, two._lock, self._handle.use() as bitmap, other._handle.use() as of:
             native.call(native.lib.brant_bitmap_merge, bitmap, of, byref(changed))
         return changed.value
 
     def merge_words(self, at: int, words: Any, count: Optional[int] = None) -> int:
-        """Sets what is set in 64-bit words, whose first bit is bit ``at`` here; how many bits
-        that newly set.
+        """Sets the bits that are set in 64-bit words. The first bit of ``words`` stands for bit
+        ``at``. Returns how many became set.
 
-        ``words`` is anything with the buffer protocol (bytes, array, a numpy array), a whole
-        number of words of the machine's byte order; ``count`` is how many bits count, all of
-        them if it is None.
+        ``words`` is any object with the buffer protocol (bytes, array, a numpy array), with a whole
+        number of words in the machine's byte order. ``count`` is how many bits count; None means
+        all.
         """
         view = memoryview(words).cast("B")
         if view.nbytes % 8:
@@ -108,7 +110,7 @@ class Bitmap:
         bits = view.nbytes * 8 if count is None else native.number(count, "count")
         if bits > view.nbytes * 8:
             raise ValueError("%d bits are not in %d bytes" % (bits, view.nbytes))
-        # A copy, aligned, and nobody else's.
+        # An aligned copy, which nothing else uses.
         copied = (c_uint64 * (view.nbytes // 8 or 1)).from_buffer_copy(view.tobytes() or bytes(8))
         pointer = ctypes.cast(copied, ctypes.POINTER(c_uint64))
         changed = c_uint64()
@@ -120,9 +122,9 @@ class Bitmap:
         return changed.value
 
     def runs(self, longest: int = _ALL) -> Iterator[Tuple[int, int]]:
-        """Each run of set bits, as (first bit, length), in order; cut to ``longest`` bits.
+        """Each run of set bits, as (first bit, length), in order, cut to ``longest`` bits.
 
-        It looks at the bitmap as it is when each run is asked for."""
+        Each run is found in the bitmap as it is when the run is asked for."""
         native.number(longest, "longest")
         if longest == 0:
             raise ValueError("a run has 1 bit or more")

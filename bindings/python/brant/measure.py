@@ -1,4 +1,4 @@
-"""What KVM's dirty logs cost on this machine, before one is chosen."""
+"""The costs of KVM's dirty logs on this machine, measured before one is chosen."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class KvmCost:
-    """What one of KVM's logs costs, in nanoseconds of a processor."""
+    """The costs of one of KVM's logs, in nanoseconds of processor time."""
 
     #: The guest's first write to a clean page.
     first_write_ns: int
-    #: A write of a guest that goes over its memory again and again.
+    #: A write of a guest that writes all of its memory again and again.
     busy_write_ns: int
     #: A sync, for each dirty page.
     sync_page_ns: int
-    #: A sync, for each GiB in which nothing is dirty.
+    #: A sync, for each GiB without a dirty page.
     sync_gib_ns: int
 
 
 @dataclass(frozen=True)
 class KvmCosts:
-    """What :func:`measure_kvm` found; a kind that was not measured is None."""
+    """The result of :func:`measure_kvm`. A log that was not measured is None."""
 
-    #: The kind that costs this guest least: "get-and-clear", "manual-protect", "initially-set"
-    #: or "ring".
+    #: The log that costs this guest least: "get-and-clear", "manual-protect", "initially-set" or
+    #: "ring".
     recommended: str
-    #: One sentence.
+    #: The reason, in one sentence.
     reason: str
     #: Nanoseconds of a write of a guest that is not tracked.
     untracked_write_ns: int
@@ -60,11 +60,11 @@ def _cost(cost: native.brant_kvm_cost) -> Optional[KvmCost]:
 def measure_kvm(
     *, memory_bytes: int = 0, dirty_pages_per_second: int = 0, limit_ms: int = 0
 ) -> KvmCosts:
-    """Measures what each of KVM's dirty logs costs here, and recommends one for a guest of
-    ``memory_bytes`` that dirties ``dirty_pages_per_second``; 0 for what is not known (then the
-    guest writes as fast as it can). Before dirty rings are enabled: later there is no choice.
-    Opens /dev/kvm, tries a guest of the library's own, and takes at most ``limit_ms`` (20 to 10000;
-    0: 200)."""
+    """Measures the cost of each of KVM's dirty logs here, and recommends one for a guest of
+    ``memory_bytes`` that dirties ``dirty_pages_per_second``. 0 means unknown: then the guest is
+    taken to write as fast as it can. Call this before dirty rings are enabled, because later there
+    is no choice. It opens /dev/kvm, runs a guest of the library's own, and takes at most
+    ``limit_ms`` (20 to 10000; 0: 200)."""
     workload = native.sized(
         native.brant_kvm_workload,
         memory_bytes=native.number(memory_bytes, "memory_bytes"),

@@ -1,9 +1,10 @@
-"""Pages that left pending: a run of them, an array of runs, and who puts back what was not delivered.
+"""Pages that left pending: a run of them, an array of runs, and how undelivered pages become
+pending again.
 
 An exception (Ctrl-C) can come between any two bytecodes: after the library has handed pages out and
 before Python has stored them, or between a call's return and the assignment in its caller. So each
-hand-out is recorded (:class:`Held`) before it happens, and the tracker keeps the record. A record
-whose user is gone is put back by whatever the tracker does next.
+hand-out is recorded (:class:`Held`) before it happens, and the tracker keeps the record. When a
+record has no user any more, the tracker's next operation puts its pages back.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from weakref import ReferenceType, ref
 from . import _native as native
 from ._native import PAGE_SIZE
 
-#: What the library takes in one call at most.
+#: The most runs that the library takes in one call.
 ARRAY_BATCH = 4096
 
-#: What an empty array shows of itself: its own address is 0, which numpy refuses.
+#: The address that an empty array shows: its own is 0, which numpy refuses.
 _NOTHING = array("Q", (0, 0, 0))
 
 
@@ -33,67 +34,68 @@ _NOTHING = array("Q", (0, 0, 0))
 class Run:
     """A run of written pages that was taken: read them now, or put them back."""
 
-    #: Name of the block.
+    #: The name of the block.
     block: str
-    #: Its number.
+    #: The block's number.
     block_number: int
     #: First page, in the block.
     first_page: int
-    #: How many pages; they do not cross a 2 MiB boundary of the block.
+    #: The number of pages, which do not cross a 2 MiB boundary of the block.
     pages: int
-    #: The memory itself, not a copy. Its buffer cannot be closed while this is there.
+    #: The memory itself, and no copy. Its buffer cannot be closed as long as this exists.
     memory: memoryview = field(repr=False, compare=False)
 
     @property
     def offset(self) -> int:
-        """Bytes from the beginning of the block."""
+        """The offset in the block, in bytes."""
         return self.first_page * PAGE_SIZE
 
     def __iter__(self) -> Iterator[int]:
-        """The pages, by number in the block."""
+        """The numbers of the pages in the block."""
         return iter(range(self.first_page, self.first_page + self.pages))
 
 
 class Batch:
-    """Runs as the library hands them out in one call."""
+    """The runs that the library hands out in one call."""
 
     def __init__(self, size: int) -> None:
         self.runs: Any = (native.brant_run * size)()
         #: Filled by the library itself, in the same call as the runs.
         self.count = c_size_t()
-        #: The first that is not accounted for.
+        #: The first run that is not accounted for.
         self.given = 0
 
     def rest(self) -> Iterator[Tuple[int, int, int]]:
-        """What is not accounted for: block, first page, pages."""
+        """The runs that are not accounted for: block, first page, pages."""
         for run in self.runs[self.given : self.count.value]:
             yield run.block, run.first_page, run.pages
 
     def settle(self) -> None:
-        """All of it is accounted for."""
+        """Notes that all runs are accounted for."""
         self.count.value = 0
 
 
 class Held:
-    """What the library has handed out and nobody has delivered yet. Kept by the tracker."""
+    """Pages that the library has handed out and that are not delivered yet. The tracker keeps this.
+    """
 
     def __init__(self, size: int) -> None:
         self.batch = Batch(size)
 
     def over(self) -> bool:
-        """Whether nobody goes on with it."""
+        """Whether the record has no user any more."""
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """From now on nobody goes on with it."""
+        """Notes that the record has no user from now on."""
         raise NotImplementedError
 
     def rest(self) -> Iterator[Tuple[int, int, int]]:
-        """What has to be put back: block, first page, pages. A run may come twice."""
+        """The runs that have to be put back: block, first page, pages. A run may come twice."""
         return self.batch.rest()
 
     def settle(self) -> None:
-        """Nothing has to be put back any more."""
+        """Notes that no run has to be put back any more."""
         self.batch.settle()
 
 
@@ -103,7 +105,7 @@ class Walking(Held):
     walk: Optional["ReferenceType[Generator[Run, None, None]]"] = None
 
     def over(self) -> bool:
-        # A traceback may keep a generator that is over.
+        # A traceback may keep a generator that has ended.
         walk = self.walk() if self.walk is not None else None
         return walk is None or inspect.getgeneratorstate(walk) == inspect.GEN_CLOSED
 
@@ -112,7 +114,7 @@ class Walking(Held):
 
 
 class Gathered(Held):
-    """What a :class:`Taken` shows, three numbers for each run, and the batch that comes next."""
+    """The numbers of a :class:`Taken`, three for each run, and the batch that comes next."""
 
     def __init__(self, numbers: "array[int]") -> None:
         super().__init__(ARRAY_BATCH)
@@ -125,7 +127,7 @@ class Gathered(Held):
         batch = self.batch
         count = batch.count.value
         words = array("Q")
-        # Host address, first page, pages, block: the upper half of the last is 0.
+        # Host address, first page, pages, block. The upper half of the last one is 0.
         words.frombytes(memoryview(batch.runs).cast("B")[: 32 * count])
         triples = array("Q", bytes(24 * count))
         triples[0::3] = words[3::4]
@@ -141,7 +143,7 @@ class Gathered(Held):
         self.owner = None
 
     def deliver(self) -> None:
-        """Nothing is put back, unless that is decided already."""
+        """Decides that no run is put back, unless the opposite was decided already."""
         if not self.over():
             self.settle()
 
@@ -153,7 +155,7 @@ class Gathered(Held):
 
     def settle(self) -> None:
         self.settled = True
-        # The tracker may keep this for a while; who has the Taken has the numbers.
+        # The tracker may keep this for a while. The owner of the Taken has the numbers.
         self.numbers = array("Q")
 
 
@@ -172,15 +174,16 @@ def _leave(
 
 
 class _Exit(property):
-    """``__exit__`` of a :class:`Taken`: a with-statement that looks it up becomes the pages' owner.
+    """``__exit__`` of a :class:`Taken`: a with-statement that looks it up becomes the owner of the
+    pages.
 
-    Ctrl-C can come in the first bytecode of an ``__exit__``, before any line of it runs. Were the pages
-    the variable's (``as taken``), they would then wait for as long as the variable lives: neither
-    delivered nor pending. So they belong to the very callable that the with-statement calls at its
-    end. Nobody but the statement has it, and CPython drops it when the statement is left, in whatever way.
+    Ctrl-C can come in the first bytecode of an ``__exit__``, before any line of it runs. If the
+    variable (``as taken``) owned the pages, they would wait as long as the variable lives, neither
+    delivered nor pending. So the owner is the callable that the with-statement calls at its end.
+    Only the statement has it, and CPython drops it when the statement is left in any way.
 
-    A Python function in between would not do: a traceback keeps its variables. This look-up and the
-    callable, a ``partial``, have none.
+    A Python function in between would not do, because a traceback keeps its variables. This look-up
+    and the callable, a ``partial``, have none.
     """
 
     def __call__(self, taken: Taken, *of: Any) -> None:
@@ -189,59 +192,60 @@ class _Exit(property):
 
 
 class Taken:
-    """All that was pending at one moment, from :meth:`Tracker.take_array`: pages that are yours to
-    read, and that become pending again unless you say that they are delivered.
+    """All pages that were pending at one moment, from :meth:`Tracker.take_array`. They are yours to
+    read, and become pending again unless you say that they are delivered.
 
     A with-block that ends without an exception delivers them::
 
         with tracker.take_array() as taken:
             runs = numpy.asarray(taken)          # one row for each run: block, first page, pages
 
-    The pages are the with-statement's, not the variable's. When an exception leaves the block they are
-    pending again, also one that comes while the block is being left (Ctrl-C), and whoever still has
-    this object.
+    The with-statement owns the pages, and not the variable. When an exception leaves the block the
+    pages are pending again. That holds even for an exception that comes while the block is being
+    left (Ctrl-C), and even if the variable still has this object.
 
-    Without a with-block they are this object's: call :meth:`delivered`. They become pending again by
-    :meth:`put_back`, or when the object ends before one of the two has returned. Whoever keeps the object
-    after an exception keeps the pages, and calls one of the two then. In a ``contextlib.ExitStack``
-    they are the object's too.
+    Without a with-block this object owns them: call :meth:`delivered`. They become pending again by
+    :meth:`put_back`, or when the object ends before one of the two has returned. If you keep the
+    object after an exception you keep the pages, so call one of the two then. In a
+    ``contextlib.ExitStack`` the object owns them too.
 
-    "Pending again" is at the latest with the next sync, take or look at the figures of the tracker or
-    consumer that they are from. What comes first decides, and the rest does nothing. The numbers can be
-    read after it too.
+    "Pending again" means: at the latest with the next sync, take or query of figures of the tracker
+    or consumer that they came from. The first of these calls decides, and later ones do nothing.
+    The numbers can be read afterwards too.
 
     Length and iteration are by runs: each is a tuple of the block's number, the first page in the
-    block and how many pages. ``numpy.asarray(taken)`` is the same memory, read-only and n by 3; it keeps
-    this object alive, and so the pages of one without a with-block.
+    block and the number of pages. ``numpy.asarray(taken)`` is the same memory, read-only and n by
+    3. It keeps this object alive, and so the pages of one without a with-block.
     """
 
     def __init__(self, undo: Callable[[Held], None]) -> None:
         self._undo = undo
         self._numbers = array("Q")
         self._held = held = Gathered(self._numbers)
-        # Whatever has this has the pages: this object, until a with-statement takes it out.
+        # The owner of this value owns the pages: this object, until a with-statement takes it out.
         owner = partial(_leave, held, undo)
         held.owner = ref(owner)
-        # A second with-statement gets one that owns nothing.
+        # A second with-statement gets a value that owns no pages.
         again = partial(_leave, held, undo)
         self._give: Callable[[], Callable[..., None]] = partial({0: owner}.pop, 0, again)
 
     @property
     def array(self) -> "array[int]":
-        """The numbers, one run after the other: ``taken.array[2::3]`` are all lengths."""
+        """The numbers, one run after the other: ``taken.array[2::3]`` has all lengths."""
         return self._numbers
 
     @property
     def pages(self) -> int:
-        """How many pages, in all."""
+        """The number of pages in all runs."""
         return sum(self._numbers[2::3])
 
     def delivered(self) -> None:
-        """The pages are where they should be: whoever asks is not given them again."""
+        """Says that the pages have arrived where they should be, so they are not handed out again.
+        """
         self._held.deliver()
 
     def put_back(self) -> None:
-        """Makes all of them pending again, now, unless they were delivered."""
+        """Makes all pages pending again now, unless they were delivered."""
         if not self._held.settled:
             self._undo(self._held)
 
@@ -269,10 +273,10 @@ class Taken:
 
     @property
     def __array_interface__(self) -> Dict[str, Any]:
-        """How numpy sees the numbers without a copy."""
-        # Their address must stay: an array that is looked at refuses to grow.
+        """The array interface, by which numpy reads the numbers without a copy."""
+        # Their address must stay, so the array must not grow while it is exported.
         self._shown = memoryview(self._numbers)
-        # numpy keeps whom an address is of: this.
+        # numpy keeps the object that an address belongs to: this one.
         address, _ = (self._numbers or _NOTHING).buffer_info()
         order = "<" if sys.byteorder == "little" else ">"
         return {

@@ -1,4 +1,4 @@
-"""Level two: which pages of memory were written, and each of them handed out once."""
+"""Level two: which pages of memory were written. Each written page is handed out once."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _BATCH = 64
 
 
 class _Block:
-    """A block's number and the buffer that it is: as long as this is there, the buffer's
-    owner cannot unmap it."""
+    """A block's number and its buffer. As long as this exists, the buffer's owner cannot unmap it.
+    """
 
     def __init__(self, name: str, number: int, view: memoryview) -> None:
         self.name, self.number, self.view = name, number, view
 
 
 class _Blocks:
-    """The blocks of a guest, kept by the guest and by each tracker of it: a tracker looks at
-    memory for as long as it lives."""
+    """The blocks of a guest, which the guest and each of its trackers keep: a tracker accesses
+    memory as long as it lives."""
 
     def __init__(self) -> None:
         self.by_name: Dict[str, _Block] = {}
         self.by_number: Dict[int, _Block] = {}
-        #: Whoever takes pages of them.
+        #: The users that take pages of the blocks.
         self.takers: "Tuple[ReferenceType[_Takes], ...]" = ()
 
     def taken_by(self, taker: "_Takes") -> None:
-        """Remembers who takes pages."""
+        """Remembers a user that takes pages."""
         living = tuple(taker for taker in self.takers if taker() is not None)
         self.takers = (*living, ref(taker))
 
     def check_unused(self, name: str) -> None:
-        """Refuses the removal of a block of which somebody has taken runs and not delivered them."""
+        """Refuses the removal of a block with runs that were taken and not delivered."""
         block = self.by_name.get(name)
         if block is None:
             return
@@ -81,7 +81,7 @@ class _Blocks:
 
 
 class _Closes:
-    """What is closed at the end of a with-block."""
+    """An object that is closed at the end of a with-block."""
 
     _handle: native.Handle
 
@@ -112,19 +112,19 @@ class _Closes:
 
 
 class Guest(_Closes):
-    """The memory that is tracked: blocks, and where they appear at guest addresses.
+    """The memory that is tracked: blocks, and the guest addresses at which they appear.
 
-    A guest need not be a virtual machine. Any memory of this process that is whole pages
-    can be a block: an ``mmap.mmap``, or whatever was made over one, such as a numpy array by
-    ``numpy.frombuffer``. The guest holds on to its buffers, and each tracker does, so that
-    none is unmapped while it is looked at.
+    A guest need not be a virtual machine. Any memory of this process that is whole pages can be a
+    block: an ``mmap.mmap``, or an object over one, for example a numpy array made by
+    ``numpy.frombuffer``. The guest keeps its buffers alive, and so does each tracker, so that none
+    is unmapped while it is accessed.
     """
 
     def __init__(self) -> None:
         value = native.made(native.lib.brant_guest_new, None, None)
         free = native.lib.brant_guest_free
         self._handle = native.Handle(self, "guest", value, free, keep=_Blocks())
-        # What is kept follows what the library has, whichever threads add and remove.
+        # The kept objects follow the library's state, whichever threads add and remove.
         self._changing = threading.RLock()
 
     def __enter__(self) -> "Guest":
@@ -132,7 +132,8 @@ class Guest(_Closes):
             return self
 
     def close(self) -> None:
-        """Frees it, and lets go of its buffers when no tracker of it is left. Again is fine."""
+        """Frees the guest, and drops its buffers when it has no tracker any more. A second call
+        does nothing."""
         self._handle.close()
 
     def add_block(
@@ -145,13 +146,14 @@ class Guest(_Closes):
         page_size: int = PAGE_SIZE,
         rom: bool = False,
     ) -> int:
-        """Adds a block; its number.
+        """Adds a block, and returns its number.
 
-        ``name`` is 1 to 255 bytes, unique in the guest. ``memory`` is anything writable with
-        the buffer protocol, contiguous, that begins at a page and is whole pages of
-        ``page_size`` bytes (what backs it). ``fd`` is the descriptor of the file or memfd
-        that it is a shared mapping of, from ``fd_offset`` bytes on; it stays the caller's. ``rom``: nobody writes it. While
-        the guest is tracked, all of a new block counts as written.
+        ``name`` is 1 to 255 bytes, unique in the guest. ``memory`` is any writable, contiguous
+        object with the buffer protocol that begins at a page and has whole pages of ``page_size``
+        bytes, the page size of its backing memory. If it is a shared mapping, ``fd`` is the
+        descriptor of the file or memfd, from ``fd_offset`` bytes on; it stays the caller's.
+        ``rom``: the memory is never written. While the guest is tracked, every page of a new block
+        counts as written.
         """
         view = memoryview(memory)
         if view.readonly:
@@ -176,7 +178,7 @@ class Guest(_Closes):
             fd_offset=native.number(fd_offset, "fd_offset"),
         )
         number = c_uint32()
-        # Before it is used: a guest that another thread closes in the middle of this keeps nothing.
+        # Before it is used, so that a guest that another thread closes meanwhile keeps nothing.
         blocks = self._blocks
         with self._changing, self._handle.use() as guest:
             if fd is not None:
@@ -187,17 +189,18 @@ class Guest(_Closes):
         return number.value
 
     def remove_block(self, name: str) -> None:
-        """Removes a block and its slots. Its buffer is free once this has returned and no
+        """Removes a block and its slots. Its buffer is free when this has returned and no
         :class:`Run` of it is left.
 
-        :class:`BrantError` with the name "busy", and nothing changed, while runs of the block are in use:
+        :class:`BrantError` with the name "busy", without any change, while runs of the block are in
+        use:
 
-        - a :class:`Taken` has some and was neither delivered nor put back;
-        - an iteration over :meth:`Tracker.take` has come to one, and was neither continued to the
-          next block nor closed. (It takes runs in batches: a few that it has passed already may
-          count until it comes to its next batch.)
+        - a :class:`Taken` has some, and was neither delivered nor put back;
+        - an iteration over :meth:`Tracker.take` has come to one, and has neither gone on to the
+          next block nor been closed. (It takes runs in batches: a few that it has passed already
+          may count until it comes to its next batch.)
 
-        So with a :class:`Consumer`. A migration's pages are never in the way.
+        The same holds for a :class:`Consumer`. A migration's pages never refuse a removal.
         """
         blocks = self._blocks
         with self._changing, self._handle.use() as guest:
@@ -216,9 +219,9 @@ class Guest(_Closes):
         slot: Optional[int] = None,
         kvm_flags: int = 0,
     ) -> None:
-        """Says that ``length`` bytes of a block from ``offset`` on (to its end, if None) appear
-        at a guest physical address; all three are whole pages. ``slot`` is KVM's number of
-        the memory slot, if it is one, and ``kvm_flags`` the flags that it was set with.
+        """Makes ``length`` bytes of a block from ``offset`` on (to its end, if None) appear at a
+        guest physical address. All three are whole pages. If it is a memory slot of KVM's, ``slot``
+        is its number and ``kvm_flags`` are the flags with which it was set.
         """
         if length is None and block in self._blocks.by_name:
             length = max(0, self._blocks.by_name[block].view.nbytes - offset)
@@ -236,8 +239,8 @@ class Guest(_Closes):
             native.call(native.lib.brant_guest_add_slot, guest, byref(described))
 
     def remove_slot(self, guest_address: int, *, slot: Optional[int] = None) -> None:
-        """Removes the slot at a guest address, and with that number if it is KVM's; before it
-        is deleted or moved in KVM."""
+        """Removes the slot at a guest address, with that number if it is KVM's. Call this before
+        you delete or move the slot in KVM."""
         number = constant("NO_SLOT") if slot is None else native.number(slot, "slot", 32)
         address = native.number(guest_address, "guest_address")
         with self._handle.use() as guest:
@@ -258,20 +261,19 @@ def _block_number(guest: Any, name: bytes) -> int:
 
 @dataclass(frozen=True)
 class Sync:
-    """What a sync found and what it cost."""
+    """The findings of a sync, and its cost."""
 
-    #: Pages that became pending; one that was pending already does not count again.
+    #: Pages that became pending. A page that was pending already does not count again.
     found_pages: int
-    #: Pages that the logs found written, whether they were pending or not: once for each log and
-    #: sync.
+    #: Pages that the logs found written, pending or not, once for each log and sync.
     written_pages: int
-    #: Of how many pages a write since the last sync could be found: all but those that were found
-    #: before and whose protection waits for a take. The dirty rate of the memory is ``written_pages``
-    #: over this.
+    #: The number of pages of which a write since the last sync could be found: all but those that
+    #: were found before and wait for a take to restore their protection. The dirty rate of the
+    #: memory is ``written_pages`` over this.
     observed_pages: int
     #: Pages pending now.
     pending_pages: int
-    #: Nanoseconds, all of it.
+    #: Nanoseconds of the whole sync.
     time_ns: int
     #: Nanoseconds for KVM's logs.
     kvm_ns: int
@@ -279,9 +281,10 @@ class Sync:
     kvm_pages: int
     #: Nanoseconds for marks.
     reported_ns: int
-    #: Pages found by marks and by nothing else before.
+    #: Pages found by marks that no log had found before.
     reported_pages: int
-    #: Logs that failed, so that all they cover counts as written, or that deliver later.
+    #: Logs that failed, so that every page they cover counts as written, or that deliver some pages
+    #: later.
     warnings: int
     #: Nanoseconds for vhost's logs.
     vhost_ns: int
@@ -311,31 +314,30 @@ class TrackerStats:
     clear_calls: int
     #: Bits they cleared.
     cleared_pages: int
-    #: Nanoseconds: the longest restoring of one chunk.
+    #: The longest time in nanoseconds for restoring the protection of one chunk.
     longest_clear_ns: int
     #: Pages put back.
     put_back_pages: int
-    #: Marks at addresses where no block is, bits of vhost logs included; since the tracker was
-    #: made.
+    #: Marks at addresses without a block, including bits of vhost logs, since the tracker was made.
     stray_marks: int
-    #: Bytes of bitmaps and rings that are held for the memory, those of each log included.
+    #: Bytes of bitmaps and rings for the memory, including those of each log.
     heap_bytes: int
     #: log2 of the pages of a chunk; 0 when chunks are off.
     chunk_shift: int
     #: Whether tracking is on.
     started: bool
-    #: Ballooned pages that a consumer named instead of reading; one that is named again counts again.
+    #: Ballooned pages that were named instead of read. A page that is named again counts again.
     ballooned_pages: int
-    #: Ballooned pages that were found written all the same: they are ballooned no more.
+    #: Ballooned pages that were found written all the same, and are no longer ballooned.
     ballooned_written_pages: int
     #: Pages that free-page hints took out of pending.
     hinted_pages: int
-    #: Hints that came after their round was over, and did nothing.
+    #: Hints that came after their round had ended, and did nothing.
     stale_hints: int
 
 
 class _Takes(_Closes):
-    """What has pending pages: the tracker for itself, and each of its consumers."""
+    """An object with pending pages: the tracker for itself, or one of its consumers."""
 
     _what: str
 
@@ -343,8 +345,7 @@ class _Takes(_Closes):
         self._handle = handle
         self._midway = False
         self._held: List[Held] = []
-        # The library has one walk for each; here a second sync or take waits.
-        # An iteration that is given up puts back wherever it is collected.
+        # The library has one walk for each user, so a second sync or take waits here.
         self._lock = threading.RLock()
         self._blocks.taken_by(self)
 
@@ -357,11 +358,12 @@ class _Takes(_Closes):
             return any(number == block for held in self._held for number, _, _ in held.rest())
 
     def _end_use(self) -> None:
-        """To the library, what was taken last is in use until the next take: this is one, of nothing."""
+        """For the library the last taken runs are in use until the next take. This is a take of no
+        runs."""
         try:
             self._call("take", None, 0, byref(c_size_t()))
         except ValueError:
-            # Whoever closed it meanwhile has ended all use.
+            # The thread that closed it meanwhile has ended all use.
             if not self.closed:
                 raise
 
@@ -370,14 +372,14 @@ class _Takes(_Closes):
             native.call(getattr(native.lib, self._what + name), handle, *arguments)
 
     def stop(self) -> None:
-        """Stops tracking, after a last harvest. What is pending stays and can be taken."""
+        """Stops tracking after a last harvest. Pending pages stay pending and can be taken."""
         with self._lock:
             self._call("stop")
 
     def sync(self, *, stopped: bool = False) -> Sync:
-        """Harvests all logs, for every consumer; what is reported is this one's. ``stopped``:
-        nobody writes any more; then a log that fails is an error instead of a warning and
-        everything dirty."""
+        """Harvests all logs for every consumer, and reports the figures of this one. ``stopped``:
+        nothing writes any more. A log that fails is an error then; otherwise it is a warning, and
+        every page that it covers counts as dirty."""
         report = native.sized(native.brant_sync)
         with self._lock:
             self._reclaim()
@@ -386,14 +388,14 @@ class _Takes(_Closes):
         return Sync(**{f.name: getattr(report, f.name) for f in fields(Sync)})
 
     def take(self) -> Generator[Run, None, None]:
-        """Takes all that is pending, run by run, in the order of blocks and pages.
+        """Takes every pending page, run by run, in the order of blocks and pages.
 
-        A run's protection is restored before it is handed out: a later write is found by a
-        later sync. A run counts as taken when the next one is asked for, or the iteration has
-        come to its end. So an iteration that is given up, or that any exception ends, loses no
-        page: the run that was handed out last is pending again, and those after it are. When
-        an exception leaves the loop and the iterator is kept, they wait in it: its next run counts
-        the one that failed as taken, and ``close()`` makes all of them pending again.
+        A run's protection is restored before it is handed out, so a later sync finds a later write.
+        A run counts as taken when the next one is asked for, or when the iteration has come to its
+        end. So an iteration that is given up, or that an exception ends, loses no page: the run
+        that was handed out last is pending again, and so are those after it. If an exception leaves
+        the loop and you keep the iterator, they wait in the iterator: its next run counts the one
+        that failed as taken, and ``close()`` makes all of them pending again.
         """
         walking = Walking(_BATCH)
         walk = self._walk(walking)
@@ -404,7 +406,7 @@ class _Takes(_Closes):
     def _walk(self, walking: Walking) -> Generator[Run, None, None]:
         batch = walking.batch
         try:
-            # To the end of a walk that began at the beginning: an iteration that was given up has
+            # To the end of a walk from the beginning, because an iteration that was given up has
             # left one in the middle.
             whole = False
             while not whole:
@@ -420,7 +422,7 @@ class _Takes(_Closes):
             self._give_back(walking)
 
     def take_array(self) -> Taken:
-        """Takes all that is pending at once, as a :class:`Taken`: three numbers for each run.
+        """Takes every pending page at once, as a :class:`Taken`: three numbers for each run.
 
         ::
 
@@ -429,11 +431,11 @@ class _Takes(_Closes):
                     ...                                # read them, send them
 
         The pages count as delivered when the with-block ends without an exception, or after
-        :meth:`Taken.delivered`. An exception at whatever place before that (in this call, in the
-        block, while the block is being left) makes them pending again. So does the end of a
-        :class:`Taken` without a with-block that nobody has any more.
+        :meth:`Taken.delivered`. An exception at any place before that (in this call, in the block,
+        while the block is being left) makes them pending again. So does the end of a :class:`Taken`
+        without a with-block that nothing refers to any more.
         """
-        # A traceback keeps what a variable has, and not what is only being returned.
+        # A traceback keeps the value of a variable, but not a value that is just being returned.
         only = [Taken(self._undo)]
         held = only[0]._held
         # Before the library hands out the first page.
@@ -454,17 +456,17 @@ class _Takes(_Closes):
             raise
 
     def _undo(self, held: Held) -> None:
-        """Makes pending again what of ``held`` is not accounted for, now."""
+        """Makes those pages of ``held`` pending again now that are not accounted for."""
         with self._lock:
             held.give_up()
             self._give_back(held)
 
     def _fill(self, batch: Batch, size: int) -> bool:
-        """The next runs into a batch whose own are all accounted for."""
+        """Takes the next runs into a batch whose own runs are all accounted for."""
         with self._lock:
             batch.count.value = 0
             batch.given = 0
-            # An exception right after the call must not make a walk look finished.
+            # After an exception right behind the call, a walk must not look finished.
             self._midway = True
             self._call("take", batch.runs, size, byref(batch.count))
             self._midway = batch.count.value > 0
@@ -478,7 +480,7 @@ class _Takes(_Closes):
                 for block, first_page, pages in held.rest():
                     self._call("put_back", block, first_page, pages)
             except ValueError:
-                # Of one that was closed meanwhile nothing is pending any more.
+                # A tracker that was closed meanwhile has nothing pending any more.
                 if not self.closed:
                     raise
             held.settle()
@@ -492,7 +494,7 @@ class _Takes(_Closes):
             pass  # Another thread was quicker.
 
     def _reclaim(self) -> None:
-        """Puts back what interrupted iterations and lost arrays have left."""
+        """Puts back the pages that interrupted iterations and lost arrays have left."""
         with self._lock:
             for held in list(self._held):
                 if held.over():
@@ -501,15 +503,15 @@ class _Takes(_Closes):
     def _run(self, run: Any) -> Optional[Run]:
         block = self._blocks.by_number.get(run.block)
         if block is None:
-            # Removed between the taking and now.
+            # Removed since the take.
             return None
         start = run.first_page * PAGE_SIZE
         memory = block.view[start : start + run.pages * PAGE_SIZE]
         return Run(block.name, block.number, run.first_page, run.pages, memory)
 
     def put_back(self, run: Run) -> None:
-        """Makes the pages of a run pending again. Works after :meth:`stop` too; a block that is
-        gone is passed over."""
+        """Makes the pages of a run pending again. Works after :meth:`stop` too. A block that is
+        gone is ignored."""
         if not isinstance(run, Run):
             raise TypeError("a Run is put back, not %s" % type(run).__name__)
         with self._lock:
@@ -517,15 +519,14 @@ class _Takes(_Closes):
 
 
 class Tracker(_Takes):
-    """Finds the pages of a guest that are written, by its logs and by marks, and hands each
-    out once.
+    """Finds the written pages of a guest, by its logs and by marks, and hands each out once.
 
-    ``clearing`` says how protection is restored where a log leaves that open (KVM's): "chunked", each chunk of
-    2^``chunk_shift`` pages before the first of its pages is handed out (6 to 31; 0: 18, which is 1 GiB), or
-    "at-sync", all at each sync.
+    ``clearing`` says how protection is restored for a log that leaves this to the tracker (KVM's).
+    "chunked": each chunk of 2^``chunk_shift`` pages is cleared before the first of its pages is
+    handed out (6 to 31; 0: 18, which is 1 GiB). "at-sync": every page at each sync.
 
-    What :meth:`sync` finds is pending for the tracker itself and for each :class:`Consumer` of it; each
-    takes what is pending for it alone.
+    The pages that :meth:`sync` finds become pending for the tracker itself and for each of its
+    :class:`Consumer` objects. Each takes only its own pending pages.
     """
 
     _what = "brant_tracker_"
@@ -549,22 +550,22 @@ class Tracker(_Takes):
             return self
 
     def close(self) -> None:
-        """Stops tracking and frees it. Again is fine."""
+        """Stops tracking, and frees the tracker. A second call does nothing."""
         self._handle.close()
 
     def add_userfault(self) -> None:
-        """Has userfaultfd watch all blocks; before tracking starts. Any memory of this process,
-        no KVM; Linux 6.7. What is written to shared memory through another mapping, by ``pwrite`` or
-        by another process is not seen, and marked by whoever does so."""
+        """Lets userfaultfd watch all blocks. Call it before tracking starts. It watches any memory
+        of this process, without KVM; Linux 6.7. It does not see writes to shared memory through
+        another mapping, by ``pwrite`` or by another process: the writer has to mark them."""
         with self._handle.use() as tracker:
             native.call(native.lib.brant_tracker_add_userfault, tracker)
 
     def add_kvm(
         self, vm_fd: int, *, mode: str = "auto", costs: Optional[KvmCosts] = None
     ) -> None:
-        """Has KVM's dirty log watch the guest's KVM slots; before tracking starts. ``vm_fd`` is
-        what KVM_CREATE_VM returned, and stays the caller's. ``mode`` is "auto", "get-and-clear",
-        "manual-protect" or "initially-set". "auto" goes by ``costs``, from
+        """Lets KVM's dirty log watch the guest's KVM slots. Call it before tracking starts.
+        ``vm_fd`` is what KVM_CREATE_VM returned, and stays the caller's. ``mode`` is "auto",
+        "get-and-clear", "manual-protect" or "initially-set". "auto" uses ``costs``, from
         :func:`measure_kvm`, if they are given."""
         chosen = native.choice(_KVM_MODES, mode, "mode")
         figures = None
@@ -576,32 +577,32 @@ class Tracker(_Takes):
             native.call(native.lib.brant_tracker_add_kvm, tracker, byref(kvm))
 
     def mark(self, guest_address: int, length: int) -> None:
-        """Says that ``length`` bytes at a guest address were written; after the write. An
-        address without memory is counted (``stray_marks``) and otherwise ignored."""
+        """Marks ``length`` bytes at a guest address as written. Call it after the write. An address
+        without memory is counted (``stray_marks``) and otherwise ignored."""
         address, length = native.number(guest_address, "address"), native.number(length, "length")
         with self._handle.use() as tracker:
             native.lib.brant_tracker_mark(tracker, address, length)
 
     def mark_block(self, block: Union[str, int], offset: int, length: int) -> None:
-        """The same for ``length`` bytes at an offset in a block, by name or number."""
+        """Marks ``length`` bytes at an offset in a block, by the block's name or number."""
         offset, length = native.number(offset, "offset"), native.number(length, "length")
         with self._handle.use() as tracker:
             number = self._blocks.number(block)
             native.lib.brant_tracker_mark_block(tracker, number, offset, length)
 
     def start(self, *, everything: bool = False) -> None:
-        """Starts tracking. ``everything``: all pages are pending at first, for whoever copies
-        them all and then what changes; otherwise none is."""
+        """Starts tracking. ``everything``: all pages are pending at first, for a user that copies
+        all of them and then the changes. Otherwise none is."""
         with self._lock, self._handle.use() as tracker:
-            # Not into what is pending from the start on.
+            # Their pages must not go into the pages that are pending from the start on.
             self._reclaim()
             how = constant("START_ALL" if everything else "START_CLEAN")
             native.call(native.lib.brant_tracker_start, tracker, how)
             self._midway = False
 
     def consumer(self, *, everything: bool = False) -> "Consumer":
-        """One more consumer, which starts at once: see :class:`Consumer`. ``everything``: all pages
-        are pending for it at first; otherwise none is."""
+        """Makes one more consumer, which starts at once: see :class:`Consumer`. ``everything``: all
+        pages are pending for it at first. Otherwise none is."""
         return Consumer(self, everything=everything)
 
     def stats(self) -> TrackerStats:
@@ -623,22 +624,22 @@ class ConsumerStats:
 
     #: Pages pending now.
     pending_pages: int
-    #: Syncs that it heard of, whoever asked for them.
+    #: Syncs that brought pages to it, whoever made them.
     syncs: int
-    #: Pages that became pending by them.
+    #: Pages that became pending by these syncs.
     found_pages: int
     #: Pages put back.
     put_back_pages: int
-    #: Whether it is told of what is written.
+    #: Whether it is started, and is told of written pages.
     started: bool
-    #: Which of the tracker's consumers it is; messages name it so. The tracker itself is 1.
+    #: Its number among the tracker's consumers, which messages use. The tracker itself is 1.
     number: int
 
 
 class Consumer(_Takes):
-    """Somebody else who wants to hear of every write once, beside the tracker itself: a backup, a
-    monitor. What is pending for it, nobody else takes, a migration neither. It may outlive the
-    tracker. Made by :meth:`Tracker.consumer`."""
+    """A user of the tracker's pages beside the tracker itself, who is told of every written page
+    once: a backup, or a monitor. No other user, and no migration, takes its pending pages. It may
+    outlive the tracker. Made by :meth:`Tracker.consumer`."""
 
     _what = "brant_consumer_"
 
