@@ -6,7 +6,7 @@
 //! call, so headers and control records count like contents, and one large record goes in pieces.
 //!
 //! **Any second.** Three things can make a second carry more than the rate: credit after idleness
-//! ([`BURST`]), the last grant of the second, which counts whole ([`QUANTUM`]), and rounding. Both
+//! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. Both
 //! times together are less than 2 % of a second.
 
 use std::sync::{Mutex, MutexGuard};
