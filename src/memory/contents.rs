@@ -69,7 +69,7 @@ struct Page([u8; PAGE_SIZE as usize]);
 pub struct Contents {
     looks: Looks,
     scratch: Scratch,
-    /// What one look at many runs saw; of nothing between two calls.
+    /// The answer of one look at many runs. Empty between two calls.
     overview: Overview,
 }
 
@@ -126,8 +126,8 @@ impl Contents {
         self.split_on_ground(block, range, &mut (0..0), &mut each)
     }
 
-    /// [`Contents::split`] for many runs of `block`, in order. Runs that lie near each other share one
-    /// look at page tables.
+    /// [`Contents::split`] for many runs of `block`, in order. Runs that lie near each other share
+    /// one look at page tables.
     pub fn split_runs(
         &mut self,
         block: &Block,
@@ -150,8 +150,8 @@ impl Contents {
         Ok(())
     }
 
-    /// Looks at page tables for the first of `runs` together: for how many, 0 where page tables prove
-    /// nothing.
+    /// Looks at page tables for the first of `runs` together. Returns for how many, or 0 where page
+    /// tables prove nothing.
     fn look_over(&mut self, block: &Block, runs: &[PageRun]) -> Result<usize> {
         let near = Overview::reach(runs.iter().map(PageRun::range));
         let Some(first) = runs.first().filter(|_| near > 0) else {
@@ -186,7 +186,7 @@ impl Contents {
             let asked = if ground.watcher == Watcher::Somebody {
                 Some(Entries::Unknown)
             } else if seen && this.overview.has_pages(&range) {
-                // A present page may hold something, whatever it is a page of.
+                // A present page may have contents, whatever it is a page of.
                 Some(Entries::Present)
             } else {
                 None

@@ -1,5 +1,5 @@
-//! A session of several connections that goes wrong on one of them: all of it ends, soon, with the
-//! reason that helps, and no guest runs.
+//! A session of several connections that fails on one of them. All of it ends soon, with the reason
+//! that helps, and no guest runs.
 
 use crate::scripted::*;
 use crate::support::peer::Raw;
@@ -11,14 +11,14 @@ use brant::wire::{self, Header, Record};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-/// Far less than any limit of the parameters, and enough for a busy machine.
+/// Far less than any time limit of the parameters, and enough for a busy machine.
 const SOON: Duration = Duration::from_secs(8);
 
-/// How the session ended, what each channel was told, and that it ended well for the guest.
+/// How the session ended, and what each channel was told. Checks that the guest is safe.
 fn ended(mut session: Session, what: &str) -> (Error, Vec<Option<String>>) {
     let begun = Instant::now();
     let told = session.lanes.iter_mut().map(Raw::hear_abort).collect();
-    // A destination that has said why listens until it is heard.
+    // A destination that has sent its reason listens until the reason is read.
     session.lanes.clear();
     let error = session.inc.wait(Some(LONG)).unwrap_err();
     assert!(begun.elapsed() < SOON, "{what}: {:?}", begun.elapsed());
@@ -121,7 +121,7 @@ fn a_channel_that_is_cut_at_any_byte_ends_the_session_and_names_itself() {
         stream.extend(list(BLOCK, 700, 2, 5));
         counts.data(2);
         stream.extend(counts.marker(true));
-        // All but the whole of it.
+        // Anything but the whole record.
         let cut = match round {
             0..3 => 0,
             3..6 => stream.len() - 1,
@@ -137,7 +137,7 @@ fn a_channel_that_is_cut_at_any_byte_ends_the_session_and_names_itself() {
             let named = format!("channel {channel}: ");
             assert!(error.message().starts_with(&named), "{what}: {error}");
         }
-        // The source hears of it on the others.
+        // The source is told on the other channels.
         let other = (channel + 1) % 3;
         assert_eq!(told[other].as_deref(), Some(error.message()), "{what}");
     }
@@ -148,7 +148,7 @@ fn what_the_source_said_wins_over_what_broke_when_it_closed() {
     for (said_on, channels) in [(0, 2), (1, 2), (3, 4), (0, 64)] {
         let mut session = Session::of(channels, &quick(), 9);
         session.agree();
-        // Behind pages that take the destination a while.
+        // Behind pages that keep the destination busy for a while.
         for stretch in 0..4 {
             session.data(said_on, stretch * STRETCH, 512, 0x61);
         }
@@ -192,7 +192,7 @@ fn nothing_may_follow_the_end_marker_of_a_channel() {
         let mut session = Session::of(3, &quick(), 9);
         session.agree();
         (0..3).for_each(|channel| session.mark(channel, true));
-        // What may be said at any time.
+        // A record that may come at any time.
         session.lanes[1].say(&Record::Keepalive);
         session.say(2, &stream);
         session.state_end();
@@ -217,7 +217,7 @@ fn a_cancel_ends_all_channels_soon_whatever_they_wait_for() {
         }
         let begun = Instant::now();
         session.inc.cancel().unwrap();
-        // A tenth of a second is promised.
+        // The promise is a tenth of a second.
         assert!(
             begun.elapsed() < Duration::from_secs(2),
             "{:?}",
@@ -266,7 +266,7 @@ fn a_thread_that_the_vmm_does_not_let_start_ends_the_session() {
     session.pair.to.at("thread_start", {
         let calls = std::sync::atomic::AtomicU32::new(0);
         move || {
-            // The migration's own comes first.
+            // The first call is that of the migration's own thread.
             let later = calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
             assert!(!later, "no seccomp here");
             Ok(())
@@ -309,7 +309,7 @@ fn damage_on_any_channel_is_refused_without_a_panic_and_nothing_runs() {
             let _ = session.lanes[channel].0.write_all(stream);
             let _ = session.lanes[channel].0.shutdown(Shutdown::Write);
         }
-        // The markers count wrong too: whatever is found first.
+        // The markers' counts are wrong too, so any of the errors may be found first.
         ended(session, &format!("round {round}: channel {hit} byte {at}"));
     }
 }

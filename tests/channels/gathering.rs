@@ -1,4 +1,4 @@
-//! The connections of one source are found at a listener, in any order and with strangers among
+//! The connections of one source are gathered at a listener, in any order and with strangers among
 //! them.
 
 use crate::scripted::*;
@@ -54,7 +54,7 @@ impl Listening {
         raw
     }
 
-    /// All of the session's channels are here: it goes on to the end.
+    /// All channels of the session have come, so it goes on to its end.
     fn goes_on(self, mut lanes: Vec<Raw>, what: &str) {
         for lane in &mut lanes {
             let reply = lane.hear_record();
@@ -84,7 +84,7 @@ impl Listening {
 fn the_channels_of_a_session_are_found_in_any_order() {
     for (round, channels) in [1, 2, 3, 5, 64, 2, 5, 5].into_iter().enumerate() {
         let listening = Listening::new(&quick());
-        // Channel 0's among them, first or last.
+        // Channel 0 comes among them, at any place.
         let order = shuffled((0..channels).collect::<Vec<_>>(), round as u64);
         let mut lanes: Vec<(usize, Raw)> = order
             .into_iter()
@@ -107,7 +107,7 @@ fn hellos_that_come_in_pieces_and_late_are_read_beside_each_other() {
     listening.goes_on(lanes, "in pieces");
 }
 
-/// Connections that do not belong to the session that `hello(_, 3)` is of, and what they are told.
+/// Connections that do not belong to the session of `hello(_, 3)`, and the answer to each.
 fn strangers() -> Vec<(&'static str, Hello, &'static str)> {
     let changed = |channel, change: fn(&mut Hello)| {
         let mut hello = hello(channel, 3);
@@ -211,7 +211,7 @@ fn a_channel_that_is_there_twice_is_refused_the_second_time() {
 #[test]
 fn strangers_that_claim_channels_before_the_session_begins_keep_nobody_out() {
     let listening = Listening::new(&quick());
-    // More than are looked at; each says what a channel of some session would.
+    // More connections than are looked at. Each speaks as a channel of some session does.
     let mut crowd: Vec<Raw> = (0..300)
         .map(|n| {
             let mut claim = hello(1 + n % 2, 3);
@@ -222,12 +222,12 @@ fn strangers_that_claim_channels_before_the_session_begins_keep_nobody_out() {
             raw
         })
         .collect();
-    // The session's own second channel is early too.
+    // The session's own second channel comes early too.
     let second = listening.say(&hello(1, 3));
     let first = listening.say(&hello(0, 3));
     let third = listening.say(&hello(2, 3));
     listening.goes_on(vec![first, second, third], "a crowd of claims");
-    // Those that were looked at when the session began have been told.
+    // The connections that were looked at when the session began have got an answer.
     let told = crowd.iter_mut().filter_map(Raw::hear_abort).count();
     assert!(told > 0, "none is told");
 }
@@ -239,7 +239,7 @@ fn connections_that_never_come_end_the_migration_in_the_time_limit_and_are_named
         ..quick()
     };
     let listening = Listening::new(&params);
-    // The limit does not count before channel 0 is there.
+    // The limit does not count before channel 0 has come.
     let early = listening.say(&hello(3, 5));
     std::thread::sleep(Duration::from_millis(100));
     let mut first = listening.say(&hello(0, 5));

@@ -1,4 +1,4 @@
-//! Connections that the VMM has made: all of them belong to the source, so one that says something
+//! Connections that the VMM has made. All of them belong to the source, so one that says something
 //! else ends the migration.
 
 use crate::scripted::*;
@@ -141,7 +141,7 @@ fn how_many_connections_may_be_handed_in_is_said_before_anything_begins() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert!(error.message().contains("expected 1 to 2"), "{error}");
     }
-    // One that is no connection: nothing has begun, and the others are closed.
+    // A descriptor of no connection: nothing has begun, and the others are closed.
     let (mut raw, fd) = Raw::pair();
     let file = std::fs::File::open("/dev/null").unwrap();
     let inc = incoming(&pair, &params);

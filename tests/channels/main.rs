@@ -1,5 +1,5 @@
-//! A session of several connections, as a destination sees it: the sources here are played by the
-//! tests, record by record, so that each channel does what it likes when it likes.
+//! A session of several connections, as a destination sees it. The tests play the source record by
+//! record, so each channel may do anything at any time.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -59,7 +59,7 @@ pub fn list(block: u32, first: u64, count: u32, byte: u8) -> Vec<u8> {
     bytes
 }
 
-/// What a channel's next marker counts.
+/// The counts of a channel's next marker.
 #[derive(Clone, Copy, Default)]
 pub struct Counts {
     pub markers: u64,
@@ -99,7 +99,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connections that were handed in, in an order of the seed's.
+    /// A session over given connections, in an order that depends on the seed.
     pub fn of(channels: usize, params: &Params, seed: u64) -> Session {
         let pair = Pair::new(&[ram("ram", PAGES as usize)]);
         Session::over(pair, channels, params, seed)
@@ -122,7 +122,7 @@ impl Session {
         self.lanes.len()
     }
 
-    /// HELLO on every channel, the last one first, and the answers.
+    /// Sends HELLO on every channel, the last one first, and reads the answers.
     pub fn greet(&mut self) {
         let channels = self.channels();
         for (channel, lane) in self.lanes.iter_mut().enumerate().rev() {
@@ -134,13 +134,13 @@ impl Session {
         answers.for_each(|other| assert_eq!(other, first, "all replies are alike"));
     }
 
-    /// Up to the first page.
+    /// Goes on up to the first page.
     pub fn agree(&mut self) {
         self.greet();
         self.layout();
     }
 
-    /// From the replies to the first page.
+    /// Goes on from the replies to the first page.
     pub fn layout(&mut self) {
         let first = &mut self.lanes[0];
         let blobs = wire::BlobEnd { count: 0, bytes: 0 };
@@ -163,7 +163,7 @@ impl Session {
         self.counts[channel].data(count);
     }
 
-    /// A marker, and its ACK.
+    /// Sends a marker, and reads its ACK.
     pub fn mark(&mut self, channel: usize, last: bool) {
         let marker = self.counts[channel].marker(last);
         self.say(channel, &marker);
@@ -188,7 +188,7 @@ impl Session {
         }));
     }
 
-    /// The state, READY, the hand-over, and the guest runs.
+    /// Goes through the state, READY and the hand-over, until the guest runs.
     pub fn hand_over(&mut self) {
         self.state_end();
         let ready = self.lanes[0].hear_record();
@@ -201,7 +201,7 @@ impl Session {
         assert_eq!(self.pair.to.calls("run"), 1);
     }
 
-    /// What each byte of a page at the destination is.
+    /// The value of every byte of a page at the destination.
     pub fn page(&self, page: u64) -> u8 {
         let ram = self.pair.destination.ram("ram");
         let bytes = ram.page(page as usize);
@@ -228,7 +228,7 @@ pub fn shuffled<T>(mut all: Vec<T>, seed: u64) -> Vec<T> {
     all
 }
 
-/// Writes what each channel has to say, in pieces that end anywhere and in an order of the seed's.
+/// Writes each channel's stream, in pieces that end anywhere, in an order that depends on the seed.
 pub fn interleaved(lanes: &mut [Raw], streams: Vec<Vec<u8>>, random: &mut Random) {
     let mut streams: Vec<VecDeque<u8>> = streams.into_iter().map(VecDeque::from).collect();
     let mut left: Vec<usize> = (0..lanes.len()).collect();

@@ -1,5 +1,5 @@
-//! Whole migrations over several connections: what arrives is what the guest wrote, and a
-//! connection that dies, whenever it does, costs the migration and nothing else.
+//! Whole migrations over several connections. What arrives is what the guest wrote. A connection
+//! that dies at any moment fails the migration and does no other harm.
 
 use crate::support::guest::{differences, lost};
 use crate::support::memory::{ram, rom, shared};
@@ -22,7 +22,7 @@ fn busy() -> Pair {
     let pair = Pair::new(&[ram("ram", 2100), shared("shm", 700), rom("rom", 3)]);
     pair.source.fill(1);
     pair.destination.fill(2);
-    // A stretch of zeros, too.
+    // A stretch of zeros too.
     let zeros = pair.source.ram("ram");
     (600..1000).for_each(|page| {
         let words = page * 512..(page + 1) * 512;
@@ -46,7 +46,7 @@ fn params(channels: u32) -> Params {
     }
 }
 
-/// Both sides, started over connections that were handed in, the destination's in another order.
+/// Starts both sides over given connections, which the destination gets in another order.
 fn start(
     pair: &Pair,
     params: &Params,
@@ -63,7 +63,7 @@ fn start(
     (out, inc)
 }
 
-/// Both sides agree that the guest is at the destination, as it was.
+/// Checks that both sides agree that the guest is at the destination, unchanged.
 fn arrived(pair: &Pair, out: &Outgoing, inc: &Incoming, what: &str) {
     out.wait(Some(LONG))
         .unwrap_or_else(|e| panic!("{what}: the source: {e}"));
@@ -143,7 +143,7 @@ fn a_guest_that_stands_still_is_the_same_at_both_sides() {
     }
 }
 
-/// What came of a migration of whose connections one was cut.
+/// Checks the result of a migration with a cut connection.
 fn one_side_has_it(pair: &Pair, out: &Outgoing, inc: &Incoming, what: &str) -> Result<(), Error> {
     let left = out.wait(Some(LONG));
     let came = inc.wait(Some(LONG));
@@ -210,7 +210,7 @@ fn a_connection_that_dies_at_any_record_ends_the_migration_and_loses_nothing() {
                     *hit.lock().unwrap(),
                     "{what}: it never came to that: {end:?}"
                 );
-                // What was said before the end has done all that the connection was for.
+                // The records before the end have done all that the connection was for.
                 let last = matches!(point, Point::FinalAck) && lane > 0;
                 assert!(end.is_err() || last, "{what}: it went through");
                 drop(proxy);
@@ -249,7 +249,7 @@ fn a_connection_that_dies_while_the_guest_stands_leaves_it_at_one_side() {
             });
             let (out, inc) = start(&pair, &params(3), ends.collect());
             let end = one_side_has_it(&pair, &out, &inc, &what);
-            // Channel 0 has more to carry; another is done when its last ACK is there.
+            // Channel 0 has more to carry; another channel is done when its last ACK has come.
             assert!(end.is_err() || lane > 0, "{what}: it went through");
         }
     }
@@ -272,7 +272,7 @@ fn a_cancel_of_either_side_ends_all_channels() {
             true => out.cancel().unwrap(),
             false => inc.cancel().unwrap(),
         }
-        // A tenth of a second is promised.
+        // The promise is a tenth of a second.
         assert!(
             begun.elapsed() < Duration::from_secs(2),
             "{:?}",

@@ -1,4 +1,5 @@
-//! The cap on the bandwidth, over a real connection whose other end counts what the kernel was given.
+//! The cap on the bandwidth, over a real connection whose other end counts the bytes that the
+//! kernel took.
 
 use crate::support::memory::ram;
 use crate::support::pair::Pair;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// So many bytes had been sent at some moment between the two times.
+/// This many bytes had been sent at some moment between the two times.
 type Sample = (Instant, Instant, u64);
 
 /// A man in the middle who counts what the source sends.
@@ -63,7 +64,7 @@ impl Counting {
         (Counting { samples, threads }, source, destination)
     }
 
-    /// Both sides have ended: all samples.
+    /// All samples, after the end of both sides.
     fn samples(self) -> Vec<Sample> {
         for thread in self.threads {
             thread.join().unwrap();
@@ -72,8 +73,8 @@ impl Counting {
     }
 }
 
-/// The most bytes in any second of `samples`, never too many: a second of the samples' clock is at
-/// most one of the sender's.
+/// The most bytes in any second of `samples`. It is never too many, because a second of the
+/// samples' clock is at most one of the sender's.
 fn fullest_second(samples: &[Sample]) -> u64 {
     let (mut first, mut most) = (0, 0);
     for (_, after, sent) in samples {
@@ -115,7 +116,7 @@ fn no_second_of_a_migration_carries_more_than_the_cap_which_can_be_changed_meanw
     inc.start(AcceptFrom::Connected(b.into())).unwrap();
     out.start(ConnectTo::Connected(a.into())).unwrap();
     wait_for_bytes(&out, 6 << 20);
-    // What is in force stays so where another cannot be.
+    // The present cap stays in force when a new one is refused.
     let error = out.set_max_bandwidth(Some(1)).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(error.message().contains("65536 to"), "{error}");
@@ -145,7 +146,7 @@ fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() 
         switchover_max_bandwidth: Some(CAP),
         ..Params::default()
     };
-    // All of it is left for the switchover.
+    // Everything is left for the switchover.
     let (tracker, block) = (
         Arc::clone(&pair.source.tracker),
         pair.source.memory.find_block("ram").unwrap(),
@@ -163,10 +164,10 @@ fn a_cap_of_the_switchover_holds_from_the_pause_on_and_is_in_what_is_expected() 
     pair.assert_sound("a capped switchover");
     let stats = out.stats();
     assert_eq!(stats.last_pages, PAGES);
-    // Less the credit that it begins with.
+    // Without the credit at the beginning.
     let least = (PAGES * 4096) as f64 / CAP as f64 * 0.98;
     assert!(stats.last_send.unwrap().as_secs_f64() >= least, "{stats:?}");
-    // The link is far faster, and what is expected counts with the cap.
+    // The link is far faster, and the expected downtime counts with the cap.
     assert!(stats.bandwidth.unwrap() <= CAP, "{stats:?}");
     drop(counting.samples());
 }

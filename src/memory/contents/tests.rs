@@ -308,7 +308,7 @@ fn scattered_pages_that_nobody_touched_are_holes_and_get_no_entry() {
         ..Query::default()
     };
     let entries = || pagemap.first(host..host + (PAGES * PAGE) as u64, &query);
-    // Near each other, far from each other, and one that is alone.
+    // Runs near each other, far from each other, and a single one.
     for stride in [2, 16, 64, 200, PAGES] {
         let each = (0..PAGES).step_by(stride);
         let each = each.map(|page| block.run(Pages(page as u64), Pages(1)).unwrap());

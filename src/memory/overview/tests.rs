@@ -1,4 +1,4 @@
-//! What an overview says of pages, beside a scan of each run by itself.
+//! What an overview reports of pages, compared with a scan of each run by itself.
 
 use super::*;
 
@@ -18,11 +18,11 @@ fn one_look_is_made_for_runs_that_ascend_and_lie_near_each_other() {
         (every(NEAR + 1, 256), 256),
         // Too far from each other.
         (every(NEAR + 2, 256), 1),
-        // What is far away is not of it.
+        // A run that is far away is not included.
         ([every(2, 9), vec![(10_000, 1)]].concat(), 9),
-        // Nor is what does not ascend.
+        // A run that does not ascend is not included.
         ([every(2, 9), vec![(3, 1)]].concat(), 9),
-        // So many pages, and not one more.
+        // This many pages, and not one more.
         (
             vec![(0, PAGES_MAX - 1), (PAGES_MAX, 1), (PAGES_MAX + 2, 1)],
             2,
