@@ -173,7 +173,7 @@ impl Contents {
         Ok(covered.count())
     }
 
-    /// `mapping` is of this call of the caller's: addresses of which a page could be read.
+    /// `mapping` has addresses of which a page could be read; it is valid within the caller's call only.
     fn split_on_ground(
         &mut self,
         block: &Block,
