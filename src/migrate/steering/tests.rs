@@ -1,4 +1,5 @@
-//! The decider by table, and in simulated migrations: no machine here has their guests or links.
+//! The decider, by table and in simulated migrations, because no machine here has their guests or
+//! links.
 
 use super::facts::seconds;
 use super::*;
@@ -85,7 +86,8 @@ fn a_rest_that_gets_no_smaller_is_taken_exactly_when_it_and_the_sync_fit_the_lim
 
 #[test]
 fn no_pass_is_cut_short() {
-    // Of the first pass, what is left fits: for an idle guest it all would have been sent.
+    // During the first pass the rest fits. An idle guest would not write it again, so all of it
+    // would have been sent.
     let walking = Facts {
         moment: Moment::Walking,
         pass: 1,
@@ -102,7 +104,7 @@ fn no_pass_is_cut_short() {
 #[test]
 fn passes_go_on_while_the_last_one_made_the_rest_smaller() {
     let mut decider = decider();
-    // What the pass sent, what remained after it, and whether another follows.
+    // How much the pass sent, how much remained after it, and whether another pass follows.
     let table = [
         (1 << 30, 200_000_000, true),
         (200_000_000, 149_000_000, true),
@@ -122,7 +124,7 @@ fn passes_go_on_while_the_last_one_made_the_rest_smaller() {
 
 #[test]
 fn a_rest_that_hardly_takes_longer_than_the_sync_alone_is_taken() {
-    // 50 kB: 50 us. And 2 MB beside a sync of 10 ms.
+    // 50 kB take 50 us. 2 MB come beside a sync of 10 ms.
     for (remaining, sync) in [(50_000, Duration::ZERO), (2_000_000, ms(10))] {
         let facts = Facts {
             remaining: Bytes(remaining),
@@ -142,7 +144,7 @@ fn a_rest_that_hardly_takes_longer_than_the_sync_alone_is_taken() {
 #[test]
 fn after_a_further_pass_that_made_nothing_smaller_the_next_rest_that_fits_is_taken() {
     let mut decider = decider();
-    // In MB: of a guest whose rest fits now and then.
+    // In MB, for a guest whose rest fits now and then.
     let mut rest = |sent: u64, remaining: u64| {
         let facts = Facts {
             remaining: Bytes(remaining * 1_000_000),
@@ -173,7 +175,7 @@ fn a_further_pass_is_not_begun_when_the_time_is_nearly_up() {
 
 #[test]
 fn where_a_cap_makes_a_further_pass_expensive_it_is_not_begun() {
-    // 100 MB at 1 GB/s, which a cap of 3 MB/s would make 33 s.
+    // 100 MB at 1 GB/s. At a cap of 3 MB/s they would take 33 s.
     let capped = |elapsed| Facts {
         elapsed: Duration::from_secs(elapsed),
         last_pass: pass(3, 1 << 30, 1 << 30, ms(1000)),
@@ -213,11 +215,11 @@ fn without_a_known_bandwidth_the_last_pass_tells_how_long_the_rest_takes() {
         ..facts()
     };
     assert_eq!(decide(&unknown(None)), Next::GoOn);
-    // All of it zero: no bandwidth will ever be known.
+    // Only zero pages, so no bandwidth will ever be known.
     let zeros = unknown(pass(3, 100_000_000, 0, ms(40)));
     assert_eq!(zeros.expected_downtime().unwrap().as_millis(), 50);
     assert!(switches_over(&zeros));
-    // And where the destination needs long for zero pages, they do not fit.
+    // If the destination needs long for zero pages, they do not fit.
     let slow = unknown(pass(3, 100_000_000, 0, ms(400)));
     assert_eq!(decide(&slow), Next::GoOn);
 }
@@ -225,32 +227,32 @@ fn without_a_known_bandwidth_the_last_pass_tells_how_long_the_rest_takes() {
 #[test]
 fn what_is_expected_is_the_longer_of_what_the_link_and_the_last_pass_say() {
     let expected = |facts: Facts| facts.expected_downtime().unwrap().as_millis();
-    // 10 ms for the sync. Data at the link's rate, though the last pass was faster.
+    // 10 ms for the sync, and data at the link's rate, although the last pass was faster.
     let fast = pass(3, 100_000_000, 100_000_000, ms(20));
     let link = Facts {
         last_pass: fast,
         ..facts()
     };
     assert_eq!(expected(link), 110);
-    // Zero pages take no bandwidth, and the destination its time.
+    // Zero pages take time at the destination, and no bandwidth.
     let zeros = Facts {
         last_pass: pass(3, 100_000_000, 0, ms(20)),
         ..facts()
     };
     assert_eq!(expected(zeros), 30);
-    // The first pass says nothing of what the guest dirties.
+    // The first pass tells nothing about the guest's dirty rate.
     let first = Facts {
         last_pass: pass(1, 100_000_000, 0, ms(20)),
         ..facts()
     };
     assert_eq!(expected(first), 110);
-    // Nor does a pass of a few pages.
+    // A pass of a few pages does not either.
     let few = Facts {
         last_pass: pass(3, 20_000, 0, ms(20)),
         ..facts()
     };
     assert_eq!(expected(few), 110);
-    // What the user stated is believed.
+    // A bandwidth that the user has set is used.
     let stated = Facts {
         stated: true,
         bandwidth: Some(2e9),
@@ -283,7 +285,7 @@ fn when_time_is_up_it_says_dirty_rate_and_bandwidth() {
             assert!(error.message().contains(needed), "{needed} in: {error}");
         }
     }
-    // A limit that no pass can reach is named by its reason.
+    // For a limit that no pass can reach, the message names the reason.
     let slow_sync = Facts {
         sync_time: ms(400),
         ..late
@@ -292,7 +294,7 @@ fn when_time_is_up_it_says_dirty_rate_and_bandwidth() {
         panic!("expected to give up");
     };
     assert!(error.message().contains("sync alone took 400.0 ms"));
-    // Time up and yet it fits: done is better than given up.
+    // The time is up, but the rest fits: completing is better than failing.
     let fits = Facts {
         elapsed: Duration::from_secs(61),
         ..facts()
@@ -309,32 +311,33 @@ struct World {
     cap: Option<f64>,
     round_trip: f64,
     sync: f64,
-    /// Bytes a second that the guest writes, and within how many bytes.
+    /// Bytes a second that the guest writes, and the size of its working set in bytes.
     writes: f64,
     hot: f64,
-    /// Of what it writes, how much is zero; and bytes of those a second at the destination.
+    /// The share of zero pages in its writes, and how many bytes of them the destination takes in a
+    /// second.
     zeros: f64,
     zeroing: f64,
 }
 
 impl World {
-    /// How long pages take, of which a share is zero.
+    /// How long pages with a share of zero pages take.
     fn time(&self, bytes: f64, zeros: f64, link: f64) -> f64 {
         bytes * (1.0 - zeros) / link + bytes * zeros / self.zeroing
     }
 
-    /// What is dirty after a time: pages are written again that are dirty already.
+    /// How much is dirty after a time. Some writes go to pages that are dirty already.
     fn dirty(&self, time: f64) -> f64 {
         let hot = self.hot.min(self.total);
         (hot * (1.0 - (-self.writes * time / hot).exp()) / 4096.0).floor() * 4096.0
     }
 }
 
-/// What a simulated migration came to.
+/// The result of a simulated migration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Outcome {
     passes: u32,
-    /// When it was paused, and for how long it stood still then; `None`: it gave up.
+    /// When the guest was paused, and for how long it stood still; `None`: the migration failed.
     paused: Option<(f64, f64)>,
     elapsed: f64,
 }
@@ -345,7 +348,7 @@ fn simulate(world: &World, decider: &mut dyn Decider) -> Outcome {
     for number in 1..=PASSES {
         let rate = world.cap.unwrap_or(f64::MAX).min(world.link);
         let took = world.time(rest, zeros, rate) + world.round_trip;
-        // The cap's waits are taken out of a pass's time.
+        // The waits for the cap do not count in a pass's time.
         let net = world.time(rest, zeros, world.link) + world.round_trip;
         let sent = Bytes(rest as u64).pages_down();
         let data = Pages((sent.0 as f64 * (1.0 - zeros)).round() as u64);
@@ -393,10 +396,10 @@ fn simulate(world: &World, decider: &mut dyn Decider) -> Outcome {
     }
 }
 
-/// A simulated guest does the same in each pass: what has not fitted by then never will.
+/// A simulated guest does the same in each pass, so a rest that has not fitted by then never will.
 const PASSES: u32 = 300;
 
-/// For comparison: takes the first rest that fits.
+/// For comparison: a decider that takes the first rest that fits.
 struct FirstFit;
 
 impl Decider for FirstFit {
@@ -516,26 +519,26 @@ proptest! {
         let first = simulate(&world, &mut FirstFit);
         let ours = simulate(&world, &mut FitsDowntime::new(LIMIT, None));
         let Some((at, stood)) = first.paused else {
-            // What fits never is never paused.
+            // A guest whose rest never fits is never paused.
             prop_assert_eq!(ours.paused, None);
             return Ok(());
         };
         let Some((our_at, our_stood)) = ours.paused else {
             // The first rest only seemed to fit, and a further pass showed how long such a rest
-            // takes. What a pass shows holds its acknowledgement's round trip as well, which the
-            // guest does not stand still for twice: so a rest that fits narrowly may be refused.
+            // takes. The pass's time also has its acknowledgement's round trip, for which the guest
+            // does not stand still twice. So a rest that narrowly fits may be refused.
             let shown = stood + 2.0 * world.round_trip + world.sync;
             prop_assert!(shown > LIMIT.as_secs_f64(), "{:?} against {:?}", ours, first);
             return Ok(());
         };
         prop_assert!(our_stood <= stood + 1e-6, "{:?} against {:?}", ours, first);
         prop_assert!(our_stood <= LIMIT.as_secs_f64() + 1e-3, "{:?}", ours);
-        // Passes that shrink by a quarter take four times the first of them.
+        // Passes that shrink by a quarter take four times the first one in all.
         let further = f64::from(ours.passes - first.passes);
         prop_assert!(further <= 30.0, "{:?} against {:?}", ours, first);
         let fixed = further * (world.round_trip + world.sync);
         let dear = 4.0 * (at / 4.0).max(10.0 * LIMIT.as_secs_f64()) + fixed;
-        // Of a first rest that only seemed to fit, the time that it really takes.
+        // For a first rest that only seemed to fit: the time that it really takes.
         let rest = LIMIT.as_secs_f64().max(stood);
         let most = if cap.is_some() { dear.max(4.0 * rest + fixed) } else { 4.0 * rest + fixed };
         prop_assert!(our_at <= at + most, "{:?} against {:?}", ours, first);

@@ -1,14 +1,14 @@
 //! Every run of the two machines together, walked exhaustively.
 //!
-//! The world is: both states, who runs the guest, what each side's guest object knows, the
-//! messages on their way, and how far time has gone. At each point every outcome of the action
-//! in progress is tried: it succeeds, it fails, a cancel comes, a message is lost or held for any
-//! time, a limit runs out. Each VMM does what it may: it kicks its vCPUs in the roughest way, by
-//! pausing the guest and resuming it; and after a hand-over without an answer it asks the
-//! destination, and takes the guest back when that does not run it.
+//! The world is: both states, who runs the guest, what each side's guest object knows, the messages
+//! on their way, and how much time has passed. At each point every outcome of the action in
+//! progress is tried: it succeeds, it fails, a cancel comes, a message is lost or delayed for any
+//! time, a limit runs out. Each VMM does everything that it may. It kicks its vCPUs in the roughest
+//! way, by pausing the guest and resuming it. After a hand-over without an answer it asks the
+//! destination, and takes the guest back if that does not run it.
 //!
-//! What the drivers do beside the machines (look at the clock, wait, refuse a kick) is here as
-//! [`Rules`], so that a test can show what each of them is needed for.
+//! The drivers' part beside the machines (to look at the clock, to wait, to refuse a kick) is in
+//! [`Rules`], so that a test can show why each rule is needed.
 
 use super::{destination, source, Failure};
 use crate::memory::ownership::{Guest, Stage, Whose};
@@ -16,8 +16,8 @@ use destination::{Action as DA, Event as DE, State as DS};
 use source::{Action as SA, Event as SE, Resolution, State as SS};
 use std::collections::HashSet;
 
-/// What is on its way from one side to the other. All but these three are not modelled one by
-/// one: what they lead to can simply happen or fail.
+/// Messages on their way from one side to the other. Other messages are not modelled one by one:
+/// their effects can simply happen or fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct Wire {
     ready: bool,
@@ -25,7 +25,8 @@ struct Wire {
     running: bool,
 }
 
-/// How far time has gone. The destination counts from earlier, so its window closes first.
+/// How much time has passed. The destination counts from an earlier moment, so its window closes
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Time {
     Open,
@@ -35,14 +36,14 @@ enum Time {
     Decided,
 }
 
-/// What the drivers keep to.
+/// The rules that the drivers keep.
 #[derive(Debug, Clone, Copy)]
 struct Rules {
     /// The destination looks at its clock right before `run`.
     looks: bool,
     /// `run` begins within the margin after that look.
     margin: bool,
-    /// The source says that it has no answer only when the destination has decided.
+    /// The source reports that it has no answer only when the destination has decided.
     waits: bool,
     /// A kick is called only where the guest object allows it.
     gates_kicks: bool,
@@ -74,7 +75,7 @@ struct World {
     resuming: bool,
     /// The destination has looked at its clock and calls `run`.
     starting: bool,
-    /// The destination's gate is the hand-over's.
+    /// At the destination the hand-over has won against a cancel.
     committed_there: bool,
     /// A cancel of the destination has succeeded.
     cancelled_there: bool,
@@ -114,7 +115,7 @@ impl World {
         self.source = step.state;
         self.resuming = step.actions.contains(&SA::CallResume);
         self.sending = false;
-        // Taking it back is done when `resume` has returned well.
+        // The guest is back when `resume` has succeeded.
         if step.state != SS::TakenBack {
             self.here = self.here.comes_to(step.state.stage());
         }
@@ -154,7 +155,7 @@ impl World {
         self.destination_goes_on(rules, &mut worlds);
         self.vmms_do(rules, &mut worlds);
         self.time_goes_on(rules, &mut worlds);
-        // A message is lost. Held for any time it is anyway.
+        // A message is lost. Any delay is covered already.
         for lost in [
             Wire {
                 ready: false,
@@ -186,7 +187,7 @@ impl World {
                 let mut stopped = self;
                 stopped.runs_here = false;
                 worlds.push(stopped.source(SE::Paused));
-                // It failed, having stopped the guest, or half of it.
+                // `pause` failed, with the guest stopped or half stopped.
                 worlds.push(stopped.source(SE::Failed(Failure::Other)));
             }
             SS::Saving => worlds.push(self.source(SE::Saved)),
@@ -206,7 +207,7 @@ impl World {
                 let mut sent = self;
                 sent.wire.handover = true;
                 worlds.push(sent.source(SE::HandoverSent));
-                // All of it may have gone, or the last byte not.
+                // The whole message may have been sent, or all but the last byte.
                 worlds.push(sent.source(SE::Failed(Failure::PeerGone)));
             }
             SS::HandingOver if in_time => worlds.push(World {
@@ -228,8 +229,8 @@ impl World {
             worlds.push(resumed.source(SE::Resumed));
             worlds.push(self.source(SE::ResumeFailed));
         } else if !self.source.is_over() {
-            // What the destination says of its end is true, and not everything that fails is
-            // its word.
+            // What the destination says about its end is true, but not every failure comes from its
+            // message.
             let ended_there = matches!(self.destination, DS::Failed | DS::StartFailed);
             let handed_over = self.source == SS::AwaitingRunning;
             let failures = FAILURES.iter().filter(|f| {
@@ -290,7 +291,7 @@ impl World {
     }
 
     fn vmms_do(self, rules: Rules, worlds: &mut Vec<World>) {
-        // A kick that pauses the guest and resumes it, asked for by some tracker.
+        // A kick that pauses the guest and resumes it, for some tracker.
         if self.here.may_kick() || !rules.gates_kicks {
             worlds.push(World {
                 runs_here: true,
@@ -305,7 +306,7 @@ impl World {
         }
         if self.source == SS::Unanswered {
             worlds.push(self.source(SE::Resolve(Resolution::Destroy)));
-            // The VMM asks the destination's, whose `run` was not called, or failed.
+            // The VMM asks the destination's VMM, whose `run` was not called, or failed.
             if !self.runs_there {
                 worlds.push(self.source(SE::Resolve(Resolution::Resume)));
             }
@@ -402,7 +403,7 @@ fn without_the_guests_word_a_kick_makes_two() {
 
 #[test]
 fn unanswered_comes_only_when_the_destination_runs_the_guest_or_never_will() {
-    // From such a world on: a destination that has not begun does not begin any more.
+    // In every world from there on: a destination that has not begun never begins.
     let worlds = all_worlds(KEPT);
     let mut open: Vec<World> = worlds
         .iter()
@@ -446,7 +447,7 @@ fn what_the_guest_object_says_is_so() {
         if world.here.whose() == Whose::HandedOver {
             assert_eq!(world.there.whose(), Whose::Here, "{world:?}");
         }
-        // Where the guest object says that it is, it is; before the start the VMM runs it.
+        // If the guest object says that the guest is here, it is; before the start the VMM runs it.
         if world.here.whose() == Whose::Here {
             assert!(world.runs_here && !world.runs_there, "{world:?}");
         }
@@ -467,7 +468,7 @@ fn where_it_ends_the_guest_runs_somewhere_or_the_vmm_is_asked() {
             SS::Failed | SS::TakenBack => {
                 assert!(world.runs_here && !world.runs_there, "{world:?}")
             }
-            // Told to the VMM, which has the say.
+            // Reported to the VMM, which decides.
             SS::ResumeFailed | SS::Unanswered | SS::GivenUp => {}
             _ => unreachable!("{world:?}"),
         }

@@ -1,13 +1,13 @@
-//! Panics planted for tests, and the promise that they are tests of: a defect of ours in
-//! whatever a migration's thread does fails the migration, the guest runs on, and never twice.
-//! Exists in builds of the crate's own unit tests only; the drivers and the C face's boundary
-//! have points where one can be planted. (Panics in the VMM's callbacks: tests/migration/panics.rs.)
+//! Panics planted for tests, and the tests of the promise behind them: a defect in any work of a
+//! migration's thread fails the migration, and the guest runs on, never twice. Only builds of the
+//! crate's own unit tests have this. The drivers and the boundary of the C interface have points at
+//! which a panic can be planted. (tests/migration/panics.rs has panics in the VMM's callbacks.)
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Where on this thread to panic, once, and whether it came to that.
+/// Where this thread has to panic once, and whether it did.
 #[derive(Clone)]
 struct Planted {
     place: String,
@@ -18,8 +18,8 @@ thread_local! {
     static PLANTED: RefCell<Option<Planted>> = const { RefCell::new(None) };
 }
 
-/// Plants a panic on this thread: "before NAME" or "after NAME" of a [`point`]. What is given
-/// back says whether it happened.
+/// Plants a panic on this thread: "before NAME" or "after NAME" of a [`point`]. The returned flag
+/// tells whether it happened.
 pub(crate) fn plant(place: &str) -> Arc<AtomicBool> {
     let fired = Arc::new(AtomicBool::new(false));
     plant_at(place, &fired);
@@ -34,7 +34,7 @@ fn plant_at(place: &str, fired: &Arc<AtomicBool>) {
     PLANTED.set(Some(planted));
 }
 
-/// Two places to panic at: here, and where what was ballooned is forgotten.
+/// Panics at two places: here, and where ballooned pages are forgotten.
 #[must_use]
 pub(crate) fn point(name: &str) -> Leaving {
     fire("before", name);
@@ -86,17 +86,17 @@ mod tests {
         place: String,
         fired: Arc<AtomicBool>,
         end: End,
-        /// The destination's end of the connection, to be cut.
+        /// The destination's end of the connection, for cutting it.
         connection: Mutex<Option<UnixStream>>,
         pauses: AtomicU32,
         resumes: AtomicU32,
         runs: AtomicU32,
-        /// How the VMM was told that it ended.
+        /// The events by which the VMM was told of the end.
         ends: Mutex<Vec<EventKind>>,
     }
 
     impl Guest {
-        /// One truth: what is waited for, the last event, the state and the figures agree.
+        /// Checks that the result of the wait, the last event, the state and the figures agree.
         fn agrees(&self, what: &str, wait: &Result<()>, stats: &Stats, success: State) {
             let end = match wait {
                 Ok(()) => EventKind::Completed,
@@ -110,7 +110,7 @@ mod tests {
         }
     }
 
-    /// What the destination makes of the guest.
+    /// What the destination does with the guest.
     #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
     enum End {
         #[default]
@@ -190,7 +190,7 @@ mod tests {
         (words, memory)
     }
 
-    /// Migrates with a panic at one place of one side. Whether the panic happened.
+    /// Migrates with a panic at one place of one side. Returns whether the panic happened.
     fn migrate(at_destination: bool, place: &str, end: End) -> bool {
         let what = format!(
             "{place} at the {}{}",
@@ -245,7 +245,8 @@ mod tests {
             let pending = matches!(side, Err(e) if e.kind() == Kind::Pending);
             assert!(!pending, "{what}: it hangs");
         }
-        // A defect before `pause` was called counts as a pause that failed: resumed all the same.
+        // A defect before `pause` was called counts as a failed pause, and `resume` is called all
+        // the same.
         let runs_here = || count(&from.pauses) <= count(&from.resumes);
         let runs_there = count(&to.runs) > 0;
         assert!(!(runs_here() && runs_there), "{what}: two guests run");
@@ -261,7 +262,7 @@ mod tests {
                 assert!(!runs_here(), "{what}: unanswered, and it runs here");
                 outgoing.resolve(Resolution::Destroy).unwrap();
             }
-            // The source's word that the guest runs on has to be true.
+            // If the source says that the guest runs on, that has to be true.
             Err(e) => {
                 let resume_failed = place.ends_with("CallResume");
                 assert!(runs_here() || resume_failed, "{what}: {e}: paused for ever");
@@ -269,12 +270,12 @@ mod tests {
             }
         }
         let fired = from.fired.load(Ordering::SeqCst) || to.fired.load(Ordering::SeqCst);
-        // An Ok is the truth, checked above, even where telling it went wrong. What failed says why.
+        // An Ok is true, as checked above, even if reporting it failed. A failure says why.
         let own = if at_destination { &arrived } else { &left };
         if let (true, Err(e), End::Runs) = (fired, own, end) {
             assert!(e.message().contains("planted"), "{what}: {e}");
         }
-        // Nothing is held any more.
+        // Nothing keeps the memory any more.
         drop(outgoing);
         drop(incoming);
         assert!(
@@ -289,9 +290,9 @@ mod tests {
             for when in ["before", "after"] {
                 let place = format!("{when} {name}");
                 let fired = migrate(at_destination, &place, End::Runs);
-                // What a success does not do a failure does.
+                // Actions that a successful migration does not have.
                 let fired = migrate(at_destination, &place, End::Refuses) || fired;
-                // States that neither kind of run comes to.
+                // States that neither kind of migration enters.
                 let elsewhere = [
                     "Resuming",
                     "ResumeFailed",
@@ -333,7 +334,7 @@ mod tests {
             A::Report,
         ];
         for action in actions {
-            // An action that is new has to be tried too: add it above as well.
+            // A new action has to be tried too: add it above as well.
             match action {
                 A::Connect | A::Negotiate | A::Copy | A::CallPause | A::CallSave => {}
                 A::SyncLast | A::SendLast | A::AwaitReady | A::CallRelease | A::TakeGate => {}
@@ -429,7 +430,7 @@ mod tests {
             Some(_) => format!("before {place}"),
             None => place.to_owned(),
         });
-        // Each takes the hand-over's limit and the margin.
+        // Each takes the hand-over's time limit and the margin.
         std::thread::scope(|scope| {
             for place in &places {
                 scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! A guest of two blocks, private and memfd, whose writes one of several logs tells of.
+//! A guest of two blocks, private memory and a memfd. One of several logs finds its writes.
 
 use crate::dirty::kvm::{ring, KvmLog, KvmMode, KvmRing, LogSwitch};
 use crate::dirty::tracker::{Clearing, Tracker};
@@ -20,10 +20,10 @@ const FRAMES: [u64; 2] = [0, 128];
 /// The page of the first block in which the guest's program is.
 const CODE: usize = 1;
 
-/// Who tells of the guest's writes.
+/// The log that finds the guest's writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Log {
-    /// The VMM, which marks them.
+    /// The VMM's marks.
     Marks,
     /// userfaultfd.
     Userfault,
@@ -41,7 +41,7 @@ struct Ram {
 
 // SAFETY: a mapping of its own.
 unsafe impl Send for Ram {}
-// SAFETY: as above; who reads it does so while nobody writes.
+// SAFETY: as above; it is read only while no thread writes.
 unsafe impl Sync for Ram {}
 
 impl Ram {
@@ -81,7 +81,7 @@ impl Ram {
 
     fn page(&self, page: usize) -> [u8; PAGE] {
         assert!(page < PAGES);
-        // SAFETY: inside the mapping, and nobody writes meanwhile.
+        // SAFETY: inside the mapping, and no thread writes meanwhile.
         unsafe {
             self.host
                 .add(page * PAGE)
@@ -101,7 +101,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, which nobody uses any more.
+        // SAFETY: the mapping of `new`, which is not used any more.
         unsafe { libc::munmap(self.host.cast(), PAGES * PAGE) };
     }
 }
@@ -118,7 +118,7 @@ impl Machine {
         }
     }
 
-    /// The memory described to brant. What may fail, fails here.
+    /// Describes the memory to brant. Only here may a call fail.
     pub fn memory(&self) -> Result<Arc<Memory>> {
         let memory = Arc::new(Memory::new()?);
         for (index, name) in ["private", "shared"].into_iter().enumerate() {
@@ -152,7 +152,7 @@ pub struct Guest {
     pub machine: Machine,
     pub tracker: Arc<Tracker>,
     log: Log,
-    /// And what says that its ring is full.
+    /// Its vCPU, with what reports a full ring.
     vcpu: Option<(VcpuFd, Option<ring::Rings>)>,
     _vm: Option<VmFd>,
 }
@@ -168,7 +168,7 @@ pub fn is_here(log: Log) -> bool {
 }
 
 impl Guest {
-    /// What brant does for it may fail; what the test does may not.
+    /// brant's calls may fail; the test's own may not.
     pub fn new(log: Log) -> Result<Guest> {
         let machine = Machine::new();
         for (block, ram) in machine.ram.iter().enumerate() {
@@ -237,7 +237,7 @@ impl Guest {
         })
     }
 
-    /// The guest writes to a page of each of these numbers, from 0, in both blocks.
+    /// The guest writes to the page of each of these numbers, from 0, in both blocks.
     pub fn write(&mut self, pages: &[usize]) {
         let all = || (0..2).flat_map(|block| pages.iter().map(move |page| (block, *page)));
         if self.vcpu.is_none() {
@@ -288,7 +288,7 @@ impl Guest {
                 Ok(VcpuExit::Hlt) => break,
                 // KVM_EXIT_DIRTY_RING_FULL.
                 Ok(VcpuExit::Unsupported(31)) => {
-                    // What cannot be harvested now is found by the next try.
+                    // The next try finds what cannot be harvested now.
                     let _ = rings.as_ref().unwrap().full(0);
                 }
                 Ok(other) => panic!("the guest stopped with {other:?}"),
