@@ -1,5 +1,5 @@
-"""Has pip build outside of the tree: setuptools would leave `build` and `brant.egg-info` beside
-the package. What is built is said in pyproject.toml."""
+"""Makes pip build outside of the tree, because setuptools would leave `build` and `brant.egg-info`
+beside the package. pyproject.toml says what is built."""
 
 import atexit
 import shutil

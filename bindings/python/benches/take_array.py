@@ -1,9 +1,10 @@
-"""Taking 32,768 scattered pages: take_array(), beside the same calls of the library alone.
+"""Taking 32,768 scattered pages by take_array(), compared with the same calls of the library alone.
 
     make bench ONLY=python
 
-or, after `make lib`, this program alone, which appends its figure to the file of `--out`. The median
-of 9 alternating pairs, in time on a processor; scripts/bench judges it. numpy is not needed.
+or, after `make lib`, this program alone, which appends its figure to the file of `--out`. The
+figure is the median of 9 alternating pairs, in processor time; scripts/bench judges it. numpy is
+not needed.
 """
 
 import argparse

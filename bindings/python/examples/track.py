@@ -1,4 +1,4 @@
-"""Which pages of some memory were written? userfaultfd knows; the kernel needs 6.7."""
+"""Which pages of some memory were written? userfaultfd finds them; the kernel needs 6.7."""
 
 import mmap
 

@@ -19,7 +19,7 @@ PAGE = brant.PAGE_SIZE
 
 @pytest.fixture
 def memory():
-    """64 pages that nothing tracks."""
+    """64 pages that are not tracked."""
     return mmap.mmap(-1, 64 * PAGE)
 
 

@@ -1,4 +1,4 @@
-"""Bitmaps, beside Python's own sets."""
+"""Bitmaps, compared with Python's own sets."""
 
 import array
 import random

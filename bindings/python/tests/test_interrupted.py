@@ -1,5 +1,5 @@
-"""No exception loses a page, whichever bytecode it comes at; and nothing that is closed, copied or
-given up in an odd order is used afterwards, or complained about by a finalizer."""
+"""No exception loses a page, whichever bytecode it comes at. Nothing that is closed, copied or
+given up in an odd order is used afterwards, and no finalizer complains about it."""
 
 import copy
 import gc
@@ -26,7 +26,7 @@ PACKAGE = {brant.tracker.__file__, brant.taken.__file__}
 
 
 class Interrupt(BaseException):
-    """As KeyboardInterrupt, and not pytest's."""
+    """Like KeyboardInterrupt, but not handled by pytest."""
 
 
 @pytest.fixture
@@ -51,8 +51,9 @@ def rest(tracker):
 
 
 def interrupted_at(number, action, *callers):
-    """Runs ``action``; raises at the so-manieth bytecode of the package and of the functions
-    ``callers``. What was raised, if it came to that: who keeps it keeps all variables of them."""
+    """Runs ``action``, and raises at a given bytecode of the package and of the functions
+    ``callers``. Returns the exception if it came to that. As long as you keep it, all of their
+    variables stay."""
     codes = {caller.__code__ for caller in callers}
     seen = 0
 
@@ -96,7 +97,7 @@ def test_an_exception_at_any_bytecode_of_a_walk_loses_no_page(marked, of):
         assert had | rest(reader) >= expected, "bytecode %d" % number
         if came is None:
             break
-        # Each one at first, where batches begin and end, and then some of them.
+        # Every bytecode at first, where batches begin and end, and then some of them.
         step = 1 if number < 400 else 53
     assert number > 400
 
@@ -142,14 +143,14 @@ def dropped(reader, got):
 
 
 def interrupted_everywhere(marked, use, reader, kept):
-    """``use`` with an exception at each of its bytecodes. What it has not delivered is pending
-    again, also while the exception and all variables of ``use`` are ``kept``."""
+    """Runs ``use`` with an exception at each of its bytecodes. Pages that it has not delivered are
+    pending again, even while the exception and all variables of ``use`` are ``kept``."""
     number, step = 0, 1
     while True:
         number += step
         expected = mark_scattered(marked)
         got = set()
-        # The caller's own bytecodes too: between the return and the assignment, for one.
+        # The caller's own bytecodes too, for example between the return and the assignment.
         came = interrupted_at(number, lambda: use(reader, got), use)
         ended = came is None
         if not kept:
@@ -157,7 +158,7 @@ def interrupted_everywhere(marked, use, reader, kept):
         assert got | rest(reader) >= expected, "bytecode %d" % number
         if ended:
             break
-        # Putting 256 runs back is many bytecodes; the ends of a block are among the first.
+        # Putting back 256 runs takes many bytecodes. The ends of a block are among the first.
         step = 1 if number < 900 else 211
     assert number > 150
 
@@ -191,7 +192,7 @@ def test_an_exception_in_the_first_bytecode_of_the_end_of_a_block_makes_its_page
                 if fault is not None:
                     raise fault
         except Interrupt:
-            # The traceback is still there, and the variable.
+            # The traceback and the variable still exist.
             assert marked.stats().pending_pages == len(expected) == len(taken)
         else:
             pytest.fail("the end of the block is not where this test looks for it")
@@ -223,7 +224,7 @@ def test_an_iterator_that_is_kept_keeps_its_runs_after_an_exception(marked):
         failed = next(runs)
         raise Interrupt
     assert marked.stats().pending_pages < len(expected)
-    # The next asks for more, so the one that failed counts as taken.
+    # The next run is asked for, so the one that failed counts as taken.
     had = {page for run in runs for page in run}
     assert had == expected - set(failed) and rest(marked) == set()
     mark_scattered(marked)
@@ -269,7 +270,7 @@ def test_a_block_that_ends_well_delivers_and_one_that_an_exception_leaves_does_n
         with marked.take_array() as taken:
             assert len(taken) == len(expected) and marked.stats().pending_pages == 0
             raise Interrupt
-    # At once, though the exception and so `taken` are still there.
+    # At once, although the exception and with it `taken` still exist.
     assert marked.stats().pending_pages == len(expected)
     with marked.take_array() as taken:
         assert {first for _, first, _ in taken} == expected

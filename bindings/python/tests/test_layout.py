@@ -1,4 +1,4 @@
-"""What Python declares is what the header declares: by the compiler's word, field by field."""
+"""Python's declarations are those of the header, field by field, as the compiler sees them."""
 
 import ctypes
 import dataclasses
@@ -56,8 +56,8 @@ def test_a_structure_is_the_header_s_field_by_field(structure, header):
 
 @pytest.mark.parametrize("structure", native.STRUCTURES, ids=lambda s: s.__name__)
 def test_any_drift_of_a_structure_is_noticed(structure, header):
-    """Each line of the header's taken away, or changed in its name, offset or size, and a
-    field more."""
+    """Each line of the header removed, or changed in its name, offset or size; and one field more.
+    """
     name = structure.__name__
     for i, line in enumerate(header):
         if not re.match(r"(size %s|field %s\.\w+) " % (name, name), line):

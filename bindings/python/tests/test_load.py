@@ -1,4 +1,4 @@
-"""Where the library is looked for, and what is said when it is not there."""
+"""Where the library is looked for, and the message when it is not there."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from conftest import PACKAGE, ROOT
 def python(code, place=PACKAGE, **environment):
     env = {k: v for k, v in os.environ.items() if k != "BRANT_LIBRARY"}
     env.update(environment, PYTHONPATH=place)
-    # The directory it begins in comes before PYTHONPATH.
+    # The directory in which it starts comes before PYTHONPATH.
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd="/",

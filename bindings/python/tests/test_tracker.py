@@ -68,9 +68,9 @@ def test_what_an_iteration_that_is_given_up_did_not_hand_out_stays_pending(watch
     walk = tracker.take()
     had = [next(walk).first_page for _ in range(5)]
     del walk
-    # The last one may never have arrived: an exception can come before it is looked at.
+    # The last run may never have arrived, because an exception can come before it is looked at.
     assert tracker.stats().pending_pages == 32 - 4
-    # The next one begins in the middle of memory, and has it all nevertheless.
+    # The next iteration begins in the middle of memory, and gets every page nevertheless.
     tracker.put_back(brant.Run("ram", 0, had[0], 1, memoryview(b"")))
     assert taken(tracker) == {("ram", page) for page in set(range(0, 64, 2)) - set(had[1:4])}
 
@@ -127,7 +127,7 @@ def test_blocks_come_and_go_while_they_are_tracked(watched):
 
 @pytest.fixture(params=["tracker", "consumer"])
 def taker(request):
-    """A guest of two blocks of two pages, and somebody for whom all of it is pending."""
+    """A guest of two blocks of two pages, and a user with all pages pending."""
     with brant.Guest() as guest, brant.Tracker(guest) as tracker:
         for name in ("a", "b"):
             guest.add_block(name, mmap.mmap(-1, 2 * PAGE))
@@ -150,7 +150,7 @@ def test_a_block_that_an_iteration_has_come_to_is_removed_once_that_is_over(take
     for run in takes.take():
         assert is_busy(guest, run.block)
     guest.remove_block("b")
-    # One that is given up in the middle.
+    # An iteration that is given up in the middle.
     for page in (0, 1):
         guest.add_block("more%d" % page, mmap.mmap(-1, PAGE))
     walk = takes.take()
@@ -173,7 +173,7 @@ def test_a_block_of_an_array_is_removed_once_that_is_delivered_or_put_back(taker
     assert is_busy(guest, "more")
     taken.put_back()
     guest.remove_block("more")
-    # One that nobody has any more.
+    # An object that nothing refers to any more.
     guest.add_block("more", mmap.mmap(-1, PAGE))
     taken = takes.take_array()
     del taken
@@ -193,7 +193,7 @@ def test_a_sync_tells_what_was_written_from_what_is_new(watched):
 
 
 def memory_of(kind):
-    """Sixteen pages as objects of some kind; what is given, and what is written to."""
+    """Sixteen pages as objects of some kind: the object that is passed, and the one to write to."""
     memory = mmap.mmap(-1, 16 * PAGE)
     if kind == "part of a memoryview":
         whole = mmap.mmap(-1, 20 * PAGE)
@@ -232,7 +232,7 @@ def test_a_file_s_descriptor_stays_the_caller_s():
         add_userfault(tracker)
         tracker.start()
         write(shared, 3)
-        # Behind the mapping's back: marked, as the documentation says.
+        # A write past the mapping, which is marked, as the documentation says.
         os.pwrite(fd, b"x", 9 * PAGE)
         tracker.mark_block("ram", 9 * PAGE, 1)
         tracker.sync()
@@ -326,7 +326,7 @@ def test_objects_are_collected_in_any_order_and_leave_nothing():
         for name in order:
             del have[name]
         assert memory() is None, order
-    # In a cycle, where the collector chooses.
+    # In a cycle, where the collector chooses the order.
     for _ in range(50):
         memory, guest = mmap.mmap(-1, 8 * PAGE), brant.Guest()
         guest.add_block("ram", memory)
@@ -464,7 +464,7 @@ def test_kvm_s_logs_are_measured_and_auto_goes_by_the_figures(memory):
 
 
 def test_syncs_of_several_threads_wait_for_one_another():
-    # So much that a sync takes a while, in which the other threads run.
+    # So much memory that a sync takes a while, in which the other threads run.
     memory = mmap.mmap(-1, 512 << 20)
     with brant.Guest() as guest, brant.Tracker(guest) as tracker:
         guest.add_block("ram", memory)
@@ -515,7 +515,7 @@ def test_what_nobody_refers_to_any_more_is_freed_once():
 
 
 def test_a_close_that_interrupts_a_call_anywhere_frees_once_and_not_under_it():
-    # As a signal's handler or a finalizer does: after the n-th instruction, in the same thread.
+    # As a signal handler or a finalizer does: after the n-th instruction, in the same thread.
     watched = (native._State.enter.__code__, native._State.leave.__code__)
     for n in itertools.count():
         freed, left = [], [n]
