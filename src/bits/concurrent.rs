@@ -34,7 +34,6 @@
 //!
 //! `runtime::grace` does the waiting. Only marks, lookups in the memory map and collects pin there,
 //! each for an instant. Except for the epoch itself, all of this is model-checked: `tests/loom`.
-//! model-checked: `tests/loom`.
 
 use super::cells::Cells;
 use super::heap::Words;

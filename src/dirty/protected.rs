@@ -17,8 +17,6 @@
 //! protected. If looking and protecting were told apart, the page would be empty before and clean
 //! after. So the look decides only *whether* a piece is protected; the call that protects tells
 //! what is in it.
-//! look found decides only *whether* the piece is protected; what is in it is told by the call that
-//! protects.
 
 use crate::bits::summary::Bitmap;
 use crate::error::{Error, Kind, Result};

@@ -30,7 +30,6 @@ use std::sync::Arc;
 /// that is held, and allocates nothing. Pages of blocks that were removed meanwhile are ignored. As
 /// long as the value exists its consumer exists too: that consumer's pending pages stay, and so do
 /// the logs if it is started.
-/// if it is started, stay.
 #[must_use = "dropped, it puts the pages back"]
 #[derive(Debug)]
 pub struct Taken {

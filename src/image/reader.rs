@@ -1,6 +1,6 @@
 //! Reads an image: opens it, checks it, and brings its pages into guest memory on several threads.
 //!
-//! A page goes into guest memory only after its checksum was found right. ImageHeader and index are
+//! A page goes into guest memory only after its checksum was found right. Header and index are
 //! checked when the image is opened. Tables of checksums and pages are checked when they are read.
 
 use super::buffer::Buffer;
