@@ -173,7 +173,8 @@ impl Contents {
         Ok(covered.count())
     }
 
-    /// `mapping` has addresses of which a page could be read; it is valid within the caller's call only.
+    /// `mapping` has addresses of which a page could be read. It is valid within the caller's call
+    /// only.
     fn split_on_ground(
         &mut self,
         block: &Block,
