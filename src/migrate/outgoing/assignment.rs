@@ -36,7 +36,8 @@ impl Assignment {
             return 0;
         }
         let (round, place) = (unit / self.lanes, unit % self.lanes);
-        let begins = mixed(round ^ (u64::from(block.0) << 40)) % self.lanes;
+        // Small blocks go to different lanes too.
+        let begins = mixed(round).wrapping_add(block.0.into()) % self.lanes;
         ((place + begins) % self.lanes) as usize
     }
 }

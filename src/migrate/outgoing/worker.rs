@@ -191,6 +191,8 @@ impl Working {
             }
             What::Marker { last } => {
                 self.lane.send_marker(work.pass, last, &io)?;
+                // Who waits for this marker is told of what is not acknowledged meanwhile.
+                self.publish();
                 self.lane.await_acknowledgements(0, params, &io)
             }
         }
