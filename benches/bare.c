@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/types.h>
@@ -26,8 +27,53 @@ static int options(int fd)
 	return 0;
 }
 
-/* Sends all of the memory. Returns 0 or a negative errno. */
-int bare_send(int fd, const char *memory, size_t length)
+#define STREAMS 16
+
+/* One connection and its part of the memory. */
+struct stream {
+	int fd;
+	char *memory;
+	size_t length;
+	int (*move)(int, char *, size_t);
+	pthread_t thread;
+	int error;
+};
+
+static void *stream(void *of)
+{
+	struct stream *s = of;
+
+	s->error = s->move(s->fd, s->memory, s->length);
+	return NULL;
+}
+
+/* Has each connection move its part, all but the first on a thread of its own; 0, or a negative errno. */
+static int streams(const int *fds, size_t count, char *memory, size_t length,
+		   int (*move)(int, char *, size_t))
+{
+	struct stream all[STREAMS];
+	size_t part = length / (count ? count : 1), started = 1;
+	int error = 0;
+
+	if (count < 1 || count > STREAMS)
+		return -EINVAL;
+	for (size_t i = 0; i < count; i++)
+		all[i] = (struct stream){ .fd = fds[i],
+					  .memory = memory + i * part,
+					  .length = i + 1 < count ? part : length - i * part,
+					  .move = move };
+	for (; started < count && error == 0; started += error == 0)
+		error = -pthread_create(&all[started].thread, NULL, stream, &all[started]);
+	if (error == 0)
+		stream(&all[0]);
+	for (size_t i = 1; i < started; i++)
+		pthread_join(all[i].thread, NULL);
+	for (size_t i = 0; i < count && error == 0; i++)
+		error = all[i].error;
+	return error;
+}
+
+static int send_part(int fd, char *memory, size_t length)
 {
 	int error = options(fd);
 
@@ -44,8 +90,13 @@ int bare_send(int fd, const char *memory, size_t length)
 	return error;
 }
 
-/* Fills all of the memory. Returns 0 or a negative errno. */
-int bare_receive(int fd, char *memory, size_t length)
+/* Sends all of the memory, an equal part by each connection; 0, or a negative errno. */
+int bare_send(const int *fds, size_t count, const char *memory, size_t length)
+{
+	return streams(fds, count, (char *)memory, length, send_part);
+}
+
+static int receive_part(int fd, char *memory, size_t length)
 {
 	int error = options(fd);
 
@@ -62,6 +113,12 @@ int bare_receive(int fd, char *memory, size_t length)
 		length -= (size_t)n;
 	}
 	return error;
+}
+
+/* Fills all of the memory, an equal part by each connection; 0, or a negative errno. */
+int bare_receive(const int *fds, size_t count, char *memory, size_t length)
+{
+	return streams(fds, count, memory, length, receive_part);
 }
 
 #define PAGE ((size_t)4096)

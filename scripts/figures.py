@@ -20,6 +20,8 @@ GROUPS = [
     ("Sending memory", [
         Figure(r"stream\.bare_fraction$", "1 GiB of data by TCP and one connection: throughput over a bare send and "
                "recv in C", ">=", 0.95),
+        Figure(r"stream\.bare2_fraction$", "the same by two channels, over two bare streams with a thread each", ">=", 0.95),
+        Figure(r"stream\.channels/", "1 GiB of data by so many channels: throughput over one channel"),
         Figure(r"stream\.cold_ratio$", "the same into memory that is freshly mapped, in a kernel whose own memory the host has "
                "backed: the destination backs what comes just before it does", ">=", 1.3),
         Figure(r"zero\.scan_fraction$", "2 GiB of touched zeros: throughput over one vector pass that reads them", ">=", 0.85),

@@ -6,17 +6,20 @@
 //! share) starts at the source when the connection is made: for brant when copying begins, for the
 //! bare sender before its first call. It stops at the destination when the last byte of memory is
 //! in place. For brant that includes the sync and the pause of an idle guest, and the end marker.
+//!
+//! Over several connections, the number of connections stands behind the contender's name: brant's
+//! channels, or as many bare streams, each with an equal part of the memory and a thread of its own.
 
 use crate::report::{alternate, Report, Runs};
 use brant::channel::Endpoint;
 use brant::dirty::tracker::{Clearing, Tracker};
 use brant::memory::{BlockDescription, BlockFlags, Memory};
-use brant::migrate::{AcceptFrom, Blockers, ConnectTo, Incoming, Outgoing, PageChecksums, Params};
+use brant::migrate::{Blockers, ConnectTo, Incoming, Outgoing, PageChecksums, Params};
 use brant::units::Bytes;
 use brant::vmm::{Event, EventKind, Vmm};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -151,8 +154,16 @@ impl Vmm for Idle {
     }
 }
 
-type BareSend = unsafe extern "C" fn(i32, *const u8, usize) -> i32;
-type BareReceive = unsafe extern "C" fn(i32, *mut u8, usize) -> i32;
+type BareSend = unsafe extern "C" fn(*const i32, usize, *const u8, usize) -> i32;
+type BareReceive = unsafe extern "C" fn(*const i32, usize, *mut u8, usize) -> i32;
+
+/// "brant 2" is brant with two channels, "bare" one bare stream.
+fn streams(contender: &str) -> (&str, usize) {
+    match contender.split_once(' ') {
+        Some((name, count)) => (name, count.parse().unwrap()),
+        None => (contender, 1),
+    }
+}
 
 /// A function of the shared object made from `benches/bare.c`.
 pub fn bare(name: &std::ffi::CStr) -> *mut libc::c_void {
@@ -183,7 +194,8 @@ pub fn destination() {
             None => &line,
         };
         let ram = cold.as_ref().unwrap_or(&touched);
-        match how {
+        let (name, count) = streams(how);
+        match name {
             "brant" => {
                 let idle = Arc::new(Idle::default());
                 let incoming = Incoming::new(
@@ -192,23 +204,25 @@ pub fn destination() {
                     Params::default(),
                 )
                 .unwrap();
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                println!("{}", listener.local_addr().unwrap().port());
-                let (peer, _) = listener.accept().unwrap();
-                incoming
-                    .start(AcceptFrom::Connected(OwnedFd::from(peer)))
-                    .unwrap();
+                let at = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
+                match incoming.listen(&at).unwrap() {
+                    Endpoint::Tcp(at) => println!("{}", at.port()),
+                    Endpoint::Unix(_) => unreachable!(),
+                }
                 incoming.wait(Some(LONG)).unwrap();
                 println!("{}", idle.when("loading"));
             }
             "bare" => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 println!("{}", listener.local_addr().unwrap().port());
-                let (peer, _) = listener.accept().unwrap();
+                let accept = |_| listener.accept().unwrap().0;
+                let peers: Vec<TcpStream> = (0..count).map(accept).collect();
+                let fds: Vec<i32> = peers.iter().map(|peer| peer.as_raw_fd()).collect();
                 // SAFETY: the function has this type in bare.c.
                 let receive: BareReceive = unsafe { std::mem::transmute(bare(c"bare_receive")) };
                 // SAFETY: the mapping, for its whole length.
-                assert_eq!(unsafe { receive(peer.as_raw_fd(), ram.0, LENGTH) }, 0);
+                let error = unsafe { receive(fds.as_ptr(), count, ram.0, LENGTH) };
+                assert_eq!(error, 0);
                 println!("{}", now());
             }
             seed => {
@@ -271,6 +285,7 @@ pub fn measure(report: &mut Report) {
     // memory the host has backed.
     for (figure, contenders) in [
         ("stream.bare_fraction", ["brant", "bare"]),
+        ("stream.bare2_fraction", ["brant 2", "bare 2"]),
         ("stream.cold_ratio", ["cold brant", "cold bare"]),
     ] {
         if !report.wants(figure) {
@@ -287,6 +302,15 @@ pub fn measure(report: &mut Report) {
     if report.wants(figure) {
         let [checked, plain] = compare(["checked brant", "brant"]);
         report.compared(figure, "GB/s", &checked, "without checksums", &plain);
+    }
+    // More channels than there are processors for are reported, and nothing is promised of them.
+    for channels in [2, 4, 8, 16] {
+        let figure = format!("stream.channels/{channels}");
+        if report.wants(&figure) {
+            let contender = format!("brant {channels}");
+            let [many, one] = compare([contender.as_str(), "brant"]);
+            report.compared(&figure, "GB/s", &many, "one channel", &one);
+        }
     }
 }
 
@@ -306,7 +330,8 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
         };
         destination.ask(how);
         let port: u16 = destination.answer().parse().unwrap();
-        if how.ends_with("brant") {
+        let (name, count) = streams(how.trim_start_matches("cold "));
+        if name == "brant" {
             // The guest that was handed over before is back, and its copy does not run.
             memory.reclaim().unwrap();
             let tracker = Tracker::new(Arc::clone(&memory), Clearing::default()).unwrap();
@@ -314,6 +339,7 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
             let vmm = Arc::clone(&idle) as Arc<dyn Vmm>;
             let params = Params {
                 page_checksums,
+                channels: count as u32,
                 ..Params::default()
             };
             let outgoing = Outgoing::new(tracker, Blockers::new(), vmm, params).unwrap();
@@ -322,12 +348,14 @@ fn compare(contenders: [&str; 2]) -> [Runs; 2] {
             outgoing.wait(Some(LONG)).unwrap();
             begun = idle.when("copying");
         } else {
-            let to = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let connect = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let to: Vec<TcpStream> = (0..count).map(connect).collect();
+            let fds: Vec<i32> = to.iter().map(|to| to.as_raw_fd()).collect();
             // SAFETY: the function has this type in bare.c.
             let send: BareSend = unsafe { std::mem::transmute(bare(c"bare_send")) };
             begun = now();
             // SAFETY: the mapping, for its whole length.
-            assert_eq!(unsafe { send(to.as_raw_fd(), ram.0, LENGTH) }, 0);
+            assert_eq!(unsafe { send(fds.as_ptr(), count, ram.0, LENGTH) }, 0);
         }
         let end: u64 = destination.answer().parse().unwrap();
         destination.ask(&seed.to_string());
