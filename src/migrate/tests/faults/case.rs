@@ -21,6 +21,7 @@ use crate::sys::kernel::plan::{Call, Fault, Scope};
 use crate::units::Pages;
 use crate::vmm::{StateBlob, StateSink, Vmm};
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,6 +35,8 @@ const LONG: Duration = Duration::from_secs(12);
 pub enum Link {
     /// A pair of sockets that the VMM made.
     Pair,
+    /// Two such pairs, for two channels.
+    Pairs,
     /// The destination listens, the source connects.
     Tcp,
     /// The same at a path.
@@ -144,8 +147,9 @@ impl Decider for Script {
     }
 }
 
-fn params() -> Params {
+fn params(link: Link) -> Params {
     Params {
+        channels: if link == Link::Pairs { 2 } else { 1 },
         connect_timeout: Duration::from_secs(3),
         io_timeout: Duration::from_secs(3),
         switchover_timeout: Duration::from_secs(3),
@@ -307,21 +311,24 @@ fn attempt(
     let endpoint = match link {
         Link::Tcp => Some(Endpoint::parse("tcp:127.0.0.1:0").unwrap()),
         Link::Unix => Some(Endpoint::Unix(directory.path().join("s"))),
-        Link::Pair => None,
+        Link::Pair | Link::Pairs => None,
     };
-    let (ours, theirs) = match link {
-        Link::Pair => UnixStream::pair().map(|(a, b)| (Some(a), Some(b))).unwrap(),
-        _ => (None, None),
+    let pairs = match link {
+        Link::Pair => 1,
+        Link::Pairs => 2,
+        Link::Tcp | Link::Unix => 0,
     };
+    let pairs = (0..pairs).map(|_| UnixStream::pair().unwrap());
+    let (ours, theirs): (Vec<OwnedFd>, Vec<OwnedFd>) =
+        pairs.map(|(a, b)| (a.into(), b.into())).unzip();
     let arriving = destination.enter(|| {
-        let incoming = Incoming::new(machine.memory()?, to.clone(), params())?;
-        let at = match (&endpoint, theirs) {
-            (Some(endpoint), _) => Some(incoming.listen(endpoint)?),
-            (None, Some(theirs)) => {
-                incoming.start(AcceptFrom::Connected(theirs.into()))?;
+        let incoming = Incoming::new(machine.memory()?, to.clone(), params(link))?;
+        let at = match &endpoint {
+            Some(endpoint) => Some(incoming.listen(endpoint)?),
+            None => {
+                incoming.start(AcceptFrom::ConnectedAll(theirs))?;
                 None
             }
-            (None, None) => None,
         };
         Ok::<_, Error>((incoming, at))
     });
@@ -334,17 +341,17 @@ fn attempt(
             ));
         }
     };
-    let target = match (at, ours) {
-        (Some(at), _) => ConnectTo::Endpoint(at),
-        (None, Some(ours)) => ConnectTo::Connected(ours.into()),
-        (None, None) => return Err("no way to connect".to_owned()),
+    let target = match at {
+        Some(at) => ConnectTo::Endpoint(at),
+        None => ConnectTo::ConnectedAll(ours),
     };
     let script = Script {
         guest: Arc::clone(guest),
         rounds: vec![&[3, 9, 11], &[0, 4, 5, 6, 20, 47]],
     };
     let leaving = source.enter(|| {
-        let made = Outgoing::with_consumer(consumer, Blockers::new(), from.clone(), params());
+        let params = params(link);
+        let made = Outgoing::with_consumer(consumer, Blockers::new(), from.clone(), params);
         let outgoing = made?;
         let started = outgoing.start_with(target, Box::new(script));
         Ok::<_, Error>((outgoing, started))

@@ -27,8 +27,9 @@ const CASE: Duration = Duration::from_secs(30);
 /// Cases at a time.
 const AT_ONCE: usize = 2;
 
-const KINDS: [Kinds; 5] = [
+const KINDS: [Kinds; 6] = [
     kinds(Log::Marks, Link::Pair),
+    kinds(Log::Marks, Link::Pairs),
     kinds(Log::Userfault, Link::Tcp),
     kinds(Log::Kvm, Link::Tcp),
     kinds(Log::Ring, Link::Pair),
