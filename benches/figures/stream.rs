@@ -207,7 +207,7 @@ pub fn destination() {
                 let at = Endpoint::parse("tcp:127.0.0.1:0").unwrap();
                 match incoming.listen(&at).unwrap() {
                     Endpoint::Tcp(at) => println!("{}", at.port()),
-                    Endpoint::Unix(_) => unreachable!(),
+                    _ => unreachable!(),
                 }
                 incoming.wait(Some(LONG)).unwrap();
                 println!("{}", idle.when("loading"));

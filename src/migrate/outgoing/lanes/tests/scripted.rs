@@ -294,7 +294,7 @@ impl Known {
         }
         self.unsettled.insert(channel);
         let (runs, contents) = match kind {
-            RecordType::PagesList => {
+            RecordType::PagesList | RecordType::ZerosList => {
                 let (list, contents) = payload.split_at(header.count as usize * 8 + 4);
                 let field = |at: usize| u32::from_le_bytes(list[at..at + 4].try_into().unwrap());
                 let runs = (0..header.count as usize).map(|run| {
