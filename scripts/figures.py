@@ -27,6 +27,9 @@ GROUPS = [
         Figure(r"zero\.scan_fraction$", "2 GiB of touched zeros: throughput over one vector pass that reads them", ">=", 0.85),
         Figure(r"scatter\.bare_fraction/", "every so manyth page of 2 GiB: throughput over a bare writev of these pages, "
                "received in blocks of 256", ">=", 0.85),
+        Figure(r"delta\.gbps/", "64 MiB of changed pages encoded, by what has changed in each page: throughput over an encoder "
+               "in C that compares a word at a time", ">=", 1.0),
+        Figure(r"delta\.size/", "the length of these encodings, over that encoder's", "<=", 1.0),
     ]),
     ("Beside QEMU, from the migrate call to the running destination (make bench-peers)", [
         Figure(r"stream\.qemu_ratio$", "2 GiB of data by TCP and one connection: throughput over QEMU's", ">=", 1.8),

@@ -5,6 +5,7 @@
 //! in one run, over memory that was touched before.
 
 mod collect;
+mod delta;
 mod growth;
 mod image;
 mod machine;
@@ -31,7 +32,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 12] = [
+const PARTS: [Part; 13] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -41,6 +42,11 @@ const PARTS: [Part; 12] = [
         what: "zero pages and pages that lie apart, beside a pass of reading and writev in C",
         families: &["zero.", "scatter."],
         measure: pages::measure,
+    },
+    Part {
+        what: "changed pages encoded, beside an encoder in C",
+        families: &["delta.gbps/", "delta.size/"],
+        measure: delta::measure,
     },
     Part {
         what: "a guest saved to a file and restored, beside bare writes and reads",

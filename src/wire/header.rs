@@ -5,7 +5,8 @@
 //! channel use this file.
 
 use super::kind::{
-    list_len, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX,
+    delta_table_len, list_len, RecordType, CHECKSUM_LEN, DELTA_PAGES_MAX, LIST_PAGES_MAX,
+    LIST_RUNS_MAX, SKIPPED_PAYLOAD_MAX,
 };
 use crate::error::{Error, Kind, Result};
 use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
@@ -29,8 +30,8 @@ pub struct Header {
     pub flags: u16,
     /// The block's id, if the type is about a block; else 0.
     pub block: u32,
-    /// For a page run, its pages. For a list of runs, the number of runs. For every other record,
-    /// the CRC-32 of its payload (0 without one).
+    /// For a page run and for DELTA, the pages. For a list of runs, the number of runs. For every
+    /// other record, the CRC-32 of its payload (0 without one).
     pub count: u32,
     /// The run's first page, counted from the block's beginning; 0 for all records but page runs.
     pub first_page: u64,
@@ -180,7 +181,7 @@ impl Header {
             None => Err(protocol(format!(
                 "expected a record type this version knows (1 to {}) or one that may be skipped, \
                  found type {}",
-                RecordType::ALL.len(),
+                RecordType::ALL.last().map_or(0, |last| last.number()),
                 self.kind
             ))),
         }
@@ -225,6 +226,16 @@ impl Header {
                     let exact = list + pages * PAGE_SIZE as u32 + self.checksum_len();
                     (exact, exact)
                 }
+            }
+            Some(RecordType::Delta) => {
+                if !(1..=DELTA_PAGES_MAX).contains(&self.count) {
+                    return Err(protocol(format!(
+                        "DELTA: expected 1 to {DELTA_PAGES_MAX} pages, found {}",
+                        self.count
+                    )));
+                }
+                let table = delta_table_len(self.count) as u32;
+                (table, table + self.count * PAGE_SIZE as u32)
             }
             Some(kind) => kind.payload_limits(),
             None => (0, SKIPPED_PAYLOAD_MAX),

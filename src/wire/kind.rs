@@ -2,7 +2,7 @@
 //!
 //! They are in one table, so that a receiver can judge a header before it reads on; the header asks
 //! it. The layouts are elsewhere: payloads of control records in `records`, runs of pages in
-//! `header`, lists of runs in `list`.
+//! `header`, lists of runs in `list`, changed pages in `delta`.
 
 use crate::units::{PAGE_SIZE, STRETCH_PAGES};
 
@@ -25,6 +25,17 @@ pub const LIST_PAGES_MAX: u32 = 512;
 /// Bytes of a list of this many runs: 8 for each run, and a checksum.
 pub const fn list_len(runs: u32) -> usize {
     runs as usize * 8 + 4
+}
+
+/// The most pages in one DELTA.
+pub const DELTA_PAGES_MAX: u32 = 512;
+/// Bytes for each page in a DELTA's table: 4 for the page, 4 for the checksum of its base, 2 for the
+/// length of its encoding.
+pub(super) const DELTA_ENTRY: usize = 10;
+
+/// Bytes before the encodings in a DELTA of so many pages: a checksum, and the table.
+pub const fn delta_table_len(pages: u32) -> usize {
+    4 + pages as usize * DELTA_ENTRY
 }
 
 /// Which side sends a record.
@@ -87,6 +98,8 @@ const LIST_LEAST: u32 = list_len(1) as u32 + PAGE;
 const LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32 + LIST_PAGES_MAX * PAGE + CHECKSUM;
 const ZEROS_LIST_LEAST: u32 = list_len(1) as u32;
 const ZEROS_LIST_MOST: u32 = list_len(LIST_RUNS_MAX) as u32;
+const DELTA_LEAST: u32 = delta_table_len(1) as u32;
+const DELTA_MOST: u32 = delta_table_len(DELTA_PAGES_MAX) as u32 + DELTA_PAGES_MAX * PAGE;
 const PAGE: u32 = PAGE_SIZE as u32;
 const CHECKSUM: u32 = CHECKSUM_LEN as u32;
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
@@ -140,6 +153,8 @@ record_types! {
     PagesList = 23, "PAGES_LIST", ToDestination, LIST_LEAST, LIST_MOST;
     /// Runs of zero pages that lie apart.
     ZerosList = 24, "ZEROS_LIST", ToDestination, ZEROS_LIST_LEAST, ZEROS_LIST_MOST;
+    /// Pages as what has changed in them since they were sent last.
+    Delta = 26, "DELTA", ToDestination, DELTA_LEAST, DELTA_MOST;
 }
 
 impl RecordType {
@@ -154,12 +169,13 @@ impl RecordType {
         self == RecordType::Keepalive
     }
 
-    /// Whether this is a run of pages or a list of runs: no control record and no blob.
+    /// Whether this is a run of pages, a list of runs, or changed pages: no control record and no
+    /// blob.
     pub fn is_page_run(self) -> bool {
         self.is_list()
             || matches!(
                 self,
-                RecordType::Pages | RecordType::Zeros | RecordType::Ballooned
+                RecordType::Pages | RecordType::Zeros | RecordType::Ballooned | RecordType::Delta
             )
     }
 

@@ -16,10 +16,11 @@ const ENTRY: usize = 8;
 const CHECKSUM: usize = 4;
 
 impl Header {
-    /// How many pages' contents this record carries: 0 unless it is a PAGES or PAGES_LIST.
+    /// How many pages' contents this record carries: 0 unless it is a PAGES, PAGES_LIST or DELTA.
     pub fn data_pages(&self) -> u64 {
         let list = match RecordType::from_number(self.kind) {
             Some(kind) if kind.is_list() => list_len(self.count) as u64,
+            Some(RecordType::Delta) => return u64::from(self.count),
             _ => 0,
         };
         u64::from(self.payload).saturating_sub(list) / PAGE_SIZE

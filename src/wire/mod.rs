@@ -13,11 +13,13 @@
 //!   memory;
 //! - a list of page runs ([`RecordType::PagesList`], [`RecordType::ZerosList`]) is a header, the list
 //!   ([`decode_list`]), and in a PAGES_LIST raw bytes for all runs;
+//! - changed pages ([`RecordType::Delta`]) are a header, a table and encodings ([`decode_delta`]);
 //! - blobs ([`RecordType::State`], [`RecordType::Early`]) begin with a short prefix, [`Blob`], so
 //!   that the data can be read in parts;
 //! - every other record is a [`Record`].
 
 mod cursor;
+mod delta;
 mod header;
 mod kind;
 mod list;
@@ -26,15 +28,16 @@ mod records;
 #[cfg(test)]
 mod tests;
 
+pub use delta::{decode_delta, encode_delta, Delta};
 pub use header::{Header, FLAG_SKIPPABLE, HEADER_LEN, MAGIC};
 pub use kind::{
-    list_len, Direction, RecordType, CHECKSUM_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX,
-    SKIPPED_PAYLOAD_MAX,
+    delta_table_len, list_len, Direction, RecordType, CHECKSUM_LEN, DELTA_PAGES_MAX,
+    LIST_PAGES_MAX, LIST_RUNS_MAX, PAYLOAD_MAX, SKIPPED_PAYLOAD_MAX,
 };
 pub use list::{decode_list, encode_checked_list, encode_list, encode_zeros_list, listed_pages};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
+    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,

@@ -20,6 +20,9 @@ pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 /// sent as zeros.
 pub const FEATURE_BALLOONED: u64 = 1 << 1;
 
+/// Bit of "delta": DELTA records say what has changed in a page.
+pub const FEATURE_DELTA: u64 = 1 << 3;
+
 /// Bit of "page-checksums": PAGES and PAGES_LIST have a checksum behind their contents.
 pub const FEATURE_PAGE_CHECKSUMS: u64 = 1 << 5;
 
@@ -41,6 +44,10 @@ pub const FEATURES: &[Feature] = &[
     Feature {
         bit: 1,
         name: "ballooned",
+    },
+    Feature {
+        bit: 3,
+        name: "delta",
     },
     Feature {
         bit: 5,

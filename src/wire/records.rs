@@ -700,6 +700,7 @@ impl Record {
             | RecordType::Ballooned
             | RecordType::PagesList
             | RecordType::ZerosList
+            | RecordType::Delta
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

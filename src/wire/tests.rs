@@ -4,6 +4,7 @@
 //! written anew only with `BRANT_REGEN_FIXTURES=1`.
 
 mod blobs;
+mod deltas;
 mod fields;
 mod fixtures;
 mod headers;
@@ -71,6 +72,8 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
         if kind.is_list() {
             let list = &payload[..list_len(header.count)];
             decode_list(&header, list, Pages(u64::MAX), |_, _| Ok(()))?;
+        } else if kind == RecordType::Delta {
+            drop(decode_delta(&header, payload, Pages(u64::MAX))?);
         } else {
             header.check_run(Pages(u64::MAX))?;
         }
@@ -104,6 +107,19 @@ fn list(kind: RecordType, block: u32, runs: &[(u64, u32)]) -> Any {
     let mut payload = bytes[HEADER_LEN..].to_vec();
     payload.resize(header.payload as usize, 0x5a);
     Any::Run(header, payload)
+}
+
+/// Changed pages: number, checksum of the base, encoding.
+fn delta(block: u32, pages: &[(u64, u32, &[u8])]) -> Any {
+    let mut bytes = Vec::new();
+    let each = pages.iter().map(|(page, base, encoding)| Delta {
+        page: Pages(*page),
+        base: *base,
+        encoding,
+    });
+    encode_delta(block, each, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    Any::Run(header, bytes.split_off(HEADER_LEN))
 }
 
 /// The same list with a checksum behind the contents.
@@ -255,6 +271,13 @@ fn examples() -> Vec<(&'static str, Any)> {
         (
             "zeros_list",
             list(RecordType::ZerosList, 5, &[(510, 2), (513, 1), (9216, 500)]),
+        ),
+        (
+            "delta",
+            delta(
+                5,
+                &[(510, 0x1234_5678, &[5, 1, 9]), (9000, 0xffff_ffff, &[])],
+            ),
         ),
         (
             "pages_checked",

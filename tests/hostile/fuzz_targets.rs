@@ -23,6 +23,21 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|f| std::fs::read(f).unwrap()).collect()
 }
 
+/// Some bytes changed, as by a fuzzer that knows nothing of records.
+fn changed(data: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut changed = data.to_vec();
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(changed.len());
+        match random.below(4) {
+            0 => changed.truncate(at.max(1)),
+            1 => changed[at] = random.next() as u8,
+            2 => changed[at] ^= 1 << random.below(8),
+            _ => drop(changed.splice(at..at, vec![random.next() as u8; random.below(9)])),
+        }
+    }
+    changed
+}
+
 #[test]
 fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
     bounded();
@@ -35,6 +50,14 @@ fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
         let data = &decoder[random.below(decoder.len())];
         fuzz::decoder(&fuzz::mutate(std::slice::from_ref(data), || random.next()));
     }
+    let delta = seeds("delta");
+    for data in &delta {
+        fuzz::delta(data);
+    }
+    for _ in 0..5_000 {
+        let data = &delta[random.below(delta.len())];
+        fuzz::delta(&changed(data, &mut random));
+    }
     let incoming = seeds("incoming");
     let mut ran = 0;
     for data in &incoming {
@@ -43,17 +66,7 @@ fn the_fuzz_targets_hold_on_their_seeds_and_some_thousand_mutations() {
     assert!(ran > 0, "no seed gets to the end");
     for _ in 0..1500 {
         let data = &incoming[random.below(incoming.len())];
-        let mut changed = data.clone();
-        for _ in 0..1 + random.below(4) {
-            // As a fuzzer does that knows nothing of records.
-            let at = random.below(changed.len());
-            match random.below(4) {
-                0 => changed.truncate(at.max(1)),
-                1 => changed[at] = random.next() as u8,
-                2 => changed[at] ^= 1 << random.below(8),
-                _ => drop(changed.splice(at..at, vec![random.next() as u8; random.below(9)])),
-            }
-        }
+        let mut changed = changed(data, &mut random);
         changed[0] |= u8::from(random.below(4) > 0);
         fuzz::incoming(&changed);
     }
@@ -79,6 +92,13 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
             write("decoder", &kind.name().to_lowercase(), &sample(*kind));
         }
     }
+    write("delta", "sparse", &[5, 1, 9, 0xc2, 1, 3, 9, 9, 9]);
+    write(
+        "delta",
+        "dense",
+        &[&[0, 0x80, 0x20][..], &[7; 4096]].concat(),
+    );
+    write("delta", "last", &[0xff, 0x1f, 1, 7]);
     let session = fuzz::session();
     let whole = |records: &[Vec<u8>]| [&[1][..], &records.concat()].concat();
     write("incoming", "session", &whole(&session));

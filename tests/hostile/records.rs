@@ -78,6 +78,7 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::Ballooned => return Header::ballooned(4, Pages(1), 1).encode().to_vec(),
         R::PagesList => return list_bytes(kind, &[(1, 2), (4, 1)]),
         R::ZerosList => return list_bytes(kind, &[(1, 2), (4, 1)]),
+        R::Delta => return delta_bytes(&[(1, 0, &[0, 1, 7]), (4, 0, &[])]),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
@@ -100,6 +101,18 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
 /// A list of these runs of block 4, and contents for them if its type has contents.
 pub fn list_bytes(kind: RecordType, runs: &[(u64, u32)]) -> Vec<u8> {
     fuzz::list_bytes(kind, 4, runs)
+}
+
+/// Changed pages of block 4: number, checksum of the base, encoding.
+pub fn delta_bytes(pages: &[(u64, u32, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let each = pages.iter().map(|(page, base, encoding)| wire::Delta {
+        page: Pages(*page),
+        base: *base,
+        encoding,
+    });
+    wire::encode_delta(4, each, &mut bytes).unwrap();
+    bytes
 }
 
 /// A record with a changed field in its header, and a correct checksum.

@@ -1,13 +1,14 @@
-//! The inputs of a fuzzer: the decoder of records and a whole incoming migration, each with
-//! arbitrary bytes; and a mutator that knows records. The targets in `fuzz/` only call these
-//! functions. `tests/hostile` runs them for a moment on the seeds, so that they keep working
-//! between two rounds of fuzzing. Every defect shows as a panic.
+//! The inputs of a fuzzer: the decoder of records, the codec of changed pages and a whole incoming
+//! migration, each with arbitrary bytes; and a mutator that knows records. The targets in `fuzz/`
+//! only call these functions. `tests/hostile` runs them for a moment on the seeds, so that they keep
+//! working between two rounds of fuzzing. Every defect shows as a panic.
 #![allow(dead_code)]
 
 use brant::error::{Kind, Result};
 use brant::memory::block::{BlockDescription, BlockFlags};
 use brant::memory::Memory;
 use brant::migrate::{AcceptFrom, Incoming, Params};
+use brant::page::delta;
 use brant::units::{Bytes, Pages, PAGE_SIZE};
 use brant::vmm::{Event, EventKind, StateBlob, Vmm};
 use brant::wire::{self, Blob, Header, Ours, Record, RecordType, HEADER_LEN};
@@ -58,6 +59,17 @@ fn one_record(data: &[u8]) {
     assert!(class.is_err() || limit.is_ok(), "{header:?}");
     let payload = &data[HEADER_LEN..];
     let payload = &payload[..payload.len().min(header.payload as usize)];
+    if let Ok(pages) = wire::decode_delta(&header, payload, Pages(RAM_PAGES as u64)) {
+        let mut after = header.first_page;
+        for page in pages {
+            assert!(
+                (after..RAM_PAGES as u64).contains(&page.page.0),
+                "{header:?}"
+            );
+            assert!(page.encoding.len() <= PAGE, "{header:?}");
+            after = page.page.0 + 1;
+        }
+    }
     for pages in [1, RAM_PAGES as u64, 1 << 40, u64::MAX] {
         if header.check_run(Pages(pages)).is_ok() {
             let end = header.first_page.checked_add(u64::from(header.count));
@@ -173,6 +185,38 @@ fn crc32(bytes: &[u8]) -> u32 {
             (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
         })
     })
+}
+
+// --- changed pages ----------------------------------------------------------------------------
+
+/// Arbitrary bytes as the encoding of a changed page, and as the changes themselves: nothing panics, and
+/// what is encoded is decoded to the same.
+pub fn delta(data: &[u8]) {
+    let base: [u8; PAGE] = std::array::from_fn(|i| (i * 7 + i / 256) as u8);
+    let mut page = base;
+    if delta::decode(data, &mut page).is_ok() {
+        comes_back(&base, &page);
+    }
+    // Each four bytes: where, how many, and what is written there.
+    let mut page = base;
+    for change in data.chunks_exact(4) {
+        let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % PAGE;
+        let end = (at + usize::from(change[2] % 40)).min(PAGE);
+        page[at..end].fill(change[3]);
+    }
+    comes_back(&base, &page);
+}
+
+fn comes_back(base: &[u8; PAGE], page: &[u8; PAGE]) {
+    let mut out = [0; 2 * PAGE];
+    let length = delta::encode(base, page, &mut out).unwrap();
+    let mut decoded = *base;
+    delta::decode(&out[..length], &mut decoded).unwrap();
+    assert!(decoded == *page);
+    // Room for one byte less is not enough.
+    if let Some(less) = length.checked_sub(1) {
+        assert_eq!(delta::encode(base, page, &mut out[..less]), None);
+    }
 }
 
 // --- a whole incoming migration ---------------------------------------------------------------

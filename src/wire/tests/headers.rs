@@ -144,7 +144,7 @@ fn an_unknown_type_is_skipped_with_the_flag_and_refused_without() {
             ..unknown
         }
         .classify(),
-        &["999", "1 to 24"],
+        &["999", "1 to 26"],
     );
     refused(
         Header {
@@ -203,7 +203,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
             RecordType::Pages => Header::pages(0, Pages(0), 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
             RecordType::Ballooned => Header::ballooned(0, Pages(0), 1),
-            RecordType::PagesList | RecordType::ZerosList => Header {
+            RecordType::PagesList | RecordType::ZerosList | RecordType::Delta => Header {
                 count: 1,
                 ..Header::control(kind, 0, 0)
             },
@@ -221,8 +221,9 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
                 &[kind.name()],
             );
         }
-        // The count of these types determines the exact payload.
-        if kind != RecordType::Pages && !kind.is_list() {
+        // The count of these types determines the payload, or its limits.
+        let by_count = [RecordType::Pages, RecordType::Delta];
+        if !by_count.contains(&kind) && !kind.is_list() {
             for payload in [least, most] {
                 Header { payload, ..base }.check_payload_limit().unwrap();
             }

@@ -1,0 +1,335 @@
+//! A page as what has changed in it since another version of it: the field's XBZRLE encoding.
+//!
+//! Pure: bytes in, bytes out. No block, no cache and no record in here. The source encodes the page
+//! that it sends against the version that it sent before. The destination decodes onto that version.
+//!
+//! An encoding is a sequence of pairs. Each pair skips some bytes that have not changed, and then
+//! gives some bytes as they are now:
+//!
+//! ```text
+//! page = { skipped length, given length, given bytes }
+//! ```
+//!
+//! A length is 1 or 2 bytes: 7 bits a byte, the lowest first, and the highest bit of the first byte
+//! says that a second one follows (ULEB128). Only the first pair may skip 0 bytes; no pair gives 0.
+//! Unchanged bytes at the page's end are left out, so an unchanged page has an encoding of 0 bytes.
+//!
+//! Example: a page in which bytes 5 and 200 to 202 have become 9 is `05 01 09 C2 01 03 09 09 09`.
+//!
+//! A single unchanged byte between two changed ones is given like them: a pair of its own would take
+//! two bytes to save one. So the encoding is never longer than one that ends a run of given bytes at
+//! each unchanged byte, and every decoder of XBZRLE reads it.
+//!
+//! Both pages are the caller's own memory, which nobody else writes to. Guest memory is copied first.
+
+use crate::units::PAGE_SIZE;
+use std::fmt;
+
+/// Bytes in a page.
+pub const PAGE: usize = PAGE_SIZE as usize;
+const GROUP: usize = 64;
+const GROUPS: usize = PAGE / GROUP;
+
+/// A bit for each byte of a page.
+type Mask = [u64; GROUPS];
+
+/// Writes the encoding of `page`, as a change of `base`, to the beginning of `out`, and returns its
+/// length. `None` if it is longer than `out`. All of `out` may be overwritten.
+pub fn encode(base: &[u8; PAGE], page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
+    write(&closed(Level::best().differing(base, page)), page, out)
+}
+
+/// `differing` with each single clear bit between two set ones set.
+fn closed(differing: Mask) -> Mask {
+    let mut closed = differing;
+    for (i, word) in differing.iter().enumerate() {
+        let before = match i {
+            0 => 0,
+            _ => differing[i - 1] >> 63,
+        };
+        let after = differing.get(i + 1).map_or(0, |next| next << 63);
+        closed[i] |= (word << 1 | before) & (word >> 1 | after);
+    }
+    closed
+}
+
+/// The encoding that gives the bytes of `page` whose bits are set.
+fn write(given: &Mask, page: &[u8; PAGE], out: &mut [u8]) -> Option<usize> {
+    let (mut length, mut end) = (0, 0);
+    loop {
+        let start = next(given, end, 0);
+        if start == PAGE {
+            return Some(length);
+        }
+        let skipped = start - end;
+        end = next(given, start, u64::MAX);
+        let bytes = end - start;
+        if size(skipped) + size(bytes) + bytes > out.len() - length {
+            return None;
+        }
+        length += put(skipped, &mut out[length..]);
+        length += put(bytes, &mut out[length..]);
+        // Most runs are short: copying a fixed number of bytes is cheaper than copying just those.
+        match (
+            page.get(start..start + SHORT),
+            out.get_mut(length..length + SHORT),
+        ) {
+            (Some(from), Some(to)) if bytes <= SHORT => to.copy_from_slice(from),
+            _ => out[length..length + bytes].copy_from_slice(&page[start..end]),
+        }
+        length += bytes;
+    }
+}
+
+const SHORT: usize = 16;
+
+/// The first bit at `from` or later that is set in `mask`, or clear where `flip` is all ones; [`PAGE`]
+/// if there is none.
+#[inline]
+fn next(mask: &Mask, from: usize, flip: u64) -> usize {
+    let mut group = from / GROUP;
+    let Some(first) = mask.get(group) else {
+        return PAGE;
+    };
+    let mut word = (first ^ flip) & (u64::MAX << (from % GROUP));
+    while word == 0 {
+        group += 1;
+        match mask.get(group) {
+            Some(next) => word = next ^ flip,
+            None => return PAGE,
+        }
+    }
+    group * GROUP + word.trailing_zeros() as usize
+}
+
+/// Bytes that a length takes.
+#[inline]
+fn size(length: usize) -> usize {
+    1 + usize::from(length >= 0x80)
+}
+
+#[inline]
+fn put(length: usize, out: &mut [u8]) -> usize {
+    out[0] = length as u8;
+    if length < 0x80 {
+        return 1;
+    }
+    out[0] |= 0x80;
+    out[1] = (length >> 7) as u8;
+    2
+}
+
+/// Why an encoding is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Corrupt {
+    /// The byte of the encoding at which that shows.
+    pub at: usize,
+    /// What was expected there.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "byte {}: expected {}", self.at, self.expected)
+    }
+}
+
+/// Changes `page`, which is the version that was encoded against, into the version that was encoded.
+/// Writes nothing but `page`, whatever `encoding` holds.
+///
+/// # Errors
+/// [`Corrupt`] for what is no encoding. `page` may have been changed in part.
+pub fn decode(encoding: &[u8], page: &mut [u8; PAGE]) -> Result<(), Corrupt> {
+    let (mut at, mut to) = (0, 0);
+    while at < encoding.len() {
+        let pair = at;
+        let refuse = |at, expected| Err(Corrupt { at, expected });
+        let skipped = length(encoding, &mut at)?;
+        if skipped == 0 && pair > 0 {
+            return refuse(pair, "a pair that skips 1 byte or more");
+        }
+        if skipped > PAGE - to {
+            return refuse(pair, "a pair that skips no byte past the page's end");
+        }
+        to += skipped;
+        let run = at;
+        let bytes = length(encoding, &mut at)?;
+        if bytes == 0 {
+            return refuse(run, "a pair that gives 1 byte or more");
+        }
+        if bytes > PAGE - to {
+            return refuse(run, "a pair that gives no byte past the page's end");
+        }
+        if bytes > encoding.len() - at {
+            return refuse(run, "a pair that gives no more bytes than follow");
+        }
+        page[to..to + bytes].copy_from_slice(&encoding[at..at + bytes]);
+        (at, to) = (at + bytes, to + bytes);
+    }
+    Ok(())
+}
+
+/// The length at `at`, which is moved past it.
+#[inline]
+fn length(encoding: &[u8], at: &mut usize) -> Result<usize, Corrupt> {
+    let cut_off = |at| Corrupt {
+        at,
+        expected: "a length, found the encoding's end",
+    };
+    let low = *encoding.get(*at).ok_or(cut_off(*at))?;
+    *at += 1;
+    if low < 0x80 {
+        return Ok(usize::from(low));
+    }
+    let high = *encoding.get(*at).ok_or(cut_off(*at))?;
+    if high >= 0x80 {
+        return Err(Corrupt {
+            at: *at - 1,
+            expected: "a length of 2 bytes or less",
+        });
+    }
+    *at += 1;
+    Ok(usize::from(low & 0x7f) | usize::from(high) << 7)
+}
+
+/// Which loop compares two pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx512,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx2,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Sse2,
+    #[cfg_attr(all(target_arch = "x86_64", not(miri)), allow(dead_code))]
+    Words,
+}
+
+impl Level {
+    /// The widest that this machine has. Detection is cached by std.
+    #[inline]
+    fn best() -> Level {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            if std::arch::is_x86_feature_detected!("avx512bw") {
+                Level::Avx512
+            } else if std::arch::is_x86_feature_detected!("avx2") {
+                Level::Avx2
+            } else {
+                Level::Sse2
+            }
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        Level::Words
+    }
+
+    /// Which bytes of two pages differ. The machine has what the level is named after.
+    #[inline]
+    fn differing(self, a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+        match self {
+            // SAFETY: `best`, and in tests the list of levels, name what the machine has.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Level::Avx512 => unsafe { x86::differing_avx512(a, b) },
+            // SAFETY: as above.
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Level::Avx2 => unsafe { x86::differing_avx2(a, b) },
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Level::Sse2 => x86::differing_sse2(a, b),
+            Level::Words => differing_words(a, b),
+        }
+    }
+}
+
+/// The loop for machines without one of their own.
+fn differing_words(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let mut mask = [0; GROUPS];
+    for (group, bits) in mask.iter_mut().enumerate() {
+        let at = group * GROUP..(group + 1) * GROUP;
+        let (a, _) = a[at.clone()].as_chunks::<8>();
+        let (b, _) = b[at].as_chunks::<8>();
+        for (i, (a, b)) in a.iter().zip(b).enumerate() {
+            let x = u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
+            // The highest bit of each byte that is not 0; then those bits side by side.
+            let high = (((x & LOW) + LOW) | x) & !LOW;
+            *bits |= ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+        }
+    }
+    mask
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod x86 {
+    //! The comparison for each width of vector.
+
+    use super::{Mask, GROUP, GROUPS, PAGE};
+    use std::arch::x86_64::*;
+
+    /// The groups of 64 bytes of two pages, side by side.
+    #[inline(always)]
+    fn groups<'a>(
+        a: &'a [u8; PAGE],
+        b: &'a [u8; PAGE],
+    ) -> impl Iterator<Item = (&'a [u8; GROUP], &'a [u8; GROUP])> {
+        let (a, _) = a.as_chunks::<GROUP>();
+        let (b, _) = b.as_chunks::<GROUP>();
+        a.iter().zip(b)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn differing_avx512(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+        let mut mask = [0; GROUPS];
+        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+            // SAFETY: 64 bytes each; no alignment is asked for.
+            let (a, b) = unsafe {
+                (
+                    _mm512_loadu_si512(a.as_ptr().cast()),
+                    _mm512_loadu_si512(b.as_ptr().cast()),
+                )
+            };
+            *bits = _mm512_cmpneq_epi8_mask(a, b);
+        }
+        mask
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn differing_avx2(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+        let mut mask = [0; GROUPS];
+        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+            let half = |half: usize| {
+                let (a, b) = (&a[32 * half..][..32], &b[32 * half..][..32]);
+                // SAFETY: 32 bytes each; no alignment is asked for.
+                let (a, b) = unsafe {
+                    (
+                        _mm256_loadu_si256(a.as_ptr().cast()),
+                        _mm256_loadu_si256(b.as_ptr().cast()),
+                    )
+                };
+                u64::from(!_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) as u32)
+            };
+            *bits = half(0) | half(1) << 32;
+        }
+        mask
+    }
+
+    /// Every x86-64 machine has SSE2.
+    pub(super) fn differing_sse2(a: &[u8; PAGE], b: &[u8; PAGE]) -> Mask {
+        let mut mask = [0; GROUPS];
+        for (bits, (a, b)) in mask.iter_mut().zip(groups(a, b)) {
+            for quarter in 0..4 {
+                let (a, b) = (&a[16 * quarter..][..16], &b[16 * quarter..][..16]);
+                // SAFETY: 16 bytes each; no alignment is asked for; and SSE2 is there.
+                let equal = unsafe {
+                    let a = _mm_loadu_si128(a.as_ptr().cast());
+                    let b = _mm_loadu_si128(b.as_ptr().cast());
+                    _mm_movemask_epi8(_mm_cmpeq_epi8(a, b))
+                };
+                *bits |= u64::from(!equal as u16) << (16 * quarter);
+            }
+        }
+        mask
+    }
+}
+
+#[cfg(test)]
+mod tests;
