@@ -2507,6 +2507,14 @@ typedef struct brant_params {
      */
     uint64_t max_state_bytes;
     /**
+     * Source: the most memory for copies of sent pages, over all connections together; 1 MiB to 1
+     * TiB; default 0, none. With such a cache, a page that is sent again goes as what has changed
+     * in it, where that is less than the page. A destination that does not know deltas is refused
+     * (BRANT_E_VERSION). The memory is taken as pages come back. It is freed when the migration
+     * ends.
+     */
+    uint64_t delta_cache_bytes;
+    /**
      * Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
      * no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
      * with the cap, so the guest is paused when less is left to send.
@@ -2756,6 +2764,20 @@ typedef struct brant_stats {
      * counts again. Source only.
      */
     uint64_t poisoned_pages;
+    /**
+     * Of the data pages, those that were sent again as what had changed in them
+     * (`brant_params.delta_cache_bytes`). Source only.
+     */
+    uint64_t delta_pages;
+    /** Bytes that these pages would have taken more if they had been sent whole. Source only. */
+    uint64_t delta_saved_bytes;
+    /**
+     * Pages that were sent again, and whole because the cache did not hold their last version. A
+     * page that is sent for the second time is always one of them. Source only.
+     */
+    uint64_t delta_missed_pages;
+    /** Pages that were sent again, and whole because too much had changed in them. Source only. */
+    uint64_t delta_overflowed_pages;
     /**
      * For how long one channel had more pages than it could send while another had none: what
      * several channels lose because each 2 MiB of memory belong to one of them. Divided by

@@ -17,7 +17,7 @@
 mod cells;
 pub mod chunks;
 pub mod concurrent;
-mod heap;
+pub(crate) mod heap;
 pub mod runs;
 pub mod stretches;
 pub mod summary;

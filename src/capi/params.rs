@@ -62,6 +62,12 @@ pub struct brant_params {
     /// Destination: the most bytes of early configuration, and of device state, that brant takes; 4
     /// KiB to 1 TiB; default 256 MiB.
     pub max_state_bytes: u64,
+    /// Source: the most memory for copies of sent pages, over all connections together; 1 MiB to 1
+    /// TiB; default 0, none. With such a cache, a page that is sent again goes as what has changed
+    /// in it, where that is less than the page. A destination that does not know deltas is refused
+    /// (BRANT_E_VERSION). The memory is taken as pages come back. It is freed when the migration
+    /// ends.
+    pub delta_cache_bytes: u64,
     /// Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
     /// no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
     /// with the cap, so the guest is paused when less is left to send.
@@ -168,6 +174,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
             p.max_state_bytes
         },
         page_checksums,
+        delta_cache_bytes: some(p.delta_cache_bytes),
         switchover_max_bandwidth: some(p.switchover_max_bandwidth),
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };

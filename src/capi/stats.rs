@@ -179,6 +179,16 @@ pub struct brant_stats {
     /// (brant_guest_mark_poisoned), which are neither read nor sent. A page that is named again
     /// counts again. Source only.
     pub poisoned_pages: u64,
+    /// Of the data pages, those that were sent again as what had changed in them
+    /// (`brant_params.delta_cache_bytes`). Source only.
+    pub delta_pages: u64,
+    /// Bytes that these pages would have taken more if they had been sent whole. Source only.
+    pub delta_saved_bytes: u64,
+    /// Pages that were sent again, and whole because the cache did not hold their last version. A
+    /// page that is sent for the second time is always one of them. Source only.
+    pub delta_missed_pages: u64,
+    /// Pages that were sent again, and whole because too much had changed in them. Source only.
+    pub delta_overflowed_pages: u64,
     /// For how long one channel had more pages than it could send while another had none: what
     /// several channels lose because each 2 MiB of memory belong to one of them. Divided by
     /// `elapsed_ns` it is a share of the migration. Source only; 0 with one channel.
@@ -293,6 +303,10 @@ impl From<&Stats> for brant_stats {
             ballooned_pages: s.ballooned_pages,
             hinted_pages: s.hinted_pages,
             poisoned_pages: s.poisoned_pages,
+            delta_pages: s.delta_pages,
+            delta_saved_bytes: s.delta_saved_bytes,
+            delta_missed_pages: s.delta_missed_pages,
+            delta_overflowed_pages: s.delta_overflowed_pages,
             uneven_ns: nanos(s.uneven),
         }
     }

@@ -72,6 +72,11 @@ pub struct Params {
     /// Destination: the most bytes of early configuration, and the most of device state, that it
     /// accepts: 4 KiB to 1 TiB each; 256 MiB.
     pub max_state_bytes: u64,
+    /// Source: the most memory for copies of sent pages, over all connections together: 1 MiB to 1
+    /// TiB; `None`, none. With it, a page that is sent again goes as what has changed in it since,
+    /// where that is less; the destination must be able to (feature "delta"). The memory is taken
+    /// as pages come back, and is freed when the migration ends.
+    pub delta_cache_bytes: Option<u64>,
     /// Source: bytes a second that sending may use from the pause on: 64 KiB/s to 1 TiB/s; `None`, no
     /// cap. With a cap the guest stands still for longer, and what is expected of the downtime
     /// counts with it.
@@ -121,6 +126,7 @@ impl Default for Params {
             channels: 1,
             incoming_channels: 64,
             max_state_bytes: 256 << 20,
+            delta_cache_bytes: None,
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
             skip_ballooned: true,
@@ -218,6 +224,11 @@ impl Params {
         if !self.skip_ballooned {
             ours = ours.without(wire::FEATURE_BALLOONED);
         }
+        match (self.delta_cache_bytes, side) {
+            (Some(_), Side::Source) => ours = ours.requiring(wire::FEATURE_DELTA),
+            (None, Side::Source) => ours = ours.without(wire::FEATURE_DELTA),
+            (_, Side::Destination) => {}
+        }
         match (self.page_checksums, side) {
             (PageChecksums::On, _) => ours.requiring(wire::FEATURE_PAGE_CHECKSUMS),
             (PageChecksums::Off, _) | (PageChecksums::Default, Side::Source) => {
@@ -302,6 +313,9 @@ impl Params {
             1,
             most,
         )?;
+        if let Some(bytes) = self.delta_cache_bytes {
+            within("the delta cache in bytes", bytes, 1 << 20, 1 << 40)?;
+        }
         within(
             "the maximum state in bytes",
             self.max_state_bytes,
@@ -399,6 +413,10 @@ mod tests {
             (Params { incoming_channels: 65, ..d() },
              "the most channels of a source is 65; it can be 1 to 64"),
             (Params { max_state_bytes: 0, ..d() }, "4096 to"),
+            (Params { delta_cache_bytes: Some(4096), ..d() },
+             "the delta cache in bytes is 4096; it can be 1048576 to 1099511627776"),
+            (Params { delta_cache_bytes: Some((1 << 40) + 1), ..d() },
+             "the delta cache in bytes is 1099511627777; it can be 1048576 to 1099511627776"),
         ];
         for (params, range) in wrong {
             let error = params.check().unwrap_err();

@@ -139,6 +139,15 @@ pub struct Stats {
     /// Of the zero pages, the poisoned ones, whose contents the VMM has declared lost: neither read
     /// nor sent. A page that is named again counts again. Source only.
     pub poisoned_pages: u64,
+    /// Of the data pages, those that were sent again as what had changed in them. Source only.
+    pub delta_pages: u64,
+    /// Bytes that these pages would have taken more if they had been sent whole. Source only.
+    pub delta_saved_bytes: u64,
+    /// Pages that were sent again, and whole because the cache did not hold their last version. A
+    /// page that is sent for the second time is always one of them. Source only.
+    pub delta_missed_pages: u64,
+    /// Pages that were sent again, and whole because too much had changed in them. Source only.
+    pub delta_overflowed_pages: u64,
     /// For how long one channel had more pages than it could send while another had none: what several
     /// channels lose because each stretch of memory belongs to one of them. As a share of the
     /// migration: divided by `elapsed`. Source only; 0 with one channel.
@@ -377,7 +386,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 40);
+        assert_eq!(value.as_object().unwrap().len(), 44);
     }
 
     #[test]

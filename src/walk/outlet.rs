@@ -60,6 +60,14 @@ pub struct Put {
     pub free_pages: u64,
     /// Of the zero pages, those whose contents are lost, as the VMM has declared.
     pub poisoned_pages: u64,
+    /// Of the data pages, those that went as what had changed in them.
+    pub delta_pages: u64,
+    /// Bytes that these pages would have taken more.
+    pub delta_saved: u64,
+    /// Of the other data pages, re-sent ones whose last version was not at hand.
+    pub delta_misses: u64,
+    /// Of the other data pages, re-sent ones in which too much had changed.
+    pub delta_overflows: u64,
     /// From the look at the first page until the last byte was sent or written. Where several
     /// threads send: the time in which all of them together have sent this.
     pub time: Duration,
@@ -83,13 +91,18 @@ impl Put {
             ballooned_pages: self.ballooned_pages - before.ballooned_pages,
             free_pages: self.free_pages - before.free_pages,
             poisoned_pages: self.poisoned_pages - before.poisoned_pages,
+            delta_pages: self.delta_pages - before.delta_pages,
+            delta_saved: self.delta_saved - before.delta_saved,
+            delta_misses: self.delta_misses - before.delta_misses,
+            delta_overflows: self.delta_overflows - before.delta_overflows,
             time: Duration::ZERO,
         }
     }
 
-    /// Whether the time measures the link. It does not if most of it went into finding zero pages.
+    /// Whether the time measures the link. It does not if most of it went into finding zero pages or
+    /// making deltas.
     pub fn measures_the_link(&self) -> bool {
-        2 * self.data_pages >= self.read_pages()
+        2 * (self.data_pages - self.delta_pages) >= self.read_pages()
     }
 }
 
@@ -102,6 +115,10 @@ impl AddAssign for Put {
         self.ballooned_pages += more.ballooned_pages;
         self.free_pages += more.free_pages;
         self.poisoned_pages += more.poisoned_pages;
+        self.delta_pages += more.delta_pages;
+        self.delta_saved += more.delta_saved;
+        self.delta_misses += more.delta_misses;
+        self.delta_overflows += more.delta_overflows;
         self.time += more.time;
     }
 }

@@ -74,7 +74,7 @@ impl Default for Ours {
         Ours {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED | FEATURE_PAGE_CHECKSUMS,
+            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED | FEATURE_DELTA | FEATURE_PAGE_CHECKSUMS,
             required: FEATURE_ZERO_RUNS,
         }
     }

@@ -4,6 +4,7 @@
 mod account;
 mod authenticate;
 mod blobs;
+mod changed;
 mod driver;
 mod figures;
 mod gather;

@@ -29,6 +29,8 @@ pub(super) struct Agreed {
     pub(super) token: Token,
     /// Whether BALLOONED records may come.
     pub(super) ballooned: bool,
+    /// Whether DELTA records may come.
+    pub(super) delta: bool,
     /// Whether contents come with a checksum behind them, and none without.
     pub(super) checksums: bool,
 }
@@ -38,13 +40,14 @@ impl Agreed {
     pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
         let (name, agreed) = match kind {
             RecordType::Ballooned if !self.ballooned => ("ballooned", false),
+            RecordType::Delta if !self.delta => ("delta", false),
             RecordType::Pages | RecordType::PagesList if header.is_checked() != self.checksums => {
                 ("page-checksums", self.checksums)
             }
             _ => return Ok(()),
         };
         let what = match (kind, agreed) {
-            (RecordType::Ballooned, _) => "",
+            (RecordType::Ballooned | RecordType::Delta, _) => "",
             (_, true) => " with no checksum behind its contents",
             (_, false) => " with a checksum behind its contents",
         };
@@ -83,6 +86,7 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
     let agreed = Agreed {
         token: hello.token,
         ballooned: features & wire::FEATURE_BALLOONED != 0,
+        delta: features & wire::FEATURE_DELTA != 0,
         checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
     };
     Ok((Record::HelloReply(reply), agreed))

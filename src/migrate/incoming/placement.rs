@@ -144,6 +144,20 @@ impl Placement {
         placed
     }
 
+    /// The same for changed pages.
+    pub(super) fn place_changed(
+        &mut self,
+        lane: &mut Lane,
+        sink: &mut Sink,
+        header: &Header,
+        recall: &Recall,
+        io: &Io<'_>,
+    ) -> Result<()> {
+        let length = header.payload as usize;
+        let payload = self.staged.read(lane, length, recall, io)?;
+        sink.changed(header, payload)
+    }
+
     fn place_checked(
         &mut self,
         lane: &mut Lane,

@@ -119,6 +119,10 @@ impl Receiver {
                 let io = waits.record(header, Limit::never());
                 placement.place_list(lane, sink, header, listed, recall, &io)?;
             }
+            RecordType::Delta => {
+                let io = waits.record(header, Limit::never());
+                placement.place_changed(lane, sink, header, recall, &io)?;
+            }
             _ => {
                 let io = waits.record(header, Limit::never());
                 placement.place(lane, sink, header, recall, &io)?;

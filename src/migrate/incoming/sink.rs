@@ -8,6 +8,7 @@
 //! lane's own, what is known to be zero is kept in a cache line a stretch, and a stretch belongs to
 //! one lane.
 
+use super::changed;
 use super::targets::{Target, View};
 use crate::error::Result;
 use crate::fallible;
@@ -108,6 +109,24 @@ impl Sink {
             Ok(())
         })?;
         Ok((target, pin, &mut self.contents))
+    }
+
+    /// Takes changed pages, a DELTA record whose payload is `payload`: each onto the version of it
+    /// that is in our memory. They go nowhere if the block is gone here.
+    pub(super) fn changed(&mut self, header: &Header, payload: &[u8]) -> Result<()> {
+        let target = self.view.get(header.block)?;
+        let changed = wire::decode_delta(header, payload, target.pages)?;
+        let Some(block) = target.block.as_ref().and_then(|b| self.memory.pin(b)) else {
+            return Ok(());
+        };
+        for delta in changed {
+            let run = block.run(delta.page, Pages(1))?;
+            target.zero.written(&block, pages_of(&run));
+            changed::apply(&block, run, &delta)?;
+            block.ballooned().arrived(pages_of(&run));
+            self.memory.tell_written(run.block(), pages_of(&run));
+        }
+        Ok(())
     }
 
     /// The name of the source's block of this number.

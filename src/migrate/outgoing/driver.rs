@@ -359,6 +359,10 @@ impl Driver {
             stats.hole_pages = put.hole_pages;
             stats.ballooned_pages = put.ballooned_pages;
             stats.poisoned_pages = put.poisoned_pages;
+            stats.delta_pages = put.delta_pages;
+            stats.delta_saved_bytes = put.delta_saved;
+            stats.delta_missed_pages = put.delta_misses;
+            stats.delta_overflowed_pages = put.delta_overflows;
             stats.uneven = lanes.uneven();
             let shared = &self.common.shared;
             let over = self.ended;

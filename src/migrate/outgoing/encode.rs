@@ -5,6 +5,10 @@
 //! are bytes of the encoder's own, a copy of pages or what was made of one: whatever is computed
 //! from contents has to be computed from a copy, because the guest writes meanwhile.
 
+mod resent;
+
+use super::deltas::Deltas;
+use super::waiting::Waiting;
 use crate::channel::{Channel, Part};
 use crate::dirty::consumer::Content;
 use crate::dirty::taken::Taken;
@@ -24,6 +28,8 @@ pub(super) struct Encoder {
     contents: Contents,
     agreed: Agreed,
     own: Own,
+    /// What makes deltas of re-sent pages, if they were agreed on.
+    deltas: Option<Deltas>,
 }
 
 /// What the destination takes, as agreed.
@@ -51,6 +57,7 @@ impl Encoder {
             contents: Contents::new(),
             agreed: Agreed::default(),
             own: Own::default(),
+            deltas: None,
         }
     }
 
@@ -59,11 +66,25 @@ impl Encoder {
         self.agreed = agreed;
     }
 
+    /// Re-sent pages go as deltas, with a cache of at most so many bytes.
+    pub(super) fn use_deltas(&mut self, cache: u64) -> Result<()> {
+        self.deltas = Some(Deltas::new(cache)?);
+        Ok(())
+    }
+
+    /// The pages that come now are of this pass.
+    pub(super) fn in_pass(&mut self, pass: u32) {
+        if let Some(deltas) = &mut self.deltas {
+            deltas.in_pass(pass);
+        }
+    }
+
     /// The records of taken pages, whose protection has been restored. Pages that hold nothing
     /// are found without reading them.
     pub(super) fn encode<'t>(&'t mut self, taken: &'t Taken) -> Result<Records<'t>> {
         self.own.empty();
         let mut records = Records::for_runs(taken, self.agreed, &mut self.own)?;
+        records.waiting = self.deltas.as_mut().map(Waiting::with);
         // The runs' protection is back, so what is asked from here on is true of them.
         self.contents.refresh();
         let mut used = Used::default();
@@ -75,10 +96,12 @@ impl Encoder {
                 records.unread(run.pages, run.content);
                 continue;
             }
-            if used.block.is_some_and(|block| block.id() != run.block.id()) {
+            let other = used.block.is_some_and(|block| block.id() != run.block.id());
+            if other || used.first_time != run.first_time {
                 used.look(&mut self.contents, &mut records)?;
             }
             used.block = Some(run.block);
+            used.first_time = run.first_time;
             run.block
                 .poisoned()
                 .split(run.pages.range(), |range, lost| {
@@ -93,6 +116,7 @@ impl Encoder {
         }
         used.look(&mut self.contents, &mut records)?;
         records.gathered();
+        records.send_waiting()?;
         match records.failed.take() {
             Some(error) => Err(error),
             None => Ok(records),
@@ -100,11 +124,12 @@ impl Encoder {
     }
 }
 
-/// Runs of one block that the guest uses, until somebody looks at what they hold: at all of them
-/// together.
+/// Runs of one block that the guest uses, all sent for the first time or all sent before, until
+/// somebody looks at what they hold: at all of them together.
 #[derive(Default)]
 struct Used<'t> {
     block: Option<&'t BlockPin>,
+    first_time: bool,
     runs: Vec<PageRun>,
 }
 
@@ -115,7 +140,7 @@ impl<'t> Used<'t> {
             return Ok(());
         };
         let looked = contents.split_runs(block, &self.runs, |run, held| {
-            records.held(block, run, held);
+            records.held(block, run, held, self.first_time);
         });
         self.runs.clear();
         looked
@@ -194,6 +219,8 @@ pub(super) struct Records<'a> {
     /// Short runs with contents, of one block, that are in no record yet.
     short: Vec<PinnedRun<'a>>,
     short_pages: u64,
+    /// Re-sent pages, where deltas are used.
+    waiting: Option<Waiting<'a>>,
     /// Short runs of zero pages of that block, likewise.
     zeros: Vec<PageRun>,
     zeros_pages: u64,
@@ -271,6 +298,7 @@ impl<'a> Records<'a> {
             agreed,
             short: Vec::new(),
             short_pages: 0,
+            waiting: None,
             zeros: Vec::new(),
             zeros_pages: 0,
             last: None,
@@ -309,6 +337,7 @@ impl<'a> Records<'a> {
     }
 
     fn zeros(&mut self, run: PageRun) {
+        self.forget(run);
         if run.count().0 <= SHORT_ZEROS {
             return self.short_zeros(run);
         }
@@ -375,6 +404,9 @@ impl<'a> Records<'a> {
         let after = |last: PageRun| last.block() == run.block() && run.first() >= last.end();
         if !self.last.is_some_and(after) {
             self.gathered();
+            if let Err(e) = self.send_waiting() {
+                self.failed.get_or_insert(e);
+            }
         }
         self.last = Some(run);
     }
@@ -467,6 +499,7 @@ impl<'a> Records<'a> {
         }
         if content == Content::Ballooned && self.agreed.ballooned {
             self.gathered();
+            self.forget(run);
             self.heads.extend(header(Header::ballooned, run));
             self.record(0, count);
         } else {
@@ -475,7 +508,7 @@ impl<'a> Records<'a> {
     }
 
     /// Pages by what they hold.
-    fn held(&mut self, block: &'a BlockPin, run: PageRun, held: Held) {
+    fn held(&mut self, block: &'a BlockPin, run: PageRun, held: Held, first_time: bool) {
         self.next(run);
         let count = run.count();
         match held {
@@ -484,7 +517,8 @@ impl<'a> Records<'a> {
                 self.zeros(run);
             }
             Held::Zero => self.zeros(run),
-            Held::Data => self.data((block, run)),
+            Held::Data if first_time || self.waiting.is_none() => self.data((block, run)),
+            Held::Data => self.resent((block, run)),
         }
     }
 

@@ -55,6 +55,16 @@ impl Lane {
         self.encoder.agree(agreed);
     }
 
+    /// Re-sent pages go as deltas, with a cache of at most so many bytes.
+    pub(super) fn use_deltas(&mut self, cache: u64) -> Result<()> {
+        self.encoder.use_deltas(cache)
+    }
+
+    /// The pages that are sent now are of this pass.
+    fn in_pass(&mut self, pass: u32) {
+        self.encoder.in_pass(pass);
+    }
+
     /// What became of all pages that were sent.
     pub(super) fn put(&self) -> Put {
         self.put
@@ -101,6 +111,7 @@ impl Lane {
         params: &Params,
         io: &Io<'_>,
     ) -> Result<Put> {
+        self.in_pass(pass);
         let put = self.send(first, taken, recall, io)?;
         if self.ledger.marker_is_due() {
             self.send_marker(pass, false, io)?;

@@ -6,6 +6,7 @@ mod asking;
 mod assignment;
 mod balance;
 mod course;
+mod deltas;
 mod driver;
 mod encode;
 mod lane;
@@ -13,6 +14,8 @@ mod lanes;
 mod ledger;
 mod queue;
 mod replies;
+mod sent_pages;
+mod waiting;
 mod worker;
 
 pub use driver::ConnectTo;

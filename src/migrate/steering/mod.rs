@@ -3,6 +3,7 @@
 
 #[doc(hidden)]
 pub mod bandwidth;
+pub(super) mod delta_pays;
 pub mod facts;
 pub mod fits_downtime;
 pub(super) mod passes;

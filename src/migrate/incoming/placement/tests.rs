@@ -311,3 +311,132 @@ fn a_list_whose_contents_are_damaged_writes_nothing_at_all() {
     assert!(error.message().contains("4 pages from page 2"), "{error}");
     assert!((0..PAGES).all(|page| world.page(page) == 0x11));
 }
+
+/// A DELTA record as it travels: page, checksum of the base, encoding.
+fn changed(pages: &[(u64, u32, &[u8])]) -> (Header, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let each = pages.iter().map(|(page, base, encoding)| wire::Delta {
+        page: Pages(*page),
+        base: *base,
+        encoding,
+    });
+    wire::encode_delta(THEIRS, each, &mut bytes).unwrap();
+    let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+    (header, bytes.split_off(wire::HEADER_LEN))
+}
+
+impl World {
+    fn place_changed(&mut self, pages: &[(u64, u32, &[u8])]) -> Result<()> {
+        let (header, payload) = changed(pages);
+        self.source.write_all(&payload).unwrap();
+        let World {
+            sink,
+            lane,
+            recall,
+            io,
+            placement,
+            ..
+        } = self;
+        placement.place_changed(lane, sink, &header, recall, io)
+    }
+
+    fn bytes(&self, page: u64) -> Vec<u8> {
+        let at = self.block.page_address(Pages(page));
+        // SAFETY: inside the block, which `host` is.
+        let bytes = (0..PAGE_SIZE as usize).map(|i| unsafe { at.add(i).read_volatile() });
+        bytes.collect()
+    }
+}
+
+/// What a page of the world holds at first.
+const BEFORE: [u8; PAGE_SIZE as usize] = [0x11; PAGE_SIZE as usize];
+
+#[test]
+fn changed_pages_are_changed_and_no_other() {
+    let mut world = World::new();
+    let base = crc32fast::hash(&BEFORE);
+    let changes: &[(u64, u32, &[u8])] =
+        &[(3, base, &[5, 1, 9]), (4, base, &[]), (9, base, &[0, 1, 7])];
+    world.place_changed(changes).unwrap();
+    let mut third = BEFORE;
+    third[5] = 9;
+    let mut ninth = BEFORE;
+    ninth[0] = 7;
+    for page in 0..PAGES {
+        let expected = match page {
+            3 => third,
+            9 => ninth,
+            _ => BEFORE,
+        };
+        assert!(world.bytes(page) == expected, "page {page}");
+    }
+    // And once more, on what they are now.
+    world
+        .place_changed(&[(3, crc32fast::hash(&third), &[5, 1, 0x11])])
+        .unwrap();
+    assert!(world.bytes(3) == BEFORE);
+}
+
+#[test]
+fn a_changed_page_whose_base_is_not_in_memory_is_an_error_that_names_block_and_page() {
+    let base = crc32fast::hash(&BEFORE);
+    let mut world = World::new();
+    // Something else writes to the page, or the source takes another version for the last one.
+    for (page, base, written) in [(9, base, true), (4, base ^ 1, false)] {
+        if written {
+            let at = world.block.page_address(Pages(page));
+            // SAFETY: inside the block, which `host` is.
+            unsafe { at.write_volatile(0x12) };
+        }
+        let before = world.bytes(page);
+        let error = world
+            .place_changed(&[(page, base, &[5, 1, 9])])
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol);
+        let words = [
+            "block `ram`",
+            &format!("page {page}"),
+            "something else has written",
+        ];
+        for word in words {
+            assert!(error.message().contains(word), "no {word} in {error}");
+        }
+        assert!(world.bytes(page) == before);
+    }
+    // A page whose contents were declared lost here has no version at all.
+    let id = world.block.id();
+    world
+        .memory
+        .mark_poisoned(id, Bytes(2 * PAGE_SIZE), Bytes(PAGE_SIZE))
+        .unwrap();
+    let error = world.place_changed(&[(2, base, &[5, 1, 9])]).unwrap_err();
+    assert!(error.message().contains("page 2: the version"), "{error}");
+}
+
+#[test]
+fn a_changed_page_whose_encoding_is_none_leaves_the_page_as_it_was() {
+    let base = crc32fast::hash(&BEFORE);
+    let cut_off = [&[0, 0x81, 0x20][..], &[7; 4094]].concat();
+    for encoding in [
+        &[5, 2, 9][..],
+        &[0, 1, 9, 0, 1, 9],
+        &[5, 1, 9, 0xff],
+        &cut_off[..4096],
+    ] {
+        let mut world = World::new();
+        let error = world.place_changed(&[(3, base, encoding)]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Protocol);
+        let what = "block `ram`: page 3: the encoding is none";
+        assert!(error.message().contains(what), "{error}");
+        assert!(world.bytes(3) == BEFORE);
+    }
+}
+
+#[test]
+fn changed_pages_of_a_block_that_is_gone_go_nowhere() {
+    let mut world = World::new();
+    let id = world.memory.find_block("ram").unwrap();
+    world.memory.remove_block(id).unwrap();
+    world.place_changed(&[(3, 5, &[5, 1, 9])]).unwrap();
+    assert!(world.bytes(3) == BEFORE);
+}

@@ -75,6 +75,9 @@ impl Driver {
             };
             wire::check_reply(&reply, &ours)?;
             lane.agree(Agreed::of(reply.features));
+            if let Some(cache) = shared.params.delta_cache_bytes {
+                lane.use_deltas(cache / u64::from(shared.params.channels))?;
+            }
             match &first {
                 None => first = Some(reply),
                 Some(first) if *first == reply => {}

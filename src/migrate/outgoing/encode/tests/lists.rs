@@ -128,13 +128,13 @@ fn the_newest_word_on_a_page_is_the_last_where_a_walk_steps_back() {
     let mut records = Records::for_runs(&taken, Agreed::default(), &mut own).unwrap();
     // Enough for lists, and then pages of both again, as something else.
     for page in (0..80).step_by(4) {
-        records.held(block, run(page, 1), Held::Data);
-        records.held(block, run(page + 2, 1), Held::Zero);
+        records.held(block, run(page, 1), Held::Data, true);
+        records.held(block, run(page + 2, 1), Held::Zero, true);
     }
-    records.held(block, run(40, 1), Held::Zero);
-    records.held(block, run(42, 1), Held::Data);
+    records.held(block, run(40, 1), Held::Zero, true);
+    records.held(block, run(42, 1), Held::Data, true);
     records.unread(run(44, 1), Content::Free);
-    records.held(block, run(10, 1), Held::Data);
+    records.held(block, run(10, 1), Held::Data, true);
     records.gathered();
     let (_, pages) = received(&records);
     for (page, byte) in [(36, 7), (38, 0), (40, 0), (42, 7), (44, 0), (10, 7)] {

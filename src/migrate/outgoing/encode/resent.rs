@@ -1,0 +1,171 @@
+//! Re-sent pages into records, where deltas are used: encodings, many in one DELTA, and the copies
+//! of those pages that go whole. What goes whole has to be the very copy that was kept: the next
+//! delta is a change of it.
+
+use super::super::deltas::Resent;
+use super::super::waiting::{Changed, Copied, Waiting};
+use super::{PinnedRun, Records, Source, OWN_PAGES, SHORT, WORTH_A_LIST};
+use crate::error::Result;
+use crate::fallible;
+use crate::memory::{BlockPin, PageRun};
+use crate::page::delta::PAGE;
+use crate::units::{Pages, PAGE_SIZE};
+use crate::wire::{self, Header};
+use std::ops::Range;
+
+impl<'a> Records<'a> {
+    /// Pages go in some other way than as copies that are kept.
+    pub(super) fn forget(&mut self, run: PageRun) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.deltas.forget(run);
+        }
+    }
+
+    /// Pages with contents that have been sent before.
+    pub(super) fn resent(&mut self, (block, run): PinnedRun<'a>) {
+        // Pages that go as if there were no deltas.
+        let mut plain: Option<Range<Pages>> = None;
+        for page in (run.first().0..run.end().0).map(Pages) {
+            match self.resend(block, run.part(page..page + Pages(1))) {
+                Ok(true) => {
+                    if let Some(range) = plain.take() {
+                        self.data((block, run.part(range)));
+                    }
+                }
+                Ok(false) => plain.get_or_insert(page..page).end = page + Pages(1),
+                Err(e) => {
+                    self.failed.get_or_insert(e);
+                    return;
+                }
+            }
+        }
+        if let Some(range) = plain {
+            self.data((block, run.part(range)));
+        }
+    }
+
+    /// One of them. `false`: it is to go as if there were no deltas.
+    fn resend(&mut self, block: &'a BlockPin, at: PageRun) -> Result<bool> {
+        let page = at.first();
+        let full = |waiting: &Waiting<'_>| !waiting.takes(at.block().0, page);
+        if self.waiting.as_ref().is_some_and(full) {
+            self.send_waiting()?;
+        }
+        let Some(waiting) = &mut self.waiting else {
+            return Ok(false);
+        };
+        let Some(key) = waiting.deltas.wants(at.block(), page) else {
+            return Ok(false);
+        };
+        waiting.block = at.block().0;
+        let from = self.own.used;
+        self.own.copy((block, at))?;
+        let own = from..self.own.used;
+        let Some(copy) = self.own.bytes[own.clone()].first_chunk::<PAGE>() else {
+            return Ok(false);
+        };
+        let start = waiting.encodings.len();
+        match waiting.deltas.encode(key, copy, &mut waiting.encodings)? {
+            Resent::Changed { base } => {
+                // The copy is kept, and its place here is the next one's.
+                self.own.used = from;
+                let encoding = start..waiting.encodings.len();
+                self.put.delta_pages += 1;
+                self.put.delta_saved += PAGE_SIZE - encoding.len() as u64;
+                let changed = Changed {
+                    page,
+                    base,
+                    encoding,
+                };
+                fallible::push(&mut waiting.changed, changed, "changed pages")?;
+            }
+            Resent::Missed => {
+                self.put.delta_misses += 1;
+                waiting.copied(page, own, OWN_PAGES)?;
+            }
+            Resent::Overflowed => {
+                self.put.delta_overflows += 1;
+                waiting.copied(page, own, OWN_PAGES)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What waits goes.
+    pub(super) fn send_waiting(&mut self) -> Result<()> {
+        let Some(waiting) = &mut self.waiting else {
+            return Ok(());
+        };
+        let block = waiting.block;
+        let changed = std::mem::take(&mut waiting.changed);
+        let encodings = std::mem::take(&mut waiting.encodings);
+        let copies = std::mem::take(&mut waiting.copies);
+        waiting.copied = 0;
+        if !changed.is_empty() {
+            let pages = changed.iter().map(|changed| wire::Delta {
+                page: changed.page,
+                base: changed.base,
+                encoding: &encodings[changed.encoding.clone()],
+            });
+            wire::encode_delta(block, pages, &mut self.heads)?;
+            self.record(changed.len() as u64, 0);
+        }
+        let short = copies.iter().all(|copied| copied.count <= SHORT);
+        if short && copies.len() >= WORTH_A_LIST {
+            self.list_of_copies(block, &copies)?;
+        } else {
+            for copied in &copies {
+                self.run_of_copies(block, copied)?;
+            }
+        }
+        // The room is kept.
+        if let Some(waiting) = &mut self.waiting {
+            (waiting.changed, waiting.encodings, waiting.copies) = (changed, encodings, copies);
+            waiting.changed.clear();
+            waiting.encodings.clear();
+            waiting.copies.clear();
+        }
+        Ok(())
+    }
+
+    fn run_of_copies(&mut self, block: u32, copied: &Copied) -> Result<()> {
+        let header = match self.agreed.checksums {
+            true => Header::checked_pages,
+            false => Header::pages,
+        };
+        let header = header(block, copied.first, copied.count as u32).encode();
+        fallible::reserve(&mut self.heads, header.len(), "a batch of records")?;
+        self.heads.extend(header);
+        self.contents_of_copies(std::slice::from_ref(copied))
+    }
+
+    fn list_of_copies(&mut self, block: u32, copies: &[Copied]) -> Result<()> {
+        let runs = copies
+            .iter()
+            .map(|copied| (copied.first, copied.count as u32));
+        match self.agreed.checksums {
+            true => wire::encode_checked_list(block, runs, &mut self.heads)?,
+            false => wire::encode_list(block, runs, &mut self.heads)?,
+        }
+        self.contents_of_copies(copies)
+    }
+
+    /// The contents of a record whose header is there, and their checksum.
+    fn contents_of_copies(&mut self, copies: &[Copied]) -> Result<()> {
+        fallible::reserve(&mut self.contents, copies.len() + 1, "a batch of records")?;
+        let mut checksum = crc32fast::Hasher::new();
+        for copied in copies {
+            self.contents.push(Source::Own(copied.own.clone()));
+            if self.agreed.checksums {
+                checksum.update(&self.own.bytes[copied.own.clone()]);
+            }
+        }
+        if self.agreed.checksums {
+            let from = self.own.used;
+            self.own.append(&checksum.finalize().to_le_bytes())?;
+            self.contents.push(Source::Own(from..self.own.used));
+        }
+        self.record(copies.iter().map(|copied| copied.count).sum(), 0);
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! Pages as they were sent last, within a bound: what a later version of a page can be encoded
+//! against.
+//!
+//! One invariant: what is kept for a page is, byte for byte, what the last record about the page
+//! carries. Example of the loss: a page is kept; its next version is sent straight from guest memory,
+//! which the guest may be writing, so nobody has a copy of those bytes; a third version is encoded
+//! against the first. The destination has the second. So whoever sends a page in any other way than
+//! as a copy that is kept here calls [`SentPages::forget`]. The destination also compares checksums,
+//! so a mistake here ends a migration and does not damage a guest.
+//!
+//! The walk goes through memory in order, so a hot set that is larger than the cache comes by like a
+//! scan. The usual rule, the page that was used longest ago goes, would then keep each page until
+//! just before it comes back. And pages that are written once come by among the hot ones. So a page
+//! that came by in this pass keeps its place, and of a hot set that is too large a part stays. And a
+//! page that finds its places taken gets one only when it comes by again: until then its name alone
+//! is remembered, in a table of [`NAMES`] for each place. Of the others the one goes that came by
+//! longest ago.
+//!
+//! Which page can be where is decided by a hash: [`WAYS`] places, next to each other. So a lookup
+//! reads one cache line. The lane that sends a page's stretch owns its cache; there is no lock.
+
+use crate::bits::heap::Words;
+use crate::error::{Error, Result};
+use crate::memory::BlockId;
+use crate::page::delta::PAGE;
+use crate::units::Pages;
+
+/// Places in which a page can be. Their keys are one cache line.
+const WAYS: usize = 8;
+/// Names that are remembered of pages that found no place, for each place.
+const NAMES: usize = 4;
+/// Bytes beside each page: its key, its use, and names of others.
+const BESIDE: u64 = 16 + 4 * NAMES as u64;
+/// While delta is off, one set in so many is in use.
+const SAMPLE: usize = 64;
+
+/// A page, aligned to a cache line.
+#[repr(align(64))]
+struct Page([u8; PAGE]);
+
+/// The name of a page: never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key(u64);
+
+impl Key {
+    /// Pages in the largest block are numbered by so many bits.
+    const PAGE_BITS: u32 = 40;
+
+    /// Numbers of blocks are not used again, so this names no other page ever. `None` after 16
+    /// million blocks: their pages are not kept.
+    pub(super) fn new(block: BlockId, page: Pages) -> Option<Key> {
+        let fits = block.0 < (1 << (u64::BITS - Key::PAGE_BITS)) - 1;
+        let (block, page) = (u64::from(block.0), page.0 & ((1 << Key::PAGE_BITS) - 1));
+        fits.then_some(Key((block << Key::PAGE_BITS | page) + 1))
+    }
+
+    /// Neighbouring pages get numbers far apart.
+    fn hash(self) -> u64 {
+        let mut hash = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 32;
+        hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        hash ^ hash >> 32
+    }
+}
+
+/// When a place's page came by last, and where its bytes are: as one word, so that a table of them is
+/// zero at first, and not touched.
+#[derive(Clone, Copy)]
+struct Use {
+    pass: u32,
+    /// The number of the page in `pages`, from 1; 0: none yet. A place keeps it.
+    slot: u32,
+}
+
+impl Use {
+    fn of(word: u64) -> Use {
+        Use {
+            pass: (word >> 32) as u32,
+            slot: word as u32,
+        }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.pass) << 32 | u64::from(self.slot)
+    }
+}
+
+/// See the file's description.
+pub(super) struct SentPages {
+    sets: usize,
+    ways: usize,
+    /// By place: the page's key, 0 for none.
+    keys: Words,
+    /// By place: [`Use`].
+    uses: Words,
+    /// Halves of hashes, two a word, of pages that found no place.
+    names: Words,
+    /// As many as were ever kept at the same time. There is room for one a place.
+    pages: Vec<Page>,
+    /// Places that hold a page.
+    held: usize,
+}
+
+impl std::fmt::Debug for SentPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let places = self.sets * self.ways;
+        write!(f, "SentPages({} of {places})", self.held)
+    }
+}
+
+impl SentPages {
+    /// Room for as many pages as fit into `bytes`, at least one. Memory is touched when pages come.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::NoMemory`].
+    pub(super) fn new(bytes: u64) -> Result<Self> {
+        let places = (bytes / (PAGE as u64 + BESIDE)).clamp(1, u64::from(u32::MAX >> 1)) as usize;
+        let ways = places.min(WAYS);
+        let sets = places / ways;
+        let places = sets * ways;
+        let what = "the cache of sent pages";
+        let mut pages: Vec<Page> = Vec::new();
+        pages
+            .try_reserve_exact(places)
+            .map_err(|_| Error::no_memory(what, bytes))?;
+        Ok(SentPages {
+            sets,
+            ways,
+            keys: Words::zeroed(places, what)?,
+            uses: Words::zeroed(places, what)?,
+            names: Words::zeroed(places * NAMES / 2, what)?,
+            pages,
+            held: 0,
+        })
+    }
+
+    /// Bytes that it can take.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        let beside = [&self.keys, &self.uses, &self.names].map(Words::heap_bytes);
+        let beside: usize = beside.iter().sum();
+        (self.pages.capacity() * PAGE + beside) as u64
+    }
+
+    fn set(&self, key: Key) -> usize {
+        (u128::from(key.hash()) * self.sets as u128 >> 64) as usize
+    }
+
+    /// Whether a page is one of those that stay in use while delta is off.
+    pub(super) fn is_sample(&self, key: Key) -> bool {
+        self.set(key).is_multiple_of(SAMPLE)
+    }
+
+    fn place(&self, key: Key) -> Option<usize> {
+        let first = self.set(key) * self.ways;
+        let keys = &self.keys[first..first + self.ways];
+        keys.iter().position(|k| *k == key.0).map(|way| first + way)
+    }
+
+    /// The page as it was sent last, if it is kept. It came back in `pass`.
+    pub(super) fn find(&mut self, key: Key, pass: u32) -> Option<Found<'_>> {
+        let place = self.place(key)?;
+        let slot = Use::of(self.uses[place]).slot;
+        let page = self.pages.get_mut((slot as usize).checked_sub(1)?)?;
+        self.uses[place] = Use { pass, slot }.word();
+        Some(Found {
+            page: &mut page.0,
+            of: &mut self.uses[place],
+        })
+    }
+
+    /// Remembers the name of a page that found no place; whether it did so before.
+    fn remember(&mut self, key: Key) -> bool {
+        let hash = key.hash();
+        let at =
+            (u128::from(hash << 32 | hash >> 32) * (2 * self.names.len()) as u128 >> 64) as usize;
+        let (word, shift) = (&mut self.names[at / 2], 32 * (at as u32 % 2));
+        let name = hash & u64::from(u32::MAX) | 1;
+        let known = *word >> shift & u64::from(u32::MAX) == name;
+        *word = *word & !(u64::from(u32::MAX) << shift) | name << shift;
+        known
+    }
+
+    /// Keeps `page`, which is not kept and is sent as it is here in `pass`, if there is a place for it.
+    pub(super) fn keep(&mut self, key: Key, pass: u32, page: &[u8; PAGE]) {
+        debug_assert!(self.place(key).is_none());
+        let first = self.set(key) * self.ways;
+        let places = first..first + self.ways;
+        let empty = places.clone().find(|place| self.keys[*place] == 0);
+        let place = match empty {
+            Some(place) => place,
+            None if !self.remember(key) => return,
+            None => {
+                let uses = places.map(|place| (Use::of(self.uses[place]).pass, place));
+                match uses.min() {
+                    Some((last, place)) if last < pass => place,
+                    _ => return,
+                }
+            }
+        };
+        let mut slot = Use::of(self.uses[place]).slot;
+        match self.pages.get_mut((slot as usize).wrapping_sub(1)) {
+            Some(there) => there.0 = *page,
+            None => {
+                // There is room: a page a place.
+                self.pages.push(Page(*page));
+                slot = self.pages.len() as u32;
+            }
+        }
+        self.held += usize::from(self.keys[place] == 0);
+        self.keys[place] = key.0;
+        self.uses[place] = Use { pass, slot }.word();
+    }
+
+    /// A page is sent in some other way: what is kept of it is not what the destination has.
+    pub(super) fn forget(&mut self, key: Key) {
+        if self.held == 0 {
+            return;
+        }
+        if let Some(place) = self.place(key) {
+            self.keys[place] = 0;
+            self.held -= 1;
+        }
+    }
+
+    /// How many pages are kept.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+}
+
+/// A page that is kept.
+pub(super) struct Found<'a> {
+    page: &'a mut [u8; PAGE],
+    of: &'a mut u64,
+}
+
+impl Found<'_> {
+    /// The page as it was sent last.
+    pub(super) fn page(&self) -> &[u8; PAGE] {
+        self.page
+    }
+
+    /// It is sent once more, as `page`.
+    pub(super) fn renew(self, page: &[u8; PAGE]) {
+        *self.page = *page;
+    }
+
+    /// The same where what was kept did not help: its place goes to whoever needs one.
+    pub(super) fn renew_in_vain(self, page: &[u8; PAGE]) {
+        *self.page = *page;
+        let slot = Use::of(*self.of).slot;
+        *self.of = Use { pass: 0, slot }.word();
+    }
+}
+
+#[cfg(test)]
+mod tests;
