@@ -1,16 +1,15 @@
 //! A guest in a file: saves and restores.
 
-use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::error::{brant_error, invalid, BRANT_E_INTERNAL};
 use super::guest::brant_guest;
 use super::ops::Ops;
-use super::outgoing::limit;
+use super::params::limit;
 use super::stats::BRANT_UNKNOWN;
-use super::structs::{handle, put, read, sized, write};
+use super::structs::{free, handle, lent_fd, put, read, sized, write};
 use super::tracker::brant_tracker;
 use crate::error::Result;
 use crate::snapshot::{Restore, RestoreParams, Save, SaveParams, Stats};
 use std::ffi::{c_char, CStr, OsStr};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -329,16 +328,8 @@ pub unsafe extern "C" fn brant_image_save_new(
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_save_free(save: *mut brant_image_save) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
-        // SAFETY: null or ours by contract.
-        match unsafe { save.as_ref() } {
-            None => 0,
-            Some(s) if s.save.in_callback() => BRANT_E_CALLBACK,
-            Some(_) => {
-                // SAFETY: from Box::into_raw above, not freed before, by contract.
-                drop(unsafe { Box::from_raw(save) });
-                0
-            }
-        }
+        // SAFETY: null, or from Box::into_raw above and not freed before, by contract.
+        unsafe { free(save, |object| object.save.in_callback()) }
     })
 }
 
@@ -418,10 +409,7 @@ pub unsafe extern "C" fn brant_image_save_get_stats(
 pub unsafe extern "C" fn brant_image_save_event_fd(save: *const brant_image_save) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
         // SAFETY: null or ours by contract.
-        match unsafe { save.as_ref() } {
-            Some(s) => s.save.notify_fd().as_raw_fd(),
-            None => BRANT_E_INVALID,
-        }
+        unsafe { lent_fd(save, |object| object.save.notify_fd()) }
     })
 }
 
@@ -464,16 +452,8 @@ pub unsafe extern "C" fn brant_image_restore_new(
 #[no_mangle]
 pub unsafe extern "C" fn brant_image_restore_free(restore: *mut brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
-        // SAFETY: null or ours by contract.
-        match unsafe { restore.as_ref() } {
-            None => 0,
-            Some(r) if r.restore.in_callback() => BRANT_E_CALLBACK,
-            Some(_) => {
-                // SAFETY: from Box::into_raw above, not freed before, by contract.
-                drop(unsafe { Box::from_raw(restore) });
-                0
-            }
-        }
+        // SAFETY: null, or from Box::into_raw above and not freed before, by contract.
+        unsafe { free(restore, |object| object.restore.in_callback()) }
     })
 }
 
@@ -550,10 +530,7 @@ pub unsafe extern "C" fn brant_image_restore_get_stats(
 pub unsafe extern "C" fn brant_image_restore_event_fd(restore: *const brant_image_restore) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
         // SAFETY: null or ours by contract.
-        match unsafe { restore.as_ref() } {
-            Some(r) => r.restore.notify_fd().as_raw_fd(),
-            None => BRANT_E_INVALID,
-        }
+        unsafe { lent_fd(restore, |object| object.restore.notify_fd()) }
     })
 }
 

@@ -1,16 +1,16 @@
 //! Level three, the destination: a migration from somewhere else to here.
 
-use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::error::{brant_error, invalid, BRANT_E_INTERNAL};
 use super::guest::brant_guest;
 use super::ops::Ops;
-use super::outgoing::limit;
-use super::params::{brant_params, params};
+use super::params::{brant_params, limit, params};
 use super::stats::{brant_lane_stats, brant_stats};
-use super::structs::{check_room, handle, put, put_text, taken, taken_all, text, write};
+use super::structs::{
+    check_room, free, handle, lent_fd, put, put_text, taken, taken_all, text, write,
+};
 use crate::channel::Endpoint;
 use crate::migrate::{AcceptFrom, Incoming};
 use std::ffi::c_char;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A migration from somewhere else to here, into a guest whose blocks match the source's by name,
@@ -72,16 +72,8 @@ pub unsafe extern "C" fn brant_incoming_new(
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
-        // SAFETY: null or ours by contract.
-        match unsafe { incoming.as_ref() } {
-            None => 0,
-            Some(i) if i.incoming.in_callback() => BRANT_E_CALLBACK,
-            Some(_) => {
-                // SAFETY: from Box::into_raw above, not freed before, by contract.
-                drop(unsafe { Box::from_raw(incoming) });
-                0
-            }
-        }
+        // SAFETY: null, or from Box::into_raw above and not freed before, by contract.
+        unsafe { free(incoming, |object| object.incoming.in_callback()) }
     })
 }
 
@@ -276,9 +268,6 @@ pub unsafe extern "C" fn brant_incoming_get_stats_json(
 pub unsafe extern "C" fn brant_incoming_event_fd(incoming: *const brant_incoming) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
         // SAFETY: null or ours by contract.
-        match unsafe { incoming.as_ref() } {
-            Some(i) => i.incoming.notify_fd().as_raw_fd(),
-            None => BRANT_E_INVALID,
-        }
+        unsafe { lent_fd(incoming, |object| object.incoming.notify_fd()) }
     })
 }

@@ -1,17 +1,15 @@
 //! Level three, the source: a migration from here to somewhere else.
 
-use super::error::{brant_error, invalid, BRANT_E_CALLBACK, BRANT_E_INTERNAL, BRANT_E_INVALID};
+use super::error::{brant_error, invalid, BRANT_E_INTERNAL};
 use super::ops::Ops;
-use super::params::{brant_params, params, BRANT_NO_LIMIT};
+use super::params::{brant_params, limit, params};
 use super::stats::{brant_lane_stats, brant_stats};
-use super::structs::{handle, put, put_text, taken, taken_all, text, write};
+use super::structs::{free, handle, lent_fd, put, put_text, taken, taken_all, text, write};
 use super::tracker::brant_tracker;
 use crate::channel::Endpoint;
 use crate::migrate::{ConnectTo, Outgoing, Resolution};
 use std::ffi::c_char;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A migration from here to another process or host. One object is one migration; make a new object
 /// for another migration, which starts from all pages. The start succeeds only when the guest is
@@ -70,16 +68,8 @@ pub unsafe extern "C" fn brant_outgoing_new(
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_free(outgoing: *mut brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
-        // SAFETY: null or ours by contract.
-        match unsafe { outgoing.as_ref() } {
-            None => 0,
-            Some(o) if o.outgoing.in_callback() => BRANT_E_CALLBACK,
-            Some(_) => {
-                // SAFETY: from Box::into_raw above, not freed before, by contract.
-                drop(unsafe { Box::from_raw(outgoing) });
-                0
-            }
-        }
+        // SAFETY: null, or from Box::into_raw above and not freed before, by contract.
+        unsafe { free(outgoing, |object| object.outgoing.in_callback()) }
     })
 }
 
@@ -202,11 +192,6 @@ pub unsafe extern "C" fn brant_outgoing_wait(
     })
 }
 
-/// A time limit of C's.
-pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
-    (timeout_ms != BRANT_NO_LIMIT).then(|| Duration::from_millis(timeout_ms))
-}
-
 /// The VMM knows that the destination does not run the guest: the guest runs on here.
 pub const BRANT_RESOLVE_RESUME: u32 = 1;
 /// The VMM knows that the destination runs the guest, or nobody shall run it: the guest never runs
@@ -305,9 +290,6 @@ pub unsafe extern "C" fn brant_outgoing_get_stats_json(
 pub unsafe extern "C" fn brant_outgoing_event_fd(outgoing: *const brant_outgoing) -> i32 {
     boundary!(or BRANT_E_INTERNAL, {
         // SAFETY: null or ours by contract.
-        match unsafe { outgoing.as_ref() } {
-            Some(o) => o.outgoing.notify_fd().as_raw_fd(),
-            None => BRANT_E_INVALID,
-        }
+        unsafe { lent_fd(outgoing, |object| object.outgoing.notify_fd()) }
     })
 }

@@ -107,6 +107,11 @@ pub const BRANT_BALLOONED_SEND: u32 = 1;
 
 sized!(brant_params);
 
+/// A time limit of C's.
+pub(super) fn limit(timeout_ms: u64) -> Option<Duration> {
+    (timeout_ms != BRANT_NO_LIMIT).then(|| Duration::from_millis(timeout_ms))
+}
+
 /// Parameters as C gave them; null is what ships.
 ///
 /// # Safety

@@ -1,10 +1,10 @@
 //! Structures that begin with their own size, read and written so that either side may know
 //! more fields than the other.
 
-use super::error::invalid;
+use super::error::{invalid, BRANT_E_CALLBACK, BRANT_E_INVALID};
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A size beyond this is no structure of any version.
 const SIZE_MAX: usize = 64 << 10;
@@ -186,6 +186,39 @@ pub(super) unsafe fn taken_all(fds: *const i32, count: usize) -> Result<Vec<Owne
 pub(super) unsafe fn handle<'a, T>(handle: *const T, name: &str) -> Result<&'a T> {
     // SAFETY: the caller's contract.
     unsafe { handle.as_ref() }.ok_or_else(|| invalid(format!("{name} is NULL")))
+}
+
+/// Frees a handle of C's. Null is fine. Inside one of the object's own callbacks nothing is freed:
+/// `BRANT_E_CALLBACK`.
+///
+/// # Safety
+/// Null, or from `Box::into_raw` and not freed before.
+pub(super) unsafe fn free<T>(handle: *mut T, in_callback: impl FnOnce(&T) -> bool) -> i32 {
+    // SAFETY: the caller's contract.
+    match unsafe { handle.as_ref() } {
+        None => 0,
+        Some(object) if in_callback(object) => BRANT_E_CALLBACK,
+        Some(_) => {
+            // SAFETY: the caller's contract.
+            drop(unsafe { Box::from_raw(handle) });
+            0
+        }
+    }
+}
+
+/// The number of a descriptor that stays the object's.
+///
+/// # Safety
+/// `handle` is null or a handle of ours that is not freed meanwhile.
+pub(super) unsafe fn lent_fd<T>(
+    handle: *const T,
+    fd: impl FnOnce(&T) -> std::os::fd::BorrowedFd<'_>,
+) -> i32 {
+    // SAFETY: the caller's contract.
+    match unsafe { handle.as_ref() } {
+        Some(object) => fd(object).as_raw_fd(),
+        None => BRANT_E_INVALID,
+    }
 }
 
 /// Where a result goes.

@@ -137,13 +137,20 @@ impl Tracker {
         self.clearing
     }
 
-    /// Adds a log. Allowed only before tracking starts.
+    /// Adds a log, while no consumer is started.
+    ///
+    /// # Errors
+    /// [`Kind::State`] while a consumer is started. Stop every consumer, add the log, and start each
+    /// with [`StartWith::Everything`](super::report::StartWith::Everything): nobody knows which pages
+    /// the log would have found.
     pub fn add_log(&self, log: Box<dyn DirtyLog>) -> Result<()> {
         let mut inner = self.lock();
         if inner.started {
             return Err(Error::new(
                 Kind::State,
-                "logs are added before tracking starts",
+                "a log is added while nothing is tracked, and a consumer of this tracker is \
+                 started: stop every consumer, add the log, and start each with all pages, because \
+                 nobody knows which pages the log would have found",
             ));
         }
         let at_sync = inner.clearing == Clearing::AtSync;

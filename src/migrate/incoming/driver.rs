@@ -47,7 +47,7 @@ pub enum AcceptFrom {
 const NEWS: Duration = Duration::from_secs(2);
 
 /// A [`AcceptFrom`] that may be one.
-enum Way {
+enum Accepting {
     Listener(Arc<Listener>),
     Connected(Vec<Channel>),
 }
@@ -82,7 +82,7 @@ impl Arriving {
 /// What the thread owns.
 pub(super) struct Driver {
     common: Common<Arriving, State>,
-    way: Option<Way>,
+    accepting: Option<Accepting>,
     /// Where the session's other channels come from, until they are all there.
     gathering: Option<Gathering>,
     /// By their number, but for those that have threads of their own.
@@ -216,15 +216,15 @@ impl Driver {
 
     /// Refuses a descriptor that is no connection.
     pub(super) fn new(shared: Arc<Migration<Arriving, State>>, from: AcceptFrom) -> Result<Self> {
-        let way = match from {
-            AcceptFrom::Listener(listener) => Way::Listener(listener),
-            AcceptFrom::Connected(fd) => Way::Connected(vec![Channel::from_fd(fd)?]),
-            AcceptFrom::ConnectedAll(fds) => Way::Connected(all(fds, &shared.params)?),
+        let accepting = match from {
+            AcceptFrom::Listener(listener) => Accepting::Listener(listener),
+            AcceptFrom::Connected(fd) => Accepting::Connected(vec![Channel::from_fd(fd)?]),
+            AcceptFrom::ConnectedAll(fds) => Accepting::Connected(all(fds, &shared.params)?),
         };
         let memory = Arc::clone(&shared.guest.memory);
         Ok(Driver {
             common: Common::new(shared),
-            way: Some(way),
+            accepting: Some(accepting),
             gathering: None,
             lanes: Vec::new(),
             hello: None,
@@ -324,8 +324,8 @@ impl Driver {
     /// Waits for the source. Of a connection that the VMM made, HELLO is read when agreeing.
     fn accept(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.common.shared);
-        match self.way.take() {
-            Some(Way::Listener(listener)) => {
+        match self.accepting.take() {
+            Some(Accepting::Listener(listener)) => {
                 let vmm = self.common.vmm.clone();
                 let mut warn = |message| vmm.event(EventKind::Warning, message);
                 let mut gathering = Gathering::new(listener, shared.params.clone());
@@ -337,7 +337,7 @@ impl Driver {
                 let first = receiver(&shared, &self.account, 0, arrival.channel, channels)?;
                 self.add(first);
             }
-            Some(Way::Connected(channels)) => {
+            Some(Accepting::Connected(channels)) => {
                 let count = channels.len() as u16;
                 for (number, channel) in (0..).zip(channels) {
                     let lane = receiver(&shared, &self.account, number, channel, count)?;

@@ -273,3 +273,17 @@ fn a_sync_of_a_clean_tebibyte_costs_about_one_read_of_its_bitmap() {
         consumer.stop().unwrap();
     }
 }
+
+#[test]
+fn a_log_that_is_added_while_pages_are_tracked_is_refused_with_what_to_do() {
+    let memory = Arc::new(Memory::new().unwrap());
+    let tracker = Tracker::new(memory, Clearing::default()).unwrap();
+    let consumer = tracker.consumer();
+    consumer.start(StartWith::Nothing).unwrap();
+    let error = tracker.add_log(Box::new(Told::default())).unwrap_err();
+    assert_eq!(error.kind(), Kind::State, "{error}");
+    assert!(error.message().contains("stop every consumer"), "{error}");
+    consumer.stop().unwrap();
+    tracker.add_log(Box::new(Told::default())).unwrap();
+    consumer.start(StartWith::Everything).unwrap();
+}
