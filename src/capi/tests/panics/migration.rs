@@ -165,6 +165,14 @@ pub const CALLS: &[Export] = &[
         None,
     ),
     (
+        "brant_outgoing_set_max_bandwidth",
+        |e| {
+            // SAFETY: nothing is passed, but a place for an error.
+            Answer::Code(unsafe { brant_outgoing_set_max_bandwidth(null_mut(), 0, e) })
+        },
+        None,
+    ),
+    (
         "brant_outgoing_lane_stats",
         |e| {
             // SAFETY: nothing is passed, but a place for an error.
