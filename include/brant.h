@@ -2527,10 +2527,12 @@ typedef struct brant_params {
     uint32_t channels;
     /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
     uint32_t page_checksums;
+    /**
+     * Destination: BRANT_PREFAULT_*: whether memory is backed just before contents arrive for it.
+     */
+    uint32_t prefault;
     /** BRANT_BALLOONED_*: whether ballooned pages are sent. */
     uint32_t ballooned;
-    /** 0. */
-    uint32_t reserved;
 } brant_params;
 
 /** In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants. */
@@ -2549,6 +2551,18 @@ typedef struct brant_params {
  * has them on.
  */
 #define BRANT_CHECKSUMS_OFF 2
+
+/**
+ * In `brant_params.prefault`, the default. The host backs memory just before contents arrive for
+ * it, at most 2 MiB or one huge page ahead, and a thread of brant's (BRANT_ROLE_PREFAULT) helps.
+ * Memory that is backed already, and memory that a userfaultfd watches, is left alone. Nothing is
+ * backed for pages that arrive as zero. When the host cannot back a page, an event says why, no
+ * more memory is backed ahead, and the read into that page fails the migration if it cannot be
+ * backed then either.
+ */
+#define BRANT_PREFAULT_ON 0
+/** In `brant_params.prefault`: the kernel backs a page when its contents are copied to it. */
+#define BRANT_PREFAULT_OFF 1
 
 /**
  * In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;
@@ -2784,6 +2798,13 @@ typedef struct brant_stats {
      * `elapsed_ns` it is a share of the migration. Source only; 0 with one channel.
      */
     uint64_t uneven_ns;
+    /**
+     * Pages that the host was asked to back just before their contents arrived
+     * (`brant_params.prefault`). Destination only.
+     */
+    uint64_t prefaulted_pages;
+    /** How often the host could not back pages ahead of their contents. Destination only. */
+    uint64_t prefault_failures;
 } brant_stats;
 
 /** A channel: there is no connection yet, or the migration is over. */

@@ -144,6 +144,8 @@ struct Outcome {
     source: Result<()>,
     destination: Result<()>,
     stats: Stats,
+    /// The destination's.
+    theirs: Stats,
 }
 
 impl Outcome {
@@ -157,9 +159,20 @@ impl Outcome {
 }
 
 fn migrate(tracker: &Arc<Tracker>, destination: &Arc<Memory>, passes: u32, vmm: Plain) -> Outcome {
+    migrate_by(tracker, destination, passes, vmm, Params::default())
+}
+
+/// The same with parameters of the destination's.
+fn migrate_by(
+    tracker: &Arc<Tracker>,
+    destination: &Arc<Memory>,
+    passes: u32,
+    vmm: Plain,
+    theirs: Params,
+) -> Outcome {
     let (here, there) = UnixStream::pair().unwrap();
     let to: Arc<dyn Vmm> = Arc::new(Plain::default());
-    let incoming = Incoming::new(Arc::clone(destination), to, Params::default()).unwrap();
+    let incoming = Incoming::new(Arc::clone(destination), to, theirs).unwrap();
     incoming.start(AcceptFrom::Connected(there.into())).unwrap();
     let from: Arc<dyn Vmm> = Arc::new(vmm);
     let params = Params::default();
@@ -171,6 +184,7 @@ fn migrate(tracker: &Arc<Tracker>, destination: &Arc<Memory>, passes: u32, vmm: 
         source: outgoing.wait(Some(LONG)),
         destination: incoming.wait(Some(LONG)),
         stats: outgoing.stats(),
+        theirs: incoming.stats(),
     }
 }
 
@@ -694,4 +708,97 @@ fn pages_first_written_while_the_log_looks_at_them_are_not_lost() {
         copy.assert_same(&area, &format!("round {round}"));
         assert!(copy.holes > 0, "no hole was seen, so nothing was tried");
     }
+}
+
+/// A guest of 512 MiB that holds 16 pages in each of its stretches.
+fn sparse() -> (Area, impl Fn(usize) -> u64) {
+    let source = Area::new(Made::Anonymous, 512 << 20).unwrap();
+    let should = |page: usize| if page % 512 < 16 { 5 } else { 0 };
+    for page in (0..source.pages()).filter(|page| should(*page) != 0) {
+        set(&source, page, should(page));
+    }
+    (source, should)
+}
+
+#[test]
+fn the_host_backs_memory_ahead_of_contents_where_that_is_wanted_and_nothing_else() {
+    let (source, should) = sparse();
+    let tracker = tracker_of(&memory_of(&source, false));
+    let to = Area::new(Made::Anonymous, source.length).unwrap();
+    for (prefault, fresh) in [(true, true), (true, false), (false, true)] {
+        let what = format!("prefault {prefault}, fresh {fresh}");
+        if fresh {
+            // SAFETY: the test's own mapping, which nobody uses now.
+            let gone = unsafe { libc::madvise(to.at.cast(), to.length, libc::MADV_DONTNEED) };
+            assert_eq!(gone, 0);
+        }
+        tracker.memory().reclaim().unwrap();
+        let theirs = Params {
+            prefault,
+            ..Params::default()
+        };
+        let memory = memory_of(&to, false);
+        let outcome = migrate_by(&tracker, &memory, 1, Plain::default(), theirs);
+        outcome.completed(&what);
+        let backed = outcome.theirs.prefaulted_pages as usize;
+        let expected = if prefault && fresh {
+            source.pages() / 32
+        } else {
+            0
+        };
+        assert_eq!(backed, expected, "{what}");
+        assert_eq!(outcome.theirs.prefault_failures, 0, "{what}");
+        assert_eq!(to.backed(), source.pages() / 32 * PAGE, "{what}");
+        assert_holds(&to, &should, &what);
+    }
+}
+
+/// A memory cgroup that this process is in. It goes when the process has left it.
+struct Limited(std::path::PathBuf);
+
+impl Limited {
+    /// `None` where none can be made.
+    fn to(bytes: usize) -> Option<Limited> {
+        let root = std::path::Path::new("/sys/fs/cgroup/memory");
+        let group = root.join(format!("brant-test-{}", std::process::id()));
+        std::fs::create_dir(&group).ok()?;
+        let limited = Limited(group);
+        let write = |file: &str, text: String| std::fs::write(limited.0.join(file), text);
+        write("memory.limit_in_bytes", bytes.to_string()).ok()?;
+        write("cgroup.procs", std::process::id().to_string()).ok()?;
+        Some(limited)
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let root = "/sys/fs/cgroup/memory/cgroup.procs";
+        let _ = std::fs::write(root, std::process::id().to_string());
+        // What was charged to it is charged to its parent from here on.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn backing_ahead_meets_no_limit_of_a_cgroup_that_the_contents_do_not_meet() {
+    alone(LIMIT, || {
+        let (source, should) = sparse();
+        let tracker = tracker_of(&memory_of(&source, false));
+        let to = Area::new(Made::Anonymous, source.length).unwrap();
+        let memory = memory_of(&to, false);
+        // Contents of 16 MiB come. With the 2 MiB around each run it would be 512 MiB, and the kernel
+        // would end the process.
+        let Some(limited) = Limited::to(96 << 20) else {
+            eprintln!("skipped: no memory cgroup can be made here");
+            return;
+        };
+        let outcome = migrate(&tracker, &memory, 1, Plain::default());
+        drop(limited);
+        outcome.completed("limited");
+        assert_eq!(
+            outcome.theirs.prefaulted_pages as usize,
+            source.pages() / 32
+        );
+        assert_holds(&to, should, "limited");
+    });
 }

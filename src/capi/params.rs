@@ -77,10 +77,10 @@ pub struct brant_params {
     pub channels: u32,
     /// BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum.
     pub page_checksums: u32,
+    /// Destination: BRANT_PREFAULT_*: whether memory is backed just before contents arrive for it.
+    pub prefault: u32,
     /// BRANT_BALLOONED_*: whether ballooned pages are sent.
     pub ballooned: u32,
-    /// 0.
-    pub reserved: u32,
 }
 
 /// In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants.
@@ -95,6 +95,16 @@ pub const BRANT_CHECKSUMS_ON: u32 = 1;
 /// In `brant_params.page_checksums`: no checksums of contents. A destination refuses a source that
 /// has them on.
 pub const BRANT_CHECKSUMS_OFF: u32 = 2;
+
+/// In `brant_params.prefault`, the default. The host backs memory just before contents arrive for
+/// it, at most 2 MiB or one huge page ahead, and a thread of brant's (BRANT_ROLE_PREFAULT) helps.
+/// Memory that is backed already, and memory that a userfaultfd watches, is left alone. Nothing is
+/// backed for pages that arrive as zero. When the host cannot back a page, an event says why, no
+/// more memory is backed ahead, and the read into that page fails the migration if it cannot be
+/// backed then either.
+pub const BRANT_PREFAULT_ON: u32 = 0;
+/// In `brant_params.prefault`: the kernel backs a page when its contents are copied to it.
+pub const BRANT_PREFAULT_OFF: u32 = 1;
 
 /// In `brant_params.ballooned`, the default. The source neither reads nor sends ballooned pages;
 /// the destination discards their memory. No page is ballooned unless the guest must tell first
@@ -123,8 +133,11 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
-    if p.reserved != 0 {
-        return Err(invalid("brant_params.reserved is not 0"));
+    if p.prefault > BRANT_PREFAULT_OFF {
+        return Err(invalid(format!(
+            "brant_params.prefault is BRANT_PREFAULT_ON (0) or BRANT_PREFAULT_OFF (1), not {}",
+            p.prefault
+        )));
     }
     if p.ballooned > BRANT_BALLOONED_SEND {
         return Err(invalid(format!(
@@ -181,6 +194,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         page_checksums,
         delta_cache_bytes: some(p.delta_cache_bytes),
         switchover_max_bandwidth: some(p.switchover_max_bandwidth),
+        prefault: p.prefault == BRANT_PREFAULT_ON,
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };
     params.check()?;

@@ -193,6 +193,11 @@ pub struct brant_stats {
     /// several channels lose because each 2 MiB of memory belong to one of them. Divided by
     /// `elapsed_ns` it is a share of the migration. Source only; 0 with one channel.
     pub uneven_ns: u64,
+    /// Pages that the host was asked to back just before their contents arrived
+    /// (`brant_params.prefault`). Destination only.
+    pub prefaulted_pages: u64,
+    /// How often the host could not back pages ahead of their contents. Destination only.
+    pub prefault_failures: u64,
 }
 
 sized!(brant_stats);
@@ -307,6 +312,8 @@ impl From<&Stats> for brant_stats {
             delta_saved_bytes: s.delta_saved_bytes,
             delta_missed_pages: s.delta_missed_pages,
             delta_overflowed_pages: s.delta_overflowed_pages,
+            prefaulted_pages: s.prefaulted_pages,
+            prefault_failures: s.prefault_failures,
             uneven_ns: nanos(s.uneven),
         }
     }

@@ -85,6 +85,10 @@ pub struct Params {
     /// reach guest memory. Off by default at the source; a destination does by default what the
     /// source wants. Where one side has it on and the other off, they do not agree.
     pub page_checksums: PageChecksums,
+    /// Destination: the host backs memory just before contents arrive for it, with the help of a
+    /// thread (`Role::Prefault`). On. Memory that is backed already, and memory that a userfaultfd
+    /// watches, is left alone either way.
+    pub prefault: bool,
     /// Source: ballooned pages are neither read nor sent. Destination: pages that the source names
     /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
     /// must tell before it uses a page again.
@@ -129,6 +133,7 @@ impl Default for Params {
             delta_cache_bytes: None,
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
+            prefault: true,
             skip_ballooned: true,
         }
     }

@@ -153,6 +153,10 @@ pub struct Stats {
     /// migration: divided by `elapsed`. Source only; 0 with one channel.
     #[serde(rename = "uneven_ns", serialize_with = "as_nanos")]
     pub uneven: Duration,
+    /// Pages that the host was asked to back just before their contents arrived. Destination only.
+    pub prefaulted_pages: u64,
+    /// How often the host could not back pages ahead of their contents. Destination only.
+    pub prefault_failures: u64,
 }
 
 impl Stats {

@@ -8,7 +8,7 @@ use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{answer, hellos, negotiate};
 use super::placement::Placement;
-use super::prefault::Prefault;
+use super::prefault::{Backed, Prefault};
 use super::receiver::{Came, Receiver};
 use super::workers::Workers;
 use crate::channel::{Channel, Endpoint, Listener};
@@ -245,7 +245,7 @@ impl Driver {
         // It began anew when the connection came.
         stats.elapsed = stats.elapsed.max(elapsed);
         for lane in &self.lanes {
-            lane.figures.renew(&lane.lane);
+            lane.renew_figures();
         }
         let figures = self.common.shared.guest.figures();
         (stats.wire_bytes, stats.data_pages, stats.zero_pages) = (0, 0, 0);
@@ -255,6 +255,12 @@ impl Driver {
             stats.zero_pages += one.zero_pages;
         }
         stats.ballooned_pages = figures.iter().map(|figures| figures.ballooned()).sum();
+        let mut prefaulted = Backed::default();
+        figures
+            .iter()
+            .for_each(|one| prefaulted += one.prefaulted());
+        stats.prefaulted_pages = prefaulted.pages;
+        stats.prefault_failures = prefaulted.failures;
         let passes = figures.iter().map(|figures| figures.last_pass());
         stats.pass = passes.max().unwrap_or(0);
         drop(figures);
@@ -628,8 +634,8 @@ fn receiver(
     channels: u16,
 ) -> Result<Receiver> {
     let memory = &shared.guest.memory;
-    let prefault = Prefault::new(Arc::clone(memory), shared.callbacks(), channels.into());
-    let placement = Placement::new(Some(prefault));
+    let prefault = || Prefault::new(Arc::clone(memory), shared.callbacks(), channels.into());
+    let placement = Placement::new(shared.params.prefault.then(prefault));
     Receiver::new(number, channel, memory, account, placement)
 }
 

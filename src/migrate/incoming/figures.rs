@@ -1,6 +1,7 @@
 //! The figures of one lane, which its thread brings up to date and any other reads.
 
 use super::lane::Lane;
+use super::prefault::Backed;
 use crate::migrate::report::{nanos, LaneState, LaneStats};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,6 +14,8 @@ pub(super) struct Figures {
     data_pages: AtomicU64,
     zero_pages: AtomicU64,
     ballooned_pages: AtomicU64,
+    prefaulted_pages: AtomicU64,
+    prefault_failures: AtomicU64,
     waited_nanos: AtomicU64,
     pass: AtomicU32,
     /// Its final marker has come.
@@ -20,13 +23,15 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// What came on the lane so far.
-    pub(super) fn renew(&self, lane: &Lane) {
+    /// What came on the lane so far, and what was backed for it.
+    pub(super) fn renew(&self, lane: &Lane, prefaulted: Backed) {
         let (counts, wire) = (lane.counts(), lane.counters());
         self.wire_bytes.store(wire.received.0, Relaxed);
         self.data_pages.store(counts.data_pages, Relaxed);
         self.zero_pages.store(counts.zero_pages, Relaxed);
         self.ballooned_pages.store(counts.ballooned_pages, Relaxed);
+        self.prefaulted_pages.store(prefaulted.pages, Relaxed);
+        self.prefault_failures.store(prefaulted.failures, Relaxed);
         self.waited_nanos.store(nanos(wire.recv_waited), Relaxed);
     }
 
@@ -48,6 +53,14 @@ impl Figures {
     /// Of the zero pages, the ballooned ones.
     pub(super) fn ballooned(&self) -> u64 {
         self.ballooned_pages.load(Relaxed)
+    }
+
+    /// What was backed ahead of contents.
+    pub(super) fn prefaulted(&self) -> Backed {
+        Backed {
+            pages: self.prefaulted_pages.load(Relaxed),
+            failures: self.prefault_failures.load(Relaxed),
+        }
     }
 
     /// As the user sees them.

@@ -293,22 +293,40 @@ impl Lane {
         Ok(got.min(left))
     }
 
-    /// The same into many places that lie apart. They are the last there are of the payload.
-    pub(super) fn payload_into_each(
-        &mut self,
-        rooms: &[PartMut<'_>],
+    /// All `left` bytes into many places that lie apart, or fewer when `recall` is raised. The places
+    /// are all there are of the rest of the payload.
+    pub(super) fn payload_into_each<'a>(
+        &'a mut self,
+        mut rooms: Vec<PartMut<'a>>,
         left: usize,
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<usize> {
         let Lane { channel, ahead, .. } = self;
-        let mut parts = Vec::new();
-        fallible::reserve(&mut parts, rooms.len() + 1, "places of pages")?;
-        parts.extend_from_slice(rooms);
-        parts.push(PartMut::bytes(&mut ahead[..]));
-        let got = channel.recv_some_unless(&parts, recall, io)?;
-        self.ahead_len = got.saturating_sub(left);
-        Ok(got.min(left))
+        fallible::push(
+            &mut rooms,
+            PartMut::bytes(&mut ahead[..]),
+            "places of pages",
+        )?;
+        let (mut next, mut done) = (0, 0);
+        while done < left {
+            let got = channel.recv_some_unless(&rooms[next..], recall, io)?;
+            if got == 0 {
+                break;
+            }
+            done += got;
+            let mut moved = got;
+            while let Some(room) = rooms.get_mut(next) {
+                if moved < room.len() {
+                    *room = room.cut(moved, usize::MAX);
+                    break;
+                }
+                moved -= room.len();
+                next += 1;
+            }
+        }
+        self.ahead_len = done.saturating_sub(left);
+        Ok(done.min(left))
     }
 
     /// The beginning of a record's payload, all of `bytes`.

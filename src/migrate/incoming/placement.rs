@@ -5,7 +5,7 @@
 //! is damaged on its way reaches guest memory.
 
 use super::lane::Lane;
-use super::prefault::{Ahead, Prefault};
+use super::prefault::{Ahead, Backed, Prefault};
 use super::sink::{Place, Sink};
 use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::Result;
@@ -198,6 +198,14 @@ impl Placement {
         Ok(())
     }
 
+    /// What was backed ahead of contents so far.
+    pub(super) fn prefaulted(&self) -> Backed {
+        self.prefault
+            .as_ref()
+            .map(Prefault::done)
+            .unwrap_or_default()
+    }
+
     /// No more contents come.
     pub(super) fn finish(&mut self) {
         if let Some(prefault) = &mut self.prefault {
@@ -222,7 +230,8 @@ fn each(
             return lane.skip(left, io);
         };
         let mut rooms = Vec::new();
-        fallible::reserve(&mut rooms, runs.len(), "places of pages")?;
+        // One more, which the lane adds.
+        fallible::reserve(&mut rooms, runs.len() + 1, "places of pages")?;
         let mut done = all - left;
         for run in runs {
             let length = run.count().bytes().0 as usize;
@@ -232,15 +241,14 @@ fn each(
             done = done.saturating_sub(length);
         }
         let got = lane
-            .payload_into_each(&rooms, left, recall, io)
+            .payload_into_each(rooms, left, recall, io)
             .map_err(|e| {
                 let blocks = std::iter::once(&**pin);
                 access::name_fault(e, lane.fault(), blocks, Access::Write)
             })?;
-        if got == 0 {
+        if got < left {
             // Somebody removes a block, perhaps this one.
             recall.lower();
-            drop(rooms);
             drop(block);
             block = sink.pin_block(header);
         }

@@ -11,18 +11,24 @@
 //!
 //! The two threads share one list of pieces. Whoever is free takes the next piece; the
 //! connection's thread backs itself what it is about to read and nobody has taken. So a helper
-//! that gets no processor delays nothing. A piece that cannot be backed ends prefaulting: reading
-//! into it fails too, as a system call's error, and is told in words by whoever reads.
+//! that gets no processor delays nothing. A piece that cannot be backed ends prefaulting, and the
+//! VMM hears why (`EventKind::Warning`). Reading into it fails too, as a system call's error, and
+//! is told in words by whoever reads.
+//!
+//! No limit on memory (of a cgroup, a tmpfs or a pool of huge pages) is met sooner by this than by
+//! the contents themselves: all that is backed is written a moment later.
 //!
 //! The helper pins a block for one piece at a time: whoever removes the block waits no longer.
 
 use super::sink::{Place, Sink};
+use crate::error::Error;
 use crate::memory::{host, Block, Memory, PageRun};
 use crate::migrate::callbacks::Callbacks;
 use crate::runtime::thread::{spawn, Join, Role};
 use crate::sys::mem;
 use crate::units::Pages;
-use std::ops::Range;
+use crate::vmm::EventKind;
+use std::ops::{AddAssign, Range};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// What is backed at once: 256 KiB. The kernel zeroes it, and the copy finds it in the cache.
@@ -52,11 +58,30 @@ impl Left {
     }
 }
 
+/// What was backed ahead, for the statistics.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Backed {
+    /// Pages that the host was asked to back.
+    pub(super) pages: u64,
+    /// Pieces that it could not back.
+    pub(super) failures: u64,
+}
+
+impl AddAssign for Backed {
+    fn add_assign(&mut self, more: Backed) {
+        self.pages += more.pages;
+        self.failures += more.failures;
+    }
+}
+
 #[derive(Default)]
 struct State {
     left: Option<Left>,
-    /// A piece could not be backed.
-    failed: bool,
+    /// Nothing is backed any more: a piece could not be, or nobody can be asked.
+    off: bool,
+    /// Why a piece could not be backed, until the VMM is told.
+    failed: Option<Error>,
+    done: Backed,
     ends: bool,
     /// Pieces that the helper has backed.
     #[cfg(test)]
@@ -76,10 +101,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn fail(&self) {
+    /// Backs a piece of `block`, which is pinned.
+    fn back(&self, block: &Block, piece: Range<Pages>) {
+        let pages = (piece.end - piece.start).0;
+        let backed = host::prefault(block, piece);
         let mut state = self.lock();
-        state.failed = true;
-        state.left = None;
+        match backed {
+            Ok(()) => state.done.pages += pages,
+            Err(e) => {
+                state.done.failures += 1;
+                state.failed.get_or_insert(e);
+                state.off = true;
+                state.left = None;
+            }
+        }
     }
 
     /// The helper's work.
@@ -94,12 +129,8 @@ impl Shared {
             let (block, piece) = (Arc::clone(&left.block), left.take());
             drop(state);
             // One that is gone needs nothing.
-            let backed = self
-                .memory
-                .pin(&block)
-                .is_none_or(|pin| host::prefault(&pin, piece).is_ok());
-            if !backed {
-                self.fail();
+            if let Some(pin) = self.memory.pin(&block) {
+                self.back(&pin, piece);
             }
             state = self.lock();
             #[cfg(test)]
@@ -136,7 +167,7 @@ impl Prefault {
                 memory,
                 state: Mutex::new(State {
                     // Before Linux 5.14 nobody can be asked.
-                    failed: !mem::can_populate(),
+                    off: !mem::can_populate(),
                     ..State::default()
                 }),
                 asked: Condvar::new(),
@@ -149,7 +180,7 @@ impl Prefault {
     /// Contents for a run come next. `None` where they need nothing ahead of them.
     pub(super) fn ahead(&mut self, sink: &mut Sink, place: &Place) -> Option<Ahead<'_>> {
         let (block, run) = place;
-        if run.count() < SHORTEST || self.shared.lock().failed || !sink.wants_backing(place) {
+        if run.count() < SHORTEST || self.is_off() || !sink.wants_backing(place) {
             return None;
         }
         let mut left = Left {
@@ -166,8 +197,27 @@ impl Prefault {
             shared: &self.shared,
             run: *run,
         };
-        ahead.back(block, first);
+        self.shared.back(block, first);
         Some(ahead)
+    }
+
+    /// What was backed so far.
+    pub(super) fn done(&self) -> Backed {
+        self.shared.lock().done
+    }
+
+    /// Whether nothing is backed any more. The VMM is told why, once.
+    fn is_off(&self) -> bool {
+        let mut state = self.shared.lock();
+        let (off, failed) = (state.off, state.failed.take());
+        drop(state);
+        if let Some(error) = failed {
+            self.vmm.event(
+                EventKind::Warning,
+                format!("memory is no longer backed ahead of its contents: {error}"),
+            );
+        }
+        off
     }
 
     fn wake(&mut self) {
@@ -189,6 +239,7 @@ impl Prefault {
 
     /// All has arrived: the helper ends soon. Does not wait.
     pub(super) fn finish(&mut self) {
+        self.is_off();
         let mut state = self.shared.lock();
         state.ends = true;
         state.left = None;
@@ -227,13 +278,7 @@ impl Ahead<'_> {
             }
             let piece = left.take();
             drop(state);
-            self.back(block, piece);
-        }
-    }
-
-    fn back(&self, block: &Block, piece: Range<Pages>) {
-        if host::prefault(block, piece).is_err() {
-            self.shared.fail();
+            self.shared.back(block, piece);
         }
     }
 }

@@ -77,13 +77,13 @@ impl Receiver {
             Incomer::Pages(kind, header) => {
                 self.pages(kind, &header, waits)?;
                 self.lane.flush()?;
-                self.figures.renew(&self.lane);
+                self.renew_figures();
                 Ok(Came::Pages)
             }
             Incomer::Control(Record::Marker(marker)) => {
                 self.lane.marker(&marker)?;
                 self.figures.pass(marker.pass);
-                self.figures.renew(&self.lane);
+                self.renew_figures();
                 // What our memory is may have changed since the last one.
                 self.sink.refresh();
                 Ok(Came::Marker(marker))
@@ -130,6 +130,11 @@ impl Receiver {
         }
         lane.taken(kind, header);
         Ok(())
+    }
+
+    /// Brings the lane's figures up to date.
+    pub(super) fn renew_figures(&self) {
+        self.figures.renew(&self.lane, self.placement.prefaulted());
     }
 
     /// No more pages come.

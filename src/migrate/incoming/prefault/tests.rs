@@ -9,7 +9,7 @@ use crate::migrate::incoming::account::Account;
 use crate::migrate::incoming::lane::Lane;
 use crate::migrate::incoming::placement::Placement;
 use crate::units::{Bytes, STRETCH_PAGES};
-use crate::vmm::Vmm;
+use crate::vmm::{Event, Vmm};
 use crate::wire::Header;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -20,14 +20,18 @@ const PAGES: usize = 3 * STRETCH_PAGES as usize;
 /// Longer than anything here takes on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Counts its threads.
+/// Counts its threads, and keeps what it is told.
 #[derive(Default)]
-struct Machine(AtomicU32);
+struct Machine(AtomicU32, Mutex<Vec<String>>);
 
 impl Vmm for Machine {
     fn thread_start(&self, role: Role) {
         assert_eq!(role, Role::Prefault);
         self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn event(&self, event: &Event) {
+        assert_eq!(event.kind, EventKind::Warning);
+        self.1.lock().unwrap().push(event.message.clone());
     }
 }
 
@@ -248,6 +252,38 @@ fn a_page_that_cannot_be_backed_is_an_error_with_words() {
     let error = world.place(0..512, 7, |_, _| ()).unwrap_err();
     let wanted = "block `ram`: the page at offset 0x12c000 cannot be written";
     assert!(error.message().contains(wanted), "{error}");
+    assert_eq!(world.placement.prefaulted().failures, 1);
+    // The VMM hears of it once, and nothing is backed ahead after that.
+    world.placement.finish();
+    world.placement.finish();
+    let told = world.machine.1.lock().unwrap().clone();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("memory is no longer backed ahead"),
+        "{told:?}"
+    );
+    assert!(told[0].contains(wanted), "{told:?}");
+}
+
+#[test]
+fn pages_that_were_backed_ahead_are_counted_and_no_others() {
+    let mut world = World::new(Area::new(Made::Anonymous, PAGES * PAGE).unwrap());
+    let counted = |world: &World| {
+        let done = world.placement.prefaulted();
+        assert_eq!(done.failures, 0);
+        done.pages
+    };
+    world.place(0..512, 7, |_, _| ()).unwrap();
+    assert_eq!(counted(&world), 512);
+    // It is backed by now.
+    world.place(0..512, 8, |_, _| ()).unwrap();
+    assert_eq!(counted(&world), 512);
+    // A short run is backed by the copy.
+    world.place(600..603, 9, |_, _| ()).unwrap();
+    assert_eq!(counted(&world), 512);
+    world.place(1024..1124, 9, |_, _| ()).unwrap();
+    assert_eq!(counted(&world), 612);
+    assert!(world.machine.1.lock().unwrap().is_empty());
 }
 
 #[test]
