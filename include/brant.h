@@ -2527,13 +2527,31 @@ typedef struct brant_params {
     uint32_t channels;
     /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
     uint32_t page_checksums;
+    /** BRANT_ZERO_COPY_OFF or BRANT_ZERO_COPY_ON. Source only. */
+    uint32_t zero_copy;
     /**
      * Destination: BRANT_PREFAULT_*: whether memory is backed just before contents arrive for it.
      */
     uint32_t prefault;
     /** BRANT_BALLOONED_*: whether ballooned pages are sent. */
     uint32_t ballooned;
+    /** 0. */
+    uint32_t reserved;
 } brant_params;
+
+/** In `brant_params.zero_copy`, the default: the kernel copies pages when they are sent. */
+#define BRANT_ZERO_COPY_OFF 0
+/**
+ * In `brant_params.zero_copy`: pages go from guest memory to the network device without a copy
+ * (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
+ * memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
+ * for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
+ * copies all the same, as it does on loopback, brant goes back to copies after a few sends.
+ * `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
+ * of it that are on their way; when the destination takes nothing for the I/O timeout, the
+ * migration fails, and the removal returns.
+ */
+#define BRANT_ZERO_COPY_ON 1
 
 /** In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants. */
 #define BRANT_CHECKSUMS_DEFAULT 0
@@ -2805,7 +2823,37 @@ typedef struct brant_stats {
     uint64_t prefaulted_pages;
     /** How often the host could not back pages ahead of their contents. Destination only. */
     uint64_t prefault_failures;
+    /**
+     * Bytes of pages that the kernel sent from guest memory without a copy
+     * (`brant_params.zero_copy`). Source only.
+     */
+    uint64_t zero_copied_bytes;
+    /**
+     * Bytes of pages that were to go without a copy and that the kernel copied after all. Source
+     * only.
+     */
+    uint64_t copied_anyway_bytes;
+    /**
+     * Sends that the kernel refused to make without a copy for want of memory that may be locked
+     * (RLIMIT_MEMLOCK, net.core.optmem_max), and that were copied. Source only.
+     */
+    uint64_t zero_copy_refused;
+    /** Whether pages go without a copy now, and why not: BRANT_ZERO_COPY_*. Source only. */
+    uint64_t zero_copy;
 } brant_stats;
+
+/**
+ * In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
+ * BRANT_ZERO_COPY_ON: the kernel cannot on this kind of connection.
+ */
+#define BRANT_ZERO_COPY_UNSUPPORTED 2
+/**
+ * In `brant_stats.zero_copy`: the kernel copied each time all the same, so pages are copied at
+ * once.
+ */
+#define BRANT_ZERO_COPY_COPIED 3
+/** In `brant_stats.zero_copy`: not one send's memory may be locked. */
+#define BRANT_ZERO_COPY_LIMIT 4
 
 /** A channel: there is no connection yet, or the migration is over. */
 #define BRANT_LANE_CLOSED 0

@@ -77,11 +77,27 @@ pub struct brant_params {
     pub channels: u32,
     /// BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum.
     pub page_checksums: u32,
+    /// BRANT_ZERO_COPY_OFF or BRANT_ZERO_COPY_ON. Source only.
+    pub zero_copy: u32,
     /// Destination: BRANT_PREFAULT_*: whether memory is backed just before contents arrive for it.
     pub prefault: u32,
     /// BRANT_BALLOONED_*: whether ballooned pages are sent.
     pub ballooned: u32,
+    /// 0.
+    pub reserved: u32,
 }
+
+/// In `brant_params.zero_copy`, the default: the kernel copies pages when they are sent.
+pub const BRANT_ZERO_COPY_OFF: u32 = 0;
+/// In `brant_params.zero_copy`: pages go from guest memory to the network device without a copy
+/// (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
+/// memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
+/// for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
+/// copies all the same, as it does on loopback, brant goes back to copies after a few sends.
+/// `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
+/// of it that are on their way; when the destination takes nothing for the I/O timeout, the
+/// migration fails, and the removal returns.
+pub const BRANT_ZERO_COPY_ON: u32 = 1;
 
 /// In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants.
 pub const BRANT_CHECKSUMS_DEFAULT: u32 = 0;
@@ -133,6 +149,15 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
     }
     // SAFETY: the caller's contract.
     let p = unsafe { read(from) }?;
+    if p.reserved != 0 {
+        return Err(invalid("brant_params.reserved is not 0"));
+    }
+    if p.zero_copy > BRANT_ZERO_COPY_ON {
+        return Err(invalid(format!(
+            "brant_params.zero_copy is BRANT_ZERO_COPY_OFF (0) or BRANT_ZERO_COPY_ON (1), not {}",
+            p.zero_copy
+        )));
+    }
     if p.prefault > BRANT_PREFAULT_OFF {
         return Err(invalid(format!(
             "brant_params.prefault is BRANT_PREFAULT_ON (0) or BRANT_PREFAULT_OFF (1), not {}",
@@ -194,6 +219,7 @@ pub(super) unsafe fn params(from: *const brant_params) -> Result<Params> {
         page_checksums,
         delta_cache_bytes: some(p.delta_cache_bytes),
         switchover_max_bandwidth: some(p.switchover_max_bandwidth),
+        zero_copy: p.zero_copy == BRANT_ZERO_COPY_ON,
         prefault: p.prefault == BRANT_PREFAULT_ON,
         skip_ballooned: p.ballooned == BRANT_BALLOONED_SKIP,
     };

@@ -198,7 +198,27 @@ pub struct brant_stats {
     pub prefaulted_pages: u64,
     /// How often the host could not back pages ahead of their contents. Destination only.
     pub prefault_failures: u64,
+    /// Bytes of pages that the kernel sent from guest memory without a copy
+    /// (`brant_params.zero_copy`). Source only.
+    pub zero_copied_bytes: u64,
+    /// Bytes of pages that were to go without a copy and that the kernel copied after all. Source
+    /// only.
+    pub copied_anyway_bytes: u64,
+    /// Sends that the kernel refused to make without a copy for want of memory that may be locked
+    /// (RLIMIT_MEMLOCK, net.core.optmem_max), and that were copied. Source only.
+    pub zero_copy_refused: u64,
+    /// Whether pages go without a copy now, and why not: BRANT_ZERO_COPY_*. Source only.
+    pub zero_copy: u64,
 }
+
+/// In `brant_stats.zero_copy`, beside BRANT_ZERO_COPY_OFF (it was not asked for) and
+/// BRANT_ZERO_COPY_ON: the kernel cannot on this kind of connection.
+pub const BRANT_ZERO_COPY_UNSUPPORTED: u32 = 2;
+/// In `brant_stats.zero_copy`: the kernel copied each time all the same, so pages are copied at
+/// once.
+pub const BRANT_ZERO_COPY_COPIED: u32 = 3;
+/// In `brant_stats.zero_copy`: not one send's memory may be locked.
+pub const BRANT_ZERO_COPY_LIMIT: u32 = 4;
 
 sized!(brant_stats);
 
@@ -315,6 +335,10 @@ impl From<&Stats> for brant_stats {
             prefaulted_pages: s.prefaulted_pages,
             prefault_failures: s.prefault_failures,
             uneven_ns: nanos(s.uneven),
+            zero_copied_bytes: s.zero_copied_bytes,
+            copied_anyway_bytes: s.copied_anyway_bytes,
+            zero_copy_refused: s.zero_copy_refused,
+            zero_copy: s.zero_copy as u64,
         }
     }
 }

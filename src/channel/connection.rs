@@ -6,6 +6,7 @@
 //! `migrate`.
 
 use super::cursor::Cursor;
+use super::in_flight::InFlight;
 use super::io::Io;
 use super::kind::{ConnectionKind, Direction};
 use super::pacing::Pacer;
@@ -53,6 +54,7 @@ pub struct Channel {
     pub(super) fault: Option<usize>,
     /// What holds sending to a stated bandwidth, if anything does.
     pub(super) pacer: Option<Arc<Pacer>>,
+    pub(super) in_flight: InFlight,
 }
 
 impl Channel {
@@ -83,6 +85,7 @@ impl Channel {
             cut_at: 0,
             fault: None,
             pacer: None,
+            in_flight: InFlight::default(),
         })
     }
 
@@ -152,8 +155,17 @@ impl Channel {
         recall: Option<&Recall>,
         io: &Io<'_>,
     ) -> Result<u64> {
+        self.send_from(Cursor::new(parts), recall, io)
+    }
+
+    /// Sends what the cursor has left; how many bytes went.
+    pub(super) fn send_from(
+        &mut self,
+        mut cursor: Cursor<'_, Part<'_>>,
+        recall: Option<&Recall>,
+        io: &Io<'_>,
+    ) -> Result<u64> {
         self.check(Direction::Send)?;
-        let mut cursor = Cursor::new(parts);
         let result = self.transfer(&mut cursor, io, false, recall);
         self.send_broken = cursor.moved > 0 && !cursor.is_done();
         self.cut_at = cursor.moved;

@@ -1,7 +1,8 @@
 //! How far a list of parts has been moved, and which parts the next call gets.
 
+use super::in_flight::LEAST;
 use super::parts::IoPart;
-use crate::sys::net::PARTS_MAX;
+use crate::sys::net::{Manner, PARTS_MAX};
 use crate::units::PAGE_SIZE;
 
 /// The most bytes that one system call gets. If a peer drains as fast as this side fills, a call
@@ -21,7 +22,11 @@ pub(super) struct Cursor<'p, P> {
     pub moved: u64,
     /// A part could not be read or written. From now on each call gets one page, to find the page
     /// that fails.
+    /// A part could not be read or written: go page by page to find which.
     narrow: bool,
+    /// For each part that is left, whether its memory is kept until the kernel has read it; empty
+    /// where none is.
+    kept: &'p [bool],
 }
 
 impl<'p, P: IoPart> Cursor<'p, P> {
@@ -31,9 +36,47 @@ impl<'p, P: IoPart> Cursor<'p, P> {
             offset: 0,
             moved: 0,
             narrow: false,
+            kept: &[],
         };
         cursor.advance(0);
         cursor
+    }
+
+    /// The same, of parts of which some are `kept` until the kernel has read them. What is kept and
+    /// what is not never go in one call.
+    pub fn keeping(parts: &'p [P], kept: &'p [bool]) -> Self {
+        debug_assert_eq!(parts.len(), kept.len());
+        let mut cursor = Cursor {
+            parts,
+            offset: 0,
+            moved: 0,
+            narrow: false,
+            kept,
+        };
+        cursor.advance(0);
+        cursor
+    }
+
+    /// From here on all parts go as if none were kept.
+    pub fn keep_none(&mut self) {
+        self.kept = &[];
+    }
+
+    /// How the next call goes, of these many bytes.
+    pub fn manner(&self, bytes: usize) -> Manner {
+        match self.kept.first() {
+            Some(true) if !self.narrow && bytes >= LEAST => Manner::InPlace,
+            Some(false) if self.parts.len() > self.alike() => Manner::CopiedAndMore,
+            _ => Manner::Copied,
+        }
+    }
+
+    /// How many parts from the first on are kept, or are not, as it is.
+    fn alike(&self) -> usize {
+        match self.kept.first() {
+            Some(first) => self.kept.iter().take_while(|kept| *kept == first).count(),
+            None => self.parts.len(),
+        }
     }
 
     pub fn is_done(&self) -> bool {
@@ -63,6 +106,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
             }
             self.offset -= first.len();
             self.parts = rest;
+            self.kept = self.kept.get(1..).unwrap_or(&[]);
         }
         self.offset = 0;
     }
@@ -101,7 +145,8 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         }
         let mut bytes = 0usize;
         if self.offset == 0 && first.len() <= CALL_BYTES && most >= CALL_BYTES {
-            let fits = self.parts.iter().take(PARTS_MAX).take_while(|p| {
+            let alike = self.alike().min(PARTS_MAX);
+            let fits = self.parts.iter().take(alike).take_while(|p| {
                 bytes = bytes.saturating_add(p.len());
                 bytes <= CALL_BYTES
             });
@@ -109,7 +154,7 @@ impl<'p, P: IoPart> Cursor<'p, P> {
         }
         let mut offset = self.offset;
         let mut count = 0;
-        for (to, part) in cut.iter_mut().zip(self.parts) {
+        for (to, part) in cut.iter_mut().zip(&self.parts[..self.alike()]) {
             *to = part.cut(offset, most - bytes);
             (bytes, offset, count) = (bytes + to.len(), 0, count + 1);
             if bytes == most {

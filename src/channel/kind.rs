@@ -9,6 +9,8 @@ use super::parts::{IoPart, Part, PartMut};
 use super::socket::Socket;
 use crate::error::Result;
 use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
+use crate::sys::errqueue::Said;
+use crate::sys::net::Manner;
 use std::io;
 
 /// See the file's description.
@@ -29,9 +31,30 @@ impl ConnectionKind {
     }
 
     /// Sends as much as it can without waiting, and returns how many bytes. `WouldBlock` if none.
-    pub fn send(&mut self, parts: &[Part<'_>]) -> io::Result<usize> {
+    pub fn send(&mut self, parts: &[Part<'_>], manner: Manner) -> io::Result<usize> {
         match self {
-            ConnectionKind::Socket(socket) => socket.send(parts),
+            ConnectionKind::Socket(socket) => socket.send(parts, manner),
+        }
+    }
+
+    /// Has the kernel send in place ([`Manner::InPlace`]). An error if it cannot.
+    pub fn allow_in_place(&mut self) -> io::Result<()> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.allow_in_place(),
+        }
+    }
+
+    /// What the kernel says next of sends in place.
+    pub fn said(&mut self) -> io::Result<Said> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.said(),
+        }
+    }
+
+    /// Ends the connection at once: nothing more is sent.
+    pub fn reset(&mut self) -> io::Result<()> {
+        match self {
+            ConnectionKind::Socket(socket) => socket.reset(),
         }
     }
 
@@ -87,19 +110,19 @@ pub(super) trait Directed: IoPart {
     /// To the peer or from it.
     const DIRECTION: Direction;
     /// Moves as many bytes as possible without waiting.
-    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize>;
+    fn go(kind: &mut ConnectionKind, parts: &[Self], manner: Manner) -> io::Result<usize>;
 }
 
 impl Directed for Part<'_> {
     const DIRECTION: Direction = Direction::Send;
-    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
-        kind.send(parts)
+    fn go(kind: &mut ConnectionKind, parts: &[Self], manner: Manner) -> io::Result<usize> {
+        kind.send(parts, manner)
     }
 }
 
 impl Directed for PartMut<'_> {
     const DIRECTION: Direction = Direction::Receive;
-    fn go(kind: &mut ConnectionKind, parts: &[Self]) -> io::Result<usize> {
+    fn go(kind: &mut ConnectionKind, parts: &[Self], _: Manner) -> io::Result<usize> {
         kind.recv(parts)
     }
 }

@@ -7,6 +7,7 @@ use super::connection::Channel;
 use super::parts::{Part, PartMut};
 use super::socket::Socket;
 use crate::error::Result;
+use crate::sys::net::Manner;
 use crate::units::Bytes;
 use std::io;
 use std::net::IpAddr;
@@ -40,7 +41,7 @@ impl Newcomer {
     /// Sends these bytes if there is room for them now, and ends the connection.
     pub fn dismiss(&mut self, last: &[u8]) {
         // If this fails, the stranger only misses the reason.
-        let _ = self.socket.send(&[Part::bytes(last)]);
+        let _ = self.socket.send(&[Part::bytes(last)], Manner::Copied);
         let _ = self.socket.shutdown();
     }
 

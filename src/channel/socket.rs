@@ -5,9 +5,10 @@
 
 use super::parts::{iovecs, Part, PartMut};
 use crate::error::{Error, Kind, Result};
+use crate::sys::errqueue::{self, Said};
 use crate::sys::event::{self, Poll};
 use crate::sys::fd::what_is;
-use crate::sys::net::{self, Address};
+use crate::sys::net::{self, Address, Manner};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -99,9 +100,25 @@ impl Socket {
     }
 
     /// Sends what the socket takes now of `parts`; how many bytes.
-    pub fn send(&self, parts: &[Part<'_>]) -> io::Result<usize> {
+    pub fn send(&self, parts: &[Part<'_>], manner: Manner) -> io::Result<usize> {
         // SAFETY: what a part names was promised when it was made.
-        unsafe { net::send(self.0.as_fd(), iovecs(parts)) }
+        unsafe { net::send(self.0.as_fd(), iovecs(parts), manner) }
+    }
+
+    /// Has the kernel send in place where it is asked to. An error where it cannot on this kind of
+    /// socket.
+    pub fn allow_in_place(&self) -> io::Result<()> {
+        net::set_option(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
+    }
+
+    /// What the kernel says next of sends in place.
+    pub fn said(&self) -> io::Result<Said> {
+        errqueue::next(self.0.as_fd())
+    }
+
+    /// Ends the connection at once: nothing more is sent.
+    pub fn reset(&self) -> io::Result<()> {
+        net::reset(self.0.as_fd())
     }
 
     /// Receives what is there now; how many bytes, 0 for the end of the stream.

@@ -9,6 +9,7 @@ use super::pacing::{Grant, Pacer, Turn};
 use super::parts::PartMut;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{Cancel, Deadline, Recall, Wake};
+use crate::sys::net::Manner;
 use crate::units::Bytes;
 use std::io;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ impl Channel {
             Direction::Receive => None,
         };
         let mut turn = pacer.as_deref().map(Pacer::turn);
+        self.reap();
         let mut idle_until = None;
         let mut woken = false;
         while !cursor.is_done() {
@@ -63,6 +65,10 @@ impl Channel {
                 }
                 Step::Again => continue,
                 Step::Nothing => {}
+            }
+            if self.reap() {
+                // What woke this thread has been heard.
+                woken = false;
             }
             // The limit on idleness runs from the first wait after a byte moved.
             let idle = *idle_until.get_or_insert_with(|| io.idle.from_now());
@@ -113,6 +119,7 @@ impl Channel {
     pub(super) fn at_once<P: Directed>(&mut self, parts: &[P]) -> Result<usize> {
         let io = Io::patient(Duration::ZERO);
         let mut cursor = Cursor::new(parts);
+        self.reap();
         while !cursor.is_done() {
             match self.step(&mut cursor, &io, CALL_BYTES)? {
                 Step::Moved(n) => return Ok(n),
@@ -160,7 +167,12 @@ impl Channel {
         most: usize,
     ) -> Result<Step> {
         let mut cut = [P::EMPTY; CUT_PARTS];
-        match P::go(&mut self.kind, cursor.window(most, &mut cut)) {
+        let window = cursor.window(most, &mut cut);
+        let manner = cursor.manner(window.iter().map(|part| part.len()).sum());
+        if manner == Manner::InPlace {
+            self.in_flight.make_room()?;
+        }
+        match P::go(&mut self.kind, window, manner) {
             Ok(0) if P::DIRECTION == Direction::Receive => {
                 let why = "the peer closed the connection";
                 Err(self.stopped(Kind::PeerGone, cursor, io, why))
@@ -168,12 +180,23 @@ impl Channel {
             Ok(0) => Ok(Step::Nothing),
             Ok(n) => {
                 self.count(P::DIRECTION, n);
+                if manner == Manner::InPlace {
+                    self.in_flight.sent(n as u64);
+                }
                 Ok(Step::Moved(n))
             }
             Err(e) => match e.raw_os_error() {
                 Some(libc::EINTR) => Ok(Step::Again),
                 Some(libc::EAGAIN) => Ok(Step::Nothing),
                 Some(libc::EFAULT) if cursor.narrow() => Ok(Step::Again),
+                Some(libc::ENOBUFS) if manner == Manner::InPlace => {
+                    // Memory that may be locked, or room for completions, is used up. What is
+                    // complete makes room for later calls; the rest of this list is copied.
+                    self.reap();
+                    self.in_flight.refused();
+                    cursor.keep_none();
+                    Ok(Step::Again)
+                }
                 _ => Err(self.failed(cursor, io, e)),
             },
         }

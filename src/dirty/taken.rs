@@ -116,6 +116,14 @@ impl Taken {
         self.pins = Vec::new();
     }
 
+    /// Pins of the same blocks, for whoever uses the memory for longer than this is pinned.
+    pub(crate) fn pins(&self) -> Result<Vec<BlockPin>> {
+        let mut pins = Vec::new();
+        fallible::reserve(&mut pins, self.pins.len(), "pins of blocks")?;
+        pins.extend_from_slice(&self.pins);
+        Ok(pins)
+    }
+
     /// Splits off the runs for which `which` holds, for another lane: it is asked with each run's
     /// block. Of a block that is not pinned any more, nothing is split off. Each part pins the blocks
     /// that it has runs of.

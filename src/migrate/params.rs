@@ -89,6 +89,12 @@ pub struct Params {
     /// thread (`Role::Prefault`). On. Memory that is backed already, and memory that a userfaultfd
     /// watches, is left alone either way.
     pub prefault: bool,
+    /// Source: pages go from guest memory to the network device without a copy (`MSG_ZEROCOPY`),
+    /// where the connection is TCP or vsock and the kernel does. Off. It pays for links of 10 Gbit/s
+    /// and more, with guest memory that may be locked; pages that travel with a checksum, compressed
+    /// or as a delta are copied. Where the kernel copies all the same, as on loopback, it is switched
+    /// off after a few sends; [`Stats::zero_copy`](crate::migrate::Stats::zero_copy) tells.
+    pub zero_copy: bool,
     /// Source: ballooned pages are neither read nor sent. Destination: pages that the source names
     /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
     /// must tell before it uses a page again.
@@ -134,6 +140,7 @@ impl Default for Params {
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
             prefault: true,
+            zero_copy: false,
             skip_ballooned: true,
         }
     }

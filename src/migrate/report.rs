@@ -157,6 +157,60 @@ pub struct Stats {
     pub prefaulted_pages: u64,
     /// How often the host could not back pages ahead of their contents. Destination only.
     pub prefault_failures: u64,
+    /// Bytes of pages that the kernel sent from guest memory without a copy. Source only.
+    pub zero_copied_bytes: u64,
+    /// Bytes of pages that were to go without a copy, and that the kernel copied after all: on loopback
+    /// it always does. Source only.
+    pub copied_anyway_bytes: u64,
+    /// Sends that the kernel refused to make without a copy, for want of memory that may be locked
+    /// (`RLIMIT_MEMLOCK`, `net.core.optmem_max`), and that were copied. Source only.
+    pub zero_copy_refused: u64,
+    /// Whether pages go without a copy, and why not. Source only.
+    pub zero_copy: ZeroCopyState,
+}
+
+/// Whether pages go without a copy ([`Params::zero_copy`](crate::migrate::Params::zero_copy)), and
+/// why not. The numbers are part of the C ABI.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+#[non_exhaustive]
+pub enum ZeroCopyState {
+    /// It was not asked for.
+    #[default]
+    Off = 0,
+    /// They go without a copy.
+    On = 1,
+    /// The kernel cannot, on this kind of connection.
+    Unsupported = 2,
+    /// The kernel copied each time all the same, so they are copied at once.
+    Copied = 3,
+    /// Not one send's memory may be locked (`RLIMIT_MEMLOCK`, `net.core.optmem_max`).
+    Limit = 4,
+}
+
+impl ZeroCopyState {
+    /// Why pages are copied that were to go without a copy.
+    pub(super) fn why_off(self) -> Option<&'static str> {
+        match self {
+            ZeroCopyState::Off | ZeroCopyState::On => None,
+            ZeroCopyState::Unsupported => {
+                Some("the kernel cannot send without a copy on this kind of connection")
+            }
+            ZeroCopyState::Copied => Some(
+                "the kernel copied each time although it was asked not to, as it does on loopback",
+            ),
+            ZeroCopyState::Limit => Some(
+                "not even one send's memory may be locked: raise RLIMIT_MEMLOCK or \
+                 net.core.optmem_max",
+            ),
+        }
+    }
+}
+
+impl Serialize for ZeroCopyState {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        to.serialize_u64(*self as u64)
+    }
 }
 
 impl Stats {

@@ -124,6 +124,8 @@ pub enum Interest {
     Read,
     /// Room to write, or the end of connecting.
     Write,
+    /// A message in a socket's error queue, or a failure.
+    Errors,
 }
 
 /// The reason why a wait ended.
@@ -165,6 +167,8 @@ pub fn wait_ready_or(
     let events = match interest {
         Interest::Read => event::READABLE,
         Interest::Write => event::WRITABLE,
+        // Always waited for, poll(2).
+        Interest::Errors => 0,
     };
     let cancelled = |cancel: Option<&Cancel>| {
         cancel.map_or(Poll::none(), |c| Poll::new(c.fd(), event::READABLE))

@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod errqueue;
 pub mod event;
 pub mod fd;
 pub mod file;

@@ -17,6 +17,28 @@ pub const UNIX_PATH_MAX: usize = 107;
 /// The most parts one `sendmsg` or `recvmsg` takes (`UIO_MAXIOV`, 1024).
 pub const PARTS_MAX: usize = 1024;
 
+/// How bytes are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The kernel copies them.
+    Copied,
+    /// The kernel copies them, and more follow at once (`MSG_MORE`).
+    CopiedAndMore,
+    /// The kernel reads them while it sends (`MSG_ZEROCOPY`): the memory stays as it is until the
+    /// socket's [error queue](super::errqueue) says that the call is complete.
+    InPlace,
+}
+
+impl Manner {
+    fn flag(self) -> i32 {
+        match self {
+            Manner::Copied => 0,
+            Manner::CopiedAndMore => libc::MSG_MORE,
+            Manner::InPlace => libc::MSG_ZEROCOPY,
+        }
+    }
+}
+
 /// The address of a stream socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
@@ -278,6 +300,15 @@ pub fn set_nonblocking_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a connection at once (`connect` to no address, connect(2)): what was not sent is not sent,
+/// and the peer finds it reset.
+pub fn reset(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let raw = RawAddress::empty();
+    // SAFETY: storage is a whole address of family AF_UNSPEC.
+    check(unsafe { kernel::connect(fd.as_raw_fd(), (&raw const raw.storage).cast(), raw.len) })?;
+    Ok(())
+}
+
 /// shutdown(2) of both directions.
 pub fn shutdown(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers are passed.
@@ -310,9 +341,9 @@ fn message(parts: &[libc::iovec]) -> libc::msghdr {
 /// # Safety
 /// The owner of each part's memory wants it to be sent to the peer. (Memory that is not mapped is
 /// `EFAULT`, not undefined: the kernel reads it.)
-pub unsafe fn send(fd: BorrowedFd<'_>, parts: &[libc::iovec]) -> io::Result<usize> {
+pub unsafe fn send(fd: BorrowedFd<'_>, parts: &[libc::iovec], manner: Manner) -> io::Result<usize> {
     let message = message(parts);
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | manner.flag();
     // SAFETY: the count is at most the slice's. The caller vouches for the memory of each part,
     // which the kernel only reads.
     let n = unsafe { kernel::sendmsg(fd.as_raw_fd(), &message, flags) };

@@ -8,14 +8,14 @@ use super::announced::Announced;
 use super::course::Course;
 use super::lane::Lane;
 use super::lanes::{Lanes, Sending};
-use crate::channel::{Channel, Endpoint, Io, Pacer, Route};
+use crate::channel::{Channel, Copying, Endpoint, Io, Pacer, Route};
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::Tracker;
 use crate::dirty::When;
 use crate::error::{Error, Kind, Result};
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control::{self, Blobs};
-use crate::migrate::report::{LaneState, LaneStats, RENEW};
+use crate::migrate::report::{LaneState, LaneStats, ZeroCopyState, RENEW};
 use crate::migrate::steering::{Decider, Moment};
 use crate::migrate::switchover::source::{Action, Event, State};
 use crate::migrate::switchover::window::MARGIN;
@@ -112,6 +112,8 @@ pub(super) struct Driver {
     lost: u64,
     /// How many poisoned pages there were when the VMM was last told of them.
     told_poisoned: u64,
+    /// Whether the VMM was told that pages go with a copy that were to go without.
+    told_copies: bool,
     course: Course,
     /// What the last sync warned of.
     warned: Vec<String>,
@@ -332,6 +334,7 @@ impl Driver {
             walk,
             lost: 0,
             told_poisoned: 0,
+            told_copies: false,
             course: Course::default(),
             warned: Vec::new(),
             blobs: Blobs::default(),
@@ -364,6 +367,23 @@ impl Driver {
             stats.delta_missed_pages = put.delta_misses;
             stats.delta_overflowed_pages = put.delta_overflows;
             stats.uneven = lanes.uneven();
+            let zero_copy = lanes.zero_copy();
+            stats.zero_copied_bytes = zero_copy.without.0;
+            stats.copied_anyway_bytes = zero_copy.anyway.0;
+            stats.zero_copy_refused = zero_copy.refused;
+            stats.zero_copy = match zero_copy.copying {
+                Copying::Asked => ZeroCopyState::Off,
+                Copying::No => ZeroCopyState::On,
+                Copying::Unsupported => ZeroCopyState::Unsupported,
+                Copying::Anyway => ZeroCopyState::Copied,
+                Copying::Limit => ZeroCopyState::Limit,
+            };
+            let off = stats.zero_copy.why_off().filter(|_| !self.told_copies);
+            self.told_copies |= off.is_some();
+            if let Some(why) = off {
+                let text = format!("pages are copied when they are sent: {why}");
+                self.common.vmm.event(EventKind::Warning, text);
+            }
             let shared = &self.common.shared;
             let over = self.ended;
             shared
@@ -376,6 +396,7 @@ impl Driver {
                     }
                 });
         }
+        let stats = &mut self.common.stats;
         stats.throughput = self.common.meter.rate(elapsed, stats.wire_bytes);
         stats.total_bytes = self
             .common

@@ -150,6 +150,9 @@ impl<'t> Used<'t> {
 /// Runs of so many pages and less are gathered into lists. What a list saves, a call at the
 /// destination for each run, is little beside the copying of more.
 const SHORT: u64 = 8;
+/// The contents of a record of fewer pages are copied when pages are sent in place: pinning pages,
+/// and hearing that they are sent, cost more than a copy of so little.
+const IN_PLACE_PAGES: u64 = 4;
 /// Fewer short runs than this go as records of their own.
 const WORTH_A_LIST: usize = 16;
 /// The same of zero pages, which cost no copying.
@@ -548,6 +551,23 @@ impl<'a> Records<'a> {
             }
         }
         Ok(parts)
+    }
+
+    /// For each part, whether it is guest memory that may be sent in place. A record with little of
+    /// it is copied whole.
+    pub(super) fn in_place(&self) -> Result<Vec<bool>> {
+        let mut held = Vec::new();
+        let count = 1 + self.list.len() + self.contents.len();
+        fallible::reserve(&mut held, count, "a batch of records")?;
+        held.push(false);
+        for record in &self.list {
+            held.push(false);
+            let much = record.data_pages >= IN_PLACE_PAGES;
+            for source in &self.contents[record.contents.clone()] {
+                held.push(much && matches!(source, Source::Guest(_)));
+            }
+        }
+        Ok(held)
     }
 
     /// Of `first` and the records after it, byte `at` is where sending ended: where the record ends

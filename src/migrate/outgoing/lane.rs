@@ -7,7 +7,7 @@
 use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
 use super::replies::Replies;
-use crate::channel::{Channel, Io, Part};
+use crate::channel::{Channel, Io, Part, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::memory::access::{self, Access};
@@ -73,6 +73,26 @@ impl Lane {
     /// Bytes that went over the connection.
     pub(super) fn sent(&self) -> u64 {
         self.channel.counters().sent.0
+    }
+
+    /// From now on pages are sent in place, where the connection can.
+    pub(super) fn send_in_place(&mut self) {
+        self.channel.send_in_place();
+    }
+
+    /// What became of pages that were sent in place.
+    pub(super) fn zero_copy(&self) -> ZeroCopy {
+        self.channel.zero_copy()
+    }
+
+    /// Waits until the kernel reads no page any more that was sent in place.
+    pub(super) fn land(&mut self, io: &Io<'_>) -> Result<()> {
+        self.channel.land(&io.of("pages"))
+    }
+
+    /// Has the kernel read no page any more: the connection is reset if need be.
+    pub(super) fn let_go(&mut self) {
+        self.channel.let_go();
     }
 
     /// For how long the cap on the bandwidth has held sending back.
@@ -151,7 +171,14 @@ impl Lane {
         let limited = io.within(params::transfer(io.idle, put.bytes).from_now());
         let channel = &mut self.channel;
         let before = first.len() as u64;
-        let sent = match channel.send_unless(&parts, recall, &limited) {
+        let result = match channel.sends_in_place() {
+            false => channel.send_unless(&parts, recall, &limited),
+            true => {
+                let keep = Box::new(taken.pins()?);
+                channel.send_held(&parts, &records.in_place()?, keep, recall, &limited)
+            }
+        };
+        let sent = match result {
             Ok(sent) => sent,
             Err(e) => {
                 // The destination can only be told why at a record's end. What it has taken it
@@ -286,7 +313,11 @@ impl Lane {
                 other => return Err(control::unexpected(other.record_type(), "ACK")),
             }
         }
-        Ok(())
+        match most {
+            // The destination has it all, so the kernel is done, or as good as.
+            0 => self.land(io),
+            _ => Ok(()),
+        }
     }
 
     /// If sending failed because the peer went away, its own word for why is better.

@@ -13,7 +13,7 @@ use super::balance::{Balance, Load};
 use super::lane::Lane;
 use super::queue::{leave_out_removed, What, Work};
 use super::worker::{Figures, Shared, Worker};
-use crate::channel::{Channel, Io, Pacer};
+use crate::channel::{Channel, Copying, Io, Pacer, ZeroCopy};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -78,7 +78,11 @@ impl Lanes {
         };
         let mut lanes = channels.into_iter().map(|mut channel| {
             channel.set_pacer(Arc::clone(pacer));
-            Lane::new(channel)
+            let mut lane = Lane::new(channel);
+            if params.zero_copy {
+                lane.send_in_place();
+            }
+            lane
         });
         let first = lanes
             .next()
@@ -168,6 +172,21 @@ impl Lanes {
     /// Bytes that went over the connections.
     pub(super) fn sent(&self) -> u64 {
         self.figures().map(|lane| lane.sent).sum()
+    }
+
+    /// What became of pages that were sent in place, on all lanes. Where one lane still sends so, they
+    /// do.
+    pub(super) fn zero_copy(&self) -> ZeroCopy {
+        let mut all = Figures::of(&self.first).zero_copy;
+        for lane in self.further() {
+            all.without += lane.zero_copy.without;
+            all.anyway += lane.zero_copy.anyway;
+            all.refused += lane.zero_copy.refused;
+            if lane.zero_copy.copying == Copying::No {
+                all.copying = Copying::No;
+            }
+        }
+        all
     }
 
     /// For how long the cap on the bandwidth has held the slowest of them back.
@@ -420,7 +439,11 @@ impl Lanes {
             // The reason is lost with a connection that is closed before it is read.
             lane.drain();
         }
-        self.all().for_each(|lane| lane.close());
+        for lane in self.all() {
+            lane.close();
+            // The VMM may reuse the memory once the migration is over.
+            lane.let_go();
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use super::balance::{Balance, Load};
 use super::lane::Lane;
 use super::queue::{Next, Queue, What, Work};
-use crate::channel::Io;
+use crate::channel::{Io, ZeroCopy};
 use crate::error::{Error, Kind, Result};
 use crate::memory::Memory;
 use crate::migrate::callbacks::Callbacks;
@@ -35,6 +35,8 @@ pub(super) struct Figures {
     pub(super) waited: Duration,
     /// How long the cap on the bandwidth held it back.
     pub(super) paced: Duration,
+    /// What became of pages that were sent in place.
+    pub(super) zero_copy: ZeroCopy,
 }
 
 impl Figures {
@@ -47,6 +49,7 @@ impl Figures {
             idle: Duration::ZERO,
             waited: lane.waited(),
             paced: lane.paced(),
+            zero_copy: lane.zero_copy(),
         }
     }
 }

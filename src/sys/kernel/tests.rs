@@ -262,7 +262,7 @@ fn a_short_count_moves_so_much_and_not_more() {
     scope.plan(call("sendmsg", 0), Fault::Short(5));
     let bytes = parts(&mut bytes);
     // SAFETY: bytes of this test's.
-    let sent = scope.enter(|| unsafe { net::send(from.as_fd(), &bytes) });
+    let sent = scope.enter(|| unsafe { net::send(from.as_fd(), &bytes, net::Manner::Copied) });
     assert_eq!(sent.unwrap(), 5);
     scope.plan(call("recvmsg", 0), Fault::Short(4));
     let room = parts(&mut room);

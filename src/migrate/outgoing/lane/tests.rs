@@ -56,6 +56,15 @@ impl Side {
         self.lane.send(&[], taken, recall, io).map(|_| ())
     }
 
+    /// As a walk takes them: a removal waits for such pins.
+    fn send_recallable(&mut self, io: &Io<'_>) -> Result<()> {
+        let mut cursor = Cursor::default();
+        let taken = self
+            .consumer
+            .take_recallable(&mut cursor, 64, Pages(PAGES))?;
+        self.lane.send(&[], taken, &Recall::new()?, io).map(|_| ())
+    }
+
     fn send_marker(&mut self) {
         let io = Io::patient(Duration::from_secs(10));
         self.lane.send_marker(1, false, &io).unwrap();
@@ -252,4 +261,67 @@ fn a_marker_delivers_what_was_sent_before_it_and_nothing_else() {
     assert_eq!(side.consumer.pending(), Pages(0));
     side.lane.give_up();
     assert_eq!(side.consumer.pending(), Pages(1));
+}
+
+/// A lane over TCP that sends in place, to a peer that has read nothing.
+fn in_place() -> (Side, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = listener.accept().unwrap().0;
+    let mut side = full_side();
+    side.lane = Lane::new(Channel::from_fd(ours.into()).unwrap());
+    side.lane.send_in_place();
+    (side, peer)
+}
+
+#[test]
+fn a_removal_waits_for_pages_that_the_kernel_still_reads_and_then_returns() {
+    let (mut side, mut peer) = in_place();
+    // Until the peer's kernel takes no more, and pages are on their way.
+    let short = Io::patient(Duration::from_millis(50));
+    let io = Io::patient(LONG);
+    let mut sent = 0;
+    while sent < 200 {
+        if let Err(error) = side.send_recallable(&short) {
+            assert_eq!(error.kind(), Kind::Timeout, "{error}");
+            break;
+        }
+        side.lane.give_up();
+        sent += 1;
+    }
+    assert!(sent < 200, "the sockets hold everything");
+    let memory = Arc::clone(side.consumer.memory());
+    let id = memory.map().blocks()[0].id();
+    let (told, removed) = std::sync::mpsc::channel();
+    let remover = std::thread::spawn(move || told.send(memory.remove_block(id)).unwrap());
+    let early = removed.recv_timeout(Duration::from_millis(100));
+    assert!(early.is_err(), "the kernel still reads: {early:?}");
+    let reader = std::thread::spawn(move || {
+        peer.set_read_timeout(Some(LONG)).unwrap();
+        let _ = std::io::copy(&mut peer, &mut std::io::sink());
+    });
+    side.lane.land(&io).unwrap();
+    removed.recv_timeout(LONG).unwrap().unwrap();
+    remover.join().unwrap();
+    side.lane.close();
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_removal_returns_when_the_lane_of_a_peer_that_reads_nothing_is_let_go_of() {
+    let (mut side, peer) = in_place();
+    let short = Io::patient(Duration::from_millis(50));
+    while side.send_recallable(&short).is_ok() {
+        side.lane.give_up();
+    }
+    let memory = Arc::clone(side.consumer.memory());
+    let id = memory.map().blocks()[0].id();
+    let (told, removed) = std::sync::mpsc::channel();
+    let remover = std::thread::spawn(move || told.send(memory.remove_block(id)).unwrap());
+    let early = removed.recv_timeout(Duration::from_millis(100));
+    assert!(early.is_err(), "the kernel still reads: {early:?}");
+    side.lane.let_go();
+    removed.recv_timeout(LONG).unwrap().unwrap();
+    remover.join().unwrap();
+    drop(peer);
 }

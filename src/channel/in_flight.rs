@@ -1,0 +1,346 @@
+//! Sends without a copy (`MSG_ZEROCOPY`) whose memory the kernel still reads: which calls are on
+//! their way, what keeps their memory, and whether sending so pays.
+//!
+//! The kernel numbers the calls of a socket from 0, in 32 bits, and tells in ranges which are
+//! complete: many calls at once, and not always in order. Pure: `transfer` makes the calls, reads
+//! the socket's error queue and feeds both to [`InFlight`].
+
+use crate::error::Result;
+use crate::fallible;
+use crate::sys::errqueue::Completion;
+use crate::units::Bytes;
+use std::collections::VecDeque;
+use std::fmt;
+
+/// After so many calls in a row that the kernel copied after all, sending without a copy is
+/// switched off: a copy that is made later costs more than one that is made at once. Loopback, and
+/// a socket that somebody captures packets of, copy each time.
+const TRIAL: u32 = 32;
+
+/// A call of fewer bytes is copied: pinning pages, and reading what became of them, cost more than
+/// a copy of so little (the kernel's documentation says about 10 KB).
+pub(super) const LEAST: usize = 16 << 10;
+
+/// Whatever keeps the memory of a send as it is: dropped when the kernel reads it no more.
+pub type Keep = Box<dyn Send>;
+
+/// Why a connection does not send without a copy.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// Nobody asked for anything else.
+    #[default]
+    Asked,
+    /// It does send without a copy.
+    No,
+    /// The kernel cannot on this kind of socket.
+    Unsupported,
+    /// The kernel has copied all the same, call after call.
+    Anyway,
+    /// Not even one call's memory can be locked (`RLIMIT_MEMLOCK`), or its completion kept
+    /// (`net.core.optmem_max`).
+    Limit,
+}
+
+/// What became of sends without a copy so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ZeroCopy {
+    /// Bytes that went without a copy.
+    pub without: Bytes,
+    /// Bytes that the kernel copied after all.
+    pub anyway: Bytes,
+    /// Calls that were refused for want of memory that may be locked, and were copied then.
+    pub refused: u64,
+    /// Whether it goes on, or why not.
+    pub copying: Copying,
+}
+
+#[derive(Debug)]
+struct Call {
+    bytes: u64,
+    complete: bool,
+}
+
+/// See the file's description.
+#[derive(Default)]
+pub(super) struct InFlight {
+    /// Calls from the oldest one that is not complete.
+    calls: VecDeque<Call>,
+    /// How many calls are complete before that.
+    oldest: u64,
+    /// What keeps the memory of the calls before a position.
+    kept: VecDeque<(u64, Keep)>,
+    so_far: ZeroCopy,
+    /// Calls in a row that were copied after all.
+    copied: u32,
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlight")
+            .field("calls", &self.calls)
+            .field("oldest", &self.oldest)
+            .field("kept", &self.kept.len())
+            .field("so_far", &self.so_far)
+            .finish_non_exhaustive()
+    }
+}
+
+impl InFlight {
+    /// Whether sends go without a copy, from now on or no more.
+    pub fn set(&mut self, copying: Copying) {
+        self.so_far.copying = copying;
+    }
+
+    /// Whether the next send may go without a copy.
+    pub fn is_on(&self) -> bool {
+        self.so_far.copying == Copying::No
+    }
+
+    /// What became of all so far.
+    pub fn so_far(&self) -> ZeroCopy {
+        self.so_far
+    }
+
+    /// Whether the kernel still reads the memory of a call.
+    pub fn any(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// How many calls were made so far.
+    pub fn position(&self) -> u64 {
+        self.oldest + self.calls.len() as u64
+    }
+
+    /// Makes room for one more call.
+    pub fn make_room(&mut self) -> Result<()> {
+        let what = "the account of sends without a copy";
+        fallible::reserve_back(&mut self.calls, 1, what)?;
+        fallible::reserve_back(&mut self.kept, 1, what)
+    }
+
+    /// A call took so many bytes. There is room for it.
+    pub fn sent(&mut self, bytes: u64) {
+        self.calls.push_back(Call {
+            bytes,
+            complete: false,
+        });
+    }
+
+    /// Keeps `keep` until all calls that were made before `position` are complete.
+    pub fn keep(&mut self, position: u64, keep: Keep) {
+        if position > self.oldest {
+            self.kept.push_back((position, keep));
+        }
+    }
+
+    /// The kernel refused a call for want of memory that may be locked.
+    pub fn refused(&mut self) {
+        self.so_far.refused += 1;
+        if !self.any() {
+            // Nothing will become free.
+            self.set(Copying::Limit);
+        }
+    }
+
+    /// The kernel says that calls are complete. What was said before, or was never sent, is passed
+    /// over.
+    pub fn complete(&mut self, completion: Completion) {
+        // Positions from the oldest call on; the numbers have 32 bits and begin again.
+        let first = completion.first.wrapping_sub(self.oldest as u32) as usize;
+        let count = completion.last.wrapping_sub(completion.first) as usize + 1;
+        let waiting = self.calls.len();
+        // A range that begins before the oldest call: its end may still be news.
+        let (first, count) = match first < waiting {
+            true => (first, count.min(waiting - first)),
+            false => {
+                let before = self.oldest as u32 as u64;
+                let over = u64::from(completion.last.wrapping_sub(before as u32)) + 1;
+                match over <= waiting as u64 {
+                    true => (0, over as usize),
+                    false => return,
+                }
+            }
+        };
+        for call in self.calls.range_mut(first..first + count) {
+            if std::mem::replace(&mut call.complete, true) {
+                continue;
+            }
+            match completion.copied {
+                true => {
+                    self.so_far.anyway += Bytes(call.bytes);
+                    self.copied += 1;
+                }
+                false => {
+                    self.so_far.without += Bytes(call.bytes);
+                    self.copied = 0;
+                }
+            }
+        }
+        if self.is_on() && self.copied >= TRIAL {
+            self.set(Copying::Anyway);
+        }
+        while self.calls.front().is_some_and(|call| call.complete) {
+            self.calls.pop_front();
+            self.oldest += 1;
+        }
+        while self.kept.front().is_some_and(|(at, _)| *at <= self.oldest) {
+            self.kept.pop_front();
+        }
+    }
+
+    /// The connection is gone, and with it the kernel's interest in any memory.
+    pub fn forget(&mut self) {
+        self.oldest = self.position();
+        self.calls.clear();
+        self.kept.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+
+    fn at(oldest: u64) -> InFlight {
+        let mut flight = InFlight {
+            oldest,
+            ..InFlight::default()
+        };
+        flight.set(Copying::No);
+        flight
+    }
+
+    fn complete(flight: &mut InFlight, first: u32, last: u32, copied: bool) {
+        flight.complete(Completion {
+            first,
+            last,
+            copied,
+        });
+    }
+
+    #[test]
+    fn a_completion_of_many_calls_counts_each_once_also_out_of_order() {
+        let mut flight = at(0);
+        (1..=5).for_each(|bytes| flight.sent(bytes));
+        complete(&mut flight, 3, 4, false);
+        assert!(flight.any());
+        assert_eq!(flight.so_far().without, Bytes(9));
+        // Again, and one that covers what was said.
+        complete(&mut flight, 3, 4, false);
+        complete(&mut flight, 1, 4, true);
+        assert_eq!(flight.so_far().anyway, Bytes(5));
+        complete(&mut flight, 0, 0, false);
+        assert!(!flight.any());
+        assert_eq!(flight.so_far().without, Bytes(10));
+    }
+
+    #[test]
+    fn what_was_never_sent_is_passed_over() {
+        let mut flight = at(7);
+        flight.sent(1);
+        for (first, last) in [(8, 9), (0, 6), (9, 3), (u32::MAX, u32::MAX)] {
+            complete(&mut flight, first, last, false);
+            assert!(flight.any(), "{first} to {last}");
+        }
+        // From before the oldest into it.
+        complete(&mut flight, 5, 7, false);
+        assert!(!flight.any());
+    }
+
+    #[test]
+    fn numbers_begin_again_after_32_bits() {
+        let mut flight = at(u64::from(u32::MAX) - 1);
+        (0..4).for_each(|_| flight.sent(1));
+        complete(&mut flight, 0, 1, false);
+        assert!(flight.any());
+        complete(&mut flight, u32::MAX - 1, u32::MAX, false);
+        assert!(!flight.any());
+        assert_eq!(flight.position(), u64::from(u32::MAX) + 3);
+        // One message over the edge.
+        let mut flight = at(u64::from(u32::MAX));
+        (0..2).for_each(|_| flight.sent(1));
+        complete(&mut flight, u32::MAX, 0, false);
+        assert!(!flight.any());
+    }
+
+    #[test]
+    fn what_the_kernel_copies_each_time_is_switched_off_and_what_it_copies_now_and_then_is_not() {
+        let mut flight = at(0);
+        for call in 0..TRIAL {
+            assert!(flight.is_on(), "{call}");
+            flight.sent(1);
+            complete(&mut flight, call, call, true);
+        }
+        assert_eq!(flight.so_far().copying, Copying::Anyway);
+        let mut flight = at(0);
+        for call in 0..10 * TRIAL {
+            flight.sent(1);
+            complete(&mut flight, call, call, !call.is_multiple_of(TRIAL));
+        }
+        assert!(flight.is_on());
+    }
+
+    #[test]
+    fn a_refusal_is_copied_and_one_with_nothing_on_its_way_is_the_last() {
+        let mut flight = at(0);
+        flight.sent(1);
+        flight.refused();
+        assert!(flight.is_on());
+        complete(&mut flight, 0, 0, false);
+        flight.refused();
+        assert_eq!(flight.so_far().copying, Copying::Limit);
+        assert_eq!(flight.so_far().refused, 2);
+    }
+
+    /// Tells when it is let go of.
+    struct Kept(u64, Arc<Mutex<BTreeSet<u64>>>);
+
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            self.1.lock().unwrap().remove(&self.0);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_kept_exactly_until_all_calls_before_it_are_complete(
+            oldest in prop_oneof![Just(0u64), (u64::from(u32::MAX) - 50)..(u64::from(u32::MAX) + 50)],
+            calls in prop::collection::vec(any::<bool>(), 1..80),
+            order in any::<prop::sample::Index>(),
+            lengths in prop::collection::vec(1u64..6, 1..8),
+        ) {
+            let mut flight = at(oldest);
+            let kept = Arc::new(Mutex::new(BTreeSet::new()));
+            for keeps in &calls {
+                flight.sent(1);
+                if *keeps {
+                    let position = flight.position();
+                    kept.lock().unwrap().insert(position);
+                    flight.keep(position, Box::new(Kept(position, Arc::clone(&kept))));
+                }
+            }
+            let all = kept.lock().unwrap().clone();
+            // Ranges in any order.
+            let mut ranges = Vec::new();
+            let (mut from, mut lengths) = (oldest, lengths.iter().cycle());
+            while from < flight.position() {
+                let to = (from + lengths.next().unwrap()).min(flight.position());
+                ranges.push(from..to);
+                from = to;
+            }
+            let mut done = BTreeSet::new();
+            while !ranges.is_empty() {
+                let range = ranges.swap_remove(order.index(ranges.len()));
+                complete(&mut flight, range.start as u32, (range.end - 1) as u32, false);
+                done.extend(range);
+                let first_left = (oldest..).find(|p| !done.contains(p)).unwrap();
+                let wanted: BTreeSet<u64> = all.iter().copied().filter(|p| *p > first_left).collect();
+                prop_assert_eq!(&*kept.lock().unwrap(), &wanted);
+            }
+            prop_assert!(!flight.any() && kept.lock().unwrap().is_empty());
+            prop_assert_eq!(flight.so_far().without, Bytes(calls.len() as u64));
+        }
+    }
+}
