@@ -18,6 +18,7 @@ mod layout;
 mod pacing;
 mod panics;
 mod progress;
+mod resent;
 mod resolution;
 mod state;
 mod whole;
