@@ -2,8 +2,8 @@
 //! thread of its own. It decides nothing, and believes nothing that the peer says.
 
 use super::account::Account;
+use super::arriving::Arriving;
 use super::blobs;
-use super::figures::Figures;
 use super::gather::Gathering;
 use super::lane::{Incomer, Lane, Waits};
 use super::negotiate::{answer, hellos, negotiate};
@@ -11,10 +11,9 @@ use super::placement::Placement;
 use super::prefault::{Backed, Prefault};
 use super::receiver::{Came, Receiver};
 use super::workers::Workers;
-use crate::channel::{Channel, Endpoint, Listener};
+use crate::channel::{Channel, Listener};
 use crate::error::{Error, Kind, Result};
 use crate::memory::ballooned::Forgotten;
-use crate::memory::Memory;
 use crate::migrate::common::{Common, Migration};
 use crate::migrate::control;
 use crate::migrate::params::Params;
@@ -25,7 +24,7 @@ use crate::runtime::{Deadline, Limit, Timeout};
 use crate::vmm::EventKind;
 use crate::wire::{self, Hello, Record, RecordType, Token};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where an incoming migration gets its connections.
@@ -50,33 +49,6 @@ const NEWS: Duration = Duration::from_secs(2);
 enum Accepting {
     Listener(Arc<Listener>),
     Connected(Vec<Channel>),
-}
-
-/// Where the guest arrives.
-pub(super) struct Arriving {
-    pub(super) memory: Arc<Memory>,
-    /// Where it listens, or has listened.
-    endpoint: Mutex<Option<Endpoint>>,
-    /// Of each channel, in their order.
-    figures: Mutex<Vec<Arc<Figures>>>,
-}
-
-impl Arriving {
-    pub(super) fn new(memory: Arc<Memory>) -> Self {
-        Arriving {
-            memory,
-            endpoint: Mutex::default(),
-            figures: Mutex::default(),
-        }
-    }
-
-    pub(super) fn figures(&self) -> MutexGuard<'_, Vec<Arc<Figures>>> {
-        self.figures.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    pub(super) fn endpoint(&self) -> MutexGuard<'_, Option<Endpoint>> {
-        self.endpoint.lock().unwrap_or_else(|e| e.into_inner())
-    }
 }
 
 /// What the thread owns.

@@ -2,6 +2,8 @@
 //! the driver on a thread of its own.
 
 mod account;
+mod agreed;
+mod arriving;
 mod authenticate;
 mod blobs;
 mod changed;
@@ -31,7 +33,8 @@ use crate::migrate::watching::watching;
 use crate::migrate::work;
 use crate::runtime::thread::{spawn, Role};
 use crate::vmm::Vmm;
-use driver::{Arriving, Driver};
+use arriving::Arriving;
+use driver::Driver;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //! page. Its order is that of `docs/wire.md`; each wait has the limits of `docs/limits.md`.
 
 use super::account::Account;
+use super::agreed::Agreed;
 use super::authenticate::{check_role, Session};
 use super::blobs;
 use super::lane::{Incomer, Lane, Waits};
@@ -15,52 +16,13 @@ use crate::migrate::control;
 use crate::migrate::layout::layout_difference;
 use crate::migrate::params::{Params, Side};
 use crate::runtime::{Deadline, Limit};
-use crate::wire::{self, Header, Hello, Record, RecordType, Token};
+use crate::wire::{self, Hello, Record, RecordType};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between two looks at connections of which any may speak next.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// What was agreed on.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Agreed {
-    pub(super) token: Token,
-    /// Whether BALLOONED records may come.
-    pub(super) ballooned: bool,
-    /// Whether DELTA records may come.
-    pub(super) delta: bool,
-    /// Whether contents come with a checksum behind them, and none without.
-    pub(super) checksums: bool,
-}
-
-impl Agreed {
-    /// Refuses a run of pages that was not agreed on.
-    pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
-        let (name, agreed) = match kind {
-            RecordType::Ballooned if !self.ballooned => ("ballooned", false),
-            RecordType::Delta if !self.delta => ("delta", false),
-            RecordType::Pages | RecordType::PagesList if header.is_checked() != self.checksums => {
-                ("page-checksums", self.checksums)
-            }
-            _ => return Ok(()),
-        };
-        let what = match (kind, agreed) {
-            (RecordType::Ballooned | RecordType::Delta, _) => "",
-            (_, true) => " with no checksum behind its contents",
-            (_, false) => " with a checksum behind its contents",
-        };
-        let agreed = if agreed { "is" } else { "is not" };
-        Err(Error::new(
-            Kind::Protocol,
-            format!(
-                "{}: found one{what}, and the feature \"{name}\" {agreed} agreed on",
-                kind.name()
-            ),
-        ))
-    }
-}
 
 /// The answer to the HELLO of channel 0, the same on every channel, and what is agreed on by it.
 ///

@@ -4,9 +4,9 @@
 //! Takes page runs and markers, which every channel has. What else comes is its driver's affair.
 
 use super::account::Account;
+use super::agreed::Agreed;
 use super::figures::Figures;
 use super::lane::{Incomer, Lane, Waits};
-use super::negotiate::Agreed;
 use super::placement::Placement;
 use super::sink::Sink;
 use crate::channel::Channel;

@@ -4,7 +4,7 @@
 //! Channel 0 stays with the migration's thread, which waits for the others here and has all lanes
 //! back afterwards: whatever follows the passes has one owner and no lock.
 
-use super::driver::Arriving;
+use super::arriving::Arriving;
 use super::lane::Waits;
 use super::receiver::{Came, Receiver};
 use crate::error::{Error, Result};

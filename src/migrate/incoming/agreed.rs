@@ -1,0 +1,43 @@
+//! What both sides have agreed on when the first page comes, and which records follow from it.
+
+use crate::error::{Error, Kind, Result};
+use crate::wire::{Header, RecordType, Token};
+
+/// What was agreed on.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Agreed {
+    pub(super) token: Token,
+    /// Whether BALLOONED records may come.
+    pub(super) ballooned: bool,
+    /// Whether DELTA records may come.
+    pub(super) delta: bool,
+    /// Whether contents come with a checksum behind them, and none without.
+    pub(super) checksums: bool,
+}
+
+impl Agreed {
+    /// Refuses a run of pages that was not agreed on.
+    pub(super) fn check(&self, kind: RecordType, header: &Header) -> Result<()> {
+        let (name, agreed) = match kind {
+            RecordType::Ballooned if !self.ballooned => ("ballooned", false),
+            RecordType::Delta if !self.delta => ("delta", false),
+            RecordType::Pages | RecordType::PagesList if header.is_checked() != self.checksums => {
+                ("page-checksums", self.checksums)
+            }
+            _ => return Ok(()),
+        };
+        let what = match (kind, agreed) {
+            (RecordType::Ballooned | RecordType::Delta, _) => "",
+            (_, true) => " with no checksum behind its contents",
+            (_, false) => " with a checksum behind its contents",
+        };
+        let agreed = if agreed { "is" } else { "is not" };
+        Err(Error::new(
+            Kind::Protocol,
+            format!(
+                "{}: found one{what}, and the feature \"{name}\" {agreed} agreed on",
+                kind.name()
+            ),
+        ))
+    }
+}
