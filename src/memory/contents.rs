@@ -54,6 +54,8 @@ pub enum Seen {
 
 /// Up to this many pages of a file are asked about one by one if the kernel cannot count them.
 const ONE_BY_ONE: u64 = 32;
+/// Of so many runs ahead the first bytes are fetched.
+const FETCHED: usize = 8;
 /// How many pages of a file are read in one call.
 const AT_ONCE: usize = 16;
 /// For how many pages one call asks whether they are resident.
@@ -138,7 +140,11 @@ impl Contents {
         while !rest.is_empty() {
             let looked = self.look_over(block, rest)?;
             let (these, others) = rest.split_at(looked.max(1));
-            let split = these.iter().try_for_each(|run| {
+            let split = these.iter().enumerate().try_for_each(|(i, run)| {
+                // What is looked at first of a page is in no cache. The fetches overlap.
+                if let Some(soon) = these.get(i + FETCHED) {
+                    zero::fetch(block.page_address(soon.first()));
+                }
                 self.split_on_ground(block, run.range(), &mut mapping, &mut |range, held| {
                     each(run.part(range), held)
                 })
@@ -153,7 +159,11 @@ impl Contents {
     /// Looks at page tables for the first of `runs` together. Returns for how many, or 0 where page
     /// tables prove nothing.
     fn look_over(&mut self, block: &Block, runs: &[PageRun]) -> Result<usize> {
-        let near = Overview::reach(runs.iter().map(PageRun::range));
+        let apart = self.overview.apart(runs.iter().map(PageRun::range));
+        let near = match apart {
+            0 => Overview::reach(runs.iter().map(PageRun::range)),
+            apart => apart,
+        };
         let Some(first) = runs.first().filter(|_| near > 0) else {
             return Ok(0);
         };
@@ -165,6 +175,11 @@ impl Contents {
         };
         if ground.watcher == Watcher::Somebody || ground.below == Below::Unknown {
             return Ok(0);
+        }
+        if apart > 0 {
+            let pages = runs[..here].iter().map(PageRun::range);
+            self.overview.look_up(block, pages)?;
+            return Ok(here);
         }
         let span = first.first()..last.end();
         self.overview.look(pagemap, block, span)?;
@@ -183,10 +198,9 @@ impl Contents {
         each: &mut impl FnMut(Range<Pages>, Held),
     ) -> Result<()> {
         self.on_ground(block, range, |this, ground, range| {
-            let seen = this.overview.covers(&range);
             let asked = if ground.watcher == Watcher::Somebody {
                 Some(Entries::Unknown)
-            } else if seen && this.overview.has_pages(&range) {
+            } else if this.overview.has_pages(&range) {
                 // A present page may have contents, whatever it is a page of.
                 Some(Entries::Present)
             } else {

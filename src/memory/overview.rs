@@ -4,6 +4,10 @@
 //! calls, and a third of the time in which the pages are sent. One `PAGEMAP_SCAN` over the whole
 //! span is one call. It takes a few nanoseconds for each page, including those between the runs.
 //!
+//! Pages that lie further apart are looked up one by one, but by one call too (`move_pages`). It
+//! tells which pages are there, and proves of no other page what it is: each of those is asked
+//! about by itself.
+//!
 //! An overview is made by one system call, and dropped before [`super::contents`] returns to its
 //! caller. So its answer is that of one `PAGEMAP_SCAN` for each run: the call comes after the
 //! protection of all the runs was restored, and their pages are read after it.
@@ -11,12 +15,17 @@
 use super::block::Block;
 use crate::error::Result;
 use crate::fallible;
+use crate::sys::mem;
 use crate::sys::pagemap::{PageRegion, Pagemap, Query, PFNZERO, PRESENT, SWAPPED, WRITTEN};
 use crate::units::{Pages, PAGE_SIZE};
 use std::ops::Range;
 
 /// How many pages between two runs may be passed over: that costs less than a question of its own.
 const NEAR: u64 = 64;
+/// A page that is looked up costs as much as so many pages that are passed over.
+const LOOKED_UP: u64 = 20;
+/// Longer runs are never looked up page by page.
+const SHORT: u64 = 8;
 /// The most pages of runs for one look. The answer about a page must not be older than the one
 /// about the last page of a single long run.
 const PAGES_MAX: u64 = 512;
@@ -31,9 +40,81 @@ pub(super) struct Overview {
     /// The regions of pages with an entry, in order, as pages of the block.
     regions: Vec<PageRegion>,
     found: usize,
+    /// Room for what is looked up.
+    pages: Vec<*const u8>,
+    nodes: Vec<i32>,
+    /// The kernel, or a filter, lets nobody look up pages.
+    refused: bool,
 }
 
+// SAFETY: the addresses are numbers to whoever has the overview: only the kernel gets them.
+unsafe impl Send for Overview {}
+
 impl Overview {
+    /// How many of the first `runs`, pages of one block, are better looked up page by page: short runs
+    /// with much between them; 0 where there are fewer than two.
+    pub(super) fn apart(&self, runs: impl Iterator<Item = Range<Pages>>) -> usize {
+        let (mut count, mut pages) = (0, 0);
+        let mut span: Option<Range<Pages>> = None;
+        for run in runs {
+            let length = (run.end - run.start).0;
+            let first = span.as_ref().map_or(run.start, |span| span.start);
+            let ascends = span.as_ref().is_none_or(|span| run.start >= span.end);
+            if length > SHORT || !ascends || pages + length > PAGES_MAX {
+                break;
+            }
+            pages += length;
+            count += 1;
+            span = Some(first..run.end);
+        }
+        let passed = span.map_or(0, |span| (span.end - span.start).0);
+        if self.refused || count < 2 || passed <= LOOKED_UP * pages {
+            return 0;
+        }
+        count
+    }
+
+    /// Looks up the pages of `runs` of `block`, in order. Nothing is found where the kernel refuses.
+    pub(super) fn look_up(
+        &mut self,
+        block: &Block,
+        runs: impl Iterator<Item = Range<Pages>> + Clone,
+    ) -> Result<()> {
+        self.forget();
+        self.pages.clear();
+        for page in runs.clone().flat_map(|run| run.start.0..run.end.0) {
+            let address = block.page_address(Pages(page)).cast_const();
+            fallible::push(&mut self.pages, address, "pages to look up")?;
+        }
+        let count = self.pages.len();
+        fallible::reserve(&mut self.nodes, count, "pages to look up")?;
+        self.nodes.clear();
+        self.nodes.resize(count, -1);
+        self.room()?;
+        if mem::ordinary_pages(&self.pages, &mut self.nodes).is_err() {
+            self.refused = true;
+            return Ok(());
+        }
+        let pages = runs.flat_map(|run| run.start.0..run.end.0);
+        let there = pages.zip(&self.nodes).filter(|(_, node)| **node >= 0);
+        for ((page, _), region) in there.zip(&mut self.regions) {
+            *region = PageRegion {
+                start: page,
+                end: page + 1,
+                categories: PRESENT,
+            };
+            self.found += 1;
+        }
+        Ok(())
+    }
+
+    fn room(&mut self) -> Result<()> {
+        let missing = REGIONS - self.regions.len();
+        fallible::reserve(&mut self.regions, missing, "a look at page tables")?;
+        self.regions.resize(REGIONS, PageRegion::default());
+        Ok(())
+    }
+
     /// For how many of the first `runs`, pages of one block, one look is made; 0 if the first run
     /// is too long for it.
     pub(super) fn reach(runs: impl Iterator<Item = Range<Pages>>) -> usize {
@@ -60,9 +141,7 @@ impl Overview {
         span: Range<Pages>,
     ) -> Result<()> {
         self.forget();
-        let missing = REGIONS - self.regions.len();
-        fallible::reserve(&mut self.regions, missing, "a look at page tables")?;
-        self.regions.resize(REGIONS, PageRegion::default());
+        self.room()?;
         // No more regions than there can be, because the kernel allocates as much memory.
         let most = (span.end - span.start).index().min(REGIONS);
         let query = Query {

@@ -305,6 +305,19 @@ pub fn pages_with_contents(fd: BorrowedFd<'_>, offset: u64, length: u64) -> io::
     Ok(counts.cached + counts.evicted)
 }
 
+/// Which of `pages` have an ordinary page in this process's page tables, asked in one call
+/// (`move_pages` that moves nothing). `found` gets 0 or more for those, and less for every other
+/// page: one without an entry, one in swap, the kernel's page of zeros. Touches none of them.
+pub fn ordinary_pages(pages: &[*const u8], found: &mut [i32]) -> io::Result<()> {
+    let count = pages.len().min(found.len());
+    // SAFETY: both slices have room for `count`.
+    let asked = unsafe { kernel::move_pages(count as _, pages.as_ptr(), found.as_mut_ptr()) };
+    match asked {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Which pages from `address` on are in memory: one byte each, with its lowest bit set if so
 /// (`mincore`).
 pub fn resident(address: *const u8, pages: &mut [u8]) -> io::Result<()> {

@@ -35,6 +35,35 @@ fn one_look_is_made_for_runs_that_ascend_and_lie_near_each_other() {
 }
 
 #[test]
+fn short_runs_with_much_between_them_are_looked_up_and_no_others() {
+    let overview = Overview::default();
+    let every = |stride: u64, count: u64| -> Vec<(u64, u64)> {
+        (0..count).map(|i| (i * stride, 1)).collect()
+    };
+    for (list, expected) in [
+        (vec![], 0),
+        (every(2, 256), 0),
+        (every(LOOKED_UP, 256), 0),
+        (every(LOOKED_UP + 2, 256), 256),
+        (every(10_000, 256), 256),
+        (every(10_000, 1), 0),
+        // No more pages than one look may be made for.
+        (every(10_000, 600), PAGES_MAX as usize),
+        // A long run is scanned, and so is what comes after one that goes back.
+        ([every(10_000, 9), vec![(100_000, SHORT + 1)]].concat(), 9),
+        ([every(10_000, 9), vec![(3, 1)]].concat(), 9),
+        (vec![(0, SHORT + 1), (10_000, 1), (20_000, 1)], 0),
+    ] {
+        assert_eq!(overview.apart(runs(&list)), expected, "{list:?}");
+    }
+    let refused = Overview {
+        refused: true,
+        ..Overview::default()
+    };
+    assert_eq!(refused.apart(runs(&every(10_000, 256))), 0);
+}
+
+#[test]
 fn runs_are_all_there_only_where_every_page_of_them_is() {
     let region = |start, end, categories| PageRegion {
         start,
@@ -51,6 +80,7 @@ fn runs_are_all_there_only_where_every_page_of_them_is() {
             region(30, 40, PRESENT),
         ],
         found: 5,
+        ..Overview::default()
     };
     let range = |range: Range<u64>| Pages(range.start)..Pages(range.end);
     for (pages, there) in [

@@ -35,6 +35,22 @@ pub unsafe fn cachestat<R, C>(fd: libc::c_int, range: *const R, counts: *mut C) 
     unsafe { libc::syscall(CACHESTAT, fd, range, counts, 0) as libc::c_int }
 }
 
+/// move_pages(2) of this process, which has no function in the C library: with nowhere to move
+/// pages to, it tells where they are.
+///
+/// # Safety
+/// `pages` are `count` addresses, and `status` has room for as many numbers.
+pub unsafe fn move_pages(
+    count: libc::c_ulong,
+    pages: *const *const u8,
+    status: *mut libc::c_int,
+) -> libc::c_int {
+    let nowhere: *const libc::c_int = std::ptr::null();
+    // SAFETY: the caller's promise; the addresses are looked up, and nothing behind them is touched.
+    let done = unsafe { libc::syscall(libc::SYS_move_pages, 0, count, pages, nowhere, status, 0) };
+    done as libc::c_int
+}
+
 /// open(2), closed on exec.
 pub fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
     options.open(path)

@@ -58,6 +58,7 @@ calls! {
     fn mmap(address: *mut c_void, length: size_t, protection: c_int, flags: c_int, fd: c_int,
         offset: off_t) -> *mut c_void;
     fn mprotect(address: *mut c_void, length: size_t, protection: c_int) -> c_int;
+    fn move_pages(count: libc::c_ulong, pages: *const *const u8, status: *mut c_int) -> c_int;
     fn munmap(address: *mut c_void, length: size_t) -> c_int;
     fn pipe2(ends: *mut c_int, flags: c_int) -> c_int;
     fn ppoll(polls: *mut pollfd, count: libc::nfds_t, time: *const timespec, mask: *const sigset_t)
