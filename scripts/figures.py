@@ -29,6 +29,8 @@ GROUPS = [
                "received in blocks of 256", ">=", 0.85),
         Figure(r"delta\.gbps/", "64 MiB of changed pages encoded, by what has changed in each page: throughput over an encoder "
                "in C that compares a word at a time", ">=", 1.0),
+        Figure(r"delta\.sent_bytes$", "4,096 hot pages that get a word each between 12 passes: bytes behind the first sending of "
+               "each page, with deltas over without", "<=", 0.3),
         Figure(r"delta\.size/", "the length of these encodings, over that encoder's", "<=", 1.0),
     ]),
     ("Beside QEMU, from the migrate call to the running destination (make bench-peers)", [

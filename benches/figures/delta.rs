@@ -1,12 +1,23 @@
 //! Changed pages: how fast they are encoded and how long the encodings are, beside an encoder in C
 //! that compares a word at a time (`benches/xbzrle.c`).
 //!
-//! The pages are more than a processor's cache holds, as re-sent pages are.
+//! The pages are more than a processor's cache holds, as re-sent pages are. And a whole migration of
+//! a guest with a hot set: the bytes on the link with deltas, over those without.
 
 use crate::report::{alternate, Report, Runs};
-use crate::stream::bare;
+use crate::stream::{bare, Ram, LONG};
+use brant::dirty::tracker::{Clearing, Tracker};
+use brant::migrate::steering::{Facts, Moment, Next};
+use brant::migrate::{
+    AcceptFrom, Blockers, ConnectTo, Decider, Decision, Incoming, Outgoing, Params,
+};
 use brant::page::delta::{self, PAGE};
-use std::time::Instant;
+use brant::units::Bytes;
+use brant::vmm::{Event, EventKind, Vmm};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 const PAGES: usize = 16 << 10;
 const RUNS: usize = 7;
@@ -56,8 +67,13 @@ impl Pages {
     }
 }
 
-/// All figures of encoding.
+/// All figures of changed pages.
 pub fn measure(report: &mut Report) {
+    encoding(report);
+    hot_set(report);
+}
+
+fn encoding(report: &mut Report) {
     let wanted: Vec<_> = CHANGES
         .iter()
         .filter(|(name, ..)| {
@@ -110,4 +126,96 @@ pub fn measure(report: &mut Report) {
             );
         }
     }
+}
+
+/// The guest's memory, and its pages that are written between two passes: a word each.
+const MEMORY: usize = 256 << 20;
+const HOT: usize = 4096;
+const PASSES: u32 = 12;
+
+/// A VMM whose guest writes its hot set whenever a pass has ended.
+struct Writes {
+    /// The address of the memory.
+    ram: usize,
+    tracker: OnceLock<Arc<Tracker>>,
+    round: AtomicU64,
+}
+
+impl Vmm for Writes {
+    fn pause(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> brant::Result<()> {
+        Ok(())
+    }
+    fn event(&self, event: &Event) {
+        if event.kind != EventKind::Pass {
+            return;
+        }
+        let round = self.round.fetch_add(1, Ordering::SeqCst);
+        let tracker = self.tracker.get().unwrap();
+        let block = tracker.memory().map().blocks()[0].id();
+        for page in (0..HOT).map(|page| page * 11) {
+            let at = page * PAGE + (round as usize * 8) % PAGE;
+            // SAFETY: inside the memory, which outlives the migration.
+            unsafe { (self.ram as *mut u64).byte_add(at).write_volatile(round) };
+            tracker.mark_block(block, Bytes(at as u64), 8);
+        }
+    }
+}
+
+/// Switches over after so many passes.
+struct After;
+
+impl Decider for After {
+    fn decide(&mut self, facts: &Facts) -> Decision {
+        let now = facts.moment == Moment::Synced && facts.pass >= PASSES;
+        let expected = Duration::from_millis(1);
+        match now {
+            true => Next::SwitchOver { expected }.into(),
+            false => Next::GoOn.into(),
+        }
+    }
+}
+
+/// The bytes that a migration takes.
+fn migrated(ram: &Ram, there: &Ram, delta_cache_bytes: Option<u64>) -> f64 {
+    let params = Params {
+        delta_cache_bytes,
+        ..Params::default()
+    };
+    let tracker = Tracker::new(ram.memory(), Clearing::default()).unwrap();
+    let vmm = || {
+        Arc::new(Writes {
+            ram: ram.0 as usize,
+            tracker: OnceLock::new(),
+            round: AtomicU64::new(1),
+        })
+    };
+    let (here, other) = (vmm(), vmm());
+    let _ = here.tracker.set(Arc::clone(&tracker));
+    let outgoing = Outgoing::new(tracker, Blockers::new(), here, params.clone()).unwrap();
+    let incoming = Incoming::new(there.memory(), other, params).unwrap();
+    let (a, b) = UnixStream::pair().unwrap();
+    incoming.start(AcceptFrom::Connected(b.into())).unwrap();
+    outgoing
+        .start_with(ConnectTo::Connected(a.into()), Box::new(After))
+        .unwrap();
+    outgoing.wait(Some(LONG)).unwrap();
+    incoming.wait(Some(LONG)).unwrap();
+    outgoing.stats().wire_bytes as f64 / 1e6
+}
+
+fn hot_set(report: &mut Report) {
+    if !report.wants("delta.sent_bytes") {
+        return;
+    }
+    let (ram, there) = (Ram::new(MEMORY, 1), Ram::new(MEMORY, 2));
+    // What every migration sends once.
+    let once = MEMORY as f64 / 1e6;
+    let [with, without]: [Runs; 2] = alternate(3, |contender| {
+        let cache = [Some(64 << 20), None][contender];
+        migrated(&ram, &there, cache) - once
+    });
+    report.compared("delta.sent_bytes", "MB", &with, "without deltas", &without);
 }

@@ -44,8 +44,8 @@ const PARTS: [Part; 13] = [
         measure: pages::measure,
     },
     Part {
-        what: "changed pages encoded, beside an encoder in C",
-        families: &["delta.gbps/", "delta.size/"],
+        what: "changed pages encoded, beside an encoder in C; a hot set with deltas and without",
+        families: &["delta."],
         measure: delta::measure,
     },
     Part {

@@ -4,7 +4,7 @@ use crate::dirty::tracker::ConsumerStats;
 use crate::migrate::steering::bandwidth::{Bandwidth, DirtyRate};
 use crate::migrate::steering::passes::Passes;
 use crate::migrate::steering::PassFacts;
-use crate::units::Pages;
+use crate::units::{Pages, PAGE_SIZE};
 use crate::walk::Put;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub(super) struct Course {
 struct PassSoFar {
     pages: u64,
     data: u64,
+    /// Bytes of the data pages that deltas saved.
+    saved: u64,
     /// Waits for a cap of the bandwidth.
     waited: Duration,
 }
@@ -47,6 +49,7 @@ impl Course {
     pub(super) fn sent(&mut self, put: &Put) {
         self.this_pass.pages += put.read_pages();
         self.this_pass.data += put.data_pages;
+        self.this_pass.saved += put.delta_saved;
     }
 
     /// A cap of the bandwidth made this pass wait.
@@ -61,7 +64,7 @@ impl Course {
             self.last_pass = Some(PassFacts {
                 number,
                 pages: Pages(sent.pages),
-                data: Pages(sent.data),
+                data: Pages(sent.data.saturating_sub(sent.saved / PAGE_SIZE)),
                 time: time.saturating_sub(sent.waited),
             });
         }
@@ -109,5 +112,30 @@ impl Course {
     /// How long the last sync took.
     pub(super) fn sync_time(&self) -> Duration {
         self.sync_time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the next pages will take of the link is expected by the bytes of the last pass.
+    #[test]
+    fn pages_that_went_as_what_had_changed_count_by_their_bytes() {
+        let mut course = Course::default();
+        course.begin_pass();
+        for _ in 0..10 {
+            course.sent(&Put {
+                data_pages: 100,
+                zero_pages: 20,
+                delta_pages: 80,
+                delta_saved: 80 * 4000,
+                ..Put::default()
+            });
+        }
+        course.end_pass(3, Duration::from_millis(5));
+        let pass = course.last_pass().unwrap();
+        assert_eq!(pass.pages, Pages(1200));
+        assert_eq!(pass.data, Pages(1000 - 800 * 4000 / 4096));
     }
 }

@@ -27,7 +27,8 @@ pub struct PassFacts {
     pub number: u32,
     /// Pages that were sent. Ballooned and free pages, which nobody looks at, do not count.
     pub pages: Pages,
-    /// Of `pages`, those that went with their contents. The others were holes or zero.
+    /// Of `pages`, those that went with their contents. The others were holes or zero. Pages that
+    /// went as what had changed in them count as so many pages as their bytes fill.
     pub data: Pages,
     /// From the first page to the acknowledgement of the last, less the waits for a bandwidth cap.
     pub time: Duration,
