@@ -444,7 +444,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 44);
+        assert_eq!(value.as_object().unwrap().len(), 50);
     }
 
     #[test]
