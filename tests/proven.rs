@@ -285,6 +285,81 @@ fn memory_that_somebody_fills_on_demand_arrives_as_he_fills_it() {
     });
 }
 
+#[test]
+fn pages_that_are_in_a_file_already_arrive_as_he_who_maps_them_leaves_them() {
+    alone(LIMIT, || {
+        let source = Area::new(Made::Memfd, 4 * HUGE).unwrap();
+        let mine = 300..1324;
+        // The page cache has them, and not yet what they are to hold.
+        for page in mine.clone() {
+            source.write_file(page, 0xee);
+        }
+        let Some(filler) = Filler::minor(&source, mine.clone()) else {
+            return;
+        };
+        let tracker = tracker_of(&memory_of(&source, false));
+        let to = Area::new(Made::Anonymous, 4 * HUGE).unwrap();
+        let outcome = migrate(&tracker, &memory_of(&to, false), 2, Plain::default());
+        outcome.completed("minor faults");
+        let should = |page: usize| {
+            if mine.contains(&page) {
+                filling(page)
+            } else {
+                0
+            }
+        };
+        assert_holds(&to, should, "minor faults");
+        assert!(filler.served() > 0, "nobody asked him");
+    });
+}
+
+#[test]
+fn pages_that_were_mapped_over_since_the_first_pass_arrive_as_they_are_now() {
+    let source = Area::new(Made::Anonymous, 4 * HUGE).unwrap();
+    let file = Area::new(Made::Memfd, 4 * HUGE).unwrap();
+    let (over, held) = (600..900, [601, 700, 899]);
+    held.iter().for_each(|page| set(&file, *page, 8));
+    set(&source, 5, 5);
+    set(&source, 650, 6);
+    let tracker = tracker_of(&memory_of(&source, false));
+    let vmm = Plain::default();
+    let length = source.length as u64;
+    let (at, count) = (source.page(over.start) as usize, over.len());
+    let fd = file.file.as_ref().unwrap().try_clone().unwrap();
+    let (theirs, mut mapped) = (Arc::clone(&tracker), false);
+    *vmm.at_pass.lock().unwrap() = Some(Box::new(move || {
+        if !std::mem::replace(&mut mapped, true) {
+            // SAFETY: over part of the test's own mapping, which nobody uses now.
+            let now = unsafe {
+                libc::mmap(
+                    at as *mut _,
+                    count * PAGE,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    std::os::fd::AsRawFd::as_raw_fd(&fd),
+                    (600 * PAGE) as libc::off_t,
+                )
+            };
+            assert_ne!(now, libc::MAP_FAILED);
+            theirs.mark_block(BlockId(0), Bytes(0), length);
+        }
+        Ok(())
+    }));
+    let to = Area::new(Made::Anonymous, 4 * HUGE).unwrap();
+    migrate(&tracker, &memory_of(&to, false), 2, vmm).completed("mapped over");
+    let should = |page: usize| match page {
+        5 => 5,
+        page if held.contains(&page) => 8,
+        _ => 0,
+    };
+    assert_holds(&to, should, "mapped over");
+    assert_eq!(
+        file.backed(),
+        held.len() * PAGE,
+        "a hole of the file was filled"
+    );
+}
+
 /// The wrong pages of the destination after a second guest came into it.
 fn second_guest(what: &str, first: impl Fn(&Area, &Arc<Memory>)) {
     const LENGTH: usize = 4 << 20;

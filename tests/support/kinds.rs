@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -331,7 +332,9 @@ const UFFDIO_API: u64 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_UNREGISTER: u64 = 0x8010_aa01;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
+const UFFDIO_CONTINUE: u64 = 0xc020_aa07;
 pub const MISSING: u64 = 1;
+pub const MINOR: u64 = 4;
 pub const USER_MODE_ONLY: libc::c_int = 1;
 
 /// A thread that serves missing pages: page `n` gets `n + 1` in each of its 64-bit words.
@@ -351,6 +354,16 @@ impl Filler {
     /// Serves missing pages of `pages` of `area`. `flags` are those of the system call. `None`,
     /// with a message on stderr, if that is not possible.
     pub fn new(area: &Area, pages: Range<usize>, flags: libc::c_int) -> Option<Filler> {
+        Filler::by(area, pages, flags, MISSING)
+    }
+
+    /// Serves pages of a file that are in the page cache and not mapped (minor faults): what the file
+    /// holds counts only once he has written it anew, which he does when a page is touched.
+    pub fn minor(area: &Area, pages: Range<usize>) -> Option<Filler> {
+        Filler::by(area, pages, 0, MINOR)
+    }
+
+    fn by(area: &Area, pages: Range<usize>, flags: libc::c_int, mode: u64) -> Option<Filler> {
         // SAFETY: takes an integer; a new descriptor.
         let fd = unsafe {
             let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | flags;
@@ -363,14 +376,15 @@ impl Filler {
         }
         // SAFETY: just made, and nobody else owns it.
         let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) });
-        // Missing pages of huge and of shared memory.
-        let mut api = [0xaau64, 1 << 4 | 1 << 5, 0];
+        // Missing pages of huge and of shared memory; minor faults of shared memory.
+        let minor = if mode == MINOR { 1 << 10 } else { 0 };
+        let mut api = [0xaau64, 1 << 4 | 1 << 5 | minor, 0];
         // SAFETY: the kernel fills three words.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API as _, &mut api) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         let start = area.at as u64 + (pages.start * PAGE) as u64;
         let length = (pages.len() * PAGE) as u64;
-        let mut register = [start, length, MISSING, 0];
+        let mut register = [start, length, mode, 0];
         // SAFETY: the kernel reads and fills four words.
         let result = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &mut register) };
         if result != 0 {
@@ -383,7 +397,9 @@ impl Filler {
         let (base, page_size) = (area.at as u64, area.made.page_size());
         let thread = {
             let (fd, stop, served) = (Arc::clone(&fd), Arc::clone(&stop), Arc::clone(&served));
-            std::thread::spawn(move || serve(&fd, base, page_size, &stop, &served))
+            let file = area.file.as_ref().filter(|_| mode == MINOR);
+            let file = file.map(|file| file.try_clone().unwrap());
+            std::thread::spawn(move || serve(&fd, base, page_size, file, &stop, &served))
         };
         Some(Filler {
             fd,
@@ -408,7 +424,14 @@ impl Drop for Filler {
     }
 }
 
-fn serve(fd: &OwnedFd, base: u64, page_size: usize, stop: &AtomicBool, served: &AtomicU64) {
+fn serve(
+    fd: &OwnedFd,
+    base: u64,
+    page_size: usize,
+    file: Option<File>,
+    stop: &AtomicBool,
+    served: &AtomicU64,
+) {
     while !stop.load(Ordering::SeqCst) {
         let mut poll = libc::pollfd {
             fd: fd.as_raw_fd(),
@@ -429,6 +452,18 @@ fn serve(fd: &OwnedFd, base: u64, page_size: usize, stop: &AtomicBool, served: &
         let mut contents = Vec::new();
         for page in first..first + page_size / PAGE {
             contents.resize(contents.len() + PAGE / 8, filling(page));
+        }
+        if let Some(file) = &file {
+            let bytes: Vec<u8> = contents
+                .iter()
+                .flat_map(|word| word.to_ne_bytes())
+                .collect();
+            file.write_all_at(&bytes, (first * PAGE) as u64).unwrap();
+            let mut go_on = [address, page_size as u64, 0, 0];
+            // SAFETY: the kernel maps a page for which a thread waits.
+            unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_CONTINUE as _, &mut go_on) };
+            served.fetch_add(1, Ordering::SeqCst);
+            continue;
         }
         let mut copy = [address, contents.as_ptr() as u64, page_size as u64, 0, 0];
         // SAFETY: the kernel reads the contents and fills a page for which a thread waits. If the
