@@ -2525,6 +2525,13 @@ typedef struct brant_params {
      * that it takes of a source, 1 to 64; default 64. A source that wants more is refused.
      */
     uint32_t channels;
+    /** Source: BRANT_COMPRESSION_*: whether contents of pages are compressed. */
+    uint32_t compression;
+    /**
+     * Source: the level of zstd, 1 to 19; default 1. A higher level compresses more and takes
+     * longer.
+     */
+    int32_t compression_level;
     /** BRANT_CHECKSUMS_*: whether contents of pages travel with a checksum. */
     uint32_t page_checksums;
     /** BRANT_ZERO_COPY_OFF or BRANT_ZERO_COPY_ON. Source only. */
@@ -2538,6 +2545,25 @@ typedef struct brant_params {
     /** 0. */
     uint32_t reserved;
 } brant_params;
+
+/**
+ * In `brant_params.compression`, the default: pages are sent as they are. A destination takes
+ * compressed pages all the same.
+ */
+#define BRANT_COMPRESSION_OFF 0
+/**
+ * In `brant_params.compression`: contents are compressed (zstd) where that makes the migration
+ * faster. Each connection measures what it carries with and without compression. Runs that do not
+ * become smaller by an eighth are sent as they are. A destination that cannot decompress gets plain
+ * pages.
+ */
+#define BRANT_COMPRESSION_ADAPTIVE 1
+/**
+ * In `brant_params.compression`: contents are always compressed, but for runs that do not become
+ * smaller by an eighth. For links where bytes cost more than time. A destination that cannot
+ * decompress is refused (BRANT_E_VERSION).
+ */
+#define BRANT_COMPRESSION_ALWAYS 2
 
 /** In `brant_params.zero_copy`, the default: the kernel copies pages when they are sent. */
 #define BRANT_ZERO_COPY_OFF 0
@@ -2718,6 +2744,13 @@ typedef struct brant_stats {
     uint64_t hole_pages;
     /** Pages sent that the destination has not acknowledged. Source only. */
     uint64_t unacknowledged_pages;
+    /**
+     * Of the data pages, those that went (came) compressed: `compressed_pages` times 4096 bytes
+     * became `compressed_bytes`.
+     */
+    uint64_t compressed_pages;
+    /** What the compressed pages became, in bytes. */
+    uint64_t compressed_bytes;
     /** Since the start. */
     uint64_t elapsed_ns;
     /** Bytes a second over the last second or so, everything included. */

@@ -113,6 +113,11 @@ pub struct brant_stats {
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
+    /// Of the data pages, those that went (came) compressed: `compressed_pages` times 4096 bytes
+    /// became `compressed_bytes`.
+    pub compressed_pages: u64,
+    /// What the compressed pages became, in bytes.
+    pub compressed_bytes: u64,
     /// Since the start.
     pub elapsed_ns: u64,
     /// Bytes a second over the last second or so, everything included.
@@ -300,6 +305,8 @@ impl From<&Stats> for brant_stats {
             zero_pages: s.zero_pages,
             hole_pages: s.hole_pages,
             unacknowledged_pages: s.unacknowledged_pages,
+            compressed_pages: s.compressed_pages,
+            compressed_bytes: s.compressed_bytes,
             elapsed_ns: nanos(s.elapsed),
             throughput: s.throughput,
             bandwidth: s.bandwidth.unwrap_or(BRANT_UNKNOWN),

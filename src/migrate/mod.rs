@@ -32,7 +32,7 @@ use crate::vmm::callbacks;
 
 pub use incoming::{AcceptFrom, Incoming};
 pub use outgoing::{ConnectTo, Outgoing};
-pub use params::{PageChecksums, Params};
+pub use params::{Compression, PageChecksums, Params};
 pub use report::{LaneState, LaneStats, Stats, ZeroCopyState};
 pub use state::State;
 pub use steering::{Decider, Decision, Facts, FitsDowntime, Moment, Next, PassFacts};

@@ -1,6 +1,7 @@
 //! The parameters of a migration and their limits, which are checked once, before anything starts.
 
 use crate::error::{Error, Kind, Result};
+use crate::page::compress::{LEVEL_MAX, LEVEL_MIN};
 use crate::runtime::{Limit, Timeout};
 use crate::wire;
 use std::fmt;
@@ -81,6 +82,12 @@ pub struct Params {
     /// cap. With a cap the guest stands still for longer, and what is expected of the downtime
     /// counts with it.
     pub switchover_max_bandwidth: Option<u64>,
+    /// Source: whether contents of pages are compressed, by zstd. Off. A destination takes compressed
+    /// contents whatever it has here.
+    pub compression: Compression,
+    /// Source: the level of zstd: 1 to 19, or 0 for the default, 1. A higher level compresses more and
+    /// takes longer.
+    pub compression_level: i32,
     /// Whether contents of pages travel with a checksum, which the destination compares before they
     /// reach guest memory. Off by default at the source; a destination does by default what the
     /// source wants. Where one side has it on and the other off, they do not agree.
@@ -99,6 +106,20 @@ pub struct Params {
     /// as ballooned are discarded here too. On. No effect unless the VMM has said that the guest
     /// must tell before it uses a page again.
     pub skip_ballooned: bool,
+}
+
+/// Whether a source compresses contents of pages: see [`Params::compression`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Compression {
+    /// No.
+    #[default]
+    Off = 0,
+    /// Where that makes the migration faster: each lane measures what it carries with and without.
+    /// A destination that cannot decompress gets plain contents.
+    Adaptive = 1,
+    /// Always. A destination that cannot decompress is refused.
+    Always = 2,
 }
 
 /// Whether contents of pages travel with a checksum: see [`Params::page_checksums`].
@@ -137,6 +158,8 @@ impl Default for Params {
             incoming_channels: 64,
             max_state_bytes: 256 << 20,
             delta_cache_bytes: None,
+            compression: Compression::Off,
+            compression_level: 0,
             page_checksums: PageChecksums::Default,
             switchover_max_bandwidth: None,
             prefault: true,
@@ -241,6 +264,11 @@ impl Params {
             (None, Side::Source) => ours = ours.without(wire::FEATURE_DELTA),
             (_, Side::Destination) => {}
         }
+        match (self.compression, side) {
+            (Compression::Off, Side::Source) => ours = ours.without(wire::FEATURE_ZSTD),
+            (Compression::Always, Side::Source) => ours = ours.requiring(wire::FEATURE_ZSTD),
+            (Compression::Adaptive, _) | (_, Side::Destination) => {}
+        }
         match (self.page_checksums, side) {
             (PageChecksums::On, _) => ours.requiring(wire::FEATURE_PAGE_CHECKSUMS),
             (PageChecksums::Off, _) | (PageChecksums::Default, Side::Source) => {
@@ -333,7 +361,26 @@ impl Params {
             self.max_state_bytes,
             4096,
             1 << 40,
-        )
+        )?;
+        let level = self.compression_level;
+        if level != 0 && !(LEVEL_MIN..=LEVEL_MAX).contains(&level) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "the compression level is {level}; it can be {LEVEL_MIN} to {LEVEL_MAX}, or 0 for \
+                     the default"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The level of zstd, the default where none is given.
+    pub(super) fn level(&self) -> i32 {
+        match self.compression_level {
+            0 => LEVEL_MIN,
+            level => level,
+        }
     }
 }
 
@@ -429,6 +476,9 @@ mod tests {
              "the delta cache in bytes is 4096; it can be 1048576 to 1099511627776"),
             (Params { delta_cache_bytes: Some((1 << 40) + 1), ..d() },
              "the delta cache in bytes is 1099511627777; it can be 1048576 to 1099511627776"),
+            (Params { compression_level: 20, ..d() },
+             "the compression level is 20; it can be 1 to 19, or 0 for the default"),
+            (Params { compression_level: -1, ..d() }, "1 to 19"),
         ];
         for (params, range) in wrong {
             let error = params.check().unwrap_err();

@@ -59,6 +59,10 @@ pub struct Stats {
     pub hole_pages: u64,
     /// Pages sent that the destination has not acknowledged. Source only.
     pub unacknowledged_pages: u64,
+    /// Of the data pages, those that went (came) compressed.
+    pub compressed_pages: u64,
+    /// What the compressed pages became, in bytes.
+    pub compressed_bytes: u64,
     /// Time since the start.
     #[serde(rename = "elapsed_ns", serialize_with = "as_nanos")]
     pub elapsed: Duration,
@@ -444,7 +448,7 @@ mod tests {
                 name => assert_eq!(value, 0, "{name}"),
             }
         }
-        assert_eq!(value.as_object().unwrap().len(), 50);
+        assert_eq!(value.as_object().unwrap().len(), 52);
     }
 
     #[test]

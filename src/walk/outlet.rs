@@ -7,6 +7,7 @@
 use crate::dirty::taken::Taken;
 use crate::error::Result;
 use crate::runtime::Recall;
+use crate::units::Pages;
 use std::ops::AddAssign;
 use std::time::Duration;
 
@@ -60,6 +61,10 @@ pub struct Put {
     pub free_pages: u64,
     /// Of the zero pages, those whose contents are lost, as the VMM has declared.
     pub poisoned_pages: u64,
+    /// Of the pages that went with their contents, those that went compressed.
+    pub compressed_pages: u64,
+    /// What those became, in bytes.
+    pub compressed_bytes: u64,
     /// Of the data pages, those that went as what had changed in them.
     pub delta_pages: u64,
     /// Bytes that these pages would have taken more.
@@ -91,12 +96,20 @@ impl Put {
             ballooned_pages: self.ballooned_pages - before.ballooned_pages,
             free_pages: self.free_pages - before.free_pages,
             poisoned_pages: self.poisoned_pages - before.poisoned_pages,
+            compressed_pages: self.compressed_pages - before.compressed_pages,
+            compressed_bytes: self.compressed_bytes - before.compressed_bytes,
             delta_pages: self.delta_pages - before.delta_pages,
             delta_saved: self.delta_saved - before.delta_saved,
             delta_misses: self.delta_misses - before.delta_misses,
             delta_overflows: self.delta_overflows - before.delta_overflows,
             time: Duration::ZERO,
         }
+    }
+
+    /// The bytes, if the pages that went compressed had gone as they are: what the link carried, in
+    /// the unit that the rest of the guest's memory is counted in.
+    pub fn carried(&self) -> u64 {
+        self.bytes - self.compressed_bytes + Pages(self.compressed_pages).bytes().0
     }
 
     /// Whether the time measures the link. It does not if most of it went into finding zero pages or
@@ -115,6 +128,8 @@ impl AddAssign for Put {
         self.ballooned_pages += more.ballooned_pages;
         self.free_pages += more.free_pages;
         self.poisoned_pages += more.poisoned_pages;
+        self.compressed_pages += more.compressed_pages;
+        self.compressed_bytes += more.compressed_bytes;
         self.delta_pages += more.delta_pages;
         self.delta_saved += more.delta_saved;
         self.delta_misses += more.delta_misses;

@@ -86,6 +86,16 @@ impl Header {
         }
     }
 
+    /// The header of a COMPRESSED record: the CRC-32 of the pages' contents follows it, and a zstd
+    /// frame of them, `frame` bytes, fewer than the pages have.
+    pub fn compressed(block: u32, first_page: Pages, count: u32, frame: u32) -> Header {
+        Header {
+            kind: RecordType::Compressed.number(),
+            payload: frame.saturating_add(CHECKSUM_LEN as u32),
+            ..Header::zeros(block, first_page, count)
+        }
+    }
+
     /// The header of a ZEROS record, which has no payload.
     pub fn zeros(block: u32, first_page: Pages, count: u32) -> Header {
         Header {
@@ -207,6 +217,20 @@ impl Header {
                 let exact = self.count * PAGE_SIZE as u32 + self.checksum_len();
                 (exact, exact)
             }
+            // A frame is shorter than its pages, else they come as they are.
+            Some(kind @ RecordType::Compressed) => {
+                if !(1..=STRETCH_PAGES).contains(&u64::from(self.count)) {
+                    return Err(protocol(format!(
+                        "COMPRESSED: expected 1 to {STRETCH_PAGES} pages, found {}",
+                        self.count
+                    )));
+                }
+                let (least, _) = kind.payload_limits();
+                (
+                    least,
+                    CHECKSUM_LEN as u32 + self.count * PAGE_SIZE as u32 - 1,
+                )
+            }
             Some(kind) if kind.is_list() => {
                 if !(1..=LIST_RUNS_MAX).contains(&self.count) {
                     return Err(protocol(format!(
@@ -312,26 +336,31 @@ impl Header {
         if expected == found {
             return Ok(contents);
         }
-        let pages = match RecordType::from_number(self.kind) {
+        Err(self.damaged(expected, found))
+    }
+
+    /// The error for contents with the checksum `found` where `expected` was said.
+    pub fn damaged(&self, expected: u32, found: u32) -> Error {
+        protocol(format!(
+            "{}: {}: expected contents with the checksum {expected:#010x}, found {found:#010x}: they \
+             were damaged on their way",
+            self.name(),
+            self.pages_in_words()
+        ))
+    }
+
+    /// The pages of a run, or of a list of runs, for a message.
+    pub fn pages_in_words(&self) -> String {
+        let (first, count) = (self.first_page, u64::from(self.count));
+        match RecordType::from_number(self.kind) {
             Some(RecordType::PagesList) => {
-                format!(
-                    "{} pages from page {} on",
-                    self.data_pages(),
-                    self.first_page
-                )
+                format!("{} pages from page {first} on", self.data_pages())
             }
             _ => format!(
-                "pages {} to {}",
-                self.first_page,
-                self.first_page
-                    .saturating_add(u64::from(self.count).saturating_sub(1))
+                "pages {first} to {}",
+                first.saturating_add(count.saturating_sub(1))
             ),
-        };
-        Err(protocol(format!(
-            "{}: {pages}: expected contents with the checksum {expected:#010x}, found {found:#010x}: \
-             they were damaged on their way",
-            self.name()
-        )))
+        }
     }
 
     /// Whether this page run lies inside a block of `block_pages` and inside one stretch, with the
@@ -359,7 +388,11 @@ impl Header {
                 u64::from(self.count) * PAGE_SIZE + u64::from(self.checksum_len())
             }
             Some(RecordType::Zeros | RecordType::Ballooned) => 0,
-            _ => return Err(refuse("PAGES, ZEROS or BALLOONED".into())),
+            Some(RecordType::Compressed) => {
+                self.check_payload_limit()?;
+                u64::from(self.payload)
+            }
+            _ => return Err(refuse("PAGES, ZEROS, BALLOONED or COMPRESSED".into())),
         };
         if self.count == 0 {
             return Err(refuse("at least one page".into()));

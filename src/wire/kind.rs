@@ -102,6 +102,9 @@ const DELTA_LEAST: u32 = delta_table_len(1) as u32;
 const DELTA_MOST: u32 = delta_table_len(DELTA_PAGES_MAX) as u32 + DELTA_PAGES_MAX * PAGE;
 const PAGE: u32 = PAGE_SIZE as u32;
 const CHECKSUM: u32 = CHECKSUM_LEN as u32;
+/// A checksum, and at least a byte of a frame, which is shorter than its pages.
+const PACKED_LEAST: u32 = CHECKSUM + 1;
+const PACKED_MOST: u32 = CHECKSUM + PAGE * STRETCH_PAGES as u32 - 1;
 const RUN_MOST: u32 = PAGE * STRETCH_PAGES as u32 + CHECKSUM;
 
 record_types! {
@@ -153,6 +156,8 @@ record_types! {
     PagesList = 23, "PAGES_LIST", ToDestination, LIST_LEAST, LIST_MOST;
     /// Runs of zero pages that lie apart.
     ZerosList = 24, "ZEROS_LIST", ToDestination, ZEROS_LIST_LEAST, ZEROS_LIST_MOST;
+    /// A run of pages whose bytes are compressed.
+    Compressed = 25, "COMPRESSED", ToDestination, PACKED_LEAST, PACKED_MOST;
     /// Pages as what has changed in them since they were sent last.
     Delta = 26, "DELTA", ToDestination, DELTA_LEAST, DELTA_MOST;
 }
@@ -175,7 +180,11 @@ impl RecordType {
         self.is_list()
             || matches!(
                 self,
-                RecordType::Pages | RecordType::Zeros | RecordType::Ballooned | RecordType::Delta
+                RecordType::Pages
+                    | RecordType::Zeros
+                    | RecordType::Ballooned
+                    | RecordType::Compressed
+                    | RecordType::Delta
             )
     }
 

@@ -16,8 +16,12 @@ const ENTRY: usize = 8;
 const CHECKSUM: usize = 4;
 
 impl Header {
-    /// How many pages' contents this record carries: 0 unless it is a PAGES, PAGES_LIST or DELTA.
+    /// How many pages' contents this record carries: 0 unless it is a PAGES, PAGES_LIST, COMPRESSED or
+    /// DELTA.
     pub fn data_pages(&self) -> u64 {
+        if self.kind == RecordType::Compressed.number() {
+            return u64::from(self.count);
+        }
         let list = match RecordType::from_number(self.kind) {
             Some(kind) if kind.is_list() => list_len(self.count) as u64,
             Some(RecordType::Delta) => return u64::from(self.count),

@@ -11,6 +11,8 @@
 //! - page runs ([`RecordType::Pages`], [`RecordType::Zeros`], [`RecordType::Ballooned`]) are a
 //!   header and raw bytes. They are checked by [`Header::check_run`], and go straight into guest
 //!   memory;
+//! - a run of compressed pages ([`RecordType::Compressed`]) is a header, a checksum and a frame, which
+//!   is decoded first;
 //! - a list of page runs ([`RecordType::PagesList`], [`RecordType::ZerosList`]) is a header, the list
 //!   ([`decode_list`]), and in a PAGES_LIST raw bytes for all runs;
 //! - changed pages ([`RecordType::Delta`]) are a header, a table and encodings ([`decode_delta`]);
@@ -37,7 +39,8 @@ pub use kind::{
 pub use list::{decode_list, encode_checked_list, encode_list, encode_zeros_list, listed_pages};
 pub use negotiate::{
     check_reply, feature_names, negotiate, Feature, Ours, FEATURES, FEATURE_BALLOONED,
-    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, VERSION_MAX, VERSION_MIN,
+    FEATURE_DELTA, FEATURE_PAGE_CHECKSUMS, FEATURE_ZERO_RUNS, FEATURE_ZSTD, VERSION_MAX,
+    VERSION_MIN,
 };
 pub use records::{
     Abort, Ack, Blob, BlobEnd, Block, Handover, Hello, HelloReply, LayoutEnd, Marker, Ready,

@@ -20,6 +20,9 @@ pub const FEATURE_ZERO_RUNS: u64 = 1 << 0;
 /// sent as zeros.
 pub const FEATURE_BALLOONED: u64 = 1 << 1;
 
+/// Bit of "zstd": COMPRESSED records bring contents as zstd frames.
+pub const FEATURE_ZSTD: u64 = 1 << 2;
+
 /// Bit of "delta": DELTA records say what has changed in a page.
 pub const FEATURE_DELTA: u64 = 1 << 3;
 
@@ -44,6 +47,10 @@ pub const FEATURES: &[Feature] = &[
     Feature {
         bit: 1,
         name: "ballooned",
+    },
+    Feature {
+        bit: 2,
+        name: "zstd",
     },
     Feature {
         bit: 3,
@@ -74,7 +81,11 @@ impl Default for Ours {
         Ours {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            offered: FEATURE_ZERO_RUNS | FEATURE_BALLOONED | FEATURE_DELTA | FEATURE_PAGE_CHECKSUMS,
+            offered: FEATURE_ZERO_RUNS
+                | FEATURE_BALLOONED
+                | FEATURE_ZSTD
+                | FEATURE_DELTA
+                | FEATURE_PAGE_CHECKSUMS,
             required: FEATURE_ZERO_RUNS,
         }
     }

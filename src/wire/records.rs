@@ -701,6 +701,7 @@ impl Record {
             | RecordType::PagesList
             | RecordType::ZerosList
             | RecordType::Delta
+            | RecordType::Compressed
             | RecordType::State
             | RecordType::Early => {
                 return Err(Error::new(

@@ -14,6 +14,7 @@ mod properties;
 
 use super::*;
 use crate::error::{Kind, Result};
+use crate::page::compress::Decompressor;
 use crate::units::{Pages, PAGE_SIZE};
 use proptest::prelude::*;
 use std::path::Path;
@@ -76,6 +77,15 @@ fn decode(bytes: &[u8]) -> Result<Option<Any>> {
             drop(decode_delta(&header, payload, Pages(u64::MAX))?);
         } else {
             header.check_run(Pages(u64::MAX))?;
+        }
+        if kind == RecordType::Compressed {
+            let (sum, frame) = payload.split_first_chunk::<CHECKSUM_LEN>().unwrap();
+            let mut contents = vec![0; header.count as usize * 4096];
+            Decompressor::new()?.decompress(frame, &mut contents)?;
+            let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(&contents));
+            if expected != found {
+                return Err(header.damaged(expected, found));
+            }
         }
         if header.is_checked() {
             let list = match kind {
@@ -141,6 +151,12 @@ fn sealed(mut contents: Vec<u8>) -> Vec<u8> {
     contents.extend(crc32fast::hash(&contents).to_le_bytes());
     contents
 }
+
+/// 64 pages of zeros: their checksum, and a zstd frame.
+const ZEROS_PACKED: [u8; 30] = [
+    0x22, 0xea, 0x0e, 0xe2, 40, 181, 47, 253, 160, 0, 0, 4, 0, 84, 0, 0, 16, 0, 0, 1, 0, 251, 255,
+    57, 192, 2, 3, 0, 16, 0,
+];
 
 /// One record of every type, with the name of its fixture.
 fn examples() -> Vec<(&'static str, Any)> {
@@ -289,6 +305,13 @@ fn examples() -> Vec<(&'static str, Any)> {
         (
             "pages_list_checked",
             checked_list(5, &[(510, 2), (513, 1), (9000, 1)]),
+        ),
+        (
+            "compressed",
+            Any::Run(
+                Header::compressed(1, Pages(0x1_0000_0100), 64, 26),
+                ZEROS_PACKED.to_vec(),
+            ),
         ),
     ]
 }

@@ -1,9 +1,9 @@
 //! Checksums of contents: a flipped bit is found, and the guest runs on.
 
+use crate::damage::damaged;
 use crate::support::memory::{ram, shared};
 use crate::support::pair::Pair;
 use crate::support::random::Random;
-use crate::support::relay::{Proxy, Verdict};
 use crate::support::sides::{incoming, outgoing, quick, start};
 use crate::support::time::LONG;
 use brant::error::Kind;
@@ -42,34 +42,6 @@ fn contents_with_checksums_arrive_whole_while_the_guest_writes() {
     inc.wait(Some(LONG)).unwrap();
     pair.assert_sound("with checksums");
     assert_eq!(pair.world.who(), (false, true));
-}
-
-/// A migration in which contents of the `n`th record of a type are not what was sent. What became of
-/// it at both sides, and the record.
-fn damaged(
-    pair: &Pair,
-    params: &Params,
-    (kind, n): (RecordType, usize),
-    mut damage: impl FnMut(&Header, &mut Vec<u8>) + Send + 'static,
-) -> (brant::Result<()>, brant::Result<()>) {
-    let mut seen = 0;
-    let (_proxy, from, to) = Proxy::new(Box::new(move |header, payload| {
-        if header.record_type() != Ok(Some(kind)) {
-            return Verdict::Forward;
-        }
-        seen += 1;
-        if seen != n {
-            return Verdict::Forward;
-        }
-        let mut bytes = header.encode().to_vec();
-        bytes.extend_from_slice(payload);
-        damage(header, &mut bytes);
-        Verdict::Replace(bytes)
-    }));
-    let (out, inc) = (outgoing(pair, params), incoming(pair, params));
-    inc.start(AcceptFrom::Connected(to)).unwrap();
-    out.start(ConnectTo::Connected(from)).unwrap();
-    (out.wait(Some(LONG)), inc.wait(Some(LONG)))
 }
 
 /// Flips one bit of the contents behind a header, not of a list.

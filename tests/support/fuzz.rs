@@ -179,7 +179,7 @@ pub fn mend_all(stream: &mut [u8]) {
 }
 
 /// Written for this test from `docs/wire.md`, and not brant's own.
-fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())

@@ -227,6 +227,9 @@ impl Driver {
             stats.zero_pages += one.zero_pages;
         }
         stats.ballooned_pages = figures.iter().map(|figures| figures.ballooned()).sum();
+        let compressed = figures.iter().map(|figures| figures.compressed());
+        (stats.compressed_pages, stats.compressed_bytes) =
+            compressed.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let mut prefaulted = Backed::default();
         figures
             .iter()

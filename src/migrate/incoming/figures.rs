@@ -14,6 +14,8 @@ pub(super) struct Figures {
     data_pages: AtomicU64,
     zero_pages: AtomicU64,
     ballooned_pages: AtomicU64,
+    compressed_pages: AtomicU64,
+    compressed_bytes: AtomicU64,
     prefaulted_pages: AtomicU64,
     prefault_failures: AtomicU64,
     waited_nanos: AtomicU64,
@@ -30,9 +32,19 @@ impl Figures {
         self.data_pages.store(counts.data_pages, Relaxed);
         self.zero_pages.store(counts.zero_pages, Relaxed);
         self.ballooned_pages.store(counts.ballooned_pages, Relaxed);
+        self.compressed_pages
+            .store(counts.compressed_pages, Relaxed);
+        self.compressed_bytes
+            .store(counts.compressed_bytes, Relaxed);
         self.prefaulted_pages.store(prefaulted.pages, Relaxed);
         self.prefault_failures.store(prefaulted.failures, Relaxed);
         self.waited_nanos.store(nanos(wire.recv_waited), Relaxed);
+    }
+
+    /// Pages that came compressed, and the bytes that they had become.
+    pub(super) fn compressed(&self) -> (u64, u64) {
+        let (pages, bytes) = (&self.compressed_pages, &self.compressed_bytes);
+        (pages.load(Relaxed), bytes.load(Relaxed))
     }
 
     /// All of it has come.

@@ -74,6 +74,9 @@ pub(super) struct Counts {
     /// Ballooned ones included.
     pub(super) zero_pages: u64,
     pub(super) ballooned_pages: u64,
+    /// Of the data pages.
+    pub(super) compressed_pages: u64,
+    pub(super) compressed_bytes: u64,
 }
 
 /// See the file's description.
@@ -348,6 +351,11 @@ impl Lane {
             RecordType::Ballooned => {
                 counts.zero_pages += pages;
                 counts.ballooned_pages += pages;
+            }
+            RecordType::Compressed => {
+                counts.data_pages += pages;
+                counts.compressed_pages += pages;
+                counts.compressed_bytes += u64::from(header.payload);
             }
             _ => counts.data_pages += header.data_pages(),
         }

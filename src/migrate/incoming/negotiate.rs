@@ -48,6 +48,7 @@ pub(super) fn answer(hello: &Hello, params: &Params) -> Result<(Record, Agreed)>
     let agreed = Agreed {
         token: hello.token,
         ballooned: features & wire::FEATURE_BALLOONED != 0,
+        zstd: features & wire::FEATURE_ZSTD != 0,
         delta: features & wire::FEATURE_DELTA != 0,
         checksums: features & wire::FEATURE_PAGE_CHECKSUMS != 0,
     };

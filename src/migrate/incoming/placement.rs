@@ -8,13 +8,14 @@ use super::lane::Lane;
 use super::prefault::{Ahead, Backed, Prefault};
 use super::sink::{Place, Sink};
 use crate::channel::{Io, IoPart as _, PartMut};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::fallible;
 use crate::memory::access::{self, Access};
 use crate::memory::{BlockPin, PageRun};
+use crate::page::compress::Decompressor;
 use crate::runtime::Recall;
 use crate::units::{Bytes, PAGE_SIZE};
-use crate::wire::{list_len, Header, LIST_RUNS_MAX};
+use crate::wire::{list_len, Header, RecordType, CHECKSUM_LEN, LIST_RUNS_MAX};
 
 /// See the file's description.
 pub(super) struct Placement {
@@ -28,6 +29,19 @@ pub(super) struct Placement {
 #[derive(Default)]
 struct Staged {
     payload: Vec<u8>,
+    /// What became of compressed ones.
+    contents: Vec<u8>,
+    /// Made with the first of them.
+    decompressor: Option<Decompressor>,
+}
+
+/// Room of at least `length` bytes; what is in it is left over from before.
+fn room<'r>(bytes: &'r mut Vec<u8>, length: usize) -> Result<&'r mut [u8]> {
+    if bytes.len() < length {
+        fallible::reserve(bytes, length - bytes.len(), "contents of pages")?;
+        bytes.resize(length, 0);
+    }
+    Ok(&mut bytes[..length])
 }
 
 impl Staged {
@@ -40,11 +54,7 @@ impl Staged {
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<&[u8]> {
-        if self.payload.len() < length {
-            let more = length - self.payload.len();
-            fallible::reserve(&mut self.payload, more, "contents of pages")?;
-            self.payload.resize(length, 0);
-        }
+        room(&mut self.payload, length)?;
         let mut got = 0;
         while got < length {
             let room = PartMut::bytes(&mut self.payload[got..length]);
@@ -55,16 +65,39 @@ impl Staged {
         }
         Ok(&self.payload[..length])
     }
+
+    /// The contents that the payload of a COMPRESSED, its first `length` bytes, stands for.
+    fn unpack(&mut self, header: &Header, length: usize) -> Result<&[u8]> {
+        let payload = self.payload.get(..length).unwrap_or_default();
+        let Some((sum, frame)) = payload.split_first_chunk::<CHECKSUM_LEN>() else {
+            return Err(Error::new(Kind::Protocol, "COMPRESSED: no checksum"));
+        };
+        // A run lies inside one stretch, as is known by now.
+        let contents = room(
+            &mut self.contents,
+            header.count as usize * PAGE_SIZE as usize,
+        )?;
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(Decompressor::new()?),
+        };
+        decompressor
+            .decompress(frame, contents)
+            .map_err(|e| e.context(format_args!("COMPRESSED: {}", header.pages_in_words())))?;
+        let (expected, found) = (u32::from_le_bytes(*sum), crc32fast::hash(contents));
+        match expected == found {
+            true => Ok(contents),
+            false => Err(header.damaged(expected, found)),
+        }
+    }
 }
 
-/// Contents that have a checksum behind them, without it.
-fn checked<'p>(sink: &mut Sink, header: &Header, payload: &'p [u8]) -> Result<&'p [u8]> {
-    header
-        .check_contents(payload)
-        .map_err(|e| match sink.name_of(header.block) {
-            Some(name) => e.context(format_args!("block `{name}`")),
-            None => e,
-        })
+/// The error about contents of a record, with its block's name.
+fn named(sink: &mut Sink, header: &Header, error: Error) -> Error {
+    match sink.name_of(header.block) {
+        Some(name) => error.context(format_args!("block `{name}`")),
+        None => error,
+    }
 }
 
 /// Contents from a buffer into guest memory.
@@ -97,9 +130,10 @@ impl Placement {
         // What the run is to be is checked before anything is believed of its length.
         let place = sink.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
-        let placed = if header.is_checked() {
+        let packed = header.kind == RecordType::Compressed.number();
+        let placed = if packed || header.is_checked() {
             drop(place);
-            self.place_checked(lane, sink, header, recall, io)
+            self.place_staged(lane, sink, header, recall, io)
         } else {
             let ahead = match (&mut self.prefault, &place) {
                 (Some(prefault), Some(place)) => prefault.ahead(sink, place),
@@ -158,7 +192,7 @@ impl Placement {
         sink.changed(header, payload)
     }
 
-    fn place_checked(
+    fn place_staged(
         &mut self,
         lane: &mut Lane,
         sink: &mut Sink,
@@ -168,7 +202,11 @@ impl Placement {
     ) -> Result<()> {
         let length = header.payload as usize;
         let payload = self.staged.read(lane, length, recall, io)?;
-        let contents = checked(sink, header, payload)?;
+        let contents = match header.is_checked() {
+            true => header.check_contents(payload),
+            false => self.staged.unpack(header, length),
+        };
+        let contents = contents.map_err(|e| named(sink, header, e))?;
         match sink.pin(header)? {
             Some((block, run)) => write(&block, run, contents),
             None => Ok(()),
@@ -186,7 +224,8 @@ impl Placement {
     ) -> Result<()> {
         let length = header.payload as usize - list_len(header.count);
         let payload = self.staged.read(lane, length, recall, io)?;
-        let mut contents = checked(sink, header, payload)?;
+        let contents = header.check_contents(payload);
+        let mut contents = contents.map_err(|e| named(sink, header, e))?;
         let Some(block) = sink.pin_block(header) else {
             return Ok(());
         };

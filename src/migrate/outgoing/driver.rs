@@ -362,6 +362,8 @@ impl Driver {
             stats.hole_pages = put.hole_pages;
             stats.ballooned_pages = put.ballooned_pages;
             stats.poisoned_pages = put.poisoned_pages;
+            stats.compressed_pages = put.compressed_pages;
+            stats.compressed_bytes = put.compressed_bytes;
             stats.delta_pages = put.delta_pages;
             stats.delta_saved_bytes = put.delta_saved;
             stats.delta_missed_pages = put.delta_misses;

@@ -8,6 +8,7 @@
 mod resent;
 
 use super::deltas::Deltas;
+use super::packing::Packing;
 use super::waiting::Waiting;
 use crate::channel::{Channel, Part};
 use crate::dirty::consumer::Content;
@@ -19,8 +20,9 @@ use crate::memory::contents::{Contents, Held};
 use crate::memory::{BlockPin, PageRun};
 use crate::units::{Bytes, Pages, PAGE_SIZE};
 use crate::walk::{Put, BATCH_PAGES};
-use crate::wire::{self, Header, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
+use crate::wire::{self, Header, CHECKSUM_LEN, HEADER_LEN, LIST_PAGES_MAX, LIST_RUNS_MAX};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Makes the records of one lane.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Encoder {
     contents: Contents,
     agreed: Agreed,
     own: Own,
+    /// `None`: contents go as they are.
+    packing: Option<Packing>,
     /// What makes deltas of re-sent pages, if they were agreed on.
     deltas: Option<Deltas>,
 }
@@ -57,13 +61,23 @@ impl Encoder {
             contents: Contents::new(),
             agreed: Agreed::default(),
             own: Own::default(),
+            packing: None,
             deltas: None,
         }
     }
 
-    /// What the destination takes, as agreed.
-    pub(super) fn agree(&mut self, agreed: Agreed) {
+    /// What the destination takes, as agreed, and how contents are compressed, if that was.
+    pub(super) fn agree(&mut self, agreed: Agreed, packing: Option<Packing>) {
         self.agreed = agreed;
+        self.packing = packing;
+    }
+
+    /// The last batch was sent, in `time`, after which the socket holds `held` bytes.
+    pub(super) fn sent(&mut self, put: &Put, held: u64, time: Duration) {
+        if let Some(packing) = &mut self.packing {
+            let contents = Pages(put.data_pages).bytes().0;
+            packing.sent(contents, put.bytes, held, time);
+        }
     }
 
     /// Re-sent pages go as deltas, with a cache of at most so many bytes.
@@ -83,7 +97,9 @@ impl Encoder {
     /// are found without reading them.
     pub(super) fn encode<'t>(&'t mut self, taken: &'t Taken) -> Result<Records<'t>> {
         self.own.empty();
-        let mut records = Records::for_runs(taken, self.agreed, &mut self.own)?;
+        let wanted = self.packing.as_mut().is_some_and(Packing::wanted);
+        let packing = self.packing.as_mut().filter(|_| wanted);
+        let mut records = Records::for_runs(taken, self.agreed, packing, &mut self.own)?;
         records.waiting = self.deltas.as_mut().map(Waiting::with);
         // The runs' protection is back, so what is asked from here on is true of them.
         self.contents.refresh();
@@ -202,6 +218,29 @@ impl Own {
         Ok(())
     }
 
+    /// A copy of pages, compressed: a checksum of the contents, and a frame of them. `None` if that is
+    /// not worth it, and nothing is used then.
+    fn pack(&mut self, run: PinnedRun<'_>, packing: &mut Packing) -> Result<Option<Range<usize>>> {
+        let from = self.used;
+        self.copy(run)?;
+        let contents = self.used - from;
+        let room = CHECKSUM_LEN + Packing::room(contents);
+        self.room(room)?;
+        let (copy, room) = self.bytes[from..self.used].split_at_mut(contents);
+        let (sum, room) = room.split_at_mut(CHECKSUM_LEN);
+        let Some(frame) = packing.pack(copy, room) else {
+            self.used = from;
+            return Ok(None);
+        };
+        sum.copy_from_slice(&crc32fast::hash(copy).to_le_bytes());
+        // What was sent is kept, and the copy's place is the next one's.
+        let (packed, end) = (from + contents, from + CHECKSUM_LEN + frame);
+        self.bytes
+            .copy_within(packed..packed + CHECKSUM_LEN + frame, from);
+        self.used = end;
+        Ok(Some(from..end))
+    }
+
     /// A copy of pages as they are now. They could be read a moment ago: [`Contents::split`] did.
     fn copy(&mut self, (block, run): PinnedRun<'_>) -> Result<()> {
         let slice = block.slice(run.first(), run.count())?;
@@ -218,6 +257,8 @@ pub(super) struct Records<'a> {
     /// Where the contents are of those that have contents.
     contents: Vec<Source<'a>>,
     own: &'a mut Own,
+    /// What compresses contents, if they are to be.
+    packing: Option<&'a mut Packing>,
     agreed: Agreed,
     /// Short runs with contents, of one block, that are in no record yet.
     short: Vec<PinnedRun<'a>>,
@@ -290,7 +331,12 @@ fn header(of: fn(u32, Pages, u32) -> Header, run: PageRun) -> [u8; HEADER_LEN] {
 impl<'a> Records<'a> {
     /// None yet, with room for all that can become of `runs`: a record for each page that is read,
     /// and one for each run that is not.
-    fn for_runs(taken: &Taken, agreed: Agreed, own: &'a mut Own) -> Result<Self> {
+    fn for_runs(
+        taken: &Taken,
+        agreed: Agreed,
+        packing: Option<&'a mut Packing>,
+        own: &'a mut Own,
+    ) -> Result<Self> {
         let read = taken.runs().filter(|run| run.content == Content::Used);
         let most = taken.run_count() + read.map(|run| run.pages.count().index()).sum::<usize>();
         let mut records = Records {
@@ -298,6 +344,7 @@ impl<'a> Records<'a> {
             heads: Vec::new(),
             contents: Vec::new(),
             own,
+            packing,
             agreed,
             short: Vec::new(),
             short_pages: 0,
@@ -362,22 +409,62 @@ impl<'a> Records<'a> {
     }
 
     fn data_record(&mut self, (block, run): PinnedRun<'a>) {
-        if !self.agreed.checksums {
-            self.heads.extend(header(Header::pages, run));
-            self.contents.push(Source::Guest((block, run)));
-            return self.record(run.count().0, 0);
+        if !self.agreed.checksums && self.packing.is_none() {
+            return self.plain((block, run));
         }
         let mut first = run.first();
         while first < run.end() {
             let end = (first + Pages(OWN_PAGES)).min(run.end());
             let part = run.part(first..end);
-            self.heads.extend(header(Header::checked_pages, part));
-            if let Some(own) = self.checked(&[(block, part)]) {
-                self.contents.push(Source::Own(own));
-                self.record(part.count().0, 0);
+            if !self.packed((block, part)) {
+                match self.agreed.checksums {
+                    true => self.sealed((block, part)),
+                    false => self.plain((block, part)),
+                }
             }
             first = end;
         }
+    }
+
+    /// Contents straight from guest memory.
+    fn plain(&mut self, (block, run): PinnedRun<'a>) {
+        self.heads.extend(header(Header::pages, run));
+        self.contents.push(Source::Guest((block, run)));
+        self.record(run.count().0, 0);
+    }
+
+    /// A copy of contents, with its checksum.
+    fn sealed(&mut self, (block, run): PinnedRun<'a>) {
+        self.heads.extend(header(Header::checked_pages, run));
+        if let Some(own) = self.checked(&[(block, run)]) {
+            self.contents.push(Source::Own(own));
+            self.record(run.count().0, 0);
+        }
+    }
+
+    /// Contents compressed; false if they are not to be, or it is not worth it.
+    fn packed(&mut self, (block, run): PinnedRun<'a>) -> bool {
+        let Some(packing) = &mut self.packing else {
+            return false;
+        };
+        let own = match self.own.pack((block, run), packing) {
+            Ok(Some(own)) => own,
+            Ok(None) => return false,
+            Err(e) => {
+                self.failed.get_or_insert(e);
+                return true;
+            }
+        };
+        let pages = run.count().0;
+        let frame = own.len() - CHECKSUM_LEN;
+        let (block, first) = (run.block().0, run.first());
+        let head = Header::compressed(block, first, pages as u32, frame as u32);
+        self.heads.extend(head.encode());
+        self.put.compressed_pages += pages;
+        self.put.compressed_bytes += own.len() as u64;
+        self.contents.push(Source::Own(own));
+        self.record(pages, 0);
+        true
     }
 
     /// A copy of the contents of `runs`, and its checksum. `None` after an error, which is kept.
@@ -456,7 +543,8 @@ impl<'a> Records<'a> {
         let short = std::mem::take(&mut self.short);
         let pages = std::mem::take(&mut self.short_pages);
         let checksums = self.agreed.checksums;
-        let listed = short.len() >= WORTH_A_LIST && {
+        // What is compressed is so run by run.
+        let listed = short.len() >= WORTH_A_LIST && self.packing.is_none() && {
             let runs = short.iter().map(|(_, run)| *run);
             // There is room: a list is shorter than the headers that it stands for.
             match (lists(runs), checksums) {

@@ -6,6 +6,7 @@
 
 use super::encode::{Agreed, Encoder};
 use super::ledger::Ledger;
+use super::packing::Packing;
 use super::replies::Replies;
 use crate::channel::{Channel, Io, Part, ZeroCopy};
 use crate::dirty::taken::Taken;
@@ -50,9 +51,9 @@ impl Lane {
         }
     }
 
-    /// What the destination takes, as agreed.
-    pub(super) fn agree(&mut self, agreed: Agreed) {
-        self.encoder.agree(agreed);
+    /// What the destination takes, as agreed, and how contents are compressed, if that was.
+    pub(super) fn agree(&mut self, agreed: Agreed, packing: Option<Packing>) {
+        self.encoder.agree(agreed, packing);
     }
 
     /// Re-sent pages go as deltas, with a cache of at most so many bytes.
@@ -217,6 +218,9 @@ impl Lane {
         self.ledger
             .sent(taken, count, put.data_pages, put.zero_pages);
         self.put += put;
+        if rest.is_none() {
+            self.encoder.sent(&put, self.channel.held(), put.time);
+        }
         if let Some(rest) = rest {
             let limit = params::transfer(io.idle, rest.len() as u64).from_now();
             let parts = [Part::bytes(&rest)];

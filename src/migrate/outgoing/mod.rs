@@ -12,6 +12,7 @@ mod encode;
 mod lane;
 mod lanes;
 mod ledger;
+mod packing;
 mod queue;
 mod replies;
 mod sent_pages;

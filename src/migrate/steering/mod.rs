@@ -3,6 +3,7 @@
 
 #[doc(hidden)]
 pub mod bandwidth;
+pub(super) mod compressing;
 pub(super) mod delta_pays;
 pub mod facts;
 pub mod fits_downtime;
@@ -10,5 +11,6 @@ pub(super) mod passes;
 #[cfg(test)]
 mod tests;
 
+pub(super) use compressing::{Batch, Compressing};
 pub use facts::{Decider, Decision, Facts, Moment, Next, PassFacts};
 pub use fits_downtime::FitsDowntime;

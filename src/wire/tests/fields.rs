@@ -60,7 +60,7 @@ fn a_run_stays_inside_its_block_and_its_stretch() {
     );
     refused(
         Header::control(RecordType::Ack, 0, 8).check_run(block),
-        &["PAGES, ZEROS or BALLOONED"],
+        &["PAGES, ZEROS, BALLOONED or"],
     );
 }
 
@@ -100,6 +100,33 @@ fn a_header_tells_by_its_payload_whether_a_checksum_follows_the_contents() {
     for payload in [checked.payload - 1, checked.payload + 1, 4, u32::MAX] {
         let wrong = Header { payload, ..checked };
         refused(wrong.classify(), &["PAGES", "payload"]);
+    }
+}
+
+#[test]
+fn a_compressed_run_is_shorter_than_its_pages_and_lies_in_one_stretch() {
+    for (first, count, frame) in [(0, 1, 1), (0, 1, 4095), (511, 1, 9), (512, 512, 2_097_151)] {
+        let header = Header::compressed(3, Pages(first), count, frame);
+        assert_eq!(header.classify(), Ok(Some(RecordType::Compressed)));
+        header.check_run(Pages(1024)).unwrap();
+        assert_eq!(header.data_pages(), u64::from(count));
+        assert!(!header.is_checked());
+    }
+    for (count, frame) in [
+        (1, 0),
+        (1, 4096),
+        (512, 2_097_152),
+        (0, 1),
+        (513, 1),
+        (u32::MAX, 1),
+    ] {
+        let header = Header::compressed(3, Pages(0), count, frame);
+        refused(header.classify(), &["COMPRESSED", "expected"]);
+        refused(header.check_run(Pages(1024)), &["COMPRESSED"]);
+    }
+    for (first, count) in [(511, 2), (1023, 2), (u64::MAX, 1)] {
+        let header = Header::compressed(3, Pages(first), count, 9);
+        refused(header.check_run(Pages(1024)), &["block 3"]);
     }
 }
 

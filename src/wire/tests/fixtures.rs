@@ -51,6 +51,7 @@ fn the_specification_lists_the_types_as_they_are() {
         };
         let payload = match (*kind, kind.payload_limits()) {
             (RecordType::Pages, _) => "count × 4096".to_string(),
+            (RecordType::Compressed, _) => "4 + frame".to_string(),
             (RecordType::PagesList, _) => "count × 8 + 4 + pages × 4096".to_string(),
             (RecordType::ZerosList, _) => "count × 8 + 4".to_string(),
             (RecordType::Delta, _) => "count × 10 + 4 + encodings".to_string(),

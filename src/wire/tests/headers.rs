@@ -201,6 +201,7 @@ fn a_payload_beyond_its_types_limit_is_refused_from_the_header_alone() {
         assert!(least <= most && most <= PAYLOAD_MAX, "{kind:?}");
         let base = match kind {
             RecordType::Pages => Header::pages(0, Pages(0), 1),
+            RecordType::Compressed => Header::compressed(0, Pages(0), 512, 1),
             RecordType::Zeros => Header::zeros(0, Pages(0), 1),
             RecordType::Ballooned => Header::ballooned(0, Pages(0), 1),
             RecordType::PagesList | RecordType::ZerosList | RecordType::Delta => Header {

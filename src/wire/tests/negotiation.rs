@@ -122,7 +122,10 @@ fn a_reply_that_was_not_offered_is_refused() {
         check_reply(&reply(2, 1), &Ours::default()),
         &["1 to 1", "found 2"],
     );
-    version_error(check_reply(&reply(1, 5), &Ours::default()), &["bit 2"]);
+    version_error(
+        check_reply(&reply(1, 1 | 1 << 40), &Ours::default()),
+        &["bit 40"],
+    );
     version_error(check_reply(&reply(1, 0), &Ours::default()), &["zero-runs"]);
 }
 
@@ -135,5 +138,8 @@ fn features_have_one_name_and_one_bit_each() {
             .all(|f| f.bit != feature.bit && f.name != feature.name));
     }
     assert_eq!(feature_names(0), "none");
-    assert_eq!(feature_names(5), "zero-runs (bit 0), unknown feature bit 2");
+    assert_eq!(
+        feature_names(1 | 1 << 40),
+        "zero-runs (bit 0), unknown feature bit 40"
+    );
 }

@@ -290,11 +290,13 @@ impl Driver {
             if contents {
                 // Under a cap the waits for it count too.
                 let time = cap.map_or(batch.time, |_| begun.elapsed());
-                self.course.bandwidth.sent(batch.bytes, time);
+                self.course.bandwidth.sent(batch.carried(), time);
                 if timing {
                     self.acknowledge_all(io)?;
                     let (now, took) = (self.common.begun.elapsed(), begun.elapsed());
                     let bytes = self.sent().saturating_sub(sent);
+                    // In the unit of the other figures: what the pages would be without compression.
+                    let bytes = bytes + batch.carried().saturating_sub(batch.bytes);
                     self.course.bandwidth.timed(now, bytes, took);
                 }
             }

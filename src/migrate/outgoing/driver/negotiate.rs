@@ -9,6 +9,7 @@ use crate::migrate::control::{self, Blobs};
 use crate::migrate::layout::describe;
 use crate::migrate::outgoing::encode::Agreed;
 use crate::migrate::outgoing::lanes::Lanes;
+use crate::migrate::outgoing::packing::Packing;
 use crate::migrate::params::Side;
 use crate::sys::mem;
 use crate::units::PAGE_SHIFT;
@@ -74,7 +75,11 @@ impl Driver {
                 other => return Err(control::unexpected(other.record_type(), "HELLO_REPLY")),
             };
             wire::check_reply(&reply, &ours)?;
-            lane.agree(Agreed::of(reply.features));
+            let packing = match reply.features & wire::FEATURE_ZSTD {
+                0 => None,
+                _ => Packing::of(&shared.params)?,
+            };
+            lane.agree(Agreed::of(reply.features), packing);
             if let Some(cache) = shared.params.delta_cache_bytes {
                 lane.use_deltas(cache / u64::from(shared.params.channels))?;
             }

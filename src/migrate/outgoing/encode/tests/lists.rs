@@ -125,7 +125,7 @@ fn the_newest_word_on_a_page_is_the_last_where_a_walk_steps_back() {
     let block = taken.runs().next().unwrap().block;
     let run = |page, count| block.run(Pages(page), Pages(count)).unwrap();
     let mut own = Own::default();
-    let mut records = Records::for_runs(&taken, Agreed::default(), &mut own).unwrap();
+    let mut records = Records::for_runs(&taken, Agreed::default(), None, &mut own).unwrap();
     // Enough for lists, and then pages of both again, as something else.
     for page in (0..80).step_by(4) {
         records.held(block, run(page, 1), Held::Data, true);
