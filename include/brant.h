@@ -3171,6 +3171,12 @@ typedef struct brant_image_save_params {
     uint32_t guest;
     /** BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED. */
     uint32_t cache;
+    /**
+     * Bytes of pages a second that are written while the guest runs, by all threads together; 64
+     * KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
+     * With BRANT_IMAGE_ALREADY_PAUSED the cap holds to the end.
+     */
+    uint64_t max_bandwidth;
 } brant_image_save_params;
 
 /**

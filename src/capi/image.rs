@@ -88,6 +88,10 @@ pub struct brant_image_save_params {
     pub guest: u32,
     /// BRANT_IMAGE_DIRECT or BRANT_IMAGE_CACHED.
     pub cache: u32,
+    /// Bytes of pages a second that are written while the guest runs, by all threads together; 64
+    /// KiB/s to 1 TiB/s; default no cap. When the save has paused the guest, the rest is not capped.
+    /// With BRANT_IMAGE_ALREADY_PAUSED the cap holds to the end.
+    pub max_bandwidth: u64,
 }
 
 /// How a guest is restored. A field that is 0 has its default. A value out of range is
@@ -245,6 +249,7 @@ unsafe fn save_params(from: *const brant_image_save_params) -> Result<SaveParams
     params.downtime_limit = Duration::from_millis(limit);
     params.max_passes = or(p.max_passes, params.max_passes);
     params.writers = or(p.writers, params.writers);
+    params.max_bandwidth = (p.max_bandwidth != 0).then_some(p.max_bandwidth);
     params.stay_paused = p.guest == BRANT_IMAGE_STAY_PAUSED;
     params.already_paused = p.guest == BRANT_IMAGE_ALREADY_PAUSED;
     params.direct = direct(p.cache)?;

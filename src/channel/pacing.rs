@@ -9,6 +9,7 @@
 //! ([`BURST`]), the last grant of the second, which counts whole (`QUANTUM`), and rounding. Both
 //! times together are less than 2 % of a second.
 
+use crate::runtime::Cancel;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ pub const BURST: Duration = Duration::from_millis(12);
 
 /// The most that is granted at once: what the rate carries in this time.
 const QUANTUM: Duration = Duration::from_millis(3);
+
+/// The longest that a sender waits before it asks again.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a sender that asks is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +214,24 @@ impl Pacer {
     /// See [`Allowance::until_full`].
     pub fn until_full(&self) -> Duration {
         self.lock().allowance.until_full(self.begun.elapsed())
+    }
+
+    /// Waits until `bytes` are granted, all at once or in pieces; `false` when `cancel` comes first.
+    /// For whoever writes to something else than a channel.
+    pub fn take(&self, mut bytes: u64, cancel: &Cancel) -> bool {
+        let mut turn = self.turn();
+        while bytes > 0 {
+            match turn.ask(bytes) {
+                Grant::Bytes(granted) => bytes -= granted,
+                Grant::Wait(wait) => {
+                    // A rate that is changed meanwhile is felt soon.
+                    if cancel.wait(wait.min(LOOK)) {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
     }
 
     /// A sender's place, for one list of parts.

@@ -12,10 +12,12 @@
 use super::buffer::Buffer;
 use super::table::Table;
 use super::unfinished::Unfinished;
+use crate::channel::pacing::{burst_bytes, Pacer};
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
 use crate::runtime::{catch, spawn, Cancel, Join, Recall, Role};
-use crate::units::{Pages, PAGE_SIZE, STRETCH_PAGES};
+use crate::units::{Bytes, Pages, PAGE_SIZE, STRETCH_PAGES};
+use crate::walk::BATCH_PAGES;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -90,6 +92,7 @@ struct State {
 struct Shared {
     file: Unfinished,
     cancel: Cancel,
+    pacer: Arc<Pacer>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -118,6 +121,7 @@ impl Pool {
         writers: u32,
         pages: Pages,
         cancel: &Cancel,
+        pacer: &Arc<Pacer>,
         announce: &Announce,
     ) -> Result<Pool> {
         let mut state = State::default();
@@ -129,6 +133,7 @@ impl Pool {
             shared: Arc::new(Shared {
                 file,
                 cancel: cancel.clone(),
+                pacer: Arc::clone(pacer),
                 state: Mutex::new(state),
                 changed: Condvar::new(),
             }),
@@ -268,7 +273,7 @@ fn run(shared: &Shared, announce: &Announce) {
         } = batch;
         let written = catch(|| {
             shared.cancel.check("writing an image")?;
-            write(&shared.file, &buffer, &pieces)
+            write(shared, &buffer, &pieces)
         });
         match written.and_then(|written| written) {
             Ok(()) => taken.delivered(),
@@ -289,7 +294,13 @@ fn run(shared: &Shared, announce: &Announce) {
 }
 
 /// Writes a batch to the file.
-fn write(file: &Unfinished, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()> {
+fn write(shared: &Shared, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()> {
+    let file = &shared.file;
+    // Under a cap the writes are small, so that they are even.
+    let most = match shared.pacer.stated() {
+        Some(cap) => Bytes(burst_bytes(cap)).pages_down().0.max(1) * PAGE_SIZE,
+        None => BATCH_PAGES.bytes().0,
+    };
     for piece in pieces {
         let area = &piece.area;
         let (first, end) = (piece.first, piece.first + piece.count);
@@ -301,14 +312,20 @@ fn write(file: &Unfinished, buffer: &Buffer, pieces: &[BatchPart]) -> Result<()>
         let contents = &buffer.bytes()[from..from + Pages(piece.count).bytes().0 as usize];
         let offset = area.offset + Pages(first).bytes().0;
         area.table.set(first, contents)?;
-        file.write(contents, offset).map_err(|e| {
-            let doing = format!(
-                "block `{}`: writing {} bytes at {offset}, page {first} of the block",
-                area.name,
-                contents.len()
-            );
-            file.failed(&doing, e)
-        })?;
+        for (number, contents) in (0..).zip(contents.chunks(most as usize)) {
+            if !shared.pacer.take(contents.len() as u64, &shared.cancel) {
+                shared.cancel.check("writing an image")?;
+            }
+            let (at, page) = (offset + number * most, first + number * (most / PAGE_SIZE));
+            file.write(contents, at).map_err(|e| {
+                let doing = format!(
+                    "block `{}`: writing {} bytes at {at}, page {page} of the block",
+                    area.name,
+                    contents.len()
+                );
+                file.failed(&doing, e)
+            })?;
+        }
     }
     Ok(())
 }

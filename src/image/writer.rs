@@ -7,6 +7,7 @@ use super::format::{
 use super::pool::{span, Announce, Area, Batch, BatchPart, Pool};
 use super::table::Table;
 use super::unfinished::Unfinished;
+use crate::channel::Pacer;
 use crate::dirty::consumer::Content;
 use crate::dirty::taken::Taken;
 use crate::error::{Error, Kind, Result};
@@ -118,11 +119,12 @@ impl Writer {
         writers: u32,
         caching: Caching,
         cancel: &Cancel,
+        pacer: &Arc<Pacer>,
         announce: &Announce,
     ) -> Result<Writer> {
         let file = Unfinished::begin(path, caching)?;
         let mut writer = Writer {
-            pool: Pool::start(file, writers, BATCH_PAGES, cancel, announce)?,
+            pool: Pool::start(file, writers, BATCH_PAGES, cancel, pacer, announce)?,
             contents: Contents::new(),
             areas: HashMap::new(),
             end: HEADER_LEN as u64,

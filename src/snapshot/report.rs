@@ -138,6 +138,10 @@ pub struct SaveParams {
     pub max_passes: u32,
     /// Threads that write: 1 to 64, by default 2.
     pub writers: u32,
+    /// Bytes of pages a second that are written while the guest runs, by all threads together: 64
+    /// KiB/s to 1 TiB/s; `None`, the default, is no cap. When the save has paused the guest, the rest
+    /// is not capped. A guest that was paused already is saved under the cap to the end.
+    pub max_bandwidth: Option<u64>,
     /// Whether long writes go past the page cache (`O_DIRECT`), if the file system allows it. On by
     /// default.
     pub direct: bool,
@@ -159,6 +163,7 @@ impl Default for SaveParams {
             downtime_limit: Duration::from_millis(300),
             max_passes: 30,
             writers: 2,
+            max_bandwidth: None,
             direct: true,
             already_paused: false,
             stay_paused: false,
@@ -171,7 +176,11 @@ impl SaveParams {
         let limit = self.downtime_limit.as_millis();
         within("downtime_limit (milliseconds)", limit, 1..=3_600_000)?;
         within("max_passes", self.max_passes, 1..=1000)?;
-        within("writers", self.writers, 1..=WRITERS_MAX)
+        within("writers", self.writers, 1..=WRITERS_MAX)?;
+        match self.max_bandwidth {
+            Some(cap) => within("max_bandwidth (bytes a second)", cap, 65_536..=1 << 40),
+            None => Ok(()),
+        }
     }
 }
 

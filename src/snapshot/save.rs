@@ -4,6 +4,7 @@ use super::converge::{pause_now, Facts};
 use super::report::{SaveParams, State, Stats};
 use super::task::{image_path, Ending, Task};
 use super::watching::watching;
+use crate::channel::Pacer;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::tracker::{StartWith, Tracker};
 use crate::dirty::When;
@@ -30,6 +31,8 @@ struct Shared {
     blockers: Blockers,
     vmm: Arc<dyn Vmm>,
     params: SaveParams,
+    /// Holds all writers together to the stated bandwidth.
+    pacer: Arc<Pacer>,
     task: Task,
 }
 
@@ -105,6 +108,7 @@ impl Save {
                 blockers,
                 vmm,
                 params,
+                pacer: Arc::new(Pacer::new(params.max_bandwidth)),
                 task: Task::new("save")?,
             }),
         })
@@ -241,7 +245,8 @@ impl Saving {
         let announce: Announce = Arc::new(move |role| callbacks.thread_start(role));
         let caching = Caching::new(params.direct);
         let (path, writers) = (&self.path, params.writers);
-        let mut writer = Writer::begin(path, memory, writers, caching, cancel, &announce)?;
+        let pacer = &shared.pacer;
+        let mut writer = Writer::begin(path, memory, writers, caching, cancel, pacer, &announce)?;
         let consumer = Tracking(shared.tracker.consumer());
         let mut walk = Walk::over(memory)?;
         if params.already_paused {
@@ -389,6 +394,8 @@ impl Saving {
         self.claim.comes_to(Stage::SavePaused);
         // From here on `resume` is due, whether `pause` succeeds or not.
         self.paused_at = Some(Instant::now());
+        // The guest stands still: its last pages are not held back.
+        self.shared.pacer.override_rate(None);
         self.vmm.call("pause", |vmm| vmm.pause())
     }
 

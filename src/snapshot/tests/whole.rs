@@ -215,6 +215,43 @@ fn however_often_pages_are_written_the_file_is_bounded_by_the_guests_memory() {
 }
 
 #[test]
+fn a_cap_on_the_bandwidth_holds_for_all_writers_together() {
+    let (_directory, path) = place();
+    let cap = PAGES * PAGE_SIZE;
+    for already_paused in [true, false] {
+        let here = world();
+        (0..PAGES).for_each(|page| here.write(page, 7));
+        let save = here.save(SaveParams {
+            max_bandwidth: Some(cap),
+            already_paused,
+            ..SaveParams::default()
+        });
+        save.start(&path).unwrap();
+        save.wait(Some(LONG)).unwrap();
+        let stats = save.stats();
+        let bytes = stats.data_pages * PAGE_SIZE;
+        assert!(bytes > cap / 2, "{stats:?}");
+        // A second, less the credit of the beginning.
+        let least = bytes as f64 / cap as f64 * 0.98;
+        assert!(stats.elapsed.as_secs_f64() >= least, "{stats:?}");
+        let there = world();
+        there.restore_from(&path).unwrap();
+        assert!(here.contents() == there.contents());
+    }
+    for wrong in [1, 65_535, (1 << 40) + 1] {
+        let params = SaveParams {
+            max_bandwidth: Some(wrong),
+            ..SaveParams::default()
+        };
+        let error = params.check().unwrap_err();
+        assert!(
+            error.message().contains("65536 to 1099511627776"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn the_figures_of_a_save_and_of_its_restore_tell_the_length_of_the_file() {
     let (_directory, path) = place();
     let here = world();
