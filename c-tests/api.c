@@ -300,6 +300,15 @@ static void parameters(void)
         brant_error_free(e);
     }
     ok(all, "a parameter out of range is refused, and told the range");
+    {
+        brant_params neither = { .size = sizeof neither, .prefault = BRANT_PREFAULT_OFF + 1 };
+        brant_error *e = NULL;
+
+        ok(brant_outgoing_new(s.tracker, &neither, &out, &e) == BRANT_E_INVALID &&
+               strstr(brant_error_message(e), "BRANT_PREFAULT_ON (0) or BRANT_PREFAULT_OFF (1), not 2"),
+           "a parameter that is none of its values is refused, and told them");
+        brant_error_free(e);
+    }
     ok(brant_outgoing_new(s.tracker, &most, &out, NULL) == 0,
        "the ends of the ranges are in them");
     brant_outgoing_free(out);
@@ -387,7 +396,7 @@ static void block_numbers(void)
 
 int main(void)
 {
-    plan(3 + 5 + 1 + 2 + 4 + 2 + 7 + 5);
+    plan(3 + 5 + 1 + 2 + 4 + 3 + 7 + 5);
     versions();
     errors();
     null_is_fine();
