@@ -24,6 +24,12 @@ GROUPS = [
         Figure(r"stream\.channels/", "1 GiB of data by so many channels: throughput over one channel"),
         Figure(r"stream\.cold_ratio$", "the same into memory that is freshly mapped, in a kernel whose own memory the host has "
                "backed: the destination backs what comes just before it does", ">=", 1.3),
+        Figure(r"stream\.checksum_ratio$", "1 GiB of data with a checksum over its contents: throughput over that without (on by "
+               "default if at least 0.95)"),
+        Figure(r"compress\.gbps/", "contents compressed by zstd at the level: throughput over a memcpy of them, by contents and "
+               "level"),
+        Figure(r"compress\.size/", "the bytes that these contents become, over their own"),
+        Figure(r"compress\.decode/", "these frames decompressed: throughput over a memcpy of the contents"),
         Figure(r"zero\.scan_fraction$", "2 GiB of touched zeros: throughput over one vector pass that reads them", ">=", 0.85),
         Figure(r"scatter\.bare_fraction/", "every so manyth page of 2 GiB: throughput over a bare writev of these pages, "
                "received in blocks of 256", ">=", 0.85),

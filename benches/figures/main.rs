@@ -5,6 +5,7 @@
 //! in one run, over memory that was touched before.
 
 mod collect;
+mod compression;
 mod delta;
 mod growth;
 mod image;
@@ -32,7 +33,7 @@ struct Part {
     measure: fn(&mut Report),
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     Part {
         what: "memory sent over TCP, beside a bare sender in C",
         families: &["stream."],
@@ -47,6 +48,11 @@ const PARTS: [Part; 13] = [
         what: "changed pages encoded, beside an encoder in C; a hot set with deltas and without",
         families: &["delta."],
         measure: delta::measure,
+    },
+    Part {
+        what: "contents compressed and decompressed, beside a memcpy",
+        families: &["compress."],
+        measure: compression::measure,
     },
     Part {
         what: "a guest saved to a file and restored, beside bare writes and reads",
