@@ -34,6 +34,10 @@ const TOLD_ON: usize = 3;
 
 /// The lane of a further channel.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are 63 at most, and nearly all are lanes"
+)]
 enum Further {
     /// The migration thread's.
     Here(Lane),

@@ -143,7 +143,7 @@ impl SentPages {
     }
 
     fn set(&self, key: Key) -> usize {
-        (u128::from(key.hash()) * self.sets as u128 >> 64) as usize
+        ((u128::from(key.hash()) * self.sets as u128) >> 64) as usize
     }
 
     /// Whether a page is one of those that stay in use while delta is off.
@@ -172,8 +172,8 @@ impl SentPages {
     /// Remembers the name of a page that found no place; whether it did so before.
     fn remember(&mut self, key: Key) -> bool {
         let hash = key.hash();
-        let at =
-            (u128::from(hash << 32 | hash >> 32) * (2 * self.names.len()) as u128 >> 64) as usize;
+        let spread = u128::from(hash.rotate_left(32)) * (2 * self.names.len()) as u128;
+        let at = (spread >> 64) as usize;
         let (word, shift) = (&mut self.names[at / 2], 32 * (at as u32 % 2));
         let name = hash & u64::from(u32::MAX) | 1;
         let known = *word >> shift & u64::from(u32::MAX) == name;

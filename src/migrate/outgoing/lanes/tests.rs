@@ -8,6 +8,7 @@ use super::*;
 use crate::dirty::consumer::Consumer;
 use crate::dirty::testing::Guest;
 use crate::dirty::tracker::{Clearing, StartWith, Tracker};
+use crate::dirty::When;
 use crate::error::Kind;
 use crate::memory::BlockId;
 use crate::migrate::planted;
@@ -162,6 +163,8 @@ impl Source {
             !known.sent.contains(&key) || there != read(&self.tracker, self.block, *page)
         });
         let missing: BTreeSet<u64> = missing.collect();
+        // The marks since the last sync.
+        left.sync(When::Running).unwrap();
         let pending = crate::dirty::testing::take_all(&left);
         for page in missing {
             let is_pending = pending.contains(&(self.block.0, page));

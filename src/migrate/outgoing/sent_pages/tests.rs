@@ -186,7 +186,7 @@ struct LeastRecent {
 impl Policy for LeastRecent {
     fn comes(&mut self, page: u64, _: u32) -> bool {
         let sets = self.sets.len() as u128;
-        let set = &mut self.sets[(u128::from(key(page).hash()) * sets >> 64) as usize];
+        let set = &mut self.sets[((u128::from(key(page).hash()) * sets) >> 64) as usize];
         let there = set.iter().position(|p| *p == page);
         match there {
             Some(at) => drop(set.remove(at)),
