@@ -22,3 +22,4 @@ mod resent;
 mod resolution;
 mod state;
 mod whole;
+mod zero_copy;

@@ -1,0 +1,213 @@
+//! Pages that go without a copy, over real connections: loopback, where the kernel copies each time,
+//! and a veth pair, where it does not.
+//!
+//! A veth pair delivers to this host, and delivering copies, too. With a packet filter (XDP) on the
+//! receiving device each packet is first moved into the filter's own memory, so the sender's pages are
+//! sent like over a real device. That takes root and `ip`; without them the test says so.
+
+use crate::support::memory::ram;
+use crate::support::pair::Pair;
+use crate::support::sides::{incoming, outgoing};
+use crate::support::time::LONG;
+use brant::migrate::{AcceptFrom, ConnectTo, Params, ZeroCopyState};
+use brant::vmm::EventKind;
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+/// A whole migration of a busy guest over `a` and `b`.
+fn migrate(pair: &Pair, a: TcpStream, b: TcpStream) -> brant::migrate::Stats {
+    pair.source.fill(1);
+    pair.source.writers(1, Duration::from_micros(50));
+    let params = Params {
+        zero_copy: true,
+        ..Params::default()
+    };
+    let (out, inc) = (outgoing(pair, &params), incoming(pair, &params));
+    inc.start(AcceptFrom::Connected(b.into())).unwrap();
+    out.start(ConnectTo::Connected(a.into())).unwrap();
+    out.wait(Some(LONG)).unwrap();
+    inc.wait(Some(LONG)).unwrap();
+    // The destination's VMM has compared the memory of both sides when it was to run.
+    pair.assert_sound("without a copy");
+    let stats = out.stats();
+    println!("{stats:?}");
+    stats
+}
+
+#[test]
+fn on_loopback_the_kernel_copies_which_is_counted_told_and_ended() {
+    let pair = Pair::new(&[ram("ram", 16 << 10)]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let b = listener.accept().unwrap().0;
+    let stats = migrate(&pair, a, b);
+    assert_eq!(stats.zero_copy, ZeroCopyState::Copied);
+    assert_eq!(stats.zero_copied_bytes, 0);
+    let anyway = stats.copied_anyway_bytes;
+    assert!(anyway > 0 && anyway < stats.data_pages * 4096, "{stats:?}");
+    let warnings = pair.from.events(EventKind::Warning);
+    let told = warnings
+        .iter()
+        .filter(|w| w.contains("as it does on loopback"));
+    assert_eq!(told.count(), 1, "{warnings:?}");
+}
+
+/// A veth pair with its far end in a network namespace of its own.
+struct Veth {
+    space: String,
+    near: String,
+}
+
+fn ip(arguments: &str) -> bool {
+    let run = Command::new("ip").args(arguments.split(' ')).output();
+    run.is_ok_and(|run| run.status.success())
+}
+
+impl Veth {
+    fn new() -> Option<Veth> {
+        let id = std::process::id();
+        let (space, near, far) = (format!("brant{id}"), format!("bz{id}"), format!("bf{id}"));
+        if !ip(&format!("netns add {space}")) {
+            return None;
+        }
+        let veth = Veth { space, near };
+        let (space, near) = (&veth.space, &veth.near);
+        // A packet with its head has to fit into a page for a filter to see it.
+        let all = [
+            format!("link add {near} type veth peer name {far} netns {space}"),
+            format!("link set {near} mtu 3000 up"),
+            format!("addr add 10.213.77.1/24 dev {near}"),
+            format!("-n {space} link set {far} mtu 3000 up"),
+            format!("-n {space} addr add 10.213.77.2/24 dev {far}"),
+        ];
+        let made = all.iter().all(|arguments| ip(arguments)) && veth.filter(&far);
+        made.then_some(veth)
+    }
+
+    /// Runs `body` on a thread inside the far end's namespace.
+    fn inside<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let space = std::fs::File::open(format!("/run/netns/{}", self.space)).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                use std::os::fd::AsRawFd;
+                // SAFETY: a descriptor of a namespace; the thread ends after `body`.
+                let entered = unsafe { libc::setns(space.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+                body()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// Puts a filter that lets everything pass on device `far`, in the driver.
+    fn filter(&self, far: &str) -> bool {
+        self.inside(|| filter::attach(far))
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        ip(&format!("link del {}", self.near));
+        ip(&format!("netns del {}", self.space));
+    }
+}
+
+/// A packet filter of two instructions, by the kernel's own interfaces (bpf(2), rtnetlink(7)).
+mod filter {
+    use std::ffi::CString;
+
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_XDP: u32 = 6;
+    /// `r0 = XDP_PASS; exit`.
+    const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    const IFLA_XDP: u16 = 43 | 1 << 15;
+    const IFLA_XDP_FD: u16 = 1;
+    const IFLA_XDP_FLAGS: u16 = 3;
+
+    fn load() -> i32 {
+        let license = c"GPL";
+        // The first fields of `union bpf_attr` for BPF_PROG_LOAD; the rest is 0.
+        let mut attributes = [0u64; 16];
+        attributes[0] = u64::from(BPF_PROG_TYPE_XDP) | (PASS.len() as u64) << 32;
+        attributes[1] = PASS.as_ptr() as u64;
+        attributes[2] = license.as_ptr() as u64;
+        // SAFETY: the attributes name instructions and a text that live here.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_LOAD,
+                attributes.as_ptr(),
+                size_of_val(&attributes),
+            )
+        };
+        fd as i32
+    }
+
+    fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+        to.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
+        to.extend_from_slice(&kind.to_ne_bytes());
+        to.extend_from_slice(value);
+    }
+
+    /// Whether the kernel took it. In the calling thread's network namespace.
+    pub fn attach(device: &str) -> bool {
+        let program = load();
+        if program < 0 {
+            return false;
+        }
+        let name = CString::new(device).unwrap();
+        // SAFETY: a text with its end.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        let mut inner = Vec::new();
+        attribute(&mut inner, IFLA_XDP_FD, &program.to_ne_bytes());
+        attribute(
+            &mut inner,
+            IFLA_XDP_FLAGS,
+            &XDP_FLAGS_DRV_MODE.to_ne_bytes(),
+        );
+        // struct nlmsghdr, then struct ifinfomsg, then the attribute.
+        let mut message = vec![0u8; 32];
+        attribute(&mut message, IFLA_XDP, &inner);
+        let length = message.len() as u32;
+        message[0..4].copy_from_slice(&length.to_ne_bytes());
+        message[4..6].copy_from_slice(&libc::RTM_SETLINK.to_ne_bytes());
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        message[6..8].copy_from_slice(&flags.to_ne_bytes());
+        message[20..24].copy_from_slice(&index.to_ne_bytes());
+        let mut answer = [0u8; 256];
+        // SAFETY: a socket of this function's own, and buffers with their lengths.
+        unsafe {
+            let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+            let sent = libc::send(socket, message.as_ptr().cast(), message.len(), 0);
+            let got = libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0);
+            libc::close(socket);
+            // The device keeps the program.
+            libc::close(program);
+            // struct nlmsgerr behind the head: 0 is an acknowledgement.
+            sent > 0 && got >= 20 && answer[16..20] == [0; 4]
+        }
+    }
+}
+
+#[test]
+fn over_a_device_that_does_not_copy_pages_go_without_a_copy() {
+    let Some(veth) = Veth::new() else {
+        println!("skipped: no root, no `ip`, or no packet filters here");
+        return;
+    };
+    let pair = Pair::new(&[ram("ram", 16 << 10)]);
+    let listener = veth.inside(|| TcpListener::bind("10.213.77.2:0").unwrap());
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let b = listener.accept().unwrap().0;
+    let stats = migrate(&pair, a, b);
+    assert_eq!(stats.zero_copy, ZeroCopyState::On);
+    // All but the records of few pages.
+    assert!(
+        stats.zero_copied_bytes > stats.data_pages * 4096 / 2,
+        "{stats:?}"
+    );
+    assert_eq!(stats.copied_anyway_bytes, 0);
+    assert!(pair.from.events(EventKind::Warning).is_empty());
+}
