@@ -243,6 +243,17 @@ fn a_guest_arrives_whole_over_several_channels_and_each_stretch_by_one_of_them()
         let stats = source.outgoing.stats();
         assert_eq!(stats.unacknowledged_pages, 0, "{what}");
         assert!(stats.data_pages + stats.zero_pages >= PAGES, "{what}");
+        // Each channel tells its part of that, and there are no others.
+        let lane = |channel| source.outgoing.lane_stats(channel);
+        let lanes: Vec<LaneStats> = (0..channels as u32).map(|at| lane(at).unwrap()).collect();
+        let sum = |of: fn(&LaneStats) -> u64| lanes.iter().map(of).sum::<u64>();
+        assert_eq!(sum(|lane| lane.data_pages), stats.data_pages, "{what}");
+        assert_eq!(sum(|lane| lane.zero_pages), stats.zero_pages, "{what}");
+        assert_eq!(sum(|lane| lane.wire_bytes), stats.wire_bytes, "{what}");
+        let closed = |lane: &LaneStats| lane.state == LaneState::Closed;
+        assert!(lanes.iter().all(closed), "{what}: {lanes:?}");
+        let error = lane(channels as u32).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{what}: {error}");
     }
 }
 
