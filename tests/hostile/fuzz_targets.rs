@@ -104,6 +104,10 @@ fn the_seeds_of_the_fuzz_targets_are_of_this_wire() {
     write("incoming", "session", &whole(&session));
     write("incoming", "handshake", &whole(&session[..5]));
     write("incoming", "copying", &whole(&session[..14]));
+    let packed = fuzz::packed_session();
+    write("incoming", "packed", &whole(&packed));
+    assert_eq!(fuzz::destination(&packed.concat()).result, Ok(()));
+    write("decoder", "compressed", &sample(RecordType::Compressed));
     // Without the pages, which take most of the bytes and teach a fuzzer nothing.
     let mut small = session.clone();
     small.retain(|r| !r.starts_with(b"BRNT\x06\x00") && !r.starts_with(b"BRNT\x17\x00"));

@@ -1,6 +1,6 @@
 //! Records of a hostile peer: a well-formed one of each type, and changes of their fields.
 
-use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes};
+use crate::fuzz::{self, blob_bytes, bytes, mend, page_bytes, ZEROS_PACKED};
 use crate::support::peer;
 use brant::units::{Pages, PAGE_SIZE};
 use brant::wire;
@@ -79,7 +79,7 @@ pub fn sample(kind: RecordType) -> Vec<u8> {
         R::PagesList => return list_bytes(kind, &[(1, 2), (4, 1)]),
         R::ZerosList => return list_bytes(kind, &[(1, 2), (4, 1)]),
         R::Delta => return delta_bytes(&[(1, 0, &[0, 1, 7]), (4, 0, &[])]),
-        R::Compressed => return compressed_bytes(1, 64),
+        R::Compressed => return compressed_bytes(),
         R::Marker => Record::Marker(marker(1, 0, 0, 0, 0)),
         R::Ack => Record::Ack(wire::Ack { number: 1 }),
         R::State | R::Early => return blob_bytes(kind, "x", &[1; 5]),
@@ -116,20 +116,11 @@ pub fn delta_bytes(pages: &[(u64, u32, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// A zstd frame of 64 pages of zeros.
-pub const FRAME: [u8; 26] = [
-    40, 181, 47, 253, 160, 0, 0, 4, 0, 84, 0, 0, 16, 0, 0, 1, 0, 251, 255, 57, 192, 2, 3, 0, 16, 0,
-];
-
-/// So many pages of zeros from a page on, compressed; the frame is always that of 64.
-pub fn compressed_bytes(first: u64, count: u32) -> Vec<u8> {
-    let mut bytes = Header::compressed(4, Pages(first), count, FRAME.len() as u32)
-        .encode()
-        .to_vec();
-    let zeros = vec![0; count as usize * PAGE_SIZE as usize];
-    bytes.extend(crate::fuzz::crc32(&zeros).to_le_bytes());
-    bytes.extend(FRAME);
-    bytes
+/// 64 pages of zeros from page 1 on, compressed.
+pub fn compressed_bytes() -> Vec<u8> {
+    let frame = ZEROS_PACKED.len() as u32 - wire::CHECKSUM_LEN as u32;
+    let header = Header::compressed(4, Pages(1), 64, frame).encode();
+    [&header[..], &ZEROS_PACKED].concat()
 }
 
 /// A record with a changed field in its header, and a correct checksum.

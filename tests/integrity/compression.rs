@@ -182,7 +182,8 @@ fn cut(header: &Header, bytes: &mut Vec<u8>, by: usize) {
 fn a_frame_cut_short_is_refused() {
     for by in [1, 7, 20] {
         refused("a frame cut short", move |header, bytes| {
-            cut(header, bytes, by);
+            // A checksum and one byte of the frame stay: less is refused by the header alone.
+            cut(header, bytes, by.min(header.payload as usize - 5));
         });
     }
 }

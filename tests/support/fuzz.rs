@@ -581,6 +581,51 @@ pub fn session() -> Vec<Vec<u8>> {
     ]
 }
 
+/// 64 pages of zeros as the payload of a COMPRESSED record: a checksum and a zstd frame.
+pub const ZEROS_PACKED: [u8; 30] = [
+    0x22, 0xea, 0x0e, 0xe2, 40, 181, 47, 253, 160, 0, 0, 4, 0, 84, 0, 0, 16, 0, 0, 1, 0, 251, 255,
+    57, 192, 2, 3, 0, 16, 0,
+];
+
+/// The same session with a checksum behind all contents, and a run of pages that comes compressed.
+pub fn packed_session() -> Vec<Vec<u8>> {
+    let mut session = session();
+    let mut frame = Header::compressed(1, Pages(0), 64, ZEROS_PACKED.len() as u32 - 4)
+        .encode()
+        .to_vec();
+    frame.extend(ZEROS_PACKED);
+    session.insert(8, frame);
+    for record in &mut session {
+        let header = Header::decode(record.first_chunk().unwrap()).unwrap();
+        let list = match header.record_type() {
+            Ok(Some(RecordType::Pages)) => 0,
+            Ok(Some(RecordType::PagesList)) => wire::list_len(header.count),
+            // Features: ballooned, zstd, page-checksums.
+            Ok(Some(RecordType::Hello)) => {
+                record[HEADER_LEN + 4] |= 1 << 2 | 1 << 5;
+                mend(record);
+                continue;
+            }
+            // One record more, and its pages.
+            Ok(Some(RecordType::Marker)) if record[HEADER_LEN] == 2 => {
+                record[HEADER_LEN + 16] += 1;
+                record[HEADER_LEN + 24] += 64;
+                mend(record);
+                continue;
+            }
+            _ => continue,
+        };
+        let sum = crc32(&record[HEADER_LEN + list..]);
+        record.extend(sum.to_le_bytes());
+        let longer = Header {
+            payload: header.payload + wire::CHECKSUM_LEN as u32,
+            ..header
+        };
+        record[..HEADER_LEN].copy_from_slice(&longer.encode());
+    }
+    session
+}
+
 /// Numbers at the edges of ranges.
 const EDGES: [u64; 24] = [
     0,
