@@ -5,7 +5,7 @@
 //! changes the table ([`super::targets`]) that all lanes read.
 
 use super::known_zero::KnownZero;
-use super::sink::Sink;
+use super::lane_account::LaneAccount;
 use super::targets::{unknown, Table, Target, BLOCKS};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -75,8 +75,8 @@ impl Account {
     }
 
     /// What a lane puts its pages in.
-    pub(super) fn sink(&self) -> Sink {
-        Sink::new(Arc::clone(&self.memory), self.table.view())
+    pub(super) fn of_lane(&self) -> LaneAccount {
+        LaneAccount::new(Arc::clone(&self.memory), self.table.view())
     }
 
     /// The VMM has built itself: what it removed to that end is no news of the source's.

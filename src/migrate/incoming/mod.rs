@@ -12,11 +12,11 @@ mod figures;
 mod gather;
 mod known_zero;
 mod lane;
+mod lane_account;
 mod negotiate;
 mod placement;
 mod prefault;
 mod receiver;
-mod sink;
 mod targets;
 mod workers;
 

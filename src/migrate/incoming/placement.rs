@@ -5,8 +5,8 @@
 //! is damaged on its way reaches guest memory.
 
 use super::lane::Lane;
+use super::lane_account::{LaneAccount, Place};
 use super::prefault::{Ahead, Backed, Prefault};
-use super::sink::{Place, Sink};
 use crate::channel::{Io, IoPart as _, PartMut};
 use crate::error::{Error, Kind, Result};
 use crate::fallible;
@@ -93,8 +93,8 @@ impl Staged {
 }
 
 /// The error about contents of a record, with its block's name.
-fn named(sink: &mut Sink, header: &Header, error: Error) -> Error {
-    match sink.name_of(header.block) {
+fn named(account: &mut LaneAccount, header: &Header, error: Error) -> Error {
+    match account.name_of(header.block) {
         Some(name) => error.context(format_args!("block `{name}`")),
         None => error,
     }
@@ -115,12 +115,12 @@ impl Placement {
         }
     }
 
-    /// Takes a run's contents off `lane` and puts them where `sink` says; nowhere if the block is
+    /// Takes a run's contents off `lane` and puts them where `account` says; nowhere if the block is
     /// gone here. No pin outlives the moment in which somebody wants it (`recall`).
     pub(super) fn place(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
+        account: &mut LaneAccount,
         header: &Header,
         recall: &Recall,
         io: &Io<'_>,
@@ -128,22 +128,22 @@ impl Placement {
         // Nothing is pinned now: whoever removes a block from here on and waits for us is heard.
         recall.lower();
         // What the run is to be is checked before anything is believed of its length.
-        let place = sink.data(header)?;
+        let place = account.data(header)?;
         let run = place.as_ref().map(|(_, run)| *run);
         let packed = header.kind == RecordType::Compressed.number();
         let placed = if packed || header.is_checked() {
             drop(place);
-            self.place_staged(lane, sink, header, recall, io)
+            self.place_staged(lane, account, header, recall, io)
         } else {
             let ahead = match (&mut self.prefault, &place) {
-                (Some(prefault), Some(place)) => prefault.ahead(sink, place),
+                (Some(prefault), Some(place)) => prefault.ahead(account, place),
                 _ => None,
             };
-            direct(lane, sink, header, place, ahead, recall, io)
+            direct(lane, account, header, place, ahead, recall, io)
         };
         // Whatever became of it, some of it may have been written.
         if let Some(run) = run {
-            sink.arrived(&run);
+            account.arrived(&run);
         }
         placed
     }
@@ -153,7 +153,7 @@ impl Placement {
     pub(super) fn place_list(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
+        account: &mut LaneAccount,
         header: &Header,
         runs: &mut Vec<PageRun>,
         recall: &Recall,
@@ -164,16 +164,16 @@ impl Placement {
         // No pin is held while the source takes its time.
         lane.payload_begins(list, io)?;
         recall.lower();
-        let block = sink.list(header, list, runs)?;
+        let block = account.list(header, list, runs)?;
         let placed = if header.is_checked() {
             drop(block);
-            self.place_checked_list(lane, sink, header, runs, recall, io)
+            self.place_checked_list(lane, account, header, runs, recall, io)
         } else {
-            each(lane, sink, header, block, runs, recall, io)
+            each(lane, account, header, block, runs, recall, io)
         };
         // Whatever became of it, some of it may have been written.
         for run in &*runs {
-            sink.arrived(run);
+            account.arrived(run);
         }
         placed
     }
@@ -182,20 +182,20 @@ impl Placement {
     pub(super) fn place_changed(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
+        account: &mut LaneAccount,
         header: &Header,
         recall: &Recall,
         io: &Io<'_>,
     ) -> Result<()> {
         let length = header.payload as usize;
         let payload = self.staged.read(lane, length, recall, io)?;
-        sink.changed(header, payload)
+        account.changed(header, payload)
     }
 
     fn place_staged(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
+        account: &mut LaneAccount,
         header: &Header,
         recall: &Recall,
         io: &Io<'_>,
@@ -206,8 +206,8 @@ impl Placement {
             true => header.check_contents(payload),
             false => self.staged.unpack(header, length),
         };
-        let contents = contents.map_err(|e| named(sink, header, e))?;
-        match sink.pin(header)? {
+        let contents = contents.map_err(|e| named(account, header, e))?;
+        match account.pin(header)? {
             Some((block, run)) => write(&block, run, contents),
             None => Ok(()),
         }
@@ -216,7 +216,7 @@ impl Placement {
     fn place_checked_list(
         &mut self,
         lane: &mut Lane,
-        sink: &mut Sink,
+        account: &mut LaneAccount,
         header: &Header,
         runs: &[PageRun],
         recall: &Recall,
@@ -225,8 +225,8 @@ impl Placement {
         let length = header.payload as usize - list_len(header.count);
         let payload = self.staged.read(lane, length, recall, io)?;
         let contents = header.check_contents(payload);
-        let mut contents = contents.map_err(|e| named(sink, header, e))?;
-        let Some(block) = sink.pin_block(header) else {
+        let mut contents = contents.map_err(|e| named(account, header, e))?;
+        let Some(block) = account.pin_block(header) else {
             return Ok(());
         };
         for run in runs {
@@ -255,7 +255,7 @@ impl Placement {
 
 fn each(
     lane: &mut Lane,
-    sink: &mut Sink,
+    account: &mut LaneAccount,
     header: &Header,
     mut block: Option<BlockPin>,
     runs: &[PageRun],
@@ -289,7 +289,7 @@ fn each(
             // Somebody removes a block, perhaps this one.
             recall.lower();
             drop(block);
-            block = sink.pin_block(header);
+            block = account.pin_block(header);
         }
         left -= got;
     }
@@ -298,7 +298,7 @@ fn each(
 
 fn direct(
     lane: &mut Lane,
-    sink: &mut Sink,
+    account: &mut LaneAccount,
     header: &Header,
     mut place: Option<Place>,
     ahead: Option<Ahead<'_>>,
@@ -330,7 +330,7 @@ fn direct(
             // Somebody removes a block, perhaps this one.
             recall.lower();
             drop(place);
-            place = sink.pin(header)?;
+            place = account.pin(header)?;
         }
         left -= got;
     }

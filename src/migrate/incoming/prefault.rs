@@ -20,7 +20,7 @@
 //!
 //! The helper pins a block for one piece at a time: whoever removes the block waits no longer.
 
-use super::sink::{Place, Sink};
+use super::lane_account::{LaneAccount, Place};
 use crate::error::Error;
 use crate::memory::{host, Block, Memory, PageRun};
 use crate::migrate::callbacks::Callbacks;
@@ -178,9 +178,9 @@ impl Prefault {
     }
 
     /// Contents for a run come next. `None` where they need nothing ahead of them.
-    pub(super) fn ahead(&mut self, sink: &mut Sink, place: &Place) -> Option<Ahead<'_>> {
+    pub(super) fn ahead(&mut self, account: &mut LaneAccount, place: &Place) -> Option<Ahead<'_>> {
         let (block, run) = place;
-        if run.count() < SHORTEST || self.is_off() || !sink.wants_backing(place) {
+        if run.count() < SHORTEST || self.is_off() || !account.wants_backing(place) {
             return None;
         }
         let mut left = Left {

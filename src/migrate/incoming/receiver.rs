@@ -7,8 +7,8 @@ use super::account::Account;
 use super::agreed::Agreed;
 use super::figures::Figures;
 use super::lane::{Incomer, Lane, Waits};
+use super::lane_account::LaneAccount;
 use super::placement::Placement;
-use super::sink::Sink;
 use crate::channel::Channel;
 use crate::error::Result;
 use crate::memory::{Memory, PageRun, PinRecall};
@@ -22,7 +22,7 @@ pub(super) struct Receiver {
     pub(super) channel: u16,
     pub(super) lane: Lane,
     pub(super) figures: Arc<Figures>,
-    sink: Sink,
+    account: LaneAccount,
     placement: Placement,
     /// Room for the runs of one record that has a list of them.
     listed: Vec<PageRun>,
@@ -57,7 +57,7 @@ impl Receiver {
             channel: number,
             lane: Lane::new(channel),
             figures: Arc::default(),
-            sink: account.sink(),
+            account: account.of_lane(),
             placement,
             listed: Vec::new(),
             recall: PinRecall::of(memory)?,
@@ -85,7 +85,7 @@ impl Receiver {
                 self.figures.pass(marker.pass);
                 self.renew_figures();
                 // What our memory is may have changed since the last one.
-                self.sink.refresh();
+                self.account.refresh();
                 Ok(Came::Marker(marker))
             }
             other => Ok(Came::Other(other)),
@@ -95,7 +95,7 @@ impl Receiver {
     fn pages(&mut self, kind: RecordType, header: &Header, waits: &Waits<'_>) -> Result<()> {
         let Receiver {
             lane,
-            sink,
+            account,
             placement,
             listed,
             recall,
@@ -104,28 +104,28 @@ impl Receiver {
         } = self;
         agreed.check(kind, header)?;
         match kind {
-            RecordType::Zeros => sink.zeros(header)?,
-            RecordType::Ballooned => sink.ballooned(header)?,
+            RecordType::Zeros => account.zeros(header)?,
+            RecordType::Ballooned => account.ballooned(header)?,
             RecordType::ZerosList => {
                 let mut list = [0; list_len(LIST_RUNS_MAX)];
                 let list = &mut list[..list_len(header.count)];
                 let io = waits.record(header, Limit::never());
                 lane.payload_begins(list, &io)?;
-                sink.zeros_list(header, list, listed)?;
+                account.zeros_list(header, list, listed)?;
                 lane.taken_zeros(wire::listed_pages(list));
                 return Ok(());
             }
             RecordType::PagesList => {
                 let io = waits.record(header, Limit::never());
-                placement.place_list(lane, sink, header, listed, recall, &io)?;
+                placement.place_list(lane, account, header, listed, recall, &io)?;
             }
             RecordType::Delta => {
                 let io = waits.record(header, Limit::never());
-                placement.place_changed(lane, sink, header, recall, &io)?;
+                placement.place_changed(lane, account, header, recall, &io)?;
             }
             _ => {
                 let io = waits.record(header, Limit::never());
-                placement.place(lane, sink, header, recall, &io)?;
+                placement.place(lane, account, header, recall, &io)?;
             }
         }
         lane.taken(kind, header);

@@ -25,7 +25,7 @@ struct World {
     block: Arc<Block>,
     /// Behind the block; reached through it alone.
     _host: Box<[Page]>,
-    sink: Sink,
+    account: LaneAccount,
     lane: Lane,
     source: UnixStream,
     recall: Arc<PinRecall>,
@@ -87,14 +87,14 @@ impl World {
         let block = Arc::clone(&memory.map().blocks()[0]);
         let mut account = Account::new(Arc::clone(&memory));
         account.add(THEIRS, &block).unwrap();
-        let sink = account.sink();
+        let account = account.of_lane();
         let (source, ours) = UnixStream::pair().unwrap();
         World {
             recall: PinRecall::of(&memory).unwrap(),
             memory,
             block,
             _host: host,
-            sink,
+            account,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
             io: Io::patient(Duration::from_secs(10)),
@@ -113,14 +113,14 @@ impl World {
 
     fn placed(&mut self, header: &Header) -> Result<()> {
         let World {
-            sink,
+            account,
             lane,
             recall,
             io,
             placement,
             ..
         } = self;
-        placement.place(lane, sink, header, recall, io)
+        placement.place(lane, account, header, recall, io)
     }
 
     fn next_is_zeros(&mut self) {
@@ -226,14 +226,14 @@ fn list(how: How, runs: &[(u64, u32)]) -> (Header, Vec<u8>) {
 impl World {
     fn place_list(&mut self, header: &Header) -> Result<()> {
         let World {
-            sink,
+            account,
             lane,
             recall,
             io,
             placement,
             ..
         } = self;
-        placement.place_list(lane, sink, header, &mut Vec::new(), recall, io)
+        placement.place_list(lane, account, header, &mut Vec::new(), recall, io)
     }
 }
 
@@ -330,14 +330,14 @@ impl World {
         let (header, payload) = changed(pages);
         self.source.write_all(&payload).unwrap();
         let World {
-            sink,
+            account,
             lane,
             recall,
             io,
             placement,
             ..
         } = self;
-        placement.place_changed(lane, sink, &header, recall, io)
+        placement.place_changed(lane, account, &header, recall, io)
     }
 
     fn bytes(&self, page: u64) -> Vec<u8> {

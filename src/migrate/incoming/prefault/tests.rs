@@ -39,7 +39,7 @@ struct World {
     area: Area,
     memory: Arc<Memory>,
     machine: Arc<Machine>,
-    sink: Sink,
+    account: LaneAccount,
     lane: Lane,
     placement: Placement,
     recall: Arc<PinRecall>,
@@ -66,7 +66,7 @@ impl World {
             .unwrap();
         let mut account = Account::new(Arc::clone(&memory));
         account.add(0, &memory.map().blocks()[0]).unwrap();
-        let sink = account.sink();
+        let account = account.of_lane();
         let (source, ours) = UnixStream::pair().unwrap();
         let machine = Arc::<Machine>::default();
         let vmm = Callbacks::new(Arc::clone(&machine) as Arc<dyn Vmm>, 1);
@@ -76,7 +76,7 @@ impl World {
             area,
             memory,
             machine,
-            sink,
+            account,
             lane: Lane::new(Channel::from_fd(ours.into()).unwrap()),
             source,
         }
@@ -94,7 +94,7 @@ impl World {
         let World {
             area,
             memory,
-            sink,
+            account,
             lane,
             placement,
             recall,
@@ -111,7 +111,7 @@ impl World {
                 // Nobody reads on after an error.
                 let _ = source.write_all(&contents[PAGE..]);
             });
-            let placed = placement.place(lane, sink, &header, recall, &Io::patient(LONG));
+            let placed = placement.place(lane, account, &header, recall, &Io::patient(LONG));
             if placed.is_err() {
                 ends.shutdown(std::net::Shutdown::Both).unwrap();
             }
@@ -124,8 +124,8 @@ impl World {
         let block = Arc::clone(&self.memory.map().blocks()[0]);
         let pin = self.memory.pin(&block).unwrap();
         let run = pin.run(first, count).unwrap();
-        self.sink.refresh();
-        self.sink.wants_backing(&(pin, run))
+        self.account.refresh();
+        self.account.wants_backing(&(pin, run))
     }
 }
 

@@ -21,16 +21,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// See the file's description.
-pub(super) struct Sink {
+pub(super) struct LaneAccount {
     memory: Arc<Memory>,
     view: View,
     /// What our blocks' pages hold.
     contents: Contents,
 }
 
-impl Sink {
+impl LaneAccount {
     pub(super) fn new(memory: Arc<Memory>, view: View) -> Self {
-        Sink {
+        LaneAccount {
             memory,
             view,
             contents: Contents::new(),
