@@ -275,6 +275,10 @@ static void parameters(void)
         { .handover_timeout_ms = 3600001 },
         { .max_state_bytes = 4095 },
         { .channels = 65 },
+        { .compression = BRANT_COMPRESSION_ALWAYS + 1 },
+        { .compression_level = 20 },
+        { .compression_level = -1 },
+        { .page_checksums = BRANT_CHECKSUMS_OFF + 1 },
     };
     brant_params most = { .size = sizeof most,
                           .downtime_limit_ms = 3600000,

@@ -36,7 +36,7 @@ struct Staged {
 }
 
 /// Room of at least `length` bytes; what is in it is left over from before.
-fn room<'r>(bytes: &'r mut Vec<u8>, length: usize) -> Result<&'r mut [u8]> {
+fn room(bytes: &mut Vec<u8>, length: usize) -> Result<&mut [u8]> {
     if bytes.len() < length {
         fallible::reserve(bytes, length - bytes.len(), "contents of pages")?;
         bytes.resize(length, 0);
