@@ -22,8 +22,8 @@
  *               are copied during the call. Guest memory stays the VMM's. Descriptors stay the
  *               VMM's too: brant duplicates those that it keeps, and the VMM may close its own when
  *               the call has returned. There is one exception: brant_outgoing_start_fd,
- *               brant_outgoing_start_fds and brant_incoming_start_fd own the sockets that they are
- *               given, whatever they return.
+ *               brant_outgoing_start_fds, brant_incoming_start_fd and brant_incoming_start_fds
+ *               own the sockets that they are given, and close them when they fail.
  *   _free       A _free returns nothing, with four exceptions: brant_outgoing_free,
  *               brant_incoming_free, brant_image_save_free and brant_image_restore_free return 0
  *               or BRANT_E_CALLBACK. A migration, a save or a restore cannot be freed inside one of
@@ -653,7 +653,10 @@ int32_t brant_guest_find_block(const struct brant_guest *guest,
  * 2. Call this function. It reads the logs of the slots and switches their logging off, so the
  *    slots must still be in KVM (see brant_guest_remove_slot). It returns when brant no longer
  *    touches the memory: within milliseconds, however slow the peer of a migration is. (Pages that
- *    are being sent to the peer are sent from a copy.)
+ *    are being sent to the peer are sent from a copy.) With BRANT_ZERO_COPY_ON it may take longer:
+ *    the call waits until the kernel has sent the pages of the block that are on their way, for at
+ *    most the I/O timeout of a peer that takes nothing. A cancel of the migration from another
+ *    thread ends that wait.
  * 3. Delete the slots from KVM, and unmap the memory.
  *
  * BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed
@@ -2159,9 +2162,12 @@ int32_t brant_outgoing_start(struct brant_outgoing *outgoing,
 
 /**
  * Starts the migration over a connected stream socket (TCP, unix, vsock), which is its one channel.
- * From this call on brant owns the socket and its blocking mode, whatever the call returns.
+ * From this call on brant owns the socket and its blocking mode. When the call fails, brant closes
+ * the socket, also on a migration that was started before (BRANT_E_STATE).
+ *
  * BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
- * `channels` of the parameters is more than 1; nothing has begun then.
+ * `channels` of the parameters is more than 1. Nothing has begun then, and the same migration can be
+ * started again.
  */
 int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
                                 int32_t fd,
@@ -2170,10 +2176,15 @@ int32_t brant_outgoing_start_fd(struct brant_outgoing *outgoing,
 /**
  * Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
  * them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
- * the sockets and their blocking mode, whatever the call returns; but no socket is taken when
- * `fds` is NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID
- * for another number of sockets (the message says how many are expected), and for any other
- * descriptor; nothing has begun then.
+ * the sockets and their blocking mode. When the call fails, brant closes all of them, also on a
+ * migration that was started before (BRANT_E_STATE). The sockets stay the VMM's only when the list
+ * itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
+ *
+ * BRANT_E_INVALID for a wrong list, for another number of sockets (the message says how many are
+ * expected), and for any other descriptor. Nothing has begun then, and the same migration can be
+ * started again. Each socket has a connection of its own: brant does not notice one socket under two
+ * numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
+ * out.
  */
 int32_t brant_outgoing_start_fds(struct brant_outgoing *outgoing,
                                  const int32_t *fds,
@@ -2251,8 +2262,9 @@ int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
 struct brant_lane_stats;
 
 /**
- * Fills in the figures of one channel as they are now, from 0; all zero before there is a connection.
- * A channel that the parameters do not have is BRANT_E_INVALID. Any thread, also inside callbacks.
+ * Fills in the last figures of one channel, counted from 0 (brant_lane_stats says when they stand
+ * still); all zero before there is a connection. BRANT_E_INVALID for a channel that the parameters
+ * do not have. Any thread, also inside callbacks.
  */
 int32_t brant_outgoing_lane_stats(const struct brant_outgoing *outgoing,
                                   uint32_t channel,
@@ -2294,7 +2306,8 @@ int32_t brant_outgoing_event_fd(const struct brant_outgoing *outgoing);
  *
  * Who may connect is the VMM's decision (by the address, or the permissions of a socket's
  * directory): a listener takes the first connection on which a source speaks, which does not prove
- * who the source is. When that is not enough, give brant_incoming_start_fd a connected socket.
+ * who the source is. When that is not enough, hand in connected sockets: brant_incoming_start_fd for
+ * one channel, brant_incoming_start_fds for several.
  *
  * Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
  * also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
@@ -2332,11 +2345,11 @@ int32_t brant_incoming_free(struct brant_incoming *incoming);
  * they say first, in any order, among those of strangers; they have the connect timeout, which
  * begins with the first one. All other connections are closed. brant also closes a connection on
  * which anything else arrives, a connection that is silent for the connect timeout, and the oldest
- * of more than 128 that do not belong to the source. When the process has no descriptor left for a connection, the connection waits until there
- * is one, and a BRANT_EVENT_WARNING says so.
+ * of more than 128 that do not belong to the source. When the process has no descriptor left for a
+ * connection, the connection waits until there is one, and a BRANT_EVENT_WARNING says so.
  *
- * brant frees the port, or removes the socket's file, when the source has all its connections. To listen again
- * after a migration that failed, free this brant_incoming, make another one of the same guest, and
+ * brant frees the port, or removes the socket's file, when the source has all its connections. To
+ * listen again after a migration that failed, free this brant_incoming, make another one of the same guest, and
  * listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
  */
 int32_t brant_incoming_listen(struct brant_incoming *incoming,
@@ -2363,8 +2376,10 @@ int32_t brant_incoming_get_endpoint(const struct brant_incoming *incoming,
 
 /**
  * Starts the migration over a connected stream socket (TCP, unix, vsock), from a source with one
- * channel. From this call on brant owns the socket, whatever the call returns. BRANT_E_INVALID for
- * any other descriptor; the message says what the descriptor is, and nothing has begun.
+ * channel. From this call on brant owns the socket and its blocking mode. When the call fails, brant
+ * closes the socket, also on a migration that was started before (BRANT_E_STATE). BRANT_E_INVALID
+ * for any other descriptor; the message says what the descriptor is. Nothing has begun then, and the
+ * same migration can be started again.
  */
 int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
                                 int32_t fd,
@@ -2372,11 +2387,20 @@ int32_t brant_incoming_start_fd(struct brant_incoming *incoming,
 
 /**
  * Starts the migration over connected stream sockets, one for each channel of the source: `fds` has
- * `count` of them, in any order. Which channel each one is, the source says on it; all have said so
- * before the connect timeout. A source with another number of channels is refused. From this call
- * on brant owns the sockets, whatever the call returns. No socket is taken, though, when `fds` is
- * NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID for more
- * sockets than `channels` of the parameters, and for any other descriptor; nothing has begun then.
+ * `count` of them, in any order: the first record on each one says which channel it is. The limit for
+ * these records is the connect timeout. When it has run out, brant tells the source and waits up to
+ * one second for it to read the reason, so the migration ends that much later. `count` is the number
+ * of the source's channels, and may be less than `channels` of the parameters. (At the source the
+ * two are equal.) A source with another number of channels is refused.
+ *
+ * From this call on brant owns the sockets and their blocking mode. When the call fails, brant closes
+ * all of them, also on a migration that was started before (BRANT_E_STATE). The sockets stay the
+ * VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
+ * in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
+ * parameters, and for any other descriptor. Nothing has begun then, and the same migration can be
+ * started again. Each socket has a connection of its own: brant does not notice one socket under two
+ * numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
+ * out.
  */
 int32_t brant_incoming_start_fds(struct brant_incoming *incoming,
                                  const int32_t *fds,
@@ -2437,7 +2461,9 @@ int32_t brant_incoming_event_fd(const struct brant_incoming *incoming);
 
 /**
  * Parameters of a migration. A field that is 0 has its default. A value out of range is
- * BRANT_E_INVALID, with the range in the message.
+ * BRANT_E_INVALID, with the range in the message. A field that says "Source" has no effect at a
+ * destination, and one that says "Destination" has none at a source; its value has to be in range
+ * there too.
  */
 typedef struct brant_params {
     /** sizeof(brant_params). */
@@ -2461,7 +2487,9 @@ typedef struct brant_params {
     /**
      * Bytes a second that the link will carry at the switchover, if you know that better than a
      * measurement can (behind a cap, on a link that others will use then). Same range; default:
-     * the measured bandwidth.
+     * the measured bandwidth. The expected downtime counts with this value, or else with the
+     * measured bandwidth; where `switchover_max_bandwidth` is less than that, with
+     * `switchover_max_bandwidth`. This value is an estimate: it holds nothing back.
      */
     uint64_t switchover_bandwidth;
     /**
@@ -2516,8 +2544,8 @@ typedef struct brant_params {
     uint64_t delta_cache_bytes;
     /**
      * Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
-     * no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
-     * with the cap, so the guest is paused when less is left to send.
+     * no cap. With a cap the guest stands still for longer. The expected downtime counts with the
+     * cap (see `switchover_bandwidth`), so the guest is paused when less is left to send.
      */
     uint64_t switchover_max_bandwidth;
     /**
@@ -2572,10 +2600,11 @@ typedef struct brant_params {
  * (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
  * memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
  * for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
- * copies all the same, as it does on loopback, brant goes back to copies after a few sends.
- * `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
- * of it that are on their way; when the destination takes nothing for the I/O timeout, the
- * migration fails, and the removal returns.
+ * copies all the same, as it does on loopback, a channel goes back to copies after 32 sends in a
+ * row, which are about 30 MB; each channel does so by itself. `brant_stats.zero_copy` tells. The
+ * removal of a block waits until the kernel has sent the pages of it that are on their way. When the
+ * destination takes nothing for the I/O timeout, the migration fails, and the removal returns. A
+ * cancel from another thread ends that wait within 100 ms.
  */
 #define BRANT_ZERO_COPY_ON 1
 
@@ -2732,7 +2761,11 @@ typedef struct brant_stats {
      * value.
      */
     uint64_t remaining_bytes;
-    /** Bytes that went over the connection, headers included. */
+    /**
+     * Bytes that went over all connections, headers included. At the source, bytes count when the
+     * records that they belong to have been sent: the figure stands still while a batch of pages
+     * (at most 2 MiB) is being sent, and then grows by all of it.
+     */
     uint64_t wire_bytes;
     /** Pages sent (received) with their contents; a page sent twice counts twice. */
     uint64_t data_pages;
@@ -2769,11 +2802,16 @@ typedef struct brant_stats {
      * after a failure.
      */
     uint64_t time_left_ns;
-    /** The downtime if the switchover came now; BRANT_UNKNOWN at first. */
+    /**
+     * The downtime if the switchover came now: the last harvest of all logs, then sending the
+     * pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
+     * are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN at
+     * first.
+     */
     uint64_t expected_downtime_ns;
     /**
-     * The expected downtime at the moment when the guest was paused, to compare with
-     * `downtime_ns`. 0 before.
+     * `expected_downtime_ns` as it was when the guest was about to be paused. Compare it with
+     * `last_sync_ns` and `last_send_ns`: `downtime_ns` includes the VMM's operations too. 0 before.
      */
     uint64_t promised_downtime_ns;
     /**
@@ -2838,7 +2876,8 @@ typedef struct brant_stats {
     uint64_t delta_saved_bytes;
     /**
      * Pages that were sent again, and whole because the cache did not hold their last version. A
-     * page that is sent for the second time is always one of them. Source only.
+     * page enters the cache when it is sent for the second time, because most pages are sent only
+     * once. So the second sending of a page is always a miss. Source only.
      */
     uint64_t delta_missed_pages;
     /** Pages that were sent again, and whole because too much had changed in them. Source only. */
@@ -2896,9 +2935,15 @@ typedef struct brant_stats {
 #define BRANT_LANE_BUSY 2
 
 /**
- * The figures of one channel of a migration, with what encodes for it or decodes from it. Times are
- * nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
+ * The figures of one channel of a migration, and of the thread that sends or receives on it. Times
+ * are nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
  * `silence_ns` tell the present and may fall; all others only grow.
+ *
+ * At the source the migration's thread brings the figures of all channels up to date. While that
+ * thread waits for room in a connection, the figures stay as they were before the wait. Example: the
+ * destination's process is stopped. A channel is BRANT_LANE_BUSY, and its `silence_ns` and
+ * `send_wait_ns` do not grow until the wait ends. At the destination the figures are always those of
+ * the moment.
  */
 typedef struct brant_lane_stats {
     /** sizeof(brant_lane_stats). */

@@ -256,7 +256,10 @@ pub unsafe extern "C" fn brant_guest_find_block(
 /// 2. Call this function. It reads the logs of the slots and switches their logging off, so the
 ///    slots must still be in KVM (see brant_guest_remove_slot). It returns when brant no longer
 ///    touches the memory: within milliseconds, however slow the peer of a migration is. (Pages that
-///    are being sent to the peer are sent from a copy.)
+///    are being sent to the peer are sent from a copy.) With BRANT_ZERO_COPY_ON it may take longer:
+///    the call waits until the kernel has sent the pages of the block that are on their way, for at
+///    most the I/O timeout of a peer that takes nothing. A cancel of the migration from another
+///    thread ends that wait.
 /// 3. Delete the slots from KVM, and unmap the memory.
 ///
 /// BRANT_E_BUSY while runs of the block that `brant_tracker_take` or `brant_consumer_take` handed

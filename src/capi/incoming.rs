@@ -24,7 +24,8 @@ use std::sync::Arc;
 ///
 /// Who may connect is the VMM's decision (by the address, or the permissions of a socket's
 /// directory): a listener takes the first connection on which a source speaks, which does not prove
-/// who the source is. When that is not enough, give brant_incoming_start_fd a connected socket.
+/// who the source is. When that is not enough, hand in connected sockets: brant_incoming_start_fd for
+/// one channel, brant_incoming_start_fds for several.
 ///
 /// Threads: any, several at once. `brant_incoming_cancel` may be called by any number of threads,
 /// also while others wait, whose waits it ends. `brant_incoming_free` is the last call: all others
@@ -87,11 +88,11 @@ pub unsafe extern "C" fn brant_incoming_free(incoming: *mut brant_incoming) -> i
 /// they say first, in any order, among those of strangers; they have the connect timeout, which
 /// begins with the first one. All other connections are closed. brant also closes a connection on
 /// which anything else arrives, a connection that is silent for the connect timeout, and the oldest
-/// of more than 128 that do not belong to the source. When the process has no descriptor left for a connection, the connection waits until there
-/// is one, and a BRANT_EVENT_WARNING says so.
+/// of more than 128 that do not belong to the source. When the process has no descriptor left for a
+/// connection, the connection waits until there is one, and a BRANT_EVENT_WARNING says so.
 ///
-/// brant frees the port, or removes the socket's file, when the source has all its connections. To listen again
-/// after a migration that failed, free this brant_incoming, make another one of the same guest, and
+/// brant frees the port, or removes the socket's file, when the source has all its connections. To
+/// listen again after a migration that failed, free this brant_incoming, make another one of the same guest, and
 /// listen at the endpoint of `brant_incoming_get_endpoint`, which is free at once.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_listen(
@@ -138,8 +139,10 @@ pub unsafe extern "C" fn brant_incoming_get_endpoint(
 }
 
 /// Starts the migration over a connected stream socket (TCP, unix, vsock), from a source with one
-/// channel. From this call on brant owns the socket, whatever the call returns. BRANT_E_INVALID for
-/// any other descriptor; the message says what the descriptor is, and nothing has begun.
+/// channel. From this call on brant owns the socket and its blocking mode. When the call fails, brant
+/// closes the socket, also on a migration that was started before (BRANT_E_STATE). BRANT_E_INVALID
+/// for any other descriptor; the message says what the descriptor is. Nothing has begun then, and the
+/// same migration can be started again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fd(
     incoming: *mut brant_incoming,
@@ -156,11 +159,20 @@ pub unsafe extern "C" fn brant_incoming_start_fd(
 }
 
 /// Starts the migration over connected stream sockets, one for each channel of the source: `fds` has
-/// `count` of them, in any order. Which channel each one is, the source says on it; all have said so
-/// before the connect timeout. A source with another number of channels is refused. From this call
-/// on brant owns the sockets, whatever the call returns. No socket is taken, though, when `fds` is
-/// NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID for more
-/// sockets than `channels` of the parameters, and for any other descriptor; nothing has begun then.
+/// `count` of them, in any order: the first record on each one says which channel it is. The limit for
+/// these records is the connect timeout. When it has run out, brant tells the source and waits up to
+/// one second for it to read the reason, so the migration ends that much later. `count` is the number
+/// of the source's channels, and may be less than `channels` of the parameters. (At the source the
+/// two are equal.) A source with another number of channels is refused.
+///
+/// From this call on brant owns the sockets and their blocking mode. When the call fails, brant closes
+/// all of them, also on a migration that was started before (BRANT_E_STATE). The sockets stay the
+/// VMM's only when the list itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is
+/// in the list twice. BRANT_E_INVALID for a wrong list, for more sockets than `channels` of the
+/// parameters, and for any other descriptor. Nothing has begun then, and the same migration can be
+/// started again. Each socket has a connection of its own: brant does not notice one socket under two
+/// numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
+/// out.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_start_fds(
     incoming: *mut brant_incoming,

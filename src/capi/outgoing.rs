@@ -92,9 +92,12 @@ pub unsafe extern "C" fn brant_outgoing_start(
 }
 
 /// Starts the migration over a connected stream socket (TCP, unix, vsock), which is its one channel.
-/// From this call on brant owns the socket and its blocking mode, whatever the call returns.
+/// From this call on brant owns the socket and its blocking mode. When the call fails, brant closes
+/// the socket, also on a migration that was started before (BRANT_E_STATE).
+///
 /// BRANT_E_INVALID for any other descriptor (the message says what the descriptor is), and when
-/// `channels` of the parameters is more than 1; nothing has begun then.
+/// `channels` of the parameters is more than 1. Nothing has begun then, and the same migration can be
+/// started again.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fd(
     outgoing: *mut brant_outgoing,
@@ -112,10 +115,15 @@ pub unsafe extern "C" fn brant_outgoing_start_fd(
 
 /// Starts the migration over connected stream sockets, one for each channel: `fds` has `count` of
 /// them, channel 0 first, and `count` is `channels` of the parameters. From this call on brant owns
-/// the sockets and their blocking mode, whatever the call returns; but no socket is taken when
-/// `fds` is NULL, `count` is 0 or above 64, or a descriptor is in the list twice. BRANT_E_INVALID
-/// for another number of sockets (the message says how many are expected), and for any other
-/// descriptor; nothing has begun then.
+/// the sockets and their blocking mode. When the call fails, brant closes all of them, also on a
+/// migration that was started before (BRANT_E_STATE). The sockets stay the VMM's only when the list
+/// itself is wrong: `fds` is NULL, `count` is 0 or above 64, or a number is in the list twice.
+///
+/// BRANT_E_INVALID for a wrong list, for another number of sockets (the message says how many are
+/// expected), and for any other descriptor. Nothing has begun then, and the same migration can be
+/// started again. Each socket has a connection of its own: brant does not notice one socket under two
+/// numbers (dup), or both ends of one pair. Such a migration fails when the connect timeout has run
+/// out.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_start_fds(
     outgoing: *mut brant_outgoing,
@@ -245,8 +253,9 @@ pub unsafe extern "C" fn brant_outgoing_get_stats(
     })
 }
 
-/// Fills in the figures of one channel as they are now, from 0; all zero before there is a connection.
-/// A channel that the parameters do not have is BRANT_E_INVALID. Any thread, also inside callbacks.
+/// Fills in the last figures of one channel, counted from 0 (brant_lane_stats says when they stand
+/// still); all zero before there is a connection. BRANT_E_INVALID for a channel that the parameters
+/// do not have. Any thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_lane_stats(
     outgoing: *const brant_outgoing,

@@ -10,7 +10,9 @@ use std::time::Duration;
 pub const BRANT_NO_LIMIT: u64 = 0xffff_ffff_ffff_ffff;
 
 /// Parameters of a migration. A field that is 0 has its default. A value out of range is
-/// BRANT_E_INVALID, with the range in the message.
+/// BRANT_E_INVALID, with the range in the message. A field that says "Source" has no effect at a
+/// destination, and one that says "Destination" has none at a source; its value has to be in range
+/// there too.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_params {
@@ -30,7 +32,9 @@ pub struct brant_params {
     pub max_bandwidth: u64,
     /// Bytes a second that the link will carry at the switchover, if you know that better than a
     /// measurement can (behind a cap, on a link that others will use then). Same range; default:
-    /// the measured bandwidth.
+    /// the measured bandwidth. The expected downtime counts with this value, or else with the
+    /// measured bandwidth; where `switchover_max_bandwidth` is less than that, with
+    /// `switchover_max_bandwidth`. This value is an estimate: it holds nothing back.
     pub switchover_bandwidth: u64,
     /// The longest that a migration may take, milliseconds, 1 to 30 days; BRANT_NO_LIMIT. At the
     /// source it counts from the start to the switchover, default one hour. At the destination it
@@ -69,8 +73,8 @@ pub struct brant_params {
     /// ends.
     pub delta_cache_bytes: u64,
     /// Source: bytes a second that sending may use from the pause on, 64 KiB/s to 1 TiB/s; default
-    /// no cap. With a cap the guest stands still for longer. The downtime that brant expects counts
-    /// with the cap, so the guest is paused when less is left to send.
+    /// no cap. With a cap the guest stands still for longer. The expected downtime counts with the
+    /// cap (see `switchover_bandwidth`), so the guest is paused when less is left to send.
     pub switchover_max_bandwidth: u64,
     /// Source: connections to the destination, 1 to 64; default 1. Destination: the most connections
     /// that it takes of a source, 1 to 64; default 64. A source that wants more is refused.
@@ -111,10 +115,11 @@ pub const BRANT_ZERO_COPY_OFF: u32 = 0;
 /// (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
 /// memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
 /// for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
-/// copies all the same, as it does on loopback, brant goes back to copies after a few sends.
-/// `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
-/// of it that are on their way; when the destination takes nothing for the I/O timeout, the
-/// migration fails, and the removal returns.
+/// copies all the same, as it does on loopback, a channel goes back to copies after 32 sends in a
+/// row, which are about 30 MB; each channel does so by itself. `brant_stats.zero_copy` tells. The
+/// removal of a block waits until the kernel has sent the pages of it that are on their way. When the
+/// destination takes nothing for the I/O timeout, the migration fails, and the removal returns. A
+/// cancel from another thread ends that wait within 100 ms.
 pub const BRANT_ZERO_COPY_ON: u32 = 1;
 
 /// In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants.

@@ -103,7 +103,9 @@ pub struct brant_stats {
     /// far. 0 when the migration has completed; after a failure or a cancel it keeps its last
     /// value.
     pub remaining_bytes: u64,
-    /// Bytes that went over the connection, headers included.
+    /// Bytes that went over all connections, headers included. At the source, bytes count when the
+    /// records that they belong to have been sent: the figure stands still while a batch of pages
+    /// (at most 2 MiB) is being sent, and then grows by all of it.
     pub wire_bytes: u64,
     /// Pages sent (received) with their contents; a page sent twice counts twice.
     pub data_pages: u64,
@@ -132,10 +134,13 @@ pub struct brant_stats {
     /// while one of the rates is unknown, when the link is not clearly faster than the guest, and
     /// after a failure.
     pub time_left_ns: u64,
-    /// The downtime if the switchover came now; BRANT_UNKNOWN at first.
+    /// The downtime if the switchover came now: the last harvest of all logs, then sending the
+    /// pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
+    /// are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN at
+    /// first.
     pub expected_downtime_ns: u64,
-    /// The expected downtime at the moment when the guest was paused, to compare with
-    /// `downtime_ns`. 0 before.
+    /// `expected_downtime_ns` as it was when the guest was about to be paused. Compare it with
+    /// `last_sync_ns` and `last_send_ns`: `downtime_ns` includes the VMM's operations too. 0 before.
     pub promised_downtime_ns: u64,
     /// How long the guest stood still: from the call of `pause` to the destination's word that the
     /// guest runs, or else to the return of `resume`. 0 before. When the guest still stands
@@ -190,7 +195,8 @@ pub struct brant_stats {
     /// Bytes that these pages would have taken more if they had been sent whole. Source only.
     pub delta_saved_bytes: u64,
     /// Pages that were sent again, and whole because the cache did not hold their last version. A
-    /// page that is sent for the second time is always one of them. Source only.
+    /// page enters the cache when it is sent for the second time, because most pages are sent only
+    /// once. So the second sending of a page is always a miss. Source only.
     pub delta_missed_pages: u64,
     /// Pages that were sent again, and whole because too much had changed in them. Source only.
     pub delta_overflowed_pages: u64,
@@ -234,9 +240,15 @@ pub const BRANT_LANE_IDLE: u32 = 1;
 /// A channel: it has something to do, or waits for its peer.
 pub const BRANT_LANE_BUSY: u32 = 2;
 
-/// The figures of one channel of a migration, with what encodes for it or decodes from it. Times are
-/// nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
+/// The figures of one channel of a migration, and of the thread that sends or receives on it. Times
+/// are nanoseconds, sizes bytes, pages 4 KiB. `state`, `unacknowledged_pages`, `queued_pages` and
 /// `silence_ns` tell the present and may fall; all others only grow.
+///
+/// At the source the migration's thread brings the figures of all channels up to date. While that
+/// thread waits for room in a connection, the figures stay as they were before the wait. Example: the
+/// destination's process is stopped. A channel is BRANT_LANE_BUSY, and its `silence_ns` and
+/// `send_wait_ns` do not grow until the wait ends. At the destination the figures are always those of
+/// the moment.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_lane_stats {
