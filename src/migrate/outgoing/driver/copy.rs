@@ -277,7 +277,7 @@ impl Driver {
             let cap = shared.guest.pacer.stated();
             let timing = cap.is_some() && contents && self.prepare_timing(io)?;
             if let Some(cap) = cap {
-                batch_pages = capped_batch(cap);
+                batch_pages = capped_batch(cap, timing);
             }
             let (begun, paced, sent) = (Instant::now(), self.paced(), self.sent());
             let Some(batch) = self.step(batch_pages, io)? else {
@@ -334,8 +334,9 @@ impl Driver {
     }
 }
 
-/// The pages of a batch under a cap: what goes at once, so that a batch can be timed, and that
-/// whoever cancels does not wait for more.
-fn capped_batch(cap: u64) -> Pages {
-    Pages((burst_bytes(cap) >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0))
+/// The pages of a batch under a cap: what the cap carries in 50 ms, so that whoever cancels does not
+/// wait for more; of one that is `timed`, what goes at the speed of the link.
+fn capped_batch(cap: u64, timed: bool) -> Pages {
+    let bytes = if timed { burst_bytes(cap) } else { cap / 20 };
+    Pages((bytes >> PAGE_SHIFT).clamp(1, BATCH_PAGES.0))
 }
