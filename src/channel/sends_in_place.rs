@@ -67,6 +67,11 @@ impl Channel {
         sent
     }
 
+    /// Whether the kernel may still read memory that was sent in place.
+    pub fn is_sending_in_place(&self) -> bool {
+        self.in_flight.any()
+    }
+
     /// Hears which sends in place are complete, without waiting; whether any were.
     pub fn reap(&mut self) -> bool {
         let mut any = false;

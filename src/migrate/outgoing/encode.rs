@@ -608,7 +608,11 @@ impl<'a> Records<'a> {
                 self.zeros(run);
             }
             Held::Zero => self.zeros(run),
-            Held::Data if first_time || self.waiting.is_none() => self.data((block, run)),
+            Held::Data if first_time || self.waiting.is_none() => {
+                // A copy from before would be the base of a later change.
+                self.forget(run);
+                self.data((block, run));
+            }
             Held::Data => self.resent((block, run)),
         }
     }

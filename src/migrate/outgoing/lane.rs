@@ -86,6 +86,13 @@ impl Lane {
         self.channel.zero_copy()
     }
 
+    /// Lets go of pages that were sent in place and have gone, without waiting; whether some have
+    /// not.
+    pub(super) fn reap(&mut self) -> bool {
+        self.channel.reap();
+        self.channel.is_sending_in_place()
+    }
+
     /// Waits until the kernel reads no page any more that was sent in place.
     pub(super) fn land(&mut self, io: &Io<'_>) -> Result<()> {
         self.channel.land(&io.of("pages"))

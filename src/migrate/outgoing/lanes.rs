@@ -23,7 +23,7 @@ use crate::migrate::control::TELL;
 use crate::migrate::failure::{Cause, Failure};
 use crate::migrate::params::Params;
 use crate::migrate::report::{LaneState, LaneStats};
-use crate::runtime::{wait_ready_or, Cancel, Interest, Recall, Wake};
+use crate::runtime::{wait_ready_or, Cancel, Deadline, Interest, Recall, Wake};
 use crate::walk::{Outlet, Put};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 /// On how many channels it is tried to tell the destination why it is over: each may take
 /// [`TELL`], and a cancel has a tenth of a second.
 const TOLD_ON: usize = 3;
+
+/// While lane 0 waits for other lanes, how often it looks whether its sends in place are complete.
+const REAP: Duration = Duration::from_millis(5);
 
 /// The lane of a further channel.
 #[derive(Debug)]
@@ -292,7 +295,11 @@ impl Lanes {
                 return Ok(());
             }
             let stop = self.shared.failure.stop();
-            let until = io.limit.at();
+            let mut until = io.limit.at();
+            // Whoever removes a block waits for what lane 0 has sent of it, and nobody else looks.
+            if self.first.reap() {
+                until = until.earlier(Deadline::after(REAP));
+            }
             let removed = recall.map(Recall::fd);
             match wait_ready_or(news.fd(), Interest::Read, removed, Some(stop), until)? {
                 Wake::Ready => {
@@ -300,6 +307,7 @@ impl Lanes {
                     recall.into_iter().for_each(Recall::settle);
                 }
                 Wake::Cancelled => self.check()?,
+                Wake::TimedOut if !io.limit.expired() => {}
                 Wake::TimedOut => {
                     let message = format!(
                         "sending {} on several channels: {} ran out",
