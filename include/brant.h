@@ -2254,7 +2254,10 @@ int32_t brant_outgoing_resolve(struct brant_outgoing *outgoing,
 
 struct brant_stats;
 
-/** Fills in the figures as they are now. Any thread, also inside callbacks. */
+/**
+ * Fills in the latest figures; brant_stats says when they stand still. Any thread, also inside
+ * callbacks.
+ */
 int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
                                  struct brant_stats *stats,
                                  struct brant_error **error);
@@ -2427,14 +2430,16 @@ int32_t brant_incoming_wait(struct brant_incoming *incoming,
                             uint64_t timeout_ms,
                             struct brant_error **error);
 
-/** Fills in the figures as they are now. Any thread, also inside callbacks. */
+/**
+ * Fills in the latest figures; brant_stats says when they stand still. Any thread, also inside
+ * callbacks.
+ */
 int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
                                  struct brant_stats *stats,
                                  struct brant_error **error);
 
 /**
- * Fills in the figures of one channel as they are now, counted from 0; all zero before the source
- * has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
+ * Fills in the latest figures of one channel, counted from 0; all zero before the source has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
  * thread, also inside callbacks.
  */
 int32_t brant_incoming_lane_stats(const struct brant_incoming *incoming,
@@ -2736,6 +2741,11 @@ typedef struct brant_params {
  * `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
  * it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
  * `brant_outgoing_resolve` cannot resume the guest.)
+ *
+ * `state` and `error` are those of the moment. The migration's thread brings all other figures up to
+ * date, about every 50 ms while it sends or receives. While that thread waits (for room in a
+ * connection, for its peer, or for an operation of the VMM's), the other figures stay as they were,
+ * `elapsed_ns` too.
  */
 typedef struct brant_stats {
     /** sizeof(brant_stats). */
@@ -2942,8 +2952,8 @@ typedef struct brant_stats {
  * At the source the migration's thread brings the figures of all channels up to date. While that
  * thread waits for room in a connection, the figures stay as they were before the wait. Example: the
  * destination's process is stopped. A channel is BRANT_LANE_BUSY, and its `silence_ns` and
- * `send_wait_ns` do not grow until the wait ends. At the destination the figures are always those of
- * the moment.
+ * `send_wait_ns` do not grow until the wait ends. At the destination the thread of each channel brings
+ * the figures of that channel up to date after each record.
  */
 typedef struct brant_lane_stats {
     /** sizeof(brant_lane_stats). */

@@ -222,7 +222,8 @@ pub unsafe extern "C" fn brant_incoming_wait(
     })
 }
 
-/// Fills in the figures as they are now. Any thread, also inside callbacks.
+/// Fills in the latest figures; brant_stats says when they stand still. Any thread, also inside
+/// callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_get_stats(
     incoming: *const brant_incoming,
@@ -237,8 +238,7 @@ pub unsafe extern "C" fn brant_incoming_get_stats(
     })
 }
 
-/// Fills in the figures of one channel as they are now, counted from 0; all zero before the source
-/// has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
+/// Fills in the latest figures of one channel, counted from 0; all zero before the source has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
 /// thread, also inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_lane_stats(

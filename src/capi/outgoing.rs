@@ -238,7 +238,8 @@ pub unsafe extern "C" fn brant_outgoing_resolve(
     })
 }
 
-/// Fills in the figures as they are now. Any thread, also inside callbacks.
+/// Fills in the latest figures; brant_stats says when they stand still. Any thread, also inside
+/// callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_outgoing_get_stats(
     outgoing: *const brant_outgoing,

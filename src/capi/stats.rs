@@ -81,6 +81,11 @@ pub const BRANT_DESTINATION_START_FAILED: u32 = 43;
 /// `expected_downtime_ns` and `sync_ns`. All others only grow. (`state` is a name and not a figure:
 /// it goes from BRANT_SOURCE_IN_DOUBT to what follows, and back to BRANT_SOURCE_UNANSWERED where
 /// `brant_outgoing_resolve` cannot resume the guest.)
+///
+/// `state` and `error` are those of the moment. The migration's thread brings all other figures up to
+/// date, about every 50 ms while it sends or receives. While that thread waits (for room in a
+/// connection, for its peer, or for an operation of the VMM's), the other figures stay as they were,
+/// `elapsed_ns` too.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_stats {
@@ -247,8 +252,8 @@ pub const BRANT_LANE_BUSY: u32 = 2;
 /// At the source the migration's thread brings the figures of all channels up to date. While that
 /// thread waits for room in a connection, the figures stay as they were before the wait. Example: the
 /// destination's process is stopped. A channel is BRANT_LANE_BUSY, and its `silence_ns` and
-/// `send_wait_ns` do not grow until the wait ends. At the destination the figures are always those of
-/// the moment.
+/// `send_wait_ns` do not grow until the wait ends. At the destination the thread of each channel brings
+/// the figures of that channel up to date after each record.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct brant_lane_stats {

@@ -148,7 +148,8 @@ pub struct Stats {
     /// Bytes that these pages would have taken more if they had been sent whole. Source only.
     pub delta_saved_bytes: u64,
     /// Pages that were sent again, and whole because the cache did not hold their last version. A
-    /// page that is sent for the second time is always one of them. Source only.
+    /// page enters the cache when it is sent for the second time, so that sending is always one of
+    /// them. Source only.
     pub delta_missed_pages: u64,
     /// Pages that were sent again, and whole because too much had changed in them. Source only.
     pub delta_overflowed_pages: u64,

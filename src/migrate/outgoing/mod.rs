@@ -207,7 +207,7 @@ impl Outgoing {
         self.shared.handle.cancel("the guest has been handed over")
     }
 
-    /// The figures of one channel as they are now, from 0; all zero before there is a connection.
+    /// The latest figures of one channel, counted from 0; all zero before there is a connection.
     ///
     /// # Errors
     /// [`Kind::Invalid`] where the parameters have no such channel.
