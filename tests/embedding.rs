@@ -227,7 +227,8 @@ impl Raw {
         raw.say(Record::Hello(Hello {
             version_min: ours.version_min,
             version_max: ours.version_max,
-            features_offered: ours.offered,
+            // Contents go as they are: without checksums, for one.
+            features_offered: ours.required,
             features_required: ours.required,
             token: [7; 16],
             channel: 0,
