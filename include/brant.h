@@ -2265,7 +2265,7 @@ int32_t brant_outgoing_get_stats(const struct brant_outgoing *outgoing,
 struct brant_lane_stats;
 
 /**
- * Fills in the last figures of one channel, counted from 0 (brant_lane_stats says when they stand
+ * Fills in the latest figures of one channel, counted from 0 (brant_lane_stats says when they stand
  * still); all zero before there is a connection. BRANT_E_INVALID for a channel that the parameters
  * do not have. Any thread, also inside callbacks.
  */
@@ -2439,8 +2439,9 @@ int32_t brant_incoming_get_stats(const struct brant_incoming *incoming,
                                  struct brant_error **error);
 
 /**
- * Fills in the latest figures of one channel, counted from 0; all zero before the source has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
- * thread, also inside callbacks.
+ * Fills in the latest figures of one channel, counted from 0; all zero before the source has it.
+ * BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any thread, also
+ * inside callbacks.
  */
 int32_t brant_incoming_lane_stats(const struct brant_incoming *incoming,
                                   uint32_t channel,
@@ -2604,12 +2605,13 @@ typedef struct brant_params {
  * In `brant_params.zero_copy`: pages go from guest memory to the network device without a copy
  * (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
  * memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
- * for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
- * copies all the same, as it does on loopback, a channel goes back to copies after 32 sends in a
- * row, which are about 30 MB; each channel does so by itself. `brant_stats.zero_copy` tells. The
- * removal of a block waits until the kernel has sent the pages of it that are on their way. When the
- * destination takes nothing for the I/O timeout, the migration fails, and the removal returns. A
- * cancel from another thread ends that wait within 100 ms.
+ * for want of it is copied. Pages that travel with a checksum, compressed or as a delta are copied
+ * too. Where the kernel copies all the same, as it does on loopback, a channel goes back to copies
+ * after 32 sends in a row, which are about 30 MB; each channel does so by itself.
+ * `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
+ * of it that are on their way. When the destination takes nothing for the I/O timeout, the
+ * migration fails, and the removal returns. A cancel from another thread ends that wait within 100
+ * ms.
  */
 #define BRANT_ZERO_COPY_ON 1
 

@@ -238,8 +238,9 @@ pub unsafe extern "C" fn brant_incoming_get_stats(
     })
 }
 
-/// Fills in the latest figures of one channel, counted from 0; all zero before the source has it. BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any
-/// thread, also inside callbacks.
+/// Fills in the latest figures of one channel, counted from 0; all zero before the source has it.
+/// BRANT_E_INVALID for a channel that `channels` of the parameters does not allow. Any thread, also
+/// inside callbacks.
 #[no_mangle]
 pub unsafe extern "C" fn brant_incoming_lane_stats(
     incoming: *const brant_incoming,

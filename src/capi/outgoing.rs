@@ -254,7 +254,7 @@ pub unsafe extern "C" fn brant_outgoing_get_stats(
     })
 }
 
-/// Fills in the last figures of one channel, counted from 0 (brant_lane_stats says when they stand
+/// Fills in the latest figures of one channel, counted from 0 (brant_lane_stats says when they stand
 /// still); all zero before there is a connection. BRANT_E_INVALID for a channel that the parameters
 /// do not have. Any thread, also inside callbacks.
 #[no_mangle]

@@ -114,12 +114,13 @@ pub const BRANT_ZERO_COPY_OFF: u32 = 0;
 /// In `brant_params.zero_copy`: pages go from guest memory to the network device without a copy
 /// (MSG_ZEROCOPY), over TCP and vsock. It pays for links of 10 Gbit/s and more. The process needs
 /// memory that it may lock (RLIMIT_MEMLOCK, net.core.optmem_max): a send that the kernel refuses
-/// for want of it is copied. Pages that travel with a checksum are copied too. Where the kernel
-/// copies all the same, as it does on loopback, a channel goes back to copies after 32 sends in a
-/// row, which are about 30 MB; each channel does so by itself. `brant_stats.zero_copy` tells. The
-/// removal of a block waits until the kernel has sent the pages of it that are on their way. When the
-/// destination takes nothing for the I/O timeout, the migration fails, and the removal returns. A
-/// cancel from another thread ends that wait within 100 ms.
+/// for want of it is copied. Pages that travel with a checksum, compressed or as a delta are copied
+/// too. Where the kernel copies all the same, as it does on loopback, a channel goes back to copies
+/// after 32 sends in a row, which are about 30 MB; each channel does so by itself.
+/// `brant_stats.zero_copy` tells. The removal of a block waits until the kernel has sent the pages
+/// of it that are on their way. When the destination takes nothing for the I/O timeout, the
+/// migration fails, and the removal returns. A cancel from another thread ends that wait within 100
+/// ms.
 pub const BRANT_ZERO_COPY_ON: u32 = 1;
 
 /// In `brant_params.page_checksums`, the default. Source: off. Destination: as the source wants.
