@@ -437,7 +437,7 @@ def test_kvm_s_log_is_switched_on_and_off(mode, memory):
         tracker.stop()
         with pytest.raises(ValueError, match="mode is one of"):
             tracker.add_kvm(vm, mode="fast")
-        with open("/dev/null") as null, pytest.raises(brant.BrantError, match="KVM VM descriptor"):
+        with open("/dev/null") as null, pytest.raises(brant.BrantError, match="KVM_CREATE_VM returned"):
             tracker.add_kvm(null.fileno())
     os.fstat(vm)
     os.close(vm)
