@@ -107,7 +107,8 @@ fn noise() -> Vec<u8> {
 
 /// All figures of compression.
 pub fn measure(report: &mut Report) {
-    let kinds: [(&str, fn() -> Vec<u8>); 5] = [
+    type Make = fn() -> Vec<u8>;
+    let kinds: [(&str, Make); 5] = [
         ("text", text),
         ("code", code),
         ("tables", tables),

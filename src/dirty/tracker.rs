@@ -141,7 +141,7 @@ impl Tracker {
     ///
     /// # Errors
     /// [`Kind::State`] while a consumer is started. Stop every consumer, add the log, and start each
-    /// with [`StartWith::Everything`](super::report::StartWith::Everything): nobody knows which pages
+    /// with [`StartWith::Everything`]: nobody knows which pages
     /// the log would have found.
     pub fn add_log(&self, log: Box<dyn DirtyLog>) -> Result<()> {
         let mut inner = self.lock();
