@@ -31,7 +31,7 @@ fn pair() -> Pair {
             match page % 300 {
                 0..100 => {
                     for word in 0..PAGE / 8 {
-                        let value = (page as u64) << 8 | word as u64 % 7;
+                        let value = ((page as u64) << 8) | (word as u64 % 7);
                         ram.word(page * PAGE + word * 8)
                             .store(value, Ordering::Relaxed);
                     }
