@@ -104,9 +104,9 @@ pub struct brant_stats {
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: bytes that are pending now. Destination: `total_bytes` less the pages received so
-    /// far. 0 when the migration has completed; after a failure or a cancel it keeps its last
-    /// value.
+    /// Source: bytes that are pending now; `total_bytes` before the first pass. Destination:
+    /// `total_bytes` less the pages received so far. 0 when the migration has completed; after a
+    /// failure or a cancel it keeps its last value.
     pub remaining_bytes: u64,
     /// Bytes that went over all connections, headers included. At the source, bytes count when the
     /// records that they belong to have been sent: the figure stands still while a batch of pages
@@ -129,7 +129,9 @@ pub struct brant_stats {
     pub elapsed_ns: u64,
     /// Bytes a second over the last second or so, everything included.
     pub throughput: u64,
-    /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN at first.
+    /// Bytes a second that the link carries, as measured while sending; BRANT_UNKNOWN until enough
+    /// was sent to measure it. `brant_params.switchover_bandwidth` and `switchover_max_bandwidth` do
+    /// not change it.
     pub bandwidth: u64,
     /// Pages a second that the guest wrote, as found by syncs that came when all pages of the sync
     /// before had been sent. A page that was written many times between two syncs counts once.
@@ -141,8 +143,9 @@ pub struct brant_stats {
     pub time_left_ns: u64,
     /// The downtime if the switchover came now: the last harvest of all logs, then sending the
     /// pending pages and the device state. The VMM's `pause`, `save`, `release`, `load` and `run`
-    /// are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN at
-    /// first.
+    /// are not included, because brant does not know beforehand how long they take. BRANT_UNKNOWN
+    /// before the first pass, and until a bandwidth is measured, `brant_params.switchover_bandwidth`
+    /// states one, or a pass has ended.
     pub expected_downtime_ns: u64,
     /// `expected_downtime_ns` as it was when the guest was about to be paused. Compare it with
     /// `last_sync_ns` and `last_send_ns`: `downtime_ns` includes the VMM's operations too. 0 before.

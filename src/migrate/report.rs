@@ -46,8 +46,8 @@ pub struct Stats {
     pub progress: u32,
     /// The guest's memory.
     pub total_bytes: u64,
-    /// Source: bytes pending now. Destination: `total_bytes` less the pages received so far. 0
-    /// after success; after a failure or a cancel, the last value.
+    /// Source: bytes pending now; `total_bytes` before the first pass. Destination: `total_bytes`
+    /// less the pages received so far. 0 after success; after a failure or a cancel, the last value.
     pub remaining_bytes: u64,
     /// Bytes that went over the connection, headers included.
     pub wire_bytes: u64,
@@ -68,7 +68,10 @@ pub struct Stats {
     pub elapsed: Duration,
     /// Bytes a second over about the last second, everything included.
     pub throughput: u64,
-    /// Bytes a second that the link carries, as measured while sending.
+    /// Bytes a second that the link carries, as measured while sending. What [`Params`] says about
+    /// the switchover's bandwidth does not change it. `None` until enough was sent to measure it.
+    ///
+    /// [`Params`]: crate::migrate::Params
     pub bandwidth: Option<u64>,
     /// Pages a second that the guest wrote. Only syncs before which every pending page had been
     /// sent count. A page that was written many times between two syncs counts once. `None` before
@@ -79,7 +82,10 @@ pub struct Stats {
     /// and after a failure.
     #[serde(rename = "time_left_ns", serialize_with = "as_nanos_or_null")]
     pub time_left: Option<Duration>,
-    /// The downtime if the switchover came now.
+    /// The downtime if the switchover came now. `None` before the first pass, and until a bandwidth
+    /// is measured, is stated ([`Params::switchover_bandwidth`]), or a pass has ended.
+    ///
+    /// [`Params::switchover_bandwidth`]: crate::migrate::Params::switchover_bandwidth
     #[serde(rename = "expected_downtime_ns", serialize_with = "as_nanos_or_null")]
     pub expected_downtime: Option<Duration>,
     /// The downtime that was expected when the guest was paused, to compare with `downtime`.
@@ -241,18 +247,19 @@ impl Stats {
     }
 
     /// Predicts the time until the rest fits: the rest shrinks by the link's rate less the guest's.
-    /// `None` when it does not shrink, and while either rate is unknown.
+    /// `None` when it does not shrink, and while either rate is unknown. `switchover` is the rate of
+    /// the switchover in bytes a second, where it is not the link's.
     ///
     /// Both rates are measured, and vary by a tenth or more from one pass to the next. When they
     /// differ by less than a fifth, the difference is chance, and no time follows from it.
-    pub(super) fn predict(&mut self, downtime_limit: Duration) {
+    pub(super) fn predict(&mut self, downtime_limit: Duration, switchover: Option<f64>) {
         self.time_left = None;
         let (Some(bandwidth), Some(dirty)) = (self.bandwidth, self.dirty_pages_per_second) else {
             return;
         };
         let link = bandwidth as f64;
         let dirty = dirty as f64 * PAGE_SIZE as f64;
-        let fits = link * downtime_limit.as_secs_f64();
+        let fits = switchover.unwrap_or(link) * downtime_limit.as_secs_f64();
         let excess = self.remaining_bytes as f64 - fits;
         if excess <= 0.0 {
             self.time_left = Some(Duration::ZERO);
@@ -418,7 +425,7 @@ mod tests {
                 remaining_bytes: 890_400_000,
                 ..Stats::default()
             };
-            stats.predict(Duration::from_millis(300));
+            stats.predict(Duration::from_millis(300), None);
             let row = (bandwidth, dirty_pages_per_second);
             assert_eq!(stats.time_left.map(nanos), left, "{row:?}");
         }
@@ -427,8 +434,21 @@ mod tests {
             dirty_pages_per_second: Some(300_000),
             ..Stats::default()
         };
-        fits.predict(Duration::from_millis(300));
+        fits.predict(Duration::from_millis(300), None);
         assert_eq!(fits.time_left, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_time_left_counts_with_the_rate_of_the_switchover() {
+        let mut stats = Stats {
+            bandwidth: Some(1_000_000_000),
+            dirty_pages_per_second: Some(0),
+            remaining_bytes: 130_000_000,
+            ..Stats::default()
+        };
+        // Of 100 MB/s, 30 MB fit 300 ms; the other 100 MB go at the link's rate before.
+        stats.predict(Duration::from_millis(300), Some(1e8));
+        assert_eq!(stats.time_left, Some(Duration::from_millis(100)));
     }
 
     #[test]

@@ -5,11 +5,13 @@ use crate::support::memory::ram;
 use crate::support::pair::Pair;
 use crate::support::sides::{incoming, outgoing, socketpair, start};
 use crate::support::time::{LONG, MS};
+use crate::support::vmm::blob;
 use crate::whole::busy_pair;
-use brant::error::Kind;
+use brant::error::{Error, Kind};
 use brant::migrate::{AcceptFrom, ConnectTo, Outgoing, Params, SourceState, State};
 use brant::units::{Bytes, PAGE_SIZE};
 use std::os::fd::AsRawFd;
+use std::sync::{mpsc, Mutex};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -175,6 +177,59 @@ fn progress_never_goes_back_and_what_was_promised_stays_as_it_was() {
         ("load_ns", nanos(stats.load)),
     ] {
         assert_eq!(object[name], value, "{name}");
+    }
+}
+
+#[test]
+fn the_bandwidth_is_a_measurement_and_before_the_first_pass_all_memory_remains() {
+    // What is stated about the switchover is no measurement.
+    const STATED: u64 = 1 << 40;
+    let stated = [(Some(STATED), None), (None, Some(STATED)), (None, None)];
+    for ((switchover_bandwidth, switchover_max_bandwidth), refused) in
+        stated.into_iter().zip([false, false, true])
+    {
+        let pair = Pair::new(&[ram("ram", 300)]);
+        pair.source.fill(1);
+        let params = Params {
+            switchover_bandwidth,
+            switchover_max_bandwidth,
+            ..Params::default()
+        };
+        // Without one `early_load` is not called.
+        *pair.from.early.lock().unwrap() = vec![blob("cfg", 0, b"x")];
+        let (at, reached) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        let may_go = Mutex::new(may_go);
+        pair.to.at("early_load", move || {
+            at.send(()).unwrap();
+            may_go.lock().unwrap().recv_timeout(LONG).unwrap();
+            match refused {
+                true => Err(Error::new(Kind::Invalid, "no such machine")),
+                false => Ok(()),
+            }
+        });
+        let (out, inc) = start(&pair, &params);
+        reached.recv_timeout(LONG).unwrap();
+        let early = out.stats();
+        go.send(()).unwrap();
+        assert_eq!(early.state, State::Source(SourceState::Negotiating));
+        assert_eq!((early.bandwidth, early.expected_downtime), (None, None));
+        assert_eq!(early.total_bytes, 300 * PAGE_SIZE);
+        assert_eq!(early.remaining_bytes, early.total_bytes);
+        assert_eq!(out.wait(Some(LONG)).is_err(), refused);
+        let _ = inc.wait(Some(LONG));
+        let stats = out.stats();
+        if refused {
+            assert_eq!(stats.remaining_bytes, stats.total_bytes);
+            assert_eq!((stats.progress, stats.expected_downtime), (0, None));
+        } else {
+            assert!(
+                stats.bandwidth.is_none_or(|rate| rate < STATED),
+                "{stats:?}"
+            );
+            assert!(stats.expected_downtime.is_some(), "{stats:?}");
+            assert_eq!(stats.remaining_bytes, 0);
+        }
     }
 }
 

@@ -407,7 +407,10 @@ impl Driver {
             .tracker
             .memory()
             .with_map(|map| map.total().0);
-        if self.common.shared.handle.state().has_agreed() && !self.ended {
+        if stats.pass == 0 {
+            // Nothing is pending before the first pass marks all of memory.
+            stats.remaining_bytes = stats.total_bytes;
+        } else if !self.ended {
             stats.remaining_bytes = remaining.bytes().0;
         }
         stats.syncs = tracked.syncs;
@@ -417,9 +420,10 @@ impl Driver {
         stats.put_back_pages = tracked.put_back.0;
         stats.hinted_pages = tracked.hinted.0;
         let facts = self.facts(Moment::Walking);
+        let measured = self.course.bandwidth.estimate();
         let stats = &mut self.common.stats;
-        if let Some(bandwidth) = facts.bandwidth {
-            stats.bandwidth = Some(bandwidth as u64);
+        if let Some(measured) = measured {
+            stats.bandwidth = Some(measured as u64);
         }
         stats.dirty_pages_per_second = self.course.dirty_rate().map(|rate| rate as u64);
         if self.ended {
@@ -427,10 +431,12 @@ impl Driver {
             return;
         }
         if self.common.shared.guest.paused_at.get().is_none() {
-            if let Some(expected) = facts.expected_downtime() {
-                stats.expected_downtime = Some(expected);
+            // The cap of the switchover alone says nothing: the link may be slower.
+            let link = measured.is_some() || facts.stated || facts.last_pass.is_some();
+            if stats.pass > 0 && link {
+                stats.expected_downtime = facts.expected_downtime().or(stats.expected_downtime);
             }
-            stats.predict(self.common.shared.params.downtime_limit);
+            stats.predict(self.common.shared.params.downtime_limit, facts.bandwidth);
         }
         stats.advance();
         self.common.shared.handle.publish(stats);
